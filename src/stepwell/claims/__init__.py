@@ -1,0 +1,12 @@
+"""What each system's paper claims, and the experiments that test it.
+
+`CLAIMS` maps a system to where its study is and one line of help, so that listing them imports
+nothing.
+"""
+
+CLAIMS: dict[str, tuple[str, str]] = {
+    "ekd": (
+        "stepwell.claims.ekd:STUDY",
+        "nested depths with embedded distillation against training alone and offline",
+    ),
+}

@@ -1,0 +1,244 @@
+"""Arms, seeds and claims: how an experiment is run, resumed and judged.
+
+One arm with one seed is one unit of work: a recipe with its arguments. A unit is cached in a folder
+named by a hash of its arguments, the data and the code that the recipe imports, so that claims share
+arms, an interrupted study goes on where it stopped, and a change elsewhere throws nothing away.
+"""
+
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from stepwell.claims.sources import source_digest
+from stepwell.files import write_whole
+from stepwell.recipes import RECIPES
+from stepwell.training.run import plain
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training that a study compares: a recipe with arguments.
+
+    needs: arguments that are files of other arms (same seed): argument name to arm name.
+    """
+
+    recipe: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    needs: Mapping[str, str] = field(default_factory=dict)
+
+
+#: Results of a study: by arm, by seed, what the recipe returned.
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
+#: A number for one seed, given the results of each arm at that seed.
+Measure = Callable[[Mapping[str, Mapping[str, Any]]], float]
+
+
+class Claim(NamedTuple):
+    """A sentence of a paper, and the rule that tests it.
+
+    measured: numbers to show, by name.
+    difference: the number that is judged, per seed: a paired difference, or a ratio.
+    margin: the claim holds when the whole 90 % interval of `difference` lies above it, or below it
+        where `below` is set.
+    """
+
+    id: str
+    text: str
+    paper: str
+    unit: str
+    measured: Mapping[str, Measure]
+    difference: Measure
+    margin: float
+    below: bool = False
+    note: str = ""
+
+
+class Study(NamedTuple):
+    """The experiment of one system. `common` are arguments of every arm; `quick` replaces some."""
+
+    key: str
+    arms: Mapping[str, Arm]
+    claims: Sequence[Claim]
+    common: Mapping[str, Any]
+    quick: Mapping[str, Any]
+    fingerprint: Callable[[Mapping[str, Any]], str]
+
+
+def load_object(path: str) -> Any:
+    """What "module:name" names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def run_study(
+    study: Study,
+    common: Mapping[str, Any],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    workers: int,
+    done: Callable[[str, int, Mapping[str, Any]], None],
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """Run every arm with every seed, those side by side that do not wait for each other.
+
+    Args:
+        out: where units are cached.
+        workers: processes of one thread each; 0 runs the units in this process, one by one.
+        done: called with arm, seed and result of each unit as it is there.
+    """
+    data = study.fingerprint(common)
+    units = [(name, seed) for seed in seeds for name in study.arms]
+    folders = {unit: out / _unit_name(study, *unit, common, data) for unit in units}
+    results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in study.arms}
+
+    def ready(unit: tuple[str, int]) -> bool:
+        return all(unit[1] in results[need] for need in study.arms[unit[0]].needs.values())
+
+    with _pool(workers) as submit:
+        running: dict[Future[dict[str, Any]], tuple[str, int]] = {}
+        while units or running:
+            for unit in [u for u in units if ready(u)][: max(1, workers) - len(running)]:
+                units.remove(unit)
+                running[submit(_run_unit, *_job(study, *unit, common, folders))] = unit
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name, seed = running.pop(future)
+                results[name][seed] = future.result()
+                done(name, seed, results[name][seed])
+    return results
+
+
+def judge(study: Study, results: Results) -> list[dict[str, Any]]:
+    """Every claim with its numbers: mean and spread over seeds, and whether it holds.
+
+    With one seed there is no interval, and `holds` is null.
+    """
+    seeds = sorted(next(iter(results.values())))
+    judged = []
+    for claim in study.claims:
+        by_seed = [{arm: results[arm][seed] for arm in results} for seed in seeds]
+        measured = {name: summary([m(r) for r in by_seed]) for name, m in claim.measured.items()}
+        difference = summary([claim.difference(r) for r in by_seed])
+        low, high = interval(difference["values"])
+        holds = None
+        if low is not None and high is not None:
+            holds = high < claim.margin if claim.below else low > claim.margin
+        judged.append(
+            {
+                "id": claim.id,
+                "text": claim.text,
+                "paper": claim.paper,
+                "measured": measured,
+                "difference": difference | {"low": low, "high": high},
+                "unit": claim.unit,
+                "margin": claim.margin,
+                "holds": holds,
+                "note": claim.note if holds is not None else f"one seed: no interval. {claim.note}",
+            }
+        )
+    return judged
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Values with their mean and sample standard deviation (0 of a single value)."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {
+        "values": list(values),
+        "mean": statistics.fmean(values),
+        "std": spread,
+        "n": len(values),
+    }
+
+
+def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """The 90 % interval of the mean by Student's t; nothing for a single value."""
+    if len(values) < 2:
+        return None, None
+    from scipy.stats import t
+
+    half = t.ppf(0.95, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    mean = statistics.fmean(values)
+    return float(mean - half), float(mean + half)
+
+
+def _unit_name(study: Study, name: str, seed: int, common: Mapping[str, Any], data: str) -> str:
+    arm = study.arms[name]
+    module = RECIPES[arm.recipe][0].partition(":")[0]
+    what = {
+        "recipe": arm.recipe,
+        "arguments": plain(dict(common) | dict(arm.arguments)),
+        "needs": {
+            argument: _unit_name(study, need, seed, common, data)
+            for argument, need in arm.needs.items()
+        },
+        "seed": seed,
+        "data": data,
+        "code": source_digest(module),
+    }
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
+    slug = "".join(c if c.isalnum() else "-" for c in name)
+    return f"{slug}-{seed}-{key}"
+
+
+def _job(
+    study: Study,
+    name: str,
+    seed: int,
+    common: Mapping[str, Any],
+    folders: Mapping[tuple[str, int], Path],
+) -> tuple[str, dict[str, Any], Path]:
+    arm = study.arms[name]
+    arguments = dict(common) | dict(arm.arguments) | {"seed": seed}
+    for argument, need in arm.needs.items():
+        arguments[argument] = folders[need, seed] / "run" / "net.safetensors"
+    return RECIPES[arm.recipe][0], arguments, folders[name, seed]
+
+
+def _run_unit(recipe: str, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Run one unit, or read what it gave before."""
+    file = folder / "result.json"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        result = load_object(recipe)(out=folder / "run", **arguments)
+        write_whole(file, json.dumps(result).encode())
+    cached: dict[str, Any] = json.loads(file.read_text())
+    return cached
+
+
+class _pool:
+    """Gives a `submit` like an executor's; without workers it runs the call at once."""
+
+    def __init__(self, workers: int) -> None:
+        self._executor: ProcessPoolExecutor | None = None
+        if workers:
+            self._executor = ProcessPoolExecutor(
+                workers, multiprocessing.get_context("spawn"), initializer=_one_thread
+            )
+
+    def __enter__(self) -> Callable[..., Future[dict[str, Any]]]:
+        return self._executor.submit if self._executor else _call_now
+
+    def __exit__(self, *_: object) -> None:
+        if self._executor:
+            self._executor.shutdown(cancel_futures=True)
+
+
+def _call_now(call: Callable[..., dict[str, Any]], *args: Any) -> Future[dict[str, Any]]:
+    future: Future[dict[str, Any]] = Future()
+    future.set_result(call(*args))
+    return future
+
+
+def _one_thread() -> None:
+    """Arms run side by side, each on a thread of its own, and only the study speaks."""
+    torch.set_num_threads(1)
+    os.environ["STEPWELL_QUIET"] = "1"

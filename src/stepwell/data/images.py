@@ -1,0 +1,304 @@
+"""Labelled images by name or by folder, as RGB bytes of one size.
+
+Small sets are decoded into memory once; a set over `MEMORY` bytes is decoded as it is read.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
+
+#: Sets that need more bytes than this, decoded, are read from disk batch by batch.
+MEMORY = 2 * 2**30
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+#: Two threads decode: PIL lets go of the interpreter, and more would crowd out training.
+DECODERS = 2
+
+
+class Files:
+    """Images on disk, decoded, resized and cropped to a square when they are asked for."""
+
+    def __init__(self, paths: Sequence[Path], size: int) -> None:
+        self.paths = list(paths)
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """Bytes (n, 3, size, size) of the images at `indices`.
+
+        Raises:
+            ValueError: an image cannot be read; the message names its path.
+        """
+        paths = [self.paths[i] for i in indices.tolist()]
+        with ThreadPoolExecutor(DECODERS) as pool:
+            return torch.stack(list(pool.map(lambda p: read_image(p, self.size), paths)))
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled RGB images of one size.
+
+    Args:
+        pixels: bytes (n, 3, size, size), or `Files`.
+        labels: (n,) class indices.
+        classes: class names, in the order of the indices.
+
+    Raises:
+        ValueError: a label is no index of `classes`, or the numbers of images and labels differ.
+    """
+
+    pixels: Tensor | Files
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.pixels) != len(self.labels):
+            raise ValueError(f"{len(self.pixels)} images but {len(self.labels)} labels")
+        if not len(self.labels):
+            raise ValueError("a set of no images")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.classes):
+            raise ValueError(
+                f"labels run from {low} to {high}, out of range for {len(self.classes)} classes "
+                f"(0 to {len(self.classes) - 1})"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def size(self) -> int:
+        """Height and width in pixels."""
+        return self.pixels.size if isinstance(self.pixels, Files) else self.pixels.shape[-1]
+
+    def subset(self, indices: Tensor) -> "ImageSet":
+        """The images at `indices`."""
+        if isinstance(self.pixels, Files):
+            pixels: Tensor | Files = Files(
+                [self.pixels.paths[i] for i in indices.tolist()], self.size
+            )
+        else:
+            pixels = self.pixels[indices]
+        return replace(self, pixels=pixels, labels=self.labels[indices])
+
+    def split(self, fraction: float) -> tuple["ImageSet", "ImageSet"]:
+        """Two parts, the second with about `fraction` of every class (at least one image of each).
+
+        The draw is the same at every call: it belongs to the data, not to a run's seed.
+
+        Raises:
+            ValueError: `fraction` is not between 0 and 1, or a class has one image only.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"a part to set aside is a share between 0 and 1, not {fraction}")
+        generator = torch.Generator().manual_seed(0)
+        aside = torch.zeros(len(self), dtype=torch.bool)
+        for index, name in enumerate(self.classes):
+            members = (self.labels == index).nonzero().flatten()
+            if len(members) == 1:
+                raise ValueError(f"class {name!r} has one image only: it cannot be split in two")
+            order = members[torch.randperm(len(members), generator=generator)]
+            aside[order[: max(1, round(fraction * len(members)))]] = bool(len(members))
+        return self.subset((~aside).nonzero().flatten()), self.subset(aside.nonzero().flatten())
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel, pixels scaled to [0, 1], of up to 5,000 images."""
+        chosen = torch.linspace(0, len(self) - 1, min(len(self), 5000)).long()
+        x = self.pixels[chosen].double().div(255).transpose(0, 1).flatten(1)
+        mean, std = x.mean(1), x.std(1).clamp_min(1e-3)
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of what is in the set: the bytes in memory, or the names and sizes of the files."""
+        digest = hashlib.sha256(repr((self.classes, self.size)).encode())
+        digest.update(self.labels.numpy())
+        if isinstance(self.pixels, Files):
+            for path in self.pixels.paths:
+                digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}".encode())
+        else:
+            digest.update(self.pixels.contiguous().numpy())
+        return digest.hexdigest()[:16]
+
+
+class Splits(NamedTuple):
+    """A data set in its parts. `flip`: whether a mirror image keeps its class."""
+
+    name: str
+    train: ImageSet
+    test: ImageSet
+    flip: bool = True
+    notes: tuple[str, ...] = ()
+
+
+def load_images(data: str, size: int | None = None) -> Splits:
+    """A data set by name (`digits`, `cifar10`, `cifar100`) or by folder.
+
+    A folder holds `train/CLASS/*.jpg` beside `test/CLASS/*.jpg` (or `val/`), or just `CLASS/*.jpg`,
+    of which a fifth of every class is set aside for the test.
+
+    Args:
+        data: name or folder; a name is a folder's if there is such a folder.
+        size: height and width to bring the images to; by default their own, or 224 where they
+            differ. Images are scaled by their shorter side and cropped in the middle.
+
+    Raises:
+        ValueError: no such data; one class only; an image cannot be read; parts differ in classes.
+    """
+    if Path(data).is_dir():
+        return _folder(Path(data), size)
+    if data == "digits":
+        return _digits(size)
+    if data in ("cifar10", "cifar100"):
+        return _cifar(data, size)
+    raise ValueError(
+        f"no data {data!r}: give a folder of class folders, or one of {', '.join(NAMES)}"
+    )
+
+
+#: Named sets and what they are, for `stepwell list`.
+NAMES = {
+    "digits": "1,797 handwritten digits of 8×8 pixels, 10 classes (scikit-learn; no download)",
+    "cifar10": "60,000 photographs of 32×32 pixels, 10 classes (downloaded by torchvision)",
+    "cifar100": "60,000 photographs of 32×32 pixels, 100 classes (downloaded by torchvision)",
+}
+
+
+def read_image(path: Path, size: int) -> Tensor:
+    """Bytes (3, size, size): shorter side scaled to `size`, cropped in the middle.
+
+    Raises:
+        ValueError: the file is no image, or damaged; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+            width, height = image.size
+            if (width, height) != (size, size):
+                scale = size / min(width, height)
+                image = image.resize(
+                    (max(size, round(width * scale)), max(size, round(height * scale))),
+                    Image.Resampling.BILINEAR,
+                )
+                left, top = (image.width - size) // 2, (image.height - size) // 2
+                image = image.crop((left, top, left + size, top + size))
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read image {path} ({error}): replace or remove it") from error
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every image below `folder`, sorted by path; hidden files and folders are passed over."""
+    return sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    )
+
+
+def _folder(root: Path, size: int | None) -> Splits:
+    parts = {name: root / name for name in ("train", "test", "val") if (root / name).is_dir()}
+    if "train" in parts:
+        held_out = parts.get("test", parts.get("val"))
+        train = _class_folder(parts["train"], size)
+        if held_out is None:
+            return _set_aside(root, train)
+        test = _class_folder(held_out, train.size)
+        if test.classes != train.classes:
+            odd = sorted(set(test.classes) ^ set(train.classes))
+            raise ValueError(
+                f"{held_out} and {parts['train']} differ in classes, such as {odd[0]!r}: "
+                "both need the same class folders"
+            )
+        return Splits(str(root), train, test)
+    return _set_aside(root, _class_folder(root, size))
+
+
+def _set_aside(root: Path, images: ImageSet) -> Splits:
+    train, test = images.split(0.2)
+    note = f"{root} has no test part: {len(test)} of its {len(images)} images are set aside for it"
+    return Splits(str(root), train, test, notes=(note,))
+
+
+def _class_folder(root: Path, size: int | None) -> ImageSet:
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(folders) < 2:
+        found = f"only {folders[0].name!r}" if folders else "none"
+        raise ValueError(
+            f"{root} needs at least two class folders with images in them; found {found}"
+        )
+    files = [image_files(folder) for folder in folders]
+    for folder, found_files in zip(folders, files, strict=True):
+        if not found_files:
+            raise ValueError(f"class folder {folder} holds no image: fill or remove it")
+    paths = [p for found_files in files for p in found_files]
+    labels = torch.tensor([i for i, found_files in enumerate(files) for _ in found_files])
+    lazy = Files(paths, size or _own_size(paths))
+    fits = len(paths) * 3 * lazy.size**2 <= MEMORY
+    pixels = lazy[torch.arange(len(paths))] if fits else lazy
+    return ImageSet(pixels, labels, tuple(folder.name for folder in folders))
+
+
+def _own_size(paths: Sequence[Path]) -> int:
+    """The side of the images if some of them, evenly chosen, are squares of one size; else 224."""
+    sizes = set()
+    for path in paths[:: max(1, len(paths) // 50)]:
+        try:
+            with Image.open(path) as image:
+                sizes.add(image.size)
+        except (OSError, UnidentifiedImageError, SyntaxError) as error:
+            raise ValueError(f"cannot read image {path} ({error}): replace or remove it") from error
+    width, height = sizes.pop()
+    return width if not sizes and width == height else 224
+
+
+def _digits(size: int | None) -> Splits:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    gray = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)
+    pixels = gray[:, None].expand(-1, 3, -1, -1).contiguous()
+    images = ImageSet(
+        _resized(pixels, size), torch.from_numpy(digits.target).long(), tuple("0123456789")
+    )
+    train, test = images.split(0.2)
+    return Splits("digits", train, test, flip=False)
+
+
+def _cifar(name: str, size: int | None) -> Splits:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    kind = CIFAR10 if name == "cifar10" else CIFAR100
+    cache = Path(os.environ.get("STEPWELL_DATA", Path.home() / ".cache" / "stepwell"))
+    cache.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for train in (True, False):
+        try:
+            part = kind(cache, train=train, download=True)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"cannot download {name} ({reason}): put it under {cache}, or set STEPWELL_DATA"
+            ) from error
+        pixels = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+        parts.append(
+            ImageSet(_resized(pixels, size), torch.tensor(part.targets), tuple(part.classes))
+        )
+    return Splits(name, *parts)
+
+
+def _resized(pixels: Tensor, size: int | None) -> Tensor:
+    return pixels if size in (None, pixels.shape[-1]) else tvf.resize(pixels, [size, size])

@@ -1,0 +1,6 @@
+"""Losses as pure functions of tensors."""
+
+from stepwell.losses.attention import ATTENTION, attention_at, attention_gram, attention_sad
+from stepwell.losses.soft_target import soft_target_kl
+
+__all__ = ["ATTENTION", "attention_at", "attention_gram", "attention_sad", "soft_target_kl"]

@@ -1,0 +1,91 @@
+"""Attention transfer between feature maps of the same resolution.
+
+A feature map is (batch, channels, height, width); teacher and student may differ in channels, never
+in resolution. Each loss is a scalar that does not grow with the resolution, so that one weight serves
+all stages: the common form "1000 · mean over positions" weights a 4×4 map 64 times more than a 32×32.
+No gradient reaches the teacher.
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+Features = Float[Tensor, "batch _ height width"]
+Scalar = Float[Tensor, ""]
+
+
+def attention_at(student: Features, teacher: Features) -> Scalar:
+    """Squared distance of normalised attention maps (Zagoruyko & Komodakis 2017, eq. 2, p = 2).
+
+        Q = flatten( mean over channels of F² ) / its L2 norm;   A = ||Q_student - Q_teacher||²
+
+    summed over positions, mean over the batch; between 0 and 2 (Q is not negative).
+
+    Raises:
+        ValueError: batch or resolution differ.
+    """
+    _check(student, teacher)
+    return (_attention_map(student) - _attention_map(teacher.detach())).square().sum(1).mean()
+
+
+def attention_sad(student: Features, teacher: Features) -> Scalar:
+    """Divergence of softmax self-attention over positions.
+
+    Every position attends to all positions by the scaled product of channel-normalised features
+    (so that teacher and student may differ in channels and in scale); the loss is the row-wise
+    KL(teacher || student) in nats, mean over rows and batch. Memory grows with (height · width)².
+
+    Raises:
+        ValueError: batch or resolution differ.
+    """
+    _check(student, teacher)
+    log_q, log_p = _self_attention(student), _self_attention(teacher.detach())
+    positions = log_q.shape[1]
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) / positions
+
+
+def attention_gram(student: Features, teacher: Features) -> Scalar:
+    """Squared distance of spatial Gram matrices: how alike each pair of positions is.
+
+        G = F^T F over channels, (positions, positions), divided by its Frobenius norm
+
+    summed over entries, mean over the batch; between 0 and 2 (G is semidefinite). Memory grows with
+    (height · width)².
+
+    Raises:
+        ValueError: batch or resolution differ.
+    """
+    _check(student, teacher)
+    return (_gram(student) - _gram(teacher.detach())).square().sum((1, 2)).mean()
+
+
+#: The three modes by the names that recipes use.
+ATTENTION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "at": attention_at,
+    "sad": attention_sad,
+    "gram": attention_gram,
+}
+
+
+def _attention_map(features: Tensor) -> Tensor:
+    return F.normalize(features.square().mean(1).flatten(1), dim=1)
+
+
+def _self_attention(features: Tensor) -> Tensor:
+    f = F.normalize(features.flatten(2), dim=1)  # (batch, channels, positions), unit length each
+    return F.log_softmax(f.transpose(1, 2) @ f, dim=2)
+
+
+def _gram(features: Tensor) -> Tensor:
+    f = features.flatten(2)  # (batch, channels, positions)
+    return F.normalize((f.transpose(1, 2) @ f).flatten(1), dim=1).unflatten(1, (f.shape[2], -1))
+
+
+def _check(student: Tensor, teacher: Tensor) -> None:
+    if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
+        raise ValueError(
+            f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} "
+            "differ in batch or resolution: compare stages of the same resolution"
+        )

@@ -1,0 +1,35 @@
+"""Learning from a teacher's softened class probabilities."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from stepwell.types import Logits
+
+
+def soft_target_kl(student: Logits, teacher: Logits, temperature: float) -> Float[Tensor, ""]:
+    """Divergence of the student from the teacher, softened (Hinton et al. 2015, section 2).
+
+        T² · KL( softmax(teacher / T) || softmax(student / T) )
+
+    summed over the classes, mean over the batch, in nats. The factor T² keeps the size of the
+    gradient independent of the temperature. No gradient reaches `teacher`.
+
+    Args:
+        student: (batch, classes) logits.
+        teacher: (batch, classes) logits, same classes in the same order.
+        temperature: T > 0; larger is softer.
+
+    Raises:
+        ValueError: `temperature` is not positive, or the shapes differ.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, not {temperature}")
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} "
+            "differ in shape: both need the same batch and the same classes"
+        )
+    log_q = F.log_softmax(student / temperature, dim=1)
+    log_p = F.log_softmax(teacher.detach() / temperature, dim=1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2

@@ -1,0 +1,16 @@
+"""Training rules: each is an `Objective`, an `nn.Module` whose `training_step` gives a loss."""
+
+from stepwell.methods.distill import Distill
+from stepwell.methods.embedded_kd import EmbeddedKD
+from stepwell.methods.objective import Frozen, MovingAverage, Objective, as_exit
+from stepwell.methods.supervised import Supervised
+
+__all__ = [
+    "Distill",
+    "EmbeddedKD",
+    "Frozen",
+    "MovingAverage",
+    "Objective",
+    "Supervised",
+    "as_exit",
+]

@@ -1,0 +1,164 @@
+"""Embedded knowledge distillation: a nested net in which the full depth teaches the shallower ones.
+
+After "Elegant depth-level dynamic neural network with embedded knowledge distillation", of which the
+abstract is public; the equations are a *reconstruction*:
+
+    L = w_F · CE(full) + Σ_k w_k · [ a · CE(sub_k) + b · T² · KL( softmax(z_F/T) || softmax(z_k/T) )
+                                     + g · Σ_stages A( sg(F_full,s), F_k,s ) ]
+
+`sg` stops the gradient. `distill_from`, `ema_teacher` and `teach_full` are additions: in our
+experiments the plain loss from the first step drags the shared weights towards sub-nets that learn
+from a teacher that knows nothing yet (see the results of `stepwell verify ekd`).
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from stepwell.losses import ATTENTION, soft_target_kl
+from stepwell.methods.objective import MovingAverage, Objective, Teacher
+from stepwell.nets.nested import NestedNet
+from stepwell.types import Batch, Exit, Step
+
+Attention = Literal["at", "sad", "gram"]
+
+
+class EmbeddedKD(Objective):
+    """Train all depths of a nested net in one step, the full net teaching (DDNN + EKD).
+
+    Args:
+        net: the nested net.
+        temperature: T of the soft targets.
+        ce: a, the weight of the labels for each sub-net.
+        kl: b, the weight of the teacher's soft targets.
+        attention: g, the weight of attention on the stages' features; needs equal resolutions.
+        attention_mode: `at` (attention maps), `sad` (self-attention) or `gram`.
+        full_weight: w_F, the weight of the full net's own loss.
+        weights: w_k by depth; 1 where a depth is not named.
+        distill_from: share of training before which only the full net trains (the moving average,
+            where there is one, does not teach before either).
+        sample: train the full net and one randomly drawn sub-net a step, for many depths.
+        ema_teacher: decay of a moving average of the full net that replaces it as teacher of the
+            soft targets (0: none). Attention still looks at the full net's own features.
+        teacher: another teacher of the soft targets, such as `Frozen(trained_full_net)`.
+        teach_full: the teacher's soft targets are part of the full net's loss, too.
+        label_smoothing: of the full net's cross entropy (regularisation belongs to it alone).
+
+    Raises:
+        ValueError: a value out of range, an unknown depth in `weights`, two teachers, or
+            `teach_full` with the full net as its own teacher.
+    """
+
+    def __init__(
+        self,
+        net: NestedNet,
+        *,
+        temperature: float = 3.0,
+        ce: float = 1.0,
+        kl: float = 1.0,
+        attention: float = 2.0,
+        attention_mode: Attention = "at",
+        full_weight: float = 1.0,
+        weights: Mapping[str, float] | None = None,
+        distill_from: float = 0.5,
+        sample: bool = False,
+        ema_teacher: float = 0.0,
+        teacher: Teacher | None = None,
+        teach_full: bool = False,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if attention_mode not in ATTENTION:
+            raise ValueError(
+                f"attention_mode is one of {', '.join(ATTENTION)}, not {attention_mode!r}"
+            )
+        if not 0 <= distill_from <= 1:
+            raise ValueError(f"distill_from is a share of training in [0, 1], not {distill_from}")
+        if ema_teacher and teacher is not None:
+            raise ValueError("give ema_teacher or teacher, not both: one of them would never teach")
+        if teach_full and not ema_teacher and teacher is None:
+            raise ValueError(
+                "teach_full needs a teacher besides the full net: set ema_teacher or teacher"
+            )
+        for depth in weights or {}:
+            net.path(depth)
+        self.net = net
+        self.temperature = temperature
+        self.ce = ce
+        self.kl = kl
+        self.attention = attention
+        self.attention_of = ATTENTION[attention_mode]
+        self.full_weight = full_weight
+        self.weights = dict(weights or {})
+        self.distill_from = distill_from
+        self.sample = sample
+        self.average = MovingAverage(net.module, ema_teacher) if ema_teacher else None
+        self.teacher = self.average or teacher
+        self.teach_full = teach_full
+        self.label_smoothing = label_smoothing
+
+    def training_step(self, batch: Batch) -> Step:
+        """The joint loss of the active depths; each common prefix runs once."""
+        images, labels = batch
+        depths = self.active_depths()
+        if self.average is not None:
+            self.average.update(self.net.module)
+        target: Tensor | None = None
+        if self.teacher is not None and self.distilling and (self.teach_full or len(depths) > 1):
+            target = self.teacher(images).logits
+
+        def loss_of(
+            depth: str, exit: Exit, done: Mapping[str, Exit]
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            if depth == self.net.full:
+                return self._full_loss(exit, labels, target if self.teach_full else None)
+            full = done[self.net.full]
+            return self._sub_loss(
+                depth, exit, labels, full, full.logits if target is None else target
+            )
+
+        return Step(*self.net.joint_loss(images, loss_of, depths))
+
+    @property
+    def distilling(self) -> bool:
+        """Whether the sub-nets train yet, and the teacher teaches."""
+        return self.progress >= self.distill_from
+
+    def active_depths(self) -> list[str]:
+        """The depths that this step trains, shallow to deep."""
+        *subs, full = self.net.depths
+        if not self.distilling or not subs:
+            return [full]
+        if self.sample:
+            # Torch's global generator, which the training loop seeds by step.
+            return [subs[int(torch.randint(len(subs), ()))], full]
+        return [*subs, full]
+
+    def _full_loss(
+        self, exit: Exit, labels: Tensor, target: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        ce = cross_entropy(exit.logits, labels, label_smoothing=self.label_smoothing)
+        if target is None:
+            return self.full_weight * ce, {"ce": ce}
+        kl = soft_target_kl(exit.logits, target, self.temperature)
+        return self.full_weight * (ce + self.kl * kl), {"ce": ce, "kl": kl}
+
+    def _sub_loss(
+        self, depth: str, exit: Exit, labels: Tensor, full: Exit, target: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        weighted: dict[str, tuple[float, Tensor]] = {}
+        if self.ce:
+            weighted["ce"] = (self.ce, cross_entropy(exit.logits, labels))
+        if self.kl:
+            weighted["kl"] = (self.kl, soft_target_kl(exit.logits, target, self.temperature))
+        if self.attention:
+            pairs = zip(exit.features, full.features, strict=True)
+            total = torch.stack([self.attention_of(f, t) for f, t in pairs]).sum()
+            weighted["attention"] = (self.attention, total)
+        if not weighted:
+            raise ValueError(f"depth {depth!r} has no loss: ce, kl and attention are all 0")
+        loss = torch.stack([w * value for w, value in weighted.values()]).sum()
+        return self.weights.get(depth, 1.0) * loss, {k: v for k, (_, v) in weighted.items()}

@@ -1,0 +1,94 @@
+"""What every training rule is, and what every teacher is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from stepwell.types import Batch, Exit, Step
+
+#: A teacher: inputs to an exit, without gradients.
+Teacher = Callable[[Tensor], Exit]
+
+
+class Objective(nn.Module, ABC):
+    """A training rule: it owns the network it trains and its teacher, and turns a batch into a loss.
+
+    It knows nothing of epochs, devices or loops. Whoever drives the loop sets `progress`, the share
+    of training already done, before each step; schedules inside a method read it.
+    """
+
+    progress: float = 0.0
+
+    @abstractmethod
+    def training_step(self, batch: Batch) -> Step:
+        """The loss of one batch and its parts by name."""
+
+
+class Frozen(nn.Module):
+    """A teacher made of a module: eval for ever, no gradients, and part of nobody's checkpoint.
+
+    It follows `.to()`, and enters no `parameters()`, `state_dict()` or `train()` call of the module
+    that owns it.
+
+    Args:
+        net: gives logits or an `Exit`.
+        copy: take a deep copy, so that training `net` further does not change the teacher.
+    """
+
+    def __init__(self, net: nn.Module, *, copy: bool = True) -> None:
+        super().__init__()
+        net = deepcopy(net) if copy else net
+        self._net = [net.eval().requires_grad_(False)]  # the list hides it from nn.Module
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._net[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    @torch.no_grad()
+    def forward(self, *args: Any) -> Exit:
+        """The exit of the frozen net."""
+        return as_exit(self._net[0](*args))
+
+
+class MovingAverage(nn.Module):
+    """A teacher that follows a network: the exponential moving average of weights and statistics.
+
+    Unlike `Frozen` it changes, so it is in the state dict (a resumed run needs it); its parameters
+    ask for no gradient, so no optimizer takes them. The first `update` copies the network.
+
+    Args:
+        net: the network to follow; it is copied.
+        decay: share of the average kept at each update, in [0, 1).
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"the moving average's decay must lie in [0, 1), not {decay}")
+        self.average = AveragedModel(
+            net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True
+        )
+        self.average.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode, whatever the owner does."""
+        return super().train(False)
+
+    def update(self, net: nn.Module) -> None:
+        """Move towards the present weights of `net`."""
+        self.average.update_parameters(net)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Exit:
+        """The exit of the averaged network."""
+        return as_exit(self.average(x))
+
+
+def as_exit(output: Tensor | Exit) -> Exit:
+    """Logits or an exit, as an exit."""
+    return output if isinstance(output, Exit) else Exit(output)

@@ -1,0 +1,49 @@
+"""Plain supervised training: the baseline of everything else."""
+
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from stepwell.losses import soft_target_kl
+from stepwell.methods.objective import MovingAverage, Objective, as_exit
+from stepwell.types import Batch, Step
+
+
+class Supervised(Objective):
+    """Cross entropy of one network's logits.
+
+    Args:
+        net: gives logits or an `Exit`.
+        label_smoothing: share of the target spread evenly over all classes, in [0, 1].
+        ema_teacher: decay of a moving average of the network that teaches it (0: none), the control
+            for methods in which such an average teaches nested depths.
+        temperature: T of that teacher's soft targets.
+        distill_from: share of training after which it teaches.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        label_smoothing: float = 0.0,
+        ema_teacher: float = 0.0,
+        temperature: float = 3.0,
+        distill_from: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.label_smoothing = label_smoothing
+        self.average = MovingAverage(net, ema_teacher) if ema_teacher else None
+        self.temperature = temperature
+        self.distill_from = distill_from
+
+    def training_step(self, batch: Batch) -> Step:
+        """Cross entropy, and the divergence from the moving average where one teaches."""
+        images, labels = batch
+        logits = as_exit(self.net(images)).logits
+        logs = {"ce": cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
+        if self.average is not None:
+            self.average.update(self.net)
+            if self.progress >= self.distill_from:
+                teacher = self.average(images).logits
+                logs["kl"] = soft_target_kl(logits, teacher, self.temperature)
+        return Step(sum(logs.values()), logs)

@@ -1,0 +1,49 @@
+"""Norm statistics from data, for depths that nobody trained."""
+
+from collections.abc import Iterable
+
+import torch
+from torch.nn.modules.batchnorm import _NormBase
+
+from stepwell.nets.nested import NestedNet
+from stepwell.types import Batch
+
+
+@torch.no_grad()
+def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
+    """Give every fresh depth of `net` norm statistics from `batches`, in one pass for all of them.
+
+    Statistics are plain averages over the batches (no labels, no gradients); norms that a trained
+    depth uses are left as they are. The depths are marked "calibrated".
+
+    Args:
+        batches: training images without augmentation; some thousands suffice.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    fresh = [depth for depth, status in net.status.items() if status == "fresh"]
+    if not fresh:
+        return
+    settled = {id(n) for d in net.depths if d not in fresh for n in net.norms(d)}
+    norms = [
+        n for d in fresh for n in net.norms(d) if isinstance(n, _NormBase) and id(n) not in settled
+    ]
+    was_training, momenta = net.training, [n.momentum for n in norms]
+    net.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over all batches
+        norm.train()
+    try:
+        seen = False
+        for images, _ in batches:
+            seen = True
+            net.forward_all(images, fresh)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        net.train(was_training)
+    if not seen:
+        raise ValueError("calibrate needs at least one batch of images")
+    net.mark("calibrated", *fresh)

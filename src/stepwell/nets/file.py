@@ -1,0 +1,180 @@
+"""The file of a nested net: one safetensors file that holds every depth, weights stored once.
+
+The full net's tensors stand under torchvision's own names, private tensors under
+`depths/NAME/<name>`; one JSON string in the header says how to build the net and how to use it. A
+checksum over both finds damage that the container itself would not notice.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import torch
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from stepwell.files import write_whole
+from stepwell.nets import build
+from stepwell.nets.nested import Card, NestedNet
+
+FORMAT = 1
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def save(net: NestedNet, path: str | Path) -> Path:
+    """Write `net` with all its depths to one safetensors file, whole or not at all.
+
+    Raises:
+        ValueError: the net was not made by `stepwell.build`.
+        OSError: the folder does not exist or the disk is full.
+    """
+    if net.builder is None:
+        raise ValueError("this net names no builder, so its file could not be loaded again")
+    tensors = {k: v.detach().cpu().contiguous() for k, v in net.tensors().items()}
+    name, arguments = net.builder
+    header = {
+        "format": FORMAT,
+        "builder": name,
+        "arguments": arguments,
+        "full": net.full,
+        "depths": {depth: list(blocks) for depth, blocks in net.subnets.items()},
+        "status": net.status,
+        "card": dataclasses.asdict(net.card),
+    }
+    header["sha256"] = _digest(header, tensors)
+    path = Path(path)
+    write_whole(path, to_bytes(tensors, {"stepwell": json.dumps(header)}))
+    return path
+
+
+def load(path: str | Path) -> NestedNet:
+    """Read a nested net, in eval mode, from a file that `save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, is no safetensors file, or is none of Stepwell's.
+    """
+    header, tensors = _read(Path(path))
+    if header is None:
+        raise ValueError(
+            f"{path} has no Stepwell header: it holds weights only. "
+            "Build the network and call net.load_full(...), or train with --init"
+        )
+    net = build(header["builder"], header["depths"], **header["arguments"])
+    net.load_tensors(tensors)
+    for depth, status in header["status"].items():
+        net.mark(status, depth)
+    net.card = _card(header)
+    return net.eval()
+
+
+class Start(NamedTuple):
+    """What a network took from a file: the file's card, and the names that stayed fresh."""
+
+    card: Card
+    fresh: tuple[str, ...]
+
+
+def initialise(net: NestedNet, path: str | Path) -> Start:
+    """Start `net` from the weights in a file: Stepwell's, or plain ones under torchvision's names.
+
+    A Stepwell file fills the full net, and the private norms of every sub-net that both have. Any
+    other file (safetensors, or a `torch.save`d state dict, read with `weights_only`) fills the full
+    net, and each private norm starts as the full net's. A classifier of another size stays fresh.
+
+    Returns:
+        The file's card; a plain file's is taken to be torchvision's, with ImageNet's mean and std.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; it does not fit the network.
+    """
+    path = Path(path)
+    header, tensors = _read(path, plain_too=True)
+    own = net.module.state_dict()
+    given = {k: v for k, v in tensors.items() if not k.startswith("depths/")}
+    if odd := sorted(own.keys() ^ given.keys()):
+        raise ValueError(
+            f"{path} does not fit this network: {len(odd)} names differ, such as {odd[0]!r}"
+        )
+    fresh = tuple(k for k in own if own[k].shape != given[k].shape)
+    head = tuple(step for step in net.plan.head if isinstance(step, str))
+    if wrong := [k for k in fresh if k.split(".")[0] not in head]:
+        raise ValueError(
+            f"{path} does not fit this network: {wrong[0]} is {tuple(given[wrong[0]].shape)} in the "
+            f"file and {tuple(own[wrong[0]].shape)} here"
+        )
+    net.load_full(given | {k: own[k] for k in fresh})
+    if header is None:
+        return Start(Card(mean=IMAGENET_MEAN, std=IMAGENET_STD), fresh)
+    mine = net.tensors()
+    same = [d for d, blocks in net.subnets.items() if header["depths"].get(d) == list(blocks)]
+    for name in mine.keys() & tensors.keys():
+        if name.startswith("depths/") and name.split("/")[1] in same:
+            mine[name].copy_(tensors[name])
+    return Start(_card(header), fresh)
+
+
+def _card(header: Mapping[str, Any]) -> Card:
+    return Card(**{k: tuple(v) if isinstance(v, list) else v for k, v in header["card"].items()})
+
+
+def _read(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """The header (none in a file of another's) and the tensors, checked against the checksum."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        if plain_too:
+            return None, _read_torch(path)
+        raise ValueError(
+            f"{path} is a pickle (torch.save), which can run code when it is read: Stepwell reads "
+            "safetensors. Start from its weights with: stepwell train ... --init"
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("stepwell")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = None if text is None else json.loads(text)
+    except (safetensors.SafetensorError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged or no safetensors file ({error}): copy it again"
+        ) from error
+    if header is not None:
+        _check_header(header, tensors, path)
+    return header, tensors
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds here
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} holds more than weights, or is damaged: {reason}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} is no state dict: save `model.state_dict()` and try again")
+    return dict(state)
+
+
+def _check_header(header: dict[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
+    version = header.get("format")
+    if not isinstance(version, int) or version > FORMAT:
+        raise ValueError(
+            f"{path} has format {version}; this version of Stepwell reads up to {FORMAT}: upgrade"
+        )
+    expected = header.pop("sha256", None)
+    if _digest(header, tensors) != expected:
+        raise ValueError(f"{path} is damaged: its checksum does not match. Copy it again")
+
+
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

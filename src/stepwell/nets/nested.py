@@ -1,0 +1,423 @@
+"""A nested network: one set of weights that holds several complete networks of different depth.
+
+Each depth is a *path*, a sequence of plain modules. The full net's path is the network that was
+given; a shallower depth keeps the first blocks of every stage. Two paths share a step when they hold
+the very same module object, so the paths form a trie and their common prefix is computed once. After
+the point where two paths first differ their inputs differ in distribution, so from there on each
+has norms of its own, while convolutions and the classifier stay shared (one shared BatchNorm cannot
+serve two activation distributions: the sub-nets collapse).
+
+Nothing is switched by a flag: `forward(x, "18")` walks path "18".
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torchvision.ops import FrozenBatchNorm2d
+
+from stepwell.types import Exit, Logits
+
+Status = Literal["trained", "calibrated", "fresh"]
+LossOf = Callable[[str, Exit, Mapping[str, Exit]], tuple[Tensor, Mapping[str, Tensor]]]
+
+#: Modules with statistics or affine parameters of one activation distribution.
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, FrozenBatchNorm2d)
+
+
+class Plan(NamedTuple):
+    """How a plain module reads as a path: strings name its children, in the order they run.
+
+    stem: what runs before the stages.
+    stages: containers of blocks; a sub-net keeps the first blocks of each.
+    head: what runs after; a module stands for itself (a stateless step such as `Flatten`).
+    """
+
+    stem: tuple[str, ...]
+    stages: tuple[str, ...]
+    head: tuple[str | nn.Module, ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What somebody needs to use the network on files of their own.
+
+    classes: class names in the order of the logits.
+    size: height and width of the input in pixels.
+    mean, std: per channel, of pixels scaled to [0, 1].
+    costs: per depth, the measured cost table of the machine that trained it.
+    """
+
+    classes: tuple[str, ...] = ()
+    size: int = 0
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    licence: str = ""
+    costs: dict[str, Any] = field(default_factory=dict)
+
+
+class _Private(NamedTuple):
+    """A norm that one depth does not share with the full net."""
+
+    owner: str  # the depth that brought it; another depth may share it along their common prefix
+    name: str  # of the full net's norm that it stands in for
+    norm: nn.Module
+
+
+class _Node(NamedTuple):
+    """A run of steps that `depths` share, and what follows it. The leaf is where a path ends."""
+
+    depths: tuple[str, ...]
+    start: int
+    stop: int
+    children: tuple["_Node", ...]
+
+
+class NestedNet(nn.Module):
+    """Several networks of different depth in one set of weights.
+
+    Args:
+        module: the full net, a plain module; its own names stay its names in files.
+        plan: how `module` reads as a path.
+        depths: blocks per stage of each sub-net, by name; each stage keeps at least one block.
+        full: the name of the full net's own depth.
+
+    Raises:
+        ValueError: a depth has a wrong number of stages, no block in a stage, more blocks than the
+            full net, or repeats another one.
+    """
+
+    def __init__(
+        self, module: nn.Module, plan: Plan, depths: Mapping[str, Sequence[int]], full: str = "full"
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.private_norms = nn.ModuleList()
+        self.full = full
+        self.builder: tuple[str, dict[str, Any]] | None = None
+        self.card = Card()
+        self.plan = plan
+        # Plain containers, so that nothing is registered (or saved) twice.
+        self._private: list[_Private] = []
+        self._steps_by_prefix: dict[tuple[str, ...], nn.Module] = {}
+        self._blocks: dict[str, tuple[int, ...]] = {}
+        self._status: dict[str, Status] = {}
+        self._nets: dict[str, nn.Module] = {}
+        self._paths: dict[str, tuple[nn.Module, ...]] = {}
+        self._tries: dict[tuple[str, ...], _Node] = {}
+        sizes = tuple(len(module.get_submodule(stage)) for stage in plan.stages)  # type: ignore[arg-type]
+        self._insert(full, sizes)
+        for name, blocks in depths.items():
+            if name != full or tuple(blocks) != sizes:
+                self.add_depth(name, blocks)
+
+    # What there is
+
+    @property
+    def depths(self) -> dict[str, tuple[int, ...]]:
+        """Blocks per stage of every depth, shallow to deep; the last is the full net."""
+        order = sorted(self._blocks, key=lambda d: (d == self.full, sum(self._blocks[d])))
+        return {depth: self._blocks[depth] for depth in order}
+
+    @property
+    def subnets(self) -> dict[str, tuple[int, ...]]:
+        """Blocks per stage of the sub-nets in the order they were added.
+
+        The order matters to whoever builds the net again: of two depths that share private norms,
+        the first one owns them.
+        """
+        return {depth: blocks for depth, blocks in self._blocks.items() if depth != self.full}
+
+    @property
+    def status(self) -> dict[str, Status]:
+        """Whether each depth is "trained", "calibrated" (norms from data) or "fresh" (neither)."""
+        return {depth: self._status[depth] for depth in self.depths}
+
+    def mark(self, status: Status, *depths: str) -> None:
+        """Record how `depths` (all, when none is named) came to their weights."""
+        for depth in depths or tuple(self._blocks):
+            self.path(depth)
+            self._status[depth] = status
+
+    def require_ready(self, *depths: str) -> None:
+        """Refuse depths (all, when none is named) that nobody trained or calibrated.
+
+        Raises:
+            ValueError: a depth is fresh; the message says how to calibrate it.
+        """
+        for depth in depths or tuple(self.depths):
+            self.path(depth)
+            if self._status[depth] == "fresh":
+                raise ValueError(
+                    f"depth {depth!r} was never trained or calibrated, so its predictions would be "
+                    "meaningless: train it, or run stepwell.calibrate(net, batches) and save again"
+                )
+
+    def path(self, depth: str | None = None) -> tuple[nn.Module, ...]:
+        """The modules that `depth` (the full net by default) runs, in order."""
+        depth = self.full if depth is None else depth
+        if depth not in self._paths:
+            raise ValueError(f"no depth {depth!r}; this net has {', '.join(self.depths)}")
+        return self._paths[depth]
+
+    def subnet(self, depth: str | None = None) -> nn.Module:
+        """A deep copy of one depth as a plain module of the full net's own class; nothing shared."""
+        self.path(depth)
+        return deepcopy(self._nets[self.full if depth is None else depth])
+
+    def norms(self, depth: str) -> Iterator[nn.Module]:
+        """Every norm on the path of `depth`, shared and private."""
+        for step in self.path(depth):
+            yield from (m for m in step.modules() if isinstance(m, NORMS))
+
+    # Running it
+
+    def forward(self, x: Float[Tensor, "batch ..."], depth: str | None = None) -> Logits:
+        """Logits (batch, classes) of one depth, the full net by default."""
+        for step in self.path(depth):
+            x = step(x)
+        return x
+
+    def forward_all(
+        self, x: Float[Tensor, "batch ..."], depths: Sequence[str] | None = None
+    ) -> dict[str, Exit]:
+        """Exits of all depths (or those named), shallow to deep; common prefixes run once."""
+        exits = dict(self._exits(x, depths))
+        return {depth: exits[depth] for depth in self.depths if depth in exits}
+
+    def joint_loss(
+        self, x: Float[Tensor, "batch ..."], loss_of: LossOf, depths: Sequence[str] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of the losses of all depths (or those named), every common prefix computed once.
+
+        `loss_of(depth, exit, done)` gives the scalar loss of one depth and its parts by name. The
+        deepest path comes first; `done` holds the detached exits of the paths already run, so the
+        full net can teach the others. The gradients equal those of the naive sum of the losses.
+
+        Returns:
+            The scalar sum, and the detached parts under "depth/part".
+        """
+        total: Tensor | None = None
+        logs: dict[str, Tensor] = {}
+        done: dict[str, Exit] = {}
+        for depth, exit in self._exits(x, depths):
+            loss, parts = loss_of(depth, exit, done)
+            total = loss if total is None else total + loss
+            logs |= {f"{depth}/{part}": value.detach() for part, value in parts.items()}
+            done[depth] = exit.detach()
+        assert total is not None
+        return total, logs
+
+    def train(self, mode: bool = True) -> "NestedNet":
+        """Set the mode of every module, those that only a sub-net has included."""
+        super().train(mode)
+        for net in self._nets.values():
+            net.train(mode)
+        return self
+
+    # Changing it
+
+    def add_depth(self, name: str, blocks: Sequence[int]) -> None:
+        """Add a depth; its private norms start as copies of the full net's. It is "fresh".
+
+        Raises:
+            ValueError: as for the constructor; the net is unchanged.
+        """
+        blocks = tuple(blocks)
+        self._check_depth(name, blocks)
+        self._insert(name, blocks)
+
+    def load_full(self, state: Mapping[str, Tensor]) -> None:
+        """Load the full net's weights under its own (torchvision's) names; sub-nets follow.
+
+        Shared weights reach every depth at once, and each private norm starts as the full net's. The
+        sub-nets' norms then hold statistics of another input: they are "fresh" until trained or
+        calibrated.
+
+        Raises:
+            RuntimeError: names or shapes differ (torch's own message).
+        """
+        self.module.load_state_dict(state)
+        for private in self._private:
+            private.norm.load_state_dict(self.module.get_submodule(private.name).state_dict())
+        self.mark("fresh")
+        self.mark("trained", self.full)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors under the names of the file format, each once.
+
+        The full net's own names, and `depths/NAME/<name>` for what depth NAME does not share.
+        """
+        tensors = dict(self.module.state_dict())
+        for owner, name, norm in self._private:
+            for key, value in norm.state_dict().items():
+                tensors[f"depths/{owner}/{name}.{key}"] = value
+        return tensors
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`.
+
+        Raises:
+            RuntimeError: a name is missing or unexpected, or a shape differs.
+        """
+        expected = self.tensors()
+        if odd := sorted(expected.keys() ^ tensors.keys()):
+            raise RuntimeError(f"names differ from this network's: {', '.join(odd[:5])}")
+        self.module.load_state_dict({k: tensors[k] for k in self.module.state_dict()})
+        for owner, name, norm in self._private:
+            keys = norm.state_dict()
+            norm.load_state_dict({k: tensors[f"depths/{owner}/{name}.{k}"] for k in keys})
+
+    # The trie
+
+    def _exits(self, x: Tensor, depths: Sequence[str] | None) -> Iterator[tuple[str, Exit]]:
+        """Exits as they are computed, deepest path first."""
+        names = tuple(self.depths) if depths is None else tuple(depths)
+        if not names:
+            raise ValueError(f"no depth asked for; this net has {', '.join(self.depths)}")
+        for name in names:
+            self.path(name)
+        if names not in self._tries:
+            deepest_first = [d for d in reversed(self.depths) if d in names]
+            self._tries[names] = self._grow(deepest_first, 0)
+        return self._walk(self._tries[names], x, dict.fromkeys(names, ()))
+
+    def _walk(
+        self, node: _Node, x: Tensor, features: Mapping[str, tuple[Tensor, ...]]
+    ) -> Iterator[tuple[str, Exit]]:
+        mine = {depth: features[depth] for depth in node.depths}
+        steps = self._paths[node.depths[0]]
+        for i in range(node.start, node.stop):
+            x = steps[i](x)
+            for depth in node.depths:
+                if i in self._stage_ends(depth):
+                    mine[depth] = (*mine[depth], x)
+        for child in node.children:
+            yield from self._walk(child, x, mine)
+        if not node.children:
+            yield from ((depth, Exit(x, mine[depth])) for depth in node.depths)
+
+    def _grow(self, depths: Sequence[str], start: int) -> _Node:
+        """The trie of `depths` (deepest first) from position `start`, where they still agree."""
+        paths = [self._paths[depth] for depth in depths]
+        stop = start
+        while all(stop < len(p) and p[stop] is paths[0][stop] for p in paths):
+            stop += 1
+        branches: dict[int, list[str]] = {}
+        for depth, path in zip(depths, paths, strict=True):
+            if stop < len(path):
+                branches.setdefault(id(path[stop]), []).append(depth)
+        children = tuple(self._grow(branch, stop) for branch in branches.values())
+        return _Node(tuple(depths), start, stop, children)
+
+    def _stage_ends(self, depth: str) -> frozenset[int]:
+        """Positions in the path of `depth` after which a stage is complete."""
+        position, ends = len(self.plan.stem) - 1, set()
+        for blocks in self._blocks[depth]:
+            position += blocks
+            ends.add(position)
+        return frozenset(ends)
+
+    # Building it
+
+    def _insert(self, depth: str, blocks: tuple[int, ...]) -> None:
+        keys = [*self.plan.stem]
+        for stage, count in zip(self.plan.stages, blocks, strict=True):
+            names = list(self.module.get_submodule(stage)._modules)[:count]
+            keys += [f"{stage}.{name}" for name in names]
+        keys += [s if isinstance(s, str) else f"head/{i}" for i, s in enumerate(self.plan.head)]
+        path = tuple(self._step(depth, tuple(keys[: i + 1])) for i in range(len(keys)))
+        self._paths[depth] = path
+        self._blocks[depth] = blocks
+        self._status[depth] = "fresh"
+        self._nets[depth] = self._plain_net(dict(zip(keys, path, strict=True)))
+        self._tries.clear()
+
+    def _step(self, depth: str, prefix: tuple[str, ...]) -> nn.Module:
+        """The module at the end of `prefix`: what another depth has there, or one of its own."""
+        if prefix in self._steps_by_prefix:
+            return self._steps_by_prefix[prefix]
+        key = prefix[-1]
+        if key.startswith("head/"):
+            step = self.plan.head[int(key.removeprefix("head/"))]
+            assert isinstance(step, nn.Module)
+        else:
+            step = self.module.get_submodule(key)
+        if depth != self.full:
+            norms: dict[str, nn.Module] = {}
+            step = fork(step, norms, key)
+            for name, norm in norms.items():
+                self._private.append(_Private(depth, name, norm))
+                self.private_norms.append(norm)
+        self._steps_by_prefix[prefix] = step
+        return step
+
+    def _plain_net(self, steps: Mapping[str, nn.Module]) -> nn.Module:
+        """The full net's module with each stage cut to the blocks in `steps`; weights shared."""
+        children: dict[str, nn.Module | None] = {}
+        for name, child in self.module._modules.items():
+            if name in self.plan.stages:
+                assert child is not None
+                blocks = {n: steps.get(f"{name}.{n}") for n in child._modules}
+                child = _with_children(child, {n: b for n, b in blocks.items() if b is not None})
+            children[name] = steps.get(name, child)
+        unchanged = all(
+            list(child.children()) == list(self.module.get_submodule(name).children())
+            for name, child in children.items()
+            if child is not None
+        )
+        return self.module if unchanged else _with_children(self.module, children)
+
+    def _check_depth(self, name: str, blocks: tuple[int, ...]) -> None:
+        full = self._blocks[self.full]
+        what = f"depth {name!r} = {blocks}"
+        if not name or "/" in name:
+            raise ValueError(f"a depth's name must be a non-empty string without '/', not {name!r}")
+        if name in self._blocks:
+            raise ValueError(f"{what}: this net already has {name!r} = {self._blocks[name]}")
+        if len(blocks) != len(full):
+            raise ValueError(
+                f"{what} names {len(blocks)} stages; this net has {len(full)}: "
+                f"{', '.join(self.plan.stages)}"
+            )
+        for stage, blocks_here, most in zip(self.plan.stages, blocks, full, strict=True):
+            if not 1 <= blocks_here <= most:
+                raise ValueError(
+                    f"{what}: {stage} can keep 1 to {most} blocks (the full net's), "
+                    f"not {blocks_here}"
+                )
+        for other, others in self._blocks.items():
+            if others == blocks:
+                raise ValueError(f"{what} is the same network as depth {other!r}: drop one of them")
+
+
+def fork(module: nn.Module, norms: dict[str, nn.Module], name: str) -> nn.Module:
+    """`module` with norms of its own and everything else shared; itself if it holds no norm.
+
+    The new norms, copies of the present ones, are added to `norms` under their dotted names.
+    """
+    if isinstance(module, NORMS):
+        norms[name] = deepcopy(module)
+        return norms[name]
+    children = {
+        n: None if child is None else fork(child, norms, f"{name}.{n}")
+        for n, child in module._modules.items()
+    }
+    changed = any(children[n] is not child for n, child in module._modules.items())
+    return _with_children(module, children) if changed else module
+
+
+def _with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
+    """A module like `module` over other children, its own parameters and buffers shared.
+
+    The dicts of parameters and buffers are the very same objects, so that `.to()`, which replaces
+    buffers inside the dict, reaches both.
+    """
+    twin = module.__new__(type(module))
+    twin.__dict__.update(module.__dict__)
+    twin._modules = dict(children)
+    return twin

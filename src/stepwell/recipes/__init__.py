@@ -1,0 +1,14 @@
+"""Training runs: each is a function whose signature is its configuration.
+
+`RECIPES` maps a name to where the function is and one line of help, so that listing them imports
+nothing.
+"""
+
+RECIPES: dict[str, tuple[str, str]] = {
+    "ekd": (
+        "stepwell.recipes.ekd:ekd",
+        "a nested network: all depths in one run, the full net teaching (DDNN + EKD)",
+    ),
+    "supervised": ("stepwell.recipes.supervised:supervised", "one network on labels alone"),
+    "distill": ("stepwell.recipes.distill:distill", "a student from a trained teacher, offline"),
+}

@@ -1,0 +1,233 @@
+"""What every recipe that trains an image classifier begins and ends with."""
+
+import contextlib
+import hashlib
+import io
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from stepwell.cost import cost_of
+from stepwell.data import Augment, Batches, Splits, load_images
+from stepwell.evaluation import evaluate, gather_logits
+from stepwell.evaluation.accuracy import measures
+from stepwell.files import write_whole
+from stepwell.nets import TORCHVISION, Card, NestedNet, build
+from stepwell.nets.file import Start, initialise, save
+from stepwell.training import Run
+
+#: Example pictures kept for the report: at most so many of each kind.
+PICTURES = 24
+
+
+class Task(NamedTuple):
+    """An open run and its data as batches, all normalised alike."""
+
+    run: Run
+    train: Batches
+    validation: Batches | None
+    test: Batches
+
+
+@contextlib.contextmanager
+def open_classifier(
+    recipe: str,
+    arguments: Mapping[str, Any],
+    net: str,
+    depths: Sequence[str] = (),
+    *,
+    teacher: Path | None = None,
+) -> Iterator[tuple[Task, NestedNet, Start | None]]:
+    """Read the data, build the network and open the run directory that a recipe's arguments name.
+
+    Args:
+        arguments: the recipe's own, with `data`, `out`, `size`, `flip`, `val_fraction`, `batch_size`,
+            `seed` and, where it has them, `init` and `stem` among them.
+        net: the network to build, with sub-nets `depths`.
+        teacher: a file of weights whose content must not change under a run that is resumed.
+
+    Yields:
+        The task; the network, with weights from `init` if that is set; and what it took from there.
+    """
+    splits = load_images(arguments["data"], arguments["size"])
+    size, classes = splits.train.size, splits.train.classes
+    nested = build(net, depths, num_classes=len(classes), **_stem(net, size, arguments.get("stem")))
+    check_size(nested, size)
+    init: Path | None = arguments.get("init")
+    start = None if init is None else initialise(nested, init)
+    if start is not None and start.fresh:
+        warnings.warn(f"{init}: its classifier has another size; ours starts fresh", stacklevel=3)
+    train, validation = _batches(splits, arguments, start)
+    data = {
+        "name": splits.name,
+        "fingerprint": f"{splits.train.fingerprint}/{splits.test.fingerprint}",
+        "classes": list(classes),
+        "train": len(train.images),
+        "validation": len(validation.images) if validation else 0,
+        "test": len(splits.test),
+        "size": size,
+    }
+    weights = [path for path in (init, teacher) if path is not None]
+    run = Run.start(
+        Path(arguments["out"]),
+        recipe,
+        arguments,
+        data=data,
+        teacher="/".join(_fingerprint(path) for path in weights) or None,
+    )
+    with run:
+        yield Task(run, train, validation, train.with_images(splits.test)), nested, start
+
+
+def check_size(net: NestedNet, size: int) -> None:
+    """Refuse images that the network's strides leave nothing of.
+
+    Raises:
+        ValueError: `size` is smaller than the product of the strides.
+    """
+    probe = 256
+    with torch.no_grad():
+        twin = deepcopy(net).to("meta").eval()  # shapes without arithmetic
+        features = twin.forward_all(torch.empty(1, 3, probe, probe, device="meta"))[
+            net.full
+        ].features
+    stride = probe // features[-1].shape[-1]
+    if size < stride:
+        raise ValueError(
+            f"images of {size} pixels are smaller than the network's stride of {stride}: "
+            f"use --size {stride} or more, or a network with a smaller stem"
+        )
+
+
+def _stem(net: str, size: int, stem: str | None) -> dict[str, str]:
+    """The stem argument for the builder: torchvision's ResNets have a choice, others do not."""
+    if net not in TORCHVISION:
+        if stem not in (None, "auto"):
+            raise ValueError(f"--stem {stem}: {net} has one stem only")
+        return {}
+    return {"stem": ("small" if size < 64 else "imagenet") if stem in (None, "auto") else stem}
+
+
+def _batches(
+    splits: Splits, arguments: Mapping[str, Any], start: Start | None
+) -> tuple[Batches, Batches | None]:
+    """The training part shuffled and augmented, and the validation part cut off it, if asked for."""
+    train, validation = splits.train, None
+    if arguments["val_fraction"]:
+        train, validation = train.split(arguments["val_fraction"])
+    mean, std = train.statistics() if start is None else (start.card.mean, start.card.std)
+    flip = splits.flip if arguments["flip"] is None else arguments["flip"]
+    batches = Batches(
+        train,
+        arguments["batch_size"],
+        mean=mean,
+        std=std,
+        augment=Augment.standard(train.size, flip),
+        shuffle=True,
+        seed=arguments["seed"],
+    )
+    return batches, batches.with_images(validation) if validation else None
+
+
+def _fingerprint(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def validator(
+    net: NestedNet, task: Task, depths: Sequence[str] | None = None
+) -> Callable[[], dict[str, float]] | None:
+    """A call that measures `net` on the validation part, or none where there is no such part."""
+    batches = task.validation
+    if batches is None:
+        return None
+
+    def validate() -> dict[str, float]:
+        device = next(net.parameters()).device
+        return evaluate(lambda x: logits_of(net, x.to(device), depths), batches)
+
+    return validate
+
+
+def logits_of(
+    net: NestedNet, x: torch.Tensor, depths: Sequence[str] | None = None
+) -> dict[str, torch.Tensor]:
+    """Logits of all depths (or those named), shallow to deep."""
+    return {depth: exit.logits for depth, exit in net.forward_all(x, depths).items()}
+
+
+def finish(task: Task, net: NestedNet) -> dict[str, Any]:
+    """Measure the trained `net` once on the test part, and write the run's results.
+
+    Writes net.safetensors, predictions.npz and, last, results.json; returns its content. A run that
+    has all three keeps them.
+    """
+    run = task.run
+    written = ("net.safetensors", "predictions.npz", "results.json")
+    if all((run.path / name).exists() for name in written):
+        return json.loads((run.path / "results.json").read_text())
+    net.eval()
+    train = task.train
+    classes, size = train.images.classes, train.images.size
+    net.card = Card(classes, size, train.mean, train.std)
+    net.mark("trained")
+    logits, labels = gather_logits(lambda x: logits_of(net, x), task.test)
+    save(net, run.path / "net.safetensors")
+    write_predictions(run.path / "predictions.npz", logits, labels, task.test)
+    results = {
+        "test": measures(logits, labels, classes),
+        "examples": len(labels),
+        "costs": cost_table(net, size),
+        **spent(run),
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    run.write_json("results.json", results)
+    return results
+
+
+def spent(run: Run) -> dict[str, float]:
+    """Seconds of all phases together, by the clock and of the processor."""
+    last = {line["phase"]: line for line in run.metrics()}
+    return {name: sum(line[name] for line in last.values()) for name in ("seconds", "cpu_seconds")}
+
+
+def cost_table(net: NestedNet, size: int, *, batch: int = 1) -> dict[str, dict[str, Any]]:
+    """Costs of every depth, measured on the depth as a plain network of its own."""
+    x = torch.zeros(batch, 3, size, size)
+    return {
+        depth: {"blocks": list(blocks)} | cost_of(net.subnet(depth), x)
+        for depth, blocks in net.depths.items()
+    }
+
+
+def write_predictions(
+    path: Path, logits: Mapping[str, torch.Tensor], labels: torch.Tensor, test: Batches
+) -> None:
+    """Every depth's logits on the test part, and the pictures that a report shows.
+
+    First pictures on which the depths disagree, then others.
+    """
+    tops = torch.stack([values.argmax(1) for values in logits.values()])
+    disagree = (tops != tops[-1]).any(0)
+    chosen = torch.cat(
+        [
+            disagree.nonzero().flatten()[:PICTURES],
+            (~disagree).nonzero().flatten()[: PICTURES // 2],
+        ]
+    )
+    arrays = {f"logits/{name}": values.numpy() for name, values in logits.items()}
+    arrays |= {
+        "labels": labels.numpy(),
+        "image_index": chosen.numpy(),
+        "images": test.images.pixels[chosen].permute(0, 2, 3, 1).numpy(),
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_whole(path, buffer.getvalue())

@@ -1,0 +1,82 @@
+"""Teach a student network by a trained teacher, offline."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from stepwell.methods import Distill, Frozen
+from stepwell.nets.file import load
+from stepwell.recipes.classification import finish, open_classifier, validator
+from stepwell.training import Loop, fit, sgd
+
+
+def distill(
+    *,
+    data: str,
+    out: Path,
+    teacher: Path,
+    student: str = "resnet20",
+    stem: Literal["auto", "imagenet", "small"] = "auto",
+    init: Path | None = None,
+    epochs: int = 40,
+    batch_size: int = 128,
+    lr: float = 0.1,
+    weight_decay: float = 5e-4,
+    temperature: float = 3.0,
+    ce: float = 1.0,
+    kl: float = 1.0,
+    size: int | None = None,
+    flip: bool | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(),  # noqa: B008
+) -> dict[str, Any]:
+    """Teach a student by a trained teacher's soft targets (Hinton et al. 2015).
+
+    Examples:
+        stepwell train distill --data digits --out runs/student --teacher runs/alone --student resnet20
+
+    Args:
+        data: a folder of class folders, or a name (`stepwell list`).
+        out: the run directory; if it holds this run already, training goes on where it stopped.
+        teacher: a run directory, or the file of its network; its deepest depth teaches.
+        student: the network to train (`stepwell list`).
+        stem: first layers of torchvision's ResNets; `auto` takes the small one below 64 pixels.
+        init: weights to start from: a Stepwell file, or weights under torchvision's names.
+        epochs: passes over the training part.
+        ce: weight of the labels.
+        kl: weight of the teacher's soft targets.
+        size: height and width of the images; by default their own.
+        flip: mirror training images; by default where the data allows it.
+        val_fraction: share of the training part set aside to choose the best epoch; 0: keep the last.
+        seed: of weights, order, augmentation and steps.
+    """
+    arguments = dict(locals())
+    torch.manual_seed(seed)
+    file = teacher / "net.safetensors" if teacher.is_dir() else teacher
+    taught_by = load(file)
+    with open_classifier("distill", arguments, student, teacher=file) as (task, nested, _):
+        classes, theirs = task.train.images.classes, taught_by.card.classes
+        if theirs != classes:
+            raise ValueError(
+                f"{teacher} knows {len(theirs)} classes ({', '.join(theirs[:3])}, ...), the data has "
+                f"{len(classes)} ({', '.join(classes[:3])}, ...): they must be the same, in order"
+            )
+        if (taught_by.card.mean, taught_by.card.std) != (task.train.mean, task.train.std):
+            raise ValueError(
+                f"{teacher} was trained on images normalised in another way: "
+                "teach on the data it was trained on, with the same --val-fraction"
+            )
+        fit(
+            Distill(nested.module, Frozen(taught_by), temperature=temperature, ce=ce, kl=kl),
+            task.train,
+            sgd(lr, weight_decay=weight_decay),
+            task.run,
+            phase="train",
+            epochs=epochs,
+            validate=validator(nested, task),
+            loop=loop,
+        )
+        return finish(task, nested)

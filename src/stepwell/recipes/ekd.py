@@ -1,0 +1,130 @@
+"""Train a nested network: all depths in one run, the full net teaching the others."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from stepwell.methods import EmbeddedKD, Frozen, Supervised
+from stepwell.methods.embedded_kd import Attention
+from stepwell.recipes.classification import finish, open_classifier, validator
+from stepwell.training import Loop, fit, sgd
+
+Schedule = Literal["one-run", "two-phase", "plain"]
+
+#: What each schedule sets where the caller does not.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "one-run": {"full_weight": 1.5, "distill_from": 0.5, "ema_teacher": 0.99, "teach_full": True},
+    "two-phase": {"full_weight": 1.0, "distill_from": 0.0, "ema_teacher": 0.0, "teach_full": True},
+    "plain": {"full_weight": 1.0, "distill_from": 0.0, "ema_teacher": 0.0, "teach_full": False},
+}
+
+
+def ekd(
+    *,
+    data: str,
+    out: Path,
+    net: str = "resnet32",
+    depths: tuple[str, ...] = ("20", "26"),
+    stem: Literal["auto", "imagenet", "small"] = "auto",
+    init: Path | None = None,
+    schedule: Schedule = "one-run",
+    epochs: int = 40,
+    batch_size: int = 128,
+    lr: float = 0.1,
+    weight_decay: float = 5e-4,
+    temperature: float = 3.0,
+    ce: float = 1.0,
+    kl: float = 1.0,
+    attention: float = 2.0,
+    attention_mode: Attention = "at",
+    full_weight: float | None = None,
+    distill_from: float | None = None,
+    ema_teacher: float | None = None,
+    teach_full: bool | None = None,
+    sample: bool = False,
+    label_smoothing: float = 0.0,
+    size: int | None = None,
+    flip: bool | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(),  # noqa: B008
+) -> dict[str, Any]:
+    """Train a nested network with embedded knowledge distillation; report accuracy at every depth.
+
+    Examples:
+        stepwell train ekd --data digits --out runs/digits
+        stepwell train ekd --data photos/ --out runs/photos --net resnet34 --depths 18 --size 64
+        stepwell train ekd --data photos/ --out runs/own --depths half=3,3,3 tiny=1,1,1
+
+    Args:
+        data: a folder of class folders, or a name (`stepwell list`).
+        out: the run directory; if it holds this run already, training goes on where it stopped.
+        net: the full network (`stepwell list`).
+        depths: sub-nets, by the family's names (20) or as NAME=BLOCKS,BLOCKS,... a stage.
+        stem: first layers of torchvision's ResNets; `auto` takes the small one below 64 pixels.
+        init: weights to start from: a Stepwell file, or weights under torchvision's names.
+        schedule: `one-run`: the full net alone until `distill_from`, then a moving average of it
+            teaches every depth, the full one included. `two-phase`: train the full net for as many
+            epochs (or take it from `init`), then a frozen copy teaches all depths for half as many
+            at half the rate. `plain`: the paper's loss from the first step.
+        epochs: passes over the training part, of the first phase in `two-phase`.
+        ce: weight of the labels for each sub-net.
+        kl: weight of the teacher's soft targets.
+        attention: weight of attention transfer on the stages' features.
+        full_weight: weight of the full net's own loss; 1.5 in `one-run`, else 1.
+        distill_from: share of training before which only the full net trains; 0.5 in `one-run`.
+        ema_teacher: decay of the moving average that teaches; 0.99 in `one-run`, 0: none.
+        teach_full: whether the teacher teaches the full net, too; yes but in `plain`.
+        sample: train the full net and one drawn sub-net a step, for many depths.
+        size: height and width of the images; by default their own.
+        flip: mirror training images; by default where the data allows it.
+        val_fraction: share of the training part set aside to choose the best epoch; 0: keep the last.
+        seed: of weights, order, augmentation and steps.
+    """
+    arguments = dict(locals())
+    torch.manual_seed(seed)
+    options = dict(SCHEDULES[schedule])
+    options |= {name: arguments[name] for name in options if arguments[name] is not None}
+    with open_classifier("ekd", arguments, net, depths) as (task, nested, start):
+        teacher = None
+        if schedule == "two-phase":
+            if start is None or start.fresh:
+                full = Supervised(nested.module, label_smoothing=label_smoothing)
+                fit(
+                    full,
+                    task.train,
+                    sgd(lr, weight_decay=weight_decay),
+                    task.run,
+                    phase="full",
+                    epochs=epochs,
+                    validate=validator(nested, task, [nested.full]),
+                    loop=loop,
+                )
+                nested.load_full(nested.module.state_dict())
+            teacher = Frozen(nested.module)
+            epochs, lr = max(1, epochs // 2), lr / 2
+        objective = EmbeddedKD(
+            nested,
+            temperature=temperature,
+            ce=ce,
+            kl=kl,
+            attention=attention,
+            attention_mode=attention_mode,
+            sample=sample,
+            teacher=teacher,
+            label_smoothing=label_smoothing,
+            **options,
+        )
+        fit(
+            objective,
+            task.train,
+            sgd(lr, weight_decay=weight_decay),
+            task.run,
+            phase="nest",
+            epochs=epochs,
+            validate=validator(nested, task),
+            loop=loop,
+        )
+        return finish(task, nested)

@@ -1,0 +1,117 @@
+"""One self-contained page about finished runs: `stepwell report`."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from stepwell.files import write_whole
+from stepwell.report import figures
+from stepwell.report.markup import ABSENT, Html, as_count, as_ms, as_percent, figure, table
+from stepwell.report.reading import RunRecord, read_run
+from stepwell.report.sections import run_section
+
+__all__ = ["write_report"]
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Write one HTML page about the run directories `runs` to `out`, and return `out`.
+
+    The page needs no other file and no network: style and pictures are inside it. Several runs are
+    compared first. `out` is replaced in one step, so a reader never sees half a page.
+
+    Raises:
+        ValueError: no run is given; one of them is no run directory, is not finished or holds a
+            damaged file; or `out` is a folder.
+    """
+    if not runs:
+        raise ValueError("no run to report on: give one or several run directories")
+    if out.is_dir():
+        raise ValueError(f"{out}: is a folder; give a file name, such as {out / 'report.html'}")
+    records = [read_run(path, name) for path, name in zip(runs, _names(runs), strict=True)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # A file name may hold bytes that are no UTF-8; Python keeps them as lone surrogates.
+    write_whole(out, _page(records).encode("utf-8", errors="replace"))
+    return out
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """The folders' own names where these tell the runs apart, else their paths."""
+    short = [path.resolve().name for path in runs]
+    return short if len(set(short)) == len(short) else [str(path) for path in runs]
+
+
+def _page(records: Sequence[RunRecord]) -> str:
+    colours = figures.depth_colours(records)
+    style = files(__name__).joinpath("page.css").read_text(encoding="utf-8")
+    title = "Stepwell report: " + ", ".join(record.name for record in records)
+    parts = [_comparison(records, colours)] if len(records) > 1 else []
+    parts += [run_section(record, f"run-{i}", colours) for i, record in enumerate(records, start=1)]
+    # The policy has the browser enforce what the page promises: it fetches nothing, runs nothing.
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+<header><h1>Stepwell report</h1></header>
+{chr(10).join(parts)}
+</main>
+</body>
+</html>
+"""
+
+
+def _comparison(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str:
+    """Several runs side by side: one table, one figure, and what forbids comparing them."""
+    rows: list[list[str]] = []
+    for i, record in enumerate(records, start=1):
+        name: str = Html(f'<a href="#run-{i}">{escape(record.name)}</a>')
+        seed = ABSENT if record.seed is None else str(record.seed)
+        about = [record.recipe, str(record.data.get("name", ABSENT)), seed]
+        for depth in record.depths:
+            cost = record.cost(depth)
+            accuracy = as_percent(record.score(depth, "accuracy"))
+            numbers = [accuracy, as_ms(cost.get("ms")), as_count(cost.get("macs"))]
+            rows.append([name, depth, *numbers, *about])
+            name, about = "", ["", "", ""]  # what describes the run stands once, at its first depth
+    head = ("run", "depth", "accuracy", "ms per image", "MACs", "recipe", "data", "seed")
+    parts = [
+        "<section><h2>Comparison</h2>",
+        *map(_warning, _unlike(records)),
+        table(head, rows, words=2),
+    ]
+    joint = figures.accuracy_latency(records, colours)
+    parts.append('<div class="figures">')
+    parts.append(figure(joint, "Accuracy against latency of all runs; colour is the depth."))
+    return "\n".join([*parts, "</div></section>"])
+
+
+def _unlike(records: Sequence[RunRecord]) -> list[str]:
+    notes = []
+    if len({(r.data.get("name"), r.data.get("fingerprint"), r.examples) for r in records}) > 1:
+        notes.append("These runs were tested on different data: their accuracies do not compare.")
+    places = {
+        (r.config.get("device"), r.cost(d).get("threads"), r.cost(d).get("batch"))
+        for r in records
+        for d in r.depths
+    }
+    if len(places) > 1:
+        notes.append(
+            "These runs were timed with different devices, threads or batches: their times do "
+            "not compare."
+        )
+    return notes
+
+
+def _warning(text: str) -> str:
+    return f'<p class="warning">{escape(text)}</p>'

@@ -1,0 +1,248 @@
+"""The page's pictures, each a `data:` address: figures as SVG, examples as PNG."""
+
+import base64
+import io
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepwell.report.reading import Phase, RunRecord, finite
+
+if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Okabe & Ito's colours, which the colour-blind can tell apart, without the yellow (unreadable on
+#: white); strongest contrast first.
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", ":", "-.")
+
+_GREY = "#666666"
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    # What is left to the reader's browser is drawn in its own face; the first one sets the measure.
+    "font.sans-serif": ["DejaVu Sans", "Helvetica Neue", "Roboto", "Arial"],
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _GREY,
+    "axes.labelcolor": "#222222",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.7,
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
+    "xtick.labelcolor": "#333333",
+    "ytick.labelcolor": "#333333",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "stepwell",  # the same run gives the same bytes
+    "text.parse_math": False,  # a folder may be called $x
+}
+
+
+def depth_colours(records: Sequence[RunRecord]) -> dict[str, str]:
+    """One colour for each depth's name, the same in every figure of the page."""
+    names = dict.fromkeys(depth for record in records for depth in record.depths)
+    return {name: OKABE_ITO[i % len(OKABE_ITO)] for i, name in enumerate(names)}
+
+
+def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str | None:
+    """Accuracy against measured ms per image, a point a depth; None where nothing was measured."""
+    points = {record.name: _operating_points(record) for record in records}
+    if not any(points.values()):
+        return None
+    several = len(records) > 1
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        for i, (name, found) in enumerate(points.items()):
+            if not found:
+                continue
+            marker = MARKERS[i % len(MARKERS)]
+            xs, ys = [x for _, x, _, _ in found], [y for *_, y in found]
+            dashes = DASHES[i % len(DASHES)]
+            axes.plot(xs, ys, dashes, color="#9a9a9a", lw=1.1, marker=marker, label=_legend(name))
+            for depth, x, spread, y in found:
+                axes.errorbar(
+                    x, y, xerr=[[spread[0]], [spread[1]]], color=colours[depth],
+                    marker=marker, ms=7, lw=1.4, capsize=3,
+                )  # fmt: skip
+                if not several:  # the points of one depth are close together: labels would collide
+                    axes.annotate(
+                        depth,
+                        (x, y),
+                        (-4, 6),
+                        textcoords="offset points",
+                        ha="right",
+                        weight="bold",
+                    )
+        if several:
+            for depth, colour in colours.items():
+                axes.plot([], [], "o", color=colour, label=_legend(f"depth {depth}"))
+        axes.margins(0.12, 0.16)
+        axes.set(xlabel="ms per image (whiskers: spread)", ylabel="test accuracy, %")
+        if several:
+            figure.legend(loc="outside lower center", ncols=2)
+
+    return _svg(4.4, 3.2 + (0.1 * (len(records) + len(colours)) if several else 0), paint)
+
+
+def losses(phases: Sequence[Phase], colours: Mapping[str, str]) -> str | None:
+    """Every training loss term by epoch: its depth's colour, and a dash pattern for each term."""
+    own = {"phase", "epoch", "step", "lr", "seconds"}
+    keys = [key for key in _keys(phases) if key not in own and not key.startswith("val/")]
+    order = ["", *colours]  # the total, then shallow to deep, then what belongs to no depth
+    owner = {key: key.rpartition("/")[0] for key in keys}
+    keys.sort(key=lambda key: order.index(owner[key]) if owner[key] in order else len(order))
+    terms = list(dict.fromkeys(key.rpartition("/")[2] for key in keys if key != "loss"))
+
+    def style(key: str) -> dict[str, Any]:
+        if key == "loss":
+            return {"color": "#000000", "lw": 2.6, "alpha": 0.5, "label": "total loss"}
+        depth, _, term = key.rpartition("/")
+        dashes = DASHES[terms.index(term) % len(DASHES)]
+        return {"color": colours.get(depth, _GREY), "ls": dashes, "label": _legend(key)}
+
+    return _curves(phases, {key: style(key) for key in keys}, "training loss", scale=1)
+
+
+def validation(phases: Sequence[Phase], colours: Mapping[str, str]) -> str | None:
+    """Validation accuracy of every depth by epoch."""
+    styles = {
+        f"val/{depth}/accuracy": {"color": colour, "label": _legend(f"depth {depth}")}
+        for depth, colour in colours.items()
+    }
+    return _curves(phases, styles, "validation accuracy, %", scale=100)
+
+
+def reliability(
+    confidence: NDArray[np.float64], right: NDArray[np.bool_], *, colour: str, title: str
+) -> str:
+    """How often a depth is right by how sure it says it is, and how many examples are in a bin."""
+    bins = 15 if len(right) >= 1000 else 10
+    width = 1 / bins
+    place = np.clip((confidence * bins).astype(int), 0, bins - 1)
+    held = np.bincount(place, minlength=bins)
+    some = held > 0
+    accuracy = np.bincount(place, weights=right, minlength=bins)[some] / held[some]
+    claimed = np.bincount(place, weights=confidence, minlength=bins)[some] / held[some]
+    middle = (np.arange(bins)[some] + 0.5) * width
+
+    def paint(figure: "Figure") -> None:
+        upper, lower = figure.subplots(2, sharex=True, height_ratios=(4, 1))
+        upper.bar(middle, accuracy, width * 0.92, color=colour, label="share right")
+        upper.bar(
+            middle, claimed - accuracy, width * 0.92, bottom=accuracy, label="gap to confidence",
+            facecolor="none", edgecolor="#555555", hatch="///", linewidth=0.8,
+        )  # fmt: skip
+        upper.plot([0, 1], [0, 1], "--", color=_GREY, lw=1)
+        upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share right", title=title)
+        lower.bar(middle, held[some], width * 0.92, color=_GREY)
+        lower.set(xlabel="confidence", ylabel="examples")
+        figure.legend(loc="outside lower center", ncols=2)
+
+    return _svg(3.9, 4.3, paint)
+
+
+def picture(pixels: NDArray[np.uint8]) -> str:
+    """One example picture, (H, W, 3) bytes."""
+    from matplotlib.image import imsave
+
+    file = io.BytesIO()
+    imsave(file, pixels, format="png")
+    return _address("image/png", file.getvalue())
+
+
+def _operating_points(record: RunRecord) -> list[tuple[str, float, tuple[float, float], float]]:
+    """(depth, ms, distances to the ends of its spread, accuracy in %) of what has both numbers."""
+    found = []
+    for depth in record.depths:
+        cost = record.cost(depth)
+        ms, accuracy = finite(cost.get("ms")), 100 * finite(record.score(depth, "accuracy"))
+        if math.isfinite(ms) and math.isfinite(accuracy):
+            low, high = finite(cost.get("ms_low", ms)), finite(cost.get("ms_high", ms))
+            # max() also turns an end that is NaN into no whisker, as NaN compares false
+            found.append((depth, ms, (max(0.0, ms - low), max(0.0, high - ms)), accuracy))
+    return found
+
+
+def _curves(
+    phases: Sequence[Phase], styles: Mapping[str, dict[str, Any]], label: str, *, scale: float
+) -> str | None:
+    xs = [phase.start + int(line["epoch"]) for phase in phases for line in phase.lines]
+    values = {
+        key: np.array([scale * finite(line.get(key)) for phase in phases for line in phase.lines])
+        for key in styles
+    }
+    values = {key: ys for key, ys in values.items() if np.isfinite(ys).any()}
+    if not values:
+        return None
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        for key, ys in values.items():
+            # A lone value between absent ones draws no line, so short runs get dots as well.
+            axes.plot(xs, ys, **styles[key], marker="." if len(xs) <= 40 else None)
+        positive = np.concatenate([ys[ys > 0] for ys in values.values()])
+        if scale == 1 and len(positive) and positive.max() > 30 * positive.min():
+            axes.set_yscale("log", nonpositive="mask")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        several = len(phases) > 1
+        axes.set(xlabel="epoch, counted through the phases" if several else "epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if several:
+            _mark_phases(axes, phases)
+        figure.legend(loc="outside lower center", ncols=3)
+
+    return _svg(4.4, 3.0 + 0.17 * math.ceil(len(values) / 3), paint)
+
+
+def _mark_phases(axes: "Axes", phases: Sequence[Phase]) -> None:
+    for i, phase in enumerate(phases):
+        if i:
+            axes.axvline(phase.start + 0.5, color=_GREY, lw=1, ls=(0, (2, 2)))
+        axes.annotate(
+            phase.name, ((phase.start + 0.5 + phase.end + 0.5) / 2, 1.02), ha="center",
+            xycoords=axes.get_xaxis_transform(), fontsize=9, color="#333333",
+        )  # fmt: skip
+    axes.set_xlim(0.5, phases[-1].end + 0.5)
+
+
+def _keys(phases: Sequence[Phase]) -> list[str]:
+    return list(dict.fromkeys(key for phase in phases for line in phase.lines for key in line))
+
+
+def _legend(text: str) -> str:
+    """`text` as a legend can show it: short, as matplotlib leaves no room for axes beside long
+    ones, and not beginning with an underscore, as it hides those."""
+    short = text if len(text) <= 32 else f"…{text[-31:]}"
+    return f" {short}" if short.startswith("_") else short
+
+
+def _svg(width: float, height: float, paint: Callable[["Figure"], None]) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    file = io.BytesIO()
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # The reader's browser chooses the face of a character that matplotlib's own lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure((width, height), layout="constrained")
+        paint(figure)
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return _address("image/svg+xml", file.getvalue())
+
+
+def _address(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"

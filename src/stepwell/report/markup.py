@@ -1,0 +1,96 @@
+"""Tables, figures and numbers as the page writes them."""
+
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from stepwell.report.reading import finite
+
+ABSENT = "–"
+
+
+class Html(str):
+    """Markup, which a table shows as it is; it escapes every other string."""
+
+
+def figure(address: str | None, caption: str) -> str:
+    """A figure on a white card, which reads in both colour schemes; nothing where there is none."""
+    if address is None:
+        return ""
+    text = escape(caption)
+    return (
+        f'<figure class="plot"><img src="{address}" alt="{text}">'
+        f"<figcaption>{text}</figcaption></figure>"
+    )
+
+
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], note: str = "", *, words: int = 1
+) -> str:
+    """A table that scrolls sideways where it is too wide, and a note below it.
+
+    Its first `words` columns are aligned as words, the others as numbers.
+    """
+
+    def row_of(tag: str, cells: Sequence[str]) -> str:
+        shown = ""
+        for i, text in enumerate(cells):
+            kind = ' class="word"' if i < words else ""
+            shown += f"<{tag}{kind}>{text if isinstance(text, Html) else escape(text)}</{tag}>"
+        return f"<tr>{shown}</tr>"
+
+    top = row_of("th", head)
+    body = "".join(row_of("td", row) for row in rows)
+    below = f'<p class="note">{escape(note)}</p>' if note else ""
+    return (
+        f'<div class="table" tabindex="0"><table><thead>{top}</thead>'
+        f"<tbody>{body}</tbody></table></div>{below}"
+    )
+
+
+def as_blocks(value: Any) -> str:
+    """[3, 3, 3] as 3-3-3."""
+    if value is None:
+        return ABSENT
+    return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def as_percent(value: float | None) -> str:
+    """0.974 as 97.4%."""
+    return ABSENT if value is None else "NaN" if math.isnan(value) else f"{100 * value:.1f}%"
+
+
+def as_decimal(value: float | None) -> str:
+    """Three decimals."""
+    return ABSENT if value is None else "NaN" if math.isnan(value) else f"{value:.3f}"
+
+
+def as_ms(value: Any) -> str:
+    """Milliseconds to three digits, without the unit."""
+    found = finite(value)
+    if math.isnan(found):
+        return ABSENT
+    return f"{found:.0f}" if found >= 100 else f"{found:.3g}"
+
+
+def as_count(value: Any) -> str:
+    """2500000 as 2.5 M."""
+    found = finite(value)
+    if math.isnan(found):
+        return ABSENT
+    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if found >= size:
+            return f"{found / size:.3g}{unit}"
+    return f"{found:g}"
+
+
+def as_duration(value: Any) -> str:
+    """Seconds in the unit a person would say; empty where there are none."""
+    seconds = finite(value)
+    if math.isnan(seconds):
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,61 @@
+"""Optimizers with their schedules, as plain values."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+
+class Optim(NamedTuple):
+    """How to train parameters.
+
+    make: a module to the optimizer of its parameters.
+    factor: the share of training done, in [0, 1], to a factor of the learning rate. A closed form, so
+        that a resumed run needs no scheduler's state.
+    """
+
+    make: Callable[[nn.Module], Optimizer]
+    factor: Callable[[float], float]
+
+
+def sgd(
+    lr: float, *, weight_decay: float = 5e-4, momentum: float = 0.9, warmup: float = 0.05
+) -> Optim:
+    """SGD with Nesterov momentum, a linear warm-up and a cosine down to zero.
+
+    Args:
+        lr: the highest learning rate.
+        weight_decay: of matrices and kernels alone; norms and biases have none.
+        momentum: in [0, 1).
+        warmup: share of training over which the rate rises.
+    """
+    make = partial(torch.optim.SGD, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    return Optim(lambda net: make(_groups(net, weight_decay)), partial(cosine, warmup=warmup))
+
+
+def adamw(lr: float, *, weight_decay: float = 0.05, warmup: float = 0.05) -> Optim:
+    """AdamW with a linear warm-up and a cosine down to zero; arguments as for `sgd`."""
+    make = partial(torch.optim.AdamW, lr=lr)
+    return Optim(lambda net: make(_groups(net, weight_decay)), partial(cosine, warmup=warmup))
+
+
+def cosine(progress: float, warmup: float) -> float:
+    """Factor of the learning rate: linear up to 1 at `warmup`, then half a cosine down to 0.
+
+    At progress 0 the factor is small but not zero, or the first step would be lost.
+    """
+    if progress < warmup:
+        return max(progress / warmup, 1e-2)
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]

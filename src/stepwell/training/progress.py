@@ -1,0 +1,70 @@
+"""What a person sees of a run: a bar with the time left, or a line an epoch where no terminal is."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """A progress bar on standard error over all steps of a phase.
+
+    The environment variable STEPWELL_QUIET hides it.
+    """
+
+    def __init__(self, phase: str, done: int, total: int, epochs: int) -> None:
+        self.console = Console(stderr=True, quiet=bool(os.environ.get("STEPWELL_QUIET")))
+        self.phase, self.epochs, self.steps = phase, epochs, max(1, total // epochs)
+        self.done = done
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            expand=True,
+        )
+        self._task = self._bar.add_task(self._title(""), total=total, completed=done)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self) -> None:
+        """One step more."""
+        self.done += 1
+        self._bar.advance(self._task)
+
+    def epoch(self, line: Mapping[str, Any]) -> None:
+        """Say how the epoch went."""
+        parts = [f"loss {line['loss']:.3f}"]
+        parts += [
+            f"{name.split('/')[1]}: {100 * value:.1f} %"
+            for name, value in line.items()
+            if name.startswith("val/") and name.endswith("accuracy")
+        ]
+        self._bar.update(self._task, description=self._title("  ".join(parts)))
+        if not self.console.is_terminal:
+            self.console.print(
+                f"{self.phase}: epoch {line['epoch']}/{self.epochs}  {'  '.join(parts)}  "
+                f"{line['seconds']:.0f} s",
+                highlight=False,
+            )
+
+    def _title(self, news: str) -> str:
+        epoch = min(self.epochs, self.done // self.steps + 1)
+        return f"{self.phase} {epoch}/{self.epochs}  {news}"

@@ -1,0 +1,180 @@
+"""The directory of a run: its configuration, its one writer, and what may be resumed."""
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from filelock import FileLock, Timeout
+
+from stepwell.files import write_whole
+
+#: Arguments that change how a run is computed, not what: a resumed run may differ in them.
+HOW = {"out", "device", "devices", "threads", "checkpoint_minutes"}
+LIBRARIES = ("stepwell", "torch", "torchvision", "pytorch-lightning")
+
+
+class Run:
+    """A run directory under a lock: one process writes to it at a time.
+
+    Use as a context manager. `config.json` is written at the start; a directory that already holds a
+    run is resumed when arguments and data are the same.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], lock: FileLock) -> None:
+        self.path = path
+        self.config = config
+        self._lock = lock
+
+    @classmethod
+    def start(
+        cls,
+        out: Path,
+        recipe: str,
+        arguments: Mapping[str, Any],
+        *,
+        data: Mapping[str, Any],
+        teacher: str | None = None,
+    ) -> "Run":
+        """Open `out` for a run of `recipe` with these arguments, new or to be resumed.
+
+        Args:
+            data: what the run is trained on; its "fingerprint" must match on resume.
+            teacher: fingerprint of the teacher's weights, if there is one.
+
+        Raises:
+            ValueError: `out` holds something else, or a run of another configuration, data or teacher.
+            OSError: another process is writing to it.
+        """
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"--out {out} is a file: name a directory")
+        file = out / "config.json"
+        if not file.exists() and out.is_dir() and any(p.name != "lock" for p in out.iterdir()):
+            raise ValueError(f"--out {out} holds other files and no run: name a new directory")
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise OSError(
+                f"another process is writing to {out}: wait for it, or use another --out"
+            ) from None
+        config = {
+            "recipe": recipe,
+            "arguments": plain(arguments),
+            "data": dict(data),
+            "teacher": teacher,
+            "versions": {"python": sys.version.split()[0]} | {n: version(n) for n in LIBRARIES},
+            "commit": _commit(),
+            "device": arguments["loop"].device if "loop" in arguments else "cpu",
+            "threads": torch.get_num_threads(),
+        }
+        try:
+            if file.exists():
+                _check_same(json.loads(file.read_text()), config, out)
+            else:
+                write_whole(file, json.dumps(config, indent=1).encode())
+        except BaseException:
+            lock.release()
+            raise
+        return cls(out, config, lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def phase(self, name: str) -> Path:
+        """The folder of a phase's checkpoints."""
+        folder = self.path / "phases" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every whole line of metrics.jsonl (a process killed while writing leaves half a line)."""
+        return read_metrics(self.path)
+
+    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Replace metrics.jsonl."""
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_whole(self.path / "metrics.jsonl", text.encode())
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON file of the run, whole or not at all."""
+        write_whole(self.path / name, json.dumps(value, indent=1).encode())
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's metrics.jsonl; none where there is no such file."""
+    file = path / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON would give it back."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> None:
+    if old["recipe"] != new["recipe"]:
+        raise ValueError(
+            f"{out} holds a run of {old['recipe']!r}, not {new['recipe']!r}: use another --out"
+        )
+    before, now = _flat(old["arguments"]), _flat(new["arguments"])
+    for name in sorted((before.keys() | now.keys()) - HOW):
+        if before.get(name) != now.get(name):
+            flag = name.replace("_", "-")
+            raise ValueError(
+                f"{out} holds a run with --{flag} {before.get(name)}, not {now.get(name)}: resume it "
+                "with its own arguments, or use another --out"
+            )
+    for what in ("data", "teacher"):
+        if old[what] != new[what]:
+            raise ValueError(
+                f"{out} holds a run on other {what} ({old[what]} then, {new[what]} now): "
+                "use another --out"
+            )
+    for what in ("versions", "commit", "device", "threads"):
+        if old[what] != new[what]:
+            warnings.warn(
+                f"{out} was started with {what} {old[what]}, now {new[what]}: the result may differ "
+                "from an uninterrupted run's in the last bits",
+                stacklevel=3,
+            )
+
+
+def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with groups (such as `loop`) spread out, as their flags are."""
+    flat: dict[str, Any] = {}
+    for name, value in arguments.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _commit() -> str | None:
+    """The git commit of the code that runs, if it runs from a checkout."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

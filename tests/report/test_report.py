@@ -1,0 +1,279 @@
+"""The page about finished runs: what it shows, that it stands alone, and what it refuses."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stepwell.report import write_report
+
+DEPTHS = ("20", "26", "32")
+CLASSES = ["<b>&", *"123456789"]
+EXAMPLES = 360
+CLASSES_OF_FIRST_FOUR = {"20": (0, 1, 2, 9), "26": (0, 1, 3, 9), "32": (0, 2, 3, 9)}
+"""What each depth answers where the labels are 0, 1, 2, 3: they disagree on the second and third."""
+
+
+def fabricate(
+    path: Path, *, depths: tuple[str, ...] = DEPTHS, seed: int = 0, predictions: bool = True
+) -> Path:
+    """A run directory as a recipe leaves it: two phases, every optional part."""
+    path.mkdir(parents=True)
+    config = {
+        "recipe": "ekd",
+        "arguments": {"data": "digits", "note": "<i>a & b</i>", "loop": {"epochs": 12, "seed": seed}},
+        "versions": {"stepwell": "0.1.0", "torch": "2.13.0", "python": "3.13.5"},
+        "commit": None,
+        "device": "cpu",
+        "threads": 2,
+        "data": {
+            "name": "digits", "fingerprint": "ab12cd34", "classes": CLASSES,
+            "train": 1200, "validation": 130, "test": EXAMPLES, "size": 8,
+        },
+    }  # fmt: skip
+    write_json(path / "config.json", config)
+    (path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in metrics(depths)))
+    test: dict[str, float] = {}
+    costs: dict[str, Any] = {}
+    for i, depth in enumerate(depths):
+        test |= {
+            f"{depth}/accuracy": 0.95 + 0.011 * i + 0.002 * seed, f"{depth}/nll": 0.17 - 0.03 * i,
+            f"{depth}/ece": 0.021 - 0.004 * i, f"{depth}/agreement": 0.971 + 0.0145 * i,
+            f"{depth}/accuracy/<b>&": 0.9, f"{depth}/accuracy/1": 0.99,
+        }  # fmt: skip
+        costs[depth] = {
+            "blocks": [3 + i] * 3, "params": 270_000 + 95_000 * i, "macs": 2_500_000 + 880_000 * i,
+            "ms": 1.31 + 0.45 * i, "ms_low": 1.25 + 0.44 * i, "ms_high": 1.44 + 0.47 * i,
+            "batch": 1, "threads": 2,
+        }  # fmt: skip
+    results = {"test": test, "examples": EXAMPLES, "costs": costs, "seconds": 155.1}
+    write_json(path / "results.json", results)
+    if predictions:
+        np.savez(path / "predictions.npz", **arrays(depths))
+    return path
+
+
+def metrics(depths: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A first phase that trains the full net, and a second in which it teaches the others."""
+    lines: list[dict[str, Any]] = []
+    for phase, epochs in (("full net", 5), ("ekd", 12)):
+        for epoch in range(1, epochs + 1):
+            line: dict[str, Any] = {"phase": phase, "epoch": epoch, "step": 79 * epoch, "lr": 0.08}
+            late = epoch + (5 if phase == "ekd" else 0)
+            line |= {"seconds": 3.1 * late, "loss": 2.6 / late, f"{depths[-1]}/ce": 1.4 / late}
+            for i, depth in enumerate(depths):
+                if phase == "ekd" and depth != depths[-1]:
+                    line[f"{depth}/ce"] = (2.1 - 0.3 * i) / epoch
+                    line[f"{depth}/kl"] = (0.7 - 0.1 * i) / epoch
+                    line[f"{depth}/attention"] = 0.02 / epoch
+                if phase == "ekd" or depth == depths[-1]:
+                    line[f"val/{depth}/accuracy"] = 0.955 + 0.01 * i - 0.5 / (late + i)
+            lines.append(line)
+    return lines
+
+
+def arrays(depths: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Predictions that are right but where `CLASSES_OF_FIRST_FOUR` says otherwise."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(EXAMPLES) % 10
+    found: dict[str, np.ndarray] = {"labels": labels.astype(np.int64)}
+    for depth in depths:
+        answers = labels.copy()
+        answers[:4] = CLASSES_OF_FIRST_FOUR[depth]
+        sure = draw.uniform(0.5, 6, (EXAMPLES, 1))
+        logits = draw.uniform(0, 0.4, (EXAMPLES, 10)) + sure * np.eye(10)[answers]
+        found[f"logits/{depth}"] = logits.astype(np.float32)
+    index = np.array([1, 2, 3, 0, *range(10, 18)])
+    ramp = np.linspace(0, 255, 8)
+    pictures = [np.roll(np.outer(ramp, ramp[::-1]) / 255, int(labels[i]), axis=1) for i in index]
+    found["images"] = np.repeat(np.stack(pictures)[..., None], 3, axis=3).astype(np.uint8)
+    found["image_index"] = index
+    return found
+
+
+def write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content))
+
+
+def page_of(*runs: Path) -> str:
+    out = runs[0].parent / "page" / "report.html"
+    assert write_report(runs, out) == out
+    assert [file.name for file in out.parent.iterdir()] == ["report.html"]
+    return out.read_text(encoding="utf-8")
+
+
+def assert_stands_alone(page: str) -> None:
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert addresses
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "<script" not in page
+    assert "url(" not in page
+
+
+def figures_in(page: str) -> list[str]:
+    """The SVG figures, as text."""
+    found = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
+    return [base64.b64decode(figure).decode() for figure in found]
+
+
+def test_page_stands_alone_and_shows_every_part(tmp_path):
+    page = page_of(fabricate(tmp_path / "run"))
+    assert_stands_alone(page)
+    assert len(figures_in(page)) == 3 + len(DEPTHS)
+    assert page.count("data:image/png") == 12
+    for text in ("26 (full)", "NaN", "None"):
+        assert text not in page
+    for text in ("32 (full)", "3-3-3", "270 k", "2.5 M", "95.0%", "1.31 (1.25–1.44)", "3 min"):
+        assert text in page
+    assert "<dt>seed</dt><dd>0</dd>" in page
+    assert '<td class="word">loop.epochs</td><td class="word">12</td>' in page
+    assert "97.2% of 360 test examples right at the full depth 32" in page
+    assert "depth 20 is 1.7× faster and 2.2 points less accurate" in page
+
+
+def test_curves_name_the_phases_and_every_term(tmp_path):
+    loss, accuracy = figures_in(page_of(fabricate(tmp_path / "run")))[1:3]
+    for text in ("full net", "ekd", "total loss", "20/ce", "20/kl", "20/attention", "32/ce"):
+        assert f">{text}</text>" in loss
+    for depth in DEPTHS:
+        assert f">depth {depth}</text>" in accuracy
+
+
+def test_names_from_outside_are_escaped(tmp_path):
+    page = page_of(fabricate(tmp_path / "a <b> & $x$ _run"), fabricate(tmp_path / "_plain"))
+    assert "<b>&<" not in page
+    assert "&lt;b&gt;&amp;" in page
+    assert "&lt;i&gt;a &amp; b&lt;/i&gt;" in page
+    assert "a &lt;b&gt; &amp; $x$ _run" in page
+    joint = figures_in(page)[0]
+    assert "a &lt;b&gt; &amp; $x$ _run" in joint
+    assert "_plain" in joint
+
+
+def test_disagreements_are_counted_and_come_first(tmp_path):
+    page = page_of(fabricate(tmp_path / "run"))
+    assert "The depths disagree on 2 of 360 test examples." in page
+    first, others = page.split("Where the depths disagree")[1].split("Other examples")
+    assert re.findall('alt="test example ([0-9]+)"', first) == ["1", "2"]
+    # example 1: depth 32 alone is wrong; example 2: depth 20 alone is right
+    assert (first.count("✓"), first.count("✗")) == (3, 3)
+    # example 3: every depth gives 9 for 3, which is no disagreement
+    assert others.count("✗") == 3
+    assert 'aria-label="wrong"' in others
+
+
+def test_reliability_and_examples_use_the_stored_logits(tmp_path):
+    run = fabricate(tmp_path / "run")
+    found = arrays(DEPTHS)
+    found["logits/20"][1] = np.where(np.arange(10) == 7, np.log(9 * 3), 0)  # 27 / (27 + 9)
+    np.savez(run / "predictions.npz", **found)
+    card = page_of(run).split('alt="test example 1"')[1]
+    assert re.search(r'>20</th><td class="guess">7</td><td>75%</td><td><span[^>]*>✗', card)
+
+
+def test_several_runs_are_compared_first(tmp_path):
+    runs = [fabricate(tmp_path / "one"), fabricate(tmp_path / "two", seed=1)]
+    page = page_of(*runs)
+    assert_stands_alone(page)
+    assert page.index("Comparison") < page.index('id="run-1"') < page.index('id="run-2"')
+    assert '<a href="#run-2">two</a>' in page
+    assert "do not compare" not in page
+    assert len(figures_in(page)) == 1 + 2 * (3 + len(DEPTHS))
+
+
+def test_runs_on_other_data_are_called_incomparable(tmp_path):
+    runs = [fabricate(tmp_path / "one"), fabricate(tmp_path / "two")]
+    config = json.loads((runs[1] / "config.json").read_text())
+    config["data"]["fingerprint"] = "ff00"
+    write_json(runs[1] / "config.json", config)
+    assert "their accuracies do not compare" in page_of(*runs)
+
+
+def test_runs_of_one_folder_name_are_told_apart_by_path(tmp_path):
+    page = page_of(fabricate(tmp_path / "a" / "run"), fabricate(tmp_path / "b" / "run"))
+    assert f"<h2>{tmp_path / 'a' / 'run'}</h2>" in page
+
+
+def test_single_depth_without_predictions_is_enough(tmp_path):
+    page = page_of(fabricate(tmp_path / "plain", depths=("20",), predictions=False))
+    assert_stands_alone(page)
+    assert "ekd on digits: 95.0% of 360 test examples right." in page
+    assert "disagree" not in page
+    assert "(full)" not in page
+    assert len(figures_in(page)) == 3
+
+
+def test_absent_and_nan_values_are_tolerated(tmp_path):
+    run = fabricate(tmp_path / "run")
+    broken = metrics(DEPTHS)
+    broken[3]["loss"] = float("nan")
+    broken[4]["loss"] = None
+    broken[8]["20/kl"] = float("inf")
+    text = "".join(json.dumps(line) + "\n" for line in broken)
+    (run / "metrics.jsonl").write_text(text + '{"phase": "ekd", "epo')  # killed while it wrote
+    results = json.loads((run / "results.json").read_text())
+    results["test"]["20/nll"] = float("nan")
+    del results["test"]["26/accuracy"], results["costs"]["32"]["ms_low"], results["examples"]
+    write_json(run / "results.json", results)
+    page = page_of(run)
+    assert_stands_alone(page)
+    assert "<td>NaN</td>" in page
+    assert len(figures_in(page)) == 3 + len(DEPTHS)
+
+
+def test_bare_run_still_has_a_page(tmp_path):
+    run = tmp_path / "bare"
+    run.mkdir()
+    write_json(run / "config.json", {"recipe": "ekd"})
+    write_json(run / "results.json", {"test": {"20/accuracy": 0.5}})
+    page = page_of(run)
+    assert "50.0% of the test examples right" in page
+    assert not figures_in(page)
+
+
+def test_epoch_logged_twice_by_a_resumed_run_counts_once(tmp_path):
+    lines = metrics(DEPTHS)
+    once, resumed = fabricate(tmp_path / "once"), fabricate(tmp_path / "resumed")
+    twice = [*lines[:9], *lines[7:]]
+    (resumed / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in twice))
+    assert figures_in(page_of(once)) == figures_in(page_of(resumed))
+
+
+def test_unfinished_run_is_refused(tmp_path):
+    run = fabricate(tmp_path / "run")
+    (run / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"no results\.json yet.*stepwell train ekd") as refusal:
+        write_report([run], tmp_path / "report.html")
+    assert str(refusal.value).startswith(f"{run}: ")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_what_is_no_run_directory_is_refused(tmp_path, make):
+    folder = tmp_path / "other"
+    if make:
+        folder.mkdir()
+    with pytest.raises(ValueError, match=r"other: (not a run directory|no such folder).*train"):
+        write_report([folder], tmp_path / "report.html")
+
+
+def test_no_run_and_a_folder_as_out_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no run to report on"):
+        write_report([], tmp_path / "report.html")
+    with pytest.raises(ValueError, match=r"is a folder.*report\.html"):
+        write_report([fabricate(tmp_path / "run")], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "results.json", "predictions.npz"])
+def test_damaged_file_is_named(tmp_path, name):
+    run = fabricate(tmp_path / "run")
+    (run / name).write_bytes((run / name).read_bytes()[:40])
+    with pytest.raises(ValueError, match=re.escape(f"run/{name}: ")):
+        write_report([run], tmp_path / "report.html")
