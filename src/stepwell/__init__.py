@@ -1,1 +1,60 @@
+"""Train one network, run it at any depth, and teach it by distillation.
+
+>>> import stepwell
+>>> net = stepwell.build("resnet32", ["20"], num_classes=10)
+>>> net.depths
+{'20': (3, 3, 3), '32': (5, 5, 5)}
+
+The names below are imported when they are first used, so that `import stepwell` is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from stepwell.evaluation import evaluate as evaluate
+    from stepwell.methods import Distill as Distill
+    from stepwell.methods import EmbeddedKD as EmbeddedKD
+    from stepwell.methods import Frozen as Frozen
+    from stepwell.methods import Objective as Objective
+    from stepwell.methods import Supervised as Supervised
+    from stepwell.nets import BUILDERS as BUILDERS
+    from stepwell.nets import NestedNet as NestedNet
+    from stepwell.nets import build as build
+    from stepwell.nets.calibrate import calibrate as calibrate
+    from stepwell.nets.file import load as load
+    from stepwell.nets.file import save as save
+    from stepwell.types import Batch as Batch
+    from stepwell.types import Exit as Exit
+    from stepwell.types import Step as Step
+
+_WHERE = {
+    "evaluate": "evaluation",
+    "Distill": "methods",
+    "EmbeddedKD": "methods",
+    "Frozen": "methods",
+    "Objective": "methods",
+    "Supervised": "methods",
+    "BUILDERS": "nets",
+    "NestedNet": "nets",
+    "build": "nets",
+    "calibrate": "nets.calibrate",
+    "load": "nets.file",
+    "save": "nets.file",
+    "Batch": "types",
+    "Exit": "types",
+    "Step": "types",
+}
+__all__ = ["__version__", *_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'stepwell' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"stepwell.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -124,12 +124,12 @@ class ImageSet:
     def fingerprint(self) -> str:
         """A hash of what is in the set: the bytes in memory, or the names and sizes of the files."""
         digest = hashlib.sha256(repr((self.classes, self.size)).encode())
-        digest.update(self.labels.numpy())
+        digest.update(self.labels.numpy().tobytes())
         if isinstance(self.pixels, Files):
             for path in self.pixels.paths:
                 digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}".encode())
         else:
-            digest.update(self.pixels.contiguous().numpy())
+            digest.update(self.pixels.numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -164,16 +164,8 @@ def load_images(data: str, size: int | None = None) -> Splits:
     if data in ("cifar10", "cifar100"):
         return _cifar(data, size)
     raise ValueError(
-        f"no data {data!r}: give a folder of class folders, or one of {', '.join(NAMES)}"
+        f"no data {data!r}: give a folder of class folders, or one of digits, cifar10, cifar100"
     )
-
-
-#: Named sets and what they are, for `stepwell list`.
-NAMES = {
-    "digits": "1,797 handwritten digits of 8×8 pixels, 10 classes (scikit-learn; no download)",
-    "cifar10": "60,000 photographs of 32×32 pixels, 10 classes (downloaded by torchvision)",
-    "cifar100": "60,000 photographs of 32×32 pixels, 100 classes (downloaded by torchvision)",
-}
 
 
 def read_image(path: Path, size: int) -> Tensor:
@@ -183,8 +175,8 @@ def read_image(path: Path, size: int) -> Tensor:
         ValueError: the file is no image, or damaged; the message names it.
     """
     try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
+        with Image.open(path) as file:
+            image = file.convert("RGB")
             width, height = image.size
             if (width, height) != (size, size):
                 scale = size / min(width, height)
@@ -297,7 +289,7 @@ def _cifar(name: str, size: int | None) -> Splits:
         parts.append(
             ImageSet(_resized(pixels, size), torch.tensor(part.targets), tuple(part.classes))
         )
-    return Splits(name, *parts)
+    return Splits(name, train=parts[0], test=parts[1])
 
 
 def _resized(pixels: Tensor, size: int | None) -> Tensor:

@@ -6,8 +6,9 @@ come from a generator seeded for just that epoch or step. One thread prepares th
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -86,7 +87,6 @@ class Batches:
         augment: random changes of training images; none for evaluation.
         shuffle: draw a new order every epoch; for training.
         seed: of order and augmentation.
-        rank, world: this process's place among those that share every batch.
 
     A last batch of a single image is dropped in training, with a warning: BatchNorm cannot train on
     one.
@@ -102,8 +102,6 @@ class Batches:
         augment: Augment | None = None,
         shuffle: bool = False,
         seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
     ) -> None:
         if batch_size < 1 or (shuffle and batch_size < 2):
             raise ValueError(
@@ -117,8 +115,7 @@ class Batches:
         self.augment = augment
         self.shuffle = shuffle
         self.seed = seed
-        self.rank, self.world = rank, world
-        self._scale = [torch.tensor(v)[:, None, None] * 255 for v in (mean, std)]
+        self.rank, self.world = 0, 1
         self._order = lru_cache(2)(self._draw_order)
         if shuffle and len(images) % batch_size == 1:
             warnings.warn(
@@ -134,17 +131,9 @@ class Batches:
 
     def sharded(self, rank: int, world: int) -> "Batches":
         """This process's share: every `world`-th image of each batch."""
-        return Batches(
-            self.images,
-            self.batch_size,
-            mean=self.mean,
-            std=self.std,
-            augment=self.augment,
-            shuffle=self.shuffle,
-            seed=self.seed,
-            rank=rank,
-            world=world,
-        )
+        share = copy(self)
+        share.rank, share.world = rank, world
+        return share
 
     def at(self, position: int) -> Batch:
         """The batch at `position`, counted from the start of training over all epochs."""
@@ -155,7 +144,7 @@ class Batches:
         if self.augment is not None:
             key = seed_of(self.seed, "augment", epoch, step, self.rank)
             pixels = self.augment(pixels, torch.Generator().manual_seed(key))
-        return Batch(normalise(pixels, *self._scale), self.images.labels[batch])
+        return Batch(normalise(pixels, self.mean, self.std), self.images.labels[batch])
 
     def stream(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches at positions `start` to `stop`, the next one being prepared meanwhile."""
@@ -170,10 +159,6 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         return self.stream(0, len(self))
 
-    def plain(self) -> "Batches":
-        """The same images in order, without augmentation."""
-        return Batches(self.images, self.batch_size, mean=self.mean, std=self.std)
-
     def with_images(self, images: ImageSet) -> "Batches":
         """Another set, normalised in the same way, in order and without augmentation."""
         return Batches(images, self.batch_size, mean=self.mean, std=self.std)
@@ -185,7 +170,11 @@ class Batches:
         return torch.randperm(len(self.images), generator=generator)
 
 
-def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Bytes to floats: (pixels - mean) / std, laid out channels last, as convolutions prefer."""
-    x = pixels.float() if pixels.dtype == torch.uint8 else pixels.clone()
-    return x.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Bytes (batch, 3, height, width) to floats: (pixels / 255 - mean) / std, per channel.
+
+    The result is laid out channels last, as convolutions prefer.
+    """
+    low, scale = (torch.tensor(v)[:, None, None] * 255 for v in (mean, std))
+    x = pixels.to(torch.float32, memory_format=torch.channels_last, copy=True)
+    return x.sub_(low).div_(scale)

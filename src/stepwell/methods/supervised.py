@@ -1,5 +1,6 @@
 """Plain supervised training: the baseline of everything else."""
 
+import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -46,4 +47,4 @@ class Supervised(Objective):
             if self.progress >= self.distill_from:
                 teacher = self.average(images).logits
                 logs["kl"] = soft_target_kl(logits, teacher, self.temperature)
-        return Step(sum(logs.values()), logs)
+        return Step(torch.stack(list(logs.values())).sum(), logs)

@@ -119,7 +119,11 @@ def initialise(net: NestedNet, path: str | Path) -> Start:
 
 
 def _card(header: Mapping[str, Any]) -> Card:
-    return Card(**{k: tuple(v) if isinstance(v, list) else v for k, v in header["card"].items()})
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in header["card"].items()
+    }
+    return Card(**values)
 
 
 def _read(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
@@ -176,5 +180,5 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

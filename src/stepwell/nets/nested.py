@@ -189,6 +189,12 @@ class NestedNet(nn.Module):
         exits = dict(self._exits(x, depths))
         return {depth: exits[depth] for depth in self.depths if depth in exits}
 
+    def logits_by_depth(
+        self, x: Float[Tensor, "batch ..."], depths: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Logits (batch, classes) of all depths (or those named), shallow to deep."""
+        return {depth: exit.logits for depth, exit in self.forward_all(x, depths).items()}
+
     def joint_loss(
         self, x: Float[Tensor, "batch ..."], loss_of: LossOf, depths: Sequence[str] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:

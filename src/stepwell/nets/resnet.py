@@ -92,5 +92,5 @@ def _cifar_stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequ
             nn.Conv2d(width_in, width, kernel_size=1, stride=stride, bias=False),
             nn.BatchNorm2d(width),
         )
-    first = BasicBlock(width_in, width, stride, shortcut)  # type: ignore[arg-type]
+    first = BasicBlock(width_in, width, stride, shortcut)
     return nn.Sequential(first, *(BasicBlock(width, width) for _ in range(blocks - 1)))

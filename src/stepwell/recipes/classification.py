@@ -106,6 +106,23 @@ def check_size(net: NestedNet, size: int) -> None:
         )
 
 
+def part_for(net: NestedNet, data: str) -> Batches:
+    """The test part of `data`, sized and normalised as `net` expects.
+
+    Raises:
+        ValueError: the data has other classes than the network.
+    """
+    card = net.card
+    images = load_images(data, card.size).test
+    if images.classes != card.classes:
+        odd = sorted(set(images.classes) ^ set(card.classes)) or ["their order"]
+        raise ValueError(
+            f"{data} has {len(images.classes)} classes, the network {len(card.classes)}, and they "
+            f"differ, such as in {odd[0]!r}: measure on data with the network's classes"
+        )
+    return Batches(images, 256, mean=card.mean, std=card.std)
+
+
 def _stem(net: str, size: int, stem: str | None) -> dict[str, str]:
     """The stem argument for the builder: torchvision's ResNets have a choice, others do not."""
     if net not in TORCHVISION:
@@ -151,16 +168,9 @@ def validator(
 
     def validate() -> dict[str, float]:
         device = next(net.parameters()).device
-        return evaluate(lambda x: logits_of(net, x.to(device), depths), batches)
+        return evaluate(lambda x: net.logits_by_depth(x.to(device), depths), batches)
 
     return validate
-
-
-def logits_of(
-    net: NestedNet, x: torch.Tensor, depths: Sequence[str] | None = None
-) -> dict[str, torch.Tensor]:
-    """Logits of all depths (or those named), shallow to deep."""
-    return {depth: exit.logits for depth, exit in net.forward_all(x, depths).items()}
 
 
 def finish(task: Task, net: NestedNet) -> dict[str, Any]:
@@ -178,7 +188,7 @@ def finish(task: Task, net: NestedNet) -> dict[str, Any]:
     classes, size = train.images.classes, train.images.size
     net.card = Card(classes, size, train.mean, train.std)
     net.mark("trained")
-    logits, labels = gather_logits(lambda x: logits_of(net, x), task.test)
+    logits, labels = gather_logits(net.logits_by_depth, task.test)
     save(net, run.path / "net.safetensors")
     write_predictions(run.path / "predictions.npz", logits, labels, task.test)
     results = {

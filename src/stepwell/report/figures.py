@@ -98,7 +98,7 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
 
 def losses(phases: Sequence[Phase], colours: Mapping[str, str]) -> str | None:
     """Every training loss term by epoch: its depth's colour, and a dash pattern for each term."""
-    own = {"phase", "epoch", "step", "lr", "seconds"}
+    own = {"phase", "epoch", "step", "lr", "seconds", "cpu_seconds"}
     keys = [key for key in _keys(phases) if key not in own and not key.startswith("val/")]
     order = ["", *colours]  # the total, then shallow to deep, then what belongs to no depth
     owner = {key: key.rpartition("/")[0] for key in keys}

@@ -71,7 +71,7 @@ class Run:
             "data": dict(data),
             "teacher": teacher,
             "versions": {"python": sys.version.split()[0]} | {n: version(n) for n in LIBRARIES},
-            "commit": _commit(),
+            "commit": commit(),
             "device": arguments["loop"].device if "loop" in arguments else "cpu",
             "threads": torch.get_num_threads(),
         }
@@ -164,7 +164,7 @@ def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The git commit of the code that runs, if it runs from a checkout."""
     here = Path(__file__).parent
     try:

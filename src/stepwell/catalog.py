@@ -1,0 +1,22 @@
+"""What there is, by name, with one line each: readable without importing any of it."""
+
+NETWORKS = {
+    "resnet18": "torchvision's ResNet, basic blocks (2, 2, 2, 2)",
+    "resnet34": "torchvision's ResNet, basic blocks (3, 4, 6, 3); holds 18",
+    "resnet26": "ResNet of bottlenecks (2, 2, 2, 2), the shallow member of the deep family",
+    "resnet50": "torchvision's ResNet, bottlenecks (3, 4, 6, 3); holds 26",
+    "resnet101": "torchvision's ResNet, bottlenecks (3, 4, 23, 3); holds 26, 50",
+    "resnet152": "torchvision's ResNet, bottlenecks (3, 8, 36, 3); holds 26, 50, 101",
+    "resnet20": "CIFAR ResNet of 3 blocks a stage, 16 to 64 channels; holds 8, 14",
+    "resnet32": "CIFAR ResNet of 5 blocks a stage; holds 8, 14, 20, 26",
+    "resnet44": "CIFAR ResNet of 7 blocks a stage; holds 8, 14, ..., 38",
+    "resnet56": "CIFAR ResNet of 9 blocks a stage; holds 8, 14, ..., 50",
+    "resnet110": "CIFAR ResNet of 18 blocks a stage; holds 8, 14, ..., 104",
+}
+
+DATA = {
+    "digits": "1,797 handwritten digits of 8×8 pixels, 10 classes (scikit-learn; no download)",
+    "cifar10": "60,000 photographs of 32×32 pixels, 10 classes (downloaded by torchvision)",
+    "cifar100": "60,000 photographs of 32×32 pixels, 100 classes (downloaded by torchvision)",
+    "FOLDER": "class folders of images, or train/ and test/ (or val/) with class folders in them",
+}

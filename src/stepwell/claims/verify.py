@@ -1,0 +1,118 @@
+"""`stepwell verify`: run a study, judge its claims, write what was found."""
+
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stepwell.claims import CLAIMS
+from stepwell.claims.page import render
+from stepwell.claims.study import Results, Study, judge, load_object, run_study, summary
+from stepwell.console import say
+from stepwell.files import write_whole
+from stepwell.training.run import LIBRARIES, commit
+
+
+def verify_system(
+    system: str,
+    changes: Mapping[str, Any],
+    *,
+    quick: bool,
+    seeds: int,
+    workers: int,
+    folder: Path,
+) -> tuple[dict[str, Any], Path]:
+    """Run the experiment of `system`; write `claims.json` and a page into `folder`.
+
+    Args:
+        changes: in place of the study's common arguments.
+        quick: the tiny version, with one seed and in this process.
+
+    Returns:
+        The content of claims.json, and the page's path.
+
+    Raises:
+        ValueError: no such system; a number out of range.
+    """
+    if system not in CLAIMS:
+        raise ValueError(f"no system {system!r} to verify; there are {', '.join(CLAIMS)}")
+    if seeds < 1 or workers < 1:
+        raise ValueError("--seeds and --workers must be at least 1")
+    study: Study = load_object(CLAIMS[system][0])
+    common = dict(study.common) | (dict(study.quick) if quick else {}) | dict(changes)
+    total = len(study.arms) * (1 if quick else seeds)
+    started, finished = time.monotonic(), 0
+
+    def done(arm: str, seed: int, result: Mapping[str, Any]) -> None:
+        nonlocal finished
+        finished += 1
+        numbers = ", ".join(
+            f"{name.removesuffix('/accuracy')}: {100 * value:.2f} %"
+            for name, value in result["test"].items()
+            if name.endswith("/accuracy")
+        )
+        left = (time.monotonic() - started) / finished * (total - finished)
+        say(f"[{finished}/{total}, about {left / 60:.0f} min left] {arm}, seed {seed}: {numbers}")
+
+    results = run_study(
+        study,
+        common,
+        range(1 if quick else seeds),
+        folder / "units",
+        workers=0 if quick else workers,
+        done=done,
+    )
+    record = describe(study, common, results, quick=quick)
+    page = folder / f"{system}.md"
+    write_whole(folder / "claims.json", (json_text(record)).encode())
+    write_whole(page, render(record).encode())
+    return record, page
+
+
+def describe(
+    study: Study, common: Mapping[str, Any], results: Results, *, quick: bool
+) -> dict[str, Any]:
+    """Everything that claims.json says about a study's results."""
+    every = [r for by_seed in results.values() for r in by_seed.values()]
+    return {
+        "system": study.key,
+        "command": shlex.join(["stepwell", *sys.argv[1:]]),
+        "quick": quick,
+        "arguments": dict(common),
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
+        "commit": commit(),
+        "hardware": f"{_processor()}, {os.cpu_count()} cores, one thread an arm",
+        "date": time.strftime("%Y-%m-%d"),
+        "seconds": sum(r["seconds"] for r in every),
+        "arms": {arm: _arm(by_seed) for arm, by_seed in results.items()},
+        "claims": judge(study, results),
+    }
+
+
+def json_text(record: Mapping[str, Any]) -> str:
+    """The text of claims.json."""
+    import json
+
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+
+
+def _arm(by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """All measures of an arm over its seeds."""
+    runs = list(by_seed.values())
+    measures = {name: summary([r["test"][name] for r in runs]) for name in runs[0]["test"]}
+    return measures | {n: summary([r[n] for r in runs]) for n in ("seconds", "cpu_seconds")}
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,505 @@
+"""The command line: `stepwell COMMAND ...`.
+
+Signatures are the flags. Heavy imports stand inside the functions, so that `--help` and `list` import
+no torch.
+"""
+
+import importlib
+import inspect
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from stepwell import __version__
+from stepwell.catalog import DATA, NETWORKS
+from stepwell.claims import CLAIMS
+from stepwell.console import (
+    big,
+    depth_table,
+    fail,
+    out,
+    print_json,
+    say,
+    table,
+)
+from stepwell.recipes import RECIPES
+
+TRAINED = ("blocks", "params", "macs", "accuracy", "ms")
+EVALUATED = ("blocks", "params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
+COSTS = ("blocks", "params", "macs", "peak_bytes", "ms", "ms_low", "ms_high")
+Json = Annotated[bool, tyro.conf.arg(help="print one JSON document instead of a table")]
+
+
+def list_(*, json: Json = False) -> None:
+    """Name the systems, networks and data sets there are.
+
+    Examples:
+        stepwell list
+    """
+    systems = {name: line for name, (_, line) in RECIPES.items()}
+    claims = {name: line for name, (_, line) in CLAIMS.items()}
+    kinds = {"recipes": systems, "claims": claims, "networks": NETWORKS, "data": DATA}
+    if json:
+        print_json(kinds)
+        return
+    titles = {
+        "recipes": "train RECIPE",
+        "claims": "verify SYSTEM",
+        "networks": "--net NETWORK",
+        "data": "--data D",
+    }
+    for kind, entries in kinds.items():
+        out.print(table(titles[kind], ["name", "what it is"], entries.items(), words=2))
+
+
+def eval_(run: Positional[Path], *, data: str | None = None, json: Json = False) -> None:
+    """Measure every depth of a trained network: accuracy, calibration, MACs, latency.
+
+    Examples:
+        stepwell eval runs/digits
+        stepwell eval runs/photos --data other-photos/ --json
+
+    Args:
+        run: a run directory, or the file of its network.
+        data: a folder or a name; its test part is used. By default the data of the run.
+    """
+    from stepwell.evaluation import evaluate
+    from stepwell.recipes.classification import cost_table, part_for
+
+    net, config = _network(run)
+    net.require_ready()
+    batches = part_for(net, data or _data_of(run, config))
+    test = evaluate(net.logits_by_depth, batches, net.card.classes)
+    costs = cost_table(net, net.card.size)
+    if json:
+        print_json({"test": test, "examples": len(batches.images), "costs": costs})
+        return
+    out.print(depth_table(f"{run} on {len(batches.images)} images", EVALUATED, costs, test))
+    _print_classes(test)
+    _print_conditions(costs)
+
+
+def cost(
+    network: Positional[str],
+    *,
+    depths: tuple[str, ...] = (),
+    size: int | None = None,
+    num_classes: int = 1000,
+    stem: Literal["imagenet", "small"] | None = None,
+    batch: int = 1,
+    json: Json = False,
+) -> None:
+    """Measure what every depth of a network costs: params, MACs, memory, ms.
+
+    Examples:
+        stepwell cost resnet34 --depths 18 --size 224
+        stepwell cost runs/digits
+
+    Args:
+        network: a name (`stepwell list`), a run directory, or the file of a network.
+        depths: sub-nets of a network given by name, as for `stepwell train ekd`.
+        size: height and width of the input; a trained network's own, else 224 or, for CIFAR's, 32.
+        num_classes: classes of a network given by name.
+        stem: first layers of torchvision's ResNets.
+        batch: images at once.
+    """
+    from stepwell.nets import TORCHVISION, build
+    from stepwell.recipes.classification import check_size, cost_table
+
+    if batch < 1:
+        raise ValueError(f"--batch must be at least 1, not {batch}")
+    if Path(network).exists():
+        net, _ = _network(Path(network))
+        size = size or net.card.size
+    else:
+        arguments = {"stem": stem} if stem else {}
+        net = build(network, depths, num_classes=num_classes, **arguments)
+        size = size or (224 if network in TORCHVISION and stem != "small" else 32)
+    check_size(net, size)
+    costs = cost_table(net, size, batch=batch)
+    if json:
+        print_json(costs)
+        return
+    out.print(depth_table(f"{network} at {size}×{size}", COSTS, costs))
+    _print_conditions(costs)
+
+
+def predict(
+    run: Positional[Path],
+    files: Positional[tuple[Path, ...]],
+    *,
+    depth: str | None = None,
+    budget_ms: float | None = None,
+    csv: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Classify images.
+
+    Examples:
+        stepwell predict runs/digits three.png
+        stepwell predict runs/photos holiday/ --depth 18 --csv holiday.csv
+        stepwell predict runs/photos holiday/ --budget-ms 5
+
+    Args:
+        run: a run directory, or the file of its network.
+        files: images, or folders of images.
+        depth: which depth predicts; the full net by default.
+        budget_ms: take the deepest depth that needs at most so many milliseconds an image here.
+        csv: write file, class and probability to this file.
+    """
+    from stepwell.serve import depth_within, expand, predict_files, to_csv
+
+    if depth is not None and budget_ms is not None:
+        raise ValueError("give --depth or --budget-ms, not both")
+    net, _ = _network(run)
+    if budget_ms is not None:
+        depth = depth_within(net, budget_ms)
+        say(f"depth {depth} needs at most {budget_ms} ms an image here")
+    depth = net.full if depth is None else depth
+    net.require_ready(depth)
+    predictions = list(predict_files(net, depth, expand(files)))
+    readable = [p for p in predictions if not p.error]
+    if csv is not None:
+        to_csv(csv, predictions)
+        say(f"wrote {len(readable)} predictions to {csv}")
+    if json:
+        print_json([p._asdict() | {"file": str(p.file)} for p in predictions])
+    elif csv is None:
+        rows = [[str(p.file), p.label, f"{100 * p.probability:.1f} %"] for p in readable]
+        out.print(table(f"depth {depth}", ["file", "class", "probability"], rows, words=2))
+    if bad := [p for p in predictions if p.error]:
+        for p in bad[:10]:
+            fail(p.error)
+        raise ValueError(f"{len(bad)} of {len(predictions)} images could not be read")
+
+
+def export(
+    run: Positional[Path],
+    *,
+    format: Literal["onnx", "safetensors"] = "onnx",
+    depth: str = "all",
+    to: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Write depths as files that other programs load, each checked against the network.
+
+    Examples:
+        stepwell export runs/digits
+        stepwell export runs/photos --format safetensors --depth 18 --to shipping/
+
+    Args:
+        run: a run directory, or the file of its network.
+        format: `onnx`: a graph for any batch size; `safetensors`: plain weights under torchvision's
+            names.
+        depth: one depth, or `all`.
+        to: the folder to write to; `export/` beside the network by default.
+    """
+    from stepwell.export import check_images, export_onnx, export_safetensors
+
+    net, _ = _network(run)
+    chosen = list(net.depths) if depth == "all" else [depth]
+    net.require_ready(*chosen)
+    folder = to or (run if run.is_dir() else run.parent) / "export"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    images, real = check_images(net, run)
+    for name in chosen:
+        if format == "onnx":
+            parity = export_onnx(net, name, folder / f"{name}.onnx", images)
+            checks = {"difference": parity.difference, "same_class": parity.same_class}
+            checks |= {"images": parity.images, "real": real}
+            path = parity.path
+        else:
+            path, checks = export_safetensors(net, name, folder / f"{name}.safetensors"), {}
+        rows.append({"depth": name, "file": str(path), "bytes": path.stat().st_size} | checks)
+    if json:
+        print_json(rows)
+        return
+    columns = ["depth", "file", "size"]
+    cells = [[r["depth"], r["file"], f"{r['bytes'] / 2**20:.2f} MiB"] for r in rows]
+    if format == "onnx":
+        kind = "test images" if real else "random images"
+        columns += ["largest difference", f"same class, {len(images)} {kind}"]
+        for cell, r in zip(cells, rows, strict=True):
+            cell += [f"{r['difference']:.1e}", f"{100 * r['same_class']:.0f} %"]
+    out.print(table(f"exported {run}", columns, cells, words=2))
+
+
+def report(
+    runs: Positional[tuple[Path, ...]], *, out: Path | None = None, json: Json = False
+) -> None:
+    """Write one self-contained page about runs: curves, accuracy against latency, pictures.
+
+    Examples:
+        stepwell report runs/digits
+        stepwell report runs/a runs/b --out compare.html
+
+    Args:
+        runs: run directories.
+        out: the page to write; `report.html` in the run's directory by default.
+    """
+    from stepwell.report import write_report
+
+    if not runs:
+        raise ValueError("name one run directory or more")
+    if out is None and len(runs) > 1:
+        raise ValueError("several runs need --out: the page to write")
+    page = write_report(runs, out or runs[0] / "report.html")
+    if json:
+        print_json({"report": str(page)})
+    else:
+        say(f"wrote {page}")
+
+
+def verify(
+    system: Positional[str],
+    *,
+    quick: bool = False,
+    seeds: int = 3,
+    data: str | None = None,
+    size: int | None = None,
+    epochs: int | None = None,
+    workers: int = 2,
+    out: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Run a system's experiment: paper, measured, holds or not.
+
+    Interrupted, it goes on where it stopped.
+
+    Examples:
+        stepwell verify ekd --quick
+        stepwell verify ekd --data cifar10/ --size 16 --seeds 3
+
+    Args:
+        system: a name (`stepwell list`).
+        quick: a tiny version, which shows that everything runs; its numbers mean nothing.
+        seeds: how often each arm is trained.
+        data: a folder or a name, in place of the system's own.
+        size: height and width of the images.
+        epochs: passes over the training part, of every arm.
+        workers: arms side by side, one thread each.
+        out: where units and results are kept; `runs/verify-SYSTEM` by default.
+    """
+    from stepwell.claims.verify import verify_system
+
+    changes = {"data": data, "size": size, "epochs": epochs}
+    result, page = verify_system(
+        system,
+        {name: value for name, value in changes.items() if value is not None},
+        quick=quick,
+        seeds=seeds,
+        workers=workers,
+        folder=out or Path("runs") / f"verify-{system}",
+    )
+    if json:
+        print_json(result)
+    else:
+        _print_claims(result)
+        say(f"wrote {page}")
+
+
+def train(arguments: list[str]) -> None:
+    """Train by a recipe; resumes if the run directory exists with the same arguments and data."""
+    json = "--json" in arguments
+    arguments = [a for a in arguments if a != "--json"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        stubs = {name: _described(line) for name, (_, line) in RECIPES.items()}
+        tyro.extras.subcommand_cli_from_dict(
+            stubs,
+            prog="stepwell train",
+            args=arguments or ["--help"],
+            description=f"{train.__doc__}\n\nstepwell train RECIPE --help shows its flags.",
+        )
+        return
+    name, *rest = arguments
+    if name not in RECIPES:
+        raise ValueError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+    recipe = _load(RECIPES[name][0])
+    results = tyro.cli(
+        recipe,
+        prog=f"stepwell train {name}",
+        args=rest,
+        description=f"{_description(recipe)}\n\n--json prints the results as one JSON document.",
+    )
+    if json:
+        print_json(results)
+        return
+    folder = Path(rest[rest.index("--out") + 1]) if "--out" in rest else Path()
+    out.print(depth_table(f"{name}, on the test part", TRAINED, results["costs"], results["test"]))
+    _print_classes(results["test"])
+    _print_conditions(results["costs"])
+    say(f"trained in {results['seconds']:.0f} s; next, try:")
+    for command in ("eval", "export", "report"):
+        say(f"  stepwell {command} {folder}")
+    say(f"  stepwell predict {folder} IMAGE|FOLDER...")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_,
+    "train": train,
+    "eval": eval_,
+    "cost": cost,
+    "predict": predict,
+    "export": export,
+    "report": report,
+    "verify": verify,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exits with 2 and one line on bad input.
+
+    Set STEPWELL_DEBUG to see where an error came from.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    warnings.showwarning = _show_warning
+    if arguments[:1] == ["--version"]:
+        sys.stdout.write(f"stepwell {__version__}\n")
+        return
+    try:
+        _run(arguments)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt as stop:
+        say(f"stopped ({stop}): the same command goes on from there" if str(stop) else "stopped")
+        raise SystemExit(128 + getattr(stop, "signum", signal.SIGINT)) from None
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("STEPWELL_DEBUG"):
+            raise
+        fail(_message(error))
+        raise SystemExit(2) from None
+
+
+def _run(arguments: list[str]) -> None:
+    if arguments[:1] == ["train"]:
+        train(arguments[1:])
+        return
+    if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
+        raise ValueError(f"no command {arguments[0]!r}; there are {', '.join(COMMANDS)}")
+    if arguments and arguments[0] in COMMANDS:
+        name, *rest = arguments
+        command = COMMANDS[name]
+        tyro.cli(command, prog=f"stepwell {name}", args=rest, description=_description(command))
+        return
+    stubs = {name: _described(_first_part(command)) for name, command in COMMANDS.items()}
+    tyro.extras.subcommand_cli_from_dict(
+        stubs,
+        prog="stepwell",
+        args=arguments or ["--help"],
+        description=(
+            "Train one network, run it at any depth, and teach it by distillation.\n\n"
+            "Start with: stepwell train ekd --data digits --out runs/digits\n"
+            "stepwell COMMAND --help shows flags and examples; --version, the version."
+        ),
+    )
+
+
+def _described(line: str) -> Callable[[], None]:
+    """A command without flags, for a page of help."""
+
+    def stub() -> None: ...
+
+    stub.__doc__ = line
+    return stub
+
+
+def _first_part(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").split("\n\n")[0].strip()
+
+
+def _description(function: Callable[..., Any]) -> str:
+    """What a function does, and its examples as paragraphs of their own, which tyro keeps apart."""
+    text, _, _ = inspect.cleandoc(function.__doc__ or "").partition("Args:")
+    does, _, examples = text.partition("Examples:")
+    lines = [f"  {line.strip()}" for line in examples.splitlines() if line.strip()]
+    return "\n\n".join([does.strip(), "Examples:", *lines])
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    return str(error) or type(error).__name__
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, UserWarning):
+        say(f"note: {' '.join(str(message).split())}")
+
+
+def _network(path: Path) -> tuple[Any, Mapping[str, Any]]:
+    """The network of a run directory or of a file, and the run's configuration, if there is one."""
+    import json
+
+    from stepwell.nets.file import load
+
+    if not path.exists():
+        raise ValueError(f"no run or file {path}")
+    if path.is_dir() and not (path / "net.safetensors").exists():
+        raise ValueError(
+            f"{path} holds no net.safetensors: it is no finished run. "
+            "Start its `stepwell train` command again to finish it"
+        )
+    net = load(path / "net.safetensors" if path.is_dir() else path)
+    config = path / "config.json"
+    return net, json.loads(config.read_text()) if config.exists() else {}
+
+
+def _data_of(run: Path, config: Mapping[str, Any]) -> str:
+    if not config:
+        raise ValueError(f"{run} is not in a run directory, so say what to measure on with --data")
+    return str(config["arguments"]["data"])
+
+
+def _print_conditions(costs: Mapping[str, Mapping[str, Any]]) -> None:
+    cost = next(iter(costs.values()))
+    threads = f"{cost['threads']} thread{'s' * (cost['threads'] != 1)}"
+    out.print(f"ms: median at batch {cost['batch']} on {threads}", style="dim", highlight=False)
+
+
+def _print_classes(test: Mapping[str, float]) -> None:
+    """Accuracy of each class, where classes are uneven enough for it to be measured."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in test.items():
+        depth, _, rest = name.partition("/accuracy/")
+        if rest:
+            found.setdefault(rest, {})[depth] = value
+    if found:
+        depths = list(next(iter(found.values())))
+        rows = [[c, *(f"{100 * v[d]:.1f} %" for d in depths)] for c, v in found.items()]
+        out.print(table("accuracy by class (classes are uneven)", ["class", *depths], rows))
+
+
+def _print_claims(result: Mapping[str, Any]) -> None:
+    words = {True: "holds", False: "does not hold", None: "undecided"}
+    for claim in result["claims"]:
+        rows = [
+            [name, f"{m['mean']:.2f}", f"{m['std']:.2f}", str(m["n"])]
+            for name, m in claim["measured"].items()
+        ]
+        out.print(table(claim["text"], ["arm", claim["unit"], "±", "seeds"], rows))
+        d = claim["difference"]
+        span = "" if d["low"] is None else f" (90 %: {d['low']:.2f} to {d['high']:.2f})"
+        out.print(
+            f"paper: {claim['paper']}\nmeasured: {d['mean']:.2f}{span}, margin {claim['margin']}: "
+            f"[bold]{words[claim['holds']]}[/bold]\n",
+            highlight=False,
+        )
+    out.print(f"{big(result['seconds'])} s of training in all", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

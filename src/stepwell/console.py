@@ -1,0 +1,93 @@
+"""What the command line prints: tables for a person, JSON for a machine, one line for an error."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+
+def _console(stream: TextIO) -> Console:
+    """A console as wide as the terminal; into a file or a pipe, wide enough for every table."""
+    return Console(file=stream) if stream.isatty() else Console(file=stream, width=120)
+
+
+out = _console(sys.stdout)
+err = _console(sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1
+) -> Table:
+    """A table whose first `words` columns are text and whose others are numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i < words else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+#: Columns of the table of depths: title, and how to write a depth's number.
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "blocks": ("blocks", lambda v: "-".join(str(b) for b in v)),
+    "params": ("params", lambda v: big(v)),
+    "macs": ("MACs", lambda v: big(v)),
+    "accuracy": ("accuracy", lambda v: f"{100 * v:.2f} %"),
+    "nll": ("NLL", lambda v: f"{v:.3f}"),
+    "ece": ("ECE", lambda v: f"{v:.3f}"),
+    "agreement": ("agreement", lambda v: f"{100 * v:.1f} %"),
+    "peak_bytes": ("peak memory", lambda v: f"{v / 2**20:.2f} MiB"),
+    "ms": ("ms per image", lambda v: f"{v:.2f}"),
+    "ms_low": ("10 %", lambda v: f"{v:.2f}"),
+    "ms_high": ("90 %", lambda v: f"{v:.2f}"),
+}
+
+
+def depth_table(
+    title: str,
+    columns: Sequence[str],
+    costs: Mapping[str, Mapping[str, Any]],
+    test: Mapping[str, float] | None = None,
+) -> Table:
+    """A row a depth, shallow to deep: the chosen `COLUMNS` of its costs and of its test results."""
+    numbers = {
+        depth: dict(cost)
+        | {
+            name.removeprefix(f"{depth}/"): value
+            for name, value in (test or {}).items()
+            if name.startswith(f"{depth}/")
+        }
+        for depth, cost in costs.items()
+    }
+    shown = [c for c in columns if all(c in values for values in numbers.values())]
+    rows = [
+        [depth, *(COLUMNS[c][1](values[c]) for c in shown)] for depth, values in numbers.items()
+    ]
+    return table(title, ["depth", *(COLUMNS[c][0] for c in shown)], rows)
+
+
+def big(number: float) -> str:
+    """A large number with its unit: 1.23 M."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.2f} {unit}"
+    return f"{number:.0f}"
+
+
+def say(text: str) -> None:
+    """A line for the person, on standard error."""
+    err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def fail(message: str) -> None:
+    """An error as one line."""
+    say(f"error: {' '.join(message.split())}")
