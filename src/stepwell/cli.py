@@ -24,9 +24,9 @@ from stepwell.console import (
     big,
     depth_table,
     fail,
-    out,
     print_json,
     say,
+    show,
     table,
 )
 from stepwell.recipes import RECIPES
@@ -56,7 +56,7 @@ def list_(*, json: Json = False) -> None:
         "data": "--data D",
     }
     for kind, entries in kinds.items():
-        out.print(table(titles[kind], ["name", "what it is"], entries.items(), words=2))
+        show(table(titles[kind], ["name", "what it is"], entries.items(), words=2))
 
 
 def eval_(run: Positional[Path], *, data: str | None = None, json: Json = False) -> None:
@@ -81,7 +81,7 @@ def eval_(run: Positional[Path], *, data: str | None = None, json: Json = False)
     if json:
         print_json({"test": test, "examples": len(batches.images), "costs": costs})
         return
-    out.print(depth_table(f"{run} on {len(batches.images)} images", EVALUATED, costs, test))
+    show(depth_table(f"{run} on {len(batches.images)} images", EVALUATED, costs, test))
     _print_classes(test)
     _print_conditions(costs)
 
@@ -127,7 +127,7 @@ def cost(
     if json:
         print_json(costs)
         return
-    out.print(depth_table(f"{network} at {size}×{size}", COSTS, costs))
+    show(depth_table(f"{network} at {size}×{size}", COSTS, costs))
     _print_conditions(costs)
 
 
@@ -173,7 +173,7 @@ def predict(
         print_json([p._asdict() | {"file": str(p.file)} for p in predictions])
     elif csv is None:
         rows = [[str(p.file), p.label, f"{100 * p.probability:.1f} %"] for p in readable]
-        out.print(table(f"depth {depth}", ["file", "class", "probability"], rows, words=2))
+        show(table(f"depth {depth}", ["file", "class", "probability"], rows, words=2))
     if bad := [p for p in predictions if p.error]:
         for p in bad[:10]:
             fail(p.error)
@@ -229,7 +229,7 @@ def export(
         columns += ["largest difference", f"same class, {len(images)} {kind}"]
         for cell, r in zip(cells, rows, strict=True):
             cell += [f"{r['difference']:.1e}", f"{100 * r['same_class']:.0f} %"]
-    out.print(table(f"exported {run}", columns, cells, words=2))
+    show(table(f"exported {run}", columns, cells, words=2))
 
 
 def report(
@@ -333,7 +333,7 @@ def train(arguments: list[str]) -> None:
         print_json(results)
         return
     folder = Path(rest[rest.index("--out") + 1]) if "--out" in rest else Path()
-    out.print(depth_table(f"{name}, on the test part", TRAINED, results["costs"], results["test"]))
+    show(depth_table(f"{name}, on the test part", TRAINED, results["costs"], results["test"]))
     _print_classes(results["test"])
     _print_conditions(results["costs"])
     say(f"trained in {results['seconds']:.0f} s; next, try:")
@@ -419,8 +419,8 @@ def _description(function: Callable[..., Any]) -> str:
     """What a function does, and its examples as paragraphs of their own, which tyro keeps apart."""
     text, _, _ = inspect.cleandoc(function.__doc__ or "").partition("Args:")
     does, _, examples = text.partition("Examples:")
-    lines = [f"  {line.strip()}" for line in examples.splitlines() if line.strip()]
-    return "\n\n".join([does.strip(), "Examples:", *lines])
+    lines = [f"Example: {line.strip()}" for line in examples.splitlines() if line.strip()]
+    return "\n\n".join([does.strip(), *lines])
 
 
 def _load(path: str) -> Any:
@@ -467,7 +467,7 @@ def _data_of(run: Path, config: Mapping[str, Any]) -> str:
 def _print_conditions(costs: Mapping[str, Mapping[str, Any]]) -> None:
     cost = next(iter(costs.values()))
     threads = f"{cost['threads']} thread{'s' * (cost['threads'] != 1)}"
-    out.print(f"ms: median at batch {cost['batch']} on {threads}", style="dim", highlight=False)
+    show(f"ms: median at batch {cost['batch']} on {threads}", style="dim")
 
 
 def _print_classes(test: Mapping[str, float]) -> None:
@@ -480,7 +480,7 @@ def _print_classes(test: Mapping[str, float]) -> None:
     if found:
         depths = list(next(iter(found.values())))
         rows = [[c, *(f"{100 * v[d]:.1f} %" for d in depths)] for c, v in found.items()]
-        out.print(table("accuracy by class (classes are uneven)", ["class", *depths], rows))
+        show(table("accuracy by class (classes are uneven)", ["class", *depths], rows))
 
 
 def _print_claims(result: Mapping[str, Any]) -> None:
@@ -490,15 +490,14 @@ def _print_claims(result: Mapping[str, Any]) -> None:
             [name, f"{m['mean']:.2f}", f"{m['std']:.2f}", str(m["n"])]
             for name, m in claim["measured"].items()
         ]
-        out.print(table(claim["text"], ["arm", claim["unit"], "±", "seeds"], rows))
+        show(table(claim["text"], ["arm", claim["unit"], "±", "seeds"], rows))
         d = claim["difference"]
         span = "" if d["low"] is None else f" (90 %: {d['low']:.2f} to {d['high']:.2f})"
-        out.print(
+        show(
             f"paper: {claim['paper']}\nmeasured: {d['mean']:.2f}{span}, margin {claim['margin']}: "
             f"[bold]{words[claim['holds']]}[/bold]\n",
-            highlight=False,
         )
-    out.print(f"{big(result['seconds'])} s of training in all", highlight=False)
+    show(f"{big(result['seconds'])} s of training in all")
 
 
 if __name__ == "__main__":

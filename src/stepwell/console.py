@@ -3,20 +3,24 @@
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 
-def _console(stream: TextIO) -> Console:
-    """A console as wide as the terminal; into a file or a pipe, wide enough for every table."""
-    return Console(file=stream) if stream.isatty() else Console(file=stream, width=120)
+def show(what: Any, *, style: str | None = None) -> None:
+    """Print a table or a line on standard output, as wide as the terminal.
+
+    Into a file or a pipe it is wide enough for every table.
+    """
+    _console().print(what, style=style, highlight=False)
 
 
-out = _console(sys.stdout)
-err = _console(sys.stderr)
+def _console(stderr: bool = False) -> Console:
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=120)
 
 
 def print_json(value: Any) -> None:
@@ -85,7 +89,7 @@ def big(number: float) -> str:
 
 def say(text: str) -> None:
     """A line for the person, on standard error."""
-    err.print(text, highlight=False, markup=False, soft_wrap=True)
+    _console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def fail(message: str) -> None:

@@ -24,9 +24,13 @@ def write_whole(path: Path, data: bytes) -> None:
         # mkstemp makes the file readable by its owner alone; a result is an ordinary file.
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(name)
+        if isinstance(error, OSError):
+            raise OSError(
+                error.errno, f"cannot write {path}: {error.strerror}; it is as it was before"
+            ) from error
         raise
     _sync_folder(path.parent)
 

@@ -47,10 +47,10 @@ def _arms(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
         key=lambda d: (len(d), d),
     )
     kinds = (
-        ("accuracy", 100, ".2f"),
-        ("nll", 1, ".3f"),
-        ("ece", 1, ".3f"),
-        ("agreement", 100, ".1f"),
+        ("accuracy", 100.0, ".2f"),
+        ("nll", 1.0, ".3f"),
+        ("ece", 1.0, ".3f"),
+        ("agreement", 100.0, ".1f"),
     )
     head = ["arm", "seeds", *(f"{d} {kind}" for d in depths for kind, _, _ in kinds), "seconds"]
     rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -61,7 +61,7 @@ def _arms(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
             for depth in depths
             for kind, scale, form in kinds
         ]
-        cells.append(_cell(measures["cpu_seconds"], 1, ".0f"))
+        cells.append(_cell(measures["cpu_seconds"], 1.0, ".0f"))
         rows.append("| " + " | ".join(cells) + " |")
     return rows
 

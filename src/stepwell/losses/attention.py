@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-Features = Float[Tensor, "batch _ height width"]
+Features = Float[Tensor, "_ _ _ _"]  # (batch, channels, height, width)
 Scalar = Float[Tensor, ""]
 
 

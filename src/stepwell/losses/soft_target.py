@@ -7,7 +7,9 @@ from torch import Tensor
 from stepwell.types import Logits
 
 
-def soft_target_kl(student: Logits, teacher: Logits, temperature: float) -> Float[Tensor, ""]:
+def soft_target_kl(
+    student: Logits, teacher: Float[Tensor, "_ _"], temperature: float
+) -> Float[Tensor, ""]:
     """Divergence of the student from the teacher, softened (Hinton et al. 2015, section 2).
 
         T² · KL( softmax(teacher / T) || softmax(student / T) )

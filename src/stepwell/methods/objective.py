@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class Frozen(nn.Module):
         net = deepcopy(net) if copy else net
         self._net = [net.eval().requires_grad_(False)]  # the list hides it from nn.Module
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Frozen":
         self._net[0]._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
@@ -75,7 +75,7 @@ class MovingAverage(nn.Module):
         )
         self.average.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "MovingAverage":
         """Stay in eval mode, whatever the owner does."""
         return super().train(False)
 

@@ -64,12 +64,7 @@ def load(path: str | Path) -> NestedNet:
             f"{path} has no Stepwell header: it holds weights only. "
             "Build the network and call net.load_full(...), or train with --init"
         )
-    net = build(header["builder"], header["depths"], **header["arguments"])
-    net.load_tensors(tensors)
-    for depth, status in header["status"].items():
-        net.mark(status, depth)
-    net.card = _card(header)
-    return net.eval()
+    return _assemble(header, tensors)
 
 
 class Start(NamedTuple):
@@ -110,12 +105,21 @@ def initialise(net: NestedNet, path: str | Path) -> Start:
     net.load_full(given | {k: own[k] for k in fresh})
     if header is None:
         return Start(Card(mean=IMAGENET_MEAN, std=IMAGENET_STD), fresh)
-    mine = net.tensors()
-    same = [d for d, blocks in net.subnets.items() if header["depths"].get(d) == list(blocks)]
-    for name in mine.keys() & tensors.keys():
-        if name.startswith("depths/") and name.split("/")[1] in same:
-            mine[name].copy_(tensors[name])
-    return Start(_card(header), fresh)
+    theirs = _assemble(header, tensors)
+    for depth in net.subnets.keys() & theirs.subnets.keys():
+        if net.depths[depth] == theirs.depths[depth]:
+            state = theirs.subnet(depth).state_dict()
+            net.load_depth(depth, {k: v for k, v in state.items() if k not in fresh})
+    return Start(theirs.card, fresh)
+
+
+def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NestedNet:
+    net = build(header["builder"], header["depths"], **header["arguments"])
+    net.load_tensors(tensors)
+    for depth, status in header["status"].items():
+        net.mark(status, depth)
+    net.card = _card(header)
+    return net.eval()
 
 
 def _card(header: Mapping[str, Any]) -> Card:

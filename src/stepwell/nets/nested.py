@@ -221,8 +221,10 @@ class NestedNet(nn.Module):
     def train(self, mode: bool = True) -> "NestedNet":
         """Set the mode of every module, those that only a sub-net has included."""
         super().train(mode)
-        for net in self._nets.values():
+        for depth, net in self._nets.items():
             net.train(mode)
+            for step in self._paths[depth]:
+                step.train(mode)
         return self
 
     # Changing it
@@ -252,6 +254,18 @@ class NestedNet(nn.Module):
             private.norm.load_state_dict(self.module.get_submodule(private.name).state_dict())
         self.mark("fresh")
         self.mark("trained", self.full)
+
+    def load_depth(self, depth: str, state: Mapping[str, Tensor]) -> None:
+        """Load one depth's weights under its plain network's names; names may be missing.
+
+        What the depth shares changes for all; its private norms are its own.
+
+        Raises:
+            ValueError: no such depth.
+            RuntimeError: shapes differ (torch's own message).
+        """
+        self.path(depth)
+        self._nets[depth].load_state_dict(state, strict=False)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors under the names of the file format, each once.
@@ -349,7 +363,7 @@ class NestedNet(nn.Module):
             return self._steps_by_prefix[prefix]
         key = prefix[-1]
         if key.startswith("head/"):
-            step = self.plan.head[int(key.removeprefix("head/"))]
+            step = deepcopy(self.plan.head[int(key.removeprefix("head/"))])
             assert isinstance(step, nn.Module)
         else:
             step = self.module.get_submodule(key)

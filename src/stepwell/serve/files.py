@@ -46,7 +46,6 @@ def expand(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-@torch.inference_mode()
 def predict_files(
     net: NestedNet, depth: str, files: Sequence[Path], batch_size: int = 64
 ) -> Iterator[Prediction]:
@@ -64,7 +63,8 @@ def predict_files(
                 batch.append(Prediction(file, error=str(error)))
         if images:
             x = normalise(torch.stack(images), net.card.mean, net.card.std)
-            top = iter(zip(*net(x, depth).softmax(1).max(1), strict=True))
+            with torch.inference_mode():
+                top = iter(zip(*net(x, depth).softmax(1).max(1), strict=True))
         for prediction in batch:
             if not prediction.error:
                 probability, index = next(top)

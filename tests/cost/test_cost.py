@@ -1,0 +1,94 @@
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from stepwell.cost import cost_of, count_macs, measure_latency, peak_bytes
+from stepwell.nets import build
+
+
+def closed_form(blocks, expansion, size, classes=1000):
+    """MACs of torchvision's ResNets at `size`, convolution by convolution."""
+
+    def conv(cin, cout, kernel, out):
+        return cin * cout * kernel**2 * out**2
+
+    size //= 2
+    macs, size, width_in = conv(3, 64, 7, size), size // 2, 64
+    for stage, count in enumerate(blocks):
+        width, stride = 64 * 2**stage, 2 if stage else 1
+        for i in range(count):
+            before = size
+            size //= stride if i == 0 else 1
+            out = width * expansion
+            if expansion == 1:
+                macs += conv(width_in, width, 3, size) + conv(width, width, 3, size)
+            else:
+                macs += conv(width_in, width, 1, before) + conv(width, width, 3, size)
+                macs += conv(width, out, 1, size)
+            if width_in != out or size != before:
+                macs += conv(width_in, out, 1, size)
+            width_in = out
+    return macs + width_in * classes
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "expansion"),
+    [("resnet18", (2, 2, 2, 2), 1), ("resnet34", (3, 4, 6, 3), 1), ("resnet50", (3, 4, 6, 3), 4)],
+)
+def test_macs_equal_the_closed_form(name, blocks, expansion):
+    module = build(name).module
+    assert count_macs(module, torch.zeros(1, 3, 64, 64)) == closed_form(blocks, expansion, 64)
+    assert module.training
+
+
+def test_published_macs():
+    """torchvision's documentation: 1.81 G for ResNet-18 at 224 pixels."""
+    with torch.device("meta"):
+        module = build("resnet18").module
+        assert count_macs(module, torch.zeros(1, 3, 224, 224)) / 1e9 == pytest.approx(
+            1.81, abs=0.01
+        )
+
+
+def test_peak_of_live_bytes_by_hand():
+    x = torch.ones(1000)
+
+    def call():
+        a = x + 1  # 4000 bytes
+        b = a * 2  # 8000
+        del a
+        c = b.view(10, 100)  # no bytes of its own
+        return (c + 1).sum()  # 8000 + 4
+
+    assert peak_bytes(call) == 8004
+
+
+def test_activations_kept_for_the_backward_pass_count():
+    net = nn.Sequential(*[nn.Sequential(nn.Linear(50, 50), nn.Tanh()) for _ in range(4)])
+    x = torch.ones(20, 50)
+    with torch.no_grad():
+        without = peak_bytes(lambda: net(x))
+    kept = peak_bytes(lambda: net(x).sum().backward())
+    # a layer's input and output, and the input of the block, which its caller holds
+    assert without == 3 * 20 * 50 * 4
+    assert kept >= 8 * 20 * 50 * 4
+
+
+def test_latency_is_the_median_with_its_spread():
+    calls = iter([0.0] * 2 + [0.002, 0.002, 0.002, 0.002, 0.03])
+    time_ = measure_latency(lambda: time.sleep(next(calls)), seconds=0.0, warmup=2, least=5)
+    assert 2 <= time_.low <= time_.ms <= 10
+    assert time_.high > time_.ms
+
+
+def test_all_costs_of_a_network():
+    module = build("resnet20", num_classes=10).module
+    got = cost_of(module, torch.zeros(4, 3, 8, 8), seconds=0.01)
+    assert got["params"] == sum(p.numel() for p in module.parameters())
+    assert got["macs"] == count_macs(module, torch.zeros(1, 3, 8, 8))
+    assert got["ms_low"] <= got["ms"] <= got["ms_high"]
+    assert (got["batch"], got["threads"]) == (4, torch.get_num_threads())
+    assert got["peak_bytes"] >= 4 * 16 * 8 * 8 * 4
+    assert module.training

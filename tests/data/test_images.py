@@ -1,0 +1,148 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from stepwell.data import ImageSet, images, load_images
+from stepwell.data.images import Files, read_image
+
+
+def test_a_folder_of_classes_is_read_whole_and_a_part_set_aside(image_folder):
+    splits = load_images(str(image_folder(("cat", "dog"), count=10)))
+    assert (len(splits.train), len(splits.test)) == (16, 4)
+    assert splits.train.classes == ("cat", "dog")
+    assert splits.train.size == 16
+    assert torch.bincount(splits.test.labels).tolist() == [2, 2]
+    assert "no test part: 4 of its 20 images" in splits.notes[0]
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_train_and_test_folders_are_taken_as_they_are(image_folder, tmp_path, held_out):
+    image_folder(count=5, root=tmp_path / "d" / "train")
+    image_folder(count=3, root=tmp_path / "d" / held_out)
+    splits = load_images(str(tmp_path / "d"))
+    assert (len(splits.train), len(splits.test), splits.notes) == (10, 6, ())
+
+
+def test_pixels_are_those_of_the_files(image_folder):
+    root = image_folder(count=4)
+    splits = load_images(str(root))
+    every = torch.cat([splits.train.pixels, splits.test.pixels])
+    originals = [np.asarray(Image.open(p)) for p in sorted(root.rglob("*.png"))]
+    ours = {x.permute(1, 2, 0).numpy().tobytes() for x in every}
+    assert ours == {o.tobytes() for o in originals}
+
+
+def test_images_of_other_sizes_are_scaled_and_cropped_in_the_middle(tmp_path):
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, 10:30] = 255  # the middle square is white
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png", 20) == 255).all()
+    assert read_image(tmp_path / "a.png", 8).shape == (3, 8, 8)
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "gray.png")
+    assert read_image(tmp_path / "gray.png", 20).shape == (3, 20, 20)
+
+
+def test_a_set_too_large_for_memory_is_decoded_as_it_is_read(image_folder, monkeypatch):
+    root = str(image_folder(count=10))
+    whole = load_images(root)
+    monkeypatch.setattr(images, "MEMORY", 0)
+    lazy = load_images(root)
+    assert isinstance(lazy.train.pixels, Files)
+    assert_close(lazy.train.pixels[torch.arange(16)], whole.train.pixels)
+    assert lazy.train.statistics() == whole.train.statistics()
+    assert lazy.train.fingerprint != lazy.test.fingerprint
+
+
+def test_the_fingerprint_follows_the_content(image_folder):
+    root = image_folder(count=10)
+    first = load_images(str(root)).train.fingerprint
+    assert load_images(str(root)).train.fingerprint == first
+    assert load_images(str(root), size=8).train.fingerprint != first
+    for p in root.rglob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(p))).save(p)
+    assert load_images(str(root)).train.fingerprint != first
+
+
+def test_digits_need_no_download():
+    splits = load_images("digits")
+    assert len(splits.train) + len(splits.test) == 1797
+    assert splits.train.size == 8
+    assert not splits.flip
+    assert int(splits.train.pixels.max()) == 255
+    assert load_images("digits", 16).train.size == 16
+
+
+def test_a_split_takes_its_share_of_every_class_and_is_the_same_each_time():
+    labels = torch.tensor([0] * 50 + [1] * 10 + [2] * 2)
+    data = ImageSet(torch.arange(62 * 3 * 4).reshape(62, 3, 2, 2).byte(), labels, ("a", "b", "c"))
+    rest, part = data.split(0.1)
+    assert torch.bincount(part.labels).tolist() == [5, 1, 1]
+    assert len(rest) + len(part) == 62
+    assert_close(data.split(0.1)[1].pixels, part.pixels)
+
+
+def corrupt(root):
+    path = root / "cat" / "0.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def text_named_image(root):
+    (root / "dog" / "x.jpg").write_text("no image")
+
+
+def no_classes(root):
+    shutil.rmtree(root / "cat")
+    shutil.rmtree(root / "dog")
+
+
+def empty_class(root):
+    (root / "empty").mkdir()
+
+
+def single(root):
+    for p in list((root / "cat").iterdir())[1:]:
+        p.unlink()
+
+
+def other_classes(root):
+    (root / "train").mkdir()
+    (root / "test").mkdir()
+    for part in ("train", "test"):
+        shutil.copytree(root / "cat", root / part / "cat")
+        shutil.copytree(root / "dog", root / part / ("dog" if part == "train" else "wolf"))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (corrupt, r"cannot read image .*cat.0\.png .*: replace or remove it"),
+        (text_named_image, r"cannot read image .*x\.jpg"),
+        (lambda root: shutil.rmtree(root / "dog"), "at least two class folders .* only 'cat'"),
+        (no_classes, "at least two class folders .* found none"),
+        (empty_class, "class folder .*empty holds no image"),
+        (single, "class 'cat' has one image only"),
+        (other_classes, "differ in classes, such as 'dog'"),
+    ],
+)
+def test_bad_folders_are_refused_by_name(image_folder, harm, message):
+    root = image_folder()
+    harm(root)
+    with pytest.raises(ValueError, match=message):
+        load_images(str(root))
+
+
+def test_unknown_data_is_answered_with_what_there_is():
+    with pytest.raises(ValueError, match="no data 'nowhere': give a folder .* digits, cifar10"):
+        load_images("nowhere")
+
+
+def test_labels_out_of_range_name_the_range():
+    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"labels run from 0 to 2, out of range for 2 classes"):
+        ImageSet(pixels, torch.tensor([0, 2]), ("a", "b"))
+    with pytest.raises(ValueError, match="2 images but 1 labels"):
+        ImageSet(pixels, torch.tensor([0]), ("a", "b"))

@@ -1,0 +1,113 @@
+from math import log
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+
+from stepwell.losses import ATTENTION, attention_at, attention_gram, attention_sad, soft_target_kl
+
+
+def test_kl_matches_a_value_worked_by_hand():
+    student, teacher = torch.zeros(1, 2), torch.tensor([[log(3), 0.0]])  # (1/2, 1/2), (3/4, 1/4)
+    expected = torch.tensor(0.75 * log(1.5) + 0.25 * log(0.5))
+    assert_close(soft_target_kl(student, teacher, temperature=1.0), expected)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_kl_equals_the_sum_over_classes_written_out(temperature):
+    student, teacher = torch.randn(2, 5, 7, dtype=torch.float64)
+    p, q = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
+    expected = temperature**2 * (p * (p / q).log()).sum() / 5
+    assert_close(soft_target_kl(student, teacher, temperature), expected)
+
+
+def test_kl_is_zero_for_the_teacher_itself_and_positive_otherwise():
+    logits = torch.randn(4, 6)
+    assert_close(soft_target_kl(logits, logits + 3, 2.0), torch.tensor(0.0), atol=1e-6, rtol=0)
+    assert soft_target_kl(logits, torch.randn(4, 6), 2.0) > 0
+
+
+def test_kl_gradient_does_not_vanish_with_temperature_and_spares_the_teacher():
+    teacher = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    student = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda s: soft_target_kl(s, teacher, 3.0), student)
+    soft_target_kl(student, teacher, 3.0).backward()
+    assert teacher.grad is None
+    # For large T the gradient tends to the difference of centred logits (Hinton et al., eq. 4).
+    student.grad = None
+    soft_target_kl(student, teacher, 1e4).backward()
+    centred = (student - student.mean(1, True)) - (teacher - teacher.mean(1, True))
+    assert_close(student.grad, (centred / 6 / 4).detach(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_kl_refuses_a_temperature_that_is_not_positive(temperature):
+    with pytest.raises(ValueError, match=f"temperature must be positive, not {temperature}"):
+        soft_target_kl(torch.zeros(1, 2), torch.zeros(1, 2), temperature)
+
+
+def test_at_matches_a_value_worked_by_hand():
+    student = torch.tensor([[[[1.0, 0.0]], [[1.0, 0.0]]]])  # Q = (1, 0)
+    teacher = torch.tensor([[[[0.0, 2.0]]]])  # Q = (0, 1)
+    assert_close(attention_at(student, teacher), torch.tensor(2.0))
+    half = torch.tensor([[[[1.0, 1.0]]]])  # Q = (1, 1) / sqrt 2
+    assert_close(attention_at(student, half), torch.tensor(2 - 2**0.5))
+
+
+def by_loops(mode, student, teacher):
+    """The three losses, position by position."""
+
+    def columns(f):  # (positions, channels) of one example
+        return f.flatten(1).T
+
+    total = 0.0
+    for s, t in zip(student, teacher, strict=True):
+        if mode == "at":
+            qs, qt = (columns(f).square().mean(1) for f in (s, t))
+            total += (qs / qs.norm() - qt / qt.norm()).square().sum()
+        elif mode == "gram":
+            gs, gt = (columns(f) @ columns(f).T for f in (s, t))
+            total += (gs / gs.norm() - gt / gt.norm()).square().sum()
+        else:
+            rows = []
+            for i in range(s[0].numel()):
+                ps, pt = (
+                    torch.stack([torch.cosine_similarity(c[i], c[j], 0) for j in range(len(c))])
+                    for c in (columns(s), columns(t))
+                )
+                ps, pt = ps.softmax(0), pt.softmax(0)
+                rows.append((pt * (pt / ps).log()).sum())
+            total += torch.stack(rows).mean()
+    return total / len(student)
+
+
+@pytest.mark.parametrize("mode", ATTENTION)
+def test_attention_equals_plain_loops(mode):
+    student = torch.randn(3, 4, 2, 3, dtype=torch.float64)
+    teacher = torch.randn(3, 6, 2, 3, dtype=torch.float64)
+    assert_close(ATTENTION[mode](student, teacher), by_loops(mode, student, teacher))
+
+
+@pytest.mark.parametrize("loss", [attention_at, attention_sad, attention_gram])
+def test_attention_gradients(loss):
+    student = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, 5, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda s: loss(s, teacher), student)
+    loss(student, teacher).backward()
+    assert teacher.grad is None
+    assert_close(loss(teacher, teacher), torch.zeros((), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("loss", [attention_at, attention_gram])
+def test_attention_does_not_depend_on_scale_or_grow_with_resolution(loss):
+    student, teacher = torch.rand(2, 4, 8, 4, 4)
+    assert_close(loss(student * 7, teacher), loss(student, teacher))
+    big = [f.repeat_interleave(2, 2).repeat_interleave(2, 3) for f in (student, teacher)]
+    assert_close(loss(*big), loss(student, teacher))
+
+
+@pytest.mark.parametrize("loss", [attention_at, attention_sad, attention_gram])
+def test_attention_names_both_shapes_when_resolutions_differ(loss):
+    with pytest.raises(ValueError, match=r"\(1, 2, 4, 4\).*\(1, 2, 2, 2\)"):
+        loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, 2))

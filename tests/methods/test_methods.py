@@ -1,0 +1,263 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, kl_div
+from torch.testing import assert_close
+
+from stepwell.methods import Distill, EmbeddedKD, Frozen, MovingAverage, Supervised
+from stepwell.nets import build
+from stepwell.types import Batch, Exit
+
+
+def nested(depths=("8", "14"), name="resnet20"):
+    net = build(name, depths, num_classes=5)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return net
+
+
+@pytest.fixture
+def batch():
+    return Batch(torch.randn(6, 3, 8, 8), torch.randint(5, (6,)))
+
+
+# Frozen
+
+
+def test_a_frozen_teacher_stays_out_of_everything_its_owner_does(batch):
+    net = nested(())
+    teacher = Frozen(net)
+    owner = nn.ModuleDict({"teacher": teacher, "student": nn.Linear(1, 1)})
+    assert len(list(owner.parameters())) == 2
+    assert all(name.startswith("student") for name in owner.state_dict())
+    owner.train()
+    before = deepcopy(teacher._net[0].state_dict())
+    exit = teacher(batch.images.requires_grad_())
+    assert isinstance(exit, Exit)
+    assert not exit.logits.requires_grad
+    for name, value in teacher._net[0].state_dict().items():
+        assert_close(value, before[name], rtol=0, atol=0)
+    with torch.no_grad():
+        net.module.fc.bias.add_(1)  # a copy was taken
+    assert_close(teacher(batch.images).logits, exit.logits, rtol=0, atol=0)
+    owner.double()
+    assert teacher(batch.images.double()).logits.dtype == torch.float64
+
+
+def test_a_frozen_teacher_may_be_the_very_module():
+    net = nested(())
+    assert Frozen(net, copy=False)._net[0] is net
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+# MovingAverage
+
+
+def test_a_moving_average_follows_the_formula_statistics_included(batch):
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.LazyLinear(5))
+    net(batch.images)
+    average = MovingAverage(net, 0.9)
+    average.update(net)
+    expected = {k: v.clone().double() for k, v in net.state_dict().items()}
+    for _ in range(3):
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(torch.randn_like(p))
+        net(batch.images)
+        average.update(net)
+        for k, v in net.state_dict().items():
+            expected[k] = 0.9 * expected[k] + 0.1 * v
+    for k, v in average.average.module.state_dict().items():
+        if v.is_floating_point():  # the count of batches has no meaning in an average
+            assert_close(v.double(), expected[k])
+    assert not any(p.requires_grad for p in average.parameters())
+    assert not any(m.training for m in average.train().modules())
+    assert average.state_dict()  # a resumed run needs it
+
+
+def test_a_moving_average_refuses_a_decay_of_one():
+    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), not 1"):
+        MovingAverage(nn.Linear(1, 1), 1.0)
+
+
+# EmbeddedKD
+
+
+def by_hand(net, batch, *, teacher=None, w=1.0, a=1.0, b=1.0, g=2.0, t=3.0, teach_full=False):
+    """The equation of the docstring, every path run on its own."""
+
+    def run(depth):
+        x, features = batch.images, []
+        ends = {len(net.plan.stem) - 1 + sum(net.depths[depth][: i + 1]) for i in range(3)}
+        for i, step in enumerate(net.path(depth)):
+            x = step(x)
+            if i in ends:
+                features.append(x)
+        return x, features
+
+    def kl(z, target):
+        p, q = (target.detach() / t).softmax(1), (z / t).log_softmax(1)
+        return t * t * kl_div(q, p, reduction="batchmean")
+
+    def q(f):
+        f = f.square().mean(1).flatten(1)
+        return f / f.norm(dim=1, keepdim=True)
+
+    z_full, f_full = run(net.full)
+    target = z_full if teacher is None else teacher
+    loss = w * (cross_entropy(z_full, batch.labels) + (b * kl(z_full, target) if teach_full else 0))
+    for depth in list(net.depths)[:-1]:
+        z, f = run(depth)
+        loss = loss + a * cross_entropy(z, batch.labels) + b * kl(z, target)
+        for x, y in zip(f, f_full, strict=True):
+            loss = loss + g * (q(x) - q(y.detach())).square().sum(1).mean()
+    return loss
+
+
+@pytest.mark.parametrize("own_teacher", [True, False])
+def test_ekd_is_the_equation_of_its_docstring(batch, own_teacher):
+    net = nested().double().train()
+    batch = Batch(batch.images.double(), batch.labels)
+    twin = deepcopy(net)
+    options, target = {"distill_from": 0.0}, None
+    if not own_teacher:
+        teacher = Frozen(nested(()).double())
+        target = teacher(batch.images).logits
+        options |= {"teacher": teacher, "teach_full": True, "full_weight": 1.5}
+    step = EmbeddedKD(net, **options).training_step(batch)
+    expected = by_hand(
+        twin, batch, teacher=target, w=options.get("full_weight", 1.0), teach_full=not own_teacher
+    )
+    assert_close(step.loss, expected)
+    step.loss.backward()
+    expected.backward()
+    for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+        assert_close(a.grad, b.grad, rtol=1e-8, atol=1e-11)
+
+
+def test_no_gradient_flows_from_a_subnets_loss_through_the_teacher(batch):
+    """With a weight of 0 for its own loss, the full net's last private layers learn nothing."""
+    net = nested(("14",)).train()
+    objective = EmbeddedKD(net, distill_from=0.0, full_weight=0.0)
+    objective.training_step(batch).loss.backward()
+    assert not net.module.layer3[2].conv1.weight.grad.any()  # only the full net has this block
+    assert net.module.layer3[1].conv1.weight.grad.any()
+
+
+def test_before_distill_from_only_the_full_net_trains(batch):
+    net = nested().train()
+    objective = EmbeddedKD(net, distill_from=0.5, ema_teacher=0.9, teach_full=True)
+    objective.progress = 0.49
+    step = objective.training_step(batch)
+    assert list(step.logs) == ["20/ce"]
+    objective.progress = 0.5
+    step = objective.training_step(batch)
+    assert set(step.logs) == {"20/ce", "20/kl"} | {
+        f"{d}/{t}" for d in ("8", "14") for t in ("ce", "kl", "attention")
+    }
+
+
+def test_sampling_trains_the_full_net_and_one_other(batch):
+    objective = EmbeddedKD(nested(), distill_from=0.0, sample=True)
+    drawn = {tuple(objective.active_depths()) for _ in range(40)}
+    assert drawn == {("8", "20"), ("14", "20")}
+
+
+def test_the_moving_average_replaces_the_full_net_as_teacher(batch):
+    net = nested(("8",)).train()
+    objective = EmbeddedKD(net, distill_from=0.0, ema_teacher=0.5, attention=0.0)
+    objective.train()
+    objective.training_step(batch)  # the first update copies
+    with torch.no_grad():
+        net.module.fc.weight.mul_(-3)
+    expected = MovingAverage(net.module, 0.5)
+    expected.load_state_dict(objective.average.state_dict())
+    expected.update(net.module)
+    target = expected(batch.images).logits
+    twin = deepcopy(net)
+    logs = objective.training_step(batch).logs
+    z = twin.forward_all(batch.images)["8"].logits
+    p, q = (target / 3).softmax(1), (z / 3).log_softmax(1)
+    assert_close(logs["8/kl"], (9 * kl_div(q, p, reduction="batchmean")).detach())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"distill_from": 1.5}, r"share of training in \[0, 1\], not 1.5"),
+        ({"attention_mode": "x"}, "attention_mode is one of at, sad, gram, not 'x'"),
+        ({"weights": {"9": 1.0}}, "no depth '9'"),
+        ({"teach_full": True}, "teach_full needs a teacher besides the full net"),
+        ({"ema_teacher": 0.9, "teacher": lambda x: Exit(x)}, "ema_teacher or teacher, not both"),
+    ],
+)
+def test_options_that_make_no_sense(options, message):
+    from jaxtyping import TypeCheckError
+
+    with pytest.raises(
+        (ValueError, TypeCheckError), match=None if "mode" in str(options) else message
+    ):
+        EmbeddedKD(nested(), **options)
+
+
+def test_a_subnet_without_any_loss_is_refused(batch):
+    objective = EmbeddedKD(nested(), distill_from=0.0, ce=0.0, kl=0.0, attention=0.0)
+    with pytest.raises(ValueError, match="depth '14' has no loss"):
+        objective.training_step(batch)
+
+
+# all of them
+
+
+def objectives():
+    torch.manual_seed(0)
+    teacher = Frozen(nested(()))
+    return {
+        "supervised": Supervised(nested(()).module),
+        "self-taught": Supervised(nested(()).module, ema_teacher=0.5, distill_from=0.8),
+        "distill": Distill(nested(()).module, teacher),
+        "ekd": EmbeddedKD(nested(("8",)), distill_from=0.0),
+        "ekd, sad": EmbeddedKD(nested(("8",)), distill_from=0.0, attention_mode="sad"),
+        "ekd, gram": EmbeddedKD(nested(("8",)), distill_from=0.0, attention_mode="gram"),
+        "ekd, average": EmbeddedKD(
+            # an average of the first steps teaches nothing yet
+            nested(("8",)),
+            distill_from=0.8,
+            ema_teacher=0.5,
+            teach_full=True,
+        ),
+        "ekd, teacher": EmbeddedKD(
+            nested(("8",)), distill_from=0.0, teacher=teacher, teach_full=True
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", list(objectives()))
+def test_every_objective_keeps_the_contract(name, batch):
+    objective = objectives()[name].train()
+    optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], 0.05, 0.9)
+    losses = []
+    for i in range(30):
+        objective.progress = i / 30
+        step = objective.training_step(batch)
+        assert step.loss.ndim == 0
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+        losses.append(sum(float(v.detach()) for k, v in step.logs.items() if k.endswith("ce")))
+        assert all(value.isfinite() for value in step.logs.values())
+    assert losses[-1] < 0.7 * losses[0], losses
+    # It can be put back to where it was.
+    twin = objectives()[name].train()
+    twin.load_state_dict(objective.state_dict())
+    twin.progress = objective.progress = 0.9
+    assert_close(twin.training_step(batch).loss, objective.training_step(batch).loss)
+
+
+def test_distillation_is_the_weighted_sum_of_its_terms(batch):
+    student, teacher = nested(()).module, Frozen(nested(()))
+    logs = (step := Distill(student, teacher, ce=0.3, kl=0.7).training_step(batch)).logs
+    assert_close(step.loss, 0.3 * logs["ce"] + 0.7 * logs["kl"])

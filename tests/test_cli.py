@@ -1,0 +1,307 @@
+"""The command line as a user meets it."""
+
+import csv
+import inspect
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from stepwell import __version__, cli
+from stepwell.claims.study import load_object
+from stepwell.nets import BUILDERS
+from stepwell.recipes import RECIPES
+
+TRAIN = [
+    "train", "ekd", "--data", "digits", "--net", "resnet20", "--depths", "8", "--epochs", "1",
+    "--batch-size", "256", "--device", "cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _warnings(monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setenv("STEPWELL_QUIET", "1")
+
+
+@pytest.fixture
+def stepwell(capsys):
+    """Runs a command and gives exit code, standard output and standard error."""
+
+    def run(*arguments):
+        code = 0
+        try:
+            cli.main([str(a) for a in arguments])
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    cli.main([*TRAIN, "--out", str(out)])
+    return out
+
+
+def digit_images(folder: Path, count=3) -> list[Path]:
+    folder.mkdir(parents=True)
+    paths = [folder / f"{i}.png" for i in range(count)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (10, 12), (20 * i, 50, 90)).save(path)
+    return paths
+
+
+def test_a_run_directory_holds_what_the_design_names(trained):
+    names = {p.name for p in trained.iterdir()}
+    assert {"config.json", "metrics.jsonl", "net.safetensors", "predictions.npz", "phases"} <= names
+    config = json.loads((trained / "config.json").read_text())
+    signature = inspect.signature(load_object(RECIPES["ekd"][0]))
+    assert config["arguments"].keys() == signature.parameters.keys()
+    assert config["data"]["train"] + config["data"]["validation"] + config["data"]["test"] == 1797
+    assert {"python", "torch", "stepwell"} <= config["versions"].keys()
+
+
+def test_training_again_shows_the_same_results_without_training(stepwell, trained):
+    before = (trained / "net.safetensors").stat().st_mtime_ns
+    code, out, _ = stepwell(*TRAIN, "--out", trained)
+    assert code == 0
+    assert all(word in out for word in ("depth", "blocks", "params", "MACs", "accuracy", "ms per"))
+    assert (trained / "net.safetensors").stat().st_mtime_ns == before
+    code, out, _ = stepwell(*TRAIN, "--out", trained, "--json")
+    assert json.loads(out) == json.loads((trained / "results.json").read_text())
+
+
+def test_eval_repeats_the_numbers_of_training(stepwell, trained):
+    code, out, _ = stepwell("eval", trained, "--json")
+    assert code == 0
+    results = json.loads((trained / "results.json").read_text())
+    assert json.loads(out)["test"] == pytest.approx(results["test"], rel=1e-4)
+    code, out, _ = stepwell("eval", trained / "net.safetensors", "--data", "digits")
+    assert code == 0
+    assert "on 359 images" in out
+
+
+def test_cost_of_a_name_and_of_a_run(stepwell, trained):
+    code, out, _ = stepwell(
+        "cost", "resnet32", "--depths", "20", "26", "--num-classes", 10, "--json"
+    )
+    assert code == 0
+    assert list(json.loads(out)) == ["20", "26", "32"]
+    code, out, _ = stepwell("cost", trained)
+    assert code == 0
+    assert "at 8×8" in out
+
+
+def test_predict_to_a_table_and_to_csv(stepwell, trained, tmp_path):
+    paths = digit_images(tmp_path / "in")
+    code, out, _ = stepwell("predict", trained, *paths[:2])
+    assert code == 0
+    assert "0.png" in out
+    code, _, err = stepwell(
+        "predict", trained, tmp_path / "in", "--depth", "8", "--csv", tmp_path / "o.csv"
+    )
+    assert code == 0, err
+    with (tmp_path / "o.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(r["file"]).name for r in rows] == ["0.png", "1.png", "2.png"]
+    assert all(r["class"] in "0123456789" and 0 < float(r["probability"]) <= 1 for r in rows)
+
+
+def test_predict_works_on_a_file_that_was_moved(stepwell, trained, tmp_path):
+    shutil.copy(trained / "net.safetensors", tmp_path / "elsewhere.safetensors")
+    paths = digit_images(tmp_path / "in")
+    both = [
+        stepwell("predict", where, *paths, "--json")
+        for where in (trained, tmp_path / "elsewhere.safetensors")
+    ]
+    assert both[0][:2] == both[1][:2]
+
+
+def test_predict_within_a_budget(stepwell, trained, tmp_path):
+    (path, *_) = digit_images(tmp_path / "in")
+    code, _, err = stepwell("predict", trained, path, "--budget-ms", 1e6)
+    assert (code, "depth 20 needs at most" in err) == (0, True)
+    code, _, err = stepwell("predict", trained, path, "--budget-ms", 1e-6)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the fastest takes" in err
+
+
+def test_one_bad_image_stops_no_other(stepwell, trained, tmp_path):
+    paths = digit_images(tmp_path / "in")
+    paths[1].write_bytes(paths[1].read_bytes()[:30])
+    code, _, err = stepwell("predict", trained, tmp_path / "in", "--csv", tmp_path / "o.csv")
+    assert code == 2
+    assert "cannot read image" in err
+    assert "1 of 3 images could not be read" in err
+    assert len((tmp_path / "o.csv").read_text().splitlines()) == 4
+
+
+def test_export_checks_on_real_images(stepwell, trained, tmp_path):
+    code, out, err = stepwell("export", trained, "--depth", "8", "--to", tmp_path / "x", "--json")
+    assert code == 0, err
+    (row,) = json.loads(out)
+    assert row["real"]
+    assert row["difference"] < 1e-4
+    assert Path(row["file"]).stat().st_size == row["bytes"]
+    code, out, _ = stepwell("export", trained, "--format", "safetensors", "--to", tmp_path / "y")
+    assert code == 0
+    assert {p.name for p in (tmp_path / "y").iterdir()} == {"8.safetensors", "20.safetensors"}
+
+
+def test_report_writes_one_page(stepwell, trained, tmp_path):
+    code, _, err = stepwell("report", trained)
+    assert code == 0, err
+    page = (trained / "report.html").read_text()
+    assert "<h1" in page
+    assert 'src="http' not in page
+
+
+def test_other_recipes_train_and_teach(stepwell, trained, tmp_path):
+    common = ["--data", "digits", "--epochs", 1, "--batch-size", 256, "--json"]
+    code, out, err = stepwell(
+        "train", "supervised", *common, "--net", "resnet20", "--out", tmp_path / "t",
+        "--init", trained / "net.safetensors",
+    )  # fmt: skip
+    assert code == 0, err
+    code, out, err = stepwell(
+        "train", "distill", *common, "--teacher", tmp_path / "t", "--out", tmp_path / "s"
+    )
+    assert code == 0, err
+    assert list(json.loads(out)["costs"]) == ["20"]
+    code, _, err = stepwell(
+        "train", "ekd", *common, "--net", "resnet20", "--depths", "8", "tiny=1,2,1",
+        "--schedule", "two-phase", "--out", tmp_path / "n",
+    )  # fmt: skip
+    assert code == 0, err
+    phases = {p.name for p in (tmp_path / "n" / "phases").iterdir()}
+    assert phases == {"full", "nest"}
+
+
+BAD = {
+    "unknown command": (["trian"], "no command 'trian'; there are list, train"),
+    "unknown recipe": (["train", "nothing"], "no recipe 'nothing'; there are ekd"),
+    "unknown data": ([*TRAIN, "--data", "nowhere", "--out", "{tmp}/r"], "no data 'nowhere'"),
+    "unknown depth": ([*TRAIN, "--depths", "9", "--out", "{tmp}/r"], "no depth '9' in the family"),
+    "too deep": ([*TRAIN, "--depths", "x=3,3,4", "--out", "{tmp}/r"], "can keep 1 to 3 blocks"),
+    "no block": ([*TRAIN, "--depths", "x=3,0,3", "--out", "{tmp}/r"], "can keep 1 to 3 blocks"),
+    "no network": ([*TRAIN, "--net", "vgg", "--out", "{tmp}/r"], "no network 'vgg'"),
+    "no epochs": ([*TRAIN, "--epochs", "0", "--out", "{tmp}/r"], "epochs must be at least 1"),
+    "no share": ([*TRAIN, "--val-fraction", "1.5", "--out", "{tmp}/r"], "between 0 and 1, not 1.5"),
+    "no temperature": (
+        [*TRAIN, "--temperature", "0", "--schedule", "plain", "--out", "{tmp}/r"],
+        "temperature must be positive",
+    ),
+    "too small": (
+        [*TRAIN, "--net", "resnet18", "--depths", "--stem", "imagenet", "--out", "{tmp}/r"],
+        "images of 8 pixels are smaller than the network's stride of 32",
+    ),
+    "no such start": ([*TRAIN, "--init", "{tmp}/x", "--out", "{tmp}/r"], "no file"),
+    "another run": (
+        [*TRAIN, "--lr", "0.7", "--out", "{run}"],
+        "holds a run with --lr 0.1, not 0.7",
+    ),
+    "another recipe": (
+        ["train", "supervised", "--data", "digits", "--out", "{run}"],
+        "holds a run of 'ekd', not 'supervised'",
+    ),
+    "no run": (["eval", "{tmp}/nothing"], "no run or file"),
+    "unfinished": (["eval", "{tmp}"], "holds no net.safetensors"),
+    "eval where": (["eval", "{tmp}/copy.safetensors"], "say what to measure on with --data"),
+    "no image": (["predict", "{run}", "{tmp}/none.png"], "no file or folder"),
+    "empty folder": (["predict", "{run}", "{tmp}/empty"], "holds no image"),
+    "which depth": (
+        ["predict", "{run}", "{tmp}/i.png", "--depth", "9"],
+        "no depth '9'; this net has 8, 20",
+    ),
+    "export depth": (["export", "{run}", "--depth", "9"], "no depth '9'"),
+    "report of nothing": (["report", "{tmp}/empty"], "not a run directory"),
+    "two reports": (["report", "{run}", "{run}"], "several runs need --out"),
+    "verify what": (["verify", "nothing"], "no system 'nothing'"),
+    "depth or budget": (
+        ["predict", "{run}", "{tmp}/i.png", "--depth", "8", "--budget-ms", "3"],
+        "give --depth or --budget-ms, not both",
+    ),
+    "teacher": (
+        ["train", "distill", "--data", "{folder}", "--teacher", "{run}", "--out", "{tmp}/r"],
+        "knows 10 classes",
+    ),
+    "other classes": (["eval", "{run}", "--data", "{folder}"], "has 2 classes, the network 10"),
+    "damaged": (["predict", "{tmp}/bad.safetensors", "{tmp}/i.png"], "is damaged"),
+    "pickle": (["predict", "{tmp}/p.pt", "{tmp}/i.png"], "is a pickle"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(stepwell, trained, tmp_path, image_folder, name):
+    arguments, message = BAD[name]
+    shutil.copy(trained / "net.safetensors", tmp_path / "copy.safetensors")
+    whole = (trained / "net.safetensors").read_bytes()
+    (tmp_path / "bad.safetensors").write_bytes(whole[: len(whole) // 2])
+    torch.save({"w": torch.zeros(1)}, tmp_path / "p.pt")
+    (tmp_path / "empty").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "i.png")
+    before = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}
+    folder = image_folder(size=(8, 8))
+    places = {"tmp": tmp_path, "run": trained, "folder": folder}
+    code, _, err = stepwell(*[str(a).format(**places) for a in arguments])
+    assert code == 2, err
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    assert before == {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}
+
+
+def test_wrong_flags_keep_the_parsers_box(stepwell):
+    code, out, err = stepwell("eval", "x", "--nonsense")
+    assert code == 2
+    assert "--nonsense" in out + err
+
+
+@pytest.mark.parametrize("command", [*cli.COMMANDS])
+def test_every_command_has_help_with_examples(stepwell, command):
+    code, out, _ = stepwell(command, "--help")
+    assert code == 0
+    assert len(out.splitlines()) > 5
+    if command != "train":
+        assert f"Example: stepwell {command}" in out
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_has_help_and_says_what_each_flag_means(stepwell, recipe):
+    code, out, _ = stepwell("train", recipe, "--help")
+    assert code == 0
+    assert f"Example: stepwell train {recipe}" in out
+    signature = inspect.signature(load_object(RECIPES[recipe][0]))
+    for name in signature.parameters:
+        assert name == "loop" or f"--{name.replace('_', '-')}" in out
+
+
+def test_version_and_list(stepwell):
+    assert stepwell("--version") == (0, f"stepwell {__version__}\n", "")
+    code, out, _ = stepwell("list", "--json")
+    assert code == 0
+    assert list(json.loads(out)["networks"]) == list(BUILDERS)
+    code, out, _ = stepwell("list")
+    assert all(name in out for name in BUILDERS)
+
+
+def test_the_options_of_the_recipes_are_these():
+    """Whoever renames one breaks scripts and resumed runs: say so in CHANGELOG."""
+    common = "data out batch_size lr weight_decay size flip val_fraction seed loop epochs stem init"
+    expected = {
+        "supervised": "net label_smoothing ema_teacher",
+        "distill": "teacher student temperature ce kl",
+        "ekd": "net depths schedule temperature ce kl attention attention_mode full_weight "
+        "distill_from ema_teacher teach_full sample label_smoothing",
+    }
+    for recipe, own in expected.items():
+        signature = inspect.signature(load_object(RECIPES[recipe][0]))
+        assert set(signature.parameters) == {*common.split(), *own.split()}

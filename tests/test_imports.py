@@ -1,0 +1,99 @@
+"""Imports go one way: a package imports only what stands before it."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import stepwell
+from stepwell.claims import CLAIMS
+from stepwell.claims.sources import PACKAGE, imported_modules
+from stepwell.claims.study import load_object
+from stepwell.recipes import RECIPES
+
+BASE = {"types", "files"}
+MAY_IMPORT = {
+    "types": set(),
+    "files": set(),
+    "catalog": set(),
+    "console": set(),
+    "losses": BASE,
+    "ops": BASE,
+    "nets": BASE | {"losses", "ops"},
+    "data": BASE,
+    "evaluation": BASE,
+    "cost": BASE,
+    "methods": BASE | {"losses", "ops", "nets"},
+    "training": BASE | {"losses", "ops", "nets", "methods", "data"},
+    "export": BASE | {"nets", "data", "evaluation", "cost"},
+    "serve": BASE | {"nets", "data", "evaluation", "cost"},
+    "report": BASE,
+}
+MAY_IMPORT["recipes"] = BASE | {
+    "losses", "ops", "nets", "methods", "training", "data", "evaluation", "cost"
+}  # fmt: skip
+MAY_IMPORT["claims"] = MAY_IMPORT["recipes"] | {"recipes", "console"}
+ROOT = Path(stepwell.__file__).parent
+
+
+def direct_imports(file: Path) -> set[str]:
+    import ast
+
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found.add(node.module)
+    parts = [name.split(".") for name in found]
+    return {p[1] for p in parts if p[0] == PACKAGE and len(p) > 1}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_no_import_goes_back(package):
+    files = list((ROOT / package).rglob("*.py")) or [ROOT / f"{package}.py"]
+    for file in files:
+        if file.exists():
+            wrong = direct_imports(file) - MAY_IMPORT[package] - {package}
+            assert not wrong, f"{file} imports {wrong}"
+
+
+def test_every_package_has_its_place():
+    packages = {p.parent.name for p in ROOT.glob("*/__init__.py")} | {
+        p.stem for p in ROOT.glob("*.py")
+    }
+    assert packages - MAY_IMPORT.keys() == {"__init__", "__main__", "cli"}
+
+
+def test_lightning_has_one_door():
+    users = [f.name for f in ROOT.rglob("*.py") if "import pytorch_lightning" in f.read_text()]
+    assert users == ["fit.py"]
+
+
+@pytest.mark.parametrize("path", [p for p, _ in [*RECIPES.values(), *CLAIMS.values()]])
+def test_every_named_recipe_and_study_is_there(path):
+    assert load_object(path)
+
+
+def test_help_and_list_import_no_torch():
+    code = "import sys, stepwell.cli as c; c.main(['list']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_public_names_are_there():
+    for name in stepwell.__all__:
+        assert getattr(stepwell, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = stepwell.nothing
+    assert (ROOT / "py.typed").exists()
+
+
+def test_modules_an_arm_depends_on_are_found_however_deep():
+    found = imported_modules("stepwell.recipes.ekd")
+    assert {"stepwell.nets.nested", "stepwell.losses.attention", "stepwell.training.fit"} <= found
+    assert not any(name.startswith(("stepwell.report", "stepwell.cli")) for name in found)
+    for name in found:
+        importlib.import_module(name)

@@ -1,0 +1,283 @@
+import json
+import math
+import warnings
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from stepwell.data import Augment, Batches, ImageSet
+from stepwell.methods import EmbeddedKD, Objective, Supervised
+from stepwell.nets import build
+from stepwell.training import Loop, Run, fit, sgd
+from stepwell.training.fit import Diverged, read_checkpoint
+from stepwell.training.optim import Optim, cosine
+from stepwell.types import Batch, Step
+
+CPU = {"device": "cpu"}
+
+
+@pytest.fixture
+def batches():
+    pixels = torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8)
+    labels = torch.arange(24) % 3
+    return Batches(
+        ImageSet(pixels, labels, ("a", "b", "c")),
+        6,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.3, 0.3, 0.3),
+        augment=Augment(pad=1),
+        shuffle=True,
+        seed=5,
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    with Run.start(tmp_path / "run", "test", {}, data={}) as run:
+        yield run
+
+
+def tiny():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(),
+        nn.Linear(144, 3),
+    )  # fmt: skip
+
+
+def states_equal(a, b):
+    for name, value in a.state_dict().items():
+        assert_close(value, b.state_dict()[name], rtol=0, atol=0, msg=name)
+
+
+class StopAt(Objective):
+    """Raises at one step, as a killed process would stop there."""
+
+    def __init__(self, net, at):
+        super().__init__()
+        self.inner, self.at, self.count = Supervised(net), at, 0
+
+    def training_step(self, batch):
+        if self.count == self.at:
+            raise RuntimeError("stopped here")
+        self.count += 1
+        self.inner.progress = self.progress
+        return self.inner.training_step(batch)
+
+
+def test_fit_is_a_plain_loop(batches, run):
+    """The same steps written by hand: order, augmentation, rate, clipping, random numbers."""
+    from stepwell.data import seed_of
+
+    objective, twin = Supervised(tiny()), Supervised(tiny())
+    loop = Loop(clip=0.5, accumulate=2, **CPU)
+    fit(objective, batches, sgd(0.1), run, phase="train", epochs=3, loop=loop)
+    optimizer = sgd(0.1).make(twin)
+    twin.to(memory_format=torch.channels_last).train()
+    for position in range(12):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * cosine(position / 12, 0.05)
+        torch.manual_seed(seed_of(5, "train", position, 0))
+        (twin.training_step(batches.at(position)).loss / 2).backward()
+        if position % 2:
+            nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+    states_equal(objective, twin)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7, 11])
+@pytest.mark.parametrize("options", [{}, {"average": 0.9}, {"accumulate": 2}])
+def test_training_cut_off_anywhere_goes_on_to_the_same_bits(batches, tmp_path, stop, options):
+    loop = Loop(checkpoint_minutes=0.0, **options, **CPU)
+    nets, lines = [], []
+    for name, stops in (("whole", [-1]), ("cut", [stop, stop, -1])):
+        for at in stops:
+            net = tiny()
+            scores = iter(range(100))
+            with Run.start(tmp_path / name, "test", {}, data={}) as run:
+                try:
+                    fit(
+                        StopAt(net, at), batches, sgd(0.1), run, phase="train", epochs=4, loop=loop,
+                        validate=lambda n=net, s=scores: {
+                            "accuracy": float(n[0].weight.detach().sum()), "calls": next(s) * 0.0
+                        },
+                    )  # fmt: skip
+                except RuntimeError as error:
+                    assert str(error) == "stopped here"  # noqa: PT017
+                lines.append(
+                    [{k: v for k, v in m.items() if "seconds" not in k} for m in run.metrics()]
+                )
+        nets.append(net)
+    states_equal(*nets)
+    assert lines[0] == lines[-1]
+    assert [line["epoch"] for line in lines[-1]] == [1, 2, 3, 4]
+
+
+def test_a_phase_that_is_done_is_loaded_not_run_again(batches, tmp_path):
+    for _ in range(2):
+        objective = StopAt(tiny(), 8)
+        with Run.start(tmp_path / "run", "test", {}, data={}) as run:
+            fit(objective, batches, sgd(0.1), run, phase="train", epochs=2, loop=Loop(**CPU))
+            last = objective.inner.net
+        if _ == 0:
+            first = last
+    assert objective.count == 0
+    states_equal(first, last)
+
+
+def test_the_best_epoch_by_validation_is_kept(batches, run):
+    scores, seen = iter([0.1, 0.9, 0.9, 0.2]), []
+    objective = Supervised(tiny())
+
+    def validate():
+        assert not objective.net.training
+        seen.append({k: v.clone() for k, v in objective.net.state_dict().items()})
+        return {"20/accuracy": next(scores), "20/nll": 3.0}
+
+    fit(
+        objective, batches, sgd(0.1), run, phase="train", epochs=4, validate=validate,
+        loop=Loop(**CPU),
+    )  # fmt: skip
+    for name, value in objective.net.state_dict().items():
+        assert_close(value, seen[1][name], rtol=0, atol=0)
+    assert [line["val/20/accuracy"] for line in run.metrics()] == [0.1, 0.9, 0.9, 0.2]
+
+
+def test_the_moving_average_of_weights_is_what_is_kept(batches, run):
+    objective = Supervised(tiny())
+    # one step from the start at rate 0.1, none after: the average must lag behind the weights
+    fit(objective, batches, sgd(0.1), run, phase="train", epochs=1, loop=Loop(average=0.9, **CPU))
+    plain = Supervised(tiny())
+    with Run.start(run.path.parent / "plain", "test", {}, data={}) as other:
+        fit(plain, batches, sgd(0.1), other, phase="train", epochs=1, loop=Loop(**CPU))
+    start = tiny()
+    moved = (objective.net[0].weight - start[0].weight).norm()
+    whole = (plain.net[0].weight - start[0].weight).norm()
+    assert 0 < moved < 0.6 * whole
+
+
+class Bad(Objective):
+    """Gives a loss that is not finite at one step."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.weight, self.at, self.count = nn.Parameter(torch.ones(1)), at, 0
+
+    def training_step(self, batch: Batch) -> Step:
+        self.count += 1
+        loss = self.weight.sum() * (math.nan if self.count == self.at else 1.0)
+        return Step(loss, {"ce": loss})
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(batches, run):
+    with pytest.raises(
+        Diverged, match=r"loss is nan at step 2 of epoch 2 \(phase train\).*last.ckpt"
+    ):
+        fit(Bad(7), batches, sgd(0.1), run, phase="train", epochs=3, loop=Loop(clip=0.0, **CPU))
+    saved = read_checkpoint(run.phase("train") / "last.ckpt")
+    assert saved["position"] == 4
+    assert saved["objective"]["weight"].isfinite()
+
+
+def test_weights_that_are_not_finite_are_never_saved(batches, run):
+    huge = Optim(
+        lambda net: torch.optim.SGD(net.parameters(), lr=1.0),
+        lambda progress: math.inf if progress >= 3 / 8 else 0.0,
+    )
+    with pytest.raises(Diverged, match="weight is not finite at step 3 of epoch 1"):
+        fit(Bad(99), batches, huge, run, phase="train", epochs=2, loop=Loop(clip=0.0, **CPU))
+    assert not (run.phase("train") / "last.ckpt").exists()
+
+
+def test_progress_runs_from_zero_up_and_delayed_starts_follow_it(batches, run):
+    net = build("resnet20", ["8"], num_classes=3)
+    objective = EmbeddedKD(net, distill_from=0.5)
+    fit(objective, batches, sgd(0.05), run, phase="nest", epochs=4, loop=Loop(**CPU))
+    assert ["8/ce" in line for line in run.metrics()] == [False, False, True, True]
+    assert objective.progress == pytest.approx(15 / 16)
+
+
+def test_a_damaged_checkpoint_is_named(batches, run):
+    (run.phase("train") / "last.ckpt").write_bytes(b"PK\x03\x04 half a checkpoint")
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged .*: remove it"):
+        fit(Supervised(tiny()), batches, sgd(0.1), run, phase="train", epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "accumulate", "message"), [(0, 1, "epochs"), (1, 0, "accumulate")]
+)
+def test_numbers_below_one_are_refused(batches, run, epochs, accumulate, message):
+    with pytest.raises(ValueError, match=f"{message} must be at least 1, not 0"):
+        fit(
+            Supervised(tiny()), batches, sgd(0.1), run, phase="t", epochs=epochs,
+            loop=Loop(accumulate=accumulate),
+        )  # fmt: skip
+
+
+def test_the_schedule_warms_up_and_falls_to_zero():
+    values = [cosine(i / 100, 0.05) for i in range(101)]
+    assert 0 < values[0] < 0.05
+    assert max(values) == values[5] == 1.0
+    assert values[100] == pytest.approx(0.0)
+    assert all(a >= b for a, b in pairwise(values[5:]))
+
+
+def test_only_matrices_decay():
+    groups = sgd(0.1, weight_decay=0.5).make(tiny()).param_groups
+    assert {p.ndim for p in groups[0]["params"]} == {2, 4}
+    assert {p.ndim for p in groups[1]["params"]} == {1}
+    assert [g["weight_decay"] for g in groups] == [0.5, 0.0]
+
+
+# the run directory
+
+
+def start(tmp_path, recipe="r", data=None, **arguments):
+    return Run.start(tmp_path / "run", recipe, arguments, data=data or {"fingerprint": "1"})
+
+
+def test_a_run_is_resumed_with_the_same_arguments_only(tmp_path):
+    with start(tmp_path, lr=0.1, loop=Loop()):
+        pass
+    with start(tmp_path, lr=0.1, loop=Loop(checkpoint_minutes=9.0)):
+        pass
+    with pytest.raises(ValueError, match=r"run with --lr 0\.1, not 0\.2: resume it with its own"):
+        start(tmp_path, lr=0.2, loop=Loop())
+    with pytest.raises(ValueError, match=r"--clip 5\.0, not 1\.0"):
+        start(tmp_path, lr=0.1, loop=Loop(clip=1.0))
+    with pytest.raises(ValueError, match="holds a run of 'r', not 's'"):
+        start(tmp_path, recipe="s", lr=0.1, loop=Loop())
+    with pytest.raises(ValueError, match="run on other data"):
+        start(tmp_path, data={"fingerprint": "2"}, lr=0.1, loop=Loop())
+
+
+def test_another_version_warns_and_nothing_more(tmp_path):
+    with start(tmp_path):
+        pass
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    config["versions"]["torch"] = "0.1"
+    file.write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="started with versions"), start(tmp_path):
+        pass
+
+
+def test_two_writers_are_one_too_many(tmp_path):
+    with start(tmp_path), pytest.raises(OSError, match="another process is writing to"):
+        start(tmp_path)
+    with warnings.catch_warnings(), start(tmp_path):
+        pass
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="holds other files and no run"):
+        start(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file: name a directory"):
+        Run.start(tmp_path / "file", "r", {}, data={})

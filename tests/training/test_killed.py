@@ -1,0 +1,128 @@
+"""Real processes, really killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "STEPWELL_QUIET": "1"}
+
+
+def command(out: Path) -> list[str]:
+    return [
+        sys.executable, "-m", "stepwell", "train", "ekd", "--data", "digits", "--out", str(out),
+        "--net", "resnet20", "--depths", "8", "--epochs", "4", "--batch-size", "200",
+        "--average", "0.9", "--checkpoint-minutes", "0", "--device", "cpu", "--json",
+    ]  # fmt: skip
+
+
+def started(out: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(out), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition, process, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def end_of(process) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    code, text, err = end_of(started(out))
+    assert code == 0, err
+    assert set(json.loads(text)["costs"]) == {"8", "20"}
+    return out
+
+
+def same_result(a: Path, b: Path) -> None:
+    assert (a / "net.safetensors").read_bytes() == (b / "net.safetensors").read_bytes()
+    mine, theirs = load_file(a / "net.safetensors"), load_file(b / "net.safetensors")
+    for name, value in mine.items():
+        assert_close(value, theirs[name], rtol=0, atol=0)
+    lines = [
+        [
+            {k: v for k, v in json.loads(line).items() if "seconds" not in k}
+            for line in (run / "metrics.jsonl").read_text().splitlines()
+        ]
+        for run in (a, b)
+    ]
+    assert lines[0] == lines[1]
+    results = [json.loads((run / "results.json").read_text())["test"] for run in (a, b)]
+    assert results[0] == results[1]
+
+
+def test_a_run_killed_again_and_again_ends_bit_identical(whole, tmp_path):
+    out = tmp_path / "run"
+    checkpoint = out / "phases" / "nest" / "last.ckpt"
+    rng = random.Random(0)
+    for _ in range(3):
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        process = started(out)
+        wait_for(
+            lambda b=before: checkpoint.exists() and checkpoint.stat().st_mtime_ns > b, process
+        )
+        time.sleep(rng.random())
+        process.kill()
+        assert end_of(process)[0] == -signal.SIGKILL
+        assert not (out / "results.json").exists(), "killed too late to show anything"
+    assert end_of(started(out))[0] == 0
+    same_result(out, whole)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_leaves_a_whole_checkpoint_and_the_same_command_goes_on(whole, tmp_path, name):
+    out = tmp_path / "run"
+    process = started(out)
+    wait_for((out / "phases" / "nest" / "last.ckpt").exists, process)
+    process.send_signal(getattr(signal, name))
+    code, _, err = end_of(process)
+    assert code == 128 + getattr(signal, name), err
+    assert err.count("\n") == 1
+    assert err.startswith("stopped (phase nest, epoch ")
+    assert "the same command goes on from there" in err
+    assert not list(out.rglob("*.part"))
+    assert end_of(started(out))[0] == 0
+    same_result(out, whole)
+
+
+def test_a_second_writer_is_turned_away(tmp_path):
+    out = tmp_path / "run"
+    process = started(out)
+    wait_for((out / "config.json").exists, process)
+    code, _, err = end_of(started(out))
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "another process is writing to" in err
+    process.kill()
+    end_of(process)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path):
+    """A limit on the size of a file stands in for the end of the disk: the write fails half-way."""
+    out = tmp_path / "run"
+    limited = ["prlimit", "--fsize=1000000", *command(out)]
+    done = subprocess.run(limited, env=ENV, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "last.ckpt: File too large; it is as it was before" in done.stderr
+    assert not list(out.rglob("*.part"))
+    assert not (out / "phases" / "nest" / "last.ckpt").exists()
