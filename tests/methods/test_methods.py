@@ -217,15 +217,16 @@ def objectives():
     teacher = Frozen(nested(()))
     return {
         "supervised": Supervised(nested(()).module),
-        "self-taught": Supervised(nested(()).module, ema_teacher=0.5, distill_from=0.8),
+        "self-taught": Supervised(
+            build("resnet20", num_classes=5).module, ema_teacher=0.5, distill_from=0.8
+        ),
         "distill": Distill(nested(()).module, teacher),
         "ekd": EmbeddedKD(nested(("8",)), distill_from=0.0),
         "ekd, sad": EmbeddedKD(nested(("8",)), distill_from=0.0, attention_mode="sad"),
         "ekd, gram": EmbeddedKD(nested(("8",)), distill_from=0.0, attention_mode="gram"),
         "ekd, average": EmbeddedKD(
-            # an average of the first steps teaches nothing yet
-            nested(("8",)),
-            distill_from=0.8,
+            build("resnet20", ["8"], num_classes=5),
+            distill_from=0.8,  # an average of the first steps teaches nothing yet
             ema_teacher=0.5,
             teach_full=True,
         ),

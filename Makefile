@@ -1,0 +1,42 @@
+# `make demo` and `make test` are all a newcomer needs. Both install into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+
+.PHONY: demo test lint wheel-test bench clean
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stepwell needs Python 3.11 or newer; say which with: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/stepwell train ekd --data digits --net resnet32 --depths 20 26 --epochs 40 --out $(DEMO)
+	$(BIN)/stepwell eval $(DEMO)
+	$(BIN)/stepwell export $(DEMO) --depth all
+	$(BIN)/stepwell report $(DEMO)
+	@echo
+	@echo 'Open $(DEMO)/report.html. Then try:'
+	@echo '  $(BIN)/stepwell predict $(DEMO) IMAGE... --depth 20'
+	@echo '  $(BIN)/stepwell cost resnet34 --depths 18'
+	@echo '  $(BIN)/stepwell train ekd --data FOLDER_OF_CLASS_FOLDERS --out runs/mine'
+	@echo '  $(BIN)/stepwell verify ekd --quick'
+	@echo '  $(BIN)/stepwell --help'
+
+test: $(VENV)/.installed
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check --quiet src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+# A wheel in a clean environment with the core dependencies only trains, evaluates and reports.
+wheel-test: $(VENV)/.installed
+	PYTHON=$(BIN)/python bash tests/wheel.sh
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) dist build
