@@ -1,0 +1,52 @@
+"""Run benchmarks and write what they found: `python -m benchmarks [NAME ...]`."""
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+NAMES = ("fit_loop", "joint_step", "help_time", "subnet_latency", "loader")
+RESULTS = Path(__file__).parent / "results"
+
+
+def hardware() -> str:
+    """The processor and its threads."""
+    info = Path("/proc/cpuinfo")
+    names = [
+        line.partition(":")[2].strip()
+        for line in (info.read_text().splitlines() if info.exists() else [])
+        if line.startswith("model name")
+    ]
+    name = names[0] if names else platform.machine()
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+
+
+def main() -> None:
+    """Run the benchmarks named, or all."""
+    for name in sys.argv[1:] or NAMES:
+        result = import_module(f"benchmarks.{name}").measure()
+        record = {
+            "benchmark": name,
+            "command": f"python -m benchmarks {name}",
+            "date": time.strftime("%Y-%m-%d"),
+            "hardware": hardware(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "stepwell": version("stepwell"),
+            },
+            "result": result,
+        }
+        text = json.dumps(record, indent=1) + "\n"
+        (RESULTS / f"{name}.json").write_text(text)
+        sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Timing side by side, so that a machine that drifts drifts for all."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+def side_by_side(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each call in each round; within a round every call runs once, in turn."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(warmup + rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if i >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], a: str, b: str) -> dict[str, float]:
+    """The ratio a / b, round by round: median, least and greatest."""
+    ratios = [x / y for x, y in zip(times[a], times[b], strict=True)]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
