@@ -4,6 +4,7 @@ Signatures are the flags. Heavy imports stand inside the functions, so that `--h
 no torch.
 """
 
+import functools
 import importlib
 import inspect
 import os
@@ -323,8 +324,15 @@ def train(arguments: list[str]) -> None:
     if name not in RECIPES:
         raise ValueError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
     recipe = _load(RECIPES[name][0])
+    used: dict[str, Any] = {}
+
+    @functools.wraps(recipe)
+    def remembering(**arguments: Any) -> Any:
+        used.update(arguments)
+        return recipe(**arguments)
+
     results = tyro.cli(
-        recipe,
+        remembering,
         prog=f"stepwell train {name}",
         args=rest,
         description=f"{_description(recipe)}\n\n--json prints the results as one JSON document.",
@@ -332,14 +340,13 @@ def train(arguments: list[str]) -> None:
     if json:
         print_json(results)
         return
-    folder = Path(rest[rest.index("--out") + 1]) if "--out" in rest else Path()
     show(depth_table(f"{name}, on the test part", TRAINED, results["costs"], results["test"]))
     _print_classes(results["test"])
     _print_conditions(results["costs"])
     say(f"trained in {results['seconds']:.0f} s; next, try:")
     for command in ("eval", "export", "report"):
-        say(f"  stepwell {command} {folder}")
-    say(f"  stepwell predict {folder} IMAGE|FOLDER...")
+        say(f"  stepwell {command} {used['out']}")
+    say(f"  stepwell predict {used['out']} IMAGE|FOLDER...")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -96,7 +96,7 @@ class EmbeddedKD(Objective):
         self.distill_from = distill_from
         self.sample = sample
         self.average = MovingAverage(net.module, ema_teacher) if ema_teacher else None
-        self.teacher = self.average or teacher
+        self.fixed_teacher = teacher
         self.teach_full = teach_full
         self.label_smoothing = label_smoothing
 
@@ -106,9 +106,10 @@ class EmbeddedKD(Objective):
         depths = self.active_depths()
         if self.average is not None:
             self.average.update(self.net.module)
+        teacher = self.average or self.fixed_teacher
         target: Tensor | None = None
-        if self.teacher is not None and self.distilling and (self.teach_full or len(depths) > 1):
-            target = self.teacher(images).logits
+        if teacher is not None and self.distilling and (self.teach_full or len(depths) > 1):
+            target = teacher(images).logits
 
         def loss_of(
             depth: str, exit: Exit, done: Mapping[str, Exit]

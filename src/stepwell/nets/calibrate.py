@@ -29,6 +29,7 @@ def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
     norms = [
         n for d in fresh for n in net.norms(d) if isinstance(n, _NormBase) and id(n) not in settled
     ]
+    device = next(net.parameters()).device
     was_training, momenta = net.training, [n.momentum for n in norms]
     net.eval()
     for norm in norms:
@@ -39,7 +40,7 @@ def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
         seen = False
         for images, _ in batches:
             seen = True
-            net.forward_all(images, fresh)
+            net.forward_all(images.to(device), fresh)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -60,6 +60,8 @@ def open_classifier(
     size, classes = splits.train.size, splits.train.classes
     nested = build(net, depths, num_classes=len(classes), **_stem(net, size, arguments.get("stem")))
     check_size(nested, size)
+    for note in splits.notes:
+        warnings.warn(note, stacklevel=3)
     init: Path | None = arguments.get("init")
     start = None if init is None else initialise(nested, init)
     if start is not None and start.fresh:
