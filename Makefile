@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/stepwell train ekd --data digits --net resnet32 --depths 20 26 --epochs 40 --out $(DEMO)
+	$(BIN)/stepwell train ekd --data digits --net resnet32 --depths 20 26 --epochs 30 --out $(DEMO)
 	$(BIN)/stepwell eval $(DEMO)
 	$(BIN)/stepwell export $(DEMO) --depth all
 	$(BIN)/stepwell report $(DEMO)

@@ -16,17 +16,17 @@ from torch.testing import assert_close
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "STEPWELL_QUIET": "1"}
 
 
-def command(out: Path) -> list[str]:
+def command(out: Path, schedule: str = "one-run") -> list[str]:
     return [
         sys.executable, "-m", "stepwell", "train", "ekd", "--data", "digits", "--out", str(out),
         "--net", "resnet20", "--depths", "8", "--epochs", "4", "--batch-size", "200",
-        "--average", "0.9", "--checkpoint-minutes", "0", "--device", "cpu", "--json",
+        "--schedule", schedule, "--average", "0.9", "--checkpoint-minutes", "0", "--device", "cpu", "--json",
     ]  # fmt: skip
 
 
-def started(out: Path) -> subprocess.Popen:
+def started(out: Path, schedule: str = "one-run") -> subprocess.Popen:
     return subprocess.Popen(
-        command(out), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(out, schedule), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -85,6 +85,19 @@ def test_a_run_killed_again_and_again_ends_bit_identical(whole, tmp_path):
         assert end_of(process)[0] == -signal.SIGKILL
         assert not (out / "results.json").exists(), "killed too late to show anything"
     assert end_of(started(out))[0] == 0
+    same_result(out, whole)
+
+
+def test_a_run_of_two_phases_killed_in_each_ends_bit_identical(tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert end_of(started(whole, "two-phase"))[0] == 0
+    for phase in ("full", "nest"):
+        process = started(out, "two-phase")
+        wait_for((out / "phases" / phase / "last.ckpt").exists, process)
+        process.kill()
+        assert end_of(process)[0] == -signal.SIGKILL
+    assert (out / "phases" / "full" / "done").exists()
+    assert end_of(started(out, "two-phase"))[0] == 0
     same_result(out, whole)
 
 

@@ -43,7 +43,8 @@ class Files:
         """
         paths = [self.paths[i] for i in indices.tolist()]
         with ThreadPoolExecutor(DECODERS) as pool:
-            return torch.stack(list(pool.map(lambda p: read_image(p, self.size), paths)))
+            images = list(pool.map(lambda p: read_image(p, self.size).numpy(), paths))
+        return torch.from_numpy(np.stack(images))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Batches that are functions of (seed, epoch, step), so that a resumed run sees the same ones.
 
 No worker draws random numbers of its own: the order of an epoch and the augmentation of a batch each
-come from a generator seeded for just that epoch or step. One thread prepares the next batch ahead.
+come from a generator seeded for just that epoch or step.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepwell.data.images import ImageSet
+from stepwell.data.images import Files, ImageSet
 from stepwell.types import Batch
 
 
@@ -137,24 +137,25 @@ class Batches:
 
     def at(self, position: int) -> Batch:
         """The batch at `position`, counted from the start of training over all epochs."""
-        epoch, step = divmod(position, len(self))
-        batch = self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
-        batch = batch[self.rank :: self.world]
-        pixels = self.images.pixels[batch]
-        if self.augment is not None:
-            key = seed_of(self.seed, "augment", epoch, step, self.rank)
-            pixels = self.augment(pixels, torch.Generator().manual_seed(key))
-        return Batch(normalise(pixels, self.mean, self.std), self.images.labels[batch])
+        return self._batch(position, self.images.pixels[self._indices(position)])
 
     def stream(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches at positions `start` to `stop`, the next one being prepared meanwhile."""
+        """The batches at positions `start` to `stop`.
+
+        Images on disk are decoded one batch ahead, by a thread that calls no kernel of torch: a
+        second user of the cores would slow the training down by half.
+        """
+        if not isinstance(self.images.pixels, Files):
+            yield from map(self.at, range(start, stop))
+            return
+        files = self.images.pixels
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-            ahead = pool.submit(self.at, start) if start < stop else None
+            ahead = [pool.submit(files.__getitem__, self._indices(start))] if start < stop else []
             for position in range(start, stop):
-                assert ahead is not None
-                batch = ahead.result()
-                ahead = pool.submit(self.at, position + 1) if position + 1 < stop else None
-                yield batch
+                pixels = ahead.pop().result()
+                if position + 1 < stop:
+                    ahead.append(pool.submit(files.__getitem__, self._indices(position + 1)))
+                yield self._batch(position, pixels)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.stream(0, len(self))
@@ -162,6 +163,21 @@ class Batches:
     def with_images(self, images: ImageSet) -> "Batches":
         """Another set, normalised in the same way, in order and without augmentation."""
         return Batches(images, self.batch_size, mean=self.mean, std=self.std)
+
+    def _indices(self, position: int) -> Tensor:
+        """Which images this process's share of the batch at `position` is."""
+        epoch, step = divmod(position, len(self))
+        batch = self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+        return batch[self.rank :: self.world]
+
+    def _batch(self, position: int, pixels: Tensor) -> Batch:
+        """Bytes to a batch: augmented by a generator of this step's own, and normalised."""
+        if self.augment is not None:
+            epoch, step = divmod(position, len(self))
+            key = seed_of(self.seed, "augment", epoch, step, self.rank)
+            pixels = self.augment(pixels, torch.Generator().manual_seed(key))
+        labels = self.images.labels[self._indices(position)]
+        return Batch(normalise(pixels, self.mean, self.std), labels)
 
     def _draw_order(self, epoch: int) -> Tensor:
         if not self.shuffle:

@@ -29,7 +29,7 @@ def ekd(
     depths: tuple[str, ...] = ("20", "26"),
     stem: Literal["auto", "imagenet", "small"] = "auto",
     init: Path | None = None,
-    schedule: Schedule = "one-run",
+    schedule: Schedule = "two-phase",
     epochs: int = 40,
     batch_size: int = 128,
     lr: float = 0.1,
@@ -65,10 +65,10 @@ def ekd(
         depths: sub-nets, by the family's names (20) or as NAME=BLOCKS,BLOCKS,... a stage.
         stem: first layers of torchvision's ResNets; `auto` takes the small one below 64 pixels.
         init: weights to start from: a Stepwell file, or weights under torchvision's names.
-        schedule: `one-run`: the full net alone until `distill_from`, then a moving average of it
-            teaches every depth, the full one included. `two-phase`: train the full net for as many
-            epochs (or take it from `init`), then a frozen copy teaches all depths for half as many
-            at half the rate. `plain`: the paper's loss from the first step.
+        schedule: `two-phase`: train the full net for as many epochs (or take it from `init`), then a
+            frozen copy teaches all depths for half as many at half the rate. `one-run`: the full net
+            alone until `distill_from`, then a moving average of it teaches every depth, the full one
+            included. `plain`: the paper's loss from the first step.
         epochs: passes over the training part, of the first phase in `two-phase`.
         ce: weight of the labels for each sub-net.
         kl: weight of the teacher's soft targets.
