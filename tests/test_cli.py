@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 
 from stepwell import __version__, cli
-from stepwell.claims.study import load_object
 from stepwell.nets import BUILDERS
-from stepwell.recipes import RECIPES
+from stepwell.recipes import RECIPES, load_object
 
 TRAIN = [
     "train", "ekd", "--data", "digits", "--net", "resnet20", "--depths", "8", "--epochs", "1",
@@ -26,6 +25,9 @@ TRAIN = [
 def _warnings(monkeypatch):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setenv("STEPWELL_QUIET", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)  # a user reads them as notes
+        yield
 
 
 @pytest.fixture
@@ -254,8 +256,9 @@ def test_bad_input_is_one_line_and_exit_code_2(stepwell, trained, tmp_path, imag
     code, _, err = stepwell(*[str(a).format(**places) for a in arguments])
     assert code == 2, err
     assert message in err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1, err
+    lines = [line for line in err.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
     assert before == {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}
 
 
@@ -305,3 +308,19 @@ def test_the_options_of_the_recipes_are_these():
     for recipe, own in expected.items():
         signature = inspect.signature(load_object(RECIPES[recipe][0]))
         assert set(signature.parameters) == {*common.split(), *own.split()}
+
+
+def test_data_that_has_changed_is_not_measured_on_as_if_it_had_not(
+    stepwell, image_folder, tmp_path
+):
+    folder = image_folder(count=10, size=(8, 8))
+    out = tmp_path / "r"
+    arguments = ["--net", "resnet20", "--epochs", 1, "--batch-size", 4, "--out", out]
+    code, _, err = stepwell("train", "supervised", "--data", folder, *arguments)
+    assert code == 0, err
+    assert "no test part: 4 of its 20 images are set aside" in err
+    assert stepwell("eval", out)[0] == 0
+    image_folder(count=12, size=(8, 8))
+    code, _, err = stepwell("eval", out)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "has changed since the network was trained on it" in err

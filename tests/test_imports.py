@@ -10,8 +10,7 @@ import pytest
 import stepwell
 from stepwell.claims import CLAIMS
 from stepwell.claims.sources import PACKAGE, imported_modules
-from stepwell.claims.study import load_object
-from stepwell.recipes import RECIPES
+from stepwell.recipes import RECIPES, load_object
 
 BASE = {"types", "files"}
 MAY_IMPORT = {
@@ -47,7 +46,7 @@ def direct_imports(file: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            found.add(node.module)
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     parts = [name.split(".") for name in found]
     return {p[1] for p in parts if p[0] == PACKAGE and len(p) > 1}
 

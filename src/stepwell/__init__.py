@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stepwell.methods import Objective as Objective
     from stepwell.methods import Supervised as Supervised
     from stepwell.nets import BUILDERS as BUILDERS
+    from stepwell.nets import Card as Card
     from stepwell.nets import NestedNet as NestedNet
     from stepwell.nets import build as build
     from stepwell.nets.calibrate import calibrate as calibrate
@@ -38,6 +39,7 @@ _WHERE = {
     "Objective": "methods",
     "Supervised": "methods",
     "BUILDERS": "nets",
+    "Card": "nets",
     "NestedNet": "nets",
     "build": "nets",
     "calibrate": "nets.calibrate",

@@ -5,7 +5,6 @@ no torch.
 """
 
 import functools
-import importlib
 import inspect
 import os
 import signal
@@ -30,7 +29,7 @@ from stepwell.console import (
     show,
     table,
 )
-from stepwell.recipes import RECIPES
+from stepwell.recipes import RECIPES, load_object
 
 TRAINED = ("blocks", "params", "macs", "accuracy", "ms")
 EVALUATED = ("blocks", "params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
@@ -76,7 +75,8 @@ def eval_(run: Positional[Path], *, data: str | None = None, json: Json = False)
 
     net, config = _network(run)
     net.require_ready()
-    batches = part_for(net, data or _data_of(run, config))
+    seen = None if data or not config else config["data"]["fingerprint"]
+    batches = part_for(net, data or _data_of(run, config), seen)
     test = evaluate(net.logits_by_depth, batches, net.card.classes)
     costs = cost_table(net, net.card.size)
     if json:
@@ -323,7 +323,7 @@ def train(arguments: list[str]) -> None:
     name, *rest = arguments
     if name not in RECIPES:
         raise ValueError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
-    recipe = _load(RECIPES[name][0])
+    recipe = load_object(RECIPES[name][0])
     used: dict[str, Any] = {}
 
     @functools.wraps(recipe)
@@ -430,11 +430,6 @@ def _description(function: Callable[..., Any]) -> str:
     return "\n\n".join([does.strip(), *lines])
 
 
-def _load(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
@@ -461,6 +456,11 @@ def _network(path: Path) -> tuple[Any, Mapping[str, Any]]:
             "Start its `stepwell train` command again to finish it"
         )
     net = load(path / "net.safetensors" if path.is_dir() else path)
+    if not net.card.classes or not net.card.size:
+        raise ValueError(
+            f"{path} does not say its classes and input size: set net.card = "
+            "stepwell.Card(classes, size, mean, std) and save it again"
+        )
     config = path / "config.json"
     return net, json.loads(config.read_text()) if config.exists() else {}
 

@@ -25,6 +25,14 @@ def test_train_and_test_folders_are_taken_as_they_are(image_folder, tmp_path, he
     image_folder(count=3, root=tmp_path / "d" / held_out)
     splits = load_images(str(tmp_path / "d"))
     assert (len(splits.train), len(splits.test), splits.notes) == (10, 6, ())
+    assert splits.validation is None
+
+
+def test_a_validation_folder_beside_both_is_the_validation_part(image_folder, tmp_path):
+    for part, count in (("train", 5), ("val", 2), ("test", 3)):
+        image_folder(count=count, root=tmp_path / "d" / part)
+    splits = load_images(str(tmp_path / "d"))
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (10, 4, 6)
 
 
 def test_pixels_are_those_of_the_files(image_folder):
@@ -146,3 +154,23 @@ def test_labels_out_of_range_name_the_range():
         ImageSet(pixels, torch.tensor([0, 2]), ("a", "b"))
     with pytest.raises(ValueError, match="2 images but 1 labels"):
         ImageSet(pixels, torch.tensor([0]), ("a", "b"))
+
+
+def test_sixteen_bits_are_scaled_and_turned_photographs_set_upright(tmp_path):
+    ramp = (np.arange(256, dtype=np.uint16).reshape(16, 16)) * 257
+    Image.fromarray(ramp).save(tmp_path / "16.png")
+    assert_close(read_image(tmp_path / "16.png", 16)[0].flatten(), torch.arange(256).byte())
+    upright = Image.new("RGB", (16, 16), "blue")
+    upright.paste("red", (0, 0, 16, 8))
+    exif = upright.getexif()
+    exif[0x112] = 3  # taken upside down
+    upright.rotate(180).save(tmp_path / "turned.png", exif=exif)
+    red = read_image(tmp_path / "turned.png", 16)[0, :, 0]
+    assert_close(red, torch.tensor([255] * 8 + [0] * 8).byte())
+
+
+def test_a_split_never_takes_a_whole_class():
+    labels = torch.tensor([0, 0, 1, 1, 1, 1])
+    data = ImageSet(torch.zeros(6, 3, 4, 4, dtype=torch.uint8), labels, ("a", "b"))
+    rest, _ = data.split(0.8)
+    assert torch.bincount(rest.labels).tolist() == [1, 1]

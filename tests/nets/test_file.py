@@ -137,3 +137,19 @@ def test_a_net_starts_from_torchvision_weights_with_another_classifier(tmp_path)
         initialise(build("resnet18", num_classes=3, stem="small"), tmp_path / "w.pth")
     with pytest.raises(ValueError, match="does not fit this network: .* names differ"):
         initialise(build("resnet20", num_classes=3), tmp_path / "w.pth")
+
+
+def test_files_of_every_header_length_are_read(net, tmp_path):
+    """A header's length stands first in the file, and may look like the mark of a pickle."""
+    for n in range(0, 264, 8):
+        net.card = Card(CARD.classes, 8, licence="x" * n)
+        assert stepwell.load(stepwell.save(net, tmp_path / "net")).card == net.card
+
+
+def test_a_depth_that_was_exported_keeps_its_card_as_a_start(net, tmp_path):
+    from stepwell.export import export_safetensors
+
+    start = initialise(
+        build("resnet20", num_classes=3), export_safetensors(net, "20", tmp_path / "20")
+    )
+    assert (start.card, start.fresh) == (CARD, ())

@@ -260,3 +260,12 @@ def test_a_depth_that_nobody_trained_is_refused_until_it_is_calibrated():
         inputs = [net.module.layer2[0].conv1(v) for v in x]
     mean = torch.stack([v.mean((0, 2, 3)) for v in inputs]).mean(0)
     assert_close(first.running_mean, mean, rtol=1e-4, atol=1e-5)
+
+
+def test_one_depth_takes_weights_by_its_own_names_and_no_others():
+    net, other = small(), small()
+    net.load_depth("8", other.subnet("8").state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    assert_close(net.eval()(x, "8"), other.eval()(x, "8"), **EXACT)
+    with pytest.raises(RuntimeError, match="depth '8' has no nonsense"):
+        net.load_depth("8", {"nonsense": torch.zeros(1)})

@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 import warnings
 from itertools import pairwise
 
@@ -9,10 +10,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from stepwell.data import Augment, Batches, ImageSet
+from stepwell.files import write_whole
 from stepwell.methods import EmbeddedKD, Objective, Supervised
 from stepwell.nets import build
 from stepwell.training import Loop, Run, fit, sgd
-from stepwell.training.fit import Diverged, read_checkpoint
+from stepwell.training.fit import Diverged, Stopped, read_checkpoint
 from stepwell.training.optim import Optim, cosine
 from stepwell.types import Batch, Step
 
@@ -90,7 +92,7 @@ def test_fit_is_a_plain_loop(batches, run):
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7, 11])
-@pytest.mark.parametrize("options", [{}, {"average": 0.9}, {"accumulate": 2}])
+@pytest.mark.parametrize("options", [{}, {"average": 0.9}, {"accumulate": 2}, {"accumulate": 3}])
 def test_training_cut_off_anywhere_goes_on_to_the_same_bits(batches, tmp_path, stop, options):
     loop = Loop(checkpoint_minutes=0.0, **options, **CPU)
     nets, lines = [], []
@@ -281,3 +283,93 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file: name a directory"):
         Run.start(tmp_path / "file", "r", {}, data={})
+
+
+def test_weights_that_are_not_finite_never_become_the_best(batches, run):
+    huge = Optim(
+        lambda net: torch.optim.SGD(net.parameters(), lr=1.0),
+        lambda progress: math.inf if progress >= 7 / 12 else 0.01,
+    )
+    scores = iter([0.5, 0.9, 0.9])
+    with pytest.raises(Diverged, match="not finite at step 3 of epoch 2"):
+        fit(
+            Bad(99), batches, huge, run, phase="train", epochs=3, loop=Loop(clip=0.0, **CPU),
+            validate=lambda: {"accuracy": next(scores)},
+        )  # fmt: skip
+    best = read_checkpoint(run.phase("train") / "best.ckpt")
+    assert best["objective"]["weight"].isfinite()
+
+
+def test_a_request_to_stop_reaches_another_process_whole():
+    import pickle
+
+    stop = pickle.loads(pickle.dumps(Stopped(15, "phase x")))
+    assert (stop.signum, str(stop)) == (15, "phase x")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_named(batches, run):
+    with pytest.raises(ValueError, match="--device cuda: torch finds no such device here"):
+        fit(
+            Supervised(tiny()), batches, sgd(0.1), run, phase="t", epochs=1,
+            loop=Loop(device="cuda"),
+        )  # fmt: skip
+
+
+def test_of_several_processes_one_writes(tmp_path, monkeypatch):
+    with start(tmp_path) as first:
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        with start(tmp_path) as second:
+            assert (first.writes, second.writes) == (True, False)
+
+
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("options", [{"average": 0.9}, {"accumulate": 3}])
+def test_training_cut_off_after_any_write_goes_on_to_the_same_bits(
+    batches, tmp_path, monkeypatch, validated, options
+):
+    """The process ends right after its n-th file, for every n: best, metrics, last, done."""
+    loop = Loop(**options, **CPU)
+    left = [10**9]
+
+    def counted(path, data):
+        write_whole(path, data)
+        left[0] -= 1
+        if left[0] == 0:
+            raise InterruptedError("cut here")
+
+    for module in ("fit", "run"):
+        monkeypatch.setattr(sys.modules[f"stepwell.training.{module}"], "write_whole", counted)
+
+    def train(name):
+        objective = Supervised(tiny())
+        validate = (
+            (lambda: {"accuracy": float(objective.net[0].weight.detach().sum())})
+            if validated
+            else None
+        )
+        with Run.start(tmp_path / name, "test", {}, data={}) as run:
+            fit(
+                objective, batches, sgd(0.1), run, phase="train", epochs=2, validate=validate,
+                loop=loop,
+            )  # fmt: skip
+        return objective
+
+    whole = train("whole")
+    files = 10**9 - left[0]
+    assert files >= 4
+    for n in range(1, files + 1):
+        left[0] = n
+        with pytest.raises(InterruptedError):
+            train(f"cut{n}")
+        left[0] = 10**9
+        states_equal(train(f"cut{n}"), whole)
+        states_equal(train(f"cut{n}"), whole)
+
+
+def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
+    (tmp_path / "run").mkdir()
+    part = tmp_path / "run" / ".config.json.abc.part"
+    part.write_bytes(b"half")
+    with start(tmp_path):
+        assert not part.exists()

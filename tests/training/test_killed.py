@@ -20,7 +20,8 @@ def command(out: Path, schedule: str = "one-run") -> list[str]:
     return [
         sys.executable, "-m", "stepwell", "train", "ekd", "--data", "digits", "--out", str(out),
         "--net", "resnet20", "--depths", "8", "--epochs", "4", "--batch-size", "200",
-        "--schedule", schedule, "--average", "0.9", "--checkpoint-minutes", "0", "--device", "cpu", "--json",
+        "--schedule", schedule, "--average", "0.9", "--checkpoint-minutes", "0", "--device", "cpu",
+        "--json",
     ]  # fmt: skip
 
 
@@ -129,13 +130,21 @@ def test_a_second_writer_is_turned_away(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
-def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path):
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(whole, tmp_path):
     """A limit on the size of a file stands in for the end of the disk: the write fails half-way."""
     out = tmp_path / "run"
+    process = started(out)
+    checkpoint = out / "phases" / "nest" / "last.ckpt"
+    wait_for(checkpoint.exists, process)
+    process.kill()
+    end_of(process)
+    before = checkpoint.read_bytes()
     limited = ["prlimit", "--fsize=1000000", *command(out)]
     done = subprocess.run(limited, env=ENV, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert "last.ckpt: File too large; it is as it was before" in done.stderr
     assert not list(out.rglob("*.part"))
-    assert not (out / "phases" / "nest" / "last.ckpt").exists()
+    assert checkpoint.read_bytes() == before
+    assert end_of(started(out))[0] == 0
+    same_result(out, whole)

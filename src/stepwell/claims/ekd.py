@@ -1,8 +1,9 @@
 """Nested depths with embedded distillation: the claims of the paper's abstract, and their test.
 
-Arms have equal epochs, data, augmentation, optimizer and schedule; no arm selects on test data (each
-keeps its last epoch). `two phases` starts from the full net trained alone, which is its first phase:
-its seconds are those of both.
+Arms have equal data, augmentation and optimizer; no arm selects on test data (each keeps its last
+epoch). All train for the same epochs but `two phases`: it starts from the full net trained alone, which
+is its first phase, and goes on for half as many epochs at half the rate. Its seconds are those of both;
+part of what it gains for the full net may come of the longer training.
 """
 
 from collections.abc import Mapping

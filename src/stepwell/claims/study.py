@@ -6,13 +6,13 @@ arms, an interrupted study goes on where it stopped, and a change elsewhere thro
 """
 
 import hashlib
-import importlib
 import json
 import multiprocessing
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ import torch
 
 from stepwell.claims.sources import source_digest
 from stepwell.files import write_whole
-from stepwell.recipes import RECIPES
+from stepwell.recipes import RECIPES, load_object
 from stepwell.training.run import plain
 
 
@@ -74,12 +74,6 @@ class Study(NamedTuple):
     fingerprint: Callable[[Mapping[str, Any]], str]
 
 
-def load_object(path: str) -> Any:
-    """What "module:name" names."""
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def run_study(
     study: Study,
     common: Mapping[str, Any],
@@ -112,7 +106,13 @@ def run_study(
                 running[submit(_run_unit, *_job(study, *unit, common, folders))] = unit
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name, seed = running.pop(future)
-                results[name][seed] = future.result()
+                try:
+                    results[name][seed] = future.result()
+                except BrokenProcessPool as error:
+                    raise OSError(
+                        f"the process that ran {name!r}, seed {seed}, was killed (out of memory?): "
+                        "the same command goes on where it stopped"
+                    ) from error
                 done(name, seed, results[name][seed])
     return results
 
@@ -142,6 +142,11 @@ def judge(study: Study, results: Results) -> list[dict[str, Any]]:
                 "unit": claim.unit,
                 "margin": claim.margin,
                 "holds": holds,
+                "seconds": sum(
+                    results[arm][seed]["seconds"]
+                    for arm in claim.measured.keys() & results.keys()
+                    for seed in seeds
+                ),
                 "note": claim.note if holds is not None else f"one seed: no interval. {claim.note}",
             }
         )

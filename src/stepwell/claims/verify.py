@@ -12,9 +12,10 @@ from typing import Any
 
 from stepwell.claims import CLAIMS
 from stepwell.claims.page import render
-from stepwell.claims.study import Results, Study, judge, load_object, run_study, summary
+from stepwell.claims.study import Results, Study, judge, run_study, summary
 from stepwell.console import say
 from stepwell.files import write_whole
+from stepwell.recipes import load_object
 from stepwell.training.run import LIBRARIES, commit
 
 
@@ -78,6 +79,7 @@ def describe(
     study: Study, common: Mapping[str, Any], results: Results, *, quick: bool
 ) -> dict[str, Any]:
     """Everything that claims.json says about a study's results."""
+    threads = "" if quick else ", one thread an arm"
     every = [r for by_seed in results.values() for r in by_seed.values()]
     return {
         "system": study.key,
@@ -86,7 +88,7 @@ def describe(
         "arguments": dict(common),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
         "commit": commit(),
-        "hardware": f"{_processor()}, {os.cpu_count()} cores, one thread an arm",
+        "hardware": f"{_processor()}, {os.cpu_count()} cores{threads}",
         "date": time.strftime("%Y-%m-%d"),
         "seconds": sum(r["seconds"] for r in every),
         "arms": {arm: _arm(by_seed) for arm, by_seed in results.items()},

@@ -5,6 +5,8 @@ Small sets are decoded into memory once; a set over `MEMORY` bytes is decoded as
 
 import hashlib
 import os
+import struct
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
@@ -23,6 +25,11 @@ MEMORY = 2 * 2**30
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 #: Two threads decode: PIL lets go of the interpreter, and more would crowd out training.
 DECODERS = 2
+#: What PIL raises on files that are damaged or no images, in one format or another.
+UNREADABLE = (
+    OSError, UnidentifiedImageError, SyntaxError, ValueError, TypeError, IndexError, KeyError,
+    EOFError, struct.error, zlib.error, MemoryError, OverflowError, Image.DecompressionBombError,
+)  # fmt: skip
 
 
 class Files:
@@ -111,7 +118,8 @@ class ImageSet:
             if len(members) == 1:
                 raise ValueError(f"class {name!r} has one image only: it cannot be split in two")
             order = members[torch.randperm(len(members), generator=generator)]
-            aside[order[: max(1, round(fraction * len(members)))]] = bool(len(members))
+            count = min(max(1, round(fraction * len(members))), len(members) - 1)
+            aside[order[: max(0, count)]] = True
         return self.subset((~aside).nonzero().flatten()), self.subset(aside.nonzero().flatten())
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -142,13 +150,15 @@ class Splits(NamedTuple):
     test: ImageSet
     flip: bool = True
     notes: tuple[str, ...] = ()
+    validation: ImageSet | None = None
 
 
 def load_images(data: str, size: int | None = None) -> Splits:
     """A data set by name (`digits`, `cifar10`, `cifar100`) or by folder.
 
-    A folder holds `train/CLASS/*.jpg` beside `test/CLASS/*.jpg` (or `val/`), or just `CLASS/*.jpg`,
-    of which a fifth of every class is set aside for the test.
+    A folder holds `train/CLASS/*.jpg` beside `test/CLASS/*.jpg`, or just `CLASS/*.jpg`, of which a
+    fifth of every class is set aside for the test. `val/` beside both is the validation part; without
+    `test/` it takes its place, as ImageNet's does.
 
     Args:
         data: name or folder; a name is a folder's if there is such a folder.
@@ -177,7 +187,7 @@ def read_image(path: Path, size: int) -> Tensor:
     """
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
+            image = _as_rgb(ImageOps.exif_transpose(file))
             width, height = image.size
             if (width, height) != (size, size):
                 scale = size / min(width, height)
@@ -188,8 +198,15 @@ def read_image(path: Path, size: int) -> Tensor:
                 left, top = (image.width - size) // 2, (image.height - size) // 2
                 image = image.crop((left, top, left + size, top + size))
             return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"cannot read image {path} ({error}): replace or remove it") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Eight bits a channel; PIL would clip the values of 16-bit images, not scale them."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and np.asarray(image).max() > 255):
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -205,18 +222,18 @@ def image_files(folder: Path) -> list[Path]:
 def _folder(root: Path, size: int | None) -> Splits:
     parts = {name: root / name for name in ("train", "test", "val") if (root / name).is_dir()}
     if "train" in parts:
-        held_out = parts.get("test", parts.get("val"))
-        train = _class_folder(parts["train"], size)
-        if held_out is None:
-            return _set_aside(root, train)
-        test = _class_folder(held_out, train.size)
-        if test.classes != train.classes:
-            odd = sorted(set(test.classes) ^ set(train.classes))
-            raise ValueError(
-                f"{held_out} and {parts['train']} differ in classes, such as {odd[0]!r}: "
-                "both need the same class folders"
-            )
-        return Splits(str(root), train, test)
+        train = _class_folder(parts.pop("train"), size)
+        others = {name: _class_folder(folder, train.size) for name, folder in parts.items()}
+        for name, part in others.items():
+            if part.classes != train.classes:
+                odd = sorted(set(part.classes) ^ set(train.classes))
+                raise ValueError(
+                    f"{root / name} and {root / 'train'} differ in classes, such as {odd[0]!r}: "
+                    "both need the same class folders"
+                )
+        if "test" in others:
+            return Splits(str(root), train, others["test"], validation=others.get("val"))
+        return Splits(str(root), train, others["val"]) if others else _set_aside(root, train)
     return _set_aside(root, _class_folder(root, size))
 
 
@@ -252,7 +269,7 @@ def _own_size(paths: Sequence[Path]) -> int:
         try:
             with Image.open(path) as image:
                 sizes.add(image.size)
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        except UNREADABLE as error:
             raise ValueError(f"cannot read image {path} ({error}): replace or remove it") from error
     width, height = sizes.pop()
     return width if not sizes and width == height else 224

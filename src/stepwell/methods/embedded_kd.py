@@ -42,7 +42,8 @@ class EmbeddedKD(Objective):
             where there is one, does not teach before either).
         sample: train the full net and one randomly drawn sub-net a step, for many depths.
         ema_teacher: decay of a moving average of the full net that replaces it as teacher of the
-            soft targets (0: none). Attention still looks at the full net's own features.
+            soft targets (0: none), updated at every batch. Attention still looks at the full net's
+            own features.
         teacher: another teacher of the soft targets, such as `Frozen(trained_full_net)`.
         teach_full: the teacher's soft targets are part of the full net's loss, too.
         label_smoothing: of the full net's cross entropy (regularisation belongs to it alone).

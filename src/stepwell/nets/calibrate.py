@@ -1,6 +1,7 @@
 """Norm statistics from data, for depths that nobody trained."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
@@ -30,6 +31,10 @@ def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
         n for d in fresh for n in net.norms(d) if isinstance(n, _NormBase) and id(n) not in settled
     ]
     device = next(net.parameters()).device
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("calibrate needs at least one batch of images")
     was_training, momenta = net.training, [n.momentum for n in norms]
     net.eval()
     for norm in norms:
@@ -37,14 +42,10 @@ def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
         norm.momentum = None  # a plain average over all batches
         norm.train()
     try:
-        seen = False
-        for images, _ in batches:
-            seen = True
+        for images, _ in chain([first], batches):
             net.forward_all(images.to(device), fresh)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         net.train(was_training)
-    if not seen:
-        raise ValueError("calibrate needs at least one batch of images")
     net.mark("calibrated", *fresh)

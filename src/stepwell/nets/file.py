@@ -105,6 +105,8 @@ def initialise(net: NestedNet, path: str | Path) -> Start:
     net.load_full(given | {k: own[k] for k in fresh})
     if header is None:
         return Start(Card(mean=IMAGENET_MEAN, std=IMAGENET_STD), fresh)
+    if "builder" not in header:  # one depth that Stepwell exported as plain weights
+        return Start(_card(header), fresh)
     theirs = _assemble(header, tensors)
     for depth in net.subnets.keys() & theirs.subnets.keys():
         if net.depths[depth] == theirs.depths[depth]:
@@ -135,8 +137,9 @@ def _read(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, d
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith((b"PK\x03\x04", b"\x80")):
+        start = file.read(9)
+    # A safetensors file begins with the length of its header, which may look like a pickle's mark.
+    if start.startswith((b"PK\x03\x04", b"\x80")) and not start.endswith(b"{"):
         if plain_too:
             return None, _read_torch(path)
         raise ValueError(
@@ -145,7 +148,8 @@ def _read(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, d
         )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("stepwell")
+            metadata = file.metadata() or {}
+            text = metadata.get("stepwell")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = None if text is None else json.loads(text)
     except (safetensors.SafetensorError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -154,6 +158,8 @@ def _read(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, d
         ) from error
     if header is not None:
         _check_header(header, tensors, path)
+    elif plain_too and "stepwell_card" in metadata:
+        header = {"card": json.loads(metadata["stepwell_card"])}
     return header, tensors
 
 

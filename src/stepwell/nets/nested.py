@@ -105,6 +105,7 @@ class NestedNet(nn.Module):
         self._private: list[_Private] = []
         self._steps_by_prefix: dict[tuple[str, ...], nn.Module] = {}
         self._blocks: dict[str, tuple[int, ...]] = {}
+        self._ends: dict[str, frozenset[int]] = {}
         self._status: dict[str, Status] = {}
         self._nets: dict[str, nn.Module] = {}
         self._paths: dict[str, tuple[nn.Module, ...]] = {}
@@ -262,10 +263,12 @@ class NestedNet(nn.Module):
 
         Raises:
             ValueError: no such depth.
-            RuntimeError: shapes differ (torch's own message).
+            RuntimeError: an unknown name, or shapes that differ (torch's own message).
         """
         self.path(depth)
-        self._nets[depth].load_state_dict(state, strict=False)
+        odd = self._nets[depth].load_state_dict(state, strict=False).unexpected_keys
+        if odd:
+            raise RuntimeError(f"depth {depth!r} has no {', '.join(odd[:5])}")
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors under the names of the file format, each once.
@@ -314,7 +317,7 @@ class NestedNet(nn.Module):
         for i in range(node.start, node.stop):
             x = steps[i](x)
             for depth in node.depths:
-                if i in self._stage_ends(depth):
+                if i in self._ends[depth]:
                     mine[depth] = (*mine[depth], x)
         for child in node.children:
             yield from self._walk(child, x, mine)
@@ -334,11 +337,11 @@ class NestedNet(nn.Module):
         children = tuple(self._grow(branch, stop) for branch in branches.values())
         return _Node(tuple(depths), start, stop, children)
 
-    def _stage_ends(self, depth: str) -> frozenset[int]:
-        """Positions in the path of `depth` after which a stage is complete."""
+    def _stage_ends(self, blocks: Sequence[int]) -> frozenset[int]:
+        """Positions in a path of so many `blocks` a stage after which a stage is complete."""
         position, ends = len(self.plan.stem) - 1, set()
-        for blocks in self._blocks[depth]:
-            position += blocks
+        for count in blocks:
+            position += count
             ends.add(position)
         return frozenset(ends)
 
@@ -354,7 +357,9 @@ class NestedNet(nn.Module):
         self._paths[depth] = path
         self._blocks[depth] = blocks
         self._status[depth] = "fresh"
-        self._nets[depth] = self._plain_net(dict(zip(keys, path, strict=True)))
+        self._ends[depth] = self._stage_ends(blocks)
+        steps = dict(zip(keys, path, strict=True))
+        self._nets[depth] = self.module if depth == self.full else self._plain_net(steps)
         self._tries.clear()
 
     def _step(self, depth: str, prefix: tuple[str, ...]) -> nn.Module:
@@ -385,12 +390,7 @@ class NestedNet(nn.Module):
                 blocks = {n: steps.get(f"{name}.{n}") for n in child._modules}
                 child = _with_children(child, {n: b for n, b in blocks.items() if b is not None})
             children[name] = steps.get(name, child)
-        unchanged = all(
-            list(child.children()) == list(self.module.get_submodule(name).children())
-            for name, child in children.items()
-            if child is not None
-        )
-        return self.module if unchanged else _with_children(self.module, children)
+        return _with_children(self.module, children)
 
     def _check_depth(self, name: str, blocks: tuple[int, ...]) -> None:
         full = self._blocks[self.full]

@@ -4,6 +4,9 @@
 nothing.
 """
 
+import importlib
+from typing import Any
+
 RECIPES: dict[str, tuple[str, str]] = {
     "ekd": (
         "stepwell.recipes.ekd:ekd",
@@ -12,3 +15,9 @@ RECIPES: dict[str, tuple[str, str]] = {
     "supervised": ("stepwell.recipes.supervised:supervised", "one network on labels alone"),
     "distill": ("stepwell.recipes.distill:distill", "a student from a trained teacher, offline"),
 }
+
+
+def load_object(path: str) -> Any:
+    """What "module:name" names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

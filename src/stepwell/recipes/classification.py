@@ -44,6 +44,7 @@ def open_classifier(
     depths: Sequence[str] = (),
     *,
     teacher: Path | None = None,
+    card: Card | None = None,
 ) -> Iterator[tuple[Task, NestedNet, Start | None]]:
     """Read the data, build the network and open the run directory that a recipe's arguments name.
 
@@ -52,6 +53,7 @@ def open_classifier(
             `seed` and, where it has them, `init` and `stem` among them.
         net: the network to build, with sub-nets `depths`.
         teacher: a file of weights whose content must not change under a run that is resumed.
+        card: of a network that the images must be normalised for, such as the teacher.
 
     Yields:
         The task; the network, with weights from `init` if that is set; and what it took from there.
@@ -66,10 +68,12 @@ def open_classifier(
     start = None if init is None else initialise(nested, init)
     if start is not None and start.fresh:
         warnings.warn(f"{init}: its classifier has another size; ours starts fresh", stacklevel=3)
-    train, validation = _batches(splits, arguments, start)
+    if card is None and start is not None:
+        card = start.card
+    train, validation = _batches(splits, arguments, card)
     data = {
         "name": splits.name,
-        "fingerprint": f"{splits.train.fingerprint}/{splits.test.fingerprint}",
+        "fingerprint": _data_fingerprint(splits),
         "classes": list(classes),
         "train": len(train.images),
         "validation": len(validation.images) if validation else 0,
@@ -108,14 +112,26 @@ def check_size(net: NestedNet, size: int) -> None:
         )
 
 
-def part_for(net: NestedNet, data: str) -> Batches:
+def part_for(net: NestedNet, data: str, fingerprint: str | None = None) -> Batches:
     """The test part of `data`, sized and normalised as `net` expects.
 
+    Args:
+        fingerprint: of the data that `net` was trained on, when `data` is to be the same.
+
     Raises:
-        ValueError: the data has other classes than the network.
+        ValueError: the data has other classes than the network; or it has changed, so that its test
+            part may hold images that the network was trained on.
     """
     card = net.card
-    images = load_images(data, card.size).test
+    if not card.classes:
+        raise ValueError("this network names no classes, so nothing can be measured: set net.card")
+    splits = load_images(data, card.size)
+    images = splits.test
+    if fingerprint not in (None, _data_fingerprint(splits)):
+        raise ValueError(
+            f"{data} has changed since the network was trained on it, so its test part may hold "
+            "images of the training: name data to measure on with --data"
+        )
     if images.classes != card.classes:
         odd = sorted(set(images.classes) ^ set(card.classes)) or ["their order"]
         raise ValueError(
@@ -135,13 +151,16 @@ def _stem(net: str, size: int, stem: str | None) -> dict[str, str]:
 
 
 def _batches(
-    splits: Splits, arguments: Mapping[str, Any], start: Start | None
+    splits: Splits, arguments: Mapping[str, Any], card: Card | None
 ) -> tuple[Batches, Batches | None]:
-    """The training part shuffled and augmented, and the validation part cut off it, if asked for."""
-    train, validation = splits.train, None
-    if arguments["val_fraction"]:
+    """The training part shuffled and augmented, and the validation part.
+
+    That is the data's own, or cut off the training part, if asked for.
+    """
+    train, validation = splits.train, splits.validation
+    if validation is None and arguments["val_fraction"]:
         train, validation = train.split(arguments["val_fraction"])
-    mean, std = train.statistics() if start is None else (start.card.mean, start.card.std)
+    mean, std = train.statistics() if card is None else (card.mean, card.std)
     flip = splits.flip if arguments["flip"] is None else arguments["flip"]
     batches = Batches(
         train,
@@ -153,6 +172,10 @@ def _batches(
         seed=arguments["seed"],
     )
     return batches, batches.with_images(validation) if validation else None
+
+
+def _data_fingerprint(splits: Splits) -> str:
+    return f"{splits.train.fingerprint}/{splits.test.fingerprint}"
 
 
 def _fingerprint(path: Path) -> str:
@@ -188,19 +211,26 @@ def finish(task: Task, net: NestedNet) -> dict[str, Any]:
     net.eval()
     train = task.train
     classes, size = train.images.classes, train.images.size
-    net.card = Card(classes, size, train.mean, train.std)
+    costs = cost_table(net, size)
+    # The file is a function of the run alone, so what the clock says stays outside.
+    fixed = {
+        depth: {k: v for k, v in cost.items() if k in ("blocks", "params", "macs", "peak_bytes")}
+        for depth, cost in costs.items()
+    }
+    net.card = Card(classes, size, train.mean, train.std, costs=fixed)
     net.mark("trained")
     logits, labels = gather_logits(net.logits_by_depth, task.test)
-    save(net, run.path / "net.safetensors")
-    write_predictions(run.path / "predictions.npz", logits, labels, task.test)
     results = {
         "test": measures(logits, labels, classes),
         "examples": len(labels),
-        "costs": cost_table(net, size),
+        "costs": costs,
         **spent(run),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-    run.write_json("results.json", results)
+    if run.writes:
+        save(net, run.path / "net.safetensors")
+        write_predictions(run.path / "predictions.npz", logits, labels, task.test)
+        run.write_json("results.json", results)
     return results
 
 

@@ -54,20 +54,20 @@ def distill(
         seed: of weights, order, augmentation and steps.
     """
     arguments = dict(locals())
-    torch.manual_seed(seed)
     file = teacher / "net.safetensors" if teacher.is_dir() else teacher
     taught_by = load(file)
-    with open_classifier("distill", arguments, student, teacher=file) as (task, nested, _):
+    torch.manual_seed(seed)  # the student's, and not before: loading draws numbers, too
+    card = taught_by.card
+    with open_classifier("distill", arguments, student, teacher=file, card=card) as (
+        task,
+        nested,
+        _,
+    ):
         classes, theirs = task.train.images.classes, taught_by.card.classes
         if theirs != classes:
             raise ValueError(
                 f"{teacher} knows {len(theirs)} classes ({', '.join(theirs[:3])}, ...), the data has "
                 f"{len(classes)} ({', '.join(classes[:3])}, ...): they must be the same, in order"
-            )
-        if (taught_by.card.mean, taught_by.card.std) != (task.train.mean, task.train.std):
-            raise ValueError(
-                f"{teacher} was trained on images normalised in another way: "
-                "teach on the data it was trained on, with the same --val-fraction"
             )
         fit(
             Distill(nested.module, Frozen(taught_by), temperature=temperature, ce=ce, kl=kl),

@@ -51,6 +51,8 @@ def predict_files(
 ) -> Iterator[Prediction]:
     """Classify image files in order. One that cannot be read gives its error and stops nothing."""
     net.require_ready(depth)
+    if not net.card.classes:
+        raise ValueError("this network names no classes, so it cannot predict: set net.card")
     net.eval()
     for start in range(0, len(files), batch_size):
         batch: list[Prediction] = []

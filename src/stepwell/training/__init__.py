@@ -1,7 +1,7 @@
 """The training loop, its optimizers, and the directory of a run."""
 
 from stepwell.training.fit import Loop, fit
-from stepwell.training.optim import Optim, adamw, sgd
+from stepwell.training.optim import Optim, sgd
 from stepwell.training.run import Run
 
-__all__ = ["Loop", "Optim", "Run", "adamw", "fit", "sgd"]
+__all__ = ["Loop", "Optim", "Run", "fit", "sgd"]

@@ -66,8 +66,11 @@ class Stopped(KeyboardInterrupt):
     """Training was asked to stop (Ctrl-C, SIGTERM) and left a whole checkpoint."""
 
     def __init__(self, signum: int, where: str) -> None:
-        super().__init__(where)
-        self.signum = signum
+        super().__init__(signum, where)  # both, or another process could not unpickle it
+        self.signum, self.where = signum, where
+
+    def __str__(self) -> str:
+        return self.where
 
 
 def fit(
@@ -105,8 +108,9 @@ def fit(
         raise ValueError(f"accumulate must be at least 1, not {loop.accumulate}")
     folder = run.phase(phase)
     saved = read_checkpoint(folder / "last.ckpt")
-    if (folder / "done").exists() and saved is not None:
+    if saved is not None and saved["finished"]:
         objective.load_state_dict(saved["objective"])
+        write_whole(folder / "done", b"")
         return
     job = _Job(
         objective, train, optim, run, phase, epochs, validate, select or _mean_accuracy, loop
@@ -122,7 +126,7 @@ def fit(
         objective.load_state_dict(best["objective"])
     elif job.averaged is not None:
         objective.load_state_dict(job.averaged.average.module.state_dict())
-    job.averaged = None
+    job.finished = True
     job.save()
     write_whole(folder / "done", b"")
 
@@ -163,6 +167,8 @@ class _Job:
         self.optimizer_state: dict[str, Any] | None = None
         self.writes = True  # of several processes, one
         self.signum: int | None = None
+        self.finished = False  # the objective holds the weights that are kept
+        self._save_due = False
         self._unread: list[tuple[int, dict[str, Tensor]]] = []
         self._clock, self._cpu_clock = time.monotonic(), time.process_time()
         self._saved_at = time.monotonic()
@@ -194,9 +200,11 @@ class _Job:
         progress.advance()
         if self.position % len(self.train) == 0:
             self.end_epoch(progress)
-        elif boundary and (
-            self.signum is not None or time.monotonic() - self._saved_at > 60 * self.minutes
-        ):
+            self._save_due = True
+        if self.signum is not None or time.monotonic() - self._saved_at > 60 * self.minutes:
+            self._save_due = True
+        # Between boundaries there is half a gradient, which a checkpoint does not hold.
+        if boundary and self._save_due:
             self.save()
 
     def note(self, loss: Tensor, logs: Mapping[str, Tensor]) -> None:
@@ -220,8 +228,9 @@ class _Job:
                 self.sums[name] = (total + value, count + 1)
 
     def end_epoch(self, progress: Progress) -> None:
-        """Validate, keep the weights if they are the best yet, write a line and a checkpoint."""
+        """Validate, keep the weights if they are the best yet, and write a line."""
         self.read_losses()
+        self._check_finite()
         assert self.optimizer is not None
         epoch = self.position // len(self.train)
         line: dict[str, Any] = {"phase": self.phase, "epoch": epoch, "step": self.position}
@@ -241,18 +250,16 @@ class _Job:
                 if old["phase"] != self.phase or old["step"] < self.position
             ]
             self.run.write_metrics([*kept, line])
-        self.save()
         progress.epoch(line)
 
     def save(self) -> None:
         """Write the checkpoint of this moment."""
         self.read_losses()
-        for name, value in self.objective.state_dict().items():
-            if value.is_floating_point() and not value.isfinite().all():
-                raise Diverged(self._diverged(f"{name} is not finite", self.position - 1))
+        self._check_finite()
         optimizer = self.optimizer_state if self.optimizer is None else self.optimizer.state_dict()
         checkpoint = {
             "position": self.position,
+            "finished": self.finished,
             "objective": self.objective.state_dict(),
             "optimizer": optimizer,
             "average": None if self.averaged is None else self.averaged.state_dict(),
@@ -263,6 +270,7 @@ class _Job:
         if self.writes:
             write_checkpoint(self.folder / "last.ckpt", checkpoint)
         self._saved_at = time.monotonic()
+        self._save_due = False
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go back to a checkpoint."""
@@ -275,6 +283,12 @@ class _Job:
         if self.averaged is not None and saved["average"] is not None:
             self.averaged.load_state_dict(saved["average"])
         self._clock, self._cpu_clock = time.monotonic(), time.process_time()
+
+    def _check_finite(self) -> None:
+        """No weights that are not finite are validated or written."""
+        for name, value in self.objective.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise Diverged(self._diverged(f"{name} is not finite", self.position - 1))
 
     def _keep_best(self, values: Mapping[str, float]) -> None:
         score = self.select(values)
@@ -335,6 +349,11 @@ class _Rest:
 
 def _run_lightning(job: _Job, loop: Loop) -> None:
     """Take the job's remaining steps."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(loop.device, True):
+        raise ValueError(
+            f"--device {loop.device}: torch finds no such device here; use auto or cpu"
+        )
     with warnings.catch_warnings():
         # Lightning and the libraries below it warn of their own internals and of worker counts.
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning|torch)\b")

@@ -37,12 +37,6 @@ def sgd(
     return Optim(lambda net: make(_groups(net, weight_decay)), partial(cosine, warmup=warmup))
 
 
-def adamw(lr: float, *, weight_decay: float = 0.05, warmup: float = 0.05) -> Optim:
-    """AdamW with a linear warm-up and a cosine down to zero; arguments as for `sgd`."""
-    make = partial(torch.optim.AdamW, lr=lr)
-    return Optim(lambda net: make(_groups(net, weight_decay)), partial(cosine, warmup=warmup))
-
-
 def cosine(progress: float, warmup: float) -> float:
     """Factor of the learning rate: linear up to 1 at `warmup`, then half a cosine down to 0.
 

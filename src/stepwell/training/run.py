@@ -1,6 +1,7 @@
 """The directory of a run: its configuration, its one writer, and what may be resumed."""
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -16,7 +17,7 @@ from filelock import FileLock, Timeout
 from stepwell.files import write_whole
 
 #: Arguments that change how a run is computed, not what: a resumed run may differ in them.
-HOW = {"out", "device", "devices", "threads", "checkpoint_minutes"}
+HOW = {"out", "device", "devices", "checkpoint_minutes"}
 LIBRARIES = ("stepwell", "torch", "torchvision", "pytorch-lightning")
 
 
@@ -27,10 +28,15 @@ class Run:
     run is resumed when arguments and data are the same.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], lock: FileLock) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], lock: FileLock | None) -> None:
         self.path = path
         self.config = config
         self._lock = lock
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the run's results: of several that train together, one."""
+        return self._lock is not None
 
     @classmethod
     def start(
@@ -55,16 +61,20 @@ class Run:
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out} is a file: name a directory")
         file = out / "config.json"
-        if not file.exists() and out.is_dir() and any(p.name != "lock" for p in out.iterdir()):
+        if not file.exists() and out.is_dir() and not all(_is_ours(p) for p in out.iterdir()):
             raise ValueError(f"--out {out} holds other files and no run: name a new directory")
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / "lock")
+        lock = FileLock(out / "lock") if _rank() == 0 else None
         try:
-            lock.acquire(timeout=0)
+            if lock is not None:
+                lock.acquire(timeout=0)
         except Timeout:
             raise OSError(
                 f"another process is writing to {out}: wait for it, or use another --out"
             ) from None
+        if lock is not None:
+            for leftover in out.rglob(".*.part"):  # of a process killed while it wrote
+                leftover.unlink()
         config = {
             "recipe": recipe,
             "arguments": plain(arguments),
@@ -78,10 +88,11 @@ class Run:
         try:
             if file.exists():
                 _check_same(json.loads(file.read_text()), config, out)
-            else:
+            elif lock is not None:
                 write_whole(file, json.dumps(config, indent=1).encode())
         except BaseException:
-            lock.release()
+            if lock is not None:
+                lock.release()
             raise
         return cls(out, config, lock)
 
@@ -89,7 +100,8 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def phase(self, name: str) -> Path:
         """The folder of a phase's checkpoints."""
@@ -98,7 +110,7 @@ class Run:
         return folder
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every whole line of metrics.jsonl (a process killed while writing leaves half a line)."""
+        """The lines of metrics.jsonl."""
         return read_metrics(self.path)
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
@@ -112,7 +124,7 @@ class Run:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's metrics.jsonl; none where there is no such file."""
+    """The lines of a run's metrics.jsonl; none where there is no such file."""
     file = path / "metrics.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
@@ -156,6 +168,16 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
             )
 
 
+def _is_ours(path: Path) -> bool:
+    """What a process may leave behind that was killed before it wrote config.json."""
+    return path.name == "lock" or (path.name.startswith(".") and path.name.endswith(".part"))
+
+
+def _rank() -> int:
+    """This process's number among those that torchrun or Lightning started for one training."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+
+
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments with groups (such as `loop`) spread out, as their flags are."""
     flat: dict[str, Any] = {}
@@ -166,8 +188,13 @@ def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def commit() -> str | None:
     """The git commit of the code that runs, if it runs from a checkout."""
-    here = Path(__file__).parent
+    here, file = Path(__file__).parent, Path(__file__).name
     try:
+        tracked = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", file], cwd=here, capture_output=True, timeout=10
+        )
+        if tracked.returncode != 0:  # installed inside somebody else's repository
+            return None
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*"],
             cwd=here,
