@@ -201,6 +201,19 @@ BAD = {
         [*TRAIN, "--temperature", "0", "--schedule", "plain", "--out", "{tmp}/r"],
         "temperature must be positive",
     ),
+    "no rate": ([*TRAIN, "--lr", "nan", "--out", "{tmp}/r"], "lr must be positive and finite"),
+    "no weight": ([*TRAIN, "--kl", "-1", "--out", "{tmp}/r"], "kl must be 0 or more"),
+    "no size": ([*TRAIN, "--size", "0", "--out", "{tmp}/r"], "size must be positive"),
+    "twice": ([*TRAIN, "--depths", "8", "8", "--out", "{tmp}/r"], "depth '8' is named twice"),
+    "no folder": (
+        ["predict", "{run}", "{tmp}/i.png", "--csv", "{tmp}/no/o.csv"],
+        "there is no folder",
+    ),
+    "no budget": (
+        ["predict", "{run}", "{tmp}/i.png", "--budget-ms", "nan"],
+        "must be a positive number, not nan",
+    ),
+    "to a file": (["export", "{run}", "--to", "{tmp}/i.png"], "is a file: name a folder"),
     "too small": (
         [*TRAIN, "--net", "resnet18", "--depths", "--stem", "imagenet", "--out", "{tmp}/r"],
         "images of 8 pixels are smaller than the network's stride of 32",

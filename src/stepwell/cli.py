@@ -159,6 +159,10 @@ def predict(
 
     if depth is not None and budget_ms is not None:
         raise ValueError("give --depth or --budget-ms, not both")
+    if budget_ms is not None and not budget_ms > 0:
+        raise ValueError(f"--budget-ms must be a positive number, not {budget_ms}")
+    if csv is not None and not csv.parent.is_dir():
+        raise ValueError(f"--csv {csv}: there is no folder {csv.parent}; make it first")
     net, _ = _network(run)
     if budget_ms is not None:
         depth = depth_within(net, budget_ms)
@@ -208,6 +212,8 @@ def export(
     chosen = list(net.depths) if depth == "all" else [depth]
     net.require_ready(*chosen)
     folder = to or (run if run.is_dir() else run.parent) / "export"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--to {folder} is a file: name a folder")
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     images, real = check_images(net, run)

@@ -24,8 +24,9 @@ def test_train_and_test_folders_are_taken_as_they_are(image_folder, tmp_path, he
     image_folder(count=5, root=tmp_path / "d" / "train")
     image_folder(count=3, root=tmp_path / "d" / held_out)
     splits = load_images(str(tmp_path / "d"))
-    assert (len(splits.train), len(splits.test), splits.notes) == (10, 6, ())
+    assert (len(splits.train), len(splits.test)) == (10, 6)
     assert splits.validation is None
+    assert bool(splits.notes) == (held_out == "val")
 
 
 def test_a_validation_folder_beside_both_is_the_validation_part(image_folder, tmp_path):

@@ -233,7 +233,10 @@ def _folder(root: Path, size: int | None) -> Splits:
                 )
         if "test" in others:
             return Splits(str(root), train, others["test"], validation=others.get("val"))
-        return Splits(str(root), train, others["val"]) if others else _set_aside(root, train)
+        if not others:
+            return _set_aside(root, train)
+        note = f"{root} has no test part: its val/ is used to test on, and for nothing else"
+        return Splits(str(root), train, others["val"], notes=(note,))
     return _set_aside(root, _class_folder(root, size))
 
 

@@ -72,7 +72,11 @@ def build(
         raise ValueError(f"no network {name!r}; there are {', '.join(BUILDERS)}")
     builder = BUILDERS[name]
     if not isinstance(depths, Mapping):
-        depths = dict(_parse_depth(name, builder, depth) for depth in depths)
+        pairs = [_parse_depth(name, builder, depth) for depth in depths]
+        names = [depth for depth, _ in pairs]
+        if twice := [depth for depth in names if names.count(depth) > 1]:
+            raise ValueError(f"depth {twice[0]!r} is named twice: drop one of them")
+        depths = dict(pairs)
     try:
         module = builder.make(**arguments)
     except TypeError as error:
@@ -94,8 +98,10 @@ def _parse_depth(net: str, builder: Builder, depth: str) -> tuple[str, tuple[int
                 f"depth {depth!r}: write the blocks of each stage as whole numbers, {name}={full}"
             ) from None
     if depth not in builder.family:
+        whole = builder.family[builder.full]
+        known = [d for d, b in builder.family.items() if sum(b) < sum(whole)]
         raise ValueError(
-            f"no depth {depth!r} in the family of {net}: it knows {', '.join(builder.family)}; "
+            f"no depth {depth!r} in the family of {net}: it holds {', '.join(known) or 'no other'}; "
             f"or give the blocks of each stage yourself, such as {depth}={full}"
         )
     return depth, builder.family[depth]

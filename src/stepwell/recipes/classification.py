@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,10 @@ from stepwell.training import Run
 
 #: Example pictures kept for the report: at most so many of each kind.
 PICTURES = 24
+POSITIVE = {"lr", "temperature", "size", "batch_size"}
+NOT_NEGATIVE = {
+    "weight_decay", "ce", "kl", "attention", "full_weight", "label_smoothing", "val_fraction"
+}  # fmt: skip
 
 
 class Task(NamedTuple):
@@ -58,6 +63,7 @@ def open_classifier(
     Yields:
         The task; the network, with weights from `init` if that is set; and what it took from there.
     """
+    check_numbers(arguments)
     splits = load_images(arguments["data"], arguments["size"])
     size, classes = splits.train.size, splits.train.classes
     nested = build(net, depths, num_classes=len(classes), **_stem(net, size, arguments.get("stem")))
@@ -90,6 +96,24 @@ def open_classifier(
     )
     with run:
         yield Task(run, train, validation, train.with_images(splits.test)), nested, start
+
+
+def check_numbers(arguments: Mapping[str, Any]) -> None:
+    """Refuse numbers that no training can use, before any time is spent.
+
+    Raises:
+        ValueError: a rate, size or temperature is not positive, or a weight is negative.
+    """
+    for name in POSITIVE & arguments.keys():
+        value = arguments[name]
+        if value is not None and not 0 < value < math.inf:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {value}: {name} must be positive and finite")
+    for name in NOT_NEGATIVE & arguments.keys():
+        value = arguments[name]
+        if value is not None and not 0 <= value < math.inf:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {value}: {name} must be 0 or more, and finite")
 
 
 def check_size(net: NestedNet, size: int) -> None:
@@ -207,7 +231,8 @@ def finish(task: Task, net: NestedNet) -> dict[str, Any]:
     run = task.run
     written = ("net.safetensors", "predictions.npz", "results.json")
     if all((run.path / name).exists() for name in written):
-        return json.loads((run.path / "results.json").read_text())
+        with contextlib.suppress(json.JSONDecodeError):  # damaged: measured again
+            return json.loads((run.path / "results.json").read_text())
     net.eval()
     train = task.train
     classes, size = train.images.classes, train.images.size

@@ -87,7 +87,7 @@ class Run:
         }
         try:
             if file.exists():
-                _check_same(json.loads(file.read_text()), config, out)
+                _check_same(_read_json(file), config, out)
             elif lock is not None:
                 write_whole(file, json.dumps(config, indent=1).encode())
         except BaseException:
@@ -155,10 +155,12 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
             )
     for what in ("data", "teacher"):
         if old[what] != new[what]:
-            raise ValueError(
-                f"{out} holds a run on other {what} ({old[what]} then, {new[what]} now): "
-                "use another --out"
+            then, now_ = (
+                x[what] if isinstance(x[what], dict) else {what: x[what]} for x in (old, new)
             )
+            odd = [k for k in now_ if then.get(k) != now_[k]]
+            changes = ", ".join(f"{k} was {then.get(k)} and is {now_[k]}" for k in odd)
+            raise ValueError(f"{out} holds a run on other {what} ({changes}): use another --out")
     for what in ("versions", "commit", "device", "threads"):
         if old[what] != new[what]:
             warnings.warn(
@@ -176,6 +178,16 @@ def _is_ours(path: Path) -> bool:
 def _rank() -> int:
     """This process's number among those that torchrun or Lightning started for one training."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): put it right, or use another --out"
+        ) from error
+    return content
 
 
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
