@@ -27,13 +27,14 @@ def test_the_interval_is_students():
     ],
 )
 def test_a_claim_holds_when_its_whole_interval_does(values, below, holds):
-    results = {"a": {i: {"x": v} for i, v in enumerate(values)}}
+    results = {"a": {i: {"x": v, "seconds": 2.0} for i, v in enumerate(values)}}
     claim = Claim(
         "c", "t", "p", "u", {"a": lambda r: r["a"]["x"]}, lambda r: r["a"]["x"], 0.0, below
     )
     study = Study("s", {}, [claim], {}, {}, lambda common: "")
     judged = judge(study, results)[0]
     assert judged["holds"] is holds
+    assert judged["seconds"] == 2.0 * len(values)
     assert judged["measured"]["a"]["values"] == values
     assert ("one seed" in judged["note"]) == (holds is None)
 
