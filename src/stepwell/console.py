@@ -95,3 +95,39 @@ def say(text: str) -> None:
 def fail(message: str) -> None:
     """An error as one line."""
     say(f"error: {' '.join(message.split())}")
+
+
+def show_conditions(costs: Mapping[str, Mapping[str, Any]]) -> None:
+    cost = next(iter(costs.values()))
+    threads = f"{cost['threads']} thread{'s' * (cost['threads'] != 1)}"
+    show(f"ms: median at batch {cost['batch']} on {threads}", style="dim")
+
+
+def show_classes(test: Mapping[str, float]) -> None:
+    """Accuracy of each class, where classes are uneven enough for it to be measured."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in test.items():
+        depth, _, rest = name.partition("/accuracy/")
+        if rest:
+            found.setdefault(rest, {})[depth] = value
+    if found:
+        depths = list(next(iter(found.values())))
+        rows = [[c, *(f"{100 * v[d]:.1f} %" for d in depths)] for c, v in found.items()]
+        show(table("accuracy by class (classes are uneven)", ["class", *depths], rows))
+
+
+def show_claims(result: Mapping[str, Any]) -> None:
+    words = {True: "holds", False: "does not hold", None: "undecided"}
+    for claim in result["claims"]:
+        rows = [
+            [name, f"{m['mean']:.2f}", f"{m['std']:.2f}", str(m["n"])]
+            for name, m in claim["measured"].items()
+        ]
+        show(table(claim["text"], ["arm", claim["unit"], "±", "seeds"], rows))
+        d = claim["difference"]
+        span = "" if d["low"] is None else f" (90 %: {d['low']:.2f} to {d['high']:.2f})"
+        show(
+            f"paper: {claim['paper']}\nmeasured: {d['mean']:.2f}{span}, margin {claim['margin']}: "
+            f"[bold]{words[claim['holds']]}[/bold]\n",
+        )
+    show(f"{big(result['seconds'])} s of training in all")
