@@ -10,7 +10,7 @@ serve two activation distributions: the sub-nets collapse).
 Nothing is switched by a flag: `forward(x, "18")` walks path "18".
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torchvision.ops import FrozenBatchNorm2d
 
+from stepwell.nets.trie import LossOf, Node, grow, joint_loss, walk
 from stepwell.types import Exit, Logits
 
 Status = Literal["trained", "calibrated", "fresh"]
-LossOf = Callable[[str, Exit, Mapping[str, Exit]], tuple[Tensor, Mapping[str, Tensor]]]
 
 #: Modules with statistics or affine parameters of one activation distribution.
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, FrozenBatchNorm2d)
@@ -68,15 +68,6 @@ class _Private(NamedTuple):
     norm: nn.Module
 
 
-class _Node(NamedTuple):
-    """A run of steps that `depths` share, and what follows it. The leaf is where a path ends."""
-
-    depths: tuple[str, ...]
-    start: int
-    stop: int
-    children: tuple["_Node", ...]
-
-
 class NestedNet(nn.Module):
     """Several networks of different depth in one set of weights.
 
@@ -109,7 +100,7 @@ class NestedNet(nn.Module):
         self._status: dict[str, Status] = {}
         self._nets: dict[str, nn.Module] = {}
         self._paths: dict[str, tuple[nn.Module, ...]] = {}
-        self._tries: dict[tuple[str, ...], _Node] = {}
+        self._tries: dict[tuple[str, ...], Node] = {}
         sizes = tuple(len(module.get_submodule(stage)) for stage in plan.stages)  # type: ignore[arg-type]
         self._insert(full, sizes)
         for name, blocks in depths.items():
@@ -187,7 +178,7 @@ class NestedNet(nn.Module):
         self, x: Float[Tensor, "batch ..."], depths: Sequence[str] | None = None
     ) -> dict[str, Exit]:
         """Exits of all depths (or those named), shallow to deep; common prefixes run once."""
-        exits = dict(self._exits(x, depths))
+        exits = dict(walk(self._trie(depths), x))
         return {depth: exits[depth] for depth in self.depths if depth in exits}
 
     def logits_by_depth(
@@ -203,21 +194,16 @@ class NestedNet(nn.Module):
 
         `loss_of(depth, exit, done)` gives the scalar loss of one depth and its parts by name. The
         deepest path comes first; `done` holds the detached exits of the paths already run, so the
-        full net can teach the others. The gradients equal those of the naive sum of the losses.
+        full net can teach the others. The gradients equal those of the naive sum of the losses, and
+        the activations of one path at a time are in memory (see `nets.trie.joint_loss`).
 
         Returns:
-            The scalar sum, and the detached parts under "depth/part".
+            The scalar sum, to be differentiated once, and the detached parts under "depth/part".
+
+        Raises:
+            ValueError: no such depth; a loss depends on parameters that its depth does not run.
         """
-        total: Tensor | None = None
-        logs: dict[str, Tensor] = {}
-        done: dict[str, Exit] = {}
-        for depth, exit in self._exits(x, depths):
-            loss, parts = loss_of(depth, exit, done)
-            total = loss if total is None else total + loss
-            logs |= {f"{depth}/{part}": value.detach() for part, value in parts.items()}
-            done[depth] = exit.detach()
-        assert total is not None
-        return total, logs
+        return joint_loss(self._trie(depths), x, loss_of)
 
     def train(self, mode: bool = True) -> "NestedNet":
         """Set the mode of every module, those that only a sub-net has included."""
@@ -297,45 +283,17 @@ class NestedNet(nn.Module):
 
     # The trie
 
-    def _exits(self, x: Tensor, depths: Sequence[str] | None) -> Iterator[tuple[str, Exit]]:
-        """Exits as they are computed, deepest path first."""
+    def _trie(self, depths: Sequence[str] | None) -> Node:
+        """The trie of all depths (or those named), deepest first."""
         names = tuple(self.depths) if depths is None else tuple(depths)
         if not names:
             raise ValueError(f"no depth asked for; this net has {', '.join(self.depths)}")
         for name in names:
             self.path(name)
         if names not in self._tries:
-            deepest_first = [d for d in reversed(self.depths) if d in names]
-            self._tries[names] = self._grow(deepest_first, 0)
-        return self._walk(self._tries[names], x, dict.fromkeys(names, ()))
-
-    def _walk(
-        self, node: _Node, x: Tensor, features: Mapping[str, tuple[Tensor, ...]]
-    ) -> Iterator[tuple[str, Exit]]:
-        mine = {depth: features[depth] for depth in node.depths}
-        steps = self._paths[node.depths[0]]
-        for i in range(node.start, node.stop):
-            x = steps[i](x)
-            for depth in node.depths:
-                if i in self._ends[depth]:
-                    mine[depth] = (*mine[depth], x)
-        for child in node.children:
-            yield from self._walk(child, x, mine)
-        if not node.children:
-            yield from ((depth, Exit(x, mine[depth])) for depth in node.depths)
-
-    def _grow(self, depths: Sequence[str], start: int) -> _Node:
-        """The trie of `depths` (deepest first) from position `start`, where they still agree."""
-        paths = [self._paths[depth] for depth in depths]
-        stop = start
-        while all(stop < len(p) and p[stop] is paths[0][stop] for p in paths):
-            stop += 1
-        branches: dict[int, list[str]] = {}
-        for depth, path in zip(depths, paths, strict=True):
-            if stop < len(path):
-                branches.setdefault(id(path[stop]), []).append(depth)
-        children = tuple(self._grow(branch, stop) for branch in branches.values())
-        return _Node(tuple(depths), start, stop, children)
+            paths = {d: self._paths[d] for d in reversed(self.depths) if d in names}
+            self._tries[names] = grow(paths, self._ends)
+        return self._tries[names]
 
     def _stage_ends(self, blocks: Sequence[int]) -> frozenset[int]:
         """Positions in a path of so many `blocks` a stage after which a stage is complete."""

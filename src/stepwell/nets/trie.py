@@ -1,0 +1,262 @@
+"""Paths that share steps, as a trie: every common prefix runs once, forward and backward.
+
+`walk` gives the exits of all paths. `joint_loss` trains them: it runs the suffixes behind a fork one
+after the other, each forward and backward at once, so that a single suffix's activations are in memory
+at a time. The gradients that the suffixes leave on the fork are added up there, and the prefix runs
+backward once.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from stepwell.types import Exit
+
+LossOf = Callable[[str, Exit, Mapping[str, Exit]], tuple[Tensor, Mapping[str, Tensor]]]
+Features = Mapping[str, tuple[Tensor, ...]]
+
+
+class Node(NamedTuple):
+    """A run of steps that `depths` share, and what follows it. A node without children ends a path.
+
+    ends: for each step, the depths that have a whole stage behind them after it.
+    """
+
+    depths: tuple[str, ...]
+    steps: tuple[nn.Module, ...]
+    ends: tuple[frozenset[str], ...]
+    children: tuple["Node", ...]
+
+    def run(self, x: Tensor, features: Features) -> tuple[Tensor, Features]:
+        """The output of the last step, and each depth's features so far."""
+        mine = {depth: features[depth] for depth in self.depths}
+        for step, ends in zip(self.steps, self.ends, strict=True):
+            x = step(x)
+            for depth in ends:
+                mine[depth] = (*mine[depth], x)
+        return x, mine
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of its own steps that ask for a gradient, each once."""
+        found = {p: None for step in self.steps for p in step.parameters() if p.requires_grad}
+        yield from found
+
+
+def grow(
+    paths: Mapping[str, Sequence[nn.Module]], ends: Mapping[str, frozenset[int]], start: int = 0
+) -> Node:
+    """The trie of `paths` (deepest first) from position `start`, up to which they agree.
+
+    Args:
+        ends: for each path, the positions after which a stage is complete.
+    """
+    names = tuple(paths)
+    first = paths[names[0]]
+    stop = start
+    while all(stop < len(p) and p[stop] is first[stop] for p in paths.values()):
+        stop += 1
+    branches: dict[int, dict[str, Sequence[nn.Module]]] = {}
+    for name, path in paths.items():
+        if stop < len(path):
+            branches.setdefault(id(path[stop]), {})[name] = path
+    at = tuple(frozenset(n for n in names if i in ends[n]) for i in range(start, stop))
+    children = tuple(grow(branch, ends, stop) for branch in branches.values())
+    return Node(names, tuple(first[start:stop]), at, children)
+
+
+def walk(node: Node, x: Tensor, features: Features | None = None) -> Iterator[tuple[str, Exit]]:
+    """Exits of all paths, in the trie's order (deepest first); a common prefix runs once."""
+    x, mine = node.run(x, features or dict.fromkeys(node.depths, ()))
+    for child in node.children:
+        yield from walk(child, x, mine)
+    if not node.children:
+        yield from ((depth, Exit(x, mine[depth])) for depth in node.depths)
+
+
+def joint_loss(root: Node, x: Tensor, loss_of: LossOf) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum of the losses of all paths, and its detached parts under "depth/part".
+
+    Behind the first fork everything has run backward when this returns; `backward()` of the sum hands
+    the gradients on and runs the prefix backward. The sum may be scaled and added to other losses,
+    but differentiated once only. The gradients equal those of the naive sum to rounding.
+
+    Raises:
+        ValueError: a loss depends on parameters that its depth does not run: they would get no
+            gradient.
+    """
+    judge = _Judge(loss_of)
+    fork = _Fork(root, *root.run(x, dict.fromkeys(root.depths, ())))
+    if root.children and torch.is_grad_enabled():
+        parameters = {p: None for child in root.children for p in _all_parameters(child)}
+        total: Tensor = _Suffixes.apply(fork, judge, *fork.tensors(), *parameters)
+    else:
+        total = _sum([judge.loss(depth, exit) for depth, exit in fork.exits()])
+    return total, judge.logs
+
+
+class _Fork(NamedTuple):
+    """A node that has run, and what it gives to its children."""
+
+    node: Node
+    y: Tensor
+    features: Features
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The output and the features, each tensor once."""
+        given = [self.y, *(f for fs in self.features.values() for f in fs)]
+        return tuple({id(t): t for t in given}.values())
+
+    def cut(self) -> tuple["_Fork", tuple[Tensor, ...]]:
+        """The same values as leaves of a new graph, and these in the order of `tensors`."""
+        leaves = {id(t): t.detach().requires_grad_(t.requires_grad) for t in self.tensors()}
+        features = {d: tuple(leaves[id(f)] for f in fs) for d, fs in self.features.items()}
+        return _Fork(self.node, leaves[id(self.y)], features), tuple(leaves.values())
+
+    def exits(self) -> Iterator[tuple[str, Exit]]:
+        """The exits of all paths from here, deepest first."""
+        for child in self.node.children:
+            yield from walk(child, self.y, self.features)
+        if not self.node.children:
+            yield from ((d, Exit(self.y, self.features[d])) for d in self.node.depths)
+
+
+class _Judge:
+    """Asks for the loss of each exit in turn; keeps the parts, and the exits already done."""
+
+    def __init__(self, loss_of: LossOf) -> None:
+        self.loss_of = loss_of
+        self.logs: dict[str, Tensor] = {}
+        self.done: dict[str, Exit] = {}
+
+    def loss(self, depth: str, exit: Exit) -> Tensor:
+        """One depth's loss, with its graph."""
+        loss, parts = self.loss_of(depth, exit, self.done)
+        self.logs |= {f"{depth}/{part}": value.detach() for part, value in parts.items()}
+        self.done[depth] = exit.detach()
+        return loss
+
+
+class _Gradients:
+    """Gradients of tensors, added up."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, Tensor] = {}
+        self._owned: set[int] = set()
+
+    def backward(
+        self, outputs: Sequence[Tensor], given: Sequence[Tensor | None], inputs: Sequence[Tensor]
+    ) -> None:
+        """Add what `inputs` get when `outputs` have the gradients `given` (none: a scalar's 1)."""
+        found: list[Tensor | None] = list(
+            torch.autograd.grad(outputs, inputs, given, allow_unused=True)
+        )
+        for i, tensor in enumerate(inputs):
+            gradient, found[i] = found[i], None  # so that each is freed as it is added
+            if gradient is not None:
+                self._add(id(tensor), gradient)
+
+    def pop(self, tensor: Tensor) -> Tensor | None:
+        """The sum for `tensor`, given away."""
+        self._owned.discard(id(tensor))
+        return self._sums.pop(id(tensor), None)
+
+    def _add(self, key: int, gradient: Tensor) -> None:
+        if key not in self._sums:
+            self._sums[key] = gradient
+        elif key in self._owned:
+            self._sums[key].add_(gradient)
+        else:  # not in place: autograd may give the same memory to two tensors
+            self._sums[key] = self._sums[key] + gradient
+            self._owned.add(key)
+
+
+class _Suffixes(torch.autograd.Function):
+    """Everything behind a fork: it runs backward within `forward`; `backward` hands on."""
+
+    @staticmethod
+    def forward(ctx: Any, fork: _Fork, judge: _Judge, *tensors: Tensor) -> Tensor:
+        """The sum of the losses. `tensors`: those of the fork, then all parameters behind it."""
+        gradients = _Gradients()
+        with torch.enable_grad():
+            total, of_fork = _behind(fork, judge, gradients)
+        ctx.gradients = [*of_fork, *(gradients.pop(p) for p in tensors[len(of_fork) :])]
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        """What `forward` found, times the gradient of the sum."""
+        gradients: list[Tensor | None] | None = ctx.gradients
+        ctx.gradients = None
+        if gradients is None:
+            raise RuntimeError("a joint loss runs backward once: its activations are gone")
+        if scale.device.type != "cpu" or scale != 1:  # to ask elsewhere would wait for the device
+            for i, gradient in enumerate(gradients):
+                gradients[i] = None if gradient is None else gradient * scale
+        return (None, None, *gradients)
+
+
+def _behind(
+    fork: _Fork, judge: _Judge, gradients: _Gradients
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Run the children of `fork` one by one, forward and backward.
+
+    Returns:
+        The sum of their losses, detached, and the gradients of `fork.tensors()`.
+    """
+    cut, leaves = fork.cut()
+    total = _sum([_suffix(child, cut, judge, gradients) for child in fork.node.children])
+    return total, [gradients.pop(leaf) for leaf in leaves]
+
+
+def _suffix(node: Node, fork: _Fork, judge: _Judge, gradients: _Gradients) -> Tensor:
+    """Run one child of `fork` forward and backward; its detached loss."""
+    given = {d: fork.features[d] for d in node.depths}
+    inputs = [t for t in _Fork(node, fork.y, given).tensors() if t.requires_grad]
+    inputs += node.parameters()
+    here = _Fork(node, *node.run(fork.y, given))
+    if node.children:
+        total, of_outputs = _behind(here, judge, gradients)
+        pairs = [(t, g) for t, g in zip(here.tensors(), of_outputs, strict=True) if g is not None]
+        if pairs and inputs:
+            gradients.backward([t for t, _ in pairs], [g for _, g in pairs], inputs)
+    else:
+        loss = _sum([judge.loss(depth, exit) for depth, exit in here.exits()])
+        _check_parameters(loss, here, inputs)
+        if loss.requires_grad:
+            gradients.backward([loss], [None], inputs)
+        total = loss.detach()
+    return total
+
+
+def _check_parameters(loss: Tensor, exit: _Fork, inputs: Sequence[Tensor]) -> None:
+    """Refuse a loss with parameters of its own, which would silently get no gradient."""
+    known = {id(t) for t in inputs}
+    seen = {t.grad_fn for t in exit.tensors()}  # the network's own graph need not be searched
+    ahead = [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) not in known:
+            raise ValueError(
+                f"the loss of depth {exit.node.depths[0]!r} depends on a parameter of shape "
+                f"{tuple(variable.shape)} that the depth does not run, so it would get no gradient: "
+                "add that part of the loss outside joint_loss"
+            )
+        ahead += [following for following, _ in node.next_functions]
+
+
+def _all_parameters(node: Node) -> Iterator[nn.Parameter]:
+    yield from node.parameters()
+    for child in node.children:
+        yield from _all_parameters(child)
+
+
+def _sum(losses: list[Tensor]) -> Tensor:
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
