@@ -315,8 +315,8 @@ def test_the_options_of_the_recipes_are_these():
     expected = {
         "supervised": "net label_smoothing ema_teacher",
         "distill": "teacher student temperature ce kl",
-        "ekd": "net depths schedule temperature ce kl attention attention_mode full_weight "
-        "distill_from ema_teacher teach_full sample label_smoothing",
+        "ekd": "net depths calibrated norms nest_epochs schedule temperature ce kl attention "
+        "attention_mode full_weight distill_from ema_teacher teach_full sample label_smoothing",
     }
     for recipe, own in expected.items():
         signature = inspect.signature(load_object(RECIPES[recipe][0]))

@@ -114,7 +114,7 @@ def cost(
         net, _ = network_of(Path(network))
         size = size or net.card.size
     else:
-        arguments = {"stem": stem} if stem else {}
+        arguments: dict[str, Any] = {"stem": stem} if stem else {}
         net = build(network, depths, num_classes=num_classes, **arguments)
         size = size or (224 if network in TORCHVISION and stem != "small" else 32)
     check_size(net, size)

@@ -7,10 +7,19 @@ from typing import Any, NamedTuple
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from stepwell.nets.nested import Card, NestedNet, Plan
+from stepwell.nets.nested import Card, NestedNet, NormSharing, Plan
 from stepwell.nets.resnet import BASIC, BOTTLENECK, CIFAR, CIFAR_PLAN, PLAN, CifarResNet, resnet
 
-__all__ = ["BUILDERS", "TORCHVISION", "Builder", "Card", "NestedNet", "Plan", "build"]
+__all__ = [
+    "BUILDERS",
+    "TORCHVISION",
+    "Builder",
+    "Card",
+    "NestedNet",
+    "Plan",
+    "build",
+    "named_depths",
+]
 
 
 class Builder(NamedTuple):
@@ -37,6 +46,8 @@ BUILDERS: dict[str, Builder] = {
     "resnet50": _torchvision("50", Bottleneck, BOTTLENECK),
     "resnet101": _torchvision("101", Bottleneck, BOTTLENECK),
     "resnet152": _torchvision("152", Bottleneck, BOTTLENECK),
+    "resnet8": _cifar("8"),
+    "resnet14": _cifar("14"),
     "resnet20": _cifar("20"),
     "resnet32": _cifar("32"),
     "resnet44": _cifar("44"),
@@ -52,6 +63,8 @@ TORCHVISION = tuple(name for name, builder in BUILDERS.items() if builder.plan i
 def build(
     name: str,
     depths: Mapping[str, Sequence[int]] | Sequence[str] = (),
+    *,
+    norms: NormSharing = "private",
     **arguments: Any,
 ) -> NestedNet:
     """A nested net with fresh weights.
@@ -60,6 +73,7 @@ def build(
         name: a key of `BUILDERS`, such as "resnet34".
         depths: the sub-nets: blocks per stage by name, `{"18": (2, 2, 2, 2)}`, or a list of names that
             the family knows, `["18"]`; a name of your own says its blocks, `["half=2,2,2,2"]`.
+        norms: "private" to each depth behind the fork, or "shared" (an ablation; see `NestedNet`).
         arguments: for the builder, such as `num_classes=100` or `stem="small"`.
 
     Raises:
@@ -71,19 +85,31 @@ def build(
     if name not in BUILDERS:
         raise ValueError(f"no network {name!r}; there are {', '.join(BUILDERS)}")
     builder = BUILDERS[name]
-    if not isinstance(depths, Mapping):
-        pairs = [_parse_depth(name, builder, depth) for depth in depths]
-        names = [depth for depth, _ in pairs]
-        if twice := [depth for depth in names if names.count(depth) > 1]:
-            raise ValueError(f"depth {twice[0]!r} is named twice: drop one of them")
-        depths = dict(pairs)
+    depths = named_depths(name, depths)
     try:
         module = builder.make(**arguments)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from error
-    net = NestedNet(module, builder.plan, depths, builder.full)
+    net = NestedNet(module, builder.plan, depths, builder.full, norms=norms)
     net.builder = (name, arguments)
     return net
+
+
+def named_depths(
+    name: str, depths: Mapping[str, Sequence[int]] | Sequence[str]
+) -> dict[str, tuple[int, ...]]:
+    """Blocks per stage of each depth, which a person names as for `build`.
+
+    Raises:
+        ValueError: the family knows no such depth, or one is named twice.
+    """
+    if isinstance(depths, Mapping):
+        return {depth: tuple(blocks) for depth, blocks in depths.items()}
+    pairs = [_parse_depth(name, BUILDERS[name], depth) for depth in depths]
+    names = [depth for depth, _ in pairs]
+    if twice := [depth for depth in names if names.count(depth) > 1]:
+        raise ValueError(f"depth {twice[0]!r} is named twice: drop one of them")
+    return dict(pairs)
 
 
 def _parse_depth(net: str, builder: Builder, depth: str) -> tuple[str, tuple[int, ...]]:

@@ -42,6 +42,7 @@ def save(net: NestedNet, path: str | Path) -> Path:
         "arguments": arguments,
         "full": net.full,
         "depths": {depth: list(blocks) for depth, blocks in net.subnets.items()},
+        "norms": net.norm_sharing,
         "status": net.status,
         "card": dataclasses.asdict(net.card),
     }
@@ -116,7 +117,8 @@ def initialise(net: NestedNet, path: str | Path) -> Start:
 
 
 def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NestedNet:
-    net = build(header["builder"], header["depths"], **header["arguments"])
+    norms = header.get("norms", "private")  # files of before that had no other
+    net = build(header["builder"], header["depths"], norms=norms, **header["arguments"])
     net.load_tensors(tensors)
     for depth, status in header["status"].items():
         net.mark(status, depth)

@@ -24,6 +24,7 @@ from stepwell.nets.trie import LossOf, Node, grow, joint_loss, walk
 from stepwell.types import Exit, Logits
 
 Status = Literal["trained", "calibrated", "fresh"]
+NormSharing = Literal["private", "shared"]
 
 #: Modules with statistics or affine parameters of one activation distribution.
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, FrozenBatchNorm2d)
@@ -76,6 +77,7 @@ class NestedNet(nn.Module):
         plan: how `module` reads as a path.
         depths: blocks per stage of each sub-net, by name; each stage keeps at least one block.
         full: the name of the full net's own depth.
+        norms: "private" behind the fork; "shared" is the ablation that shows why they must be.
 
     Raises:
         ValueError: a depth has a wrong number of stages, no block in a stage, more blocks than the
@@ -83,12 +85,19 @@ class NestedNet(nn.Module):
     """
 
     def __init__(
-        self, module: nn.Module, plan: Plan, depths: Mapping[str, Sequence[int]], full: str = "full"
+        self,
+        module: nn.Module,
+        plan: Plan,
+        depths: Mapping[str, Sequence[int]],
+        full: str = "full",
+        *,
+        norms: NormSharing = "private",
     ) -> None:
         super().__init__()
         self.module = module
         self.private_norms = nn.ModuleList()
         self.full = full
+        self.norm_sharing: NormSharing = norms
         self.builder: tuple[str, dict[str, Any]] | None = None
         self.card = Card()
         self.plan = plan
@@ -330,7 +339,7 @@ class NestedNet(nn.Module):
             assert isinstance(step, nn.Module)
         else:
             step = self.module.get_submodule(key)
-        if depth != self.full:
+        if depth != self.full and self.norm_sharing == "private":
             norms: dict[str, nn.Module] = {}
             step = fork(step, norms, key)
             for name, norm in norms.items():

@@ -21,6 +21,7 @@ from stepwell.evaluation import evaluate, gather_logits
 from stepwell.evaluation.accuracy import measures
 from stepwell.files import write_whole
 from stepwell.nets import TORCHVISION, Card, NestedNet, build
+from stepwell.nets.calibrate import calibrate
 from stepwell.nets.file import Start, initialise, save
 from stepwell.training import Run
 
@@ -66,7 +67,13 @@ def open_classifier(
     check_numbers(arguments)
     splits = load_images(arguments["data"], arguments["size"])
     size, classes = splits.train.size, splits.train.classes
-    nested = build(net, depths, num_classes=len(classes), **_stem(net, size, arguments.get("stem")))
+    nested = build(
+        net,
+        depths,
+        norms=arguments.get("norms", "private"),
+        num_classes=len(classes),
+        **_stem(net, size, arguments.get("stem")),
+    )
     check_size(nested, size)
     for note in splits.notes:
         warnings.warn(note, stacklevel=3)
@@ -222,8 +229,12 @@ def validator(
     return validate
 
 
-def finish(task: Task, net: NestedNet) -> dict[str, Any]:
+def finish(
+    task: Task, net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Any]:
     """Measure the trained `net` once on the test part, and write the run's results.
+
+    Depths in `untrained` are added now, and get norm statistics from the training images.
 
     Writes net.safetensors, predictions.npz and, last, results.json; returns its content. A run that
     has all three keeps them.
@@ -236,6 +247,10 @@ def finish(task: Task, net: NestedNet) -> dict[str, Any]:
     net.eval()
     train = task.train
     classes, size = train.images.classes, train.images.size
+    net.mark("trained")
+    for depth, blocks in (untrained or {}).items():
+        net.add_depth(depth, blocks)
+    calibrate(net, train.with_images(train.images))
     costs = cost_table(net, size)
     # The file is a function of the run alone, so what the clock says stays outside.
     fixed = {
@@ -243,7 +258,6 @@ def finish(task: Task, net: NestedNet) -> dict[str, Any]:
         for depth, cost in costs.items()
     }
     net.card = Card(classes, size, train.mean, train.std, costs=fixed)
-    net.mark("trained")
     logits, labels = gather_logits(net.logits_by_depth, task.test)
     results = {
         "test": measures(logits, labels, classes),

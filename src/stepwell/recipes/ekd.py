@@ -8,6 +8,8 @@ import tyro
 
 from stepwell.methods import EmbeddedKD, Frozen, Supervised
 from stepwell.methods.embedded_kd import Attention
+from stepwell.nets import build, named_depths
+from stepwell.nets.nested import NormSharing
 from stepwell.recipes.classification import finish, open_classifier, validator
 from stepwell.training import Loop, fit, sgd
 
@@ -27,10 +29,13 @@ def ekd(
     out: Path,
     net: str = "resnet32",
     depths: tuple[str, ...] = ("20", "26"),
+    calibrated: tuple[str, ...] = (),
+    norms: NormSharing = "private",
     stem: Literal["auto", "imagenet", "small"] = "auto",
     init: Path | None = None,
     schedule: Schedule = "two-phase",
     epochs: int = 40,
+    nest_epochs: int | None = None,
     batch_size: int = 128,
     lr: float = 0.1,
     weight_decay: float = 5e-4,
@@ -63,13 +68,17 @@ def ekd(
         out: the run directory; if it holds this run already, training goes on where it stopped.
         net: the full network (`stepwell list`).
         depths: sub-nets, by the family's names (20) or as NAME=BLOCKS,BLOCKS,... a stage.
+        calibrated: sub-nets that are not trained but added at the end, with norm statistics from the
+            training images.
+        norms: of the sub-nets behind the fork; `shared` is an ablation, which costs accuracy.
         stem: first layers of torchvision's ResNets; `auto` takes the small one below 64 pixels.
         init: weights to start from: a Stepwell file, or weights under torchvision's names.
-        schedule: `two-phase`: train the full net for as many epochs (or take it from `init`), then a
-            frozen copy teaches all depths for half as many at half the rate. `one-run`: the full net
-            alone until `distill_from`, then a moving average of it teaches every depth, the full one
-            included. `plain`: the paper's loss from the first step.
+        schedule: `two-phase`: train the full net (or take it from `init`), then a frozen copy teaches
+            all depths at half the rate. `one-run`: the full net alone until `distill_from`, then a
+            moving average of it teaches every depth, the full one included. `plain`: the paper's loss
+            from the first step.
         epochs: passes over the training part, of the first phase in `two-phase`.
+        nest_epochs: passes of the second phase in `two-phase`; half of `epochs` by default.
         ce: weight of the labels for each sub-net.
         kl: weight of the teacher's soft targets.
         attention: weight of attention transfer on the stages' features.
@@ -85,6 +94,8 @@ def ekd(
     """
     arguments = dict(locals())
     torch.manual_seed(seed)
+    with torch.device("meta"):  # a wrong name shows before any time is spent
+        build(net, named_depths(net, depths) | (extra := named_depths(net, calibrated)))
     options = dict(SCHEDULES[schedule])
     options |= {name: arguments[name] for name in options if arguments[name] is not None}
     with open_classifier("ekd", arguments, net, depths) as (task, nested, start):
@@ -104,7 +115,7 @@ def ekd(
                 )
                 nested.load_full(nested.module.state_dict())
             teacher = Frozen(nested.module)
-            epochs, lr = max(1, epochs // 2), lr / 2
+            epochs, lr = nest_epochs or max(1, epochs // 2), lr / 2
         objective = EmbeddedKD(
             nested,
             temperature=temperature,
@@ -127,4 +138,4 @@ def ekd(
             validate=validator(nested, task),
             loop=loop,
         )
-        return finish(task, nested)
+        return finish(task, nested, extra)

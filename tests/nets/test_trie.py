@@ -1,0 +1,157 @@
+"""The joint step: gradients of the naive sum, one suffix in memory at a time, clear refusals."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.testing import assert_close
+
+from stepwell.cost import peak_bytes
+from stepwell.losses import soft_target_kl
+from stepwell.nets import build
+
+
+def net_of(depths, **arguments):
+    torch.manual_seed(0)
+    return build("resnet20", depths, num_classes=5, zero_init_residual=False, **arguments).train()
+
+
+def distilling(labels):
+    """A loss that looks at logits, at every stage's features and at what was done before."""
+
+    def loss_of(depth, exit, done):
+        parts = {"ce": cross_entropy(exit.logits, labels)}
+        parts["size"] = 0.1 * torch.stack([f.square().mean() for f in exit.features]).sum()
+        if done:  # the full net comes first; the others in the order of the trie
+            parts["kl"] = soft_target_kl(exit.logits, done["20"].logits, 2.0)
+        return torch.stack(list(parts.values())).sum(), parts
+
+    return loss_of
+
+
+def naive(net, x, loss_of):
+    """The sum of all losses in one graph."""
+    done, total = {}, 0
+    exits = net.forward_all(x)
+    for depth in reversed(net.depths):
+        loss, _ = loss_of(depth, exits[depth], done)
+        done[depth] = exits[depth].detach()
+        total = total + loss
+    return total
+
+
+def gradients(net):
+    return {n: None if p.grad is None else p.grad.clone() for n, p in net.named_parameters()}
+
+
+blocks = st.tuples(*[st.integers(1, 3)] * 3).filter(lambda b: b != (3, 3, 3))
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(blocks, unique=True, min_size=1, max_size=4), st.sampled_from([1.0, 0.25]))
+def test_gradients_and_statistics_are_those_of_the_naive_sum(shapes, scale):
+    one = net_of({f"d{i}": b for i, b in enumerate(shapes)})
+    other = deepcopy(one)
+    x = torch.randn(4, 3, 8, 8, requires_grad=True)
+    twin = x.detach().clone().requires_grad_()
+    loss_of = distilling(torch.tensor([0, 1, 2, 3]))
+    loss, logs = one.joint_loss(x, loss_of)
+    (scale * loss).backward()
+    expected = naive(other, twin, loss_of)
+    (scale * expected).backward()
+    assert_close(loss, expected)
+    assert_close(gradients(one), gradients(other), rtol=1e-4, atol=1e-6)
+    assert_close(x.grad, twin.grad, rtol=1e-4, atol=1e-6)
+    assert_close(dict(one.named_buffers()), dict(other.named_buffers()), rtol=0, atol=0)
+    assert {name.split("/")[0] for name in logs} == set(one.depths)
+
+
+def test_two_calls_accumulate_and_other_losses_add_up():
+    one, other = net_of(["8"]), net_of(["8"])
+    x, y = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    for net, loss in ((one, lambda: one.joint_loss(x, distilling(y))[0]),
+                      (other, lambda: naive(other, x, distilling(y)))):  # fmt: skip
+        for _ in range(2):
+            (loss() + net.module.fc.weight.square().sum()).backward()
+    assert_close(gradients(one), gradients(other), rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_parts_stay_out():
+    one, other = net_of(["8", "14"]), net_of(["8", "14"])
+    x, y = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    for net in (one, other):
+        net.module.requires_grad_(False)
+        net.module.layer2.requires_grad_(True)
+    one.joint_loss(x, distilling(y))[0].backward()
+    naive(other, x, distilling(y)).backward()
+    assert one.module.layer3[0].conv1.weight.grad is None
+    assert_close(gradients(one), gradients(other), rtol=1e-4, atol=1e-6)
+
+
+def test_bf16_gradients_are_those_of_the_naive_sum():
+    one, other = net_of(["8", "14"]), net_of(["8", "14"])
+    x, y = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = one.joint_loss(x, distilling(y))[0]
+    loss.backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = naive(other, x, distilling(y))
+    expected.backward()
+    assert_close(loss, expected, rtol=1e-2, atol=1e-2)
+    for mine, naive_one in zip(one.parameters(), other.parameters(), strict=True):
+        assert_close(
+            mine.grad, naive_one.grad, rtol=0, atol=0.02 * float(naive_one.grad.abs().max())
+        )
+
+
+def test_one_suffix_is_in_memory_at_a_time():
+    net = build("resnet20", ["8", "14"], num_classes=5).train()
+    x, y = torch.randn(64, 3, 16, 16), torch.randint(5, (64,))
+    alone = peak_bytes(lambda: cross_entropy(net(x), y).backward())
+    net.zero_grad()
+    joint = peak_bytes(lambda: net.joint_loss(x, distilling(y))[0].backward())
+    net.zero_grad()
+    together = peak_bytes(lambda: naive(net, x, distilling(y)).backward())
+    assert joint < 1.1 * alone
+    assert together > 1.7 * alone  # what the joint step avoids
+
+
+def test_a_gradient_hook_fires_once():
+    net = net_of(["8", "14"])
+    fired = []
+    net.module.fc.weight.register_post_accumulate_grad_hook(fired.append)
+    net.joint_loss(torch.randn(4, 3, 8, 8), distilling(torch.tensor([0, 1, 2, 3])))[0].backward()
+    assert len(fired) == 1
+
+
+def test_without_gradients_it_is_the_plain_sum():
+    net = net_of(["8"]).eval()
+    x, loss_of = torch.randn(4, 3, 8, 8), distilling(torch.tensor([0, 1, 2, 3]))
+    with torch.no_grad():
+        loss, logs = net.joint_loss(x, loss_of)
+        assert_close(loss, naive(net, x, loss_of))
+    assert not loss.requires_grad
+    assert {"8/ce", "20/ce"} <= logs.keys()
+
+
+def test_it_runs_backward_once():
+    net = net_of(["8"])
+    loss, _ = net.joint_loss(torch.randn(4, 3, 8, 8), distilling(torch.tensor([0, 1, 2, 3])))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="runs backward once"):
+        loss.backward()
+
+
+def test_a_loss_with_parameters_of_its_own_is_refused():
+    net, own = net_of(["8"]), nn.Linear(5, 5)
+
+    def loss_of(depth, exit, done):
+        loss = own(exit.logits).square().mean()
+        return loss, {"own": loss}
+
+    with pytest.raises(ValueError, match=r"parameter of shape .* would get no gradient"):
+        net.joint_loss(torch.randn(4, 3, 8, 8), loss_of)
