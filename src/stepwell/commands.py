@@ -267,6 +267,7 @@ def verify(
     data: str | None = None,
     size: int | None = None,
     epochs: int | None = None,
+    arms: tuple[str, ...] = (),
     workers: int = 2,
     out: Path | None = None,
     json: Json = False,
@@ -286,6 +287,7 @@ def verify(
         data: a folder or a name, in place of the system's own.
         size: height and width of the images.
         epochs: passes over the training part, of every arm.
+        arms: names or patterns ("20*") of the arms to run; claims about others are left out.
         workers: arms side by side, one thread each.
         out: where units and results are kept; `runs/verify-SYSTEM` by default.
     """
@@ -298,6 +300,7 @@ def verify(
         quick=quick,
         seeds=seeds,
         workers=workers,
+        arms=arms,
         folder=out or Path("runs") / f"verify-{system}",
     )
     if json:

@@ -56,20 +56,54 @@ def test_code_counts_and_comments_do_not(tmp_path, monkeypatch):
     assert sources.source_digest("stepwell.a") != first
 
 
-def test_verify_ekd_quick_runs_everything_and_goes_on_where_it_stopped(tmp_path, capsys):
-    record, page = verify_system("ekd", {}, quick=True, seeds=3, workers=1, folder=tmp_path)
-    arms = record["arms"]
-    assert len(arms) == 7
-    assert all(0 <= m["mean"] <= 1 for a in arms.values() for n, m in a.items() if "accuracy" in n)
+ARMS = ["20 < 32, EKD two phases", "20, offline KD", "8 < 14 < 20 < 32, ADN-like"]
+
+
+def quick(folder, arms=ARMS):
+    return verify_system("ekd", {}, quick=True, seeds=3, workers=1, folder=folder, arms=arms)
+
+
+def test_verify_ekd_quick_runs_and_goes_on_where_it_stopped(tmp_path):
+    record, page = quick(tmp_path)
+    assert set(record["arms"]) == {*ARMS, "32 alone"}  # what they need runs, too
+    results = [m for arm in record["arms"].values() for n, m in arm.items() if "accuracy" in n]
+    assert all(0 <= m["mean"] <= 1 for m in results)
+    assert {c["id"] for c in record["claims"]} == {
+        "offline-kd/2-depths/ekd-two-phases",
+        "offline-kd-cost/2-depths/ekd-two-phases",
+        "full-net-unharmed/2-depths/ekd-two-phases",
+        "plain/file",
+    }  # those about arms that ran
     assert all(claim["holds"] is None for claim in record["claims"])  # one seed
     assert json.loads((tmp_path / "claims.json").read_text()) == record
     assert page.read_text() == render(record)
     assert "its numbers mean nothing" in page.read_text()
     stamps = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
-    again, _ = verify_system("ekd", {}, quick=True, seeds=3, workers=1, folder=tmp_path)
+    again, _ = quick(tmp_path)
     assert again["claims"] == record["claims"]
-    assert len(stamps) == 7
+    assert len(stamps) == 4
     assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
+
+
+def test_every_claim_of_ekd_can_be_judged():
+    from stepwell.claims.ekd import STUDY
+
+    def result(arm):
+        depths = ("8", "14", "20", "32")
+        test = {f"{d}/accuracy": 0.5 for d in depths}
+        costs = {d: {"macs": 7} for d in depths}
+        return {"test": test, "costs": costs, "file_bytes": 9, "seconds": 1.0, "cpu_seconds": 1.0}
+
+    results = {arm: {seed: result(arm) for seed in range(3)} for arm in STUDY.arms}
+    judged = judge(STUDY, results)
+    assert [c["id"] for c in judged] == [c.id for c in STUDY.claims]
+    assert len({c["id"] for c in judged}) == len(judged)
+    assert {need for arm in STUDY.arms.values() for need in arm.needs.values()} <= STUDY.arms.keys()
+
+
+def test_an_unknown_arm_is_named_with_all_there_are(tmp_path):
+    with pytest.raises(ValueError, match=r"no arm '21\*'; there are: 32 alone; 20 alone; "):
+        quick(tmp_path, ["21*"])
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
 """Nested depths with embedded distillation: the claims of the paper's abstract, and their test.
 
-Arms have equal data, augmentation and optimizer; no arm selects on test data (each keeps its last
-epoch). All train for the same epochs but `two phases`: it starts from the full net trained alone, which
-is its first phase, and goes on for half as many epochs at half the rate. Its seconds are those of both;
-part of what it gains for the full net may come of the longer training.
+Two nets: ResNet-32 with the 20-layer sub-net, and ResNet-32 with 8, 14 and 20. Arms have equal data,
+augmentation and optimizer; no arm selects on test data (each keeps its last epoch). Two budgets:
+
+- equal epochs: every arm trains for as many, but for those that start from the trained full net: they
+  go on for half as many at half the rate, and their seconds are those of both trainings;
+- equal seconds: offline KD costs the teacher and each student; the arms named so train for as long.
+
+Controls say what a gain comes of: the full net trained as much longer (`32 alone, longer`), taught by
+itself (`born again`, offline; `self-taught`, by a moving average in the same run).
 """
 
 from collections.abc import Mapping
@@ -12,22 +17,76 @@ from typing import Any
 from stepwell.claims.study import Arm, Claim, Measure, Study
 from stepwell.data import load_images
 
-SUB, FULL = "20", "32"
-ALONE_SUB, ALONE_FULL = "sub-net alone", "full net alone"
-OFFLINE, CE_ONLY = "offline KD", "nest, CE only"
-PLAIN, ONE_RUN, TWO_PHASE = "EKD, plain", "EKD, one run", "EKD, two phases"
+FULL = "32"
+BLOCKS = {"8": "1,1,1", "14": "2,2,2", "20": "3,3,3"}
+TWO, FOUR = ("20",), ("8", "14", "20")
 
-NESTED = {"net": "resnet32", "depths": (f"{SUB}=3,3,3",)}
 
-ARMS = {
-    ALONE_FULL: Arm("supervised", {"net": "resnet32"}),
-    ALONE_SUB: Arm("supervised", {"net": "resnet20"}),
-    OFFLINE: Arm("distill", {"student": "resnet20"}, needs={"teacher": ALONE_FULL}),
-    CE_ONLY: Arm("ekd", NESTED | {"schedule": "plain", "kl": 0.0, "attention": 0.0}),
-    PLAIN: Arm("ekd", NESTED | {"schedule": "plain"}),
-    ONE_RUN: Arm("ekd", NESTED | {"schedule": "one-run"}),
-    TWO_PHASE: Arm("ekd", NESTED | {"schedule": "two-phase"}, needs={"init": ALONE_FULL}),
-}
+def alone(depth: str) -> str:
+    """The arm that trains one network on labels alone."""
+    return f"{depth} alone"
+
+
+def offline(depth: str) -> str:
+    """The arm that trains one network by the full net, trained before."""
+    return f"{depth}, offline KD"
+
+
+def nest(subs: tuple[str, ...], kind: str) -> str:
+    """An arm that trains a nested net."""
+    return f"{' < '.join((*subs, FULL))}, {kind}"
+
+
+def nested(subs: tuple[str, ...], calibrated: tuple[str, ...] = (), **arguments: Any) -> Arm:
+    """A nested net trained from scratch."""
+    named = [tuple(f"{d}={BLOCKS[d]}" for d in ds) for ds in (subs, calibrated)]
+    own = {"net": "resnet32", "depths": named[0], "calibrated": named[1]}
+    return Arm("ekd", own | arguments)
+
+
+def two_phase(subs: tuple[str, ...], share: float = 0.5, **arguments: Any) -> Arm:
+    """A nested net that starts from the full net trained alone, and is taught by it."""
+    made = nested(subs, schedule="two-phase", **arguments)
+    return Arm("ekd", made.arguments, {"init": alone(FULL)}, {"nest_epochs": share})
+
+
+LONGER, BORN_AGAIN = "32 alone, longer", "32, born again"
+LABELS, PLAIN, ONE_RUN, TWO_PHASE = "labels only", "EKD plain", "EKD one run", "EKD two phases"
+EQUAL = "equal seconds"
+
+#: What an ADN-like recipe trains: the deepest and the shallowest depth, the latter on the former's
+#: soft targets and features alone.
+ADN: dict[str, Any] = {"schedule": "plain", "ce": 0.0, "kl": 1.0, "temperature": 1.0}
+
+ARMS: dict[str, Arm] = {
+    alone(FULL): Arm("supervised", {"net": "resnet32"}),
+    alone("20"): Arm("supervised", {"net": "resnet20"}),
+    offline("20"): Arm("distill", {"student": "resnet20"}, {"teacher": alone(FULL)}),
+    nest(TWO, TWO_PHASE): two_phase(TWO),
+    nest(TWO, ONE_RUN): nested(TWO, schedule="one-run"),
+    nest(TWO, LABELS): nested(TWO, schedule="plain", kl=0.0, attention=0.0),
+    LONGER: Arm("supervised", {"net": "resnet32", "lr": 0.05}, {"init": alone(FULL)}, {"epochs": 0.5}),
+    nest(TWO, f"{TWO_PHASE}, no KL"): two_phase(TWO, kl=0.0),
+    nest(TWO, f"{TWO_PHASE}, no attention"): two_phase(TWO, attention=0.0),
+    nest(TWO, f"{TWO_PHASE}, shared norms"): two_phase(TWO, norms="shared"),
+    nest(TWO, PLAIN): nested(TWO, schedule="plain"),
+    BORN_AGAIN: Arm("distill", {"student": "resnet32"}, {"teacher": alone(FULL)}),
+    "32, self-taught": Arm("supervised", {"net": "resnet32", "ema_teacher": 0.99}),
+    "20, self-taught": Arm("supervised", {"net": "resnet20", "ema_teacher": 0.99}),
+    nest(TWO, f"{ONE_RUN}, {EQUAL}"): Arm(
+        "ekd", nested(TWO, schedule="one-run").arguments, scaled={"epochs": 1.35}
+    ),
+    nest(TWO, "ADN-like"): nested(TWO, **ADN),
+    alone("14"): Arm("supervised", {"net": "resnet14"}),
+    alone("8"): Arm("supervised", {"net": "resnet8"}),
+    offline("14"): Arm("distill", {"student": "resnet14"}, {"teacher": alone(FULL)}),
+    offline("8"): Arm("distill", {"student": "resnet8"}, {"teacher": alone(FULL)}),
+    nest(FOUR, TWO_PHASE): two_phase(FOUR),
+    nest(FOUR, f"{TWO_PHASE}, {EQUAL}"): two_phase(FOUR, share=0.85),
+    nest(FOUR, ONE_RUN): nested(FOUR, schedule="one-run"),
+    nest(FOUR, LABELS): nested(FOUR, schedule="plain", kl=0.0, attention=0.0),
+    nest(FOUR, "ADN-like"): nested(("8",), ("14", "20"), **ADN),
+}  # fmt: skip
 
 
 def accuracy(arm: str, depth: str) -> Measure:
@@ -40,6 +99,16 @@ def seconds(*arms: str) -> Measure:
     return lambda results: sum(results[arm]["cpu_seconds"] for arm in arms)
 
 
+def of_depth(arm: str, depth: str, name: str) -> Measure:
+    """A depth's cost, such as its MACs."""
+    return lambda results: results[arm]["costs"][depth][name]
+
+
+def file_bytes(arm: str) -> Measure:
+    """Size of the file of all depths."""
+    return lambda results: results[arm]["file_bytes"]
+
+
 def less(a: Measure, b: Measure) -> Measure:
     """The difference a - b."""
     return lambda results: a(results) - b(results)
@@ -50,65 +119,139 @@ def ratio(a: Measure, b: Measure) -> Measure:
     return lambda results: a(results) / b(results)
 
 
-COST = {
-    ALONE_SUB: seconds(ALONE_SUB),
-    ALONE_FULL: seconds(ALONE_FULL),
-    OFFLINE: seconds(ALONE_FULL, OFFLINE),
-    CE_ONLY: seconds(CE_ONLY),
-    PLAIN: seconds(PLAIN),
-    ONE_RUN: seconds(ONE_RUN),
-    TWO_PHASE: seconds(ALONE_FULL, TWO_PHASE),
-}
-APART = seconds(ALONE_SUB, ALONE_FULL)
-SUB_ACCURACY = {arm: accuracy(arm, SUB) for arm in ARMS if arm != ALONE_FULL}
-FULL_ACCURACY = {arm: accuracy(arm, FULL) for arm in ARMS if arm not in (ALONE_SUB, OFFLINE)}
+def least(measures: list[Measure]) -> Measure:
+    """The least of several numbers."""
+    return lambda results: min(m(results) for m in measures)
 
-CLAIMS = []
-for _arm in (PLAIN, ONE_RUN, TWO_PHASE):
-    _id = _arm.removeprefix("EKD, ").replace(" ", "-")
-    CLAIMS += [
+
+def cost(arm: str) -> Measure:
+    """Seconds of an arm and of the trainings that it starts from."""
+    return seconds(arm, *ARMS[arm].needs.values())
+
+
+def gains(subs: tuple[str, ...], arm: str, baseline: Any) -> tuple[dict[str, Measure], Measure]:
+    """Accuracies of an arm's sub-nets and of their baselines, and the least difference."""
+    shown = {f"{arm}: {d}": accuracy(arm, d) for d in subs}
+    shown |= {baseline(d): accuracy(baseline(d), d) for d in subs}
+    pairs = [less(accuracy(arm, d), accuracy(baseline(d), d)) for d in subs]
+    return shown, least(pairs)
+
+
+def compared(a: str, b: str, depth: str) -> tuple[dict[str, Measure], Measure]:
+    """The accuracies of one depth in two arms, and their difference."""
+    shown = {a: accuracy(a, depth), b: accuracy(b, depth)}
+    return shown, less(shown[a], shown[b])
+
+
+def about_arm(subs: tuple[str, ...], kind: str) -> list[Claim]:
+    """Claims 1, 2, 3 and 5 of one way to train a nested net."""
+    arm, depths = nest(subs, kind), " and ".join(subs)
+    students = [offline(d) for d in subs]
+    apart, taught = seconds(alone(FULL), *map(alone, subs)), seconds(alone(FULL), *students)
+    slug = f"{len(subs) + 1}-depths/{kind.lower().replace(',', '').replace(' ', '-')}"
+    judged = "the 90 % interval of the paired difference lies above"
+    return [
         Claim(
-            f"sub-net-gains/{_id}",
-            f"Every sub-net trained with {_arm} beats the same network trained alone: the 90 % "
-            "interval of the paired difference lies above 0.",
+            f"sub-nets-gain/{slug}",
+            f"Every sub-net ({depths}) of {arm} beats the same network trained alone: {judged} 0 "
+            "(of the sub-net that gains least).",
             "outperforms the same network trained alone (abstract; reference +1.1)",
             "% accuracy",
-            SUB_ACCURACY,
-            less(accuracy(_arm, SUB), accuracy(ALONE_SUB, SUB)),
+            *gains(subs, arm, alone),
             0.0,
         ),
         Claim(
-            f"offline-kd/{_id}",
-            f"{_arm} is at least as good as offline KD for the sub-net: the 90 % interval of the "
-            "paired difference lies above -0.5.",
-            "at least offline KD, at less cost",
+            f"offline-kd/{slug}",
+            f"Every sub-net ({depths}) of {arm} is at least as good as by offline KD: {judged} -0.5 "
+            "(of the sub-net that fares worst).",
+            "at least offline KD (goal: above)",
             "% accuracy",
-            SUB_ACCURACY,
-            less(accuracy(_arm, SUB), accuracy(OFFLINE, SUB)),
+            *gains(subs, arm, offline),
             -0.5,
         ),
         Claim(
-            f"full-net-unharmed/{_id}",
-            f"The full net is not harmed by {_arm}: the 90 % interval of the paired difference from "
-            "the full net trained alone lies above -0.5.",
-            "not harmed (reference +0.9)",
-            "% accuracy",
-            FULL_ACCURACY,
-            less(accuracy(_arm, FULL), accuracy(ALONE_FULL, FULL)),
-            -0.5,
-        ),
-        Claim(
-            f"cost/{_id}",
-            f"{_arm} costs less than training the two nets one by one: the 90 % interval of the "
-            "ratio of seconds lies below 1.",
-            "one run costs less than two",
+            f"offline-kd-cost/{slug}",
+            f"{arm} costs at most the seconds of offline KD, teacher included: the 90 % interval of "
+            "the ratio lies below 1.05.",
+            "at less cost",
             "processor seconds",
-            COST,
-            ratio(COST[_arm], APART),
+            {arm: cost(arm), "offline KD, teacher included": taught},
+            ratio(cost(arm), taught),
+            1.05,
+            below=True,
+        ),
+        Claim(
+            f"full-net-unharmed/{slug}",
+            f"The full net is not harmed by {arm}: {judged} -0.5.",
+            "not harmed (reference and goal +0.9)",
+            "% accuracy",
+            *compared(arm, alone(FULL), FULL),
+            -0.5,
+        ),
+        Claim(
+            f"cost/{slug}",
+            f"{arm} costs less than training its nets one by one: the 90 % interval of the ratio lies "
+            "below 1.",
+            "one run costs less than training each",
+            "processor seconds",
+            {arm: cost(arm), "each alone": apart},
+            ratio(cost(arm), apart),
             1.0,
             below=True,
         ),
     ]
+
+
+def better(id: str, text: str, paper: str, a: str, b: str, depth: str) -> Claim:
+    """A claim that arm `a` gives a depth more accuracy than arm `b`."""
+    rule = f"{text}: the 90 % interval of the paired difference lies above 0."
+    return Claim(id, rule, paper, "% accuracy", *compared(a, b, depth), 0.0)
+
+
+BEST = nest(TWO, TWO_PHASE)
+CLAIMS = [
+    *(c for kind in (TWO_PHASE, ONE_RUN, f"{ONE_RUN}, {EQUAL}", PLAIN) for c in about_arm(TWO, kind)),
+    *(c for kind in (TWO_PHASE, f"{TWO_PHASE}, {EQUAL}", ONE_RUN) for c in about_arm(FOUR, kind)),
+    better("kl-helps", "Soft targets help the sub-net (two phases)", "KL helps",
+           BEST, f"{BEST}, no KL", "20"),
+    better("attention-helps", "Attention helps the sub-net (two phases)", "attention helps",
+           BEST, f"{BEST}, no attention", "20"),
+    better("private-norms", "Private norms help the sub-net (two phases)", "sub-nets collapse without",
+           BEST, f"{BEST}, shared norms", "20"),
+    better("ekd-helps", "Teaching helps the sub-net beyond nesting with labels only", "EKD helps",
+           BEST, nest(TWO, LABELS), "20"),
+    better("beyond-longer", "The full net gains more than by longer training alone", "not asked",
+           BEST, LONGER, FULL),
+    better("beyond-born-again", "The full net gains more than by offline KD into itself", "not asked",
+           BEST, BORN_AGAIN, FULL),
+    better("beyond-self-taught/20", "One run gives the sub-net more than a moving average of its own",
+           "not asked", nest(TWO, ONE_RUN), "20, self-taught", "20"),
+    better("beyond-self-taught/32", "One run gives the full net more than a moving average of its own",
+           "not asked", nest(TWO, ONE_RUN), "32, self-taught", FULL),
+    *(better(f"beyond-adn/{d}", f"Two phases give depth {d} more than an ADN-like recipe", "not asked",
+             nest(FOUR, TWO_PHASE), nest(FOUR, "ADN-like"), d) for d in (*FOUR, FULL)),
+    Claim(
+        "plain/macs",
+        "The sub-net is an ordinary network: its MACs over those of the network trained alone are 1.",
+        "sub-nets stay plain",
+        "MACs",
+        {BEST: of_depth(BEST, "20", "macs"), alone("20"): of_depth(alone("20"), "20", "macs")},
+        ratio(of_depth(BEST, "20", "macs"), of_depth(alone("20"), "20", "macs")),
+        1.0001,
+        below=True,
+        note="Latency is timed side by side in benchmarks/subnet_latency.py.",
+    ),
+    Claim(
+        "plain/file",
+        "The file of all depths is at most 1.02 × the full net's.",
+        "weights stored once",
+        "bytes",
+        {BEST: file_bytes(BEST), alone(FULL): file_bytes(alone(FULL))},
+        ratio(file_bytes(BEST), file_bytes(alone(FULL))),
+        1.02,
+        below=True,
+    ),
+]  # fmt: skip
 
 
 def fingerprint(common: Mapping[str, Any]) -> str:

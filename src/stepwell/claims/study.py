@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +31,19 @@ class Arm:
     """One way of training that a study compares: a recipe with arguments.
 
     needs: arguments that are files of other arms (same seed): argument name to arm name.
+    scaled: arguments that are a share of the study's epochs, such as {"epochs": 0.5}.
     """
 
     recipe: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     needs: Mapping[str, str] = field(default_factory=dict)
+    scaled: Mapping[str, float] = field(default_factory=dict)
+
+    def all_arguments(self, common: Mapping[str, Any]) -> dict[str, Any]:
+        """The study's `common` arguments with the arm's own."""
+        epochs = common.get("epochs", 0)
+        scaled = {name: max(1, round(share * epochs)) for name, share in self.scaled.items()}
+        return dict(common) | dict(self.arguments) | scaled
 
 
 #: Results of a study: by arm, by seed, what the recipe returned.
@@ -120,14 +129,18 @@ def run_study(
 def judge(study: Study, results: Results) -> list[dict[str, Any]]:
     """Every claim with its numbers: mean and spread over seeds, and whether it holds.
 
-    With one seed there is no interval, and `holds` is null.
+    With one seed there is no interval, and `holds` is null. Claims about arms that were not run are
+    left out.
     """
     seeds = sorted(next(iter(results.values())))
+    by_seed = [_Arms({arm: results[arm][seed] for arm in results}) for seed in seeds]
     judged = []
     for claim in study.claims:
-        by_seed = [{arm: results[arm][seed] for arm in results} for seed in seeds]
-        measured = {name: summary([m(r) for r in by_seed]) for name, m in claim.measured.items()}
-        difference = summary([claim.difference(r) for r in by_seed])
+        try:
+            measured = {n: summary([m(r) for r in by_seed]) for n, m in claim.measured.items()}
+            difference = summary([claim.difference(r) for r in by_seed])
+        except _NotRun:
+            continue
         low, high = interval(difference["values"])
         holds = None
         if low is not None and high is not None:
@@ -144,13 +157,59 @@ def judge(study: Study, results: Results) -> list[dict[str, Any]]:
                 "holds": holds,
                 "seconds": sum(
                     results[arm][seed]["seconds"]
-                    for arm in claim.measured.keys() & results.keys()
+                    for arm in _arms_of(claim, by_seed[0])
                     for seed in seeds
                 ),
                 "note": claim.note if holds is not None else f"one seed: no interval. {claim.note}",
             }
         )
     return judged
+
+
+class _NotRun(Exception):
+    """A claim asks for an arm that was not run."""
+
+
+class _Arms(dict[str, Mapping[str, Any]]):
+    """Results by arm; it knows which were asked for."""
+
+    def __init__(self, results: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__(results)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, arm: str) -> Mapping[str, Any]:
+        if arm not in self:
+            raise _NotRun(arm)
+        self.asked.add(arm)
+        return super().__getitem__(arm)
+
+
+def _arms_of(claim: Claim, results: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The arms that a claim's numbers come from."""
+    arms = _Arms(results)
+    for measure in (*claim.measured.values(), claim.difference):
+        measure(arms)
+    return arms.asked
+
+
+def only(study: Study, patterns: Sequence[str]) -> Study:
+    """The study with just the arms whose names match a pattern, and those that they need.
+
+    Raises:
+        ValueError: a pattern (such as "20*") matches no arm.
+    """
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {name for name in study.arms if fnmatchcase(name, pattern)}
+        if not found:
+            raise ValueError(f"no arm {pattern!r}; there are: {'; '.join(study.arms)}")
+        chosen |= found
+    ahead = list(chosen)
+    while ahead:
+        needs = set(study.arms[ahead.pop()].needs.values()) - chosen
+        chosen |= needs
+        ahead += needs
+    return study._replace(arms={name: arm for name, arm in study.arms.items() if name in chosen})
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -180,7 +239,7 @@ def _unit_name(study: Study, name: str, seed: int, common: Mapping[str, Any], da
     module = RECIPES[arm.recipe][0].partition(":")[0]
     what = {
         "recipe": arm.recipe,
-        "arguments": plain(dict(common) | dict(arm.arguments)),
+        "arguments": plain(arm.all_arguments(common)),
         "needs": {
             argument: _unit_name(study, need, seed, common, data)
             for argument, need in arm.needs.items()
@@ -202,7 +261,7 @@ def _job(
     folders: Mapping[tuple[str, int], Path],
 ) -> tuple[str, dict[str, Any], Path]:
     arm = study.arms[name]
-    arguments = dict(common) | dict(arm.arguments) | {"seed": seed}
+    arguments = arm.all_arguments(common) | {"seed": seed}
     for argument, need in arm.needs.items():
         arguments[argument] = folders[need, seed] / "run" / "net.safetensors"
     return RECIPES[arm.recipe][0], arguments, folders[name, seed]

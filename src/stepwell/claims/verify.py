@@ -5,14 +5,14 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from stepwell.claims import CLAIMS
 from stepwell.claims.page import render
-from stepwell.claims.study import Results, Study, judge, run_study, summary
+from stepwell.claims.study import Results, Study, judge, only, run_study, summary
 from stepwell.console import say
 from stepwell.files import write_whole
 from stepwell.recipes import load_object
@@ -27,12 +27,14 @@ def verify_system(
     seeds: int,
     workers: int,
     folder: Path,
+    arms: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Path]:
     """Run the experiment of `system`; write `claims.json` and a page into `folder`.
 
     Args:
         changes: in place of the study's common arguments.
         quick: the tiny version, with one seed and in this process.
+        arms: patterns of the arms to run, with those that they need; all by default.
 
     Returns:
         The content of claims.json, and the page's path.
@@ -45,6 +47,8 @@ def verify_system(
     if seeds < 1 or workers < 1:
         raise ValueError("--seeds and --workers must be at least 1")
     study: Study = load_object(CLAIMS[system][0])
+    if arms:
+        study = only(study, arms)
     common = dict(study.common) | (dict(study.quick) if quick else {}) | dict(changes)
     total = len(study.arms) * (1 if quick else seeds)
     started, finished = time.monotonic(), 0

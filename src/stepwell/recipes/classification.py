@@ -267,7 +267,8 @@ def finish(
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     if run.writes:
-        save(net, run.path / "net.safetensors")
+        file = save(net, run.path / "net.safetensors")
+        results["file_bytes"] = file.stat().st_size
         write_predictions(run.path / "predictions.npz", logits, labels, task.test)
         run.write_json("results.json", results)
     return results
