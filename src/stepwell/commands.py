@@ -267,6 +267,7 @@ def verify(
     data: str | None = None,
     size: int | None = None,
     epochs: int | None = None,
+    precision: Literal["32", "bf16"] = "32",
     arms: tuple[str, ...] = (),
     workers: int = 2,
     out: Path | None = None,
@@ -287,6 +288,7 @@ def verify(
         data: a folder or a name, in place of the system's own.
         size: height and width of the images.
         epochs: passes over the training part, of every arm.
+        precision: of every arm's training; `bf16` pays where the processor has it.
         arms: names or patterns ("20*") of the arms to run; claims about others are left out.
         workers: arms side by side, one thread each.
         out: where units and results are kept; `runs/verify-SYSTEM` by default.
@@ -301,6 +303,7 @@ def verify(
         seeds=seeds,
         workers=workers,
         arms=arms,
+        precision=precision,
         folder=out or Path("runs") / f"verify-{system}",
     )
     if json:

@@ -16,6 +16,8 @@ from stepwell.claims.study import Results, Study, judge, only, run_study, summar
 from stepwell.console import say
 from stepwell.files import write_whole
 from stepwell.recipes import load_object
+from stepwell.training import Loop
+from stepwell.training.fit import Precision
 from stepwell.training.run import LIBRARIES, commit
 
 
@@ -28,6 +30,7 @@ def verify_system(
     workers: int,
     folder: Path,
     arms: Sequence[str] = (),
+    precision: Precision = "32",
 ) -> tuple[dict[str, Any], Path]:
     """Run the experiment of `system`; write `claims.json` and a page into `folder`.
 
@@ -35,6 +38,7 @@ def verify_system(
         changes: in place of the study's common arguments.
         quick: the tiny version, with one seed and in this process.
         arms: patterns of the arms to run, with those that they need; all by default.
+        precision: of every arm's training, as `Loop` has it.
 
     Returns:
         The content of claims.json, and the page's path.
@@ -50,6 +54,8 @@ def verify_system(
     if arms:
         study = only(study, arms)
     common = dict(study.common) | (dict(study.quick) if quick else {}) | dict(changes)
+    if precision != Loop.precision:
+        common["loop"] = Loop(precision=precision)
     total = len(study.arms) * (1 if quick else seeds)
     started, finished = time.monotonic(), 0
 
@@ -72,7 +78,7 @@ def verify_system(
         workers=0 if quick else workers,
         done=done,
     )
-    record = describe(study, common, results, quick=quick)
+    record = describe(study, common, results, quick=quick, precision=precision)
     page = folder / f"{system}.md"
     write_whole(folder / "claims.json", (json_text(record)).encode())
     write_whole(page, render(record).encode())
@@ -80,7 +86,12 @@ def verify_system(
 
 
 def describe(
-    study: Study, common: Mapping[str, Any], results: Results, *, quick: bool
+    study: Study,
+    common: Mapping[str, Any],
+    results: Results,
+    *,
+    quick: bool,
+    precision: Precision,
 ) -> dict[str, Any]:
     """Everything that claims.json says about a study's results."""
     threads = "" if quick else ", one thread an arm"
@@ -89,7 +100,7 @@ def describe(
         "system": study.key,
         "command": shlex.join(["stepwell", *sys.argv[1:]]),
         "quick": quick,
-        "arguments": dict(common),
+        "arguments": {k: v for k, v in common.items() if k != "loop"} | {"precision": precision},
         "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
         "commit": commit(),
         "hardware": f"{_processor()}, {os.cpu_count()} cores{threads}",

@@ -36,6 +36,9 @@ from stepwell.types import Batch
 READ_EVERY = 16
 
 
+Precision = Literal["32", "bf16"]
+
+
 @dataclass(frozen=True)
 class Loop:
     """How training runs.
@@ -51,7 +54,7 @@ class Loop:
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int = 1
-    precision: Literal["32", "bf16"] = "32"
+    precision: Precision = "32"
     clip: float = 5.0
     accumulate: int = 1
     average: float = 0.0

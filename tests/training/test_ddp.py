@@ -1,0 +1,94 @@
+"""Two processes under gloo: gradients are the mean over the half batches; one writes the run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch.testing import assert_close
+
+from stepwell.methods import EmbeddedKD
+from stepwell.nets import build
+from stepwell.types import Batch
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "STEPWELL_QUIET": "1"}
+WORKER = """
+import sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+sys.path.insert(0, {folder!r})
+from test_ddp import objective_and_batch
+
+dist.init_process_group("gloo")
+objective, batch = objective_and_batch({progress})
+objective.forward = objective.training_step
+ddp = DistributedDataParallel(objective, find_unused_parameters=True)
+half = type(batch)(*(t[dist.get_rank()::2] for t in batch))
+ddp(half).loss.backward()
+if dist.get_rank() == 0:
+    torch.save({{n: p.grad for n, p in objective.named_parameters()}}, {out!r})
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def objective_and_batch(progress):
+    torch.manual_seed(0)
+    net = build("resnet20", ["8", "14"], num_classes=5, zero_init_residual=False).train()
+    objective = EmbeddedKD(net, distill_from=0.5)
+    objective.progress = progress
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(8, 3, 8, 8, generator=generator)
+    return objective, Batch(images, torch.arange(8) % 5)
+
+
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    return subprocess.run(
+        [*command, *map(str, arguments)], env=ENV, capture_output=True, text=True, timeout=240
+    )
+
+
+def mean_over_halves(progress):
+    halves = []
+    for rank in range(2):
+        objective, batch = objective_and_batch(progress)
+        objective.training_step(Batch(*(t[rank::2] for t in batch))).loss.backward()
+        halves.append({n: p.grad for n, p in objective.named_parameters()})
+    return {n: None if g is None else (g + halves[1][n]) / 2 for n, g in halves[0].items()}
+
+
+def test_two_processes_give_the_mean_of_the_half_batches_gradients(tmp_path):
+    for progress in (
+        0.0,
+        1.0,
+    ):  # the full net alone (parameters without gradients), then all depths
+        script, out = tmp_path / "worker.py", tmp_path / f"{progress}.pt"
+        script.write_text(
+            WORKER.format(folder=str(Path(__file__).parent), progress=progress, out=str(out))
+        )
+        done = torchrun(script)
+        assert done.returncode == 0, done.stderr
+        expected = mean_over_halves(progress)
+        got = torch.load(out, weights_only=True)
+        assert got.keys() == expected.keys()
+        for name, gradient in expected.items():
+            if gradient is None:  # DDP may leave zeros where nobody had a gradient
+                assert got[name] is None or not got[name].any()
+            else:
+                assert_close(got[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_of_two_processes_is_written_by_one(tmp_path):
+    done = torchrun(
+        "-m", "stepwell", "train", "ekd", "--data", "digits", "--net", "resnet14", "--depths", "8",
+        "--epochs", "1", "--nest-epochs", "1", "--device", "cpu", "--devices", "2",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {"8/accuracy", "14/accuracy"} <= results["test"].keys()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["phase"] for line in lines] == ["full", "nest"]
