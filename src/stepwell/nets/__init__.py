@@ -82,9 +82,7 @@ def build(
     >>> build("resnet32", ["20", "26"], num_classes=10).depths
     {'20': (3, 3, 3), '26': (4, 4, 4), '32': (5, 5, 5)}
     """
-    if name not in BUILDERS:
-        raise ValueError(f"no network {name!r}; there are {', '.join(BUILDERS)}")
-    builder = BUILDERS[name]
+    builder = _builder(name)
     depths = named_depths(name, depths)
     try:
         module = builder.make(**arguments)
@@ -101,15 +99,22 @@ def named_depths(
     """Blocks per stage of each depth, which a person names as for `build`.
 
     Raises:
-        ValueError: the family knows no such depth, or one is named twice.
+        ValueError: no such network; the family knows no such depth, or one is named twice.
     """
+    builder = _builder(name)
     if isinstance(depths, Mapping):
         return {depth: tuple(blocks) for depth, blocks in depths.items()}
-    pairs = [_parse_depth(name, BUILDERS[name], depth) for depth in depths]
+    pairs = [_parse_depth(name, builder, depth) for depth in depths]
     names = [depth for depth, _ in pairs]
     if twice := [depth for depth in names if names.count(depth) > 1]:
         raise ValueError(f"depth {twice[0]!r} is named twice: drop one of them")
     return dict(pairs)
+
+
+def _builder(name: str) -> Builder:
+    if name not in BUILDERS:
+        raise ValueError(f"no network {name!r}; there are {', '.join(BUILDERS)}")
+    return BUILDERS[name]
 
 
 def _parse_depth(net: str, builder: Builder, depth: str) -> tuple[str, tuple[int, ...]]:
