@@ -316,7 +316,8 @@ def test_the_options_of_the_recipes_are_these():
         "supervised": "net label_smoothing ema_teacher",
         "distill": "teacher student temperature ce kl",
         "ekd": "net depths calibrated norms nest_epochs schedule temperature ce kl attention "
-        "attention_mode full_weight distill_from ema_teacher teach_full sample label_smoothing",
+        "attention_mode full_weight distill_from ema_teacher teach_full sample label_smoothing "
+        "on_drop max_drop",
     }
     for recipe, own in expected.items():
         signature = inspect.signature(load_object(RECIPES[recipe][0]))

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, kl_div
 from torch.testing import assert_close
 
-from stepwell.methods import Distill, EmbeddedKD, Frozen, MovingAverage, Supervised
+from stepwell.methods import Distill, EmbeddedKD, Frozen, MovingAverage, PrivateNorms, Supervised
 from stepwell.nets import build
 from stepwell.types import Batch, Exit
 
@@ -262,3 +262,26 @@ def test_distillation_is_the_weighted_sum_of_its_terms(batch):
     student, teacher = nested(()).module, Frozen(nested(()))
     logs = (step := Distill(student, teacher, ce=0.3, kl=0.7).training_step(batch)).logs
     assert_close(step.loss, 0.3 * logs["ce"] + 0.7 * logs["kl"])
+
+
+# PrivateNorms
+
+
+def test_private_norms_train_and_nothing_else_changes(batch):
+    net = nested()
+    before = {name: value.clone() for name, value in net.tensors().items()}
+    method = PrivateNorms(net).train()
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1)
+    for _ in range(2):
+        method.training_step(batch).loss.backward()
+        optimizer.step()
+    for name, value in net.tensors().items():
+        if not name.startswith("depths/"):
+            assert_close(value, before[name], rtol=0, atol=0)
+        elif not name.endswith("num_batches_tracked"):
+            assert (value != before[name]).any(), name
+
+
+def test_private_norms_need_some():
+    with pytest.raises(ValueError, match="no norms of their own"):
+        PrivateNorms(build("resnet20", ["8"], norms="shared"))

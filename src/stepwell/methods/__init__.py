@@ -3,6 +3,7 @@
 from stepwell.methods.distill import Distill
 from stepwell.methods.embedded_kd import EmbeddedKD
 from stepwell.methods.objective import Frozen, MovingAverage, Objective, as_exit
+from stepwell.methods.private_norms import PrivateNorms
 from stepwell.methods.supervised import Supervised
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Frozen",
     "MovingAverage",
     "Objective",
+    "PrivateNorms",
     "Supervised",
     "as_exit",
 ]

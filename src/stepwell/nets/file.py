@@ -90,20 +90,7 @@ def initialise(net: NestedNet, path: str | Path) -> Start:
     """
     path = Path(path)
     header, tensors = _read(path, plain_too=True)
-    own = net.module.state_dict()
-    given = {k: v for k, v in tensors.items() if not k.startswith("depths/")}
-    if odd := sorted(own.keys() ^ given.keys()):
-        raise ValueError(
-            f"{path} does not fit this network: {len(odd)} names differ, such as {odd[0]!r}"
-        )
-    fresh = tuple(k for k in own if own[k].shape != given[k].shape)
-    head = tuple(step for step in net.plan.head if isinstance(step, str))
-    if wrong := [k for k in fresh if k.split(".")[0] not in head]:
-        raise ValueError(
-            f"{path} does not fit this network: {wrong[0]} is {tuple(given[wrong[0]].shape)} in the "
-            f"file and {tuple(own[wrong[0]].shape)} here"
-        )
-    net.load_full(given | {k: own[k] for k in fresh})
+    fresh = fill(net, tensors, str(path))
     if header is None:
         return Start(Card(mean=IMAGENET_MEAN, std=IMAGENET_STD), fresh)
     if "builder" not in header:  # one depth that Stepwell exported as plain weights
@@ -114,6 +101,29 @@ def initialise(net: NestedNet, path: str | Path) -> Start:
             state = theirs.subnet(depth).state_dict()
             net.load_depth(depth, {k: v for k, v in state.items() if k not in fresh})
     return Start(theirs.card, fresh)
+
+
+def fill(net: NestedNet, tensors: Mapping[str, Tensor], source: str) -> tuple[str, ...]:
+    """Load the full net's `tensors`, but for a classifier of another size; the names left fresh.
+
+    Raises:
+        ValueError: they do not fit; the message begins with `source`.
+    """
+    own = net.module.state_dict()
+    given = {k: v for k, v in tensors.items() if not k.startswith("depths/")}
+    if odd := sorted(own.keys() ^ given.keys()):
+        raise ValueError(
+            f"{source} does not fit this network: {len(odd)} names differ, such as {odd[0]!r}"
+        )
+    fresh = tuple(k for k in own if own[k].shape != given[k].shape)
+    head = tuple(step for step in net.plan.head if isinstance(step, str))
+    if wrong := [k for k in fresh if k.split(".")[0] not in head]:
+        raise ValueError(
+            f"{source} does not fit this network: {wrong[0]} is {tuple(given[wrong[0]].shape)} there "
+            f"and {tuple(own[wrong[0]].shape)} here"
+        )
+    net.load_full(given | {k: own[k] for k in fresh})
+    return fresh
 
 
 def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NestedNet:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,13 +23,15 @@ from stepwell.files import write_whole
 from stepwell.nets import TORCHVISION, Card, NestedNet, build
 from stepwell.nets.calibrate import calibrate
 from stepwell.nets.file import Start, initialise, save
+from stepwell.nets.pretrained import start_pretrained
 from stepwell.training import Run
 
 #: Example pictures kept for the report: at most so many of each kind.
 PICTURES = 24
 POSITIVE = {"lr", "temperature", "size", "batch_size"}
 NOT_NEGATIVE = {
-    "weight_decay", "ce", "kl", "attention", "full_weight", "label_smoothing", "val_fraction"
+    "weight_decay", "ce", "kl", "attention", "full_weight", "label_smoothing", "max_drop",
+    "val_fraction",
 }  # fmt: skip
 
 
@@ -77,8 +79,8 @@ def open_classifier(
     check_size(nested, size)
     for note in splits.notes:
         warnings.warn(note, stacklevel=3)
-    init: Path | None = arguments.get("init")
-    start = None if init is None else initialise(nested, init)
+    init: Path | Literal["pretrained"] | None = arguments.get("init")
+    start = _start(nested, init)
     if start is not None and start.fresh:
         warnings.warn(f"{init}: its classifier has another size; ours starts fresh", stacklevel=3)
     if card is None and start is not None:
@@ -93,7 +95,7 @@ def open_classifier(
         "test": len(splits.test),
         "size": size,
     }
-    weights = [path for path in (init, teacher) if path is not None]
+    weights = [path for path in (init, teacher) if isinstance(path, Path)]
     run = Run.start(
         Path(arguments["out"]),
         recipe,
@@ -103,6 +105,12 @@ def open_classifier(
     )
     with run:
         yield Task(run, train, validation, train.with_images(splits.test)), nested, start
+
+
+def _start(net: NestedNet, init: Path | Literal["pretrained"] | None) -> Start | None:
+    if init is None:
+        return None
+    return initialise(net, init) if isinstance(init, Path) else start_pretrained(net)
 
 
 def check_numbers(arguments: Mapping[str, Any]) -> None:
@@ -230,11 +238,15 @@ def validator(
 
 
 def finish(
-    task: Task, net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None
+    task: Task,
+    net: NestedNet,
+    untrained: Mapping[str, Sequence[int]] | None = None,
+    found: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure the trained `net` once on the test part, and write the run's results.
 
-    Depths in `untrained` are added now, and get norm statistics from the training images.
+    Depths in `untrained` are added now, and get norm statistics from the training images. What the
+    recipe has `found` stands in the results, too.
 
     Writes net.safetensors, predictions.npz and, last, results.json; returns its content. A run that
     has all three keeps them.
@@ -264,6 +276,7 @@ def finish(
         "examples": len(labels),
         "costs": costs,
         **spent(run),
+        **(found or {}),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     if run.writes:

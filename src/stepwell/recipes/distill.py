@@ -19,7 +19,7 @@ def distill(
     teacher: Path,
     student: str = "resnet20",
     stem: Literal["auto", "imagenet", "small"] = "auto",
-    init: Path | None = None,
+    init: Literal["pretrained"] | Path | None = None,
     epochs: int = 40,
     batch_size: int = 128,
     lr: float = 0.1,
@@ -44,7 +44,8 @@ def distill(
         teacher: a run directory, or the file of its network; its deepest depth teaches.
         student: the network to train (`stepwell list`).
         stem: first layers of torchvision's ResNets; `auto` takes the small one below 64 pixels.
-        init: weights to start from: a Stepwell file, or weights under torchvision's names.
+        init: weights to start from: a Stepwell file, weights under torchvision's names, or `pretrained`
+            for those that torchvision or timm publish (a download).
         epochs: passes over the training part.
         ce: weight of the labels.
         kl: weight of the teacher's soft targets.

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from stepwell.methods import EmbeddedKD, Frozen, Supervised
+from stepwell.methods import EmbeddedKD, Frozen, Objective, PrivateNorms, Supervised
 from stepwell.methods.embedded_kd import Attention
 from stepwell.nets import build, named_depths
 from stepwell.nets.nested import NormSharing
 from stepwell.recipes.classification import finish, open_classifier, validator
+from stepwell.recipes.full_net import FullNetWatch, OnDrop
 from stepwell.training import Loop, fit, sgd
 
 Schedule = Literal["one-run", "two-phase", "plain"]
@@ -32,7 +33,9 @@ def ekd(
     calibrated: tuple[str, ...] = (),
     norms: NormSharing = "private",
     stem: Literal["auto", "imagenet", "small"] = "auto",
-    init: Path | None = None,
+    init: Literal["pretrained"] | Path | None = None,
+    on_drop: OnDrop = "warn",
+    max_drop: float = 0.5,
     schedule: Schedule = "two-phase",
     epochs: int = 40,
     nest_epochs: int | None = None,
@@ -72,7 +75,12 @@ def ekd(
             training images.
         norms: of the sub-nets behind the fork; `shared` is an ablation, which costs accuracy.
         stem: first layers of torchvision's ResNets; `auto` takes the small one below 64 pixels.
-        init: weights to start from: a Stepwell file, or weights under torchvision's names.
+        init: weights to start from: a Stepwell file, weights under torchvision's names, or `pretrained`
+            for those that torchvision or timm publish (a download).
+        on_drop: when a trained full net loses more than `max_drop` on the validation part while its
+            sub-nets train: `warn`, or `rollback`: it gets its weights back to the bit, and only the
+            sub-nets' own norms are trained.
+        max_drop: points of accuracy (percent).
         schedule: `two-phase`: train the full net (or take it from `init`), then a frozen copy teaches
             all depths at half the rate. `one-run`: the full net alone until `distill_from`, then a
             moving average of it teaches every depth, the full one included. `plain`: the paper's loss
@@ -98,44 +106,41 @@ def ekd(
         build(net, named_depths(net, depths) | (extra := named_depths(net, calibrated)))
     options = dict(SCHEDULES[schedule])
     options |= {name: arguments[name] for name in options if arguments[name] is not None}
+    teaching: dict[str, Any] = {
+        "temperature": temperature,
+        "ce": ce,
+        "kl": kl,
+        "attention": attention,
+    }
+    teaching |= {"attention_mode": attention_mode, "sample": sample}
     with open_classifier("ekd", arguments, net, depths) as (task, nested, start):
-        teacher = None
+
+        def train(phase: str, objective: Objective, epochs: int, lr: float, **how: Any) -> None:
+            optim = sgd(lr, weight_decay=weight_decay)
+            how = {"validate": validator(nested, task)} | how
+            fit(
+                objective, task.train, optim, task.run, phase=phase, epochs=epochs, loop=loop, **how
+            )
+
+        teacher, watch = None, None
         if schedule == "two-phase":
             if start is None or start.fresh:
                 full = Supervised(nested.module, label_smoothing=label_smoothing)
-                fit(
-                    full,
-                    task.train,
-                    sgd(lr, weight_decay=weight_decay),
-                    task.run,
-                    phase="full",
-                    epochs=epochs,
-                    validate=validator(nested, task, [nested.full]),
-                    loop=loop,
-                )
+                only = validator(nested, task, [nested.full])
+                train("full", full, epochs, lr, validate=only)
                 nested.load_full(nested.module.state_dict())
             teacher = Frozen(nested.module)
             epochs, lr = nest_epochs or max(1, epochs // 2), lr / 2
+        if teacher is not None or (start is not None and not start.fresh):
+            watch = FullNetWatch(nested, task, max_drop)
         objective = EmbeddedKD(
-            nested,
-            temperature=temperature,
-            ce=ce,
-            kl=kl,
-            attention=attention,
-            attention_mode=attention_mode,
-            sample=sample,
-            teacher=teacher,
-            label_smoothing=label_smoothing,
-            **options,
+            nested, teacher=teacher, label_smoothing=label_smoothing, **teaching, **options
         )
-        fit(
-            objective,
-            task.train,
-            sgd(lr, weight_decay=weight_decay),
-            task.run,
-            phase="nest",
-            epochs=epochs,
-            validate=validator(nested, task),
-            loop=loop,
-        )
-        return finish(task, nested, extra)
+        train("nest", objective, epochs, lr, select=watch.select if watch else None)
+        rolled_back = watch is not None and on_drop == "rollback" and watch.dropped()
+        if watch is not None and rolled_back:
+            watch.restore()
+            train("norms", PrivateNorms(nested, **teaching), epochs, lr)
+            nested.requires_grad_(True)
+        kept = watch.result(rolled_back=rolled_back) if watch else {}
+        return finish(task, nested, extra, kept)

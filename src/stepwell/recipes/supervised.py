@@ -17,7 +17,7 @@ def supervised(
     out: Path,
     net: str = "resnet20",
     stem: Literal["auto", "imagenet", "small"] = "auto",
-    init: Path | None = None,
+    init: Literal["pretrained"] | Path | None = None,
     epochs: int = 40,
     batch_size: int = 128,
     lr: float = 0.1,
@@ -40,7 +40,8 @@ def supervised(
         out: the run directory; if it holds this run already, training goes on where it stopped.
         net: the network (`stepwell list`).
         stem: first layers of torchvision's ResNets; `auto` takes the small one below 64 pixels.
-        init: weights to start from: a Stepwell file, or weights under torchvision's names.
+        init: weights to start from: a Stepwell file, weights under torchvision's names, or `pretrained`
+            for those that torchvision or timm publish (a download).
         epochs: passes over the training part.
         label_smoothing: share of the target spread evenly over all classes.
         ema_teacher: decay of a moving average of the network that teaches it from half-way (0: none).

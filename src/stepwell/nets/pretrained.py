@@ -1,0 +1,55 @@
+"""Weights that torchvision and timm publish, as a start for a nested net."""
+
+from typing import Any
+
+import torchvision
+from torch import Tensor
+
+from stepwell.nets.file import Start, fill
+from stepwell.nets.nested import Card, NestedNet
+
+
+def start_pretrained(net: NestedNet) -> Start:
+    """Fill `net` with the weights that its library publishes for it; they are downloaded once.
+
+    A classifier of another size stays fresh; each private norm starts as the full net's.
+
+    Returns:
+        The names that stayed fresh, and a card with the mean and std that the weights expect.
+
+    Raises:
+        ValueError: nobody publishes weights for this network, they do not fit it (another stem), or
+            the download fails.
+    """
+    name = net.builder[0] if net.builder is not None else "this network"
+    try:
+        state, mean, std = _timm(name) if name.startswith("timm/") else _torchvision(name)
+    except OSError as error:
+        raise ValueError(
+            f"the weights of {name} could not be downloaded ({error}): give a file to --init"
+        ) from error
+    fresh = fill(net, state, f"the published weights of {name}")
+    return Start(Card(mean=mean, std=std), fresh)
+
+
+Published = tuple[dict[str, Tensor], tuple[float, ...], tuple[float, ...]]
+
+
+def _torchvision(name: str) -> Published:
+    if name not in torchvision.models.list_models():
+        raise ValueError(f"torchvision publishes no weights for {name}: give a file to --init")
+    weights: Any = torchvision.models.get_model_weights(name).DEFAULT
+    preset = weights.transforms()
+    state = weights.get_state_dict(progress=False, check_hash=True)
+    return dict(state), tuple(preset.mean), tuple(preset.std)
+
+
+def _timm(name: str) -> Published:
+    import timm
+
+    name = name.removeprefix("timm/")
+    if not timm.is_model_pretrained(name):
+        raise ValueError(f"timm publishes no weights for {name}: give a file to --init")
+    model: Any = timm.create_model(name, pretrained=True)
+    card = model.pretrained_cfg
+    return model.state_dict(), tuple(card["mean"]), tuple(card["std"])
