@@ -70,12 +70,13 @@ class StopAt(Objective):
         return self.inner.training_step(batch)
 
 
-def test_fit_is_a_plain_loop(batches, run):
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_fit_is_a_plain_loop(batches, run, precision):
     """The same steps written by hand: order, augmentation, rate, clipping, random numbers."""
     from stepwell.data import seed_of
 
     objective, twin = Supervised(tiny()), Supervised(tiny())
-    loop = Loop(clip=0.5, accumulate=2, **CPU)
+    loop = Loop(clip=0.5, accumulate=2, precision=precision, **CPU)
     fit(objective, batches, sgd(0.1), run, phase="train", epochs=3, loop=loop)
     optimizer = sgd(0.1).make(twin)
     twin.to(memory_format=torch.channels_last).train()
@@ -83,7 +84,9 @@ def test_fit_is_a_plain_loop(batches, run):
         for group in optimizer.param_groups:
             group["lr"] = 0.1 * cosine(position / 12, 0.05)
         torch.manual_seed(seed_of(5, "train", position, 0))
-        (twin.training_step(batches.at(position)).loss / 2).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = twin.training_step(batches.at(position)).loss
+        (loss / 2).backward()
         if position % 2:
             nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
             optimizer.step()
