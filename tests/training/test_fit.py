@@ -50,9 +50,9 @@ def tiny():
     )  # fmt: skip
 
 
-def states_equal(a, b):
+def states_equal(a, b, atol=0.0):
     for name, value in a.state_dict().items():
-        assert_close(value, b.state_dict()[name], rtol=0, atol=0, msg=name)
+        assert_close(value, b.state_dict()[name], rtol=0, atol=atol, msg=name)
 
 
 class StopAt(Objective):
@@ -84,14 +84,17 @@ def test_fit_is_a_plain_loop(batches, run, precision):
         for group in optimizer.param_groups:
             group["lr"] = 0.1 * cosine(position / 12, 0.05)
         torch.manual_seed(seed_of(5, "train", position, 0))
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            loss = twin.training_step(batches.at(position)).loss
+        batch = batches.at(position)
+        # Lightning keeps no cache of cast weights.
+        autocast = torch.autocast("cpu", torch.bfloat16, precision == "bf16", cache_enabled=False)
+        with autocast:
+            loss = twin.training_step(batch).loss
         (loss / 2).backward()
         if position % 2:
             nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
             optimizer.step()
             optimizer.zero_grad()
-    states_equal(objective, twin)
+    states_equal(objective, twin, atol=0.0 if precision == "32" else 1e-7)
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7, 11])
