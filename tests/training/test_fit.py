@@ -14,7 +14,8 @@ from stepwell.files import write_whole
 from stepwell.methods import EmbeddedKD, Objective, Supervised
 from stepwell.nets import build
 from stepwell.training import Loop, Run, fit, sgd
-from stepwell.training.fit import Diverged, Stopped, read_checkpoint
+from stepwell.training.fit import Stopped
+from stepwell.training.job import Diverged, read_checkpoint
 from stepwell.training.optim import Optim, cosine
 from stepwell.types import Batch, Step
 

@@ -17,7 +17,7 @@ from stepwell.console import say
 from stepwell.files import write_whole
 from stepwell.recipes import load_object
 from stepwell.training import Loop
-from stepwell.training.fit import Precision
+from stepwell.training.job import Precision
 from stepwell.training.run import LIBRARIES, commit
 
 

@@ -31,7 +31,7 @@ def distill(
     flip: bool | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
-    loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(),  # noqa: B008
+    loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(),
 ) -> dict[str, Any]:
     """Teach a student by a trained teacher's soft targets (Hinton et al. 2015).
 

@@ -57,7 +57,7 @@ def ekd(
     flip: bool | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
-    loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(),  # noqa: B008
+    loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(),
 ) -> dict[str, Any]:
     """Train a nested network with embedded knowledge distillation; report accuracy at every depth.
 

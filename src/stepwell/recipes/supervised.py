@@ -28,7 +28,7 @@ def supervised(
     flip: bool | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
-    loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(),  # noqa: B008
+    loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(),
 ) -> dict[str, Any]:
     """Train one network on labels alone.
 

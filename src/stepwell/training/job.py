@@ -1,0 +1,282 @@
+"""One phase of training: its position, its sums, its checkpoint. Knows nothing of Lightning.
+
+A phase is one pass over positions 0 .. epochs · steps: a batch, a learning rate and the random numbers
+of a step are functions of (seed, position), and the checkpoint, written whole, holds the position.
+"""
+
+import contextlib
+import io
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from stepwell.data import Batches, seed_of
+from stepwell.files import write_whole
+from stepwell.methods import MovingAverage, Objective
+from stepwell.training.optim import Optim
+from stepwell.training.progress import Progress
+from stepwell.training.run import Run
+
+#: How many steps' losses wait to be read at once: reading each would make a GPU wait for it.
+READ_EVERY = 16
+
+Precision = Literal["32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How training runs.
+
+    device: `auto` takes a GPU where there is one.
+    devices: processes; more than one under torchrun or on one machine with several GPUs.
+    precision: `bf16` is mixed precision; on a CPU without bf16 instructions it is slower.
+    clip: largest norm of the gradient (0: no clipping).
+    accumulate: batches whose gradients make one step.
+    average: decay of a moving average of the weights that is evaluated and kept (0: off).
+    checkpoint_minutes: also write a checkpoint this often within an epoch.
+    """
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1
+    precision: Precision = "32"
+    clip: float = 5.0
+    accumulate: int = 1
+    average: float = 0.0
+    checkpoint_minutes: float = 5.0
+
+
+class Diverged(ValueError):
+    """The loss or the weights stopped being finite."""
+
+
+class Job:
+    """A phase as it stands; `fit` drives it."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        train: Batches,
+        optim: Optim,
+        run: Run,
+        phase: str,
+        epochs: int,
+        validate: Callable[[], Mapping[str, float]] | None,
+        select: Callable[[Mapping[str, float]], float],
+        loop: Loop,
+    ) -> None:
+        self.objective = objective
+        self.train = train
+        self.optim = optim
+        self.run = run
+        self.phase = phase
+        self.epochs = epochs
+        self.validate = validate
+        self.select = select
+        self.accumulate = loop.accumulate
+        self.minutes = loop.checkpoint_minutes
+        self.averaged = MovingAverage(objective, loop.average) if loop.average else None
+        self.total = epochs * len(train)
+        self.folder = run.phase(phase)
+        self.position = 0
+        self.best = -math.inf
+        self.seconds = self.cpu_seconds = 0.0
+        self.sums: dict[str, tuple[float, int]] = {}
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer_state: dict[str, Any] | None = None
+        self.writes = True  # of several processes, one
+        self.signum: int | None = None
+        self.finished = False  # the objective holds the weights that are kept
+        self._save_due = False
+        self._unread: list[tuple[int, dict[str, Tensor]]] = []
+        self._clock, self._cpu_clock = time.monotonic(), time.process_time()
+        self._saved_at = time.monotonic()
+
+    def where(self) -> str:
+        """The position in words."""
+        epoch, step = divmod(self.position, len(self.train))
+        return (
+            f"phase {self.phase}, epoch {epoch + 1} of {self.epochs}, step {step}, in {self.folder}"
+        )
+
+    def begin_step(self, rank: int) -> None:
+        """Set the share done, the learning rate and the random numbers of this step."""
+        assert self.optimizer is not None
+        progress = self.position / self.total
+        self.objective.progress = progress
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.optim.factor(progress)
+        torch.manual_seed(seed_of(self.train.seed, self.phase, self.position, rank))
+
+    def end_step(self, progress: Progress) -> None:
+        """Count the step; at the end of an epoch, or when it is time, write what has been done."""
+        self.position += 1
+        boundary = self.position % self.accumulate == 0 or self.position == self.total
+        if self.averaged is not None and boundary:
+            self.averaged.update(self.objective)
+        if len(self._unread) >= READ_EVERY:
+            self.read_losses()
+        progress.advance()
+        if self.position % len(self.train) == 0:
+            self.end_epoch(progress)
+            self._save_due = True
+        if self.signum is not None or time.monotonic() - self._saved_at > 60 * self.minutes:
+            self._save_due = True
+        # Between boundaries there is half a gradient, which a checkpoint does not hold.
+        if boundary and self._save_due:
+            self.save()
+
+    def note(self, loss: Tensor, logs: Mapping[str, Tensor]) -> None:
+        """Keep a step's losses until they are read."""
+        values = {"loss": loss.detach()} | {k: v.detach() for k, v in logs.items()}
+        self._unread.append((self.position, values))
+
+    def read_losses(self) -> None:
+        """Add the losses that wait to the epoch's sums.
+
+        Raises:
+            Diverged: one is not finite.
+        """
+        unread, self._unread = self._unread, []
+        for position, values in unread:
+            for name, tensor in values.items():
+                value = float(tensor)
+                if not math.isfinite(value):
+                    raise Diverged(self._diverged(f"{name} is {value}", position))
+                total, count = self.sums.get(name, (0.0, 0))
+                self.sums[name] = (total + value, count + 1)
+
+    def end_epoch(self, progress: Progress) -> None:
+        """Validate, keep the weights if they are the best yet, and write a line."""
+        self.read_losses()
+        self._check_finite()
+        assert self.optimizer is not None
+        epoch = self.position // len(self.train)
+        line: dict[str, Any] = {"phase": self.phase, "epoch": epoch, "step": self.position}
+        line["lr"] = self.optimizer.param_groups[0]["lr"]
+        line |= {name: total / count for name, (total, count) in self.sums.items()}
+        self.sums = {}
+        if self.validate is not None:
+            with self._evaluated_weights():
+                values = dict(self.validate())
+                line |= {f"val/{name}": value for name, value in values.items()}
+                self._keep_best(values)
+        line |= self._spent()
+        if self.writes:
+            kept = [
+                old
+                for old in self.run.metrics()
+                if old["phase"] != self.phase or old["step"] < self.position
+            ]
+            self.run.write_metrics([*kept, line])
+        progress.epoch(line)
+
+    def save(self) -> None:
+        """Write the checkpoint of this moment."""
+        self.read_losses()
+        self._check_finite()
+        optimizer = self.optimizer_state if self.optimizer is None else self.optimizer.state_dict()
+        checkpoint = {
+            "position": self.position,
+            "finished": self.finished,
+            "objective": self.objective.state_dict(),
+            "optimizer": optimizer,
+            "average": None if self.averaged is None else self.averaged.state_dict(),
+            "sums": self.sums,
+            "best": self.best,
+            **self._spent(),
+        }
+        if self.writes:
+            write_checkpoint(self.folder / "last.ckpt", checkpoint)
+        self._saved_at = time.monotonic()
+        self._save_due = False
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go back to a checkpoint."""
+        self.objective.load_state_dict(saved["objective"])
+        self.optimizer_state = saved["optimizer"]
+        self.position = saved["position"]
+        self.sums = saved["sums"]
+        self.best = saved["best"]
+        self.seconds, self.cpu_seconds = saved["seconds"], saved["cpu_seconds"]
+        if self.averaged is not None and saved["average"] is not None:
+            self.averaged.load_state_dict(saved["average"])
+        self._clock, self._cpu_clock = time.monotonic(), time.process_time()
+
+    def _check_finite(self) -> None:
+        """No weights that are not finite are validated or written."""
+        for name, value in self.objective.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise Diverged(self._diverged(f"{name} is not finite", self.position - 1))
+
+    def _keep_best(self, values: Mapping[str, float]) -> None:
+        score = self.select(values)
+        if score > self.best:
+            self.best = score
+            if self.writes:
+                state = {"objective": self.objective.state_dict()}
+                write_checkpoint(self.folder / "best.ckpt", state)
+
+    @contextlib.contextmanager
+    def _evaluated_weights(self) -> Iterator[None]:
+        """Eval mode, with the averaged weights where an average is kept."""
+        own = None
+        if self.averaged is not None:
+            own = {k: v.clone() for k, v in self.objective.state_dict().items()}
+            self.objective.load_state_dict(self.averaged.average.module.state_dict())
+        self.objective.eval()
+        try:
+            yield
+        finally:
+            if own is not None:
+                self.objective.load_state_dict(own)
+            self.objective.train()
+
+    def _spent(self) -> dict[str, float]:
+        """Seconds of training so far by the clock and of the processor.
+
+        Those of killed processes are counted up to their last checkpoint.
+        """
+        now, cpu = time.monotonic(), time.process_time()
+        self.seconds += now - self._clock
+        self.cpu_seconds += cpu - self._cpu_clock
+        self._clock, self._cpu_clock = now, cpu
+        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+
+    def _diverged(self, what: str, position: int) -> str:
+        epoch, step = divmod(position, len(self.train))
+        kept = self.folder / "last.ckpt"
+        return (
+            f"training diverged: {what} at step {step} of epoch {epoch + 1} (phase {self.phase}). "
+            + (f"The last good checkpoint is {kept}. " if kept.exists() else "")
+            + "Start again under another --out with a lower --lr or --clip"
+        )
+
+
+def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole: into memory first, so that a full disk is an ordinary `OSError`."""
+    buffer = io.BytesIO()
+    torch.save(dict(checkpoint), buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """A checkpoint's content, tensors on the CPU; nothing where there is no such file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds here
+        raise ValueError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): remove it to train this phase anew"
+        ) from error
+    return checkpoint
