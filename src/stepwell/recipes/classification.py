@@ -151,11 +151,23 @@ def check_size(net: NestedNet, size: int) -> None:
         )
 
 
-def part_for(net: NestedNet, data: str, fingerprint: str | None = None) -> Batches:
-    """The test part of `data`, sized and normalised as `net` expects.
+class Parts(NamedTuple):
+    """A data set as a network expects it: normalised batches in order, without augmentation."""
+
+    train: Batches
+    validation: Batches | None
+    test: Batches
+
+
+def parts_for(
+    net: NestedNet, data: str, fingerprint: str | None = None, val_fraction: float = 0.0
+) -> Parts:
+    """The parts of `data`, sized and normalised as `net` expects.
 
     Args:
         fingerprint: of the data that `net` was trained on, when `data` is to be the same.
+        val_fraction: share of the training part that is the validation part, where the data names
+            none of its own.
 
     Raises:
         ValueError: the data has other classes than the network; or it has changed, so that its test
@@ -165,19 +177,32 @@ def part_for(net: NestedNet, data: str, fingerprint: str | None = None) -> Batch
     if not card.classes:
         raise ValueError("this network names no classes, so nothing can be measured: set net.card")
     splits = load_images(data, card.size)
-    images = splits.test
     if fingerprint not in (None, _data_fingerprint(splits)):
         raise ValueError(
             f"{data} has changed since the network was trained on it, so its test part may hold "
             "images of the training: name data to measure on with --data"
         )
-    if images.classes != card.classes:
-        odd = sorted(set(images.classes) ^ set(card.classes)) or ["their order"]
+    classes = splits.test.classes
+    if classes != card.classes:
+        odd = sorted(set(classes) ^ set(card.classes)) or ["their order"]
         raise ValueError(
-            f"{data} has {len(images.classes)} classes, the network {len(card.classes)}, and they "
+            f"{data} has {len(classes)} classes, the network {len(card.classes)}, and they "
             f"differ, such as in {odd[0]!r}: measure on data with the network's classes"
         )
-    return Batches(images, 256, mean=card.mean, std=card.std)
+    train, validation = splits.train, splits.validation
+    if validation is None and val_fraction:
+        train, validation = train.split(val_fraction)
+    batches = Batches(train, 256, mean=card.mean, std=card.std)
+    return Parts(
+        batches,
+        None if validation is None else batches.with_images(validation),
+        batches.with_images(splits.test),
+    )
+
+
+def part_for(net: NestedNet, data: str, fingerprint: str | None = None) -> Batches:
+    """The test part of `data`, as `parts_for` gives it."""
+    return parts_for(net, data, fingerprint).test
 
 
 def _stem(net: str, size: int, stem: str | None) -> dict[str, str]:
