@@ -81,6 +81,7 @@ def export_folder(
         if format == "onnx" and depth is None:
             shared["weights"] = save(net, place / WEIGHTS)
             network["weights"] = _weights(net, shared["weights"])
+            _check_weights(folder / WEIGHTS, network["weights"], before)
         for name in chosen:
             say(f"depth {name}: {format}")
             file = place / f"{name}.{format}"
@@ -99,7 +100,11 @@ def export_folder(
                 rows[-2] |= measured["onnx"]
                 rows[-1] |= measured["int8"]
         new = {row["file"] for row in rows}
-        kept = [row for row in before.get("files", ()) if row["file"] not in new]
+        kept = [
+            row
+            for row in before.get("files", ())
+            if row["file"] not in new and (folder / row["file"]).exists()
+        ]
         index = before | network | {"files": kept + rows}
         write_whole(place / INDEX, json.dumps(index, indent=1).encode())
     return network | {"files": rows}
@@ -133,6 +138,14 @@ def _earlier(folder: Path, network: dict[str, Any]) -> dict[str, Any]:
             f"{folder} holds the export of another network: remove it, or name another folder"
         )
     return before
+
+
+def _check_weights(there: Path, ours: dict[str, Any], before: dict[str, Any]) -> None:
+    """Refuse to replace a file of that name that no export wrote."""
+    if "weights" not in before and there.exists() and file_sha256(there) != ours["sha256"]:
+        raise ValueError(
+            f"{there} is there already and is another file: name another folder to export to"
+        )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ Both formats keep a tensor's values row by row in little-endian order, so a rang
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,14 +60,16 @@ def export_onnx(
 
     plain = net.subnet(depth).cpu().eval()
     proto = _graph(plain, images[:2].contiguous())
-    described = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about(net, depth).items()}
+    described = {
+        k: v if isinstance(v, str) else json.dumps(v) for k, v in about(net, depth).items()
+    }
     if weights is not None:
         _point(proto, net.stored_names(depth), ranges(weights), weights)
         described |= {"weights": weights.name, "weights_sha256": file_sha256(weights)}
     onnx.helper.set_model_props(proto, described)
     data = proto.SerializeToString()
     session = _session(data, None if weights is None else weights.parent)
-    parity = compare(plain, runner(session), images, str(path))
+    parity = compare(plain, runner(session), images, path.name)
     write_whole(path, data)
     return parity
 
@@ -187,7 +189,50 @@ def _graph(plain: nn.Module, images: Tensor) -> Any:
     # The exporter's notes (which line of which file made a node) would be most of a small file.
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.functions):
         del part.metadata_props[:]
+    _drop_zero_biases(proto.graph)
     return proto
+
+
+def _drop_zero_biases(graph: Any) -> None:
+    """Take away the zeros that the exporter adds as bias to a convolution that has none.
+
+    They are made anew at each run, and onnxruntime folds no norm into a convolution before it knows
+    the bias.
+    """
+    made = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type == "Conv" and len(node.input) == 3 and _is_zero(node.input[2], made):
+            del node.input[2]
+    unused: list[Any] = [None]
+    while unused:
+        used = {output.name for output in graph.output} | set(_inputs(graph))
+        unused = [node for node in graph.node if not used.intersection(node.output)]
+        for node in unused:
+            graph.node.remove(node)
+    known = {name for node in graph.node for name in (*node.input, *node.output)}
+    for value in [value for value in graph.value_info if value.name not in known]:
+        graph.value_info.remove(value)
+
+
+def _is_zero(name: str, made: Mapping[str, Any]) -> bool:
+    """Whether a value is a constant zero, spread to some shape."""
+    from onnx.numpy_helper import to_array
+
+    node = made.get(name)
+    while node is not None and node.op_type in ("Expand", "CastLike"):
+        node = made.get(node.input[0])
+    if node is None or node.op_type != "Constant":
+        return False
+    (value,) = node.attribute
+    return value.name == "value" and not to_array(value.t).any()
+
+
+def _inputs(graph: Any) -> Iterator[str]:
+    """Every name that a node of the graph, or of a graph inside it, reads."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            yield from _inputs(attribute.g)
 
 
 def _point(

@@ -46,6 +46,6 @@ def export_pt2(net: NestedNet, depth: str, path: Path, images: Tensor) -> Parity
         torch.export.save(program, data, extra_files={CARD: json.dumps(about(net, depth))})
         data.seek(0)
         back = torch.export.load(data).module()
-    parity = compare(plain, back, images, str(path))
+    parity = compare(plain, back, images, path.name)
     write_whole(path, data.getvalue())
     return parity

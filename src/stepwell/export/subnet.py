@@ -30,7 +30,7 @@ def export_safetensors(net: NestedNet, depth: str, path: Path, images: Tensor) -
     for tensor in back.state_dict().values():
         tensor.zero_()  # so that a tensor that is not loaded shows
     back.load_state_dict(load(data))
-    parity = compare(plain, back, images, str(path))
+    parity = compare(plain, back, images, path.name)
     write_whole(path, data)
     return parity
 
