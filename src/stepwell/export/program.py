@@ -31,13 +31,12 @@ def export_pt2(net: NestedNet, depth: str, path: Path, images: Tensor) -> Parity
     """
     net.require_ready(depth)
     plain = net.subnet(depth).cpu().eval()
-    images = images.contiguous()
     data = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         program = torch.export.export(
             plain,
-            (torch.zeros_like(images[:2]),),  # which the file keeps: so no image of somebody's
+            (torch.zeros(2, *images.shape[1:]),),  # the file keeps it: no image of somebody's
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             strict=False,
         )
