@@ -41,7 +41,7 @@ def export_int8(model: Path, path: Path, images: Tensor) -> None:
     )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.batches = iter(images.split(BATCH))
 
