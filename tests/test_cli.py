@@ -175,7 +175,7 @@ def test_export_of_a_run_whose_data_has_gone(stepwell, trained, tmp_path):
     assert code == 2
     assert "no data" in err
     code, out, _ = stepwell(*arguments, "--data", "digits", "--json")
-    assert json.loads(out)["files"][0]["parity"]["part"] == "test"
+    assert json.loads(out)["files"][0]["parity"]["part"] == "validation"
 
 
 def test_a_delta_by_the_command_line(stepwell, trained, tmp_path):

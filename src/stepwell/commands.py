@@ -67,12 +67,11 @@ def eval_(run: Positional[Path], *, data: str | None = None, json: Json = False)
         data: a folder or a name; its test part is used. By default the data of the run.
     """
     from stepwell.evaluation import evaluate
-    from stepwell.recipes.classification import cost_table, part_for
+    from stepwell.recipes.classification import cost_table
 
     net, config = network_of(run)
     net.require_ready()
-    seen = None if data or not config else config["data"]["fingerprint"]
-    batches = part_for(net, data or _data_of(run, config), seen)
+    batches = _parts(net, run, config, data).test
     test = evaluate(net.logits_by_depth, batches, net.card.classes)
     costs = cost_table(net, net.card.size)
     if json:
@@ -397,7 +396,6 @@ def _sample_of(
 ) -> tuple[Any, Any]:
     """Images to check an export on and, for int8, the parts to calibrate and measure on."""
     from stepwell.export import Int8, Sample, check_images, take
-    from stepwell.recipes.classification import parts_for
 
     if not (config or data):
         if int8:
@@ -405,10 +403,8 @@ def _sample_of(
                 f"--int8 calibrates on training images, and {run} names none: add --data"
             )
         return check_images(net, run), None
-    seen = None if data else config["data"]["fingerprint"]
-    fraction = 0.0 if data else config["arguments"].get("val_fraction", 0.0)
     try:
-        parts = parts_for(net, data or _data_of(run, config), seen, fraction)
+        parts = _parts(net, run, config, data)
     except ValueError as error:
         if data or int8:
             raise
@@ -417,3 +413,14 @@ def _sample_of(
     part = "test" if parts.validation is None else "validation"
     images = take(parts.validation or parts.test, 64)
     return Sample(images, part), Int8(parts.train, parts.test) if int8 else None
+
+
+def _parts(net: Any, run: Path, config: Mapping[str, Any], data: str | None) -> Any:
+    """The parts of `data`, or of the run's own, as the network expects them."""
+    from stepwell.recipes.classification import parts_for
+
+    if data is not None and data != config.get("arguments", {}).get("data"):
+        return parts_for(net, data)
+    name = _data_of(run, config)
+    seen = config["data"]["fingerprint"] if data is None else None
+    return parts_for(net, name, seen, config["arguments"].get("val_fraction", 0.0))
