@@ -155,7 +155,7 @@ def test_export_checks_on_real_images(stepwell, trained, tmp_path):
     assert (tmp_path / "x" / row["file"]).stat().st_size == row["bytes"]
     code, out, _ = stepwell("export", trained, "--format", "safetensors", "--to", tmp_path / "y")
     assert code == 0
-    assert "same class, 64 validation images" in out
+    assert "checked on 64 validation images" in out
     assert {p.name for p in (tmp_path / "y").iterdir()} == {
         "8.safetensors", "20.safetensors", "export.json"
     }  # fmt: skip

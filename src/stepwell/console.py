@@ -120,8 +120,7 @@ def show_export(title: str, result: Mapping[str, Any]) -> None:
     """Exported files: size, check and, where measured, accuracy and time."""
     rows = result["files"]
     checked = next(row["parity"] for row in rows if "parity" in row)
-    columns = ["depth", "file", "size", "largest difference"]
-    columns.append(f"same class, {checked['images']} {checked['part']} images")
+    columns = ["depth", "file", "size", "largest difference", "same class"]
     measured = any("accuracy" in row for row in rows)
     columns += ["accuracy", "agreement", "ms per image"] if measured else []
     cells = []
@@ -138,6 +137,7 @@ def show_export(title: str, result: Mapping[str, Any]) -> None:
             cell += [f"{100 * row['accuracy']:.2f} %", agreement, f"{row['ms']:.2f}"]
         cells.append(cell)
     show(table(title, columns, cells, words=2))
+    show(f"checked on {checked['images']} {checked['part']} images", style="dim")
     if "weights" in result:
         weights = result["weights"]
         share = weights["bytes"] / weights["full_net_bytes"]

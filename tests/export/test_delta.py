@@ -47,6 +47,13 @@ def test_another_base_is_refused(files, sample, small_net):
     assert not (place / "out").exists()
 
 
+def test_a_base_may_say_other_things_of_itself(files):
+    place, _ = files
+    save_file(load_file(place / "8.safetensors"), place / "bare")
+    out = stepwell.apply_delta(place / "bare", place / "delta", place / "out")
+    assert out.read_bytes() == (place / "14.safetensors").read_bytes()
+
+
 def test_what_is_no_delta_is_named(files):
     place, _ = files
     base = place / "8.safetensors"
@@ -58,6 +65,9 @@ def test_what_is_no_delta_is_named(files):
     for name in ("flipped", "short"):
         with pytest.raises(ValueError, match=f"{name} is damaged"):
             stepwell.apply_delta(base, place / name, place / "out")
+    (place / "broken").write_bytes(base.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="broken is damaged or no safetensors file"):
+        stepwell.apply_delta(place / "broken", place / "delta", place / "out")
     save_file({}, place / "new", {"stepwell_delta": '{"format": 99}'})
     with pytest.raises(ValueError, match="format 99; this version of Stepwell reads up to 1"):
         stepwell.apply_delta(base, place / "new", place / "out")

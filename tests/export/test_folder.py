@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import stepwell
+from stepwell.console import show_export
 from stepwell.export import check, export_folder, folder, open_onnx
 
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"
@@ -141,6 +142,17 @@ def test_int8_versions_stand_alone_and_are_measured(exported, int8, net):
             assert row["agreement"] > 0.7
             plain = net.subnet(row["depth"]).state_dict().values()
             assert row["bytes"] < 0.6 * sum(v.numel() * v.element_size() for v in plain)
+
+
+def test_the_table_shows_what_the_index_says(exported, capsys):
+    _, result = exported
+    show_export("exported", result)
+    out = capsys.readouterr().out
+    for row in result["files"]:
+        assert re.search(rf"{row['file']} .* {100 * row['accuracy']:.2f} %", out)
+    assert "checked on 6 validation images" in out
+    assert "net.safetensors: " in out
+    assert "ms: onnxruntime, median at batch 1 on 1 thread" in out
 
 
 def test_a_single_depth_stands_alone_and_joins_the_index(net, tmp_path, sample):

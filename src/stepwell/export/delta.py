@@ -4,13 +4,12 @@ Whoever holds a depth as plain weights downloads the delta, and has the other de
 it had been exported.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from stepwell.export.subnet import plain_bytes, plain_metadata, plain_tensors
@@ -36,7 +35,7 @@ def export_delta(net: NestedNet, depth: str, beyond: str, path: Path) -> Delta:
     """Write what the plain network of `depth` needs beyond that of the shallower depth `beyond`.
 
     The two share what the nested net stores once for both; norms behind their fork are among the rest.
-    The header names the checksum of the base, which is `beyond` as `export_safetensors` writes it.
+    The header holds the checksum of the base's tensors, as `export_safetensors` writes `beyond`.
 
     Raises:
         ValueError: a depth was never trained or calibrated; `beyond` is not shallower than `depth`.
@@ -51,19 +50,19 @@ def export_delta(net: NestedNet, depth: str, beyond: str, path: Path) -> Delta:
     theirs, ours = net.stored_names(beyond), net.stored_names(depth)
     shared = sorted(name for name, stored in ours.items() if theirs.get(name) == stored)
     tensors = {k: v for k, v in plain_tensors(net, depth).items() if k not in shared}
-    base = plain_bytes(net, beyond)
     header: dict[str, Any] = {
         "format": FORMAT,
         "depth": depth,
         "beyond": beyond,
-        "base_sha256": hashlib.sha256(base).hexdigest(),
+        "base_sha256": digest({}, plain_tensors(net, beyond)),
         "shared": shared,
         "metadata": plain_metadata(net),
     }
     header["sha256"] = digest(header, tensors)
     data = save(tensors, {KEY: json.dumps(header)})
     write_whole(path, data)
-    return Delta(path, len(data), len(base), len(plain_bytes(net, depth)))
+    base, whole = (len(plain_bytes(net, name)) for name in (beyond, depth))
+    return Delta(path, len(data), base, whole)
 
 
 def apply_delta(base_file: str | Path, delta_file: str | Path, out: str | Path) -> Path:
@@ -76,36 +75,24 @@ def apply_delta(base_file: str | Path, delta_file: str | Path, out: str | Path) 
         ValueError: the base is another one; the delta is damaged, or is none.
     """
     base_file, delta_file, out = Path(base_file), Path(delta_file), Path(out)
-    header, tensors = _read(delta_file)
-    if not base_file.is_file():
-        raise FileNotFoundError(f"no file {base_file}")
-    base = base_file.read_bytes()
-    if hashlib.sha256(base).hexdigest() != header["base_sha256"]:
+    header, tensors = _read_delta(delta_file)
+    _, base = _read(base_file)
+    if digest({}, base) != header["base_sha256"]:
         raise ValueError(
             f"{base_file} is not the base of {delta_file}: that is depth {header['beyond']!r} of one "
             "network, as `stepwell export --format safetensors` wrote it"
         )
-    known = load(base)
-    tensors |= {name: known[name] for name in header["shared"]}
+    tensors |= {name: base[name] for name in header["shared"]}
     write_whole(out, save(tensors, header["metadata"]))
     return out
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_delta(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a delta, checked against its checksum."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header: dict[str, Any] | None = None if text is None else json.loads(text)
-    except (safetensors.SafetensorError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is damaged or no safetensors file ({error}): copy it again"
-        ) from error
-    if header is None:
+    text, tensors = _read(path)
+    if text is None:
         raise ValueError(f"{path} is no delta: make one with stepwell export ... --beyond DEPTH")
+    header: dict[str, Any] = json.loads(text)
     version = header.get("format")
     if not isinstance(version, int) or version > FORMAT:
         raise ValueError(
@@ -115,3 +102,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if digest(header, tensors) != expected:
         raise ValueError(f"{path} is damaged: its checksum does not match. Copy it again")
     return header, tensors
+
+
+def _read(path: Path) -> tuple[str | None, dict[str, Tensor]]:
+    """A delta's header, where there is one, and the tensors of a safetensors file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return (file.metadata() or {}).get(KEY), tensors
+    except (safetensors.SafetensorError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged or no safetensors file ({error}): copy it again"
+        ) from error
