@@ -19,7 +19,7 @@ from stepwell.export.check import Sample, take
 from stepwell.export.int8 import CALIBRATION, export_int8
 from stepwell.export.onnx import export_onnx, file_sha256, open_onnx, ranges, require_onnx, runner
 from stepwell.export.program import export_pt2
-from stepwell.export.subnet import export_safetensors
+from stepwell.export.subnet import export_safetensors, plain_bytes
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
 from stepwell.nets.file import digest, save
@@ -175,10 +175,13 @@ def _row(net: NestedNet, depth: str, format: str, file: Path) -> dict[str, Any]:
 
 
 def _weights(net: NestedNet, file: Path) -> dict[str, Any]:
-    """The weights that graphs share: what they need beside what the full net alone does."""
-    full = _bytes_of(net, net.full, file)
-    size = file.stat().st_size
-    return {"file": file.name, "bytes": size, "sha256": file_sha256(file), "full_net_bytes": full}
+    """The file that the graphs share, beside what the full net's weights alone would take."""
+    return {
+        "file": file.name,
+        "bytes": file.stat().st_size,
+        "sha256": file_sha256(file),
+        "full_net_bytes": len(plain_bytes(net, net.full)),
+    }
 
 
 def _bytes_of(net: NestedNet, depth: str, weights: Path) -> int:
