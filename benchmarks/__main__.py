@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-NAMES = ("fit_loop", "joint_step", "help_time", "subnet_latency", "loader")
+NAMES = ("fit_loop", "joint_step", "help_time", "subnet_latency", "loader", "file_size")
 RESULTS = Path(__file__).parent / "results"
 
 

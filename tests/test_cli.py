@@ -149,13 +149,48 @@ def test_one_bad_image_stops_no_other(stepwell, trained, tmp_path):
 def test_export_checks_on_real_images(stepwell, trained, tmp_path):
     code, out, err = stepwell("export", trained, "--depth", "8", "--to", tmp_path / "x", "--json")
     assert code == 0, err
-    (row,) = json.loads(out)
-    assert row["real"]
-    assert row["difference"] < 1e-4
-    assert Path(row["file"]).stat().st_size == row["bytes"]
+    (row,) = json.loads(out)["files"]
+    assert (row["parity"]["part"], row["parity"]["images"]) == ("validation", 64)
+    assert row["parity"]["difference"] < 1e-4
+    assert (tmp_path / "x" / row["file"]).stat().st_size == row["bytes"]
     code, out, _ = stepwell("export", trained, "--format", "safetensors", "--to", tmp_path / "y")
     assert code == 0
-    assert {p.name for p in (tmp_path / "y").iterdir()} == {"8.safetensors", "20.safetensors"}
+    assert "checked on 64 validation images" in out
+    assert {p.name for p in (tmp_path / "y").iterdir()} == {
+        "8.safetensors", "20.safetensors", "export.json"
+    }  # fmt: skip
+
+
+def test_export_of_a_run_whose_data_has_gone(stepwell, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["arguments"]["data"] = str(tmp_path / "gone")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    arguments = ["export", tmp_path / "run", "--depth", "8", "--format", "safetensors"]
+    code, out, err = stepwell(*arguments)
+    assert code == 0, err
+    assert "its data cannot be used: no data" in err
+    assert "test images" in out
+    code, _, err = stepwell("export", tmp_path / "run", "--depth", "8", "--int8")
+    assert code == 2
+    assert "no data" in err
+    code, out, _ = stepwell(*arguments, "--data", "digits", "--json")
+    assert json.loads(out)["files"][0]["parity"]["part"] == "validation"
+
+
+def test_a_delta_by_the_command_line(stepwell, trained, tmp_path):
+    code, _, err = stepwell("export", trained, "--format", "safetensors", "--to", tmp_path / "y")
+    assert code == 0, err
+    arguments = ["export", trained, "--depth", "20", "--beyond", "8", "--out", tmp_path / "d"]
+    code, out, err = stepwell(*arguments)
+    assert code == 0, err
+    assert all(word in out for word in ("delta", "depth 8", "depth 20", "100.0 %"))
+    code, out, _ = stepwell(*arguments, "--json")
+    assert json.loads(out)["bytes"] == (tmp_path / "d").stat().st_size
+    base = tmp_path / "y" / "8.safetensors"
+    code, _, err = stepwell("patch", base, tmp_path / "d", "--out", tmp_path / "20")
+    assert (code, "wrote" in err) == (0, True)
+    assert (tmp_path / "20").read_bytes() == (tmp_path / "y" / "20.safetensors").read_bytes()
 
 
 def test_report_writes_one_page(stepwell, trained, tmp_path):
@@ -237,6 +272,19 @@ BAD = {
         "no depth '9'; this net has 8, 20",
     ),
     "export depth": (["export", "{run}", "--depth", "9"], "no depth '9'"),
+    "int8 of what": (
+        ["export", "{tmp}/copy.safetensors", "--int8", "--to", "{tmp}/x"],
+        "--int8 calibrates on training images",
+    ),
+    "int8 program": (["export", "{run}", "--int8", "--format", "pt2"], "format 'pt2' has none"),
+    "export where": (["export", "{run}", "--out", "{tmp}/x"], "is where --beyond writes"),
+    "delta to what": (["export", "{run}", "--beyond", "8"], "--beyond needs --depth"),
+    "delta where": (["export", "{run}", "--depth", "20", "--beyond", "8"], "--beyond needs --out"),
+    "delta back": (
+        ["export", "{run}", "--depth", "8", "--beyond", "20", "--out", "{tmp}/d"],
+        "depth '20' is not shallower than '8'",
+    ),
+    "patch of what": (["patch", "{tmp}/no", "{tmp}/no", "--out", "{tmp}/x"], "no file"),
     "report of nothing": (["report", "{tmp}/empty"], "not a run directory"),
     "two reports": (["report", "{run}", "{run}"], "several runs need --out"),
     "verify what": (["verify", "nothing"], "no system 'nothing'"),

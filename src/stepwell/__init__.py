@@ -15,6 +15,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from stepwell.evaluation import evaluate as evaluate
+    from stepwell.export import apply_delta as apply_delta
+    from stepwell.export import open_onnx as open_onnx
     from stepwell.methods import Distill as Distill
     from stepwell.methods import EmbeddedKD as EmbeddedKD
     from stepwell.methods import Frozen as Frozen
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "evaluate": "evaluation",
+    "apply_delta": "export",
+    "open_onnx": "export",
     "Distill": "methods",
     "EmbeddedKD": "methods",
     "Frozen": "methods",

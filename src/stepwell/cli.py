@@ -71,6 +71,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "cost": commands.cost,
     "predict": commands.predict,
     "export": commands.export,
+    "patch": commands.patch,
     "report": commands.report,
     "verify": commands.verify,
 }

@@ -22,6 +22,8 @@ from stepwell.console import (
     show_claims,
     show_classes,
     show_conditions,
+    show_delta,
+    show_export,
     table,
 )
 from stepwell.recipes import RECIPES
@@ -65,12 +67,11 @@ def eval_(run: Positional[Path], *, data: str | None = None, json: Json = False)
         data: a folder or a name; its test part is used. By default the data of the run.
     """
     from stepwell.evaluation import evaluate
-    from stepwell.recipes.classification import cost_table, part_for
+    from stepwell.recipes.classification import cost_table
 
     net, config = network_of(run)
     net.require_ready()
-    seen = None if data or not config else config["data"]["fingerprint"]
-    batches = part_for(net, data or _data_of(run, config), seen)
+    batches = _parts(net, run, config, data).test
     test = evaluate(net.logits_by_depth, batches, net.card.classes)
     costs = cost_table(net, net.card.size)
     if json:
@@ -182,55 +183,90 @@ def predict(
 def export(
     run: Positional[Path],
     *,
-    format: Literal["onnx", "safetensors"] = "onnx",
+    format: Literal["onnx", "pt2", "safetensors"] | None = None,
     depth: str = "all",
+    int8: bool = False,
+    beyond: str | None = None,
+    data: str | None = None,
     to: Path | None = None,
+    out: Path | None = None,
     json: Json = False,
 ) -> None:
     """Write depths as files that other programs load, each checked against the network.
 
+    `--depth all` with ONNX writes the weights once: net.safetensors, and a small graph a depth that
+    points into it.
+
     Examples:
         stepwell export runs/digits
-        stepwell export runs/photos --format safetensors --depth 18 --to shipping/
+        stepwell export runs/photos --depth 18 --to shipping/
+        stepwell export runs/photos --int8
+        stepwell export runs/photos --depth 34 --beyond 18 --out 18-to-34.safetensors
 
     Args:
         run: a run directory, or the file of its network.
-        format: `onnx`: a graph for any batch size; `safetensors`: plain weights under torchvision's
-            names.
-        depth: one depth, or `all`.
+        format: `onnx` (the default): a graph for any batch size; `pt2`: a program of torch.export;
+            `safetensors`: plain weights under torchvision's names.
+        depth: one depth, whose file stands alone, or `all`.
+        int8: write each depth in whole numbers of eight bits, too, and measure both on the test part.
+        beyond: write just what `depth` needs beyond this shallower depth; `stepwell patch` applies it.
+        data: a folder or a name, for images to check on; by default the data of the run.
         to: the folder to write to; `export/` beside the network by default.
+        out: with --beyond, the file to write.
     """
-    from stepwell.export import check_images, export_onnx, export_safetensors
+    from stepwell.export import export_delta, export_folder
 
-    net, _ = network_of(run)
-    chosen = list(net.depths) if depth == "all" else [depth]
-    net.require_ready(*chosen)
+    if beyond is not None:
+        _check_beyond(depth, out, int8 or data or to or format not in (None, "safetensors"))
+        net, _ = network_of(run)
+        assert out is not None
+        show_delta(depth, beyond, export_delta(net, depth, beyond, out)._asdict(), json=json)
+        return
+    if out is not None:
+        raise ValueError(f"--out {out} is where --beyond writes; an export goes to the folder --to")
+    net, config = network_of(run)
+    net.require_ready(*(net.depths if depth == "all" else [depth]))
     folder = to or (run if run.is_dir() else run.parent) / "export"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--to {folder} is a file: name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    images, real = check_images(net, run)
-    for name in chosen:
-        if format == "onnx":
-            parity = export_onnx(net, name, folder / f"{name}.onnx", images)
-            checks = {"difference": parity.difference, "same_class": parity.same_class}
-            checks |= {"images": parity.images, "real": real}
-            path = parity.path
-        else:
-            path, checks = export_safetensors(net, name, folder / f"{name}.safetensors"), {}
-        rows.append({"depth": name, "file": str(path), "bytes": path.stat().st_size} | checks)
+    sample, parts = _sample_of(net, run, config, data, int8)
+    result = export_folder(
+        net,
+        folder,
+        sample,
+        format=format or "onnx",
+        depth=None if depth == "all" else depth,
+        int8=parts,
+        say=say,
+    )
     if json:
-        print_json(rows)
-        return
-    columns = ["depth", "file", "size"]
-    cells = [[r["depth"], r["file"], f"{r['bytes'] / 2**20:.2f} MiB"] for r in rows]
-    if format == "onnx":
-        kind = "test images" if real else "random images"
-        columns += ["largest difference", f"same class, {len(images)} {kind}"]
-        for cell, r in zip(cells, rows, strict=True):
-            cell += [f"{r['difference']:.1e}", f"{100 * r['same_class']:.0f} %"]
-    show(table(f"exported {run}", columns, cells, words=2))
+        print_json(result | {"folder": str(folder)})
+    else:
+        show_export(f"exported {run} to {folder}", result)
+
+
+def patch(
+    base: Positional[Path], delta: Positional[Path], *, out: Path, json: Json = False
+) -> None:
+    """Turn the plain weights of a depth into those of a deeper one, with a delta.
+
+    Examples:
+        stepwell patch 18.safetensors 18-to-34.safetensors --out 34.safetensors
+
+    Args:
+        base: a depth, as `stepwell export --format safetensors` wrote it.
+        delta: what `stepwell export --beyond` wrote for it.
+        out: the file to write: the very one that exporting the deeper depth gives.
+    """
+    from stepwell.export import apply_delta
+
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
+    apply_delta(base, delta, out)
+    if json:
+        print_json({"file": str(out), "bytes": out.stat().st_size})
+    else:
+        say(f"wrote {out}")
 
 
 def report(
@@ -340,3 +376,51 @@ def _data_of(run: Path, config: Mapping[str, Any]) -> str:
     if not config:
         raise ValueError(f"{run} is not in a run directory, so say what to measure on with --data")
     return str(config["arguments"]["data"])
+
+
+def _check_beyond(depth: str, out: Path | None, others: object) -> None:
+    if depth == "all":
+        raise ValueError("--beyond needs --depth: the deeper depth that the delta leads to")
+    if out is None:
+        raise ValueError("--beyond needs --out: the file to write")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if others:
+        raise ValueError(
+            "--beyond writes plain weights: leave --int8, --data, --to and --format out"
+        )
+
+
+def _sample_of(
+    net: Any, run: Path, config: Mapping[str, Any], data: str | None, int8: bool
+) -> tuple[Any, Any]:
+    """Images to check an export on and, for int8, the parts to calibrate and measure on."""
+    from stepwell.export import Int8, Sample, check_images, take
+
+    if not (config or data):
+        if int8:
+            raise ValueError(
+                f"--int8 calibrates on training images, and {run} names none: add --data"
+            )
+        return check_images(net, run), None
+    try:
+        parts = _parts(net, run, config, data)
+    except ValueError as error:
+        if data or int8:
+            raise
+        say(f"note: checked on what the run kept, because its data cannot be used: {error}")
+        return check_images(net, run), None
+    part = "test" if parts.validation is None else "validation"
+    images = take(parts.validation or parts.test, 64)
+    return Sample(images, part), Int8(parts.train, parts.test) if int8 else None
+
+
+def _parts(net: Any, run: Path, config: Mapping[str, Any], data: str | None) -> Any:
+    """The parts of `data`, or of the run's own, as the network expects them."""
+    from stepwell.recipes.classification import parts_for
+
+    if data is not None and data != config.get("arguments", {}).get("data"):
+        return parts_for(net, data)
+    name = _data_of(run, config)
+    seen = config["data"]["fingerprint"] if data is None else None
+    return parts_for(net, name, seen, config["arguments"].get("val_fraction", 0.0))

@@ -116,6 +116,62 @@ def show_classes(test: Mapping[str, float]) -> None:
         show(table("accuracy by class (classes are uneven)", ["class", *depths], rows))
 
 
+def show_export(title: str, result: Mapping[str, Any]) -> None:
+    """Exported files: size, check and, where measured, accuracy and time."""
+    rows = result["files"]
+    checked = next(row["parity"] for row in rows if "parity" in row)
+    columns = ["depth", "file", "size", "largest difference", "same class"]
+    measured = any("accuracy" in row for row in rows)
+    columns += ["accuracy", "agreement", "ms per image"] if measured else []
+    cells = []
+    for row in rows:
+        parity = row.get("parity")
+        cell = [row["depth"], row["file"], size(row["bytes"])]
+        cell += (
+            [f"{parity['difference']:.1e}", f"{100 * parity['same_class']:.0f} %"]
+            if parity
+            else ["", ""]
+        )
+        if measured:
+            agreement = f"{100 * row['agreement']:.1f} %" if "agreement" in row else ""
+            cell += [f"{100 * row['accuracy']:.2f} %", agreement, f"{row['ms']:.2f}"]
+        cells.append(cell)
+    show(table(title, columns, cells, words=2))
+    show(f"checked on {checked['images']} {checked['part']} images", style="dim")
+    if "weights" in result:
+        weights = result["weights"]
+        share = weights["bytes"] / weights["full_net_bytes"]
+        show(
+            f"{weights['file']}: {size(weights['bytes'])}, the weights of all depths "
+            f"({share:.3f} × the full net's alone)",
+            style="dim",
+        )
+    if measured:
+        threads = result["threads"]
+        show(
+            f"ms: onnxruntime, median at batch 1 on {threads} thread{'s' * (threads != 1)}",
+            style="dim",
+        )
+
+
+def show_delta(depth: str, beyond: str, delta: Mapping[str, Any], *, json: bool) -> None:
+    """Sizes of a delta and of the files that it leads from and to."""
+    if json:
+        print_json({"depth": depth, "beyond": beyond} | {**delta, "path": str(delta["path"])})
+        return
+    names = {"base_bytes": f"depth {beyond}", "bytes": "delta", "whole_bytes": f"depth {depth}"}
+    rows = [
+        [name, size(delta[key]), f"{100 * delta[key] / delta['whole_bytes']:.1f} %"]
+        for key, name in names.items()
+    ]
+    show(table(f"wrote {delta['path']}", ["weights", "size", f"of depth {depth}"], rows))
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them: 1.23 MiB, 15.4 KiB."""
+    return f"{count / 2**20:.2f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
+
+
 def show_claims(result: Mapping[str, Any]) -> None:
     words = {True: "holds", False: "does not hold", None: "undecided"}
     for claim in result["claims"]:

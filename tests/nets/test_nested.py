@@ -53,6 +53,25 @@ def test_every_way_to_run_a_depth_gives_the_same_bits(depths, training):
             assert [f.shape for f in exit.features] == [(3, 16, 8, 8), (3, 32, 4, 4), (3, 64, 2, 2)]
 
 
+@settings(max_examples=10, deadline=None)
+@given(st.lists(blocks, unique=True, max_size=3))
+def test_every_tensor_of_a_depth_is_found_in_the_file_by_name(depths):
+    made = small({f"d{i}": b for i, b in enumerate(depths)})
+    for net in (made, deepcopy(made), deepcopy(made).double()):
+        tensors = net.tensors()
+        for depth in net.depths:
+            plain = net.subnet(depth).state_dict()
+            names = net.stored_names(depth)
+            assert names.keys() == plain.keys()
+            for name, value in plain.items():
+                assert_close(tensors[names[name]], value, **EXACT)
+        assert net.stored_names() == {name: name for name in net.module.state_dict()}
+        used = {name for depth in net.depths for name in net.stored_names(depth).values()}
+        assert used == tensors.keys()
+    with pytest.raises(ValueError, match="no depth 'x'"):
+        net.stored_names("x")
+
+
 def test_train_mode_runs_all_depths_as_each_alone_would():
     net = small().train()
     x = torch.randn(3, 3, 8, 8)

@@ -1,25 +1,79 @@
-"""Images to check an exported network on."""
+"""Images to check an exported network on, and the check."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stepwell.data import normalise
+from stepwell.data import Batches, normalise
 from stepwell.nets import NestedNet
 
+#: Largest difference of logits allowed, as a share of the largest logit.
+TOLERANCE = 1e-4
 
-def check_images(net: NestedNet, run: Path) -> tuple[Tensor, bool]:
-    """Normalised images (n, 3, size, size), and whether they are real.
 
-    Real ones are the test images that a run keeps for its report; a network that has left its run is
-    checked on noise.
+class Sample(NamedTuple):
+    """Normalised images (n, 3, size, size), and what they are.
+
+    part: "validation" or "test" images of the data, or "noise".
+    """
+
+    images: Tensor
+    part: str
+
+
+class Parity(NamedTuple):
+    """How an exported depth compares with the network on the images it was checked on."""
+
+    difference: float  # largest, of logits
+    same_class: float  # share of images
+    images: int
+
+
+def take(batches: Batches, count: int) -> Tensor:
+    """`count` images of a set (all, if it has fewer), evenly spaced over it, normalised."""
+    chosen = torch.linspace(0, len(batches.images) - 1, min(count, len(batches.images))).long()
+    return normalise(batches.images.pixels[chosen], batches.mean, batches.std)
+
+
+def check_images(net: NestedNet, run: Path) -> Sample:
+    """Images for a network whose data is not at hand.
+
+    Test images that its run keeps for the report; a network that has left its run is checked on
+    noise.
     """
     file = run / "predictions.npz"
     if not file.exists():
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(8, 3, net.card.size, net.card.size, generator=generator), False
+        size = net.card.size
+        return Sample(torch.randn(8, 3, size, size, generator=generator), "noise")
     with np.load(file, allow_pickle=False) as arrays:
         pixels = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
-    return normalise(pixels, net.card.mean, net.card.std), True
+    return Sample(normalise(pixels, net.card.mean, net.card.std), "test")
+
+
+@torch.inference_mode()
+def compare(
+    plain: nn.Module, exported: Callable[[Tensor], Tensor], images: Tensor, what: str
+) -> Parity:
+    """Run what was exported on `images`, together and the first one alone, against the network.
+
+    Raises:
+        ValueError: fewer than two images; a logit differs by more than `TOLERANCE` allows.
+    """
+    if len(images) < 2:
+        raise ValueError("checking an export takes at least two images")
+    expected, whole = plain(images), exported(images)
+    alone = exported(images[:1]) - plain(images[:1])
+    difference = max(float((whole - expected).abs().max()), float(alone.abs().max()))
+    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+    if not difference <= allowed:  # not a number is no parity either
+        raise ValueError(
+            f"{what} differs from the network by {difference:.2g} in a logit (allowed: "
+            f"{allowed:.2g}); nothing was written"
+        )
+    same = (whole.argmax(1) == expected.argmax(1)).double().mean().item()
+    return Parity(difference, same, len(images))

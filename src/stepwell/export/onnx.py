@@ -1,30 +1,44 @@
-"""One depth as an ONNX file, checked against the network it came from."""
+"""One depth as an ONNX file, checked against the network it came from.
 
+The file holds its weights, or points at them: each initialiser is then a byte range of the nested
+net's own safetensors file in the same folder, so that all depths together store every weight once.
+Both formats keep a tensor's values row by row in little-endian order, so a range can be read as it is.
+"""
+
+import hashlib
 import json
 import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from stepwell.export.card import about
+from stepwell.export.check import Parity, compare
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
 
-#: Largest difference of logits allowed, as a share of the largest logit.
-TOLERANCE = 1e-4
+#: The data types of safetensors that a network's weights may have, by their name in ONNX.
+TYPES = {
+    "F64": "DOUBLE", "F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16", "I64": "INT64",
+    "I32": "INT32", "I16": "INT16", "I8": "INT8", "U8": "UINT8", "BOOL": "BOOL",
+}  # fmt: skip
 
 
-class Parity(NamedTuple):
-    """How an exported depth compares with the network on the images it was checked on."""
+class Range(NamedTuple):
+    """Where a tensor's bytes stand in a safetensors file."""
 
-    path: Path
-    images: int
-    difference: float  # largest, of logits
-    same_class: float  # share of images
+    offset: int  # from the start of the file
+    length: int
+    type: str
+    shape: tuple[int, ...]
 
 
-def export_onnx(net: NestedNet, depth: str, path: Path, images: Tensor) -> Parity:
+def export_onnx(
+    net: NestedNet, depth: str, path: Path, images: Tensor, *, weights: Path | None = None
+) -> Parity:
     """Write one depth as an ONNX file of any batch size, and check it with onnxruntime.
 
     The graph takes `images` (batch, 3, size, size), normalised, to `logits` (batch, classes). Class
@@ -32,35 +46,130 @@ def export_onnx(net: NestedNet, depth: str, path: Path, images: Tensor) -> Parit
 
     Args:
         images: normalised images to check on; at least two, real ones where there are any.
+        weights: the nested net's file, in the folder of `path`, for the initialisers to point into;
+            by default the file holds its weights itself.
 
     Raises:
         ValueError: the depth was never trained or calibrated; fewer than two images; the exported
-            graph gives other logits.
+            graph gives other logits; `weights` is no file of this network.
         ImportError: the extra `onnx` is not installed.
     """
     net.require_ready(depth)
-    if len(images) < 2:
-        raise ValueError("checking an export takes at least two images")
+    require_onnx()
+    import onnx
+
+    plain = net.subnet(depth).cpu().eval()
+    proto = _graph(plain, torch.zeros(2, *images.shape[1:]))
+    described = {
+        k: v if isinstance(v, str) else json.dumps(v) for k, v in about(net, depth).items()
+    }
+    if weights is not None:
+        _point(proto, net.stored_names(depth), ranges(weights), weights)
+        described |= {"weights": weights.name, "weights_sha256": file_sha256(weights)}
+    onnx.helper.set_model_props(proto, described)
+    data = proto.SerializeToString()
+    session = _session(data, None if weights is None else weights.parent)
+    parity = compare(plain, runner(session), images, path.name)
+    write_whole(path, data)
+    return parity
+
+
+def open_onnx(path: str | Path) -> Any:
+    """An onnxruntime session for an exported depth; its weights are those it was exported with.
+
+    onnxruntime alone opens the file just as well, but would take any file of the right name and length
+    for its weights.
+
+    Raises:
+        FileNotFoundError: there is no such file, or its weights are not beside it.
+        ValueError: it is no ONNX file, or the weights beside it are of another network.
+        ImportError: the extra `onnx` is not installed.
+    """
+    require_onnx()
+    import onnx
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
     try:
-        import onnx
-        import onnxruntime
+        proto = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf has its own kinds, by version
+        raise ValueError(f"{path} is damaged or no ONNX file ({error}): export it again") from error
+    described = {entry.key: entry.value for entry in proto.metadata_props}
+    if "weights" in described:
+        weights = path.parent / described["weights"]
+        if not weights.is_file():
+            raise FileNotFoundError(
+                f"{path} keeps its weights in {weights}, which is not there: copy both"
+            )
+        if file_sha256(weights) != described["weights_sha256"]:
+            raise ValueError(
+                f"{weights} is not the file that {path.name} was exported with: copy both from one "
+                "export, or export again"
+            )
+    return _session(str(path))
+
+
+def runner(session: Any) -> Callable[[Tensor], Tensor]:
+    """A session as a function of images (n, 3, size, size) to logits (n, classes)."""
+
+    def run(images: Tensor) -> Tensor:
+        (logits,) = session.run(["logits"], {"images": images.contiguous().numpy()})
+        return torch.from_numpy(logits)
+
+    return run
+
+
+def ranges(path: Path) -> dict[str, Range]:
+    """Where each tensor of a safetensors file stands in it, by name."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, stop = entry["data_offsets"]
+            shape = tuple(entry["shape"])
+            found[name] = Range(8 + length + start, stop - start, entry["dtype"], shape)
+    return found
+
+
+def file_sha256(path: Path) -> str:
+    """The checksum of a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_onnx() -> None:
+    """Ask for the extra `onnx`.
+
+    Raises:
+        ImportError: a part of it is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401  (torch's exporter needs it)
     except ImportError as error:
         raise ImportError(
             f"exporting to ONNX needs {error.name}: pip install 'stepwell[onnx]'"
         ) from error
-    plain = net.subnet(depth).cpu().eval()
-    images = images.contiguous()
-    proto = _export(plain, images[:2])
-    onnx.helper.set_model_props(proto, _metadata(net, depth))
-    data = proto.SerializeToString()
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    parity = _compare(plain, session, images, path)
-    write_whole(path, data)
-    return parity
 
 
-def _export(plain: torch.nn.Module, images: Tensor) -> Any:
+def _session(model: bytes | str, folder: Path | None = None) -> Any:
+    """A session on as many threads as torch has; `folder` holds the weights of a model in memory."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    if folder is not None:
+        key = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(key, str(folder))
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _graph(plain: nn.Module, images: Tensor) -> Any:
     """The ONNX model of a plain network, its batch size left open."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
@@ -76,34 +185,81 @@ def _export(plain: torch.nn.Module, images: Tensor) -> Any:
             verbose=False,
         )
     assert program is not None
-    return program.model_proto
+    proto = program.model_proto
+    # The exporter's notes (which line of which file made a node) would be most of a small file.
+    for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.functions):
+        del part.metadata_props[:]
+    _drop_zero_biases(proto.graph)
+    return proto
 
 
-def _metadata(net: NestedNet, depth: str) -> dict[str, str]:
-    card = net.card
-    return {
-        "depth": depth,
-        "blocks": json.dumps(net.depths[depth]),
-        "classes": json.dumps(card.classes),
-        "size": str(card.size),
-        "mean": json.dumps(card.mean),
-        "std": json.dumps(card.std),
-    }
+def _drop_zero_biases(graph: Any) -> None:
+    """Take away the zeros that the exporter adds as bias to a convolution that has none.
+
+    They are made anew at each run, and onnxruntime folds no norm into a convolution before it knows
+    the bias.
+    """
+    made = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type == "Conv" and len(node.input) == 3 and _is_zero(node.input[2], made):
+            del node.input[2]
+    unused: list[Any] = [None]
+    while unused:
+        used = {output.name for output in graph.output} | set(_inputs(graph))
+        unused = [node for node in graph.node if not used.intersection(node.output)]
+        for node in unused:
+            graph.node.remove(node)
+    known = {name for node in graph.node for name in (*node.input, *node.output)}
+    for value in [value for value in graph.value_info if value.name not in known]:
+        graph.value_info.remove(value)
 
 
-@torch.inference_mode()
-def _compare(plain: torch.nn.Module, session: Any, images: Tensor, path: Path) -> Parity:
-    expected = plain(images)
-    whole = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-    single = torch.from_numpy(session.run(None, {"images": images[:1].numpy()})[0])
-    difference = max(
-        float((whole - expected).abs().max()), float((single - expected[:1]).abs().max())
-    )
-    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-    if not difference <= allowed:
-        raise ValueError(
-            f"the ONNX graph for {path} differs from the network by {difference:.2g} in a logit "
-            f"(allowed: {allowed:.2g}); nothing was written"
+def _is_zero(name: str, made: Mapping[str, Any]) -> bool:
+    """Whether a value is a constant zero, spread to some shape."""
+    from onnx.numpy_helper import to_array
+
+    node = made.get(name)
+    while node is not None and node.op_type in ("Expand", "CastLike"):
+        node = made.get(node.input[0])
+    if node is None or node.op_type != "Constant":
+        return False
+    (value,) = node.attribute
+    return value.name == "value" and not to_array(value.t).any()
+
+
+def _inputs(graph: Any) -> Iterator[str]:
+    """Every name that a node of the graph, or of a graph inside it, reads."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            yield from _inputs(attribute.g)
+
+
+def _point(
+    proto: Any, names: Mapping[str, str], stored: Mapping[str, Range], weights: Path
+) -> None:
+    """Let each initialiser that is a tensor of the network stand for its bytes in `weights`.
+
+    Constants of the graph, which the file does not hold, stay in it.
+    """
+    import onnx
+
+    for tensor in proto.graph.initializer:
+        if tensor.name not in names:
+            continue
+        name = names[tensor.name]
+        place = stored.get(name)
+        kind = None if place is None else getattr(onnx.TensorProto, TYPES[place.type])
+        if place is None or (tuple(tensor.dims), tensor.data_type) != (place.shape, kind):
+            raise ValueError(f"{weights} is no file of this network: {name} is missing or differs")
+        raw = {"location": weights.name, "offset": place.offset, "length": place.length}
+        moved = onnx.TensorProto(
+            name=tensor.name,
+            dims=tensor.dims,
+            data_type=tensor.data_type,
+            data_location=onnx.TensorProto.EXTERNAL,
+            external_data=[
+                onnx.StringStringEntryProto(key=k, value=str(v)) for k, v in raw.items()
+            ],
         )
-    same = (whole.argmax(1) == expected.argmax(1)).double().mean().item()
-    return Parity(path, len(images), difference, same)
+        tensor.CopyFrom(moved)

@@ -4,21 +4,48 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors.torch import save
+from safetensors.torch import load, save
+from torch import Tensor
 
+from stepwell.export.check import Parity, compare
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
 
 
-def export_safetensors(net: NestedNet, depth: str, path: Path) -> Path:
+def export_safetensors(net: NestedNet, depth: str, path: Path, images: Tensor) -> Parity:
     """Write one depth as a safetensors file that its plain network strict-loads.
 
-    The header's string "stepwell_card" holds class names, input size, mean and std as JSON.
+    The header's string "stepwell_card" holds class names, input size, mean and std as JSON. Nothing is
+    written unless a network that loads it gives the same logits.
+
+    Args:
+        images: normalised images to check on; at least two, real ones where there are any.
 
     Raises:
-        ValueError: the depth was never trained or calibrated.
+        ValueError: the depth was never trained or calibrated; fewer than two images; other logits.
     """
     net.require_ready(depth)
-    state = {k: v.detach().cpu().contiguous() for k, v in net.subnet(depth).state_dict().items()}
-    write_whole(path, save(state, {"stepwell_card": json.dumps(asdict(net.card))}))
-    return path
+    data = plain_bytes(net, depth)
+    plain, back = net.subnet(depth).cpu().eval(), net.subnet(depth).cpu().eval()
+    for tensor in back.state_dict().values():
+        tensor.zero_()  # so that a tensor that is not loaded shows
+    back.load_state_dict(load(data))
+    parity = compare(plain, back, images, path.name)
+    write_whole(path, data)
+    return parity
+
+
+def plain_bytes(net: NestedNet, depth: str) -> bytes:
+    """The file of one depth's plain weights; the same network gives the same bytes."""
+    return save(plain_tensors(net, depth), plain_metadata(net))
+
+
+def plain_tensors(net: NestedNet, depth: str) -> dict[str, Tensor]:
+    """The tensors of one depth's plain network under its own names, on the CPU."""
+    state = net.subnet(depth).state_dict()
+    return {name: value.cpu().contiguous() for name, value in state.items()}
+
+
+def plain_metadata(net: NestedNet) -> dict[str, str]:
+    """The strings in the header of a plain network's file."""
+    return {"stepwell_card": json.dumps(asdict(net.card))}

@@ -46,7 +46,7 @@ def save(net: NestedNet, path: str | Path) -> Path:
         "status": net.status,
         "card": dataclasses.asdict(net.card),
     }
-    header["sha256"] = _digest(header, tensors)
+    header["sha256"] = digest(header, tensors)
     path = Path(path)
     write_whole(path, to_bytes(tensors, {"stepwell": json.dumps(header)}))
     return path
@@ -193,11 +193,12 @@ def _check_header(header: dict[str, Any], tensors: Mapping[str, Tensor], path: P
             f"{path} has format {version}; this version of Stepwell reads up to {FORMAT}: upgrade"
         )
     expected = header.pop("sha256", None)
-    if _digest(header, tensors) != expected:
+    if digest(header, tensors) != expected:
         raise ValueError(f"{path} is damaged: its checksum does not match. Copy it again")
 
 
-def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """A checksum of a header and of names, types, shapes and bytes of tensors (on the CPU)."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]

@@ -270,11 +270,20 @@ class NestedNet(nn.Module):
 
         The full net's own names, and `depths/NAME/<name>` for what depth NAME does not share.
         """
-        tensors = dict(self.module.state_dict())
-        for owner, name, norm in self._private:
-            for key, value in norm.state_dict().items():
-                tensors[f"depths/{owner}/{name}.{key}"] = value
-        return tensors
+        return {name: value.detach() for name, value in self._stored().items()}
+
+    def stored_names(self, depth: str | None = None) -> dict[str, str]:
+        """The name in `tensors` of each tensor of the plain network of `depth`, by its name there.
+
+        `{"layer2.0.bn1.weight": "depths/18/layer2.0.bn1.weight", "fc.weight": "fc.weight", ...}`
+
+        Raises:
+            ValueError: no such depth.
+        """
+        self.path(depth)
+        stored = {id(value): name for name, value in self._stored().items()}
+        plain = self._nets[self.full if depth is None else depth].state_dict(keep_vars=True)
+        return {name: stored[id(value)] for name, value in plain.items() if id(value) in stored}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `tensors`.
@@ -289,6 +298,14 @@ class NestedNet(nn.Module):
         for owner, name, norm in self._private:
             keys = norm.state_dict()
             norm.load_state_dict({k: tensors[f"depths/{owner}/{name}.{k}"] for k in keys})
+
+    def _stored(self) -> dict[str, Tensor]:
+        """The very tensors of `tensors`, by name."""
+        stored = dict(self.module.state_dict(keep_vars=True))
+        for owner, name, norm in self._private:
+            for key, value in norm.state_dict(keep_vars=True).items():
+                stored[f"depths/{owner}/{name}.{key}"] = value
+        return stored
 
     # The trie
 

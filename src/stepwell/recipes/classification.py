@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from stepwell.cost import cost_of
-from stepwell.data import Augment, Batches, Splits, load_images
+from stepwell.data import Augment, Batches, ImageSet, Splits, load_images
 from stepwell.evaluation import evaluate, gather_logits
 from stepwell.evaluation.accuracy import measures
 from stepwell.files import write_whole
@@ -151,11 +151,23 @@ def check_size(net: NestedNet, size: int) -> None:
         )
 
 
-def part_for(net: NestedNet, data: str, fingerprint: str | None = None) -> Batches:
-    """The test part of `data`, sized and normalised as `net` expects.
+class Parts(NamedTuple):
+    """The parts of a data set, sized and normalised as a network expects, in order."""
+
+    train: Batches
+    validation: Batches | None
+    test: Batches
+
+
+def parts_for(
+    net: NestedNet, data: str, fingerprint: str | None = None, val_fraction: float = 0.1
+) -> Parts:
+    """The parts of `data` as `net` expects them, the validation part as in its training.
 
     Args:
         fingerprint: of the data that `net` was trained on, when `data` is to be the same.
+        val_fraction: share of the training part to set aside where the data has no validation part;
+            0 sets nothing aside.
 
     Raises:
         ValueError: the data has other classes than the network; or it has changed, so that its test
@@ -165,19 +177,22 @@ def part_for(net: NestedNet, data: str, fingerprint: str | None = None) -> Batch
     if not card.classes:
         raise ValueError("this network names no classes, so nothing can be measured: set net.card")
     splits = load_images(data, card.size)
-    images = splits.test
     if fingerprint not in (None, _data_fingerprint(splits)):
         raise ValueError(
             f"{data} has changed since the network was trained on it, so its test part may hold "
             "images of the training: name data to measure on with --data"
         )
-    if images.classes != card.classes:
-        odd = sorted(set(images.classes) ^ set(card.classes)) or ["their order"]
+    classes = splits.test.classes
+    if classes != card.classes:
+        odd = sorted(set(classes) ^ set(card.classes)) or ["their order"]
         raise ValueError(
-            f"{data} has {len(images.classes)} classes, the network {len(card.classes)}, and they "
+            f"{data} has {len(classes)} classes, the network {len(card.classes)}, and they "
             f"differ, such as in {odd[0]!r}: measure on data with the network's classes"
         )
-    return Batches(images, 256, mean=card.mean, std=card.std)
+    train, validation = _set_aside(splits, val_fraction)
+    test = Batches(splits.test, 256, mean=card.mean, std=card.std)
+    aside = test.with_images(validation) if validation else None
+    return Parts(test.with_images(train), aside, test)
 
 
 def _stem(net: str, size: int, stem: str | None) -> dict[str, str]:
@@ -196,9 +211,7 @@ def _batches(
 
     That is the data's own, or cut off the training part, if asked for.
     """
-    train, validation = splits.train, splits.validation
-    if validation is None and arguments["val_fraction"]:
-        train, validation = train.split(arguments["val_fraction"])
+    train, validation = _set_aside(splits, arguments["val_fraction"])
     mean, std = train.statistics() if card is None else (card.mean, card.std)
     flip = splits.flip if arguments["flip"] is None else arguments["flip"]
     batches = Batches(
@@ -211,6 +224,13 @@ def _batches(
         seed=arguments["seed"],
     )
     return batches, batches.with_images(validation) if validation else None
+
+
+def _set_aside(splits: Splits, val_fraction: float) -> tuple[ImageSet, ImageSet | None]:
+    """The training and the validation part: the data's own, or cut off the training part."""
+    if splits.validation is None and val_fraction:
+        return splits.train.split(val_fraction)
+    return splits.train, splits.validation
 
 
 def _data_fingerprint(splits: Splits) -> str:

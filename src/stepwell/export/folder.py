@@ -1,0 +1,208 @@
+"""A folder of exported depths, with `export.json` saying what each file is and how it was checked."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from stepwell.cost import measure_latency
+from stepwell.data import Batches
+from stepwell.evaluation import evaluate
+from stepwell.export.card import about
+from stepwell.export.check import Sample, take
+from stepwell.export.int8 import CALIBRATION, export_int8
+from stepwell.export.onnx import export_onnx, file_sha256, open_onnx, ranges, require_onnx, runner
+from stepwell.export.program import export_pt2
+from stepwell.export.subnet import export_safetensors, plain_bytes
+from stepwell.files import write_whole
+from stepwell.nets import NestedNet
+from stepwell.nets.file import digest, save
+
+Format = Literal["onnx", "pt2", "safetensors"]
+#: The nested net's own file, which the graphs of all its depths point into.
+WEIGHTS = "net.safetensors"
+INDEX = "export.json"
+EXPORTERS = {"onnx": export_onnx, "pt2": export_pt2, "safetensors": export_safetensors}
+
+
+class Int8(NamedTuple):
+    """What an int8 version is made from and measured on: training images and test images."""
+
+    train: Batches
+    test: Batches
+
+
+def export_folder(
+    net: NestedNet,
+    folder: Path,
+    sample: Sample,
+    *,
+    format: Format = "onnx",
+    depth: str | None = None,
+    int8: Int8 | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Write depths of `net` to `folder`, each checked on `sample`: all of them, or nothing.
+
+    Files of earlier exports of this network stay, and so does what `export.json` says of them.
+
+    Args:
+        depth: one depth, whose files stand alone; by default all, of which the ONNX files are graphs
+            that share the weights in one copy of the nested net's file.
+        int8: adds an int8 version of each ONNX file, and the test accuracy and milliseconds an image
+            of both.
+        say: is told what takes long.
+
+    Returns:
+        What `export.json` says of the network and of the files of this call.
+
+    Raises:
+        ValueError: a depth was never trained or calibrated; a file gives other logits than the
+            network; `folder` is a file, or holds another network's export.
+        ImportError: ONNX is asked for and the extra `onnx` is not installed.
+    """
+    chosen = list(net.depths) if depth is None else [depth]
+    net.require_ready(*chosen)
+    if format == "onnx":
+        require_onnx()
+    elif int8 is not None:
+        raise ValueError(f"int8 versions are ONNX files: format {format!r} has none")
+    network = _network(net)
+    before = _earlier(folder, network)
+    rows: list[dict[str, Any]] = []
+    with _all_or_nothing(folder) as place:
+        shared: dict[str, Path] = {}
+        if format == "onnx" and depth is None:
+            shared["weights"] = save(net, place / WEIGHTS)
+            network["weights"] = _weights(net, shared["weights"])
+            _check_weights(folder / WEIGHTS, network["weights"], before)
+        for name in chosen:
+            say(f"depth {name}: {format}")
+            file = place / f"{name}.{format}"
+            parity = EXPORTERS[format](net, name, file, sample.images, **shared)
+            row = _row(net, name, format, file)
+            if shared:
+                row["weights"] = WEIGHTS
+                row["weights_bytes"] = _bytes_of(net, name, shared["weights"])
+            rows.append(row | {"parity": parity._asdict() | {"part": sample.part}})
+            if int8 is not None:
+                say(f"depth {name}: int8, and both on {len(int8.test.images)} test images")
+                small = place / f"{name}.int8.onnx"
+                export_int8(file, small, take(int8.train, CALIBRATION))
+                rows.append(_row(net, name, "int8", small))
+                measured = _measure({"int8": small, "onnx": file}, int8.test)
+                rows[-2] |= measured["onnx"]
+                rows[-1] |= measured["int8"]
+        new = {row["file"] for row in rows}
+        kept = [
+            row
+            for row in before.get("files", ())
+            if row["file"] not in new and (folder / row["file"]).exists()
+        ]
+        index = before | network | {"files": kept + rows}
+        write_whole(place / INDEX, json.dumps(index, indent=1).encode())
+    return network | {"files": rows}
+
+
+def _network(net: NestedNet) -> dict[str, Any]:
+    tensors = {name: value.cpu() for name, value in net.tensors().items()}
+    card = about(net, net.full)
+    return {
+        "network": digest({}, tensors),
+        "full": net.full,
+        **{name: card[name] for name in ("classes", "size", "mean", "std", "licence")},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _earlier(folder: Path, network: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier export of the same network to this folder said."""
+    index = folder / INDEX
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder")
+    if not index.exists():
+        return {}
+    try:
+        before: dict[str, Any] = json.loads(index.read_text())
+        same = before["network"] == network["network"]
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise ValueError(
+            f"{folder} holds the export of another network: remove it, or name another folder"
+        )
+    return before
+
+
+def _check_weights(there: Path, ours: dict[str, Any], before: dict[str, Any]) -> None:
+    """Refuse to replace a file of that name that no export wrote."""
+    if "weights" not in before and there.exists() and file_sha256(there) != ours["sha256"]:
+        raise ValueError(
+            f"{there} is there already and is another file: name another folder to export to"
+        )
+
+
+@contextmanager
+def _all_or_nothing(folder: Path) -> Iterator[Path]:
+    """A place whose files go to `folder` when all of them are there; the index goes last."""
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(dir=folder, prefix=".export-"))
+    try:
+        yield place
+        for file in sorted(place.iterdir(), key=lambda f: (f.name == INDEX, f.name != WEIGHTS)):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(place)
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _row(net: NestedNet, depth: str, format: str, file: Path) -> dict[str, Any]:
+    return {
+        "depth": depth,
+        "blocks": list(net.depths[depth]),
+        "format": format,
+        "file": file.name,
+        "bytes": file.stat().st_size,
+    }
+
+
+def _weights(net: NestedNet, file: Path) -> dict[str, Any]:
+    """The file that the graphs share, beside what the full net's weights alone would take."""
+    return {
+        "file": file.name,
+        "bytes": file.stat().st_size,
+        "sha256": file_sha256(file),
+        "full_net_bytes": len(plain_bytes(net, net.full)),
+    }
+
+
+def _bytes_of(net: NestedNet, depth: str, weights: Path) -> int:
+    """Bytes of the tensors that one depth has in the nested net's file."""
+    places = ranges(weights)
+    return sum(places[name].length for name in set(net.stored_names(depth).values()))
+
+
+def _measure(files: dict[str, Path], test: Batches) -> dict[str, dict[str, Any]]:
+    """Test accuracy, and milliseconds for one image, of ONNX files by name.
+
+    The last is the reference: "agreement" is how often another one gives the same class.
+    """
+    runners = {name: runner(open_onnx(file)) for name, file in files.items()}
+    results = evaluate(lambda x: {name: run(x) for name, run in runners.items()}, test)
+    one = test.at(0).images[:1]
+    reference = list(files)[-1]
+    measured: dict[str, dict[str, Any]] = {}
+    for name, run in runners.items():
+        time = measure_latency(lambda run=run: run(one), seconds=0.3)  # type: ignore[misc]
+        measured[name] = {"accuracy": results[f"{name}/accuracy"], "ms": time.ms}
+        if name != reference:
+            measured[name]["agreement"] = results[f"{name}/agreement"]
+    return measured

@@ -1,0 +1,220 @@
+"""All depths in one folder, weights once."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+import stepwell
+from stepwell.console import show_export
+from stepwell.export import check, export_folder, folder, open_onnx
+
+DOCS = Path(__file__).parents[2] / "docs" / "export.md"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, sample, int8, small_net):
+    """A folder, and what the export said of it."""
+    place = tmp_path_factory.mktemp("all") / "export"
+    return place, export_folder(small_net(), place, sample, int8=int8)
+
+
+def logits_of(session, images):
+    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def test_weights_are_stored_once(exported, net, tmp_path):
+    place, _ = exported
+    own = stepwell.save(net, tmp_path / "net.safetensors")
+    assert (place / "net.safetensors").read_bytes() == own.read_bytes()
+    tensors = load_file(own)
+    raw = own.read_bytes()
+    for depth in net.depths:
+        proto = onnx.load(place / f"{depth}.onnx", load_external_data=False)
+        names, plain = net.stored_names(depth), net.subnet(depth).state_dict()
+        assert (place / f"{depth}.onnx").stat().st_size < 50_000
+        assert len(proto.graph.initializer) > 10
+        for tensor in proto.graph.initializer:
+            where = {entry.key: entry.value for entry in tensor.external_data}
+            start, length = int(where["offset"]), int(where["length"])
+            assert (where["location"], tensor.raw_data) == ("net.safetensors", b"")
+            assert raw[start : start + length] == tensors[names[tensor.name]].numpy().tobytes()
+            assert raw[start : start + length] == plain[tensor.name].numpy().tobytes()
+        constants = [a.t for node in proto.graph.node for a in node.attribute if a.HasField("t")]
+        assert all(len(c.SerializeToString()) < 200 for c in constants)
+    private = {name for name in net.stored_names("8").values() if name.startswith("depths/8/")}
+    assert private
+    assert "fc.weight" in net.stored_names("8").values()
+
+
+def test_one_depth_runs_with_nothing_but_the_weights_beside_it(exported, net, tmp_path):
+    place, _ = exported
+    for depth in net.depths:
+        elsewhere = tmp_path / depth
+        elsewhere.mkdir()
+        for name in (f"{depth}.onnx", "net.safetensors"):
+            shutil.copy(place / name, elsewhere / name)
+        for session in (
+            onnxruntime.InferenceSession(elsewhere / f"{depth}.onnx"),
+            open_onnx(elsewhere / f"{depth}.onnx"),
+        ):
+            for n in (1, 5):
+                x = torch.randn(n, 3, 8, 8)
+                assert_close(logits_of(session, x), net(x, depth).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_onnxruntime_folds_every_norm_at_load(exported, tmp_path):
+    place, _ = exported
+    graph = onnx.load(place / "8.onnx", load_external_data=False).graph
+    operations = [node.op_type for node in graph.node]
+    assert "BatchNormalization" in operations  # apart in the file, where depths share convolutions
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    onnxruntime.InferenceSession(place / "8.onnx", options)
+    loaded = onnx.load(tmp_path / "loaded.onnx", load_external_data=False)
+    run = [node.op_type for node in loaded.graph.node]
+    assert "BatchNormalization" not in run
+    assert run.count("Conv") == operations.count("Conv")
+
+
+def test_wrong_or_missing_weights_are_named(exported, small_net, tmp_path):
+    place, _ = exported
+    shutil.copy(place / "8.onnx", tmp_path)
+    with pytest.raises(FileNotFoundError, match="keeps its weights in .*net.safetensors, which is"):
+        open_onnx(tmp_path / "8.onnx")
+    with pytest.raises(Exception, match="net.safetensors"):  # onnxruntime's own message
+        onnxruntime.InferenceSession(tmp_path / "8.onnx")
+    stepwell.save(small_net(seed=1), tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"net.safetensors is not the file that 8.onnx was"):
+        open_onnx(tmp_path / "8.onnx")
+    (tmp_path / "8.onnx").write_bytes(b"no graph")
+    with pytest.raises(ValueError, match="8.onnx is damaged or no ONNX file"):
+        open_onnx(tmp_path / "8.onnx")
+    with pytest.raises(FileNotFoundError, match="no file .*9.onnx"):
+        open_onnx(tmp_path / "9.onnx")
+
+
+def test_the_index_says_what_each_file_is(exported, net):
+    place, result = exported
+    index = json.loads((place / "export.json").read_text())
+    assert index == result
+    assert (index["classes"], index["size"], index["mean"]) == (["a", "b", "c"], 8, [0.1, 0.2, 0.3])
+    assert {row["file"] for row in index["files"]} == {
+        "8.onnx", "8.int8.onnx", "14.onnx", "14.int8.onnx"
+    }  # fmt: skip
+    assert {p.name for p in place.iterdir()} == {
+        "export.json", "net.safetensors", *(row["file"] for row in index["files"])
+    }  # fmt: skip
+    for row in index["files"]:
+        assert row["bytes"] == (place / row["file"]).stat().st_size
+        assert row["blocks"] == list(net.depths[row["depth"]])
+        if row["format"] == "onnx":
+            assert row["parity"]["difference"] < 1e-4
+            assert (row["parity"]["images"], row["parity"]["part"]) == (6, "validation")
+            plain = net.subnet(row["depth"]).state_dict().values()
+            assert row["weights_bytes"] == sum(v.numel() * v.element_size() for v in plain)
+
+
+def test_int8_versions_stand_alone_and_are_measured(exported, int8, net):
+    place, result = exported
+    labels = int8.test.images.labels
+    (batch, _), (rest, _) = int8.test
+    x = torch.cat([batch, rest])
+    for row in result["files"]:
+        session = onnxruntime.InferenceSession(place / row["file"])
+        right = logits_of(session, x.contiguous()).argmax(1) == labels
+        assert row["accuracy"] == pytest.approx(right.double().mean().item())
+        assert row["ms"] > 0
+        if row["format"] == "int8":
+            proto = onnx.load(place / row["file"], load_external_data=False)
+            assert not any(t.external_data for t in proto.graph.initializer)
+            kinds = {t.data_type for t in proto.graph.initializer if len(t.dims) == 4}
+            assert kinds == {onnx.TensorProto.INT8}
+            assert row["agreement"] > 0.7
+            plain = net.subnet(row["depth"]).state_dict().values()
+            assert row["bytes"] < 0.6 * sum(v.numel() * v.element_size() for v in plain)
+
+
+def test_the_table_shows_what_the_index_says(exported, capsys):
+    _, result = exported
+    show_export("exported", result)
+    out = capsys.readouterr().out
+    for row in result["files"]:
+        assert re.search(rf"{row['file']} .* {100 * row['accuracy']:.2f} %", out)
+    assert "checked on 6 validation images" in out
+    assert "net.safetensors: " in out
+    assert "ms: onnxruntime, median at batch 1 on 1 thread" in out
+
+
+def test_a_single_depth_stands_alone_and_joins_the_index(net, tmp_path, sample):
+    for format in ("safetensors", "onnx"):
+        result = export_folder(net, tmp_path / "x", sample, format=format, depth="8")
+        assert [row["file"] for row in result["files"]] == [f"8.{format}"]
+    index = json.loads((tmp_path / "x" / "export.json").read_text())
+    assert [row["format"] for row in index["files"]] == ["safetensors", "onnx"]
+    assert not (tmp_path / "x" / "net.safetensors").exists()
+    session = onnxruntime.InferenceSession(tmp_path / "x" / "8.onnx")
+    x = sample.images
+    assert_close(logits_of(session, x), net(x, "8").detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_is_left_of_an_export_that_fails(net, tmp_path, sample, monkeypatch):
+    monkeypatch.setattr(check, "TOLERANCE", -1.0)
+    with pytest.raises(ValueError, match=r"^8.safetensors differs from the network"):
+        export_folder(net, tmp_path / "x", sample, format="safetensors")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    monkeypatch.setitem(folder.EXPORTERS, "safetensors", fails_at("14", folder.EXPORTERS))
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine.txt").write_text("mine")
+    with pytest.raises(OSError, match="full"):
+        export_folder(net, tmp_path / "x", sample, format="safetensors")
+    assert [p.name for p in (tmp_path / "x").iterdir()] == ["mine.txt"]
+
+
+def fails_at(depth, exporters):
+    real = exporters["safetensors"]
+
+    def export(net, name, *arguments):
+        if name == depth:
+            raise OSError("the disk is full")
+        return real(net, name, *arguments)
+
+    return export
+
+
+def test_what_is_in_the_way_is_named(net, small_net, tmp_path, sample):
+    x = tmp_path / "x"
+    export_folder(net, x, sample, format="safetensors", depth="8")
+    with pytest.raises(ValueError, match="x holds the export of another network"):
+        export_folder(small_net(seed=1), x, sample, format="safetensors", depth="8")
+    stepwell.save(small_net(seed=1), x / "net.safetensors")
+    with pytest.raises(ValueError, match="net.safetensors is there already and is another file"):
+        export_folder(net, x, sample)
+    with pytest.raises(ValueError, match="8.safetensors is a file: name a folder"):
+        export_folder(net, x / "8.safetensors", sample, format="safetensors")
+    with pytest.raises(ValueError, match="no depth '9'; this net has 8, 14"):
+        export_folder(net, x, sample, depth="9")
+    net.mark("fresh", "8")
+    with pytest.raises(ValueError, match="depth '8' was never trained"):
+        export_folder(net, x, sample)
+
+
+def test_the_documentations_lines_run(exported, tmp_path, monkeypatch, capsys):
+    place, _ = exported
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place, "export")
+    shutil.copy("export/8.onnx", "export/18.onnx")
+    Image.new("RGB", (20, 10), (200, 10, 90)).save("photo.jpg")
+    exec(compile(code, "export.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in {"a", "b", "c"}
