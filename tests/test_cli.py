@@ -100,6 +100,9 @@ def test_cost_of_a_name_and_of_a_run(stepwell, trained):
     code, out, _ = stepwell("cost", trained)
     assert code == 0
     assert "at 8×8" in out
+    code, out, _ = stepwell("cost", "mobilenet_v2", "--depths", "7", "--stem", "small")
+    assert code == 0
+    assert "mobilenet_v2 at 32×32" in out
 
 
 def test_predict_to_a_table_and_to_csv(stepwell, trained, tmp_path):
@@ -253,6 +256,16 @@ BAD = {
         [*TRAIN, "--net", "resnet18", "--depths", "--stem", "imagenet", "--out", "{tmp}/r"],
         "images of 8 pixels are smaller than the network's stride of 32",
     ),
+    "smaller than its poolings": (
+        ["cost", "vgg13_bn", "--size", "16", "--stem", "small"],
+        "images of 16 pixels are smaller than the network's stride of 32",
+    ),
+    "no whole patches": (["cost", "vit_b_16", "--size", "40"], "no multiple of the patches' 16"),
+    "no timm model": (["cost", "timm/resnet17"], "timm has no model 'resnet17'; did you mean"),
+    "no choice": (
+        ["cost", "timm/convnext_atto", "--stem", "small"],
+        "timm/convnext_atto has one stem only",
+    ),
     "no such start": ([*TRAIN, "--init", "{tmp}/x", "--out", "{tmp}/r"], "no file"),
     "another run": (
         [*TRAIN, "--lr", "0.7", "--out", "{run}"],
@@ -352,7 +365,7 @@ def test_version_and_list(stepwell):
     assert stepwell("--version") == (0, f"stepwell {__version__}\n", "")
     code, out, _ = stepwell("list", "--json")
     assert code == 0
-    assert list(json.loads(out)["networks"]) == list(BUILDERS)
+    assert list(json.loads(out)["networks"]) == [*BUILDERS, "timm/NAME"]
     code, out, _ = stepwell("list")
     assert all(name in out for name in BUILDERS)
 

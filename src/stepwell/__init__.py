@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from stepwell.nets.calibrate import calibrate as calibrate
     from stepwell.nets.file import load as load
     from stepwell.nets.file import save as save
+    from stepwell.nets.nest import nest as nest
     from stepwell.types import Batch as Batch
     from stepwell.types import Exit as Exit
     from stepwell.types import Step as Step
@@ -49,6 +50,7 @@ _WHERE = {
     "calibrate": "nets.calibrate",
     "load": "nets.file",
     "save": "nets.file",
+    "nest": "nets.nest",
     "Batch": "types",
     "Exit": "types",
     "Step": "types",

@@ -14,6 +14,15 @@ NETWORKS = {
     "resnet44": "CIFAR ResNet of 7 blocks a stage; holds 8, 14, ..., 38",
     "resnet56": "CIFAR ResNet of 9 blocks a stage; holds 8, 14, ..., 50",
     "resnet110": "CIFAR ResNet of 18 blocks a stage; holds 8, 14, ..., 104",
+    "vgg13_bn": "torchvision's VGG with BatchNorm, (2, 2, 2, 2, 2)",
+    "vgg16_bn": "torchvision's VGG with BatchNorm, (2, 2, 3, 3, 3); holds 13",
+    "vgg19_bn": "torchvision's VGG with BatchNorm, (2, 2, 4, 4, 4); holds 13, 16",
+    "densenet201": "torchvision's DenseNet (6, 12, 48, 32); holds sub-nets as deep as 121 and 169",
+    "mobilenet_v2": "torchvision's MobileNetV2 of 17 inverted residuals; holds 7, 11",
+    "convnext_tiny": "torchvision's ConvNeXt (3, 3, 9, 3)",
+    "convnext_small": "torchvision's ConvNeXt (3, 3, 27, 3); holds tiny",
+    "vit_b_16": "torchvision's vision transformer of 12 blocks; holds 1, 2, ..., 11",
+    "timm/NAME": "a timm model with stages; a ViT or DeiT of 12 blocks holds 1, 2, ..., 11",
 }
 
 DATA = {

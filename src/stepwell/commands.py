@@ -101,13 +101,13 @@ def cost(
     Args:
         network: a name (`stepwell list`), a run directory, or the file of a network.
         depths: sub-nets of a network given by name, as for `stepwell train ekd`.
-        size: height and width of the input; a trained network's own, else 224 or, for CIFAR's, 32.
+        size: height and width of the input; a trained network's own, else its family's.
         num_classes: classes of a network given by name.
-        stem: first layers of torchvision's ResNets.
+        stem: first layers, where there is a choice; the small ones are for about 32 pixels.
         batch: images at once.
     """
-    from stepwell.nets import TORCHVISION, build
-    from stepwell.recipes.classification import check_size, cost_table
+    from stepwell.nets import build, builder_of
+    from stepwell.recipes.classification import check_size, cost_table, input_arguments
 
     if batch < 1:
         raise ValueError(f"--batch must be at least 1, not {batch}")
@@ -115,9 +115,10 @@ def cost(
         net, _ = network_of(Path(network))
         size = size or net.card.size
     else:
-        arguments: dict[str, Any] = {"stem": stem} if stem else {}
+        builder = builder_of(network)
+        size = size or (32 if stem == "small" else builder.size)
+        arguments = input_arguments(network, size, stem or ("imagenet" if builder.stems else None))
         net = build(network, depths, num_classes=num_classes, **arguments)
-        size = size or (224 if network in TORCHVISION and stem != "small" else 32)
     check_size(net, size)
     costs = cost_table(net, size, batch=batch)
     if json:

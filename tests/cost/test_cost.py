@@ -3,6 +3,8 @@ import time
 import pytest
 import torch
 from torch import nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.vision_transformer import VisionTransformer
 
 from stepwell.cost import cost_of, count_macs, measure_latency, peak_bytes
 from stepwell.nets import build
@@ -50,6 +52,32 @@ def test_published_macs():
         assert count_macs(module, torch.zeros(1, 3, 224, 224)) / 1e9 == pytest.approx(
             1.81, abs=0.01
         )
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_macs_of_transformers_have_a_closed_form(frozen):
+    """Torch's own counter sees no fused attention and no fused layer."""
+    size, patch, layers, width, hidden, classes = 16, 8, 2, 16, 32, 5
+    patches = (size // patch) ** 2
+    tokens = patches + 1
+    block = tokens * width * (4 * width + 2 * hidden) + 2 * tokens**2 * width
+    macs = 3 * patch**2 * width * patches + layers * block + width * classes
+    net = VisionTransformer(size, patch, layers, 2, width, hidden, num_classes=classes)
+    net.requires_grad_(not frozen)
+    assert count_macs(net, torch.zeros(3, 3, size, size)) == 3 * macs
+    layer = nn.TransformerEncoderLayer(width, 2, hidden, batch_first=True).requires_grad_(
+        not frozen
+    )
+    assert count_macs(layer, torch.zeros(1, tokens, width)) == block
+
+
+def test_macs_of_convnext_have_a_closed_form():
+    def block(width, side):
+        return side**2 * width * (49 + 8 * width)
+
+    net = ConvNeXt([CNBlockConfig(8, 12, 1), CNBlockConfig(12, None, 2)], num_classes=5)
+    macs = 3 * 16 * 8 * 4**2 + block(8, 4) + 4 * 8 * 12 * 2**2 + 2 * block(12, 2) + 12 * 5
+    assert count_macs(net, torch.zeros(2, 3, 16, 16)) == 2 * macs
 
 
 def test_peak_of_live_bytes_by_hand():

@@ -111,3 +111,15 @@ def test_attention_does_not_depend_on_scale_or_grow_with_resolution(loss):
 def test_attention_names_both_shapes_when_resolutions_differ(loss):
     with pytest.raises(ValueError, match=r"\(1, 2, 4, 4\).*\(1, 2, 2, 2\)"):
         loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, 2))
+
+
+@pytest.mark.parametrize("loss", ATTENTION.values())
+def test_attention_takes_tokens_as_a_map_without_rows(loss):
+    student, teacher = torch.randn(2, 6, 2, 3), torch.randn(2, 4, 2, 3)
+    expected = loss(student, teacher)
+    tokens = [f.flatten(2).transpose(1, 2) for f in (student, teacher)]
+    assert_close(loss(*tokens), expected)
+    with pytest.raises(ValueError, match="differ in batch or resolution"):
+        loss(tokens[0][:, 1:], tokens[1])
+    with pytest.raises(ValueError, match="differ in batch or resolution"):
+        loss(tokens[0], teacher)

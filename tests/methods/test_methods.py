@@ -91,7 +91,7 @@ def by_hand(net, batch, *, teacher=None, w=1.0, a=1.0, b=1.0, g=2.0, t=3.0, teac
 
     def run(depth):
         x, features = batch.images, []
-        ends = {len(net.plan.stem) - 1 + sum(net.depths[depth][: i + 1]) for i in range(3)}
+        ends = {len(net.plan.gaps[0]) - 1 + sum(net.depths[depth][: i + 1]) for i in range(3)}
         for i, step in enumerate(net.path(depth)):
             x = step(x)
             if i in ends:

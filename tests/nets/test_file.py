@@ -104,15 +104,27 @@ def test_other_files_are_named_for_what_they_are(net, tmp_path):
         stepwell.load(tmp_path / "foreign")
     save_file({"w": torch.zeros(1)}, tmp_path / "new", {"stepwell": json.dumps({"format": 99})})
     with pytest.raises(
-        ValueError, match="format 99; this version of Stepwell reads up to 1: upgrade"
+        ValueError, match="format 99; this version of Stepwell reads up to 2: upgrade"
     ):
         stepwell.load(tmp_path / "new")
 
 
-def test_a_net_without_a_builder_says_that_it_could_not_be_loaded(net, tmp_path):
+def test_a_net_without_a_builder_takes_a_module_to_be_loaded_again(net, tmp_path):
     net.builder = None
-    with pytest.raises(ValueError, match="names no builder"):
-        stepwell.save(net, tmp_path / "net")
+    path = stepwell.save(net, tmp_path / "net")
+    with pytest.raises(ValueError, match=r"its maker's own .* load\(path, module=FACTORY\)"):
+        stepwell.load(path)
+    back = stepwell.load(path, lambda: build("resnet20", num_classes=3).module)
+    x = torch.randn(2, 3, 8, 8)
+    for depth in net.depths:
+        assert_close(back(x, depth), net(x, depth), **EXACT)
+    assert (back.depths, back.status, back.card) == (net.depths, net.status, CARD)
+    with pytest.raises(ValueError, match="made of another module than `module` makes"):
+        stepwell.load(path, lambda: build("resnet20", num_classes=4).module)
+    other = build("resnet20", {"a": (1, 1, 1)}, num_classes=4).eval()
+    assert initialise(other, path).fresh == ("fc.weight", "fc.bias")
+    full, sub = net.subnet("a").state_dict(), other.subnet("a").state_dict()
+    assert_close(sub["layer2.0.bn1.weight"], full["layer2.0.bn1.weight"], **EXACT)
 
 
 def test_a_net_starts_from_a_stepwell_file(net, tmp_path):

@@ -1,8 +1,9 @@
 """Attention transfer between feature maps of the same resolution.
 
-A feature map is (batch, channels, height, width); teacher and student may differ in channels, never
-in resolution. Each loss is a scalar that does not grow with the resolution, so that one weight serves
-all stages: the common form "1000 · mean over positions" weights a 4×4 map 64 times more than a 32×32.
+A feature map is (batch, channels, height, width), or (batch, tokens, channels) of a transformer;
+teacher and student may differ in channels, never in resolution. Each loss is a scalar that does not
+grow with the resolution, so that one weight serves all stages: the common form "1000 · mean over
+positions" weights a 4×4 map 64 times more than a 32×32.
 No gradient reaches the teacher.
 """
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-Features = Float[Tensor, "_ _ _ _"]  # (batch, channels, height, width)
+Features = Float[Tensor, "_ _ _ _"] | Float[Tensor, "_ _ _"]
 Scalar = Float[Tensor, ""]
 
 
@@ -69,22 +70,29 @@ ATTENTION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+def _by_position(features: Tensor) -> Tensor:
+    """Features as (batch, channels, positions)."""
+    return features.transpose(1, 2) if features.dim() == 3 else features.flatten(2)
+
+
 def _attention_map(features: Tensor) -> Tensor:
-    return F.normalize(features.square().mean(1).flatten(1), dim=1)
+    return F.normalize(_by_position(features).square().mean(1), dim=1)
 
 
 def _self_attention(features: Tensor) -> Tensor:
-    f = F.normalize(features.flatten(2), dim=1)  # (batch, channels, positions), unit length each
+    f = F.normalize(_by_position(features), dim=1)  # unit length at each position
     return F.log_softmax(f.transpose(1, 2) @ f, dim=2)
 
 
 def _gram(features: Tensor) -> Tensor:
-    f = features.flatten(2)  # (batch, channels, positions)
+    f = _by_position(features)
     return F.normalize((f.transpose(1, 2) @ f).flatten(1), dim=1).unflatten(1, (f.shape[2], -1))
 
 
 def _check(student: Tensor, teacher: Tensor) -> None:
-    if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
+    place = slice(2, None) if student.dim() == 4 else slice(1, 2)
+    alike = student.dim() == teacher.dim() and student.shape[place] == teacher.shape[place]
+    if student.shape[0] != teacher.shape[0] or not alike:
         raise ValueError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} "
             "differ in batch or resolution: compare stages of the same resolution"

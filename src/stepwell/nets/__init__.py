@@ -1,51 +1,66 @@
 """Networks: the nested net, the families it is made of, and its file."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from stepwell.nets.nested import Card, NestedNet, NormSharing, Plan
-from stepwell.nets.resnet import BASIC, BOTTLENECK, CIFAR, CIFAR_PLAN, PLAN, CifarResNet, resnet
+from stepwell.nets import convnext, densenet, mobilenet, resnet, vgg, vit
+from stepwell.nets.builder import Builder
+from stepwell.nets.nest import nest
+from stepwell.nets.nested import Card, NestedNet, NormSharing
+from stepwell.nets.plan import Plan
+from stepwell.nets.reading import read
+from stepwell.nets.timm_models import PREFIX, check_depths, timm_builder
 
 __all__ = [
     "BUILDERS",
-    "TORCHVISION",
     "Builder",
     "Card",
     "NestedNet",
     "Plan",
     "build",
+    "builder_of",
     "named_depths",
+    "nest",
 ]
 
 
-class Builder(NamedTuple):
-    """A network by name: how to make it, how it reads as a path, and its family's usual depths."""
-
-    make: Callable[..., nn.Module]
-    plan: Plan
-    full: str
-    family: Mapping[str, tuple[int, ...]]
-
-
-def _torchvision(name: str, block: type, family: Mapping[str, tuple[int, ...]]) -> Builder:
-    return Builder(partial(resnet, block, family[name]), PLAN, name, family)
+def _resnet(name: str, block: type, family: Mapping[str, tuple[int, ...]]) -> Builder:
+    return Builder(
+        partial(resnet.resnet, block, family[name]), resnet.STAGES, name, family, stems=True
+    )
 
 
 def _cifar(name: str) -> Builder:
-    return Builder(partial(CifarResNet, CIFAR[name]), CIFAR_PLAN, name, CIFAR)
+    make = partial(resnet.CifarResNet, resnet.CIFAR[name])
+    return Builder(make, resnet.CIFAR_STAGES, name, resnet.CIFAR, size=32)
+
+
+def _vgg(name: str) -> Builder:
+    blocks = vgg.FAMILY[name]
+    return Builder(partial(vgg.vgg_bn, blocks), vgg.stages(blocks), name, vgg.FAMILY, stems=True)
+
+
+def _mobilenet(name: str) -> Builder:
+    blocks = mobilenet.FAMILY[name]
+    make = partial(mobilenet.mobilenet_v2, blocks)
+    return Builder(make, mobilenet.stages(blocks), name, mobilenet.FAMILY, stems=True)
+
+
+def _convnext(name: str) -> Builder:
+    make = partial(convnext.convnext, convnext.FAMILY[name])
+    return Builder(make, convnext.STAGES, name, convnext.FAMILY, stems=True)
 
 
 BUILDERS: dict[str, Builder] = {
-    "resnet18": _torchvision("18", BasicBlock, BASIC),
-    "resnet34": _torchvision("34", BasicBlock, BASIC),
-    "resnet26": _torchvision("26", Bottleneck, BOTTLENECK),
-    "resnet50": _torchvision("50", Bottleneck, BOTTLENECK),
-    "resnet101": _torchvision("101", Bottleneck, BOTTLENECK),
-    "resnet152": _torchvision("152", Bottleneck, BOTTLENECK),
+    "resnet18": _resnet("18", BasicBlock, resnet.BASIC),
+    "resnet34": _resnet("34", BasicBlock, resnet.BASIC),
+    "resnet26": _resnet("26", Bottleneck, resnet.BOTTLENECK),
+    "resnet50": _resnet("50", Bottleneck, resnet.BOTTLENECK),
+    "resnet101": _resnet("101", Bottleneck, resnet.BOTTLENECK),
+    "resnet152": _resnet("152", Bottleneck, resnet.BOTTLENECK),
     "resnet8": _cifar("8"),
     "resnet14": _cifar("14"),
     "resnet20": _cifar("20"),
@@ -53,11 +68,23 @@ BUILDERS: dict[str, Builder] = {
     "resnet44": _cifar("44"),
     "resnet56": _cifar("56"),
     "resnet110": _cifar("110"),
+    "vgg13_bn": _vgg("13"),
+    "vgg16_bn": _vgg("16"),
+    "vgg19_bn": _vgg("19"),
+    "densenet201": Builder(
+        partial(densenet.DenseNet, densenet.FAMILY["201"]),
+        densenet.STAGES,
+        "201",
+        densenet.FAMILY,
+        stems=True,
+    ),
+    "mobilenet_v2": _mobilenet("17"),
+    "convnext_tiny": _convnext("tiny"),
+    "convnext_small": _convnext("small"),
+    "vit_b_16": Builder(
+        vit.vit_b, vit.STAGES, "12", vit.FAMILY, stems=True, size_argument="image_size"
+    ),
 }
-
-
-#: The networks that are torchvision's own, and have its stem or a small one.
-TORCHVISION = tuple(name for name, builder in BUILDERS.items() if builder.plan is PLAN)
 
 
 def build(
@@ -70,7 +97,7 @@ def build(
     """A nested net with fresh weights.
 
     Args:
-        name: a key of `BUILDERS`, such as "resnet34".
+        name: a key of `BUILDERS`, such as "resnet34", or "timm/NAME" for a model of timm's.
         depths: the sub-nets: blocks per stage by name, `{"18": (2, 2, 2, 2)}`, or a list of names that
             the family knows, `["18"]`; a name of your own says its blocks, `["half=2,2,2,2"]`.
         norms: "private" to each depth behind the fork, or "shared" (an ablation; see `NestedNet`).
@@ -82,13 +109,15 @@ def build(
     >>> build("resnet32", ["20", "26"], num_classes=10).depths
     {'20': (3, 3, 3), '26': (4, 4, 4), '32': (5, 5, 5)}
     """
-    builder = _builder(name)
+    builder = builder_of(name)
     depths = named_depths(name, depths)
     try:
+        if name.startswith(PREFIX) and depths:
+            check_depths(name.removeprefix(PREFIX), depths, arguments)
         module = builder.make(**arguments)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from error
-    net = NestedNet(module, builder.plan, depths, builder.full, norms=norms)
+    net = NestedNet(module, read(module, builder.stages), depths, builder.full, norms=norms)
     net.builder = (name, arguments)
     return net
 
@@ -101,7 +130,7 @@ def named_depths(
     Raises:
         ValueError: no such network; the family knows no such depth, or one is named twice.
     """
-    builder = _builder(name)
+    builder = builder_of(name)
     if isinstance(depths, Mapping):
         return {depth: tuple(blocks) for depth, blocks in depths.items()}
     pairs = [_parse_depth(name, builder, depth) for depth in depths]
@@ -111,9 +140,16 @@ def named_depths(
     return dict(pairs)
 
 
-def _builder(name: str) -> Builder:
+def builder_of(name: str) -> Builder:
+    """The builder of a network by name.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    if name.startswith(PREFIX):
+        return timm_builder(name.removeprefix(PREFIX))
     if name not in BUILDERS:
-        raise ValueError(f"no network {name!r}; there are {', '.join(BUILDERS)}")
+        raise ValueError(f"no network {name!r}; there are {', '.join(BUILDERS)}, {PREFIX}NAME")
     return BUILDERS[name]
 
 

@@ -8,20 +8,23 @@ checksum over both finds damage that the container itself would not notice.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
 import torch
 from safetensors.torch import save as to_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepwell.files import write_whole
 from stepwell.nets import build
 from stepwell.nets.nested import Card, NestedNet
+from stepwell.nets.reading import read
 
-FORMAT = 1
+#: 1 names a builder; 2 the stages that `nest` was given, for a module that only its maker has.
+FORMAT = 2
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -29,17 +32,14 @@ def save(net: NestedNet, path: str | Path) -> Path:
     """Write `net` with all its depths to one safetensors file, whole or not at all.
 
     Raises:
-        ValueError: the net was not made by `stepwell.build`.
         OSError: the folder does not exist or the disk is full.
     """
-    if net.builder is None:
-        raise ValueError("this net names no builder, so its file could not be loaded again")
     tensors = {k: v.detach().cpu().contiguous() for k, v in net.tensors().items()}
-    name, arguments = net.builder
-    header = {
-        "format": FORMAT,
-        "builder": name,
-        "arguments": arguments,
+    if net.builder is None:
+        made = {"format": 2, "stages": list(net.plan.stages)}
+    else:
+        made = {"format": 1, "builder": net.builder[0], "arguments": net.builder[1]}
+    header = made | {
         "full": net.full,
         "depths": {depth: list(blocks) for depth, blocks in net.subnets.items()},
         "norms": net.norm_sharing,
@@ -52,20 +52,29 @@ def save(net: NestedNet, path: str | Path) -> Path:
     return path
 
 
-def load(path: str | Path) -> NestedNet:
+def load(path: str | Path, module: Callable[[], nn.Module] | None = None) -> NestedNet:
     """Read a nested net, in eval mode, from a file that `save` wrote.
+
+    Args:
+        module: makes the full net anew, where `stepwell.nest` made the nested net of the caller's own
+            module; its weights are replaced by the file's.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, is no safetensors file, or is none of Stepwell's.
+        ValueError: the file is damaged, is no safetensors file, or is none of Stepwell's; `module` is
+            missing, makes another network, or is given for a network that has a name.
     """
     header, tensors = _read(Path(path))
+    if module is not None and header is not None and "builder" in header:
+        raise ValueError(
+            f"{path} names its network, {header['builder']}: load it without module=FACTORY"
+        )
     if header is None:
         raise ValueError(
             f"{path} has no Stepwell header: it holds weights only. "
             "Build the network and call net.load_full(...), or train with --init"
         )
-    return _assemble(header, tensors)
+    return _assemble(header, tensors, Path(path), module)
 
 
 class Start(NamedTuple):
@@ -90,12 +99,14 @@ def initialise(net: NestedNet, path: str | Path) -> Start:
     """
     path = Path(path)
     header, tensors = _read(path, plain_too=True)
+    own = dict(net.module.state_dict())
     fresh = fill(net, tensors, str(path))
     if header is None:
         return Start(Card(mean=IMAGENET_MEAN, std=IMAGENET_STD), fresh)
-    if "builder" not in header:  # one depth that Stepwell exported as plain weights
+    if "depths" not in header:  # one depth that Stepwell exported as plain weights
         return Start(_card(header), fresh)
-    theirs = _assemble(header, tensors)
+    tensors |= {k: own[k] for k in fresh if "builder" not in header}
+    theirs = _assemble(header, tensors, path, lambda: deepcopy(net.module))
     for depth in net.subnets.keys() & theirs.subnets.keys():
         if net.depths[depth] == theirs.depths[depth]:
             state = theirs.subnet(depth).state_dict()
@@ -116,8 +127,8 @@ def fill(net: NestedNet, tensors: Mapping[str, Tensor], source: str) -> tuple[st
             f"{source} does not fit this network: {len(odd)} names differ, such as {odd[0]!r}"
         )
     fresh = tuple(k for k in own if own[k].shape != given[k].shape)
-    head = tuple(step for step in net.plan.head if isinstance(step, str))
-    if wrong := [k for k in fresh if k.split(".")[0] not in head]:
+    head = tuple(f"{name}." for name in net.plan.head)
+    if wrong := [k for k in fresh if not k.startswith(head)]:
         raise ValueError(
             f"{source} does not fit this network: {wrong[0]} is {tuple(given[wrong[0]].shape)} there "
             f"and {tuple(own[wrong[0]].shape)} here"
@@ -126,10 +137,33 @@ def fill(net: NestedNet, tensors: Mapping[str, Tensor], source: str) -> tuple[st
     return fresh
 
 
-def _assemble(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NestedNet:
+def _assemble(
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    module: Callable[[], nn.Module] | None,
+) -> NestedNet:
     norms = header.get("norms", "private")  # files of before that had no other
-    net = build(header["builder"], header["depths"], norms=norms, **header["arguments"])
-    net.load_tensors(tensors)
+    if "builder" in header:
+        net = build(header["builder"], header["depths"], norms=norms, **header["arguments"])
+    elif module is None:
+        raise ValueError(
+            f"{path} holds a module of its maker's own that stepwell.nest made nested: give "
+            f"load(path, module=FACTORY), a function without arguments that makes the same module"
+        )
+    else:
+        own = module()
+        plan = read(own, header["stages"])
+        net = NestedNet(own, plan, header["depths"], header["full"], norms=norms)
+    try:
+        net.load_tensors(tensors)
+    except RuntimeError as error:
+        if "builder" in header:
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} was made of another module than `module` makes: {reason}"
+        ) from error
     for depth, status in header["status"].items():
         net.mark(status, depth)
     net.card = _card(header)

@@ -17,30 +17,13 @@ from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torchvision.ops import FrozenBatchNorm2d
 
+from stepwell.nets.plan import Plan, fork, is_norm, leaves, replant
 from stepwell.nets.trie import LossOf, Node, grow, joint_loss, walk
 from stepwell.types import Exit, Logits
 
 Status = Literal["trained", "calibrated", "fresh"]
 NormSharing = Literal["private", "shared"]
-
-#: Modules with statistics or affine parameters of one activation distribution.
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, FrozenBatchNorm2d)
-
-
-class Plan(NamedTuple):
-    """How a plain module reads as a path: strings name its children, in the order they run.
-
-    stem: what runs before the stages.
-    stages: containers of blocks; a sub-net keeps the first blocks of each.
-    head: what runs after; a module stands for itself (a stateless step such as `Flatten`).
-    """
-
-    stem: tuple[str, ...]
-    stages: tuple[str, ...]
-    head: tuple[str | nn.Module, ...]
 
 
 @dataclass(frozen=True)
@@ -110,7 +93,7 @@ class NestedNet(nn.Module):
         self._nets: dict[str, nn.Module] = {}
         self._paths: dict[str, tuple[nn.Module, ...]] = {}
         self._tries: dict[tuple[str, ...], Node] = {}
-        sizes = tuple(len(module.get_submodule(stage)) for stage in plan.stages)  # type: ignore[arg-type]
+        sizes = tuple(len(blocks) for blocks in plan.blocks)
         self._insert(full, sizes)
         for name, blocks in depths.items():
             if name != full or tuple(blocks) != sizes:
@@ -173,7 +156,7 @@ class NestedNet(nn.Module):
     def norms(self, depth: str) -> Iterator[nn.Module]:
         """Every norm on the path of `depth`, shared and private."""
         for step in self.path(depth):
-            yield from (m for m in step.modules() if isinstance(m, NORMS))
+            yield from (m for m in step.modules() if is_norm(m))
 
     # Running it
 
@@ -321,29 +304,23 @@ class NestedNet(nn.Module):
             self._tries[names] = grow(paths, self._ends)
         return self._tries[names]
 
-    def _stage_ends(self, blocks: Sequence[int]) -> frozenset[int]:
-        """Positions in a path of so many `blocks` a stage after which a stage is complete."""
-        position, ends = len(self.plan.stem) - 1, set()
-        for count in blocks:
-            position += count
-            ends.add(position)
-        return frozenset(ends)
-
     # Building it
 
     def _insert(self, depth: str, blocks: tuple[int, ...]) -> None:
-        keys = [*self.plan.stem]
-        for stage, count in zip(self.plan.stages, blocks, strict=True):
-            names = list(self.module.get_submodule(stage)._modules)[:count]
-            keys += [f"{stage}.{name}" for name in names]
-        keys += [s if isinstance(s, str) else f"head/{i}" for i, s in enumerate(self.plan.head)]
+        keys: list[str] = []
+        ends: set[int] = set()
+        for gap, steps in enumerate(self.plan.gaps):
+            keys += [s if isinstance(s, str) else f"{gap}/{i}" for i, s in enumerate(steps)]
+            if gap < len(blocks):
+                for names in self.plan.blocks[gap][: blocks[gap]]:
+                    keys += names
+                ends.add(len(keys) - 1)
         path = tuple(self._step(depth, tuple(keys[: i + 1])) for i in range(len(keys)))
         self._paths[depth] = path
         self._blocks[depth] = blocks
         self._status[depth] = "fresh"
-        self._ends[depth] = self._stage_ends(blocks)
-        steps = dict(zip(keys, path, strict=True))
-        self._nets[depth] = self.module if depth == self.full else self._plain_net(steps)
+        self._ends[depth] = frozenset(ends)
+        self._nets[depth] = self.module if depth == self.full else self._plain_net(depth, keys)
         self._tries.clear()
 
     def _step(self, depth: str, prefix: tuple[str, ...]) -> nn.Module:
@@ -351,30 +328,29 @@ class NestedNet(nn.Module):
         if prefix in self._steps_by_prefix:
             return self._steps_by_prefix[prefix]
         key = prefix[-1]
-        if key.startswith("head/"):
-            step = deepcopy(self.plan.head[int(key.removeprefix("head/"))])
+        gap, between, at = key.partition("/")
+        if between:
+            step = self.plan.gaps[int(gap)][int(at)]
             assert isinstance(step, nn.Module)
         else:
             step = self.module.get_submodule(key)
         if depth != self.full and self.norm_sharing == "private":
             norms: dict[str, nn.Module] = {}
-            step = fork(step, norms, key)
+            step = fork(step, norms, "" if between else key)
             for name, norm in norms.items():
                 self._private.append(_Private(depth, name, norm))
                 self.private_norms.append(norm)
         self._steps_by_prefix[prefix] = step
         return step
 
-    def _plain_net(self, steps: Mapping[str, nn.Module]) -> nn.Module:
-        """The full net's module with each stage cut to the blocks in `steps`; weights shared."""
-        children: dict[str, nn.Module | None] = {}
-        for name, child in self.module._modules.items():
-            if name in self.plan.stages:
-                assert child is not None
-                blocks = {n: steps.get(f"{name}.{n}") for n in child._modules}
-                child = _with_children(child, {n: b for n, b in blocks.items() if b is not None})
-            children[name] = steps.get(name, child)
-        return _with_children(self.module, children)
+    def _plain_net(self, depth: str, keys: Sequence[str]) -> nn.Module:
+        """The full net's module without the blocks that `depth` drops; weights shared."""
+        own: dict[str, nn.Module] = {}
+        for key, step in zip(keys, self._paths[depth], strict=True):
+            own |= leaves(step) if "/" in key else {key: step}
+        counts = zip(self.plan.blocks, self._blocks[depth], strict=True)
+        dropped = {name for blocks, kept in counts for names in blocks[kept:] for name in names}
+        return replant(self.module, own, dropped)
 
     def _check_depth(self, name: str, blocks: tuple[int, ...]) -> None:
         full = self._blocks[self.full]
@@ -397,31 +373,3 @@ class NestedNet(nn.Module):
         for other, others in self._blocks.items():
             if others == blocks:
                 raise ValueError(f"{what} is the same network as depth {other!r}: drop one of them")
-
-
-def fork(module: nn.Module, norms: dict[str, nn.Module], name: str) -> nn.Module:
-    """`module` with norms of its own and everything else shared; itself if it holds no norm.
-
-    The new norms, copies of the present ones, are added to `norms` under their dotted names.
-    """
-    if isinstance(module, NORMS):
-        norms[name] = deepcopy(module)
-        return norms[name]
-    children = {
-        n: None if child is None else fork(child, norms, f"{name}.{n}")
-        for n, child in module._modules.items()
-    }
-    changed = any(children[n] is not child for n, child in module._modules.items())
-    return _with_children(module, children) if changed else module
-
-
-def _with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
-    """A module like `module` over other children, its own parameters and buffers shared.
-
-    The dicts of parameters and buffers are the very same objects, so that `.to()`, which replaces
-    buffers inside the dict, reaches both.
-    """
-    twin = module.__new__(type(module))
-    twin.__dict__.update(module.__dict__)
-    twin._modules = dict(children)
-    return twin

@@ -5,12 +5,11 @@ ResNet-18 and 34 have basic blocks, 50 and deeper have bottlenecks, so 18 and 50
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from stepwell.nets.nested import Plan
+from stepwell.nets.builder import Stem
 from stepwell.types import Images, Logits
 
 BASIC = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3)}
@@ -18,18 +17,8 @@ BOTTLENECK = {"26": (2, 2, 2, 2), "50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152
 #: 6n + 2 layers for n blocks a stage (He et al. 2016, section 4.2).
 CIFAR = {str(6 * n + 2): (n, n, n) for n in range(1, 19)}
 
-PLAN = Plan(
-    stem=("conv1", "bn1", "relu", "maxpool"),
-    stages=("layer1", "layer2", "layer3", "layer4"),
-    head=("avgpool", nn.Flatten(1), "fc"),
-)
-CIFAR_PLAN = Plan(
-    stem=("conv1", "bn1", "relu"),
-    stages=("layer1", "layer2", "layer3"),
-    head=("avgpool", nn.Flatten(1), "fc"),
-)
-
-Stem = Literal["imagenet", "small"]
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+CIFAR_STAGES = STAGES[:3]
 
 
 def resnet(

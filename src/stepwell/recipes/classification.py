@@ -20,7 +20,7 @@ from stepwell.data import Augment, Batches, ImageSet, Splits, load_images
 from stepwell.evaluation import evaluate, gather_logits
 from stepwell.evaluation.accuracy import measures
 from stepwell.files import write_whole
-from stepwell.nets import TORCHVISION, Card, NestedNet, build
+from stepwell.nets import Card, NestedNet, build, builder_of
 from stepwell.nets.calibrate import calibrate
 from stepwell.nets.file import Start, initialise, save
 from stepwell.nets.pretrained import start_pretrained
@@ -74,7 +74,7 @@ def open_classifier(
         depths,
         norms=arguments.get("norms", "private"),
         num_classes=len(classes),
-        **_stem(net, size, arguments.get("stem")),
+        **input_arguments(net, size, arguments.get("stem")),
     )
     check_size(nested, size)
     for note in splits.notes:
@@ -132,23 +132,41 @@ def check_numbers(arguments: Mapping[str, Any]) -> None:
 
 
 def check_size(net: NestedNet, size: int) -> None:
-    """Refuse images that the network's strides leave nothing of.
+    """Refuse images that the network's strides leave nothing of, or that it cannot take.
 
     Raises:
-        ValueError: `size` is smaller than the product of the strides.
+        ValueError: `size` is smaller than the product of the strides; the network does not run on it.
     """
-    probe = 256
-    with torch.no_grad():
-        twin = deepcopy(net).to("meta").eval()  # shapes without arithmetic
-        features = twin.forward_all(torch.empty(1, 3, probe, probe, device="meta"))[
-            net.full
-        ].features
-    stride = probe // features[-1].shape[-1]
-    if size < stride:
+    twin = deepcopy(net).to("meta").eval()  # shapes without arithmetic
+
+    @torch.no_grad()
+    def shape(pixels: int) -> tuple[int, ...]:
+        x = torch.empty(1, 3, pixels, pixels, device="meta")
+        return tuple(twin.forward_all(x)[net.full].features[-1].shape)
+
+    def runs(pixels: int) -> bool:
+        try:
+            return bool(shape(pixels))
+        except (RuntimeError, AssertionError):
+            return False
+
+    if not (net.builder and builder_of(net.builder[0]).size_argument):
+        probe = 256
+        stride = max(1, probe // shape(probe)[2])  # also where channels come last
+        # what stands behind the stages may stride, too
+        stride = next((s for s in (stride, 2 * stride, 4 * stride) if runs(s)), stride)
+        if size < stride:
+            raise ValueError(
+                f"images of {size} pixels are smaller than the network's stride of {stride}: "
+                f"use --size {stride} or more, or a network with a smaller stem"
+            )
+    try:
+        shape(size)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"images of {size} pixels are smaller than the network's stride of {stride}: "
-            f"use --size {stride} or more, or a network with a smaller stem"
-        )
+            f"the network does not run on images of {size} pixels: {reason}"
+        ) from error
 
 
 class Parts(NamedTuple):
@@ -195,13 +213,22 @@ def parts_for(
     return Parts(test.with_images(train), aside, test)
 
 
-def _stem(net: str, size: int, stem: str | None) -> dict[str, str]:
-    """The stem argument for the builder: torchvision's ResNets have a choice, others do not."""
-    if net not in TORCHVISION:
-        if stem not in (None, "auto"):
-            raise ValueError(f"--stem {stem}: {net} has one stem only")
-        return {}
-    return {"stem": ("small" if size < 64 else "imagenet") if stem in (None, "auto") else stem}
+def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:
+    """The builder's arguments for images of `size` pixels: the stem, where there is a choice.
+
+    Raises:
+        ValueError: no such network, or it has no choice.
+    """
+    builder = builder_of(net)
+    arguments: dict[str, Any] = {}
+    if builder.stems:
+        small = "small" if size < 64 else "imagenet"
+        arguments["stem"] = small if stem in (None, "auto") else stem
+    elif stem not in (None, "auto"):
+        raise ValueError(f"--stem {stem}: {net} has one stem only")
+    if builder.size_argument is not None:
+        arguments[builder.size_argument] = size
+    return arguments
 
 
 def _batches(

@@ -43,7 +43,7 @@ def distill(
         out: the run directory; if it holds this run already, training goes on where it stopped.
         teacher: a run directory, or the file of its network; its deepest depth teaches.
         student: the network to train (`stepwell list`).
-        stem: first layers of torchvision's ResNets; `auto` takes the small one below 64 pixels.
+        stem: first layers, where there is a choice; `auto` takes the small ones below 64 pixels.
         init: weights to start from: a Stepwell file, weights under torchvision's names, or `pretrained`
             for those that torchvision or timm publish (a download).
         epochs: passes over the training part.

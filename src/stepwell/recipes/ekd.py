@@ -74,7 +74,7 @@ def ekd(
         calibrated: sub-nets that are not trained but added at the end, with norm statistics from the
             training images.
         norms: of the sub-nets behind the fork; `shared` is an ablation, which costs accuracy.
-        stem: first layers of torchvision's ResNets; `auto` takes the small one below 64 pixels.
+        stem: first layers, where there is a choice; `auto` takes the small ones below 64 pixels.
         init: weights to start from: a Stepwell file, weights under torchvision's names, or `pretrained`
             for those that torchvision or timm publish (a download).
         on_drop: when a trained full net loses more than `max_drop` on the validation part while its

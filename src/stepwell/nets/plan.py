@@ -1,0 +1,140 @@
+"""How a plain module reads as a path of steps, and what a sub-net's path shares with it."""
+
+from collections.abc import Callable, Collection, Mapping
+from copy import deepcopy
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torchvision.ops import FrozenBatchNorm2d
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, FrozenBatchNorm2d)
+
+
+class Plan(NamedTuple):
+    """How a plain module reads as a path: strings name modules inside it, in the order they run.
+
+    stages: where the blocks stand, as `nets.reading` understands it, such as "layer1".
+    blocks: for each stage, the modules that each of its blocks runs; a sub-net keeps the first blocks.
+    gaps: the steps before the first stage, between two, and after the last (so one more than stages);
+        a module stands for itself, such as a functional call of the forward made into a step.
+    """
+
+    stages: tuple[str, ...]
+    blocks: tuple[tuple[tuple[str, ...], ...], ...]
+    gaps: tuple[tuple[str | nn.Module, ...], ...]
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """The names of the modules that run after the last stage."""
+        return tuple(
+            name
+            for step in self.gaps[-1]
+            for name in ((step,) if isinstance(step, str) else leaves(step))
+        )
+
+
+class Holder(nn.Module):
+    """Stands for a module of the full net inside a step that needs only some of its children.
+
+    Its parameters and buffers, if any, are in the full net's own dicts, so that `.to()` reaches both.
+    """
+
+
+class Calls(Holder):
+    """A step made of several calls, which run on the full net's own modules and parameters.
+
+    The children stand under their dotted names in the full net.
+
+    Args:
+        train, eval: what runs in each mode; called with this step and its input.
+    """
+
+    def __init__(
+        self,
+        train: Callable[["Calls", Tensor], Tensor],
+        eval: Callable[["Calls", Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        self.in_train, self.in_eval = train, eval
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output of the last step to that of the next block, or the input to the logits."""
+        return self.in_train(self, x) if self.training else self.in_eval(self, x)
+
+
+def leaves(step: nn.Module, name: str = "") -> dict[str, nn.Module]:
+    """The modules that a step of `Calls` runs, by their dotted names in the full net."""
+    found: dict[str, nn.Module] = {}
+    for n, child in step._modules.items():
+        if isinstance(child, Holder):
+            found |= leaves(child, join(name, n))
+        elif child is not None:
+            found[join(name, n)] = child
+    return found
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module holds statistics or affine parameters of one activation distribution.
+
+    Norms that are no subclass of torch's (timm's RmsNorm) are known by their name.
+    """
+    if isinstance(module, _NORMS):
+        return True
+    own = any(True for _ in module.parameters(recurse=False))
+    return own and "Norm" in type(module).__name__
+
+
+def fork(module: nn.Module, norms: dict[str, nn.Module], name: str) -> nn.Module:
+    """`module` with norms of its own and everything else shared; itself if it holds no norm.
+
+    The new norms, copies of the present ones, are added to `norms` under their dotted names.
+    """
+    if is_norm(module):
+        norms[name] = deepcopy(module)
+        return norms[name]
+    children = {
+        n: None if child is None else fork(child, norms, join(name, n))
+        for n, child in module._modules.items()
+    }
+    return with_children(module, children)
+
+
+def replant(
+    module: nn.Module, own: Mapping[str, nn.Module], dropped: Collection[str], name: str = ""
+) -> nn.Module:
+    """`module` with the children in `own` (by dotted names) and without those in `dropped`.
+
+    A `Sequential` that loses numbered children counts the others anew, as the plain network of that
+    depth does.
+    """
+    children: dict[str, nn.Module | None] = {}
+    for n, child in module._modules.items():
+        full = join(name, n)
+        if full in own:
+            children[n] = own[full]
+        elif full not in dropped:
+            children[n] = None if child is None else replant(child, own, dropped, full)
+    if len(children) < len(module._modules) and all(n.isdecimal() for n in children):
+        children = {str(i): child for i, child in enumerate(children.values())}
+    return with_children(module, children)
+
+
+def with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
+    """A module like `module` over other children (itself if they are its own); the rest is shared.
+
+    The dicts of parameters and buffers are the very same objects, so that `.to()`, which replaces
+    buffers inside the dict, reaches both.
+    """
+    before = module._modules
+    if children.keys() == before.keys() and all(children[n] is before[n] for n in before):
+        return module
+    twin = module.__new__(type(module))
+    twin.__dict__.update(module.__dict__)
+    twin._modules = dict(children)
+    return twin
+
+
+def join(name: str, child: str) -> str:
+    """The dotted name of a child."""
+    return f"{name}.{child}" if name else child
