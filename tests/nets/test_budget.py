@@ -4,11 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn, zeros
+from torch import nn
 from torch.testing import assert_close
 
 import stepwell
@@ -184,7 +185,7 @@ def test_a_rewrite_that_fails_leaves_the_old_file(file, monkeypatch):
 
 
 def test_files_of_others_have_no_card_to_rewrite(tmp_path):
-    save_file({"w": zeros(1)}, tmp_path / "foreign")
+    save_file({"w": torch.zeros(1)}, tmp_path / "foreign")
     with pytest.raises(ValueError, match="no Stepwell header"):
         rewrite_card(tmp_path / "foreign", Card())
 
@@ -204,3 +205,12 @@ def test_a_fingerprint_is_the_networks(file):
     nn.init.zeros_(net.module.fc.bias)
     marks = {fingerprint(stepwell.save(net, file)), mark}
     assert len(marks) == 2
+
+
+def test_a_fingerprint_of_anothers_file_is_its_bytes(tmp_path):
+    for name, write in {"s": save_file, "t": torch.save}.items():
+        marks = set()
+        for value in (0.0, 0.0, 1.0):
+            write({"w": torch.full((1,), value)}, tmp_path / name)
+            marks.add(fingerprint(tmp_path / name))
+        assert len(marks) == 2

@@ -92,7 +92,7 @@ def fingerprint(path: Path) -> str:
     header, tensors = _read(path, plain_too=True)
     if header is None or "depths" not in header:
         with path.open("rb") as file:
-            return hashlib.filedigest(file, "sha256").hexdigest()[:16]
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     trained = [depth for depth, status in header["status"].items() if status != "calibrated"]
     kept = {
         "depths": {d: blocks for d, blocks in header["depths"].items() if d in trained},
