@@ -11,20 +11,23 @@ from pathlib import Path
 
 import torch
 
-NAMES = ("fit_loop", "joint_step", "help_time", "subnet_latency", "loader", "file_size")
+from stepwell.device import processor
+
+NAMES = (
+    "fit_loop",
+    "joint_step",
+    "help_time",
+    "subnet_latency",
+    "loader",
+    "file_size",
+    "evaluation",
+)
 RESULTS = Path(__file__).parent / "results"
 
 
 def hardware() -> str:
     """The processor and its threads."""
-    info = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip()
-        for line in (info.read_text().splitlines() if info.exists() else [])
-        if line.startswith("model name")
-    ]
-    name = names[0] if names else platform.machine()
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+    return f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
 
 
 def main() -> None:

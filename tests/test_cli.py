@@ -3,17 +3,29 @@
 import csv
 import inspect
 import json
+import re
+import shlex
 import shutil
 import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
+from safetensors.torch import load_file
+from torch.testing import assert_close
 
-from stepwell import __version__, cli
+import stepwell as library
+from stepwell import __version__, cli, serve
+from stepwell.cost import costs_of
+from stepwell.device import device_name
 from stepwell.nets import BUILDERS
-from stepwell.recipes import RECIPES, load_object
+from stepwell.nets.file import fingerprint, load, save
+from stepwell.recipes import RECIPES, classification, load_object
+from stepwell.serve import measure_cascade
 
 TRAIN = [
     "train", "ekd", "--data", "digits", "--net", "resnet20", "--depths", "8", "--epochs", "1",
@@ -28,6 +40,13 @@ def _warnings(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)  # a user reads them as notes
         yield
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch):
+    """What is timed here is timed shortly: no test looks at how long anything takes."""
+    monkeypatch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
+    monkeypatch.setattr(serve, "measure_cascade", partial(measure_cascade, seconds=0.01))
 
 
 @pytest.fixture
@@ -133,10 +152,128 @@ def test_predict_works_on_a_file_that_was_moved(stepwell, trained, tmp_path):
 def test_predict_within_a_budget(stepwell, trained, tmp_path):
     (path, *_) = digit_images(tmp_path / "in")
     code, _, err = stepwell("predict", trained, path, "--budget-ms", 1e6)
-    assert (code, "depth 20 needs at most" in err) == (0, True)
+    best = load(trained / "net.safetensors").for_budget(ms=1e6)
+    assert (code, err.startswith(f"depth {best}: ")) == (0, True)
     code, _, err = stepwell("predict", trained, path, "--budget-ms", 1e-6)
     assert (code, err.count("\n")) == (2, 1)
-    assert "the fastest takes" in err
+    assert "no depth has at most 1e-06 ms an image; the cheapest, 8, has" in err
+    code, out, err = stepwell("predict", trained, path, "--budget-macs", 1e6, "--json")
+    assert (code, json.loads(out)[0]["depth"]) == (0, "8")
+    code, out, err = stepwell("predict", trained, path, "--min-accuracy", 0, "--json")
+    assert (code, json.loads(out)[0]["depth"]) == (0, "8")
+
+
+def test_a_budget_on_a_device_without_a_table_measures_first(stepwell, trained, tmp_path):
+    (path, *_) = digit_images(tmp_path / "in")
+    net = load(trained / "net.safetensors")
+    net.card = replace(net.card, latency={"a phone": net.card.latency[device_name()]})
+    save(net, tmp_path / "net.safetensors")
+    code, _, err = stepwell("predict", tmp_path / "net.safetensors", path, "--budget-ms", 1e6)
+    assert (code, "note: measuring on" in err) == (0, True)
+    assert list(load(tmp_path / "net.safetensors").card.latency) == ["a phone"]
+
+
+def test_cost_keeps_its_table_in_the_file(stepwell, trained, tmp_path):
+    file = shutil.copy(trained / "net.safetensors", tmp_path / "net.safetensors")
+    before, whole = load_file(file), load(file)
+    here = device_name()
+    assert set(whole.card.latency) == {here}  # from training
+    assert {d: c["accuracy_on"] for d, c in whole.card.costs.items()} == dict.fromkeys(
+        whole.depths, "143 validation images"
+    )
+    net = load(file)
+    net.card = replace(net.card, latency={"a phone": whole.card.latency[here]}, costs={})
+    save(net, file)
+    code, _, err = stepwell("cost", file, "--save", "--json")
+    assert (code, "note: the accuracy of some depths is not known" in err) == (0, True)
+    code, out, err = stepwell("cost", file, "--save", "--data", "digits", "--json")
+    assert code == 0, err
+    card = load(file).card
+    assert set(card.latency) == {"a phone", here}
+    for depth, cost in json.loads(out).items():
+        assert cost["ms"] == card.latency[here][depth]["ms"]
+        for name in ("macs", "params", "accuracy", "accuracy_on"):
+            assert cost[name] == card.costs[depth][name] == whole.card.costs[depth][name]
+    code, out, _ = stepwell("cost", file, "--save", "--data", "digits", "--accuracy-on", "test")
+    assert (code, load(file).card.costs["8"]["accuracy_on"]) == (0, "359 test images")
+    assert_close(load_file(file), before, rtol=0, atol=0)
+
+
+def test_a_depth_nobody_trained_is_calibrated_and_then_accepted(stepwell, trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    code, out, err = stepwell(
+        "calibrate", run, "--depths", "14", "x=3,2,1", "--out", tmp_path / "more", "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["calibrated"] == ["14", "x"]
+    before = (run / "net.safetensors").read_bytes()
+    assert before == (trained / "net.safetensors").read_bytes()
+    assert stepwell("calibrate", run, "--depths", "14", "x=3,2,1")[0] == 0
+    net, old = load(run / "net.safetensors"), load(trained / "net.safetensors")
+    status = {"8": "trained", "14": "calibrated", "x": "calibrated", "20": "trained"}
+    assert net.status == status
+    assert fingerprint(run / "net.safetensors") == fingerprint(trained / "net.safetensors")
+    for name, value in old.tensors().items():
+        assert_close(net.tensors()[name], value, rtol=0, atol=0)
+    code, out, err = stepwell("eval", run, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert set(found["costs"]) == set(status)
+    assert 0 <= found["churn"]["14/churn/20"] <= 1
+    assert "x/negative_flips" in found["churn"]
+    # the run itself is as it was: training it again shows its own results
+    code, out, _ = stepwell(*TRAIN, "--out", run, "--json")
+    assert (code, json.loads(out)) == (0, json.loads((trained / "results.json").read_text()))
+    assert set(load(run / "net.safetensors").depths) == set(status)
+
+
+def test_a_run_that_is_being_written_is_left_alone(stepwell, trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    before = (run / "net.safetensors").read_bytes()
+    with FileLock(run / "lock"):
+        for command in (["cost", run, "--save"], ["calibrate", run, "--depths", "14"]):
+            code, _, err = stepwell(*command)
+            assert (code, "another process is writing to" in err) == (2, True), err
+    assert (run / "net.safetensors").read_bytes() == before
+    assert stepwell("cost", run / "net.safetensors", "--save")[0] == 0
+
+
+def test_a_student_of_a_network_whose_table_was_measured_again_goes_on(stepwell, trained, tmp_path):
+    teacher = tmp_path / "teacher.safetensors"
+    shutil.copy(trained / "net.safetensors", teacher)
+    arguments = [
+        "train", "distill", "--data", "digits", "--epochs", 1, "--batch-size", 256, "--json",
+        "--teacher", teacher, "--student", "resnet8", "--out", tmp_path / "s", "--device", "cpu",
+    ]  # fmt: skip
+    assert stepwell(*arguments)[0] == 0
+    assert stepwell("calibrate", teacher, "--depths", "14", "--data", "digits")[0] == 0
+    code, _, err = stepwell(*arguments)
+    assert code == 0, err
+
+
+def test_a_cascade_is_calibrated_kept_and_used(stepwell, trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    code, out, err = stepwell("eval", run, "--cascade", "--save", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    validation, test = found["cascade"]["validation"], found["cascade"]["test"]
+    assert validation["images"] == 143
+    assert test["images"] == 359
+    assert sum(test["shares"]) == pytest.approx(1)
+    assert test["full_accuracy"] == found["test"]["20/accuracy"]
+    assert load(run / "net.safetensors").card.cascade == validation
+    code, out, _ = stepwell("eval", run, "--cascade", "--budget-macs", "1.5e6")
+    assert (code, "cascade: at most 1.5e+06 MACs an image" in out) == (0, True)
+    digit_images(tmp_path / "in")
+    csv_file = tmp_path / "o.csv"
+    code, _, err = stepwell("predict", run, tmp_path / "in", "--cascade", "--csv", csv_file)
+    assert code == 0, err
+    with csv_file.open() as file:
+        assert {row["depth"] for row in csv.DictReader(file)} <= set(validation["depths"])
+    assert "cascade of" in stepwell("predict", run, tmp_path / "in", "--cascade")[1]
 
 
 def test_one_bad_image_stops_no_other(stepwell, trained, tmp_path):
@@ -225,6 +362,24 @@ def test_other_recipes_train_and_teach(stepwell, trained, tmp_path):
     assert phases == {"full", "nest"}
 
 
+def test_what_the_page_on_budgets_shows_runs(stepwell, trained, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "budgets.md").read_text()
+    page = page.replace("0.95", "0.1")  # the run here is trained for an epoch
+    shutil.copytree(trained, tmp_path / "runs" / "digits")
+    digit_images(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^    stepwell (.*)$", page, re.MULTILINE)
+    assert commands[0].startswith("train ekd --data digits")
+    for line in commands[1:]:
+        code, _, err = stepwell(*shlex.split(line))
+        assert code == 0, f"{line}: {err}"
+    names = {"stepwell": library, "images": torch.randn(2, 3, 8, 8)}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(code, "budgets.md", "exec"), names)
+    assert names["cascade"].depths == ("8", "20")
+    assert "Cascade" in library.__all__
+
+
 BAD = {
     "unknown command": (["trian"], "no command 'trian'; there are list, train"),
     "unknown recipe": (["train", "nothing"], "no recipe 'nothing'; there are ekd"),
@@ -303,7 +458,39 @@ BAD = {
     "verify what": (["verify", "nothing"], "no system 'nothing'"),
     "depth or budget": (
         ["predict", "{run}", "{tmp}/i.png", "--depth", "8", "--budget-ms", "3"],
-        "give --depth or --budget-ms, not both",
+        "give one of --depth, a budget (--budget-ms, --budget-macs, --min-accuracy), --cascade",
+    ),
+    "percent": (
+        ["predict", "{run}", "{tmp}/i.png", "--min-accuracy", "95"],
+        "an accuracy is a share between 0 and 1 (0.95 is 95 %), not 95",
+    ),
+    "no cascade": (
+        ["predict", "{run}", "{tmp}/i.png", "--cascade"],
+        "this network has no cascade yet: `stepwell eval RUN --cascade --save`",
+    ),
+    "whose target": (["eval", "{run}", "--target-accuracy", "0.9"], "say more about --cascade"),
+    "no such target": (
+        ["eval", "{run}", "--cascade", "--budget-macs", "10"],
+        "no cascade reaches the goal on the 143 validation images (at most 10 MACs an image)",
+    ),
+    "two goals": (
+        ["eval", "{run}", "--cascade", "--budget-macs", "1e6", "--target-accuracy", "0.5"],
+        "a cascade has one goal",
+    ),
+    "save what": (["cost", "resnet20", "--save"], "in the file of a network: name a run"),
+    "save size": (["cost", "{run}", "--save", "--size", "16"], "the network's own size, 8"),
+    "nothing to calibrate": (["calibrate", "{run}"], "has no depth to calibrate"),
+    "calibrate deeper": (
+        ["calibrate", "{run}", "--depths", "x=3,3,4"],
+        "layer3 can keep 1 to 3 blocks",
+    ),
+    "calibrate to": (
+        ["calibrate", "{run}", "--depths", "14", "--out", "{tmp}/no/net"],
+        "there is no folder",
+    ),
+    "graphs beside": (
+        ["calibrate", "{tmp}/shipped/net.safetensors", "--depths", "14", "--data", "digits"],
+        "may read its weights from",
     ),
     "teacher": (
         ["train", "distill", "--data", "{folder}", "--teacher", "{run}", "--out", "{tmp}/r"],
@@ -323,6 +510,9 @@ def test_bad_input_is_one_line_and_exit_code_2(stepwell, trained, tmp_path, imag
     (tmp_path / "bad.safetensors").write_bytes(whole[: len(whole) // 2])
     torch.save({"w": torch.zeros(1)}, tmp_path / "p.pt")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "shipped").mkdir()
+    shutil.copy(trained / "net.safetensors", tmp_path / "shipped")
+    (tmp_path / "shipped" / "8.onnx").touch()
     Image.new("RGB", (8, 8)).save(tmp_path / "i.png")
     before = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}
     folder = image_folder(size=(8, 8))

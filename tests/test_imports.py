@@ -12,10 +12,11 @@ from stepwell.claims import CLAIMS
 from stepwell.claims.sources import PACKAGE, imported_modules
 from stepwell.recipes import RECIPES, load_object
 
-BASE = {"types", "files"}
+BASE = {"types", "files", "device"}
 MAY_IMPORT = {
     "types": set(),
     "files": set(),
+    "device": set(),
     "catalog": set(),
     "console": set(),
     "losses": BASE,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from stepwell.nets import NestedNet as NestedNet
     from stepwell.nets import build as build
     from stepwell.nets.calibrate import calibrate as calibrate
+    from stepwell.nets.cascade import Cascade as Cascade
     from stepwell.nets.file import load as load
     from stepwell.nets.file import save as save
     from stepwell.nets.nest import nest as nest
@@ -47,6 +48,7 @@ _WHERE = {
     "Card": "nets",
     "NestedNet": "nets",
     "build": "nets",
+    "Cascade": "nets.cascade",
     "calibrate": "nets.calibrate",
     "load": "nets.file",
     "save": "nets.file",

@@ -69,6 +69,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "eval": commands.eval_,
     "cost": commands.cost,
+    "calibrate": commands.calibrate,
     "predict": commands.predict,
     "export": commands.export,
     "patch": commands.patch,

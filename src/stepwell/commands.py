@@ -4,7 +4,9 @@ Signatures are the flags. Heavy imports stand inside the functions, so that `--h
 no torch.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,11 +16,14 @@ from tyro.conf import Positional
 from stepwell.catalog import DATA, NETWORKS
 from stepwell.claims import CLAIMS
 from stepwell.console import (
+    big,
     depth_table,
     fail,
     print_json,
     say,
     show,
+    show_cascade,
+    show_churn,
     show_claims,
     show_classes,
     show_conditions,
@@ -28,8 +33,12 @@ from stepwell.console import (
 )
 from stepwell.recipes import RECIPES
 
-EVALUATED = ("blocks", "params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
-COSTS = ("blocks", "params", "macs", "peak_bytes", "ms", "ms_low", "ms_high")
+EVALUATED = (
+    "blocks", "params", "macs", "accuracy", "nll", "ece", "agreement", "negative_flips",
+    "positive_flips", "ms",
+)  # fmt: skip
+COSTS = ("blocks", "params", "macs", "peak_bytes", "accuracy", "ms", "ms_low", "ms_high")
+CALIBRATED = ("blocks", "params", "macs", "accuracy", "ms")
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON document instead of a table")]
 
 
@@ -55,31 +64,73 @@ def list_(*, json: Json = False) -> None:
         show(table(titles[kind], ["name", "what it is"], entries.items(), words=2))
 
 
-def eval_(run: Positional[Path], *, data: str | None = None, json: Json = False) -> None:
-    """Measure every depth of a trained network: accuracy, calibration, MACs, latency.
+def eval_(
+    run: Positional[Path],
+    *,
+    data: str | None = None,
+    cascade: bool = False,
+    target_accuracy: float | None = None,
+    budget_macs: float | None = None,
+    save: bool = False,
+    json: Json = False,
+) -> None:
+    """Measure every depth of a trained network: accuracy, calibration, churn, MACs, latency.
 
     Examples:
         stepwell eval runs/digits
         stepwell eval runs/photos --data other-photos/ --json
+        stepwell eval runs/digits --cascade --target-accuracy 0.97 --save
 
     Args:
         run: a run directory, or the file of its network.
         data: a folder or a name; its test part is used. By default the data of the run.
+        cascade: also find the best cascade (shallow first, deeper when unsure) on the validation
+            part, and measure it on the test part.
+        target_accuracy: of the cascade on the validation part; the full net's own by default.
+        budget_macs: mean MACs an image of the cascade, in place of a target.
+        save: keep the cascade in the network's file, for `stepwell predict --cascade`.
     """
-    from stepwell.evaluation import evaluate
+    from stepwell.evaluation import churn, gather_logits
+    from stepwell.evaluation.accuracy import measures
+    from stepwell.nets.cascade import Cascade
+    from stepwell.nets.file import rewrite_card
     from stepwell.recipes.classification import cost_table
+    from stepwell.serve import calibrate_cascade, measure_cascade
 
+    if not cascade and (save or target_accuracy is not None or budget_macs is not None):
+        raise ValueError("--target-accuracy, --budget-macs and --save say more about --cascade")
     net, config = network_of(run)
     net.require_ready()
-    batches = _parts(net, run, config, data).test
-    test = evaluate(net.logits_by_depth, batches, net.card.classes)
+    parts = _parts(net, run, config, data)
+    logits, labels = gather_logits(net.logits_by_depth, parts.test)
+    test, flips = measures(logits, labels, net.card.classes), churn(logits, labels)
     costs = cost_table(net, net.card.size)
+    found: dict[str, Any] = {"test": test, "churn": flips, "examples": len(labels), "costs": costs}
+    if cascade:
+        if parts.validation is None:
+            raise ValueError(
+                f"{run} set no validation part aside (--val-fraction 0), and thresholds that were "
+                "set on test images would look better than they are: name other data with --data"
+            )
+        chosen = calibrate_cascade(
+            net, parts.validation, accuracy=target_accuracy, macs=budget_macs
+        )
+        net.card = replace(net.card, cascade=chosen)
+        measured = measure_cascade(Cascade.of(net), parts.test)
+        found["cascade"] = {"validation": chosen, "test": measured}
+        if save:
+            with _rewriting(run) as file:
+                rewrite_card(file, net.card)
+            say(f"the cascade is kept in {file}")
     if json:
-        print_json({"test": test, "examples": len(batches.images), "costs": costs})
+        print_json(found)
         return
-    show(depth_table(f"{run} on {len(batches.images)} images", EVALUATED, costs, test))
+    show(depth_table(f"{run} on {len(labels)} images", EVALUATED, costs, test | flips))
+    show_churn(flips)
     show_classes(test)
     show_conditions(costs)
+    if cascade:
+        show_cascade(chosen, measured)
 
 
 def cost(
@@ -90,13 +141,16 @@ def cost(
     num_classes: int = 1000,
     stem: Literal["imagenet", "small"] | None = None,
     batch: int = 1,
+    save: bool = False,
+    accuracy_on: Literal["validation", "test"] | None = None,
+    data: str | None = None,
     json: Json = False,
 ) -> None:
     """Measure what every depth of a network costs: params, MACs, memory, ms.
 
     Examples:
         stepwell cost resnet34 --depths 18 --size 224
-        stepwell cost runs/digits
+        stepwell cost runs/digits --save
 
     Args:
         network: a name (`stepwell list`), a run directory, or the file of a network.
@@ -105,14 +159,26 @@ def cost(
         num_classes: classes of a network given by name.
         stem: first layers, where there is a choice; the small ones are for about 32 pixels.
         batch: images at once.
+        save: keep the times in the network's file, under this device and its threads, for
+            `net.for_budget` and `stepwell predict --budget-ms`.
+        accuracy_on: with --save: measure every depth's accuracy again, on this part of the data. By
+            default what is not known yet is measured on the validation part.
+        data: a folder or a name to measure accuracy on; by default the data of the run.
     """
     from stepwell.nets import build, builder_of
     from stepwell.recipes.classification import check_size, cost_table, input_arguments
 
     if batch < 1:
         raise ValueError(f"--batch must be at least 1, not {batch}")
-    if Path(network).exists():
-        net, _ = network_of(Path(network))
+    known = Path(network).exists()
+    if save and (not known or batch != 1):
+        raise ValueError("--save keeps times of one image in the file of a network: name a run")
+    if not save and (accuracy_on or data):
+        raise ValueError("--accuracy-on and --data say more about --save")
+    if known:
+        net, config = network_of(Path(network))
+        if save and size not in (None, net.card.size):
+            raise ValueError(f"--save measures at the network's own size, {net.card.size}")
         size = size or net.card.size
     else:
         builder = builder_of(network)
@@ -121,11 +187,104 @@ def cost(
         net = build(network, depths, num_classes=num_classes, **arguments)
     check_size(net, size)
     costs = cost_table(net, size, batch=batch)
+    if save:
+        costs = _save_costs(net, Path(network), config, costs, accuracy_on, data)
     if json:
         print_json(costs)
         return
     show(depth_table(f"{network} at {size}×{size}", COSTS, costs))
     show_conditions(costs)
+
+
+def _save_costs(
+    net: Any,
+    run: Path,
+    config: Mapping[str, Any],
+    costs: Mapping[str, Mapping[str, Any]],
+    part: Literal["validation", "test"] | None,
+    data: str | None,
+) -> dict[str, dict[str, Any]]:
+    """Write the measured table to the network's file; `costs` with the accuracies it then holds."""
+    from stepwell.device import device_name
+    from stepwell.nets.file import rewrite_card
+    from stepwell.recipes.classification import with_accuracy
+
+    net.card = net.card.with_costs(costs, device_name())
+    unknown = any(
+        "accuracy" not in net.card.costs[d] for d, s in net.status.items() if s != "fresh"
+    )
+    if part or data or (unknown and config):
+        parts = _parts(net, run, config, data)
+        batches = parts.test if part == "test" else parts.validation
+        if batches is None:
+            say(f"note: {run} has no validation part: name one with --data, or --accuracy-on test")
+        else:
+            net.card = with_accuracy(net, batches, part or "validation")
+    elif unknown:
+        say("note: the accuracy of some depths is not known: measure it with --data")
+    with _rewriting(run) as file:
+        rewrite_card(file, net.card)
+    say(f"kept in {file} for {device_name()}")
+    return {depth: {**cost} | net.card.costs[depth] for depth, cost in costs.items()}
+
+
+def calibrate(
+    run: Positional[Path],
+    *,
+    depths: tuple[str, ...] = (),
+    data: str | None = None,
+    out: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Add depths that nobody trained to a network, with norm statistics from its training images.
+
+    One pass over the images calibrates all of them; what was trained stays as it is.
+
+    Examples:
+        stepwell calibrate runs/digits --depths middle=4,3,3
+        stepwell calibrate runs/digits --depths 14 23=4,4,3 --out more.safetensors
+
+    Args:
+        run: a run directory, or the file of its network.
+        depths: the depths to add, by the family's names (20) or as NAME=BLOCKS,BLOCKS,... a stage.
+        data: a folder or a name; its training part is used. By default the data of the run.
+        out: the file to write; by default the network's own is replaced.
+    """
+    from stepwell.device import device_name
+    from stepwell.nets import named_depths
+    from stepwell.nets.calibrate import calibrate as calibrate_norms
+    from stepwell.nets.file import save
+    from stepwell.recipes.classification import cost_table, with_accuracy
+
+    if out is not None and not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if out is not None and out.is_dir():
+        raise ValueError(f"--out {out} is a folder: name a file")
+    net, config = network_of(run)
+    for name, blocks in named_depths(net.builder[0], depths).items():
+        net.add_depth(name, blocks)
+    new = [depth for depth, status in net.status.items() if status == "fresh"]
+    if not new:
+        raise ValueError(f"{run} has no depth to calibrate: add some with --depths NAME=BLOCKS,...")
+    parts = _parts(net, run, config, data)
+    calibrate_norms(net, parts.train)
+    net.card = net.card.with_costs(cost_table(net, net.card.size), device_name())
+    if parts.validation is not None:
+        net.card = with_accuracy(net, parts.validation, "validation")
+    if out is None:
+        with _rewriting(run) as file:
+            save(net, file)
+    else:
+        file = save(net, out)
+    times = net.card.latency[device_name()]
+    costs = {d: net.card.costs[d] | times[d] | {"status": s} for d, s in net.status.items()}
+    if json:
+        print_json({"calibrated": new, "file": str(file), "depths": costs})
+        return
+    show(depth_table(f"{file}", CALIBRATED, costs))
+    if parts.validation is not None:
+        show(f"accuracy: of {len(parts.validation.images)} validation images", style="dim")
+    say(f"calibrated {', '.join(new)} on {len(parts.train.images)} training images; wrote {file}")
 
 
 def predict(
@@ -134,6 +293,9 @@ def predict(
     *,
     depth: str | None = None,
     budget_ms: float | None = None,
+    budget_macs: float | None = None,
+    min_accuracy: float | None = None,
+    cascade: bool = False,
     csv: Path | None = None,
     json: Json = False,
 ) -> None:
@@ -143,29 +305,38 @@ def predict(
         stepwell predict runs/digits three.png
         stepwell predict runs/photos holiday/ --depth 18 --csv holiday.csv
         stepwell predict runs/photos holiday/ --budget-ms 5
+        stepwell predict runs/photos holiday/ --cascade
 
     Args:
         run: a run directory, or the file of its network.
         files: images, or folders of images.
         depth: which depth predicts; the full net by default.
-        budget_ms: take the deepest depth that needs at most so many milliseconds an image here.
-        csv: write file, class and probability to this file.
+        budget_ms: take the most accurate depth that needs at most so many milliseconds an image here,
+            by the table in the network's file (`stepwell cost RUN --save`), else measured now.
+        budget_macs: take the most accurate depth that needs at most so many MACs an image.
+        min_accuracy: take the cheapest depth with at least this accuracy (0.95 is 95 %).
+        cascade: shallow first, deeper when unsure, as `stepwell eval RUN --cascade --save` found it.
+        csv: write file, class, probability and depth to this file.
     """
-    from stepwell.serve import depth_within, expand, predict_files, to_csv
+    from stepwell.nets.cascade import Cascade
+    from stepwell.serve import expand, predict_files, to_csv
 
-    if depth is not None and budget_ms is not None:
-        raise ValueError("give --depth or --budget-ms, not both")
-    if budget_ms is not None and not budget_ms > 0:
-        raise ValueError(f"--budget-ms must be a positive number, not {budget_ms}")
+    asked = {"ms": budget_ms, "macs": budget_macs, "accuracy": min_accuracy}
+    budget = {name: value for name, value in asked.items() if value is not None}
+    if (depth is not None) + bool(budget) + cascade > 1:
+        raise ValueError(
+            "give one of --depth, a budget (--budget-ms, --budget-macs, --min-accuracy), --cascade"
+        )
     if csv is not None and not csv.parent.is_dir():
         raise ValueError(f"--csv {csv}: there is no folder {csv.parent}; make it first")
     net, _ = network_of(run)
-    if budget_ms is not None:
-        depth = depth_within(net, budget_ms)
-        say(f"depth {depth} needs at most {budget_ms} ms an image here")
+    if budget:
+        depth = _depth_within(net, budget)
     depth = net.full if depth is None else depth
-    net.require_ready(depth)
-    predictions = list(predict_files(net, depth, expand(files)))
+    by: str | Cascade = Cascade.of(net) if cascade else depth
+    if not cascade:
+        net.require_ready(depth)
+    predictions = list(predict_files(net, by, expand(files)))
     readable = [p for p in predictions if not p.error]
     if csv is not None:
         to_csv(csv, predictions)
@@ -173,12 +344,34 @@ def predict(
     if json:
         print_json([p._asdict() | {"file": str(p.file)} for p in predictions])
     elif csv is None:
-        rows = [[str(p.file), p.label, f"{100 * p.probability:.1f} %"] for p in readable]
-        show(table(f"depth {depth}", ["file", "class", "probability"], rows, words=2))
+        rows = [[str(p.file), p.label, f"{100 * p.probability:.1f} %", p.depth] for p in readable]
+        title = f"depth {by}" if isinstance(by, str) else f"cascade of {', '.join(by.depths)}"
+        show(table(title, ["file", "class", "probability", "depth"], rows, words=2))
     if bad := [p for p in predictions if p.error]:
         for p in bad[:10]:
             fail(p.error)
         raise ValueError(f"{len(bad)} of {len(predictions)} images could not be read")
+
+
+def _depth_within(net: Any, budget: dict[str, float]) -> str:
+    """The depth for a budget; what the file does not know of this device is measured first."""
+    from stepwell.device import device_name
+    from stepwell.recipes.classification import cost_table
+
+    here = device_name()
+    known = net.card.latency.get(here, {}) if "ms" in budget else net.card.costs
+    if any(depth not in known for depth, status in net.status.items() if status != "fresh"):
+        say(f"note: measuring on {here}; to keep the times: stepwell cost RUN --save")
+        net.card = net.card.with_costs(cost_table(net, net.card.size), here)
+    depth: str = net.for_budget(**budget)
+    row = net.card.costs[depth] | net.card.latency.get(here, {}).get(depth, {})
+    told = [f"{big(row['macs'])} MACs an image"]
+    if "ms" in row:
+        told.append(f"{row['ms']:.2f} ms an image here")
+    if "accuracy" in row:
+        told.append(f"{100 * row['accuracy']:.2f} % of {row['accuracy_on']} right")
+    say(f"depth {depth}: {', '.join(told)}")
+    return depth
 
 
 def export(
@@ -373,6 +566,32 @@ def network_of(path: Path) -> tuple[Any, Mapping[str, Any]]:
     return net, json.loads(config.read_text()) if config.exists() else {}
 
 
+def _parts(net: Any, run: Path, config: Mapping[str, Any], data: str | None) -> Any:
+    """The parts of `data`, or of the run's own, as the network expects them."""
+    from stepwell.recipes.classification import parts_for
+
+    if data is not None and data != config.get("arguments", {}).get("data"):
+        return parts_for(net, data)
+    name = _data_of(run, config)
+    seen = config["data"]["fingerprint"] if data is None else None
+    return parts_for(net, name, seen, config["arguments"].get("val_fraction", 0.0))
+
+
+@contextlib.contextmanager
+def _rewriting(run: Path) -> Iterator[Path]:
+    """The file of a network, to be replaced while nobody else writes to its run."""
+    from stepwell.training.run import writing
+
+    file = run / "net.safetensors" if run.is_dir() else run
+    if graphs := sorted(file.parent.glob("*.onnx")):
+        raise ValueError(
+            f"{graphs[0]} may read its weights from {file}, so that must stay as it is: change the "
+            "run's own file, and export again"
+        )
+    with writing(file.parent):
+        yield file
+
+
 def _data_of(run: Path, config: Mapping[str, Any]) -> str:
     if not config:
         raise ValueError(f"{run} is not in a run directory, so say what to measure on with --data")
@@ -414,14 +633,3 @@ def _sample_of(
     part = "test" if parts.validation is None else "validation"
     images = take(parts.validation or parts.test, 64)
     return Sample(images, part), Int8(parts.train, parts.test) if int8 else None
-
-
-def _parts(net: Any, run: Path, config: Mapping[str, Any], data: str | None) -> Any:
-    """The parts of `data`, or of the run's own, as the network expects them."""
-    from stepwell.recipes.classification import parts_for
-
-    if data is not None and data != config.get("arguments", {}).get("data"):
-        return parts_for(net, data)
-    name = _data_of(run, config)
-    seen = config["data"]["fingerprint"] if data is None else None
-    return parts_for(net, name, seen, config["arguments"].get("val_fraction", 0.0))

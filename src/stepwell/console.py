@@ -49,6 +49,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "nll": ("NLL", lambda v: f"{v:.3f}"),
     "ece": ("ECE", lambda v: f"{v:.3f}"),
     "agreement": ("agreement", lambda v: f"{100 * v:.1f} %"),
+    "negative_flips": ("made wrong", lambda v: f"{100 * v:.1f} %"),
+    "positive_flips": ("made right", lambda v: f"{100 * v:.1f} %"),
     "peak_bytes": ("peak memory", lambda v: f"{v / 2**20:.2f} MiB"),
     "ms": ("ms per image", lambda v: f"{v:.2f}"),
     "ms_low": ("10 %", lambda v: f"{v:.2f}"),
@@ -101,6 +103,43 @@ def show_conditions(costs: Mapping[str, Mapping[str, Any]]) -> None:
     cost = next(iter(costs.values()))
     threads = f"{cost['threads']} thread{'s' * (cost['threads'] != 1)}"
     show(f"ms: median at batch {cost['batch']} on {threads}", style="dim")
+
+
+def show_churn(churn: Mapping[str, float]) -> None:
+    """The share of predictions that flip between each two depths; two alone show it as agreement."""
+    pairs = {tuple(name.split("/churn/")): v for name, v in churn.items() if "/churn/" in name}
+    depths = list(dict.fromkeys(d for pair in pairs for d in pair))
+    if len(depths) < 3:
+        return
+    rows = [
+        [a, *(f"{100 * pairs.get((a, b), pairs.get((b, a), 0.0)):.1f} %" for b in depths)]
+        for a in depths
+    ]
+    show(table("predictions that flip between depths", ["depth", *depths], rows))
+
+
+def show_cascade(found: Mapping[str, Any], test: Mapping[str, Any]) -> None:
+    """A cascade's thresholds, and what it does on validation and on test images."""
+    thresholds = [*(f"{t:.4f}" for t in found["thresholds"]), "the rest"]
+    rows = [
+        [depth, threshold, f"{100 * seen:.1f} %", f"{100 * tested:.1f} %"]
+        for depth, threshold, seen, tested in zip(
+            found["depths"], thresholds, found["shares"], test["shares"], strict=True
+        )
+    ]
+    columns = ["depth", "answers from", "answered, validation", "answered, test"]
+    show(table(f"cascade: {found['goal']}", columns, rows))
+    sigma = (found["accuracy"] * (1 - found["accuracy"]) / found["images"]) ** 0.5
+    for line in (
+        f"accuracy on {found['images']} validation images, where the thresholds were set: "
+        f"{100 * found['accuracy']:.2f} % (±{196 * sigma:.1f} points)",
+        f"accuracy on {test['images']} test images: {100 * test['accuracy']:.2f} % "
+        f"(full net: {100 * test['full_accuracy']:.2f} %)",
+        f"mean MACs an image: {big(found['macs'])} on validation, {big(test['macs'])} on test "
+        f"(full net: {big(test['full_macs'])})",
+        f"mean ms, one image at a time: {test['ms']:.2f} (full net: {test['full_ms']:.2f})",
+    ):
+        show(line)
 
 
 def show_classes(test: Mapping[str, float]) -> None:

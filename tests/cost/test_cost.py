@@ -6,7 +6,8 @@ from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.vision_transformer import VisionTransformer
 
-from stepwell.cost import cost_of, count_macs, measure_latency, peak_bytes
+from stepwell.cost import cost_of, count_macs, measure_latency, peak_bytes, time_each
+from stepwell.cost.latency import measure_latencies
 from stepwell.nets import build
 
 
@@ -120,3 +121,24 @@ def test_all_costs_of_a_network():
     assert (got["batch"], got["threads"]) == (4, torch.get_num_threads())
     assert got["peak_bytes"] >= 4 * 16 * 8 * 8 * 4
     assert module.training
+
+
+def test_networks_are_timed_in_turns():
+    turns = []
+    calls = {name: lambda name=name: turns.append(name) for name in "ab"}
+    times = measure_latencies(calls, seconds=0.0, warmup=1, least=6, rounds=3)
+    assert "".join(turns) == "aaabbb" * 3  # a warm-up and two of the six, three times
+    assert set(times) == {"a", "b"}
+
+
+def test_each_input_has_its_own_time():
+    inputs = [torch.tensor(s) for s in (0.0, 0.01, 0.0, 0.01)]
+
+    def call(x):
+        time.sleep(float(x))
+        return x
+
+    times = time_each({"one": call, "two": call}, inputs, warmup=1)
+    for ms in times.values():
+        assert len(ms) == 4
+        assert max(ms[0], ms[2]) < 10 <= min(ms[1], ms[3])

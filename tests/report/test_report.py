@@ -168,6 +168,20 @@ def test_disagreements_are_counted_and_come_first(tmp_path):
     assert 'aria-label="wrong"' in others
 
 
+def test_churn_is_shown_for_each_pair_of_depths(tmp_path):
+    page = page_of(fabricate(tmp_path / "run"))
+    part = page.split("Predictions that flip between depths")[1].split("</table>")[0]
+    cells = [re.findall("<td[^>]*>([^<]*)</td>", row) for row in part.split("<tr>")[2:]]
+    # of 360 examples, 20 and 26 differ in one, 26 and 32 in one, and the full net 32 is wrong in both
+    assert cells == [
+        ["20", "–", "0.3%", "0.6%", "0.0%", "0.6%"],
+        ["26", "0.3%", "–", "0.3%", "0.0%", "0.3%"],
+        ["32", "0.6%", "0.3%", "–", "–", "–"],
+    ]
+    alone = page_of(fabricate(tmp_path / "alone", depths=("20",)))
+    assert "Predictions that flip" not in alone
+
+
 def test_reliability_and_examples_use_the_stored_logits(tmp_path):
     run = fabricate(tmp_path / "run")
     found = arrays(DEPTHS)

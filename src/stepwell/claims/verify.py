@@ -14,6 +14,7 @@ from stepwell.claims import CLAIMS
 from stepwell.claims.page import render
 from stepwell.claims.study import Results, Study, judge, only, run_study, summary
 from stepwell.console import say
+from stepwell.device import processor
 from stepwell.files import write_whole
 from stepwell.recipes import load_object
 from stepwell.training import Loop
@@ -103,7 +104,7 @@ def describe(
         "arguments": {k: v for k, v in common.items() if k != "loop"} | {"precision": precision},
         "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
         "commit": commit(),
-        "hardware": f"{_processor()}, {os.cpu_count()} cores{threads}",
+        "hardware": f"{processor()}, {os.cpu_count()} cores{threads}",
         "date": time.strftime("%Y-%m-%d"),
         "seconds": sum(r["seconds"] for r in every),
         "arms": {arm: _arm(by_seed) for arm, by_seed in results.items()},
@@ -123,13 +124,3 @@ def _arm(by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     runs = list(by_seed.values())
     measures = {name: summary([r["test"][name] for r in runs]) for name in runs[0]["test"]}
     return measures | {n: summary([r[n] for r in runs]) for n in ("seconds", "cpu_seconds")}
-
-
-def _processor() -> str:
-    """The processor's name, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -1,8 +1,17 @@
 """What a network costs: parameters, MACs, memory and measured time."""
 
-from stepwell.cost.flops import count_macs
-from stepwell.cost.latency import Latency, measure_latency
+from stepwell.cost.flops import count_macs, count_macs_of_steps
+from stepwell.cost.latency import Latency, measure_latency, time_each
 from stepwell.cost.memory import peak_bytes
-from stepwell.cost.table import cost_of
+from stepwell.cost.table import cost_of, costs_of
 
-__all__ = ["Latency", "cost_of", "count_macs", "measure_latency", "peak_bytes"]
+__all__ = [
+    "Latency",
+    "cost_of",
+    "costs_of",
+    "count_macs",
+    "count_macs_of_steps",
+    "measure_latency",
+    "peak_bytes",
+    "time_each",
+]

@@ -1,10 +1,11 @@
 """Time by the clock."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Latency(NamedTuple):
@@ -22,15 +23,74 @@ def measure_latency(
 
     On a GPU `call` must end with a synchronisation.
     """
-    for _ in range(warmup):
-        call()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < least or (time.perf_counter() < end and len(times) < 10_000):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
+    return measure_latencies({"": call}, seconds=seconds, warmup=warmup, least=least)[""]
+
+
+def measure_latencies(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float = 0.5,
+    warmup: int = 5,
+    least: int = 10,
+    rounds: int = 1,
+) -> dict[str, Latency]:
+    """Time several calls, each as `measure_latency` does, in `rounds` turns.
+
+    A machine that is busy for a while then slows all of them, not the one whose turn it was.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(1, rounds + 1):
+        for name, call in calls.items():
+            for _ in range(warmup):
+                call()
+            end = time.perf_counter() + seconds / rounds
+            so_far = times[name]
+            while len(so_far) * rounds < least * turn or (
+                time.perf_counter() < end and len(so_far) < 10_000
+            ):
+                start = time.perf_counter()
+                call()
+                so_far.append(time.perf_counter() - start)
+    return {name: _latency(found) for name, found in times.items()}
+
+
+def _latency(times: Sequence[float]) -> Latency:
     low, middle, high = torch.tensor(times, dtype=torch.float64).quantile(
         torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     )
     return Latency(*(1000 * float(t) for t in (middle, low, high)))
+
+
+def time_each(
+    calls: Mapping[str, Callable[[Tensor], Tensor]],
+    inputs: Sequence[Tensor],
+    *,
+    seconds: float = 2.0,
+    warmup: int = 5,
+    least: int = 10,
+) -> dict[str, list[float]]:
+    """Milliseconds of each call on each input, for calls whose time depends on it.
+
+    The calls take turns on each input, so that a machine that drifts drifts for all. It ends with the
+    inputs, or after about `seconds` and at least `least` of them.
+    """
+    for call in calls.values():
+        for x in inputs[:warmup]:
+            synchronised(call(x))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    for i, x in enumerate(inputs):
+        if i >= least and time.perf_counter() > end:
+            break
+        for name, call in calls.items():
+            start = time.perf_counter()
+            synchronised(call(x))
+            times[name].append(1000 * (time.perf_counter() - start))
+    return times
+
+
+def synchronised(output: Tensor) -> Tensor:
+    """`output` when it is there: a GPU's calls return before their work is done."""
+    if output.is_cuda:
+        torch.cuda.synchronize(output.device)
+    return output

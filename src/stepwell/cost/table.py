@@ -1,13 +1,18 @@
-"""All costs of one plain network in one call."""
+"""All costs of plain networks in one call."""
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stepwell.cost.flops import count_macs
-from stepwell.cost.latency import measure_latency
+from stepwell.cost.latency import measure_latencies, synchronised
 from stepwell.cost.memory import peak_bytes
+
+#: Turns in which networks are timed side by side.
+ROUNDS = 5
 
 
 def cost_of(module: nn.Module, x: Tensor, *, seconds: float = 0.5) -> dict[str, Any]:
@@ -17,29 +22,40 @@ def cost_of(module: nn.Module, x: Tensor, *, seconds: float = 0.5) -> dict[str, 
         "params"; "macs" an example; "peak_bytes" of live tensors for the batch; "ms" an example (the
         median over calls), "ms_low" and "ms_high" its 10 % and 90 % quantiles; "batch" and "threads".
     """
-    was_training = module.training
-    module.eval()
+    return costs_of({"": module}, x, seconds=seconds)[""]
+
+
+def costs_of(
+    modules: Mapping[str, nn.Module], x: Tensor, *, seconds: float = 0.5
+) -> dict[str, dict[str, Any]]:
+    """What each of several networks costs, as for `cost_of`, timed in turns for `seconds` each."""
+    were_training = [module.training for module in modules.values()]
+    for module in modules.values():
+        module.eval()
     batch = len(x)
     try:
-        macs = count_macs(module, x)
+        macs = {name: count_macs(module, x) for name, module in modules.items()}
         with torch.inference_mode():
-            peak = peak_bytes(lambda: module(x))
-            time = measure_latency(lambda: _synchronised(module(x)), seconds=seconds)
+            peak = {name: peak_bytes(partial(m, x)) for name, m in modules.items()}
+            calls = {name: partial(_run, module, x) for name, module in modules.items()}
+            times = measure_latencies(calls, seconds=seconds, rounds=ROUNDS)
     finally:
-        module.train(was_training)
+        for module, training in zip(modules.values(), were_training, strict=True):
+            module.train(training)
     return {
-        "params": sum(p.numel() for p in module.parameters()),
-        "macs": macs // batch,
-        "peak_bytes": peak,
-        "ms": time.ms / batch,
-        "ms_low": time.low / batch,
-        "ms_high": time.high / batch,
-        "batch": batch,
-        "threads": torch.get_num_threads(),
+        name: {
+            "params": sum(p.numel() for p in module.parameters()),
+            "macs": macs[name] // batch,
+            "peak_bytes": peak[name],
+            "ms": times[name].ms / batch,
+            "ms_low": times[name].low / batch,
+            "ms_high": times[name].high / batch,
+            "batch": batch,
+            "threads": torch.get_num_threads(),
+        }
+        for name, module in modules.items()
     }
 
 
-def _synchronised(output: Tensor) -> Tensor:
-    if output.is_cuda:
-        torch.cuda.synchronize(output.device)
-    return output
+def _run(module: nn.Module, x: Tensor) -> None:
+    synchronised(module(x))

@@ -8,8 +8,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from stepwell.nets import convnext, densenet, mobilenet, resnet, vgg, vit
 from stepwell.nets.builder import Builder
+from stepwell.nets.card import Card
 from stepwell.nets.nest import nest
-from stepwell.nets.nested import Card, NestedNet, NormSharing
+from stepwell.nets.nested import NestedNet, NormSharing
 from stepwell.nets.plan import Plan
 from stepwell.nets.reading import read
 from stepwell.nets.timm_models import PREFIX, check_depths, timm_builder

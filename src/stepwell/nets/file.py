@@ -20,11 +20,14 @@ from torch import Tensor, nn
 
 from stepwell.files import write_whole
 from stepwell.nets import build
-from stepwell.nets.nested import Card, NestedNet
+from stepwell.nets.card import Card
+from stepwell.nets.nested import NestedNet
 from stepwell.nets.reading import read
 
 #: 1 names a builder; 2 the stages that `nest` was given, for a module that only its maker has.
 FORMAT = 2
+#: What the card says of measurements, not of the network.
+MEASURED = ("costs", "latency", "cascade")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -34,7 +37,6 @@ def save(net: NestedNet, path: str | Path) -> Path:
     Raises:
         OSError: the folder does not exist or the disk is full.
     """
-    tensors = {k: v.detach().cpu().contiguous() for k, v in net.tensors().items()}
     if net.builder is None:
         made = {"format": 2, "stages": list(net.plan.stages)}
     else:
@@ -46,10 +48,19 @@ def save(net: NestedNet, path: str | Path) -> Path:
         "status": net.status,
         "card": dataclasses.asdict(net.card),
     }
-    header["sha256"] = digest(header, tensors)
-    path = Path(path)
-    write_whole(path, to_bytes(tensors, {"stepwell": json.dumps(header)}))
-    return path
+    tensors = {k: v.detach().cpu().contiguous() for k, v in net.tensors().items()}
+    return _write(Path(path), header, tensors)
+
+
+def rewrite_card(path: str | Path, card: Card) -> Path:
+    """Replace the card in a file that `save` wrote, whole or not at all; its tensors stay as they are.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `load`.
+        OSError: the disk is full; the file is as it was before.
+    """
+    header, tensors = _read_own(Path(path))
+    return _write(Path(path), header | {"card": dataclasses.asdict(card)}, tensors)
 
 
 def load(path: str | Path, module: Callable[[], nn.Module] | None = None) -> NestedNet:
@@ -64,17 +75,36 @@ def load(path: str | Path, module: Callable[[], nn.Module] | None = None) -> Nes
         ValueError: the file is damaged, is no safetensors file, or is none of Stepwell's; `module` is
             missing, makes another network, or is given for a network that has a name.
     """
-    header, tensors = _read(Path(path))
-    if module is not None and header is not None and "builder" in header:
+    header, tensors = _read_own(Path(path))
+    if module is not None and "builder" in header:
         raise ValueError(
             f"{path} names its network, {header['builder']}: load it without module=FACTORY"
         )
-    if header is None:
-        raise ValueError(
-            f"{path} has no Stepwell header: it holds weights only. "
-            "Build the network and call net.load_full(...), or train with --init"
-        )
     return _assemble(header, tensors, Path(path), module)
+
+
+def fingerprint(path: Path) -> str:
+    """A hash of the network in a file: the same when its card is measured again or depths are added.
+
+    Of Stepwell's files that is everything but the measured table and cascade, and but depths that were
+    calibrated after the training; of any other file, its bytes.
+    """
+    header, tensors = _read(path, plain_too=True)
+    if header is None or "depths" not in header:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    trained = [depth for depth, status in header["status"].items() if status != "calibrated"]
+    kept = {
+        "depths": {d: blocks for d, blocks in header["depths"].items() if d in trained},
+        "status": {d: header["status"][d] for d in trained},
+        "card": {k: v for k, v in header["card"].items() if k not in MEASURED},
+    }
+    of_trained = {
+        name: value
+        for name, value in tensors.items()
+        if not name.startswith("depths/") or name.split("/")[1] in trained
+    }
+    return digest(header | kept, of_trained)[:16]
 
 
 class Start(NamedTuple):
@@ -176,6 +206,23 @@ def _card(header: Mapping[str, Any]) -> Card:
         for name, value in header["card"].items()
     }
     return Card(**values)
+
+
+def _write(path: Path, header: dict[str, Any], tensors: Mapping[str, Tensor]) -> Path:
+    header = header | {"sha256": digest(header, tensors)}
+    write_whole(path, to_bytes(dict(tensors), {"stepwell": json.dumps(header)}))
+    return path
+
+
+def _read_own(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file that `save` wrote."""
+    header, tensors = _read(path)
+    if header is None:
+        raise ValueError(
+            f"{path} has no Stepwell header: it holds weights only. "
+            "Build the network and call net.load_full(...), or train with --init"
+        )
+    return header, tensors
 
 
 def _read(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:

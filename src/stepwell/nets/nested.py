@@ -12,36 +12,20 @@ Nothing is switched by a flag: `forward(x, "18")` walks path "18".
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stepwell.device import device_name
+from stepwell.nets.budget import choose_depth
+from stepwell.nets.card import Card
 from stepwell.nets.plan import Plan, fork, is_norm, leaves, replant
 from stepwell.nets.trie import LossOf, Node, grow, joint_loss, walk
 from stepwell.types import Exit, Logits
 
 Status = Literal["trained", "calibrated", "fresh"]
 NormSharing = Literal["private", "shared"]
-
-
-@dataclass(frozen=True)
-class Card:
-    """What somebody needs to use the network on files of their own.
-
-    classes: class names in the order of the logits.
-    size: height and width of the input in pixels.
-    mean, std: per channel, of pixels scaled to [0, 1].
-    costs: per depth, the measured cost table of the machine that trained it.
-    """
-
-    classes: tuple[str, ...] = ()
-    size: int = 0
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    licence: str = ""
-    costs: dict[str, Any] = field(default_factory=dict)
 
 
 class _Private(NamedTuple):
@@ -138,8 +122,36 @@ class NestedNet(nn.Module):
             if self._status[depth] == "fresh":
                 raise ValueError(
                     f"depth {depth!r} was never trained or calibrated, so its predictions would be "
-                    "meaningless: train it, or run stepwell.calibrate(net, batches) and save again"
+                    "meaningless: train it, or calibrate it with stepwell.calibrate(net, batches) "
+                    "or `stepwell calibrate RUN`"
                 )
+
+    def for_budget(
+        self,
+        *,
+        ms: float | None = None,
+        macs: float | None = None,
+        accuracy: float | None = None,
+    ) -> str:
+        """The name of the depth that fits a budget, by the measured table in `card`.
+
+        With `accuracy` it is the cheapest depth that has at least as much, else the most accurate
+        one (of equals the cheapest; the deepest where the accuracy of one is not known). What was
+        never trained or calibrated is never chosen.
+
+        Args:
+            ms: at most so many milliseconds an image, as measured on this device and threads.
+            macs: at most so many multiply-accumulates an image.
+            accuracy: at least this share right, on the validation images as a rule.
+
+        Raises:
+            ValueError: no times of this device, no depth that fits, none that is ready; the message
+                says what there is, and how to measure.
+        """
+        device = next(self.parameters()).device
+        return choose_depth(
+            self.card, self.status, device_name(device), ms=ms, macs=macs, accuracy=accuracy
+        )
 
     def path(self, depth: str | None = None) -> tuple[nn.Module, ...]:
         """The modules that `depth` (the full net by default) runs, in order."""

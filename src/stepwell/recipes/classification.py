@@ -1,7 +1,6 @@
 """What every recipe that trains an image classifier begins and ends with."""
 
 import contextlib
-import hashlib
 import io
 import json
 import math
@@ -15,14 +14,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from stepwell.cost import cost_of
+from stepwell.cost import costs_of
 from stepwell.data import Augment, Batches, ImageSet, Splits, load_images
+from stepwell.device import device_name
 from stepwell.evaluation import evaluate, gather_logits
 from stepwell.evaluation.accuracy import measures
 from stepwell.files import write_whole
 from stepwell.nets import Card, NestedNet, build, builder_of
 from stepwell.nets.calibrate import calibrate
-from stepwell.nets.file import Start, initialise, save
+from stepwell.nets.file import Start, fingerprint, initialise, save
 from stepwell.nets.pretrained import start_pretrained
 from stepwell.training import Run
 
@@ -101,7 +101,7 @@ def open_classifier(
         recipe,
         arguments,
         data=data,
-        teacher="/".join(_fingerprint(path) for path in weights) or None,
+        teacher="/".join(fingerprint(path) for path in weights) or None,
     )
     with run:
         yield Task(run, train, validation, train.with_images(splits.test)), nested, start
@@ -264,11 +264,6 @@ def _data_fingerprint(splits: Splits) -> str:
     return f"{splits.train.fingerprint}/{splits.test.fingerprint}"
 
 
-def _fingerprint(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
 def validator(
     net: NestedNet, task: Task, depths: Sequence[str] | None = None
 ) -> Callable[[], dict[str, float]] | None:
@@ -311,12 +306,10 @@ def finish(
         net.add_depth(depth, blocks)
     calibrate(net, train.with_images(train.images))
     costs = cost_table(net, size)
-    # The file is a function of the run alone, so what the clock says stays outside.
-    fixed = {
-        depth: {k: v for k, v in cost.items() if k in ("blocks", "params", "macs", "peak_bytes")}
-        for depth, cost in costs.items()
-    }
-    net.card = Card(classes, size, train.mean, train.std, costs=fixed)
+    net.card = Card(classes, size, train.mean, train.std)
+    net.card = net.card.with_costs(costs, device_name())
+    if task.validation is not None:
+        net.card = with_accuracy(net, task.validation, "validation")
     logits, labels = gather_logits(net.logits_by_depth, task.test)
     results = {
         "test": measures(logits, labels, classes),
@@ -342,11 +335,17 @@ def spent(run: Run) -> dict[str, float]:
 
 def cost_table(net: NestedNet, size: int, *, batch: int = 1) -> dict[str, dict[str, Any]]:
     """Costs of every depth, measured on the depth as a plain network of its own."""
-    x = torch.zeros(batch, 3, size, size)
-    return {
-        depth: {"blocks": list(blocks)} | cost_of(net.subnet(depth), x)
-        for depth, blocks in net.depths.items()
-    }
+    x = torch.zeros(batch, 3, size, size, device=next(net.parameters()).device)
+    costs = costs_of({depth: net.subnet(depth) for depth in net.depths}, x)
+    return {d: {"blocks": list(blocks)} | costs[d] for d, blocks in net.depths.items()}
+
+
+def with_accuracy(net: NestedNet, batches: Batches, part: str) -> Card:
+    """The card of `net` with the accuracy of every depth that is ready, on one part of the data."""
+    ready = [depth for depth, status in net.status.items() if status != "fresh"]
+    measured = evaluate(lambda x: net.logits_by_depth(x, ready), batches)
+    accuracy = {depth: measured[f"{depth}/accuracy"] for depth in ready}
+    return net.card.with_accuracy(accuracy, f"{len(batches.images)} {part} images")
 
 
 def write_predictions(

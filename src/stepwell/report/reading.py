@@ -35,6 +35,16 @@ class Predictions:
         """The probability of that class, (N,)."""
         return np.asarray(self.probabilities[depth].max(axis=1), dtype=np.float64)
 
+    def churn(self, a: str, b: str) -> float:
+        """The share of examples that two depths give different classes."""
+        return float((self.classes(a) != self.classes(b)).mean())
+
+    def flips(self, depth: str) -> tuple[float, float]:
+        """Shares of the examples that the full net has right and `depth` wrong, and the reverse."""
+        full = self.classes(list(self.probabilities)[-1]) == self.labels
+        right = self.classes(depth) == self.labels
+        return float((full & ~right).mean()), float((right & ~full).mean())
+
     def disagree(self) -> NDArray[np.bool_]:
         """Whether any two depths give an example different classes, (N,)."""
         chosen = np.stack([self.classes(depth) for depth in self.probabilities])

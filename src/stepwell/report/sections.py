@@ -33,6 +33,7 @@ def run_section(record: RunRecord, anchor: str, colours: Mapping[str, str]) -> s
             _facts(record),
             "<h3>Every depth, tested and measured</h3>",
             _depth_table(record),
+            _churn(record),
             _run_figures(record, colours),
             _examples(record),
             _classes_table(record),
@@ -130,6 +131,26 @@ def _note(record: RunRecord) -> str:
         half = 196 * math.sqrt(share * (1 - share) / (examples + 4))
         notes.append(f"{examples:,} examples: accuracy is uncertain by ±{half:.1f} points (95%).")
     return " ".join(notes)
+
+
+def _churn(record: RunRecord) -> str:
+    """A matrix of the predictions that flip from depth to depth; nothing for a lone depth."""
+    found = record.predictions
+    if found is None or len(found.probabilities) < 2 or not len(found.labels):
+        return ""
+    depths = list(found.probabilities)
+    rows = []
+    for a in depths:
+        pairs = [ABSENT if a == b else as_percent(found.churn(a, b)) for b in depths]
+        last = a == depths[-1]
+        flips = [ABSENT, ABSENT] if last else [as_percent(share) for share in found.flips(a)]
+        rows.append([a, *pairs, *flips])
+    note = (
+        "Each cell is the share of test examples that two depths give different classes. Made wrong: "
+        f"the full net {depths[-1]} is right and this depth is not; made right: the reverse."
+    )
+    head = ("depth", *depths, "made wrong", "made right")
+    return f"<h3>Predictions that flip between depths</h3>{table(head, rows, note)}"
 
 
 def _run_figures(record: RunRecord, colours: Mapping[str, str]) -> str:

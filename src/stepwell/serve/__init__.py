@@ -1,5 +1,14 @@
 """Using a trained network: predictions at any depth, within a budget."""
 
-from stepwell.serve.files import Prediction, depth_within, expand, predict_files, to_csv
+from stepwell.serve.cascade import calibrate_cascade, cascade_macs, measure_cascade
+from stepwell.serve.files import Prediction, expand, predict_files, to_csv
 
-__all__ = ["Prediction", "depth_within", "expand", "predict_files", "to_csv"]
+__all__ = [
+    "Prediction",
+    "calibrate_cascade",
+    "cascade_macs",
+    "expand",
+    "measure_cascade",
+    "predict_files",
+    "to_csv",
+]

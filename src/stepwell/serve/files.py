@@ -1,4 +1,4 @@
-"""Predictions for image files, by one depth of a trained network."""
+"""Predictions for image files, by one depth of a trained network or by a cascade of them."""
 
 import csv
 import io
@@ -7,21 +7,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from stepwell.cost import measure_latency
 from stepwell.data import normalise
 from stepwell.data.images import image_files, read_image
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
+from stepwell.nets.cascade import Cascade
 
 
 class Prediction(NamedTuple):
-    """The most probable class of one image, or why the image could not be read."""
+    """The most probable class of one image, or why the image could not be read.
+
+    depth: the depth that answered.
+    """
 
     file: Path
     label: str = ""
     probability: float = 0.0
     error: str = ""
+    depth: str = ""
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
@@ -47,10 +52,15 @@ def expand(paths: Sequence[Path]) -> list[Path]:
 
 
 def predict_files(
-    net: NestedNet, depth: str, files: Sequence[Path], batch_size: int = 64
+    net: NestedNet, by: str | Cascade, files: Sequence[Path], batch_size: int = 64
 ) -> Iterator[Prediction]:
-    """Classify image files in order. One that cannot be read gives its error and stops nothing."""
-    net.require_ready(depth)
+    """Classify image files in order. One that cannot be read gives its error and stops nothing.
+
+    Args:
+        by: the depth that predicts, or a cascade of `net`.
+    """
+    if isinstance(by, str):
+        net.require_ready(by)
     if not net.card.classes:
         raise ValueError("this network names no classes, so it cannot predict: set net.card")
     net.eval()
@@ -65,45 +75,32 @@ def predict_files(
                 batch.append(Prediction(file, error=str(error)))
         if images:
             x = normalise(torch.stack(images), net.card.mean, net.card.std)
-            with torch.inference_mode():
-                top = iter(zip(*net(x, depth).softmax(1).max(1), strict=True))
+            logits, depths = _answers(net, by, x)
+            top = iter(zip(*logits.softmax(1).max(1), depths, strict=True))
         for prediction in batch:
             if not prediction.error:
-                probability, index = next(top)
-                label = net.card.classes[int(index)]
-                prediction = prediction._replace(label=label, probability=float(probability))
+                probability, index, depth = next(top)
+                prediction = prediction._replace(
+                    label=net.card.classes[int(index)], probability=float(probability), depth=depth
+                )
             yield prediction
 
 
+def _answers(net: NestedNet, by: str | Cascade, x: Tensor) -> tuple[Tensor, list[str]]:
+    """Logits of a batch, and for each row the depth that gave them."""
+    with torch.inference_mode():
+        if isinstance(by, str):
+            return net(x, by), [by] * len(x)
+        answer = by(x)
+        return answer.logits, [by.depths[i] for i in answer.depth.tolist()]
+
+
 def to_csv(path: Path, predictions: Sequence[Prediction]) -> None:
-    """Write file, class, probability and error, a line each under a head."""
+    """Write file, class, probability, the depth that answered and error, a line each under a head."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "class", "probability", "error"])
+    writer.writerow(["file", "class", "probability", "depth", "error"])
     for p in predictions:
-        writer.writerow([p.file, p.label, "" if p.error else f"{p.probability:.6f}", p.error])
+        probability = "" if p.error else f"{p.probability:.6f}"
+        writer.writerow([p.file, p.label, probability, p.depth, p.error])
     write_whole(path, text.getvalue().encode())
-
-
-def depth_within(net: NestedNet, budget_ms: float) -> str:
-    """The deepest depth whose median time for one image, measured here and now, is in the budget.
-
-    Depths that nobody trained or calibrated do not count.
-
-    Raises:
-        ValueError: no depth is fast enough.
-    """
-    x = torch.zeros(1, 3, net.card.size, net.card.size)
-    fastest = float("inf")
-    for depth in reversed(net.depths):
-        if net.status[depth] == "fresh":
-            continue
-        plain = net.subnet(depth).eval()
-        with torch.inference_mode():
-            ms = measure_latency(lambda plain=plain: plain(x), seconds=0.3).ms  # type: ignore[misc]
-        if ms <= budget_ms:
-            return depth
-        fastest = min(fastest, ms)
-    raise ValueError(
-        f"no depth needs at most {budget_ms} ms an image here; the fastest takes {fastest:.2f} ms"
-    )

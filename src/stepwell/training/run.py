@@ -1,11 +1,12 @@
 """The directory of a run: its configuration, its one writer, and what may be resumed."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -64,14 +65,7 @@ class Run:
         if not file.exists() and out.is_dir() and not all(_is_ours(p) for p in out.iterdir()):
             raise ValueError(f"--out {out} holds other files and no run: name a new directory")
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / "lock") if _rank() == 0 else None
-        try:
-            if lock is not None:
-                lock.acquire(timeout=0)
-        except Timeout:
-            raise OSError(
-                f"another process is writing to {out}: wait for it, or use another --out"
-            ) from None
+        lock = _locked(out) if _rank() == 0 else None
         if lock is not None:
             for leftover in out.rglob(".*.part"):  # of a process killed while it wrote
                 leftover.unlink()
@@ -121,6 +115,34 @@ class Run:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file of the run, whole or not at all."""
         write_whole(self.path / name, json.dumps(value, indent=1).encode())
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Hold the lock of the run directory that `path` is, if it is one, to change a result in it.
+
+    Raises:
+        OSError: another process is writing to it.
+    """
+    if not (path / "config.json").exists():
+        yield
+        return
+    lock = _locked(path)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _locked(folder: Path) -> FileLock:
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(
+            f"another process is writing to {folder}: wait for it, or use another --out"
+        ) from None
+    return lock
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

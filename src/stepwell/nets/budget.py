@@ -1,0 +1,111 @@
+"""The depth that fits a budget, by the measured table in a network's card."""
+
+import math
+from collections.abc import Mapping
+
+from stepwell.nets.card import Card
+
+#: What a depth costs and gives: "ms", "macs" and "accuracy", as far as they are known.
+Row = dict[str, float]
+UNITS = {"ms": "ms an image", "macs": "MACs an image", "accuracy": "accuracy"}
+
+
+def choose_depth(
+    card: Card,
+    status: Mapping[str, str],
+    device: str,
+    *,
+    ms: float | None = None,
+    macs: float | None = None,
+    accuracy: float | None = None,
+) -> str:
+    """The most accurate depth within `ms` and `macs`, or the cheapest with at least `accuracy`.
+
+    See `NestedNet.for_budget`.
+
+    Args:
+        status: of every depth, shallow to deep; a "fresh" one is never chosen.
+        device: whose times count, a key of `card.latency`.
+
+    Raises:
+        ValueError: nothing fits, or nothing is known that the choice could rest on.
+    """
+    limits = _limits(ms, macs, accuracy)
+    ready = [depth for depth, state in status.items() if state != "fresh"]
+    if not ready:
+        raise ValueError(
+            "no depth was trained or calibrated, so none can be chosen: train the network, or run "
+            "`stepwell calibrate RUN`"
+        )
+    if ms is not None and device not in card.latency:
+        known = "; ".join(card.latency) or "no device"
+        raise ValueError(
+            f"no times were measured on this device ({device}), only on {known}: "
+            "measure them with `stepwell cost RUN --save`"
+        )
+    cost = "ms" if ms is not None else "macs"
+    rows = {d: _row(card, d, device) for d in ready}
+    rows = {d: row for d, row in rows.items() if limits.keys() | {cost} <= row.keys()}
+    if not rows:
+        raise ValueError(
+            f"the {' and '.join(limits)} of no depth that is ready are known: measure them with "
+            "`stepwell cost RUN --save`, which takes --data where the run has no validation part"
+        )
+    fitting = {d: row for d, row in rows.items() if _fits(row, limits)}
+    if not fitting:
+        raise ValueError(_nothing_fits(rows, limits, cost))
+    if accuracy is not None:
+        return min(fitting, key=lambda d: fitting[d][cost])
+    if all("accuracy" in row for row in fitting.values()):
+        return max(fitting, key=lambda d: (fitting[d]["accuracy"], -fitting[d][cost]))
+    return list(fitting)[-1]  # the deepest, where nobody measured which is best
+
+
+def _limits(ms: float | None, macs: float | None, accuracy: float | None) -> Row:
+    given = {"ms": ms, "macs": macs, "accuracy": accuracy}
+    limits = {name: value for name, value in given.items() if value is not None}
+    if not limits:
+        raise ValueError("name a budget: ms, macs or accuracy")
+    for name, value in limits.items():
+        if name != "accuracy" and not 0 < value < math.inf:
+            raise ValueError(f"a budget of {name} must be a positive number, not {value}")
+    check_share(accuracy)
+    return limits
+
+
+def check_share(accuracy: float | None) -> None:
+    """Refuse an accuracy that is no share, such as one in percent.
+
+    Raises:
+        ValueError: it is not between 0 and 1.
+    """
+    if accuracy is not None and not 0 <= accuracy <= 1:
+        raise ValueError(f"an accuracy is a share between 0 and 1 (0.95 is 95 %), not {accuracy}")
+
+
+def _row(card: Card, depth: str, device: str) -> Row:
+    known = card.costs.get(depth, {}) | card.latency.get(device, {}).get(depth, {})
+    return {name: float(known[name]) for name in UNITS if name in known}
+
+
+def _fits(row: Row, limits: Row) -> bool:
+    enough = row.get("accuracy", 0.0) >= limits.get("accuracy", 0.0)
+    return enough and all(row[n] <= limit for n, limit in limits.items() if n != "accuracy")
+
+
+def _nothing_fits(rows: Mapping[str, Row], limits: Row, cost: str) -> str:
+    """Names the cheapest depth where cost is limited, the most accurate where accuracy is."""
+    bounds = [
+        f"{'at least' if n == 'accuracy' else 'at most'} {limit:g} {UNITS[n]}"
+        for n, limit in limits.items()
+    ]
+    ends = []
+    if limits.keys() - {"accuracy"}:
+        ends.append(("cheapest", min(rows, key=lambda d: rows[d][cost])))
+    if "accuracy" in limits:
+        ends.append(("most accurate", max(rows, key=lambda d: rows[d]["accuracy"])))
+    told = [
+        f"the {what}, {depth}, has " + ", ".join(f"{rows[depth][n]:.4g} {UNITS[n]}" for n in limits)
+        for what, depth in ends
+    ]
+    return f"no depth has {' and '.join(bounds)}; {'; '.join(told)}"

@@ -1,0 +1,51 @@
+"""What stands in a network's file beside its weights: how to use it, and what it costs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+#: What a depth costs on every device, and what the clock of one device says.
+ANYWHERE = ("blocks", "params", "macs", "peak_bytes")
+CLOCK = ("ms", "ms_low", "ms_high")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What somebody needs to use the network on files of their own.
+
+    classes: class names in the order of the logits.
+    size: height and width of the input in pixels.
+    mean, std: per channel, of pixels scaled to [0, 1].
+    costs: by depth, what holds on every device: "blocks", "params", "macs" an image, "peak_bytes";
+        and "accuracy", a share, with "accuracy_on" that says of which images.
+    latency: by device (`stepwell.device.device_name`), then by depth: "ms" for one image (a median),
+        "ms_low" and "ms_high" (10 % and 90 % quantiles).
+    cascade: depths and thresholds that were calibrated on this network (see `nets.cascade`).
+    """
+
+    classes: tuple[str, ...] = ()
+    size: int = 0
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    licence: str = ""
+    costs: dict[str, Any] = field(default_factory=dict)
+    latency: dict[str, Any] = field(default_factory=dict)
+    cascade: dict[str, Any] = field(default_factory=dict)
+
+    def with_costs(self, costs: Mapping[str, Mapping[str, Any]], device: str) -> "Card":
+        """This card with what every depth was measured to cost, by `cost_of`, on `device`."""
+        fixed = {d: self.costs.get(d, {}) | _only(ANYWHERE, cost) for d, cost in costs.items()}
+        times = {d: _only(CLOCK, cost) for d, cost in costs.items()}
+        return replace(self, costs=self.costs | fixed, latency=self.latency | {device: times})
+
+    def with_accuracy(self, accuracy: Mapping[str, float], images: str) -> "Card":
+        """This card with the accuracy of depths, measured on `images` ("500 validation images")."""
+        known = {
+            depth: self.costs.get(depth, {}) | {"accuracy": value, "accuracy_on": images}
+            for depth, value in accuracy.items()
+        }
+        return replace(self, costs=self.costs | known)
+
+
+def _only(names: tuple[str, ...], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values[name] for name in names if name in values}
