@@ -1,24 +1,17 @@
-"""The commands but `train`, whose flags come from the recipes.
+"""Commands that tell about networks: `list`, `eval`, `cost`, `calibrate`, `report`, `verify`."""
 
-Signatures are the flags. Heavy imports stand inside the functions, so that `--help` and `list` import
-no torch.
-"""
-
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
 from tyro.conf import Positional
 
 from stepwell.catalog import DATA, NETWORKS
 from stepwell.claims import CLAIMS
+from stepwell.commands.runs import Json, network_of, parts_of, rewriting
 from stepwell.console import (
-    big,
     depth_table,
-    fail,
     print_json,
     say,
     show,
@@ -27,8 +20,6 @@ from stepwell.console import (
     show_claims,
     show_classes,
     show_conditions,
-    show_delta,
-    show_export,
     table,
 )
 from stepwell.recipes import RECIPES
@@ -39,7 +30,6 @@ EVALUATED = (
 )  # fmt: skip
 COSTS = ("blocks", "params", "macs", "peak_bytes", "accuracy", "ms", "ms_low", "ms_high")
 CALIBRATED = ("blocks", "params", "macs", "accuracy", "ms")
-Json = Annotated[bool, tyro.conf.arg(help="print one JSON document instead of a table")]
 
 
 def list_(*, json: Json = False) -> None:
@@ -101,7 +91,7 @@ def eval_(
         raise ValueError("--target-accuracy, --budget-macs and --save say more about --cascade")
     net, config = network_of(run)
     net.require_ready()
-    parts = _parts(net, run, config, data)
+    parts = parts_of(net, run, config, data)
     logits, labels = gather_logits(net.logits_by_depth, parts.test)
     test, flips = measures(logits, labels, net.card.classes), churn(logits, labels)
     costs = cost_table(net, net.card.size)
@@ -119,7 +109,7 @@ def eval_(
         measured = measure_cascade(Cascade.of(net), parts.test)
         found["cascade"] = {"validation": chosen, "test": measured}
         if save:
-            with _rewriting(run) as file:
+            with rewriting(run) as file:
                 rewrite_card(file, net.card)
             say(f"the cascade is kept in {file}")
     if json:
@@ -214,7 +204,7 @@ def _save_costs(
         "accuracy" not in net.card.costs[d] for d, s in net.status.items() if s != "fresh"
     )
     if part or data or (unknown and config):
-        parts = _parts(net, run, config, data)
+        parts = parts_of(net, run, config, data)
         batches = parts.test if part == "test" else parts.validation
         if batches is None:
             say(f"note: {run} has no validation part: name one with --data, or --accuracy-on test")
@@ -222,7 +212,7 @@ def _save_costs(
             net.card = with_accuracy(net, batches, part or "validation")
     elif unknown:
         say("note: the accuracy of some depths is not known: measure it with --data")
-    with _rewriting(run) as file:
+    with rewriting(run) as file:
         rewrite_card(file, net.card)
     say(f"kept in {file} for {device_name()}")
     return {depth: {**cost} | net.card.costs[depth] for depth, cost in costs.items()}
@@ -266,13 +256,13 @@ def calibrate(
     new = [depth for depth, status in net.status.items() if status == "fresh"]
     if not new:
         raise ValueError(f"{run} has no depth to calibrate: add some with --depths NAME=BLOCKS,...")
-    parts = _parts(net, run, config, data)
+    parts = parts_of(net, run, config, data)
     calibrate_norms(net, parts.train)
     net.card = net.card.with_costs(cost_table(net, net.card.size), device_name())
     if parts.validation is not None:
         net.card = with_accuracy(net, parts.validation, "validation")
     if out is None:
-        with _rewriting(run) as file:
+        with rewriting(run) as file:
             save(net, file)
     else:
         file = save(net, out)
@@ -285,182 +275,6 @@ def calibrate(
     if parts.validation is not None:
         show(f"accuracy: of {len(parts.validation.images)} validation images", style="dim")
     say(f"calibrated {', '.join(new)} on {len(parts.train.images)} training images; wrote {file}")
-
-
-def predict(
-    run: Positional[Path],
-    files: Positional[tuple[Path, ...]],
-    *,
-    depth: str | None = None,
-    budget_ms: float | None = None,
-    budget_macs: float | None = None,
-    min_accuracy: float | None = None,
-    cascade: bool = False,
-    csv: Path | None = None,
-    json: Json = False,
-) -> None:
-    """Classify images.
-
-    Examples:
-        stepwell predict runs/digits three.png
-        stepwell predict runs/photos holiday/ --depth 18 --csv holiday.csv
-        stepwell predict runs/photos holiday/ --budget-ms 5
-        stepwell predict runs/photos holiday/ --cascade
-
-    Args:
-        run: a run directory, or the file of its network.
-        files: images, or folders of images.
-        depth: which depth predicts; the full net by default.
-        budget_ms: take the most accurate depth that needs at most so many milliseconds an image here,
-            by the table in the network's file (`stepwell cost RUN --save`), else measured now.
-        budget_macs: take the most accurate depth that needs at most so many MACs an image.
-        min_accuracy: take the cheapest depth with at least this accuracy (0.95 is 95 %).
-        cascade: shallow first, deeper when unsure, as `stepwell eval RUN --cascade --save` found it.
-        csv: write file, class, probability and depth to this file.
-    """
-    from stepwell.nets.cascade import Cascade
-    from stepwell.serve import expand, predict_files, to_csv
-
-    asked = {"ms": budget_ms, "macs": budget_macs, "accuracy": min_accuracy}
-    budget = {name: value for name, value in asked.items() if value is not None}
-    if (depth is not None) + bool(budget) + cascade > 1:
-        raise ValueError(
-            "give one of --depth, a budget (--budget-ms, --budget-macs, --min-accuracy), --cascade"
-        )
-    if csv is not None and not csv.parent.is_dir():
-        raise ValueError(f"--csv {csv}: there is no folder {csv.parent}; make it first")
-    net, _ = network_of(run)
-    if budget:
-        depth = _depth_within(net, budget)
-    depth = net.full if depth is None else depth
-    by: str | Cascade = Cascade.of(net) if cascade else depth
-    if not cascade:
-        net.require_ready(depth)
-    predictions = list(predict_files(net, by, expand(files)))
-    readable = [p for p in predictions if not p.error]
-    if csv is not None:
-        to_csv(csv, predictions)
-        say(f"wrote {len(readable)} predictions to {csv}")
-    if json:
-        print_json([p._asdict() | {"file": str(p.file)} for p in predictions])
-    elif csv is None:
-        rows = [[str(p.file), p.label, f"{100 * p.probability:.1f} %", p.depth] for p in readable]
-        title = f"depth {by}" if isinstance(by, str) else f"cascade of {', '.join(by.depths)}"
-        show(table(title, ["file", "class", "probability", "depth"], rows, words=2))
-    if bad := [p for p in predictions if p.error]:
-        for p in bad[:10]:
-            fail(p.error)
-        raise ValueError(f"{len(bad)} of {len(predictions)} images could not be read")
-
-
-def _depth_within(net: Any, budget: dict[str, float]) -> str:
-    """The depth for a budget; what the file does not know of this device is measured first."""
-    from stepwell.device import device_name
-    from stepwell.recipes.classification import cost_table
-
-    here = device_name()
-    known = net.card.latency.get(here, {}) if "ms" in budget else net.card.costs
-    if any(depth not in known for depth, status in net.status.items() if status != "fresh"):
-        say(f"note: measuring on {here}; to keep the times: stepwell cost RUN --save")
-        net.card = net.card.with_costs(cost_table(net, net.card.size), here)
-    depth: str = net.for_budget(**budget)
-    row = net.card.costs[depth] | net.card.latency.get(here, {}).get(depth, {})
-    told = [f"{big(row['macs'])} MACs an image"]
-    if "ms" in row:
-        told.append(f"{row['ms']:.2f} ms an image here")
-    if "accuracy" in row:
-        told.append(f"{100 * row['accuracy']:.2f} % of {row['accuracy_on']} right")
-    say(f"depth {depth}: {', '.join(told)}")
-    return depth
-
-
-def export(
-    run: Positional[Path],
-    *,
-    format: Literal["onnx", "pt2", "safetensors"] | None = None,
-    depth: str = "all",
-    int8: bool = False,
-    beyond: str | None = None,
-    data: str | None = None,
-    to: Path | None = None,
-    out: Path | None = None,
-    json: Json = False,
-) -> None:
-    """Write depths as files that other programs load, each checked against the network.
-
-    `--depth all` with ONNX writes the weights once: net.safetensors, and a small graph a depth that
-    points into it.
-
-    Examples:
-        stepwell export runs/digits
-        stepwell export runs/photos --depth 18 --to shipping/
-        stepwell export runs/photos --int8
-        stepwell export runs/photos --depth 34 --beyond 18 --out 18-to-34.safetensors
-
-    Args:
-        run: a run directory, or the file of its network.
-        format: `onnx` (the default): a graph for any batch size; `pt2`: a program of torch.export;
-            `safetensors`: plain weights under torchvision's names.
-        depth: one depth, whose file stands alone, or `all`.
-        int8: write each depth in whole numbers of eight bits, too, and measure both on the test part.
-        beyond: write just what `depth` needs beyond this shallower depth; `stepwell patch` applies it.
-        data: a folder or a name, for images to check on; by default the data of the run.
-        to: the folder to write to; `export/` beside the network by default.
-        out: with --beyond, the file to write.
-    """
-    from stepwell.export import export_delta, export_folder
-
-    if beyond is not None:
-        _check_beyond(depth, out, int8 or data or to or format not in (None, "safetensors"))
-        net, _ = network_of(run)
-        assert out is not None
-        show_delta(depth, beyond, export_delta(net, depth, beyond, out)._asdict(), json=json)
-        return
-    if out is not None:
-        raise ValueError(f"--out {out} is where --beyond writes; an export goes to the folder --to")
-    net, config = network_of(run)
-    net.require_ready(*(net.depths if depth == "all" else [depth]))
-    folder = to or (run if run.is_dir() else run.parent) / "export"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--to {folder} is a file: name a folder")
-    sample, parts = _sample_of(net, run, config, data, int8)
-    result = export_folder(
-        net,
-        folder,
-        sample,
-        format=format or "onnx",
-        depth=None if depth == "all" else depth,
-        int8=parts,
-        say=say,
-    )
-    if json:
-        print_json(result | {"folder": str(folder)})
-    else:
-        show_export(f"exported {run} to {folder}", result)
-
-
-def patch(
-    base: Positional[Path], delta: Positional[Path], *, out: Path, json: Json = False
-) -> None:
-    """Turn the plain weights of a depth into those of a deeper one, with a delta.
-
-    Examples:
-        stepwell patch 18.safetensors 18-to-34.safetensors --out 34.safetensors
-
-    Args:
-        base: a depth, as `stepwell export --format safetensors` wrote it.
-        delta: what `stepwell export --beyond` wrote for it.
-        out: the file to write: the very one that exporting the deeper depth gives.
-    """
-    from stepwell.export import apply_delta
-
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
-    apply_delta(base, delta, out)
-    if json:
-        print_json({"file": str(out), "bytes": out.stat().st_size})
-    else:
-        say(f"wrote {out}")
 
 
 def report(
@@ -541,95 +355,3 @@ def verify(
     else:
         show_claims(result)
         say(f"wrote {page}")
-
-
-def network_of(path: Path) -> tuple[Any, Mapping[str, Any]]:
-    """The network of a run directory or of a file, and the run's configuration, if there is one."""
-    import json
-
-    from stepwell.nets.file import load
-
-    if not path.exists():
-        raise ValueError(f"no run or file {path}")
-    if path.is_dir() and not (path / "net.safetensors").exists():
-        raise ValueError(
-            f"{path} holds no net.safetensors: it is no finished run. "
-            "Start its `stepwell train` command again to finish it"
-        )
-    net = load(path / "net.safetensors" if path.is_dir() else path)
-    if not net.card.classes or not net.card.size:
-        raise ValueError(
-            f"{path} does not say its classes and input size: set net.card = "
-            "stepwell.Card(classes, size, mean, std) and save it again"
-        )
-    config = path / "config.json"
-    return net, json.loads(config.read_text()) if config.exists() else {}
-
-
-def _parts(net: Any, run: Path, config: Mapping[str, Any], data: str | None) -> Any:
-    """The parts of `data`, or of the run's own, as the network expects them."""
-    from stepwell.recipes.classification import parts_for
-
-    if data is not None and data != config.get("arguments", {}).get("data"):
-        return parts_for(net, data)
-    name = _data_of(run, config)
-    seen = config["data"]["fingerprint"] if data is None else None
-    return parts_for(net, name, seen, config["arguments"].get("val_fraction", 0.0))
-
-
-@contextlib.contextmanager
-def _rewriting(run: Path) -> Iterator[Path]:
-    """The file of a network, to be replaced while nobody else writes to its run."""
-    from stepwell.training.run import writing
-
-    file = run / "net.safetensors" if run.is_dir() else run
-    if graphs := sorted(file.parent.glob("*.onnx")):
-        raise ValueError(
-            f"{graphs[0]} may read its weights from {file}, so that must stay as it is: change the "
-            "run's own file, and export again"
-        )
-    with writing(file.parent):
-        yield file
-
-
-def _data_of(run: Path, config: Mapping[str, Any]) -> str:
-    if not config:
-        raise ValueError(f"{run} is not in a run directory, so say what to measure on with --data")
-    return str(config["arguments"]["data"])
-
-
-def _check_beyond(depth: str, out: Path | None, others: object) -> None:
-    if depth == "all":
-        raise ValueError("--beyond needs --depth: the deeper depth that the delta leads to")
-    if out is None:
-        raise ValueError("--beyond needs --out: the file to write")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
-    if others:
-        raise ValueError(
-            "--beyond writes plain weights: leave --int8, --data, --to and --format out"
-        )
-
-
-def _sample_of(
-    net: Any, run: Path, config: Mapping[str, Any], data: str | None, int8: bool
-) -> tuple[Any, Any]:
-    """Images to check an export on and, for int8, the parts to calibrate and measure on."""
-    from stepwell.export import Int8, Sample, check_images, take
-
-    if not (config or data):
-        if int8:
-            raise ValueError(
-                f"--int8 calibrates on training images, and {run} names none: add --data"
-            )
-        return check_images(net, run), None
-    try:
-        parts = _parts(net, run, config, data)
-    except ValueError as error:
-        if data or int8:
-            raise
-        say(f"note: checked on what the run kept, because its data cannot be used: {error}")
-        return check_images(net, run), None
-    part = "test" if parts.validation is None else "validation"
-    images = take(parts.validation or parts.test, 64)
-    return Sample(images, part), Int8(parts.train, parts.test) if int8 else None

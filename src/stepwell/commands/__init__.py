@@ -1,0 +1,10 @@
+"""The commands but `train`, whose flags come from the recipes.
+
+Signatures are the flags. Heavy imports stand inside the functions, so that `--help` and `list` import
+no torch.
+"""
+
+from stepwell.commands.measuring import calibrate, cost, eval_, list_, report, verify
+from stepwell.commands.using import export, patch, predict
+
+__all__ = ["calibrate", "cost", "eval_", "export", "list_", "patch", "predict", "report", "verify"]

@@ -1,0 +1,232 @@
+"""Commands that put a network to use: `predict`, `export`, `patch`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from stepwell.commands.runs import Json, network_of, parts_of
+from stepwell.console import (
+    big,
+    fail,
+    print_json,
+    say,
+    show,
+    show_delta,
+    show_export,
+    table,
+)
+
+
+def predict(
+    run: Positional[Path],
+    files: Positional[tuple[Path, ...]],
+    *,
+    depth: str | None = None,
+    budget_ms: float | None = None,
+    budget_macs: float | None = None,
+    min_accuracy: float | None = None,
+    cascade: bool = False,
+    csv: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Classify images.
+
+    Examples:
+        stepwell predict runs/digits three.png
+        stepwell predict runs/photos holiday/ --depth 18 --csv holiday.csv
+        stepwell predict runs/photos holiday/ --budget-ms 5
+        stepwell predict runs/photos holiday/ --cascade
+
+    Args:
+        run: a run directory, or the file of its network.
+        files: images, or folders of images.
+        depth: which depth predicts; the full net by default.
+        budget_ms: take the most accurate depth that needs at most so many milliseconds an image here,
+            by the table in the network's file (`stepwell cost RUN --save`), else measured now.
+        budget_macs: take the most accurate depth that needs at most so many MACs an image.
+        min_accuracy: take the cheapest depth with at least this accuracy (0.95 is 95 %).
+        cascade: shallow first, deeper when unsure, as `stepwell eval RUN --cascade --save` found it.
+        csv: write file, class, probability and depth to this file.
+    """
+    from stepwell.nets.cascade import Cascade
+    from stepwell.serve import expand, predict_files, to_csv
+
+    asked = {"ms": budget_ms, "macs": budget_macs, "accuracy": min_accuracy}
+    budget = {name: value for name, value in asked.items() if value is not None}
+    if (depth is not None) + bool(budget) + cascade > 1:
+        raise ValueError(
+            "give one of --depth, a budget (--budget-ms, --budget-macs, --min-accuracy), --cascade"
+        )
+    if csv is not None and not csv.parent.is_dir():
+        raise ValueError(f"--csv {csv}: there is no folder {csv.parent}; make it first")
+    net, _ = network_of(run)
+    if budget:
+        depth = _depth_within(net, budget)
+    depth = net.full if depth is None else depth
+    by: str | Cascade = Cascade.of(net) if cascade else depth
+    if not cascade:
+        net.require_ready(depth)
+    predictions = list(predict_files(net, by, expand(files)))
+    readable = [p for p in predictions if not p.error]
+    if csv is not None:
+        to_csv(csv, predictions)
+        say(f"wrote {len(readable)} predictions to {csv}")
+    if json:
+        print_json([p._asdict() | {"file": str(p.file)} for p in predictions])
+    elif csv is None:
+        rows = [[str(p.file), p.label, f"{100 * p.probability:.1f} %", p.depth] for p in readable]
+        title = f"depth {by}" if isinstance(by, str) else f"cascade of {', '.join(by.depths)}"
+        show(table(title, ["file", "class", "probability", "depth"], rows, words=2))
+    if bad := [p for p in predictions if p.error]:
+        for p in bad[:10]:
+            fail(p.error)
+        raise ValueError(f"{len(bad)} of {len(predictions)} images could not be read")
+
+
+def _depth_within(net: Any, budget: dict[str, float]) -> str:
+    """The depth for a budget; what the file does not know of this device is measured first."""
+    from stepwell.device import device_name
+    from stepwell.recipes.classification import cost_table
+
+    here = device_name()
+    known = net.card.latency.get(here, {}) if "ms" in budget else net.card.costs
+    if any(depth not in known for depth, status in net.status.items() if status != "fresh"):
+        say(f"note: measuring on {here}; to keep the times: stepwell cost RUN --save")
+        net.card = net.card.with_costs(cost_table(net, net.card.size), here)
+    depth: str = net.for_budget(**budget)
+    row = net.card.costs[depth] | net.card.latency.get(here, {}).get(depth, {})
+    told = [f"{big(row['macs'])} MACs an image"]
+    if "ms" in row:
+        told.append(f"{row['ms']:.2f} ms an image here")
+    if "accuracy" in row:
+        told.append(f"{100 * row['accuracy']:.2f} % of {row['accuracy_on']} right")
+    say(f"depth {depth}: {', '.join(told)}")
+    return depth
+
+
+def export(
+    run: Positional[Path],
+    *,
+    format: Literal["onnx", "pt2", "safetensors"] | None = None,
+    depth: str = "all",
+    int8: bool = False,
+    beyond: str | None = None,
+    data: str | None = None,
+    to: Path | None = None,
+    out: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Write depths as files that other programs load, each checked against the network.
+
+    `--depth all` with ONNX writes the weights once: net.safetensors, and a small graph a depth that
+    points into it.
+
+    Examples:
+        stepwell export runs/digits
+        stepwell export runs/photos --depth 18 --to shipping/
+        stepwell export runs/photos --int8
+        stepwell export runs/photos --depth 34 --beyond 18 --out 18-to-34.safetensors
+
+    Args:
+        run: a run directory, or the file of its network.
+        format: `onnx` (the default): a graph for any batch size; `pt2`: a program of torch.export;
+            `safetensors`: plain weights under torchvision's names.
+        depth: one depth, whose file stands alone, or `all`.
+        int8: write each depth in whole numbers of eight bits, too, and measure both on the test part.
+        beyond: write just what `depth` needs beyond this shallower depth; `stepwell patch` applies it.
+        data: a folder or a name, for images to check on; by default the data of the run.
+        to: the folder to write to; `export/` beside the network by default.
+        out: with --beyond, the file to write.
+    """
+    from stepwell.export import export_delta, export_folder
+
+    if beyond is not None:
+        _check_beyond(depth, out, int8 or data or to or format not in (None, "safetensors"))
+        net, _ = network_of(run)
+        assert out is not None
+        show_delta(depth, beyond, export_delta(net, depth, beyond, out)._asdict(), json=json)
+        return
+    if out is not None:
+        raise ValueError(f"--out {out} is where --beyond writes; an export goes to the folder --to")
+    net, config = network_of(run)
+    net.require_ready(*(net.depths if depth == "all" else [depth]))
+    folder = to or (run if run.is_dir() else run.parent) / "export"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--to {folder} is a file: name a folder")
+    sample, parts = _sample_of(net, run, config, data, int8)
+    result = export_folder(
+        net,
+        folder,
+        sample,
+        format=format or "onnx",
+        depth=None if depth == "all" else depth,
+        int8=parts,
+        say=say,
+    )
+    if json:
+        print_json(result | {"folder": str(folder)})
+    else:
+        show_export(f"exported {run} to {folder}", result)
+
+
+def patch(
+    base: Positional[Path], delta: Positional[Path], *, out: Path, json: Json = False
+) -> None:
+    """Turn the plain weights of a depth into those of a deeper one, with a delta.
+
+    Examples:
+        stepwell patch 18.safetensors 18-to-34.safetensors --out 34.safetensors
+
+    Args:
+        base: a depth, as `stepwell export --format safetensors` wrote it.
+        delta: what `stepwell export --beyond` wrote for it.
+        out: the file to write: the very one that exporting the deeper depth gives.
+    """
+    from stepwell.export import apply_delta
+
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
+    apply_delta(base, delta, out)
+    if json:
+        print_json({"file": str(out), "bytes": out.stat().st_size})
+    else:
+        say(f"wrote {out}")
+
+
+def _check_beyond(depth: str, out: Path | None, others: object) -> None:
+    if depth == "all":
+        raise ValueError("--beyond needs --depth: the deeper depth that the delta leads to")
+    if out is None:
+        raise ValueError("--beyond needs --out: the file to write")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if others:
+        raise ValueError(
+            "--beyond writes plain weights: leave --int8, --data, --to and --format out"
+        )
+
+
+def _sample_of(
+    net: Any, run: Path, config: Mapping[str, Any], data: str | None, int8: bool
+) -> tuple[Any, Any]:
+    """Images to check an export on and, for int8, the parts to calibrate and measure on."""
+    from stepwell.export import Int8, Sample, check_images, take
+
+    if not (config or data):
+        if int8:
+            raise ValueError(
+                f"--int8 calibrates on training images, and {run} names none: add --data"
+            )
+        return check_images(net, run), None
+    try:
+        parts = parts_of(net, run, config, data)
+    except ValueError as error:
+        if data or int8:
+            raise
+        say(f"note: checked on what the run kept, because its data cannot be used: {error}")
+        return check_images(net, run), None
+    part = "test" if parts.validation is None else "validation"
+    images = take(parts.validation or parts.test, 64)
+    return Sample(images, part), Int8(parts.train, parts.test) if int8 else None
