@@ -50,9 +50,21 @@ def two_phase(subs: tuple[str, ...], share: float = 0.5, **arguments: Any) -> Ar
     return Arm("ekd", made.arguments, {"init": alone(FULL)}, {"nest_epochs": share})
 
 
+def moving_teacher(subs: tuple[str, ...], share: float = 0.5) -> Arm:
+    """As `two_phase`, but the teacher follows: a moving average that starts as the full net alone."""
+    teaching: dict[str, Any] = {
+        "schedule": "one-run",
+        "distill_from": 0.0,
+        "full_weight": 1.0,
+        "lr": 0.05,
+    }
+    made = nested(subs, **teaching)
+    return Arm("ekd", made.arguments, {"init": alone(FULL)}, {"epochs": share})
+
+
 LONGER, BORN_AGAIN = "32 alone, longer", "32, born again"
 LABELS, PLAIN, ONE_RUN, TWO_PHASE = "labels only", "EKD plain", "EKD one run", "EKD two phases"
-EQUAL = "equal seconds"
+EQUAL, MOVING = "equal seconds", "EKD two phases, moving teacher"
 
 #: What an ADN-like recipe trains: the deepest and the shallowest depth, the latter on the former's
 #: soft targets and features alone.
@@ -66,6 +78,7 @@ ARMS: dict[str, Arm] = {
     nest(TWO, ONE_RUN): nested(TWO, schedule="one-run"),
     nest(TWO, LABELS): nested(TWO, schedule="plain", kl=0.0, attention=0.0),
     LONGER: Arm("supervised", {"net": "resnet32", "lr": 0.05}, {"init": alone(FULL)}, {"epochs": 0.5}),
+    nest(TWO, MOVING): moving_teacher(TWO),
     nest(TWO, f"{TWO_PHASE}, no KL"): two_phase(TWO, kl=0.0),
     nest(TWO, f"{TWO_PHASE}, no attention"): two_phase(TWO, attention=0.0),
     nest(TWO, f"{TWO_PHASE}, shared norms"): two_phase(TWO, norms="shared"),
@@ -76,6 +89,7 @@ ARMS: dict[str, Arm] = {
     nest(TWO, f"{ONE_RUN}, {EQUAL}"): Arm(
         "ekd", nested(TWO, schedule="one-run").arguments, scaled={"epochs": 1.35}
     ),
+    nest(TWO, f"{ONE_RUN}, from the first step"): nested(TWO, schedule="one-run", distill_from=0.0),
     nest(TWO, "ADN-like"): nested(TWO, **ADN),
     alone("14"): Arm("supervised", {"net": "resnet14"}),
     alone("8"): Arm("supervised", {"net": "resnet8"}),
@@ -83,6 +97,9 @@ ARMS: dict[str, Arm] = {
     offline("8"): Arm("distill", {"student": "resnet8"}, {"teacher": alone(FULL)}),
     nest(FOUR, TWO_PHASE): two_phase(FOUR),
     nest(FOUR, f"{TWO_PHASE}, {EQUAL}"): two_phase(FOUR, share=0.85),
+    nest(FOUR, MOVING): moving_teacher(FOUR),
+    nest(FOUR, f"{MOVING}, {EQUAL}"): moving_teacher(FOUR, share=0.85),
+    nest(FOUR, f"{TWO_PHASE}, sampled"): two_phase(FOUR, sample=True),
     nest(FOUR, ONE_RUN): nested(FOUR, schedule="one-run"),
     nest(FOUR, LABELS): nested(FOUR, schedule="plain", kl=0.0, attention=0.0),
     nest(FOUR, "ADN-like"): nested(("8",), ("14", "20"), **ADN),
@@ -209,9 +226,11 @@ def better(id: str, text: str, paper: str, a: str, b: str, depth: str) -> Claim:
 
 
 BEST = nest(TWO, TWO_PHASE)
+TWO_KINDS = (TWO_PHASE, MOVING, ONE_RUN, f"{ONE_RUN}, {EQUAL}", PLAIN)
+FOUR_KINDS = (TWO_PHASE, MOVING, f"{TWO_PHASE}, {EQUAL}", f"{MOVING}, {EQUAL}", ONE_RUN)
 CLAIMS = [
-    *(c for kind in (TWO_PHASE, ONE_RUN, f"{ONE_RUN}, {EQUAL}", PLAIN) for c in about_arm(TWO, kind)),
-    *(c for kind in (TWO_PHASE, f"{TWO_PHASE}, {EQUAL}", ONE_RUN) for c in about_arm(FOUR, kind)),
+    *(c for kind in TWO_KINDS for c in about_arm(TWO, kind)),
+    *(c for kind in FOUR_KINDS for c in about_arm(FOUR, kind)),
     better("kl-helps", "Soft targets help the sub-net (two phases)", "KL helps",
            BEST, f"{BEST}, no KL", "20"),
     better("attention-helps", "Attention helps the sub-net (two phases)", "attention helps",
@@ -228,6 +247,14 @@ CLAIMS = [
            "not asked", nest(TWO, ONE_RUN), "20, self-taught", "20"),
     better("beyond-self-taught/32", "One run gives the full net more than a moving average of its own",
            "not asked", nest(TWO, ONE_RUN), "32, self-taught", FULL),
+    *(better(f"moving-teacher/{d}", f"A moving teacher gives depth {d} more than a frozen one",
+             "not asked", nest(TWO, MOVING), BEST, d) for d in ("20", FULL)),
+    *(better(f"delayed-start/{d}", f"A delayed start gives depth {d} more than the first step",
+             "not asked", nest(TWO, ONE_RUN), nest(TWO, f"{ONE_RUN}, from the first step"), d)
+      for d in ("20", FULL)),
+    *(better(f"all-depths-a-step/{d}", f"All depths a step give depth {d} more than one drawn",
+             "not asked", nest(FOUR, TWO_PHASE), nest(FOUR, f"{TWO_PHASE}, sampled"), d)
+      for d in (*FOUR, FULL)),
     *(better(f"beyond-adn/{d}", f"Two phases give depth {d} more than an ADN-like recipe", "not asked",
              nest(FOUR, TWO_PHASE), nest(FOUR, "ADN-like"), d) for d in (*FOUR, FULL)),
     Claim(

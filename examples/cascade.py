@@ -1,0 +1,40 @@
+"""Shallow first, deeper when unsure: what a cascade of depths costs and answers.
+
+    python examples/cascade.py --run runs/places
+
+takes a run that `phone_laptop_server.py` or `stepwell train ekd --data digits` left.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import stepwell
+from stepwell.data import load_images
+
+
+def main() -> None:
+    """Accuracy and share answered early, for one confidence threshold after the other."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, default=Path("runs/places"))
+    parser.add_argument("--data", default="digits")
+    arguments = parser.parse_args()
+
+    net = stepwell.load(arguments.run / "net.safetensors").eval()
+    test = load_images(arguments.data, net.card.size).test
+    mean, std = (torch.tensor(v)[:, None, None] for v in (net.card.mean, net.card.std))
+    x = (test.pixels / 255 - mean) / std
+    shallow = next(iter(net.depths))
+    for threshold in (0.0, 0.5, 0.8, 0.95, 0.99, 1.01):
+        # Images that the shallow depth is unsure of go on from where the paths part.
+        cascade = stepwell.Cascade(net, {shallow: threshold})
+        with torch.inference_mode():
+            logits, answered = cascade(x)
+        right = (logits.argmax(1) == test.labels).float().mean()
+        early = (answered == 0).float().mean()
+        print(f"threshold {threshold:.2f}: {right:.1%} right, {early:.0%} answered by {shallow}")
+
+
+if __name__ == "__main__":
+    main()

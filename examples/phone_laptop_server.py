@@ -1,0 +1,49 @@
+"""One network for phone, laptop and server: train once, pick a depth for each, export them all.
+
+    python examples/phone_laptop_server.py --data photos/ --out runs/photos
+
+`--data` is a folder of class folders, or "digits", which needs no download.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import stepwell
+from stepwell.recipes.ekd import ekd
+
+#: Multiply-accumulates that each place can spend on an image, as shares of the full net's.
+PLACES = {"phone": 0.35, "laptop": 0.7, "server": 1.0}
+
+
+def main() -> None:
+    """Train, choose, extract."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path("runs/places"))
+    arguments = parser.parse_args()
+
+    # A recipe is a function: the same that `stepwell train ekd` calls. Killed, it goes on.
+    ekd(
+        data=arguments.data,
+        out=arguments.out,
+        net="resnet20",
+        depths=("8", "14"),
+        epochs=arguments.epochs,
+    )
+
+    net = stepwell.load(arguments.out / "net.safetensors")
+    full = net.card.costs[net.full]["macs"]
+    x = torch.zeros(1, 3, net.card.size, net.card.size)
+    for place, share in PLACES.items():
+        depth = net.for_budget(macs=share * full)
+        plain = net.subnet(depth).eval()  # shares nothing with `net`
+        assert torch.equal(plain(x), net(x, depth))
+        accuracy = net.card.costs[depth]["accuracy"]
+        print(f"{place}: depth {depth}, {accuracy:.1%} on validation images")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The scripts under examples/ run as their users run them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(folder: Path, script: str, *arguments: str) -> str:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "STEPWELL_QUIET": "1"}
+    command = [sys.executable, "-W", "error::FutureWarning", str(EXAMPLES / script), *arguments]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_depth_for_each_place_and_a_cascade_of_them(tmp_path):
+    out = run(tmp_path, "phone_laptop_server.py", "--epochs", "1")
+    assert [line.split(":")[0] for line in out.splitlines()] == ["phone", "laptop", "server"]
+    lines = run(tmp_path, "cascade.py").splitlines()
+    assert "100% answered by 8" in lines[0]
+    assert "0% answered by 8" in lines[-1]
+
+
+def test_a_loop_of_ones_own(tmp_path):
+    assert "depth 8: " in run(tmp_path, "own_loop.py", "--epochs", "1")
+
+
+def test_a_module_of_ones_own(tmp_path):
+    assert "holds depths half, full" in run(tmp_path, "own_module.py", "--steps", "3")
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in EXAMPLES.glob("*.py")))
+def test_the_page_lists_every_example(script):
+    assert script in (EXAMPLES / "README.md").read_text()
