@@ -125,6 +125,7 @@ def test_a_second_writer_is_turned_away(tmp_path):
     out = tmp_path / "run"
     process = started(out)
     wait_for((out / "config.json").exists, process)
+    process.send_signal(signal.SIGSTOP)  # or it may be done before the other one has begun
     code, _, err = end_of(started(out))
     assert (code, err.count("\n")) == (2, 1), err
     assert "another process is writing to" in err

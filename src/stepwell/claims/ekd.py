@@ -45,21 +45,14 @@ def nested(subs: tuple[str, ...], calibrated: tuple[str, ...] = (), **arguments:
 
 
 def two_phase(subs: tuple[str, ...], share: float = 0.5, **arguments: Any) -> Arm:
-    """A nested net that starts from the full net trained alone, and is taught by it."""
-    made = nested(subs, schedule="two-phase", **arguments)
+    """A nested net that starts from the full net trained alone; a frozen copy of that teaches."""
+    made = nested(subs, **{"schedule": "two-phase", "ema_teacher": 0.0, **arguments})
     return Arm("ekd", made.arguments, {"init": alone(FULL)}, {"nest_epochs": share})
 
 
 def moving_teacher(subs: tuple[str, ...], share: float = 0.5) -> Arm:
     """As `two_phase`, but the teacher follows: a moving average that starts as the full net alone."""
-    teaching: dict[str, Any] = {
-        "schedule": "one-run",
-        "distill_from": 0.0,
-        "full_weight": 1.0,
-        "lr": 0.05,
-    }
-    made = nested(subs, **teaching)
-    return Arm("ekd", made.arguments, {"init": alone(FULL)}, {"epochs": share})
+    return two_phase(subs, share, ema_teacher=0.99)
 
 
 LONGER, BORN_AGAIN = "32 alone, longer", "32, born again"

@@ -158,8 +158,9 @@ class EmbeddedKD(Objective):
             weighted["kl"] = (self.kl, soft_target_kl(exit.logits, target, self.temperature))
         if self.attention:
             pairs = zip(exit.features, full.features, strict=True)
-            total = torch.stack([self.attention_of(f, t) for f, t in pairs]).sum()
-            weighted["attention"] = (self.attention, total)
+            # Stages before the fork are the full net's own: no distance, no gradient.
+            apart = [self.attention_of(f, t) for f, t in pairs if not f.is_set_to(t)]
+            weighted["attention"] = (self.attention, sum(apart, exit.logits.new_zeros(())))
         if not weighted:
             raise ValueError(f"depth {depth!r} has no loss: ce, kl and attention are all 0")
         loss = torch.stack([w * value for w, value in weighted.values()]).sum()

@@ -7,6 +7,7 @@ backward once.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -149,14 +150,21 @@ class _Gradients:
     def backward(
         self, outputs: Sequence[Tensor], given: Sequence[Tensor | None], inputs: Sequence[Tensor]
     ) -> None:
-        """Add what `inputs` get when `outputs` have the gradients `given` (none: a scalar's 1)."""
-        found: list[Tensor | None] = list(
+        """Add what `inputs` get when `outputs` have the gradients `given` (none: a scalar's 1).
+
+        Each gradient is added as soon as it is there, and something without memory handed on in its
+        place: all gradients of a suffix at once would be in memory twice.
+        """
+        hooks = [t.register_hook(partial(self._take, id(t))) for t in inputs]
+        try:
             torch.autograd.grad(outputs, inputs, given, allow_unused=True)
-        )
-        for i, tensor in enumerate(inputs):
-            gradient, found[i] = found[i], None  # so that each is freed as it is added
-            if gradient is not None:
-                self._add(id(tensor), gradient)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _take(self, key: int, gradient: Tensor) -> Tensor:
+        self._add(key, gradient)
+        return gradient.new_zeros(()).expand_as(gradient)
 
     def pop(self, tensor: Tensor) -> Tensor | None:
         """The sum for `tensor`, given away."""

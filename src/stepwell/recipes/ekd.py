@@ -19,7 +19,7 @@ Schedule = Literal["one-run", "two-phase", "plain"]
 #: What each schedule sets where the caller does not.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "one-run": {"full_weight": 1.5, "distill_from": 0.5, "ema_teacher": 0.99, "teach_full": True},
-    "two-phase": {"full_weight": 1.0, "distill_from": 0.0, "ema_teacher": 0.0, "teach_full": True},
+    "two-phase": {"full_weight": 1.0, "distill_from": 0.0, "ema_teacher": 0.99, "teach_full": True},
     "plain": {"full_weight": 1.0, "distill_from": 0.0, "ema_teacher": 0.0, "teach_full": False},
 }
 
@@ -81,8 +81,9 @@ def ekd(
             sub-nets train: `warn`, or `rollback`: it gets its weights back to the bit, and only the
             sub-nets' own norms are trained.
         max_drop: points of accuracy (percent).
-        schedule: `two-phase`: train the full net (or take it from `init`), then a frozen copy teaches
-            all depths at half the rate. `one-run`: the full net alone until `distill_from`, then a
+        schedule: `two-phase`: train the full net (or take it from `init`), then a moving average that
+            starts there (a frozen copy, with `ema_teacher` 0) teaches all depths at half the rate.
+            `one-run`: the full net alone until `distill_from`, then a
             moving average of it teaches every depth, the full one included. `plain`: the paper's loss
             from the first step.
         epochs: passes over the training part, of the first phase in `two-phase`.
@@ -92,7 +93,7 @@ def ekd(
         attention: weight of attention transfer on the stages' features.
         full_weight: weight of the full net's own loss; 1.5 in `one-run`, else 1.
         distill_from: share of training before which only the full net trains; 0.5 in `one-run`.
-        ema_teacher: decay of the moving average that teaches; 0.99 in `one-run`, 0: none.
+        ema_teacher: decay of the moving average that teaches, 0: none; 0.99 but in `plain`.
         teach_full: whether the teacher teaches the full net, too; yes but in `plain`.
         sample: train the full net and one drawn sub-net a step, for many depths.
         size: height and width of the images; by default their own.
@@ -129,9 +130,10 @@ def ekd(
                 only = validator(nested, task, [nested.full])
                 train("full", full, epochs, lr, validate=only)
                 nested.load_full(nested.module.state_dict())
-            teacher = Frozen(nested.module)
+            if not options["ema_teacher"]:
+                teacher = Frozen(nested.module)
             epochs, lr = nest_epochs or max(1, epochs // 2), lr / 2
-        if teacher is not None or (start is not None and not start.fresh):
+        if schedule == "two-phase" or (start is not None and not start.fresh):
             watch = FullNetWatch(nested, task, max_drop)
         objective = EmbeddedKD(
             nested, teacher=teacher, label_smoothing=label_smoothing, **teaching, **options
