@@ -76,7 +76,8 @@ def fit(
     saved = read_checkpoint(folder / "last.ckpt")
     if saved is not None and saved["finished"]:
         objective.load_state_dict(saved["objective"])
-        write_whole(folder / "done", b"")
+        if run.writes:
+            write_whole(folder / "done", b"")
         return
     job = Job(objective, train, optim, run, phase, epochs, validate, select or _mean_accuracy, loop)
     if saved is not None:
@@ -85,14 +86,11 @@ def fit(
         _run_lightning(job, loop)
     if job.signum is not None:
         raise Stopped(job.signum, job.where())
-    best = read_checkpoint(folder / "best.ckpt")
-    if best is not None:
-        objective.load_state_dict(best["objective"])
-    elif job.averaged is not None:
-        objective.load_state_dict(job.averaged.average.module.state_dict())
-    job.finished = True
+    if not job.finished:
+        job.settle()
     job.save()
-    write_whole(folder / "done", b"")
+    if job.writes:
+        write_whole(folder / "done", b"")
 
 
 class _Rest:
@@ -162,6 +160,17 @@ def _run_lightning(job: Job, loop: Loop) -> None:
             job.end_step(progress)
             if job.signum is not None and job.position % job.accumulate == 0:
                 self.trainer.should_stop = True
+
+        def on_train_end(self) -> None:
+            if self.trainer.world_size == 1 or job.position < job.total:
+                return
+            # The checkpoints are the first process's, and so are the statistics of its norms.
+            if job.writes:
+                job.settle()
+            job.objective.load_state_dict(
+                self.trainer.strategy.broadcast(job.objective.state_dict())
+            )
+            job.finished = True
 
     progress = Progress(job.phase, job.position, job.total, job.epochs)
     with warnings.catch_warnings(), progress, _signals(job) as install_signals:

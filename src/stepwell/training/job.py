@@ -196,6 +196,15 @@ class Job:
         self._saved_at = time.monotonic()
         self._save_due = False
 
+    def settle(self) -> None:
+        """Give the objective the weights that are kept: the best epoch's, the average, or the last."""
+        best = read_checkpoint(self.folder / "best.ckpt")
+        if best is not None:
+            self.objective.load_state_dict(best["objective"])
+        elif self.averaged is not None:
+            self.objective.load_state_dict(self.averaged.average.module.state_dict())
+        self.finished = True
+
     def restore(self, saved: dict[str, Any]) -> None:
         """Go back to a checkpoint."""
         self.objective.load_state_dict(saved["objective"])

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
@@ -62,7 +63,9 @@ class Run:
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out} is a file: name a directory")
         file = out / "config.json"
-        if not file.exists() and out.is_dir() and not all(_is_ours(p) for p in out.iterdir()):
+        if _rank():
+            _wait_for(file)
+        elif not file.exists() and out.is_dir() and not all(_is_ours(p) for p in out.iterdir()):
             raise ValueError(f"--out {out} holds other files and no run: name a new directory")
         out.mkdir(parents=True, exist_ok=True)
         lock = _locked(out) if _rank() == 0 else None
@@ -100,7 +103,8 @@ class Run:
     def phase(self, name: str) -> Path:
         """The folder of a phase's checkpoints."""
         folder = self.path / "phases" / name
-        folder.mkdir(parents=True, exist_ok=True)
+        if self.writes:
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -195,6 +199,15 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
 def _is_ours(path: Path) -> bool:
     """What a process may leave behind that was killed before it wrote config.json."""
     return path.name == "lock" or (path.name.startswith(".") and path.name.endswith(".part"))
+
+
+def _wait_for(file: Path, seconds: float = 120.0) -> None:
+    """Let the process that writes open the run first."""
+    end = time.monotonic() + seconds
+    while not file.exists():
+        if time.monotonic() > end:
+            raise OSError(f"the first of several processes wrote no {file}: see what it says")
+        time.sleep(0.05)
 
 
 def _rank() -> int:
