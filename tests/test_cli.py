@@ -388,7 +388,7 @@ BAD = {
     "too deep": ([*TRAIN, "--depths", "x=3,3,4", "--out", "{tmp}/r"], "can keep 1 to 3 blocks"),
     "no block": ([*TRAIN, "--depths", "x=3,0,3", "--out", "{tmp}/r"], "can keep 1 to 3 blocks"),
     "no network": ([*TRAIN, "--net", "vgg", "--out", "{tmp}/r"], "no network 'vgg'"),
-    "no epochs": ([*TRAIN, "--epochs", "0", "--out", "{tmp}/r"], "epochs must be at least 1"),
+    "no epochs": ([*TRAIN, "--epochs", "0", "--out", "{tmp}/r"], "epochs must be positive"),
     "no share": ([*TRAIN, "--val-fraction", "1.5", "--out", "{tmp}/r"], "between 0 and 1, not 1.5"),
     "no temperature": (
         [*TRAIN, "--temperature", "0", "--schedule", "plain", "--out", "{tmp}/r"],
@@ -396,6 +396,30 @@ BAD = {
     ),
     "no rate": ([*TRAIN, "--lr", "nan", "--out", "{tmp}/r"], "lr must be positive and finite"),
     "no weight": ([*TRAIN, "--kl", "-1", "--out", "{tmp}/r"], "kl must be 0 or more"),
+    "no start": (
+        [*TRAIN, "--distill-from", "1", "--out", "{tmp}/r"],
+        "distill_from is a share of training in [0, 1), not 1.0",
+    ),
+    "no loss": (
+        [*TRAIN, "--ce", "0", "--kl", "0", "--attention", "0", "--out", "{tmp}/r"],
+        "the sub-nets have no loss",
+    ),
+    "no phase": (
+        [*TRAIN, "--nest-epochs", "0", "--out", "{tmp}/r"],
+        "nest_epochs must be positive",
+    ),
+    "no norms": (
+        [*TRAIN, "--norms", "shared", "--on-drop", "rollback", "--out", "{tmp}/r"],
+        "no norms of their own to train",
+    ),
+    "no watch": (
+        [*TRAIN, "--val-fraction", "0", "--on-drop", "rollback", "--out", "{tmp}/r"],
+        "--on-drop rollback compares the full net on a validation part",
+    ),
+    "no way back": (
+        [*TRAIN, "--schedule", "plain", "--on-drop", "rollback", "--out", "{tmp}/r"],
+        "--on-drop rollback goes back to a trained full net",
+    ),
     "no size": ([*TRAIN, "--size", "0", "--out", "{tmp}/r"], "size must be positive"),
     "twice": ([*TRAIN, "--depths", "8", "8", "--out", "{tmp}/r"], "depth '8' is named twice"),
     "no folder": (

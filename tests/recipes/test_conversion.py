@@ -1,12 +1,14 @@
 """From a trained network to a nested one, with the full net watched."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torchvision
 from torch.testing import assert_close
 
 from stepwell.nets import build
-from stepwell.nets.file import load
+from stepwell.nets.file import load, save
 from stepwell.nets.pretrained import start_pretrained
 from stepwell.recipes.ekd import ekd
 from stepwell.recipes.supervised import supervised
@@ -47,6 +49,15 @@ def test_a_gentle_conversion_keeps_the_full_net(trained, tmp_path, recwarn):
     results = ekd(**NEST, init=trained, lr=1e-4, out=tmp_path / "r")
     assert results["full_net"]["after"] > results["full_net"]["before"] - 0.02
     assert not [w for w in recwarn if "full net lost" in str(w.message)]
+
+
+def test_a_network_of_other_classes_gives_no_classifier(trained, tmp_path):
+    net = load(trained)
+    net.card = replace(net.card, classes=tuple("abcdefghij"))
+    other = save(net, tmp_path / "other.safetensors")
+    with pytest.warns(UserWarning, match="classifier is for other classes; ours starts fresh"):
+        ekd(**NEST | {"epochs": 1}, init=other, out=tmp_path / "r")
+    assert {p.name for p in (tmp_path / "r" / "phases").iterdir()} == {"full", "nest"}
 
 
 def test_published_weights_fill_the_full_net(monkeypatch):

@@ -76,8 +76,10 @@ class EmbeddedKD(Objective):
             raise ValueError(
                 f"attention_mode is one of {', '.join(ATTENTION)}, not {attention_mode!r}"
             )
-        if not 0 <= distill_from <= 1:
-            raise ValueError(f"distill_from is a share of training in [0, 1], not {distill_from}")
+        if not 0 <= distill_from < 1:
+            raise ValueError(f"distill_from is a share of training in [0, 1), not {distill_from}")
+        if not (ce or kl or attention):
+            raise ValueError("the sub-nets have no loss: ce, kl and attention are all 0")
         if ema_teacher and teacher is not None:
             raise ValueError("give ema_teacher or teacher, not both: one of them would never teach")
         if teach_full and not ema_teacher and teacher is None:
@@ -161,7 +163,5 @@ class EmbeddedKD(Objective):
             # Stages before the fork are the full net's own: no distance, no gradient.
             apart = [self.attention_of(f, t) for f, t in pairs if not f.is_set_to(t)]
             weighted["attention"] = (self.attention, sum(apart, exit.logits.new_zeros(())))
-        if not weighted:
-            raise ValueError(f"depth {depth!r} has no loss: ce, kl and attention are all 0")
         loss = torch.stack([w * value for w, value in weighted.values()]).sum()
         return self.weights.get(depth, 1.0) * loss, {k: v for k, (_, v) in weighted.items()}

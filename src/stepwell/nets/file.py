@@ -114,12 +114,15 @@ class Start(NamedTuple):
     fresh: tuple[str, ...]
 
 
-def initialise(net: NestedNet, path: str | Path) -> Start:
+def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) -> Start:
     """Start `net` from the weights in a file: Stepwell's, or plain ones under torchvision's names.
 
     A Stepwell file fills the full net, and the private norms of every sub-net that both have. Any
     other file (safetensors, or a `torch.save`d state dict, read with `weights_only`) fills the full
     net, and each private norm starts as the full net's. A classifier of another size stays fresh.
+
+    Args:
+        classes: what `net` is to tell apart; a classifier of other classes stays fresh, too.
 
     Returns:
         The file's card; a plain file's is taken to be torchvision's, with ImageNet's mean and std.
@@ -130,11 +133,12 @@ def initialise(net: NestedNet, path: str | Path) -> Start:
     path = Path(path)
     header, tensors = _read(path, plain_too=True)
     own = dict(net.module.state_dict())
-    fresh = fill(net, tensors, str(path))
+    card = Card(mean=IMAGENET_MEAN, std=IMAGENET_STD) if header is None else _card(header)
+    fresh = fill(net, tensors, str(path), relabelled=differ(card.classes, classes))
     if header is None:
-        return Start(Card(mean=IMAGENET_MEAN, std=IMAGENET_STD), fresh)
+        return Start(card, fresh)
     if "depths" not in header:  # one depth that Stepwell exported as plain weights
-        return Start(_card(header), fresh)
+        return Start(card, fresh)
     tensors |= {k: own[k] for k in fresh if "builder" not in header}
     theirs = _assemble(header, tensors, path, lambda: deepcopy(net.module))
     for depth in net.subnets.keys() & theirs.subnets.keys():
@@ -144,8 +148,18 @@ def initialise(net: NestedNet, path: str | Path) -> Start:
     return Start(theirs.card, fresh)
 
 
-def fill(net: NestedNet, tensors: Mapping[str, Tensor], source: str) -> tuple[str, ...]:
+def differ(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
+    """Whether two classifiers, as far as both name their classes, tell other things apart."""
+    return bool(theirs and ours) and theirs != ours
+
+
+def fill(
+    net: NestedNet, tensors: Mapping[str, Tensor], source: str, *, relabelled: bool = False
+) -> tuple[str, ...]:
     """Load the full net's `tensors`, but for a classifier of another size; the names left fresh.
+
+    Args:
+        relabelled: the classifier of `tensors` is one of other classes, and stays fresh, too.
 
     Raises:
         ValueError: they do not fit; the message begins with `source`.
@@ -156,8 +170,10 @@ def fill(net: NestedNet, tensors: Mapping[str, Tensor], source: str) -> tuple[st
         raise ValueError(
             f"{source} does not fit this network: {len(odd)} names differ, such as {odd[0]!r}"
         )
-    fresh = tuple(k for k in own if own[k].shape != given[k].shape)
     head = tuple(f"{name}." for name in net.plan.head)
+    count = net.builder[1].get("num_classes") if net.builder is not None else None
+    last = {k for k in own if k.startswith(head) and own[k].shape[:1] == (count,)}
+    fresh = tuple(k for k in own if own[k].shape != given[k].shape or (relabelled and k in last))
     if wrong := [k for k in fresh if not k.startswith(head)]:
         raise ValueError(
             f"{source} does not fit this network: {wrong[0]} is {tuple(given[wrong[0]].shape)} there "

@@ -5,14 +5,15 @@ from typing import Any
 import torchvision
 from torch import Tensor
 
-from stepwell.nets.file import Start, fill
+from stepwell.nets.file import Start, differ, fill
 from stepwell.nets.nested import Card, NestedNet
 
 
-def start_pretrained(net: NestedNet) -> Start:
+def start_pretrained(net: NestedNet, classes: tuple[str, ...] = ()) -> Start:
     """Fill `net` with the weights that its library publishes for it; they are downloaded once.
 
-    A classifier of another size stays fresh; each private norm starts as the full net's.
+    A classifier of another size, or of other `classes`, stays fresh; each private norm starts as the
+    full net's.
 
     Returns:
         The names that stayed fresh, and a card with the mean and std that the weights expect.
@@ -23,33 +24,31 @@ def start_pretrained(net: NestedNet) -> Start:
     """
     name = net.builder[0] if net.builder is not None else "this network"
     try:
-        state, mean, std = _timm(name) if name.startswith("timm/") else _torchvision(name)
+        state, card = _timm(name) if name.startswith("timm/") else _torchvision(name)
     except OSError as error:
         raise ValueError(
             f"the weights of {name} could not be downloaded ({error}): give a file to --init"
         ) from error
-    fresh = fill(net, state, f"the published weights of {name}")
-    return Start(Card(mean=mean, std=std), fresh)
+    source = f"the published weights of {name}"
+    return Start(card, fill(net, state, source, relabelled=differ(card.classes, classes)))
 
 
-Published = tuple[dict[str, Tensor], tuple[float, ...], tuple[float, ...]]
-
-
-def _torchvision(name: str) -> Published:
+def _torchvision(name: str) -> tuple[dict[str, Tensor], Card]:
     if name not in torchvision.models.list_models():
         raise ValueError(f"torchvision publishes no weights for {name}: give a file to --init")
     weights: Any = torchvision.models.get_model_weights(name).DEFAULT
     preset = weights.transforms()
     state = weights.get_state_dict(progress=False, check_hash=True)
-    return dict(state), tuple(preset.mean), tuple(preset.std)
+    classes = tuple(weights.meta["categories"])
+    return dict(state), Card(classes, mean=tuple(preset.mean), std=tuple(preset.std))
 
 
-def _timm(name: str) -> Published:
+def _timm(name: str) -> tuple[dict[str, Tensor], Card]:
     import timm
 
     name = name.removeprefix("timm/")
     if not timm.is_model_pretrained(name):
         raise ValueError(f"timm publishes no weights for {name}: give a file to --init")
     model: Any = timm.create_model(name, pretrained=True)
-    card = model.pretrained_cfg
-    return model.state_dict(), tuple(card["mean"]), tuple(card["std"])
+    about = model.pretrained_cfg
+    return model.state_dict(), Card(mean=tuple(about["mean"]), std=tuple(about["std"]))

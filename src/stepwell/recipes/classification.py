@@ -28,7 +28,7 @@ from stepwell.training import Run
 
 #: Example pictures kept for the report: at most so many of each kind.
 PICTURES = 24
-POSITIVE = {"lr", "temperature", "size", "batch_size"}
+POSITIVE = {"lr", "temperature", "size", "batch_size", "epochs", "nest_epochs"}
 NOT_NEGATIVE = {
     "weight_decay", "ce", "kl", "attention", "full_weight", "label_smoothing", "max_drop",
     "val_fraction",
@@ -80,12 +80,18 @@ def open_classifier(
     for note in splits.notes:
         warnings.warn(note, stacklevel=3)
     init: Path | Literal["pretrained"] | None = arguments.get("init")
-    start = _start(nested, init)
+    start = _start(nested, init, classes)
     if start is not None and start.fresh:
-        warnings.warn(f"{init}: its classifier has another size; ours starts fresh", stacklevel=3)
+        warnings.warn(
+            f"{init}: its classifier is for other classes; ours starts fresh", stacklevel=3
+        )
     if card is None and start is not None:
         card = start.card
     train, validation = _batches(splits, arguments, card)
+    if validation is None and arguments.get("on_drop") == "rollback":
+        raise ValueError(
+            "--on-drop rollback compares the full net on a validation part: set --val-fraction above 0"
+        )
     data = {
         "name": splits.name,
         "fingerprint": _data_fingerprint(splits),
@@ -107,10 +113,14 @@ def open_classifier(
         yield Task(run, train, validation, train.with_images(splits.test)), nested, start
 
 
-def _start(net: NestedNet, init: Path | Literal["pretrained"] | None) -> Start | None:
+def _start(
+    net: NestedNet, init: Path | Literal["pretrained"] | None, classes: tuple[str, ...]
+) -> Start | None:
     if init is None:
         return None
-    return initialise(net, init) if isinstance(init, Path) else start_pretrained(net)
+    if isinstance(init, Path):
+        return initialise(net, init, classes)
+    return start_pretrained(net, classes)
 
 
 def check_numbers(arguments: Mapping[str, Any]) -> None:

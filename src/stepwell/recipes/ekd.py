@@ -9,8 +9,8 @@ import tyro
 from stepwell.methods import EmbeddedKD, Frozen, Objective, PrivateNorms, Supervised
 from stepwell.methods.embedded_kd import Attention
 from stepwell.nets import build, named_depths
-from stepwell.nets.nested import NormSharing
-from stepwell.recipes.classification import finish, open_classifier, validator
+from stepwell.nets.nested import NestedNet, NormSharing
+from stepwell.recipes.classification import check_numbers, finish, open_classifier, validator
 from stepwell.recipes.full_net import FullNetWatch, OnDrop
 from stepwell.training import Loop, fit, sgd
 
@@ -103,42 +103,49 @@ def ekd(
     """
     arguments = dict(locals())
     torch.manual_seed(seed)
-    with torch.device("meta"):  # a wrong name shows before any time is spent
-        build(net, named_depths(net, depths) | (extra := named_depths(net, calibrated)))
     options = dict(SCHEDULES[schedule])
     options |= {name: arguments[name] for name in options if arguments[name] is not None}
-    teaching: dict[str, Any] = {
-        "temperature": temperature,
-        "ce": ce,
-        "kl": kl,
-        "attention": attention,
+    teaching = {
+        name: arguments[name]
+        for name in ("temperature", "ce", "kl", "attention", "attention_mode", "sample")
     }
-    teaching |= {"attention_mode": attention_mode, "sample": sample}
+    two_phase = schedule == "two-phase"
+
+    def method(nested: NestedNet) -> EmbeddedKD:
+        frozen = Frozen(nested.module) if two_phase and not options["ema_teacher"] else None
+        return EmbeddedKD(
+            nested, teacher=frozen, label_smoothing=label_smoothing, **teaching, **options
+        )
+
+    check_numbers(arguments)
+    with torch.device("meta"):  # what cannot work shows before any time is spent
+        extra = named_depths(net, calibrated)
+        build(net, named_depths(net, depths) | extra)
+        trial = build(net, depths, norms=norms)
+        method(trial)
+        if on_drop == "rollback":
+            PrivateNorms(trial, **teaching)
+            if not two_phase and init is None:
+                raise ValueError(
+                    "--on-drop rollback goes back to a trained full net: use --schedule two-phase, or "
+                    "--init"
+                )
     with open_classifier("ekd", arguments, net, depths) as (task, nested, start):
+        known = start is not None and not start.fresh  # a full net that is trained already
 
         def train(phase: str, objective: Objective, epochs: int, lr: float, **how: Any) -> None:
             optim = sgd(lr, weight_decay=weight_decay)
-            how = {"validate": validator(nested, task)} | how
-            fit(
-                objective, task.train, optim, task.run, phase=phase, epochs=epochs, loop=loop, **how
-            )
+            how = {"validate": validator(nested, task), "loop": loop} | how
+            fit(objective, task.train, optim, task.run, phase=phase, epochs=epochs, **how)
 
-        teacher, watch = None, None
-        if schedule == "two-phase":
-            if start is None or start.fresh:
-                full = Supervised(nested.module, label_smoothing=label_smoothing)
-                only = validator(nested, task, [nested.full])
-                train("full", full, epochs, lr, validate=only)
-                nested.load_full(nested.module.state_dict())
-            if not options["ema_teacher"]:
-                teacher = Frozen(nested.module)
-            epochs, lr = nest_epochs or max(1, epochs // 2), lr / 2
-        if schedule == "two-phase" or (start is not None and not start.fresh):
-            watch = FullNetWatch(nested, task, max_drop)
-        objective = EmbeddedKD(
-            nested, teacher=teacher, label_smoothing=label_smoothing, **teaching, **options
-        )
-        train("nest", objective, epochs, lr, select=watch.select if watch else None)
+        if two_phase and not known:
+            full = Supervised(nested.module, label_smoothing=label_smoothing)
+            train("full", full, epochs, lr, validate=validator(nested, task, [nested.full]))
+            nested.load_full(nested.module.state_dict())
+        if two_phase:
+            epochs, lr = max(1, epochs // 2) if nest_epochs is None else nest_epochs, lr / 2
+        watch = FullNetWatch(nested, task, max_drop) if two_phase or known else None
+        train("nest", method(nested), epochs, lr, select=watch.select if watch else None)
         rolled_back = watch is not None and on_drop == "rollback" and watch.dropped()
         if watch is not None and rolled_back:
             watch.restore()
