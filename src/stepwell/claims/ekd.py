@@ -7,7 +7,7 @@ augmentation and optimizer; no arm selects on test data (each keeps its last epo
   go on for half as many at half the rate, and their seconds are those of both trainings;
 - equal seconds: offline KD costs the teacher and each student; the arms named so train for as long.
 
-Controls say what a gain comes of: the full net trained as much longer (`32 alone, longer`), taught by
+Controls say what a gain comes of: a network trained as much longer (`32 alone, longer`), taught by
 itself (`born again`, offline; `self-taught`, by a moving average in the same run).
 """
 
@@ -72,6 +72,16 @@ ARMS: dict[str, Arm] = {
     nest(TWO, LABELS): nested(TWO, schedule="plain", kl=0.0, attention=0.0),
     LONGER: Arm("supervised", {"net": "resnet32", "lr": 0.05}, {"init": alone(FULL)}, {"epochs": 0.5}),
     nest(TWO, MOVING): moving_teacher(TWO),
+    nest(TWO, f"{TWO_PHASE}, labels only"): two_phase(TWO, kl=0.0, attention=0.0),
+    "20 alone, longer": Arm(
+        "supervised", {"net": "resnet20", "lr": 0.05}, {"init": alone("20")}, {"epochs": 0.5}
+    ),
+    "20, offline KD, longer": Arm(
+        "distill",
+        {"student": "resnet20", "lr": 0.05},
+        {"teacher": alone(FULL), "init": offline("20")},
+        {"epochs": 0.5},
+    ),
     nest(TWO, f"{TWO_PHASE}, no KL"): two_phase(TWO, kl=0.0),
     nest(TWO, f"{TWO_PHASE}, no attention"): two_phase(TWO, attention=0.0),
     nest(TWO, f"{TWO_PHASE}, shared norms"): two_phase(TWO, norms="shared"),
@@ -224,15 +234,20 @@ FOUR_KINDS = (TWO_PHASE, MOVING, f"{TWO_PHASE}, {EQUAL}", f"{MOVING}, {EQUAL}", 
 CLAIMS = [
     *(c for kind in TWO_KINDS for c in about_arm(TWO, kind)),
     *(c for kind in FOUR_KINDS for c in about_arm(FOUR, kind)),
-    better("kl-helps", "Soft targets help the sub-net (two phases)", "KL helps",
+    better("kl-helps", "Soft targets, of both depths, help the sub-net (two phases)", "KL helps",
            BEST, f"{BEST}, no KL", "20"),
     better("attention-helps", "Attention helps the sub-net (two phases)", "attention helps",
            BEST, f"{BEST}, no attention", "20"),
     better("private-norms", "Private norms help the sub-net (two phases)", "sub-nets collapse without",
            BEST, f"{BEST}, shared norms", "20"),
-    better("ekd-helps", "Teaching helps the sub-net beyond nesting with labels only", "EKD helps",
-           BEST, nest(TWO, LABELS), "20"),
-    better("beyond-longer", "The full net gains more than by longer training alone", "not asked",
+    *(better(f"ekd-helps/{d}", f"Teaching helps depth {d} beyond nesting with labels only, from the "
+             "same start and as long (two phases)", "EKD helps",
+             BEST, nest(TWO, f"{TWO_PHASE}, labels only"), d) for d in ("20", FULL)),
+    better("beyond-longer/20", "The sub-net gains more than by longer training alone", "not asked",
+           BEST, "20 alone, longer", "20"),
+    better("beyond-longer-offline/20", "The sub-net gains more than by longer offline KD", "not asked",
+           BEST, "20, offline KD, longer", "20"),
+    better("beyond-longer/32", "The full net gains more than by longer training alone", "not asked",
            BEST, LONGER, FULL),
     better("beyond-born-again", "The full net gains more than by offline KD into itself", "not asked",
            BEST, BORN_AGAIN, FULL),
@@ -248,8 +263,8 @@ CLAIMS = [
     *(better(f"all-depths-a-step/{d}", f"All depths a step give depth {d} more than one drawn",
              "not asked", nest(FOUR, TWO_PHASE), nest(FOUR, f"{TWO_PHASE}, sampled"), d)
       for d in (*FOUR, FULL)),
-    *(better(f"beyond-adn/{d}", f"Two phases give depth {d} more than an ADN-like recipe", "not asked",
-             nest(FOUR, TWO_PHASE), nest(FOUR, "ADN-like"), d) for d in (*FOUR, FULL)),
+    *(better(f"beyond-adn/{d}", f"One run gives depth {d} more than an ADN-like one", "not asked",
+             nest(FOUR, ONE_RUN), nest(FOUR, "ADN-like"), d) for d in (*FOUR, FULL)),
     Claim(
         "plain/macs",
         "The sub-net is an ordinary network: its MACs over those of the network trained alone are 1.",
