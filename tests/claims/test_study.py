@@ -78,6 +78,8 @@ def test_verify_ekd_quick_runs_and_goes_on_where_it_stopped(tmp_path):
     assert json.loads((tmp_path / "claims.json").read_text()) == record
     assert page.read_text() == render(record)
     assert "its numbers mean nothing" in page.read_text()
+    picture = (tmp_path / "ekd.svg").read_text()
+    assert all(arm.replace("<", "&lt;") in picture for arm in record["arms"])
     stamps = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
     again, _ = quick(tmp_path)
     assert again["claims"] == record["claims"]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from stepwell.claims.figure import depths_of
+
 HOLDS = {True: "**holds**", False: "**does not hold**", None: "undecided"}
 
 
@@ -20,6 +22,8 @@ def render(record: Mapping[str, Any]) -> str:
         f"- hardware: {record['hardware']}; {record['seconds']:.0f} s of training in all",
         "",
         "## Arms",
+        "",
+        f"![Accuracy of every arm]({record['system']}.svg)",
         "",
         *_arms(record["arms"]),
         "",
@@ -42,10 +46,7 @@ def render(record: Mapping[str, Any]) -> str:
 
 
 def _arms(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    depths = sorted(
-        {name.split("/")[0] for arm in arms.values() for name in arm if name.endswith("/accuracy")},
-        key=lambda d: (len(d), d),
-    )
+    depths = depths_of(arms)
     kinds = (
         ("accuracy", 100.0, ".2f"),
         ("nll", 1.0, ".3f"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stepwell.claims import CLAIMS
+from stepwell.claims.figure import draw
 from stepwell.claims.page import render
 from stepwell.claims.study import Results, Study, judge, only, run_study, summary
 from stepwell.console import say
@@ -33,7 +34,7 @@ def verify_system(
     arms: Sequence[str] = (),
     precision: Precision = "32",
 ) -> tuple[dict[str, Any], Path]:
-    """Run the experiment of `system`; write `claims.json` and a page into `folder`.
+    """Run the experiment of `system`; write `claims.json`, a page and its picture into `folder`.
 
     Args:
         changes: in place of the study's common arguments.
@@ -83,6 +84,7 @@ def verify_system(
     page = folder / f"{system}.md"
     write_whole(folder / "claims.json", (json_text(record)).encode())
     write_whole(page, render(record).encode())
+    write_whole(page.with_suffix(".svg"), draw(record["arms"]))
     return record, page
 
 
