@@ -1,5 +1,6 @@
 """The joint step: gradients of the naive sum, one suffix in memory at a time, clear refusals."""
 
+from collections import OrderedDict
 from copy import deepcopy
 
 import pytest
@@ -12,7 +13,7 @@ from torch.testing import assert_close
 
 from stepwell.cost import peak_bytes
 from stepwell.losses import soft_target_kl
-from stepwell.nets import build
+from stepwell.nets import build, nest
 
 
 def net_of(depths, **arguments):
@@ -106,6 +107,33 @@ def test_bf16_gradients_are_those_of_the_naive_sum():
         assert_close(
             mine.grad, naive_one.grad, rtol=0, atol=0.02 * float(naive_one.grad.abs().max())
         )
+
+
+def headless(depths):
+    """No step stands behind the last stage: a shallow path is the beginning of a deeper one."""
+    torch.manual_seed(0)
+    module = nn.Sequential(OrderedDict(body=nn.Sequential(*(nn.Linear(5, 5) for _ in range(4)))))
+    return nest(module, ["body"], {str(d): (d,) for d in depths}, full="20").double().train()
+
+
+@pytest.mark.parametrize("depths", [(1,), (1, 2), (2, 3)])
+def test_a_path_may_be_the_beginning_of_another(depths):
+    one, other = headless(depths), headless(depths)
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    twin = x.detach().clone().requires_grad_()
+    loss_of = distilling(torch.tensor([0, 1, 2, 3]))
+    exits = one.forward_all(x)
+    assert list(exits) == list(one.depths)
+    for depth, exit in exits.items():
+        assert_close(exit.logits, one(x, depth), rtol=0, atol=0)
+    loss, logs = one.joint_loss(x, loss_of)
+    loss.backward()
+    expected = naive(other, twin, loss_of)
+    expected.backward()
+    assert_close(loss, expected)
+    assert_close(gradients(one), gradients(other))
+    assert_close(x.grad, twin.grad)
+    assert {name.split("/")[0] for name in logs} == set(one.depths)
 
 
 def test_one_suffix_is_in_memory_at_a_time():

@@ -21,7 +21,9 @@ Features = Mapping[str, tuple[Tensor, ...]]
 
 
 class Node(NamedTuple):
-    """A run of steps that `depths` share, and what follows it. A node without children ends a path.
+    """A run of steps that `depths` share, and what follows it.
+
+    A path ends with a node that no child goes on from; others that it is a prefix of may.
 
     ends: for each step, the depths that have a whole stage behind them after it.
     """
@@ -39,6 +41,12 @@ class Node(NamedTuple):
             for depth in ends:
                 mine[depth] = (*mine[depth], x)
         return x, mine
+
+    @property
+    def last(self) -> tuple[str, ...]:
+        """The depths whose paths end with it, deepest first."""
+        onward = {depth for child in self.children for depth in child.depths}
+        return tuple(depth for depth in self.depths if depth not in onward)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of its own steps that ask for a gradient, each once."""
@@ -70,11 +78,7 @@ def grow(
 
 def walk(node: Node, x: Tensor, features: Features | None = None) -> Iterator[tuple[str, Exit]]:
     """Exits of all paths, in the trie's order (deepest first); a common prefix runs once."""
-    x, mine = node.run(x, features or dict.fromkeys(node.depths, ()))
-    for child in node.children:
-        yield from walk(child, x, mine)
-    if not node.children:
-        yield from ((depth, Exit(x, mine[depth])) for depth in node.depths)
+    return _Fork(node, *node.run(x, features or dict.fromkeys(node.depths, ()))).exits()
 
 
 def joint_loss(root: Node, x: Tensor, loss_of: LossOf) -> tuple[Tensor, dict[str, Tensor]]:
@@ -120,8 +124,12 @@ class _Fork(NamedTuple):
         """The exits of all paths from here, deepest first."""
         for child in self.node.children:
             yield from walk(child, self.y, self.features)
-        if not self.node.children:
-            yield from ((d, Exit(self.y, self.features[d])) for d in self.node.depths)
+        for depth in self.node.last:
+            yield depth, self.exit(depth)
+
+    def exit(self, depth: str) -> Exit:
+        """The exit of a path that ends here."""
+        return Exit(self.y, self.features[depth])
 
 
 class _Judge:
@@ -210,14 +218,17 @@ class _Suffixes(torch.autograd.Function):
 def _behind(
     fork: _Fork, judge: _Judge, gradients: _Gradients
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Run the children of `fork` one by one, forward and backward.
+    """Run the children of `fork` one by one, forward and backward, then the paths that end there.
 
     Returns:
         The sum of their losses, detached, and the gradients of `fork.tensors()`.
     """
     cut, leaves = fork.cut()
-    total = _sum([_suffix(child, cut, judge, gradients) for child in fork.node.children])
-    return total, [gradients.pop(leaf) for leaf in leaves]
+    losses = [_suffix(child, cut, judge, gradients) for child in fork.node.children]
+    if fork.node.last:
+        inputs = [leaf for leaf in leaves if leaf.requires_grad]
+        losses.append(_exits(cut, judge, gradients, inputs))
+    return _sum(losses), [gradients.pop(leaf) for leaf in leaves]
 
 
 def _suffix(node: Node, fork: _Fork, judge: _Judge, gradients: _Gradients) -> Tensor:
@@ -232,18 +243,23 @@ def _suffix(node: Node, fork: _Fork, judge: _Judge, gradients: _Gradients) -> Te
         if pairs and inputs:
             gradients.backward([t for t, _ in pairs], [g for _, g in pairs], inputs)
     else:
-        loss = _sum([judge.loss(depth, exit) for depth, exit in here.exits()])
-        _check_parameters(loss, here, inputs)
-        if loss.requires_grad:
-            gradients.backward([loss], [None], inputs)
-        total = loss.detach()
+        total = _exits(here, judge, gradients, inputs)
     return total
 
 
-def _check_parameters(loss: Tensor, exit: _Fork, inputs: Sequence[Tensor]) -> None:
+def _exits(fork: _Fork, judge: _Judge, gradients: _Gradients, inputs: Sequence[Tensor]) -> Tensor:
+    """Run the losses of the paths that end at `fork` backward to `inputs`; their detached sum."""
+    loss = _sum([judge.loss(depth, fork.exit(depth)) for depth in fork.node.last])
+    _check_parameters(loss, fork, inputs)
+    if loss.requires_grad:
+        gradients.backward([loss], [None], inputs)
+    return loss.detach()
+
+
+def _check_parameters(loss: Tensor, fork: _Fork, inputs: Sequence[Tensor]) -> None:
     """Refuse a loss with parameters of its own, which would silently get no gradient."""
     known = {id(t) for t in inputs}
-    seen = {t.grad_fn for t in exit.tensors()}  # the network's own graph need not be searched
+    seen = {t.grad_fn for t in fork.tensors()}  # the network's own graph need not be searched
     ahead = [loss.grad_fn]
     while ahead:
         node = ahead.pop()
@@ -253,7 +269,7 @@ def _check_parameters(loss: Tensor, exit: _Fork, inputs: Sequence[Tensor]) -> No
         variable = getattr(node, "variable", None)
         if variable is not None and id(variable) not in known:
             raise ValueError(
-                f"the loss of depth {exit.node.depths[0]!r} depends on a parameter of shape "
+                f"the loss of depth {fork.node.last[0]!r} depends on a parameter of shape "
                 f"{tuple(variable.shape)} that the depth does not run, so it would get no gradient: "
                 "add that part of the loss outside joint_loss"
             )
