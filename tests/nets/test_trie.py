@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
+from stepwell import Cascade
 from stepwell.cost import peak_bytes
 from stepwell.losses import soft_target_kl
 from stepwell.nets import build, nest
@@ -134,6 +135,52 @@ def test_a_path_may_be_the_beginning_of_another(depths):
     assert_close(gradients(one), gradients(other))
     assert_close(x.grad, twin.grad)
     assert {name.split("/")[0] for name in logs} == set(one.depths)
+
+
+class Rectifies(nn.Module):
+    """Works on its input in place, and does not say so."""
+
+    def forward(self, x):
+        return x.relu_()
+
+
+def in_place(first):
+    """Each block begins with steps that may work in place, behind every fork, too."""
+    torch.manual_seed(0)
+    body = nn.Sequential(*(nn.Sequential(*first(), nn.Conv2d(5, 5, 1)) for _ in range(3)))
+    parts = OrderedDict(stem=nn.Conv2d(3, 5, 1), body=body, pool=nn.AdaptiveAvgPool2d(1))
+    module = nn.Sequential(parts | {"flat": nn.Flatten(), "fc": nn.Linear(5, 5)})
+    return nest(module, ["body"], {"a": (1,), "b": (2,)}, full="20").double()
+
+
+@pytest.mark.parametrize("first", [
+    lambda: (nn.ReLU(inplace=True),),
+    lambda: (nn.Identity(), nn.Dropout(0.0), nn.ELU(inplace=True)),
+])  # fmt: skip
+def test_a_step_in_place_behind_the_fork_leaves_the_others_their_input(first):
+    one, other = in_place(first), in_place(first)
+    x, labels = torch.randn(4, 3, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+    for training in (False, True):
+        one.train(training)
+        for depth, exit in one.forward_all(x).items():
+            assert_close(exit.logits, one(x, depth), rtol=0, atol=0)
+
+    def loss_of(depth, exit, done):
+        return cross_entropy(exit.logits, labels), {}
+
+    one.joint_loss(x, loss_of)[0].backward()
+    sum(cross_entropy(other(x, d), labels) for d in other.depths).backward()
+    assert_close(gradients(one), gradients(other))
+    one.eval().mark("trained")
+    for depth, answer in enumerate(one.depths):
+        thresholds = {d: 2.0 if i < depth else 0.0 for i, d in enumerate(one.depths)}
+        del thresholds["20"]
+        assert_close(Cascade(one, thresholds)(x).logits, one(x, answer).detach())
+
+
+def test_a_step_that_overwrites_without_saying_so_is_refused():
+    with pytest.raises(ValueError, match="the Sequential behind the fork of .* overwrites its in"):
+        in_place(lambda: (Rectifies(),))
 
 
 def test_one_suffix_is_in_memory_at_a_time():

@@ -23,8 +23,8 @@ def nest(
 ) -> NestedNet:
     """A nested net around `module`, whose weights it shares.
 
-    Every depth runs once on random input, in eval mode: the full path must equal the module bit by
-    bit, and each sub-net the path it was cut from.
+    Every depth runs on random input, in eval mode: the full path must equal the module bit by bit,
+    each sub-net the path it was cut from, and all depths together each one alone.
 
     Args:
         module: the full net; one tensor in, logits (batch, classes) out.
@@ -37,7 +37,8 @@ def nest(
 
     Raises:
         ValueError: a stage is not there; the module cannot be read; a depth drops blocks that change
-            the shape; or a path does not equal its network.
+            the shape; a path does not equal its network; or a block overwrites its input without
+            saying so by `inplace`, which the other depths run on.
     """
     net = NestedNet(module, read(module, stages), depths, full, norms=norms)
     modes = {m: m.training for m in module.modules()}
@@ -73,6 +74,12 @@ def _check(net: NestedNet, x: Tensor) -> None:
             raise ValueError(
                 f"{kind} without the blocks that depth {depth!r} drops differs from the path of "
                 f"{depth!r}: its forward does more than run the blocks in order"
+            )
+    for depth, exit in net.forward_all(x).items():
+        if not torch.equal(exit.logits, net(x, depth)):
+            raise ValueError(
+                f"depth {depth!r} of {kind} gives other logits when all depths run together: a step "
+                "overwrites what the others run on, or keeps a state"
             )
 
 

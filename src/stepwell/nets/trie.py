@@ -18,6 +18,8 @@ from stepwell.types import Exit
 
 LossOf = Callable[[str, Exit, Mapping[str, Exit]], tuple[Tensor, Mapping[str, Tensor]]]
 Features = Mapping[str, tuple[Tensor, ...]]
+#: Steps that may hand on their very input, or a view of it.
+_PASSING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
 
 
 class Node(NamedTuple):
@@ -26,16 +28,19 @@ class Node(NamedTuple):
     A path ends with a node that no child goes on from; others that it is a prefix of may.
 
     ends: for each step, the depths that have a whole stage behind them after it.
+    copies: it runs on a copy of its input, which it would overwrite for the others that run on it.
     """
 
     depths: tuple[str, ...]
     steps: tuple[nn.Module, ...]
     ends: tuple[frozenset[str], ...]
     children: tuple["Node", ...]
+    copies: bool = False
 
     def run(self, x: Tensor, features: Features) -> tuple[Tensor, Features]:
         """The output of the last step, and each depth's features so far."""
         mine = {depth: features[depth] for depth in self.depths}
+        x = x.clone() if self.copies else x
         for step, ends in zip(self.steps, self.ends, strict=True):
             x = step(x)
             for depth in ends:
@@ -73,7 +78,23 @@ def grow(
             branches.setdefault(id(path[stop]), {})[name] = path
     at = tuple(frozenset(n for n in names if i in ends[n]) for i in range(start, stop))
     children = tuple(grow(branch, ends, stop) for branch in branches.values())
-    return Node(names, tuple(first[start:stop]), at, children)
+    copies = start > 0 and overwrites(first[start:])
+    return Node(names, tuple(first[start:stop]), at, children, copies)
+
+
+def overwrites(steps: Sequence[nn.Module]) -> bool:
+    """Whether steps say that they work in place on their input, such as ReLU(inplace=True) the first.
+
+    A block whose code does so without saying is refused when it runs, see `_Fork.exits`.
+    """
+    for step in steps:
+        if getattr(step, "inplace", False):
+            return True
+        if isinstance(step, nn.Sequential) and overwrites([*step]):
+            return True
+        if not isinstance(step, _PASSING):
+            return False
+    return False
 
 
 def walk(node: Node, x: Tensor, features: Features | None = None) -> Iterator[tuple[str, Exit]]:
@@ -121,15 +142,35 @@ class _Fork(NamedTuple):
         return _Fork(self.node, leaves[id(self.y)], features), tuple(leaves.values())
 
     def exits(self) -> Iterator[tuple[str, Exit]]:
-        """The exits of all paths from here, deepest first."""
+        """The exits of all paths from here, deepest first.
+
+        Raises:
+            ValueError: a path overwrote what the others run on.
+        """
         for child in self.node.children:
+            before = _version(self.y)
             yield from walk(child, self.y, self.features)
+            self.check(child, before)
         for depth in self.node.last:
             yield depth, self.exit(depth)
+
+    def check(self, child: Node, before: int) -> None:
+        """Refuse a child that changed the output since it had the version `before`."""
+        if _version(self.y) != before:
+            kind = type(child.steps[0]).__name__
+            raise ValueError(
+                f"the {kind} behind the fork of {' and '.join(self.node.depths)} overwrites its input, "
+                "which the other depths run on: let it not work in place"
+            )
 
     def exit(self, depth: str) -> Exit:
         """The exit of a path that ends here."""
         return Exit(self.y, self.features[depth])
+
+
+def _version(tensor: Tensor) -> int:
+    """Counts the changes in place; a tensor of `inference_mode` does not."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class _Judge:
@@ -224,7 +265,11 @@ def _behind(
         The sum of their losses, detached, and the gradients of `fork.tensors()`.
     """
     cut, leaves = fork.cut()
-    losses = [_suffix(child, cut, judge, gradients) for child in fork.node.children]
+    losses = []
+    for child in fork.node.children:
+        before = _version(cut.y)
+        losses.append(_suffix(child, cut, judge, gradients))
+        cut.check(child, before)
     if fork.node.last:
         inputs = [leaf for leaf in leaves if leaf.requires_grad]
         losses.append(_exits(cut, judge, gradients, inputs))
