@@ -33,7 +33,8 @@ def export_delta(net: NestedNet, depth: str, beyond: str, path: Path) -> Delta:
     """Write what the plain network of `depth` needs beyond that of the shallower depth `beyond`.
 
     The two share what the nested net stores once for both; norms behind their fork are among the rest.
-    The header holds the checksum of the base's tensors, as `export_safetensors` writes `beyond`.
+    The header holds the base's name of each shared tensor, and the checksum of all the base's tensors,
+    as `export_safetensors` writes `beyond`.
 
     Raises:
         ValueError: a depth was never trained or calibrated; `beyond` is not shallower than `depth`.
@@ -45,8 +46,10 @@ def export_delta(net: NestedNet, depth: str, beyond: str, path: Path) -> Delta:
             f"depth {beyond!r} is not shallower than {depth!r}: a delta leads from a depth to a "
             f"deeper one, of {', '.join(order)}"
         )
-    theirs, ours = net.stored_names(beyond), net.stored_names(depth)
-    shared = sorted(name for name, stored in ours.items() if theirs.get(name) == stored)
+    # A Sequential that loses blocks counts the others anew: names differ where tensors are shared.
+    theirs = {stored: name for name, stored in net.stored_names(beyond).items()}
+    ours = sorted(net.stored_names(depth).items())
+    shared = {name: theirs[stored] for name, stored in ours if stored in theirs}
     tensors = {k: v for k, v in plain_tensors(net, depth).items() if k not in shared}
     header: dict[str, Any] = {
         "format": FORMAT,
@@ -84,6 +87,6 @@ def apply_delta(base_file: str | Path, delta_file: str | Path, out: str | Path) 
             f"{base_file} is not the base of {delta_file}: that is depth {header['beyond']!r} of one "
             "network, as `stepwell export --format safetensors` wrote it"
         )
-    tensors |= {name: base[name] for name in header["shared"]}
+    tensors |= {name: base[theirs] for name, theirs in header["shared"].items()}
     write_whole(out, save(tensors, header["metadata"]))
     return out
