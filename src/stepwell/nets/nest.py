@@ -27,7 +27,8 @@ def nest(
     each sub-net the path it was cut from, and all depths together each one alone.
 
     Args:
-        module: the full net; one tensor in, logits (batch, classes) out.
+        module: the full net; one tensor in, logits (batch, classes) out. Where maps between its blocks
+            are (batch, height, width, channels), `module.output_fmt = "NHWC"` says so to attention.
         stages: containers of blocks in the order they run, such as "layer1" or "stages.0.blocks";
             "features[2:4]" takes some children of one, "features[0:6:3]" three of them a block.
         depths: blocks per stage of each sub-net, by name; a sub-net keeps the first ones of a stage.

@@ -29,6 +29,7 @@ class Node(NamedTuple):
 
     ends: for each step, the depths that have a whole stage behind them after it.
     copies: it runs on a copy of its input, which it would overwrite for the others that run on it.
+    channels_last: maps are (batch, height, width, channels); exits have them as all others do.
     """
 
     depths: tuple[str, ...]
@@ -36,6 +37,7 @@ class Node(NamedTuple):
     ends: tuple[frozenset[str], ...]
     children: tuple["Node", ...]
     copies: bool = False
+    channels_last: bool = False
 
     def run(self, x: Tensor, features: Features) -> tuple[Tensor, Features]:
         """The output of the last step, and each depth's features so far."""
@@ -60,12 +62,17 @@ class Node(NamedTuple):
 
 
 def grow(
-    paths: Mapping[str, Sequence[nn.Module]], ends: Mapping[str, frozenset[int]], start: int = 0
+    paths: Mapping[str, Sequence[nn.Module]],
+    ends: Mapping[str, frozenset[int]],
+    start: int = 0,
+    *,
+    channels_last: bool = False,
 ) -> Node:
     """The trie of `paths` (deepest first) from position `start`, up to which they agree.
 
     Args:
         ends: for each path, the positions after which a stage is complete.
+        channels_last: maps are (batch, height, width, channels).
     """
     names = tuple(paths)
     first = paths[names[0]]
@@ -77,9 +84,11 @@ def grow(
         if stop < len(path):
             branches.setdefault(id(path[stop]), {})[name] = path
     at = tuple(frozenset(n for n in names if i in ends[n]) for i in range(start, stop))
-    children = tuple(grow(branch, ends, stop) for branch in branches.values())
+    children = tuple(
+        grow(branch, ends, stop, channels_last=channels_last) for branch in branches.values()
+    )
     copies = start > 0 and overwrites(first[start:])
-    return Node(names, tuple(first[start:stop]), at, children, copies)
+    return Node(names, tuple(first[start:stop]), at, children, copies, channels_last)
 
 
 def overwrites(steps: Sequence[nn.Module]) -> bool:
@@ -165,7 +174,10 @@ class _Fork(NamedTuple):
 
     def exit(self, depth: str) -> Exit:
         """The exit of a path that ends here."""
-        return Exit(self.y, self.features[depth])
+        features = self.features[depth]
+        if self.node.channels_last:
+            features = tuple(f.movedim(-1, 1) if f.dim() == 4 else f for f in features)
+        return Exit(self.y, features)
 
 
 def _version(tensor: Tensor) -> int:
