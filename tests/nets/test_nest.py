@@ -343,3 +343,10 @@ def like(name, *shapes, child=None):
 )
 def test_what_counts_as_a_norm(module, expected):
     assert is_norm(module) is expected
+
+
+def test_weights_under_two_names_are_refused():
+    module = random_net([(2, 4, "none", False), (1, 4, "none", False)])
+    module.s1[0].conv.weight = module.s0[1].conv.weight
+    with pytest.raises(ValueError, match=r"'s0.1.conv.weight' and 's1.0.conv.weight' are one tens"):
+        nest(module, ["s0", "s1"], {"a": (1, 1)}, input_size=(3, 16, 16))

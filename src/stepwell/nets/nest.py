@@ -37,10 +37,12 @@ def nest(
         input_size: shape of one input, such as (3, 224, 224); tried out where it is not given.
 
     Raises:
-        ValueError: a stage is not there; the module cannot be read; a depth drops blocks that change
-            the shape; a path does not equal its network; or a block overwrites its input without
-            saying so by `inplace`, which the other depths run on.
+        ValueError: a stage is not there; the module cannot be read, or has weights under two
+            names; a depth drops blocks that change the shape; a path does not equal its network; or
+            a block overwrites its input, which the other depths run on, without saying so by
+            `inplace`.
     """
+    _check_tied(module)
     net = NestedNet(module, read(module, stages), depths, full, norms=norms)
     modes = {m: m.training for m in module.modules()}
     net.eval()
@@ -52,6 +54,18 @@ def nest(
         for child, mode in modes.items():
             child.training = mode
     return net
+
+
+def _check_tied(module: nn.Module) -> None:
+    """Refuse weights under two names, which no file could hold once."""
+    names: dict[int, str] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if first := names.get(id(value)):
+            raise ValueError(
+                f"{type(module).__name__} ties weights: {first!r} and {name!r} are one tensor, and a "
+                "file holds each under one name: register it once"
+            )
+        names[id(value)] = name
 
 
 def _check(net: NestedNet, x: Tensor) -> None:
