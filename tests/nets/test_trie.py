@@ -14,7 +14,9 @@ from torch.testing import assert_close
 from stepwell import Cascade
 from stepwell.cost import peak_bytes
 from stepwell.losses import soft_target_kl
-from stepwell.nets import build, nest
+from stepwell.nets import NestedNet, build, nest
+from stepwell.nets.densenet import DenseNet
+from stepwell.nets.reading import read
 
 
 def net_of(depths, **arguments):
@@ -51,6 +53,20 @@ def gradients(net):
 
 
 blocks = st.tuples(*[st.integers(1, 3)] * 3).filter(lambda b: b != (3, 3, 3))
+
+
+def test_gradients_of_a_dense_net_are_those_of_the_naive_sum():
+    """Its blocks hand on their inputs, too, and what stands behind them reads parts of weights."""
+    torch.manual_seed(0)
+    module = DenseNet((3, 2), num_classes=5, stem="small", growth=4)
+    stages = ("features.denseblock1", "features.denseblock2")
+    one = NestedNet(module, read(module, stages), {"a": (1, 1), "b": (2, 2)}, "20").double().train()
+    other = deepcopy(one)
+    x, loss_of = torch.randn(4, 3, 8, 8).double(), distilling(torch.tensor([0, 1, 2, 3]))
+    one.joint_loss(x, loss_of)[0].backward()
+    naive(other, x, loss_of).backward()
+    assert_close(gradients(one), gradients(other), rtol=1e-9, atol=1e-12)
+    assert_close(dict(one.named_buffers()), dict(other.named_buffers()), rtol=0, atol=0)
 
 
 @settings(max_examples=8, deadline=None)
@@ -205,6 +221,26 @@ def test_a_gradient_hook_fires_once():
     net.module.fc.weight.register_post_accumulate_grad_hook(fired.append)
     net.joint_loss(torch.randn(4, 3, 8, 8), distilling(torch.tensor([0, 1, 2, 3])))[0].backward()
     assert len(fired) == 1
+
+
+@pytest.mark.parametrize("depths", [["8"], ["8", "14"]])
+def test_a_hook_on_a_weight_applies_once_to_its_whole_gradient(depths):
+    one, other = net_of(depths), net_of(depths)
+    x, loss_of = torch.randn(4, 3, 8, 8), distilling(torch.tensor([0, 1, 2, 3]))
+    seen = []
+    for net in (one, other):
+        for name in ("conv1", "layer1.1.conv1", "layer3.0.conv2", "fc"):  # before, behind the forks
+            weight = net.module.get_submodule(name).weight
+            weight.register_hook(lambda g: g.sign() * g.square())  # not linear: sums must be whole
+            handle = weight.register_hook(seen.append)
+    one.joint_loss(x, loss_of)[0].backward()
+    assert len(seen) == 4
+    naive(other, x, loss_of).backward()
+    assert_close(gradients(one), gradients(other), rtol=1e-4, atol=1e-6)
+    handle.remove()  # still the hook's own
+    before = len(seen)
+    other.joint_loss(x, loss_of)[0].backward()
+    assert len(seen) == before + 3
 
 
 def test_without_gradients_it_is_the_plain_sum():

@@ -116,7 +116,8 @@ def joint_loss(root: Node, x: Tensor, loss_of: LossOf) -> tuple[Tensor, dict[str
 
     Behind the first fork everything has run backward when this returns; `backward()` of the sum hands
     the gradients on and runs the prefix backward. The sum may be scaled and added to other losses,
-    but differentiated once only. The gradients equal those of the naive sum to rounding.
+    but differentiated once only. The gradients equal those of the naive sum to rounding, and a hook on
+    a parameter (`register_hook`) applies once, to its whole gradient.
 
     Raises:
         ValueError: a loss depends on parameters that its depth does not run: they would get no
@@ -214,14 +215,24 @@ class _Gradients:
         """Add what `inputs` get when `outputs` have the gradients `given` (none: a scalar's 1).
 
         Each gradient is added as soon as it is there, and something without memory handed on in its
-        place: all gradients of a suffix at once would be in memory twice.
+        place: all gradients of a suffix at once would be in memory twice. Hooks that others registered
+        on parameters wait for the whole gradient, which the outer backward brings.
         """
+        waiting = [
+            (own, dict(own))
+            for t in inputs
+            if isinstance(t, nn.Parameter) and (own := t._backward_hooks)
+        ]
+        for own, _ in waiting:  # torch runs what is in this very dict
+            own.clear()
         hooks = [t.register_hook(partial(self._take, id(t))) for t in inputs]
         try:
             torch.autograd.grad(outputs, inputs, given, allow_unused=True)
         finally:
             for hook in hooks:
                 hook.remove()
+            for own, theirs in waiting:
+                own.update(theirs)
 
     def _take(self, key: int, gradient: Tensor) -> Tensor:
         self._add(key, gradient)
