@@ -194,6 +194,17 @@ def test_a_step_in_place_behind_the_fork_leaves_the_others_their_input(first):
         assert_close(Cascade(one, thresholds)(x).logits, one(x, answer).detach())
 
 
+def test_a_step_in_place_behind_a_stage_leaves_its_output_as_a_feature():
+    torch.manual_seed(0)
+    stage = lambda: nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(2)))  # noqa: E731
+    parts = OrderedDict(one=stage(), act=nn.ReLU(inplace=True), two=stage(), flat=nn.Flatten())
+    net = nest(nn.Sequential(parts), ["one", "two"], {"a": (1, 2)}, input_size=(3, 2, 2))
+    x = torch.randn(4, 3, 2, 2)
+    for depth, exit in net.forward_all(x).items():
+        steps = net.path(depth)[: net.depths[depth][0]]
+        assert_close(exit.features[0], nn.Sequential(*steps)(x), rtol=0, atol=0)
+
+
 def test_a_step_that_overwrites_without_saying_so_is_refused():
     with pytest.raises(ValueError, match="the Sequential behind the fork of .* overwrites its in"):
         in_place(lambda: (Rectifies(),))

@@ -28,7 +28,8 @@ class Node(NamedTuple):
     A path ends with a node that no child goes on from; others that it is a prefix of may.
 
     ends: for each step, the depths that have a whole stage behind them after it.
-    copies: it runs on a copy of its input, which it would overwrite for the others that run on it.
+    copies: the steps that run on a copy of their input, which they would overwrite: others run on it,
+        or it is a feature.
     channels_last: maps are (batch, height, width, channels); exits have them as all others do.
     """
 
@@ -36,15 +37,14 @@ class Node(NamedTuple):
     steps: tuple[nn.Module, ...]
     ends: tuple[frozenset[str], ...]
     children: tuple["Node", ...]
-    copies: bool = False
+    copies: frozenset[int] = frozenset()
     channels_last: bool = False
 
     def run(self, x: Tensor, features: Features) -> tuple[Tensor, Features]:
         """The output of the last step, and each depth's features so far."""
         mine = {depth: features[depth] for depth in self.depths}
-        x = x.clone() if self.copies else x
-        for step, ends in zip(self.steps, self.ends, strict=True):
-            x = step(x)
+        for i, (step, ends) in enumerate(zip(self.steps, self.ends, strict=True)):
+            x = step(x.clone() if i in self.copies else x)
             for depth in ends:
                 mine[depth] = (*mine[depth], x)
         return x, mine
@@ -87,7 +87,8 @@ def grow(
     children = tuple(
         grow(branch, ends, stop, channels_last=channels_last) for branch in branches.values()
     )
-    copies = start > 0 and overwrites(first[start:])
+    kept = [i for i in range(stop - start) if (at[i - 1] if i else start)]  # inputs others need
+    copies = frozenset(i for i in kept if overwrites(first[start + i :]))
     return Node(names, tuple(first[start:stop]), at, children, copies, channels_last)
 
 
