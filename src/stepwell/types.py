@@ -15,7 +15,8 @@ class Exit(NamedTuple):
     """What a network gives at one depth.
 
     logits: (batch, classes), before any softmax.
-    features: outputs of the stages in order, shallow to deep; empty where a network has none.
+    features: outputs of the stages in order, shallow to deep, (batch, channels, height, width) or
+        (batch, tokens, channels); empty where a network has none.
     """
 
     logits: Tensor

@@ -4,7 +4,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import stepwell
+from nets.families import FAMILIES, lively
 from stepwell.export import export_delta, export_safetensors
+from stepwell.nets import nest
 
 
 @pytest.fixture
@@ -34,6 +36,24 @@ def test_a_delta_holds_just_what_the_deeper_depth_adds(files, net):
     assert "layer1.0.bn1.weight" not in expected  # before the fork
     assert "layer2.0.bn1.weight" in expected  # a norm behind it
     assert "layer2.0.conv1.weight" not in expected
+
+
+def test_blocks_may_be_counted_anew(tmp_path, sample):
+    """A shallow VGG's `features` has other numbers than the full net's for what they share."""
+    family = FAMILIES["vgg"]
+    net = lively(nest(family.make(family.blocks), family.stages, {"a": (1, 1, 2)})).eval()
+    net.mark("trained")
+    for depth in net.depths:
+        export_safetensors(net, depth, tmp_path / depth, sample.images)
+    export_delta(net, "full", "a", tmp_path / "delta")
+    ours, theirs = net.stored_names("full"), net.stored_names("a")
+    added = {name for name, stored in ours.items() if stored not in theirs.values()}
+    assert load_file(tmp_path / "delta").keys() == added
+    assert "classifier.weight" not in added
+    assert "features.11.weight" not in added  # features.8 of the shallow one
+    assert ours["features.11.weight"] == theirs["features.8.weight"]
+    out = stepwell.apply_delta(tmp_path / "a", tmp_path / "delta", tmp_path / "out")
+    assert out.read_bytes() == (tmp_path / "full").read_bytes()
 
 
 def test_another_base_is_refused(files, sample, small_net):

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
+from nets.families import FAMILIES, lively
 from stepwell import Cascade
-from stepwell.nets import build
+from stepwell.nets import build, nest
 from stepwell.nets.cascade import top_probability
 
 EXACT = {"rtol": 0, "atol": 0}
@@ -84,6 +85,25 @@ def test_a_prefix_runs_once_and_deeper_steps_see_the_unsure_images_only(net):
     assert [seen[s] for s in shared] == [[32]] * 4  # conv1, bn1, relu, layer1.0
     assert {n for step in full[4:-1] for n in seen[id(step)]} >= {unsure}
     assert set(seen[id(full[4])]) == {unsure}
+
+
+@pytest.mark.parametrize("name", ["vgg", "mobilenet", "timm convnext", "vit", "mixed"])
+def test_a_cascade_of_any_family_equals_running_whole_paths(name):
+    torch.manual_seed(0)
+    family = FAMILIES[name]
+    module = lively(family.make(family.blocks))
+    net = lively(nest(module, family.stages, family.subnets, input_size=family.input_size)).eval()
+    net.mark("trained")
+    x = torch.randn(16, *family.input_size)
+    with torch.no_grad():
+        alone = {depth: net(x, depth) for depth in net.depths}
+    middle = {d: float(top_probability(alone[d]).median()) for d in family.subnets}
+    cascade = Cascade(net, middle)
+    answer = cascade(x)
+    assert len(set(answer.depth.tolist())) > 1
+    for i, depth in enumerate(answer.depth.tolist()):
+        expected = alone[cascade.depths[depth]][i]
+        assert_close(answer.logits[i], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_confidence_may_be_another(net):

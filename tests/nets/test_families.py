@@ -10,10 +10,12 @@ from torch.testing import assert_close
 
 import stepwell
 from nets.families import FAMILIES, lively
+from stepwell.methods import EmbeddedKD
 from stepwell.nets import BUILDERS, NestedNet, build, named_depths, nest
 from stepwell.nets.densenet import DenseNet
 from stepwell.nets.plan import is_norm
 from stepwell.nets.reading import read
+from stepwell.types import Batch
 
 EXACT = {"rtol": 0, "atol": 0}
 
@@ -96,6 +98,28 @@ def test_gradients_reach_what_a_depth_runs(family):
     loss, _ = net.joint_loss(x, loss_of)
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def torchvision_swin():
+    module = torchvision.models.SwinTransformer([4, 4], 8, [2, 2], [1, 2], [2, 2], num_classes=5)
+    stages, depths = ("features.1", "features.3"), {"a": (1, 1), "b": (2, 1)}
+    return nest(lively(module), stages, depths, input_size=(3, 32, 32))
+
+
+@pytest.mark.parametrize("make", [lambda: nested(FAMILIES["timm swin"]), torchvision_swin])
+def test_maps_with_channels_last_reach_attention_with_channels_first(make):
+    net = make().eval()
+    x = torch.randn(2, 3, 32, 32)
+    exits = net.forward_all(x)
+    for exit in exits.values():
+        assert [f.shape[1:] for f in exit.features] == [(8, 8, 8), (16, 4, 4)]
+    last = net.module.get_submodule(f"{net.plan.stages[0]}.1")
+    maps = nn.Sequential(*net.path()[: net.path().index(last) + 1])(x)
+    assert_close(exits["full"].features[0], maps.permute(0, 3, 1, 2), **EXACT)
+    objective = EmbeddedKD(net.train(), distill_from=0.0, ce=0.0, kl=0.0)
+    step = objective.training_step(Batch(x, torch.tensor([0, 1])))
+    assert float(step.logs["b/attention"]) > 0
+    step.loss.backward()
 
 
 def test_a_moved_net_moves_its_steps():

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 import stepwell
 from nets.families import lively
 from stepwell.nets import build, nest
+from stepwell.nets.plan import is_norm
 from stepwell.nets.reading import find_stages, read
 
 EXACT = {"rtol": 0, "atol": 0}
@@ -314,3 +315,38 @@ def test_reading_takes_one_step_a_module():
     assert between == [(), ()]
     assert (head[0], head[2]) == ("avgpool", "fc")
     assert plan.head == ("avgpool", "fc")
+
+
+def like(name, *shapes, child=None):
+    """A module of a class of that name with parameters of these shapes."""
+    module = type(name, (nn.Module,), {})()
+    for i, size in enumerate(shapes):
+        module.register_parameter(f"p{i}", nn.Parameter(torch.ones(size)))
+    if child is not None:
+        module.child = child
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (like("RmsNorm", (6,)), True),
+        (like("ChannelNorm", (1, 6, 1, 1), (6, 1, 1)), True),
+        (like("EvoNorm2dB0", (6,), (6,)), True),
+        (like("SimpleNorm"), False),
+        (like("NormalizedLinear", (6, 4)), False),
+        (like("NormalizedScale", (6,)), False),
+        (like("WeightNorm", (6, 4)), False),
+        (like("PreNormBlock", (6,), child=nn.Linear(6, 6)), False),
+        (nn.GroupNorm(2, 6), True),
+    ],
+)
+def test_what_counts_as_a_norm(module, expected):
+    assert is_norm(module) is expected
+
+
+def test_weights_under_two_names_are_refused():
+    module = random_net([(2, 4, "none", False), (1, 4, "none", False)])
+    module.s1[0].conv.weight = module.s0[1].conv.weight
+    with pytest.raises(ValueError, match=r"'s0.1.conv.weight' and 's1.0.conv.weight' are one tens"):
+        nest(module, ["s0", "s1"], {"a": (1, 1)}, input_size=(3, 16, 16))

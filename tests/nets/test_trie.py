@@ -1,5 +1,6 @@
 """The joint step: gradients of the naive sum, one suffix in memory at a time, clear refusals."""
 
+from collections import OrderedDict
 from copy import deepcopy
 
 import pytest
@@ -10,9 +11,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
+from stepwell import Cascade
 from stepwell.cost import peak_bytes
 from stepwell.losses import soft_target_kl
-from stepwell.nets import build
+from stepwell.nets import NestedNet, build, nest
+from stepwell.nets.densenet import DenseNet
+from stepwell.nets.reading import read
 
 
 def net_of(depths, **arguments):
@@ -49,6 +53,20 @@ def gradients(net):
 
 
 blocks = st.tuples(*[st.integers(1, 3)] * 3).filter(lambda b: b != (3, 3, 3))
+
+
+def test_gradients_of_a_dense_net_are_those_of_the_naive_sum():
+    """Its blocks hand on their inputs, too, and what stands behind them reads parts of weights."""
+    torch.manual_seed(0)
+    module = DenseNet((3, 2), num_classes=5, stem="small", growth=4)
+    stages = ("features.denseblock1", "features.denseblock2")
+    one = NestedNet(module, read(module, stages), {"a": (1, 1), "b": (2, 2)}, "20").double().train()
+    other = deepcopy(one)
+    x, loss_of = torch.randn(4, 3, 8, 8).double(), distilling(torch.tensor([0, 1, 2, 3]))
+    one.joint_loss(x, loss_of)[0].backward()
+    naive(other, x, loss_of).backward()
+    assert_close(gradients(one), gradients(other), rtol=1e-9, atol=1e-12)
+    assert_close(dict(one.named_buffers()), dict(other.named_buffers()), rtol=0, atol=0)
 
 
 @settings(max_examples=8, deadline=None)
@@ -108,6 +126,90 @@ def test_bf16_gradients_are_those_of_the_naive_sum():
         )
 
 
+def headless(depths):
+    """No step stands behind the last stage: a shallow path is the beginning of a deeper one."""
+    torch.manual_seed(0)
+    module = nn.Sequential(OrderedDict(body=nn.Sequential(*(nn.Linear(5, 5) for _ in range(4)))))
+    return nest(module, ["body"], {str(d): (d,) for d in depths}, full="20").double().train()
+
+
+@pytest.mark.parametrize("depths", [(1,), (1, 2), (2, 3)])
+def test_a_path_may_be_the_beginning_of_another(depths):
+    one, other = headless(depths), headless(depths)
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    twin = x.detach().clone().requires_grad_()
+    loss_of = distilling(torch.tensor([0, 1, 2, 3]))
+    exits = one.forward_all(x)
+    assert list(exits) == list(one.depths)
+    for depth, exit in exits.items():
+        assert_close(exit.logits, one(x, depth), rtol=0, atol=0)
+    loss, logs = one.joint_loss(x, loss_of)
+    loss.backward()
+    expected = naive(other, twin, loss_of)
+    expected.backward()
+    assert_close(loss, expected)
+    assert_close(gradients(one), gradients(other))
+    assert_close(x.grad, twin.grad)
+    assert {name.split("/")[0] for name in logs} == set(one.depths)
+
+
+class Rectifies(nn.Module):
+    """Works on its input in place, and does not say so."""
+
+    def forward(self, x):
+        return x.relu_()
+
+
+def in_place(first):
+    """Each block begins with steps that may work in place, behind every fork, too."""
+    torch.manual_seed(0)
+    body = nn.Sequential(*(nn.Sequential(*first(), nn.Conv2d(5, 5, 1)) for _ in range(3)))
+    parts = OrderedDict(stem=nn.Conv2d(3, 5, 1), body=body, pool=nn.AdaptiveAvgPool2d(1))
+    module = nn.Sequential(parts | {"flat": nn.Flatten(), "fc": nn.Linear(5, 5)})
+    return nest(module, ["body"], {"a": (1,), "b": (2,)}, full="20").double()
+
+
+@pytest.mark.parametrize("first", [
+    lambda: (nn.ReLU(inplace=True),),
+    lambda: (nn.Identity(), nn.Dropout(0.0), nn.ELU(inplace=True)),
+])  # fmt: skip
+def test_a_step_in_place_behind_the_fork_leaves_the_others_their_input(first):
+    one, other = in_place(first), in_place(first)
+    x, labels = torch.randn(4, 3, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+    for training in (False, True):
+        one.train(training)
+        for depth, exit in one.forward_all(x).items():
+            assert_close(exit.logits, one(x, depth), rtol=0, atol=0)
+
+    def loss_of(depth, exit, done):
+        return cross_entropy(exit.logits, labels), {}
+
+    one.joint_loss(x, loss_of)[0].backward()
+    sum(cross_entropy(other(x, d), labels) for d in other.depths).backward()
+    assert_close(gradients(one), gradients(other))
+    one.eval().mark("trained")
+    for depth, answer in enumerate(one.depths):
+        thresholds = {d: 2.0 if i < depth else 0.0 for i, d in enumerate(one.depths)}
+        del thresholds["20"]
+        assert_close(Cascade(one, thresholds)(x).logits, one(x, answer).detach())
+
+
+def test_a_step_in_place_behind_a_stage_leaves_its_output_as_a_feature():
+    torch.manual_seed(0)
+    stage = lambda: nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(2)))  # noqa: E731
+    parts = OrderedDict(one=stage(), act=nn.ReLU(inplace=True), two=stage(), flat=nn.Flatten())
+    net = nest(nn.Sequential(parts), ["one", "two"], {"a": (1, 2)}, input_size=(3, 2, 2))
+    x = torch.randn(4, 3, 2, 2)
+    for depth, exit in net.forward_all(x).items():
+        steps = net.path(depth)[: net.depths[depth][0]]
+        assert_close(exit.features[0], nn.Sequential(*steps)(x), rtol=0, atol=0)
+
+
+def test_a_step_that_overwrites_without_saying_so_is_refused():
+    with pytest.raises(ValueError, match="the Sequential behind the fork of .* overwrites its in"):
+        in_place(lambda: (Rectifies(),))
+
+
 def test_one_suffix_is_in_memory_at_a_time():
     net = build("resnet20", ["8", "14"], num_classes=5).train()
     x, y = torch.randn(64, 3, 16, 16), torch.randint(5, (64,))
@@ -130,6 +232,26 @@ def test_a_gradient_hook_fires_once():
     net.module.fc.weight.register_post_accumulate_grad_hook(fired.append)
     net.joint_loss(torch.randn(4, 3, 8, 8), distilling(torch.tensor([0, 1, 2, 3])))[0].backward()
     assert len(fired) == 1
+
+
+@pytest.mark.parametrize("depths", [["8"], ["8", "14"]])
+def test_a_hook_on_a_weight_applies_once_to_its_whole_gradient(depths):
+    one, other = net_of(depths), net_of(depths)
+    x, loss_of = torch.randn(4, 3, 8, 8), distilling(torch.tensor([0, 1, 2, 3]))
+    seen = []
+    for net in (one, other):
+        for name in ("conv1", "layer1.1.conv1", "layer3.0.conv2", "fc"):  # before, behind the forks
+            weight = net.module.get_submodule(name).weight
+            weight.register_hook(lambda g: g.sign() * g.square())  # not linear: sums must be whole
+            handle = weight.register_hook(seen.append)
+    one.joint_loss(x, loss_of)[0].backward()
+    assert len(seen) == 4
+    naive(other, x, loss_of).backward()
+    assert_close(gradients(one), gradients(other), rtol=1e-4, atol=1e-6)
+    handle.remove()  # still the hook's own
+    before = len(seen)
+    other.joint_loss(x, loss_of)[0].backward()
+    assert len(seen) == before + 3
 
 
 def test_without_gradients_it_is_the_plain_sum():

@@ -8,14 +8,12 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
 from safetensors.torch import save
-from torch import Tensor
 
 from stepwell.export.subnet import plain_bytes, plain_metadata, plain_tensors
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
-from stepwell.nets.file import digest
+from stepwell.nets.file import digest, read_checked
 
 FORMAT = 1
 #: The string in a delta's header that says what it is.
@@ -35,7 +33,8 @@ def export_delta(net: NestedNet, depth: str, beyond: str, path: Path) -> Delta:
     """Write what the plain network of `depth` needs beyond that of the shallower depth `beyond`.
 
     The two share what the nested net stores once for both; norms behind their fork are among the rest.
-    The header holds the checksum of the base's tensors, as `export_safetensors` writes `beyond`.
+    The header holds the base's name of each shared tensor, and the checksum of all the base's tensors,
+    as `export_safetensors` writes `beyond`.
 
     Raises:
         ValueError: a depth was never trained or calibrated; `beyond` is not shallower than `depth`.
@@ -47,8 +46,10 @@ def export_delta(net: NestedNet, depth: str, beyond: str, path: Path) -> Delta:
             f"depth {beyond!r} is not shallower than {depth!r}: a delta leads from a depth to a "
             f"deeper one, of {', '.join(order)}"
         )
-    theirs, ours = net.stored_names(beyond), net.stored_names(depth)
-    shared = sorted(name for name, stored in ours.items() if theirs.get(name) == stored)
+    # A Sequential that loses blocks counts the others anew: names differ where tensors are shared.
+    theirs = {stored: name for name, stored in net.stored_names(beyond).items()}
+    ours = sorted(net.stored_names(depth).items())
+    shared = {name: theirs[stored] for name, stored in ours if stored in theirs}
     tensors = {k: v for k, v in plain_tensors(net, depth).items() if k not in shared}
     header: dict[str, Any] = {
         "format": FORMAT,
@@ -75,44 +76,17 @@ def apply_delta(base_file: str | Path, delta_file: str | Path, out: str | Path) 
         ValueError: the base is another one; the delta is damaged, or is none.
     """
     base_file, delta_file, out = Path(base_file), Path(delta_file), Path(out)
-    header, tensors = _read_delta(delta_file)
-    _, base = _read(base_file)
+    header, tensors, _ = read_checked(delta_file, KEY, FORMAT)
+    if header is None:
+        raise ValueError(
+            f"{delta_file} is no delta: make one with stepwell export ... --beyond DEPTH"
+        )
+    _, base, _ = read_checked(base_file, KEY, FORMAT)
     if digest({}, base) != header["base_sha256"]:
         raise ValueError(
             f"{base_file} is not the base of {delta_file}: that is depth {header['beyond']!r} of one "
             "network, as `stepwell export --format safetensors` wrote it"
         )
-    tensors |= {name: base[name] for name in header["shared"]}
+    tensors |= {name: base[theirs] for name, theirs in header["shared"].items()}
     write_whole(out, save(tensors, header["metadata"]))
     return out
-
-
-def _read_delta(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a delta, checked against its checksum."""
-    text, tensors = _read(path)
-    if text is None:
-        raise ValueError(f"{path} is no delta: make one with stepwell export ... --beyond DEPTH")
-    header: dict[str, Any] = json.loads(text)
-    version = header.get("format")
-    if not isinstance(version, int) or version > FORMAT:
-        raise ValueError(
-            f"{path} has format {version}; this version of Stepwell reads up to {FORMAT}: upgrade"
-        )
-    expected = header.pop("sha256", None)
-    if digest(header, tensors) != expected:
-        raise ValueError(f"{path} is damaged: its checksum does not match. Copy it again")
-    return header, tensors
-
-
-def _read(path: Path) -> tuple[str | None, dict[str, Tensor]]:
-    """A delta's header, where there is one, and the tensors of a safetensors file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return (file.metadata() or {}).get(KEY), tensors
-    except (safetensors.SafetensorError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is damaged or no safetensors file ({error}): copy it again"
-        ) from error

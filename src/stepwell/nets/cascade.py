@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stepwell.nets.nested import NestedNet
+from stepwell.nets.trie import overwrites
 from stepwell.types import Images, Logits
 
 #: How sure logits (batch, classes) are, (batch,): an image is answered where it reaches the threshold.
@@ -114,7 +115,10 @@ class Cascade:
         """Logits of the i-th depth; adds to `kept` what deeper ones start from."""
         y = kept[self._starts[i]]
         path = self.net.path(self.depths[i])
-        for position in range(self._starts[i][1], len(path)):
+        start = self._starts[i][1]
+        for position in range(start, len(path)):
+            if position == start or (i, position) in kept:  # what others start from, too
+                y = y.clone() if overwrites(path[position:]) else y
             y = path[position](y)
             if (i, position + 1) in self._starts:
                 kept[i, position + 1] = y

@@ -255,21 +255,38 @@ def _read(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, d
             f"{path} is a pickle (torch.save), which can run code when it is read: Stepwell reads "
             "safetensors. Start from its weights with: stepwell train ... --init"
         )
+    header, tensors, metadata = read_checked(path, "stepwell", FORMAT)
+    if header is None and plain_too and "stepwell_card" in metadata:
+        header = {"card": json.loads(metadata["stepwell_card"])}
+    return header, tensors
+
+
+def read_checked(
+    path: Path, key: str, newest: int
+) -> tuple[dict[str, Any] | None, dict[str, Tensor], dict[str, str]]:
+    """The header in the string `key` of a safetensors file (none if it has no such string), without
+    its checksum, which was found right; the tensors; and all strings.
+
+    Args:
+        newest: the latest format that the caller reads.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file; it is damaged, or of a later format.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            text = metadata.get("stepwell")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = None if text is None else json.loads(text)
+        header = json.loads(metadata[key]) if key in metadata else None
     except (safetensors.SafetensorError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error}): copy it again"
         ) from error
     if header is not None:
-        _check_header(header, tensors, path)
-    elif plain_too and "stepwell_card" in metadata:
-        header = {"card": json.loads(metadata["stepwell_card"])}
-    return header, tensors
+        _check_header(header, tensors, path, newest)
+    return header, tensors, metadata
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
@@ -283,11 +300,13 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _check_header(header: dict[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
+def _check_header(
+    header: dict[str, Any], tensors: Mapping[str, Tensor], path: Path, newest: int
+) -> None:
     version = header.get("format")
-    if not isinstance(version, int) or version > FORMAT:
+    if not isinstance(version, int) or version > newest:
         raise ValueError(
-            f"{path} has format {version}; this version of Stepwell reads up to {FORMAT}: upgrade"
+            f"{path} has format {version}; this version of Stepwell reads up to {newest}: upgrade"
         )
     expected = header.pop("sha256", None)
     if digest(header, tensors) != expected:

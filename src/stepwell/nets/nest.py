@@ -23,11 +23,12 @@ def nest(
 ) -> NestedNet:
     """A nested net around `module`, whose weights it shares.
 
-    Every depth runs once on random input, in eval mode: the full path must equal the module bit by
-    bit, and each sub-net the path it was cut from.
+    Every depth runs on random input, in eval mode: the full path must equal the module bit by bit,
+    each sub-net the path it was cut from, and all depths together each one alone.
 
     Args:
-        module: the full net; one tensor in, logits (batch, classes) out.
+        module: the full net; one tensor in, logits (batch, classes) out. Where maps between its blocks
+            are (batch, height, width, channels), `module.output_fmt = "NHWC"` says so to attention.
         stages: containers of blocks in the order they run, such as "layer1" or "stages.0.blocks";
             "features[2:4]" takes some children of one, "features[0:6:3]" three of them a block.
         depths: blocks per stage of each sub-net, by name; a sub-net keeps the first ones of a stage.
@@ -36,9 +37,12 @@ def nest(
         input_size: shape of one input, such as (3, 224, 224); tried out where it is not given.
 
     Raises:
-        ValueError: a stage is not there; the module cannot be read; a depth drops blocks that change
-            the shape; or a path does not equal its network.
+        ValueError: a stage is not there; the module cannot be read, or has weights under two
+            names; a depth drops blocks that change the shape; a path does not equal its network; or
+            a block overwrites its input, which the other depths run on, without saying so by
+            `inplace`.
     """
+    _check_tied(module)
     net = NestedNet(module, read(module, stages), depths, full, norms=norms)
     modes = {m: m.training for m in module.modules()}
     net.eval()
@@ -50,6 +54,18 @@ def nest(
         for child, mode in modes.items():
             child.training = mode
     return net
+
+
+def _check_tied(module: nn.Module) -> None:
+    """Refuse weights under two names, which no file could hold once."""
+    names: dict[int, str] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if first := names.get(id(value)):
+            raise ValueError(
+                f"{type(module).__name__} ties weights: {first!r} and {name!r} are one tensor, and a "
+                "file holds each under one name: register it once"
+            )
+        names[id(value)] = name
 
 
 def _check(net: NestedNet, x: Tensor) -> None:
@@ -73,6 +89,12 @@ def _check(net: NestedNet, x: Tensor) -> None:
             raise ValueError(
                 f"{kind} without the blocks that depth {depth!r} drops differs from the path of "
                 f"{depth!r}: its forward does more than run the blocks in order"
+            )
+    for depth, exit in net.forward_all(x).items():
+        if not torch.equal(exit.logits, net(x, depth)):
+            raise ValueError(
+                f"depth {depth!r} of {kind} gives other logits when all depths run together: a step "
+                "overwrites what the others run on, or keeps a state"
             )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.models.swin_transformer import SwinTransformer
 
 from stepwell.device import device_name
 from stepwell.nets.budget import choose_depth
@@ -99,6 +100,18 @@ class NestedNet(nn.Module):
         the first one owns them.
         """
         return {depth: blocks for depth, blocks in self._blocks.items() if depth != self.full}
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the module's maps are (batch, height, width, channels) between its blocks.
+
+        timm's models say so by `output_fmt = "NHWC"`, and so may a module of your own; torchvision's
+        Swin is known. Exits have the features as (batch, channels, height, width) all the same.
+        """
+        says = (self.module, *self.module.children())  # timm's SAM: its patch embedding does
+        return isinstance(self.module, SwinTransformer) or any(
+            getattr(module, "output_fmt", None) == "NHWC" for module in says
+        )
 
     @property
     def status(self) -> dict[str, Status]:
@@ -313,7 +326,7 @@ class NestedNet(nn.Module):
             self.path(name)
         if names not in self._tries:
             paths = {d: self._paths[d] for d in reversed(self.depths) if d in names}
-            self._tries[names] = grow(paths, self._ends)
+            self._tries[names] = grow(paths, self._ends, channels_last=self.channels_last)
         return self._tries[names]
 
     # Building it

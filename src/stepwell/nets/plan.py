@@ -1,5 +1,6 @@
 """How a plain module reads as a path of steps, and what a sub-net's path shares with it."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torchvision.ops import FrozenBatchNorm2d
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, FrozenBatchNorm2d)
+_NORM_NAME = re.compile(r"Norm(?![a-z])")
 
 
 class Plan(NamedTuple):
@@ -77,12 +79,15 @@ def leaves(step: nn.Module, name: str = "") -> dict[str, nn.Module]:
 def is_norm(module: nn.Module) -> bool:
     """Whether a module holds statistics or affine parameters of one activation distribution.
 
-    Norms that are no subclass of torch's (timm's RmsNorm) are known by their name.
+    Norms that are no subclass of torch's (timm's RmsNorm) are known by their name ("Norm" where a word
+    ends, so not NormalizedLinear), if their parameters hold one value a channel.
     """
     if isinstance(module, _NORMS):
         return True
     own = any(True for _ in module.parameters(recurse=False))
-    return own and "Norm" in type(module).__name__
+    named = _NORM_NAME.search(type(module).__name__) is not None
+    # those of its children, too: a "PreNormBlock" with a scale of its own is no norm
+    return own and named and all(p.numel() == max(p.shape, default=1) for p in module.parameters())
 
 
 def fork(module: nn.Module, norms: dict[str, nn.Module], name: str) -> nn.Module:

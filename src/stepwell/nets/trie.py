@@ -18,27 +18,42 @@ from stepwell.types import Exit
 
 LossOf = Callable[[str, Exit, Mapping[str, Exit]], tuple[Tensor, Mapping[str, Tensor]]]
 Features = Mapping[str, tuple[Tensor, ...]]
+#: Steps that may hand on their very input, or a view of it.
+_PASSING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
 
 
 class Node(NamedTuple):
-    """A run of steps that `depths` share, and what follows it. A node without children ends a path.
+    """A run of steps that `depths` share, and what follows it.
+
+    A path ends with a node that no child goes on from; others that it is a prefix of may.
 
     ends: for each step, the depths that have a whole stage behind them after it.
+    copies: the steps that run on a copy of their input, which they would overwrite: others run on it,
+        or it is a feature.
+    channels_last: maps are (batch, height, width, channels); exits have them as all others do.
     """
 
     depths: tuple[str, ...]
     steps: tuple[nn.Module, ...]
     ends: tuple[frozenset[str], ...]
     children: tuple["Node", ...]
+    copies: frozenset[int] = frozenset()
+    channels_last: bool = False
 
     def run(self, x: Tensor, features: Features) -> tuple[Tensor, Features]:
         """The output of the last step, and each depth's features so far."""
         mine = {depth: features[depth] for depth in self.depths}
-        for step, ends in zip(self.steps, self.ends, strict=True):
-            x = step(x)
+        for i, (step, ends) in enumerate(zip(self.steps, self.ends, strict=True)):
+            x = step(x.clone() if i in self.copies else x)
             for depth in ends:
                 mine[depth] = (*mine[depth], x)
         return x, mine
+
+    @property
+    def last(self) -> tuple[str, ...]:
+        """The depths whose paths end with it, deepest first."""
+        onward = {depth for child in self.children for depth in child.depths}
+        return tuple(depth for depth in self.depths if depth not in onward)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of its own steps that ask for a gradient, each once."""
@@ -47,12 +62,17 @@ class Node(NamedTuple):
 
 
 def grow(
-    paths: Mapping[str, Sequence[nn.Module]], ends: Mapping[str, frozenset[int]], start: int = 0
+    paths: Mapping[str, Sequence[nn.Module]],
+    ends: Mapping[str, frozenset[int]],
+    start: int = 0,
+    *,
+    channels_last: bool = False,
 ) -> Node:
     """The trie of `paths` (deepest first) from position `start`, up to which they agree.
 
     Args:
         ends: for each path, the positions after which a stage is complete.
+        channels_last: maps are (batch, height, width, channels).
     """
     names = tuple(paths)
     first = paths[names[0]]
@@ -64,17 +84,32 @@ def grow(
         if stop < len(path):
             branches.setdefault(id(path[stop]), {})[name] = path
     at = tuple(frozenset(n for n in names if i in ends[n]) for i in range(start, stop))
-    children = tuple(grow(branch, ends, stop) for branch in branches.values())
-    return Node(names, tuple(first[start:stop]), at, children)
+    children = tuple(
+        grow(branch, ends, stop, channels_last=channels_last) for branch in branches.values()
+    )
+    kept = [i for i in range(stop - start) if (at[i - 1] if i else start)]  # inputs others need
+    copies = frozenset(i for i in kept if overwrites(first[start + i :]))
+    return Node(names, tuple(first[start:stop]), at, children, copies, channels_last)
+
+
+def overwrites(steps: Sequence[nn.Module]) -> bool:
+    """Whether steps say that they work in place on their input, such as ReLU(inplace=True) the first.
+
+    A block whose code does so without saying is refused when it runs, see `_Fork.exits`.
+    """
+    for step in steps:
+        if getattr(step, "inplace", False):
+            return True
+        if isinstance(step, nn.Sequential) and overwrites([*step]):
+            return True
+        if not isinstance(step, _PASSING):
+            return False
+    return False
 
 
 def walk(node: Node, x: Tensor, features: Features | None = None) -> Iterator[tuple[str, Exit]]:
     """Exits of all paths, in the trie's order (deepest first); a common prefix runs once."""
-    x, mine = node.run(x, features or dict.fromkeys(node.depths, ()))
-    for child in node.children:
-        yield from walk(child, x, mine)
-    if not node.children:
-        yield from ((depth, Exit(x, mine[depth])) for depth in node.depths)
+    return _Fork(node, *node.run(x, features or dict.fromkeys(node.depths, ()))).exits()
 
 
 def joint_loss(root: Node, x: Tensor, loss_of: LossOf) -> tuple[Tensor, dict[str, Tensor]]:
@@ -82,7 +117,8 @@ def joint_loss(root: Node, x: Tensor, loss_of: LossOf) -> tuple[Tensor, dict[str
 
     Behind the first fork everything has run backward when this returns; `backward()` of the sum hands
     the gradients on and runs the prefix backward. The sum may be scaled and added to other losses,
-    but differentiated once only. The gradients equal those of the naive sum to rounding.
+    but differentiated once only. The gradients equal those of the naive sum to rounding, and a hook on
+    a parameter (`register_hook`) applies once, to its whole gradient.
 
     Raises:
         ValueError: a loss depends on parameters that its depth does not run: they would get no
@@ -117,11 +153,38 @@ class _Fork(NamedTuple):
         return _Fork(self.node, leaves[id(self.y)], features), tuple(leaves.values())
 
     def exits(self) -> Iterator[tuple[str, Exit]]:
-        """The exits of all paths from here, deepest first."""
+        """The exits of all paths from here, deepest first.
+
+        Raises:
+            ValueError: a path overwrote what the others run on.
+        """
         for child in self.node.children:
+            before = _version(self.y)
             yield from walk(child, self.y, self.features)
-        if not self.node.children:
-            yield from ((d, Exit(self.y, self.features[d])) for d in self.node.depths)
+            self.check(child, before)
+        for depth in self.node.last:
+            yield depth, self.exit(depth)
+
+    def check(self, child: Node, before: int) -> None:
+        """Refuse a child that changed the output since it had the version `before`."""
+        if _version(self.y) != before:
+            kind = type(child.steps[0]).__name__
+            raise ValueError(
+                f"the {kind} behind the fork of {' and '.join(self.node.depths)} overwrites its input, "
+                "which the other depths run on: let it not work in place"
+            )
+
+    def exit(self, depth: str) -> Exit:
+        """The exit of a path that ends here."""
+        features = self.features[depth]
+        if self.node.channels_last:
+            features = tuple(f.movedim(-1, 1) if f.dim() == 4 else f for f in features)
+        return Exit(self.y, features)
+
+
+def _version(tensor: Tensor) -> int:
+    """Counts the changes in place; a tensor of `inference_mode` does not."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class _Judge:
@@ -153,14 +216,24 @@ class _Gradients:
         """Add what `inputs` get when `outputs` have the gradients `given` (none: a scalar's 1).
 
         Each gradient is added as soon as it is there, and something without memory handed on in its
-        place: all gradients of a suffix at once would be in memory twice.
+        place: all gradients of a suffix at once would be in memory twice. Hooks that others registered
+        on parameters wait for the whole gradient, which the outer backward brings.
         """
+        waiting = [
+            (own, dict(own))
+            for t in inputs
+            if isinstance(t, nn.Parameter) and (own := t._backward_hooks)
+        ]
+        for own, _ in waiting:  # torch runs what is in this very dict
+            own.clear()
         hooks = [t.register_hook(partial(self._take, id(t))) for t in inputs]
         try:
             torch.autograd.grad(outputs, inputs, given, allow_unused=True)
         finally:
             for hook in hooks:
                 hook.remove()
+            for own, theirs in waiting:
+                own.update(theirs)
 
     def _take(self, key: int, gradient: Tensor) -> Tensor:
         self._add(key, gradient)
@@ -210,14 +283,21 @@ class _Suffixes(torch.autograd.Function):
 def _behind(
     fork: _Fork, judge: _Judge, gradients: _Gradients
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Run the children of `fork` one by one, forward and backward.
+    """Run the children of `fork` one by one, forward and backward, then the paths that end there.
 
     Returns:
         The sum of their losses, detached, and the gradients of `fork.tensors()`.
     """
     cut, leaves = fork.cut()
-    total = _sum([_suffix(child, cut, judge, gradients) for child in fork.node.children])
-    return total, [gradients.pop(leaf) for leaf in leaves]
+    losses = []
+    for child in fork.node.children:
+        before = _version(cut.y)
+        losses.append(_suffix(child, cut, judge, gradients))
+        cut.check(child, before)
+    if fork.node.last:
+        inputs = [leaf for leaf in leaves if leaf.requires_grad]
+        losses.append(_exits(cut, judge, gradients, inputs))
+    return _sum(losses), [gradients.pop(leaf) for leaf in leaves]
 
 
 def _suffix(node: Node, fork: _Fork, judge: _Judge, gradients: _Gradients) -> Tensor:
@@ -232,18 +312,23 @@ def _suffix(node: Node, fork: _Fork, judge: _Judge, gradients: _Gradients) -> Te
         if pairs and inputs:
             gradients.backward([t for t, _ in pairs], [g for _, g in pairs], inputs)
     else:
-        loss = _sum([judge.loss(depth, exit) for depth, exit in here.exits()])
-        _check_parameters(loss, here, inputs)
-        if loss.requires_grad:
-            gradients.backward([loss], [None], inputs)
-        total = loss.detach()
+        total = _exits(here, judge, gradients, inputs)
     return total
 
 
-def _check_parameters(loss: Tensor, exit: _Fork, inputs: Sequence[Tensor]) -> None:
+def _exits(fork: _Fork, judge: _Judge, gradients: _Gradients, inputs: Sequence[Tensor]) -> Tensor:
+    """Run the losses of the paths that end at `fork` backward to `inputs`; their detached sum."""
+    loss = _sum([judge.loss(depth, fork.exit(depth)) for depth in fork.node.last])
+    _check_parameters(loss, fork, inputs)
+    if loss.requires_grad:
+        gradients.backward([loss], [None], inputs)
+    return loss.detach()
+
+
+def _check_parameters(loss: Tensor, fork: _Fork, inputs: Sequence[Tensor]) -> None:
     """Refuse a loss with parameters of its own, which would silently get no gradient."""
     known = {id(t) for t in inputs}
-    seen = {t.grad_fn for t in exit.tensors()}  # the network's own graph need not be searched
+    seen = {t.grad_fn for t in fork.tensors()}  # the network's own graph need not be searched
     ahead = [loss.grad_fn]
     while ahead:
         node = ahead.pop()
@@ -253,7 +338,7 @@ def _check_parameters(loss: Tensor, exit: _Fork, inputs: Sequence[Tensor]) -> No
         variable = getattr(node, "variable", None)
         if variable is not None and id(variable) not in known:
             raise ValueError(
-                f"the loss of depth {exit.node.depths[0]!r} depends on a parameter of shape "
+                f"the loss of depth {fork.node.last[0]!r} depends on a parameter of shape "
                 f"{tuple(variable.shape)} that the depth does not run, so it would get no gradient: "
                 "add that part of the loss outside joint_loss"
             )
