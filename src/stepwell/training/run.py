@@ -70,8 +70,7 @@ class Run:
         out.mkdir(parents=True, exist_ok=True)
         lock = _locked(out) if _rank() == 0 else None
         if lock is not None:
-            for leftover in out.rglob(".*.part"):  # of a process killed while it wrote
-                leftover.unlink()
+            _clean(out)
         config = {
             "recipe": recipe,
             "arguments": plain(arguments),
@@ -208,6 +207,15 @@ def _wait_for(file: Path, seconds: float = 120.0) -> None:
         if time.monotonic() > end:
             raise OSError(f"the first of several processes wrote no {file}: see what it says")
         time.sleep(0.05)
+
+
+def _clean(out: Path) -> None:
+    """Remove what a process left that was killed while it wrote; `out` is locked.
+
+    Other folders in `out`, such as export/, are not under its lock: somebody may be writing there.
+    """
+    for leftover in (*out.glob(".*.part"), *(out / "phases").rglob(".*.part")):
+        leftover.unlink()
 
 
 def _rank() -> int:
