@@ -117,7 +117,8 @@ class Start(NamedTuple):
 def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) -> Start:
     """Start `net` from the weights in a file: Stepwell's, or plain ones under torchvision's names.
 
-    A Stepwell file fills the full net, and the private norms of every sub-net that both have. Any
+    A Stepwell file fills the full net, and the private norms of every sub-net that both have, where
+    both have private norms (where norms are shared, they are the full net's). Any
     other file (safetensors, or a `torch.save`d state dict, read with `weights_only`) fills the full
     net, and each private norm starts as the full net's. A classifier of another size stays fresh.
 
@@ -141,10 +142,11 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
         return Start(card, fresh)
     tensors |= {k: own[k] for k in fresh if "builder" not in header}
     theirs = _assemble(header, tensors, path, lambda: deepcopy(net.module))
-    for depth in net.subnets.keys() & theirs.subnets.keys():
-        if net.depths[depth] == theirs.depths[depth]:
-            state = theirs.subnet(depth).state_dict()
-            net.load_depth(depth, {k: v for k, v in state.items() if k not in fresh})
+    if net.norm_sharing == theirs.norm_sharing == "private":
+        for depth, blocks in net.subnets.items():
+            if theirs.subnets.get(depth) == blocks:
+                state = theirs.subnet(depth).state_dict()
+                net.load_depth(depth, {k: v for k, v in state.items() if k not in fresh})
     return Start(theirs.card, fresh)
 
 
