@@ -186,6 +186,9 @@ def test_cost_keeps_its_table_in_the_file(stepwell, trained, tmp_path):
     save(net, file)
     code, _, err = stepwell("cost", file, "--save", "--json")
     assert (code, "note: the accuracy of some depths is not known" in err) == (0, True)
+    code, _, err = stepwell("cost", file, "--save", "--data", "digits")
+    assert (code, "note: no validation part that the network was surely not" in err) == (0, True)
+    shutil.copy(trained / "config.json", tmp_path)
     code, out, err = stepwell("cost", file, "--save", "--data", "digits", "--json")
     assert code == 0, err
     card = load(file).card
@@ -610,9 +613,32 @@ def test_data_that_has_changed_is_not_measured_on_as_if_it_had_not(
     assert "no test part: 4 of its 20 images are set aside" in err
     assert stepwell("eval", out)[0] == 0
     image_folder(count=12, size=(8, 8))
-    code, _, err = stepwell("eval", out)
-    assert (code, err.count("\n")) == (2, 1), err
-    assert "has changed since the network was trained on it" in err
+    for arguments in ([], ["--data", folder], ["--data", f"{folder}/"]):
+        code, _, err = stepwell("eval", out, *arguments)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert "has changed since the network was trained on it" in err
+
+
+def test_what_was_trained_on_is_never_a_validation_part(stepwell, image_folder, tmp_path):
+    folder = image_folder(count=10, size=(8, 8))
+    out = tmp_path / "r"
+    arguments = ["--net", "resnet20", "--epochs", 1, "--batch-size", 4, "--val-fraction", 0]
+    code, _, err = stepwell("train", "supervised", "--data", folder, *arguments, "--out", out)
+    assert code == 0, err
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    file = shutil.copy(out / "net.safetensors", tmp_path / "net.safetensors")
+    for where, data in ((out, f"{folder}/"), (out, copied), (file, folder)):
+        code, _, err = stepwell("eval", where, "--cascade", "--data", data)
+        assert (code, "no validation part that the network was surely not" in err) == (2, True), err
+    # another set than the run's may hold its images, so only what it brings is validation
+    image_folder(count=12, size=(8, 8), root=tmp_path / "more")
+    code, _, err = stepwell("cost", out, "--save", "--data", tmp_path / "more")
+    assert (code, "note: no validation part" in err) == (0, True), err
+    for part in ("train", "test"):
+        image_folder(count=3, size=(8, 8), root=tmp_path / "parts" / part)
+    image_folder(count=4, size=(8, 8), root=tmp_path / "parts" / "val")
+    assert stepwell("cost", file, "--save", "--data", tmp_path / "parts")[0] == 0
+    assert load(file).card.costs["20"]["accuracy_on"] == "8 validation images"
 
 
 def test_what_the_guide_shows_runs(stepwell, image_folder, tmp_path, monkeypatch):

@@ -99,8 +99,9 @@ def eval_(
     if cascade:
         if parts.validation is None:
             raise ValueError(
-                f"{run} set no validation part aside (--val-fraction 0), and thresholds that were "
-                "set on test images would look better than they are: name other data with --data"
+                "there is no validation part that the network was surely not trained on, and "
+                "thresholds set on test images would look better than they are: name data with a "
+                "val/ folder with --data"
             )
         chosen = calibrate_cascade(
             net, parts.validation, accuracy=target_accuracy, macs=budget_macs
@@ -207,7 +208,10 @@ def _save_costs(
         parts = parts_of(net, run, config, data)
         batches = parts.test if part == "test" else parts.validation
         if batches is None:
-            say(f"note: {run} has no validation part: name one with --data, or --accuracy-on test")
+            say(
+                "note: no validation part that the network was surely not trained on: name data with a "
+                "val/ folder with --data, or --accuracy-on test"
+            )
         else:
             net.card = with_accuracy(net, batches, part or "validation")
     elif unknown:

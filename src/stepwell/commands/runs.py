@@ -11,7 +11,10 @@ Json = Annotated[bool, tyro.conf.arg(help="print one JSON document instead of a 
 
 
 def network_of(path: Path) -> tuple[Any, Mapping[str, Any]]:
-    """The network of a run directory or of a file, and the run's configuration, if there is one."""
+    """The network of a run directory or of a file, and the run's configuration, if there is one.
+
+    The file of a run's network may be named in place of the run.
+    """
     import json
 
     from stepwell.nets.file import load
@@ -23,31 +26,36 @@ def network_of(path: Path) -> tuple[Any, Mapping[str, Any]]:
             f"{path} holds no net.safetensors: it is no finished run. "
             "Start its `stepwell train` command again to finish it"
         )
-    net = load(path / "net.safetensors" if path.is_dir() else path)
+    file = path / "net.safetensors" if path.is_dir() else path
+    net = load(file)
     if not net.card.classes or not net.card.size:
         raise ValueError(
             f"{path} does not say its classes and input size: set net.card = "
             "stepwell.Card(classes, size, mean, std) and save it again"
         )
-    config = path / "config.json"
-    return net, json.loads(config.read_text()) if config.exists() else {}
+    config = file.parent / "config.json"
+    of_a_run = file.name == "net.safetensors" and config.exists()
+    return net, json.loads(config.read_text()) if of_a_run else {}
 
 
 def parts_of(net: Any, run: Path, config: Mapping[str, Any], data: str | None) -> Any:
     """The parts of `data`, or of the run's own, as the network expects them."""
     from stepwell.recipes.classification import parts_for
 
-    if data is not None and data != config.get("arguments", {}).get("data"):
-        return parts_for(net, data)
-    name = data_of(run, config)
-    seen = config["data"]["fingerprint"] if data is None else None
-    return parts_for(net, name, seen, config["arguments"].get("val_fraction", 0.0))
-
-
-def data_of(run: Path, config: Mapping[str, Any]) -> str:
     if not config:
-        raise ValueError(f"{run} is not in a run directory, so say what to measure on with --data")
-    return str(config["arguments"]["data"])
+        if data is None:
+            raise ValueError(
+                f"{run} is not in a run directory, so say what to measure on with --data"
+            )
+        return parts_for(net, data)
+    own = str(config["arguments"]["data"])
+    return parts_for(
+        net,
+        own if data is None else data,
+        config["data"]["fingerprint"],
+        config["arguments"].get("val_fraction", 0.0),
+        same=data is None or Path(data).resolve() == Path(own).resolve(),
+    )
 
 
 @contextlib.contextmanager

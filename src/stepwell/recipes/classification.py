@@ -188,14 +188,23 @@ class Parts(NamedTuple):
 
 
 def parts_for(
-    net: NestedNet, data: str, fingerprint: str | None = None, val_fraction: float = 0.1
+    net: NestedNet,
+    data: str,
+    fingerprint: str | None = None,
+    val_fraction: float = 0.0,
+    *,
+    same: bool = False,
 ) -> Parts:
     """The parts of `data` as `net` expects them, the validation part as in its training.
 
+    On other data than the training's, or where that is not known, the validation part is the one that
+    the data brings: one cut off its training part could hold images that `net` was trained on.
+
     Args:
-        fingerprint: of the data that `net` was trained on, when `data` is to be the same.
-        val_fraction: share of the training part to set aside where the data has no validation part;
-            0 sets nothing aside.
+        fingerprint: of the data that `net` was trained on, if it is known.
+        val_fraction: share of the training part that was set aside in the training, where the data
+            has no validation part; 0: nothing was.
+        same: whether `data` is to be what `net` was trained on.
 
     Raises:
         ValueError: the data has other classes than the network; or it has changed, so that its test
@@ -205,7 +214,8 @@ def parts_for(
     if not card.classes:
         raise ValueError("this network names no classes, so nothing can be measured: set net.card")
     splits = load_images(data, card.size)
-    if fingerprint not in (None, _data_fingerprint(splits)):
+    known = fingerprint == _data_fingerprint(splits)
+    if same and not known:
         raise ValueError(
             f"{data} has changed since the network was trained on it, so its test part may hold "
             "images of the training: name data to measure on with --data"
@@ -217,7 +227,7 @@ def parts_for(
             f"{data} has {len(classes)} classes, the network {len(card.classes)}, and they "
             f"differ, such as in {odd[0]!r}: measure on data with the network's classes"
         )
-    train, validation = _set_aside(splits, val_fraction)
+    train, validation = _set_aside(splits, val_fraction if known else 0.0)
     test = Batches(splits.test, 256, mean=card.mean, std=card.std)
     aside = test.with_images(validation) if validation else None
     return Parts(test.with_images(train), aside, test)
