@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import csv
+import importlib
 import inspect
 import json
 import re
@@ -23,7 +24,7 @@ from stepwell import __version__, cli, serve
 from stepwell.cost import costs_of
 from stepwell.device import device_name
 from stepwell.nets import BUILDERS
-from stepwell.nets.file import fingerprint, load, save
+from stepwell.nets.file import fingerprint, load, rewrite_card, save
 from stepwell.recipes import RECIPES, classification, load_object
 from stepwell.serve import measure_cascade
 
@@ -241,6 +242,80 @@ def test_a_run_that_is_being_written_is_left_alone(stepwell, trained, tmp_path):
             assert (code, "another process is writing to" in err) == (2, True), err
     assert (run / "net.safetensors").read_bytes() == before
     assert stepwell("cost", run / "net.safetensors", "--save")[0] == 0
+
+
+MEASURING = {
+    "cost": (["cost", "{file}", "--save"], "stepwell.recipes.classification.costs_of"),
+    "eval": (
+        ["eval", "{file}", "--data", "{data}", "--cascade", "--save"],
+        "stepwell.serve.measure_cascade",
+    ),
+    "calibrate": (
+        ["calibrate", "{file}", "--data", "digits", "--depths", "14"],
+        "stepwell.recipes.classification.costs_of",
+    ),
+}
+
+
+@pytest.fixture(params=MEASURING)
+def measuring(request, stepwell, trained, tmp_path, image_folder, monkeypatch):
+    """A file, and a command that measures for it and, while it does, calls what it is given."""
+    file = shutil.copy(trained / "net.safetensors", tmp_path / "net.safetensors")
+    for part in ("train", "val", "test"):
+        image_folder(tuple("0123456789"), 2, (8, 8), root=tmp_path / "data" / part)
+    command, place = MEASURING[request.param]
+    command = [word.format(file=file, data=tmp_path / "data") for word in command]
+
+    def run(meanwhile=lambda: None):
+        module, _, name = place.rpartition(".")
+        measure = getattr(importlib.import_module(module), name)
+
+        def measured(*arguments, **options):
+            meanwhile()
+            return measure(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, measured)
+            return stepwell(*command)
+
+    return file, run
+
+
+def test_a_card_that_others_changed_meanwhile_keeps_their_change(measuring):
+    file, run = measuring
+    before = load(file).card
+
+    def meanwhile():
+        rewrite_card(file, replace(before, licence="CC0"))
+
+    code, _, err = run(meanwhile)
+    assert code == 0, err
+    after = load(file)
+    assert after.card.licence == "CC0"
+    assert after.card != replace(before, licence="CC0")
+
+
+def test_a_file_that_holds_another_network_by_now_is_left_alone(measuring):
+    file, run = measuring
+    net = load(file)
+    torch.nn.init.normal_(net.module.fc.weight)
+    code, _, err = run(lambda: save(net, file))
+    assert (code, "was replaced by another network while" in err) == (2, True), err
+    assert_close(load_file(file), net.tensors(), rtol=0, atol=0)
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(measuring):
+    file, run = measuring
+
+    def meanwhile():
+        raise AssertionError("measured")
+
+    with FileLock(file.parent / ".net.safetensors.lock"):
+        code, _, err = run(meanwhile)
+    assert (code, f"another process is writing to {file}" in err) == (2, True), err
+    (file.parent / "8.onnx").touch()
+    code, _, err = run(meanwhile)
+    assert (code, "may read its weights from" in err) == (2, True), err
 
 
 def test_a_student_of_a_network_whose_table_was_measured_again_goes_on(stepwell, trained, tmp_path):

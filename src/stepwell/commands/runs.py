@@ -58,9 +58,13 @@ def parts_of(net: Any, run: Path, config: Mapping[str, Any], data: str | None) -
     )
 
 
-@contextlib.contextmanager
-def rewriting(run: Path) -> Iterator[Path]:
-    """The file of a network, to be replaced while nobody else writes to its run."""
+def file_to_write(run: Path) -> Path:
+    """The file of the network `run`, if it may be replaced now: asked before time is spent on it.
+
+    Raises:
+        ValueError: graphs beside it may read their weights from it.
+        OSError: another process is writing to it.
+    """
     from stepwell.training.run import writing
 
     file = run / "net.safetensors" if run.is_dir() else run
@@ -69,5 +73,32 @@ def rewriting(run: Path) -> Iterator[Path]:
             f"{graphs[0]} may read its weights from {file}, so that must stay as it is: change the "
             "run's own file, and export again"
         )
-    with writing(file.parent):
-        yield file
+    with writing(file):
+        return file
+
+
+@contextlib.contextmanager
+def rewriting(run: Path, measured: str) -> Iterator[tuple[Path, Any]]:
+    """The file of a network and the card that is in it now, while nobody else writes to it.
+
+    Others may have changed the card since the network was read, so a change is made to this one.
+
+    Args:
+        measured: `net_digest` of the network that the change is about.
+
+    Raises:
+        ValueError: the file holds another network by now; as for `file_to_write`.
+        OSError: another process is writing to it.
+    """
+    from stepwell.nets.file import load, net_digest
+    from stepwell.training.run import writing
+
+    file = file_to_write(run)
+    with writing(file):
+        present = load(file)
+        if net_digest(present) != measured:
+            raise ValueError(
+                f"{file} was replaced by another network while this one was measured: nothing was "
+                "written; start the command again"
+            )
+        yield file, present.card

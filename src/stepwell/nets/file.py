@@ -37,19 +37,31 @@ def save(net: NestedNet, path: str | Path) -> Path:
     Raises:
         OSError: the folder does not exist or the disk is full.
     """
+    header = _structure(net) | {"card": dataclasses.asdict(net.card)}
+    return _write(Path(path), header, _on_cpu(net))
+
+
+def net_digest(net: NestedNet) -> str:
+    """A checksum of `net` without its card: its depths, their status, and every tensor."""
+    return digest(_structure(net), _on_cpu(net))
+
+
+def _structure(net: NestedNet) -> dict[str, Any]:
+    """The header of the file of `net`, but for its card."""
     if net.builder is None:
         made = {"format": 2, "stages": list(net.plan.stages)}
     else:
         made = {"format": 1, "builder": net.builder[0], "arguments": net.builder[1]}
-    header = made | {
+    return made | {
         "full": net.full,
         "depths": {depth: list(blocks) for depth, blocks in net.subnets.items()},
         "norms": net.norm_sharing,
         "status": net.status,
-        "card": dataclasses.asdict(net.card),
     }
-    tensors = {k: v.detach().cpu().contiguous() for k, v in net.tensors().items()}
-    return _write(Path(path), header, tensors)
+
+
+def _on_cpu(net: NestedNet) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().contiguous() for k, v in net.tensors().items()}
 
 
 def rewrite_card(path: str | Path, card: Card) -> Path:

@@ -329,7 +329,7 @@ def finish(
     net.card = Card(classes, size, train.mean, train.std)
     net.card = net.card.with_costs(costs, device_name())
     if task.validation is not None:
-        net.card = with_accuracy(net, task.validation, "validation")
+        net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
     logits, labels = gather_logits(net.logits_by_depth, task.test)
     results = {
         "test": measures(logits, labels, classes),
@@ -360,12 +360,12 @@ def cost_table(net: NestedNet, size: int, *, batch: int = 1) -> dict[str, dict[s
     return {d: {"blocks": list(blocks)} | costs[d] for d, blocks in net.depths.items()}
 
 
-def with_accuracy(net: NestedNet, batches: Batches, part: str) -> Card:
-    """The card of `net` with the accuracy of every depth that is ready, on one part of the data."""
+def accuracy_on(net: NestedNet, batches: Batches, part: str) -> tuple[dict[str, float], str]:
+    """The accuracy of every depth that is ready, on one part of the data, as a card takes it."""
     ready = [depth for depth, status in net.status.items() if status != "fresh"]
     measured = evaluate(lambda x: net.logits_by_depth(x, ready), batches)
     accuracy = {depth: measured[f"{depth}/accuracy"] for depth in ready}
-    return net.card.with_accuracy(accuracy, f"{len(batches.images)} {part} images")
+    return accuracy, f"{len(batches.images)} {part} images"
 
 
 def write_predictions(

@@ -68,7 +68,7 @@ class Run:
         elif not file.exists() and out.is_dir() and not all(_is_ours(p) for p in out.iterdir()):
             raise ValueError(f"--out {out} holds other files and no run: name a new directory")
         out.mkdir(parents=True, exist_ok=True)
-        lock = _locked(out) if _rank() == 0 else None
+        lock = _locked(out / "lock", out) if _rank() == 0 else None
         if lock is not None:
             _clean(out)
         config = {
@@ -121,29 +121,30 @@ class Run:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Hold the lock of the run directory that `path` is, if it is one, to change a result in it.
+def writing(file: Path) -> Iterator[None]:
+    """Hold the lock of a result, to change it: that of the run directory it lies in, else its own.
 
     Raises:
         OSError: another process is writing to it.
     """
-    if not (path / "config.json").exists():
-        yield
-        return
-    lock = _locked(path)
+    folder = file.parent
+    if (folder / "config.json").exists():
+        lock = _locked(folder / "lock", folder)
+    else:
+        lock = _locked(folder / f".{file.name}.lock", file)
     try:
         yield
     finally:
         lock.release()
 
 
-def _locked(folder: Path) -> FileLock:
-    lock = FileLock(folder / "lock")
+def _locked(file: Path, what: Path) -> FileLock:
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise OSError(
-            f"another process is writing to {folder}: wait for it, or use another --out"
+            f"another process is writing to {what}: wait for it, or use another --out"
         ) from None
     return lock
 
