@@ -15,8 +15,7 @@ def network_of(path: Path) -> tuple[Any, Mapping[str, Any]]:
 
     The file of a run's network may be named in place of the run.
     """
-    import json
-
+    from stepwell.files import read_json
     from stepwell.nets.file import load
 
     if not path.exists():
@@ -35,7 +34,7 @@ def network_of(path: Path) -> tuple[Any, Mapping[str, Any]]:
         )
     config = file.parent / "config.json"
     of_a_run = file.name == "net.safetensors" and config.exists()
-    return net, json.loads(config.read_text()) if of_a_run else {}
+    return net, read_json(config, "put it right") if of_a_run else {}
 
 
 def parts_of(net: Any, run: Path, config: Mapping[str, Any], data: str | None) -> Any:

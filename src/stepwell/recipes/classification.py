@@ -17,7 +17,7 @@ import torch
 from stepwell.cost import costs_of
 from stepwell.data import Augment, Batches, ImageSet, Splits, load_images
 from stepwell.device import device_name
-from stepwell.evaluation import evaluate, gather_logits
+from stepwell.evaluation import churn, evaluate, gather_logits
 from stepwell.evaluation.accuracy import measures
 from stepwell.files import write_whole
 from stepwell.nets import Card, NestedNet, build, builder_of
@@ -333,6 +333,7 @@ def finish(
     logits, labels = gather_logits(net.logits_by_depth, task.test)
     results = {
         "test": measures(logits, labels, classes),
+        "churn": churn(logits, labels),
         "examples": len(labels),
         "costs": costs,
         **spent(run),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from stepwell.files import write_whole
+from stepwell.files import read_json, write_whole
 
 #: Arguments that change how a run is computed, not what: a resumed run may differ in them.
 HOW = {"out", "device", "devices", "checkpoint_minutes"}
@@ -83,7 +83,7 @@ class Run:
         }
         try:
             if file.exists():
-                _check_same(_read_json(file), config, out)
+                _check_same(read_json(file, "put it right, or use another --out"), config, out)
             elif lock is not None:
                 write_whole(file, json.dumps(config, indent=1).encode())
         except BaseException:
@@ -222,16 +222,6 @@ def _clean(out: Path) -> None:
 def _rank() -> int:
     """This process's number among those that torchrun or Lightning started for one training."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{file} is damaged ({error}): put it right, or use another --out"
-        ) from error
-    return content
 
 
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
