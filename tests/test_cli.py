@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import csv
+import importlib
 import inspect
 import json
 import re
@@ -23,7 +24,7 @@ from stepwell import __version__, cli, serve
 from stepwell.cost import costs_of
 from stepwell.device import device_name
 from stepwell.nets import BUILDERS
-from stepwell.nets.file import fingerprint, load, save
+from stepwell.nets.file import fingerprint, load, rewrite_card, save
 from stepwell.recipes import RECIPES, classification, load_object
 from stepwell.serve import measure_cascade
 
@@ -186,6 +187,9 @@ def test_cost_keeps_its_table_in_the_file(stepwell, trained, tmp_path):
     save(net, file)
     code, _, err = stepwell("cost", file, "--save", "--json")
     assert (code, "note: the accuracy of some depths is not known" in err) == (0, True)
+    code, _, err = stepwell("cost", file, "--save", "--data", "digits")
+    assert (code, "note: no validation part that the network was surely not" in err) == (0, True)
+    shutil.copy(trained / "config.json", tmp_path)
     code, out, err = stepwell("cost", file, "--save", "--data", "digits", "--json")
     assert code == 0, err
     card = load(file).card
@@ -238,6 +242,80 @@ def test_a_run_that_is_being_written_is_left_alone(stepwell, trained, tmp_path):
             assert (code, "another process is writing to" in err) == (2, True), err
     assert (run / "net.safetensors").read_bytes() == before
     assert stepwell("cost", run / "net.safetensors", "--save")[0] == 0
+
+
+MEASURING = {
+    "cost": (["cost", "{file}", "--save"], "stepwell.recipes.classification.costs_of"),
+    "eval": (
+        ["eval", "{file}", "--data", "{data}", "--cascade", "--save"],
+        "stepwell.serve.measure_cascade",
+    ),
+    "calibrate": (
+        ["calibrate", "{file}", "--data", "digits", "--depths", "14"],
+        "stepwell.recipes.classification.costs_of",
+    ),
+}
+
+
+@pytest.fixture(params=MEASURING)
+def measuring(request, stepwell, trained, tmp_path, image_folder, monkeypatch):
+    """A file, and a command that measures for it and, while it does, calls what it is given."""
+    file = shutil.copy(trained / "net.safetensors", tmp_path / "net.safetensors")
+    for part in ("train", "val", "test"):
+        image_folder(tuple("0123456789"), 2, (8, 8), root=tmp_path / "data" / part)
+    command, place = MEASURING[request.param]
+    command = [word.format(file=file, data=tmp_path / "data") for word in command]
+
+    def run(meanwhile=lambda: None):
+        module, _, name = place.rpartition(".")
+        measure = getattr(importlib.import_module(module), name)
+
+        def measured(*arguments, **options):
+            meanwhile()
+            return measure(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, measured)
+            return stepwell(*command)
+
+    return file, run
+
+
+def test_a_card_that_others_changed_meanwhile_keeps_their_change(measuring):
+    file, run = measuring
+    before = load(file).card
+
+    def meanwhile():
+        rewrite_card(file, replace(before, licence="CC0"))
+
+    code, _, err = run(meanwhile)
+    assert code == 0, err
+    after = load(file)
+    assert after.card.licence == "CC0"
+    assert after.card != replace(before, licence="CC0")
+
+
+def test_a_file_that_holds_another_network_by_now_is_left_alone(measuring):
+    file, run = measuring
+    net = load(file)
+    torch.nn.init.normal_(net.module.fc.weight)
+    code, _, err = run(lambda: save(net, file))
+    assert (code, "was replaced by another network while" in err) == (2, True), err
+    assert_close(load_file(file), net.tensors(), rtol=0, atol=0)
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(measuring):
+    file, run = measuring
+
+    def meanwhile():
+        raise AssertionError("measured")
+
+    with FileLock(file.parent / ".net.safetensors.lock"):
+        code, _, err = run(meanwhile)
+    assert (code, f"another process is writing to {file}" in err) == (2, True), err
+    (file.parent / "8.onnx").touch()
+    code, _, err = run(meanwhile)
+    assert (code, "may read its weights from" in err) == (2, True), err
 
 
 def test_a_student_of_a_network_whose_table_was_measured_again_goes_on(stepwell, trained, tmp_path):
@@ -610,9 +688,32 @@ def test_data_that_has_changed_is_not_measured_on_as_if_it_had_not(
     assert "no test part: 4 of its 20 images are set aside" in err
     assert stepwell("eval", out)[0] == 0
     image_folder(count=12, size=(8, 8))
-    code, _, err = stepwell("eval", out)
-    assert (code, err.count("\n")) == (2, 1), err
-    assert "has changed since the network was trained on it" in err
+    for arguments in ([], ["--data", folder], ["--data", f"{folder}/"]):
+        code, _, err = stepwell("eval", out, *arguments)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert "has changed since the network was trained on it" in err
+
+
+def test_what_was_trained_on_is_never_a_validation_part(stepwell, image_folder, tmp_path):
+    folder = image_folder(count=10, size=(8, 8))
+    out = tmp_path / "r"
+    arguments = ["--net", "resnet20", "--epochs", 1, "--batch-size", 4, "--val-fraction", 0]
+    code, _, err = stepwell("train", "supervised", "--data", folder, *arguments, "--out", out)
+    assert code == 0, err
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    file = shutil.copy(out / "net.safetensors", tmp_path / "net.safetensors")
+    for where, data in ((out, f"{folder}/"), (out, copied), (file, folder)):
+        code, _, err = stepwell("eval", where, "--cascade", "--data", data)
+        assert (code, "no validation part that the network was surely not" in err) == (2, True), err
+    # another set than the run's may hold its images, so only what it brings is validation
+    image_folder(count=12, size=(8, 8), root=tmp_path / "more")
+    code, _, err = stepwell("cost", out, "--save", "--data", tmp_path / "more")
+    assert (code, "note: no validation part" in err) == (0, True), err
+    for part in ("train", "test"):
+        image_folder(count=3, size=(8, 8), root=tmp_path / "parts" / part)
+    image_folder(count=4, size=(8, 8), root=tmp_path / "parts" / "val")
+    assert stepwell("cost", file, "--save", "--data", tmp_path / "parts")[0] == 0
+    assert load(file).card.costs["20"]["accuracy_on"] == "8 validation images"
 
 
 def test_what_the_guide_shows_runs(stepwell, image_folder, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from stepwell.files import write_whole
+from stepwell.files import read_json, write_whole
 
 
 def test_writes_what_it_is_given_with_ordinary_permissions(tmp_path):
@@ -30,3 +30,14 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("content", [b'{"a": ', b"[1]", b"\xff"])
+def test_json_that_is_no_object_is_named_with_what_to_do(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json is damaged \(.*\): copy it again") as caught:
+        read_json(path, "copy it again")
+    assert "\n" not in str(caught.value)
+    path.write_text('{"é": 1}', encoding="utf-8")
+    assert read_json(path, "") == {"é": 1}

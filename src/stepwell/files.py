@@ -1,9 +1,29 @@
 """Files that are whole or absent, however the process ends."""
 
 import contextlib
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Args:
+        remedy: what to do about a damaged file, for the message.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (it holds no JSON object): {remedy}")
+    return found
 
 
 def write_whole(path: Path, data: bytes) -> None:

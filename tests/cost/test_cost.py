@@ -1,4 +1,4 @@
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,11 +105,18 @@ def test_activations_kept_for_the_backward_pass_count():
     assert kept >= 8 * 20 * 50 * 4
 
 
-def test_latency_is_the_median_with_its_spread():
-    calls = iter([0.0] * 2 + [0.002, 0.002, 0.002, 0.002, 0.03])
-    time_ = measure_latency(lambda: time.sleep(next(calls)), seconds=0.0, warmup=2, least=5)
-    assert 2 <= time_.low <= time_.ms <= 10
-    assert time_.high > time_.ms
+def test_latency_is_the_median_with_its_spread(monkeypatch):
+    now = 0.0
+    clock = SimpleNamespace(perf_counter=lambda: now)
+    monkeypatch.setattr("stepwell.cost.latency.time", clock)
+    durations = iter([9.0] * 2 + [0.002, 0.002, 0.003, 0.004, 0.03])
+
+    def call():
+        nonlocal now
+        now += next(durations)
+
+    time_ = measure_latency(call, seconds=0.0, warmup=2, least=5)
+    assert time_ == pytest.approx((3, 2, 4 + 0.6 * 26))
 
 
 def test_all_costs_of_a_network():
@@ -131,14 +138,19 @@ def test_networks_are_timed_in_turns():
     assert set(times) == {"a", "b"}
 
 
-def test_each_input_has_its_own_time():
-    inputs = [torch.tensor(s) for s in (0.0, 0.01, 0.0, 0.01)]
+def test_each_input_has_its_own_time(monkeypatch):
+    now = 0.0
+    clock = SimpleNamespace(perf_counter=lambda: now)
+    monkeypatch.setattr("stepwell.cost.latency.time", clock)
 
     def call(x):
-        time.sleep(float(x))
+        nonlocal now
+        now += float(x)
         return x
 
-    times = time_each({"one": call, "two": call}, inputs, warmup=1)
-    for ms in times.values():
-        assert len(ms) == 4
-        assert max(ms[0], ms[2]) < 10 <= min(ms[1], ms[3])
+    inputs = [torch.tensor(s) for s in (1.0, 10.0, 2.0, 20.0)]
+    times = time_each({"one": call, "twice": lambda x: call(2 * x)}, inputs, seconds=1000.0)
+    assert times["one"] == pytest.approx([1000, 10_000, 2000, 20_000])
+    assert times["twice"] == pytest.approx([2000, 20_000, 4000, 40_000])
+    some = time_each({"one": call}, inputs, seconds=5.0, least=1)  # the second input passes the end
+    assert some == {"one": pytest.approx([1000, 10_000])}

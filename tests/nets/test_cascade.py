@@ -130,6 +130,13 @@ def test_bad_cascades_are_refused(net):
         Cascade(net, {"9": 0.5})
     with pytest.raises(ValueError, match="a cascade ends with its deepest depth: '8' has no place"):
         Cascade(net, {"14": 0.5}, "8")
+    with pytest.raises(ValueError, match="the last depth of a cascade, '20', answers whatever"):
+        Cascade(net, {"8": 0.4, "20": 0.99})
+    for bad in (float("nan"), -0.1):
+        with pytest.raises(ValueError, match=f"the threshold of depth '8' is {bad}: it must be"):
+            Cascade(net, {"8": bad})
+    minus_entropy = lambda z: (z.softmax(1) * z.log_softmax(1)).sum(1)  # noqa: E731
+    assert Cascade(net, {"8": -0.5}, confidence=minus_entropy).thresholds == {"8": -0.5}
     net.mark("fresh", "8")
     try:
         with pytest.raises(ValueError, match="depth '8' was never trained or calibrated"):

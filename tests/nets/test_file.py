@@ -137,6 +137,22 @@ def test_a_net_starts_from_a_stepwell_file(net, tmp_path):
         assert_close(other(x, depth), net(x, depth), **EXACT)
 
 
+@pytest.mark.parametrize("kinds", [("private", "shared"), ("shared", "private")])
+def test_a_start_across_kinds_of_norms_gives_the_full_net_and_no_other(tmp_path, kinds):
+    theirs, ours = (build("resnet20", {"a": (1, 1, 1)}, num_classes=3, norms=n) for n in kinds)
+    theirs.train()(torch.randn(4, 3, 8, 8), "a")
+    for norm in theirs.private_norms:
+        torch.nn.init.normal_(norm.weight)
+    initialise(ours, stepwell.save(theirs, tmp_path / "net"))
+    assert_close(ours.module.state_dict(), theirs.module.state_dict(), **EXACT)
+    assert_close(ours.subnet("a").state_dict(), _copy_of_full(ours), **EXACT)
+
+
+def _copy_of_full(net):
+    full = net.module.state_dict()
+    return {name: full[name] for name in net.subnet("a").state_dict()}
+
+
 def test_a_net_starts_from_torchvision_weights_with_another_classifier(tmp_path):
     weights = torchvision.models.resnet18(num_classes=7).state_dict()
     torch.save(weights, tmp_path / "w.pth")

@@ -118,7 +118,7 @@ def test_loading_the_full_net_fills_the_subnets_too():
 
 
 def test_convolutions_and_classifier_are_shared_and_norms_private_after_the_fork():
-    net = small(["8"])
+    net = build("resnet20", ["8"], num_classes=5)
     full, sub = net.path("20"), net.path("8")
     fork = 4  # conv1, bn1, relu, layer1.0
     assert all(a is b for a, b in zip(full[:fork], sub[:fork], strict=True))
@@ -279,6 +279,25 @@ def test_a_depth_that_nobody_trained_is_refused_until_it_is_calibrated():
         inputs = [net.module.layer2[0].conv1(v) for v in x]
     mean = torch.stack([v.mean((0, 2, 3)) for v in inputs]).mean(0)
     assert_close(first.running_mean, mean, rtol=1e-4, atol=1e-5)
+
+
+def test_there_is_nothing_to_calibrate_where_nothing_was_trained():
+    net = build("resnet20", ["8"], num_classes=5)
+    batches = [stepwell.Batch(torch.randn(8, 3, 8, 8), torch.zeros(8).long())]
+    with pytest.raises(
+        ValueError, match="calibrate needs a trained depth, and this network has no"
+    ):
+        stepwell.calibrate(net, batches)
+    assert set(net.status.values()) == {"fresh"}
+
+
+def test_layer_norms_have_no_statistics_so_calibration_changes_no_tensor():
+    net = build("timm/convnext_atto", ["a=1,1,2,1"], num_classes=3)
+    net.mark("trained", net.full)
+    before = deepcopy(net.state_dict())
+    stepwell.calibrate(net, [])
+    assert net.status["a"] == "calibrated"
+    assert_close(net.state_dict(), before, **EXACT)
 
 
 def test_one_depth_takes_weights_by_its_own_names_and_no_others():

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from stepwell.evaluation import churn
 from stepwell.report import write_report
 
 DEPTHS = ("20", "26", "32")
@@ -50,7 +52,10 @@ def fabricate(
             "ms": 1.31 + 0.45 * i, "ms_low": 1.25 + 0.44 * i, "ms_high": 1.44 + 0.47 * i,
             "batch": 1, "threads": 2,
         }  # fmt: skip
-    results = {"test": test, "examples": EXAMPLES, "costs": costs, "seconds": 155.1}
+    found = {name.removeprefix("logits/"): a for name, a in arrays(depths).items()}
+    labels = torch.from_numpy(found["labels"])
+    flips = churn({depth: torch.from_numpy(found[depth]) for depth in depths}, labels)
+    results = {"test": test, "churn": flips, "examples": EXAMPLES, "costs": costs, "seconds": 155.1}
     write_json(path / "results.json", results)
     if predictions:
         np.savez(path / "predictions.npz", **arrays(depths))
@@ -178,6 +183,10 @@ def test_churn_is_shown_for_each_pair_of_depths(tmp_path):
         ["26", "0.3%", "–", "0.3%", "0.0%", "0.3%"],
         ["32", "0.6%", "0.3%", "–", "–", "–"],
     ]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    write_json(tmp_path / "run" / "results.json", results | {"churn": {"20/churn/26": 0.125}})
+    part = page_of(tmp_path / "run").split("Predictions that flip between depths")[1]
+    assert part.split("</table>")[0].count("12.5%") == 2  # what the run says, not counted again
     alone = page_of(fabricate(tmp_path / "alone", depths=("20",)))
     assert "Predictions that flip" not in alone
 
@@ -289,5 +298,5 @@ def test_no_run_and_a_folder_as_out_are_refused(tmp_path):
 def test_damaged_file_is_named(tmp_path, name):
     run = fabricate(tmp_path / "run")
     (run / name).write_bytes((run / name).read_bytes()[:40])
-    with pytest.raises(ValueError, match=re.escape(f"run/{name}: ")):
+    with pytest.raises(ValueError, match=rf"run/{re.escape(name)}(:| is damaged)"):
         write_report([run], tmp_path / "report.html")

@@ -77,6 +77,21 @@ def test_measured_mean_macs_equal_a_naive_sum_over_the_images(net):
     assert found["full_ms"] > 0
 
 
+def test_times_are_of_as_many_images_as_asked_for(net, monkeypatch):
+    timed = []
+
+    def time_each(calls, inputs, **_):
+        timed.extend(inputs)
+        return {name: [1.0] * len(inputs) for name in calls}
+
+    monkeypatch.setattr("stepwell.serve.cascade.time_each", time_each)
+    batches = batches_of(net)
+    measure_cascade(Cascade(net, {"8": 0.5}), batches, most=20)  # 15 and 5: none of the third batch
+    images = torch.cat([b.images for b in batches])
+    assert [x.shape for x in timed] == [(1, 3, 8, 8)] * 20
+    assert torch.equal(torch.cat(timed), images[:20])
+
+
 def test_the_default_goal_is_the_full_nets_accuracy_for_fewer_macs(net):
     batches = batches_of(net)
     found = calibrate_cascade(net, batches)

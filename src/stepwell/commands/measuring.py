@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from stepwell.catalog import DATA, NETWORKS
 from stepwell.claims import CLAIMS
-from stepwell.commands.runs import Json, network_of, parts_of, rewriting
+from stepwell.commands.runs import Json, file_to_write, network_of, parts_of, rewriting
 from stepwell.console import (
     depth_table,
     print_json,
@@ -83,7 +83,7 @@ def eval_(
     from stepwell.evaluation import churn, gather_logits
     from stepwell.evaluation.accuracy import measures
     from stepwell.nets.cascade import Cascade
-    from stepwell.nets.file import rewrite_card
+    from stepwell.nets.file import net_digest, rewrite_card
     from stepwell.recipes.classification import cost_table
     from stepwell.serve import calibrate_cascade, measure_cascade
 
@@ -91,6 +91,8 @@ def eval_(
         raise ValueError("--target-accuracy, --budget-macs and --save say more about --cascade")
     net, config = network_of(run)
     net.require_ready()
+    if save:
+        file_to_write(run)
     parts = parts_of(net, run, config, data)
     logits, labels = gather_logits(net.logits_by_depth, parts.test)
     test, flips = measures(logits, labels, net.card.classes), churn(logits, labels)
@@ -99,8 +101,9 @@ def eval_(
     if cascade:
         if parts.validation is None:
             raise ValueError(
-                f"{run} set no validation part aside (--val-fraction 0), and thresholds that were "
-                "set on test images would look better than they are: name other data with --data"
+                "there is no validation part that the network was surely not trained on, and "
+                "thresholds set on test images would look better than they are: name data with a "
+                "val/ folder with --data"
             )
         chosen = calibrate_cascade(
             net, parts.validation, accuracy=target_accuracy, macs=budget_macs
@@ -109,8 +112,8 @@ def eval_(
         measured = measure_cascade(Cascade.of(net), parts.test)
         found["cascade"] = {"validation": chosen, "test": measured}
         if save:
-            with rewriting(run) as file:
-                rewrite_card(file, net.card)
+            with rewriting(run, net_digest(net)) as (file, card):
+                rewrite_card(file, replace(card, cascade=chosen))
             say(f"the cascade is kept in {file}")
     if json:
         print_json(found)
@@ -176,6 +179,8 @@ def cost(
         arguments = input_arguments(network, size, stem or ("imagenet" if builder.stems else None))
         net = build(network, depths, num_classes=num_classes, **arguments)
     check_size(net, size)
+    if save:
+        file_to_write(Path(network))
     costs = cost_table(net, size, batch=batch)
     if save:
         costs = _save_costs(net, Path(network), config, costs, accuracy_on, data)
@@ -196,26 +201,32 @@ def _save_costs(
 ) -> dict[str, dict[str, Any]]:
     """Write the measured table to the network's file; `costs` with the accuracies it then holds."""
     from stepwell.device import device_name
-    from stepwell.nets.file import rewrite_card
-    from stepwell.recipes.classification import with_accuracy
+    from stepwell.nets.file import net_digest, rewrite_card
+    from stepwell.recipes.classification import accuracy_on
 
-    net.card = net.card.with_costs(costs, device_name())
+    accuracy: tuple[dict[str, float], str] | None = None
     unknown = any(
-        "accuracy" not in net.card.costs[d] for d, s in net.status.items() if s != "fresh"
+        "accuracy" not in net.card.costs.get(d, {}) for d, s in net.status.items() if s != "fresh"
     )
     if part or data or (unknown and config):
         parts = parts_of(net, run, config, data)
         batches = parts.test if part == "test" else parts.validation
         if batches is None:
-            say(f"note: {run} has no validation part: name one with --data, or --accuracy-on test")
+            say(
+                "note: no validation part that the network was surely not trained on: name data with a "
+                "val/ folder with --data, or --accuracy-on test"
+            )
         else:
-            net.card = with_accuracy(net, batches, part or "validation")
+            accuracy = accuracy_on(net, batches, part or "validation")
     elif unknown:
         say("note: the accuracy of some depths is not known: measure it with --data")
-    with rewriting(run) as file:
-        rewrite_card(file, net.card)
+    with rewriting(run, net_digest(net)) as (file, card):
+        card = card.with_costs(costs, device_name())
+        if accuracy is not None:
+            card = card.with_accuracy(*accuracy)
+        rewrite_card(file, card)
     say(f"kept in {file} for {device_name()}")
-    return {depth: {**cost} | net.card.costs[depth] for depth, cost in costs.items()}
+    return {depth: {**cost} | card.costs[depth] for depth, cost in costs.items()}
 
 
 def calibrate(
@@ -243,29 +254,39 @@ def calibrate(
     from stepwell.device import device_name
     from stepwell.nets import named_depths
     from stepwell.nets.calibrate import calibrate as calibrate_norms
-    from stepwell.nets.file import save
-    from stepwell.recipes.classification import cost_table, with_accuracy
+    from stepwell.nets.file import net_digest, save
+    from stepwell.recipes.classification import accuracy_on, cost_table
+    from stepwell.training.run import writing
 
     if out is not None and not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
     if out is not None and out.is_dir():
         raise ValueError(f"--out {out} is a folder: name a file")
     net, config = network_of(run)
+    read = net_digest(net)
     for name, blocks in named_depths(net.builder[0], depths).items():
         net.add_depth(name, blocks)
     new = [depth for depth, status in net.status.items() if status == "fresh"]
     if not new:
         raise ValueError(f"{run} has no depth to calibrate: add some with --depths NAME=BLOCKS,...")
+    file = file_to_write(out or run)
     parts = parts_of(net, run, config, data)
     calibrate_norms(net, parts.train)
-    net.card = net.card.with_costs(cost_table(net, net.card.size), device_name())
-    if parts.validation is not None:
-        net.card = with_accuracy(net, parts.validation, "validation")
+    measured = cost_table(net, net.card.size)
+    accuracy = accuracy_on(net, parts.validation, "validation") if parts.validation else None
+
+    def with_measured(card: Any) -> Any:
+        card = card.with_costs(measured, device_name())
+        return card if accuracy is None else card.with_accuracy(*accuracy)
+
     if out is None:
-        with rewriting(run) as file:
+        with rewriting(run, read) as (file, card):
+            net.card = with_measured(card)
             save(net, file)
     else:
-        file = save(net, out)
+        net.card = with_measured(net.card)
+        with writing(file):
+            save(net, file)
     times = net.card.latency[device_name()]
     costs = {d: net.card.costs[d] | times[d] | {"status": s} for d, s in net.status.items()}
     if json:

@@ -11,9 +11,11 @@ Json = Annotated[bool, tyro.conf.arg(help="print one JSON document instead of a 
 
 
 def network_of(path: Path) -> tuple[Any, Mapping[str, Any]]:
-    """The network of a run directory or of a file, and the run's configuration, if there is one."""
-    import json
+    """The network of a run directory or of a file, and the run's configuration, if there is one.
 
+    The file of a run's network may be named in place of the run.
+    """
+    from stepwell.files import read_json
     from stepwell.nets.file import load
 
     if not path.exists():
@@ -23,36 +25,45 @@ def network_of(path: Path) -> tuple[Any, Mapping[str, Any]]:
             f"{path} holds no net.safetensors: it is no finished run. "
             "Start its `stepwell train` command again to finish it"
         )
-    net = load(path / "net.safetensors" if path.is_dir() else path)
+    file = path / "net.safetensors" if path.is_dir() else path
+    net = load(file)
     if not net.card.classes or not net.card.size:
         raise ValueError(
             f"{path} does not say its classes and input size: set net.card = "
             "stepwell.Card(classes, size, mean, std) and save it again"
         )
-    config = path / "config.json"
-    return net, json.loads(config.read_text()) if config.exists() else {}
+    config = file.parent / "config.json"
+    of_a_run = file.name == "net.safetensors" and config.exists()
+    return net, read_json(config, "put it right") if of_a_run else {}
 
 
 def parts_of(net: Any, run: Path, config: Mapping[str, Any], data: str | None) -> Any:
     """The parts of `data`, or of the run's own, as the network expects them."""
     from stepwell.recipes.classification import parts_for
 
-    if data is not None and data != config.get("arguments", {}).get("data"):
-        return parts_for(net, data)
-    name = data_of(run, config)
-    seen = config["data"]["fingerprint"] if data is None else None
-    return parts_for(net, name, seen, config["arguments"].get("val_fraction", 0.0))
-
-
-def data_of(run: Path, config: Mapping[str, Any]) -> str:
     if not config:
-        raise ValueError(f"{run} is not in a run directory, so say what to measure on with --data")
-    return str(config["arguments"]["data"])
+        if data is None:
+            raise ValueError(
+                f"{run} is not in a run directory, so say what to measure on with --data"
+            )
+        return parts_for(net, data)
+    own = str(config["arguments"]["data"])
+    return parts_for(
+        net,
+        own if data is None else data,
+        config["data"]["fingerprint"],
+        config["arguments"].get("val_fraction", 0.0),
+        same=data is None or Path(data).resolve() == Path(own).resolve(),
+    )
 
 
-@contextlib.contextmanager
-def rewriting(run: Path) -> Iterator[Path]:
-    """The file of a network, to be replaced while nobody else writes to its run."""
+def file_to_write(run: Path) -> Path:
+    """The file of the network `run`, if it may be replaced now: asked before time is spent on it.
+
+    Raises:
+        ValueError: graphs beside it may read their weights from it.
+        OSError: another process is writing to it.
+    """
     from stepwell.training.run import writing
 
     file = run / "net.safetensors" if run.is_dir() else run
@@ -61,5 +72,32 @@ def rewriting(run: Path) -> Iterator[Path]:
             f"{graphs[0]} may read its weights from {file}, so that must stay as it is: change the "
             "run's own file, and export again"
         )
-    with writing(file.parent):
-        yield file
+    with writing(file):
+        return file
+
+
+@contextlib.contextmanager
+def rewriting(run: Path, measured: str) -> Iterator[tuple[Path, Any]]:
+    """The file of a network and the card that is in it now, while nobody else writes to it.
+
+    Others may have changed the card since the network was read, so a change is made to this one.
+
+    Args:
+        measured: `net_digest` of the network that the change is about.
+
+    Raises:
+        ValueError: the file holds another network by now; as for `file_to_write`.
+        OSError: another process is writing to it.
+    """
+    from stepwell.nets.file import load, net_digest
+    from stepwell.training.run import writing
+
+    file = file_to_write(run)
+    with writing(file):
+        present = load(file)
+        if net_digest(present) != measured:
+            raise ValueError(
+                f"{file} was replaced by another network while this one was measured: nothing was "
+                "written; start the command again"
+            )
+        yield file, present.card

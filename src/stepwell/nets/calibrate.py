@@ -17,19 +17,32 @@ def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
     Statistics are plain averages over the batches (no labels, no gradients); norms that a trained
     depth uses are left as they are. The depths are marked "calibrated".
 
+    Only BatchNorm keeps statistics. Where a fresh depth has none of its own (networks of LayerNorms, or
+    with `norms="shared"`), no tensor changes and `batches` is not read: its private norms stay copies
+    of the full net's, and "calibrated" says no more than that it runs on trained weights.
+
     Args:
         batches: training images without augmentation; some thousands suffice.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: no depth was ever trained, so there are no weights to calibrate for; or there is
+            no batch.
     """
     fresh = [depth for depth, status in net.status.items() if status == "fresh"]
     if not fresh:
         return
+    if "trained" not in net.status.values():
+        raise ValueError(
+            "calibrate needs a trained depth, and this network has none: train it first, or, if its "
+            f"weights were trained elsewhere, say so with net.mark('trained', {net.full!r})"
+        )
     settled = {id(n) for d in net.depths if d not in fresh for n in net.norms(d)}
     norms = [
         n for d in fresh for n in net.norms(d) if isinstance(n, _NormBase) and id(n) not in settled
     ]
+    if not norms:
+        net.mark("calibrated", *fresh)
+        return
     device = next(net.parameters()).device
     batches = iter(batches)
     first = next(batches, None)

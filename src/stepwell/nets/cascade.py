@@ -4,6 +4,7 @@ A deeper depth goes on from where its path leaves those already run: the activat
 prefix are kept, and only the rows of the unsure images are taken from them.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -38,12 +39,14 @@ class Cascade:
     """Several depths of `net`, shallow to deep; the last one answers whatever the others leave.
 
     Args:
-        thresholds: by depth, all but the last: it answers where its confidence is at least this.
+        thresholds: by depth, all but the last: it answers where its confidence is at least this. Not
+            negative, unless `confidence` is another than the default.
         last: the depth that answers the rest; the full net by default.
         confidence: how sure logits are, the same for all depths.
 
     Raises:
-        ValueError: no such depth, one that nobody trained or calibrated, or one deeper than `last`.
+        ValueError: no such depth, one that nobody trained or calibrated, or one deeper than `last`; a
+            threshold for `last` itself; one that is nan or negative.
     """
 
     def __init__(
@@ -55,8 +58,9 @@ class Cascade:
     ) -> None:
         last = net.full if last is None else last
         net.require_ready(*thresholds, last)
+        _check_thresholds(thresholds, last, confidence)
         self.net = net
-        self.depths = (*(d for d in net.depths if d in thresholds and d != last), last)
+        self.depths = (*(d for d in net.depths if d in thresholds), last)
         if list(self.depths) != [d for d in net.depths if d in (*thresholds, last)]:
             raise ValueError(
                 f"a cascade ends with its deepest depth: {last!r} has no place behind "
@@ -123,6 +127,21 @@ class Cascade:
             if (i, position + 1) in self._starts:
                 kept[i, position + 1] = y
         return y
+
+
+def _check_thresholds(thresholds: Mapping[str, float], last: str, confidence: Confidence) -> None:
+    if last in thresholds:
+        raise ValueError(
+            f"the last depth of a cascade, {last!r}, answers whatever is left and takes no threshold: "
+            "leave its own out, or name a deeper depth as last"
+        )
+    for depth, value in thresholds.items():
+        # other measures, such as minus the entropy, may be negative
+        if math.isnan(value) or (confidence is top_probability and value < 0):
+            raise ValueError(
+                f"the threshold of depth {depth!r} is {value}: it must be a number of at least 0 "
+                "(0.9: answer where the top probability reaches 90 %)"
+            )
 
 
 def starts_of(paths: Sequence[Sequence[object]]) -> list[tuple[int, int]]:

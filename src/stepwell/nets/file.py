@@ -37,19 +37,31 @@ def save(net: NestedNet, path: str | Path) -> Path:
     Raises:
         OSError: the folder does not exist or the disk is full.
     """
+    header = _structure(net) | {"card": dataclasses.asdict(net.card)}
+    return _write(Path(path), header, _on_cpu(net))
+
+
+def net_digest(net: NestedNet) -> str:
+    """A checksum of `net` without its card: its depths, their status, and every tensor."""
+    return digest(_structure(net), _on_cpu(net))
+
+
+def _structure(net: NestedNet) -> dict[str, Any]:
+    """The header of the file of `net`, but for its card."""
     if net.builder is None:
         made = {"format": 2, "stages": list(net.plan.stages)}
     else:
         made = {"format": 1, "builder": net.builder[0], "arguments": net.builder[1]}
-    header = made | {
+    return made | {
         "full": net.full,
         "depths": {depth: list(blocks) for depth, blocks in net.subnets.items()},
         "norms": net.norm_sharing,
         "status": net.status,
-        "card": dataclasses.asdict(net.card),
     }
-    tensors = {k: v.detach().cpu().contiguous() for k, v in net.tensors().items()}
-    return _write(Path(path), header, tensors)
+
+
+def _on_cpu(net: NestedNet) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().contiguous() for k, v in net.tensors().items()}
 
 
 def rewrite_card(path: str | Path, card: Card) -> Path:
@@ -117,7 +129,8 @@ class Start(NamedTuple):
 def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) -> Start:
     """Start `net` from the weights in a file: Stepwell's, or plain ones under torchvision's names.
 
-    A Stepwell file fills the full net, and the private norms of every sub-net that both have. Any
+    A Stepwell file fills the full net, and the private norms of every sub-net that both have, where
+    both have private norms (where norms are shared, they are the full net's). Any
     other file (safetensors, or a `torch.save`d state dict, read with `weights_only`) fills the full
     net, and each private norm starts as the full net's. A classifier of another size stays fresh.
 
@@ -141,10 +154,11 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
         return Start(card, fresh)
     tensors |= {k: own[k] for k in fresh if "builder" not in header}
     theirs = _assemble(header, tensors, path, lambda: deepcopy(net.module))
-    for depth in net.subnets.keys() & theirs.subnets.keys():
-        if net.depths[depth] == theirs.depths[depth]:
-            state = theirs.subnet(depth).state_dict()
-            net.load_depth(depth, {k: v for k, v in state.items() if k not in fresh})
+    if net.norm_sharing == theirs.norm_sharing == "private":
+        for depth, blocks in net.subnets.items():
+            if theirs.subnets.get(depth) == blocks:
+                state = theirs.subnet(depth).state_dict()
+                net.load_depth(depth, {k: v for k, v in state.items() if k not in fresh})
     return Start(theirs.card, fresh)
 
 

@@ -17,7 +17,7 @@ import torch
 from stepwell.cost import costs_of
 from stepwell.data import Augment, Batches, ImageSet, Splits, load_images
 from stepwell.device import device_name
-from stepwell.evaluation import evaluate, gather_logits
+from stepwell.evaluation import churn, evaluate, gather_logits
 from stepwell.evaluation.accuracy import measures
 from stepwell.files import write_whole
 from stepwell.nets import Card, NestedNet, build, builder_of
@@ -188,14 +188,23 @@ class Parts(NamedTuple):
 
 
 def parts_for(
-    net: NestedNet, data: str, fingerprint: str | None = None, val_fraction: float = 0.1
+    net: NestedNet,
+    data: str,
+    fingerprint: str | None = None,
+    val_fraction: float = 0.0,
+    *,
+    same: bool = False,
 ) -> Parts:
     """The parts of `data` as `net` expects them, the validation part as in its training.
 
+    On other data than the training's, or where that is not known, the validation part is the one that
+    the data brings: one cut off its training part could hold images that `net` was trained on.
+
     Args:
-        fingerprint: of the data that `net` was trained on, when `data` is to be the same.
-        val_fraction: share of the training part to set aside where the data has no validation part;
-            0 sets nothing aside.
+        fingerprint: of the data that `net` was trained on, if it is known.
+        val_fraction: share of the training part that was set aside in the training, where the data
+            has no validation part; 0: nothing was.
+        same: whether `data` is to be what `net` was trained on.
 
     Raises:
         ValueError: the data has other classes than the network; or it has changed, so that its test
@@ -205,7 +214,8 @@ def parts_for(
     if not card.classes:
         raise ValueError("this network names no classes, so nothing can be measured: set net.card")
     splits = load_images(data, card.size)
-    if fingerprint not in (None, _data_fingerprint(splits)):
+    known = fingerprint == _data_fingerprint(splits)
+    if same and not known:
         raise ValueError(
             f"{data} has changed since the network was trained on it, so its test part may hold "
             "images of the training: name data to measure on with --data"
@@ -217,7 +227,7 @@ def parts_for(
             f"{data} has {len(classes)} classes, the network {len(card.classes)}, and they "
             f"differ, such as in {odd[0]!r}: measure on data with the network's classes"
         )
-    train, validation = _set_aside(splits, val_fraction)
+    train, validation = _set_aside(splits, val_fraction if known else 0.0)
     test = Batches(splits.test, 256, mean=card.mean, std=card.std)
     aside = test.with_images(validation) if validation else None
     return Parts(test.with_images(train), aside, test)
@@ -319,10 +329,11 @@ def finish(
     net.card = Card(classes, size, train.mean, train.std)
     net.card = net.card.with_costs(costs, device_name())
     if task.validation is not None:
-        net.card = with_accuracy(net, task.validation, "validation")
+        net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
     logits, labels = gather_logits(net.logits_by_depth, task.test)
     results = {
         "test": measures(logits, labels, classes),
+        "churn": churn(logits, labels),
         "examples": len(labels),
         "costs": costs,
         **spent(run),
@@ -350,12 +361,12 @@ def cost_table(net: NestedNet, size: int, *, batch: int = 1) -> dict[str, dict[s
     return {d: {"blocks": list(blocks)} | costs[d] for d, blocks in net.depths.items()}
 
 
-def with_accuracy(net: NestedNet, batches: Batches, part: str) -> Card:
-    """The card of `net` with the accuracy of every depth that is ready, on one part of the data."""
+def accuracy_on(net: NestedNet, batches: Batches, part: str) -> tuple[dict[str, float], str]:
+    """The accuracy of every depth that is ready, on one part of the data, as a card takes it."""
     ready = [depth for depth, status in net.status.items() if status != "fresh"]
     measured = evaluate(lambda x: net.logits_by_depth(x, ready), batches)
     accuracy = {depth: measured[f"{depth}/accuracy"] for depth in ready}
-    return net.card.with_accuracy(accuracy, f"{len(batches.images)} {part} images")
+    return accuracy, f"{len(batches.images)} {part} images"
 
 
 def write_predictions(

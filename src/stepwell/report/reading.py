@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwell.files import read_json
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -34,16 +36,6 @@ class Predictions:
     def confidence(self, depth: str) -> NDArray[np.float64]:
         """The probability of that class, (N,)."""
         return np.asarray(self.probabilities[depth].max(axis=1), dtype=np.float64)
-
-    def churn(self, a: str, b: str) -> float:
-        """The share of examples that two depths give different classes."""
-        return float((self.classes(a) != self.classes(b)).mean())
-
-    def flips(self, depth: str) -> tuple[float, float]:
-        """Shares of the examples that the full net has right and `depth` wrong, and the reverse."""
-        full = self.classes(list(self.probabilities)[-1]) == self.labels
-        right = self.classes(depth) == self.labels
-        return float((full & ~right).mean()), float((right & ~full).mean())
 
     def disagree(self) -> NDArray[np.bool_]:
         """Whether any two depths give an example different classes, (N,)."""
@@ -114,6 +106,20 @@ class RunRecord:
         """A test metric of one depth, None where the run has none; may be NaN."""
         return number(self.test.get(f"{depth}/{metric}"))
 
+    def churn(self, a: str, b: str) -> float | None:
+        """The share of test examples that two depths give different classes, if the run says."""
+        return number(self._churn.get(f"{a}/churn/{b}", self._churn.get(f"{b}/churn/{a}")))
+
+    def flips(self, depth: str) -> tuple[float | None, float | None]:
+        """Shares that the full net has right and `depth` wrong, and the reverse, if the run says."""
+        found = (self._churn.get(f"{depth}/{kind}_flips") for kind in ("negative", "positive"))
+        made_wrong, made_right = map(number, found)
+        return made_wrong, made_right
+
+    @property
+    def _churn(self) -> Mapping[str, Any]:
+        return as_mapping(self.results.get("churn"))
+
     def cost(self, depth: str) -> Mapping[str, Any]:
         """What results.json says `depth` costs; empty where it does not say."""
         return as_mapping(as_mapping(self.results.get("costs")).get(depth))
@@ -137,14 +143,14 @@ def read_run(path: Path, name: str) -> RunRecord:
             f"{path}: not a run directory (no config.json); give the --out folder of a "
             "`stepwell train`"
         )
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json", "train the run again")
     if not (path / "results.json").is_file():
         raise ValueError(
             f"{path}: not finished (no results.json yet); wait for its training, or start "
             f"`stepwell train {config.get('recipe', 'RECIPE')}` again with the same arguments: "
             "it resumes"
         )
-    results = _read_json(path / "results.json")
+    results = read_json(path / "results.json", "train the run again")
     predictions = _read_predictions(path / "predictions.npz", _depths(results))
     return RunRecord(path, name, config, results, _read_phases(path), predictions)
 
@@ -176,16 +182,6 @@ def _flat(arguments: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
 def _depths(results: Mapping[str, Any]) -> list[str]:
     scored = (key.partition("/")[0] for key in as_mapping(results.get("test")) if "/" in key)
     return list(dict.fromkeys([*as_mapping(results.get("costs")), *scored]))
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); train the run again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: holds no JSON object; train the run again")
-    return found
 
 
 def _read_phases(path: Path) -> list[Phase]:

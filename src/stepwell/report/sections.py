@@ -135,15 +135,14 @@ def _note(record: RunRecord) -> str:
 
 def _churn(record: RunRecord) -> str:
     """A matrix of the predictions that flip from depth to depth; nothing for a lone depth."""
-    found = record.predictions
-    if found is None or len(found.probabilities) < 2 or not len(found.labels):
+    depths = record.depths
+    if not record.results.get("churn"):
         return ""
-    depths = list(found.probabilities)
     rows = []
     for a in depths:
-        pairs = [ABSENT if a == b else as_percent(found.churn(a, b)) for b in depths]
+        pairs = [ABSENT if a == b else as_percent(record.churn(a, b)) for b in depths]
         last = a == depths[-1]
-        flips = [ABSENT, ABSENT] if last else [as_percent(share) for share in found.flips(a)]
+        flips = [ABSENT, ABSENT] if last else [as_percent(share) for share in record.flips(a)]
         rows.append([a, *pairs, *flips])
     note = (
         "Each cell is the share of test examples that two depths give different classes. Made wrong: "

@@ -162,7 +162,7 @@ def measure_cascade(
         answered.append(answer.depth.cpu())
         right[""].append(answer.logits.argmax(1).cpu() == labels)
         right["full_"].append(full.argmax(1).cpu() == labels)
-        singles += [x.contiguous() for x in images[: max(0, most - len(singles))].split(1)]
+        singles += [x.contiguous() for x in images.split(1)[: most - len(singles)]]
     if not answered:
         raise ValueError("nothing to evaluate: the data gave no batch")
     who = torch.cat(answered)

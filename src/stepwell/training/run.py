@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from stepwell.files import write_whole
+from stepwell.files import read_json, write_whole
 
 #: Arguments that change how a run is computed, not what: a resumed run may differ in them.
 HOW = {"out", "device", "devices", "checkpoint_minutes"}
@@ -68,10 +68,9 @@ class Run:
         elif not file.exists() and out.is_dir() and not all(_is_ours(p) for p in out.iterdir()):
             raise ValueError(f"--out {out} holds other files and no run: name a new directory")
         out.mkdir(parents=True, exist_ok=True)
-        lock = _locked(out) if _rank() == 0 else None
+        lock = _locked(out / "lock", out) if _rank() == 0 else None
         if lock is not None:
-            for leftover in out.rglob(".*.part"):  # of a process killed while it wrote
-                leftover.unlink()
+            _clean(out)
         config = {
             "recipe": recipe,
             "arguments": plain(arguments),
@@ -84,7 +83,7 @@ class Run:
         }
         try:
             if file.exists():
-                _check_same(_read_json(file), config, out)
+                _check_same(read_json(file, "put it right, or use another --out"), config, out)
             elif lock is not None:
                 write_whole(file, json.dumps(config, indent=1).encode())
         except BaseException:
@@ -122,29 +121,30 @@ class Run:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Hold the lock of the run directory that `path` is, if it is one, to change a result in it.
+def writing(file: Path) -> Iterator[None]:
+    """Hold the lock of a result, to change it: that of the run directory it lies in, else its own.
 
     Raises:
         OSError: another process is writing to it.
     """
-    if not (path / "config.json").exists():
-        yield
-        return
-    lock = _locked(path)
+    folder = file.parent
+    if (folder / "config.json").exists():
+        lock = _locked(folder / "lock", folder)
+    else:
+        lock = _locked(folder / f".{file.name}.lock", file)
     try:
         yield
     finally:
         lock.release()
 
 
-def _locked(folder: Path) -> FileLock:
-    lock = FileLock(folder / "lock")
+def _locked(file: Path, what: Path) -> FileLock:
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise OSError(
-            f"another process is writing to {folder}: wait for it, or use another --out"
+            f"another process is writing to {what}: wait for it, or use another --out"
         ) from None
     return lock
 
@@ -210,19 +210,18 @@ def _wait_for(file: Path, seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
+def _clean(out: Path) -> None:
+    """Remove what a process left that was killed while it wrote; `out` is locked.
+
+    Other folders in `out`, such as export/, are not under its lock: somebody may be writing there.
+    """
+    for leftover in (*out.glob(".*.part"), *(out / "phases").rglob(".*.part")):
+        leftover.unlink()
+
+
 def _rank() -> int:
     """This process's number among those that torchrun or Lightning started for one training."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{file} is damaged ({error}): put it right, or use another --out"
-        ) from error
-    return content
 
 
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
