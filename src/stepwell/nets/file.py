@@ -130,9 +130,9 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     """Start `net` from the weights in a file: Stepwell's, or plain ones under torchvision's names.
 
     A Stepwell file fills the full net, and the private norms of every sub-net that both have, where
-    both have private norms (where norms are shared, they are the full net's). Any
-    other file (safetensors, or a `torch.save`d state dict, read with `weights_only`) fills the full
-    net, and each private norm starts as the full net's. A classifier of another size stays fresh.
+    both have private norms (where norms are shared, they are the full net's). Any other file
+    (safetensors, or a `torch.save`d state dict, read with `weights_only`) fills the full net, and each
+    private norm starts as the full net's. A classifier of another size stays fresh.
 
     Args:
         classes: what `net` is to tell apart; a classifier of other classes stays fresh, too.
