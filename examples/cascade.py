@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument("--data", default="digits")
     arguments = parser.parse_args()
 
+    if not arguments.run.exists():
+        parser.error(f"no run {arguments.run}: train one with phone_laptop_server.py")
     net = stepwell.load(arguments.run / "net.safetensors").eval()
     test = load_images(arguments.data, net.card.size).test
     mean, std = (torch.tensor(v)[:, None, None] for v in (net.card.mean, net.card.std))

@@ -1,6 +1,7 @@
 """All depths in one folder, weights once."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -218,3 +219,13 @@ def test_the_documentations_lines_run(exported, tmp_path, monkeypatch, capsys):
     Image.new("RGB", (20, 10), (200, 10, 90)).save("photo.jpg")
     exec(compile(code, "export.md", "exec"), {})
     assert capsys.readouterr().out.strip() in {"a", "b", "c"}
+
+
+def test_what_a_killed_export_left_is_cleared_away(tmp_path, sample, small_net):
+    place = tmp_path / "export"
+    dead, alive = place / ".export-999999999-x", place / f".export-{os.getpid()}-x"
+    for folder_ in (dead, alive):
+        folder_.mkdir(parents=True)
+    export_folder(small_net(), place, sample, format="safetensors", depth="8")
+    assert not dead.exists()
+    assert alive.exists()  # another export's, that runs

@@ -350,3 +350,32 @@ def test_weights_under_two_names_are_refused():
     module.s1[0].conv.weight = module.s0[1].conv.weight
     with pytest.raises(ValueError, match=r"'s0.1.conv.weight' and 's1.0.conv.weight' are one tens"):
         nest(module, ["s0", "s1"], {"a": (1, 1)}, input_size=(3, 16, 16))
+
+
+class MakesTensors(nn.Module):
+    """Normalises its input and adds positions by tensors that its forward makes."""
+
+    def __init__(self, noisy: bool = False) -> None:
+        super().__init__()
+        self.noisy = noisy
+        self.position = nn.Embedding(6, 1)
+        self.blocks = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x - torch.tensor([0.5, 0.4, 0.3])[:, None, None]
+        x = x + self.position(torch.arange(6)).T
+        if self.noisy and self.training:
+            x = x + torch.randn(3, 1, 1)
+        return self.blocks(x).mean((2, 3))
+
+
+def test_tensors_that_the_forward_makes_are_kept():
+    module = MakesTensors()
+    net = nest(module, ["blocks"], {"1": (1,)}, input_size=(3, 6, 6))
+    x = torch.randn(2, 3, 6, 6)
+    assert_close(net(x), module(x), rtol=0, atol=0)
+    assert_close(net(x, "1"), net.subnet("1")(x), rtol=0, atol=0)
+    net(x).sum().backward()
+    assert module.position.weight.grad.any()
+    with pytest.raises(ValueError, match="makes a tensor that differs from call to call"):
+        nest(MakesTensors(noisy=True), ["blocks"], {"1": (1,)}, input_size=(3, 6, 6))

@@ -27,7 +27,8 @@ def trained(tmp_path_factory):
 
 def test_a_full_net_that_loses_accuracy_is_rolled_back_to_the_bit(trained, tmp_path):
     arguments = NEST | {"init": trained, "lr": 30.0, "on_drop": "rollback", "out": tmp_path / "r"}
-    results = ekd(**arguments)
+    with pytest.warns(UserWarning, match="rolled back to what it was"):
+        results = ekd(**arguments)
     start, net = load(trained), load(tmp_path / "r" / "net.safetensors")
     for name, value in start.module.state_dict().items():
         assert_close(net.module.state_dict()[name], value, rtol=0, atol=0)
@@ -35,7 +36,8 @@ def test_a_full_net_that_loses_accuracy_is_rolled_back_to_the_bit(trained, tmp_p
     assert full_net["rolled_back"]
     assert full_net["before"] == full_net["after"]
     assert net.status == {"8": "trained", "14": "trained"}
-    assert ekd(**arguments) == results  # a finished run gives the same again
+    with pytest.warns(UserWarning, match="rolled back"):
+        assert ekd(**arguments) == results  # a finished run gives the same again
 
 
 def test_a_full_net_that_loses_accuracy_is_told_of(trained, tmp_path):

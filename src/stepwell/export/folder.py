@@ -153,7 +153,10 @@ def _all_or_nothing(folder: Path) -> Iterator[Path]:
     """A place whose files go to `folder` when all of them are there; the index goes last."""
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(dir=folder, prefix=".export-"))
+    for leftover in folder.glob(".export-*"):
+        if not _alive(leftover.name.split("-")[1]):  # of an export that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+    place = Path(tempfile.mkdtemp(dir=folder, prefix=f".export-{os.getpid()}-"))
     try:
         yield place
         for file in sorted(place.iterdir(), key=lambda f: (f.name == INDEX, f.name != WEIGHTS)):
@@ -162,6 +165,17 @@ def _all_or_nothing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(place)
         if not existed and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _alive(process: str) -> bool:
+    """Whether a process of this number runs here."""
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _row(net: NestedNet, depth: str, format: str, file: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ serve two activation distributions: the sub-nets collapse).
 Nothing is switched by a flag: `forward(x, "18")` walks path "18".
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple
@@ -27,6 +28,11 @@ from stepwell.types import Exit, Logits
 
 Status = Literal["trained", "calibrated", "fresh"]
 NormSharing = Literal["private", "shared"]
+
+
+#: What a depth may be called: its name is part of flags, and of the names of files.
+_NAME = re.compile(r"\w[\w.+-]{0,63}")
+_RESERVED = ("all", "net", "export")
 
 
 class _Private(NamedTuple):
@@ -380,8 +386,11 @@ class NestedNet(nn.Module):
     def _check_depth(self, name: str, blocks: tuple[int, ...]) -> None:
         full = self._blocks[self.full]
         what = f"depth {name!r} = {blocks}"
-        if not name or "/" in name:
-            raise ValueError(f"a depth's name must be a non-empty string without '/', not {name!r}")
+        if not _NAME.fullmatch(name) or name in _RESERVED or name.endswith(".int8"):
+            raise ValueError(
+                f"{name!r} cannot name a depth, which also names files: use letters, digits, '_', '-', "
+                f"'+' and '.', 64 at most, and none of {', '.join(_RESERVED)}, *.int8"
+            )
         if name in self._blocks:
             raise ValueError(f"{what}: this net already has {name!r} = {self._blocks[name]}")
         if len(blocks) != len(full):

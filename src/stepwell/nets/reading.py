@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx, nn
 
 from stepwell.nets.plan import Calls, Holder, Plan, join
@@ -190,12 +191,20 @@ class _Trace(NamedTuple):
         around = {id(whole)} | {id(module.get_submodule(p)) for p in parents}
         kind = type(module).__name__
         try:
-            graph = _Tracer(around).trace(whole)
+            graph, again = (_Tracer(around).trace(whole) for _ in range(2))
         except Exception as error:  # whatever the network's own code raises when it meets a proxy
             raise ValueError(
                 f"{kind} cannot be read as a path: {_reason(error)}; the forward around the blocks "
                 f"may not depend on the input's values or sizes ({_found(module)})"
             ) from error
+        for node, other in zip(_constants(graph), _constants(again), strict=True):
+            node.meta["constant"] = getattr(whole, str(node.target))
+            if not torch.equal(node.meta["constant"], getattr(whole, str(other.target))):
+                raise ValueError(
+                    f"{kind} cannot be read as a path: around its blocks the forward makes a tensor "
+                    "that differs from call to call; make it of the input (torch.randn_like(x)) or in "
+                    "a module"
+                )
         nodes = [n for n in graph.nodes if n.op not in ("placeholder", "output", "get_attr")]
         source, output = next(iter(graph.nodes)), next(iter(reversed(graph.nodes)))
         result = output.args[0]
@@ -270,6 +279,11 @@ def _calls_one(node: fx.Node, source: fx.Node) -> bool:
     )
 
 
+def _constants(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that read a tensor which the forward made itself; the trace keeps its value."""
+    return [n for n in graph.nodes if n.op == "get_attr" and str(n.target).startswith("_tensor_c")]
+
+
 def _name(node: fx.Node) -> str:
     """The name, within the network, that a node calls or reads."""
     return str(node.target).removeprefix("net.")
@@ -322,6 +336,9 @@ def _calls(module: nn.Module, in_train: fx.Graph, in_eval: fx.Graph) -> Calls:
     """A step that runs the graphs on the modules and parameters of `module`."""
     step = Calls(_function(in_train), _function(in_eval))
     nodes = [*in_train.nodes, *in_eval.nodes]
+    for node in [n for n in nodes if "constant" in n.meta]:
+        setattr(step, str(node.target), node.meta["constant"])
+        nodes.remove(node)
     for op in ("call_module", "get_attr"):
         for name in dict.fromkeys(str(n.target) for n in nodes if n.op == op):
             _hang(step, module, name.split("."), whole=op == "call_module")

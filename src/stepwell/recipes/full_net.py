@@ -51,7 +51,14 @@ class FullNetWatch:
         after = self.accuracy()
         if self.before is None or after is None:
             return {}
-        if self._lost(after):
+        if rolled_back:
+            warnings.warn(
+                f"the full net lost more than {self.max_drop:g} points of validation accuracy while "
+                f"its sub-nets trained: rolled back to what it was ({100 * self.before:.1f} %), and only "
+                "the sub-nets' own norms were trained",
+                stacklevel=3,
+            )
+        elif self._lost(after):
             warnings.warn(
                 f"the full net lost {100 * (self.before - after):.1f} points of validation accuracy "
                 f"while its sub-nets trained ({100 * self.before:.1f} to {100 * after:.1f} %): to keep "
