@@ -54,8 +54,8 @@ class FullNetWatch:
         if rolled_back:
             warnings.warn(
                 f"the full net lost more than {self.max_drop:g} points of validation accuracy while "
-                f"its sub-nets trained: rolled back to what it was ({100 * self.before:.1f} %), and only "
-                "the sub-nets' own norms were trained",
+                f"its sub-nets trained: rolled back to what it was ({100 * self.before:.1f} %), and "
+                "only the sub-nets' own norms were trained",
                 stacklevel=3,
             )
         elif self._lost(after):
