@@ -24,7 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
         "name": "resnet56", "depths": ["20", "32", "44"], "batch": 64, "rounds": 10
     },
     "vgg19 > 16, 13": {
-        "name": "vgg19_bn", "depths": ["13", "16"], "batch": 64, "rounds": 8, "stem": "small"
+        "name": "vgg19_bn", "depths": ["13", "16"], "batch": 128, "rounds": 4, "stem": "small"
     },
     "resnet34 > 18, 224 pixels": {
         "name": "resnet34", "depths": ["18"], "batch": 16, "size": 224, "rounds": 5
