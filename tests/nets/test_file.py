@@ -180,3 +180,11 @@ def test_a_depth_that_was_exported_keeps_its_card_as_a_start(net, tmp_path):
     export_safetensors(net, "20", tmp_path / "20", torch.randn(2, 3, 8, 8))
     start = initialise(build("resnet20", num_classes=3), tmp_path / "20")
     assert (start.card, start.fresh) == (CARD, ())
+
+
+def test_weights_saved_from_inside_a_wrapper_are_told_apart(tmp_path):
+    net = build("resnet20", num_classes=3)
+    wrapped = {f"module.{name}": value for name, value in net.module.state_dict().items()}
+    torch.save(wrapped, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"all begin with 'module\.'"):
+        initialise(net, tmp_path / "w.pth")

@@ -181,8 +181,10 @@ def fill(
     own = net.module.state_dict()
     given = {k: v for k, v in tensors.items() if not k.startswith("depths/")}
     if odd := sorted(own.keys() ^ given.keys()):
+        wrapped = all(name.startswith("module.") for name in given)
+        hint = "; all begin with 'module.': save model.module.state_dict()" if wrapped else ""
         raise ValueError(
-            f"{source} does not fit this network: {len(odd)} names differ, such as {odd[0]!r}"
+            f"{source} does not fit this network: {len(odd)} names differ, such as {odd[0]!r}{hint}"
         )
     head = tuple(f"{name}." for name in net.plan.head)
     count = net.builder[1].get("num_classes") if net.builder is not None else None
