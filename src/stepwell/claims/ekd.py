@@ -163,6 +163,21 @@ def compared(a: str, b: str, depth: str) -> tuple[dict[str, Measure], Measure]:
     return shown, less(shown[a], shown[b])
 
 
+def at_most(
+    id: str,
+    text: str,
+    paper: str,
+    unit: str,
+    shown: Mapping[str, Measure],
+    margin: float,
+    note: str = "",
+) -> Claim:
+    """A claim that the first of the two numbers `shown` is less than `margin` times the second."""
+    return Claim(
+        id, text, paper, unit, shown, ratio(*shown.values()), margin, below=True, note=note
+    )
+
+
 def about_arm(subs: tuple[str, ...], kind: str) -> list[Claim]:
     """Claims 1, 2, 3 and 5 of one way to train a nested net."""
     arm, depths = nest(subs, kind), " and ".join(subs)
@@ -189,16 +204,14 @@ def about_arm(subs: tuple[str, ...], kind: str) -> list[Claim]:
             *gains(subs, arm, offline),
             -0.5,
         ),
-        Claim(
+        at_most(
             f"offline-kd-cost/{slug}",
             f"{arm} costs at most the seconds of offline KD, teacher included: the 90 % interval of "
             "the ratio lies below 1.05.",
             "at less cost",
             "processor seconds",
             {arm: cost(arm), "offline KD, teacher included": taught},
-            ratio(cost(arm), taught),
             1.05,
-            below=True,
         ),
         Claim(
             f"full-net-unharmed/{slug}",
@@ -208,16 +221,14 @@ def about_arm(subs: tuple[str, ...], kind: str) -> list[Claim]:
             *compared(arm, alone(FULL), FULL),
             -0.5,
         ),
-        Claim(
+        at_most(
             f"cost/{slug}",
             f"{arm} costs less than training its nets one by one: the 90 % interval of the ratio lies "
             "below 1.",
             "one run costs less than training each",
             "processor seconds",
             {arm: cost(arm), "each alone": apart},
-            ratio(cost(arm), apart),
             1.0,
-            below=True,
         ),
     ]
 
@@ -265,26 +276,22 @@ CLAIMS = [
       for d in (*FOUR, FULL)),
     *(better(f"beyond-adn/{d}", f"One run gives depth {d} more than an ADN-like one", "not asked",
              nest(FOUR, ONE_RUN), nest(FOUR, "ADN-like"), d) for d in (*FOUR, FULL)),
-    Claim(
+    at_most(
         "plain/macs",
         "The sub-net is an ordinary network: its MACs over those of the network trained alone are 1.",
         "sub-nets stay plain",
         "MACs",
         {BEST: of_depth(BEST, "20", "macs"), alone("20"): of_depth(alone("20"), "20", "macs")},
-        ratio(of_depth(BEST, "20", "macs"), of_depth(alone("20"), "20", "macs")),
         1.0001,
-        below=True,
         note="Latency is timed side by side in benchmarks/subnet_latency.py.",
     ),
-    Claim(
+    at_most(
         "plain/file",
         "The file of all depths is at most 1.02 × the full net's.",
         "weights stored once",
         "bytes",
         {BEST: file_bytes(BEST), alone(FULL): file_bytes(alone(FULL))},
-        ratio(file_bytes(BEST), file_bytes(alone(FULL))),
         1.02,
-        below=True,
     ),
 ]  # fmt: skip
 
