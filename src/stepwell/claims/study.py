@@ -157,7 +157,7 @@ def judge(study: Study, results: Results) -> list[dict[str, Any]]:
                 "holds": holds,
                 "seconds": sum(
                     results[arm][seed]["seconds"]
-                    for arm in _arms_of(claim, by_seed[0])
+                    for arm in sorted(_arms_of(claim, by_seed[0]))
                     for seed in seeds
                 ),
                 "note": claim.note if holds is not None else f"one seed: no interval. {claim.note}",
