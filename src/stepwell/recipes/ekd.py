@@ -10,7 +10,7 @@ from stepwell.methods import EmbeddedKD, Frozen, Objective, PrivateNorms, Superv
 from stepwell.methods.embedded_kd import Attention
 from stepwell.nets import build, named_depths
 from stepwell.nets.nested import NestedNet, NormSharing
-from stepwell.recipes.classification import check_numbers, finish, open_classifier, validator
+from stepwell.recipes.classification import finish, open_classifier, validator
 from stepwell.recipes.full_net import FullNetWatch, OnDrop
 from stepwell.training import Loop, fit, sgd
 
@@ -117,10 +117,7 @@ def ekd(
             nested, teacher=frozen, label_smoothing=label_smoothing, **teaching, **options
         )
 
-    check_numbers(arguments)
     with torch.device("meta"):  # what cannot work shows before any time is spent
-        extra = named_depths(net, calibrated)
-        build(net, named_depths(net, depths) | extra)
         trial = build(net, depths, norms=norms)
         method(trial)
         if on_drop == "rollback":
@@ -130,6 +127,9 @@ def ekd(
                     "--on-drop rollback goes back to a trained full net: use --schedule two-phase, or "
                     "--init"
                 )
+        extra = named_depths(net, calibrated)
+        for name, blocks in extra.items():
+            trial.add_depth(name, blocks)
     with open_classifier("ekd", arguments, net, depths) as (task, nested, start):
         known = start is not None and not start.fresh  # a full net that is trained already
 
@@ -137,6 +137,10 @@ def ekd(
             optim = sgd(lr, weight_decay=weight_decay)
             how = {"validate": validator(nested, task), "loop": loop} | how
             fit(objective, task.train, optim, task.run, phase=phase, epochs=epochs, **how)
+
+        def train_norms() -> None:
+            train("norms", PrivateNorms(nested, **teaching), epochs, lr)
+            nested.requires_grad_(True)
 
         if two_phase and not known:
             full = Supervised(nested.module, label_smoothing=label_smoothing)
@@ -146,10 +150,5 @@ def ekd(
             epochs, lr = max(1, epochs // 2) if nest_epochs is None else nest_epochs, lr / 2
         watch = FullNetWatch(nested, task, max_drop) if two_phase or known else None
         train("nest", method(nested), epochs, lr, select=watch.select if watch else None)
-        rolled_back = watch is not None and on_drop == "rollback" and watch.dropped()
-        if watch is not None and rolled_back:
-            watch.restore()
-            train("norms", PrivateNorms(nested, **teaching), epochs, lr)
-            nested.requires_grad_(True)
-        kept = watch.result(rolled_back=rolled_back) if watch else {}
+        kept = watch.settle(on_drop, train_norms) if watch else {}
         return finish(task, nested, extra, kept)

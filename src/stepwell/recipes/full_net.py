@@ -1,7 +1,7 @@
 """The full net is watched while sub-nets train in its weights."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from stepwell.nets import NestedNet
@@ -24,34 +24,31 @@ class FullNetWatch:
         self.max_drop = max_drop
         self.weights = {k: v.clone() for k, v in net.module.state_dict().items()}
         self._validate = validator(net, task, [net.full])
-        self.before = self.accuracy()
-
-    def accuracy(self) -> float | None:
-        """Of the full net on the validation part; nothing where there is no such part."""
-        if self._validate is None:
-            return None
-        self.net.eval()
-        return self._validate()[f"{self.net.full}/accuracy"]
+        self.before = self._accuracy()
 
     def select(self, values: Mapping[str, float]) -> float:
         """Score of an epoch: mean accuracy over depths; those that keep the full net come first."""
         found = [values[f"{depth}/accuracy"] for depth in self.net.depths]
         return sum(found) / len(found) - self._lost(values[f"{self.net.full}/accuracy"])
 
-    def dropped(self) -> bool:
-        """Whether the full net, as it stands now, has lost more than it may."""
-        return self.before is not None and self._lost(self.accuracy())
+    def settle(self, on_drop: OnDrop, train_norms: Callable[[], None]) -> dict[str, Any]:
+        """Compare; where the full net has lost more than it may, say so or roll back.
 
-    def restore(self) -> None:
-        """Give the full net its weights of before, and each private norm the full net's."""
-        self.net.load_full(self.weights)
+        Args:
+            train_norms: trains the sub-nets' own norms. It is called when the full net has got its
+                weights of before, and each private norm the full net's.
 
-    def result(self, *, rolled_back: bool) -> dict[str, Any]:
-        """What the run's results say; warns when the full net ends below where it began."""
-        after = self.accuracy()
-        if self.before is None or after is None:
+        Returns:
+            What the run's results say of it; nothing where there is no validation part.
+        """
+        if self._validate is None:
             return {}
+        after = self._accuracy()
+        rolled_back = on_drop == "rollback" and self._lost(after)
         if rolled_back:
+            self.net.load_full(self.weights)
+            train_norms()
+            after = self._accuracy()
             warnings.warn(
                 f"the full net lost more than {self.max_drop:g} points of validation accuracy while "
                 f"its sub-nets trained: rolled back to what it was ({100 * self.before:.1f} %), and "
@@ -67,6 +64,12 @@ class FullNetWatch:
             )
         return {"full_net": {"before": self.before, "after": after, "rolled_back": rolled_back}}
 
-    def _lost(self, accuracy: float | None) -> bool:
-        assert self.before is not None
-        return accuracy is not None and 100 * (self.before - accuracy) > self.max_drop
+    def _accuracy(self) -> float:
+        """Of the full net on the validation part; 0 where there is no such part."""
+        if self._validate is None:
+            return 0.0
+        self.net.eval()
+        return self._validate()[f"{self.net.full}/accuracy"]
+
+    def _lost(self, accuracy: float) -> bool:
+        return 100 * (self.before - accuracy) > self.max_drop
