@@ -37,7 +37,6 @@ def case(name: str, depths: list[str], batch: int, size: int) -> dict[str, Any]:
         for _ in range(4)
     ]
     limit = bound(net, batches[0].images[:1])
-    net.eval()  # counting goes through a wrapper, which leaves it in its own mode
     calls = {
         "all depths": lambda: evaluate(net.logits_by_depth, batches),
         "full net": lambda: evaluate(lambda x: {net.full: net(x)}, batches),

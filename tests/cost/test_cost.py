@@ -154,3 +154,12 @@ def test_each_input_has_its_own_time(monkeypatch):
     assert times["twice"] == pytest.approx([2000, 20_000, 4000, 40_000])
     some = time_each({"one": call}, inputs, seconds=5.0, least=1)  # the second input passes the end
     assert some == {"one": pytest.approx([1000, 10_000])}
+
+
+def test_counting_gives_every_module_its_own_mode_back():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()))
+    net[1].eval()
+    net[1][1].train()
+    count_macs(net, torch.zeros(3, 2))
+    cost_of(net, torch.zeros(3, 2), seconds=0.01)
+    assert [m.training for m in net.modules()] == [True, True, False, False, True]

@@ -1,11 +1,25 @@
 """Multiply-accumulates, counted by torch."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+
+@contextlib.contextmanager
+def in_eval_mode(modules: Collection[nn.Module]) -> Iterator[None]:
+    """Eval mode for `modules`; afterwards each module inside them has its own mode again."""
+    modes = [(inner, inner.training) for module in modules for inner in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:  # parents first: each sets its children's, too
+            module.train(training)
 
 
 def count_macs(module: nn.Module, x: Tensor) -> int:
@@ -20,14 +34,12 @@ def count_macs(module: nn.Module, x: Tensor) -> int:
 
 def count_macs_of_steps(steps: Sequence[nn.Module], x: Tensor) -> list[int]:
     """Multiply-accumulates of `steps` run one after the other on `x`, counted up to each of them."""
-    were_training = [step.training for step in steps]
     fused = torch.backends.mha.get_fastpath_enabled()
-    for step in steps:
-        step.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     totals = []
     try:
         with (
+            in_eval_mode(steps),
             torch.enable_grad(),
             sdpa_kernel(SDPBackend.MATH),
             FlopCounterMode(display=False) as counter,
@@ -36,7 +48,5 @@ def count_macs_of_steps(steps: Sequence[nn.Module], x: Tensor) -> list[int]:
                 x = step(x)
                 totals.append(counter.get_total_flops() // 2)
     finally:
-        for step, training in zip(steps, were_training, strict=True):
-            step.train(training)
         torch.backends.mha.set_fastpath_enabled(fused)
     return totals

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepwell.cost.flops import count_macs
+from stepwell.cost.flops import count_macs, in_eval_mode
 from stepwell.cost.latency import measure_latencies, synchronised
 from stepwell.cost.memory import peak_bytes
 
@@ -29,19 +29,13 @@ def costs_of(
     modules: Mapping[str, nn.Module], x: Tensor, *, seconds: float = 0.5
 ) -> dict[str, dict[str, Any]]:
     """What each of several networks costs, as for `cost_of`, timed in turns for `seconds` each."""
-    were_training = [module.training for module in modules.values()]
-    for module in modules.values():
-        module.eval()
     batch = len(x)
-    try:
+    with in_eval_mode(modules.values()):
         macs = {name: count_macs(module, x) for name, module in modules.items()}
         with torch.inference_mode():
             peak = {name: peak_bytes(partial(m, x)) for name, m in modules.items()}
             calls = {name: partial(_run, module, x) for name, module in modules.items()}
             times = measure_latencies(calls, seconds=seconds, rounds=ROUNDS)
-    finally:
-        for module, training in zip(modules.values(), were_training, strict=True):
-            module.train(training)
     return {
         name: {
             "params": sum(p.numel() for p in module.parameters()),
