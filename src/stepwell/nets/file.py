@@ -148,9 +148,7 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     own = dict(net.module.state_dict())
     card = Card(mean=IMAGENET_MEAN, std=IMAGENET_STD) if header is None else _card(header)
     fresh = fill(net, tensors, str(path), relabelled=differ(card.classes, classes))
-    if header is None:
-        return Start(card, fresh)
-    if "depths" not in header:  # one depth that Stepwell exported as plain weights
+    if header is None or "depths" not in header:  # plain weights, Stepwell's own among them
         return Start(card, fresh)
     tensors |= {k: own[k] for k in fresh if "builder" not in header}
     theirs = _assemble(header, tensors, path, lambda: deepcopy(net.module))
@@ -159,7 +157,7 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
             if theirs.subnets.get(depth) == blocks:
                 state = theirs.subnet(depth).state_dict()
                 net.load_depth(depth, {k: v for k, v in state.items() if k not in fresh})
-    return Start(theirs.card, fresh)
+    return Start(card, fresh)
 
 
 def differ(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
