@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from stepwell.catalog import DATA, NETWORKS
 from stepwell.claims import CLAIMS
-from stepwell.commands.runs import Json, file_to_write, network_of, parts_of, rewriting
+from stepwell.commands.runs import Json, check_place, file_to_write, network_of, parts_of, rewriting
 from stepwell.console import (
     depth_table,
     print_json,
@@ -258,10 +258,10 @@ def calibrate(
     from stepwell.recipes.classification import accuracy_on, cost_table
     from stepwell.training.run import writing
 
-    if out is not None and not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
-    if out is not None and out.is_dir():
-        raise ValueError(f"--out {out} is a folder: name a file")
+    if out is not None:
+        check_place("--out", out)
+        if out.is_dir():
+            raise ValueError(f"--out {out} is a folder: name a file")
     net, config = network_of(run)
     read = net_digest(net)
     for name, blocks in named_depths(net.builder[0], depths).items():

@@ -57,6 +57,16 @@ def parts_of(net: Any, run: Path, config: Mapping[str, Any], data: str | None) -
     )
 
 
+def check_place(flag: str, path: Path) -> None:
+    """Refuse a file to write whose folder is not there.
+
+    Raises:
+        ValueError: the message begins with `flag`.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"{flag} {path}: there is no folder {path.parent}; make it first")
+
+
 def file_to_write(run: Path) -> Path:
     """The file of the network `run`, if it may be replaced now: asked before time is spent on it.
 

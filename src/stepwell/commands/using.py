@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from stepwell.commands.runs import Json, network_of, parts_of
+from stepwell.commands.runs import Json, check_place, network_of, parts_of
 from stepwell.console import (
     big,
     fail,
@@ -59,8 +59,8 @@ def predict(
         raise ValueError(
             "give one of --depth, a budget (--budget-ms, --budget-macs, --min-accuracy), --cascade"
         )
-    if csv is not None and not csv.parent.is_dir():
-        raise ValueError(f"--csv {csv}: there is no folder {csv.parent}; make it first")
+    if csv is not None:
+        check_place("--csv", csv)
     net, _ = network_of(run)
     if budget:
         depth = _depth_within(net, budget)
@@ -186,8 +186,7 @@ def patch(
     """
     from stepwell.export import apply_delta
 
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
+    check_place("--out", out)
     apply_delta(base, delta, out)
     if json:
         print_json({"file": str(out), "bytes": out.stat().st_size})
@@ -200,8 +199,7 @@ def _check_beyond(depth: str, out: Path | None, others: object) -> None:
         raise ValueError("--beyond needs --depth: the deeper depth that the delta leads to")
     if out is None:
         raise ValueError("--beyond needs --out: the file to write")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
+    check_place("--out", out)
     if others:
         raise ValueError(
             "--beyond writes plain weights: leave --int8, --data, --to and --format out"
