@@ -17,12 +17,11 @@ from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models.swin_transformer import SwinTransformer
 
 from stepwell.device import device_name
 from stepwell.nets.budget import choose_depth
 from stepwell.nets.card import Card
-from stepwell.nets.plan import Plan, fork, is_norm, leaves, replant
+from stepwell.nets.plan import Plan, channels_last, fork, is_norm, leaves, replant
 from stepwell.nets.trie import LossOf, Node, grow, joint_loss, walk
 from stepwell.types import Exit, Logits
 
@@ -106,18 +105,6 @@ class NestedNet(nn.Module):
         the first one owns them.
         """
         return {depth: blocks for depth, blocks in self._blocks.items() if depth != self.full}
-
-    @property
-    def channels_last(self) -> bool:
-        """Whether the module's maps are (batch, height, width, channels) between its blocks.
-
-        timm's models say so by `output_fmt = "NHWC"`, and so may a module of your own; torchvision's
-        Swin is known. Exits have the features as (batch, channels, height, width) all the same.
-        """
-        says = (self.module, *self.module.children())  # timm's SAM: its patch embedding does
-        return isinstance(self.module, SwinTransformer) or any(
-            getattr(module, "output_fmt", None) == "NHWC" for module in says
-        )
 
     @property
     def status(self) -> dict[str, Status]:
@@ -332,7 +319,7 @@ class NestedNet(nn.Module):
             self.path(name)
         if names not in self._tries:
             paths = {d: self._paths[d] for d in reversed(self.depths) if d in names}
-            self._tries[names] = grow(paths, self._ends, channels_last=self.channels_last)
+            self._tries[names] = grow(paths, self._ends, channels_last=channels_last(self.module))
         return self._tries[names]
 
     # Building it

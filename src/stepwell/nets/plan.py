@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import FrozenBatchNorm2d
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, FrozenBatchNorm2d)
@@ -88,6 +89,18 @@ def is_norm(module: nn.Module) -> bool:
     named = _NORM_NAME.search(type(module).__name__) is not None
     # those of its children, too: a "PreNormBlock" with a scale of its own is no norm
     return own and named and all(p.numel() == max(p.shape, default=1) for p in module.parameters())
+
+
+def channels_last(module: nn.Module) -> bool:
+    """Whether the maps of `module` are (batch, height, width, channels) between its blocks.
+
+    timm's models say so by `output_fmt = "NHWC"`, and so may a module of your own; torchvision's Swin
+    is known. Exits have the features as (batch, channels, height, width) all the same.
+    """
+    says = (module, *module.children())  # timm's SAM: its patch embedding does
+    return isinstance(module, SwinTransformer) or any(
+        getattr(part, "output_fmt", None) == "NHWC" for part in says
+    )
 
 
 def fork(module: nn.Module, norms: dict[str, nn.Module], name: str) -> nn.Module:
