@@ -37,11 +37,10 @@ class Goal(NamedTuple):
 
     def rank(self, accuracy: Tensor, cost: Tensor) -> Tensor:
         """The index of the best of many outcomes: one that meets the goal, or the nearest to it."""
+        met = torch.as_tensor(self._met(accuracy, cost))
         if self.accuracy is not None:
-            met = accuracy >= self.accuracy - 1e-12
             first, second = (cost, -accuracy) if met.any() else (-accuracy, cost)
         else:
-            met = cost <= _cap(self.cost)
             first, second = (-accuracy, cost) if met.any() else (cost, -accuracy)
         chosen = met.nonzero().flatten() if met.any() else torch.arange(len(cost))
         # of those that are equal in the first respect, the best in the second
@@ -50,9 +49,12 @@ class Goal(NamedTuple):
 
     def met(self, outcome: Outcome) -> bool:
         """Whether an outcome meets the goal."""
+        return bool(self._met(outcome.accuracy, outcome.cost))
+
+    def _met(self, accuracy: Tensor | float, cost: Tensor | float) -> Tensor | bool:
         if self.accuracy is not None:
-            return outcome.accuracy >= self.accuracy - 1e-12
-        return outcome.cost <= _cap(self.cost)
+            return accuracy >= self.accuracy - 1e-12
+        return cost <= _cap(self.cost)
 
 
 def _cap(cost: float | None) -> float:
