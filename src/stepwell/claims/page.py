@@ -1,6 +1,6 @@
 """A study's results as a page of Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepwell.claims.figure import depths_of
@@ -30,19 +30,28 @@ def render(record: Mapping[str, Any]) -> str:
         "Mean ± sample standard deviation over seeds. Seconds are the arm's own, of the processor: "
         "a teacher's, or a first phase's, are not in them.",
         "",
-        "## Claims",
-        "",
+    ]
+    primary = [claim for claim in record["claims"] if claim["primary"]]
+    others = [claim for claim in record["claims"] if not claim["primary"]]
+    for title, claims in (("Primary claims", primary), ("Controls and other arms", others)):
+        if claims:
+            lines += [f"## {title}", "", *_claims(claims), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _claims(claims: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [
         "| claim | paper | measured | 90 % interval | margin | |",
         "|---|---|---|---|---|---|",
     ]
-    for claim in record["claims"]:
+    for claim in claims:
         d = claim["difference"]
         span = "one seed" if d["low"] is None else f"{d['low']:.2f} to {d['high']:.2f}"
-        lines.append(
+        rows.append(
             f"| {claim['text']} | {claim['paper']} | {d['mean']:+.2f} | {span} | "
             f"{claim['margin']} | {HOLDS[claim['holds']]} |"
         )
-    return "\n".join(lines) + "\n"
+    return rows
 
 
 def _arms(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -59,6 +59,8 @@ class Claim(NamedTuple):
     difference: the number that is judged, per seed: a paired difference, or a ratio.
     margin: the claim holds when the whole 90 % interval of `difference` lies above it, or below it
         where `below` is set.
+    primary: the few that decide whether the paper holds here, named before the study is run; the
+        others explain, and are too many for all of their intervals to be right.
     """
 
     id: str
@@ -70,6 +72,7 @@ class Claim(NamedTuple):
     margin: float
     below: bool = False
     note: str = ""
+    primary: bool = False
 
 
 class Study(NamedTuple):
@@ -150,6 +153,7 @@ def judge(study: Study, results: Results) -> list[dict[str, Any]]:
                 "id": claim.id,
                 "text": claim.text,
                 "paper": claim.paper,
+                "primary": claim.primary,
                 "measured": measured,
                 "difference": difference | {"low": low, "high": high},
                 "unit": claim.unit,

@@ -111,7 +111,8 @@ class EmbeddedKD(Objective):
             self.average.update(self.net.module)
         teacher = self.average or self.fixed_teacher
         target: Tensor | None = None
-        if teacher is not None and self.distilling and (self.teach_full or len(depths) > 1):
+        asked = self.kl and self.distilling and (self.teach_full or len(depths) > 1)
+        if teacher is not None and asked:
             target = teacher(images).logits
 
         def loss_of(
