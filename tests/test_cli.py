@@ -667,7 +667,8 @@ def test_the_options_of_the_recipes_are_these():
     common = "data out batch_size lr weight_decay size flip val_fraction seed loop epochs stem init"
     expected = {
         "supervised": "net label_smoothing ema_teacher",
-        "distill": "teacher student temperature ce kl",
+        "distill": "teacher student temperature ce kl attention attention_mode attention_stages hint "
+        "hint_stages cache teacher_mean teacher_std",
         "ekd": "net depths calibrated norms nest_epochs schedule temperature ce kl attention "
         "attention_mode full_weight distill_from ema_teacher teach_full sample label_smoothing "
         "on_drop max_drop",

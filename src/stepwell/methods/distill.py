@@ -48,9 +48,9 @@ class Distill(Objective):
         kl: float = 1.0,
         attention: float = 0.0,
         attention_mode: Attention = "at",
-        attention_stages: Sequence[str] | None = None,
+        attention_stages: Sequence[str] = (),
         hint: float = 0.0,
-        hint_stages: Sequence[str] | None = None,
+        hint_stages: Sequence[str] = (),
         input_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()

@@ -24,19 +24,19 @@ class Pair(NamedTuple):
 def pair_stages(
     student: nn.Module,
     teacher: Teacher,
-    names: Sequence[str] | None,
+    names: Sequence[str],
     input_shape: Sequence[int],
 ) -> list[Pair]:
     """The stages to compare; both networks run on one black image for the shapes of their features.
 
     Args:
         names: "layer2" where both have a stage of that name, "layer2=stages.1.blocks" for the
-            student's and the teacher's; by default each stage with that at the same place.
+            student's and the teacher's; none: each stage with that at the same place.
         input_shape: of one image, such as (3, 32, 32).
 
     Raises:
         ValueError: one of the two has no features, no stage of that name, or more names than
-            features; by default also, when they have different numbers of stages.
+            features; without names, they have different numbers of stages.
     """
     ours, theirs = stages_of(student), stages_of(teacher)
     for who, stages in (("student", ours), ("teacher", theirs)):
@@ -46,7 +46,7 @@ def pair_stages(
                 "ONNX models, ensembles and cached logits have logits alone, and a module of your own "
                 "gives an Exit with features and names them in its attribute `stages`"
             )
-    if names is None:
+    if not names:
         if len(ours) != len(theirs):
             raise ValueError(
                 f"the student has {len(ours)} stages ({', '.join(ours)}), the teacher {len(theirs)} "
