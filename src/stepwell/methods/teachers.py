@@ -316,7 +316,7 @@ def _ready(
     if not source.classes:
         warnings.warn(
             f"{name} does not name its classes: that its {len(classes)} stand in the data's order "
-            f"({', '.join(classes[:3])}, ...) is taken on trust",
+            f"({_some(classes)}) is taken on trust",
             stacklevel=4,
         )
     if bool((output >= 0).all()) and bool(((output.sum(1) - 1).abs() < SUM).all()):
@@ -337,6 +337,10 @@ def _differ(a: str, a_classes: tuple[str, ...], b: str, b_classes: tuple[str, ..
             f"and {b_classes[at]!r})"
         )
     return (
-        f"{a} knows {len(a_classes)} classes ({', '.join(a_classes[:3])}, ...), {b} has "
-        f"{len(b_classes)} ({', '.join(b_classes[:3])}, ...)"
+        f"{a} knows {len(a_classes)} classes ({_some(a_classes)}), {b} has {len(b_classes)} "
+        f"({_some(b_classes)})"
     )
+
+
+def _some(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
