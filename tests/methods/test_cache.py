@@ -73,7 +73,7 @@ def test_other_pixels_are_never_taken_for_these(folder):
     x = batches()[0]
     changed = x.clone()
     changed[3, 1, 2, 0] = torch.nextafter(changed[3, 1, 2, 0], torch.tensor(9.0))
-    others = [changed, x.flip(0), x[:5], x.reshape(6, 3, 2, 8)]
+    others = [changed, x.flip(0), x[:5], x.reshape(6, 3, 2, 8), x.reshape(9, 2, 4, 4)]
     with LogitCache(folder, 5, FOR) as cache:
         for runs, other in enumerate(others, 1):
             CachedLogits(teacher, cache)(other)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from stepwell.export import export_onnx
+from stepwell.export import export_onnx, export_safetensors
 from stepwell.losses import ensemble_logits
 from stepwell.methods import Ensemble, Frozen, OpenTeacher, open_teacher
 from stepwell.methods.teachers import Source
@@ -216,6 +216,38 @@ def test_weights_beside_an_onnx_file_are_part_of_its_fingerprint(images, tmp_pat
     assert onnx_fingerprint(tmp_path / "8.onnx") != before
     with pytest.raises(ValueError, match="is not the file that 8.onnx was exported with"):
         open_teacher([str(tmp_path / "8.onnx")])
+
+
+@pytest.mark.parametrize("stem", ["small", "imagenet"])
+def test_plain_weights_of_a_named_network(images, tmp_path, stem):
+    net = build("resnet18", num_classes=3, stem=stem)
+    nn.init.normal_(net.module.fc.weight)
+    torch.save(net.module.state_dict(), tmp_path / "w.pth")
+    opened = open_teacher([f"resnet18={tmp_path / 'w.pth'}"], mean=OWN[0], std=OWN[1])
+    assert opened.normalisation == OWN
+    x = torch.rand(2, 3, 32, 32)
+    with pytest.warns(UserWarning, match="does not name its classes"):
+        teacher = opened.for_data(CLASSES, x, OWN)
+    assert_close(teacher(x).logits, net.eval()(x))
+    with pytest.raises(ValueError, match=r"w.pth does not fit this network: \d+ names differ"):
+        open_teacher([f"resnet20={tmp_path / 'w.pth'}"])
+
+
+def test_plain_weights_that_do_not_say_their_stem(tmp_path):
+    torch.save(build("mobilenet_v2").module.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"fits mobilenet_v2 with either stem and does not say"):
+        open_teacher([f"mobilenet_v2={tmp_path / 'w.pth'}"])
+
+
+def test_an_exported_depth_says_its_classes(images, tmp_path):
+    net, x = make(), normalised(images, OWN)
+    export_safetensors(net, "8", tmp_path / "8.safetensors", x)
+    opened = open_teacher([f"resnet8={tmp_path / '8.safetensors'}"])
+    assert opened.sources[0].classes == CLASSES
+    assert_close(opened.for_data(CLASSES, x, OWN)(x).logits, net(x, "8"))
+    file = save(net, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match="says itself which network it holds"):
+        open_teacher([f"resnet14={file}"])
 
 
 def test_published_weights_by_name(images, monkeypatch):

@@ -223,11 +223,13 @@ class CachedLogits(nn.Module):
 def _keys(images: Tensor, by_image: bool) -> list[bytes]:
     """A hash of shape and values of the batch, or of each image."""
     values = images.detach().float().cpu().contiguous().numpy()
-    parts = list(values) if by_image else [values]
-    return [
-        hashlib.blake2b(part.data, digest_size=16, salt=b"%dx%d" % part.shape[-2:]).digest()
-        for part in parts
-    ]
+    return [_key(part) for part in values] if by_image else [_key(values)]
+
+
+def _key(values: np.ndarray) -> bytes:
+    digest = hashlib.blake2b(repr(values.shape).encode(), digest_size=16)
+    digest.update(values.data)
+    return digest.digest()
 
 
 def _checksum(rows: np.ndarray) -> bytes:

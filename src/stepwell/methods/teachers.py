@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from stepwell.losses import ensemble_logits
 from stepwell.methods.objective import Frozen, Teacher, as_exit, stages_of
-from stepwell.nets import BUILDERS, build
-from stepwell.nets.file import digest, fingerprint, load
+from stepwell.nets import BUILDERS, Card, build
+from stepwell.nets.file import digest, fingerprint, load, load_plain
 from stepwell.nets.onnx_file import OnnxNet, onnx_fingerprint
 from stepwell.nets.pretrained import start_pretrained
 from stepwell.nets.timm_models import PREFIX
@@ -187,8 +187,9 @@ def open_teacher(
 
     Args:
         names: one, or several for an ensemble: a run directory or a file of Stepwell's (`PATH@DEPTH`
-            for another depth than the deepest), an ONNX file, or `timm/NAME` or a network of
-            torchvision's by name, with the weights that are published for it (a download).
+            for another depth than the deepest), an ONNX file, `NETWORK=FILE` for plain weights under
+            torchvision's or timm's names, or `timm/NAME` or a network of torchvision's by name, with
+            the weights that are published for it (a download).
         mean, std: per channel, of pixels scaled to [0, 1]: how to normalise images for those that do
             not say it, such as most ONNX files.
 
@@ -212,15 +213,20 @@ def open_teacher(
 
 
 def _open(name: str) -> Source:
-    if name.startswith(PREFIX) or (name in BUILDERS and not Path(name).exists()):
+    by_name = name in BUILDERS or (name.startswith(PREFIX) and "=" not in name)
+    if by_name and not Path(name).exists():
         return _published(name)
     path, depth = Path(name), None
+    network, _, file = name.partition("=")
+    if not path.exists() and (network in BUILDERS or network.startswith(PREFIX)):
+        return _plain(name, network, Path(file))
     if not path.exists() and "@" in name:
         before, _, depth = name.rpartition("@")
         path = Path(before)
     if not path.exists():
         raise FileNotFoundError(
-            f"no teacher {name!r}: name a run directory, a file (.safetensors, .onnx) or {PREFIX}NAME"
+            f"no teacher {name!r}: name a run directory, a file (.safetensors, .onnx), NETWORK=FILE or "
+            f"{PREFIX}NAME"
         )
     if path.suffix == ".onnx":
         if depth is not None:
@@ -240,27 +246,30 @@ def _stepwell(name: str, path: Path, depth: str | None) -> Source:
     depth = depth or net.full
     net.require_ready(depth)
     mark = fingerprint(file) + (f"@{depth}" if depth != net.full else "")
-    card = net.card
-    teacher = Frozen(net, copy=False, depth=depth)
-    return Source(name, teacher, mark, card.classes, card.size, (card.mean, card.std))
+    return _source(name, Frozen(net, copy=False, depth=depth), mark, net.card)
 
 
 def _onnx(path: Path) -> Source:
     net = OnnxNet(path)
-    source = Source(str(path), Frozen(net, copy=False), onnx_fingerprint(path))
-    if net.card is None:
-        return source
-    card = net.card
-    return source._replace(
-        classes=card.classes, size=card.size, normalisation=(card.mean, card.std)
-    )
+    return _source(str(path), Frozen(net, copy=False), onnx_fingerprint(path), net.card)
+
+
+def _plain(name: str, network: str, path: Path) -> Source:
+    net, card = load_plain(network, path)
+    return _source(name, Frozen(net, copy=False), f"{network}={fingerprint(path)}", card)
 
 
 def _published(name: str) -> Source:
     net = build(name)
     card = start_pretrained(net).card
-    teacher = Frozen(net, copy=False)
     mark = digest({"network": name}, dict(net.module.state_dict()))[:16]
+    return _source(name, Frozen(net, copy=False), mark, card)
+
+
+def _source(name: str, teacher: Teacher, mark: str, card: Card | None) -> Source:
+    """A source with what its card says, if it has one."""
+    if card is None:
+        return Source(name, teacher, mark)
     return Source(name, teacher, mark, card.classes, card.size, (card.mean, card.std))
 
 

@@ -58,8 +58,9 @@ def distill(
         data: a folder of class folders, or a name (`stepwell list`).
         out: the run directory; if it holds this run already, training goes on where it stopped.
         teacher: a run directory, or the file of its network (PATH@DEPTH for another depth than the
-            deepest), an ONNX file, or timm/NAME with its published weights (a download). Several are an
-            ensemble, which teaches the mean of their predictions.
+            deepest), an ONNX file, NETWORK=FILE for plain weights under torchvision's or timm's names,
+            or timm/NAME with its published weights (a download). Several are an ensemble, which teaches
+            the mean of their predictions.
         student: the network to train (`stepwell list`).
         stem: first layers, where there is a choice; `auto` takes the small ones below 64 pixels.
         init: weights to start from: a Stepwell file, weights under torchvision's names, or `pretrained`
