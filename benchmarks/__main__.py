@@ -21,6 +21,7 @@ NAMES = (
     "loader",
     "file_size",
     "evaluation",
+    "logit_cache",
 )
 RESULTS = Path(__file__).parent / "results"
 

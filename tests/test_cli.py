@@ -33,6 +33,8 @@ TRAIN = [
     "--batch-size", "256", "--device", "cpu",
 ]  # fmt: skip
 
+TEACH = ["train", "distill", "--data", "digits", "--teacher", "{run}"]
+
 
 @pytest.fixture(autouse=True)
 def _warnings(monkeypatch):
@@ -427,8 +429,9 @@ def test_other_recipes_train_and_teach(stepwell, trained, tmp_path):
     )  # fmt: skip
     assert code == 0, err
     code, out, err = stepwell(
-        "train", "distill", *common, "--teacher", tmp_path / "t", "--out", tmp_path / "s"
-    )
+        "train", "distill", *common, "--teacher", tmp_path / "t", f"{trained}@8", "--cache",
+        tmp_path / "logits", "--student", "resnet20", "--out", tmp_path / "s",
+    )  # fmt: skip
     assert code == 0, err
     assert list(json.loads(out)["costs"]) == ["20"]
     code, _, err = stepwell(
@@ -598,6 +601,18 @@ BAD = {
         ["train", "distill", "--data", "{folder}", "--teacher", "{run}", "--out", "{tmp}/r"],
         "knows 10 classes",
     ),
+    "no teacher": (
+        ["train", "distill", "--data", "digits", "--teacher", "nothing", "--out", "{tmp}/r"],
+        "no teacher 'nothing': name a run directory, a file (.safetensors, .onnx), NETWORK=FILE",
+    ),
+    "cached features": (
+        [*TEACH, "--out", "{tmp}/r", "--cache", "{tmp}/c", "--hint", "1"],
+        "--cache keeps logits alone",
+    ),
+    "no cache": (
+        [*TEACH, "--out", "{tmp}/r", "--cache", "{tmp}/shipped"],
+        "holds other files and no cache",
+    ),
     "other classes": (["eval", "{run}", "--data", "{folder}"], "has 2 classes, the network 10"),
     "damaged": (["predict", "{tmp}/bad.safetensors", "{tmp}/i.png"], "is damaged"),
     "pickle": (["predict", "{tmp}/p.pt", "{tmp}/i.png"], "is a pickle"),
@@ -667,7 +682,8 @@ def test_the_options_of_the_recipes_are_these():
     common = "data out batch_size lr weight_decay size flip val_fraction seed loop epochs stem init"
     expected = {
         "supervised": "net label_smoothing ema_teacher",
-        "distill": "teacher student temperature ce kl",
+        "distill": "teacher student temperature ce kl attention attention_mode attention_stages hint "
+        "hint_stages cache teacher_mean teacher_std",
         "ekd": "net depths calibrated norms nest_epochs schedule temperature ce kl attention "
         "attention_mode full_weight distill_from ema_teacher teach_full sample label_smoothing "
         "on_drop max_drop",

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from stepwell.export import open_onnx as open_onnx
     from stepwell.methods import Distill as Distill
     from stepwell.methods import EmbeddedKD as EmbeddedKD
+    from stepwell.methods import Ensemble as Ensemble
     from stepwell.methods import Frozen as Frozen
     from stepwell.methods import Objective as Objective
     from stepwell.methods import Supervised as Supervised
+    from stepwell.methods import open_teacher as open_teacher
     from stepwell.nets import BUILDERS as BUILDERS
     from stepwell.nets import Card as Card
     from stepwell.nets import NestedNet as NestedNet
@@ -41,9 +43,11 @@ _WHERE = {
     "open_onnx": "export",
     "Distill": "methods",
     "EmbeddedKD": "methods",
+    "Ensemble": "methods",
     "Frozen": "methods",
     "Objective": "methods",
     "Supervised": "methods",
+    "open_teacher": "methods",
     "BUILDERS": "nets",
     "Card": "nets",
     "NestedNet": "nets",

@@ -103,7 +103,7 @@ def test_every_claim_of_ekd_can_be_judged():
     judged = judge(STUDY, results)
     assert [c["id"] for c in judged] == [c.id for c in STUDY.claims]
     assert len({c["id"] for c in judged}) == len(judged)
-    assert {need for arm in STUDY.arms.values() for need in arm.needs.values()} <= STUDY.arms.keys()
+    assert {need for arm in STUDY.arms.values() for need in arm.needed} <= STUDY.arms.keys()
 
 
 def test_an_unknown_arm_is_named_with_all_there_are(tmp_path):

@@ -74,7 +74,7 @@ def test_published_weights_fill_the_full_net(monkeypatch):
 
 
 def test_where_no_weights_are_published_or_reached(monkeypatch):
-    with pytest.raises(ValueError, match="no weights for resnet20: give a file to --init"):
+    with pytest.raises(ValueError, match="no weights for resnet20: give a file of weights instead"):
         start_pretrained(build("resnet20"))
 
     def unreachable(*_, **__):

@@ -66,7 +66,7 @@ ADN: dict[str, Any] = {"schedule": "plain", "ce": 0.0, "kl": 1.0, "temperature":
 ARMS: dict[str, Arm] = {
     alone(FULL): Arm("supervised", {"net": "resnet32"}),
     alone("20"): Arm("supervised", {"net": "resnet20"}),
-    offline("20"): Arm("distill", {"student": "resnet20"}, {"teacher": alone(FULL)}),
+    offline("20"): Arm("distill", {"student": "resnet20"}, {"teacher": (alone(FULL),)}),
     nest(TWO, TWO_PHASE): two_phase(TWO),
     nest(TWO, ONE_RUN): nested(TWO, schedule="one-run"),
     nest(TWO, LABELS): nested(TWO, schedule="plain", kl=0.0, attention=0.0),
@@ -79,14 +79,14 @@ ARMS: dict[str, Arm] = {
     "20, offline KD, longer": Arm(
         "distill",
         {"student": "resnet20", "lr": 0.05},
-        {"teacher": alone(FULL), "init": offline("20")},
+        {"teacher": (alone(FULL),), "init": offline("20")},
         {"epochs": 0.5},
     ),
     nest(TWO, f"{TWO_PHASE}, no KL"): two_phase(TWO, **UNTAUGHT | {"attention": 2.0}),
     nest(TWO, f"{TWO_PHASE}, no attention"): two_phase(TWO, attention=0.0),
     nest(TWO, f"{TWO_PHASE}, shared norms"): two_phase(TWO, norms="shared"),
     nest(TWO, PLAIN): nested(TWO, schedule="plain"),
-    BORN_AGAIN: Arm("distill", {"student": "resnet32"}, {"teacher": alone(FULL)}),
+    BORN_AGAIN: Arm("distill", {"student": "resnet32"}, {"teacher": (alone(FULL),)}),
     "32, self-taught": Arm("supervised", {"net": "resnet32", "ema_teacher": 0.99}),
     "20, self-taught": Arm("supervised", {"net": "resnet20", "ema_teacher": 0.99}),
     nest(TWO, f"{ONE_RUN}, {EQUAL}"): Arm(
@@ -96,8 +96,8 @@ ARMS: dict[str, Arm] = {
     nest(TWO, "ADN-like"): nested(TWO, **ADN),
     alone("14"): Arm("supervised", {"net": "resnet14"}),
     alone("8"): Arm("supervised", {"net": "resnet8"}),
-    offline("14"): Arm("distill", {"student": "resnet14"}, {"teacher": alone(FULL)}),
-    offline("8"): Arm("distill", {"student": "resnet8"}, {"teacher": alone(FULL)}),
+    offline("14"): Arm("distill", {"student": "resnet14"}, {"teacher": (alone(FULL),)}),
+    offline("8"): Arm("distill", {"student": "resnet8"}, {"teacher": (alone(FULL),)}),
     nest(FOUR, TWO_PHASE): two_phase(FOUR),
     nest(FOUR, f"{TWO_PHASE}, {EQUAL}"): two_phase(FOUR, share=0.95),
     nest(FOUR, f"{TWO_PHASE}, sampled"): two_phase(FOUR, sample=True),
@@ -144,7 +144,7 @@ def least(measures: list[Measure]) -> Measure:
 
 def cost(arm: str) -> Measure:
     """Seconds of an arm and of the trainings that it starts from."""
-    return seconds(arm, *ARMS[arm].needs.values())
+    return seconds(arm, *ARMS[arm].needed)
 
 
 def gains(subs: tuple[str, ...], arm: str, baseline: Any) -> tuple[dict[str, Measure], Measure]:

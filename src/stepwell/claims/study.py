@@ -30,14 +30,20 @@ from stepwell.training.run import plain
 class Arm:
     """One way of training that a study compares: a recipe with arguments.
 
-    needs: arguments that are files of other arms (same seed): argument name to arm name.
+    needs: arguments that are files of other arms (same seed): argument name to arm name, or to the
+        names of several where the argument takes several.
     scaled: arguments that are a share of the study's epochs, such as {"epochs": 0.5}.
     """
 
     recipe: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    needs: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     scaled: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The arms that must have run before."""
+        return tuple(name for need in self.needs.values() for name in _names(need))
 
     def all_arguments(self, common: Mapping[str, Any]) -> dict[str, Any]:
         """The study's `common` arguments with the arm's own."""
@@ -108,7 +114,7 @@ def run_study(
     results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in study.arms}
 
     def ready(unit: tuple[str, int]) -> bool:
-        return all(unit[1] in results[need] for need in study.arms[unit[0]].needs.values())
+        return all(unit[1] in results[need] for need in study.arms[unit[0]].needed)
 
     with _pool(workers) as submit:
         running: dict[Future[dict[str, Any]], tuple[str, int]] = {}
@@ -210,7 +216,7 @@ def only(study: Study, patterns: Sequence[str]) -> Study:
         chosen |= found
     ahead = list(chosen)
     while ahead:
-        needs = set(study.arms[ahead.pop()].needs.values()) - chosen
+        needs = set(study.arms[ahead.pop()].needed) - chosen
         chosen |= needs
         ahead += needs
     return study._replace(arms={name: arm for name, arm in study.arms.items() if name in chosen})
@@ -245,7 +251,7 @@ def _unit_name(study: Study, name: str, seed: int, common: Mapping[str, Any], da
         "recipe": arm.recipe,
         "arguments": plain(arm.all_arguments(common)),
         "needs": {
-            argument: _unit_name(study, need, seed, common, data)
+            argument: [_unit_name(study, name, seed, common, data) for name in _names(need)]
             for argument, need in arm.needs.items()
         },
         "seed": seed,
@@ -255,6 +261,10 @@ def _unit_name(study: Study, name: str, seed: int, common: Mapping[str, Any], da
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
     slug = "".join(c if c.isalnum() else "-" for c in name)
     return f"{slug}-{seed}-{key}"
+
+
+def _names(need: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (need,) if isinstance(need, str) else need
 
 
 def _job(
@@ -267,7 +277,9 @@ def _job(
     arm = study.arms[name]
     arguments = arm.all_arguments(common) | {"seed": seed}
     for argument, need in arm.needs.items():
-        arguments[argument] = folders[need, seed] / "run" / "net.safetensors"
+        files = [folders[name, seed] / "run" / "net.safetensors" for name in _names(need)]
+        # an argument that takes several takes names, of which a file is one kind
+        arguments[argument] = files[0] if isinstance(need, str) else tuple(map(str, files))
     return RECIPES[arm.recipe][0], arguments, folders[name, seed]
 
 

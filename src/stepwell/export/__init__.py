@@ -4,9 +4,10 @@ from stepwell.export.check import Parity, Sample, check_images, take
 from stepwell.export.delta import Delta, apply_delta, export_delta
 from stepwell.export.folder import Int8, export_folder
 from stepwell.export.int8 import export_int8
-from stepwell.export.onnx import export_onnx, open_onnx
+from stepwell.export.onnx import export_onnx
 from stepwell.export.program import export_pt2
 from stepwell.export.subnet import export_safetensors
+from stepwell.nets.onnx_file import open_onnx
 
 __all__ = [
     "Delta",

@@ -17,12 +17,13 @@ from stepwell.evaluation import evaluate
 from stepwell.export.card import about
 from stepwell.export.check import Sample, take
 from stepwell.export.int8 import CALIBRATION, export_int8
-from stepwell.export.onnx import export_onnx, file_sha256, open_onnx, ranges, require_onnx, runner
+from stepwell.export.onnx import export_onnx, ranges, require_onnx
 from stepwell.export.program import export_pt2
 from stepwell.export.subnet import export_safetensors, plain_bytes
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
 from stepwell.nets.file import digest, save
+from stepwell.nets.onnx_file import file_sha256, open_onnx, runner
 
 Format = Literal["onnx", "pt2", "safetensors"]
 #: The nested net's own file, which the graphs of all its depths point into.

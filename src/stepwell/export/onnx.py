@@ -5,10 +5,9 @@ net's own safetensors file in the same folder, so that all depths together store
 Both formats keep a tensor's values row by row in little-endian order, so a range can be read as it is.
 """
 
-import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from stepwell.export.card import about
 from stepwell.export.check import Parity, compare
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
+from stepwell.nets.onnx_file import file_sha256, require, runner, session
 
 #: The data types of safetensors that a network's weights may have, by their name in ONNX.
 TYPES = {
@@ -68,56 +68,10 @@ def export_onnx(
         described |= {"weights": weights.name, "weights_sha256": file_sha256(weights)}
     onnx.helper.set_model_props(proto, described)
     data = proto.SerializeToString()
-    session = _session(data, None if weights is None else weights.parent)
-    parity = compare(plain, runner(session), images, path.name)
+    opened = session(data, None if weights is None else weights.parent)
+    parity = compare(plain, runner(opened), images, path.name)
     write_whole(path, data)
     return parity
-
-
-def open_onnx(path: str | Path) -> Any:
-    """An onnxruntime session for an exported depth; its weights are those it was exported with.
-
-    onnxruntime alone opens the file just as well, but would take any file of the right name and length
-    for its weights.
-
-    Raises:
-        FileNotFoundError: there is no such file, or its weights are not beside it.
-        ValueError: it is no ONNX file, or the weights beside it are of another network.
-        ImportError: the extra `onnx` is not installed.
-    """
-    require_onnx()
-    import onnx
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf has its own kinds, by version
-        raise ValueError(f"{path} is damaged or no ONNX file ({error}): export it again") from error
-    described = {entry.key: entry.value for entry in proto.metadata_props}
-    if "weights" in described:
-        weights = path.parent / described["weights"]
-        if not weights.is_file():
-            raise FileNotFoundError(
-                f"{path} keeps its weights in {weights}, which is not there: copy both"
-            )
-        if file_sha256(weights) != described["weights_sha256"]:
-            raise ValueError(
-                f"{weights} is not the file that {path.name} was exported with: copy both from one "
-                "export, or export again"
-            )
-    return _session(str(path))
-
-
-def runner(session: Any) -> Callable[[Tensor], Tensor]:
-    """A session as a function of images (n, 3, size, size) to logits (n, classes)."""
-
-    def run(images: Tensor) -> Tensor:
-        (logits,) = session.run(["logits"], {"images": images.contiguous().numpy()})
-        return torch.from_numpy(logits)
-
-    return run
 
 
 def ranges(path: Path) -> dict[str, Range]:
@@ -134,39 +88,13 @@ def ranges(path: Path) -> dict[str, Range]:
     return found
 
 
-def file_sha256(path: Path) -> str:
-    """The checksum of a whole file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def require_onnx() -> None:
-    """Ask for the extra `onnx`.
+    """Ask for the extra `onnx`, torch's exporter included.
 
     Raises:
         ImportError: a part of it is not installed.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401  (torch's exporter needs it)
-    except ImportError as error:
-        raise ImportError(
-            f"exporting to ONNX needs {error.name}: pip install 'stepwell[onnx]'"
-        ) from error
-
-
-def _session(model: bytes | str, folder: Path | None = None) -> Any:
-    """A session on as many threads as torch has; `folder` holds the weights of a model in memory."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    if folder is not None:
-        key = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(key, str(folder))
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    require("onnx", "onnxruntime", "onnxscript")
 
 
 def _graph(plain: nn.Module, images: Tensor) -> Any:

@@ -1,6 +1,15 @@
 """Losses as pure functions of tensors."""
 
 from stepwell.losses.attention import ATTENTION, attention_at, attention_gram, attention_sad
-from stepwell.losses.soft_target import soft_target_kl
+from stepwell.losses.hint import feature_mse
+from stepwell.losses.soft_target import ensemble_logits, soft_target_kl
 
-__all__ = ["ATTENTION", "attention_at", "attention_gram", "attention_sad", "soft_target_kl"]
+__all__ = [
+    "ATTENTION",
+    "attention_at",
+    "attention_gram",
+    "attention_sad",
+    "ensemble_logits",
+    "feature_mse",
+    "soft_target_kl",
+]

@@ -8,6 +8,7 @@ No gradient reaches the teacher.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -62,6 +63,7 @@ def attention_gram(student: Features, teacher: Features) -> Scalar:
     return (_gram(student) - _gram(teacher.detach())).square().sum((1, 2)).mean()
 
 
+Attention = Literal["at", "sad", "gram"]
 #: The three modes by the names that recipes use.
 ATTENTION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "at": attention_at,

@@ -1,5 +1,7 @@
 """Learning from a teacher's softened class probabilities."""
 
+from math import log
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -35,3 +37,19 @@ def soft_target_kl(
     log_q = F.log_softmax(student / temperature, dim=1)
     log_p = F.log_softmax(teacher.detach() / temperature, dim=1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
+def ensemble_logits(members: Float[Tensor, "members batch classes"]) -> Logits:
+    """Logits of an ensemble, whose prediction is the mean of its members' (Stanton et al. 2021).
+
+        z = log( 1/m · sum over i of softmax(z_i) )
+
+    so that softmax(z) is that mean; a temperature comes after it, not before.
+
+    Args:
+        members: (members, batch, classes) logits.
+
+    Returns:
+        (batch, classes) logits; the sum of their exponentials is 1.
+    """
+    return F.log_softmax(members, dim=2).logsumexp(0) - log(len(members))

@@ -1,22 +1,41 @@
-"""Knowledge distillation from a separate teacher (Hinton et al. 2015): the offline baseline."""
+"""Knowledge distillation from a separate teacher (Hinton et al. 2015), and from its stages."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from stepwell.losses import soft_target_kl
-from stepwell.methods.objective import Objective, Teacher, as_exit
+from stepwell.losses import ATTENTION, soft_target_kl
+from stepwell.losses.attention import Attention
+from stepwell.methods.objective import Objective, Teacher, exit_of
+from stepwell.methods.stages import Hints, check_resolution, pair_stages
 from stepwell.types import Batch, Step
 
 
 class Distill(Objective):
-    """a · CE(student) + b · T² · KL(teacher || student).
+    """a · CE(student) + b · T² · KL(teacher || student) + g · attention + h · hints.
+
+    A term of weight 0 is not computed: with `ce=0` no label is looked at.
 
     Args:
-        student: the network to train; gives logits or an `Exit`.
+        student: the network to train; gives logits or an `Exit`. A nested net trains its full depth.
         teacher: a callable `images -> Exit` without gradients, such as `Frozen(net)`.
         temperature: T, the softening of both sides.
         ce: a, the weight of the labels.
-        kl: b, the weight of the teacher.
+        kl: b, the weight of the teacher's soft targets.
+        attention: g, the weight of attention transfer, summed over its stages.
+        attention_mode: `at` (attention maps), `sad` (self-attention) or `gram`.
+        attention_stages: "layer2", or "layer2=stages.1.blocks" where the teacher's stage has another
+            name; by default all, each with that at the same place.
+        hint: h, the weight of hints (FitNets, Romero et al. 2015), summed over their stages. Their
+            regressors train with the student, and are parameters of this objective alone.
+        hint_stages: as `attention_stages`.
+        input_shape: of one image, such as (3, 32, 32); stages are checked on it before training.
+
+    Raises:
+        ValueError: no term has a weight; stages that are not there or do not fit; no `input_shape` for
+            attention or hints.
     """
 
     def __init__(
@@ -27,21 +46,57 @@ class Distill(Objective):
         temperature: float = 3.0,
         ce: float = 1.0,
         kl: float = 1.0,
+        attention: float = 0.0,
+        attention_mode: Attention = "at",
+        attention_stages: Sequence[str] = (),
+        hint: float = 0.0,
+        hint_stages: Sequence[str] = (),
+        input_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        if not (ce or kl or attention or hint):
+            raise ValueError("the student has no loss: ce, kl, attention and hint are all 0")
+        if (attention or hint) and not input_shape:
+            raise ValueError(
+                "attention and hints need input_shape, of one image, such as (3, 32, 32)"
+            )
         self.student = student
         self.teacher = teacher
         self.temperature = temperature
         self.ce = ce
         self.kl = kl
+        self.attention = attention
+        self.attention_of = ATTENTION[attention_mode]
+        self.hint = hint
+        self.attended = (
+            pair_stages(student, teacher, attention_stages, input_shape) if attention else []
+        )
+        check_resolution(self.attended)
+        self.hints = (
+            Hints(pair_stages(student, teacher, hint_stages, input_shape)) if hint else None
+        )
 
     def training_step(self, batch: Batch) -> Step:
-        """Both terms of one batch."""
+        """The weighted terms of one batch."""
         images, labels = batch
-        logits = as_exit(self.student(images)).logits
-        target = self.teacher(images).logits
-        logs = {
-            "ce": cross_entropy(logits, labels),
-            "kl": soft_target_kl(logits, target, self.temperature),
-        }
-        return Step(self.ce * logs["ce"] + self.kl * logs["kl"], logs)
+        exit = exit_of(self.student, images)
+        logs, loss = {}, []
+        if self.ce:
+            logs["ce"] = cross_entropy(exit.logits, labels)
+            loss.append(self.ce * logs["ce"])
+        if self.kl or self.attention or self.hint:
+            target = self.teacher(images)
+        if self.kl:
+            logs["kl"] = soft_target_kl(exit.logits, target.logits, self.temperature)
+            loss.append(self.kl * logs["kl"])
+        if self.attention:
+            apart = [
+                self.attention_of(exit.features[p.student], target.features[p.teacher])
+                for p in self.attended
+            ]
+            logs["attention"] = torch.stack(apart).sum()
+            loss.append(self.attention * logs["attention"])
+        if self.hints is not None:
+            logs["hint"] = self.hints(exit.features, target.features)
+            loss.append(self.hint * logs["hint"])
+        return Step(torch.stack(loss).sum(), logs)

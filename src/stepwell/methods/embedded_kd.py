@@ -12,18 +12,16 @@ from a teacher that knows nothing yet (see the results of `stepwell verify ekd`)
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stepwell.losses import ATTENTION, soft_target_kl
+from stepwell.losses.attention import Attention
 from stepwell.methods.objective import MovingAverage, Objective, Teacher
 from stepwell.nets.nested import NestedNet
 from stepwell.types import Batch, Exit, Step
-
-Attention = Literal["at", "sad", "gram"]
 
 
 class EmbeddedKD(Objective):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from stepwell.nets.nested import NestedNet
 from stepwell.types import Batch, Exit, Step
 
 #: A teacher: inputs to an exit, without gradients.
@@ -36,14 +37,21 @@ class Frozen(nn.Module):
     that owns it.
 
     Args:
-        net: gives logits or an `Exit`.
+        net: gives logits or an `Exit`; a nested net gives its features, too.
         copy: take a deep copy, so that training `net` further does not change the teacher.
+        depth: which depth of a nested net teaches; the full net by default.
     """
 
-    def __init__(self, net: nn.Module, *, copy: bool = True) -> None:
+    def __init__(self, net: nn.Module, *, copy: bool = True, depth: str | None = None) -> None:
         super().__init__()
         net = deepcopy(net) if copy else net
         self._net = [net.eval().requires_grad_(False)]  # the list hides it from nn.Module
+        self._depth = () if depth is None else (depth,)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the features, as `stages_of` finds them."""
+        return stages_of(self._net[0])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Frozen":
         self._net[0]._apply(fn, recurse)
@@ -52,7 +60,7 @@ class Frozen(nn.Module):
     @torch.no_grad()
     def forward(self, *args: Any) -> Exit:
         """The exit of the frozen net."""
-        return as_exit(self._net[0](*args))
+        return exit_of(self._net[0], *args, *self._depth)
 
 
 class MovingAverage(nn.Module):
@@ -92,3 +100,21 @@ class MovingAverage(nn.Module):
 def as_exit(output: Tensor | Exit) -> Exit:
     """Logits or an exit, as an exit."""
     return output if isinstance(output, Exit) else Exit(output)
+
+
+def exit_of(net: nn.Module, *args: Any) -> Exit:
+    """What a network gives for its arguments, as an exit; with features, if it has any to give."""
+    if isinstance(net, NestedNet):
+        x, depth = args if len(args) == 2 else (*args, net.full)
+        return net.forward_all(x, [depth])[depth]
+    return as_exit(net(*args))
+
+
+def stages_of(net: object) -> tuple[str, ...]:
+    """The names of the features in a network's or a teacher's exit, in order; none if it says none.
+
+    A nested net names its stages; a module of your own that gives an `Exit` says them in an attribute
+    `stages`, a tuple of strings.
+    """
+    names = getattr(net, "stages", ())  # which may be anything: timm has containers of that name
+    return names if isinstance(names, tuple) else ()

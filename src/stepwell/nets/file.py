@@ -19,7 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from stepwell.files import write_whole
-from stepwell.nets import build
+from stepwell.nets import build, builder_of
 from stepwell.nets.card import Card
 from stepwell.nets.nested import NestedNet
 from stepwell.nets.reading import read
@@ -158,6 +158,49 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
                 state = theirs.subnet(depth).state_dict()
                 net.load_depth(depth, {k: v for k, v in state.items() if k not in fresh})
     return Start(card, fresh)
+
+
+def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
+    """A network with the weights of a file that holds nothing else, such as `torchvision`'s.
+
+    The number of classes, and which stem, are the file's.
+
+    Args:
+        name: of the network, as for `build`.
+        path: safetensors, or a `torch.save`d state dict, which is read with `weights_only`.
+
+    Returns:
+        The network in eval mode, and the card, if the file has one (as Stepwell's exports do).
+
+    Raises:
+        FileNotFoundError, ValueError: no such file or network; the file does not fit the network, fits
+            it with either stem, or is one of Stepwell's own that needs no name.
+    """
+    header, tensors = _read(path, plain_too=True)
+    if header is not None and "depths" in header:
+        raise ValueError(f"{path} says itself which network it holds: name it without {name}=")
+    with torch.device("meta"):
+        *_, last = build(name).module.state_dict()  # of the classifier
+    arguments: dict[str, Any] = {"num_classes": len(tensors[last])} if last in tensors else {}
+    stems: list[dict[str, Any]] = [{}]
+    if builder_of(name).stems:
+        stems = [{"stem": "imagenet"}, {"stem": "small"}]
+    fitting = []
+    for stem in stems:
+        net = build(name, **arguments, **stem)
+        try:
+            fill(net, tensors, str(path))
+            fitting.append(net)
+        except ValueError:
+            if not fitting and stem is stems[-1]:
+                raise
+    net, *others = fitting
+    if others:  # stems that differ in their stride alone
+        raise ValueError(
+            f"{path} fits {name} with either stem and does not say which: load it into "
+            f"stepwell.build({name!r}, stem=...) with net.load_full, and stepwell.save that"
+        )
+    return net.eval(), None if header is None else _card(header)
 
 
 def differ(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:

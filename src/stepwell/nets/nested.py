@@ -107,6 +107,11 @@ class NestedNet(nn.Module):
         return {depth: blocks for depth, blocks in self._blocks.items() if depth != self.full}
 
     @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages, in the order of an exit's features."""
+        return self.plan.stages
+
+    @property
     def status(self) -> dict[str, Status]:
         """Whether each depth is "trained", "calibrated" (norms from data) or "fresh" (neither)."""
         return {depth: self._status[depth] for depth in self.depths}

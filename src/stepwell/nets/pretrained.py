@@ -27,7 +27,7 @@ def start_pretrained(net: NestedNet, classes: tuple[str, ...] = ()) -> Start:
         state, card = _timm(name) if name.startswith("timm/") else _torchvision(name)
     except OSError as error:
         raise ValueError(
-            f"the weights of {name} could not be downloaded ({error}): give a file to --init"
+            f"the weights of {name} could not be downloaded ({error}): give a file of weights instead"
         ) from error
     source = f"the published weights of {name}"
     return Start(card, fill(net, state, source, relabelled=differ(card.classes, classes)))
@@ -35,7 +35,9 @@ def start_pretrained(net: NestedNet, classes: tuple[str, ...] = ()) -> Start:
 
 def _torchvision(name: str) -> tuple[dict[str, Tensor], Card]:
     if name not in torchvision.models.list_models():
-        raise ValueError(f"torchvision publishes no weights for {name}: give a file to --init")
+        raise ValueError(
+            f"torchvision publishes no weights for {name}: give a file of weights instead"
+        )
     weights: Any = torchvision.models.get_model_weights(name).DEFAULT
     preset = weights.transforms()
     state = weights.get_state_dict(progress=False, check_hash=True)
@@ -48,7 +50,7 @@ def _timm(name: str) -> tuple[dict[str, Tensor], Card]:
 
     name = name.removeprefix("timm/")
     if not timm.is_model_pretrained(name):
-        raise ValueError(f"timm publishes no weights for {name}: give a file to --init")
+        raise ValueError(f"timm publishes no weights for {name}: give a file of weights instead")
     model: Any = timm.create_model(name, pretrained=True)
     about = model.pretrained_cfg
     return model.state_dict(), Card(mean=tuple(about["mean"]), std=tuple(about["std"]))

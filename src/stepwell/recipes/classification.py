@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from stepwell.cost import costs_of
 from stepwell.data import Augment, Batches, ImageSet, Splits, load_images
@@ -20,6 +21,8 @@ from stepwell.device import device_name
 from stepwell.evaluation import churn, evaluate, gather_logits
 from stepwell.evaluation.accuracy import measures
 from stepwell.files import write_whole
+from stepwell.methods import OpenTeacher
+from stepwell.methods.teachers import Normalisation
 from stepwell.nets import Card, NestedNet, build, builder_of
 from stepwell.nets.calibrate import calibrate
 from stepwell.nets.file import Start, fingerprint, initialise, save
@@ -30,18 +33,19 @@ from stepwell.training import Run
 PICTURES = 24
 POSITIVE = {"lr", "temperature", "size", "batch_size", "epochs", "nest_epochs"}
 NOT_NEGATIVE = {
-    "weight_decay", "ce", "kl", "attention", "full_weight", "label_smoothing", "max_drop",
+    "weight_decay", "ce", "kl", "attention", "hint", "full_weight", "label_smoothing", "max_drop",
     "val_fraction",
 }  # fmt: skip
 
 
 class Task(NamedTuple):
-    """An open run and its data as batches, all normalised alike."""
+    """An open run and its data as batches, all normalised alike; and the teacher, if there is one."""
 
     run: Run
     train: Batches
     validation: Batches | None
     test: Batches
+    teacher: nn.Module | None = None
 
 
 @contextlib.contextmanager
@@ -51,8 +55,7 @@ def open_classifier(
     net: str,
     depths: Sequence[str] = (),
     *,
-    teacher: Path | None = None,
-    card: Card | None = None,
+    teacher: OpenTeacher | None = None,
 ) -> Iterator[tuple[Task, NestedNet, Start | None]]:
     """Read the data, build the network and open the run directory that a recipe's arguments name.
 
@@ -60,8 +63,8 @@ def open_classifier(
         arguments: the recipe's own, with `data`, `out`, `size`, `flip`, `val_fraction`, `batch_size`,
             `seed` and, where it has them, `init` and `stem` among them.
         net: the network to build, with sub-nets `depths`.
-        teacher: a file of weights whose content must not change under a run that is resumed.
-        card: of a network that the images must be normalised for, such as the teacher.
+        teacher: is made ready for the data; images are normalised as it expects them, and its weights
+            must not change under a run that is resumed.
 
     Yields:
         The task; the network, with weights from `init` if that is set; and what it took from there.
@@ -85,9 +88,11 @@ def open_classifier(
         warnings.warn(
             f"{init}: its classifier is for other classes; ours starts fresh", stacklevel=3
         )
-    if card is None and start is not None:
-        card = start.card
-    train, validation = _batches(splits, arguments, card)
+    normalisation = None if teacher is None else teacher.normalisation
+    if normalisation is None and start is not None:
+        normalisation = (start.card.mean, start.card.std)
+    train, validation = _batches(splits, arguments, normalisation)
+    taught_by = None if teacher is None else _for_data(teacher, train)
     if validation is None and arguments.get("on_drop") == "rollback":
         raise ValueError(
             "--on-drop rollback compares the full net on a validation part: set --val-fraction above 0"
@@ -101,16 +106,25 @@ def open_classifier(
         "test": len(splits.test),
         "size": size,
     }
-    weights = [path for path in (init, teacher) if isinstance(path, Path)]
+    weights = [fingerprint(init)] if isinstance(init, Path) else []
+    weights += [] if teacher is None else [teacher.fingerprint]
     run = Run.start(
         Path(arguments["out"]),
         recipe,
         arguments,
         data=data,
-        teacher="/".join(fingerprint(path) for path in weights) or None,
+        teacher="/".join(weights) or None,
     )
     with run:
-        yield Task(run, train, validation, train.with_images(splits.test)), nested, start
+        test = train.with_images(splits.test)
+        yield Task(run, train, validation, test, taught_by), nested, start
+
+
+def _for_data(teacher: OpenTeacher, train: Batches) -> nn.Module:
+    """The teacher, tried out on a few training images."""
+    few = train.images.subset(torch.arange(min(16, len(train.images))))
+    (images, _), *_ = train.with_images(few)
+    return teacher.for_data(train.images.classes, images, (train.mean, train.std))
 
 
 def _start(
@@ -252,14 +266,14 @@ def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:
 
 
 def _batches(
-    splits: Splits, arguments: Mapping[str, Any], card: Card | None
+    splits: Splits, arguments: Mapping[str, Any], normalisation: Normalisation | None
 ) -> tuple[Batches, Batches | None]:
     """The training part shuffled and augmented, and the validation part.
 
     That is the data's own, or cut off the training part, if asked for.
     """
     train, validation = _set_aside(splits, arguments["val_fraction"])
-    mean, std = train.statistics() if card is None else (card.mean, card.std)
+    mean, std = normalisation or train.statistics()
     flip = splits.flip if arguments["flip"] is None else arguments["flip"]
     batches = Batches(
         train,

@@ -1,22 +1,28 @@
-"""Teach a student network by a trained teacher, offline."""
+"""Teach a student network by a trained teacher, or by several, offline."""
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from torch import nn
 
-from stepwell.methods import Distill, Frozen
-from stepwell.nets.file import load
-from stepwell.recipes.classification import finish, open_classifier, validator
+from stepwell.losses.attention import Attention
+from stepwell.methods import CachedLogits, Distill, LogitCache, open_teacher
+from stepwell.recipes.classification import Task, finish, open_classifier, validator
 from stepwell.training import Loop, fit, sgd
+
+Mean = tuple[float, float, float]
 
 
 def distill(
     *,
     data: str,
     out: Path,
-    teacher: Path,
+    teacher: tuple[str, ...],
     student: str = "resnet20",
     stem: Literal["auto", "imagenet", "small"] = "auto",
     init: Literal["pretrained"] | Path | None = None,
@@ -27,51 +33,83 @@ def distill(
     temperature: float = 3.0,
     ce: float = 1.0,
     kl: float = 1.0,
+    attention: float = 0.0,
+    attention_mode: Attention = "at",
+    attention_stages: tuple[str, ...] = (),
+    hint: float = 0.0,
+    hint_stages: tuple[str, ...] = (),
+    cache: Path | None = None,
+    teacher_mean: Mean | None = None,
+    teacher_std: Mean | None = None,
     size: int | None = None,
     flip: bool | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
     loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(),
 ) -> dict[str, Any]:
-    """Teach a student by a trained teacher's soft targets (Hinton et al. 2015).
+    """Teach a student by a trained teacher (Hinton et al. 2015), or by an ensemble of teachers.
 
     Examples:
         stepwell train distill --data digits --out runs/student --teacher runs/alone --student resnet20
+        stepwell train distill --data digits --out runs/by-two --teacher runs/one runs/two --ce 0
+        stepwell train distill --data digits --out runs/hints --teacher runs/alone --hint 1 --ce 0
 
     Args:
         data: a folder of class folders, or a name (`stepwell list`).
         out: the run directory; if it holds this run already, training goes on where it stopped.
-        teacher: a run directory, or the file of its network; its deepest depth teaches.
+        teacher: a run directory, or the file of its network (PATH@DEPTH for another depth than the
+            deepest), an ONNX file, NETWORK=FILE for plain weights under torchvision's or timm's names,
+            or timm/NAME with its published weights (a download). Several are an ensemble, which teaches
+            the mean of their predictions.
         student: the network to train (`stepwell list`).
         stem: first layers, where there is a choice; `auto` takes the small ones below 64 pixels.
         init: weights to start from: a Stepwell file, weights under torchvision's names, or `pretrained`
             for those that torchvision or timm publish (a download).
         epochs: passes over the training part.
-        ce: weight of the labels.
+        ce: weight of the labels; with 0 the student never sees them.
         kl: weight of the teacher's soft targets.
+        attention: weight of attention transfer on the stages' features.
+        attention_stages: stages to compare: layer2, or layer2=stages.1.blocks where the teacher's has
+            another name; by default all.
+        hint: weight of hints: the student's features, by a regressor, become the teacher's.
+        hint_stages: as --attention-stages.
+        cache: a folder where the teacher's logits are kept. Another student with the same data, seed
+            and batch size finds them there, and its teacher need not run.
+        teacher_mean: of pixels scaled to [0, 1], per channel, for a teacher that does not say how its
+            images are normalised (most ONNX files).
+        teacher_std: as --teacher-mean.
         size: height and width of the images; by default their own.
         flip: mirror training images; by default where the data allows it.
         val_fraction: share of the training part set aside to choose the best epoch; 0: keep the last.
         seed: of weights, order, augmentation and steps.
     """
     arguments = dict(locals())
-    file = teacher / "net.safetensors" if teacher.is_dir() else teacher
-    taught_by = load(file)
-    torch.manual_seed(seed)  # the student's, and not before: loading draws numbers, too
-    card = taught_by.card
-    with open_classifier("distill", arguments, student, teacher=file, card=card) as (
-        task,
-        nested,
-        _,
+    if cache is not None and (attention or hint):
+        raise ValueError(
+            "--cache keeps logits alone, and --attention and --hint need the teacher's features: drop "
+            "--cache"
+        )
+    taught_by = open_teacher(teacher, mean=teacher_mean, std=teacher_std)
+    torch.manual_seed(seed)  # the student's, and not before: opening draws numbers, too
+    with (
+        open_classifier("distill", arguments, student, teacher=taught_by) as (task, nested, _),
+        _cached(task, cache, loop) as source,
     ):
-        classes, theirs = task.train.images.classes, taught_by.card.classes
-        if theirs != classes:
-            raise ValueError(
-                f"{teacher} knows {len(theirs)} classes ({', '.join(theirs[:3])}, ...), the data has "
-                f"{len(classes)} ({', '.join(classes[:3])}, ...): they must be the same, in order"
-            )
+        method = Distill(
+            nested,
+            source,
+            temperature=temperature,
+            ce=ce,
+            kl=kl,
+            attention=attention,
+            attention_mode=attention_mode,
+            attention_stages=attention_stages,
+            hint=hint,
+            hint_stages=hint_stages,
+            input_shape=(3, task.train.images.size, task.train.images.size),
+        )
         fit(
-            Distill(nested.module, Frozen(taught_by), temperature=temperature, ce=ce, kl=kl),
+            method,
             task.train,
             sgd(lr, weight_decay=weight_decay),
             task.run,
@@ -80,4 +118,28 @@ def distill(
             validate=validator(nested, task),
             loop=loop,
         )
-        return finish(task, nested)
+        found = {}
+        if isinstance(source, CachedLogits):
+            found["cache"] = {"read": source.read, "computed": source.computed}
+        return finish(task, nested, found=found)
+
+
+@contextlib.contextmanager
+def _cached(task: Task, folder: Path | None, loop: Loop) -> Iterator[nn.Module]:
+    """The task's teacher, with its logits kept in `folder`."""
+    assert task.teacher is not None
+    if folder is None:
+        yield task.teacher
+        return
+    config, train = task.run.config, task.train
+    made_for = {
+        "teacher": config["teacher"],
+        "data": config["data"]["fingerprint"],
+        "size": train.images.size,
+        "mean": train.mean,
+        "std": train.std,
+        "augmentation": train.augment and asdict(train.augment),
+        "precision": loop.precision,
+    }
+    with LogitCache(folder, len(train.images.classes), made_for) as cache:
+        yield CachedLogits(task.teacher, cache, by_image=train.augment is None)

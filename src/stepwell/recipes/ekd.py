@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
+from stepwell.losses.attention import Attention
 from stepwell.methods import EmbeddedKD, Frozen, Objective, PrivateNorms, Supervised
-from stepwell.methods.embedded_kd import Attention
 from stepwell.nets import build, named_depths
 from stepwell.nets.nested import NestedNet, NormSharing
 from stepwell.recipes.classification import finish, open_classifier, validator

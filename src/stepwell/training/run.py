@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from stepwell.files import read_json, write_whole
 
 #: Arguments that change how a run is computed, not what: a resumed run may differ in them.
-HOW = {"out", "device", "devices", "checkpoint_minutes"}
+HOW = {"out", "cache", "device", "devices", "checkpoint_minutes"}
 LIBRARIES = ("stepwell", "torch", "torchvision", "pytorch-lightning")
 
 

@@ -1,0 +1,64 @@
+"""An epoch of distillation with the teacher's logits from a warm cache, against running the teacher."""
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.timing import ratio, side_by_side
+from stepwell.data import Augment, Batches, ImageSet
+from stepwell.methods import CachedLogits, Distill, Frozen, LogitCache
+from stepwell.methods.objective import Teacher
+from stepwell.nets import build
+from stepwell.training import sgd
+
+IMAGES, BATCH, ROUNDS = 1280, 128, 7
+
+
+def measure() -> dict[str, Any]:
+    """ResNet-56 teaches ResNet-20 on 1,280 images of 8×8 pixels, the first epoch again and again.
+
+    "cold" fills an empty cache; "warm" reads it.
+    """
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (IMAGES, 3, 8, 8), dtype=torch.uint8)
+    images = ImageSet(pixels, torch.arange(IMAGES) % 10, tuple("0123456789"))
+    batches = Batches(
+        images,
+        BATCH,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.3, 0.3, 0.3),
+        augment=Augment.standard(8, flip=False),
+        shuffle=True,
+    )
+    teacher = Frozen(build("resnet56", num_classes=10).to(memory_format=torch.channels_last))
+    student = build("resnet20", num_classes=10).to(memory_format=torch.channels_last).train()
+
+    def epoch(by: Teacher) -> None:
+        objective = Distill(student, by)
+        optimizer = sgd(0.01).make(objective)
+        for batch in batches:
+            optimizer.zero_grad()
+            objective.training_step(batch).loss.backward()
+            optimizer.step()
+
+    def cold() -> None:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            LogitCache(Path(folder), 10, {}) as empty,
+        ):
+            epoch(CachedLogits(teacher, empty))
+
+    with tempfile.TemporaryDirectory() as folder, LogitCache(Path(folder), 10, {}) as cache:
+        kept = CachedLogits(teacher, cache)
+        epoch(kept)
+        calls = {"teacher": lambda: epoch(teacher), "cold": cold, "warm": lambda: epoch(kept)}
+        times = side_by_side(calls, rounds=ROUNDS)
+        assert kept.computed == IMAGES  # once, and never after
+    return {
+        "seconds an epoch": {name: statistics.median(times[name]) for name in times},
+        "warm / teacher": ratio(times, "warm", "teacher"),
+        "cold / teacher": ratio(times, "cold", "teacher"),
+    }

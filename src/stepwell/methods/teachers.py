@@ -1,0 +1,355 @@
+"""What a user can name as a teacher, and what makes one teacher of it that is right for some data."""
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stepwell.losses import ensemble_logits
+from stepwell.methods.objective import Frozen, Teacher, as_exit, stages_of
+from stepwell.nets import BUILDERS, Card, build
+from stepwell.nets.file import digest, fingerprint, load, load_plain
+from stepwell.nets.onnx_file import OnnxNet, onnx_fingerprint
+from stepwell.nets.pretrained import start_pretrained
+from stepwell.nets.timm_models import PREFIX
+from stepwell.types import Exit
+
+#: Rows that sum to 1 within this are probabilities; half-precision ones do.
+SUM = 1e-2
+#: Mean and std per channel, of pixels scaled to [0, 1].
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+class Ensemble(nn.Module):
+    """Several teachers as one, whose prediction is the mean of theirs; it gives no features.
+
+    Args:
+        members: callables `images -> Exit` without gradients, of the same classes.
+    """
+
+    def __init__(self, members: Sequence[Teacher]) -> None:
+        super().__init__()
+        if not members:
+            raise ValueError("an ensemble needs at least one teacher")
+        self.members = list(members)
+        # So that `.to()` reaches those that are modules.
+        self._modules_of = nn.ModuleList(m for m in members if isinstance(m, nn.Module))
+
+    def forward(self, images: Tensor) -> Exit:
+        """Logits (batch, classes): log of the members' mean probabilities (`ensemble_logits`)."""
+        return Exit(ensemble_logits(torch.stack([m(images).logits for m in self.members])))
+
+
+class Renormalised(nn.Module):
+    """A teacher for images that are normalised in another way than its own.
+
+    Args:
+        teacher: takes images normalised by `own`.
+        given: mean and std, per channel, of the images that come.
+        own: mean and std that the teacher expects.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, teacher: Teacher, given: Normalisation, own: Normalisation) -> None:
+        super().__init__()
+        self.teacher = teacher
+        (mean, std), (own_mean, own_std) = (
+            [torch.tensor(v, dtype=torch.float64)[:, None, None] for v in pair]
+            for pair in (given, own)
+        )
+        scale, shift = std / own_std, (mean - own_mean) / own_std
+        self.register_buffer("scale", scale.float(), persistent=False)
+        self.register_buffer("shift", shift.float(), persistent=False)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those of the teacher."""
+        return stages_of(self.teacher)
+
+    def forward(self, images: Tensor) -> Exit:
+        """The teacher's exit for the same pixels."""
+        return self.teacher(images * self.scale + self.shift)
+
+
+class OfProbabilities(nn.Module):
+    """A teacher that gives probabilities, with their logarithm as logits: the same predictions.
+
+    Args:
+        teacher: its exit's `logits` are probabilities (batch, classes).
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those of the teacher."""
+        return stages_of(self.teacher)
+
+    def forward(self, images: Tensor) -> Exit:
+        """The exit with log p; a probability of 0 counts as the smallest positive number."""
+        exit = self.teacher(images)
+        p = exit.logits.float()
+        return Exit(p.clamp_min(torch.finfo(p.dtype).tiny).log(), exit.features)
+
+
+class Source(NamedTuple):
+    """One teacher as it was opened.
+
+    name: as the user named it.
+    teacher: normalised images to an exit.
+    fingerprint: a hash of its weights, and of which depth teaches.
+    classes: names in the order of its logits; empty where it does not say.
+    size: height and width of the images it was trained on; 0 where it does not say.
+    normalisation: of its images; none where it does not say.
+    """
+
+    name: str
+    teacher: Teacher
+    fingerprint: str
+    classes: tuple[str, ...] = ()
+    size: int = 0
+    normalisation: Normalisation | None = None
+
+
+class OpenTeacher:
+    """One teacher, or several that teach as an ensemble, opened and not yet fitted to any data.
+
+    Args:
+        sources: at least one.
+
+    Raises:
+        ValueError: there is none; two that name their classes do not agree on them.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        if not sources:
+            raise ValueError("name a teacher, or several for an ensemble")
+        self.sources = tuple(sources)
+        known = [s for s in sources if s.classes]
+        for other in known[1:]:
+            if other.classes != known[0].classes:
+                raise ValueError(
+                    f"{_differ(known[0].name, known[0].classes, other.name, other.classes)}: the "
+                    "members of an ensemble need the same, in order"
+                )
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """Of the first that says it; the others' images are converted."""
+        return next((s.normalisation for s in self.sources if s.normalisation), None)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all members, in order."""
+        return "+".join(source.fingerprint for source in self.sources)
+
+    def for_data(
+        self, classes: tuple[str, ...], images: Tensor, normalisation: Normalisation
+    ) -> nn.Module:
+        """The teacher for images of this data, tried out on some of them.
+
+        What is merely likely is warned of: classes in an order that a teacher does not say, images of
+        another size than it was trained on, and probabilities where logits should be, of which the
+        logarithm is taken.
+
+        Args:
+            classes: the data's.
+            images: a few, normalised.
+            normalisation: theirs, and of all that will come.
+
+        Returns:
+            Images to an `Exit` without gradients; with features, named by its `stages`, if there is one
+            teacher that has them.
+
+        Raises:
+            ValueError: a teacher knows other classes, in number, names or order; it does not run on
+                images of this size, or gives something else than (batch, classes) finite numbers.
+        """
+        ready = [_ready(source, classes, images, normalisation) for source in self.sources]
+        return ready[0] if len(ready) == 1 else Ensemble(ready)
+
+
+def open_teacher(
+    names: Sequence[str],
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> OpenTeacher:
+    """Open what a user names as teacher.
+
+    Args:
+        names: one, or several for an ensemble: a run directory or a file of Stepwell's (`PATH@DEPTH`
+            for another depth than the deepest), an ONNX file, `NETWORK=FILE` for plain weights under
+            torchvision's or timm's names, or `timm/NAME` or a network of torchvision's by name, with
+            the weights that are published for it (a download).
+        mean, std: per channel, of pixels scaled to [0, 1]: how to normalise images for those that do
+            not say it, such as most ONNX files.
+
+    Raises:
+        ValueError: a name that is none of these; a file that is damaged; a depth that nobody trained;
+            `mean` without `std`, not of three positive numbers, or where every teacher says its own;
+            members of an ensemble whose classes differ.
+        FileNotFoundError: there is no such file.
+        ImportError: an ONNX file, and the extra `onnx` is not installed.
+    """
+    sources = [_open(name) for name in names]
+    if mean is not None or std is not None:
+        given = _normalisation(mean, std)
+        if all(source.normalisation for source in sources):
+            raise ValueError(
+                f"{' and '.join(names)} says how its images are normalised: drop --teacher-mean and "
+                "--teacher-std"
+            )
+        sources = [s if s.normalisation else s._replace(normalisation=given) for s in sources]
+    return OpenTeacher(sources)
+
+
+def _open(name: str) -> Source:
+    by_name = name in BUILDERS or (name.startswith(PREFIX) and "=" not in name)
+    if by_name and not Path(name).exists():
+        return _published(name)
+    path, depth = Path(name), None
+    network, _, file = name.partition("=")
+    if not path.exists() and (network in BUILDERS or network.startswith(PREFIX)):
+        return _plain(name, network, Path(file))
+    if not path.exists() and "@" in name:
+        before, _, depth = name.rpartition("@")
+        path = Path(before)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no teacher {name!r}: name a run directory, a file (.safetensors, .onnx), NETWORK=FILE or "
+            f"{PREFIX}NAME"
+        )
+    if path.suffix == ".onnx":
+        if depth is not None:
+            raise ValueError(f"{name}: an ONNX file has one depth; name it without @{depth}")
+        return _onnx(path)
+    return _stepwell(name, path, depth)
+
+
+def _stepwell(name: str, path: Path, depth: str | None) -> Source:
+    file = path / "net.safetensors" if path.is_dir() else path
+    if not file.exists():
+        raise ValueError(
+            f"teacher {path} holds no net.safetensors: it is no finished run. Start its `stepwell "
+            "train` command again to finish it"
+        )
+    net = load(file)
+    depth = depth or net.full
+    net.require_ready(depth)
+    mark = fingerprint(file) + (f"@{depth}" if depth != net.full else "")
+    return _source(name, Frozen(net, copy=False, depth=depth), mark, net.card)
+
+
+def _onnx(path: Path) -> Source:
+    net = OnnxNet(path)
+    return _source(str(path), Frozen(net, copy=False), onnx_fingerprint(path), net.card)
+
+
+def _plain(name: str, network: str, path: Path) -> Source:
+    net, card = load_plain(network, path)
+    return _source(name, Frozen(net, copy=False), f"{network}={fingerprint(path)}", card)
+
+
+def _published(name: str) -> Source:
+    net = build(name)
+    card = start_pretrained(net).card
+    mark = digest({"network": name}, dict(net.module.state_dict()))[:16]
+    return _source(name, Frozen(net, copy=False), mark, card)
+
+
+def _source(name: str, teacher: Teacher, mark: str, card: Card | None) -> Source:
+    """A source with what its card says, if it has one."""
+    if card is None:
+        return Source(name, teacher, mark)
+    return Source(name, teacher, mark, card.classes, card.size, (card.mean, card.std))
+
+
+def _normalisation(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Normalisation:
+    if mean is None or std is None or not len(mean) == len(std) == 3 or min(std) <= 0:
+        raise ValueError(
+            f"--teacher-mean {mean} --teacher-std {std}: give both, a number for each of three "
+            "channels, of pixels scaled to [0, 1]; no std is 0"
+        )
+    return mean, std
+
+
+def _ready(
+    source: Source, classes: tuple[str, ...], images: Tensor, normalisation: Normalisation
+) -> nn.Module:
+    """A source's teacher for this data, checked."""
+    name, teacher = source.name, source.teacher
+    size = images.shape[-1]
+    if source.classes and source.classes != classes:
+        raise ValueError(
+            f"{_differ(name, source.classes, 'the data', classes)}: they must be the same, in order"
+        )
+    if source.normalisation is None:
+        warnings.warn(
+            f"{name} does not say how its images are normalised: it gets them as the student does; "
+            "--teacher-mean and --teacher-std say it",
+            stacklevel=4,
+        )
+    elif source.normalisation != normalisation:
+        teacher = Renormalised(teacher, normalisation, source.normalisation)
+    if source.size not in (0, size):
+        warnings.warn(
+            f"{name} was trained on images of {source.size} pixels and gets {size} here: "
+            f"--size {source.size} gives both networks its own",
+            stacklevel=4,
+        )
+    try:
+        with torch.no_grad():
+            output = as_exit(teacher(images)).logits
+    except Exception as error:  # onnxruntime has its own kinds
+        reason = re.sub(r"\s+", " ", str(error))
+        raise ValueError(
+            f"teacher {name} does not run on images of {size} pixels ({reason[:200]}): use the --size "
+            "that it was trained on"
+        ) from error
+    if output.dim() != 2 or output.shape[1] != len(classes):
+        raise ValueError(
+            f"teacher {name} knows {output.shape[-1]} classes (its output is {tuple(output.shape)}), "
+            f"the data has {len(classes)}: they must be the same, in order"
+        )
+    if not output.isfinite().all():
+        raise ValueError(f"teacher {name} gives outputs that are not finite on images of the data")
+    if not source.classes:
+        warnings.warn(
+            f"{name} does not name its classes: that its {len(classes)} stand in the data's order "
+            f"({_some(classes)}) is taken on trust",
+            stacklevel=4,
+        )
+    if bool((output >= 0).all()) and bool(((output.sum(1) - 1).abs() < SUM).all()):
+        warnings.warn(
+            f"{name} gives probabilities, not logits: their logarithm is taken", stacklevel=4
+        )
+        teacher = OfProbabilities(teacher)
+    assert isinstance(teacher, nn.Module)
+    return teacher
+
+
+def _differ(a: str, a_classes: tuple[str, ...], b: str, b_classes: tuple[str, ...]) -> str:
+    """In what two lists of classes differ."""
+    if sorted(a_classes) == sorted(b_classes):
+        at = next(i for i, (x, y) in enumerate(zip(a_classes, b_classes, strict=True)) if x != y)
+        return (
+            f"{a} and {b} have the same classes in another order (number {at} is {a_classes[at]!r} "
+            f"and {b_classes[at]!r})"
+        )
+    return (
+        f"{a} knows {len(a_classes)} classes ({_some(a_classes)}), {b} has {len(b_classes)} "
+        f"({_some(b_classes)})"
+    )
+
+
+def _some(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)

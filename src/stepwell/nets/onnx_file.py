@@ -1,0 +1,176 @@
+"""ONNX files as networks, run by onnxruntime: Stepwell's exports, and anybody else's."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stepwell.nets.card import Card
+
+
+class OnnxNet(nn.Module):
+    """An ONNX file as a module: images (batch, 3, height, width) to logits (batch, classes).
+
+    It runs on the CPU, whatever the device of the images, and gives no gradients. A graph with a fixed
+    batch size takes any number of images, some at a time.
+
+    Args:
+        path: the file; its graph takes one tensor of images, and its first output counts unless one is
+            called "logits".
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as for `open_onnx`; or the graph takes something
+            else than a batch of float images.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.session = open_onnx(path)
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
+            found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+            raise ValueError(
+                f"{path} takes {found}, not one tensor(float) of images (batch, 3, height, width)"
+            )
+        names = [output.name for output in outputs]
+        self.output = "logits" if "logits" in names else names[0]
+        self.input = inputs[0].name
+        batch = inputs[0].shape[0]
+        self.batch = batch if isinstance(batch, int) else None
+        self.described: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
+
+    @property
+    def card(self) -> Card | None:
+        """What the file's metadata says of its images and classes, as Stepwell's exports do."""
+        if not {"classes", "size", "mean", "std"} <= self.described.keys():
+            return None
+        classes, mean, std = (
+            tuple(json.loads(self.described[name])) for name in ("classes", "mean", "std")
+        )
+        return Card(classes, int(self.described["size"]), mean, std)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits of one batch, on the device of the images."""
+        x = images.float().cpu()
+        if self.batch is None:
+            return self._run(x).to(images.device)
+        logits = []
+        for part in x.split(self.batch):
+            missing = self.batch - len(part)
+            whole = torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
+            logits.append(self._run(whole)[: len(part)])
+        return torch.cat(logits).to(images.device)
+
+    def __deepcopy__(self, memo: Any) -> "OnnxNet":
+        """Itself: a session never changes, and cannot be copied."""
+        return self
+
+    def _run(self, images: Tensor) -> Tensor:
+        feed = {self.input: images.contiguous().numpy()}
+        (logits,) = self.session.run([self.output], feed)
+        return torch.from_numpy(logits)
+
+
+def open_onnx(path: str | Path) -> Any:
+    """An onnxruntime session for an exported depth; its weights are those it was exported with.
+
+    onnxruntime alone opens the file just as well, but would take any file of the right name and length
+    for its weights.
+
+    Raises:
+        FileNotFoundError: there is no such file, or its weights are not beside it.
+        ValueError: it is no ONNX file, or the weights beside it are of another network.
+        ImportError: the extra `onnx` is not installed.
+    """
+    require("onnx", "onnxruntime")
+    path = Path(path)
+    described = {entry.key: entry.value for entry in _proto(path).metadata_props}
+    if "weights" in described:
+        weights = path.parent / described["weights"]
+        if not weights.is_file():
+            raise FileNotFoundError(
+                f"{path} keeps its weights in {weights}, which is not there: copy both"
+            )
+        if file_sha256(weights) != described["weights_sha256"]:
+            raise ValueError(
+                f"{weights} is not the file that {path.name} was exported with: copy both from one "
+                "export, or export again"
+            )
+    return session(str(path))
+
+
+def onnx_fingerprint(path: Path) -> str:
+    """A hash of an ONNX file and of the files that its weights stand in."""
+    digest = hashlib.sha256(file_sha256(path).encode())
+    beside = {
+        entry.value
+        for tensor in _proto(path).graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    for name in sorted(beside):
+        digest.update(file_sha256(path.parent / name).encode())
+    return digest.hexdigest()[:16]
+
+
+def runner(session: Any) -> Callable[[Tensor], Tensor]:
+    """A session of Stepwell's as a function of images (n, 3, size, size) to logits (n, classes)."""
+
+    def run(images: Tensor) -> Tensor:
+        (logits,) = session.run(["logits"], {"images": images.contiguous().numpy()})
+        return torch.from_numpy(logits)
+
+    return run
+
+
+def file_sha256(path: Path) -> str:
+    """The checksum of a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require(*modules: str) -> None:
+    """Ask for parts of the extra `onnx`.
+
+    Raises:
+        ImportError: one is not installed.
+    """
+    import importlib
+
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ImportError(
+                f"ONNX files need {error.name}: pip install 'stepwell[onnx]'"
+            ) from error
+
+
+def session(model: bytes | str, folder: Path | None = None) -> Any:
+    """A session on as many threads as torch has; `folder` holds the weights of a model in memory."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    if folder is not None:
+        key = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(key, str(folder))
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _proto(path: Path) -> Any:
+    """The graph of a file, without the weights that stand beside it."""
+    import onnx
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf has its own kinds, by version
+        raise ValueError(f"{path} is damaged or no ONNX file ({error}): export it again") from error

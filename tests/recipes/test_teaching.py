@@ -1,0 +1,145 @@
+"""The recipe `distill`: teachers by name, cached logits, hints, and resuming."""
+
+import json
+import shutil
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from stepwell.cost import costs_of
+from stepwell.methods import Distill, Frozen
+from stepwell.nets.file import load, save
+from stepwell.recipes import classification
+from stepwell.recipes.distill import distill
+from stepwell.recipes.supervised import supervised
+from stepwell.training import Loop
+
+COMMON = {"data": "digits", "epochs": 2, "batch_size": 256, "loop": Loop(device="cpu")}
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setenv("STEPWELL_QUIET", "1")
+    # no test looks at how long anything takes
+    monkeypatch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    supervised(out=out, net="resnet14", **COMMON)
+    return out
+
+
+@pytest.fixture
+def teach(teacher, tmp_path):
+    def run(out="s", **options):
+        options = {"teacher": (str(teacher),), "student": "resnet8"} | options
+        return distill(out=tmp_path / out, **COMMON | options)
+
+    return run
+
+
+def same_net(a, b):
+    mine, theirs = (load_file(run / "net.safetensors") for run in (a, b))
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert_close(value, theirs[name], rtol=0, atol=0)
+
+
+def test_with_a_warm_cache_no_teacher_runs_and_every_bit_is_the_same(teach, tmp_path, monkeypatch):
+    runs = []
+    forward = Frozen.forward
+    monkeypatch.setattr(Frozen, "forward", lambda self, *x: (runs.append(1), forward(self, *x))[1])
+    cache = tmp_path / "cache"
+    teach("plain")
+    images = 2 * 1295  # epochs, and the training part
+    runs.clear()
+    assert teach("first", cache=cache)["cache"] == {"read": 0, "computed": images}
+    cold = len(runs)
+    runs.clear()
+    assert teach("second", cache=cache)["cache"] == {"read": images, "computed": 0}
+    assert (cold, len(runs)) == (1 + 2 * 6, 1)  # a few images are tried before training
+    teach("third", cache=cache, student="resnet14", temperature=1.0, ce=0.0, lr=0.05)
+    assert len(runs) == 2
+    same_net(tmp_path / "plain", tmp_path / "first")
+    same_net(tmp_path / "plain", tmp_path / "second")
+    for change, what in (
+        ({"teacher": (str(tmp_path / "plain"),)}, "teacher"),
+        ({"flip": True}, "augmentation"),
+    ):
+        with pytest.raises(ValueError, match=f"made for other {what} .*use another --cache"):
+            teach("other", cache=cache, **change)
+        shutil.rmtree(tmp_path / "other")
+    assert teach("seed", cache=cache, seed=1, epochs=1)["cache"]["read"] == 0
+
+
+def stopping(monkeypatch, step):
+    """Every student is stopped once, at this step."""
+    training_step = Distill.training_step
+    left = [step]
+
+    def run(self, batch):
+        left[0] -= 1
+        if left[0] == 0:
+            raise RuntimeError("stopped")
+        return training_step(self, batch)
+
+    monkeypatch.setattr(Distill, "training_step", run)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"hint": 1.0, "hint_stages": ("layer2",), "attention": 2.0}, {"cache": "cache", "ce": 0.0}],
+    ids=["hint", "cache"],
+)
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(teach, tmp_path, monkeypatch, options):
+    whole, stopped = dict(options), dict(options)
+    if "cache" in options:
+        whole["cache"], stopped["cache"] = tmp_path / "c1", tmp_path / "c2"
+    expected = teach("whole", **whole)
+    stopping(monkeypatch, 9)
+    with pytest.raises(RuntimeError, match="stopped"):
+        teach("stopped", **stopped)
+    result = teach("stopped", **stopped)
+    assert result["test"] == expected["test"]
+    same_net(tmp_path / "whole", tmp_path / "stopped")
+    assert not any(
+        "regressor" in name for name in load(tmp_path / "whole/net.safetensors").tensors()
+    )
+
+
+def test_a_resumed_run_refuses_another_teacher(teach, teacher, tmp_path):
+    file = tmp_path / "t.safetensors"
+    shutil.copy(teacher / "net.safetensors", file)
+    two = (str(file), str(teacher))
+    results = teach(teacher=two, ce=0.0, epochs=1)
+    config = json.loads((tmp_path / "s" / "config.json").read_text())
+    assert len(config["teacher"].split("+")) == 2
+    assert teach(teacher=two, ce=0.0, epochs=1) == results
+    net = load(file)
+    torch.nn.init.normal_(net.module.fc.bias)
+    save(net, file)
+    with pytest.raises(ValueError, match="holds a run on other teacher .*use another --out"):
+        teach(teacher=two, ce=0.0, epochs=1)
+
+
+def test_what_does_not_fit_is_refused_before_there_is_a_run(teach, teacher, tmp_path):
+    net = load(teacher / "net.safetensors")
+    net.card = replace(net.card, classes=tuple("1023456789"))
+    other = str(save(net, tmp_path / "other.safetensors"))
+    for options, message in (
+        ({"teacher": (other,)}, "same classes in another order .number 0 is '1' and '0'"),
+        ({"teacher": ()}, "name a teacher"),
+        ({"cache": tmp_path / "c", "hint": 1.0}, "--cache keeps logits alone"),
+        ({"hint": -1.0}, "--hint -1.0: hint must be 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            teach(**options)
+        assert not (tmp_path / "s").exists()
+    with pytest.raises(ValueError, match="the student has no stage 'layer9'"):
+        teach(hint=1.0, hint_stages=("layer9",))
