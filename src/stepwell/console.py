@@ -327,8 +327,8 @@ def transfer_verdict(numbers: Mapping[str, float]) -> str:
     points = with_interval(numbers, "transfer", "points")
     nats = with_interval(numbers, "transfer_kl", "number")
     return (
-        f"this teacher's own on test images: {points} points of agreement, {judged('transfer')}; nearer by "
-        f"{nats} nats, {judged('transfer_kl')}"
+        f"this teacher's own on test images: {points} points of agreement, {judged('transfer')}; "
+        f"nearer by {nats} nats, {judged('transfer_kl')}"
     )
 
 
