@@ -298,7 +298,7 @@ def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
             [f"CKA of {stage}", *(with_interval(n, f"cka/{stage}", "number") for n in own.values())]
             for stage in found["stages"]
         ]
-        columns = [f"{part} ({found['parts'][part]['images']})" for part in parts]
+        columns = [f"{part} ({found['parts'][part]['images']:,})" for part in parts]
         show(table(f"depth {depth} against {teacher}", ["", *columns], rows))
         if verdict := transfer_verdict(own["test"]):
             show(verdict)

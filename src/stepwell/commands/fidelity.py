@@ -82,10 +82,19 @@ def open_pair(
 
     Where the teacher is `net` itself, its other depths are the students.
 
+    Args:
+        run: where `net` is from; if that is a run (it has a `config`), the results can be kept there.
+        depth: the teacher's; its full net by default.
+        interpolate: as for `measure_pair`.
+
     Raises:
+        OSError: another process is writing to the run.
         ValueError: there is no such network or depth; classes or their order differ; a network would
             be compared with itself; `interpolate` is asked for between unlike architectures.
     """
+    if config:
+        with writing(folder_of(run) / "net.safetensors"):
+            pass
     taught_by, theirs = network_of(teacher)
     depth = taught_by.full if depth is None else depth
     opened = _opened(teacher, taught_by, [depth])
@@ -101,6 +110,11 @@ def open_pair(
         say(
             f"note: {teacher} was trained on other data than {run}: if test images of one were "
             "training images of the other, it looks better on them than it is"
+        )
+    if _same_start(net, config, taught_by, theirs):
+        say(
+            f"note: {run} has the --seed of its teacher, so it began with the same weights: part of "
+            "what they agree on may be due to that"
         )
     if opened.card.size != net.card.size:
         sizes = f"from {net.card.size} to {opened.card.size} pixels"
@@ -165,6 +179,11 @@ def measure_pair(
     return found | {"finished": time.strftime("%Y-%m-%d %H:%M:%S")}, arrays
 
 
+def folder_of(run: Path) -> Path:
+    """The run directory of a run, which may be named by the file of its network."""
+    return run if run.is_dir() else run.parent
+
+
 def keep(folder: Path, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write fidelity.json and fidelity.npz to a run directory, for its report.
 
@@ -212,6 +231,17 @@ def _open_control(
         )
     opened = _opened(path, other, [other.full])
     return opened._replace(answer=lambda images: {depths[0]: other.forward_all(images)[other.full]})
+
+
+def _same_start(
+    net: NestedNet, config: Mapping[str, Any], other: NestedNet, theirs: Mapping[str, Any]
+) -> bool:
+    """Whether two runs of one architecture drew the same initial weights."""
+    if net_digest(net) == net_digest(other) or not (config and theirs):
+        return False
+    ours, others = (c["arguments"] for c in (config, theirs))
+    started = any(a.get("init") for a in (ours, others))
+    return net.builder == other.builder and ours["seed"] == others["seed"] and not started
 
 
 def _check_classes(run: Path, ours: Card, path: Path, theirs: Card) -> None:

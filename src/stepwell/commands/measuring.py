@@ -111,7 +111,7 @@ def eval_(
     net, config = network_of(run)
     net.require_ready()
     if fidelity is not None:
-        from stepwell.commands.fidelity import keep, measure_pair, open_pair
+        from stepwell.commands.fidelity import folder_of, keep, measure_pair, open_pair
 
         pair = open_pair(
             run, net, config, fidelity, teacher_depth, control, interpolate=interpolate
@@ -145,9 +145,10 @@ def eval_(
         compared, arrays = measure_pair(pair, parts, arguments, interpolate=interpolate)
         found["fidelity"] = compared
         if config:
-            folder = run if run.is_dir() else run.parent
-            keep(folder, compared, arrays)
-            say(f"kept in {folder / 'fidelity.json'}, for stepwell report {folder}")
+            keep(folder_of(run), compared, arrays)
+            say(
+                f"kept in {folder_of(run) / 'fidelity.json'}; next: stepwell report {folder_of(run)}"
+            )
     if json:
         print_json(found)
         return

@@ -1,11 +1,12 @@
 """Pictures of a student beside its teacher."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwell.report.fidelity_reading import FidelityRecord
 from stepwell.report.figures import GREY, OKABE_ITO, legend_text, svg
 from stepwell.report.reading import finite
 
@@ -18,17 +19,7 @@ TEACHER = "#222222"
 NUMBERED, NAMED = 12, 30
 
 
-class Intervals(Protocol):
-    """Where a figure finds numbers with their intervals."""
-
-    @property
-    def depths(self) -> Sequence[str]: ...
-    @property
-    def parts(self) -> Mapping[str, Mapping[str, Any]]: ...
-    def interval(self, part: str, depth: str, key: str) -> tuple[float, float, float] | None: ...
-
-
-def agreement_points(record: Intervals, colours: Mapping[str, str]) -> str | None:
+def agreement_points(record: FidelityRecord, colours: Mapping[str, str]) -> str | None:
     """Top-1 agreement of student and control on every part, with intervals."""
     parts = [*record.parts]
     several = len(record.depths) > 1
