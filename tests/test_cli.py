@@ -23,6 +23,7 @@ import stepwell as library
 from stepwell import __version__, cli, serve
 from stepwell.cost import costs_of
 from stepwell.device import device_name
+from stepwell.evaluation import side_by_side
 from stepwell.nets import BUILDERS
 from stepwell.nets.file import fingerprint, load, rewrite_card, save
 from stepwell.recipes import RECIPES, classification, load_object
@@ -45,7 +46,8 @@ def _warnings(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _clock(monkeypatch):
-    """What is timed here is timed shortly: no test looks at how long anything takes."""
+    """What takes long is done shortly: no test here looks at how long anything takes, or at CKA."""
+    monkeypatch.setattr(side_by_side, "CKA_EXAMPLES", 50)
     monkeypatch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
     monkeypatch.setattr(serve, "measure_cascade", partial(measure_cascade, seconds=0.01))
 

@@ -166,6 +166,11 @@ def test_cka_is_that_of_the_features_stage_by_stage():
     assert fewer["cka/1"] == pytest.approx(got["s/cka/2"])
     dead = fidelity_of(Exit(teacher, stages), Exit(student, (seen[0] * 0, seen[1])), labels)
     assert ("cka/1" in dead, dead["cka/2"]) == (False, pytest.approx(got["s/cka/2"]))
+    # a control may have stages that neither has
+    more = Exit(student, (*seen, seen[0]))
+    assert "control/cka/3" in fidelity_of(
+        Exit(teacher, (*stages, stages[0])), Exit(student, seen), labels, control=more
+    )
 
 
 def test_features_are_kept_of_examples_drawn_from_all_and_large_maps_are_averaged():

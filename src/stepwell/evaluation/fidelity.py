@@ -6,6 +6,7 @@ on most images, because both are mostly right; only what a student agrees with i
 student of another teacher was passed on by that teacher.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from stepwell.evaluation.calibration import reliability
-from stepwell.evaluation.cka import align, gram
+from stepwell.evaluation.cka import Kernel, align, gram
 from stepwell.evaluation.intervals import LEVEL, RESAMPLES, Interval, means, share
 from stepwell.evaluation.side_by_side import Answer, Network, Observed, Seen, observe
 from stepwell.types import Batch, Labels
@@ -155,7 +156,7 @@ class _Measures:
     level: float
     resamples: int
     seed: int
-    _grams: dict[str, list[Tensor | None]] = field(default_factory=dict)
+    _grams: dict[Kernel, list[Tensor | None]] = field(default_factory=dict)
 
     def alone(self, prefix: str, network: Seen) -> dict[str, float]:
         """Accuracy, likelihood and calibration of one network."""
@@ -218,38 +219,47 @@ class _Measures:
     def _cka(self, prefix: str, student: Seen, *, plain: bool = True) -> dict[str, float]:
         """CKA of each stage with the teacher's; of unlike numbers of stages, the last are paired."""
         count = min(len(student.stages), len(self.seen.teacher.stages))
-        names = self.stages or tuple(str(i + 1) for i in range(len(student.stages)))
+        names = tuple(str(i + 1) for i in range(len(student.stages)))
+        if len(self.stages) == len(names):
+            names = self.stages
         numbers: dict[str, float] = {}
         if not count:
             return numbers
-        for kernel in ("linear", "rbf") if plain else ("linear",):
-            pairs = zip(
-                names[-count:],
-                self._teacher_grams(kernel)[-count:],
-                [_gram(stage, kernel) for stage in student.stages[-count:]],
-                strict=True,
-            )
-            for name, ours, theirs in pairs:
-                if ours is None or theirs is None:
-                    continue
+        kernels: tuple[Kernel, ...] = ("linear", "rbf") if plain else ("linear",)
+        for kernel in kernels:
+            theirs = [_gram(stage, kernel) for stage in student.stages[-count:]]
+            pairs = zip(names[-count:], self._teacher_grams(kernel)[-count:], theirs, strict=True)
+            for name, *grams in pairs:
                 key = f"{prefix}cka/{name}"
-                if plain:
-                    numbers[f"{key}/{kernel}"] = align(ours, theirs).value
-                if kernel == "linear":
-                    numbers |= _flat(key, align(ours, theirs, debiased=True, level=self.level))
+                if plain and (found := _aligned(*grams, debiased=False, level=self.level)):
+                    numbers[f"{key}/{kernel}"] = found.value
+                if kernel == "linear" and (
+                    found := _aligned(*grams, debiased=True, level=self.level)
+                ):
+                    numbers |= _flat(key, found)
         return numbers
 
-    def _teacher_grams(self, kernel: str) -> list[Tensor | None]:
+    def _teacher_grams(self, kernel: Kernel) -> list[Tensor | None]:
         if kernel not in self._grams:
             self._grams[kernel] = [_gram(stage, kernel) for stage in self.seen.teacher.stages]
         return self._grams[kernel]
 
 
-def _gram(stage: Tensor, kernel: str) -> Tensor | None:
-    """The Gram matrix of a stage; none where it is the same for all, or for too few examples."""
-    if len(stage) < 5 or not (stage != stage[0]).any():
-        return None
-    return gram(stage, "rbf" if kernel == "rbf" else "linear")
+def _gram(stage: Tensor, kernel: Kernel) -> Tensor | None:
+    """The Gram matrix of a stage; none where its examples are too much alike for one."""
+    with contextlib.suppress(ValueError):
+        return gram(stage, kernel)
+    return None
+
+
+def _aligned(
+    k: Tensor | None, l: Tensor | None, *, debiased: bool, level: float
+) -> Interval | None:
+    """CKA of two stages; none where the features are too few or the same for all."""
+    if k is not None and l is not None:
+        with contextlib.suppress(ValueError):
+            return align(k, l, debiased=debiased, level=level)
+    return None
 
 
 def _flat(key: str, interval: Interval) -> dict[str, float]:

@@ -155,7 +155,7 @@ class _Record:
         self.stages: list[Tensor] = []
 
     def add(self, exit: Exit, teacher: Tensor, labels: Tensor, taken: Mapping[int, int]) -> None:
-        logits = exit.logits.double().cpu()
+        logits = exit.logits.cpu().double()
         self._check(logits)
         log_p = F.log_softmax(logits, 1)
         best, top = log_p.max(1)
