@@ -20,6 +20,7 @@ ROWS = (
     ("The student's errors that are its teacher's", "errors_shared", 100, "{:.1f}%"),
     ("KL(teacher ‖ student), nats", "kl", 1, "{:.3f}"),
     ("… of the control", "control/kl", 1, "{:.3f}"),
+    ("… of the control, less the student's", "transfer_kl", 1, "{:.3f}"),
     ("Accuracy", "accuracy", 100, "{:.1f}%"),
     ("… of the teacher", "teacher/accuracy", 100, "{:.1f}%"),
     ("NLL", "nll", 1, "{:.3f}"),
