@@ -23,6 +23,7 @@ import stepwell as library
 from stepwell import __version__, cli, serve
 from stepwell.cost import costs_of
 from stepwell.device import device_name
+from stepwell.evaluation import side_by_side
 from stepwell.nets import BUILDERS
 from stepwell.nets.file import fingerprint, load, rewrite_card, save
 from stepwell.recipes import RECIPES, classification, load_object
@@ -47,7 +48,8 @@ def _warnings(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _clock(monkeypatch):
-    """What is timed here is timed shortly: no test looks at how long anything takes."""
+    """What takes long is done shortly: no test here looks at how long anything takes, or at CKA."""
+    monkeypatch.setattr(side_by_side, "CKA_EXAMPLES", 50)
     monkeypatch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
     monkeypatch.setattr(serve, "measure_cascade", partial(measure_cascade, seconds=0.01))
 
@@ -459,6 +461,186 @@ def test_what_the_page_on_budgets_shows_runs(stepwell, trained, tmp_path, monkey
         exec(compile(code, "budgets.md", "exec"), names)
     assert names["cascade"].depths == ("8", "20")
     assert "Cascade" in library.__all__
+
+
+FIDELITY = Path(__file__).parents[1] / "docs" / "fidelity.md"
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory) -> Path:
+    """A folder in which the page on fidelity has trained, for an epoch."""
+    folder = tmp_path_factory.mktemp("fidelity")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
+        for line in re.findall(r"^    stepwell (train .*)$", FIDELITY.read_text(), re.MULTILINE):
+            line = line.replace("--epochs 15", "--epochs 1 --batch-size 256")
+            line = line.replace("--net resnet20", "--net resnet14").replace("8 14", "8=1,1,1")
+            cli.main([*shlex.split(line), "--device", "cpu"])
+    return folder
+
+
+def test_what_the_page_on_fidelity_shows_runs(stepwell, taught, monkeypatch):
+    page = FIDELITY.read_text()
+    monkeypatch.chdir(taught)
+    commands = re.findall(r"^    stepwell ((?!train).*)$", page, re.MULTILINE)
+    assert len(commands) == 4
+    for line in commands:
+        line = line.replace("--interpolate 11", "--interpolate 2").replace(
+            "--teacher-depth 14", "--teacher-depth 8"
+        )
+        code, out, err = stepwell(*shlex.split(line))
+        assert code == 0, f"{line}: {err}"
+        if "control" in line:
+            assert all(word in out for word in ("transfer", "augmented (1,295)", "CKA of layer3"))
+    report = (taught / "runs" / "student" / "report.html").read_text()
+    assert "Fidelity to the teacher" in report
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    labels = torch.arange(6) % 2
+    z = torch.randn(6, 2)
+    names = dict.fromkeys(("teacher_logits", "student_logits"), z) | {"labels": labels}
+    names |= dict.fromkeys(("teacher", "student", "control"), torch.clone)
+    exec(compile(code, "fidelity.md", "exec"), names | {"batches": [library.Batch(z, labels)]})
+
+
+def test_a_student_is_compared_on_the_same_pixels_in_train_and_test(stepwell, taught, tmp_path):
+    run = shutil.copytree(taught / "runs" / "student", tmp_path / "student")
+    teacher, control = (taught / "runs" / name for name in ("teacher", "control"))
+    code, out, err = stepwell(
+        "eval", run, "--fidelity", teacher, "--control", control, "--interpolate", 3, "--json"
+    )
+    assert code == 0, err
+    found = json.loads(out)["fidelity"]
+    assert found == json.loads((run / "fidelity.json").read_text())
+    assert {part: v["images"] for part, v in found["parts"].items()} == {
+        "train": 1295, "augmented": 1295, "test": 359
+    }  # fmt: skip
+    nets = {
+        name: load(taught / "runs" / name / "net.safetensors") for name in ("teacher", "student")
+    }
+    config = json.loads((run / "config.json").read_text())
+    parts = classification.parts_for(
+        nets["student"], "digits", config["data"]["fingerprint"], val_fraction=0.1
+    )
+    expected = library.fidelity(nets["teacher"], nets["student"], parts.test)
+    numbers = found["parts"]["test"]["numbers"]
+    for key in ("agreement", "kl", "kl/low", "teacher/nll", "gain/high"):
+        name = key if key.startswith("teacher") else f"8/{key}"
+        assert numbers[name] == pytest.approx(expected[key])
+    train, changed = (found["parts"][p]["numbers"]["8/accuracy"] for p in ("train", "augmented"))
+    assert train != changed
+    start, middle, end = found["interpolation"]["8"]
+    assert (start["share"], middle["share"], end["share"]) == (0, 0.5, 1)
+    assert {"train/nll", "test/accuracy", "test/agreement"} <= end.keys()
+    for point, name in ((start, "student"), (end, "teacher")):
+        plain = nets[name].subnet().train()
+        torch.optim.swa_utils.update_bn(parts.train, plain)
+        measured = library.evaluate(plain.eval(), parts.test)
+        assert point["test/nll"] == pytest.approx(measured["nll"])
+    # a teacher that is normalised in its own way sees the same pixels
+    net = load(teacher / "net.safetensors")
+    net.card = replace(net.card, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    save(net, tmp_path / "other.safetensors")
+    code, out, err = stepwell("eval", run, "--fidelity", tmp_path / "other.safetensors", "--json")
+    assert code == 0, err
+    other = json.loads(out)["fidelity"]["parts"]["test"]["numbers"]
+    assert other["teacher/accuracy"] != numbers["teacher/accuracy"]
+
+
+def test_sub_nets_are_compared_with_their_own_full_net(stepwell, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    code, out, err = stepwell("eval", run, "--fidelity", run, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["fidelity"]["depths"] == ["8"]
+    numbers = found["fidelity"]["parts"]["test"]["numbers"]
+    assert numbers["8/agreement"] == found["test"]["8/agreement"]
+    assert numbers["teacher/accuracy"] == found["test"]["20/accuracy"]
+    assert not any(key.startswith("20/") for key in numbers)
+    code, out, _ = stepwell("eval", run, "--fidelity", run, "--teacher-depth", "8", "--json")
+    assert json.loads(out)["fidelity"]["depths"] == ["20"]
+
+
+def test_on_other_data_a_student_is_compared_on_test_images_only(
+    stepwell, trained, taught, tmp_path, image_folder
+):
+    folder = image_folder(tuple("0123456789"), 4, (8, 8))
+    file = shutil.copy(trained / "net.safetensors", tmp_path / "net.safetensors")
+    teacher = taught / "runs" / "teacher"
+    code, out, err = stepwell("eval", file, "--fidelity", teacher, "--data", folder, "--json")
+    assert code == 0, err
+    assert list(json.loads(out)["fidelity"]["parts"]) == ["test"]
+    assert "compared on test images only" in err
+    assert not (tmp_path / "fidelity.json").exists()
+
+
+def test_what_makes_a_comparison_doubtful_is_said(stepwell, taught, tmp_path):
+    runs = taught / "runs"
+    run = shutil.copytree(runs / "student", tmp_path / "student")
+    config = json.loads((run / "config.json").read_text())
+    config["arguments"]["seed"] = 0
+    (run / "config.json").write_text(json.dumps(config))
+    code, _, err = stepwell("eval", run, "--fidelity", runs / "teacher")
+    assert (code, "has the --seed of its teacher" in err) == (0, True), err
+    teacher = shutil.copytree(runs / "teacher", tmp_path / "teacher")
+    config = json.loads((teacher / "config.json").read_text())
+    config["data"]["fingerprint"] = "another"
+    (teacher / "config.json").write_text(json.dumps(config))
+    net = load(teacher / "net.safetensors")
+    net.card = replace(net.card, size=16)
+    save(net, teacher / "net.safetensors")
+    code, _, err = stepwell("eval", run, "--fidelity", teacher)
+    assert code == 0, err
+    assert "was trained on other data than" in err
+    assert "images are scaled from 8 to 16 pixels" in err
+
+
+BAD_PAIRS = {
+    "no fidelity": (["--control", "{t}"], "--control and --interpolate say more about --fidelity"),
+    "no teacher": (["--fidelity", "{tmp}/none"], "no run or file"),
+    "no finished teacher": (["--fidelity", "{tmp}"], "holds no net.safetensors"),
+    "no depth": (["--fidelity", "{t}", "--teacher-depth", "9"], "no depth '9'; this net has 8"),
+    "itself": (["--fidelity", "{s}"], "is the network {s} itself, and has no other depth"),
+    "order": (
+        ["--fidelity", "{tmp}/order"],
+        "same classes in another order (class 0 is '9' there and '0' here)",
+    ),
+    "classes": (["--fidelity", "{tmp}/names"], "differ, such as in '9'"),
+    "control itself": (["--fidelity", "{t}", "--control", "{s}"], "is the network {s} itself, or"),
+    "control is teacher": (["--fidelity", "{t}", "--control", "{t}"], "or its teacher: name a"),
+    "one point": (["--fidelity", "{t}", "--interpolate", "1"], "at least 2 points, its ends"),
+    "no line": (
+        ["--fidelity", "{run}", "--interpolate", "3"],
+        "--interpolate needs equal architectures, and depth 8 of {s} differs from",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PAIRS)
+def test_networks_that_do_not_compare_are_refused(stepwell, trained, taught, tmp_path, name):
+    arguments, message = BAD_PAIRS[name]
+    runs = taught / "runs"
+    net = load(runs / "teacher" / "net.safetensors")
+    classes = net.card.classes
+    for file, other in (("order", classes[::-1]), ("names", (*classes[:-1], "nine"))):
+        net.card = replace(net.card, classes=other)
+        save(net, tmp_path / file)
+    places = {"tmp": tmp_path, "t": runs / "teacher", "s": runs / "student", "run": trained}
+    code, _, err = stepwell("eval", runs / "student", *[a.format(**places) for a in arguments])
+    assert code == 2, err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message.format(**places) in err
+
+
+def test_a_control_needs_the_depths_of_the_student(stepwell, trained, taught, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    assert stepwell("calibrate", run, "--depths", "14")[0] == 0
+    teacher, control = (taught / "runs" / name for name in ("teacher", "control"))
+    code, _, err = stepwell("eval", run, "--fidelity", teacher, "--control", control)
+    assert (code, "has the depths 8, " in err) == (2, True), err
+    code, _, err = stepwell("eval", trained, "--fidelity", trained, "--control", control)
+    assert (code, "itself" in err) == (0, False), err
 
 
 BAD = {

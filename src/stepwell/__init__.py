@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from stepwell.evaluation import evaluate as evaluate
+    from stepwell.evaluation import fidelity as fidelity
     from stepwell.export import apply_delta as apply_delta
     from stepwell.export import open_onnx as open_onnx
     from stepwell.methods import Distill as Distill
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "evaluate": "evaluation",
+    "fidelity": "evaluation",
     "apply_delta": "export",
     "open_onnx": "export",
     "Distill": "methods",

@@ -1,12 +1,14 @@
 """What the command line prints: tables for a person, JSON for a machine, one line for an error."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import track as bar
 from rich.table import Table
 
 
@@ -21,6 +23,13 @@ def show(what: Any, *, style: str | None = None) -> None:
 def _console(stderr: bool = False) -> Console:
     console = Console(stderr=stderr)
     return console if console.is_terminal else Console(stderr=stderr, width=120)
+
+
+def track(steps: Iterable[Any], title: str, total: int) -> Iterable[Any]:
+    """`steps`, with a bar on standard error and the time left; STEPWELL_QUIET hides it."""
+    console = _console(stderr=True)
+    hidden = bool(os.environ.get("STEPWELL_QUIET")) or not console.is_terminal
+    return bar(steps, title, total, console=console, transient=True, disable=hidden)
 
 
 def print_json(value: Any) -> None:
@@ -226,3 +235,120 @@ def show_claims(result: Mapping[str, Any]) -> None:
             f"[bold]{words[claim['holds']]}[/bold]\n",
         )
     show(f"{big(result['seconds'])} s of training in all")
+
+
+#: Rows of the table of fidelity: key, what it says, how its numbers are written, the table's part.
+FIDELITY = (
+    ("agreement", "top-1 agreement", "percent"),
+    ("control/agreement", "... of the control", "percent"),
+    ("transfer", "transfer: the difference", "points"),
+    ("agreement_on_right", "agreement where the teacher is right", "percent"),
+    ("agreement_on_errors", "... where it is wrong: same error", "percent"),
+    ("control/agreement_on_errors", "... by the control", "percent"),
+    ("errors_shared", "student's errors that are its teacher's", "percent"),
+    ("kl", "KL(teacher || student), nats", "number"),
+    ("control/kl", "... of the control", "number"),
+    ("transfer_kl", "... of the control, less the student's", "number"),
+    ("accuracy", "accuracy", "percent"),
+    ("teacher/accuracy", "... of the teacher", "percent"),
+    ("gain", "accuracy less the teacher's", "points"),
+    ("nll", "NLL", "number"),
+    ("teacher/nll", "... of the teacher", "number"),
+    ("ece", "ECE", "number"),
+    ("teacher/ece", "... of the teacher", "number"),
+)
+
+
+def with_interval(numbers: Mapping[str, float], key: str, kind: str) -> str:
+    """A number with its interval, where it has one: 98.1 % (97.0 to 98.9)."""
+    if key not in numbers:
+        return ""
+    forms = {
+        "percent": (100, "{:.1f}", " %"),
+        "points": (100, "{:+.1f}", ""),
+        "number": (1, "{:.3f}", ""),
+    }
+    scale, form, unit = forms[kind]
+    value, *ends = (
+        form.format(scale * numbers[k]) for k in (key, f"{key}/low", f"{key}/high") if k in numbers
+    )
+    return f"{value}{unit}" + (f" ({ends[0]} to {ends[1]})" if ends else "")
+
+
+def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
+    """Every depth against the teacher, train and test side by side; the classes that agree least."""
+    parts = {part: values["numbers"] for part, values in found["parts"].items()}
+    teacher = f"{found['teacher']['path']}, depth {found['teacher']['depth']}"
+    for depth in found["depths"]:
+        own = {
+            part: {
+                k.removeprefix(f"{depth}/"): v
+                for k, v in numbers.items()
+                if k.startswith(f"{depth}/")
+            }
+            | {k: v for k, v in numbers.items() if k.startswith("teacher/")}
+            for part, numbers in parts.items()
+        }
+        rows = [
+            [title, *(with_interval(numbers, key, kind) for numbers in own.values())]
+            for key, title, kind in FIDELITY
+            if any(key in numbers for numbers in own.values())
+        ]
+        rows += [
+            [f"CKA of {stage}", *(with_interval(n, f"cka/{stage}", "number") for n in own.values())]
+            for stage in found["stages"]
+        ]
+        columns = [f"{part} ({found['parts'][part]['images']:,})" for part in parts]
+        show(table(f"depth {depth} against {teacher}", ["", *columns], rows))
+        if verdict := transfer_verdict(own["test"]):
+            show(verdict)
+        _show_least(own["test"], found["classes"], classes)
+    show(
+        f"in brackets: {100 * found['level']:.0f} % intervals over the images, of this one pair of "
+        "trainings; CKA: debiased linear",
+        style="dim",
+    )
+    if "augmented" in parts:
+        show(
+            "train: as they are; augmented: the same, changed at random as in training", style="dim"
+        )
+
+
+def transfer_verdict(numbers: Mapping[str, float]) -> str:
+    """What agreement beyond the control's says, in a sentence; empty without a control."""
+    if "transfer" not in numbers:
+        return ""
+
+    def judged(key: str) -> str:
+        if numbers[f"{key}/low"] > 0:
+            return "more than chance"
+        return "less than the control's" if numbers[f"{key}/high"] < 0 else "may be chance"
+
+    points = with_interval(numbers, "transfer", "points")
+    nats = with_interval(numbers, "transfer_kl", "number")
+    return (
+        f"this teacher's own on test images: {points} points of agreement, {judged('transfer')}; "
+        f"nearer by {nats} nats, {judged('transfer_kl')}"
+    )
+
+
+def _show_least(numbers: Mapping[str, float], classes: Sequence[str], count: int) -> None:
+    measured = [c for c in classes if f"class/{c}/agreement" in numbers]
+    measured.sort(key=lambda c: numbers[f"class/{c}/agreement"])
+    rows = [
+        [
+            name,
+            *(
+                with_interval(numbers, key, "percent")
+                for key in (
+                    f"class/{name}/agreement",
+                    f"class/{name}/accuracy",
+                    f"teacher/class/{name}/accuracy",
+                )
+            ),
+        ]
+        for name in measured[:count]
+    ]
+    few = f", the {count} that agree least" if len(measured) > count else ""
+    columns = ["class", "agreement", "accuracy", "of the teacher"]
+    show(table(f"test images by class{few}", columns, rows))

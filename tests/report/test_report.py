@@ -294,9 +294,86 @@ def test_no_run_and_a_folder_as_out_are_refused(tmp_path):
         write_report([fabricate(tmp_path / "run")], tmp_path)
 
 
-@pytest.mark.parametrize("name", ["config.json", "results.json", "predictions.npz"])
+def fabricate_fidelity(run: Path, depths: tuple[str, ...], *, control: bool, line: bool) -> None:
+    """What `eval --fidelity` leaves in a run directory."""
+    classes, draw = ["<b>&", "1", "2"], np.random.default_rng(0)
+    numbers: dict[str, float] = {"teacher/accuracy": 0.93, "teacher/nll": 0.2, "teacher/ece": 0.03}
+    found: dict[str, np.ndarray] = {}
+    for depth in depths:
+        for key, value in {
+            "agreement": 0.913, "control/agreement": 0.888, "transfer": 0.025, "kl": 0.1234,
+            "cka/layer1": 0.87, "class/1/agreement": 0.777,
+        }.items():  # fmt: skip
+            if control or not key.startswith(("control", "transfer")):
+                numbers |= {
+                    f"{depth}/{key}": value,
+                    f"{depth}/{key}/low": value - 0.01,
+                    f"{depth}/{key}/high": value + 0.02,
+                }
+        for part in ("train", "test"):
+            found[f"{part}/{depth}/matrix"] = np.array([[30, 0, 2], [0, 0, 0], [1, 0, 40]])
+            curve = np.stack([draw.integers(0, 9, 15), *draw.uniform(0, 1, (2, 15))])
+            found[f"{part}/{depth}/reliability"] = found[f"{part}/teacher/reliability"] = curve
+    parts = {part: {"images": 1234, "numbers": numbers} for part in ("train", "augmented", "test")}
+    content: dict[str, Any] = {
+        "teacher": {"path": "runs/<t>", "depth": "20"},
+        "control": {"path": "runs/c", "depth": "20"} if control else None,
+        "depths": depths, "stages": ["layer1"], "classes": classes, "level": 0.95, "parts": parts,
+    }  # fmt: skip
+    if line:
+        points = [
+            {"share": x, "test/accuracy": 1 - x, "test/agreement": x, "test/nll": float("nan")}
+            for x in (0, 0.5, 1)
+        ]
+        content["interpolation"] = {depths[0]: points}
+    write_json(run / "fidelity.json", content)
+    np.savez(run / "fidelity.npz", **found)
+
+
+def test_fidelity_is_shown_where_it_was_measured(tmp_path):
+    run = fabricate(tmp_path / "run", depths=("20",))
+    fabricate_fidelity(run, ("20",), control=True, line=True)
+    page = page_of(run)
+    assert_stands_alone(page)
+    part = page.split("Fidelity to the teacher")[1].split("<h3>")[0]
+    assert "runs/&lt;t&gt;" in part
+    assert part.count("91.3% (90.3–93.3)") == 3
+    assert part.count("+2.5 (+1.5 to +4.5)") == 3
+    assert "1,234 images" in part
+    assert "augmented: the same images" in part
+    assert "CKA of layer1" in part
+    classes = part.split("by class, on test images")[1]
+    assert "77.7% (76.7–79.7)" in classes
+    assert "&lt;b&gt;&amp;" in classes
+    points, curves, matrix, line = figures_in(part)
+    assert ">control</text>" in points
+    assert ">augmented images</text>" in points
+    assert ">teacher</text>" in curves
+    assert "mathdefault" not in curves
+    assert ">40</text>" in matrix
+    assert "BatchNorm statistics measured anew" in line
+
+
+def test_fidelity_of_several_depths_without_a_control_says_what_is_missing(tmp_path):
+    run = fabricate(tmp_path / "run")
+    fabricate_fidelity(run, DEPTHS[:2], control=False, line=False)
+    part = page_of(run).split("Fidelity to the teacher")[1].split("<h3>")[0]
+    assert "There is no control" in part
+    assert "of the control</td>" not in part
+    figures = figures_in(part)
+    assert len(figures) == 1 + 2 * 2
+    assert all(f">depth {depth}</text>" in figures[0] for depth in DEPTHS[:2])
+    (run / "fidelity.npz").unlink()
+    write_json(run / "fidelity.json", {"depths": ["20"], "parts": {"test": {}}})
+    assert not figures_in(page_of(run).split("Fidelity to the teacher")[1].split("<h3>")[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "results.json", "predictions.npz", "fidelity.json", "fidelity.npz"]
+)
 def test_damaged_file_is_named(tmp_path, name):
     run = fabricate(tmp_path / "run")
+    fabricate_fidelity(run, DEPTHS[:1], control=True, line=False)
     (run / name).write_bytes((run / name).read_bytes()[:40])
     with pytest.raises(ValueError, match=rf"run/{re.escape(name)}(:| is damaged)"):
         write_report([run], tmp_path / "report.html")

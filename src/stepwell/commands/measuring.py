@@ -20,6 +20,7 @@ from stepwell.console import (
     show_claims,
     show_classes,
     show_conditions,
+    show_fidelity,
     table,
 )
 from stepwell.recipes import RECIPES
@@ -62,14 +63,23 @@ def eval_(
     target_accuracy: float | None = None,
     budget_macs: float | None = None,
     save: bool = False,
+    fidelity: Path | None = None,
+    teacher_depth: str | None = None,
+    control: Path | None = None,
+    interpolate: int = 0,
     json: Json = False,
 ) -> None:
     """Measure every depth of a trained network: accuracy, calibration, churn, MACs, latency.
+
+    With --fidelity, also how far every depth gives a teacher's predictions, on training and test images
+    side by side; kept in the run's fidelity.json for its report.
 
     Examples:
         stepwell eval runs/digits
         stepwell eval runs/photos --data other-photos/ --json
         stepwell eval runs/digits --cascade --target-accuracy 0.97 --save
+        stepwell eval runs/student --fidelity runs/teacher --control runs/student-of-another
+        stepwell eval runs/digits --fidelity runs/digits
 
     Args:
         run: a run directory, or the file of its network.
@@ -79,6 +89,13 @@ def eval_(
         target_accuracy: of the cascade on the validation part; the full net's own by default.
         budget_macs: mean MACs an image of the cascade, in place of a target.
         save: keep the cascade in the network's file, for `stepwell predict --cascade`.
+        fidelity: the teacher: a run directory, or the file of a network. The run itself: its full
+            net is the teacher of its sub-nets.
+        teacher_depth: the depth that is the teacher; its full net by default.
+        control: a student of another teacher (another seed, as a rule), trained in the same way; only
+            agreement beyond its own is this teacher's doing.
+        interpolate: measure so many points on the straight line from the student's weights to the
+            teacher's, where architectures are equal; BatchNorm statistics are measured anew at each.
     """
     from stepwell.evaluation import churn, gather_logits
     from stepwell.evaluation.accuracy import measures
@@ -89,8 +106,16 @@ def eval_(
 
     if not cascade and (save or target_accuracy is not None or budget_macs is not None):
         raise ValueError("--target-accuracy, --budget-macs and --save say more about --cascade")
+    if fidelity is None and (teacher_depth is not None or control is not None or interpolate):
+        raise ValueError("--teacher-depth, --control and --interpolate say more about --fidelity")
     net, config = network_of(run)
     net.require_ready()
+    if fidelity is not None:
+        from stepwell.commands.fidelity import folder_of, keep, measure_pair, open_pair
+
+        pair = open_pair(
+            run, net, config, fidelity, teacher_depth, control, interpolate=interpolate
+        )
     if save:
         file_to_write(run)
     parts = parts_of(net, run, config, data)
@@ -115,6 +140,15 @@ def eval_(
             with rewriting(run, net_digest(net)) as (file, card):
                 rewrite_card(file, replace(card, cascade=chosen))
             say(f"the cascade is kept in {file}")
+    if fidelity is not None:
+        arguments = config.get("arguments", {})
+        compared, arrays = measure_pair(pair, parts, arguments, interpolate=interpolate)
+        found["fidelity"] = compared
+        if config:
+            keep(folder_of(run), compared, arrays)
+            say(
+                f"kept in {folder_of(run) / 'fidelity.json'}; next: stepwell report {folder_of(run)}"
+            )
     if json:
         print_json(found)
         return
@@ -124,6 +158,8 @@ def eval_(
     show_conditions(costs)
     if cascade:
         show_cascade(chosen, measured)
+    if fidelity is not None:
+        show_fidelity(compared)
 
 
 def cost(

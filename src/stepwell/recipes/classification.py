@@ -194,11 +194,17 @@ def check_size(net: NestedNet, size: int) -> None:
 
 
 class Parts(NamedTuple):
-    """The parts of a data set, sized and normalised as a network expects, in order."""
+    """The parts of a data set, sized and normalised as a network expects, in order.
+
+    known: whether it is surely the data that the network was trained on.
+    flip: whether a mirror image keeps its class.
+    """
 
     train: Batches
     validation: Batches | None
     test: Batches
+    known: bool = False
+    flip: bool = True
 
 
 def parts_for(
@@ -244,7 +250,7 @@ def parts_for(
     train, validation = _set_aside(splits, val_fraction if known else 0.0)
     test = Batches(splits.test, 256, mean=card.mean, std=card.std)
     aside = test.with_images(validation) if validation else None
-    return Parts(test.with_images(train), aside, test)
+    return Parts(test.with_images(train), aside, test, known, splits.flip)
 
 
 def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.")
 
-_GREY = "#666666"
+GREY = "#666666"
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     # What is left to the reader's browser is drawn in its own face; the first one sets the measure.
@@ -30,7 +30,7 @@ _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
+    "axes.edgecolor": GREY,
     "axes.labelcolor": "#222222",
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -39,8 +39,8 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.7,
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
     "xtick.labelcolor": "#333333",
     "ytick.labelcolor": "#333333",
     "svg.fonttype": "none",
@@ -70,7 +70,9 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
             marker = MARKERS[i % len(MARKERS)]
             xs, ys = [x for _, x, _, _ in found], [y for *_, y in found]
             dashes = DASHES[i % len(DASHES)]
-            axes.plot(xs, ys, dashes, color="#9a9a9a", lw=1.1, marker=marker, label=_legend(name))
+            axes.plot(
+                xs, ys, dashes, color="#9a9a9a", lw=1.1, marker=marker, label=legend_text(name)
+            )
             for depth, x, spread, y in found:
                 axes.errorbar(
                     x, y, xerr=[[spread[0]], [spread[1]]], color=colours[depth],
@@ -87,13 +89,13 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
                     )
         if several:
             for depth, colour in colours.items():
-                axes.plot([], [], "o", color=colour, label=_legend(f"depth {depth}"))
+                axes.plot([], [], "o", color=colour, label=legend_text(f"depth {depth}"))
         axes.margins(0.12, 0.16)
         axes.set(xlabel="ms per image (whiskers: spread)", ylabel="test accuracy, %")
         if several:
             figure.legend(loc="outside lower center", ncols=2)
 
-    return _svg(4.4, 3.2 + (0.1 * (len(records) + len(colours)) if several else 0), paint)
+    return svg(4.4, 3.2 + (0.1 * (len(records) + len(colours)) if several else 0), paint)
 
 
 def losses(phases: Sequence[Phase], colours: Mapping[str, str]) -> str | None:
@@ -110,7 +112,7 @@ def losses(phases: Sequence[Phase], colours: Mapping[str, str]) -> str | None:
             return {"color": "#000000", "lw": 2.6, "alpha": 0.5, "label": "total loss"}
         depth, _, term = key.rpartition("/")
         dashes = DASHES[terms.index(term) % len(DASHES)]
-        return {"color": colours.get(depth, _GREY), "ls": dashes, "label": _legend(key)}
+        return {"color": colours.get(depth, GREY), "ls": dashes, "label": legend_text(key)}
 
     return _curves(phases, {key: style(key) for key in keys}, "training loss", scale=1)
 
@@ -118,7 +120,7 @@ def losses(phases: Sequence[Phase], colours: Mapping[str, str]) -> str | None:
 def validation(phases: Sequence[Phase], colours: Mapping[str, str]) -> str | None:
     """Validation accuracy of every depth by epoch."""
     styles = {
-        f"val/{depth}/accuracy": {"color": colour, "label": _legend(f"depth {depth}")}
+        f"val/{depth}/accuracy": {"color": colour, "label": legend_text(f"depth {depth}")}
         for depth, colour in colours.items()
     }
     return _curves(phases, styles, "validation accuracy, %", scale=100)
@@ -144,13 +146,13 @@ def reliability(
             middle, claimed - accuracy, width * 0.92, bottom=accuracy, label="gap to confidence",
             facecolor="none", edgecolor="#555555", hatch="///", linewidth=0.8,
         )  # fmt: skip
-        upper.plot([0, 1], [0, 1], "--", color=_GREY, lw=1)
+        upper.plot([0, 1], [0, 1], "--", color=GREY, lw=1)
         upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share right", title=title)
-        lower.bar(middle, held[some], width * 0.92, color=_GREY)
+        lower.bar(middle, held[some], width * 0.92, color=GREY)
         lower.set(xlabel="confidence", ylabel="examples")
         figure.legend(loc="outside lower center", ncols=2)
 
-    return _svg(3.9, 4.3, paint)
+    return svg(3.9, 4.3, paint)
 
 
 def picture(pixels: NDArray[np.uint8]) -> str:
@@ -205,13 +207,13 @@ def _curves(
             _mark_phases(axes, phases)
         figure.legend(loc="outside lower center", ncols=3)
 
-    return _svg(4.4, 3.0 + 0.17 * math.ceil(len(values) / 3), paint)
+    return svg(4.4, 3.0 + 0.17 * math.ceil(len(values) / 3), paint)
 
 
 def _mark_phases(axes: "Axes", phases: Sequence[Phase]) -> None:
     for i, phase in enumerate(phases):
         if i:
-            axes.axvline(phase.start + 0.5, color=_GREY, lw=1, ls=(0, (2, 2)))
+            axes.axvline(phase.start + 0.5, color=GREY, lw=1, ls=(0, (2, 2)))
         axes.annotate(
             phase.name, ((phase.start + 0.5 + phase.end + 0.5) / 2, 1.02), ha="center",
             xycoords=axes.get_xaxis_transform(), fontsize=9, color="#333333",
@@ -223,14 +225,15 @@ def _keys(phases: Sequence[Phase]) -> list[str]:
     return list(dict.fromkeys(key for phase in phases for line in phase.lines for key in line))
 
 
-def _legend(text: str) -> str:
+def legend_text(text: str) -> str:
     """`text` as a legend can show it: short, as matplotlib leaves no room for axes beside long
     ones, and not beginning with an underscore, as it hides those."""
     short = text if len(text) <= 32 else f"…{text[-31:]}"
     return f" {short}" if short.startswith("_") else short
 
 
-def _svg(width: float, height: float, paint: Callable[["Figure"], None]) -> str:
+def svg(width: float, height: float, paint: Callable[["Figure"], None]) -> str:
+    """What `paint` draws on a figure of this size in inches, in the page's style."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwell.report import figures
+from stepwell.report.fidelity import fidelity_section
 from stepwell.report.markup import (
     ABSENT,
     as_blocks,
@@ -35,6 +36,7 @@ def run_section(record: RunRecord, anchor: str, colours: Mapping[str, str]) -> s
             _depth_table(record),
             _churn(record),
             _run_figures(record, colours),
+            fidelity_section(record.path, colours),
             _examples(record),
             _classes_table(record),
             _arguments(record),

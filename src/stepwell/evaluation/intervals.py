@@ -1,0 +1,82 @@
+"""Confidence intervals over examples: of a share, and of means that are paired."""
+
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+LEVEL = 0.95
+RESAMPLES = 1000
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def quantile(level: float) -> float:
+    """How many standard errors an interval of this level reaches to each side: 1.96 at 0.95.
+
+    Raises:
+        ValueError: `level` is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(
+            f"a confidence level is a share between 0 and 1 (0.95 is 95 %), not {level}"
+        )
+    return NormalDist().inv_cdf(0.5 + level / 2)
+
+
+def share(hits: Shaped[Tensor, "n"], level: float = LEVEL) -> Interval:
+    """The share of examples that are true, with Wilson's interval (Wilson 1927).
+
+    Unlike the plain interval it stays within [0, 1], and is not empty where all or none are true.
+
+    Args:
+        hits: (n,) booleans, n > 0.
+    """
+    n, z = len(hits), quantile(level)
+    if not n:
+        raise ValueError("a share of no examples")
+    p = hits.double().mean().item()
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    return Interval(p, max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half)))
+
+
+def means(
+    values: Float[Tensor, "n columns"],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Interval]:
+    """The mean of every column, with a percentile bootstrap interval (Efron 1979).
+
+    A resample draws n rows with replacement, the same for all columns: a column of differences
+    between two networks on the same examples gets a paired interval. The same seed gives the same
+    draws.
+
+    Args:
+        values: a row an example; n > 0.
+        resamples: how often n rows are drawn.
+    """
+    quantile(level)
+    if not len(values):
+        raise ValueError("a mean of no examples")
+    if resamples < 2:
+        raise ValueError(f"a bootstrap needs at least 2 resamples, not {resamples}")
+    generator = torch.Generator().manual_seed(seed)
+    values, n = values.double(), len(values)
+    drawn = torch.stack(
+        [values[torch.randint(n, (n,), generator=generator)].mean(0) for _ in range(resamples)]
+    )
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = drawn.quantile(ends, dim=0)
+    columns = zip(values.mean(0).tolist(), low.tolist(), high.tolist(), strict=True)
+    return [Interval(*column) for column in columns]

@@ -1,0 +1,134 @@
+"""The page's part about a run and its teacher: what `stepwell eval RUN --fidelity TEACHER` left."""
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+
+from stepwell.report import fidelity_figures as figures
+from stepwell.report.fidelity_reading import FidelityRecord, read_fidelity
+from stepwell.report.markup import ABSENT, figure, table
+from stepwell.report.reading import as_mapping, number
+
+#: Rows of the table: what it says, key, scale and form of the numbers.
+ROWS = (
+    ("Top-1 agreement", "agreement", 100, "{:.1f}%"),
+    ("… of the control", "control/agreement", 100, "{:.1f}%"),
+    ("Transfer: the difference, points", "transfer", 100, "{:+.1f}"),
+    ("Agreement where the teacher is right", "agreement_on_right", 100, "{:.1f}%"),
+    ("… where it is wrong: the same error", "agreement_on_errors", 100, "{:.1f}%"),
+    ("… of the control", "control/agreement_on_errors", 100, "{:.1f}%"),
+    ("The student's errors that are its teacher's", "errors_shared", 100, "{:.1f}%"),
+    ("KL(teacher ‖ student), nats", "kl", 1, "{:.3f}"),
+    ("… of the control", "control/kl", 1, "{:.3f}"),
+    ("… of the control, less the student's", "transfer_kl", 1, "{:.3f}"),
+    ("Accuracy", "accuracy", 100, "{:.1f}%"),
+    ("… of the teacher", "teacher/accuracy", 100, "{:.1f}%"),
+    ("NLL", "nll", 1, "{:.3f}"),
+    ("… of the teacher", "teacher/nll", 1, "{:.3f}"),
+    ("ECE", "ece", 1, "{:.3f}"),
+    ("… of the teacher", "teacher/ece", 1, "{:.3f}"),
+)
+
+
+def fidelity_section(run: Path, colours: Mapping[str, str]) -> str:
+    """Every depth against the teacher; nothing where fidelity was not measured."""
+    record = read_fidelity(run)
+    if record is None or not record.depths or not record.parts:
+        return ""
+    teacher = as_mapping(record.found.get("teacher"))
+    control = as_mapping(record.found.get("control"))
+    text = f"Teacher: {teacher.get('path', 'unknown')}, depth {teacher.get('depth', ABSENT)}. " + (
+        f"Control, a student of another teacher: {control.get('path', 'unknown')}. Agreement beyond "
+        "its own is this teacher's doing."
+        if control
+        else "There is no control: two networks trained apart agree, too, so this agreement says "
+        "little of what was passed on (--control)."
+    )
+    parts = ["<h3>Fidelity to the teacher</h3>", f"<p>{escape(text)}</p>"]
+    for depth in record.depths:
+        parts.append(_table(record, depth))
+    parts += ['<div class="figures">', *_figures(record, colours), "</div>"]
+    parts += [_classes(record, depth) for depth in record.depths]
+    return "\n".join(parts)
+
+
+def _figures(record: FidelityRecord, colours: Mapping[str, str]) -> Iterable[str]:
+    level = f"{100 * record.level:.0f}% intervals"
+    yield figure(
+        figures.agreement_points(record, colours),
+        f"Agreement with the teacher, of the student and of the control, with {level}.",
+    )
+    for depth in record.depths:
+        colour = colours.get(depth, figures.STUDENT)
+        curves = [record.arrays.get(f"test/{who}/reliability") for who in (depth, "teacher")]
+        if curves[0] is not None and curves[1] is not None:
+            yield figure(
+                figures.reliability_pair(curves[0], curves[1], colour=colour, depth=depth),
+                f"Reliability of depth {depth} and of its teacher on test images.",
+            )
+        matrix = record.arrays.get(f"test/{depth}/matrix")
+        if matrix is not None:
+            yield figure(
+                figures.matrix(matrix, record.classes, depth),
+                f"Which classes depth {depth} gives where its teacher gives each; test images.",
+            )
+        points = as_mapping(record.found.get("interpolation")).get(depth)
+        if points:
+            yield figure(
+                figures.line(points, colour=colour),
+                f"On the straight line from depth {depth}'s weights to the teacher's. BatchNorm "
+                "statistics are measured again at every point, both ends included.",
+            )
+
+
+def _table(record: FidelityRecord, depth: str) -> str:
+    rows = [
+        [title, *cells]
+        for title, key, scale, form in ROWS
+        if any(cells := [_cell(record, part, depth, key, scale, form) for part in record.parts])
+    ]
+    for stage in record.found.get("stages") or ():
+        cells = [_cell(record, part, depth, f"cka/{stage}", 1, "{:.3f}") for part in record.parts]
+        if any(cells):
+            rows.append([f"CKA of {stage}", *cells])
+    head = [f"depth {depth}"] + [
+        f"{part}, {int(number(values.get('images')) or 0):,} images"
+        for part, values in record.parts.items()
+    ]
+    note = (
+        f"In brackets: {100 * record.level:.0f}% intervals over the images; another training of this "
+        "pair is not in them. CKA is debiased linear."
+    )
+    if "augmented" in record.parts:
+        note += " Train: as they are; augmented: the same images, changed at random as in training."
+    return table(head, rows, note)
+
+
+def _cell(record: FidelityRecord, part: str, depth: str, key: str, scale: float, form: str) -> str:
+    found = record.interval(part, depth, key)
+    if found is None:
+        return ""
+    value, low, high = (form.format(scale * x) for x in found)
+    spread = f" ({low.rstrip('%')}–{high.rstrip('%')})" if low != high else ""
+    if "+" in form and spread:
+        spread = f" ({low} to {high})"
+    return f"{value}{spread}"
+
+
+def _classes(record: FidelityRecord, depth: str) -> str:
+    def percent(key: str) -> str:
+        value = record.number("test", depth, key)
+        return ABSENT if value is None else f"{100 * value:.1f}%"
+
+    rows = []
+    for name in record.classes:
+        cells = [
+            _cell(record, "test", depth, f"class/{name}/agreement", 100, "{:.1f}%") or ABSENT,
+            percent(f"control/class/{name}/agreement"),
+            percent(f"class/{name}/accuracy"),
+            percent(f"teacher/class/{name}/accuracy"),
+        ]
+        rows.append([name, *cells])
+    body = table(("class", "agreement", "of the control", "accuracy", "of the teacher"), rows)
+    title = escape(f"Agreement of depth {depth} by class, on test images")
+    return f"<details><summary>{title}</summary>{body}</details>"

@@ -1,0 +1,245 @@
+"""Fidelity against formulas of other libraries, and what it must never depend on."""
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import entropy
+from sklearn.metrics import confusion_matrix, log_loss
+from torch.testing import assert_close
+
+from stepwell.evaluation import cka, evaluate, fidelity, fidelity_of
+from stepwell.evaluation import fidelity as function
+from stepwell.evaluation.calibration import reliability
+from stepwell.evaluation.fidelity import agreement_matrix
+from stepwell.evaluation.side_by_side import (
+    CKA_EXAMPLES,
+    FEATURE_VALUES,
+    observe,
+    predictive_kl,
+)
+from stepwell.types import Batch, Exit
+
+CLASSES = ("a", "b", "c", "d")
+
+
+def pair(n=200, seed=0, noise=0.8):
+    """Labels, a teacher that is often right, a student of it and a student of another one."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (n,), generator=g)
+    truth = 2.0 * torch.nn.functional.one_hot(labels, 4)
+    teacher, other = (truth + 1.5 * torch.randn(n, 4, generator=g) for _ in range(2))
+    student, control = (z + noise * torch.randn(n, 4, generator=g) for z in (teacher, other))
+    return labels, teacher, student, control
+
+
+def cut(labels, sizes):
+    """Batches whose "images" are indices into what was made before."""
+    index = torch.arange(len(labels))
+    return [Batch(i, labels[i]) for i in index.split(sizes)]
+
+
+def test_kl_of_a_pair_worked_by_hand_goes_from_teacher_to_student():
+    teacher, student = (
+        torch.tensor([[math.log(3), 0.0]]),
+        torch.zeros(1, 2),
+    )  # (3/4, 1/4), (1/2, 1/2)
+    there = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    back = 0.5 * math.log(2 / 3) + 0.5 * math.log(2)
+    assert predictive_kl(teacher, student).item() == pytest.approx(there)
+    assert predictive_kl(student, teacher).item() == pytest.approx(back)
+
+
+def test_numbers_equal_those_of_other_libraries():
+    labels, teacher, student, control = pair()
+    got = fidelity_of(teacher, student, labels, control=control, classes=CLASSES)
+    p, q, r = (z.double().softmax(1).numpy() for z in (teacher, student, control))
+    y, t, s, c = labels.numpy(), *(z.argmax(1) for z in (p, q, r))
+    assert got["kl"] == pytest.approx(entropy(p, q, axis=1).mean(), rel=1e-6)
+    assert got["control/kl"] == pytest.approx(entropy(p, r, axis=1).mean(), rel=1e-6)
+    for prefix, found in (("", q), ("teacher/", p), ("control/", r)):
+        assert got[f"{prefix}nll"] == pytest.approx(log_loss(y, found, labels=range(4)), rel=1e-6)
+    assert got["agreement"] == np.mean(s == t)
+    assert got["agreement_on_right"] == np.mean(s[t == y] == y[t == y])
+    assert got["agreement_on_errors"] == np.mean(s[t != y] == t[t != y])
+    assert got["errors_shared"] == np.mean(t[s != y] == s[s != y])
+    assert got["control/agreement"] == np.mean(c == t)
+    assert got["transfer"] == pytest.approx(np.mean(s == t) - np.mean(c == t))
+    wrong = t != y
+    expected = np.mean(s[wrong] == t[wrong]) - np.mean(c[wrong] == t[wrong])
+    assert got["transfer_on_errors"] == pytest.approx(expected)
+    assert got["transfer_kl"] == pytest.approx(got["control/kl"] - got["kl"])
+    assert got["gain"] == pytest.approx(got["accuracy"] - got["teacher/accuracy"])
+    for i, name in enumerate(CLASSES):
+        assert got[f"class/{name}/agreement"] == np.mean(s[y == i] == t[y == i])
+        assert got[f"teacher/class/{name}/accuracy"] == np.mean(t[y == i] == i)
+        assert got[f"examples/{name}"] == np.sum(y == i)
+    matrix = agreement_matrix(torch.from_numpy(t), torch.from_numpy(s), 4)
+    assert (matrix.numpy() == confusion_matrix(t, s, labels=range(4))).all()
+    same = evaluate(lambda _: {"s": student}, [Batch(labels, labels)])
+    for key in ("accuracy", "nll", "ece"):
+        assert got[key] == pytest.approx(same[f"s/{key}"], abs=1e-5)
+
+
+def test_a_student_passes_on_more_than_its_control_and_the_interval_says_so():
+    labels, teacher, student, control = pair(n=600)
+    got = fidelity_of(teacher, student, labels, control=control)
+    assert 0 < got["transfer/low"] < got["transfer"] < got["transfer/high"]
+    alike = fidelity_of(teacher, control, labels, control=control)
+    assert alike["transfer"] == alike["transfer/low"] == alike["transfer/high"] == 0
+    _, _, _, another = pair(n=600, noise=0.9)
+    none = fidelity_of(teacher, another, labels, control=control)
+    assert none["transfer/low"] < 0 < none["transfer/high"]
+    paired = got["transfer/high"] - got["transfer/low"]
+    assert paired < 2 * (got["agreement/high"] - got["agreement/low"])
+
+
+def test_how_the_data_is_cut_does_not_matter():
+    labels, teacher, student, control = pair(n=53)
+    maps = torch.randn(53, 3, 2, 2)
+
+    def run(sizes):
+        return fidelity(
+            lambda i: Exit(teacher[i], (maps[i],)),
+            lambda i: {"8": Exit(student[i], (maps[i] ** 2,)), "20": student[i] * 2},
+            cut(labels, sizes),
+            control=lambda i: control[i],
+        )
+
+    whole = run([53])
+    assert "8/cka/1/rbf" in whole
+    assert "20/cka/1" not in whole
+    for sizes in ([20, 20, 13], [1] * 53, [52, 1]):
+        assert run(sizes) == pytest.approx(whole, abs=1e-12)
+
+
+logits = st.integers(0, 10_000).map(
+    lambda seed: 3 * torch.randn(17, 4, generator=torch.Generator().manual_seed(seed))
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(logits, logits, st.floats(-5, 5))
+def test_agreement_is_symmetric_and_kl_is_not_negative(a, b, shift):
+    labels = torch.arange(17) % 4
+    there, back = (fidelity_of(x, y, labels, resamples=2) for x, y in ((a, b), (b, a)))
+    assert there["agreement"] == back["agreement"]
+    assert there["gain"] == -back["gain"]
+    assert there["kl"] >= 0
+    assert there["agreement/low"] <= there["agreement"] <= there["agreement/high"]
+    itself = fidelity_of(a, a + shift, labels, resamples=2)
+    assert itself["agreement"] == 1
+    assert itself["kl"] == pytest.approx(0, abs=1e-9)
+    assert itself["gain"] == itself["gain/low"] == 0
+
+
+def test_reliability_sums_up_to_the_expected_calibration_error():
+    confidence, right = torch.rand(500), torch.rand(500) < 0.4
+    curve = reliability(confidence, right, 10)
+    place = np.digitize(confidence.double().numpy(), np.arange(1, 10) / 10)
+    for b in range(10):
+        inside = torch.from_numpy(place == b)
+        assert curve.examples[b] == inside.sum()
+        assert curve.accuracy[b] == pytest.approx(right[inside].double().mean().item())
+        assert curve.confidence[b] == pytest.approx(confidence[inside].mean().item(), rel=1e-5)
+    sure = reliability(torch.tensor([1.0, 1.0]), torch.tensor([True, False]))
+    assert (sure.ece, sure.examples[-1].item()) == (0.5, 2)
+
+
+def test_cka_is_that_of_the_features_stage_by_stage():
+    labels, teacher, student, _ = pair(n=60)
+    stages = (torch.randn(60, 3, 4, 4), torch.randn(60, 5, 6))
+    seen = tuple(s + 0.5 * torch.randn_like(s) for s in stages)
+    got = fidelity_of(Exit(teacher, stages), {"s": Exit(student, seen)}, labels)
+    for i, (ours, theirs) in enumerate(zip(stages, seen, strict=True), start=1):
+        x, y = ours.flatten(1), theirs.flatten(1)
+        assert got[f"s/cka/{i}"] == pytest.approx(cka(x, y, debiased=True).value, abs=1e-5)
+        assert got[f"s/cka/{i}/linear"] == pytest.approx(cka(x, y).value, abs=1e-5)
+        assert got[f"s/cka/{i}/rbf"] == pytest.approx(cka(x, y, kernel="rbf").value, abs=1e-5)
+        assert got[f"s/cka/{i}/low"] < got[f"s/cka/{i}"] < got[f"s/cka/{i}/high"]
+    # of unlike numbers of stages the last are paired; a dead one has no CKA
+    fewer = fidelity_of(Exit(teacher, stages), Exit(student, seen[1:]), labels)
+    assert fewer["cka/1"] == pytest.approx(got["s/cka/2"])
+    dead = fidelity_of(Exit(teacher, stages), Exit(student, (seen[0] * 0, seen[1])), labels)
+    assert ("cka/1" in dead, dead["cka/2"]) == (False, pytest.approx(got["s/cka/2"]))
+    # a control may have stages that neither has
+    more = Exit(student, (*seen, seen[0]))
+    assert "control/cka/3" in fidelity_of(
+        Exit(teacher, (*stages, stages[0])), Exit(student, seen), labels, control=more
+    )
+
+
+def test_features_are_kept_of_examples_drawn_from_all_and_large_maps_are_averaged():
+    n, each = CKA_EXAMPLES + 500, 100
+    labels = torch.zeros(n).long()
+    number = torch.arange(n, dtype=torch.float32)[:, None, None, None].expand(-1, 1, 2, 2)
+    answer = torch.randn(n, 2)
+
+    def exit_of(i):
+        return Exit(answer[i], (number[i], number[i, :, :1, :1].expand(-1, 1, 130, 130)))
+
+    seen = observe(exit_of, exit_of, cut(labels, each))
+    small, large = seen.teacher.stages
+    assert small.shape == (CKA_EXAMPLES, 4)
+    assert large.shape == (CKA_EXAMPLES, FEATURE_VALUES)
+    assert_close(large[:, 0], small[:, 0])
+    assert small[:, 0].unique().numel() == CKA_EXAMPLES
+    late = (small[:, 0] >= CKA_EXAMPLES).double().mean().item()
+    assert late == pytest.approx(1 / 3, abs=0.06)
+    (alike,) = observe(exit_of, exit_of, cut(labels, 700)).students.values()
+    assert_close(alike.stages[0], small)
+    tokens = torch.randn(6, 300, 64)
+    long = observe(
+        lambda i: Exit(answer[i], (tokens,)), lambda i: answer[i], cut(labels[:6], 6)
+    ).teacher.stages[0]
+    assert long.shape[1] <= FEATURE_VALUES
+
+
+Z = torch.randn(6, 3)
+BAD = {
+    "classes": (Z, Z[:, :2], {}, r"student gives logits .6, 2., the teacher .6, 3.: both need"),
+    "probabilities": (Z.softmax(1), Z, {}, "the teacher gives probabilities"),
+    "of the student": (Z, {"8": Z.softmax(1)}, {}, "the student 8 gives probabilities"),
+    "not finite": (Z, Z / 0, {}, "the student gives logits that are not finite"),
+    "names": (Z, Z, {"classes": CLASSES}, "tell 3 classes apart, and 4 are named"),
+    "controls": (Z, {"8": Z, "20": Z}, {"control": {"8": Z, "9": Z}}, "the control has 8, 9"),
+    "clash": (Z, {"teacher": Z}, {}, "cannot be named 'teacher'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_compared_is_refused(name):
+    teacher, student, options, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        fidelity_of(teacher, student, torch.arange(6) % 3, **options)
+
+
+def test_other_labels_no_data_and_two_teachers_are_refused():
+    with pytest.raises(ValueError, match="labels run from 0 to 3, out of range"):
+        fidelity_of(Z, Z, torch.arange(6) % 4)
+    with pytest.raises(ValueError, match="nothing to compare"):
+        fidelity(lambda x: x, lambda x: x, [])
+    with pytest.raises(ValueError, match=r"2 teachers \(8, 20\): compare with one"):
+        fidelity(lambda x: {"8": x, "20": x}, lambda x: x, [Batch(Z, torch.arange(6) % 3)])
+
+
+def test_what_has_no_meaning_is_left_out():
+    labels = torch.tensor([0, 1, 2])
+    right = 4.0 * torch.eye(3)
+    got = fidelity_of(right, right, labels, control=right)
+    assert not any("errors" in key for key in got)
+    assert got["agreement_on_right"] == 1
+    assert all(math.isfinite(value) for value in got.values())
+
+
+def test_the_example_in_the_docstring():
+    results = doctest.DocTestRunner()
+    for test in doctest.DocTestFinder(recurse=False).find(
+        function, globs={"torch": torch, "Batch": Batch, "fidelity": fidelity}
+    ):
+        results.run(test)
+    assert (results.tries > 0, results.failures) == (True, 0)
