@@ -2,6 +2,7 @@
 
 from stepwell.methods.distill import Distill
 from stepwell.methods.embedded_kd import EmbeddedKD
+from stepwell.methods.flow_matching import FlowMatching
 from stepwell.methods.objective import Frozen, MovingAverage, Objective, as_exit
 from stepwell.methods.private_norms import PrivateNorms
 from stepwell.methods.supervised import Supervised
@@ -9,6 +10,7 @@ from stepwell.methods.supervised import Supervised
 __all__ = [
     "Distill",
     "EmbeddedKD",
+    "FlowMatching",
     "Frozen",
     "MovingAverage",
     "Objective",

@@ -1,9 +1,8 @@
 """Knowledge distillation from a separate teacher (Hinton et al. 2015): the offline baseline."""
 
 from torch import nn
-from torch.nn.functional import cross_entropy
 
-from stepwell.losses import soft_target_kl
+from stepwell.losses import label_cross_entropy, soft_target_kl
 from stepwell.methods.objective import Objective, Teacher, as_exit
 from stepwell.types import Batch, Step
 
@@ -36,12 +35,12 @@ class Distill(Objective):
         self.kl = kl
 
     def training_step(self, batch: Batch) -> Step:
-        """Both terms of one batch."""
+        """Both terms of one batch; images without a label are taught by the teacher alone."""
         images, labels = batch
         logits = as_exit(self.student(images)).logits
         target = self.teacher(images).logits
         logs = {
-            "ce": cross_entropy(logits, labels),
+            "ce": label_cross_entropy(logits, labels),
             "kl": soft_target_kl(logits, target, self.temperature),
         }
         return Step(self.ce * logs["ce"] + self.kl * logs["kl"], logs)

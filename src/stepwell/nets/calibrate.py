@@ -67,7 +67,7 @@ def estimate(
     count = 0
     net.eval()
     try:
-        for count, (images, _) in enumerate(batches, start=1):  # noqa: B007
+        for count, (images, _) in enumerate(batches, start=1):
             if count == 1:
                 for norm in norms:
                     norm.reset_running_stats()

@@ -7,9 +7,12 @@ import torch
 import tyro
 
 from stepwell.methods import Distill, Frozen
+from stepwell.nets.between import start_between
 from stepwell.nets.file import load
 from stepwell.recipes.classification import finish, open_classifier, validator
-from stepwell.training import Loop, fit, sgd
+from stepwell.recipes.distill_data import DistillData, with_generated
+from stepwell.training import Loop, fit, optimizer_of
+from stepwell.training.optim import OptimizerName
 
 
 def distill(
@@ -22,8 +25,10 @@ def distill(
     init: Literal["pretrained"] | Path | None = None,
     epochs: int = 40,
     batch_size: int = 128,
-    lr: float = 0.1,
+    optimizer: OptimizerName = "sgd",
+    lr: float | None = None,
     weight_decay: float = 5e-4,
+    start_from_teacher: float | None = None,
     temperature: float = 3.0,
     ce: float = 1.0,
     kl: float = 1.0,
@@ -31,12 +36,15 @@ def distill(
     flip: bool | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
+    distill_data: Annotated[DistillData, tyro.conf.OmitArgPrefixes] = DistillData(),
     loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(),
 ) -> dict[str, Any]:
     """Teach a student by a trained teacher's soft targets (Hinton et al. 2015).
 
     Examples:
         stepwell train distill --data digits --out runs/student --teacher runs/alone --student resnet20
+        stepwell train distill --data photos/ --out runs/more --teacher runs/alone --unlabeled extra/
+        stepwell train distill --data digits --out runs/mixed --teacher runs/alone --mix mixup --ce 0
 
     Args:
         data: a folder of class folders, or a name (`stepwell list`).
@@ -47,7 +55,11 @@ def distill(
         init: weights to start from: a Stepwell file, weights under torchvision's names, or `pretrained`
             for those that torchvision or timm publish (a download).
         epochs: passes over the training part.
-        ce: weight of the labels.
+        optimizer: `sgd` with momentum, `adam` or `adamw`.
+        lr: the highest learning rate; 0.1 for sgd, 0.001 for the others.
+        start_from_teacher: start the student at this share of the teacher's weights and the rest of its
+            own; both must have one architecture, best one without BatchNorm (resnet20_ln).
+        ce: weight of the labels; images without a label are taught by the teacher alone.
         kl: weight of the teacher's soft targets.
         size: height and width of the images; by default their own.
         flip: mirror training images; by default where the data allows it.
@@ -70,10 +82,15 @@ def distill(
                 f"{teacher} knows {len(theirs)} classes ({', '.join(theirs[:3])}, ...), the data has "
                 f"{len(classes)} ({', '.join(classes[:3])}, ...): they must be the same, in order"
             )
+        train = task.train
+        if start_from_teacher is not None:
+            plain = train.with_images(train.images)
+            start_between(nested.module, taught_by.module, start_from_teacher, plain)
+        train = with_generated(task.run, train, distill_data, loop)
         fit(
             Distill(nested.module, Frozen(taught_by), temperature=temperature, ce=ce, kl=kl),
-            task.train,
-            sgd(lr, weight_decay=weight_decay),
+            train,
+            optimizer_of(optimizer, lr, weight_decay=weight_decay),
             task.run,
             phase="train",
             epochs=epochs,

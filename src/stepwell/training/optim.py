@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-
 OptimizerName = Literal["sgd", "adam", "adamw"]
 #: The highest learning rate of each optimizer where nobody says another.
 RATES: dict[OptimizerName, float] = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
@@ -43,7 +42,11 @@ def sgd(
 
 
 def optimizer_of(
-    name: OptimizerName, lr: float | None = None, *, weight_decay: float = 5e-4, warmup: float = 0.05
+    name: OptimizerName,
+    lr: float | None = None,
+    *,
+    weight_decay: float = 5e-4,
+    warmup: float = 0.05,
 ) -> Optim:
     """An optimizer by name, under the schedule of `sgd`.
 
