@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
+from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -224,7 +225,7 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _quotas(batch_size: int, images: ImageSet, extra: Sequence[Extra]) -> list[float]:
+def _quotas(batch_size: int, images: ImageSet, extra: Sequence[Extra]) -> list[Fraction]:
     """How many images of each extra set a batch holds on average.
 
     Raises:
@@ -239,14 +240,19 @@ def _quotas(batch_size: int, images: ImageSet, extra: Sequence[Extra]) -> list[f
             raise ValueError(
                 f"images of {other.images.size} pixels cannot join those of {images.size}"
             )
-    left = 1 - sum(other.share or 0.0 for other in extra)
+    # Fractions, so that sets which fill whole batches together do.
+    given = [None if e.share is None else Fraction(str(e.share)) for e in extra]
+    left = 1 - sum(share or Fraction(0) for share in given)
     total = len(images) + sum(len(other.images) for other in extra if other.share is None)
     if batch_size * left * len(images) < total:
         raise ValueError(
             f"the shares of a batch of {batch_size} that other images take leave no room for the "
             "training images: make them smaller, or the batch larger"
         )
-    shares = (left * len(e.images) / total if e.share is None else e.share for e in extra)
+    shares = (
+        left * Fraction(len(other.images), total) if share is None else share
+        for other, share in zip(extra, given, strict=True)
+    )
     return [batch_size * share for share in shares]
 
 
