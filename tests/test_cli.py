@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +26,11 @@ from stepwell.device import device_name
 from stepwell.nets import BUILDERS
 from stepwell.nets.file import fingerprint, load, rewrite_card, save
 from stepwell.recipes import RECIPES, classification, load_object
+from stepwell.recipes.distill_data import DistillData
 from stepwell.serve import measure_cascade
 
 #: Parameters whose fields are flags.
-GROUPS = ("loop", "distill_data")
+GROUPS = {"loop", "distill_data"}
 TRAIN = [
     "train", "ekd", "--data", "digits", "--net", "resnet20", "--depths", "8", "--epochs", "1",
     "--batch-size", "256", "--device", "cpu",
@@ -683,8 +684,12 @@ def test_every_recipe_has_help_and_says_what_each_flag_means(stepwell, recipe):
     assert code == 0
     assert f"Example: stepwell train {recipe}" in out
     signature = inspect.signature(load_object(RECIPES[recipe][0]))
-    for name in signature.parameters:
-        assert name in GROUPS or f"--{name.replace('_', '-')}" in out
+    groups = {
+        name: signature.parameters[name].default for name in GROUPS & signature.parameters.keys()
+    }
+    of_groups = [field.name for group in groups.values() for field in fields(group)]
+    for name in [*(signature.parameters.keys() - GROUPS), *of_groups]:
+        assert f"--{name.replace('_', '-')}" in out
 
 
 def test_version_and_list(stepwell):
@@ -709,6 +714,8 @@ def test_the_options_of_the_recipes_are_these():
     for recipe, own in expected.items():
         signature = inspect.signature(load_object(RECIPES[recipe][0]))
         assert set(signature.parameters) == {*common.split(), *own.split()}
+    shown = "augment mix unlabeled unlabeled_share synthetic synthetic_share synthetic_count "
+    assert {f.name for f in fields(DistillData)} == {*shown.split(), "generator_steps"}
 
 
 def test_data_that_has_changed_is_not_measured_on_as_if_it_had_not(

@@ -22,6 +22,8 @@ from stepwell.methods import FlowMatching
 from stepwell.nets.unet import UNet
 from stepwell.training import Loop, Run, fit, optimizer_of
 
+#: Images a batch of the generator's training, at the most.
+BATCH = 64
 #: Decay of the moving average of the generator's weights, which draws its images.
 AVERAGE = 0.995
 
@@ -30,16 +32,18 @@ AVERAGE = 0.995
 class DistillData:
     """What a student is taught on; the teacher labels exactly what the student sees.
 
-    augment: changes of each image: `standard` (crop, and mirror where the data allows it); on top of it
-        `rotate` (20 degrees), `vflip`, `jitter` (of colours) or `combined` (all three); or `none`.
-    mix: `mixup` or `cutmix`: blend the images of a batch with each other.
-    unlabeled: a folder of more images without labels, of this kind or any other, nested or not.
-    unlabeled_share: of every batch; by default what the numbers of images make of it.
-    synthetic: images without labels: `noise`, or `composites` of training images, in the place of some
-        of every batch and drawn anew each time; or more images by a `generator` that is trained first.
-    synthetic_share: of every batch.
-    synthetic_count: how many images the generator makes; as many as training images by default.
-    generator_steps: of the generator's training.
+    Attributes:
+        augment: changes of each image: `standard` (crop, and mirror where the data allows it); on top of
+            it `rotate` (20 degrees), `vflip`, `jitter` (of colours) or `combined` (all); or `none`.
+        mix: `mixup` or `cutmix`: blend the images of a batch with each other.
+        unlabeled: a folder of more images without labels, of this kind or any other, nested or not.
+        unlabeled_share: of every batch; by default what the numbers of images make of it.
+        synthetic: images without labels: `noise`, or `composites` of training images, in the place of
+            some of every batch and drawn anew each time; or more images by a `generator` that is
+            trained first.
+        synthetic_share: of every batch.
+        synthetic_count: how many images the generator makes; as many as training images by default.
+        generator_steps: of the generator's training.
     """
 
     augment: Policy = "standard"
@@ -49,7 +53,7 @@ class DistillData:
     synthetic: Literal["none", "noise", "composites", "generator"] = "none"
     synthetic_share: float = 0.2
     synthetic_count: int | None = None
-    generator_steps: int = 1000
+    generator_steps: int = 1500
 
     def check(self) -> None:
         """Refuse values that make no sense, before any time is spent.
@@ -106,7 +110,7 @@ def with_generated(run: Run, train: Batches, data: DistillData, loop: Loop) -> B
     objective = FlowMatching(UNet(widths=_widths(images.size)))
     seen = Batches(
         images,
-        train.batch_size,
+        min(BATCH, train.batch_size),
         mean=train.mean,
         std=train.std,
         augment=Augment(pad=0, flip=train.augment is not None and train.augment.flip),
@@ -136,5 +140,6 @@ def with_generated(run: Run, train: Batches, data: DistillData, loop: Loop) -> B
 
 
 def _widths(size: int) -> tuple[int, ...]:
-    """Levels of the generator: down to four or five pixels, three at the most."""
-    return (32, 64, 64)[: max(1, min(3, int(math.log2(size / 4)) + 1))]
+    """Levels of the generator, down to four pixels or by a factor of eight; thin on large maps."""
+    levels = max(1, min(4, int(math.log2(size / 4)) + 1))
+    return (16, 32, 64, 64) if levels == 4 else (32, 64, 64)[:levels]
