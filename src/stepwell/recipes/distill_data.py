@@ -33,8 +33,8 @@ class DistillData:
     """What a student is taught on; the teacher labels exactly what the student sees.
 
     Attributes:
-        augment: changes of each image: `standard` (crop, and mirror where the data allows it); on top of
-            it `rotate` (20 degrees), `vflip`, `jitter` (of colours) or `combined` (all); or `none`.
+        augment: changes of each image: `standard` (crop, and mirror where the data allows it); on top
+            of it `rotate` (20 degrees), `vflip`, `jitter` (of colours) or `combined` (all); or `none`.
         mix: `mixup` or `cutmix`: blend the images of a batch with each other.
         unlabeled: a folder of more images without labels, of this kind or any other, nested or not.
         unlabeled_share: of every batch; by default what the numbers of images make of it.
