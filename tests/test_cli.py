@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +27,11 @@ from stepwell.evaluation import side_by_side
 from stepwell.nets import BUILDERS
 from stepwell.nets.file import fingerprint, load, rewrite_card, save
 from stepwell.recipes import RECIPES, classification, load_object
+from stepwell.recipes.distill_data import DistillData
 from stepwell.serve import measure_cascade
 
+#: Parameters whose fields are flags.
+GROUPS = {"loop", "distill_data"}
 TRAIN = [
     "train", "ekd", "--data", "digits", "--net", "resnet20", "--depths", "8", "--epochs", "1",
     "--batch-size", "256", "--device", "cpu",
@@ -795,6 +798,38 @@ BAD = {
         [*TEACH, "--out", "{tmp}/r", "--cache", "{tmp}/shipped"],
         "holds other files and no cache",
     ),
+    "no unlabeled image": (
+        [
+            "train",
+            "distill",
+            "--data",
+            "digits",
+            "--teacher",
+            "{run}",
+            "--out",
+            "{tmp}/r",
+            "--unlabeled",
+            "{tmp}/empty",
+        ],
+        "holds no image",
+    ),
+    "another architecture": (
+        [
+            "train",
+            "distill",
+            "--data",
+            "digits",
+            "--teacher",
+            "{run}",
+            "--out",
+            "{tmp}/r",
+            "--student",
+            "resnet8",
+            "--start-from-teacher",
+            "0.5",
+        ],
+        "no line between two architectures",
+    ),
     "other classes": (["eval", "{run}", "--data", "{folder}"], "has 2 classes, the network 10"),
     "damaged": (["predict", "{tmp}/bad.safetensors", "{tmp}/i.png"], "is damaged"),
     "pickle": (["predict", "{tmp}/p.pt", "{tmp}/i.png"], "is a pickle"),
@@ -846,8 +881,12 @@ def test_every_recipe_has_help_and_says_what_each_flag_means(stepwell, recipe):
     assert code == 0
     assert f"Example: stepwell train {recipe}" in out
     signature = inspect.signature(load_object(RECIPES[recipe][0]))
-    for name in signature.parameters:
-        assert name == "loop" or f"--{name.replace('_', '-')}" in out
+    groups = {
+        name: signature.parameters[name].default for name in GROUPS & signature.parameters.keys()
+    }
+    of_groups = [field.name for group in groups.values() for field in fields(group)]
+    for name in [*(signature.parameters.keys() - GROUPS), *of_groups]:
+        assert f"--{name.replace('_', '-')}" in out
 
 
 def test_version_and_list(stepwell):
@@ -863,9 +902,9 @@ def test_the_options_of_the_recipes_are_these():
     """Whoever renames one breaks scripts and resumed runs: say so in CHANGELOG."""
     common = "data out batch_size lr weight_decay size flip val_fraction seed loop epochs stem init"
     expected = {
-        "supervised": "net label_smoothing ema_teacher",
+        "supervised": "net label_smoothing ema_teacher optimizer",
         "distill": "teacher student temperature ce kl attention attention_mode attention_stages hint "
-        "hint_stages cache teacher_mean teacher_std",
+        "hint_stages cache teacher_mean teacher_std optimizer start_from_teacher distill_data",
         "ekd": "net depths calibrated norms nest_epochs schedule temperature ce kl attention "
         "attention_mode full_weight distill_from ema_teacher teach_full sample label_smoothing "
         "on_drop max_drop",
@@ -873,6 +912,8 @@ def test_the_options_of_the_recipes_are_these():
     for recipe, own in expected.items():
         signature = inspect.signature(load_object(RECIPES[recipe][0]))
         assert set(signature.parameters) == {*common.split(), *own.split()}
+    shown = "augment mix unlabeled unlabeled_share synthetic synthetic_share synthetic_count "
+    assert {f.name for f in fields(DistillData)} == {*shown.split(), "generator_steps"}
 
 
 def test_data_that_has_changed_is_not_measured_on_as_if_it_had_not(

@@ -35,7 +35,11 @@ class Step(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images (batch, channels, height, width), normalised floats; labels (batch,), class indices."""
+    """Images (batch, channels, height, width), normalised floats, and their labels.
+
+    Labels are class indices (batch,), -1: no label; or, of mixed images, shares of the classes
+    (batch, classes).
+    """
 
     images: Tensor
     labels: Tensor

@@ -1,10 +1,13 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.testing import assert_close
 
-from stepwell.data import Augment, Batches, ImageSet, seed_of
+from stepwell.data import Augment, Batches, Extra, ImageSet, Mix, Replace, seed_of
+from stepwell.data.images import Files
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -135,3 +138,123 @@ def test_impossible_batches_are_refused():
 def test_seeds_are_stable_and_unrelated():
     assert seed_of(0, "step", 1) == seed_of(0, "step", 1)
     assert len({seed_of(s, w, i) for s in range(3) for w in "ab" for i in range(50)}) == 300
+
+
+# sets that join
+
+
+def unlabeled(count, first=100):
+    """Like `numbered`, with numbers from `first` and without labels."""
+    pixels = torch.arange(first, first + count, dtype=torch.uint8)[:, None, None, None]
+    return ImageSet(pixels.expand(-1, 3, 4, 4).contiguous(), torch.full((count,), -1), ("a",))
+
+
+def joined(n=24, batch_size=8, *extra, **options):
+    return Batches(numbered(n), batch_size, shuffle=True, extra=extra, **options, **PLAIN)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(2, 40),
+    batch_size=st.integers(4, 12),
+    sizes=st.lists(st.tuples(st.integers(1, 30), st.sampled_from([None, 0.1, 0.25])), max_size=2),
+)
+@pytest.mark.filterwarnings("ignore:the last batch of an epoch")
+def test_an_epoch_stays_a_pass_over_the_training_part_and_others_go_round(n, batch_size, sizes):
+    extra = [
+        Extra(unlabeled(m, 100 + 50 * i), share) for i, (m, share) in enumerate(sizes)
+    ]  # fmt: skip
+    try:
+        batches = joined(n, batch_size, *extra)
+    except ValueError as error:
+        assert "leave no room" in str(error)  # noqa: PT017
+        return
+    counts = [
+        dict.fromkeys(range(100 + 50 * i, 100 + 50 * i + m), 0) for i, (m, _) in enumerate(sizes)
+    ]
+    for epoch in range(3):
+        seen = []
+        for position in range(epoch * len(batches), (epoch + 1) * len(batches)):
+            members = numbers(batches.at(position))
+            assert len(members) <= batch_size
+            own = [m for m in members if m < 100]
+            seen += own
+            for i, (_, share) in enumerate(sizes):
+                theirs = [m for m in members if 100 + 50 * i <= m < 150 + 50 * i]
+                if share is not None:
+                    assert abs(len(theirs) - share * batch_size) < 1
+                for m in theirs:
+                    counts[i][m] += 1
+        lost = n % batch_size == 1 and not extra
+        assert len(seen) == len(set(seen)) == n - lost
+    for count in counts:
+        assert max(count.values()) - min(count.values()) <= 1
+
+
+def test_sets_without_a_share_come_as_their_numbers_are():
+    batches = joined(30, 10, Extra(unlabeled(60)))
+    assert len(batches) == 9
+    members = [numbers(batches.at(p)) for p in range(9)]
+    assert all(len(m) == 10 for m in members)
+    assert all(sum(v < 100 for v in m) in (3, 4) for m in members)
+    assert sorted(v for m in members for v in m if v >= 100) == list(range(100, 160))
+    assert any(m[0] >= 100 for m in members)  # shuffled within the batch
+    assert any(m[0] < 100 for m in members)
+
+
+def test_labels_follow_their_images_into_every_shard_and_stream(tmp_path):
+    batches = joined(30, 10, Extra(unlabeled(9), 0.3))
+    for batch in batches:
+        assert [label == -1 for label in batch.labels.tolist()] == [
+            v >= 100 for v in numbers(batch)
+        ]
+    parts = [batches.sharded(rank, 2).at(3) for rank in range(2)]
+    whole = numbers(batches.at(3))
+    assert [numbers(p) for p in parts] == [whole[::2], whole[1::2]]
+    for i in range(9):
+        pixels = np.full((4, 4, 3), 100 + i, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    files = Files(sorted(tmp_path.iterdir()), 4)
+    on_disk = joined(30, 10, Extra(ImageSet(files, torch.full((9,), -1), ("a",)), 0.3))
+    for a, b in zip(batches.stream(2, 12), on_disk.stream(2, 12), strict=True):
+        assert_close(tuple(a), tuple(b), rtol=0, atol=0)
+
+
+def test_changes_of_a_batch_are_functions_of_seed_epoch_and_step():
+    data = ImageSet(
+        torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8),
+        torch.arange(20) % 4,
+        tuple("abcd"),
+    )
+    make = lambda seed: Batches(  # noqa: E731
+        data,
+        6,
+        shuffle=True,
+        seed=seed,
+        augment=Augment.of("combined", 8, False),
+        changes=[Replace("composites", 0.3), Replace("noise", 0.2), Mix("cutmix", 4)],
+        extra=[Extra(ImageSet(data.pixels, torch.full((20,), -1), data.classes), 0.3)],
+        **PLAIN,
+    )
+    whole = [*make(3).stream(0, 12)]
+    for a, b in zip(whole[7:], make(3).stream(7, 12), strict=True):
+        assert_close(tuple(a), tuple(b), rtol=0, atol=0)
+    assert all(batch.labels.shape == (len(batch.images), 4) for batch in whole)
+    assert not torch.equal(make(4).at(0).images, whole[0].images)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ([Extra(unlabeled(9), 0.0)], "share of every batch lies between 0 and 1, neither"),
+        ([Extra(unlabeled(9), 0.5), Extra(unlabeled(9), 0.45)], "leave no room"),
+        ([Extra(unlabeled(9), 0.95)], "leave no room"),
+        (
+            [Extra(ImageSet(torch.zeros(1, 3, 2, 2).byte(), torch.tensor([-1]), ("a",)))],
+            "images of 2 pixels cannot join those of 4",
+        ),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(extra, message):
+    with pytest.raises(ValueError, match=message):
+        joined(24, 8, *extra)

@@ -5,7 +5,14 @@ import torch
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from stepwell.losses import ATTENTION, attention_at, attention_gram, attention_sad, soft_target_kl
+from stepwell.losses import (
+    ATTENTION,
+    attention_at,
+    attention_gram,
+    attention_sad,
+    label_cross_entropy,
+    soft_target_kl,
+)
 
 
 def test_kl_matches_a_value_worked_by_hand():
@@ -123,3 +130,27 @@ def test_attention_takes_tokens_as_a_map_without_rows(loss):
         loss(tokens[0][:, 1:], tokens[1])
     with pytest.raises(ValueError, match="differ in batch or resolution"):
         loss(tokens[0], teacher)
+
+
+# labels that may be missing
+
+
+def test_the_label_loss_is_the_mean_over_the_labels_that_there_are():
+    logits = torch.tensor([[log(3), 0.0], [0.0, 0.0], [5.0, 0.0]])
+    expected = torch.tensor((log(4 / 3) + log(2)) / 2)
+    assert_close(label_cross_entropy(logits, torch.tensor([0, 1, -1])), expected)
+    shares = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    assert_close(label_cross_entropy(logits, shares), expected)
+    assert_close(
+        label_cross_entropy(logits[:2], torch.tensor([[0.25, 0.75], [0.5, 0.0]])),
+        torch.tensor((0.25 * log(4 / 3) + 0.75 * log(4) + 0.5 * log(2)) / 1.5),
+    )
+
+
+@pytest.mark.parametrize("labels", [torch.full((4,), -1), torch.zeros(4, 3)])
+def test_no_label_at_all_is_no_loss_and_no_gradient(labels):
+    logits = torch.randn(4, 3, requires_grad=True)
+    loss = label_cross_entropy(logits, labels)
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert_close(logits.grad, torch.zeros(4, 3))

@@ -263,6 +263,33 @@ def test_distillation_is_the_weighted_sum_of_its_terms(batch):
     assert_close(step.loss, 0.3 * logs["ce"] + 0.7 * logs["kl"])
 
 
+def test_images_without_labels_are_taught_by_the_teacher_alone(batch):
+    student, teacher = build("resnet8_ln", num_classes=5).module, Frozen(nested(()))
+    method = Distill(student, teacher, ce=0.3, kl=0.7)
+    half = Batch(batch.images, batch.labels.masked_fill(torch.arange(6) > 2, -1))
+    logs, labelled = method.training_step(half).logs, method.training_step(batch).logs
+    assert_close(logs["kl"], labelled["kl"], rtol=0, atol=0)
+    assert_close(logs["ce"], cross_entropy(student(batch.images[:3]), batch.labels[:3]))
+    none = method.training_step(Batch(batch.images, torch.full((6,), -1)))
+    assert float(none.logs["ce"].detach()) == 0
+    assert_close(none.loss, 0.7 * none.logs["kl"])
+    mixed = 0.3 * torch.eye(5)[batch.labels] + 0.7 * torch.eye(5)[batch.labels.flip(0)]
+    found = method.training_step(Batch(batch.images, mixed)).logs["ce"]
+    assert_close(found, cross_entropy(student(batch.images), mixed))
+
+
+def test_a_student_that_starts_at_its_teacher_has_no_gradient(batch):
+    """Without labels and without statistics of batches, equal weights are the optimum."""
+    net = build("resnet8_ln", num_classes=5).module
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    method = Distill(net, Frozen(net), ce=0.0, temperature=4.0).train()
+    step = method.training_step(batch)
+    step.loss.backward()
+    assert abs(float(step.loss.detach())) < 1e-6
+    assert max(p.grad.abs().max() for p in net.parameters()) < 1e-5
+
+
 # PrivateNorms
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import sys
@@ -13,10 +14,10 @@ from stepwell.data import Augment, Batches, ImageSet
 from stepwell.files import write_whole
 from stepwell.methods import EmbeddedKD, Objective, Supervised
 from stepwell.nets import build
-from stepwell.training import Loop, Run, fit, sgd
+from stepwell.training import Loop, Run, fit, optimizer_of, sgd
 from stepwell.training.fit import Stopped
 from stepwell.training.job import Diverged, read_checkpoint
-from stepwell.training.optim import Optim, cosine
+from stepwell.training.optim import RATES, Optim, cosine
 from stepwell.types import Batch, Step
 
 CPU = {"device": "cpu"}
@@ -240,6 +241,33 @@ def test_only_matrices_decay():
     assert {p.ndim for p in groups[0]["params"]} == {2, 4}
     assert {p.ndim for p in groups[1]["params"]} == {1}
     assert [g["weight_decay"] for g in groups] == [0.5, 0.0]
+
+
+def test_optimizers_by_name_take_their_own_rate_and_decay_matrices_alone():
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    for name, kind in kinds.items():
+        optimizer = optimizer_of(name, weight_decay=0.5).make(tiny())
+        assert type(optimizer) is kind
+        assert {g["lr"] for g in optimizer.param_groups} == {RATES[name]}
+        assert [g["weight_decay"] for g in optimizer.param_groups] == [0.5, 0.0]
+        assert optimizer_of(name, 0.03).make(tiny()).param_groups[0]["lr"] == 0.03
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_training_by_another_optimizer_goes_on_to_the_same_bits(batches, tmp_path, name):
+    nets = []
+    for folder, stops in (("whole", [-1]), ("cut", [5, -1])):
+        for at in stops:
+            net = tiny()
+            stopped = contextlib.suppress(RuntimeError)
+            with Run.start(tmp_path / folder, "test", {}, data={}) as run, stopped:
+                fit(
+                    StopAt(net, at), batches, optimizer_of(name), run, phase="train", epochs=2,
+                    loop=Loop(checkpoint_minutes=0.0, **CPU),
+                )  # fmt: skip
+        nets.append(net)
+    states_equal(*nets)
+    assert not torch.equal(nets[0][0].weight, tiny()[0].weight)
 
 
 # the run directory

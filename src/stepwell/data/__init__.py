@@ -1,6 +1,20 @@
-"""Images: what users have on disk, read, split, augmented and batched."""
+"""Images: what users have on disk, read, split, augmented, mixed and batched."""
 
-from stepwell.data.images import ImageSet, Splits, load_images
-from stepwell.data.loader import Augment, Batches, normalise, seed_of
+from stepwell.data.augment import Augment
+from stepwell.data.images import ImageSet, Splits, load_images, load_unlabeled
+from stepwell.data.loader import Batches, Extra, normalise, seed_of
+from stepwell.data.mixing import Mix, Replace
 
-__all__ = ["Augment", "Batches", "ImageSet", "Splits", "load_images", "normalise", "seed_of"]
+__all__ = [
+    "Augment",
+    "Batches",
+    "Extra",
+    "ImageSet",
+    "Mix",
+    "Replace",
+    "Splits",
+    "load_images",
+    "load_unlabeled",
+    "normalise",
+    "seed_of",
+]

@@ -60,7 +60,7 @@ class ImageSet:
 
     Args:
         pixels: bytes (n, 3, size, size), or `Files`.
-        labels: (n,) class indices.
+        labels: (n,) class indices; -1 where an image has no label.
         classes: class names, in the order of the indices.
 
     Raises:
@@ -77,7 +77,7 @@ class ImageSet:
         if not len(self.labels):
             raise ValueError("a set of no images")
         low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= len(self.classes):
+        if low < -1 or high >= len(self.classes):
             raise ValueError(
                 f"labels run from {low} to {high}, out of range for {len(self.classes)} classes "
                 f"(0 to {len(self.classes) - 1})"
@@ -179,6 +179,26 @@ def load_images(data: str, size: int | None = None) -> Splits:
     )
 
 
+def load_unlabeled(folder: Path, size: int, classes: tuple[str, ...]) -> ImageSet:
+    """Every image below `folder`, nested or not, without a label.
+
+    Args:
+        size: height and width to bring the images to, as `load_images` does.
+        classes: of the set that they join.
+
+    Raises:
+        ValueError: no such folder, no image in it, or one cannot be read.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"no folder of images {folder}")
+    paths = image_files(folder)
+    if not paths:
+        raise ValueError(
+            f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}): fill it, or leave it out"
+        )
+    return ImageSet(_pixels(paths, size), torch.full((len(paths),), -1), classes)
+
+
 def read_image(path: Path, size: int) -> Tensor:
     """Bytes (3, size, size): shorter side scaled to `size`, cropped in the middle.
 
@@ -259,10 +279,15 @@ def _class_folder(root: Path, size: int | None) -> ImageSet:
             raise ValueError(f"class folder {folder} holds no image: fill or remove it")
     paths = [p for found_files in files for p in found_files]
     labels = torch.tensor([i for i, found_files in enumerate(files) for _ in found_files])
-    lazy = Files(paths, size or _own_size(paths))
-    fits = len(paths) * 3 * lazy.size**2 <= MEMORY
-    pixels = lazy[torch.arange(len(paths))] if fits else lazy
+    pixels = _pixels(paths, size or _own_size(paths))
     return ImageSet(pixels, labels, tuple(folder.name for folder in folders))
+
+
+def _pixels(paths: Sequence[Path], size: int) -> Tensor | Files:
+    """The images, decoded if that fits in memory."""
+    lazy = Files(paths, size)
+    fits = len(paths) * 3 * size**2 <= MEMORY
+    return lazy[torch.arange(len(paths))] if fits else lazy
 
 
 def _own_size(paths: Sequence[Path]) -> int:

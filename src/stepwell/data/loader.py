@@ -5,18 +5,21 @@ come from a generator seeded for just that epoch or step.
 """
 
 import hashlib
+import math
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from stepwell.data.augment import Augment
 from stepwell.data.images import Files, ImageSet
+from stepwell.data.mixing import Change
 from stepwell.types import Batch
 
 
@@ -25,54 +28,15 @@ def seed_of(*key: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 1
 
 
-@dataclass(frozen=True)
-class Augment:
-    """Standard augmentation, on whole batches of bytes (batch, 3, size, size).
+class Extra(NamedTuple):
+    """Images that join the training part in its batches.
 
-    pad: crop at random from an image padded with this many black pixels on each side.
-    flip: mirror half of the images.
-    min_area: first crop a random part of at least this share of the area and stretch it to the full
-        size (for photographs of 64 pixels and more); 1 leaves the area whole.
+    images: their labels may all be -1, for none.
+    share: of every batch; none: what the numbers of images make of the share that is left.
     """
 
-    pad: int = 4
-    flip: bool = True
-    min_area: float = 1.0
-
-    @classmethod
-    def standard(cls, size: int, flip: bool) -> "Augment":
-        """What is usual at this size: pad an eighth and crop, or crop 35 % of the area and more."""
-        if size >= 64:
-            return cls(pad=0, flip=flip, min_area=0.35)
-        return cls(pad=size // 8, flip=flip)
-
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augmented images, (batch, 3, size, size); every image draws for itself."""
-        if self.min_area < 1:
-            return self._resized_crop(images, generator)
-        n, size = len(images), images.shape[-1]
-        top, left = torch.randint(0, 2 * self.pad + 1, (2, n, 1), generator=generator)
-        rows, columns = top + torch.arange(size), left + torch.arange(size)  # (batch, size)
-        if self.flip:
-            mirrored = torch.rand(n, 1, generator=generator) < 0.5
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        padded = F.pad(images, (self.pad,) * 4)
-        image, channel = torch.arange(n)[:, None, None, None], torch.arange(3)[:, None, None]
-        return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-    def _resized_crop(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Random crops of some area and aspect, stretched to the full size by bilinear sampling."""
-        n = len(images)
-        area, aspect, x, y, mirror = torch.rand(5, n, generator=generator)
-        area = self.min_area + (1 - self.min_area) * area
-        aspect = torch.exp((2 * aspect - 1) * torch.tensor(4 / 3).log())
-        width, height = (area * aspect).sqrt().clamp_max(1), (area / aspect).sqrt().clamp_max(1)
-        sign = torch.where(mirror < 0.5, -1.0, 1.0) if self.flip else torch.ones(n)
-        theta = torch.zeros(n, 2, 3)
-        theta[:, 0, 0], theta[:, 0, 2] = sign * width, (2 * x - 1) * (1 - width)
-        theta[:, 1, 1], theta[:, 1, 2] = height, (2 * y - 1) * (1 - height)
-        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-        return F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
+    images: ImageSet
+    share: float | None = None
 
 
 class Batches:
@@ -85,8 +49,11 @@ class Batches:
         batch_size: images a batch, over all processes together.
         mean, std: per channel, of pixels scaled to [0, 1].
         augment: random changes of training images; none for evaluation.
+        changes: of whole batches with their labels, one after the other, after `augment`.
         shuffle: draw a new order every epoch; for training.
         seed: of order and augmentation.
+        extra: sets that join `images`, in training; an epoch stays a pass over `images`, and the
+            others go round in orders of their own.
 
     A last batch of a single image is dropped in training, with a warning: BatchNorm cannot train on
     one.
@@ -100,8 +67,10 @@ class Batches:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         augment: Augment | None = None,
+        changes: Sequence[Change] = (),
         shuffle: bool = False,
         seed: int = 0,
+        extra: Sequence[Extra] = (),
     ) -> None:
         if batch_size < 1 or (shuffle and batch_size < 2):
             raise ValueError(
@@ -113,11 +82,16 @@ class Batches:
         self.batch_size = batch_size
         self.mean, self.std = mean, std
         self.augment = augment
+        self.changes = tuple(changes)
         self.shuffle = shuffle
         self.seed = seed
+        self.extra = tuple(extra)
         self.rank, self.world = 0, 1
-        self._order = lru_cache(2)(self._draw_order)
-        if shuffle and len(images) % batch_size == 1:
+        self._labels = torch.cat([images.labels for images in self._sets])
+        self._quotas = _quotas(batch_size, images, self.extra)
+        self._steps = self._count_steps()
+        self._order = lru_cache(2 + 2 * len(self.extra))(self._draw_order)
+        if shuffle and not extra and len(images) % batch_size == 1:
             warnings.warn(
                 f"the last batch of an epoch would hold 1 of {len(images)} images: it is dropped, "
                 "because BatchNorm cannot train on one",
@@ -126,8 +100,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches in one epoch."""
-        full, rest = divmod(len(self.images), self.batch_size)
-        return full + (rest > (1 if self.shuffle else 0))
+        return self._steps
 
     def sharded(self, rank: int, world: int) -> "Batches":
         """This process's share: every `world`-th image of each batch."""
@@ -137,25 +110,31 @@ class Batches:
 
     def at(self, position: int) -> Batch:
         """The batch at `position`, counted from the start of training over all epochs."""
-        return self._batch(position, self.images.pixels[self._indices(position)])
+        indices = self._indices(position)
+        return self._batch(position, indices, self._pixels(indices))
 
     def stream(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches at positions `start` to `stop`.
 
-        Images on disk are decoded one batch ahead, by a thread that calls no kernel of torch: a
-        second user of the cores would slow the training down by half.
+        Images on disk are decoded one batch ahead, by a thread that calls no kernel of torch (but to
+        copy images of other sets beside them): a second user of the cores would slow the training
+        down by half.
         """
-        if not isinstance(self.images.pixels, Files):
+        if not any(isinstance(images.pixels, Files) for images in self._sets):
             yield from map(self.at, range(start, stop))
             return
-        files = self.images.pixels
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-            ahead = [pool.submit(files.__getitem__, self._indices(start))] if start < stop else []
+
+            def ask(position: int) -> tuple[Tensor, Future[Tensor]]:
+                indices = self._indices(position)
+                return indices, pool.submit(self._pixels, indices)
+
+            ahead = ask(start) if start < stop else None
             for position in range(start, stop):
-                pixels = ahead.pop().result()
-                if position + 1 < stop:
-                    ahead.append(pool.submit(files.__getitem__, self._indices(position + 1)))
-                yield self._batch(position, pixels)
+                assert ahead is not None
+                indices, pixels = ahead[0], ahead[1].result()
+                ahead = ask(position + 1) if position + 1 < stop else None
+                yield self._batch(position, indices, pixels)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.stream(0, len(self))
@@ -164,26 +143,117 @@ class Batches:
         """Another set, normalised in the same way, in order and without augmentation."""
         return Batches(images, self.batch_size, mean=self.mean, std=self.std)
 
+    def joined_by(self, *extra: Extra) -> "Batches":
+        """The same batches with more sets in them."""
+        return Batches(
+            self.images, self.batch_size, mean=self.mean, std=self.std, augment=self.augment,
+            changes=self.changes, shuffle=self.shuffle, seed=self.seed, extra=(*self.extra, *extra),
+        )  # fmt: skip
+
+    @property
+    def _sets(self) -> tuple[ImageSet, ...]:
+        return (self.images, *(extra.images for extra in self.extra))
+
+    def _count_steps(self) -> int:
+        n = len(self.images)
+        steps = math.ceil(n / (self.batch_size - sum(self._quotas)))
+        # Whole numbers of the others in each batch leave more room for `images`, by a few.
+        while self._own(steps) < n:
+            steps += 1
+        while steps > 1 and self._own(steps - 1) >= n:
+            steps -= 1
+        lone = self.shuffle and not self.extra and n - self._own(steps - 1) == 1
+        return steps - lone
+
+    def _own(self, steps: int) -> int:
+        """How many of `images` the first `steps` batches of an epoch have room for."""
+        return steps * self.batch_size - sum(int(steps * quota) for quota in self._quotas)
+
     def _indices(self, position: int) -> Tensor:
-        """Which images this process's share of the batch at `position` is."""
+        """Which images this process's share of the batch at `position` is, all sets counted on."""
         epoch, step = divmod(position, len(self))
-        batch = self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+        members = [self._order(epoch, 0)[self._own(step) : self._own(step + 1)]]
+        start = len(self.images)
+        for i, (extra, quota) in enumerate(zip(self.extra, self._quotas, strict=True), start=1):
+            n, before = len(extra.images), epoch * int(len(self) * quota)
+            numbers = range(before + int(step * quota), before + int((step + 1) * quota))
+            drawn = [start + int(self._order(k // n, i)[k % n]) for k in numbers]
+            members.append(torch.tensor(drawn, dtype=torch.long))
+            start += n
+        batch = torch.cat(members)
+        if self.extra:  # or what follows would find each set in one place
+            key = seed_of(self.seed, "members", epoch, step)
+            batch = batch[torch.randperm(len(batch), generator=_generator(key))]
         return batch[self.rank :: self.world]
 
-    def _batch(self, position: int, pixels: Tensor) -> Batch:
-        """Bytes to a batch: augmented by a generator of this step's own, and normalised."""
+    def _pixels(self, indices: Tensor) -> Tensor:
+        """Bytes of the images at `indices`, each from its set."""
+        if not self.extra:
+            return self.images.pixels[indices]
+        size = self.images.size
+        pixels = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
+        start = 0
+        for images in self._sets:
+            here = ((indices >= start) & (indices < start + len(images))).nonzero().flatten()
+            if len(here):
+                pixels[here] = images.pixels[indices[here] - start]
+            start += len(images)
+        return pixels
+
+    def _batch(self, position: int, indices: Tensor, pixels: Tensor) -> Batch:
+        """Bytes to a batch: changed by generators of this step's own, and normalised."""
+        epoch, step = divmod(position, len(self))
         if self.augment is not None:
-            epoch, step = divmod(position, len(self))
             key = seed_of(self.seed, "augment", epoch, step, self.rank)
-            pixels = self.augment(pixels, torch.Generator().manual_seed(key))
-        labels = self.images.labels[self._indices(position)]
+            pixels = self.augment(pixels, _generator(key))
+        labels = self._labels[indices]
+        for i, change in enumerate(self.changes):
+            key = seed_of(self.seed, "change", i, epoch, step, self.rank)
+            pixels, labels = change(pixels, labels, _generator(key))
         return Batch(normalise(pixels, self.mean, self.std), labels)
 
-    def _draw_order(self, epoch: int) -> Tensor:
+    def _draw_order(self, turn: int, which: int) -> Tensor:
+        """The order of the `turn`-th pass over a set: 0 is `images`, the others are extra."""
+        images = self._sets[which]
         if not self.shuffle:
-            return torch.arange(len(self.images))
-        generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
-        return torch.randperm(len(self.images), generator=generator)
+            return torch.arange(len(images))
+        key = (self.seed, "order", turn) if which == 0 else (self.seed, "extra", which, turn)
+        return torch.randperm(len(images), generator=_generator(seed_of(*key)))
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _quotas(batch_size: int, images: ImageSet, extra: Sequence[Extra]) -> list[Fraction]:
+    """How many images of each extra set a batch holds on average.
+
+    Raises:
+        ValueError: a share is out of range, or they leave no room for `images`; sizes differ.
+    """
+    for other in extra:
+        if other.share is not None and not 0 < other.share < 1:
+            raise ValueError(
+                f"a share of every batch lies between 0 and 1, neither included, not {other.share}"
+            )
+        if other.images.size != images.size:
+            raise ValueError(
+                f"images of {other.images.size} pixels cannot join those of {images.size}"
+            )
+    # Fractions, so that sets which fill whole batches together do.
+    given = [None if e.share is None else Fraction(str(e.share)) for e in extra]
+    left = 1 - sum(share or Fraction(0) for share in given)
+    total = len(images) + sum(len(other.images) for other in extra if other.share is None)
+    if batch_size * left * len(images) < total:
+        raise ValueError(
+            f"the shares of a batch of {batch_size} that other images take leave no room for the "
+            "training images: make them smaller, or the batch larger"
+        )
+    shares = (
+        left * Fraction(len(other.images), total) if share is None else share
+        for other, share in zip(extra, given, strict=True)
+    )
+    return [batch_size * share for share in shares]
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from stepwell.losses.attention import ATTENTION, attention_at, attention_gram, attention_sad
 from stepwell.losses.hint import feature_mse
+from stepwell.losses.labels import label_cross_entropy
 from stepwell.losses.soft_target import ensemble_logits, soft_target_kl
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "attention_sad",
     "ensemble_logits",
     "feature_mse",
+    "label_cross_entropy",
     "soft_target_kl",
 ]

@@ -3,6 +3,7 @@
 from stepwell.methods.cache import CachedLogits, LogitCache
 from stepwell.methods.distill import Distill
 from stepwell.methods.embedded_kd import EmbeddedKD
+from stepwell.methods.flow_matching import FlowMatching
 from stepwell.methods.objective import Frozen, MovingAverage, Objective, as_exit
 from stepwell.methods.private_norms import PrivateNorms
 from stepwell.methods.supervised import Supervised
@@ -13,6 +14,7 @@ __all__ = [
     "Distill",
     "EmbeddedKD",
     "Ensemble",
+    "FlowMatching",
     "Frozen",
     "LogitCache",
     "MovingAverage",

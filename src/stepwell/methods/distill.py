@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
-from stepwell.losses import ATTENTION, soft_target_kl
+from stepwell.losses import ATTENTION, label_cross_entropy, soft_target_kl
 from stepwell.losses.attention import Attention
 from stepwell.methods.objective import Objective, Teacher, exit_of
 from stepwell.methods.stages import Hints, check_resolution, pair_stages
@@ -77,12 +76,12 @@ class Distill(Objective):
         )
 
     def training_step(self, batch: Batch) -> Step:
-        """The weighted terms of one batch."""
+        """The weighted terms of one batch; images without a label are taught by the teacher alone."""
         images, labels = batch
         exit = exit_of(self.student, images)
         logs, loss = {}, []
         if self.ce:
-            logs["ce"] = cross_entropy(exit.logits, labels)
+            logs["ce"] = label_cross_entropy(exit.logits, labels)
             loss.append(self.ce * logs["ce"])
         if self.kl or self.attention or self.hint:
             target = self.teacher(images)

@@ -109,6 +109,7 @@ class Source(NamedTuple):
     classes: names in the order of its logits; empty where it does not say.
     size: height and width of the images it was trained on; 0 where it does not say.
     normalisation: of its images; none where it does not say.
+    module: the plain module behind `teacher`; none of an ONNX file, which has no weights to share.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Source(NamedTuple):
     classes: tuple[str, ...] = ()
     size: int = 0
     normalisation: Normalisation | None = None
+    module: nn.Module | None = None
 
 
 class OpenTeacher:
@@ -150,6 +152,22 @@ class OpenTeacher:
     def fingerprint(self) -> str:
         """Of all members, in order."""
         return "+".join(source.fingerprint for source in self.sources)
+
+    @property
+    def module(self) -> nn.Module:
+        """The one teacher as a plain module, for a student that starts from its weights.
+
+        Raises:
+            ValueError: there are several, or it is an ONNX file.
+        """
+        names = ", ".join(source.name for source in self.sources)
+        if len(self.sources) > 1:
+            raise ValueError(
+                f"an ensemble ({names}) has no weights to start from: name one teacher"
+            )
+        if self.sources[0].module is None:
+            raise ValueError(f"{names} has no weights to start from: name a file of weights")
+        return self.sources[0].module
 
     def for_data(
         self, classes: tuple[str, ...], images: Tensor, normalisation: Normalisation
@@ -246,7 +264,9 @@ def _stepwell(name: str, path: Path, depth: str | None) -> Source:
     depth = depth or net.full
     net.require_ready(depth)
     mark = fingerprint(file) + (f"@{depth}" if depth != net.full else "")
-    return _source(name, Frozen(net, copy=False, depth=depth), mark, net.card)
+    module = net.module if depth == net.full else net.subnet(depth)
+    source = _source(name, Frozen(net, copy=False, depth=depth), mark, net.card)
+    return source._replace(module=module)
 
 
 def _onnx(path: Path) -> Source:
@@ -256,14 +276,15 @@ def _onnx(path: Path) -> Source:
 
 def _plain(name: str, network: str, path: Path) -> Source:
     net, card = load_plain(network, path)
-    return _source(name, Frozen(net, copy=False), f"{network}={fingerprint(path)}", card)
+    source = _source(name, Frozen(net, copy=False), f"{network}={fingerprint(path)}", card)
+    return source._replace(module=net.module)
 
 
 def _published(name: str) -> Source:
     net = build(name)
     card = start_pretrained(net).card
     mark = digest({"network": name}, dict(net.module.state_dict()))[:16]
-    return _source(name, Frozen(net, copy=False), mark, card)
+    return _source(name, Frozen(net, copy=False), mark, card)._replace(module=net.module)
 
 
 def _source(name: str, teacher: Teacher, mark: str, card: Card | None) -> Source:

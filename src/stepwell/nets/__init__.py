@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -34,8 +34,8 @@ def _resnet(name: str, block: type, family: Mapping[str, tuple[int, ...]]) -> Bu
     )
 
 
-def _cifar(name: str) -> Builder:
-    make = partial(resnet.CifarResNet, resnet.CIFAR[name])
+def _cifar(name: str, norm: Literal["batch", "layer"] = "batch") -> Builder:
+    make = partial(resnet.CifarResNet, resnet.CIFAR[name], norm=norm)
     return Builder(make, resnet.CIFAR_STAGES, name, resnet.CIFAR, size=32)
 
 
@@ -69,6 +69,10 @@ BUILDERS: dict[str, Builder] = {
     "resnet44": _cifar("44"),
     "resnet56": _cifar("56"),
     "resnet110": _cifar("110"),
+    "resnet8_ln": _cifar("8", "layer"),
+    "resnet14_ln": _cifar("14", "layer"),
+    "resnet20_ln": _cifar("20", "layer"),
+    "resnet56_ln": _cifar("56", "layer"),
     "vgg13_bn": _vgg("13"),
     "vgg16_bn": _vgg("16"),
     "vgg19_bn": _vgg("19"),

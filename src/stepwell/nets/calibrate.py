@@ -1,9 +1,9 @@
 """Norm statistics from data, for depths that nobody trained."""
 
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from stepwell.nets.nested import NestedNet
@@ -43,22 +43,40 @@ def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
     if not norms:
         net.mark("calibrated", *fresh)
         return
+    estimate(net, norms, batches, lambda images: net.forward_all(images, fresh))
+    net.mark("calibrated", *fresh)
+
+
+@torch.no_grad()
+def estimate(
+    net: nn.Module,
+    norms: Sequence[_NormBase],
+    batches: Iterable[Batch],
+    run: Callable[[Tensor], object],
+) -> None:
+    """Replace the statistics of `norms`, modules of `net`, by plain averages over `batches`.
+
+    Args:
+        run: runs the network on images; the other norms are in eval mode.
+
+    Raises:
+        ValueError: there is no batch.
+    """
     device = next(net.parameters()).device
-    batches = iter(batches)
-    first = next(batches, None)
-    if first is None:
-        raise ValueError("calibrate needs at least one batch of images")
     was_training, momenta = net.training, [n.momentum for n in norms]
+    count = 0
     net.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over all batches
-        norm.train()
     try:
-        for images, _ in chain([first], batches):
-            net.forward_all(images.to(device), fresh)
+        for count, (images, _) in enumerate(batches, start=1):
+            if count == 1:
+                for norm in norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None  # a plain average over all batches
+                    norm.train()
+            run(images.to(device))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         net.train(was_training)
-    net.mark("calibrated", *fresh)
+    if not count:
+        raise ValueError("norm statistics need at least one batch of images")

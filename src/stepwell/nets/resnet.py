@@ -5,6 +5,8 @@ ResNet-18 and 34 have basic blocks, 50 and deeper have bottlenecks, so 18 and 50
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -47,18 +49,30 @@ class CifarResNet(nn.Module):
 
     Built of torchvision's basic blocks under torchvision's names; where a stage changes the
     resolution, the shortcut is a 1×1 projection.
+
+    Args:
+        norm: "batch", or "layer": each image's map is normalised as a whole, with a scale and a shift
+            per channel (a GroupNorm of one group). Without statistics of batches, equal weights give
+            equal predictions, in training, too, as studies of distillation need it (Stanton et al.
+            2021, section 6.2).
     """
 
     def __init__(
-        self, blocks: Sequence[int], *, num_classes: int = 10, zero_init_residual: bool = True
+        self,
+        blocks: Sequence[int],
+        *,
+        num_classes: int = 10,
+        zero_init_residual: bool = True,
+        norm: Literal["batch", "layer"] = "batch",
     ) -> None:
         super().__init__()
+        norm_of = nn.BatchNorm2d if norm == "batch" else partial(nn.GroupNorm, 1)
         self.conv1 = nn.Conv2d(3, 16, kernel_size=3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        self.bn1 = norm_of(16)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _cifar_stage(16, 16, blocks[0], stride=1)
-        self.layer2 = _cifar_stage(16, 32, blocks[1], stride=2)
-        self.layer3 = _cifar_stage(32, 64, blocks[2], stride=2)
+        self.layer1 = _cifar_stage(16, 16, blocks[0], stride=1, norm_of=norm_of)
+        self.layer2 = _cifar_stage(16, 32, blocks[1], stride=2, norm_of=norm_of)
+        self.layer3 = _cifar_stage(32, 64, blocks[2], stride=2, norm_of=norm_of)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(64, num_classes)
         for module in self.modules():
@@ -74,12 +88,15 @@ class CifarResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-def _cifar_stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+def _cifar_stage(
+    width_in: int, width: int, blocks: int, *, stride: int, norm_of: Callable[[int], nn.Module]
+) -> nn.Sequential:
     shortcut: Callable[[Tensor], Tensor] | None = None
     if stride != 1 or width_in != width:
         shortcut = nn.Sequential(
             nn.Conv2d(width_in, width, kernel_size=1, stride=stride, bias=False),
-            nn.BatchNorm2d(width),
+            norm_of(width),
         )
-    first = BasicBlock(width_in, width, stride, shortcut)
-    return nn.Sequential(first, *(BasicBlock(width, width) for _ in range(blocks - 1)))
+    first = BasicBlock(width_in, width, stride, shortcut, norm_layer=norm_of)
+    others = (BasicBlock(width, width, norm_layer=norm_of) for _ in range(blocks - 1))
+    return nn.Sequential(first, *others)

@@ -27,6 +27,7 @@ from stepwell.nets import Card, NestedNet, build, builder_of
 from stepwell.nets.calibrate import calibrate
 from stepwell.nets.file import Start, fingerprint, initialise, save
 from stepwell.nets.pretrained import start_pretrained
+from stepwell.recipes.distill_data import DistillData
 from stepwell.training import Run
 
 #: Example pictures kept for the report: at most so many of each kind.
@@ -106,6 +107,8 @@ def open_classifier(
         "test": len(splits.test),
         "size": size,
     }
+    if train.extra:
+        data["unlabeled"] = "/".join(extra.images.fingerprint for extra in train.extra)
     weights = [fingerprint(init)] if isinstance(init, Path) else []
     weights += [] if teacher is None else [teacher.fingerprint]
     run = Run.start(
@@ -153,6 +156,11 @@ def check_numbers(arguments: Mapping[str, Any]) -> None:
         if value is not None and not 0 <= value < math.inf:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} {value}: {name} must be 0 or more, and finite")
+    share = arguments.get("start_from_teacher")
+    if share is not None and not 0 <= share <= 1:
+        raise ValueError(f"--start-from-teacher {share}: a share of its weights in [0, 1]")
+    if "distill_data" in arguments:
+        arguments["distill_data"].check()
 
 
 def check_size(net: NestedNet, size: int) -> None:
@@ -274,21 +282,24 @@ def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:
 def _batches(
     splits: Splits, arguments: Mapping[str, Any], normalisation: Normalisation | None
 ) -> tuple[Batches, Batches | None]:
-    """The training part shuffled and augmented, and the validation part.
+    """The training part shuffled and changed, and the validation part.
 
-    That is the data's own, or cut off the training part, if asked for.
+    The second is the data's own, or cut off the training part, if asked for.
     """
     train, validation = _set_aside(splits, arguments["val_fraction"])
     mean, std = normalisation or train.statistics()
+    shown: DistillData = arguments.get("distill_data", DistillData())
     flip = splits.flip if arguments["flip"] is None else arguments["flip"]
     batches = Batches(
         train,
         arguments["batch_size"],
         mean=mean,
         std=std,
-        augment=Augment.standard(train.size, flip),
+        augment=Augment.of(shown.augment, train.size, flip),
+        changes=shown.changes(len(train.classes)),
         shuffle=True,
         seed=arguments["seed"],
+        extra=shown.extra(train),
     )
     return batches, batches.with_images(validation) if validation else None
 

@@ -12,8 +12,12 @@ from torch import nn
 
 from stepwell.losses.attention import Attention
 from stepwell.methods import CachedLogits, Distill, LogitCache, open_teacher
+from stepwell.nets.between import start_between
 from stepwell.recipes.classification import Task, finish, open_classifier, validator
-from stepwell.training import Loop, fit, sgd
+from stepwell.recipes.distill_data import DistillData, with_generated
+from stepwell.training import Loop, fit, optimizer_of
+from stepwell.training.optim import OptimizerName
+from stepwell.training.run import plain
 
 Mean = tuple[float, float, float]
 
@@ -28,8 +32,10 @@ def distill(
     init: Literal["pretrained"] | Path | None = None,
     epochs: int = 40,
     batch_size: int = 128,
-    lr: float = 0.1,
+    optimizer: OptimizerName = "sgd",
+    lr: float | None = None,
     weight_decay: float = 5e-4,
+    start_from_teacher: float | None = None,
     temperature: float = 3.0,
     ce: float = 1.0,
     kl: float = 1.0,
@@ -45,6 +51,7 @@ def distill(
     flip: bool | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
+    distill_data: Annotated[DistillData, tyro.conf.OmitArgPrefixes] = DistillData(),
     loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(),
 ) -> dict[str, Any]:
     """Teach a student by a trained teacher (Hinton et al. 2015), or by an ensemble of teachers.
@@ -53,6 +60,8 @@ def distill(
         stepwell train distill --data digits --out runs/student --teacher runs/alone --student resnet20
         stepwell train distill --data digits --out runs/by-two --teacher runs/one runs/two --ce 0
         stepwell train distill --data digits --out runs/hints --teacher runs/alone --hint 1 --ce 0
+        stepwell train distill --data photos/ --out runs/more --teacher runs/alone --unlabeled extra/
+        stepwell train distill --data digits --out runs/mixed --teacher runs/alone --mix mixup --ce 0
 
     Args:
         data: a folder of class folders, or a name (`stepwell list`).
@@ -66,7 +75,12 @@ def distill(
         init: weights to start from: a Stepwell file, weights under torchvision's names, or `pretrained`
             for those that torchvision or timm publish (a download).
         epochs: passes over the training part.
-        ce: weight of the labels; with 0 the student never sees them.
+        optimizer: `sgd` with momentum, `adam` or `adamw`.
+        lr: the highest learning rate; 0.1 for sgd, 0.001 for the others.
+        start_from_teacher: start the student at this share of the teacher's weights and the rest of its
+            own; both must have one architecture, best one without BatchNorm (resnet20_ln).
+        ce: weight of the labels; with 0 the student never sees them. Images without a label are taught
+            by the teacher alone.
         kl: weight of the teacher's soft targets.
         attention: weight of attention transfer on the stages' features.
         attention_stages: stages to compare: layer2, or layer2=stages.1.blocks where the teacher's has
@@ -90,11 +104,18 @@ def distill(
             "--cache"
         )
     taught_by = open_teacher(teacher, mean=teacher_mean, std=teacher_std)
+    if start_from_teacher is not None:
+        origin = taught_by.module
     torch.manual_seed(seed)  # the student's, and not before: opening draws numbers, too
     with (
         open_classifier("distill", arguments, student, teacher=taught_by) as (task, nested, _),
-        _cached(task, cache, loop) as source,
+        _cached(task, cache, distill_data, loop) as source,
     ):
+        train = task.train
+        if start_from_teacher is not None:
+            unchanged = train.with_images(train.images)
+            start_between(nested.module, origin, start_from_teacher, unchanged)
+        train = with_generated(task.run, train, distill_data, loop)
         method = Distill(
             nested,
             source,
@@ -106,12 +127,12 @@ def distill(
             attention_stages=attention_stages,
             hint=hint,
             hint_stages=hint_stages,
-            input_shape=(3, task.train.images.size, task.train.images.size),
+            input_shape=(3, train.images.size, train.images.size),
         )
         fit(
             method,
-            task.train,
-            sgd(lr, weight_decay=weight_decay),
+            train,
+            optimizer_of(optimizer, lr, weight_decay=weight_decay),
             task.run,
             phase="train",
             epochs=epochs,
@@ -125,7 +146,7 @@ def distill(
 
 
 @contextlib.contextmanager
-def _cached(task: Task, folder: Path | None, loop: Loop) -> Iterator[nn.Module]:
+def _cached(task: Task, folder: Path | None, shown: DistillData, loop: Loop) -> Iterator[nn.Module]:
     """The task's teacher, with its logits kept in `folder`."""
     assert task.teacher is not None
     if folder is None:
@@ -139,6 +160,7 @@ def _cached(task: Task, folder: Path | None, loop: Loop) -> Iterator[nn.Module]:
         "mean": train.mean,
         "std": train.std,
         "augmentation": train.augment and asdict(train.augment),
+        "distillation data": plain(shown),
         "precision": loop.precision,
     }
     with LogitCache(folder, len(train.images.classes), made_for) as cache:

@@ -8,7 +8,8 @@ import tyro
 
 from stepwell.methods import Supervised
 from stepwell.recipes.classification import finish, open_classifier, validator
-from stepwell.training import Loop, fit, sgd
+from stepwell.training import Loop, fit, optimizer_of
+from stepwell.training.optim import OptimizerName
 
 
 def supervised(
@@ -20,7 +21,8 @@ def supervised(
     init: Literal["pretrained"] | Path | None = None,
     epochs: int = 40,
     batch_size: int = 128,
-    lr: float = 0.1,
+    optimizer: OptimizerName = "sgd",
+    lr: float | None = None,
     weight_decay: float = 5e-4,
     label_smoothing: float = 0.0,
     ema_teacher: float = 0.0,
@@ -43,6 +45,8 @@ def supervised(
         init: weights to start from: a Stepwell file, weights under torchvision's names, or `pretrained`
             for those that torchvision or timm publish (a download).
         epochs: passes over the training part.
+        optimizer: `sgd` with momentum, `adam` or `adamw`.
+        lr: the highest learning rate; 0.1 for sgd, 0.001 for the others.
         label_smoothing: share of the target spread evenly over all classes.
         ema_teacher: decay of a moving average of the network that teaches it from half-way (0: none).
         size: height and width of the images; by default their own.
@@ -56,7 +60,7 @@ def supervised(
         fit(
             Supervised(nested.module, label_smoothing=label_smoothing, ema_teacher=ema_teacher),
             task.train,
-            sgd(lr, weight_decay=weight_decay),
+            optimizer_of(optimizer, lr, weight_decay=weight_decay),
             task.run,
             phase="train",
             epochs=epochs,

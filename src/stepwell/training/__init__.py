@@ -2,7 +2,7 @@
 
 from stepwell.training.fit import fit
 from stepwell.training.job import Loop
-from stepwell.training.optim import Optim, sgd
+from stepwell.training.optim import Optim, optimizer_of, sgd
 from stepwell.training.run import Run
 
-__all__ = ["Loop", "Optim", "Run", "fit", "sgd"]
+__all__ = ["Loop", "Optim", "Run", "fit", "optimizer_of", "sgd"]

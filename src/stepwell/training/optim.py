@@ -3,11 +3,15 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+#: The highest learning rate of each optimizer where nobody says another.
+RATES: dict[OptimizerName, float] = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 
 
 class Optim(NamedTuple):
@@ -34,6 +38,30 @@ def sgd(
         warmup: share of training over which the rate rises.
     """
     make = partial(torch.optim.SGD, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    return Optim(lambda net: make(_groups(net, weight_decay)), partial(cosine, warmup=warmup))
+
+
+def optimizer_of(
+    name: OptimizerName,
+    lr: float | None = None,
+    *,
+    weight_decay: float = 5e-4,
+    warmup: float = 0.05,
+) -> Optim:
+    """An optimizer by name, under the schedule of `sgd`.
+
+    Args:
+        name: `sgd`, with momentum as above; `adam` (Kingma and Ba 2015), where the decay is a part of
+            the gradient; `adamw` (Loshchilov and Hutter 2019), where it shrinks the weights by itself.
+        lr: the highest learning rate; by default the optimizer's own in `RATES`.
+        weight_decay: of matrices and kernels alone; norms and biases have none.
+        warmup: share of training over which the rate rises.
+    """
+    lr = RATES[name] if lr is None else lr
+    if name == "sgd":
+        return sgd(lr, weight_decay=weight_decay, warmup=warmup)
+    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    make = partial(kind, lr=lr)
     return Optim(lambda net: make(_groups(net, weight_decay)), partial(cosine, warmup=warmup))
 
 
