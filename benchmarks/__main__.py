@@ -22,6 +22,7 @@ NAMES = (
     "file_size",
     "evaluation",
     "logit_cache",
+    "precision",
 )
 RESULTS = Path(__file__).parent / "results"
 
