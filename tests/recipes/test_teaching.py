@@ -1,4 +1,4 @@
-"""The recipe `distill`: teachers by name, cached logits, hints, and resuming."""
+"""Recipes with a teacher from outside: its name, cached logits, hints, and resuming."""
 
 import json
 import shutil
@@ -15,6 +15,7 @@ from stepwell.methods import Distill, Frozen
 from stepwell.nets.file import load, save
 from stepwell.recipes import classification
 from stepwell.recipes.distill import distill
+from stepwell.recipes.ekd import ekd
 from stepwell.recipes.supervised import supervised
 from stepwell.training import Loop
 
@@ -143,3 +144,22 @@ def test_what_does_not_fit_is_refused_before_there_is_a_run(teach, teacher, tmp_
         assert not (tmp_path / "s").exists()
     with pytest.raises(ValueError, match="the student has no stage 'layer9'"):
         teach(hint=1.0, hint_stages=("layer9",))
+
+
+def test_a_nested_net_is_taught_from_outside_as_a_student_is(teach, teacher, tmp_path):
+    """Without sub-nets the schedule `taught` is `distill`, to the bit."""
+    nested = {"net": "resnet14", "schedule": "taught", "teacher": (str(teacher),)} | COMMON
+    expected = teach("student", student="resnet14")
+    result = ekd(out=tmp_path / "alone", depths=(), **nested)
+    assert result["test"] == expected["test"]
+    same_net(tmp_path / "student", tmp_path / "alone")
+    both = ekd(out=tmp_path / "nested", depths=("8",), **nested)
+    assert {"8/accuracy", "14/accuracy"} <= both["test"].keys()
+    config = json.loads((tmp_path / "nested" / "config.json").read_text())
+    assert (
+        config["teacher"] == json.loads((tmp_path / "alone" / "config.json").read_text())["teacher"]
+    )
+    assert config["teacher"] is not None
+    for change in ({"teacher": ()}, {"schedule": "one-run"}):
+        with pytest.raises(ValueError, match="--schedule taught needs a --teacher, and the other"):
+            ekd(out=tmp_path / "no", depths=("8",), **nested | change)

@@ -5,21 +5,30 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from torch import nn
 
 from stepwell.losses.attention import Attention
-from stepwell.methods import EmbeddedKD, Frozen, Objective, PrivateNorms, Supervised
+from stepwell.methods import (
+    EmbeddedKD,
+    Frozen,
+    Objective,
+    PrivateNorms,
+    Supervised,
+    open_teacher,
+)
 from stepwell.nets import build, named_depths
 from stepwell.nets.nested import NestedNet, NormSharing
 from stepwell.recipes.classification import finish, open_classifier, validator
 from stepwell.recipes.full_net import FullNetWatch, OnDrop
 from stepwell.training import Loop, fit, sgd
 
-Schedule = Literal["one-run", "two-phase", "plain"]
+Schedule = Literal["one-run", "two-phase", "taught", "plain"]
 
 #: What each schedule sets where the caller does not.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "one-run": {"full_weight": 1.5, "distill_from": 0.5, "ema_teacher": 0.99, "teach_full": True},
     "two-phase": {"full_weight": 1.0, "distill_from": 0.0, "ema_teacher": 0.99, "teach_full": True},
+    "taught": {"full_weight": 1.0, "distill_from": 0.0, "ema_teacher": 0.0, "teach_full": True},
     "plain": {"full_weight": 1.0, "distill_from": 0.0, "ema_teacher": 0.0, "teach_full": False},
 }
 
@@ -37,6 +46,7 @@ def ekd(
     on_drop: OnDrop = "warn",
     max_drop: float = 0.5,
     schedule: Schedule = "two-phase",
+    teacher: tuple[str, ...] = (),
     epochs: int = 40,
     nest_epochs: int | None = None,
     batch_size: int = 128,
@@ -65,6 +75,7 @@ def ekd(
         stepwell train ekd --data digits --out runs/digits
         stepwell train ekd --data photos/ --out runs/photos --net resnet34 --depths 18 --size 64
         stepwell train ekd --data photos/ --out runs/own --depths half=3,3,3 tiny=1,1,1
+        stepwell train ekd --data photos/ --out runs/by-big --schedule taught --teacher big.onnx
 
     Args:
         data: a folder of class folders, or a name (`stepwell list`).
@@ -84,8 +95,9 @@ def ekd(
         schedule: `two-phase`: train the full net (or take it from `init`), then a moving average that
             starts there (a frozen copy, with `ema_teacher` 0) teaches all depths at half the rate.
             `one-run`: the full net alone until `distill_from`, then a
-            moving average of it teaches every depth, the full one included. `plain`: the paper's loss
-            from the first step.
+            moving average of it teaches every depth, the full one included. `taught`: `teacher` teaches
+            every depth from the first step. `plain`: the paper's loss from the first step.
+        teacher: for `taught`: one or several trained networks, as for `stepwell train distill`.
         epochs: passes over the training part, of the first phase in `two-phase`.
         nest_epochs: passes of the second phase in `two-phase`; half of `epochs` by default.
         ce: weight of the labels for each sub-net.
@@ -102,7 +114,13 @@ def ekd(
         seed: of weights, order, augmentation and steps.
     """
     arguments = dict(locals())
-    torch.manual_seed(seed)
+    if bool(teacher) != (schedule == "taught"):
+        raise ValueError(
+            "--schedule taught needs a --teacher, and the other schedules bring their own: give both, "
+            "or neither"
+        )
+    taught_by = open_teacher(teacher) if teacher else None
+    torch.manual_seed(seed)  # not before: opening a teacher draws numbers, too
     options = dict(SCHEDULES[schedule])
     options |= {name: arguments[name] for name in options if arguments[name] is not None}
     teaching = {
@@ -111,15 +129,16 @@ def ekd(
     }
     two_phase = schedule == "two-phase"
 
-    def method(nested: NestedNet) -> EmbeddedKD:
-        frozen = Frozen(nested.module) if two_phase and not options["ema_teacher"] else None
+    def method(nested: NestedNet, outside: nn.Module | None) -> EmbeddedKD:
+        if two_phase and not options["ema_teacher"]:
+            outside = Frozen(nested.module)
         return EmbeddedKD(
-            nested, teacher=frozen, label_smoothing=label_smoothing, **teaching, **options
+            nested, teacher=outside, label_smoothing=label_smoothing, **teaching, **options
         )
 
     with torch.device("meta"):  # what cannot work shows before any time is spent
         trial = build(net, depths, norms=norms)
-        method(trial)
+        method(trial, Frozen(trial.module) if teacher else None)
         if on_drop == "rollback":
             PrivateNorms(trial, **teaching)
             if not two_phase and init is None:
@@ -130,7 +149,7 @@ def ekd(
         extra = named_depths(net, calibrated)
         for name, blocks in extra.items():
             trial.add_depth(name, blocks)
-    with open_classifier("ekd", arguments, net, depths) as (task, nested, start):
+    with open_classifier("ekd", arguments, net, depths, teacher=taught_by) as (task, nested, start):
         known = start is not None and not start.fresh  # a full net that is trained already
 
         def train(phase: str, objective: Objective, epochs: int, lr: float, **how: Any) -> None:
@@ -149,6 +168,8 @@ def ekd(
         if two_phase:
             epochs, lr = max(1, epochs // 2) if nest_epochs is None else nest_epochs, lr / 2
         watch = FullNetWatch(nested, task, max_drop) if two_phase or known else None
-        train("nest", method(nested), epochs, lr, select=watch.select if watch else None)
+        train(
+            "nest", method(nested, task.teacher), epochs, lr, select=watch.select if watch else None
+        )
         kept = watch.settle(on_drop, train_norms) if watch else {}
         return finish(task, nested, extra, kept)
