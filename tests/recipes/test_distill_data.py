@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from stepwell.cost import costs_of
 from stepwell.data import Batches, load_images
 from stepwell.methods import Distill, FlowMatching
 from stepwell.nets import Card, build
 from stepwell.nets.file import load, save
-from stepwell.recipes import distill_data
+from stepwell.recipes import classification, distill_data
 from stepwell.recipes.distill import distill
 from stepwell.recipes.distill_data import DistillData
 from stepwell.training import Loop
@@ -26,6 +28,8 @@ CPU = Loop(device="cpu", checkpoint_minutes=0.0)
 def small(image_folder, tmp_path, monkeypatch):
     """Arguments of a small distillation: data, a teacher that somebody trained, an empty place."""
     monkeypatch.setenv("STEPWELL_QUIET", "1")
+    # no test looks at how long anything takes
+    monkeypatch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
     monkeypatch.setattr(distill_data, "_widths", lambda size: (8, 8))
     for part, count in (("train", 8), ("test", 3)):
         image_folder(count=count, size=(8, 8), root=tmp_path / "data" / part)
@@ -196,5 +200,10 @@ def test_a_student_that_starts_at_its_teacher_stays_there(small, tmp_path):
 def test_a_start_needs_a_teacher_of_the_same_architecture(small, tmp_path):
     with pytest.raises(ValueError, match="no line between two architectures"):
         distill(out=tmp_path / "a", **small | {"student": "resnet14_ln", "start_from_teacher": 0.5})
+    with pytest.raises(ValueError, match=r"an ensemble \(.*\) has no weights to start from"):
+        distill(
+            out=tmp_path / "c",
+            **small | {"teacher": 2 * small["teacher"], "start_from_teacher": 0.5},
+        )
     with pytest.raises(ValueError, match=r"--start-from-teacher 2.0: a share .* in \[0, 1\]"):
         distill(out=tmp_path / "b", **small | {"start_from_teacher": 2.0})
