@@ -270,6 +270,11 @@ _CLAIMS = [
     *(better(f"ekd-helps/{d}", f"Teaching helps depth {d} beyond nesting with labels only, from the "
              "same start and as long (two phases)", "EKD helps",
              BEST, nest(TWO, f"{TWO_PHASE}, labels only"), d) for d in ("20", FULL)),
+    *(better(f"taught-helps/{d}", f"The trained full net's teaching gives depth {d} of a fresh nested "
+             "net more than labels only, as many epochs", "EKD helps",
+             nest(TWO, TAUGHT), nest(TWO, LABELS), d) for d in ("20", FULL)),
+    better("taught-beyond-born-again", "The full net gains more, taught with a sub-net in it, than by "
+           "offline KD into itself", "not asked", nest(TWO, TAUGHT), BORN_AGAIN, FULL),
     better("beyond-longer/20", "The sub-net gains more than by longer training alone", "not asked",
            BEST, "20 alone, longer", "20"),
     better("beyond-longer-offline/20", "The sub-net gains more than by longer offline KD", "not asked",
