@@ -62,7 +62,7 @@ def open_classifier(
 
     Args:
         arguments: the recipe's own, with `data`, `out`, `size`, `flip`, `val_fraction`, `batch_size`,
-            `seed` and, where it has them, `init` and `stem` among them.
+            `seed` and, where it has them, `part`, `init` and `stem` among them.
         net: the network to build, with sub-nets `depths`.
         teacher: is made ready for the data; images are normalised as it expects them, and its weights
             must not change under a run that is resumed.
@@ -159,6 +159,8 @@ def check_numbers(arguments: Mapping[str, Any]) -> None:
     share = arguments.get("start_from_teacher")
     if share is not None and not 0 <= share <= 1:
         raise ValueError(f"--start-from-teacher {share}: a share of its weights in [0, 1]")
+    if arguments.get("part") is not None:
+        part_of(arguments["part"])
     if "distill_data" in arguments:
         arguments["distill_data"].check()
 
@@ -220,6 +222,7 @@ def parts_for(
     data: str,
     fingerprint: str | None = None,
     val_fraction: float = 0.0,
+    part: str | None = None,
     *,
     same: bool = False,
 ) -> Parts:
@@ -232,6 +235,7 @@ def parts_for(
         fingerprint: of the data that `net` was trained on, if it is known.
         val_fraction: share of the training part that was set aside in the training, where the data
             has no validation part; 0: nothing was.
+        part: of the training part, that it was trained on: "1/2", or none for all of it.
         same: whether `data` is to be what `net` was trained on.
 
     Raises:
@@ -255,7 +259,9 @@ def parts_for(
             f"{data} has {len(classes)} classes, the network {len(card.classes)}, and they "
             f"differ, such as in {odd[0]!r}: measure on data with the network's classes"
         )
-    train, validation = _set_aside(splits, val_fraction if known else 0.0)
+    train, validation = _set_aside(
+        splits, val_fraction if known else 0.0, part if known else None
+    )
     test = Batches(splits.test, 256, mean=card.mean, std=card.std)
     aside = test.with_images(validation) if validation else None
     return Parts(test.with_images(train), aside, test, known, splits.flip)
@@ -286,7 +292,7 @@ def _batches(
 
     The second is the data's own, or cut off the training part, if asked for.
     """
-    train, validation = _set_aside(splits, arguments["val_fraction"])
+    train, validation = _set_aside(splits, arguments["val_fraction"], arguments.get("part"))
     mean, std = normalisation or train.statistics()
     shown: DistillData = arguments.get("distill_data", DistillData())
     flip = splits.flip if arguments["flip"] is None else arguments["flip"]
@@ -304,11 +310,28 @@ def _batches(
     return batches, batches.with_images(validation) if validation else None
 
 
-def _set_aside(splits: Splits, val_fraction: float) -> tuple[ImageSet, ImageSet | None]:
-    """The training and the validation part: the data's own, or cut off the training part."""
+def _set_aside(
+    splits: Splits, val_fraction: float, part: str | None
+) -> tuple[ImageSet, ImageSet | None]:
+    """The training part, or one `part` of it, and the validation part: the data's own, or cut off."""
+    train = splits.train if part is None else splits.train.part(*part_of(part))
     if splits.validation is None and val_fraction:
-        return splits.train.split(val_fraction)
-    return splits.train, splits.validation
+        return train.split(val_fraction)
+    return train, splits.validation
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """The number of a part, and of how many: "1/2" is the first half.
+
+    Raises:
+        ValueError: it is not written so, or there is no such part.
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise ValueError(
+            f"--part {text}: write I/N for part I of N, from 1 on: 1/2 and 2/2 are the halves"
+        )
+    return int(number), int(count)
 
 
 def _data_fingerprint(splits: Splits) -> str:
