@@ -901,7 +901,10 @@ def test_version_and_list(stepwell):
 
 def test_the_options_of_the_recipes_are_these():
     """Whoever renames one breaks scripts and resumed runs: say so in CHANGELOG."""
-    common = "data out batch_size lr weight_decay size flip part val_fraction seed loop epochs stem init"
+    common = (
+        "data out batch_size lr weight_decay size flip part val_fraction seed loop epochs init "
+    )
+    common += "stem"
     expected = {
         "supervised": "net label_smoothing ema_teacher optimizer",
         "distill": "teacher student temperature ce kl attention attention_mode attention_stages hint "

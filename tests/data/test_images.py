@@ -186,7 +186,7 @@ def test_parts_share_no_image_and_are_the_whole_together(counts, count):
     whole = ImageSet(torch.arange(len(labels)).view(-1, 1, 1, 1), labels, names)
     parts = [whole.part(i + 1, count) for i in range(count)]
     members = [p.pixels.flatten().tolist() for p in parts]
-    assert sorted(sum(members, [])) == list(range(len(labels)))
+    assert sorted(i for m in members for i in m) == list(range(len(labels)))
     assert all(m == sorted(m) for m in members)
     assert_close(whole.part(1, count).pixels, parts[0].pixels)  # the same at every call
     sizes = [torch.bincount(p.labels, minlength=len(counts)) for p in parts]
@@ -197,7 +197,10 @@ def test_parts_share_no_image_and_are_the_whole_together(counts, count):
 
 @pytest.mark.parametrize(
     ("part", "message"),
-    [((0, 2), "no part 0 of 2: parts are numbered from 1 to 2"), ((1, 4), "class 'b' has 3 images")],
+    [
+        ((0, 2), "no part 0 of 2: parts are numbered from 1 to 2"),
+        ((1, 4), "class 'b' has 3 images"),
+    ],
 )
 def test_parts_that_cannot_be(part, message):
     whole = ImageSet(torch.zeros(8, 3, 1, 1), torch.tensor([0] * 5 + [1] * 3), ("a", "b"))

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,12 +21,12 @@ from stepwell.data import Augment, Batches, ImageSet, Splits, load_images
 from stepwell.device import device_name
 from stepwell.evaluation import churn, evaluate, gather_logits
 from stepwell.evaluation.accuracy import measures
-from stepwell.files import write_whole
+from stepwell.files import read_json, write_whole
 from stepwell.methods import OpenTeacher
 from stepwell.methods.teachers import Normalisation
 from stepwell.nets import Card, NestedNet, build, builder_of
 from stepwell.nets.calibrate import calibrate
-from stepwell.nets.file import Start, fingerprint, initialise, save
+from stepwell.nets.file import Start, fingerprint, initialise, load, save
 from stepwell.nets.pretrained import start_pretrained
 from stepwell.recipes.distill_data import DistillData
 from stepwell.training import Run
@@ -93,7 +94,7 @@ def open_classifier(
     if normalisation is None and start is not None:
         normalisation = (start.card.mean, start.card.std)
     train, validation = _batches(splits, arguments, normalisation)
-    taught_by = None if teacher is None else _for_data(teacher, train)
+    taught_by = None if teacher is None else ready_for(teacher, train)
     if validation is None and arguments.get("on_drop") == "rollback":
         raise ValueError(
             "--on-drop rollback compares the full net on a validation part: set --val-fraction above 0"
@@ -123,8 +124,8 @@ def open_classifier(
         yield Task(run, train, validation, test, taught_by), nested, start
 
 
-def _for_data(teacher: OpenTeacher, train: Batches) -> nn.Module:
-    """The teacher, tried out on a few training images."""
+def ready_for(teacher: OpenTeacher, train: Batches) -> nn.Module:
+    """The teacher for these batches, tried out on a few of their images (`OpenTeacher.for_data`)."""
     few = train.images.subset(torch.arange(min(16, len(train.images))))
     (images, _), *_ = train.with_images(few)
     return teacher.for_data(train.images.classes, images, (train.mean, train.std))
@@ -259,9 +260,7 @@ def parts_for(
             f"{data} has {len(classes)} classes, the network {len(card.classes)}, and they "
             f"differ, such as in {odd[0]!r}: measure on data with the network's classes"
         )
-    train, validation = _set_aside(
-        splits, val_fraction if known else 0.0, part if known else None
-    )
+    train, validation = _set_aside(splits, val_fraction if known else 0.0, part if known else None)
     test = Batches(splits.test, 256, mean=card.mean, std=card.std)
     aside = test.with_images(validation) if validation else None
     return Parts(test.with_images(train), aside, test, known, splits.flip)
@@ -308,6 +307,29 @@ def _batches(
         extra=shown.extra(train),
     )
     return batches, batches.with_images(validation) if validation else None
+
+
+def batches_of(run: Path) -> tuple[Batches, Batches]:
+    """The training batches of a finished run, and its test images, as its network saw them.
+
+    They are what its config.json says; the images of a generator, which it does not hold, are not
+    among them.
+
+    Raises:
+        ValueError: the data has changed since.
+    """
+    config = read_json(run / "config.json", "name a finished run")
+    arguments = dict(config["arguments"])
+    if "distill_data" in arguments:
+        shown = DistillData(**arguments["distill_data"])
+        folder = None if shown.unlabeled is None else Path(shown.unlabeled)
+        arguments["distill_data"] = replace(shown, unlabeled=folder)
+    splits = load_images(arguments["data"], arguments["size"])
+    if config["data"]["fingerprint"] != _data_fingerprint(splits):
+        raise ValueError(f"{arguments['data']} has changed since {run} was trained on it")
+    card = load(run / "net.safetensors").card
+    train, _ = _batches(splits, arguments, (card.mean, card.std))
+    return train, train.with_images(splits.test)
 
 
 def _set_aside(
