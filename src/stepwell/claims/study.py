@@ -1,9 +1,9 @@
 """Arms, seeds and claims: how an experiment is run, resumed and judged.
 
-One arm with one seed is one unit of work: a recipe with its arguments, or a comparison of networks that
-other arms trained. A unit is cached in a folder
-named by a hash of its arguments, the data and the code that the recipe imports, so that claims share
-arms, an interrupted study goes on where it stopped, and a change elsewhere throws nothing away.
+One arm with one seed is one unit of work: a recipe with its arguments, or a comparison of networks
+that other arms trained. A unit is cached in a folder named by a hash of its arguments, the data and the
+code that it imports, so that claims share arms, an interrupted study goes on where it stopped, and a
+change elsewhere throws nothing away.
 """
 
 import hashlib
@@ -139,9 +139,9 @@ def run_study(
         workers: processes of one thread each; 0 runs the units in this process, one by one.
         done: called with arm, seed and result of each unit as it is there.
     """
-    data = _data_of(study, common)
+    marks = _marks(study, common)
     units = [(name, seed) for seed in seeds for name in study.arms]
-    folders = {unit: out / _unit_name(study, *unit, common, data) for unit in units}
+    folders = {unit: out / _unit_name(study, *unit, common, marks) for unit in units}
     results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in study.arms}
 
     def ready(unit: tuple[str, int]) -> bool:
@@ -282,34 +282,42 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     return float(mean - half), float(mean + half)
 
 
-def _data_of(study: Study, common: Mapping[str, Any]) -> dict[str, str]:
-    """The fingerprint of every arm's data; data that several have is read once."""
-    known: dict[tuple[Any, Any], str] = {}
-    found = {}
+def _marks(study: Study, common: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The fingerprints of every arm's data and code; what several arms have is read once."""
+    data: dict[tuple[Any, Any], str] = {}
+    code: dict[str, str] = {}
+    marks = {}
     for name, arm in study.arms.items():
         arguments = dict(common) | dict(arm.arguments)
         which = arguments.get("data"), arguments.get("size")
-        if which not in known:
-            known[which] = study.fingerprint(arguments)
-        found[name] = known[which]
-    return found
+        module = arm.function.partition(":")[0]
+        if which not in data:
+            data[which] = study.fingerprint(arguments)
+        if module not in code:
+            code[module] = source_digest(module)
+        marks[name] = data[which], code[module]
+    return marks
 
 
 def _unit_name(
-    study: Study, name: str, seed: int, common: Mapping[str, Any], data: Mapping[str, str]
+    study: Study,
+    name: str,
+    seed: int,
+    common: Mapping[str, Any],
+    marks: Mapping[str, tuple[str, str]],
 ) -> str:
     arm = study.arms[name]
-    module = arm.function.partition(":")[0]
+    data, code = marks[name]
     what = {
         "recipe": arm.recipe,
         "arguments": plain(arm.all_arguments(common)),
         "needs": {
-            argument: [_unit_name(study, name, seed, common, data) for name in _names(need)]
+            argument: [_unit_name(study, name, seed, common, marks) for name in _names(need)]
             for argument, need in arm.needs.items()
         },
         "seed": seed + arm.seed_shift,
-        "data": data[name],
-        "code": source_digest(module),
+        "data": data,
+        "code": code,
     }
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
     slug = "".join(c if c.isalnum() else "-" for c in name)
