@@ -131,8 +131,7 @@ def test_images_as_the_student_saw_them_are_those_of_its_own_training(verified, 
     assert "seen/accuracy" not in found
 
 
-def test_a_student_with_its_teachers_seed_begins_with_its_weights(verified, tmp_path):
-    _, folder, _ = verified
+def test_a_student_with_its_teachers_seed_begins_with_its_weights(tmp_path):
     still = COMMON | {"lr": 1e-12, "weight_decay": 0.0, "seed": 5}
     supervised(out=tmp_path / "a", net="resnet8", **still)
     teacher = (str(tmp_path / "a"),)
