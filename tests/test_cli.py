@@ -655,6 +655,7 @@ BAD = {
     "no block": ([*TRAIN, "--depths", "x=3,0,3", "--out", "{tmp}/r"], "can keep 1 to 3 blocks"),
     "no network": ([*TRAIN, "--net", "vgg", "--out", "{tmp}/r"], "no network 'vgg'"),
     "no epochs": ([*TRAIN, "--epochs", "0", "--out", "{tmp}/r"], "epochs must be positive"),
+    "no part": ([*TRAIN, "--part", "0/2", "--out", "{tmp}/r"], "--part 0/2: write I/N"),
     "no share": ([*TRAIN, "--val-fraction", "1.5", "--out", "{tmp}/r"], "between 0 and 1, not 1.5"),
     "no temperature": (
         [*TRAIN, "--temperature", "0", "--schedule", "plain", "--out", "{tmp}/r"],
@@ -900,7 +901,10 @@ def test_version_and_list(stepwell):
 
 def test_the_options_of_the_recipes_are_these():
     """Whoever renames one breaks scripts and resumed runs: say so in CHANGELOG."""
-    common = "data out batch_size lr weight_decay size flip val_fraction seed loop epochs stem init"
+    common = (
+        "data out batch_size lr weight_decay size flip part val_fraction seed loop epochs init "
+    )
+    common += "stem"
     expected = {
         "supervised": "net label_smoothing ema_teacher optimizer",
         "distill": "teacher student temperature ce kl attention attention_mode attention_stages hint "

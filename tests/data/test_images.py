@@ -3,6 +3,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
 
@@ -175,3 +177,32 @@ def test_a_split_never_takes_a_whole_class():
     data = ImageSet(torch.zeros(6, 3, 4, 4, dtype=torch.uint8), labels, ("a", "b"))
     rest, _ = data.split(0.8)
     assert torch.bincount(rest.labels).tolist() == [1, 1]
+
+
+@given(st.lists(st.integers(3, 9), min_size=2, max_size=4), st.integers(1, 3))
+def test_parts_share_no_image_and_are_the_whole_together(counts, count):
+    labels = torch.cat([torch.full((n,), i) for i, n in enumerate(counts)])
+    names = tuple("abcd"[: len(counts)])
+    whole = ImageSet(torch.arange(len(labels)).view(-1, 1, 1, 1), labels, names)
+    parts = [whole.part(i + 1, count) for i in range(count)]
+    members = [p.pixels.flatten().tolist() for p in parts]
+    assert sorted(i for m in members for i in m) == list(range(len(labels)))
+    assert all(m == sorted(m) for m in members)
+    assert_close(whole.part(1, count).pixels, parts[0].pixels)  # the same at every call
+    sizes = [torch.bincount(p.labels, minlength=len(counts)) for p in parts]
+    assert max(len(p) for p in parts) - min(len(p) for p in parts) <= 1
+    for a in sizes:
+        assert all((a - b).abs().max() <= 1 for b in sizes)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ((0, 2), "no part 0 of 2: parts are numbered from 1 to 2"),
+        ((1, 4), "class 'b' has 3 images"),
+    ],
+)
+def test_parts_that_cannot_be(part, message):
+    whole = ImageSet(torch.zeros(8, 3, 1, 1), torch.tensor([0] * 5 + [1] * 3), ("a", "b"))
+    with pytest.raises(ValueError, match=message):
+        whole.part(*part)

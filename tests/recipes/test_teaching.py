@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from stepwell.cost import costs_of
+from stepwell.data import load_images
 from stepwell.methods import Distill, Frozen
 from stepwell.nets.file import load, save
 from stepwell.recipes import classification
@@ -163,3 +164,32 @@ def test_a_nested_net_is_taught_from_outside_as_a_student_is(teach, teacher, tmp
     for change in ({"teacher": ()}, {"schedule": "one-run"}):
         with pytest.raises(ValueError, match="--schedule taught needs a --teacher, and the other"):
             ekd(out=tmp_path / "no", depths=("8",), **nested | change)
+
+
+def test_a_part_of_the_training_images_is_taken_and_a_run_on_it_resumed(teach, tmp_path):
+    found = teach("s1", part="1/2", val_fraction=0.0)
+    config = json.loads((tmp_path / "s1" / "config.json").read_text())
+    assert config["data"]["train"] == 719
+    assert found == teach("s1", part="1/2", val_fraction=0.0)
+    with pytest.raises(ValueError, match="holds a run with --part 1/2, not 2/2"):
+        teach("s1", part="2/2", val_fraction=0.0)
+
+
+def test_a_cache_is_of_one_part(teach, tmp_path):
+    teach("one", cache=tmp_path / "cache", part="1/2")
+    with pytest.raises(ValueError, match="part"):
+        teach("two", cache=tmp_path / "cache", part="2/2")
+
+
+def test_a_run_is_measured_on_the_part_it_was_trained_on(teach, tmp_path):
+    teach("half", part="1/3", val_fraction=0.1)
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    net = load(tmp_path / "half" / "net.safetensors")
+    found = config["data"]["fingerprint"]
+    parts = classification.parts_for(net, "digits", found, 0.1, "1/3")
+    assert [len(parts.train.images), len(parts.validation.images)] == [
+        config["data"]["train"], config["data"]["validation"]
+    ]  # fmt: skip
+    whole = load_images("digits").train
+    expected = whole.part(1, 3).split(0.1)[0]
+    assert parts.train.images.fingerprint == expected.fingerprint

@@ -9,4 +9,8 @@ CLAIMS: dict[str, tuple[str, str]] = {
         "stepwell.claims.ekd:STUDY",
         "nested depths with embedded distillation against training alone and offline",
     ),
+    "fidelity": (
+        "stepwell.claims.fidelity:STUDY",
+        "does distillation work? how far students give their teachers' predictions, and why not",
+    ),
 }

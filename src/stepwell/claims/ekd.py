@@ -14,8 +14,8 @@ itself (`born again`, offline; `self-taught`, by a moving average in the same ru
 from collections.abc import Mapping
 from typing import Any
 
-from stepwell.claims.study import Arm, Claim, Measure, Study
-from stepwell.data import load_images
+from stepwell.claims.measures import least, less, of_test, ratio
+from stepwell.claims.study import Arm, Claim, Measure, Study, image_fingerprint
 
 FULL = "32"
 BLOCKS = {"8": "1,1,1", "14": "2,2,2", "20": "3,3,3"}
@@ -118,7 +118,7 @@ ARMS: dict[str, Arm] = {
 
 def accuracy(arm: str, depth: str) -> Measure:
     """Test accuracy of a depth in percent."""
-    return lambda results: 100 * results[arm]["test"][f"{depth}/accuracy"]
+    return of_test(arm, f"{depth}/accuracy", 100)
 
 
 def seconds(*arms: str) -> Measure:
@@ -134,21 +134,6 @@ def of_depth(arm: str, depth: str, name: str) -> Measure:
 def file_bytes(arm: str) -> Measure:
     """Size of the file of all depths."""
     return lambda results: results[arm]["file_bytes"]
-
-
-def less(a: Measure, b: Measure) -> Measure:
-    """The difference a - b."""
-    return lambda results: a(results) - b(results)
-
-
-def ratio(a: Measure, b: Measure) -> Measure:
-    """The quotient a / b."""
-    return lambda results: a(results) / b(results)
-
-
-def least(measures: list[Measure]) -> Measure:
-    """The least of several numbers."""
-    return lambda results: min(m(results) for m in measures)
 
 
 def cost(arm: str) -> Measure:
@@ -330,17 +315,11 @@ _CLAIMS = [
 CLAIMS = [claim._replace(primary=claim.id in PRIMARY) for claim in _CLAIMS]
 
 
-def fingerprint(common: Mapping[str, Any]) -> str:
-    """Hash of the data that the arms train and test on."""
-    splits = load_images(common["data"], common["size"])
-    return f"{splits.train.fingerprint}/{splits.test.fingerprint}"
-
-
 STUDY = Study(
     key="ekd",
     arms=ARMS,
     claims=CLAIMS,
     common={"data": "cifar10", "size": 16, "epochs": 40, "batch_size": 128, "val_fraction": 0.0},
     quick={"data": "digits", "size": None, "epochs": 1, "batch_size": 256},
-    fingerprint=fingerprint,
+    fingerprint=image_fingerprint,
 )

@@ -3,13 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepwell.claims.figure import depths_of
+from stepwell.claims.shown import Arms, Column, rows, table_by_depth
 
 HOLDS = {True: "**holds**", False: "**does not hold**", None: "undecided"}
 
 
-def render(record: Mapping[str, Any]) -> str:
-    """The page beside claims.json: arms, then each claim, paper beside measured."""
+def render(record: Mapping[str, Any], table: Sequence[Column] = ()) -> str:
+    """The page beside claims.json: arms, then each claim, paper beside measured.
+
+    Args:
+        table: the columns of the arms' table; those of every depth by default. Arms that have none of
+            them are left out.
+    """
     lines = [f"# stepwell verify {record['system']}", ""]
     if record["quick"]:
         lines += ["*A quick run: it shows that everything runs; its numbers mean nothing.*", ""]
@@ -23,9 +28,9 @@ def render(record: Mapping[str, Any]) -> str:
         "",
         "## Arms",
         "",
-        f"![Accuracy of every arm]({record['system']}.svg)",
+        f"![{'Measures' if table else 'Accuracy'} of every arm]({record['system']}.svg)",
         "",
-        *_arms(record["arms"]),
+        *_arms(record["arms"], table or table_by_depth(record["arms"])),
         "",
         "Mean ± sample standard deviation over seeds. Seconds are the arm's own, of the processor: "
         "a teacher's, or a first phase's, are not in them.",
@@ -54,26 +59,14 @@ def _claims(claims: Sequence[Mapping[str, Any]]) -> list[str]:
     return rows
 
 
-def _arms(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    depths = depths_of(arms)
-    kinds = (
-        ("accuracy", 100.0, ".2f"),
-        ("nll", 1.0, ".3f"),
-        ("ece", 1.0, ".3f"),
-        ("agreement", 100.0, ".1f"),
-    )
-    head = ["arm", "seeds", *(f"{d} {kind}" for d in depths for kind, _, _ in kinds), "seconds"]
-    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for name, measures in arms.items():
+def _arms(arms: Arms, table: Sequence[Column]) -> list[str]:
+    head = ["arm", "seeds", *(column.title for column in table)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, measures in rows(arms, table).items():
         cells = [name, str(measures["seconds"]["n"])]
-        cells += [
-            _cell(measures.get(f"{depth}/{kind}"), scale, form)
-            for depth in depths
-            for kind, scale, form in kinds
-        ]
-        cells.append(_cell(measures["cpu_seconds"], 1.0, ".0f"))
-        rows.append("| " + " | ".join(cells) + " |")
-    return rows
+        cells += [_cell(measures.get(column.key), column.scale, column.form) for column in table]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def _cell(measured: Mapping[str, Any] | None, scale: float, form: str) -> str:

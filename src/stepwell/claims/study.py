@@ -1,11 +1,13 @@
 """Arms, seeds and claims: how an experiment is run, resumed and judged.
 
-One arm with one seed is one unit of work: a recipe with its arguments. A unit is cached in a folder
-named by a hash of its arguments, the data and the code that the recipe imports, so that claims share
-arms, an interrupted study goes on where it stopped, and a change elsewhere throws nothing away.
+One arm with one seed is one unit of work: a recipe with its arguments, or a comparison of networks
+that other arms trained. A unit is cached in a folder named by a hash of its arguments, the data and the
+code that it imports, so that claims share arms, an interrupted study goes on where it stopped, and a
+change elsewhere throws nothing away.
 """
 
 import hashlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -20,7 +22,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from stepwell.claims.shown import Column
 from stepwell.claims.sources import source_digest
+from stepwell.data import load_images
 from stepwell.files import write_whole
 from stepwell.recipes import RECIPES, load_object
 from stepwell.training.run import plain
@@ -28,17 +32,28 @@ from stepwell.training.run import plain
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training that a study compares: a recipe with arguments.
+    """One way of training that a study compares, or a comparison of what others trained.
 
+    recipe: a recipe by name, or any function, "module:name", that is called as a recipe is and returns
+        numbers under "test", and "seconds" and "cpu_seconds". Of a study's common arguments it gets
+        those that it takes.
     needs: arguments that are files of other arms (same seed): argument name to arm name, or to the
         names of several where the argument takes several.
     scaled: arguments that are a share of the study's epochs, such as {"epochs": 0.5}.
+    seed_shift: added to the study's seed. Of one seed, networks of one architecture begin with the same
+        weights: a teacher and a student that must not, or several teachers, differ in it.
     """
 
     recipe: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     needs: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     scaled: Mapping[str, float] = field(default_factory=dict)
+    seed_shift: int = 0
+
+    @property
+    def function(self) -> str:
+        """What is run, as "module:name"."""
+        return RECIPES[self.recipe][0] if self.recipe in RECIPES else self.recipe
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -46,10 +61,12 @@ class Arm:
         return tuple(name for need in self.needs.values() for name in _names(need))
 
     def all_arguments(self, common: Mapping[str, Any]) -> dict[str, Any]:
-        """The study's `common` arguments with the arm's own."""
+        """The study's `common` arguments, as far as they are its, with the arm's own."""
+        taken = inspect.signature(load_object(self.function)).parameters
         epochs = common.get("epochs", 0)
         scaled = {name: max(1, round(share * epochs)) for name, share in self.scaled.items()}
-        return dict(common) | dict(self.arguments) | scaled
+        shared = {name: value for name, value in common.items() if name in taken}
+        return shared | dict(self.arguments) | scaled
 
 
 #: Results of a study: by arm, by seed, what the recipe returned.
@@ -82,7 +99,13 @@ class Claim(NamedTuple):
 
 
 class Study(NamedTuple):
-    """The experiment of one system. `common` are arguments of every arm; `quick` replaces some."""
+    """The experiment of one system.
+
+    common: arguments of every arm; `quick` replaces some.
+    fingerprint: arguments, with "data" and "size" among them, to a hash of the data.
+    table, panels: what the page shows of every arm, as a table and as a picture; by default what each
+        depth measured.
+    """
 
     key: str
     arms: Mapping[str, Arm]
@@ -90,6 +113,14 @@ class Study(NamedTuple):
     common: Mapping[str, Any]
     quick: Mapping[str, Any]
     fingerprint: Callable[[Mapping[str, Any]], str]
+    table: Sequence[Column] = ()
+    panels: Sequence[Column] = ()
+
+
+def image_fingerprint(arguments: Mapping[str, Any]) -> str:
+    """Hash of the images that an arm with these arguments trains and tests on."""
+    splits = load_images(arguments["data"], arguments["size"])
+    return f"{splits.train.fingerprint}/{splits.test.fingerprint}"
 
 
 def run_study(
@@ -108,9 +139,9 @@ def run_study(
         workers: processes of one thread each; 0 runs the units in this process, one by one.
         done: called with arm, seed and result of each unit as it is there.
     """
-    data = study.fingerprint(common)
+    marks = _marks(study, common)
     units = [(name, seed) for seed in seeds for name in study.arms]
-    folders = {unit: out / _unit_name(study, *unit, common, data) for unit in units}
+    folders = {unit: out / _unit_name(study, *unit, common, marks) for unit in units}
     results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in study.arms}
 
     def ready(unit: tuple[str, int]) -> bool:
@@ -167,7 +198,7 @@ def judge(study: Study, results: Results) -> list[dict[str, Any]]:
                 "holds": holds,
                 "seconds": sum(
                     results[arm][seed]["seconds"]
-                    for arm in sorted(_arms_of(claim, by_seed[0]))
+                    for arm in sorted(with_needed(study, _arms_of(claim, by_seed[0])))
                     for seed in seeds
                 ),
                 "note": claim.note if holds is not None else f"one seed: no interval. {claim.note}",
@@ -214,12 +245,19 @@ def only(study: Study, patterns: Sequence[str]) -> Study:
         if not found:
             raise ValueError(f"no arm {pattern!r}; there are: {'; '.join(study.arms)}")
         chosen |= found
-    ahead = list(chosen)
-    while ahead:
-        needs = set(study.arms[ahead.pop()].needed) - chosen
-        chosen |= needs
-        ahead += needs
+    chosen = with_needed(study, chosen)
     return study._replace(arms={name: arm for name, arm in study.arms.items() if name in chosen})
+
+
+def with_needed(study: Study, arms: set[str]) -> set[str]:
+    """These arms and all that they need."""
+    found = set(arms)
+    ahead = [name for name in arms if name in study.arms]
+    while ahead:
+        needs = set(study.arms[ahead.pop()].needed) - found
+        found |= needs
+        ahead += needs
+    return found
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -244,19 +282,42 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     return float(mean - half), float(mean + half)
 
 
-def _unit_name(study: Study, name: str, seed: int, common: Mapping[str, Any], data: str) -> str:
+def _marks(study: Study, common: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The fingerprints of every arm's data and code; what several arms have is read once."""
+    data: dict[tuple[Any, Any], str] = {}
+    code: dict[str, str] = {}
+    marks = {}
+    for name, arm in study.arms.items():
+        arguments = dict(common) | dict(arm.arguments)
+        which = arguments.get("data"), arguments.get("size")
+        module = arm.function.partition(":")[0]
+        if which not in data:
+            data[which] = study.fingerprint(arguments)
+        if module not in code:
+            code[module] = source_digest(module)
+        marks[name] = data[which], code[module]
+    return marks
+
+
+def _unit_name(
+    study: Study,
+    name: str,
+    seed: int,
+    common: Mapping[str, Any],
+    marks: Mapping[str, tuple[str, str]],
+) -> str:
     arm = study.arms[name]
-    module = RECIPES[arm.recipe][0].partition(":")[0]
+    data, code = marks[name]
     what = {
         "recipe": arm.recipe,
         "arguments": plain(arm.all_arguments(common)),
         "needs": {
-            argument: [_unit_name(study, name, seed, common, data) for name in _names(need)]
+            argument: [_unit_name(study, name, seed, common, marks) for name in _names(need)]
             for argument, need in arm.needs.items()
         },
-        "seed": seed,
+        "seed": seed + arm.seed_shift,
         "data": data,
-        "code": source_digest(module),
+        "code": code,
     }
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
     slug = "".join(c if c.isalnum() else "-" for c in name)
@@ -275,20 +336,20 @@ def _job(
     folders: Mapping[tuple[str, int], Path],
 ) -> tuple[str, dict[str, Any], Path]:
     arm = study.arms[name]
-    arguments = arm.all_arguments(common) | {"seed": seed}
+    arguments = arm.all_arguments(common) | {"seed": seed + arm.seed_shift}
     for argument, need in arm.needs.items():
         files = [folders[name, seed] / "run" / "net.safetensors" for name in _names(need)]
         # an argument that takes several takes names, of which a file is one kind
         arguments[argument] = files[0] if isinstance(need, str) else tuple(map(str, files))
-    return RECIPES[arm.recipe][0], arguments, folders[name, seed]
+    return arm.function, arguments, folders[name, seed]
 
 
-def _run_unit(recipe: str, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _run_unit(function: str, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run one unit, or read what it gave before."""
     file = folder / "result.json"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        result = load_object(recipe)(out=folder / "run", **arguments)
+        result = load_object(function)(out=folder / "run", **arguments)
         write_whole(file, json.dumps(result).encode())
     cached: dict[str, Any] = json.loads(file.read_text())
     return cached

@@ -13,6 +13,7 @@ from typing import Any
 from stepwell.claims import CLAIMS
 from stepwell.claims.figure import draw
 from stepwell.claims.page import render
+from stepwell.claims.shown import panels_by_depth
 from stepwell.claims.study import Results, Study, judge, only, run_study, summary
 from stepwell.console import say
 from stepwell.device import processor
@@ -64,10 +65,11 @@ def verify_system(
     def done(arm: str, seed: int, result: Mapping[str, Any]) -> None:
         nonlocal finished
         finished += 1
+        test = result["test"]
+        panels = [column for column in study.panels if column.key in test]
         numbers = ", ".join(
-            f"{name.removesuffix('/accuracy')}: {100 * value:.2f} %"
-            for name, value in result["test"].items()
-            if name.endswith("/accuracy")
+            f"{c.title}: {format(c.scale * test[c.key], c.form)}"
+            for c in panels or panels_by_depth({arm: test})
         )
         left = (time.monotonic() - started) / finished * (total - finished)
         say(f"[{finished}/{total}, about {left / 60:.0f} min left] {arm}, seed {seed}: {numbers}")
@@ -83,8 +85,8 @@ def verify_system(
     record = describe(study, common, results, quick=quick, precision=precision)
     page = folder / f"{system}.md"
     write_whole(folder / "claims.json", (json_text(record)).encode())
-    write_whole(page, render(record).encode())
-    write_whole(page.with_suffix(".svg"), draw(record["arms"]))
+    write_whole(page, render(record, study.table).encode())
+    write_whole(page.with_suffix(".svg"), draw(record["arms"], study.panels))
     return record, page
 
 

@@ -53,6 +53,7 @@ def parts_of(net: Any, run: Path, config: Mapping[str, Any], data: str | None) -
         own if data is None else data,
         config["data"]["fingerprint"],
         config["arguments"].get("val_fraction", 0.0),
+        config["arguments"].get("part"),
         same=data is None or Path(data).resolve() == Path(own).resolve(),
     )
 

@@ -122,6 +122,29 @@ class ImageSet:
             aside[order[: max(0, count)]] = True
         return self.subset((~aside).nonzero().flatten()), self.subset(aside.nonzero().flatten())
 
+    def part(self, number: int, count: int) -> "ImageSet":
+        """Part `number` (from 1) of `count` that share no image and are this set together.
+
+        Each class is dealt out as evenly as it goes, by a draw that is the same at every call.
+
+        Raises:
+            ValueError: there is no such part; a class has fewer images than there are parts.
+        """
+        if not 1 <= number <= count:
+            raise ValueError(f"no part {number} of {count}: parts are numbered from 1 to {count}")
+        generator = torch.Generator().manual_seed(0)
+        dealt = []
+        for index, name in enumerate(self.classes):
+            members = (self.labels == index).nonzero().flatten()
+            if 0 < len(members) < count:
+                raise ValueError(
+                    f"class {name!r} has {len(members)} images only: it cannot be in each of {count} "
+                    "parts"
+                )
+            dealt.append(members[torch.randperm(len(members), generator=generator)])
+        # One class goes on where the last one stopped, so that the parts are of one size, too.
+        return self.subset(torch.cat(dealt)[number - 1 :: count].sort().values)
+
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel, pixels scaled to [0, 1], of up to 5,000 images."""
         chosen = torch.linspace(0, len(self) - 1, min(len(self), 5000)).long()

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,12 +21,12 @@ from stepwell.data import Augment, Batches, ImageSet, Splits, load_images
 from stepwell.device import device_name
 from stepwell.evaluation import churn, evaluate, gather_logits
 from stepwell.evaluation.accuracy import measures
-from stepwell.files import write_whole
+from stepwell.files import read_json, write_whole
 from stepwell.methods import OpenTeacher
 from stepwell.methods.teachers import Normalisation
 from stepwell.nets import Card, NestedNet, build, builder_of
 from stepwell.nets.calibrate import calibrate
-from stepwell.nets.file import Start, fingerprint, initialise, save
+from stepwell.nets.file import Start, fingerprint, initialise, load, save
 from stepwell.nets.pretrained import start_pretrained
 from stepwell.recipes.distill_data import DistillData
 from stepwell.training import Run
@@ -62,7 +63,7 @@ def open_classifier(
 
     Args:
         arguments: the recipe's own, with `data`, `out`, `size`, `flip`, `val_fraction`, `batch_size`,
-            `seed` and, where it has them, `init` and `stem` among them.
+            `seed` and, where it has them, `part`, `init` and `stem` among them.
         net: the network to build, with sub-nets `depths`.
         teacher: is made ready for the data; images are normalised as it expects them, and its weights
             must not change under a run that is resumed.
@@ -93,7 +94,7 @@ def open_classifier(
     if normalisation is None and start is not None:
         normalisation = (start.card.mean, start.card.std)
     train, validation = _batches(splits, arguments, normalisation)
-    taught_by = None if teacher is None else _for_data(teacher, train)
+    taught_by = None if teacher is None else ready_for(teacher, train)
     if validation is None and arguments.get("on_drop") == "rollback":
         raise ValueError(
             "--on-drop rollback compares the full net on a validation part: set --val-fraction above 0"
@@ -123,8 +124,8 @@ def open_classifier(
         yield Task(run, train, validation, test, taught_by), nested, start
 
 
-def _for_data(teacher: OpenTeacher, train: Batches) -> nn.Module:
-    """The teacher, tried out on a few training images."""
+def ready_for(teacher: OpenTeacher, train: Batches) -> nn.Module:
+    """The teacher for these batches, tried out on a few of their images (`OpenTeacher.for_data`)."""
     few = train.images.subset(torch.arange(min(16, len(train.images))))
     (images, _), *_ = train.with_images(few)
     return teacher.for_data(train.images.classes, images, (train.mean, train.std))
@@ -159,6 +160,8 @@ def check_numbers(arguments: Mapping[str, Any]) -> None:
     share = arguments.get("start_from_teacher")
     if share is not None and not 0 <= share <= 1:
         raise ValueError(f"--start-from-teacher {share}: a share of its weights in [0, 1]")
+    if arguments.get("part") is not None:
+        part_of(arguments["part"])
     if "distill_data" in arguments:
         arguments["distill_data"].check()
 
@@ -220,6 +223,7 @@ def parts_for(
     data: str,
     fingerprint: str | None = None,
     val_fraction: float = 0.0,
+    part: str | None = None,
     *,
     same: bool = False,
 ) -> Parts:
@@ -232,6 +236,7 @@ def parts_for(
         fingerprint: of the data that `net` was trained on, if it is known.
         val_fraction: share of the training part that was set aside in the training, where the data
             has no validation part; 0: nothing was.
+        part: of the training part, that it was trained on: "1/2", or none for all of it.
         same: whether `data` is to be what `net` was trained on.
 
     Raises:
@@ -255,7 +260,7 @@ def parts_for(
             f"{data} has {len(classes)} classes, the network {len(card.classes)}, and they "
             f"differ, such as in {odd[0]!r}: measure on data with the network's classes"
         )
-    train, validation = _set_aside(splits, val_fraction if known else 0.0)
+    train, validation = _set_aside(splits, val_fraction if known else 0.0, part if known else None)
     test = Batches(splits.test, 256, mean=card.mean, std=card.std)
     aside = test.with_images(validation) if validation else None
     return Parts(test.with_images(train), aside, test, known, splits.flip)
@@ -286,7 +291,7 @@ def _batches(
 
     The second is the data's own, or cut off the training part, if asked for.
     """
-    train, validation = _set_aside(splits, arguments["val_fraction"])
+    train, validation = _set_aside(splits, arguments["val_fraction"], arguments.get("part"))
     mean, std = normalisation or train.statistics()
     shown: DistillData = arguments.get("distill_data", DistillData())
     flip = splits.flip if arguments["flip"] is None else arguments["flip"]
@@ -304,11 +309,51 @@ def _batches(
     return batches, batches.with_images(validation) if validation else None
 
 
-def _set_aside(splits: Splits, val_fraction: float) -> tuple[ImageSet, ImageSet | None]:
-    """The training and the validation part: the data's own, or cut off the training part."""
+def batches_of(run: Path) -> tuple[Batches, Batches]:
+    """The training batches of a finished run, and its test images, as its network saw them.
+
+    They are what its config.json says; the images of a generator, which it does not hold, are not
+    among them.
+
+    Raises:
+        ValueError: the data has changed since.
+    """
+    config = read_json(run / "config.json", "name a finished run")
+    arguments = dict(config["arguments"])
+    if "distill_data" in arguments:
+        shown = DistillData(**arguments["distill_data"])
+        folder = None if shown.unlabeled is None else Path(shown.unlabeled)
+        arguments["distill_data"] = replace(shown, unlabeled=folder)
+    splits = load_images(arguments["data"], arguments["size"])
+    if config["data"]["fingerprint"] != _data_fingerprint(splits):
+        raise ValueError(f"{arguments['data']} has changed since {run} was trained on it")
+    card = load(run / "net.safetensors").card
+    train, _ = _batches(splits, arguments, (card.mean, card.std))
+    return train, train.with_images(splits.test)
+
+
+def _set_aside(
+    splits: Splits, val_fraction: float, part: str | None
+) -> tuple[ImageSet, ImageSet | None]:
+    """The training part, or one `part` of it, and the validation part: the data's own, or cut off."""
+    train = splits.train if part is None else splits.train.part(*part_of(part))
     if splits.validation is None and val_fraction:
-        return splits.train.split(val_fraction)
-    return splits.train, splits.validation
+        return train.split(val_fraction)
+    return train, splits.validation
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """The number of a part, and of how many: "1/2" is the first half.
+
+    Raises:
+        ValueError: it is not written so, or there is no such part.
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise ValueError(
+            f"--part {text}: write I/N for part I of N, from 1 on: 1/2 and 2/2 are the halves"
+        )
+    return int(number), int(count)
 
 
 def _data_fingerprint(splits: Splits) -> str:

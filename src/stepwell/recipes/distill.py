@@ -49,6 +49,7 @@ def distill(
     teacher_std: Mean | None = None,
     size: int | None = None,
     flip: bool | None = None,
+    part: str | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
     distill_data: Annotated[DistillData, tyro.conf.OmitArgPrefixes] = DistillData(),
@@ -94,6 +95,7 @@ def distill(
         teacher_std: as --teacher-mean.
         size: height and width of the images; by default their own.
         flip: mirror training images; by default where the data allows it.
+        part: train on a part of the training images, I/N: 1/2 and 2/2 are halves that share none.
         val_fraction: share of the training part set aside to choose the best epoch; 0: keep the last.
         seed: of weights, order, augmentation and steps.
     """
@@ -156,6 +158,7 @@ def _cached(task: Task, folder: Path | None, shown: DistillData, loop: Loop) -> 
     made_for = {
         "teacher": config["teacher"],
         "data": config["data"]["fingerprint"],
+        "part": config["arguments"]["part"],
         "size": train.images.size,
         "mean": train.mean,
         "std": train.std,

@@ -65,6 +65,7 @@ def ekd(
     label_smoothing: float = 0.0,
     size: int | None = None,
     flip: bool | None = None,
+    part: str | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
     loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(),
@@ -110,6 +111,7 @@ def ekd(
         sample: train the full net and one drawn sub-net a step, for many depths.
         size: height and width of the images; by default their own.
         flip: mirror training images; by default where the data allows it.
+        part: train on a part of the training images, I/N: 1/2 and 2/2 are halves that share none.
         val_fraction: share of the training part set aside to choose the best epoch; 0: keep the last.
         seed: of weights, order, augmentation and steps.
     """

@@ -1,0 +1,509 @@
+"""Does knowledge distillation really work? The findings of Stanton et al. 2021, and their test.
+
+Teachers see one half of the training images; their students the same half, the other one, or both, and
+never a label but where an arm is about that. A student trains half as long again as its teacher, at
+temperature 4; students of both halves take as many steps as the others, in half the passes.
+
+Each training of a student is an arm, NAME, student; the arm NAME compares it with its teacher: on test
+images, on its training images, and on these as it saw them, changed as in its training. All students of
+one seed begin with the same weights, other than any teacher's; controls are students of other teachers.
+
+The paper's networks are larger and their data more, so that order and gaps are tested, not values. Each
+margin was set before the study was run.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from stepwell.claims.measures import greatest, least, less, of_test
+from stepwell.claims.shown import Column
+from stepwell.claims.study import Arm, Claim, Measure, Study, image_fingerprint
+from stepwell.recipes.distill_data import DistillData
+
+NET, DEEPER, SMALLER = "resnet14", "resnet26", "8"
+TAUGHT_HALF, OTHER_HALF = "1/2", "2/2"
+#: Between the seeds of teachers, and of a teacher and its students.
+APART = 1000
+#: A student's passes, in those of a teacher.
+STUDENT = 1.5
+#: A measure of an arm, by its name.
+Of = Callable[[str], Measure]
+
+
+def teacher(i: int) -> str:
+    """The arm that trains the i-th teacher."""
+    return f"teacher {i}"
+
+
+def student(kind: str) -> str:
+    """The arm that trains the student of a comparison."""
+    return f"{kind}, student"
+
+
+def taught(
+    by: tuple[str, ...], *, epochs: float = STUDENT, shift: int = 0, **arguments: Any
+) -> Arm:
+    """A student of these teachers, by soft targets of temperature 4 alone, on the teachers' half."""
+    own = {"student": NET, "ce": 0.0, "temperature": 4.0, "part": TAUGHT_HALF} | arguments
+    return Arm("distill", own, {"teacher": by}, {"epochs": epochs}, shift)
+
+
+def compared(kind: str, by: tuple[str, ...], control: str = "", **arguments: Any) -> Arm:
+    """The student of `kind` against teachers, and against a student of others."""
+    needs: dict[str, str | tuple[str, ...]] = {"student": student(kind), "teacher": by}
+    if control:
+        needs["control"] = student(control)
+    return Arm("stepwell.claims.compare:compare", arguments, needs)
+
+
+def both(kind: str, by: tuple[str, ...], control: str = "", **arguments: Any) -> dict[str, Arm]:
+    """The two arms of `kind`: a student's training, and its comparison with its teachers."""
+    return {student(kind): taught(by, **arguments), kind: compared(kind, by, control)}
+
+
+SELF, THREE, FIVE = "self-distillation", "ensemble of 3", "ensemble of 5"
+OF_ANOTHER, OF_OTHERS = "student of another teacher", "student of 3 other teachers"
+OTHER, WHOLE, THREE_WHOLE = "other half", "both halves", "ensemble of 3, both halves"
+COLD, MIXUP, CUTMIX = "temperature 1", "MixUp", "CutMix"
+COMBINED, NOISE, LABELS = "combined augmentation", "noise", "labels at 0.5"
+DEEP, LONG, ADAM = "deeper student", "three times as long", "Adam"
+SHARED_START, EASY = "teacher's initial weights", "easy task"
+NESTED, OFFLINE, OFFLINE_OTHER = (
+    "EKD, 8 in 14",
+    "offline KD, 8 by 14",
+    "offline KD of another teacher",
+)
+
+ONE, FIRST_THREE = (teacher(1),), (teacher(1), teacher(2), teacher(3))
+ANOTHER, LAST_THREE = (teacher(4),), (teacher(4), teacher(5), teacher(6))
+FIRST_FIVE = tuple(teacher(i) for i in range(1, 6))
+
+#: The share of the teacher's weights that a student starts with, and its rate: smaller the nearer it
+#: is, as in the paper's code, but never 0.
+STARTS = {0.0: 0.1, 0.25: 0.075, 0.375: 0.0625, 0.5: 0.05, 0.75: 0.025, 1.0: 0.025}
+NEAR, FAR = (0.375, 0.5, 0.75, 1.0), (0.0, 0.25)
+#: Controls of the rate: from random weights at that of a nearer start.
+SLOW = (0.375, 0.75)
+LN_TEACHER = "teacher, LayerNorm"
+
+
+def start(share: float, rate_of: float | None = None) -> str:
+    """The arm of a student that starts at a share of its teacher's weights."""
+    own = f"start at {share:g} of the teacher"
+    return own if rate_of is None else f"{own}, rate of {rate_of:g}"
+
+
+def started(share: float, rate_of: float | None = None) -> dict[str, Arm]:
+    """The two arms of a start; networks have LayerNorm, so that equal weights predict alike."""
+    return both(
+        start(share, rate_of),
+        (LN_TEACHER,),
+        student="resnet14_ln",
+        start_from_teacher=share,
+        lr=STARTS[share if rate_of is None else rate_of],
+        weight_decay=0.0,  # it would pull a student away that is its teacher already
+        epochs=0.5,
+    )
+
+
+def shown(**options: Any) -> dict[str, Any]:
+    """The argument that says what a student is taught on."""
+    return {"distill_data": DistillData(**options)}
+
+
+DIGITS: dict[str, Any] = {"data": "digits", "size": None}
+
+ARMS: dict[str, Arm] = {
+    **{teacher(i): Arm("supervised", {"net": NET, "part": TAUGHT_HALF}, seed_shift=APART * i)
+       for i in range(1, 7)},
+    student(OF_ANOTHER): taught(ANOTHER),
+    **both(SELF, ONE, OF_ANOTHER),
+    student(OF_OTHERS): taught(LAST_THREE),
+    **both(THREE, FIRST_THREE, OF_OTHERS),
+    **both(FIVE, FIRST_FIVE),
+    **both(OTHER, ONE, part=OTHER_HALF),
+    **both(WHOLE, ONE, part=None, epochs=STUDENT / 2),
+    **both(THREE_WHOLE, FIRST_THREE, part=None, epochs=STUDENT / 2),
+    **both(COLD, ONE, temperature=1.0),
+    **both(MIXUP, ONE, **shown(mix="mixup")),
+    **both(CUTMIX, ONE, **shown(mix="cutmix")),
+    **both(COMBINED, ONE, **shown(augment="combined")),
+    **both(NOISE, ONE, **shown(synthetic="noise")),
+    **both(LABELS, ONE, ce=0.5, kl=0.5),
+    **both(DEEP, ONE, student=DEEPER),
+    **both(LONG, ONE, epochs=3 * STUDENT),
+    **both(ADAM, ONE, optimizer="adam"),
+    **both(SHARED_START, ONE, shift=APART),
+    LN_TEACHER: Arm("supervised", {"net": "resnet14_ln", "part": TAUGHT_HALF}, seed_shift=APART),
+    **{name: arm for share in STARTS for name, arm in started(share).items()},
+    **{name: arm for rate_of in SLOW for name, arm in started(0.0, rate_of).items()},
+    "teacher, easy task": Arm(
+        "supervised", {"net": "resnet8", "part": "1/7"} | DIGITS, scaled={"epochs": 3},
+        seed_shift=APART,
+    ),
+    **both(EASY, ("teacher, easy task",), student="resnet8", part=None, epochs=3, **DIGITS),
+    student(NESTED): Arm(
+        "ekd", {"net": NET, "depths": (SMALLER,), "part": TAUGHT_HALF}, {}, {"nest_epochs": 0.5}
+    ),
+    student(OFFLINE_OTHER): taught(ANOTHER, student="resnet8"),
+    NESTED: compared(NESTED, (student(NESTED),), OFFLINE_OTHER, depth=SMALLER),
+    **both(OFFLINE, ONE, OFFLINE_OTHER, student="resnet8"),
+}  # fmt: skip
+
+
+def agreement(arm: str, images: str = "test") -> Measure:
+    """Top-1 agreement of an arm's student with its teacher in percent."""
+    return of_test(arm, f"{images}/agreement", 100)
+
+
+def accuracy(arm: str, whose: str = "") -> Measure:
+    """Test accuracy of an arm's student, or of its teacher, in percent."""
+    return of_test(arm, f"test/{whose}accuracy", 100)
+
+
+def transfer(arm: str) -> Measure:
+    """Test agreement less the control's, in points."""
+    return of_test(arm, "test/transfer", 100)
+
+
+def minus(a: Measure) -> Measure:
+    """The number's negative."""
+    return lambda results: -a(results)
+
+
+def each(of: Of, *arms: str) -> dict[str, Measure]:
+    """One measure of several arms, by their names."""
+    return {arm: of(arm) for arm in arms}
+
+
+def seen(arm: str) -> Measure:
+    """Agreement on the images that the student was taught on, changed as it saw them."""
+    return agreement(arm, "seen")
+
+
+def more(
+    id: str,
+    text: str,
+    paper: str,
+    of: Of,
+    a: str,
+    b: str,
+    margin: float = 0.0,
+    *,
+    below: bool = False,
+    note: str = "",
+) -> Claim:
+    """A claim about how much more one arm has of a measure than another."""
+    return points(id, text, paper, each(of, a, b), less(of(a), of(b)), margin, below, note)
+
+
+def points(
+    id: str,
+    text: str,
+    paper: str,
+    measured: dict[str, Measure],
+    judged: Measure,
+    margin: float,
+    below: bool = False,
+    note: str = "",
+    unit: str = "%",
+) -> Claim:
+    """A claim whose rule is on which side of the margin the judged number's interval lies."""
+    side = "below" if below else "above"
+    rule = f"{text}: the 90 % interval lies {side} {margin:g}."
+    return Claim(id, rule, paper, unit, measured, judged, margin, below, note)
+
+
+def up_and_down(a: str, b: str, up: bool) -> tuple[dict[str, Measure], Measure]:
+    """Agreement and accuracy of two arms; the lesser of a's gain in agreement and, if not `up`, its
+    loss in accuracy, else its gain.
+    """
+    measured = {f"{arm}: {n}": of(arm) for arm in (a, b)
+                for n, of in (("agreement", agreement), ("accuracy", accuracy))}  # fmt: skip
+    gain = less(accuracy(a), accuracy(b))
+    closer = less(agreement(a), agreement(b))
+    return measured, least([closer, gain if up else minus(gain)])
+
+
+def ece(arm: str) -> Measure:
+    """Expected calibration error of an arm's student on test images."""
+    return of_test(arm, "test/ece")
+
+
+def of_most_faithful(*arms: str) -> Measure:
+    """Calibration error of the student that agrees most with its teacher, less the others' least."""
+
+    def measure(results: Any) -> float:
+        best = max(arms, key=lambda arm: agreement(arm)(results))
+        return ece(best)(results) - min(ece(arm)(results) for arm in arms if arm != best)
+
+    return measure
+
+
+FIG3 = "an ensemble of 5 ResNet-56, CIFAR-100 (Fig 3, read off)"
+SINGLE = "The paper's teacher is an ensemble of 5, this one a single network."
+PRIMARY = {
+    "student-beats-teacher", "test-agreement", "little-transfer", "train-agreement", "longer", "basin",
+    "mixup", "recycling/fidelity", "recycling/accuracy", "closer-is-not-better",
+}  # fmt: skip
+
+_CLAIMS = [
+    points(
+        "student-beats-teacher",
+        "A self-distilled student is more accurate than its teacher on test images",
+        "ResNet-56, CIFAR-100: about 74.0, teacher 71.0 (Fig 10, read off); ImageNet 75.3, teacher "
+        "74.8; IMDB 80.35, teacher 79.36 (Table 2)",
+        {"student": accuracy(SELF), "teacher": accuracy(SELF, "teacher/")},
+        of_test(SELF, "test/gain", 100),
+        0.0,
+    ),
+    points(
+        "test-agreement",
+        "A self-distilled student, which has capacity enough, agrees with its teacher on far from all "
+        "test images",
+        "ResNet-20: 77.17 ± .35 (Table 1); ImageNet 85.5; IMDB 86.5 (Table 2)",
+        each(agreement, SELF),
+        agreement(SELF),
+        90.0,
+        below=True,
+    ),
+    points(
+        "little-transfer",
+        "It agrees little more than a student of another teacher: the difference, in points",
+        "near that of an independent student",
+        {SELF: agreement(SELF), OF_ANOTHER: of_test(SELF, "test/control/agreement", 100)},
+        transfer(SELF),
+        5.0,
+        below=True,
+    ),
+    points(
+        "some-transfer",
+        "But it does agree more than a student of another teacher: the difference, in points",
+        "only the difference is evidence of transfer",
+        {SELF: agreement(SELF), OF_ANOTHER: of_test(SELF, "test/control/agreement", 100)},
+        transfer(SELF),
+        0.0,
+    ),
+    points(
+        "easy-task",
+        "Where the teacher knows 200 digits and the student sees all, it does match",
+        "MNIST, LeNet-5: above 99 (Fig 2)",
+        each(agreement, EASY),
+        agreement(EASY),
+        97.0,
+    ),
+    points(
+        "easy-task/no-gain",
+        "And then is no more accurate than its teacher: the gain, in points",
+        "no accuracy gain (Fig 2)",
+        {"student": accuracy(EASY), "teacher": accuracy(EASY, "teacher/")},
+        of_test(EASY, "test/gain", 100),
+        1.0,
+        below=True,
+    ),
+    points(
+        "train-agreement",
+        "The student does not match its teacher on the very images that it was taught on",
+        "ResNet-20 with LayerNorm: 78.95 after 300 epochs (Sec 6.2)",
+        each(seen, SELF),
+        seen(SELF),
+        95.0,
+        below=True,
+    ),
+    points(
+        "longer",
+        "Training three times as long does not change this",
+        "83.3 after 5,000 epochs, 78.95 after 300 (Sec 6.2)",
+        each(seen, LONG, SELF),
+        seen(LONG),
+        95.0,
+        below=True,
+    ),
+    more("adam", "Nor does Adam, which agrees less there", "lower (Sec 6.2)", seen, ADAM, SELF,
+         below=True),
+    more("combined/train", "Heavy augmentation makes it harder to agree on what it is taught on",
+         "about 60, other heavy augmentations 80 to 90 (Fig 5)", seen, COMBINED, SELF, below=True),
+    points(
+        "basin",
+        "Students that start at 0.375 or more of their teacher's weights agree more on what they are "
+        "taught on than those that start further off, at whatever rate: the least less the greatest",
+        "about 80 from 0, a jump between 0.25 and 0.375, about 100 above (Fig 6b, read off)",
+        {**each(seen, *map(start, STARTS)), **each(seen, *(start(0.0, r) for r in SLOW))},
+        less(
+            least([seen(start(share)) for share in NEAR]),
+            greatest([*(seen(start(s)) for s in FAR), *(seen(start(0.0, r)) for r in SLOW)]),
+        ),
+        5.0,
+    ),
+    points(
+        "basin/near",
+        "Students that start at 0.375 or more match their teacher there: the least",
+        "about 100 (Fig 6b, read off)",
+        each(seen, *map(start, NEAR)),
+        least([seen(start(share)) for share in NEAR]),
+        98.0,
+    ),
+    points(
+        "basin/far",
+        "Those that start at 0.25 or less do not: the greatest",
+        "about 80 (Fig 6b, read off)",
+        each(seen, *map(start, FAR)),
+        greatest([seen(start(share)) for share in FAR]),
+        95.0,
+        below=True,
+    ),
+    points(
+        "basin/at-the-teacher",
+        "A student that starts as its teacher stays so",
+        "about 100 (Fig 6b, read off)",
+        each(seen, start(1.0)),
+        seen(start(1.0)),
+        99.5,
+        note="It must: the gradient is 0 where the predictions are equal, and nothing decays.",
+    ),
+    more("basin/rate", "It is not the smaller rate alone that brings a student nearer",
+         "not asked", seen, start(0.375), start(0.0, 0.375), 5.0),
+    more("shared-start", "The teacher's own initial weights do not help", "77.10 ± .24, from others "
+         "77.17 ± .35 (Table 1)", agreement, SHARED_START, SELF, 1.0, below=True,
+         note="Student and teacher have one seed then, and so see one order of images, too."),
+    points(
+        "shared-start/kl",
+        "Nor in KL(teacher || student): what it falls by, in nats",
+        ".838 ± .020, from others .836 ± .016 (Table 1)",
+        {arm: of_test(arm, "test/kl") for arm in (SHARED_START, SELF)},
+        less(of_test(SELF, "test/kl"), of_test(SHARED_START, "test/kl")),
+        0.05,
+        below=True,
+        unit="nats",
+    ),
+    more("mixup", "MixUp makes the student more faithful on test images", "86, without 84.5 (text); "
+         f"{FIG3}", agreement, MIXUP, SELF, note=SINGLE),
+    more("temperature", "So does temperature 4, compared with 1", f"83.5, at 1 79: {FIG3}",
+         agreement, SELF, COLD, note=SINGLE),
+    more("combined/test", "So does combined augmentation", f"83.5, without 79: {FIG3}",
+         agreement, COMBINED, SELF, note=SINGLE),
+    more("noise", "Noise images do not", f"78.5, without 79: {FIG3}", agreement, NOISE, SELF, 0.5,
+         below=True, note=SINGLE),
+    more("cutmix", "CutMix makes the student more faithful on test images", "not asked",
+         agreement, CUTMIX, SELF, note=SINGLE),
+    more("recycling/fidelity", "A student of images that its teacher has not seen is more faithful "
+         "than one of the teacher's own", "higher (Fig 4)", agreement, OTHER, SELF),
+    more("recycling/accuracy", "A student of the teacher's own images is more accurate",
+         "higher (Fig 4)", accuracy, SELF, OTHER),
+    points(
+        "recycling/both",
+        "A student of both halves has the best of both: the lesser of its leads in agreement over the "
+        "one and in accuracy over the other",
+        "best of both (Fig 4)",
+        {**{f"{arm}: agreement": agreement(arm) for arm in (WHOLE, OTHER)},
+         **{f"{arm}: accuracy": accuracy(arm) for arm in (WHOLE, SELF)}},
+        least([less(agreement(WHOLE), agreement(OTHER)), less(accuracy(WHOLE), accuracy(SELF))]),
+        -0.5,
+    ),
+    points(
+        "closer-is-not-better",
+        "With more images a self-distilled student is closer to its teacher and not more accurate: the "
+        "lesser of what agreement gains and accuracy loses",
+        "agreement 72.5 to 74.5, accuracy 72.0 to 71.0 (Fig 1a, read off)",
+        *up_and_down(WHOLE, SELF, up=False),
+        0.0,
+        note="The paper's images are a generator's; ours are real ones, unlabelled.",
+    ),
+    points(
+        "closer-is-not-better/other-images",
+        "On other images, as many, a student is closer to its teacher and less accurate",
+        "Fig 4",
+        *up_and_down(OTHER, SELF, up=False),
+        0.0,
+    ),
+    points(
+        "closer-is-better/ensemble",
+        "With more images a student of an ensemble is both closer and more accurate",
+        "agreement 77 to 80 (Fig 1b, read off)",
+        *up_and_down(THREE_WHOLE, THREE, up=True),
+        0.0,
+    ),
+    more("ensemble/3", "An ensemble of 3 is easier to match than a single network",
+         "82.5 and 77.5 (Fig 10, read off)", agreement, THREE, SELF),
+    more("ensemble/5", "One of 5 is easier to match than one of 3",
+         "84.5 and 82.5 (Fig 10, read off)", agreement, FIVE, THREE),
+    points(
+        "ensemble/transfer",
+        "Its student agrees more than a student of another ensemble: the difference, in points",
+        "not asked",
+        {THREE: agreement(THREE), OF_OTHERS: of_test(THREE, "test/control/agreement", 100)},
+        transfer(THREE),
+        0.0,
+    ),
+    more("capacity", "A student of twice the blocks gains only a few points", "2 to 3 (C.1)",
+         agreement, DEEP, SELF, 5.0, below=True),
+    more("labels", "Labels do not help fidelity", "78.0 at 0.5, 78.5 without (ensemble of 5; Fig 14, "
+         "read off)", agreement, LABELS, SELF, 0.5, below=True, note=SINGLE),
+    points(
+        "calibration",
+        "Of the students of ensembles the most faithful is calibrated best: its ECE less the least of "
+        "the others",
+        "best calibrated, not always the most accurate (Sec 7)",
+        {f"{arm}: {n}": of(arm) for arm in (THREE, FIVE, THREE_WHOLE)
+         for n, of in (("agreement", agreement), ("ECE", ece))},
+        of_most_faithful(THREE, FIVE, THREE_WHOLE),
+        0.0,
+        below=True,
+        unit="",
+    ),
+    more("ekd/agreement", "A sub-net agrees more with the net that holds it than an offline student "
+         "with its teacher", "not asked", agreement, NESTED, OFFLINE,
+         note="EKD has labels, attention and half the passes for the sub-net: its default recipe."),
+    points(
+        "ekd/transfer",
+        "A sub-net agrees more with the net that holds it than a network of its depth that never met "
+        "it: the difference, in points",
+        "not asked",
+        {NESTED: agreement(NESTED), OFFLINE_OTHER: of_test(NESTED, "test/control/agreement", 100)},
+        transfer(NESTED),
+        0.0,
+    ),
+    points(
+        "ekd/transfer-beyond-offline",
+        "And by more than an offline student does with its teacher, in points",
+        "not asked",
+        {f"{arm}: transfer": transfer(arm) for arm in (NESTED, OFFLINE)},
+        less(transfer(NESTED), transfer(OFFLINE)),
+        0.0,
+    ),
+    points(
+        "ekd/disagreement",
+        "But it does not match it, either",
+        "not asked",
+        each(agreement, NESTED),
+        agreement(NESTED),
+        95.0,
+        below=True,
+    ),
+]  # fmt: skip
+CLAIMS = [claim._replace(primary=claim.id in PRIMARY) for claim in _CLAIMS]
+
+STUDY = Study(
+    key="fidelity",
+    arms=ARMS,
+    claims=CLAIMS,
+    common={"data": "cifar10", "size": 16, "epochs": 30, "batch_size": 128, "val_fraction": 0.0},
+    quick={"data": "digits", "size": None, "epochs": 1, "batch_size": 256},
+    fingerprint=image_fingerprint,
+    table=[
+        Column("test/agreement", "test agreement"),
+        Column("test/transfer", "beyond control"),
+        Column("train/agreement", "train agreement"),
+        Column("seen/agreement", "agreement as seen"),
+        Column("test/kl", "test KL", 1.0, ".3f"),
+        Column("test/accuracy", "accuracy"),
+        Column("test/teacher/accuracy", "teacher's"),
+        Column("test/ece", "ECE", 1.0, ".3f"),
+        Column("test/teacher/ece", "teacher's ECE", 1.0, ".3f"),
+    ],
+    panels=[
+        Column("test/agreement", "agreement on test images", unit="top-1 agreement, %"),
+        Column("seen/agreement", "on images as the student saw them", unit="top-1 agreement, %"),
+        Column("test/accuracy", "accuracy", unit="test accuracy, %"),
+    ],
+)

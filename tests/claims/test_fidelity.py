@@ -1,0 +1,175 @@
+"""The study of fidelity: comparisons as arms, seeds that differ, and its claims."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stepwell.claims.compare import compare
+from stepwell.claims.fidelity import NESTED, SELF, STUDY, student
+from stepwell.claims.page import render
+from stepwell.claims.study import judge
+from stepwell.claims.verify import verify_system
+from stepwell.cost import costs_of
+from stepwell.data import load_images
+from stepwell.evaluation import fidelity
+from stepwell.nets.file import load
+from stepwell.recipes import classification
+from stepwell.recipes.distill import distill
+from stepwell.recipes.distill_data import DistillData
+from stepwell.recipes.supervised import supervised
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEPWELL_QUIET", "1")
+        patch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
+        yield
+
+
+@pytest.fixture(scope="module")
+def verified(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verify")
+    arms = [SELF, NESTED]
+    call = partial(verify_system, "fidelity", {}, seeds=3, workers=1, folder=folder, arms=arms)
+    return call(quick=True)[0], folder, call
+
+
+def unit(folder, arm):
+    """The folder of an arm's unit of seed 0."""
+    slug = "".join(c if c.isalnum() else "-" for c in arm)
+    (found,) = folder.glob(f"units/{slug}-0-*")
+    return found
+
+
+def config(folder, arm):
+    return json.loads((unit(folder, arm) / "run" / "config.json").read_text())
+
+
+def test_verify_fidelity_quick_runs_and_goes_on_where_it_stopped(verified):
+    record, folder, call = verified
+    ids = {claim["id"] for claim in record["claims"]}
+    assert {"student-beats-teacher", "little-transfer", "ekd/transfer"} <= ids
+    assert not {"mixup", "basin", "easy-task"} & ids
+    page = (folder / "fidelity.md").read_text()
+    assert page == render(record, STUDY.table)
+    assert f"| {SELF} | 1 |" in page
+    assert "| teacher 1 |" not in page  # it has none of the columns
+    assert "agreement on test images" in (folder / "fidelity.svg").read_text()
+    stamps = {file: file.stat().st_mtime_ns for file in folder.rglob("result.json")}
+    assert len(stamps) == len(record["arms"]) == 8
+    assert call(quick=True)[0]["claims"] == record["claims"]
+    assert stamps == {file: file.stat().st_mtime_ns for file in folder.rglob("result.json")}
+
+
+def test_teachers_and_students_have_seeds_of_their_own(verified):
+    _, folder, _ = verified
+    arms = ("teacher 1", "teacher 4", student(SELF), "student of another teacher")
+    assert [config(folder, arm)["arguments"]["seed"] for arm in arms[:3]] == [1000, 4000, 0]
+    assert config(folder, student(arms[3]))["arguments"]["seed"] == 0
+
+
+def test_a_claims_seconds_are_those_of_all_that_it_needs(verified):
+    record, _, _ = verified
+    (claim,) = [c for c in record["claims"] if c["id"] == "test-agreement"]
+    needs = (SELF, student(SELF), student("student of another teacher"), "teacher 1", "teacher 4")
+    expected = sum(record["arms"][arm]["seconds"]["mean"] for arm in needs)
+    assert claim["seconds"] == pytest.approx(expected)
+
+
+def test_a_comparison_is_the_librarys_fidelity(verified):
+    record, folder, _ = verified
+    teacher, own, other = (
+        load(unit(folder, arm) / "run" / "net.safetensors")
+        for arm in ("teacher 1", student(SELF), student("student of another teacher"))
+    )
+    splits, card = load_images("digits"), own.card
+    test = classification.Batches(splits.test, 100, mean=card.mean, std=card.std)
+    half = splits.train.part(1, 2)
+    for part, batches in {"test": test, "train": test.with_images(half)}.items():
+        expected = fidelity(teacher, own, batches, control=other)
+        for key in ("agreement", "kl", "transfer", "gain", "accuracy", "control/kl", "teacher/ece"):
+            found = record["arms"][SELF][f"{part}/{key}"]["mean"]
+            assert found == pytest.approx(expected[key], abs=1e-9), (part, key)
+    whole = json.loads((unit(folder, SELF) / "run" / "fidelity.json").read_text())
+    assert whole["test"]["agreement/low"] < whole["test"]["agreement/high"]
+    assert not any(key.endswith(("/low", "/high")) for key in record["arms"][SELF])
+
+
+def test_a_sub_net_is_compared_with_the_net_that_holds_it(verified):
+    record, folder, _ = verified
+    net = load(unit(folder, student(NESTED)) / "run" / "net.safetensors")
+    test = load_images("digits").test
+    batches = classification.Batches(test, 100, mean=net.card.mean, std=net.card.std)
+    expected = fidelity(net, lambda x: net(x, "8"), batches)["agreement"]
+    assert record["arms"][NESTED]["test/agreement"]["mean"] == expected
+
+
+COMMON = {"data": "digits", "epochs": 1, "batch_size": 256, "val_fraction": 0.0, "part": "1/4"}
+
+
+def test_images_as_the_student_saw_them_are_those_of_its_own_training(verified, tmp_path):
+    _, folder, _ = verified
+    teacher = str(unit(folder, "teacher 1") / "run")
+    shown = DistillData(mix="mixup", synthetic="noise")
+    run = tmp_path / "run"
+    distill(out=run, teacher=(teacher,), student="resnet8", ce=0.0, distill_data=shown, **COMMON)
+    train, test = classification.batches_of(run)
+    images, labels = train.at(0)
+    assert labels.shape == (256, 10)  # mixed, and of noise there is none
+    assert (train.seed, len(train.images), len(test.images)) == (0, 360, 359)
+    found = compare(out=tmp_path / "c", student=run / "net.safetensors", teacher=(teacher,))["test"]
+    nets = [load(f"{folder}/net.safetensors") for folder in (teacher, run)]
+    same = []
+    for images, _ in train:
+        tops = [net(images).argmax(1) for net in nets]
+        same.append(tops[0] == tops[1])
+    assert found["seen/agreement"] == pytest.approx(torch.cat(same).double().mean().item())
+    assert "seen/accuracy" not in found
+
+
+def test_a_student_with_its_teachers_seed_begins_with_its_weights(tmp_path):
+    still = COMMON | {"lr": 1e-12, "weight_decay": 0.0, "seed": 5}
+    supervised(out=tmp_path / "a", net="resnet8", **still)
+    teacher = (str(tmp_path / "a"),)
+    distill(out=tmp_path / "b", student="resnet8", teacher=teacher, **still)
+    distill(out=tmp_path / "c", student="resnet8", teacher=teacher, **still | {"seed": 6})
+    a, b, c = (load_file(tmp_path / name / "net.safetensors")["conv1.weight"] for name in "abc")
+    assert torch.allclose(a, b, rtol=0, atol=1e-6)
+    assert not torch.allclose(a, c, rtol=0, atol=1e-2)
+
+
+def test_data_that_has_changed_is_not_compared_on(verified, monkeypatch, tmp_path):
+    _, folder, _ = verified
+    other = load_images("digits", 10)
+    monkeypatch.setattr(classification, "load_images", lambda *_: other)
+    run = unit(folder, student(SELF)) / "run"
+    with pytest.raises(ValueError, match="digits has changed since"):
+        compare(out=tmp_path, student=run / "net.safetensors", teacher=(str(run),))
+
+
+def test_every_claim_of_fidelity_can_be_judged():
+    keys = ("agreement", "kl", "accuracy", "ece", "gain", "transfer", "teacher/accuracy",
+            "control/agreement")  # fmt: skip
+    test = {f"{part}/{key}": 0.5 for part in ("test", "seen") for key in keys}
+    test |= {"test/teacher/ece": 0.5, "train/agreement": 0.5}
+    result = {"test": test, "seconds": 1.0, "cpu_seconds": 1.0}
+    judged = judge(STUDY, {arm: dict.fromkeys(range(3), result) for arm in STUDY.arms})
+    assert [c["id"] for c in judged] == [c.id for c in STUDY.claims]
+    assert len({c["id"] for c in judged}) == len(judged)
+    assert sum(c["primary"] for c in judged) == 10
+    assert {need for arm in STUDY.arms.values() for need in arm.needed} <= STUDY.arms.keys()
+    assert {column.key for column in (*STUDY.table, *STUDY.panels)} <= test.keys()
+
+
+def test_the_most_faithful_is_chosen_seed_by_seed():
+    from stepwell.claims.fidelity import of_most_faithful
+
+    def arm(agreement, ece):
+        return {"test": {"test/agreement": agreement, "test/ece": ece}}
+
+    results = {"a": arm(0.8, 0.02), "b": arm(0.9, 0.05), "c": arm(0.7, 0.04)}
+    assert of_most_faithful("a", "b", "c")(results) == pytest.approx(0.05 - 0.02)
