@@ -24,6 +24,7 @@ from stepwell import __version__, cli, serve
 from stepwell.cost import costs_of
 from stepwell.device import device_name
 from stepwell.evaluation import side_by_side
+from stepwell.export import export_onnx
 from stepwell.nets import BUILDERS
 from stepwell.nets.file import fingerprint, load, rewrite_card, save
 from stepwell.recipes import RECIPES, classification, load_object
@@ -489,13 +490,11 @@ def test_what_the_page_on_fidelity_shows_runs(stepwell, taught, monkeypatch):
     commands = re.findall(r"^    stepwell ((?!train).*)$", page, re.MULTILINE)
     assert len(commands) == 4
     for line in commands:
-        line = line.replace("--interpolate 11", "--interpolate 2").replace(
-            "--teacher-depth 14", "--teacher-depth 8"
-        )
+        line = line.replace("--interpolate 11", "--interpolate 2").replace("@14", "@8")
         code, out, err = stepwell(*shlex.split(line))
         assert code == 0, f"{line}: {err}"
         if "control" in line:
-            assert all(word in out for word in ("transfer", "augmented (1,295)", "CKA of layer3"))
+            assert all(word in out for word in ("transfer", "augmented: standard", "CKA of layer3"))
     report = (taught / "runs" / "student" / "report.html").read_text()
     assert "Fidelity to the teacher" in report
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -560,7 +559,7 @@ def test_sub_nets_are_compared_with_their_own_full_net(stepwell, trained, tmp_pa
     assert numbers["8/agreement"] == found["test"]["8/agreement"]
     assert numbers["teacher/accuracy"] == found["test"]["20/accuracy"]
     assert not any(key.startswith("20/") for key in numbers)
-    code, out, _ = stepwell("eval", run, "--fidelity", run, "--teacher-depth", "8", "--json")
+    code, out, _ = stepwell("eval", run, "--fidelity", f"{run}@8", "--json")
     assert json.loads(out)["fidelity"]["depths"] == ["20"]
 
 
@@ -599,16 +598,41 @@ def test_what_makes_a_comparison_doubtful_is_said(stepwell, taught, tmp_path):
 
 
 BAD_PAIRS = {
-    "no fidelity": (["--control", "{t}"], "--control and --interpolate say more about --fidelity"),
-    "no teacher": (["--fidelity", "{tmp}/none"], "no run or file"),
+    "no fidelity": (["--control", "{t}"], "--control and --interpolate say more about"),
+    "no teacher": (["--fidelity", "{tmp}/none"], "no teacher '{tmp}/none': name a run directory"),
     "no finished teacher": (["--fidelity", "{tmp}"], "holds no net.safetensors"),
-    "no depth": (["--fidelity", "{t}", "--teacher-depth", "9"], "no depth '9'; this net has 8"),
+    "no depth": (["--fidelity", "{t}@9"], "no depth '9'; this net has 8"),
     "itself": (["--fidelity", "{s}"], "is the network {s} itself, and has no other depth"),
     "order": (
         ["--fidelity", "{tmp}/order"],
-        "same classes in another order (class 0 is '9' there and '0' here)",
+        "the data have the same classes in another order (number 0 is '9' and '0')",
     ),
-    "classes": (["--fidelity", "{tmp}/names"], "differ, such as in '9'"),
+    "classes": (["--fidelity", "{tmp}/names"], "{tmp}/names knows 10 classes (0, 1, 2, ...), the data"),
+    "members": (
+        ["--fidelity", "{t}", "{tmp}/order"],
+        "{t} and {tmp}/order have the same classes in another order",
+    ),
+    "classes of the control": (
+        ["--fidelity", "{t}", "--control", "{tmp}/order"],
+        "{tmp}/order and the data have the same classes in another order",
+    ),
+    "line to several": (
+        ["--fidelity", "{t}", "{run}", "--interpolate", "3"],
+        "--interpolate: an ensemble ({t}, {run}) has no weights of its own: name one teacher",
+    ),
+    "line to a graph": (
+        ["--fidelity", "{tmp}/8.onnx", "--interpolate", "3"],
+        "--interpolate: {tmp}/8.onnx gives no weights: name a file of weights",
+    ),
+    "line to other pixels": (
+        ["--fidelity", "{tmp}/pixels", "--interpolate", "3"],
+        "--interpolate: {tmp}/pixels@8 normalises its images in another way than {s}",
+    ),
+    "whose mean": (["--teacher-mean", "0", "0", "0"], "say more about --fidelity"),
+    "mean of a network": (
+        ["--fidelity", "{t}", "--teacher-mean", "0", "0", "0", "--teacher-std", "1", "1", "1"],
+        "{t} says how its images are normalised: drop --teacher-mean",
+    ),
     "control itself": (["--fidelity", "{t}", "--control", "{s}"], "is the network {s} itself, or"),
     "control is teacher": (["--fidelity", "{t}", "--control", "{t}"], "or its teacher: name a"),
     "one point": (["--fidelity", "{t}", "--interpolate", "1"], "at least 2 points, its ends"),
@@ -624,10 +648,15 @@ def test_networks_that_do_not_compare_are_refused(stepwell, trained, taught, tmp
     arguments, message = BAD_PAIRS[name]
     runs = taught / "runs"
     net = load(runs / "teacher" / "net.safetensors")
-    classes = net.card.classes
-    for file, other in (("order", classes[::-1]), ("names", (*classes[:-1], "nine"))):
-        net.card = replace(net.card, classes=other)
+    card, classes = net.card, net.card.classes
+    for file, other in (
+        ("order", replace(card, classes=classes[::-1])),
+        ("names", replace(card, classes=(*classes[:-1], "nine"))),
+        ("pixels", replace(card, mean=(0.1, 0.2, 0.3))),
+    ):
+        net.card = other
         save(net, tmp_path / file)
+    export_onnx(net, "8", tmp_path / "8.onnx", torch.zeros(2, 3, 8, 8))
     places = {"tmp": tmp_path, "t": runs / "teacher", "s": runs / "student", "run": trained}
     code, _, err = stepwell("eval", runs / "student", *[a.format(**places) for a in arguments])
     assert code == 2, err
@@ -641,7 +670,7 @@ def test_a_control_needs_the_depths_of_the_student(stepwell, trained, taught, tm
     assert stepwell("calibrate", run, "--depths", "14")[0] == 0
     teacher, control = (taught / "runs" / name for name in ("teacher", "control"))
     code, _, err = stepwell("eval", run, "--fidelity", teacher, "--control", control)
-    assert (code, "has the depths 8, " in err) == (2, True), err
+    assert (code, "has 8, and " in err) == (2, True), err
     code, _, err = stepwell("eval", trained, "--fidelity", trained, "--control", control)
     assert (code, "itself" in err) == (0, False), err
 
