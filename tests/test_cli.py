@@ -607,7 +607,10 @@ BAD_PAIRS = {
         ["--fidelity", "{tmp}/order"],
         "the data have the same classes in another order (number 0 is '9' and '0')",
     ),
-    "classes": (["--fidelity", "{tmp}/names"], "{tmp}/names knows 10 classes (0, 1, 2, ...), the data"),
+    "classes": (
+        ["--fidelity", "{tmp}/names"],
+        "{tmp}/names knows 10 classes (0, 1, 2, ...), the data",
+    ),
     "members": (
         ["--fidelity", "{t}", "{tmp}/order"],
         "{t} and {tmp}/order have the same classes in another order",
