@@ -488,7 +488,7 @@ def test_what_the_page_on_fidelity_shows_runs(stepwell, taught, monkeypatch):
     page = FIDELITY.read_text()
     monkeypatch.chdir(taught)
     commands = re.findall(r"^    stepwell ((?!train).*)$", page, re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 7
     for line in commands:
         line = line.replace("--interpolate 11", "--interpolate 2").replace("@14", "@8")
         code, out, err = stepwell(*shlex.split(line))
@@ -503,6 +503,94 @@ def test_what_the_page_on_fidelity_shows_runs(stepwell, taught, monkeypatch):
     names = dict.fromkeys(("teacher_logits", "student_logits"), z) | {"labels": labels}
     names |= dict.fromkeys(("teacher", "student", "control"), torch.clone)
     exec(compile(code, "fidelity.md", "exec"), names | {"batches": [library.Batch(z, labels)]})
+
+
+def test_what_the_page_on_distillation_shows_runs(stepwell, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "distillation.md").read_text()
+    digit_images(tmp_path / "extra")
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^    stepwell (.*)$", page, re.MULTILINE)
+    assert len(commands) == 16
+    for line in commands:
+        line = line.replace("--epochs 15", "--epochs 1 --batch-size 256 --device cpu")
+        line = line.replace("--generator-steps 1500", "--generator-steps 2 --synthetic-count 16")
+        line = line.replace("resnet14", "resnet8").replace("resnet20_ln", "resnet8_ln")
+        code, out, err = stepwell(*shlex.split(line), *["--json"] * line.startswith("train"))
+        assert code == 0, f"{line}: {err}"
+        if "runs/second" in line:  # the first one has filled the cache
+            assert json.loads(out)["cache"] == {"read": 1295, "computed": 0}
+    assert "against the ensemble of runs/one@8, runs/two@8" in " ".join(out.split())
+    assert "no CKA: the ensemble of runs/one@8, runs/two@8 gives no features" in err
+    # what was mixed in training is compared mixed, and has no class
+    code, out, err = stepwell("eval", "runs/mixed", "--fidelity", "runs/one", "--json")
+    assert code == 0, err
+    found = json.loads(out)["fidelity"]
+    assert found["augmentation"] == "rotate + mixup"
+    augmented, train = (found["parts"][p]["numbers"] for p in ("augmented", "train"))
+    assert {"8/agreement", "8/kl", "8/cka/layer1"} <= augmented.keys() & train.keys()
+    assert "8/accuracy" not in augmented
+    assert augmented["8/kl"] != train["8/kl"]
+    assert "rotate + mixup" in stepwell("eval", "runs/mixed", "--fidelity", "runs/one")[1]
+    assert stepwell("report", "runs/mixed")[0] == 0
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "distillation.md", "exec"), {})
+
+
+def test_a_teacher_is_the_same_by_every_name(stepwell, taught, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(taught / "runs" / "student", tmp_path / "student")
+    teacher, control = (taught / "runs" / name for name in ("teacher", "control"))
+    net = load(teacher / "net.safetensors")
+    export_onnx(net, "8", tmp_path / "8.onnx", torch.zeros(2, 3, 8, 8))
+    save(net, tmp_path / "copy.safetensors")
+    measured = []
+    for names in (
+        [teacher], [f"{teacher}@8"], ["8.onnx"], [teacher, "copy.safetensors"],
+    ):  # fmt: skip
+        code, out, err = stepwell("eval", run, "--fidelity", *names, "--control", control, "--json")
+        assert code == 0, err
+        found = json.loads(out)["fidelity"]
+        measured.append(found["parts"]["test"]["numbers"])
+        assert found["stages"] == (["layer1", "layer2", "layer3"] if len(measured) < 3 else [])
+    for other in measured[1:]:
+        for key in ("8/agreement", "8/kl", "teacher/nll", "8/transfer_kl", "8/control/agreement"):
+            assert other[key] == pytest.approx(measured[0][key], rel=1e-4), key
+
+
+def test_anybodys_onnx_file_is_compared_with(stepwell, taught, tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    run = shutil.copytree(taught / "runs" / "student", tmp_path / "student")
+    w = torch.linspace(-1, 1, 192 * 10).sin()
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+        helper.make_node("Softmax", ["y"], ["p"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n", 10])],
+        [helper.make_tensor("w", TensorProto.FLOAT, [192, 10], w.tolist())],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "p.onnx")
+    plain = ["--teacher-mean", 0, 0, 0, "--teacher-std", 1, 1, 1]
+    code, out, err = stepwell("eval", run, "--fidelity", tmp_path / "p.onnx", *plain, "--json")
+    assert code == 0, err
+    for said in (
+        "does not name its classes: that its 10 stand in the data's order",
+        "gives probabilities, not logits: their logarithm is taken",
+        "no CKA: ",
+    ):
+        assert said in err
+    splits = classification.load_images("digits", 8)
+    z = (splits.test.pixels.float() / 255).flatten(1) @ w.view(192, 10)
+    expected = torch.nn.functional.cross_entropy(z.double(), splits.test.labels).item()
+    numbers = json.loads(out)["fidelity"]["parts"]["test"]["numbers"]
+    assert numbers["teacher/nll"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_student_is_compared_on_the_same_pixels_in_train_and_test(stepwell, taught, tmp_path):
