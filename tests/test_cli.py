@@ -24,6 +24,7 @@ from stepwell import __version__, cli, serve
 from stepwell.cost import costs_of
 from stepwell.device import device_name
 from stepwell.evaluation import side_by_side
+from stepwell.export import export_onnx
 from stepwell.nets import BUILDERS
 from stepwell.nets.file import fingerprint, load, rewrite_card, save
 from stepwell.recipes import RECIPES, classification, load_object
@@ -487,15 +488,13 @@ def test_what_the_page_on_fidelity_shows_runs(stepwell, taught, monkeypatch):
     page = FIDELITY.read_text()
     monkeypatch.chdir(taught)
     commands = re.findall(r"^    stepwell ((?!train).*)$", page, re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 7
     for line in commands:
-        line = line.replace("--interpolate 11", "--interpolate 2").replace(
-            "--teacher-depth 14", "--teacher-depth 8"
-        )
+        line = line.replace("--interpolate 11", "--interpolate 2").replace("@14", "@8")
         code, out, err = stepwell(*shlex.split(line))
         assert code == 0, f"{line}: {err}"
         if "control" in line:
-            assert all(word in out for word in ("transfer", "augmented (1,295)", "CKA of layer3"))
+            assert all(word in out for word in ("transfer", "augmented: standard", "CKA of layer3"))
     report = (taught / "runs" / "student" / "report.html").read_text()
     assert "Fidelity to the teacher" in report
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -504,6 +503,89 @@ def test_what_the_page_on_fidelity_shows_runs(stepwell, taught, monkeypatch):
     names = dict.fromkeys(("teacher_logits", "student_logits"), z) | {"labels": labels}
     names |= dict.fromkeys(("teacher", "student", "control"), torch.clone)
     exec(compile(code, "fidelity.md", "exec"), names | {"batches": [library.Batch(z, labels)]})
+
+
+def test_what_the_page_on_distillation_shows_runs(stepwell, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "distillation.md").read_text()
+    digit_images(tmp_path / "extra")
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^    stepwell (.*)$", page, re.MULTILINE)
+    assert len(commands) == 16
+    for line in commands:
+        line = line.replace("--epochs 15", "--epochs 1 --batch-size 256 --device cpu")
+        line = line.replace("--generator-steps 1500", "--generator-steps 2 --synthetic-count 16")
+        line = line.replace("resnet14", "resnet8").replace("resnet20_ln", "resnet8_ln")
+        code, out, err = stepwell(*shlex.split(line), *["--json"] * line.startswith("train"))
+        assert code == 0, f"{line}: {err}"
+        if "runs/second" in line:  # the first one has filled the cache
+            assert json.loads(out)["cache"] == {"read": 1295, "computed": 0}
+    assert "against the ensemble of runs/one@8, runs/two@8" in " ".join(out.split())
+    assert "no CKA: the ensemble of runs/one@8, runs/two@8 gives no features" in err
+    # what was mixed in training is compared mixed, and has no class
+    code, out, err = stepwell("eval", "runs/mixed", "--fidelity", "runs/one", "--json")
+    assert code == 0, err
+    found = json.loads(out)["fidelity"]
+    assert found["augmentation"] == "rotate + mixup"
+    augmented, train = (found["parts"][p]["numbers"] for p in ("augmented", "train"))
+    assert {"8/agreement", "8/kl", "8/cka/layer1"} <= augmented.keys() & train.keys()
+    assert "8/accuracy" not in augmented
+    assert augmented["8/kl"] != train["8/kl"]
+    assert "rotate + mixup" in stepwell("eval", "runs/mixed", "--fidelity", "runs/one")[1]
+    assert stepwell("report", "runs/mixed")[0] == 0
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "distillation.md", "exec"), {})
+
+
+def test_a_teacher_is_the_same_by_every_name(stepwell, taught, odd_files, tmp_path):
+    run = shutil.copytree(taught / "runs" / "student", tmp_path / "student")
+    teacher, control = (taught / "runs" / name for name in ("teacher", "control"))
+    graph = odd_files / "8.onnx"
+    measured = []
+    for names in ([teacher], [f"{teacher}@8"], [graph], [teacher, graph]):
+        code, out, err = stepwell("eval", run, "--fidelity", *names, "--control", control, "--json")
+        assert code == 0, err
+        found = json.loads(out)["fidelity"]
+        measured.append(found["parts"]["test"]["numbers"])
+        assert found["stages"] == (["layer1", "layer2", "layer3"] if len(measured) < 3 else [])
+    for other in measured[1:]:
+        for key in ("8/agreement", "8/kl", "teacher/nll", "8/transfer_kl", "8/control/agreement"):
+            assert other[key] == pytest.approx(measured[0][key], rel=1e-4), key
+
+
+def test_anybodys_onnx_file_is_compared_with(stepwell, taught, tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    run = shutil.copytree(taught / "runs" / "student", tmp_path / "student")
+    w = torch.linspace(-1, 1, 192 * 10).sin()
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+        helper.make_node("Softmax", ["y"], ["p"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n", 10])],
+        [helper.make_tensor("w", TensorProto.FLOAT, [192, 10], w.tolist())],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "p.onnx")
+    plain = ["--teacher-mean", 0, 0, 0, "--teacher-std", 1, 1, 1]
+    code, out, err = stepwell("eval", run, "--fidelity", tmp_path / "p.onnx", *plain, "--json")
+    assert code == 0, err
+    for said in (
+        "does not name its classes: that its 10 stand in the data's order",
+        "gives probabilities, not logits: their logarithm is taken",
+        "no CKA: ",
+    ):
+        assert said in err
+    splits = classification.load_images("digits", 8)
+    z = (splits.test.pixels.float() / 255).flatten(1) @ w.view(192, 10)
+    expected = torch.nn.functional.cross_entropy(z.double(), splits.test.labels).item()
+    numbers = json.loads(out)["fidelity"]["parts"]["test"]["numbers"]
+    assert numbers["teacher/nll"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_student_is_compared_on_the_same_pixels_in_train_and_test(stepwell, taught, tmp_path):
@@ -560,7 +642,7 @@ def test_sub_nets_are_compared_with_their_own_full_net(stepwell, trained, tmp_pa
     assert numbers["8/agreement"] == found["test"]["8/agreement"]
     assert numbers["teacher/accuracy"] == found["test"]["20/accuracy"]
     assert not any(key.startswith("20/") for key in numbers)
-    code, out, _ = stepwell("eval", run, "--fidelity", run, "--teacher-depth", "8", "--json")
+    code, out, _ = stepwell("eval", run, "--fidelity", f"{run}@8", "--json")
     assert json.loads(out)["fidelity"]["depths"] == ["20"]
 
 
@@ -599,16 +681,44 @@ def test_what_makes_a_comparison_doubtful_is_said(stepwell, taught, tmp_path):
 
 
 BAD_PAIRS = {
-    "no fidelity": (["--control", "{t}"], "--control and --interpolate say more about --fidelity"),
-    "no teacher": (["--fidelity", "{tmp}/none"], "no run or file"),
+    "no fidelity": (["--control", "{t}"], "--control and --interpolate say more about"),
+    "no teacher": (["--fidelity", "{tmp}/none"], "no teacher '{tmp}/none': name a run directory"),
     "no finished teacher": (["--fidelity", "{tmp}"], "holds no net.safetensors"),
-    "no depth": (["--fidelity", "{t}", "--teacher-depth", "9"], "no depth '9'; this net has 8"),
+    "no depth": (["--fidelity", "{t}@9"], "no depth '9'; this net has 8"),
     "itself": (["--fidelity", "{s}"], "is the network {s} itself, and has no other depth"),
     "order": (
         ["--fidelity", "{tmp}/order"],
-        "same classes in another order (class 0 is '9' there and '0' here)",
+        "the data have the same classes in another order (number 0 is '9' and '0')",
     ),
-    "classes": (["--fidelity", "{tmp}/names"], "differ, such as in '9'"),
+    "classes": (
+        ["--fidelity", "{tmp}/names"],
+        "{tmp}/names knows 10 classes (0, 1, 2, ...), the data",
+    ),
+    "members": (
+        ["--fidelity", "{t}", "{tmp}/order"],
+        "{t} and {tmp}/order have the same classes in another order",
+    ),
+    "classes of the control": (
+        ["--fidelity", "{t}", "--control", "{tmp}/order"],
+        "{tmp}/order@8 and the data have the same classes in another order",
+    ),
+    "line to several": (
+        ["--fidelity", "{t}", "{run}", "--interpolate", "3"],
+        "--interpolate: an ensemble ({t}, {run}) has no weights of its own: name one teacher",
+    ),
+    "line to a graph": (
+        ["--fidelity", "{tmp}/8.onnx", "--interpolate", "3"],
+        "--interpolate: {tmp}/8.onnx gives no weights: name a file of weights",
+    ),
+    "line to other pixels": (
+        ["--fidelity", "{tmp}/pixels", "--interpolate", "3"],
+        "--interpolate: {tmp}/pixels@8 normalises its images in another way than {s}",
+    ),
+    "whose mean": (["--teacher-mean", "0", "0", "0"], "say more about --fidelity"),
+    "mean of a network": (
+        ["--fidelity", "{t}", "--teacher-mean", "0", "0", "0", "--teacher-std", "1", "1", "1"],
+        "{t} says how its images are normalised: drop --teacher-mean",
+    ),
     "control itself": (["--fidelity", "{t}", "--control", "{s}"], "is the network {s} itself, or"),
     "control is teacher": (["--fidelity", "{t}", "--control", "{t}"], "or its teacher: name a"),
     "one point": (["--fidelity", "{t}", "--interpolate", "1"], "at least 2 points, its ends"),
@@ -619,16 +729,29 @@ BAD_PAIRS = {
 }
 
 
+@pytest.fixture(scope="module")
+def odd_files(taught, tmp_path_factory) -> Path:
+    """The teacher's network in files that say other things about it, and as a graph."""
+    folder = tmp_path_factory.mktemp("odd")
+    net = load(taught / "runs" / "teacher" / "net.safetensors")
+    card, classes = net.card, net.card.classes
+    for name, other in (
+        ("order", replace(card, classes=classes[::-1])),
+        ("names", replace(card, classes=(*classes[:-1], "nine"))),
+        ("pixels", replace(card, mean=(0.1, 0.2, 0.3))),
+    ):
+        net.card = other
+        save(net, folder / name)
+    net.card = card
+    export_onnx(net, "8", folder / "8.onnx", torch.zeros(2, 3, 8, 8))
+    return folder
+
+
 @pytest.mark.parametrize("name", BAD_PAIRS)
-def test_networks_that_do_not_compare_are_refused(stepwell, trained, taught, tmp_path, name):
+def test_networks_that_do_not_compare_are_refused(stepwell, trained, taught, odd_files, name):
     arguments, message = BAD_PAIRS[name]
     runs = taught / "runs"
-    net = load(runs / "teacher" / "net.safetensors")
-    classes = net.card.classes
-    for file, other in (("order", classes[::-1]), ("names", (*classes[:-1], "nine"))):
-        net.card = replace(net.card, classes=other)
-        save(net, tmp_path / file)
-    places = {"tmp": tmp_path, "t": runs / "teacher", "s": runs / "student", "run": trained}
+    places = {"tmp": odd_files, "t": runs / "teacher", "s": runs / "student", "run": trained}
     code, _, err = stepwell("eval", runs / "student", *[a.format(**places) for a in arguments])
     assert code == 2, err
     assert err.startswith("error: ")
@@ -641,7 +764,7 @@ def test_a_control_needs_the_depths_of_the_student(stepwell, trained, taught, tm
     assert stepwell("calibrate", run, "--depths", "14")[0] == 0
     teacher, control = (taught / "runs" / name for name in ("teacher", "control"))
     code, _, err = stepwell("eval", run, "--fidelity", teacher, "--control", control)
-    assert (code, "has the depths 8, " in err) == (2, True), err
+    assert (code, "has 8, and " in err) == (2, True), err
     code, _, err = stepwell("eval", trained, "--fidelity", trained, "--control", control)
     assert (code, "itself" in err) == (0, False), err
 

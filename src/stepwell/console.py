@@ -278,7 +278,7 @@ def with_interval(numbers: Mapping[str, float], key: str, kind: str) -> str:
 def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
     """Every depth against the teacher, train and test side by side; the classes that agree least."""
     parts = {part: values["numbers"] for part, values in found["parts"].items()}
-    teacher = f"{found['teacher']['path']}, depth {found['teacher']['depth']}"
+    titles = {part: part for part in parts} | {"augmented": f"augmented: {found['augmentation']}"}
     for depth in found["depths"]:
         own = {
             part: {
@@ -298,8 +298,8 @@ def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
             [f"CKA of {stage}", *(with_interval(n, f"cka/{stage}", "number") for n in own.values())]
             for stage in found["stages"]
         ]
-        columns = [f"{part} ({found['parts'][part]['images']:,})" for part in parts]
-        show(table(f"depth {depth} against {teacher}", ["", *columns], rows))
+        columns = [f"{titles[part]} ({found['parts'][part]['images']:,})" for part in parts]
+        show(table(f"depth {depth} against {found['teacher']['name']}", ["", *columns], rows))
         if verdict := transfer_verdict(own["test"]):
             show(verdict)
         _show_least(own["test"], found["classes"], classes)

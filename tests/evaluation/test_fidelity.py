@@ -236,6 +236,37 @@ def test_what_has_no_meaning_is_left_out():
     assert all(math.isfinite(value) for value in got.values())
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 99), st.floats(0.2, 0.9))
+def test_what_needs_a_label_is_measured_where_there_is_one(seed, share):
+    labels, teacher, student, control = pair(n=60, seed=seed)
+    known = torch.rand(60, generator=torch.Generator().manual_seed(seed)) < share
+    known[0] = True
+    some = torch.where(known, labels, -1)
+    got = fidelity_of(teacher, student, some, control=control, classes=CLASSES, resamples=10)
+    every = fidelity_of(teacher, student, labels, control=control, classes=CLASSES, resamples=10)
+    rows = [z[known] for z in (teacher, student)]
+    alone = fidelity_of(*rows, labels[known], control=control[known], classes=CLASSES, resamples=10)
+    assert got.keys() == alone.keys()
+    unlabeled = ("agreement", "kl", "transfer", "transfer_kl", "control/agreement", "control/kl")
+    for key in got:
+        name = key.removesuffix("/low").removesuffix("/high")
+        assert got[key] == pytest.approx((every if name in unlabeled else alone)[key]), key
+
+
+def test_mixed_images_have_no_class_and_leave_out_what_needs_one():
+    _, teacher, student, control = pair(n=20)
+    shares = torch.full((20, 4), 0.25)
+    batch = Batch(torch.arange(20), shares)
+    networks = [lambda i, z=z: z[i] for z in (teacher, student, control)]
+    got = fidelity(*networks[:2], [batch], control=networks[2], resamples=10)
+    names = {key.removesuffix("/low").removesuffix("/high") for key in got}
+    assert names == {
+        "agreement", "kl", "transfer", "transfer_kl", "control/agreement", "control/kl"
+    }  # fmt: skip
+    assert got["agreement"] == (teacher.argmax(1) == student.argmax(1)).double().mean()
+
+
 def test_the_example_in_the_docstring():
     results = doctest.DocTestRunner()
     for test in doctest.DocTestFinder(recurse=False).find(

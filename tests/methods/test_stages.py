@@ -9,6 +9,7 @@ from torch.nn.functional import kl_div
 from torch.testing import assert_close
 
 from stepwell.methods import Distill, Ensemble, Frozen
+from stepwell.methods.stages import common_stages
 from stepwell.nets import build
 from stepwell.types import Batch, Exit
 
@@ -177,3 +178,12 @@ def test_stages_that_do_not_fit_are_refused_before_training(options, message):
     message = message if "\\" in message or ".*" in message else re.escape(message)
     with pytest.raises(ValueError, match=message):
         Distill(net(), **options)
+
+
+def test_stages_to_compare_where_nobody_names_them():
+    student = net()
+    assert common_stages(student, net("resnet14")) == ["layer1", "layer2", "layer3"]
+    assert common_stages(student, Staged(stages=("layer3", "b"))) == ["layer3"]
+    assert common_stages(student, Staged()) == []
+    assert common_stages(Staged(), Staged(stages=("c", "d"))) == ["a=c", "b=d"]
+    assert common_stages(student, Ensemble([Frozen(net())])) == []

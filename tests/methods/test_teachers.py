@@ -357,3 +357,34 @@ def test_another_size_than_the_teachers_is_told_of(images):
     opened = OpenTeacher([Source("t", Frozen(make()), "0", CLASSES, 32, PLAIN)])
     with pytest.warns(UserWarning, match="was trained on images of 32 pixels and gets 8 here"):
         opened.for_data(CLASSES, images, PLAIN)
+
+
+def test_images_are_scaled_to_the_teachers_own_size_where_that_is_asked_for(images):
+    net = make()
+    opened = OpenTeacher([Source("t", Frozen(net), "0", CLASSES, 16, OWN)])
+    with pytest.warns(UserWarning, match="images are scaled from 8 to 16 pixels for t"):
+        teacher = opened.for_data(CLASSES, images, PLAIN, resize=True)
+    scaled = nn.functional.interpolate(images, 16, mode="bilinear", antialias=True)
+    assert_close(teacher(images).logits, net(normalised(scaled, OWN)), rtol=1e-4, atol=1e-4)
+    assert teacher.stages == net.stages
+
+
+def test_what_gives_no_weights_says_so(tmp_path):
+    names = [str(save(make(seed), tmp_path / f"{seed}.safetensors")) for seed in range(2)]
+    with pytest.raises(
+        ValueError, match=r"an ensemble \(.*0.safetensors, .*1.safetensors\) has no"
+    ):
+        _ = open_teacher(names).module
+    foreign(tmp_path / "t.onnx", "n")
+    with pytest.raises(ValueError, match="t.onnx gives no weights: name a file of weights"):
+        _ = open_teacher([str(tmp_path / "t.onnx")]).module
+
+
+def test_a_source_says_its_depth_and_weights(tmp_path):
+    file = save(make(), tmp_path / "net.safetensors")
+    (full,) = open_teacher([str(file)]).sources
+    (named,) = open_teacher([f"{file}@8"]).sources
+    assert (str(full), full.depths, full.depth) == (f"{file}@14", ("8", "14"), "14")
+    assert (str(named), named.depths, named.depth) == (f"{file}@8", (), "8")
+    assert full.weights == named.weights == fingerprint(file)
+    assert full.file == named.file == file

@@ -316,8 +316,9 @@ def fabricate_fidelity(run: Path, depths: tuple[str, ...], *, control: bool, lin
             found[f"{part}/{depth}/reliability"] = found[f"{part}/teacher/reliability"] = curve
     parts = {part: {"images": 1234, "numbers": numbers} for part in ("train", "augmented", "test")}
     content: dict[str, Any] = {
-        "teacher": {"path": "runs/<t>", "depth": "20"},
-        "control": {"path": "runs/c", "depth": "20"} if control else None,
+        "teacher": {"name": "runs/<t>@20"},
+        "controls": {depth: {"name": "runs/c"} for depth in depths if control},
+        "augmentation": "rotate + mixup",
         "depths": depths, "stages": ["layer1"], "classes": classes, "level": 0.95, "parts": parts,
     }  # fmt: skip
     if line:
@@ -340,7 +341,7 @@ def test_fidelity_is_shown_where_it_was_measured(tmp_path):
     assert part.count("91.3% (90.3–93.3)") == 3
     assert part.count("+2.5 (+1.5 to +4.5)") == 3
     assert "1,234 images" in part
-    assert "augmented: the same images" in part
+    assert "augmented: the same images, changed at random as in training (rotate + mixup)" in part
     assert "CKA of layer1" in part
     classes = part.split("by class, on test images")[1]
     assert "77.7% (76.7–79.7)" in classes

@@ -14,7 +14,7 @@ from stepwell.evaluation.fidelity import fidelity_measures
 from stepwell.evaluation.side_by_side import Network, observe
 from stepwell.files import write_whole
 from stepwell.methods import open_teacher
-from stepwell.recipes.classification import batches_of, ready_for
+from stepwell.recipes.classification import batches_of, fitted
 from stepwell.types import Batch
 
 #: What can be said of images that have no label, or a mixed one.
@@ -58,7 +58,7 @@ def compare(
         "student": (f"{student}@{depth}" if depth else str(student),),
         "control": () if control is None else (str(control),),
     }
-    nets = {who: ready_for(open_teacher(files), train) for who, files in names.items() if files}
+    nets = {who: fitted(open_teacher(files), train) for who, files in names.items() if files}
     parts: dict[str, tuple[Iterable[Batch], bool]] = {
         "test": (test, True),
         "train": (train.with_images(train.images), False),

@@ -1,7 +1,6 @@
 """What `eval --fidelity` does: the depths of a network against a teacher, on training and test images.
 
-A teacher and a control are `Opened`: anything that answers images, with a card that says which images
-and which classes.
+Teacher and control are whatever `stepwell.methods.open_teacher` opens.
 """
 
 import io
@@ -13,11 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from stepwell.commands.runs import network_of
+from stepwell.commands.runs import config_of, file_of
 from stepwell.console import say, track
 from stepwell.data import Augment, Batches
 from stepwell.evaluation.calibration import reliability
@@ -25,10 +23,15 @@ from stepwell.evaluation.fidelity import agreement_matrix, fidelity_measures
 from stepwell.evaluation.intervals import LEVEL, RESAMPLES
 from stepwell.evaluation.side_by_side import Observed, observe
 from stepwell.files import write_whole
-from stepwell.nets import Card, NestedNet
+from stepwell.methods import OpenTeacher, open_teacher
+from stepwell.methods.objective import Teacher, stages_of
+from stepwell.methods.stages import common_stages, pair_stages
+from stepwell.methods.teachers import Source
+from stepwell.nets import NestedNet
 from stepwell.nets.between import between, differing
-from stepwell.nets.file import net_digest
-from stepwell.recipes.classification import Parts
+from stepwell.nets.file import fingerprint
+from stepwell.recipes.classification import Parts, fitted
+from stepwell.recipes.distill_data import DistillData
 from stepwell.training.run import writing
 from stepwell.types import Exit
 
@@ -36,146 +39,186 @@ from stepwell.types import Exit
 TRAIN_IMAGES = 50_000
 #: Images of each part that the line between two networks is measured on.
 LINE_IMAGES = 5_000
-
-
-class Opened(NamedTuple):
-    """A network to compare with.
-
-    path, depth, fingerprint: what it is.
-    answer: images, sized and normalised as `card` says, to exits by name.
-    card: classes, size, mean and std.
-    modules: plain modules by name, where it is made of such.
-    """
-
-    path: str
-    depth: str
-    fingerprint: str
-    answer: Callable[[Tensor], dict[str, Exit]]
-    card: Card
-    modules: Mapping[str, nn.Module]
-
-    @property
-    def about(self) -> dict[str, str]:
-        return {"path": self.path, "depth": self.depth, "fingerprint": self.fingerprint}
+#: Changes of whole batches, beside `mix`, that the augmented images can be shown with.
+DRAWN_ANEW = ("noise", "composites")
 
 
 class Pair(NamedTuple):
-    """A student's depths, their teacher, and a student of another teacher, if there is one."""
+    """A student's depths, their teacher, and for each depth a student of another teacher, if any.
 
+    config: of the student's run; empty where it is of no run.
+    """
+
+    run: Path
     net: NestedNet
+    config: Mapping[str, Any]
     depths: tuple[str, ...]
-    teacher: Opened
-    control: Opened | None
+    teacher: OpenTeacher
+    controls: Mapping[str, OpenTeacher]
+
+
+class Fitted(NamedTuple):
+    """A pair that answers the images of some data.
+
+    stages: that are compared, by name: those of student and teacher, and of the controls if they have
+        them; the exits hold just these features, in this order.
+    """
+
+    pair: Pair
+    student: Callable[[Tensor], dict[str, Exit]]
+    teacher: Teacher
+    control: Callable[[Tensor], dict[str, Exit]] | None
+    stages: tuple[str, ...]
 
 
 def open_pair(
     run: Path,
     net: NestedNet,
     config: Mapping[str, Any],
-    teacher: Path,
-    depth: str | None = None,
-    control: Path | None = None,
+    teacher: Sequence[str],
+    control: str | None = None,
     *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     interpolate: int = 0,
 ) -> Pair:
-    """Read teacher and control, and check that they can be compared with `net`.
+    """Open teacher and control, and check what can be checked of them without any image.
 
-    Where the teacher is `net` itself, its other depths are the students.
+    Where the teacher is a depth of `net` itself, its other depths are the students.
 
     Args:
         run: where `net` is from; if that is a run (it has a `config`), the results can be kept there.
-        depth: the teacher's; its full net by default.
+        teacher, mean, std: as for `open_teacher`.
+        control: as `teacher`; of a network of several depths, for each student the one of its name.
         interpolate: as for `measure_pair`.
 
     Raises:
         OSError: another process is writing to the run.
-        ValueError: there is no such network or depth; classes or their order differ; a network would
-            be compared with itself; `interpolate` is asked for between unlike architectures.
+        FileNotFoundError, ImportError: as for `open_teacher`.
+        ValueError: as for `open_teacher`; a network would be compared with itself; `interpolate` is
+            asked for between unlike architectures, or of a teacher that gives no weights.
     """
     if config:
         with writing(folder_of(run) / "net.safetensors"):
             pass
-    taught_by, theirs = network_of(teacher)
-    depth = taught_by.full if depth is None else depth
-    opened = _opened(teacher, taught_by, [depth])
-    _check_classes(run, net.card, teacher, opened.card)
-    depths = tuple(net.depths)
-    if net_digest(net) == net_digest(taught_by):
-        depths = tuple(d for d in depths if d != depth)
-        if not depths:
-            raise ValueError(
-                f"{teacher} is the network {run} itself, and has no other depth: name its teacher"
-            )
-    elif config and theirs and config["data"]["fingerprint"] != theirs["data"]["fingerprint"]:
-        say(
-            f"note: {teacher} was trained on other data than {run}: if test images of one were "
-            "training images of the other, it looks better on them than it is"
+    opened = open_teacher(teacher, mean=mean, std=std)
+    own = fingerprint(file_of(run))
+    themselves = {source.depth for source in opened.sources if source.weights == own}
+    depths = tuple(depth for depth in net.depths if depth not in themselves)
+    if not depths:
+        raise ValueError(
+            f"{' '.join(teacher)} is the network {run} itself, and has no other depth: name its teacher"
         )
-    if _same_start(net, config, taught_by, theirs):
+    for source in opened.sources:
+        if source.weights != own:
+            _tell_of_doubts(run, config, source)
+    _check_line(run, net, depths, opened, interpolate)
+    controls: dict[str, OpenTeacher] = {}
+    if control is not None:
+        controls = _open_controls(run, depths, control, {own, *(s.weights for s in opened.sources)})
+    return Pair(run, net, config, depths, opened, controls)
+
+
+def fit_pair(pair: Pair, test: Batches) -> Fitted:
+    """The networks for images as `test` has them, tried out on a few.
+
+    Each gets the pixels that the student gets, normalised in its own way and scaled to its own size.
+
+    Raises:
+        ValueError: a network knows other classes, in number, names or order, or does not run on the
+            images; as for `OpenTeacher.for_data`.
+    """
+    net, depths = pair.net, pair.depths
+    teacher = fitted(pair.teacher, test, resize=True)
+    controls = {d: fitted(opened, test, resize=True) for d, opened in pair.controls.items()}
+    names = common_stages(net, teacher)
+    if not names:
         say(
-            f"note: {run} has the --seed of its teacher, so it began with the same weights: part of "
-            "what they agree on may be due to that"
+            f"note: no CKA: {_named(pair.teacher)} gives no features of stages that {pair.run} has, too"
         )
-    if opened.card.size != net.card.size:
-        sizes = f"from {net.card.size} to {opened.card.size} pixels"
-        say(f"note: images are scaled {sizes} for {teacher}")
-    _check_line(run, net, depths, teacher, opened, interpolate)
-    against = None if control is None else _open_control(run, net, depths, control, opened)
-    return Pair(net, depths, opened, against)
+    size = test.images.size
+    pairs = pair_stages(net, teacher, names, (3, size, size)) if names else []
+    ours = [p.student for p in pairs]
+    control = None
+    if controls:
+        of_controls = {d: _places(net, ours, other) for d, other in controls.items()}
+
+        def control(images: Tensor) -> dict[str, Exit]:
+            return {d: _picked(other(images), of_controls[d]) for d, other in controls.items()}
+
+    def student(images: Tensor) -> dict[str, Exit]:
+        return {d: _picked(exit, ours) for d, exit in net.forward_all(images, depths).items()}
+
+    return Fitted(
+        pair,
+        student,
+        lambda images: _picked(teacher(images), [p.teacher for p in pairs]),
+        control,
+        tuple(names),
+    )
 
 
 def measure_pair(
-    pair: Pair, parts: Parts, arguments: Mapping[str, Any], *, interpolate: int = 0
+    networks: Fitted, parts: Parts, *, interpolate: int = 0
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Fidelity on the training images as they are, augmented, and on the test images.
 
     On other data than the network was trained on, on test images only.
 
     Args:
-        arguments: of the run; its seed and whether it flips images are those of the augmentation.
         interpolate: points on the line between student and teacher, both ends included; 0: none.
 
     Returns:
         What fidelity.json holds, and the arrays of fidelity.npz: for each part the matrix of
         agreement, "PART/DEPTH/matrix" (teacher's class, student's class), and reliability curves,
         "PART/DEPTH/reliability" and "PART/teacher/reliability" (3, bins): examples, confidence,
-        accuracy.
+        accuracy. Mixed images have no one class, so their part has no curves.
     """
-    net, card = pair.net, pair.net.card
+    pair = networks.pair
+    card = pair.net.card
     compared: dict[str, Batches] = {}
+    policy = ""
     if parts.known:
         train = _some(parts.train, TRAIN_IMAGES)
-        compared = {"train": train, "augmented": _augmented(train, parts.flip, arguments)}
+        compared = {"train": train}
+        policy, augmented = _as_taught(train, parts.flip, pair.config.get("arguments", {}))
+        if policy:
+            compared["augmented"] = augmented
+        else:
+            say(f"note: {pair.run} was taught on images as they are, so none are augmented here")
     else:
         say(
             "note: compared on test images only, as this is not surely the data that the network was "
             "trained on"
         )
     compared["test"] = parts.test
-    stages = [*net.plan.stages]
     found: dict[str, Any] = {
-        "teacher": pair.teacher.about,
-        "control": pair.control.about if pair.control else None,
+        "teacher": {"name": _named(pair.teacher), "fingerprint": pair.teacher.fingerprint},
+        "controls": {
+            depth: {"name": _named(opened), "fingerprint": opened.fingerprint}
+            for depth, opened in pair.controls.items()
+        },
         "depths": [*pair.depths],
-        "stages": stages,
+        "stages": [*networks.stages],
         "classes": [*card.classes],
         "level": LEVEL,
         "resamples": RESAMPLES,
+        "augmentation": policy,
         "parts": {},
     }
     arrays: dict[str, np.ndarray] = {}
     for part, batches in compared.items():
         seen = observe(
-            _for(card, pair.teacher),
-            lambda images: net.forward_all(images, pair.depths),
+            networks.teacher,
+            networks.student,
             track(batches, f"{part} images", len(batches)),
-            control=None if pair.control is None else _for(card, pair.control),
+            control=networks.control,
         )
-        numbers = fidelity_measures(seen, card.classes, stages=stages)
+        numbers = fidelity_measures(seen, card.classes, stages=networks.stages)
         found["parts"][part] = {"images": len(seen.labels), "numbers": numbers}
         arrays |= {f"{part}/{name}": value for name, value in _arrays(seen).items()}
     if interpolate:
-        found["interpolation"] = _lines(pair, parts, interpolate)
+        found["interpolation"] = _lines(networks, parts, interpolate)
     return found | {"finished": time.strftime("%Y-%m-%d %H:%M:%S")}, arrays
 
 
@@ -199,89 +242,71 @@ def keep(folder: Path, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray
         write_whole(folder / "fidelity.json", json.dumps(found, indent=1).encode())
 
 
-def _opened(path: Path, net: NestedNet, depths: Sequence[str]) -> Opened:
-    net.require_ready(*depths)
-    return Opened(
-        str(path),
-        ", ".join(depths),
-        net_digest(net)[:16],
-        lambda images: net.forward_all(images, depths),
-        net.card,
-        {depth: net.subnet(depth) for depth in depths},
-    )
+def _named(opened: OpenTeacher) -> str:
+    """A teacher as it is told of, such as "runs/a@20" or "the ensemble of runs/a@20, b.onnx"."""
+    names = ", ".join(map(str, opened.sources))
+    return f"the ensemble of {names}" if len(opened.sources) > 1 else names
 
 
-def _open_control(
-    run: Path, net: NestedNet, depths: tuple[str, ...], path: Path, teacher: Opened
-) -> Opened:
-    """The control's depths of the student's names; of a lone student, else its full depth."""
-    other, _ = network_of(path)
-    _check_classes(run, net.card, path, other.card)
-    if net_digest(other)[:16] in (net_digest(net)[:16], teacher.fingerprint):
-        raise ValueError(
-            f"--control {path} is the network {run} itself, or its teacher: name a student of another "
-            "teacher"
-        )
-    if set(depths) <= other.depths.keys():
-        return _opened(path, other, depths)
-    if len(depths) > 1:
-        raise ValueError(
-            f"--control {path} has the depths {', '.join(other.depths)}, {run} has "
-            f"{', '.join(depths)}: the control needs the same"
-        )
-    opened = _opened(path, other, [other.full])
-    return opened._replace(answer=lambda images: {depths[0]: other.forward_all(images)[other.full]})
+def _open_controls(
+    run: Path, depths: tuple[str, ...], name: str, others: set[str]
+) -> dict[str, OpenTeacher]:
+    """A control for each of the student's depths: the one of its name; of a lone student, else any.
 
-
-def _same_start(
-    net: NestedNet, config: Mapping[str, Any], other: NestedNet, theirs: Mapping[str, Any]
-) -> bool:
-    """Whether two runs of one architecture drew the same initial weights."""
-    if net_digest(net) == net_digest(other) or not (config and theirs):
-        return False
-    ours, others = (c["arguments"] for c in (config, theirs))
-    started = any(a.get("init") for a in (ours, others))
-    return net.builder == other.builder and ours["seed"] == others["seed"] and not started
-
-
-def _check_classes(run: Path, ours: Card, path: Path, theirs: Card) -> None:
-    """Refuse networks whose logits mean other things.
+    Args:
+        others: hashes of the weights of student and teacher.
 
     Raises:
-        ValueError: the classes or their order differ.
+        ValueError: the control is one of these, or has not the student's depths.
     """
-    if ours.classes == theirs.classes:
-        return
-    if sorted(ours.classes) == sorted(theirs.classes):
-        at = next(
-            i for i, (a, b) in enumerate(zip(ours.classes, theirs.classes, strict=True)) if a != b
-        )
+    opened = open_teacher([name])
+    (source,) = opened.sources
+    if source.weights in others:
         raise ValueError(
-            f"{path} and {run} have the same classes in another order (class {at} is "
-            f"{theirs.classes[at]!r} there and {ours.classes[at]!r} here): their logits do not compare"
+            f"--control {name} is the network {run} itself, or its teacher: name a student of another "
+            "teacher"
         )
-    odd = sorted(set(ours.classes) ^ set(theirs.classes))[0]
-    raise ValueError(
-        f"{path} has {len(theirs.classes)} classes, {run} {len(ours.classes)}, and they differ, such "
-        f"as in {odd!r}: compare networks of the same classes"
+    if set(depths) <= set(source.depths):
+        return {depth: open_teacher([f"{name}@{depth}"]) for depth in depths}
+    if len(depths) > 1:
+        theirs = ", ".join(source.depths) or "one depth"
+        raise ValueError(
+            f"--control {name} has {theirs}, and {run} has {', '.join(depths)}: the control needs the "
+            "same depths"
+        )
+    return {depths[0]: opened}
+
+
+def _tell_of_doubts(run: Path, config: Mapping[str, Any], source: Source) -> None:
+    """Say what may make the run agree with this teacher, or look better, for other reasons."""
+    theirs = config_of(source.file) if source.file else {}
+    if not (config and theirs):
+        return
+    if config["data"]["fingerprint"] != theirs["data"]["fingerprint"]:
+        say(
+            f"note: {source.name} was trained on other data than {run}: if test images of one were "
+            "training images of the other, it looks better on them than it is"
+        )
+    ours, others = (
+        {"net": c["arguments"].get("student"), **c["arguments"]} for c in (config, theirs)
     )
+    started = any(a.get("init") for a in (ours, others))
+    if (ours["net"], ours["seed"]) == (others["net"], others["seed"]) and not started:
+        say(
+            f"note: {run} has the --seed of its teacher {source.name}, so it began with the same "
+            "weights: part of what they agree on may be due to that"
+        )
 
 
-def _for(card: Card, network: Opened) -> Callable[[Tensor], dict[str, Exit]]:
-    """`network` for images that are sized and normalised as `card` says, not its own card."""
-    theirs = network.card
-    same = (card.mean, card.std) == (theirs.mean, theirs.std)
-    values = (card.mean, card.std, theirs.mean, theirs.std)
-    mean, std, mean_, std_ = (torch.tensor(v)[:, None, None] for v in values)
+def _places(net: NestedNet, stages: Sequence[int], other: nn.Module) -> list[int]:
+    """Where another network has features of these stages of `net` by name; none if it lacks any."""
+    theirs = stages_of(other)
+    names = [net.stages[i] for i in stages]
+    return [theirs.index(name) for name in names] if set(names) <= set(theirs) else []
 
-    def answer(images: Tensor) -> dict[str, Exit]:
-        if not same:
-            images = (images * std + mean - mean_) / std_
-        if theirs.size != card.size:
-            images = F.interpolate(images, theirs.size, mode="bilinear", antialias=True)
-        return network.answer(images)
 
-    return answer
+def _picked(exit: Exit, places: Sequence[int]) -> Exit:
+    return Exit(exit.logits, tuple(exit.features[i] for i in places))
 
 
 def _some(batches: Batches, count: int) -> Batches:
@@ -292,64 +317,84 @@ def _some(batches: Batches, count: int) -> Batches:
     return batches.with_images(images.subset(torch.linspace(0, len(images) - 1, count).long()))
 
 
-def _augmented(batches: Batches, flip: bool, arguments: Mapping[str, Any]) -> Batches:
-    """The images changed at random as in training: one draw of each."""
-    asked = arguments.get("flip")
-    return Batches(
+def _as_taught(batches: Batches, flip: bool, arguments: Mapping[str, Any]) -> tuple[str, Batches]:
+    """The images changed at random as in the run's training, and in words how: one draw of each.
+
+    Empty words: they were not changed. Images that joined the batches (unlabeled ones, or those of a
+    generator) are not among them.
+    """
+    asked, shown = arguments.get("flip"), arguments.get("distill_data", {})
+    data = DistillData(
+        **{k: shown[k] for k in ("augment", "mix", "synthetic", "synthetic_share") if k in shown}
+    )
+    words = [data.augment, data.mix, data.synthetic if data.synthetic in DRAWN_ANEW else "none"]
+    augmented = Batches(
         batches.images,
         batches.batch_size,
         mean=batches.mean,
         std=batches.std,
-        augment=Augment.standard(batches.images.size, flip if asked is None else asked),
+        augment=Augment.of(data.augment, batches.images.size, flip if asked is None else asked),
+        changes=data.changes(len(batches.images.classes)),
         seed=arguments.get("seed", 0),
     )
+    return " + ".join(word for word in words if word != "none"), augmented
 
 
 def _arrays(seen: Observed) -> dict[str, np.ndarray]:
     teacher, labels = seen.teacher, seen.labels
+    known = labels >= 0
     arrays = {
         f"{name}/matrix": agreement_matrix(teacher.top, student.top, seen.classes).numpy()
         for name, student in seen.students.items()
     }
+    if not known.any():
+        return arrays
     for name, network in {"teacher": teacher, **seen.students}.items():
-        curve = reliability(network.confidence, network.top == labels)
+        curve = reliability(network.confidence[known], (network.top == labels)[known])
         arrays[f"{name}/reliability"] = torch.stack(curve).numpy()
     return arrays
 
 
 def _check_line(
-    run: Path,
-    net: NestedNet,
-    depths: Sequence[str],
-    path: Path,
-    teacher: Opened,
-    points: int,
+    run: Path, net: NestedNet, depths: Sequence[str], teacher: OpenTeacher, points: int
 ) -> None:
     """Refuse a line between networks that have none.
 
     Raises:
-        ValueError: too few points; no depth has the teacher's architecture.
+        ValueError: too few points; the teacher gives no weights, or is normalised in another way; no
+            depth has its architecture.
     """
     if points == 0:
         return
     if points < 2:
         raise ValueError(f"--interpolate {points}: a line has at least 2 points, its ends")
-    odd = {depth: differing(net.subnet(depth), *teacher.modules.values()) for depth in depths}
-    if None not in odd.values():
-        depth, name = next(iter(odd.items()))
+    try:
+        taught_by = teacher.module
+    except ValueError as error:
+        raise ValueError(f"--interpolate: {error}") from error
+    name = _named(teacher)
+    if teacher.normalisation not in (None, (net.card.mean, net.card.std)):
         raise ValueError(
-            f"--interpolate needs equal architectures, and depth {depth} of {run} differs from {path}, "
-            f"depth {teacher.depth}, in {name}"
+            f"--interpolate: {name} normalises its images in another way than {run}, so no network "
+            "between them suits either"
+        )
+    odd = {depth: differing(net.subnet(depth), taught_by) for depth in depths}
+    if None not in odd.values():
+        depth, tensor = next(iter(odd.items()))
+        raise ValueError(
+            f"--interpolate needs equal architectures, and depth {depth} of {run} differs from {name} "
+            f"in {tensor}"
         )
 
 
-def _lines(pair: Pair, parts: Parts, points: int) -> dict[str, list[dict[str, float]]]:
+def _lines(networks: Fitted, parts: Parts, points: int) -> dict[str, list[dict[str, float]]]:
     """For each depth of the teacher's architecture, the points from the student to the teacher.
 
     BatchNorm statistics are measured again at every point, both ends included, in one pass over
     training images without augmentation.
     """
-    (taught_by,) = pair.teacher.modules.values()
+    pair = networks.pair
+    taught_by = pair.teacher.module
     train = _some(parts.train, LINE_IMAGES)
     compared = {"test": _some(parts.test, LINE_IMAGES)}
     if parts.known:
@@ -366,7 +411,7 @@ def _lines(pair: Pair, parts: Parts, points: int) -> dict[str, list[dict[str, fl
             mixed.eval()
             point = {"share": i / (points - 1)}
             for part, batches in compared.items():
-                seen = observe(_for(pair.net.card, pair.teacher), mixed, batches)
+                seen = observe(networks.teacher, mixed, batches)
                 found = seen.students[""]
                 point |= {
                     f"{part}/accuracy": (found.top == seen.labels).double().mean().item(),

@@ -63,9 +63,10 @@ def eval_(
     target_accuracy: float | None = None,
     budget_macs: float | None = None,
     save: bool = False,
-    fidelity: Path | None = None,
-    teacher_depth: str | None = None,
-    control: Path | None = None,
+    fidelity: tuple[str, ...] = (),
+    teacher_mean: tuple[float, float, float] | None = None,
+    teacher_std: tuple[float, float, float] | None = None,
+    control: str | None = None,
     interpolate: int = 0,
     json: Json = False,
 ) -> None:
@@ -79,6 +80,7 @@ def eval_(
         stepwell eval runs/photos --data other-photos/ --json
         stepwell eval runs/digits --cascade --target-accuracy 0.97 --save
         stepwell eval runs/student --fidelity runs/teacher --control runs/student-of-another
+        stepwell eval runs/student --fidelity runs/one@20 two.onnx resnet18=three.pth
         stepwell eval runs/digits --fidelity runs/digits
 
     Args:
@@ -89,11 +91,15 @@ def eval_(
         target_accuracy: of the cascade on the validation part; the full net's own by default.
         budget_macs: mean MACs an image of the cascade, in place of a target.
         save: keep the cascade in the network's file, for `stepwell predict --cascade`.
-        fidelity: the teacher: a run directory, or the file of a network. The run itself: its full
-            net is the teacher of its sub-nets.
-        teacher_depth: the depth that is the teacher; its full net by default.
-        control: a student of another teacher (another seed, as a rule), trained in the same way; only
-            agreement beyond its own is this teacher's doing.
+        fidelity: the teacher, named as for `stepwell train distill --teacher`: a run directory or the
+            file of a network (PATH@DEPTH for another depth than the deepest), an ONNX file,
+            NETWORK=FILE or timm/NAME; several are an ensemble. The run itself: its full net is the
+            teacher of its sub-nets.
+        teacher_mean: of pixels scaled to [0, 1], per channel, for a teacher that does not say how its
+            images are normalised (most ONNX files).
+        teacher_std: as --teacher-mean.
+        control: a student of another teacher (another seed, as a rule), trained in the same way and
+            named in the same way; only agreement beyond its own is this teacher's doing.
         interpolate: measure so many points on the straight line from the student's weights to the
             teacher's, where architectures are equal; BatchNorm statistics are measured anew at each.
     """
@@ -106,19 +112,30 @@ def eval_(
 
     if not cascade and (save or target_accuracy is not None or budget_macs is not None):
         raise ValueError("--target-accuracy, --budget-macs and --save say more about --cascade")
-    if fidelity is None and (teacher_depth is not None or control is not None or interpolate):
-        raise ValueError("--teacher-depth, --control and --interpolate say more about --fidelity")
+    if not fidelity and (teacher_mean or teacher_std or control is not None or interpolate):
+        raise ValueError(
+            "--teacher-mean, --teacher-std, --control and --interpolate say more about --fidelity"
+        )
     net, config = network_of(run)
     net.require_ready()
-    if fidelity is not None:
-        from stepwell.commands.fidelity import folder_of, keep, measure_pair, open_pair
+    if fidelity:
+        from stepwell.commands.fidelity import fit_pair, folder_of, keep, measure_pair, open_pair
 
         pair = open_pair(
-            run, net, config, fidelity, teacher_depth, control, interpolate=interpolate
+            run,
+            net,
+            config,
+            fidelity,
+            control,
+            mean=teacher_mean,
+            std=teacher_std,
+            interpolate=interpolate,
         )
     if save:
         file_to_write(run)
     parts = parts_of(net, run, config, data)
+    if fidelity:
+        networks = fit_pair(pair, parts.test)
     logits, labels = gather_logits(net.logits_by_depth, parts.test)
     test, flips = measures(logits, labels, net.card.classes), churn(logits, labels)
     costs = cost_table(net, net.card.size)
@@ -140,9 +157,8 @@ def eval_(
             with rewriting(run, net_digest(net)) as (file, card):
                 rewrite_card(file, replace(card, cascade=chosen))
             say(f"the cascade is kept in {file}")
-    if fidelity is not None:
-        arguments = config.get("arguments", {})
-        compared, arrays = measure_pair(pair, parts, arguments, interpolate=interpolate)
+    if fidelity:
+        compared, arrays = measure_pair(networks, parts, interpolate=interpolate)
         found["fidelity"] = compared
         if config:
             keep(folder_of(run), compared, arrays)
@@ -158,7 +174,7 @@ def eval_(
     show_conditions(costs)
     if cascade:
         show_cascade(chosen, measured)
-    if fidelity is not None:
+    if fidelity:
         show_fidelity(compared)
 
 

@@ -15,7 +15,6 @@ def network_of(path: Path) -> tuple[Any, Mapping[str, Any]]:
 
     The file of a run's network may be named in place of the run.
     """
-    from stepwell.files import read_json
     from stepwell.nets.file import load
 
     if not path.exists():
@@ -25,16 +24,28 @@ def network_of(path: Path) -> tuple[Any, Mapping[str, Any]]:
             f"{path} holds no net.safetensors: it is no finished run. "
             "Start its `stepwell train` command again to finish it"
         )
-    file = path / "net.safetensors" if path.is_dir() else path
+    file = file_of(path)
     net = load(file)
     if not net.card.classes or not net.card.size:
         raise ValueError(
             f"{path} does not say its classes and input size: set net.card = "
             "stepwell.Card(classes, size, mean, std) and save it again"
         )
+    return net, config_of(file)
+
+
+def config_of(file: Path) -> Mapping[str, Any]:
+    """The configuration of the run whose network is in `file`; empty where it is of no run."""
+    from stepwell.files import read_json
+
     config = file.parent / "config.json"
     of_a_run = file.name == "net.safetensors" and config.exists()
-    return net, read_json(config, "put it right") if of_a_run else {}
+    return read_json(config, "put it right") if of_a_run else {}
+
+
+def file_of(run: Path) -> Path:
+    """The file of the network of a run, which may be named by that file itself."""
+    return run / "net.safetensors" if run.is_dir() else run
 
 
 def parts_of(net: Any, run: Path, config: Mapping[str, Any], data: str | None) -> Any:
@@ -77,7 +88,7 @@ def file_to_write(run: Path) -> Path:
     """
     from stepwell.training.run import writing
 
-    file = run / "net.safetensors" if run.is_dir() else run
+    file = file_of(run)
     if graphs := sorted(file.parent.glob("*.onnx")):
         raise ValueError(
             f"{graphs[0]} may read its weights from {file}, so that must stay as it is: change the "

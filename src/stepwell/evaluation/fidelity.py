@@ -40,7 +40,8 @@ def fidelity(
     Args:
         teacher: images to logits (batch, classes) or to an `Exit`; its features, if any, give CKA.
         student: the same; or several networks by name, such as the depths of one.
-        batches: images and true labels.
+        batches: images and true labels; of those without a label (-1, or shares of several classes)
+            only what the networks have to do with each other is measured.
         control: a student of *another* teacher (another seed, as a rule), trained like `student`: a
             lone network, or one for each of the student's names.
         classes: names of the classes, for the numbers of each.
@@ -68,8 +69,8 @@ def fidelity(
         - "class/NAME/agreement" (W), "class/NAME/accuracy" (W): of the examples of one true class;
           "examples/NAME" says how many.
 
-        What has no meaning is left out: agreement on errors where there is none, CKA of features that
-        are the same for all examples.
+        What has no meaning is left out: agreement on errors where there is none, accuracy where there
+        are no labels, CKA of features that are the same for all examples.
 
     Raises:
         ValueError: no examples; the networks differ in the number of classes, or it is not that of
@@ -158,13 +159,20 @@ class _Measures:
     seed: int
     _grams: dict[Kernel, list[Tensor | None]] = field(default_factory=dict)
 
+    @property
+    def known(self) -> Tensor:
+        """Which examples have a label, (n,)."""
+        return self.seen.labels >= 0
+
     def alone(self, prefix: str, network: Seen) -> dict[str, float]:
         """Accuracy, likelihood and calibration of one network."""
-        labels = self.seen.labels
+        labels, known = self.seen.labels, self.known
+        if not known.any():
+            return {}
         right = network.top == labels
-        numbers = _flat(f"{prefix}accuracy", share(right, self.level))
-        numbers[f"{prefix}nll"] = network.nll.mean().item()
-        numbers[f"{prefix}ece"] = reliability(network.confidence, right).ece
+        numbers = _flat(f"{prefix}accuracy", share(right[known], self.level))
+        numbers[f"{prefix}nll"] = network.nll[known].mean().item()
+        numbers[f"{prefix}ece"] = reliability(network.confidence[known], right[known]).ece
         for i, name in enumerate(self.classes):
             if (member := labels == i).any():
                 key = f"{prefix}class/{name}/accuracy"
@@ -176,8 +184,10 @@ class _Measures:
         seen, prefix = self.seen, f"{name}/" if name else ""
         student, control = seen.students[name], seen.controls.get(name)
         numbers = self.alone(prefix, student) | self._shares(prefix, student)
-        right = [(n.top == seen.labels).double() for n in (student, seen.teacher)]
-        columns = {"kl": student.kl, "gain": right[0] - right[1]}
+        if self.known.any():
+            right = [(n.top == seen.labels)[self.known] for n in (student, seen.teacher)]
+            numbers |= self._means(prefix, {"gain": right[0].double() - right[1].double()})
+        columns = {"kl": student.kl}
         if control is not None:
             own = f"{prefix}control/"
             numbers |= self.alone(own, control) | self._shares(own, control)
@@ -186,20 +196,20 @@ class _Measures:
             same = [(n.top == seen.teacher.top).double() for n in (student, control)]
             difference = same[0] - same[1]
             columns |= {"transfer": difference, "transfer_kl": control.kl - student.kl}
-            wrong = seen.teacher.top != seen.labels
+            wrong = self.known & (seen.teacher.top != seen.labels)
             if wrong.any():
                 on_errors = {"transfer_on_errors": difference[wrong]}
                 numbers |= self._means(prefix, on_errors)
         return numbers | self._means(prefix, columns) | self._cka(prefix, student)
 
     def _shares(self, prefix: str, student: Seen) -> dict[str, float]:
-        labels, teacher = self.seen.labels, self.seen.teacher.top
+        labels, teacher, known = self.seen.labels, self.seen.teacher.top, self.known
         same = student.top == teacher
         groups = {
             "agreement": torch.ones_like(same),
             "agreement_on_right": teacher == labels,
-            "agreement_on_errors": teacher != labels,
-            "errors_shared": student.top != labels,
+            "agreement_on_errors": known & (teacher != labels),
+            "errors_shared": known & (student.top != labels),
         }
         groups |= {f"class/{name}/agreement": labels == i for i, name in enumerate(self.classes)}
         numbers: dict[str, float] = {}

@@ -23,7 +23,8 @@ FEATURE_VALUES = 2**14
 class Seen(NamedTuple):
     """What one network said, an entry an example, (n,); and its features on some of them.
 
-    top: its class; confidence: that class's probability; nll: of the true label, in nats.
+    top: its class; confidence: that class's probability; nll: of the true label, in nats, and 0 where
+        there is none.
     kl: KL(teacher || this network), in nats.
     stages: (m, values) each, of the same m examples for every network.
     """
@@ -36,7 +37,7 @@ class Seen(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """A teacher, students and controls on the same examples; labels (n,).
+    """A teacher, students and controls on the same examples; labels (n,), -1: none.
 
     controls: by the student's name; empty where there is no control.
     """
@@ -70,6 +71,7 @@ def observe(
     sample = _Sample(CKA_EXAMPLES, seed)
     classes = 0
     for images, target in batches:
+        target = _one_class(target)
         labels.append(target.cpu())
         taken = sample.draw(len(target))
         ((_, taught),) = _named(teacher(images), "teacher").items()
@@ -122,9 +124,14 @@ def _named(output: Answer | Mapping[str, Answer], who: str) -> dict[str, Exit]:
     return {k: v if isinstance(v, Exit) else Exit(v) for k, v in named.items()}
 
 
+def _one_class(labels: Tensor) -> Tensor:
+    """Labels (batch,); a mixed image, whose shares of the classes are given, has none: -1."""
+    return labels if labels.ndim == 1 else labels.new_full((len(labels),), -1, dtype=torch.long)
+
+
 def _check_labels(labels: Tensor, classes: int) -> None:
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
+    if low < -1 or high >= classes:
         raise ValueError(
             f"labels run from {low} to {high}, out of range for the teacher's {classes} classes"
         )
@@ -159,7 +166,7 @@ class _Record:
         self._check(logits)
         log_p = F.log_softmax(logits, 1)
         best, top = log_p.max(1)
-        nll = F.nll_loss(log_p, labels.cpu(), reduction="none")
+        nll = F.nll_loss(log_p, labels.cpu(), reduction="none", ignore_index=-1)
         self.columns.append((top, best.exp(), nll, predictive_kl(teacher.cpu(), logits)))
         places, rows = list(taken), list(taken.values())
         for i, feature in enumerate(exit.features):

@@ -78,6 +78,20 @@ def pair_stages(
     return pairs
 
 
+def common_stages(student: object, teacher: object) -> list[str]:
+    """The stages to compare where nobody names them, in the form of `pair_stages`.
+
+    Those of one name in both; where there are none, and as many on both sides, each with that at the
+    same place; else none.
+    """
+    ours, theirs = stages_of(student), stages_of(teacher)
+    if shared := [name for name in ours if name in theirs]:
+        return shared
+    if len(ours) != len(theirs):
+        return []
+    return [f"{a}={b}" for a, b in zip(ours, theirs, strict=True)]
+
+
 def check_resolution(pairs: Sequence[Pair]) -> None:
     """Refuse pairs of maps that attention cannot compare.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepwell.losses import ensemble_logits
@@ -77,6 +78,28 @@ class Renormalised(nn.Module):
         return self.teacher(images * self.scale + self.shift)
 
 
+class Resized(nn.Module):
+    """A teacher for images of another size than its own, which are scaled to it.
+
+    Args:
+        teacher: takes images of `size` pixels, height and width.
+    """
+
+    def __init__(self, teacher: Teacher, size: int) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.size = size
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those of the teacher."""
+        return stages_of(self.teacher)
+
+    def forward(self, images: Tensor) -> Exit:
+        """The teacher's exit for the scaled images."""
+        return self.teacher(F.interpolate(images, self.size, mode="bilinear", antialias=True))
+
+
 class OfProbabilities(nn.Module):
     """A teacher that gives probabilities, with their logarithm as logits: the same predictions.
 
@@ -110,6 +133,8 @@ class Source(NamedTuple):
     size: height and width of the images it was trained on; 0 where it does not say.
     normalisation: of its images; none where it does not say.
     module: the plain module behind `teacher`; none of an ONNX file, which has no weights to share.
+    file: if it is one of Stepwell's; depth: which of its depths teaches.
+    depths: all of them, where the name leaves the choice; the full one is chosen then.
     """
 
     name: str
@@ -119,6 +144,17 @@ class Source(NamedTuple):
     size: int = 0
     normalisation: Normalisation | None = None
     module: nn.Module | None = None
+    file: Path | None = None
+    depth: str = ""
+    depths: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.depth}" if self.depths else self.name
+
+    @property
+    def weights(self) -> str:
+        """A hash of its weights alone, whichever depth teaches."""
+        return self.fingerprint.removesuffix(f"@{self.depth}")
 
 
 class OpenTeacher:
@@ -155,22 +191,25 @@ class OpenTeacher:
 
     @property
     def module(self) -> nn.Module:
-        """The one teacher as a plain module, for a student that starts from its weights.
+        """The one teacher as a plain module, for what needs its weights.
 
         Raises:
             ValueError: there are several, or it is an ONNX file.
         """
         names = ", ".join(source.name for source in self.sources)
         if len(self.sources) > 1:
-            raise ValueError(
-                f"an ensemble ({names}) has no weights to start from: name one teacher"
-            )
+            raise ValueError(f"an ensemble ({names}) has no weights of its own: name one teacher")
         if self.sources[0].module is None:
-            raise ValueError(f"{names} has no weights to start from: name a file of weights")
+            raise ValueError(f"{names} gives no weights: name a file of weights")
         return self.sources[0].module
 
     def for_data(
-        self, classes: tuple[str, ...], images: Tensor, normalisation: Normalisation
+        self,
+        classes: tuple[str, ...],
+        images: Tensor,
+        normalisation: Normalisation,
+        *,
+        resize: bool = False,
     ) -> nn.Module:
         """The teacher for images of this data, tried out on some of them.
 
@@ -182,6 +221,8 @@ class OpenTeacher:
             classes: the data's.
             images: a few, normalised.
             normalisation: theirs, and of all that will come.
+            resize: scale images to the size that each teacher was trained on, where it says one; by
+                default all get them as they are.
 
         Returns:
             Images to an `Exit` without gradients; with features, named by its `stages`, if there is one
@@ -191,7 +232,7 @@ class OpenTeacher:
             ValueError: a teacher knows other classes, in number, names or order; it does not run on
                 images of this size, or gives something else than (batch, classes) finite numbers.
         """
-        ready = [_ready(source, classes, images, normalisation) for source in self.sources]
+        ready = [_ready(source, classes, images, normalisation, resize) for source in self.sources]
         return ready[0] if len(ready) == 1 else Ensemble(ready)
 
 
@@ -261,12 +302,13 @@ def _stepwell(name: str, path: Path, depth: str | None) -> Source:
             "train` command again to finish it"
         )
     net = load(file)
+    depths = () if depth else tuple(net.depths)
     depth = depth or net.full
     net.require_ready(depth)
     mark = fingerprint(file) + (f"@{depth}" if depth != net.full else "")
     module = net.module if depth == net.full else net.subnet(depth)
     source = _source(name, Frozen(net, copy=False, depth=depth), mark, net.card)
-    return source._replace(module=module)
+    return source._replace(module=module, file=file, depth=depth, depths=depths)
 
 
 def _onnx(path: Path) -> Source:
@@ -304,7 +346,11 @@ def _normalisation(mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 
 
 def _ready(
-    source: Source, classes: tuple[str, ...], images: Tensor, normalisation: Normalisation
+    source: Source,
+    classes: tuple[str, ...],
+    images: Tensor,
+    normalisation: Normalisation,
+    resize: bool,
 ) -> nn.Module:
     """A source's teacher for this data, checked."""
     name, teacher = source.name, source.teacher
@@ -321,7 +367,12 @@ def _ready(
         )
     elif source.normalisation != normalisation:
         teacher = Renormalised(teacher, normalisation, source.normalisation)
-    if source.size not in (0, size):
+    if source.size not in (0, size) and resize:
+        teacher = Resized(teacher, source.size)
+        warnings.warn(
+            f"images are scaled from {size} to {source.size} pixels for {name}", stacklevel=4
+        )
+    elif source.size not in (0, size):
         warnings.warn(
             f"{name} was trained on images of {source.size} pixels and gets {size} here: "
             f"--size {source.size} gives both networks its own",

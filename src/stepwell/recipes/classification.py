@@ -94,7 +94,7 @@ def open_classifier(
     if normalisation is None and start is not None:
         normalisation = (start.card.mean, start.card.std)
     train, validation = _batches(splits, arguments, normalisation)
-    taught_by = None if teacher is None else ready_for(teacher, train)
+    taught_by = None if teacher is None else fitted(teacher, train)
     if validation is None and arguments.get("on_drop") == "rollback":
         raise ValueError(
             "--on-drop rollback compares the full net on a validation part: set --val-fraction above 0"
@@ -124,11 +124,19 @@ def open_classifier(
         yield Task(run, train, validation, test, taught_by), nested, start
 
 
-def ready_for(teacher: OpenTeacher, train: Batches) -> nn.Module:
-    """The teacher for these batches, tried out on a few of their images (`OpenTeacher.for_data`)."""
-    few = train.images.subset(torch.arange(min(16, len(train.images))))
-    (images, _), *_ = train.with_images(few)
-    return teacher.for_data(train.images.classes, images, (train.mean, train.std))
+def fitted(teacher: OpenTeacher, batches: Batches, *, resize: bool = False) -> nn.Module:
+    """The teacher for the images of `batches`, tried out on a few of them.
+
+    Args:
+        resize: as for `OpenTeacher.for_data`.
+
+    Raises:
+        ValueError: as for `OpenTeacher.for_data`.
+    """
+    few = batches.images.subset(torch.arange(min(16, len(batches.images))))
+    (images, _), *_ = batches.with_images(few)
+    normalisation = (batches.mean, batches.std)
+    return teacher.for_data(batches.images.classes, images, normalisation, resize=resize)
 
 
 def _start(

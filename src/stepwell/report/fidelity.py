@@ -36,11 +36,12 @@ def fidelity_section(run: Path, colours: Mapping[str, str]) -> str:
     if record is None or not record.depths or not record.parts:
         return ""
     teacher = as_mapping(record.found.get("teacher"))
-    control = as_mapping(record.found.get("control"))
-    text = f"Teacher: {teacher.get('path', 'unknown')}, depth {teacher.get('depth', ABSENT)}. " + (
-        f"Control, a student of another teacher: {control.get('path', 'unknown')}. Agreement beyond "
-        "its own is this teacher's doing."
-        if control
+    controls = as_mapping(record.found.get("controls"))
+    names = ", ".join(str(as_mapping(about).get("name", "unknown")) for about in controls.values())
+    text = f"Teacher: {teacher.get('name', 'unknown')}. " + (
+        f"Control, a student of another teacher: {names}. Agreement beyond its own is this teacher's "
+        "doing."
+        if controls
         else "There is no control: two networks trained apart agree, too, so this agreement says "
         "little of what was passed on (--control)."
     )
@@ -100,7 +101,10 @@ def _table(record: FidelityRecord, depth: str) -> str:
         "pair is not in them. CKA is debiased linear."
     )
     if "augmented" in record.parts:
-        note += " Train: as they are; augmented: the same images, changed at random as in training."
+        note += (
+            " Train: as they are; augmented: the same images, changed at random as in training "
+            f"({record.found.get('augmentation') or 'standard'})."
+        )
     return table(head, rows, note)
 
 
