@@ -96,12 +96,45 @@ def test_a_file_a_run_and_a_depth(images, tmp_path):
     ):  # fmt: skip
         opened = open_teacher([str(name)])
         assert opened.normalisation == OWN
-        assert opened.fingerprint == fingerprint(file) + ("@8" if depth == "8" else "")
+        assert opened.fingerprint.startswith(fingerprint(file) + "@8:" * (depth == "8"))
         teacher = opened.for_data(CLASSES, x, OWN)
         assert teacher.stages == ("layer1", "layer2", "layer3")
         exit = teacher(x)
         assert_close(exit.logits, net(x, depth), rtol=0, atol=0)
         assert len(exit.features) == 3
+
+
+def test_a_calibrated_depth_that_is_measured_again_is_another_teacher(tmp_path):
+    net = make()
+    net.add_depth("tiny", (2, 1, 1))
+    net.mark("calibrated", "tiny")
+    file = save(net, tmp_path / "net.safetensors")
+    before = [open_teacher([str(file) + which]) for which in ("", "@8", "@tiny")]
+    for norm in net.norms("tiny"):
+        norm.running_mean += 0.1
+    save(net, file)
+    after = [open_teacher([str(file) + which]) for which in ("", "@8", "@tiny")]
+    same = [a.fingerprint == b.fingerprint for a, b in zip(before, after, strict=True)]
+    assert same == [True, True, False]
+    assert {o.sources[0].weights for o in (*before, *after)} == {fingerprint(file)}
+
+
+def test_a_card_that_nobody_filled_in_says_no_normalisation(images, tmp_path):
+    net = make()
+    net.card = Card()
+    name = str(save(net, tmp_path / "net.safetensors"))
+    opened = open_teacher([name])
+    assert opened.normalisation is None
+    with pytest.warns(UserWarning) as told:
+        opened.for_data(CLASSES, images, PLAIN)
+    assert any("does not say how its images are normalised" in str(t.message) for t in told)
+    given_ = open_teacher([name], mean=OWN[0], std=OWN[1])
+    assert given_.normalisation == OWN
+    other = open_teacher([name], mean=OWN[0], std=OWN[0])
+    assert len({opened.fingerprint, given_.fingerprint, other.fingerprint}) == 3
+    net.card = Card(CLASSES)  # somebody wrote this one, and left the rest as it was
+    save(net, tmp_path / "net.safetensors")
+    assert open_teacher([name]).normalisation == (Card().mean, Card().std)
 
 
 def test_the_same_pixels_reach_members_that_are_normalised_in_other_ways(images, tmp_path):

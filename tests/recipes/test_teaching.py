@@ -5,17 +5,20 @@ import shutil
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from stepwell.cost import costs_of
 from stepwell.data import load_images
-from stepwell.methods import Distill, Frozen
+from stepwell.methods import CachedLogits, Distill, Frozen
 from stepwell.nets.file import load, save
 from stepwell.recipes import classification
 from stepwell.recipes.distill import distill
+from stepwell.recipes.distill_data import DistillData
 from stepwell.recipes.ekd import ekd
 from stepwell.recipes.supervised import supervised
 from stepwell.training import Loop
@@ -78,6 +81,36 @@ def test_with_a_warm_cache_no_teacher_runs_and_every_bit_is_the_same(teach, tmp_
             teach("other", cache=cache, **change)
         shutil.rmtree(tmp_path / "other")
     assert teach("seed", cache=cache, seed=1, epochs=1)["cache"]["read"] == 0
+
+
+def test_a_cache_is_found_by_pixels_and_belongs_to_a_teacher(teach, tmp_path, monkeypatch):
+    """Where the unlabeled images lie and what the student starts from do not matter."""
+    for name in ("extra", "moved"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            pixels = np.full((8, 8, 3), 60 * i, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+
+    def shown(name, **options):
+        return {"distill_data": DistillData(unlabeled=tmp_path / name, **options), "epochs": 1}
+
+    cache = {"cache": tmp_path / "cache"}
+    count = teach("first", **cache, **shown("extra"))["cache"]["computed"]
+    init = tmp_path / "first" / "net.safetensors"
+    again = teach("second", **cache, **shown("moved"), init=init)
+    assert again["cache"] == {"read": count, "computed": 0}
+    made = []
+    original = CachedLogits.__init__
+
+    def watched(self, *args, by_image):
+        made.append(by_image)
+        original(self, *args, by_image=by_image)
+
+    monkeypatch.setattr(CachedLogits, "__init__", watched)
+    still = {"augment": "none"}
+    teach("a", cache=tmp_path / "c1", **shown("extra", **still))
+    teach("b", cache=tmp_path / "c2", **shown("extra", **still, mix="mixup"))
+    assert made == [True, False]
 
 
 def stopping(monkeypatch, step):

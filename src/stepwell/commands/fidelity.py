@@ -22,7 +22,7 @@ from stepwell.evaluation.calibration import reliability
 from stepwell.evaluation.fidelity import agreement_matrix, fidelity_measures
 from stepwell.evaluation.intervals import LEVEL, RESAMPLES
 from stepwell.evaluation.side_by_side import Observed, observe
-from stepwell.files import write_whole
+from stepwell.files import read_json, write_whole
 from stepwell.methods import OpenTeacher, open_teacher
 from stepwell.methods.objective import Teacher, stages_of
 from stepwell.methods.stages import common_stages, pair_stages
@@ -193,6 +193,12 @@ def measure_pair(
         )
     compared["test"] = parts.test
     found: dict[str, Any] = {
+        "data": {"name": parts.name, "fingerprint": parts.fingerprint},
+        "student": {
+            "name": str(pair.run),
+            "fingerprint": fingerprint(file_of(pair.run)),
+            "trained": _trained(pair),
+        },
         "teacher": {"name": _named(pair.teacher), "fingerprint": pair.teacher.fingerprint},
         "controls": {
             depth: {"name": _named(opened), "fingerprint": opened.fingerprint}
@@ -240,6 +246,14 @@ def keep(folder: Path, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray
         (folder / "fidelity.json").unlink(missing_ok=True)
         write_whole(folder / "fidelity.npz", buffer.getvalue())
         write_whole(folder / "fidelity.json", json.dumps(found, indent=1).encode())
+
+
+def _trained(pair: Pair) -> str | None:
+    """When the student's run ended; none where it is of no run."""
+    results = folder_of(pair.run) / "results.json"
+    if not pair.config or not results.exists():
+        return None
+    return read_json(results, "put it right").get("finished")
 
 
 def _named(opened: OpenTeacher) -> str:

@@ -217,6 +217,7 @@ class Parts(NamedTuple):
 
     known: whether it is surely the data that the network was trained on.
     flip: whether a mirror image keeps its class.
+    name, fingerprint: of the data.
     """
 
     train: Batches
@@ -224,6 +225,8 @@ class Parts(NamedTuple):
     test: Batches
     known: bool = False
     flip: bool = True
+    name: str = ""
+    fingerprint: str = ""
 
 
 def parts_for(
@@ -255,7 +258,8 @@ def parts_for(
     if not card.classes:
         raise ValueError("this network names no classes, so nothing can be measured: set net.card")
     splits = load_images(data, card.size)
-    known = fingerprint == _data_fingerprint(splits)
+    found = _data_fingerprint(splits)
+    known = fingerprint == found
     if same and not known:
         raise ValueError(
             f"{data} has changed since the network was trained on it, so its test part may hold "
@@ -271,7 +275,7 @@ def parts_for(
     train, validation = _set_aside(splits, val_fraction if known else 0.0, part if known else None)
     test = Batches(splits.test, 256, mean=card.mean, std=card.std)
     aside = test.with_images(validation) if validation else None
-    return Parts(test.with_images(train), aside, test, known, splits.flip)
+    return Parts(test.with_images(train), aside, test, known, splits.flip, splits.name, found)
 
 
 def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:

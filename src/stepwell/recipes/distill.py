@@ -11,7 +11,7 @@ import tyro
 from torch import nn
 
 from stepwell.losses.attention import Attention
-from stepwell.methods import CachedLogits, Distill, LogitCache, open_teacher
+from stepwell.methods import CachedLogits, Distill, LogitCache, OpenTeacher, open_teacher
 from stepwell.nets.between import start_between
 from stepwell.recipes.classification import Task, finish, open_classifier, validator
 from stepwell.recipes.distill_data import DistillData, with_generated
@@ -111,7 +111,7 @@ def distill(
     torch.manual_seed(seed)  # the student's, and not before: opening draws numbers, too
     with (
         open_classifier("distill", arguments, student, teacher=taught_by) as (task, nested, _),
-        _cached(task, cache, distill_data, loop) as source,
+        _cached(task, taught_by, cache, distill_data, loop) as source,
     ):
         train = task.train
         if start_from_teacher is not None:
@@ -148,23 +148,28 @@ def distill(
 
 
 @contextlib.contextmanager
-def _cached(task: Task, folder: Path | None, shown: DistillData, loop: Loop) -> Iterator[nn.Module]:
-    """The task's teacher, with its logits kept in `folder`."""
+def _cached(
+    task: Task, taught_by: OpenTeacher, folder: Path | None, shown: DistillData, loop: Loop
+) -> Iterator[nn.Module]:
+    """The task's teacher, `taught_by`, with its logits kept in `folder`."""
     assert task.teacher is not None
     if folder is None:
         yield task.teacher
         return
     config, train = task.run.config, task.train
     made_for = {
-        "teacher": config["teacher"],
+        "teacher": taught_by.fingerprint,
         "data": config["data"]["fingerprint"],
         "part": config["arguments"]["part"],
         "size": train.images.size,
         "mean": train.mean,
         "std": train.std,
         "augmentation": train.augment and asdict(train.augment),
-        "distillation data": plain(shown),
+        # unlabeled images are found by their pixels, wherever their folder is now
+        "distillation data": plain(shown) | {"unlabeled": None},
         "precision": loop.precision,
     }
+    # images that are changed at random come once, so to look for each by itself would be waste
+    same = train.augment is None and not train.changes
     with LogitCache(folder, len(train.images.classes), made_for) as cache:
-        yield CachedLogits(task.teacher, cache, by_image=train.augment is None)
+        yield CachedLogits(task.teacher, cache, by_image=same)
