@@ -91,9 +91,13 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(small, tmp_path, kind):
         folder = extra_images(tmp_path / "extra")
         data = DistillData(**vars(data) | {"unlabeled": folder})
     small |= {"distill_data": data}
+    if kind == "generator":
+        small |= {"hint": 1.0}  # whose regressors draw numbers, as the generator does
     results = distill(out=tmp_path / "whole", **small)
     if kind == "generator":
         with stopping(FlowMatching, 4):
+            distill(out=tmp_path / "cut", **small)
+        with stopping(Distill, 0):
             distill(out=tmp_path / "cut", **small)
     with stopping(Distill, 3):
         distill(out=tmp_path / "cut", **small)
@@ -153,7 +157,9 @@ def emptied(folder):
         (emptied, {}, r"extra holds no image \(\.bmp.*: fill it, or leave it out"),
         (shutil.rmtree, {}, r"no folder of images .*extra"),
         (None, {"unlabeled_share": 1.0}, "--unlabeled-share 1.0: a share of every batch"),
-        (None, {"unlabeled_share": 0.9}, "leave no room for the training images"),
+        (None, {"unlabeled_share": 0.9}, "leave no room for the training images.*unlabeled-share"),
+        (None, {"synthetic_share": 0.5}, "--synthetic-share 0.5: of what"),
+        (None, {"synthetic_count": 5}, "--synthetic-count 5: of --synthetic generator only"),
         (None, {"unlabeled": None, "unlabeled_share": 0.5}, "name a folder, --unlabeled"),
         (None, {"synthetic_share": -0.1}, "--synthetic-share -0.1: a share of every batch"),
         (None, {"synthetic_count": 0}, "--synthetic-count 0: must be 1 or more"),
@@ -200,7 +206,7 @@ def test_a_student_that_starts_at_its_teacher_stays_there(small, tmp_path):
 def test_a_start_needs_a_teacher_of_the_same_architecture(small, tmp_path):
     with pytest.raises(ValueError, match="no line between two architectures"):
         distill(out=tmp_path / "a", **small | {"student": "resnet14_ln", "start_from_teacher": 0.5})
-    with pytest.raises(ValueError, match=r"an ensemble \(.*\) has no weights to start from"):
+    with pytest.raises(ValueError, match=r"an ensemble \(.*\) has no weights of its own"):
         distill(
             out=tmp_path / "c",
             **small | {"teacher": 2 * small["teacher"], "start_from_teacher": 0.5},

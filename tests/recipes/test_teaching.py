@@ -171,13 +171,27 @@ def test_what_does_not_fit_is_refused_before_there_is_a_run(teach, teacher, tmp_
         ({"teacher": (other,)}, "same classes in another order .number 0 is '1' and '0'"),
         ({"teacher": ()}, "name a teacher"),
         ({"cache": tmp_path / "c", "hint": 1.0}, "--cache keeps logits alone"),
+        ({"cache": tmp_path / "c", "kl": 0.0}, "with --kl 0 no logits are looked at"),
         ({"hint": -1.0}, "--hint -1.0: hint must be 0 or more"),
+        ({"hint": 1.0, "hint_stages": ("layer9",)}, "the student has no stage 'layer9'"),
+        ({"attention": 1.0, "attention_stages": ("layer1=layer3",)}, "stages of the same"),
+        ({"hint_stages": ("layer1",)}, "--hint-stages layer1: give a weight, --hint"),
+        ({"attention_stages": ("layer1",)}, "--attention-stages layer1: give a weight, --att"),
+        ({"ce": 0.0, "kl": 0.0}, "the student has no loss"),
+        ({"start_from_teacher": 0.5}, "no line between two architectures"),
     ):
         with pytest.raises(ValueError, match=message):
             teach(**options)
         assert not (tmp_path / "s").exists()
-    with pytest.raises(ValueError, match="the student has no stage 'layer9'"):
-        teach(hint=1.0, hint_stages=("layer9",))
+
+
+def test_weights_to_start_from_say_how_images_are_normalised(teach, teacher, tmp_path):
+    """The teacher's images are converted; a student's trained weights know one normalisation."""
+    net = load(teacher / "net.safetensors")
+    net.card = replace(net.card, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    init = save(net, tmp_path / "init.safetensors")
+    teach(student="resnet14", init=init, epochs=1)
+    assert load(tmp_path / "s" / "net.safetensors").card.mean == (0.1, 0.2, 0.3)
 
 
 def test_a_nested_net_is_taught_from_outside_as_a_student_is(teach, teacher, tmp_path):
@@ -194,6 +208,8 @@ def test_a_nested_net_is_taught_from_outside_as_a_student_is(teach, teacher, tmp
         config["teacher"] == json.loads((tmp_path / "alone" / "config.json").read_text())["teacher"]
     )
     assert config["teacher"] is not None
+    with pytest.raises(ValueError, match="--teacher-mean and --teacher-std say more about --tea"):
+        ekd(out=tmp_path / "no", **COMMON, teacher_mean=(0.5, 0.5, 0.5))
     for change in ({"teacher": ()}, {"schedule": "one-run"}):
         with pytest.raises(ValueError, match="--schedule taught needs a --teacher, and the other"):
             ekd(out=tmp_path / "no", depths=("8",), **nested | change)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stepwell.losses import ensemble_logits
 from stepwell.methods.objective import Frozen, Teacher, as_exit, stages_of
 from stepwell.nets import BUILDERS, Card, build
-from stepwell.nets.file import digest, fingerprint, load, load_plain
+from stepwell.nets.file import digest, fingerprint, holds_weights_alone, load, load_plain
 from stepwell.nets.onnx_file import OnnxNet, onnx_fingerprint
 from stepwell.nets.pretrained import start_pretrained
 from stepwell.nets.timm_models import PREFIX
@@ -304,6 +304,11 @@ def _stepwell(name: str, path: Path, depth: str | None) -> Source:
             f"teacher {path} holds no net.safetensors: it is no finished run. Start its `stepwell "
             "train` command again to finish it"
         )
+    if path.is_file() and holds_weights_alone(path):
+        raise ValueError(
+            f"teacher {path} holds weights only: say which network they are of, NETWORK=FILE, such as "
+            f"resnet18={path}"
+        )
     net = load(file)
     depths = () if depth else tuple(net.depths)
     depth = depth or net.full
@@ -316,9 +321,7 @@ def _stepwell(name: str, path: Path, depth: str | None) -> Source:
         own = digest({}, dict(module.state_dict()))[:16]
         mark = f"{weights}@{depth}:{own}"
     source = _source(name, Frozen(net, copy=False, depth=depth), mark, net.card)
-    return source._replace(
-        weights=weights, module=module, file=file, depth=depth, depths=depths
-    )
+    return source._replace(weights=weights, module=module, file=file, depth=depth, depths=depths)
 
 
 def _onnx(path: Path) -> Source:

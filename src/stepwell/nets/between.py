@@ -22,12 +22,9 @@ def between(a: nn.Module, b: nn.Module, share: float) -> nn.Module:
     Raises:
         ValueError: the two differ in the names or shapes of their tensors.
     """
+    check_line(a, b)
     mixed = deepcopy(a)
     ours, theirs = mixed.state_dict(), b.state_dict()
-    if (odd := differing(a, b)) is not None:
-        raise ValueError(
-            f"no line between two architectures: {odd} is in one only, or has another shape"
-        )
     for name, value in ours.items():
         if value.is_floating_point():
             # lerp is exact at both ends, which a sum of products is not
@@ -61,6 +58,18 @@ def start_between(
     ]
     if norms and 0 < share < 1:
         estimate(student, norms, batches, student)
+
+
+def check_line(a: nn.Module, b: nn.Module) -> None:
+    """Refuse a line between networks that have none.
+
+    Raises:
+        ValueError: the two differ in the names or shapes of their tensors.
+    """
+    if (odd := differing(a, b)) is not None:
+        raise ValueError(
+            f"no line between two architectures: {odd} is in one only, or has another shape"
+        )
 
 
 def differing(a: nn.Module, b: nn.Module) -> str | None:

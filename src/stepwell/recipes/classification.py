@@ -58,6 +58,7 @@ def open_classifier(
     depths: Sequence[str] = (),
     *,
     teacher: OpenTeacher | None = None,
+    check: Callable[[NestedNet, nn.Module | None, int], object] | None = None,
 ) -> Iterator[tuple[Task, NestedNet, Start | None]]:
     """Read the data, build the network and open the run directory that a recipe's arguments name.
 
@@ -65,8 +66,10 @@ def open_classifier(
         arguments: the recipe's own, with `data`, `out`, `size`, `flip`, `val_fraction`, `batch_size`,
             `seed` and, where it has them, `part`, `init` and `stem` among them.
         net: the network to build, with sub-nets `depths`.
-        teacher: is made ready for the data; images are normalised as it expects them, and its weights
-            must not change under a run that is resumed.
+        teacher: is made ready for the data; images are normalised as it expects them, if there is no
+            `init` that says how, and its weights must not change under a run that is resumed.
+        check: gets the network, the teacher made ready and the size of images before there is a run
+            directory, and raises ValueError for what cannot work; it may draw random numbers.
 
     Yields:
         The task; the network, with weights from `init` if that is set; and what it took from there.
@@ -90,15 +93,19 @@ def open_classifier(
         warnings.warn(
             f"{init}: its classifier is for other classes; ours starts fresh", stacklevel=3
         )
-    normalisation = None if teacher is None else teacher.normalisation
-    if normalisation is None and start is not None:
-        normalisation = (start.card.mean, start.card.std)
+    # A teacher's images can be converted, those that trained weights expect cannot.
+    normalisation = None if start is None else (start.card.mean, start.card.std)
+    if normalisation is None and teacher is not None:
+        normalisation = teacher.normalisation
     train, validation = _batches(splits, arguments, normalisation)
     taught_by = None if teacher is None else fitted(teacher, train)
     if validation is None and arguments.get("on_drop") == "rollback":
         raise ValueError(
             "--on-drop rollback compares the full net on a validation part: set --val-fraction above 0"
         )
+    if check is not None:
+        with torch.random.fork_rng(devices=[]):
+            check(nested, taught_by, size)
     data = {
         "name": splits.name,
         "fingerprint": _data_fingerprint(splits),

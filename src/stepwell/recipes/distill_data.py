@@ -74,6 +74,15 @@ class DistillData:
             raise ValueError(
                 f"--unlabeled-share {self.unlabeled_share}: name a folder, --unlabeled"
             )
+        if self.synthetic != "generator":
+            for field in dataclasses.fields(self):
+                value = getattr(self, field.name)
+                if field.name in ("synthetic_count", "generator_steps") and value != field.default:
+                    raise ValueError(
+                        f"--{field.name.replace('_', '-')} {value}: of --synthetic generator only"
+                    )
+        if self.synthetic == "none" and self.synthetic_share != type(self).synthetic_share:
+            raise ValueError(f"--synthetic-share {self.synthetic_share}: of what? Add --synthetic")
 
     def changes(self, classes: int) -> list[Change]:
         """How batches change with their labels."""
