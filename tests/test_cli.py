@@ -1042,8 +1042,9 @@ def test_the_options_of_the_recipes_are_these():
         "supervised": "net label_smoothing ema_teacher optimizer",
         "distill": "teacher student temperature ce kl attention attention_mode attention_stages hint "
         "hint_stages cache teacher_mean teacher_std optimizer start_from_teacher distill_data",
-        "ekd": "net depths calibrated norms nest_epochs schedule teacher teacher_mean teacher_std temperature ce kl "
-        "attention attention_mode full_weight distill_from ema_teacher teach_full sample label_smoothing "
+        "ekd": "net depths calibrated norms nest_epochs schedule teacher teacher_mean teacher_std "
+        "temperature ce kl attention attention_mode full_weight distill_from ema_teacher teach_full "
+        "sample label_smoothing "
         "on_drop max_drop",
     }
     for recipe, own in expected.items():
