@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -312,20 +311,40 @@ def _batches(
     """
     train, validation = _set_aside(splits, arguments["val_fraction"], arguments.get("part"))
     mean, std = normalisation or train.statistics()
-    shown: DistillData = arguments.get("distill_data", DistillData())
-    flip = splits.flip if arguments["flip"] is None else arguments["flip"]
     batches = Batches(
         train,
         arguments["batch_size"],
         mean=mean,
         std=std,
-        augment=Augment.of(shown.augment, train.size, flip),
-        changes=shown.changes(len(train.classes)),
+        **changes_of(arguments, train, splits.flip),
         shuffle=True,
         seed=arguments["seed"],
-        extra=shown.extra(train),
+        extra=distill_data_of(arguments).extra(train),
     )
     return batches, batches.with_images(validation) if validation else None
+
+
+def changes_of(arguments: Mapping[str, Any], images: ImageSet, flip: bool) -> dict[str, Any]:
+    """How a run with these arguments changes its training images: `augment`, `changes` of `Batches`.
+
+    Args:
+        arguments: a recipe's, or those of a run's config.json.
+        flip: whether the data allows it to mirror images.
+    """
+    shown, asked = distill_data_of(arguments), arguments.get("flip")
+    return {
+        "augment": Augment.of(shown.augment, images.size, flip if asked is None else asked),
+        "changes": shown.changes(len(images.classes)),
+    }
+
+
+def distill_data_of(arguments: Mapping[str, Any]) -> DistillData:
+    """What a run with these arguments, or those of its config.json, was taught on."""
+    shown = arguments.get("distill_data", {})
+    if isinstance(shown, DistillData):
+        return shown
+    folder = shown.get("unlabeled")
+    return DistillData(**{**shown, "unlabeled": None if folder is None else Path(folder)})
 
 
 def batches_of(run: Path) -> tuple[Batches, Batches]:
@@ -338,11 +357,7 @@ def batches_of(run: Path) -> tuple[Batches, Batches]:
         ValueError: the data has changed since.
     """
     config = read_json(run / "config.json", "name a finished run")
-    arguments = dict(config["arguments"])
-    if "distill_data" in arguments:
-        shown = DistillData(**arguments["distill_data"])
-        folder = None if shown.unlabeled is None else Path(shown.unlabeled)
-        arguments["distill_data"] = replace(shown, unlabeled=folder)
+    arguments = config["arguments"]
     splits = load_images(arguments["data"], arguments["size"])
     if config["data"]["fingerprint"] != _data_fingerprint(splits):
         raise ValueError(f"{arguments['data']} has changed since {run} was trained on it")
