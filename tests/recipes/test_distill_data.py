@@ -209,6 +209,15 @@ def test_a_student_that_starts_at_its_teacher_stays_there(small, tmp_path):
     assert max((far[k] - v).abs().max() for k, v in theirs.items()) > 0.1
 
 
+def test_a_run_that_goes_on_passes_over_no_images_to_start(small, tmp_path, monkeypatch):
+    small |= {"start_from_teacher": 0.5}
+    results = distill(out=tmp_path / "whole", **small)
+    with stopping(Distill, 4):  # after the checkpoint of the first epoch
+        distill(out=tmp_path / "cut", **small)
+    monkeypatch.delattr("stepwell.recipes.distill.start_between")
+    assert distill(out=tmp_path / "cut", **small)["test"] == results["test"]
+
+
 def test_a_start_needs_a_teacher_of_the_same_architecture(small, tmp_path):
     with pytest.raises(ValueError, match="no line between two architectures"):
         distill(out=tmp_path / "a", **small | {"student": "resnet14_ln", "start_from_teacher": 0.5})
