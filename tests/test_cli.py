@@ -597,6 +597,9 @@ def test_a_student_is_compared_on_the_same_pixels_in_train_and_test(stepwell, ta
     assert code == 0, err
     found = json.loads(out)["fidelity"]
     assert found == json.loads((run / "fidelity.json").read_text())
+    results, config = (json.loads((run / f"{n}.json").read_text()) for n in ("results", "config"))
+    assert found["student"]["trained"] == results["finished"]
+    assert found["data"] == {key: config["data"][key] for key in ("name", "fingerprint")}
     assert {part: v["images"] for part, v in found["parts"].items()} == {
         "train": 1295, "augmented": 1295, "test": 359
     }  # fmt: skip
@@ -657,6 +660,13 @@ def test_on_other_data_a_student_is_compared_on_test_images_only(
     assert list(json.loads(out)["fidelity"]["parts"]) == ["test"]
     assert "compared on test images only" in err
     assert not (tmp_path / "fidelity.json").exists()
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "fidelity.json").write_text("what was measured on its own data")
+    code, out, err = stepwell("eval", run, "--fidelity", teacher, "--data", folder, "--json")
+    assert code == 0, err
+    assert json.loads(out)["fidelity"]["data"]["name"] != "digits"
+    assert "not kept in" in err
+    assert (run / "fidelity.json").read_text() == "what was measured on its own data"
 
 
 def test_what_makes_a_comparison_doubtful_is_said(stepwell, taught, tmp_path):
@@ -1032,8 +1042,9 @@ def test_the_options_of_the_recipes_are_these():
         "supervised": "net label_smoothing ema_teacher optimizer",
         "distill": "teacher student temperature ce kl attention attention_mode attention_stages hint "
         "hint_stages cache teacher_mean teacher_std optimizer start_from_teacher distill_data",
-        "ekd": "net depths calibrated norms nest_epochs schedule teacher temperature ce kl attention "
-        "attention_mode full_weight distill_from ema_teacher teach_full sample label_smoothing "
+        "ekd": "net depths calibrated norms nest_epochs schedule teacher teacher_mean teacher_std "
+        "temperature ce kl attention attention_mode full_weight distill_from ema_teacher teach_full "
+        "sample label_smoothing "
         "on_drop max_drop",
     }
     for recipe, own in expected.items():

@@ -4,6 +4,7 @@ from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as tvf
 
 from stepwell.data import Augment
+from stepwell.data.augment import _brightness, _contrast, _hue, _saturation
 
 PLAIN = {"pad": 0, "flip": False}
 
@@ -46,6 +47,33 @@ def test_jitter_changes_each_image_by_factors_within_its_strength():
     red = torch.tensor([200, 20, 20], dtype=torch.uint8)[:, None, None].expand(9, 3, 4, 4)
     turned = Augment(jitter=0.2, **PLAIN)(red.clone(), torch.Generator().manual_seed(0))
     assert len({tuple(c.tolist()) for c in turned[:, :, 0, 0]}) > 5
+
+
+@pytest.mark.parametrize("only", [0, 1, 2, 3, None])
+def test_jitter_is_what_torchvisions_functions_give_one_image_after_the_other(images, only):
+    """Up to rounding: to less than a byte for one change, of a few values by more after four."""
+    images[0] = images[0, :1]  # gray
+    images[1], images[2] = 0, 255
+    changes = [tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation, tvf.adjust_hue]
+    if only is None:
+        out = Augment(jitter=0.3, **PLAIN)(images, torch.Generator().manual_seed(5))
+        generator = torch.Generator().manual_seed(5)
+        drawn, orders = (torch.rand(12, 4, generator=generator) for _ in range(2))
+        values, orders = (
+            (2 * drawn - 1) * 0.3 + torch.tensor([1.0, 1.0, 1.0, 0.0]),
+            orders.argsort(1),
+        )
+    else:
+        values, orders = draw(12, 4) - (0.5 if only == 3 else 0), torch.full((12, 1), only)
+        change = (_brightness, _contrast, _saturation, _hue)[only]
+        out = change(images.float(), values[:, only, None, None, None]).clamp(0, 255).byte()
+    for image, got, factors, order in zip(images, out, values, orders, strict=True):
+        expected = image
+        for i in order.tolist():
+            expected = changes[i](expected, float(factors[i]))
+        apart = (got.int() - expected.int()).abs()
+        assert apart.max() <= (4 if only is None else 1)
+        assert (apart > 0).double().mean() < 0.02
 
 
 def test_policies_come_on_top_of_the_standard_one():

@@ -159,7 +159,7 @@ def joined(n=24, batch_size=8, *extra, **options):
     batch_size=st.integers(4, 12),
     sizes=st.lists(st.tuples(st.integers(1, 30), st.sampled_from([None, 0.1, 0.25])), max_size=2),
 )
-@pytest.mark.filterwarnings("ignore:the last batch of an epoch")
+@pytest.mark.filterwarnings("ignore:the last batch of an epoch", "ignore:.* are never shown")
 def test_an_epoch_stays_a_pass_over_the_training_part_and_others_go_round(n, batch_size, sizes):
     extra = [
         Extra(unlabeled(m, 100 + 50 * i), share) for i, (m, share) in enumerate(sizes)
@@ -176,7 +176,7 @@ def test_an_epoch_stays_a_pass_over_the_training_part_and_others_go_round(n, bat
         seen = []
         for position in range(epoch * len(batches), (epoch + 1) * len(batches)):
             members = numbers(batches.at(position))
-            assert len(members) <= batch_size
+            assert 2 <= len(members) <= batch_size
             own = [m for m in members if m < 100]
             seen += own
             for i, (_, share) in enumerate(sizes):
@@ -185,7 +185,7 @@ def test_an_epoch_stays_a_pass_over_the_training_part_and_others_go_round(n, bat
                     assert abs(len(theirs) - share * batch_size) < 1
                 for m in theirs:
                     counts[i][m] += 1
-        lost = n % batch_size == 1 and not extra
+        lost = {0: 0, 1: 1}[n - len(seen)] if extra else n % batch_size == 1
         assert len(seen) == len(set(seen)) == n - lost
     for count in counts:
         assert max(count.values()) - min(count.values()) <= 1
@@ -258,3 +258,22 @@ def test_changes_of_a_batch_are_functions_of_seed_epoch_and_step():
 def test_shares_that_cannot_be_are_refused(extra, message):
     with pytest.raises(ValueError, match=message):
         joined(24, 8, *extra)
+
+
+def test_a_lone_last_image_is_dropped_where_other_sets_join_too():
+    """256 images at 128 a batch, of which other images take 0.64: the last would stand alone."""
+    images = ImageSet(torch.zeros(256, 3, 2, 2, dtype=torch.uint8), torch.zeros(256).long(), ("a",))
+    with pytest.warns(UserWarning, match="would hold 1 of 256 images: it is dropped"):
+        batches = Batches(
+            images, 128, mean=(0.0,) * 3, std=(1.0,) * 3, shuffle=True, extra=[Extra(images, 0.005)]
+        )
+    assert [len(labels) for _, labels in batches] == [128, 128]
+
+
+def test_images_that_are_never_shown_are_told_of():
+    images = ImageSet(torch.zeros(20, 3, 2, 2, dtype=torch.uint8), torch.zeros(20).long(), ("a",))
+    with pytest.warns(UserWarning, match="20 images that join the training ones are never shown"):
+        batches = Batches(
+            images, 10, mean=(0.0,) * 3, std=(1.0,) * 3, shuffle=True, extra=[Extra(images, 0.01)]
+        )
+    assert all((indices < 20).all() for indices in map(batches._indices, range(6)))

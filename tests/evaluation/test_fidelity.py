@@ -173,6 +173,23 @@ def test_cka_is_that_of_the_features_stage_by_stage():
     )
 
 
+def test_a_batch_of_which_no_features_are_kept_changes_nothing(monkeypatch):
+    """One image at a time, most of them after the sample is full, and maps that are averaged."""
+    for name, value in (("CKA_EXAMPLES", 10), ("FEATURE_VALUES", 16)):
+        monkeypatch.setattr(f"stepwell.evaluation.side_by_side.{name}", value)
+    torch.manual_seed(0)
+    logits, maps = torch.randn(60, 4), torch.randn(60, 4, 6, 6)
+
+    def run(sizes):
+        network = lambda i: Exit(logits[i], (maps[i],))  # noqa: E731
+        return observe(network, network, cut(torch.zeros(60, dtype=torch.long), sizes))
+
+    alone, together = run(60 * [1]), run([60])
+    assert alone.teacher.stages[0].shape == (10, 16)
+    # of one batch the last to come to a place stays there, as of many
+    assert_close(alone.teacher.stages[0], together.teacher.stages[0])
+
+
 def test_features_are_kept_of_examples_drawn_from_all_and_large_maps_are_averaged():
     n, each = CKA_EXAMPLES + 500, 100
     labels = torch.zeros(n).long()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
@@ -96,12 +97,49 @@ def test_a_file_a_run_and_a_depth(images, tmp_path):
     ):  # fmt: skip
         opened = open_teacher([str(name)])
         assert opened.normalisation == OWN
-        assert opened.fingerprint == fingerprint(file) + ("@8" if depth == "8" else "")
+        assert opened.fingerprint.startswith(fingerprint(file) + "@8:" * (depth == "8"))
         teacher = opened.for_data(CLASSES, x, OWN)
         assert teacher.stages == ("layer1", "layer2", "layer3")
         exit = teacher(x)
         assert_close(exit.logits, net(x, depth), rtol=0, atol=0)
         assert len(exit.features) == 3
+
+
+def test_a_calibrated_depth_that_is_measured_again_is_another_teacher(tmp_path):
+    net = make()
+    net.add_depth("tiny", (2, 1, 1))
+    net.mark("calibrated", "tiny")
+    file = save(net, tmp_path / "net.safetensors")
+    before = [open_teacher([str(file) + which]) for which in ("", "@8", "@tiny")]
+    others = {id(norm) for depth in ("8", "14") for norm in net.norms(depth)}
+    for norm in net.norms("tiny"):
+        if id(norm) not in others:
+            norm.running_mean += 0.1
+    save(net, file)
+    after = [open_teacher([str(file) + which]) for which in ("", "@8", "@tiny")]
+    same = [a.fingerprint == b.fingerprint for a, b in zip(before, after, strict=True)]
+    assert same == [True, True, False]
+    assert {o.sources[0].weights for o in (*before, *after)} == {fingerprint(file)}
+
+
+def test_a_card_that_nobody_filled_in_says_no_normalisation(images, tmp_path):
+    net = make()
+    net.card = Card()
+    name = str(save(net, tmp_path / "net.safetensors"))
+    opened = open_teacher([name])
+    assert opened.normalisation is None
+    with (
+        pytest.warns(UserWarning, match="does not name its classes"),
+        pytest.warns(UserWarning, match="does not say how its images are normalised"),
+    ):
+        opened.for_data(CLASSES, images, PLAIN)
+    given_ = open_teacher([name], mean=OWN[0], std=OWN[1])
+    assert given_.normalisation == OWN
+    other = open_teacher([name], mean=OWN[0], std=OWN[0])
+    assert len({opened.fingerprint, given_.fingerprint, other.fingerprint}) == 3
+    net.card = Card(CLASSES)  # somebody wrote this one, and left the rest as it was
+    save(net, tmp_path / "net.safetensors")
+    assert open_teacher([name]).normalisation == (Card().mean, Card().std)
 
 
 def test_the_same_pixels_reach_members_that_are_normalised_in_other_ways(images, tmp_path):
@@ -276,6 +314,8 @@ def test_published_weights_by_name(images, monkeypatch):
         (["{net}@9"], {}, "no depth '9'; this net has 8, 14"),
         (["{fresh}@8"], {}, "depth '8' was never trained"),
         (["{tmp}"], {}, "holds no net.safetensors: it is no finished run"),
+        (["{plain}"], {}, "holds weights only: say which network they are of, NETWORK=FILE, such"),
+        (["{tmp}/w.pth"], {}, "w.pth holds weights only: say which network they are of, NETWORK="),
         (["resnet20"], {}, "torchvision publishes no weights for resnet20"),
         (
             ["{net}", "{other}"],
@@ -295,7 +335,9 @@ def test_what_cannot_be_opened(tmp_path, names, options, message):
     net.mark("fresh", "8")
     save(net, tmp_path / "fresh.safetensors")
     (tmp_path / "empty").mkdir()
-    places = {n: tmp_path / f"{n}.safetensors" for n in ("net", "other", "fresh")}
+    save_file({"w": torch.ones(1)}, tmp_path / "plain.safetensors")
+    torch.save({"w": torch.ones(1)}, tmp_path / "empty" / "w.pth")
+    places = {n: tmp_path / f"{n}.safetensors" for n in ("net", "other", "fresh", "plain")}
     places["tmp"] = tmp_path / "empty"
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         open_teacher([name.format(**places) for name in names], **options)

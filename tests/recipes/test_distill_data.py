@@ -91,9 +91,13 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(small, tmp_path, kind):
         folder = extra_images(tmp_path / "extra")
         data = DistillData(**vars(data) | {"unlabeled": folder})
     small |= {"distill_data": data}
+    if kind == "generator":
+        small |= {"hint": 1.0}  # whose regressors draw numbers, as the generator does
     results = distill(out=tmp_path / "whole", **small)
     if kind == "generator":
         with stopping(FlowMatching, 4):
+            distill(out=tmp_path / "cut", **small)
+        with stopping(Distill, 0):
             distill(out=tmp_path / "cut", **small)
     with stopping(Distill, 3):
         distill(out=tmp_path / "cut", **small)
@@ -121,6 +125,12 @@ def test_what_the_generator_made_is_kept_as_bytes_and_joins_without_labels(small
     images = load_file(tmp_path / "r" / "synthetic.safetensors")["images"]
     assert (images.shape, images.dtype) == ((16, 3, 8, 8), torch.uint8)
     assert images.float().std() > 20
+    (tmp_path / "r" / "results.json").unlink()
+    (tmp_path / "r" / "synthetic.safetensors").write_bytes(b"cut off")
+    with pytest.raises(
+        ValueError, match=r"synthetic.safetensors is damaged .*: remove it, and the"
+    ):
+        distill(out=tmp_path / "r", **small, distill_data=data)
     # 16 training images at 3 a batch of 6
     assert [int((labels == -1).sum()) for labels in seen] == 12 * [3]
     assert {p.name for p in (tmp_path / "r" / "phases").iterdir()} == {"generator", "train"}
@@ -153,7 +163,9 @@ def emptied(folder):
         (emptied, {}, r"extra holds no image \(\.bmp.*: fill it, or leave it out"),
         (shutil.rmtree, {}, r"no folder of images .*extra"),
         (None, {"unlabeled_share": 1.0}, "--unlabeled-share 1.0: a share of every batch"),
-        (None, {"unlabeled_share": 0.9}, "leave no room for the training images"),
+        (None, {"unlabeled_share": 0.9}, "leave no room for the training images.*unlabeled-share"),
+        (None, {"synthetic_share": 0.5}, "--synthetic-share 0.5: of what"),
+        (None, {"synthetic_count": 5}, "--synthetic-count 5: of --synthetic generator only"),
         (None, {"unlabeled": None, "unlabeled_share": 0.5}, "name a folder, --unlabeled"),
         (None, {"synthetic_share": -0.1}, "--synthetic-share -0.1: a share of every batch"),
         (None, {"synthetic_count": 0}, "--synthetic-count 0: must be 1 or more"),
@@ -197,10 +209,19 @@ def test_a_student_that_starts_at_its_teacher_stays_there(small, tmp_path):
     assert max((far[k] - v).abs().max() for k, v in theirs.items()) > 0.1
 
 
+def test_a_run_that_goes_on_passes_over_no_images_to_start(small, tmp_path, monkeypatch):
+    small |= {"start_from_teacher": 0.5}
+    results = distill(out=tmp_path / "whole", **small)
+    with stopping(Distill, 4):  # after the checkpoint of the first epoch
+        distill(out=tmp_path / "cut", **small)
+    monkeypatch.delattr("stepwell.recipes.distill.start_between")
+    assert distill(out=tmp_path / "cut", **small)["test"] == results["test"]
+
+
 def test_a_start_needs_a_teacher_of_the_same_architecture(small, tmp_path):
     with pytest.raises(ValueError, match="no line between two architectures"):
         distill(out=tmp_path / "a", **small | {"student": "resnet14_ln", "start_from_teacher": 0.5})
-    with pytest.raises(ValueError, match=r"an ensemble \(.*\) has no weights to start from"):
+    with pytest.raises(ValueError, match=r"an ensemble \(.*\) has no weights of its own"):
         distill(
             out=tmp_path / "c",
             **small | {"teacher": 2 * small["teacher"], "start_from_teacher": 0.5},

@@ -5,17 +5,20 @@ import shutil
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from stepwell.cost import costs_of
 from stepwell.data import load_images
-from stepwell.methods import Distill, Frozen
+from stepwell.methods import CachedLogits, Distill, Frozen
 from stepwell.nets.file import load, save
 from stepwell.recipes import classification
 from stepwell.recipes.distill import distill
+from stepwell.recipes.distill_data import DistillData
 from stepwell.recipes.ekd import ekd
 from stepwell.recipes.supervised import supervised
 from stepwell.training import Loop
@@ -80,6 +83,36 @@ def test_with_a_warm_cache_no_teacher_runs_and_every_bit_is_the_same(teach, tmp_
     assert teach("seed", cache=cache, seed=1, epochs=1)["cache"]["read"] == 0
 
 
+def test_a_cache_is_found_by_pixels_and_belongs_to_a_teacher(teach, tmp_path, monkeypatch):
+    """Where the unlabeled images lie and what the student starts from do not matter."""
+    for name in ("extra", "moved"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            pixels = np.full((8, 8, 3), 60 * i, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+
+    def shown(name, **options):
+        return {"distill_data": DistillData(unlabeled=tmp_path / name, **options), "epochs": 1}
+
+    cache = {"cache": tmp_path / "cache"}
+    count = teach("first", **cache, **shown("extra"))["cache"]["computed"]
+    init = tmp_path / "first" / "net.safetensors"
+    again = teach("second", **cache, **shown("moved"), init=init)
+    assert again["cache"] == {"read": count, "computed": 0}
+    made = []
+    original = CachedLogits.__init__
+
+    def watched(self, *args, by_image):
+        made.append(by_image)
+        original(self, *args, by_image=by_image)
+
+    monkeypatch.setattr(CachedLogits, "__init__", watched)
+    still = {"augment": "none"}
+    teach("a", cache=tmp_path / "c1", **shown("extra", **still))
+    teach("b", cache=tmp_path / "c2", **shown("extra", **still, mix="mixup"))
+    assert made == [True, False]
+
+
 def stopping(monkeypatch, step):
     """Every student is stopped once, at this step."""
     training_step = Distill.training_step
@@ -138,13 +171,27 @@ def test_what_does_not_fit_is_refused_before_there_is_a_run(teach, teacher, tmp_
         ({"teacher": (other,)}, "same classes in another order .number 0 is '1' and '0'"),
         ({"teacher": ()}, "name a teacher"),
         ({"cache": tmp_path / "c", "hint": 1.0}, "--cache keeps logits alone"),
+        ({"cache": tmp_path / "c", "kl": 0.0}, "with --kl 0 no logits are looked at"),
         ({"hint": -1.0}, "--hint -1.0: hint must be 0 or more"),
+        ({"hint": 1.0, "hint_stages": ("layer9",)}, "the student has no stage 'layer9'"),
+        ({"attention": 1.0, "attention_stages": ("layer1=layer3",)}, "stages of the same"),
+        ({"hint_stages": ("layer1",)}, "--hint-stages layer1: give a weight, --hint"),
+        ({"attention_stages": ("layer1",)}, "--attention-stages layer1: give a weight, --att"),
+        ({"ce": 0.0, "kl": 0.0}, "the student has no loss"),
+        ({"start_from_teacher": 0.5}, "no line between two architectures"),
     ):
         with pytest.raises(ValueError, match=message):
             teach(**options)
         assert not (tmp_path / "s").exists()
-    with pytest.raises(ValueError, match="the student has no stage 'layer9'"):
-        teach(hint=1.0, hint_stages=("layer9",))
+
+
+def test_weights_to_start_from_say_how_images_are_normalised(teach, teacher, tmp_path):
+    """The teacher's images are converted; a student's trained weights know one normalisation."""
+    net = load(teacher / "net.safetensors")
+    net.card = replace(net.card, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    init = save(net, tmp_path / "init.safetensors")
+    teach(student="resnet14", init=init, epochs=1)
+    assert load(tmp_path / "s" / "net.safetensors").card.mean == (0.1, 0.2, 0.3)
 
 
 def test_a_nested_net_is_taught_from_outside_as_a_student_is(teach, teacher, tmp_path):
@@ -161,6 +208,8 @@ def test_a_nested_net_is_taught_from_outside_as_a_student_is(teach, teacher, tmp
         config["teacher"] == json.loads((tmp_path / "alone" / "config.json").read_text())["teacher"]
     )
     assert config["teacher"] is not None
+    with pytest.raises(ValueError, match="--teacher-mean and --teacher-std say more about --tea"):
+        ekd(out=tmp_path / "no", **COMMON, teacher_mean=(0.5, 0.5, 0.5))
     for change in ({"teacher": ()}, {"schedule": "one-run"}):
         with pytest.raises(ValueError, match="--schedule taught needs a --teacher, and the other"):
             ekd(out=tmp_path / "no", depths=("8",), **nested | change)

@@ -12,6 +12,8 @@ import torch
 
 from stepwell.evaluation import churn
 from stepwell.report import write_report
+from stepwell.report.fidelity import fidelity_section
+from stepwell.report.reading import read_run
 
 DEPTHS = ("20", "26", "32")
 CLASSES = ["<b>&", *"123456789"]
@@ -316,6 +318,8 @@ def fabricate_fidelity(run: Path, depths: tuple[str, ...], *, control: bool, lin
             found[f"{part}/{depth}/reliability"] = found[f"{part}/teacher/reliability"] = curve
     parts = {part: {"images": 1234, "numbers": numbers} for part in ("train", "augmented", "test")}
     content: dict[str, Any] = {
+        "data": {"name": "digits", "fingerprint": "ab12cd34"},
+        "student": {"name": "runs/s", "trained": None},
         "teacher": {"name": "runs/<t>@20"},
         "controls": {depth: {"name": "runs/c"} for depth in depths if control},
         "augmentation": "rotate + mixup",
@@ -367,6 +371,23 @@ def test_fidelity_of_several_depths_without_a_control_says_what_is_missing(tmp_p
     (run / "fidelity.npz").unlink()
     write_json(run / "fidelity.json", {"depths": ["20"], "parts": {"test": {}}})
     assert not figures_in(page_of(run).split("Fidelity to the teacher")[1].split("<h3>")[0])
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"data": {"name": "<other>", "fingerprint": "x"}}, "other data (&lt;other&gt;)"),
+        ({"student": {"trained": "2026-01-01"}}, "an earlier training, which ended 2026-01-01"),
+    ],
+)
+def test_fidelity_of_something_else_than_the_run_is_not_shown_as_its_own(tmp_path, about, message):
+    run = fabricate(tmp_path / "run")
+    fabricate_fidelity(run, DEPTHS[:1], control=False, line=False)
+    file = run / "fidelity.json"
+    write_json(file, json.loads(file.read_text()) | about)
+    part = fidelity_section(read_run(run, "run"), {})
+    assert f"Not shown: fidelity.json is of {message}" in part
+    assert "91.3%" not in part
 
 
 @pytest.mark.parametrize(

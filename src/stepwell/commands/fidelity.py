@@ -13,25 +13,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from stepwell.commands.runs import config_of, file_of
 from stepwell.console import say, track
-from stepwell.data import Augment, Batches
+from stepwell.data import Batches
 from stepwell.evaluation.calibration import reliability
 from stepwell.evaluation.fidelity import agreement_matrix, fidelity_measures
 from stepwell.evaluation.intervals import LEVEL, RESAMPLES
 from stepwell.evaluation.side_by_side import Observed, observe
-from stepwell.files import write_whole
+from stepwell.files import read_json, write_whole
 from stepwell.methods import OpenTeacher, open_teacher
 from stepwell.methods.objective import Teacher, stages_of
 from stepwell.methods.stages import common_stages, pair_stages
 from stepwell.methods.teachers import Source
 from stepwell.nets import NestedNet
 from stepwell.nets.between import between, differing
+from stepwell.nets.calibrate import estimate_all
 from stepwell.nets.file import fingerprint
-from stepwell.recipes.classification import Parts, fitted
-from stepwell.recipes.distill_data import DistillData
+from stepwell.recipes.classification import Parts, changes_of, distill_data_of, fitted
 from stepwell.training.run import writing
 from stepwell.types import Exit
 
@@ -193,6 +192,12 @@ def measure_pair(
         )
     compared["test"] = parts.test
     found: dict[str, Any] = {
+        "data": {"name": parts.name, "fingerprint": parts.fingerprint},
+        "student": {
+            "name": str(pair.run),
+            "fingerprint": fingerprint(file_of(pair.run)),
+            "trained": _trained(pair),
+        },
         "teacher": {"name": _named(pair.teacher), "fingerprint": pair.teacher.fingerprint},
         "controls": {
             depth: {"name": _named(opened), "fingerprint": opened.fingerprint}
@@ -240,6 +245,14 @@ def keep(folder: Path, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray
         (folder / "fidelity.json").unlink(missing_ok=True)
         write_whole(folder / "fidelity.npz", buffer.getvalue())
         write_whole(folder / "fidelity.json", json.dumps(found, indent=1).encode())
+
+
+def _trained(pair: Pair) -> str | None:
+    """When the student's run ended; none where it is of no run."""
+    results = folder_of(pair.run) / "results.json"
+    if not pair.config or not results.exists():
+        return None
+    return read_json(results, "put it right").get("finished")
 
 
 def _named(opened: OpenTeacher) -> str:
@@ -323,18 +336,14 @@ def _as_taught(batches: Batches, flip: bool, arguments: Mapping[str, Any]) -> tu
     Empty words: they were not changed. Images that joined the batches (unlabeled ones, or those of a
     generator) are not among them.
     """
-    asked, shown = arguments.get("flip"), arguments.get("distill_data", {})
-    data = DistillData(
-        **{k: shown[k] for k in ("augment", "mix", "synthetic", "synthetic_share") if k in shown}
-    )
+    data = distill_data_of(arguments)
     words = [data.augment, data.mix, data.synthetic if data.synthetic in DRAWN_ANEW else "none"]
     augmented = Batches(
         batches.images,
         batches.batch_size,
         mean=batches.mean,
         std=batches.std,
-        augment=Augment.of(data.augment, batches.images.size, flip if asked is None else asked),
-        changes=data.changes(len(batches.images.classes)),
+        **changes_of(arguments, batches.images, flip),
         seed=arguments.get("seed", 0),
     )
     return " + ".join(word for word in words if word != "none"), augmented
@@ -406,9 +415,8 @@ def _lines(networks: Fitted, parts: Parts, points: int) -> dict[str, list[dict[s
             continue
         lines[depth] = []
         for i in track(range(points), f"line of depth {depth}", points):
-            mixed = between(student, taught_by, i / (points - 1)).train()
-            update_bn(train, mixed)
-            mixed.eval()
+            mixed = between(student, taught_by, i / (points - 1)).eval()
+            estimate_all(mixed, train)
             point = {"share": i / (points - 1)}
             for part, batches in compared.items():
                 seen = observe(networks.teacher, mixed, batches)

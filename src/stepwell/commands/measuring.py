@@ -73,7 +73,7 @@ def eval_(
     """Measure every depth of a trained network: accuracy, calibration, churn, MACs, latency.
 
     With --fidelity, also how far every depth gives a teacher's predictions, on training and test images
-    side by side; kept in the run's fidelity.json for its report.
+    side by side; kept in the run's fidelity.json for its report, if measured on the run's own data.
 
     Examples:
         stepwell eval runs/digits
@@ -160,11 +160,13 @@ def eval_(
     if fidelity:
         compared, arrays = measure_pair(networks, parts, interpolate=interpolate)
         found["fidelity"] = compared
-        if config:
+        if config and parts.known:
             keep(folder_of(run), compared, arrays)
             say(
                 f"kept in {folder_of(run) / 'fidelity.json'}; next: stepwell report {folder_of(run)}"
             )
+        elif config:
+            say(f"note: not kept in {folder_of(run)}, whose report is on the data of its training")
     if json:
         print_json(found)
         return

@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tvf
 
 Policy = Literal["none", "standard", "rotate", "vflip", "jitter", "combined"]
 
@@ -104,18 +103,57 @@ def _rotated(images: Tensor, degrees: float, generator: torch.Generator) -> Tens
 
 
 def _jittered(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Bytes: the colours of each image changed by torchvision's functions, in an order of its own.
+    """Bytes: the colours of each image changed as torchvision's functions do, in an order of its own.
 
-    Its `ColorJitter` draws from torch's global generator, and one change for a whole batch.
+    Those take one factor for all images, and torchvision's `ColorJitter` draws from torch's global
+    generator. Images whose order has the same change at one place are changed together.
     """
-    changes = (tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation, tvf.adjust_hue)
+    changes = (_brightness, _contrast, _saturation, _hue)
     n = len(images)
     drawn = (2 * torch.rand(n, len(changes), generator=generator) - 1) * strength
     values = drawn + torch.tensor([1.0, 1.0, 1.0, 0.0])  # a hue is turned, the others are factors
     orders = torch.rand(n, len(changes), generator=generator).argsort(1)
-    jittered = []
-    for image, factors, order in zip(images, values.tolist(), orders.tolist(), strict=True):
-        for i in order:
-            image = changes[i](image, factors[i])
-        jittered.append(image)
-    return torch.stack(jittered)
+    images = images.clone()
+    for place in orders.unbind(1):
+        for i, change in enumerate(changes):
+            rows = (place == i).nonzero().flatten()
+            changed = change(images[rows].float(), values[rows, i, None, None, None])
+            images[rows] = changed.clamp(0, 255).to(torch.uint8)
+    return images
+
+
+# Each change takes floats (batch, 3, height, width) in [0, 255] and numbers (batch, 1, 1, 1).
+
+
+def _brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return factor * x
+
+
+def _contrast(x: Tensor, factor: Tensor) -> Tensor:
+    return factor * x + (1 - factor) * _grey(x).mean((2, 3), keepdim=True)
+
+
+def _saturation(x: Tensor, factor: Tensor) -> Tensor:
+    return factor * x + (1 - factor) * _grey(x)
+
+
+def _hue(x: Tensor, turn: Tensor) -> Tensor:
+    """Value and chroma stay; a turn of 1 goes once round the colour circle."""
+    value = x.amax(1, keepdim=True)
+    chroma = value - x.amin(1, keepdim=True)
+    red, green, blue = x.split(1, 1)
+    apart = torch.where(chroma > 0, chroma, 1.0)
+    hue = torch.where(  # in sixths of the circle
+        value == red,
+        (green - blue) / apart,
+        torch.where(value == green, 2 + (blue - red) / apart, 4 + (red - green) / apart),
+    )
+    corner = torch.tensor([5.0, 3.0, 1.0])[:, None, None]  # from where each colour is measured
+    k = (hue + 6 * turn + corner) % 6
+    turned = value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+    return turned * (255.999 / 255)  # as torchvision rounds: each byte has an equal share of [0, 1]
+
+
+def _grey(x: Tensor) -> Tensor:
+    red, green, blue = x.split(1, 1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).floor()

@@ -90,13 +90,21 @@ class Batches:
         self._labels = torch.cat([images.labels for images in self._sets])
         self._quotas = _quotas(batch_size, images, self.extra)
         self._steps = self._count_steps()
-        self._order = lru_cache(2 + 2 * len(self.extra))(self._draw_order)
-        if shuffle and not extra and len(images) % batch_size == 1:
+        if shuffle and self._in_step(self._steps - 1) == 1:
+            self._steps -= 1
             warnings.warn(
                 f"the last batch of an epoch would hold 1 of {len(images)} images: it is dropped, "
                 "because BatchNorm cannot train on one",
                 stacklevel=2,
             )
+        for other, quota in zip(self.extra, self._quotas, strict=True):
+            if int(self._steps * quota) == 0:
+                warnings.warn(
+                    f"{len(other.images)} images that join the training ones are never shown: their "
+                    f"share of {self._steps} batches of {batch_size} is less than one image",
+                    stacklevel=2,
+                )
+        self._order = lru_cache(2 + 2 * len(self.extra))(self._draw_order)
 
     def __len__(self) -> int:
         """Batches in one epoch."""
@@ -162,8 +170,12 @@ class Batches:
             steps += 1
         while steps > 1 and self._own(steps - 1) >= n:
             steps -= 1
-        lone = self.shuffle and not self.extra and n - self._own(steps - 1) == 1
-        return steps - lone
+        return steps
+
+    def _in_step(self, step: int) -> int:
+        """How many images the batch of a step holds, of all sets together."""
+        own = min(len(self.images), self._own(step + 1)) - self._own(step)
+        return own + sum(int((step + 1) * q) - int(step * q) for q in self._quotas)
 
     def _own(self, steps: int) -> int:
         """How many of `images` the first `steps` batches of an epoch have room for."""
@@ -247,7 +259,8 @@ def _quotas(batch_size: int, images: ImageSet, extra: Sequence[Extra]) -> list[F
     if batch_size * left * len(images) < total:
         raise ValueError(
             f"the shares of a batch of {batch_size} that other images take leave no room for the "
-            "training images: make them smaller, or the batch larger"
+            "training images: make them smaller (--unlabeled-share, --synthetic-share), or the batch "
+            "larger"
         )
     shares = (
         left * Fraction(len(other.images), total) if share is None else share

@@ -169,6 +169,8 @@ class _Record:
         nll = F.nll_loss(log_p, labels.cpu(), reduction="none", ignore_index=-1)
         self.columns.append((top, best.exp(), nll, predictive_kl(teacher.cpu(), logits)))
         places, rows = list(taken), list(taken.values())
+        if not rows:
+            return
         for i, feature in enumerate(exit.features):
             kept = _flattened(feature[rows])
             if i == len(self.stages):
@@ -197,7 +199,7 @@ def _flattened(feature: Tensor) -> Tensor:
     Of more than `FEATURE_VALUES` values, positions are averaged over windows.
     """
     feature = feature.float()
-    if feature[:1].numel() > FEATURE_VALUES:
+    if feature.shape[1:].numel() > FEATURE_VALUES:
         if feature.dim() == 4:
             side = max(1, int((FEATURE_VALUES / feature.shape[1]) ** 0.5))
             sides = [min(side, length) for length in feature.shape[2:]]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stepwell.losses import ensemble_logits
 from stepwell.methods.objective import Frozen, Teacher, as_exit, stages_of
 from stepwell.nets import BUILDERS, Card, build
-from stepwell.nets.file import digest, fingerprint, load, load_plain
+from stepwell.nets.file import digest, fingerprint, holds_weights_alone, load, load_plain
 from stepwell.nets.onnx_file import OnnxNet, onnx_fingerprint
 from stepwell.nets.pretrained import start_pretrained
 from stepwell.nets.timm_models import PREFIX
@@ -128,13 +128,14 @@ class Source(NamedTuple):
 
     name: as the user named it.
     teacher: normalised images to an exit.
-    fingerprint: a hash of its weights, and of which depth teaches.
+    fingerprint: of all that its answers depend on: weights, depth, and a normalisation given for it.
     classes: names in the order of its logits; empty where it does not say.
     size: height and width of the images it was trained on; 0 where it does not say.
     normalisation: of its images; none where it does not say.
     module: the plain module behind `teacher`; none of an ONNX file, which has no weights to share.
     file: if it is one of Stepwell's; depth: which of its depths teaches.
     depths: all of them, where the name leaves the choice; the full one is chosen then.
+    weights: a hash of its weights alone, whichever depth teaches.
     """
 
     name: str
@@ -147,14 +148,10 @@ class Source(NamedTuple):
     file: Path | None = None
     depth: str = ""
     depths: tuple[str, ...] = ()
+    weights: str = ""
 
     def __str__(self) -> str:
         return f"{self.name}@{self.depth}" if self.depths else self.name
-
-    @property
-    def weights(self) -> str:
-        """A hash of its weights alone, whichever depth teaches."""
-        return self.fingerprint.removesuffix(f"@{self.depth}")
 
 
 class OpenTeacher:
@@ -267,7 +264,13 @@ def open_teacher(
                 f"{' and '.join(names)} says how its images are normalised: drop --teacher-mean and "
                 "--teacher-std"
             )
-        sources = [s if s.normalisation else s._replace(normalisation=given) for s in sources]
+        mark = digest({"mean": given[0], "std": given[1]}, {})[:16]
+        sources = [
+            source
+            if source.normalisation
+            else source._replace(normalisation=given, fingerprint=f"{source.fingerprint}/{mark}")
+            for source in sources
+        ]
     return OpenTeacher(sources)
 
 
@@ -301,14 +304,24 @@ def _stepwell(name: str, path: Path, depth: str | None) -> Source:
             f"teacher {path} holds no net.safetensors: it is no finished run. Start its `stepwell "
             "train` command again to finish it"
         )
+    if path.is_file() and holds_weights_alone(path):
+        raise ValueError(
+            f"teacher {path} holds weights only: say which network they are of, NETWORK=FILE, such as "
+            f"resnet18={path}"
+        )
     net = load(file)
     depths = () if depth else tuple(net.depths)
     depth = depth or net.full
     net.require_ready(depth)
-    mark = fingerprint(file) + (f"@{depth}" if depth != net.full else "")
-    module = net.module if depth == net.full else net.subnet(depth)
+    weights = mark = fingerprint(file)
+    module: nn.Module = net.module
+    if depth != net.full:
+        module = net.subnet(depth)
+        # that of the file is the same before and after a depth is calibrated
+        own = digest({}, dict(module.state_dict()))[:16]
+        mark = f"{weights}@{depth}:{own}"
     source = _source(name, Frozen(net, copy=False, depth=depth), mark, net.card)
-    return source._replace(module=module, file=file, depth=depth, depths=depths)
+    return source._replace(weights=weights, module=module, file=file, depth=depth, depths=depths)
 
 
 def _onnx(path: Path) -> Source:
@@ -326,14 +339,21 @@ def _published(name: str) -> Source:
     net = build(name)
     card = start_pretrained(net).card
     mark = digest({"network": name}, dict(net.module.state_dict()))[:16]
-    return _source(name, Frozen(net, copy=False), mark, card)._replace(module=net.module)
+    source = _source(name, Frozen(net, copy=False), mark, card)
+    return source._replace(module=net.module, normalisation=(card.mean, card.std))
 
 
 def _source(name: str, teacher: Teacher, mark: str, card: Card | None) -> Source:
-    """A source with what its card says, if it has one."""
+    """A source with what its card says, if it has one that somebody filled in."""
+    source = Source(name, teacher, mark, weights=mark)
     if card is None:
-        return Source(name, teacher, mark)
-    return Source(name, teacher, mark, card.classes, card.size, (card.mean, card.std))
+        return source
+    own = (card.mean, card.std)
+    # what a card begins with is nobody's word
+    said = card.classes or own != (Card().mean, Card().std)
+    return source._replace(
+        classes=card.classes, size=card.size, normalisation=own if said else None
+    )
 
 
 def _normalisation(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Normalisation:

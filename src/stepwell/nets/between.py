@@ -5,9 +5,8 @@ from copy import deepcopy
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from stepwell.nets.calibrate import estimate
+from stepwell.nets.calibrate import estimate_all
 from stepwell.types import Batch
 
 
@@ -16,18 +15,15 @@ def between(a: nn.Module, b: nn.Module, share: float) -> nn.Module:
     """A copy of `a` whose weights are (1 - share) · a + share · b, at 0 and 1 to the bit.
 
     Floating buffers are mixed, too. Those of BatchNorm are then no statistics of anything, as the maps
-    they describe are not mixed alike: measure them again (`torch.optim.swa_utils.update_bn`). Other
+    they describe are not mixed alike: measure them again (`calibrate.estimate_all`). Other
     buffers are those of `a`.
 
     Raises:
         ValueError: the two differ in the names or shapes of their tensors.
     """
+    check_line(a, b)
     mixed = deepcopy(a)
     ours, theirs = mixed.state_dict(), b.state_dict()
-    if (odd := differing(a, b)) is not None:
-        raise ValueError(
-            f"no line between two architectures: {odd} is in one only, or has another shape"
-        )
     for name, value in ours.items():
         if value.is_floating_point():
             # lerp is exact at both ends, which a sum of products is not
@@ -56,11 +52,20 @@ def start_between(
     if not 0 <= share <= 1:
         raise ValueError(f"a start between student and teacher is a share in [0, 1], not {share}")
     student.load_state_dict(between(student, teacher, share).state_dict())
-    norms = [
-        m for m in student.modules() if isinstance(m, _NormBase) and m.running_mean is not None
-    ]
-    if norms and 0 < share < 1:
-        estimate(student, norms, batches, student)
+    if 0 < share < 1:
+        estimate_all(student, batches)
+
+
+def check_line(a: nn.Module, b: nn.Module) -> None:
+    """Refuse a line between networks that have none.
+
+    Raises:
+        ValueError: the two differ in the names or shapes of their tensors.
+    """
+    if (odd := differing(a, b)) is not None:
+        raise ValueError(
+            f"no line between two architectures: {odd} is in one only, or has another shape"
+        )
 
 
 def differing(a: nn.Module, b: nn.Module) -> str | None:

@@ -47,6 +47,17 @@ def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
     net.mark("calibrated", *fresh)
 
 
+def estimate_all(net: nn.Module, batches: Iterable[Batch]) -> None:
+    """Replace the statistics of every BatchNorm in `net` by plain averages over `batches`.
+
+    Raises:
+        ValueError: there is no batch, and a BatchNorm that needs some.
+    """
+    norms = [m for m in net.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+    if norms:
+        estimate(net, norms, batches, net)
+
+
 @torch.no_grad()
 def estimate(
     net: nn.Module,

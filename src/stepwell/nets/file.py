@@ -119,6 +119,17 @@ def fingerprint(path: Path) -> str:
     return digest(header | kept, of_trained)[:16]
 
 
+def holds_weights_alone(path: Path) -> bool:
+    """Whether a file is one of weights that does not say of which network; no damaged file is."""
+    if _is_pickle(path):
+        return True
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return "stepwell" not in (file.metadata() or {})
+    except (safetensors.SafetensorError, UnicodeDecodeError):
+        return False
+
+
 class Start(NamedTuple):
     """What a network took from a file: the file's card, and the names that stayed fresh."""
 
@@ -302,10 +313,7 @@ def _read(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, d
     """The header (none in a file of another's) and the tensors, checked against the checksum."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    with path.open("rb") as file:
-        start = file.read(9)
-    # A safetensors file begins with the length of its header, which may look like a pickle's mark.
-    if start.startswith((b"PK\x03\x04", b"\x80")) and not start.endswith(b"{"):
+    if _is_pickle(path):
         if plain_too:
             return None, _read_torch(path)
         raise ValueError(
@@ -316,6 +324,13 @@ def _read(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, d
     if header is None and plain_too and "stepwell_card" in metadata:
         header = {"card": json.loads(metadata["stepwell_card"])}
     return header, tensors
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A safetensors file begins with the length of its header, which may look like a pickle's mark.
+    return start.startswith((b"PK\x03\x04", b"\x80")) and not start.endswith(b"{")
 
 
 def read_checked(

@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -58,6 +57,7 @@ def open_classifier(
     depths: Sequence[str] = (),
     *,
     teacher: OpenTeacher | None = None,
+    check: Callable[[NestedNet, nn.Module | None, int], object] | None = None,
 ) -> Iterator[tuple[Task, NestedNet, Start | None]]:
     """Read the data, build the network and open the run directory that a recipe's arguments name.
 
@@ -65,8 +65,10 @@ def open_classifier(
         arguments: the recipe's own, with `data`, `out`, `size`, `flip`, `val_fraction`, `batch_size`,
             `seed` and, where it has them, `part`, `init` and `stem` among them.
         net: the network to build, with sub-nets `depths`.
-        teacher: is made ready for the data; images are normalised as it expects them, and its weights
-            must not change under a run that is resumed.
+        teacher: is made ready for the data; images are normalised as it expects them, if there is no
+            `init` that says how, and its weights must not change under a run that is resumed.
+        check: gets the network, the teacher made ready and the size of images before there is a run
+            directory, and raises ValueError for what cannot work; it may draw random numbers.
 
     Yields:
         The task; the network, with weights from `init` if that is set; and what it took from there.
@@ -90,15 +92,19 @@ def open_classifier(
         warnings.warn(
             f"{init}: its classifier is for other classes; ours starts fresh", stacklevel=3
         )
-    normalisation = None if teacher is None else teacher.normalisation
-    if normalisation is None and start is not None:
-        normalisation = (start.card.mean, start.card.std)
+    # A teacher's images can be converted, those that trained weights expect cannot.
+    normalisation = None if start is None else (start.card.mean, start.card.std)
+    if normalisation is None and teacher is not None:
+        normalisation = teacher.normalisation
     train, validation = _batches(splits, arguments, normalisation)
     taught_by = None if teacher is None else fitted(teacher, train)
     if validation is None and arguments.get("on_drop") == "rollback":
         raise ValueError(
             "--on-drop rollback compares the full net on a validation part: set --val-fraction above 0"
         )
+    if check is not None:
+        with torch.random.fork_rng(devices=[]):
+            check(nested, taught_by, size)
     data = {
         "name": splits.name,
         "fingerprint": _data_fingerprint(splits),
@@ -217,6 +223,7 @@ class Parts(NamedTuple):
 
     known: whether it is surely the data that the network was trained on.
     flip: whether a mirror image keeps its class.
+    name, fingerprint: of the data.
     """
 
     train: Batches
@@ -224,6 +231,8 @@ class Parts(NamedTuple):
     test: Batches
     known: bool = False
     flip: bool = True
+    name: str = ""
+    fingerprint: str = ""
 
 
 def parts_for(
@@ -255,7 +264,8 @@ def parts_for(
     if not card.classes:
         raise ValueError("this network names no classes, so nothing can be measured: set net.card")
     splits = load_images(data, card.size)
-    known = fingerprint == _data_fingerprint(splits)
+    found = _data_fingerprint(splits)
+    known = fingerprint == found
     if same and not known:
         raise ValueError(
             f"{data} has changed since the network was trained on it, so its test part may hold "
@@ -271,7 +281,7 @@ def parts_for(
     train, validation = _set_aside(splits, val_fraction if known else 0.0, part if known else None)
     test = Batches(splits.test, 256, mean=card.mean, std=card.std)
     aside = test.with_images(validation) if validation else None
-    return Parts(test.with_images(train), aside, test, known, splits.flip)
+    return Parts(test.with_images(train), aside, test, known, splits.flip, splits.name, found)
 
 
 def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:
@@ -301,20 +311,40 @@ def _batches(
     """
     train, validation = _set_aside(splits, arguments["val_fraction"], arguments.get("part"))
     mean, std = normalisation or train.statistics()
-    shown: DistillData = arguments.get("distill_data", DistillData())
-    flip = splits.flip if arguments["flip"] is None else arguments["flip"]
     batches = Batches(
         train,
         arguments["batch_size"],
         mean=mean,
         std=std,
-        augment=Augment.of(shown.augment, train.size, flip),
-        changes=shown.changes(len(train.classes)),
+        **changes_of(arguments, train, splits.flip),
         shuffle=True,
         seed=arguments["seed"],
-        extra=shown.extra(train),
+        extra=distill_data_of(arguments).extra(train),
     )
     return batches, batches.with_images(validation) if validation else None
+
+
+def changes_of(arguments: Mapping[str, Any], images: ImageSet, flip: bool) -> dict[str, Any]:
+    """How a run with these arguments changes its training images: `augment`, `changes` of `Batches`.
+
+    Args:
+        arguments: a recipe's, or those of a run's config.json.
+        flip: whether the data allows it to mirror images.
+    """
+    shown, asked = distill_data_of(arguments), arguments.get("flip")
+    return {
+        "augment": Augment.of(shown.augment, images.size, flip if asked is None else asked),
+        "changes": shown.changes(len(images.classes)),
+    }
+
+
+def distill_data_of(arguments: Mapping[str, Any]) -> DistillData:
+    """What a run with these arguments, or those of its config.json, was taught on."""
+    shown = arguments.get("distill_data", {})
+    if isinstance(shown, DistillData):
+        return shown
+    folder = shown.get("unlabeled")
+    return DistillData(**{**shown, "unlabeled": None if folder is None else Path(folder)})
 
 
 def batches_of(run: Path) -> tuple[Batches, Batches]:
@@ -327,11 +357,7 @@ def batches_of(run: Path) -> tuple[Batches, Batches]:
         ValueError: the data has changed since.
     """
     config = read_json(run / "config.json", "name a finished run")
-    arguments = dict(config["arguments"])
-    if "distill_data" in arguments:
-        shown = DistillData(**arguments["distill_data"])
-        folder = None if shown.unlabeled is None else Path(shown.unlabeled)
-        arguments["distill_data"] = replace(shown, unlabeled=folder)
+    arguments = config["arguments"]
     splits = load_images(arguments["data"], arguments["size"])
     if config["data"]["fingerprint"] != _data_fingerprint(splits):
         raise ValueError(f"{arguments['data']} has changed since {run} was trained on it")

@@ -1,7 +1,7 @@
 """Teach a student network by a trained teacher, or by several, offline."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,8 +11,9 @@ import tyro
 from torch import nn
 
 from stepwell.losses.attention import Attention
-from stepwell.methods import CachedLogits, Distill, LogitCache, open_teacher
-from stepwell.nets.between import start_between
+from stepwell.methods import CachedLogits, Distill, LogitCache, OpenTeacher, open_teacher
+from stepwell.nets.between import check_line, start_between
+from stepwell.nets.nested import NestedNet
 from stepwell.recipes.classification import Task, finish, open_classifier, validator
 from stepwell.recipes.distill_data import DistillData, with_generated
 from stepwell.training import Loop, fit, optimizer_of
@@ -100,25 +101,18 @@ def distill(
         seed: of weights, order, augmentation and steps.
     """
     arguments = dict(locals())
+    _check_options(arguments)
     if cache is not None and (attention or hint):
         raise ValueError(
             "--cache keeps logits alone, and --attention and --hint need the teacher's features: drop "
             "--cache"
         )
     taught_by = open_teacher(teacher, mean=teacher_mean, std=teacher_std)
-    if start_from_teacher is not None:
-        origin = taught_by.module
+    origin = None if start_from_teacher is None else taught_by.module
     torch.manual_seed(seed)  # the student's, and not before: opening draws numbers, too
-    with (
-        open_classifier("distill", arguments, student, teacher=taught_by) as (task, nested, _),
-        _cached(task, cache, distill_data, loop) as source,
-    ):
-        train = task.train
-        if start_from_teacher is not None:
-            unchanged = train.with_images(train.images)
-            start_between(nested.module, origin, start_from_teacher, unchanged)
-        train = with_generated(task.run, train, distill_data, loop)
-        method = Distill(
+
+    def method(nested: NestedNet, source: nn.Module, size: int) -> Distill:
+        return Distill(
             nested,
             source,
             temperature=temperature,
@@ -129,10 +123,30 @@ def distill(
             attention_stages=attention_stages,
             hint=hint,
             hint_stages=hint_stages,
-            input_shape=(3, train.images.size, train.images.size),
+            input_shape=(3, size, size),
         )
+
+    def check(nested: NestedNet, ready: nn.Module | None, size: int) -> None:
+        assert ready is not None
+        if origin is not None:
+            check_line(nested.module, origin)
+        method(nested, ready, size)
+
+    with (
+        open_classifier("distill", arguments, student, teacher=taught_by, check=check) as opened,
+        _cached(opened[0], taught_by, cache, distill_data, loop) as source,
+    ):
+        task, nested, _ = opened
+        train = task.train
+        begun = (task.run.phase("train") / "last.ckpt").exists()  # with weights that replace these
+        if origin is not None and start_from_teacher is not None and not begun:
+            unchanged = train.with_images(train.images)
+            start_between(nested.module, origin, start_from_teacher, unchanged)
+        # before a generator trains, which draws numbers or, in a run that goes on, has drawn them
+        objective = method(nested, source, train.images.size)
+        train = with_generated(task.run, train, distill_data, loop)
         fit(
-            method,
+            objective,
             train,
             optimizer_of(optimizer, lr, weight_decay=weight_decay),
             task.run,
@@ -147,24 +161,39 @@ def distill(
         return finish(task, nested, found=found)
 
 
+def _check_options(arguments: Mapping[str, Any]) -> None:
+    """Refuse options that would do nothing."""
+    for name, needed in (("hint", "hint_stages"), ("attention", "attention_stages")):
+        if arguments[needed] and not arguments[name]:
+            flag = needed.replace("_", "-")
+            raise ValueError(f"--{flag} {' '.join(arguments[needed])}: give a weight, --{name}")
+    if arguments["cache"] is not None and not arguments["kl"]:
+        raise ValueError(f"--cache {arguments['cache']}: with --kl 0 no logits are looked at")
+
+
 @contextlib.contextmanager
-def _cached(task: Task, folder: Path | None, shown: DistillData, loop: Loop) -> Iterator[nn.Module]:
-    """The task's teacher, with its logits kept in `folder`."""
+def _cached(
+    task: Task, taught_by: OpenTeacher, folder: Path | None, shown: DistillData, loop: Loop
+) -> Iterator[nn.Module]:
+    """The task's teacher, `taught_by`, with its logits kept in `folder`."""
     assert task.teacher is not None
     if folder is None:
         yield task.teacher
         return
     config, train = task.run.config, task.train
     made_for = {
-        "teacher": config["teacher"],
+        "teacher": taught_by.fingerprint,
         "data": config["data"]["fingerprint"],
         "part": config["arguments"]["part"],
         "size": train.images.size,
         "mean": train.mean,
         "std": train.std,
         "augmentation": train.augment and asdict(train.augment),
-        "distillation data": plain(shown),
+        # unlabeled images are found by their pixels, wherever their folder is now
+        "distillation data": plain(shown) | {"unlabeled": None},
         "precision": loop.precision,
     }
+    # images that are changed at random come once, so to look for each by itself would be waste
+    same = train.augment is None and not train.changes
     with LogitCache(folder, len(train.images.classes), made_for) as cache:
-        yield CachedLogits(task.teacher, cache, by_image=train.augment is None)
+        yield CachedLogits(task.teacher, cache, by_image=same)

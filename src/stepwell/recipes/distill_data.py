@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
@@ -26,6 +27,8 @@ from stepwell.training import Loop, Run, fit, optimizer_of
 BATCH = 64
 #: Decay of the moving average of the generator's weights, which draws its images.
 AVERAGE = 0.995
+#: Pixels of the images that are made at a time, which bounds the memory that this takes.
+SAMPLED_PIXELS = 2**18
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,15 @@ class DistillData:
             raise ValueError(
                 f"--unlabeled-share {self.unlabeled_share}: name a folder, --unlabeled"
             )
+        if self.synthetic != "generator":
+            for field in dataclasses.fields(self):
+                value = getattr(self, field.name)
+                if field.name in ("synthetic_count", "generator_steps") and value != field.default:
+                    raise ValueError(
+                        f"--{field.name.replace('_', '-')} {value}: of --synthetic generator only"
+                    )
+        if self.synthetic == "none" and self.synthetic_share != type(self).synthetic_share:
+            raise ValueError(f"--synthetic-share {self.synthetic_share}: of what? Add --synthetic")
 
     def changes(self, classes: int) -> list[Change]:
         """How batches change with their labels."""
@@ -127,16 +139,35 @@ def with_generated(run: Run, train: Batches, data: DistillData, loop: Loop) -> B
         loop=dataclasses.replace(loop, average=AVERAGE),
     )
     if file.exists():
-        pixels = load_file(file)["images"]
+        pixels = _made_before(file)
     else:
         count = data.synthetic_count or len(images)
-        drawn = objective.sample(count, images.size, seed=seed_of(train.seed, "synthetic"))
+        drawn = objective.sample(
+            count,
+            images.size,
+            seed=seed_of(train.seed, "synthetic"),
+            batch_size=max(1, min(256, SAMPLED_PIXELS // images.size**2)),
+        )
         mean, std = (torch.tensor(v)[:, None, None] for v in (train.mean, train.std))
         pixels = ((drawn * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         if run.writes:
             write_whole(file, to_bytes({"images": pixels}))
     made = ImageSet(pixels, torch.full((len(pixels),), -1), images.classes)
     return train.joined_by(Extra(made, data.synthetic_share))
+
+
+def _made_before(file: Path) -> torch.Tensor:
+    """The images in a file of `with_generated`, (n, 3, size, size).
+
+    Raises:
+        ValueError: it is damaged, or none of these.
+    """
+    try:
+        return load_file(file)["images"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): remove it, and the generator's images are made again"
+        ) from error
 
 
 def _widths(size: int) -> tuple[int, ...]:

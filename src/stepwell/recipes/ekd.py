@@ -47,6 +47,8 @@ def ekd(
     max_drop: float = 0.5,
     schedule: Schedule = "two-phase",
     teacher: tuple[str, ...] = (),
+    teacher_mean: tuple[float, float, float] | None = None,
+    teacher_std: tuple[float, float, float] | None = None,
     epochs: int = 40,
     nest_epochs: int | None = None,
     batch_size: int = 128,
@@ -99,6 +101,9 @@ def ekd(
             moving average of it teaches every depth, the full one included. `taught`: `teacher` teaches
             every depth from the first step. `plain`: the paper's loss from the first step.
         teacher: for `taught`: one or several trained networks, as for `stepwell train distill`.
+        teacher_mean: of pixels scaled to [0, 1], per channel, for a teacher that does not say how its
+            images are normalised (most ONNX files).
+        teacher_std: as --teacher-mean.
         epochs: passes over the training part, of the first phase in `two-phase`.
         nest_epochs: passes of the second phase in `two-phase`; half of `epochs` by default.
         ce: weight of the labels for each sub-net.
@@ -121,7 +126,9 @@ def ekd(
             "--schedule taught needs a --teacher, and the other schedules bring their own: give both, "
             "or neither"
         )
-    taught_by = open_teacher(teacher) if teacher else None
+    if not teacher and (teacher_mean or teacher_std):
+        raise ValueError("--teacher-mean and --teacher-std say more about --teacher")
+    taught_by = open_teacher(teacher, mean=teacher_mean, std=teacher_std) if teacher else None
     torch.manual_seed(seed)  # not before: opening a teacher draws numbers, too
     options = dict(SCHEDULES[schedule])
     options |= {name: arguments[name] for name in options if arguments[name] is not None}

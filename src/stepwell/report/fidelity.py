@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from html import escape
-from pathlib import Path
 
 from stepwell.report import fidelity_figures as figures
 from stepwell.report.fidelity_reading import FidelityRecord, read_fidelity
 from stepwell.report.markup import ABSENT, figure, table
-from stepwell.report.reading import as_mapping, number
+from stepwell.report.reading import RunRecord, as_mapping, number
 
 #: Rows of the table: what it says, key, scale and form of the numbers.
 ROWS = (
@@ -30,11 +29,16 @@ ROWS = (
 )
 
 
-def fidelity_section(run: Path, colours: Mapping[str, str]) -> str:
+def fidelity_section(run: RunRecord, colours: Mapping[str, str]) -> str:
     """Every depth against the teacher; nothing where fidelity was not measured."""
-    record = read_fidelity(run)
+    record = read_fidelity(run.path)
     if record is None or not record.depths or not record.parts:
         return ""
+    if odd := record.not_of(run):
+        return (
+            f"<h3>Fidelity to the teacher</h3><p>Not shown: fidelity.json is of {escape(odd)}. Measure "
+            "it again with stepwell eval --fidelity.</p>"
+        )
     teacher = as_mapping(record.found.get("teacher"))
     controls = as_mapping(record.found.get("controls"))
     names = ", ".join(str(as_mapping(about).get("name", "unknown")) for about in controls.values())

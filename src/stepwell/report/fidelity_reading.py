@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwell.files import read_json
-from stepwell.report.reading import as_mapping, number
+from stepwell.report.reading import RunRecord, as_mapping, number
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,19 @@ class FidelityRecord:
     @property
     def level(self) -> float:
         return number(self.found.get("level")) or 0.95
+
+    def not_of(self, run: RunRecord) -> str:
+        """What else than this run the numbers are of: other data, or an earlier training; or "".
+
+        A record that does not say is taken for the run's.
+        """
+        data = as_mapping(self.found.get("data"))
+        if data.get("fingerprint", of := run.data.get("fingerprint")) != of:
+            return f"other data ({data.get('name', 'unnamed')})"
+        trained = as_mapping(self.found.get("student")).get("trained")
+        if trained is not None and trained != run.results.get("finished"):
+            return f"an earlier training, which ended {trained}"
+        return ""
 
     def number(self, part: str, depth: str, key: str) -> float | None:
         """A number of one depth, or of the teacher."""

@@ -36,7 +36,7 @@ def run_section(record: RunRecord, anchor: str, colours: Mapping[str, str]) -> s
             _depth_table(record),
             _churn(record),
             _run_figures(record, colours),
-            fidelity_section(record.path, colours),
+            fidelity_section(record, colours),
             _examples(record),
             _classes_table(record),
             _arguments(record),
