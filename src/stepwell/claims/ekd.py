@@ -233,8 +233,8 @@ def better(id: str, text: str, paper: str, a: str, b: str, depth: str) -> Claim:
 
 BEST = nest(TWO, TWO_PHASE)
 
-#: The claims that decide, by what their names begin with: the specification's six, for the default
-#: recipe; what one run costs, for the schedule that is one run.
+#: The claims that decide: the specification's six, for the default recipe; what one run costs, for the
+#: schedule that is one run.
 PRIMARY = (
     *(f"{what}/{count}-depths/{kind}"
       for what in ("sub-nets-gain", "offline-kd", "offline-kd-cost", "full-net-unharmed")
@@ -243,7 +243,7 @@ PRIMARY = (
 )  # fmt: skip
 TWO_KINDS = (TWO_PHASE, TAUGHT, ONE_RUN, f"{ONE_RUN}, {EQUAL}", FROZEN, PLAIN)
 FOUR_KINDS = (TWO_PHASE, f"{TWO_PHASE}, {EQUAL}", TAUGHT, ONE_RUN)
-_CLAIMS = [
+CLAIMS = [
     *(c for kind in TWO_KINDS for c in about_arm(TWO, kind)),
     *(c for kind in FOUR_KINDS for c in about_arm(FOUR, kind)),
     better("kl-helps", "Soft targets, of both depths, help the sub-net (two phases)", "KL helps",
@@ -312,13 +312,12 @@ _CLAIMS = [
         1.02,
     ),
 ]  # fmt: skip
-CLAIMS = [claim._replace(primary=claim.id in PRIMARY) for claim in _CLAIMS]
-
 
 STUDY = Study(
     key="ekd",
     arms=ARMS,
     claims=CLAIMS,
+    primary=PRIMARY,
     common={"data": "cifar10", "size": 16, "epochs": 40, "batch_size": 128, "val_fraction": 0.0},
     quick={"data": "digits", "size": None, "epochs": 1, "batch_size": 256},
     fingerprint=image_fingerprint,

@@ -247,7 +247,7 @@ PRIMARY = {
     "mixup", "recycling/fidelity", "recycling/accuracy", "closer-is-not-better",
 }  # fmt: skip
 
-_CLAIMS = [
+CLAIMS = [
     points(
         "student-beats-teacher",
         "A self-distilled student is more accurate than its teacher on test images",
@@ -481,12 +481,12 @@ _CLAIMS = [
         below=True,
     ),
 ]  # fmt: skip
-CLAIMS = [claim._replace(primary=claim.id in PRIMARY) for claim in _CLAIMS]
 
 STUDY = Study(
     key="fidelity",
     arms=ARMS,
     claims=CLAIMS,
+    primary=PRIMARY,
     common={"data": "cifar10", "size": 16, "epochs": 30, "batch_size": 128, "val_fraction": 0.0},
     quick={"data": "digits", "size": None, "epochs": 1, "batch_size": 256},
     fingerprint=image_fingerprint,

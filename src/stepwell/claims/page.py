@@ -45,18 +45,18 @@ def render(record: Mapping[str, Any], table: Sequence[Column] = ()) -> str:
 
 
 def _claims(claims: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [
+    lines = [
         "| claim | paper | measured | 90 % interval | margin | |",
         "|---|---|---|---|---|---|",
     ]
     for claim in claims:
         d = claim["difference"]
         span = "one seed" if d["low"] is None else f"{d['low']:.2f} to {d['high']:.2f}"
-        rows.append(
+        lines.append(
             f"| {claim['text']} | {claim['paper']} | {d['mean']:+.2f} | {span} | "
             f"{claim['margin']} | {HOLDS[claim['holds']]} |"
         )
-    return rows
+    return lines
 
 
 def _arms(arms: Arms, table: Sequence[Column]) -> list[str]:

@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -82,8 +82,6 @@ class Claim(NamedTuple):
     difference: the number that is judged, per seed: a paired difference, or a ratio.
     margin: the claim holds when the whole 90 % interval of `difference` lies above it, or below it
         where `below` is set.
-    primary: the few that decide whether the paper holds here, named before the study is run; the
-        others explain, and are too many for all of their intervals to be right.
     """
 
     id: str
@@ -95,7 +93,6 @@ class Claim(NamedTuple):
     margin: float
     below: bool = False
     note: str = ""
-    primary: bool = False
 
 
 class Study(NamedTuple):
@@ -103,6 +100,8 @@ class Study(NamedTuple):
 
     common: arguments of every arm; `quick` replaces some.
     fingerprint: arguments, with "data" and "size" among them, to a hash of the data.
+    primary: ids of the few claims that decide whether the paper holds here, named before the study is
+        run; the others explain, and are too many for all of their intervals to be right.
     table, panels: what the page shows of every arm, as a table and as a picture; by default what each
         depth measured.
     """
@@ -113,6 +112,7 @@ class Study(NamedTuple):
     common: Mapping[str, Any]
     quick: Mapping[str, Any]
     fingerprint: Callable[[Mapping[str, Any]], str]
+    primary: Collection[str] = ()
     table: Sequence[Column] = ()
     panels: Sequence[Column] = ()
 
@@ -190,7 +190,7 @@ def judge(study: Study, results: Results) -> list[dict[str, Any]]:
                 "id": claim.id,
                 "text": claim.text,
                 "paper": claim.paper,
-                "primary": claim.primary,
+                "primary": claim.id in study.primary,
                 "measured": measured,
                 "difference": difference | {"low": low, "high": high},
                 "unit": claim.unit,

@@ -46,11 +46,13 @@ class Pair(NamedTuple):
     """A student's depths, their teacher, and for each depth a student of another teacher, if any.
 
     config: of the student's run; empty where it is of no run.
+    fingerprint: of the student's weights.
     """
 
     run: Path
     net: NestedNet
     config: Mapping[str, Any]
+    fingerprint: str
     depths: tuple[str, ...]
     teacher: OpenTeacher
     controls: Mapping[str, OpenTeacher]
@@ -115,7 +117,7 @@ def open_pair(
     controls: dict[str, OpenTeacher] = {}
     if control is not None:
         controls = _open_controls(run, depths, control, {own, *(s.weights for s in opened.sources)})
-    return Pair(run, net, config, depths, opened, controls)
+    return Pair(run, net, config, own, depths, opened, controls)
 
 
 def fit_pair(pair: Pair, test: Batches) -> Fitted:
@@ -195,7 +197,7 @@ def measure_pair(
         "data": {"name": parts.name, "fingerprint": parts.fingerprint},
         "student": {
             "name": str(pair.run),
-            "fingerprint": fingerprint(file_of(pair.run)),
+            "fingerprint": pair.fingerprint,
             "trained": _trained(pair),
         },
         "teacher": {"name": _named(pair.teacher), "fingerprint": pair.teacher.fingerprint},

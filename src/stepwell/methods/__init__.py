@@ -1,5 +1,6 @@
 """Training rules: each is an `Objective`, an `nn.Module` whose `training_step` gives a loss."""
 
+from stepwell.methods.adapters import Ensemble
 from stepwell.methods.cache import CachedLogits, LogitCache
 from stepwell.methods.distill import Distill
 from stepwell.methods.embedded_kd import EmbeddedKD
@@ -7,7 +8,7 @@ from stepwell.methods.flow_matching import FlowMatching
 from stepwell.methods.objective import Frozen, MovingAverage, Objective, as_exit
 from stepwell.methods.private_norms import PrivateNorms
 from stepwell.methods.supervised import Supervised
-from stepwell.methods.teachers import Ensemble, OpenTeacher, open_teacher
+from stepwell.methods.teachers import OpenTeacher, open_teacher
 
 __all__ = [
     "CachedLogits",

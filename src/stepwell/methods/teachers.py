@@ -1,4 +1,4 @@
-"""What a user can name as a teacher, and what makes one teacher of it that is right for some data."""
+"""What a user can name as a teacher, opened, and made ready for some data."""
 
 import re
 import warnings
@@ -7,120 +7,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepwell.losses import ensemble_logits
-from stepwell.methods.objective import Frozen, Teacher, as_exit, stages_of
+from stepwell.methods.adapters import (
+    Ensemble,
+    Normalisation,
+    OfProbabilities,
+    Renormalised,
+    Resized,
+)
+from stepwell.methods.objective import Frozen, Teacher, as_exit
 from stepwell.nets import BUILDERS, Card, build
 from stepwell.nets.file import digest, fingerprint, holds_weights_alone, load, load_plain
 from stepwell.nets.onnx_file import OnnxNet, onnx_fingerprint
 from stepwell.nets.pretrained import start_pretrained
 from stepwell.nets.timm_models import PREFIX
-from stepwell.types import Exit
 
 #: Rows that sum to 1 within this are probabilities; half-precision ones do.
 SUM = 1e-2
-#: Mean and std per channel, of pixels scaled to [0, 1].
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-class Ensemble(nn.Module):
-    """Several teachers as one, whose prediction is the mean of theirs; it gives no features.
-
-    Args:
-        members: callables `images -> Exit` without gradients, of the same classes.
-    """
-
-    def __init__(self, members: Sequence[Teacher]) -> None:
-        super().__init__()
-        if not members:
-            raise ValueError("an ensemble needs at least one teacher")
-        self.members = list(members)
-        # So that `.to()` reaches those that are modules.
-        self._modules_of = nn.ModuleList(m for m in members if isinstance(m, nn.Module))
-
-    def forward(self, images: Tensor) -> Exit:
-        """Logits (batch, classes): log of the members' mean probabilities (`ensemble_logits`)."""
-        return Exit(ensemble_logits(torch.stack([m(images).logits for m in self.members])))
-
-
-class Renormalised(nn.Module):
-    """A teacher for images that are normalised in another way than its own.
-
-    Args:
-        teacher: takes images normalised by `own`.
-        given: mean and std, per channel, of the images that come.
-        own: mean and std that the teacher expects.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, teacher: Teacher, given: Normalisation, own: Normalisation) -> None:
-        super().__init__()
-        self.teacher = teacher
-        (mean, std), (own_mean, own_std) = (
-            [torch.tensor(v, dtype=torch.float64)[:, None, None] for v in pair]
-            for pair in (given, own)
-        )
-        scale, shift = std / own_std, (mean - own_mean) / own_std
-        self.register_buffer("scale", scale.float(), persistent=False)
-        self.register_buffer("shift", shift.float(), persistent=False)
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Those of the teacher."""
-        return stages_of(self.teacher)
-
-    def forward(self, images: Tensor) -> Exit:
-        """The teacher's exit for the same pixels."""
-        return self.teacher(images * self.scale + self.shift)
-
-
-class Resized(nn.Module):
-    """A teacher for images of another size than its own, which are scaled to it.
-
-    Args:
-        teacher: takes images of `size` pixels, height and width.
-    """
-
-    def __init__(self, teacher: Teacher, size: int) -> None:
-        super().__init__()
-        self.teacher = teacher
-        self.size = size
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Those of the teacher."""
-        return stages_of(self.teacher)
-
-    def forward(self, images: Tensor) -> Exit:
-        """The teacher's exit for the scaled images."""
-        return self.teacher(F.interpolate(images, self.size, mode="bilinear", antialias=True))
-
-
-class OfProbabilities(nn.Module):
-    """A teacher that gives probabilities, with their logarithm as logits: the same predictions.
-
-    Args:
-        teacher: its exit's `logits` are probabilities (batch, classes).
-    """
-
-    def __init__(self, teacher: Teacher) -> None:
-        super().__init__()
-        self.teacher = teacher
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Those of the teacher."""
-        return stages_of(self.teacher)
-
-    def forward(self, images: Tensor) -> Exit:
-        """The exit with log p; a probability of 0 counts as the smallest positive number."""
-        exit = self.teacher(images)
-        p = exit.logits.float()
-        return Exit(p.clamp_min(torch.finfo(p.dtype).tiny).log(), exit.features)
 
 
 class Source(NamedTuple):

@@ -22,7 +22,7 @@ from stepwell.evaluation import churn, evaluate, gather_logits
 from stepwell.evaluation.accuracy import measures
 from stepwell.files import read_json, write_whole
 from stepwell.methods import OpenTeacher
-from stepwell.methods.teachers import Normalisation
+from stepwell.methods.adapters import Normalisation
 from stepwell.nets import Card, NestedNet, build, builder_of
 from stepwell.nets.calibrate import calibrate
 from stepwell.nets.file import Start, fingerprint, initialise, load, save

@@ -71,19 +71,18 @@ class DistillData:
                 raise ValueError(f"--{flag} {value}: a share of every batch, between 0 and 1")
         for name in ("synthetic_count", "generator_steps"):
             value = getattr(self, name)
+            flag = name.replace("_", "-")
             if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+                raise ValueError(f"--{flag} {value}: must be 1 or more")
         if self.unlabeled_share is not None and self.unlabeled is None:
             raise ValueError(
                 f"--unlabeled-share {self.unlabeled_share}: name a folder, --unlabeled"
             )
-        if self.synthetic != "generator":
-            for field in dataclasses.fields(self):
-                value = getattr(self, field.name)
-                if field.name in ("synthetic_count", "generator_steps") and value != field.default:
-                    raise ValueError(
-                        f"--{field.name.replace('_', '-')} {value}: of --synthetic generator only"
-                    )
+        for name in ("synthetic_count", "generator_steps"):
+            value = getattr(self, name)
+            if self.synthetic != "generator" and value != getattr(type(self), name):
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} {value}: of --synthetic generator only")
         if self.synthetic == "none" and self.synthetic_share != type(self).synthetic_share:
             raise ValueError(f"--synthetic-share {self.synthetic_share}: of what? Add --synthetic")
 
