@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.batches import random_batches
 from benchmarks.timing import ratio, side_by_side
-from stepwell.data import Augment, Batches, ImageSet
+from stepwell.data import Augment
 from stepwell.methods import EmbeddedKD
 from stepwell.nets import build
 from stepwell.training import Loop, Run, fit, sgd
@@ -23,16 +24,7 @@ def measure() -> dict[str, Any]:
     """Two epochs of R32 > 20 at 16 pixels; the set-up of both (network, optimizer) is included."""
     os.environ["STEPWELL_QUIET"] = "1"
     torch.manual_seed(0)
-    pixels = torch.randint(0, 256, (IMAGES, 3, 16, 16), dtype=torch.uint8)
-    images = ImageSet(pixels, torch.arange(IMAGES) % 10, tuple("0123456789"))
-    batches = Batches(
-        images,
-        BATCH,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.3, 0.3, 0.3),
-        augment=Augment(pad=2),
-        shuffle=True,
-    )
+    batches = random_batches(IMAGES, 16, BATCH, Augment(pad=2))
 
     def objective() -> EmbeddedKD:
         return EmbeddedKD(build("resnet32", ["20"], num_classes=10), distill_from=0.0)

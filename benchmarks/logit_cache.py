@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.batches import random_batches
 from benchmarks.timing import ratio, side_by_side
-from stepwell.data import Augment, Batches, ImageSet
+from stepwell.data import Augment
 from stepwell.methods import CachedLogits, Distill, Frozen, LogitCache
 from stepwell.methods.objective import Teacher
 from stepwell.nets import build
@@ -23,16 +24,7 @@ def measure() -> dict[str, Any]:
     "cold" fills an empty cache; "warm" reads it.
     """
     torch.manual_seed(0)
-    pixels = torch.randint(0, 256, (IMAGES, 3, 8, 8), dtype=torch.uint8)
-    images = ImageSet(pixels, torch.arange(IMAGES) % 10, tuple("0123456789"))
-    batches = Batches(
-        images,
-        BATCH,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.3, 0.3, 0.3),
-        augment=Augment.standard(8, flip=False),
-        shuffle=True,
-    )
+    batches = random_batches(IMAGES, 8, BATCH, Augment.standard(8, flip=False))
     teacher = Frozen(build("resnet56", num_classes=10).to(memory_format=torch.channels_last))
     student = build("resnet20", num_classes=10).to(memory_format=torch.channels_last).train()
 

@@ -32,3 +32,33 @@ def image_folder(tmp_path: Path):
         return root
 
     return write
+
+
+@pytest.fixture
+def foreign_onnx():
+    """Writes an ONNX file as others do: names of its own, no metadata, probabilities, maybe a fixed
+    batch; of images (3, 8, 8). Returns the weights (192, classes) of its one layer.
+    """
+
+    def write(path: Path, batch: int | str, classes: int = 3) -> torch.Tensor:
+        import onnx
+        from onnx import TensorProto, helper
+
+        w = torch.linspace(-1, 1, 192 * classes).sin()
+        nodes = [
+            helper.make_node("Flatten", ["x"], ["f"]),
+            helper.make_node("MatMul", ["f", "w"], ["y"]),
+            helper.make_node("Softmax", ["y"], ["p"], axis=1),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 8, 8])],
+            [helper.make_tensor_value_info("p", TensorProto.FLOAT, [batch, classes])],
+            [helper.make_tensor("w", TensorProto.FLOAT, [192, classes], w.tolist())],
+        )
+        opset = [helper.make_opsetid("", 17)]
+        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+        return w.view(192, classes)
+
+    return write

@@ -552,26 +552,9 @@ def test_a_teacher_is_the_same_by_every_name(stepwell, taught, odd_files, tmp_pa
             assert other[key] == pytest.approx(measured[0][key], rel=1e-4), key
 
 
-def test_anybodys_onnx_file_is_compared_with(stepwell, taught, tmp_path):
-    import onnx
-    from onnx import TensorProto, helper
-
+def test_anybodys_onnx_file_is_compared_with(stepwell, taught, tmp_path, foreign_onnx):
     run = shutil.copytree(taught / "runs" / "student", tmp_path / "student")
-    w = torch.linspace(-1, 1, 192 * 10).sin()
-    nodes = [
-        helper.make_node("Flatten", ["x"], ["f"]),
-        helper.make_node("MatMul", ["f", "w"], ["y"]),
-        helper.make_node("Softmax", ["y"], ["p"], axis=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
-        [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n", 10])],
-        [helper.make_tensor("w", TensorProto.FLOAT, [192, 10], w.tolist())],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, tmp_path / "p.onnx")
+    w = foreign_onnx(tmp_path / "p.onnx", "n", classes=10)
     plain = ["--teacher-mean", 0, 0, 0, "--teacher-std", 1, 1, 1]
     code, out, err = stepwell("eval", run, "--fidelity", tmp_path / "p.onnx", *plain, "--json")
     assert code == 0, err
@@ -582,7 +565,7 @@ def test_anybodys_onnx_file_is_compared_with(stepwell, taught, tmp_path):
     ):
         assert said in err
     splits = classification.load_images("digits", 8)
-    z = (splits.test.pixels.float() / 255).flatten(1) @ w.view(192, 10)
+    z = (splits.test.pixels.float() / 255).flatten(1) @ w
     expected = torch.nn.functional.cross_entropy(z.double(), splits.test.labels).item()
     numbers = json.loads(out)["fidelity"]["parts"]["test"]["numbers"]
     assert numbers["teacher/nll"] == pytest.approx(expected, rel=1e-3)

@@ -169,33 +169,11 @@ def test_an_onnx_file_says_what_it_knows(images, tmp_path):
         opened.for_data(("b", "a", "c"), x, OWN)
 
 
-def foreign(path, batch, shape=(3, 8, 8), scale=1.0):
-    """An ONNX file as others write them: names of its own, no metadata, maybe a fixed batch."""
-    import onnx
-    from onnx import TensorProto, helper
-
-    flat = shape[0] * shape[1] * shape[2]
-    w = torch.linspace(-1, 1, flat * 3).sin().mul(scale)
-    nodes = [
-        helper.make_node("Flatten", ["x"], ["f"]),
-        helper.make_node("MatMul", ["f", "w"], ["y"]),
-        helper.make_node("Softmax", ["y"], ["p"], axis=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, *shape])],
-        [helper.make_tensor_value_info("p", TensorProto.FLOAT, [batch, 3])],
-        [helper.make_tensor("w", TensorProto.FLOAT, [flat, 3], w.tolist())],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, path)
-    return w.view(flat, 3)
-
-
 @pytest.mark.parametrize("batch", ["n", 4])
-def test_anybodys_onnx_file_teaches_and_its_probabilities_are_found_out(images, tmp_path, batch):
-    w = foreign(tmp_path / "t.onnx", batch)
+def test_anybodys_onnx_file_teaches_and_its_probabilities_are_found_out(
+    images, tmp_path, batch, foreign_onnx
+):
+    w = foreign_onnx(tmp_path / "t.onnx", batch)
     opened = open_teacher([str(tmp_path / "t.onnx")], mean=OWN[0], std=OWN[1])
     assert opened.normalisation == OWN
     x = normalised(images, PLAIN)
@@ -220,8 +198,8 @@ def test_anybodys_onnx_file_teaches_and_its_probabilities_are_found_out(images, 
         open_teacher([f"{tmp_path / 't.onnx'}@8"])
 
 
-def test_an_onnx_file_that_takes_no_images(tmp_path):
-    foreign(tmp_path / "t.onnx", "n")
+def test_an_onnx_file_that_takes_no_images(tmp_path, foreign_onnx):
+    foreign_onnx(tmp_path / "t.onnx", "n")
     import onnx
 
     model = onnx.load(tmp_path / "t.onnx")
@@ -411,13 +389,13 @@ def test_images_are_scaled_to_the_teachers_own_size_where_that_is_asked_for(imag
     assert teacher.stages == net.stages
 
 
-def test_what_gives_no_weights_says_so(tmp_path):
+def test_what_gives_no_weights_says_so(tmp_path, foreign_onnx):
     names = [str(save(make(seed), tmp_path / f"{seed}.safetensors")) for seed in range(2)]
     with pytest.raises(
         ValueError, match=r"an ensemble \(.*0.safetensors, .*1.safetensors\) has no"
     ):
         _ = open_teacher(names).module
-    foreign(tmp_path / "t.onnx", "n")
+    foreign_onnx(tmp_path / "t.onnx", "n")
     with pytest.raises(ValueError, match="t.onnx gives no weights: name a file of weights"):
         _ = open_teacher([str(tmp_path / "t.onnx")]).module
 
