@@ -22,6 +22,7 @@ from torch.testing import assert_close
 import stepwell as library
 from stepwell import __version__, cli, serve
 from stepwell.cost import costs_of
+from stepwell.data import load_images
 from stepwell.device import device_name
 from stepwell.evaluation import side_by_side
 from stepwell.export import export_onnx
@@ -29,6 +30,7 @@ from stepwell.nets import BUILDERS
 from stepwell.nets.file import fingerprint, load, rewrite_card, save
 from stepwell.recipes import RECIPES, classification, load_object
 from stepwell.recipes.distill_data import DistillData
+from stepwell.recipes.parts import parts_for
 from stepwell.serve import measure_cascade
 
 #: Parameters whose fields are flags.
@@ -564,7 +566,7 @@ def test_anybodys_onnx_file_is_compared_with(stepwell, taught, tmp_path, foreign
         "no CKA: ",
     ):
         assert said in err
-    splits = classification.load_images("digits", 8)
+    splits = load_images("digits", 8)
     z = (splits.test.pixels.float() / 255).flatten(1) @ w
     expected = torch.nn.functional.cross_entropy(z.double(), splits.test.labels).item()
     numbers = json.loads(out)["fidelity"]["parts"]["test"]["numbers"]
@@ -590,9 +592,7 @@ def test_a_student_is_compared_on_the_same_pixels_in_train_and_test(stepwell, ta
         name: load(taught / "runs" / name / "net.safetensors") for name in ("teacher", "student")
     }
     config = json.loads((run / "config.json").read_text())
-    parts = classification.parts_for(
-        nets["student"], "digits", config["data"]["fingerprint"], val_fraction=0.1
-    )
+    parts = parts_for(nets["student"], "digits", config["data"]["fingerprint"], val_fraction=0.1)
     expected = library.fidelity(nets["teacher"], nets["student"], parts.test)
     numbers = found["parts"]["test"]["numbers"]
     for key in ("agreement", "kl", "kl/low", "teacher/nll", "gain/high"):

@@ -13,10 +13,10 @@ from stepwell.claims.page import render
 from stepwell.claims.study import judge
 from stepwell.claims.verify import verify_system
 from stepwell.cost import costs_of
-from stepwell.data import load_images
+from stepwell.data import Batches, load_images
 from stepwell.evaluation import fidelity
 from stepwell.nets.file import load
-from stepwell.recipes import classification
+from stepwell.recipes import classification, parts
 from stepwell.recipes.distill import distill
 from stepwell.recipes.distill_data import DistillData
 from stepwell.recipes.supervised import supervised
@@ -87,7 +87,7 @@ def test_a_comparison_is_the_librarys_fidelity(verified):
         for arm in ("teacher 1", student(SELF), student("student of another teacher"))
     )
     splits, card = load_images("digits"), own.card
-    test = classification.Batches(splits.test, 100, mean=card.mean, std=card.std)
+    test = Batches(splits.test, 100, mean=card.mean, std=card.std)
     half = splits.train.part(1, 2)
     for part, batches in {"test": test, "train": test.with_images(half)}.items():
         expected = fidelity(teacher, own, batches, control=other)
@@ -103,7 +103,7 @@ def test_a_sub_net_is_compared_with_the_net_that_holds_it(verified):
     record, folder, _ = verified
     net = load(unit(folder, student(NESTED)) / "run" / "net.safetensors")
     test = load_images("digits").test
-    batches = classification.Batches(test, 100, mean=net.card.mean, std=net.card.std)
+    batches = Batches(test, 100, mean=net.card.mean, std=net.card.std)
     expected = fidelity(net, lambda x: net(x, "8"), batches)["agreement"]
     assert record["arms"][NESTED]["test/agreement"]["mean"] == expected
 
@@ -117,7 +117,7 @@ def test_images_as_the_student_saw_them_are_those_of_its_own_training(verified, 
     shown = DistillData(mix="mixup", synthetic="noise")
     run = tmp_path / "run"
     distill(out=run, teacher=(teacher,), student="resnet8", ce=0.0, distill_data=shown, **COMMON)
-    train, test = classification.batches_of(run)
+    train, test = parts.batches_of(run)
     images, labels = train.at(0)
     assert labels.shape == (256, 10)  # mixed, and of noise there is none
     assert (train.seed, len(train.images), len(test.images)) == (0, 360, 359)
@@ -145,7 +145,7 @@ def test_a_student_with_its_teachers_seed_begins_with_its_weights(tmp_path):
 def test_data_that_has_changed_is_not_compared_on(verified, monkeypatch, tmp_path):
     _, folder, _ = verified
     other = load_images("digits", 10)
-    monkeypatch.setattr(classification, "load_images", lambda *_: other)
+    monkeypatch.setattr(parts, "load_images", lambda *_: other)
     run = unit(folder, student(SELF)) / "run"
     with pytest.raises(ValueError, match="digits has changed since"):
         compare(out=tmp_path, student=run / "net.safetensors", teacher=(str(run),))

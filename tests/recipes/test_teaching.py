@@ -20,6 +20,7 @@ from stepwell.recipes import classification
 from stepwell.recipes.distill import distill
 from stepwell.recipes.distill_data import DistillData
 from stepwell.recipes.ekd import ekd
+from stepwell.recipes.parts import parts_for
 from stepwell.recipes.supervised import supervised
 from stepwell.training import Loop
 
@@ -235,7 +236,7 @@ def test_a_run_is_measured_on_the_part_it_was_trained_on(teach, tmp_path):
     config = json.loads((tmp_path / "half" / "config.json").read_text())
     net = load(tmp_path / "half" / "net.safetensors")
     found = config["data"]["fingerprint"]
-    parts = classification.parts_for(net, "digits", found, 0.1, "1/3")
+    parts = parts_for(net, "digits", found, 0.1, "1/3")
     assert [len(parts.train.images), len(parts.validation.images)] == [
         config["data"]["train"], config["data"]["validation"]
     ]  # fmt: skip

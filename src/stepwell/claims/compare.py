@@ -14,7 +14,7 @@ from stepwell.evaluation.fidelity import fidelity_measures
 from stepwell.evaluation.side_by_side import Network, observe
 from stepwell.files import write_whole
 from stepwell.methods import open_teacher
-from stepwell.recipes.classification import batches_of, fitted
+from stepwell.recipes.parts import batches_of, fitted
 from stepwell.types import Batch
 
 #: What can be said of images that have no label, or a mixed one.

@@ -30,7 +30,7 @@ from stepwell.nets import NestedNet
 from stepwell.nets.between import between, differing
 from stepwell.nets.calibrate import estimate_all
 from stepwell.nets.file import fingerprint
-from stepwell.recipes.classification import Parts, changes_of, distill_data_of, fitted
+from stepwell.recipes.parts import Parts, changes_of, distill_data_of, fitted
 from stepwell.training.run import writing
 from stepwell.types import Exit
 

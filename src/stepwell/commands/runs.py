@@ -50,7 +50,7 @@ def file_of(run: Path) -> Path:
 
 def parts_of(net: Any, run: Path, config: Mapping[str, Any], data: str | None) -> Any:
     """The parts of `data`, or of the run's own, as the network expects them."""
-    from stepwell.recipes.classification import parts_for
+    from stepwell.recipes.parts import parts_for
 
     if not config:
         if data is None:
