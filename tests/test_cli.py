@@ -240,6 +240,12 @@ def test_a_depth_nobody_trained_is_calibrated_and_then_accepted(stepwell, traine
     code, out, _ = stepwell(*TRAIN, "--out", run, "--json")
     assert (code, json.loads(out)) == (0, json.loads((trained / "results.json").read_text()))
     assert set(load(run / "net.safetensors").depths) == set(status)
+    # damaged results are measured again, of all that is in the file
+    (run / "results.json").write_text("{")
+    calibrated = (run / "net.safetensors").read_bytes()
+    code, out, err = stepwell(*TRAIN, "--out", run, "--json")
+    assert (code, set(json.loads(out)["costs"])) == (0, set(status)), err
+    assert (run / "net.safetensors").read_bytes() == calibrated
 
 
 def test_a_run_that_is_being_written_is_left_alone(stepwell, trained, tmp_path):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, however the process ends."""
+"""Files that are whole or absent, however the process ends, and one writer at a time."""
 
 import contextlib
 import json
@@ -6,6 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -53,6 +55,22 @@ def write_whole(path: Path, data: bytes) -> None:
             ) from error
         raise
     _sync_folder(path.parent)
+
+
+def locked(file: Path, what: Path) -> FileLock:
+    """The lock `file`, taken for as long as this process writes to `what`, or until it ends.
+
+    Raises:
+        OSError: another process is writing to it.
+    """
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(
+            f"another process is writing to {what}: wait for it, or use another --out"
+        ) from None
+    return lock
 
 
 def _umask() -> int:

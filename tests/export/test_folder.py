@@ -1,9 +1,10 @@
 """All depths in one folder, weights once."""
 
 import json
-import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -19,6 +20,13 @@ from stepwell.console import show_export
 from stepwell.export import check, export_folder, folder, open_onnx
 
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"
+
+#: Another process that exports to a folder, and is not done yet.
+HOLDS = """
+import sys; from pathlib import Path; from stepwell.files import locked
+folder = Path(sys.argv[1]); folder.mkdir(); lock = locked(folder / ".lock", folder)
+print("held", flush=True); sys.stdin.readline()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +231,22 @@ def test_the_documentations_lines_run(exported, tmp_path, monkeypatch, capsys):
 
 def test_what_a_killed_export_left_is_cleared_away(tmp_path, sample, small_net):
     place = tmp_path / "export"
-    dead, alive = place / ".export-999999999-x", place / f".export-{os.getpid()}-x"
-    for folder_ in (dead, alive):
-        folder_.mkdir(parents=True)
+    left = place / ".export-x"
+    left.mkdir(parents=True)
+    (left / "8.onnx").touch()
     export_folder(small_net(), place, sample, format="safetensors", depth="8")
-    assert not dead.exists()
-    assert alive.exists()  # another export's, that runs
+    assert not left.exists()
+
+
+def test_two_exports_to_one_folder_are_one_too_many(tmp_path, sample, small_net):
+    place = tmp_path / "export"
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, place], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(OSError, match=f"another process is writing to {place}"):
+        export_folder(small_net(), place, sample, format="safetensors", depth="8")
+    other.communicate(b"\n")
+    assert [file.name for file in place.iterdir()] == [".lock"]
+    export_folder(small_net(), place, sample, format="safetensors", depth="8")
+    assert (place / "8.safetensors").exists()

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ from stepwell.export.int8 import CALIBRATION, export_int8
 from stepwell.export.onnx import export_onnx, ranges, require_onnx
 from stepwell.export.program import export_pt2
 from stepwell.export.subnet import export_safetensors, plain_bytes
-from stepwell.files import write_whole
+from stepwell.files import locked, write_whole
 from stepwell.nets import NestedNet
 from stepwell.nets.file import digest, save
 from stepwell.nets.onnx_file import file_sha256, open_onnx, runner
@@ -29,6 +29,7 @@ Format = Literal["onnx", "pt2", "safetensors"]
 #: The nested net's own file, which the graphs of all its depths point into.
 WEIGHTS = "net.safetensors"
 INDEX = "export.json"
+LOCK = ".lock"
 EXPORTERS = {"onnx": export_onnx, "pt2": export_pt2, "safetensors": export_safetensors}
 
 
@@ -66,6 +67,7 @@ def export_folder(
     Raises:
         ValueError: a depth was never trained or calibrated; a file gives other logits than the
             network; `folder` is a file, or holds another network's export.
+        OSError: another process is exporting to it.
         ImportError: ONNX is asked for and the extra `onnx` is not installed.
     """
     chosen = list(net.depths) if depth is None else [depth]
@@ -75,9 +77,11 @@ def export_folder(
     elif int8 is not None:
         raise ValueError(f"int8 versions are ONNX files: format {format!r} has none")
     network = _network(net)
-    before = _earlier(folder, network)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder")
     rows: list[dict[str, Any]] = []
     with _all_or_nothing(folder) as place:
+        before = _earlier(folder, network)
         shared: dict[str, Path] = {}
         if format == "onnx" and depth is None:
             shared["weights"] = save(net, place / WEIGHTS)
@@ -125,8 +129,6 @@ def _network(net: NestedNet) -> dict[str, Any]:
 def _earlier(folder: Path, network: dict[str, Any]) -> dict[str, Any]:
     """What an earlier export of the same network to this folder said."""
     index = folder / INDEX
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name a folder")
     if not index.exists():
         return {}
     try:
@@ -151,32 +153,29 @@ def _check_weights(there: Path, ours: dict[str, Any], before: dict[str, Any]) ->
 
 @contextmanager
 def _all_or_nothing(folder: Path) -> Iterator[Path]:
-    """A place whose files go to `folder` when all of them are there; the index goes last."""
+    """A place whose files go to `folder` when all of them are there; the index goes last.
+
+    One process exports to a folder at a time.
+    """
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".export-*"):
-        if not _alive(leftover.name.split("-")[1]):  # of an export that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
-    place = Path(tempfile.mkdtemp(dir=folder, prefix=f".export-{os.getpid()}-"))
+    lock = locked(folder / LOCK, folder)
     try:
-        yield place
-        for file in sorted(place.iterdir(), key=lambda f: (f.name == INDEX, f.name != WEIGHTS)):
-            os.replace(file, folder / file.name)
+        for leftover in folder.glob(".export-*"):  # of an export that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        place = Path(tempfile.mkdtemp(dir=folder, prefix=".export-"))
+        try:
+            yield place
+            for file in sorted(place.iterdir(), key=lambda f: (f.name == INDEX, f.name != WEIGHTS)):
+                os.replace(file, folder / file.name)
+        finally:
+            shutil.rmtree(place)
     finally:
-        shutil.rmtree(place)
+        with suppress(OSError):  # Windows removes no file that is open: there it stays
+            (folder / LOCK).unlink()
+        lock.release()
         if not existed and not any(folder.iterdir()):
             folder.rmdir()
-
-
-def _alive(process: str) -> bool:
-    """Whether a process of this number runs here."""
-    try:
-        os.kill(int(process), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
 
 
 def _row(net: NestedNet, depth: str, format: str, file: Path) -> dict[str, Any]:

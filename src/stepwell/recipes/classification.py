@@ -24,7 +24,7 @@ from stepwell.files import write_whole
 from stepwell.methods import OpenTeacher
 from stepwell.nets import Card, NestedNet, build, builder_of
 from stepwell.nets.calibrate import calibrate
-from stepwell.nets.file import Start, fingerprint, initialise, save
+from stepwell.nets.file import Start, fingerprint, initialise, load, save
 from stepwell.nets.pretrained import start_pretrained
 from stepwell.recipes.parts import batches_for, data_fingerprint, fitted, part_of
 from stepwell.training import Run
@@ -247,28 +247,28 @@ def finish(
     recipe has `found` stands in the results, too.
 
     Writes net.safetensors, predictions.npz and, last, results.json; returns its content. A run that
-    has all three keeps them.
+    has all three keeps them; where one of the last two is missing or damaged, what is in the file is
+    measured again, and the depths that `stepwell calibrate` added to it stay.
     """
     run = task.run
-    written = ("net.safetensors", "predictions.npz", "results.json")
-    if all((run.path / name).exists() for name in written):
-        with contextlib.suppress(json.JSONDecodeError):  # damaged: measured again
-            return json.loads((run.path / "results.json").read_text())
-    net.eval()
-    train = task.train
-    classes, size = train.images.classes, train.images.size
-    net.mark("trained")
-    for depth, blocks in (untrained or {}).items():
-        net.add_depth(depth, blocks)
-    calibrate(net, train.with_images(train.images))
-    costs = cost_table(net, size)
-    net.card = Card(classes, size, train.mean, train.std)
-    net.card = net.card.with_costs(costs, device_name())
-    if task.validation is not None:
-        net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
+    file, predictions = run.path / "net.safetensors", run.path / "predictions.npz"
+    with contextlib.suppress(ValueError, FileNotFoundError):  # damaged, or not there
+        results = json.loads((run.path / "results.json").read_text())
+        if file.exists() and predictions.exists():
+            return results
+    kept = _read_whole(file)
+    if kept is not None:
+        net = kept.to(next(net.parameters()).device)
+    else:
+        _complete(net, untrained or {}, task.train)
+    costs = cost_table(net, task.train.images.size)
+    if kept is None:
+        net.card = net.card.with_costs(costs, device_name())
+        if task.validation is not None:
+            net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
     logits, labels = gather_logits(net.logits_by_depth, task.test)
     results = {
-        "test": measures(logits, labels, classes),
+        "test": measures(logits, labels, net.card.classes),
         "churn": churn(logits, labels),
         "examples": len(labels),
         "costs": costs,
@@ -277,11 +277,29 @@ def finish(
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     if run.writes:
-        file = save(net, run.path / "net.safetensors")
+        if kept is None:
+            save(net, file)
         results["file_bytes"] = file.stat().st_size
-        write_predictions(run.path / "predictions.npz", logits, labels, task.test)
+        write_predictions(predictions, logits, labels, task.test)
         run.write_json("results.json", results)
     return results
+
+
+def _complete(net: NestedNet, untrained: Mapping[str, Sequence[int]], train: Batches) -> None:
+    """Make a file's network of the trained `net`: with all its depths, and what it was trained on."""
+    net.eval()
+    net.mark("trained")
+    for depth, blocks in untrained.items():
+        net.add_depth(depth, blocks)
+    calibrate(net, train.with_images(train.images))
+    net.card = Card(train.images.classes, train.images.size, train.mean, train.std)
+
+
+def _read_whole(file: Path) -> NestedNet | None:
+    """The network in `file`, if it is there and undamaged."""
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        return load(file)
+    return None
 
 
 def spent(run: Run) -> dict[str, float]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from stepwell.files import read_json, write_whole
+from stepwell.files import locked, read_json, write_whole
 
 #: Arguments that change how a run is computed, not what: a resumed run may differ in them.
 HOW = {"out", "cache", "device", "devices", "checkpoint_minutes"}
@@ -68,7 +68,7 @@ class Run:
         elif not file.exists() and out.is_dir() and not all(_is_ours(p) for p in out.iterdir()):
             raise ValueError(f"--out {out} holds other files and no run: name a new directory")
         out.mkdir(parents=True, exist_ok=True)
-        lock = _locked(out / "lock", out) if _rank() == 0 else None
+        lock = locked(out / "lock", out) if _rank() == 0 else None
         if lock is not None:
             _clean(out)
         config = {
@@ -129,24 +129,13 @@ def writing(file: Path) -> Iterator[None]:
     """
     folder = file.parent
     if (folder / "config.json").exists():
-        lock = _locked(folder / "lock", folder)
+        lock = locked(folder / "lock", folder)
     else:
-        lock = _locked(folder / f".{file.name}.lock", file)
+        lock = locked(folder / f".{file.name}.lock", file)
     try:
         yield
     finally:
         lock.release()
-
-
-def _locked(file: Path, what: Path) -> FileLock:
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OSError(
-            f"another process is writing to {what}: wait for it, or use another --out"
-        ) from None
-    return lock
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
