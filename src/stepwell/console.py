@@ -231,9 +231,12 @@ def show_claims(result: Mapping[str, Any]) -> None:
         d = claim["difference"]
         span = "" if d["low"] is None else f" (90 %: {d['low']:.2f} to {d['high']:.2f})"
         show(
-            f"paper: {claim['paper']}\nmeasured: {d['mean']:.2f}{span}, margin {claim['margin']}: "
+            f"paper: {claim['paper']}\nmeasured: {d['mean']:.2f} {d['unit']}{span}, margin "
+            f"{claim['margin']}: "
             f"[bold]{words[claim['holds']]}[/bold]\n",
         )
+    if missing := [claim for claim in result["not_run"] if claim["primary"]]:
+        show(f"not judged, as arms were not run: {len(missing)} primary claims", style="dim")
     show(f"{big(result['seconds'])} s of training in all")
 
 

@@ -12,10 +12,15 @@ itself (`born again`, offline; `self-taught`, by a moving average in the same ru
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
+
+import torch
 
 from stepwell.claims.measures import least, less, of_test, ratio
 from stepwell.claims.study import Arm, Claim, Measure, Study, image_fingerprint
+from stepwell.cost import count_joint_macs, count_macs
+from stepwell.nets import build
 
 FULL = "32"
 BLOCKS = {"8": "1,1,1", "14": "2,2,2", "20": "3,3,3"}
@@ -141,6 +146,26 @@ def cost(arm: str) -> Measure:
     return seconds(arm, *ARMS[arm].needed)
 
 
+def bound(subs: tuple[str, ...], arm: str) -> Measure:
+    """Seconds of an arm if a joint step took as much longer than the full net's as its MACs say.
+
+    Those of labels only: every common prefix once, no teacher.
+    """
+    passes = sum(ARMS[arm].scaled.values()) or 1.0
+    before = seconds(*ARMS[arm].needed)
+    return lambda results: (
+        before(results) + passes * joint_macs(subs) * seconds(alone(FULL))(results)
+    )
+
+
+@cache
+def joint_macs(subs: tuple[str, ...]) -> float:
+    """MACs of one pass of all depths over those of the full net's."""
+    net = build("resnet32", [f"{d}={BLOCKS[d]}" for d in subs])
+    x = torch.zeros(1, 3, 32, 32)
+    return count_joint_macs(net, x) / count_macs(net.module, x)
+
+
 def gains(subs: tuple[str, ...], arm: str, baseline: Any) -> tuple[dict[str, Measure], Measure]:
     """Accuracies of an arm's sub-nets and of their baselines, and the least difference."""
     shown = {f"{arm}: {d}": accuracy(arm, d) for d in subs}
@@ -164,10 +189,9 @@ def at_most(
     margin: float,
     note: str = "",
 ) -> Claim:
-    """A claim that the first of the two numbers `shown` is less than `margin` times the second."""
-    return Claim(
-        id, text, paper, unit, shown, ratio(*shown.values()), margin, below=True, note=note
-    )
+    """A claim that the first of the numbers `shown` is less than `margin` times the second."""
+    first, second, *_ = shown.values()
+    return Claim(id, text, paper, unit, shown, ratio(first, second), margin, True, note, "×")
 
 
 def about_arm(subs: tuple[str, ...], kind: str) -> list[Claim]:
@@ -198,9 +222,9 @@ def about_arm(subs: tuple[str, ...], kind: str) -> list[Claim]:
         ),
         at_most(
             f"offline-kd-cost/{slug}",
-            f"{arm} costs at most the seconds of offline KD, teacher included: the 90 % interval of "
-            "the ratio lies below 1.05.",
-            "at less cost",
+            f"{arm} costs as many seconds as offline KD, teacher included, or less: the 90 % interval "
+            "of the ratio lies below 1.05.",
+            "at less cost (here: at equal cost, within 5 %)",
             "processor seconds",
             {arm: cost(arm), "offline KD, teacher included": taught},
             1.05,
@@ -219,7 +243,7 @@ def about_arm(subs: tuple[str, ...], kind: str) -> list[Claim]:
             "below 1.",
             "one run costs less than training each",
             "processor seconds",
-            {arm: cost(arm), "each alone": apart},
+            {arm: cost(arm), "each alone": apart, "bound: as the MACs say": bound(subs, arm)},
             1.0,
         ),
     ]
@@ -233,13 +257,14 @@ def better(id: str, text: str, paper: str, a: str, b: str, depth: str) -> Claim:
 
 BEST = nest(TWO, TWO_PHASE)
 
-#: The claims that decide: the specification's six, for the default recipe; what one run costs, for the
-#: schedule that is one run.
+#: The claims that decide: the specification's six, for the default recipe, and what the schedule that
+#: is one run costs.
 PRIMARY = (
     *(f"{what}/{count}-depths/{kind}"
       for what in ("sub-nets-gain", "offline-kd", "offline-kd-cost", "full-net-unharmed")
       for count, kind in (("2", "ekd-two-phases"), ("4", "ekd-two-phases-equal-seconds"))),
-    "cost/2-depths/ekd-one-run", "kl-helps", "attention-helps", "plain/macs", "plain/file",
+    "cost/2-depths/ekd-two-phases", "cost/2-depths/ekd-one-run", "kl-helps", "attention-helps",
+    "plain/macs", "plain/file",
 )  # fmt: skip
 TWO_KINDS = (TWO_PHASE, TAUGHT, ONE_RUN, f"{ONE_RUN}, {EQUAL}", FROZEN, PLAIN)
 FOUR_KINDS = (TWO_PHASE, f"{TWO_PHASE}, {EQUAL}", TAUGHT, ONE_RUN)
@@ -318,6 +343,10 @@ STUDY = Study(
     arms=ARMS,
     claims=CLAIMS,
     primary=PRIMARY,
+    note=(
+        "Which claims are primary was settled when the accuracies of the first arms were known, of the "
+        "same seeds; the default recipe was chosen by then, on validation images."
+    ),
     common={"data": "cifar10", "size": 16, "epochs": 40, "batch_size": 128, "val_fraction": 0.0},
     quick={"data": "digits", "size": None, "epochs": 1, "batch_size": 256},
     fingerprint=image_fingerprint,

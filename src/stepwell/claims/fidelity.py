@@ -207,11 +207,12 @@ def points(
     below: bool = False,
     note: str = "",
     unit: str = "%",
+    judged_in: str = "points",
 ) -> Claim:
     """A claim whose rule is on which side of the margin the judged number's interval lies."""
     side = "below" if below else "above"
     rule = f"{text}: the 90 % interval lies {side} {margin:g}."
-    return Claim(id, rule, paper, unit, measured, judged, margin, below, note)
+    return Claim(id, rule, paper, unit, measured, judged, margin, below, note, judged_in)
 
 
 def up_and_down(a: str, b: str, up: bool) -> tuple[dict[str, Measure], Measure]:
@@ -266,6 +267,7 @@ CLAIMS = [
         agreement(SELF),
         90.0,
         below=True,
+        judged_in="%",
     ),
     points(
         "little-transfer",
@@ -291,6 +293,7 @@ CLAIMS = [
         each(agreement, EASY),
         agreement(EASY),
         97.0,
+        judged_in="%",
     ),
     points(
         "easy-task/no-gain",
@@ -309,6 +312,7 @@ CLAIMS = [
         seen(SELF),
         95.0,
         below=True,
+        judged_in="%",
     ),
     points(
         "longer",
@@ -318,6 +322,7 @@ CLAIMS = [
         seen(LONG),
         95.0,
         below=True,
+        judged_in="%",
     ),
     more("adam", "Nor does Adam, which agrees less there", "lower (Sec 6.2)", seen, ADAM, SELF,
          below=True),
@@ -342,6 +347,7 @@ CLAIMS = [
         each(seen, *map(start, NEAR)),
         least([seen(start(share)) for share in NEAR]),
         98.0,
+        judged_in="%",
     ),
     points(
         "basin/far",
@@ -351,6 +357,7 @@ CLAIMS = [
         greatest([seen(start(share)) for share in FAR]),
         95.0,
         below=True,
+        judged_in="%",
     ),
     points(
         "basin/at-the-teacher",
@@ -360,6 +367,7 @@ CLAIMS = [
         seen(start(1.0)),
         99.5,
         note="It must: the gradient is 0 where the predictions are equal, and nothing decays.",
+        judged_in="%",
     ),
     more("basin/rate", "It is not the smaller rate alone that brings a student nearer",
          "not asked", seen, start(0.375), start(0.0, 0.375), 5.0),
@@ -375,6 +383,7 @@ CLAIMS = [
         0.05,
         below=True,
         unit="nats",
+        judged_in="nats",
     ),
     more("mixup", "MixUp makes the student more faithful on test images", "86, without 84.5 (text); "
          f"{FIG3}", agreement, MIXUP, SELF, note=SINGLE),
@@ -450,6 +459,7 @@ CLAIMS = [
         0.0,
         below=True,
         unit="",
+        judged_in="",
     ),
     more("ekd/agreement", "A sub-net agrees more with the net that holds it than an offline student "
          "with its teacher", "not asked", agreement, NESTED, OFFLINE,
@@ -479,6 +489,7 @@ CLAIMS = [
         agreement(NESTED),
         95.0,
         below=True,
+        judged_in="%",
     ),
 ]  # fmt: skip
 

@@ -20,6 +20,8 @@ def render(record: Mapping[str, Any], table: Sequence[Column] = ()) -> str:
         lines += ["*A quick run: it shows that everything runs; its numbers mean nothing.*", ""]
     arguments = ", ".join(f"{k} {v}" for k, v in record["arguments"].items())
     versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    if record["note"]:
+        lines += [record["note"], ""]
     lines += [
         f"- command: `{record['command']}`",
         f"- arguments of every arm: {arguments}",
@@ -41,7 +43,16 @@ def render(record: Mapping[str, Any], table: Sequence[Column] = ()) -> str:
     for title, claims in (("Primary claims", primary), ("Controls and other arms", others)):
         if claims:
             lines += [f"## {title}", "", *_claims(claims), ""]
+    if record["not_run"]:
+        lines += ["## Not judged: arms that were not run", "", *_not_run(record["not_run"]), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _not_run(claims: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The primary claims by their text, the others by their names."""
+    lines = [f"- primary: {claim['text']}" for claim in claims if claim["primary"]]
+    others = [claim["id"] for claim in claims if not claim["primary"]]
+    return lines + ([f"- others: {', '.join(others)}"] if others else [])
 
 
 def _claims(claims: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -52,8 +63,9 @@ def _claims(claims: Sequence[Mapping[str, Any]]) -> list[str]:
     for claim in claims:
         d = claim["difference"]
         span = "one seed" if d["low"] is None else f"{d['low']:.2f} to {d['high']:.2f}"
+        sign = "+" if d["unit"] == "points" else ""
         lines.append(
-            f"| {claim['text']} | {claim['paper']} | {d['mean']:+.2f} | {span} | "
+            f"| {claim['text']} | {claim['paper']} | {d['mean']:{sign}.2f} {d['unit']} | {span} | "
             f"{claim['margin']} | {HOLDS[claim['holds']]} |"
         )
     return lines

@@ -82,6 +82,7 @@ class Claim(NamedTuple):
     difference: the number that is judged, per seed: a paired difference, or a ratio.
     margin: the claim holds when the whole 90 % interval of `difference` lies above it, or below it
         where `below` is set.
+    unit, judged_in: of the numbers to show, and of the one that is judged.
     """
 
     id: str
@@ -93,6 +94,7 @@ class Claim(NamedTuple):
     margin: float
     below: bool = False
     note: str = ""
+    judged_in: str = "points"
 
 
 class Study(NamedTuple):
@@ -100,8 +102,9 @@ class Study(NamedTuple):
 
     common: arguments of every arm; `quick` replaces some.
     fingerprint: arguments, with "data" and "size" among them, to a hash of the data.
-    primary: ids of the few claims that decide whether the paper holds here, named before the study is
-        run; the others explain, and are too many for all of their intervals to be right.
+    primary: ids of the few claims that decide whether the paper holds here; the others explain, and
+        are too many for all of their intervals to be right.
+    note: what a reader of the page must know of how the study came about.
     table, panels: what the page shows of every arm, as a table and as a picture; by default what each
         depth measured.
     """
@@ -113,6 +116,7 @@ class Study(NamedTuple):
     quick: Mapping[str, Any]
     fingerprint: Callable[[Mapping[str, Any]], str]
     primary: Collection[str] = ()
+    note: str = ""
     table: Sequence[Column] = ()
     panels: Sequence[Column] = ()
 
@@ -192,7 +196,7 @@ def judge(study: Study, results: Results) -> list[dict[str, Any]]:
                 "paper": claim.paper,
                 "primary": claim.id in study.primary,
                 "measured": measured,
-                "difference": difference | {"low": low, "high": high},
+                "difference": difference | {"low": low, "high": high, "unit": claim.judged_in},
                 "unit": claim.unit,
                 "margin": claim.margin,
                 "holds": holds,

@@ -101,6 +101,8 @@ def describe(
     """Everything that claims.json says about a study's results."""
     threads = "" if quick else ", one thread an arm"
     every = [r for by_seed in results.values() for r in by_seed.values()]
+    claims = judge(study, results)
+    judged = {claim["id"] for claim in claims}
     return {
         "system": study.key,
         "command": shlex.join(["stepwell", *sys.argv[1:]]),
@@ -112,7 +114,13 @@ def describe(
         "date": time.strftime("%Y-%m-%d"),
         "seconds": sum(r["seconds"] for r in every),
         "arms": {arm: _arm(by_seed) for arm, by_seed in results.items()},
-        "claims": judge(study, results),
+        "note": study.note,
+        "claims": claims,
+        "not_run": [
+            {"id": claim.id, "text": claim.text, "primary": claim.id in study.primary}
+            for claim in study.claims
+            if claim.id not in judged
+        ],
     }
 
 

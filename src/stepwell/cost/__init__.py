@@ -1,6 +1,6 @@
 """What a network costs: parameters, MACs, memory and measured time."""
 
-from stepwell.cost.flops import count_macs, count_macs_of_steps
+from stepwell.cost.flops import count_joint_macs, count_macs, count_macs_of_steps
 from stepwell.cost.latency import Latency, measure_latency, time_each
 from stepwell.cost.memory import peak_bytes
 from stepwell.cost.table import cost_of, costs_of
@@ -9,6 +9,7 @@ __all__ = [
     "Latency",
     "cost_of",
     "costs_of",
+    "count_joint_macs",
     "count_macs",
     "count_macs_of_steps",
     "measure_latency",

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,21 @@ def count_macs(module: nn.Module, x: Tensor) -> int:
     nor its fused transformer layer, so while it counts both run as the products they are made of.
     """
     return count_macs_of_steps([module], x)[0]
+
+
+def count_joint_macs(net: nn.Module, x: Tensor) -> int:
+    """Multiply-accumulates of one `net.forward_all(x)`, in which common prefixes run once."""
+
+    class AllDepths(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> object:
+            forward_all: Any = net.forward_all
+            return forward_all(x)
+
+    return count_macs(AllDepths(), x)
 
 
 def count_macs_of_steps(steps: Sequence[nn.Module], x: Tensor) -> list[int]:
