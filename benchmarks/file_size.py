@@ -1,4 +1,4 @@
-"""What all depths together take on disk, against the full net's own file."""
+"""What all depths together take on disk, against the full net's own file, and a way between two."""
 
 import tempfile
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from stepwell.export import Sample, export_folder
+from stepwell.export.delta import export_delta
 from stepwell.export.folder import WEIGHTS
 from stepwell.export.subnet import plain_bytes
 from stepwell.nets import Card, NestedNet, build
@@ -35,6 +36,7 @@ def case(name: str, depths: list[str], classes: int, size: int) -> dict[str, Any
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         alone = save(full, folder / "full.safetensors").stat().st_size
+        ways = {d: export_delta(nested, nested.full, d, folder / d) for d in nested.subnets}
         files = export_folder(nested, folder / "all", noise)["files"]
         weights = (folder / "all" / WEIGHTS).stat().st_size
     graphs = {row["depth"]: row["bytes"] for row in files}
@@ -47,6 +49,10 @@ def case(name: str, depths: list[str], classes: int, size: int) -> dict[str, Any
         "bytes of the ONNX graphs": graphs,
         "all-depth file and graphs / full net's": (weights + sum(graphs.values())) / alone,
         "a plain file a depth / full net's": apart / alone,
+        "bytes to the full net's plain file": {
+            d: {"base": way.base_bytes, "delta": way.bytes, "whole": way.whole_bytes}
+            for d, way in ways.items()
+        },
     }
 
 
