@@ -55,7 +55,7 @@ def test_verify_fidelity_quick_runs_and_goes_on_where_it_stopped(verified):
     assert {"student-beats-teacher", "little-transfer", "ekd/transfer"} <= ids
     assert not {"mixup", "basin", "easy-task"} & ids
     page = (folder / "fidelity.md").read_text()
-    assert page == render(record, STUDY.table)
+    assert page == render(record, "fidelity.svg", STUDY.table)
     assert f"| {SELF} | 1 |" in page
     assert "| teacher 1 |" not in page  # it has none of the columns
     assert "agreement on test images" in (folder / "fidelity.svg").read_text()

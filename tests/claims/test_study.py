@@ -80,7 +80,7 @@ def test_verify_ekd_quick_runs_and_goes_on_where_it_stopped(tmp_path):
     assert "- primary: Soft targets, of both depths, help the sub-net" in page.read_text()
     assert all(claim["holds"] is None for claim in record["claims"])  # one seed
     assert json.loads((tmp_path / "claims.json").read_text()) == record
-    assert page.read_text() == render(record)
+    assert page.read_text() == render(record, "ekd.svg")
     assert "its numbers mean nothing" in page.read_text()
     picture = (tmp_path / "ekd.svg").read_text()
     assert all(arm.replace("<", "&lt;") in picture for arm in record["arms"])

@@ -8,10 +8,11 @@ from stepwell.claims.shown import Arms, Column, rows, table_by_depth
 HOLDS = {True: "**holds**", False: "**does not hold**", None: "undecided"}
 
 
-def render(record: Mapping[str, Any], table: Sequence[Column] = ()) -> str:
+def render(record: Mapping[str, Any], picture: str, table: Sequence[Column] = ()) -> str:
     """The page beside claims.json: arms, then each claim, paper beside measured.
 
     Args:
+        picture: the file that draws the arms, beside the page.
         table: the columns of the arms' table; those of every depth by default. Arms that have none of
             them are left out.
     """
@@ -30,7 +31,7 @@ def render(record: Mapping[str, Any], table: Sequence[Column] = ()) -> str:
         "",
         "## Arms",
         "",
-        f"![{'Measures' if table else 'Accuracy'} of every arm]({record['system']}.svg)",
+        f"![{'Measures' if table else 'Accuracy'} of every arm]({picture})",
         "",
         *_arms(record["arms"], table or table_by_depth(record["arms"])),
         "",

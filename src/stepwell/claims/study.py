@@ -324,8 +324,12 @@ def _unit_name(
         "code": code,
     }
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
-    slug = "".join(c if c.isalnum() else "-" for c in name)
-    return f"{slug}-{seed}-{key}"
+    return f"{slug(name)}-{seed}-{key}"
+
+
+def slug(arm: str) -> str:
+    """An arm's name as its units' folders have it."""
+    return "".join(c if c.isalnum() else "-" for c in arm)
 
 
 def _names(need: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """`stepwell verify`: run a study, judge its claims, write what was found."""
 
+import json
 import os
 import platform
 import shlex
@@ -82,29 +83,8 @@ def verify_system(
         workers=0 if quick else workers,
         done=done,
     )
-    record = describe(study, common, results, quick=quick, precision=precision)
-    page = folder / f"{system}.md"
-    write_whole(folder / "claims.json", (json_text(record)).encode())
-    write_whole(page, render(record, study.table).encode())
-    write_whole(page.with_suffix(".svg"), draw(record["arms"], study.panels))
-    return record, page
-
-
-def describe(
-    study: Study,
-    common: Mapping[str, Any],
-    results: Results,
-    *,
-    quick: bool,
-    precision: Precision,
-) -> dict[str, Any]:
-    """Everything that claims.json says about a study's results."""
     threads = "" if quick else ", one thread an arm"
-    every = [r for by_seed in results.values() for r in by_seed.values()]
-    claims = judge(study, results)
-    judged = {claim["id"] for claim in claims}
-    return {
-        "system": study.key,
+    origin = {
         "command": shlex.join(["stepwell", *sys.argv[1:]]),
         "quick": quick,
         "arguments": {k: v for k, v in common.items() if k != "loop"} | {"precision": precision},
@@ -112,6 +92,21 @@ def describe(
         "commit": commit(),
         "hardware": f"{processor()}, {os.cpu_count()} cores{threads}",
         "date": time.strftime("%Y-%m-%d"),
+    }
+    record = describe_results(study, results, origin)
+    page = folder / f"{system}.md"
+    write_results(study, record, folder / "claims.json", page)
+    return record, page
+
+
+def describe_results(study: Study, results: Results, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that claims.json says about a study's results; `origin` is how they came about."""
+    every = [r for by_seed in results.values() for r in by_seed.values()]
+    claims = judge(study, results)
+    judged = {claim["id"] for claim in claims}
+    return {
+        "system": study.key,
+        **origin,
         "seconds": sum(r["seconds"] for r in every),
         "arms": {arm: _arm(by_seed) for arm, by_seed in results.items()},
         "note": study.note,
@@ -124,11 +119,12 @@ def describe(
     }
 
 
-def json_text(record: Mapping[str, Any]) -> str:
-    """The text of claims.json."""
-    import json
-
-    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+def write_results(study: Study, record: Mapping[str, Any], claims: Path, page: Path) -> None:
+    """Write the record as JSON, and as a page with its picture beside it."""
+    write_whole(claims, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    picture = page.with_suffix(".svg")
+    write_whole(page, render(record, picture.name, study.table).encode())
+    write_whole(picture, draw(record["arms"], study.panels))
 
 
 def _arm(by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
