@@ -10,6 +10,8 @@ from stepwell.losses import (
     attention_at,
     attention_gram,
     attention_sad,
+    ensemble_logits,
+    feature_mse,
     label_cross_entropy,
     soft_target_kl,
 )
@@ -154,3 +156,30 @@ def test_no_label_at_all_is_no_loss_and_no_gradient(labels):
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert_close(logits.grad, torch.zeros(4, 3))
+
+
+# half precision
+
+HALF = {
+    "kl": lambda s, t: soft_target_kl(s.flatten(1), t.flatten(1), temperature=3.0),
+    "labels": lambda s, t: label_cross_entropy(s.flatten(1), t.flatten(1).float().softmax(1)),
+    "hint": feature_mse,
+    "ensemble": lambda s, t: ensemble_logits(torch.stack([s.flatten(1), t.flatten(1)])),
+    **ATTENTION,
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("loss", HALF.values(), ids=HALF)
+def test_losses_of_bfloat16_are_the_32_bit_formula_on_the_same_values(loss, autocast):
+    student = torch.randn(4, 6, 5, 5).bfloat16().requires_grad_()
+    teacher = (student.detach() + 0.1 * torch.randn(4, 6, 5, 5)).bfloat16()
+    twin = student.detach().float().requires_grad_()
+    expected = loss(twin, teacher.float())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        got = loss(student, teacher)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, expected)
+    got.sum().backward()
+    expected.sum().backward()
+    assert_close(student.grad, twin.grad.bfloat16())

@@ -4,7 +4,7 @@ A feature map is (batch, channels, height, width), or (batch, tokens, channels) 
 teacher and student may differ in channels, never in resolution. Each loss is a scalar that does not
 grow with the resolution, so that one weight serves all stages: the common form "1000 · mean over
 positions" weights a 4×4 map 64 times more than a 32×32.
-No gradient reaches the teacher.
+No gradient reaches the teacher. Half-precision features are compared in 32 bits.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from stepwell.losses.precision import in_full_precision
+
 Features = Float[Tensor, "_ _ _ _"] | Float[Tensor, "_ _ _"]
 Scalar = Float[Tensor, ""]
 
 
+@in_full_precision
 def attention_at(student: Features, teacher: Features) -> Scalar:
     """Squared distance of normalised attention maps (Zagoruyko & Komodakis 2017, eq. 2, p = 2).
 
@@ -32,6 +35,7 @@ def attention_at(student: Features, teacher: Features) -> Scalar:
     return (_attention_map(student) - _attention_map(teacher.detach())).square().sum(1).mean()
 
 
+@in_full_precision
 def attention_sad(student: Features, teacher: Features) -> Scalar:
     """Divergence of softmax self-attention over positions.
 
@@ -48,6 +52,7 @@ def attention_sad(student: Features, teacher: Features) -> Scalar:
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) / positions
 
 
+@in_full_precision
 def attention_gram(student: Features, teacher: Features) -> Scalar:
     """Squared distance of spatial Gram matrices: how alike each pair of positions is.
 

@@ -4,7 +4,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from stepwell.losses.precision import in_full_precision
 
+
+@in_full_precision
 def feature_mse(student: Float[Tensor, "..."], teacher: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """Mean squared difference of two features of one shape (FitNets, Romero et al. 2015, eq. 3).
 

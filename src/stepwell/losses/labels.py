@@ -5,9 +5,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stepwell.losses.precision import in_full_precision
 from stepwell.types import Logits
 
 
+@in_full_precision
 def label_cross_entropy(
     logits: Logits, labels: Int[Tensor, "batch"] | Float[Tensor, "batch classes"]
 ) -> Float[Tensor, ""]:

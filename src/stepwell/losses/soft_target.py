@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from stepwell.losses.precision import in_full_precision
 from stepwell.types import Logits
 
 
+@in_full_precision
 def soft_target_kl(
     student: Logits, teacher: Float[Tensor, "_ _"], temperature: float
 ) -> Float[Tensor, ""]:
@@ -39,6 +41,7 @@ def soft_target_kl(
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
 
 
+@in_full_precision
 def ensemble_logits(members: Float[Tensor, "members batch classes"]) -> Logits:
     """Logits of an ensemble, whose prediction is the mean of its members' (Stanton et al. 2021).
 
