@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from stepwell.claims.compare import compare
-from stepwell.claims.fidelity import NESTED, SELF, STUDY, student
+from stepwell.claims.fidelity import STUDY
+from stepwell.claims.fidelity_arms import NESTED, SELF, student
 from stepwell.claims.page import render
-from stepwell.claims.study import judge
+from stepwell.claims.study import judge, slug
 from stepwell.claims.verify import verify_system
 from stepwell.cost import costs_of
 from stepwell.data import Batches, load_images
@@ -40,8 +41,7 @@ def verified(tmp_path_factory):
 
 def unit(folder, arm):
     """The folder of an arm's unit of seed 0."""
-    slug = "".join(c if c.isalnum() else "-" for c in arm)
-    (found,) = folder.glob(f"units/{slug}-0-*")
+    (found,) = folder.glob(f"units/{slug(arm)}-0-*")
     return found
 
 
