@@ -57,19 +57,18 @@ def states_equal(a, b, atol=0.0):
         assert_close(value, b.state_dict()[name], rtol=0, atol=atol, msg=name)
 
 
-class StopAt(Objective):
+class StopAt(Supervised):
     """Raises at one step, as a killed process would stop there."""
 
     def __init__(self, net, at):
-        super().__init__()
-        self.inner, self.at, self.count = Supervised(net), at, 0
+        super().__init__(net, ema_teacher=0.5, distill_from=0.3)
+        self.at, self.count = at, 0
 
     def training_step(self, batch):
         if self.count == self.at:
             raise RuntimeError("stopped here")
         self.count += 1
-        self.inner.progress = self.progress
-        return self.inner.training_step(batch)
+        return super().training_step(batch)
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
@@ -100,7 +99,9 @@ def test_fit_is_a_plain_loop(batches, run, precision):
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7, 11])
-@pytest.mark.parametrize("options", [{}, {"average": 0.9}, {"accumulate": 2}, {"accumulate": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"average": 0.9}, {"average": 0.9, "accumulate": 2}, {"accumulate": 3}]
+)
 def test_training_cut_off_anywhere_goes_on_to_the_same_bits(batches, tmp_path, stop, options):
     loop = Loop(checkpoint_minutes=0.0, **options, **CPU)
     nets, lines = [], []
@@ -132,7 +133,7 @@ def test_a_phase_that_is_done_is_loaded_not_run_again(batches, tmp_path):
         objective = StopAt(tiny(), 8)
         with Run.start(tmp_path / "run", "test", {}, data={}) as run:
             fit(objective, batches, sgd(0.1), run, phase="train", epochs=2, loop=Loop(**CPU))
-            last = objective.inner.net
+            last = objective.net
         if _ == 0:
             first = last
     assert objective.count == 0
@@ -168,6 +169,60 @@ def test_the_moving_average_of_weights_is_what_is_kept(batches, run):
     moved = (objective.net[0].weight - start[0].weight).norm()
     whole = (plain.net[0].weight - start[0].weight).norm()
     assert 0 < moved < 0.6 * whole
+
+
+def test_averages_move_once_a_step_whatever_it_accumulates(batches, run):
+    """The teacher's and the one that is kept, against the formula over the weights of each step."""
+    objective = Supervised(tiny(), ema_teacher=0.5)
+    weights = [objective.net[0].weight.detach().clone()]
+
+    def make(net):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        optimizer.register_step_post_hook(
+            lambda *_: weights.append(objective.net[0].weight.detach().clone())
+        )
+        return optimizer
+
+    fit(
+        objective, batches, Optim(make, lambda progress: 1.0), run, phase="train", epochs=3,
+        loop=Loop(accumulate=3, average=0.9, **CPU),
+    )  # fmt: skip
+    assert len(weights) == 1 + 4
+
+    def averaged(values, decay):
+        total = values[0]
+        for value in values[1:]:
+            total = decay * total + (1 - decay) * value
+        return total
+
+    assert_close(objective.net[0].weight, averaged(weights[1:], 0.9))
+    # the teacher is one step behind, and itself in the average that is kept
+    taught = [averaged(weights[:n], 0.5) for n in range(1, 5)]
+    got = objective.average.average.module[0].weight
+    assert_close(got, averaged(taught, 0.9))
+
+
+def test_a_checkpoint_without_the_average_that_is_asked_for_is_refused(batches, run):
+    def train(net, average):
+        fit(
+            StopAt(net, 7), batches, sgd(0.1), run, phase="train", epochs=4,
+            loop=Loop(average=average, **CPU),
+        )  # fmt: skip
+
+    with pytest.raises(RuntimeError, match="stopped here"):
+        train(tiny(), 0.0)
+    checkpoint = run.phase("train") / "last.ckpt"
+    before = checkpoint.read_bytes()
+    with pytest.raises(ValueError, match=r"last\.ckpt holds no moving average .* one is asked for"):
+        train(tiny(), 0.9)
+    assert checkpoint.read_bytes() == before
+    checkpoint.unlink()
+    with pytest.raises(RuntimeError, match="stopped here"):
+        train(tiny(), 0.9)
+    with pytest.raises(ValueError, match=r"holds a moving average .* and none is asked for"):
+        train(tiny(), 0.0)
+    with pytest.raises(ValueError, match=r"last\.ckpt is of another network .*net\.6\.weight"):
+        train(nn.Sequential(*tiny(), nn.Linear(3, 3)), 0.9)
 
 
 class Bad(Objective):

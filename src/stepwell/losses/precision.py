@@ -22,7 +22,10 @@ def in_full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         # autocast would make bfloat16 of 32 bits again wherever matrices are multiplied
-        with torch.autocast(tensors[0].device.type, enabled=False):
+        kind = tensors[0].device.type
+        with torch.autocast(
+            kind if torch.amp.is_autocast_available(kind) else "cpu", enabled=False
+        ):
             return loss(
                 *(_full(x) for x in args),  # type: ignore[arg-type]
                 **{name: _full(x) for name, x in kwargs.items()},  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ class EmbeddedKD(Objective):
             where there is one, does not teach before either).
         sample: train the full net and one randomly drawn sub-net a step, for many depths.
         ema_teacher: decay of a moving average of the full net that replaces it as teacher of the
-            soft targets (0: none), updated at every batch. Attention still looks at the full net's
+            soft targets (0: none), updated once a step. Attention still looks at the full net's
             own features.
         teacher: another teacher of the soft targets, such as `Frozen(trained_full_net)`.
         teach_full: the teacher's soft targets are part of the full net's loss, too.
@@ -105,7 +105,7 @@ class EmbeddedKD(Objective):
         """The joint loss of the active depths; each common prefix runs once."""
         images, labels = batch
         depths = self.active_depths()
-        if self.average is not None:
+        if self.average is not None and not self.accumulating:
             self.average.update(self.net.module)
         teacher = self.average or self.fixed_teacher
         target: Tensor | None = None

@@ -19,11 +19,14 @@ Teacher = Callable[[Tensor], Exit]
 class Objective(nn.Module, ABC):
     """A training rule: it owns the network it trains and its teacher, and turns a batch into a loss.
 
-    It knows nothing of epochs, devices or loops. Whoever drives the loop sets `progress`, the share
-    of training already done, before each step; schedules inside a method read it.
+    It knows nothing of epochs, devices or loops. Whoever drives the loop sets, before each batch,
+    `progress`, the share of training already done, which schedules inside a method read; and, where
+    the gradients of several batches make one step, `accumulating`: whether this batch adds to a step
+    that another began, so that the weights are still those of the batch before.
     """
 
     progress: float = 0.0
+    accumulating: bool = False
 
     @abstractmethod
     def training_step(self, batch: Batch) -> Step:

@@ -43,7 +43,8 @@ class Supervised(Objective):
         logits = as_exit(self.net(images)).logits
         logs = {"ce": cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
         if self.average is not None:
-            self.average.update(self.net)
+            if not self.accumulating:
+                self.average.update(self.net)
             if self.progress >= self.distill_from:
                 teacher = self.average(images).logits
                 logs["kl"] = soft_target_kl(logits, teacher, self.temperature)

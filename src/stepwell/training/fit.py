@@ -21,7 +21,7 @@ from torch import Tensor
 from stepwell.data import Batches
 from stepwell.files import write_whole
 from stepwell.methods import Objective
-from stepwell.training.job import Job, Loop, read_checkpoint
+from stepwell.training.job import Job, Loop, load_checked, read_checkpoint
 from stepwell.training.optim import Optim
 from stepwell.training.progress import Progress
 from stepwell.training.run import Run
@@ -65,6 +65,7 @@ def fit(
 
     Raises:
         Diverged: the loss is not finite; the last good checkpoint is kept.
+        ValueError: what is saved is of another network, method or moving average.
         Stopped: a signal asked to stop; the same command goes on from the checkpoint.
         OSError: the disk is full; the last whole checkpoint is kept.
     """
@@ -75,7 +76,7 @@ def fit(
     folder = run.phase(phase)
     saved = read_checkpoint(folder / "last.ckpt")
     if saved is not None and saved["finished"]:
-        objective.load_state_dict(saved["objective"])
+        load_checked(objective, saved["objective"], folder / "last.ckpt")
         if run.writes:
             write_whole(folder / "done", b"")
         return

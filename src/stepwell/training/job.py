@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepwell.data import Batches, seed_of
 from stepwell.files import write_whole
@@ -109,6 +109,7 @@ class Job:
         assert self.optimizer is not None
         progress = self.position / self.total
         self.objective.progress = progress
+        self.objective.accumulating = self.position % self.accumulate > 0
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.optim.factor(progress)
         torch.manual_seed(seed_of(self.train.seed, self.phase, self.position, rank))
@@ -200,21 +201,33 @@ class Job:
         """Give the objective the weights that are kept: the best epoch's, the average, or the last."""
         best = read_checkpoint(self.folder / "best.ckpt")
         if best is not None:
-            self.objective.load_state_dict(best["objective"])
+            load_checked(self.objective, best["objective"], self.folder / "best.ckpt")
         elif self.averaged is not None:
             self.objective.load_state_dict(self.averaged.average.module.state_dict())
         self.finished = True
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go back to a checkpoint."""
-        self.objective.load_state_dict(saved["objective"])
+        """Go back to a checkpoint.
+
+        Raises:
+            ValueError: it is of another network, or has a moving average where none is asked for, or
+                none where one is.
+        """
+        file = self.folder / "last.ckpt"
+        if (saved["average"] is None) != (self.averaged is None):
+            has, asked = ("a", "none") if self.averaged is None else ("no", "one")
+            raise ValueError(
+                f"{file} holds {has} moving average of the weights and {asked} is asked for: go on "
+                "with the `average` that it began with, or use another run directory"
+            )
+        load_checked(self.objective, saved["objective"], file)
         self.optimizer_state = saved["optimizer"]
         self.position = saved["position"]
         self.sums = saved["sums"]
         self.best = saved["best"]
         self.seconds, self.cpu_seconds = saved["seconds"], saved["cpu_seconds"]
-        if self.averaged is not None and saved["average"] is not None:
-            self.averaged.load_state_dict(saved["average"])
+        if self.averaged is not None:
+            load_checked(self.averaged, saved["average"], file)
         self._clock, self._cpu_clock = time.monotonic(), time.process_time()
 
     def _check_finite(self) -> None:
@@ -289,3 +302,18 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
             f"{path} is damaged ({str(error).splitlines()[0]}): remove it to train this phase anew"
         ) from error
     return checkpoint
+
+
+def load_checked(module: nn.Module, state: Mapping[str, Any], file: Path) -> None:
+    """Load a module's state from a checkpoint.
+
+    Raises:
+        ValueError: the state is another module's.
+    """
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(
+            f"{file} is of another network or method ({reason}): use another run directory"
+        ) from error
