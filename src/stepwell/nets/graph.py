@@ -1,0 +1,161 @@
+"""Embeddings of a knowledge graph that mix what an element is with what it stands beside (DKGE).
+
+Wu et al. 2022, section 4: an element (entity or relation) o has a knowledge vector, used for itself,
+and a contextual vector, used where it stands in another's context. An attentive graph convolution turns
+the context into one vector, a gate mixes the two into the joint vector o*, and a triple (h, r, t) is as
+plausible as ||h* + r* - t*|| is small.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
+
+from stepwell.nets.contexts import Contexts
+
+Vectors = Float[Tensor, "elements dim"]
+Table = Float[Tensor, "context dim"]
+Kind = Literal["entity", "relation"]
+KINDS: tuple[Kind, Kind] = ("entity", "relation")
+
+#: What keeps the gradient of a distance finite where it is 0.
+EPSILON = 1e-9
+
+
+class ContextEncoder(nn.Module):
+    """An attentive graph convolution over contexts, and the gate: knowledge to joint vectors.
+
+    H = ReLU(D^-1/2 A D^-1/2 H0 W); s_i = v · ReLU(H_i ⊙ k); the context is sum_i softmax(s)_i H_i, and
+    the joint vector sigmoid(g) ⊙ k + (1 - sigmoid(g)) ⊙ context. As H >= 0, ReLU(H_i ⊙ k) is
+    H_i ⊙ ReLU(k), so each s_i is one product.
+
+    Args:
+        dim: of all vectors.
+        attention: without it all rows of a context weigh the same.
+        gate: without it both halves weigh the same.
+    """
+
+    def __init__(self, dim: int, *, attention: bool = True, gate: bool = True) -> None:
+        super().__init__()
+        self.attends, self.gates = attention, gate
+        bound = 1 / math.sqrt(dim)
+        self.weight = nn.Parameter(torch.empty(dim, dim).uniform_(-bound, bound))
+        self.attention = nn.Parameter(torch.rand(dim), requires_grad=attention)
+        self.gate = nn.Parameter(torch.rand(dim), requires_grad=gate)
+
+    def forward(self, knowledge: Vectors, contextual: Table, contexts: Contexts) -> Vectors:
+        """Joint vectors of the centres of `contexts`.
+
+        Args:
+            knowledge: theirs.
+            contextual: the table that `contexts.element` points into.
+        """
+        length = contexts.rows[1:] - contexts.rows[:-1]
+        owner = torch.repeat_interleave(torch.arange(len(length)), length)
+        beside = embedding_bag(
+            contexts.element,
+            contextual,
+            contexts.bag,
+            mode="sum",
+            per_sample_weights=contexts.weight,
+            include_last_offset=True,
+        )
+        hidden = torch.relu(
+            torch.addcmul(beside, contexts.own[:, None], knowledge[owner]) @ self.weight
+        )
+        if self.attends:
+            wanted = self.attention * torch.relu(knowledge)
+            share = _softmax((hidden * wanted[owner]).sum(1), owner, len(length))
+        else:
+            share = (1 / length.float())[owner]
+        context = embedding_bag(
+            torch.arange(len(owner)),
+            hidden,
+            contexts.rows,
+            mode="sum",
+            per_sample_weights=share,
+            include_last_offset=True,
+        )
+        mix = torch.sigmoid(self.gate) if self.gates else 0.5
+        return mix * knowledge + (1 - mix) * context
+
+
+def _softmax(scores: Tensor, owner: Tensor, count: int) -> Tensor:
+    """Softmax over the scores of each owner."""
+    largest = scores.new_full((count,), -torch.inf)
+    largest.scatter_reduce_(0, owner, scores.detach(), "amax")
+    raised = torch.exp(scores - largest[owner])
+    return raised / scores.new_zeros(count).index_add(0, owner, raised)[owner]
+
+
+class GraphEmbedding(nn.Module):
+    """The vectors of all entities and relations, and the two encoders.
+
+    Args:
+        entities, relations: how many there are.
+        dim: of all vectors.
+        context: without it the joint vector is the knowledge vector: TransE (Bordes et al. 2013).
+        attention, gate: as for `ContextEncoder`.
+    """
+
+    def __init__(
+        self,
+        entities: int,
+        relations: int,
+        dim: int,
+        *,
+        context: bool = True,
+        attention: bool = True,
+        gate: bool = True,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        sizes = {"entity": entities, "relation": relations}
+        self.knowledge = nn.ParameterDict({k: xavier(sizes[k], dim) for k in KINDS})
+        self.has_context = context
+        if context:
+            self.contextual = nn.ParameterDict({k: torch.randn(sizes[k], dim) for k in KINDS})
+            self.encoders = nn.ModuleDict(
+                {k: ContextEncoder(dim, attention=attention, gate=gate) for k in KINDS}
+            )
+
+    def joint(
+        self, kind: Kind, which: Int[Tensor, " elements"], contexts: Contexts | None
+    ) -> Vectors:
+        """Joint vectors of the elements `which`.
+
+        Args:
+            contexts: theirs, in the same order; none for a net without context.
+        """
+        knowledge = self.knowledge[kind][which]
+        if not self.has_context:
+            return knowledge
+        assert contexts is not None
+        joint: Tensor = self.encoders[kind](knowledge, self.contextual[kind], contexts)
+        return joint
+
+    def all_joint(self, kind: Kind, contexts: Contexts | None, block: int = 8192) -> Vectors:
+        """Joint vectors of all elements, which `contexts` are in the order of; in blocks."""
+        every = torch.arange(len(self.knowledge[kind]))
+        parts = [
+            self.joint(kind, part, None if contexts is None else contexts.select(part))
+            for part in every.split(block)
+        ]
+        return torch.cat(parts)
+
+
+def xavier(count: int, dim: int) -> Tensor:
+    """New knowledge vectors (count, dim), uniform as Glorot and Bengio (2010) for one vector.
+
+    The bound does not depend on how many there are, so vectors that join later are like the first.
+    """
+    bound = math.sqrt(6 / dim)
+    return torch.empty(count, dim).uniform_(-bound, bound)
+
+
+def distance(difference: Float[Tensor, "... dim"]) -> Float[Tensor, "..."]:
+    """Euclidean length of h* + r* - t*; its gradient is finite at 0, too."""
+    return (difference.square().sum(-1) + EPSILON).sqrt()
