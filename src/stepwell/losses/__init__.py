@@ -3,6 +3,7 @@
 from stepwell.losses.attention import ATTENTION, attention_at, attention_gram, attention_sad
 from stepwell.losses.hint import feature_mse
 from stepwell.losses.labels import label_cross_entropy
+from stepwell.losses.logit_direction import logit_direction
 from stepwell.losses.soft_target import ensemble_logits, soft_target_kl
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "ensemble_logits",
     "feature_mse",
     "label_cross_entropy",
+    "logit_direction",
     "soft_target_kl",
 ]

@@ -202,7 +202,7 @@ class CachedLogits(nn.Module):
 
     def forward(self, images: Tensor) -> Exit:
         """The teacher's logits: all from the cache, or, if one is missing, all by the teacher."""
-        keys = _keys(images, self.by_image)
+        keys = keys_of(images, self.by_image)
         found = [self.cache.get(key) for key in keys]
         rows = [row for row in found if row is not None]
         if len(rows) == len(keys):
@@ -220,7 +220,7 @@ class CachedLogits(nn.Module):
         return self
 
 
-def _keys(images: Tensor, by_image: bool) -> list[bytes]:
+def keys_of(images: Tensor, by_image: bool) -> list[bytes]:
     """A hash of shape and values of the batch, or of each image."""
     values = images.detach().float().cpu().contiguous().numpy()
     return [_key(part) for part in values] if by_image else [_key(values)]

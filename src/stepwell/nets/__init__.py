@@ -9,6 +9,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from stepwell.nets import convnext, densenet, mobilenet, resnet, vgg, vit
 from stepwell.nets.builder import Builder
 from stepwell.nets.card import Card
+from stepwell.nets.merging import with_adaptions
 from stepwell.nets.nest import nest
 from stepwell.nets.nested import NestedNet, NormSharing
 from stepwell.nets.plan import Plan
@@ -97,6 +98,7 @@ def build(
     depths: Mapping[str, Sequence[int]] | Sequence[str] = (),
     *,
     norms: NormSharing = "private",
+    adaptions: Mapping[str, Sequence[int]] | None = None,
     **arguments: Any,
 ) -> NestedNet:
     """A nested net with fresh weights.
@@ -106,6 +108,8 @@ def build(
         depths: the sub-nets: blocks per stage by name, `{"18": (2, 2, 2, 2)}`, or a list of names that
             the family knows, `["18"]`; a name of your own says its blocks, `["half=2,2,2,2"]`.
         norms: "private" to each depth behind the fork, or "shared" (an ablation; see `NestedNet`).
+        adaptions: 1×1 convolutions behind some modules, which grafting leaves where they merge into
+            none; by the module's name, channels and whether these are the last axis (`nets.merging`).
         arguments: for the builder, such as `num_classes=100` or `stem="small"`.
 
     Raises:
@@ -122,8 +126,10 @@ def build(
         module = builder.make(**arguments)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from error
+    if adaptions:
+        module = with_adaptions(module, adaptions)
     net = NestedNet(module, read(module, builder.stages), depths, builder.full, norms=norms)
-    net.builder = (name, arguments)
+    net.builder = (name, arguments | ({"adaptions": adaptions} if adaptions else {}))
     return net
 
 
