@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,45 @@ recipe.ekd(
 """
 
 
+STOPPED = """
+import os, signal, sys, torch
+from pathlib import Path
+from torch import nn
+from stepwell.data import Batches, ImageSet
+from stepwell.methods import Supervised
+from stepwell.training import Loop, Run, fit, sgd
+from stepwell.training.fit import Stopped
+
+rank = int(os.environ["RANK"])
+
+class Told(Supervised):
+    told = False
+
+    def training_step(self, batch):
+        if rank == 1 and self.progress == 4 / 12 and not self.told:
+            self.told = True
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().training_step(batch)
+
+pixels = torch.arange(24 * 3 * 16, dtype=torch.uint8).view(24, 3, 4, 4)
+images = ImageSet(pixels, torch.arange(24) % 3, ("a", "b", "c"))
+batches = Batches(images, 6, mean=(0.5,) * 3, std=(0.3,) * 3)
+torch.manual_seed(0)
+net = Told(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)))
+loop = Loop(device="cpu", devices=2, accumulate=3)
+said = []
+with Run.start(Path({out!r}), "test", {{}}, data={{}}) as run:
+    for _ in range(2):
+        try:
+            fit(net, batches, sgd(0.1), run, phase="p", epochs=3, loop=loop)
+            said.append(f"done {{net.net[1].weight.sum()}}")
+        except Stopped as stop:
+            said.append(f"{{stop.signum}} {{stop}}")
+            torch.distributed.barrier()  # before either reads the checkpoint
+Path({out!r}).with_name("rank" + str(rank)).write_text("\\n".join(said))
+"""
+
+
 def objective_and_batch(progress):
     torch.manual_seed(0)
     net = build("resnet20", ["8", "14"], num_classes=5, zero_init_residual=False).train()
@@ -72,6 +112,27 @@ def torchrun(*arguments):
     )
 
 
+def two_processes(script):
+    """Run `script` as torchrun would, without the seconds that it takes itself."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script)], env=ENV | where | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], errors
+
+
 def mean_over_halves(progress):
     halves = []
     for rank in range(2):
@@ -88,8 +149,7 @@ def test_two_processes_give_the_mean_of_the_half_batches_gradients(tmp_path):
         script.write_text(
             WORKER.format(folder=str(Path(__file__).parent), progress=progress, out=str(out))
         )
-        done = torchrun(script)
-        assert done.returncode == 0, done.stderr
+        two_processes(script)
         expected = mean_over_halves(progress)
         got = torch.load(out, weights_only=True)
         assert got.keys() == expected.keys()
@@ -112,3 +172,15 @@ def test_two_processes_end_with_the_same_weights_and_one_writes(tmp_path, share)
     assert {"8/accuracy", "14/accuracy"} <= results["test"].keys()
     lines = (out / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["phase"] for line in lines] == ["full", "full", "nest", "nest"]
+
+
+def test_two_processes_stop_together_when_one_is_told(tmp_path):
+    """Both after the whole step of three batches in which one got the signal; then both go on."""
+    script, out = tmp_path / "worker.py", tmp_path / "run"
+    script.write_text(STOPPED.format(out=str(out)))
+    two_processes(script)
+    first, second = [(tmp_path / f"rank{rank}").read_text() for rank in range(2)]
+    assert first == second
+    assert first.startswith("15 phase p, epoch 2 of 3, step 2, in ")
+    assert "\ndone " in first
+    assert (out / "phases" / "p" / "done").exists()

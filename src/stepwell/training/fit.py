@@ -12,6 +12,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -85,7 +86,7 @@ def fit(
         job.restore(saved)
     if job.position < job.total:
         _run_lightning(job, loop)
-    if job.signum is not None:
+    if job.signum:
         raise Stopped(job.signum, job.where())
     if not job.finished:
         job.settle()
@@ -145,7 +146,10 @@ def _run_lightning(job: Job, loop: Loop) -> None:
 
         def on_train_start(self) -> None:
             install_signals()  # after Lightning's own, which would end the loop with an exception
-            job.writes = self.trainer.is_global_zero
+            if self.trainer.world_size > 1:
+                # of its own, between processors: no step waits for a GPU
+                group = torch.distributed.new_group(backend="gloo")
+                job.agree = partial(_largest, group=group)
             if job.averaged is not None:
                 job.averaged.to(self.device)
 
@@ -159,10 +163,10 @@ def _run_lightning(job: Job, loop: Loop) -> None:
 
         def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
             job.end_step(progress)
-            if job.signum is not None and job.position % job.accumulate == 0:
-                self.trainer.should_stop = True
+            self.trainer.should_stop = job.stop
 
         def on_train_end(self) -> None:
+            job.hear()
             if self.trainer.world_size == 1 or job.position < job.total:
                 return
             # The checkpoints are the first process's, and so are the statistics of its norms.
@@ -173,7 +177,7 @@ def _run_lightning(job: Job, loop: Loop) -> None:
             )
             job.finished = True
 
-    progress = Progress(job.phase, job.position, job.total, job.epochs)
+    progress = Progress(job.phase, job.position, job.total, job.epochs, quiet=not job.writes)
     with warnings.catch_warnings(), progress, _signals(job) as install_signals:
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning)\b")
         trainer = lightning.Trainer(
@@ -198,6 +202,13 @@ def _run_lightning(job: Job, loop: Loop) -> None:
     job.objective.cpu()
 
 
+def _largest(number: int, group: Any) -> int:
+    """The largest of the numbers that the processes of `group` give."""
+    numbers = torch.tensor(number)
+    torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX, group)
+    return int(numbers)
+
+
 @contextlib.contextmanager
 def _signals(job: Job) -> Iterator[Callable[[], None]]:
     """Gives a call after which Ctrl-C and SIGTERM ask the job to stop after the step.
@@ -206,7 +217,7 @@ def _signals(job: Job) -> Iterator[Callable[[], None]]:
     """
 
     def ask(signum: int, frame: FrameType | None) -> None:
-        if job.signum is not None:
+        if job.signum:
             raise KeyboardInterrupt
         job.signum = signum
 

@@ -89,8 +89,10 @@ class Job:
         self.sums: dict[str, tuple[float, int]] = {}
         self.optimizer: torch.optim.Optimizer | None = None
         self.optimizer_state: dict[str, Any] | None = None
-        self.writes = True  # of several processes, one
-        self.signum: int | None = None
+        self.writes = run.writes  # of several processes, one
+        self.signum = 0  # of a signal that asked to stop; 0: none
+        self.stop = False  # after this step
+        self.agree: Callable[[int], int] = lambda signum: signum
         self.finished = False  # the objective holds the weights that are kept
         self._save_due = False
         self._unread: list[tuple[int, dict[str, Tensor]]] = []
@@ -118,6 +120,9 @@ class Job:
         """Count the step; at the end of an epoch, or when it is time, write what has been done."""
         self.position += 1
         boundary = self.position % self.accumulate == 0 or self.position == self.total
+        if boundary:
+            self.hear()
+            self.stop = self.signum > 0
         if self.averaged is not None and boundary:
             self.averaged.update(self.objective)
         if len(self._unread) >= READ_EVERY:
@@ -126,11 +131,15 @@ class Job:
         if self.position % len(self.train) == 0:
             self.end_epoch(progress)
             self._save_due = True
-        if self.signum is not None or time.monotonic() - self._saved_at > 60 * self.minutes:
+        if self.stop or time.monotonic() - self._saved_at > 60 * self.minutes:
             self._save_due = True
         # Between boundaries there is half a gradient, which a checkpoint does not hold.
         if boundary and self._save_due:
             self.save()
+
+    def hear(self) -> None:
+        """Let all processes know of a signal that one of them got, so that they stop together."""
+        self.signum = self.agree(self.signum)
 
     def note(self, loss: Tensor, logs: Mapping[str, Tensor]) -> None:
         """Keep a step's losses until they are read."""

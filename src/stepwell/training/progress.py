@@ -21,8 +21,11 @@ class Progress:
     The environment variable STEPWELL_QUIET hides it.
     """
 
-    def __init__(self, phase: str, done: int, total: int, epochs: int) -> None:
-        self.console = Console(stderr=True, quiet=bool(os.environ.get("STEPWELL_QUIET")))
+    def __init__(
+        self, phase: str, done: int, total: int, epochs: int, *, quiet: bool = False
+    ) -> None:
+        quiet = quiet or bool(os.environ.get("STEPWELL_QUIET"))
+        self.console = Console(stderr=True, quiet=quiet)
         self.phase, self.epochs, self.steps = phase, epochs, max(1, total // epochs)
         self.done = done
         self._bar = Bar(
