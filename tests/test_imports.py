@@ -12,11 +12,12 @@ from stepwell.claims import CLAIMS
 from stepwell.claims.sources import PACKAGE, imported_modules
 from stepwell.recipes import RECIPES, load_object
 
-BASE = {"types", "files", "device"}
+BASE = {"types", "files", "device", "ranges"}
 MAY_IMPORT = {
     "types": set(),
     "files": set(),
     "device": set(),
+    "ranges": set(),
     "catalog": set(),
     "console": set(),
     "losses": BASE,

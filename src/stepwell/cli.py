@@ -17,6 +17,7 @@ import tyro
 
 from stepwell import __version__, commands
 from stepwell.console import depth_table, fail, print_json, say, show, show_classes, show_conditions
+from stepwell.ranges import check_numbers
 from stepwell.recipes import RECIPES, load_object
 
 TRAINED = ("blocks", "params", "macs", "accuracy", "ms")
@@ -38,7 +39,7 @@ def train(arguments: list[str]) -> None:
     name, *rest = arguments
     if name not in RECIPES:
         raise ValueError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
-    recipe = load_object(RECIPES[name][0])
+    recipe = _checked(load_object(RECIPES[name][0]))
     used: dict[str, Any] = {}
 
     @functools.wraps(recipe)
@@ -110,7 +111,7 @@ def _run(arguments: list[str]) -> None:
         raise ValueError(f"no command {arguments[0]!r}; there are {', '.join(COMMANDS)}")
     if arguments and arguments[0] in COMMANDS:
         name, *rest = arguments
-        command = COMMANDS[name]
+        command = _checked(COMMANDS[name])
         tyro.cli(command, prog=f"stepwell {name}", args=rest, description=_description(command))
         return
     stubs = {name: _described(_first_part(command)) for name, command in COMMANDS.items()}
@@ -124,6 +125,17 @@ def _run(arguments: list[str]) -> None:
             "stepwell COMMAND --help shows flags and examples; --version, the version."
         ),
     )
+
+
+def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, called once all numbers are in their ranges."""
+
+    @functools.wraps(function)
+    def checked(**arguments: Any) -> Any:
+        check_numbers(arguments)
+        return function(**arguments)
+
+    return checked
 
 
 def _described(line: str) -> Callable[[], None]:

@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused_before_there_is_a_run(teach, teacher, tmp_
         ({"teacher": ()}, "name a teacher"),
         ({"cache": tmp_path / "c", "hint": 1.0}, "--cache keeps logits alone"),
         ({"cache": tmp_path / "c", "kl": 0.0}, "with --kl 0 no logits are looked at"),
-        ({"hint": -1.0}, "--hint -1.0: hint must be 0 or more"),
+        ({"hint": -1.0}, "--hint -1.0: must be 0 or more"),
         ({"hint": 1.0, "hint_stages": ("layer9",)}, "the student has no stage 'layer9'"),
         ({"attention": 1.0, "attention_stages": ("layer1=layer3",)}, "stages of the same"),
         ({"hint_stages": ("layer1",)}, "--hint-stages layer1: give a weight, --hint"),

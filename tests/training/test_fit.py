@@ -276,7 +276,7 @@ def test_a_damaged_checkpoint_is_named(batches, run):
     ("epochs", "accumulate", "message"), [(0, 1, "epochs"), (1, 0, "accumulate")]
 )
 def test_numbers_below_one_are_refused(batches, run, epochs, accumulate, message):
-    with pytest.raises(ValueError, match=f"{message} must be at least 1, not 0"):
+    with pytest.raises(ValueError, match=f"--{message} 0: must be 1 or more"):
         fit(
             Supervised(tiny()), batches, sgd(0.1), run, phase="t", epochs=epochs,
             loop=Loop(accumulate=accumulate),

@@ -19,6 +19,7 @@ from stepwell.claims.study import Results, Study, judge, only, run_study, summar
 from stepwell.console import say
 from stepwell.device import processor
 from stepwell.files import write_whole
+from stepwell.ranges import check_numbers
 from stepwell.recipes import load_object
 from stepwell.training import Loop
 from stepwell.training.job import Precision
@@ -52,8 +53,7 @@ def verify_system(
     """
     if system not in CLAIMS:
         raise ValueError(f"no system {system!r} to verify; there are {', '.join(CLAIMS)}")
-    if seeds < 1 or workers < 1:
-        raise ValueError("--seeds and --workers must be at least 1")
+    check_numbers({"seeds": seeds, "workers": workers, **changes})
     study: Study = load_object(CLAIMS[system][0])
     if arms:
         study = only(study, arms)

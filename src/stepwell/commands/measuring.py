@@ -185,7 +185,7 @@ def cost(
     *,
     depths: tuple[str, ...] = (),
     size: int | None = None,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     stem: Literal["imagenet", "small"] | None = None,
     batch: int = 1,
     save: bool = False,
@@ -203,7 +203,7 @@ def cost(
         network: a name (`stepwell list`), a run directory, or the file of a network.
         depths: sub-nets of a network given by name, as for `stepwell train ekd`.
         size: height and width of the input; a trained network's own, else its family's.
-        num_classes: classes of a network given by name.
+        num_classes: classes of a network given by name; 1,000 by default.
         stem: first layers, where there is a choice; the small ones are for about 32 pixels.
         batch: images at once.
         save: keep the times in the network's file, under this device and its threads, for
@@ -215,14 +215,17 @@ def cost(
     from stepwell.nets import build, builder_of
     from stepwell.recipes.classification import check_size, cost_table, input_arguments
 
-    if batch < 1:
-        raise ValueError(f"--batch must be at least 1, not {batch}")
     known = Path(network).exists()
     if save and (not known or batch != 1):
         raise ValueError("--save keeps times of one image in the file of a network: name a run")
     if not save and (accuracy_on or data):
         raise ValueError("--accuracy-on and --data say more about --save")
     if known:
+        of_names = {"depths": depths, "num-classes": num_classes, "stem": stem}
+        if odd := [flag for flag, value in of_names.items() if value]:
+            raise ValueError(
+                f"--{odd[0]} is of a network given by name, and {network} says its own: leave it out"
+            )
         net, config = network_of(Path(network))
         if save and size not in (None, net.card.size):
             raise ValueError(f"--save measures at the network's own size, {net.card.size}")
@@ -231,7 +234,7 @@ def cost(
         builder = builder_of(network)
         size = size or (32 if stem == "small" else builder.size)
         arguments = input_arguments(network, size, stem or ("imagenet" if builder.stems else None))
-        net = build(network, depths, num_classes=num_classes, **arguments)
+        net = build(network, depths, num_classes=num_classes or 1000, **arguments)
     check_size(net, size)
     if save:
         file_to_write(Path(network))
@@ -314,8 +317,6 @@ def calibrate(
 
     if out is not None:
         check_place("--out", out)
-        if out.is_dir():
-            raise ValueError(f"--out {out} is a folder: name a file")
     net, config = network_of(run)
     read = net_digest(net)
     for name, blocks in named_depths(net.builder[0], depths).items():

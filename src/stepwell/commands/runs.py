@@ -70,11 +70,13 @@ def parts_of(net: Any, run: Path, config: Mapping[str, Any], data: str | None) -
 
 
 def check_place(flag: str, path: Path) -> None:
-    """Refuse a file to write whose folder is not there.
+    """Refuse a file to write that is a folder, or whose folder is not there.
 
     Raises:
         ValueError: the message begins with `flag`.
     """
+    if path.is_dir():
+        raise ValueError(f"{flag} {path} is a folder: name a file")
     if not path.parent.is_dir():
         raise ValueError(f"{flag} {path}: there is no folder {path.parent}; make it first")
 

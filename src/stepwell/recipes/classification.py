@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,16 +25,13 @@ from stepwell.nets import Card, NestedNet, build, builder_of
 from stepwell.nets.calibrate import calibrate
 from stepwell.nets.file import Start, fingerprint, initialise, load, save
 from stepwell.nets.pretrained import start_pretrained
+from stepwell.ranges import check_numbers
 from stepwell.recipes.parts import batches_for, data_fingerprint, fitted, part_of
 from stepwell.training import Run
+from stepwell.training.fit import check_devices
 
 #: Example pictures kept for the report: at most so many of each kind.
 PICTURES = 24
-POSITIVE = {"lr", "temperature", "size", "batch_size", "epochs", "nest_epochs"}
-NOT_NEGATIVE = {
-    "weight_decay", "ce", "kl", "attention", "hint", "full_weight", "label_smoothing", "max_drop",
-    "val_fraction",
-}  # fmt: skip
 
 
 class Task(NamedTuple):
@@ -72,7 +68,7 @@ def open_classifier(
     Yields:
         The task; the network, with weights from `init` if that is set; and what it took from there.
     """
-    check_numbers(arguments)
+    check_arguments(arguments)
     splits = load_images(arguments["data"], arguments["size"])
     size, classes = splits.train.size, splits.train.classes
     nested = build(
@@ -139,25 +135,15 @@ def _start(
     return start_pretrained(net, classes)
 
 
-def check_numbers(arguments: Mapping[str, Any]) -> None:
-    """Refuse numbers that no training can use, before any time is spent.
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse values that no training can use, before any time is spent.
 
     Raises:
-        ValueError: a rate, size or temperature is not positive, or a weight is negative.
+        ValueError: a number is out of its range; no such device or part; options that do nothing.
     """
-    for name in POSITIVE & arguments.keys():
-        value = arguments[name]
-        if value is not None and not 0 < value < math.inf:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} {value}: {name} must be positive and finite")
-    for name in NOT_NEGATIVE & arguments.keys():
-        value = arguments[name]
-        if value is not None and not 0 <= value < math.inf:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} {value}: {name} must be 0 or more, and finite")
-    share = arguments.get("start_from_teacher")
-    if share is not None and not 0 <= share <= 1:
-        raise ValueError(f"--start-from-teacher {share}: a share of its weights in [0, 1]")
+    check_numbers(arguments)
+    if "loop" in arguments:
+        check_devices(arguments["loop"])
     if arguments.get("part") is not None:
         part_of(arguments["part"])
     if "distill_data" in arguments:

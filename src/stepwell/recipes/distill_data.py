@@ -21,6 +21,7 @@ from stepwell.data.mixing import Change
 from stepwell.files import write_whole
 from stepwell.methods import FlowMatching
 from stepwell.nets.unet import UNet
+from stepwell.ranges import check_numbers
 from stepwell.training import Loop, Run, fit, optimizer_of
 
 #: Images a batch of the generator's training, at the most.
@@ -64,16 +65,7 @@ class DistillData:
         Raises:
             ValueError: a share or a number is out of range, or has nothing that it is of.
         """
-        for name in ("unlabeled_share", "synthetic_share"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} {value}: a share of every batch, between 0 and 1")
-        for name in ("synthetic_count", "generator_steps"):
-            value = getattr(self, name)
-            flag = name.replace("_", "-")
-            if value is not None and value < 1:
-                raise ValueError(f"--{flag} {value}: must be 1 or more")
+        check_numbers({"distill_data": self})
         if self.unlabeled_share is not None and self.unlabeled is None:
             raise ValueError(
                 f"--unlabeled-share {self.unlabeled_share}: name a folder, --unlabeled"

@@ -22,6 +22,7 @@ from torch import Tensor
 from stepwell.data import Batches
 from stepwell.files import write_whole
 from stepwell.methods import Objective
+from stepwell.ranges import check_numbers
 from stepwell.training.job import Job, Loop, load_checked, read_checkpoint
 from stepwell.training.optim import Optim
 from stepwell.training.progress import Progress
@@ -70,10 +71,8 @@ def fit(
         Stopped: a signal asked to stop; the same command goes on from the checkpoint.
         OSError: the disk is full; the last whole checkpoint is kept.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, not {epochs}")
-    if loop.accumulate < 1:
-        raise ValueError(f"accumulate must be at least 1, not {loop.accumulate}")
+    check_numbers({"epochs": epochs, "loop": loop})
+    check_devices(loop)
     folder = run.phase(phase)
     saved = read_checkpoint(folder / "last.ckpt")
     if saved is not None and saved["finished"]:
@@ -95,6 +94,26 @@ def fit(
         write_whole(folder / "done", b"")
 
 
+def check_devices(loop: Loop) -> None:
+    """Refuse devices that are not here, before any time is spent.
+
+    Raises:
+        ValueError: there is no such device, or there are fewer of it.
+    """
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    found = (
+        next((k for k, n in there.items() if n), "cpu") if loop.device == "auto" else loop.device
+    )
+    if found == "cpu":
+        return
+    if not there[found]:
+        raise ValueError(
+            f"--device {loop.device}: torch finds no such device here; use auto or cpu"
+        )
+    if loop.devices > there[found]:
+        raise ValueError(f"--devices {loop.devices}: torch finds {there[found]} of {found} here")
+
+
 class _Rest:
     """The batches from here to the end of training, as Lightning takes them: any iterable."""
 
@@ -110,11 +129,6 @@ class _Rest:
 
 def _run_lightning(job: Job, loop: Loop) -> None:
     """Take the job's remaining steps."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(loop.device, True):
-        raise ValueError(
-            f"--device {loop.device}: torch finds no such device here; use auto or cpu"
-        )
     with warnings.catch_warnings():
         # Lightning and the libraries below it warn of their own internals and of worker counts.
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning|torch)\b")

@@ -1,0 +1,99 @@
+"""The numbers that each flag takes: one place for all commands and recipes."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
+
+
+class Range(NamedTuple):
+    """What a number must be, in words and as a test; every number must be finite, too."""
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+NUMBER = Range("a number", lambda v: True)
+POSITIVE = Range("above 0", lambda v: v > 0)
+NOT_NEGATIVE = Range("0 or more", lambda v: v >= 0)
+ONE_OR_MORE = Range("1 or more", lambda v: v >= 1)
+TWO_OR_MORE = Range("2 or more", lambda v: v >= 2)
+SHARE = Range("between 0 and 1 (0.95 is 95 %)", lambda v: 0 <= v <= 1)
+INNER_SHARE = Range("above 0 and below 1", lambda v: 0 < v < 1)
+BELOW_ONE = Range("0 or more and below 1", lambda v: 0 <= v < 1)
+SEED = Range("between 0 and 2^63 - 1", lambda v: 0 <= v < 2**63)
+
+#: By parameter; one name means one thing in every command and recipe.
+RANGES: dict[str, Range] = {
+    # training
+    "epochs": ONE_OR_MORE,
+    "nest_epochs": ONE_OR_MORE,
+    "batch_size": TWO_OR_MORE,  # BatchNorm cannot train on one image
+    "lr": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "label_smoothing": BELOW_ONE,
+    "max_drop": NOT_NEGATIVE,
+    "val_fraction": BELOW_ONE,
+    "seed": SEED,
+    # teaching
+    "temperature": POSITIVE,
+    "ce": NOT_NEGATIVE,
+    "kl": NOT_NEGATIVE,
+    "attention": NOT_NEGATIVE,
+    "hint": NOT_NEGATIVE,
+    "full_weight": NOT_NEGATIVE,
+    "distill_from": BELOW_ONE,
+    "ema_teacher": BELOW_ONE,
+    "start_from_teacher": SHARE,
+    "teacher_mean": NUMBER,
+    "teacher_std": POSITIVE,
+    # distillation data
+    "unlabeled_share": INNER_SHARE,
+    "synthetic_share": INNER_SHARE,
+    "synthetic_count": ONE_OR_MORE,
+    "generator_steps": ONE_OR_MORE,
+    # the loop
+    "devices": ONE_OR_MORE,
+    "clip": NOT_NEGATIVE,
+    "accumulate": ONE_OR_MORE,
+    "average": BELOW_ONE,
+    "checkpoint_minutes": NOT_NEGATIVE,
+    # networks and images
+    "size": TWO_OR_MORE,
+    "num_classes": ONE_OR_MORE,
+    "batch": ONE_OR_MORE,
+    # budgets and measurements
+    "budget_ms": POSITIVE,
+    "budget_macs": POSITIVE,
+    "min_accuracy": SHARE,
+    "target_accuracy": SHARE,
+    "interpolate": NOT_NEGATIVE,
+    # verification
+    "seeds": ONE_OR_MORE,
+    "workers": ONE_OR_MORE,
+}
+
+
+def check_numbers(arguments: Mapping[str, Any]) -> None:
+    """Refuse numbers that nothing can be done with, before any time is spent.
+
+    Args:
+        arguments: by parameter; what has no range, or is None, passes. Groups of flags (dataclasses)
+            are looked into, and so is each number of several.
+
+    Raises:
+        ValueError: a number is out of its range, or not finite; the message begins with its flag.
+    """
+    for name, value in arguments.items():
+        if is_dataclass(value) and not isinstance(value, type):
+            check_numbers({f.name: getattr(value, f.name) for f in fields(value)})
+        elif name in RANGES and value is not None:
+            for number in value if isinstance(value, tuple) else (value,):
+                _check(name, number)
+
+
+def _check(name: str, number: float) -> None:
+    words, holds = RANGES[name]
+    if not (math.isfinite(number) and holds(number)):
+        finite = "" if math.isfinite(number) else " and finite"
+        raise ValueError(f"--{name.replace('_', '-')} {number}: must be {words}{finite}")

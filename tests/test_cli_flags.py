@@ -1,0 +1,149 @@
+"""Wrong values of flags: one line, exit code 2, and nothing written; of every command and recipe."""
+
+import inspect
+import typing
+from dataclasses import fields, is_dataclass
+
+import pytest
+import torch
+
+from stepwell import cli
+from stepwell.ranges import RANGES, check_numbers
+from stepwell.recipes import RECIPES, load_object
+from stepwell.training import Loop
+from stepwell.training.fit import check_devices
+
+#: By parameter, what nothing can be done with, and the ends of what is accepted.
+WRONG = {
+    "epochs": ([0, -1], [1]),
+    "nest_epochs": ([0, -1], [1]),
+    "batch_size": ([1, 0, -3], [2]),
+    "lr": ([0, -1, "nan", "inf"], [1e-9]),
+    "weight_decay": ([-1e-9, "nan", "inf"], [0]),
+    "label_smoothing": ([-0.1, 1, "nan"], [0, 0.9]),
+    "max_drop": ([-1, "nan"], [0]),
+    "val_fraction": ([-0.1, 1, "nan"], [0, 0.9]),
+    "seed": ([-1, 2**63], [0, 2**63 - 1]),
+    "temperature": ([0, -1, "nan", "inf"], [1e-3]),
+    "ce": ([-1, "nan"], [0]),
+    "kl": ([-1, "inf"], [0]),
+    "attention": ([-1, "nan"], [0]),
+    "hint": ([-1, "nan"], [0]),
+    "full_weight": ([-1, "nan"], [0]),
+    "distill_from": ([-0.1, 1, "nan"], [0, 0.9]),
+    "ema_teacher": ([-0.1, 1, 2, "nan"], [0, 0.999]),
+    "start_from_teacher": ([-0.1, 1.1, "nan"], [0, 1]),
+    "teacher_mean": (["nan"], [-1, 1]),
+    "teacher_std": ([0, -1, "nan"], [1e-3]),
+    "unlabeled_share": ([0, 1, "nan"], [0.1]),
+    "synthetic_share": ([0, 1, "nan"], [0.1]),
+    "synthetic_count": ([0, -1], [1]),
+    "generator_steps": ([0, -1], [1]),
+    "devices": ([0, -1], [1]),
+    "clip": ([-1, "nan"], [0]),
+    "accumulate": ([0, -1], [1]),
+    "average": ([-0.1, 1, "nan"], [0, 0.9]),
+    "checkpoint_minutes": ([-1, "nan"], [0]),
+    "size": ([1, 0, -1], [2]),
+    "num_classes": ([0, -1], [1]),
+    "batch": ([0, -1], [1]),
+    "budget_ms": ([0, -1, "nan", "inf"], [1e-3]),
+    "budget_macs": ([0, -1, "nan", "inf"], [1]),
+    "min_accuracy": ([-0.1, 95, "nan"], [0, 1]),
+    "target_accuracy": ([-0.1, 95, "nan"], [0, 1]),
+    "interpolate": ([-1], [0]),
+    "seeds": ([0, -1], [1]),
+    "workers": ([0, -1], [1]),
+}
+#: A number is asked for three times, in these.
+THREE = {"teacher_mean", "teacher_std"}
+NEEDED = {
+    "train ekd": ["--data", "digits", "--out", "r"],
+    "train supervised": ["--data", "digits", "--out", "r"],
+    "train distill": ["--data", "digits", "--out", "r", "--teacher", "t"],
+    "list": [],
+    "eval": ["run"],
+    "cost": ["resnet20"],
+    "calibrate": ["run"],
+    "predict": ["run", "i.png"],
+    "export": ["run"],
+    "patch": ["a", "b", "--out", "c"],
+    "report": ["run"],
+    "verify": ["ekd"],
+}
+FUNCTIONS = {
+    **{f"train {name}": load_object(path) for name, (path, _) in RECIPES.items()},
+    **{name: command for name, command in cli.COMMANDS.items() if name != "train"},
+}
+
+
+def _numbers(function):
+    """The names of the parameters that take numbers, those of groups among them."""
+    for name, hint in typing.get_type_hints(function).items():
+        default = getattr(inspect.signature(function).parameters.get(name), "default", None)
+        if is_dataclass(default):
+            types = typing.get_type_hints(type(default))
+            for field in fields(default):
+                if {int, float} & _leaves(types[field.name]):
+                    yield field.name
+        elif name != "return" and {int, float} & _leaves(hint):
+            yield name
+
+
+def _leaves(hint):
+    inside = typing.get_args(hint)
+    literal = typing.get_origin(hint) is typing.Literal
+    return set() if literal else {hint} | {leaf for arg in inside for leaf in _leaves(arg)}
+
+
+CASES = [(command, name) for command, function in FUNCTIONS.items() for name in _numbers(function)]
+
+
+@pytest.mark.parametrize(("command", "name"), CASES)
+def test_a_number_out_of_range_is_one_line(command, name, tmp_path, monkeypatch, capsys):
+    """No flag of a number is without a range: a new one belongs into `ranges.py`, and above."""
+    monkeypatch.chdir(tmp_path)
+    flag = f"--{name.replace('_', '-')}"
+    value, *_ = WRONG[name][0]
+    given = [flag, *[str(value)] * (3 if name in THREE else 1)]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command.split(), *NEEDED[command], *given])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith(f"error: {flag} {value}"), err
+    assert f"must be {RANGES[name].words}" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_the_ends_of_every_range_are_these(name):
+    wrong, right = WRONG[name]
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} "):
+            check_numbers({name: float(value) if isinstance(value, str) else value})
+    for value in right:
+        check_numbers({name: value, "other": -1})
+    check_numbers({name: None})
+    with pytest.raises(ValueError, match="must be"):
+        check_numbers({name: (right[0], float("nan"))})
+
+
+def test_the_numbers_of_groups_are_looked_at():
+    with pytest.raises(ValueError, match="--clip -1: must be 0 or more"):
+        check_numbers({"loop": Loop(clip=-1)})
+
+
+def test_devices_that_are_not_here_are_refused_before_there_is_a_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "supervised", *NEEDED["train supervised"], "--device", "cuda"])
+    assert stop.value.code == 2
+    assert "error: --device cuda: torch finds no such device here" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_devices(Loop(device="cuda", devices=2))
+    for device in ("cuda", "auto"):
+        with pytest.raises(ValueError, match="--devices 3: torch finds 2 of cuda here"):
+            check_devices(Loop(device=device, devices=3))
+    check_devices(Loop(device="cpu", devices=3))
