@@ -720,6 +720,14 @@ BAD_PAIRS = {
     ),
     "control itself": (["--fidelity", "{t}", "--control", "{s}"], "is the network {s} itself, or"),
     "control is teacher": (["--fidelity", "{t}", "--control", "{t}"], "or its teacher: name a"),
+    "control of the teacher": (
+        ["--fidelity", "{t}", "--control", "{same}"],
+        "--control {same} was taught by {t}, too, or began with its weights, so it is no control",
+    ),
+    "control of a member": (
+        ["--fidelity", "{t}", "{other}", "--control", "{same}"],
+        "--control {same} was taught by {t}, too",
+    ),
     "one point": (["--fidelity", "{t}", "--interpolate", "1"], "at least 2 points, its ends"),
     "no line": (
         ["--fidelity", "{run}", "--interpolate", "3"],
@@ -742,6 +750,12 @@ def odd_files(taught, tmp_path_factory) -> Path:
         net.card = other
         save(net, folder / name)
     net.card = card
+    # another student of the teacher, whose weights alone would not tell
+    shutil.copytree(taught / "runs" / "student", folder / "same")
+    student = load(folder / "same" / "net.safetensors")
+    with torch.no_grad():
+        student.module.fc.bias.add_(0.1)
+    save(student, folder / "same" / "net.safetensors")
     export_onnx(net, "8", folder / "8.onnx", torch.zeros(2, 3, 8, 8))
     return folder
 
@@ -751,6 +765,7 @@ def test_networks_that_do_not_compare_are_refused(stepwell, trained, taught, odd
     arguments, message = BAD_PAIRS[name]
     runs = taught / "runs"
     places = {"tmp": odd_files, "t": runs / "teacher", "s": runs / "student", "run": trained}
+    places |= {"other": runs / "other", "same": odd_files / "same"}
     code, _, err = stepwell("eval", runs / "student", *[a.format(**places) for a in arguments])
     assert code == 2, err
     assert err.startswith("error: ")

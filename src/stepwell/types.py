@@ -11,6 +11,18 @@ Labels = Int[Tensor, "batch"]
 Images = Float[Tensor, "batch channels height width"]
 
 
+#: Rows that sum to 1 within this are probabilities; half-precision ones do.
+SUM = 1e-2
+
+
+def are_probabilities(logits: Logits) -> bool:
+    """Whether every row could be one of probabilities: none negative, their sum 1.
+
+    Of a few rows this may be chance, above all of two classes.
+    """
+    return bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < SUM).all())
+
+
 class Exit(NamedTuple):
     """What a network gives at one depth.
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import entropy
+from scipy.stats import bootstrap, entropy
 from sklearn.metrics import confusion_matrix, log_loss
 from torch.testing import assert_close
 
 from stepwell.evaluation import cka, evaluate, fidelity, fidelity_of
 from stepwell.evaluation import fidelity as function
-from stepwell.evaluation.calibration import reliability
+from stepwell.evaluation.calibration import calibration_error, reliability
 from stepwell.evaluation.fidelity import agreement_matrix
 from stepwell.evaluation.side_by_side import (
     CKA_EXAMPLES,
@@ -150,6 +150,50 @@ def test_reliability_sums_up_to_the_expected_calibration_error():
     assert (sure.ece, sure.examples[-1].item()) == (0.5, 2)
 
 
+def test_likelihood_calibration_and_the_controls_divergence_have_intervals():
+    labels, teacher, student, control = pair(n=150)
+    got = fidelity_of(teacher, student, labels, control=control, resamples=400)
+    p, y = (z.double().softmax(1) for z in (teacher, control)), labels
+    theirs, own = p
+    kl = (theirs * (theirs / own).log()).sum(1).numpy()
+    nll = -own[torch.arange(150), y].log().numpy()
+    for key, column in (("control/kl", kl), ("control/nll", nll)):
+        found = bootstrap((column,), np.mean, n_resamples=4000, method="percentile", rng=1)
+        ends = got[f"{key}/low"], got[f"{key}/high"]
+        assert ends == pytest.approx(found.confidence_interval, rel=0.05), key
+    for key in ("nll", "ece", "teacher/nll", "teacher/ece", "control/ece"):
+        assert 0 <= got[f"{key}/low"] < got[key] < got[f"{key}/high"], key
+
+
+def test_the_interval_of_the_calibration_error_is_the_basic_bootstrap():
+    g = torch.Generator().manual_seed(0)
+    confidence = 0.5 + 0.5 * torch.rand(300, generator=g)
+    right = torch.rand(300, generator=g) < confidence - 0.1
+
+    def ece(c, r):
+        return reliability(torch.from_numpy(c), torch.from_numpy(r) > 0).ece
+
+    found = calibration_error(confidence, right)
+    assert found.value == pytest.approx(reliability(confidence, right).ece)
+    data = confidence.double().numpy(), right.numpy()
+    theirs = bootstrap(
+        data, ece, n_resamples=1000, method="basic", paired=True, vectorized=False, rng=1
+    )
+    assert found[1:] == pytest.approx(theirs.confidence_interval, abs=0.008)
+
+
+def test_the_interval_of_the_calibration_error_holds_the_truth():
+    """Of networks 5 points too sure, which the percentile interval misses more often than not."""
+    g = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(60):
+        confidence = 0.3 + 0.7 * torch.rand(400, generator=g)
+        right = torch.rand(400, generator=g) < confidence - 0.05
+        found = calibration_error(confidence, right, resamples=200)
+        held += found.low <= 0.05 <= found.high
+    assert held >= 48
+
+
 def test_cka_is_that_of_the_features_stage_by_stage():
     labels, teacher, student, _ = pair(n=60)
     stages = (torch.randn(60, 3, 4, 4), torch.randn(60, 5, 6))
@@ -219,6 +263,12 @@ def test_features_are_kept_of_examples_drawn_from_all_and_large_maps_are_average
 Z = torch.randn(6, 3)
 BAD = {
     "classes": (Z, Z[:, :2], {}, r"student gives logits .6, 2., the teacher .6, 3.: both need"),
+    "of the control": (Z, Z, {"control": Z[:, :2]}, r"control gives logits .6, 2., the teacher"),
+    "class numbers": (Z.argmax(1), Z, {}, r"the teacher gives a tensor .6,.: logits .batch, cl"),
+    "a map": (Z, {"8": Z[:, :, None]}, {}, r"the student 8 gives a tensor .6, 3, 1.: logits"),
+    "rows": (Z, Z[:5], {}, "the student gives 5 rows of logits for 6 labels"),
+    "rows of the teacher": (Z[:5], Z[:5], {}, "the teacher gives 5 rows of logits for 6 labels"),
+    "features": (Exit(Z, (Z[:5],)), Z, {}, "the teacher gives 5 rows of features for 6"),
     "probabilities": (Z.softmax(1), Z, {}, "the teacher gives probabilities"),
     "of the student": (Z, {"8": Z.softmax(1)}, {}, "the student 8 gives probabilities"),
     "not finite": (Z, Z / 0, {}, "the student gives logits that are not finite"),
@@ -238,10 +288,69 @@ def test_what_cannot_be_compared_is_refused(name):
 def test_other_labels_no_data_and_two_teachers_are_refused():
     with pytest.raises(ValueError, match="labels run from 0 to 3, out of range"):
         fidelity_of(Z, Z, torch.arange(6) % 4)
-    with pytest.raises(ValueError, match="nothing to compare"):
-        fidelity(lambda x: x, lambda x: x, [])
+    for batches in ([], [Batch(Z[:0], torch.arange(0))]):
+        with pytest.raises(ValueError, match="nothing to compare: the data gave no batch"):
+            fidelity(lambda x: x, lambda x: x, batches)
     with pytest.raises(ValueError, match=r"2 teachers \(8, 20\): compare with one"):
         fidelity(lambda x: {"8": x, "20": x}, lambda x: x, [Batch(Z, torch.arange(6) % 3)])
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            lambda x: x.numpy(),
+            "the student gives a ndarray: logits, a tensor .batch, classes., are",
+        ),
+        (lambda x: (x, x), "the student gives a tuple: logits"),
+        (lambda x: {"a": None}, "the student a gives a NoneType: logits"),
+    ],
+)
+def test_answers_of_other_kinds_are_refused(answer, message):
+    with pytest.raises(ValueError, match=message):
+        fidelity(lambda x: x, answer, [Batch(Z, torch.arange(6) % 3)])
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((Z, np.arange(6)), "pair of images and a tensor of labels, not images and a ndarray"),
+        ((Z, Z, Z), "a batch is a pair of images and a tensor of labels, not a tuple"),
+        (3, "a batch is a pair of images and a tensor of labels, not a int"),
+        ((Z, torch.ones(6, 1)), r"labels are \(6, 1\) torch.float32: class numbers \(batch,\) are"),
+        ((Z, torch.ones(6)), r"labels are \(6,\) torch.float32: class numbers"),
+        ((Z, torch.full((6,), -2)), "labels run from -2 to -2, out of range for the teacher's 3"),
+    ],
+)
+def test_batches_of_other_kinds_are_refused(batch, message):
+    with pytest.raises(ValueError, match=message):
+        fidelity(lambda x: x, lambda x: x, iter([batch]))
+
+
+def test_an_empty_batch_changes_nothing_and_names_must_stay():
+    labels = torch.arange(6) % 3
+    empty = Batch(Z[:0], labels[:0])
+    whole = fidelity(lambda x: x, lambda x: -x, [Batch(Z, labels)])
+    assert fidelity(lambda x: x, lambda x: -x, [empty, Batch(Z, labels), empty]) == whole
+    names = iter("ab")
+    with pytest.raises(
+        ValueError, match="teacher, student a for the first .* student b for batch 2"
+    ):
+        fidelity(lambda x: x, lambda x: {next(names): x}, 2 * [Batch(Z, labels)])
+
+
+def test_one_image_at_a_time_may_look_like_probabilities_by_chance():
+    z = torch.tensor([[0.25, 0.75], [3.0, -1.0], [0.5, 0.5]])
+    labels = torch.tensor([1, 0, 0])
+    alone = fidelity(
+        lambda x: x, lambda x: x, [Batch(z[i : i + 1], labels[i : i + 1]) for i in range(3)]
+    )
+    assert alone == fidelity(lambda x: x, lambda x: x, [Batch(z, labels)])
+    seen = []
+    batches = [Batch(z[:1], labels[:1])] * 100
+    with pytest.raises(ValueError, match="the teacher gives probabilities"):
+        fidelity(lambda x: (seen.append(1), x)[1], lambda x: 8 * x, batches)
+    assert len(seen) < 20  # not at the end of all data
 
 
 def test_what_has_no_meaning_is_left_out():

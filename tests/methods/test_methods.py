@@ -311,3 +311,30 @@ def test_private_norms_train_and_nothing_else_changes(batch):
 def test_private_norms_need_some():
     with pytest.raises(ValueError, match="no norms of their own"):
         PrivateNorms(build("resnet20", ["8"], norms="shared"))
+
+
+def test_probabilities_of_a_teacher_are_found_out_and_said(batch):
+    student, z = nested(()), 3 * torch.randn(6, 5)
+    features = (torch.randn(6, 8, 4, 4),)
+    expected = Distill(student, lambda x: Exit(z.log_softmax(1), features), ce=0.0)
+    taught = Distill(student, lambda x: Exit(z.softmax(1).half(), features), ce=0.0)
+    for _ in range(2):  # whenever it gives them, not in the first step alone
+        with pytest.warns(
+            UserWarning, match="the teacher gives probabilities .* logarithm is taken"
+        ):
+            loss = taught.training_step(batch).loss
+        assert_close(loss, expected.training_step(batch).loss, rtol=1e-2, atol=1e-3)
+
+
+def test_logits_that_look_like_probabilities_later_are_left_alone(batch):
+    student, p = nested(()), (3 * torch.randn(6, 5)).softmax(1)
+    given = iter([torch.randn(6, 5), p])
+    taught = Distill(student, lambda x: Exit(next(given)), ce=0.0)
+    losses = [taught.training_step(batch).loss for _ in range(2)]
+    same = Distill(student, lambda x: Exit(p - 5), ce=0.0)  # softmax does not see a shift
+    assert_close(losses[1], same.training_step(batch).loss)
+
+
+def test_a_module_that_is_not_frozen_is_no_teacher(batch):
+    with pytest.raises(ValueError, match=r"gives a Tensor, not an Exit: Frozen.module. makes a"):
+        Distill(nested(()), nested(())).training_step(batch)

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -294,6 +295,13 @@ def test_published_weights_by_name(images, monkeypatch):
         (["{tmp}"], {}, "holds no net.safetensors: it is no finished run"),
         (["{plain}"], {}, "holds weights only: say which network they are of, NETWORK=FILE, such"),
         (["{tmp}/w.pth"], {}, "w.pth holds weights only: say which network they are of, NETWORK="),
+        (
+            ["{tmp}/model.pt"],
+            {},
+            "is a pickled module .* never done: where the model was made, save",
+        ),
+        (["resnet18={tmp}/model.pt"], {}, "is a pickled module or holds other things than weights"),
+        (["resnet18={tmp}/epoch.pt"], {}, "is no state dict: save `model.state_dict"),
         (["resnet20"], {}, "torchvision publishes no weights for resnet20"),
         (
             ["{net}", "{other}"],
@@ -315,10 +323,26 @@ def test_what_cannot_be_opened(tmp_path, names, options, message):
     (tmp_path / "empty").mkdir()
     save_file({"w": torch.ones(1)}, tmp_path / "plain.safetensors")
     torch.save({"w": torch.ones(1)}, tmp_path / "empty" / "w.pth")
+    torch.save(net.module, tmp_path / "empty" / "model.pt")
+    torch.save({"epoch": 3, "model": {"w": torch.ones(1)}}, tmp_path / "empty" / "epoch.pt")
     places = {n: tmp_path / f"{n}.safetensors" for n in ("net", "other", "fresh", "plain")}
     places["tmp"] = tmp_path / "empty"
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         open_teacher([name.format(**places) for name in names], **options)
+
+
+def test_a_pickled_teacher_runs_no_code(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"w": Bomb()}, tmp_path / "w.pth")
+    for name in ("", "resnet18="):
+        with pytest.raises(ValueError, match="could run any code, so it is never done") as said:
+            open_teacher([f"{name}{tmp_path / 'w.pth'}"])
+        assert "\n" not in str(said.value)
+        assert "weights_only" not in str(said.value)  # torch's own advice is to unpickle it
+    assert not (tmp_path / "ran").exists()
 
 
 # For some data

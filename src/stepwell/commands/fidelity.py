@@ -116,7 +116,7 @@ def open_pair(
     _check_line(run, net, depths, opened, interpolate)
     controls: dict[str, OpenTeacher] = {}
     if control is not None:
-        controls = _open_controls(run, depths, control, {own, *(s.weights for s in opened.sources)})
+        controls = _open_controls(run, depths, control, own, opened.sources)
     return Pair(run, net, config, own, depths, opened, controls)
 
 
@@ -264,22 +264,30 @@ def _named(opened: OpenTeacher) -> str:
 
 
 def _open_controls(
-    run: Path, depths: tuple[str, ...], name: str, others: set[str]
+    run: Path, depths: tuple[str, ...], name: str, own: str, taught_by: Sequence[Source]
 ) -> dict[str, OpenTeacher]:
     """A control for each of the student's depths: the one of its name; of a lone student, else any.
 
     Args:
-        others: hashes of the weights of student and teacher.
+        own: hash of the student's weights; taught_by: its teacher, or the members of an ensemble.
 
     Raises:
-        ValueError: the control is one of these, or has not the student's depths.
+        ValueError: the control is student or teacher itself, has the same teacher, or has not the
+            student's depths.
     """
     opened = open_teacher([name])
     (source,) = opened.sources
-    if source.weights in others:
+    if source.weights in {own, *(other.weights for other in taught_by)}:
         raise ValueError(
             f"--control {name} is the network {run} itself, or its teacher: name a student of another "
             "teacher"
+        )
+    # all weights that the control's run was given: its teachers', or those that it began with
+    given = config_of(source.file).get("teacher") if source.file else None
+    if same := [other.name for other in taught_by if other.weights in (given or "")]:
+        raise ValueError(
+            f"--control {name} was taught by {', '.join(same)}, too, or began with its weights, so it "
+            "is no control: name a student of another teacher"
         )
     if set(depths) <= set(source.depths):
         return {depth: open_teacher([f"{name}@{depth}"]) for depth in depths}

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from stepwell.evaluation.calibration import reliability
+from stepwell.evaluation.calibration import calibration_error
 from stepwell.evaluation.cka import Kernel, align, gram
 from stepwell.evaluation.intervals import LEVEL, RESAMPLES, Interval, means, share
 from stepwell.evaluation.side_by_side import Answer, Network, Observed, Seen, observe
@@ -59,7 +59,8 @@ def fidelity(
           wrong; the latter counts the teacher's very mistakes.
         - "errors_shared" (W): of the student's mistakes, the share that are the teacher's very ones.
         - "kl" (B): mean KL(teacher || student), in nats.
-        - "accuracy" (W), "nll", "ece" (of `BINS` bins), and the teacher's: "teacher/accuracy", ...
+        - "accuracy" (W), "nll" (B), "ece" (of `BINS` bins; B, basic), and the teacher's:
+          "teacher/accuracy", ...
         - "gain" (B): accuracy of the student less the teacher's.
         - "cka/STAGE" (J): debiased linear CKA of the stage; ".../linear" and ".../rbf": the plain
           forms. On at most `CKA_EXAMPLES` examples, drawn from all with `seed`.
@@ -171,8 +172,15 @@ class _Measures:
             return {}
         right = network.top == labels
         numbers = _flat(f"{prefix}accuracy", share(right[known], self.level))
-        numbers[f"{prefix}nll"] = network.nll[known].mean().item()
-        numbers[f"{prefix}ece"] = reliability(network.confidence[known], right[known]).ece
+        numbers |= self._means(prefix, {"nll": network.nll[known]})
+        error = calibration_error(
+            network.confidence[known],
+            right[known],
+            level=self.level,
+            resamples=self.resamples,
+            seed=self.seed,
+        )
+        numbers |= _flat(f"{prefix}ece", error)
         for i, name in enumerate(self.classes):
             if (member := labels == i).any():
                 key = f"{prefix}class/{name}/accuracy"
@@ -191,7 +199,7 @@ class _Measures:
         if control is not None:
             own = f"{prefix}control/"
             numbers |= self.alone(own, control) | self._shares(own, control)
-            numbers[f"{own}kl"] = control.kl.mean().item()
+            numbers |= self._means(own, {"kl": control.kl})
             numbers |= self._cka(own, control, plain=False)
             same = [(n.top == seen.teacher.top).double() for n in (student, control)]
             difference = same[0] - same[1]

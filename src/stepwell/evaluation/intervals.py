@@ -9,6 +9,8 @@ from torch import Tensor
 
 LEVEL = 0.95
 RESAMPLES = 1000
+#: Resamples that are drawn at a time, which bounds the memory that this takes.
+CHUNK = 64
 
 
 class Interval(NamedTuple):
@@ -66,17 +68,43 @@ def means(
         values: a row an example; n > 0.
         resamples: how often n rows are drawn.
     """
-    quantile(level)
+    drawn = resampled(values, resamples=resamples, seed=seed)
+    low, high = drawn.quantile(ends(level), dim=0)
+    columns = zip(values.double().mean(0).tolist(), low.tolist(), high.tolist(), strict=True)
+    return [Interval(*column) for column in columns]
+
+
+def resampled(
+    values: Float[Tensor, "n columns"], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Float[Tensor, "resamples columns"]:
+    """The means of every column in resamples of n rows, drawn as `means` draws them.
+
+    Raises:
+        ValueError: no rows, or fewer than two resamples.
+    """
     if not len(values):
         raise ValueError("a mean of no examples")
     if resamples < 2:
         raise ValueError(f"a bootstrap needs at least 2 resamples, not {resamples}")
     generator = torch.Generator().manual_seed(seed)
     values, n = values.double(), len(values)
-    drawn = torch.stack(
-        [values[torch.randint(n, (n,), generator=generator)].mean(0) for _ in range(resamples)]
-    )
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = drawn.quantile(ends, dim=0)
-    columns = zip(values.mean(0).tolist(), low.tolist(), high.tolist(), strict=True)
-    return [Interval(*column) for column in columns]
+    found = []
+    for start in range(0, resamples, CHUNK):
+        # how often each row is drawn: a product with these is much quicker than gathering rows
+        drawn = [
+            torch.randint(n, (n,), generator=generator)
+            for _ in range(min(CHUNK, resamples - start))
+        ]
+        often = torch.stack([torch.bincount(rows, minlength=n) for rows in drawn])
+        found.append(often.double() @ values / n)
+    return torch.cat(found)
+
+
+def ends(level: float) -> Float[Tensor, "2"]:
+    """The quantiles at the ends of an interval of this level: 0.025 and 0.975 at 0.95.
+
+    Raises:
+        ValueError: as for `quantile`.
+    """
+    quantile(level)
+    return torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)

@@ -1,14 +1,14 @@
 """Teacher, students and controls on the same inputs, once, kept as a few numbers an example."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from stepwell.types import Batch, Exit, Logits
+from stepwell.types import Batch, Exit, Logits, are_probabilities
 
 Answer = Tensor | Exit
 #: Images (batch, ...) to logits or an exit, or to several of them by name.
@@ -16,6 +16,8 @@ Network = Callable[[Tensor], Answer | Mapping[str, Answer]]
 
 #: Examples whose features are kept for CKA.
 CKA_EXAMPLES = 1000
+#: So many examples do not look like probabilities by chance.
+CERTAIN = 16
 #: A stage with more values an example is averaged over windows of its positions, down to so many.
 FEATURE_VALUES = 2**14
 
@@ -70,40 +72,33 @@ def observe(
     labels: list[Tensor] = []
     sample = _Sample(CKA_EXAMPLES, seed)
     classes = 0
-    for images, target in batches:
-        target = _one_class(target)
-        labels.append(target.cpu())
-        taken = sample.draw(len(target))
-        ((_, taught),) = _named(teacher(images), "teacher").items()
-        classes = taught.logits.shape[1]
-        _check_labels(target, classes)
-        answers = {("teacher", ""): taught}
+    for batch in batches:
+        images, target = _pair(batch)
+        answers = _named(teacher(images), "teacher", len(target))
+        classes = answers["teacher", ""].logits.shape[1]
+        target = _one_class(target, classes)
         for who, network in (("student", student), ("control", control)):
             if network is not None:
-                found = _named(network(images), who)
-                answers |= {(who, name): exit for name, exit in found.items()}
-        for (who, name), exit in answers.items():
-            if exit.logits.shape != taught.logits.shape:
-                raise ValueError(
-                    f"the {who} gives logits {tuple(exit.logits.shape)}, the teacher "
-                    f"{tuple(taught.logits.shape)}: both need the same classes, in the same order"
-                )
-            record = records.setdefault((who, name), _Record(f"{who} {name}".strip()))
-            record.add(exit, taught.logits, target, taken)
-    if not labels:
-        raise ValueError("nothing to compare: the data gave no batch")
+                answers |= _named(network(images), who, len(target), classes)
+        if not records:
+            _check_names(answers)
+            records = {(who, name): _Record(f"{who} {name}".strip()) for who, name in answers}
+        if records.keys() != answers.keys():
+            raise ValueError(
+                f"the networks gave {_listed(records)} for the first batch and {_listed(answers)} for "
+                f"batch {len(labels) + 1}: names must stay the same"
+            )
+        labels.append(target.cpu())
+        taken = sample.draw(len(target))
+        for key, exit in answers.items():
+            records[key].add(exit, answers["teacher", ""].logits, target, taken)
+    if not sample.passed:
+        raise ValueError("nothing to compare: the data gave no batch, or only empty ones")
     seen = {key: record.seen(min(sample.passed, sample.size)) for key, record in records.items()}
     students = {name: found for (who, name), found in seen.items() if who == "student"}
     controls = {name: found for (who, name), found in seen.items() if who == "control"}
     if controls.keys() == {""}:
         controls = dict.fromkeys(students, controls[""])
-    if controls and controls.keys() != students.keys():
-        raise ValueError(
-            f"the control has {', '.join(controls)}, the student {', '.join(students)}: give one "
-            "control, or one for each of the student's names"
-        )
-    if "teacher" in students:
-        raise ValueError("a student cannot be named 'teacher', which begins the teacher's numbers")
     return Observed(torch.cat(labels), classes, seen["teacher", ""], students, controls)
 
 
@@ -113,28 +108,111 @@ def predictive_kl(teacher: Logits, student: Logits) -> Float[Tensor, "batch"]:
     return (log_p.exp() * (log_p - log_q)).sum(1).clamp_min(0)
 
 
-def _named(output: Answer | Mapping[str, Answer], who: str) -> dict[str, Exit]:
-    """Answers by name; a lone one is named ""."""
-    if isinstance(output, Mapping):
-        if who == "teacher" and len(output) != 1:
-            raise ValueError(f"{len(output)} teachers ({', '.join(output)}): compare with one")
-        named: dict[str, Answer] = {"" if who == "teacher" else k: v for k, v in output.items()}
-    else:
-        named = {"": output}
-    return {k: v if isinstance(v, Exit) else Exit(v) for k, v in named.items()}
+def _pair(batch: Any) -> Batch:
+    """Images and labels.
+
+    Raises:
+        ValueError: the batch is anything else.
+    """
+    try:
+        images, labels = batch
+        if isinstance(labels, Tensor):
+            return Batch(images, labels)
+        found = f"images and {_kind(labels)}"
+    except (TypeError, ValueError):
+        found = _kind(batch)
+    raise ValueError(f"a batch is a pair of images and a tensor of labels, not {found}")
 
 
-def _one_class(labels: Tensor) -> Tensor:
-    """Labels (batch,); a mixed image, whose shares of the classes are given, has none: -1."""
-    return labels if labels.ndim == 1 else labels.new_full((len(labels),), -1, dtype=torch.long)
+def _named(
+    output: Any, who: str, count: int, classes: int | None = None
+) -> dict[tuple[str, str], Exit]:
+    """What a network gave for `count` images, by who gave it and by name; a lone answer is named "".
+
+    Args:
+        classes: of the teacher, which the others need, too; none of the teacher itself.
+
+    Raises:
+        ValueError: it is no logits (count, classes).
+    """
+    answers = dict(output) if isinstance(output, Mapping) else {"": output}
+    if who == "teacher" and len(answers) != 1:
+        raise ValueError(
+            f"{len(answers)} teachers ({', '.join(map(str, answers))}): compare with one"
+        )
+    named = {}
+    for name, answer in answers.items():
+        label = f"the {who} {'' if who == 'teacher' else name}".strip()
+        exit = answer if isinstance(answer, Exit) else Exit(answer)
+        if not isinstance(exit.logits, Tensor):
+            raise ValueError(
+                f"{label} gives {_kind(exit.logits)}: logits, a tensor (batch, classes), are expected, "
+                "an Exit, or several of these by name"
+            )
+        shape = tuple(exit.logits.shape)
+        if len(shape) != 2:
+            raise ValueError(
+                f"{label} gives a tensor {shape}: logits (batch, classes) are expected"
+            )
+        if shape[0] != count:
+            raise ValueError(f"{label} gives {shape[0]} rows of logits for {count} labels")
+        if classes is not None and shape[1] != classes:
+            raise ValueError(
+                f"{label} gives logits {shape}, the teacher {(count, classes)}: both need the same "
+                "classes, in the same order"
+            )
+        for feature in exit.features:
+            if len(feature) != count:
+                raise ValueError(
+                    f"{label} gives {len(feature)} rows of features for {count} labels"
+                )
+        named[who, "" if who == "teacher" else name] = exit
+    return named
 
 
-def _check_labels(labels: Tensor, classes: int) -> None:
+def _check_names(answers: Iterable[tuple[str, str]]) -> None:
+    """Refuse names that do not go together."""
+    students, controls = (
+        [name for found, name in answers if found == who] for who in ("student", "control")
+    )
+    if controls and controls != [""] and set(controls) != set(students):
+        raise ValueError(
+            f"the control has {', '.join(controls)}, the student {', '.join(students)}: give one "
+            "control, or one for each of the student's names"
+        )
+    if "teacher" in students:
+        raise ValueError("a student cannot be named 'teacher', which begins the teacher's numbers")
+
+
+def _one_class(labels: Tensor, classes: int) -> Tensor:
+    """Labels (batch,); a mixed image, whose shares of the classes are given, has none: -1.
+
+    Raises:
+        ValueError: they are neither, or out of range.
+    """
+    if labels.ndim == 2 and labels.shape[1] == classes:
+        return labels.new_full((len(labels),), -1, dtype=torch.long)
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(
+            f"labels are {tuple(labels.shape)} {labels.dtype}: class numbers (batch,) are expected, "
+            f"or of mixed images shares (batch, {classes})"
+        )
+    if not len(labels):
+        return labels
     low, high = int(labels.min()), int(labels.max())
     if low < -1 or high >= classes:
         raise ValueError(
             f"labels run from {low} to {high}, out of range for the teacher's {classes} classes"
         )
+    return labels
+
+
+def _listed(names: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(" ".join(name).strip() for name in names)
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"
 
 
 class _Sample:
@@ -158,6 +236,7 @@ class _Record:
 
     def __init__(self, who: str) -> None:
         self.who = who
+        self.like_probabilities = 0  # examples; -1 once one was not
         self.columns: list[tuple[Tensor, ...]] = []
         self.stages: list[Tensor] = []
 
@@ -178,6 +257,7 @@ class _Record:
             self.stages[i][places] = kept
 
     def seen(self, kept: int) -> Seen:
+        self._check_all()
         columns = (torch.cat(parts) for parts in zip(*self.columns, strict=True))
         top, confidence, nll, kl = columns
         return Seen(top, confidence, nll, kl, tuple(stage[:kept] for stage in self.stages))
@@ -185,8 +265,16 @@ class _Record:
     def _check(self, logits: Tensor) -> None:
         if not logits.isfinite().all():
             raise ValueError(f"the {self.who} gives logits that are not finite")
-        ones = (logits.sum(1) - 1).abs().max() < 1e-3
-        if logits.shape[1] > 1 and (logits >= 0).all() and ones:
+        if logits.shape[1] == 1 or not are_probabilities(logits):
+            self.like_probabilities = -1
+        elif self.like_probabilities >= 0:
+            self.like_probabilities += len(logits)
+        if self.like_probabilities >= CERTAIN:
+            self._check_all()
+
+    def _check_all(self) -> None:
+        """Refuse probabilities, which a few examples alone may look like."""
+        if self.like_probabilities > 0:
             raise ValueError(
                 f"the {self.who} gives probabilities (no number is negative, and each row's sum is 1) "
                 "where logits are expected: leave its softmax out, or take the logarithm"

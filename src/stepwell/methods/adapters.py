@@ -99,6 +99,10 @@ class OfProbabilities(_Adapted):
 
     def forward(self, images: Tensor) -> Exit:
         """The exit with log p; a probability of 0 counts as the smallest positive number."""
-        exit = self.teacher(images)
-        p = exit.logits.float()
-        return Exit(p.clamp_min(torch.finfo(p.dtype).tiny).log(), exit.features)
+        return of_probabilities(self.teacher(images))
+
+
+def of_probabilities(exit: Exit) -> Exit:
+    """An exit whose `logits` are probabilities, with their logarithm in their place."""
+    p = exit.logits.float()
+    return Exit(p.clamp_min(torch.finfo(p.dtype).tiny).log(), exit.features)

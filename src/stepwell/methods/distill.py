@@ -1,15 +1,17 @@
 """Knowledge distillation from a separate teacher (Hinton et al. 2015), and from its stages."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stepwell.losses import ATTENTION, label_cross_entropy, soft_target_kl
 from stepwell.losses.attention import Attention
+from stepwell.methods.adapters import of_probabilities
 from stepwell.methods.objective import Objective, Teacher, exit_of
 from stepwell.methods.stages import Hints, check_resolution, pair_stages
-from stepwell.types import Batch, Step
+from stepwell.types import Batch, Exit, Step, are_probabilities
 
 
 class Distill(Objective):
@@ -19,7 +21,8 @@ class Distill(Objective):
 
     Args:
         student: the network to train; gives logits or an `Exit`. A nested net trains its full depth.
-        teacher: a callable `images -> Exit` without gradients, such as `Frozen(net)`.
+        teacher: a callable `images -> Exit` without gradients, such as `Frozen(net)`. Where its first
+            answers are probabilities, a warning says so, and their logarithm is taken.
         temperature: T, the softening of both sides.
         ce: a, the weight of the labels.
         kl: b, the weight of the teacher's soft targets.
@@ -34,7 +37,7 @@ class Distill(Objective):
 
     Raises:
         ValueError: no term has a weight; stages that are not there or do not fit; no `input_shape` for
-            attention or hints.
+            attention or hints; in a step, the teacher gives no `Exit`.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Distill(Objective):
             )
         self.student = student
         self.teacher = teacher
+        self._gives_logits = False  # until it has been seen to
         self.temperature = temperature
         self.ce = ce
         self.kl = kl
@@ -84,7 +88,7 @@ class Distill(Objective):
             logs["ce"] = label_cross_entropy(exit.logits, labels)
             loss.append(self.ce * logs["ce"])
         if self.kl or self.attention or self.hint:
-            target = self.teacher(images)
+            target = self._target(images)
         if self.kl:
             logs["kl"] = soft_target_kl(exit.logits, target.logits, self.temperature)
             loss.append(self.kl * logs["kl"])
@@ -99,3 +103,23 @@ class Distill(Objective):
             logs["hint"] = self.hints(exit.features, target.features)
             loss.append(self.hint * logs["hint"])
         return Step(torch.stack(loss).sum(), logs)
+
+    def _target(self, images: Tensor) -> Exit:
+        """The teacher's exit; of one that gives probabilities, with their logarithm."""
+        target = self.teacher(images)
+        if not isinstance(target, Exit):
+            raise ValueError(
+                f"the teacher gives a {type(target).__name__}, not an Exit: Frozen(module) makes a "
+                "teacher of a module"
+            )
+        if self._gives_logits:
+            return target
+        if not are_probabilities(target.logits):
+            self._gives_logits = True
+            return target
+        warnings.warn(
+            "the teacher gives probabilities (no number is negative, and each row's sum is 1), not "
+            "logits: their logarithm is taken",
+            stacklevel=2,
+        )
+        return of_probabilities(target)

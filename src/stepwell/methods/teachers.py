@@ -22,9 +22,7 @@ from stepwell.nets.file import digest, fingerprint, holds_weights_alone, load, l
 from stepwell.nets.onnx_file import OnnxNet, onnx_fingerprint
 from stepwell.nets.pretrained import start_pretrained
 from stepwell.nets.timm_models import PREFIX
-
-#: Rows that sum to 1 within this are probabilities; half-precision ones do.
-SUM = 1e-2
+from stepwell.types import are_probabilities
 
 
 class Source(NamedTuple):
@@ -324,7 +322,7 @@ def _ready(
             f"({_some(classes)}) is taken on trust",
             stacklevel=4,
         )
-    if bool((output >= 0).all()) and bool(((output.sum(1) - 1).abs() < SUM).all()):
+    if are_probabilities(output):
         warnings.warn(
             f"{name} gives probabilities, not logits: their logarithm is taken", stacklevel=4
         )

@@ -120,9 +120,13 @@ def fingerprint(path: Path) -> str:
 
 
 def holds_weights_alone(path: Path) -> bool:
-    """Whether a file is one of weights that does not say of which network; no damaged file is."""
+    """Whether a file is one of weights that does not say of which network; no damaged file is.
+
+    Raises:
+        ValueError: it is a pickle of anything but weights.
+    """
     if _is_pickle(path):
-        return True
+        return bool(_read_torch(path))
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return "stepwell" not in (file.metadata() or {})
@@ -362,11 +366,20 @@ def read_checked(
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `torch.save`d state dict; nothing else is ever unpickled.
+
+    Raises:
+        ValueError: it holds a module, or anything else that takes code to read, or is damaged.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds here
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} holds more than weights, or is damaged: {reason}") from error
+        # not torch's own words, which advise to unpickle it
+        raise ValueError(
+            f"{path} is a pickled module or holds other things than weights (or is damaged), and to "
+            "read that could run any code, so it is never done: where the model was made, save its "
+            "weights, torch.save(model.state_dict(), FILE), or export it to ONNX"
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} is no state dict: save `model.state_dict()` and try again")
     return dict(state)
