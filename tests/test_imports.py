@@ -12,12 +12,13 @@ from stepwell.claims import CLAIMS
 from stepwell.claims.sources import PACKAGE, imported_modules
 from stepwell.recipes import RECIPES, load_object
 
-BASE = {"types", "files", "device", "ranges"}
+BASE = {"types", "files", "device", "modes", "ranges"}
 MAY_IMPORT = {
     "types": set(),
     "files": set(),
     "device": set(),
     "ranges": set(),
+    "modes": set(),
     "catalog": set(),
     "console": set(),
     "losses": BASE,

@@ -1,7 +1,6 @@
 """Multiply-accumulates, counted by torch."""
 
-import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,18 +8,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-
-@contextlib.contextmanager
-def in_eval_mode(modules: Collection[nn.Module]) -> Iterator[None]:
-    """Eval mode for `modules`; afterwards each module inside them has its own mode again."""
-    modes = [(inner, inner.training) for module in modules for inner in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:  # parents first: each sets its children's, too
-            module.train(training)
+from stepwell.modes import in_eval_mode
 
 
 def count_macs(module: nn.Module, x: Tensor) -> int:
@@ -55,7 +43,7 @@ def count_macs_of_steps(steps: Sequence[nn.Module], x: Tensor) -> list[int]:
     totals = []
     try:
         with (
-            in_eval_mode(steps),
+            in_eval_mode(*steps),
             torch.enable_grad(),
             sdpa_kernel(SDPBackend.MATH),
             FlopCounterMode(display=False) as counter,

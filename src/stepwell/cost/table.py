@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepwell.cost.flops import count_macs, in_eval_mode
+from stepwell.cost.flops import count_macs
 from stepwell.cost.latency import measure_latencies, synchronised
 from stepwell.cost.memory import peak_bytes
+from stepwell.modes import in_eval_mode
 
 #: Turns in which networks are timed side by side.
 ROUNDS = 5
@@ -30,7 +31,7 @@ def costs_of(
 ) -> dict[str, dict[str, Any]]:
     """What each of several networks costs, as for `cost_of`, timed in turns for `seconds` each."""
     batch = len(x)
-    with in_eval_mode(modules.values()):
+    with in_eval_mode(*modules.values()):
         macs = {name: count_macs(module, x) for name, module in modules.items()}
         with torch.inference_mode():
             peak = {name: peak_bytes(partial(m, x)) for name, m in modules.items()}

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from stepwell.methods.objective import Objective
+from stepwell.modes import in_eval_mode
 from stepwell.types import Batch, Step
 
 
@@ -45,15 +46,13 @@ class FlowMatching(Objective):
         """
         device = next(self.net.parameters()).device
         generator = torch.Generator().manual_seed(seed)
-        was_training = self.net.training
-        self.net.eval()
         images = []
-        for start in range(0, count, batch_size):
-            n = min(batch_size, count - start)
-            x = torch.randn(n, 3, size, size, generator=generator).to(device)
-            for step in range(steps):
-                time = torch.full((n,), step / steps, device=device)
-                x = x + self.net(x, time) / steps
-            images.append(x.cpu())
-        self.net.train(was_training)
+        with in_eval_mode(self.net):
+            for start in range(0, count, batch_size):
+                n = min(batch_size, count - start)
+                x = torch.randn(n, 3, size, size, generator=generator).to(device)
+                for step in range(steps):
+                    time = torch.full((n,), step / steps, device=device)
+                    x = x + self.net(x, time) / steps
+                images.append(x.cpu())
         return torch.cat(images)

@@ -9,6 +9,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from stepwell.losses import feature_mse
 from stepwell.methods.objective import Teacher, exit_of, stages_of
+from stepwell.modes import in_eval_mode
 
 
 class Pair(NamedTuple):
@@ -55,11 +56,9 @@ def pair_stages(
         names = [f"{a}={b}" for a, b in zip(ours, theirs, strict=True)]
     like = next(student.parameters())
     image = like.new_zeros(1, *input_shape)
-    mode = student.training
-    with torch.no_grad():
-        our_features = exit_of(student.eval(), image).features
+    with in_eval_mode(student), torch.no_grad():
+        our_features = exit_of(student, image).features
         their_features = teacher(image).features
-    student.train(mode)
     for who, stages, found in (
         ("student", ours, our_features),
         ("teacher", theirs, their_features),

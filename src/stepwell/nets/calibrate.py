@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from stepwell.modes import in_eval_mode
 from stepwell.nets.nested import NestedNet
 from stepwell.types import Batch
 
@@ -74,20 +75,19 @@ def estimate(
         ValueError: there is no batch.
     """
     device = next(net.parameters()).device
-    was_training, momenta = net.training, [n.momentum for n in norms]
+    momenta = [n.momentum for n in norms]
     count = 0
-    net.eval()
     try:
-        for count, (images, _) in enumerate(batches, start=1):
-            if count == 1:
-                for norm in norms:
-                    norm.reset_running_stats()
-                    norm.momentum = None  # a plain average over all batches
-                    norm.train()
-            run(images.to(device))
+        with in_eval_mode(net):
+            for count, (images, _) in enumerate(batches, start=1):
+                if count == 1:
+                    for norm in norms:
+                        norm.reset_running_stats()
+                        norm.momentum = None  # a plain average over all batches
+                        norm.train()
+                run(images.to(device))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        net.train(was_training)
     if not count:
         raise ValueError("norm statistics need at least one batch of images")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from stepwell.modes import in_eval_mode
 from stepwell.nets.nested import NestedNet, NormSharing
 from stepwell.nets.reading import read
 
@@ -44,15 +45,8 @@ def nest(
     """
     _check_tied(module)
     net = NestedNet(module, read(module, stages), depths, full, norms=norms)
-    modes = {m: m.training for m in module.modules()}
-    net.eval()
-    try:
-        with torch.no_grad():
-            _check(net, _input_for(net, input_size))
-    finally:
-        net.train(modes[module])
-        for child, mode in modes.items():
-            child.training = mode
+    with in_eval_mode(net), torch.no_grad():
+        _check(net, _input_for(net, input_size))
     return net
 
 

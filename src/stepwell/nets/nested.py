@@ -229,6 +229,13 @@ class NestedNet(nn.Module):
                 step.train(mode)
         return self
 
+    def hidden_modules(self) -> Iterator[nn.Module]:
+        """The modules that only sub-nets have, and that are not registered; others among them."""
+        for depth, net in self._nets.items():
+            yield from net.modules()
+            for step in self._paths[depth]:
+                yield from step.modules()
+
     # Changing it
 
     def add_depth(self, name: str, blocks: Sequence[int]) -> None:

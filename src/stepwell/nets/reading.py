@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from stepwell.modes import keeping_modes
 from stepwell.nets.plan import Calls, Holder, Plan, join
 
 _SLICE = re.compile(r"(?P<name>.*)\[(?P<start>\d+):(?P<stop>\d+)(:(?P<step>[1-9]\d*))?\]")
@@ -39,13 +40,9 @@ def read(module: nn.Module, stages: Sequence[str]) -> Plan:
     names = [name for stage in blocks for block in stage for name in block]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"block {twice[0]!r} is in two stages: name each stage once")
-    modes = {m: m.training for m in module.modules()}
-    try:
+    with keeping_modes(module):
         in_train = _Trace.of(module.train(), names)
         in_eval = _Trace.of(module.eval(), names)
-    finally:
-        for child, mode in modes.items():
-            child.training = mode
     sizes = [sum(len(block) for block in stage) for stage in blocks]
     gaps = tuple(
         tuple(_steps(module, a, b))

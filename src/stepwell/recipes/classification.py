@@ -21,6 +21,7 @@ from stepwell.evaluation import churn, evaluate, gather_logits
 from stepwell.evaluation.accuracy import measures
 from stepwell.files import write_whole
 from stepwell.methods import OpenTeacher
+from stepwell.modes import in_eval_mode
 from stepwell.nets import Card, NestedNet, build, builder_of
 from stepwell.nets.calibrate import calibrate
 from stepwell.nets.file import Start, fingerprint, initialise, load, save
@@ -216,7 +217,8 @@ def validator(
 
     def validate() -> dict[str, float]:
         device = next(net.parameters()).device
-        return evaluate(lambda x: net.logits_by_depth(x.to(device), depths), batches)
+        with in_eval_mode(net):
+            return evaluate(lambda x: net.logits_by_depth(x.to(device), depths), batches)
 
     return validate
 

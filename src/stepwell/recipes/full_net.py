@@ -68,7 +68,6 @@ class FullNetWatch:
         """Of the full net on the validation part; 0 where there is no such part."""
         if self._validate is None:
             return 0.0
-        self.net.eval()
         return self._validate()[f"{self.net.full}/accuracy"]
 
     def _lost(self, accuracy: float) -> bool:

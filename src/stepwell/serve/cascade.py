@@ -17,6 +17,7 @@ from stepwell.evaluation.cascade import (
     find_thresholds,
     outcome_of,
 )
+from stepwell.modes import in_eval_mode
 from stepwell.nets import NestedNet
 from stepwell.nets.budget import check_share
 from stepwell.nets.cascade import Cascade, starts_of, top_probability
@@ -58,7 +59,7 @@ def calibrate_cascade(
     """The best cascade of `net` for a goal, for `net.card.cascade`.
 
     Every choice of up to four depths is tried, each with the thresholds that serve the goal best on
-    the validation images. `net` is in eval mode afterwards.
+    the validation images.
 
     Args:
         accuracy: at least this on the validation images, at the least mean MACs; the full net's own by
@@ -80,9 +81,11 @@ def calibrate_cascade(
         raise ValueError(f"a budget of MACs must be a positive number, not {macs}")
     ready = [depth for depth, status in net.status.items() if status != "fresh"]
     net.require_ready(net.full)
-    net.eval()
     device = next(net.parameters()).device
-    logits, labels = gather_logits(lambda x: net.logits_by_depth(x.to(device), ready), validation)
+    with in_eval_mode(net):
+        logits, labels = gather_logits(
+            lambda x: net.logits_by_depth(x.to(device), ready), validation
+        )
     confidence = torch.stack([top_probability(values) for values in logits.values()])
     right = torch.stack([values.argmax(1) == labels for values in logits.values()])
     if accuracy is None and macs is None:
@@ -149,7 +152,14 @@ def measure_cascade(
         the mean time of one image at a time, beside "full_accuracy", "full_macs" and "full_ms" of the
         full net alone on the same images.
     """
-    net, depths = cascade.net.eval(), cascade.depths
+    with in_eval_mode(cascade.net):
+        return _measured(cascade, batches, seconds, most)
+
+
+def _measured(
+    cascade: Cascade, batches: Iterable[Batch], seconds: float, most: int
+) -> dict[str, Any]:
+    net, depths = cascade.net, cascade.depths
     device = next(net.parameters()).device
     answered: list[Tensor] = []
     right: dict[str, list[Tensor]] = {"": [], "full_": []}

@@ -12,6 +12,7 @@ from torch import Tensor
 from stepwell.data import normalise
 from stepwell.data.images import image_files, read_image
 from stepwell.files import write_whole
+from stepwell.modes import in_eval_mode
 from stepwell.nets import NestedNet
 from stepwell.nets.cascade import Cascade
 
@@ -63,7 +64,6 @@ def predict_files(
         net.require_ready(by)
     if not net.card.classes:
         raise ValueError("this network names no classes, so it cannot predict: set net.card")
-    net.eval()
     for start in range(0, len(files), batch_size):
         batch: list[Prediction] = []
         images = []
@@ -88,7 +88,7 @@ def predict_files(
 
 def _answers(net: NestedNet, by: str | Cascade, x: Tensor) -> tuple[Tensor, list[str]]:
     """Logits of a batch, and for each row the depth that gave them."""
-    with torch.inference_mode():
+    with in_eval_mode(net), torch.inference_mode():
         if isinstance(by, str):
             return net(x, by), [by] * len(x)
         answer = by(x)

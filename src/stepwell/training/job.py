@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stepwell.data import Batches, seed_of
 from stepwell.files import write_whole
 from stepwell.methods import MovingAverage, Objective
+from stepwell.modes import in_eval_mode
 from stepwell.training.optim import Optim
 from stepwell.training.progress import Progress
 from stepwell.training.run import Run
@@ -260,13 +261,12 @@ class Job:
         if self.averaged is not None:
             own = {k: v.clone() for k, v in self.objective.state_dict().items()}
             self.objective.load_state_dict(self.averaged.average.module.state_dict())
-        self.objective.eval()
         try:
-            yield
+            with in_eval_mode(self.objective):
+                yield
         finally:
             if own is not None:
                 self.objective.load_state_dict(own)
-            self.objective.train()
 
     def _spent(self) -> dict[str, float]:
         """Seconds of training so far by the clock and of the processor.

@@ -1,0 +1,129 @@
+"""Whoever runs a network in eval mode for a while gives each module its own mode back."""
+
+import pytest
+import torch
+from torch import nn
+
+from stepwell import calibrate
+from stepwell.cost import costs_of
+from stepwell.data import Batches, ImageSet
+from stepwell.methods import Distill, EmbeddedKD, Frozen
+from stepwell.modes import in_eval_mode, keeping_modes
+from stepwell.nets import Card, build
+from stepwell.nets.cascade import Cascade
+from stepwell.nets.nest import nest
+from stepwell.recipes.classification import Task, validator
+from stepwell.serve.cascade import calibrate_cascade, measure_cascade
+from stepwell.training import Loop, Run, fit, sgd
+
+
+@pytest.fixture
+def images():
+    pixels = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8)
+    return ImageSet(pixels, torch.arange(12) % 3, ("a", "b", "c"))
+
+
+@pytest.fixture
+def batches(images):
+    return Batches(images, 6, mean=(0.5,) * 3, std=(0.3,) * 3)
+
+
+@pytest.fixture
+def net():
+    """In train mode, but for some norms that somebody froze, one of them a sub-net's own."""
+    net = build("resnet14", ["8"], num_classes=3).train()
+    net.mark("trained")
+    net.card = Card(("a", "b", "c"), 16)
+    net.module.get_submodule("layer2.0.bn1").eval()
+    net.private_norms[0].eval()
+    return net
+
+
+def modes(net):
+    every = [*net.modules(), *net.hidden_modules()]
+    return {id(m): (type(m).__name__, m.training) for m in every}
+
+
+def calibrated(net, batches):
+    net.mark("fresh", "8")
+    calibrate(net, batches)
+
+
+def cascaded(net, batches):
+    calibrate_cascade(net, batches)
+    measure_cascade(Cascade(net, {"8": 0.5}, "14"), batches, seconds=0.01)
+
+
+def attended(net, batches):
+    Distill(net, Frozen(net), attention=1.0, input_shape=(3, 16, 16))
+
+
+USERS = {
+    "calibrate": calibrated,
+    "cascade": cascaded,
+    "attention": attended,
+    "cost": lambda net, batches: costs_of({"": net}, batches.at(0).images, seconds=0.01),
+    "validator": lambda net, batches: validator(net, Task(None, batches, batches, batches))(),
+}
+
+
+@pytest.mark.parametrize("use", USERS.values(), ids=USERS)
+def test_every_module_is_in_its_own_mode_afterwards(net, batches, use):
+    before = modes(net)
+    assert {mode for _, mode in before.values()} == {True, False}
+    use(net, batches)
+    assert modes(net) == before
+
+
+def test_nesting_leaves_the_modes_of_the_module_and_gives_them_to_sub_nets():
+    module = build("resnet14", num_classes=3).module.train()
+    module.layer2[0].bn1.eval()
+    net = nest(module, ["layer1", "layer2", "layer3"], {"8": (1, 1, 1)})
+    for part in (module, net.subnet("8")):
+        frozen = [name for name, m in part.named_modules() if not m.training]
+        assert frozen == ["layer2.0.bn1"]
+
+
+def test_validation_within_training_leaves_frozen_norms_frozen(net, batches, tmp_path):
+    """Not by the modes of the start, which the loop sets, but by those of the moment."""
+    objective, seen = EmbeddedKD(net, distill_from=0.0), []
+    inner = objective.training_step
+
+    def step(batch):
+        if objective.progress == 0:
+            net.private_norms[0].eval()
+        seen.append(net.private_norms[0].training)
+        return inner(batch)
+
+    objective.training_step = step
+    with Run.start(tmp_path / "run", "test", {}, data={}) as run:
+        fit(
+            objective, batches, sgd(0.1), run, phase="p", epochs=2, loop=Loop(device="cpu"),
+            validate=lambda: {"accuracy": float(net.private_norms[1].training)},
+        )  # fmt: skip
+        assert [line["val/accuracy"] for line in run.metrics()] == [0.0, 0.0]
+    assert seen == [False] * 4
+
+
+def test_an_error_gives_the_modes_back_and_a_class_of_its_own_mind_is_asked():
+    class Merging(nn.Module):
+        """Does something when it changes its mode, as LoRA's layers do."""
+
+        def train(self, mode=True):
+            self.merged = not mode
+            return super().train(mode)
+
+    def fail():
+        with in_eval_mode(net):
+            assert not any(m.training for m in net.modules())
+            assert net[0].merged
+            raise RuntimeError("whatever")
+
+    net = nn.Sequential(Merging(), nn.Dropout().eval())
+    with pytest.raises(RuntimeError, match="whatever"):
+        fail()
+    assert [m.training for m in net.modules()] == [True, True, False]
+    assert not net[0].merged
+    with keeping_modes(net):
+        net.train()
+    assert [m.training for m in net.modules()] == [True, True, False]
