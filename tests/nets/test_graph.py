@@ -1,5 +1,7 @@
 """Contexts and the encoder, against the formulas written as loops over padded or dense matrices."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -165,7 +167,7 @@ def test_without_context_it_is_transe():
 def test_gradients_reach_every_part_and_are_right():
     rows = random_rows(5, 30, entities=6)
     contexts = entity_contexts(Neighbours(rows, 0), np.arange(6), 3)
-    contexts = contexts._replace(own=contexts.own.double(), weight=contexts.weight.double())
+    contexts = replace(contexts, own=contexts.own.double(), weight=contexts.weight.double())
     encoder = ContextEncoder(4).double()
     tables = [torch.randn(6, 4, dtype=torch.double, requires_grad=True) for _ in range(2)]
     assert torch.autograd.gradcheck(

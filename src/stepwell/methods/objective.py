@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stepwell.nets.nested import NestedNet
-from stepwell.types import Batch, Exit, Step
+from stepwell.types import Exit, Step
 
 #: A teacher: inputs to an exit, without gradients.
 Teacher = Callable[[Tensor], Exit]
@@ -29,8 +29,8 @@ class Objective(nn.Module, ABC):
     accumulating: bool = False
 
     @abstractmethod
-    def training_step(self, batch: Batch) -> Step:
-        """The loss of one batch and its parts by name."""
+    def training_step(self, batch: Any) -> Step:
+        """The loss of one batch and its parts by name; most methods take a `Batch` of images."""
 
 
 class Frozen(nn.Module):

@@ -6,7 +6,7 @@ hub's context changes seldom. What an encoder needs of a subgraph, D^-1/2 A D^-1
 (Wu et al. 2022, section 4; sampling, and no padding, are ours).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +33,8 @@ _RELATION_MASK = (1 << RELATION_BITS) - 1
 _PATH_BITS = 2 * RELATION_BITS
 
 
-class Contexts(NamedTuple):
+@dataclass(frozen=True)
+class Contexts:
     """The subgraphs of several centres; each is its centre (row 0) and its members (rows 1..m).
 
     A row of D^-1/2 A D^-1/2 H0 is own[row] times the knowledge vector of its centre, plus the sum of
@@ -68,6 +69,10 @@ class Contexts(NamedTuple):
             self.weight[entry],
             self.digest[centres.numpy()],
         )
+
+    def pointing(self, element: Tensor) -> "Contexts":
+        """The same subgraphs with the rows of another table, for each entry."""
+        return replace(self, element=element)
 
 
 def _taken(start: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,8 @@ Vectors = Float[Tensor, "elements dim"]
 Table = Float[Tensor, "context dim"]
 Kind = Literal["entity", "relation"]
 KINDS: tuple[Kind, Kind] = ("entity", "relation")
+#: What stands in each column of a triple.
+COLUMNS: tuple[tuple[int, Kind], ...] = ((0, "entity"), (1, "relation"), (2, "entity"))
 
 #: What keeps the gradient of a distance finite where it is 0.
 EPSILON = 1e-9

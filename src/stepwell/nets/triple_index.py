@@ -83,6 +83,13 @@ class TripleIndex:
         """All triples (triples, 3), sorted."""
         return _unpacked(self._by_head, _BY_HEAD)
 
+    def sample(self, at_most: int, seed: int) -> Ints:
+        """So many triples (n, 3), drawn with replacement, or all where there are not more."""
+        if len(self) <= at_most:
+            return self.rows
+        place = np.random.default_rng(seed).integers(len(self), size=at_most)
+        return _unpacked(self._by_head[np.unique(place)], _BY_HEAD)
+
     def holds(self, rows: Ints) -> NDArray[np.bool_]:
         """Which of these triples (n, 3) are there."""
         return holds(self._by_head, _packed(rows, _BY_HEAD))

@@ -19,15 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepwell.data import Batches
 from stepwell.files import write_whole
 from stepwell.methods import Objective
 from stepwell.ranges import check_numbers
-from stepwell.training.job import Job, Loop, load_checked, read_checkpoint
+from stepwell.training.job import Job, Loop, Stream, load_checked, read_checkpoint
 from stepwell.training.optim import Optim
 from stepwell.training.progress import Progress
 from stepwell.training.run import Run
-from stepwell.types import Batch
 
 
 class Stopped(KeyboardInterrupt):
@@ -43,7 +41,7 @@ class Stopped(KeyboardInterrupt):
 
 def fit(
     objective: Objective,
-    train: Batches,
+    train: Stream,
     optim: Optim,
     run: Run,
     *,
@@ -117,13 +115,13 @@ def check_devices(loop: Loop) -> None:
 class _Rest:
     """The batches from here to the end of training, as Lightning takes them: any iterable."""
 
-    def __init__(self, batches: Batches, start: int, stop: int) -> None:
+    def __init__(self, batches: Stream, start: int, stop: int) -> None:
         self.batches, self.start, self.stop = batches, start, stop
 
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         return self.batches.stream(self.start, self.stop)
 
 
@@ -167,15 +165,15 @@ def _run_lightning(job: Job, loop: Loop) -> None:
             if job.averaged is not None:
                 job.averaged.to(self.device)
 
-        def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
             job.begin_step(self.trainer.global_rank)
 
-        def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             step = job.objective.training_step(batch)
             job.note(step.loss, step.logs)
             return step.loss
 
-        def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
             job.end_step(progress)
             self.trainer.should_stop = job.stop
 

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from stepwell.data import Batches, seed_of
+from stepwell.data import seed_of
 from stepwell.files import write_whole
 from stepwell.methods import MovingAverage, Objective
 from stepwell.modes import in_eval_mode
@@ -52,6 +52,25 @@ class Loop:
     checkpoint_minutes: float = 5.0
 
 
+@runtime_checkable
+class Stream(Protocol):
+    """What training runs over: batches of anything, as functions of (seed, position)."""
+
+    seed: int
+
+    def __len__(self) -> int:
+        """Batches in one epoch."""
+        ...
+
+    def sharded(self, rank: int, world: int) -> "Stream":
+        """The share of one of several processes."""
+        ...
+
+    def stream(self, start: int, stop: int) -> Iterator[Any]:
+        """The batches at these positions, counted over all epochs."""
+        ...
+
+
 class Diverged(ValueError):
     """The loss or the weights stopped being finite."""
 
@@ -62,7 +81,7 @@ class Job:
     def __init__(
         self,
         objective: Objective,
-        train: Batches,
+        train: Stream,
         optim: Optim,
         run: Run,
         phase: str,

@@ -1,0 +1,343 @@
+"""Dynamic knowledge-graph embedding, online: only what a change affects is learnt again.
+
+Wu et al. 2022, section 5: the encoders stay as they are, and so do the contextual vectors of all
+elements that were there; the knowledge vectors of affected and of new elements are trained, and the
+contextual ones of new elements. The joint vector of an unaffected element is then a constant, which is
+looked up and never computed: the cost of an update is that of what it affects.
+
+Ours: a sample of an affected hub's triples, new elements that begin where their triples place them, and
+parameters that hold just what is trained, so that nothing else can move.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stepwell.methods.objective import Objective
+from stepwell.methods.translation import Corruption, Triples, by_kind, margin_loss
+from stepwell.nets.contexts import Contexts
+from stepwell.nets.facts import Facts, Rule, affected_entities, affected_relations
+from stepwell.nets.graph import COLUMNS, KINDS, GraphEmbedding, Kind, distance, xavier
+from stepwell.nets.triple_index import RELATION, TAIL, Ints, mixed
+from stepwell.types import Step
+
+
+@dataclass(frozen=True)
+class Online:
+    """How an update learns.
+
+    rule: which elements a change affects (`nets.facts.Rule`).
+    epochs: passes over the triples of what is affected.
+    triples: of an affected element that has more heads or tails, a sample of so many each.
+    seconds: stop after so long (0: no bound); where that cuts an update short depends on the machine.
+    """
+
+    rule: Rule = "touched"
+    epochs: int = 20
+    batch_size: int = 1024
+    lr: float = 0.01
+    triples: int = 64
+    seconds: float = 0.0
+
+
+#: Of affected relations, triples are looked for in a sample of the graph of this size.
+SAMPLED_TRIPLES = 8192
+
+
+class Rows(dict[Kind, tuple[Ints, Tensor]]):
+    """Rows of tables, by kind: which elements, and their vectors."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What an update changes; everything else stays to the bit.
+
+    affected, new: elements by kind.
+    knowledge, joint: of affected and of new elements. contextual: of new ones.
+    trained: triples in an epoch.
+    """
+
+    affected: Mapping[Kind, Ints]
+    new: Mapping[Kind, Ints]
+    knowledge: Rows
+    contextual: Rows
+    joint: Rows
+    trained: int
+    seconds: float
+
+    @property
+    def knowledge_ids(self) -> dict[Kind, Ints]:
+        """The elements that may have moved, by kind."""
+        return {kind: self.knowledge[kind][0] for kind in KINDS}
+
+
+class Local(Objective):
+    """The part of an embedding that an update trains, on its own.
+
+    Args:
+        net: all of it; only looked at.
+        joint: joint vectors of all elements, by kind; those of the trained ones are not used.
+        after: the graph as it is now.
+        trained: elements whose knowledge vectors are trained, sorted; `new` ones are among them.
+        new: their contextual vectors are trained, too; sorted.
+        start: knowledge vectors that new elements begin with, by kind.
+        corrupt: draws false triples.
+    """
+
+    def __init__(
+        self,
+        net: GraphEmbedding,
+        joint: Mapping[Kind, Tensor],
+        after: Facts,
+        trained: Mapping[Kind, Ints],
+        new: Mapping[Kind, Ints],
+        start: Mapping[Kind, Tensor],
+        corrupt: Corruption,
+        *,
+        margin: float,
+        negatives: int,
+    ) -> None:
+        super().__init__()
+        self.margin, self.negatives = margin, negatives
+        self.joint, self.corrupt = joint, corrupt
+        self.trained = {kind: torch.from_numpy(trained[kind]) for kind in KINDS}
+        self.knowledge, self.contextual = nn.ParameterDict(), nn.ParameterDict()
+        self.encoders: Mapping[Kind, nn.Module] | None = None
+        if net.has_context:
+            self.encoders = {k: deepcopy(net.encoders[k]).requires_grad_(False) for k in KINDS}
+        self._contexts: dict[Kind, Contexts] = {}
+        self._fixed: dict[Kind, Tensor] = {}
+        for kind in KINDS:
+            own = net.knowledge[kind].detach()[self.trained[kind]]
+            own[np.searchsorted(trained[kind], new[kind])] = start[kind]
+            self.knowledge[kind] = nn.Parameter(own)
+            if net.has_context:
+                self._hold_contexts(kind, net, after.contexts(kind, trained[kind]), new[kind])
+
+    def _hold_contexts(
+        self, kind: Kind, net: GraphEmbedding, contexts: Contexts, new: Ints
+    ) -> None:
+        """Point the contexts into a table of the few rows they need, those of new elements last."""
+        element = contexts.element.numpy()
+        old = np.setdiff1d(element, new)
+        place = np.searchsorted(old, element)
+        fresh = np.isin(element, new)
+        place[fresh] = len(old) + np.searchsorted(new, element[fresh])
+        self._contexts[kind] = contexts.pointing(torch.from_numpy(place))
+        self._fixed[kind] = net.contextual[kind].detach()[torch.from_numpy(old)]
+        self.contextual[kind] = nn.Parameter(net.contextual[kind].detach()[torch.from_numpy(new)])
+
+    def training_step(self, batch: Triples) -> Step:
+        """The margin loss of a batch of true triples."""
+        false, counts = self.corrupt(batch, self.negatives)
+        far = self._distances(torch.cat([batch, false]))
+        true, others = far[: len(batch)], far[len(batch) :].view(len(batch), -1)
+        return Step(margin_loss(true, others, self.margin, counts.view_as(others)), {})
+
+    def trained_joint(self, kind: Kind, which: Tensor | None = None) -> Tensor:
+        """Joint vectors of the trained elements, or of those at positions `which`."""
+        knowledge: Tensor = self.knowledge[kind]
+        knowledge = knowledge if which is None else knowledge[which]
+        if self.encoders is None:
+            return knowledge
+        contexts = self._contexts[kind]
+        table = torch.cat([self._fixed[kind], self.contextual[kind]])
+        joint: Tensor = self.encoders[kind](
+            knowledge, table, contexts if which is None else contexts.select(which)
+        )
+        return joint
+
+    def _distances(self, triples: Triples) -> Tensor:
+        vectors = {}
+        for kind, which in by_kind(triples):
+            used, place = which.unique(return_inverse=True)
+            trained, found = self.trained[kind], self.joint[kind][used]
+            if len(trained):
+                at = torch.searchsorted(trained, used).clamp(max=len(trained) - 1)
+                mine = (trained[at] == used).nonzero().flatten()
+                found = found.index_put((mine,), self.trained_joint(kind, at[mine]))
+            vectors[kind] = found[place]
+        head, tail = vectors["entity"].unbind(1)
+        return distance(head + vectors["relation"] - tail)
+
+
+def learn_change(
+    net: GraphEmbedding,
+    joint: Mapping[Kind, Tensor],
+    before: Facts,
+    after: Facts,
+    changes: Ints,
+    new: Mapping[Kind, Ints],
+    how: Online,
+    *,
+    entities: Ints,
+    margin: float,
+    negatives: int,
+    seed: int,
+) -> Learned:
+    """Learn what a change affects; nothing that is given is changed.
+
+    Args:
+        net, joint: the vectors as they were, with rows for new elements, too, whose contextual
+            vectors they begin with.
+        before, after: the graph.
+        changes: triples that are in just one of the two.
+        new: elements that are new in `after`, by kind, sorted.
+        entities: those that stand in a triple of `after`.
+        margin, negatives: as for `DKGE`.
+        seed: of samples and steps.
+    """
+    started = time.monotonic()
+    old = np.setdiff1d(np.arange(len(net.knowledge["relation"])), new["relation"])
+    affected: dict[Kind, Ints] = {
+        "entity": affected_entities(before, after, changes, how.rule),
+        "relation": affected_relations(before, after, old, how.rule),
+    }
+    trained = {kind: np.union1d(affected[kind], new[kind]) for kind in KINDS}
+    added = changes[after.index.holds(changes)]
+    rows = triples_of(after, added, trained, how.triples, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        local = Local(
+            net, joint, after, trained, new, placed(joint, added, new),
+            Corruption(after.index, rows, entities), margin=margin, negatives=negatives,
+        )  # fmt: skip
+        if len(rows):
+            _train(local, torch.from_numpy(rows), how, started)
+    with torch.no_grad():
+        found = {kind: local.trained_joint(kind) for kind in KINDS}
+    return Learned(
+        affected,
+        new,
+        Rows({k: (trained[k], local.knowledge[k].detach()) for k in KINDS}),
+        Rows({k: (new[k], local.contextual[k].detach()) for k in KINDS if k in local.contextual}),
+        Rows({k: (trained[k], found[k]) for k in KINDS}),
+        len(rows),
+        time.monotonic() - started,
+    )
+
+
+def triples_of(
+    after: Facts, added: Ints, which: Mapping[Kind, Ints], at_most: int, seed: int
+) -> Ints:
+    """The triples (n, 3) with any of these elements; of each that has more, a sample.
+
+    Args:
+        added: triples in which a relation is looked for, besides a sample of the graph; no order has
+            all those of a relation together.
+        at_most: triples that begin in one entity, and that end in it.
+    """
+    entities, index = which["entity"], after.index
+    owner, relation, tail = index.out(entities)
+    begin = np.stack([entities[owner], relation, tail], axis=1)
+    begin = begin[_sample(owner, begin[:, TAIL], at_most, seed)]
+    owner, relation, head = index.into(entities)
+    end = np.stack([head, relation, entities[owner]], axis=1)
+    end = end[_sample(owner, head, at_most, seed)]
+    parts = [begin, end]
+    if len(which["relation"]):
+        some = np.concatenate([added, index.sample(SAMPLED_TRIPLES, seed)])
+        parts.append(some[np.isin(some[:, RELATION], which["relation"])])
+    return np.unique(np.concatenate(parts), axis=0)
+
+
+def _sample(owner: Ints, other: Ints, at_most: int, seed: int) -> Ints:
+    """Positions of at most so many of each owner's; `owner` is sorted."""
+    order = np.lexsort((mixed(other, seed), owner))
+    nth = np.arange(len(owner)) - np.searchsorted(owner, owner)
+    return order[nth < at_most]
+
+
+def placed(
+    joint: Mapping[Kind, Tensor], added: Ints, new: Mapping[Kind, Ints], passes: int = 3
+) -> dict[Kind, Tensor]:
+    """Vectors for new elements from their triples alone, without training.
+
+    An entity is the mean of t* - r* and h* + r* over its triples, a relation that of t* - h*, over
+    those whose other elements have a vector; where new elements stand beside new ones, in several
+    passes. What no pass reaches is drawn at random.
+
+    Args:
+        joint: joint vectors by kind; the rows of new elements are not used.
+        added: triples (n, 3), all those of the new elements among them.
+        new: elements without a vector, by kind, sorted.
+    """
+    number = {kind: torch.from_numpy(new[kind]) for kind in KINDS}
+    vectors = {kind: xavier(len(new[kind]), joint[kind].shape[1]) for kind in KINDS}
+    known = {kind: torch.zeros(len(new[kind]), dtype=torch.bool) for kind in KINDS}
+    rows = torch.from_numpy(added)
+    for _ in range(passes):
+        h, r, t = (
+            _Seen.at(rows[:, i].contiguous(), joint[k], number[k], vectors[k], known[k])
+            for i, k in COLUMNS
+        )
+        offers: dict[Kind, list[tuple[_Seen, Tensor, Tensor]]] = {
+            "entity": [(h, t.vector - r.vector, r.known & t.known),
+                       (t, h.vector + r.vector, h.known & r.known)],
+            "relation": [(r, t.vector - h.vector, h.known & t.known)],
+        }  # fmt: skip
+        for kind in KINDS:
+            _take_means(vectors[kind], known[kind], offers[kind])
+    return vectors
+
+
+class _Seen(NamedTuple):
+    """Elements of triples as they are placed by now; `place` among the new ones, -1: not new."""
+
+    vector: Tensor
+    known: Tensor
+    place: Tensor
+
+    @staticmethod
+    def at(which: Tensor, joint: Tensor, new: Tensor, vectors: Tensor, known: Tensor) -> "_Seen":
+        """The elements `which`."""
+        vector, there = joint[which], torch.ones(len(which), dtype=torch.bool)
+        place = torch.full((len(which),), -1)
+        if len(new):
+            at = torch.searchsorted(new, which).clamp(max=len(new) - 1)
+            fresh = new[at] == which
+            vector[fresh], there[fresh], place[fresh] = (
+                vectors[at[fresh]],
+                known[at[fresh]],
+                at[fresh],
+            )
+        return _Seen(vector, there, place)
+
+
+def _take_means(vectors: Tensor, known: Tensor, offers: list[tuple[_Seen, Tensor, Tensor]]) -> None:
+    """Set the vectors of new elements to the mean of what is offered for them, where anything is."""
+    total, count = torch.zeros_like(vectors), torch.zeros(len(vectors))
+    for seen, offered, usable in offers:
+        take = usable & (seen.place >= 0)
+        total.index_add_(0, seen.place[take], offered[take])
+        count.index_add_(0, seen.place[take], torch.ones(int(take.sum())))
+    some = count > 0
+    vectors[some] = total[some] / count[some, None]
+    known |= some
+
+
+def _train(local: Local, rows: Tensor, how: Online, started: float) -> None:
+    """A few epochs of Adam, its rate falling to zero along half a cosine."""
+    optimizer = torch.optim.Adam([p for p in local.parameters() if p.numel()], lr=how.lr)
+    steps = how.epochs * math.ceil(len(rows) / how.batch_size)
+    step = 0
+    for _ in range(how.epochs):
+        for batch in rows[torch.randperm(len(rows))].split(how.batch_size):
+            share = step / steps
+            if how.seconds:
+                share = max(share, (time.monotonic() - started) / how.seconds)
+            if share >= 1:
+                return
+            for group in optimizer.param_groups:
+                group["lr"] = how.lr * 0.5 * (1 + math.cos(math.pi * share))
+            optimizer.zero_grad()
+            local.training_step(batch).loss.backward()
+            optimizer.step()
+            step += 1

@@ -1,0 +1,89 @@
+"""What training by translation needs: corrupted triples, and the margin between them and true ones."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stepwell.nets.graph import Kind
+from stepwell.nets.triple_index import HEAD, RELATION, TAIL, Ints, TripleIndex
+
+Triples = Int[Tensor, "batch 3"]
+#: How often a corrupted triple that is a true one is drawn again.
+REDRAWN = 3
+
+
+def by_kind(triples: Triples) -> tuple[tuple[Kind, Tensor], ...]:
+    """The entities (batch, 2) and the relations (batch,) of triples."""
+    return ("entity", triples[:, [HEAD, TAIL]]), ("relation", triples[:, RELATION])
+
+
+class Corruption:
+    """Draws false triples: the head or the tail of a true one is replaced.
+
+    Which of the two is drawn for each relation by itself (Wang et al. 2014, "bern"): the head with
+    probability tph / (tph + hpt), where tph is the mean number of tails a head has and hpt that of
+    heads a tail has. So the side that has few right answers is replaced more often.
+
+    Args:
+        index: the true triples.
+        rows: those that are corrupted, (n, 3); from them comes which side is replaced how often.
+        entities: what replaces.
+    """
+
+    def __init__(self, index: TripleIndex, rows: Ints, entities: Ints) -> None:
+        self.index = index
+        self.entities = torch.from_numpy(entities)
+        self.replace_head = torch.from_numpy(_replace_head(rows)).float()
+
+    def __call__(self, triples: Triples, times: int) -> tuple[Tensor, Tensor]:
+        """`times` false triples of each, (batch · times, 3), and which of them are false indeed.
+
+        What is a true triple after a few draws stays one, and is marked.
+        """
+        drawn = triples.repeat_interleave(times, dim=0)
+        head = torch.rand(len(drawn)) < self.replace_head[drawn[:, RELATION]]
+        side = torch.where(head, HEAD, TAIL)
+        row = torch.arange(len(drawn))
+        true = torch.ones(len(drawn), dtype=torch.bool)
+        for _ in range(1 + REDRAWN):
+            again = true.nonzero().flatten()
+            if not len(again):
+                break
+            other = self.entities[torch.randint(len(self.entities), (len(again),))]
+            drawn[row[again], side[again]] = other
+            true[again] = torch.from_numpy(self.index.holds(drawn[again].numpy()))
+        return drawn, ~true
+
+
+def _replace_head(rows: Ints) -> np.ndarray:
+    """For each relation, how often its head is to be replaced; half for those without triples."""
+    relation = rows[:, RELATION]
+    count = int(relation.max()) + 1 if len(rows) else 0
+    triples = np.bincount(relation, minlength=count)
+    share = np.full(count, 0.5)
+    heads, tails = (
+        np.bincount(np.unique(rows[:, [RELATION, side]], axis=0)[:, 0], minlength=count)
+        for side in (HEAD, TAIL)
+    )
+    some = triples > 0
+    tph, hpt = triples[some] / heads[some], triples[some] / tails[some]
+    share[some] = tph / (tph + hpt)
+    return share
+
+
+def margin_loss(
+    true: Float[Tensor, " batch"],
+    false: Float[Tensor, "batch times"],
+    margin: float,
+    counts: Tensor,
+) -> Float[Tensor, ""]:
+    """Mean of max(0, margin + true - false) over pairs that count (Bordes et al. 2013).
+
+    Args:
+        true, false: distances of true triples and of corrupted ones.
+        margin: how much farther a false triple has to be.
+        counts: (batch, times) which pairs do.
+    """
+    pairs = torch.relu(margin + true[:, None] - false)
+    return (pairs * counts).sum() / counts.sum().clamp(min=1)

@@ -1,0 +1,85 @@
+"""Triples as text: every malformed line is named."""
+
+import pytest
+import torch
+
+from stepwell.data.triples import (
+    Names,
+    TripleBatches,
+    check_fact,
+    facts_digest,
+    numbered,
+    read_triples,
+)
+
+
+def test_triples_of_a_file(tmp_path):
+    file = tmp_path / "g.tsv"
+    file.write_bytes("\ufeffParis\tcapital_of\tFrance\r\n\nBrașov\tin\tRomania".encode())
+    assert read_triples(file) == [("Paris", "capital_of", "France"), ("Brașov", "in", "Romania")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\tb\tc\na b c\n", "g.tsv, line 2: 1 field, not 3"),
+        (b"a\tb\tc\td\n", "line 1: 4 fields, not 3"),
+        (b"\n\na\t\tc\n", "line 3: '' is no name"),
+        (b"a\tb\tc\n\xff\tb\tc\n", "line 2: no UTF-8 text"),
+        (b"\n \n", "g.tsv has no triples"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, content, message):
+    file = tmp_path / "g.tsv"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_triples(file)
+
+
+def test_a_folder_is_no_file_and_repeated_lines_are_noted(tmp_path):
+    with pytest.raises(ValueError, match="is a folder"):
+        read_triples(tmp_path)
+    file = tmp_path / "g.tsv"
+    file.write_text("a\tb\tc\na\tb\tc\nx\tb\tc\n")
+    with pytest.warns(UserWarning, match="1 of 3 lines repeat others"):
+        assert len(read_triples(file)) == 2
+
+
+def test_facts_that_no_file_can_hold_are_refused():
+    with pytest.raises(ValueError, match="a head, a relation and a tail"):
+        check_fact(("a", "b"), "add")
+    with pytest.raises(ValueError, match=r"add: 'a\\tb' is no name"):
+        check_fact(("a\tb", "r", "c"), "add")
+
+
+def test_names_are_numbered_and_the_nearest_are_suggested():
+    entities, relations = Names("entity"), Names("relation")
+    rows = numbered([("Paris", "in", "France"), ("Lyon", "in", "France")], entities, relations)
+    assert rows.tolist() == [[0, 0, 1], [2, 0, 1]]
+    assert numbered([], entities, relations).shape == (0, 3)
+    with pytest.raises(ValueError, match="no entity 'Pariss'; did you mean 'Paris'?"):
+        entities.number("Pariss")
+    with pytest.raises(ValueError, match="did you mean 'Lyon'"):
+        entities.number("LYON")
+    with pytest.raises(ValueError, match="no relation 'xyz'$"):
+        relations.number("xyz")
+
+
+def test_the_digest_does_not_depend_on_the_order():
+    facts = [("a", "r", "b"), ("c", "r", "d")]
+    assert facts_digest(facts) == facts_digest(facts[::-1]) != facts_digest(facts[:1])
+
+
+def test_batches_hold_every_triple_once_an_epoch_and_can_be_resumed():
+    rows = torch.arange(30).view(10, 3)
+    batches = TripleBatches(rows, 4, seed=1)
+    epochs = [torch.cat(list(batches.stream(e * 3, e * 3 + 3))) for e in (0, 1)]
+    assert len(batches) == 3
+    for epoch in epochs:
+        assert sorted(epoch[:, 0].tolist()) == rows[:, 0].tolist()
+    assert (epochs[0] != epochs[1]).any()
+    assert (next(batches.stream(4, 5)) == epochs[1][4:8]).all()
+    shares = [next(batches.sharded(rank, 2).stream(0, 1)) for rank in (0, 1)]
+    assert sorted(torch.cat(shares)[:, 0]) == sorted(epochs[0][:4, 0])
+    with pytest.raises(ValueError, match="at least one triple"):
+        TripleBatches(rows[:0], 4)
