@@ -69,7 +69,9 @@ def _figures(record: FidelityRecord, colours: Mapping[str, str]) -> Iterable[str
         if curves[0] is not None and curves[1] is not None:
             yield figure(
                 figures.reliability_pair(curves[0], curves[1], colour=colour, depth=depth),
-                f"Reliability of depth {depth} and of its teacher on test images.",
+                f"Reliability of depth {depth} and of its teacher on test images: on the dashed line a "
+                "network is right as often as it claims. Small points stand for few images; bins of "
+                f"fewer than {figures.JOINED} are not joined.",
             )
         matrix = record.arrays.get(f"test/{depth}/matrix")
         if matrix is not None:

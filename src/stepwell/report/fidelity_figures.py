@@ -17,6 +17,8 @@ STUDENT = OKABE_ITO[0]
 TEACHER = "#222222"
 #: Classes up to which the cells of a matrix are written in numbers, and the axes name every class.
 NUMBERED, NAMED = 12, 30
+#: Examples from which on a bin of a reliability curve is joined to the others by a line.
+JOINED = 10
 
 
 def agreement_points(record: FidelityRecord, colours: Mapping[str, str]) -> str | None:
@@ -73,9 +75,10 @@ def reliability_pair(
         for curve, paint_in, marker, dashes, label, side in kinds:
             held, confidence, accuracy = curve
             some = held > 0
-            # bins of few examples are small: their share right is mostly chance
+            # of few examples the share right is mostly chance: small points, and no line to them
             sizes = 10 + 60 * np.sqrt(held[some] / held.max())
-            upper.plot(confidence[some], accuracy[some], dashes, color=paint_in, lw=0.9, alpha=0.7)
+            many = held >= JOINED
+            upper.plot(confidence[many], accuracy[many], dashes, color=paint_in, lw=1.1, alpha=0.8)
             upper.scatter(
                 confidence[some], accuracy[some], sizes, color=paint_in, marker=marker,
                 alpha=0.75, linewidths=0, label=legend_text(label), zorder=3,
