@@ -7,10 +7,13 @@ import torch
 import torchvision
 from torch.testing import assert_close
 
-from stepwell.nets import build
-from stepwell.nets.file import load, save
+from stepwell.nets import Card, NestedNet, build
+from stepwell.nets.file import Start, load, save
 from stepwell.nets.pretrained import start_pretrained
+from stepwell.recipes import classification
+from stepwell.recipes.classification import Task
 from stepwell.recipes.ekd import ekd
+from stepwell.recipes.full_net import watch_full_net
 from stepwell.recipes.supervised import supervised
 from stepwell.training import Loop
 
@@ -53,13 +56,63 @@ def test_a_gentle_conversion_keeps_the_full_net(trained, tmp_path, recwarn):
     assert not [w for w in recwarn if "full net lost" in str(w.message)]
 
 
-def test_a_network_of_other_classes_gives_no_classifier(trained, tmp_path):
-    net = load(trained)
-    net.card = replace(net.card, classes=tuple("abcdefghij"))
-    other = save(net, tmp_path / "other.safetensors")
+def test_a_network_of_other_classes_gives_no_classifier(other, tmp_path):
     with pytest.warns(UserWarning, match="classifier is for other classes; ours starts fresh"):
         ekd(**NEST | {"epochs": 1}, init=other, out=tmp_path / "r")
     assert {p.name for p in (tmp_path / "r" / "phases").iterdir()} == {"full", "nest"}
+
+
+@pytest.fixture
+def other(trained, tmp_path):
+    """The trained network, said to tell other classes apart."""
+    net = load(trained)
+    net.card = replace(net.card, classes=tuple("abcdefghij"))
+    return save(net, tmp_path / "other.safetensors")
+
+
+def test_a_full_net_that_cannot_be_watched_is_said_not_to_be(other, tmp_path):
+    brief = {"epochs": 1, "schedule": "one-run", "init": other, "out": tmp_path / "r"}
+    with (
+        pytest.warns(UserWarning, match="starts fresh$"),
+        pytest.warns(UserWarning, match=r"is not watched .* \(its classifier starts fresh") as said,
+    ):
+        assert "full_net" not in ekd(**NEST | brief)
+    assert not any("\n" in str(w.message) for w in said)
+    net, start = build("resnet8"), Start(Card(), fresh=())
+    with pytest.warns(UserWarning, match=r"is not watched .* \(there is no validation part"):
+        watch_full_net(net, Task(None, None, None, None), 0.5, start, trained=True)
+
+
+def test_no_rollback_is_promised_to_a_classifier_that_nobody_trained(other, tmp_path):
+    asked = {"schedule": "one-run", "on_drop": "rollback", "init": other, "out": tmp_path / "r"}
+    with (
+        pytest.warns(UserWarning, match="starts fresh"),
+        pytest.raises(ValueError, match=r"rollback .* brings no classifier .* two-phase"),
+    ):
+        ekd(**NEST | asked)
+    assert not (tmp_path / "r").exists()
+
+
+def test_what_ends_a_run_is_computed_where_it_was_trained(monkeypatch, tmp_path):
+    """On the task's device: calibration, validation and test; times and the file on the CPU."""
+    at, seen, move = ["cpu"], [], NestedNet.to
+
+    def to(net, device):  # a device that is not here: the network stays, and remembers
+        at[0] = str(device)
+        return move(net, device) if at[0] == "meta" else net
+
+    def noting(name):
+        real = getattr(classification, name)
+        return lambda *a, **k: (seen.append((name, at[0])), real(*a, **k))[1]
+
+    monkeypatch.setattr(NestedNet, "to", to)
+    monkeypatch.setattr(NestedNet, "cpu", lambda net: to(net, "cpu"))
+    monkeypatch.setattr(classification, "device_of", lambda loop: torch.device("cuda"))
+    names = ("calibrate", "accuracy_on", "gather_logits", "cost_table", "save")
+    for name in names:
+        monkeypatch.setattr(classification, name, noting(name))
+    supervised(out=tmp_path / "run", net="resnet8", **ARGUMENTS | {"epochs": 1})
+    assert dict(seen) == dict(zip(names, ["cuda"] * 3 + ["cpu"] * 2, strict=True))
 
 
 def test_published_weights_fill_the_full_net(monkeypatch):

@@ -29,20 +29,24 @@ from stepwell.nets.pretrained import start_pretrained
 from stepwell.ranges import check_numbers
 from stepwell.recipes.parts import batches_for, data_fingerprint, fitted, part_of
 from stepwell.training import Run
-from stepwell.training.fit import check_devices
+from stepwell.training.fit import check_devices, device_of
 
 #: Example pictures kept for the report: at most so many of each kind.
 PICTURES = 24
 
 
 class Task(NamedTuple):
-    """An open run and its data as batches, all normalised alike; and the teacher, if there is one."""
+    """An open run and its data as batches, all normalised alike; and the teacher, if there is one.
+
+    device: where networks are trained, and measured.
+    """
 
     run: Run
     train: Batches
     validation: Batches | None
     test: Batches
     teacher: nn.Module | None = None
+    device: torch.device = torch.device("cpu")
 
 
 @contextlib.contextmanager
@@ -53,7 +57,7 @@ def open_classifier(
     depths: Sequence[str] = (),
     *,
     teacher: OpenTeacher | None = None,
-    check: Callable[[NestedNet, nn.Module | None, int], object] | None = None,
+    check: Callable[[NestedNet, nn.Module | None, int, Start | None], object] | None = None,
 ) -> Iterator[tuple[Task, NestedNet, Start | None]]:
     """Read the data, build the network and open the run directory that a recipe's arguments name.
 
@@ -63,8 +67,9 @@ def open_classifier(
         net: the network to build, with sub-nets `depths`.
         teacher: is made ready for the data; images are normalised as it expects them, if there is no
             `init` that says how, and its weights must not change under a run that is resumed.
-        check: gets the network, the teacher made ready and the size of images before there is a run
-            directory, and raises ValueError for what cannot work; it may draw random numbers.
+        check: gets the network, the teacher made ready, the size of images and what the network took
+            from `init`, before there is a run directory, and raises ValueError for what cannot work; it
+            may draw random numbers.
 
     Yields:
         The task; the network, with weights from `init` if that is set; and what it took from there.
@@ -100,7 +105,7 @@ def open_classifier(
         )
     if check is not None:
         with torch.random.fork_rng(devices=[]):
-            check(nested, taught_by, size)
+            check(nested, taught_by, size, start)
     data = {
         "name": splits.name,
         "fingerprint": data_fingerprint(splits),
@@ -123,7 +128,8 @@ def open_classifier(
     )
     with run:
         test = train.with_images(splits.test)
-        yield Task(run, train, validation, test, taught_by), nested, start
+        device = device_of(arguments["loop"]) if "loop" in arguments else torch.device("cpu")
+        yield Task(run, train, validation, test, taught_by, device), nested, start
 
 
 def _start(
@@ -216,11 +222,18 @@ def validator(
         return None
 
     def validate() -> dict[str, float]:
-        device = next(net.parameters()).device
         with in_eval_mode(net):
-            return evaluate(lambda x: net.logits_by_depth(x.to(device), depths), batches)
+            return evaluate(_where_it_is(net, depths), batches)
 
     return validate
+
+
+def _where_it_is(
+    net: NestedNet, depths: Sequence[str] | None = None
+) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
+    """Images to logits by depth, on the network's device."""
+    device = next(net.parameters()).device
+    return lambda images: net.logits_by_depth(images.to(device), depths)
 
 
 def finish(
@@ -232,7 +245,8 @@ def finish(
     """Measure the trained `net` once on the test part, and write the run's results.
 
     Depths in `untrained` are added now, and get norm statistics from the training images. What the
-    recipe has `found` stands in the results, too.
+    recipe has `found` stands in the results, too. All runs on the task's device but the times, which
+    are those of a processor.
 
     Writes net.safetensors, predictions.npz and, last, results.json; returns its content. A run that
     has all three keeps them; where one of the last two is missing or damaged, what is in the file is
@@ -245,16 +259,16 @@ def finish(
         if file.exists() and predictions.exists():
             return results
     kept = _read_whole(file)
-    if kept is not None:
-        net = kept.to(next(net.parameters()).device)
-    else:
+    net = (net if kept is None else kept).to(task.device)
+    if kept is None:
         _complete(net, untrained or {}, task.train)
+        if task.validation is not None:
+            net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
+    logits, labels = gather_logits(_where_it_is(net), task.test)
+    net = net.cpu()
     costs = cost_table(net, task.train.images.size)
     if kept is None:
         net.card = net.card.with_costs(costs, device_name())
-        if task.validation is not None:
-            net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
-    logits, labels = gather_logits(net.logits_by_depth, task.test)
     results = {
         "test": measures(logits, labels, net.card.classes),
         "churn": churn(logits, labels),
@@ -306,7 +320,7 @@ def cost_table(net: NestedNet, size: int, *, batch: int = 1) -> dict[str, dict[s
 def accuracy_on(net: NestedNet, batches: Batches, part: str) -> tuple[dict[str, float], str]:
     """The accuracy of every depth that is ready, on one part of the data, as a card takes it."""
     ready = [depth for depth, status in net.status.items() if status != "fresh"]
-    measured = evaluate(lambda x: net.logits_by_depth(x, ready), batches)
+    measured = evaluate(_where_it_is(net, ready), batches)
     accuracy = {depth: measured[f"{depth}/accuracy"] for depth in ready}
     return accuracy, f"{len(batches.images)} {part} images"
 

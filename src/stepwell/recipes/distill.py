@@ -126,7 +126,7 @@ def distill(
             input_shape=(3, size, size),
         )
 
-    def check(nested: NestedNet, ready: nn.Module | None, size: int) -> None:
+    def check(nested: NestedNet, ready: nn.Module | None, size: int, _: object) -> None:
         assert ready is not None
         if origin is not None:
             check_line(nested.module, origin)

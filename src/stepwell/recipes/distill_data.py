@@ -23,6 +23,7 @@ from stepwell.methods import FlowMatching
 from stepwell.nets.unet import UNet
 from stepwell.ranges import check_numbers
 from stepwell.training import Loop, Run, fit, optimizer_of
+from stepwell.training.fit import device_of
 
 #: Images a batch of the generator's training, at the most.
 BATCH = 64
@@ -133,7 +134,7 @@ def with_generated(run: Run, train: Batches, data: DistillData, loop: Loop) -> B
         pixels = _made_before(file)
     else:
         count = data.synthetic_count or len(images)
-        drawn = objective.sample(
+        drawn = objective.to(device_of(loop)).sample(
             count,
             images.size,
             seed=seed_of(train.seed, "synthetic"),

@@ -17,9 +17,10 @@ from stepwell.methods import (
     open_teacher,
 )
 from stepwell.nets import build, named_depths
+from stepwell.nets.file import Start
 from stepwell.nets.nested import NestedNet, NormSharing
 from stepwell.recipes.classification import finish, open_classifier, validator
-from stepwell.recipes.full_net import FullNetWatch, OnDrop
+from stepwell.recipes.full_net import OnDrop, watch_full_net
 from stepwell.training import Loop, fit, sgd
 
 Schedule = Literal["one-run", "two-phase", "taught", "plain"]
@@ -158,7 +159,16 @@ def ekd(
         extra = named_depths(net, calibrated)
         for name, blocks in extra.items():
             trial.add_depth(name, blocks)
-    with open_classifier("ekd", arguments, net, depths, teacher=taught_by) as (task, nested, start):
+
+    def check(_: NestedNet, __: object, ___: int, start: Start | None) -> None:
+        if on_drop == "rollback" and start is not None and start.fresh and not two_phase:
+            raise ValueError(
+                f"--on-drop rollback goes back to a trained full net, and --init {init} brings no "
+                "classifier for these classes: use --schedule two-phase, which trains it first"
+            )
+
+    opened = open_classifier("ekd", arguments, net, depths, teacher=taught_by, check=check)
+    with opened as (task, nested, start):
         known = start is not None and not start.fresh  # a full net that is trained already
 
         def train(phase: str, objective: Objective, epochs: int, lr: float, **how: Any) -> None:
@@ -176,7 +186,7 @@ def ekd(
             nested.load_full(nested.module.state_dict())
         if two_phase:
             epochs, lr = max(1, epochs // 2) if nest_epochs is None else nest_epochs, lr / 2
-        watch = FullNetWatch(nested, task, max_drop) if two_phase or known else None
+        watch = watch_full_net(nested, task, max_drop, start, trained=two_phase or known)
         train(
             "nest", method(nested, task.teacher), epochs, lr, select=watch.select if watch else None
         )

@@ -5,9 +5,30 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from stepwell.nets import NestedNet
+from stepwell.nets.file import Start
 from stepwell.recipes.classification import Task, validator
 
 OnDrop = Literal["warn", "rollback"]
+
+
+def watch_full_net(
+    net: NestedNet, task: Task, max_drop: float, start: Start | None, *, trained: bool
+) -> "FullNetWatch | None":
+    """A watch over a full net that is `trained` before its sub-nets are; else none.
+
+    Where it was converted, from `start`, and its accuracy cannot be compared, one line says so.
+    """
+    if start is not None and not (trained and task.validation):
+        reason = (
+            "there is no validation part: set --val-fraction above 0"
+            if trained
+            else "its classifier starts fresh, so no accuracy of before is known: --schedule two-phase "
+            "trains it first"
+        )
+        warnings.warn(
+            f"the full net is not watched while its sub-nets train ({reason})", stacklevel=3
+        )
+    return FullNetWatch(net, task, max_drop) if trained else None
 
 
 class FullNetWatch:
@@ -22,7 +43,8 @@ class FullNetWatch:
     def __init__(self, net: NestedNet, task: Task, max_drop: float) -> None:
         self.net = net
         self.max_drop = max_drop
-        self.weights = {k: v.clone() for k, v in net.module.state_dict().items()}
+        self.weights = {k: v.to("cpu", copy=True) for k, v in net.module.state_dict().items()}
+        self.device = task.device
         self._validate = validator(net, task, [net.full])
         self.before = self._accuracy()
 
@@ -68,6 +90,7 @@ class FullNetWatch:
         """Of the full net on the validation part; 0 where there is no such part."""
         if self._validate is None:
             return 0.0
+        self.net.to(self.device)
         return self._validate()[f"{self.net.full}/accuracy"]
 
     def _lost(self, accuracy: float) -> bool:

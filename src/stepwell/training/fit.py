@@ -8,6 +8,7 @@ training stands, and Lightning takes the steps.
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 import warnings
@@ -92,8 +93,20 @@ def fit(
         write_whole(folder / "done", b"")
 
 
-def check_devices(loop: Loop) -> None:
-    """Refuse devices that are not here, before any time is spent.
+def device_of(loop: Loop) -> torch.device:
+    """Where `fit` trains with this loop; of several devices, this process's.
+
+    Raises:
+        ValueError: there is no such device, or there are fewer of it.
+    """
+    found = check_devices(loop)
+    if found == "cpu" or loop.devices == 1:
+        return torch.device(found)
+    return torch.device(found, int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def check_devices(loop: Loop) -> str:
+    """The kind of device that a loop names; one that is not here is refused, before any time is spent.
 
     Raises:
         ValueError: there is no such device, or there are fewer of it.
@@ -103,13 +116,14 @@ def check_devices(loop: Loop) -> None:
         next((k for k, n in there.items() if n), "cpu") if loop.device == "auto" else loop.device
     )
     if found == "cpu":
-        return
+        return found
     if not there[found]:
         raise ValueError(
             f"--device {loop.device}: torch finds no such device here; use auto or cpu"
         )
     if loop.devices > there[found]:
         raise ValueError(f"--devices {loop.devices}: torch finds {there[found]} of {found} here")
+    return found
 
 
 class _Rest:
