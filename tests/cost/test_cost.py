@@ -6,8 +6,7 @@ from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.vision_transformer import VisionTransformer
 
-from stepwell.cost import cost_of, count_macs, measure_latency, peak_bytes, time_each
-from stepwell.cost.latency import measure_latencies
+from stepwell.cost import cost_of, count_macs, measure_latencies, peak_bytes, time_each
 from stepwell.nets import build
 
 
@@ -115,7 +114,7 @@ def test_latency_is_the_median_with_its_spread(monkeypatch):
         nonlocal now
         now += next(durations)
 
-    time_ = measure_latency(call, seconds=0.0, warmup=2, least=5)
+    time_ = measure_latencies({"": call}, seconds=0.0, warmup=2, least=5)[""]
     assert time_ == pytest.approx((3, 2, 4 + 0.6 * 26))
 
 

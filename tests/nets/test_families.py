@@ -187,6 +187,8 @@ def test_the_full_densenet_is_torchvisions():
 @pytest.mark.parametrize(
     ("name", "depths"),
     [
+        ("resnet34", {"18": "resnet18", "34": "resnet34"}),
+        ("resnet152", {"26": None, "50": "resnet50", "101": "resnet101", "152": "resnet152"}),
         ("vgg19_bn", {"13": "vgg13_bn", "16": "vgg16_bn", "19": "vgg19_bn"}),
         ("convnext_small", {"tiny": "convnext_tiny", "small": "convnext_small"}),
         ("mobilenet_v2", {"11": None, "17": "mobilenet_v2"}),
@@ -198,13 +200,17 @@ def test_torchvision_has_networks_of_these_names_and_shapes(name, depths):
         net = build(name, [d for d in depths if d != BUILDERS[name].full])
         for depth, twin in depths.items():
             plain = getattr(torchvision.models, twin)() if twin else plain_torchvision(name, depth)
-            assert shapes(net.subnet(depth)) == shapes(plain)
+            ours = net.subnet(depth)
+            assert shapes(ours) == shapes(plain)
+            plain.load_state_dict(ours.state_dict())
 
 
 def plain_torchvision(name, depth):
     (blocks,) = named_depths(name, [depth]).values()
     if name == "vit_b_16":
         return torchvision.models.VisionTransformer(224, 16, *blocks, 12, 768, 3072)
+    if name == "resnet152":
+        return torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, blocks)
     from stepwell.nets.mobilenet import STAGES
 
     setting = [[t, c, n, s] for (t, c, s), n in zip(STAGES, blocks, strict=True)]

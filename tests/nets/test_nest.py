@@ -124,12 +124,41 @@ def test_a_nested_net_leaves_the_module_and_the_random_numbers_as_they_were():
         assert_close(value, state[name], **EXACT)
 
 
+def in_a_process_of_its_own(code):
+    """Without checks of types, which the compiler would trace."""
+    folders = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": folders}
+    )
+
+
+def test_every_family_compiles_to_one_graph_of_all_depths():
+    """Traced and made functional, and not turned into machine code, which takes minutes."""
+    in_a_process_of_its_own("""
+import torch
+from nets.families import FAMILIES, lively
+from stepwell.nets import nest
+for name, family in FAMILIES.items():
+    module = family.make(family.blocks)
+    net = lively(nest(module, family.stages, family.subnets, input_size=family.input_size)).eval()
+    depths = [next(iter(net.depths)), net.full]
+    x = torch.randn(2, *family.input_size)
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(net.forward_all, fullgraph=True, backend="aot_eager")
+        for depth, exit in compiled(x, depths).items():
+            expected = net(x, depth)
+            same = torch.allclose(exit.logits, expected, rtol=1e-5, atol=1e-5)
+            assert same, f"{name} at {depth}"
+            assert len(exit.features) == len(family.stages), name
+""")
+
+
 @pytest.mark.skipif(
     not any(shutil.which(c) for c in ("c++", "g++", "clang++")), reason="no C++ compiler"
 )
 def test_a_compiled_net_gives_the_same_logits():
-    """In a process of its own, whose types are not checked: the compiler would trace the checks."""
-    code = """
+    in_a_process_of_its_own("""
 import torch
 from nets.families import FAMILIES, lively
 from stepwell.nets import nest
@@ -139,11 +168,7 @@ x = torch.randn(2, *family.input_size)
 with torch.no_grad():
     compiled = torch.compile(net, fullgraph=True)
     torch.testing.assert_close(compiled(x, "a"), net(x, "a"), rtol=1e-5, atol=1e-5)
-"""
-    folders = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": folders}
-    )
+""")
 
 
 def test_stages_are_found():

@@ -16,16 +16,6 @@ class Latency(NamedTuple):
     high: float
 
 
-def measure_latency(
-    call: Callable[[], object], *, seconds: float = 0.5, warmup: int = 5, least: int = 10
-) -> Latency:
-    """Time `call` again and again for about `seconds`, after a warm-up, at least `least` times.
-
-    On a GPU `call` must end with a synchronisation.
-    """
-    return measure_latencies({"": call}, seconds=seconds, warmup=warmup, least=least)[""]
-
-
 def measure_latencies(
     calls: Mapping[str, Callable[[], object]],
     *,
@@ -34,9 +24,10 @@ def measure_latencies(
     least: int = 10,
     rounds: int = 1,
 ) -> dict[str, Latency]:
-    """Time several calls, each as `measure_latency` does, in `rounds` turns.
+    """Time calls again and again, each for about `seconds` and at least `least` times, in turns.
 
-    A machine that is busy for a while then slows all of them, not the one whose turn it was.
+    Each of the `rounds` turns begins with a warm-up. A machine that is busy for a while slows all of
+    the calls, not the one whose turn it was. On a GPU a call must end with a synchronisation.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(1, rounds + 1):

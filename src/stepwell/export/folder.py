@@ -6,12 +6,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from stepwell.cost import measure_latency
+from stepwell.cost import measure_latencies
+from stepwell.cost.table import ROUNDS
 from stepwell.data import Batches
 from stepwell.evaluation import evaluate
 from stepwell.export.card import about
@@ -207,16 +209,20 @@ def _bytes_of(net: NestedNet, depth: str, weights: Path) -> int:
 def _measure(files: dict[str, Path], test: Batches) -> dict[str, dict[str, Any]]:
     """Test accuracy, and milliseconds for one image, of ONNX files by name.
 
-    The last is the reference: "agreement" is how often another one gives the same class.
+    The last is the reference: "agreement" is how often another one gives the same class. "ms" is the
+    median over calls, "ms_low" and "ms_high" the 10 % and 90 % quantiles, of the files in turns.
     """
     runners = {name: runner(open_onnx(file)) for name, file in files.items()}
     results = evaluate(lambda x: {name: run(x) for name, run in runners.items()}, test)
     one = test.at(0).images[:1]
     reference = list(files)[-1]
+    times = measure_latencies(
+        {name: partial(run, one) for name, run in runners.items()}, seconds=0.3, rounds=ROUNDS
+    )
     measured: dict[str, dict[str, Any]] = {}
-    for name, run in runners.items():
-        time = measure_latency(lambda run=run: run(one), seconds=0.3)  # type: ignore[misc]
-        measured[name] = {"accuracy": results[f"{name}/accuracy"], "ms": time.ms}
+    for name, time in times.items():
+        measured[name] = {"accuracy": results[f"{name}/accuracy"]}
+        measured[name] |= {"ms": time.ms, "ms_low": time.low, "ms_high": time.high}
         if name != reference:
             measured[name]["agreement"] = results[f"{name}/agreement"]
     return measured

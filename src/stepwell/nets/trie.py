@@ -183,8 +183,8 @@ class _Fork(NamedTuple):
 
 
 def _version(tensor: Tensor) -> int:
-    """Counts the changes in place; a tensor of `inference_mode` does not."""
-    return 0 if tensor.is_inference() else tensor._version
+    """Counts the changes in place; a tensor of `inference_mode` or of a compiled graph does not."""
+    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
 class _Judge:
