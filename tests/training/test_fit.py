@@ -333,8 +333,8 @@ def start(tmp_path, recipe="r", data=None, **arguments):
 
 
 def test_a_run_is_resumed_with_the_same_arguments_only(tmp_path):
-    with start(tmp_path, lr=0.1, loop=Loop()):
-        pass
+    with start(tmp_path, lr=0.1, loop=Loop()) as run:
+        run.write_metrics([])
     with start(tmp_path, lr=0.1, loop=Loop(checkpoint_minutes=9.0)):
         pass
     with pytest.raises(ValueError, match=r"run with --lr 0\.1, not 0\.2: resume it with its own"):
@@ -348,8 +348,8 @@ def test_a_run_is_resumed_with_the_same_arguments_only(tmp_path):
 
 
 def test_another_version_warns_and_nothing_more(tmp_path):
-    with start(tmp_path):
-        pass
+    with start(tmp_path) as run:
+        run.write_metrics([])
     file = tmp_path / "run" / "config.json"
     config = json.loads(file.read_text())
     config["versions"]["torch"] = "0.1"

@@ -27,13 +27,17 @@ class Run:
     """A run directory under a lock: one process writes to it at a time.
 
     Use as a context manager. `config.json` is written at the start; a directory that already holds a
-    run is resumed when arguments and data are the same.
+    run is resumed when arguments and data are the same. A run that ends with an error before it has
+    written anything else leaves nothing, so that the corrected command can have its directory.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], lock: FileLock | None) -> None:
+    def __init__(
+        self, path: Path, config: dict[str, Any], lock: FileLock | None, made: bool = False
+    ) -> None:
         self.path = path
         self.config = config
         self._lock = lock
+        self._made = made
 
     @property
     def writes(self) -> bool:
@@ -67,6 +71,7 @@ class Run:
             _wait_for(file)
         elif not file.exists() and out.is_dir() and not all(_is_ours(p) for p in out.iterdir()):
             raise ValueError(f"--out {out} holds other files and no run: name a new directory")
+        made = not out.exists()
         out.mkdir(parents=True, exist_ok=True)
         lock = locked(out / "lock", out) if _rank() == 0 else None
         if lock is not None:
@@ -82,7 +87,7 @@ class Run:
             "threads": torch.get_num_threads(),
         }
         try:
-            if file.exists():
+            if file.exists() and _has_begun(out):
                 _check_same(read_json(file, "put it right, or use another --out"), config, out)
             elif lock is not None:
                 write_whole(file, json.dumps(config, indent=1).encode())
@@ -90,14 +95,27 @@ class Run:
             if lock is not None:
                 lock.release()
             raise
-        return cls(out, config, lock)
+        return cls(out, config, lock, made)
 
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.release()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._lock is None:
+            return
+        if kind is not None and not _has_begun(self.path):
+            self._withdraw()
+        self._lock.release()
+
+    def _withdraw(self) -> None:
+        """Remove what `start` and `phase` made."""
+        (self.path / "config.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that holds something after all
+            for folder in (*self.path.glob("phases/*"), self.path / "phases"):
+                folder.rmdir()
+            if self._made:
+                (self.path / "lock").unlink()
+                self.path.rmdir()
 
     def phase(self, name: str) -> Path:
         """The folder of a phase's checkpoints."""
@@ -188,6 +206,11 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
 def _is_ours(path: Path) -> bool:
     """What a process may leave behind that was killed before it wrote config.json."""
     return path.name == "lock" or (path.name.startswith(".") and path.name.endswith(".part"))
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether a run has written more than how it was called."""
+    return any(p.is_file() and p.name != "config.json" and not _is_ours(p) for p in out.rglob("*"))
 
 
 def _wait_for(file: Path, seconds: float = 120.0) -> None:
