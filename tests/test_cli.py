@@ -1038,6 +1038,13 @@ def test_the_options_of_the_recipes_are_these():
     for recipe, own in expected.items():
         signature = inspect.signature(load_object(RECIPES[recipe][0]))
         assert set(signature.parameters) == {*common.split(), *own.split()}
+    expected = {
+        "dkge": "triples out valid test encoder dim context_size margin negatives epochs batch_size "
+        "lr seed loop"
+    }
+    for recipe, own in expected.items():
+        signature = inspect.signature(load_object(RECIPES[recipe][0]))
+        assert set(signature.parameters) == set(own.split())
     shown = "augment mix unlabeled unlabeled_share synthetic synthetic_share synthetic_count "
     assert {f.name for f in fields(DistillData)} == {*shown.split(), "generator_steps"}
 

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 import pytest
 import torch
 
-from stepwell import cli
+from stepwell import cli, commands
 from stepwell.ranges import RANGES, check_numbers
 from stepwell.recipes import RECIPES, load_object
 from stepwell.training import Loop
@@ -47,6 +47,12 @@ WRONG = {
     "size": ([1, 0, -1], [2]),
     "num_classes": ([0, -1], [1]),
     "batch": ([0, -1], [1]),
+    "dim": ([0, -1], [1]),
+    "context_size": ([0, -1], [1]),
+    "margin": ([0, -1, "nan"], [1e-3]),
+    "negatives": ([0, -1], [1]),
+    "k": ([0, -1], [1]),
+    "max_seconds": ([-1, "nan"], [0]),
     "budget_ms": ([0, -1, "nan", "inf"], [1e-3]),
     "budget_macs": ([0, -1, "nan", "inf"], [1]),
     "min_accuracy": ([-0.1, 95, "nan"], [0, 1]),
@@ -61,6 +67,10 @@ NEEDED = {
     "train ekd": ["--data", "digits", "--out", "r"],
     "train supervised": ["--data", "digits", "--out", "r"],
     "train distill": ["--data", "digits", "--out", "r", "--teacher", "t"],
+    "train dkge": ["--triples", "t", "--out", "r"],
+    "kg update": ["run"],
+    "kg query": ["run"],
+    "kg eval": ["run", "--test", "t"],
     "list": [],
     "eval": ["run"],
     "cost": ["resnet20"],
@@ -73,7 +83,8 @@ NEEDED = {
 }
 FUNCTIONS = {
     **{f"train {name}": load_object(path) for name, (path, _) in RECIPES.items()},
-    **{name: command for name, command in cli.COMMANDS.items() if name != "train"},
+    **{f"kg {name}": command for name, command in commands.KG.items()},
+    **{name: command for name, command in cli.COMMANDS.items() if name not in cli.GROUPS},
 }
 
 

@@ -31,10 +31,11 @@ MAY_IMPORT = {
     "training": BASE | {"losses", "ops", "nets", "methods", "data"},
     "export": BASE | {"nets", "data", "evaluation", "cost"},
     "serve": BASE | {"nets", "data", "evaluation", "cost"},
+    "kg": BASE | {"losses", "ops", "nets", "methods", "data", "evaluation"},
     "report": BASE,
 }
 MAY_IMPORT["recipes"] = BASE | {
-    "losses", "ops", "nets", "methods", "training", "data", "evaluation", "cost"
+    "losses", "ops", "nets", "methods", "training", "data", "evaluation", "cost", "kg"
 }  # fmt: skip
 MAY_IMPORT["claims"] = MAY_IMPORT["recipes"] | {"recipes", "console"}
 ROOT = Path(stepwell.__file__).parent

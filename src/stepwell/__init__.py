@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from stepwell import kg as kg
     from stepwell.evaluation import evaluate as evaluate
     from stepwell.evaluation import fidelity as fidelity
     from stepwell.export import apply_delta as apply_delta
@@ -63,10 +64,14 @@ _WHERE = {
     "Exit": "types",
     "Step": "types",
 }
-__all__ = ["__version__", *_WHERE]
+#: Packages that are themselves public.
+_PACKAGES = ("kg",)
+__all__ = ["__version__", *_WHERE, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"stepwell.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module 'stepwell' has no attribute {name!r}")
     return getattr(importlib.import_module(f"stepwell.{_WHERE[name]}"), name)

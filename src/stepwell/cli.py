@@ -56,6 +56,9 @@ def train(arguments: list[str]) -> None:
     if json:
         print_json(results)
         return
+    if "costs" not in results:
+        commands.show_graph(results, used["out"])
+        return
     show(depth_table(f"{name}, on the test part", TRAINED, results["costs"], results["test"]))
     show_classes(results["test"])
     show_conditions(results["costs"])
@@ -65,6 +68,29 @@ def train(arguments: list[str]) -> None:
     say(f"  stepwell predict {used['out']} IMAGE|FOLDER...")
 
 
+def kg(arguments: list[str]) -> None:
+    """Change, update and ask the graph of a run of `stepwell train dkge`.
+
+    Examples:
+        stepwell kg update runs/graph --add new.tsv --remove gone.tsv
+        stepwell kg query runs/graph --head Paris --relation capital_of
+        stepwell kg eval runs/graph --test test.tsv
+    """
+    name, *rest = arguments or ["--help"]
+    if name in commands.KG:
+        command = _checked(commands.KG[name])
+        tyro.cli(command, prog=f"stepwell kg {name}", args=rest, description=_description(command))
+        return
+    if not name.startswith("-"):
+        raise ValueError(f"no command kg {name!r}; there are {', '.join(commands.KG)}")
+    stubs = {n: _described(_first_part(command)) for n, command in commands.KG.items()}
+    tyro.extras.subcommand_cli_from_dict(
+        stubs, prog="stepwell kg", args=[name], description=_description(kg)
+    )
+
+
+#: Commands that take their arguments apart themselves.
+GROUPS: dict[str, Callable[[list[str]], None]] = {"train": train, "kg": kg}
 COMMANDS: dict[str, Callable[..., None]] = {
     "list": commands.list_,
     "train": train,
@@ -74,6 +100,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": commands.predict,
     "export": commands.export,
     "patch": commands.patch,
+    "kg": kg,
     "report": commands.report,
     "verify": commands.verify,
 }
@@ -104,8 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    if arguments[:1] == ["train"]:
-        train(arguments[1:])
+    if arguments and arguments[0] in GROUPS:
+        GROUPS[arguments[0]](arguments[1:])
         return
     if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
         raise ValueError(f"no command {arguments[0]!r}; there are {', '.join(COMMANDS)}")

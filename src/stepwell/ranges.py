@@ -62,6 +62,13 @@ RANGES: dict[str, Range] = {
     "size": TWO_OR_MORE,
     "num_classes": ONE_OR_MORE,
     "batch": ONE_OR_MORE,
+    # knowledge graphs
+    "dim": ONE_OR_MORE,
+    "context_size": ONE_OR_MORE,
+    "margin": POSITIVE,
+    "negatives": ONE_OR_MORE,
+    "k": ONE_OR_MORE,
+    "max_seconds": NOT_NEGATIVE,
     # budgets and measurements
     "budget_ms": POSITIVE,
     "budget_macs": POSITIVE,

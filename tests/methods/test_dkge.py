@@ -102,7 +102,7 @@ def learn(net, facts, joint, seed=1, **how):
     entities = np.unique(after.index.rows[:, [0, 2]])
     return after, learn_change(
         net, joint, facts, after, changes, new, Online(**how),
-        entities=entities, margin=2.0, negatives=2, seed=seed,
+        entities=entities, relations=np.arange(5), margin=2.0, negatives=2, seed=seed,
     )  # fmt: skip
 
 

@@ -4,7 +4,11 @@ Signatures are the flags. Heavy imports stand inside the functions, so that `--h
 no torch.
 """
 
+from stepwell.commands.kg import KG, show_graph
 from stepwell.commands.measuring import calibrate, cost, eval_, list_, report, verify
 from stepwell.commands.using import export, patch, predict
 
-__all__ = ["calibrate", "cost", "eval_", "export", "list_", "patch", "predict", "report", "verify"]
+__all__ = [
+    "KG", "calibrate", "cost", "eval_", "export", "list_", "patch", "predict", "report", "show_graph",
+    "verify",
+]  # fmt: skip

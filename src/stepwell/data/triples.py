@@ -7,6 +7,7 @@ from copy import copy
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ class Names:
     def __contains__(self, name: str) -> bool:
         return name in self._numbers
 
-    def __getitem__(self, number: int) -> str:
+    def __getitem__(self, number: SupportsIndex) -> str:
         return self.names[number]
 
     def number(self, name: str) -> int:

@@ -178,6 +178,7 @@ def learn_change(
     how: Online,
     *,
     entities: Ints,
+    relations: Ints,
     margin: float,
     negatives: int,
     seed: int,
@@ -190,12 +191,12 @@ def learn_change(
         before, after: the graph.
         changes: triples that are in just one of the two.
         new: elements that are new in `after`, by kind, sorted.
-        entities: those that stand in a triple of `after`.
+        entities, relations: those that stand in a triple of `after`.
         margin, negatives: as for `DKGE`.
         seed: of samples and steps.
     """
     started = time.monotonic()
-    old = np.setdiff1d(np.arange(len(net.knowledge["relation"])), new["relation"])
+    old = np.setdiff1d(relations, new["relation"])
     affected: dict[Kind, Ints] = {
         "entity": affected_entities(before, after, changes, how.rule),
         "relation": affected_relations(before, after, old, how.rule),

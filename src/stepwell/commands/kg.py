@@ -1,0 +1,196 @@
+"""The commands about knowledge graphs: `stepwell kg update|query|eval`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from stepwell.commands.runs import Json
+from stepwell.console import print_json, say, show, table
+
+#: Measures of ranks: key, what it is called, how it is written.
+MEASURES = (
+    ("mrr", "MRR", "{:.3f}"),
+    ("hits@1", "Hits@1", "{:.3f}"),
+    ("hits@3", "Hits@3", "{:.3f}"),
+    ("hits@10", "Hits@10", "{:.3f}"),
+    ("mean_rank", "mean rank", "{:.1f}"),
+    ("adjusted", "adjusted (1: all first, 0: chance)", "{:.3f}"),
+)
+
+
+def update(
+    run: Positional[Path],
+    *,
+    add: Path | None = None,
+    remove: Path | None = None,
+    ignore_absent: bool = False,
+    rule: Literal["touched", "context", "neighbour"] = "touched",
+    epochs: int = 20,
+    lr: float = 0.01,
+    max_seconds: float = 0.0,
+    json: Json = False,
+) -> None:
+    """Add and remove triples, and learn what that affects; everything else stays to the bit.
+
+    Examples:
+        stepwell kg update runs/graph --add new.tsv --remove gone.tsv
+
+    Args:
+        run: a run of `stepwell train dkge`.
+        add: a file of triples, HEAD<tab>RELATION<tab>TAIL a line. New names are welcome.
+        remove: a file of triples.
+        ignore_absent: leave out triples to be removed that are not there.
+        rule: what a change affects: elements whose context changes and both ends of each changed triple
+            (`touched`), the former alone (`context`), or entities whose neighbour is new or gone.
+        epochs: passes over the triples of what is affected.
+        lr: the highest learning rate.
+        max_seconds: learn at most so long (0: no bound).
+    """
+    from stepwell.data.triples import read_triples
+    from stepwell.kg import Online
+    from stepwell.kg import open as open_graph
+
+    changes = {name: read_triples(file) if file else [] for name, file in
+               (("add", add), ("remove", remove))}  # fmt: skip
+    if both := set(changes["add"]).intersection(changes["remove"]):
+        raise ValueError(
+            f"--add and --remove both have {' | '.join(min(both))}: take it out of one of them"
+        )
+    with open_graph(run) as graph:
+        gone = graph.remove(changes["remove"], absent="ignore" if ignore_absent else "refuse")
+        come = graph.add(changes["add"])
+        for name, count in (("add", come), ("remove", gone)):
+            if count < len(changes[name]):
+                there = "there already" if name == "add" else "not there"
+                say(f"note: {len(changes[name]) - count:,} triples to {name} are {there}")
+        report = graph.update(Online(rule=rule, epochs=epochs, lr=lr, seconds=max_seconds))
+        total = len(graph)
+    if json:
+        print_json(report.as_dict() | {"triples": total})
+        return
+    if not report.added and not report.removed:
+        say("nothing to learn: no triple was added or removed")
+        return
+    rows = [
+        [kind, *(f"{n:,}" for n in (len(report.new[kind]), len(report.gone[kind]), count))]
+        for kind, count in report.affected.items()
+    ]
+    show(table(f"+{report.added:,} -{report.removed:,} triples: {total:,} now",
+               ["", "new", "gone", "affected"], rows))  # fmt: skip
+    moved = [[name, f"{far:.3f}"] for name, far in report.moved]
+    show(table("moved most", ["entity", "distance"], moved))
+    show(f"learnt in {report.seconds:.1f} s, {report.trained:,} triples an epoch", style="dim")
+
+
+def query(
+    run: Positional[Path],
+    *,
+    head: str | None = None,
+    relation: str | None = None,
+    tail: str | None = None,
+    near: str | None = None,
+    k: int = 10,
+    json: Json = False,
+) -> None:
+    """Ask for the missing end of a triple, or for the entities nearest to one.
+
+    Examples:
+        stepwell kg query runs/graph --head Paris --relation capital_of
+        stepwell kg query runs/graph --relation capital_of --tail France
+        stepwell kg query runs/graph --near Paris
+
+    Args:
+        run: a run of `stepwell train dkge`.
+        near: an entity, in place of a triple.
+        k: how many answers.
+    """
+    from stepwell.kg import open as open_graph
+
+    if (near is None) == (relation is None):
+        raise ValueError("give --relation with --head or with --tail, or --near alone")
+    if near is not None and (head or tail):
+        raise ValueError("--near asks about one entity: leave --head and --tail out")
+    with open_graph(run, write=False) as graph:
+        if near is not None:
+            answers = graph.neighbours(near, k)
+            title, known = f"nearest to {near}", "shares a triple"
+        else:
+            answers = graph.rank(head, str(relation), tail, k=k)
+            title, known = f"{head or '?'} | {relation} | {tail or '?'}", "in the graph"
+    if json:
+        print_json([answer._asdict() for answer in answers])
+        return
+    rows = [
+        [str(place), answer.name, f"{answer.distance:.3f}", "yes" if answer.known else ""]
+        for place, answer in enumerate(answers, start=1)
+    ]
+    show(table(title, ["", "entity", "distance", known], rows, words=2))
+
+
+def eval_graph(
+    run: Positional[Path],
+    *,
+    test: Path,
+    gone: Path | None = None,
+    ask: Literal["both", "head", "tail"] = "both",
+    json: Json = False,
+) -> None:
+    """Rank true triples against all entities, and measure whether old ones were unlearnt.
+
+    Examples:
+        stepwell kg eval runs/graph --test test.tsv
+        stepwell kg eval runs/graph --test questions.tsv --ask tail --gone old_answers.tsv
+
+    Args:
+        run: a run of `stepwell train dkge`.
+        test: a file of triples that are true now.
+        gone: a file of triples that are true no more.
+        ask: which end of each triple is asked for; `tail` answers questions.
+    """
+    from stepwell.data.triples import read_triples
+    from stepwell.kg import open as open_graph
+
+    asked = read_triples(test)
+    old = read_triples(gone) if gone else []
+    with open_graph(run, write=False) as graph:
+        found = graph.evaluate(asked, gone=old, ask=ask)
+    if not found["triples"]:
+        raise ValueError(f"--test {test}: the graph has none of these names, so nothing is ranked")
+    if json:
+        print_json(found)
+        return
+    if found["left_out"]:
+        say(f"note: {found['left_out']:,.0f} triples have names that the graph lacks: left out")
+    _show_measures(f"{run}: {found['triples']:,.0f} triples", found)
+    if "auc" in found:
+        show(
+            f"an old triple is more distant than a true one in {100 * found['auc']:.1f} % of pairs "
+            "(50 %: nothing was unlearnt)"
+        )
+
+
+def show_graph(results: Mapping[str, Any], out: Path) -> None:
+    """What a run of `stepwell train dkge` gave, and what comes next."""
+    if results["test"]:
+        _show_measures(f"dkge, {results['examples']:,} test triples", results["test"])
+    say(
+        f"embedded {results['triples']:,} triples of {results['entities']:,} entities in "
+        f"{results['seconds']:.0f} s; next, try:"
+    )
+    say(f"  stepwell kg query {out} --near ENTITY")
+    say(f"  stepwell kg update {out} --add NEW.tsv --remove GONE.tsv")
+
+
+def _show_measures(title: str, found: Mapping[str, float]) -> None:
+    old = "gone/mrr" in found
+    rows = [
+        [name, form.format(found[key]), *([form.format(found[f"gone/{key}"])] if old else [])]
+        for key, name, form in MEASURES
+    ]
+    columns = ["filtered, ties in the middle", "true", *(["gone"] if old else [])]
+    show(table(title, columns, rows))
+
+
+KG: dict[str, Callable[..., None]] = {"update": update, "query": query, "eval": eval_graph}

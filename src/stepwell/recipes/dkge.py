@@ -1,0 +1,169 @@
+"""Embed a knowledge graph from scratch; `stepwell kg` then follows its changes."""
+
+import json
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from stepwell.data.triples import (
+    Fact,
+    Names,
+    TripleBatches,
+    facts_digest,
+    numbered,
+    read_triples,
+)
+from stepwell.evaluation.link_prediction import link_measures
+from stepwell.kg.ranking import rank_triples
+from stepwell.kg.state import Encoder, Shape, State
+from stepwell.methods.dkge import DKGE, joint_vectors
+from stepwell.nets.facts import Facts
+from stepwell.nets.graph import GraphEmbedding
+from stepwell.nets.triple_index import Ints, TripleIndex
+from stepwell.ranges import check_numbers
+from stepwell.training import Loop, Run, fit, optimizer_of
+
+
+def dkge(
+    *,
+    triples: Path,
+    out: Path,
+    valid: Path | None = None,
+    test: Path | None = None,
+    encoder: Encoder = "full",
+    dim: int = 64,
+    context_size: int = 15,
+    margin: float = 4.0,
+    negatives: int = 1,
+    epochs: int = 60,
+    batch_size: int = 1024,
+    lr: float = 0.01,
+    seed: int = 0,
+    loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(device="cpu"),
+) -> dict[str, Any]:
+    """Embed a knowledge graph (DKGE), to be updated online as it changes.
+
+    Examples:
+        stepwell train dkge --triples base.tsv --out runs/graph
+        stepwell train dkge --triples base.tsv --test test.tsv --out runs/graph
+
+    Args:
+        triples: a file with one triple a line: head, relation and tail, separated by tabs.
+        out: the run directory; if it holds this run already, training goes on where it stopped.
+        valid: triples by which the best epoch is chosen (MRR); by default the last one is kept.
+        test: triples to rank; those with an entity or relation that `triples` lacks are left out.
+        encoder: `full`: what a vector is made of is itself and its context, weighted by attention and
+            a gate; `mean`: no attention; `ungated`: no gate; `none`: no context, which is TransE.
+        dim: of all vectors.
+        context_size: neighbours, or paths of a relation, in a context; more are sampled.
+        margin: how much farther than a true triple a false one has to be.
+        negatives: false triples drawn for each true one.
+        epochs: passes over the triples.
+        lr: the highest learning rate, of Adam.
+        seed: of vectors, samples, order and steps.
+    """
+    arguments = dict(locals())
+    check_numbers(arguments)
+    if loop.device not in ("auto", "cpu"):
+        raise ValueError(f"--device {loop.device}: graphs are embedded on the CPU; use auto or cpu")
+    files = {"triples": triples, "valid": valid, "test": test}
+    parts = {name: read_triples(file) if file else [] for name, file in files.items()}
+    data = _about(parts)
+    names = Names("entity"), Names("relation")
+    rows = numbered(parts["triples"], *names)
+    held_out = {part: _known(parts[part], part, *names) for part in ("valid", "test")}
+    with Run.start(out, "dkge", arguments, data=data) as run:
+        if (out / "results.json").exists():  # updates may have changed the graph since
+            done: dict[str, Any] = json.loads((out / "results.json").read_text())
+            return done
+        torch.manual_seed(seed)
+        shape = Shape(dim, encoder, context_size, margin, negatives, seed)
+        net = shape.net(*map(len, names))
+        facts = Facts.of(rows, size=context_size, seed=seed)
+        known = TripleIndex(facts.index.rows).changed(held_out["valid"], rows[:0])
+        fit(
+            DKGE(net, facts, margin=margin, negatives=negatives),
+            TripleBatches(torch.from_numpy(rows), batch_size, seed=seed),
+            optimizer_of("adam", lr, weight_decay=0.0),
+            run,
+            phase="train",
+            epochs=epochs,
+            validate=(lambda: measured(net, facts, held_out["valid"], known)) if valid else None,
+            select=lambda values: values["mrr"],
+            loop=_on_cpu(loop),
+        )
+        known = known.changed(held_out["test"], rows[:0])
+        return _finish(run, State.learnt(shape, net, facts, *names), held_out["test"], known)
+
+
+def measured(
+    net: GraphEmbedding, facts: Facts, rows: Ints, known: TripleIndex
+) -> Mapping[str, float]:
+    """MRR, Hits@k and the mean rank of triples (n, 3), known ones left out of their candidates."""
+    joint = joint_vectors(net, facts)
+    every = torch.ones(len(joint["entity"]), dtype=torch.bool)
+    return link_measures(rank_triples(joint, rows, known, every))
+
+
+def _finish(run: Run, state: State, test: Ints, known: TripleIndex) -> dict[str, Any]:
+    """Write the graph and the results."""
+    state.write(run.path / "net.safetensors")
+    started = time.perf_counter()
+    found = link_measures(rank_triples(state.vectors(), test, known, state.present()))
+    lines = run.metrics()
+    results: dict[str, Any] = {
+        "test": dict(found) if len(test) else {},
+        "examples": len(test),
+        "entities": len(state.names["entity"]),
+        "relations": len(state.names["relation"]),
+        "triples": len(state.facts.index),
+        "loss": lines[-1]["loss"],
+        "seconds": lines[-1]["seconds"],
+        "cpu_seconds": lines[-1]["cpu_seconds"],
+        "test_seconds": time.perf_counter() - started,
+    }
+    run.write_json("results.json", results)
+    return results
+
+
+def _known(facts: Sequence[Fact], part: str, entities: Names, relations: Names) -> Ints:
+    """Triples by number, without those that have a name which training does not see."""
+    seen = [f for f in facts if f[0] in entities and f[1] in relations and f[2] in entities]
+    if len(seen) < len(facts):
+        warnings.warn(
+            f"--{part}: {len(facts) - len(seen):,} of {len(facts):,} triples have an entity or a "
+            "relation that --triples lacks, so they cannot be ranked: they are left out",
+            stacklevel=3,
+        )
+    return numbered(seen, entities, relations)
+
+
+def _about(parts: Mapping[str, Sequence[Fact]]) -> dict[str, Any]:
+    """What a run is trained on, for its config.json.
+
+    Raises:
+        ValueError: a triple is in more than one part.
+    """
+    train = set(parts["triples"])
+    for part in ("valid", "test"):
+        if both := train.intersection(parts[part]):
+            raise ValueError(
+                f"--{part}: {len(both):,} triples are in --triples, too, such as "
+                f"{' | '.join(min(both))}: take them out of one of the two"
+            )
+    return {
+        "name": "triples",
+        "fingerprint": "/".join(facts_digest(facts) for facts in parts.values()),
+        **{part: len(facts) for part, facts in parts.items()},
+    }
+
+
+def _on_cpu(loop: Loop) -> Loop:
+    from dataclasses import replace
+
+    return replace(loop, device="cpu")

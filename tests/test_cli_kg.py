@@ -1,0 +1,117 @@
+"""Knowledge graphs by the command line."""
+
+import json
+
+import pytest
+
+from stepwell import cli
+
+FACTS = [(f"e{i}", f"r{i % 2}", f"e{(i * 7 + 3) % 20}") for i in range(40)]
+
+
+@pytest.fixture
+def stepwell(capsys, monkeypatch):
+    monkeypatch.setenv("STEPWELL_QUIET", "1")
+
+    def run(*arguments):
+        code = 0
+        try:
+            cli.main([str(a) for a in arguments])
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def write(path, facts):
+    path.write_text("".join("\t".join(fact) + "\n" for fact in facts))
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, stepwell):
+    base = write(tmp_path / "base.tsv", FACTS)
+    test = write(tmp_path / "test.tsv", [("e1", "r0", "e2"), ("e2", "r1", "e3")])
+    code, out, err = stepwell(
+        "train", "dkge", "--triples", base, "--test", test, "--out", tmp_path / "run",
+        "--epochs", 2, "--dim", 8, "--device", "cpu",
+    )  # fmt: skip
+    assert (code, "MRR" in out, "embedded 40 triples of 40 entities" in err) == (0, True, True), err
+    return tmp_path / "run"
+
+
+def test_change_ask_and_evaluate(stepwell, run, tmp_path):
+    new = write(
+        tmp_path / "new.tsv", [("Paris", "capital_of", "France"), ("e1", "r0", "Paris"), FACTS[0]]
+    )
+    gone = write(tmp_path / "gone.tsv", FACTS[5:8])
+    code, out, err = stepwell("kg", "update", run, "--add", new, "--remove", gone, "--epochs", 2)
+    assert code == 0, err
+    assert "note: 1 triples to add are there already" in err
+    assert "+2 -3 triples: 39 now" in out
+    code, out, _ = stepwell(
+        "kg", "query", run, "--head", "Paris", "--relation", "capital_of", "--k", 3, "--json"
+    )
+    answers = json.loads(out)
+    assert (code, len(answers), {*answers[0]}) == (0, 3, {"name", "distance", "known"})
+    code, out, _ = stepwell("kg", "query", run, "--relation", "capital_of", "--tail", "France")
+    assert (code, "? | capital_of | France" in out) == (0, True)
+    code, out, _ = stepwell("kg", "query", run, "--near", "Paris", "--k", 2)
+    assert (code, "nearest to Paris" in out) == (0, True)
+    code, out, _ = stepwell(
+        "kg", "eval", run, "--test", tmp_path / "test.tsv", "--gone", gone, "--json"
+    )
+    assert (code, json.loads(out)["triples"], 0 <= json.loads(out)["auc"] <= 1) == (0, 2, True)
+    code, out, _ = stepwell("kg", "eval", run, "--test", new, "--ask", "tail", "--gone", gone)
+    assert (code, "an old triple is more distant" in out) == (0, True)
+    code, out, err = stepwell("kg", "update", run)
+    assert (code, out, "nothing to learn" in err) == (0, "", True)
+    code, out, _ = stepwell(
+        "kg", "update", run, "--remove", gone, "--ignore-absent", "--json", "--max-seconds", 5
+    )
+    assert (code, json.loads(out)["removed"]) == (0, 0)
+
+
+BAD = {
+    "malformed": (["update", "RUN", "--add", "BAD"], "bad.tsv, line 2: 2 fields, not 3"),
+    "no file": (["update", "RUN", "--add", "absent.tsv"], "No such file or directory: absent.tsv"),
+    "absent": (
+        ["update", "RUN", "--remove", "ABSENT"],
+        "not in the graph: e1 | r0 | e1; nothing was",
+    ),
+    "both": (["update", "RUN", "--add", "ABSENT", "--remove", "ABSENT"], "both have e1 | r0 | e1"),
+    "entity": (["query", "RUN", "--near", "e111"], "no entity 'e111'; did you mean 'e11'"),
+    "relation": (["query", "RUN", "--head", "e1", "--relation", "r"], "no relation 'r'"),
+    "no end": (["query", "RUN", "--relation", "r0"], "give a head or a tail"),
+    "nothing": (["query", "RUN"], "give --relation with --head or with --tail, or --near"),
+    "both asked": (
+        ["query", "RUN", "--near", "e1", "--head", "e1"],
+        "--near asks about one entity",
+    ),
+    "strangers": (["eval", "RUN", "--test", "STRANGE"], "the graph has none of these names"),
+    "no run": (["query", "nothing", "--near", "e1"], "nothing is no finished run"),
+    "no command": (["ask"], "no command kg 'ask'; there are update, query, eval"),
+}
+
+
+def test_bad_input_is_one_line_and_exit_code_2(stepwell, run, tmp_path):
+    files = {
+        "RUN": run,
+        "BAD": tmp_path / "bad.tsv",
+        "ABSENT": write(tmp_path / "absent_fact.tsv", [("e1", "r0", "e1")]),
+        "STRANGE": write(tmp_path / "strange.tsv", [("x", "y", "z")]),
+    }
+    files["BAD"].write_text("a\tb\tc\na\tb\n")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    for name, (arguments, message) in BAD.items():
+        code, out, err = stepwell("kg", *(files.get(a, a) for a in arguments))
+        assert (code, out, err.count("\n")) == (2, "", 1), (name, err)
+        assert message in err, name
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("command", ["update", "query", "eval"])
+def test_every_command_has_help_with_examples(stepwell, command):
+    code, out, _ = stepwell("kg", command, "--help")
+    assert (code, f"Example: stepwell kg {command}" in out) == (0, True)
