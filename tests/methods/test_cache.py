@@ -1,5 +1,6 @@
 """Logits on disk: found by what a batch holds, whole or not believed."""
 
+import errno
 import json
 import os
 import random
@@ -219,6 +220,37 @@ def test_a_full_disk_says_where_and_what_was_there_stays(folder):
     for a, b in zip(filled(folder, teacher), expected, strict=True):
         assert_close(a, b, rtol=0, atol=0)
     assert teacher.runs == 0
+
+
+def refused(monkeypatch, number):
+    """Nothing can be written: for a superuser, whom no permissions stop, as the lock would say it."""
+
+    def acquire(self, **_):
+        raise OSError(number, os.strerror(number), str(self.lock_file))
+
+    monkeypatch.setattr("stepwell.methods.cache.FileLock.acquire", acquire)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_cache_that_cannot_be_written_is_read(folder, monkeypatch, number):
+    expected = filled(folder)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    refused(monkeypatch, number)
+    teacher = Counting()
+    with pytest.warns(
+        UserWarning, match=r"cannot be written \(.*\): what it holds is read, and no"
+    ):
+        found = filled(folder, teacher)
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b, rtol=0, atol=0)
+    assert teacher.runs == 0
+    with pytest.warns(UserWarning, match="cannot be written"):
+        cache = LogitCache(folder, 5, FOR)
+    cache.put(b"k" * 16, torch.ones(3, 5))
+    assert cache.get(b"k" * 16) is None
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    with pytest.raises(OSError, match="cannot be written .*: name another folder"):
+        LogitCache(folder / "new", 5, FOR)
 
 
 WRITER = """

@@ -1,6 +1,7 @@
 """What can be named as a teacher, and what is made of it for some data."""
 
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -214,6 +215,56 @@ def test_an_onnx_file_that_takes_no_images(tmp_path, foreign_onnx):
         open_teacher([str(tmp_path / "t.onnx")])
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_an_onnx_file_of_other_channels(tmp_path, foreign_onnx, channels):
+    import onnx
+
+    foreign_onnx(tmp_path / "t.onnx", "n")
+    model = onnx.load(tmp_path / "t.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = channels
+    del model.graph.node[1:]
+    model.graph.output[0].name = "f"
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 64 * channels
+    onnx.save(model, tmp_path / "t.onnx")
+    message = rf"'n', {channels}, 8, 8\], not one .*: export it for these"
+    with pytest.raises(ValueError, match=message):
+        open_teacher([str(tmp_path / "t.onnx")])
+
+
+def test_a_graph_that_does_not_run_is_refused_in_one_line(tmp_path, foreign_onnx):
+    import onnx
+
+    foreign_onnx(tmp_path / "t.onnx", "n")
+    model = onnx.load(tmp_path / "t.onnx")
+    model.graph.initializer[0].dims[0] = 96  # half the rows that there must be
+    model.graph.initializer[0].dims[1] = 6
+    onnx.save(model, tmp_path / "t.onnx")
+    with pytest.raises(
+        ValueError, match="onnxruntime cannot run .*t.onnx .*: export it again"
+    ) as e:
+        open_teacher([str(tmp_path / "t.onnx")])
+    assert "\n" not in str(e.value)
+
+
+def test_an_onnx_file_of_half_precision_teaches(images, tmp_path, foreign_onnx):
+    import onnx
+    from onnx import TensorProto, numpy_helper
+
+    w = foreign_onnx(tmp_path / "t.onnx", "n")
+    model = onnx.load(tmp_path / "t.onnx")
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(w.half().numpy(), "w"))
+    del model.graph.node[2]  # logits
+    model.graph.output[0].name = "y"
+    onnx.save(model, tmp_path / "t.onnx")
+    opened = open_teacher([str(tmp_path / "t.onnx")], mean=PLAIN[0], std=PLAIN[1])
+    with pytest.warns(UserWarning, match="does not name its classes"):
+        logits = opened.for_data(CLASSES, images, PLAIN)(images).logits
+    assert logits.dtype == torch.float32
+    assert_close(logits, images.flatten(1) @ w, rtol=1e-2, atol=2e-2)
+
+
 def test_without_the_extra_an_onnx_file_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "t.onnx").touch()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -290,6 +341,8 @@ def test_published_weights_by_name(images, monkeypatch):
     [
         ([], {}, "name a teacher, or several"),
         (["nowhere"], {}, "no teacher 'nowhere': name a run directory, a file"),
+        ([""], {}, "no teacher '': name a run directory, a file"),
+        (["{net}", "{plain}", "{net}"], {}, "net.safetensors is named twice: name each member"),
         (["{net}@9"], {}, "no depth '9'; this net has 8, 14"),
         (["{fresh}@8"], {}, "depth '8' was never trained"),
         (["{tmp}"], {}, "holds no net.safetensors: it is no finished run"),
@@ -301,6 +354,7 @@ def test_published_weights_by_name(images, monkeypatch):
             "is a pickled module .* never done: where the model was made, save",
         ),
         (["resnet18={tmp}/model.pt"], {}, "is a pickled module or holds other things than weights"),
+        (["{tmp}/script.pt"], {}, "is a pickled module or holds other things than weights"),
         (["resnet18={tmp}/epoch.pt"], {}, "is no state dict: save `model.state_dict"),
         (["resnet20"], {}, "torchvision publishes no weights for resnet20"),
         (
@@ -324,6 +378,10 @@ def test_what_cannot_be_opened(tmp_path, names, options, message):
     save_file({"w": torch.ones(1)}, tmp_path / "plain.safetensors")
     torch.save({"w": torch.ones(1)}, tmp_path / "empty" / "w.pth")
     torch.save(net.module, tmp_path / "empty" / "model.pt")
+    zipped = {"code/__torch__.py": b"", "constants.pkl": b"", "data.pkl": b"", "version": b"3"}
+    with zipfile.ZipFile(tmp_path / "empty" / "script.pt", "w") as archive:  # as torch.jit.save
+        for name, content in zipped.items():
+            archive.writestr(f"script/{name}", content)
     torch.save({"epoch": 3, "model": {"w": torch.ones(1)}}, tmp_path / "empty" / "epoch.pt")
     places = {n: tmp_path / f"{n}.safetensors" for n in ("net", "other", "fresh", "plain")}
     places["tmp"] = tmp_path / "empty"

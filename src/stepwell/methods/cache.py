@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +55,7 @@ class LogitCache:
 
     Raises:
         ValueError: `folder` holds a cache made for something else, or other files, or is a file.
+        OSError: nothing can be written there, and there is no cache to be read.
     """
 
     def __init__(self, folder: Path, classes: int, made_for: Mapping[str, Any]) -> None:
@@ -65,12 +67,7 @@ class LogitCache:
             raise ValueError(
                 f"--cache {folder} holds other files and no cache: name a new directory"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock: FileLock | None = FileLock(folder / "lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            self._lock = None
+        self._lock = _locked(folder)
         made = {"format": FORMAT, "classes": classes} | json.loads(json.dumps(dict(made_for)))
         self._end = self._records = 0  # rows and records that count
         try:
@@ -85,7 +82,7 @@ class LogitCache:
 
     @property
     def writes(self) -> bool:
-        """Whether this process adds to the cache: of several that use it, one."""
+        """Whether this process adds to the cache: of several that use it, one; or none."""
         return self._lock is not None
 
     def __len__(self) -> int:
@@ -218,6 +215,35 @@ class CachedLogits(nn.Module):
     def __deepcopy__(self, memo: Any) -> "CachedLogits":
         """Itself: whoever copies an objective (for an average of its weights) copies no teacher."""
         return self
+
+
+def _locked(folder: Path) -> FileLock | None:
+    """The lock of a cache, its folder made if need be; none where another process has it.
+
+    Nor is there one where nothing can be written, such as on a disk that many mount to read: a cache
+    that is there is used as it is.
+
+    Raises:
+        OSError: nothing can be written, and there is no cache.
+    """
+    lock = FileLock(folder / "lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        if not (folder / "cache.json").is_file():
+            raise OSError(
+                error.errno, f"--cache {folder} cannot be written ({reason}): name another folder"
+            ) from error
+        warnings.warn(
+            f"--cache {folder} cannot be written ({reason}): what it holds is read, and nothing added",
+            stacklevel=3,
+        )
+        return None
+    return lock
 
 
 def keys_of(images: Tensor, by_image: bool) -> list[bytes]:

@@ -152,12 +152,15 @@ def open_teacher(
             not say it, such as most ONNX files.
 
     Raises:
-        ValueError: a name that is none of these; a file that is damaged; a depth that nobody trained;
+        ValueError: a name that is none of these, or given twice; a file that is damaged; a depth that
+            nobody trained;
             `mean` without `std`, not of three positive numbers, or where every teacher says its own;
             members of an ensemble whose classes differ.
         FileNotFoundError: there is no such file.
         ImportError: an ONNX file, and the extra `onnx` is not installed.
     """
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"teacher {twice[0]} is named twice: name each member of an ensemble once")
     sources = [_open(name) for name in names]
     if mean is not None or std is not None:
         given = _normalisation(mean, std)
@@ -187,7 +190,7 @@ def _open(name: str) -> Source:
     if not path.exists() and "@" in name:
         before, _, depth = name.rpartition("@")
         path = Path(before)
-    if not path.exists():
+    if not name or not path.exists():
         raise FileNotFoundError(
             f"no teacher {name!r}: name a run directory, a file (.safetensors, .onnx), NETWORK=FILE or "
             f"{PREFIX}NAME"

@@ -8,6 +8,7 @@ checksum over both finds damage that the container itself would not notice.
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -372,7 +373,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         ValueError: it holds a module, or anything else that takes code to read, or is damaged.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of formats that are refused below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds here
         # not torch's own words, which advise to unpickle it
         raise ValueError(

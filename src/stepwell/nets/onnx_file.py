@@ -11,11 +11,15 @@ from torch import Tensor, nn
 
 from stepwell.nets.card import Card
 
+#: What graphs take for images.
+FLOATS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
+
 
 class OnnxNet(nn.Module):
     """An ONNX file as a module: images (batch, 3, height, width) to logits (batch, classes).
 
-    It runs on the CPU, whatever the device of the images, and gives no gradients. A graph with a fixed
+    It runs on the CPU, whatever the device of the images, and gives no gradients. Logits are of single
+    precision, of graphs of half precision, too. A graph with a fixed
     batch size takes any number of images, some at a time.
 
     Args:
@@ -31,11 +35,13 @@ class OnnxNet(nn.Module):
         super().__init__()
         self.session = open_onnx(path)
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
+        if len(inputs) != 1 or not _takes_images(inputs[0]):
             found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
             raise ValueError(
-                f"{path} takes {found}, not one tensor(float) of images (batch, 3, height, width)"
+                f"{path} takes {found}, not one tensor(float) of images (batch, 3, height, width): "
+                "export it for these"
             )
+        self.dtype = FLOATS[inputs[0].type]
         names = [output.name for output in outputs]
         self.output = "logits" if "logits" in names else names[0]
         self.input = inputs[0].name
@@ -56,7 +62,7 @@ class OnnxNet(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """The logits of one batch, on the device of the images."""
-        x = images.float().cpu()
+        x = images.to("cpu", self.dtype)
         if self.batch is None:
             return self._run(x).to(images.device)
         logits = []
@@ -73,7 +79,13 @@ class OnnxNet(nn.Module):
     def _run(self, images: Tensor) -> Tensor:
         feed = {self.input: images.contiguous().numpy()}
         (logits,) = self.session.run([self.output], feed)
-        return torch.from_numpy(logits)
+        return torch.from_numpy(logits).float()
+
+
+def _takes_images(taken: Any) -> bool:
+    """Whether a graph's input is a batch of float images, of three channels as far as it says."""
+    shape = taken.shape
+    return taken.type in FLOATS and len(shape) == 4 and (shape[1] == 3 or isinstance(shape[1], str))
 
 
 def open_onnx(path: str | Path) -> Any:
@@ -84,7 +96,8 @@ def open_onnx(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file, or its weights are not beside it.
-        ValueError: it is no ONNX file, or the weights beside it are of another network.
+        ValueError: it is no ONNX file, or none that onnxruntime runs; or the weights beside it are of
+            another network.
         ImportError: the extra `onnx` is not installed.
     """
     require("onnx", "onnxruntime")
@@ -101,7 +114,13 @@ def open_onnx(path: str | Path) -> Any:
                 f"{weights} is not the file that {path.name} was exported with: copy both from one "
                 "export, or export again"
             )
-    return session(str(path))
+    try:
+        return session(str(path))
+    except Exception as error:  # onnxruntime has its own kinds
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"onnxruntime cannot run {path} ({reason[:300]}): export it again, or for this version"
+        ) from error
 
 
 def onnx_fingerprint(path: Path) -> str:
