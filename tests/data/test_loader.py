@@ -80,6 +80,14 @@ def test_shards_share_out_each_batch():
     assert numbers(parts[1]) == together[1::2]
 
 
+@pytest.mark.parametrize(("images", "world"), [(9, 2), (8, 3), (8, 4), (7, 2)])
+def test_no_share_of_a_small_last_batch_is_too_small_to_train_on(images, world):
+    batches = Batches(numbered(images), 6, shuffle=images != 7, **PLAIN)  # the last: 3, 2, 2, 1
+    shares = [numbers(batches.sharded(rank, world).at(1)) for rank in range(world)]
+    assert min(map(len, shares)) >= 2
+    assert {i for share in shares for i in share} == set(numbers(batches.at(1)))
+
+
 def test_pixels_are_normalised_per_channel():
     data = ImageSet(torch.full((2, 3, 2, 2), 51, dtype=torch.uint8), torch.zeros(2).long(), ("a",))
     batch = Batches(data, 2, mean=(0.2, 0.1, 0.0), std=(1.0, 0.5, 0.1)).at(0)

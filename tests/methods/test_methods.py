@@ -78,6 +78,14 @@ def test_a_moving_average_follows_the_formula_statistics_included(batch):
     assert average.state_dict()  # a resumed run needs it
 
 
+def test_a_teacher_that_would_be_trained_along_is_refused():
+    net, teacher = build("resnet14", ["8"], num_classes=5), build("resnet14", num_classes=5)
+    for make in (EmbeddedKD, Distill):
+        with pytest.raises(ValueError, match=r"teacher \(NestedNet\) has parameters .* Frozen"):
+            make(net, teacher=teacher)
+        assert list(make(net, teacher=Frozen(teacher)).parameters()) == list(net.parameters())
+
+
 def test_a_moving_average_refuses_a_decay_of_one():
     with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), not 1"):
         MovingAverage(nn.Linear(1, 1), 1.0)
@@ -335,6 +343,6 @@ def test_logits_that_look_like_probabilities_later_are_left_alone(batch):
     assert_close(losses[1], same.training_step(batch).loss)
 
 
-def test_a_module_that_is_not_frozen_is_no_teacher(batch):
+def test_what_gives_no_exit_is_no_teacher(batch):
     with pytest.raises(ValueError, match=r"gives a Tensor, not an Exit: Frozen.module. makes a"):
-        Distill(nested(()), nested(())).training_step(batch)
+        Distill(nested(()), lambda x: torch.zeros(6, 5)).training_step(batch)

@@ -266,7 +266,7 @@ def test_a_depth_that_nobody_trained_is_refused_until_it_is_calibrated():
         net.require_ready("14")
     net.require_ready("20")
     shared = {id(n): deepcopy(n.state_dict()) for n in net.norms("20")}
-    batches = [stepwell.Batch(torch.randn(8, 3, 8, 8), torch.zeros(8).long()) for _ in range(3)]
+    batches = [stepwell.Batch(torch.randn(n, 3, 8, 8), torch.zeros(n).long()) for n in (8, 8, 1)]
     stepwell.calibrate(net, batches)
     assert net.status == {"14": "calibrated", "20": "trained"}
     assert not net.training
@@ -274,15 +274,17 @@ def test_a_depth_that_nobody_trained_is_refused_until_it_is_calibrated():
     for norm in net.norms("20"):
         for name, value in norm.state_dict().items():
             assert_close(value, shared[id(norm)][name], **EXACT)
-    # the statistics of the first private norm are the plain mean over all batches
+    # the statistics of the first private norm are the mean over all images
     first = next(n for n in net.norms("14") if id(n) not in shared)
     x = [b.images for b in batches]
     with torch.no_grad():
         for step in net.path("14")[:5]:
             x = [step(v) for v in x]
         inputs = [net.module.layer2[0].conv1(v) for v in x]
-    mean = torch.stack([v.mean((0, 2, 3)) for v in inputs]).mean(0)
-    assert_close(first.running_mean, mean, rtol=1e-4, atol=1e-5)
+    assert_close(first.running_mean, torch.cat(inputs).mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    spread = sum(len(v) * v.var((0, 2, 3)) for v in inputs) / 17
+    assert_close(first.running_var, spread, rtol=1e-4, atol=1e-5)
+    assert first.momentum == 0.1
 
 
 def test_there_is_nothing_to_calibrate_where_nothing_was_trained():

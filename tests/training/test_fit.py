@@ -358,6 +358,14 @@ def test_another_version_warns_and_nothing_more(tmp_path):
         pass
 
 
+def test_another_number_of_devices_warns_and_nothing_more(tmp_path):
+    with start(tmp_path, loop=Loop()) as run:
+        run.write_metrics([])
+    warned = pytest.warns(UserWarning, match="started with devices 1, now 2: the result may differ")
+    with warned, start(tmp_path, loop=Loop(devices=2)):
+        pass
+
+
 def test_two_writers_are_one_too_many(tmp_path):
     with start(tmp_path), pytest.raises(OSError, match="another process is writing to"):
         start(tmp_path)

@@ -111,7 +111,11 @@ class Batches:
         return self._steps
 
     def sharded(self, rank: int, world: int) -> "Batches":
-        """This process's share: every `world`-th image of each batch."""
+        """This process's share: every `world`-th image of each batch.
+
+        A batch of fewer than two images a process has each several times: a share of none would stop
+        training, and BatchNorm cannot train on one.
+        """
         share = copy(self)
         share.rank, share.world = rank, world
         return share
@@ -196,6 +200,8 @@ class Batches:
         if self.extra:  # or what follows would find each set in one place
             key = seed_of(self.seed, "members", epoch, step)
             batch = batch[torch.randperm(len(batch), generator=_generator(key))]
+        if self.world > 1:
+            batch = batch.repeat_interleave(-(-2 * self.world // len(batch)))
         return batch[self.rank :: self.world]
 
     def _pixels(self, indices: Tensor) -> Tensor:

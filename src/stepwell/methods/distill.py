@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from stepwell.losses import ATTENTION, label_cross_entropy, soft_target_kl
 from stepwell.losses.attention import Attention
 from stepwell.methods.adapters import of_probabilities
-from stepwell.methods.objective import Objective, Teacher, exit_of
+from stepwell.methods.objective import Objective, Teacher, check_teacher, exit_of
 from stepwell.methods.stages import Hints, check_resolution, pair_stages
 from stepwell.types import Batch, Exit, Step, are_probabilities
 
@@ -36,8 +36,8 @@ class Distill(Objective):
         input_shape: of one image, such as (3, 32, 32); stages are checked on it before training.
 
     Raises:
-        ValueError: no term has a weight; stages that are not there or do not fit; no `input_shape` for
-            attention or hints; in a step, the teacher gives no `Exit`.
+        ValueError: no term has a weight; the teacher is not frozen; stages that are not there or do not
+            fit; no `input_shape` for attention or hints; in a step, the teacher gives no `Exit`.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Distill(Objective):
             raise ValueError(
                 "attention and hints need input_shape, of one image, such as (3, 32, 32)"
             )
+        check_teacher(teacher)
         self.student = student
         self.teacher = teacher
         self._gives_logits = False  # until it has been seen to

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from stepwell.losses import ATTENTION, soft_target_kl
 from stepwell.losses.attention import Attention
-from stepwell.methods.objective import MovingAverage, Objective, Teacher
+from stepwell.methods.objective import MovingAverage, Objective, Teacher, check_teacher
 from stepwell.nets.nested import NestedNet
 from stepwell.types import Batch, Exit, Step
 
@@ -47,8 +47,8 @@ class EmbeddedKD(Objective):
         label_smoothing: of the full net's cross entropy (regularisation belongs to it alone).
 
     Raises:
-        ValueError: a value out of range, an unknown depth in `weights`, two teachers, or
-            `teach_full` with the full net as its own teacher.
+        ValueError: a value out of range, an unknown depth in `weights`, two teachers, one that is
+            not frozen, or `teach_full` with the full net as its own teacher.
     """
 
     def __init__(
@@ -84,6 +84,8 @@ class EmbeddedKD(Objective):
             raise ValueError(
                 "teach_full needs a teacher besides the full net: set ema_teacher or teacher"
             )
+        if teacher is not None:
+            check_teacher(teacher)
         for depth in weights or {}:
             net.path(depth)
         self.net = net

@@ -100,6 +100,19 @@ class MovingAverage(nn.Module):
         return as_exit(self.average(x))
 
 
+def check_teacher(teacher: Teacher) -> None:
+    """Refuse a module that would be trained along with its student, norms and all.
+
+    Raises:
+        ValueError: it has parameters that ask for a gradient.
+    """
+    if isinstance(teacher, nn.Module) and any(p.requires_grad for p in teacher.parameters()):
+        raise ValueError(
+            f"the teacher ({type(teacher).__name__}) has parameters that ask for a gradient, and its "
+            "norms would follow the student's batches: give Frozen(teacher)"
+        )
+
+
 def as_exit(output: Tensor | Exit) -> Exit:
     """Logits or an exit, as an exit."""
     return output if isinstance(output, Exit) else Exit(output)

@@ -15,7 +15,7 @@ from stepwell.types import Batch
 def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
     """Give every fresh depth of `net` norm statistics from `batches`, in one pass for all of them.
 
-    Statistics are plain averages over the batches (no labels, no gradients); norms that a trained
+    Statistics are averages over the images (no labels, no gradients); norms that a trained
     depth uses are left as they are. The depths are marked "calibrated".
 
     Only BatchNorm keeps statistics. Where a fresh depth has none of its own (networks of LayerNorms, or
@@ -49,7 +49,7 @@ def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
 
 
 def estimate_all(net: nn.Module, batches: Iterable[Batch]) -> None:
-    """Replace the statistics of every BatchNorm in `net` by plain averages over `batches`.
+    """Replace the statistics of every BatchNorm in `net` by averages over `batches`.
 
     Raises:
         ValueError: there is no batch, and a BatchNorm that needs some.
@@ -66,7 +66,9 @@ def estimate(
     batches: Iterable[Batch],
     run: Callable[[Tensor], object],
 ) -> None:
-    """Replace the statistics of `norms`, modules of `net`, by plain averages over `batches`.
+    """Replace the statistics of `norms`, modules of `net`, by averages over the images of `batches`.
+
+    Means and (unbiased) variances are those within the batches; a smaller last one counts for less.
 
     Args:
         run: runs the network on images; the other norms are in eval mode.
@@ -79,12 +81,13 @@ def estimate(
     count = 0
     try:
         with in_eval_mode(net):
-            for count, (images, _) in enumerate(batches, start=1):
-                if count == 1:
-                    for norm in norms:
+            for images, _ in batches:
+                count += len(images)
+                for norm in norms:
+                    if count == len(images):
                         norm.reset_running_stats()
-                        norm.momentum = None  # a plain average over all batches
                         norm.train()
+                    norm.momentum = len(images) / count  # each image counts for as much
                 run(images.to(device))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

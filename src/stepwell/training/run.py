@@ -84,6 +84,7 @@ class Run:
             "versions": {"python": sys.version.split()[0]} | {n: version(n) for n in LIBRARIES},
             "commit": commit(),
             "device": arguments["loop"].device if "loop" in arguments else "cpu",
+            "devices": arguments["loop"].devices if "loop" in arguments else 1,
             "threads": torch.get_num_threads(),
         }
         try:
@@ -194,8 +195,8 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
             odd = [k for k in now_ if then.get(k) != now_[k]]
             changes = ", ".join(f"{k} was {then.get(k)} and is {now_[k]}" for k in odd)
             raise ValueError(f"{out} holds a run on other {what} ({changes}): use another --out")
-    for what in ("versions", "commit", "device", "threads"):
-        if old[what] != new[what]:
+    for what in ("versions", "commit", "device", "devices", "threads"):
+        if old.get(what, 1) != new[what]:  # before there was a number of devices
             warnings.warn(
                 f"{out} was started with {what} {old[what]}, now {new[what]}: the result may differ "
                 "from an uninterrupted run's in the last bits",
