@@ -26,7 +26,7 @@ from stepwell.data import load_images
 from stepwell.device import device_name
 from stepwell.evaluation import side_by_side
 from stepwell.export import export_onnx
-from stepwell.nets import BUILDERS
+from stepwell.nets import BUILDERS, build
 from stepwell.nets.file import fingerprint, load, rewrite_card, save
 from stepwell.recipes import RECIPES, classification, load_object
 from stepwell.recipes.distill_data import DistillData
@@ -103,8 +103,9 @@ def test_a_run_directory_holds_what_the_design_names(trained):
 
 def test_training_again_shows_the_same_results_without_training(stepwell, trained):
     before = (trained / "net.safetensors").stat().st_mtime_ns
-    code, out, _ = stepwell(*TRAIN, "--out", trained)
+    code, out, err = stepwell(*TRAIN, "--out", trained)
     assert code == 0
+    assert f"nothing was trained: {trained} holds this run, finished" in err
     assert all(word in out for word in ("depth", "blocks", "params", "MACs", "accuracy", "ms per"))
     assert (trained / "net.safetensors").stat().st_mtime_ns == before
     code, out, _ = stepwell(*TRAIN, "--out", trained, "--json")
@@ -180,7 +181,7 @@ def test_a_budget_on_a_device_without_a_table_measures_first(stepwell, trained, 
     net.card = replace(net.card, latency={"a phone": net.card.latency[device_name()]})
     save(net, tmp_path / "net.safetensors")
     code, _, err = stepwell("predict", tmp_path / "net.safetensors", path, "--budget-ms", 1e6)
-    assert (code, "note: measuring on" in err) == (0, True)
+    assert (code, "no times of" in err and "net.safetensors --save` keeps" in err) == (0, True)
     assert list(load(tmp_path / "net.safetensors").card.latency) == ["a phone"]
 
 
@@ -378,6 +379,26 @@ def test_one_bad_image_stops_no_other(stepwell, trained, tmp_path):
     assert "cannot read image" in err
     assert "1 of 3 images could not be read" in err
     assert len((tmp_path / "o.csv").read_text().splitlines()) == 4
+
+
+def test_many_bad_images_are_counted_and_the_first_are_named(stepwell, trained, tmp_path):
+    for i in range(12):
+        (tmp_path / f"{i:02}.png").write_text("no image")
+    code, out, err = stepwell("predict", trained, tmp_path)
+    assert (code, out, err.count("\n")) == (2, "", 11)
+    assert "09.png" in err
+    assert "error: 12 of 12 images could not be read; the first 10 are named above" in err
+
+
+def test_a_cascade_needs_two_depths(stepwell, trained, tmp_path):
+    plain = build("resnet8", num_classes=10)
+    plain.card = load(trained / "net.safetensors").card
+    plain.mark("trained")
+    file = save(plain, tmp_path / "net.safetensors")
+    for command in (["eval", file, "--data", "digits"], ["predict", file, tmp_path]):
+        code, out, err = stepwell(*command, "--cascade")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "a cascade needs two depths or more, and this network has 8 ready" in err
 
 
 def test_export_checks_on_real_images(stepwell, trained, tmp_path):
@@ -841,6 +862,11 @@ BAD = {
     "another run": (
         [*TRAIN, "--lr", "0.7", "--out", "{run}"],
         "holds a run with --lr 0.1, not 0.7",
+    ),
+    "more epochs": (
+        [*TRAIN, "--epochs", "2", "--out", "{run}"],
+        "not 2: its learning rate was planned for those, so resume it with its own arguments, or use "
+        "another --out, where --init {run}/net.safetensors begins with its weights",
     ),
     "another recipe": (
         ["train", "supervised", "--data", "digits", "--out", "{run}"],

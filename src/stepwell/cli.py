@@ -11,6 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -44,7 +45,7 @@ def train(arguments: list[str]) -> None:
 
     @functools.wraps(recipe)
     def remembering(**arguments: Any) -> Any:
-        used.update(arguments)
+        used.update(arguments, before=_written(arguments["out"]))
         return recipe(**arguments)
 
     results = tyro.cli(
@@ -62,7 +63,10 @@ def train(arguments: list[str]) -> None:
     show(depth_table(f"{name}, on the test part", TRAINED, results["costs"], results["test"]))
     show_classes(results["test"])
     show_conditions(results["costs"])
-    say(f"trained in {results['seconds']:.0f} s; next, try:")
+    if used["before"] == _written(used["out"]):
+        say(f"nothing was trained: {used['out']} holds this run, finished; next, try:")
+    else:
+        say(f"trained in {results['seconds']:.0f} s; next, try:")
     for command in ("eval", "export", "report"):
         say(f"  stepwell {command} {used['out']}")
     say(f"  stepwell predict {used['out']} IMAGE|FOLDER...")
@@ -91,6 +95,14 @@ def kg(arguments: list[str]) -> None:
 
 #: Commands that take their arguments apart themselves.
 GROUPS: dict[str, Callable[[list[str]], None]] = {"train": train, "kg": kg}
+
+
+def _written(run: Path) -> int | None:
+    """When a run wrote its results, in nanoseconds; none before it has."""
+    results = run / "results.json"
+    return results.stat().st_mtime_ns if results.exists() else None
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "list": commands.list_,
     "train": train,

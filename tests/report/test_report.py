@@ -14,6 +14,7 @@ from stepwell.evaluation import churn
 from stepwell.report import write_report
 from stepwell.report.fidelity import fidelity_section
 from stepwell.report.reading import read_run
+from stepwell.report.sections import full_net_note
 
 DEPTHS = ("20", "26", "32")
 CLASSES = ["<b>&", *"123456789"]
@@ -200,6 +201,31 @@ def test_reliability_and_examples_use_the_stored_logits(tmp_path):
     np.savez(run / "predictions.npz", **found)
     card = page_of(run).split('alt="test example 1"')[1]
     assert re.search(r'>20</th><td class="guess">7</td><td>75%</td><td><span[^>]*>✗', card)
+
+
+@pytest.mark.parametrize(
+    ("after", "rolled_back", "shown"),
+    [
+        (
+            0.98,
+            False,
+            'class="note">Validation accuracy of the full net: 97.0% before its sub-nets',
+        ),
+        (0.95, False, "lost more than 0.5 points of validation accuracy: 97.0% before"),
+        (0.97, True, "It was rolled back to what it was (97.0%)"),
+    ],
+)
+def test_what_became_of_the_full_net_is_told(tmp_path, after, rolled_back, shown):
+    run = fabricate(tmp_path / "run")
+    assert full_net_note(read_run(run, "run")) == ""
+    config, results = (json.loads((run / f"{n}.json").read_text()) for n in ("config", "results"))
+    config["arguments"]["max_drop"] = 0.5
+    results["full_net"] = {"before": 0.97, "after": after, "rolled_back": rolled_back}
+    write_json(run / "config.json", config)
+    write_json(run / "results.json", results)
+    note = full_net_note(read_run(run, "run"))
+    assert shown in note
+    assert note.count('class="warning"') == (after < 0.97 or rolled_back)
 
 
 def test_several_runs_are_compared_first(tmp_path):

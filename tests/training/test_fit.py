@@ -383,6 +383,26 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
         Run.start(tmp_path / "file", "r", {}, data={})
 
 
+def test_a_finished_phase_keeps_its_weights_alone(batches, run):
+    def train():
+        net = tiny()
+        fit(
+            Supervised(net), batches, sgd(0.1), run, phase="train", epochs=2,
+            loop=Loop(average=0.5, **CPU), validate=lambda: {"accuracy": 0.5},
+        )  # fmt: skip
+        return net
+
+    first = train()
+    folder = run.phase("train")
+    assert {p.name for p in folder.iterdir()} == {"last.ckpt", "done"}
+    saved = read_checkpoint(folder / "last.ckpt")
+    assert (saved["optimizer"], saved["average"]) == (None, None)
+    before = run.metrics()
+    for mine, again in zip(first.parameters(), train().parameters(), strict=True):
+        assert_close(mine, again, rtol=0, atol=0)
+    assert run.metrics() == before
+
+
 def test_weights_that_are_not_finite_never_become_the_best(batches, run):
     huge = Optim(
         lambda net: torch.optim.SGD(net.parameters(), lr=1.0),

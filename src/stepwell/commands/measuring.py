@@ -108,7 +108,7 @@ def eval_(
     from stepwell.nets.cascade import Cascade
     from stepwell.nets.file import net_digest, rewrite_card
     from stepwell.recipes.classification import cost_table
-    from stepwell.serve import calibrate_cascade, measure_cascade
+    from stepwell.serve import calibrate_cascade, check_depths, measure_cascade
 
     if not cascade and (save or target_accuracy is not None or budget_macs is not None):
         raise ValueError("--target-accuracy, --budget-macs and --save say more about --cascade")
@@ -118,6 +118,8 @@ def eval_(
         )
     net, config = network_of(run)
     net.require_ready()
+    if cascade:
+        check_depths(net)
     if fidelity:
         from stepwell.commands.fidelity import fit_pair, folder_of, keep, measure_pair, open_pair
 

@@ -18,6 +18,9 @@ from stepwell.console import (
     table,
 )
 
+#: Images that cannot be read: at most so many are named.
+NAMED = 10
+
 
 def predict(
     run: Positional[Path],
@@ -31,7 +34,7 @@ def predict(
     csv: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Classify images.
+    """Classify images. Those that cannot be read are named, and stop no other; the exit code is then 2.
 
     Examples:
         stepwell predict runs/digits three.png
@@ -51,7 +54,7 @@ def predict(
         csv: write file, class, probability and depth to this file.
     """
     from stepwell.nets.cascade import Cascade
-    from stepwell.serve import expand, predict_files, to_csv
+    from stepwell.serve import check_depths, expand, predict_files, to_csv
 
     asked = {"ms": budget_ms, "macs": budget_macs, "accuracy": min_accuracy}
     budget = {name: value for name, value in asked.items() if value is not None}
@@ -63,8 +66,10 @@ def predict(
         check_place("--csv", csv)
     net, _ = network_of(run)
     if budget:
-        depth = _depth_within(net, budget)
+        depth = _depth_within(net, budget, run)
     depth = net.full if depth is None else depth
+    if cascade:
+        check_depths(net)
     by: str | Cascade = Cascade.of(net) if cascade else depth
     if not cascade:
         net.require_ready(depth)
@@ -75,17 +80,18 @@ def predict(
         say(f"wrote {len(readable)} predictions to {csv}")
     if json:
         print_json([p._asdict() | {"file": str(p.file)} for p in predictions])
-    elif csv is None:
+    elif csv is None and readable:
         rows = [[str(p.file), p.label, f"{100 * p.probability:.1f} %", p.depth] for p in readable]
         title = f"depth {by}" if isinstance(by, str) else f"cascade of {', '.join(by.depths)}"
         show(table(title, ["file", "class", "probability", "depth"], rows, words=2))
     if bad := [p for p in predictions if p.error]:
-        for p in bad[:10]:
+        for p in bad[:NAMED]:
             fail(p.error)
-        raise ValueError(f"{len(bad)} of {len(predictions)} images could not be read")
+        more = f"; the first {NAMED} are named above" if len(bad) > NAMED else ""
+        raise ValueError(f"{len(bad)} of {len(predictions)} images could not be read{more}")
 
 
-def _depth_within(net: Any, budget: dict[str, float]) -> str:
+def _depth_within(net: Any, budget: dict[str, float], run: Path) -> str:
     """The depth for a budget; what the file does not know of this device is measured first."""
     from stepwell.device import device_name
     from stepwell.recipes.classification import cost_table
@@ -93,7 +99,8 @@ def _depth_within(net: Any, budget: dict[str, float]) -> str:
     here = device_name()
     known = net.card.latency.get(here, {}) if "ms" in budget else net.card.costs
     if any(depth not in known for depth, status in net.status.items() if status != "fresh"):
-        say(f"note: measuring on {here}; to keep the times: stepwell cost RUN --save")
+        missing = f"no times of {here}" if "ms" in budget else "not the costs of every depth"
+        say(f"note: {run} has {missing}: measuring now; `stepwell cost {run} --save` keeps that")
         net.card = net.card.with_costs(cost_table(net, net.card.size), here)
     depth: str = net.for_budget(**budget)
     row = net.card.costs[depth] | net.card.latency.get(here, {}).get(depth, {})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stepwell.files import write_whole
 from stepwell.report import figures
-from stepwell.report.markup import ABSENT, Html, as_count, as_ms, as_percent, figure, table
+from stepwell.report.markup import ABSENT, Html, as_count, as_ms, as_percent, figure, table, warning
 from stepwell.report.reading import RunRecord, read_run
 from stepwell.report.sections import run_section
 
@@ -87,7 +87,7 @@ def _comparison(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str
     head = ("run", "depth", "accuracy", "ms per image", "MACs", "recipe", "data", "seed")
     parts = [
         "<section><h2>Comparison</h2>",
-        *map(_warning, _unlike(records)),
+        *map(warning, _unlike(records)),
         table(head, rows, words=2),
     ]
     joint = figures.accuracy_latency(records, colours)
@@ -111,7 +111,3 @@ def _unlike(records: Sequence[RunRecord]) -> list[str]:
             "not compare."
         )
     return notes
-
-
-def _warning(text: str) -> str:
-    return f'<p class="warning">{escape(text)}</p>'

@@ -49,6 +49,11 @@ def table(
     )
 
 
+def warning(text: str) -> str:
+    """A paragraph that stands out."""
+    return f'<p class="warning">{escape(text)}</p>'
+
+
 def as_blocks(value: Any) -> str:
     """[3, 3, 3] as 3-3-3."""
     if value is None:

@@ -20,6 +20,7 @@ from stepwell.report.markup import (
     as_percent,
     figure,
     table,
+    warning,
 )
 from stepwell.report.reading import Predictions, RunRecord, as_mapping, finite, number
 
@@ -31,6 +32,7 @@ def run_section(record: RunRecord, anchor: str, colours: Mapping[str, str]) -> s
             f'<section class="run" id="{anchor}">',
             f"<h2>{escape(record.name)}</h2>",
             f'<p class="lead">{escape(summary(record))}</p>',
+            full_net_note(record),
             _facts(record),
             "<h3>Every depth, tested and measured</h3>",
             _depth_table(record),
@@ -66,6 +68,29 @@ def summary(record: RunRecord) -> str:
     change = f"{abs(points):.1f} points {'less' if points < 0 else 'more'} accurate"
     change = change if abs(points) >= 0.05 else "as accurate"
     return f"{start}; depth {first} is {speed} and {change}."
+
+
+def full_net_note(record: RunRecord) -> str:
+    """What teaching the sub-nets did to the full net; nothing where a run did not watch it."""
+    found = as_mapping(record.results.get("full_net"))
+    before, after = number(found.get("before")), number(found.get("after"))
+    if before is None or after is None:
+        return ""
+    limit = number(record.arguments.get("max_drop"))
+    may = f"{0.0 if limit is None else limit:g} points"
+    if found.get("rolled_back"):
+        return warning(
+            f"The full net lost more than {may} of validation accuracy while its sub-nets trained. It "
+            f"was rolled back to what it was ({as_percent(before)}), and only the sub-nets' own norms "
+            "were trained."
+        )
+    change = f"{as_percent(before)} before its sub-nets trained, {as_percent(after)} after"
+    if limit is not None and 100 * (before - after) > limit:
+        return warning(
+            f"The full net lost more than {may} of validation accuracy: {change}. --on-drop rollback "
+            "keeps it as it was."
+        )
+    return f'<p class="note">Validation accuracy of the full net: {change}.</p>'
 
 
 def _facts(record: RunRecord) -> str:

@@ -1,12 +1,13 @@
 """Using a trained network: predictions at any depth, within a budget."""
 
-from stepwell.serve.cascade import calibrate_cascade, cascade_macs, measure_cascade
+from stepwell.serve.cascade import calibrate_cascade, cascade_macs, check_depths, measure_cascade
 from stepwell.serve.files import Prediction, expand, predict_files, to_csv
 
 __all__ = [
     "Prediction",
     "calibrate_cascade",
     "cascade_macs",
+    "check_depths",
     "expand",
     "measure_cascade",
     "predict_files",

@@ -49,6 +49,21 @@ def cascade_macs(
     return totals
 
 
+def check_depths(net: NestedNet) -> list[str]:
+    """The depths that a cascade can be made of.
+
+    Raises:
+        ValueError: there are fewer than two.
+    """
+    ready = [depth for depth, status in net.status.items() if status != "fresh"]
+    if len(ready) < 2:
+        raise ValueError(
+            f"a cascade needs two depths or more, and this network has {', '.join(ready) or 'none'} "
+            "ready: train a nested one (`stepwell train ekd`), or add depths (`stepwell calibrate`)"
+        )
+    return ready
+
+
 def calibrate_cascade(
     net: NestedNet,
     validation: Iterable[Batch],
@@ -72,15 +87,16 @@ def calibrate_cascade(
         and how many "images" they are.
 
     Raises:
-        ValueError: both goals are given; no cascade reaches the goal; a depth is not ready.
+        ValueError: both goals are given; no cascade reaches the goal; fewer than two depths, or not
+            the full net, are ready.
     """
     if accuracy is not None and macs is not None:
         raise ValueError("a cascade has one goal: a target accuracy or a budget of MACs, not both")
     check_share(accuracy)
     if macs is not None and not macs > 0:
         raise ValueError(f"a budget of MACs must be a positive number, not {macs}")
-    ready = [depth for depth, status in net.status.items() if status != "fresh"]
     net.require_ready(net.full)
+    ready = check_depths(net)
     device = next(net.parameters()).device
     with in_eval_mode(net):
         logits, labels = gather_logits(

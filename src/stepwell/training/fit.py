@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -54,8 +55,9 @@ def fit(
 ) -> None:
     """Train `objective`, or go on where a killed run stopped, or load what a finished phase left.
 
-    Every epoch appends a line to the run's metrics.jsonl and writes a checkpoint. With `validate` the
-    objective ends with the weights of its best epoch, without it with those of the last.
+    Every epoch appends a line to the run's metrics.jsonl and writes a checkpoint; of a finished phase
+    that holds the weights alone. With `validate` the objective ends with the weights of its best epoch,
+    without it with those of the last.
 
     Args:
         train: batches; their seed also seeds the steps (dropout, sampling).
@@ -76,8 +78,7 @@ def fit(
     saved = read_checkpoint(folder / "last.ckpt")
     if saved is not None and saved["finished"]:
         load_checked(objective, saved["objective"], folder / "last.ckpt")
-        if run.writes:
-            write_whole(folder / "done", b"")
+        _close(folder, run.writes)
         return
     job = Job(objective, train, optim, run, phase, epochs, validate, select or _mean_accuracy, loop)
     if saved is not None:
@@ -89,7 +90,13 @@ def fit(
     if not job.finished:
         job.settle()
     job.save()
-    if job.writes:
+    _close(folder, job.writes)
+
+
+def _close(folder: Path, writes: bool) -> None:
+    """Mark a phase done; its last checkpoint holds the weights that are kept, so no other is needed."""
+    if writes:
+        (folder / "best.ckpt").unlink(missing_ok=True)
         write_whole(folder / "done", b"")
 
 

@@ -207,16 +207,17 @@ class Job:
         progress.epoch(line)
 
     def save(self) -> None:
-        """Write the checkpoint of this moment."""
+        """Write the checkpoint of this moment; when all is done, just the weights that are kept."""
         self.read_losses()
         self._check_finite()
         optimizer = self.optimizer_state if self.optimizer is None else self.optimizer.state_dict()
+        averaged = None if self.averaged is None else self.averaged.state_dict()
         checkpoint = {
             "position": self.position,
             "finished": self.finished,
             "objective": self.objective.state_dict(),
-            "optimizer": optimizer,
-            "average": None if self.averaged is None else self.averaged.state_dict(),
+            "optimizer": None if self.finished else optimizer,
+            "average": None if self.finished else averaged,
             "sums": self.sums,
             "best": self.best,
             **self._spent(),

@@ -182,10 +182,14 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
     before, now = _flat(old["arguments"]), _flat(new["arguments"])
     for name in sorted((before.keys() | now.keys()) - HOW):
         if before.get(name) != now.get(name):
+            remedy = "resume it with its own arguments, or use another --out"
+            if name in ("epochs", "nest_epochs"):
+                remedy = "its learning rate was planned for those, so " + remedy
+                if "init" in now and (result := out / "net.safetensors").exists():
+                    remedy += f", where --init {result} begins with its weights"
             flag = name.replace("_", "-")
             raise ValueError(
-                f"{out} holds a run with --{flag} {before.get(name)}, not {now.get(name)}: resume it "
-                "with its own arguments, or use another --out"
+                f"{out} holds a run with --{flag} {before.get(name)}, not {now.get(name)}: {remedy}"
             )
     for what in ("data", "teacher"):
         if old[what] != new[what]:
