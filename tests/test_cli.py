@@ -934,6 +934,23 @@ BAD = {
         ["train", "distill", "--data", "{folder}", "--teacher", "{run}", "--out", "{tmp}/r"],
         "knows 10 classes",
     ),
+    "few images": (
+        [
+            "train",
+            "netgraft",
+            "--teacher",
+            "{run}",
+            "--student",
+            "resnet8",
+            "--unlabeled",
+            "{folder}",
+            "--shots",
+            "2",
+            "--out",
+            "{tmp}/r",
+        ],
+        "--shots 2 of 10 classes are 20 images, and {folder} holds 12: use --shots 1 or less",
+    ),
     "no teacher": (
         ["train", "distill", "--data", "digits", "--teacher", "nothing", "--out", "{tmp}/r"],
         "no teacher 'nothing': name a run directory, a file (.safetensors, .onnx), NETWORK=FILE",
@@ -1065,8 +1082,11 @@ def test_the_options_of_the_recipes_are_these():
         signature = inspect.signature(load_object(RECIPES[recipe][0]))
         assert set(signature.parameters) == {*common.split(), *own.split()}
     expected = {
+        "netgraft": "data out teacher student unlabeled shots stem blocks start schedule statistics "
+        "loss views graft_steps join_steps batch_size lr adaption_lr teacher_mean teacher_std size flip "
+        "part seed loop",
         "dkge": "triples out valid test encoder dim context_size margin negatives epochs batch_size "
-        "lr seed loop"
+        "lr seed loop",
     }
     for recipe, own in expected.items():
         signature = inspect.signature(load_object(RECIPES[recipe][0]))

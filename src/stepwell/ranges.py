@@ -47,6 +47,12 @@ RANGES: dict[str, Range] = {
     "start_from_teacher": SHARE,
     "teacher_mean": NUMBER,
     "teacher_std": POSITIVE,
+    # grafting
+    "shots": ONE_OR_MORE,
+    "views": ONE_OR_MORE,
+    "graft_steps": ONE_OR_MORE,
+    "join_steps": ONE_OR_MORE,
+    "adaption_lr": POSITIVE,
     # distillation data
     "unlabeled_share": INNER_SHARE,
     "synthetic_share": INNER_SHARE,

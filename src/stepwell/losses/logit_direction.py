@@ -12,8 +12,9 @@ def logit_direction(student: Logits, teacher: Float[Tensor, "_ _"]) -> Float[Ten
 
         || student / ||student|| - teacher / ||teacher|| ||² = 2 (1 - cos(student, teacher))
 
-    mean over the batch, in [0, 4]; the authors' code sums. The length of the student's logits stays
-    free, so their softmax means nothing until they are brought to scale. No gradient reaches `teacher`.
+    mean over the batch, in [0, 4], in single precision; the authors' code sums. The length of the
+    student's logits stays free, so their softmax means nothing until they are brought to scale. No
+    gradient reaches `teacher`.
 
     Args:
         student: (batch, classes) logits.
@@ -27,5 +28,5 @@ def logit_direction(student: Logits, teacher: Float[Tensor, "_ _"]) -> Float[Ten
             f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} "
             "differ in shape: both need the same batch and the same classes"
         )
-    apart = F.normalize(student, dim=1) - F.normalize(teacher.detach(), dim=1)
+    apart = F.normalize(student.float(), dim=1) - F.normalize(teacher.detach().float(), dim=1)
     return apart.square().sum(1).mean()

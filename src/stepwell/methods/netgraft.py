@@ -11,6 +11,7 @@ those between two student blocks merge into the layers that follow, exactly, at 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from itertools import pairwise
+from math import prod
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from stepwell.losses import logit_direction
 from stepwell.methods.cache import keys_of
 from stepwell.methods.objective import Objective
+from stepwell.modes import in_eval_mode
 from stepwell.nets.calibrate import estimate_all
 from stepwell.nets.cuts import Adaption, Cut, cuts, pair_cuts
 from stepwell.nets.merging import absorb, keep_adaptions
@@ -27,7 +29,7 @@ from stepwell.nets.nested import NestedNet
 from stepwell.types import Batch, Step
 
 Start = Literal["teacher", "fresh"]
-Norms = Literal["frozen", "batch"]
+Statistics = Literal["frozen", "batch"]
 GraftLoss = Literal["direction", "mse"]
 LOSSES: dict[GraftLoss, Callable[[Tensor, Tensor], Tensor]] = {
     "direction": logit_direction,
@@ -53,8 +55,8 @@ class Grafting(nn.Module):
         start: "teacher": layers that have the same shapes as the teacher's at the same place in its
             block begin with its weights, and a block that is wholly like the teacher's stays so,
             frozen. "fresh": the student begins as it is.
-        norms: what BatchNorm of the student does in training. "frozen": it has the statistics of all
-            images once, before its block trains, and keeps them; "batch": those of each batch.
+        statistics: of the student's BatchNorm in training. "frozen": it gets those of all images
+            before its block trains, and keeps them; "batch": those of each batch.
 
     Raises:
         ValueError: no two stages lie at one resolution, or `pairs` do not fit; the teacher is in train
@@ -70,7 +72,7 @@ class Grafting(nn.Module):
         pairs: Sequence[str] = (),
         depth: str | None = None,
         start: Start = "teacher",
-        norms: Norms = "frozen",
+        statistics: Statistics = "frozen",
     ) -> None:
         super().__init__()
         if teacher.training:
@@ -79,14 +81,14 @@ class Grafting(nn.Module):
                 "statistics: call teacher.eval() first"
             )
         self.student = student
-        self.norms = norms
+        self.statistics = statistics
         self.input_shape = tuple(input_shape)
         ours, theirs = cuts(student, input_shape), cuts(teacher, input_shape, depth)
         self.pairs = pair_cuts(ours, theirs, pairs)
         blocks = _cut(deepcopy(teacher.path(depth)), [b.at for _, b in self.pairs])
         self._teacher = [block.eval().requires_grad_(False) for block in blocks]  # hidden
         own = _cut(student.path(), [a.at for a, _ in self.pairs])
-        self._check_classes(own)
+        self._check_classes()
         self.copied = tuple(
             start == "teacher" and _take(block, taught)
             for block, taught in zip(own, self._teacher, strict=True)
@@ -114,7 +116,7 @@ class Grafting(nn.Module):
         return mixed.eval()
 
     @torch.no_grad()
-    def merged(self, images: Iterable[Batch]) -> tuple[NestedNet, dict[str, int]]:
+    def merged(self, images: Iterable[Batch]) -> tuple[NestedNet, dict[str, dict[str, int]]]:
         """The student as a network of its own, in eval mode.
 
         Each pair of adaptions becomes one 1×1 convolution, and that a part of the layers behind it, or
@@ -122,12 +124,13 @@ class Grafting(nn.Module):
         scale, which the loss leaves free, on `images`.
 
         Returns:
-            The network, and the channels of each 1×1 convolution that stayed, by the name of the
-            module that it stands behind.
+            The network, and "channels" and "macs" (an image) of each 1×1 convolution that stayed, by
+            the name of the module that it stands behind.
         """
         factor = self._scale(images)
         self.eval()
         left: dict[str, tuple[Tensor, bool]] = {}
+        costs: dict[str, dict[str, int]] = {}
         names = _step_names(self.student)
         for i, (ours, _) in enumerate(self.pairs):
             block = list(self.blocks[i + 1].children())
@@ -137,10 +140,12 @@ class Grafting(nn.Module):
             weight = ahead.weight @ behind.weight
             steps = [step for step in block if not isinstance(step, Adaption)]
             if not absorb(steps, weight, (2, *ours.shape), last=ours.last):
-                left[names[ours.at - 1]] = (weight, ours.last)
+                name, channels = names[ours.at - 1], ours.channels
+                left[name] = (weight, ours.last)
+                costs[name] = {"channels": channels, "macs": channels**2 * prod(ours.resolution)}
         net = keep_adaptions(self.student, left).eval().requires_grad_(True)
         _rescale(net, factor, self.input_shape)
-        return net, {name: len(weight) for name, (weight, _) in left.items()}
+        return net, costs
 
     def _scale(self, images: Iterable[Batch]) -> float:
         """The factor of the student's logits that is nearest to the teacher's, by least squares."""
@@ -159,13 +164,10 @@ class Grafting(nn.Module):
         after = [_adaption(*self.pairs[i])] if i < len(self.pairs) else []
         return nn.Sequential(*(m for m in (*before, *block, *after) if m is not None))
 
-    def _check_classes(self, own: Sequence[nn.Sequential]) -> None:
-        with torch.no_grad():
+    def _check_classes(self) -> None:
+        with torch.no_grad(), in_eval_mode(self.student):
             x = next(self.student.parameters()).new_zeros(1, *self.input_shape)
-            theirs = nn.Sequential(*self._teacher)(x).shape
-            was_training = self.student.training
-            ours = self.student.eval()(x).shape
-            self.student.train(was_training)
+            theirs, ours = run_all(self._teacher, x).shape, self.student(x).shape
         if ours != theirs:
             raise ValueError(
                 f"the student has {ours[-1]} classes, the teacher {theirs[-1]}: they must be the same"
@@ -188,7 +190,7 @@ class Graft(Objective):
         images: all that will come, in batches: what the teacher makes of each is then computed once,
             before the first step, and found by the image's pixels. None: it is computed in every step.
         settle: blocks among these whose BatchNorm gets the statistics of `images` before the first
-            step, those that have not trained before; with `norms="frozen"` only.
+            step, those that have not trained before; with `statistics="frozen"` only.
         loss: "direction", of the logits (the paper's), or "mse", their mean squared difference.
     """
 
@@ -206,7 +208,9 @@ class Graft(Objective):
         self.first, self.last = first, last
         self.blocks = nn.ModuleList(grafting.blocks[first : last + 1])
         self.loss_of = LOSSES[loss]
-        self.settle = tuple(settle) if grafting.norms == "frozen" and images is not None else ()
+        self.settle = (
+            tuple(settle) if grafting.statistics == "frozen" and images is not None else ()
+        )
         self._grafting = [grafting]  # hidden: its other blocks are no part of this objective
         self._images = images
         self._known: _Known | None = None
@@ -230,7 +234,7 @@ class Graft(Objective):
         for i, block in enumerate(self.blocks, start=self.first):
             if grafting.copied[i]:
                 block.eval()
-        if grafting.norms == "frozen":
+        if grafting.statistics == "frozen":
             for norm in self.blocks.modules():
                 if isinstance(norm, _NormBase):
                     norm.eval()

@@ -17,7 +17,7 @@ from stepwell.methods.adapters import (
     Resized,
 )
 from stepwell.methods.objective import Frozen, Teacher, as_exit
-from stepwell.nets import BUILDERS, Card, build
+from stepwell.nets import BUILDERS, Card, NestedNet, build
 from stepwell.nets.file import digest, fingerprint, holds_weights_alone, load, load_plain
 from stepwell.nets.onnx_file import OnnxNet, onnx_fingerprint
 from stepwell.nets.pretrained import start_pretrained
@@ -34,6 +34,7 @@ class Source(NamedTuple):
     classes: names in the order of its logits; empty where it does not say.
     size: height and width of the images it was trained on; 0 where it does not say.
     normalisation: of its images; none where it does not say.
+    net: the network whose `depth`, or full net, teaches; none of an ONNX file.
     module: the plain module behind `teacher`; none of an ONNX file, which has no weights to share.
     file: if it is one of Stepwell's; depth: which of its depths teaches.
     depths: all of them, where the name leaves the choice; the full one is chosen then.
@@ -46,6 +47,7 @@ class Source(NamedTuple):
     classes: tuple[str, ...] = ()
     size: int = 0
     normalisation: Normalisation | None = None
+    net: NestedNet | None = None
     module: nn.Module | None = None
     file: Path | None = None
     depth: str = ""
@@ -101,6 +103,18 @@ class OpenTeacher:
         if self.sources[0].module is None:
             raise ValueError(f"{names} gives no weights: name a file of weights")
         return self.sources[0].module
+
+    @property
+    def nested(self) -> tuple[NestedNet, str]:
+        """The one teacher as a network with stages, and which of its depths teaches.
+
+        Raises:
+            ValueError: as for `module`.
+        """
+        assert self.module is not None
+        net = self.sources[0].net
+        assert net is not None
+        return net, self.sources[0].depth or net.full
 
     def for_data(
         self,
@@ -226,7 +240,9 @@ def _stepwell(name: str, path: Path, depth: str | None) -> Source:
         own = digest({}, dict(module.state_dict()))[:16]
         mark = f"{weights}@{depth}:{own}"
     source = _source(name, Frozen(net, copy=False, depth=depth), mark, net.card)
-    return source._replace(weights=weights, module=module, file=file, depth=depth, depths=depths)
+    return source._replace(
+        weights=weights, net=net, module=module, file=file, depth=depth, depths=depths
+    )
 
 
 def _onnx(path: Path) -> Source:
@@ -237,7 +253,7 @@ def _onnx(path: Path) -> Source:
 def _plain(name: str, network: str, path: Path) -> Source:
     net, card = load_plain(network, path)
     source = _source(name, Frozen(net, copy=False), f"{network}={fingerprint(path)}", card)
-    return source._replace(module=net.module)
+    return source._replace(net=net, module=net.module)
 
 
 def _published(name: str) -> Source:
@@ -245,7 +261,7 @@ def _published(name: str) -> Source:
     card = start_pretrained(net).card
     mark = digest({"network": name}, dict(net.module.state_dict()))[:16]
     source = _source(name, Frozen(net, copy=False), mark, card)
-    return source._replace(module=net.module, normalisation=(card.mean, card.std))
+    return source._replace(net=net, module=net.module, normalisation=(card.mean, card.std))
 
 
 def _source(name: str, teacher: Teacher, mark: str, card: Card | None) -> Source:

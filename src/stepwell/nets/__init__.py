@@ -35,8 +35,12 @@ def _resnet(name: str, block: type, family: Mapping[str, tuple[int, ...]]) -> Bu
     )
 
 
-def _cifar(name: str, norm: Literal["batch", "layer"] = "batch") -> Builder:
-    make = partial(resnet.CifarResNet, resnet.CIFAR[name], norm=norm)
+def _cifar(
+    name: str,
+    norm: Literal["batch", "layer"] = "batch",
+    widths: tuple[int, int, int] = (16, 32, 64),
+) -> Builder:
+    make = partial(resnet.CifarResNet, resnet.CIFAR[name], norm=norm, widths=widths)
     return Builder(make, resnet.CIFAR_STAGES, name, resnet.CIFAR, size=32)
 
 
@@ -74,6 +78,9 @@ BUILDERS: dict[str, Builder] = {
     "resnet14_ln": _cifar("14", "layer"),
     "resnet20_ln": _cifar("20", "layer"),
     "resnet56_ln": _cifar("56", "layer"),
+    "resnet8_slim": _cifar("8", widths=resnet.SLIM),
+    "resnet14_slim": _cifar("14", widths=resnet.SLIM),
+    "resnet20_slim": _cifar("20", widths=resnet.SLIM),
     "vgg13_bn": _vgg("13"),
     "vgg16_bn": _vgg("16"),
     "vgg19_bn": _vgg("19"),

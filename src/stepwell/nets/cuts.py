@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from stepwell.modes import in_eval_mode
 from stepwell.nets.nested import NestedNet
 from stepwell.nets.plan import channels_last
 
@@ -55,24 +56,20 @@ def cuts(net: NestedNet, input_shape: Sequence[int], depth: str | None = None) -
     depth = net.full if depth is None else depth
     path = net.path(depth)
     last = channels_last(net.module)
-    was_training, modes = net.training, {m: m.training for m in net.modules()}
-    net.eval()
     x = next(net.parameters()).new_zeros(1, *input_shape)
     found, at, run = [], 0, 0
-    for stage, gap, blocks, kept in zip(
-        net.stages, net.plan.gaps, net.plan.blocks, net.depths[depth], strict=False
-    ):
-        at += len(gap) + sum(len(steps) for steps in blocks[:kept])
-        end = at
-        while end < len(path) and isinstance(path[end], _TAIL):
-            end += 1
-        for step in path[run:end]:
-            x = step(x)
-        run = end
-        found.append(Cut(stage, end, tuple(x.shape[1:]), last or x.dim() != 4))
-    net.train(was_training)
-    for module, mode in modes.items():
-        module.training = mode
+    with in_eval_mode(net):
+        for stage, gap, blocks, kept in zip(
+            net.stages, net.plan.gaps, net.plan.blocks, net.depths[depth], strict=False
+        ):
+            at += len(gap) + sum(len(steps) for steps in blocks[:kept])
+            end = at
+            while end < len(path) and isinstance(path[end], _TAIL):
+                end += 1
+            for step in path[run:end]:
+                x = step(x)
+            run = end
+            found.append(Cut(stage, end, tuple(x.shape[1:]), last or x.dim() != 4))
     return found
 
 

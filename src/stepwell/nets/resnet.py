@@ -21,6 +21,8 @@ CIFAR = {str(6 * n + 2): (n, n, n) for n in range(1, 19)}
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 CIFAR_STAGES = STAGES[:3]
+#: Half as wide in the two later stages, as the students of network grafting are (Shen et al. 2021).
+SLIM = (16, 16, 32)
 
 
 def resnet(
@@ -55,6 +57,7 @@ class CifarResNet(nn.Module):
             per channel (a GroupNorm of one group). Without statistics of batches, equal weights give
             equal predictions, in training, too, as studies of distillation need it (Stanton et al.
             2021, section 6.2).
+        widths: channels of the three stages.
     """
 
     def __init__(
@@ -64,17 +67,19 @@ class CifarResNet(nn.Module):
         num_classes: int = 10,
         zero_init_residual: bool = True,
         norm: Literal["batch", "layer"] = "batch",
+        widths: tuple[int, int, int] = (16, 32, 64),
     ) -> None:
         super().__init__()
         norm_of = nn.BatchNorm2d if norm == "batch" else partial(nn.GroupNorm, 1)
-        self.conv1 = nn.Conv2d(3, 16, kernel_size=3, padding=1, bias=False)
-        self.bn1 = norm_of(16)
+        first, second, third = widths
+        self.conv1 = nn.Conv2d(3, first, kernel_size=3, padding=1, bias=False)
+        self.bn1 = norm_of(first)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _cifar_stage(16, 16, blocks[0], stride=1, norm_of=norm_of)
-        self.layer2 = _cifar_stage(16, 32, blocks[1], stride=2, norm_of=norm_of)
-        self.layer3 = _cifar_stage(32, 64, blocks[2], stride=2, norm_of=norm_of)
+        self.layer1 = _cifar_stage(first, first, blocks[0], stride=1, norm_of=norm_of)
+        self.layer2 = _cifar_stage(first, second, blocks[1], stride=2, norm_of=norm_of)
+        self.layer3 = _cifar_stage(second, third, blocks[2], stride=2, norm_of=norm_of)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(64, num_classes)
+        self.fc = nn.Linear(third, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -13,6 +13,10 @@ RECIPES: dict[str, tuple[str, str]] = {
         "a nested network: all depths in one run, the full net teaching (DDNN + EKD)",
     ),
     "supervised": ("stepwell.recipes.supervised:supervised", "one network on labels alone"),
+    "netgraft": (
+        "stepwell.recipes.netgraft:netgraft",
+        "a student from a trained teacher and a few images without labels, block by block",
+    ),
     "dkge": (
         "stepwell.recipes.dkge:dkge",
         "vectors of a knowledge graph, which `stepwell kg` updates as it changes",

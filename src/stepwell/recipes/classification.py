@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from stepwell.cost import costs_of
-from stepwell.data import Batches, load_images
+from stepwell.data import Batches, ImageSet, load_images
 from stepwell.device import device_name
 from stepwell.evaluation import churn, evaluate, gather_logits
 from stepwell.evaluation.accuracy import measures
@@ -58,6 +58,7 @@ def open_classifier(
     *,
     teacher: OpenTeacher | None = None,
     check: Callable[[NestedNet, nn.Module | None, int, Start | None], object] | None = None,
+    choose: Callable[[ImageSet], ImageSet] | None = None,
 ) -> Iterator[tuple[Task, NestedNet, Start | None]]:
     """Read the data, build the network and open the run directory that a recipe's arguments name.
 
@@ -70,6 +71,7 @@ def open_classifier(
         check: gets the network, the teacher made ready, the size of images and what the network took
             from `init`, before there is a run directory, and raises ValueError for what cannot work; it
             may draw random numbers.
+        choose: the training part to the images that take its place.
 
     Yields:
         The task; the network, with weights from `init` if that is set; and what it took from there.
@@ -97,7 +99,7 @@ def open_classifier(
     normalisation = None if start is None else (start.card.mean, start.card.std)
     if normalisation is None and teacher is not None:
         normalisation = teacher.normalisation
-    train, validation = batches_for(splits, arguments, normalisation)
+    train, validation = batches_for(splits, arguments, normalisation, choose)
     taught_by = None if teacher is None else fitted(teacher, train)
     if validation is None and arguments.get("on_drop") == "rollback":
         raise ValueError(
@@ -115,6 +117,8 @@ def open_classifier(
         "test": len(splits.test),
         "size": size,
     }
+    if choose is not None:
+        data["chosen"] = train.images.fingerprint
     if train.extra:
         data["unlabeled"] = "/".join(extra.images.fingerprint for extra in train.extra)
     weights = [fingerprint(init)] if isinstance(init, Path) else []

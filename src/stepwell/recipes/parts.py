@@ -1,6 +1,6 @@
 """The images of a run: as it trains on them, and as its network is measured on them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,13 +98,21 @@ def fitted(teacher: OpenTeacher, batches: Batches, *, resize: bool = False) -> n
 
 
 def batches_for(
-    splits: Splits, arguments: Mapping[str, Any], normalisation: Normalisation | None
+    splits: Splits,
+    arguments: Mapping[str, Any],
+    normalisation: Normalisation | None,
+    choose: Callable[[ImageSet], ImageSet] | None = None,
 ) -> tuple[Batches, Batches | None]:
     """The training part shuffled and changed, and the validation part.
 
     The second is the data's own, or cut off the training part, if asked for.
+
+    Args:
+        choose: the training part to the images that take its place.
     """
     train, validation = _set_aside(splits, arguments["val_fraction"], arguments.get("part"))
+    if choose is not None:
+        train = choose(train)
     mean, std = normalisation or train.statistics()
     batches = Batches(
         train,

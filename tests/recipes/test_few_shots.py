@@ -1,0 +1,191 @@
+"""The recipe of grafting: which images it takes, that no label counts, and what it leaves."""
+
+import json
+import shutil
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stepwell.cost import cost_of, costs_of
+from stepwell.methods import Graft
+from stepwell.nets import build
+from stepwell.nets.file import load
+from stepwell.recipes import classification
+from stepwell.recipes.netgraft import netgraft
+from stepwell.recipes.parts import parts_for
+from stepwell.recipes.supervised import supervised
+from stepwell.training import Loop
+
+CPU = Loop(device="cpu")
+FEW = {"shots": 2, "graft_steps": 2, "join_steps": 2, "batch_size": 8, "views": 2, "loop": CPU}
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setenv("STEPWELL_QUIET", "1")
+    # no test looks at how long anything takes
+    monkeypatch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Digits 0 to 2 as class folders, train and test."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    root = tmp_path_factory.mktemp("data")
+    digits = load_digits(n_class=3)
+    for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        place = root / ("test" if i % 5 == 0 else "train") / f"class {label}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 15.9).astype("uint8")).save(place / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def teacher(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    supervised(
+        out=out,
+        data=str(folder),
+        net="resnet14",
+        epochs=4,
+        batch_size=32,
+        val_fraction=0.0,
+        loop=CPU,
+    )
+    return out
+
+
+@pytest.fixture
+def graft(teacher, tmp_path):
+    def run(out="s", **options):
+        options = {"teacher": str(teacher), "student": "resnet8_slim"} | FEW | options
+        return netgraft(out=tmp_path / out, **options)
+
+    return run
+
+
+def same_net(a, b):
+    mine, theirs = (load_file(run / "net.safetensors") for run in (a, b))
+    assert mine.keys() == theirs.keys()
+    return all(torch.equal(value, theirs[name]) for name, value in mine.items())
+
+
+def dealt_anew(images, root):
+    """The same images in other class folders: each label is another's."""
+    files = sorted(images.rglob("*.png"), key=lambda file: file.name)
+    names = [file.parent.name for file in files]
+    for file, name in zip(files, names[7:] + names[:7], strict=True):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, root / name / file.name)
+    return root
+
+
+def test_no_label_counts(graft, folder, tmp_path):
+    """Neither of the training part of the data nor of the folders of a folder."""
+    anew = dealt_anew(folder / "train", tmp_path / "data" / "train").parent
+    shutil.copytree(folder / "test", anew / "test")
+    found = graft("plain", schedule="direct")
+    assert found["netgraft"]["images"] == 6
+    graft("anew", data=str(anew), schedule="direct")
+    assert same_net(tmp_path / "plain", tmp_path / "anew")
+    graft("unlabeled", unlabeled=folder / "train", schedule="direct")
+    graft("mixed", unlabeled=anew / "train", schedule="direct")
+    assert same_net(tmp_path / "unlabeled", tmp_path / "mixed")
+    assert same_net(tmp_path / "plain", tmp_path / "unlabeled")
+    graft("seed", seed=1, schedule="direct")
+    assert not same_net(tmp_path / "plain", tmp_path / "seed")
+
+
+def test_what_a_run_leaves(graft, folder, teacher, tmp_path):
+    found = graft()
+    record = found["netgraft"]
+    assert record["copied"] == []
+    assert list(record["grafted"]) == ["layer1", "layer2", "layer3", "head"]
+    assert list(record["joined"]) == ["layer2", "layer3", "head"]
+    assert (
+        record["teacher"]
+        == json.loads((teacher / "results.json").read_text())["test"]["14/accuracy"]
+    )
+    assert found["test"]["8/accuracy"] == record["joined"]["head"]  # merged, it is the same network
+    net = load(tmp_path / "s" / "net.safetensors")
+    assert net.builder[0] == "resnet8_slim"
+    assert (net.card.classes, net.card.size) == (("class 0", "class 1", "class 2"), 8)
+    config = json.loads((tmp_path / "s" / "config.json").read_text())
+    parts_for(net, str(folder), config["data"]["fingerprint"], same=True)  # as `eval` does
+    assert graft() == json.loads((tmp_path / "s" / "results.json").read_text())
+
+
+def test_a_run_that_was_stopped_ends_the_same(graft, tmp_path, monkeypatch):
+    graft("whole")
+    training_step = Graft.training_step
+    for stop in (1, 7):  # within a graft, and within a join
+        left = [stop]
+
+        def stopping(self, batch, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise RuntimeError("stopped")
+            return training_step(self, batch)
+
+        monkeypatch.setattr(Graft, "training_step", stopping)
+        with pytest.raises(RuntimeError, match="stopped"):
+            graft(f"cut {stop}")
+        monkeypatch.setattr(Graft, "training_step", training_step)
+        graft(f"cut {stop}")
+        assert same_net(tmp_path / "whole", tmp_path / f"cut {stop}")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "phases"),
+    [
+        ("direct", {"direct"}),
+        ("graft", {"graft-1", "graft-2", "graft-3", "graft-4"}),
+        ("join", {"join-2", "join-3", "join-4"}),
+    ],
+)
+def test_schedules(graft, tmp_path, schedule, phases):
+    found = graft(schedule=schedule)
+    assert {folder.name for folder in (tmp_path / "s" / "phases").iterdir()} == phases
+    lines = [
+        json.loads(line) for line in (tmp_path / "s" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert {line["phase"] for line in lines} == phases
+    if schedule == "graft":
+        assert found["test"]["8/accuracy"] == found["netgraft"]["untuned"]
+
+
+@pytest.mark.filterwarnings("ignore:.* was trained on images of 8 pixels")
+def test_a_convolution_that_stays_is_in_the_file_and_in_the_costs(graft, tmp_path):
+    options = {"student": "timm/convnext_atto", "blocks": ("stages.0.blocks=layer3",), "size": 32}
+    found = graft(**options, schedule="direct", graft_steps=1, join_steps=1, views=1)
+    left = {"channels": 40, "macs": 40 * 40 * 8 * 8}
+    assert found["netgraft"]["adaptions"] == {"stages.0.blocks.1": left}
+    plain = build("timm/convnext_atto", num_classes=3).module
+    macs = cost_of(plain, torch.zeros(1, 3, 32, 32), seconds=0.01)["macs"]
+    assert next(iter(found["costs"].values()))["macs"] == macs + left["macs"]
+    net = load(tmp_path / "s" / "net.safetensors")
+    plain = load(tmp_path / "s" / "net.safetensors").subnet()
+    assert plain.stages[0].blocks[1][1].weight.shape == (40, 40, 1, 1)
+    assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+
+
+def test_bad_input_leaves_no_run(graft, folder, tmp_path, teacher):
+    few, weights = tmp_path / "few", tmp_path / "w.safetensors"
+    few.mkdir()
+    shutil.copy(next((folder / "train").rglob("*.png")), few)
+    save_file(load(teacher / "net.safetensors").module.state_dict(), weights)
+    for options, message in (
+        ({"shots": 200}, "are 600 images, and the training part has 429: use --shots 143 or less"),
+        ({"unlabeled": few}, r"are 6 images, and .*few holds 1: add images"),
+        ({"teacher": f"resnet14={weights}"}, "say what to measure the student on with --data"),
+        ({"blocks": ("layer1=layer2",)}, "layer1 8×8 of the student and layer2 4×4 of the teacher"),
+        ({"student": "resnet14"}, "nothing to learn"),
+        ({"shots": 0}, "--shots 0: must be 1 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            graft(**options)
+    assert not (tmp_path / "s").exists()
