@@ -5,7 +5,8 @@ no torch.
 """
 
 from stepwell.commands.kg import KG, show_graph
-from stepwell.commands.measuring import calibrate, cost, eval_, list_, report, verify
+from stepwell.commands.measuring import calibrate, cost, eval_
+from stepwell.commands.telling import list_, report, verify
 from stepwell.commands.using import export, patch, predict
 
 __all__ = [

@@ -10,7 +10,6 @@ serve two activation distributions: the sub-nets collapse).
 Nothing is switched by a flag: `forward(x, "18")` walks path "18".
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple
@@ -21,17 +20,13 @@ from torch import Tensor, nn
 from stepwell.device import device_name
 from stepwell.nets.budget import choose_depth
 from stepwell.nets.card import Card
+from stepwell.nets.naming import check_depth
 from stepwell.nets.plan import Plan, channels_last, fork, is_norm, leaves, replant
 from stepwell.nets.trie import LossOf, Node, grow, joint_loss, walk
 from stepwell.types import Exit, Logits
 
 Status = Literal["trained", "calibrated", "fresh"]
 NormSharing = Literal["private", "shared"]
-
-
-#: What a depth may be called: its name is part of flags, and of the names of files.
-_NAME = re.compile(r"\w[\w.+-]{0,63}")
-_RESERVED = ("all", "net", "export")
 
 
 class _Private(NamedTuple):
@@ -245,7 +240,7 @@ class NestedNet(nn.Module):
             ValueError: as for the constructor; the net is unchanged.
         """
         blocks = tuple(blocks)
-        self._check_depth(name, blocks)
+        check_depth(name, blocks, self._blocks, self.plan.stages, self._blocks[self.full])
         self._insert(name, blocks)
 
     def load_full(self, state: Mapping[str, Tensor]) -> None:
@@ -381,28 +376,3 @@ class NestedNet(nn.Module):
         counts = zip(self.plan.blocks, self._blocks[depth], strict=True)
         dropped = {name for blocks, kept in counts for names in blocks[kept:] for name in names}
         return replant(self.module, own, dropped)
-
-    def _check_depth(self, name: str, blocks: tuple[int, ...]) -> None:
-        full = self._blocks[self.full]
-        what = f"depth {name!r} = {blocks}"
-        if not _NAME.fullmatch(name) or name in _RESERVED or name.endswith(".int8"):
-            raise ValueError(
-                f"{name!r} cannot name a depth, which also names files: use letters, digits, '_', '-', "
-                f"'+' and '.', 64 at most, and none of {', '.join(_RESERVED)}, *.int8"
-            )
-        if name in self._blocks:
-            raise ValueError(f"{what}: this net already has {name!r} = {self._blocks[name]}")
-        if len(blocks) != len(full):
-            raise ValueError(
-                f"{what} names {len(blocks)} stages; this net has {len(full)}: "
-                f"{', '.join(self.plan.stages)}"
-            )
-        for stage, blocks_here, most in zip(self.plan.stages, blocks, full, strict=True):
-            if not 1 <= blocks_here <= most:
-                raise ValueError(
-                    f"{what}: {stage} can keep 1 to {most} blocks (the full net's), "
-                    f"not {blocks_here}"
-                )
-        for other, others in self._blocks.items():
-            if others == blocks:
-                raise ValueError(f"{what} is the same network as depth {other!r}: drop one of them")

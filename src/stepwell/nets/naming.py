@@ -1,0 +1,48 @@
+"""What a depth may be called, and which blocks it may keep."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+#: The name of a depth is part of flags, and of the names of files.
+_NAME = re.compile(r"\w[\w.+-]{0,63}")
+_RESERVED = ("all", "net", "export")
+
+
+def check_depth(
+    name: str,
+    blocks: tuple[int, ...],
+    present: Mapping[str, tuple[int, ...]],
+    stages: Sequence[str],
+    most: tuple[int, ...],
+) -> None:
+    """Refuse a new depth that a nested net cannot have.
+
+    Args:
+        blocks: that it keeps of each stage.
+        present: the blocks of the depths that are there already.
+        most: the blocks of the full net, one number for each of `stages`.
+
+    Raises:
+        ValueError: its name cannot name a file, or is taken; a wrong number of stages or blocks; it is
+            the same network as another depth.
+    """
+    what = f"depth {name!r} = {blocks}"
+    if not _NAME.fullmatch(name) or name in _RESERVED or name.endswith(".int8"):
+        raise ValueError(
+            f"{name!r} cannot name a depth, which also names files: use letters, digits, '_', '-', "
+            f"'+' and '.', 64 at most, and none of {', '.join(_RESERVED)}, *.int8"
+        )
+    if name in present:
+        raise ValueError(f"{what}: this net already has {name!r} = {present[name]}")
+    if len(blocks) != len(most):
+        raise ValueError(
+            f"{what} names {len(blocks)} stages; this net has {len(most)}: {', '.join(stages)}"
+        )
+    for stage, kept, all_ in zip(stages, blocks, most, strict=True):
+        if not 1 <= kept <= all_:
+            raise ValueError(
+                f"{what}: {stage} can keep 1 to {all_} blocks (the full net's), not {kept}"
+            )
+    for other, others in present.items():
+        if others == blocks:
+            raise ValueError(f"{what} is the same network as depth {other!r}: drop one of them")
