@@ -21,6 +21,8 @@ from torch.testing import assert_close
 
 import stepwell as library
 from stepwell import __version__, cli, serve
+from stepwell.claims.fidelity import STUDY
+from stepwell.claims.study import only
 from stepwell.cost import costs_of
 from stepwell.data import load_images
 from stepwell.device import device_name
@@ -516,8 +518,15 @@ def taught(tmp_path_factory) -> Path:
 def test_what_the_page_on_fidelity_shows_runs(stepwell, taught, monkeypatch):
     page = FIDELITY.read_text()
     monkeypatch.chdir(taught)
-    commands = re.findall(r"^    stepwell ((?!train).*)$", page, re.MULTILINE)
+    commands = re.findall(r"^    stepwell ((?!train|verify).*)$", page, re.MULTILINE)
     assert len(commands) == 7
+    for line in re.findall(r"^    stepwell verify fidelity (.*)$", page, re.MULTILINE):
+        _, _, patterns = line.partition(
+            "--arms "
+        )  # hours of training: that the arms are there must do
+        assert only(STUDY, shlex.split(patterns) or ["*"])
+    assert f"{len(STUDY.arms)} arms a seed" in page
+    assert f"the {len(STUDY.claims)} claims" in page
     for line in commands:
         line = line.replace("--interpolate 11", "--interpolate 2").replace("@14", "@8")
         code, out, err = stepwell(*shlex.split(line))

@@ -231,6 +231,18 @@ def test_an_onnx_file_of_other_channels(tmp_path, foreign_onnx, channels):
         open_teacher([str(tmp_path / "t.onnx")])
 
 
+def test_an_onnx_file_that_does_not_say_its_sizes(images, tmp_path, foreign_onnx):
+    import onnx
+
+    w = foreign_onnx(tmp_path / "t.onnx", "n")
+    model = onnx.load(tmp_path / "t.onnx")
+    for dim in model.graph.input[0].type.tensor_type.shape.dim:
+        dim.Clear()
+    onnx.save(model, tmp_path / "t.onnx")
+    net = OnnxNet(tmp_path / "t.onnx")
+    assert_close(net(images), (images.flatten(1) @ w).softmax(1), rtol=1e-4, atol=1e-4)
+
+
 def test_a_graph_that_does_not_run_is_refused_in_one_line(tmp_path, foreign_onnx):
     import onnx
 

@@ -84,8 +84,9 @@ class OnnxNet(nn.Module):
 
 def _takes_images(taken: Any) -> bool:
     """Whether a graph's input is a batch of float images, of three channels as far as it says."""
-    shape = taken.shape
-    return taken.type in FLOATS and len(shape) == 4 and (shape[1] == 3 or isinstance(shape[1], str))
+    shape = taken.shape  # a number, a name or nothing for each
+    known = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
+    return known and taken.type in FLOATS
 
 
 def open_onnx(path: str | Path) -> Any:
