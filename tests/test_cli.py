@@ -7,6 +7,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import warnings
 from dataclasses import fields, replace
 from functools import partial
@@ -1032,6 +1034,27 @@ def test_bad_input_is_one_line_and_exit_code_2(stepwell, trained, tmp_path, imag
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
     assert before == {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}
+
+
+def test_an_import_that_is_interrupted_is_a_stop_whatever_it_ends_with():
+    """Ctrl-C in an import can end with any error, and may come again while the process ends."""
+    code = """
+import signal, sys
+from stepwell import cli
+def cut_off(arguments):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise AttributeError("module 'numpy' has no attribute 'half'")
+cli._run = cut_off
+sys.argv = ["stepwell"]
+try:
+    cli.main()
+finally:
+    signal.raise_signal(signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
 
 
 def test_wrong_flags_keep_the_parsers_box(stepwell):

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
@@ -21,6 +21,10 @@ from stepwell.console import depth_table, fail, print_json, say, show, show_clas
 from stepwell.ranges import check_numbers
 from stepwell.recipes import RECIPES, load_object
 
+#: What bad input, a machine or a missing extra raises; anything else is a mistake of ours.
+FORESEEN = (ValueError, OSError, ImportError)
+#: Ctrl-C noted: an import that it cuts off may end with any error, or swallow it.
+INTERRUPTS: list[int] = []
 TRAINED = ("blocks", "params", "macs", "accuracy", "ms")
 
 
@@ -123,6 +127,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     Set STEPWELL_DEBUG to see where an error came from.
     """
+    own_process = arguments is None
+    if own_process:
+        signal.signal(signal.SIGINT, _interrupt)
     arguments = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _show_warning
     if arguments[:1] == ["--version"]:
@@ -132,14 +139,26 @@ def main(arguments: list[str] | None = None) -> None:
         _run(arguments)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt as stop:
-        say(f"stopped ({stop}): the same command goes on from there" if str(stop) else "stopped")
-        raise SystemExit(128 + getattr(stop, "signum", signal.SIGINT)) from None
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("STEPWELL_DEBUG"):
+    except (KeyboardInterrupt, Exception) as error:
+        if own_process:  # an interrupt while the process ends would show a traceback
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if isinstance(error, KeyboardInterrupt) or INTERRUPTS:
+            _stop(error)
+        if os.environ.get("STEPWELL_DEBUG") or not isinstance(error, FORESEEN):
             raise
         fail(_message(error))
         raise SystemExit(2) from None
+
+
+def _interrupt(signum: int, _: object) -> None:
+    INTERRUPTS.append(signum)
+    raise KeyboardInterrupt
+
+
+def _stop(error: BaseException) -> NoReturn:
+    where = str(error) if isinstance(error, KeyboardInterrupt) else ""
+    say(f"stopped ({where}): the same command goes on from there" if where else "stopped")
+    raise SystemExit(128 + getattr(error, "signum", signal.SIGINT)) from None
 
 
 def _run(arguments: list[str]) -> None:
@@ -167,11 +186,13 @@ def _run(arguments: list[str]) -> None:
 
 
 def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, called once all numbers are in their ranges."""
+    """The function, called once all numbers are in their ranges and nobody has pressed Ctrl-C."""
 
     @functools.wraps(function)
     def checked(**arguments: Any) -> Any:
         check_numbers(arguments)
+        if INTERRUPTS:
+            raise KeyboardInterrupt
         return function(**arguments)
 
     return checked

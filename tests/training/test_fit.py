@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+import signal
 import sys
 import warnings
 from itertools import pairwise
@@ -416,6 +417,42 @@ def test_weights_that_are_not_finite_never_become_the_best(batches, run):
         )  # fmt: skip
     best = read_checkpoint(run.phase("train") / "best.ckpt")
     assert best["objective"]["weight"].isfinite()
+
+
+class Impatient(Supervised):
+    """Gets signals in its seventh step."""
+
+    def __init__(self, signals):
+        super().__init__(tiny())
+        self.signals, self.steps = signals, 0
+
+    def training_step(self, batch):
+        self.steps += 1
+        if self.steps == 7:
+            for name in self.signals:
+                signal.raise_signal(name)
+        return super().training_step(batch)
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_stops_at_once_and_the_checkpoint_is_whole(batches, run, name):
+    before = signal.getsignal(name)
+    with pytest.raises(
+        Stopped, match=r"at once; the last checkpoint of phase t is .*last\.ckpt"
+    ) as stop:
+        fit(Impatient([name] * 2), batches, sgd(0.1), run, phase="t", epochs=3, loop=Loop(**CPU))
+    assert stop.value.signum == name
+    assert signal.getsignal(name) is before
+    assert read_checkpoint(run.phase("t") / "last.ckpt")["position"] == len(batches)
+
+
+def test_a_second_signal_before_any_checkpoint_says_so(batches, run):
+    late = Impatient([signal.SIGINT, signal.SIGTERM])
+    late.steps = 6
+    with pytest.raises(Stopped, match="at once, before the first checkpoint of phase t") as stop:
+        fit(late, batches, sgd(0.1), run, phase="t", epochs=3, loop=Loop(**CPU))
+    assert stop.value.signum == signal.SIGINT
+    assert not (run.phase("t") / "last.ckpt").exists()
 
 
 def test_a_request_to_stop_reaches_another_process_whole():

@@ -41,6 +41,10 @@ class Stopped(KeyboardInterrupt):
         return self.where
 
 
+class _AtOnce(BaseException):
+    """A second request to stop. Of a KeyboardInterrupt Lightning would make an exit code of 1."""
+
+
 def fit(
     objective: Objective,
     train: Stream,
@@ -84,7 +88,8 @@ def fit(
     if saved is not None:
         job.restore(saved)
     if job.position < job.total:
-        _run_lightning(job, loop)
+        with _signals(job) as install:
+            _run_lightning(job, loop, install)
     if job.signum:
         raise Stopped(job.signum, job.where())
     if not job.finished:
@@ -146,7 +151,7 @@ class _Rest:
         return self.batches.stream(self.start, self.stop)
 
 
-def _run_lightning(job: Job, loop: Loop) -> None:
+def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) -> None:
     """Take the job's remaining steps."""
     with warnings.catch_warnings():
         # Lightning and the libraries below it warn of their own internals and of worker counts.
@@ -211,7 +216,7 @@ def _run_lightning(job: Job, loop: Loop) -> None:
             job.finished = True
 
     progress = Progress(job.phase, job.position, job.total, job.epochs, quiet=not job.writes)
-    with warnings.catch_warnings(), progress, _signals(job) as install_signals:
+    with warnings.catch_warnings(), progress:
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning)\b")
         trainer = lightning.Trainer(
             accelerator=loop.device,
@@ -244,15 +249,19 @@ def _largest(number: int, group: Any) -> int:
 
 @contextlib.contextmanager
 def _signals(job: Job) -> Iterator[Callable[[], None]]:
-    """Gives a call after which Ctrl-C and SIGTERM ask the job to stop after the step.
+    """Ctrl-C and SIGTERM ask the job to stop after the step; gives a call that makes it so once more.
 
-    A second signal stops at once. The handlers of before are set again at the end.
+    A second signal stops at once, and more change nothing. The handlers of before are set again at the
+    end.
     """
+    asked = 0
 
     def ask(signum: int, frame: FrameType | None) -> None:
-        if job.signum:
-            raise KeyboardInterrupt
-        job.signum = signum
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise _AtOnce
+        job.signum = job.signum or signum
 
     def install() -> None:
         for name in before:
@@ -261,8 +270,11 @@ def _signals(job: Job) -> Iterator[Callable[[], None]]:
     names = (signal.SIGINT, signal.SIGTERM)
     main = threading.current_thread() is threading.main_thread()
     before = {name: signal.getsignal(name) for name in names} if main else {}
+    install()
     try:
         yield install
+    except _AtOnce:
+        raise Stopped(job.signum, job.cut_off()) from None
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)

@@ -126,6 +126,13 @@ class Job:
             f"phase {self.phase}, epoch {epoch + 1} of {self.epochs}, step {step}, in {self.folder}"
         )
 
+    def cut_off(self) -> str:
+        """Where a run goes on that is stopped within a step, in words."""
+        checkpoint = self.folder / "last.ckpt"
+        if not checkpoint.exists():
+            return f"at once, before the first checkpoint of phase {self.phase}"
+        return f"at once; the last checkpoint of phase {self.phase} is {checkpoint}"
+
     def begin_step(self, rank: int) -> None:
         """Set the share done, the learning rate and the random numbers of this step."""
         assert self.optimizer is not None
