@@ -711,6 +711,25 @@ def test_what_makes_a_comparison_doubtful_is_said(stepwell, taught, tmp_path):
     assert "images are scaled from 8 to 16 pixels" in err
 
 
+def test_a_config_of_somebody_elses_is_of_no_run(stepwell, taught, tmp_path):
+    """Such as that which other libraries keep beside their weights."""
+    runs = taught / "runs"
+    files = {}
+    for name in ("student", "teacher", "control"):
+        folder = tmp_path / name
+        folder.mkdir()
+        files[name] = shutil.copy(runs / name / "net.safetensors", folder)
+        (folder / "config.json").write_text('{"architectures": ["resnet"], "arguments": {}}')
+    teacher, control = files["teacher"], files["control"]
+    pair = ["--fidelity", teacher, "--control", control]
+    code, _, err = stepwell("eval", runs / "student", *pair)
+    assert code == 0, err
+    code, _, err = stepwell("eval", files["student"], *pair)
+    assert (code, "is not in a run directory, so say what to measure on" in err) == (2, True), err
+    code, _, err = stepwell("eval", files["student"], *pair, "--data", "digits")
+    assert code == 0, err
+
+
 BAD_PAIRS = {
     "no fidelity": (["--control", "{t}"], "--control and --interpolate say more about"),
     "no teacher": (["--fidelity", "{tmp}/none"], "no teacher '{tmp}/none': name a run directory"),

@@ -35,12 +35,17 @@ def network_of(path: Path) -> tuple[Any, Mapping[str, Any]]:
 
 
 def config_of(file: Path) -> Mapping[str, Any]:
-    """The configuration of the run whose network is in `file`; empty where it is of no run."""
+    """The configuration of the run whose network is in `file`; empty where it is of no run.
+
+    Others keep a config.json of their own beside weights, which is none of a run.
+    """
     from stepwell.files import read_json
 
-    config = file.parent / "config.json"
-    of_a_run = file.name == "net.safetensors" and config.exists()
-    return read_json(config, "put it right") if of_a_run else {}
+    path = file.parent / "config.json"
+    if file.name != "net.safetensors" or not path.exists():
+        return {}
+    config = read_json(path, "put it right")
+    return config if {"recipe", "arguments", "data"} <= config.keys() else {}
 
 
 def file_of(run: Path) -> Path:
