@@ -13,6 +13,7 @@ import torch
 from stepwell.evaluation import churn
 from stepwell.report import write_report
 from stepwell.report.fidelity import fidelity_section
+from stepwell.report.figures import accuracy_latency
 from stepwell.report.reading import read_run
 from stepwell.report.sections import full_net_note
 
@@ -147,10 +148,26 @@ def test_page_stands_alone_and_shows_every_part(tmp_path):
 
 def test_curves_name_the_phases_and_every_term(tmp_path):
     loss, accuracy = figures_in(page_of(fabricate(tmp_path / "run")))[1:3]
-    for text in ("full net", "ekd", "total loss", "20/ce", "20/kl", "20/attention", "32/ce"):
-        assert f">{text}</text>" in loss
+    for text in ("full net", "ekd", "total loss", "ce", "kl", "attention"):
+        assert loss.count(f">{text}</text>") == 1  # however many depths have the term
     for depth in DEPTHS:
+        assert f">depth {depth}</text>" in loss
         assert f">depth {depth}</text>" in accuracy
+
+
+def test_one_slow_moment_does_not_push_the_points_into_a_corner(tmp_path):
+    run = fabricate(tmp_path / "run")
+    ends = []
+    for slow in (2.0, 500.0):
+        results = json.loads((run / "results.json").read_text())
+        results["costs"]["26"]["ms_high"] = slow
+        write_json(run / "results.json", results)
+        picture = accuracy_latency([read_run(run, "run")], dict.fromkeys(DEPTHS, "#000000"))
+        drawn = base64.b64decode(picture.partition(",")[2]).decode()
+        ends.append(
+            max(float(n) for n in re.findall(r">(\d+\.\d+)</text>", drawn) if float(n) < 90)
+        )
+    assert ends[0] <= ends[1] <= 1.6 * 2.21
 
 
 def test_names_from_outside_are_escaped(tmp_path):

@@ -91,7 +91,11 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
             for depth, colour in colours.items():
                 axes.plot([], [], "o", color=colour, label=legend_text(f"depth {depth}"))
         axes.margins(0.12, 0.16)
-        axes.set(xlabel="ms per image (whiskers: spread)", ylabel="test accuracy, %")
+        axes.set(xlabel="ms per image (whiskers: 10 to 90 %)", ylabel="test accuracy, %")
+        # The whisker of a busy moment would push all points into a corner: it may leave the figure.
+        low, high = axes.get_xlim()
+        slowest = max(x for found in points.values() for _, x, _, _ in found)
+        axes.set_xlim(max(low, 0), min(high, 1.6 * slowest))
         if several:
             figure.legend(loc="outside lower center", ncols=2)
 
@@ -99,7 +103,10 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
 
 
 def losses(phases: Sequence[Phase], colours: Mapping[str, str]) -> str | None:
-    """Every training loss term by epoch: its depth's colour, and a dash pattern for each term."""
+    """Every training loss term by epoch: its depth's colour, and a dash pattern for each term.
+
+    The legend names depths and terms apart, as that takes far fewer lines than each term of each depth.
+    """
     own = {"phase", "epoch", "step", "lr", "seconds", "cpu_seconds"}
     keys = [key for key in _keys(phases) if key not in own and not key.startswith("val/")]
     order = ["", *colours]  # the total, then shallow to deep, then what belongs to no depth
@@ -107,23 +114,33 @@ def losses(phases: Sequence[Phase], colours: Mapping[str, str]) -> str | None:
     keys.sort(key=lambda key: order.index(owner[key]) if owner[key] in order else len(order))
     terms = list(dict.fromkeys(key.rpartition("/")[2] for key in keys if key != "loss"))
 
-    def style(key: str) -> dict[str, Any]:
-        if key == "loss":
-            return {"color": "#000000", "lw": 2.6, "alpha": 0.5, "label": "total loss"}
-        depth, _, term = key.rpartition("/")
-        dashes = DASHES[terms.index(term) % len(DASHES)]
-        return {"color": colours.get(depth, GREY), "ls": dashes, "label": legend_text(key)}
-
-    return _curves(phases, {key: style(key) for key in keys}, "training loss", scale=1)
+    dashes = {term: DASHES[i % len(DASHES)] for i, term in enumerate(terms)}
+    total = {"color": "#000000", "lw": 2.6, "alpha": 0.5}
+    styles: dict[str, dict[str, Any]] = {
+        key: {"color": colours.get(owner[key], GREY), "ls": dashes.get(key.rpartition("/")[2], "-")}
+        for key in keys
+    }
+    legend: list[dict[str, Any]] = [
+        {"color": c, "label": f"depth {d}"} for d, c in colours.items() if d in owner.values()
+    ]
+    legend += [{"color": GREY, "ls": dashes[term], "label": term} for term in terms]
+    if "loss" in keys:
+        styles["loss"] = total
+        legend.insert(0, total | {"label": "total loss"})
+    return _curves(phases, styles, "training loss", scale=1, legend=legend)
 
 
 def validation(phases: Sequence[Phase], colours: Mapping[str, str]) -> str | None:
     """Validation accuracy of every depth by epoch."""
-    styles = {
-        f"val/{depth}/accuracy": {"color": colour, "label": legend_text(f"depth {depth}")}
+    keys = {depth: f"val/{depth}/accuracy" for depth in colours}
+    styles = {keys[depth]: {"color": colour} for depth, colour in colours.items()}
+    present = _keys(phases)
+    legend = [
+        {"color": colour, "label": f"depth {depth}"}
         for depth, colour in colours.items()
-    }
-    return _curves(phases, styles, "validation accuracy, %", scale=100)
+        if keys[depth] in present
+    ]
+    return _curves(phases, styles, "validation accuracy, %", scale=100, legend=legend)
 
 
 def reliability(
@@ -178,8 +195,14 @@ def _operating_points(record: RunRecord) -> list[tuple[str, float, tuple[float, 
 
 
 def _curves(
-    phases: Sequence[Phase], styles: Mapping[str, dict[str, Any]], label: str, *, scale: float
+    phases: Sequence[Phase],
+    styles: Mapping[str, dict[str, Any]],
+    label: str,
+    *,
+    scale: float,
+    legend: Sequence[dict[str, Any]],
 ) -> str | None:
+    """Values of the phases' lines, by key, each in its style; `legend` explains the styles."""
     xs = [phase.start + int(line["epoch"]) for phase in phases for line in phase.lines]
     values = {
         key: np.array([scale * finite(line.get(key)) for phase in phases for line in phase.lines])
@@ -188,6 +211,7 @@ def _curves(
     values = {key: ys for key, ys in values.items() if np.isfinite(ys).any()}
     if not values:
         return None
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     def paint(figure: "Figure") -> None:
@@ -205,9 +229,12 @@ def _curves(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if several:
             _mark_phases(axes, phases)
-        figure.legend(loc="outside lower center", ncols=3)
+        lines = [
+            Line2D([], [], **entry | {"label": legend_text(entry["label"])}) for entry in legend
+        ]
+        figure.legend(handles=lines, loc="outside lower center", ncols=3)
 
-    return svg(4.4, 3.0 + 0.17 * math.ceil(len(values) / 3), paint)
+    return svg(4.4, 3.0 + 0.17 * math.ceil(len(legend) / 3), paint)
 
 
 def _mark_phases(axes: "Axes", phases: Sequence[Phase]) -> None:

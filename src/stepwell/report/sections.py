@@ -107,7 +107,7 @@ def _facts(record: RunRecord) -> str:
         "device": record.config.get("device"),
         "threads": record.config.get("threads"),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "commit": str(record.config.get("commit") or "")[:12],
+        "commit": str(record.config.get("commit") or "")[:16],
         "data fingerprint": str(data.get("fingerprint") or "")[:12],
     }
     told = ((name, str(value)) for name, value in facts.items() if value not in (None, ""))
