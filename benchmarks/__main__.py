@@ -23,6 +23,7 @@ NAMES = (
     "evaluation",
     "logit_cache",
     "precision",
+    "graph",
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -48,6 +48,7 @@ WRONG = {
     "num_classes": ([0, -1], [1]),
     "batch": ([0, -1], [1]),
     "dim": ([0, -1], [1]),
+    "warm_epochs": ([-1], [0]),
     "context_size": ([0, -1], [1]),
     "margin": ([0, -1, "nan"], [1e-3]),
     "negatives": ([0, -1], [1]),

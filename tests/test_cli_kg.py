@@ -1,10 +1,12 @@
 """Knowledge graphs by the command line."""
 
+import inspect
 import json
 
 import pytest
 
-from stepwell import cli
+from stepwell import cli, commands
+from stepwell.kg import Online
 
 FACTS = [(f"e{i}", f"r{i % 2}", f"e{(i * 7 + 3) % 20}") for i in range(40)]
 
@@ -35,7 +37,7 @@ def run(tmp_path, stepwell):
     test = write(tmp_path / "test.tsv", [("e1", "r0", "e2"), ("e2", "r1", "e3")])
     code, out, err = stepwell(
         "train", "dkge", "--triples", base, "--test", test, "--out", tmp_path / "run",
-        "--epochs", 2, "--dim", 8, "--device", "cpu",
+        "--warm-epochs", 1, "--epochs", 1, "--dim", 8, "--device", "cpu",
     )  # fmt: skip
     assert (code, "MRR" in out, "embedded 40 triples of 40 entities" in err) == (0, True, True), err
     return tmp_path / "run"
@@ -109,6 +111,13 @@ def test_bad_input_is_one_line_and_exit_code_2(stepwell, run, tmp_path):
         assert (code, out, err.count("\n")) == (2, "", 1), (name, err)
         assert message in err, name
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+def test_updates_learn_as_they_do_in_python():
+    flags = inspect.signature(commands.KG["update"]).parameters
+    for name in ("rule", "epochs", "lr"):
+        assert flags[name].default == getattr(Online(), name)
+    assert flags["max_seconds"].default == Online().seconds
 
 
 @pytest.mark.parametrize("command", ["update", "query", "eval"])

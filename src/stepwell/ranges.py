@@ -70,6 +70,7 @@ RANGES: dict[str, Range] = {
     "batch": ONE_OR_MORE,
     # knowledge graphs
     "dim": ONE_OR_MORE,
+    "warm_epochs": NOT_NEGATIVE,
     "context_size": ONE_OR_MORE,
     "margin": POSITIVE,
     "negatives": ONE_OR_MORE,

@@ -47,7 +47,14 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kg")
     test = random_facts(7, 30)
     test = write_facts(folder / "test.tsv", [f for f in test if f not in FACTS])
-    options = {"dim": 8, "context_size": 4, "epochs": 3, "batch_size": 64, "test": test}
+    options = {
+        "dim": 8,
+        "context_size": 4,
+        "warm_epochs": 2,
+        "epochs": 2,
+        "batch_size": 64,
+        "test": test,
+    }
     dkge(triples=write_facts(folder / "base.tsv", FACTS), out=folder / "run",
          loop=Loop(device="cpu"), **options)  # fmt: skip
     return folder / "run"

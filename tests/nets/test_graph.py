@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from stepwell.nets.contexts import RelationPaths, entity_contexts, relation_contexts
-from stepwell.nets.graph import ContextEncoder, GraphEmbedding, distance
+from stepwell.nets.graph import KINDS, ContextEncoder, GraphEmbedding, distance
 from stepwell.nets.triple_index import RELATION_BITS, Neighbours, TripleIndex
 
 
@@ -162,6 +162,17 @@ def test_without_context_it_is_transe():
         "knowledge.entity",
         "knowledge.relation",
     ]
+
+
+def test_a_net_may_begin_near_a_model_of_translation():
+    contexts = entity_contexts(Neighbours(random_rows(4), 0), np.arange(14), 4)
+    plain, net = GraphEmbedding(14, 1, 6, context=False), GraphEmbedding(14, 1, 6)
+    given = {kind: plain.knowledge[kind].detach() for kind in KINDS}
+    apart = (net.all_joint("entity", contexts) - given["entity"]).norm()
+    net.start_from(given)
+    near = (net.all_joint("entity", contexts) - given["entity"]).norm()
+    assert near < 0.5 * given["entity"].norm() < apart
+    assert_close(net.knowledge["relation"].detach(), given["relation"], rtol=0, atol=0)
 
 
 def test_gradients_reach_every_part_and_are_right():

@@ -33,26 +33,45 @@ def files(tmp_path, monkeypatch):
 
 
 def train(folder, out, **how):
-    options = {"epochs": 3, "dim": 8, "context_size": 4, "batch_size": 16, "loop": CPU} | how
+    options = {
+        "warm_epochs": 1,
+        "epochs": 2,
+        "dim": 8,
+        "context_size": 4,
+        "batch_size": 16,
+        "loop": CPU,
+    } | how
     return dkge(triples=folder / "base.tsv", out=folder / out, **options)
 
 
 def test_a_graph_is_learnt(files):
-    results = train(files, "run", epochs=60, batch_size=64, negatives=8, lr=0.05, encoder="none")
+    results = train(
+        files, "run", warm_epochs=40, epochs=1, batch_size=64, negatives=8, lr=0.05, encoder="none"
+    )
     assert results["triples"] == len(FACTS) - 4
     with stepwell.kg.open(files / "run") as graph:
         found = graph.evaluate(FACTS[4:])
     assert found["hits@3"] > 0.8  # chance: about 0.13
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(files, monkeypatch):
+@pytest.mark.parametrize("warm", [0, 1])
+def test_translation_comes_first_if_asked_for(files, warm):
+    train(files, "run", warm_epochs=warm, epochs=1)
+    phases = {p.name for p in (files / "run" / "phases").iterdir()}
+    assert phases == ({"warm", "train"} if warm else {"train"})
+    start = load_file(files / "run" / "net.safetensors")["contextual.entity"].std().item()
+    assert start == pytest.approx(0.1 if warm else 1.0, rel=0.3)
+
+
+@pytest.mark.parametrize("after", [2, 7])  # steps: in the first phase, and in the second
+def test_a_resumed_run_is_the_uninterrupted_one(files, monkeypatch, after):
     train(files, "whole")
     steps, real = 0, DKGE.training_step
 
     def stops(self, batch):
         nonlocal steps
         steps += 1
-        if steps == 7:
+        if steps == after:
             raise RuntimeError("killed")
         return real(self, batch)
 

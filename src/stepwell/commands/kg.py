@@ -28,7 +28,7 @@ def update(
     ignore_absent: bool = False,
     rule: Literal["touched", "context", "neighbour"] = "touched",
     epochs: int = 20,
-    lr: float = 0.01,
+    lr: float = 0.03,
     max_seconds: float = 0.0,
     json: Json = False,
 ) -> None:

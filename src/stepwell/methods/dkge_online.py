@@ -42,7 +42,7 @@ class Online:
     rule: Rule = "touched"
     epochs: int = 20
     batch_size: int = 1024
-    lr: float = 0.01
+    lr: float = 0.03
     triples: int = 64
     seconds: float = 0.0
 

@@ -7,6 +7,7 @@ plausible as ||h* + r* - t*|| is small.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -23,6 +24,8 @@ KINDS: tuple[Kind, Kind] = ("entity", "relation")
 #: What stands in each column of a triple.
 COLUMNS: tuple[tuple[int, Kind], ...] = ((0, "entity"), (1, "relation"), (2, "entity"))
 
+#: Of a net that starts from another's vectors: the scale of contextual vectors, and the gates.
+WARM_CONTEXT, WARM_GATE = 0.1, 1.0
 #: What keeps the gradient of a distance finite where it is 0.
 EPSILON = 1e-9
 
@@ -123,6 +126,19 @@ class GraphEmbedding(nn.Module):
             self.encoders = nn.ModuleDict(
                 {k: ContextEncoder(dim, attention=attention, gate=gate) for k in KINDS}
             )
+
+    @torch.no_grad()
+    def start_from(self, knowledge: Mapping[Kind, Tensor]) -> None:
+        """Begin near a model of translation: with its vectors, and contexts that say little yet.
+
+        Args:
+            knowledge: its vectors by kind.
+        """
+        for kind in KINDS:
+            self.knowledge[kind].copy_(knowledge[kind])
+            if self.has_context:
+                self.contextual[kind].mul_(WARM_CONTEXT)
+                self.encoders[kind].get_parameter("gate").fill_(WARM_GATE)
 
     def joint(
         self, kind: Kind, which: Int[Tensor, " elements"], contexts: Contexts | None

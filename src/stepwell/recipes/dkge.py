@@ -4,6 +4,7 @@ import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from stepwell.kg.ranking import rank_triples
 from stepwell.kg.state import Encoder, Shape, State
 from stepwell.methods.dkge import DKGE, joint_vectors
 from stepwell.nets.facts import Facts
-from stepwell.nets.graph import GraphEmbedding
+from stepwell.nets.graph import KINDS, GraphEmbedding
 from stepwell.nets.triple_index import Ints, TripleIndex
 from stepwell.ranges import check_numbers
 from stepwell.training import Loop, Run, fit, optimizer_of
@@ -40,7 +41,8 @@ def dkge(
     context_size: int = 15,
     margin: float = 4.0,
     negatives: int = 1,
-    epochs: int = 60,
+    warm_epochs: int = 60,
+    epochs: int = 20,
     batch_size: int = 1024,
     lr: float = 0.01,
     seed: int = 0,
@@ -63,8 +65,10 @@ def dkge(
         context_size: neighbours, or paths of a relation, in a context; more are sampled.
         margin: how much farther than a true triple a false one has to be.
         negatives: false triples drawn for each true one.
-        epochs: passes over the triples.
-        lr: the highest learning rate, of Adam.
+        warm_epochs: passes over the triples as TransE, whose vectors the encoder starts from (0: it
+            starts from random ones, as in the paper's text).
+        epochs: passes over the triples with the encoder.
+        lr: the highest learning rate, of Adam; a third of it after `warm_epochs`.
         seed: of vectors, samples, order and steps.
     """
     arguments = dict(locals())
@@ -86,17 +90,27 @@ def dkge(
         net = shape.net(*map(len, names))
         facts = Facts.of(rows, size=context_size, seed=seed)
         known = TripleIndex(facts.index.rows).changed(held_out["valid"], rows[:0])
-        fit(
-            DKGE(net, facts, margin=margin, negatives=negatives),
-            TripleBatches(torch.from_numpy(rows), batch_size, seed=seed),
-            optimizer_of("adam", lr, weight_decay=0.0),
-            run,
-            phase="train",
-            epochs=epochs,
-            validate=(lambda: measured(net, facts, held_out["valid"], known)) if valid else None,
-            select=lambda values: values["mrr"],
-            loop=_on_cpu(loop),
-        )
+
+        def train(phase: str, net: GraphEmbedding, epochs: int, lr: float) -> None:
+            fit(
+                DKGE(net, facts, margin=margin, negatives=negatives),
+                TripleBatches(torch.from_numpy(rows), batch_size, seed=seed),
+                optimizer_of("adam", lr, weight_decay=0.0),
+                run,
+                phase=phase,
+                epochs=epochs,
+                validate=(lambda: measured(net, facts, held_out["valid"], known))
+                if valid
+                else None,
+                select=lambda values: values["mrr"],
+                loop=replace(loop, device="cpu"),
+            )
+
+        if warm_epochs:
+            plain = replace(shape, encoder="none").net(*map(len, names))
+            train("warm", plain, warm_epochs, lr)
+            net.start_from({kind: plain.knowledge[kind].detach() for kind in KINDS})
+        train("train", net, epochs, lr / 3 if warm_epochs else lr)
         known = known.changed(held_out["test"], rows[:0])
         return _finish(run, State.learnt(shape, net, facts, *names), held_out["test"], known)
 
@@ -115,16 +129,15 @@ def _finish(run: Run, state: State, test: Ints, known: TripleIndex) -> dict[str,
     state.write(run.path / "net.safetensors")
     started = time.perf_counter()
     found = link_measures(rank_triples(state.vectors(), test, known, state.present()))
-    lines = run.metrics()
+    last = list({line["phase"]: line for line in run.metrics()}.values())
     results: dict[str, Any] = {
         "test": dict(found) if len(test) else {},
         "examples": len(test),
         "entities": len(state.names["entity"]),
         "relations": len(state.names["relation"]),
         "triples": len(state.facts.index),
-        "loss": lines[-1]["loss"],
-        "seconds": lines[-1]["seconds"],
-        "cpu_seconds": lines[-1]["cpu_seconds"],
+        "loss": last[-1]["loss"],
+        **{name: sum(line[name] for line in last) for name in ("seconds", "cpu_seconds")},
         "test_seconds": time.perf_counter() - started,
     }
     run.write_json("results.json", results)
@@ -161,9 +174,3 @@ def _about(parts: Mapping[str, Sequence[Fact]]) -> dict[str, Any]:
         "fingerprint": "/".join(facts_digest(facts) for facts in parts.values()),
         **{part: len(facts) for part, facts in parts.items()},
     }
-
-
-def _on_cpu(loop: Loop) -> Loop:
-    from dataclasses import replace
-
-    return replace(loop, device="cpu")
