@@ -116,6 +116,28 @@ def test_training_again_shows_the_same_results_without_training(stepwell, traine
     assert json.loads(out) == json.loads((trained / "results.json").read_text())
 
 
+def test_a_damaged_network_is_made_again_of_its_checkpoint(stepwell, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    whole = load_file(trained / "net.safetensors")
+    (run / "net.safetensors").write_bytes((run / "net.safetensors").read_bytes()[:-5])
+    code, _, err = stepwell(*TRAIN, "--out", run)
+    assert (code, "nothing was trained" in err) == (0, False), err
+    assert_close(load_file(run / "net.safetensors"), whole, rtol=0, atol=0)
+    (run / "results.json").unlink()
+    for name, damage, message in (
+        ("metrics.jsonl", "{", "metrics.jsonl is damaged ("),
+        (
+            "config.json",
+            '{"recipe": "ekd"}',
+            "config.json is damaged (it does not say its arguments)",
+        ),
+    ):
+        (run / name).write_text(damage)
+        code, _, err = stepwell(*TRAIN, "--out", run)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert message in err
+
+
 def test_eval_repeats_the_numbers_of_training(stepwell, trained):
     code, out, _ = stepwell("eval", trained, "--json")
     assert code == 0
@@ -642,8 +664,13 @@ def test_a_student_is_compared_on_the_same_pixels_in_train_and_test(stepwell, ta
     assert (start["share"], middle["share"], end["share"]) == (0, 0.5, 1)
     assert {"train/nll", "test/accuracy", "test/agreement"} <= end.keys()
     for point, name in ((start, "student"), (end, "teacher")):
-        plain = nets[name].subnet().train()
-        torch.optim.swa_utils.update_bn(parts.train, plain)
+        plain, seen = nets[name].subnet().train(), 0
+        norms = [m for m in plain.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        for images, _ in parts.train:
+            seen += len(images)
+            for norm in norms:
+                norm.momentum = len(images) / seen  # the first batch replaces what was there
+            plain(images)
         measured = library.evaluate(plain.eval(), parts.test)
         assert point["test/nll"] == pytest.approx(measured["nll"])
     # a teacher that is normalised in its own way sees the same pixels
@@ -874,6 +901,10 @@ BAD = {
     ),
     "classes of what": (["cost", "{run}", "--num-classes", "5"], "--num-classes is of a network"),
     "to a file": (["export", "{run}", "--to", "{tmp}/i.png"], "is a file: name a folder"),
+    "among the classes": (
+        ["train", "supervised", "--data", "{folder}", "--out", "{folder}/run"],
+        "lies among the class folders of {folder}, and would be taken for one",
+    ),
     "too small": (
         [*TRAIN, "--net", "resnet18", "--depths", "--stem", "imagenet", "--out", "{tmp}/r"],
         "images of 8 pixels are smaller than the network's stride of 32",
@@ -1166,8 +1197,9 @@ def test_data_that_has_changed_is_not_measured_on_as_if_it_had_not(
 def test_what_was_trained_on_is_never_a_validation_part(stepwell, image_folder, tmp_path):
     folder = image_folder(count=10, size=(8, 8))
     out = tmp_path / "r"
-    arguments = ["--net", "resnet20", "--epochs", 1, "--batch-size", 4, "--val-fraction", 0]
-    code, _, err = stepwell("train", "supervised", "--data", folder, *arguments, "--out", out)
+    arguments = ["--net", "resnet20", "--depths", 8, "--schedule", "plain", "--val-fraction", 0]
+    arguments += ["--epochs", 1, "--batch-size", 4]
+    code, _, err = stepwell("train", "ekd", "--data", folder, *arguments, "--out", out)
     assert code == 0, err
     copied = shutil.copytree(folder, tmp_path / "copied")
     file = shutil.copy(out / "net.safetensors", tmp_path / "net.safetensors")

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from stepwell.data import ImageSet, images, load_images
-from stepwell.data.images import Files, read_image
+from stepwell.data.images import Files, check_outside, read_image
 
 
 def test_a_folder_of_classes_is_read_whole_and_a_part_set_aside(image_folder):
@@ -127,9 +127,22 @@ def other_classes(root):
         shutil.copytree(root / "dog", root / part / ("dog" if part == "train" else "wolf"))
 
 
+def parts_with_capitals(root):
+    for name in ("Train", "Valid"):
+        shutil.copytree(root, root.parent / "parts" / name)
+    shutil.rmtree(root)
+    (root.parent / "parts").rename(root)
+
+
+def floats(root):
+    Image.fromarray(np.full((16, 16), 1000.0, np.float32)).save(root / "cat" / "x.tiff")
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
+        (parts_with_capitals, r"Train looks like a part .*: call the parts train/, val/ and test/"),
+        (floats, r"cannot read image .*x\.tiff \(its values run from 1000 to 1000"),
         (corrupt, r"cannot read image .*cat.0\.png .*: replace or remove it"),
         (text_named_image, r"cannot read image .*x\.jpg"),
         (lambda root: shutil.rmtree(root / "dog"), "at least two class folders .* only 'cat'"),
@@ -170,6 +183,40 @@ def test_sixteen_bits_are_scaled_and_turned_photographs_set_upright(tmp_path):
     upright.rotate(180).save(tmp_path / "turned.png", exif=exif)
     red = read_image(tmp_path / "turned.png", 16)[0, :, 0]
     assert_close(red, torch.tensor([255] * 8 + [0] * 8).byte())
+
+
+@pytest.mark.parametrize(("top", "scale"), [(1, 255), (255, 1)])
+def test_floating_point_images_are_scaled(tmp_path, top, scale):
+    ramp = np.linspace(0, top, 256, dtype=np.float32).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "f.tiff")
+    expected = torch.from_numpy(np.rint(ramp * scale).astype(np.uint8))
+    assert_close(read_image(tmp_path / "f.tiff", 16)[1], expected)
+
+
+def test_a_folder_that_is_called_like_an_image_is_none(image_folder):
+    root = image_folder()
+    (root / "cat" / "more.jpg").mkdir()
+    assert len(load_images(str(root)).train) == 10
+
+
+def test_a_folder_beside_the_parts_is_said_not_to_be_used(image_folder, tmp_path):
+    root = tmp_path / "images"
+    for part in ("train", "valid", "masks"):
+        image_folder(root=root / part)
+    unused, aside = load_images(str(root)).notes
+    assert "valid is not used: parts are train/, val/ and test/" in unused
+    assert "has no test part" in aside
+
+
+def test_results_do_not_go_among_the_class_folders(image_folder, tmp_path):
+    flat, parts = image_folder(), tmp_path / "parts"
+    image_folder(root=parts / "train")
+    for data, out in ((flat, flat / "run"), (flat, flat), (parts, parts / "train" / "a" / "run")):
+        with pytest.raises(ValueError, match="would be taken for one: name another place"):
+            check_outside(str(data), out)
+    check_outside(str(parts), parts / "run")
+    check_outside(str(flat), tmp_path / "run")
+    check_outside("digits", tmp_path / "run")
 
 
 def test_a_split_never_takes_a_whole_class():

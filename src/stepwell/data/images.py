@@ -23,6 +23,9 @@ from torchvision.transforms.v2 import functional as tvf
 #: Sets that need more bytes than this, decoded, are read from disk batch by batch.
 MEMORY = 2 * 2**30
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+#: The parts of a data set, and what others call them.
+PARTS = ("train", "test", "val")
+LIKE_PARTS = {*PARTS, "training", "testing", "valid", "validation"}
 #: Two threads decode: PIL lets go of the interpreter, and more would crowd out training.
 DECODERS = 2
 #: What PIL raises on files that are damaged or no images, in one format or another.
@@ -246,9 +249,24 @@ def read_image(path: Path, size: int) -> Tensor:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a channel; PIL would clip the values of 16-bit images, not scale them."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and np.asarray(image).max() > 255):
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+    """Eight bits a channel; PIL would clip the values of images with more, not scale them.
+
+    Raises:
+        ValueError: values that no known scale has, such as floats up to 1000.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if image.mode == "F":
+            full = 1 if high <= 1 else 255
+        else:
+            full = 255 if image.mode == "I" and high <= 255 else 65535
+        if not (low >= 0 and high <= full):
+            raise ValueError(
+                f"its values run from {low:g} to {high:g}, and not up to 1, 255 or 65535"
+            )
+        scaled = values // 257 if full == 65535 else np.rint(values * (255 / full))
+        image = Image.fromarray(scaled.astype(np.uint8))
     return image.convert("RGB")
 
 
@@ -258,13 +276,18 @@ def image_files(folder: Path) -> list[Path]:
         p
         for p in folder.rglob("*")
         if p.suffix.lower() in SUFFIXES
+        and not p.is_dir()
         and not any(part.startswith(".") for part in p.relative_to(folder).parts)
     )
 
 
 def _folder(root: Path, size: int | None) -> Splits:
-    parts = {name: root / name for name in ("train", "test", "val") if (root / name).is_dir()}
+    parts = {name: root / name for name in PARTS if (root / name).is_dir()}
     if "train" in parts:
+        unused = [f.name for f in _folders(root) if f.name.lower() in LIKE_PARTS - parts.keys()]
+        notes = tuple(
+            f"{root / name} is not used: parts are train/, val/ and test/" for name in unused
+        )
         train = _class_folder(parts.pop("train"), size)
         others = {name: _class_folder(folder, train.size) for name, folder in parts.items()}
         for name, part in others.items():
@@ -275,22 +298,51 @@ def _folder(root: Path, size: int | None) -> Splits:
                     "both need the same class folders"
                 )
         if "test" in others:
-            return Splits(str(root), train, others["test"], validation=others.get("val"))
+            return Splits(
+                str(root), train, others["test"], notes=notes, validation=others.get("val")
+            )
         if not others:
-            return _set_aside(root, train)
+            return _set_aside(root, train, *notes)
         note = f"{root} has no test part: its val/ is used to test on, and for nothing else"
-        return Splits(str(root), train, others["val"], notes=(note,))
+        return Splits(str(root), train, others["val"], notes=(*notes, note))
+    folders = _folders(root)
+    if folders and all(f.name.lower() in LIKE_PARTS and _folders(f) for f in folders):
+        raise ValueError(
+            f"{folders[0]} looks like a part of the data, not like a class: call the parts train/, "
+            "val/ and test/"
+        )
     return _set_aside(root, _class_folder(root, size))
 
 
-def _set_aside(root: Path, images: ImageSet) -> Splits:
+def check_outside(data: str, out: Path) -> None:
+    """Refuse a folder for results among the class folders of `data`, as it would be one of them.
+
+    Raises:
+        ValueError: `out` lies there.
+    """
+    root = Path(data)
+    if not root.is_dir():
+        return
+    of_classes = [root / name for name in PARTS] if (root / "train").is_dir() else [root]
+    if any(out.resolve().is_relative_to(folder.resolve()) for folder in of_classes):
+        raise ValueError(
+            f"--out {out} lies among the class folders of {data}, and would be taken for one: name "
+            "another place"
+        )
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _set_aside(root: Path, images: ImageSet, *notes: str) -> Splits:
     train, test = images.split(0.2)
     note = f"{root} has no test part: {len(test)} of its {len(images)} images are set aside for it"
-    return Splits(str(root), train, test, notes=(note,))
+    return Splits(str(root), train, test, notes=(*notes, note))
 
 
 def _class_folder(root: Path, size: int | None) -> ImageSet:
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = _folders(root)
     if len(folders) < 2:
         found = f"only {folders[0].name!r}" if folders else "none"
         raise ValueError(

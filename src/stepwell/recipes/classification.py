@@ -16,6 +16,7 @@ from torch import nn
 
 from stepwell.cost import costs_of
 from stepwell.data import Batches, ImageSet, load_images
+from stepwell.data.images import check_outside
 from stepwell.device import device_name
 from stepwell.evaluation import churn, evaluate, gather_logits
 from stepwell.evaluation.accuracy import measures
@@ -77,6 +78,7 @@ def open_classifier(
         The task; the network, with weights from `init` if that is set; and what it took from there.
     """
     check_arguments(arguments)
+    check_outside(arguments["data"], Path(arguments["out"]))
     splits = load_images(arguments["data"], arguments["size"])
     size, classes = splits.train.size, splits.train.classes
     nested = build(
@@ -258,11 +260,11 @@ def finish(
     """
     run = task.run
     file, predictions = run.path / "net.safetensors", run.path / "predictions.npz"
+    kept = _read_whole(file)
     with contextlib.suppress(ValueError, FileNotFoundError):  # damaged, or not there
         results = json.loads((run.path / "results.json").read_text())
-        if file.exists() and predictions.exists():
+        if kept is not None and predictions.exists():
             return results
-    kept = _read_whole(file)
     net = (net if kept is None else kept).to(task.device)
     if kept is None:
         _complete(net, untrained or {}, task.train)

@@ -335,7 +335,8 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds here
         raise ValueError(
-            f"{path} is damaged ({str(error).splitlines()[0]}): remove it to train this phase anew"
+            f"{path} is damaged ({str(error).splitlines()[0].split('. ')[0]}): remove it to train this "
+            "phase anew"
         ) from error
     return checkpoint
 

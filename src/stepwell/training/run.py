@@ -158,9 +158,16 @@ def writing(file: Path) -> Iterator[None]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none where there is no such file."""
+    """The lines of a run's metrics.jsonl; none where there is no such file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     file = path / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    try:
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): put it right, or remove it") from error
 
 
 def plain(value: Any) -> Any:
@@ -175,6 +182,11 @@ def plain(value: Any) -> Any:
 
 
 def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> None:
+    if missing := [key for key in ("recipe", "arguments", "data", "teacher") if key not in old]:
+        raise ValueError(
+            f"{out / 'config.json'} is damaged (it does not say its {missing[0]}): put it right, or "
+            "use another --out"
+        )
     if old["recipe"] != new["recipe"]:
         raise ValueError(
             f"{out} holds a run of {old['recipe']!r}, not {new['recipe']!r}: use another --out"
@@ -202,8 +214,8 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
     for what in ("versions", "commit", "device", "devices", "threads"):
         if old.get(what, 1) != new[what]:  # before there was a number of devices
             warnings.warn(
-                f"{out} was started with {what} {old[what]}, now {new[what]}: the result may differ "
-                "from an uninterrupted run's in the last bits",
+                f"{out} was started with {what} {old.get(what, 1)}, now {new[what]}: the result may "
+                "differ from an uninterrupted run's in the last bits",
                 stacklevel=3,
             )
 
