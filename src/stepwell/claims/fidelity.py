@@ -338,7 +338,7 @@ CLAIMS = [
         transfer(THREE),
         0.0,
     ),
-    more("capacity", "A student of twice the blocks gains only a few points", "2 to 3 (C.1)",
+    more("capacity", "A student of 2.5 × the blocks gains only a few points", "2 to 3 (C.1)",
          agreement, DEEP, SELF, 5.0, below=True),
     more("labels", "Labels do not help fidelity", "78.0 at 0.5, 78.5 without (ensemble of 5; Fig 14, "
          "read off)", agreement, LABELS, SELF, 0.5, below=True, note=SINGLE),

@@ -14,7 +14,7 @@ from typing import Any
 from stepwell.claims.study import Arm
 from stepwell.recipes.distill_data import DistillData
 
-NET, DEEPER, SMALLER = "resnet14", "resnet26", "8"
+NET, DEEPER, SMALLER = "resnet14", "resnet32", "8"
 TAUGHT_HALF, OTHER_HALF = "1/2", "2/2"
 #: Between the seeds of teachers, and of a teacher and its students.
 APART = 1000
