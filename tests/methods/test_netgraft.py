@@ -337,3 +337,44 @@ def test_grafting_comes_nearer_to_the_teacher_than_it_began(batch):
         steps(Graft(grafting, grafting.grafted[0], last, images=[batch]), batch, 80, lr=1e-2)
     assert apart() < alone < fresh
     assert apart() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "like"),
+    [
+        ("resnet20", (1, 1, 1), "resnet8"),
+        ("vgg19_bn", (2, 2, 3, 3, 3), "vgg16_bn"),
+        ("mobilenet_v2", (1, 1, 2, 2, 2, 2, 1), None),
+        ("convnext_small", (3, 3, 9, 3), "convnext_tiny"),
+        ("timm/resnet18", (1, 2, 1, 2), None),
+    ],
+)
+def test_a_network_keeps_the_first_blocks_of_its_stages(name, kept, like):
+    with torch.device("meta"):
+        small = build(name, kept=kept, num_classes=5)
+        assert tuple(small.depths.values()) == (kept,)
+        sub = build(name, {"s": kept}, num_classes=5).subnet("s")
+        assert {k: v.shape for k, v in small.module.state_dict().items()} == {
+            k: v.shape for k, v in sub.state_dict().items()
+        }
+        if like is not None:
+            other = build(like, num_classes=5)
+            small.module.load_state_dict(other.module.state_dict())
+            assert (small.stages, small.full) == (other.stages, other.full)
+
+
+def test_a_student_kept_of_its_teacher_begins_as_its_sub_net(tmp_path):
+    teacher = net("resnet20")
+    student = build("resnet20", kept=(1, 3, 2), num_classes=5)
+    grafting = Grafting(student, teacher, input_shape=SHAPE)
+    assert grafting.copied == (False, True, False, True)
+    teacher.add_depth("sub", (1, 3, 2))
+    expected = teacher.subnet("sub").state_dict()
+    for key, value in student.module.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+    student.mark("trained")
+    stepwell.save(student, tmp_path / "s.safetensors")
+    again = stepwell.load(tmp_path / "s.safetensors")
+    assert again.depths == {"1-3-2": (1, 3, 2)}
+    with pytest.raises(ValueError, match="layer2 can keep 1 to 3 blocks"):
+        build("resnet20", kept=(1, 4, 1))

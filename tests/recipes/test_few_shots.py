@@ -184,8 +184,21 @@ def test_bad_input_leaves_no_run(graft, folder, tmp_path, teacher):
         ({"teacher": f"resnet14={weights}"}, "say what to measure the student on with --data"),
         ({"blocks": ("layer1=layer2",)}, "layer1 8×8 of the student and layer2 4×4 of the teacher"),
         ({"student": "resnet14"}, "nothing to learn"),
+        ({"student": ""}, "say what to train: --student NAME, or --keep BLOCKS of each stage"),
+        ({"keep": (1, 1, 1)}, "say what to train"),
+        (
+            {"student": "", "keep": (1, 3, 1)},
+            "--keep 1 3 1: the teacher has 3 stages of 2 2 2 blocks",
+        ),
         ({"shots": 0}, "--shots 0: must be 1 or more"),
     ):
         with pytest.raises(ValueError, match=message):
             graft(**options)
     assert not (tmp_path / "s").exists()
+
+
+def test_a_teacher_is_shrunk(graft, tmp_path):
+    found = graft(student="", keep=(1, 2, 1), schedule="direct")
+    assert found["netgraft"]["copied"] == ["layer2", "head"]
+    assert found["costs"]["1-2-1"]["blocks"] == [1, 2, 1]
+    assert load(tmp_path / "s" / "net.safetensors").stages == ("layer1", "layer2", "layer3")

@@ -9,6 +9,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from stepwell.nets import convnext, densenet, mobilenet, resnet, vgg, vit
 from stepwell.nets.builder import Builder
 from stepwell.nets.card import Card
+from stepwell.nets.kept import keep_blocks
 from stepwell.nets.merging import with_adaptions
 from stepwell.nets.nest import nest
 from stepwell.nets.nested import NestedNet, NormSharing
@@ -105,6 +106,7 @@ def build(
     depths: Mapping[str, Sequence[int]] | Sequence[str] = (),
     *,
     norms: NormSharing = "private",
+    kept: Sequence[int] | None = None,
     adaptions: Mapping[str, Sequence[int]] | None = None,
     **arguments: Any,
 ) -> NestedNet:
@@ -115,6 +117,7 @@ def build(
         depths: the sub-nets: blocks per stage by name, `{"18": (2, 2, 2, 2)}`, or a list of names that
             the family knows, `["18"]`; a name of your own says its blocks, `["half=2,2,2,2"]`.
         norms: "private" to each depth behind the fork, or "shared" (an ablation; see `NestedNet`).
+        kept: blocks of each stage, the first ones, that the full net has at all.
         adaptions: 1×1 convolutions behind some modules, which grafting leaves where they merge into
             none; by the module's name, channels and whether these are the last axis (`nets.merging`).
         arguments: for the builder, such as `num_classes=100` or `stem="small"`.
@@ -127,17 +130,29 @@ def build(
     """
     builder = builder_of(name)
     depths = named_depths(name, depths)
+    stages, full, changes = builder.stages, builder.full, dict[str, Any]()
     try:
         if name.startswith(PREFIX) and depths:
             check_depths(name.removeprefix(PREFIX), depths, arguments)
         module = builder.make(**arguments)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from error
+    if kept is not None:
+        module, stages = keep_blocks(module, stages, kept)
+        full = _depth_name(builder, kept)
+        changes["kept"] = list(kept)
     if adaptions:
         module = with_adaptions(module, adaptions)
-    net = NestedNet(module, read(module, builder.stages), depths, builder.full, norms=norms)
-    net.builder = (name, arguments | ({"adaptions": adaptions} if adaptions else {}))
+        changes["adaptions"] = adaptions
+    net = NestedNet(module, read(module, stages), depths, full, norms=norms)
+    net.builder = (name, arguments | changes)
     return net
+
+
+def _depth_name(builder: Builder, blocks: Sequence[int]) -> str:
+    """What the family calls a network of these blocks; else the blocks themselves."""
+    known = (name for name, own in builder.family.items() if own == tuple(blocks))
+    return next(known, "-".join(map(str, blocks)))
 
 
 def named_depths(

@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 from stepwell.modes import keeping_modes
 from stepwell.nets.plan import Calls, Holder, Plan, join
 
-_SLICE = re.compile(r"(?P<name>.*)\[(?P<start>\d+):(?P<stop>\d+)(:(?P<step>[1-9]\d*))?\]")
+#: A stage that is some children of a container.
+SLICE = re.compile(r"(?P<name>.*)\[(?P<start>\d+):(?P<stop>\d+)(:(?P<step>[1-9]\d*))?\]")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -80,7 +81,7 @@ def _found(module: nn.Module) -> str:
 
 def _blocks(module: nn.Module, stage: str) -> tuple[tuple[str, ...], ...]:
     """The names of the modules that each block of `stage` runs."""
-    sliced = _SLICE.fullmatch(stage)
+    sliced = SLICE.fullmatch(stage)
     name = sliced["name"] if sliced else stage
     try:
         container = module.get_submodule(name) if name or sliced else None

@@ -54,7 +54,7 @@ class Task(NamedTuple):
 def open_classifier(
     recipe: str,
     arguments: Mapping[str, Any],
-    net: str,
+    net: str | NestedNet,
     depths: Sequence[str] = (),
     *,
     teacher: OpenTeacher | None = None,
@@ -66,7 +66,7 @@ def open_classifier(
     Args:
         arguments: the recipe's own, with `data`, `out`, `size`, `flip`, `val_fraction`, `batch_size`,
             `seed` and, where it has them, `part`, `init` and `stem` among them.
-        net: the network to build, with sub-nets `depths`.
+        net: the network to build, with sub-nets `depths`; or one that is built.
         teacher: is made ready for the data; images are normalised as it expects them, if there is no
             `init` that says how, and its weights must not change under a run that is resumed.
         check: gets the network, the teacher made ready, the size of images and what the network took
@@ -81,12 +81,16 @@ def open_classifier(
     check_outside(arguments["data"], Path(arguments["out"]))
     splits = load_images(arguments["data"], arguments["size"])
     size, classes = splits.train.size, splits.train.classes
-    nested = build(
-        net,
-        depths,
-        norms=arguments.get("norms", "private"),
-        num_classes=len(classes),
-        **input_arguments(net, size, arguments.get("stem")),
+    nested = (
+        net
+        if isinstance(net, NestedNet)
+        else build(
+            net,
+            depths,
+            norms=arguments.get("norms", "private"),
+            num_classes=len(classes),
+            **input_arguments(net, size, arguments.get("stem")),
+        )
     )
     check_size(nested, size)
     for note in splits.notes:

@@ -16,7 +16,7 @@ from stepwell.evaluation import evaluate
 from stepwell.files import read_json
 from stepwell.methods import Frozen, Graft, Grafting, OpenTeacher, open_teacher
 from stepwell.methods.netgraft import GraftLoss, Start, Statistics
-from stepwell.nets import NestedNet
+from stepwell.nets import NestedNet, build
 from stepwell.nets.cuts import Adaption
 from stepwell.recipes.classification import Task, finish, open_classifier
 from stepwell.training import Loop, fit
@@ -30,7 +30,8 @@ def netgraft(
     *,
     out: Path,
     teacher: str,
-    student: str,
+    student: str = "",
+    keep: tuple[int, ...] = (),
     unlabeled: Path | None = None,
     shots: int = 10,
     data: str | None = None,
@@ -62,6 +63,7 @@ def netgraft(
     Examples:
         stepwell train netgraft --teacher runs/alone --student resnet8 --shots 10 --out runs/few
         stepwell train netgraft --teacher runs/alone --student resnet8 --unlabeled new/ --out runs/few
+        stepwell train netgraft --teacher runs/alone --keep 1 2 1 --out runs/shrunk
 
     Args:
         out: the run directory; if it holds this run already, training goes on where it stopped.
@@ -69,6 +71,8 @@ def netgraft(
             deepest), NETWORK=FILE for plain weights under torchvision's or timm's names, or a network
             by name with its published weights (a download).
         student: the network to train (`stepwell list`).
+        keep: in the place of a student: the teacher itself, of which each stage keeps its first blocks,
+            so many.
         unlabeled: a folder of images, nested or not; its subfolders mean nothing.
         shots: images a class: so many times the number of classes are drawn at random.
         data: what the student is measured on: its test part. By default that of the teacher's run.
@@ -100,6 +104,11 @@ def netgraft(
     data, size = data or _data_of(taught_by), size or taught_by.sources[0].size or None
     arguments = {k: v for k, v in locals().items() if k not in ("taught_by", "source", "depth")}
     torch.manual_seed(seed)  # the student's, and not before: opening draws numbers, too
+    network = _shrunk(source, depth, keep, stem) if keep else student
+    if bool(student) == bool(keep):
+        raise ValueError(
+            "say what to train: --student NAME, or --keep BLOCKS of each stage of the teacher"
+        )
 
     def graftings(nested: NestedNet, ready: nn.Module | None, size: int, *_: object) -> Grafting:
         if not isinstance(ready, Frozen):
@@ -110,7 +119,7 @@ def netgraft(
         )  # fmt: skip
 
     with open_classifier(
-        "netgraft", arguments | {"val_fraction": 0.0}, student, teacher=taught_by, check=graftings,
+        "netgraft", arguments | {"val_fraction": 0.0}, network, teacher=taught_by, check=graftings,
         choose=partial(_few, unlabeled=unlabeled, shots=shots, seed=seed),
     ) as (task, nested, _):  # fmt: skip
         grafting = graftings(nested, task.teacher, task.train.images.size)
@@ -134,6 +143,30 @@ def netgraft(
             measure.after(phase)
         merged, left = grafting.merged(shown.with_images(task.train.images))
         return finish(task, merged, found={"netgraft": found | measure.found | {"adaptions": left}})
+
+
+def _shrunk(teacher: NestedNet, depth: str, keep: tuple[int, ...], stem: str) -> NestedNet:
+    """A network like the teacher, of which each stage keeps so many blocks; with fresh weights.
+
+    Raises:
+        ValueError: it has fewer blocks, or no builder.
+    """
+    most = teacher.depths[depth]
+    if stem != "auto":
+        raise ValueError(f"--stem {stem}: with --keep the student has the teacher's stem")
+    if len(keep) != len(most) or not all(1 <= k <= m for k, m in zip(keep, most, strict=True)):
+        raise ValueError(
+            f"--keep {' '.join(map(str, keep))}: the teacher has {len(most)} stages of "
+            f"{' '.join(map(str, most))} blocks, of which each keeps one or more"
+        )
+    assert teacher.builder is not None  # what can be named as a teacher was built by name
+    name, arguments = teacher.builder
+    if "adaptions" in arguments:
+        raise ValueError(
+            f"the teacher has 1×1 convolutions that grafting left in it ({name}), so it cannot be "
+            "shrunk: name a --student"
+        )
+    return build(name, **arguments | {"kept": keep})
 
 
 class _Phase(NamedTuple):
