@@ -119,7 +119,8 @@ def test_nothing_but_the_affected_and_the_new_moves(trained):
         assert_close(p.detach(), before[name], rtol=0, atol=0)
     for kind in KINDS:
         assert_close(joint[kind], kept[kind], rtol=0, atol=0)
-        which = learned.joint[kind][0]
+        which, rows = learned.joint[kind]
+        assert not rows.requires_grad
         assert which.tolist() == sorted({*learned.affected[kind], *learned.new[kind]})
     assert 0 < len(learned.affected["entity"]) < 40
     # With the learnt rows put in place, all joint vectors are those of the graph as it is now:

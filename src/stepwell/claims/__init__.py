@@ -9,6 +9,10 @@ CLAIMS: dict[str, tuple[str, str]] = {
         "stepwell.claims.ekd:STUDY",
         "nested depths with embedded distillation against training alone and offline",
     ),
+    "dkge": (
+        "stepwell.claims.dkge:STUDY",
+        "graphs that change: updates against doing nothing, more training, and training anew",
+    ),
     "fidelity": (
         "stepwell.claims.fidelity:STUDY",
         "does distillation work? how far students give their teachers' predictions, and why not",

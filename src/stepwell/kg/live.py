@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -306,12 +307,13 @@ class KnowledgeGraph:
             self._state.rows_of([f for f in fs if self._rankable(f)]) for fs in (asked, old)
         )
         joint, present = self._state.vectors(), self._state.present()
+        far = partial(distances_to_all, joint)
         known = self._state.facts.index.changed(rows, rows[:0])
         found = {"triples": float(len(rows))}
         found["left_out"] = float(len(asked) + len(old) - len(rows) - len(before))
-        found |= link_measures(rank_triples(joint, rows, known, present, sides))
+        found |= link_measures(rank_triples(far, rows, known, present, sides))
         if len(before):
-            ranks = rank_triples(joint, before, known, present, sides)
+            ranks = rank_triples(far, before, known, present, sides)
             found |= {f"gone/{name}": value for name, value in link_measures(ranks).items()}
             found["auc"] = retained_auc(distances(joint, rows), distances(joint, before))
         return found

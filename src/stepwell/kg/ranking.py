@@ -1,6 +1,6 @@
 """Ranks of triples against all entities, in blocks of matrices."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -32,8 +32,12 @@ def distances(joint: Mapping[Kind, Tensor], rows: Ints) -> Tensor:
     return (joint["entity"][h] + joint["relation"][r] - joint["entity"][t]).norm(dim=1)
 
 
+#: Triples (n, 3) and the end that is asked for, to the distances of all entities as that end.
+Far = Callable[[Ints, Side], Tensor]
+
+
 def rank_triples(
-    joint: Mapping[Kind, Tensor],
+    far: Far,
     rows: Ints,
     known: TripleIndex,
     candidate: Tensor,
@@ -42,12 +46,12 @@ def rank_triples(
     """Realistic filtered ranks of both ends of triples (n, 3), first all heads, then all tails.
 
     Args:
-        joint: vectors by kind.
+        far: such as `distances_to_all` of joint vectors.
         known: triples that are right; other known answers do not compete.
         candidate: (entities,) which of them compete.
         sides: which ends are asked for.
     """
-    count = max(1, BLOCK // max(1, len(joint["entity"])))
+    count = max(1, BLOCK // max(1, len(candidate)))
     parts = []
     for side in sides:
         for start in range(0, len(rows), count):
@@ -57,7 +61,7 @@ def rank_triples(
             answer = torch.from_numpy(t if side == "tail" else h)
             parts.append(
                 filtered_ranks(
-                    distances_to_all(joint, block, side),
+                    far(block, side),
                     answer,
                     torch.from_numpy(found.owner),
                     torch.from_numpy(found.value),

@@ -110,8 +110,7 @@ class State:
     ) -> tuple["Change", Learned]:
         """What a change leads to; the state stays as it is, but for room and numbers for new names."""
         change = Change.of(self, added, removed)
-        for kind in KINDS:
-            self._make_room(kind)
+        self.make_room()
         if self.net.has_context:
             self._draw_contextual(change)
         learned = learn_change(
@@ -125,8 +124,8 @@ class State:
 
     def apply(self, change: "Change", tables: Mapping[str, Tensor], applied: int) -> None:
         """Take what an update learnt; `tables` are `learned_tables` of it."""
+        self.make_room()
         for kind in KINDS:
-            self._make_room(kind)
             for what, table in self._tables(kind).items():
                 which, rows = (tables[f"{what}.{kind}.{part}"] for part in ("which", "rows"))
                 table[which] = rows
@@ -139,16 +138,18 @@ class State:
             tables["contextual"] = self.net.contextual[kind].data
         return tables
 
-    def _make_room(self, kind: Kind) -> None:
+    def make_room(self) -> None:
         """Lengthen the tables where there are more names than rows."""
-        count = len(self.names[kind])
-        if count <= len(self.joint[kind]):
-            return
-        room = max(count, int(GROWTH * count))
-        self.joint[kind] = _longer(self.joint[kind], room)
-        for tables in (self.net.knowledge, getattr(self.net, "contextual", None)):
-            if tables is not None:
-                tables[kind] = nn.Parameter(_longer(tables[kind].data, room), requires_grad=False)
+        for kind in KINDS:
+            count = len(self.names[kind])
+            if count <= len(self.joint[kind]):
+                continue
+            room = int(GROWTH * count)
+            self.joint[kind] = _longer(self.joint[kind], room)
+            for tables in (self.net.knowledge, getattr(self.net, "contextual", None)):
+                if tables is not None:
+                    longer = _longer(tables[kind].data, room)
+                    tables[kind] = nn.Parameter(longer, requires_grad=False)
 
     def _draw_contextual(self, change: "Change") -> None:
         """Contextual vectors for new elements to begin with: functions of the seed and the update."""

@@ -213,7 +213,7 @@ def learn_change(
         if len(rows):
             _train(local, torch.from_numpy(rows), how, started)
     with torch.no_grad():
-        found = {kind: local.trained_joint(kind) for kind in KINDS}
+        found = {kind: local.trained_joint(kind).detach() for kind in KINDS}
     return Learned(
         affected,
         new,

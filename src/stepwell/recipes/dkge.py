@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from stepwell.data.triples import (
     read_triples,
 )
 from stepwell.evaluation.link_prediction import link_measures
-from stepwell.kg.ranking import rank_triples
+from stepwell.kg.ranking import distances_to_all, rank_triples
 from stepwell.kg.state import Encoder, Shape, State
 from stepwell.methods.dkge import DKGE, joint_vectors
 from stepwell.nets.facts import Facts
@@ -121,14 +122,15 @@ def measured(
     """MRR, Hits@k and the mean rank of triples (n, 3), known ones left out of their candidates."""
     joint = joint_vectors(net, facts)
     every = torch.ones(len(joint["entity"]), dtype=torch.bool)
-    return link_measures(rank_triples(joint, rows, known, every))
+    return link_measures(rank_triples(partial(distances_to_all, joint), rows, known, every))
 
 
 def _finish(run: Run, state: State, test: Ints, known: TripleIndex) -> dict[str, Any]:
     """Write the graph and the results."""
     state.write(run.path / "net.safetensors")
     started = time.perf_counter()
-    found = link_measures(rank_triples(state.vectors(), test, known, state.present()))
+    far = partial(distances_to_all, state.vectors())
+    found = link_measures(rank_triples(far, test, known, state.present()))
     last = list({line["phase"]: line for line in run.metrics()}.values())
     results: dict[str, Any] = {
         "test": dict(found) if len(test) else {},

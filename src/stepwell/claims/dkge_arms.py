@@ -1,0 +1,234 @@
+"""The arms of the study of dynamic graphs: ways to have vectors of every snapshot."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from stepwell.claims.snapshots import Examined, Snapshot, mean_measures, read_snapshots
+from stepwell.data.triples import Fact, Names, numbered
+from stepwell.files import write_whole
+from stepwell.kg.ranking import Far, Side, distances_to_all
+from stepwell.kg.state import Change, Encoder, State, learned_tables, read_state
+from stepwell.methods.dkge import DKGE, joint_vectors
+from stepwell.methods.dkge_online import Online, placed
+from stepwell.nets.facts import Rule
+from stepwell.nets.graph import KINDS
+from stepwell.nets.triple_index import HEAD, RELATION, TAIL, Ints
+from stepwell.recipes.dkge import dkge
+from stepwell.training import Loop
+
+#: Passes with the encoder, of those of translation before.
+SHARE = 1 / 3
+#: How an arm comes from one snapshot to the next: by nothing (new entities are placed by a closed
+#: form), by an update under one of its rules, or by more training of all vectors, on the added triples
+#: or on all.
+Way = Literal["nothing", "touched", "context", "neighbour", "added triples", "all triples"]
+
+
+def first(
+    *, out: Path, data: str, steps: int, epochs: int, encoder: Encoder = "full", seed: int = 0
+) -> dict[str, Any]:
+    """Learn the first snapshot from scratch: what every way that goes on starts from."""
+    return _scratch(read_snapshots(data, steps)[0], out, epochs, encoder, seed)
+
+
+def follow(
+    *,
+    out: Path,
+    data: str,
+    steps: int,
+    base: Path,
+    way: Way,
+    online_epochs: int = 20,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Follow the snapshots from a graph that was learnt at the first.
+
+    Returns:
+        Under "test" the means over steps of `Examined.measures`; "step_seconds", of the processor;
+        "affected" and "trained", shares of the entities and of the triples; "drift", how far the
+        entity moved most that was not affected.
+    """
+    state = read_state(base)
+    found, clock = [], time.perf_counter()
+    for start_names, before, now in _steps(data, steps):
+        old, new = dict.fromkeys(before.train), dict.fromkeys(now.train)
+        added, removed = [f for f in new if f not in old], [f for f in old if f not in new]
+        start = time.process_time()
+        extra = _step(state, added, removed, way, online_epochs, seed)
+        spent = {"step_seconds": time.process_time() - start} | extra
+        names = state.names["entity"], state.names["relation"]
+        seen = Examined(*names, start_names, before, now)
+        found.append(seen.measures(partial(distances_to_all, state.vectors())) | spent)
+    out.mkdir(parents=True, exist_ok=True)
+    return _result(found, time.perf_counter() - clock)
+
+
+def retrain(
+    *,
+    out: Path,
+    data: str,
+    steps: int,
+    epochs: int,
+    encoder: Encoder = "full",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Learn every later snapshot from scratch; returns what `follow` does."""
+    found, clock = [], time.perf_counter()
+    for start_names, before, now in _steps(data, steps):
+        results = _scratch(now, out / now.name, epochs, encoder, seed)
+        state = read_state(out / now.name / "net.safetensors")
+        names = state.names["entity"], state.names["relation"]
+        seen = Examined(*names, start_names, before, now)
+        measures = seen.measures(partial(distances_to_all, state.vectors()))
+        found.append(measures | {"step_seconds": results["cpu_seconds"]})
+    return _result(found, time.perf_counter() - clock)
+
+
+def pykeen_retrain(
+    *, out: Path, data: str, steps: int, epochs: int, model: str, seed: int = 0
+) -> dict[str, Any]:
+    """Learn every later snapshot by pykeen's model; returns what `follow` does.
+
+    Raises:
+        ImportError: pykeen is not installed.
+    """
+    found, clock = [], time.perf_counter()
+    for start_names, before, now in _steps(data, steps):
+        entities, relations = Names("entity"), Names("relation")
+        rows = numbered(now.train, entities, relations)
+        start = time.process_time()
+        far = _pykeen(rows, len(entities), len(relations), model, epochs, seed)
+        spent = time.process_time() - start
+        seen = Examined(entities, relations, start_names, before, now)
+        found.append(seen.measures(far) | {"step_seconds": spent})
+    out.mkdir(parents=True, exist_ok=True)
+    return _result(found, time.perf_counter() - clock)
+
+
+def _steps(data: str, steps: int) -> Iterator[tuple[set[str], Snapshot, Snapshot]]:
+    """The entities of the first snapshot, and each snapshot with the one that follows it."""
+    snapshots = read_snapshots(data, steps)
+    names = {name for h, _, t in snapshots[0].train for name in (h, t)}
+    for before, now in pairwise(snapshots):
+        yield names, before, now
+
+
+def _result(steps: list[dict[str, float]], seconds: float) -> dict[str, Any]:
+    return {
+        "test": mean_measures(steps),
+        "steps": steps,
+        "seconds": seconds,
+        "cpu_seconds": sum(step["step_seconds"] for step in steps),
+    }
+
+
+def _scratch(
+    snapshot: Snapshot, out: Path, epochs: int, encoder: Encoder, seed: int
+) -> dict[str, Any]:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    file = out.parent / f"{out.name}.tsv"
+    write_whole(file, "".join("\t".join(fact) + "\n" for fact in snapshot.train).encode())
+    return dkge(
+        triples=file, out=out, encoder=encoder, warm_epochs=epochs,
+        epochs=max(1, round(SHARE * epochs)), seed=seed, loop=Loop(device="cpu"),
+    )  # fmt: skip
+
+
+def _step(
+    state: State, added: list[Fact], removed: list[Fact], way: Way, epochs: int, seed: int
+) -> dict[str, float]:
+    if way == "nothing":
+        _place(state, added, removed)
+        return {}
+    if way in ("added triples", "all triples"):
+        _place(state, added, removed)
+        _train_on(state, added if way == "added triples" else None, epochs, seed)
+        return {}
+    rule: Rule = way  # type: ignore[assignment]  # the ways that are left
+    kept = state.joint["entity"].clone()
+    change, learned = state.learn(added, removed, Online(rule=rule, epochs=epochs))
+    state.apply(change, learned_tables(learned), 0)
+    moved = (state.joint["entity"][: len(kept)] - kept).norm(dim=1)
+    moved[torch.from_numpy(learned.joint["entity"][0][learned.joint["entity"][0] < len(kept)])] = 0
+    return {
+        "drift": float(moved.max()),
+        "affected": len(learned.affected["entity"]) / int(state.present().sum()),
+        "trained": learned.trained / len(state.facts.index),
+    }
+
+
+def _place(state: State, added: list[Fact], removed: list[Fact]) -> None:
+    """Take a change without learning: old vectors stay, those of new elements are placed."""
+    change = Change.of(state, added, removed)
+    state.make_room()
+    start = placed(state.joint, change.rows[: len(added)], change.new)
+    tables: dict[str, Tensor] = {}
+    for kind in KINDS:
+        which = torch.from_numpy(change.new[kind])
+        for what in ("knowledge", "joint", *(["contextual"] if state.net.has_context else [])):
+            tables[f"{what}.{kind}.which"] = which
+            tables[f"{what}.{kind}.rows"] = start[kind]
+    state.apply(change, tables, 0)
+
+
+def _train_on(state: State, added: list[Fact] | None, epochs: int, seed: int) -> None:
+    """Train all vectors further, on some triples or on all, at a third of the first rate."""
+    rows = state.facts.index.rows if added is None else state.rows_of(added)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        objective = DKGE(
+            state.net.requires_grad_(True),
+            state.facts,
+            margin=state.shape.margin,
+            negatives=state.shape.negatives,
+        )
+        optimizer = torch.optim.Adam(objective.parameters(), lr=0.01 / 3)
+        for _ in range(epochs):
+            for batch in torch.from_numpy(rows)[torch.randperm(len(rows))].split(1024):
+                optimizer.zero_grad()
+                objective.training_step(batch).loss.backward()
+                optimizer.step()
+    state.net.requires_grad_(False)
+    state.joint = joint_vectors(state.net, state.facts)
+
+
+def _pykeen(rows: Ints, entities: int, relations: int, model: str, epochs: int, seed: int) -> Far:
+    """Train one of pykeen's models as ours are (dimension, optimizer, rate, batch, false triples)."""
+    try:
+        from pykeen.models import RotatE, TransE
+        from pykeen.training import SLCWATrainingLoop
+        from pykeen.triples import CoreTriplesFactory
+    except ImportError as error:
+        raise ImportError(
+            "these arms train by pykeen: pip install 'stepwell[kg]', or leave them out with --arms"
+        ) from error
+    factory = CoreTriplesFactory.create(
+        torch.from_numpy(rows), num_entities=entities, num_relations=relations
+    )
+    # a complex number is two: both have 64 real ones an entity
+    net = (TransE(triples_factory=factory, embedding_dim=64, scoring_fct_norm=2, random_seed=seed)
+           if model == "TransE"
+           else RotatE(triples_factory=factory, embedding_dim=32, random_seed=seed))  # fmt: skip
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    loop = SLCWATrainingLoop(
+        model=net, triples_factory=factory, optimizer=optimizer,
+        negative_sampler="bernoulli", negative_sampler_kwargs={"filtered": False},
+    )  # fmt: skip
+    loop.train(factory, num_epochs=epochs, batch_size=1024, use_tqdm=False, use_tqdm_batch=False)
+    net.eval()
+
+    @torch.no_grad()
+    def far(triples: Ints, side: Side) -> Tensor:
+        given = torch.from_numpy(triples)
+        if side == "tail":
+            return -net.score_t(given[:, [HEAD, RELATION]])
+        return -net.score_h(given[:, [RELATION, TAIL]])
+
+    return far
