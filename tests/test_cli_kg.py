@@ -2,6 +2,9 @@
 
 import inspect
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -111,6 +114,26 @@ def test_bad_input_is_one_line_and_exit_code_2(stepwell, run, tmp_path):
         assert (code, out, err.count("\n")) == (2, "", 1), (name, err)
         assert message in err, name
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+def test_what_the_page_shows_runs(stepwell, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "dkge.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    cities = [("Paris", "capital_of", "France"), ("Turin", "located_in", "Italy")]
+    write(tmp_path / "base.tsv", [*FACTS, *cities])
+    write(tmp_path / "new.tsv", [("Rome", "capital_of", "Italy")])
+    write(tmp_path / "gone.tsv", FACTS[:2])
+    for name in ("test", "questions"):
+        write(tmp_path / f"{name}.tsv", [("Rome", "located_in", "Italy")])
+    short = {"train": ["--warm-epochs", 1, "--epochs", 1, "--device", "cpu"], "kg": []}
+    lines = re.findall(r"^    stepwell (.*)$", page, re.MULTILINE)
+    assert {line.split()[0] for line in lines} == {"train", "kg", "verify"}
+    for line in lines:
+        if not line.startswith("verify"):
+            code, _, err = stepwell(*shlex.split(line), *short[line.split()[0]])
+            assert code == 0, f"{line}: {err}"
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(code, "dkge.md", "exec"), {})
 
 
 def test_updates_learn_as_they_do_in_python():
