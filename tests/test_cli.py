@@ -1165,7 +1165,7 @@ def test_the_options_of_the_recipes_are_these():
         assert set(signature.parameters) == {*common.split(), *own.split()}
     expected = {
         "netgraft": "data out teacher student keep unlabeled shots stem blocks start schedule "
-        "statistics loss views graft_steps join_steps batch_size lr adaption_lr teacher_mean "
+        "statistics loss views trace graft_steps join_steps batch_size lr adaption_lr teacher_mean "
         "teacher_std size flip part seed loop",
         "dkge": "triples out valid test encoder dim context_size margin negatives warm_epochs epochs "
         "batch_size lr seed loop",

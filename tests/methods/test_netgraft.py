@@ -144,6 +144,24 @@ def test_a_graft_is_the_teacher_with_one_block_of_the_student(batch):
     assert_close(grafting.mixed(0, -1)(batch.images), teacher(batch.images))
 
 
+def test_hints_compare_the_output_of_every_block(batch):
+    student, teacher = small(4, 6), small(5, 7)
+    grafting = Grafting(student, teacher, input_shape=SHAPE)
+    step = Graft(grafting, 0, 2, loss="features").eval().training_step(batch)
+    x = y = batch.images
+    expected = []
+    for ours, theirs in zip(grafting.blocks[:2], teacher.module.stages, strict=True):
+        x, y = ours(x), theirs(y)
+        expected.append((x - y).square().mean() / y.square().mean())
+    logits = grafting.mixed(0, 2)(batch.images)
+    expected.append(logit_direction(logits, teacher(batch.images)))
+    assert_close(step.loss, sum(expected))
+    alone = Graft(grafting, 2, 2, loss="mse").eval().training_step(batch)
+    assert_close(
+        alone.loss, (grafting.mixed(2, 2)(batch.images) - teacher(batch.images)).square().mean()
+    )
+
+
 @pytest.mark.parametrize("cached", [True, False])
 def test_only_the_graft_trains_and_gradients_flow_through_the_teacher(batch, cached):
     student, teacher = net("resnet8"), net("resnet14")

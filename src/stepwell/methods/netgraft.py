@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from stepwell.losses import logit_direction
+from stepwell.losses import feature_mse, logit_direction
 from stepwell.methods.cache import keys_of
 from stepwell.methods.objective import Objective
 from stepwell.modes import in_eval_mode
@@ -30,11 +30,7 @@ from stepwell.types import Batch, Step
 
 Start = Literal["teacher", "fresh"]
 Statistics = Literal["frozen", "batch"]
-GraftLoss = Literal["direction", "mse"]
-LOSSES: dict[GraftLoss, Callable[[Tensor, Tensor], Tensor]] = {
-    "direction": logit_direction,
-    "mse": nn.functional.mse_loss,
-}
+GraftLoss = Literal["direction", "mse", "features"]
 #: Teacher features that are kept in memory, in bytes; what is larger is computed at every step.
 MEMORY = 2 * 2**30
 
@@ -191,7 +187,9 @@ class Graft(Objective):
             before the first step, and found by the image's pixels. None: it is computed in every step.
         settle: blocks among these whose BatchNorm gets the statistics of `images` before the first
             step, those that have not trained before; with `statistics="frozen"` only.
-        loss: "direction", of the logits (the paper's), or "mse", their mean squared difference.
+        loss: "direction" of the logits (the paper's); "mse", their mean squared difference; or
+            "features": their direction, and for each block but the head the mean squared difference of
+            its output from the teacher's, in shares of the teacher's mean square (hints).
     """
 
     def __init__(
@@ -207,7 +205,7 @@ class Graft(Objective):
         super().__init__()
         self.first, self.last = first, last
         self.blocks = nn.ModuleList(grafting.blocks[first : last + 1])
-        self.loss_of = LOSSES[loss]
+        self.loss = loss
         self.settle = (
             tuple(settle) if grafting.statistics == "frozen" and images is not None else ()
         )
@@ -222,9 +220,17 @@ class Graft(Objective):
         if self.progress == 0.0:
             self._settle(self._known)
         x, target = self._known(batch.images)
-        for block in self.blocks:
+        hints, features = [], x
+        for i, block in enumerate(self.blocks, start=self.first):
             x = block(x)
-        loss = self.loss_of(self._rest(x), target)
+            if self.loss == "features" and i < len(self._grafting[0].pairs):
+                features = self._taught(i, features)
+                hints.append(feature_mse(x, features) / features.square().mean())
+        logits = self._rest(x)
+        if self.loss == "mse":
+            loss = nn.functional.mse_loss(logits, target)
+        else:
+            loss = torch.stack([logit_direction(logits, target), *hints]).sum()
         return Step(loss, {"graft": loss})
 
     def train(self, mode: bool = True) -> "Graft":
@@ -247,6 +253,12 @@ class Graft(Objective):
             block, run = self.blocks[i - self.first], self.blocks[: i - self.first]
             estimate_all(block, (Batch(run_all(run, x), x) for x in known.features()))
         self.train(mode)
+
+    @torch.no_grad()
+    def _taught(self, i: int, x: Tensor) -> Tensor:
+        """The output of the teacher's block `i`, whose input `x` stays as it is."""
+        output: Tensor = self._grafting[0]._teacher[i](x.clone())
+        return output
 
     def _before(self, images: Tensor) -> Tensor:
         return run_all(self._grafting[0]._teacher[: self.first], images)

@@ -82,6 +82,8 @@ BUILDERS: dict[str, Builder] = {
     "resnet8_slim": _cifar("8", widths=resnet.SLIM),
     "resnet14_slim": _cifar("14", widths=resnet.SLIM),
     "resnet20_slim": _cifar("20", widths=resnet.SLIM),
+    "resnet14_slimmer": _cifar("14", widths=resnet.SLIMMER),
+    "resnet20_slimmer": _cifar("20", widths=resnet.SLIMMER),
     "vgg13_bn": _vgg("13"),
     "vgg16_bn": _vgg("16"),
     "vgg19_bn": _vgg("19"),

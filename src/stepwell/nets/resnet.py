@@ -21,8 +21,8 @@ CIFAR = {str(6 * n + 2): (n, n, n) for n in range(1, 19)}
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 CIFAR_STAGES = STAGES[:3]
-#: Half as wide in the two later stages, as the students of network grafting are (Shen et al. 2021).
-SLIM = (16, 16, 32)
+#: Half as wide in the last stage, or the last two, as students of grafting are (Shen et al. 2021).
+SLIM, SLIMMER = (16, 32, 32), (16, 16, 32)
 
 
 def resnet(

@@ -39,14 +39,15 @@ def netgraft(
     blocks: tuple[str, ...] = (),
     start: Start = "teacher",
     schedule: Schedule = "both",
-    statistics: Statistics = "frozen",
+    statistics: Statistics = "batch",
     loss: GraftLoss = "direction",
-    graft_steps: int = 200,
-    join_steps: int = 200,
+    graft_steps: int = 600,
+    join_steps: int = 600,
     batch_size: int = 64,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     adaption_lr: float = 1e-2,
-    views: int = 16,
+    views: int = 64,
+    trace: bool = True,
     teacher_mean: Mean | None = None,
     teacher_std: Mean | None = None,
     size: int | None = None,
@@ -83,14 +84,16 @@ def netgraft(
             blocks start with its weights where they have the same shapes; `fresh`: nothing is copied.
         schedule: `both` stages; `graft` or `join` alone; `direct`: all blocks at once, in as many steps
             as both stages take.
-        statistics: of the student's BatchNorm: `frozen`, of all images, or those of each `batch`.
-        loss: of the logits, against the teacher's: `direction`, whatever their length, or `mse`.
+        statistics: of the student's BatchNorm: those of each `batch`, or `frozen` ones of all images.
+        loss: of the logits, against the teacher's: `direction`, whatever their length, or `mse`; or
+            `features`, of each block's output, too.
         graft_steps: steps of each block alone.
         join_steps: steps after each block that is joined.
         lr: the highest learning rate (Adam).
         adaption_lr: of the 1×1 convolutions where widths differ.
         views: how often each image is there, changed at random, at the most; what the teacher makes of
             each is computed once.
+        trace: also measure the accuracy after every block, on the test part.
         teacher_mean: of pixels scaled to [0, 1], per channel, for a teacher that does not say how its
             images are normalised.
         teacher_std: as --teacher-mean.
@@ -123,9 +126,11 @@ def netgraft(
         choose=partial(_few, unlabeled=unlabeled, shots=shots, seed=seed),
     ) as (task, nested, _):  # fmt: skip
         grafting = graftings(nested, task.teacher, task.train.images.size)
-        shown = _views(task.train, min(views, _most_views(arguments, len(task.train.images))))
+        shown = views_of(task.train, min(views, _most_views(arguments, len(task.train.images))))
         found = {"images": len(task.train.images), "views": len(shown.images)}
         measure = _Measure(grafting, task)
+        if trace:
+            measure.teacher()
         for phase in _phases(grafting, schedule, graft_steps, join_steps):
             objective = Graft(
                 grafting, phase.first, phase.last, images=shown.with_images(shown.images),
@@ -134,13 +139,14 @@ def netgraft(
             fit(
                 objective,
                 shown,
-                _adam(lr, adaption_lr),
+                adam(lr, adaption_lr),
                 task.run,
                 phase=phase.name,
                 epochs=max(1, round(phase.steps / len(shown))),
                 loop=loop,
             )
-            measure.after(phase)
+            if trace:
+                measure.after(phase)
         merged, left = grafting.merged(shown.with_images(task.train.images))
         return finish(task, merged, found={"netgraft": found | measure.found | {"adaptions": left}})
 
@@ -204,12 +210,15 @@ class _Measure:
         self.grafting, self.task = grafting, task
         names = grafting.names
         self.found: dict[str, Any] = {
-            "teacher": self._accuracy(0, -1),
             "copied": [n for n, same in zip(names, grafting.copied, strict=True) if same],
             "pairs": [f"{a}={b}" for a, b in grafting.pairs],
             "grafted": {},
             "joined": {},
         }
+
+    def teacher(self) -> None:
+        """Of the teacher alone."""
+        self.found["teacher"] = self._accuracy(0, -1)
 
     def after(self, phase: _Phase) -> None:
         """Of the teacher with the blocks in it that `phase` trained; at last of the student alone."""
@@ -269,7 +278,7 @@ def _most_views(arguments: dict[str, Any], images: int) -> int:
     return max(1, steps * int(arguments["batch_size"]) // images)
 
 
-def _views(train: Batches, count: int) -> Batches:
+def views_of(train: Batches, count: int) -> Batches:
     """The few images, each `count` times: once as it is, then changed as in any training."""
     images = train.images
     pixels = images.pixels[torch.arange(len(images))]
@@ -284,7 +293,7 @@ def _views(train: Batches, count: int) -> Batches:
     )
 
 
-def _adam(lr: float, adaption_lr: float) -> Optim:
+def adam(lr: float, adaption_lr: float) -> Optim:
     """Adam without decay, the adaptions at a rate of their own."""
 
     def make(objective: nn.Module) -> torch.optim.Optimizer:
