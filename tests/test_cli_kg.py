@@ -51,7 +51,19 @@ def test_change_ask_and_evaluate(stepwell, run, tmp_path):
         tmp_path / "new.tsv", [("Paris", "capital_of", "France"), ("e1", "r0", "Paris"), FACTS[0]]
     )
     gone = write(tmp_path / "gone.tsv", FACTS[5:8])
-    code, out, err = stepwell("kg", "update", run, "--add", new, "--remove", gone, "--epochs", 2)
+    code, out, err = stepwell(
+        "kg",
+        "update",
+        run,
+        "--add",
+        new,
+        "--remove",
+        gone,
+        "--epochs",
+        2,
+        "--test",
+        tmp_path / "test.tsv",
+    )
     assert code == 0, err
     assert "note: 1 triples to add are there already" in err
     assert "+2 -3 triples: 39 now" in out
@@ -125,12 +137,12 @@ def test_what_the_page_shows_runs(stepwell, tmp_path, monkeypatch):
     write(tmp_path / "gone.tsv", FACTS[:2])
     for name in ("test", "questions"):
         write(tmp_path / f"{name}.tsv", [("Rome", "located_in", "Italy")])
-    short = {"train": ["--warm-epochs", 1, "--epochs", 1, "--device", "cpu"], "kg": []}
+    short = {"train": ["--warm-epochs", 1, "--epochs", 1, "--device", "cpu"]}
     lines = re.findall(r"^    stepwell (.*)$", page, re.MULTILINE)
-    assert {line.split()[0] for line in lines} == {"train", "kg", "verify"}
+    assert {line.split()[0] for line in lines} == {"train", "kg", "report", "verify"}
     for line in lines:
         if not line.startswith("verify"):
-            code, _, err = stepwell(*shlex.split(line), *short[line.split()[0]])
+            code, _, err = stepwell(*shlex.split(line), *short.get(line.split()[0], []))
             assert code == 0, f"{line}: {err}"
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(compile(code, "dkge.md", "exec"), {})

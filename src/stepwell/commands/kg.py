@@ -25,6 +25,7 @@ def update(
     *,
     add: Path | None = None,
     remove: Path | None = None,
+    test: Path | None = None,
     ignore_absent: bool = False,
     rule: Literal["touched", "context", "neighbour"] = "touched",
     epochs: int = 20,
@@ -41,6 +42,7 @@ def update(
         run: a run of `stepwell train dkge`.
         add: a file of triples, HEAD<tab>RELATION<tab>TAIL a line. New names are welcome.
         remove: a file of triples.
+        test: a file of true triples to rank afterwards; the report page shows the MRR of every update.
         ignore_absent: leave out triples to be removed that are not there.
         rule: what a change affects: elements whose context changes and both ends of each changed triple
             (`touched`), the former alone (`context`), or entities whose neighbour is new or gone.
@@ -54,6 +56,7 @@ def update(
 
     changes = {name: read_triples(file) if file else [] for name, file in
                (("add", add), ("remove", remove))}  # fmt: skip
+    asked = read_triples(test) if test else []
     if both := set(changes["add"]).intersection(changes["remove"]):
         raise ValueError(
             f"--add and --remove both have {' | '.join(min(both))}: take it out of one of them"
@@ -65,7 +68,9 @@ def update(
             if count < len(changes[name]):
                 there = "there already" if name == "add" else "not there"
                 say(f"note: {len(changes[name]) - count:,} triples to {name} are {there}")
-        report = graph.update(Online(rule=rule, epochs=epochs, lr=lr, seconds=max_seconds))
+        report = graph.update(
+            Online(rule=rule, epochs=epochs, lr=lr, seconds=max_seconds), test=asked
+        )
         total = len(graph)
     if json:
         print_json(report.as_dict() | {"triples": total})
@@ -81,6 +86,8 @@ def update(
                ["", "new", "gone", "affected"], rows))  # fmt: skip
     moved = [[name, f"{far:.3f}"] for name, far in report.moved]
     show(table("moved most", ["entity", "distance"], moved))
+    if report.measures:
+        _show_measures(f"{report.measures['triples']:,.0f} test triples", report.measures)
     show(f"learnt in {report.seconds:.1f} s, {report.trained:,} triples an epoch", style="dim")
 
 

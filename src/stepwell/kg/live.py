@@ -5,10 +5,9 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,25 +15,17 @@ from filelock import FileLock
 from safetensors.torch import load, save
 
 from stepwell.data.triples import Fact, check_fact
-from stepwell.evaluation.link_prediction import link_measures, retained_auc
 from stepwell.files import locked, read_json
+from stepwell.kg.asking import Asked
+from stepwell.kg.history import SHOWN, picture_of, remember
 from stepwell.kg.journal import Journal, Record
-from stepwell.kg.ranking import SIDES, Side, distances, distances_to_all, rank_triples
 from stepwell.kg.state import Change, learned_tables, read_state
 from stepwell.methods.dkge_online import Learned, Online
-from stepwell.nets.graph import COLUMNS, KINDS, Kind
+from stepwell.nets.graph import KINDS
 
 #: A snapshot is written when the journal is longer than this share of it, and than so many bytes.
 SNAPSHOT_SHARE, SNAPSHOT_BYTES = 0.5, 1 << 20
 _CHANGE, _UPDATE = b"C", b"U"
-
-
-class Answer(NamedTuple):
-    """An entity as an answer: its distance (low: plausible), and whether the graph has that triple."""
-
-    name: str
-    distance: float
-    known: bool
 
 
 @dataclass(frozen=True)
@@ -44,6 +35,7 @@ class Report:
     added, removed: triples. new, gone: elements that joined the graph, and that left it, by name.
     affected: elements that were learnt again: how many. trained: triples of an epoch.
     moved: the affected entities whose joint vector moved most, and how far.
+    measures: of `evaluate`, where triples to test on were given.
     """
 
     added: int
@@ -54,13 +46,14 @@ class Report:
     trained: int
     moved: list[tuple[str, float]]
     seconds: float
+    measures: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
 
-class KnowledgeGraph:
+class KnowledgeGraph(Asked):
     """An embedded graph under change. Use it as a context manager, or call `close`.
 
     `add` and `remove` are on the disk when they return, and wait there for `update`, which learns them.
@@ -112,16 +105,6 @@ class KnowledgeGraph:
     # -- what is there
 
     @property
-    def entities(self) -> list[str]:
-        """Names of the entities in any triple."""
-        return self._present("entity")
-
-    @property
-    def relations(self) -> list[str]:
-        """Names of the relations in any triple."""
-        return self._present("relation")
-
-    @property
     def pending(self) -> tuple[int, int]:
         """Triples that were added and removed since the last update."""
         added, removed = self._changes()
@@ -135,10 +118,6 @@ class KnowledgeGraph:
     def __contains__(self, fact: Sequence[str]) -> bool:
         fact = check_fact(fact, "a triple")
         return self._pending.get(fact, self._learnt(fact))
-
-    def vector(self, entity: str) -> torch.Tensor:
-        """The joint vector of an entity, (dim,)."""
-        return self._state.joint["entity"][self._number("entity", entity)].clone()
 
     # -- changing
 
@@ -178,10 +157,13 @@ class KnowledgeGraph:
             )
         return self._change({f: False for f in checked if f in self})
 
-    def update(self, how: Online = Online()) -> Report:
+    def update(self, how: Online = Online(), *, test: Iterable[Sequence[str]] = ()) -> Report:
         """Learn what was added and removed: only what that affects moves.
 
         Without any change it does nothing.
+
+        Args:
+            test: true triples to rank afterwards, as `evaluate` does; the report page shows the MRR.
 
         Raises:
             OSError: the result cannot be written; the graph is as it was before.
@@ -191,16 +173,17 @@ class KnowledgeGraph:
         added, removed = self._changes()
         if not added and not removed:
             nothing: dict[str, list[str]] = {kind: [] for kind in KINDS}
-            return Report(0, 0, nothing, nothing, dict.fromkeys(KINDS, 0), 0, [], 0.0)
+            return Report(0, 0, nothing, nothing, dict.fromkeys(KINDS, 0), 0, [], 0.0, {})
         change, learned = self._state.learn(added, removed, how)
         moved = self._moves(learned)
+        shown = self._shown(moved, change)
         tables = learned_tables(learned)
         named = {k: self._state.names[k].names[self._saved_names[k] :] for k in KINDS}
         content = save(tables, {"names": json.dumps(named)})
         self._journal.append(Record(_UPDATE, self._last + 1, content))
         self._take(change, tables)
         self._snapshot_if_long()
-        return Report(
+        report = Report(
             len(added),
             len(removed),
             {k: [self._state.names[k][i] for i in change.new[k]] for k in KINDS},
@@ -209,7 +192,10 @@ class KnowledgeGraph:
             learned.trained,
             moved,
             time.monotonic() - started,
+            self.evaluate(asked) if (asked := list(test)) else {},
         )
+        remember(self.path, report.as_dict(), self._picture(*shown) if shown else {})
+        return report
 
     def snapshot(self) -> None:
         """Write the graph whole and drop what the journal repeats of it."""
@@ -218,111 +204,7 @@ class KnowledgeGraph:
         # A kill here leaves records that the snapshot holds; their numbers say so.
         self._journal.restart(self._state.applied)
 
-    # -- asking
-
-    def rank(
-        self, head: str | None, relation: str, tail: str | None = None, *, k: int = 10
-    ) -> list[Answer]:
-        """The k most plausible answers to (head, relation, ?) or, with `tail`, (?, relation, tail).
-
-        Raises:
-            ValueError: a name is not there (the nearest are suggested), or both ends are given.
-        """
-        if (head is None) == (tail is None):
-            raise ValueError("give a head or a tail, and ask for the other")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, not {k}")
-        side: Side = "tail" if tail is None else "head"
-        given = self._number("entity", str(head if tail is None else tail))
-        row = np.array([[given, self._number("relation", relation), given]])
-        far = distances_to_all(self._state.vectors(), row, side)[0]
-        far[~self._state.present()] = torch.inf
-        index, h, r = self._state.facts.index, row[:, 0], row[:, 1]
-        known = set((index.tails(h, r) if side == "tail" else index.heads(r, h)).value.tolist())
-        return [Answer(n, d, i in known) for n, d, i in self._nearest(far, k)]
-
-    def neighbours(self, entity: str, k: int = 10) -> list[Answer]:
-        """The k entities whose joint vectors are nearest; `known`: they share a triple with it.
-
-        Raises:
-            ValueError: there is no such entity; the nearest names are suggested.
-        """
-        number = self._number("entity", entity)
-        vectors = self._state.vectors()["entity"]
-        far = (vectors - vectors[number]).norm(dim=1)
-        far[~self._state.present()] = torch.inf
-        far[number] = torch.inf
-        found = self._nearest(far, k)
-        others = np.array([i for _, _, i in found], dtype=np.int64)
-        joined = self._state.facts.neighbours.joined(np.full_like(others, number), others)
-        return [Answer(n, d, bool(j)) for (n, d, _), j in zip(found, joined, strict=True)]
-
-    def facts(self, entity: str) -> list[Fact]:
-        """All learnt triples with an entity."""
-        number = self._number("entity", entity)
-        at, names, index = np.array([number]), self._state.names, self._state.facts.index
-        _, out_relation, tail = index.out(at)
-        _, in_relation, head = index.into(at)
-        begin = [(entity, names["relation"][r], names["entity"][t])
-                 for r, t in zip(out_relation, tail, strict=True)]  # fmt: skip
-        end = [(names["entity"][h], names["relation"][r], entity)
-               for r, h in zip(in_relation, head, strict=True) if h != number]  # fmt: skip
-        return begin + end
-
-    def score(self, facts: Iterable[Sequence[str]]) -> list[float]:
-        """||h* + r* - t*|| of triples, whether they are in the graph or not; low is plausible."""
-        checked = [check_fact(fact, "score") for fact in facts]
-        rows = [[self._number("entity", h), self._number("relation", r), self._number("entity", t)]
-                for h, r, t in checked]  # fmt: skip
-        found: list[float] = distances(
-            self._state.vectors(), np.array(rows, dtype=np.int64).reshape(-1, 3)
-        ).tolist()
-        return found
-
-    def evaluate(
-        self,
-        test: Iterable[Sequence[str]],
-        *,
-        gone: Iterable[Sequence[str]] = (),
-        ask: Literal["both", "head", "tail"] = "both",
-    ) -> dict[str, float]:
-        """How well true triples are ranked, and whether old ones were unlearnt.
-
-        Ranks are realistic and filtered: other triples of the graph and of `test` do not compete.
-
-        Args:
-            test: triples that are true. Asking for the `tail` alone is answering questions.
-            gone: triples that are true no more.
-            ask: which ends are asked for.
-
-        Returns:
-            `link_measures` of `test`; with `gone`, "gone/..." of these in the same way, and "auc": how
-            often one of them is more distant than one of `test`. "left_out" counts triples with a name
-            that stands in no triple of the graph.
-        """
-        sides: tuple[Side, ...] = SIDES if ask == "both" else (ask,)
-        asked = [check_fact(fact, "test") for fact in test]
-        old = [check_fact(fact, "gone") for fact in gone]
-        rows, before = (
-            self._state.rows_of([f for f in fs if self._rankable(f)]) for fs in (asked, old)
-        )
-        joint, present = self._state.vectors(), self._state.present()
-        far = partial(distances_to_all, joint)
-        known = self._state.facts.index.changed(rows, rows[:0])
-        found = {"triples": float(len(rows))}
-        found["left_out"] = float(len(asked) + len(old) - len(rows) - len(before))
-        found |= link_measures(rank_triples(far, rows, known, present, sides))
-        if len(before):
-            ranks = rank_triples(far, before, known, present, sides)
-            found |= {f"gone/{name}": value for name, value in link_measures(ranks).items()}
-            found["auc"] = retained_auc(distances(joint, rows), distances(joint, before))
-        return found
-
     # -- inside
-
-    def _rankable(self, fact: Fact) -> bool:
-        pairs = zip((kind for _, kind in COLUMNS), fact, strict=True)
-        return all(self._state.holds(kind, name) for kind, name in pairs)
 
     def _load(self, file: Path) -> None:
         for attempt in range(5):
@@ -390,29 +272,8 @@ class KnowledgeGraph:
             return False
         return bool(self._state.facts.index.holds(self._state.rows_of([fact]))[0])
 
-    def _number(self, kind: Kind, name: str) -> int:
-        number = self._state.names[kind].number(name)
-        if not self._state.holds(kind, name):
-            raise ValueError(
-                f"{kind} {name!r} stands in no triple of the graph"
-                + (": update it first" if self._awaits(name) else " any more")
-            )
-        return number
-
     def _awaits(self, name: str) -> bool:
         return any(name in fact for fact in self._pending)
-
-    def _present(self, kind: Kind) -> list[str]:
-        names = self._state.names[kind].names
-        return [names[i] for i in np.flatnonzero(self._state.count[kind])]
-
-    def _nearest(self, far: torch.Tensor, k: int) -> list[tuple[str, float, int]]:
-        if far.isnan().any():
-            raise ValueError(f"{self.path}: vectors are not finite: train the run again")
-        value, which = far.topk(min(k, len(far)), largest=False)
-        names = self._state.names["entity"]
-        pairs = zip(which.tolist(), value.tolist(), strict=True)
-        return [(names[i], d, i) for i, d in pairs if d != float("inf")]
 
     def _moves(self, learned: Learned, most: int = 10) -> list[tuple[str, float]]:
         which, rows = learned.joint["entity"]
@@ -425,6 +286,24 @@ class KnowledgeGraph:
         return [
             (names[affected[i]], d) for i, d in zip(place.tolist(), value.tolist(), strict=True)
         ]
+
+    def _shown(
+        self, moved: Sequence[tuple[str, float]], change: Change
+    ) -> tuple[list[int], torch.Tensor, list[bool]] | None:
+        """The entity that moved most and neighbours of it, their vectors by now, and who has one."""
+        if not moved:
+            return None
+        centre = self._state.names["entity"].number(moved[0][0])
+        around = change.after.neighbours.of(np.array([centre]), SHOWN - 1).value
+        shown, count = [centre, *around.tolist()], self._state.count["entity"]
+        there = [i < len(count) and bool(count[i]) for i in shown]
+        return shown, self._state.joint["entity"][shown], there
+
+    def _picture(
+        self, shown: Sequence[int], before: torch.Tensor, there: Sequence[bool]
+    ) -> dict[str, Any]:
+        names, after = self._state.names["entity"], self._state.joint["entity"][list(shown)]
+        return picture_of([names[i] for i in shown], before, after, there)
 
     def _snapshot_if_long(self) -> None:
         """Write a snapshot when replaying the journal would take long. The update is safe already."""

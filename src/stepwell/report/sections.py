@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stepwell.report import figures
 from stepwell.report.fidelity import fidelity_section
+from stepwell.report.graph import graph_section
 from stepwell.report.markup import (
     ABSENT,
     as_blocks,
@@ -27,6 +28,8 @@ from stepwell.report.reading import Predictions, RunRecord, as_mapping, finite, 
 
 def run_section(record: RunRecord, anchor: str, colours: Mapping[str, str]) -> str:
     """Everything about one run."""
+    if record.recipe == "dkge":
+        return graph_section(record, anchor)
     return "\n".join(
         (
             f'<section class="run" id="{anchor}">',

@@ -1,0 +1,171 @@
+"""Questions to an embedded graph: the most plausible answers, the nearest entities, and measures."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from stepwell.data.triples import Fact, check_fact
+from stepwell.evaluation.link_prediction import link_measures, retained_auc
+from stepwell.kg.ranking import SIDES, Side, distances, distances_to_all, rank_triples
+from stepwell.kg.state import State
+from stepwell.nets.graph import COLUMNS, Kind
+
+
+class Answer(NamedTuple):
+    """An entity as an answer: its distance (low: plausible), and whether the graph has that triple."""
+
+    name: str
+    distance: float
+    known: bool
+
+
+class Asked:
+    """A graph that can be asked; it is as it was at its last update."""
+
+    path: Path
+    _state: State
+
+    @property
+    def entities(self) -> list[str]:
+        """Names of the entities in any triple."""
+        return self._present("entity")
+
+    @property
+    def relations(self) -> list[str]:
+        """Names of the relations in any triple."""
+        return self._present("relation")
+
+    def vector(self, entity: str) -> torch.Tensor:
+        """The joint vector of an entity, (dim,)."""
+        return self._state.joint["entity"][self._number("entity", entity)].clone()
+
+    def rank(
+        self, head: str | None, relation: str, tail: str | None = None, *, k: int = 10
+    ) -> list[Answer]:
+        """The k most plausible answers to (head, relation, ?) or, with `tail`, (?, relation, tail).
+
+        Raises:
+            ValueError: a name is not there (the nearest are suggested), or both ends are given.
+        """
+        if (head is None) == (tail is None):
+            raise ValueError("give a head or a tail, and ask for the other")
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
+        side: Side = "tail" if tail is None else "head"
+        given = self._number("entity", str(head if tail is None else tail))
+        row = np.array([[given, self._number("relation", relation), given]])
+        far = distances_to_all(self._state.vectors(), row, side)[0]
+        far[~self._state.present()] = torch.inf
+        index, h, r = self._state.facts.index, row[:, 0], row[:, 1]
+        known = set((index.tails(h, r) if side == "tail" else index.heads(r, h)).value.tolist())
+        return [Answer(n, d, i in known) for n, d, i in self._nearest(far, k)]
+
+    def neighbours(self, entity: str, k: int = 10) -> list[Answer]:
+        """The k entities whose joint vectors are nearest; `known`: they share a triple with it.
+
+        Raises:
+            ValueError: there is no such entity; the nearest names are suggested.
+        """
+        number = self._number("entity", entity)
+        vectors = self._state.vectors()["entity"]
+        far = (vectors - vectors[number]).norm(dim=1)
+        far[~self._state.present()] = torch.inf
+        far[number] = torch.inf
+        found = self._nearest(far, k)
+        others = np.array([i for _, _, i in found], dtype=np.int64)
+        joined = self._state.facts.neighbours.joined(np.full_like(others, number), others)
+        return [Answer(n, d, bool(j)) for (n, d, _), j in zip(found, joined, strict=True)]
+
+    def facts(self, entity: str) -> list[Fact]:
+        """All learnt triples with an entity."""
+        number = self._number("entity", entity)
+        at, names, index = np.array([number]), self._state.names, self._state.facts.index
+        _, out_relation, tail = index.out(at)
+        _, in_relation, head = index.into(at)
+        begin = [(entity, names["relation"][r], names["entity"][t])
+                 for r, t in zip(out_relation, tail, strict=True)]  # fmt: skip
+        end = [(names["entity"][h], names["relation"][r], entity)
+               for r, h in zip(in_relation, head, strict=True) if h != number]  # fmt: skip
+        return begin + end
+
+    def score(self, facts: Iterable[Sequence[str]]) -> list[float]:
+        """||h* + r* - t*|| of triples, whether they are in the graph or not; low is plausible."""
+        checked = [check_fact(fact, "score") for fact in facts]
+        rows = [[self._number("entity", h), self._number("relation", r), self._number("entity", t)]
+                for h, r, t in checked]  # fmt: skip
+        found: list[float] = distances(
+            self._state.vectors(), np.array(rows, dtype=np.int64).reshape(-1, 3)
+        ).tolist()
+        return found
+
+    def evaluate(
+        self,
+        test: Iterable[Sequence[str]],
+        *,
+        gone: Iterable[Sequence[str]] = (),
+        ask: Literal["both", "head", "tail"] = "both",
+    ) -> dict[str, float]:
+        """How well true triples are ranked, and whether old ones were unlearnt.
+
+        Ranks are realistic and filtered: other triples of the graph and of `test` do not compete.
+
+        Args:
+            test: triples that are true. Asking for the `tail` alone is answering questions.
+            gone: triples that are true no more.
+            ask: which ends are asked for.
+
+        Returns:
+            `link_measures` of `test`; with `gone`, "gone/..." of these in the same way, and "auc": how
+            often one of them is more distant than one of `test`. "left_out" counts triples with a name
+            that stands in no triple of the graph.
+        """
+        sides: tuple[Side, ...] = SIDES if ask == "both" else (ask,)
+        asked = [check_fact(fact, "test") for fact in test]
+        old = [check_fact(fact, "gone") for fact in gone]
+        rows, before = (
+            self._state.rows_of([f for f in fs if self._rankable(f)]) for fs in (asked, old)
+        )
+        joint, present = self._state.vectors(), self._state.present()
+        far = partial(distances_to_all, joint)
+        known = self._state.facts.index.changed(rows, rows[:0])
+        found = {"triples": float(len(rows))}
+        found["left_out"] = float(len(asked) + len(old) - len(rows) - len(before))
+        found |= link_measures(rank_triples(far, rows, known, present, sides))
+        if len(before):
+            ranks = rank_triples(far, before, known, present, sides)
+            found |= {f"gone/{name}": value for name, value in link_measures(ranks).items()}
+            found["auc"] = retained_auc(distances(joint, rows), distances(joint, before))
+        return found
+
+    def _rankable(self, fact: Fact) -> bool:
+        pairs = zip((kind for _, kind in COLUMNS), fact, strict=True)
+        return all(self._state.holds(kind, name) for kind, name in pairs)
+
+    def _number(self, kind: Kind, name: str) -> int:
+        number = self._state.names[kind].number(name)
+        if not self._state.holds(kind, name):
+            raise ValueError(
+                f"{kind} {name!r} stands in no triple of the graph"
+                + (": update it first" if self._awaits(name) else " any more")
+            )
+        return number
+
+    def _present(self, kind: Kind) -> list[str]:
+        names = self._state.names[kind].names
+        return [names[i] for i in np.flatnonzero(self._state.count[kind])]
+
+    def _nearest(self, far: torch.Tensor, k: int) -> list[tuple[str, float, int]]:
+        if far.isnan().any():
+            raise ValueError(f"{self.path}: vectors are not finite: train the run again")
+        value, which = far.topk(min(k, len(far)), largest=False)
+        names = self._state.names["entity"]
+        pairs = zip(which.tolist(), value.tolist(), strict=True)
+        return [(names[i], d, i) for i, d in pairs if d != float("inf")]
+
+    def _awaits(self, name: str) -> bool:
+        """Whether the next update will bring the name."""
+        return False

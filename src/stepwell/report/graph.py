@@ -1,0 +1,155 @@
+"""The part of the page about a knowledge graph: its training, its updates, and what they moved."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepwell.files import read_json
+from stepwell.report.figures import GREY, OKABE_ITO, legend_text, svg
+from stepwell.report.markup import ABSENT, as_count, as_decimal, as_duration, figure, table
+from stepwell.report.reading import RunRecord, as_mapping, number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Names written into the picture, at most: those that moved most.
+NAMED = 8
+
+
+def graph_section(record: RunRecord, anchor: str) -> str:
+    """Everything about one graph."""
+    updates = read_updates(record.path)
+    results = record.results
+    triples, entities, relations = (
+        as_count(results.get(key)) for key in ("triples", "entities", "relations")
+    )
+    start = (
+        f"{triples} triples of {entities} entities and {relations} relations, embedded in "
+        f"{as_duration(results.get('seconds'))}; {len(updates)} updates since."
+    )
+    return "\n".join(
+        (
+            f'<section class="run" id="{anchor}">',
+            f"<h2>{escape(record.name)}</h2>",
+            f'<p class="lead">{escape(start)}</p>',
+            "<h3>Training and updates</h3>",
+            _snapshots(record, updates),
+            '<div class="figures">',
+            figure(
+                _mrr_and_seconds(record, updates), "MRR on test triples, and seconds of learning."
+            ),
+            figure(_neighbourhood(updates), _told(updates)),
+            "</div>",
+            _moved(updates),
+            "</section>",
+        )
+    )
+
+
+def read_updates(run: Path) -> list[Mapping[str, Any]]:
+    """What updates left in a run directory, in order; nothing where there were none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = run / "updates.json"
+    if not file.exists():
+        return []
+    found = read_json(file, "delete it to report without updates").get("updates")
+    if not isinstance(found, list) or not all(isinstance(update, dict) for update in found):
+        raise ValueError(f"{file} is damaged: delete it to report without updates")
+    return found
+
+
+def _snapshots(record: RunRecord, updates: Sequence[Mapping[str, Any]]) -> str:
+    head = ("", "triples", "new entities", "gone", "affected", "seconds", "MRR", "Hits@10")
+    test = record.test
+    first = [as_count(record.results.get("triples")), ABSENT, ABSENT, ABSENT]
+    first += [as_duration(record.results.get("seconds"))]
+    rows = [["trained", *first, *(as_decimal(number(test.get(k))) for k in ("mrr", "hits@10"))]]
+    for i, update in enumerate(updates, start=1):
+        change = f"+{update.get('added', 0):,} -{update.get('removed', 0):,}"
+        counts = [
+            as_count(as_mapping(update.get(k)).get("entity")) for k in ("new", "gone", "affected")
+        ]
+        measures = as_mapping(update.get("measures"))
+        shown = [as_decimal(number(measures.get(k))) for k in ("mrr", "hits@10")]
+        rows.append(
+            [f"update {i}", change, *counts, f"{number(update.get('seconds')) or 0:.1f}", *shown]
+        )
+    note = (
+        "Ranks are filtered and realistic, of both ends. MRR of an update is shown where --test named "
+        "triples to rank."
+    )
+    return table(head, rows, note)
+
+
+def _mrr_and_seconds(record: RunRecord, updates: Sequence[Mapping[str, Any]]) -> str | None:
+    if not updates:
+        return None
+    measured = [number(record.test.get("mrr"))]
+    measured += [number(as_mapping(u.get("measures")).get("mrr")) for u in updates]
+    seconds = [number(record.results.get("seconds")), *(number(u.get("seconds")) for u in updates)]
+
+    def paint(drawn: "Figure") -> None:
+        left, right = drawn.subplots(1, 2)
+        known = [(i, m) for i, m in enumerate(measured) if m is not None]
+        left.plot(*zip(*known, strict=True) if known else ((), ()), marker="o", color=OKABE_ITO[0])
+        left.set_ylabel("MRR")
+        left.set_ylim(bottom=0)
+        right.bar(range(len(seconds)), [s or 0 for s in seconds], color=OKABE_ITO[1])
+        right.set_ylabel("seconds")
+        right.set_yscale("log")
+        for axes in (left, right):
+            axes.set_xlabel("update (0: training)")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+
+    return svg(7.2, 3.2, paint)
+
+
+def _neighbourhood(updates: Sequence[Mapping[str, Any]]) -> str | None:
+    picture = as_mapping(updates[-1].get("picture")) if updates else {}
+    names, before, after = (picture.get(key) or [] for key in ("names", "before", "after"))
+    if not names:
+        return None
+
+    def paint(drawn: "Figure") -> None:
+        axes = drawn.add_subplot()
+        for i, (old, new) in enumerate(zip(before, after, strict=True)):
+            colour = OKABE_ITO[1] if i == 0 else OKABE_ITO[2] if old is None else OKABE_ITO[0]
+            if old is not None:
+                axes.annotate(
+                    "", new, old, arrowprops={"arrowstyle": "->", "color": GREY, "lw": 0.8}
+                )
+                axes.plot(*old, "o", mfc="white", mec=colour, ms=5)
+            axes.plot(*new, "o", color=colour, ms=6)
+            if i < NAMED:
+                axes.annotate(
+                    legend_text(names[i]),
+                    new,
+                    xytext=(4, 4),
+                    textcoords="offset points",
+                    fontsize=8,
+                )
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+    return svg(6.2, 4.2, paint)
+
+
+def _told(updates: Sequence[Mapping[str, Any]]) -> str:
+    names = as_mapping(updates[-1].get("picture")).get("names") if updates else None
+    who = names[0] if names else ""
+    return (
+        f"{who}, which the last update moved most, and neighbours of it: rings before, dots after; new "
+        "ones have no ring. The plane is that in which these vectors differ most."
+    )
+
+
+def _moved(updates: Sequence[Mapping[str, Any]]) -> str:
+    if not updates or not updates[-1].get("moved"):
+        return ""
+    rows = [[str(name), as_decimal(number(far))] for name, far in updates[-1]["moved"]]
+    return "<h3>Moved most by the last update</h3>" + table(("entity", "distance"), rows)
