@@ -155,6 +155,18 @@ def test_curves_name_the_phases_and_every_term(tmp_path):
         assert f">depth {depth}</text>" in accuracy
 
 
+def test_depths_that_are_equally_accurate_are_shown_below_100_percent(tmp_path):
+    run = fabricate(tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    results["test"] |= {f"{depth}/accuracy": 0.995 for depth in DEPTHS}
+    write_json(run / "results.json", results)
+    picture = accuracy_latency([read_run(run, "run")], dict.fromkeys(DEPTHS, "#000000"))
+    drawn = base64.b64decode(picture.partition(",")[2]).decode()
+    ticks = [float(n) for n in re.findall(r">(\d+\.\d+)</text>", drawn) if float(n) > 50]
+    assert min(ticks) >= 98.5
+    assert 99.5 <= max(ticks) <= 100.3
+
+
 def test_one_slow_moment_does_not_push_the_points_into_a_corner(tmp_path):
     run = fabricate(tmp_path / "run")
     ends = []

@@ -90,12 +90,15 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
         if several:
             for depth, colour in colours.items():
                 axes.plot([], [], "o", color=colour, label=legend_text(f"depth {depth}"))
-        axes.margins(0.12, 0.16)
+        axes.margins(x=0.12)
         axes.set(xlabel="ms per image (whiskers: 10 to 90 %)", ylabel="test accuracy, %")
         # The whisker of a busy moment would push all points into a corner: it may leave the figure.
         low, high = axes.get_xlim()
         slowest = max(x for found in points.values() for _, x, _, _ in found)
         axes.set_xlim(max(low, 0), min(high, 1.6 * slowest))
+        ys = [y for found in points.values() for *_, y in found]
+        middle, half = (max(ys) + min(ys)) / 2, max(1.0, 0.66 * (max(ys) - min(ys)))
+        axes.set_ylim(middle - half, min(middle + half, 100.3))
         if several:
             figure.legend(loc="outside lower center", ncols=2)
 
