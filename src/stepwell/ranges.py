@@ -48,6 +48,7 @@ RANGES: dict[str, Range] = {
     "teacher_mean": NUMBER,
     "teacher_std": POSITIVE,
     # grafting
+    "keep": ONE_OR_MORE,
     "shots": ONE_OR_MORE,
     "views": ONE_OR_MORE,
     "graft_steps": ONE_OR_MORE,
