@@ -1,6 +1,8 @@
 """The page about a knowledge graph."""
 
+import base64
 import json
+import re
 
 import pytest
 
@@ -48,6 +50,10 @@ def test_updates_are_shown_and_names_are_escaped(run, tmp_path, monkeypatch):
     assert all(0 < update["measures"]["mrr"] <= 1 for update in updates)
     page = write_report([run], tmp_path / "page.html").read_text()
     assert page.count("<img") == 2
+    svgs = re.findall(r"data:image/svg\+xml;base64,([^\"]*)", page)
+    drawn = "".join(base64.b64decode(svg).decode() for svg in svgs)
+    assert {"MRR", "seconds", "e1"} <= set(re.findall(r">([^<>]+)</text>", drawn))
+    assert "mathdefault" not in drawn
     assert "update 3" in page
     assert "<b>" not in page
     (run / "updates.json").write_text("[]")

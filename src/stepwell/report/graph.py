@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Names written into the picture, at most: those that moved most.
 NAMED = 8
+#: Bars that have room for a number above them.
+BARS_LABELLED = 8
 
 
 def graph_section(record: RunRecord, anchor: str) -> str:
@@ -98,9 +100,10 @@ def _mrr_and_seconds(record: RunRecord, updates: Sequence[Mapping[str, Any]]) ->
         left.plot(*zip(*known, strict=True) if known else ((), ()), marker="o", color=OKABE_ITO[0])
         left.set_ylabel("MRR")
         left.set_ylim(bottom=0)
-        right.bar(range(len(seconds)), [s or 0 for s in seconds], color=OKABE_ITO[1])
+        bars = right.bar(range(len(seconds)), [s or 0 for s in seconds], color=OKABE_ITO[1])
+        if len(seconds) <= BARS_LABELLED:
+            right.bar_label(bars, fmt="%.3g", fontsize=8)
         right.set_ylabel("seconds")
-        right.set_yscale("log")
         for axes in (left, right):
             axes.set_xlabel("update (0: training)")
             axes.xaxis.get_major_locator().set_params(integer=True)
