@@ -17,4 +17,8 @@ CLAIMS: dict[str, tuple[str, str]] = {
         "stepwell.claims.fidelity:STUDY",
         "does distillation work? how far students give their teachers' predictions, and why not",
     ),
+    "netgraft": (
+        "stepwell.claims.netgraft:STUDY",
+        "few-shot grafting against direct training, few-shot KD, hints and full-data KD",
+    ),
 }
