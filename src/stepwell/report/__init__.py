@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stepwell.files import write_whole
 from stepwell.report import figures
+from stepwell.report.grafting import against_shots
 from stepwell.report.markup import ABSENT, Html, as_count, as_ms, as_percent, figure, table, warning
 from stepwell.report.reading import RunRecord, read_run
 from stepwell.report.sections import run_section
@@ -93,6 +94,8 @@ def _comparison(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str
     joint = figures.accuracy_latency(records, colours)
     parts.append('<div class="figures">')
     parts.append(figure(joint, "Accuracy against latency of all runs; colour is the depth."))
+    text = "Accuracy after each grafted block alone, and of the students, by images a class."
+    parts.append(figure(against_shots(records), text))
     return "\n".join([*parts, "</div></section>"])
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stepwell.report import figures
 from stepwell.report.fidelity import fidelity_section
+from stepwell.report.grafting import grafting_section
 from stepwell.report.graph import graph_section
 from stepwell.report.markup import (
     ABSENT,
@@ -42,6 +43,7 @@ def run_section(record: RunRecord, anchor: str, colours: Mapping[str, str]) -> s
             _churn(record),
             _run_figures(record, colours),
             fidelity_section(record, colours),
+            grafting_section(record),
             _examples(record),
             _classes_table(record),
             _arguments(record),
