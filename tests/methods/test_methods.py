@@ -343,6 +343,17 @@ def test_logits_that_look_like_probabilities_later_are_left_alone(batch):
     assert_close(losses[1], same.training_step(batch).loss)
 
 
-def test_what_gives_no_exit_is_no_teacher(batch):
+def test_the_teacher_of_a_nested_net_may_give_probabilities_as_well(batch):
+    z, net = 3 * torch.randn(6, 5), nested()
+    only = {"ce": 0.0, "attention": 0.0, "full_weight": 0.0, "distill_from": 0.0}
+    expected = EmbeddedKD(net, teacher=lambda x: Exit(z), **only).training_step(batch).loss
+    with pytest.warns(UserWarning, match="the teacher gives probabilities .* logarithm is taken"):
+        found = EmbeddedKD(net, teacher=lambda x: Exit(z.softmax(1)), **only).training_step(batch)
+    assert_close(found.loss, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [Distill, EmbeddedKD])
+def test_what_gives_no_exit_is_no_teacher(objective, batch):
+    early = {"distill_from": 0.0} if objective is EmbeddedKD else {}
     with pytest.raises(ValueError, match=r"gives a Tensor, not an Exit: Frozen.module. makes a"):
-        Distill(nested(()), lambda x: torch.zeros(6, 5)).training_step(batch)
+        objective(nested(), teacher=lambda x: torch.zeros(6, 5), **early).training_step(batch)

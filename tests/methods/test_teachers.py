@@ -1,6 +1,7 @@
 """What can be named as a teacher, and what is made of it for some data."""
 
 import sys
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,27 @@ def test_an_ensemble_predicts_the_mean_of_its_members(images):
     assert_close(ensemble_logits(z), torch.tensor([[0.5, 0.5]]).log())
     with pytest.raises(ValueError, match="at least one"):
         Ensemble([])
+
+
+def test_members_that_give_probabilities_are_found_out_each_and_the_mean_is_theirs():
+    sure = torch.full((4, 10), 0.01 / 9)
+    sure[:, 0] = 0.99
+    give = {"p": lambda x: Exit(sure), "z": lambda x: Exit(sure.log() + 5)}
+    for members, odd in (("pp", (1, 2)), ("zp", (2,)), ("zz", ())):
+        ensemble = Ensemble([give[kind] for kind in members])
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            top = ensemble(torch.zeros(4, 1)).logits.softmax(1)[:, 0]
+        assert_close(top, torch.full((4,), 0.99))
+        assert [str(w.message).split(" (")[0] for w in said] == [
+            f"member {i} of 2 of an ensemble gives probabilities" for i in odd
+        ]
+
+
+def test_a_member_that_gives_no_exit_is_named():
+    ensemble = Ensemble([lambda x: Exit(x), lambda x: x])
+    with pytest.raises(ValueError, match="member 2 of 2 of an ensemble gives a Tensor, not an Ex"):
+        ensemble(torch.randn(4, 3))
 
 
 @settings(max_examples=30, deadline=None)

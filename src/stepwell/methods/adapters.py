@@ -1,5 +1,6 @@
 """Teachers made of teachers: several as one, and one for images or outputs that are not its own."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -8,17 +9,56 @@ from torch import Tensor, nn
 
 from stepwell.losses import ensemble_logits
 from stepwell.methods.objective import Teacher, stages_of
-from stepwell.types import Exit
+from stepwell.types import Exit, are_probabilities
 
 #: Mean and std per channel, of pixels scaled to [0, 1].
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+class AsLogits:
+    """What a teacher gives, with logits in it: of probabilities their logarithm is taken, and said.
+
+    Once it has been seen to give logits it is not looked at again: those may look like probabilities
+    by chance.
+
+    Args:
+        whose: the teacher, as the warning and the error name it.
+    """
+
+    def __init__(self, whose: str = "the teacher") -> None:
+        self.whose = whose
+        self._gives_logits = False  # until it has been seen to
+
+    def __call__(self, exit: object) -> Exit:
+        """The exit, or the same with log p in the place of its probabilities.
+
+        Raises:
+            ValueError: it is no `Exit`.
+        """
+        if not isinstance(exit, Exit):
+            raise ValueError(
+                f"{self.whose} gives a {type(exit).__name__}, not an Exit: Frozen(module) makes a "
+                "teacher of a module"
+            )
+        if self._gives_logits:
+            return exit
+        if not are_probabilities(exit.logits):
+            self._gives_logits = True
+            return exit
+        warnings.warn(
+            f"{self.whose} gives probabilities (no number is negative, and each row's sum is 1), not "
+            "logits: their logarithm is taken",
+            stacklevel=3,
+        )
+        return of_probabilities(exit)
 
 
 class Ensemble(nn.Module):
     """Several teachers as one, whose prediction is the mean of theirs; it gives no features.
 
     Args:
-        members: callables `images -> Exit` without gradients, of the same classes.
+        members: callables `images -> Exit` without gradients, of the same classes. Where the first
+            answers of one are probabilities, a warning says so, and their logarithm is taken.
     """
 
     def __init__(self, members: Sequence[Teacher]) -> None:
@@ -26,12 +66,24 @@ class Ensemble(nn.Module):
         if not members:
             raise ValueError("an ensemble needs at least one teacher")
         self.members = list(members)
+        self._as_logits = [
+            AsLogits(f"member {i} of {len(members)} of an ensemble")
+            for i in range(1, len(members) + 1)
+        ]
         # So that `.to()` reaches those that are modules.
         self._modules_of = nn.ModuleList(m for m in members if isinstance(m, nn.Module))
 
     def forward(self, images: Tensor) -> Exit:
-        """Logits (batch, classes): log of the members' mean probabilities (`ensemble_logits`)."""
-        return Exit(ensemble_logits(torch.stack([m(images).logits for m in self.members])))
+        """Logits (batch, classes): log of the members' mean probabilities (`ensemble_logits`).
+
+        Raises:
+            ValueError: a member gives no `Exit`.
+        """
+        exits = [
+            as_logits(member(images))
+            for member, as_logits in zip(self.members, self._as_logits, strict=True)
+        ]
+        return Exit(ensemble_logits(torch.stack([exit.logits for exit in exits])))
 
 
 class _Adapted(nn.Module):

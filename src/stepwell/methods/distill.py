@@ -1,6 +1,5 @@
 """Knowledge distillation from a separate teacher (Hinton et al. 2015), and from its stages."""
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -8,10 +7,10 @@ from torch import Tensor, nn
 
 from stepwell.losses import ATTENTION, label_cross_entropy, soft_target_kl
 from stepwell.losses.attention import Attention
-from stepwell.methods.adapters import of_probabilities
+from stepwell.methods.adapters import AsLogits
 from stepwell.methods.objective import Objective, Teacher, check_teacher, exit_of
 from stepwell.methods.stages import Hints, check_resolution, pair_stages
-from stepwell.types import Batch, Exit, Step, are_probabilities
+from stepwell.types import Batch, Step
 
 
 class Distill(Objective):
@@ -65,7 +64,7 @@ class Distill(Objective):
         check_teacher(teacher)
         self.student = student
         self.teacher = teacher
-        self._gives_logits = False  # until it has been seen to
+        self._as_logits = AsLogits()
         self.temperature = temperature
         self.ce = ce
         self.kl = kl
@@ -89,7 +88,7 @@ class Distill(Objective):
             logs["ce"] = label_cross_entropy(exit.logits, labels)
             loss.append(self.ce * logs["ce"])
         if self.kl or self.attention or self.hint:
-            target = self._target(images)
+            target = self._as_logits(self.teacher(images))
         if self.kl:
             logs["kl"] = soft_target_kl(exit.logits, target.logits, self.temperature)
             loss.append(self.kl * logs["kl"])
@@ -104,23 +103,3 @@ class Distill(Objective):
             logs["hint"] = self.hints(exit.features, target.features)
             loss.append(self.hint * logs["hint"])
         return Step(torch.stack(loss).sum(), logs)
-
-    def _target(self, images: Tensor) -> Exit:
-        """The teacher's exit; of one that gives probabilities, with their logarithm."""
-        target = self.teacher(images)
-        if not isinstance(target, Exit):
-            raise ValueError(
-                f"the teacher gives a {type(target).__name__}, not an Exit: Frozen(module) makes a "
-                "teacher of a module"
-            )
-        if self._gives_logits:
-            return target
-        if not are_probabilities(target.logits):
-            self._gives_logits = True
-            return target
-        warnings.warn(
-            "the teacher gives probabilities (no number is negative, and each row's sum is 1), not "
-            "logits: their logarithm is taken",
-            stacklevel=2,
-        )
-        return of_probabilities(target)

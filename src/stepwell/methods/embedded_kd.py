@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from stepwell.losses import ATTENTION, soft_target_kl
 from stepwell.losses.attention import Attention
+from stepwell.methods.adapters import AsLogits
 from stepwell.methods.objective import MovingAverage, Objective, Teacher, check_teacher
 from stepwell.nets.nested import NestedNet
 from stepwell.types import Batch, Exit, Step
@@ -42,13 +43,15 @@ class EmbeddedKD(Objective):
         ema_teacher: decay of a moving average of the full net that replaces it as teacher of the
             soft targets (0: none), updated once a step. Attention still looks at the full net's
             own features.
-        teacher: another teacher of the soft targets, such as `Frozen(trained_full_net)`.
+        teacher: another teacher of the soft targets, such as `Frozen(trained_full_net)`. Where its
+            first answers are probabilities, a warning says so, and their logarithm is taken.
         teach_full: the teacher's soft targets are part of the full net's loss, too.
         label_smoothing: of the full net's cross entropy (regularisation belongs to it alone).
 
     Raises:
         ValueError: a value out of range, an unknown depth in `weights`, two teachers, one that is
-            not frozen, or `teach_full` with the full net as its own teacher.
+            not frozen, or `teach_full` with the full net as its own teacher; in a step, `teacher`
+            gives no `Exit`.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class EmbeddedKD(Objective):
         self.sample = sample
         self.average = MovingAverage(net.module, ema_teacher) if ema_teacher else None
         self.fixed_teacher = teacher
+        self._as_logits = AsLogits()
         self.teach_full = teach_full
         self.label_smoothing = label_smoothing
 
@@ -113,7 +117,7 @@ class EmbeddedKD(Objective):
         target: Tensor | None = None
         asked = self.kl and self.distilling and (self.teach_full or len(depths) > 1)
         if teacher is not None and asked:
-            target = teacher(images).logits
+            target = self._as_logits(teacher(images)).logits
 
         def loss_of(
             depth: str, exit: Exit, done: Mapping[str, Exit]
