@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stepwell.losses import ATTENTION, label_cross_entropy, soft_target_kl
 from stepwell.losses.attention import Attention
