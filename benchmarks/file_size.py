@@ -8,7 +8,6 @@ import torch
 
 from stepwell.export import Sample, export_folder
 from stepwell.export.delta import export_delta
-from stepwell.export.folder import WEIGHTS
 from stepwell.export.subnet import plain_bytes
 from stepwell.nets import Card, NestedNet, build
 from stepwell.nets.file import save
@@ -37,8 +36,8 @@ def case(name: str, depths: list[str], classes: int, size: int) -> dict[str, Any
         folder = Path(place)
         alone = save(full, folder / "full.safetensors").stat().st_size
         ways = {d: export_delta(nested, nested.full, d, folder / d) for d in nested.subnets}
-        files = export_folder(nested, folder / "all", noise)["files"]
-        weights = (folder / "all" / WEIGHTS).stat().st_size
+        said = export_folder(nested, folder / "all", noise)
+        files, weights = said["files"], said["weights"]["bytes"]
     graphs = {row["depth"]: row["bytes"] for row in files}
     apart = sum(len(plain_bytes(nested, depth)) for depth in nested.depths)
     return {

@@ -54,7 +54,18 @@ def write_whole(path: Path, data: bytes) -> None:
                 error.errno, f"cannot write {path}: {error.strerror}; it is as it was before"
             ) from error
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable (Windows has no such call and needs none)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def locked(file: Path, what: Path) -> FileLock:
@@ -77,14 +88,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable (Windows has no such call and needs none)."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,10 +1,13 @@
 """All depths in one folder, weights once."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import onnx
@@ -41,9 +44,11 @@ def logits_of(session, images):
 
 
 def test_weights_are_stored_once(exported, net, tmp_path):
-    place, _ = exported
+    place, result = exported
     own = stepwell.save(net, tmp_path / "net.safetensors")
-    assert (place / "net.safetensors").read_bytes() == own.read_bytes()
+    weights = place / result["weights"]["file"]
+    assert weights.read_bytes() == own.read_bytes()
+    assert weights.name == f"net-{sha256(own.read_bytes()).hexdigest()[:8]}.safetensors"
     tensors = load_file(own)
     raw = own.read_bytes()
     for depth in net.depths:
@@ -54,7 +59,7 @@ def test_weights_are_stored_once(exported, net, tmp_path):
         for tensor in proto.graph.initializer:
             where = {entry.key: entry.value for entry in tensor.external_data}
             start, length = int(where["offset"]), int(where["length"])
-            assert (where["location"], tensor.raw_data) == ("net.safetensors", b"")
+            assert (where["location"], tensor.raw_data) == (weights.name, b"")
             assert raw[start : start + length] == tensors[names[tensor.name]].numpy().tobytes()
             assert raw[start : start + length] == plain[tensor.name].numpy().tobytes()
         constants = [a.t for node in proto.graph.node for a in node.attribute if a.HasField("t")]
@@ -65,11 +70,11 @@ def test_weights_are_stored_once(exported, net, tmp_path):
 
 
 def test_one_depth_runs_with_nothing_but_the_weights_beside_it(exported, net, tmp_path):
-    place, _ = exported
+    place, result = exported
     for depth in net.depths:
         elsewhere = tmp_path / depth
         elsewhere.mkdir()
-        for name in (f"{depth}.onnx", "net.safetensors"):
+        for name in (f"{depth}.onnx", result["weights"]["file"]):
             shutil.copy(place / name, elsewhere / name)
         for session in (
             onnxruntime.InferenceSession(elsewhere / f"{depth}.onnx"),
@@ -96,14 +101,15 @@ def test_onnxruntime_folds_every_norm_at_load(exported, tmp_path):
 
 
 def test_wrong_or_missing_weights_are_named(exported, small_net, tmp_path):
-    place, _ = exported
+    place, result = exported
+    weights = result["weights"]["file"]
     shutil.copy(place / "8.onnx", tmp_path)
-    with pytest.raises(FileNotFoundError, match="keeps its weights in .*net.safetensors, which is"):
+    with pytest.raises(FileNotFoundError, match=f"keeps its weights in .*{weights}, which is"):
         open_onnx(tmp_path / "8.onnx")
-    with pytest.raises(Exception, match="net.safetensors"):  # onnxruntime's own message
+    with pytest.raises(Exception, match=weights):  # onnxruntime's own message
         onnxruntime.InferenceSession(tmp_path / "8.onnx")
-    stepwell.save(small_net(seed=1), tmp_path / "net.safetensors")
-    with pytest.raises(ValueError, match=r"net.safetensors is not the file that 8.onnx was"):
+    stepwell.save(small_net(seed=1), tmp_path / weights)
+    with pytest.raises(ValueError, match=rf"{weights} is not the file that 8.onnx was"):
         open_onnx(tmp_path / "8.onnx")
     (tmp_path / "8.onnx").write_bytes(b"no graph")
     with pytest.raises(ValueError, match="8.onnx is damaged or no ONNX file"):
@@ -121,7 +127,7 @@ def test_the_index_says_what_each_file_is(exported, net):
         "8.onnx", "8.int8.onnx", "14.onnx", "14.int8.onnx"
     }  # fmt: skip
     assert {p.name for p in place.iterdir()} == {
-        "export.json", "net.safetensors", *(row["file"] for row in index["files"])
+        "export.json", index["weights"]["file"], *(row["file"] for row in index["files"])
     }  # fmt: skip
     for row in index["files"]:
         assert row["bytes"] == (place / row["file"]).stat().st_size
@@ -160,7 +166,7 @@ def test_the_table_shows_what_the_index_says(exported, capsys):
     for row in result["files"]:
         assert re.search(rf"{row['file']} .* {100 * row['accuracy']:.2f} %", out)
     assert "checked on 6 validation images" in out
-    assert "net.safetensors: " in out
+    assert f"{result['weights']['file']}: " in out
     assert "ms: onnxruntime, median at batch 1 on 1 thread" in out
 
 
@@ -170,7 +176,7 @@ def test_a_single_depth_stands_alone_and_joins_the_index(net, tmp_path, sample):
         assert [row["file"] for row in result["files"]] == [f"8.{format}"]
     index = json.loads((tmp_path / "x" / "export.json").read_text())
     assert [row["format"] for row in index["files"]] == ["safetensors", "onnx"]
-    assert not (tmp_path / "x" / "net.safetensors").exists()
+    assert not list((tmp_path / "x").glob("net*"))
     session = onnxruntime.InferenceSession(tmp_path / "x" / "8.onnx")
     x = sample.images
     assert_close(logits_of(session, x), net(x, "8").detach(), rtol=1e-4, atol=1e-4)
@@ -190,6 +196,87 @@ def test_nothing_is_left_of_an_export_that_fails(net, tmp_path, sample, monkeypa
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["mine.txt"]
 
 
+def weights_in(place):
+    return {file.name for file in place.glob("net-*")}
+
+
+def relicensed(net, licence):
+    """The same tensors; a longer header moves every one of them in the file."""
+    net.card = replace(net.card, licence=licence)
+    return net
+
+
+@pytest.fixture(scope="module")
+def two_exports(exported, tmp_path_factory, sample, small_net):
+    """A folder with an export, another with the one that is to replace it."""
+    old, new = exported[0], tmp_path_factory.mktemp("new") / "x"
+    export_folder(relicensed(small_net(), "MIT, " * 40), new, sample)
+    return old, new
+
+
+@pytest.mark.parametrize("survived", range(5))
+def test_a_kill_between_renames_leaves_graphs_that_run(
+    two_exports, net, tmp_path, sample, monkeypatch, survived
+):
+    old, new = two_exports
+    x = tmp_path / "x"
+    shutil.copytree(old, x)
+    real, made = os.replace, []
+
+    def dies(source, target):
+        if Path(target).parent == x:
+            if len(made) == survived:
+                raise KeyboardInterrupt
+            made.append(Path(target).name)
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dies)
+        patch.setitem(folder.EXPORTERS, "onnx", copies(new))
+        relicensed(net, "MIT, " * 40)
+        if survived < 4:
+            with pytest.raises(KeyboardInterrupt):
+                export_folder(net, x, sample)
+        else:
+            export_folder(net, x, sample)
+    order = [*weights_in(new), *sorted(p.name for p in new.glob("*.onnx")), "export.json"]
+    assert made == order[:survived]
+    for depth in net.depths:
+        name = f"{depth}.onnx"
+        assert (x / name).read_bytes() == ((new if name in made else old) / name).read_bytes()
+        want = net(sample.images, depth).detach()
+        for session in (onnxruntime.InferenceSession(x / name), open_onnx(x / name)):
+            assert_close(logits_of(session, sample.images), want, rtol=1e-4, atol=1e-4)
+    before, after = weights_in(old), weights_in(new)
+    assert weights_in(x) == [before, *3 * [before | after], after][survived]
+
+
+def copies(place):
+    """An exporter that takes the graphs of an export of the same network and card."""
+
+    def export(net, name, file, images, *, weights):
+        shutil.copy(place / file.name, file)
+        return check.Parity(0.0, 1.0, len(images))
+
+    return export
+
+
+def test_weights_that_a_graph_still_points_at_stay(two_exports, net, tmp_path, sample, monkeypatch):
+    old, new = two_exports
+    monkeypatch.setitem(folder.EXPORTERS, "onnx", copies(new))
+    x = tmp_path / "x"
+    shutil.copytree(old, x)
+    shutil.copy(x / "8.onnx", x / "mine.onnx")
+    (x / "net-00000000.safetensors").write_bytes(b"of somebody else")
+    (x / "net.safetensors").write_bytes(b"of somebody else")
+    export_folder(relicensed(net, "MIT, " * 40), x, sample)
+    assert weights_in(x) == weights_in(old) | weights_in(new) | {"net-00000000.safetensors"}
+    (x / "mine.onnx").write_bytes(b"no graph")
+    export_folder(net, x, sample)
+    assert weights_in(x) == weights_in(new) | {"net-00000000.safetensors"}
+    assert (x / "net.safetensors").read_bytes() == b"of somebody else"
+
+
 def fails_at(depth, exporters):
     real = exporters["safetensors"]
 
@@ -206,9 +293,6 @@ def test_what_is_in_the_way_is_named(net, small_net, tmp_path, sample):
     export_folder(net, x, sample, format="safetensors", depth="8")
     with pytest.raises(ValueError, match="x holds the export of another network"):
         export_folder(small_net(seed=1), x, sample, format="safetensors", depth="8")
-    stepwell.save(small_net(seed=1), x / "net.safetensors")
-    with pytest.raises(ValueError, match="net.safetensors is there already and is another file"):
-        export_folder(net, x, sample)
     with pytest.raises(ValueError, match="8.safetensors is a file: name a folder"):
         export_folder(net, x / "8.safetensors", sample, format="safetensors")
     with pytest.raises(ValueError, match="no depth '9'; this net has 8, 14"):

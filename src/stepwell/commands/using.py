@@ -127,8 +127,8 @@ def export(
 ) -> None:
     """Write depths as files that other programs load, each checked against the network.
 
-    `--depth all` with ONNX writes the weights once: net.safetensors, and a small graph a depth that
-    points into it.
+    `--depth all` with ONNX writes the weights once, net-CHECKSUM.safetensors, and a small graph a depth
+    that points into it. Int8 versions and --beyond are not checked.
 
     Examples:
         stepwell export runs/digits

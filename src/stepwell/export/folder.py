@@ -22,16 +22,16 @@ from stepwell.export.int8 import CALIBRATION, export_int8
 from stepwell.export.onnx import export_onnx, ranges, require_onnx
 from stepwell.export.program import export_pt2
 from stepwell.export.subnet import export_safetensors, plain_bytes
-from stepwell.files import locked, write_whole
+from stepwell.files import locked, sync_folder, write_whole
 from stepwell.nets import NestedNet
 from stepwell.nets.file import digest, save
-from stepwell.nets.onnx_file import file_sha256, open_onnx, runner
+from stepwell.nets.onnx_file import file_sha256, open_onnx, runner, weights_of
 
 Format = Literal["onnx", "pt2", "safetensors"]
-#: The nested net's own file, which the graphs of all its depths point into.
-WEIGHTS = "net.safetensors"
 INDEX = "export.json"
 LOCK = ".lock"
+#: Of its checksum, in the name of the file that the graphs of all depths point into.
+DIGITS = 8
 EXPORTERS = {"onnx": export_onnx, "pt2": export_pt2, "safetensors": export_safetensors}
 
 
@@ -52,13 +52,15 @@ def export_folder(
     int8: Int8 | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Write depths of `net` to `folder`, each checked on `sample`: all of them, or nothing.
+    """Write depths of `net` to `folder`, each checked on `sample` before any is put in place.
 
-    Files of earlier exports of this network stay, and so does what `export.json` says of them.
+    Files of earlier exports of this network stay, and so does what `export.json` says of them. Each
+    file is replaced in one step, graphs never before the weights that they point into: wherever the
+    process ends, every graph is an old one or a new one, and runs; `export.json` goes last.
 
     Args:
         depth: one depth, whose files stand alone; by default all, of which the ONNX files are graphs
-            that share the weights in one copy of the nested net's file.
+            that share the weights in one copy of the nested net's file, named by its checksum.
         int8: adds an int8 version of each ONNX file, and the test accuracy and milliseconds an image
             of both.
         say: is told what takes long.
@@ -82,39 +84,56 @@ def export_folder(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder")
     rows: list[dict[str, Any]] = []
-    with _all_or_nothing(folder) as place:
+    with _put_in_place(folder) as place:
         before = _earlier(folder, network)
-        shared: dict[str, Path] = {}
+        weights = None
         if format == "onnx" and depth is None:
-            shared["weights"] = save(net, place / WEIGHTS)
-            network["weights"] = _weights(net, shared["weights"])
-            _check_weights(folder / WEIGHTS, network["weights"], before)
+            weights = _save_weights(net, place)
+            network["weights"] = _weights(net, weights)
         for name in chosen:
             say(f"depth {name}: {format}")
-            file = place / f"{name}.{format}"
-            parity = EXPORTERS[format](net, name, file, sample.images, **shared)
-            row = _row(net, name, format, file)
-            if shared:
-                row["weights"] = WEIGHTS
-                row["weights_bytes"] = _bytes_of(net, name, shared["weights"])
-            rows.append(row | {"parity": parity._asdict() | {"part": sample.part}})
+            rows.append(_write_depth(net, name, format, place, sample, weights))
             if int8 is not None:
                 say(f"depth {name}: int8, and both on {len(int8.test.images)} test images")
-                small = place / f"{name}.int8.onnx"
-                export_int8(file, small, take(int8.train, CALIBRATION))
-                rows.append(_row(net, name, "int8", small))
-                measured = _measure({"int8": small, "onnx": file}, int8.test)
-                rows[-2] |= measured["onnx"]
-                rows[-1] |= measured["int8"]
-        new = {row["file"] for row in rows}
-        kept = [
-            row
-            for row in before.get("files", ())
-            if row["file"] not in new and (folder / row["file"]).exists()
-        ]
-        index = before | network | {"files": kept + rows}
+                rows.append(_write_int8(net, name, place, int8, beside=rows[-1]))
+        index = before | network | {"files": _kept(before, rows, folder) + rows}
         write_whole(place / INDEX, json.dumps(index, indent=1).encode())
     return network | {"files": rows}
+
+
+def _write_depth(
+    net: NestedNet, depth: str, format: Format, place: Path, sample: Sample, weights: Path | None
+) -> dict[str, Any]:
+    """Write one depth, check it, and say what the file is."""
+    file = place / f"{depth}.{format}"
+    shared = {} if weights is None else {"weights": weights}
+    parity = EXPORTERS[format](net, depth, file, sample.images, **shared)
+    row = _row(net, depth, format, file)
+    if weights is not None:
+        row |= {"weights": weights.name, "weights_bytes": _bytes_of(net, depth, weights)}
+    return row | {"parity": parity._asdict() | {"part": sample.part}}
+
+
+def _write_int8(
+    net: NestedNet, depth: str, place: Path, int8: Int8, *, beside: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the int8 version of an ONNX file, and measure both; what its row `beside` says grows."""
+    file, small = place / beside["file"], place / f"{depth}.int8.onnx"
+    export_int8(file, small, take(int8.train, CALIBRATION))
+    row = _row(net, depth, "int8", small)
+    measured = _measure({"int8": small, "onnx": file}, int8.test)
+    beside |= measured["onnx"]
+    return row | measured["int8"]
+
+
+def _kept(before: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """What the index said of files that this export does not replace."""
+    new = {row["file"] for row in rows}
+    return [
+        row
+        for row in before.get("files", ())
+        if row["file"] not in new and (folder / row["file"]).exists()
+    ]
 
 
 def _network(net: NestedNet) -> dict[str, Any]:
@@ -145,19 +164,22 @@ def _earlier(folder: Path, network: dict[str, Any]) -> dict[str, Any]:
     return before
 
 
-def _check_weights(there: Path, ours: dict[str, Any], before: dict[str, Any]) -> None:
-    """Refuse to replace a file of that name that no export wrote."""
-    if "weights" not in before and there.exists() and file_sha256(there) != ours["sha256"]:
-        raise ValueError(
-            f"{there} is there already and is another file: name another folder to export to"
-        )
+def _save_weights(net: NestedNet, place: Path) -> Path:
+    """The nested net's own file, which the graphs of all its depths point into.
+
+    A graph points at byte ranges, which move with the length of the header (a licence, measured
+    times). So the file's name says what is in it: no graph ever meets the weights of another export.
+    """
+    file = save(net, place / "net.safetensors")
+    return file.rename(place / f"net-{file_sha256(file)[:DIGITS]}.safetensors")
 
 
 @contextmanager
-def _all_or_nothing(folder: Path) -> Iterator[Path]:
-    """A place whose files go to `folder` when all of them are there; the index goes last.
+def _put_in_place(folder: Path) -> Iterator[Path]:
+    """A place whose files go to `folder` when all of them are there: weights, graphs, index.
 
-    One process exports to a folder at a time.
+    Weights of earlier exports that no graph points at any more go last. One process exports to a
+    folder at a time.
     """
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,8 +190,13 @@ def _all_or_nothing(folder: Path) -> Iterator[Path]:
         place = Path(tempfile.mkdtemp(dir=folder, prefix=".export-"))
         try:
             yield place
-            for file in sorted(place.iterdir(), key=lambda f: (f.name == INDEX, f.name != WEIGHTS)):
+            weights = _weights_files(place)
+            order = {INDEX: 2} | {file.name: 0 for file in weights}
+            for file in sorted(place.iterdir(), key=lambda f: (order.get(f.name, 1), f.name)):
                 os.replace(file, folder / file.name)
+                sync_folder(folder)  # or a power failure could keep a later one alone
+            if weights:
+                _remove_unused_weights(folder)
         finally:
             shutil.rmtree(place)
     finally:
@@ -178,6 +205,20 @@ def _all_or_nothing(folder: Path) -> Iterator[Path]:
         lock.release()
         if not existed and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _weights_files(folder: Path) -> list[Path]:
+    """The files of weights that graphs share, by their names."""
+    return list(folder.glob(f"net-{'[0-9a-f]' * DIGITS}.safetensors"))
+
+
+def _remove_unused_weights(folder: Path) -> None:
+    """Remove files of weights that no graph points at; none whose name and content disagree."""
+    used = {weights_of(graph) for graph in folder.glob("*.onnx")}
+    for file in _weights_files(folder):
+        if file.name not in used and file.name.startswith(f"net-{file_sha256(file)[:DIGITS]}."):
+            with suppress(OSError):  # Windows removes no file that is open: there it stays
+                file.unlink()
 
 
 def _row(net: NestedNet, depth: str, format: str, file: Path) -> dict[str, Any]:

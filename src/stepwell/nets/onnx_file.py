@@ -124,6 +124,18 @@ def open_onnx(path: str | Path) -> Any:
         ) from error
 
 
+def weights_of(path: Path) -> str | None:
+    """The name of the file that a graph of Stepwell's keeps its weights in; none where it holds them.
+
+    None, too, where it is no ONNX file.
+    """
+    try:
+        described = {entry.key: entry.value for entry in _proto(path).metadata_props}
+    except ValueError:
+        return None
+    return described.get("weights")
+
+
 def onnx_fingerprint(path: Path) -> str:
     """A hash of an ONNX file and of the files that its weights stand in."""
     digest = hashlib.sha256(file_sha256(path).encode())
