@@ -181,6 +181,27 @@ def test_a_cache_made_for_something_else(folder, change, classes, message):
         assert cache.writes
 
 
+def test_who_came_before_the_header_takes_no_rows_for_its_own(folder, tmp_path, monkeypatch):
+    original = LogitCache._check_header
+
+    def then_another_writes(self, *arguments):
+        seen = original(self, *arguments)
+        for file in (tmp_path / "other").iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        return seen
+
+    filled(tmp_path / "other")
+    with LogitCache(folder, 5, FOR):
+        (folder / "cache.json").unlink()  # it has the lock and did not get further yet
+        monkeypatch.setattr(LogitCache, "_check_header", then_another_writes)
+        beside = LogitCache(folder, 5, FOR | {"teacher": "another"})
+        assert not beside.writes
+        teacher = Counting()
+        for x in batches():
+            CachedLogits(teacher, beside)(x)
+        assert (len(beside), teacher.runs) == (0, 4)
+
+
 def test_folders_that_are_no_cache(folder, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file: name a directory"):

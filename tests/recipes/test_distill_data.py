@@ -109,6 +109,21 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(small, tmp_path, kind):
     assert (tmp_path / "whole" / "synthetic.safetensors").exists() == (kind == "generator")
 
 
+@pytest.mark.parametrize(("asked", "images"), [(1, [6]), (2, [6, 6]), (7, [6, 6, 4] * 2)])
+def test_the_generator_takes_the_steps_it_is_given(small, tmp_path, asked, images):
+    seen, original = [], FlowMatching.training_step
+
+    def step(self, batch):
+        seen.append(batch.images)
+        return original(self, batch)
+
+    small |= {"distill_data": DistillData(synthetic="generator", generator_steps=asked)}
+    with pytest.MonkeyPatch.context() as patch, stopping(Distill, 0):
+        patch.setattr(FlowMatching, "training_step", step)
+        distill(out=tmp_path / "r", **small)
+    assert [len(batch) for batch in seen] == images  # of the 16 in all, at most once a pass
+
+
 def test_what_the_generator_made_is_kept_as_bytes_and_joins_without_labels(small, tmp_path):
     seen = []
     original = Distill.training_step

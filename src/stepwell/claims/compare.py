@@ -17,11 +17,6 @@ from stepwell.methods import open_teacher
 from stepwell.recipes.parts import batches_of, fitted
 from stepwell.types import Batch
 
-#: What can be said of images that have no label, or a mixed one.
-WITHOUT_LABELS = (
-    "agreement", "kl", "transfer", "transfer_kl", "control/agreement", "control/kl",
-)  # fmt: skip
-
 
 def compare(
     *,
@@ -75,10 +70,7 @@ def compare(
             control=answers.get("control"),
             seed=seed,
         )
-        numbers = fidelity_measures(seen, seed=seed)
-        if part == "seen":
-            numbers = {k: v for k, v in numbers.items() if _plain(k) in WITHOUT_LABELS}
-        found[part] = numbers
+        found[part] = fidelity_measures(seen, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "fidelity.json", json.dumps(found, indent=1).encode())
     flat = {f"{part}/{k}": v for part, numbers in found.items() for k, v in numbers.items()}
@@ -99,6 +91,6 @@ def _logits_of(net: nn.Module) -> Network:
 
 
 def _without_labels(train: Batches) -> Iterator[Batch]:
-    """The first epoch's images, each with class 0, which stands for nothing."""
+    """The first epoch's images, of which mixed and replaced ones have no one class."""
     for images, labels in train:
-        yield Batch(images, torch.zeros(len(labels), dtype=torch.long))
+        yield Batch(images, torch.full((len(labels),), -1))

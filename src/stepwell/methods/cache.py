@@ -71,8 +71,9 @@ class LogitCache:
         made = {"format": FORMAT, "classes": classes} | json.loads(json.dumps(dict(made_for)))
         self._end = self._records = 0  # rows and records that count
         try:
-            self._check_header(header, made)
-            self._entries = self._read_index()
+            # without a header nobody knows whose the rows are that another process may be writing
+            known = self._check_header(header, made)
+            self._entries = self._read_index() if known else {}
             if self.writes:
                 self._cut()
         except BaseException:
@@ -135,11 +136,12 @@ class LogitCache:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_header(self, file: Path, made: Mapping[str, Any]) -> None:
+    def _check_header(self, file: Path, made: Mapping[str, Any]) -> bool:
+        """Whether there was a header, which is then that of this cache; who writes makes one."""
         if not file.exists():
             if self.writes:
                 write_whole(file, json.dumps(made, indent=1).encode())
-            return
+            return False
         there = read_json(file, "use another --cache")
         for name in dict.fromkeys((*made, *there)):
             if there.get(name) != made.get(name):
@@ -148,6 +150,7 @@ class LogitCache:
                     f"({_short(there.get(name))} there, {_short(made.get(name))} here): use another "
                     "--cache"
                 )
+        return True
 
     def _read_index(self) -> dict[bytes, _Entry]:
         """The entries whose rows are all there; later ones of the same key count."""

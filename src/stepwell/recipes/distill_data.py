@@ -48,7 +48,8 @@ class DistillData:
             trained first.
         synthetic_share: of every batch.
         synthetic_count: how many images the generator makes; as many as training images by default.
-        generator_steps: of the generator's training.
+        generator_steps: of the generator's training, which sees all images alike: whole passes, as near
+            to this number as they come, or one pass over as many images as the steps have room for.
     """
 
     augment: Policy = "standard"
@@ -112,9 +113,14 @@ def with_generated(run: Run, train: Batches, data: DistillData, loop: Loop) -> B
     images = train.images
     file = run.path / "synthetic.safetensors"
     objective = FlowMatching(UNet(widths=_widths(images.size)))
+    batch = min(BATCH, train.batch_size)
+    shown = images
+    if len(images) > (room := data.generator_steps * batch):
+        draw = torch.Generator().manual_seed(seed_of(train.seed, "shown to the generator"))
+        shown = images.subset(torch.randperm(len(images), generator=draw)[:room])
     seen = Batches(
-        images,
-        min(BATCH, train.batch_size),
+        shown,
+        batch,
         mean=train.mean,
         std=train.std,
         augment=Augment(pad=0, flip=train.augment is not None and train.augment.flip),
