@@ -137,6 +137,8 @@ def of_most_faithful(*arms: str) -> Measure:
 
 FIG3 = "an ensemble of 5 ResNet-56, CIFAR-100 (Fig 3, read off)"
 SINGLE = "The paper's teacher is an ensemble of 5, this one a single network."
+COOLER = "The paper's numbers are of temperature 1, ours of 4."
+NORMS = "The paper's net has LayerNorm and no weight decay there, ours BatchNorm and decay 5e-4"
 PRIMARY = {
     "student-beats-teacher", "test-agreement", "little-transfer", "train-agreement", "longer", "basin",
     "mixup", "recycling/fidelity", "recycling/accuracy", "closer-is-not-better",
@@ -151,6 +153,7 @@ CLAIMS = [
         {"student": accuracy(SELF), "teacher": accuracy(SELF, "teacher/")},
         of_test(SELF, "test/gain", 100),
         0.0,
+        note="Fig 10 is of temperature 1, ours of 4.",
     ),
     points(
         "test-agreement",
@@ -206,6 +209,7 @@ CLAIMS = [
         seen(SELF),
         95.0,
         below=True,
+        note=f"{NORMS}.",
         judged_in="%",
     ),
     points(
@@ -216,10 +220,11 @@ CLAIMS = [
         seen(LONG),
         95.0,
         below=True,
+        note=f"{NORMS}.",
         judged_in="%",
     ),
     more("adam", "Nor does Adam, which agrees less there", "lower (Sec 6.2)", seen, ADAM, SELF,
-         below=True),
+         below=True, note=f"{NORMS}, for Adam as L2 in the gradient."),
     more("combined/train", "Heavy augmentation makes it harder to agree on what it is taught on",
          "about 60, other heavy augmentations 80 to 90 (Fig 5)", seen, COMBINED, SELF, below=True),
     points(
@@ -284,9 +289,9 @@ CLAIMS = [
     more("temperature", "So does temperature 4, compared with 1", f"83.5, at 1 79: {FIG3}",
          agreement, SELF, COLD, note=SINGLE),
     more("combined/test", "So does combined augmentation", f"83.5, without 79: {FIG3}",
-         agreement, COMBINED, SELF, note=SINGLE),
+         agreement, COMBINED, SELF, note=f"{SINGLE} {COOLER}"),
     more("noise", "Noise images do not", f"78.5, without 79: {FIG3}", agreement, NOISE, SELF, 0.5,
-         below=True, note=SINGLE),
+         below=True, note=f"{SINGLE} {COOLER}"),
     more("cutmix", "CutMix makes the student more faithful on test images", "not asked",
          agreement, CUTMIX, SELF, note=SINGLE),
     more("recycling/fidelity", "A student of images that its teacher has not seen is more faithful "
@@ -305,7 +310,7 @@ CLAIMS = [
     ),
     points(
         "closer-is-not-better",
-        "With more images a self-distilled student is closer to its teacher and not more accurate: the "
+        "With more images a self-distilled student is closer to its teacher and less accurate: the "
         "lesser of what agreement gains and accuracy loses",
         "agreement 72.5 to 74.5, accuracy 72.0 to 71.0 (Fig 1a, read off)",
         *up_and_down(WHOLE, SELF, up=False),
@@ -327,9 +332,9 @@ CLAIMS = [
         0.0,
     ),
     more("ensemble/3", "An ensemble of 3 is easier to match than a single network",
-         "82.5 and 77.5 (Fig 10, read off)", agreement, THREE, SELF),
+         "82.5 and 77.5 (Fig 10, read off)", agreement, THREE, SELF, note=COOLER),
     more("ensemble/5", "One of 5 is easier to match than one of 3",
-         "84.5 and 82.5 (Fig 10, read off)", agreement, FIVE, THREE),
+         "84.5 and 82.5 (Fig 10, read off)", agreement, FIVE, THREE, note=COOLER),
     points(
         "ensemble/transfer",
         "Its student agrees more than a student of another ensemble: the difference, in points",
@@ -341,14 +346,14 @@ CLAIMS = [
     more("capacity", "A student of 2.5 × the blocks gains only a few points", "2 to 3 (C.1)",
          agreement, DEEP, SELF, 5.0, below=True),
     more("labels", "Labels do not help fidelity", "78.0 at 0.5, 78.5 without (ensemble of 5; Fig 14, "
-         "read off)", agreement, LABELS, SELF, 0.5, below=True, note=SINGLE),
+         "read off)", agreement, LABELS, SELF, 0.5, below=True, note=f"{SINGLE} {COOLER}"),
     points(
         "calibration",
         "Of the students of ensembles the most faithful is calibrated best: its ECE less the least of "
         "the others",
         "best calibrated, not always the most accurate (Sec 7)",
         {f"{arm}: {n}": of(arm) for arm in (THREE, FIVE, THREE_WHOLE)
-         for n, of in (("agreement", agreement), ("ECE", ece))},
+         for n, of in (("agreement, %", agreement), ("ECE", ece))},
         of_most_faithful(THREE, FIVE, THREE_WHOLE),
         0.0,
         below=True,
@@ -357,7 +362,7 @@ CLAIMS = [
     ),
     more("ekd/agreement", "A sub-net agrees more with the net that holds it than an offline student "
          "with its teacher", "not asked", agreement, NESTED, OFFLINE,
-         note="EKD has labels, attention and half the passes for the sub-net: its default recipe."),
+         note="EKD has labels, attention, a third of the passes for the sub-net: its default recipe."),
     points(
         "ekd/transfer",
         "A sub-net agrees more with the net that holds it than a network of its depth that never met "
@@ -374,6 +379,7 @@ CLAIMS = [
         {f"{arm}: transfer": transfer(arm) for arm in (NESTED, OFFLINE)},
         less(transfer(NESTED), transfer(OFFLINE)),
         0.0,
+        unit="points",
     ),
     points(
         "ekd/disagreement",

@@ -1,12 +1,19 @@
 """The arms of the study of fidelity: teachers, students and comparisons of both, by name.
 
-Teachers see one half of the training images; their students the same half, the other one, or both, and
-never a label but where an arm is about that. A student trains half as long again as its teacher, at
-temperature 4; students of both halves take as many steps as the others, in half the passes.
+Teachers see one half of the training images, one fixed draw for all seeds; their students the same
+half, the other one, or both, and never a label but where an arm is about that. A student trains half
+as long again as its teacher, at temperature 4; students of both halves take as many steps as the
+others, in half the passes.
 
 Each training of a student is an arm, NAME, student; the arm NAME compares it with its teacher: on test
-images, on its training images, and on these as it saw them, changed as in its training. All students of
-one seed begin with the same weights, other than any teacher's; controls are students of other teachers.
+images, on its training images, and on these as it saw them, changed as in its training. Controls are
+students of other teachers. All students of one seed and one architecture, controls among them, begin
+with the same weights, and they draw one order of images. Neither is any teacher's, but in the arm of
+the teacher's initial weights, which has its teacher's seed. The nested net has the students' seed, so
+that it and its control see one order of images.
+
+As a rule an arm changes one thing of self-distillation. Those of a start between random weights and
+the teacher's change the norm (of the teacher, too), the weight decay, the rate and the length as well.
 """
 
 from typing import Any
