@@ -359,6 +359,7 @@ def fabricate_fidelity(run: Path, depths: tuple[str, ...], *, control: bool, lin
     for depth in depths:
         for key, value in {
             "agreement": 0.913, "control/agreement": 0.888, "transfer": 0.025, "kl": 0.1234,
+            "gain": -0.004,
             "cka/layer1": 0.87, "class/1/agreement": 0.777,
         }.items():  # fmt: skip
             if control or not key.startswith(("control", "transfer")):
@@ -399,6 +400,8 @@ def test_fidelity_is_shown_where_it_was_measured(tmp_path):
     assert "runs/&lt;t&gt;" in part
     assert part.count("91.3% (90.3–93.3)") == 3
     assert part.count("+2.5 (+1.5 to +4.5)") == 3
+    assert part.count("-0.4 (-1.4 to +1.6)") == 3
+    assert "where the interval of the difference holds 0 that may be chance" in part
     assert "1,234 images" in part
     assert "augmented: the same images, changed at random as in training (rotate + mixup)" in part
     assert "CKA of layer1" in part

@@ -47,7 +47,7 @@ def cka(
 
 
 def gram(x: Float[Tensor, "n p"], kernel: Kernel = "linear") -> Float[Tensor, "n n"]:
-    """The similarity of every two examples, of features (n, p), in double precision."""
+    """The similarity of every two examples, of features (n, p); of single precision, held in double."""
     # Centred first, which changes neither kernel's CKA: a large mean would cost digits.
     x = x.float() - x.double().mean(0).float()
     inner = (x @ x.T).double()

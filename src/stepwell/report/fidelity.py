@@ -22,6 +22,7 @@ ROWS = (
     ("… of the control, less the student's", "transfer_kl", 1, "{:.3f}"),
     ("Accuracy", "accuracy", 100, "{:.1f}%"),
     ("… of the teacher", "teacher/accuracy", 100, "{:.1f}%"),
+    ("… less the teacher's, points", "gain", 100, "{:+.1f}"),
     ("NLL", "nll", 1, "{:.3f}"),
     ("… of the teacher", "teacher/nll", 1, "{:.3f}"),
     ("ECE", "ece", 1, "{:.3f}"),
@@ -43,8 +44,8 @@ def fidelity_section(run: RunRecord, colours: Mapping[str, str]) -> str:
     controls = as_mapping(record.found.get("controls"))
     names = ", ".join(str(as_mapping(about).get("name", "unknown")) for about in controls.values())
     text = f"Teacher: {teacher.get('name', 'unknown')}. " + (
-        f"Control, a student of another teacher: {names}. Agreement beyond its own is this teacher's "
-        "doing."
+        f"Control, a student of another teacher: {names}. Only agreement beyond its own can be this "
+        "teacher's doing, and where the interval of the difference holds 0 that may be chance."
         if controls
         else "There is no control: two networks trained apart agree, too, so this agreement says "
         "little of what was passed on (--control)."
