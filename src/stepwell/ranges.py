@@ -89,26 +89,33 @@ RANGES: dict[str, Range] = {
 }
 
 
-def check_numbers(arguments: Mapping[str, Any]) -> None:
+def check_numbers(arguments: Mapping[str, Any], *, flags: bool = True) -> None:
     """Refuse numbers that nothing can be done with, before any time is spent.
 
     Args:
         arguments: by parameter; what has no range, or is None, passes. Groups of flags (dataclasses)
             are looked into, and so is each number of several.
+        flags: name a number by its flag, as recipes and commands do; else by the parameter.
 
     Raises:
-        ValueError: a number is out of its range, or not finite; the message begins with its flag.
+        ValueError: a number is out of its range, or not finite; the message begins with its name.
     """
     for name, value in arguments.items():
         if is_dataclass(value) and not isinstance(value, type):
-            check_numbers({f.name: getattr(value, f.name) for f in fields(value)})
+            check_numbers({f.name: getattr(value, f.name) for f in fields(value)}, flags=flags)
         elif name in RANGES and value is not None:
             for number in value if isinstance(value, tuple) else (value,):
-                _check(name, number)
+                shown = f"--{name.replace('_', '-')}" if flags else name
+                check_number(shown, number, RANGES[name])
 
 
-def _check(name: str, number: float) -> None:
-    words, holds = RANGES[name]
+def check_number(name: str, number: float, within: Range) -> None:
+    """Refuse one number.
+
+    Raises:
+        ValueError: it is out of its range, or not finite; the message begins with `name`.
+    """
+    words, holds = within
     if not (math.isfinite(number) and holds(number)):
         finite = "" if math.isfinite(number) else " and finite"
-        raise ValueError(f"--{name.replace('_', '-')} {number}: must be {words}{finite}")
+        raise ValueError(f"{name} {number}: must be {words}{finite}")

@@ -207,6 +207,25 @@ def test_a_fingerprint_is_the_networks(file):
     assert len(marks) == 2
 
 
+@pytest.mark.parametrize("shape", [(2, 2, 1), (2, 1, 1), (1, 2, 2)])
+def test_a_fingerprint_knows_each_tensor_that_a_trained_depth_runs(shape, tmp_path):
+    """The norms that a calibrated depth lends to one trained later among them."""
+    net = stepwell.build("resnet20", {"c": (2, 2, 2), "t": shape}, num_classes=3)
+    net.mark("trained")
+    net.mark("calibrated", "c")
+    file = tmp_path / "net.safetensors"
+    before = fingerprint(stepwell.save(net, file))
+    for name in sorted(set(net.stored_names("t").values()))[::7]:
+        tensor = net.tensors()[name]  # the very memory of the net
+        old = tensor.clone()
+        tensor += 1
+        assert fingerprint(stepwell.save(net, file)) != before, name
+        tensor.copy_(old)
+    net.add_depth("later", (2, 1, 2))
+    net.mark("calibrated", "later")
+    assert fingerprint(stepwell.save(net, file)) == before
+
+
 def test_a_fingerprint_of_anothers_file_is_its_bytes(tmp_path):
     for name, write in {"s": save_file, "t": torch.save}.items():
         marks = set()

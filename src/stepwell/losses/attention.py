@@ -39,9 +39,10 @@ def attention_at(student: Features, teacher: Features) -> Scalar:
 def attention_sad(student: Features, teacher: Features) -> Scalar:
     """Divergence of softmax self-attention over positions.
 
-    Every position attends to all positions by the scaled product of channel-normalised features
-    (so that teacher and student may differ in channels and in scale); the loss is the row-wise
-    KL(teacher || student) in nats, mean over rows and batch. Memory grows with (height · width)².
+    Every position attends to all positions by the cosine of their features over channels (so that
+    teacher and student may differ in channels and in scale), without the 1/√channels or the
+    temperature of a transformer's attention; the loss is the row-wise KL(teacher || student) in nats,
+    mean over rows and batch. Memory grows with (height · width)².
 
     Raises:
         ValueError: batch or resolution differ.

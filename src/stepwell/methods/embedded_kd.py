@@ -22,6 +22,7 @@ from stepwell.losses.attention import Attention
 from stepwell.methods.adapters import AsLogits
 from stepwell.methods.objective import MovingAverage, Objective, Teacher, check_teacher
 from stepwell.nets.nested import NestedNet
+from stepwell.ranges import NOT_NEGATIVE, check_number, check_numbers
 from stepwell.types import Batch, Exit, Step
 
 
@@ -48,11 +49,17 @@ class EmbeddedKD(Objective):
         teach_full: the teacher's soft targets are part of the full net's loss, too.
         label_smoothing: of the full net's cross entropy (regularisation belongs to it alone).
 
+    Attributes:
+        loss_scale: for loops in float16: what `NestedNet.joint_loss` takes as `scale`, set before
+            each step, such as `scaler.get_scale()`.
+
     Raises:
-        ValueError: a value out of range, an unknown depth in `weights`, two teachers, one that is
-            not frozen, or `teach_full` with the full net as its own teacher; in a step, `teacher`
-            gives no `Exit`.
+        ValueError: a value out of range, an unknown depth or the full one in `weights`, two teachers,
+            one that is not frozen, or `teach_full` with the full net as its own teacher or without
+            soft targets (`kl=0`); in a step, `teacher` gives no `Exit`.
     """
+
+    loss_scale: float | None = None
 
     def __init__(
         self,
@@ -77,8 +84,20 @@ class EmbeddedKD(Objective):
             raise ValueError(
                 f"attention_mode is one of {', '.join(ATTENTION)}, not {attention_mode!r}"
             )
-        if not 0 <= distill_from < 1:
-            raise ValueError(f"distill_from is a share of training in [0, 1), not {distill_from}")
+        check_numbers(
+            {
+                "temperature": temperature,
+                "ce": ce,
+                "kl": kl,
+                "attention": attention,
+                "full_weight": full_weight,
+                "distill_from": distill_from,
+                "ema_teacher": ema_teacher,
+                "label_smoothing": label_smoothing,
+            },
+            flags=False,
+        )
+        _check_weights(net, weights or {})
         if not (ce or kl or attention):
             raise ValueError("the sub-nets have no loss: ce, kl and attention are all 0")
         if ema_teacher and teacher is not None:
@@ -87,10 +106,12 @@ class EmbeddedKD(Objective):
             raise ValueError(
                 "teach_full needs a teacher besides the full net: set ema_teacher or teacher"
             )
+        if teach_full and not kl:
+            raise ValueError(
+                "teach_full teaches by soft targets, and kl=0 leaves these out: drop one"
+            )
         if teacher is not None:
             check_teacher(teacher)
-        for depth in weights or {}:
-            net.path(depth)
         self.net = net
         self.temperature = temperature
         self.ce = ce
@@ -129,7 +150,7 @@ class EmbeddedKD(Objective):
                 depth, exit, labels, full, full.logits if target is None else target
             )
 
-        return Step(*self.net.joint_loss(images, loss_of, depths))
+        return Step(*self.net.joint_loss(images, loss_of, depths, scale=self.loss_scale))
 
     @property
     def distilling(self) -> bool:
@@ -170,3 +191,13 @@ class EmbeddedKD(Objective):
             weighted["attention"] = (self.attention, sum(apart, exit.logits.new_zeros(())))
         loss = torch.stack([w * value for w, value in weighted.values()]).sum()
         return self.weights.get(depth, 1.0) * loss, {k: v for k, (_, v) in weighted.items()}
+
+
+def _check_weights(net: NestedNet, weights: Mapping[str, float]) -> None:
+    for depth, weight in weights.items():
+        net.path(depth)
+        if depth == net.full:
+            raise ValueError(
+                f"{depth!r} is the full net, whose weight is full_weight, not in weights"
+            )
+        check_number(f"the weight of depth {depth!r}", weight, NOT_NEGATIVE)

@@ -99,8 +99,8 @@ def load(path: str | Path, module: Callable[[], nn.Module] | None = None) -> Nes
 def fingerprint(path: Path) -> str:
     """A hash of the network in a file: the same when its card is measured again or depths are added.
 
-    Of Stepwell's files that is everything but the measured table and cascade, and but depths that were
-    calibrated after the training; of any other file, its bytes.
+    Of Stepwell's files that is everything but the measured table and cascade, and but what depths that
+    were calibrated after the training have for themselves; of any other file, its bytes.
     """
     header, tensors = _read(path, plain_too=True)
     if header is None or "depths" not in header:
@@ -112,12 +112,28 @@ def fingerprint(path: Path) -> str:
         "status": {d: header["status"][d] for d in trained},
         "card": {k: v for k, v in header["card"].items() if k not in MEASURED},
     }
-    of_trained = {
-        name: value
-        for name, value in tensors.items()
-        if not name.startswith("depths/") or name.split("/")[1] in trained
-    }
+    of_trained = {k: v for k, v in tensors.items() if _is_of(k, tensors, header["depths"], trained)}
     return digest(header | kept, of_trained)[:16]
+
+
+def _is_of(
+    name: str, tensors: Mapping[str, Tensor], depths: Mapping[str, list[int]], trained: list[str]
+) -> bool:
+    """Whether a tensor may be one that a `trained` depth runs; the names say so without the module.
+
+    A depth shares the norms of one that came before it where both paths begin alike: they have one
+    number of blocks in the first stage, and the later one no tensor of that name for itself.
+    """
+    if not name.startswith("depths/"):
+        return True
+    _, owner, own_name = name.split("/", 2)
+    later = [*depths][[*depths].index(owner) :]
+    return owner in trained or any(
+        depth in trained
+        and depths[depth][:1] == depths[owner][:1]
+        and f"depths/{depth}/{own_name}" not in tensors
+        for depth in later
+    )
 
 
 def holds_weights_alone(path: Path) -> bool:

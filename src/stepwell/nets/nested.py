@@ -198,7 +198,12 @@ class NestedNet(nn.Module):
         return {depth: exit.logits for depth, exit in self.forward_all(x, depths).items()}
 
     def joint_loss(
-        self, x: Float[Tensor, "batch ..."], loss_of: LossOf, depths: Sequence[str] | None = None
+        self,
+        x: Float[Tensor, "batch ..."],
+        loss_of: LossOf,
+        depths: Sequence[str] | None = None,
+        *,
+        scale: float | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the losses of all depths (or those named), every common prefix computed once.
 
@@ -207,13 +212,18 @@ class NestedNet(nn.Module):
         full net can teach the others. The gradients equal those of the naive sum of the losses, and
         the activations of one path at a time are in memory (see `nets.trie.joint_loss`).
 
+        Args:
+            scale: needed in float16 alone: what the gradients are computed times, such as a
+                `GradScaler`'s `get_scale()`. The sum is not; `scaler.scale(sum).backward()` as ever.
+
         Returns:
             The scalar sum, to be differentiated once, and the detached parts under "depth/part".
 
         Raises:
-            ValueError: no such depth; a loss depends on parameters that its depth does not run.
+            ValueError: no such depth; a loss depends on parameters that its depth does not run behind
+                the fork; `scale` is not positive and finite, or missing in float16.
         """
-        return joint_loss(self._trie(depths), x, loss_of)
+        return joint_loss(self._trie(depths), x, loss_of, scale)
 
     def train(self, mode: bool = True) -> "NestedNet":
         """Set the mode of every module, those that only a sub-net has included."""

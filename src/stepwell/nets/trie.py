@@ -6,6 +6,7 @@ at a time. The gradients that the suffixes leave on the fork are added up there,
 backward once.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -112,7 +113,9 @@ def walk(node: Node, x: Tensor, features: Features | None = None) -> Iterator[tu
     return _Fork(node, *node.run(x, features or dict.fromkeys(node.depths, ()))).exits()
 
 
-def joint_loss(root: Node, x: Tensor, loss_of: LossOf) -> tuple[Tensor, dict[str, Tensor]]:
+def joint_loss(
+    root: Node, x: Tensor, loss_of: LossOf, scale: float | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of the losses of all paths, and its detached parts under "depth/part".
 
     Behind the first fork everything has run backward when this returns; `backward()` of the sum hands
@@ -120,13 +123,25 @@ def joint_loss(root: Node, x: Tensor, loss_of: LossOf) -> tuple[Tensor, dict[str
     but differentiated once only. The gradients equal those of the naive sum to rounding, and a hook on
     a parameter (`register_hook`) applies once, to its whole gradient.
 
+    Args:
+        scale: what the gradients behind the fork are computed times; `backward()` divides by it. A
+            factor on the sum itself comes too late for them: what vanished in float16 is gone. With
+            a `GradScaler`, give its `get_scale()`.
+
     Raises:
-        ValueError: a loss depends on parameters that its depth does not run: they would get no
-            gradient.
+        ValueError: a loss depends on parameters that its depth does not run behind the fork: they
+            would get no gradient; `scale` is not positive and finite, or missing under float16.
     """
-    judge = _Judge(loss_of)
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale {scale}: must be above 0 and finite")
+    judge = _Judge(loss_of, 1.0 if scale is None else scale)
     fork = _Fork(root, *root.run(x, dict.fromkeys(root.depths, ())))
     if root.children and torch.is_grad_enabled():
+        if scale is None and _in_float16(x):
+            raise ValueError(
+                "in float16 the gradients of a joint loss need their scale before it is returned: give "
+                "joint_loss(..., scale=scaler.get_scale()), or scale=1.0 to go without"
+            )
         parameters = {p: None for child in root.children for p in _all_parameters(child)}
         total: Tensor = _Suffixes.apply(fork, judge, *fork.tensors(), *parameters)
     else:
@@ -187,11 +202,22 @@ def _version(tensor: Tensor) -> int:
     return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
-class _Judge:
-    """Asks for the loss of each exit in turn; keeps the parts, and the exits already done."""
+def _in_float16(x: Tensor) -> bool:
+    """Whether a network that is given `x` computes in float16."""
+    kind = x.device.type
+    autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    return autocast or x.dtype == torch.float16
 
-    def __init__(self, loss_of: LossOf) -> None:
+
+class _Judge:
+    """Asks for the loss of each exit in turn; keeps the parts, and the exits already done.
+
+    scale: what the gradients of the losses are times.
+    """
+
+    def __init__(self, loss_of: LossOf, scale: float) -> None:
         self.loss_of = loss_of
+        self.scale = scale
         self.logs: dict[str, Tensor] = {}
         self.done: dict[str, Exit] = {}
 
@@ -211,9 +237,9 @@ class _Gradients:
         self._owned: set[int] = set()
 
     def backward(
-        self, outputs: Sequence[Tensor], given: Sequence[Tensor | None], inputs: Sequence[Tensor]
+        self, outputs: Sequence[Tensor], given: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> None:
-        """Add what `inputs` get when `outputs` have the gradients `given` (none: a scalar's 1).
+        """Add what `inputs` get when `outputs` have the gradients `given`.
 
         Each gradient is added as soon as it is there, and something without memory handed on in its
         place: all gradients of a suffix at once would be in memory twice. Hooks that others registered
@@ -264,19 +290,21 @@ class _Suffixes(torch.autograd.Function):
         with torch.enable_grad():
             total, of_fork = _behind(fork, judge, gradients)
         ctx.gradients = [*of_fork, *(gradients.pop(p) for p in tensors[len(of_fork) :])]
+        ctx.scale = judge.scale
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        """What `forward` found, times the gradient of the sum."""
+    def backward(ctx: Any, of_sum: Tensor) -> tuple[Tensor | None, ...]:
+        """What `forward` found, times the gradient of the sum, without the scale."""
         gradients: list[Tensor | None] | None = ctx.gradients
         ctx.gradients = None
         if gradients is None:
             raise RuntimeError("a joint loss runs backward once: its activations are gone")
-        if scale.device.type != "cpu" or scale != 1:  # to ask elsewhere would wait for the device
+        factor = of_sum / ctx.scale  # 1 where the sum has just this scale: nothing vanishes between
+        if factor.device.type != "cpu" or factor != 1:  # to ask elsewhere would wait for the device
             for i, gradient in enumerate(gradients):
-                gradients[i] = None if gradient is None else gradient * scale
+                gradients[i] = None if gradient is None else gradient * factor
         return (None, None, *gradients)
 
 
@@ -321,12 +349,12 @@ def _exits(fork: _Fork, judge: _Judge, gradients: _Gradients, inputs: Sequence[T
     loss = _sum([judge.loss(depth, fork.exit(depth)) for depth in fork.node.last])
     _check_parameters(loss, fork, inputs)
     if loss.requires_grad:
-        gradients.backward([loss], [None], inputs)
+        gradients.backward([loss], [torch.ones_like(loss) * judge.scale], inputs)
     return loss.detach()
 
 
 def _check_parameters(loss: Tensor, fork: _Fork, inputs: Sequence[Tensor]) -> None:
-    """Refuse a loss with parameters of its own, which would silently get no gradient."""
+    """Refuse a loss with parameters that are not behind the fork: they would get no gradient."""
     known = {id(t) for t in inputs}
     seen = {t.grad_fn for t in fork.tensors()}  # the network's own graph need not be searched
     ahead = [loss.grad_fn]
@@ -339,8 +367,9 @@ def _check_parameters(loss: Tensor, fork: _Fork, inputs: Sequence[Tensor]) -> No
         if variable is not None and id(variable) not in known:
             raise ValueError(
                 f"the loss of depth {fork.node.last[0]!r} depends on a parameter of shape "
-                f"{tuple(variable.shape)} that the depth does not run, so it would get no gradient: "
-                "add that part of the loss outside joint_loss"
+                f"{tuple(variable.shape)} that the depth does not run behind the fork (others share "
+                "it, or it is none of the network's), so it would get no gradient: add that part of "
+                "the loss outside joint_loss"
             )
         ahead += [following for following, _ in node.next_functions]
 
