@@ -162,6 +162,22 @@ def test_cost_of_a_name_and_of_a_run(stepwell, trained):
     assert "mobilenet_v2 at 32×32" in out
 
 
+def test_cost_measures_the_network_that_train_would_build(stepwell):
+    resnet = ("cost", "resnet18", "--num-classes", 10, "--json", "--size", 16)
+    by_default, small = (
+        json.loads(stepwell(*resnet, *stem)[1]) for stem in ((), ("--stem", "small"))
+    )
+    assert by_default["18"]["macs"] == small["18"]["macs"]
+
+
+def test_pretrained_is_a_word_and_no_file(stepwell, tmp_path):
+    common = ("--data", "digits", "--net", "resnet14", "--init", "pretrained")
+    for recipe in (("ekd", "--depths", "8"), ("supervised",)):
+        code, _, err = stepwell("train", *recipe, *common, "--out", tmp_path / recipe[0])
+        assert code == 2
+        assert "torchvision publishes no weights for resnet14" in err
+
+
 def test_predict_to_a_table_and_to_csv(stepwell, trained, tmp_path):
     paths = digit_images(tmp_path / "in")
     code, out, _ = stepwell("predict", trained, *paths[:2])

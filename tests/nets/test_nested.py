@@ -287,6 +287,25 @@ def test_a_depth_that_nobody_trained_is_refused_until_it_is_calibrated():
     assert first.momentum == 0.1
 
 
+def test_images_that_are_not_finite_calibrate_nothing():
+    net = build("resnet14", ["8"], num_classes=3)
+    net.mark("trained", net.full)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    good = torch.randn(4, 3, 8, 8)
+    labels = torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="numbers that are not finite"):
+        stepwell.calibrate(
+            net, [stepwell.Batch(good, labels), stepwell.Batch(good * float("nan"), labels)]
+        )
+    assert net.status["8"] == "fresh"
+    assert all(value.equal(before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_status_is_one_of_three():
+    with pytest.raises(Exception, match="foo"):
+        build("resnet14", ["8"]).mark("foo")
+
+
 def test_there_is_nothing_to_calibrate_where_nothing_was_trained():
     net = build("resnet20", ["8"], num_classes=5)
     batches = [stepwell.Batch(torch.randn(8, 3, 8, 8), torch.zeros(8).long())]

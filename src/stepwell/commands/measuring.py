@@ -179,7 +179,7 @@ def cost(
         depths: sub-nets of a network given by name, as for `stepwell train ekd`.
         size: height and width of the input; a trained network's own, else its family's.
         num_classes: classes of a network given by name; 1,000 by default.
-        stem: first layers, where there is a choice; the small ones are for about 32 pixels.
+        stem: first layers, where there is a choice; as in training, small ones below 64 pixels.
         batch: images at once.
         save: keep the times in the network's file, under this device and its threads, for
             `net.for_budget` and `stepwell predict --budget-ms`.
@@ -208,7 +208,7 @@ def cost(
     else:
         builder = builder_of(network)
         size = size or (32 if stem == "small" else builder.size)
-        arguments = input_arguments(network, size, stem or ("imagenet" if builder.stems else None))
+        arguments = input_arguments(network, size, stem)
         net = build(network, depths, num_classes=num_classes or 1000, **arguments)
     check_size(net, size)
     if save:

@@ -74,14 +74,17 @@ def estimate(
         run: runs the network on images; the other norms are in eval mode.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, or one with numbers that are not finite; the norms are as before.
     """
     device = next(net.parameters()).device
     momenta = [n.momentum for n in norms]
+    before = [{name: value.clone() for name, value in n.state_dict().items()} for n in norms]
     count = 0
     try:
         with in_eval_mode(net):
             for images, _ in batches:
+                if not images.isfinite().all():
+                    raise ValueError("images to calibrate with have numbers that are not finite")
                 count += len(images)
                 for norm in norms:
                     if count == len(images):
@@ -89,6 +92,10 @@ def estimate(
                         norm.train()
                     norm.momentum = len(images) / count  # each image counts for as much
                 run(images.to(device))
+    except BaseException:
+        for norm, state in zip(norms, before, strict=True):
+            norm.load_state_dict(state)
+        raise
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -12,7 +12,7 @@ Nothing is switched by a flag: `forward(x, "18")` walks path "18".
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -112,7 +112,13 @@ class NestedNet(nn.Module):
         return {depth: self._status[depth] for depth in self.depths}
 
     def mark(self, status: Status, *depths: str) -> None:
-        """Record how `depths` (all, when none is named) came to their weights."""
+        """Record how `depths` (all, when none is named) came to their weights.
+
+        Raises:
+            ValueError: no such depth or status.
+        """
+        if status not in get_args(Status):
+            raise ValueError(f"no status {status!r}; there are {', '.join(get_args(Status))}")
         for depth in depths or tuple(self._blocks):
             self.path(depth)
             self._status[depth] = status

@@ -95,7 +95,7 @@ def open_classifier(
     check_size(nested, size)
     for note in splits.notes:
         warnings.warn(note, stacklevel=3)
-    init: Path | Literal["pretrained"] | None = arguments.get("init")
+    init: Literal["pretrained"] | Path | None = arguments.get("init")
     start = _start(nested, init, classes)
     if start is not None and start.fresh:
         warnings.warn(
@@ -143,7 +143,11 @@ def open_classifier(
 
 
 def _start(
-    net: NestedNet, init: Path | Literal["pretrained"] | None, classes: tuple[str, ...]
+    # In this order, everywhere: `typing` gives back the first union of these members that it met,
+    # and to a command line whose union begins with Path "pretrained" is a file.
+    net: NestedNet,
+    init: Literal["pretrained"] | Path | None,
+    classes: tuple[str, ...],
 ) -> Start | None:
     if init is None:
         return None
