@@ -22,6 +22,7 @@ NAMES = (
     "file_size",
     "evaluation",
     "logit_cache",
+    "netgraft",
     "precision",
     "graph",
 )

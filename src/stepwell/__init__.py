@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from stepwell.methods import EmbeddedKD as EmbeddedKD
     from stepwell.methods import Ensemble as Ensemble
     from stepwell.methods import Frozen as Frozen
+    from stepwell.methods import Graft as Graft
+    from stepwell.methods import Grafting as Grafting
     from stepwell.methods import Objective as Objective
     from stepwell.methods import Supervised as Supervised
     from stepwell.methods import open_teacher as open_teacher
@@ -48,6 +50,8 @@ _WHERE = {
     "EmbeddedKD": "methods",
     "Ensemble": "methods",
     "Frozen": "methods",
+    "Graft": "methods",
+    "Grafting": "methods",
     "Objective": "methods",
     "Supervised": "methods",
     "open_teacher": "methods",

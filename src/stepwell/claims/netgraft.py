@@ -21,20 +21,21 @@ from stepwell.claims.study import Arm, Claim, Measure, Study, image_fingerprint
 
 TEACHER, SLIM, SLIMMER = "resnet14", "resnet14_slim", "resnet14_slimmer"
 SHOTS = (1, 2, 5, 10)
-#: Schedules and baselines, by what they are called here.
+#: Schedules and baselines, by what they are called here. Networks from scratch take four times as
+#: long a step and come out far below, so of these there is one initial value.
 WAYS: dict[str, dict[str, Any]] = {
     "NetGraft": {"trace": True},
     "stage 2 only": {"schedule": "join"},
     "direct": {"schedule": "direct"},
     "direct with hints": {"schedule": "direct", "loss": "features"},
-    "few-shot KD": {"method": "kd"},
-    "few labels": {"method": "labels"},
+    "few-shot KD": {"method": "kd", "inits": 1},
+    "few labels": {"method": "labels", "inits": 1},
 }
 NETGRAFT, SECOND, DIRECT, HINTS, KD, LABELS = WAYS
 FULL, FULL_SLIMMER = "full-data KD", "full-data KD, slimmer"
 MSE, FRESH = "mean squared error", "nothing copied"
 #: Shots with which the slimmer student, and single changes of the method, are tried.
-SOME, MOST = (1, 10), SHOTS[-1]
+MOST = SHOTS[-1]
 
 
 def at(way: str, shots: int, slimmer: bool = False) -> str:
@@ -60,9 +61,9 @@ ARMS: dict[str, Arm] = {
     FULL: full(SLIM),
     FULL_SLIMMER: full(SLIMMER),
     **{at(way, k): few(k, **options) for k in SHOTS for way, options in WAYS.items()},
-    **{at(way, k, True): few(k, SLIMMER, **WAYS[way]) for k in SOME for way in (NETGRAFT, DIRECT)},
+    **{at(way, MOST, True): few(MOST, SLIMMER, **WAYS[way]) for way in (NETGRAFT, DIRECT)},
     at(MSE, MOST): few(MOST, loss="mse"),
-    at(FRESH, MOST): few(MOST, start="fresh"),
+    at(FRESH, MOST): few(MOST, start="fresh", inits=1),
 }
 
 
@@ -161,13 +162,10 @@ CLAIMS = [
         )
         for k in SHOTS
     ),
-    *(
-        beats(
-            f"slimmer/direct/{k}",
-            f"With K = {k} and two stages to graft, grafting gains on direct training",
-            LACKS, at(NETGRAFT, k, True), at(DIRECT, k, True),
-        )
-        for k in SOME
+    beats(
+        "slimmer/direct",
+        f"With K = {MOST} and two stages to graft, grafting gains on direct training, in as many steps",
+        LACKS, at(NETGRAFT, MOST, True), at(DIRECT, MOST, True),
     ),
     beats(
         "slimmer/par",
@@ -202,8 +200,8 @@ STUDY = Study(
     claims=CLAIMS,
     primary=PRIMARY,
     common={
-        "data": "cifar10", "size": 16, "epochs": 25, "val_fraction": 0.0, "per_class": 1000,
-        "graft_steps": 400, "join_steps": 400,
+        "data": "cifar10", "size": 16, "epochs": 20, "val_fraction": 0.0, "per_class": 1000,
+        "graft_steps": 300, "join_steps": 300,
     },
     quick={
         "data": "digits", "size": None, "epochs": 1, "per_class": 130, "graft_steps": 1,
@@ -211,8 +209,8 @@ STUDY = Study(
     },
     fingerprint=image_fingerprint,
     note=(
-        "Of one seed: a teacher, a draw of images, and two initial values of each student. The spread "
-        "over these two stands beside the spread over draws."
+        "Of one seed: a teacher, a draw of images, and two initial values of each student (one of "
+        "those from scratch). The spread over these two stands beside the spread over draws."
     ),
     table=[
         Column("14/accuracy", "accuracy"),
