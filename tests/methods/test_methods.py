@@ -382,3 +382,29 @@ def test_what_gives_no_exit_is_no_teacher(objective, batch):
     early = {"distill_from": 0.0} if objective is EmbeddedKD else {}
     with pytest.raises(ValueError, match=r"gives a Tensor, not an Exit: Frozen.module. makes a"):
         objective(nested(), teacher=lambda x: torch.zeros(6, 5), **early).training_step(batch)
+
+
+def test_a_record_of_the_depths_that_ran_goes_with_the_weights(batch):
+    late = EmbeddedKD(nested(), distill_from=0.5)
+    assert late.trained_depths == ()
+    late.training_step(batch)
+    assert late.trained_depths == ("20",)
+    before = deepcopy(late.state_dict())
+    averaged = MovingAverage(late, 0.99)
+    averaged.update(late)
+    late.progress = 0.5
+    late.training_step(batch)
+    averaged.update(late)
+    assert late.trained_depths == averaged.average.module.trained_depths == ("8", "14", "20")
+    late.load_state_dict(before)
+    assert late.trained_depths == ("20",)
+    del before["ran"]  # a checkpoint of before there was a record
+    late.load_state_dict(before)
+    assert late.trained_depths == ("8", "14", "20")
+
+
+def test_a_depth_that_was_never_drawn_is_not_trained(batch, monkeypatch):
+    drawn = EmbeddedKD(nested(), distill_from=0.0, sample=True)
+    monkeypatch.setattr(torch, "randint", lambda *a: torch.tensor(1))
+    drawn.training_step(batch)
+    assert drawn.trained_depths == ("14", "20")

@@ -83,6 +83,16 @@ def test_a_full_net_that_cannot_be_watched_is_said_not_to_be(other, tmp_path):
         watch_full_net(net, Task(None, None, None, None), 0.5, start, trained=True)
 
 
+def test_a_sub_net_that_no_step_trained_is_calibrated_and_said_to_be(tmp_path):
+    late = {"epochs": 1, "batch_size": 2048, "schedule": "one-run", "out": tmp_path / "r"}
+    with pytest.warns(UserWarning, match="no step has trained depth 8: norms get statistics"):
+        results = ekd(**NEST | late)
+    net = load(tmp_path / "r" / "net.safetensors")
+    assert net.status == {"8": "calibrated", "14": "trained"}
+    assert all(norm.num_batches_tracked for norm in net.norms("8"))
+    assert ekd(**NEST | late) == results  # a finished run gives the same again
+
+
 def test_no_rollback_is_promised_to_a_classifier_that_nobody_trained(other, tmp_path):
     asked = {"schedule": "one-run", "on_drop": "rollback", "init": other, "out": tmp_path / "r"}
     with (

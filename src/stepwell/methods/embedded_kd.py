@@ -12,6 +12,7 @@ from a teacher that knows nothing yet (see the results of `stepwell verify ekd`)
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,6 +128,22 @@ class EmbeddedKD(Objective):
         self._as_logits = AsLogits()
         self.teach_full = teach_full
         self.label_smoothing = label_smoothing
+        self._names = tuple(net.depths)
+        self.ran: Tensor  # 1 for each depth that these weights were trained at, else 0
+        # In the state dict, so that it is of the weights that are kept (of an epoch, an average). Of
+        # floats, because a moving average of whole numbers stays at 0.
+        self.register_buffer("ran", torch.zeros(len(self._names)))
+
+    @property
+    def trained_depths(self) -> tuple[str, ...]:
+        """The depths that have taken a step, shallow to deep; a sub-net that comes late or is never
+        drawn is none of them."""
+        return tuple(d for d, ran in zip(self._names, self.ran.tolist(), strict=True) if ran)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Checkpoints of before kept no record, and every depth counted as trained.
+        state.setdefault(f"{prefix}ran", torch.ones_like(self.ran))
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def training_step(self, batch: Batch) -> Step:
         """The joint loss of the active depths; each common prefix runs once."""
@@ -150,7 +167,11 @@ class EmbeddedKD(Objective):
                 depth, exit, labels, full, full.logits if target is None else target
             )
 
-        return Step(*self.net.joint_loss(images, loss_of, depths, scale=self.loss_scale))
+        step = Step(*self.net.joint_loss(images, loss_of, depths, scale=self.loss_scale))
+        for i, name in enumerate(self._names):
+            if name in depths:
+                self.ran[i] = 1.0
+        return step
 
     @property
     def distilling(self) -> bool:

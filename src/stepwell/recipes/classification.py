@@ -5,7 +5,7 @@ import io
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -255,12 +255,14 @@ def finish(
     net: NestedNet,
     untrained: Mapping[str, Sequence[int]] | None = None,
     found: Mapping[str, Any] | None = None,
+    trained: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Measure the trained `net` once on the test part, and write the run's results.
 
-    Depths in `untrained` are added now, and get norm statistics from the training images. What the
-    recipe has `found` stands in the results, too. All runs on the task's device but the times, which
-    are those of a processor.
+    Depths in `untrained` are added now, and get norm statistics from the training images. So do those
+    of the net that are not among `trained` (all, by default; the full net always is), and a warning
+    names them. What the recipe has `found` stands in the results, too. All runs on the task's device
+    but the times, which are those of a processor.
 
     Writes net.safetensors, predictions.npz and, last, results.json; returns its content. A run that
     has all three keeps them; where one of the last two is missing or damaged, what is in the file is
@@ -275,7 +277,7 @@ def finish(
             return results
     net = (net if kept is None else kept).to(task.device)
     if kept is None:
-        _complete(net, untrained or {}, task.train)
+        _complete(net, untrained or {}, task.train, net.depths if trained is None else trained)
         if task.validation is not None:
             net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
     logits, labels = gather_logits(_where_it_is(net), task.test)
@@ -301,10 +303,23 @@ def finish(
     return results
 
 
-def _complete(net: NestedNet, untrained: Mapping[str, Sequence[int]], train: Batches) -> None:
+def _complete(
+    net: NestedNet,
+    untrained: Mapping[str, Sequence[int]],
+    train: Batches,
+    trained: Collection[str],
+) -> None:
     """Make a file's network of the trained `net`: with all its depths, and what it was trained on."""
     net.eval()
     net.mark("trained")
+    if missed := [depth for depth in net.subnets if depth not in trained]:
+        net.mark("fresh", *missed)
+        warnings.warn(
+            f"in the weights that are kept, no step has trained depth {', '.join(missed)}: norms get "
+            'statistics from the training images, and the status is "calibrated". Train longer, or '
+            "from an earlier --distill-from",
+            stacklevel=3,
+        )
     for depth, blocks in untrained.items():
         net.add_depth(depth, blocks)
     calibrate(net, train.with_images(train.images))

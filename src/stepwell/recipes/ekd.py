@@ -1,7 +1,8 @@
 """Train a nested network: all depths in one run, the full net teaching the others."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import tyro
@@ -122,43 +123,12 @@ def ekd(
         seed: of weights, order, augmentation and steps.
     """
     arguments = dict(locals())
-    if bool(teacher) != (schedule == "taught"):
-        raise ValueError(
-            "--schedule taught needs a --teacher, and the other schedules bring their own: give both, "
-            "or neither"
-        )
-    if not teacher and (teacher_mean or teacher_std):
-        raise ValueError("--teacher-mean and --teacher-std say more about --teacher")
+    _check_teacher(schedule, teacher, teacher_mean, teacher_std)
     taught_by = open_teacher(teacher, mean=teacher_mean, std=teacher_std) if teacher else None
     torch.manual_seed(seed)  # not before: opening a teacher draws numbers, too
-    options = dict(SCHEDULES[schedule])
-    options |= {name: arguments[name] for name in options if arguments[name] is not None}
-    teaching = {
-        name: arguments[name]
-        for name in ("temperature", "ce", "kl", "attention", "attention_mode", "sample")
-    }
+    method = _Method.of(arguments)
+    extra = _try_out(method, arguments)
     two_phase = schedule == "two-phase"
-
-    def method(nested: NestedNet, outside: nn.Module | None) -> EmbeddedKD:
-        if two_phase and not options["ema_teacher"]:
-            outside = Frozen(nested.module)
-        return EmbeddedKD(
-            nested, teacher=outside, label_smoothing=label_smoothing, **teaching, **options
-        )
-
-    with torch.device("meta"):  # what cannot work shows before any time is spent
-        trial = build(net, depths, norms=norms)
-        method(trial, Frozen(trial.module) if teacher else None)
-        if on_drop == "rollback":
-            PrivateNorms(trial, **teaching)
-            if not two_phase and init is None:
-                raise ValueError(
-                    "--on-drop rollback goes back to a trained full net: use --schedule two-phase, or "
-                    "--init"
-                )
-        extra = named_depths(net, calibrated)
-        for name, blocks in extra.items():
-            trial.add_depth(name, blocks)
 
     def check(_: NestedNet, __: object, ___: int, start: Start | None) -> None:
         if on_drop == "rollback" and start is not None and start.fresh and not two_phase:
@@ -177,7 +147,8 @@ def ekd(
             fit(objective, task.train, optim, task.run, phase=phase, epochs=epochs, **how)
 
         def train_norms() -> None:
-            train("norms", PrivateNorms(nested, **teaching), epochs, lr)
+            objectives.append(PrivateNorms(nested, **method.teaching))
+            train("norms", objectives[-1], epochs, lr)
             nested.requires_grad_(True)
 
         if two_phase and not known:
@@ -187,8 +158,78 @@ def ekd(
         if two_phase:
             epochs, lr = max(1, epochs // 2) if nest_epochs is None else nest_epochs, lr / 2
         watch = watch_full_net(nested, task, max_drop, start, trained=two_phase or known)
-        train(
-            "nest", method(nested, task.teacher), epochs, lr, select=watch.select if watch else None
-        )
+        objectives = [method.make(nested, task.teacher)]
+        train("nest", objectives[0], epochs, lr, select=watch.select if watch else None)
         kept = watch.settle(on_drop, train_norms) if watch else {}
-        return finish(task, nested, extra, kept)
+        return finish(task, nested, extra, kept, trained=objectives[-1].trained_depths)
+
+
+class _Method(NamedTuple):
+    """The objective that a recipe's arguments ask for.
+
+    teaching: what `EmbeddedKD` and `PrivateNorms` share; options: what the schedule sets, too.
+    """
+
+    schedule: Schedule
+    teaching: dict[str, Any]
+    options: dict[str, Any]
+    label_smoothing: float
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> "_Method":
+        options = dict(SCHEDULES[arguments["schedule"]])
+        options |= {name: arguments[name] for name in options if arguments[name] is not None}
+        names = ("temperature", "ce", "kl", "attention", "attention_mode", "sample")
+        teaching = {name: arguments[name] for name in names}
+        return cls(arguments["schedule"], teaching, options, arguments["label_smoothing"])
+
+    def make(self, net: NestedNet, teacher: nn.Module | None) -> EmbeddedKD:
+        if self.schedule == "two-phase" and not self.options["ema_teacher"]:
+            teacher = Frozen(net.module)
+        return EmbeddedKD(
+            net,
+            teacher=teacher,
+            label_smoothing=self.label_smoothing,
+            **self.teaching,
+            **self.options,
+        )
+
+
+def _check_teacher(schedule: Schedule, teacher: Sequence[str], *about: object) -> None:
+    """Refuse a teacher that does not teach, and words `about` one that is not there.
+
+    Raises:
+        ValueError: either.
+    """
+    if bool(teacher) != (schedule == "taught"):
+        raise ValueError(
+            "--schedule taught needs a --teacher, and the other schedules bring their own: give both, "
+            "or neither"
+        )
+    if not teacher and any(about):
+        raise ValueError("--teacher-mean and --teacher-std say more about --teacher")
+
+
+def _try_out(method: _Method, arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Make everything once without arithmetic: what cannot work shows before any time is spent.
+
+    Returns:
+        The depths that are `calibrated`, as blocks a stage.
+
+    Raises:
+        ValueError: a depth, a norm or an option that does not fit; a rollback to nothing.
+    """
+    with torch.device("meta"):
+        trial = build(arguments["net"], arguments["depths"], norms=arguments["norms"])
+        method.make(trial, Frozen(trial.module) if arguments["teacher"] else None)
+        if arguments["on_drop"] == "rollback":
+            PrivateNorms(trial, **method.teaching)
+            if method.schedule != "two-phase" and arguments["init"] is None:
+                raise ValueError(
+                    "--on-drop rollback goes back to a trained full net: use --schedule two-phase, or "
+                    "--init"
+                )
+        extra = named_depths(arguments["net"], arguments["calibrated"])
+        for name, blocks in extra.items():
+            trial.add_depth(name, blocks)
+    return extra
