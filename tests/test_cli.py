@@ -929,7 +929,7 @@ BAD = {
         ["cost", "vgg13_bn", "--size", "16", "--stem", "small"],
         "images of 16 pixels are smaller than the network's stride of 32",
     ),
-    "no whole patches": (["cost", "vit_b_16", "--size", "40"], "no multiple of the patches' 16"),
+    "no whole patches": (["cost", "vit_b_16", "--size", "72"], "no multiple of the patches' 16"),
     "no timm model": (["cost", "timm/resnet17"], "timm has no model 'resnet17'; did you mean"),
     "no choice": (
         ["cost", "timm/convnext_atto", "--stem", "small"],

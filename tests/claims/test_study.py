@@ -63,6 +63,7 @@ def quick(folder, arms=ARMS):
     return verify_system("ekd", {}, quick=True, seeds=3, workers=1, folder=folder, arms=arms)
 
 
+@pytest.mark.filterwarnings("ignore:the full net is not watched")
 def test_verify_ekd_quick_runs_and_goes_on_where_it_stopped(tmp_path):
     record, page = quick(tmp_path)
     assert set(record["arms"]) == {*ARMS, "32 alone"}  # what they need runs, too

@@ -236,10 +236,12 @@ def test_a_run_that_goes_on_passes_over_no_images_to_start(small, tmp_path, monk
 def test_a_start_needs_a_teacher_of_the_same_architecture(small, tmp_path):
     with pytest.raises(ValueError, match="no line between two architectures"):
         distill(out=tmp_path / "a", **small | {"student": "resnet14_ln", "start_from_teacher": 0.5})
+    (teacher,) = small["teacher"]
+    other = shutil.copy(teacher, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"an ensemble \(.*\) has no weights of its own"):
         distill(
             out=tmp_path / "c",
-            **small | {"teacher": 2 * small["teacher"], "start_from_teacher": 0.5},
+            **small | {"teacher": (teacher, str(other)), "start_from_teacher": 0.5},
         )
     with pytest.raises(ValueError, match=r"--start-from-teacher 2.0: must be between 0 and 1"):
         distill(out=tmp_path / "b", **small | {"start_from_teacher": 2.0})

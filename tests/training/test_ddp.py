@@ -41,11 +41,11 @@ from pathlib import Path
 import stepwell.recipes.ekd as recipe
 from stepwell.training import Loop
 
-def digest(task, net, *_):
+def digest(task, net, *_, **options):
     state = net.tensors()
     data = b"".join(state[name].numpy().tobytes() for name in sorted(state))
     Path({out!r}).with_name("rank" + os.environ["RANK"]).write_text(hashlib.sha256(data).hexdigest())
-    return finish(task, net, *_)
+    return finish(task, net, *_, **options)
 
 finish, recipe.finish = recipe.finish, digest
 recipe.ekd(
