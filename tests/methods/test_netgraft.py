@@ -165,7 +165,13 @@ def test_hints_compare_the_output_of_every_block(batch):
 @pytest.mark.parametrize("cached", [True, False])
 def test_only_the_graft_trains_and_gradients_flow_through_the_teacher(batch, cached):
     student, teacher = net("resnet8"), net("resnet14")
-    grafting = Grafting(student, teacher, input_shape=SHAPE, start="fresh")
+    grafting = Grafting(
+        student,
+        teacher,
+        input_shape=SHAPE,
+        start="fresh",
+        statistics="frozen" if cached else "batch",
+    )
     states = [{k: v.clone() for k, v in n.state_dict().items()} for n in (student, teacher)]
     objective = Graft(grafting, 1, 1, images=[batch] if cached else None, settle=[1])
     losses = steps(objective, batch, 30)
@@ -225,7 +231,7 @@ def test_a_shallower_student_starts_with_the_teachers_first_blocks():
 
 def test_frozen_norms_have_the_statistics_of_all_images_and_keep_them(batch):
     student, teacher = small(4, 6, norm=True), small(5, 7)
-    grafting = Grafting(student, teacher, input_shape=SHAPE)
+    grafting = Grafting(student, teacher, input_shape=SHAPE, statistics="frozen")
     norm = student.module.stages[1][0][2]
     objective = Graft(grafting, 1, 1, images=[batch], settle=[1]).train()
     objective.training_step(batch)
@@ -240,7 +246,7 @@ def test_frozen_norms_have_the_statistics_of_all_images_and_keep_them(batch):
     later.training_step(Batch(batch.images[:2], batch.labels[:2]))
     assert not norm.training
     assert norm.num_batches_tracked == 1
-    free = Grafting(small(4, 6, norm=True), teacher, input_shape=SHAPE, statistics="batch")
+    free = Grafting(small(4, 6, norm=True), teacher, input_shape=SHAPE)
     assert any(m.training for m in Graft(free, 1, 1).train().modules() if is_bn(m))
     assert before.shape == norm.running_mean.shape
 
@@ -333,6 +339,8 @@ def test_what_reads_an_identity_shortcut_stays_as_a_convolution(batch):
     with torch.no_grad():
         found = merged(batch.images)
     assert_close(found / found.norm(), expected / expected.norm(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="merged before"):
+        grafting.merged([batch])
 
 
 def test_grafting_comes_nearer_to_the_teacher_than_it_began(batch):

@@ -184,6 +184,10 @@ def test_bad_input_leaves_no_run(graft, folder, tmp_path, teacher):
         ({"teacher": f"resnet14={weights}"}, "say what to measure the student on with --data"),
         ({"blocks": ("layer1=layer2",)}, "layer1 8×8 of the student and layer2 4×4 of the teacher"),
         ({"student": "resnet14"}, "nothing to learn"),
+        (
+            {"schedule": "join", "student": "", "keep": (1, 2, 2)},
+            "--schedule join: layer1 alone is grafted",
+        ),
         ({"student": ""}, "say what to train: --student NAME, or --keep BLOCKS of each stage"),
         ({"keep": (1, 1, 1)}, "say what to train"),
         (

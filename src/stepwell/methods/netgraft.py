@@ -51,8 +51,8 @@ class Grafting(nn.Module):
         start: "teacher": layers that have the same shapes as the teacher's at the same place in its
             block begin with its weights, and a block that is wholly like the teacher's stays so,
             frozen. "fresh": the student begins as it is.
-        statistics: of the student's BatchNorm in training. "frozen": it gets those of all images
-            before its block trains, and keeps them; "batch": those of each batch.
+        statistics: of the student's BatchNorm in training. "batch": those of each batch; "frozen": it
+            gets those of all images before its block trains, and keeps them.
 
     Raises:
         ValueError: no two stages lie at one resolution, or `pairs` do not fit; the teacher is in train
@@ -68,7 +68,7 @@ class Grafting(nn.Module):
         pairs: Sequence[str] = (),
         depth: str | None = None,
         start: Start = "teacher",
-        statistics: Statistics = "frozen",
+        statistics: Statistics = "batch",
     ) -> None:
         super().__init__()
         if teacher.training:
@@ -79,6 +79,7 @@ class Grafting(nn.Module):
         self.student = student
         self.statistics = statistics
         self.input_shape = tuple(input_shape)
+        self._spent = False
         ours, theirs = cuts(student, input_shape), cuts(teacher, input_shape, depth)
         self.pairs = pair_cuts(ours, theirs, pairs)
         blocks = _cut(deepcopy(teacher.path(depth)), [b.at for _, b in self.pairs])
@@ -117,12 +118,19 @@ class Grafting(nn.Module):
 
         Each pair of adaptions becomes one 1×1 convolution, and that a part of the layers behind it, or
         it stays where a shortcut or a norm reads it, too. The logits are brought to the teacher's
-        scale, which the loss leaves free, on `images`.
+        scale, which the loss leaves free, on `images`. This takes the student's weights: it can be done
+        once, and no block can stand in the teacher any more.
 
         Returns:
             The network, and "channels" and "macs" (an image) of each 1×1 convolution that stayed, by
             the name of the module that it stands behind.
+
+        Raises:
+            ValueError: it was merged before.
         """
+        if self._spent:
+            raise ValueError("the student was merged before: make another Grafting")
+        self._spent = True
         factor = self._scale(images)
         self.eval()
         left: dict[str, tuple[Tensor, bool]] = {}

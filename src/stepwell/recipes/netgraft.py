@@ -116,10 +116,16 @@ def netgraft(
     def graftings(nested: NestedNet, ready: nn.Module | None, size: int, *_: object) -> Grafting:
         if not isinstance(ready, Frozen):
             raise ValueError(f"{teacher} gives no logits, which grafting compares")
-        return Grafting(
+        grafting = Grafting(
             nested, source, depth=depth, input_shape=(3, size, size), pairs=blocks, start=start,
             statistics=statistics,
         )  # fmt: skip
+        if schedule == "join" and len(grafting.grafted) < 2:
+            (only,) = (grafting.names[i] for i in grafting.grafted)
+            raise ValueError(
+                f"--schedule join: {only} alone is grafted, so nothing is to be joined"
+            )
+        return grafting
 
     with open_classifier(
         "netgraft", arguments | {"val_fraction": 0.0}, network, teacher=taught_by, check=graftings,
@@ -262,7 +268,7 @@ def _few(train: ImageSet, *, unlabeled: Path | None, shots: int, seed: int) -> I
             f"{len(pool)}: {f'use --shots {most} or less, or ' if most else ''}add images"
         )
     if isinstance(pool.pixels, Files):
-        keys = [str(path.name).encode() for path in pool.pixels.paths]
+        keys = [f"{path.name} {path.stat().st_size}".encode() for path in pool.pixels.paths]
     else:
         keys = [row.numpy().tobytes() for row in pool.pixels]
     salt = str(seed_of(seed, "few")).encode()

@@ -1,0 +1,53 @@
+"""What the page on grafting shows runs."""
+
+import re
+import shlex
+import warnings
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from stepwell import cli
+from stepwell.cost import costs_of
+from stepwell.recipes import classification
+
+PAGE = (Path(__file__).parents[1] / "docs" / "netgraft.md").read_text()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch, tmp_path):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
+    monkeypatch.setenv("STEPWELL_QUIET", "1")
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        yield
+
+
+def test_what_the_page_shows_runs(capsys, tmp_path):
+    (tmp_path / "photos" / "old").mkdir(parents=True)
+    for i, pixels in enumerate(load_digits().images[:60]):
+        image = Image.fromarray((pixels * 15.9).astype("uint8"))
+        image.save(tmp_path / "photos" / ("old" if i % 2 else "") / f"{i}.png")
+    commands = re.findall(r"^    stepwell (.*)$", PAGE, re.MULTILINE)
+    assert len(commands) == 7
+    for line in commands[:-1]:
+        line = line.replace("--epochs 15", "--epochs 1 --batch-size 256")
+        if "netgraft" in line:
+            line += " --graft-steps 1 --join-steps 1 --views 1"
+        cli.main(shlex.split(line))
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    said = capsys.readouterr()
+    assert "note: " not in said.err
+    assert commands[-1].startswith("verify netgraft ")
+
+
+def test_the_lines_in_python_run():
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    scope: dict = {}
+    exec(compile(code, "netgraft.md", "exec"), scope)
+    assert scope["student"].builder[0] == "resnet8"
