@@ -45,15 +45,13 @@ def about(folder: Path) -> dict[str, Any]:
 
 
 def units(folder: Path, study: Study) -> Results:
-    """Results by arm and seed, of the arms that were run with every seed."""
+    """Results by arm and seed, of the arms that were run, in the study's order."""
     found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for file in sorted(folder.glob("*.json")):
         if file.name != ABOUT:
             name, seed, _ = file.stem.rsplit("-", 2)
             found[name][int(seed)] = json.loads(file.read_text())
-    seeds = set().union(*found.values())
-    whole = {name: by_seed for name, by_seed in found.items() if set(by_seed) == seeds}
-    return {arm: dict(sorted(whole[slug(arm)].items())) for arm in study.arms if slug(arm) in whole}
+    return {arm: dict(sorted(found[slug(arm)].items())) for arm in study.arms if slug(arm) in found}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the command line prints: tables for a person, JSON for a machine, one line for an error."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -96,6 +97,19 @@ def big(number: float) -> str:
         if number >= scale:
             return f"{number / scale:.2f} {unit}"
     return f"{number:.0f}"
+
+
+def sized(unit: str, *values: float) -> list[str]:
+    """Numbers of one unit that are read together, all with as many decimals.
+
+    Points and percent have two; others as many as leave the largest three significant digits.
+    """
+    largest = max(map(abs, values))
+    decimals = 2
+    if not unit.startswith(("points", "%")) and 0 < largest < math.inf:
+        decimals = max(0, 2 - math.floor(math.log10(largest)))
+    form = "z.2e" if decimals > 6 else f"z.{decimals}f"
+    return [format(value, form) for value in values]
 
 
 def say(text: str) -> None:
@@ -224,19 +238,24 @@ def show_claims(result: Mapping[str, Any]) -> None:
     words = {True: "holds", False: "does not hold", None: "undecided"}
     for claim in result["claims"]:
         rows = [
-            [name, f"{m['mean']:.2f}", f"{m['std']:.2f}", str(m["n"])]
+            [name, *sized(claim["unit"], m["mean"], m["std"]), str(m["n"])]
             for name, m in claim["measured"].items()
         ]
         show(table(claim["text"], ["arm", claim["unit"], "±", "seeds"], rows))
         d = claim["difference"]
-        span = "" if d["low"] is None else f" (90 %: {d['low']:.2f} to {d['high']:.2f})"
+        ends = [] if d["low"] is None else [d["low"], d["high"]]
+        mean, *ends = sized(d["unit"], d["mean"], *ends)
+        span = f" (90 %: {' to '.join(ends)})" if ends else ""
+        judged = f"{mean} {d['unit']}".strip()
+        note = f"\nnote: {claim['note']}" if claim["note"] else ""
         show(
-            f"paper: {claim['paper']}\nmeasured: {d['mean']:.2f} {d['unit']}{span}, margin "
-            f"{claim['margin']}: "
-            f"[bold]{words[claim['holds']]}[/bold]\n",
+            f"paper: {claim['paper']}\nmeasured: {judged}{span}, margin "
+            f"{claim['margin']}: [bold]{words[claim['holds']]}[/bold]{note}\n",
         )
     if missing := [claim for claim in result["not_run"] if claim["primary"]]:
-        show(f"not judged, as arms were not run: {len(missing)} primary claims", style="dim")
+        show(
+            f"not judged, as arms or seeds are missing: {len(missing)} primary claims", style="dim"
+        )
     show(f"{big(result['seconds'])} s of training in all")
 
 

@@ -9,7 +9,32 @@ from safetensors.torch import load_file
 
 from stepwell.claims.compare import compare
 from stepwell.claims.fidelity import STUDY
-from stepwell.claims.fidelity_arms import NESTED, SELF, student
+from stepwell.claims.fidelity_arms import (
+    ADAM,
+    COLD,
+    COMBINED,
+    CUTMIX,
+    DEEP,
+    EASY,
+    FAR,
+    FIVE,
+    LABELS,
+    LONG,
+    MIXUP,
+    NEAR,
+    NESTED,
+    NOISE,
+    OFFLINE,
+    OTHER,
+    SELF,
+    SHARED_START,
+    SLOW,
+    THREE,
+    THREE_WHOLE,
+    WHOLE,
+    start,
+    student,
+)
 from stepwell.claims.page import render
 from stepwell.claims.study import judge, slug
 from stepwell.claims.verify import verify_system
@@ -151,18 +176,117 @@ def test_data_that_has_changed_is_not_compared_on(verified, monkeypatch, tmp_pat
         compare(out=tmp_path, student=run / "net.safetensors", teacher=(str(run),))
 
 
-def test_every_claim_of_fidelity_can_be_judged():
-    keys = ("agreement", "kl", "accuracy", "ece", "gain", "transfer", "teacher/accuracy",
-            "control/agreement")  # fmt: skip
-    test = {f"{part}/{key}": 0.5 for part in ("test", "seen") for key in keys}
-    test |= {"test/teacher/ece": 0.5, "train/agreement": 0.5}
-    result = {"test": test, "seconds": 1.0, "cpu_seconds": 1.0}
-    judged = judge(STUDY, {arm: dict.fromkeys(range(3), result) for arm in STUDY.arms})
-    assert [c["id"] for c in judged] == [c.id for c in STUDY.claims]
-    assert len({c["id"] for c in judged}) == len(judged)
-    assert sum(c["primary"] for c in judged) == 10
+#: Test agreement, agreement as seen, accuracy and ECE of arms in percent: such as the paper found.
+AS_PAPER = {
+    SELF: (77.2, 79.0, 74.0, 5.0),
+    EASY: (99.5, 99.5, 85.0, 5.0),
+    LONG: (77.0, 83.0, 74.0, 5.0),
+    ADAM: (76.0, 75.0, 72.0, 5.0),
+    COMBINED: (79.0, 60.0, 73.0, 5.0),
+    SHARED_START: (77.1, 79.0, 74.0, 5.0),
+    MIXUP: (79.0, 70.0, 74.5, 5.0),
+    CUTMIX: (79.0, 70.0, 74.5, 5.0),
+    COLD: (73.0, 75.0, 72.0, 5.0),
+    NOISE: (77.0, 79.0, 73.0, 5.0),
+    OTHER: (79.0, 79.0, 72.0, 5.0),
+    WHOLE: (80.0, 79.0, 73.8, 5.0),
+    THREE: (82.5, 84.0, 75.0, 5.0),
+    FIVE: (84.5, 86.0, 75.5, 2.0),
+    THREE_WHOLE: (84.0, 85.0, 75.8, 4.0),
+    DEEP: (79.5, 81.0, 75.0, 5.0),
+    LABELS: (76.7, 78.0, 74.0, 5.0),
+    NESTED: (92.0, 92.0, 70.0, 5.0),
+    OFFLINE: (80.0, 81.0, 69.0, 5.0),
+    **{start(share): (80.0, 80.0 + 5 * share, 72.0, 5.0) for share in FAR},
+    **{start(share): (90.0, 99.9, 72.0, 5.0) for share in NEAR},
+    **{start(0.0, rate): (80.0, 78.0, 72.0, 5.0) for rate in SLOW},
+}
+#: The same where no claim holds.
+OTHERWISE = {
+    SELF: (91.0, 97.0, 70.0, 5.0),
+    EASY: (95.0, 95.0, 88.0, 5.0),
+    LONG: (91.0, 98.0, 70.0, 5.0),
+    ADAM: (91.0, 98.0, 70.0, 5.0),
+    COMBINED: (90.0, 98.0, 70.0, 5.0),
+    SHARED_START: (93.0, 98.0, 70.0, 5.0),
+    MIXUP: (90.0, 98.0, 70.0, 5.0),
+    CUTMIX: (90.0, 98.0, 70.0, 5.0),
+    COLD: (92.0, 98.0, 70.0, 5.0),
+    NOISE: (92.0, 98.0, 70.0, 5.0),
+    OTHER: (90.0, 98.0, 71.0, 5.0),
+    WHOLE: (89.0, 98.0, 71.0, 5.0),
+    THREE: (90.5, 98.0, 71.0, 2.0),
+    FIVE: (90.0, 98.0, 71.0, 3.0),
+    THREE_WHOLE: (91.0, 98.0, 70.0, 4.0),
+    DEEP: (97.0, 98.0, 70.0, 5.0),
+    LABELS: (92.0, 98.0, 70.0, 5.0),
+    NESTED: (96.0, 98.0, 70.0, 5.0),
+    OFFLINE: (97.0, 98.0, 70.0, 5.0),
+    **{start(share): (90.0, 96.0, 70.0, 5.0) for share in (*FAR, *NEAR)},
+    **{start(0.0, rate): (90.0, 96.0, 70.0, 5.0) for rate in SLOW},
+}
+
+
+def judged_of(arms, *, gain, transfer, kl):
+    """The claims' judgement of three seeds.
+
+    gain: over the teacher, in points; transfer: of SELF at every seed, in points, others' by arm;
+    kl: of SELF and of SHARED_START.
+    """
+
+    def unit(arm, seed):
+        agreement, seen, accuracy, ece = arms.get(arm, (80.0, 80.0, 70.0, 5.0))
+        own = transfer.get(arm, (1.0,) * 3)[seed]
+        percent = {
+            "test/agreement": agreement,
+            "seen/agreement": seen,
+            "train/agreement": seen,
+            "test/accuracy": accuracy,
+            "test/ece": ece,
+            "test/gain": gain.get(arm, 0.0),
+            "test/transfer": own,
+            "test/control/agreement": agreement - own,
+            "test/teacher/accuracy": accuracy - gain.get(arm, 0.0),
+            "test/teacher/ece": 5.0,
+        }
+        test = {key: value / 100 for key, value in percent.items()}
+        test["test/kl"] = kl[arm == SHARED_START]
+        assert {column.key for column in (*STUDY.table, *STUDY.panels)} <= test.keys()
+        return {"test": test, "seconds": 1.0, "cpu_seconds": 1.0}
+
+    return judge(STUDY, {arm: {s: unit(arm, s) for s in range(3)} for arm in STUDY.arms})
+
+
+def test_every_claim_holds_of_results_like_the_papers_and_none_of_their_contrary():
+    as_paper = judged_of(
+        AS_PAPER,
+        gain={SELF: 3.0},
+        transfer={SELF: (1.9, 2.0, 2.1), NESTED: (15.0,) * 3, OFFLINE: (3.0,) * 3},
+        kl=(0.836, 0.838),
+    )
+    assert [c["id"] for c in as_paper] == [c.id for c in STUDY.claims]
+    assert not [c["id"] for c in as_paper if not c["holds"]]
+    otherwise = judged_of(
+        OTHERWISE,
+        gain={SELF: -1.0, EASY: 3.0},
+        # so uneven that it may be nothing, or more than a little
+        transfer={
+            SELF: (-9.0, 0.0, 12.0),
+            THREE: (-1.0,) * 3,
+            NESTED: (-2.0,) * 3,
+            OFFLINE: (3.0,) * 3,
+        },
+        kl=(0.9, 0.8),
+    )
+    assert [c["id"] for c in otherwise] == [c.id for c in STUDY.claims]
+    assert not [c["id"] for c in otherwise if c["holds"]]
+
+
+def test_the_claims_of_fidelity_have_names_of_their_own_and_ten_decide():
+    ids = [claim.id for claim in STUDY.claims]
+    assert len(set(ids)) == len(ids)
+    assert len(set(STUDY.primary) & set(ids)) == len(STUDY.primary) == 10
     assert {need for arm in STUDY.arms.values() for need in arm.needed} <= STUDY.arms.keys()
-    assert {column.key for column in (*STUDY.table, *STUDY.panels)} <= test.keys()
 
 
 def test_the_most_faithful_is_chosen_seed_by_seed():

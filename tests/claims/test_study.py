@@ -5,8 +5,9 @@ from scipy import stats
 
 from stepwell.claims import sources
 from stepwell.claims.page import render
-from stepwell.claims.study import Claim, Study, interval, judge, summary
+from stepwell.claims.study import Arm, Claim, Study, interval, judge, run_study, summary
 from stepwell.claims.verify import verify_system
+from stepwell.console import show_claims, sized
 
 
 def test_the_interval_is_students():
@@ -37,6 +38,94 @@ def test_a_claim_holds_when_its_whole_interval_does(values, below, holds):
     assert judged["seconds"] == 2.0 * len(values)
     assert judged["measured"]["a"]["values"] == values
     assert ("one seed" in judged["note"]) == (holds is None)
+
+
+def of(arm):
+    return lambda r: r[arm]["x"]
+
+
+def test_a_claim_is_judged_on_the_seeds_that_its_arms_share():
+    def seeds(*those):
+        return {seed: {"x": float(seed), "seconds": 1.0} for seed in those}
+
+    results = {"a": seeds(0, 1, 2), "b": seeds(1, 2), "c": seeds(2), "d": seeds(0, 1, 2)}
+    arms = {"d": Arm("supervised", {}, {"init": "e"}), "e": Arm("supervised")}
+    claims = [
+        Claim(name, name, "p", "u", {n: of(n) for n in name}, of(name[0]), 0.5)
+        for name in ("a", "ab", "bc", "d")
+    ]
+    judged = judge(Study("s", arms, claims, {}, {}, lambda common: ""), results)
+    assert [c["id"] for c in judged] == ["a", "ab"]  # bc share one seed, what d needs was not run
+    assert [c["measured"]["a"]["values"] for c in judged] == [[0.0, 1.0, 2.0], [1.0, 2.0]]
+    assert [c["difference"]["n"] for c in judged] == [3, 2]
+    assert [c["seconds"] for c in judged] == [3.0, 4.0]
+
+
+def test_a_measure_that_an_arm_lacks_is_an_error_not_a_claim_left_out():
+    claim = Claim("c", "t", "p", "u", {}, lambda r: r["a"]["y"], 0.0)
+    study = Study("s", {}, [claim], {}, {}, lambda common: "")
+    with pytest.raises(KeyError, match="y"):
+        judge(study, {"a": {0: {"x": 1.0, "seconds": 1.0}}})
+
+
+def a_unit(*, out, seed=0):
+    """A recipe that takes no time."""
+    return {"test": {"x": float(seed)}, "seconds": 0.0, "cpu_seconds": 0.0}
+
+
+def test_units_that_are_read_do_not_count_as_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("stepwell.claims.study.source_digest", lambda module: "code")
+    arms = {name: Arm(f"{__name__}:a_unit") for name in "ab"}
+    study = Study("s", arms, [], {}, {}, lambda common: "")
+
+    def told(seeds):
+        heard = []
+
+        def done(arm, seed, result, new, ahead):
+            heard.append((arm, seed, new, ahead))
+
+        run_study(study, {}, seeds, tmp_path, workers=0, done=done)
+        return heard
+
+    assert told([1]) == [("a", 1, 1, 1), ("b", 1, 2, 0)]
+    assert told([0, 1]) == [("a", 0, 1, 1), ("b", 0, 2, 0), ("a", 1, 2, 0), ("b", 1, 2, 0)]
+
+
+def test_the_page_and_the_table_show_every_claims_arms_and_note(capsys):
+    results = {"a": {i: {"x": v, "seconds": 1.0} for i, v in enumerate([0.0123, 0.0125, 0.0161])}}
+    claim = Claim("c", "A is less", "p", "nats", {"arm a": of("a")}, lambda r: -r["a"]["x"], 0.0,
+                  note="Theirs was warmer.", judged_in="nats")  # fmt: skip
+    judged = judge(Study("s", {}, [claim], {}, {}, lambda common: ""), results)
+    record = dict.fromkeys(("system", "command", "date", "commit", "hardware", "note"), "")
+    record |= {"quick": False, "arguments": {}, "versions": {}, "arms": {}, "seconds": 1.0}
+    record |= {"claims": judged, "not_run": []}
+    page = render(record, "p.svg")
+    assert (
+        "| 1 | A is less | p | -0.0136 nats | -0.0172 to -0.0100 | 3 | 0.0 | **does not hold** |"
+        in page
+    )
+    assert "\n1. arm a: 0.0136 ± 0.0021 (nats). Theirs was warmer.\n" in page
+    show_claims(record)
+    printed = capsys.readouterr().out
+    assert "measured: -0.0136 nats (90 %: -0.0172 to -0.0100), margin 0.0: does not hold" in printed
+    assert "note: Theirs was warmer." in printed
+
+
+@pytest.mark.parametrize(
+    ("unit", "values", "written"),
+    [
+        ("points", (-0.004, 12.345), ["0.00", "12.35"]),
+        ("% accuracy", (77.166,), ["77.17"]),
+        ("nats", (-0.004, 0.00123), ["-0.00400", "0.00123"]),
+        ("", (0.0, 0.0512), ["0.0000", "0.0512"]),
+        ("s", (26034.7, 3.2), ["26035", "3"]),
+        ("distance", (1.5e-10,), ["1.50e-10"]),
+        ("nats", (0.0,), ["0.00"]),
+        ("nats", (float("nan"), float("inf")), ["nan", "inf"]),
+    ],
+)
+def test_numbers_have_as_many_digits_as_their_unit_and_size_ask_for(unit, values, written):
+    assert sized(unit, *values) == written
 
 
 def test_code_counts_and_comments_do_not(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepwell.claims.shown import Arms, Column, rows, table_by_depth
+from stepwell.console import sized
 
 HOLDS = {True: "**holds**", False: "**does not hold**", None: "undecided"}
 
@@ -41,11 +42,14 @@ def render(record: Mapping[str, Any], picture: str, table: Sequence[Column] = ()
     ]
     primary = [claim for claim in record["claims"] if claim["primary"]]
     others = [claim for claim in record["claims"] if not claim["primary"]]
+    first = 1
     for title, claims in (("Primary claims", primary), ("Controls and other arms", others)):
         if claims:
-            lines += [f"## {title}", "", *_claims(claims), ""]
+            numbered = dict(enumerate(claims, first))
+            lines += [f"## {title}", "", *_claims(numbered), "", *_numbers(numbered), ""]
+            first += len(claims)
     if record["not_run"]:
-        lines += ["## Not judged: arms that were not run", "", *_not_run(record["not_run"]), ""]
+        lines += ["## Not judged: arms or seeds are missing", "", *_not_run(record["not_run"]), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -56,16 +60,19 @@ def _not_run(claims: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines + ([f"- others: {', '.join(others)}"] if others else [])
 
 
-def _claims(claims: Sequence[Mapping[str, Any]]) -> list[str]:
+def _claims(claims: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """What is judged, a row a claim."""
     lines = [
-        "| claim | paper | measured | 90 % interval | margin | |",
-        "|---|---|---|---|---|---|",
+        "| | claim | paper | measured | 90 % interval | seeds | margin | |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for claim in claims:
+    for number, claim in claims.items():
         d = claim["difference"]
-        span = "one seed" if d["low"] is None else f"{d['low']:.2f} to {d['high']:.2f}"
-        sign = "+" if d["unit"] == "points" else ""
-        numbers = f"{d['mean']:{sign}.2f} {d['unit']}"
+        ends = [] if d["low"] is None else [d["low"], d["high"]]
+        mean, *ends = sized(d["unit"], d["mean"], *ends)
+        span = " to ".join(ends) or "one seed"
+        sign = "+" if d["unit"] == "points" and not mean.startswith("-") else ""
+        numbers = f"{sign}{mean} {d['unit']}".strip()
         bounds = [m["mean"] for name, m in claim["measured"].items() if name.startswith("bound")]
         if bounds:
             # Of a cost: what an implementation without overhead would take.
@@ -73,10 +80,28 @@ def _claims(claims: Sequence[Mapping[str, Any]]) -> list[str]:
                 f" ({next(iter(claim['measured'].values()))['mean'] / bounds[0]:.2f} × the bound)"
             )
         lines.append(
-            f"| {claim['text']} | {claim['paper']} | {numbers} | {span} | "
+            f"| {number} | {claim['text']} | {claim['paper']} | {numbers} | {span} | {d['n']} | "
             f"{claim['margin']} | {HOLDS[claim['holds']]} |"
         )
     return lines
+
+
+def _numbers(claims: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """What the arms of every claim measured, and what is to be known of it."""
+    lines = ["Behind each number, mean ± sample standard deviation over the claim's seeds:", ""]
+    for number, claim in claims.items():
+        unit = f" ({claim['unit']})" if claim["unit"] else ""
+        measured = "; ".join(
+            f"{name}: {_spread(claim['unit'], m)}" for name, m in claim["measured"].items()
+        )
+        lines.append(f"{number}. {measured}{unit}. {claim['note']}".rstrip())
+    return lines
+
+
+def _spread(unit: str, measured: Mapping[str, Any]) -> str:
+    if measured["n"] == 1:
+        return sized(unit, measured["mean"])[0]
+    return " ± ".join(sized(unit, measured["mean"], measured["std"]))
 
 
 def _arms(arms: Arms, table: Sequence[Column]) -> list[str]:

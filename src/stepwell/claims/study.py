@@ -69,6 +69,8 @@ class Arm:
         return shared | dict(self.arguments) | scaled
 
 
+#: What a unit gave, in its folder.
+RESULT = "result.json"
 #: Results of a study: by arm, by seed, what the recipe returned.
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 #: A number for one seed, given the results of each arm at that seed.
@@ -134,19 +136,22 @@ def run_study(
     out: Path,
     *,
     workers: int,
-    done: Callable[[str, int, Mapping[str, Any]], None],
+    done: Callable[[str, int, Mapping[str, Any], int, int], None],
 ) -> dict[str, dict[int, dict[str, Any]]]:
     """Run every arm with every seed, those side by side that do not wait for each other.
 
     Args:
         out: where units are cached.
         workers: processes of one thread each; 0 runs the units in this process, one by one.
-        done: called with arm, seed and result of each unit as it is there.
+        done: called with arm, seed and result of each unit as it is there, and how many units this call
+            has trained and has yet to train: the others were read from `out`.
     """
     marks = _marks(study, common)
     units = [(name, seed) for seed in seeds for name in study.arms]
     folders = {unit: out / _unit_name(study, *unit, common, marks) for unit in units}
     results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in study.arms}
+    ahead = {unit for unit in units if not (folders[unit] / RESULT).exists()}
+    new = len(ahead)
 
     def ready(unit: tuple[str, int]) -> bool:
         return all(unit[1] in results[need] for need in study.arms[unit[0]].needed)
@@ -166,25 +171,28 @@ def run_study(
                         f"the process that ran {name!r}, seed {seed}, was killed (out of memory?): "
                         "the same command goes on where it stopped"
                     ) from error
-                done(name, seed, results[name][seed])
+                ahead.discard((name, seed))
+                done(name, seed, results[name][seed], new - len(ahead), len(ahead))
     return results
 
 
 def judge(study: Study, results: Results) -> list[dict[str, Any]]:
     """Every claim with its numbers: mean and spread over seeds, and whether it holds.
 
-    With one seed there is no interval, and `holds` is null. Claims about arms that were not run are
-    left out.
+    A claim is judged on the seeds that all its arms, and those that they need, were run with. In a
+    study of one seed there is no interval, and `holds` is null. Claims about arms that were not run, or
+    that share fewer than two of a study's several seeds, are left out.
     """
-    seeds = sorted(next(iter(results.values())))
-    by_seed = [_Arms({arm: results[arm][seed] for arm in results}) for seed in seeds]
+    enough = 1 if len(set().union(*results.values())) == 1 else 2
     judged = []
     for claim in study.claims:
-        try:
-            measured = {n: summary([m(r) for r in by_seed]) for n, m in claim.measured.items()}
-            difference = summary([claim.difference(r) for r in by_seed])
-        except _NotRun:
+        arms = with_needed(study, _arms_of(claim, results))
+        seeds = sorted(set.intersection(*(set(results.get(arm, ())) for arm in arms)))
+        if len(seeds) < enough:
             continue
+        by_seed = [{arm: results[arm][seed] for arm in arms} for seed in seeds]
+        measured = {n: summary([m(r) for r in by_seed]) for n, m in claim.measured.items()}
+        difference = summary([claim.difference(r) for r in by_seed])
         low, high = interval(difference["values"])
         holds = None
         if low is not None and high is not None:
@@ -200,41 +208,35 @@ def judge(study: Study, results: Results) -> list[dict[str, Any]]:
                 "unit": claim.unit,
                 "margin": claim.margin,
                 "holds": holds,
-                "seconds": sum(
-                    results[arm][seed]["seconds"]
-                    for arm in sorted(with_needed(study, _arms_of(claim, by_seed[0])))
-                    for seed in seeds
-                ),
+                "seconds": sum(r[arm]["seconds"] for arm in sorted(arms) for r in by_seed),
                 "note": claim.note if holds is not None else f"one seed: no interval. {claim.note}",
             }
         )
     return judged
 
 
-class _NotRun(Exception):
-    """A claim asks for an arm that was not run."""
+class _Asked(dict[str, Mapping[str, Any]]):
+    """Results by arm, of any seed; it knows which arms were asked for."""
 
-
-class _Arms(dict[str, Mapping[str, Any]]):
-    """Results by arm; it knows which were asked for."""
-
-    def __init__(self, results: Mapping[str, Mapping[str, Any]]) -> None:
-        super().__init__(results)
-        self.asked: set[str] = set()
+    def __init__(self, results: Results) -> None:
+        super().__init__({arm: next(iter(r.values())) for arm, r in results.items() if r})
+        self.arms: set[str] = set()
 
     def __getitem__(self, arm: str) -> Mapping[str, Any]:
-        if arm not in self:
-            raise _NotRun(arm)
-        self.asked.add(arm)
+        self.arms.add(arm)
         return super().__getitem__(arm)
 
 
-def _arms_of(claim: Claim, results: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """The arms that a claim's numbers come from."""
-    arms = _Arms(results)
+def _arms_of(claim: Claim, results: Results) -> set[str]:
+    """The arms that a claim's numbers come from; of those that were not run, at least one."""
+    asked = _Asked(results)
     for measure in (*claim.measured.values(), claim.difference):
-        measure(arms)
-    return arms.asked
+        try:
+            measure(asked)
+        except KeyError:
+            if asked.arms <= asked.keys():
+                raise  # a measure that the arm does not have
+    return asked.arms
 
 
 def only(study: Study, patterns: Sequence[str]) -> Study:
@@ -354,7 +356,7 @@ def _job(
 
 def _run_unit(function: str, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run one unit, or read what it gave before."""
-    file = folder / "result.json"
+    file = folder / RESULT
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         result = load_object(function)(out=folder / "run", **arguments)

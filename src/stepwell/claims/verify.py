@@ -63,7 +63,7 @@ def verify_system(
     total = len(study.arms) * (1 if quick else seeds)
     started, finished = time.monotonic(), 0
 
-    def done(arm: str, seed: int, result: Mapping[str, Any]) -> None:
+    def done(arm: str, seed: int, result: Mapping[str, Any], new: int, ahead: int) -> None:
         nonlocal finished
         finished += 1
         test = result["test"]
@@ -72,8 +72,10 @@ def verify_system(
             f"{c.title}: {format(c.scale * test[c.key], c.form)}"
             for c in panels or panels_by_depth({arm: test})
         )
-        left = (time.monotonic() - started) / finished * (total - finished)
-        say(f"[{finished}/{total}, about {left / 60:.0f} min left] {arm}, seed {seed}: {numbers}")
+        left = ""
+        if new and ahead:
+            left = f", about {(time.monotonic() - started) / new * ahead / 60:.0f} min left"
+        say(f"[{finished}/{total}{left}] {arm}, seed {seed}: {numbers}")
 
     results = run_study(
         study,
