@@ -6,8 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
+from torch.testing import assert_close
 
-from stepwell.evaluation.intervals import means, share
+from stepwell.evaluation import intervals
+from stepwell.evaluation.intervals import means, resampled, share
 
 
 @given(st.integers(1, 400), st.data(), st.sampled_from([0.9, 0.95, 0.99]))
@@ -29,6 +31,18 @@ def test_means_have_scipys_bootstrap_interval():
         ).confidence_interval
         assert interval.value == pytest.approx(column.mean())
         assert (interval.low, interval.high) == pytest.approx(theirs, rel=0.02)
+
+
+def test_draws_are_the_same_whether_they_are_kept_or_not(monkeypatch):
+    values = torch.randn(40, 2)
+    generator = torch.Generator().manual_seed(3)
+    naive = torch.stack(
+        [values[torch.randint(40, (40,), generator=generator)].mean(0) for _ in range(100)]
+    )
+    twice = [resampled(values, resamples=100, seed=3) for _ in range(2)]
+    monkeypatch.setattr(intervals, "KEPT", 0)
+    for drawn in (*twice, resampled(values, resamples=100, seed=3)):
+        assert_close(drawn, naive.double(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_difference_of_paired_columns_is_narrower_than_of_unpaired():

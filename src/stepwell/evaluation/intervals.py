@@ -1,5 +1,7 @@
 """Confidence intervals over examples: of a share, and of means that are paired."""
 
+from collections.abc import Iterator
+from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -11,6 +13,8 @@ LEVEL = 0.95
 RESAMPLES = 1000
 #: Resamples that are drawn at a time, which bounds the memory that this takes.
 CHUNK = 64
+#: Draws (rows times resamples, a byte each) that are kept for what else is resampled of the same rows.
+KEPT = 2**26
 
 
 class Interval(NamedTuple):
@@ -86,18 +90,30 @@ def resampled(
         raise ValueError("a mean of no examples")
     if resamples < 2:
         raise ValueError(f"a bootstrap needs at least 2 resamples, not {resamples}")
-    generator = torch.Generator().manual_seed(seed)
     values, n = values.double(), len(values)
-    found = []
+    counts = _kept_counts if n * resamples <= KEPT else _counts
+    return torch.cat([often.double() @ values / n for often in counts(n, resamples, seed)])
+
+
+@lru_cache(maxsize=2)
+def _kept_counts(n: int, resamples: int, seed: int) -> tuple[Tensor, ...]:
+    """`_counts`, once for all that is resampled of the same rows: drawing is what takes long."""
+    return tuple(_counts(n, resamples, seed))
+
+
+def _counts(n: int, resamples: int, seed: int) -> Iterator[Tensor]:
+    """How often each of n rows is drawn, for some resamples (chunk, n) at a time.
+
+    A product with these is much quicker than gathering rows.
+    """
+    generator = torch.Generator().manual_seed(seed)
     for start in range(0, resamples, CHUNK):
-        # how often each row is drawn: a product with these is much quicker than gathering rows
         drawn = [
             torch.randint(n, (n,), generator=generator)
             for _ in range(min(CHUNK, resamples - start))
         ]
         often = torch.stack([torch.bincount(rows, minlength=n) for rows in drawn])
-        found.append(often.double() @ values / n)
-    return torch.cat(found)
+        yield often.to(torch.uint8)  # no row of a resample comes 256 times
 
 
 def ends(level: float) -> Float[Tensor, "2"]:
