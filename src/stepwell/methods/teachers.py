@@ -97,12 +97,7 @@ class OpenTeacher:
         Raises:
             ValueError: there are several, or it is an ONNX file.
         """
-        names = ", ".join(source.name for source in self.sources)
-        if len(self.sources) > 1:
-            raise ValueError(f"an ensemble ({names}) has no weights of its own: name one teacher")
-        if self.sources[0].module is None:
-            raise ValueError(f"{names} gives no weights: name a file of weights")
-        return self.sources[0].module
+        return self._with_weights()[1]
 
     @property
     def nested(self) -> tuple[NestedNet, str]:
@@ -111,10 +106,17 @@ class OpenTeacher:
         Raises:
             ValueError: as for `module`.
         """
-        assert self.module is not None
-        net = self.sources[0].net
-        assert net is not None
+        net, _ = self._with_weights()
         return net, self.sources[0].depth or net.full
+
+    def _with_weights(self) -> tuple[NestedNet, nn.Module]:
+        names = ", ".join(source.name for source in self.sources)
+        if len(self.sources) > 1:
+            raise ValueError(f"an ensemble ({names}) has no weights of its own: name one teacher")
+        net, module = self.sources[0].net, self.sources[0].module
+        if net is None or module is None:
+            raise ValueError(f"{names} gives no weights: name a file of weights")
+        return net, module
 
     def for_data(
         self,
@@ -167,9 +169,8 @@ def open_teacher(
 
     Raises:
         ValueError: a name that is none of these, or given twice; a file that is damaged; a depth that
-            nobody trained;
-            `mean` without `std`, not of three positive numbers, or where every teacher says its own;
-            members of an ensemble whose classes differ.
+            nobody trained; `mean` without `std`, not of three positive numbers, or where every teacher
+            says its own; members of an ensemble whose classes differ.
         FileNotFoundError: there is no such file.
         ImportError: an ONNX file, and the extra `onnx` is not installed.
     """
