@@ -17,12 +17,11 @@ def keeping_modes(*modules: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for (
-            inner,
-            mode,
-        ) in modes:  # first as its class would: LoRA's layers, say, do more than note it
+        # First as each class would, as some (LoRA's layers) do more than note it; then to the letter,
+        # as each has set the mode of its children, too.
+        for inner, mode in modes:
             inner.train(mode)
-        for inner, mode in modes:  # then to the letter: each has set the mode of its children, too
+        for inner, mode in modes:
             inner.training = mode
 
 

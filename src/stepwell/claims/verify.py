@@ -85,8 +85,16 @@ def verify_system(
         workers=0 if quick else workers,
         done=done,
     )
+    record = describe_results(study, results, _origin(common, quick=quick, precision=precision))
+    page = folder / f"{system}.md"
+    write_results(study, record, folder / "claims.json", page)
+    return record, page
+
+
+def _origin(common: Mapping[str, Any], *, quick: bool, precision: Precision) -> dict[str, Any]:
+    """How results come about that are trained here and now."""
     threads = "" if quick else ", one thread an arm"
-    origin = {
+    return {
         "command": shlex.join(["stepwell", *sys.argv[1:]]),
         "quick": quick,
         "arguments": {k: v for k, v in common.items() if k != "loop"} | {"precision": precision},
@@ -95,10 +103,6 @@ def verify_system(
         "hardware": f"{processor()}, {os.cpu_count()} cores{threads}",
         "date": time.strftime("%Y-%m-%d"),
     }
-    record = describe_results(study, results, origin)
-    page = folder / f"{system}.md"
-    write_results(study, record, folder / "claims.json", page)
-    return record, page
 
 
 def describe_results(study: Study, results: Results, origin: Mapping[str, Any]) -> dict[str, Any]:

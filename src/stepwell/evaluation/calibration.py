@@ -55,9 +55,8 @@ def calibration_error(
     Chance moves the bins of a perfect network apart, too, so the error of few examples is too large,
     and that of a resample larger still. The basic interval (Davison & Hinkley 1997, section 5.2), which
     mirrors the resamples in the estimate, takes this off; the percentile interval would add it again,
-    and lie above the truth. It is approximate: of a network
-    that is calibrated perfectly the truth, 0, is at the very end of what an error can be, and such an
-    interval easily misses it.
+    and lie above the truth. It is approximate: of a network that is calibrated perfectly the truth, 0,
+    is at the very end of what an error can be, and such an interval easily misses it.
 
     Raises:
         ValueError: no examples; `level` or `resamples` is out of range.

@@ -211,10 +211,11 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
             odd = [k for k in now_ if then.get(k) != now_[k]]
             changes = ", ".join(f"{k} was {then.get(k)} and is {now_[k]}" for k in odd)
             raise ValueError(f"{out} holds a run on other {what} ({changes}): use another --out")
+    earlier = {"devices": 1} | dict(old)  # runs of before do not say how many
     for what in ("versions", "commit", "device", "devices", "threads"):
-        if old.get(what, 1) != new[what]:  # before there was a number of devices
+        if earlier.get(what) != new[what]:
             warnings.warn(
-                f"{out} was started with {what} {old.get(what, 1)}, now {new[what]}: the result may "
+                f"{out} was started with {what} {earlier.get(what)}, now {new[what]}: the result may "
                 "differ from an uninterrupted run's in the last bits",
                 stacklevel=3,
             )
