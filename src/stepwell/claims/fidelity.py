@@ -265,7 +265,7 @@ CLAIMS = [
         each(seen, start(1.0)),
         seen(start(1.0)),
         99.5,
-        note="It must: the gradient is 0 where the predictions are equal, and nothing decays.",
+        note="But for rounding it must: equal predictions give no gradient, and nothing decays.",
         judged_in="%",
     ),
     more("basin/rate", "It is not the smaller rate alone that brings a student nearer",
