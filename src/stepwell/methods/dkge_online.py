@@ -25,7 +25,7 @@ from stepwell.methods.translation import Corruption, Triples, by_kind, margin_lo
 from stepwell.nets.contexts import Contexts
 from stepwell.nets.facts import Facts, Rule, affected_entities, affected_relations
 from stepwell.nets.graph import COLUMNS, KINDS, GraphEmbedding, Kind, distance, xavier
-from stepwell.nets.triple_index import RELATION, TAIL, Ints, mixed
+from stepwell.nets.triple_index import RELATION, Found, Ints, sampled
 from stepwell.types import Step
 
 
@@ -238,22 +238,15 @@ def triples_of(
     entities, index = which["entity"], after.index
     owner, relation, tail = index.out(entities)
     begin = np.stack([entities[owner], relation, tail], axis=1)
-    begin = begin[_sample(owner, begin[:, TAIL], at_most, seed)]
+    begin = begin[sampled(Found(owner, tail), at_most, seed)]
     owner, relation, head = index.into(entities)
     end = np.stack([head, relation, entities[owner]], axis=1)
-    end = end[_sample(owner, head, at_most, seed)]
+    end = end[sampled(Found(owner, head), at_most, seed)]
     parts = [begin, end]
     if len(which["relation"]):
         some = np.concatenate([added, index.sample(SAMPLED_TRIPLES, seed)])
         parts.append(some[np.isin(some[:, RELATION], which["relation"])])
     return np.unique(np.concatenate(parts), axis=0)
-
-
-def _sample(owner: Ints, other: Ints, at_most: int, seed: int) -> Ints:
-    """Positions of at most so many of each owner's; `owner` is sorted."""
-    order = np.lexsort((mixed(other, seed), owner))
-    nth = np.arange(len(owner)) - np.searchsorted(owner, owner)
-    return order[nth < at_most]
 
 
 def placed(

@@ -24,7 +24,9 @@ from stepwell.nets.triple_index import (
     TripleIndex,
     holds,
     mixed,
+    sampled,
     spans,
+    with_prefix,
 )
 
 #: Pairs of members, or steps of paths, that are looked at together.
@@ -150,10 +152,7 @@ class RelationPaths:
 
     def of_relations(self, relations: Ints) -> Found:
         """The paths of each relation, 26 bits."""
-        low = np.searchsorted(self.keys, relations << _PATH_BITS)
-        high = np.searchsorted(self.keys, (relations + 1) << _PATH_BITS)
-        owner, place = spans(low, high)
-        return Found(owner, self.keys[place] & ((1 << _PATH_BITS) - 1))
+        return with_prefix(self.keys, relations, _PATH_BITS)
 
 
 def relation_contexts(paths: RelationPaths, relations: Ints, size: int, seed: int) -> Contexts:
@@ -163,10 +162,8 @@ def relation_contexts(paths: RelationPaths, relations: Ints, size: int, seed: in
     context are looked at, so the cost is that of the sample.
     """
     found = paths.of_relations(relations)
-    order = np.lexsort(((mixed(found.value, seed)), found.owner))
-    owner, path = found.owner[order], found.value[order]
-    nth = np.arange(len(owner)) - np.searchsorted(owner, owner)
-    members = Found(owner[nth < size], path[nth < size])
+    some = sampled(found, size, seed)
+    members = Found(found.owner[some], found.value[some])
     edges = _joined_paths(paths, members, len(relations))
     first, second = members.value >> RELATION_BITS, (members.value & _RELATION_MASK) - 1
     return _contexts(
