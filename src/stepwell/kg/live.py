@@ -19,7 +19,7 @@ from stepwell.files import locked, read_json
 from stepwell.kg.asking import Asked
 from stepwell.kg.history import SHOWN, picture_of, remember
 from stepwell.kg.journal import Journal, Record
-from stepwell.kg.state import Change, learned_tables, read_state
+from stepwell.kg.state import Change, learned_tables, metadata, read_state
 from stepwell.methods.dkge_online import Learned, Online
 from stepwell.nets.graph import KINDS
 
@@ -232,7 +232,7 @@ class KnowledgeGraph(Asked):
                 self._pending[check_fact(fact, str(self._journal.path))] = there
             return
         tables = load(record.content)
-        names = json.loads(_metadata(record.content)["names"])
+        names = json.loads(metadata(record.content)["names"])
         for kind in KINDS:
             for name in names[kind]:
                 self._state.names[kind].add(name)
@@ -332,10 +332,3 @@ def open_graph(path: str | Path, *, write: bool = True) -> KnowledgeGraph:
         ValueError, OSError: as for `KnowledgeGraph`.
     """
     return KnowledgeGraph(Path(path), write=write)
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    """The metadata of safetensors in memory, which the library reads from files alone."""
-    length = int.from_bytes(content[:8], "little")
-    found: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    return found
