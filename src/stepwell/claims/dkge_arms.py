@@ -64,7 +64,6 @@ def follow(
         extra = _step(state, added, removed, way, online_epochs, seed)
         spent = {"step_seconds": time.process_time() - start} | extra
         found.append(_measures(state, start_names, before, now) | spent)
-    out.mkdir(parents=True, exist_ok=True)
     return _result(found, time.perf_counter() - clock)
 
 
@@ -104,7 +103,6 @@ def pykeen_retrain(
         spent = time.process_time() - start
         seen = Examined(entities, relations, start_names, before, now)
         found.append(seen.measures(far) | {"step_seconds": spent})
-    out.mkdir(parents=True, exist_ok=True)
     return _result(found, time.perf_counter() - clock)
 
 

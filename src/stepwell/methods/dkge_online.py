@@ -49,8 +49,8 @@ class Online:
 SAMPLED_TRIPLES = 8192
 
 
-class Rows(dict[Kind, tuple[Ints, Tensor]]):
-    """Rows of tables, by kind: which elements, and their vectors."""
+#: Rows of tables, by kind: which elements, and their vectors.
+Rows = Mapping[Kind, tuple[Ints, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -203,9 +203,9 @@ def learn_change(
     return Learned(
         affected,
         new,
-        Rows({k: (trained[k], local.knowledge[k].detach()) for k in KINDS}),
-        Rows({k: (new[k], local.contextual[k].detach()) for k in KINDS if k in local.contextual}),
-        Rows({k: (trained[k], found[k]) for k in KINDS}),
+        {k: (trained[k], local.knowledge[k].detach()) for k in KINDS},
+        {k: (new[k], local.contextual[k].detach()) for k in KINDS if k in local.contextual},
+        {k: (trained[k], found[k]) for k in KINDS},
         len(rows),
         time.monotonic() - started,
     )
