@@ -5,6 +5,7 @@ import signal
 import time
 import warnings
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import stepwell
 from stepwell.evaluation.link_prediction import link_measures
 from stepwell.kg import Online, live
 from stepwell.kg.ranking import distances, distances_to_all, rank_triples
+from stepwell.kg.state import read_state
 from stepwell.nets.triple_index import TripleIndex
 from stepwell.recipes.dkge import dkge
 from stepwell.training import Loop
@@ -342,6 +344,26 @@ def test_a_lost_snapshot_is_not_papered_over(run):
     (run / "net.safetensors").write_bytes(old)
     with pytest.raises(ValueError, match="lacks the changes before number 3"):
         stepwell.kg.open(run)
+
+
+def test_a_snapshot_that_a_writer_replaces_is_read_from_one_file(run, monkeypatch):
+    file = run / "net.safetensors"
+    old = file.read_bytes()
+    with stepwell.kg.open(run) as graph:
+        graph.add(NEW)
+        graph.update(QUICK)
+        graph.snapshot()
+    new, real = file.read_bytes(), Path.read_bytes
+    file.write_bytes(old)
+
+    def replaced_before(path):
+        path.write_bytes(new)
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", replaced_before)
+    state = read_state(file)
+    assert (state.applied, state.updates) == (2, 1)
+    assert state.holds("entity", "new")
 
 
 def write_until_killed(run, start, said):

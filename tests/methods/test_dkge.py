@@ -134,7 +134,7 @@ def test_nothing_but_the_affected_and_the_new_moves(trained):
                 which, rows = learned.contextual[kind]
                 net.contextual[kind][which] = rows
     fresh = joint_vectors(net, after)
-    there = torch.from_numpy(after.present("entity", np.arange(43)))
+    there = torch.from_numpy(after.present(np.arange(43)))
     assert_close(joint["entity"][there], fresh["entity"][there], rtol=1e-5, atol=1e-6)
     assert_close(joint["relation"], fresh["relation"], rtol=1e-5, atol=1e-6)
     with torch.no_grad():

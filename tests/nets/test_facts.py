@@ -37,7 +37,7 @@ def test_facts_that_followed_a_change_are_those_of_the_graph(changed):
 def test_affected_are_those_whose_context_differs(changed):
     before, after, changes = changed
     every = np.arange(31)
-    both = before.present("entity", every) & after.present("entity", every)
+    both = before.present(every) & after.present(every)
     digests = [f.contexts("entity", every).digest for f in (before, after)]
     truth = every[both & (digests[0] != digests[1])]
     assert 0 < len(truth) < both.sum()
@@ -53,10 +53,10 @@ def test_affected_are_those_whose_context_differs(changed):
 
 def test_by_the_codes_rule_only_new_and_gone_neighbours_count(changed):
     before, after, changes = changed
-    assert not after.present("entity", np.array([7]))
-    assert not before.present("entity", np.array([30]))
+    assert not after.present(np.array([7]))
+    assert not before.present(np.array([30]))
     near = {h if t in (7, 30) else t for h, _, t in changes.tolist() if 7 in (h, t) or 30 in (h, t)}
-    there = [e for e in sorted(near - {7, 30}) if after.present("entity", np.array([e]))]
+    there = [e for e in sorted(near - {7, 30}) if after.present(np.array([e]))]
     assert affected_entities(before, after, changes, "neighbour").tolist() == there
     assert len(affected_relations(before, after, np.arange(4), "neighbour")) == 0
 

@@ -15,7 +15,7 @@ from stepwell.data.triples import Fact, Names, numbered
 from stepwell.files import write_whole
 from stepwell.kg.ranking import Far, Side, distances_to_all
 from stepwell.kg.state import Change, Encoder, State, learned_tables, read_state
-from stepwell.methods.dkge import DKGE, joint_vectors
+from stepwell.methods.dkge import DKGE
 from stepwell.methods.dkge_online import Online, placed
 from stepwell.nets.facts import Rule
 from stepwell.nets.graph import KINDS
@@ -63,10 +63,7 @@ def follow(
         start = time.process_time()
         extra = _step(state, added, removed, way, online_epochs, seed)
         spent = {"step_seconds": time.process_time() - start} | extra
-        names = state.names["entity"], state.names["relation"]
-        seen = Examined(*names, start_names, before, now)
-        found.append(seen.measures(partial(distances_to_all, state.vectors())) | spent)
-    out.mkdir(parents=True, exist_ok=True)
+        found.append(_measures(state, start_names, before, now) | spent)
     return _result(found, time.perf_counter() - clock)
 
 
@@ -84,10 +81,8 @@ def retrain(
     for start_names, before, now in _steps(data, steps):
         results = _scratch(now, out / now.name, epochs, encoder, seed)
         state = read_state(out / now.name / "net.safetensors")
-        names = state.names["entity"], state.names["relation"]
-        seen = Examined(*names, start_names, before, now)
-        measures = seen.measures(partial(distances_to_all, state.vectors()))
-        found.append(measures | {"step_seconds": results["cpu_seconds"]})
+        spent = {"step_seconds": results["cpu_seconds"]}
+        found.append(_measures(state, start_names, before, now) | spent)
     return _result(found, time.perf_counter() - clock)
 
 
@@ -108,7 +103,6 @@ def pykeen_retrain(
         spent = time.process_time() - start
         seen = Examined(entities, relations, start_names, before, now)
         found.append(seen.measures(far) | {"step_seconds": spent})
-    out.mkdir(parents=True, exist_ok=True)
     return _result(found, time.perf_counter() - clock)
 
 
@@ -118,6 +112,13 @@ def _steps(data: str, steps: int) -> Iterator[tuple[set[str], Snapshot, Snapshot
     names = {name for h, _, t in snapshots[0].train for name in (h, t)}
     for before, now in pairwise(snapshots):
         yield names, before, now
+
+
+def _measures(
+    state: State, start_names: set[str], before: Snapshot, now: Snapshot
+) -> dict[str, float]:
+    seen = Examined(state.names["entity"], state.names["relation"], start_names, before, now)
+    return seen.measures(partial(distances_to_all, state.vectors()))
 
 
 def _result(steps: list[dict[str, float]], seconds: float) -> dict[str, Any]:
@@ -156,7 +157,8 @@ def _step(
     change, learned = state.learn(added, removed, Online(rule=rule, epochs=epochs))
     state.apply(change, learned_tables(learned), 0)
     moved = (state.joint["entity"][: len(kept)] - kept).norm(dim=1)
-    moved[torch.from_numpy(learned.joint["entity"][0][learned.joint["entity"][0] < len(kept)])] = 0
+    may_move = learned.knowledge_ids["entity"]
+    moved[torch.from_numpy(may_move[may_move < len(kept)])] = 0
     return {
         "drift": float(moved.max()),
         "affected": len(learned.affected["entity"]) / int(state.present().sum()),
@@ -196,7 +198,7 @@ def _train_on(state: State, added: list[Fact] | None, epochs: int, seed: int) ->
                 objective.training_step(batch).loss.backward()
                 optimizer.step()
     state.net.requires_grad_(False)
-    state.joint = joint_vectors(state.net, state.facts)
+    state.joint = objective.all_joint()
 
 
 def _pykeen(rows: Ints, entities: int, relations: int, model: str, epochs: int, seed: int) -> Far:

@@ -95,8 +95,7 @@ class Asked:
     def score(self, facts: Iterable[Sequence[str]]) -> list[float]:
         """||h* + r* - t*|| of triples, whether they are in the graph or not; low is plausible."""
         checked = [check_fact(fact, "score") for fact in facts]
-        rows = [[self._number("entity", h), self._number("relation", r), self._number("entity", t)]
-                for h, r, t in checked]  # fmt: skip
+        rows = [[self._number(kind, fact[i]) for i, kind in COLUMNS] for fact in checked]
         found: list[float] = distances(
             self._state.vectors(), np.array(rows, dtype=np.int64).reshape(-1, 3)
         ).tolist()
@@ -142,8 +141,7 @@ class Asked:
         return found
 
     def _rankable(self, fact: Fact) -> bool:
-        pairs = zip((kind for _, kind in COLUMNS), fact, strict=True)
-        return all(self._state.holds(kind, name) for kind, name in pairs)
+        return all(self._state.holds(kind, fact[i]) for i, kind in COLUMNS)
 
     def _number(self, kind: Kind, name: str) -> int:
         number = self._state.names[kind].number(name)

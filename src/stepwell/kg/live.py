@@ -19,9 +19,9 @@ from stepwell.files import locked, read_json
 from stepwell.kg.asking import Asked
 from stepwell.kg.history import SHOWN, picture_of, remember
 from stepwell.kg.journal import Journal, Record
-from stepwell.kg.state import Change, learned_tables, read_state
+from stepwell.kg.state import Change, learned_tables, metadata, read_state
 from stepwell.methods.dkge_online import Learned, Online
-from stepwell.nets.graph import KINDS
+from stepwell.nets.graph import COLUMNS, KINDS
 
 #: A snapshot is written when the journal is longer than this share of it, and than so many bytes.
 SNAPSHOT_SHARE, SNAPSHOT_BYTES = 0.5, 1 << 20
@@ -148,14 +148,15 @@ class KnowledgeGraph(Asked):
         if absent not in ("refuse", "ignore"):
             raise ValueError(f"absent is 'refuse' or 'ignore', not {absent!r}")
         checked = dict.fromkeys(check_fact(fact, "remove") for fact in facts)
-        missing = [f for f in checked if f not in self]
+        there = {f: False for f in checked if f in self}
+        missing = [f for f in checked if f not in there]
         if missing and absent == "refuse":
             more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ValueError(
                 f"not in the graph: {' | '.join(missing[0])}{more}; nothing was removed. Ignore "
                 "absent triples with --ignore-absent (in Python: absent='ignore')"
             )
-        return self._change({f: False for f in checked if f in self})
+        return self._change(there)
 
     def update(self, how: Online = Online(), *, test: Iterable[Sequence[str]] = ()) -> Report:
         """Learn what was added and removed: only what that affects moves.
@@ -178,10 +179,12 @@ class KnowledgeGraph(Asked):
         moved = self._moves(learned)
         shown = self._shown(moved, change)
         tables = learned_tables(learned)
-        named = {k: self._state.names[k].names[self._saved_names[k] :] for k in KINDS}
+        # Numbers past those that were learnt are new, by this update or by one that failed.
+        named = {k: self._state.names[k].names[len(self._state.count[k]) :] for k in KINDS}
         content = save(tables, {"names": json.dumps(named)})
-        self._journal.append(Record(_UPDATE, self._last + 1, content))
-        self._take(change, tables)
+        number = self._next
+        self._journal.append(Record(_UPDATE, number, content))
+        self._take(change, tables, number)
         self._snapshot_if_long()
         report = Report(
             len(added),
@@ -220,41 +223,36 @@ class KnowledgeGraph(Asked):
                     f"{file} does not hold either: bring back copies of both"
                 )
         self._pending: dict[Fact, bool] = {}
-        self._last = self._state.applied
-        self._mark_names()
         for record in records:
             self._replay(record)
 
     def _replay(self, record: Record) -> None:
-        self._last = record.number
         if record.kind == _CHANGE:
             for *fact, there in json.loads(record.content):
                 self._pending[check_fact(fact, str(self._journal.path))] = there
             return
         tables = load(record.content)
-        names = json.loads(_metadata(record.content)["names"])
+        names = json.loads(metadata(record.content)["names"])
         for kind in KINDS:
             for name in names[kind]:
                 self._state.names[kind].add(name)
-        change = Change.of(self._state, *self._changes())
-        self._last -= 1
-        self._take(change, tables)
+        self._take(Change.of(self._state, *self._changes()), tables, record.number)
 
-    def _take(self, change: Change, tables: dict[str, torch.Tensor]) -> None:
-        self._last += 1
-        self._state.apply(change, tables, self._last)
+    def _take(self, change: Change, tables: dict[str, torch.Tensor], number: int) -> None:
+        self._state.apply(change, tables, number)
         self._pending = {}
-        self._mark_names()
 
-    def _mark_names(self) -> None:
-        self._saved_names = {kind: len(self._state.names[kind]) for kind in KINDS}
+    @property
+    def _next(self) -> int:
+        """The number of the next record; the journal may be empty, or end before the snapshot."""
+        numbers = (record.number for record in self._journal.records[-1:])
+        return 1 + max([self._state.applied, *numbers])
 
     def _change(self, facts: dict[Fact, bool]) -> int:
         self._check_writes()
         if facts:
             content = json.dumps([[*fact, there] for fact, there in facts.items()]).encode()
-            self._journal.append(Record(_CHANGE, self._last + 1, content))
-            self._last += 1
+            self._journal.append(Record(_CHANGE, self._next, content))
             self._pending |= facts
         return len(facts)
 
@@ -265,10 +263,7 @@ class KnowledgeGraph(Asked):
         return added, removed
 
     def _learnt(self, fact: Fact) -> bool:
-        names = self._state.names
-        if fact[0] not in names["entity"] or fact[2] not in names["entity"]:
-            return False
-        if fact[1] not in names["relation"]:
+        if not all(fact[i] in self._state.names[kind] for i, kind in COLUMNS):
             return False
         return bool(self._state.facts.index.holds(self._state.rows_of([fact]))[0])
 
@@ -332,10 +327,3 @@ def open_graph(path: str | Path, *, write: bool = True) -> KnowledgeGraph:
         ValueError, OSError: as for `KnowledgeGraph`.
     """
     return KnowledgeGraph(Path(path), write=write)
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    """The metadata of safetensors in memory, which the library reads from files alone."""
-    length = int.from_bytes(content[:8], "little")
-    found: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    return found

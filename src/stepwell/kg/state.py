@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -193,20 +193,27 @@ def read_state(path: Path) -> State:
         OSError: it cannot be read.
     """
     try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("stepwell", "{}"))
+        content = path.read_bytes()  # once: a writer may put another file in place at any time
+        tensors = load(content)
+        about = json.loads(metadata(content).get("stepwell", "{}"))
         if about.get("kind") != "stepwell knowledge graph":
             raise ValueError(
                 f"{path} holds no knowledge graph: name a run of `stepwell train dkge`"
             )
         if about["format"] > FORMAT:
             raise ValueError(f"{path} is of a newer Stepwell: update this one to read it")
-        tensors = load(path.read_bytes())
         return _state_of(about, tensors)
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): bring back a copy, or train again"
         ) from error
+
+
+def metadata(content: bytes) -> dict[str, str]:
+    """The metadata of safetensors in memory, which the library reads from files alone."""
+    length = int.from_bytes(content[:8], "little")
+    found: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return found
 
 
 def _state_of(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:

@@ -1,57 +1,44 @@
 """Dynamic knowledge-graph embedding, learnt from scratch (Wu et al. 2022, section 4)."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from stepwell.methods.objective import Objective
-from stepwell.methods.translation import Corruption, Triples, by_kind, margin_loss
+from stepwell.methods.translation import Corruption, Translation
 from stepwell.nets.contexts import Contexts
 from stepwell.nets.facts import Facts
-from stepwell.nets.graph import KINDS, GraphEmbedding, Kind, distance
+from stepwell.nets.graph import KINDS, GraphEmbedding, Kind
 from stepwell.nets.triple_index import HEAD, TAIL
-from stepwell.types import Step
 
 
-class DKGE(Objective):
-    """Joint vectors such that h* + r* is near t* for true triples, and far from it for others.
-
-    Each element of a batch is encoded once, whatever the number of its triples.
+class DKGE(Translation):
+    """All vectors of a graph, learnt by translation.
 
     Args:
         net: of as many elements as there are numbers in `facts`, or more.
         facts: the graph that contexts and triples come from.
-        margin: how much farther a false triple has to be.
-        negatives: false triples a true one.
+        margin, negatives: as for `Translation`.
     """
 
     def __init__(
         self, net: GraphEmbedding, facts: Facts, *, margin: float = 4.0, negatives: int = 1
     ) -> None:
-        super().__init__()
-        self.net = net
-        self.margin, self.negatives = margin, negatives
-        self.contexts = all_contexts(net, facts)
         rows = facts.index.rows
-        self.corrupt = Corruption(facts.index, rows, np.unique(rows[:, [HEAD, TAIL]]))
+        corrupt = Corruption(facts.index, rows, np.unique(rows[:, [HEAD, TAIL]]))
+        super().__init__(corrupt, margin=margin, negatives=negatives)
+        self.net = net
+        self.contexts = all_contexts(net, facts)
 
-    def training_step(self, batch: Triples) -> Step:
-        """The margin loss of a batch of true triples."""
-        false, counts = self.corrupt(batch, self.negatives)
-        far = self.distances(torch.cat([batch, false]))
-        true, others = far[: len(batch)], far[len(batch) :].view(len(batch), -1)
-        return Step(margin_loss(true, others, self.margin, counts.view_as(others)), {})
+    def joint(self, kind: Kind, which: Tensor) -> Tensor:
+        """Joint vectors of the elements `which`."""
+        contexts = self.contexts[kind]
+        return self.net.joint(kind, which, None if contexts is None else contexts.select(which))
 
-    def distances(self, triples: Triples) -> Tensor:
-        """||h* + r* - t*|| of each triple."""
-        vectors = {}
-        for kind, which in by_kind(triples):
-            used, place = which.unique(return_inverse=True)
-            contexts = self.contexts[kind]
-            here = None if contexts is None else contexts.select(used)
-            vectors[kind] = self.net.joint(kind, used, here)[place]
-        head, tail = vectors["entity"].unbind(1)
-        return distance(head + vectors["relation"] - tail)
+    def all_joint(self) -> dict[Kind, Tensor]:
+        """The joint vectors of all elements as they are now, without gradients."""
+        return _all_joint(self.net, self.contexts)
 
 
 def all_contexts(net: GraphEmbedding, facts: Facts) -> dict[Kind, Contexts | None]:
@@ -62,8 +49,11 @@ def all_contexts(net: GraphEmbedding, facts: Facts) -> dict[Kind, Contexts | Non
     }
 
 
-@torch.no_grad()
 def joint_vectors(net: GraphEmbedding, facts: Facts) -> dict[Kind, Tensor]:
-    """The joint vectors of all elements."""
-    contexts = all_contexts(net, facts)
+    """The joint vectors of all elements, without gradients."""
+    return _all_joint(net, all_contexts(net, facts))
+
+
+@torch.no_grad()
+def _all_joint(net: GraphEmbedding, contexts: Mapping[Kind, Contexts | None]) -> dict[Kind, Tensor]:
     return {kind: net.all_joint(kind, contexts[kind]) for kind in KINDS}

@@ -20,13 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stepwell.methods.objective import Objective
-from stepwell.methods.translation import Corruption, Triples, by_kind, margin_loss
+from stepwell.methods.translation import Corruption, Translation
 from stepwell.nets.contexts import Contexts
 from stepwell.nets.facts import Facts, Rule, affected_entities, affected_relations
-from stepwell.nets.graph import COLUMNS, KINDS, GraphEmbedding, Kind, distance, xavier
-from stepwell.nets.triple_index import RELATION, TAIL, Ints, mixed
-from stepwell.types import Step
+from stepwell.nets.graph import COLUMNS, KINDS, GraphEmbedding, Kind, xavier
+from stepwell.nets.triple_index import RELATION, Found, Ints, sampled
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,8 @@ class Online:
 SAMPLED_TRIPLES = 8192
 
 
-class Rows(dict[Kind, tuple[Ints, Tensor]]):
-    """Rows of tables, by kind: which elements, and their vectors."""
+#: Rows of tables, by kind: which elements, and their vectors.
+Rows = Mapping[Kind, tuple[Ints, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Learned:
         return {kind: self.knowledge[kind][0] for kind in KINDS}
 
 
-class Local(Objective):
+class Local(Translation):
     """The part of an embedding that an update trains, on its own.
 
     Args:
@@ -88,7 +86,7 @@ class Local(Objective):
         trained: elements whose knowledge vectors are trained, sorted; `new` ones are among them.
         new: their contextual vectors are trained, too; sorted.
         start: knowledge vectors that new elements begin with, by kind.
-        corrupt: draws false triples.
+        corrupt, margin, negatives: as for `Translation`.
     """
 
     def __init__(
@@ -104,9 +102,8 @@ class Local(Objective):
         margin: float,
         negatives: int,
     ) -> None:
-        super().__init__()
-        self.margin, self.negatives = margin, negatives
-        self.joint, self.corrupt = joint, corrupt
+        super().__init__(corrupt, margin=margin, negatives=negatives)
+        self._joint = joint
         self.trained = {kind: torch.from_numpy(trained[kind]) for kind in KINDS}
         self.knowledge, self.contextual = nn.ParameterDict(), nn.ParameterDict()
         self.encoders: Mapping[Kind, nn.Module] | None = None
@@ -134,13 +131,6 @@ class Local(Objective):
         self._fixed[kind] = net.contextual[kind].detach()[torch.from_numpy(old)]
         self.contextual[kind] = nn.Parameter(net.contextual[kind].detach()[torch.from_numpy(new)])
 
-    def training_step(self, batch: Triples) -> Step:
-        """The margin loss of a batch of true triples."""
-        false, counts = self.corrupt(batch, self.negatives)
-        far = self._distances(torch.cat([batch, false]))
-        true, others = far[: len(batch)], far[len(batch) :].view(len(batch), -1)
-        return Step(margin_loss(true, others, self.margin, counts.view_as(others)), {})
-
     def trained_joint(self, kind: Kind, which: Tensor | None = None) -> Tensor:
         """Joint vectors of the trained elements, or of those at positions `which`."""
         knowledge: Tensor = self.knowledge[kind]
@@ -154,18 +144,14 @@ class Local(Objective):
         )
         return joint
 
-    def _distances(self, triples: Triples) -> Tensor:
-        vectors = {}
-        for kind, which in by_kind(triples):
-            used, place = which.unique(return_inverse=True)
-            trained, found = self.trained[kind], self.joint[kind][used]
-            if len(trained):
-                at = torch.searchsorted(trained, used).clamp(max=len(trained) - 1)
-                mine = (trained[at] == used).nonzero().flatten()
-                found = found.index_put((mine,), self.trained_joint(kind, at[mine]))
-            vectors[kind] = found[place]
-        head, tail = vectors["entity"].unbind(1)
-        return distance(head + vectors["relation"] - tail)
+    def joint(self, kind: Kind, which: Tensor) -> Tensor:
+        """Joint vectors of the elements `which`: constants, but for the trained ones."""
+        trained, found = self.trained[kind], self._joint[kind][which]
+        if len(trained):
+            at = torch.searchsorted(trained, which).clamp(max=len(trained) - 1)
+            mine = (trained[at] == which).nonzero().flatten()
+            found = found.index_put((mine,), self.trained_joint(kind, at[mine]))
+        return found
 
 
 def learn_change(
@@ -217,9 +203,9 @@ def learn_change(
     return Learned(
         affected,
         new,
-        Rows({k: (trained[k], local.knowledge[k].detach()) for k in KINDS}),
-        Rows({k: (new[k], local.contextual[k].detach()) for k in KINDS if k in local.contextual}),
-        Rows({k: (trained[k], found[k]) for k in KINDS}),
+        {k: (trained[k], local.knowledge[k].detach()) for k in KINDS},
+        {k: (new[k], local.contextual[k].detach()) for k in KINDS if k in local.contextual},
+        {k: (trained[k], found[k]) for k in KINDS},
         len(rows),
         time.monotonic() - started,
     )
@@ -238,22 +224,15 @@ def triples_of(
     entities, index = which["entity"], after.index
     owner, relation, tail = index.out(entities)
     begin = np.stack([entities[owner], relation, tail], axis=1)
-    begin = begin[_sample(owner, begin[:, TAIL], at_most, seed)]
+    begin = begin[sampled(Found(owner, tail), at_most, seed)]
     owner, relation, head = index.into(entities)
     end = np.stack([head, relation, entities[owner]], axis=1)
-    end = end[_sample(owner, head, at_most, seed)]
+    end = end[sampled(Found(owner, head), at_most, seed)]
     parts = [begin, end]
     if len(which["relation"]):
         some = np.concatenate([added, index.sample(SAMPLED_TRIPLES, seed)])
         parts.append(some[np.isin(some[:, RELATION], which["relation"])])
     return np.unique(np.concatenate(parts), axis=0)
-
-
-def _sample(owner: Ints, other: Ints, at_most: int, seed: int) -> Ints:
-    """Positions of at most so many of each owner's; `owner` is sorted."""
-    order = np.lexsort((mixed(other, seed), owner))
-    nth = np.arange(len(owner)) - np.searchsorted(owner, owner)
-    return order[nth < at_most]
 
 
 def placed(

@@ -1,12 +1,16 @@
-"""What training by translation needs: corrupted triples, and the margin between them and true ones."""
+"""Training by translation: corrupted triples, and the margin between them and true ones."""
+
+from abc import abstractmethod
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stepwell.nets.graph import Kind
+from stepwell.methods.objective import Objective
+from stepwell.nets.graph import Kind, distance
 from stepwell.nets.triple_index import HEAD, RELATION, TAIL, Ints, TripleIndex
+from stepwell.types import Step
 
 Triples = Int[Tensor, "batch 3"]
 #: How often a corrupted triple that is a true one is drawn again.
@@ -87,3 +91,39 @@ def margin_loss(
     """
     pairs = torch.relu(margin + true[:, None] - false)
     return (pairs * counts).sum() / counts.sum().clamp(min=1)
+
+
+class Translation(Objective):
+    """Joint vectors such that h* + r* is near t* for true triples, and far from it for others.
+
+    Each element of a batch is encoded once, whatever the number of its triples.
+
+    Args:
+        corrupt: draws false triples.
+        margin: how much farther a false triple has to be.
+        negatives: false triples a true one.
+    """
+
+    def __init__(self, corrupt: Corruption, *, margin: float, negatives: int) -> None:
+        super().__init__()
+        self.corrupt, self.margin, self.negatives = corrupt, margin, negatives
+
+    @abstractmethod
+    def joint(self, kind: Kind, which: Tensor) -> Tensor:
+        """Joint vectors (elements, dim) of the elements `which`, each once, sorted."""
+
+    def training_step(self, batch: Triples) -> Step:
+        """The margin loss of a batch of true triples."""
+        false, counts = self.corrupt(batch, self.negatives)
+        far = self.distances(torch.cat([batch, false]))
+        true, others = far[: len(batch)], far[len(batch) :].view(len(batch), -1)
+        return Step(margin_loss(true, others, self.margin, counts.view_as(others)), {})
+
+    def distances(self, triples: Triples) -> Tensor:
+        """||h* + r* - t*|| of each triple."""
+        vectors = {}
+        for kind, which in by_kind(triples):
+            used, place = which.unique(return_inverse=True)
+            vectors[kind] = self.joint(kind, used)[place]
+        head, tail = vectors["entity"].unbind(1)
+        return distance(head + vectors["relation"] - tail)

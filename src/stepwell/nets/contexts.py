@@ -24,7 +24,9 @@ from stepwell.nets.triple_index import (
     TripleIndex,
     holds,
     mixed,
+    sampled,
     spans,
+    with_prefix,
 )
 
 #: Pairs of members, or steps of paths, that are looked at together.
@@ -128,8 +130,7 @@ class RelationPaths:
     @staticmethod
     def of(index: TripleIndex) -> "RelationPaths":
         """Those of all triples."""
-        none = RelationPaths(np.zeros(0, np.int64), np.zeros(0, np.int64))
-        keys, counts = none.keys, none.counts
+        keys = counts = np.zeros(0, np.int64)
         for rows in _blocks(index, index.rows):
             found, times = np.unique(_path_keys(_concluding(index, rows)), return_counts=True)
             keys, counts = _summed(keys, counts, found, times)
@@ -151,10 +152,7 @@ class RelationPaths:
 
     def of_relations(self, relations: Ints) -> Found:
         """The paths of each relation, 26 bits."""
-        low = np.searchsorted(self.keys, relations << _PATH_BITS)
-        high = np.searchsorted(self.keys, (relations + 1) << _PATH_BITS)
-        owner, place = spans(low, high)
-        return Found(owner, self.keys[place] & ((1 << _PATH_BITS) - 1))
+        return with_prefix(self.keys, relations, _PATH_BITS)
 
 
 def relation_contexts(paths: RelationPaths, relations: Ints, size: int, seed: int) -> Contexts:
@@ -164,10 +162,8 @@ def relation_contexts(paths: RelationPaths, relations: Ints, size: int, seed: in
     context are looked at, so the cost is that of the sample.
     """
     found = paths.of_relations(relations)
-    order = np.lexsort(((mixed(found.value, seed)), found.owner))
-    owner, path = found.owner[order], found.value[order]
-    nth = np.arange(len(owner)) - np.searchsorted(owner, owner)
-    members = Found(owner[nth < size], path[nth < size])
+    some = sampled(found, size, seed)
+    members = Found(found.owner[some], found.value[some])
     edges = _joined_paths(paths, members, len(relations))
     first, second = members.value >> RELATION_BITS, (members.value & _RELATION_MASK) - 1
     return _contexts(
@@ -265,25 +261,36 @@ def _concluding(index: TripleIndex, rows: Ints) -> _Walks:
     owner, first = found.owner[other], found.value[other]
     none = np.full(len(owner), -1)
     short = _Walks(head[owner], relation[owner], tail[owner], first, none, none)
-    owner, first, via, second = _meeting(index, head, tail)
+    owner, first, via, second = _meeting(index, head, tail, from_a=True, from_b=False)
     long = _Walks(head[owner], relation[owner], tail[owner], first, second, via)
     return _together(short, long)
 
 
-def _meeting(index: TripleIndex, head: Ints, tail: Ints) -> tuple[Ints, Ints, Ints, Ints]:
-    """All (head[i], first, via), (via, second, tail[i]): owner, first, via, second.
+def _meeting(
+    index: TripleIndex, a: Ints, b: Ints, *, from_a: bool, from_b: bool
+) -> tuple[Ints, Ints, Ints, Ints]:
+    """All entities `via` that a triple joins to a[i], and another one to b[i].
 
     They are searched from the end that has fewer triples.
+
+    Args:
+        from_a, from_b: whether the triple leads from a[i], or b[i], to `via`, or the other way.
+
+    Returns:
+        Owner, relation of the triple with a[i], `via`, relation of that with b[i].
     """
-    forward = index.out_degree(head) <= index.in_degree(tail)
+    ends = ((a, from_a), (b, from_b))
+    degree = [(index.out_degree if ahead else index.in_degree)(end) for end, ahead in ends]
+    near = degree[0] <= degree[1]
     parts = []
-    for ahead in (True, False):
-        which = np.flatnonzero(forward == ahead)
-        a, b = head[which], tail[which]
-        owner, step, via = index.out(a) if ahead else index.into(b)
-        rest = index.between(via, b[owner]) if ahead else index.between(a[owner], via)
+    for swap in (False, True):
+        which = np.flatnonzero(near != swap)
+        (here, ahead), (there, leads) = ends[::-1] if swap else ends
+        owner, step, via = (index.out if ahead else index.into)(here[which])
+        other = there[which][owner]
+        rest = index.between(other, via) if leads else index.between(via, other)
         owner, step, via = owner[rest.owner], step[rest.owner], via[rest.owner]
-        first, second = (step, rest.value) if ahead else (rest.value, step)
+        first, second = (rest.value, step) if swap else (step, rest.value)
         parts.append((which[owner], first, via, second))
     owner, first, via, second = (np.concatenate(p) for p in zip(*parts, strict=True))
     return owner, first, via, second
@@ -299,41 +306,14 @@ def _with_any(index: TripleIndex, rows: Ints) -> _Walks:
     none = np.full(len(owner), -1)
     short = _Walks(head[owner], found.value[other], tail[owner], relation[owner], none, none)
     # as the first step, head -> tail -> end: concluded by (head, r, end)
-    owner, second, end, r = _closing(index, tail, head, forward=True)
+    owner, second, end, r = _meeting(index, tail, head, from_a=True, from_b=True)
     first_step = _Walks(head[owner], r, end, relation[owner], second, tail[owner])
     # as the second step, start -> head -> tail: concluded by (start, r, tail)
-    owner, first, start, r = _closing(index, head, tail, forward=False)
+    owner, first, start, r = _meeting(index, head, tail, from_a=False, from_b=False)
     second_step = _Walks(start, r, tail[owner], first, relation[owner], head[owner])
     walks = _together(_concluding(index, rows), short, first_step, second_step)
     distinct = np.unique(np.stack(walks, axis=1), axis=0)
     return _Walks(*distinct.T)
-
-
-def _closing(
-    index: TripleIndex, at: Ints, other: Ints, *, forward: bool
-) -> tuple[Ints, Ints, Ints, Ints]:
-    """Triples that leave at[i] (or, backward, end there) and whose far end other[i] leads to, too.
-
-    Returns: owner, relation of that triple, far end, relation between other[i] and the far end.
-    """
-    degree = index.out_degree if forward else index.in_degree
-    triples = index.out if forward else index.into
-
-    def relations(a: Ints, far: Ints) -> Found:
-        return index.between(a, far) if forward else index.between(far, a)
-
-    near = degree(at) <= degree(other)
-    parts = []
-    for from_at in (True, False):
-        which = np.flatnonzero(near == from_at)
-        a, b = (at[which], other[which]) if from_at else (other[which], at[which])
-        owner, step, far = triples(a)
-        rest = relations(b[owner], far)
-        owner, step, far = owner[rest.owner], step[rest.owner], far[rest.owner]
-        mine, theirs = (step, rest.value) if from_at else (rest.value, step)
-        parts.append((which[owner], mine, far, theirs))
-    owner, mine, far, theirs = (np.concatenate(p) for p in zip(*parts, strict=True))
-    return owner, mine, far, theirs
 
 
 def _together(*walks: _Walks) -> _Walks:

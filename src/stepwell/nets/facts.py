@@ -7,7 +7,7 @@ import numpy as np
 
 from stepwell.nets.contexts import Contexts, RelationPaths, entity_contexts, relation_contexts
 from stepwell.nets.graph import Kind
-from stepwell.nets.triple_index import HEAD, RELATION, TAIL, Ints, Neighbours, TripleIndex
+from stepwell.nets.triple_index import HEAD, TAIL, Ints, Neighbours, TripleIndex
 
 #: Which elements a change affects: `context`: those whose context is another (the definition in the
 #: paper's text); `neighbour`: entities with a neighbour that is new or gone (the authors' code);
@@ -56,11 +56,9 @@ class Facts:
             return entity_contexts(self.neighbours, which, self.size)
         return relation_contexts(self.paths, which, self.size, self.seed)
 
-    def present(self, kind: Kind, which: Ints) -> np.ndarray:
-        """Whether each of these elements stands in any triple."""
-        if kind == "entity":
-            return np.asarray((self.index.out_degree(which) + self.index.in_degree(which)) > 0)
-        return np.isin(which, self.index.rows[:, RELATION])
+    def present(self, entities: Ints) -> np.ndarray:
+        """Whether each of these entities stands in any triple."""
+        return np.asarray((self.index.out_degree(entities) + self.index.in_degree(entities)) > 0)
 
 
 def affected_entities(before: Facts, after: Facts, changes: Ints, rule: Rule) -> Ints:
@@ -73,8 +71,8 @@ def affected_entities(before: Facts, after: Facts, changes: Ints, rule: Rule) ->
         changes: triples that are in just one of the graphs.
     """
     ends = np.unique(changes[:, [HEAD, TAIL]])
-    there = before.present("entity", ends) & after.present("entity", ends)
     if rule == "neighbour":
+        there = before.present(ends) & after.present(ends)
         come_or_gone = ends[~there]
         around = [f.neighbours.of(come_or_gone).value for f in (before, after)]
         found = np.unique(np.concatenate(around))
@@ -82,8 +80,7 @@ def affected_entities(before: Facts, after: Facts, changes: Ints, rule: Rule) ->
         a, b = changes[:, HEAD], changes[:, TAIL]
         common = [f.neighbours.common(a, b).value for f in (before, after)]
         found = np.unique(np.concatenate([ends, *common]))
-    both = before.present("entity", found) & after.present("entity", found)
-    found = found[both]
+    found = found[before.present(found) & after.present(found)]
     if rule == "neighbour":
         return found
     other = before.contexts("entity", found).digest != after.contexts("entity", found).digest

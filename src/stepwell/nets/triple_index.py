@@ -50,6 +50,20 @@ def merged(keys: Ints, added: Ints, removed: Ints) -> Ints:
     return np.insert(kept, np.searchsorted(kept, added), added)
 
 
+def with_prefix(keys: Ints, prefix: Ints, bits: int) -> Found:
+    """What follows each prefix in sorted keys: their last `bits`."""
+    owner, place = spans(*_range(keys, prefix, bits))
+    return Found(owner, keys[place] & ((1 << bits) - 1))
+
+
+def sampled(found: Found, at_most: int, seed: int) -> Ints:
+    """Positions of at most so many answers to each question, in an order drawn by `seed`."""
+    owner, value = found
+    order = np.lexsort((mixed(value, seed), owner))
+    nth = np.arange(len(owner)) - np.searchsorted(owner, owner)
+    return order[nth < at_most]
+
+
 def holds(keys: Ints, wanted: Ints) -> NDArray[np.bool_]:
     """Which of the `wanted` are among sorted `keys`."""
     if not len(keys):
@@ -110,15 +124,15 @@ class TripleIndex:
 
     def tails(self, head: Ints, relation: Ints) -> Found:
         """The tails t of all (head[i], relation[i], t)."""
-        return self._found(self._by_head, (head << RELATION_BITS) | relation, ENTITY_BITS)
+        return with_prefix(self._by_head, (head << RELATION_BITS) | relation, ENTITY_BITS)
 
     def heads(self, relation: Ints, tail: Ints) -> Found:
         """The heads h of all (h, relation[i], tail[i])."""
-        return self._found(self._by_tail, (tail << RELATION_BITS) | relation, ENTITY_BITS)
+        return with_prefix(self._by_tail, (tail << RELATION_BITS) | relation, ENTITY_BITS)
 
     def between(self, head: Ints, tail: Ints) -> Found:
         """The relations r of all (head[i], r, tail[i])."""
-        return self._found(self._by_pair, (head << ENTITY_BITS) | tail, RELATION_BITS)
+        return with_prefix(self._by_pair, (head << ENTITY_BITS) | tail, RELATION_BITS)
 
     def linked(self, head: Ints, tail: Ints) -> NDArray[np.bool_]:
         """Whether any triple leads from head[i] to tail[i]."""
@@ -127,11 +141,11 @@ class TripleIndex:
 
     def out(self, entity: Ints) -> tuple[Ints, Ints, Ints]:
         """Triples that begin in entity[i]: owner, relation, tail."""
-        return _split(self._found(self._by_head, entity, RELATION_BITS + ENTITY_BITS))
+        return _split(with_prefix(self._by_head, entity, RELATION_BITS + ENTITY_BITS))
 
     def into(self, entity: Ints) -> tuple[Ints, Ints, Ints]:
         """Triples that end in entity[i]: owner, relation, head."""
-        return _split(self._found(self._by_tail, entity, RELATION_BITS + ENTITY_BITS))
+        return _split(with_prefix(self._by_tail, entity, RELATION_BITS + ENTITY_BITS))
 
     def out_degree(self, entity: Ints) -> Ints:
         """Triples that begin in entity[i]."""
@@ -142,11 +156,6 @@ class TripleIndex:
         """Triples that end in entity[i]."""
         low, high = _range(self._by_tail, entity, RELATION_BITS + ENTITY_BITS)
         return high - low
-
-    @staticmethod
-    def _found(keys: Ints, prefix: Ints, bits: int) -> Found:
-        owner, place = spans(*_range(keys, prefix, bits))
-        return Found(owner, keys[place] & ((1 << bits) - 1))
 
 
 class Neighbours:

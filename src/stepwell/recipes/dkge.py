@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from torch import Tensor
 
 from stepwell.data.triples import (
     Fact,
@@ -23,9 +24,9 @@ from stepwell.data.triples import (
 from stepwell.evaluation.link_prediction import link_measures
 from stepwell.kg.ranking import distances_to_all, rank_triples
 from stepwell.kg.state import Encoder, Shape, State
-from stepwell.methods.dkge import DKGE, joint_vectors
+from stepwell.methods.dkge import DKGE
 from stepwell.nets.facts import Facts
-from stepwell.nets.graph import KINDS, GraphEmbedding
+from stepwell.nets.graph import KINDS, GraphEmbedding, Kind
 from stepwell.nets.triple_index import Ints, TripleIndex
 from stepwell.ranges import check_numbers
 from stepwell.training import Loop, Run, fit, optimizer_of
@@ -90,17 +91,18 @@ def dkge(
         shape = Shape(dim, encoder, context_size, margin, negatives, seed)
         net = shape.net(*map(len, names))
         facts = Facts.of(rows, size=context_size, seed=seed)
-        known = TripleIndex(facts.index.rows).changed(held_out["valid"], rows[:0])
+        known = facts.index.changed(held_out["valid"], rows[:0])
 
         def train(phase: str, net: GraphEmbedding, epochs: int, lr: float) -> None:
+            objective = DKGE(net, facts, margin=margin, negatives=negatives)
             fit(
-                DKGE(net, facts, margin=margin, negatives=negatives),
+                objective,
                 TripleBatches(torch.from_numpy(rows), batch_size, seed=seed),
                 optimizer_of("adam", lr, weight_decay=0.0),
                 run,
                 phase=phase,
                 epochs=epochs,
-                validate=(lambda: measured(net, facts, held_out["valid"], known))
+                validate=(lambda: measured(objective.all_joint(), held_out["valid"], known))
                 if valid
                 else None,
                 select=lambda values: values["mrr"],
@@ -116,11 +118,8 @@ def dkge(
         return _finish(run, State.learnt(shape, net, facts, *names), held_out["test"], known)
 
 
-def measured(
-    net: GraphEmbedding, facts: Facts, rows: Ints, known: TripleIndex
-) -> Mapping[str, float]:
+def measured(joint: Mapping[Kind, Tensor], rows: Ints, known: TripleIndex) -> Mapping[str, float]:
     """MRR, Hits@k and the mean rank of triples (n, 3), known ones left out of their candidates."""
-    joint = joint_vectors(net, facts)
     every = torch.ones(len(joint["entity"]), dtype=torch.bool)
     return link_measures(rank_triples(partial(distances_to_all, joint), rows, known, every))
 
