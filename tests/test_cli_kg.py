@@ -46,6 +46,19 @@ def run(tmp_path, stepwell):
     return tmp_path / "run"
 
 
+def test_an_update_whose_test_triples_are_all_unknown_measures_nothing(stepwell, run, tmp_path):
+    new = write(tmp_path / "new.tsv", [("e1", "r0", "e4")])
+    strange = write(tmp_path / "strange.tsv", [("nobody", "r0", "no one")])
+    code, out, _ = stepwell(
+        "kg", "update", run, "--add", new, "--epochs", 1, "--test", strange, "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["measures"] == {"triples": 0, "left_out": 1}
+    again = write(tmp_path / "again.tsv", [("e1", "r0", "e5")])
+    code, _, err = stepwell("kg", "update", run, "--add", again, "--epochs", 1, "--test", strange)
+    assert (code, "the graph has none of these names, so nothing is ranked" in err) == (0, True)
+
+
 def test_change_ask_and_evaluate(stepwell, run, tmp_path):
     new = write(
         tmp_path / "new.tsv", [("Paris", "capital_of", "France"), ("e1", "r0", "Paris"), FACTS[0]]

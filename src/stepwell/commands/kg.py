@@ -86,8 +86,10 @@ def update(
                ["", "new", "gone", "affected"], rows))  # fmt: skip
     moved = [[name, f"{far:.3f}"] for name, far in report.moved]
     show(table("moved most", ["entity", "distance"], moved))
-    if report.measures:
+    if report.measures.get("triples"):
         _show_measures(f"{report.measures['triples']:,.0f} test triples", report.measures)
+    elif report.measures:
+        say(f"note: --test {test}: the graph has none of these names, so nothing is ranked")
     show(f"learnt in {report.seconds:.1f} s, {report.trained:,} triples an epoch", style="dim")
 
 

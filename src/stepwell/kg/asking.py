@@ -120,7 +120,8 @@ class Asked:
         Returns:
             `link_measures` of `test`; with `gone`, "gone/..." of these in the same way, and "auc": how
             often one of them is more distant than one of `test`. "left_out" counts triples with a name
-            that stands in no triple of the graph.
+            that stands in no triple of the graph; where that is all of `test`, nothing is measured, and
+            there is no more than these counts.
         """
         sides: tuple[Side, ...] = SIDES if ask == "both" else (ask,)
         asked = [check_fact(fact, "test") for fact in test]
@@ -133,6 +134,8 @@ class Asked:
         known = self._state.facts.index.changed(rows, rows[:0])
         found = {"triples": float(len(rows))}
         found["left_out"] = float(len(asked) + len(old) - len(rows) - len(before))
+        if not len(rows):
+            return found
         found |= link_measures(rank_triples(far, rows, known, present, sides))
         if len(before):
             ranks = rank_triples(far, before, known, present, sides)
