@@ -299,34 +299,37 @@ class _Known:
         self.before, self.after = before, after
         self.images, self.device = images, device
         self.rows: dict[bytes, int] = {}
-        self.parts: list[tuple[Tensor, Tensor]] = []
-        used = count = 0
+        self.sizes: list[int] = []  # of the batches
+        self.kept: list[Tensor] = []  # features and logits, of one image a row
+        parts: list[tuple[Tensor, Tensor]] = []
+        used = 0
         for x, _ in images or ():
             features, logits = self._compute(x.to(device))
             used += features.numel() * features.element_size()
             if used > MEMORY:
-                self.rows, self.parts = {}, []
-                break
+                self.rows = {}
+                return
+            count = sum(self.sizes)
             self.rows |= {key: count + i for i, key in enumerate(keys_of(x, by_image=True))}
-            count += len(x)
-            self.parts.append((features, logits))
-        self.joined = [torch.cat(part) for part in zip(*self.parts, strict=True)]
+            self.sizes.append(len(x))
+            parts.append((features, logits))
+        self.kept = [torch.cat(part) for part in zip(*parts, strict=True)]
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features and logits of a batch."""
-        rows = (
-            [self.rows.get(key) for key in keys_of(images, by_image=True)] if self.rows else [None]
-        )
-        found = [row for row in rows if row is not None]
-        if len(found) < len(rows):
+        if not self.kept:
             return self._compute(images)
-        features, logits = (part[torch.tensor(found, device=part.device)] for part in self.joined)
+        rows = [self.rows.get(key) for key in keys_of(images, by_image=True)]
+        if None in rows:
+            return self._compute(images)
+        features, logits = (part[torch.tensor(rows, device=part.device)] for part in self.kept)
         return features, logits
 
     def features(self) -> Iterator[Tensor]:
         """Those of all images given at the start, in their batches."""
-        if self.parts:
-            yield from (features.clone() for features, _ in self.parts)  # a block may work in place
+        if self.kept:
+            parts = self.kept[0].split(self.sizes)
+            yield from (part.clone() for part in parts)  # a block may work in place
         else:
             yield from (self._compute(x.to(self.device))[0] for x, _ in self.images or ())
 
