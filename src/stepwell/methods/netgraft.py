@@ -225,8 +225,8 @@ class Graft(Objective):
         """The loss of one batch; its labels are not looked at."""
         if self._known is None:
             self._known = _Known(self._before, self._after, self._images, batch.images.device)
-        if self.progress == 0.0:
-            self._settle(self._known)
+            if self.progress == 0.0:  # a run that goes on has its statistics
+                self._settle(self._known)
         x, target = self._known(batch.images)
         hints, features = [], x
         for i, block in enumerate(self.blocks, start=self.first):
