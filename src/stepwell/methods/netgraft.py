@@ -236,7 +236,7 @@ class Graft(Objective):
                 hints.append(feature_mse(x, features) / features.square().mean())
         logits = self._rest(x)
         if self.loss == "mse":
-            loss = nn.functional.mse_loss(logits, target)
+            loss = feature_mse(logits, target)
         else:
             loss = torch.stack([logit_direction(logits, target), *hints]).sum()
         return Step(loss, {"graft": loss})
