@@ -178,10 +178,13 @@ def test_bad_input_leaves_no_run(graft, folder, tmp_path, teacher):
     few.mkdir()
     shutil.copy(next((folder / "train").rglob("*.png")), few)
     save_file(load(teacher / "net.safetensors").module.state_dict(), weights)
+    copied = shutil.copy(teacher / "net.safetensors", few)
+    (few / "config.json").write_text('{"architectures": [], "arguments": {}}')  # somebody else's
     for options, message in (
         ({"shots": 200}, "are 600 images, and the training part has 429: use --shots 143 or less"),
         ({"unlabeled": few}, r"are 6 images, and .*few holds 1: add images"),
         ({"teacher": f"resnet14={weights}"}, "say what to measure the student on with --data"),
+        ({"teacher": str(copied)}, "say what to measure the student on with --data"),
         ({"blocks": ("layer1=layer2",)}, "layer1 8×8 of the student and layer2 4×4 of the teacher"),
         ({"student": "resnet14"}, "nothing to learn"),
         (

@@ -13,7 +13,7 @@ from torch import nn
 from stepwell.data import Batches, ImageSet, load_unlabeled, seed_of
 from stepwell.data.images import Files
 from stepwell.evaluation import evaluate
-from stepwell.files import read_json
+from stepwell.files import config_of
 from stepwell.methods import Frozen, Graft, Grafting, OpenTeacher, open_teacher
 from stepwell.methods.netgraft import GraftLoss, Start, Statistics
 from stepwell.nets import NestedNet, build
@@ -241,13 +241,13 @@ class _Measure:
 
 def _data_of(teacher: OpenTeacher) -> str:
     """The data that a teacher's run was trained on."""
-    file = teacher.sources[0].file
-    config = None if file is None else file.parent / "config.json"
-    if config is None or file is None or file.name != "net.safetensors" or not config.exists():
+    source = teacher.sources[0]
+    config = config_of(source.file, "put it right, or give --data") if source.file else {}
+    if not config:
         raise ValueError(
-            f"{teacher.sources[0].name} is no run, so say what to measure the student on with --data"
+            f"{source.name} is no run, so say what to measure the student on with --data"
         )
-    return str(read_json(config, "put it right, or give --data")["arguments"]["data"])
+    return str(config["arguments"]["data"])
 
 
 def _few(train: ImageSet, *, unlabeled: Path | None, shots: int, seed: int) -> ImageSet:
