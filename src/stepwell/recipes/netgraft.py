@@ -145,7 +145,7 @@ def netgraft(
             fit(
                 objective,
                 shown,
-                adam(lr, adaption_lr),
+                _adam(lr, adaption_lr),
                 task.run,
                 phase=phase.name,
                 epochs=max(1, round(phase.steps / len(shown))),
@@ -299,7 +299,7 @@ def views_of(train: Batches, count: int) -> Batches:
     )
 
 
-def adam(lr: float, adaption_lr: float) -> Optim:
+def _adam(lr: float, adaption_lr: float) -> Optim:
     """Adam without decay, the adaptions at a rate of their own."""
 
     def make(objective: nn.Module) -> torch.optim.Optimizer:
