@@ -118,8 +118,8 @@ class Grafting(nn.Module):
 
         Each pair of adaptions becomes one 1×1 convolution, and that a part of the layers behind it, or
         it stays where a shortcut or a norm reads it, too. The logits are brought to the teacher's
-        scale, which the loss leaves free, on `images`. This takes the student's weights: it can be done
-        once, and no block can stand in the teacher any more.
+        scale, which the loss leaves free, on `images`, if a linear layer gives them. This takes the
+        student's weights: it can be done once, and no block can stand in the teacher any more.
 
         Returns:
             The network, and "channels" and "macs" (an image) of each 1×1 convolution that stayed, by
