@@ -2,19 +2,17 @@
 
 import json
 import shutil
-from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stepwell.cost import cost_of, costs_of
+from stepwell.cost import cost_of
 from stepwell.data import Augment, Batches, ImageSet
 from stepwell.methods import Graft, Grafting
 from stepwell.nets import build
 from stepwell.nets.cuts import Adaption
 from stepwell.nets.file import load
-from stepwell.recipes import classification
 from stepwell.recipes.netgraft import _adam, netgraft, views_of
 from stepwell.recipes.parts import parts_for
 from stepwell.recipes.supervised import supervised
@@ -24,11 +22,7 @@ CPU = Loop(device="cpu")
 FEW = {"shots": 2, "graft_steps": 2, "join_steps": 2, "batch_size": 8, "views": 2, "loop": CPU}
 
 
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-    monkeypatch.setenv("STEPWELL_QUIET", "1")
-    # no test looks at how long anything takes
-    monkeypatch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
