@@ -1,5 +1,6 @@
 """Fixtures that several parts share."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,18 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Training says nothing, and no time is spent on times: no test that asks for it looks at any."""
+    from stepwell.cost import costs_of
+    from stepwell.recipes import classification
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEPWELL_QUIET", "1")
+        patch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
+        yield
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import re
 import shlex
 import warnings
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from stepwell import cli
-from stepwell.cost import costs_of
-from stepwell.recipes import classification
 
 PAGE = (Path(__file__).parents[1] / "docs" / "netgraft.md").read_text()
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch, tmp_path):
+def _as_a_user(quick, monkeypatch, tmp_path):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
-    monkeypatch.setenv("STEPWELL_QUIET", "1")
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,24 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged (it holds no JSON object): {remedy}")
     return found
+
+
+def config_of(net: Path, remedy: str = "put it right") -> Mapping[str, Any]:
+    """The configuration of the run whose network is in the file `net`; empty where it is of no run.
+
+    Others keep a config.json of their own beside weights, which is none of a run.
+
+    Args:
+        remedy: as for `read_json`.
+
+    Raises:
+        ValueError: the configuration is damaged.
+    """
+    path = net.parent / "config.json"
+    if net.name != "net.safetensors" or not path.exists():
+        return {}
+    config = read_json(path, remedy)
+    return config if {"recipe", "arguments", "data"} <= config.keys() else {}
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -38,22 +38,15 @@ from stepwell.claims.fidelity_arms import (
 from stepwell.claims.page import render
 from stepwell.claims.study import judge, slug
 from stepwell.claims.verify import verify_system
-from stepwell.cost import costs_of
 from stepwell.data import Batches, load_images
 from stepwell.evaluation import fidelity
 from stepwell.nets.file import load
-from stepwell.recipes import classification, parts
+from stepwell.recipes import parts
 from stepwell.recipes.distill import distill
 from stepwell.recipes.distill_data import DistillData
 from stepwell.recipes.supervised import supervised
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STEPWELL_QUIET", "1")
-        patch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
-        yield
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,10 @@ import pytest
 
 from stepwell.claims.few_shots import few_shots
 from stepwell.claims.netgraft import ARMS, CLAIMS, FULL, KD, LABELS, NETGRAFT, PRIMARY, STUDY, at
-from stepwell.claims.study import judge
+from stepwell.claims.study import judge, slug
 from stepwell.claims.verify import verify_system
-from stepwell.cost import costs_of
-from stepwell.recipes import classification
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STEPWELL_QUIET", "1")
-        patch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
-        yield
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +23,7 @@ def verified(tmp_path_factory):
 
 
 def config(folder, arm, init=0):
-    slug = "".join(c if c.isalnum() else "-" for c in arm)
-    (unit,) = folder.glob(f"units/{slug}-0-*")
+    (unit,) = folder.glob(f"units/{slug(arm)}-0-*")
     return json.loads((unit / "run" / f"init-{init}" / "config.json").read_text())
 
 

@@ -13,6 +13,7 @@ from stepwell.losses import (
     ensemble_logits,
     feature_mse,
     label_cross_entropy,
+    logit_direction,
     soft_target_kl,
 )
 
@@ -164,6 +165,7 @@ HALF = {
     "kl": lambda s, t: soft_target_kl(s.flatten(1), t.flatten(1), temperature=3.0),
     "labels": lambda s, t: label_cross_entropy(s.flatten(1), t.flatten(1).float().softmax(1)),
     "hint": feature_mse,
+    "direction": lambda s, t: logit_direction(s.flatten(1), t.flatten(1)),
     "ensemble": lambda s, t: ensemble_logits(torch.stack([s.flatten(1), t.flatten(1)])),
     **ATTENTION,
 }

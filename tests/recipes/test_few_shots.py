@@ -2,18 +2,18 @@
 
 import json
 import shutil
-from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stepwell.cost import cost_of, costs_of
-from stepwell.methods import Graft
+from stepwell.cost import cost_of
+from stepwell.data import Augment, Batches, ImageSet
+from stepwell.methods import Graft, Grafting
 from stepwell.nets import build
+from stepwell.nets.cuts import Adaption
 from stepwell.nets.file import load
-from stepwell.recipes import classification
-from stepwell.recipes.netgraft import netgraft
+from stepwell.recipes.netgraft import _adam, netgraft, views_of
 from stepwell.recipes.parts import parts_for
 from stepwell.recipes.supervised import supervised
 from stepwell.training import Loop
@@ -22,11 +22,7 @@ CPU = Loop(device="cpu")
 FEW = {"shots": 2, "graft_steps": 2, "join_steps": 2, "batch_size": 8, "views": 2, "loop": CPU}
 
 
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-    monkeypatch.setenv("STEPWELL_QUIET", "1")
-    # no test looks at how long anything takes
-    monkeypatch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +174,13 @@ def test_bad_input_leaves_no_run(graft, folder, tmp_path, teacher):
     few.mkdir()
     shutil.copy(next((folder / "train").rglob("*.png")), few)
     save_file(load(teacher / "net.safetensors").module.state_dict(), weights)
+    copied = shutil.copy(teacher / "net.safetensors", few)
+    (few / "config.json").write_text('{"architectures": [], "arguments": {}}')  # somebody else's
     for options, message in (
         ({"shots": 200}, "are 600 images, and the training part has 429: use --shots 143 or less"),
         ({"unlabeled": few}, r"are 6 images, and .*few holds 1: add images"),
         ({"teacher": f"resnet14={weights}"}, "say what to measure the student on with --data"),
+        ({"teacher": str(copied)}, "say what to measure the student on with --data"),
         ({"blocks": ("layer1=layer2",)}, "layer1 8×8 of the student and layer2 4×4 of the teacher"),
         ({"student": "resnet14"}, "nothing to learn"),
         (
@@ -206,3 +205,27 @@ def test_a_teacher_is_shrunk(graft, tmp_path):
     assert found["netgraft"]["copied"] == ["layer2", "head"]
     assert found["costs"]["1-2-1"]["blocks"] == [1, 2, 1]
     assert load(tmp_path / "s" / "net.safetensors").stages == ("layer1", "layer2", "layer3")
+
+
+def test_views_are_the_images_and_then_changes_of_them_that_are_always_the_same():
+    pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    images = ImageSet(pixels, torch.full((4,), -1), ("a", "b"))
+    train = Batches(images, 2, mean=(0.5,) * 3, std=(0.3,) * 3, augment=Augment(), shuffle=True)
+    shown = views_of(train, 3)
+    first, *others = shown.images.pixels.split(4)
+    assert torch.equal(first, pixels)
+    assert len({view.numpy().tobytes() for view in (first, *others)}) == 3
+    assert torch.equal(shown.images.pixels, views_of(train, 3).images.pixels)
+    assert shown.augment is None
+    plain = Batches(images, 2, mean=train.mean, std=train.std, shuffle=True)
+    assert torch.equal(views_of(plain, 3).images.pixels, pixels)  # nothing is changed at random
+
+
+def test_adaptions_have_a_rate_of_their_own():
+    student, teacher = build("resnet14_slimmer"), build("resnet20").eval()
+    grafting = Grafting(student, teacher, input_shape=(3, 8, 8))
+    optimizer = _adam(0.1, 0.2).make(Graft(grafting, 2, 2))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    before, after = (m for m in grafting.blocks[2].children() if isinstance(m, Adaption))
+    own = {id(p): 0.1 for p in student.module.layer3.parameters()}
+    assert rates == own | {id(before.weight): 0.2, id(after.weight): 0.2}

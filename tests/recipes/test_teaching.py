@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,11 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from stepwell.cost import costs_of
 from stepwell.data import load_images
 from stepwell.methods import CachedLogits, Distill, Frozen
 from stepwell.nets.file import load, save
-from stepwell.recipes import classification
 from stepwell.recipes.distill import distill
 from stepwell.recipes.distill_data import DistillData
 from stepwell.recipes.ekd import ekd
@@ -27,11 +24,7 @@ from stepwell.training import Loop
 COMMON = {"data": "digits", "epochs": 2, "batch_size": 256, "loop": Loop(device="cpu")}
 
 
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-    monkeypatch.setenv("STEPWELL_QUIET", "1")
-    # no test looks at how long anything takes
-    monkeypatch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import torch
 from stepwell.methods import Distill, Objective, Supervised, open_teacher
 from stepwell.methods.netgraft import GraftLoss, Start
 from stepwell.recipes.classification import finish, open_classifier
-from stepwell.recipes.netgraft import Schedule, adam, netgraft, views_of
-from stepwell.training import Loop, fit
+from stepwell.recipes.netgraft import Schedule, netgraft, views_of
+from stepwell.training import Loop, fit, optimizer_of
 
 Method = Literal["netgraft", "kd", "labels"]
 #: Between the seeds of a teacher and of students.
@@ -110,7 +110,7 @@ def _alone(method: Method, teacher: Path, arguments: dict[str, Any]) -> dict[str
         fit(
             objective,
             shown,
-            adam(arguments["lr"], arguments["lr"]),
+            optimizer_of("adam", arguments["lr"], weight_decay=0.0),
             task.run,
             phase="train",
             epochs=max(1, round(steps / len(shown))),

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stepwell.commands.runs import config_of, file_of
+from stepwell.commands.runs import file_of
 from stepwell.console import say, track
 from stepwell.data import Batches
 from stepwell.evaluation.calibration import reliability
 from stepwell.evaluation.fidelity import agreement_matrix, fidelity_measures
 from stepwell.evaluation.intervals import LEVEL, RESAMPLES
 from stepwell.evaluation.side_by_side import Observed, observe
-from stepwell.files import read_json, write_whole
+from stepwell.files import config_of, read_json, write_whole
 from stepwell.methods import OpenTeacher, open_teacher
 from stepwell.methods.objective import Teacher, stages_of
 from stepwell.methods.stages import common_stages, pair_stages

@@ -15,6 +15,7 @@ def network_of(path: Path) -> tuple[Any, Mapping[str, Any]]:
 
     The file of a run's network may be named in place of the run.
     """
+    from stepwell.files import config_of
     from stepwell.nets.file import load
 
     if not path.exists():
@@ -32,20 +33,6 @@ def network_of(path: Path) -> tuple[Any, Mapping[str, Any]]:
             "stepwell.Card(classes, size, mean, std) and save it again"
         )
     return net, config_of(file)
-
-
-def config_of(file: Path) -> Mapping[str, Any]:
-    """The configuration of the run whose network is in `file`; empty where it is of no run.
-
-    Others keep a config.json of their own beside weights, which is none of a run.
-    """
-    from stepwell.files import read_json
-
-    path = file.parent / "config.json"
-    if file.name != "net.safetensors" or not path.exists():
-        return {}
-    config = read_json(path, "put it right")
-    return config if {"recipe", "arguments", "data"} <= config.keys() else {}
 
 
 def file_of(run: Path) -> Path:

@@ -4,17 +4,20 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from stepwell.losses.precision import in_full_precision
+from stepwell.losses.shapes import check_logits
 from stepwell.types import Logits
 
 
+@in_full_precision
 def logit_direction(student: Logits, teacher: Float[Tensor, "_ _"]) -> Float[Tensor, ""]:
     """Squared distance of the logits' directions (network grafting, Shen et al. 2021).
 
         || student / ||student|| - teacher / ||teacher|| ||² = 2 (1 - cos(student, teacher))
 
-    mean over the batch, in [0, 4], in single precision; the authors' code sums. The length of the
-    student's logits stays free, so their softmax means nothing until they are brought to scale. No
-    gradient reaches `teacher`.
+    mean over the batch, in [0, 4]; the authors' code sums. The length of the student's logits stays
+    free, so their softmax means nothing until they are brought to scale. No gradient reaches
+    `teacher`.
 
     Args:
         student: (batch, classes) logits.
@@ -23,10 +26,6 @@ def logit_direction(student: Logits, teacher: Float[Tensor, "_ _"]) -> Float[Ten
     Raises:
         ValueError: the shapes differ.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} "
-            "differ in shape: both need the same batch and the same classes"
-        )
-    apart = F.normalize(student.float(), dim=1) - F.normalize(teacher.detach().float(), dim=1)
+    check_logits(student, teacher)
+    apart = F.normalize(student, dim=1) - F.normalize(teacher.detach(), dim=1)
     return apart.square().sum(1).mean()

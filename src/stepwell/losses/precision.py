@@ -35,5 +35,6 @@ def in_full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 
 def _full(x: object) -> object:
-    half = isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16)
-    return x.float() if half and isinstance(x, Tensor) else x
+    if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16):
+        return x.float()
+    return x

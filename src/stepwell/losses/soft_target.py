@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stepwell.losses.precision import in_full_precision
+from stepwell.losses.shapes import check_logits
 from stepwell.types import Logits
 
 
@@ -31,11 +32,7 @@ def soft_target_kl(
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} "
-            "differ in shape: both need the same batch and the same classes"
-        )
+    check_logits(student, teacher)
     log_q = F.log_softmax(student / temperature, dim=1)
     log_p = F.log_softmax(teacher.detach() / temperature, dim=1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2

@@ -118,8 +118,8 @@ class Grafting(nn.Module):
 
         Each pair of adaptions becomes one 1×1 convolution, and that a part of the layers behind it, or
         it stays where a shortcut or a norm reads it, too. The logits are brought to the teacher's
-        scale, which the loss leaves free, on `images`. This takes the student's weights: it can be done
-        once, and no block can stand in the teacher any more.
+        scale, which the loss leaves free, on `images`, if a linear layer gives them. This takes the
+        student's weights: it can be done once, and no block can stand in the teacher any more.
 
         Returns:
             The network, and "channels" and "macs" (an image) of each 1×1 convolution that stayed, by
@@ -225,8 +225,8 @@ class Graft(Objective):
         """The loss of one batch; its labels are not looked at."""
         if self._known is None:
             self._known = _Known(self._before, self._after, self._images, batch.images.device)
-        if self.progress == 0.0:
-            self._settle(self._known)
+            if self.progress == 0.0:  # a run that goes on has its statistics
+                self._settle(self._known)
         x, target = self._known(batch.images)
         hints, features = [], x
         for i, block in enumerate(self.blocks, start=self.first):
@@ -236,7 +236,7 @@ class Graft(Objective):
                 hints.append(feature_mse(x, features) / features.square().mean())
         logits = self._rest(x)
         if self.loss == "mse":
-            loss = nn.functional.mse_loss(logits, target)
+            loss = feature_mse(logits, target)
         else:
             loss = torch.stack([logit_direction(logits, target), *hints]).sum()
         return Step(loss, {"graft": loss})
@@ -299,34 +299,37 @@ class _Known:
         self.before, self.after = before, after
         self.images, self.device = images, device
         self.rows: dict[bytes, int] = {}
-        self.parts: list[tuple[Tensor, Tensor]] = []
-        used = count = 0
+        self.sizes: list[int] = []  # of the batches
+        self.kept: list[Tensor] = []  # features and logits, of one image a row
+        parts: list[tuple[Tensor, Tensor]] = []
+        used = 0
         for x, _ in images or ():
             features, logits = self._compute(x.to(device))
             used += features.numel() * features.element_size()
             if used > MEMORY:
-                self.rows, self.parts = {}, []
-                break
+                self.rows = {}
+                return
+            count = sum(self.sizes)
             self.rows |= {key: count + i for i, key in enumerate(keys_of(x, by_image=True))}
-            count += len(x)
-            self.parts.append((features, logits))
-        self.joined = [torch.cat(part) for part in zip(*self.parts, strict=True)]
+            self.sizes.append(len(x))
+            parts.append((features, logits))
+        self.kept = [torch.cat(part) for part in zip(*parts, strict=True)]
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features and logits of a batch."""
-        rows = (
-            [self.rows.get(key) for key in keys_of(images, by_image=True)] if self.rows else [None]
-        )
-        found = [row for row in rows if row is not None]
-        if len(found) < len(rows):
+        if not self.kept:
             return self._compute(images)
-        features, logits = (part[torch.tensor(found, device=part.device)] for part in self.joined)
+        rows = [self.rows.get(key) for key in keys_of(images, by_image=True)]
+        if None in rows:
+            return self._compute(images)
+        features, logits = (part[torch.tensor(rows, device=part.device)] for part in self.kept)
         return features, logits
 
     def features(self) -> Iterator[Tensor]:
         """Those of all images given at the start, in their batches."""
-        if self.parts:
-            yield from (features.clone() for features, _ in self.parts)  # a block may work in place
+        if self.kept:
+            parts = self.kept[0].split(self.sizes)
+            yield from (part.clone() for part in parts)  # a block may work in place
         else:
             yield from (self._compute(x.to(self.device))[0] for x, _ in self.images or ())
 

@@ -13,7 +13,7 @@ from torch import nn
 from stepwell.data import Batches, ImageSet, load_unlabeled, seed_of
 from stepwell.data.images import Files
 from stepwell.evaluation import evaluate
-from stepwell.files import read_json
+from stepwell.files import config_of
 from stepwell.methods import Frozen, Graft, Grafting, OpenTeacher, open_teacher
 from stepwell.methods.netgraft import GraftLoss, Start, Statistics
 from stepwell.nets import NestedNet, build
@@ -102,16 +102,17 @@ def netgraft(
         part: draw from a part of the training images, I/N, in which every class has its share.
         seed: of weights, draw, order and augmentation.
     """
-    taught_by = open_teacher((teacher,), mean=teacher_mean, std=teacher_std)
-    source, depth = taught_by.nested
-    data, size = data or _data_of(taught_by), size or taught_by.sources[0].size or None
-    arguments = {k: v for k, v in locals().items() if k not in ("taught_by", "source", "depth")}
-    torch.manual_seed(seed)  # the student's, and not before: opening draws numbers, too
-    network = _shrunk(source, depth, keep, stem) if keep else student
+    arguments = dict(locals())
     if bool(student) == bool(keep):
         raise ValueError(
             "say what to train: --student NAME, or --keep BLOCKS of each stage of the teacher"
         )
+    taught_by = open_teacher((teacher,), mean=teacher_mean, std=teacher_std)
+    source, depth = taught_by.nested
+    arguments["data"] = data or _data_of(taught_by)
+    arguments["size"] = size or taught_by.sources[0].size or None
+    torch.manual_seed(seed)  # the student's, and not before: opening draws numbers, too
+    network = _shrunk(source, depth, keep, stem) if keep else student
 
     def graftings(nested: NestedNet, ready: nn.Module | None, size: int, *_: object) -> Grafting:
         if not isinstance(ready, Frozen):
@@ -145,7 +146,7 @@ def netgraft(
             fit(
                 objective,
                 shown,
-                adam(lr, adaption_lr),
+                _adam(lr, adaption_lr),
                 task.run,
                 phase=phase.name,
                 epochs=max(1, round(phase.steps / len(shown))),
@@ -161,7 +162,7 @@ def _shrunk(teacher: NestedNet, depth: str, keep: tuple[int, ...], stem: str) ->
     """A network like the teacher, of which each stage keeps so many blocks; with fresh weights.
 
     Raises:
-        ValueError: it has fewer blocks, or no builder.
+        ValueError: it has fewer blocks, or 1×1 convolutions that grafting left; `stem` asks for one.
     """
     most = teacher.depths[depth]
     if stem != "auto":
@@ -241,13 +242,13 @@ class _Measure:
 
 def _data_of(teacher: OpenTeacher) -> str:
     """The data that a teacher's run was trained on."""
-    file = teacher.sources[0].file
-    config = None if file is None else file.parent / "config.json"
-    if config is None or file is None or file.name != "net.safetensors" or not config.exists():
+    source = teacher.sources[0]
+    config = config_of(source.file, "put it right, or give --data") if source.file else {}
+    if not config:
         raise ValueError(
-            f"{teacher.sources[0].name} is no run, so say what to measure the student on with --data"
+            f"{source.name} is no run, so say what to measure the student on with --data"
         )
-    return str(read_json(config, "put it right, or give --data")["arguments"]["data"])
+    return str(config["arguments"]["data"])
 
 
 def _few(train: ImageSet, *, unlabeled: Path | None, shots: int, seed: int) -> ImageSet:
@@ -279,27 +280,33 @@ def _few(train: ImageSet, *, unlabeled: Path | None, shots: int, seed: int) -> I
 
 
 def _most_views(arguments: dict[str, Any], images: int) -> int:
-    """As many as the longest phase shows at all, and one at least."""
+    """As many as the longest phase of both stages shows at all, and one at least.
+
+    As many for the schedule `direct`, whose one phase is longer: all schedules see the same views.
+    """
     steps = max(arguments["graft_steps"], arguments["join_steps"])
     return max(1, steps * int(arguments["batch_size"]) // images)
 
 
 def views_of(train: Batches, count: int) -> Batches:
-    """The few images, each `count` times: once as it is, then changed as in any training."""
+    """The few images, each `count` times: once as it is, then changed as in any training.
+
+    Where training changes none, each once.
+    """
     images = train.images
     pixels = images.pixels[torch.arange(len(images))]
     made = [pixels]
-    for view in range(1, count if train.augment is not None else 1):
-        generator = torch.Generator().manual_seed(seed_of(train.seed, "view", view))
-        assert train.augment is not None
-        made.append(train.augment(pixels, generator))
+    if train.augment is not None:
+        for view in range(1, count):
+            generator = torch.Generator().manual_seed(seed_of(train.seed, "view", view))
+            made.append(train.augment(pixels, generator))
     every = ImageSet(torch.cat(made), images.labels.repeat(len(made)), images.classes)
     return Batches(
         every, train.batch_size, mean=train.mean, std=train.std, shuffle=True, seed=train.seed
     )
 
 
-def adam(lr: float, adaption_lr: float) -> Optim:
+def _adam(lr: float, adaption_lr: float) -> Optim:
     """Adam without decay, the adaptions at a rate of their own."""
 
     def make(objective: nn.Module) -> torch.optim.Optimizer:
