@@ -135,10 +135,15 @@ def test_what_is_added_and_removed_again_is_no_change(run):
         assert_same(everything(graph), seen)
 
 
+def test_opening_a_graph_leaves_the_generator_of_its_caller_alone(run):
+    before = torch.random.get_rng_state()
+    with stepwell.kg.open(run, write=False):
+        assert (torch.random.get_rng_state() == before).all()
+
+
 def test_vectors_outside_the_affected_set_do_not_move_at_all(run):
     with stepwell.kg.open(run) as graph:
         before, names, *_ = everything(graph)
-        report = graph.update(QUICK)
         graph.add([("e0", "r0", "e29x")])
         report = graph.update(Online(epochs=3, rule="context"))
         after = everything(graph)[0]

@@ -57,11 +57,13 @@ def follow(
     """
     state = read_state(base)
     found, clock = [], time.perf_counter()
-    for start_names, before, now in _steps(data, steps):
+    for step, (start_names, before, now) in enumerate(_steps(data, steps)):
         old, new = dict.fromkeys(before.train), dict.fromkeys(now.train)
         added, removed = [f for f in new if f not in old], [f for f in old if f not in new]
         start = time.process_time()
-        extra = _step(state, added, removed, way, online_epochs, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + step)
+            extra = _step(state, added, removed, way, online_epochs)
         spent = {"step_seconds": time.process_time() - start} | extra
         found.append(_measures(state, start_names, before, now) | spent)
     return _result(found, time.perf_counter() - clock)
@@ -143,14 +145,14 @@ def _scratch(
 
 
 def _step(
-    state: State, added: list[Fact], removed: list[Fact], way: Way, epochs: int, seed: int
+    state: State, added: list[Fact], removed: list[Fact], way: Way, epochs: int
 ) -> dict[str, float]:
     if way == "nothing":
         _place(state, added, removed)
         return {}
     if way in ("added triples", "all triples"):
         _place(state, added, removed)
-        _train_on(state, added if way == "added triples" else None, epochs, seed)
+        _train_on(state, added if way == "added triples" else None, epochs)
         return {}
     rule: Rule = way  # type: ignore[assignment]  # the ways that are left
     kept = state.joint["entity"].clone()
@@ -180,23 +182,21 @@ def _place(state: State, added: list[Fact], removed: list[Fact]) -> None:
     state.apply(change, tables, 0)
 
 
-def _train_on(state: State, added: list[Fact] | None, epochs: int, seed: int) -> None:
+def _train_on(state: State, added: list[Fact] | None, epochs: int) -> None:
     """Train all vectors further, on some triples or on all, at a third of the first rate."""
     rows = state.facts.index.rows if added is None else state.rows_of(added)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        objective = DKGE(
-            state.net.requires_grad_(True),
-            state.facts,
-            margin=state.shape.margin,
-            negatives=state.shape.negatives,
-        )
-        optimizer = torch.optim.Adam(objective.parameters(), lr=0.01 / 3)
-        for _ in range(epochs):
-            for batch in torch.from_numpy(rows)[torch.randperm(len(rows))].split(1024):
-                optimizer.zero_grad()
-                objective.training_step(batch).loss.backward()
-                optimizer.step()
+    objective = DKGE(
+        state.net.requires_grad_(True),
+        state.facts,
+        margin=state.shape.margin,
+        negatives=state.shape.negatives,
+    )
+    optimizer = torch.optim.Adam(objective.parameters(), lr=0.01 / 3)
+    for _ in range(epochs):
+        for batch in torch.from_numpy(rows)[torch.randperm(len(rows))].split(1024):
+            optimizer.zero_grad()
+            objective.training_step(batch).loss.backward()
+            optimizer.step()
     state.net.requires_grad_(False)
     state.joint = objective.all_joint()
 

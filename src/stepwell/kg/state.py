@@ -222,9 +222,12 @@ def _state_of(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
     for kind in KINDS:
         text = tensors[f"names.{kind}"].numpy().tobytes().decode()
         names[kind] = Names(kind, text.split("\n") if text else [])
-    net = shape.net(len(names["entity"]), len(names["relation"]))
+    with torch.device(
+        "meta"
+    ):  # nothing is drawn: opening a graph leaves the caller's generator alone
+        net = shape.net(len(names["entity"]), len(names["relation"]))
     parts = ("knowledge.", "contextual.", "encoders.")
-    net.load_state_dict({k: v for k, v in tensors.items() if k.startswith(parts)})
+    net.load_state_dict({k: v for k, v in tensors.items() if k.startswith(parts)}, assign=True)
     facts = Facts.of(
         tensors["triples"].numpy().astype(np.int64), size=shape.context_size, seed=shape.seed
     )

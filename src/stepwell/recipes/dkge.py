@@ -77,6 +77,10 @@ def dkge(
     check_numbers(arguments)
     if loop.device not in ("auto", "cpu"):
         raise ValueError(f"--device {loop.device}: graphs are embedded on the CPU; use auto or cpu")
+    if loop.devices > 1:
+        raise ValueError(
+            f"--devices {loop.devices}: graphs are embedded by one process; leave the flag out"
+        )
     files = {"triples": triples, "valid": valid, "test": test}
     parts = {name: read_triples(file) if file else [] for name, file in files.items()}
     data = _about(parts)
