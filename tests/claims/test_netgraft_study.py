@@ -65,6 +65,25 @@ def test_numbers_are_means_over_initial_values_of_one_draw(verified, tmp_path):
     assert found["test"]["spread"] == statistics.stdev(values)
 
 
+@pytest.mark.parametrize(("student", "blocks"), [("resnet14_slim", 2), ("resnet14_slimmer", 3)])
+def test_baselines_from_scratch_take_as_many_steps_as_both_stages(
+    verified, tmp_path, student, blocks
+):
+    _, folder, _ = verified
+    (teacher,) = folder.glob("units/teacher-0-*/run/net.safetensors")
+    options = {k: v for k, v in STUDY.quick.items() if k != "epochs"}
+    options |= {"student": student, "shots": 1, "graft_steps": 2, "join_steps": 3}
+
+    def steps(**way):
+        (tmp_path / way["method"]).mkdir()
+        few_shots(out=tmp_path / way["method"], teacher=teacher, **options | way)
+        lines = (tmp_path / way["method"] / "init-0" / "metrics.jsonl").read_text().splitlines()
+        return {line["phase"]: line["step"] for line in map(json.loads, lines)}
+
+    assert len(both := steps(method="netgraft")) == 2 * blocks - 1
+    assert steps(method="kd") == {"train": sum(both.values())}
+
+
 def test_claims_are_judged_by_their_rules():
     """Made-up numbers: what is level with full-data KD holds, what stage 2 takes away does not."""
 

@@ -12,6 +12,7 @@ from stepwell.losses import (
     attention_sad,
     ensemble_logits,
     feature_mse,
+    feature_nmse,
     label_cross_entropy,
     logit_direction,
     soft_target_kl,
@@ -135,6 +136,22 @@ def test_attention_takes_tokens_as_a_map_without_rows(loss):
         loss(tokens[0], teacher)
 
 
+# hints
+
+
+def test_a_hint_in_shares_worked_by_hand():
+    student = torch.tensor([[1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([[3.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    loss = feature_nmse(student, teacher)  # ((1 - 3)² + (2 - 1)²) / (3² + 1²)
+    assert_close(loss, torch.tensor(0.5, dtype=torch.float64))
+    assert_close(feature_nmse(7 * student, 7 * teacher), loss)
+    assert gradcheck(lambda s: feature_nmse(s, teacher), student)
+    loss.backward()
+    assert teacher.grad is None
+    with pytest.raises(ValueError, match=r"\(1, 2\) of the student and \(1, 3\) of the teacher"):
+        feature_nmse(student, torch.zeros(1, 3))
+
+
 # labels that may be missing
 
 
@@ -165,6 +182,7 @@ HALF = {
     "kl": lambda s, t: soft_target_kl(s.flatten(1), t.flatten(1), temperature=3.0),
     "labels": lambda s, t: label_cross_entropy(s.flatten(1), t.flatten(1).float().softmax(1)),
     "hint": feature_mse,
+    "hint in shares": feature_nmse,
     "direction": lambda s, t: logit_direction(s.flatten(1), t.flatten(1)),
     "ensemble": lambda s, t: ensemble_logits(torch.stack([s.flatten(1), t.flatten(1)])),
     **ATTENTION,

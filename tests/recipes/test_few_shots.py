@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -115,7 +116,20 @@ def test_what_a_run_leaves(graft, folder, teacher, tmp_path):
     assert graft() == json.loads((tmp_path / "s" / "results.json").read_text())
 
 
-def test_a_run_that_was_stopped_ends_the_same(graft, tmp_path, monkeypatch):
+def test_norms_with_frozen_statistics_have_seen_every_view_once(graft, tmp_path):
+    """6 images, 2 views of each, in batches of 8; each block trains for at least 2 steps more."""
+    for statistics in ("frozen", "batch"):
+        graft(statistics, statistics=statistics)
+        state = load(tmp_path / statistics / "net.safetensors").module.state_dict()
+        tracked = {k: int(v) for k, v in state.items() if k.endswith("num_batches_tracked")}
+        assert len(tracked) > 3
+        seen = set(tracked.values())
+        assert seen == {2} if statistics == "frozen" else min(seen) > 2
+
+
+@pytest.mark.parametrize("statistics", ["batch", "frozen"])
+def test_a_run_that_was_stopped_ends_the_same(graft, tmp_path, monkeypatch, statistics):
+    graft = partial(graft, statistics=statistics)
     graft("whole")
     training_step = Graft.training_step
     for stop in (1, 7):  # within a graft, and within a join
@@ -183,6 +197,7 @@ def test_bad_input_leaves_no_run(graft, folder, tmp_path, teacher):
         ({"teacher": str(copied)}, "say what to measure the student on with --data"),
         ({"blocks": ("layer1=layer2",)}, "layer1 8×8 of the student and layer2 4×4 of the teacher"),
         ({"student": "resnet14"}, "nothing to learn"),
+        ({"student": f"{teacher}@14"}, "is a file or a folder: .* of the teacher, --keep BLOCKS"),
         (
             {"schedule": "join", "student": "", "keep": (1, 2, 2)},
             "--schedule join: layer1 alone is grafted",

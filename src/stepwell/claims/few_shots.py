@@ -1,15 +1,16 @@
 """Training on a few images as an arm of a study: several initial values on one draw of images."""
 
 import statistics
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from stepwell.methods import Distill, Objective, Supervised, open_teacher
+from stepwell.methods import Distill, Grafting, Objective, Supervised, open_teacher
 from stepwell.methods.netgraft import GraftLoss, Start
 from stepwell.recipes.classification import finish, open_classifier
-from stepwell.recipes.netgraft import Schedule, netgraft, views_of
+from stepwell.recipes.netgraft import Schedule, netgraft, steps_of, views_of
 from stepwell.training import Loop, fit, optimizer_of
 
 Method = Literal["netgraft", "kd", "labels"]
@@ -49,7 +50,8 @@ def few_shots(
         shots: images of each class; which, is drawn by `seed` from the training part, with its labels.
         per_class: images that the training part has of each class.
         method: `netgraft`, or one network from scratch, by its teacher's soft targets (`kd`) or by the
-            `labels` of the images, in as many steps as both stages of grafting take together.
+            `labels` of the images, in as many steps as both stages of grafting take together where
+            the blocks that are like the teacher's are copied.
         inits: how many initial values; each has an order and views of its own, too.
         seed: of the draw.
 
@@ -95,14 +97,17 @@ def _numbers(result: dict[str, Any]) -> dict[str, float]:
 def _alone(method: Method, teacher: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Train a student from scratch on the same views of the same images."""
     taught_by = open_teacher((str(teacher),))
+    source, depth = taught_by.nested
     torch.manual_seed(arguments["seed"])
     more = {"val_fraction": 0.0, "flip": None, "method": method}
     with open_classifier(
         "few shots", arguments | more, arguments["student"], teacher=taught_by
     ) as (task, nested, _):
         shown = views_of(task.train, arguments["views"])
-        # two blocks are grafted, one after the other, then joined
-        steps = 2 * arguments["graft_steps"] + arguments["join_steps"]
+        with torch.random.fork_rng(devices=[]):  # adaptions draw numbers
+            size = task.train.images.size
+            grafting = Grafting(deepcopy(nested), source, depth=depth, input_shape=(3, size, size))
+        steps = steps_of(grafting, arguments["graft_steps"], arguments["join_steps"])
         assert task.teacher is not None
         objective: Objective = Supervised(nested.module)
         if method == "kd":

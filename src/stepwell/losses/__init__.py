@@ -1,7 +1,7 @@
 """Losses as pure functions of tensors."""
 
 from stepwell.losses.attention import ATTENTION, attention_at, attention_gram, attention_sad
-from stepwell.losses.hint import feature_mse
+from stepwell.losses.hint import feature_mse, feature_nmse
 from stepwell.losses.labels import label_cross_entropy
 from stepwell.losses.logit_direction import logit_direction
 from stepwell.losses.soft_target import ensemble_logits, soft_target_kl
@@ -13,6 +13,7 @@ __all__ = [
     "attention_sad",
     "ensemble_logits",
     "feature_mse",
+    "feature_nmse",
     "label_cross_entropy",
     "logit_direction",
     "soft_target_kl",

@@ -27,3 +27,13 @@ def feature_mse(student: Float[Tensor, "..."], teacher: Float[Tensor, "..."]) ->
             "teacher differ in shape"
         )
     return F.mse_loss(student, teacher.detach())
+
+
+@in_full_precision
+def feature_nmse(student: Float[Tensor, "..."], teacher: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """`feature_mse` in shares of the teacher's mean square (normalised mean squared error).
+
+    It is 1 for a student that gives zeros, however large the teacher's features are, so that those of
+    several blocks weigh alike. Args and errors as for `feature_mse`; no gradient reaches `teacher`.
+    """
+    return feature_mse(student, teacher) / teacher.detach().square().mean()

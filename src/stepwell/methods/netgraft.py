@@ -8,7 +8,7 @@ Where widths differ, 1×1 convolutions adapt them. They have no bias here (the a
 those between two student blocks merge into the layers that follow, exactly, at padded borders, too.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from itertools import pairwise
 from math import prod
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from stepwell.losses import feature_mse, logit_direction
-from stepwell.methods.cache import keys_of
+from stepwell.losses import feature_mse, feature_nmse, logit_direction
 from stepwell.methods.objective import Objective
+from stepwell.methods.teacher_outputs import TeacherOutputs
 from stepwell.modes import in_eval_mode
 from stepwell.nets.calibrate import estimate_all
 from stepwell.nets.cuts import Adaption, Cut, cuts, pair_cuts
@@ -31,8 +31,6 @@ from stepwell.types import Batch, Step
 Start = Literal["teacher", "fresh"]
 Statistics = Literal["frozen", "batch"]
 GraftLoss = Literal["direction", "mse", "features"]
-#: Teacher features that are kept in memory, in bytes; what is larger is computed at every step.
-MEMORY = 2 * 2**30
 
 
 class Grafting(nn.Module):
@@ -42,7 +40,7 @@ class Grafting(nn.Module):
     through which gradients flow, and in no state dict.
 
     Args:
-        student: the network to train; its weights change in place.
+        student: the network to train, of one depth; its weights change in place.
         teacher: of the same classes; in eval mode.
         input_shape: of one image, such as (3, 32, 32).
         pairs: stages behind which both are cut: "layer2" or, of the student and of the teacher,
@@ -56,7 +54,8 @@ class Grafting(nn.Module):
 
     Raises:
         ValueError: no two stages lie at one resolution, or `pairs` do not fit; the teacher is in train
-            mode; the student has other classes, or no block that is not the teacher's own.
+            mode; the student has several depths, other classes, or no block that is not the teacher's
+            own.
     """
 
     def __init__(
@@ -75,6 +74,12 @@ class Grafting(nn.Module):
             raise ValueError(
                 "the teacher is in train mode, so the few images would change its BatchNorm "
                 "statistics: call teacher.eval() first"
+            )
+        if student.subnets:
+            raise ValueError(
+                f"the student is a nested net ({', '.join(student.depths)}): grafting trains one path, "
+                "and changes layers that the others share. Give a net of one depth; for a sub-net of "
+                "the teacher, build(NAME, kept=BLOCKS) (--keep)"
             )
         self.student = student
         self.statistics = statistics
@@ -219,12 +224,14 @@ class Graft(Objective):
         )
         self._grafting = [grafting]  # hidden: its other blocks are no part of this objective
         self._images = images
-        self._known: _Known | None = None
+        self._known: TeacherOutputs | None = None
 
     def training_step(self, batch: Batch) -> Step:
         """The loss of one batch; its labels are not looked at."""
         if self._known is None:
-            self._known = _Known(self._before, self._after, self._images, batch.images.device)
+            self._known = TeacherOutputs(
+                self._before, self._after, self._images, batch.images.device
+            )
             if self.progress == 0.0:  # a run that goes on has its statistics
                 self._settle(self._known)
         x, target = self._known(batch.images)
@@ -233,7 +240,7 @@ class Graft(Objective):
             x = block(x)
             if self.loss == "features" and i < len(self._grafting[0].pairs):
                 features = self._taught(i, features)
-                hints.append(feature_mse(x, features) / features.square().mean())
+                hints.append(feature_nmse(x, features))
         logits = self._rest(x)
         if self.loss == "mse":
             loss = feature_mse(logits, target)
@@ -254,7 +261,7 @@ class Graft(Objective):
                     norm.eval()
         return self
 
-    def _settle(self, known: "_Known") -> None:
+    def _settle(self, known: "TeacherOutputs") -> None:
         """Give the blocks that begin now the statistics of what they will see."""
         mode = self.training
         for i in self.settle:
@@ -280,63 +287,6 @@ class Graft(Objective):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Graft":
         self._grafting[0]._apply(fn, recurse)
         return super()._apply(fn, recurse)
-
-
-class _Known:
-    """What the teacher makes of images: features where the student's blocks begin, and logits.
-
-    Those of the images given at the start are computed once, in batches that are always the same, so
-    that a run that goes on has the very same numbers.
-    """
-
-    def __init__(
-        self,
-        before: Callable[[Tensor], Tensor],
-        after: Callable[[Tensor], Tensor],
-        images: Iterable[Batch] | None,
-        device: torch.device,
-    ) -> None:
-        self.before, self.after = before, after
-        self.images, self.device = images, device
-        self.rows: dict[bytes, int] = {}
-        self.sizes: list[int] = []  # of the batches
-        self.kept: list[Tensor] = []  # features and logits, of one image a row
-        parts: list[tuple[Tensor, Tensor]] = []
-        used = 0
-        for x, _ in images or ():
-            features, logits = self._compute(x.to(device))
-            used += features.numel() * features.element_size()
-            if used > MEMORY:
-                self.rows = {}
-                return
-            count = sum(self.sizes)
-            self.rows |= {key: count + i for i, key in enumerate(keys_of(x, by_image=True))}
-            self.sizes.append(len(x))
-            parts.append((features, logits))
-        self.kept = [torch.cat(part) for part in zip(*parts, strict=True)]
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits of a batch."""
-        if not self.kept:
-            return self._compute(images)
-        rows = [self.rows.get(key) for key in keys_of(images, by_image=True)]
-        if None in rows:
-            return self._compute(images)
-        features, logits = (part[torch.tensor(rows, device=part.device)] for part in self.kept)
-        return features, logits
-
-    def features(self) -> Iterator[Tensor]:
-        """Those of all images given at the start, in their batches."""
-        if self.kept:
-            parts = self.kept[0].split(self.sizes)
-            yield from (part.clone() for part in parts)  # a block may work in place
-        else:
-            yield from (self._compute(x.to(self.device))[0] for x, _ in self.images or ())
-
-    @torch.no_grad()
-    def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.before(images)
-        return features, self.after(features.clone())
 
 
 def run_all(steps: Iterable[nn.Module], x: Tensor) -> Tensor:

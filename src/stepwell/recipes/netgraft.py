@@ -16,8 +16,9 @@ from stepwell.evaluation import evaluate
 from stepwell.files import config_of
 from stepwell.methods import Frozen, Graft, Grafting, OpenTeacher, open_teacher
 from stepwell.methods.netgraft import GraftLoss, Start, Statistics
-from stepwell.nets import NestedNet, build
+from stepwell.nets import BUILDERS, NestedNet, build
 from stepwell.nets.cuts import Adaption
+from stepwell.nets.timm_models import PREFIX
 from stepwell.recipes.classification import Task, finish, open_classifier
 from stepwell.training import Loop, fit
 from stepwell.training.optim import Optim, cosine
@@ -106,6 +107,12 @@ def netgraft(
     if bool(student) == bool(keep):
         raise ValueError(
             "say what to train: --student NAME, or --keep BLOCKS of each stage of the teacher"
+        )
+    by_name = not student or student in BUILDERS or student.startswith(PREFIX)
+    if not by_name and Path(student.partition("@")[0]).exists():
+        raise ValueError(
+            f"--student {student} is a file or a folder: name a network (`stepwell list`); for a "
+            "sub-net of the teacher, --keep BLOCKS in its place"
         )
     taught_by = open_teacher((teacher,), mean=teacher_mean, std=teacher_std)
     source, depth = taught_by.nested
@@ -198,9 +205,9 @@ def _phases(
     """The phases of a schedule, in order."""
     grafted = grafting.grafted
     first, *others = grafted
-    total = len(grafted) * graft_steps + len(others) * join_steps
     if schedule == "direct":
-        yield _Phase("direct", first, grafted[-1], total, grafted)
+        steps = steps_of(grafting, graft_steps, join_steps)
+        yield _Phase("direct", first, grafted[-1], steps, grafted)
     if schedule in ("both", "graft"):
         for i in grafted:
             yield _Phase(f"graft-{i + 1}", i, i, graft_steps, (i,))
@@ -208,6 +215,12 @@ def _phases(
         for before, i in zip(grafted, others, strict=False):
             new = (i,) if before != first else (first, i)
             yield _Phase(f"join-{i + 1}", first, i, join_steps, () if schedule == "both" else new)
+
+
+def steps_of(grafting: Grafting, graft_steps: int, join_steps: int) -> int:
+    """Steps that both stages of grafting take together: each block alone, then one after the other."""
+    blocks = len(grafting.grafted)
+    return blocks * graft_steps + (blocks - 1) * join_steps
 
 
 class _Measure:
