@@ -45,6 +45,8 @@ WRONG = {
     "graft_steps": ([0, -1], [1]),
     "join_steps": ([0, -1], [1]),
     "adaption_lr": ([0, -1, "nan", "inf"], [1e-9]),
+    "cost_weight": ([-1, "nan"], [0]),
+    "slack": ([-1, "nan"], [0]),
     "devices": ([0, -1], [1]),
     "clip": ([-1, "nan"], [0]),
     "accumulate": ([0, -1], [1]),

@@ -54,6 +54,9 @@ RANGES: dict[str, Range] = {
     "graft_steps": ONE_OR_MORE,
     "join_steps": ONE_OR_MORE,
     "adaption_lr": POSITIVE,
+    # dynamic resolution
+    "cost_weight": NOT_NEGATIVE,
+    "slack": NOT_NEGATIVE,
     # distillation data
     "unlabeled_share": INNER_SHARE,
     "synthetic_share": INNER_SHARE,

@@ -10,6 +10,7 @@ from stepwell.losses import (
     attention_at,
     attention_gram,
     attention_sad,
+    cost_above_target,
     ensemble_logits,
     feature_mse,
     feature_nmse,
@@ -203,3 +204,28 @@ def test_losses_of_bfloat16_are_the_32_bit_formula_on_the_same_values(loss, auto
     got.sum().backward()
     expected.sum().backward()
     assert_close(student.grad, twin.grad.bfloat16())
+
+
+def test_cost_above_target_matches_a_value_worked_by_hand():
+    choice = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
+    costs = torch.tensor([10.0, 6.0, 2.0])  # a mean of (10 + 4) / 2
+    assert_close(cost_above_target(choice, costs, 5.0), torch.tensor(2 / 8))
+
+
+def test_cost_above_target_has_a_gradient_above_it_alone():
+    choice = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
+    costs = torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)
+    mean = float((choice @ costs).mean().detach())
+    assert gradcheck(lambda c: cost_above_target(c, costs, mean - 0.5), choice)
+    cost_above_target(choice, costs, mean - 0.5).backward()
+    assert_close(choice.grad, costs.expand(4, 3) / 4 / 3)
+    choice.grad = None
+    below = cost_above_target(choice, costs, mean + 0.5)
+    below.backward()
+    assert float(below.detach()) == 0
+    assert_close(choice.grad, torch.zeros(4, 3, dtype=torch.float64))
+
+
+def test_choices_that_cost_the_same_have_no_target():
+    with pytest.raises(ValueError, match=r"all choices cost the same, \[2.0, 2.0\]"):
+        cost_above_target(torch.eye(2), torch.tensor([2.0, 2.0]), 1.0)

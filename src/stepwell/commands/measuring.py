@@ -188,7 +188,8 @@ def cost(
         data: a folder or a name to measure accuracy on; by default the data of the run.
     """
     from stepwell.nets import build, builder_of
-    from stepwell.recipes.classification import check_size, cost_table, input_arguments
+    from stepwell.nets.input_size import check_size
+    from stepwell.recipes.classification import cost_table, input_arguments
 
     known = Path(network).exists()
     if save and (not known or batch != 1):

@@ -6,7 +6,6 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +25,7 @@ from stepwell.modes import in_eval_mode
 from stepwell.nets import Card, NestedNet, build, builder_of
 from stepwell.nets.calibrate import calibrate
 from stepwell.nets.file import Start, fingerprint, initialise, load, save
+from stepwell.nets.input_size import check_size
 from stepwell.nets.pretrained import start_pretrained
 from stepwell.ranges import check_numbers
 from stepwell.recipes.parts import batches_for, data_fingerprint, fitted, part_of
@@ -169,44 +169,6 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         part_of(arguments["part"])
     if "distill_data" in arguments:
         arguments["distill_data"].check()
-
-
-def check_size(net: NestedNet, size: int) -> None:
-    """Refuse images that the network's strides leave nothing of, or that it cannot take.
-
-    Raises:
-        ValueError: `size` is smaller than the product of the strides; the network does not run on it.
-    """
-    twin = deepcopy(net).to("meta").eval()  # shapes without arithmetic
-
-    @torch.no_grad()
-    def shape(pixels: int) -> tuple[int, ...]:
-        x = torch.empty(1, 3, pixels, pixels, device="meta")
-        return tuple(twin.forward_all(x)[net.full].features[-1].shape)
-
-    def runs(pixels: int) -> bool:
-        try:
-            return bool(shape(pixels))
-        except (RuntimeError, AssertionError):
-            return False
-
-    if not (net.builder and builder_of(net.builder[0]).size_argument):
-        probe = 256
-        stride = max(1, probe // shape(probe)[2])  # also where channels come last
-        # what stands behind the stages may stride, too
-        stride = next((s for s in (stride, 2 * stride, 4 * stride) if runs(s)), stride)
-        if size < stride:
-            raise ValueError(
-                f"images of {size} pixels are smaller than the network's stride of {stride}: "
-                f"use --size {stride} or more, or a network with a smaller stem"
-            )
-    try:
-        shape(size)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"the network does not run on images of {size} pixels: {reason}"
-        ) from error
 
 
 def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:

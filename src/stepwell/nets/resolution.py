@@ -1,0 +1,141 @@
+"""One set of weights at several input resolutions, each with norms of its own (DRNet, Zhu et al. 2021).
+
+Activations at another resolution have other statistics, so each resolution has private norms
+("resolution-aware BN"), those of every sub-net included, while convolutions and classifier are shared.
+Nothing is switched by a flag: each resolution has a nested net of its own, made of the shared modules.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from stepwell.nets.nested import NestedNet, NormSharing
+from stepwell.nets.plan import fork
+from stepwell.nets.reading import read
+from stepwell.types import Images, Logits
+
+
+def resize(x: Images, size: int) -> Float[Tensor, "batch channels {size} {size}"]:
+    """Images at `size` pixels, bilinear and with antialias, in training and at run time alike."""
+    if x.shape[-2:] == (size, size):
+        return x
+    return interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+class Resolutions(nn.Module):
+    """A nested net that runs at several input sizes.
+
+    Args:
+        net: the nested net; it is the one at the largest size, and its weights are shared.
+        sizes: height and width of the input in pixels.
+        norms: "private" to each resolution; "shared" is the ablation.
+
+    Raises:
+        ValueError: a size is no positive number, or is named twice.
+    """
+
+    def __init__(
+        self, net: NestedNet, sizes: Sequence[int], *, norms: NormSharing = "private"
+    ) -> None:
+        super().__init__()
+        check_sizes(sizes)
+        self.sizes = tuple(sorted(sizes, reverse=True))
+        self.net = net
+        self.norm_sharing = norms
+        self.own_norms = nn.ModuleList()
+        # Plain containers, so that nothing is registered (or saved) twice.
+        self._nets = {self.sizes[0]: net}
+        self._names: dict[int, frozenset[str]] = {self.sizes[0]: frozenset()}
+        for size in self.sizes[1:]:
+            self._nets[size], self._names[size] = (
+                (net, frozenset()) if norms == "shared" else self._twin()
+            )
+
+    def at(self, size: int) -> NestedNet:
+        """The nested net of one resolution; what it shares with the others is the very same.
+
+        Raises:
+            ValueError: there is no such resolution.
+        """
+        if size not in self._nets:
+            known = ", ".join(map(str, self.sizes))
+            raise ValueError(f"no resolution of {size} pixels; this network has {known}")
+        return self._nets[size]
+
+    def forward(self, x: Images, size: int | None = None, depth: str | None = None) -> Logits:
+        """Logits of images, brought to `size` (the largest by default), by one depth."""
+        size = self.sizes[0] if size is None else size
+        return self.at(size)(resize(x, size), depth)
+
+    def train(self, mode: bool = True) -> "Resolutions":
+        """Set the mode of every module, those of all resolutions included."""
+        super().train(mode)
+        for net in self._nets.values():
+            net.train(mode)
+        return self
+
+    def hidden_modules(self) -> Iterator[nn.Module]:
+        """The modules of the smaller resolutions, which are not registered; others among them."""
+        for net in self._nets.values():
+            yield from net.modules()
+            yield from net.hidden_modules()
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """What the smaller resolutions do not share, under `SIZE/<name in the nested net>`."""
+        return {
+            f"{size}/{name}": value
+            for size, names in self._names.items()
+            for name, value in self._nets[size].tensors().items()
+            if name in names
+        }
+
+    def load_own(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `own_tensors`.
+
+        Raises:
+            RuntimeError: a name is missing or unexpected, or a shape differs.
+        """
+        if odd := sorted(self.own_tensors().keys() ^ tensors.keys()):
+            raise RuntimeError(f"names differ from this network's: {', '.join(odd[:5])}")
+        for size, names in self._names.items():
+            own = {name: tensors[f"{size}/{name}"] for name in names}
+            self._nets[size].load_tensors(self._nets[size].tensors() | own)
+
+    def stored_names(self, size: int, depth: str | None = None) -> dict[str, str]:
+        """As `NestedNet.stored_names`; what a resolution has for itself is at `SIZE/<name>`."""
+        own = self._names[size]
+        stored = self.at(size).stored_names(depth)
+        return {k: f"{size}/{name}" if name in own else name for k, name in stored.items()}
+
+    def _twin(self) -> tuple[NestedNet, frozenset[str]]:
+        """The nested net with norms of its own, copies of the present ones; and the names of these."""
+        net, norms = self.net, dict[str, nn.Module]()
+        module = fork(net.module, norms, "")
+        plan = read(module, net.plan.stages)
+        twin = NestedNet(module, plan, net.subnets, net.full, norms=net.norm_sharing)
+        for depth in net.subnets:
+            twin.load_depth(depth, net.subnet(depth).state_dict())
+        for depth, status in net.status.items():
+            twin.mark(status, depth)
+        twin.builder, twin.card = net.builder, net.card
+        twin.train(net.training)
+        self.own_norms.extend([*norms.values(), *twin.private_norms])
+        own = {f"{name}.{key}" for name, norm in norms.items() for key in norm.state_dict()}
+        return twin, frozenset(own | {n for n in twin.tensors() if n.startswith("depths/")})
+
+
+def check_sizes(sizes: Sequence[int]) -> None:
+    """Refuse resolutions that are none.
+
+    Raises:
+        ValueError: there is none, one is no positive number, or is named twice.
+    """
+    if not sizes:
+        raise ValueError("no resolution was named: give sizes in pixels, such as 32 24 16")
+    for size in sizes:
+        if size < 1:
+            raise ValueError(f"a resolution of {size} pixels: it must be 1 or more")
+        if list(sizes).count(size) > 1:
+            raise ValueError(f"the resolution of {size} pixels is named twice: drop one of them")

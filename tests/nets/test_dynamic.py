@@ -1,0 +1,103 @@
+"""The chooser, and images that run where it sends them."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from nets.families import lively
+from stepwell.cost import count_macs
+from stepwell.nets import build
+from stepwell.nets.dynamic import Choice, Chooser, DynamicNet
+from stepwell.nets.resolution import Resolutions, resize
+
+SIZES = (16, 12, 8)
+
+
+class Told(nn.Module):
+    """Scores that are set."""
+
+    def __init__(self, scores: torch.Tensor) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scores[: len(x)]
+
+
+def dynamic(chooser=None, depths=("14",), sizes=SIZES):
+    net = lively(build("resnet14", ["8"], num_classes=5))
+    made = Resolutions(net, sizes)
+    lively(made.own_norms)
+    choices = [Choice(depth, size) for size in sizes for depth in depths]
+    return DynamicNet(made, choices, chooser or Chooser(len(choices), 8)).eval()
+
+
+@pytest.fixture(scope="module")
+def every():
+    torch.manual_seed(0)
+    return dynamic(Told(torch.zeros(1, 6)), depths=("8", "14"))
+
+
+@settings(max_examples=8, deadline=None)
+@given(who=st.lists(st.integers(0, 5), min_size=1, max_size=7))
+def test_images_that_run_in_groups_are_as_if_each_ran_alone(every, who):
+    net = every
+    net.chooser.scores = nn.functional.one_hot(torch.tensor(who), 6).float()
+    x = torch.randn(len(who), 3, 16, 16)
+    answer = net.answer(x)
+    assert answer.depth.tolist() == who
+    for i, chosen in enumerate(who):
+        depth, size = net.choices[chosen]
+        alone = net.net.at(size)(resize(x[i, None], size), depth)
+        assert_close(answer.logits[i, None], alone, rtol=1e-4, atol=1e-4)
+    assert_close(net(x), answer.logits, rtol=0, atol=0)
+
+
+def test_all_choices_of_a_batch(every):
+    net = every
+    assert net.names == ("8@16", "14@16", "8@12", "14@12", "8@8", "14@8")
+    assert dynamic().names == ("16", "12", "8")
+    x = torch.randn(3, 3, 16, 16)
+    by_choice = net.logits_by_choice(x)
+    assert tuple(by_choice) == net.names
+    for (depth, size), logits in zip(net.choices, by_choice.values(), strict=True):
+        assert_close(logits, net.net(x, size, depth), rtol=1e-5, atol=1e-5)
+
+
+def test_a_price_moves_choices_to_the_cheaper_ones():
+    net = dynamic(Told(torch.tensor([[3.0, 2.0, 0.0], [3.0, 2.9, 2.8]])))
+    x = torch.randn(2, 3, 16, 16)
+    net.costs.copy_(torch.tensor([1.0, 0.5, 0.25]))
+    assert net.choose(x).tolist() == [0, 0]
+    net.price.fill_(1.0)  # 2, 1.5, -.25 and 2, 2.4, 2.55
+    assert net.choose(x).tolist() == [0, 2]
+
+
+def test_the_chooser_costs_what_its_layers_do_and_next_to_nothing():
+    chooser = Chooser(3, 16)
+    macs = count_macs(chooser, torch.zeros(1, 3, 32, 32))
+    assert macs == 64 * 27 * 8 + 16 * 72 * 16 + 4 * 144 * 32 + 32 * 3
+    net = build("resnet20", num_classes=10)
+    assert macs < 0.002 * count_macs(net.module, torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize(("size", "layers"), [(4, 3), (16, 3), (32, 4), (112, 6)])
+def test_the_chooser_has_layers_for_its_copy(size, layers):
+    chooser = Chooser(3, size)
+    assert sum(isinstance(m, nn.Conv2d) for m in chooser.modules()) == layers
+    x = torch.randn(2, 3, 2 * size, 2 * size)
+    assert_close(chooser.eval()(x), torch.zeros(2, 3))  # at first all are equal
+    assert max(chooser.features(resize(x, size)).shape[2:]) <= 2
+
+
+def test_choices_must_be_there_and_be_several():
+    net = Resolutions(build("resnet8", num_classes=5), (16, 8))
+    with pytest.raises(ValueError, match="1 choice is nothing to choose from"):
+        DynamicNet(net, [Choice("8", 16)], Chooser(1, 8))
+    with pytest.raises(ValueError, match="no resolution of 12 pixels"):
+        DynamicNet(net, [Choice("8", 16), Choice("8", 12)], Chooser(2, 8))
+    with pytest.raises(ValueError, match="no depth '20'"):
+        DynamicNet(net, [Choice("8", 16), Choice("20", 8)], Chooser(2, 8))

@@ -1,0 +1,185 @@
+"""A nested net at several resolutions: shared weights, private norms."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from nets.families import FAMILIES, lively
+from stepwell.nets import build, nest
+from stepwell.nets.plan import is_norm
+from stepwell.nets.resolution import Resolutions, resize
+
+EXACT = {"rtol": 0, "atol": 0}
+#: Those that are made for one size cannot run at another.
+ANY_SIZE = ["vgg", "convnext", "timm resnetv2", "mixed"]
+
+
+@pytest.fixture(params=ANY_SIZE, scope="module")
+def family(request):
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(scope="module")
+def ready(family):
+    torch.manual_seed(0)
+    return several(family)
+
+
+@pytest.fixture
+def made(ready):
+    return deepcopy(ready).eval()
+
+
+@pytest.fixture
+def x(family):
+    return torch.randn(2, *family.input_size)
+
+
+def several(family):
+    """At the family's size and at twice as much, every norm with values of its own."""
+    module = lively(family.make(family.blocks))
+    net = lively(nest(module, family.stages, family.subnets, input_size=family.input_size))
+    size = family.input_size[-1]
+    found = Resolutions(net, (size, 2 * size))
+    lively(found.own_norms)
+    return found
+
+
+def test_each_resolution_is_the_plain_network_with_its_own_norms(family, made, x):
+    large, small = made.sizes
+    assert small == family.input_size[-1]
+    shared = made.net.module.state_dict()
+    names = made.own_tensors()
+    own = {n.removeprefix(f"{small}/"): v for n, v in names.items() if "/depths/" not in n}
+    assert own.keys() < shared.keys()
+    assert own
+    for size, state in ((large, shared), (small, shared | own)):
+        plain = family.make(family.blocks).eval()
+        plain.load_state_dict(state)
+        assert_close(made(x, size), plain(resize(x, size)), **EXACT)
+    assert_close(made(x), made(x, large), **EXACT)
+
+
+def test_every_depth_of_a_resolution_has_norms_of_its_own(made, x):
+    for size in made.sizes:
+        at = made.at(size)
+        for depth in made.net.depths:
+            expected = at.subnet(depth)(resize(x, size))
+            assert_close(made(x, size, depth), expected, **EXACT)
+    assert any("/depths/" in name for name in made.own_tensors()) or not len(made.net.private_norms)
+
+
+def test_everything_is_registered_once_and_only_norms_twice(made):
+    net, norms = made.net, list(made.own_norms)
+    assert all(is_norm(norm) for norm in norms)
+    ids = [id(v) for v in made.state_dict(keep_vars=True).values()]
+    assert len(ids) == len(set(ids))
+    of_norms = sum(p.numel() for norm in norms for p in norm.parameters())
+    assert sum(p.numel() for p in made.parameters()) == of_norms + sum(
+        p.numel() for p in net.parameters()
+    )
+    reached = {id(p) for size in made.sizes for d in net.depths for p in made.at(size).parameters()}
+    assert reached == {id(p) for p in made.parameters()}
+
+
+def test_copies_and_conversions_keep_it_whole(made, x):
+    expected = {size: made(x, size) for size in made.sizes}
+    twin = deepcopy(made)
+    for parameter in made.parameters():
+        nn.init.zeros_(parameter)
+    for size, logits in expected.items():
+        assert_close(twin(x, size), logits, **EXACT)
+    twin.double()
+    for size, logits in expected.items():
+        assert_close(twin(x.double(), size).float(), logits, rtol=1e-2, atol=1e-2)
+        assert {p.dtype for p in twin.at(size).parameters()} == {torch.float64}
+        assert {b.dtype for b in twin.at(size).buffers()} <= {torch.float64, torch.int64}
+
+
+def test_what_a_resolution_has_for_itself_comes_back(made, x):
+    other = deepcopy(made)
+    for parameter in other.parameters():
+        nn.init.zeros_(parameter)
+    other.net.load_tensors(made.net.tensors())
+    other.load_own(made.own_tensors())
+    for size in made.sizes:
+        for depth in made.net.depths:
+            assert_close(other(x, size, depth), made(x, size, depth), **EXACT)
+    names = other.stored_names(made.sizes[1])
+    stored = made.net.tensors() | made.own_tensors()
+    for name, value in other.at(made.sizes[1]).module.state_dict().items():
+        assert_close(stored[names[name]], value, **EXACT)
+    with pytest.raises(RuntimeError, match="names differ from this network's"):
+        other.load_own({})
+
+
+def test_modes_reach_all_resolutions():
+    made = Resolutions(build("resnet14", ["8"], num_classes=5), (16, 8))
+    for mode in (False, True):
+        made.train(mode)
+        assert {m.training for m in made.hidden_modules()} == {mode}
+        assert {
+            n.training for s in made.sizes for d in ("8", "14") for n in made.at(s).norms(d)
+        } == {mode}
+
+
+def test_norms_see_images_of_their_own_resolution_alone():
+    made = Resolutions(build("resnet8", num_classes=5), (16, 8)).train()
+    before = {name: value.clone() for name, value in made.own_tensors().items()}
+    made(torch.randn(4, 3, 16, 16), 16)
+    for name, value in made.own_tensors().items():
+        assert_close(value, before[name], **EXACT)
+    kept = {name: value.clone() for name, value in made.net.tensors().items()}
+    made(torch.randn(4, 3, 16, 16), 8)
+    for name, value in made.net.tensors().items():
+        assert_close(value, kept[name], **EXACT)
+    changed = [name for name, v in made.own_tensors().items() if not v.equal(before[name])]
+    assert any(name.endswith("running_mean") for name in changed)
+
+
+def test_shared_norms_are_the_ablation():
+    net = build("resnet8", num_classes=5)
+    made = Resolutions(net, (16, 8), norms="shared")
+    assert made.at(8) is net
+    assert not made.own_tensors()
+    made.load_own({})
+
+
+def test_subnets_keep_their_own_norms_at_first():
+    net = lively(build("resnet14", ["8"], num_classes=5)).eval()
+    made = Resolutions(net, (16, 8))
+    x = torch.randn(2, 3, 8, 8)
+    for depth in net.depths:
+        assert_close(made.at(8)(x, depth), net(x, depth), **EXACT)
+    assert made.at(8).status == net.status
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((), "no resolution was named"),
+        ((16, 16), "the resolution of 16 pixels is named twice"),
+        ((16, 0), "a resolution of 0 pixels: it must be 1 or more"),
+    ],
+)
+def test_resolutions_that_are_none_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        Resolutions(build("resnet8", num_classes=5), sizes)
+
+
+def test_an_unknown_resolution_names_those_there_are():
+    with pytest.raises(ValueError, match="no resolution of 12 pixels; this network has 16, 8"):
+        Resolutions(build("resnet8", num_classes=5), (8, 16)).at(12)
+
+
+def test_halving_is_a_triangle_filter_of_four_pixels():
+    """Antialias widens the filter to two output pixels: 1/8, 3/8, 3/8, 1/8 along each axis."""
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    weights = torch.tensor([1, 3, 3, 1], dtype=torch.float64) / 8
+    kernel = torch.outer(weights, weights)[None, None].expand(3, 1, 4, 4)
+    expected = nn.functional.conv2d(x, kernel, stride=2, padding=1, groups=3)
+    assert_close(resize(x, 6)[:, :, 1:-1, 1:-1], expected[:, :, 1:-1, 1:-1])
+    assert resize(x, 12) is x
