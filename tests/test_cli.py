@@ -776,7 +776,7 @@ def test_a_config_of_somebody_elses_is_of_no_run(stepwell, taught, tmp_path):
 BAD_PAIRS = {
     "no fidelity": (["--control", "{t}"], "--control and --interpolate say more about"),
     "no teacher": (["--fidelity", "{tmp}/none"], "no teacher '{tmp}/none': name a run directory"),
-    "no finished teacher": (["--fidelity", "{tmp}"], "holds no net.safetensors"),
+    "no run": (["--fidelity", "{tmp}"], "{tmp} is a folder without a run in it: name a run"),
     "no depth": (["--fidelity", "{t}@9"], "no depth '9'; this net has 8"),
     "itself": (["--fidelity", "{s}"], "is the network {s} itself, and has no other depth"),
     "order": (
@@ -785,7 +785,8 @@ BAD_PAIRS = {
     ),
     "classes": (
         ["--fidelity", "{tmp}/names"],
-        "{tmp}/names knows 10 classes (0, 1, 2, ...), the data",
+        "{tmp}/names knows 10 classes, the data has 10, and they differ: only the first has 'nine', only "
+        "the second has '9'; they must be the same, in order",
     ),
     "members": (
         ["--fidelity", "{t}", "{tmp}/order"],

@@ -312,6 +312,23 @@ def test_distillation_is_the_weighted_sum_of_its_terms(batch):
     assert_close(step.loss, 0.3 * logs["ce"] + 0.7 * logs["kl"])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "^temperature 0.0: must be above 0"),
+        ({"temperature": float("nan")}, "^temperature nan: must be above 0 and finite"),
+        ({"ce": -1.0}, "^ce -1.0: must be 0 or more"),
+        ({"kl": -1.0}, "^kl -1.0: must be 0 or more"),
+        ({"attention": -1.0}, "^attention -1.0: must be 0 or more"),
+        ({"hint": -1.0}, "^hint -1.0: must be 0 or more"),
+        ({"ce": 0.0, "kl": 0.0}, "^the student has no loss"),
+    ],
+)
+def test_distillation_refuses_numbers_before_any_step(options, message):
+    with pytest.raises(ValueError, match=message):
+        Distill(nested(()).module, Frozen(nested(())), input_shape=(3, 16, 16), **options)
+
+
 def test_images_without_labels_are_taught_by_the_teacher_alone(batch):
     student, teacher = build("resnet8_ln", num_classes=5).module, Frozen(nested(()))
     method = Distill(student, teacher, ce=0.3, kl=0.7)

@@ -92,6 +92,8 @@ def test_blocks_pair_where_resolutions_agree_and_by_hand():
     ]  # fmt: skip
     by_hand = Grafting(small(4, 6), small(5, 7), input_shape=SHAPE, pairs=["stages.1"])
     assert by_hand.names == ("stages.1", "head")
+    alone = Grafting(small(4, 6), small(5, 7), input_shape=SHAPE, pairs="stages.1")
+    assert alone.pairs == by_hand.pairs
     pooled = cuts(small(4, 6, pool=True), SHAPE)
     assert [cut.resolution for cut in pooled] == [(8, 8), (4, 4)]  # behind their poolings
 

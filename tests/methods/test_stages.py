@@ -86,6 +86,8 @@ def test_attention_compares_the_stages_that_are_named(batch, mode):
     ours, theirs = student.forward_all(batch.images)["8"].features, teacher(batch.images).features
     expected = one.attention_of(ours[1], theirs[1])
     assert_close(one.training_step(batch).loss, 2 * expected)
+    alone = Distill(student, teacher, attention_stages="layer2", **options)
+    assert alone.attended == one.attended
     every = Distill(student, teacher, **options).training_step(batch).loss
     assert_close(every, 2 * sum(one.attention_of(a, b) for a, b in zip(ours, theirs, strict=True)))
 
@@ -93,7 +95,7 @@ def test_attention_compares_the_stages_that_are_named(batch, mode):
 def test_a_hint_is_the_mean_square_behind_a_regressor(batch):
     student, teacher = net(), Frozen(Staged(stride=4))
     objective = Distill(
-        student, teacher, ce=0.0, kl=0.0, hint=3.0, hint_stages=["layer2=b"], input_shape=SHAPE
+        student, teacher, ce=0.0, kl=0.0, hint=3.0, hint_stages="layer2=b", input_shape=SHAPE
     )
     (regressor,) = objective.hints.regressors
     assert (regressor.in_channels, regressor.out_channels) == (32, 7)

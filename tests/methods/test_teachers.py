@@ -119,7 +119,7 @@ def test_a_file_a_run_and_a_depth(images, tmp_path):
     for name, depth in (
         (file, "14"), (file.parent, "14"), (f"{file}@8", "8"), (f"{file.parent}@8", "8"),
     ):  # fmt: skip
-        opened = open_teacher([str(name)])
+        opened = open_teacher(str(name))
         assert opened.normalisation == OWN
         assert opened.fingerprint.startswith(fingerprint(file) + "@8:" * (depth == "8"))
         teacher = opened.for_data(CLASSES, x, OWN)
@@ -379,7 +379,10 @@ def test_published_weights_by_name(images, monkeypatch):
         (["{net}", "{plain}", "{net}"], {}, "net.safetensors is named twice: name each member"),
         (["{net}@9"], {}, "no depth '9'; this net has 8, 14"),
         (["{fresh}@8"], {}, "depth '8' was never trained"),
-        (["{tmp}"], {}, "holds no net.safetensors: it is no finished run"),
+        (["{tmp}/begun"], {}, "begun holds no net.safetensors: it is no finished run. Start"),
+        (["{tmp}"], {}, "empty is a folder without a run in it: name a run directory, a file"),
+        (["{tmp}/model.py"], {}, "model.py is no file of a network: name a run directory, a file"),
+        (["{cut}"], {}, "cut.safetensors is damaged or no safetensors file"),
         (["{plain}"], {}, "holds weights only: say which network they are of, NETWORK=FILE, such"),
         (["{tmp}/w.pth"], {}, "w.pth holds weights only: say which network they are of, NETWORK="),
         (
@@ -394,7 +397,8 @@ def test_published_weights_by_name(images, monkeypatch):
         (
             ["{net}", "{other}"],
             {},
-            r"net.safetensors knows 3 classes.* has 3 \(x, y, z\): .*ensemble",
+            r"net.safetensors knows 3 classes, .* has 3, and they differ: only the first has 'b', 'c', "
+            r"only the second has 'y', 'z'; .*ensemble",
         ),
         (["{net}"], {"mean": OWN[0], "std": OWN[1]}, "drop --teacher-mean and --teacher-std"),
         (["{net}"], {"mean": OWN[0]}, "give both, a number for each of three"),
@@ -404,7 +408,7 @@ def test_published_weights_by_name(images, monkeypatch):
 def test_what_cannot_be_opened(tmp_path, names, options, message):
     net = make()
     save(net, tmp_path / "net.safetensors")
-    net.card = replace(net.card, classes=("x", "y", "z"))
+    net.card = replace(net.card, classes=("a", "y", "z"))
     save(net, tmp_path / "other.safetensors")
     net.mark("fresh", "8")
     save(net, tmp_path / "fresh.safetensors")
@@ -417,7 +421,11 @@ def test_what_cannot_be_opened(tmp_path, names, options, message):
         for name, content in zipped.items():
             archive.writestr(f"script/{name}", content)
     torch.save({"epoch": 3, "model": {"w": torch.ones(1)}}, tmp_path / "empty" / "epoch.pt")
-    places = {n: tmp_path / f"{n}.safetensors" for n in ("net", "other", "fresh", "plain")}
+    (tmp_path / "empty" / "begun").mkdir()
+    (tmp_path / "empty" / "begun" / "config.json").write_text("{}")
+    (tmp_path / "empty" / "model.py").write_text("class Model: ...\n")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes()[:99])
+    places = {n: tmp_path / f"{n}.safetensors" for n in ("net", "other", "fresh", "plain", "cut")}
     places["tmp"] = tmp_path / "empty"
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         open_teacher([name.format(**places) for name in names], **options)

@@ -1,6 +1,12 @@
 """Losses as pure functions of tensors."""
 
-from stepwell.losses.attention import ATTENTION, attention_at, attention_gram, attention_sad
+from stepwell.losses.attention import (
+    ATTENTION,
+    attention_at,
+    attention_gram,
+    attention_loss,
+    attention_sad,
+)
 from stepwell.losses.budget import cost_above_target
 from stepwell.losses.hint import feature_mse, feature_nmse
 from stepwell.losses.labels import label_cross_entropy
@@ -11,6 +17,7 @@ __all__ = [
     "ATTENTION",
     "attention_at",
     "attention_gram",
+    "attention_loss",
     "attention_sad",
     "cost_above_target",
     "ensemble_logits",

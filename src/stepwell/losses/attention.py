@@ -78,6 +78,17 @@ ATTENTION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+def attention_loss(mode: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of a mode: of `ATTENTION`.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    if mode not in ATTENTION:
+        raise ValueError(f"attention_mode is one of {', '.join(ATTENTION)}, not {mode!r}")
+    return ATTENTION[mode]
+
+
 def _by_position(features: Tensor) -> Tensor:
     """Features as (batch, channels, positions)."""
     return features.transpose(1, 2) if features.dim() == 3 else features.flatten(2)

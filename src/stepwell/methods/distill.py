@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from stepwell.losses import ATTENTION, label_cross_entropy, soft_target_kl
+from stepwell.losses import attention_loss, label_cross_entropy, soft_target_kl
 from stepwell.losses.attention import Attention
 from stepwell.methods.adapters import AsLogits
 from stepwell.methods.objective import Objective, Teacher, check_teacher, exit_of
 from stepwell.methods.stages import Hints, check_resolution, pair_stages
+from stepwell.ranges import check_numbers
 from stepwell.types import Batch, Step
 
 
@@ -28,14 +29,15 @@ class Distill(Objective):
         attention: g, the weight of attention transfer, summed over its stages.
         attention_mode: `at` (attention maps), `sad` (self-attention) or `gram`.
         attention_stages: "layer2", or "layer2=stages.1.blocks" where the teacher's stage has another
-            name; by default all, each with that at the same place.
+            name; one or several, by default all, each with that at the same place.
         hint: h, the weight of hints (FitNets, Romero et al. 2015), summed over their stages. Their
             regressors train with the student, and are parameters of this objective alone.
         hint_stages: as `attention_stages`.
         input_shape: of one image, such as (3, 32, 32); stages are checked on it before training.
 
     Raises:
-        ValueError: no term has a weight; the teacher is not frozen; stages that are not there or do not
+        ValueError: a weight is negative, or none is above 0; the temperature is not positive; no such
+            mode of attention; the teacher is not frozen; stages that are not there or do not
             fit; no `input_shape` for attention or hints; in a step, the teacher gives no `Exit`.
     """
 
@@ -49,12 +51,22 @@ class Distill(Objective):
         kl: float = 1.0,
         attention: float = 0.0,
         attention_mode: Attention = "at",
-        attention_stages: Sequence[str] = (),
+        attention_stages: str | Sequence[str] = (),
         hint: float = 0.0,
-        hint_stages: Sequence[str] = (),
+        hint_stages: str | Sequence[str] = (),
         input_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        check_numbers(
+            {
+                "temperature": temperature,
+                "ce": ce,
+                "kl": kl,
+                "attention": attention,
+                "hint": hint,
+            },
+            flags=False,
+        )
         if not (ce or kl or attention or hint):
             raise ValueError("the student has no loss: ce, kl, attention and hint are all 0")
         if (attention or hint) and not input_shape:
@@ -69,7 +81,7 @@ class Distill(Objective):
         self.ce = ce
         self.kl = kl
         self.attention = attention
-        self.attention_of = ATTENTION[attention_mode]
+        self.attention_of = attention_loss(attention_mode)
         self.hint = hint
         self.attended = (
             pair_stages(student, teacher, attention_stages, input_shape) if attention else []

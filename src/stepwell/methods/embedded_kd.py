@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from stepwell.losses import ATTENTION, soft_target_kl
+from stepwell.losses import attention_loss, soft_target_kl
 from stepwell.losses.attention import Attention
 from stepwell.methods.adapters import AsLogits
 from stepwell.methods.objective import MovingAverage, Objective, Teacher, check_teacher
@@ -81,10 +81,6 @@ class EmbeddedKD(Objective):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        if attention_mode not in ATTENTION:
-            raise ValueError(
-                f"attention_mode is one of {', '.join(ATTENTION)}, not {attention_mode!r}"
-            )
         check_numbers(
             {
                 "temperature": temperature,
@@ -118,7 +114,7 @@ class EmbeddedKD(Objective):
         self.ce = ce
         self.kl = kl
         self.attention = attention
-        self.attention_of = ATTENTION[attention_mode]
+        self.attention_of = attention_loss(attention_mode)
         self.full_weight = full_weight
         self.weights = dict(weights or {})
         self.distill_from = distill_from

@@ -44,7 +44,7 @@ class Grafting(nn.Module):
         teacher: of the same classes; in eval mode.
         input_shape: of one image, such as (3, 32, 32).
         pairs: stages behind which both are cut: "layer2" or, of the student and of the teacher,
-            "layer2=stages.1.blocks"; by default wherever their resolutions agree.
+            "layer2=stages.1.blocks", one or several; by default wherever their resolutions agree.
         depth: of the teacher; its full net by default.
         start: "teacher": layers that have the same shapes as the teacher's at the same place in its
             block begin with its weights, and a block that is wholly like the teacher's stays so,
@@ -64,7 +64,7 @@ class Grafting(nn.Module):
         teacher: NestedNet,
         *,
         input_shape: Sequence[int],
-        pairs: Sequence[str] = (),
+        pairs: str | Sequence[str] = (),
         depth: str | None = None,
         start: Start = "teacher",
         statistics: Statistics = "batch",

@@ -25,20 +25,22 @@ class Pair(NamedTuple):
 def pair_stages(
     student: nn.Module,
     teacher: Teacher,
-    names: Sequence[str],
+    names: str | Sequence[str],
     input_shape: Sequence[int],
 ) -> list[Pair]:
     """The stages to compare; both networks run on one black image for the shapes of their features.
 
     Args:
         names: "layer2" where both have a stage of that name, "layer2=stages.1.blocks" for the
-            student's and the teacher's; none: each stage with that at the same place.
+            student's and the teacher's; one name, or several; none: each stage with that at the same
+            place.
         input_shape: of one image, such as (3, 32, 32).
 
     Raises:
         ValueError: one of the two has no features, no stage of that name, or more names than
             features; without names, they have different numbers of stages.
     """
+    names = [names] if isinstance(names, str) and names else names
     ours, theirs = stages_of(student), stages_of(teacher)
     for who, stages in (("student", ours), ("teacher", theirs)):
         if not stages:

@@ -24,6 +24,12 @@ from stepwell.nets.pretrained import start_pretrained
 from stepwell.nets.timm_models import PREFIX
 from stepwell.types import are_probabilities
 
+#: What can be named as a teacher, in an error.
+KINDS = (
+    "a run directory, a file (.safetensors, .onnx), NETWORK=FILE for plain weights, or a network with "
+    f"published weights (resnet18, {PREFIX}NAME)"
+)
+
 
 class Source(NamedTuple):
     """One teacher as it was opened.
@@ -76,7 +82,7 @@ class OpenTeacher:
         for other in known[1:]:
             if other.classes != known[0].classes:
                 raise ValueError(
-                    f"{_differ(known[0].name, known[0].classes, other.name, other.classes)}: the "
+                    f"{_differ(known[0].name, known[0].classes, other.name, other.classes)}; the "
                     "members of an ensemble need the same, in order"
                 )
 
@@ -152,7 +158,7 @@ class OpenTeacher:
 
 
 def open_teacher(
-    names: Sequence[str],
+    names: str | Sequence[str],
     *,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
@@ -174,6 +180,7 @@ def open_teacher(
         FileNotFoundError: there is no such file.
         ImportError: an ONNX file, and the extra `onnx` is not installed.
     """
+    names = [names] if isinstance(names, str) else names
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ValueError(f"teacher {twice[0]} is named twice: name each member of an ensemble once")
     sources = [_open(name) for name in names]
@@ -206,10 +213,7 @@ def _open(name: str) -> Source:
         before, _, depth = name.rpartition("@")
         path = Path(before)
     if not name or not path.exists():
-        raise FileNotFoundError(
-            f"no teacher {name!r}: name a run directory, a file (.safetensors, .onnx), NETWORK=FILE or "
-            f"{PREFIX}NAME"
-        )
+        raise FileNotFoundError(f"no teacher {name!r}: name {KINDS}")
     if path.suffix == ".onnx":
         if depth is not None:
             raise ValueError(f"{name}: an ONNX file has one depth; name it without @{depth}")
@@ -219,17 +223,24 @@ def _open(name: str) -> Source:
 
 def _stepwell(name: str, path: Path, depth: str | None) -> Source:
     file = path / "net.safetensors" if path.is_dir() else path
-    if not file.exists():
+    if not file.exists() and (path / "config.json").exists():
         raise ValueError(
             f"teacher {path} holds no net.safetensors: it is no finished run. Start its `stepwell "
             "train` command again to finish it"
         )
+    if not file.exists():
+        raise ValueError(f"teacher {path} is a folder without a run in it: name {KINDS}")
     if path.is_file() and holds_weights_alone(path):
         raise ValueError(
             f"teacher {path} holds weights only: say which network they are of, NETWORK=FILE, such as "
             f"resnet18={path}"
         )
-    net = load(file)
+    try:
+        net = load(file)
+    except ValueError as error:
+        if path.is_dir() or path.suffix == ".safetensors":
+            raise
+        raise ValueError(f"teacher {path} is no file of a network: name {KINDS}") from error
     depths = () if depth else tuple(net.depths)
     depth = depth or net.full
     net.require_ready(depth)
@@ -299,7 +310,7 @@ def _ready(
     size = images.shape[-1]
     if source.classes and source.classes != classes:
         raise ValueError(
-            f"{_differ(name, source.classes, 'the data', classes)}: they must be the same, in order"
+            f"{_differ(name, source.classes, 'the data', classes)}; they must be the same, in order"
         )
     if source.normalisation is None:
         warnings.warn(
@@ -359,11 +370,19 @@ def _differ(a: str, a_classes: tuple[str, ...], b: str, b_classes: tuple[str, ..
             f"{a} and {b} have the same classes in another order (number {at} is {a_classes[at]!r} "
             f"and {b_classes[at]!r})"
         )
+    only = [
+        f"only {which} has {_some([c for c in mine if c not in others])}"
+        for which, mine, others in (
+            ("the first", a_classes, b_classes),
+            ("the second", b_classes, a_classes),
+        )
+        if set(mine) - set(others)
+    ]
     return (
-        f"{a} knows {len(a_classes)} classes ({_some(a_classes)}), {b} has {len(b_classes)} "
-        f"({_some(b_classes)})"
+        f"{a} knows {len(a_classes)} classes, {b} has {len(b_classes)}, and they differ: "
+        f"{', '.join(only)}"
     )
 
 
-def _some(classes: tuple[str, ...]) -> str:
-    return ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
+def _some(classes: Sequence[str]) -> str:
+    return ", ".join(map(repr, classes[:3])) + ", ..." * (len(classes) > 3)

@@ -74,7 +74,7 @@ def cuts(net: NestedNet, input_shape: Sequence[int], depth: str | None = None) -
 
 
 def pair_cuts(
-    student: Sequence[Cut], teacher: Sequence[Cut], names: Sequence[str] = ()
+    student: Sequence[Cut], teacher: Sequence[Cut], names: str | Sequence[str] = ()
 ) -> list[tuple[Cut, Cut]]:
     """Cuts of two networks that lie at the same resolution, shallow to deep.
 
@@ -82,14 +82,14 @@ def pair_cuts(
 
     Args:
         names: "layer2=stages.1.blocks" pairs the student's and the teacher's by hand, "layer2" those
-            of one name.
+            of one name; one, or several.
 
     Raises:
         ValueError: no cut of the student has the resolution of one of the teacher's, a pair named by
             hand differs in it, is not there, or is in another order.
     """
     if names:
-        return _named(student, teacher, names)
+        return _named(student, teacher, [names] if isinstance(names, str) else names)
     mine, theirs = ({cut.resolution: cut for cut in side} for side in (student, teacher))
     pairs = [(cut, theirs[at]) for at, cut in mine.items() if at in theirs]
     if not pairs:
