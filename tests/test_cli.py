@@ -785,8 +785,8 @@ BAD_PAIRS = {
     ),
     "classes": (
         ["--fidelity", "{tmp}/names"],
-        "{tmp}/names knows 10 classes, the data has 10, and they differ: only the first has 'nine', only "
-        "the second has '9'; they must be the same, in order",
+        "{tmp}/names knows 10 classes, the data has 10, and they differ: only the first has 'nine', "
+        "only the second has '9'; they must be the same, in order",
     ),
     "members": (
         ["--fidelity", "{t}", "{tmp}/order"],

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap, entropy
 from sklearn.metrics import confusion_matrix, log_loss
+from torch import nn
 from torch.testing import assert_close
 
 from stepwell.evaluation import cka, evaluate, fidelity, fidelity_of
@@ -83,6 +84,57 @@ def test_numbers_equal_those_of_other_libraries():
     same = evaluate(lambda _: {"s": student}, [Batch(labels, labels)])
     for key in ("accuracy", "nll", "ece"):
         assert got[key] == pytest.approx(same[f"s/{key}"], abs=1e-5)
+
+
+def test_arrays_give_what_tensors_give():
+    labels, teacher, student, control = pair(n=40)
+    maps = torch.randn(40, 3, 2, 2)
+    expected = fidelity_of(
+        Exit(teacher, (maps,)), {"s": Exit(student, (2 * maps,))}, labels, control=control
+    )
+    t, s, c, m = (z.numpy() for z in (teacher, student, control, maps))
+    for y in (labels.numpy(), labels.numpy().astype("uint8"), labels.to(torch.int32)):
+        got = fidelity_of(Exit(t, (m,)), {"s": Exit(s, (2 * m,))}, y, control=c)
+        assert got == expected
+    c = c[::-1]  # as many an array, not in one piece
+    c.flags.writeable = False
+    assert fidelity_of(t, s, labels.numpy(), control=c[::-1]) == fidelity_of(
+        teacher, student, labels, control=control
+    )
+
+
+def test_modules_run_in_eval_mode_and_get_their_modes_back():
+    def make():
+        net = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(), nn.Linear(6, 3))
+        net[1].running_mean.uniform_(-1, 1)
+        return net
+
+    nets = [make() for _ in range(3)]
+    x, labels = torch.randn(20, 5), torch.arange(20) % 3
+    with torch.no_grad():
+        expected = fidelity_of(
+            *[net.eval()(x) for net in nets[:2]], labels, control=nets[2].eval()(x)
+        )
+    before = [{k: v.clone() for k, v in net.state_dict().items()} for net in nets]
+    for net in nets:
+        net.train()
+        net[1].eval()  # as a user froze it
+    teacher, student, control = nets
+    nets[2][1].train()
+    modes = [[m.training for m in net.modules()] for net in nets]
+    for own in (student, student.forward):  # a module, or a method of one
+        found = fidelity(teacher, own, [(x, labels)], control=control)
+        assert found == pytest.approx(expected)
+    assert modes == [[m.training for m in net.modules()] for net in nets]
+    for net, state in zip(nets, before, strict=True):
+        assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+
+    def broken(_):
+        raise RuntimeError("no network")
+
+    with pytest.raises(RuntimeError, match="no network"):
+        fidelity(teacher, broken, [(x, labels)])
+    assert modes[0] == [m.training for m in teacher.modules()]
 
 
 def test_a_student_passes_on_more_than_its_control_and_the_interval_says_so():
@@ -275,6 +327,13 @@ BAD = {
     "names": (Z, Z, {"classes": CLASSES}, "tell 3 classes apart, and 4 are named"),
     "controls": (Z, {"8": Z, "20": Z}, {"control": {"8": Z, "9": Z}}, "the control has 8, 9"),
     "clash": (Z, {"teacher": Z}, {}, "cannot be named 'teacher'"),
+    "twice": (Z, Z, {"classes": ("a", "b", "a")}, "^class 'a' is named twice: give each"),
+    "one column": (
+        Z[:, :1],
+        Z[:, :1],
+        {},
+        r"the teacher gives logits .6, 1., of 1 classes, and two",
+    ),
 }
 
 
@@ -299,8 +358,8 @@ def test_other_labels_no_data_and_two_teachers_are_refused():
     ("answer", "message"),
     [
         (
-            lambda x: x.numpy(),
-            "the student gives a ndarray: logits, a tensor .batch, classes., are",
+            lambda x: np.array(["a"] * len(x)),
+            "the student gives a ndarray: logits, a tensor or an array of numbers .batch, classes.",
         ),
         (lambda x: (x, x), "the student gives a tuple: logits"),
         (lambda x: {"a": None}, "the student a gives a NoneType: logits"),
@@ -314,9 +373,10 @@ def test_answers_of_other_kinds_are_refused(answer, message):
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ((Z, np.arange(6)), "pair of images and a tensor of labels, not images and a ndarray"),
-        ((Z, Z, Z), "a batch is a pair of images and a tensor of labels, not a tuple"),
-        (3, "a batch is a pair of images and a tensor of labels, not a int"),
+        ((Z, [0] * 6), "pair of images and a tensor or array of labels, not images and a list"),
+        ((Z, np.array(["a"] * 6)), "a tensor or array of labels, not images and a ndarray"),
+        ((Z, Z, Z), "a batch is a pair of images and a tensor or array of labels, not a tuple"),
+        (3, "a batch is a pair of images and a tensor or array of labels, not a int"),
         ((Z, torch.ones(6, 1)), r"labels are \(6, 1\) torch.float32: class numbers \(batch,\) are"),
         ((Z, torch.ones(6)), r"labels are \(6,\) torch.float32: class numbers"),
         ((Z, torch.full((6,), -2)), "labels run from -2 to -2, out of range for the teacher's 3"),

@@ -9,22 +9,24 @@ student of another teacher was passed on by that teacher.
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stepwell.evaluation.calibration import calibration_error
 from stepwell.evaluation.cka import Kernel, align, gram
 from stepwell.evaluation.intervals import LEVEL, RESAMPLES, Interval, means, share
 from stepwell.evaluation.side_by_side import Answer, Network, Observed, Seen, observe
-from stepwell.types import Batch, Labels
+from stepwell.types import Labels
 
 
 def fidelity(
     teacher: Network,
     student: Network,
-    batches: Iterable[Batch],
+    batches: Iterable[tuple[Any, Any]],
     *,
     control: Network | None = None,
     classes: Sequence[str] = (),
@@ -35,10 +37,12 @@ def fidelity(
     """How far a student gives its teacher's predictions, on the very same inputs.
 
     All numbers are sums over the examples divided once, so it does not matter how the data is cut
-    into batches. Probabilities are at temperature 1; whatever a student was taught at.
+    into batches. Probabilities are at temperature 1; whatever a student was taught at. Modules (and
+    methods of modules) run in eval mode, and are then in the modes that they were in.
 
     Args:
-        teacher: images to logits (batch, classes) or to an `Exit`; its features, if any, give CKA.
+        teacher: images to logits (batch, classes), a tensor or a numpy array, or to an `Exit`; its
+            features, if any, give CKA.
         student: the same; or several networks by name, such as the depths of one.
         batches: images and true labels; of those without a label (-1, or shares of several classes)
             only what the networks have to do with each other is measured.
@@ -74,14 +78,15 @@ def fidelity(
         are no labels, CKA of features that are the same for all examples.
 
     Raises:
-        ValueError: no examples; the networks differ in the number of classes, or it is not that of
-            `classes`; a network gives probabilities, or logits that are not finite; `control` has
-            other names than `student`.
+        ValueError: no examples; the networks differ in the number of classes, it is less than two, or
+            not that of `classes`; a class is named twice; a network gives probabilities, or logits that
+            are not finite; `control` has other names than `student`.
 
     >>> batch = Batch(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
     >>> fidelity(lambda x: x, lambda x: 2 * x, [batch])["agreement"]
     1.0
     """
+    _check_classes(classes)
     seen = observe(teacher, student, batches, control=control, seed=seed)
     return fidelity_measures(seen, classes, level=level, resamples=resamples, seed=seed)
 
@@ -89,7 +94,7 @@ def fidelity(
 def fidelity_of(
     teacher: Answer,
     student: Answer | Mapping[str, Answer],
-    labels: Labels,
+    labels: Labels | NDArray[Any],
     *,
     control: Answer | Mapping[str, Answer] | None = None,
     classes: Sequence[str] = (),
@@ -97,7 +102,7 @@ def fidelity_of(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, float]:
-    """What `fidelity` gives, of logits (n, classes) or exits that are at hand.
+    """What `fidelity` gives, of logits (n, classes) or exits that are at hand, as tensors or arrays.
 
     Raises:
         ValueError: as for `fidelity`.
@@ -105,7 +110,7 @@ def fidelity_of(
     return fidelity(
         lambda _: teacher,
         lambda _: student,
-        [Batch(labels, labels)],
+        [(labels, labels)],
         control=None if control is None else lambda _: control,
         classes=classes,
         level=level,
@@ -135,6 +140,7 @@ def fidelity_measures(
     Args:
         stages: names of the student's stages; their numbers from 1 by default.
     """
+    _check_classes(classes)
     if classes and len(classes) != seen.classes:
         raise ValueError(
             f"the networks tell {seen.classes} classes apart, and {len(classes)} are named"
@@ -146,6 +152,12 @@ def fidelity_measures(
     for i, name in enumerate(classes):
         numbers[f"examples/{name}"] = float((seen.labels == i).sum())
     return numbers
+
+
+def _check_classes(classes: Sequence[str]) -> None:
+    """Refuse two classes of one name, of which the numbers of one would be lost."""
+    if twice := [name for name in dict.fromkeys(classes) if list(classes).count(name) > 1]:
+        raise ValueError(f"class {twice[0]!r} is named twice: give each class a name of its own")
 
 
 @dataclass

@@ -1,16 +1,19 @@
 """Teacher, students and controls on the same inputs, once, kept as a few numbers an example."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from stepwell.modes import in_eval_mode
 from stepwell.types import Batch, Exit, Logits, are_probabilities
 
-Answer = Tensor | Exit
+Answer = Tensor | NDArray[Any] | Exit
 #: Images (batch, ...) to logits or an exit, or to several of them by name.
 Network = Callable[[Tensor], Answer | Mapping[str, Answer]]
 
@@ -55,12 +58,14 @@ class Observed(NamedTuple):
 def observe(
     teacher: Network,
     student: Network,
-    batches: Iterable[Batch],
+    batches: Iterable[tuple[Any, Any]],
     *,
     control: Network | None = None,
     seed: int = 0,
 ) -> Observed:
     """Run teacher, student and control side by side, once; nothing of an example's size is kept.
+
+    Modules among them run in eval mode, and are then in the modes that they were in.
 
     Args:
         teacher, student, control, batches, seed: as for `fidelity`.
@@ -68,6 +73,25 @@ def observe(
     Raises:
         ValueError: as for `fidelity`.
     """
+    with in_eval_mode(*_modules(teacher, student, control)):
+        return _observe(teacher, student, batches, control, seed)
+
+
+def _modules(*networks: Network | None) -> Iterator[nn.Module]:
+    """The modules among networks, and those whose method one is, such as `net.forward_all`."""
+    for network in networks:
+        owner = getattr(network, "__self__", network)
+        if isinstance(owner, nn.Module):
+            yield owner
+
+
+def _observe(
+    teacher: Network,
+    student: Network,
+    batches: Iterable[tuple[Any, Any]],
+    control: Network | None,
+    seed: int,
+) -> Observed:
     records: dict[tuple[str, str], _Record] = {}
     labels: list[Tensor] = []
     sample = _Sample(CKA_EXAMPLES, seed)
@@ -116,12 +140,19 @@ def _pair(batch: Any) -> Batch:
     """
     try:
         images, labels = batch
-        if isinstance(labels, Tensor):
+        if isinstance(labels := _as_tensor(labels), Tensor):
             return Batch(images, labels)
         found = f"images and {_kind(labels)}"
     except (TypeError, ValueError):
         found = _kind(batch)
-    raise ValueError(f"a batch is a pair of images and a tensor of labels, not {found}")
+    raise ValueError(f"a batch is a pair of images and a tensor or array of labels, not {found}")
+
+
+def _as_tensor(value: Any) -> Any:
+    """A tensor of a numpy array of numbers; all else as it is."""
+    if not (isinstance(value, np.ndarray) and value.dtype.kind in "iuf"):
+        return value
+    return torch.tensor(value.astype(np.int64) if value.dtype.kind in "iu" else value.copy())
 
 
 def _named(
@@ -143,11 +174,12 @@ def _named(
     named = {}
     for name, answer in answers.items():
         label = f"the {who} {'' if who == 'teacher' else name}".strip()
-        exit = answer if isinstance(answer, Exit) else Exit(answer)
+        logits, features = answer if isinstance(answer, Exit) else (answer, ())
+        exit = Exit(_as_tensor(logits), tuple(map(_as_tensor, features)))
         if not isinstance(exit.logits, Tensor):
             raise ValueError(
-                f"{label} gives {_kind(exit.logits)}: logits, a tensor (batch, classes), are expected, "
-                "an Exit, or several of these by name"
+                f"{label} gives {_kind(exit.logits)}: logits, a tensor or an array of numbers (batch, "
+                "classes), are expected, an Exit, or several of these by name"
             )
         shape = tuple(exit.logits.shape)
         if len(shape) != 2:
@@ -156,6 +188,11 @@ def _named(
             )
         if shape[0] != count:
             raise ValueError(f"{label} gives {shape[0]} rows of logits for {count} labels")
+        if shape[1] < 2:
+            raise ValueError(
+                f"{label} gives logits {shape}, of {shape[1]} classes, and two are the least: a lone "
+                "logit z of a yes or no has the two columns (0, z)"
+            )
         if classes is not None and shape[1] != classes:
             raise ValueError(
                 f"{label} gives logits {shape}, the teacher {(count, classes)}: both need the same "
@@ -204,7 +241,7 @@ def _one_class(labels: Tensor, classes: int) -> Tensor:
         raise ValueError(
             f"labels run from {low} to {high}, out of range for the teacher's {classes} classes"
         )
-    return labels
+    return labels.long()
 
 
 def _listed(names: Iterable[tuple[str, str]]) -> str:
@@ -265,7 +302,7 @@ class _Record:
     def _check(self, logits: Tensor) -> None:
         if not logits.isfinite().all():
             raise ValueError(f"the {self.who} gives logits that are not finite")
-        if logits.shape[1] == 1 or not are_probabilities(logits):
+        if not are_probabilities(logits):
             self.like_probabilities = -1
         elif self.like_probabilities >= 0:
             self.like_probabilities += len(logits)
