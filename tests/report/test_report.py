@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from stepwell.console import FIDELITY
 from stepwell.evaluation import churn
 from stepwell.report import write_report
-from stepwell.report.fidelity import ROWS, fidelity_section
+from stepwell.report.fidelity import fidelity_section
 from stepwell.report.figures import accuracy_latency
 from stepwell.report.reading import read_run
 from stepwell.report.sections import full_net_note
@@ -458,7 +457,3 @@ def test_damaged_file_is_named(tmp_path, name):
     (run / name).write_bytes((run / name).read_bytes()[:40])
     with pytest.raises(ValueError, match=rf"run/{re.escape(name)}(:| is damaged)"):
         write_report([run], tmp_path / "report.html")
-
-
-def test_the_page_and_the_terminal_show_the_same_numbers_of_fidelity():
-    assert [key for _, key, *_ in ROWS] == [key for key, *_ in FIDELITY]

@@ -17,7 +17,6 @@ from stepwell.console import (
     show_churn,
     show_classes,
     show_conditions,
-    show_fidelity,
 )
 
 EVALUATED = (
@@ -36,7 +35,7 @@ def eval_(
     target_accuracy: float | None = None,
     budget_macs: float | None = None,
     save: bool = False,
-    fidelity: tuple[str, ...] = (),
+    fidelity: tuple[str, ...] | None = None,
     teacher_mean: tuple[float, float, float] | None = None,
     teacher_std: tuple[float, float, float] | None = None,
     control: str | None = None,
@@ -85,6 +84,10 @@ def eval_(
 
     if not cascade and (save or target_accuracy is not None or budget_macs is not None):
         raise ValueError("--target-accuracy, --budget-macs and --save say more about --cascade")
+    if fidelity == ():
+        raise ValueError(
+            "--fidelity: name the teacher after it, such as a run directory, or several for an ensemble"
+        )
     if not fidelity and (teacher_mean or teacher_std or control is not None or interpolate):
         raise ValueError(
             "--teacher-mean, --teacher-std, --control and --interpolate say more about --fidelity"
@@ -94,7 +97,9 @@ def eval_(
     if cascade:
         check_depths(net)
     if fidelity:
-        from stepwell.commands.fidelity import fit_pair, folder_of, keep, measure_pair, open_pair
+        from stepwell.commands.fidelity import fit_pair, keep, measure_pair
+        from stepwell.commands.fidelity_pair import folder_of, open_pair
+        from stepwell.commands.fidelity_shown import show_fidelity
 
         pair = open_pair(
             run,

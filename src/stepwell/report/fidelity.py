@@ -4,30 +4,9 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 from stepwell.report import fidelity_figures as figures
-from stepwell.report.fidelity_reading import FidelityRecord, read_fidelity
+from stepwell.report.fidelity_reading import FORMS, MEASURES, FidelityRecord, Kind, read_fidelity
 from stepwell.report.markup import ABSENT, figure, table
 from stepwell.report.reading import RunRecord, as_mapping, number
-
-#: Rows of the table: what it says, key, scale and form of the numbers.
-ROWS = (
-    ("Top-1 agreement", "agreement", 100, "{:.1f}%"),
-    ("… of the control", "control/agreement", 100, "{:.1f}%"),
-    ("Transfer: the difference, points", "transfer", 100, "{:+.1f}"),
-    ("Agreement where the teacher is right", "agreement_on_right", 100, "{:.1f}%"),
-    ("… where it is wrong: the same error", "agreement_on_errors", 100, "{:.1f}%"),
-    ("… of the control", "control/agreement_on_errors", 100, "{:.1f}%"),
-    ("The student's errors that are its teacher's", "errors_shared", 100, "{:.1f}%"),
-    ("KL(teacher ‖ student), nats", "kl", 1, "{:.3f}"),
-    ("… of the control", "control/kl", 1, "{:.3f}"),
-    ("… of the control, less the student's", "transfer_kl", 1, "{:.3f}"),
-    ("Accuracy", "accuracy", 100, "{:.1f}%"),
-    ("… of the teacher", "teacher/accuracy", 100, "{:.1f}%"),
-    ("… less the teacher's, points", "gain", 100, "{:+.1f}"),
-    ("NLL", "nll", 1, "{:.3f}"),
-    ("… of the teacher", "teacher/nll", 1, "{:.3f}"),
-    ("ECE", "ece", 1, "{:.3f}"),
-    ("… of the teacher", "teacher/ece", 1, "{:.3f}"),
-)
 
 
 def fidelity_section(run: RunRecord, colours: Mapping[str, str]) -> str:
@@ -91,12 +70,12 @@ def _figures(record: FidelityRecord, colours: Mapping[str, str]) -> Iterable[str
 
 def _table(record: FidelityRecord, depth: str) -> str:
     rows = [
-        [title, *cells]
-        for title, key, scale, form in ROWS
-        if any(cells := [_cell(record, part, depth, key, scale, form) for part in record.parts])
+        [_typeset(title), *cells]
+        for key, title, kind in MEASURES
+        if any(cells := [_cell(record, part, depth, key, kind) for part in record.parts])
     ]
     for stage in record.found.get("stages") or ():
-        cells = [_cell(record, part, depth, f"cka/{stage}", 1, "{:.3f}") for part in record.parts]
+        cells = [_cell(record, part, depth, f"cka/{stage}", "number") for part in record.parts]
         if any(cells):
             rows.append([f"CKA of {stage}", *cells])
     head = [f"depth {depth}"] + [
@@ -115,15 +94,20 @@ def _table(record: FidelityRecord, depth: str) -> str:
     return table(head, rows, note)
 
 
-def _cell(record: FidelityRecord, part: str, depth: str, key: str, scale: float, form: str) -> str:
+def _typeset(title: str) -> str:
+    """A measure's title as a page has it."""
+    return title[0].upper() + title[1:].replace("||", "‖") if title[0] != "." else f"…{title[3:]}"
+
+
+def _cell(record: FidelityRecord, part: str, depth: str, key: str, kind: Kind) -> str:
     found = record.interval(part, depth, key)
     if found is None:
         return ""
+    scale, form = FORMS[kind]
     value, low, high = (form.format(scale * x) for x in found)
-    spread = f" ({low.rstrip('%')}–{high.rstrip('%')})" if low != high else ""
-    if "+" in form and spread:
-        spread = f" ({low} to {high})"
-    return f"{value}{spread}"
+    unit = "%" if kind == "percent" else ""
+    to = " to " if kind == "points" else "–"
+    return f"{value}{unit}" + (f" ({low}{to}{high})" if low != high else "")
 
 
 def _classes(record: FidelityRecord, depth: str) -> str:
@@ -134,7 +118,7 @@ def _classes(record: FidelityRecord, depth: str) -> str:
     rows = []
     for name in record.classes:
         cells = [
-            _cell(record, "test", depth, f"class/{name}/agreement", 100, "{:.1f}%") or ABSENT,
+            _cell(record, "test", depth, f"class/{name}/agreement", "percent") or ABSENT,
             percent(f"control/class/{name}/agreement"),
             percent(f"class/{name}/accuracy"),
             percent(f"teacher/class/{name}/accuracy"),

@@ -4,13 +4,41 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stepwell.files import read_json
 from stepwell.report.reading import RunRecord, as_mapping, number
+
+Kind = Literal["percent", "points", "number"]
+#: Scale and digits of a number of each kind.
+FORMS: Mapping[Kind, tuple[float, str]] = {
+    "percent": (100, "{:.1f}"),
+    "points": (100, "{:+.1f}"),
+    "number": (1, "{:.3f}"),
+}
+#: What is shown of a depth and its teacher, in this order: key, what it says, and its kind.
+MEASURES: Sequence[tuple[str, str, Kind]] = (
+    ("agreement", "top-1 agreement", "percent"),
+    ("control/agreement", "... of the control", "percent"),
+    ("transfer", "transfer: the difference, points", "points"),
+    ("agreement_on_right", "agreement where the teacher is right", "percent"),
+    ("agreement_on_errors", "... where it is wrong: same error", "percent"),
+    ("control/agreement_on_errors", "... by the control", "percent"),
+    ("errors_shared", "student's errors that are its teacher's", "percent"),
+    ("kl", "KL(teacher || student), nats", "number"),
+    ("control/kl", "... of the control", "number"),
+    ("transfer_kl", "... of the control, less the student's", "number"),
+    ("accuracy", "accuracy", "percent"),
+    ("teacher/accuracy", "... of the teacher", "percent"),
+    ("gain", "accuracy less the teacher's, points", "points"),
+    ("nll", "NLL", "number"),
+    ("teacher/nll", "... of the teacher", "number"),
+    ("ece", "ECE", "number"),
+    ("teacher/ece", "... of the teacher", "number"),
+)
 
 
 @dataclass(frozen=True)
