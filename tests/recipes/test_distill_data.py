@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from stepwell.cost import costs_of
-from stepwell.data import Batches, load_images
+from stepwell.data import Batches, ImageSet, load_images
 from stepwell.methods import Distill, FlowMatching
 from stepwell.nets import Card, build
 from stepwell.nets.file import load, save
@@ -22,6 +23,7 @@ from stepwell.recipes.distill_data import DistillData
 from stepwell.training import Loop
 
 CPU = Loop(device="cpu", checkpoint_minutes=0.0)
+MEAN, STD = (0.4, 0.4, 0.4), (0.2, 0.2, 0.2)
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def small(image_folder, tmp_path, monkeypatch):
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     net.mark("trained")
-    net.card = Card(("cat", "dog"), 8, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
+    net.card = Card(("cat", "dog"), 8, MEAN, STD)
     return {
         "data": str(tmp_path / "data"), "teacher": (str(save(net, tmp_path / "teacher.safetensors")),),
         "student": "resnet8_ln", "epochs": 2, "batch_size": 6, "val_fraction": 0.0, "loop": CPU,
@@ -161,6 +163,29 @@ def test_a_run_is_resumed_with_the_same_extra_images_only(small, tmp_path):
         distill(out=tmp_path / "r", **small, distill_data=data)
 
 
+def test_images_of_a_named_set_join_without_labels(small, tmp_path, monkeypatch):
+    """Of another domain: handwritten digits among what the folder holds."""
+    seen = []
+    step = Distill.training_step
+
+    def watched(self, batch):
+        seen.append(batch)
+        return step(self, batch)
+
+    monkeypatch.setattr(Distill, "training_step", watched)
+    data = DistillData(unlabeled=Path("digits"), unlabeled_share=0.5, augment="none")
+    distill(out=tmp_path / "r", **small | {"epochs": 1, "distill_data": data})
+    assert [int((labels == -1).sum()) for _, labels in seen] == 6 * [3]
+    images = torch.cat([batch.images[batch.labels == -1] for batch in seen])
+    joined = {image.numpy().tobytes() for image in images}
+    pixels = load_images("digits", 8).train.pixels
+    digits = Batches(
+        ImageSet(pixels, torch.zeros(len(pixels)).long(), ("a", "b")), 99, mean=MEAN, std=STD
+    )
+    assert joined <= {image.numpy().tobytes() for batch in digits for image in batch.images}
+    assert len(joined) == 18
+
+
 def broken(folder):
     (folder / "deep" / "x.jpg").write_text("no image")
 
@@ -176,7 +201,7 @@ def emptied(folder):
     [
         (broken, {}, r"cannot read image .*x\.jpg .*: replace or remove it"),
         (emptied, {}, r"extra holds no image \(\.bmp.*: fill it, or leave it out"),
-        (shutil.rmtree, {}, r"no folder of images .*extra"),
+        (shutil.rmtree, {}, r"no folder of images .*extra, nor one of digits, cifar10"),
         (None, {"unlabeled_share": 1.0}, "--unlabeled-share 1.0: must be above 0"),
         (None, {"unlabeled_share": 0.9}, "leave no room for the training images.*unlabeled-share"),
         (None, {"synthetic_share": 0.5}, "--synthetic-share 0.5: of what"),

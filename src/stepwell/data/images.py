@@ -23,6 +23,8 @@ from torchvision.transforms.v2 import functional as tvf
 #: Sets that need more bytes than this, decoded, are read from disk batch by batch.
 MEMORY = 2 * 2**30
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+#: Data sets by name.
+NAMED = ("digits", "cifar10", "cifar100")
 #: The parts of a data set, and what others call them.
 PARTS = ("train", "test", "val")
 LIKE_PARTS = {*PARTS, "training", "testing", "valid", "validation"}
@@ -198,10 +200,10 @@ def load_images(data: str, size: int | None = None) -> Splits:
         return _folder(Path(data), size)
     if data == "digits":
         return _digits(size)
-    if data in ("cifar10", "cifar100"):
+    if data in NAMED:
         return _cifar(data, size)
     raise ValueError(
-        f"no data {data!r}: give a folder of class folders, or one of digits, cifar10, cifar100"
+        f"no data {data!r}: give a folder of class folders, or one of {', '.join(NAMED)}"
     )
 
 
@@ -209,14 +211,18 @@ def load_unlabeled(folder: Path, size: int, classes: tuple[str, ...]) -> ImageSe
     """Every image below `folder`, nested or not, without a label.
 
     Args:
+        folder: or the name of a data set, whose training part it is then.
         size: height and width to bring the images to, as `load_images` does.
         classes: of the set that they join.
 
     Raises:
         ValueError: no such folder, no image in it, or one cannot be read.
     """
+    if not folder.is_dir() and str(folder) in NAMED:
+        named = load_images(str(folder), size).train
+        return ImageSet(named.pixels, torch.full((len(named),), -1), classes)
     if not folder.is_dir():
-        raise ValueError(f"no folder of images {folder}")
+        raise ValueError(f"no folder of images {folder}, nor one of {', '.join(NAMED)}")
     paths = image_files(folder)
     if not paths:
         raise ValueError(

@@ -41,7 +41,8 @@ class DistillData:
         augment: changes of each image: `standard` (crop, and mirror where the data allows it); on top
             of it `rotate` (20 degrees), `vflip`, `jitter` (of colours) or `combined` (all); or `none`.
         mix: `mixup` or `cutmix`: blend the images of a batch with each other.
-        unlabeled: a folder of more images without labels, of this kind or any other, nested or not.
+        unlabeled: a folder of more images without labels, of this kind or any other, nested or not; or
+            a name (`digits`, ...), of whose training part no label is looked at.
         unlabeled_share: of every batch; by default what the numbers of images make of it.
         synthetic: images without labels: `noise`, or `composites` of training images, in the place of
             some of every batch and drawn anew each time; or more images by a `generator` that is

@@ -75,7 +75,8 @@ def netgraft(
         student: the network to train (`stepwell list`).
         keep: in the place of a student: the teacher itself, of which each stage keeps its first blocks,
             so many.
-        unlabeled: a folder of images, nested or not; its subfolders mean nothing.
+        unlabeled: a folder of images, nested or not, whose subfolders mean nothing; or a name
+            (`digits`, ...), of whose training part no label is looked at.
         shots: images a class: so many times the number of classes are drawn at random.
         data: what the student is measured on: its test part. By default that of the teacher's run.
         stem: first layers, where there is a choice; `auto` takes the small ones below 64 pixels.
