@@ -1,7 +1,8 @@
 """The arms of the study of fidelity: teachers, students and comparisons of both, by name.
 
 Teachers see one half of the training images, one fixed draw for all seeds; their students the same
-half, the other one, or both, and never a label but where an arm is about that. A student trains half
+half, the other one, or both, and never a label but where an arm is about that. So the students of the
+other half, and of both, are taught on unlabeled images that no teacher has seen. A student trains half
 as long again as its teacher, at temperature 4; students of both halves take as many steps as the
 others, in half the passes.
 
@@ -16,6 +17,7 @@ As a rule an arm changes one thing of self-distillation. Those of a start betwee
 the teacher's change the norm (of the teacher, too), the weight decay, the rate and the length as well.
 """
 
+from pathlib import Path
 from typing import Any
 
 from stepwell.claims.study import Arm
@@ -27,6 +29,9 @@ TAUGHT_HALF, OTHER_HALF = "1/2", "2/2"
 APART = 1000
 #: A student's passes, in those of a teacher.
 STUDENT = 1.5
+#: Of every batch, the images that are none of the training's: an arm with more images takes as many
+#: steps as the others, in fewer passes.
+SHARE = DistillData.synthetic_share
 
 
 def teacher(i: int) -> str:
@@ -65,6 +70,7 @@ OF_ANOTHER, OF_OTHERS = "student of another teacher", "student of 3 other teache
 OTHER, WHOLE, THREE_WHOLE = "other half", "both halves", "ensemble of 3, both halves"
 COLD, MIXUP, CUTMIX = "temperature 1", "MixUp", "CutMix"
 COMBINED, NOISE, LABELS = "combined augmentation", "noise", "labels at 0.5"
+OTHER_DOMAIN, COMPOSITES, GENERATED = "images of another domain", "composites", "generator"
 DEEP, LONG, ADAM = "deeper student", "three times as long", "Adam"
 SHARED_START, EASY = "teacher's initial weights", "easy task"
 NESTED, OFFLINE, OFFLINE_OTHER = (
@@ -128,6 +134,10 @@ ARMS: dict[str, Arm] = {
     **both(CUTMIX, ONE, **shown(mix="cutmix")),
     **both(COMBINED, ONE, **shown(augment="combined")),
     **both(NOISE, ONE, **shown(synthetic="noise")),
+    **both(OTHER_DOMAIN, ONE, epochs=STUDENT * (1 - SHARE),
+           **shown(unlabeled=Path("digits"), unlabeled_share=SHARE)),
+    **both(COMPOSITES, ONE, **shown(synthetic="composites")),
+    **both(GENERATED, ONE, epochs=STUDENT * (1 - SHARE), **shown(synthetic="generator")),
     **both(LABELS, ONE, ce=0.5, kl=0.5),
     **both(DEEP, ONE, student=DEEPER),
     **both(LONG, ONE, epochs=3 * STUDENT),

@@ -117,7 +117,8 @@ CLAIMS = [
     ),
     *(
         beats(
-            f"kd/{k}", f"With K = {k}, it gains more than 10 points on KD of a student from scratch",
+            f"kd/{k}",
+            f"With K = {k}, NetGraft gains more than 10 points on KD of a student from scratch",
             "far above few-shot KD (its table could not be read)", at(NETGRAFT, k), at(KD, k), 10.0,
         )
         for k in SHOTS
@@ -125,7 +126,7 @@ CLAIMS = [
     *(
         beats(
             f"labels/{k}",
-            f"With K = {k}, it gains more than 10 points on training with the labels of the images",
+            f"With K = {k}, NetGraft gains more than 10 points on training with the images' labels",
             LACKS, at(NETGRAFT, k), at(LABELS, k), 10.0,
         )
         for k in SHOTS
@@ -150,26 +151,27 @@ CLAIMS = [
     *(
         beats(
             f"direct/{k}",
-            f"With K = {k}, it gains on the same copied blocks trained directly, in as many steps",
+            f"With K = {k}, NetGraft gains on the same blocks copied and trained directly, as long",
             LACKS, at(NETGRAFT, k), at(DIRECT, k),
         )
         for k in SHOTS
     ),
     *(
         beats(
-            f"hints/{k}", f"With K = {k}, it gains on direct training with hints of every block, too",
+            f"hints/{k}",
+            f"With K = {k}, NetGraft gains on direct training with hints of every block, too",
             LACKS, at(NETGRAFT, k), at(HINTS, k),
         )
         for k in SHOTS
     ),
     beats(
         "slimmer/direct",
-        f"With K = {MOST} and two stages to graft, grafting gains on direct training, in as many steps",
+        f"With K = {MOST} and two stages to graft, NetGraft gains on direct training, in as many steps",
         LACKS, at(NETGRAFT, MOST, True), at(DIRECT, MOST, True),
     ),
     beats(
         "slimmer/par",
-        f"With K = {MOST} and two stages to graft, it loses less than 2 points to full-data KD",
+        f"With K = {MOST} and two stages to graft, NetGraft loses less than 2 points to full-data KD",
         LACKS, at(NETGRAFT, MOST, True), FULL_SLIMMER, -2.0,
     ),
     beats(
