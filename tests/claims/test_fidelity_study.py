@@ -171,6 +171,14 @@ def test_students_of_more_images_take_as_many_steps(verified, tmp_path):
     assert steps[OTHER_DOMAIN] == steps[GENERATED] == pytest.approx(steps[SELF], rel=0.07)
 
 
+def test_the_generator_trains_for_a_share_of_the_studys_epochs():
+    arm = STUDY.arms[student(GENERATED)]
+    found = [arm.all_arguments(STUDY.common | {"epochs": n}) for n in (30, 1)]
+    shown = DistillData(synthetic="generator", generator_steps=1500)
+    assert [a["distill_data"] for a in found] == [shown, replace(shown, generator_steps=50)]
+    assert [a["epochs"] for a in found] == [36, 1]
+
+
 def test_a_student_with_its_teachers_seed_begins_with_its_weights(tmp_path):
     still = COMMON | {"lr": 1e-12, "weight_decay": 0.0, "seed": 5}
     supervised(out=tmp_path / "a", net="resnet8", **still)

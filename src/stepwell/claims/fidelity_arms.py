@@ -17,6 +17,7 @@ As a rule an arm changes one thing of self-distillation. Those of a start betwee
 the teacher's change the norm (of the teacher, too), the weight decay, the rate and the length as well.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,16 @@ def student(kind: str) -> str:
 
 
 def taught(
-    by: tuple[str, ...], *, epochs: float = STUDENT, shift: int = 0, **arguments: Any
+    by: tuple[str, ...],
+    *,
+    epochs: float = STUDENT,
+    scaled: Mapping[str, float] | None = None,
+    shift: int = 0,
+    **arguments: Any,
 ) -> Arm:
     """A student of these teachers, by soft targets of temperature 4 alone, on the teachers' half."""
     own = {"student": NET, "ce": 0.0, "temperature": 4.0, "part": TAUGHT_HALF} | arguments
-    return Arm("distill", own, {"teacher": by}, {"epochs": epochs}, shift)
+    return Arm("distill", own, {"teacher": by}, {"epochs": epochs} | dict(scaled or {}), shift)
 
 
 def compared(kind: str, by: tuple[str, ...], control: str = "", **arguments: Any) -> Arm:
@@ -90,6 +96,8 @@ NEAR, FAR = (0.375, 0.5, 0.75, 1.0), (0.0, 0.25)
 #: Controls of the rate: from random weights at that of a nearer start.
 SLOW = (0.375, 0.75)
 LN_TEACHER = "teacher, LayerNorm"
+#: Steps of the generator, in a teacher's passes: 1,500 of the study's 30, few of a quick run's one.
+GENERATOR = {"distill_data.generator_steps": 50}
 
 
 def start(share: float, rate_of: float | None = None) -> str:
@@ -137,7 +145,8 @@ ARMS: dict[str, Arm] = {
     **both(OTHER_DOMAIN, ONE, epochs=STUDENT * (1 - SHARE),
            **shown(unlabeled=Path("digits"), unlabeled_share=SHARE)),
     **both(COMPOSITES, ONE, **shown(synthetic="composites")),
-    **both(GENERATED, ONE, epochs=STUDENT * (1 - SHARE), **shown(synthetic="generator")),
+    **both(GENERATED, ONE, epochs=STUDENT * (1 - SHARE), scaled=GENERATOR,
+           **shown(synthetic="generator")),
     **both(LABELS, ONE, ce=0.5, kl=0.5),
     **both(DEEP, ONE, student=DEEPER),
     **both(LONG, ONE, epochs=3 * STUDENT),

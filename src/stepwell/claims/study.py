@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,8 @@ class Arm:
         those that it takes.
     needs: arguments that are files of other arms (same seed): argument name to arm name, or to the
         names of several where the argument takes several.
-    scaled: arguments that are a share of the study's epochs, such as {"epochs": 0.5}.
+    scaled: arguments that are a share of the study's epochs, such as {"epochs": 0.5}; one of a group's,
+        "distill_data.generator_steps", changes that group among the arm's own arguments.
     seed_shift: added to the study's seed. Of one seed, networks of one architecture begin with the same
         weights: a teacher and a student that must not, or several teachers, differ in it.
     """
@@ -64,9 +65,13 @@ class Arm:
         """The study's `common` arguments, as far as they are its, with the arm's own."""
         taken = inspect.signature(load_object(self.function)).parameters
         epochs = common.get("epochs", 0)
-        scaled = {name: max(1, round(share * epochs)) for name, share in self.scaled.items()}
-        shared = {name: value for name, value in common.items() if name in taken}
-        return shared | dict(self.arguments) | scaled
+        arguments = {name: value for name, value in common.items() if name in taken}
+        arguments |= self.arguments
+        for name, share in self.scaled.items():
+            group, _, member = name.partition(".")
+            count = max(1, round(share * epochs))
+            arguments[group] = replace(arguments[group], **{member: count}) if member else count
+        return arguments
 
 
 #: What a unit gave, in its folder.
