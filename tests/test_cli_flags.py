@@ -17,6 +17,7 @@ from stepwell.training.fit import check_devices
 WRONG = {
     "epochs": ([0, -1], [1]),
     "nest_epochs": ([0, -1], [1]),
+    "steps": ([0, -1], [1]),
     "batch_size": ([1, 0, -3], [2]),
     "lr": ([0, -1, "nan", "inf"], [1e-9]),
     "weight_decay": ([-1e-9, "nan", "inf"], [0]),

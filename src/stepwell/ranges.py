@@ -28,6 +28,7 @@ RANGES: dict[str, Range] = {
     # training
     "epochs": ONE_OR_MORE,
     "nest_epochs": ONE_OR_MORE,
+    "steps": ONE_OR_MORE,
     "batch_size": TWO_OR_MORE,  # BatchNorm cannot train on one image
     "lr": POSITIVE,
     "weight_decay": NOT_NEGATIVE,

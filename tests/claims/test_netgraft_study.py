@@ -5,11 +5,26 @@ import statistics
 from functools import partial
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from stepwell.claims.few_shots import few_shots
-from stepwell.claims.netgraft import ARMS, CLAIMS, FULL, KD, LABELS, NETGRAFT, PRIMARY, STUDY, at
+from stepwell.claims.few_shots import draw, few_shots, full_data
+from stepwell.claims.netgraft import (
+    ARMS,
+    CLAIMS,
+    FULL,
+    KD,
+    LABELS,
+    NETGRAFT,
+    PRIMARY,
+    SLIM,
+    SLIMMER,
+    STUDY,
+    at,
+)
 from stepwell.claims.study import judge, slug
 from stepwell.claims.verify import verify_system
+from stepwell.data import load_images
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -20,11 +35,6 @@ def verified(tmp_path_factory):
     arms = [at(way, 1) for way in (NETGRAFT, KD, LABELS)]
     call = partial(verify_system, "netgraft", {}, seeds=3, workers=1, folder=folder, arms=arms)
     return call(quick=True)[0], folder, call
-
-
-def config(folder, arm, init=0):
-    (unit,) = folder.glob(f"units/{slug(arm)}-0-*")
-    return json.loads((unit / "run" / f"init-{init}" / "config.json").read_text())
 
 
 def test_verify_netgraft_quick_runs_and_goes_on_where_it_stopped(verified):
@@ -38,50 +48,111 @@ def test_verify_netgraft_quick_runs_and_goes_on_where_it_stopped(verified):
     assert stamps == {file: file.stat().st_mtime_ns for file in folder.rglob("result.json")}
 
 
-def test_all_ways_see_the_same_images_and_have_seeds_apart_from_the_teachers(verified):
-    record, folder, _ = verified
-    own = {arm: config(folder, arm) for arm in record["arms"] if arm != "teacher"}
-    assert {c["arguments"]["part"] for c in own.values()} == {"1/130"}
-    assert {c["arguments"]["seed"] for c in own.values()} == {1000}
-    assert own[at(NETGRAFT, 1)]["data"]["train"] == 10
-    assert ARMS["teacher"].seed_shift == 500
-    assert record["arms"][at(NETGRAFT, 1)]["untuned"]["n"] == 1
+def test_an_arms_images_are_so_many_of_each_class_whatever_the_data(tmp_path):
+    train = load_images("digits").train
+    few, more = (draw(train, shots=k, seed=3) for k in (2, 5))
+    for images, shots in ((few, 2), (more, 5)):
+        assert images.labels.bincount().tolist() == [shots] * 10
+    rows = {row.numpy().tobytes() for row in more.pixels}
+    assert {row.numpy().tobytes() for row in few.pixels} < rows < set(map(bytes_of, train.pixels))
+    assert draw(train, shots=2, seed=3).fingerprint == few.fingerprint
+    assert draw(train, shots=2, seed=4).fingerprint != few.fingerprint
+    least = int(train.labels.bincount().min())
+    with pytest.raises(ValueError, match=f"{least + 1} images of each class .* has {least} in the"):
+        draw(train, shots=least + 1, seed=0)
 
 
-def test_numbers_are_means_over_initial_values_of_one_draw(verified, tmp_path):
+def bytes_of(row):
+    return row.numpy().tobytes()
+
+
+@pytest.fixture
+def train_few(verified, tmp_path):
+    """A way of training on one digit of each class, under a name."""
     _, folder, _ = verified
     (teacher,) = folder.glob("units/teacher-0-*/run/net.safetensors")
-    options = STUDY.quick | {"student": "resnet8", "shots": 1, "seed": 2, "method": "labels"}
-    del options["epochs"]
-    found = few_shots(out=tmp_path, teacher=teacher, **options | {"inits": 2})
-    runs = [json.loads((tmp_path / f"init-{i}" / "config.json").read_text()) for i in (0, 1)]
-    assert [run["arguments"]["seed"] for run in runs] == [1002, 2002]
-    assert [run["arguments"]["part"] for run in runs] == ["3/130"] * 2
-    values = [
-        json.loads((tmp_path / f"init-{i}" / "results.json").read_text())["test"]["8/accuracy"]
+    options = {"data": "digits", "size": None, "student": SLIM, "shots": 1, "lr": 0.01}
+    options |= {"graft_steps": 1, "join_steps": 1, "views": 1, "inits": 1}
+
+    def train(name, **way):
+        return few_shots(out=tmp_path / name, teacher=teacher, **options | way)
+
+    return train
+
+
+def test_all_ways_and_initial_values_of_a_seed_see_the_same_images(verified, train_few, tmp_path):
+    record, folder, _ = verified
+    expected = draw(load_images("digits").train, shots=1, seed=0).fingerprint
+    results = {
+        arm: json.loads(next(folder.glob(f"units/{slug(arm)}-0-*/result.json")).read_text())
+        for arm in record["arms"]
+        if arm != "teacher"
+    }
+    assert len(results) == 3
+    assert [result["images"] for result in results.values()] == [[expected]] * 3
+    two = train_few("two", inits=2, schedule="direct")
+    assert two["images"] == [expected] * 2
+    assert train_few("other", method="kd", seed=1)["images"] != [expected]
+    seeds = [
+        json.loads((tmp_path / "two" / f"init-{i}" / "config.json").read_text())["arguments"][
+            "seed"
+        ]
         for i in (0, 1)
     ]
-    assert found["test"]["8/accuracy"] == statistics.fmean(values)
+    assert seeds == [1000, 2000]
+    assert ARMS["teacher"].seed_shift == 500
+
+
+def test_numbers_are_means_over_initial_values_of_one_draw(train_few, tmp_path):
+    found = train_few("two", seed=2, method="labels", inits=2)
+    runs = [
+        json.loads((tmp_path / "two" / f"init-{i}" / "results.json").read_text()) for i in (0, 1)
+    ]
+    values = [run["test"]["14/accuracy"] for run in runs]
+    assert found["test"]["14/accuracy"] == statistics.fmean(values)
     assert found["test"]["spread"] == statistics.stdev(values)
+    assert found["test"]["run_seconds"] == found["cpu_seconds"] / 2
+    assert "spread" not in train_few("one", seed=2, method="labels")["test"]
 
 
-@pytest.mark.parametrize(("student", "blocks"), [("resnet14_slim", 2), ("resnet14_slimmer", 3)])
-def test_baselines_from_scratch_take_as_many_steps_as_both_stages(
-    verified, tmp_path, student, blocks
-):
+@pytest.mark.parametrize(("student", "blocks"), [(SLIM, 2), (SLIMMER, 3)])
+def test_all_ways_take_as_many_steps_and_see_the_same_views(train_few, tmp_path, student, blocks):
+    """30 views in batches of 8 are 4 steps an epoch, of which no phase is a multiple."""
+    length = {"graft_steps": 9, "join_steps": 2, "batch_size": 8, "views": 3}
+
+    def steps(name, **way):
+        train_few(name, student=student, **length | way)
+        lines = (tmp_path / name / "init-0" / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[0])["step"] == 4  # an epoch of 30 views
+        return [step for _, step in {m["phase"]: m["step"] for m in map(json.loads, lines)}.items()]
+
+    both = steps("both")
+    assert both == [9] * blocks + [2] * (blocks - 1)
+    ways = {
+        "direct": {"schedule": "direct"},
+        "kd": {"method": "kd"},
+        "labels": {"method": "labels"},
+    }
+    for name, way in ways.items():
+        assert steps(name, **way) == [sum(both)]
+    alone = steps("graft", schedule="graft")
+    assert (len(alone), sum(alone), max(alone) - min(alone) <= 1) == (blocks, sum(both), True)
+    joined = steps("join", schedule="join")
+    assert (len(joined), sum(joined)) == (blocks - 1, sum(both))
+
+
+def test_full_data_distillation_starts_with_the_blocks_that_grafting_copies(verified, tmp_path):
     _, folder, _ = verified
     (teacher,) = folder.glob("units/teacher-0-*/run/net.safetensors")
-    options = {k: v for k, v in STUDY.quick.items() if k != "epochs"}
-    options |= {"student": student, "shots": 1, "graft_steps": 2, "join_steps": 3}
-
-    def steps(**way):
-        (tmp_path / way["method"]).mkdir()
-        few_shots(out=tmp_path / way["method"], teacher=teacher, **options | way)
-        lines = (tmp_path / way["method"] / "init-0" / "metrics.jsonl").read_text().splitlines()
-        return {line["phase"]: line["step"] for line in map(json.loads, lines)}
-
-    assert len(both := steps(method="netgraft")) == 2 * blocks - 1
-    assert steps(method="kd") == {"train": sum(both.values())}
+    options = {"data": "digits", "size": None, "epochs": 1, "val_fraction": 0.0}
+    found = full_data(out=tmp_path, teacher=teacher, student=SLIM, **options)
+    assert 0 < found["test"]["14/accuracy"] <= 1
+    begun, theirs = load_file(tmp_path / "start.safetensors"), load_file(teacher)
+    same = {name.split(".")[0] for name in begun if torch.equal(begun[name], theirs[name])}
+    assert same >= {"conv1", "layer1", "layer2"}
+    assert not torch.equal(begun["layer3.0.conv1.weight"], theirs["layer3.0.conv1.weight"][:32])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["arguments"]["init"] == str(tmp_path / "start.safetensors")
 
 
 def test_claims_are_judged_by_their_rules():

@@ -14,7 +14,8 @@ from stepwell.methods import Graft, Grafting
 from stepwell.nets import build
 from stepwell.nets.cuts import Adaption
 from stepwell.nets.file import load
-from stepwell.recipes.netgraft import _adam, netgraft, views_of
+from stepwell.recipes.grafting import Stages, adam, views_of
+from stepwell.recipes.netgraft import netgraft
 from stepwell.recipes.parts import parts_for
 from stepwell.recipes.supervised import supervised
 from stepwell.training import Loop
@@ -222,24 +223,28 @@ def test_a_teacher_is_shrunk(graft, tmp_path):
     assert load(tmp_path / "s" / "net.safetensors").stages == ("layer1", "layer2", "layer3")
 
 
-def test_views_are_the_images_and_then_changes_of_them_that_are_always_the_same():
+def test_views_are_the_images_and_then_changes_of_them_that_are_always_the_same(monkeypatch):
     pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     images = ImageSet(pixels, torch.full((4,), -1), ("a", "b"))
     train = Batches(images, 2, mean=(0.5,) * 3, std=(0.3,) * 3, augment=Augment(), shuffle=True)
-    shown = views_of(train, 3)
+    stages = Stages(graft_steps=2, join_steps=6)
+    shown = views_of(train, 3, stages)
     first, *others = shown.images.pixels.split(4)
     assert torch.equal(first, pixels)
     assert len({view.numpy().tobytes() for view in (first, *others)}) == 3
-    assert torch.equal(shown.images.pixels, views_of(train, 3).images.pixels)
+    assert torch.equal(shown.images.pixels, views_of(train, 3, stages).images.pixels)
     assert shown.augment is None
+    assert len(views_of(train, 64, stages).images) == 6 * 2  # what 6 steps of 2 show
+    monkeypatch.setattr("stepwell.recipes.grafting.MEMORY", 2 * pixels.numel() + 1)
+    assert len(views_of(train, 64, stages).images) == 2 * 4
     plain = Batches(images, 2, mean=train.mean, std=train.std, shuffle=True)
-    assert torch.equal(views_of(plain, 3).images.pixels, pixels)  # nothing is changed at random
+    assert torch.equal(views_of(plain, 3, stages).images.pixels, pixels)  # nothing is changed
 
 
 def test_adaptions_have_a_rate_of_their_own():
     student, teacher = build("resnet14_slimmer"), build("resnet20").eval()
     grafting = Grafting(student, teacher, input_shape=(3, 8, 8))
-    optimizer = _adam(0.1, 0.2).make(Graft(grafting, 2, 2))
+    optimizer = adam(0.1, 0.2).make(Graft(grafting, 2, 2))
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     before, after = (m for m in grafting.blocks[2].children() if isinstance(m, Adaption))
     own = {id(p): 0.1 for p in student.module.layer3.parameters()}

@@ -129,6 +129,27 @@ def test_training_cut_off_anywhere_goes_on_to_the_same_bits(batches, tmp_path, s
     assert [line["epoch"] for line in lines[-1]] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_a_phase_may_end_amid_an_epoch(batches, tmp_path, steps):
+    """Its rate falls over all of its steps, and each epoch, the last one too, leaves a line."""
+    nets = []
+    for name, stops in (("whole", [-1]), ("cut", [steps - 1, -1])):
+        for at in stops:
+            objective = StopAt(tiny(), at)
+            with Run.start(tmp_path / name, "test", {}, data={}) as run:
+                with contextlib.suppress(RuntimeError):
+                    fit(
+                        objective, batches, sgd(0.1), run, phase="train", steps=steps,
+                        loop=Loop(checkpoint_minutes=0.0, **CPU),
+                    )  # fmt: skip
+                lines = run.metrics()
+        nets.append(objective.net)
+        assert [line["step"] for line in lines] == [*range(4, steps, 4), steps]
+        assert [line["epoch"] for line in lines] == [n + 1 for n in range(len(lines))]
+        assert lines[-1]["lr"] == 0.1 * cosine((steps - 1) / steps, 0.05)
+    states_equal(*nets)
+
+
 def test_a_phase_that_is_done_is_loaded_not_run_again(batches, tmp_path):
     for _ in range(2):
         objective = StopAt(tiny(), 8)

@@ -1,15 +1,16 @@
 """Network grafting: what Shen et al. 2021 claim, and its test on images of 16 pixels.
 
-A teacher sees all training images. Students see K images of each class without labels, a draw of its
-own for each seed, and begin with two initial values; a number of one seed is their mean. They are the
-teacher with half the channels in its last stage ("slim": its first two stages are the teacher's own) or
-in its last two ("slimmer"). No checkpoint is chosen on test images, which the authors' code does.
+A teacher sees all training images. Students see K images of each class, a draw of its own for each
+seed, for which the study looks at labels; all ways of one seed and K see the same images. Students are
+the teacher with half the channels in its last stage ("slim": its first two stages are the teacher's
+own) or in its last two ("slimmer", of which two stages are to be grafted). No checkpoint is chosen on
+test images, which the authors' code does.
 
 The baseline that the paper lacks is "direct": the same copied blocks, and all others trained at once,
-by the same loss, in as many steps.
+by the same loss. All ways, and stage 1 and stage 2 alone, take as many steps as both stages together.
+For "slim", whose stage 2 joins one block to another, stage 2 alone is "direct".
 
 The numbers of the full-data KD in the paper's table could not be read, so that claim's margin is ours.
-Every margin was set before the study was run.
 """
 
 from collections.abc import Mapping
@@ -21,21 +22,24 @@ from stepwell.claims.study import Arm, Claim, Measure, Study, image_fingerprint
 
 TEACHER, SLIM, SLIMMER = "resnet14", "resnet14_slim", "resnet14_slimmer"
 SHOTS = (1, 2, 5, 10)
-#: Schedules and baselines, by what they are called here. Networks from scratch take four times as
-#: long a step and come out far below, so of these there is one initial value.
+#: Schedules and baselines, by what they are called here, each with the best of its rates (`NOTE`).
 WAYS: dict[str, dict[str, Any]] = {
-    "NetGraft": {"trace": True},
-    "stage 2 only": {"schedule": "join"},
-    "direct": {"schedule": "direct"},
-    "direct with hints": {"schedule": "direct", "loss": "features"},
-    "few-shot KD": {"method": "kd", "inits": 1},
-    "few labels": {"method": "labels", "inits": 1},
+    "NetGraft": {"trace": True, "lr": 0.01},
+    "direct": {"schedule": "direct", "lr": 0.01},
+    "direct with hints": {"schedule": "direct", "loss": "features", "lr": 0.01},
+    "few-shot KD": {"method": "kd", "lr": 0.003},
+    "few labels": {"method": "labels", "lr": 0.01},
+    "stage 1 only": {"schedule": "graft", "lr": 0.01},
+    "stage 2 only": {"schedule": "join", "lr": 0.01},
 }
-NETGRAFT, SECOND, DIRECT, HINTS, KD, LABELS = WAYS
+NETGRAFT, DIRECT, HINTS, KD, LABELS, FIRST, SECOND = WAYS
+GRAFTED = (NETGRAFT, DIRECT, HINTS)
+#: Of the slimmer student.
+SLIMMER_SHOTS = (1, 5, 10)
 FULL, FULL_SLIMMER = "full-data KD", "full-data KD, slimmer"
 MSE, FRESH = "mean squared error", "nothing copied"
-#: Shots with which the slimmer student, and single changes of the method, are tried.
-MOST = SHOTS[-1]
+#: Shots with which single changes of the method are tried, and those that more are compared to.
+MOST, MANY = SHOTS[-1], 50
 
 
 def at(way: str, shots: int, slimmer: bool = False) -> str:
@@ -43,16 +47,21 @@ def at(way: str, shots: int, slimmer: bool = False) -> str:
     return f"{way}, K = {shots}" + ", slimmer" * slimmer
 
 
-def few(shots: int, student: str = SLIM, **options: Any) -> Arm:
+def few(shots: int, way: str, **changes: Any) -> Arm:
     """An arm that sees a few images."""
-    own = {"student": student, "shots": shots} | options
+    own = {"student": SLIM, "shots": shots} | WAYS[way] | changes
     return Arm("stepwell.claims.few_shots:few_shots", own, {"teacher": "teacher"})
 
 
+def slimmer(shots: int, way: str) -> Arm:
+    """The same of the slimmer student, whose two grafted stages take more steps: one initial value."""
+    return few(shots, way, student=SLIMMER, inits=1)
+
+
 def full(student: str) -> Arm:
-    """Distillation on all images, with their labels; as long as its teacher trained."""
-    own = {"student": student, "temperature": 4.0}
-    return Arm("distill", own, {"teacher": ("teacher",)}, {"epochs": 1}, seed_shift=1)
+    """Distillation on all images, from the same copied blocks; as long as its teacher trained."""
+    recipe = "stepwell.claims.few_shots:full_data"
+    return Arm(recipe, {"student": student}, {"teacher": "teacher"}, {"epochs": 1}, seed_shift=1)
 
 
 ARMS: dict[str, Arm] = {
@@ -60,10 +69,14 @@ ARMS: dict[str, Arm] = {
     "teacher": Arm("supervised", {"net": TEACHER}, {}, {"epochs": 1}, seed_shift=500),
     FULL: full(SLIM),
     FULL_SLIMMER: full(SLIMMER),
-    **{at(way, k): few(k, **options) for k in SHOTS for way, options in WAYS.items()},
-    **{at(way, MOST, True): few(MOST, SLIMMER, **WAYS[way]) for way in (NETGRAFT, DIRECT)},
-    at(MSE, MOST): few(MOST, loss="mse"),
-    at(FRESH, MOST): few(MOST, start="fresh", inits=1),
+    **{at(way, k): few(k, way) for k in SHOTS for way in GRAFTED},
+    # from scratch a step takes four times as long, and the end is far below: one initial value
+    **{at(way, k): few(k, way, inits=1) for k in SHOTS for way in (KD, LABELS)},
+    at(NETGRAFT, MANY): few(MANY, NETGRAFT),
+    **{at(way, k, True): slimmer(k, way) for k in SLIMMER_SHOTS for way in GRAFTED},
+    **{at(way, MOST, True): slimmer(MOST, way) for way in (FIRST, SECOND)},
+    at(MSE, MOST): few(MOST, NETGRAFT, loss="mse", inits=1),
+    at(FRESH, MOST): few(MOST, NETGRAFT, start="fresh", inits=1),
 }
 
 
@@ -99,27 +112,61 @@ def points(
     return Claim(id, rule, paper, "%", measured, judged, margin, note=note)
 
 
-UNREAD = "said to be on par (its table could not be read)"
-ON_CIFAR = "CIFAR-10, VGG-16: 90.74 ± .49 (K = 1), 92.60 (2), 92.88 ± .07 (5), 92.89 ± .06 (10)"
-LACKS = "not compared"
-PRIMARY = {f"par/{k}" for k in (5, 10)} | {f"kd/{k}" for k in SHOTS} | {
-    f"{kind}/{k}" for kind in ("direct", "stage-1", "stage-2") for k in SHOTS
+UNREAD, LACKS = "not read", "not compared"
+ON_CIFAR = (
+    "CIFAR-10, VGG-16 (the authors' README): 90.74 ± .49 (K = 1), 92.60 (2), 92.88 ± .07 (5), "
+    "92.89 ± .06 (10), 92.76 (50)"
+)
+PRIMARY = {f"par/{k}" for k in (5, 10)} | {f"slimmer/par/{k}" for k in (5, 10)} | {
+    f"{kind}/{k}" for kind in ("kd", "direct") for k in SHOTS
+} | {f"slimmer/{kind}/{k}" for kind in ("direct", "hints") for k in SLIMMER_SHOTS} | {
+    "slimmer/stage-1", "slimmer/stage-2",
 }  # fmt: skip
 
+
+def of_one_student(shots: tuple[int, ...], is_slimmer: bool, bound: str) -> list[Claim]:
+    """The claims that both students are tried on."""
+    prefix, of = ("slimmer/", " and two stages to graft") if is_slimmer else ("", "")
+    claims = []
+    for k in shots:
+        ours, direct, hints = (at(way, k, is_slimmer) for way in GRAFTED)
+        claims += [
+            beats(
+                f"{prefix}par/{k}",
+                f"With K = {k}{of}, NetGraft loses less than 2 points to KD with all images and their "
+                "labels, from the same copied blocks", UNREAD, ours, bound, -2.0,
+            ),
+            beats(
+                f"{prefix}direct/{k}",
+                f"With K = {k}{of}, NetGraft gains on the same blocks copied and trained directly, as "
+                "long", LACKS, ours, direct,
+            ),
+            beats(
+                f"{prefix}hints/{k}",
+                f"With K = {k}{of}, NetGraft gains on direct training with hints of every block, too",
+                LACKS, ours, hints,
+            ),
+        ]  # fmt: skip
+    return claims
+
+
 CLAIMS = [
+    *of_one_student(SHOTS, False, FULL),
+    *of_one_student(SLIMMER_SHOTS, True, FULL_SLIMMER),
     *(
         beats(
-            f"par/{k}",
-            f"With K = {k}, NetGraft loses less than 2 points to KD with all images and their labels",
-            UNREAD, at(NETGRAFT, k), FULL, -2.0,
+            f"slimmer/stage-{other}",
+            f"With K = {MOST} and two stages to graft, stage {other} is needed: the gain on stage "
+            f"{3 - other} alone, in as many steps as both", UNREAD, at(NETGRAFT, MOST, True),
+            at(alone, MOST, True),
         )
-        for k in SHOTS
+        for other, alone in ((1, SECOND), (2, FIRST))
     ),
     *(
         beats(
             f"kd/{k}",
             f"With K = {k}, NetGraft gains more than 10 points on KD of a student from scratch",
-            "far above few-shot KD (its table could not be read)", at(NETGRAFT, k), at(KD, k), 10.0,
+            UNREAD, at(NETGRAFT, k), at(KD, k), 10.0,
         )
         for k in SHOTS
     ),
@@ -133,54 +180,24 @@ CLAIMS = [
     ),
     *(
         points(
-            f"stage-1/{k}", f"With K = {k}, stage 2 is needed: the gain on stage 1 alone",
-            "both stages are needed (its ablation could not be read)",
-            {NETGRAFT: accuracy(at(NETGRAFT, k)), "stage 1 only": untuned(k)},
+            f"stage-1/{k}", f"With K = {k}, what stage 2 adds to the blocks of stage 1 as they are",
+            UNREAD, {NETGRAFT: accuracy(at(NETGRAFT, k)), "its stage 1": untuned(k)},
             less(accuracy(at(NETGRAFT, k)), untuned(k)), 0.0,
-        )
-        for k in SHOTS
-    ),
-    *(
-        beats(
-            f"stage-2/{k}", f"With K = {k}, stage 1 is needed: the gain on stage 2 alone",
-            "both stages are needed (its ablation could not be read)",
-            at(NETGRAFT, k), at(SECOND, k), 0.0, "Stage 2 alone takes a third of the steps.",
-        )
-        for k in SHOTS
-    ),
-    *(
-        beats(
-            f"direct/{k}",
-            f"With K = {k}, NetGraft gains on the same blocks copied and trained directly, as long",
-            LACKS, at(NETGRAFT, k), at(DIRECT, k),
-        )
-        for k in SHOTS
-    ),
-    *(
-        beats(
-            f"hints/{k}",
-            f"With K = {k}, NetGraft gains on direct training with hints of every block, too",
-            LACKS, at(NETGRAFT, k), at(HINTS, k),
+            "Stage 1 there takes two thirds of the steps.",
         )
         for k in SHOTS
     ),
     beats(
-        "slimmer/direct",
-        f"With K = {MOST} and two stages to graft, NetGraft gains on direct training, in as many steps",
-        LACKS, at(NETGRAFT, MOST, True), at(DIRECT, MOST, True),
+        "saturation", f"{MOST} images a class lose less than 1 point to {MANY}", ON_CIFAR,
+        at(NETGRAFT, MOST), at(NETGRAFT, MANY), -1.0,
     ),
     beats(
-        "slimmer/par",
-        f"With K = {MOST} and two stages to graft, NetGraft loses less than 2 points to full-data KD",
-        LACKS, at(NETGRAFT, MOST, True), FULL_SLIMMER, -2.0,
+        "saturation/5", f"5 images a class lose less than 1 point to {MOST}", ON_CIFAR,
+        at(NETGRAFT, 5), at(NETGRAFT, MOST), -1.0,
     ),
     beats(
-        "saturation", "5 images a class lose less than 1 point to 10", ON_CIFAR,
-        at(NETGRAFT, 5), at(NETGRAFT, 10), -1.0,
-    ),
-    beats(
-        "one-shot", "1 image a class loses less than 5 points to 10", ON_CIFAR,
-        at(NETGRAFT, 1), at(NETGRAFT, 10), -5.0,
+        "one-shot", f"1 image a class loses less than 5 points to {MOST}", ON_CIFAR,
+        at(NETGRAFT, 1), at(NETGRAFT, MOST), -5.0,
     ),
     beats(
         "teacher", "The student is wide enough: full-data KD loses less than 5 points to the teacher",
@@ -188,13 +205,23 @@ CLAIMS = [
     ),
     beats(
         "loss", "The direction of the logits is a better target than their mean squared error",
-        "the authors' default", at(NETGRAFT, MOST), at(MSE, MOST),
+        "the authors' code's default", at(NETGRAFT, MOST), at(MSE, MOST),
     ),
     beats(
         "copied", "Copied blocks help: the gain on a student of which nothing is copied",
-        "blocks 1 to 3 of 5 are copies", at(NETGRAFT, MOST), at(FRESH, MOST),
+        "the authors' code copies blocks 1 to 3 of 5", at(NETGRAFT, MOST), at(FRESH, MOST),
     ),
 ]  # fmt: skip
+
+NOTE = (
+    "Of one seed: a teacher and a draw of images, which are the same for all ways; where a spread over "
+    "initial values is shown there are two of them, and a number is their mean; else there is one. "
+    "Rates: for each way the best of 0.001, 0.003 and 0.01 on 3,000 images that no unit of the study "
+    "trains or tests on (another teacher, draw and seed; the slim student, K = 10 and 1; docs/log.md); "
+    "stage 1 alone, the mean squared error and the student of which nothing is copied have NetGraft's, "
+    "full-data KD that of `train distill`. Before that, the design was tried in pilots on the test "
+    "images of this study (docs/netgraft.md). Margins were set before the study was run."
+)
 
 STUDY = Study(
     key="netgraft",
@@ -202,26 +229,25 @@ STUDY = Study(
     claims=CLAIMS,
     primary=PRIMARY,
     common={
-        "data": "cifar10", "size": 16, "epochs": 20, "val_fraction": 0.0, "per_class": 1000,
-        "graft_steps": 300, "join_steps": 300,
+        "data": "cifar10", "size": 16, "epochs": 20, "val_fraction": 0.0, "graft_steps": 300,
+        "join_steps": 300,
     },
     quick={
-        "data": "digits", "size": None, "epochs": 1, "per_class": 130, "graft_steps": 1,
-        "join_steps": 1, "views": 1, "inits": 1,
+        "data": "digits", "size": None, "epochs": 1, "graft_steps": 1, "join_steps": 1, "views": 1,
+        "inits": 1,
     },
     fingerprint=image_fingerprint,
-    note=(
-        "Of one seed: a teacher, a draw of images, and two initial values of each student (one of "
-        "those from scratch). The spread over these two stands beside the spread over draws."
-    ),
+    note=NOTE,
     table=[
         Column("14/accuracy", "accuracy"),
         Column("spread", "spread over initial values"),
-        Column("grafted layer3", "last stage grafted"),
+        Column("grafted layer2", "layer2 grafted"),
+        Column("grafted layer3", "layer3 grafted"),
         Column("grafted head", "head grafted"),
         Column("untuned", "joined untuned"),
         Column("14/nll", "NLL", 1.0, ".3f"),
-        Column("cpu_seconds", "seconds", 1.0, ".0f"),
+        Column("run_seconds", "seconds a run", 1.0, ".0f"),
+        Column("cpu_seconds", "seconds in all", 1.0, ".0f"),
     ],
     panels=[Column("14/accuracy", "accuracy", unit="test accuracy, %")],
 )  # fmt: skip

@@ -1,30 +1,26 @@
 """Learn a student from a trained teacher and a few images without labels, block by block."""
 
 import hashlib
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from torch import nn
 
-from stepwell.data import Batches, ImageSet, load_unlabeled, seed_of
+from stepwell.data import ImageSet, load_unlabeled, seed_of
 from stepwell.data.images import Files
-from stepwell.evaluation import evaluate
 from stepwell.files import config_of
-from stepwell.methods import Frozen, Graft, Grafting, OpenTeacher, open_teacher
+from stepwell.methods import Frozen, Grafting, OpenTeacher, open_teacher
 from stepwell.methods.netgraft import GraftLoss, Start, Statistics
 from stepwell.nets import BUILDERS, NestedNet, build
-from stepwell.nets.cuts import Adaption
 from stepwell.nets.timm_models import PREFIX
-from stepwell.recipes.classification import Task, finish, open_classifier
-from stepwell.training import Loop, fit
-from stepwell.training.optim import Optim, cosine
+from stepwell.recipes.classification import open_classifier
+from stepwell.recipes.grafting import Schedule, Stages, learn
+from stepwell.training import Loop
 
 Mean = tuple[float, float, float]
-Schedule = Literal["both", "graft", "join", "direct"]
 
 
 def netgraft(
@@ -45,7 +41,7 @@ def netgraft(
     graft_steps: int = 600,
     join_steps: int = 600,
     batch_size: int = 64,
-    lr: float = 3e-3,
+    lr: float = 1e-2,
     adaption_lr: float = 1e-2,
     views: int = 64,
     trace: bool = True,
@@ -84,17 +80,17 @@ def netgraft(
             teacher's has another name; by default wherever their resolutions agree.
         start: `teacher`: blocks that are like the teacher's are copied and stay, and layers of other
             blocks start with its weights where they have the same shapes; `fresh`: nothing is copied.
-        schedule: `both` stages; `graft` or `join` alone; `direct`: all blocks at once, in as many steps
-            as both stages take.
+        schedule: `both` stages; or, in as many steps as both take together, the stage `graft` or `join`
+            alone, or all blocks at once, `direct`.
         statistics: of the student's BatchNorm: those of each `batch`, or `frozen` ones of all images.
         loss: of the logits, against the teacher's: `direction`, whatever their length, or `mse`; or
             `features`, of each block's output, too.
-        graft_steps: steps of each block alone.
-        join_steps: steps after each block that is joined.
+        graft_steps: steps of each block alone, with both stages.
+        join_steps: steps after each block that is joined, with both stages.
         lr: the highest learning rate (Adam).
         adaption_lr: of the 1×1 convolutions where widths differ.
-        views: how often each image is there, changed at random, at the most; what the teacher makes of
-            each is computed once.
+        views: how often each image is there, changed at random: as often as a phase can show it and
+            2 GiB hold it, at the most; what the teacher makes of each is computed once.
         trace: also measure the accuracy after every block, on the test part.
         teacher_mean: of pixels scaled to [0, 1], per channel, for a teacher that does not say how its
             images are normalised.
@@ -140,30 +136,11 @@ def netgraft(
         "netgraft", arguments | {"val_fraction": 0.0}, network, teacher=taught_by, check=graftings,
         choose=partial(_few, unlabeled=unlabeled, shots=shots, seed=seed),
     ) as (task, nested, _):  # fmt: skip
-        grafting = graftings(nested, task.teacher, task.train.images.size)
-        shown = views_of(task.train, min(views, _most_views(arguments, len(task.train.images))))
-        found = {"images": len(task.train.images), "views": len(shown.images)}
-        measure = _Measure(grafting, task)
-        if trace:
-            measure.teacher()
-        for phase in _phases(grafting, schedule, graft_steps, join_steps):
-            objective = Graft(
-                grafting, phase.first, phase.last, images=shown.with_images(shown.images),
-                settle=phase.settle, loss=loss,
-            )  # fmt: skip
-            fit(
-                objective,
-                shown,
-                _adam(lr, adaption_lr),
-                task.run,
-                phase=phase.name,
-                epochs=max(1, round(phase.steps / len(shown))),
-                loop=loop,
-            )
-            if trace:
-                measure.after(phase)
-        merged, left = grafting.merged(shown.with_images(task.train.images))
-        return finish(task, merged, found={"netgraft": found | measure.found | {"adaptions": left}})
+        return learn(
+            task, graftings(nested, task.teacher, task.train.images.size), schedule=schedule,
+            stages=Stages(graft_steps, join_steps), loss=loss, lr=lr, adaption_lr=adaption_lr,
+            views=views, trace=trace, loop=loop,
+        )  # fmt: skip
 
 
 def _shrunk(teacher: NestedNet, depth: str, keep: tuple[int, ...], stem: str) -> NestedNet:
@@ -188,70 +165,6 @@ def _shrunk(teacher: NestedNet, depth: str, keep: tuple[int, ...], stem: str) ->
             "shrunk: name a --student"
         )
     return build(name, **arguments | {"kept": keep})
-
-
-class _Phase(NamedTuple):
-    """Blocks `first` to `last` train for so many steps; those in `settle` for the first time."""
-
-    name: str
-    first: int
-    last: int
-    steps: int
-    settle: tuple[int, ...] = ()
-
-
-def _phases(
-    grafting: Grafting, schedule: Schedule, graft_steps: int, join_steps: int
-) -> Iterator[_Phase]:
-    """The phases of a schedule, in order."""
-    grafted = grafting.grafted
-    first, *others = grafted
-    if schedule == "direct":
-        steps = steps_of(grafting, graft_steps, join_steps)
-        yield _Phase("direct", first, grafted[-1], steps, grafted)
-    if schedule in ("both", "graft"):
-        for i in grafted:
-            yield _Phase(f"graft-{i + 1}", i, i, graft_steps, (i,))
-    if schedule in ("both", "join"):
-        for before, i in zip(grafted, others, strict=False):
-            new = (i,) if before != first else (first, i)
-            yield _Phase(f"join-{i + 1}", first, i, join_steps, () if schedule == "both" else new)
-
-
-def steps_of(grafting: Grafting, graft_steps: int, join_steps: int) -> int:
-    """Steps that both stages of grafting take together: each block alone, then one after the other."""
-    blocks = len(grafting.grafted)
-    return blocks * graft_steps + (blocks - 1) * join_steps
-
-
-class _Measure:
-    """Accuracy on the test part after each phase, which decides nothing."""
-
-    def __init__(self, grafting: Grafting, task: Task) -> None:
-        self.grafting, self.task = grafting, task
-        names = grafting.names
-        self.found: dict[str, Any] = {
-            "copied": [n for n, same in zip(names, grafting.copied, strict=True) if same],
-            "pairs": [f"{a}={b}" for a, b in grafting.pairs],
-            "grafted": {},
-            "joined": {},
-        }
-
-    def teacher(self) -> None:
-        """Of the teacher alone."""
-        self.found["teacher"] = self._accuracy(0, -1)
-
-    def after(self, phase: _Phase) -> None:
-        """Of the teacher with the blocks in it that `phase` trained; at last of the student alone."""
-        grafted = self.grafting.grafted
-        kind = "grafted" if phase.name.startswith("graft") else "joined"
-        name = self.grafting.names[phase.last]
-        self.found[kind][name] = self._accuracy(phase.first, phase.last)
-        if kind == "grafted" and phase.last == grafted[-1]:
-            self.found["untuned"] = self._accuracy(grafted[0], grafted[-1])
-
-    def _accuracy(self, first: int, last: int) -> float:
-        return evaluate(self.grafting.mixed(first, last), self.task.test)["accuracy"]
 
 
 def _data_of(teacher: OpenTeacher) -> str:
@@ -291,45 +204,3 @@ def _few(train: ImageSet, *, unlabeled: Path | None, shots: int, seed: int) -> I
     chosen = sorted(range(len(pool)), key=lambda i: digests[i])[:wanted]
     few = pool.subset(torch.tensor(chosen))
     return ImageSet(few.pixels, torch.full((wanted,), -1), train.classes)
-
-
-def _most_views(arguments: dict[str, Any], images: int) -> int:
-    """As many as the longest phase of both stages shows at all, and one at least.
-
-    As many for the schedule `direct`, whose one phase is longer: all schedules see the same views.
-    """
-    steps = max(arguments["graft_steps"], arguments["join_steps"])
-    return max(1, steps * int(arguments["batch_size"]) // images)
-
-
-def views_of(train: Batches, count: int) -> Batches:
-    """The few images, each `count` times: once as it is, then changed as in any training.
-
-    Where training changes none, each once.
-    """
-    images = train.images
-    pixels = images.pixels[torch.arange(len(images))]
-    made = [pixels]
-    if train.augment is not None:
-        for view in range(1, count):
-            generator = torch.Generator().manual_seed(seed_of(train.seed, "view", view))
-            made.append(train.augment(pixels, generator))
-    every = ImageSet(torch.cat(made), images.labels.repeat(len(made)), images.classes)
-    return Batches(
-        every, train.batch_size, mean=train.mean, std=train.std, shuffle=True, seed=train.seed
-    )
-
-
-def _adam(lr: float, adaption_lr: float) -> Optim:
-    """Adam without decay, the adaptions at a rate of their own."""
-
-    def make(objective: nn.Module) -> torch.optim.Optimizer:
-        of_adaptions = {id(m.weight) for m in objective.modules() if isinstance(m, Adaption)}
-        trained = [p for p in objective.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in trained if id(p) not in of_adaptions], "lr": lr},
-            {"params": [p for p in trained if id(p) in of_adaptions], "lr": adaption_lr},
-        ]
-        return torch.optim.Adam([group for group in groups if group["params"]])
-
-    return Optim(make, partial(cosine, warmup=0.05))

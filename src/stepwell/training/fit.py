@@ -52,14 +52,16 @@ def fit(
     run: Run,
     *,
     phase: str,
-    epochs: int,
+    epochs: int | None = None,
+    steps: int | None = None,
     validate: Callable[[], Mapping[str, float]] | None = None,
     select: Callable[[Mapping[str, float]], float] | None = None,
     loop: Loop = Loop(),
 ) -> None:
     """Train `objective`, or go on where a killed run stopped, or load what a finished phase left.
 
-    Every epoch appends a line to the run's metrics.jsonl and writes a checkpoint; of a finished phase
+    Its length is given in `epochs`, or in `steps` (batches), which may end amid an epoch. Every epoch
+    appends a line to the run's metrics.jsonl and writes a checkpoint; of a finished phase
     that holds the weights alone. With `validate` the objective ends with the weights of its best epoch,
     without it with those of the last.
 
@@ -76,7 +78,9 @@ def fit(
         Stopped: a signal asked to stop; the same command goes on from the checkpoint.
         OSError: the disk is full; the last whole checkpoint is kept.
     """
-    check_numbers({"epochs": epochs, "loop": loop})
+    check_numbers({"epochs": epochs, "steps": steps, "loop": loop})
+    total = epochs * len(train) if epochs is not None else steps
+    assert total is not None, "give the length of a phase in epochs, or in steps"
     check_devices(loop)
     folder = run.phase(phase)
     saved = read_checkpoint(folder / "last.ckpt")
@@ -84,7 +88,7 @@ def fit(
         load_checked(objective, saved["objective"], folder / "last.ckpt")
         _close(folder, run.writes)
         return
-    job = Job(objective, train, optim, run, phase, epochs, validate, select or _mean_accuracy, loop)
+    job = Job(objective, train, optim, run, phase, total, validate, select or _mean_accuracy, loop)
     if saved is not None:
         job.restore(saved)
     if job.position < job.total:
@@ -215,7 +219,8 @@ def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) ->
             )
             job.finished = True
 
-    progress = Progress(job.phase, job.position, job.total, job.epochs, quiet=not job.writes)
+    epoch = len(job.train)
+    progress = Progress(job.phase, job.position, job.total, epoch, quiet=not job.writes)
     with warnings.catch_warnings(), progress:
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning)\b")
         trainer = lightning.Trainer(

@@ -1,6 +1,6 @@
 """One phase of training: its position, its sums, its checkpoint. Knows nothing of Lightning.
 
-A phase is one pass over positions 0 .. epochs · steps: a batch, a learning rate and the random numbers
+A phase is one pass over positions 0 .. total: a batch, a learning rate and the random numbers
 of a step are functions of (seed, position), and the checkpoint, written whole, holds the position.
 """
 
@@ -85,7 +85,7 @@ class Job:
         optim: Optim,
         run: Run,
         phase: str,
-        epochs: int,
+        total: int,
         validate: Callable[[], Mapping[str, float]] | None,
         select: Callable[[Mapping[str, float]], float],
         loop: Loop,
@@ -95,13 +95,12 @@ class Job:
         self.optim = optim
         self.run = run
         self.phase = phase
-        self.epochs = epochs
+        self.total = total
         self.validate = validate
         self.select = select
         self.accumulate = loop.accumulate
         self.minutes = loop.checkpoint_minutes
         self.averaged = MovingAverage(objective, loop.average) if loop.average else None
-        self.total = epochs * len(train)
         self.folder = run.phase(phase)
         self.position = 0
         self.best = -math.inf
@@ -123,7 +122,8 @@ class Job:
         """The position in words."""
         epoch, step = divmod(self.position, len(self.train))
         return (
-            f"phase {self.phase}, epoch {epoch + 1} of {self.epochs}, step {step}, in {self.folder}"
+            f"phase {self.phase}, epoch {epoch + 1} of {self._epoch_at(self.total)}, step {step}, in "
+            f"{self.folder}"
         )
 
     def cut_off(self) -> str:
@@ -155,7 +155,7 @@ class Job:
         if len(self._unread) >= READ_EVERY:
             self.read_losses()
         progress.advance()
-        if self.position % len(self.train) == 0:
+        if self.position % len(self.train) == 0 or self.position == self.total:
             self.end_epoch(progress)
             self._save_due = True
         if self.stop or time.monotonic() - self._saved_at > 60 * self.minutes:
@@ -193,7 +193,7 @@ class Job:
         self.read_losses()
         self._check_finite()
         assert self.optimizer is not None
-        epoch = self.position // len(self.train)
+        epoch = self._epoch_at(self.position)
         line: dict[str, Any] = {"phase": self.phase, "epoch": epoch, "step": self.position}
         line["lr"] = self.optimizer.param_groups[0]["lr"]
         line |= {name: total / count for name, (total, count) in self.sums.items()}
@@ -266,6 +266,10 @@ class Job:
         if self.averaged is not None:
             load_checked(self.averaged, saved["average"], file)
         self._clock, self._cpu_clock = time.monotonic(), time.process_time()
+
+    def _epoch_at(self, position: int) -> int:
+        """The epoch, from 1, that ends at a position or is cut short there."""
+        return math.ceil(position / len(self.train))
 
     def _check_finite(self) -> None:
         """No weights that are not finite are validated or written."""

@@ -1,5 +1,6 @@
 """What a person sees of a run: a bar with the time left, or a line an epoch where no terminal is."""
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -16,17 +17,17 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """A progress bar on standard error over all steps of a phase.
+    """A progress bar on standard error over all `total` steps of a phase, `epoch` in each epoch.
 
     The environment variable STEPWELL_QUIET hides it.
     """
 
     def __init__(
-        self, phase: str, done: int, total: int, epochs: int, *, quiet: bool = False
+        self, phase: str, done: int, total: int, epoch: int, *, quiet: bool = False
     ) -> None:
         quiet = quiet or bool(os.environ.get("STEPWELL_QUIET"))
         self.console = Console(stderr=True, quiet=quiet)
-        self.phase, self.epochs, self.steps = phase, epochs, max(1, total // epochs)
+        self.phase, self.epochs, self.steps = phase, math.ceil(total / epoch), epoch
         self.done = done
         self._bar = Bar(
             TextColumn("{task.description}"),
