@@ -21,11 +21,13 @@ def _seed():
 def quick():
     """Training says nothing, and no time is spent on times: no test that asks for it looks at any."""
     from stepwell.cost import costs_of
-    from stepwell.recipes import classification
+    from stepwell.recipes import classification, dynamic
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEPWELL_QUIET", "1")
-        patch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
+        for module in (classification, dynamic):
+            patch.setattr(module, "costs_of", partial(costs_of, seconds=0.01))
+        patch.setattr(dynamic, "SECONDS", 0.01)
         yield
 
 

@@ -64,9 +64,12 @@ def train(arguments: list[str]) -> None:
     if "costs" not in results:
         commands.show_graph(results, used["out"])
         return
-    show(depth_table(f"{name}, on the test part", TRAINED, results["costs"], results["test"]))
+    title, what = f"{name}, on the test part", "choice" if "drnet" in results else "depth"
+    show(depth_table(title, TRAINED, results["costs"], results["test"], what=what))
     show_classes(results["test"])
     show_conditions(results["costs"])
+    if "drnet" in results:
+        commands.show_choices(results["drnet"])
     if used["before"] == _written(used["out"]):
         say(f"nothing was trained: {used['out']} holds this run, finished; next, try:")
     else:

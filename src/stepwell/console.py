@@ -73,8 +73,14 @@ def depth_table(
     columns: Sequence[str],
     costs: Mapping[str, Mapping[str, Any]],
     test: Mapping[str, float] | None = None,
+    *,
+    what: str = "depth",
 ) -> Table:
-    """A row a depth, shallow to deep: the chosen `COLUMNS` of its costs and of its test results."""
+    """A row a depth, shallow to deep: the chosen `COLUMNS` of its costs and of its test results.
+
+    Args:
+        what: the rows are, where they are no depths.
+    """
     numbers = {
         depth: dict(cost)
         | {
@@ -88,7 +94,7 @@ def depth_table(
     rows = [
         [depth, *(COLUMNS[c][1](values[c]) for c in shown)] for depth, values in numbers.items()
     ]
-    return table(title, ["depth", *(COLUMNS[c][0] for c in shown)], rows)
+    return table(title, [what, *(COLUMNS[c][0] for c in shown)], rows)
 
 
 def big(number: float) -> str:

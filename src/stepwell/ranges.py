@@ -56,6 +56,10 @@ RANGES: dict[str, Range] = {
     "join_steps": ONE_OR_MORE,
     "adaption_lr": POSITIVE,
     # dynamic resolution
+    "sizes": ONE_OR_MORE,
+    "target": SHARE,
+    "choose_epochs": ONE_OR_MORE,
+    "chooser_rate": POSITIVE,
     "cost_weight": NOT_NEGATIVE,
     "slack": NOT_NEGATIVE,
     # distillation data

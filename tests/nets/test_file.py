@@ -104,7 +104,7 @@ def test_other_files_are_named_for_what_they_are(net, tmp_path):
         stepwell.load(tmp_path / "foreign")
     save_file({"w": torch.zeros(1)}, tmp_path / "new", {"stepwell": json.dumps({"format": 99})})
     with pytest.raises(
-        ValueError, match="format 99; this version of Stepwell reads up to 2: upgrade"
+        ValueError, match="format 99; this version of Stepwell reads up to 3: upgrade"
     ):
         stepwell.load(tmp_path / "new")
 

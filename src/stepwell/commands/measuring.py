@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from stepwell.commands.resolution import dynamic_of, eval_dynamic
 from stepwell.commands.runs import Json, check_place, file_to_write, network_of, parts_of, rewriting
 from stepwell.console import (
     depth_table,
@@ -46,6 +47,9 @@ def eval_(
 
     With --fidelity, also how far every depth gives a teacher's predictions, on training and test images
     side by side; kept in the run's fidelity.json for its report, if measured on the run's own data.
+
+    Of a network that chooses resolutions: as a whole, and each choice for all images; how often each is
+    chosen, and images a second with and without.
 
     Examples:
         stepwell eval runs/digits
@@ -93,6 +97,9 @@ def eval_(
             "--teacher-mean, --teacher-std, --control and --interpolate say more about --fidelity"
         )
     net, config = network_of(run)
+    if not (cascade or fidelity) and (chooses := dynamic_of(run)):
+        eval_dynamic(run, chooses, config, data, json)
+        return
     net.require_ready()
     if cascade:
         check_depths(net)
@@ -299,6 +306,11 @@ def calibrate(
     if out is not None:
         check_place("--out", out)
     net, config = network_of(run)
+    if dynamic_of(run) is not None:
+        raise ValueError(
+            f"{run} chooses resolutions, so a depth that nobody trained has no norms for them: name "
+            "it with --depths when you train"
+        )
     read = net_digest(net)
     for name, blocks in named_depths(net.builder[0], depths).items():
         net.add_depth(name, blocks)

@@ -1,11 +1,12 @@
 """Commands that put a network to use: `predict`, `export`, `patch`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from stepwell.commands.resolution import dynamic_of
 from stepwell.commands.runs import Json, check_place, network_of, parts_of
 from stepwell.console import (
     big,
@@ -45,7 +46,8 @@ def predict(
     Args:
         run: a run directory, or the file of its network.
         files: images, or folders of images.
-        depth: which depth predicts; the full net by default.
+        depth: which depth predicts; the full net by default. A network that chooses resolutions does
+            so unless a depth, a budget or a cascade is asked for.
         budget_ms: take the most accurate depth that needs at most so many milliseconds an image here,
             by the table in the network's file (`stepwell cost RUN --save`), else measured now.
         budget_macs: take the most accurate depth that needs at most so many MACs an image.
@@ -54,6 +56,7 @@ def predict(
         csv: write file, class, probability and depth to this file.
     """
     from stepwell.nets.cascade import Cascade
+    from stepwell.nets.dynamic import DynamicNet
     from stepwell.serve import check_depths, expand, predict_files, to_csv
 
     asked = {"ms": budget_ms, "macs": budget_macs, "accuracy": min_accuracy}
@@ -65,16 +68,19 @@ def predict(
     if csv is not None:
         check_place("--csv", csv)
     net, _ = network_of(run)
+    chooses = None if depth or budget or cascade else dynamic_of(run)
     if budget:
         depth = _depth_within(net, budget, run)
     depth = net.full if depth is None else depth
     if cascade:
         check_depths(net)
-    by: str | Cascade = Cascade.of(net) if cascade else depth
-    if not cascade:
-        net.require_ready(depth)
+    by: str | Cascade | DynamicNet = Cascade.of(net) if cascade else chooses or depth
+    if isinstance(by, str):
+        net.require_ready(by)
     predictions = list(predict_files(net, by, expand(files)))
     readable = [p for p in predictions if not p.error]
+    if chooses is not None and readable:
+        _tell_speed(chooses, [p.file for p in readable])
     if csv is not None:
         to_csv(csv, predictions)
         say(f"wrote {len(readable)} predictions to {csv}")
@@ -82,13 +88,33 @@ def predict(
         print_json([p._asdict() | {"file": str(p.file)} for p in predictions])
     elif csv is None and readable:
         rows = [[str(p.file), p.label, f"{100 * p.probability:.1f} %", p.depth] for p in readable]
-        title = f"depth {by}" if isinstance(by, str) else f"cascade of {', '.join(by.depths)}"
-        show(table(title, ["file", "class", "probability", "depth"], rows, words=2))
+        what = "depth" if chooses is None else "choice"
+        show(table(_title(by), ["file", "class", "probability", what], rows, words=2))
     if bad := [p for p in predictions if p.error]:
         for p in bad[:NAMED]:
             fail(p.error)
         more = f"; the first {NAMED} are named above" if len(bad) > NAMED else ""
         raise ValueError(f"{len(bad)} of {len(predictions)} images could not be read{more}")
+
+
+def _title(by: Any) -> str:
+    """What predicts, above the table of predictions."""
+    if isinstance(by, str):
+        return f"depth {by}"
+    names = getattr(by, "depths", None)
+    return f"cascade of {', '.join(names)}" if names else f"chosen of {', '.join(by.names)}"
+
+
+def _tell_speed(net: Any, files: Sequence[Path]) -> None:
+    """Say how many images a second the network does, with its choice and without."""
+    from stepwell.recipes.dynamic import TIMED, measure_speed
+    from stepwell.serve import as_batch
+
+    for row in measure_speed(net, as_batch(net.net.net, files[:TIMED])):
+        say(
+            f"in batches of {row['batch']}: {row['dynamic']:.0f} images/s, at full size always "
+            f"{row['fixed']:.0f}: {row['speed_up']:.2f} ×, of {row['by_macs']:.2f} × by MACs"
+        )
 
 
 def _depth_within(net: Any, budget: dict[str, float], run: Path) -> str:

@@ -66,13 +66,27 @@ class Chooser(nn.Module):
         return scores
 
 
+class First(nn.Module):
+    """In the place of a chooser: always the first choice."""
+
+    def __init__(self, choices: int) -> None:
+        super().__init__()
+        self.choices = choices
+
+    def forward(self, x: Images) -> Scores:
+        """A score of 1 for the first choice, of 0 for all others."""
+        scores = x.new_zeros(len(x), self.choices)
+        scores[:, 0] = 1
+        return scores
+
+
 class DynamicNet(nn.Module):
     """A network of several resolutions (and depths), and the chooser that picks one for each image.
 
     Args:
         net: the network.
         choices: depths and resolutions of it, in the order of the chooser's scores.
-        chooser: scores the choices.
+        chooser: scores the choices; a `Chooser`, or `First` where there is nothing to score by.
 
     Attributes:
         price: what a choice's score loses for its whole cost in `costs`; 0 unless a budget set it.

@@ -25,21 +25,54 @@ from stepwell.nets.card import Card
 from stepwell.nets.nested import NestedNet
 from stepwell.nets.reading import read
 
-#: 1 names a builder; 2 the stages that `nest` was given, for a module that only its maker has.
-FORMAT = 2
+#: 1 names a builder; 2 the stages that `nest` was given, for a module that only its maker has; 3 has
+#: something beside the nested net, whichever of the two that is.
+FORMAT = 3
+#: Where the tensors stand of what is beside a nested net in its file.
+BESIDE = "beside/"
 #: What the card says of measurements, not of the network.
 MEASURED = ("costs", "latency", "cascade")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def save(net: NestedNet, path: str | Path) -> Path:
+class Beside(NamedTuple):
+    """What a file holds beside a nested net, such as its norms at other resolutions.
+
+    about: what JSON can hold; tensors: by names that the nested net does not know.
+    """
+
+    about: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def save(net: NestedNet, path: str | Path, *, beside: Beside | None = None) -> Path:
     """Write `net` with all its depths to one safetensors file, whole or not at all.
+
+    Args:
+        beside: stands in the same file; `load` passes it over, `read_beside` gives it.
 
     Raises:
         OSError: the folder does not exist or the disk is full.
     """
     header = _structure(net) | {"card": dataclasses.asdict(net.card)}
-    return _write(Path(path), header, _on_cpu(net))
+    tensors = _on_cpu(net)
+    if beside is not None:
+        header |= {"format": 3, "beside": beside.about}
+        tensors |= {BESIDE + k: v.detach().cpu().contiguous() for k, v in beside.tensors.items()}
+    return _write(Path(path), header, tensors)
+
+
+def read_beside(path: str | Path) -> Beside | None:
+    """What stands beside the nested net in a file that `save` wrote, if anything does.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `load`.
+    """
+    header, tensors = _read_own(Path(path))
+    if "beside" not in header:
+        return None
+    own = {k.removeprefix(BESIDE): v for k, v in tensors.items() if k.startswith(BESIDE)}
+    return Beside(header["beside"], own)
 
 
 def net_digest(net: NestedNet) -> str:
@@ -252,7 +285,7 @@ def fill(
         ValueError: they do not fit; the message begins with `source`.
     """
     own = net.module.state_dict()
-    given = {k: v for k, v in tensors.items() if not k.startswith("depths/")}
+    given = {k: v for k, v in tensors.items() if not k.startswith(("depths/", BESIDE))}
     if odd := sorted(own.keys() ^ given.keys()):
         wrapped = all(name.startswith("module.") for name in given)
         hint = "; all begin with 'module.': save model.module.state_dict()" if wrapped else ""
@@ -291,7 +324,7 @@ def _assemble(
         plan = read(own, header["stages"])
         net = NestedNet(own, plan, header["depths"], header["full"], norms=norms)
     try:
-        net.load_tensors(tensors)
+        net.load_tensors({k: v for k, v in tensors.items() if not k.startswith(BESIDE)})
     except RuntimeError as error:
         if "builder" in header:
             raise

@@ -13,6 +13,10 @@ RECIPES: dict[str, tuple[str, str]] = {
         "a nested network: all depths in one run, the full net teaching (DDNN + EKD)",
     ),
     "supervised": ("stepwell.recipes.supervised:supervised", "one network on labels alone"),
+    "drnet": (
+        "stepwell.recipes.drnet:drnet",
+        "a network that chooses the resolution of each image, and maybe its depth",
+    ),
     "netgraft": (
         "stepwell.recipes.netgraft:netgraft",
         "a student from a trained teacher and a few images without labels, block by block",

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from stepwell.training.fit import check_devices, device_of
 
 #: Example pictures kept for the report: at most so many of each kind.
 PICTURES = 24
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class Task(NamedTuple):
@@ -232,11 +233,9 @@ def finish(
     """
     run = task.run
     file, predictions = run.path / "net.safetensors", run.path / "predictions.npz"
-    kept = _read_whole(file)
-    with contextlib.suppress(ValueError, FileNotFoundError):  # damaged, or not there
-        results = json.loads((run.path / "results.json").read_text())
-        if kept is not None and predictions.exists():
-            return results
+    kept, results = finished(run, load)
+    if results is not None:
+        return results
     net = (net if kept is None else kept).to(task.device)
     if kept is None:
         _complete(net, untrained or {}, task.train, net.depths if trained is None else trained)
@@ -254,7 +253,6 @@ def finish(
         "costs": costs,
         **spent(run),
         **(found or {}),
-        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     if run.writes:
         if kept is None:
@@ -288,17 +286,22 @@ def _complete(
     net.card = Card(train.images.classes, train.images.size, train.mean, train.std)
 
 
-def _read_whole(file: Path) -> NestedNet | None:
-    """The network in `file`, if it is there and undamaged."""
+def finished(run: Run, load: Callable[[Path], Net]) -> tuple[Net | None, dict[str, Any] | None]:
+    """The network in a run's file, if it is there and undamaged; and the results of a finished run."""
+    net = results = None
     with contextlib.suppress(ValueError, FileNotFoundError):
-        return load(file)
-    return None
+        net = load(run.path / "net.safetensors")
+    with contextlib.suppress(ValueError, FileNotFoundError):  # damaged, or not there
+        results = json.loads((run.path / "results.json").read_text())
+    whole = net is not None and (run.path / "predictions.npz").exists()
+    return net, results if whole else None
 
 
-def spent(run: Run) -> dict[str, float]:
-    """Seconds of all phases together, by the clock and of the processor."""
+def spent(run: Run) -> dict[str, Any]:
+    """Seconds of all phases together, by the clock and of the processor; and when they had passed."""
     last = {line["phase"]: line for line in run.metrics()}
-    return {name: sum(line[name] for line in last.values()) for name in ("seconds", "cpu_seconds")}
+    seconds = {n: sum(line[n] for line in last.values()) for n in ("seconds", "cpu_seconds")}
+    return seconds | {"finished": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
 def cost_table(net: NestedNet, size: int, *, batch: int = 1) -> dict[str, dict[str, Any]]:
@@ -317,11 +320,18 @@ def accuracy_on(net: NestedNet, batches: Batches, part: str) -> tuple[dict[str, 
 
 
 def write_predictions(
-    path: Path, logits: Mapping[str, torch.Tensor], labels: torch.Tensor, test: Batches
+    path: Path,
+    logits: Mapping[str, torch.Tensor],
+    labels: torch.Tensor,
+    test: Batches,
+    more: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Every depth's logits on the test part, and the pictures that a report shows.
 
     First pictures on which the depths disagree, then others.
+
+    Args:
+        more: arrays by name that stand beside them.
     """
     tops = torch.stack([values.argmax(1) for values in logits.values()])
     disagree = (tops != tops[-1]).any(0)
@@ -336,6 +346,7 @@ def write_predictions(
         "labels": labels.numpy(),
         "image_index": chosen.numpy(),
         "images": test.images.pixels[chosen].permute(0, 2, 3, 1).numpy(),
+        **(more or {}),
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]

@@ -15,12 +15,13 @@ from stepwell.files import write_whole
 from stepwell.modes import in_eval_mode
 from stepwell.nets import NestedNet
 from stepwell.nets.cascade import Cascade
+from stepwell.nets.dynamic import DynamicNet
 
 
 class Prediction(NamedTuple):
     """The most probable class of one image, or why the image could not be read.
 
-    depth: the depth that answered.
+    depth: the depth that answered, or what a dynamic network chose.
     """
 
     file: Path
@@ -53,12 +54,12 @@ def expand(paths: Sequence[Path]) -> list[Path]:
 
 
 def predict_files(
-    net: NestedNet, by: str | Cascade, files: Sequence[Path], batch_size: int = 64
+    net: NestedNet, by: str | Cascade | DynamicNet, files: Sequence[Path], batch_size: int = 64
 ) -> Iterator[Prediction]:
     """Classify image files in order. One that cannot be read gives its error and stops nothing.
 
     Args:
-        by: the depth that predicts, or a cascade of `net`.
+        by: the depth that predicts, a cascade of `net`, or the dynamic network that it is part of.
     """
     if isinstance(by, str):
         net.require_ready(by)
@@ -86,13 +87,26 @@ def predict_files(
             yield prediction
 
 
-def _answers(net: NestedNet, by: str | Cascade, x: Tensor) -> tuple[Tensor, list[str]]:
-    """Logits of a batch, and for each row the depth that gave them."""
+def as_batch(net: NestedNet, files: Sequence[Path]) -> Tensor:
+    """Images (n, 3, size, size) as `net` expects them.
+
+    Raises:
+        ValueError: one cannot be read.
+    """
+    images = torch.stack([read_image(file, net.card.size) for file in files])
+    return normalise(images, net.card.mean, net.card.std)
+
+
+def _answers(net: NestedNet, by: str | Cascade | DynamicNet, x: Tensor) -> tuple[Tensor, list[str]]:
+    """Logits of a batch, and for each row the depth or choice that gave them."""
     with in_eval_mode(net), torch.inference_mode():
         if isinstance(by, str):
             return net(x, by), [by] * len(x)
-        answer = by(x)
-        return answer.logits, [by.depths[i] for i in answer.depth.tolist()]
+        if isinstance(by, DynamicNet):
+            answer, names = by.answer(x), by.names
+        else:
+            answer, names = by(x), by.depths
+        return answer.logits, [names[i] for i in answer.depth.tolist()]
 
 
 def to_csv(path: Path, predictions: Sequence[Prediction]) -> None:

@@ -1,0 +1,76 @@
+"""What commands do with a network that chooses the resolution of each image."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stepwell.commands.runs import file_of, parts_of
+from stepwell.console import (
+    depth_table,
+    print_json,
+    show,
+    show_churn,
+    show_classes,
+    show_conditions,
+    table,
+)
+
+EVALUATED = ("params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
+
+
+def dynamic_of(run: Path) -> Any:
+    """The dynamic network of a run or a file; none where it is of one resolution."""
+    from stepwell.nets.dynamic_file import is_dynamic, load_dynamic
+
+    file = file_of(run)
+    return load_dynamic(file) if is_dynamic(file) else None
+
+
+def eval_dynamic(
+    run: Path, net: Any, config: Mapping[str, Any], data: str | None, json: bool
+) -> None:
+    """Measure a dynamic network as a whole, and each of its choices for all images."""
+    from stepwell.recipes.dynamic import TIMED, choice_table, measure_dynamic, measure_speed
+
+    nested = net.net.net
+    parts = parts_of(nested, run, config, data)
+    found, _ = measure_dynamic(net, parts.test, choice_table(net, nested.card.size))
+    record = found["drnet"]
+    record["speed"] = measure_speed(net, next(iter(parts.test)).images[:TIMED])
+    if json:
+        print_json(found)
+        return
+    costs, test = found["costs"], found["test"]
+    title = f"{run} on {found['examples']} images"
+    show(depth_table(title, EVALUATED, costs, test, what="choice"))
+    show_churn(found["churn"])
+    show_classes(test)
+    show_conditions(costs)
+    show_choices(record)
+
+
+def show_choices(record: Mapping[str, Any]) -> None:
+    """How often each choice is made, what the mean cost is, and the speed by the clock."""
+    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in record["shares"].items())
+    free = record["unpriced"]
+    show(
+        f"chosen: {shares}; mean cost {100 * record['cost']:.1f} % of the costliest choice's "
+        f"(price {record['price']:.3g}; without it {100 * free['cost']:.1f} %, and accuracy "
+        f"{100 * free['accuracy']:.2f} %)",
+        style="dim",
+    )
+    show_speed(record["speed"])
+
+
+def show_speed(speed: Sequence[Mapping[str, float]]) -> None:
+    """Images a second of the dynamic network against the fixed one, at equal batch size."""
+    head = ["batch", "dynamic, images/s", "fixed, images/s", "speed-up", "by MACs"]
+    rows = [
+        [
+            f"{row['batch']:.0f}",
+            *(f"{row[kind]:.0f}" for kind in ("dynamic", "fixed")),
+            *(f"{row[kind]:.2f} ×" for kind in ("speed_up", "by_macs")),
+        ]
+        for row in speed
+    ]
+    show(table("by the clock", head, rows))

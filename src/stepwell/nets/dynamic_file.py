@@ -1,0 +1,68 @@
+"""The file of a dynamic network: that of its nested net, with the rest beside it."""
+
+from pathlib import Path
+
+from stepwell.nets.dynamic import Choice, Chooser, DynamicNet, First
+from stepwell.nets.file import Beside, load, read_beside, save
+from stepwell.nets.resolution import Resolutions
+
+KIND = "resolutions"
+
+
+def save_dynamic(net: DynamicNet, path: str | Path) -> Path:
+    """Write a dynamic network to one safetensors file, whole or not at all.
+
+    The file is that of the nested net at the largest resolution, which `load` reads; weights that the
+    resolutions share stand in it once.
+
+    Raises:
+        OSError: the folder does not exist or the disk is full.
+    """
+    nested, chooser = net.net, net.chooser
+    about = {
+        "kind": KIND,
+        "sizes": list(nested.sizes),
+        "norms": nested.norm_sharing,
+        "choices": [list(choice) for choice in net.choices],
+        "chooser": chooser.size if isinstance(chooser, Chooser) else None,
+    }
+    tensors = nested.own_tensors() | {"price": net.price, "costs": net.costs}
+    tensors |= {f"chooser/{name}": value for name, value in chooser.state_dict().items()}
+    return save(nested.net, path, beside=Beside(about, tensors))
+
+
+def load_dynamic(path: str | Path) -> DynamicNet:
+    """Read a dynamic network, in eval mode, from a file that `save_dynamic` wrote.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `load`; or the file holds one resolution only.
+    """
+    beside = read_beside(path)
+    if beside is None or beside.about.get("kind") != KIND:
+        raise ValueError(
+            f"{path} holds a network of one resolution: `stepwell train drnet` trains one of several"
+        )
+    about, tensors = beside
+    nested = Resolutions(load(path), about["sizes"], norms=about["norms"])
+    choices = [Choice(*choice) for choice in about["choices"]]
+    few = len(choices)
+    chooser = First(few) if about["chooser"] is None else Chooser(few, about["chooser"])
+    net = DynamicNet(nested, choices, chooser)
+    known = ("chooser/", "price", "costs")
+    nested.load_own({k: v for k, v in tensors.items() if not k.startswith(known)})
+    chooser.load_state_dict(
+        {k.removeprefix("chooser/"): v for k, v in tensors.items() if k.startswith("chooser/")}
+    )
+    net.price.copy_(tensors["price"])
+    net.costs.copy_(tensors["costs"])
+    return net.eval()
+
+
+def is_dynamic(path: str | Path) -> bool:
+    """Whether a file of Stepwell's holds a network of several resolutions.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `load`.
+    """
+    beside = read_beside(path)
+    return beside is not None and beside.about.get("kind") == KIND

@@ -1,0 +1,320 @@
+"""Train a network that chooses the resolution of each image, and maybe its depth, too."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from stepwell.data import Batches
+from stepwell.device import device_name
+from stepwell.evaluation import evaluate, gather_logits
+from stepwell.evaluation.price import Priced, best_price, outcome_at
+from stepwell.methods import Objective
+from stepwell.methods.drnet import (
+    DynamicResolution,
+    EveryResolution,
+    ImitateBest,
+    Mixing,
+    check_target,
+)
+from stepwell.modes import in_eval_mode
+from stepwell.nets import Card, NestedNet
+from stepwell.nets.dynamic import Choice, Chooser, DynamicNet, First
+from stepwell.nets.dynamic_file import load_dynamic, save_dynamic
+from stepwell.nets.file import Start, read_beside
+from stepwell.nets.input_size import check_size
+from stepwell.nets.nested import NormSharing
+from stepwell.nets.resolution import Resolutions, check_sizes
+from stepwell.recipes.classification import (
+    Task,
+    cost_table,
+    finished,
+    open_classifier,
+    spent,
+    write_predictions,
+)
+from stepwell.recipes.dynamic import (
+    TIMED,
+    choice_table,
+    macs_of_choices,
+    measure_dynamic,
+    measure_speed,
+)
+from stepwell.training import Loop, fit, optimizer_of, sgd
+from stepwell.training.optim import Optim
+
+Schedule = Literal["joint", "imitate", "resolutions"]
+#: Shares of the images' size that are the resolutions where nobody names them.
+SHARES = (1.0, 0.75, 0.5)
+
+
+def drnet(
+    *,
+    data: str,
+    out: Path,
+    net: str = "resnet20",
+    depths: tuple[str, ...] = (),
+    sizes: tuple[int, ...] = (),
+    stem: Literal["auto", "imagenet", "small"] = "auto",
+    init: Path | None = None,
+    schedule: Schedule = "joint",
+    target: float = 0.6,
+    cost_weight: float = 1.0,
+    mixing: Mixing = "chosen",
+    temperature: float = 1.0,
+    slack: float = 0.1,
+    norms: NormSharing = "private",
+    epochs: int = 20,
+    choose_epochs: int | None = None,
+    batch_size: int = 128,
+    lr: float = 0.1,
+    chooser_rate: float = 0.1,
+    weight_decay: float = 5e-4,
+    label_smoothing: float = 0.0,
+    size: int | None = None,
+    flip: bool | None = None,
+    part: str | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(),
+) -> dict[str, Any]:
+    """Train a network that looks at each image at a resolution of its own (DRNet, Zhu et al. 2021).
+
+    First every image trains the network at all resolutions; then a tiny network that chooses one for
+    each image trains with it, under a target of the mean cost. With --depths it chooses a depth, too.
+
+    Examples:
+        stepwell train drnet --data digits --out runs/dynamic
+        stepwell train drnet --data photos/ --out runs/photos --net resnet18 --sizes 96 72 48
+        stepwell train drnet --data photos/ --out runs/both --net resnet34 --depths 18 --size 64
+
+    Args:
+        data: a folder of class folders, or a name (`stepwell list`).
+        out: the run directory; if it holds this run already, training goes on where it stopped.
+        net: the network (`stepwell list`).
+        depths: sub-nets, by the family's names (20) or as NAME=BLOCKS,BLOCKS,... a stage; then depth
+            and resolution are chosen together.
+        sizes: the resolutions in pixels; the largest is the images' own. By default their size, three
+            quarters and half of it.
+        stem: first layers, where there is a choice; `auto` takes the small ones below 64 pixels.
+        init: a run or a file to start from. One of this recipe with the same resolutions brings its
+            norms, and the first phase is left out.
+        schedule: `joint`: network and chooser together, as the paper has it; `imitate`: the chooser
+            alone learns to name the cheapest choice that is nearly as good as the best one;
+            `resolutions`: the first phase alone, and always full size.
+        target: mean cost of an image, as a share of the MACs at full size. After training, the price
+            of cost at which most images are right within it is found on the validation part.
+        cost_weight: weight of the cost above the target.
+        mixing: of a training step in `joint`: each image runs at its `chosen` resolution, or at `all`.
+        temperature: of the softmax that the chooser's gradient flows through.
+        slack: in `imitate`: nats that a choice's loss may lie above the best one's.
+        norms: of each resolution; `shared` is an ablation.
+        epochs: passes over the training part at all resolutions, of the first phase.
+        choose_epochs: passes of the second phase; as many as `epochs` by default.
+        lr: the highest learning rate, of both phases.
+        chooser_rate: share of it that the chooser has in `joint`.
+        size: height and width of the images; by default their own.
+        flip: mirror training images; by default where the data allows it.
+        part: train on a part of the training images, I/N: 1/2 and 2/2 are halves that share none.
+        val_fraction: share of the training part set aside to choose the best epoch; 0: keep the last.
+        seed: of weights, order, augmentation and steps.
+    """
+    arguments = dict(locals())
+    arguments["size"] = _image_size(sizes, size)
+    arguments["init"] = init / "net.safetensors" if init is not None and init.is_dir() else init
+    torch.manual_seed(seed)
+
+    made: list[tuple[DynamicNet, list[int]]] = []
+
+    def check(nested: NestedNet, _: object, size: int, __: object) -> None:
+        made.append(_dynamic(nested, size, arguments))
+
+    with open_classifier("drnet", arguments, net, depths, check=check) as (task, _, start):
+        ((net_, costs),) = made
+        known = _take_norms(net_, arguments["init"], start)
+
+        def train(phase: str, objective: Objective, epochs: int, optim: Optim, **how: Any) -> None:
+            fit(
+                objective, task.train, optim, task.run, phase=phase, epochs=epochs, loop=loop, **how
+            )
+
+        plain = sgd(lr, weight_decay=weight_decay)
+        if not known:
+            every = EveryResolution(net_.net, label_smoothing=label_smoothing)
+            train("resolutions", every, epochs, plain, validate=_at_all(net_, task.validation))
+        choose_epochs = epochs if choose_epochs is None else choose_epochs
+        if schedule == "joint":
+            joint = DynamicResolution(
+                net_, costs, target=target, cost_weight=cost_weight, temperature=temperature,
+                mixing=mixing, label_smoothing=label_smoothing,
+            )  # fmt: skip
+            optim = _slower_chooser(plain, sgd(lr * chooser_rate, weight_decay=weight_decay))
+            validate = _as_chosen(net_, task.validation, target)
+            train("joint", joint, choose_epochs, optim, validate=validate)
+        if schedule == "imitate":
+            imitate = ImitateBest(net_, costs, slack=slack)
+            validate = _as_chosen(net_, task.validation, target)
+            alone = optimizer_of("adam", weight_decay=weight_decay)
+            train("imitate", imitate, choose_epochs, alone, validate=validate)
+            net_.requires_grad_(True)
+        if schedule != "resolutions":
+            seen = task.validation or task.train.with_images(task.train.images)
+            net_.price.fill_(_priced(net_, seen, target)[1].price)
+        return finish_dynamic(task, net_)
+
+
+def _image_size(sizes: Sequence[int], size: int | None) -> int | None:
+    """The size of the images, if anything says it: that of the largest resolution.
+
+    Raises:
+        ValueError: a resolution is none or named twice; `size` is another.
+    """
+    if not sizes:
+        return size
+    check_sizes(sizes)
+    if size not in (None, max(sizes)):
+        raise ValueError(
+            f"--size {size}: the largest of --sizes is {max(sizes)}, and that is the images' size: "
+            "leave --size out"
+        )
+    return max(sizes)
+
+
+def _dynamic(
+    nested: NestedNet, full: int, arguments: Mapping[str, Any]
+) -> tuple[DynamicNet, list[int]]:
+    """The network of several resolutions with a fresh chooser, and the MACs of its choices.
+
+    Args:
+        full: size of the images.
+
+    Raises:
+        ValueError: a resolution that the network does not take; one choice only; a target out of reach.
+    """
+    shares = dict.fromkeys(max(1, round(share * full)) for share in SHARES)
+    sizes = arguments["sizes"] or tuple(shares)
+    for size in sizes:
+        check_size(nested, size)
+    net = Resolutions(nested, sizes, norms=arguments["norms"])
+    choices = [Choice(depth, size) for size in net.sizes for depth in reversed(nested.depths)]
+    few, alone = len(choices), arguments["schedule"] == "resolutions"
+    chooser = First(few) if alone else Chooser(few, max(1, full // 2))
+    made = DynamicNet(net, choices, chooser)
+    macs = macs_of_choices(made, full)
+    if not alone:
+        check_target(macs, arguments["target"])
+    return made, macs
+
+
+def _take_norms(net: DynamicNet, init: Path | None, start: Start | None) -> bool:
+    """Take what `init` has for each resolution, if its resolutions and its classes are these."""
+    if init is None or start is None or start.fresh or read_beside(init) is None:
+        return False
+    theirs = load_dynamic(init).net
+    ours = net.net
+    same = (theirs.sizes, theirs.norm_sharing) == (ours.sizes, ours.norm_sharing)
+    if not same or theirs.net.subnets != ours.net.subnets:
+        return False
+    ours.load_own(theirs.own_tensors())
+    return True
+
+
+def _slower_chooser(network: Optim, chooser: Optim) -> Optim:
+    """One optimizer of both, each with its own learning rate."""
+
+    def make(objective: nn.Module) -> torch.optim.Optimizer:
+        net = objective.get_submodule("net")
+        optimizer = network.make(net.get_submodule("net"))
+        for group in chooser.make(net.get_submodule("chooser")).param_groups:
+            optimizer.add_param_group(group)
+        return optimizer
+
+    return Optim(make, network.factor)
+
+
+def _at_all(net: DynamicNet, batches: Batches | None) -> Callable[[], dict[str, float]] | None:
+    """A call that measures every choice on the validation part, or none where there is none."""
+    if batches is None:
+        return None
+
+    def validate() -> dict[str, float]:
+        device = next(net.parameters()).device
+        with in_eval_mode(net):
+            return evaluate(lambda images: net.logits_by_choice(images.to(device)), batches)
+
+    return validate
+
+
+def _as_chosen(
+    net: DynamicNet, batches: Batches | None, target: float
+) -> Callable[[], dict[str, float]] | None:
+    """A call that measures what the chooser makes of the validation part, at the best price."""
+    if batches is None:
+        return None
+
+    def validate() -> dict[str, float]:
+        free, best = _priced(net, batches, target)
+        return {"accuracy": best.accuracy, "mean_cost": best.cost, "unpriced_cost": free.cost}
+
+    return validate
+
+
+def _priced(net: DynamicNet, batches: Batches, target: float) -> tuple[Priced, Priced]:
+    """What the choices come to on these images without a price, and at the best one."""
+    device = next(net.parameters()).device
+
+    def predict(images: Tensor) -> dict[str, Tensor]:
+        images = images.to(device)
+        return {"scores": net.chooser(images)} | net.logits_by_choice(images)
+
+    with in_eval_mode(net):
+        found, labels = gather_logits(predict, batches)
+    scores = found.pop("scores")
+    right = torch.stack([logits.argmax(1) == labels for logits in found.values()], 1)
+    costs = net.costs.cpu()
+    return outcome_at(0.0, scores, right, costs), best_price(scores, right, costs, target)
+
+
+def finish_dynamic(task: Task, net: DynamicNet) -> dict[str, Any]:
+    """Measure the trained `net` once on the test part, and write the run's results.
+
+    Writes net.safetensors, predictions.npz and, last, results.json; returns its content. A run that
+    has all three keeps them; where one of the last two is missing or damaged, what is in the file is
+    measured again.
+    """
+    run = task.run
+    file = run.path / "net.safetensors"
+    kept, results = finished(run, load_dynamic)
+    if results is not None:
+        return results
+    if kept is None:
+        net.cpu().eval()
+        for size in net.net.sizes:
+            net.net.at(size).mark("trained")
+        card = Card(
+            task.train.images.classes, task.train.images.size, task.train.mean, task.train.std
+        )
+        nested = net.net.net
+        nested.card = card
+        nested.card = card.with_costs(cost_table(nested, card.size), device_name())
+        if run.writes:
+            save_dynamic(net, file)
+    else:
+        net = kept
+    size = net.net.net.card.size
+    costs = choice_table(net, size)
+    found, seen = measure_dynamic(net, task.test, costs)
+    images = next(iter(task.test)).images[:TIMED]
+    found["drnet"]["speed"] = measure_speed(net, images)
+    results = found | spent(run)
+    if run.writes:
+        results["file_bytes"] = file.stat().st_size
+        write_predictions(
+            run.path / "predictions.npz", seen.logits, seen.labels, task.test,
+            {"choice": seen.who.numpy()},
+        )  # fmt: skip
+        run.write_json("results.json", results)
+    return results

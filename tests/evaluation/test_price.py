@@ -1,0 +1,54 @@
+"""The price of cost, against every price that makes a difference."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from stepwell.evaluation.price import best_price, outcome_at
+
+COSTS = torch.tensor([1.0, 0.5, 0.25])
+
+
+def test_an_outcome_worked_by_hand():
+    scores = torch.tensor([[3.0, 2.0, 0.0], [3.0, 2.9, 2.8], [0.0, 0.0, 1.0]])
+    right = torch.tensor([[True, False, False], [True, True, False], [False, False, True]])
+    free, dear = (outcome_at(price, scores, right, COSTS) for price in (0.0, 1.0))
+    assert free[1:] == (1.0, 0.75)  # the first, the first, the third
+    assert dear.accuracy == pytest.approx(2 / 3)  # the second image takes the third choice now
+    assert dear.cost == pytest.approx((1 + 0.25 + 0.25) / 3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), target=st.sampled_from([0.25, 0.4, 0.6, 1.0]))
+def test_no_price_on_a_fine_grid_is_better(seed, target):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(12, 3, generator=generator)
+    right = torch.rand(12, 3, generator=generator) < 0.6
+    best = best_price(scores, right, COSTS, target)
+    assert best == outcome_at(best.price, scores.double(), right, COSTS.double())
+    assert best.cost <= target + 1e-9
+    for price in torch.linspace(-15, 15, 601).tolist():
+        other = outcome_at(price, scores.double(), right, COSTS.double())
+        if other.cost <= target:
+            assert (other.accuracy, -other.cost) <= (best.accuracy + 1e-9, -best.cost + 1e-9) or (
+                other.accuracy < best.accuracy
+            )
+
+
+def test_a_negative_price_spends_what_a_target_leaves():
+    """Scores that prefer the cheapest choice by little, where the costliest is right."""
+    scores, right = torch.tensor([[0.0, 0.1, 0.2]] * 4), torch.tensor([[True, False, False]] * 4)
+    best = best_price(scores, right, COSTS, 1.0)
+    assert best.price < 0
+    assert (best.accuracy, best.cost) == (1.0, 1.0)
+    assert best_price(scores, right, COSTS, 0.9).cost == 0.25
+
+
+def test_choices_of_equal_cost_and_many_images():
+    costs = torch.tensor([1.0, 0.5, 0.5])
+    scores, right = torch.randn(2000, 3), torch.rand(2000, 3) < 0.5
+    best = best_price(scores, right, costs, 0.7)
+    assert best.cost <= 0.7
+    assert_close(best.price, outcome_at(best.price, scores, right, costs).price)

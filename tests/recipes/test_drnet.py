@@ -1,0 +1,155 @@
+"""The recipe of dynamic resolution: its phases, its file, its results, and what it refuses."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from stepwell.cost import count_macs
+from stepwell.nets.dynamic import First
+from stepwell.nets.dynamic_file import is_dynamic, load_dynamic, save_dynamic
+from stepwell.nets.file import load, read_beside, rewrite_card, save
+from stepwell.recipes.drnet import drnet
+from stepwell.recipes.parts import batches_of
+from stepwell.recipes.supervised import supervised
+from stepwell.training import Loop
+
+pytestmark = pytest.mark.usefixtures("quick")
+FEW = {"data": "digits", "net": "resnet8", "part": "1/6", "epochs": 1, "loop": Loop(device="cpu")}
+
+
+@pytest.fixture(scope="module")
+def trained(quick, tmp_path_factory):
+    out = tmp_path_factory.mktemp("drnet") / "run"
+    return out, drnet(out=out, **FEW | {"epochs": 2}, target=0.6)
+
+
+def phases(run):
+    return [p.name for p in sorted((run / "phases").iterdir(), key=lambda p: p.stat().st_mtime)]
+
+
+def test_a_run_has_both_phases_and_all_numbers(trained):
+    out, results = trained
+    assert phases(out) == ["resolutions", "joint"]
+    assert list(results["costs"]) == ["dynamic", "4", "6", "8"]
+    assert {f"{row}/accuracy" for row in results["costs"]} <= results["test"].keys()
+    found = results["drnet"]
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert found["unpriced"].keys() == {"accuracy", "cost"}
+    assert [row["batch"] for row in found["speed"]] == [64, 1]
+    for row in found["speed"]:
+        assert row.keys() == {"batch", "dynamic", "fixed", "speed_up", "by_macs"}
+        assert row["by_macs"] == pytest.approx(1 / found["cost"], rel=0.2)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 4
+    for line in lines[2:]:
+        assert line["val/mean_cost"] <= 0.6
+        assert line["share/8"] + line["share/6"] + line["share/4"] == pytest.approx(1)
+    assert drnet(out=out, **FEW | {"epochs": 2}, target=0.6) == results
+
+
+def test_the_numbers_are_those_of_the_network_in_the_file(trained):
+    out, results = trained
+    net = load_dynamic(out / "net.safetensors")
+    _, test = batches_of(out)
+    right, costs = [], []
+    x = torch.zeros(1, 3, 8, 8)
+    chooser = count_macs(net.chooser, x)
+    sizes = [count_macs(net.net.at(s).module, torch.zeros(1, 3, s, s)) for s in net.net.sizes]
+    with np.load(out / "predictions.npz") as arrays:
+        kept = torch.from_numpy(arrays["choice"])
+        dynamic = torch.from_numpy(arrays["logits/dynamic"])
+    with torch.inference_mode():
+        for images, labels in test:
+            answer = net.answer(images)
+            right.append(answer.logits.argmax(1) == labels)
+            costs += [sizes[i] + chooser for i in answer.depth.tolist()]
+            rows = slice(sum(map(len, right[:-1])), sum(map(len, right)))
+            assert answer.depth.equal(kept[rows])
+            assert_close(dynamic[rows], answer.logits, rtol=1e-3, atol=1e-3)
+    assert results["test"]["dynamic/accuracy"] == torch.cat(right).double().mean().item()
+    mean = sum(costs) / len(costs)
+    assert results["drnet"]["cost"] == pytest.approx(mean / (sizes[0] + chooser))
+    assert results["costs"]["dynamic"]["macs"] == round(mean)
+    assert_close(net.costs, torch.tensor([s + chooser for s in sizes]) / (sizes[0] + chooser))
+
+
+def test_the_file_is_that_of_a_nested_net_with_the_rest_beside_it(trained, tmp_path):
+    out, _ = trained
+    file = out / "net.safetensors"
+    net, nested = load_dynamic(file), load(file)
+    x = torch.randn(5, 3, 8, 8)
+    assert_close(nested(x), net.net(x, 8), rtol=0, atol=0)
+    assert is_dynamic(file)
+    again = tmp_path / "again.safetensors"
+    save_dynamic(net, again)
+    assert again.read_bytes() == file.read_bytes()
+    rewrite_card(again, replace(nested.card, licence="CC0"))
+    assert load(again).card.licence == "CC0"
+    assert_close(load_dynamic(again)(x), net(x), rtol=0, atol=0)
+    plain = save(nested, tmp_path / "plain.safetensors")
+    assert not is_dynamic(plain)
+    assert read_beside(plain) is None
+    with pytest.raises(
+        ValueError, match="holds a network of one resolution: `stepwell train drnet`"
+    ):
+        load_dynamic(plain)
+    own = sum(v.numel() * v.element_size() for v in net.net.own_tensors().values())
+    own += sum(v.numel() * v.element_size() for v in net.chooser.state_dict().values())
+    assert file.stat().st_size - plain.stat().st_size - own < 12000  # their names
+
+
+def test_a_run_of_the_same_resolutions_brings_its_first_phase(trained, tmp_path):
+    out, _ = trained
+    drnet(out=tmp_path / "run", init=out, **FEW, target=0.8, schedule="imitate")
+    assert phases(tmp_path / "run") == ["imitate"]
+    before, after = (load_dynamic(p / "net.safetensors") for p in (out, tmp_path / "run"))
+    for name, value in after.net.own_tensors().items():  # imitation leaves the network as it is
+        assert_close(value, before.net.own_tensors()[name], rtol=0, atol=0)
+    drnet(out=tmp_path / "other", init=out / "net.safetensors", sizes=(8, 4), **FEW)
+    assert phases(tmp_path / "other") == ["resolutions", "joint"]
+
+
+def test_a_plain_network_may_be_the_start(tmp_path):
+    supervised(out=tmp_path / "plain", **FEW)
+    results = drnet(out=tmp_path / "run", init=tmp_path / "plain", **FEW)
+    assert phases(tmp_path / "run") == ["resolutions", "joint"]
+    assert results["costs"].keys() == {"dynamic", "4", "6", "8"}
+
+
+def test_the_first_phase_alone_is_always_at_full_size(tmp_path):
+    results = drnet(out=tmp_path / "run", schedule="resolutions", norms="shared", **FEW)
+    net = load_dynamic(tmp_path / "run" / "net.safetensors")
+    assert isinstance(net.chooser, First)
+    assert net.net.at(4) is net.net.at(8)
+    assert results["drnet"]["shares"] == {"8": 1.0, "6": 0.0, "4": 0.0}
+    assert results["drnet"]["cost"] == 1.0
+    assert results["test"]["dynamic/accuracy"] == results["test"]["8/accuracy"]
+
+
+def test_depths_and_resolutions_together(tmp_path):
+    options = FEW | {"net": "resnet14", "depths": ("8",), "sizes": (8, 4)}
+    results = drnet(out=tmp_path / "run", **options, mixing="all", val_fraction=0.0)
+    assert next(iter(results["costs"])) == "dynamic"
+    assert set(results["costs"]) == {"dynamic", "8@4", "14@4", "8@8", "14@8"}
+    net = load_dynamic(tmp_path / "run" / "net.safetensors")
+    assert set(net.net.net.status.values()) == {"trained"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sizes": (8,)}, "1 choice is nothing to choose from: name two resolutions or more"),
+        ({"sizes": (8, 8)}, "the resolution of 8 pixels is named twice"),
+        ({"sizes": (8, 3)}, "images of 3 pixels are smaller than the network's stride of 4"),
+        ({"sizes": (8, 4), "size": 16}, "--size 16: the largest of --sizes is 8"),
+        ({"target": 0.2}, "a target of 0.2 .* the cheapest choice has 0.257, the costliest 1"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_there_is_a_run(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        drnet(out=tmp_path / "run", **FEW | options)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,92 @@
+"""What the page on dynamic resolution shows runs, and what commands say of such a network."""
+
+import contextlib
+import json
+import re
+import shlex
+import warnings
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from stepwell import cli
+from stepwell.nets.dynamic_file import is_dynamic
+
+PAGE = (Path(__file__).parents[1] / "docs" / "drnet.md").read_text()
+COMMANDS = re.findall(r"^    stepwell (.*)$", PAGE, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def shown(quick, tmp_path_factory):
+    """A folder in which the page's commands have run, but for the study's."""
+    root = tmp_path_factory.mktemp("page")
+    (root / "photos").mkdir()
+    for i, pixels in enumerate(load_digits().images[:30]):
+        Image.fromarray((pixels * 15.9).astype("uint8")).save(root / "photos" / f"{i}.png")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.chdir(root)
+        patch.setattr(warnings, "showwarning", warnings.showwarning)
+        warnings.simplefilter("always", UserWarning)
+        for line in COMMANDS[:-1]:
+            net = "resnet14" if "--depths" in line else "resnet8"
+            line = re.sub(r"--epochs \d+", f"--epochs 1 --part 1/6 --net {net}", line)
+            cli.main(shlex.split(line))
+    return root
+
+
+@pytest.fixture
+def stepwell(shown, monkeypatch, capsys):
+    monkeypatch.chdir(shown)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def run(*arguments):
+        with contextlib.suppress(SystemExit):
+            cli.main(list(arguments))
+        return capsys.readouterr()
+
+    return run
+
+
+def test_what_the_page_shows_runs(shown):
+    assert (shown / "runs" / "dynamic" / "report.html").stat().st_size > 10_000
+    assert COMMANDS[-1].startswith("verify drnet ")
+
+
+def test_eval_repeats_the_numbers_of_training(shown, stepwell):
+    trained = json.loads((shown / "runs" / "dynamic" / "results.json").read_text())
+    found = json.loads(stepwell("eval", "runs/dynamic", "--json").out)
+    assert found["test"] == pytest.approx(trained["test"])
+    for name in ("shares", "classes", "cost", "price", "unpriced"):
+        assert found["drnet"][name] == trained["drnet"][name]
+    said = stepwell("eval", "runs/dynamic").out
+    for text in ("dynamic, images/s", "chosen: 8 ", "without it", "speed-up", "by MACs"):
+        assert text in said
+
+
+def test_predict_names_the_choice_and_the_speed(stepwell):
+    rows = json.loads(stepwell("predict", "runs/dynamic", "photos", "--json").out)
+    assert {row["depth"] for row in rows} <= {"8", "6", "4"}
+    said = stepwell("predict", "runs/dynamic", "photos")
+    assert re.search(r"in batches of 30: \d+ images/s, at full size always \d+: ", said.err)
+    assert "in batches of 1: " in said.err
+    assert "chosen of 8, 6, 4" in said.out
+    fixed = json.loads(stepwell("predict", "runs/dynamic", "photos", "--depth", "8", "--json").out)
+    assert {row["depth"] for row in fixed} == {"8"}
+
+
+def test_measured_costs_leave_the_resolutions_in_the_file(shown, stepwell):
+    file = shown / "runs" / "dynamic" / "net.safetensors"
+    stepwell("cost", "runs/dynamic", "--save")
+    assert is_dynamic(file)
+    error = stepwell("calibrate", "runs/dynamic", "--depths", "14").err
+    assert "error: runs/dynamic chooses resolutions, so a depth that nobody trained" in error
+    assert is_dynamic(file)
+
+
+def test_the_lines_in_python_run():
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    scope: dict = {}
+    exec(compile(code, "drnet.md", "exec"), scope)
+    assert scope["answer"].logits.shape == (20, 10)
