@@ -1000,7 +1000,12 @@ BAD = {
         ["eval", "{run}", "--cascade", "--budget-macs", "1e6", "--target-accuracy", "0.5"],
         "a cascade has one goal",
     ),
-    "save what": (["cost", "resnet20", "--save"], "in the file of a network: name a run"),
+    "save what": (
+        ["cost", "resnet20", "--save"],
+        "resnet20 is the name of one with random weights",
+    ),
+    "accuracy of what": (["cost", "resnet20", "--data", "digits"], "random weights: name a run"),
+    "save batches": (["cost", "{run}", "--save", "--batch", "2"], "one image: leave out --batch"),
     "save size": (["cost", "{run}", "--save", "--size", "16"], "the network's own size, 8"),
     "nothing to calibrate": (["calibrate", "{run}"], "has no depth to calibrate"),
     "calibrate deeper": (

@@ -32,6 +32,14 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    path = tmp_path / "nowhere" / "a"
+    with pytest.raises(
+        FileNotFoundError, match=r"cannot write .*/a: there is no folder .*nowhere; "
+    ):
+        write_whole(path, b"new")
+
+
 @pytest.mark.parametrize("content", [b'{"a": ', b"[1]", b"\xff"])
 def test_json_that_is_no_object_is_named_with_what_to_do(tmp_path, content):
     path = tmp_path / "a.json"

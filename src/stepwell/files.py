@@ -1,6 +1,7 @@
 """Files that are whole or absent, however the process ends, and one writer at a time."""
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -54,8 +55,13 @@ def write_whole(path: Path, data: bytes) -> None:
     flushed to the disk, and replace `path` in one step.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; `path` is as it was before.
+        OSError: there is no such folder, it cannot be written, or the disk is full; `path` is as it was
+            before.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, f"cannot write {path}: there is no folder {path.parent}; make it first"
+        )
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -10,6 +10,7 @@ from stepwell.losses import (
     attention_at,
     attention_gram,
     attention_sad,
+    class_cross_entropy,
     cost_above_target,
     ensemble_logits,
     feature_mse,
@@ -166,6 +167,13 @@ def test_the_label_loss_is_the_mean_over_the_labels_that_there_are():
         label_cross_entropy(logits[:2], torch.tensor([[0.25, 0.75], [0.5, 0.0]])),
         torch.tensor((0.25 * log(4 / 3) + 0.75 * log(4) + 0.5 * log(2)) / 1.5),
     )
+
+
+@pytest.mark.parametrize(("labels", "span"), [([0, 3], "0 to 3"), ([-2, 1], "-2 to 1")])
+@pytest.mark.parametrize("loss", [class_cross_entropy, label_cross_entropy])
+def test_labels_out_of_range_are_named_with_the_range(loss, labels, span):
+    with pytest.raises(ValueError, match=rf"labels run from {span}, .* 3 classes apart .0 to 2.:"):
+        loss(torch.zeros(2, 3), torch.tensor(labels))
 
 
 @pytest.mark.parametrize("labels", [torch.full((4,), -1), torch.zeros(4, 3)])

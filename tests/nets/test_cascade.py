@@ -37,9 +37,9 @@ def test_at_threshold_0_the_shallowest_depth_answers_all(net):
     assert answer.depth.tolist() == [0] * 6
 
 
-def test_above_1_the_full_net_answers_all(net):
+def test_at_threshold_1_the_full_net_answers_all(net):
     x = torch.randn(6, 3, 8, 8)
-    answer = Cascade(net, dict.fromkeys(DEPTHS, 1.1))(x)
+    answer = Cascade(net, dict.fromkeys(DEPTHS, 1.0))(x)
     assert_close(answer.logits, net(x).detach(), **EXACT)
     assert answer.depth.tolist() == [4] * 6
 
@@ -132,11 +132,13 @@ def test_bad_cascades_are_refused(net):
         Cascade(net, {"14": 0.5}, "8")
     with pytest.raises(ValueError, match="the last depth of a cascade, '20', answers whatever"):
         Cascade(net, {"8": 0.4, "20": 0.99})
-    for bad in (float("nan"), -0.1):
-        with pytest.raises(ValueError, match=f"the threshold of depth '8' is {bad}: it must be"):
+    for bad in (float("nan"), -0.1, 1.01, float("inf")):
+        with pytest.raises(ValueError, match=f"'8' is {bad}: it must be between 0 and 1"):
             Cascade(net, {"8": bad})
     minus_entropy = lambda z: (z.softmax(1) * z.log_softmax(1)).sum(1)  # noqa: E731
     assert Cascade(net, {"8": -0.5}, confidence=minus_entropy).thresholds == {"8": -0.5}
+    with pytest.raises(ValueError, match="'8' is nan: it must be a number"):
+        Cascade(net, {"8": float("nan")}, confidence=minus_entropy)
     net.mark("fresh", "8")
     try:
         with pytest.raises(ValueError, match="depth '8' was never trained or calibrated"):

@@ -1,3 +1,4 @@
+import pickle
 from copy import deepcopy
 from functools import partial
 
@@ -6,6 +7,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 import stepwell
@@ -54,6 +56,36 @@ def test_every_way_to_run_a_depth_gives_the_same_bits(family, training, tmp_path
         for depth, exit in net.forward_all(x).items():
             assert_close(exit.logits, net(x, depth), **EXACT)
             assert len(exit.features) == len(family.stages)
+
+
+def test_a_pickled_net_runs_trains_and_moves_as_the_one_it_was(family):
+    net = nested(family)
+    x = torch.randn(3, *family.input_size)
+    net.forward_all(x)  # what it caches is in the pickle, too
+    back = pickle.loads(pickle.dumps(net))
+    assert (back.depths, back.status, back.card) == (net.depths, net.status, net.card)
+    for training in (True, False):
+        for depth in net.depths:
+            expected = run(net.train(training), x, depth)
+            assert_close(run(back.train(training), x, depth), expected, **EXACT)
+    y = torch.tensor([0, 1, 2])
+    grads = []
+    for one in (net, back):
+        loss, _ = one.joint_loss(x, lambda _d, exit, _: (cross_entropy(exit.logits, y), {}))
+        loss.backward()
+        grads.append([p.grad for p in one.parameters()])
+    assert_close(grads[1], grads[0], **EXACT)
+    x = x.double()  # weights that depths share are still shared, and the step between blocks', too
+    for depth, exit in back.double().forward_all(x).items():
+        assert_close(exit.logits, net.double()(x, depth), **EXACT)
+
+
+def test_torch_saves_a_whole_net(tmp_path):
+    net = nested(FAMILIES["mixed"]).eval()
+    torch.save(net, tmp_path / "net.pt")
+    x = torch.randn(2, 3, 8, 8)
+    back = torch.load(tmp_path / "net.pt", weights_only=False)
+    assert_close(back.logits_by_depth(x), net.logits_by_depth(x), **EXACT)
 
 
 def test_a_plain_network_of_the_depth_takes_the_weights(family):

@@ -132,6 +132,25 @@ def in_a_process_of_its_own(code):
     )
 
 
+def test_blocks_that_are_no_whole_numbers_are_refused_by_name():
+    in_a_process_of_its_own("""
+import pytest
+from stepwell.nets import build, nest
+module = build("resnet20", num_classes=2).module
+stages = ["layer1", "layer2", "layer3"]
+for blocks in (2, "222", (2.0, 2, 2), None):
+    message = "depth '(h|full)' = .*: give the blocks of each stage, .* as .3, 3, 3. of the full net"
+    for call in (
+        lambda: nest(module, stages, {"h": blocks}),
+        lambda: nest(module, stages, {"full": blocks}),
+        lambda: build("resnet20", {"h": blocks}),
+        lambda: build("resnet20").add_depth("h", blocks),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+""")
+
+
 def test_every_family_compiles_to_one_graph_of_all_depths():
     """Traced and made functional, and not turned into machine code, which takes minutes."""
     in_a_process_of_its_own("""

@@ -256,6 +256,9 @@ def test_unknown_names_are_answered_with_the_known_ones():
         build("resnet21")
     with pytest.raises(ValueError, match="resnet20: .*unexpected keyword argument 'width'"):
         build("resnet20", width=3)
+    for name in ("resnet20", "timm/convnext_atto"):
+        with pytest.raises(ValueError, match="num_classes 0: must be 1 or more"):
+            build(name, num_classes=0)
 
 
 def test_a_depth_that_nobody_trained_is_refused_until_it_is_calibrated():
@@ -299,6 +302,24 @@ def test_images_that_are_not_finite_calibrate_nothing():
         )
     assert net.status["8"] == "fresh"
     assert all(value.equal(before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("batch", "given"),
+    [
+        (torch.zeros(2, 3, 8, 8), r"tensor of shape \(2, 3, 8, 8\)"),  # two images: no pair
+        ([torch.zeros(4, 3, 8, 8)], "list of 1"),
+        ({"image": torch.zeros(4, 3, 8, 8), "label": 0}, "dict of 2"),
+    ],
+)
+def test_calibration_says_what_a_batch_is_where_it_gets_none(batch, given):
+    net = build("resnet14", ["8"], num_classes=3)
+    net.mark("trained", net.full)
+    with pytest.raises(ValueError, match=rf"batches of \(images, labels\), and this is a {given}"):
+        stepwell.calibrate(net, iter([batch]))
+    assert net.status["8"] == "fresh"
+    stepwell.calibrate(net, iter([(torch.randn(4, 3, 8, 8), None)]))
+    assert net.status["8"] == "calibrated"
 
 
 def test_a_status_is_one_of_three():

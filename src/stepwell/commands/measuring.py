@@ -204,8 +204,14 @@ def cost(
     from stepwell.recipes.classification import cost_table, input_arguments
 
     known = Path(network).exists()
-    if save and (not known or batch != 1):
-        raise ValueError("--save keeps times of one image in the file of a network: name a run")
+    if not known and (save or accuracy_on or data):
+        builder_of(network)  # which refuses what is neither
+        raise ValueError(
+            f"--save, --accuracy-on and --data are of a trained network, and {network} is the name of "
+            "one with random weights: name a run directory or the file of a network, or leave them out"
+        )
+    if save and batch != 1:
+        raise ValueError("--save keeps times of one image: leave out --batch")
     if not save and (accuracy_on or data):
         raise ValueError("--accuracy-on and --data say more about --save")
     if known:

@@ -9,7 +9,7 @@ from stepwell.losses.attention import (
 )
 from stepwell.losses.budget import cost_above_target
 from stepwell.losses.hint import feature_mse, feature_nmse
-from stepwell.losses.labels import label_cross_entropy
+from stepwell.losses.labels import class_cross_entropy, label_cross_entropy
 from stepwell.losses.logit_direction import logit_direction
 from stepwell.losses.soft_target import ensemble_logits, soft_target_kl
 
@@ -19,6 +19,7 @@ __all__ = [
     "attention_gram",
     "attention_loss",
     "attention_sad",
+    "class_cross_entropy",
     "cost_above_target",
     "ensemble_logits",
     "feature_mse",

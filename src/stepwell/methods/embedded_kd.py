@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from stepwell.losses import attention_loss, soft_target_kl
+from stepwell.losses import attention_loss, class_cross_entropy, soft_target_kl
 from stepwell.losses.attention import Attention
 from stepwell.methods.adapters import AsLogits
 from stepwell.methods.objective import MovingAverage, Objective, Teacher, check_teacher
@@ -187,7 +186,7 @@ class EmbeddedKD(Objective):
     def _full_loss(
         self, exit: Exit, labels: Tensor, target: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        ce = cross_entropy(exit.logits, labels, label_smoothing=self.label_smoothing)
+        ce = class_cross_entropy(exit.logits, labels, label_smoothing=self.label_smoothing)
         if target is None:
             return self.full_weight * ce, {"ce": ce}
         kl = soft_target_kl(exit.logits, target, self.temperature)
@@ -198,7 +197,7 @@ class EmbeddedKD(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         weighted: dict[str, tuple[float, Tensor]] = {}
         if self.ce:
-            weighted["ce"] = (self.ce, cross_entropy(exit.logits, labels))
+            weighted["ce"] = (self.ce, class_cross_entropy(exit.logits, labels))
         if self.kl:
             weighted["kl"] = (self.kl, soft_target_kl(exit.logits, target, self.temperature))
         if self.attention:

@@ -2,9 +2,8 @@
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
-from stepwell.losses import soft_target_kl
+from stepwell.losses import class_cross_entropy, soft_target_kl
 from stepwell.methods.objective import MovingAverage, Objective, as_exit
 from stepwell.types import Batch, Step
 
@@ -41,7 +40,7 @@ class Supervised(Objective):
         """Cross entropy, and the divergence from the moving average where one teaches."""
         images, labels = batch
         logits = as_exit(self.net(images)).logits
-        logs = {"ce": cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
+        logs = {"ce": class_cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
         if self.average is not None:
             if not self.accumulating:
                 self.average.update(self.net)

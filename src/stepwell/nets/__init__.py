@@ -11,11 +11,13 @@ from stepwell.nets.builder import Builder
 from stepwell.nets.card import Card
 from stepwell.nets.kept import keep_blocks
 from stepwell.nets.merging import with_adaptions
+from stepwell.nets.naming import blocks_of
 from stepwell.nets.nest import nest
 from stepwell.nets.nested import NestedNet, NormSharing
 from stepwell.nets.plan import Plan
 from stepwell.nets.reading import read
 from stepwell.nets.timm_models import PREFIX, check_depths, timm_builder
+from stepwell.ranges import check_numbers
 
 __all__ = [
     "BUILDERS",
@@ -134,6 +136,7 @@ def build(
     depths = named_depths(name, depths)
     stages, full, changes = builder.stages, builder.full, dict[str, Any]()
     try:
+        check_numbers({"num_classes": arguments.get("num_classes")}, flags=False)
         if name.startswith(PREFIX) and depths:
             check_depths(name.removeprefix(PREFIX), depths, arguments)
         module = builder.make(**arguments)
@@ -167,7 +170,8 @@ def named_depths(
     """
     builder = builder_of(name)
     if isinstance(depths, Mapping):
-        return {depth: tuple(blocks) for depth, blocks in depths.items()}
+        most = builder.family[builder.full]
+        return {depth: blocks_of(depth, blocks, most) for depth, blocks in depths.items()}
     pairs = [_parse_depth(name, builder, depth) for depth in depths]
     names = [depth for depth, _ in pairs]
     if twice := [depth for depth in names if names.count(depth) > 1]:

@@ -1,6 +1,6 @@
 """Norm statistics from data, for depths that nobody trained."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,12 @@ def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
     of the full net's, and "calibrated" says no more than that it runs on trained weights.
 
     Args:
-        batches: training images without augmentation; some thousands suffice.
+        batches: of (images, labels), such as a `DataLoader`'s; training images without augmentation,
+            of which some thousands suffice.
 
     Raises:
-        ValueError: no depth was ever trained, so there are no weights to calibrate for; or there is
-            no batch.
+        ValueError: no depth was ever trained, so there are no weights to calibrate for; there is no
+            batch, or something else than a pair is among them.
     """
     fresh = [depth for depth, status in net.status.items() if status == "fresh"]
     if not fresh:
@@ -74,7 +75,8 @@ def estimate(
         run: runs the network on images; the other norms are in eval mode.
 
     Raises:
-        ValueError: there is no batch, or one with numbers that are not finite; the norms are as before.
+        ValueError: there is no batch, one that is no pair, or one with numbers that are not finite; the
+            norms are as before.
     """
     device = next(net.parameters()).device
     momenta = [n.momentum for n in norms]
@@ -82,7 +84,8 @@ def estimate(
     count = 0
     try:
         with in_eval_mode(net):
-            for images, _ in batches:
+            for batch in batches:
+                images = _images_of(batch)
                 if not images.isfinite().all():
                     raise ValueError("images to calibrate with have numbers that are not finite")
                 count += len(images)
@@ -101,3 +104,18 @@ def estimate(
             norm.momentum = momentum
     if not count:
         raise ValueError("norm statistics need at least one batch of images")
+
+
+def _images_of(batch: object) -> Tensor:
+    """The images of a batch; a lone tensor of two images would come apart as if it were one."""
+    if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Tensor):
+        return batch[0]
+    given = type(batch).__name__
+    if isinstance(batch, Tensor):
+        given = f"tensor of shape {tuple(batch.shape)}"
+    elif isinstance(batch, Sized):
+        given = f"{given} of {len(batch)}"
+    raise ValueError(
+        f"norm statistics come from batches of (images, labels), and this is a {given}: give a list of "
+        "such pairs, or a DataLoader (the labels are not looked at, and may be None)"
+    )

@@ -39,14 +39,14 @@ class Cascade:
     """Several depths of `net`, shallow to deep; the last one answers whatever the others leave.
 
     Args:
-        thresholds: by depth, all but the last: it answers where its confidence is at least this. Not
-            negative, unless `confidence` is another than the default.
+        thresholds: by depth, all but the last: it answers where its confidence is at least this. From 0
+            to 1, unless `confidence` is another than the default.
         last: the depth that answers the rest; the full net by default.
         confidence: how sure logits are, the same for all depths.
 
     Raises:
         ValueError: no such depth, one that nobody trained or calibrated, or one deeper than `last`; a
-            threshold for `last` itself; one that is nan or negative.
+            threshold for `last` itself; one that is nan or out of range.
     """
 
     def __init__(
@@ -136,12 +136,13 @@ def _check_thresholds(thresholds: Mapping[str, float], last: str, confidence: Co
             "leave its own out, or name a deeper depth as last"
         )
     for depth, value in thresholds.items():
-        # other measures, such as minus the entropy, may be negative
-        if math.isnan(value) or (confidence is top_probability and value < 0):
+        if confidence is top_probability and not 0 <= value <= 1:
             raise ValueError(
-                f"the threshold of depth {depth!r} is {value}: it must be a number of at least 0 "
-                "(0.9: answer where the top probability reaches 90 %)"
+                f"the threshold of depth {depth!r} is {value}: it must be between 0 and 1 (0.9: answer "
+                "where the top probability reaches 90 %); leave out a depth that is to answer nothing"
             )
+        if math.isnan(value):  # other measures, such as minus the entropy, may be negative
+            raise ValueError(f"the threshold of depth {depth!r} is {value}: it must be a number")
 
 
 def starts_of(paths: Sequence[Sequence[object]]) -> list[tuple[int, int]]:

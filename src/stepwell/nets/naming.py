@@ -2,10 +2,30 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from operator import index
+from typing import Any
 
 #: The name of a depth is part of flags, and of the names of files.
 _NAME = re.compile(r"\w[\w.+-]{0,63}")
 _RESERVED = ("all", "net", "export")
+
+
+def blocks_of(name: str, blocks: Any, most: tuple[int, ...]) -> tuple[int, ...]:
+    """The blocks per stage that somebody gave for the depth `name`.
+
+    Args:
+        most: the blocks of the full net.
+
+    Raises:
+        ValueError: they are no sequence of whole numbers.
+    """
+    try:
+        return tuple(index(kept) for kept in blocks)
+    except TypeError:
+        raise ValueError(
+            f"depth {name!r} = {blocks!r}: give the blocks of each stage, one whole number a stage, "
+            f"such as {most} of the full net"
+        ) from None
 
 
 def check_depth(

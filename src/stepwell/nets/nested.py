@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from stepwell.device import device_name
 from stepwell.nets.budget import choose_depth
 from stepwell.nets.card import Card
-from stepwell.nets.naming import check_depth
+from stepwell.nets.naming import blocks_of, check_depth
 from stepwell.nets.plan import Plan, channels_last, fork, is_norm, leaves, replant
 from stepwell.nets.trie import LossOf, Node, grow, joint_loss, walk
 from stepwell.types import Exit, Logits
@@ -48,8 +48,8 @@ class NestedNet(nn.Module):
         norms: "private" behind the fork; "shared" is the ablation that shows why they must be.
 
     Raises:
-        ValueError: a depth has a wrong number of stages, no block in a stage, more blocks than the
-            full net, or repeats another one.
+        ValueError: the blocks of a depth are no whole numbers, too few or too many, or those of
+            another one; its name is taken, or cannot name a file.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class NestedNet(nn.Module):
         sizes = tuple(len(blocks) for blocks in plan.blocks)
         self._insert(full, sizes)
         for name, blocks in depths.items():
-            if name != full or tuple(blocks) != sizes:
+            if name != full or blocks_of(name, blocks, sizes) != sizes:
                 self.add_depth(name, blocks)
 
     # What there is
@@ -255,9 +255,10 @@ class NestedNet(nn.Module):
         Raises:
             ValueError: as for the constructor; the net is unchanged.
         """
-        blocks = tuple(blocks)
-        check_depth(name, blocks, self._blocks, self.plan.stages, self._blocks[self.full])
-        self._insert(name, blocks)
+        most = self._blocks[self.full]
+        kept = blocks_of(name, blocks, most)
+        check_depth(name, kept, self._blocks, self.plan.stages, most)
+        self._insert(name, kept)
 
     def load_full(self, state: Mapping[str, Tensor]) -> None:
         """Load the full net's weights under its own (torchvision's) names; sub-nets follow.

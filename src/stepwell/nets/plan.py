@@ -3,7 +3,9 @@
 import re
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
-from typing import NamedTuple
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -35,6 +37,38 @@ class Plan(NamedTuple):
             for step in self.gaps[-1]
             for name in ((step,) if isinstance(step, str) else leaves(step))
         )
+
+
+class Code:
+    """A function of a step and its input, made of Python source, that can be pickled.
+
+    Args:
+        source: defines it, as `forward`.
+        scope: what the source names.
+    """
+
+    def __init__(self, source: str, scope: Mapping[str, Any]) -> None:
+        self.source, self.scope = source, scope
+        found = dict(scope)
+        exec(compile(source, "<step between blocks>", "exec"), found)
+        self._forward = found["forward"]
+
+    def __call__(self, step: "Calls", x: Any) -> Any:
+        """What the source makes of a tensor, or of what stands for one while torch.fx traces."""
+        return self._forward(step, x)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Code":
+        return self  # nothing in it ever changes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Modules, such as torch, are the one thing in a scope that pickle does not know by its name.
+        modules = {n: v.__name__ for n, v in self.scope.items() if isinstance(v, ModuleType)}
+        others = {n: v for n, v in self.scope.items() if n not in modules}
+        return _code, (self.source, others, modules)
+
+
+def _code(source: str, scope: Mapping[str, Any], modules: Mapping[str, str]) -> Code:
+    return Code(source, {**scope, **{n: import_module(name) for n, name in modules.items()}})
 
 
 class Holder(nn.Module):

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from stepwell.modes import keeping_modes
-from stepwell.nets.plan import Calls, Holder, Plan, join
+from stepwell.nets.plan import Calls, Code, Holder, Plan, join
 
 #: A stage that is some children of a container.
 SLICE = re.compile(r"(?P<name>.*)\[(?P<start>\d+):(?P<stop>\d+)(:(?P<step>[1-9]\d*))?\]")
@@ -322,12 +322,10 @@ def _source(graph: fx.Graph) -> str:
     return graph.python_code("self").src
 
 
-def _function(graph: fx.Graph) -> Callable[[Calls, Tensor], Tensor]:
+def _function(graph: fx.Graph) -> Code:
     """The graph as a Python function of a step and its input."""
     code = graph.python_code("self")
-    scope = dict(code.globals)
-    exec(compile(code.src, "<step between blocks>", "exec"), scope)
-    return scope["forward"]
+    return Code(code.src, code.globals)
 
 
 def _calls(module: nn.Module, in_train: fx.Graph, in_eval: fx.Graph) -> Calls:
