@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
 
-from stepwell.data import ImageSet, images, load_images
-from stepwell.data.images import Files, check_outside, read_image
+from stepwell.data import ImageSet, load_images
+from stepwell.data.decoding import Files, read_image
+from stepwell.data.images import check_outside
 
 
 def test_a_folder_of_classes_is_read_whole_and_a_part_set_aside(image_folder):
@@ -60,7 +61,7 @@ def test_images_of_other_sizes_are_scaled_and_cropped_in_the_middle(tmp_path):
 def test_a_set_too_large_for_memory_is_decoded_as_it_is_read(image_folder, monkeypatch):
     root = str(image_folder(count=10))
     whole = load_images(root)
-    monkeypatch.setattr(images, "MEMORY", 0)
+    monkeypatch.setattr("stepwell.data.decoding.MEMORY", 0)
     lazy = load_images(root)
     assert isinstance(lazy.train.pixels, Files)
     assert_close(lazy.train.pixels[torch.arange(16)], whole.train.pixels)

@@ -7,7 +7,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from stepwell.data import Augment, Batches, Extra, ImageSet, Mix, Replace, seed_of
-from stepwell.data.images import Files
+from stepwell.data.decoding import Files
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from stepwell.data.augment import Augment
-from stepwell.data.images import Files, ImageSet
+from stepwell.data.decoding import Files
+from stepwell.data.images import ImageSet
 from stepwell.data.mixing import Change
 from stepwell.types import Batch
 

@@ -18,7 +18,8 @@ from stepwell.methods.adapters import (
 )
 from stepwell.methods.objective import Frozen, Teacher, as_exit
 from stepwell.nets import BUILDERS, Card, NestedNet, build
-from stepwell.nets.file import digest, fingerprint, holds_weights_alone, load, load_plain
+from stepwell.nets.container import digest
+from stepwell.nets.file import fingerprint, holds_weights_alone, load, load_plain
 from stepwell.nets.onnx_file import OnnxNet, onnx_fingerprint
 from stepwell.nets.pretrained import start_pretrained
 from stepwell.nets.timm_models import PREFIX

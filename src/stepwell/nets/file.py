@@ -1,14 +1,13 @@
 """The file of a nested net: one safetensors file that holds every depth, weights stored once.
 
 The full net's tensors stand under torchvision's own names, private tensors under
-`depths/NAME/<name>`; one JSON string in the header says how to build the net and how to use it. A
-checksum over both finds damage that the container itself would not notice.
+`depths/NAME/<name>`; one JSON string in the header says how to build the net and how to use it
+(`nets.container` reads and checks both).
 """
 
 import dataclasses
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from stepwell.files import write_whole
 from stepwell.nets import build, builder_of
 from stepwell.nets.card import Card
+from stepwell.nets.container import digest, is_pickle, read_checked, read_state_dict
 from stepwell.nets.nested import NestedNet
 from stepwell.nets.reading import read
 
@@ -175,8 +175,8 @@ def holds_weights_alone(path: Path) -> bool:
     Raises:
         ValueError: it is a pickle of anything but weights.
     """
-    if _is_pickle(path):
-        return bool(_read_torch(path))
+    if is_pickle(path):
+        return bool(read_state_dict(path))
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return "stepwell" not in (file.metadata() or {})
@@ -367,9 +367,9 @@ def _read(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, d
     """The header (none in a file of another's) and the tensors, checked against the checksum."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    if _is_pickle(path):
+    if is_pickle(path):
         if plain_too:
-            return None, _read_torch(path)
+            return None, read_state_dict(path)
         raise ValueError(
             f"{path} is a pickle (torch.save), which can run code when it is read: Stepwell reads "
             "safetensors. Start from its weights with: stepwell train ... --init"
@@ -378,82 +378,3 @@ def _read(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, d
     if header is None and plain_too and "stepwell_card" in metadata:
         header = {"card": json.loads(metadata["stepwell_card"])}
     return header, tensors
-
-
-def _is_pickle(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(9)
-    # A safetensors file begins with the length of its header, which may look like a pickle's mark.
-    return start.startswith((b"PK\x03\x04", b"\x80")) and not start.endswith(b"{")
-
-
-def read_checked(
-    path: Path, key: str, newest: int
-) -> tuple[dict[str, Any] | None, dict[str, Tensor], dict[str, str]]:
-    """The header in the string `key` of a safetensors file (none if it has no such string), without
-    its checksum, which was found right; the tensors; and all strings.
-
-    Args:
-        newest: the latest format that the caller reads.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file; it is damaged, or of a later format.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = json.loads(metadata[key]) if key in metadata else None
-    except (safetensors.SafetensorError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is damaged or no safetensors file ({error}): copy it again"
-        ) from error
-    if header is not None:
-        _check_header(header, tensors, path, newest)
-    return header, tensors, metadata
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `torch.save`d state dict; nothing else is ever unpickled.
-
-    Raises:
-        ValueError: it holds a module, or anything else that takes code to read, or is damaged.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of formats that are refused below
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds here
-        # not torch's own words, which advise to unpickle it
-        raise ValueError(
-            f"{path} is a pickled module or holds other things than weights (or is damaged), and to "
-            "read that could run any code, so it is never done: where the model was made, save its "
-            "weights, torch.save(model.state_dict(), FILE), or export it to ONNX"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} is no state dict: save `model.state_dict()` and try again")
-    return dict(state)
-
-
-def _check_header(
-    header: dict[str, Any], tensors: Mapping[str, Tensor], path: Path, newest: int
-) -> None:
-    version = header.get("format")
-    if not isinstance(version, int) or version > newest:
-        raise ValueError(
-            f"{path} has format {version}; this version of Stepwell reads up to {newest}: upgrade"
-        )
-    expected = header.pop("sha256", None)
-    if digest(header, tensors) != expected:
-        raise ValueError(f"{path} is damaged: its checksum does not match. Copy it again")
-
-
-def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """A checksum of a header and of names, types, shapes and bytes of tensors (on the CPU)."""
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

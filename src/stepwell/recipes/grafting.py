@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stepwell.data import Batches, ImageSet, seed_of
-from stepwell.data.images import MEMORY
+from stepwell.data.decoding import MEMORY
 from stepwell.evaluation import evaluate
 from stepwell.methods import Graft, Grafting
 from stepwell.methods.netgraft import GraftLoss

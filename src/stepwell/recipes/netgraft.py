@@ -10,7 +10,7 @@ import tyro
 from torch import nn
 
 from stepwell.data import ImageSet, load_unlabeled, seed_of
-from stepwell.data.images import Files
+from stepwell.data.decoding import Files
 from stepwell.files import config_of
 from stepwell.methods import Frozen, Grafting, OpenTeacher, open_teacher
 from stepwell.methods.netgraft import GraftLoss, Start, Statistics

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stepwell.data import normalise
-from stepwell.data.images import image_files, read_image
+from stepwell.data.decoding import image_files, read_image
 from stepwell.files import write_whole
 from stepwell.modes import in_eval_mode
 from stepwell.nets import NestedNet

@@ -1,0 +1,124 @@
+"""Image files as RGB bytes of one size.
+
+Small sets are decoded into memory once; a set over `MEMORY` bytes is decoded as it is read.
+"""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+#: Sets that need more bytes than this, decoded, are read from disk batch by batch.
+MEMORY = 2 * 2**30
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+#: Two threads decode: PIL lets go of the interpreter, and more would crowd out training.
+DECODERS = 2
+#: What PIL raises on files that are damaged or no images, in one format or another.
+UNREADABLE = (
+    OSError, UnidentifiedImageError, SyntaxError, ValueError, TypeError, IndexError, KeyError,
+    EOFError, struct.error, zlib.error, MemoryError, OverflowError, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class Files:
+    """Images on disk, decoded, resized and cropped to a square when they are asked for."""
+
+    def __init__(self, paths: Sequence[Path], size: int) -> None:
+        self.paths = list(paths)
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """Bytes (n, 3, size, size) of the images at `indices`.
+
+        Raises:
+            ValueError: an image cannot be read; the message names its path.
+        """
+        paths = [self.paths[i] for i in indices.tolist()]
+        with ThreadPoolExecutor(DECODERS) as pool:
+            images = list(pool.map(lambda p: read_image(p, self.size).numpy(), paths))
+        return torch.from_numpy(np.stack(images))
+
+
+def pixels_of(paths: Sequence[Path], size: int) -> Tensor | Files:
+    """The images, decoded if that fits in memory."""
+    lazy = Files(paths, size)
+    fits = len(paths) * 3 * size**2 <= MEMORY
+    return lazy[torch.arange(len(paths))] if fits else lazy
+
+
+def own_size(paths: Sequence[Path]) -> int:
+    """The side of the images if some of them, evenly chosen, are squares of one size; else 224."""
+    sizes = set()
+    for path in paths[:: max(1, len(paths) // 50)]:
+        try:
+            with Image.open(path) as image:
+                sizes.add(image.size)
+        except UNREADABLE as error:
+            raise ValueError(f"cannot read image {path} ({error}): replace or remove it") from error
+    width, height = sizes.pop()
+    return width if not sizes and width == height else 224
+
+
+def read_image(path: Path, size: int) -> Tensor:
+    """Bytes (3, size, size): shorter side scaled to `size`, cropped in the middle.
+
+    Raises:
+        ValueError: the file is no image, or damaged; the message names it.
+    """
+    try:
+        with Image.open(path) as file:
+            image = _as_rgb(ImageOps.exif_transpose(file))
+            width, height = image.size
+            if (width, height) != (size, size):
+                scale = size / min(width, height)
+                image = image.resize(
+                    (max(size, round(width * scale)), max(size, round(height * scale))),
+                    Image.Resampling.BILINEAR,
+                )
+                left, top = (image.width - size) // 2, (image.height - size) // 2
+                image = image.crop((left, top, left + size, top + size))
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    except UNREADABLE as error:
+        raise ValueError(f"cannot read image {path} ({error}): replace or remove it") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Eight bits a channel; PIL would clip the values of images with more, not scale them.
+
+    Raises:
+        ValueError: values that no known scale has, such as floats up to 1000.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if image.mode == "F":
+            full = 1 if high <= 1 else 255
+        else:
+            full = 255 if image.mode == "I" and high <= 255 else 65535
+        if not (low >= 0 and high <= full):
+            raise ValueError(
+                f"its values run from {low:g} to {high:g}, and not up to 1, 255 or 65535"
+            )
+        scaled = values // 257 if full == 65535 else np.rint(values * (255 / full))
+        image = Image.fromarray(scaled.astype(np.uint8))
+    return image.convert("RGB")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every image below `folder`, sorted by path; hidden files and folders are passed over."""
+    return sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in SUFFIXES
+        and not p.is_dir()
+        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    )

@@ -1,0 +1,96 @@
+"""Files of tensors: safetensors with a header and a checksum over both, and torch's state dicts.
+
+The header is one JSON string among the strings that safetensors keeps; a checksum finds damage that
+safetensors itself would not notice. Nothing is ever unpickled but weights.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+
+def read_checked(
+    path: Path, key: str, newest: int
+) -> tuple[dict[str, Any] | None, dict[str, Tensor], dict[str, str]]:
+    """The header in the string `key` of a safetensors file (none if it has no such string), without
+    its checksum, which was found right; the tensors; and all strings.
+
+    Args:
+        newest: the latest format that the caller reads.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file; it is damaged, or of a later format.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(metadata[key]) if key in metadata else None
+    except (safetensors.SafetensorError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged or no safetensors file ({error}): copy it again"
+        ) from error
+    if header is not None:
+        _check_header(header, tensors, path, newest)
+    return header, tensors, metadata
+
+
+def _check_header(
+    header: dict[str, Any], tensors: Mapping[str, Tensor], path: Path, newest: int
+) -> None:
+    version = header.get("format")
+    if not isinstance(version, int) or version > newest:
+        raise ValueError(
+            f"{path} has format {version}; this version of Stepwell reads up to {newest}: upgrade"
+        )
+    expected = header.pop("sha256", None)
+    if digest(header, tensors) != expected:
+        raise ValueError(f"{path} is damaged: its checksum does not match. Copy it again")
+
+
+def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """A checksum of a header and of names, types, shapes and bytes of tensors (on the CPU)."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle, as `torch.save` writes it, in a zip or not."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A safetensors file begins with the length of its header, which may look like a pickle's mark.
+    return start.startswith((b"PK\x03\x04", b"\x80")) and not start.endswith(b"{")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `torch.save`d state dict; nothing else is ever unpickled.
+
+    Raises:
+        ValueError: it holds a module, or anything else that takes code to read, or is damaged.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of formats that are refused below
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds here
+        # not torch's own words, which advise to unpickle it
+        raise ValueError(
+            f"{path} is a pickled module or holds other things than weights (or is damaged), and to "
+            "read that could run any code, so it is never done: where the model was made, save its "
+            "weights, torch.save(model.state_dict(), FILE), or export it to ONNX"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} is no state dict: save `model.state_dict()` and try again")
+    return dict(state)
