@@ -1,5 +1,7 @@
 """Whoever runs a network in eval mode for a while gives each module its own mode back."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -8,10 +10,11 @@ from stepwell import calibrate
 from stepwell.cost import costs_of
 from stepwell.data import Batches, ImageSet
 from stepwell.methods import Distill, EmbeddedKD, Frozen
-from stepwell.modes import in_eval_mode, keeping_modes
+from stepwell.modes import in_eval_mode, keeping_modes, train_unfrozen
 from stepwell.nets import Card, build
 from stepwell.nets.cascade import Cascade
 from stepwell.nets.nest import nest
+from stepwell.nets.resolution import Resolutions
 from stepwell.recipes.classification import Task, validator
 from stepwell.serve.cascade import calibrate_cascade, measure_cascade
 from stepwell.training import Loop, Run, fit, sgd
@@ -103,6 +106,65 @@ def test_validation_within_training_leaves_frozen_norms_frozen(net, batches, tmp
         )  # fmt: skip
         assert [line["val/accuracy"] for line in run.metrics()] == [0.0, 0.0]
     assert seen == [False] * 4
+
+
+def trained(objective, batches, folder):
+    with Run.start(folder, "test", {}, data={}) as run:
+        fit(objective, batches, sgd(0.1), run, phase="p", epochs=1, loop=Loop(device="cpu"))
+
+
+def test_training_leaves_frozen_norms_frozen(net, batches, tmp_path):
+    before = modes(net)
+    frozen = net.module.get_submodule("layer2.0.bn1")
+    states = [deepcopy(n.state_dict()) for n in (frozen, net.module.bn1)]
+    trained(EmbeddedKD(net, distill_from=0.0), batches, tmp_path / "run")
+    assert modes(net) == before
+    assert torch.equal(frozen.running_mean, states[0]["running_mean"])
+    assert not torch.equal(net.module.bn1.running_mean, states[1]["running_mean"])
+
+
+@pytest.mark.parametrize("make", [lambda net: net.eval(), lambda net: nest(
+    net.module.eval(), ["layer1", "layer2", "layer3"], {"8": (1, 1, 1)})])  # fmt: skip
+def test_a_net_that_is_in_eval_mode_as_a_whole_trains_as_a_whole(make, net, batches, tmp_path):
+    net = make(net)
+    trained(EmbeddedKD(net, distill_from=0.0), batches, tmp_path / "run")
+    assert {mode for _, mode in modes(net).values()} == {True}
+
+
+def test_a_loaded_net_inside_a_wrapper_trains_as_a_whole(net):
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.head, self.norm = net, nn.Linear(3, 3), nn.BatchNorm1d(3).eval()
+
+    wrapper = Wrapper()
+    net.eval()
+    train_unfrozen(nn.ModuleDict({"net": wrapper}))
+    assert {mode for _, mode in modes(net).values()} == {True}
+    assert [wrapper.training, wrapper.head.training, wrapper.norm.training] == [True, True, False]
+
+
+def test_resolutions_of_a_loaded_net_train_as_a_whole(net):
+    wrapped = Resolutions(net.eval(), [16, 8])
+    train_unfrozen(nn.ModuleList([wrapped]))
+    assert all(m.training for m in [*wrapped.modules(), *wrapped.hidden_modules()])
+
+
+def test_what_a_method_keeps_in_eval_mode_stays_so_and_lists_are_no_networks():
+    class Half(nn.Module):
+        def __init__(self, *blocks):
+            super().__init__()
+            self.blocks = nn.ModuleList(blocks)
+
+        def train(self, mode=True):
+            super().train(mode)
+            self.blocks[0].eval()
+            return self
+
+    half = Half(nn.ReLU(), nn.Sequential(nn.ReLU()).eval(), nn.Sequential(nn.ReLU().eval()))
+    train_unfrozen(half)
+    assert [b.training for b in half.blocks] == [False, True, True]
+    assert [half.blocks[1][0].training, half.blocks[2][0].training] == [True, False]
 
 
 def test_an_error_gives_the_modes_back_and_a_class_of_its_own_mind_is_asked():

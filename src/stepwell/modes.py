@@ -34,6 +34,34 @@ def in_eval_mode(*modules: nn.Module) -> Iterator[None]:
         yield
 
 
+def train_unfrozen(module: nn.Module) -> None:
+    """Train mode for `module`, but for what was frozen by `.eval()` inside a network in train mode.
+
+    A network that is in eval mode itself, as one that was just loaded, trains as a whole. Networks are
+    the children of `module` (and of lists among them), and every nested net, whatever wraps it.
+    """
+    networks = [*_children(module), *(m for m in _inner(module) if hasattr(m, "hidden_modules"))]
+    whole = {id(m) for network in networks if not network.training for m in _inner(network)}
+    frozen = [
+        inner
+        for network in networks
+        if network.training
+        for inner in _inner(network)
+        if not inner.training and id(inner) not in whole
+    ]
+    module.train()  # as its class would: it may keep some parts in eval mode, too
+    for inner in frozen:
+        inner.training = False
+
+
+def _children(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):  # which never runs itself
+            yield from _children(child)
+        else:
+            yield child
+
+
 def _inner(module: nn.Module) -> Iterator[nn.Module]:
     for inner in module.modules():
         yield inner

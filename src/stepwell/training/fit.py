@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stepwell.files import write_whole
 from stepwell.methods import Objective
+from stepwell.modes import train_unfrozen
 from stepwell.ranges import check_numbers
 from stepwell.training.job import Job, Loop, Stream, load_checked, read_checkpoint
 from stepwell.training.optim import Optim
@@ -64,6 +65,9 @@ def fit(
     appends a line to the run's metrics.jsonl and writes a checkpoint; of a finished phase
     that holds the weights alone. With `validate` the objective ends with the weights of its best epoch,
     without it with those of the last.
+
+    What you froze by `.eval()` inside a network in train mode, such as norms, stays in eval mode. A
+    network that is in eval mode as a whole, as `load` gives it, is set to train mode.
 
     Args:
         train: batches; their seed also seeds the steps (dropout, sampling).
@@ -240,7 +244,7 @@ def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) ->
             use_distributed_sampler=False,
         )
         job.objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        job.objective.train()
+        train_unfrozen(job.objective)
         trainer.fit(Steps())
     job.objective.cpu()
 
