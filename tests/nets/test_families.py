@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 import stepwell
-from nets.families import FAMILIES, lively
+from nets.families import FAMILIES, Mixed, lively
 from stepwell.methods import EmbeddedKD
 from stepwell.nets import BUILDERS, NestedNet, build, named_depths, nest
 from stepwell.nets.densenet import DenseNet
@@ -86,6 +86,33 @@ def test_torch_saves_a_whole_net(tmp_path):
     x = torch.randn(2, 3, 8, 8)
     back = torch.load(tmp_path / "net.pt", weights_only=False)
     assert_close(back.logits_by_depth(x), net.logits_by_depth(x), **EXACT)
+
+
+def test_all_depths_together_draw_what_each_alone_draws_where_nothing_is_dropped(family):
+    """Else the deepest alone does: it runs first."""
+    net = nested(family).train()
+    x = torch.randn(3, *family.input_size)
+    alone = {depth: run(deepcopy(net), x, depth) for depth in net.depths}
+    together = run(deepcopy(net).logits_by_depth, x)
+    assert_close(together[net.full], alone[net.full], **EXACT)
+    for module in net.modules():
+        for rate in ("p", "drop_prob"):  # torch's and timm's
+            if hasattr(module, rate):
+                setattr(module, rate, 0.0)
+    if family.make is not Mixed:  # drops by a function, not a module
+        together = run(deepcopy(net).logits_by_depth, x)
+        for depth in net.depths:
+            assert_close(together[depth], run(deepcopy(net), x, depth), **EXACT)
+
+
+@pytest.mark.parametrize(("dropout", "equal"), [(0.0, True), (0.5, False)])
+def test_dropout_is_drawn_for_each_depth_when_all_run_together(dropout, equal):
+    net = lively(build("mobilenet_v2", ["7"], num_classes=5, stem="small", dropout=dropout)).train()
+    x = torch.randn(4, 3, 16, 16)
+    alone = {depth: run(deepcopy(net), x, depth) for depth in net.depths}
+    together = run(deepcopy(net).logits_by_depth, x)
+    assert torch.equal(together["17"], alone["17"])
+    assert torch.equal(together["7"], alone["7"]) == equal
 
 
 def test_a_plain_network_of_the_depth_takes_the_weights(family):

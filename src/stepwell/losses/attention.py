@@ -13,6 +13,7 @@ from typing import Literal
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from stepwell.losses.precision import in_full_precision
 
@@ -95,7 +96,10 @@ def _by_position(features: Tensor) -> Tensor:
 
 
 def _attention_map(features: Tensor) -> Tensor:
-    return F.normalize(_by_position(features).square().mean(1), dim=1)
+    # By norms: the square of every feature, and what its gradient takes, would be four maps in memory.
+    return F.normalize(
+        vector_norm(_by_position(features), dim=1).square() / features.shape[1], dim=1
+    )
 
 
 def _self_attention(features: Tensor) -> Tensor:

@@ -162,7 +162,15 @@ class EmbeddedKD(Objective):
                 depth, exit, labels, full, full.logits if target is None else target
             )
 
-        step = Step(*self.net.joint_loss(images, loss_of, depths, scale=self.loss_scale))
+        step = Step(
+            *self.net.joint_loss(
+                images,
+                loss_of,
+                depths,
+                scale=self.loss_scale,
+                keep_features=bool(self.attention),
+            )
+        )
         for i, name in enumerate(self._names):
             if name in depths:
                 self.ran[i] = 1.0

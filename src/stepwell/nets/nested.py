@@ -3,9 +3,9 @@
 Each depth is a *path*, a sequence of plain modules. The full net's path is the network that was
 given; a shallower depth keeps the first blocks of every stage. Two paths share a step when they hold
 the very same module object, so the paths form a trie and their common prefix is computed once. After
-the point where two paths first differ their inputs differ in distribution, so from there on each
-has norms of its own, while convolutions and the classifier stay shared (one shared BatchNorm cannot
-serve two activation distributions: in our study the full net lost 7 points by it).
+the point where two paths first differ their inputs differ in distribution, so from there on each has
+norms of its own (one BatchNorm cannot serve both: in our study the full net lost 7 points by it),
+while convolutions and the classifier stay shared.
 
 Nothing is switched by a flag: `forward(x, "18")` walks path "18".
 """
@@ -62,7 +62,7 @@ class NestedNet(nn.Module):
         norms: NormSharing = "private",
     ) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.training = module, module.training
         self.private_norms = nn.ModuleList()
         self.full = full
         self.norm_sharing: NormSharing = norms
@@ -193,7 +193,11 @@ class NestedNet(nn.Module):
     def forward_all(
         self, x: Float[Tensor, "batch ..."], depths: Sequence[str] | None = None
     ) -> dict[str, Exit]:
-        """Exits of all depths (or those named), shallow to deep; common prefixes run once."""
+        """Exits of all depths (or those named), shallow to deep; common prefixes run once.
+
+        To the bit what each gives alone, but for layers that draw random numbers in train mode
+        (dropout, stochastic depth): there only the deepest is, which runs first.
+        """
         exits = dict(walk(self._trie(depths), x))
         return {depth: exits[depth] for depth in self.depths if depth in exits}
 
@@ -210,6 +214,7 @@ class NestedNet(nn.Module):
         depths: Sequence[str] | None = None,
         *,
         scale: float | None = None,
+        keep_features: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the losses of all depths (or those named), every common prefix computed once.
 
@@ -221,6 +226,7 @@ class NestedNet(nn.Module):
         Args:
             scale: needed in float16 alone: what the gradients are computed times, such as a
                 `GradScaler`'s `get_scale()`. The sum is not; `scaler.scale(sum).backward()` as ever.
+            keep_features: whether the exits in `done` have theirs, which stay in memory.
 
         Returns:
             The scalar sum, to be differentiated once, and the detached parts under "depth/part".
@@ -229,7 +235,7 @@ class NestedNet(nn.Module):
             ValueError: no such depth; a loss depends on parameters that its depth does not run behind
                 the fork; `scale` is not positive and finite, or missing in float16.
         """
-        return joint_loss(self._trie(depths), x, loss_of, scale)
+        return joint_loss(self._trie(depths), x, loss_of, scale, keep_features=keep_features)
 
     def train(self, mode: bool = True) -> "NestedNet":
         """Set the mode of every module, those that only a sub-net has included."""
@@ -255,9 +261,8 @@ class NestedNet(nn.Module):
         Raises:
             ValueError: as for the constructor; the net is unchanged.
         """
-        most = self._blocks[self.full]
-        kept = blocks_of(name, blocks, most)
-        check_depth(name, kept, self._blocks, self.plan.stages, most)
+        kept = blocks_of(name, blocks, self._blocks[self.full])
+        check_depth(name, kept, self._blocks, self.plan.stages, self._blocks[self.full])
         self._insert(name, kept)
 
     def load_full(self, state: Mapping[str, Tensor]) -> None:

@@ -114,7 +114,12 @@ def walk(node: Node, x: Tensor, features: Features | None = None) -> Iterator[tu
 
 
 def joint_loss(
-    root: Node, x: Tensor, loss_of: LossOf, scale: float | None = None
+    root: Node,
+    x: Tensor,
+    loss_of: LossOf,
+    scale: float | None = None,
+    *,
+    keep_features: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of the losses of all paths, and its detached parts under "depth/part".
 
@@ -127,6 +132,7 @@ def joint_loss(
         scale: what the gradients behind the fork are computed times; `backward()` divides by it. A
             factor on the sum itself comes too late for them: what vanished in float16 is gone. With
             a `GradScaler`, give its `get_scale()`.
+        keep_features: whether the exits in `done` have their features, which live until all is done.
 
     Raises:
         ValueError: a loss depends on parameters that its depth does not run behind the fork: they
@@ -134,7 +140,7 @@ def joint_loss(
     """
     if scale is not None and not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale {scale}: must be above 0 and finite")
-    judge = _Judge(loss_of, 1.0 if scale is None else scale)
+    judge = _Judge(loss_of, 1.0 if scale is None else scale, keep_features)
     fork = _Fork(root, *root.run(x, dict.fromkeys(root.depths, ())))
     if root.children and torch.is_grad_enabled():
         if scale is None and _in_float16(x):
@@ -205,8 +211,9 @@ def _version(tensor: Tensor) -> int:
 def _in_float16(x: Tensor) -> bool:
     """Whether a network that is given `x` computes in float16."""
     kind = x.device.type
-    autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
-    return autocast or x.dtype == torch.float16
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind) == torch.float16 or x.dtype == torch.float16
+    return x.dtype == torch.float16
 
 
 class _Judge:
@@ -215,9 +222,10 @@ class _Judge:
     scale: what the gradients of the losses are times.
     """
 
-    def __init__(self, loss_of: LossOf, scale: float) -> None:
+    def __init__(self, loss_of: LossOf, scale: float, keep_features: bool) -> None:
         self.loss_of = loss_of
         self.scale = scale
+        self.keep_features = keep_features
         self.logs: dict[str, Tensor] = {}
         self.done: dict[str, Exit] = {}
 
@@ -225,7 +233,8 @@ class _Judge:
         """One depth's loss, with its graph."""
         loss, parts = self.loss_of(depth, exit, self.done)
         self.logs |= {f"{depth}/{part}": value.detach() for part, value in parts.items()}
-        self.done[depth] = exit.detach()
+        kept = exit if self.keep_features else Exit(exit.logits)
+        self.done[depth] = kept.detach()
         return loss
 
 
@@ -234,7 +243,6 @@ class _Gradients:
 
     def __init__(self) -> None:
         self._sums: dict[int, Tensor] = {}
-        self._owned: set[int] = set()
 
     def backward(
         self, outputs: Sequence[Tensor], given: Sequence[Tensor], inputs: Sequence[Tensor]
@@ -262,22 +270,17 @@ class _Gradients:
                 own.update(theirs)
 
     def _take(self, key: int, gradient: Tensor) -> Tensor:
-        self._add(key, gradient)
+        if key in self._sums:
+            self._sums[key].add_(gradient)
+        else:
+            # A copy, as autograd may give the same memory to two tensors: made now, when most of the
+            # suffix's activations are gone, and not with the next sum, when the next suffix's are live.
+            self._sums[key] = gradient.clone()
         return gradient.new_zeros(()).expand_as(gradient)
 
     def pop(self, tensor: Tensor) -> Tensor | None:
         """The sum for `tensor`, given away."""
-        self._owned.discard(id(tensor))
         return self._sums.pop(id(tensor), None)
-
-    def _add(self, key: int, gradient: Tensor) -> None:
-        if key not in self._sums:
-            self._sums[key] = gradient
-        elif key in self._owned:
-            self._sums[key].add_(gradient)
-        else:  # not in place: autograd may give the same memory to two tensors
-            self._sums[key] = self._sums[key] + gradient
-            self._owned.add(key)
 
 
 class _Suffixes(torch.autograd.Function):
