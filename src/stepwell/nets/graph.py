@@ -69,11 +69,12 @@ class ContextEncoder(nn.Module):
             include_last_offset=True,
         )
         hidden = torch.relu(
-            torch.addcmul(beside, contexts.own[:, None], knowledge[owner]) @ self.weight
+            torch.addcmul(beside, contexts.own[:, None], knowledge.index_select(0, owner))
+            @ self.weight
         )
         if self.attends:
             wanted = self.attention * torch.relu(knowledge)
-            share = _softmax((hidden * wanted[owner]).sum(1), owner, len(length))
+            share = _softmax((hidden * wanted.index_select(0, owner)).sum(1), owner, len(length))
         else:
             share = (1 / length.float())[owner]
         context = embedding_bag(
@@ -93,7 +94,7 @@ def _softmax(scores: Tensor, owner: Tensor, count: int) -> Tensor:
     largest = scores.new_full((count,), -torch.inf)
     largest.scatter_reduce_(0, owner, scores.detach(), "amax")
     raised = torch.exp(scores - largest[owner])
-    return raised / scores.new_zeros(count).index_add(0, owner, raised)[owner]
+    return raised / scores.new_zeros(count).index_add(0, owner, raised).index_select(0, owner)
 
 
 class GraphEmbedding(nn.Module):
@@ -148,7 +149,7 @@ class GraphEmbedding(nn.Module):
         Args:
             contexts: theirs, in the same order; none for a net without context.
         """
-        knowledge = self.knowledge[kind][which]
+        knowledge = self.knowledge[kind].index_select(0, which)
         if not self.has_context:
             return knowledge
         assert contexts is not None
