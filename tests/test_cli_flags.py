@@ -67,6 +67,7 @@ WRONG = {
     "negatives": ([0, -1], [1]),
     "k": ([0, -1], [1]),
     "max_seconds": ([-1, "nan"], [0]),
+    "unlearn": ([-1, "nan"], [0]),
     "budget_ms": ([0, -1, "nan", "inf"], [1e-3]),
     "budget_macs": ([0, -1, "nan", "inf"], [1]),
     "min_accuracy": ([-0.1, 95, "nan"], [0, 1]),

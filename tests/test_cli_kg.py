@@ -163,7 +163,7 @@ def test_what_the_page_shows_runs(stepwell, tmp_path, monkeypatch):
 
 def test_updates_learn_as_they_do_in_python():
     flags = inspect.signature(commands.KG["update"]).parameters
-    for name in ("rule", "epochs", "lr"):
+    for name in ("rule", "epochs", "lr", "unlearn"):
         assert flags[name].default == getattr(Online(), name)
     assert flags["max_seconds"].default == Online().seconds
 

@@ -85,6 +85,7 @@ RANGES: dict[str, Range] = {
     "negatives": ONE_OR_MORE,
     "k": ONE_OR_MORE,
     "max_seconds": NOT_NEGATIVE,
+    "unlearn": NOT_NEGATIVE,
     # budgets and measurements
     "budget_ms": POSITIVE,
     "budget_macs": POSITIVE,

@@ -6,10 +6,10 @@ import torch
 from torch.testing import assert_close
 
 from stepwell.methods.dkge import DKGE, joint_vectors
-from stepwell.methods.dkge_online import Online, learn_change, placed, triples_of
+from stepwell.methods.dkge_online import Local, Online, learn_change, placed, triples_of
 from stepwell.methods.translation import Corruption, margin_loss
 from stepwell.nets.facts import Facts
-from stepwell.nets.graph import KINDS, GraphEmbedding
+from stepwell.nets.graph import COLUMNS, KINDS, GraphEmbedding
 from stepwell.nets.triple_index import TripleIndex
 
 NONE = np.zeros(0, np.int64)
@@ -167,6 +167,51 @@ def test_an_update_learns_and_is_the_same_again(trained):
         return far[1] - far[0]
 
     assert gap(learned) > gap(still)
+
+
+def test_removed_triples_are_farther_where_they_are_taught_as_false(trained):
+    net, facts, _ = trained
+    joint = joint_vectors(net, facts)
+    removed = torch.from_numpy(facts.index.rows[::30])
+
+    def mean_distance(**how):
+        _, learned = learn(net, facts, joint, **how)
+        moved = {k: joint[k].clone() for k in KINDS}
+        for k in KINDS:
+            moved[k][learned.joint[k][0]] = learned.joint[k][1]
+        h, r, t = (moved[k][removed[:, i]] for i, k in COLUMNS)
+        return float((h + r - t).norm(dim=1).mean())
+
+    assert mean_distance(unlearn=1.0) > mean_distance(unlearn=0.0) + 0.1
+
+
+def test_the_loss_of_removed_triples_is_that_of_a_loop():
+    torch.manual_seed(0)
+    facts = Facts.of(random_rows(0), size=4, seed=0)
+    net = GraphEmbedding(43, 5, 8, context=False)
+    joint = joint_vectors(net, facts)
+
+    def far(row):
+        h, r, t = (joint[k][row[i]] for i, k in COLUMNS)
+        return float((h + r - t).norm())
+
+    rows = torch.stack(sorted(torch.from_numpy(facts.index.rows), key=far))
+    removed, batch = rows[:3], rows[-1:]  # a batch of one: which true triple is drawn is known
+    every = {kind: np.arange(len(joint[kind])) for kind in KINDS}
+    none = {kind: np.arange(0) for kind in KINDS}
+    start = {kind: joint[kind][:0] for kind in KINDS}
+    corrupt = Corruption(facts.index, facts.index.rows, np.arange(40))
+
+    def loss(unlearn):
+        local = Local(net, joint, facts, every, none, start, removed, corrupt,
+                      unlearn=unlearn, margin=2.0, negatives=2)  # fmt: skip
+        torch.manual_seed(1)
+        return local.training_step(batch).loss.item()
+
+    gaps = [max(0.0, far(batch[0]) - far(row)) for row in removed]
+    # of removed triples as many as the batch has are drawn
+    assert any(loss(0.5) - loss(0.0) == pytest.approx(0.5 * gap, abs=1e-5) for gap in gaps)
+    assert min(gaps) > 0.1
 
 
 def test_a_bound_in_seconds_cuts_an_update_short(trained):

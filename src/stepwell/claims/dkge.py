@@ -22,14 +22,15 @@ BASE, PLAIN_BASE = "DKGE, first snapshot", "TransE, first snapshot"
 NOTHING, PLAIN_NOTHING = "DKGE, no update", "TransE, no update"
 ONLINE, TEXT, CODE = "DKGE online", "DKGE online, text's rule", "DKGE online, code's rule"
 PLAIN_ONLINE = "TransE online"
+KEPT = "DKGE online, removed triples not taught"
 ADDED, ALL = "TransE, more training on added triples", "TransE, more training on all"
 ANEW, PLAIN_ANEW = "DKGE anew", "TransE anew"
 MEAN, UNGATED = "DKGE anew, no attention", "DKGE anew, no gate"
 PYKEEN_TRANSE, PYKEEN_ROTATE = "TransE anew, pykeen", "RotatE anew, pykeen"
 
 
-def _follow(base: str, way: str) -> Arm:
-    return Arm(f"{HERE}:follow", {"way": way}, {"base": base})
+def _follow(base: str, way: str, **options: float) -> Arm:
+    return Arm(f"{HERE}:follow", {"way": way} | options, {"base": base})
 
 
 ARMS: dict[str, Arm] = {
@@ -39,6 +40,7 @@ ARMS: dict[str, Arm] = {
     ONLINE: _follow(BASE, "touched"),
     TEXT: _follow(BASE, "context"),
     CODE: _follow(BASE, "neighbour"),
+    KEPT: _follow(BASE, "touched", unlearn=0.0),
     PLAIN_NOTHING: _follow(PLAIN_BASE, "nothing"),
     PLAIN_ONLINE: _follow(PLAIN_BASE, "touched"),
     ADDED: _follow(PLAIN_BASE, "added triples"),
@@ -114,6 +116,12 @@ CLAIMS = [
         points(ONLINE, "unlearnt"), 50.0, judged_in="%",
         note="Deleted triples were learnt once, held-out ones never.",
     ),
+    better("removed-taught/unlearnt", "Removed triples are unlearnt better where an update teaches "
+           "them as false than where it does not", "they are not taught", ONLINE, KEPT, "unlearnt"),
+    better("removed-taught/answers", "More questions whose answers have changed are answered where "
+           "removed triples are taught as false", "they are not taught", ONLINE, KEPT, "answer/hits@1"),
+    better("removed-taught/old", "Old entities' triples lose less than a point of MRR where removed "
+           "triples are taught as false", "they are not taught", ONLINE, KEPT, MRR, -1.0),
     better("context-helps", "Trained anew, DKGE ranks better than TransE by the same code, as long",
            "DKGE is above TransE", ANEW, PLAIN_ANEW, MRR),
     better("beyond-pykeen-transe", "Trained anew, DKGE ranks better than pykeen's TransE",

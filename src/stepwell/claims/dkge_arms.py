@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -46,6 +47,7 @@ def follow(
     base: Path,
     way: Way,
     online_epochs: int = 20,
+    unlearn: float = Online.unlearn,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Follow the snapshots from a graph that was learnt at the first.
@@ -63,7 +65,8 @@ def follow(
         start = time.process_time()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + step)
-            extra = _step(state, added, removed, way, online_epochs)
+            how = Online(epochs=online_epochs, unlearn=unlearn)
+            extra = _step(state, added, removed, way, how)
         spent = {"step_seconds": time.process_time() - start} | extra
         found.append(_measures(state, start_names, before, now) | spent)
     return _result(found, time.perf_counter() - clock)
@@ -145,18 +148,18 @@ def _scratch(
 
 
 def _step(
-    state: State, added: list[Fact], removed: list[Fact], way: Way, epochs: int
+    state: State, added: list[Fact], removed: list[Fact], way: Way, how: Online
 ) -> dict[str, float]:
     if way == "nothing":
         _place(state, added, removed)
         return {}
     if way in ("added triples", "all triples"):
         _place(state, added, removed)
-        _train_on(state, added if way == "added triples" else None, epochs)
+        _train_on(state, added if way == "added triples" else None, how.epochs)
         return {}
     rule: Rule = way  # type: ignore[assignment]  # the ways that are left
     kept = state.joint["entity"].clone()
-    change, learned = state.learn(added, removed, Online(rule=rule, epochs=epochs))
+    change, learned = state.learn(added, removed, replace(how, rule=rule))
     state.apply(change, learned_tables(learned), 0)
     moved = (state.joint["entity"][: len(kept)] - kept).norm(dim=1)
     may_move = learned.knowledge_ids["entity"]

@@ -30,6 +30,7 @@ def update(
     rule: Literal["touched", "context", "neighbour"] = "touched",
     epochs: int = 20,
     lr: float = 0.03,
+    unlearn: float = 0.1,
     max_seconds: float = 0.0,
     json: Json = False,
 ) -> None:
@@ -48,6 +49,8 @@ def update(
             (`touched`), the former alone (`context`), or entities whose neighbour is new or gone.
         epochs: passes over the triples of what is affected.
         lr: the highest learning rate.
+        unlearn: weight of removed triples, which are to be farther than true ones (0: they are left to
+            the drawing of false triples, as in the paper).
         max_seconds: learn at most so long (0: no bound).
     """
     from stepwell.data.triples import read_triples
@@ -69,7 +72,8 @@ def update(
                 there = "there already" if name == "add" else "not there"
                 say(f"note: {len(changes[name]) - count:,} triples to {name} are {there}")
         report = graph.update(
-            Online(rule=rule, epochs=epochs, lr=lr, seconds=max_seconds), test=asked
+            Online(rule=rule, epochs=epochs, lr=lr, unlearn=unlearn, seconds=max_seconds),
+            test=asked,
         )
         total = len(graph)
     if json:

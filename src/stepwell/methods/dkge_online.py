@@ -5,8 +5,9 @@ elements that were there; the knowledge vectors of affected and of new elements 
 contextual ones of new elements. The joint vector of an unaffected element is then a constant, which is
 looked up and never computed: the cost of an update is that of what it affects.
 
-Ours: a sample of an affected hub's triples, new elements that begin where their triples place them, and
-parameters that hold just what is trained, so that nothing else can move.
+Ours: removed triples are taught as false, a sample stands for an affected hub's triples, new elements
+begin where their triples place them, and parameters hold just what is trained, so that nothing else can
+move.
 """
 
 import math
@@ -25,6 +26,7 @@ from stepwell.nets.contexts import Contexts
 from stepwell.nets.facts import Facts, Rule, affected_entities, affected_relations
 from stepwell.nets.graph import COLUMNS, KINDS, GraphEmbedding, Kind, xavier
 from stepwell.nets.triple_index import RELATION, Found, Ints, sampled
+from stepwell.types import Step
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Online:
     rule: which elements a change affects (`nets.facts.Rule`).
     epochs: passes over the triples of what is affected.
     triples: of an affected element that has more heads or tails, a sample of so many each.
+    unlearn: weight of removed triples, which are to be farther than true ones; 0 in the paper.
     seconds: stop after so long (0: no bound); where that cuts an update short depends on the machine.
     """
 
@@ -42,6 +45,7 @@ class Online:
     batch_size: int = 1024
     lr: float = 0.03
     triples: int = 64
+    unlearn: float = 0.1
     seconds: float = 0.0
 
 
@@ -86,6 +90,7 @@ class Local(Translation):
         trained: elements whose knowledge vectors are trained, sorted; `new` ones are among them.
         new: their contextual vectors are trained, too; sorted.
         start: knowledge vectors that new elements begin with, by kind.
+        removed: triples (n, 3) that are true no more. unlearn: weight of their loss.
         corrupt, margin, negatives: as for `Translation`.
     """
 
@@ -97,13 +102,15 @@ class Local(Translation):
         trained: Mapping[Kind, Ints],
         new: Mapping[Kind, Ints],
         start: Mapping[Kind, Tensor],
+        removed: Tensor,
         corrupt: Corruption,
         *,
+        unlearn: float,
         margin: float,
         negatives: int,
     ) -> None:
         super().__init__(corrupt, margin=margin, negatives=negatives)
-        self._joint = joint
+        self._joint, self._removed, self.unlearn = joint, removed, unlearn
         self.trained = {kind: torch.from_numpy(trained[kind]) for kind in KINDS}
         self.knowledge, self.contextual = nn.ParameterDict(), nn.ParameterDict()
         self.encoders: Mapping[Kind, nn.Module] | None = None
@@ -130,6 +137,24 @@ class Local(Translation):
         self._contexts[kind] = contexts.pointing(torch.from_numpy(place))
         self._fixed[kind] = net.contextual[kind].detach()[torch.from_numpy(old)]
         self.contextual[kind] = nn.Parameter(net.contextual[kind].detach()[torch.from_numpy(new)])
+
+    def training_step(self, batch: Tensor) -> Step:
+        """The margin loss, and by how much removed triples are nearer than drawn true ones.
+
+        What leaves the graph would else be one of very many false triples, seldom drawn, while its
+        ends are pulled together by what stays. There is no margin: with one, held-out triples, many of
+        which are like those that left, rank worse.
+        """
+        step = super().training_step(batch)
+        if not self.unlearn or not len(self._removed):
+            return step
+        some = self._removed[torch.randperm(len(self._removed))[: len(batch)]]
+        true = batch[torch.randint(len(batch), (len(some),))]
+        near, far = self.distances(torch.cat([true, some])).split(len(some))
+        unlearnt = torch.relu(near - far).mean()
+        return Step(
+            step.loss + self.unlearn * unlearnt, step.logs | {"unlearnt": unlearnt.detach()}
+        )
 
     def trained_joint(self, kind: Kind, which: Tensor | None = None) -> Tensor:
         """Joint vectors of the trained elements, or of those at positions `which`."""
@@ -188,13 +213,15 @@ def learn_change(
         "relation": affected_relations(before, after, old, how.rule),
     }
     trained = {kind: np.union1d(affected[kind], new[kind]) for kind in KINDS}
-    added = changes[after.index.holds(changes)]
+    there = after.index.holds(changes)
+    added, removed = changes[there], changes[~there]
     rows = triples_of(after, added, trained, how.triples, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         local = Local(
-            net, joint, after, trained, new, placed(joint, added, new),
-            Corruption(after.index, rows, entities), margin=margin, negatives=negatives,
+            net, joint, after, trained, new, placed(joint, added, new), torch.from_numpy(removed),
+            Corruption(after.index, rows, entities), unlearn=how.unlearn, margin=margin,
+            negatives=negatives,
         )  # fmt: skip
         if len(rows):
             _train(local, torch.from_numpy(rows), how, started)
