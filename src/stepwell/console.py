@@ -260,6 +260,7 @@ def show_claims(result: Mapping[str, Any]) -> None:
         )
     if missing := [claim for claim in result["not_run"] if claim["primary"]]:
         show(
-            f"not judged, as arms or seeds are missing: {len(missing)} primary claims", style="dim"
+            f"not judged, as arms, seeds or measures are missing: {len(missing)} primary claims",
+            style="dim",
         )
     show(f"{big(result['seconds'])} s of training in all")

@@ -37,22 +37,33 @@ def _quiet():
         yield
 
 
-BEFORE = Snapshot("1", [("a", "in", "x"), ("b", "in", "x"), ("c", "in", "y"), ("a", "is", "b")], [])
+WAS_HELD = [("c", "is", "b"), ("b", "near", "y")]
+BEFORE = Snapshot(
+    "1",
+    [("a", "in", "x"), ("b", "in", "x"), ("c", "in", "y"), ("a", "is", "b"), ("b", "near", "x"),
+     ("c", "has", "x"), ("c", "has", "y")],
+    WAS_HELD,
+    WAS_HELD,
+)  # fmt: skip
+HELD = [("c", "is", "b"), ("d", "is", "b"), ("a", "is", "c")]
 NOW = Snapshot(
     "2",
-    [("a", "in", "y"), ("b", "in", "x"), ("c", "in", "y"), ("d", "in", "x"), ("a", "is", "b")],
-    [("c", "is", "b"), ("d", "is", "b")],
-)
+    [("a", "in", "y"), ("b", "in", "x"), ("c", "in", "y"), ("d", "in", "x"), ("a", "is", "b"),
+     ("b", "near", "y"), ("c", "has", "y"), ("c", "has", "a")],
+    HELD,
+    HELD,
+)  # fmt: skip
 
 
-def test_questions_are_those_whose_answer_has_changed():
+def test_questions_are_those_whose_only_answer_is_new():
+    # (b, near, y) was true before, and (c, has, ?) has several answers
     assert questions(BEFORE, NOW) == [Question(("a", "in", "y"), ("a", "in", "x"))]
 
 
 def test_measures_of_a_graph_that_knows_and_of_one_that_does_not():
     entities, relations = Names("entity"), Names("relation")
     numbered([*BEFORE.train, *NOW.train], entities, relations)
-    seen = Examined(entities, relations, {"a", "b", "c", "x", "y"}, BEFORE, NOW)
+    seen = Examined(entities, relations, BEFORE, BEFORE, NOW)
     true = {
         tuple(row) for row in numbered([*NOW.train, *NOW.held_out], entities, relations).tolist()
     }
@@ -65,18 +76,30 @@ def test_measures_of_a_graph_that_knows_and_of_one_that_does_not():
         return found
 
     best = seen.measures(knows)
-    assert {best[k] for k in ("old/mrr", "new/mrr", "unlearnt", "answer/hits@1")} == {1.0}
+    keys = ("still/mrr", "came/mrr", "new/mrr", "gone/unlearnt", "answer/hits@1")
+    assert {best[k] for k in keys} == {1.0}
     assert best["old answer/hits@1"] == 0
+    assert [best[f"{part}/n"] for part in ("still", "came", "new", "gone", "answer")] == [
+        1,
+        1,
+        1,
+        3,
+        1,
+    ]
     blind = seen.measures(lambda rows, side: torch.zeros(len(rows), len(entities)))
-    assert blind["unlearnt"] == 0.5
+    assert blind["gone/unlearnt"] == 0.5
     assert blind["answer/hits@1"] == 0
 
 
-def test_means_are_over_the_steps_that_have_a_measure():
-    assert mean_measures([{"a": 1.0, "b": float("nan")}, {"a": 3.0, "b": 5.0}, {"a": 2.0}]) == {
-        "a": 2.0,
-        "b": 5.0,
-    }
+def test_means_are_over_the_triples_of_the_steps_that_have_a_measure():
+    nan = float("nan")
+    steps = [
+        {"s": 1.0, "b/x": nan, "b/n": 0, "c/x": 1.0, "c/n": 1},
+        {"s": 3.0, "b/x": 5.0, "b/n": 2, "c/x": 5.0, "c/n": 3},
+        {"s": 2.0},
+    ]
+    assert mean_measures(steps) == {"s": 2.0, "b/x": 5.0, "b/n": 2, "c/x": 4.0, "c/n": 4}
+    assert mean_measures([{"b/x": nan, "b/n": 0}]) == {"b/n": 0}
 
 
 def test_snapshots_of_a_folder(tmp_path):
@@ -93,6 +116,10 @@ def test_snapshots_of_a_folder(tmp_path):
     assert [s.name for s in found] == ["2002", "2003"]
     assert found[1].train == [("a", "r", "b"), ("b", "r", "2003"), ("c", "r", "b")]
     assert found[1].held_out == [("a", "r", "c"), ("b", "r", "c")]
+    assert found[1].judged == [("b", "r", "c")]
+    assert read_snapshots(str(tmp_path), 1, "valid")[1].judged == [("a", "r", "c")]
+    with pytest.raises(ValueError, match="--data is missing: give a folder of folders"):
+        read_snapshots("", 1)
     with pytest.raises(ValueError, match="not two snapshots: give a folder of folders"):
         read_snapshots(str(tmp_path / "2001"), 1)
 
@@ -101,11 +128,13 @@ def test_verify_dkge_quick_runs_and_goes_on_where_it_stopped(tmp_path):
     arms = [ONLINE, TEXT, CODE, NOTHING, ADDED, PLAIN_NOTHING, ANEW]
     call = partial(verify_system, "dkge", {}, quick=True, seeds=1, workers=1, folder=tmp_path)
     record, page = call(arms=arms)
-    assert {"online-keeps-up", "local", "rule/unlearnt"} <= {c["id"] for c in record["claims"]}
+    judged = {c["id"] for c in record["claims"]}
+    assert {"online-keeps-up/still", "local", "true-to-context", "rule/unlearnt"} <= judged
     online = {name: m["mean"] for name, m in record["arms"][ONLINE].items()}
-    assert online["drift"] == 0
+    assert online["stale"] == 0
     assert 0 < record["arms"][CODE]["affected"]["mean"] < online["affected"] < 1
-    assert "drift" not in record["arms"][NOTHING]
+    assert record["arms"][CODE]["stale"]["mean"] > 0
+    assert "stale" not in record["arms"][NOTHING]
     assert "questions with a new answer" in page.with_suffix(".svg").read_text()
     stamps = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
     assert len(stamps) == len(arms) + 2  # those that they start from
@@ -114,6 +143,15 @@ def test_verify_dkge_quick_runs_and_goes_on_where_it_stopped(tmp_path):
 
 
 def test_all_arms_that_learn_take_as_many_passes():
-    common = STUDY.common
+    common = STUDY.common | {"epochs": 30}
     of = ARMS[PYKEEN_ROTATE].all_arguments(common)
     assert of["epochs"] == common["epochs"] + round(SHARE * common["epochs"])
+    followed = [arm.all_arguments(common) for arm in ARMS.values() if "way" in arm.arguments]
+    assert {of["online_epochs"] for of in followed} == {10}
+
+
+def test_what_no_arm_takes_is_refused(tmp_path):
+    for changes, precision, flag in (({"size": 9}, "32", "size"), ({}, "bf16", "precision")):
+        with pytest.raises(ValueError, match=f"--{flag}: no arm of dkge takes it"):
+            verify_system("dkge", changes, quick=True, seeds=1, workers=1, folder=tmp_path,
+                          precision=precision)  # fmt: skip

@@ -40,8 +40,9 @@ from stepwell.claims.fidelity_arms import (
     student,
 )
 from stepwell.claims.fidelity_rules import of_most_faithful
+from stepwell.claims.judging import judge
 from stepwell.claims.page import render
-from stepwell.claims.study import judge, slug
+from stepwell.claims.study import slug
 from stepwell.claims.verify import verify_system
 from stepwell.data import Batches, load_images
 from stepwell.evaluation import fidelity

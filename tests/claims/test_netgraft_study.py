@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from stepwell.claims.few_shots import draw, few_shots, full_data
+from stepwell.claims.judging import judge
 from stepwell.claims.netgraft import (
     ARMS,
     CLAIMS,
@@ -22,7 +23,7 @@ from stepwell.claims.netgraft import (
     STUDY,
     at,
 )
-from stepwell.claims.study import judge, slug
+from stepwell.claims.study import slug
 from stepwell.claims.verify import verify_system
 from stepwell.data import load_images
 

@@ -4,8 +4,10 @@ import pytest
 from scipy import stats
 
 from stepwell.claims import sources
+from stepwell.claims.judging import interval, judge, summary
+from stepwell.claims.measures import of_test_if_any
 from stepwell.claims.page import render
-from stepwell.claims.study import Arm, Claim, Study, interval, judge, run_study, summary
+from stepwell.claims.study import Arm, Claim, Study, run_study
 from stepwell.claims.verify import verify_system
 from stepwell.console import show_claims, sized
 
@@ -66,6 +68,18 @@ def test_a_measure_that_an_arm_lacks_is_an_error_not_a_claim_left_out():
     study = Study("s", {}, [claim], {}, {}, lambda common: "")
     with pytest.raises(KeyError, match="y"):
         judge(study, {"a": {0: {"x": 1.0, "seconds": 1.0}}})
+
+
+def test_a_claim_about_what_the_data_has_none_of_is_left_out():
+    measure = of_test_if_any("a", "new/mrr", 100)
+    claim = Claim("c", "t", "p", "u", {}, measure, 0.0)
+    study = Study("s", {}, [claim], {}, {}, lambda common: "")
+
+    def judged(**test):
+        return judge(study, {"a": {0: {"test": test, "seconds": 1.0}}})
+
+    assert judged() == []
+    assert judged(**{"new/mrr": 0.5})[0]["difference"]["values"] == [50.0]
 
 
 def a_unit(*, out, seed=0):

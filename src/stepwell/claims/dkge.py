@@ -1,18 +1,20 @@
 """Dynamic knowledge-graph embedding: do updates keep up with training anew, and is it worth it?
 
-Every arm gives vectors of each snapshot after the first; its measures are means over these steps. Ranks
-are filtered and realistic, of both ends of held-out triples, which no arm learns. "Old" triples have
-entities that were there at the first snapshot, "new" ones at least one that was not.
+Every arm gives vectors of each snapshot after the first; its measures are means over the triples of all
+these steps. Ranks are filtered and realistic, of both ends of held-out triples, which no arm learns. Of
+these, "still" were true at the first snapshot, too; "came" since, between entities that were there;
+"new" have an entity that was not.
 
 The paper's test triples do not change between snapshots and have no new entity, so doing nothing could
-not be told from an update there: the arm that does nothing, triples that were deleted, and questions
-whose answers change are what shows whether an update is good for anything. (Questions are answered by
-triples that were learnt, as in the paper: they test memory.)
+not be told from an update there ("still" is such a part): the arm that does nothing, triples that came,
+triples that were deleted, and questions whose answers change are what shows whether an update is good
+for anything. (Questions are answered by triples that were learnt, as in the paper: they test memory.
+Only those are asked that have one answer now.)
 """
 
 from collections.abc import Mapping
 
-from stepwell.claims.measures import less, of_test, ratio
+from stepwell.claims.measures import less, of_test, of_test_if_any, ratio
 from stepwell.claims.shown import Column
 from stepwell.claims.snapshots import snapshots_digest
 from stepwell.claims.study import Arm, Claim, Measure, Study
@@ -30,7 +32,9 @@ PYKEEN_TRANSE, PYKEEN_ROTATE = "TransE anew, pykeen", "RotatE anew, pykeen"
 
 
 def _follow(base: str, way: str, **options: float) -> Arm:
-    return Arm(f"{HERE}:follow", {"way": way} | options, {"base": base})
+    # from scratch an arm takes 60 epochs of translation and 20 with contexts
+    scaled = {"online_epochs": 1 / 3}
+    return Arm(f"{HERE}:follow", {"way": way} | options, {"base": base}, scaled)
 
 
 ARMS: dict[str, Arm] = {
@@ -56,7 +60,7 @@ ARMS: dict[str, Arm] = {
 
 def points(arm: str, key: str) -> Measure:
     """A measure of an arm in percent."""
-    return of_test(arm, key, 100)
+    return of_test_if_any(arm, key, 100)
 
 
 def step_seconds(arm: str) -> Measure:
@@ -82,93 +86,127 @@ def at_least(
     return Claim(id, rule, paper, unit, shown, ratio(first, second), factor, judged_in="×")
 
 
-MRR = "old/mrr"
+STILL, CAME, NEW = "still/mrr", "came/mrr", "new/mrr"
+UNLEARNT, ANSWERS = "gone/unlearnt", "answer/hits@1"
+WHAT = {
+    STILL: "triples that were true at the start",
+    CAME: "triples that came since",
+    NEW: "triples with new entities",
+}
+LACKS = "not compared"
+
+
+def on_every_part(
+    id: str, text: str, paper: str, a: str, b: str, parts: Mapping[str, str] = WHAT
+) -> list[Claim]:
+    """Claims that an arm ranks better than another, one for each part of what is held out."""
+    return [better(f"{id}/{key.partition('/')[0]}", f"{text}: {what}", paper, a, b, key)
+            for key, what in parts.items()]  # fmt: skip
+
+
 CLAIMS = [
-    at_least(
-        "online-keeps-up", "An update has at least 95 % of the MRR of training anew, on held-out "
-        "triples of old entities", "second best, below DKGE anew alone", "MRR, %",
-        {ONLINE: points(ONLINE, MRR), ANEW: points(ANEW, MRR)}, 0.95,
-    ),
+    *(at_least(
+        f"online-keeps-up/{key.partition('/')[0]}",
+        f"An update has at least 95 % of the MRR of training anew: {what}",
+        "second best, below DKGE anew alone", "MRR, %",
+        {ONLINE: points(ONLINE, key), ANEW: points(ANEW, key)}, 0.95,
+    ) for key, what in WHAT.items()),
     at_least(
         "online-faster", "An update takes at most a sixth of the processor's time of training anew",
         "two hours in place of a week (IMDB-13-3SP, of 8 million triples)", "processor seconds a step",
         {ANEW: step_seconds(ANEW), ONLINE: step_seconds(ONLINE)}, 6.0,
     ),
     Claim(
-        "local", "Entities that a change does not affect do not move: the 90 % interval of the largest "
-        "distance lies below 1e-9.", "only affected elements are learnt again", "distance",
-        {ONLINE: of_test(ONLINE, "drift"), "share affected": of_test(ONLINE, "affected")},
-        of_test(ONLINE, "drift"), 1e-9, below=True, judged_in="distance",
+        "local", "An update is local: the 90 % interval of the share of triples that it learns again "
+        "lies below 20 %.",
+        "only what is affected is learnt again (its code on YAGO-3SP: 1.9 % of the triples)",
+        "% of triples an epoch",
+        {ONLINE: of_test(ONLINE, "trained", 100), CODE: of_test(CODE, "trained", 100)},
+        of_test(ONLINE, "trained", 100), 20.0, below=True, judged_in="%",
     ),
-    better("beyond-nothing/old", "An update ranks old entities' triples better than doing nothing",
-           "not compared", ONLINE, NOTHING, MRR),
-    better("beyond-nothing/new", "An update ranks triples with new entities better than placing "
-           "these by a closed form", "not compared", ONLINE, NOTHING, "new/mrr"),
-    better("beyond-nothing/unlearnt", "An update moves deleted triples away: they are more distant "
-           "than true ones more often than after doing nothing",
-           "not measured", ONLINE, NOTHING, "unlearnt"),
-    better("beyond-nothing/answers", "An update answers more questions whose answers have changed "
-           "than doing nothing", "only DKGE was tested", ONLINE, NOTHING, "answer/hits@1"),
     Claim(
-        "unlearnt", "After an update, deleted triples are more distant than held-out true ones in more "
-        "than half of the pairs: the 90 % interval lies above 50.", "not measured", "% of pairs",
-        {ONLINE: points(ONLINE, "unlearnt"), ANEW: points(ANEW, "unlearnt")},
-        points(ONLINE, "unlearnt"), 50.0, judged_in="%",
-        note="Deleted triples were learnt once, held-out ones never.",
+        "true-to-context", "No vector is left behind: the 90 % interval of the share of entities whose "
+        "joint vector is not what their context gives lies below 0.01 %.", LACKS, "% of entities",
+        {arm: of_test(arm, "stale", 100) for arm in (ONLINE, TEXT, CODE)},
+        of_test(ONLINE, "stale", 100), 0.01, below=True, judged_in="%",
     ),
+    *on_every_part("beyond-nothing", "An update ranks better than doing nothing (new entities are "
+                   "placed by a closed form)", LACKS, ONLINE, NOTHING),
+    better("beyond-nothing/unlearnt", "An update moves deleted triples away: they are more distant "
+           "than true ones more often than after doing nothing", "not measured", ONLINE, NOTHING,
+           UNLEARNT),
+    better("beyond-nothing/answers", "An update answers more questions whose answers have changed "
+           "than doing nothing", "only DKGE was tested", ONLINE, NOTHING, ANSWERS),
+    better("unlearns-like-anew", "An update unlearns as well as training anew, less 5 points",
+           "not measured", ONLINE, ANEW, UNLEARNT, -5.0,
+           "Deleted triples were learnt once, held-out ones never."),
+    better("answers-like-anew", "An update answers as many changed questions as training anew, less 5 "
+           "points", "only DKGE was tested", ONLINE, ANEW, ANSWERS, -5.0),
     better("removed-taught/unlearnt", "Removed triples are unlearnt better where an update teaches "
-           "them as false than where it does not", "they are not taught", ONLINE, KEPT, "unlearnt"),
+           "them as false than where it does not", "they are not taught", ONLINE, KEPT, UNLEARNT),
     better("removed-taught/answers", "More questions whose answers have changed are answered where "
-           "removed triples are taught as false", "they are not taught", ONLINE, KEPT, "answer/hits@1"),
-    better("removed-taught/old", "Old entities' triples lose less than a point of MRR where removed "
-           "triples are taught as false", "they are not taught", ONLINE, KEPT, MRR, -1.0),
-    better("context-helps", "Trained anew, DKGE ranks better than TransE by the same code, as long",
-           "DKGE is above TransE", ANEW, PLAIN_ANEW, MRR),
+           "removed triples are taught as false", "they are not taught", ONLINE, KEPT, ANSWERS),
+    better("removed-taught/still", "Triples that were true at the start lose less than a point of "
+           "MRR where removed triples are taught as false", "they are not taught", ONLINE, KEPT, STILL,
+           -1.0),
+    *on_every_part("context-helps", "Trained anew, DKGE ranks better than TransE by the same code, as "
+                   "long", "DKGE is above TransE", ANEW, PLAIN_ANEW),
     better("beyond-pykeen-transe", "Trained anew, DKGE ranks better than pykeen's TransE",
-           "DKGE is above TransE", ANEW, PYKEEN_TRANSE, MRR),
+           "DKGE is above TransE", ANEW, PYKEEN_TRANSE, STILL),
     better("beyond-rotate", "Trained anew, DKGE ranks better than pykeen's RotatE",
-           "not compared", ANEW, PYKEEN_ROTATE, MRR),
-    better("attention-helps", "Attention helps", "attention helps", ANEW, MEAN, MRR),
-    better("gate-helps", "The gate helps", "the gate helps", ANEW, UNGATED, MRR),
-    better("beyond-transe-online", "An update with contexts ranks better than one without",
-           "not asked", ONLINE, PLAIN_ONLINE, MRR),
-    better("beyond-more-training", "An update ranks better than more training of TransE on all triples "
-           "with as many epochs", "not compared", ONLINE, ALL, MRR),
-    better("added-alone-forgets", "More training on added triples alone ranks old entities' triples "
-           "worse than doing nothing", "not compared", PLAIN_NOTHING, ADDED, MRR),
+           LACKS, ANEW, PYKEEN_ROTATE, STILL),
+    better("attention-helps", "Attention helps", "attention helps", ANEW, MEAN, STILL),
+    better("gate-helps", "The gate helps", "the gate helps", ANEW, UNGATED, STILL),
+    *on_every_part("beyond-transe-online", "An update with contexts ranks better than one without",
+                   "not asked", ONLINE, PLAIN_ONLINE,
+                   WHAT | {UNLEARNT: "deleted triples are unlearnt", ANSWERS: "changed questions"}),
+    *on_every_part("beyond-more-training", "An update is better than more training of TransE on all "
+                   "triples at the same rates, as many epochs", LACKS, ONLINE, ALL,
+                   WHAT | {UNLEARNT: "deleted triples are unlearnt", ANSWERS: "changed questions"}),
+    better("added-alone-forgets", "More training on added triples alone ranks triples that were true "
+           "at the start worse than doing nothing", LACKS, PLAIN_NOTHING, ADDED, STILL),
     *(better(f"rule/{kind}", f"The text's rule of what is affected gives more than the code's: {what}",
-             "not compared", TEXT, CODE, key)
-      for kind, what, key in (("old", "MRR of old entities' triples", MRR),
-                              ("unlearnt", "deleted triples are unlearnt", "unlearnt"))),
+             LACKS, TEXT, CODE, key)
+      for kind, what, key in (("still", WHAT[STILL], STILL), ("came", WHAT[CAME], CAME),
+                              ("unlearnt", "deleted triples are unlearnt", UNLEARNT))),
 ]  # fmt: skip
 
 STUDY = Study(
     key="dkge",
     arms=ARMS,
     claims=CLAIMS,
-    primary=("online-keeps-up", "online-faster", "local", "beyond-nothing/old", "beyond-nothing/new",
-             "beyond-nothing/unlearnt", "beyond-nothing/answers", "context-helps"),
+    primary=("online-keeps-up/still", "online-keeps-up/came", "online-faster", "local",
+             "beyond-nothing/still", "beyond-nothing/came", "beyond-nothing/new",
+             "beyond-nothing/unlearnt", "beyond-nothing/answers", "context-helps/still"),
     note=(
-        "Rates, epochs and the start from TransE were chosen on the Wikidata snapshots of 2004 and "
-        "2005, validation and test triples together; many of these are among the held-out triples of "
-        "later years. Arms named pykeen have the same dimension, optimizer, rate, batch and number of "
-        "epochs, a constant rate, and pykeen's own loss."
+        "Rates, epochs, the start from TransE and the weight of removed triples were chosen for DKGE "
+        "on Wikidata snapshots of 2004 to 2007, held-out triples among them, of which many are held "
+        "out later, too; all other arms take these settings as they are. What was claimed, and the "
+        "margins, were settled after runs of one seed on the years that are judged. Intervals are over "
+        "seeds of training; that held-out triples are few (see n) is not in them."
     ),
-    common={"data": "wikidata12k", "size": None, "steps": 3, "epochs": 60},
-    quick={"data": "toy", "steps": 1, "epochs": 2},
+    common={"data": "", "steps": 3, "epochs": 60, "part": "test"},
+    quick={"data": "toy", "steps": 1, "epochs": 3},
     fingerprint=snapshots_digest,
     table=[
-        Column(MRR, "MRR, old"),
-        Column("old/hits@10", "Hits@10, old"),
-        Column("new/mrr", "MRR, new"),
-        Column("unlearnt", "unlearnt"),
-        Column("answer/hits@1", "answers right"),
+        Column(STILL, "MRR, still true"),
+        Column("still/n", "n", 1.0, ".0f"),
+        Column(CAME, "MRR, came"),
+        Column("came/n", "n", 1.0, ".0f"),
+        Column(NEW, "MRR, new"),
+        Column("new/n", "n", 1.0, ".0f"),
+        Column(UNLEARNT, "unlearnt"),
+        Column(ANSWERS, "answers right"),
+        Column("answer/n", "n", 1.0, ".0f"),
         Column("old answer/hits@1", "old answer first"),
+        Column("old answer/mean_rank", "its mean rank", 1.0, ".0f"),
+        Column("trained", "triples trained"),
         Column("step_seconds", "seconds a step", 1.0, ".1f"),
     ],
     panels=[
-        Column(MRR, "held-out triples of old entities", unit="MRR, %"),
-        Column("unlearnt", "deleted triples more distant than true ones", unit="% of pairs"),
-        Column("answer/hits@1", "questions with a new answer", unit="Hits@1, %"),
+        Column(STILL, "triples true at the start", unit="MRR, %"),
+        Column(CAME, "triples that came since", unit="MRR, %"),
+        Column(UNLEARNT, "deleted triples more distant than true ones", unit="% of pairs"),
+        Column(ANSWERS, "questions with a new answer", unit="Hits@1, %"),
     ],
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """The arms of the study of dynamic graphs: ways to have vectors of every snapshot."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from stepwell.data.triples import Fact, Names, numbered
 from stepwell.files import write_whole
 from stepwell.kg.ranking import Far, Side, distances_to_all
 from stepwell.kg.state import Change, Encoder, State, learned_tables, read_state
-from stepwell.methods.dkge import DKGE
+from stepwell.methods.dkge import DKGE, joint_vectors
 from stepwell.methods.dkge_online import Online, placed
 from stepwell.nets.facts import Rule
 from stepwell.nets.graph import KINDS
@@ -46,6 +47,7 @@ def follow(
     steps: int,
     base: Path,
     way: Way,
+    part: str = "test",
     online_epochs: int = 20,
     unlearn: float = Online.unlearn,
     seed: int = 0,
@@ -54,21 +56,23 @@ def follow(
 
     Returns:
         Under "test" the means over steps of `Examined.measures`; "step_seconds", of the processor;
-        "affected" and "trained", shares of the entities and of the triples; "drift", how far the
-        entity moved most that was not affected.
+        "affected" and "trained", shares of the entities and of the triples; "stale", the share of
+        entities whose joint vector is not what their context gives.
     """
     state = read_state(base)
     found, clock = [], time.perf_counter()
-    for step, (start_names, before, now) in enumerate(_steps(data, steps)):
+    for step, (start, before, now) in enumerate(_steps(data, steps, part)):
         old, new = dict.fromkeys(before.train), dict.fromkeys(now.train)
         added, removed = [f for f in new if f not in old], [f for f in old if f not in new]
-        start = time.process_time()
+        since = time.process_time()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + step)
             how = Online(epochs=online_epochs, unlearn=unlearn)
             extra = _step(state, added, removed, way, how)
-        spent = {"step_seconds": time.process_time() - start} | extra
-        found.append(_measures(state, start_names, before, now) | spent)
+        spent = {"step_seconds": time.process_time() - since} | extra
+        if "trained" in spent:
+            spent["stale"] = _stale(state)
+        found.append(_measures(state, start, before, now) | spent)
     return _result(found, time.perf_counter() - clock)
 
 
@@ -79,20 +83,28 @@ def retrain(
     steps: int,
     epochs: int,
     encoder: Encoder = "full",
+    part: str = "test",
     seed: int = 0,
 ) -> dict[str, Any]:
     """Learn every later snapshot from scratch; returns what `follow` does."""
     found, clock = [], time.perf_counter()
-    for start_names, before, now in _steps(data, steps):
+    for start, before, now in _steps(data, steps, part):
         results = _scratch(now, out / now.name, epochs, encoder, seed)
         state = read_state(out / now.name / "net.safetensors")
         spent = {"step_seconds": results["cpu_seconds"]}
-        found.append(_measures(state, start_names, before, now) | spent)
+        found.append(_measures(state, start, before, now) | spent)
     return _result(found, time.perf_counter() - clock)
 
 
 def pykeen_retrain(
-    *, out: Path, data: str, steps: int, epochs: int, model: str, seed: int = 0
+    *,
+    out: Path,
+    data: str,
+    steps: int,
+    epochs: int,
+    model: str,
+    part: str = "test",
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Learn every later snapshot by pykeen's model; returns what `follow` does.
 
@@ -100,29 +112,26 @@ def pykeen_retrain(
         ImportError: pykeen is not installed.
     """
     found, clock = [], time.perf_counter()
-    for start_names, before, now in _steps(data, steps):
+    for start, before, now in _steps(data, steps, part):
         entities, relations = Names("entity"), Names("relation")
         rows = numbered(now.train, entities, relations)
-        start = time.process_time()
+        since = time.process_time()
         far = _pykeen(rows, len(entities), len(relations), model, epochs, seed)
-        spent = time.process_time() - start
-        seen = Examined(entities, relations, start_names, before, now)
+        spent = time.process_time() - since
+        seen = Examined(entities, relations, start, before, now)
         found.append(seen.measures(far) | {"step_seconds": spent})
     return _result(found, time.perf_counter() - clock)
 
 
-def _steps(data: str, steps: int) -> Iterator[tuple[set[str], Snapshot, Snapshot]]:
-    """The entities of the first snapshot, and each snapshot with the one that follows it."""
-    snapshots = read_snapshots(data, steps)
-    names = {name for h, _, t in snapshots[0].train for name in (h, t)}
+def _steps(data: str, steps: int, part: str) -> Iterator[tuple[Snapshot, Snapshot, Snapshot]]:
+    """The first snapshot, and each snapshot with the one that follows it."""
+    snapshots = read_snapshots(data, steps, part)
     for before, now in pairwise(snapshots):
-        yield names, before, now
+        yield snapshots[0], before, now
 
 
-def _measures(
-    state: State, start_names: set[str], before: Snapshot, now: Snapshot
-) -> dict[str, float]:
-    seen = Examined(state.names["entity"], state.names["relation"], start_names, before, now)
+def _measures(state: State, start: Snapshot, before: Snapshot, now: Snapshot) -> dict[str, float]:
+    seen = Examined(state.names["entity"], state.names["relation"], start, before, now)
     return seen.measures(partial(distances_to_all, state.vectors()))
 
 
@@ -158,17 +167,20 @@ def _step(
         _train_on(state, added if way == "added triples" else None, how.epochs)
         return {}
     rule: Rule = way  # type: ignore[assignment]  # the ways that are left
-    kept = state.joint["entity"].clone()
     change, learned = state.learn(added, removed, replace(how, rule=rule))
     state.apply(change, learned_tables(learned), 0)
-    moved = (state.joint["entity"][: len(kept)] - kept).norm(dim=1)
-    may_move = learned.knowledge_ids["entity"]
-    moved[torch.from_numpy(may_move[may_move < len(kept)])] = 0
     return {
-        "drift": float(moved.max()),
         "affected": len(learned.affected["entity"]) / int(state.present().sum()),
         "trained": learned.trained / len(state.facts.index),
     }
+
+
+def _stale(state: State) -> float:
+    """The share of entities whose joint vector is not the one that their context gives."""
+    there = state.present()
+    fresh = joint_vectors(state.net, state.facts)["entity"][: len(there)]
+    apart = (fresh - state.vectors()["entity"]).norm(dim=1)[there]
+    return float((apart > 1e-4).float().mean())
 
 
 def _place(state: State, added: list[Fact], removed: list[Fact]) -> None:
@@ -186,7 +198,7 @@ def _place(state: State, added: list[Fact], removed: list[Fact]) -> None:
 
 
 def _train_on(state: State, added: list[Fact] | None, epochs: int) -> None:
-    """Train all vectors further, on some triples or on all, at a third of the first rate."""
+    """Train all vectors further, on some triples or on all, at the rates of an update."""
     rows = state.facts.index.rows if added is None else state.rows_of(added)
     objective = DKGE(
         state.net.requires_grad_(True),
@@ -194,19 +206,26 @@ def _train_on(state: State, added: list[Fact] | None, epochs: int) -> None:
         margin=state.shape.margin,
         negatives=state.shape.negatives,
     )
-    optimizer = torch.optim.Adam(objective.parameters(), lr=0.01 / 3)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=Online.lr)
+    steps = epochs * math.ceil(len(rows) / 1024)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(epochs):
         for batch in torch.from_numpy(rows)[torch.randperm(len(rows))].split(1024):
             optimizer.zero_grad()
             objective.training_step(batch).loss.backward()
             optimizer.step()
+            falling.step()
     state.net.requires_grad_(False)
     state.joint = objective.all_joint()
 
 
 def _pykeen(rows: Ints, entities: int, relations: int, model: str, epochs: int, seed: int) -> Far:
-    """Train one of pykeen's models as ours are (dimension, optimizer, rate, batch, false triples)."""
+    """Train one of pykeen's models as ours are.
+
+    The same are dimension, optimizer, rates, batch, false triples, margin, and that no norm is held.
+    """
     try:
+        from pykeen.losses import MarginRankingLoss
         from pykeen.models import RotatE, TransE
         from pykeen.training import SLCWATrainingLoop
         from pykeen.triples import CoreTriplesFactory
@@ -218,12 +237,18 @@ def _pykeen(rows: Ints, entities: int, relations: int, model: str, epochs: int, 
         torch.from_numpy(rows), num_entities=entities, num_relations=relations
     )
     # a complex number is two: both have 64 real ones an entity
-    net = (TransE(triples_factory=factory, embedding_dim=64, scoring_fct_norm=2, random_seed=seed)
+    common: dict[str, Any] = {
+        "triples_factory": factory,
+        "random_seed": seed,
+        "loss": MarginRankingLoss(margin=4.0),
+    }
+    net = (TransE(embedding_dim=64, scoring_fct_norm=2, entity_constrainer=None, **common)
            if model == "TransE"
-           else RotatE(triples_factory=factory, embedding_dim=32, random_seed=seed))  # fmt: skip
+           else RotatE(embedding_dim=32, **common))  # fmt: skip
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     loop = SLCWATrainingLoop(
         model=net, triples_factory=factory, optimizer=optimizer,
+        lr_scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs),
         negative_sampler="bernoulli", negative_sampler_kwargs={"filtered": False},
     )  # fmt: skip
     loop.train(factory, num_epochs=epochs, batch_size=1024, use_tqdm=False, use_tqdm_batch=False)

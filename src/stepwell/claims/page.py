@@ -49,7 +49,12 @@ def render(record: Mapping[str, Any], picture: str, table: Sequence[Column] = ()
             lines += [f"## {title}", "", *_claims(numbered), "", *_numbers(numbered), ""]
             first += len(claims)
     if record["not_run"]:
-        lines += ["## Not judged: arms or seeds are missing", "", *_not_run(record["not_run"]), ""]
+        lines += [
+            "## Not judged: something is missing",
+            "",
+            *_not_run(record["not_run"]),
+            "",
+        ]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -1,7 +1,8 @@
 """Snapshots of a graph that changes, for a study, and how well embeddings of one answer."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,11 +18,21 @@ PARTS = ("train", "valid", "test")
 
 
 class Snapshot(NamedTuple):
-    """A graph at one moment: the triples that are learnt, and others that are true and held out."""
+    """A graph at one moment.
+
+    train: triples that are learnt. held_out: others that are true. judged: of these, those that are
+    ranked.
+    """
 
     name: str
     train: list[Fact]
     held_out: list[Fact]
+    judged: list[Fact]
+
+    @property
+    def true(self) -> set[Fact]:
+        """All triples."""
+        return {*self.train, *self.held_out}
 
 
 class Question(NamedTuple):
@@ -31,11 +42,12 @@ class Question(NamedTuple):
     before: Fact
 
 
-def read_snapshots(data: str, steps: int) -> list[Snapshot]:
+def read_snapshots(data: str, steps: int, part: str = "test") -> list[Snapshot]:
     """The last `steps` + 1 snapshots of a folder, by name; what is held out is taken out of training.
 
     Args:
         data: a folder of folders with train.tsv, valid.tsv and test.tsv; or `toy`.
+        part: what is judged: `test`, or `valid` to choose settings by.
 
     Raises:
         ValueError: there are not two.
@@ -44,19 +56,21 @@ def read_snapshots(data: str, steps: int) -> list[Snapshot]:
         return _toy(steps)
     folders = sorted(p.parent for p in Path(data).glob("*/train.tsv"))[-steps - 1 :]
     if len(folders) < 2:
+        found = f"--data {data}: not two snapshots" if data else "--data is missing"
         raise ValueError(
-            f"--data {data}: not two snapshots: give a folder of folders (such as 2008/, 2009/), each "
+            f"{found}: give a folder of folders (such as 2008/, 2009/), each "
             "with train.tsv, valid.tsv and test.tsv, HEAD<tab>RELATION<tab>TAIL a line"
         )
     snapshots = []
     for folder in folders:
-        train, valid, test = (read_triples(folder / f"{part}.tsv") for part in PARTS)
-        held = dict.fromkeys([*valid, *test])
-        train = [f for f in train if f not in held]
+        parts = {name: read_triples(folder / f"{name}.tsv") for name in PARTS}
+        held = dict.fromkeys([*parts["valid"], *parts["test"]])
+        train = [f for f in parts["train"] if f not in held]
         seen = {name for h, _, t in train for name in (h, t)}
         relations = {r for _, r, _ in train}
         usable = [f for f in held if f[0] in seen and f[2] in seen and f[1] in relations]
-        snapshots.append(Snapshot(folder.name, train, usable))
+        judged = dict.fromkeys(parts[part])
+        snapshots.append(Snapshot(folder.name, train, usable, [f for f in usable if f in judged]))
     return snapshots
 
 
@@ -67,10 +81,11 @@ def snapshots_digest(arguments: Mapping[str, object]) -> str:
 
 
 def questions(before: Snapshot, now: Snapshot) -> list[Question]:
-    """What has another answer now: an old one is true no more, and a new one is learnt."""
-    old, new = set(before.train), set(now.train)
-    gone: dict[tuple[str, str], Fact] = {f[:2]: f for f in sorted(old - new - set(now.held_out))}
-    return [Question(f, gone[f[:2]]) for f in sorted(new - old) if f[:2] in gone]
+    """What has another answer now: a single one, which is learnt and new, where one is gone."""
+    gone: dict[tuple[str, str], Fact] = {f[:2]: f for f in sorted(set(before.train) - now.true)}
+    answers = Counter(f[:2] for f in now.true)
+    came = sorted(set(now.train) - before.true)
+    return [Question(f, gone[f[:2]]) for f in came if f[:2] in gone and answers[f[:2]] == 1]
 
 
 class Examined:
@@ -78,7 +93,8 @@ class Examined:
 
     Args:
         entities, relations: names by number, all of the snapshot's among them.
-        first: names of the entities that were there at the start: other test triples are "new".
+        first: the snapshot at the start. Of what is judged now, triples were true then ("still"), came
+            since between entities that were there ("came"), or have an entity that was not ("new").
         before: the snapshot before.
     """
 
@@ -86,7 +102,7 @@ class Examined:
         self,
         entities: Names,
         relations: Names,
-        first: Collection[str],
+        first: Snapshot,
         before: Snapshot,
         now: Snapshot,
     ) -> None:
@@ -97,49 +113,66 @@ class Examined:
         self.known = TripleIndex(np.concatenate([train, rows(now.held_out)]))
         self.candidate = torch.zeros(len(entities), dtype=torch.bool)
         self.candidate[torch.from_numpy(np.unique(train[:, [HEAD, TAIL]]))] = True
-        old = [f for f in now.held_out if f[0] in first and f[2] in first]
-        self.parts = {"old": rows(old), "new": rows(sorted(set(now.held_out) - set(old)))}
+        names = {name for h, _, t in first.train for name in (h, t)}
+        parts: dict[str, list[Fact]] = {"still": [], "came": [], "new": []}
+        for fact in now.judged:
+            old = fact[0] in names and fact[2] in names
+            parts["still" if fact in first.true else "came" if old else "new"].append(fact)
+        self.parts = {part: rows(facts) for part, facts in parts.items()}
         there = {name for h, _, t in now.train for name in (h, t)}
         kept = {r for _, r, _ in now.train}
-        true = {*now.train, *now.held_out}
         self.gone = rows([f for f in before.train
-                          if f not in true and f[1] in kept and {f[0], f[2]} <= there])  # fmt: skip
+                          if f not in now.true and f[1] in kept and {f[0], f[2]} <= there])  # fmt: skip
         asked = [q for q in questions(before, now) if q.before[2] in there]
         self.now, self.was = rows([q.now for q in asked]), rows([q.before for q in asked])
 
     def measures(self, far: Far) -> dict[str, float]:
-        """Link prediction on triples of old and with new entities, unlearning, and questions."""
+        """Link prediction of each part of what is judged, unlearning, and questions.
+
+        With "n" of each, the number of triples that it is a mean over.
+        """
         found: dict[str, float] = {}
         for part, rows in self.parts.items():
             ranks = rank_triples(far, rows, self.known, self.candidate)
-            measures = link_measures(ranks)
-            found |= {f"{part}/{name}": measures[name] for name in ("mrr", "hits@10")}
-        found["unlearnt"] = self._auc(far)
+            found |= _named(part, len(rows), link_measures(ranks), "mrr", "hits@10")
+        found |= _named("gone", len(self.gone), {"unlearnt": self._auc(far)}, "unlearnt")
         for name, rows in (("answer", self.now), ("old answer", self.was)):
             ranks = rank_triples(far, rows, self.known, self.candidate, ("tail",))
-            measures = link_measures(ranks)
-            found |= {f"{name}/{key}": measures[key] for key in ("hits@1", "mrr")}
+            found |= _named(name, len(rows), link_measures(ranks), "hits@1", "mrr", "mean_rank")
         return found
 
     def _auc(self, far: Far) -> float:
         """How often a deleted triple is more distant than a held-out true one."""
-        if not len(self.gone) or not len(self.parts["old"]):
+        if not len(self.gone) or not len(self.parts["still"]):
             return math.nan
         parts = []
-        for rows in (self.parts["old"], self.gone):
+        for rows in (self.parts["still"], self.gone):
             own = [far(block, "tail").gather(1, torch.from_numpy(block[:, [TAIL]]))
                    for block in np.array_split(rows, len(rows) // 256 + 1)]  # fmt: skip
             parts.append(torch.cat(own).flatten())
         return retained_auc(*parts)
 
 
+def _named(part: str, count: int, measures: Mapping[str, float], *which: str) -> dict[str, float]:
+    return {f"{part}/{name}": measures[name] for name in which} | {f"{part}/n": count}
+
+
 def mean_measures(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each measure over the steps that have it; what none has is left out."""
+    """The mean of each measure over steps, of "part/measure" over the triples of all steps together.
+
+    What no step has is left out; of "part/n" it is the sum.
+    """
     found = {}
     for name in dict.fromkeys(name for step in steps for name in step):
-        values = [step[name] for step in steps if name in step and not math.isnan(step[name])]
-        if values:
-            found[name] = sum(values) / len(values)
+        having = [step for step in steps if name in step and not math.isnan(step[name])]
+        part, _, measure = name.rpartition("/")
+        if measure == "n":
+            found[name] = sum(step[name] for step in having)
+            continue
+        weights = [step.get(f"{part}/n", 1.0) if part else 1.0 for step in having]
+        if sum(weights):
+            total = sum(step[name] * w for step, w in zip(having, weights, strict=True))
+            found[name] = total / sum(weights)
     return found
 
 
@@ -155,7 +188,7 @@ def _toy(steps: int) -> list[Snapshot]:
             facts.append((f"p{i}", "knows", f"p{(i * 7 + 6) % len(team)}"))
         facts += [(f"t{t}", "based_in", f"city{t}") for t in range(6)]
         held = [f for i, f in enumerate(facts) if f[1] == "lives_in" and i % 5 == 0]
-        snapshots.append(Snapshot(str(step), [f for f in facts if f not in held], held))
+        snapshots.append(Snapshot(str(step), [f for f in facts if f not in held], held, held))
         team = np.append(team, rng.integers(0, 6, 4))
         team[rng.choice(len(team), 8, replace=False)] = rng.integers(0, 6, 8)
     return snapshots

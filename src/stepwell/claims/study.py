@@ -1,4 +1,4 @@
-"""Arms, seeds and claims: how an experiment is run, resumed and judged.
+"""Arms, seeds and claims: how an experiment is run and resumed.
 
 One arm with one seed is one unit of work: a recipe with its arguments, or a comparison of networks
 that other arms trained. A unit is cached in a folder named by a hash of its arguments, the data and the
@@ -11,7 +11,6 @@ import inspect
 import json
 import multiprocessing
 import os
-import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -61,11 +60,15 @@ class Arm:
         """The arms that must have run before."""
         return tuple(name for need in self.needs.values() for name in _names(need))
 
+    @property
+    def taken(self) -> Collection[str]:
+        """Names of the arguments that its function takes."""
+        return inspect.signature(load_object(self.function)).parameters
+
     def all_arguments(self, common: Mapping[str, Any]) -> dict[str, Any]:
         """The study's `common` arguments, as far as they are its, with the arm's own."""
-        taken = inspect.signature(load_object(self.function)).parameters
         epochs = common.get("epochs", 0)
-        arguments = {name: value for name, value in common.items() if name in taken}
+        arguments = {name: value for name, value in common.items() if name in self.taken}
         arguments |= self.arguments
         for name, share in self.scaled.items():
             group, _, member = name.partition(".")
@@ -80,6 +83,10 @@ RESULT = "result.json"
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 #: A number for one seed, given the results of each arm at that seed.
 Measure = Callable[[Mapping[str, Mapping[str, Any]]], float]
+
+
+class Absent(LookupError):
+    """A measure that cannot be had on a study's data."""
 
 
 class Claim(NamedTuple):
@@ -181,69 +188,6 @@ def run_study(
     return results
 
 
-def judge(study: Study, results: Results) -> list[dict[str, Any]]:
-    """Every claim with its numbers: mean and spread over seeds, and whether it holds.
-
-    A claim is judged on the seeds that all its arms, and those that they need, were run with. In a
-    study of one seed there is no interval, and `holds` is null. Claims about arms that were not run, or
-    that share fewer than two of a study's several seeds, are left out.
-    """
-    enough = 1 if len(set().union(*results.values())) == 1 else 2
-    judged = []
-    for claim in study.claims:
-        arms = with_needed(study, _arms_of(claim, results))
-        seeds = sorted(set.intersection(*(set(results.get(arm, ())) for arm in arms)))
-        if len(seeds) < enough:
-            continue
-        by_seed = [{arm: results[arm][seed] for arm in arms} for seed in seeds]
-        measured = {n: summary([m(r) for r in by_seed]) for n, m in claim.measured.items()}
-        difference = summary([claim.difference(r) for r in by_seed])
-        low, high = interval(difference["values"])
-        holds = None
-        if low is not None and high is not None:
-            holds = high < claim.margin if claim.below else low > claim.margin
-        judged.append(
-            {
-                "id": claim.id,
-                "text": claim.text,
-                "paper": claim.paper,
-                "primary": claim.id in study.primary,
-                "measured": measured,
-                "difference": difference | {"low": low, "high": high, "unit": claim.judged_in},
-                "unit": claim.unit,
-                "margin": claim.margin,
-                "holds": holds,
-                "seconds": sum(r[arm]["seconds"] for arm in sorted(arms) for r in by_seed),
-                "note": claim.note if holds is not None else f"one seed: no interval. {claim.note}",
-            }
-        )
-    return judged
-
-
-class _Asked(dict[str, Mapping[str, Any]]):
-    """Results by arm, of any seed; it knows which arms were asked for."""
-
-    def __init__(self, results: Results) -> None:
-        super().__init__({arm: next(iter(r.values())) for arm, r in results.items() if r})
-        self.arms: set[str] = set()
-
-    def __getitem__(self, arm: str) -> Mapping[str, Any]:
-        self.arms.add(arm)
-        return super().__getitem__(arm)
-
-
-def _arms_of(claim: Claim, results: Results) -> set[str]:
-    """The arms that a claim's numbers come from; of those that were not run, at least one."""
-    asked = _Asked(results)
-    for measure in (*claim.measured.values(), claim.difference):
-        try:
-            measure(asked)
-        except KeyError:
-            if asked.arms <= asked.keys():
-                raise  # a measure that the arm does not have
-    return asked.arms
-
-
 def only(study: Study, patterns: Sequence[str]) -> Study:
     """The study with just the arms whose names match a pattern, and those that they need.
 
@@ -269,28 +213,6 @@ def with_needed(study: Study, arms: set[str]) -> set[str]:
         found |= needs
         ahead += needs
     return found
-
-
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Values with their mean and sample standard deviation (0 of a single value)."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {
-        "values": list(values),
-        "mean": statistics.fmean(values),
-        "std": spread,
-        "n": len(values),
-    }
-
-
-def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """The 90 % interval of the mean by Student's t; nothing for a single value."""
-    if len(values) < 2:
-        return None, None
-    from scipy.stats import t
-
-    half = t.ppf(0.95, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    mean = statistics.fmean(values)
-    return float(mean - half), float(mean + half)
 
 
 def _marks(study: Study, common: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

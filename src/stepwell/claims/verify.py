@@ -6,16 +6,17 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from stepwell.claims import CLAIMS
 from stepwell.claims.figure import draw
+from stepwell.claims.judging import judge, summary
 from stepwell.claims.page import render
 from stepwell.claims.shown import panels_by_depth
-from stepwell.claims.study import Results, Study, judge, only, run_study, summary
+from stepwell.claims.study import Results, Study, only, run_study
 from stepwell.console import say
 from stepwell.device import processor
 from stepwell.files import write_whole
@@ -60,6 +61,7 @@ def verify_system(
     common = dict(study.common) | (dict(study.quick) if quick else {}) | dict(changes)
     if precision != Loop.precision:
         common["loop"] = Loop(precision=precision)
+    _check_taken(study, {*changes, *(["loop"] if "loop" in common else [])})
     total = len(study.arms) * (1 if quick else seeds)
     started, finished = time.monotonic(), 0
 
@@ -89,6 +91,16 @@ def verify_system(
     page = folder / f"{system}.md"
     write_results(study, record, folder / "claims.json", page)
     return record, page
+
+
+def _check_taken(study: Study, names: Collection[str]) -> None:
+    """Refuse an argument that no arm takes: the record would say what was not so."""
+    taken = {name for arm in study.arms.values() for name in arm.taken}
+    if any(arm.scaled for arm in study.arms.values()):
+        taken.add("epochs")
+    for name in sorted(set(names) - taken):
+        flag = "precision" if name == "loop" else name.replace("_", "-")
+        raise ValueError(f"--{flag}: no arm of {study.key} takes it; leave it out")
 
 
 def _origin(common: Mapping[str, Any], *, quick: bool, precision: Precision) -> dict[str, Any]:

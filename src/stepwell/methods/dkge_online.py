@@ -152,9 +152,7 @@ class Local(Translation):
         true = batch[torch.randint(len(batch), (len(some),))]
         near, far = self.distances(torch.cat([true, some])).split(len(some))
         unlearnt = torch.relu(near - far).mean()
-        return Step(
-            step.loss + self.unlearn * unlearnt, step.logs | {"unlearnt": unlearnt.detach()}
-        )
+        return Step(step.loss + self.unlearn * unlearnt, step.logs)
 
     def trained_joint(self, kind: Kind, which: Tensor | None = None) -> Tensor:
         """Joint vectors of the trained elements, or of those at positions `which`."""
