@@ -227,9 +227,9 @@ CLAIMS = [
 NOTE = (
     "Of one seed: a teacher and a draw of images, which are the same for all ways; where a spread over "
     "initial values is shown there are two of them, and a number is their mean; else there is one. "
-    "Rates: for each way the best of 0.001, 0.003 and 0.01 (where blocks are copied 0.03 was no better) on "
-    "3,000 images that no unit of the study trains or tests on (another teacher, draw and seed; the slim "
-    "student, K = 10 and 1; docs/log.md); "
+    "Rates: for each way the best of 0.001, 0.003 and 0.01 (with copied blocks 0.03 was no better) "
+    "on 3,000 images that no unit of the study trains or tests on (another teacher, draw and seed; the "
+    "slim student, K = 10 and 1; docs/log.md); "
     "stage 1 alone, the mean squared error and the student of which nothing is copied have NetGraft's, "
     "full-data KD that of `train distill`. Before that, the design was tried in pilots on the test "
     "images of this study (docs/netgraft.md). Margins were set before the study was run."
