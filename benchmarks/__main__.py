@@ -23,6 +23,7 @@ NAMES = (
     "evaluation",
     "logit_cache",
     "netgraft",
+    "drnet",
     "precision",
     "graph",
 )

@@ -8,13 +8,16 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch.testing import assert_close
 
 from stepwell import cli
-from stepwell.nets.dynamic_file import is_dynamic
+from stepwell.nets.dynamic_file import is_dynamic, load_dynamic
 
 PAGE = (Path(__file__).parents[1] / "docs" / "drnet.md").read_text()
+CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = re.findall(r"^    stepwell (.*)$", PAGE, re.MULTILINE)
 
 
@@ -85,8 +88,19 @@ def test_measured_costs_leave_the_resolutions_in_the_file(shown, stepwell):
     assert is_dynamic(file)
 
 
-def test_the_lines_in_python_run():
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+def test_a_loop_of_ones_own_gives_what_the_network_does(shown):
+    code = CODE[0]
     scope: dict = {}
     exec(compile(code, "drnet.md", "exec"), scope)
+    images = torch.randn(9, 3, 8, 8)
+    net = load_dynamic(shown / "runs" / "dynamic" / "net.safetensors")
+    with torch.inference_mode():
+        expected = net(images)
+    found = scope["load"](shown / "runs" / "dynamic" / "export")(images.numpy())
+    assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_lines_in_python_run():
+    scope: dict = {}
+    exec(compile(CODE[1], "drnet.md", "exec"), scope)
     assert scope["answer"].logits.shape == (20, 10)

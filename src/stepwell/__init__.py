@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from stepwell.nets import build as build
     from stepwell.nets.calibrate import calibrate as calibrate
     from stepwell.nets.cascade import Cascade as Cascade
+    from stepwell.nets.dynamic_file import load_dynamic as load_dynamic
     from stepwell.nets.file import load as load
     from stepwell.nets.file import save as save
     from stepwell.nets.nest import nest as nest
@@ -61,6 +62,7 @@ _WHERE = {
     "build": "nets",
     "Cascade": "nets.cascade",
     "calibrate": "nets.calibrate",
+    "load_dynamic": "nets.dynamic_file",
     "load": "nets.file",
     "save": "nets.file",
     "nest": "nets.nest",

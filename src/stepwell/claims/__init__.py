@@ -13,6 +13,10 @@ CLAIMS: dict[str, tuple[str, str]] = {
         "stepwell.claims.dkge:STUDY",
         "graphs that change: updates against doing nothing, more training, and training anew",
     ),
+    "drnet": (
+        "stepwell.claims.drnet:STUDY",
+        "chosen resolutions against fixed ones, random ones, cascades and the oracle",
+    ),
     "fidelity": (
         "stepwell.claims.fidelity:STUDY",
         "does distillation work? how far students give their teachers' predictions, and why not",

@@ -74,3 +74,20 @@ def show_speed(speed: Sequence[Mapping[str, float]]) -> None:
         for row in speed
     ]
     show(table("by the clock", head, rows))
+
+
+def show_exported(run: Path, folder: Path, result: Mapping[str, Any]) -> None:
+    """The files of an exported dynamic network, and how the host loop over them compares."""
+    rows = [
+        [row["choice"], row["file"], f"{row['bytes'] / 1024:.0f} KiB", f"{difference:.1e}"]
+        for row in result["files"]
+        for difference in [row["parity"]["difference"]]
+    ]
+    show(table(f"exported {run} to {folder}", ["choice", "file", "size", "off by"], rows, words=2))
+    weights, parity = result["weights"], result["parity"]
+    show(
+        f"all graphs read their weights from {weights['file']} ({weights['bytes'] / 2**20:.2f} MiB); "
+        f"in their loop, {parity['images']} {parity['part']} images differ by "
+        f"{parity['difference']:.1e} in a logit, and {100 * parity['same_choice']:.0f} % choose alike",
+        style="dim",
+    )

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from stepwell.commands.resolution import dynamic_of
+from stepwell.commands.resolution import dynamic_of, show_exported
 from stepwell.commands.runs import Json, check_place, network_of, parts_of
 from stepwell.console import (
     big,
@@ -154,7 +154,8 @@ def export(
     """Write depths as files that other programs load, each checked against the network.
 
     `--depth all` with ONNX writes the weights once, net-CHECKSUM.safetensors, and a small graph a depth
-    that points into it. Int8 versions and --beyond are not checked.
+    that points into it. Of a network that chooses resolutions it writes a graph a choice and the
+    chooser's. Int8 versions and --beyond are not checked.
 
     Examples:
         stepwell export runs/digits
@@ -173,7 +174,7 @@ def export(
         to: the folder to write to; `export/` beside the network by default.
         out: with --beyond, the file to write.
     """
-    from stepwell.export import export_delta, export_folder
+    from stepwell.export import export_delta, export_dynamic, export_folder
 
     if beyond is not None:
         _check_beyond(depth, out, int8 or data or to or format not in (None, "safetensors"))
@@ -184,11 +185,21 @@ def export(
     if out is not None:
         raise ValueError(f"--out {out} is where --beyond writes; an export goes to the folder --to")
     net, config = network_of(run)
+    chooses = dynamic_of(run) if depth == "all" and format in (None, "onnx") else None
+    if chooses is not None and int8:
+        raise ValueError(f"{run} chooses resolutions: --int8 is of one, so name a --depth")
     net.require_ready(*(net.depths if depth == "all" else [depth]))
     folder = to or (run if run.is_dir() else run.parent) / "export"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--to {folder} is a file: name a folder")
     sample, parts = _sample_of(net, run, config, data, int8)
+    if chooses is not None:
+        result = export_dynamic(chooses, folder, sample, say=say)
+        if json:
+            print_json(result | {"folder": str(folder)})
+        else:
+            show_exported(run, folder, result)
+        return
     result = export_folder(
         net,
         folder,

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -85,19 +85,19 @@ def export_folder(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder")
     rows: list[dict[str, Any]] = []
-    with _put_in_place(folder) as place:
-        before = _earlier(folder, network)
+    with put_in_place(folder) as place:
+        before = earlier(folder, network)
         weights = None
         if format == "onnx" and depth is None:
-            weights = _save_weights(net, place)
-            network["weights"] = _weights(net, weights)
+            weights = named_by_content(save(net, place / "net.safetensors"))
+            network["weights"] = weights_record(net, weights)
         for name in chosen:
             say(f"depth {name}: {format}")
             rows.append(_write_depth(net, name, format, place, sample, weights))
             if int8 is not None:
                 say(f"depth {name}: int8, and both on {len(int8.test.images)} test images")
                 rows.append(_write_int8(net, name, place, int8, beside=rows[-1]))
-        index = before | network | {"files": _kept(before, rows, folder) + rows}
+        index = before | network | {"files": kept(before, rows, folder) + rows}
         write_whole(place / INDEX, json.dumps(index, indent=1).encode())
     return network | {"files": rows}
 
@@ -111,7 +111,10 @@ def _write_depth(
     parity = EXPORTERS[format](net, depth, file, sample.images, **shared)
     row = _row(net, depth, format, file)
     if weights is not None:
-        row |= {"weights": weights.name, "weights_bytes": _bytes_of(net, depth, weights)}
+        row |= {
+            "weights": weights.name,
+            "weights_bytes": bytes_of(weights, net.stored_names(depth).values()),
+        }
     return row | {"parity": parity._asdict() | {"part": sample.part}}
 
 
@@ -127,7 +130,7 @@ def _write_int8(
     return row | measured["int8"]
 
 
-def _kept(before: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+def kept(before: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """What the index said of files that this export does not replace."""
     new = {row["file"] for row in rows}
     return [
@@ -148,7 +151,7 @@ def _network(net: NestedNet) -> dict[str, Any]:
     }
 
 
-def _earlier(folder: Path, network: dict[str, Any]) -> dict[str, Any]:
+def earlier(folder: Path, network: dict[str, Any]) -> dict[str, Any]:
     """What an earlier export of the same network to this folder said."""
     index = folder / INDEX
     if not index.exists():
@@ -165,18 +168,17 @@ def _earlier(folder: Path, network: dict[str, Any]) -> dict[str, Any]:
     return before
 
 
-def _save_weights(net: NestedNet, place: Path) -> Path:
-    """The nested net's own file, which the graphs of all its depths point into.
+def named_by_content(file: Path) -> Path:
+    """The file of weights that graphs point into, renamed.
 
     A graph points at byte ranges, which move with the length of the header (a licence, measured
     times). So the file's name says what is in it: no graph ever meets the weights of another export.
     """
-    file = save(net, place / "net.safetensors")
-    return file.rename(place / f"net-{file_sha256(file)[:DIGITS]}.safetensors")
+    return file.rename(file.parent / f"net-{file_sha256(file)[:DIGITS]}.safetensors")
 
 
 @contextmanager
-def _put_in_place(folder: Path) -> Iterator[Path]:
+def put_in_place(folder: Path) -> Iterator[Path]:
     """A place whose files go to `folder` when all of them are there: weights, graphs, index.
 
     Weights of earlier exports that no graph points at any more go last. One process exports to a
@@ -232,7 +234,7 @@ def _row(net: NestedNet, depth: str, format: str, file: Path) -> dict[str, Any]:
     }
 
 
-def _weights(net: NestedNet, file: Path) -> dict[str, Any]:
+def weights_record(net: NestedNet, file: Path) -> dict[str, Any]:
     """The file that the graphs share, beside what the full net's weights alone would take."""
     return {
         "file": file.name,
@@ -242,10 +244,10 @@ def _weights(net: NestedNet, file: Path) -> dict[str, Any]:
     }
 
 
-def _bytes_of(net: NestedNet, depth: str, weights: Path) -> int:
-    """Bytes of the tensors that one depth has in the nested net's file."""
+def bytes_of(weights: Path, names: Iterable[str]) -> int:
+    """Bytes of these tensors of a file, each once."""
     places = ranges(weights)
-    return sum(places[name].length for name in set(net.stored_names(depth).values()))
+    return sum(places[name].length for name in set(names))
 
 
 def _measure(files: dict[str, Path], test: Batches) -> dict[str, dict[str, Any]]:

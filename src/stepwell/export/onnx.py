@@ -55,18 +55,41 @@ def export_onnx(
         ImportError: the extra `onnx` is not installed.
     """
     net.require_ready(depth)
+    return write_onnx(
+        net.subnet(depth), path, images, about(net, depth), net.stored_names(depth), weights
+    )
+
+
+def write_onnx(
+    plain: nn.Module,
+    path: Path,
+    images: Tensor,
+    described: Mapping[str, Any],
+    names: Mapping[str, str],
+    weights: Path | None,
+) -> Parity:
+    """Write a plain network as an ONNX file of any batch size, checked with onnxruntime before.
+
+    Args:
+        plain: takes images to logits.
+        images: normalised images to check on; at least two.
+        described: what stands in the file's metadata.
+        names: the names in `weights` of the network's tensors, by their names there.
+        weights: a file in the folder of `path` for the initialisers to point into; none: no file.
+
+    Raises:
+        ValueError, ImportError: as for `export_onnx`.
+    """
     require_onnx()
     import onnx
 
-    plain = net.subnet(depth).cpu().eval()
+    plain = plain.cpu().eval()
     proto = _graph(plain, torch.zeros(2, *images.shape[1:]))
-    described = {
-        k: v if isinstance(v, str) else json.dumps(v) for k, v in about(net, depth).items()
-    }
+    told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in described.items()}
     if weights is not None:
-        _point(proto, net.stored_names(depth), ranges(weights), weights)
-        described |= {"weights": weights.name, "weights_sha256": file_sha256(weights)}
-    onnx.helper.set_model_props(proto, described)
+        _point(proto, names, ranges(weights), weights)
+        told |= {"weights": weights.name, "weights_sha256": file_sha256(weights)}
+    onnx.helper.set_model_props(proto, told)
     data = proto.SerializeToString()
     opened = session(data, None if weights is None else weights.parent)
     parity = compare(plain, runner(opened), images, path.name)

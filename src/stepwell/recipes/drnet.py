@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import tyro
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ from stepwell.recipes.classification import (
 )
 from stepwell.recipes.dynamic import (
     TIMED,
+    Observed,
     choice_table,
     macs_of_choices,
     measure_dynamic,
@@ -49,6 +51,8 @@ from stepwell.training.optim import Optim
 Schedule = Literal["joint", "imitate", "resolutions"]
 #: Shares of the images' size that are the resolutions where nobody names them.
 SHARES = (1.0, 0.75, 0.5)
+#: Pictures kept for the report, of each choice.
+PICTURES = 12
 
 
 def drnet(
@@ -314,7 +318,18 @@ def finish_dynamic(task: Task, net: DynamicNet) -> dict[str, Any]:
         results["file_bytes"] = file.stat().st_size
         write_predictions(
             run.path / "predictions.npz", seen.logits, seen.labels, task.test,
-            {"choice": seen.who.numpy()},
+            _pictures(task.test, seen),
         )  # fmt: skip
         run.write_json("results.json", results)
     return results
+
+
+def _pictures(test: Batches, seen: Observed) -> dict[str, np.ndarray]:
+    """Each test image's choice, and for the report the first images of every choice."""
+    indices = [(seen.who == i).nonzero().flatten()[:PICTURES] for i in seen.who.unique().tolist()]
+    chosen = torch.cat(indices)
+    return {
+        "choice": seen.who.numpy(),
+        "choice_index": chosen.numpy(),
+        "choice_images": test.images.pixels[chosen].permute(0, 2, 3, 1).numpy(),
+    }

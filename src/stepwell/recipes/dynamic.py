@@ -163,19 +163,23 @@ def _one_by_one(net: DynamicNet, test: Batches, who: Tensor) -> float:
 
 
 @torch.inference_mode()
-def measure_speed(net: DynamicNet, images: Tensor) -> list[dict[str, float]]:
+def measure_speed(
+    net: DynamicNet, images: Tensor, *, seconds: float | None = None
+) -> list[dict[str, float]]:
     """Images a second with and without the choice, in batches of equal size, by the clock.
 
     The two take turns. What is left over of `images` behind the last whole batch is not timed.
 
     Args:
         images: normalised; at least one.
+        seconds: about how long to time each of the two.
 
     Returns:
         For batches of 64 (or as many as there are) and of one: "batch"; "dynamic" and "fixed" (all
         images at the first choice, without a chooser), images a second; "speed_up", their ratio;
         "by_macs", what the MACs of the same images predict.
     """
+    seconds = SECONDS if seconds is None else seconds
     device = next(net.parameters()).device
     macs = torch.tensor(macs_of_choices(net, images.shape[-1]), dtype=torch.float64)
     depth, size = net.choices[0]
@@ -192,7 +196,7 @@ def measure_speed(net: DynamicNet, images: Tensor) -> list[dict[str, float]]:
                 "fixed": lambda x: full(resize(x, size), depth),
             }
             calls = {name: partial(_each, run, parts) for name, run in runs.items()}
-            times = measure_latencies(calls, seconds=SECONDS, warmup=1, least=2, rounds=2)
+            times = measure_latencies(calls, seconds=seconds, warmup=1, least=2, rounds=2)
             speed = {name: 1000 * len(timed) / time.ms for name, time in times.items()}
             speed["speed_up"] = speed["dynamic"] / speed["fixed"]
             found.append({"batch": batch, **speed, "by_macs": float(alone / macs[who].mean())})

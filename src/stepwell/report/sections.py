@@ -25,6 +25,7 @@ from stepwell.report.markup import (
     warning,
 )
 from stepwell.report.reading import Predictions, RunRecord, as_mapping, finite, number
+from stepwell.report.resolution import resolution_section
 
 
 def run_section(record: RunRecord, anchor: str, colours: Mapping[str, str]) -> str:
@@ -44,6 +45,7 @@ def run_section(record: RunRecord, anchor: str, colours: Mapping[str, str]) -> s
             _run_figures(record, colours),
             fidelity_section(record, colours),
             grafting_section(record),
+            resolution_section(record),
             _examples(record),
             _classes_table(record),
             _arguments(record),

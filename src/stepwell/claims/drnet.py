@@ -1,0 +1,258 @@
+"""Dynamic resolution: what Zhu et al. 2021 claim, and its test on images of 32 pixels at 32, 24 and 16.
+
+Every arm sees as many image passes, a pass being one image at one resolution. With E epochs, the
+first phase takes 3 E (at three resolutions) and the second E, so training at one size takes 4 E epochs,
+and at all of them 4/3 E. A pass at full size costs most, so the arm at full size computes most.
+
+The arm that the paper lacks is "all resolutions, full size", which is trained at all resolutions and
+never chooses: it tells the gain of choosing from that of training at several resolutions. Every margin
+was set before the study was run.
+"""
+
+from typing import Any
+
+from stepwell.claims.measures import less, of_test
+from stepwell.claims.shown import Column
+from stepwell.claims.study import Arm, Claim, Measure, Study, image_fingerprint
+
+LEARNED, ALONE = "stepwell.claims.drnet_arms:learned", "stepwell.claims.drnet_arms:alone"
+TARGETS = (0.4, 0.55, 0.7)
+MIDDLE = 0.55
+#: Of depth and resolution together, and of depth alone, whose cheapest choice costs more.
+BOTH, DEPTH = (0.2, 0.4, 0.55), (0.4, 0.55)
+FULL, STATIC, EVERY = "full size alone", "three quarters alone", "all resolutions, full size"
+FREE, WEAK, ALL = "dynamic, no target", "dynamic, weight 0.2", "dynamic, all run"
+SHARED, IMITATE = "dynamic, shared norms", "imitation"
+
+
+def dynamic(target: float) -> str:
+    """The arm that chooses resolutions at this target."""
+    return f"dynamic, {target:g}"
+
+
+def control(target: float) -> str:
+    """What else could choose, at the same cost."""
+    return f"controls, {target:g}"
+
+
+def both(target: float) -> str:
+    """The arm that chooses depth and resolution."""
+    return f"depth and resolution, {target:g}"
+
+
+def depth(target: float) -> str:
+    """The arm that chooses the depth alone."""
+    return f"depth alone, {target:g}"
+
+
+def first(**options: Any) -> Arm:
+    """The first phase, which arms that choose start from."""
+    return Arm(LEARNED, {"schedule": "resolutions"} | options, {}, {"epochs": 1})
+
+
+def choosing(target: float, start: str = "start", **options: Any) -> Arm:
+    """The second phase behind a first one."""
+    return Arm(LEARNED, {"target": target} | options, {"init": start}, {"choose_epochs": 1})
+
+
+DEEP = {"nested": True}
+ONE = {"nested": True, "resized": False}
+ARMS: dict[str, Arm] = {
+    FULL: Arm(ALONE, {}, {}, {"epochs": 4}),
+    STATIC: Arm(ALONE, {"share": 0.75}, {}, {"epochs": 4}),
+    EVERY: Arm(LEARNED, {"schedule": "resolutions"}, {}, {"epochs": 4 / 3}),
+    "start": first(),
+    **{dynamic(t): choosing(t) for t in TARGETS},
+    FREE: choosing(1.0),
+    WEAK: choosing(MIDDLE, cost_weight=0.2),
+    ALL: choosing(MIDDLE, mixing="all"),
+    "start, shared norms": first(norms="shared"),
+    SHARED: choosing(MIDDLE, "start, shared norms", norms="shared"),
+    IMITATE: choosing(MIDDLE, EVERY, schedule="imitate"),
+    **{
+        control(t): Arm(
+            "stepwell.claims.drnet_arms:controls", {}, {"fixed": EVERY, "dynamic": dynamic(t)}
+        )
+        for t in TARGETS
+    },
+    "start, depths": first(**DEEP),
+    **{both(t): choosing(t, "start, depths", **DEEP) for t in BOTH},
+    # three epochs at one resolution are as many passes as one at three
+    "start, depths alone": Arm(LEARNED, {"schedule": "resolutions"} | ONE, {}, {"epochs": 3}),
+    **{depth(t): choosing(t, "start, depths alone", **ONE) for t in DEPTH},
+}
+
+
+def accuracy(arm: str, key: str = "accuracy") -> Measure:
+    """Test accuracy in percent."""
+    return of_test(arm, key, 100)
+
+
+def beats(
+    id: str,
+    text: str,
+    paper: str,
+    a: tuple[str, Measure],
+    b: tuple[str, Measure],
+    margin: float = 0.0,
+    note: str = "",
+) -> Claim:
+    """A claim about how much more accurate one thing is than another."""
+    rule = f"{text}: the 90 % interval lies above {margin:g} points."
+    return Claim(id, rule, paper, "%", dict([a, b]), less(a[1], b[1]), margin, note=note)
+
+
+def whole(arm: str) -> tuple[str, Measure]:
+    """An arm as it runs."""
+    return arm, accuracy(arm)
+
+
+def of(target: float, what: str) -> tuple[str, Measure]:
+    """A control at the cost of the dynamic network of this target."""
+    return what, accuracy(control(target), what)
+
+
+def off_target(target: float) -> Claim:
+    """How far the mean cost ends from its target, before a price brings it there."""
+    cost = of_test(dynamic(target), "unpriced cost", 1)
+    return Claim(
+        f"cost/{target:g}",
+        f"The loss controls the cost: without a price, it is less than 5 % off a target of {target:g}: "
+        "the 90 % interval lies below 0.05.",
+        "targets of 2.0, 2.5, 3.0 and 3.5 G give 2.3, 2.8, 3.3 and 3.5 G (weight 0.2; 4.1 G in full)",
+        "of the full cost",
+        {dynamic(target): cost},
+        lambda results: abs(cost(results) / target - 1),
+        0.05,
+        below=True,
+        judged_in="of the target",
+    )
+
+
+AT_FULL = EVERY, accuracy(EVERY, "at 1")
+PRIMARY = {"norms", "several", "gain", "useful"} | {
+    f"{kind}/{t:g}" for kind in ("random", "line", "cost") for t in TARGETS
+}
+LACKS = "not compared"
+
+CLAIMS = [
+    *(
+        beats(
+            f"random/{t:g}",
+            f"At a target of {t:g}, it gains more than 0.5 points on a random choice of the same "
+            "resolutions, by the network that was trained at all of them",
+            "76.2 at 2.7 G against 74.65 ± 0.04 at 2.6 G", whole(dynamic(t)), of(t, "random"), 0.5,
+        )
+        for t in TARGETS
+    ),
+    *(
+        beats(
+            f"own/{t:g}", f"At a target of {t:g}, its own choices beat random ones by its own network",
+            LACKS, whole(dynamic(t)), of(t, "random, own"), 0.5,
+            "Its norms saw the images that it sends to a resolution, so random ones are odd to it.",
+        )
+        for t in TARGETS
+    ),
+    *(
+        beats(
+            f"line/{t:g}",
+            f"At a target of {t:g}, it lies above the line between fixed resolutions for all images",
+            LACKS, whole(dynamic(t)), of(t, "line"),
+        )
+        for t in TARGETS
+    ),
+    *(
+        beats(
+            f"cascade/{t:g}",
+            f"At a target of {t:g}, it beats a cascade that looks at the smallest resolution first",
+            LACKS, whole(dynamic(t)), of(t, "cascade"),
+            note="The cascade needs no chooser, and pays for every resolution it runs.",
+        )
+        for t in TARGETS
+    ),
+    beats(
+        "cheaper",
+        f"At a target of {MIDDLE:g}, it loses less than 1 point to training at full size alone",
+        "76.2 at 2.7 G against 76.1 at 4.1 G", whole(dynamic(MIDDLE)), whole(FULL), -1.0,
+    ),
+    beats(
+        "static",
+        f"At a target of {MIDDLE:g}, it beats training at three quarters of the size (a cost of 0.56)",
+        "192 × 192: 74.3 at 3.0 G", whole(dynamic(MIDDLE)), whole(STATIC),
+    ),
+    beats(
+        "several", "Training at several resolutions by itself gives more accuracy at full size",
+        LACKS, AT_FULL, whole(FULL),
+    ),
+    beats(
+        "gain", "Choosing without a target gains on always running at full size",
+        "77.5 at 3.7 G against 76.1, of a network that was trained at one size", whole(FREE), AT_FULL,
+    ),
+    beats(
+        "norms", "Norms of its own for each resolution gain more than 0.5 points",
+        "81.4 at 2.8 G against 80.3 at 2.9 G (ImageNet-100)",
+        whole(dynamic(MIDDLE)), whole(SHARED), 0.5,
+    ),
+    beats(
+        "mixing", "Running each image at its own choice alone, in training, beats running all",
+        "said to be needed for the norms' statistics", whole(dynamic(MIDDLE)), whole(ALL),
+    ),
+    beats(
+        "joint", "Learning the choice jointly beats imitating the cheapest good choice",
+        LACKS, whole(dynamic(MIDDLE)), whole(IMITATE),
+    ),
+    Claim(
+        "useful",
+        "The chooser knows which images need the full size: its scores tell them by an AUC of more "
+        "than 0.55: the 90 % interval lies above it.",
+        LACKS, "AUC", {control(MIDDLE): of_test(control(MIDDLE), "auc", 1)},
+        of_test(control(MIDDLE), "auc", 1), 0.55, judged_in="AUC",
+    ),
+    *(off_target(t) for t in TARGETS),
+    *(
+        beats(
+            f"both/{what}/{t:g}",
+            f"At a target of {t:g}, choosing depth and resolution beats choosing the {what} alone",
+            LACKS, whole(both(t)), whole(arm(t)),
+        )
+        for what, arm in (("resolution", dynamic), ("depth", depth)) for t in DEPTH
+    ),
+]  # fmt: skip
+
+STUDY = Study(
+    key="drnet",
+    arms=ARMS,
+    claims=CLAIMS,
+    primary=PRIMARY,
+    common={
+        "data": "cifar10", "size": None, "net": "resnet20", "subnets": ("8", "14"), "epochs": 10,
+        "val_fraction": 0.1,
+    },
+    quick={"data": "digits", "net": "resnet14", "subnets": ("8",), "epochs": 1},
+    fingerprint=image_fingerprint,
+    note=(
+        "Costs are shares of the MACs at full size. Those of arms that choose have the chooser in "
+        "them, those of the controls do not; a cascade pays for every resolution that it runs."
+    ),
+    table=[
+        Column("accuracy", "accuracy"),
+        Column("cost", "cost"),
+        Column("unpriced accuracy", "accuracy, no price"),
+        Column("unpriced cost", "cost, no price"),
+        Column("at 1", "at full size"),
+        Column("at 0.75", "at 3/4"),
+        Column("at 0.5", "at 1/2"),
+        Column("random", "random"),
+        Column("random, own", "random, own network"),
+        Column("line", "line"),
+        Column("cascade", "cascade"),
+        Column("oracle", "oracle"),
+        Column("oracle cost", "oracle's cost"),
+        Column("auc", "AUC", 1.0, ".3f"),
+        Column("cpu_seconds", "seconds", 1.0, ".0f"),
+    ],
+    panels=[
+        Column("accuracy", "accuracy", unit="test accuracy, %"),
+        Column("cost", "cost", unit="% of the MACs at full size"),
+    ],
+)  # fmt: skip

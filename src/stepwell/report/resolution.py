@@ -1,0 +1,148 @@
+"""The page's part about dynamic resolution: what is chosen, for which images, and what that gives."""
+
+import zipfile
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepwell.report.figures import OKABE_ITO, legend_text, picture, svg
+from stepwell.report.markup import as_count, as_percent, figure, table
+from stepwell.report.reading import RunRecord, as_mapping, finite, number
+
+if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
+    from matplotlib.figure import Figure
+
+DYNAMIC = "dynamic"
+
+
+def resolution_section(run: RunRecord) -> str:
+    """What the chooser chooses; nothing where the run is of another recipe."""
+    found = as_mapping(run.results.get("drnet"))
+    shares = as_mapping(found.get("shares"))
+    if not shares:
+        return ""
+    free = as_mapping(found.get("unpriced"))
+    text = (
+        f"An image costs {as_percent(number(found.get('cost')))} of the costliest choice in the mean. "
+        f"Without the price of cost it is {as_percent(number(free.get('cost')))}, and "
+        f"{as_percent(number(free.get('accuracy')))} are right. The chooser takes "
+        f"{as_count(found.get('chooser_macs'))} MACs."
+    )
+    rows = [
+        [name, as_percent(number(share)), as_percent(run.score(name, "accuracy"))]
+        for name, share in shares.items()
+    ]
+    head = ("choice", "chosen for", "accuracy, if for all")
+    return "\n".join(
+        (
+            "<h3>What is chosen</h3>",
+            f"<p>{escape(text)}</p>",
+            table(head, rows),
+            _speed(found),
+            '<div class="figures">',
+            figure(_histogram(found), "How often each choice is made, of all images and by class."),
+            figure(
+                _front(run), "Accuracy against MACs: each choice for all images, and the chooser."
+            ),
+            "</div>",
+            _pictures(run, list(shares)),
+        )
+    )
+
+
+def _speed(found: Mapping[str, Any]) -> str:
+    """Images a second by the clock, in batches and one by one."""
+    speed = found.get("speed") or ()
+    rows = [
+        [
+            as_count(row.get("batch")),
+            *(f"{finite(row.get(kind)):.0f}" for kind in ("dynamic", "fixed")),
+            *(f"{finite(row.get(kind)):.2f} ×" for kind in ("speed_up", "by_macs")),
+        ]
+        for row in map(as_mapping, speed)
+    ]
+    head = ("batch", "images/s", "always at full size", "speed-up", "by MACs")
+    return table(head, rows) if rows else ""
+
+
+def _histogram(found: Mapping[str, Any]) -> str | None:
+    shares = as_mapping(found.get("shares"))
+    groups = {"all": shares} | {str(k): v for k, v in as_mapping(found.get("classes")).items()}
+    groups = dict(list(groups.items())[:21])  # more could not be read
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        left = np.zeros(len(groups))
+        for i, name in enumerate(shares):
+            values = np.array([100 * finite(as_mapping(g).get(name)) for g in groups.values()])
+            colour = OKABE_ITO[i % len(OKABE_ITO)]
+            axes.barh(range(len(groups)), values, left=left, color=colour, label=legend_text(name))
+            left = left + np.nan_to_num(values)
+        axes.set_yticks(range(len(groups)), [legend_text(name) for name in groups])
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        axes.set_xlabel("% of the test images")
+        figure.legend(loc="outside lower center", ncols=4)
+
+    return svg(4.4, 1.6 + 0.24 * len(groups), paint)
+
+
+def _front(run: RunRecord) -> str | None:
+    points = {
+        name: (finite(run.cost(name).get("macs")) / 1e6, 100 * finite(run.score(name, "accuracy")))
+        for name in run.depths
+    }
+    if DYNAMIC not in points:
+        return None
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        fixed = sorted((x, y, name) for name, (x, y) in points.items() if name != DYNAMIC)
+        xs, ys = [x for x, *_ in fixed], [y for _, y, _ in fixed]
+        axes.plot(xs, ys, "o--", color=OKABE_ITO[0], label="one choice for all images")
+        for x, y, name in fixed:
+            axes.annotate(name, (x, y), (5, -12), textcoords="offset points")
+        x, y = points[DYNAMIC]
+        axes.plot([x], [y], "*", ms=14, color=OKABE_ITO[1], label="as chosen")
+        axes.margins(0.14)
+        axes.set(xlabel="million MACs an image", ylabel="test accuracy, %")
+        figure.legend(loc="outside lower center", ncols=2)
+
+    return svg(4.4, 3.2, paint)
+
+
+def _pictures(run: RunRecord, names: list[str]) -> str:
+    """Images of every choice: easy ones at small resolutions, hard ones at large ones."""
+    file = run.path / "predictions.npz"
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            kept = (
+                arrays["choice"],
+                arrays["choice_index"],
+                arrays["choice_images"],
+                arrays["labels"],
+            )
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return ""  # the rest of the page says what is wrong with the file
+    choice, index, images, labels = kept
+    parts = []
+    for i, name in enumerate(names):
+        cards = [
+            _card(run, images[k], int(labels[index[k]])) for k in np.flatnonzero(choice[index] == i)
+        ]
+        if cards:
+            inside = "\n".join(cards)
+            parts += [f"<h4>{escape(name)}</h4>", f'<div class="examples">{inside}</div>']
+    return "\n".join(["<h3>Images by choice</h3>", *parts]) if parts else ""
+
+
+def _card(run: RunRecord, pixels: NDArray[np.uint8], label: int) -> str:
+    small = ' class="pixels"' if max(pixels.shape[:2]) < 96 else ""
+    name = escape(run.class_name(label))
+    return (
+        f'<figure class="example"><img{small} src="{picture(pixels)}" alt="{name}">'
+        f"<figcaption>{name}</figcaption></figure>"
+    )
