@@ -141,6 +141,16 @@ def test_bad_input_is_one_line_and_exit_code_2(stepwell, run, tmp_path):
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 
+OTHERS = {"eval": [], "calibrate": [], "cost": [], "export": ["--format", "onnx"], "predict": ["x"]}
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_commands_about_networks_say_that_a_graph_is_none(stepwell, run, command):
+    code, out, err = stepwell(command, run, *OTHERS[command])
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert "holds a stepwell knowledge graph: its commands are those of `stepwell kg`" in err
+
+
 def test_what_the_page_shows_runs(stepwell, tmp_path, monkeypatch):
     page = (Path(__file__).parents[1] / "docs" / "dkge.md").read_text()
     monkeypatch.chdir(tmp_path)

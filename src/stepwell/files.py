@@ -93,8 +93,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def locked(file: Path, what: Path) -> FileLock:
+def locked(file: Path, what: Path, instead: str = "use another --out") -> FileLock:
     """The lock `file`, taken for as long as this process writes to `what`, or until it ends.
+
+    Args:
+        instead: what can be done in place of waiting, for the message.
 
     Raises:
         OSError: another process is writing to it.
@@ -103,9 +106,7 @@ def locked(file: Path, what: Path) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise OSError(
-            f"another process is writing to {what}: wait for it, or use another --out"
-        ) from None
+        raise OSError(f"another process is writing to {what}: wait for it, or {instead}") from None
     return lock
 
 

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
+from stepwell.data import triples
 from stepwell.data.triples import (
     Names,
     TripleBatches,
@@ -27,6 +30,7 @@ def test_triples_of_a_file(tmp_path):
         (b"\n\na\t\tc\n", "line 3: '' is no name"),
         (b"a\tb\tc\n\xff\tb\tc\n", "line 2: no UTF-8 text"),
         (b"\n \n", "g.tsv has no triples"),
+        (b"\x1f\x8b\x08\x00", "g.tsv is packed .gzip.: unpack it"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, content, message):
@@ -48,8 +52,30 @@ def test_a_folder_is_no_file_and_repeated_lines_are_noted(tmp_path):
 def test_facts_that_no_file_can_hold_are_refused():
     with pytest.raises(ValueError, match="a head, a relation and a tail"):
         check_fact(("a", "b"), "add")
-    with pytest.raises(ValueError, match=r"add: 'a\\tb' is no name"):
-        check_fact(("a\tb", "r", "c"), "add")
+    for fact in ("abc", None, 7, ("a", "b", None), {"a", "b", "c"}):
+        with pytest.raises(ValueError, match="add: a triple is a head, a relation and a tail, not"):
+            check_fact(fact, "add")
+    for name, wrong in [
+        ("a\tb", "hold tabs or line breaks"),
+        (" a", "strip the blanks at its ends"),
+        ("a\u00a0", "strip the blanks"),
+        ("\ud800", "a lone surrogate"),
+        ("x" * 5000, r"it has 5,000 characters, of at most 4,096"),
+    ]:
+        with pytest.raises(ValueError, match=rf"^add: '.{{1,40}}' is no name: .*{wrong}"):
+            check_fact(("a", "r", name), "add")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.tuples(st.text(), st.text(), st.text()))
+def test_what_is_accepted_is_read_from_a_file_as_it_was_written(tmp_path_factory, fact):
+    try:
+        fact = check_fact(fact, "add")
+    except ValueError:
+        assume(False)
+    file = tmp_path_factory.mktemp("facts") / "g.tsv"
+    file.write_bytes("\t".join(fact).encode())
+    assert read_triples(file) == [fact]
 
 
 def test_names_are_numbered_and_the_nearest_are_suggested():
@@ -63,6 +89,22 @@ def test_names_are_numbered_and_the_nearest_are_suggested():
         entities.number("LYON")
     with pytest.raises(ValueError, match="no relation 'xyz'$"):
         relations.number("xyz")
+
+
+def test_of_very_many_names_those_that_begin_or_end_alike_are_suggested(monkeypatch):
+    monkeypatch.setattr(triples, "COMPARED", 100)
+    places = [f"{kind} of place {i:03}" for kind in ("lake", "hill") for i in range(300)]
+    names = Names("entity", places)
+    for typo in ("lak of place 123", "lake of plce 123", "Lake of place 123"):
+        assert "'lake of place 123'" in names.suggestion(typo), typo
+    assert names.suggestion("xyz") == ""
+    names.keep(1)
+    assert (names.names, len(names), "hill of place 000" in names) == (
+        ["lake of place 000"],
+        1,
+        False,
+    )
+    assert names.add("other") == 1
 
 
 def test_the_digest_does_not_depend_on_the_order():

@@ -1,11 +1,6 @@
-"""A live graph: what is acknowledged is never lost, an update is whole or absent, and bad input."""
+"""A live graph: changed, updated and asked while it changes, and bad input."""
 
-import os
-import signal
-import time
-import warnings
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,81 +8,11 @@ import torch
 from torch.testing import assert_close
 
 import stepwell
+from kg.graphs import FACTS, NEW, QUICK, assert_same, everything, random_facts
 from stepwell.evaluation.link_prediction import link_measures
-from stepwell.kg import Online, live
+from stepwell.kg import Online, asking, live
 from stepwell.kg.ranking import distances, distances_to_all, rank_triples
-from stepwell.kg.state import read_state
 from stepwell.nets.triple_index import TripleIndex
-from stepwell.recipes.dkge import dkge
-from stepwell.training import Loop
-
-QUICK = Online(epochs=2)
-
-
-def random_facts(seed, n=150, entities=30):
-    rng = np.random.default_rng(seed)
-    rows = zip(*(rng.integers(0, k, n) for k in (entities, 3, entities)), strict=True)
-    return sorted({(f"e{h}", f"r{r}", f"e{t}") for h, r, t in rows})
-
-
-FACTS = random_facts(0)
-
-
-def write_facts(path, facts):
-    path.write_text("".join("\t".join(f) + "\n" for f in facts))
-    return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STEPWELL_QUIET", "1")
-        yield
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kg")
-    test = random_facts(7, 30)
-    test = write_facts(folder / "test.tsv", [f for f in test if f not in FACTS])
-    options = {
-        "dim": 8,
-        "context_size": 4,
-        "warm_epochs": 2,
-        "epochs": 2,
-        "batch_size": 64,
-        "test": test,
-    }
-    dkge(triples=write_facts(folder / "base.tsv", FACTS), out=folder / "run",
-         loop=Loop(device="cpu"), **options)  # fmt: skip
-    return folder / "run"
-
-
-@pytest.fixture
-def run(base, tmp_path):
-    """A run of its own, which a test may change."""
-    for name in ("net.safetensors", "results.json", "config.json"):
-        (tmp_path / name).write_bytes((base / name).read_bytes())
-    return tmp_path
-
-
-def everything(graph):
-    """All that can be seen of a graph."""
-    state = graph._state
-    vectors = {f"{kind}/{what}": table[: len(state.names[kind])].clone()
-               for kind in ("entity", "relation")
-               for what, table in state._tables(kind).items()}  # fmt: skip
-    names = {kind: list(state.names[kind].names) for kind in ("entity", "relation")}
-    return vectors, names, state.facts.index.rows.tolist(), dict(graph._pending)
-
-
-def assert_same(a, b):
-    for x, y in zip(a[1:], b[1:], strict=True):
-        assert x == y
-    assert_close(a[0], b[0], rtol=0, atol=0)
-
-
-NEW = [("new", "r0", "e3"), ("e5", "r9", "new"), ("e1", "r1", "e1")]
 
 
 def test_a_graph_is_the_same_when_it_is_opened_again(run):
@@ -164,8 +89,11 @@ def test_entities_leave_with_their_last_triple_and_may_return(run):
             graph.neighbours("e7")
         assert all(answer.name != "e7" for answer in graph.rank("e1", "r0", k=100))
         graph.add(mine[:1])
-        with pytest.raises(ValueError, match="update it first"):
-            graph.neighbours("e7")
+        for name in ("e7", "never learnt"):
+            graph.add([(name, "r0", "e1")])
+            with pytest.raises(ValueError, match=f"'{name}' waits for an update .*update it first"):
+                graph.neighbours(name)
+        graph.remove([("e7", "r0", "e1"), ("never learnt", "r0", "e1")])
         assert graph.update(QUICK).new["entity"] == ["e7"]
         assert graph.neighbours("e7", k=3)
         seen = everything(graph)
@@ -239,7 +167,12 @@ def test_ranking_in_blocks_is_ranking_at_once(monkeypatch):
         (lambda g: g.rank("e1", "r00"), "no relation 'r00'; did you mean 'r0'"),
         (lambda g: g.rank("e1", "r0", "e2"), "give a head or a tail"),
         (lambda g: g.rank("e1", "r0", k=0), "k must be at least 1"),
+        (lambda g: asking._check_count(2.5), "k must be at least 1 and a whole number, not 2.5"),
+        (lambda g: g.neighbours("e1", k=-1), "k must be at least 1"),
+        (lambda g: g._number("relation", None), "relation: give a name, not None"),
         (lambda g: g.add([("a", "b")]), "add: a triple is a head, a relation and a tail"),
+        (lambda g: g.add(["abc"]), "a triple is a head, a relation and a tail, not 'abc'"),
+        (lambda g: g.update(QUICK, test=[("a", "b")]), "test: a triple is"),
         (lambda g: g.add([("ok", "r", "ok2"), ("a", "", "c")]), "'' is no name"),
         (lambda g: g.remove([FACTS[0], ("a", "b", "c"), ("a", "b", "d")]),
          r"not in the graph: a \| b \| c, and 1 more; nothing was removed"),
@@ -256,164 +189,109 @@ def test_bad_input_changes_nothing(run, call, message):
         assert graph.remove([("a", "b", "c")], absent="ignore") == 0
 
 
+def test_what_waits_already_counts_as_asked_for(run):
+    with stepwell.kg.open(run) as graph:
+        graph.remove(FACTS[:2])
+        graph.add(NEW[:1])
+    with stepwell.kg.open(run) as graph:  # the process ended before its update, and begins again
+        assert graph.waiting == (NEW[:1], FACTS[:2])
+        assert graph.remove(FACTS[:3]) == 1
+        assert graph.add(NEW) == len(NEW) - 1
+        assert (run / "journal").read_bytes().count(b"sw") == 4
+        assert graph.update(QUICK).removed == 3
+        with pytest.raises(ValueError, match="not in the graph"):
+            graph.remove(FACTS[:1])
+
+
+def test_names_that_no_update_could_learn_are_refused(run, monkeypatch):
+    monkeypatch.setitem(live._LIMITS, "relation", (5, "relations"))  # 3 are there
+    with stepwell.kg.open(run) as graph:
+        assert graph.add([("e1", "r8", "e2"), ("e1", "r9", "e2"), ("x", "r9", "e2")]) == 3
+        before = everything(graph)
+        with pytest.raises(
+            ValueError, match="at most 5 relations, those that have left it counted"
+        ):
+            graph.add([("e1", "r10", "e2"), ("e1", "r0", "y")])
+        assert_same(everything(graph), before)
+        graph.remove([("e1", "r9", "e2")])
+        with pytest.raises(ValueError, match="at most 5"):  # the name stands in another triple
+            graph.add([("e1", "r10", "e2")])
+        graph.remove([("x", "r9", "e2")])
+        assert graph.add([("e1", "r10", "e2")]) == 1
+        graph.update(QUICK)
+        graph.remove([("e1", "r10", "e2")])
+        graph.update(QUICK)
+        with pytest.raises(ValueError, match="at most 5"):
+            graph.add([("e1", "r11", "e2")])
+        graph.add([("e2", "r10", "e3")])  # a name that has left it and returns
+        graph.update(QUICK)
+        graph.snapshot()
+        seen = everything(graph)
+    with stepwell.kg.open(run) as graph:
+        assert_same(everything(graph), seen)
+
+
+def test_an_update_that_fails_gives_no_numbers(run, monkeypatch):
+    def fails(*_, **__):
+        raise KeyboardInterrupt
+
+    with stepwell.kg.open(run) as graph:
+        before = everything(graph)
+        graph.add(NEW)
+        with monkeypatch.context() as patch:
+            patch.setattr("stepwell.kg.state.learn_change", fails)
+            with pytest.raises(KeyboardInterrupt):
+                graph.update(QUICK)
+        assert everything(graph)[1] == before[1]
+        graph.snapshot()
+    with stepwell.kg.open(run) as graph:
+        assert everything(graph)[1] == before[1]
+        assert graph.update(QUICK).added == len(NEW)
+
+
+def test_new_contextual_vectors_are_as_large_as_those_that_are_there(run):
+    with stepwell.kg.open(run) as graph:
+        there = graph._state.net.contextual["entity"].std()
+        graph.add([(f"new{i}", "r0", "e1") for i in range(40)])
+        graph.update(Online(epochs=1, lr=1e-9))
+        new = graph._state.net.contextual["entity"][-40:]
+        first = [graph._state.names["entity"].number(f"new{i}") for i in range(40)]
+        new = graph._state.net.contextual["entity"][first]
+    assert new.std() == pytest.approx(float(there), rel=0.15)
+    assert there < 0.2
+
+
+def test_the_report_tells_how_far_removed_triples_are(run):
+    gone = FACTS[::15]
+    with stepwell.kg.open(run) as graph:
+        graph.remove(gone)
+        before = graph.score(gone)
+        report = graph.update(Online(epochs=10))
+        after = graph.score(gone)
+        assert report.unlearnt == pytest.approx((np.mean(before), np.mean(after)))
+        assert [fact for fact, *_ in report.forgotten] == gone[:10]
+        assert [far for _, *far in report.forgotten] == [
+            pytest.approx(pair) for pair in zip(before[:10], after[:10], strict=True)
+        ]
+        assert np.mean(after) > np.mean(before)
+        graph.add(NEW)
+        assert (graph.update(QUICK).unlearnt, graph.update(QUICK).forgotten) == (None, [])
+
+
 def test_one_writer_and_no_other_runs(run, tmp_path):
-    with stepwell.kg.open(run), pytest.raises(OSError, match="another process is writing"):
+    with (
+        stepwell.kg.open(run),
+        pytest.raises(OSError, match=r"another process is writing .* only ask it"),
+    ):
         stepwell.kg.open(run)
     with stepwell.kg.open(run) as graph, stepwell.kg.open(run, write=False) as reader:
         graph.add(NEW)
         assert reader.pending == (0, 0)
+    with pytest.raises(ValueError, match="is closed: open it again to change it"):
+        graph.add([("x", "r0", "e1")])
+    assert graph.neighbours("e1", k=1)
     with pytest.raises(ValueError, match="no finished run"):
         stepwell.kg.open(tmp_path / "nothing")
     (run / "config.json").write_text('{"recipe": "ekd"}')
     with pytest.raises(ValueError, match="a run of another recipe"):
         stepwell.kg.open(run)
-
-
-def test_a_full_disk_changes_nothing(run, monkeypatch):
-    with stepwell.kg.open(run) as graph:
-        graph.add(NEW[:2])
-        before = everything(graph)
-        real, size = os.fsync, (run / "journal").stat().st_size
-
-        def full(handle):
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(os, "fsync", full)
-        for change in (lambda: graph.add([("p", "r0", "q")]), lambda: graph.update(QUICK)):
-            with pytest.raises(OSError, match="No space left"):
-                change()
-        monkeypatch.setattr(os, "fsync", real)
-        assert (run / "journal").stat().st_size == size
-        assert everything(graph)[3] == before[3]
-        # names that the failed update gave numbers are the next one's
-        graph.remove([NEW[0]])
-        graph.add([("p", "r0", "q")])
-        graph.update(QUICK)
-        seen = everything(graph)
-    with stepwell.kg.open(run) as graph:
-        assert_same(everything(graph), seen)
-
-
-def test_damage_is_said_and_a_part_of_a_record_is_dropped(run):
-    journal = run / "journal"
-    with stepwell.kg.open(run) as graph:
-        graph.add([NEW[0]])
-        first = journal.stat().st_size
-        graph.add([NEW[1]])
-        whole = journal.read_bytes()
-    for cut in range(first, len(whole)):  # killed while the second was written, at any byte
-        journal.write_bytes(whole[:cut])
-        with stepwell.kg.open(run) as graph:
-            assert list(graph._pending) == [NEW[0]]
-    journal.write_bytes(whole[: first + 20] + bytes(len(whole) - first - 20))  # not all on the disk
-    with stepwell.kg.open(run) as graph:
-        assert list(graph._pending) == [NEW[0]]
-        graph.add([NEW[2]])
-    with stepwell.kg.open(run) as graph:
-        assert list(graph._pending) == [NEW[0], NEW[2]]
-    broken = bytearray(whole)
-    broken[30] ^= 1  # in the first record, which was acknowledged
-    journal.write_bytes(broken)
-    with pytest.raises(ValueError, match="journal is damaged at byte 0"):
-        stepwell.kg.open(run)
-    journal.unlink()
-    (run / "net.safetensors").write_bytes(b"no file of tensors")
-    with pytest.raises(ValueError, match="is damaged"):
-        stepwell.kg.open(run)
-
-
-def test_a_long_journal_becomes_a_snapshot_and_a_kill_between_the_two_is_harmless(run, monkeypatch):
-    monkeypatch.setattr(live, "SNAPSHOT_BYTES", 0)
-    monkeypatch.setattr(live, "SNAPSHOT_SHARE", 0)
-    with stepwell.kg.open(run) as graph:
-        graph.add(NEW)
-        records = (run / "journal").read_bytes()
-        graph.update(QUICK)
-        assert (run / "journal").read_bytes() == b""
-        seen = everything(graph)
-    (run / "journal").write_bytes(records)  # the snapshot was written, the journal not yet
-    with stepwell.kg.open(run) as graph:
-        assert_same(everything(graph), seen)
-        graph.add([("more", "r0", "e1")])
-    with stepwell.kg.open(run) as graph:
-        assert list(graph._pending) == [("more", "r0", "e1")]
-
-
-def test_a_lost_snapshot_is_not_papered_over(run):
-    old = (run / "net.safetensors").read_bytes()
-    with stepwell.kg.open(run) as graph:
-        graph.add(NEW)
-        graph.update(QUICK)
-        graph.snapshot()
-        graph.add([("more", "r0", "e1")])
-    (run / "net.safetensors").write_bytes(old)
-    with pytest.raises(ValueError, match="lacks the changes before number 3"):
-        stepwell.kg.open(run)
-
-
-def test_a_snapshot_that_a_writer_replaces_is_read_from_one_file(run, monkeypatch):
-    file = run / "net.safetensors"
-    old = file.read_bytes()
-    with stepwell.kg.open(run) as graph:
-        graph.add(NEW)
-        graph.update(QUICK)
-        graph.snapshot()
-    new, real = file.read_bytes(), Path.read_bytes
-    file.write_bytes(old)
-
-    def replaced_before(path):
-        path.write_bytes(new)
-        return real(path)
-
-    monkeypatch.setattr(Path, "read_bytes", replaced_before)
-    state = read_state(file)
-    assert (state.applied, state.updates) == (2, 1)
-    assert state.holds("entity", "new")
-
-
-def write_until_killed(run, start, said):
-    """Add one triple after the other, and say each that is acknowledged; update now and then."""
-    live.SNAPSHOT_BYTES = live.SNAPSHOT_SHARE = 0  # in a process of its own: every update
-    with stepwell.kg.open(run) as graph:
-        for i in range(start, 10**6):
-            graph.add([(f"k{i}", "r0", f"e{i % 30}")])
-            os.write(said, f"{i}\n".encode())
-            if i % 5 == 4:
-                graph.update(Online(epochs=1))
-
-
-def killed_after(seconds, run, start):
-    """Have a process write for so long, kill it, and give the last triple that it said."""
-    hear, said = os.pipe()
-    with warnings.catch_warnings():  # newer Pythons warn that threads do not survive a fork
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        try:
-            write_until_killed(run, start, said)
-        finally:
-            os._exit(1)
-    os.close(said)
-    with os.fdopen(hear) as heard:
-        last = int(heard.readline())  # it is at work
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        return max([last, *map(int, heard.read().split())])
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_kill_at_any_moment_loses_nothing_acknowledged(run):
-    start = 0
-    for seconds in np.random.default_rng(0).uniform(0, 0.25, 10):
-        last = killed_after(seconds, run, start)
-        with stepwell.kg.open(run) as graph:
-            there = [i for i in range(last + 3) if (f"k{i}", "r0", f"e{i % 30}") in graph]
-            # the one after the last that was said may be on the disk, too
-            assert there in ([*range(last + 1)], [*range(last + 2)])
-            assert all(vector.isfinite().all() for vector in graph._state.vectors().values())
-        start = len(there)
-    with stepwell.kg.open(run) as graph:
-        graph.update(Online(epochs=1))
-        assert graph.pending == (0, 0)
-        assert len(graph.rank(f"k{start - 1}", "r0")) == 10

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from difflib import get_close_matches
 from functools import lru_cache
+from heapq import nlargest
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import SupportsIndex
 
 import numpy as np
@@ -18,19 +20,32 @@ from stepwell.data.loader import seed_of
 
 #: Head, relation and tail by name.
 Fact = tuple[str, str, str]
+#: Characters of a name, at most: more is a document that slipped into a column.
+LONGEST_NAME = 4096
+#: Names that are compared letter by letter with one that is not there, at most.
+COMPARED = 10_000
+#: How files begin that are packed.
+PACKED = {b"\x1f\x8b": "gzip", b"PK\3\4": "zip", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 
 
 def read_triples(path: Path) -> list[Fact]:
     """The distinct triples of a file, in order. Empty lines do not count; repeated ones are noted.
 
     Raises:
-        ValueError: a line is malformed (its number is said), the file is no text or has no triples.
+        ValueError: a line is malformed (its number is said), the file is packed, no text, or has no
+            triples.
         OSError: it cannot be read.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name a file of triples")
     facts: list[Fact] = []
     with path.open("rb") as file:
+        start = file.read(8)
+        if packed := next((how for mark, how in PACKED.items() if start.startswith(mark)), None):
+            raise ValueError(
+                f"{path} is packed ({packed}): unpack it, triples are read as plain text"
+            )
+        file.seek(0)
         for number, line in enumerate(file, start=1):
             if line.strip():
                 facts.append(_parsed(line, f"{path}, line {number}"))
@@ -46,20 +61,38 @@ def read_triples(path: Path) -> list[Fact]:
     return distinct
 
 
-def check_fact(fact: Sequence[str], where: str) -> Fact:
-    """Three names that a file of triples can hold.
+def check_fact(fact: object, where: str) -> Fact:
+    """Three names that a file of triples can hold, and that are read from it as they were written.
 
     Raises:
-        ValueError: there are not three; one is empty or holds a tab or a line break.
+        ValueError: there are not three; one is empty, very long or no Unicode text, begins or ends with
+            a blank, or holds a tab or a line break.
     """
-    if len(fact) != 3 or not all(isinstance(name, str) for name in fact):
-        raise ValueError(f"{where}: a triple is a head, a relation and a tail, not {fact!r}")
+    if (
+        not isinstance(fact, Sequence)
+        or isinstance(fact, str)
+        or len(fact) != 3
+        or not all(isinstance(name, str) for name in fact)
+    ):
+        raise ValueError(
+            f"{where}: a triple is a head, a relation and a tail, not {shortened(fact)}"
+        )
     for name in fact:
-        if not name.strip() or any(mark in name for mark in "\t\n\r"):
-            raise ValueError(
-                f"{where}: {name!r} is no name: it must not be empty, nor hold tabs or line breaks"
-            )
+        if wrong := _wrong_with(name):
+            raise ValueError(f"{where}: {shortened(name)} is no name: {wrong}")
     return fact[0], fact[1], fact[2]
+
+
+def _wrong_with(name: str) -> str | None:
+    if not name.strip() or any(mark in name for mark in "\t\n\r"):
+        return "it must not be empty, nor hold tabs or line breaks"
+    if name != name.strip():
+        return "strip the blanks at its ends, which a file of triples would not keep"
+    if len(name) > LONGEST_NAME:
+        return f"it has {len(name):,} characters, of at most {LONGEST_NAME:,}"
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        return "it holds half a character (a lone surrogate): decode it as UTF-8"
+    return None
 
 
 def _parsed(line: bytes, where: str) -> Fact:
@@ -105,15 +138,33 @@ class Names:
             ValueError: there is no such name; the nearest ones are suggested.
         """
         if name not in self._numbers:
-            raise ValueError(f"no {self.kind} {name!r}{self.suggestion(name)}")
+            raise ValueError(f"no {self.kind} {shortened(name)}{self.suggestion(name)}")
         return self._numbers[name]
 
     def suggestion(self, name: str) -> str:
         """The names nearest to one that is not there, in words; empty where none is near."""
-        near = get_close_matches(name, self.names, n=3, cutoff=0.6)
+        near = get_close_matches(name, self._candidates(name), n=3, cutoff=0.6)
         if not near:  # another case, which the measure of likeness takes for other letters
             near = [other for other in self.names if other.lower() == name.lower()][:3]
         return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+    def _candidates(self, name: str) -> list[str]:
+        """Names that may be near: all, or of very many those that begin and end most like this one."""
+        if len(self.names) <= COMPARED:
+            return self.names
+        begin, end = name[:2], name[-2:]
+        alike = (other for other in self.names if other.startswith(begin) or other.endswith(end))
+
+        def common_ends(other: str) -> int:
+            return _common_start(name, other) + _common_start(name[::-1], other[::-1])
+
+        return nlargest(COMPARED // 20, alike, key=common_ends)
+
+    def keep(self, count: int) -> None:
+        """Drop all names but the first `count`."""
+        for name in self.names[count:]:
+            del self._numbers[name]
+        del self.names[count:]
 
     def add(self, name: str) -> int:
         """The number of a name, a new one if it has none yet."""
@@ -121,6 +172,12 @@ class Names:
         if number == len(self.names):
             self.names.append(name)
         return number
+
+
+def _common_start(a: str, b: str) -> int:
+    """How many letters two texts begin with alike."""
+    differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differ, min(len(a), len(b)))
 
 
 def numbered(facts: Iterable[Fact], entities: Names, relations: Names) -> NDArray[np.int64]:

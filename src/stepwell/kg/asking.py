@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -49,14 +50,14 @@ class Asked:
         """The k most plausible answers to (head, relation, ?) or, with `tail`, (?, relation, tail).
 
         Raises:
-            ValueError: a name is not there (the nearest are suggested), or both ends are given.
+            ValueError: a name is not there (the nearest are suggested), both ends are given, or `k` is
+                no whole number above 0.
         """
         if (head is None) == (tail is None):
             raise ValueError("give a head or a tail, and ask for the other")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, not {k}")
+        _check_count(k)
         side: Side = "tail" if tail is None else "head"
-        given = self._number("entity", str(head if tail is None else tail))
+        given = self._number("entity", head if tail is None else tail)
         row = np.array([[given, self._number("relation", relation), given]])
         far = distances_to_all(self._state.vectors(), row, side)[0]
         far[~self._state.present()] = torch.inf
@@ -68,8 +69,10 @@ class Asked:
         """The k entities whose joint vectors are nearest; `known`: they share a triple with it.
 
         Raises:
-            ValueError: there is no such entity; the nearest names are suggested.
+            ValueError: there is no such entity (the nearest names are suggested), or `k` is no whole
+                number above 0.
         """
+        _check_count(k)
         number = self._number("entity", entity)
         vectors = self._state.vectors()["entity"]
         far = (vectors - vectors[number]).norm(dim=1)
@@ -110,7 +113,9 @@ class Asked:
     ) -> dict[str, float]:
         """How well true triples are ranked, and whether old ones were unlearnt.
 
-        Ranks are realistic and filtered: other triples of the graph and of `test` do not compete.
+        Ranks are realistic and filtered: other triples of the graph and of `test` do not compete. That
+        holds for `gone` ones, too: an old answer is ranked among wrong ones, with the new answer left
+        out, so that its ranks compare with those of `test`.
 
         Args:
             test: triples that are true. Asking for the `tail` alone is answering questions.
@@ -118,11 +123,15 @@ class Asked:
             ask: which ends are asked for.
 
         Returns:
-            `link_measures` of `test`; with `gone`, "gone/..." of these in the same way, and "auc": how
-            often one of them is more distant than one of `test`. "left_out" counts triples with a name
-            that stands in no triple of the graph; where that is all of `test`, nothing is measured, and
+            `link_measures` of `test`; with `gone`, "gone/..." of these in the same way, and "auc": the
+            share of pairs in which one of them is more distant than one of `test`. They were learnt,
+            and those of `test` perhaps never, so it is low before they are removed: compare it with
+            that, or with that of a graph trained anew. "left_out" counts triples with a name that
+            stands in no triple of the graph; where that is all of `test`, nothing is measured, and
             there is no more than these counts.
         """
+        if ask not in ("both", *SIDES):
+            raise ValueError(f"ask is 'both', 'head' or 'tail', not {ask!r}")
         sides: tuple[Side, ...] = SIDES if ask == "both" else (ask,)
         asked = [check_fact(fact, "test") for fact in test]
         old = [check_fact(fact, "gone") for fact in gone]
@@ -146,14 +155,17 @@ class Asked:
     def _rankable(self, fact: Fact) -> bool:
         return all(self._state.holds(kind, fact[i]) for i, kind in COLUMNS)
 
-    def _number(self, kind: Kind, name: str) -> int:
-        number = self._state.names[kind].number(name)
+    def _number(self, kind: Kind, name: object) -> int:
+        if not isinstance(name, str):
+            raise ValueError(f"{kind}: give a name, not {name!r}")
         if not self._state.holds(kind, name):
-            raise ValueError(
-                f"{kind} {name!r} stands in no triple of the graph"
-                + (": update it first" if self._awaits(name) else " any more")
-            )
-        return number
+            if self._awaits(kind, name):
+                raise ValueError(
+                    f"{kind} {name!r} waits for an update of the graph: update it first"
+                )
+            if name in self._state.names[kind]:
+                raise ValueError(f"{kind} {name!r} stands in no triple of the graph any more")
+        return self._state.names[kind].number(name)
 
     def _present(self, kind: Kind) -> list[str]:
         names = self._state.names[kind].names
@@ -161,12 +173,20 @@ class Asked:
 
     def _nearest(self, far: torch.Tensor, k: int) -> list[tuple[str, float, int]]:
         if far.isnan().any():
-            raise ValueError(f"{self.path}: vectors are not finite: train the run again")
+            raise ValueError(
+                f"{self.path}: vectors are not finite: bring back a copy of the run, or train into "
+                "another --out"
+            )
         value, which = far.topk(min(k, len(far)), largest=False)
         names = self._state.names["entity"]
         pairs = zip(which.tolist(), value.tolist(), strict=True)
         return [(names[i], d, i) for i, d in pairs if d != float("inf")]
 
-    def _awaits(self, name: str) -> bool:
+    def _awaits(self, kind: Kind, name: str) -> bool:
         """Whether the next update will bring the name."""
         return False
+
+
+def _check_count(k: object) -> None:
+    if not isinstance(k, Integral) or int(k) < 1:
+        raise ValueError(f"k must be at least 1 and a whole number, not {k!r}")

@@ -3,7 +3,7 @@
 import json
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,28 @@ KEPT = 100
 SHOWN = 24
 
 
-def remember(run: Path, report: Mapping[str, Any], picture: Mapping[str, Any]) -> None:
-    """Append an update. The graph is safe by then, so what goes wrong here is only noted."""
+def remember(
+    run: Path, report: Mapping[str, Any], picture: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Append an update. The graph is safe by then, so what goes wrong here is only noted.
+
+    Args:
+        report: what the update did, for JSON.
+        picture: draws the neighbourhood of what moved most.
+    """
     file = run / "updates.json"
     try:
-        before = read_json(file, "")["updates"] if file.exists() else []
+        found = read_json(file, "") if file.exists() else {"updates": []}
+        before = found["updates"]
         for old in before:
             old.pop("picture", None)
-        entry = {**report, "when": time.strftime("%Y-%m-%d %H:%M:%S"), "picture": picture}
+        entry = {**report, "when": time.strftime("%Y-%m-%d %H:%M:%S"), "picture": picture()}
         for key in ("new", "gone"):
             entry[key] = {kind: len(names) for kind, names in report[key].items()}
-        text = json.dumps({"updates": [*before[1 - KEPT :], entry]}, indent=1)
+        total = found.get("total", len(before)) + 1
+        text = json.dumps({"total": total, "updates": [*before[1 - KEPT :], entry]}, indent=1)
         write_whole(file, text.encode())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever it is, the update is done
         warnings.warn(f"{file}: the update was not noted for the report ({error})", stacklevel=4)
 
 

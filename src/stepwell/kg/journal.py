@@ -1,11 +1,14 @@
 """An append-only file of records that survives a kill at any moment.
 
 A record is acknowledged once it is on the disk. A kill can leave a part of a last record, which was not
-acknowledged: it is cut off by the next writer. Damage anywhere else is an error, never skipped.
+acknowledged: it is cut off by the next writer. A last record that is not whole though nothing of it is
+missing is left out, too, with a warning: the machine may have stopped before all its bytes were on the
+disk, or it was damaged later. Damage anywhere else is an error, never skipped.
 """
 
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +40,7 @@ class Journal:
     """The records of a file, and the end of the last whole one.
 
     Raises:
-        ValueError: the file is damaged elsewhere than at its end.
+        ValueError: the file is damaged elsewhere than in its last record.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,7 +101,7 @@ def _whole_records(data: bytes) -> Iterator[tuple[Record, int]]:
 
 
 def _check_rest(data: bytes, end: int, path: Path) -> None:
-    """Refuse what follows the last whole record if a kill cannot have left it.
+    """Refuse what follows the last whole record if a kill cannot have left it, or warn of it.
 
     A kill leaves the beginning of one record, maybe with zeros where bytes did not reach the disk. If
     another whole record follows, a record before it was acknowledged and is damaged.
@@ -111,3 +114,16 @@ def _check_rest(data: bytes, end: int, path: Path) -> None:
                 "a copy, or remove the file to go back to the last snapshot"
             )
         start = data.find(_MARK, start + 1)
+    if not _is_cut_short(data[end:]):
+        warnings.warn(
+            f"{path} is damaged at byte {end}: its last change is left out, and the next change takes "
+            "its place. Bring back a copy, or make that change again",
+            stacklevel=5,
+        )
+
+
+def _is_cut_short(rest: bytes) -> bool:
+    """Whether bytes may be the beginning of a record, or nothing."""
+    if not _MARK.startswith(rest[: len(_MARK)]):
+        return False
+    return len(rest) < _START or len(rest) < _START + _HEAD.unpack_from(rest)[3]

@@ -1,15 +1,14 @@
 """A knowledge graph that lives in a run directory: changed, updated and asked while it changes."""
 
+import contextlib
 import json
 import time
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock
 from safetensors.torch import load, save
@@ -17,40 +16,25 @@ from safetensors.torch import load, save
 from stepwell.data.triples import Fact, check_fact
 from stepwell.files import locked, read_json
 from stepwell.kg.asking import Asked
-from stepwell.kg.history import SHOWN, picture_of, remember
+from stepwell.kg.history import remember
 from stepwell.kg.journal import Journal, Record
-from stepwell.kg.state import Change, learned_tables, metadata, read_state
-from stepwell.methods.dkge_online import Learned, Online
-from stepwell.nets.graph import COLUMNS, KINDS
+from stepwell.kg.outcome import Outcome, Report
+from stepwell.kg.state import Change, applied_in, learned_tables, metadata, read_state
+from stepwell.methods.dkge_online import Online
+from stepwell.nets.graph import COLUMNS, KINDS, Kind
+from stepwell.nets.triple_index import MAX_ENTITIES, MAX_RELATIONS
 
 #: A snapshot is written when the journal is longer than this share of it, and than so many bytes.
 SNAPSHOT_SHARE, SNAPSHOT_BYTES = 0.5, 1 << 20
+#: Vectors that are so many margins long (and as many more) are those of an update that diverged.
+DIVERGED = 1000
+#: So often a graph is read anew that is written whole meanwhile.
+READ = 20
+_LIMITS: dict[Kind, tuple[int, str]] = {
+    "entity": (MAX_ENTITIES, "entities"),
+    "relation": (MAX_RELATIONS, "relations"),
+}
 _CHANGE, _UPDATE = b"C", b"U"
-
-
-@dataclass(frozen=True)
-class Report:
-    """What an update did.
-
-    added, removed: triples. new, gone: elements that joined the graph, and that left it, by name.
-    affected: elements that were learnt again: how many. trained: triples of an epoch.
-    moved: the affected entities whose joint vector moved most, and how far.
-    measures: of `evaluate`, where triples to test on were given.
-    """
-
-    added: int
-    removed: int
-    new: dict[str, list[str]]
-    gone: dict[str, list[str]]
-    affected: dict[str, int]
-    trained: int
-    moved: list[tuple[str, float]]
-    seconds: float
-    measures: dict[str, float]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 class KnowledgeGraph(Asked):
@@ -65,7 +49,7 @@ class KnowledgeGraph(Asked):
 
     Raises:
         ValueError: there is no such run, or one of its files is damaged.
-        OSError: another process is writing to it.
+        OSError: another process is writing to it, or writes it whole all the time.
     """
 
     def __init__(self, path: Path, *, write: bool = True) -> None:
@@ -78,7 +62,10 @@ class KnowledgeGraph(Asked):
             raise ValueError(
                 f"{path} is a run of another recipe: name one of `stepwell train dkge`"
             )
-        self._lock: FileLock | None = locked(path / "lock", path) if write else None
+        self._writes = write
+        self._lock: FileLock | None = None
+        if write:
+            self._lock = locked(path / "lock", path, "only ask it (in Python: write=False)")
         try:
             self._load(file)
         except BaseException:
@@ -86,7 +73,7 @@ class KnowledgeGraph(Asked):
             raise
 
     def close(self) -> None:
-        """Let others write."""
+        """Let others write. What is there can still be asked."""
         if self._lock is not None:
             self._lock.release()
         self._lock = None
@@ -105,9 +92,19 @@ class KnowledgeGraph(Asked):
     # -- what is there
 
     @property
+    def waiting(self) -> tuple[list[Fact], list[Fact]]:
+        """Triples that wait for an update: those that it will add, and those that it will remove.
+
+        What was added and removed again is neither.
+        """
+        added = [f for f, there in self._pending.items() if there and not self._learnt(f)]
+        removed = [f for f, there in self._pending.items() if not there and self._learnt(f)]
+        return added, removed
+
+    @property
     def pending(self) -> tuple[int, int]:
-        """Triples that were added and removed since the last update."""
-        added, removed = self._changes()
+        """How many triples wait to be added, and to be removed."""
+        added, removed = self.waiting
         return len(added), len(removed)
 
     def __len__(self) -> int:
@@ -128,13 +125,18 @@ class KnowledgeGraph(Asked):
             How many were new.
 
         Raises:
-            ValueError: one is malformed; nothing was added.
+            ValueError: one is malformed, or there would be more names than a graph can hold (those that
+                have left it count, too); nothing was added.
         """
         checked = dict.fromkeys(check_fact(fact, "add") for fact in facts)
-        return self._change({f: True for f in checked if f not in self})
+        new = {f: True for f in checked if f not in self}
+        self._check_room(new)
+        return self._change(new)
 
     def remove(self, facts: Iterable[Sequence[str]], *, absent: str = "refuse") -> int:
         """Remove triples. On the disk when it returns.
+
+        Those that wait to be removed already count for nothing.
 
         Args:
             absent: `refuse` triples that are not there, or `ignore` them.
@@ -149,7 +151,7 @@ class KnowledgeGraph(Asked):
             raise ValueError(f"absent is 'refuse' or 'ignore', not {absent!r}")
         checked = dict.fromkeys(check_fact(fact, "remove") for fact in facts)
         there = {f: False for f in checked if f in self}
-        missing = [f for f in checked if f not in there]
+        missing = [f for f in checked if f not in there and f not in self._pending]
         if missing and absent == "refuse":
             more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ValueError(
@@ -167,37 +169,28 @@ class KnowledgeGraph(Asked):
             test: true triples to rank afterwards, as `evaluate` does; the report page shows the MRR.
 
         Raises:
+            ValueError: a triple to test on is malformed, or the update diverged; the changes wait on.
             OSError: the result cannot be written; the graph is as it was before.
         """
         self._check_writes()
+        asked = [check_fact(fact, "test") for fact in test]
         started = time.monotonic()
-        added, removed = self._changes()
+        added, removed = self.waiting
         if not added and not removed:
-            nothing: dict[str, list[str]] = {kind: [] for kind in KINDS}
-            return Report(0, 0, nothing, nothing, dict.fromkeys(KINDS, 0), 0, [], 0.0, {})
+            return Report.of_nothing()
         change, learned = self._state.learn(added, removed, how)
-        moved = self._moves(learned)
-        shown = self._shown(moved, change)
         tables = learned_tables(learned)
-        # Numbers past those that were learnt are new, by this update or by one that failed.
+        self._check_converged(tables)
+        outcome = Outcome(self._state, change, learned, added, removed)
+        # Numbers past those that were learnt are new.
         named = {k: self._state.names[k].names[len(self._state.count[k]) :] for k in KINDS}
-        content = save(tables, {"names": json.dumps(named)})
-        number = self._next
-        self._journal.append(Record(_UPDATE, number, content))
-        self._take(change, tables, number)
+        record = Record(_UPDATE, self._next, save(tables, {"names": json.dumps(named)}))
+        with self._committing():
+            self._journal.append(record)
+            self._take(change, tables, record.number)
         self._snapshot_if_long()
-        report = Report(
-            len(added),
-            len(removed),
-            {k: [self._state.names[k][i] for i in change.new[k]] for k in KINDS},
-            {k: [self._state.names[k][i] for i in change.gone[k]] for k in KINDS},
-            {k: len(learned.affected[k]) for k in KINDS},
-            learned.trained,
-            moved,
-            time.monotonic() - started,
-            self.evaluate(asked) if (asked := list(test)) else {},
-        )
-        remember(self.path, report.as_dict(), self._picture(*shown) if shown else {})
+        report = outcome.report(time.monotonic() - started, self._ranked(asked))
+        remember(self.path, report.as_dict(), outcome.picture)
         return report
 
     def snapshot(self) -> None:
@@ -210,37 +203,45 @@ class KnowledgeGraph(Asked):
     # -- inside
 
     def _load(self, file: Path) -> None:
-        for attempt in range(5):
+        for _ in range(READ):
             self._state = read_state(file)
             self._journal = Journal(self.path / "journal")
-            records = [r for r in self._journal.records if r.number > self._state.applied]
-            # Between reading the two, a writer may have put a newer snapshot in place.
-            if not records or records[0].number == self._state.applied + 1:
+            # A writer that puts a newer snapshot in place empties the journal of what that holds: such
+            # a journal does not belong to the state that was read.
+            if self._lock is not None or applied_in(file) == self._state.applied:
                 break
-            if attempt == 4 or self._lock is not None:
-                raise ValueError(
-                    f"{self._journal.path} lacks the changes before number {records[0].number}, which "
-                    f"{file} does not hold either: bring back copies of both"
-                )
-        self._pending: dict[Fact, bool] = {}
+        else:
+            raise OSError(f"another process writes {file} whole all the time: try again")
+        records = [r for r in self._journal.records if r.number > self._state.applied]
+        if records and records[0].number != self._state.applied + 1:
+            raise ValueError(
+                f"{self._journal.path} lacks the changes before number {records[0].number}, which "
+                f"{file} does not hold either: bring back copies of both, or remove the journal to go "
+                "back to what the other holds"
+            )
+        self._clear()
         for record in records:
             self._replay(record)
 
     def _replay(self, record: Record) -> None:
         if record.kind == _CHANGE:
-            for *fact, there in json.loads(record.content):
-                self._pending[check_fact(fact, str(self._journal.path))] = there
+            self._note({(h, r, t): there for h, r, t, there in json.loads(record.content)})
             return
         tables = load(record.content)
         names = json.loads(metadata(record.content)["names"])
         for kind in KINDS:
             for name in names[kind]:
                 self._state.names[kind].add(name)
-        self._take(Change.of(self._state, *self._changes()), tables, record.number)
+        self._take(Change.of(self._state, *self.waiting), tables, record.number)
 
     def _take(self, change: Change, tables: dict[str, torch.Tensor], number: int) -> None:
         self._state.apply(change, tables, number)
-        self._pending = {}
+        self._clear()
+
+    def _clear(self) -> None:
+        """Nothing waits for an update."""
+        self._pending: dict[Fact, bool] = {}
+        self._new: dict[Kind, Counter[str]] = {kind: Counter() for kind in KINDS}
 
     @property
     def _next(self) -> int:
@@ -252,67 +253,95 @@ class KnowledgeGraph(Asked):
         self._check_writes()
         if facts:
             content = json.dumps([[*fact, there] for fact, there in facts.items()]).encode()
-            self._journal.append(Record(_CHANGE, self._next, content))
-            self._pending |= facts
+            with self._committing():
+                self._journal.append(Record(_CHANGE, self._next, content))
+                self._note(facts)
         return len(facts)
 
-    def _changes(self) -> tuple[list[Fact], list[Fact]]:
-        """What is to be added and removed; what was added and removed again is neither."""
-        added = [f for f, there in self._pending.items() if there and not self._learnt(f)]
-        removed = [f for f, there in self._pending.items() if not there and self._learnt(f)]
-        return added, removed
+    @contextlib.contextmanager
+    def _committing(self) -> Iterator[None]:
+        """Around what puts a record on the disk and then into this graph, which must not differ."""
+        try:
+            yield
+        except OSError:  # the journal is as it was
+            self._state.forget_new()
+            raise
+        except BaseException:  # cut off: whether it is on the disk is found by opening the graph
+            self.close()
+            raise
+
+    def _check_room(self, facts: Iterable[Fact]) -> None:
+        """Refuse names that no update could give a number."""
+        new = {kind: {*waiting} for kind, waiting in self._new_names(facts).items()}
+        for kind, (limit, plural) in _LIMITS.items():
+            more = len(self._new[kind]) + len(new[kind] - self._new[kind].keys())
+            if len(self._state.names[kind]) + more > limit:
+                raise ValueError(
+                    f"add: a graph holds at most {limit:,} {plural}, those that have left it counted "
+                    "in; nothing was added"
+                )
+
+    def _new_names(self, facts: Iterable[Fact]) -> dict[Kind, list[str]]:
+        """The names in triples that have no number."""
+        names = self._state.names
+        new: dict[Kind, list[str]] = {kind: [] for kind in KINDS}
+        for fact in facts:
+            for i, kind in COLUMNS:
+                if fact[i] not in names[kind]:
+                    new[kind].append(fact[i])
+        return new
+
+    def _note(self, facts: Mapping[Fact, bool]) -> None:
+        """Take changes that are on the disk."""
+        come = [f for f, there in facts.items() if there and not self._pending.get(f, False)]
+        gone = [f for f, there in facts.items() if not there and self._pending.get(f, False)]
+        for kind, names in self._new_names(come).items():
+            self._new[kind].update(names)
+        for kind, names in self._new_names(gone).items():
+            self._new[kind] -= Counter(names)  # drops those that are left at 0
+        self._pending |= facts
+
+    def _check_converged(self, tables: Mapping[str, torch.Tensor]) -> None:
+        """Refuse vectors that are not finite, or far longer than the margin asks for."""
+        longest = DIVERGED * (1 + self._state.shape.margin)
+        vectors = [table for name, table in tables.items() if name.endswith(".rows")]
+        if not all((rows.norm(dim=1) <= longest).all() for rows in vectors):
+            self._state.forget_new()
+            raise ValueError(
+                f"{self.path}: the update diverged; nothing was changed: lower --lr (in Python: "
+                "Online(lr=...)) and update again"
+            )
+
+    def _ranked(self, facts: Sequence[Fact]) -> dict[str, float]:
+        try:
+            return self.evaluate(facts) if facts else {}
+        except ValueError as error:  # vectors that were damaged before
+            warnings.warn(f"the update is done, but nothing was ranked ({error})", stacklevel=3)
+            return {}
 
     def _learnt(self, fact: Fact) -> bool:
         if not all(fact[i] in self._state.names[kind] for i, kind in COLUMNS):
             return False
         return bool(self._state.facts.index.holds(self._state.rows_of([fact]))[0])
 
-    def _awaits(self, name: str) -> bool:
-        return any(name in fact for fact in self._pending)
-
-    def _moves(self, learned: Learned, most: int = 10) -> list[tuple[str, float]]:
-        which, rows = learned.joint["entity"]
-        old = np.isin(which, learned.affected["entity"])
-        far = (rows - self._state.joint["entity"][torch.from_numpy(which)]).norm(dim=1)
-        far = far[torch.from_numpy(old)]
-        value, place = far.topk(min(most, len(far)))
-        names = self._state.names["entity"]
-        affected = which[old]
-        return [
-            (names[affected[i]], d) for i, d in zip(place.tolist(), value.tolist(), strict=True)
-        ]
-
-    def _shown(
-        self, moved: Sequence[tuple[str, float]], change: Change
-    ) -> tuple[list[int], torch.Tensor, list[bool]] | None:
-        """The entity that moved most and neighbours of it, their vectors by now, and who has one."""
-        if not moved:
-            return None
-        centre = self._state.names["entity"].number(moved[0][0])
-        around = change.after.neighbours.of(np.array([centre]), SHOWN - 1).value
-        shown, count = [centre, *around.tolist()], self._state.count["entity"]
-        there = [i < len(count) and bool(count[i]) for i in shown]
-        return shown, self._state.joint["entity"][shown], there
-
-    def _picture(
-        self, shown: Sequence[int], before: torch.Tensor, there: Sequence[bool]
-    ) -> dict[str, Any]:
-        names, after = self._state.names["entity"], self._state.joint["entity"][list(shown)]
-        return picture_of([names[i] for i in shown], before, after, there)
+    def _awaits(self, kind: Kind, name: str) -> bool:
+        mine = [i for i, k in COLUMNS if k == kind]
+        return any(there and any(f[i] == name for i in mine) for f, there in self._pending.items())
 
     def _snapshot_if_long(self) -> None:
         """Write a snapshot when replaying the journal would take long. The update is safe already."""
-        size = (self.path / "net.safetensors").stat().st_size
-        if self._journal.end <= max(SNAPSHOT_SHARE * size, SNAPSHOT_BYTES):
-            return
         try:
-            self.snapshot()
+            size = (self.path / "net.safetensors").stat().st_size
+            if self._journal.end > max(SNAPSHOT_SHARE * size, SNAPSHOT_BYTES):
+                self.snapshot()
         except OSError as error:
             warnings.warn(f"no snapshot was written ({error}); nothing is lost", stacklevel=3)
 
     def _check_writes(self) -> None:
-        if self._lock is None:
+        if not self._writes:
             raise ValueError(f"{self.path} was opened to be asked only: open it with write=True")
+        if self._lock is None:
+            raise ValueError(f"{self.path} is closed: open it again to change it")
 
 
 def open_graph(path: str | Path, *, write: bool = True) -> KnowledgeGraph:

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -16,13 +16,17 @@ from stepwell.data.triples import Fact, Names, numbered
 from stepwell.files import write_whole
 from stepwell.methods.dkge import joint_vectors
 from stepwell.methods.dkge_online import Learned, Online, learn_change
+from stepwell.nets.container import GRAPH, digest
 from stepwell.nets.facts import Facts
 from stepwell.nets.graph import COLUMNS, KINDS, GraphEmbedding, Kind
 from stepwell.nets.triple_index import HEAD, RELATION, TAIL, Ints
 
-FORMAT = 1
+#: 1 had no checksum.
+FORMAT = 2
 #: Tables grow by this factor, so that growing costs little an element.
 GROWTH = 1.25
+#: Rows of a table that say how large its numbers are.
+MEASURED_ROWS = 4096
 
 #: What the joint vectors are made of: all the parts of the method, or an ablation: contexts whose rows
 #: weigh the same, knowledge and context weighing the same, or no context at all (TransE).
@@ -108,19 +112,31 @@ class State:
     def learn(
         self, added: Sequence[Fact], removed: Sequence[Fact], how: Online
     ) -> tuple["Change", Learned]:
-        """What a change leads to; the state stays as it is, but for room and numbers for new names."""
-        change = Change.of(self, added, removed)
-        self.make_room()
-        if self.net.has_context:
-            self._draw_contextual(change)
-        learned = learn_change(
-            self.net, self.joint, self.facts, change.after, change.rows, change.new, how,
-            entities=np.flatnonzero(change.count["entity"]),
-            relations=np.flatnonzero(change.count["relation"]),
-            margin=self.shape.margin, negatives=self.shape.negatives,
-            seed=self.shape.seed + 1 + self.updates,
-        )  # fmt: skip
+        """What a change leads to; the state stays as it is, but for room and numbers for new names.
+
+        They are the state's own once the change is applied; `forget_new` takes the numbers back.
+        """
+        try:
+            change = Change.of(self, added, removed)
+            self.make_room()
+            if self.net.has_context:
+                self._draw_contextual(change)
+            learned = learn_change(
+                self.net, self.joint, self.facts, change.after, change.rows, change.new, how,
+                entities=np.flatnonzero(change.count["entity"]),
+                relations=np.flatnonzero(change.count["relation"]),
+                margin=self.shape.margin, negatives=self.shape.negatives,
+                seed=self.shape.seed + 1 + self.updates,
+            )  # fmt: skip
+        except BaseException:
+            self.forget_new()
+            raise
         return change, learned
+
+    def forget_new(self) -> None:
+        """Take back the numbers of names whose change was not applied."""
+        for kind in KINDS:
+            self.names[kind].keep(len(self.count[kind]))
 
     def apply(self, change: "Change", tables: Mapping[str, Tensor], applied: int) -> None:
         """Take what an update learnt; `tables` are `learned_tables` of it."""
@@ -152,32 +168,38 @@ class State:
                     tables[kind] = nn.Parameter(longer, requires_grad=False)
 
     def _draw_contextual(self, change: "Change") -> None:
-        """Contextual vectors for new elements to begin with: functions of the seed and the update."""
+        """Contextual vectors for new elements to begin with: functions of the seed and the update.
+
+        They are as large as those that are there: a start from vectors of translation makes these
+        small, and beside them a new neighbour of the usual size would drown all others.
+        """
         generator = torch.Generator().manual_seed(self.shape.seed * 1_000_003 + self.updates)
         for kind in KINDS:
+            table = self.net.contextual[kind].data
+            scale = table[: min(MEASURED_ROWS, len(self.count[kind]))].square().mean().sqrt()
             new = torch.from_numpy(change.new[kind])
-            drawn = torch.randn(len(new), self.shape.dim, generator=generator)
-            self.net.contextual[kind].data[new] = drawn
+            table[new] = scale * torch.randn(len(new), self.shape.dim, generator=generator)
 
     def to_bytes(self) -> bytes:
-        """The file of this state: safetensors, everything in it."""
+        """The file of this state: safetensors, everything in it, and a checksum of that."""
         tensors: dict[str, Tensor] = {}
         for kind in KINDS:
-            count = len(self.names[kind])
+            count = len(self.count[kind])  # names beyond are of a change that was not applied
             for what, table in self._tables(kind).items():
                 tensors[f"{what}.{kind}"] = table[:count].contiguous()
-            text = "\n".join(self.names[kind].names).encode()
+            text = "\n".join(self.names[kind].names[:count]).encode()
             tensors[f"names.{kind}"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         if self.net.has_context:
             tensors |= {f"encoders.{k}": v for k, v in self.net.encoders.state_dict().items()}
         tensors["triples"] = torch.from_numpy(self.facts.index.rows.astype(np.int32))
         about = {
             "format": FORMAT,
-            "kind": "stepwell knowledge graph",
-            "shape": self.shape.__dict__,
+            "kind": GRAPH,
+            "shape": asdict(self.shape),
             "applied": self.applied,
             "updates": self.updates,
         }
+        about["sha256"] = digest(about, tensors)
         return save(tensors, {"stepwell": json.dumps(about)})
 
     def write(self, path: Path) -> None:
@@ -192,21 +214,36 @@ def read_state(path: Path) -> State:
         ValueError: it is no file of a knowledge graph, or is damaged.
         OSError: it cannot be read.
     """
+    content = path.read_bytes()  # once: a writer may put another file in place at any time
     try:
-        content = path.read_bytes()  # once: a writer may put another file in place at any time
         tensors = load(content)
-        about = json.loads(metadata(content).get("stepwell", "{}"))
-        if about.get("kind") != "stepwell knowledge graph":
-            raise ValueError(
-                f"{path} holds no knowledge graph: name a run of `stepwell train dkge`"
-            )
-        if about["format"] > FORMAT:
-            raise ValueError(f"{path} is of a newer Stepwell: update this one to read it")
-        return _state_of(about, tensors)
-    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        about = dict(json.loads(metadata(content).get("stepwell", "{}")))
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise _damaged(path, str(error)) from error
+    if about.get("kind") != GRAPH:
+        raise ValueError(f"{path} holds no knowledge graph: name a run of `stepwell train dkge`")
+    version = about.get("format")
+    if not isinstance(version, int) or version > FORMAT:
         raise ValueError(
-            f"{path} is damaged ({error}): bring back a copy, or train again"
-        ) from error
+            f"{path} has format {version}; this version of Stepwell reads up to {FORMAT}: upgrade"
+        )
+    if version != 1 and about.pop("sha256", None) != digest(about, tensors):
+        raise _damaged(path, "its checksum does not match")
+    try:
+        return _state_of(about, tensors)
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def applied_in(path: Path) -> int:
+    """The last record of the journal that the state in a file holds, without the state."""
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["stepwell"])
+    return int(about["applied"])
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+    return ValueError(f"{path} is damaged ({why}): bring back a copy, or train into another --out")
 
 
 def metadata(content: bytes) -> dict[str, str]:

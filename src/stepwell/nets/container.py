@@ -15,6 +15,9 @@ import safetensors
 import torch
 from torch import Tensor
 
+#: The `kind` in the header of a file that holds no network, and has commands of its own.
+GRAPH = "stepwell knowledge graph"
+
 
 def read_checked(
     path: Path, key: str, newest: int
@@ -26,7 +29,8 @@ def read_checked(
         newest: the latest format that the caller reads.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file; it is damaged, or of a later format.
+        FileNotFoundError, ValueError: there is no such file; it is damaged, of a later format, or of a
+            knowledge graph.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -39,6 +43,8 @@ def read_checked(
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error}): copy it again"
         ) from error
+    if header is not None and header.get("kind") == GRAPH:
+        raise ValueError(f"{path} holds a {GRAPH}: its commands are those of `stepwell kg`")
     if header is not None:
         _check_header(header, tensors, path, newest)
     return header, tensors, metadata
