@@ -2,7 +2,8 @@
 
 A study's numbers stay what they are when its claims are reworded, corrected or added to; their verdicts
 do not. Each folder of `results/claims/units` holds what every arm and seed gave, and `about.json`: the
-study's system, the name of its page, and how its units came about.
+study's system, the name of its page, how its units came about, and the arms whose seconds were measured
+elsewhere: on another machine, so that no claim compares them.
 """
 
 import json
@@ -47,10 +48,14 @@ def about(folder: Path) -> dict[str, Any]:
 def units(folder: Path, study: Study) -> Results:
     """Results by arm and seed, of the arms that were run, in the study's order."""
     found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    elsewhere = about(folder).get("elsewhere", {})
     for file in sorted(folder.glob("*.json")):
         if file.name != ABOUT:
             name, seed, _ = file.stem.rsplit("-", 2)
             found[name][int(seed)] = json.loads(file.read_text())
+    for arm in elsewhere:
+        for result in found[slug(arm)].values():
+            del result["cpu_seconds"]
     return {arm: dict(sorted(found[slug(arm)].items())) for arm in study.arms if slug(arm) in found}
 
 

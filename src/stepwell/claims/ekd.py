@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from stepwell.claims.measures import least, less, of_test, ratio
-from stepwell.claims.study import Arm, Claim, Measure, Study, image_fingerprint
+from stepwell.claims.study import Absent, Arm, Claim, Measure, Study, image_fingerprint
 from stepwell.cost import count_joint_macs, count_macs
 from stepwell.nets import build
 from stepwell.recipes.ekd import SCHEDULES
@@ -128,8 +128,15 @@ def accuracy(arm: str, depth: str) -> Measure:
 
 
 def seconds(*arms: str) -> Measure:
-    """Processor seconds of training, of several arms together."""
-    return lambda results: sum(results[arm]["cpu_seconds"] for arm in arms)
+    """Processor seconds of training, of several arms together; absent if they are not comparable."""
+
+    def measure(results: Mapping[str, Mapping[str, Any]]) -> float:
+        found = [results[arm] for arm in arms]
+        if any("cpu_seconds" not in result for result in found):
+            raise Absent("cpu_seconds")
+        return float(sum(result["cpu_seconds"] for result in found))
+
+    return measure
 
 
 def of_depth(arm: str, depth: str, name: str) -> Measure:

@@ -149,4 +149,5 @@ def _arm(by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """All measures of an arm over its seeds."""
     runs = list(by_seed.values())
     measures = {name: summary([r["test"][name] for r in runs]) for name in runs[0]["test"]}
-    return measures | {n: summary([r[n] for r in runs]) for n in ("seconds", "cpu_seconds")}
+    spent = [name for name in ("seconds", "cpu_seconds") if name in runs[0]]
+    return measures | {name: summary([r[name] for r in runs]) for name in spent}
