@@ -210,7 +210,7 @@ def test_the_loss_of_removed_triples_is_that_of_a_loop():
 
     gaps = [max(0.0, far(batch[0]) - far(row)) for row in removed]
     # of removed triples as many as the batch has are drawn
-    assert any(loss(0.5) - loss(0.0) == pytest.approx(0.5 * gap, abs=1e-5) for gap in gaps)
+    assert any(loss(1.0) - loss(0.5) == pytest.approx(0.5 * gap, abs=1e-5) for gap in gaps)
     assert min(gaps) > 0.1
 
 

@@ -145,14 +145,12 @@ class Local(Translation):
         ends are pulled together by what stays. There is no margin: with one, held-out triples, many of
         which are like those that left, rank worse.
         """
-        step = super().training_step(batch)
         if not self.unlearn or not len(self._removed):
-            return step
+            return super().training_step(batch)
         some = self._removed[torch.randperm(len(self._removed))[: len(batch)]]
-        true = batch[torch.randint(len(batch), (len(some),))]
-        near, far = self.distances(torch.cat([true, some])).split(len(some))
-        unlearnt = torch.relu(near - far).mean()
-        return Step(step.loss + self.unlearn * unlearnt, step.logs)
+        loss, near, far = self.loss_beside(batch, some)
+        nearer = torch.relu(near[torch.randint(len(batch), (len(some),))] - far)
+        return Step(loss + self.unlearn * nearer.mean(), {})
 
     def trained_joint(self, kind: Kind, which: Tensor | None = None) -> Tensor:
         """Joint vectors of the trained elements, or of those at positions `which`."""

@@ -114,10 +114,17 @@ class Translation(Objective):
 
     def training_step(self, batch: Triples) -> Step:
         """The margin loss of a batch of true triples."""
+        return Step(self.loss_beside(batch, batch[:0])[0], {})
+
+    def loss_beside(
+        self, batch: Triples, more: Int[Tensor, "more 3"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The margin loss of a batch, and distances of its triples and of `more`, encoded with them."""
         false, counts = self.corrupt(batch, self.negatives)
-        far = self.distances(torch.cat([batch, false]))
-        true, others = far[: len(batch)], far[len(batch) :].view(len(batch), -1)
-        return Step(margin_loss(true, others, self.margin, counts.view_as(others)), {})
+        far = self.distances(torch.cat([batch, false, more]))
+        true, others, rest = far.split([len(batch), len(false), len(more)])
+        others = others.view(len(batch), -1)
+        return margin_loss(true, others, self.margin, counts.view_as(others)), true, rest
 
     def distances(self, triples: Triples) -> Tensor:
         """||h* + r* - t*|| of each triple."""
