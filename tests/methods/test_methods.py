@@ -6,7 +6,16 @@ from torch import nn
 from torch.nn.functional import cross_entropy, kl_div
 from torch.testing import assert_close
 
-from stepwell.methods import Distill, EmbeddedKD, Frozen, MovingAverage, PrivateNorms, Supervised
+from stepwell.methods import (
+    Distill,
+    EmbeddedKD,
+    Frozen,
+    Graft,
+    Grafting,
+    MovingAverage,
+    PrivateNorms,
+    Supervised,
+)
 from stepwell.methods.drnet import DynamicResolution, EveryResolution, ImitateBest
 from stepwell.nets import build
 from stepwell.nets.dynamic import Choice, Chooser, DynamicNet
@@ -272,7 +281,16 @@ def objectives():
         "dynamic resolution": DynamicResolution(dynamic(), [1.0, 0.56], target=0.7),
         "all resolutions": DynamicResolution(dynamic(), [1.0, 0.56], target=0.7, mixing="all"),
         "imitate": ImitateBest(dynamic(), [1.0, 0.56]),
+        "graft": graft(0, 0),
+        "joined grafts": graft(0, 3, loss="features"),
     }
+
+
+def graft(first, last, **options):
+    """Blocks of a student in a teacher."""
+    student, teacher = (build(n, num_classes=5) for n in ("resnet8_slim", "resnet14"))
+    grafting = Grafting(student, teacher.eval(), input_shape=(3, 8, 8), start="fresh")
+    return Graft(grafting, first, last, **options)
 
 
 def dynamic():
@@ -292,7 +310,8 @@ def test_every_objective_keeps_the_contract(name, batch):
         optimizer.zero_grad()
         step.loss.backward()
         optimizer.step()
-        losses.append(sum(float(v.detach()) for k, v in step.logs.items() if k.endswith("ce")))
+        logs = {k: float(v.detach()) for k, v in step.logs.items()}
+        losses.append(sum(v for k, v in logs.items() if k.endswith("ce") or k == "graft"))
         assert all(value.isfinite() for value in step.logs.values())
     assert losses[-1] < 0.7 * losses[0], losses
     # It can be put back to where it was.

@@ -210,6 +210,7 @@ def test_bad_input_leaves_no_run(graft, folder, tmp_path, teacher):
             "--keep 1 3 1: the teacher has 3 stages of 2 2 2 blocks",
         ),
         ({"shots": 0}, "--shots 0: must be 1 or more"),
+        ({"part": "1/2", "unlabeled": few}, r"--part 1/2 is of the training images, .*: drop one"),
     ):
         with pytest.raises(ValueError, match=message):
             graft(**options)
@@ -221,6 +222,14 @@ def test_a_teacher_is_shrunk(graft, tmp_path):
     assert found["netgraft"]["copied"] == ["layer2", "head"]
     assert found["costs"]["1-2-1"]["blocks"] == [1, 2, 1]
     assert load(tmp_path / "s" / "net.safetensors").stages == ("layer1", "layer2", "layer3")
+
+
+@pytest.mark.filterwarnings("ignore:.*does not (say how its images|name its classes)")
+def test_few_images_that_must_normalise_themselves_are_warned_of(graft, folder, teacher, tmp_path):
+    weights = tmp_path / "w.safetensors"
+    save_file(load(teacher / "net.safetensors").module.state_dict(), weights)
+    with pytest.warns(UserWarning, match="mean and deviation of the 6 that are drawn"):
+        graft(teacher=f"resnet14={weights}", data=str(folder), schedule="direct", trace=False)
 
 
 def test_views_are_the_images_and_then_changes_of_them_that_are_always_the_same(monkeypatch):

@@ -11,18 +11,21 @@ from stepwell.report.reading import read_run
 FOUND = {
     "images": 50, "teacher": 0.91, "copied": ["layer1"], "untuned": 0.4321,
     "grafted": {"layer2": 0.81, "<head>": 0.87}, "joined": {"<head>": 0.8642},
-    "adaptions": {"layer2.1": {"channels": 40, "macs": 102400}},
+    "adaptions": {
+        "layer2.1": {"channels": 40, "macs": 102400},
+        "layer3.0": {"channels": 20, "macs": 400, "before": 1},
+    },
 }  # fmt: skip
 
 
 @pytest.fixture
 def run(tmp_path):
-    def write(name="few", shots=5, accuracy=0.8642, recipe="netgraft", **found):
+    def write(name="few", shots=5, accuracy=0.8642, recipe="netgraft", own=None, **found):
         path = tmp_path / name
         path.mkdir()
         config = {
             "recipe": recipe,
-            "arguments": {"shots": shots, "teacher": "runs/t & u"},
+            "arguments": {"shots": shots, "teacher": "runs/t & u"} | (own or {}),
             "data": {},
         }
         results = {"test": {"14/accuracy": accuracy}, "costs": {"14": {}}}
@@ -43,6 +46,7 @@ def test_a_run_shows_every_block_and_what_stayed(run):
     assert "&lt;head&gt;" in section
     assert "<head>" not in section
     assert "40 channels stayed behind layer2.1: 102 k MACs" in section
+    assert "20 channels stayed before layer3.0: 400 MACs" in section
     assert section.count("<img") == 1
     assert grafting_section(read_run(run("other", recipe="distill"), "other")) == ""
     plain = grafting_section(read_run(run("plain", grafted={}, joined={}, adaptions={}), "plain"))
@@ -59,3 +63,56 @@ def test_runs_of_several_shots_are_drawn_against_them(run, tmp_path):
     assert page.count("by images a class") == 2  # as text, and of the picture
     other = [run("a", recipe="distill"), run("b", recipe="distill")]
     assert "by images a class" not in write_report(other, tmp_path / "o.html").read_text()
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is drawn of some runs: by its name, the points of every line."""
+    from matplotlib.figure import Figure
+
+    def draw(paths):
+        paints = []
+        monkeypatch.setattr(
+            "stepwell.report.grafting.svg", lambda width, height, paint: paints.append(paint)
+        )
+        against_shots([read_run(path, path.name) for path in paths])
+        if not paints:
+            return None
+        figure = Figure(layout="constrained")
+        paints[0](figure)
+        return {
+            line.get_label(): list(zip(*(map(float, d) for d in line.get_data()), strict=True))
+            for line in figure.axes[0].lines
+        }
+
+    return draw
+
+
+def test_seeds_are_one_line_and_what_else_differs_is_several(run, drawn):
+    own = {"student": "slim", "schedule": "both"}
+    runs = [
+        run(f"s{i}", k, v, own=own | {"seed": i}) for i, (k, v) in enumerate(((1, 0.5), (1, 0.7)))
+    ]
+    runs.append(run("more", 10, 0.9, own=own))
+    lines = drawn(runs)
+    assert lines["student"] == [(1, pytest.approx(60)), (10, pytest.approx(90))]
+    assert lines["layer2 grafted"] == [(1, pytest.approx(81)), (10, pytest.approx(81))]
+    assert [y for _, y in lines["teacher"]] == [pytest.approx(91)] * 2
+    other = {"student": "slimmer", "schedule": "direct", "teacher": "t2"}
+    runs += [run(f"o{k}", k, 0.2, own=other, grafted={}, teacher=0.8) for k in (1, 10)]
+    lines = drawn(runs)
+    assert lines["runs/t & u slim both student"] == [
+        (1, pytest.approx(60)),
+        (10, pytest.approx(90)),
+    ]
+    assert lines["t2 slimmer direct student"] == [(1, pytest.approx(20)), (10, pytest.approx(20))]
+    assert lines["t2 teacher"][0][1] == pytest.approx(80)
+    assert lines["runs/t & u teacher"][0][1] == pytest.approx(91)
+
+
+def test_runs_without_a_trace_are_drawn_without_a_teacher(run, drawn):
+    """Nor is there a line of numbers that are not finite."""
+    bare = {"grafted": {}, "joined": {}, "teacher": None}
+    lines = drawn([run(f"k{k}", k, 0.5, **bare) for k in (1, 10)])
+    assert lines == {"student": [(1, pytest.approx(50)), (10, pytest.approx(50))]}
+    assert drawn([run(f"n{k}", k, float("nan"), **bare) for k in (1, 10)]) is None

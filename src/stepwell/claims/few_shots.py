@@ -11,7 +11,8 @@ import torch
 
 from stepwell.data import ImageSet, seed_of
 from stepwell.methods import Distill, Grafting, Objective, Supervised, open_teacher
-from stepwell.methods.netgraft import GraftLoss, Start
+from stepwell.methods.grafting import Start
+from stepwell.methods.netgraft import GraftLoss
 from stepwell.nets import NestedNet, build
 from stepwell.nets.file import save
 from stepwell.recipes.classification import Task, finish, input_arguments, open_classifier

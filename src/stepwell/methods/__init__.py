@@ -5,7 +5,8 @@ from stepwell.methods.cache import CachedLogits, LogitCache
 from stepwell.methods.distill import Distill
 from stepwell.methods.embedded_kd import EmbeddedKD
 from stepwell.methods.flow_matching import FlowMatching
-from stepwell.methods.netgraft import Graft, Grafting
+from stepwell.methods.grafting import Grafting
+from stepwell.methods.netgraft import Graft
 from stepwell.methods.objective import Frozen, MovingAverage, Objective, as_exit
 from stepwell.methods.private_norms import PrivateNorms
 from stepwell.methods.supervised import Supervised

@@ -8,7 +8,7 @@ from torch import Tensor
 from stepwell.methods.cache import keys_of
 from stepwell.types import Batch
 
-#: Features that are kept in memory, in bytes; what is larger is computed at every step.
+#: Features and logits that are kept in memory, in bytes; what is larger is computed at every step.
 MEMORY = 2 * 2**30
 
 
@@ -21,7 +21,8 @@ class TeacherOutputs:
     Args:
         before: images to those features.
         after: the features, which it may change in place, to logits.
-        images: that will come again, in batches; what is not among them is computed when it comes.
+        images: that will come again, in batches, which are run through more than once; what is not
+            among them is computed when it comes.
         device: of the teacher.
     """
 
@@ -37,19 +38,18 @@ class TeacherOutputs:
         self.rows: dict[bytes, int] = {}
         self.sizes: list[int] = []  # of the batches
         self.kept: list[Tensor] = []  # features and logits, of one image a row
-        parts: list[tuple[Tensor, Tensor]] = []
-        used = 0
+        count = sum(len(x) for x, _ in images or ())
         for x, _ in images or ():
-            features, logits = self._compute(x.to(device))
-            used += features.numel() * features.element_size()
-            if used > MEMORY:
-                self.rows = {}
-                return
-            count = sum(self.sizes)
-            self.rows |= {key: count + i for i, key in enumerate(keys_of(x, by_image=True))}
+            parts = self._compute(x.to(device))
+            if not self.kept:
+                if sum(count * p[0].numel() * p.element_size() for p in parts) > MEMORY:
+                    return
+                self.kept = [_room(part, count) for part in parts]
+            start = sum(self.sizes)
+            for whole, part in zip(self.kept, parts, strict=True):
+                whole[start : start + len(x)] = part
+            self.rows |= {key: start + i for i, key in enumerate(keys_of(x, by_image=True))}
             self.sizes.append(len(x))
-            parts.append((features, logits))
-        self.kept = [torch.cat(part) for part in zip(*parts, strict=True)]
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features and logits of a batch."""
@@ -64,7 +64,7 @@ class TeacherOutputs:
     def features(self) -> Iterator[Tensor]:
         """Those of all images given at the start, in their batches."""
         if self.kept:
-            parts = self.kept[0].split(self.sizes)
+            parts = self.kept[0][: sum(self.sizes)].split(self.sizes)
             yield from (part.clone() for part in parts)  # a block may work in place
         else:
             yield from (self._compute(x.to(self.device))[0] for x, _ in self.images or ())
@@ -73,3 +73,13 @@ class TeacherOutputs:
     def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.before(images)
         return features, self.after(features.clone())
+
+
+def _room(like: Tensor, count: int) -> Tensor:
+    """An empty tensor of `count` rows, laid out as `like` is."""
+    order = torch.channels_last
+    last = like.dim() == 4 and like.is_contiguous(memory_format=order)
+    return torch.empty(
+        count, *like.shape[1:], dtype=like.dtype, device=like.device,
+        memory_format=order if last else torch.contiguous_format,
+    )  # fmt: skip

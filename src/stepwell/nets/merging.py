@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -135,45 +135,58 @@ def _of(node: fx.Node, step: nn.Module) -> list[Reader | None] | None:
     return found
 
 
+class Kept(NamedTuple):
+    """A 1×1 convolution without bias that stays behind a module, or before it.
+
+    weight: (channels, channels), output by input.
+    last: whether channels are the last axis.
+    before: whether it stands before the module.
+    """
+
+    weight: Tensor
+    last: bool
+    before: bool = False
+
+
 def with_adaptions(module: nn.Module, adaptions: Mapping[str, Sequence[int]]) -> nn.Module:
-    """`module`, changed, with 1×1 convolutions behind some of its modules.
+    """`module`, changed, with 1×1 convolutions beside some of its modules.
 
     Args:
         adaptions: by the name of the module that each stands behind, its channels and whether they are
-            the last axis (1) or not (0).
+            the last axis (1) or not (0); with a third number, 1, it stands before that module.
 
     Raises:
         ValueError: there is no such module.
     """
-    for name, (channels, last) in adaptions.items():
+    for name, (channels, last, *ahead) in adaptions.items():
         parent, _, child = name.rpartition(".")
         try:
-            holder, before = module.get_submodule(parent), module.get_submodule(name)
+            holder, own = module.get_submodule(parent), module.get_submodule(name)
         except AttributeError as error:
-            raise ValueError(f"no module {name!r} for an adaption to stand behind") from error
+            raise ValueError(f"no module {name!r} for an adaption to stand beside") from error
         layer = (
             nn.Linear(channels, channels, bias=False)
             if last
             else nn.Conv2d(channels, channels, 1, bias=False)
         )
-        holder._modules[child] = nn.Sequential(before, layer)
+        holder._modules[child] = nn.Sequential(*((layer, own) if any(ahead) else (own, layer)))
     return module
 
 
-def keep_adaptions(net: NestedNet, weights: Mapping[str, tuple[Tensor, bool]]) -> NestedNet:
-    """A network like `net` with 1×1 convolutions behind some of its modules.
+def keep_adaptions(net: NestedNet, kept: Mapping[str, Kept]) -> NestedNet:
+    """A network like `net` with 1×1 convolutions beside some of its modules, by their names.
 
     Args:
         net: has no sub-nets.
-        weights: by the name of the module that each stands behind: (channels, channels), output by
-            input, and whether channels are the last axis.
     """
-    if not weights:
+    if not kept:
         return net
-    adaptions = {name: [len(weight), int(last)] for name, (weight, last) in weights.items()}
+    adaptions = {
+        name: [len(k.weight), int(k.last), *([1] if k.before else [])] for name, k in kept.items()
+    }
     module = with_adaptions(copy.deepcopy(net.module), adaptions)
-    for name, (weight, last) in weights.items():
-        layer = module.get_submodule(f"{name}.1")
+    for name, (weight, last, before) in kept.items():
+        layer = module.get_submodule(f"{name}.{0 if before else 1}")
         layer.load_state_dict({"weight": weight if last else weight[:, :, None, None]})
     grown = NestedNet(module, read(module, net.stages), {}, net.full)
     if net.builder is not None:

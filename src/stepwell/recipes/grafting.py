@@ -100,8 +100,10 @@ def learn(
             steps=phase.steps,
             loop=loop,
         )
+        objective.forget()  # the loop that is over still holds it
         if trace:
             measure.after(phase)
+    grafting.to(task.device)
     merged, left = grafting.merged(shown.with_images(images))
     return finish(task, merged, found={"netgraft": found | measure.found | {"adaptions": left}})
 
@@ -133,7 +135,9 @@ class _Measure:
             self.found["untuned"] = self._accuracy(grafted[0], grafted[-1])
 
     def _accuracy(self, first: int, last: int) -> float:
-        return evaluate(self.grafting.mixed(first, last), self.task.test)["accuracy"]
+        device = self.task.device
+        mixed = self.grafting.to(device).mixed(first, last)
+        return evaluate(lambda images: mixed(images.to(device)), self.task.test)["accuracy"]
 
 
 def views_of(train: Batches, most: int, stages: Stages) -> Batches:

@@ -1,6 +1,7 @@
 """Learn a student from a trained teacher and a few images without labels, block by block."""
 
 import hashlib
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +14,8 @@ from stepwell.data import ImageSet, load_unlabeled, seed_of
 from stepwell.data.decoding import Files
 from stepwell.files import config_of
 from stepwell.methods import Frozen, Grafting, OpenTeacher, open_teacher
-from stepwell.methods.netgraft import GraftLoss, Start, Statistics
+from stepwell.methods.grafting import Start, Statistics
+from stepwell.methods.netgraft import GraftLoss
 from stepwell.nets import BUILDERS, NestedNet, build
 from stepwell.nets.timm_models import PREFIX
 from stepwell.recipes.classification import open_classifier
@@ -111,6 +113,11 @@ def netgraft(
             f"--student {student} is a file or a folder: name a network (`stepwell list`); for a "
             "sub-net of the teacher, --keep BLOCKS in its place"
         )
+    if part is not None and unlabeled is not None:
+        raise ValueError(
+            f"--part {part} is of the training images, and --unlabeled {unlabeled} takes their place: "
+            "drop one"
+        )
     taught_by = open_teacher((teacher,), mean=teacher_mean, std=teacher_std)
     source, depth = taught_by.nested
     arguments["data"] = data or _data_of(taught_by)
@@ -136,6 +143,12 @@ def netgraft(
         "netgraft", arguments | {"val_fraction": 0.0}, network, teacher=taught_by, check=graftings,
         choose=partial(_few, unlabeled=unlabeled, shots=shots, seed=seed),
     ) as (task, nested, _):  # fmt: skip
+        if taught_by.normalisation is None:
+            warnings.warn(
+                f"images are normalised by mean and deviation of the {len(task.train.images)} that are "
+                "drawn, which tell little of those that the teacher was trained on",
+                stacklevel=2,
+            )
         return learn(
             task, graftings(nested, task.teacher, task.train.images.size), schedule=schedule,
             stages=Stages(graft_steps, join_steps), loss=loss, lr=lr, adaption_lr=adaption_lr,

@@ -1,5 +1,7 @@
 """The page's part about grafting: accuracy after each block, and against the images a class."""
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,11 @@ from stepwell.report.reading import RunRecord, as_mapping, finite, number
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
     from matplotlib.figure import Figure
+
+#: How a line of a block's accuracy in the teacher is called, behind the block's name.
+GRAFTED = " grafted"
+#: Arguments of a run that set it apart from others in a picture.
+OWN = ("data", "teacher", "student", "keep", "schedule")
 
 
 def grafting_section(run: RunRecord) -> str:
@@ -39,50 +46,72 @@ def grafting_section(run: RunRecord) -> str:
     adaptions = as_mapping(found.get("adaptions"))
     for name, cost in adaptions.items():
         channels, macs = (as_count(as_mapping(cost).get(key)) for key in ("channels", "macs"))
+        side = "before" if as_mapping(cost).get("before") else "behind"
         text = (
-            f"A 1×1 convolution of {channels} channels stayed behind {name}: {macs} MACs an image."
+            f"A 1×1 convolution of {channels} channels stayed {side} {name}: {macs} MACs an image."
         )
         parts.append(f"<p>{escape(text)}</p>")
     return "\n".join(parts)
 
 
 def against_shots(records: Sequence[RunRecord]) -> str | None:
-    """Accuracy of each grafted block, and of the students, by images a class; None below two."""
-    lines: dict[str, list[tuple[float, float]]] = {}
-    teachers = []
-    for record in records:
-        found, shots = _found(record), number(record.arguments.get("shots"))
-        if not found or shots is None:
-            continue
-        teachers.append(finite(found.get("teacher")))
-        for name, value in as_mapping(found.get("grafted")).items():
-            lines.setdefault(f"{name} grafted", []).append((shots, finite(value)))
-        for depth in record.depths[-1:]:
-            score = finite(record.score(depth, "accuracy"))
-            lines.setdefault("student", []).append((shots, score))
-    if len({shots for points in lines.values() for shots, _ in points}) < 2:
+    """Accuracy of each grafted block, and of the students, by images a class; None below two.
+
+    Runs that differ in data, teacher, student or schedule have lines of their own; a point is the mean
+    of those that differ in the seed.
+    """
+    lines, teachers = _by_shots(records)
+    ticks = sorted({shots for points in lines.values() for shots in points})
+    if all(len(points) < 2 for points in lines.values()):
         return None
 
     def paint(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        axes.axhline(
-            100 * sum(teachers) / len(teachers), color=GREY, ls="--", lw=1, label="teacher"
-        )
+        for name, value in teachers.items():
+            axes.axhline(100 * value, color=GREY, ls="--", lw=1, label=legend_text(name))
         for i, (name, points) in enumerate(lines.items()):
-            xs, ys = zip(*sorted(points), strict=True)
-            dashes = "-" if name == "student" else ":"
+            xs = sorted(points)
             axes.plot(
-                xs, [100 * y for y in ys], dashes, marker=MARKERS[i % len(MARKERS)],
+                xs, [100 * statistics.fmean(points[x]) for x in xs],
+                ":" if name.endswith(GRAFTED) else "-", marker=MARKERS[i % len(MARKERS)],
                 color=OKABE_ITO[i % len(OKABE_ITO)], label=legend_text(name),
             )  # fmt: skip
-        ticks = sorted({shots for points in lines.values() for shots, _ in points})
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set(xlabel="images a class", ylabel="test accuracy, %")
-        figure.legend(loc="outside lower center", ncols=3)
+        figure.legend(loc="outside lower center", ncols=3 if len(teachers) < 2 else 1)
 
     return svg(4.4, 3.4, paint)
+
+
+def _by_shots(
+    records: Sequence[RunRecord],
+) -> tuple[dict[str, dict[float, list[float]]], dict[str, float]]:
+    """By what to call it, each line's accuracies by shots; and each teacher's. All are finite."""
+    runs = [(record, found) for record in records if (found := _found(record))]
+    values = {name: {str(record.arguments.get(name)) for record, _ in runs} for name in OWN}
+
+    def called(what: str, record: RunRecord, names: Sequence[str]) -> str:
+        own = (str(record.arguments.get(name)) for name in names if len(values[name]) > 1)
+        return " ".join([*(text for text in own if text), what])
+
+    lines: dict[str, dict[float, list[float]]] = {}
+    teachers: dict[str, list[float]] = {}
+    for record, found in runs:
+        shots = number(record.arguments.get("shots"))
+        grafted = as_mapping(found.get("grafted"))
+        measured = {f"{name}{GRAFTED}": value for name, value in grafted.items()}
+        if record.depths:
+            measured["student"] = record.score(record.depths[-1], "accuracy")
+        for what, value in measured.items():
+            if shots is not None and math.isfinite(finite(value)):
+                line = lines.setdefault(called(what, record, OWN), {})
+                line.setdefault(shots, []).append(finite(value))
+        if math.isfinite(finite(found.get("teacher"))):
+            name = called("teacher", record, ("data", "teacher"))
+            teachers.setdefault(name, []).append(finite(found.get("teacher")))
+    return lines, {name: statistics.fmean(found) for name, found in teachers.items()}
 
 
 def _curve(found: Mapping[str, Any], blocks: Sequence[str]) -> str | None:
