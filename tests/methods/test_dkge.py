@@ -242,5 +242,11 @@ def test_of_hubs_a_sample_of_triples_is_learnt():
     rows = triples_of(facts, hub[:0], which, 10, seed=0)
     assert np.bincount(rows[:, 1]).tolist() == [10, 10]
     assert len(triples_of(facts, hub[:0], which, 1000, seed=0)) == 150
+    others = np.array([[300, 0, i] for i in range(1, 101)])
+    two = Facts.of(np.concatenate([hub, others]), size=4, seed=0)
+    rows = triples_of(two, hub[:0], {"entity": np.array([0, 300]), "relation": NONE}, 10, seed=0)
+    tails = [set(rows[(rows[:, 0] == e) & (rows[:, 1] == 0), 2].tolist()) for e in (0, 300)]
+    assert [*map(len, tails)] == [10, 10]
+    assert len(tails[0] & tails[1]) < 5  # of the same 100: each hub has a sample of its own
     of_relation = {"entity": NONE, "relation": np.array([2])}
     assert triples_of(facts, hub[:0], of_relation, 10, seed=0).tolist() == [[200, 2, 201]]

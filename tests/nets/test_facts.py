@@ -51,6 +51,27 @@ def test_affected_are_those_whose_context_differs(changed):
     assert found.tolist() == relations[digests[0] != digests[1]].tolist()
 
 
+def test_only_relations_with_other_paths_are_looked_at(monkeypatch):
+    """0 and 1 lead the same way, and so do 2 and 3; 4 has a path of 2, and 5 none."""
+    rows = np.array([[0, 0, 1], [0, 1, 1], [2, 2, 3], [2, 3, 3], [2, 4, 3], [5, 5, 6]])
+    before = Facts.of(rows, size=4, seed=0)
+    looked_at = []
+    real = Facts.contexts
+    monkeypatch.setattr(
+        Facts, "contexts", lambda f, kind, which: looked_at.append(which) or real(f, kind, which)
+    )
+
+    def affected(added):
+        added = np.array(added, dtype=np.int64).reshape(-1, 3)
+        looked_at.clear()
+        found = affected_relations(before, before.changed(added, rows[:0]), np.arange(6), "context")
+        return found.tolist(), {r for which in looked_at for r in which.tolist()}
+
+    assert affected([]) == ([], set())
+    assert affected([[7, 5, 8]]) == ([], set())  # another triple, but no path
+    assert affected([[5, 0, 6]]) == ([0, 5], {0, 1, 5})  # 1 has the path of 0 alone
+
+
 def test_by_the_codes_rule_only_new_and_gone_neighbours_count(changed):
     before, after, changes = changed
     assert not after.present(np.array([7]))

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from stepwell.nets.triple_index import MAX_ENTITIES, Neighbours, TripleIndex
+from stepwell.nets.triple_index import MAX_ENTITIES, Found, Neighbours, TripleIndex, sampled
 
 
 def random_rows(seed, n=120, entities=15, relations=4):
@@ -116,3 +118,33 @@ def test_numbers_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="rows of three numbers"):
         TripleIndex(np.zeros((3, 2), np.int64))
     assert len(TripleIndex(np.zeros((0, 3), np.int64))) == 0
+
+
+@given(
+    st.lists(st.integers(0, 300), min_size=1, max_size=6), st.integers(1, 20), st.integers(0, 99)
+)
+def test_a_sample_holds_so_many_answers_to_each_question(counts, at_most, seed):
+    owner = np.repeat(np.arange(len(counts)), counts)
+    value = np.concatenate([np.arange(n) for n in counts])
+    place = sampled(Found(owner, value), at_most, seed, np.arange(len(counts)))
+    assert np.unique(place).size == len(place)
+    assert (np.diff(owner[place]) >= 0).all()
+    assert np.bincount(owner[place], minlength=len(counts)).tolist() == [
+        min(n, at_most) for n in counts
+    ]
+
+
+def test_samples_of_questions_with_the_same_answers_are_independent():
+    """Of 600 answers, two samples of 15 share 15 · 15 / 600 = 0.375; each answer is drawn as often."""
+    owner, value = np.repeat([0, 1], 600), np.tile(np.arange(600) * 37, 2)
+    shared, drawn = [], np.zeros(600)
+    for seed in range(300):
+        place = sampled(Found(owner, value), 15, seed, np.array([3, 9]))
+        mine, other = place[:15], place[15:] - 600
+        shared.append(len(np.intersect1d(mine, other)))
+        drawn[mine] += 1
+    assert np.mean(shared) == pytest.approx(0.375, abs=0.15)
+    assert drawn.max() < 7.5 + 6 * 7.5**0.5
+    # what a question's sample is does not depend on what is asked beside it
+    place = sampled(Found(owner[600:] - 1, value[600:]), 15, 299, np.array([9]))
+    assert place.tolist() == other.tolist()

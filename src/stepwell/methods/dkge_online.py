@@ -247,10 +247,10 @@ def triples_of(
     entities, index = which["entity"], after.index
     owner, relation, tail = index.out(entities)
     begin = np.stack([entities[owner], relation, tail], axis=1)
-    begin = begin[sampled(Found(owner, tail), at_most, seed)]
+    begin = begin[sampled(Found(owner, tail), at_most, seed, entities)]
     owner, relation, head = index.into(entities)
     end = np.stack([head, relation, entities[owner]], axis=1)
-    end = end[sampled(Found(owner, head), at_most, seed)]
+    end = end[sampled(Found(owner, head), at_most, seed, entities)]
     parts = [begin, end]
     if len(which["relation"]):
         some = np.concatenate([added, index.sample(SAMPLED_TRIPLES, seed)])

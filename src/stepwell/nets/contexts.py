@@ -154,6 +154,23 @@ class RelationPaths:
         """The paths of each relation, 26 bits."""
         return with_prefix(self.keys, relations, _PATH_BITS)
 
+    def may_differ(self, other: "RelationPaths") -> Ints:
+        """Relations whose contexts may be others in `other`, sorted.
+
+        They have a path that one of the two lacks, or a path of one relation that has: whether that is
+        joined to their other paths depends on it.
+        """
+        keys = np.sort(np.concatenate([self.keys, other.keys]), kind="stable")  # merges the two
+        twice = np.append(keys[1:] == keys[:-1], False)
+        twice[1:] |= twice[:-1]
+        changed = np.unique(keys[~twice] >> _PATH_BITS)
+        if not len(changed):
+            return changed
+        short = keys[(keys & _RELATION_MASK) == 0]
+        step = (short >> RELATION_BITS) & _RELATION_MASK
+        beside = short[np.isin(step, changed)] >> _PATH_BITS
+        return np.union1d(changed, beside)
+
 
 def relation_contexts(paths: RelationPaths, relations: Ints, size: int, seed: int) -> Contexts:
     """The contexts of relations: a sample of at most `size` paths.
@@ -162,7 +179,7 @@ def relation_contexts(paths: RelationPaths, relations: Ints, size: int, seed: in
     context are looked at, so the cost is that of the sample.
     """
     found = paths.of_relations(relations)
-    some = sampled(found, size, seed)
+    some = sampled(found, size, seed, relations)
     members = Found(found.owner[some], found.value[some])
     edges = _joined_paths(paths, members, len(relations))
     first, second = members.value >> RELATION_BITS, (members.value & _RELATION_MASK) - 1

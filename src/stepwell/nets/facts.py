@@ -96,5 +96,6 @@ def affected_relations(before: Facts, after: Facts, relations: Ints, rule: Rule)
     """
     if rule == "neighbour":
         return relations[:0]
+    relations = np.intersect1d(relations, before.paths.may_differ(after.paths))
     digests = [f.contexts("relation", relations).digest for f in (before, after)]
     return np.asarray(relations[digests[0] != digests[1]])

@@ -56,11 +56,26 @@ def with_prefix(keys: Ints, prefix: Ints, bits: int) -> Found:
     return Found(owner, keys[place] & ((1 << bits) - 1))
 
 
-def sampled(found: Found, at_most: int, seed: int) -> Ints:
-    """Positions of at most so many answers to each question, in an order drawn by `seed`."""
+def sampled(found: Found, at_most: int, seed: int, asked: Ints) -> Ints:
+    """Positions of at most so many answers to each question, in an order drawn for it alone.
+
+    So two questions with the same answers have samples that do not depend on each other.
+
+    Args:
+        asked: (questions,) numbers that say which these are; with `seed`, they give the orders.
+    """
     owner, value = found
-    order = np.lexsort((mixed(value, seed), owner))
-    nth = np.arange(len(owner)) - np.searchsorted(owner, owner)
+    own = mixed(asked, seed).view(np.int64)[owner]
+    drawn = mixed(value ^ own, seed) >> np.uint64(1)  # 63 bits, of which floats can speak
+    # Sorting all answers takes long where there are very many: those that are drawn low are sorted,
+    # and where these happen to be too few, all.
+    count = np.bincount(owner, minlength=len(asked))
+    low = np.minimum(1.0, (2 * at_most + 20) / np.maximum(count, 1)) * 2.0**63
+    likely = drawn <= low[owner]
+    enough = np.bincount(owner[likely], minlength=len(asked)) >= np.minimum(count, at_most)
+    place = np.flatnonzero(likely | ~enough[owner])
+    order = place[np.lexsort((drawn[place], owner[place]))]
+    nth = np.arange(len(order)) - np.searchsorted(owner[order], owner[order])
     return order[nth < at_most]
 
 
