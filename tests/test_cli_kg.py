@@ -10,6 +10,7 @@ import pytest
 
 from stepwell import cli, commands
 from stepwell.kg import Online
+from stepwell.kg import open as open_graph
 
 FACTS = [(f"e{i}", f"r{i % 2}", f"e{(i * 7 + 3) % 20}") for i in range(40)]
 
@@ -94,7 +95,7 @@ def test_change_ask_and_evaluate(stepwell, run, tmp_path):
     )
     assert (code, json.loads(out)["triples"], 0 <= json.loads(out)["auc"] <= 1) == (0, 2, True)
     code, out, _ = stepwell("kg", "eval", run, "--test", new, "--ask", "tail", "--gone", gone)
-    assert (code, "an old triple is more distant" in out) == (0, True)
+    assert (code, "a gone triple is more distant than a true one in" in out) == (0, True)
     code, out, err = stepwell("kg", "update", run)
     assert (code, out, "nothing to learn" in err) == (0, "", True)
     code, out, _ = stepwell(
@@ -139,6 +140,52 @@ def test_bad_input_is_one_line_and_exit_code_2(stepwell, run, tmp_path):
         assert (code, out, err.count("\n")) == (2, "", 1), (name, err)
         assert message in err, name
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+def test_an_update_that_was_cut_off_goes_on_by_the_same_command(
+    stepwell, run, tmp_path, monkeypatch
+):
+    new = write(tmp_path / "new.tsv", [("Paris", "capital_of", "France")])
+    gone = write(tmp_path / "gone.tsv", FACTS[5:8])
+    command = ["kg", "update", run, "--add", new, "--remove", gone, "--epochs", 1]
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stepwell.kg.state.learn_change", interrupted)
+        code, _, err = stepwell(*command)
+    assert code == 130
+    assert "stopped (4 changes wait for the update): the same command goes on from there" in err
+    for question in (
+        ["query", run, "--near", "e1"],
+        ["eval", run, "--test", tmp_path / "test.tsv"],
+    ):
+        code, _, err = stepwell("kg", *question)
+        assert (code, "note: 4 changes wait for `stepwell kg update" in err) == (0, True)
+    more = write(tmp_path / "more.tsv", [("Rome", "capital_of", "Italy")])
+    code, out, err = stepwell(*command[:3], "--add", more, *command[5:])
+    assert (code, "+2 -3 triples" in out, "removed triples: mean distance" in out) == (
+        0,
+        True,
+        True,
+    )
+    assert "note: 3 triples to remove wait for the update already" in err
+    assert "note: 1 earlier changes wait for the update, and are learnt, too" in err
+    with monkeypatch.context() as patch:
+        patch.setattr("stepwell.kg.live.remember", interrupted)
+        code, _, err = stepwell("kg", "update", run, "--add", write(new, [("Bern", "r0", "e1")]))
+    assert (code, "the update is done" in err) == (130, True)
+    assert "wait" not in stepwell("kg", "query", run, "--near", "Bern")[2]
+
+
+def test_without_files_an_update_learns_what_waits(stepwell, run):
+    with open_graph(run) as graph:
+        graph.add([("e1", "r0", "e4")])
+    code, out, err = stepwell("kg", "update", run, "--lr", 1e20, "--epochs", 1)
+    assert (code, out, "diverged; nothing was changed: lower --lr" in err) == (2, "", True)
+    code, out, err = stepwell("kg", "update", run, "--epochs", 1)
+    assert (code, "+1 -0 triples" in out, "1 earlier changes wait" in err) == (0, True, True)
 
 
 OTHERS = {"eval": [], "calibrate": [], "cost": [], "export": ["--format", "onnx"], "predict": ["x"]}

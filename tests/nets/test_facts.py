@@ -67,6 +67,8 @@ def test_only_relations_with_other_paths_are_looked_at(monkeypatch):
         found = affected_relations(before, before.changed(added, rows[:0]), np.arange(6), "context")
         return found.tolist(), {r for which in looked_at for r in which.tolist()}
 
+    lone = Facts.of(rows[:1], size=4, seed=0)  # has no path at all
+    assert affected_relations(lone, lone, np.arange(6), "context").tolist() == []
     assert affected([]) == ([], set())
     assert affected([[7, 5, 8]]) == ([], set())  # another triple, but no path
     assert affected([[5, 0, 6]]) == ([0, 5], {0, 1, 5})  # 1 has the path of 0 alone

@@ -38,7 +38,9 @@ def test_updates_are_shown_and_names_are_escaped(run, tmp_path, monkeypatch):
     with stepwell.kg.open(run) as graph:
         for i in range(4):
             graph.add([(f"<b>{i}", "r0", "e1"), ("e1", "r0", f"x{i}")])
-            graph.update(Online(epochs=2), test=[("e1", "r1", "e2")])
+            if i == 3:
+                graph.remove([FACTS[0]])
+            report = graph.update(Online(epochs=2), test=[("e1", "r1", "e2")])
     updates = json.loads((run / "updates.json").read_text())["updates"]
     assert len(updates) == 3
     assert ["picture" in update for update in updates] == [False, False, True]
@@ -49,12 +51,17 @@ def test_updates_are_shown_and_names_are_escaped(run, tmp_path, monkeypatch):
     )  # fmt: skip
     assert all(0 < update["measures"]["mrr"] <= 1 for update in updates)
     page = write_report([run], tmp_path / "page.html").read_text()
+    assert "4 updates since, the last 3 of which are shown" in page
+    assert re.findall(r"update \d+", page.split("<img")[0]) == ["update 2", "update 3", "update 4"]
+    before, after = (f"{far:.3f}" for far in report.unlearnt)
+    assert f"{before} → {after}" in page
+    assert "Removed by the last update" in page
+    assert " | ".join(FACTS[0]) in page
     assert page.count("<img") == 2
     svgs = re.findall(r"data:image/svg\+xml;base64,([^\"]*)", page)
     drawn = "".join(base64.b64decode(svg).decode() for svg in svgs)
-    assert {"MRR", "seconds", "e1"} <= set(re.findall(r">([^<>]+)</text>", drawn))
+    assert {"MRR", "seconds", picture["names"][0]} <= set(re.findall(r">([^<>]+)</text>", drawn))
     assert "mathdefault" not in drawn
-    assert "update 3" in page
     assert "<b>" not in page
     (run / "updates.json").write_text("[]")
     with pytest.raises(ValueError, match="delete it to report without updates"):

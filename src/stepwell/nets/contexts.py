@@ -161,8 +161,10 @@ class RelationPaths:
         joined to their other paths depends on it.
         """
         keys = np.sort(np.concatenate([self.keys, other.keys]), kind="stable")  # merges the two
-        twice = np.append(keys[1:] == keys[:-1], False)
-        twice[1:] |= twice[:-1]
+        twice = np.zeros(len(keys), dtype=bool)
+        same = keys[1:] == keys[:-1]
+        twice[1:] |= same
+        twice[:-1] |= same
         changed = np.unique(keys[~twice] >> _PATH_BITS)
         if not len(changed):
             return changed
