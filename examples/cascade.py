@@ -28,7 +28,7 @@ def main() -> None:
     mean, std = (torch.tensor(v)[:, None, None] for v in (net.card.mean, net.card.std))
     x = (test.pixels / 255 - mean) / std
     shallow = next(iter(net.depths))
-    for threshold in (0.0, 0.5, 0.8, 0.95, 0.99, 1.01):
+    for threshold in (0.0, 0.5, 0.8, 0.95, 0.99, 1.0):
         # Images that the shallow depth is unsure of go on from where the paths part.
         cascade = stepwell.Cascade(net, {shallow: threshold})
         with torch.inference_mode():
