@@ -29,7 +29,7 @@ class Reliability(NamedTuple):
 
 
 def reliability(
-    confidence: Float[Tensor, "n"], right: Bool[Tensor, "n"], bins: int = BINS
+    confidence: Float[Tensor, " n"], right: Bool[Tensor, " n"], bins: int = BINS
 ) -> Reliability:
     """The reliability curve of predictions (Guo et al. 2017): bins are closed below, open above."""
     place = _place(confidence, bins)
@@ -42,8 +42,8 @@ def reliability(
 
 
 def calibration_error(
-    confidence: Float[Tensor, "n"],
-    right: Bool[Tensor, "n"],
+    confidence: Float[Tensor, " n"],
+    right: Bool[Tensor, " n"],
     bins: int = BINS,
     *,
     level: float = LEVEL,

@@ -120,7 +120,7 @@ def fidelity_of(
 
 
 def agreement_matrix(
-    teacher: Int[Tensor, "n"], student: Int[Tensor, "n"], classes: int
+    teacher: Int[Tensor, " n"], student: Int[Tensor, " n"], classes: int
 ) -> Int[Tensor, "classes classes"]:
     """How many examples get class i (row) from the teacher and class j (column) from the student."""
     return torch.bincount(teacher * classes + student, minlength=classes**2).view(classes, classes)

@@ -38,7 +38,7 @@ def quantile(level: float) -> float:
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
-def share(hits: Shaped[Tensor, "n"], level: float = LEVEL) -> Interval:
+def share(hits: Shaped[Tensor, " n"], level: float = LEVEL) -> Interval:
     """The share of examples that are true, with Wilson's interval (Wilson 1927).
 
     Unlike the plain interval it stays within [0, 1], and is not empty where all or none are true.

@@ -126,7 +126,7 @@ def _observe(
     return Observed(torch.cat(labels), classes, seen["teacher", ""], students, controls)
 
 
-def predictive_kl(teacher: Logits, student: Logits) -> Float[Tensor, "batch"]:
+def predictive_kl(teacher: Logits, student: Logits) -> Float[Tensor, " batch"]:
     """KL( softmax(teacher) || softmax(student) ) of every example, in nats (double precision)."""
     log_p, log_q = (F.log_softmax(z.double(), 1) for z in (teacher, student))
     return (log_p.exp() * (log_p - log_q)).sum(1).clamp_min(0)

@@ -12,7 +12,7 @@ from stepwell.types import Logits
 
 
 def class_cross_entropy(
-    logits: Logits, labels: Int[Tensor, "batch"] | Float[Tensor, "batch classes"], **options: Any
+    logits: Logits, labels: Int[Tensor, " batch"] | Float[Tensor, "batch classes"], **options: Any
 ) -> Float[Tensor, ""]:
     """torch's cross entropy in nats, the mean over the batch, with a clear word on labels out of range.
 
@@ -37,7 +37,7 @@ def class_cross_entropy(
 
 @in_full_precision
 def label_cross_entropy(
-    logits: Logits, labels: Int[Tensor, "batch"] | Float[Tensor, "batch classes"]
+    logits: Logits, labels: Int[Tensor, " batch"] | Float[Tensor, "batch classes"]
 ) -> Float[Tensor, ""]:
     """Cross entropy in nats, a mean over the labels that there are; 0 where there are none.
 

@@ -41,7 +41,7 @@ class UNet(nn.Module):
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Images, time: Float[Tensor, "batch"]) -> Images:
+    def forward(self, x: Images, time: Float[Tensor, " batch"]) -> Images:
         """Images (batch, channels, height, width) at times in [0, 1] to images of the same shape."""
         told = self.time(_waves(time, self.frequencies))
         x, levels = self.stem(x), []
