@@ -6,7 +6,14 @@ from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.vision_transformer import VisionTransformer
 
-from stepwell.cost import cost_of, count_macs, measure_latencies, peak_bytes, time_each
+from stepwell.cost import (
+    cost_of,
+    count_macs,
+    mean_of_medians,
+    measure_latencies,
+    peak_bytes,
+    time_each,
+)
 from stepwell.nets import build
 
 
@@ -162,3 +169,9 @@ def test_counting_gives_every_module_its_own_mode_back():
     count_macs(net, torch.zeros(3, 2))
     cost_of(net, torch.zeros(3, 2), seconds=0.01)
     assert [m.training for m in net.modules()] == [True, True, False, False, True]
+
+
+def test_an_outlier_of_the_clock_is_its_groups_median():
+    assert (
+        mean_of_medians([1.0, 5.0, 900.0, 2.0, 5.0], [0, 1, 1, 0, 1, 1]) == (2 * 1.5 + 3 * 5.0) / 5
+    )

@@ -1,7 +1,7 @@
 """What a network costs: parameters, MACs, memory and measured time."""
 
 from stepwell.cost.flops import count_joint_macs, count_macs, count_macs_of_steps
-from stepwell.cost.latency import Latency, measure_latencies, time_each
+from stepwell.cost.latency import Latency, mean_of_medians, measure_latencies, time_each
 from stepwell.cost.memory import peak_bytes
 from stepwell.cost.table import cost_of, costs_of
 
@@ -12,6 +12,7 @@ __all__ = [
     "count_joint_macs",
     "count_macs",
     "count_macs_of_steps",
+    "mean_of_medians",
     "measure_latencies",
     "peak_bytes",
     "time_each",

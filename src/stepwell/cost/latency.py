@@ -1,5 +1,6 @@
 """Time by the clock."""
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -78,6 +79,18 @@ def time_each(
             synchronised(call(x))
             times[name].append(1000 * (time.perf_counter() - start))
     return times
+
+
+def mean_of_medians(times: Sequence[float], who: Sequence[int]) -> float:
+    """The mean of times, each of which is its group's median instead: the clock has outliers.
+
+    Args:
+        who: the group of each time; there may be more of these than of times.
+    """
+    groups: dict[int, list[float]] = {}
+    for ms, group in zip(times, who, strict=False):
+        groups.setdefault(group, []).append(ms)
+    return sum(len(g) * statistics.median(g) for g in groups.values()) / len(times)
 
 
 def synchronised(output: Tensor) -> Tensor:

@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stepwell.cost import costs_of, count_macs, measure_latencies, time_each
+from stepwell.cost import (
+    costs_of,
+    count_macs,
+    mean_of_medians,
+    measure_latencies,
+    time_each,
+)
 from stepwell.cost.latency import synchronised
 from stepwell.data import Batches
 from stepwell.evaluation import churn, gather_logits
@@ -154,12 +160,7 @@ def _one_by_one(net: DynamicNet, test: Batches, who: Tensor) -> float:
     images = test.at(0).images[:TIMED].to(device)
     with in_eval_mode(net):
         times = time_each({"": net.forward}, images.split(1), seconds=SECONDS)[""]
-    medians = torch.zeros(len(net.choices), dtype=torch.float64)
-    for i in range(len(medians)):
-        own = [ms for ms, choice in zip(times, who.tolist(), strict=False) if choice == i]
-        medians[i] = torch.tensor(own).median() if own else 0.0
-    chosen = who[: len(times)]
-    return float(medians[chosen].mean())
+    return mean_of_medians(times, who.tolist())
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepwell.cost import count_macs_of_steps, time_each
+from stepwell.cost import count_macs_of_steps, mean_of_medians, time_each
 from stepwell.evaluation import gather_logits
 from stepwell.evaluation.cascade import (
     Goal,
@@ -206,13 +206,8 @@ def _measured(
             "full_macs": cascade_macs(net, [net.full])[0],
         }
         | {f"{name}accuracy": torch.cat(r).double().mean().item() for name, r in right.items()}
-        | {"ms": _mean_of_medians(times[""], who), "full_ms": statistics.median(times["full_"])}
+        | {
+            "ms": mean_of_medians(times[""], who.tolist()),
+            "full_ms": statistics.median(times["full_"]),
+        }
     )
-
-
-def _mean_of_medians(times: Sequence[float], who: Tensor) -> float:
-    """The mean time, of which each depth's images have their median: the clock has outliers."""
-    groups: dict[int, list[float]] = {}
-    for ms, depth in zip(times, who.tolist(), strict=False):
-        groups.setdefault(depth, []).append(ms)
-    return sum(len(g) * statistics.median(g) for g in groups.values()) / len(times)
