@@ -98,8 +98,6 @@ def export_dynamic(
             "this network was trained at several resolutions and not to choose: export it at full size "
             "with --depth"
         )
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name a folder")
     nested = net.net.net
     card = about(nested, nested.full)
     record: dict[str, Any] = {

@@ -82,8 +82,6 @@ def export_folder(
     elif int8 is not None:
         raise ValueError(f"int8 versions are ONNX files: format {format!r} has none")
     network = _network(net)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name a folder")
     rows: list[dict[str, Any]] = []
     with put_in_place(folder) as place:
         before = earlier(folder, network)
@@ -183,7 +181,13 @@ def put_in_place(folder: Path) -> Iterator[Path]:
 
     Weights of earlier exports that no graph points at any more go last. One process exports to a
     folder at a time.
+
+    Raises:
+        ValueError: `folder` is a file.
+        OSError: another process is exporting to it.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder")
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = locked(folder / LOCK, folder)
