@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, gumbel_softmax
 
-from stepwell.losses import cost_above_target
+from stepwell.losses import class_cross_entropy, cost_above_target
 from stepwell.methods.objective import Objective
 from stepwell.modes import in_eval_mode
 from stepwell.nets.dynamic import DynamicNet, gathered
@@ -47,7 +47,7 @@ class EveryResolution(Objective):
         def loss_of(
             depth: str, exit: Exit, done: Mapping[str, Exit]
         ) -> tuple[Tensor, dict[str, Tensor]]:
-            ce = cross_entropy(exit.logits, labels, label_smoothing=self.label_smoothing)
+            ce = class_cross_entropy(exit.logits, labels, label_smoothing=self.label_smoothing)
             return ce, {"ce": ce}
 
         losses: list[Tensor] = []
@@ -117,7 +117,7 @@ class DynamicResolution(Objective):
         choice = gumbel_softmax(self.net.chooser(images).float(), self.temperature, hard=True)
         run = self._chosen if self.mixing == "chosen" else self._all
         logits = run(images, choice)
-        ce = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        ce = class_cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         cost = cost_above_target(choice, self.net.costs, self.target)
         shares = choice.detach().mean(0)
         logs = {"ce": ce, "cost": cost, "mean cost": (shares * self.net.costs).sum()}
