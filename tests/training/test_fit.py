@@ -150,6 +150,12 @@ def test_a_phase_may_end_amid_an_epoch(batches, tmp_path, steps):
     states_equal(*nets)
 
 
+@pytest.mark.parametrize("length", [{}, {"epochs": 1, "steps": 1}])
+def test_a_phase_has_one_length(batches, run, length):
+    with pytest.raises(ValueError, match="in epochs or in steps, one of the two"):
+        fit(Supervised(tiny()), batches, sgd(0.1), run, phase="train", **length)
+
+
 def test_a_phase_that_is_done_is_loaded_not_run_again(batches, tmp_path):
     for _ in range(2):
         objective = StopAt(tiny(), 8)

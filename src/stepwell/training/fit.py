@@ -78,13 +78,16 @@ def fit(
 
     Raises:
         Diverged: the loss is not finite; the last good checkpoint is kept.
-        ValueError: what is saved is of another network, method or moving average.
+        ValueError: neither `epochs` nor `steps` is given, or both; what is saved is of another network,
+            method or moving average.
         Stopped: a signal asked to stop; the same command goes on from the checkpoint.
         OSError: the disk is full; the last whole checkpoint is kept.
     """
     check_numbers({"epochs": epochs, "steps": steps, "loop": loop})
-    total = epochs * len(train) if epochs is not None else steps
-    assert total is not None, "give the length of a phase in epochs, or in steps"
+    if (epochs is None) == (steps is None):
+        raise ValueError("give the length of a phase in epochs or in steps, one of the two")
+    total = steps if epochs is None else epochs * len(train)
+    assert total is not None
     check_devices(loop)
     folder = run.phase(phase)
     saved = read_checkpoint(folder / "last.ckpt")
