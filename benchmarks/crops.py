@@ -1,10 +1,10 @@
 """Cut the boxes of a detection data set into class folders.
 
-`python -m benchmarks.crops COCO OUT --per-class N`: COCO is a folder with train.json, maybe val.json,
-test.json (annotations as of COCO) and `images`. Boxes of train and val are for training; those of test, or
-of val where there is no test, for testing. A crop is the square around a box's middle, as wide as its
-longer side and a tenth on each side, moved into the image where it stands out of it. So studies of
-images with classes have larger real ones.
+`python -m benchmarks.crops COCO OUT --per-class N`: COCO is a folder with `images` and, as COCO has
+them, train.json and maybe val.json and test.json. Boxes of train and val are for training; those of
+test, or of val where there is no test, for testing. A crop is the square around a box's middle, as
+wide as its longer side and a tenth on each side, moved into the image where it stands out of it. So
+studies of images with classes have larger real ones.
 """
 
 import argparse

@@ -79,6 +79,23 @@ def test_predict_names_the_choice_and_the_speed(stepwell):
     assert {row["depth"] for row in fixed} == {"8"}
 
 
+def test_budgets_set_the_price(shown, stepwell):
+    net = load_dynamic(shown / "runs" / "dynamic" / "net.safetensors")
+    cheap, dear = net.budgets[0], net.budgets[-1]
+    assert cheap.macs <= dear.macs
+    for what, value in (("--budget-macs", cheap.macs * 1.0001), ("--min-accuracy", cheap.accuracy)):
+        said = stepwell("predict", "runs/dynamic", "photos", what, str(value))
+        assert f"price {cheap.price:.3g}: " in said.err
+        assert "chosen of 8, 6, 4" in said.out
+    priced = json.loads(
+        stepwell("eval", "runs/dynamic", "--json", "--budget-macs", str(dear.macs * 1.0001)).out
+    )
+    assert priced["drnet"]["price"] == pytest.approx(dear.price)
+    assert "of --budget-macs and --min-accuracy, as the validation" in stepwell("eval", "runs/dynamic").out
+    error = stepwell("predict", "runs/dynamic", "photos", "--budget-macs", "10").err
+    assert "error: no price gives 10 MACs an image: they reach from " in error
+
+
 def test_measured_costs_leave_the_resolutions_in_the_file(shown, stepwell):
     file = shown / "runs" / "dynamic" / "net.safetensors"
     stepwell("cost", "runs/dynamic", "--save")

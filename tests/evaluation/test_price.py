@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from stepwell.evaluation.price import best_price, outcome_at
+from stepwell.evaluation.price import best_within, front, outcome_at, outcomes
 
 COSTS = torch.tensor([1.0, 0.5, 0.25])
 
@@ -26,7 +26,7 @@ def test_no_price_on_a_fine_grid_is_better(seed, target):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(12, 3, generator=generator)
     right = torch.rand(12, 3, generator=generator) < 0.6
-    best = best_price(scores, right, COSTS, target)
+    best = best_within(outcomes(scores, right, COSTS), target)
     assert best == outcome_at(best.price, scores.double(), right, COSTS.double())
     assert best.cost <= target + 1e-9
     for price in torch.linspace(-15, 15, 601).tolist():
@@ -40,15 +40,35 @@ def test_no_price_on_a_fine_grid_is_better(seed, target):
 def test_a_negative_price_spends_what_a_target_leaves():
     """Scores that prefer the cheapest choice by little, where the costliest is right."""
     scores, right = torch.tensor([[0.0, 0.1, 0.2]] * 4), torch.tensor([[True, False, False]] * 4)
-    best = best_price(scores, right, COSTS, 1.0)
+    found = outcomes(scores, right, COSTS)
+    best = best_within(found, 1.0)
     assert best.price < 0
     assert (best.accuracy, best.cost) == (1.0, 1.0)
-    assert best_price(scores, right, COSTS, 0.9).cost == 0.25
+    assert best_within(found, 0.9).cost == 0.25
 
 
 def test_choices_of_equal_cost_and_many_images():
     costs = torch.tensor([1.0, 0.5, 0.5])
     scores, right = torch.randn(2000, 3), torch.rand(2000, 3) < 0.5
-    best = best_price(scores, right, costs, 0.7)
+    best = best_within(outcomes(scores, right, costs), 0.7)
     assert best.cost <= 0.7
     assert_close(best.price, outcome_at(best.price, scores, right, costs).price)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_a_front_rises_and_has_the_best_of_every_budget(seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(20, 3, generator=generator)
+    right = torch.rand(20, 3, generator=generator) < 0.6
+    found = outcomes(scores, right, COSTS)
+    kept = front(found, 1000)
+    costs, accuracies = [o.cost for o in kept], [o.accuracy for o in kept]
+    assert costs == sorted(set(costs))
+    assert accuracies == sorted(set(accuracies))
+    for target in costs:
+        assert best_within(kept, target)[1:] == best_within(found, target)[1:]
+    few = front(found, 2)
+    assert len(few) <= 2
+    assert few[0] == kept[0]
+    assert few[-1] == kept[-1] or len(kept) == 1

@@ -41,9 +41,7 @@ def dynamic(depths=()):
 def test_labels_out_of_range_are_said(ready, batch):
     odd = batch._replace(labels=torch.full((8,), 7))
     for objective in (EveryResolution(ready.net), DynamicResolution(ready, COSTS, target=0.6)):
-        with pytest.raises(
-            ValueError, match="labels run from 7 to 7, and this network tells 5"
-        ):
+        with pytest.raises(ValueError, match="labels run from 7 to 7, and this network tells 5"):
             objective.training_step(odd)
 
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from nets.families import lively
 from stepwell.cost import count_macs
 from stepwell.nets import build
-from stepwell.nets.dynamic import Choice, Chooser, DynamicNet
+from stepwell.nets.dynamic import Budget, Choice, Chooser, DynamicNet
 from stepwell.nets.resolution import Resolutions, resize
 
 SIZES = (16, 12, 8)
@@ -74,6 +74,28 @@ def test_a_price_moves_choices_to_the_cheaper_ones():
     assert net.choose(x).tolist() == [0, 0]
     net.price.fill_(1.0)  # 2, 1.5, -.25 and 2, 2.4, 2.55
     assert net.choose(x).tolist() == [0, 2]
+
+
+def test_a_budget_sets_the_price_that_it_allows():
+    net = dynamic()
+    with pytest.raises(ValueError, match="does not know what its prices come to"):
+        net.for_budget(macs=1e6)
+    net.budgets = (Budget(3.0, 1e6, 0.7), Budget(1.0, 2e6, 0.8), Budget(-1.0, 4e6, 0.9))
+    assert net.for_budget(macs=3e6) == net.budgets[1]
+    assert float(net.price) == 1.0
+    assert net.for_budget(macs=1e9) == net.budgets[2]
+    assert net.for_budget(accuracy=0.75) == net.budgets[1]  # the cheapest that has as much
+    assert net.for_budget(accuracy=0.75, macs=5e6) == net.budgets[1]
+    reach = "they reach from 1e.06 MACs at accuracy 0.7 to 4e.06 at 0.9"
+    with pytest.raises(ValueError, match=rf"no price gives 5e.05 MACs an image: {reach}"):
+        net.for_budget(macs=5e5)
+    with pytest.raises(
+        ValueError, match=rf"no price gives 3e.06 MACs an image with accuracy 0.85: {reach}"
+    ):
+        net.for_budget(macs=3e6, accuracy=0.85)
+    with pytest.raises(ValueError, match="give a budget: macs, accuracy or both"):
+        net.for_budget()
+    assert float(net.price) == 1.0
 
 
 def test_the_chooser_costs_what_its_layers_do_and_next_to_nothing():

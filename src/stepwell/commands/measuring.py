@@ -65,7 +65,8 @@ def eval_(
         cascade: also find the best cascade (shallow first, deeper when unsure) on the validation
             part, and measure it on the test part.
         target_accuracy: of the cascade on the validation part; the full net's own by default.
-        budget_macs: mean MACs an image of the cascade, in place of a target.
+        budget_macs: mean MACs an image of the cascade, in place of a target; or of a network that
+            chooses resolutions.
         save: keep the cascade in the network's file, for `stepwell predict --cascade`.
         fidelity: the teacher, named as for `stepwell train distill --teacher`: a run directory or the
             file of a network (PATH@DEPTH for another depth than the deepest), an ONNX file,
@@ -86,8 +87,8 @@ def eval_(
     from stepwell.recipes.classification import cost_table
     from stepwell.serve import calibrate_cascade, check_depths, measure_cascade
 
-    if not cascade and (save or target_accuracy is not None or budget_macs is not None):
-        raise ValueError("--target-accuracy, --budget-macs and --save say more about --cascade")
+    if not cascade and (save or target_accuracy is not None):
+        raise ValueError("--target-accuracy and --save say more about --cascade")
     if fidelity == ():
         raise ValueError(
             "--fidelity: name the teacher after it, such as a run directory, or several for an ensemble"
@@ -98,8 +99,13 @@ def eval_(
         )
     net, config = network_of(run)
     if not (cascade or fidelity) and (chooses := dynamic_of(run)):
-        eval_dynamic(run, chooses, config, data, json)
+        eval_dynamic(run, chooses, config, data, budget_macs=budget_macs, json=json)
         return
+    if budget_macs is not None and not cascade:
+        raise ValueError(
+            f"--budget-macs says more about --cascade, or about a network that chooses: {run} has "
+            "none of its own"
+        )
     net.require_ready()
     if cascade:
         check_depths(net)

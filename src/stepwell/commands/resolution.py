@@ -6,8 +6,10 @@ from typing import Any
 
 from stepwell.commands.runs import file_of, parts_of
 from stepwell.console import (
+    big,
     depth_table,
     print_json,
+    say,
     show,
     show_churn,
     show_classes,
@@ -15,6 +17,8 @@ from stepwell.console import (
     table,
 )
 
+#: Budgets that are shown, about.
+BUDGETS = 6
 EVALUATED = ("params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
 
 
@@ -26,12 +30,29 @@ def dynamic_of(run: Path) -> Any:
     return load_dynamic(file) if is_dynamic(file) else None
 
 
+def set_budget(net: Any, *, macs: float | None, accuracy: float | None) -> None:
+    """Set the price of cost for a budget, and say what it comes to."""
+    found = net.for_budget(macs=macs, accuracy=accuracy)
+    say(
+        f"price {found.price:.3g}: {big(found.macs)} MACs an image in the mean, and "
+        f"{100 * found.accuracy:.2f} % right, of the images that prices were found on"
+    )
+
+
 def eval_dynamic(
-    run: Path, net: Any, config: Mapping[str, Any], data: str | None, json: bool
+    run: Path,
+    net: Any,
+    config: Mapping[str, Any],
+    data: str | None,
+    *,
+    budget_macs: float | None = None,
+    json: bool,
 ) -> None:
     """Measure a dynamic network as a whole, and each of its choices for all images."""
     from stepwell.recipes.dynamic import TIMED, choice_table, measure_dynamic, measure_speed
 
+    if budget_macs is not None:
+        set_budget(net, macs=budget_macs, accuracy=None)
     nested = net.net.net
     parts = parts_of(nested, run, config, data)
     found, _ = measure_dynamic(net, parts.test, choice_table(net, nested.card.size))
@@ -47,6 +68,7 @@ def eval_dynamic(
     show_classes(test)
     show_conditions(costs)
     show_choices(record)
+    show_budgets(net)
 
 
 def show_choices(record: Mapping[str, Any]) -> None:
@@ -60,6 +82,17 @@ def show_choices(record: Mapping[str, Any]) -> None:
         style="dim",
     )
     show_speed(record["speed"])
+
+
+def show_budgets(net: Any) -> None:
+    """What budgets the network knows, a few of them."""
+    if not net.budgets:
+        return
+    every = max(1, round((len(net.budgets) - 1) / (BUDGETS - 1)))
+    kept = [*net.budgets[::-1][::every]][::-1]
+    rows = [[big(b.macs), f"{100 * b.accuracy:.2f} %", f"{b.price:.3g}"] for b in kept]
+    show(table("budgets", ["MACs", "accuracy", "price"], rows))
+    show("of --budget-macs and --min-accuracy, as the validation images say", style="dim")
 
 
 def show_speed(speed: Sequence[Mapping[str, float]]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from stepwell.commands.resolution import dynamic_of, show_exported
+from stepwell.commands.resolution import dynamic_of, set_budget, show_exported
 from stepwell.commands.runs import Json, check_place, network_of, parts_of
 from stepwell.console import (
     big,
@@ -47,11 +47,13 @@ def predict(
         run: a run directory, or the file of its network.
         files: images, or folders of images.
         depth: which depth predicts; the full net by default. A network that chooses resolutions does
-            so unless a depth, a budget or a cascade is asked for.
+            so unless a depth, --budget-ms or a cascade is asked for.
         budget_ms: take the most accurate depth that needs at most so many milliseconds an image here,
             by the table in the network's file (`stepwell cost RUN --save`), else measured now.
-        budget_macs: take the most accurate depth that needs at most so many MACs an image.
-        min_accuracy: take the cheapest depth with at least this accuracy (0.95 is 95 %).
+        budget_macs: take the most accurate depth that needs at most so many MACs an image. A network
+            that chooses resolutions takes the price of cost that gives so many in the mean.
+        min_accuracy: take the cheapest depth, or the highest price of cost, with at least this
+            accuracy (0.95 is 95 %).
         cascade: shallow first, deeper when unsure, as `stepwell eval RUN --cascade --save` found it.
         csv: write file, class, probability and depth to this file.
     """
@@ -68,8 +70,10 @@ def predict(
     if csv is not None:
         check_place("--csv", csv)
     net, _ = network_of(run)
-    chooses = None if depth or budget or cascade else dynamic_of(run)
-    if budget:
+    chooses = None if depth or budget_ms or cascade else dynamic_of(run)
+    if budget and chooses is not None:
+        set_budget(chooses, macs=budget_macs, accuracy=min_accuracy)
+    elif budget:
         depth = _depth_within(net, budget, run)
     depth = net.full if depth is None else depth
     if cascade:

@@ -1,5 +1,6 @@
 """The price of cost that makes a chooser's choices right most often within a budget."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,19 +35,17 @@ def outcome_at(
     return Priced(price, accuracy, costs[who].double().mean().item())
 
 
-def best_price(
+def outcomes(
     scores: Float[Tensor, "n choices"],
     right: Bool[Tensor, "n choices"],
     costs: Float[Tensor, " choices"],
-    target: float,
-) -> Priced:
-    """The price at which most images are right, of those whose mean cost is at most `target`.
+) -> list[Priced]:
+    """What comes out at no price, and at every other that makes a difference (at most `TRIED`).
 
-    It may be negative, which makes costly choices more frequent. Of equals it is the one that costs
-    less, then the one nearest to 0.
+    A price may be negative, which makes costly choices more frequent.
 
     Args:
-        costs: of each choice; no cheaper one than the target is an error of the caller.
+        right: whether an image's class would be right at each choice.
     """
     scores, costs = scores.double(), costs.double()
     apart = costs[:, None] - costs
@@ -56,6 +55,27 @@ def best_price(
         edges = edges[torch.linspace(0, len(edges) - 1, TRIED).long()]
     between = (edges[1:] + edges[:-1]) / 2
     prices = [0.0, float(edges[0]) - 1, *between.tolist(), float(edges[-1]) + 1]
-    outcomes = [outcome_at(price, scores, right, costs) for price in prices]
-    fitting = [o for o in outcomes if o.cost <= target * (1 + 1e-9)]
+    return [outcome_at(price, scores, right, costs) for price in prices]
+
+
+def best_within(found: Sequence[Priced], target: float) -> Priced:
+    """The outcome with most images right, of those whose mean cost is at most `target`.
+
+    Of equals it is the one that costs less, then the one whose price is nearest to 0.
+
+    Args:
+        target: no less than the cheapest choice's cost; less is an error of the caller.
+    """
+    fitting = [o for o in found if o.cost <= target * (1 + 1e-9)]
     return max(fitting, key=lambda o: (o.accuracy, -o.cost, -abs(o.price)))
+
+
+def front(found: Sequence[Priced], most: int) -> list[Priced]:
+    """The outcomes that none beats at equal cost or less, cheap to dear; of many, `most` evenly."""
+    kept: list[Priced] = []
+    for outcome in sorted(found, key=lambda o: (o.cost, -o.accuracy, abs(o.price))):
+        if not kept or outcome.accuracy > kept[-1].accuracy:
+            kept.append(outcome)
+    if len(kept) <= most:
+        return kept
+    return [kept[round(i)] for i in torch.linspace(0, len(kept) - 1, most).tolist()]

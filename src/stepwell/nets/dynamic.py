@@ -6,7 +6,7 @@ run together.
 """
 
 from collections.abc import Iterator, Sequence
-from math import log2
+from math import inf, log2
 from typing import NamedTuple
 
 import torch
@@ -28,6 +28,14 @@ class Choice(NamedTuple):
 
     depth: str
     size: int
+
+
+class Budget(NamedTuple):
+    """What a price of cost comes to: MACs an image in the mean, and the share that is right."""
+
+    price: float
+    macs: float
+    accuracy: float
 
 
 class Chooser(nn.Module):
@@ -91,6 +99,8 @@ class DynamicNet(nn.Module):
     Attributes:
         price: what a choice's score loses for its whole cost in `costs`; 0 unless a budget set it.
         costs: of each choice, as a share of the costliest; 0 where nobody has set them.
+        budgets: prices that pay, cheap to dear, measured on images that trained nothing where there
+            are some; none where nobody has measured.
 
     Raises:
         ValueError: fewer than two choices, or one that the network does not have.
@@ -108,6 +118,7 @@ class DynamicNet(nn.Module):
         self.net = net
         self.choices = tuple(choices)
         self.chooser = chooser
+        self.budgets: tuple[Budget, ...] = ()
         self.price: Tensor
         self.costs: Tensor
         self.register_buffer("price", torch.zeros(()))
@@ -118,6 +129,39 @@ class DynamicNet(nn.Module):
         """What the choices are called: "24", or "14@24" where there are several depths."""
         several = len({depth for depth, _ in self.choices}) > 1
         return tuple(f"{d}@{size}" if several else str(size) for d, size in self.choices)
+
+    def for_budget(self, *, macs: float | None = None, accuracy: float | None = None) -> Budget:
+        """Set the price for a budget, by `budgets`, and say what it comes to.
+
+        With `accuracy` it is the cheapest that has at least as much, else the most accurate one.
+
+        Args:
+            macs: at most so many multiply-accumulates an image in the mean, the chooser's included.
+            accuracy: at least this share right.
+
+        Raises:
+            ValueError: no budgets were measured, or none fits; the message says what there is.
+        """
+        if macs is None and accuracy is None:
+            raise ValueError("give a budget: macs, accuracy or both")
+        if not self.budgets:
+            raise ValueError(
+                "this network does not know what its prices come to: one that never chose has none, "
+                "and one of an older file is to be trained again"
+            )
+        most, least = inf if macs is None else macs, accuracy or 0.0
+        fitting = [b for b in self.budgets if b.macs <= most and b.accuracy >= least]
+        if not fitting:
+            low, high = self.budgets[0], self.budgets[-1]
+            asked = [] if macs is None else [f"{macs:.4g} MACs an image"]
+            asked += [] if accuracy is None else [f"accuracy {accuracy:g}"]
+            raise ValueError(
+                f"no price gives {' with '.join(asked)}: they reach from {low.macs:.4g} MACs at "
+                f"accuracy {low.accuracy:.4g} to {high.macs:.4g} at {high.accuracy:.4g}"
+            )
+        found = fitting[-1] if accuracy is None else fitting[0]
+        self.price.fill_(found.price)
+        return found
 
     def choose(self, x: Images) -> Which:
         """The index of each image's choice."""

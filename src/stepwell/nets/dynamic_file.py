@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stepwell.nets.dynamic import Choice, Chooser, DynamicNet, First
+from stepwell.nets.dynamic import Budget, Choice, Chooser, DynamicNet, First
 from stepwell.nets.file import Beside, load, read_beside, save
 from stepwell.nets.resolution import Resolutions
 
@@ -25,6 +25,7 @@ def save_dynamic(net: DynamicNet, path: str | Path) -> Path:
         "norms": nested.norm_sharing,
         "choices": [list(choice) for choice in net.choices],
         "chooser": chooser.size if isinstance(chooser, Chooser) else None,
+        "budgets": [list(budget) for budget in net.budgets],
     }
     tensors = nested.own_tensors() | {"price": net.price, "costs": net.costs}
     tensors |= {f"chooser/{name}": value for name, value in chooser.state_dict().items()}
@@ -55,6 +56,7 @@ def load_dynamic(path: str | Path) -> DynamicNet:
     )
     net.price.copy_(tensors["price"])
     net.costs.copy_(tensors["costs"])
+    net.budgets = tuple(Budget(*budget) for budget in about.get("budgets", ()))
     return net.eval()
 
 

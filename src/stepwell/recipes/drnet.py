@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stepwell.data import Batches
 from stepwell.device import device_name
 from stepwell.evaluation import evaluate, gather_logits
-from stepwell.evaluation.price import Priced, best_price, outcome_at
+from stepwell.evaluation.price import Priced, best_within, front, outcomes
 from stepwell.methods import Objective
 from stepwell.methods.drnet import (
     DynamicResolution,
@@ -23,7 +23,7 @@ from stepwell.methods.drnet import (
 )
 from stepwell.modes import in_eval_mode
 from stepwell.nets import Card, NestedNet
-from stepwell.nets.dynamic import Choice, Chooser, DynamicNet, First
+from stepwell.nets.dynamic import Budget, Choice, Chooser, DynamicNet, First
 from stepwell.nets.dynamic_file import load_dynamic, save_dynamic
 from stepwell.nets.file import Start, read_beside
 from stepwell.nets.input_size import check_size
@@ -53,6 +53,8 @@ Schedule = Literal["joint", "imitate", "resolutions"]
 SHARES = (1.0, 0.75, 0.5)
 #: Pictures kept for the report, of each choice.
 PICTURES = 12
+#: Prices that the file keeps, at most.
+BUDGETS = 32
 
 
 def drnet(
@@ -166,7 +168,11 @@ def drnet(
             net_.requires_grad_(True)
         if schedule != "resolutions":
             seen = task.validation or task.train.with_images(task.train.images)
-            net_.price.fill_(_priced(net_, seen, target)[1].price)
+            found = _priced(net_, seen)
+            net_.price.fill_(best_within(found, target).price)
+            net_.budgets = tuple(
+                Budget(o.price, o.cost * max(costs), o.accuracy) for o in front(found, BUDGETS)
+            )
         return finish_dynamic(task, net_)
 
 
@@ -260,14 +266,15 @@ def _as_chosen(
         return None
 
     def validate() -> dict[str, float]:
-        free, best = _priced(net, batches, target)
+        found = _priced(net, batches)
+        free, best = found[0], best_within(found, target)
         return {"accuracy": best.accuracy, "mean_cost": best.cost, "unpriced_cost": free.cost}
 
     return validate
 
 
-def _priced(net: DynamicNet, batches: Batches, target: float) -> tuple[Priced, Priced]:
-    """What the choices come to on these images without a price, and at the best one."""
+def _priced(net: DynamicNet, batches: Batches) -> list[Priced]:
+    """What the choices come to on these images, first without a price, then at every other."""
     device = next(net.parameters()).device
 
     def predict(images: Tensor) -> dict[str, Tensor]:
@@ -278,8 +285,7 @@ def _priced(net: DynamicNet, batches: Batches, target: float) -> tuple[Priced, P
         found, labels = gather_logits(predict, batches)
     scores = found.pop("scores")
     right = torch.stack([logits.argmax(1) == labels for logits in found.values()], 1)
-    costs = net.costs.cpu()
-    return outcome_at(0.0, scores, right, costs), best_price(scores, right, costs, target)
+    return outcomes(scores, right, net.costs.cpu())
 
 
 def finish_dynamic(task: Task, net: DynamicNet) -> dict[str, Any]:

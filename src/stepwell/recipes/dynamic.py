@@ -110,8 +110,8 @@ def measure_dynamic(
     Returns:
         Results, with "test", "churn", "examples", "costs" (a row "dynamic" among them) and "drnet":
         "shares" of images by choice, "classes", the same for each class, "cost" in the mean as a share
-        of the costliest choice's, "price", what comes out "unpriced", and "chooser_macs"; and what they
-        were found on.
+        of the costliest choice's, "price", the network's "budgets", what comes out "unpriced", and
+        "chooser_macs"; and what they were found on.
     """
     seen = observe_choices(net, test, list(costs))
     size = test.images.size
@@ -132,6 +132,7 @@ def measure_dynamic(
         "classes": {name: _shares(net.names, who) for name, who in by_class.items()},
         "cost": mean / float(macs.max()),
         "price": float(net.price),
+        "budgets": [budget._asdict() for budget in net.budgets],
         "unpriced": {
             "accuracy": free.double().mean().item(),
             "cost": float(macs[seen.unpriced].mean() / macs.max()),

@@ -45,7 +45,9 @@ def resolution_section(run: RunRecord) -> str:
             '<div class="figures">',
             figure(_histogram(found), "How often each choice is made, of all images and by class."),
             figure(
-                _front(run), "Accuracy against MACs: each choice for all images, and the chooser."
+                _front(run, found),
+                "Accuracy against MACs: each choice for all images, the chooser, and what it gives at "
+                "other prices of cost (--budget-macs; as measured on validation images).",
             ),
             "</div>",
             _pictures(run, list(shares)),
@@ -90,7 +92,7 @@ def _histogram(found: Mapping[str, Any]) -> str | None:
     return svg(4.4, 1.6 + 0.24 * len(groups), paint)
 
 
-def _front(run: RunRecord) -> str | None:
+def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
     points = {
         name: (finite(run.cost(name).get("macs")) / 1e6, 100 * finite(run.score(name, "accuracy")))
         for name in run.depths
@@ -105,13 +107,17 @@ def _front(run: RunRecord) -> str | None:
         axes.plot(xs, ys, "o--", color=OKABE_ITO[0], label="one choice for all images")
         for x, y, name in fixed:
             axes.annotate(name, (x, y), (5, -12), textcoords="offset points")
+        priced = [as_mapping(budget) for budget in found.get("budgets") or ()]
+        macs = [finite(b.get("macs")) / 1e6 for b in priced]
+        right = [100 * finite(b.get("accuracy")) for b in priced]
+        axes.plot(macs, right, "-", lw=1, color=OKABE_ITO[1], label="at other prices, validation")
         x, y = points[DYNAMIC]
         axes.plot([x], [y], "*", ms=14, color=OKABE_ITO[1], label="as chosen")
         axes.margins(0.14)
         axes.set(xlabel="million MACs an image", ylabel="test accuracy, %")
         figure.legend(loc="outside lower center", ncols=2)
 
-    return svg(4.4, 3.2, paint)
+    return svg(4.4, 3.4, paint)
 
 
 def _pictures(run: RunRecord, names: list[str]) -> str:
