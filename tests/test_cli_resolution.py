@@ -91,7 +91,8 @@ def test_budgets_set_the_price(shown, stepwell):
         stepwell("eval", "runs/dynamic", "--json", "--budget-macs", str(dear.macs * 1.0001)).out
     )
     assert priced["drnet"]["price"] == pytest.approx(dear.price)
-    assert "of --budget-macs and --min-accuracy, as the validation" in stepwell("eval", "runs/dynamic").out
+    said = stepwell("eval", "runs/dynamic").out
+    assert "of --budget-macs and --min-accuracy, as the validation" in said
     error = stepwell("predict", "runs/dynamic", "photos", "--budget-macs", "10").err
     assert "error: no price gives 10 MACs an image: they reach from " in error
 
