@@ -52,6 +52,7 @@ WRONG = {
     "chooser_rate": ([0, -1, "nan"], [1e-3]),
     "cost_weight": ([-1, "nan"], [0]),
     "slack": ([-1, "nan"], [0]),
+    "explore": ([0, 1.1, "nan"], [1e-3, 1]),
     "devices": ([0, -1], [1]),
     "clip": ([-1, "nan"], [0]),
     "accumulate": ([0, -1], [1]),

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch.testing import assert_close
 
 from stepwell import cli
-from stepwell.nets.dynamic_file import is_dynamic, load_dynamic
+from stepwell.nets.dynamic_file import is_dynamic, load_dynamic, save_dynamic
 
 PAGE = (Path(__file__).parents[1] / "docs" / "drnet.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -26,7 +26,7 @@ def shown(quick, tmp_path_factory):
     """A folder in which the page's commands have run, but for the study's."""
     root = tmp_path_factory.mktemp("page")
     (root / "photos").mkdir()
-    for i, pixels in enumerate(load_digits().images[:30]):
+    for i, pixels in enumerate(load_digits().images[:64]):
         Image.fromarray((pixels * 15.9).astype("uint8")).save(root / "photos" / f"{i}.png")
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.chdir(root)
@@ -72,11 +72,32 @@ def test_predict_names_the_choice_and_the_speed(stepwell):
     rows = json.loads(stepwell("predict", "runs/dynamic", "photos", "--json").out)
     assert {row["depth"] for row in rows} <= {"8", "6", "4"}
     said = stepwell("predict", "runs/dynamic", "photos")
-    assert re.search(r"in batches of 30: \d+ images/s, at full size always \d+: ", said.err)
+    assert re.search(r"in batches of 64: \d+ images/s, at full size always \d+: ", said.err)
     assert "in batches of 1: " in said.err
     assert "chosen of 8, 6, 4" in said.out
-    fixed = json.loads(stepwell("predict", "runs/dynamic", "photos", "--depth", "8", "--json").out)
-    assert {row["depth"] for row in fixed} == {"8"}
+    assert "images/s" not in stepwell("predict", "runs/dynamic", "photos/1.png").err  # too few
+
+
+def test_one_choice_or_one_depth_for_all_images(shown, stepwell):
+    for name in ("4", "8"):  # a resolution, and a depth at full size, which names go first
+        given = ["predict", "runs/dynamic", "photos", "--depth", name]
+        rows = json.loads(stepwell(*given, "--json").out)
+        assert {row["depth"] for row in rows} == {name}
+        assert f"{'choice' if name == '4' else 'depth'} {name}" in stepwell(*given).out
+    net = load_dynamic(shown / "runs" / "dynamic" / "net.safetensors")
+    x = torch.randn(3, 3, 8, 8)
+    net.hold("4")
+    assert_close(net(x), net.logits_by_choice(x)["4"], rtol=1e-4, atol=1e-4)
+    error = stepwell("predict", "runs/dynamic", "photos", "--depth", "5").err
+    assert "error: no choice '5'; there are 8, 6, 4" in error
+
+
+def test_a_chooser_that_makes_one_choice_is_told(shown, stepwell, tmp_path):
+    net = load_dynamic(shown / "runs" / "dynamic" / "net.safetensors")
+    torch.nn.init.zeros_(net.chooser.scores.weight)
+    save_dynamic(net, tmp_path / "same.safetensors")
+    said = stepwell("eval", str(tmp_path / "same.safetensors"), "--data", "digits").out
+    assert "nearly all images make one choice" in said
 
 
 def test_budgets_set_the_price(shown, stepwell):

@@ -62,6 +62,7 @@ RANGES: dict[str, Range] = {
     "chooser_rate": POSITIVE,
     "cost_weight": NOT_NEGATIVE,
     "slack": NOT_NEGATIVE,
+    "explore": Range("above 0, at most 1", lambda v: 0 < v <= 1),
     # distillation data
     "unlabeled_share": INNER_SHARE,
     "synthetic_share": INNER_SHARE,

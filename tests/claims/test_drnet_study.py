@@ -2,24 +2,28 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stepwell.claims.drnet import (
     ARMS,
-    BOTH,
     CLAIMS,
     EVERY,
     FULL,
     MIDDLE,
+    PLANTED,
     PRIMARY,
     STATIC,
     STUDY,
+    TOGETHER,
     both,
     control,
     dynamic,
+    random,
 )
-from stepwell.claims.drnet_arms import _cascade, _choices
+from stepwell.claims.drnet_arms import at_its_cost, best_cascade, best_mixture, two_scales
 from stepwell.claims.judging import judge
 from stepwell.claims.study import slug
 from stepwell.claims.verify import verify_system
@@ -32,7 +36,7 @@ ORDER, COSTS = ["16", "24", "32"], torch.tensor([0.25, 0.5625, 1.0], dtype=torch
 @pytest.fixture(scope="module")
 def verified(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("verify")
-    arms = [control(MIDDLE), both(BOTH[0]), STATIC]
+    arms = [control(MIDDLE), both(TOGETHER[0]), STATIC, PLANTED]
     changes = {"part": "1/6"}
     record, page = verify_system(
         "drnet", changes, quick=True, seeds=1, workers=1, arms=arms, folder=folder
@@ -43,12 +47,13 @@ def verified(quick, tmp_path_factory):
 def test_verify_drnet_quick_runs_every_kind_of_arm(verified):
     record, page, folder = verified
     assert {*record["arms"]} == {
-        STATIC, EVERY, "start", dynamic(MIDDLE), control(MIDDLE), "start, depths", both(BOTH[0]),
+        STATIC, EVERY, "start", dynamic(MIDDLE), random(MIDDLE), control(MIDDLE), "start, depths",
+        both(TOGETHER[0]), PLANTED,
     }  # fmt: skip
     ids = {claim["id"] for claim in record["claims"]}
     assert ids == {
-        *(f"{kind}/{MIDDLE:g}" for kind in ("random", "own", "line", "cascade", "cost")),
-        "static", "useful",
+        *(f"{kind}/{MIDDLE:g}" for kind in ("random", "own", "line", "fixed-line", "cascade", "cost")),
+        "static", "useful", "planted/line", "planted/useful",
     }  # fmt: skip
     assert "| controls, 0.55 |" in page.read_text()
     (unit,) = folder.glob(f"units/{slug(dynamic(MIDDLE))}-0-*")
@@ -58,22 +63,27 @@ def test_verify_drnet_quick_runs_every_kind_of_arm(verified):
 
 
 def passes(arm: str) -> float:
-    """Epochs at one resolution, those of its start included."""
+    """Passes in epochs at one resolution, those of its start included; without gradient a third."""
     own = ARMS[arm]
-    share = own.scaled
-    several = 3 if own.arguments.get("resized", True) else 1
+    given = own.all_arguments(STUDY.common)
     if "learned" not in own.recipe:
-        return share["epochs"]
-    before = sum(passes(name) for name in own.needed)
-    return before + several * share.get("epochs", 0) + share.get("choose_epochs", 0)
+        return given["epochs"]
+    several = 3 if given.get("resized", True) else 1
+    schedule = given.get("schedule", "joint")
+    if schedule == "resolutions":
+        return several * given["epochs"]
+    mixing = given.get("mixing", "expected")
+    an_epoch = {"expected": 1 + 0.25 * several / 3, "all": several}.get(mixing, 1)
+    if schedule == "imitate":
+        an_epoch = several / 3
+    return sum(passes(name) for name in own.needed) + an_epoch * given["choose_epochs"]
 
 
 def test_all_arms_see_as_many_image_passes():
-    for name, arm in ARMS.items():
-        if name.startswith(("start", "controls")):
-            continue
-        extra = 1 if arm.arguments.get("schedule") == "imitate" else 0  # of the chooser alone
-        assert passes(name) == pytest.approx(4 + extra), name
+    whole = 4 * STUDY.common["epochs"]
+    for name in ARMS:
+        if not name.startswith(("start", "controls", PLANTED)):
+            assert passes(name) == pytest.approx(whole, rel=0.02), name
 
 
 def observed(generator, count=200):
@@ -81,47 +91,93 @@ def observed(generator, count=200):
     labels = torch.randint(4, (count,), generator=generator)
     for i, name in enumerate(ORDER):
         logits[name][torch.arange(count), labels] += 0.8 * i
-    return Observed(logits, labels, torch.randint(3, (count,), generator=generator), labels)
+    who = torch.randint(3, (count,), generator=generator)
+    return Observed(logits, labels, who, who, torch.full((3,), 1 / 3))
 
 
 def test_controls_are_what_they_are_called():
     generator = torch.Generator().manual_seed(0)
-    fixed, chosen = observed(generator), observed(generator)
-    found = _choices(fixed, chosen, ORDER, COSTS)
-    right = [(fixed.logits[n].argmax(1) == fixed.labels).tolist() for n in ORDER]
+    fixed, chosen, by_chance = (observed(generator) for _ in range(3))
+    found = at_its_cost(fixed, chosen, by_chance, ORDER, COSTS)
     who = [2 - w for w in chosen.who.tolist()]  # choices count from the dearest
     n = len(who)
     shares = [who.count(i) / n for i in range(3)]
     assert found["cost"] == pytest.approx(sum(COSTS[i].item() for i in who) / n)
-    assert found["random"] == pytest.approx(
-        sum(s * sum(r) / n for s, r in zip(shares, right, strict=True))
-    )
+    for name, seen in (("random", by_chance), ("random, own", chosen)):
+        right = [(seen.logits[n].argmax(1) == seen.labels).tolist() for n in ORDER]
+        expected = sum(s * sum(r) / n for s, r in zip(shares, right, strict=True))
+        assert found[name] == pytest.approx(expected)
+    right = [(fixed.logits[n].argmax(1) == fixed.labels).tolist() for n in ORDER]
     first = [next((i for i in range(3) if right[i][k]), 0) for k in range(n)]
     assert found["oracle"] == pytest.approx(sum(right[i][k] for k, i in enumerate(first)) / n)
     assert found["oracle cost"] == pytest.approx(sum(COSTS[i].item() for i in first) / n)
-    everywhere = [sum(r) / n for r in right]
-    for i in range(3):  # at the cost of one resolution for all, the line is that resolution
-        same = chosen._replace(who=torch.full((n,), 2 - i))
-        assert _choices(fixed, same, ORDER, COSTS)["line"] == pytest.approx(everywhere[i])
+    everywhere = torch.tensor([sum(r) / n for r in right], dtype=torch.float64)
+    assert found["line"] == best_mixture(everywhere, COSTS, found["cost"])
+    assert found["line, own"] > found["random, own"]
+
+
+def test_a_mixture_may_leave_a_bad_resolution_out():
+    costs = torch.tensor([0.2, 0.6, 1.0])
+    straight = torch.tensor([0.5, 0.7, 0.9])
+    sagging = torch.tensor([0.5, 0.55, 0.9])
+    assert best_mixture(straight, costs, 0.4) == pytest.approx(0.6)
+    assert best_mixture(sagging, costs, 0.6) == pytest.approx(0.7)  # of the ends alone
+    assert best_mixture(torch.tensor([0.5, 0.8, 0.6]), costs, 0.9) == pytest.approx(0.8)
+    for i in range(3):  # at the cost of one resolution it is that resolution
+        assert best_mixture(straight, costs, float(costs[i])) == pytest.approx(float(straight[i]))
+
+
+def sure_of(rows, labels):
+    """What gives these classes with these probabilities, by resolution."""
+    logits = {}
+    for name, row in zip(ORDER, rows, strict=True):
+        probability = torch.tensor([p for _, p in row])
+        logits[name] = torch.stack([(1 - probability) / 3] * 4, 1).log()
+        for i, (label, p) in enumerate(row):
+            logits[name][i, label] = torch.tensor(p).log()
+    none = torch.zeros(len(labels), dtype=torch.long)
+    return Observed(logits, torch.tensor(labels), none, none, torch.full((3,), 1 / 3))
 
 
 def test_a_cascade_pays_for_every_resolution_it_runs():
-    generator = torch.Generator().manual_seed(1)
-    fixed = observed(generator, 500)
-    found = _cascade(fixed, fixed, ORDER, COSTS, 0.25)
-    small = (fixed.logits["16"].argmax(1) == fixed.labels).double().mean().item()
-    assert found == {"cascade": pytest.approx(small), "cascade cost": pytest.approx(0.25)}
-    more = _cascade(fixed, fixed, ORDER, COSTS, 1.0)
-    assert small < more["cascade"]
-    assert more["cascade cost"] <= 1.0 + 1e-9
+    """Four images: all are sure of two, and only full size is right in the others."""
+    small = [(0, 0.9), (1, 0.9), (0, 0.4), (0, 0.4)]
+    middle = [(0, 0.9), (1, 0.9), (0, 0.4), (0, 0.4)]
+    full = [(0, 0.9), (1, 0.9), (2, 0.9), (3, 0.9)]
+    fixed = sure_of([small, middle, full], [0, 1, 2, 3])
+    found = best_cascade(fixed, fixed, ORDER, COSTS, 0.76)
+    # two images at 0.25, two at 0.25 + 1: 0.75; with the middle one on the way it were 1.03
+    assert found == {"cascade": pytest.approx(1.0), "cascade cost": pytest.approx(0.75)}
+    least = best_cascade(fixed, fixed, ORDER, COSTS, 0.25)
+    assert least == {"cascade": pytest.approx(0.5), "cascade cost": pytest.approx(0.25)}
+
+
+def test_the_planted_images_are_digits_at_two_scales(tmp_path):
+    folder = two_scales(tmp_path / "data")
+    files = sorted(folder.rglob("*.png"))
+    assert len(files) == 2 * 1797
+    for large in (f for f in files[:40] if f.stem.endswith("-large")):
+        small = large.with_name(large.name.replace("large", "small"))
+        pixels, whole = (np.asarray(Image.open(f).convert("L")) for f in (small, large))
+        rows, columns = np.nonzero(pixels)
+        assert np.ptp(rows) < 8
+        assert np.ptp(columns) < 8
+        assert np.count_nonzero(whole) > 5 * np.count_nonzero(pixels)
+    train, test = [
+        {f.stem.split("-")[0] for f in (folder / part).rglob("*.png")} for part in ("train", "test")
+    ]
+    assert not train & test
 
 
 def test_claims_are_judged_by_their_rules():
     """Made-up numbers: a network that costs what it should, and gains on random choices alone."""
 
     def result(seed, cost=0.5):
-        keys = ("accuracy", "at 1", "random", "random, own", "line", "cascade", "auc")
-        test = dict.fromkeys(keys, 0.6 + seed / 1000) | {"unpriced cost": cost}
+        keys = (
+            "accuracy", "at 1", "random", "random, own", "line", "line, own", "cascade", "auc"
+        )  # fmt: skip
+        costs = {"sampled cost": cost, "unpriced cost": 0.9}
+        test = dict.fromkeys(keys, 0.6 + seed / 1000) | costs
         return {"test": test, "seconds": 1.0}
 
     results = {arm: {seed: result(seed) for seed in range(3)} for arm in ARMS}

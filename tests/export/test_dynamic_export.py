@@ -13,7 +13,7 @@ from stepwell.export import OpenDynamic, Sample, export_dynamic
 from stepwell.export.dynamic import Resized, _check_loop
 from stepwell.nets import Card, build
 from stepwell.nets.cascade import Answer
-from stepwell.nets.dynamic import Choice, Chooser, DynamicNet, First
+from stepwell.nets.dynamic import Always, Choice, Chooser, DynamicNet
 from stepwell.nets.dynamic_file import load_dynamic
 from stepwell.nets.resolution import Resolutions, resize
 
@@ -58,6 +58,7 @@ def test_the_loop_over_the_graphs_is_the_network(net, images, exported):
     assert expected.depth.sum() == 6
     assert found.depth.equal(expected.depth)
     assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    assert_close(loop(images.numpy()).logits, found.logits, rtol=0, atol=0)
     assert result["parity"]["same_choice"] == 1.0
     assert {row["parity"]["same_class"] for row in result["files"]} == {1.0}
 
@@ -108,7 +109,7 @@ def test_a_loop_that_gives_other_logits_or_choices_is_no_export(net, images):
 
 
 def test_without_a_chooser_there_is_nothing_to_loop_over(net, images, tmp_path):
-    fixed = DynamicNet(net.net, net.choices, First(2))
+    fixed = DynamicNet(net.net, net.choices, Always(2))
     with pytest.raises(ValueError, match="not to choose: export it at full size with --depth"):
         export_dynamic(fixed, tmp_path / "export", Sample(images, "noise"))
 

@@ -9,7 +9,13 @@ from torch.nn.functional import cross_entropy, one_hot
 from torch.testing import assert_close
 
 from nets.families import lively
-from stepwell.methods.drnet import DynamicResolution, EveryResolution, ImitateBest, check_target
+from stepwell.methods.drnet import (
+    DynamicResolution,
+    EveryResolution,
+    ImitateBest,
+    check_target,
+    even_shares,
+)
 from stepwell.nets import build
 from stepwell.nets.dynamic import Choice, Chooser, DynamicNet
 from stepwell.nets.resolution import Resolutions
@@ -40,7 +46,12 @@ def dynamic(depths=()):
 
 def test_labels_out_of_range_are_said(ready, batch):
     odd = batch._replace(labels=torch.full((8,), 7))
-    for objective in (EveryResolution(ready.net), DynamicResolution(ready, COSTS, target=0.6)):
+    net = deepcopy(ready)
+    for objective in (
+        EveryResolution(net.net),
+        DynamicResolution(net, COSTS, target=0.6),
+        ImitateBest(net, COSTS),
+    ):
         with pytest.raises(ValueError, match="labels run from 7 to 7, and this network tells 5"):
             objective.training_step(odd)
 
@@ -100,13 +111,101 @@ def test_the_step_is_the_equation_of_its_docstring(batch, mixing, target):
     assert_close(net.chooser.scores.bias.grad, d_scores.sum(0), rtol=1e-3, atol=1e-5)
 
 
-def test_the_cost_has_no_gradient_below_its_target(batch):
+def test_the_expectation_teaches_the_chooser_and_the_choices_the_network(batch):
+    """Every image alone, in eval mode; half of the batch runs at every choice."""
+    net, weight, target = dynamic().eval(), 2.0, 0.3
+    images, labels = batch
+    objective = DynamicResolution(net, COSTS, target=target, cost_weight=weight, explore=0.5).eval()
+    twin = deepcopy(net)
+    torch.manual_seed(1)
+    step = objective.training_step(batch)
+    step.loss.backward()
+
+    torch.manual_seed(1)
+    scores = twin.chooser(images)
+    who = (scores.detach() - torch.empty_like(scores).exponential_().log()).argmax(1)
+    y = torch.cat([twin.net(images[i, None], SIZES[w]) for i, w in enumerate(who.tolist())])
+    every = torch.stack([twin.net(images[:4], size) for size in SIZES], 1).detach()
+    losses = cross_entropy(every.flatten(0, 1), labels[:4].repeat_interleave(3), reduction="none")
+    p = scores.softmax(1)
+    expected = (p[:4] * losses.view(4, 3)).sum(1).mean()
+    above = ((p @ (torch.tensor(COSTS) / 100)).mean() - target) / 0.75
+    assert above > 0
+    naive = cross_entropy(y, labels) + expected + weight * above
+    assert_close(step.loss, naive)
+    naive.backward()
+    for (name, ours), theirs in zip(net.named_parameters(), twin.parameters(), strict=True):
+        assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_exploring_leaves_the_statistics_of_norms_as_they_are(batch, monkeypatch):
+    """All images draw the first choice; the others run for the chooser alone."""
+    net = dynamic().train()
+    first = one_hot(torch.zeros(8, dtype=torch.long), 3).float()
+    monkeypatch.setattr("stepwell.methods.drnet.gumbel_softmax", lambda *_, hard: first)
+    before = {name: value.clone() for name, value in net.net.own_tensors().items()}
+    DynamicResolution(net, COSTS, target=0.5, explore=1.0).training_step(batch)
+    for name, value in net.net.own_tensors().items():  # of the other resolutions
+        assert_close(value, before[name], rtol=0, atol=0)
+    assert {m.training for m in net.net.hidden_modules()} == {True}
+
+
+def gradient_of_alike(mixing, monkeypatch, draws=20):
+    """The mean gradient of the chooser's bias where every choice gives the same logits."""
     net = dynamic().eval()
-    objective = DynamicResolution(net, COSTS, target=1.0, cost_weight=1e6).eval()
+    nn.init.zeros_(net.chooser.scores.weight)
+    net.chooser.scores.bias.data = torch.tensor([1.0, 0.0, -1.0])
+    images, labels = torch.randn(64, 3, 16, 16), torch.zeros(64, dtype=torch.long)
+    same = torch.randn(5).expand(64, 5)
+    monkeypatch.setattr(net.net, "forward", lambda x, *_: same[: len(x)])
+    monkeypatch.setattr(net, "logits_by_choice", lambda _: dict.fromkeys(net.names, same))
+    objective = DynamicResolution(net, COSTS, target=1.0, mixing=mixing, explore=1.0).eval()
+    for _ in range(draws):
+        objective.training_step(Batch(images, labels)).loss.backward()
+    return net.chooser.scores.bias.grad / draws
+
+
+def test_the_gradient_of_the_chosen_alone_is_biased_and_the_others_are_not(monkeypatch):
     torch.manual_seed(0)
-    with_cost = objective.training_step(batch)
-    assert float(with_cost.logs["cost"].detach()) == 0
-    assert_close(with_cost.loss, with_cost.logs["ce"])
+    assert gradient_of_alike("expected", monkeypatch).abs().max() < 1e-6
+    assert gradient_of_alike("all", monkeypatch).abs().max() < 1e-6
+    assert gradient_of_alike("chosen", monkeypatch).abs().max() > 0.02
+
+
+def test_random_choices_cost_the_target_and_teach_the_chooser_nothing(batch):
+    net = dynamic().train()
+    objective = DynamicResolution(net, COSTS, target=0.4, mixing="random")
+    torch.manual_seed(0)
+    spent = [objective.training_step(batch) for _ in range(40)]
+    costs = torch.stack([step.logs["mean cost"] for step in spent])
+    assert float(costs.mean()) == pytest.approx(0.4, abs=0.04)
+    spent[-1].loss.backward()
+    assert all(p.grad is None for p in net.chooser.parameters())
+
+
+@pytest.mark.parametrize("target", [0.25, 0.3, 0.6, 0.6033, 0.9, 1.0])
+def test_even_shares_have_the_target_as_their_mean(target):
+    shares = even_shares(COSTS, target)
+    assert float(shares.sum()) == pytest.approx(1)
+    assert float(shares @ torch.tensor(COSTS).double() / 100) == pytest.approx(target, abs=1e-4)
+    if target == 0.6033:  # the mean of all costs
+        assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=1e-3)
+
+
+def test_the_cost_has_no_gradient_below_its_target(batch):
+    gradients = []
+    for weight in (0.0, 1e6):
+        torch.manual_seed(0)
+        net = dynamic().eval()
+        nn.init.zeros_(net.chooser.scores.weight)
+        net.chooser.scores.bias.data = torch.tensor([-9.0, 0.0, 0.0])  # cheap, as good as always
+        objective = DynamicResolution(net, COSTS, target=0.7, cost_weight=weight).eval()
+        step = objective.training_step(batch)
+        assert float(step.logs["cost"].detach()) == 0
+        step.loss.backward()
+        gradients.append(net.chooser.scores.bias.grad)
+    assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+    assert gradients[0].abs().max() > 0
 
 
 def test_norms_learn_from_the_images_that_chose_their_resolution(batch, monkeypatch):
@@ -172,6 +271,7 @@ def test_a_target_out_of_reach_says_the_range(ready):
     [
         ({"cost_weight": -1.0}, "cost_weight -1.0: must be 0 or more"),
         ({"temperature": 0.0}, "temperature 0.0: must be above 0"),
+        ({"explore": 0.0}, "explore 0.0: must be above 0, at most 1"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0: must be 0 or more and below 1"),
     ],
 )

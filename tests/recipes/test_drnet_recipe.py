@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from stepwell.cost import count_macs
-from stepwell.nets.dynamic import First
+from stepwell.nets.dynamic import Always
 from stepwell.nets.dynamic_file import is_dynamic, load_dynamic, save_dynamic
 from stepwell.nets.file import load, read_beside, rewrite_card, save
 from stepwell.recipes.drnet import drnet
@@ -109,7 +109,10 @@ def test_a_run_of_the_same_resolutions_brings_its_first_phase(trained, tmp_path)
     before, after = (load_dynamic(p / "net.safetensors") for p in (out, tmp_path / "run"))
     for name, value in after.net.own_tensors().items():  # imitation leaves the network as it is
         assert_close(value, before.net.own_tensors()[name], rtol=0, atol=0)
-    drnet(out=tmp_path / "other", init=out / "net.safetensors", sizes=(8, 4), **FEW)
+    with pytest.warns(
+        UserWarning, match="has other resolutions, depths or norms: .* the first phase"
+    ):
+        drnet(out=tmp_path / "other", init=out / "net.safetensors", sizes=(8, 4), **FEW)
     assert phases(tmp_path / "other") == ["resolutions", "joint"]
 
 
@@ -123,7 +126,7 @@ def test_a_plain_network_may_be_the_start(tmp_path):
 def test_the_first_phase_alone_is_always_at_full_size(tmp_path):
     results = drnet(out=tmp_path / "run", schedule="resolutions", norms="shared", **FEW)
     net = load_dynamic(tmp_path / "run" / "net.safetensors")
-    assert isinstance(net.chooser, First)
+    assert isinstance(net.chooser, Always)
     assert net.net.at(4) is net.net.at(8)
     assert results["drnet"]["shares"] == {"8": 1.0, "6": 0.0, "4": 0.0}
     assert results["drnet"]["cost"] == 1.0
@@ -132,7 +135,8 @@ def test_the_first_phase_alone_is_always_at_full_size(tmp_path):
 
 def test_depths_and_resolutions_together(tmp_path):
     options = FEW | {"net": "resnet14", "depths": ("8",), "sizes": (8, 4)}
-    results = drnet(out=tmp_path / "run", **options, mixing="all", val_fraction=0.0)
+    with pytest.warns(UserWarning, match="the price of cost is set on training images"):
+        results = drnet(out=tmp_path / "run", **options, mixing="all", val_fraction=0.0)
     assert next(iter(results["costs"])) == "dynamic"
     assert set(results["costs"]) == {"dynamic", "8@4", "14@4", "8@8", "14@8"}
     net = load_dynamic(tmp_path / "run" / "net.safetensors")

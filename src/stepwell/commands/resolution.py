@@ -19,6 +19,8 @@ from stepwell.console import (
 
 #: Budgets that are shown, about.
 BUDGETS = 6
+#: Where more than this share of the images make one choice, that is said.
+ALIKE = 0.98
 EVALUATED = ("params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
 
 
@@ -28,6 +30,14 @@ def dynamic_of(run: Path) -> Any:
 
     file = file_of(run)
     return load_dynamic(file) if is_dynamic(file) else None
+
+
+def held_at(net: Any, name: str) -> Any:
+    """The network with one choice for all images; none where `name` is a depth, at full size."""
+    if name in net.net.net.depths:
+        return None
+    net.hold(name)
+    return net
 
 
 def set_budget(net: Any, *, macs: float | None, accuracy: float | None) -> None:
@@ -49,7 +59,7 @@ def eval_dynamic(
     json: bool,
 ) -> None:
     """Measure a dynamic network as a whole, and each of its choices for all images."""
-    from stepwell.recipes.dynamic import TIMED, choice_table, measure_dynamic, measure_speed
+    from stepwell.recipes.dynamic import choice_table, measure_dynamic, measure_speed, timed_images
 
     if budget_macs is not None:
         set_budget(net, macs=budget_macs, accuracy=None)
@@ -57,7 +67,7 @@ def eval_dynamic(
     parts = parts_of(nested, run, config, data)
     found, _ = measure_dynamic(net, parts.test, choice_table(net, nested.card.size))
     record = found["drnet"]
-    record["speed"] = measure_speed(net, next(iter(parts.test)).images[:TIMED])
+    record["speed"] = measure_speed(net, timed_images(parts.test))
     if json:
         print_json(found)
         return
@@ -81,6 +91,12 @@ def show_choices(record: Mapping[str, Any]) -> None:
         f"{100 * free['accuracy']:.2f} %)",
         style="dim",
     )
+    if max(record["shares"].values()) > ALIKE:
+        show(
+            "nearly all images make one choice: there may be nothing to choose by; more epochs, "
+            "another --target or resolutions further apart may help",
+            style="dim",
+        )
     show_speed(record["speed"])
 
 

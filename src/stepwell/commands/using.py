@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from stepwell.commands.resolution import dynamic_of, set_budget, show_exported
+from stepwell.commands.resolution import dynamic_of, held_at, set_budget, show_exported
 from stepwell.commands.runs import Json, check_place, network_of, parts_of
 from stepwell.console import (
     big,
@@ -47,7 +47,7 @@ def predict(
         run: a run directory, or the file of its network.
         files: images, or folders of images.
         depth: which depth predicts; the full net by default. A network that chooses resolutions does
-            so unless a depth, --budget-ms or a cascade is asked for.
+            so unless a depth, one of its choices (24, 14@24), --budget-ms or a cascade is asked for.
         budget_ms: take the most accurate depth that needs at most so many milliseconds an image here,
             by the table in the network's file (`stepwell cost RUN --save`), else measured now.
         budget_macs: take the most accurate depth that needs at most so many MACs an image. A network
@@ -70,7 +70,10 @@ def predict(
     if csv is not None:
         check_place("--csv", csv)
     net, _ = network_of(run)
-    chooses = None if depth or budget_ms or cascade else dynamic_of(run)
+    chooses = None if budget_ms or cascade else dynamic_of(run)
+    timed = chooses is not None and depth is None and not json
+    if chooses is not None and depth is not None:
+        chooses = held_at(chooses, depth)
     if budget and chooses is not None:
         set_budget(chooses, macs=budget_macs, accuracy=min_accuracy)
     elif budget:
@@ -83,7 +86,7 @@ def predict(
         net.require_ready(by)
     predictions = list(predict_files(net, by, expand(files)))
     readable = [p for p in predictions if not p.error]
-    if chooses is not None and readable:
+    if timed:
         _tell_speed(chooses, [p.file for p in readable])
     if csv is not None:
         to_csv(csv, predictions)
@@ -106,14 +109,19 @@ def _title(by: Any) -> str:
     if isinstance(by, str):
         return f"depth {by}"
     names = getattr(by, "depths", None)
-    return f"cascade of {', '.join(names)}" if names else f"chosen of {', '.join(by.names)}"
+    if names:
+        return f"cascade of {', '.join(names)}"
+    held = getattr(by.chooser, "choice", None)
+    return f"chosen of {', '.join(by.names)}" if held is None else f"choice {by.names[held]}"
 
 
 def _tell_speed(net: Any, files: Sequence[Path]) -> None:
-    """Say how many images a second the network does, with its choice and without."""
-    from stepwell.recipes.dynamic import TIMED, measure_speed
+    """Say how many images a second the network does, with its choice and without, if files suffice."""
+    from stepwell.recipes.dynamic import BATCHES, TIMED, measure_speed
     from stepwell.serve import as_batch
 
+    if len(files) < max(BATCHES):
+        return  # a ratio of a few images is chance
     for row in measure_speed(net, as_batch(net.net.net, files[:TIMED])):
         say(
             f"in batches of {row['batch']}: {row['dynamic']:.0f} images/s, at full size always "

@@ -4,6 +4,7 @@ Small sets are decoded into memory once; a set over `MEMORY` bytes is decoded as
 """
 
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from torch import Tensor
 
 #: Sets that need more bytes than this, decoded, are read from disk batch by batch.
 MEMORY = 2 * 2**30
+#: Height and width to bring images to that differ, or are no squares.
+DIFFERENT = 224
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 #: Two threads decode: PIL lets go of the interpreter, and more would crowd out training.
 DECODERS = 2
@@ -56,7 +59,10 @@ def pixels_of(paths: Sequence[Path], size: int) -> Tensor | Files:
 
 
 def own_size(paths: Sequence[Path]) -> int:
-    """The side of the images if some of them, evenly chosen, are squares of one size; else 224."""
+    """The side of the images if some of them, evenly chosen, are squares of one size; else 224.
+
+    That is said, as it may be far from what most of them have.
+    """
     sizes = set()
     for path in paths[:: max(1, len(paths) // 50)]:
         try:
@@ -64,8 +70,15 @@ def own_size(paths: Sequence[Path]) -> int:
                 sizes.add(image.size)
         except UNREADABLE as error:
             raise ValueError(f"cannot read image {path} ({error}): replace or remove it") from error
-    width, height = sizes.pop()
-    return width if not sizes and width == height else 224
+    if len(sizes) == 1 and (width := min(sizes)[0]) == min(sizes)[1]:
+        return width
+    sides = [side for size in sizes for side in size]
+    warnings.warn(
+        f"images have sides of {min(sides)} to {max(sides)} pixels: all are brought to {DIFFERENT} × "
+        f"{DIFFERENT}; --size says another size",
+        stacklevel=2,
+    )
+    return DIFFERENT
 
 
 def read_image(path: Path, size: int) -> Tensor:

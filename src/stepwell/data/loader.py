@@ -105,6 +105,9 @@ class Batches:
                     f"share of {self._steps} batches of {batch_size} is less than one image",
                     stacklevel=2,
                 )
+        self._keep_orders()
+
+    def _keep_orders(self) -> None:
         self._order = lru_cache(2 + 2 * len(self.extra))(self._draw_order)
 
     def __len__(self) -> int:
@@ -155,6 +158,13 @@ class Batches:
     def with_images(self, images: ImageSet) -> "Batches":
         """Another set, normalised in the same way, in order and without augmentation."""
         return Batches(images, self.batch_size, mean=self.mean, std=self.std)
+
+    def reseeded(self, *key: object) -> "Batches":
+        """The same images in other orders and otherwise augmented: for another phase of a training."""
+        other = copy(self)
+        other.seed = seed_of(self.seed, *key)
+        other._keep_orders()
+        return other
 
     def joined_by(self, *extra: Extra) -> "Batches":
         """The same batches with more sets in them."""

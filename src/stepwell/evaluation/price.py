@@ -9,6 +9,8 @@ from torch import Tensor
 
 #: Prices that are tried, at most: evenly spaced over those at which some image changes its choice.
 TRIED = 1000
+#: Costs that differ by this share are the same: they are kept in 32 bits.
+WITHIN = 1e-6
 
 
 class Priced(NamedTuple):
@@ -58,16 +60,21 @@ def outcomes(
     return [outcome_at(price, scores, right, costs) for price in prices]
 
 
-def best_within(found: Sequence[Priced], target: float) -> Priced:
-    """The outcome with most images right, of those whose mean cost is at most `target`.
+def best_within(found: Sequence[Priced], target: float, images: int) -> Priced:
+    """The outcome to take, of those whose mean cost is at most `target`.
 
-    Of equals it is the one that costs less, then the one whose price is nearest to 0.
+    Which of many prices is most accurate on some images is chance in good part. So of those within a
+    standard error of the best it is the one that costs most, and of equals the one nearest to 0.
 
     Args:
         target: no less than the cheapest choice's cost; less is an error of the caller.
+        images: how many the accuracies are of.
     """
-    fitting = [o for o in found if o.cost <= target * (1 + 1e-9)]
-    return max(fitting, key=lambda o: (o.accuracy, -o.cost, -abs(o.price)))
+    fitting = [o for o in found if o.cost <= target * (1 + WITHIN)]
+    best = max(o.accuracy for o in fitting)
+    error = (best * (1 - best) / images) ** 0.5
+    near = [o for o in fitting if o.accuracy >= best - error]
+    return max(near, key=lambda o: (o.cost, o.accuracy, -abs(o.price)))
 
 
 def front(found: Sequence[Priced], most: int) -> list[Priced]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -96,7 +97,7 @@ def export_dynamic(
     if not isinstance(net.chooser, Chooser):
         raise ValueError(
             "this network was trained at several resolutions and not to choose: export it at full size "
-            "with --depth"
+            f"with --depth {net.net.net.full}"
         )
     nested = net.net.net
     card = about(nested, nested.full)
@@ -180,8 +181,9 @@ class OpenDynamic:
         self._chooser = runner(open_onnx(folder / CHOOSER))
         self._graphs = [runner(open_onnx(folder / file)) for file in index["choices"]]
 
-    def __call__(self, images: Tensor) -> Answer:
+    def __call__(self, images: Tensor | np.ndarray) -> Answer:
         """Logits of normalised images of full size, and the index of each one's choice."""
+        images = torch.as_tensor(images)
         who = (self._chooser(images) - self.price * self.costs).argmax(1)
         parts = []
         for i, run in enumerate(self._graphs):

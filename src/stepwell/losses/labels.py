@@ -13,8 +13,10 @@ from stepwell.types import Logits
 
 def class_cross_entropy(
     logits: Logits, labels: Int[Tensor, " batch"] | Float[Tensor, "batch classes"], **options: Any
-) -> Float[Tensor, ""]:
-    """torch's cross entropy in nats, the mean over the batch, with a clear word on labels out of range.
+) -> Float[Tensor, "*images"]:
+    """torch's cross entropy in nats, with a clear word on labels out of range.
+
+    It is the mean over the batch, or each image's with `reduction="none"`.
 
     Args:
         logits: (batch, classes).

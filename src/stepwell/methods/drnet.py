@@ -1,13 +1,14 @@
 """Dynamic resolution (DRNet, Zhu et al. 2021): a chooser learns which resolution each image needs.
 
-First every image trains the network at all resolutions, then network and chooser train together: a
-straight-through Gumbel-softmax makes the choice, and a hinge keeps the mean cost of a batch at its
-target. `ImitateBest` is another way to the chooser, alone and with labels (as AdaScale, Chin et al.
-2019, has it for video), which needs no gradient through a choice.
+First every image trains the network at all resolutions, then network and chooser train together: each
+image's resolution is drawn by the chooser's scores, and a hinge keeps the mean cost at its target.
+`ImitateBest` is another way to the chooser, alone and with labels (as AdaScale, Chin et al. 2019, has
+it for video), which needs no gradient through a choice.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from math import ceil
 from typing import Literal
 
 import torch
@@ -22,8 +23,11 @@ from stepwell.nets.resolution import Resolutions, resize
 from stepwell.ranges import check_numbers
 from stepwell.types import Batch, Exit, Step
 
-#: Which choices a training step runs: each image's own, or all of them for every image.
-Mixing = Literal["chosen", "all"]
+#: Which choices a training step runs, and what the chooser learns from: see `DynamicResolution`.
+Mixing = Literal["expected", "chosen", "all", "random"]
+
+#: Shares of choices are softmaxes of their costs times a number in ±STEEP, which is found by halving.
+STEEP, HALVED = 1e4, 80
 
 
 class EveryResolution(Objective):
@@ -62,21 +66,39 @@ class EveryResolution(Objective):
 class DynamicResolution(Objective):
     """The chooser and the network learn together under a budget.
 
+    Each image's choice is drawn from the softmax of its scores; h is its one-hot vector, F_j(x) are the
+    logits of x resized to r_j, and p the softmax without noise.
+
         L = CE(y) + w · max(0, (mean cost of the batch - target · C_max) / (C_max - C_min))
 
-    with h the one-hot choice of each image, drawn by the straight-through Gumbel-softmax of the
-    chooser's scores, and y = h_j · F_j(x resized to r_j) of its choice j ("chosen", as the paper's text
-    has it: norms see only images that chose their resolution), or y = sum over j of h_j · F_j ("all",
-    as the authors' code has it: every image runs everywhere). An image that is alone in its choice runs
-    with the statistics that norms have, and leaves them as they are.
+    "chosen", as the paper's text has it: y = h_j · F_j(x) of the choice j alone, so that norms see only
+    images that chose their resolution, with the straight-through gradient of a Gumbel-softmax for h.
+    That gradient knows nothing of the other choices, and is biased for it: where all resolutions do
+    alike, it still moves the scores, towards what is likeliest for images that are right.
+
+    "all", as the authors' code has it: y = sum over j of h_j · F_j; every image runs everywhere, and
+    the gradient is without that bias.
+
+    "expected", ours, has the norms of the first and less than the noise of the second. The network
+    learns from the drawn choice alone. The chooser learns from the expectation itself,
+    sum over j of p_j · CE(F_j(x)) and the cost of p, of a share of each batch that also runs at every
+    choice, in eval mode and without gradient.
+
+    "random" is the control that tells what choosing gives: choices are drawn alike for all images, as
+    evenly as the target allows, and the chooser learns nothing.
+
+    An image that is alone in its choice runs with the statistics that norms have, and leaves them as
+    they are.
 
     Args:
         net: network and chooser; both change in place.
         costs: of each choice, such as MACs; the chooser's own may be in all of them.
         target: mean cost, as a share of the costliest choice's.
         cost_weight: w.
-        temperature: of the softmax that the gradient flows through (the paper names none).
-        mixing: "chosen" or "all".
+        temperature: of the softmax that the straight-through gradient flows through (the paper names
+            none).
+        mixing: as above.
+        explore: share of each batch that the chooser learns from, of "expected".
         label_smoothing: share of the target spread evenly over all classes, in [0, 1).
 
     Raises:
@@ -91,13 +113,15 @@ class DynamicResolution(Objective):
         target: float,
         cost_weight: float = 1.0,
         temperature: float = 1.0,
-        mixing: Mixing = "chosen",
+        mixing: Mixing = "expected",
+        explore: float = 0.25,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         options = {
             "cost_weight": cost_weight,
             "temperature": temperature,
+            "explore": explore,
             "label_smoothing": label_smoothing,
         }
         check_numbers(options, flags=False)
@@ -108,21 +132,45 @@ class DynamicResolution(Objective):
         self.cost_weight = cost_weight
         self.temperature = temperature
         self.mixing = mixing
+        self.explore = explore
         self.label_smoothing = label_smoothing
+        self._even = even_shares(costs, target).to(net.costs)
 
     def training_step(self, batch: Batch) -> Step:
         """The loss of one batch, and the share of images that each choice has."""
         images, labels = batch
         # in 32 bits, whatever autocast says: Gumbel noise has a long tail
-        choice = gumbel_softmax(self.net.chooser(images).float(), self.temperature, hard=True)
-        run = self._chosen if self.mixing == "chosen" else self._all
-        logits = run(images, choice)
+        scores = self.net.chooser(images).float()
+        if self.mixing == "random":
+            scores = self._even.log().expand(len(images), -1)
+        choice = gumbel_softmax(scores, self.temperature, hard=True)
+        through = self.mixing in ("chosen", "all")
+        run = self._all if self.mixing == "all" else self._chosen
+        logits = run(images, choice if through else choice.detach())
         ce = class_cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        cost = cost_above_target(choice, self.net.costs, self.target)
         shares = choice.detach().mean(0)
-        logs = {"ce": ce, "cost": cost, "mean cost": (shares * self.net.costs).sum()}
+        logs = {"ce": ce, "mean cost": (shares * self.net.costs).sum()}
         logs |= {f"share/{name}": shares[i] for i, name in enumerate(self.net.names)}
-        return Step(ce + self.cost_weight * cost, logs)
+        if self.mixing == "random":
+            return Step(ce, logs)
+        loss, spent = ce, choice
+        if self.mixing == "expected":
+            spent = scores.softmax(1)
+            few = ceil(self.explore * len(images))
+            losses = self._losses(images[:few], labels[:few])
+            logs["expected ce"] = (spent[:few] * losses).sum(1).mean()
+            loss = loss + logs["expected ce"]
+        logs["cost"] = cost_above_target(spent, self.net.costs, self.target)
+        return Step(loss + self.cost_weight * logs["cost"], logs)
+
+    @torch.no_grad()
+    def _losses(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The cross entropy of every image at every choice, (images, choices), in eval mode."""
+        with in_eval_mode(self.net.net):
+            every = self.net.logits_by_choice(images).values()
+        return torch.stack(
+            [class_cross_entropy(y.float(), labels, reduction="none") for y in every], 1
+        )
 
     def _chosen(self, images: Tensor, choice: Tensor) -> Tensor:
         """Each image at its own choice, in groups."""
@@ -184,9 +232,25 @@ class ImitateBest(Objective):
     def best(self, images: Tensor, labels: Tensor) -> Tensor:
         """The index of the choice that each image's chooser should name, (batch,)."""
         logits = self.net.logits_by_choice(images).values()
-        losses = torch.stack([cross_entropy(y, labels, reduction="none") for y in logits])
+        losses = torch.stack([class_cross_entropy(y, labels, reduction="none") for y in logits])
         enough = losses <= losses.amin(0) + self.slack
         return self.net.costs[:, None].masked_fill(~enough, torch.inf).argmin(0)
+
+
+def even_shares(costs: Sequence[float], target: float) -> Tensor:
+    """The shares of choices whose mean cost is a target, as even as that allows (of most entropy).
+
+    Args:
+        costs: of each choice.
+        target: as a share of the largest of `costs`, and within their reach.
+    """
+    relative = torch.tensor(costs, dtype=torch.float64) / max(costs)
+    low, high = -STEEP, STEEP
+    for _ in range(HALVED):
+        middle = (low + high) / 2
+        shares = (middle * relative).softmax(0)
+        low, high = (middle, high) if float(shares @ relative) < target else (low, middle)
+    return shares
 
 
 def check_target(costs: Sequence[float], target: float) -> None:

@@ -74,17 +74,22 @@ class Chooser(nn.Module):
         return scores
 
 
-class First(nn.Module):
-    """In the place of a chooser: always the first choice."""
+class Always(nn.Module):
+    """In the place of a chooser: always the same choice.
 
-    def __init__(self, choices: int) -> None:
+    Args:
+        choices: how many there are.
+        choice: the index of the one that is always made.
+    """
+
+    def __init__(self, choices: int, choice: int = 0) -> None:
         super().__init__()
-        self.choices = choices
+        self.choices, self.choice = choices, choice
 
     def forward(self, x: Images) -> Scores:
-        """A score of 1 for the first choice, of 0 for all others."""
+        """A score of 1 for that choice, of 0 for all others."""
         scores = x.new_zeros(len(x), self.choices)
-        scores[:, 0] = 1
+        scores[:, self.choice] = 1
         return scores
 
 
@@ -94,7 +99,7 @@ class DynamicNet(nn.Module):
     Args:
         net: the network.
         choices: depths and resolutions of it, in the order of the chooser's scores.
-        chooser: scores the choices; a `Chooser`, or `First` where there is nothing to score by.
+        chooser: scores the choices; a `Chooser`, or `Always` where there is nothing to score by.
 
     Attributes:
         price: what a choice's score loses for its whole cost in `costs`; 0 unless a budget set it.
@@ -162,6 +167,17 @@ class DynamicNet(nn.Module):
         found = fitting[-1] if accuracy is None else fitting[0]
         self.price.fill_(found.price)
         return found
+
+    def hold(self, name: str) -> None:
+        """Make one choice for all images from now on.
+
+        Raises:
+            ValueError: no choice of that name.
+        """
+        if name not in self.names:
+            raise ValueError(f"no choice {name!r}; there are {', '.join(self.names)}")
+        self.chooser = Always(len(self.choices), self.names.index(name))
+        self.price.zero_()
 
     def choose(self, x: Images) -> Which:
         """The index of each image's choice."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stepwell.nets.dynamic import Budget, Choice, Chooser, DynamicNet, First
+from stepwell.nets.dynamic import Always, Budget, Choice, Chooser, DynamicNet
 from stepwell.nets.file import Beside, load, read_beside, save
 from stepwell.nets.resolution import Resolutions
 
@@ -47,7 +47,7 @@ def load_dynamic(path: str | Path) -> DynamicNet:
     nested = Resolutions(load(path), about["sizes"], norms=about["norms"])
     choices = [Choice(*choice) for choice in about["choices"]]
     few = len(choices)
-    chooser = First(few) if about["chooser"] is None else Chooser(few, about["chooser"])
+    chooser = Always(few) if about["chooser"] is None else Chooser(few, about["chooser"])
     net = DynamicNet(nested, choices, chooser)
     known = ("chooser/", "price", "costs")
     nested.load_own({k: v for k, v in tensors.items() if not k.startswith(known)})

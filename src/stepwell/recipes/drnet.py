@@ -1,5 +1,6 @@
 """Train a network that chooses the resolution of each image, and maybe its depth, too."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +24,7 @@ from stepwell.methods.drnet import (
 )
 from stepwell.modes import in_eval_mode
 from stepwell.nets import Card, NestedNet
-from stepwell.nets.dynamic import Budget, Choice, Chooser, DynamicNet, First
+from stepwell.nets.dynamic import Always, Budget, Choice, Chooser, DynamicNet
 from stepwell.nets.dynamic_file import load_dynamic, save_dynamic
 from stepwell.nets.file import Start, read_beside
 from stepwell.nets.input_size import check_size
@@ -38,12 +39,13 @@ from stepwell.recipes.classification import (
     write_predictions,
 )
 from stepwell.recipes.dynamic import (
-    TIMED,
+    DYNAMIC,
     Observed,
     choice_table,
     macs_of_choices,
     measure_dynamic,
     measure_speed,
+    timed_images,
 )
 from stepwell.training import Loop, fit, optimizer_of, sgd
 from stepwell.training.optim import Optim
@@ -65,11 +67,12 @@ def drnet(
     depths: tuple[str, ...] = (),
     sizes: tuple[int, ...] = (),
     stem: Literal["auto", "imagenet", "small"] = "auto",
-    init: Path | None = None,
+    init: Literal["pretrained"] | Path | None = None,
     schedule: Schedule = "joint",
     target: float = 0.6,
     cost_weight: float = 1.0,
-    mixing: Mixing = "chosen",
+    mixing: Mixing = "expected",
+    explore: float = 0.25,
     temperature: float = 1.0,
     slack: float = 0.1,
     norms: NormSharing = "private",
@@ -77,7 +80,7 @@ def drnet(
     choose_epochs: int | None = None,
     batch_size: int = 128,
     lr: float = 0.1,
-    chooser_rate: float = 0.1,
+    chooser_rate: float = 1.0,
     weight_decay: float = 5e-4,
     label_smoothing: float = 0.0,
     size: int | None = None,
@@ -106,21 +109,26 @@ def drnet(
         sizes: the resolutions in pixels; the largest is the images' own. By default their size, three
             quarters and half of it.
         stem: first layers, where there is a choice; `auto` takes the small ones below 64 pixels.
-        init: a run or a file to start from. One of this recipe with the same resolutions brings its
-            norms, and the first phase is left out.
+        init: a run or a file to start from, or `pretrained` weights (see `train ekd`). A run of this
+            recipe with the same resolutions brings its norms, and the first phase is left out; the
+            chooser and the price are learnt anew.
         schedule: `joint`: network and chooser together, as the paper has it; `imitate`: the chooser
             alone learns to name the cheapest choice that is nearly as good as the best one;
             `resolutions`: the first phase alone, and always full size.
         target: mean cost of an image, as a share of the MACs at full size. After training, the price
             of cost at which most images are right within it is found on the validation part.
         cost_weight: weight of the cost above the target.
-        mixing: of a training step in `joint`: each image runs at its `chosen` resolution, or at `all`.
-        temperature: of the softmax that the chooser's gradient flows through.
+        mixing: of a training step in `joint`: each image runs at its choice, and a share of them at
+            all, for the chooser (`expected`); at its choice alone, as the paper's text has it
+            (`chosen`); at all resolutions, as its code does (`all`); or at a choice by chance, which
+            is a control (`random`).
+        explore: that share, of `expected`.
+        temperature: of the softmax that the chooser's gradient flows through in `chosen` and `all`.
         slack: in `imitate`: nats that a choice's loss may lie above the best one's.
-        norms: of each resolution; `shared` is an ablation.
+        norms: of each resolution and depth; `shared` is an ablation.
         epochs: passes over the training part at all resolutions, of the first phase.
         choose_epochs: passes of the second phase; as many as `epochs` by default.
-        lr: the highest learning rate, of both phases.
+        lr: the highest learning rate, of both phases (in `imitate`, whose network rests, of the first).
         chooser_rate: share of it that the chooser has in `joint`.
         size: height and width of the images; by default their own.
         flip: mirror training images; by default where the data allows it.
@@ -130,7 +138,8 @@ def drnet(
     """
     arguments = dict(locals())
     arguments["size"] = _image_size(sizes, size)
-    arguments["init"] = init / "net.safetensors" if init is not None and init.is_dir() else init
+    if isinstance(init, Path) and init.is_dir():
+        arguments["init"] = init / "net.safetensors"
     torch.manual_seed(seed)
 
     made: list[tuple[DynamicNet, list[int]]] = []
@@ -143,9 +152,9 @@ def drnet(
         known = _take_norms(net_, arguments["init"], start)
 
         def train(phase: str, objective: Objective, epochs: int, optim: Optim, **how: Any) -> None:
-            fit(
-                objective, task.train, optim, task.run, phase=phase, epochs=epochs, loop=loop, **how
-            )
+            # other batches than those that a first phase saw, here or in the run that is the start
+            batches = task.train if phase == "resolutions" else task.train.reseeded(phase)
+            fit(objective, batches, optim, task.run, phase=phase, epochs=epochs, loop=loop, **how)
 
         plain = sgd(lr, weight_decay=weight_decay)
         if not known:
@@ -155,7 +164,7 @@ def drnet(
         if schedule == "joint":
             joint = DynamicResolution(
                 net_, costs, target=target, cost_weight=cost_weight, temperature=temperature,
-                mixing=mixing, label_smoothing=label_smoothing,
+                mixing=mixing, explore=explore, label_smoothing=label_smoothing,
             )  # fmt: skip
             optim = _slower_chooser(plain, sgd(lr * chooser_rate, weight_decay=weight_decay))
             validate = _as_chosen(net_, task.validation, target)
@@ -168,8 +177,14 @@ def drnet(
             net_.requires_grad_(True)
         if schedule != "resolutions":
             seen = task.validation or task.train.with_images(task.train.images)
+            if task.validation is None:
+                warnings.warn(
+                    "there is no validation part: the price of cost is set on training images, which "
+                    "look easier than new ones: set --val-fraction above 0",
+                    stacklevel=2,
+                )
             found = _priced(net_, seen)
-            net_.price.fill_(best_within(found, target).price)
+            net_.price.fill_(best_within(found, target, len(seen.images)).price)
             net_.budgets = tuple(
                 Budget(o.price, o.cost * max(costs), o.accuracy) for o in front(found, BUDGETS)
             )
@@ -207,11 +222,14 @@ def _dynamic(
     shares = dict.fromkeys(max(1, round(share * full)) for share in SHARES)
     sizes = arguments["sizes"] or tuple(shares)
     for size in sizes:
-        check_size(nested, size)
+        try:
+            check_size(nested, size)
+        except ValueError as error:
+            raise ValueError(f"--sizes {size}: {error}") from error
     net = Resolutions(nested, sizes, norms=arguments["norms"])
     choices = [Choice(depth, size) for size in net.sizes for depth in reversed(nested.depths)]
     few, alone = len(choices), arguments["schedule"] == "resolutions"
-    chooser = First(few) if alone else Chooser(few, max(1, full // 2))
+    chooser = Always(few) if alone else Chooser(few, max(1, full // 2))
     made = DynamicNet(net, choices, chooser)
     macs = macs_of_choices(made, full)
     if not alone:
@@ -219,14 +237,19 @@ def _dynamic(
     return made, macs
 
 
-def _take_norms(net: DynamicNet, init: Path | None, start: Start | None) -> bool:
+def _take_norms(net: DynamicNet, init: str | Path | None, start: Start | None) -> bool:
     """Take what `init` has for each resolution, if its resolutions and its classes are these."""
-    if init is None or start is None or start.fresh or read_beside(init) is None:
+    if not isinstance(init, Path) or start is None or start.fresh or read_beside(init) is None:
         return False
     theirs = load_dynamic(init).net
     ours = net.net
     same = (theirs.sizes, theirs.norm_sharing) == (ours.sizes, ours.norm_sharing)
     if not same or theirs.net.subnets != ours.net.subnets:
+        warnings.warn(
+            f"{init} has other resolutions, depths or norms: the weights start from it, and the first "
+            "phase runs",
+            stacklevel=3,
+        )
         return False
     ours.load_own(theirs.own_tensors())
     return True
@@ -267,8 +290,9 @@ def _as_chosen(
 
     def validate() -> dict[str, float]:
         found = _priced(net, batches)
-        free, best = found[0], best_within(found, target)
-        return {"accuracy": best.accuracy, "mean_cost": best.cost, "unpriced_cost": free.cost}
+        free, best = found[0], best_within(found, target, len(batches.images))
+        costs = {"mean_cost": best.cost, "unpriced_cost": free.cost}
+        return {f"{DYNAMIC}/accuracy": best.accuracy} | costs
 
     return validate
 
@@ -317,8 +341,7 @@ def finish_dynamic(task: Task, net: DynamicNet) -> dict[str, Any]:
     size = net.net.net.card.size
     costs = choice_table(net, size)
     found, seen = measure_dynamic(net, task.test, costs)
-    images = next(iter(task.test)).images[:TIMED]
-    found["drnet"]["speed"] = measure_speed(net, images)
+    found["drnet"]["speed"] = measure_speed(net, timed_images(task.test))
     results = found | spent(run)
     if run.writes:
         results["file_bytes"] = file.stat().st_size

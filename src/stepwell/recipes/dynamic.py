@@ -65,12 +65,14 @@ class Observed(NamedTuple):
 
     logits: by row: "dynamic", then each choice for all images, cheap to dear.
     who: each image's choice; unpriced: without the price.
+    drawn: the mean share of each choice, were it drawn as in training, by the softmax of the scores.
     """
 
     logits: dict[str, Tensor]
     labels: Tensor
     who: Tensor
     unpriced: Tensor
+    drawn: Tensor
 
 
 def observe_choices(net: DynamicNet, test: Batches, order: Sequence[str]) -> Observed:
@@ -90,7 +92,8 @@ def observe_choices(net: DynamicNet, test: Batches, order: Sequence[str]) -> Obs
         logits, labels = gather_logits(predict, test)
         scores = logits.pop("scores").to(device)
         who, unpriced = net.pick(scores).cpu(), scores.argmax(1).cpu()
-    return Observed({DYNAMIC: at_choices(net, logits, who)} | logits, labels, who, unpriced)
+        drawn = scores.softmax(1).mean(0).cpu()
+    return Observed({DYNAMIC: at_choices(net, logits, who)} | logits, labels, who, unpriced, drawn)
 
 
 def at_choices(net: DynamicNet, logits: Mapping[str, Tensor], who: Tensor) -> Tensor:
@@ -110,8 +113,8 @@ def measure_dynamic(
     Returns:
         Results, with "test", "churn", "examples", "costs" (a row "dynamic" among them) and "drnet":
         "shares" of images by choice, "classes", the same for each class, "cost" in the mean as a share
-        of the costliest choice's, "price", the network's "budgets", what comes out "unpriced", and
-        "chooser_macs"; and what they were found on.
+        of the costliest choice's, "price", the network's "budgets", what comes out "unpriced",
+        "sampled_cost" of choices drawn as in training, and "chooser_macs"; and what they were found on.
     """
     seen = observe_choices(net, test, list(costs))
     size = test.images.size
@@ -137,6 +140,7 @@ def measure_dynamic(
             "accuracy": free.double().mean().item(),
             "cost": float(macs[seen.unpriced].mean() / macs.max()),
         },
+        "sampled_cost": float(seen.drawn.double() @ macs / macs.max()),
         "chooser_macs": count_macs(net.chooser, torch.zeros(1, 3, size, size)),
     }
     found = {
@@ -158,10 +162,15 @@ def _shares(names: Sequence[str], who: Tensor) -> dict[str, float]:
 def _one_by_one(net: DynamicNet, test: Batches, who: Tensor) -> float:
     """Mean milliseconds of one image at a time, each choice's the median over its images."""
     device = next(net.parameters()).device
-    images = test.at(0).images[:TIMED].to(device)
+    images = timed_images(test).to(device)
     with in_eval_mode(net):
         times = time_each({"": net.forward}, images.split(1), seconds=SECONDS)[""]
     return mean_of_medians(times, who.tolist())
+
+
+def timed_images(test: Batches) -> Tensor:
+    """The first images of a part, whatever its batches: those that speed is measured on."""
+    return Batches(test.images, TIMED, mean=test.mean, std=test.std).at(0).images
 
 
 @torch.inference_mode()

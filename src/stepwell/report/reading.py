@@ -97,6 +97,11 @@ class RunRecord:
         return _depths(self.results)
 
     @property
+    def row(self) -> str:
+        """What a row of its results is: a depth, or a choice where the network chooses."""
+        return "choice" if self.recipe == "drnet" else "depth"
+
+    @property
     def examples(self) -> int | None:
         """How many test examples the accuracies are over, where the run says so."""
         size = number(self.results.get("examples", self.data.get("test")))

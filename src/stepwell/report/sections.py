@@ -39,7 +39,7 @@ def run_section(record: RunRecord, anchor: str, colours: Mapping[str, str]) -> s
             f'<p class="lead">{escape(summary(record))}</p>',
             full_net_note(record),
             _facts(record),
-            "<h3>Every depth, tested and measured</h3>",
+            f"<h3>Every {record.row}, tested and measured</h3>",
             _depth_table(record),
             _churn(record),
             _run_figures(record, colours),
@@ -65,7 +65,8 @@ def summary(record: RunRecord) -> str:
     start += f": {as_percent(record.score(full, 'accuracy'))}{of} right"
     if len(depths) == 1:
         return f"{start}."
-    start += f" at the full depth {full}"
+    chooses = record.row == "choice"
+    start += f" at choice {full} for all" if chooses else f" at the full depth {full}"
     slow, fast = (finite(record.cost(depth).get("ms")) for depth in (full, first))
     low, high = (finite(record.score(depth, "accuracy")) for depth in (first, full))
     points = 100 * (low - high)
@@ -74,7 +75,7 @@ def summary(record: RunRecord) -> str:
     speed = f"{slow / fast:.1f}× faster" if slow >= fast else f"{fast / slow:.1f}× slower"
     change = f"{abs(points):.1f} points {'less' if points < 0 else 'more'} accurate"
     change = change if abs(points) >= 0.05 else "as accurate"
-    return f"{start}; depth {first} is {speed} and {change}."
+    return f"{start}; {'choosing' if chooses else f'depth {first}'} is {speed} and {change}."
 
 
 def full_net_note(record: RunRecord) -> str:
@@ -130,7 +131,7 @@ def _depth_table(record: RunRecord) -> str:
         low, high = as_ms(cost.get("ms_low")), as_ms(cost.get("ms_high"))
         spread = "" if ABSENT in (low, high) else f" ({low}–{high})"
         cells = {
-            "depth": f"{depth} (full)" if several and depth == record.depths[-1] else depth,
+            record.row: f"{depth} (full)" if several and depth == record.depths[-1] else depth,
             "blocks": as_blocks(cost.get("blocks")),
             "params": as_count(cost.get("params")),
             "MACs": as_count(cost.get("macs")),
@@ -179,25 +180,26 @@ def _churn(record: RunRecord) -> str:
         flips = [ABSENT, ABSENT] if last else [as_percent(share) for share in record.flips(a)]
         rows.append([a, *pairs, *flips])
     note = (
-        "Each cell is the share of test examples that two depths give different classes. Made wrong: "
-        f"the full net {depths[-1]} is right and this depth is not; made right: the reverse."
+        f"Each cell is the share of test examples that two {record.row}s give different classes. Made "
+        f"wrong: {depths[-1]} is right and this {record.row} is not; made right: the reverse."
     )
-    head = ("depth", *depths, "made wrong", "made right")
-    return f"<h3>Predictions that flip between depths</h3>{table(head, rows, note)}"
+    head = (record.row, *depths, "made wrong", "made right")
+    return f"<h3>Predictions that flip between {record.row}s</h3>{table(head, rows, note)}"
 
 
 def _run_figures(record: RunRecord, colours: Mapping[str, str]) -> str:
+    row = record.row
     shown = [
         figure(figures.accuracy_latency([record], colours), "Accuracy against measured latency."),
         figure(figures.losses(record.phases, colours), "Training loss, by term."),
-        figure(figures.validation(record.phases, colours), "Validation accuracy of each depth."),
+        figure(figures.validation(record.phases, colours), f"Validation accuracy of each {row}."),
     ]
     found = record.predictions
     parts = ["<h3>Figures</h3>", '<div class="figures">', *shown, "</div>"] if any(shown) else []
     if found is not None and len(found.labels):
         parts += [
             "<h3>Reliability</h3>",
-            "<p>A depth whose bars end on the dashed line is right as often as it claims.</p>",
+            f"<p>A {row} whose bars end on the dashed line is right as often as it claims.</p>",
             '<div class="figures narrow">',
         ]
         for depth in found.probabilities:
@@ -205,10 +207,10 @@ def _run_figures(record: RunRecord, colours: Mapping[str, str]) -> str:
                 found.confidence(depth),
                 found.classes(depth) == found.labels,
                 colour=colours.get(depth, figures.OKABE_ITO[0]),
-                title=f"depth {depth}",
+                title=f"{row} {depth}",
             )
             error = as_decimal(record.score(depth, "ece"))
-            parts.append(figure(image, f"Reliability of depth {depth}; ECE {error}."))
+            parts.append(figure(image, f"Reliability of {row} {depth}; ECE {error}."))
         parts.append("</div>")
     return "\n".join(parts)
 
@@ -223,8 +225,8 @@ def _examples(record: RunRecord) -> str:
     parts = []
     if len(found.probabilities) > 1:
         count = f"{int(differ.sum()):,} of {len(differ):,}"
-        parts.append("<h3>Where the depths disagree</h3>")
-        parts.append(f"<p>The depths disagree on {count} test examples.</p>")
+        parts.append(f"<h3>Where the {record.row}s disagree</h3>")
+        parts.append(f"<p>The {record.row}s disagree on {count} test examples.</p>")
         parts.append(_grid(card for card, shown in zip(cards, chosen, strict=True) if shown))
     others = _grid(card for card, shown in zip(cards, chosen, strict=True) if not shown)
     if others:
@@ -271,7 +273,7 @@ def _classes_table(record: RunRecord) -> str:
         return ""
     depths = [d for d in record.depths if any(d in scores for scores in by_class.values())]
     rows = [[name, *(as_percent(row.get(d)) for d in depths)] for name, row in by_class.items()]
-    body = table(["class", *(f"depth {depth}" for depth in depths)], rows)
+    body = table(["class", *(f"{record.row} {depth}" for depth in depths)], rows)
     return f"<details><summary>Accuracy of each class</summary>{body}</details>"
 
 
