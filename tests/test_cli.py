@@ -1188,7 +1188,7 @@ def test_the_options_of_the_recipes_are_these():
         "temperature ce kl attention attention_mode full_weight distill_from ema_teacher teach_full "
         "sample label_smoothing "
         "on_drop max_drop",
-        "drnet": "net depths sizes schedule target cost_weight mixing temperature slack norms "
+        "drnet": "net depths sizes schedule target cost_weight mixing explore temperature slack norms "
         "choose_epochs chooser_rate label_smoothing",
     }
     for recipe, own in expected.items():
