@@ -6,10 +6,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision.models import ResNet
 
-from stepwell import cli
+from stepwell import Batch, cli
 
 PAGE = (Path(__file__).parents[1] / "docs" / "netgraft.md").read_text()
 
@@ -42,7 +44,13 @@ def test_what_the_page_shows_runs(capsys, tmp_path):
 
 
 def test_the_lines_in_python_run():
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    ours, others = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     scope: dict = {}
-    exec(compile(code, "netgraft.md", "exec"), scope)
+    exec(compile(ours, "netgraft.md", "exec"), scope)
     assert scope["student"].builder[0] == "resnet8"
+    exec(compile(others, "netgraft.md", "exec"), scope := {})
+    grafting = scope["grafting"]
+    assert grafting.names == ("layer1", "layer2", "layer3", "layer4", "head")
+    merged, stayed = grafting.merged([Batch(torch.randn(2, 3, 32, 32), torch.full((2,), -1))])
+    assert isinstance(merged.module, ResNet)
+    assert not stayed

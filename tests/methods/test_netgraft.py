@@ -1,5 +1,8 @@
 """Grafting: cuts and pairs, what trains, what is cached, and the merging of adaptions."""
 
+from functools import partial
+from inspect import unwrap
+
 import pytest
 import torch
 from torch import nn
@@ -130,6 +133,17 @@ def test_networks_that_do_not_fit_are_refused():
         Grafting(net("resnet14_slim", depths=["8"]), net("resnet14"), input_shape=SHAPE)
     with pytest.raises(ValueError, match="nothing to learn"):
         Grafting(net("resnet8"), net("resnet8"), input_shape=SHAPE)
+
+
+@pytest.mark.parametrize("plain", [Small(4, 6), nn.Sequential(nn.Flatten(), nn.Linear(768, 5))])
+def test_a_plain_module_is_told_how_to_become_a_network_with_stages(plain):
+    """As those who run it without the tests' checks of types see it."""
+    begin = partial(unwrap(Grafting.__init__), Grafting.__new__(Grafting), input_shape=SHAPE)
+    told = rf"is a plain {type(plain).__name__}, .* stepwell\.nest\(module, stages=.*depths="
+    with pytest.raises(ValueError, match=f"the student {told}"):
+        begin(plain.eval(), small(5, 7))
+    with pytest.raises(ValueError, match=f"the teacher {told}"):
+        begin(small(4, 6), plain.eval())
 
 
 def test_a_graft_is_the_teacher_with_one_block_of_the_student(batch):

@@ -40,9 +40,9 @@ class Grafting(nn.Module):
             gets those of all images before its block trains, and keeps them.
 
     Raises:
-        ValueError: no two stages lie at one resolution, or `pairs` do not fit; the teacher is in train
-            mode; the student has several depths, other classes, no block that is not the teacher's
-            own, or a cut at which a 1×1 convolution must stay and cannot.
+        ValueError: a network is no nested net; no two stages lie at one resolution, or `pairs` do not
+            fit; the teacher is in train mode; the student has several depths, other classes, no block
+            that is not the teacher's own, or a cut at which a 1×1 convolution must stay and cannot.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class Grafting(nn.Module):
         statistics: Statistics = "batch",
     ) -> None:
         super().__init__()
+        _check_nested("student", student)
+        _check_nested("teacher", teacher)
         if teacher.training:
             raise ValueError(
                 "the teacher is in train mode, so the few images would change its BatchNorm "
@@ -286,6 +288,14 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     """Whether two outputs are the same but for rounding."""
     limit = 1e-4 * float(expected.abs().max())
     return found.shape == expected.shape and torch.allclose(found, expected, 1e-3, limit)
+
+
+def _check_nested(who: str, net: nn.Module) -> None:
+    if not isinstance(net, NestedNet):
+        raise ValueError(
+            f"the {who} is a plain {type(net).__name__}, without stages to be cut behind: wrap it with "
+            "stepwell.nest(module, stages=['layer1', ...], depths={}), which names them"
+        )
 
 
 class _Evaluated(nn.Sequential):
