@@ -123,8 +123,8 @@ class Grafting(nn.Module):
             stands behind (or before, if there is a 1 under "before"), "channels" and "macs" (an image).
 
         Raises:
-            ValueError: it was merged before; or merged it gives other logits than its blocks do one
-                after the other, and then its weights are as they were.
+            ValueError: it was merged before; there are no images; or merged it gives other logits than
+                its blocks do one after the other, and then its weights are as they were.
         """
         if self._spent:
             raise ValueError("the student was merged before: make another Grafting")
@@ -210,10 +210,16 @@ class Grafting(nn.Module):
         student, teacher = self.mixed(0, len(self.blocks) - 1), self.mixed(0, -1)
         device = next(self.student.parameters()).device
         both = square = 0.0
+        count = 0
         for x, _ in images:
+            count += len(x)
             ours, theirs = student(x.to(device)).double(), teacher(x.to(device)).double()
             both += float((ours * theirs).sum())
             square += float(ours.square().sum())
+        if not count:
+            raise ValueError(
+                "no images to bring the logits to the teacher's scale: give some batches"
+            )
         return both / square if both > 0 and square > 0 else 1.0
 
     def _wrapped(self, i: int, block: nn.Sequential) -> nn.Sequential:

@@ -8,7 +8,7 @@ Where widths differ, 1×1 convolutions adapt them. They have no bias here (the a
 those between two student blocks merge into the layers that follow, exactly, at padded borders, too.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -41,6 +41,9 @@ class Graft(Objective):
         loss: "direction" of the logits (the paper's); "mse", their mean squared difference; or
             "features": their direction, and for each block but the head the mean squared difference of
             its output from the teacher's, in shares of the teacher's mean square (hints).
+
+    Raises:
+        ValueError: there are no such blocks, or all of them are the teacher's own; no images.
     """
 
     def __init__(
@@ -54,6 +57,11 @@ class Graft(Objective):
         loss: GraftLoss = "direction",
     ) -> None:
         super().__init__()
+        _check_span(grafting, first, last)
+        if isinstance(images, Sized) and not len(images):
+            raise ValueError(
+                "no images to graft on: give batches of some, or images=None for those of each step"
+            )
         self.first, self.last = first, last
         self.blocks = nn.ModuleList(grafting.blocks[first : last + 1])
         self.loss = loss
@@ -138,3 +146,19 @@ class Graft(Objective):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Graft":
         self._grafting[0]._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+
+def _check_span(grafting: Grafting, first: int, last: int) -> None:
+    """Refuse blocks among which none trains."""
+    if not 0 <= first <= last < len(grafting.blocks):
+        named = ", ".join(f"{i} {name}" for i, name in enumerate(grafting.names))
+        raise ValueError(
+            f"no blocks {first} to {last} of the student: they are {named}, and the first of a span "
+            "is not behind its last"
+        )
+    if all(grafting.copied[first : last + 1]):
+        named = ", ".join(f"{i} {grafting.names[i]}" for i in grafting.grafted)
+        raise ValueError(
+            f"blocks {first} to {last} of the student are copies of the teacher's, which stay: those "
+            f"that train are {named}"
+        )
