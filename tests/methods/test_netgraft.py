@@ -12,7 +12,7 @@ import stepwell
 from stepwell.losses import logit_direction
 from stepwell.methods import Graft, Grafting
 from stepwell.nets import build
-from stepwell.nets.cuts import Adaption, cuts
+from stepwell.nets.cuts import Adaption, Cut, cuts, pair_cuts
 from stepwell.nets.nest import nest
 from stepwell.types import Batch
 
@@ -131,8 +131,29 @@ def test_networks_that_do_not_fit_are_refused():
         Grafting(net("resnet8"), build("resnet14", num_classes=4).eval(), input_shape=SHAPE)
     with pytest.raises(ValueError, match=r"a nested net \(8, 14\).*build\(NAME, kept=BLOCKS\)"):
         Grafting(net("resnet14_slim", depths=["8"]), net("resnet14"), input_shape=SHAPE)
-    with pytest.raises(ValueError, match="nothing to learn"):
+    with pytest.raises(ValueError, match=r"nothing to learn.*.1 in layer1, .* no stage can keep"):
         Grafting(net("resnet8"), net("resnet8"), input_shape=SHAPE)
+    tokens = Cut("encoder.layers", 1, (17, 8), True)
+    with pytest.raises(
+        ValueError, match=r"student has encoder.layers 17 tokens, the teacher .* 8×8"
+    ):
+        pair_cuts([tokens], cuts(small(5), SHAPE))
+
+
+def test_blocks_and_images_that_train_nothing_are_refused(batch):
+    teacher = net("resnet14")
+    grafting = Grafting(net("resnet14_slim"), teacher, input_shape=SHAPE)
+    assert grafting.copied == (True, True, False, False)
+    for span in ((2, 1), (9, 9), (-1, 2), (0, 4)):
+        with pytest.raises(ValueError, match=r"they are 0 layer1, 1 layer2, 2 layer3, 3 head"):
+            Graft(grafting, *span)
+    with pytest.raises(ValueError, match="0 to 1 .* that train are 2 layer3, 3 head"):
+        Graft(grafting, 0, 1)
+    with pytest.raises(ValueError, match="no images to graft on"):
+        Graft(grafting, 2, 3, images=[])
+    with pytest.raises(ValueError, match="no images to bring the logits to the teacher's scale"):
+        grafting.merged([])
+    grafting.merged([batch])
 
 
 @pytest.mark.parametrize("plain", [Small(4, 6), nn.Sequential(nn.Flatten(), nn.Linear(768, 5))])

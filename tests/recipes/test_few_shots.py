@@ -204,7 +204,11 @@ def test_bad_input_leaves_no_run(graft, folder, tmp_path, teacher):
             "--schedule join: layer1 alone is grafted",
         ),
         ({"student": ""}, "say what to train: --student NAME, or --keep BLOCKS of each stage"),
-        ({"keep": (1, 1, 1)}, "say what to train"),
+        ({"keep": (1, 1, 1)}, "--student resnet8_slim, --keep 1 1 1: drop one"),
+        (
+            {"student": "", "keep": (2, 2, 2)},
+            r"nothing to learn: .*\(2 in layer1, 2 in layer2, 2 in layer3\): .*keep fewer blocks",
+        ),
         (
             {"student": "", "keep": (1, 3, 1)},
             "--keep 1 3 1: the teacher has 3 stages of 2 2 2 blocks",

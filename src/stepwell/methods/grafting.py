@@ -86,7 +86,7 @@ class Grafting(nn.Module):
             for block, taught, shape in zip(own, self._teacher, shapes, strict=True)
         )
         if all(self.copied):
-            raise ValueError("nothing to learn: every block of the student is like the teacher's")
+            raise ValueError(_nothing_to_learn(teacher, teacher.depths[depth or teacher.full]))
         self.blocks = nn.ModuleList(self._wrapped(i, block) for i, block in enumerate(own))
         for block, same in zip(self.blocks, self.copied, strict=True):
             block.requires_grad_(not same)
@@ -294,6 +294,18 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     """Whether two outputs are the same but for rounding."""
     limit = 1e-4 * float(expected.abs().max())
     return found.shape == expected.shape and torch.allclose(found, expected, 1e-3, limit)
+
+
+def _nothing_to_learn(teacher: NestedNet, blocks: Sequence[int]) -> str:
+    stages = ", ".join(f"{n} in {stage}" for stage, n in zip(teacher.stages, blocks, strict=False))
+    remedy = (
+        "give a smaller student, or keep fewer blocks of a stage (--keep)"
+        if max(blocks) > 1
+        else "no stage can keep fewer (--keep), so give another student"
+    )
+    return (
+        f"nothing to learn: every block of the student is like the teacher's ({stages}): {remedy}"
+    )
 
 
 def _check_nested(who: str, net: nn.Module) -> None:

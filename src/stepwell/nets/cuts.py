@@ -42,7 +42,8 @@ class Cut(NamedTuple):
         return self.shape[:-1] if self.last else self.shape[1:]
 
     def __str__(self) -> str:
-        return f"{self.stage} {'×'.join(map(str, self.resolution))}"
+        size = "×".join(map(str, self.resolution))
+        return f"{self.stage} {size}{' tokens' if len(self.resolution) == 1 else ''}"
 
 
 @torch.no_grad()

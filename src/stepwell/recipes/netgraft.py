@@ -103,7 +103,11 @@ def netgraft(
         seed: of weights, draw, order and augmentation.
     """
     arguments = dict(locals())
-    if bool(student) == bool(keep):
+    if student and keep:
+        raise ValueError(
+            f"--student {student}, --keep {' '.join(map(str, keep))}: drop one, not both are trained"
+        )
+    if not student and not keep:
         raise ValueError(
             "say what to train: --student NAME, or --keep BLOCKS of each stage of the teacher"
         )
