@@ -1,3 +1,4 @@
+import re
 import shutil
 
 import numpy as np
@@ -8,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
 
-from stepwell.data import ImageSet, load_images
-from stepwell.data.decoding import Files, read_image
+from stepwell.data import ImageSet, load_images, load_unlabeled
+from stepwell.data.decoding import Files, image_files, read_image
 from stepwell.data.images import check_outside
 
 
@@ -157,6 +158,35 @@ def test_bad_folders_are_refused_by_name(image_folder, harm, message):
     root = image_folder()
     harm(root)
     with pytest.raises(ValueError, match=message):
+        load_images(str(root))
+
+
+@pytest.mark.parametrize("size", [None, 16])
+def test_all_images_that_cannot_be_read_are_told_at_once(image_folder, size):
+    root = image_folder()
+    bad = [root / "cat" / "1.png", *(root / "dog" / f"{i}.png" for i in (0, 2, 3, 5))]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:60])
+    named = ", ".join(re.escape(str(path)) for path in bad[:3])
+    message = (
+        rf"cannot read 5 of 12 images, {named} and 2 more \(the first: .+\): replace or remove"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_images(str(root), size)
+    with pytest.raises(ValueError, match=message):
+        load_unlabeled(root, 16, ("a",))
+    with pytest.raises(
+        ValueError, match=r"cannot read 2 of 6 images, .*cat.1\.png, .*dog.0\.png \("
+    ):
+        Files(image_files(root), 16)[torch.arange(1, 7)]
+
+
+def test_a_large_set_is_refused_by_its_first_bad_header(image_folder, monkeypatch):
+    """It is decoded batch by batch, and a file that is no image would stop the training."""
+    monkeypatch.setattr("stepwell.data.decoding.MEMORY", 0)
+    root = image_folder()
+    (root / "dog" / "x.jpg").write_text("no image")
+    with pytest.raises(ValueError, match=r"cannot read image .*x\.jpg .*: replace or remove it"):
         load_images(str(root))
 
 

@@ -6,9 +6,10 @@ Small sets are decoded into memory once; a set over `MEMORY` bytes is decoded as
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ DIFFERENT = 224
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 #: Two threads decode: PIL lets go of the interpreter, and more would crowd out training.
 DECODERS = 2
+#: Files that cannot be read are named up to so many.
+NAMED_BAD = 3
 #: What PIL raises on files that are damaged or no images, in one format or another.
 UNREADABLE = (
     OSError, UnidentifiedImageError, SyntaxError, ValueError, TypeError, IndexError, KeyError,
@@ -43,42 +46,74 @@ class Files:
         """Bytes (n, 3, size, size) of the images at `indices`.
 
         Raises:
-            ValueError: an image cannot be read; the message names its path.
+            ValueError: images cannot be read; the message counts them, and names some.
         """
         paths = [self.paths[i] for i in indices.tolist()]
         with ThreadPoolExecutor(DECODERS) as pool:
-            images = list(pool.map(lambda p: read_image(p, self.size).numpy(), paths))
-        return torch.from_numpy(np.stack(images))
+            read = list(pool.map(self._read, paths))
+        bad = {p: e for p, e in zip(paths, read, strict=True) if isinstance(e, ValueError)}
+        if bad:
+            raise _unreadable(bad, len(paths))
+        return torch.from_numpy(np.stack(read))
+
+    def _read(self, path: Path) -> Any:
+        """The image, or why it cannot be read, so that one bad file hides no other."""
+        try:
+            return read_image(path, self.size).numpy()
+        except ValueError as error:
+            return error
+
+
+def _unreadable(bad: Mapping[Path, ValueError], count: int) -> ValueError:
+    """One error of those by their files, out of `count` files."""
+    first, *others = bad.values()
+    if not others:
+        return first
+    named = ", ".join(map(str, list(bad)[:NAMED_BAD]))
+    more = f" and {len(bad) - NAMED_BAD} more" if len(bad) > NAMED_BAD else ""
+    return ValueError(
+        f"cannot read {len(bad)} of {count} images, {named}{more} (the first: {first.__cause__}): "
+        "replace or remove them"
+    )
 
 
 def pixels_of(paths: Sequence[Path], size: int) -> Tensor | Files:
     """The images, decoded if that fits in memory."""
     lazy = Files(paths, size)
-    fits = len(paths) * 3 * size**2 <= MEMORY
-    return lazy[torch.arange(len(paths))] if fits else lazy
+    return lazy[torch.arange(len(paths))] if _fits(paths, size) else lazy
+
+
+def _fits(paths: Sequence[Path], size: int) -> bool:
+    return len(paths) * 3 * size**2 <= MEMORY
 
 
 def own_size(paths: Sequence[Path]) -> int:
     """The side of the images if some of them, evenly chosen, are squares of one size; else 224.
 
     That is said, as it may be far from what most of them have.
+
+    Raises:
+        ValueError: one of these cannot be read, in a set too large to be decoded at once; in another,
+            that tells of all that cannot.
     """
-    sizes = set()
+    sizes, bad = set(), None
     for path in paths[:: max(1, len(paths) // 50)]:
         try:
             with Image.open(path) as image:
                 sizes.add(image.size)
         except UNREADABLE as error:
-            raise ValueError(f"cannot read image {path} ({error}): replace or remove it") from error
-    if len(sizes) == 1 and (width := min(sizes)[0]) == min(sizes)[1]:
-        return width
-    sides = [side for size in sizes for side in size]
-    warnings.warn(
-        f"images have sides of {min(sides)} to {max(sides)} pixels: all are brought to {DIFFERENT} × "
-        f"{DIFFERENT}; --size says another size",
-        stacklevel=2,
-    )
-    return DIFFERENT
+            bad = bad or ValueError(f"cannot read image {path} ({error}): replace or remove it")
+    sides = {side for size in sizes for side in size}
+    side = sides.pop() if len(sides) == 1 else DIFFERENT
+    if bad is not None and not _fits(paths, side):
+        raise bad
+    if sides:
+        warnings.warn(
+            f"images have sides of {min(sides)} to {max(sides)} pixels: all are brought to {DIFFERENT} "
+            f"× {DIFFERENT}; --size says another size",
+            stacklevel=2,
+        )
+    return side
 
 
 def read_image(path: Path, size: int) -> Tensor:
