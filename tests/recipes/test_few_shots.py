@@ -24,7 +24,10 @@ CPU = Loop(device="cpu")
 FEW = {"shots": 2, "graft_steps": 2, "join_steps": 2, "batch_size": 8, "views": 2, "loop": CPU}
 
 
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = [
+    pytest.mark.usefixtures("quick"),
+    pytest.mark.filterwarnings("ignore:the student has learned nothing"),  # in a few steps
+]
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +222,14 @@ def test_bad_input_leaves_no_run(graft, folder, tmp_path, teacher):
         with pytest.raises(ValueError, match=message):
             graft(**options)
     assert not (tmp_path / "s").exists()
+
+
+def test_a_student_that_learned_nothing_is_told_of(graft):
+    """Its loss stays finite, whatever the rate: of logits the direction counts alone."""
+    with pytest.warns(
+        UserWarning, match=r"learned nothing: .* try a lower --lr than 1e\+06, or more"
+    ):
+        graft(lr=1e6, schedule="direct", trace=False)
 
 
 def test_a_teacher_is_shrunk(graft, tmp_path):

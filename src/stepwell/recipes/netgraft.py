@@ -2,13 +2,14 @@
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
 from stepwell.data import ImageSet, load_unlabeled, seed_of
 from stepwell.data.decoding import Files
@@ -153,11 +154,26 @@ def netgraft(
                 "drawn, which tell little of those that the teacher was trained on",
                 stacklevel=2,
             )
-        return learn(
+        results = learn(
             task, graftings(nested, task.teacher, task.train.images.size), schedule=schedule,
             stages=Stages(graft_steps, join_steps), loss=loss, lr=lr, adaption_lr=adaption_lr,
             views=views, trace=trace, loop=loop,
         )  # fmt: skip
+        _warn_of_chance(results, task.test.images.labels, lr)
+        return results
+
+
+def _warn_of_chance(results: Mapping[str, Any], labels: Tensor, lr: float) -> None:
+    """Say so where the student answers no better than one that names the same class always."""
+    (accuracy,) = (results["test"][f"{depth}/accuracy"] for depth in results["costs"])
+    guess = float(labels.bincount().max()) / len(labels)
+    if accuracy <= guess:
+        warnings.warn(
+            f"the student has learned nothing: {100 * accuracy:.2f} % of the test images are right, "
+            f"and {100 * guess:.2f} % are of the most frequent class: under another --out, try a lower "
+            f"--lr than {lr:g}, or more --graft-steps and --join-steps",
+            stacklevel=3,
+        )
 
 
 def _shrunk(teacher: NestedNet, depth: str, keep: tuple[int, ...], stem: str) -> NestedNet:
