@@ -49,8 +49,14 @@ def train(arguments: list[str]) -> None:
 
     @functools.wraps(recipe)
     def remembering(**arguments: Any) -> Any:
-        used.update(arguments, before=_written(arguments["out"]))
-        return recipe(**arguments)
+        out = arguments["out"]
+        used.update(arguments, before=_written(out))
+        try:
+            return recipe(**arguments)
+        except KeyboardInterrupt as stop:
+            if str(stop) or not any(out.glob("phases/*/last.ckpt")):
+                raise  # within a phase, which has said where; or before the first one
+            raise KeyboardInterrupt(f"the phases so far are kept in {out}") from None
 
     results = tyro.cli(
         remembering,

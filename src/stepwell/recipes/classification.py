@@ -31,6 +31,7 @@ from stepwell.ranges import check_numbers
 from stepwell.recipes.parts import batches_for, data_fingerprint, fitted, part_of
 from stepwell.training import Run
 from stepwell.training.fit import check_devices, device_of
+from stepwell.training.progress import tell
 
 #: Example pictures kept for the report: at most so many of each kind.
 PICTURES = 24
@@ -241,6 +242,7 @@ def finish(
         _complete(net, untrained or {}, task.train, net.depths if trained is None else trained)
         if task.validation is not None:
             net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
+    tell(f"measuring on {len(task.test.images)} test images", quiet=not run.writes)
     logits, labels = gather_logits(_where_it_is(net), task.test)
     net = net.cpu()
     costs = cost_table(net, task.train.images.size)

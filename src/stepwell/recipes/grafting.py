@@ -16,6 +16,7 @@ from stepwell.nets.cuts import Adaption
 from stepwell.recipes.classification import Task, finish
 from stepwell.training import Loop, fit
 from stepwell.training.optim import Optim, cosine
+from stepwell.training.progress import tell
 
 Schedule = Literal["both", "graft", "join", "direct"]
 
@@ -103,6 +104,7 @@ def learn(
         objective.forget()  # the loop that is over still holds it
         if trace:
             measure.after(phase)
+    tell(f"merging the student on {len(images)} images", quiet=not task.run.writes)
     grafting.to(task.device)
     merged, left = grafting.merged(shown.with_images(images))
     return finish(task, merged, found={"netgraft": found | measure.found | {"adaptions": left}})
@@ -135,9 +137,10 @@ class _Measure:
             self.found["untuned"] = self._accuracy(grafted[0], grafted[-1])
 
     def _accuracy(self, first: int, last: int) -> float:
-        device = self.task.device
+        device, test = self.task.device, self.task.test
+        tell(f"measuring on {len(test.images)} test images", quiet=not self.task.run.writes)
         mixed = self.grafting.to(device).mixed(first, last)
-        return evaluate(lambda images: mixed(images.to(device)), self.task.test)["accuracy"]
+        return evaluate(lambda images: mixed(images.to(device)), test)["accuracy"]
 
 
 def views_of(train: Batches, most: int, stages: Stages) -> Batches:

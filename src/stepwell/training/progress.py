@@ -72,3 +72,9 @@ class Progress:
     def _title(self, news: str) -> str:
         epoch = min(self.epochs, self.done // self.steps + 1)
         return f"{self.phase} {epoch}/{self.epochs}  {news}"
+
+
+def tell(text: str, *, quiet: bool = False) -> None:
+    """A line on standard error about work outside of a phase; STEPWELL_QUIET hides it."""
+    console = Console(stderr=True, quiet=quiet or bool(os.environ.get("STEPWELL_QUIET")))
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
