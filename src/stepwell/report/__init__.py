@@ -94,8 +94,7 @@ def _comparison(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str
     joint = figures.accuracy_latency(records, colours)
     parts.append('<div class="figures">')
     parts.append(figure(joint, "Accuracy against latency of all runs; colour is the depth."))
-    text = "Accuracy after each grafted block alone, and of the students, by images a class."
-    parts.append(figure(against_shots(records), text))
+    parts += against_shots(records)
     return "\n".join([*parts, "</div></section>"])
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -260,6 +261,12 @@ def legend_text(text: str) -> str:
     ones, and not beginning with an underscore, as it hides those."""
     short = text if len(text) <= 32 else f"…{text[-31:]}"
     return f" {short}" if short.startswith("_") else short
+
+
+def whole_legend_text(text: str) -> str:
+    """All of `text`, in lines that a legend of one column has room for; see `legend_text`."""
+    lines = "\n".join(textwrap.wrap(text, 44)) or text
+    return f" {lines}" if lines.startswith("_") else lines
 
 
 def svg(width: float, height: float, paint: Callable[["Figure"], None]) -> str:

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from stepwell.report.figures import GREY, MARKERS, OKABE_ITO, legend_text, svg
+from stepwell.report.figures import (
+    GREY,
+    MARKERS,
+    OKABE_ITO,
+    legend_text,
+    svg,
+    whole_legend_text,
+)
 from stepwell.report.markup import ABSENT, as_count, as_percent, figure, table
 from stepwell.report.reading import RunRecord, as_mapping, finite, number
 
@@ -15,8 +22,8 @@ if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page
 
 #: How a line of a block's accuracy in the teacher is called, behind the block's name.
 GRAFTED = " grafted"
-#: Arguments of a run that set it apart from others in a picture.
-OWN = ("data", "teacher", "student", "keep", "schedule")
+#: Arguments of a run that set it apart from others of its data and teacher in a picture.
+OWN = ("student", "keep", "unlabeled", "schedule", "loss")
 
 
 def grafting_section(run: RunRecord) -> str:
@@ -54,64 +61,82 @@ def grafting_section(run: RunRecord) -> str:
     return "\n".join(parts)
 
 
-def against_shots(records: Sequence[RunRecord]) -> str | None:
-    """Accuracy of each grafted block, and of the students, by images a class; None below two.
+def against_shots(records: Sequence[RunRecord]) -> list[str]:
+    """Figures of the accuracy of each grafted block, and of the students, by images a class.
 
-    Runs that differ in data, teacher, student or schedule have lines of their own; a point is the mean
-    of those that differ in the seed.
+    One for each data set and teacher of which there are two numbers of images. In it runs that differ
+    in what `OWN` names have lines of their own; a point is the mean of those that differ in the seed.
     """
-    lines, teachers = _by_shots(records)
+    together: dict[tuple[str, str], list[RunRecord]] = {}
+    for record in records:
+        if _found(record):
+            data, teacher = (str(record.arguments.get(name)) for name in ("data", "teacher"))
+            together.setdefault((data, teacher), []).append(record)
+    drawn = []
+    for (data, teacher), runs in together.items():
+        lines = _by_shots(runs)
+        if any(len(points) > 1 for points in lines.values()):
+            text = (
+                "Accuracy after each grafted block alone, and of the students, by images a class; "
+                f"teacher {teacher}, tested on {data}."
+            )
+            drawn.append(figure(_against_shots(lines, _teacher(runs)), text))
+    return drawn
+
+
+def _against_shots(lines: Mapping[str, Mapping[float, list[float]]], teacher: float) -> str:
     ticks = sorted({shots for points in lines.values() for shots in points})
-    if all(len(points) < 2 for points in lines.values()):
-        return None
+    names = [whole_legend_text(name) for name in lines]
+    rows = 1 + sum(name.count("\n") + 1 for name in names)
 
     def paint(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        for name, value in teachers.items():
-            axes.axhline(100 * value, color=GREY, ls="--", lw=1, label=legend_text(name))
-        for i, (name, points) in enumerate(lines.items()):
+        if math.isfinite(teacher):
+            axes.axhline(100 * teacher, color=GREY, ls="--", lw=1, label="teacher")
+        for i, ((name, points), label) in enumerate(zip(lines.items(), names, strict=True)):
             xs = sorted(points)
             axes.plot(
                 xs, [100 * statistics.fmean(points[x]) for x in xs],
                 ":" if name.endswith(GRAFTED) else "-", marker=MARKERS[i % len(MARKERS)],
-                color=OKABE_ITO[i % len(OKABE_ITO)], label=legend_text(name),
+                color=OKABE_ITO[i % len(OKABE_ITO)], label=label,
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set(xlabel="images a class", ylabel="test accuracy, %")
-        figure.legend(loc="outside lower center", ncols=3 if len(teachers) < 2 else 1)
+        figure.legend(loc="outside lower center", ncols=1)
 
-    return svg(4.4, 3.4, paint)
+    return svg(4.4, 2.8 + 0.21 * rows, paint)
 
 
-def _by_shots(
-    records: Sequence[RunRecord],
-) -> tuple[dict[str, dict[float, list[float]]], dict[str, float]]:
-    """By what to call it, each line's accuracies by shots; and each teacher's. All are finite."""
-    runs = [(record, found) for record in records if (found := _found(record))]
-    values = {name: {str(record.arguments.get(name)) for record, _ in runs} for name in OWN}
-
-    def called(what: str, record: RunRecord, names: Sequence[str]) -> str:
-        own = (str(record.arguments.get(name)) for name in names if len(values[name]) > 1)
-        return " ".join([*(text for text in own if text), what])
-
+def _by_shots(runs: Sequence[RunRecord]) -> dict[str, dict[float, list[float]]]:
+    """By what to call it, each line's accuracies by shots. All are finite."""
+    values = {name: {_plain(run.arguments.get(name)) for run in runs} for name in OWN}
     lines: dict[str, dict[float, list[float]]] = {}
-    teachers: dict[str, list[float]] = {}
-    for record, found in runs:
-        shots = number(record.arguments.get("shots"))
-        grafted = as_mapping(found.get("grafted"))
+    for run in runs:
+        shots = number(run.arguments.get("shots"))
+        own = [_plain(run.arguments.get(name)) for name in OWN if len(values[name]) > 1]
+        grafted = as_mapping(_found(run).get("grafted"))
         measured = {f"{name}{GRAFTED}": value for name, value in grafted.items()}
-        if record.depths:
-            measured["student"] = record.score(record.depths[-1], "accuracy")
+        if run.depths:
+            measured["student"] = run.score(run.depths[-1], "accuracy")
         for what, value in measured.items():
             if shots is not None and math.isfinite(finite(value)):
-                line = lines.setdefault(called(what, record, OWN), {})
+                line = lines.setdefault(" ".join(text for text in (*own, what) if text), {})
                 line.setdefault(shots, []).append(finite(value))
-        if math.isfinite(finite(found.get("teacher"))):
-            name = called("teacher", record, ("data", "teacher"))
-            teachers.setdefault(name, []).append(finite(found.get("teacher")))
-    return lines, {name: statistics.fmean(found) for name, found in teachers.items()}
+    return lines
+
+
+def _plain(value: Any) -> str:
+    """An argument's value as a name has it; empty where there is none."""
+    blocks = isinstance(value, list | tuple)
+    return " ".join(map(str, value)) if blocks else "" if value is None else str(value)
+
+
+def _teacher(runs: Sequence[RunRecord]) -> float:
+    """The accuracy of their teacher; NaN where no run has measured it."""
+    found = [finite(_found(run).get("teacher")) for run in runs]
+    return statistics.fmean([x for x in found if math.isfinite(x)] or [math.nan])
 
 
 def _curve(found: Mapping[str, Any], blocks: Sequence[str]) -> str | None:
@@ -153,7 +178,8 @@ def _about(run: RunRecord, found: Mapping[str, Any]) -> str:
     images = as_count(found.get("images"))
     copied = ", ".join(map(str, found.get("copied") or ())) or "none"
     shots = run.arguments.get("shots", ABSENT)
+    source = f" of {run.unlabeled}" if run.unlabeled else ""
     return (
-        f"Taught by {teacher} on {images} images without labels ({shots} a class). Blocks copied from "
-        f"the teacher: {copied}."
+        f"Taught by {teacher} on {images} images{source} without labels ({shots} a class). Blocks "
+        f"copied from the teacher: {copied}."
     )

@@ -88,6 +88,11 @@ class RunRecord:
         return as_mapping(self.config.get("data"))
 
     @property
+    def unlabeled(self) -> str:
+        """Where images came from that took the place of the training part; empty where none did."""
+        return str(self.arguments.get("unlabeled") or "")
+
+    @property
     def test(self) -> Mapping[str, Any]:
         return as_mapping(self.results.get("test"))
 

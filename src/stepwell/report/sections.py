@@ -57,7 +57,7 @@ def run_section(record: RunRecord, anchor: str, colours: Mapping[str, str]) -> s
 def summary(record: RunRecord) -> str:
     """The run in one sentence."""
     data, depths = str(record.data.get("name", "unnamed data")), record.depths
-    start = f"{record.recipe} on {data}"
+    start = f"{record.recipe}{', tested' if record.unlabeled else ''} on {data}"
     if not depths:
         return f"{start}; nothing was tested."
     full, first = depths[-1], depths[0]
@@ -105,8 +105,10 @@ def _facts(record: RunRecord) -> str:
     data, versions = record.data, as_mapping(record.config.get("versions"))
     sizes = {part: number(data.get(part)) for part in ("train", "validation", "test")}
     size = data.get("size")
+    own = sizes.pop("train") if record.unlabeled else None
     facts = {
         "data": data.get("name"),
+        "trained on": f"{own:,.0f} images of {record.unlabeled}" if own is not None else None,
         "examples": ", ".join(f"{n:,.0f} {part}" for part, n in sizes.items() if n is not None),
         "classes": len(data.get("classes") or ()) or None,
         "image size": f"{size}×{size}" if isinstance(size, int) else size,
