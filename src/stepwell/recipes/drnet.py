@@ -49,6 +49,7 @@ from stepwell.recipes.dynamic import (
 )
 from stepwell.training import Loop, fit, optimizer_of, sgd
 from stepwell.training.optim import Optim
+from stepwell.training.progress import tell
 
 Schedule = Literal["joint", "imitate", "resolutions"]
 #: Shares of the images' size that are the resolutions where nobody names them.
@@ -338,6 +339,7 @@ def finish_dynamic(task: Task, net: DynamicNet) -> dict[str, Any]:
             save_dynamic(net, file)
     else:
         net = kept
+    tell(f"measuring on {len(task.test.images)} test images", quiet=not run.writes)
     size = net.net.net.card.size
     costs = choice_table(net, size)
     found, seen = measure_dynamic(net, task.test, costs)
