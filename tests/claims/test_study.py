@@ -87,6 +87,10 @@ def a_unit(*, out, seed=0):
     return {"test": {"x": float(seed)}, "seconds": 0.0, "cpu_seconds": 0.0}
 
 
+def a_unit_of_data(*, out, data, seed):
+    return a_unit(out=out, seed=seed)
+
+
 def test_units_that_are_read_do_not_count_as_trained(tmp_path, monkeypatch):
     monkeypatch.setattr("stepwell.claims.study.source_digest", lambda module: "code")
     arms = {name: Arm(f"{__name__}:a_unit") for name in "ab"}
@@ -103,6 +107,20 @@ def test_units_that_are_read_do_not_count_as_trained(tmp_path, monkeypatch):
 
     assert told([1]) == [("a", 1, 1, 1), ("b", 1, 2, 0)]
     assert told([0, 1]) == [("a", 0, 1, 1), ("b", 0, 2, 0), ("a", 1, 2, 0), ("b", 1, 2, 0)]
+
+
+def test_the_data_is_not_asked_for_where_no_arm_takes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("stepwell.claims.study.source_digest", lambda module: "code")
+
+    def missing(arguments):
+        raise ValueError("no data here")
+
+    study = Study("s", {"a": Arm(f"{__name__}:a_unit")}, [], {"data": "far"}, {}, missing)
+    results = run_study(study, study.common, [3], tmp_path, workers=0)
+    assert results["a"][3]["test"] == {"x": 3.0}
+    taking = study._replace(arms={"b": Arm(f"{__name__}:a_unit_of_data")})
+    with pytest.raises(ValueError, match="no data here"):
+        run_study(taking, study.common, [3], tmp_path, workers=0)
 
 
 def test_the_page_and_the_table_show_every_claims_arms_and_note(capsys):

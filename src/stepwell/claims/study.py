@@ -216,13 +216,17 @@ def with_needed(study: Study, arms: set[str]) -> set[str]:
 
 
 def _marks(study: Study, common: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """The fingerprints of every arm's data and code; what several arms have is read once."""
-    data: dict[tuple[Any, Any], str] = {}
+    """The fingerprints of every arm's data and code; what several arms have is read once.
+
+    An arm that takes no data has those of its own making, or of the arms it needs.
+    """
+    data: dict[tuple[Any, Any], str] = {(None, None): ""}
     code: dict[str, str] = {}
     marks = {}
     for name, arm in study.arms.items():
         arguments = dict(common) | dict(arm.arguments)
-        which = arguments.get("data"), arguments.get("size")
+        taken = "data" in arm.taken
+        which = (arguments.get("data"), arguments.get("size")) if taken else (None, None)
         module = arm.function.partition(":")[0]
         if which not in data:
             data[which] = study.fingerprint(arguments)
