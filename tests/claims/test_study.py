@@ -116,11 +116,11 @@ def test_the_data_is_not_asked_for_where_no_arm_takes_it(tmp_path, monkeypatch):
         raise ValueError("no data here")
 
     study = Study("s", {"a": Arm(f"{__name__}:a_unit")}, [], {"data": "far"}, {}, missing)
-    results = run_study(study, study.common, [3], tmp_path, workers=0)
+    results = run_study(study, study.common, [3], tmp_path, workers=0, done=lambda *_: None)
     assert results["a"][3]["test"] == {"x": 3.0}
     taking = study._replace(arms={"b": Arm(f"{__name__}:a_unit_of_data")})
     with pytest.raises(ValueError, match="no data here"):
-        run_study(taking, study.common, [3], tmp_path, workers=0)
+        run_study(taking, study.common, [3], tmp_path, workers=0, done=lambda *_: None)
 
 
 def test_the_page_and_the_table_show_every_claims_arms_and_note(capsys):
