@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import signal
 import warnings
 from pathlib import Path
 
