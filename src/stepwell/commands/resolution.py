@@ -105,7 +105,7 @@ def show_budgets(net: Any) -> None:
     if not net.budgets:
         return
     every = max(1, round((len(net.budgets) - 1) / (BUDGETS - 1)))
-    kept = [*net.budgets[::-1][::every]][::-1]
+    kept = net.budgets[::-every][::-1]  # the dearest is among them
     rows = [[big(b.macs), f"{100 * b.accuracy:.2f} %", f"{b.price:.3g}"] for b in kept]
     show(table("budgets", ["MACs", "accuracy", "price"], rows))
     show("of --budget-macs and --min-accuracy, as the validation images say", style="dim")

@@ -139,10 +139,10 @@ class DynamicResolution(Objective):
     def training_step(self, batch: Batch) -> Step:
         """The loss of one batch, and the share of images that each choice has."""
         images, labels = batch
-        # in 32 bits, whatever autocast says: Gumbel noise has a long tail
-        scores = self.net.chooser(images).float()
         if self.mixing == "random":
             scores = self._even.log().expand(len(images), -1)
+        else:  # in 32 bits, whatever autocast says: Gumbel noise has a long tail
+            scores = self.net.chooser(images).float()
         choice = gumbel_softmax(scores, self.temperature, hard=True)
         through = self.mixing in ("chosen", "all")
         run = self._all if self.mixing == "all" else self._chosen
@@ -157,20 +157,11 @@ class DynamicResolution(Objective):
         if self.mixing == "expected":
             spent = scores.softmax(1)
             few = ceil(self.explore * len(images))
-            losses = self._losses(images[:few], labels[:few])
+            losses = losses_by_choice(self.net, images[:few], labels[:few])
             logs["expected ce"] = (spent[:few] * losses).sum(1).mean()
             loss = loss + logs["expected ce"]
         logs["cost"] = cost_above_target(spent, self.net.costs, self.target)
         return Step(loss + self.cost_weight * logs["cost"], logs)
-
-    @torch.no_grad()
-    def _losses(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The cross entropy of every image at every choice, (images, choices), in eval mode."""
-        with in_eval_mode(self.net.net):
-            every = self.net.logits_by_choice(images).values()
-        return torch.stack(
-            [class_cross_entropy(y.float(), labels, reduction="none") for y in every], 1
-        )
 
     def _chosen(self, images: Tensor, choice: Tensor) -> Tensor:
         """Each image at its own choice, in groups."""
@@ -228,13 +219,19 @@ class ImitateBest(Objective):
         ce = cross_entropy(self.net.chooser(images), self.best(images, labels))
         return Step(ce, {"choice": ce})
 
-    @torch.no_grad()
     def best(self, images: Tensor, labels: Tensor) -> Tensor:
         """The index of the choice that each image's chooser should name, (batch,)."""
-        logits = self.net.logits_by_choice(images).values()
-        losses = torch.stack([class_cross_entropy(y, labels, reduction="none") for y in logits])
-        enough = losses <= losses.amin(0) + self.slack
-        return self.net.costs[:, None].masked_fill(~enough, torch.inf).argmin(0)
+        losses = losses_by_choice(self.net, images, labels)
+        enough = losses <= losses.amin(1, keepdim=True) + self.slack
+        return self.net.costs.expand_as(losses).masked_fill(~enough, torch.inf).argmin(1)
+
+
+@torch.no_grad()
+def losses_by_choice(net: DynamicNet, images: Tensor, labels: Tensor) -> Tensor:
+    """The cross entropy of every image at every choice, (images, choices), of `net` in eval mode."""
+    with in_eval_mode(net.net):
+        every = net.logits_by_choice(images).values()
+    return torch.stack([class_cross_entropy(y, labels, reduction="none") for y in every], 1)
 
 
 def even_shares(costs: Sequence[float], target: float) -> Tensor:

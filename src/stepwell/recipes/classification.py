@@ -52,6 +52,11 @@ class Task(NamedTuple):
     device: torch.device = torch.device("cpu")
 
 
+def tell_measuring(task: Task) -> None:
+    """Say that the network is measured now, which takes a while where it is large."""
+    tell(f"measuring on {len(task.test.images)} test images", quiet=not task.run.writes)
+
+
 @contextlib.contextmanager
 def open_classifier(
     recipe: str,
@@ -242,7 +247,7 @@ def finish(
         _complete(net, untrained or {}, task.train, net.depths if trained is None else trained)
         if task.validation is not None:
             net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
-    tell(f"measuring on {len(task.test.images)} test images", quiet=not run.writes)
+    tell_measuring(task)
     logits, labels = gather_logits(_where_it_is(net), task.test)
     net = net.cpu()
     costs = cost_table(net, task.train.images.size)

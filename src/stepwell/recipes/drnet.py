@@ -36,6 +36,7 @@ from stepwell.recipes.classification import (
     finished,
     open_classifier,
     spent,
+    tell_measuring,
     write_predictions,
 )
 from stepwell.recipes.dynamic import (
@@ -49,7 +50,6 @@ from stepwell.recipes.dynamic import (
 )
 from stepwell.training import Loop, fit, optimizer_of, sgd
 from stepwell.training.optim import Optim
-from stepwell.training.progress import tell
 
 Schedule = Literal["joint", "imitate", "resolutions"]
 #: Shares of the images' size that are the resolutions where nobody names them.
@@ -113,11 +113,11 @@ def drnet(
         init: a run or a file to start from, or `pretrained` weights (see `train ekd`). A run of this
             recipe with the same resolutions brings its norms, and the first phase is left out; the
             chooser and the price are learnt anew.
-        schedule: `joint`: network and chooser together, as the paper has it; `imitate`: the chooser
+        schedule: `joint`: network and chooser together; `imitate`: the chooser
             alone learns to name the cheapest choice that is nearly as good as the best one;
             `resolutions`: the first phase alone, and always full size.
-        target: mean cost of an image, as a share of the MACs at full size. After training, the price
-            of cost at which most images are right within it is found on the validation part.
+        target: mean cost of an image, as a share of the MACs at full size. After training, a price of
+            cost is found that spends it on the validation part, as far as that loses no accuracy.
         cost_weight: weight of the cost above the target.
         mixing: of a training step in `joint`: each image runs at its choice, and a share of them at
             all, for the chooser (`expected`); at its choice alone, as the paper's text has it
@@ -167,7 +167,7 @@ def drnet(
                 net_, costs, target=target, cost_weight=cost_weight, temperature=temperature,
                 mixing=mixing, explore=explore, label_smoothing=label_smoothing,
             )  # fmt: skip
-            optim = _slower_chooser(plain, sgd(lr * chooser_rate, weight_decay=weight_decay))
+            optim = _both(plain, sgd(lr * chooser_rate, weight_decay=weight_decay))
             validate = _as_chosen(net_, task.validation, target)
             train("joint", joint, choose_epochs, optim, validate=validate)
         if schedule == "imitate":
@@ -177,18 +177,7 @@ def drnet(
             train("imitate", imitate, choose_epochs, alone, validate=validate)
             net_.requires_grad_(True)
         if schedule != "resolutions":
-            seen = task.validation or task.train.with_images(task.train.images)
-            if task.validation is None:
-                warnings.warn(
-                    "there is no validation part: the price of cost is set on training images, which "
-                    "look easier than new ones: set --val-fraction above 0",
-                    stacklevel=2,
-                )
-            found = _priced(net_, seen)
-            net_.price.fill_(best_within(found, target, len(seen.images)).price)
-            net_.budgets = tuple(
-                Budget(o.price, o.cost * max(costs), o.accuracy) for o in front(found, BUDGETS)
-            )
+            _set_price(net_, task, target, max(costs))
         return finish_dynamic(task, net_)
 
 
@@ -256,7 +245,7 @@ def _take_norms(net: DynamicNet, init: str | Path | None, start: Start | None) -
     return True
 
 
-def _slower_chooser(network: Optim, chooser: Optim) -> Optim:
+def _both(network: Optim, chooser: Optim) -> Optim:
     """One optimizer of both, each with its own learning rate."""
 
     def make(objective: nn.Module) -> torch.optim.Optimizer:
@@ -313,6 +302,26 @@ def _priced(net: DynamicNet, batches: Batches) -> list[Priced]:
     return outcomes(scores, right, net.costs.cpu())
 
 
+def _set_price(net: DynamicNet, task: Task, target: float, most: float) -> None:
+    """Set the price that spends the target, and what other prices come to, on the validation part.
+
+    Args:
+        most: the costliest choice's MACs.
+    """
+    seen = task.validation
+    if seen is None:
+        warnings.warn(
+            "there is no validation part: the price of cost is set on training images, which look "
+            "easier than new ones: set --val-fraction above 0",
+            stacklevel=3,
+        )
+        seen = task.train.with_images(task.train.images)
+    found = _priced(net, seen)
+    net.price.fill_(best_within(found, target, len(seen.images)).price)
+    kept = front(found, BUDGETS)
+    net.budgets = tuple(Budget(o.price, o.cost * most, o.accuracy) for o in kept)
+
+
 def finish_dynamic(task: Task, net: DynamicNet) -> dict[str, Any]:
     """Measure the trained `net` once on the test part, and write the run's results.
 
@@ -339,7 +348,7 @@ def finish_dynamic(task: Task, net: DynamicNet) -> dict[str, Any]:
             save_dynamic(net, file)
     else:
         net = kept
-    tell(f"measuring on {len(task.test.images)} test images", quiet=not run.writes)
+    tell_measuring(task)
     size = net.net.net.card.size
     costs = choice_table(net, size)
     found, seen = measure_dynamic(net, task.test, costs)

@@ -13,7 +13,7 @@ from stepwell.evaluation import evaluate
 from stepwell.methods import Graft, Grafting
 from stepwell.methods.netgraft import GraftLoss
 from stepwell.nets.cuts import Adaption
-from stepwell.recipes.classification import Task, finish
+from stepwell.recipes.classification import Task, finish, tell_measuring
 from stepwell.training import Loop, fit
 from stepwell.training.optim import Optim, cosine
 from stepwell.training.progress import tell
@@ -138,7 +138,7 @@ class _Measure:
 
     def _accuracy(self, first: int, last: int) -> float:
         device, test = self.task.device, self.task.test
-        tell(f"measuring on {len(test.images)} test images", quiet=not self.task.run.writes)
+        tell_measuring(self.task)
         mixed = self.grafting.to(device).mixed(first, last)
         return evaluate(lambda images: mixed(images.to(device)), test)["accuracy"]
 

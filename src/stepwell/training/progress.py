@@ -25,8 +25,7 @@ class Progress:
     def __init__(
         self, phase: str, done: int, total: int, epoch: int, *, quiet: bool = False
     ) -> None:
-        quiet = quiet or bool(os.environ.get("STEPWELL_QUIET"))
-        self.console = Console(stderr=True, quiet=quiet)
+        self.console = _console(quiet)
         self.phase, self.epochs, self.steps = phase, math.ceil(total / epoch), epoch
         self.done = done
         self._bar = Bar(
@@ -76,5 +75,8 @@ class Progress:
 
 def tell(text: str, *, quiet: bool = False) -> None:
     """A line on standard error about work outside of a phase; STEPWELL_QUIET hides it."""
-    console = Console(stderr=True, quiet=quiet or bool(os.environ.get("STEPWELL_QUIET")))
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    _console(quiet).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _console(quiet: bool) -> Console:
+    return Console(stderr=True, quiet=quiet or bool(os.environ.get("STEPWELL_QUIET")))
