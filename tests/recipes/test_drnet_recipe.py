@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
+from stepwell import cli
 from stepwell.cost import count_macs
 from stepwell.nets.dynamic import Always
 from stepwell.nets.dynamic_file import is_dynamic, load_dynamic, save_dynamic
@@ -90,6 +92,11 @@ def test_the_file_is_that_of_a_nested_net_with_the_rest_beside_it(trained, tmp_p
     rewrite_card(again, replace(nested.card, licence="CC0"))
     assert load(again).card.licence == "CC0"
     assert_close(load_dynamic(again)(x), net(x), rtol=0, atol=0)
+    net.hold("4")
+    held = load_dynamic(save_dynamic(net, tmp_path / "held.safetensors"))
+    assert set(held.choose(x).tolist()) == {2}
+    assert_close(held(x), net(x), rtol=0, atol=0)
+    net = load_dynamic(file)
     plain = save(nested, tmp_path / "plain.safetensors")
     assert not is_dynamic(plain)
     assert read_beside(plain) is None
@@ -123,7 +130,12 @@ def test_a_plain_network_may_be_the_start(tmp_path):
     assert results["costs"].keys() == {"dynamic", "4", "6", "8"}
 
 
-def test_the_first_phase_alone_is_always_at_full_size(tmp_path):
+def picture(folder):
+    Image.new("RGB", (8, 8)).save(folder / "picture.png")
+    return folder / "picture.png"
+
+
+def test_the_first_phase_alone_is_always_at_full_size(tmp_path, capsys):
     results = drnet(out=tmp_path / "run", schedule="resolutions", norms="shared", **FEW)
     net = load_dynamic(tmp_path / "run" / "net.safetensors")
     assert isinstance(net.chooser, Always)
@@ -131,6 +143,8 @@ def test_the_first_phase_alone_is_always_at_full_size(tmp_path):
     assert results["drnet"]["shares"] == {"8": 1.0, "6": 0.0, "4": 0.0}
     assert results["drnet"]["cost"] == 1.0
     assert results["test"]["dynamic/accuracy"] == results["test"]["8/accuracy"]
+    cli.main(["predict", str(tmp_path / "run"), str(picture(tmp_path)), "--budget-macs", "1e9"])
+    assert "depth 8: " in capsys.readouterr().err  # no price to set: its depths fit budgets
 
 
 def test_depths_and_resolutions_together(tmp_path):

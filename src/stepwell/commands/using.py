@@ -71,6 +71,8 @@ def predict(
         check_place("--csv", csv)
     net, _ = network_of(run)
     chooses = None if budget_ms or cascade else dynamic_of(run)
+    if budget and chooses is not None and not chooses.budgets:
+        chooses = None  # it never chose: a depth fits the budget
     timed = chooses is not None and depth is None and not json
     if chooses is not None and depth is not None:
         chooses = held_at(chooses, depth)

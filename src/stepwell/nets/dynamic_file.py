@@ -25,6 +25,7 @@ def save_dynamic(net: DynamicNet, path: str | Path) -> Path:
         "norms": nested.norm_sharing,
         "choices": [list(choice) for choice in net.choices],
         "chooser": chooser.size if isinstance(chooser, Chooser) else None,
+        "always": chooser.choice if isinstance(chooser, Always) else None,
         "budgets": [list(budget) for budget in net.budgets],
     }
     tensors = nested.own_tensors() | {"price": net.price, "costs": net.costs}
@@ -47,7 +48,8 @@ def load_dynamic(path: str | Path) -> DynamicNet:
     nested = Resolutions(load(path), about["sizes"], norms=about["norms"])
     choices = [Choice(*choice) for choice in about["choices"]]
     few = len(choices)
-    chooser = Always(few) if about["chooser"] is None else Chooser(few, about["chooser"])
+    held, looks_at = about.get("always") or 0, about["chooser"]
+    chooser = Always(few, held) if looks_at is None else Chooser(few, looks_at)
     net = DynamicNet(nested, choices, chooser)
     known = ("chooser/", "price", "costs")
     nested.load_own({k: v for k, v in tensors.items() if not k.startswith(known)})
