@@ -10,6 +10,7 @@ studies of images with classes have larger real ones.
 import argparse
 import json
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
@@ -26,8 +27,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--per-class", type=int, required=True, help="the first N of each class")
     given = parser.parse_args()
-    files = [given.coco / f"{name}.json" for name in ("train", "val", "test")]
-    *rest, test = [file for file in files if file.exists()]
+    named = [given.coco / f"{name}.json" for name in ("train", "val", "test")]
+    files = [file for file in named if file.exists()]
+    if len(files) < 2:
+        parser.error(f"{given.coco} has no two of train.json, val.json and test.json")
+    *rest, test = files
     for part, sources in (("train", rest), ("test", [test])):
         count: Counter[str] = Counter()
         for source in sources:
@@ -45,7 +49,7 @@ def cut(source: Path, out: Path, count: Counter[str], most: int) -> None:
         left, top, width, height = box["bbox"]
         if min(width, height) < LEAST or count[name] == most:
             continue
-        image = Image.open(source.parent / "images" / files[box["image_id"]]).convert("RGB")
+        image = opened(source.parent / "images" / files[box["image_id"]])
         side = min(round(AROUND * max(width, height)), *image.size)
         x, y = (
             min(max(round(start + length / 2 - side / 2), 0), whole - side)
@@ -55,6 +59,12 @@ def cut(source: Path, out: Path, count: Counter[str], most: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         image.crop((x, y, x + side, y + side)).save(folder / f"{count[name]:05d}.png")
         count[name] += 1
+
+
+@lru_cache(1)
+def opened(path: Path) -> Image.Image:
+    """The image of one box, and of the next ones, which are often in it, too."""
+    return Image.open(path).convert("RGB")
 
 
 if __name__ == "__main__":
