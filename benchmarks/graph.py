@@ -78,13 +78,15 @@ def _padded(contexts: Contexts, size: int) -> tuple[Tensor, Tensor]:
     )
     for i in range(count):
         first, last = int(contexts.rows[i]), int(contexts.rows[i + 1])
-        entry = slice(int(contexts.bag[first]), int(contexts.bag[first + 1]))
+        # (the first entry of every row is the centre)
+        entry = slice(int(contexts.bag[first]) + 1, int(contexts.bag[first + 1]))
         mine = contexts.element[entry]
         member[i, : len(mine)] = mine
         place = {int(e): j + 1 for j, e in enumerate(mine)}
         for row in range(first, last):
-            matrix[i, row - first, 0] = contexts.own[row]
-            for k in range(int(contexts.bag[row]), int(contexts.bag[row + 1])):
+            begin = int(contexts.bag[row])
+            matrix[i, row - first, 0] = contexts.weight[begin]
+            for k in range(begin + 1, int(contexts.bag[row + 1])):
                 matrix[i, row - first, place[int(contexts.element[k])]] = contexts.weight[k]
     return matrix, member
 

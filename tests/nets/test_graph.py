@@ -175,14 +175,24 @@ def test_a_net_may_begin_near_a_model_of_translation():
     assert_close(net.knowledge["relation"].detach(), given["relation"], rtol=0, atol=0)
 
 
-def test_gradients_reach_every_part_and_are_right():
-    rows = random_rows(5, 30, entities=6)
-    contexts = entity_contexts(Neighbours(rows, 0), np.arange(6), 3)
-    contexts = replace(contexts, own=contexts.own.double(), weight=contexts.weight.double())
-    encoder = ContextEncoder(4).double()
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_reach_every_part_and_are_right(kind, attention):
+    rows, every = random_rows(5, 30, entities=6), np.arange(6)
+    contexts = (
+        entity_contexts(Neighbours(rows, 0), every, 3)
+        if kind == "entity"
+        else relation_contexts(RelationPaths.of(TripleIndex(rows)), every, 3, seed=0)
+    )
+    # two centres twice, one not at all
+    which = torch.tensor([5, 0, 3, 0, 1, 3])
+    contexts = contexts.select(which)
+    contexts = replace(contexts, weight=contexts.weight.double())
+    encoder = ContextEncoder(4, attention=attention).double()
     tables = [torch.randn(6, 4, dtype=torch.double, requires_grad=True) for _ in range(2)]
+    learned = [p for p in encoder.parameters() if p.requires_grad]
     assert torch.autograd.gradcheck(
-        lambda k, c, *_: encoder(k, c, contexts), [*tables, *encoder.parameters()]
+        lambda k, c, *_: encoder(k[which], c, contexts), [*tables, *learned]
     )
 
 

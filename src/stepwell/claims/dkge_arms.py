@@ -206,7 +206,7 @@ def _train_on(state: State, added: list[Fact] | None, epochs: int) -> None:
         margin=state.shape.margin,
         negatives=state.shape.negatives,
     )
-    optimizer = torch.optim.Adam(objective.parameters(), lr=Online.lr)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=Online.lr, fused=True)
     steps = epochs * math.ceil(len(rows) / 1024)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(epochs):
@@ -245,7 +245,7 @@ def _pykeen(rows: Ints, entities: int, relations: int, model: str, epochs: int, 
     net = (TransE(embedding_dim=64, scoring_fct_norm=2, entity_constrainer=None, **common)
            if model == "TransE"
            else RotatE(embedding_dim=32, **common))  # fmt: skip
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01, fused=True)
     loop = SLCWATrainingLoop(
         model=net, triples_factory=factory, optimizer=optimizer,
         lr_scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs),

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from stepwell.methods.translation import Corruption, Translation
-from stepwell.nets.contexts import Contexts
+from stepwell.nets.contexts import CENTRE, Contexts
 from stepwell.nets.facts import Facts, Rule, affected_entities, affected_relations
 from stepwell.nets.graph import COLUMNS, KINDS, GraphEmbedding, Kind, xavier
 from stepwell.nets.triple_index import RELATION, Found, Ints, sampled
@@ -130,8 +130,9 @@ class Local(Translation):
     ) -> None:
         """Point the contexts into a table of the few rows they need, those of new elements last."""
         element = contexts.element.numpy()
-        old = np.setdiff1d(element, new)
-        place = np.searchsorted(old, element)
+        centre = element == CENTRE
+        old = np.setdiff1d(element[~centre], new)
+        place = np.where(centre, CENTRE, np.searchsorted(old, element))
         fresh = np.isin(element, new)
         place[fresh] = len(old) + np.searchsorted(new, element[fresh])
         self._contexts[kind] = contexts.pointing(torch.from_numpy(place))
@@ -328,7 +329,9 @@ def _take_means(vectors: Tensor, known: Tensor, offers: list[tuple[_Seen, Tensor
 
 def _train(local: Local, rows: Tensor, how: Online, started: float) -> None:
     """A few epochs of Adam, its rate falling to zero along half a cosine."""
-    optimizer = torch.optim.Adam([p for p in local.parameters() if p.numel()], lr=how.lr)
+    optimizer = torch.optim.Adam(
+        [p for p in local.parameters() if p.numel()], lr=how.lr, fused=True
+    )
     steps = how.epochs * math.ceil(len(rows) / how.batch_size)
     step = 0
     for _ in range(how.epochs):

@@ -31,6 +31,8 @@ from stepwell.nets.triple_index import (
 
 #: Pairs of members, or steps of paths, that are looked at together.
 BLOCK = 1 << 22
+#: What stands for the centre of a subgraph among elements.
+CENTRE = -1
 _RELATION_MASK = (1 << RELATION_BITS) - 1
 _PATH_BITS = 2 * RELATION_BITS
 
@@ -39,18 +41,19 @@ _PATH_BITS = 2 * RELATION_BITS
 class Contexts:
     """The subgraphs of several centres; each is its centre (row 0) and its members (rows 1..m).
 
-    A row of D^-1/2 A D^-1/2 H0 is own[row] times the knowledge vector of its centre, plus the sum of
-    weight[i] times the contextual vector element[i] over i from bag[row] to bag[row + 1].
+    A row of D^-1/2 A D^-1/2 H0 is the sum of weight[i] times the contextual vector element[i] over i
+    from bag[row] to bag[row + 1]; of its first entry, whose element is CENTRE, the vector is the
+    knowledge vector of its centre instead.
 
     rows: (centres + 1,) where the rows of a centre begin.
-    own: (rows,).
+    owner: (rows,) the centre of each row, by its position.
     bag: (rows + 1,) where the entries of a row begin.
     element, weight: (entries,).
     digest: (centres,) equal for equal subgraphs.
     """
 
     rows: Tensor
-    own: Tensor
+    owner: Tensor
     bag: Tensor
     element: Tensor
     weight: Tensor
@@ -61,30 +64,37 @@ class Contexts:
 
     def select(self, centres: Tensor) -> "Contexts":
         """The subgraphs at these positions, in their order."""
-        rows, row = _taken(self.rows, centres)
-        bag, entry = _taken(self.bag, row)
+        first, last = self.rows[centres], self.rows[centres + 1]
+        rows, owner, row = _taken(first, last)
+        before = self.bag[first]
+        entries, _, entry = _taken(before, self.bag[last])
+        # the entries of a centre lie together and are moved as a whole
+        moved = (entries[:-1] - before)[owner]
         return Contexts(
             rows,
-            self.own[row],
-            bag,
+            owner,
+            torch.cat([self.bag[row] + moved, entries[-1:]]),
             self.element[entry],
             self.weight[entry],
             self.digest[centres.numpy()],
         )
 
     def pointing(self, element: Tensor) -> "Contexts":
-        """The same subgraphs with the rows of another table, for each entry."""
+        """The same subgraphs with the rows of another table, for each entry; CENTRE stays."""
         return replace(self, element=element)
 
 
-def _taken(start: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranges `which` of those that begin at `start`, laid end to end: their new starts, the places."""
-    first = start[which]
-    length = start[which + 1] - first
-    begin = torch.zeros(len(which) + 1, dtype=torch.long)
+def _taken(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ranges from `first` to before `last`, laid end to end.
+
+    Returns:
+        Where they begin now, (ranges + 1,); and for each place, the range it is of, and where it was.
+    """
+    length = last - first
+    begin = torch.zeros(len(length) + 1, dtype=torch.long)
     torch.cumsum(length, 0, out=begin[1:])
-    place = torch.repeat_interleave(first - begin[:-1], length) + torch.arange(int(begin[-1]))
-    return begin, place
+    owner = torch.repeat_interleave(torch.arange(len(length)), length)
+    return begin, owner, (first - begin[:-1])[owner] + torch.arange(len(owner))
 
 
 def entity_contexts(neighbours: Neighbours, centres: Ints, size: int) -> Contexts:
@@ -224,21 +234,23 @@ def _contexts(
     degree[row] += 1 + np.bincount(edges[0], minlength=total)
     scale = degree**-0.5
     centre = first[members.owner]
+    owner = np.repeat(np.arange(count), size + 1)
     # entries (row, member): of the centre, of each member itself, of joined members
     rows = np.concatenate([centre, row, row[edges[0]]])
     of = np.concatenate([np.arange(total), np.arange(total), edges[1]])
     weight = scale[rows] * scale[row[of]]
     hops = vectors[of]
     there = hops >= 0
-    rows = np.repeat(rows, there.sum(1))
-    weight = np.repeat(weight, there.sum(1))
+    # before them stands each row's centre
+    rows = np.concatenate([np.arange(total + count), np.repeat(rows, there.sum(1))])
+    weight = np.concatenate([scale * scale[first[owner]], np.repeat(weight, there.sum(1))])
+    element = np.concatenate([np.full(total + count, CENTRE), hops[there]])
     order = np.argsort(rows, kind="stable")
-    owners = np.repeat(np.arange(count), size + 1)
     return Contexts(
         torch.from_numpy(np.append(first, total + count)),
-        torch.from_numpy((scale * scale[first[owners]]).astype(np.float32)),
+        torch.from_numpy(owner),
         torch.from_numpy(np.searchsorted(rows[order], np.arange(total + count + 1))),
-        torch.from_numpy(hops[there][order]),
+        torch.from_numpy(element[order]),
         torch.from_numpy(weight[order].astype(np.float32)),
         _digest(count, members.owner, edges, identity),
     )

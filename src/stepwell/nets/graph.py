@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
 
-from stepwell.nets.contexts import Contexts
+from stepwell.nets.contexts import CENTRE, Contexts
+from stepwell.nets.ragged import attended, weighted_sums
 
 Vectors = Float[Tensor, "elements dim"]
 Table = Float[Tensor, "context dim"]
@@ -58,44 +58,34 @@ class ContextEncoder(nn.Module):
             knowledge: theirs.
             contextual: the table that `contexts.element` points into.
         """
-        length = contexts.rows[1:] - contexts.rows[:-1]
-        owner = torch.repeat_interleave(torch.arange(len(length)), length)
-        beside = embedding_bag(
-            contexts.element,
-            contextual,
-            contexts.bag,
-            mode="sum",
-            per_sample_weights=contexts.weight,
-            include_last_offset=True,
-        )
-        hidden = torch.relu(
-            torch.addcmul(beside, contexts.own[:, None], knowledge.index_select(0, owner))
-            @ self.weight
-        )
+        used, place = _used(contexts, len(contextual))
+        # (Â H0) W is Â (H0 W): the product of each vector that is used, once
+        vectors = torch.cat([contextual.index_select(0, used), knowledge]) @ self.weight
+        hidden = torch.relu_(weighted_sums(vectors, place, contexts.bag, contexts.weight))
         if self.attends:
-            wanted = self.attention * torch.relu(knowledge)
-            share = _softmax((hidden * wanted.index_select(0, owner)).sum(1), owner, len(length))
+            query = self.attention * torch.relu(knowledge)
+            context = attended(hidden, query, contexts.rows, contexts.owner)
         else:
-            share = (1 / length.float())[owner]
-        # (embedding_bag with its own weights is ten times as fast as index_add of weighted rows)
-        context = embedding_bag(
-            torch.arange(len(owner)),
-            hidden,
-            contexts.rows,
-            mode="sum",
-            per_sample_weights=share,
-            include_last_offset=True,
-        )
+            share = (1 / contexts.rows.diff().to(hidden))[contexts.owner]
+            context = weighted_sums(hidden, torch.arange(len(hidden)), contexts.rows, share)
         mix = torch.sigmoid(self.gate) if self.gates else 0.5
         return mix * knowledge + (1 - mix) * context
 
 
-def _softmax(scores: Tensor, owner: Tensor, count: int) -> Tensor:
-    """Softmax over the scores of each owner."""
-    largest = scores.new_full((count,), -torch.inf)
-    largest.scatter_reduce_(0, owner, scores.detach(), "amax")
-    raised = torch.exp(scores - largest[owner])
-    return raised / scores.new_zeros(count).index_add(0, owner, raised).index_select(0, owner)
+def _used(contexts: Contexts, count: int) -> tuple[Tensor, Tensor]:
+    """Which of `count` contextual vectors are used, and each entry's place in them.
+
+    The places of centres come behind.
+    """
+    mark = torch.zeros(count + 1, dtype=torch.bool)
+    mark[contexts.element] = True
+    mark[CENTRE] = False  # the last one, which nothing else has
+    used = mark.nonzero().flatten()
+    number = torch.zeros(count + 1, dtype=torch.long)
+    number[used] = torch.arange(len(used))
+    place = number[contexts.element]
+    place[contexts.bag[:-1]] = len(used) + contexts.owner
+    return used, place
 
 
 class GraphEmbedding(nn.Module):

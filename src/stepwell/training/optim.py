@@ -61,7 +61,8 @@ def optimizer_of(
     if name == "sgd":
         return sgd(lr, weight_decay=weight_decay, warmup=warmup)
     kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-    make = partial(kind, lr=lr)
+    # one pass over each parameter where torch's default takes ten: embeddings are bound by memory
+    make = partial(kind, lr=lr, fused=True)
     return Optim(lambda net: make(_groups(net, weight_decay)), partial(cosine, warmup=warmup))
 
 
