@@ -106,6 +106,20 @@ def learn(net, facts, joint, seed=1, **how):
     )  # fmt: skip
 
 
+def test_new_elements_begin_where_their_triples_place_them(trained):
+    net, facts, _ = trained
+    joint = joint_vectors(net, facts)
+    _, learned = learn(net, facts, joint, epochs=0)
+    _, changes, new = change_of(facts)
+    # as `learn_change` draws; the last triple joins two new entities, so two passes are needed
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        start = placed(joint, changes[~facts.index.holds(changes)], new)
+    for kind in KINDS:
+        which, rows = learned.joint[kind]
+        assert_close(rows[np.searchsorted(which, new[kind])], start[kind], rtol=0, atol=0.02)
+
+
 def test_nothing_but_the_affected_and_the_new_moves(trained):
     net, facts, _ = trained
     before = {name: p.detach().clone() for name, p in net.named_parameters()}

@@ -3,6 +3,8 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,8 @@ from stepwell.nets.triple_index import HEAD, TAIL, Ints, TripleIndex
 PARTS = ("train", "valid", "test")
 
 
-class Snapshot(NamedTuple):
+@dataclass(frozen=True)
+class Snapshot:
     """A graph at one moment.
 
     train: triples that are learnt. held_out: others that are true. judged: of these, those that are
@@ -29,7 +32,7 @@ class Snapshot(NamedTuple):
     held_out: list[Fact]
     judged: list[Fact]
 
-    @property
+    @cached_property
     def true(self) -> set[Fact]:
         """All triples."""
         return {*self.train, *self.held_out}

@@ -44,13 +44,15 @@ class Online:
     epochs: int = 20
     batch_size: int = 1024
     lr: float = 0.03
-    triples: int = 64
+    triples: int = 16
     unlearn: float = 0.1
     seconds: float = 0.0
 
 
 #: Of affected relations, triples are looked for in a sample of the graph of this size.
 SAMPLED_TRIPLES = 8192
+#: How often a new element's vector is moved to where it is to begin.
+PLACING = 6
 
 
 #: Rows of tables, by kind: which elements, and their vectors.
@@ -124,6 +126,18 @@ class Local(Translation):
             self.knowledge[kind] = nn.Parameter(own)
             if net.has_context:
                 self._hold_contexts(kind, net, after.contexts(kind, trained[kind]), new[kind])
+                self._begin_at(kind, np.searchsorted(trained[kind], new[kind]), start[kind])
+
+    @torch.no_grad()
+    def _begin_at(self, kind: Kind, which: Ints, start: Tensor) -> None:
+        """Set the knowledge vectors at positions `which` so that their joint vectors are `start`.
+
+        A joint vector is for the most part its knowledge vector, so what is missing is added to that,
+        a few times.
+        """
+        at = torch.from_numpy(which)
+        for _ in range(PLACING):
+            self.knowledge[kind][at] += start - self.trained_joint(kind, at)
 
     def _hold_contexts(
         self, kind: Kind, net: GraphEmbedding, contexts: Contexts, new: Ints
