@@ -39,7 +39,7 @@ PLANTED_ARMS: dict[str, dict[str, Any]] = {
 #: a quarter of the images at three resolutions without gradient; of one image at all resolutions.
 EXPECTED, EVERYWHERE = 7 / 9, 1 / 3
 #: Images of a step that runs each at three resolutions: as many passes as other steps have.
-THIRD = {"batch_size": 43}
+THIRD: dict[str, Any] = {"batch_size": 43}
 
 
 def dynamic(target: float) -> str:
