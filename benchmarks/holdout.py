@@ -4,7 +4,7 @@
 `stepwell verify dkge` takes it. Where the test triples of all snapshots are the same, as in YAGO-3SP,
 nothing that came since is ever asked for, and an update cannot show that it is good for anything. In
 OUT a drawn share of the triples that a snapshot adds is moved from train.tsv to test.tsv, and stays
-there for as long as it is true.
+there for as long as it is true. With another --seed others are drawn, to choose settings by.
 """
 
 import argparse

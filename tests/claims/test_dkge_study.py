@@ -118,6 +118,13 @@ def test_snapshots_of_a_folder(tmp_path):
     assert found[1].held_out == [("a", "r", "c"), ("b", "r", "c")]
     assert found[1].judged == [("b", "r", "c")]
     assert read_snapshots(str(tmp_path), 1, "valid")[1].judged == [("a", "r", "c")]
+    # what is held out once is learnt never, or it would be remembered, or taught as removed
+    (tmp_path / "2002" / "train.tsv").write_text("a\tr\tb\nb\tr\tc\nc\tr\ta\nc\tr\tb\nb\tr\t2003\n")
+    (tmp_path / "2003" / "test.tsv").write_text("c\tr\ta\n")
+    before, now = read_snapshots(str(tmp_path), 1)
+    assert ("c", "r", "a") not in before.train
+    assert ("c", "r", "a") in before.true
+    assert now.judged == [("c", "r", "a")]
     with pytest.raises(ValueError, match="--data is missing: give a folder of folders"):
         read_snapshots("", 1)
     with pytest.raises(ValueError, match="not two snapshots: give a folder of folders"):

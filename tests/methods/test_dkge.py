@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from stepwell.methods.dkge import DKGE, joint_vectors
-from stepwell.methods.dkge_online import Local, Online, learn_change, placed, triples_of
+from stepwell.methods.dkge_online import About, Local, Online, learn_change, placed
 from stepwell.methods.translation import Corruption, margin_loss
 from stepwell.nets.facts import Facts
 from stepwell.nets.graph import COLUMNS, KINDS, GraphEmbedding
@@ -97,12 +97,19 @@ def change_of(facts):
     return facts.changed(added, removed), np.concatenate([added, removed]), new
 
 
+def beginnings(net, new):
+    if not net.has_context:
+        return {}
+    return {kind: net.contextual[kind].detach()[new[kind]].clone() for kind in KINDS}
+
+
 def learn(net, facts, joint, seed=1, **how):
     after, changes, new = change_of(facts)
     entities = np.unique(after.index.rows[:, [0, 2]])
     return after, learn_change(
         net, joint, facts, after, changes, new, Online(**how),
-        entities=entities, relations=np.arange(5), margin=2.0, negatives=2, seed=seed,
+        entities=entities, relations=np.arange(5), contextual=beginnings(net, new), margin=2.0,
+        negatives=2, seed=seed,
     )  # fmt: skip
 
 
@@ -118,6 +125,21 @@ def test_new_elements_begin_where_their_triples_place_them(trained):
     for kind in KINDS:
         which, rows = learned.joint[kind]
         assert_close(rows[np.searchsorted(which, new[kind])], start[kind], rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("closed", [-1.0, -3.0])
+def test_where_gates_are_closed_new_elements_begin_no_farther_than_without_looking(closed):
+    torch.manual_seed(0)
+    facts = Facts.of(random_rows(0), size=4, seed=0)
+    net = GraphEmbedding(43, 5, 8)
+    with torch.no_grad():
+        for kind in KINDS:
+            net.encoders[kind].gate.fill_(closed)
+            net.encoders[kind].weight.mul_(4)  # a fixed point that leads away
+    joint = joint_vectors(net, facts)
+    _, learned = learn(net, facts, joint, epochs=0)
+    for kind in KINDS:
+        assert learned.knowledge[kind][1].norm(dim=1).max() < 20
 
 
 def test_nothing_but_the_affected_and_the_new_moves(trained):
@@ -164,7 +186,9 @@ def test_an_update_learns_and_is_the_same_again(trained):
     _, again = learn(net, facts, joint)
     for kind in KINDS:
         assert_close(learned.joint[kind][1], again.joint[kind][1], rtol=0, atol=0)
-    rows = torch.from_numpy(triples_of(after, after.index.rows[:0], learned.knowledge_ids, 64, 0))
+    rows = torch.from_numpy(
+        About.of(after, after.index.rows[:0], learned.knowledge_ids, 64, 0).draw(0)
+    )
 
     def gap(found):
         vectors = {k: joint[k].index_put((torch.from_numpy(found.joint[k][0]),), found.joint[k][1])
@@ -217,7 +241,7 @@ def test_the_loss_of_removed_triples_is_that_of_a_loop():
     corrupt = Corruption(facts.index, facts.index.rows, np.arange(40))
 
     def loss(unlearn):
-        local = Local(net, joint, facts, every, none, start, removed, corrupt,
+        local = Local(net, joint, facts, every, none, start, {}, removed, corrupt,
                       unlearn=unlearn, margin=2.0, negatives=2)  # fmt: skip
         torch.manual_seed(1)
         return local.training_step(batch).loss.item()
@@ -249,18 +273,52 @@ def test_new_elements_are_placed_by_their_triples():
     assert_close(found["relation"][0], torch.tensor([2.0, 3.0]))
 
 
+def test_what_was_added_is_always_learnt():
+    hubs = np.array([[h, 0, t] for h in (0, 1) for t in range(2, 302)])
+    added = np.array([[0, 1, 1]])
+    facts = Facts.of(np.concatenate([hubs, added]), size=4, seed=0)
+    which = {"entity": np.array([0, 1]), "relation": NONE}
+    about = About.of(facts, added, which, 5, seed=0)
+    epochs = [{tuple(row) for row in about.draw(epoch).tolist()} for epoch in range(20)]
+    assert all((0, 1, 1) in rows and 10 <= len(rows) <= 12 for rows in epochs)
+    assert len(set.union(*epochs)) > 100  # the samples of hubs are drawn anew
+    # but not where nothing in it is trained
+    nobody = {"entity": np.array([5]), "relation": NONE}
+    assert [0, 1, 1] not in About.of(facts, added, nobody, 5, seed=0).draw(0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rule": "bogus"}, "bogus"),
+        ({"epochs": -1}, "epochs=-1"),
+        ({"triples": 0}, "triples=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"unlearn": -0.1}, "unlearn=-0.1"),
+        ({"seconds": float("inf")}, "seconds=inf"),
+    ],
+)
+def test_how_an_update_learns_is_checked(wrong, said):
+    # where types are checked, what checks them speaks first
+    with pytest.raises((ValueError, TypeError), match=said):
+        Online(**wrong)
+
+
 def test_of_hubs_a_sample_of_triples_is_learnt():
     hub = np.array([[0, 0, i] for i in range(1, 101)] + [[i, 1, 0] for i in range(1, 51)])
     facts = Facts.of(np.concatenate([hub, [[200, 2, 201]]]), size=4, seed=0)
     which = {"entity": np.array([0]), "relation": NONE}
-    rows = triples_of(facts, hub[:0], which, 10, seed=0)
+    rows = About.of(facts, hub[:0], which, 10, seed=0).draw(0)
     assert np.bincount(rows[:, 1]).tolist() == [10, 10]
-    assert len(triples_of(facts, hub[:0], which, 1000, seed=0)) == 150
+    assert len(About.of(facts, hub[:0], which, 1000, seed=0).draw(0)) == 150
     others = np.array([[300, 0, i] for i in range(1, 101)])
     two = Facts.of(np.concatenate([hub, others]), size=4, seed=0)
-    rows = triples_of(two, hub[:0], {"entity": np.array([0, 300]), "relation": NONE}, 10, seed=0)
+    rows = About.of(
+        two, hub[:0], {"entity": np.array([0, 300]), "relation": NONE}, 10, seed=0
+    ).draw(0)
     tails = [set(rows[(rows[:, 0] == e) & (rows[:, 1] == 0), 2].tolist()) for e in (0, 300)]
     assert [*map(len, tails)] == [10, 10]
     assert len(tails[0] & tails[1]) < 5  # of the same 100: each hub has a sample of its own
     of_relation = {"entity": NONE, "relation": np.array([2])}
-    assert triples_of(facts, hub[:0], of_relation, 10, seed=0).tolist() == [[200, 2, 201]]
+    assert About.of(facts, hub[:0], of_relation, 10, seed=0).draw(0).tolist() == [[200, 2, 201]]

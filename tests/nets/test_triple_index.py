@@ -113,7 +113,7 @@ def test_a_hubs_sample_seldom_changes():
 
 
 def test_numbers_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="at most 33,554,432 entities and 8,192 relations"):
+    with pytest.raises(ValueError, match="at most 33,554,432 entities and 8,191 relations"):
         TripleIndex(np.array([[MAX_ENTITIES, 0, 1]]))
     with pytest.raises(ValueError, match="rows of three numbers"):
         TripleIndex(np.zeros((3, 2), np.int64))

@@ -30,7 +30,8 @@ SHARE = 1 / 3
 #: How an arm comes from one snapshot to the next: by nothing (new entities are placed by a closed
 #: form), by an update under one of its rules, or by more training of all vectors, on the added triples
 #: or on all.
-Way = Literal["nothing", "touched", "context", "neighbour", "added triples", "all triples"]
+Way = Literal["nothing", "touched", "context", "neighbour", "added triples", "all triples",
+              "all triples, removed taught"]  # fmt: skip
 
 
 def first(
@@ -111,6 +112,7 @@ def pykeen_retrain(
     Raises:
         ImportError: pykeen is not installed.
     """
+    pykeen_models()  # its import takes seconds, which are not those of a step
     found, clock = [], time.perf_counter()
     for start, before, now in _steps(data, steps, part):
         entities, relations = Names("entity"), Names("relation")
@@ -162,9 +164,13 @@ def _step(
     if way == "nothing":
         _place(state, added, removed)
         return {}
-    if way in ("added triples", "all triples"):
+    if way in ("added triples", "all triples", "all triples, removed taught"):
+        left = state.rows_of(removed)
         _place(state, added, removed)
-        _train_on(state, added if way == "added triples" else None, how.epochs)
+        unlearn = how.unlearn if way == "all triples, removed taught" else 0.0
+        _train_on(
+            state, added if way == "added triples" else None, left, replace(how, unlearn=unlearn)
+        )
         return {}
     rule: Rule = way  # type: ignore[assignment]  # the ways that are left
     change, learned = state.learn(added, removed, replace(how, rule=rule))
@@ -197,7 +203,7 @@ def _place(state: State, added: list[Fact], removed: list[Fact]) -> None:
     state.apply(change, tables, 0)
 
 
-def _train_on(state: State, added: list[Fact] | None, epochs: int) -> None:
+def _train_on(state: State, added: list[Fact] | None, removed: Ints, how: Online) -> None:
     """Train all vectors further, on some triples or on all, at the rates of an update."""
     rows = state.facts.index.rows if added is None else state.rows_of(added)
     objective = DKGE(
@@ -205,12 +211,14 @@ def _train_on(state: State, added: list[Fact] | None, epochs: int) -> None:
         state.facts,
         margin=state.shape.margin,
         negatives=state.shape.negatives,
+        removed=torch.from_numpy(removed),
+        unlearn=how.unlearn,
     )
-    optimizer = torch.optim.Adam(objective.parameters(), lr=Online.lr, fused=True)
-    steps = epochs * math.ceil(len(rows) / 1024)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=how.lr, fused=True)
+    steps = how.epochs * math.ceil(len(rows) / how.batch_size)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(epochs):
-        for batch in torch.from_numpy(rows)[torch.randperm(len(rows))].split(1024):
+    for _ in range(how.epochs):
+        for batch in torch.from_numpy(rows)[torch.randperm(len(rows))].split(how.batch_size):
             optimizer.zero_grad()
             objective.training_step(batch).loss.backward()
             optimizer.step()
@@ -219,10 +227,11 @@ def _train_on(state: State, added: list[Fact] | None, epochs: int) -> None:
     state.joint = objective.all_joint()
 
 
-def _pykeen(rows: Ints, entities: int, relations: int, model: str, epochs: int, seed: int) -> Far:
-    """Train one of pykeen's models as ours are.
+def pykeen_models() -> tuple[Any, Any, Any, Any, Any]:
+    """Pykeen's loss, two models, loop and triples.
 
-    The same are dimension, optimizer, rates, batch, false triples, margin, and that no norm is held.
+    Raises:
+        ImportError: it is not installed.
     """
     try:
         from pykeen.losses import MarginRankingLoss
@@ -233,6 +242,17 @@ def _pykeen(rows: Ints, entities: int, relations: int, model: str, epochs: int, 
         raise ImportError(
             "these arms train by pykeen: pip install 'stepwell[kg]', or leave them out with --arms"
         ) from error
+    return MarginRankingLoss, TransE, RotatE, SLCWATrainingLoop, CoreTriplesFactory
+
+
+def _pykeen(rows: Ints, entities: int, relations: int, model: str, epochs: int, seed: int) -> Far:
+    """Train one of pykeen's models.
+
+    As ours are dimension, optimizer, highest rate, batch, number of false triples, margin, and that no
+    norm is held. False triples are not filtered, and the rate falls once along half a cosine, without a
+    warm-up or clipping.
+    """
+    MarginRankingLoss, TransE, RotatE, SLCWATrainingLoop, CoreTriplesFactory = pykeen_models()
     factory = CoreTriplesFactory.create(
         torch.from_numpy(rows), num_entities=entities, num_relations=relations
     )

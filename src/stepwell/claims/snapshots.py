@@ -17,6 +17,8 @@ from stepwell.kg.ranking import Far, rank_triples
 from stepwell.nets.triple_index import HEAD, TAIL, Ints, TripleIndex
 
 PARTS = ("train", "valid", "test")
+#: Of learnt triples beside a change, so many are ranked, drawn by chance.
+BESIDE = 1000
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ class Question(NamedTuple):
 
 
 def read_snapshots(data: str, steps: int, part: str = "test") -> list[Snapshot]:
-    """The last `steps` + 1 snapshots of a folder, by name; what is held out is taken out of training.
+    """The last `steps` + 1 snapshots of a folder, by name.
+
+    What any of them holds out is taken out of the training of all: a triple that was learnt once would
+    be remembered, and one that is held out later would be taught as removed.
 
     Args:
         data: a folder of folders with train.tsv, valid.tsv and test.tsv; or `toy`.
@@ -64,15 +69,17 @@ def read_snapshots(data: str, steps: int, part: str = "test") -> list[Snapshot]:
             f"{found}: give a folder of folders (such as 2008/, 2009/), each "
             "with train.tsv, valid.tsv and test.tsv, HEAD<tab>RELATION<tab>TAIL a line"
         )
+    read = [{name: read_triples(f / f"{name}.tsv") for name in PARTS} for f in folders]
+    held = {fact for parts in read for name in ("valid", "test") for fact in parts[name]}
     snapshots = []
-    for folder in folders:
-        parts = {name: read_triples(folder / f"{name}.tsv") for name in PARTS}
-        held = dict.fromkeys([*parts["valid"], *parts["test"]])
+    for folder, parts in zip(folders, read, strict=True):
         train = [f for f in parts["train"] if f not in held]
         seen = {name for h, _, t in train for name in (h, t)}
         relations = {r for _, r, _ in train}
-        usable = [f for f in held if f[0] in seen and f[2] in seen and f[1] in relations]
-        judged = dict.fromkeys(parts[part])
+        true = dict.fromkeys([*parts["valid"], *parts["test"], *parts["train"]])
+        usable = [f for f in true
+                  if f in held and f[0] in seen and f[2] in seen and f[1] in relations]  # fmt: skip
+        judged = set(parts[part])
         snapshots.append(Snapshot(folder.name, train, usable, [f for f in usable if f in judged]))
     return snapshots
 
@@ -98,7 +105,8 @@ class Examined:
         entities, relations: names by number, all of the snapshot's among them.
         first: the snapshot at the start. Of what is judged now, triples were true then ("still"), came
             since between entities that were there ("came"), or have an entity that was not ("new").
-        before: the snapshot before.
+        before: the snapshot before. What was learnt at the start, then and now, and shares an end with
+            a triple that has changed since, is "beside" the change.
     """
 
     def __init__(
@@ -124,6 +132,11 @@ class Examined:
         self.parts = {part: rows(facts) for part, facts in parts.items()}
         there = {name for h, _, t in now.train for name in (h, t)}
         kept = {r for _, r, _ in now.train}
+        ends = {name for h, _, t in {*before.train} ^ {*now.train} for name in (h, t)}
+        long = first.true & before.true
+        beside = [f for f in now.train if f in long and not ends.isdisjoint((f[0], f[2]))]
+        drawn = np.random.default_rng(0).permutation(len(beside))[:BESIDE]
+        self.beside = rows([beside[i] for i in drawn])
         self.gone = rows([f for f in before.train
                           if f not in now.true and f[1] in kept and {f[0], f[2]} <= there])  # fmt: skip
         asked = [q for q in questions(before, now) if q.before[2] in there]
@@ -135,7 +148,7 @@ class Examined:
         With "n" of each, the number of triples that it is a mean over.
         """
         found: dict[str, float] = {}
-        for part, rows in self.parts.items():
+        for part, rows in {**self.parts, "beside": self.beside}.items():
             ranks = rank_triples(far, rows, self.known, self.candidate)
             found |= _named(part, len(rows), link_measures(ranks), "mrr", "hits@10")
         found |= _named("gone", len(self.gone), {"unlearnt": self._auc(far)}, "unlearnt")

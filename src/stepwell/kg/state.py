@@ -119,12 +119,11 @@ class State:
         try:
             change = Change.of(self, added, removed)
             self.make_room()
-            if self.net.has_context:
-                self._draw_contextual(change)
             learned = learn_change(
                 self.net, self.joint, self.facts, change.after, change.rows, change.new, how,
                 entities=np.flatnonzero(change.count["entity"]),
                 relations=np.flatnonzero(change.count["relation"]),
+                contextual=self._drawn_contextual(change) if self.net.has_context else {},
                 margin=self.shape.margin, negatives=self.shape.negatives,
                 seed=self.shape.seed + 1 + self.updates,
             )  # fmt: skip
@@ -167,18 +166,20 @@ class State:
                     longer = _longer(tables[kind].data, room)
                     tables[kind] = nn.Parameter(longer, requires_grad=False)
 
-    def _draw_contextual(self, change: "Change") -> None:
+    def _drawn_contextual(self, change: "Change") -> dict[Kind, Tensor]:
         """Contextual vectors for new elements to begin with: functions of the seed and the update.
 
         They are as large as those that are there: a start from vectors of translation makes these
         small, and beside them a new neighbour of the usual size would drown all others.
         """
         generator = torch.Generator().manual_seed(self.shape.seed * 1_000_003 + self.updates)
+        drawn: dict[Kind, Tensor] = {}
         for kind in KINDS:
             table = self.net.contextual[kind].data
             scale = table[: min(MEASURED_ROWS, len(self.count[kind]))].square().mean().sqrt()
-            new = torch.from_numpy(change.new[kind])
-            table[new] = scale * torch.randn(len(new), self.shape.dim, generator=generator)
+            size = len(change.new[kind]), self.shape.dim
+            drawn[kind] = scale * torch.randn(*size, generator=generator)
+        return drawn
 
     def to_bytes(self) -> bytes:
         """The file of this state: safetensors, everything in it, and a checksum of that."""

@@ -19,15 +19,24 @@ class DKGE(Translation):
     Args:
         net: of as many elements as there are numbers in `facts`, or more.
         facts: the graph that contexts and triples come from.
-        margin, negatives: as for `Translation`.
+        margin, negatives, removed, unlearn: as for `Translation`.
     """
 
     def __init__(
-        self, net: GraphEmbedding, facts: Facts, *, margin: float = 4.0, negatives: int = 1
+        self,
+        net: GraphEmbedding,
+        facts: Facts,
+        *,
+        margin: float = 4.0,
+        negatives: int = 1,
+        removed: Tensor | None = None,
+        unlearn: float = 0.0,
     ) -> None:
         rows = facts.index.rows
         corrupt = Corruption(facts.index, rows, np.unique(rows[:, [HEAD, TAIL]]))
-        super().__init__(corrupt, margin=margin, negatives=negatives)
+        super().__init__(
+            corrupt, margin=margin, negatives=negatives, removed=removed, unlearn=unlearn
+        )
         self.net = net
         self.contexts = all_contexts(net, facts)
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -25,8 +25,13 @@ from stepwell.methods.translation import Corruption, Translation
 from stepwell.nets.contexts import CENTRE, Contexts
 from stepwell.nets.facts import Facts, Rule, affected_entities, affected_relations
 from stepwell.nets.graph import COLUMNS, KINDS, GraphEmbedding, Kind, xavier
-from stepwell.nets.triple_index import RELATION, Found, Ints, sampled
-from stepwell.types import Step
+from stepwell.nets.triple_index import HEAD, RELATION, TAIL, Found, Ints, distinct, sampled
+
+#: Of affected relations, triples are looked for in a sample of the graph of this size.
+SAMPLED_TRIPLES = 8192
+#: How often a new element's vector is moved to where it is to begin.
+PLACING = 8
+_LEAST = {"epochs": 0, "triples": 1, "batch_size": 1, "unlearn": 0, "seconds": 0}
 
 
 @dataclass(frozen=True)
@@ -35,24 +40,34 @@ class Online:
 
     rule: which elements a change affects (`nets.facts.Rule`).
     epochs: passes over the triples of what is affected.
-    triples: of an affected element that has more heads or tails, a sample of so many each.
+    triples: of an affected element that has more heads or tails, a sample of so many each, drawn anew
+        for every epoch.
+    batch_size: triples of a step. lr: the highest learning rate, of Adam.
     unlearn: weight of removed triples, which are to be farther than true ones; 0 in the paper.
     seconds: stop after so long (0: no bound); where that cuts an update short depends on the machine.
+
+    Raises:
+        ValueError: the rule is none, or a number is not in its range.
     """
 
     rule: Rule = "touched"
     epochs: int = 20
+    triples: int = 64
     batch_size: int = 1024
     lr: float = 0.03
-    triples: int = 16
     unlearn: float = 0.1
     seconds: float = 0.0
 
-
-#: Of affected relations, triples are looked for in a sample of the graph of this size.
-SAMPLED_TRIPLES = 8192
-#: How often a new element's vector is moved to where it is to begin.
-PLACING = 6
+    def __post_init__(self) -> None:
+        if self.rule not in get_args(Rule):
+            rules = ", ".join(get_args(Rule))
+            raise ValueError(f"Online(rule={self.rule!r}): it is one of {rules}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not least <= value < math.inf:
+                raise ValueError(f"Online({name}={value}): it is at least {least}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"Online(lr={self.lr}): it is more than 0")
 
 
 #: Rows of tables, by kind: which elements, and their vectors.
@@ -65,7 +80,7 @@ class Learned:
 
     affected, new: elements by kind.
     knowledge, joint: of affected and of new elements. contextual: of new ones.
-    trained: triples in an epoch.
+    trained: triples in an epoch. seconds: of all, by the clock.
     """
 
     affected: Mapping[Kind, Ints]
@@ -91,7 +106,7 @@ class Local(Translation):
         after: the graph as it is now.
         trained: elements whose knowledge vectors are trained, sorted; `new` ones are among them.
         new: their contextual vectors are trained, too; sorted.
-        start: knowledge vectors that new elements begin with, by kind.
+        start: joint vectors that new elements begin with, by kind. contextual: their contextual ones.
         removed: triples (n, 3) that are true no more. unlearn: weight of their loss.
         corrupt, margin, negatives: as for `Translation`.
     """
@@ -104,6 +119,7 @@ class Local(Translation):
         trained: Mapping[Kind, Ints],
         new: Mapping[Kind, Ints],
         start: Mapping[Kind, Tensor],
+        contextual: Mapping[Kind, Tensor],
         removed: Tensor,
         corrupt: Corruption,
         *,
@@ -111,8 +127,10 @@ class Local(Translation):
         margin: float,
         negatives: int,
     ) -> None:
-        super().__init__(corrupt, margin=margin, negatives=negatives)
-        self._joint, self._removed, self.unlearn = joint, removed, unlearn
+        super().__init__(
+            corrupt, margin=margin, negatives=negatives, removed=removed, unlearn=unlearn
+        )
+        self._joint = joint
         self.trained = {kind: torch.from_numpy(trained[kind]) for kind in KINDS}
         self.knowledge, self.contextual = nn.ParameterDict(), nn.ParameterDict()
         self.encoders: Mapping[Kind, nn.Module] | None = None
@@ -125,19 +143,29 @@ class Local(Translation):
             own[np.searchsorted(trained[kind], new[kind])] = start[kind]
             self.knowledge[kind] = nn.Parameter(own)
             if net.has_context:
+                self.contextual[kind] = nn.Parameter(contextual[kind])
                 self._hold_contexts(kind, net, after.contexts(kind, trained[kind]), new[kind])
                 self._begin_at(kind, np.searchsorted(trained[kind], new[kind]), start[kind])
 
     @torch.no_grad()
     def _begin_at(self, kind: Kind, which: Ints, start: Tensor) -> None:
-        """Set the knowledge vectors at positions `which` so that their joint vectors are `start`.
+        """Set the knowledge vectors at positions `which` so that their joint vectors are near `start`.
 
-        A joint vector is for the most part its knowledge vector, so what is missing is added to that,
-        a few times.
+        A joint vector is for the most part its knowledge vector, so what is missing is added to that, a
+        few times. Where a gate is nearly closed that leads away: such a step is undone, and the next
+        one half as long.
         """
         at = torch.from_numpy(which)
+        own, step = self.knowledge[kind], torch.ones(len(which), 1)
+        kept, missing = own[at], start - self.trained_joint(kind, at)
         for _ in range(PLACING):
-            self.knowledge[kind][at] += start - self.trained_joint(kind, at)
+            own[at] = kept + step * missing
+            now = start - self.trained_joint(kind, at)
+            nearer = now.norm(dim=1, keepdim=True) < missing.norm(dim=1, keepdim=True)
+            kept = torch.where(nearer, own[at], kept)
+            missing = torch.where(nearer, now, missing)
+            step = torch.where(nearer, step, step / 2)
+        own[at] = kept
 
     def _hold_contexts(
         self, kind: Kind, net: GraphEmbedding, contexts: Contexts, new: Ints
@@ -151,21 +179,6 @@ class Local(Translation):
         place[fresh] = len(old) + np.searchsorted(new, element[fresh])
         self._contexts[kind] = contexts.pointing(torch.from_numpy(place))
         self._fixed[kind] = net.contextual[kind].detach()[torch.from_numpy(old)]
-        self.contextual[kind] = nn.Parameter(net.contextual[kind].detach()[torch.from_numpy(new)])
-
-    def training_step(self, batch: Tensor) -> Step:
-        """The margin loss, and by how much removed triples are nearer than drawn true ones.
-
-        What leaves the graph would else be one of very many false triples, seldom drawn, while its
-        ends are pulled together by what stays. There is no margin: with one, held-out triples, many of
-        which are like those that left, rank worse.
-        """
-        if not self.unlearn or not len(self._removed):
-            return super().training_step(batch)
-        some = self._removed[torch.randperm(len(self._removed))[: len(batch)]]
-        loss, near, far = self.loss_beside(batch, some)
-        nearer = torch.relu(near[torch.randint(len(batch), (len(some),))] - far)
-        return Step(loss + self.unlearn * nearer.mean(), {})
 
     def trained_joint(self, kind: Kind, which: Tensor | None = None) -> Tensor:
         """Joint vectors of the trained elements, or of those at positions `which`."""
@@ -201,6 +214,7 @@ def learn_change(
     *,
     entities: Ints,
     relations: Ints,
+    contextual: Mapping[Kind, Tensor],
     margin: float,
     negatives: int,
     seed: int,
@@ -208,12 +222,13 @@ def learn_change(
     """Learn what a change affects; nothing that is given is changed.
 
     Args:
-        net, joint: the vectors as they were, with rows for new elements, too, whose contextual
-            vectors they begin with.
+        net, joint: the vectors as they were, with rows for new elements, too.
         before, after: the graph.
         changes: triples that are in just one of the two.
         new: elements that are new in `after`, by kind, sorted.
         entities, relations: those that stand in a triple of `after`.
+        contextual: what the contextual vectors of new elements begin with, by kind; of a net that has
+            any.
         margin, negatives: as for `DKGE`.
         seed: of samples and steps.
     """
@@ -226,16 +241,17 @@ def learn_change(
     trained = {kind: np.union1d(affected[kind], new[kind]) for kind in KINDS}
     there = after.index.holds(changes)
     added, removed = changes[there], changes[~there]
-    rows = triples_of(after, added, trained, how.triples, seed)
+    about = About.of(after, added, trained, how.triples, seed)
+    rows = about.draw(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         local = Local(
-            net, joint, after, trained, new, placed(joint, added, new), torch.from_numpy(removed),
-            Corruption(after.index, rows, entities), unlearn=how.unlearn, margin=margin,
-            negatives=negatives,
+            net, joint, after, trained, new, placed(joint, added, new), contextual,
+            torch.from_numpy(removed), Corruption(after.index, rows, entities), unlearn=how.unlearn,
+            margin=margin, negatives=negatives,
         )  # fmt: skip
         if len(rows):
-            _train(local, torch.from_numpy(rows), how, started)
+            _train(local, about, how, started)
     with torch.no_grad():
         found = {kind: local.trained_joint(kind).detach() for kind in KINDS}
     return Learned(
@@ -249,28 +265,59 @@ def learn_change(
     )
 
 
-def triples_of(
-    after: Facts, added: Ints, which: Mapping[Kind, Ints], at_most: int, seed: int
-) -> Ints:
-    """The triples (n, 3) with any of these elements; of each that has more, a sample.
+@dataclass(frozen=True)
+class About:
+    """The triples that an update learns: what its elements stand in, a sample of what hubs stand in.
 
-    Args:
-        added: triples in which a relation is looked for, besides a sample of the graph; no order has
-            all those of a relation together.
-        at_most: triples that begin in one entity, and that end in it.
+    always: (n, 3) those of elements with few, and all that were added. sides: of entities with many,
+    all triples that begin in one, and all that end in one: whose each is, and the triple.
     """
-    entities, index = which["entity"], after.index
-    owner, relation, tail = index.out(entities)
-    begin = np.stack([entities[owner], relation, tail], axis=1)
-    begin = begin[sampled(Found(owner, tail), at_most, seed, entities)]
-    owner, relation, head = index.into(entities)
-    end = np.stack([head, relation, entities[owner]], axis=1)
-    end = end[sampled(Found(owner, head), at_most, seed, entities)]
-    parts = [begin, end]
-    if len(which["relation"]):
-        some = np.concatenate([added, index.sample(SAMPLED_TRIPLES, seed)])
-        parts.append(some[np.isin(some[:, RELATION], which["relation"])])
-    return np.unique(np.concatenate(parts), axis=0)
+
+    always: Ints
+    sides: tuple[tuple[Found, Ints], ...]
+    hubs: Ints
+    at_most: int
+    seed: int
+
+    @staticmethod
+    def of(
+        after: Facts, added: Ints, which: Mapping[Kind, Ints], at_most: int, seed: int
+    ) -> "About":
+        """The triples with any of these elements.
+
+        Args:
+            added: triples that are always learnt, if any of `which` is in them. In them, and in a
+                sample of the graph, those of a relation are looked for: no order has all of a relation
+                together.
+            at_most: triples that begin in one entity, and that end in it.
+        """
+        index, entities = after.index, which["entity"]
+        many = np.maximum(index.out_degree(entities), index.in_degree(entities)) > at_most
+        mine = np.isin(added[:, [HEAD, TAIL]], entities).any(1)
+        always = [added[mine], *(rows for _, rows in _sides(after, entities[~many]))]
+        if len(which["relation"]):
+            some = np.concatenate([added, index.sample(SAMPLED_TRIPLES, seed)])
+            always.append(some[np.isin(some[:, RELATION], which["relation"])])
+        hubs = entities[many]
+        return About(np.concatenate(always), _sides(after, hubs), hubs, at_most, seed)
+
+    def draw(self, epoch: int) -> Ints:
+        """The triples (n, 3) of an epoch."""
+        drawn = [
+            rows[sampled(found, self.at_most, self.seed + epoch, self.hubs)]
+            for found, rows in self.sides
+        ]
+        return distinct(np.concatenate([self.always, *drawn]))
+
+
+def _sides(after: Facts, entities: Ints) -> tuple[tuple[Found, Ints], ...]:
+    """The triples that begin in each entity, and those that end in it."""
+    begin, relation, tail = after.index.out(entities)
+    end, other, head = after.index.into(entities)
+    return (
+        (Found(begin, tail), np.stack([entities[begin], relation, tail], axis=1)),
+        (Found(end, head), np.stack([head, other, entities[end]], axis=1)),
+    )
 
 
 def placed(
@@ -341,16 +388,16 @@ def _take_means(vectors: Tensor, known: Tensor, offers: list[tuple[_Seen, Tensor
     known |= some
 
 
-def _train(local: Local, rows: Tensor, how: Online, started: float) -> None:
+def _train(local: Local, about: About, how: Online, started: float) -> None:
     """A few epochs of Adam, its rate falling to zero along half a cosine."""
     optimizer = torch.optim.Adam(
         [p for p in local.parameters() if p.numel()], lr=how.lr, fused=True
     )
-    steps = how.epochs * math.ceil(len(rows) / how.batch_size)
-    step = 0
-    for _ in range(how.epochs):
-        for batch in rows[torch.randperm(len(rows))].split(how.batch_size):
-            share = step / steps
+    for epoch in range(how.epochs):
+        rows = torch.from_numpy(about.draw(epoch))
+        batches = rows[torch.randperm(len(rows))].split(how.batch_size)
+        for i, batch in enumerate(batches):
+            share = (epoch + i / len(batches)) / how.epochs
             if how.seconds:
                 share = max(share, (time.monotonic() - started) / how.seconds)
             if share >= 1:
@@ -360,4 +407,3 @@ def _train(local: Local, rows: Tensor, how: Online, started: float) -> None:
             optimizer.zero_grad()
             local.training_step(batch).loss.backward()
             optimizer.step()
-            step += 1

@@ -24,7 +24,12 @@ def weighted_sums(table: Tensor, element: Tensor, start: Tensor, weight: Tensor)
 
     Returns:
         (sums, dim).
+
+    Raises:
+        ValueError: weights require a gradient.
     """
+    if weight.requires_grad:
+        raise ValueError("weights are constants here: they get no gradient")
     found: Tensor = _WeightedSums.apply(table, element, start, weight)
     return found
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 ENTITY_BITS, RELATION_BITS = 25, 13
-#: More than these do not fit into a key.
-MAX_ENTITIES, MAX_RELATIONS = 1 << ENTITY_BITS, 1 << RELATION_BITS
+#: More than these do not fit into a key, and a path of relations needs a number for "none".
+MAX_ENTITIES, MAX_RELATIONS = 1 << ENTITY_BITS, (1 << RELATION_BITS) - 1
 _MASK = MAX_ENTITIES - 1
 
 #: Where head, relation and tail stand in a row.
@@ -79,6 +79,11 @@ def sampled(found: Found, at_most: int, seed: int, asked: Ints) -> Ints:
     return order[nth < at_most]
 
 
+def distinct(rows: Ints) -> Ints:
+    """Triples (n, 3), each once and sorted; numbers are in range."""
+    return _unpacked(np.unique(_packed(rows, _BY_HEAD)), _BY_HEAD)
+
+
 def holds(keys: Ints, wanted: Ints) -> NDArray[np.bool_]:
     """Which of the `wanted` are among sorted `keys`."""
     if not len(keys):
@@ -94,7 +99,7 @@ class TripleIndex:
         rows: (triples, 3) of head, relation and tail; repeated ones count once.
 
     Raises:
-        ValueError: a number does not fit (33 million entities, 8,192 relations).
+        ValueError: a number does not fit (33 million entities, 8,191 relations).
     """
 
     def __init__(self, rows: Ints) -> None:

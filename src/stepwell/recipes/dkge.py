@@ -81,6 +81,10 @@ def dkge(
         raise ValueError(
             f"--devices {loop.devices}: graphs are embedded by one process; leave the flag out"
         )
+    if loop.precision != "32":
+        raise ValueError(
+            f"--precision {loop.precision}: graphs are embedded in 32 bits; leave it out"
+        )
     files = {"triples": triples, "valid": valid, "test": test}
     parts = {name: read_triples(file) if file else [] for name, file in files.items()}
     data = _about(parts)
@@ -102,7 +106,7 @@ def dkge(
             fit(
                 objective,
                 TripleBatches(torch.from_numpy(rows), batch_size, seed=seed),
-                optimizer_of("adam", lr, weight_decay=0.0),
+                optimizer_of("adam", lr, weight_decay=0.0, fused=True),
                 run,
                 phase=phase,
                 epochs=epochs,

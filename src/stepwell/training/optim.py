@@ -47,6 +47,7 @@ def optimizer_of(
     *,
     weight_decay: float = 5e-4,
     warmup: float = 0.05,
+    fused: bool = False,
 ) -> Optim:
     """An optimizer by name, under the schedule of `sgd`.
 
@@ -56,13 +57,14 @@ def optimizer_of(
         lr: the highest learning rate; by default the optimizer's own in `RATES`.
         weight_decay: of matrices and kernels alone; norms and biases have none.
         warmup: share of training over which the rate rises.
+        fused: of `adam` and `adamw`, one pass over each parameter where torch's default takes ten: for
+            large embeddings, which are bound by memory. Training in bf16 refuses it with clipping.
     """
     lr = RATES[name] if lr is None else lr
     if name == "sgd":
         return sgd(lr, weight_decay=weight_decay, warmup=warmup)
     kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-    # one pass over each parameter where torch's default takes ten: embeddings are bound by memory
-    make = partial(kind, lr=lr, fused=True)
+    make = partial(kind, lr=lr, fused=fused)
     return Optim(lambda net: make(_groups(net, weight_decay)), partial(cosine, warmup=warmup))
 
 
