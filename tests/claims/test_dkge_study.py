@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from benchmarks.holdout import Split, held_out
 
 from stepwell.claims.dkge import (
     ADDED,
@@ -162,3 +163,23 @@ def test_what_no_arm_takes_is_refused(tmp_path):
         with pytest.raises(ValueError, match=f"--{flag}: no arm of dkge takes it"):
             verify_system("dkge", changes, quick=True, seeds=1, workers=1, folder=tmp_path,
                           precision=precision)  # fmt: skip
+
+
+def test_a_share_of_what_each_snapshot_adds_is_held_out_for_as_long_as_it_is_true():
+    at_first = [("a", "r", str(i)) for i in range(20)]
+    came = [("b", "r", str(i)) for i in range(20)]
+    later = [("c", "r", str(i)) for i in range(10)]
+    test = [("a", "r", "z")]
+    second = Split([*at_first[3:], *came], [], test)
+    third = Split([*at_first[3:], *came[10:], *later], [], test)
+    found = held_out([Split(at_first, [], test), second, third], 0.2, seed=0)
+    assert found[0] == Split(at_first, [], test)
+    for old, new in zip((second, third), found[1:], strict=True):
+        assert sorted([*new.train, *new.test]) == sorted([*old.train, *old.test])
+    held = set(found[1].test) - set(test)
+    assert len(held) == 4
+    assert held <= set(came)
+    now = set(found[2].test) - set(test)
+    assert now & set(came) == held & set(came[10:])
+    assert len(now & set(later)) == 2
+    assert held_out([Split(at_first, [], test), second, third], 0.2, seed=1) != found

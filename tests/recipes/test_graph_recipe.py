@@ -116,4 +116,6 @@ def test_what_cannot_be_ranked_is_left_out_and_overlap_is_refused(files):
         train(files, "other", valid=files / "base.tsv")
     with pytest.raises(ValueError, match="graphs are embedded on the CPU"):
         train(files, "other", loop=Loop(device="cuda"))
+    with pytest.raises(ValueError, match="--precision bf16: graphs are embedded in 32 bits"):
+        train(files, "other", loop=Loop(device="cpu", precision="bf16"))
     assert not (files / "other").exists()

@@ -99,6 +99,17 @@ def test_fit_is_a_plain_loop(batches, run, precision):
     states_equal(objective, twin, atol=0.0 if precision == "32" else 1e-7)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_every_optimizer_trains_in_bf16_with_clipping(batches, run, name):
+    objective = Supervised(tiny())
+    before = [p.detach().clone() for p in objective.parameters()]
+    loop = Loop(clip=0.5, precision="bf16", **CPU)
+    fit(objective, batches, optimizer_of(name, 0.01), run, phase="train", epochs=1, loop=loop)
+    for p, old in zip(objective.parameters(), before, strict=True):
+        assert p.isfinite().all()
+        assert (p != old).any()
+
+
 @pytest.mark.parametrize("stop", [1, 4, 7, 11])
 @pytest.mark.parametrize(
     "options", [{}, {"average": 0.9}, {"average": 0.9, "accumulate": 2}, {"accumulate": 3}]

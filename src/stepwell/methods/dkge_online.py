@@ -195,12 +195,9 @@ class Local(Translation):
 
     def joint(self, kind: Kind, which: Tensor) -> Tensor:
         """Joint vectors of the elements `which`: constants, but for the trained ones."""
-        trained, found = self.trained[kind], self._joint[kind][which]
-        if len(trained):
-            at = torch.searchsorted(trained, which).clamp(max=len(trained) - 1)
-            mine = (trained[at] == which).nonzero().flatten()
-            found = found.index_put((mine,), self.trained_joint(kind, at[mine]))
-        return found
+        at, found = _among(self.trained[kind], which), self._joint[kind][which]
+        mine = (at >= 0).nonzero().flatten()
+        return found.index_put((mine,), self.trained_joint(kind, at[mine])) if len(mine) else found
 
 
 def learn_change(
@@ -364,16 +361,18 @@ class _Seen(NamedTuple):
     def at(which: Tensor, joint: Tensor, new: Tensor, vectors: Tensor, known: Tensor) -> "_Seen":
         """The elements `which`."""
         vector, there = joint[which], torch.ones(len(which), dtype=torch.bool)
-        place = torch.full((len(which),), -1)
-        if len(new):
-            at = torch.searchsorted(new, which).clamp(max=len(new) - 1)
-            fresh = new[at] == which
-            vector[fresh], there[fresh], place[fresh] = (
-                vectors[at[fresh]],
-                known[at[fresh]],
-                at[fresh],
-            )
+        place = _among(new, which)
+        fresh = place >= 0
+        vector[fresh], there[fresh] = vectors[place[fresh]], known[place[fresh]]
         return _Seen(vector, there, place)
+
+
+def _among(numbers: Tensor, which: Tensor) -> Tensor:
+    """Positions of `which` among sorted `numbers`; -1 where they are not there."""
+    if not len(numbers):
+        return torch.full_like(which, -1)
+    at = torch.searchsorted(numbers, which).clamp(max=len(numbers) - 1)
+    return torch.where(numbers[at] == which, at, -1)
 
 
 def _take_means(vectors: Tensor, known: Tensor, offers: list[tuple[_Seen, Tensor, Tensor]]) -> None:

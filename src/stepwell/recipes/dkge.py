@@ -75,16 +75,7 @@ def dkge(
     """
     arguments = dict(locals())
     check_numbers(arguments)
-    if loop.device not in ("auto", "cpu"):
-        raise ValueError(f"--device {loop.device}: graphs are embedded on the CPU; use auto or cpu")
-    if loop.devices > 1:
-        raise ValueError(
-            f"--devices {loop.devices}: graphs are embedded by one process; leave the flag out"
-        )
-    if loop.precision != "32":
-        raise ValueError(
-            f"--precision {loop.precision}: graphs are embedded in 32 bits; leave it out"
-        )
+    _check_loop(loop)
     files = {"triples": triples, "valid": valid, "test": test}
     parts = {name: read_triples(file) if file else [] for name, file in files.items()}
     data = _about(parts)
@@ -124,6 +115,20 @@ def dkge(
         train("train", net, epochs, lr / 3 if warm_epochs else lr)
         known = known.changed(held_out["test"], rows[:0])
         return _finish(run, State.learnt(shape, net, facts, *names), held_out["test"], known)
+
+
+def _check_loop(loop: Loop) -> None:
+    """Refuse what graphs are not trained by."""
+    if loop.device not in ("auto", "cpu"):
+        raise ValueError(f"--device {loop.device}: graphs are embedded on the CPU; use auto or cpu")
+    if loop.devices > 1:
+        raise ValueError(
+            f"--devices {loop.devices}: graphs are embedded by one process; leave the flag out"
+        )
+    if loop.precision != "32":
+        raise ValueError(
+            f"--precision {loop.precision}: graphs are embedded in 32 bits; leave it out"
+        )
 
 
 def measured(joint: Mapping[Kind, Tensor], rows: Ints, known: TripleIndex) -> Mapping[str, float]:
