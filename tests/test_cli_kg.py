@@ -179,6 +179,40 @@ def test_an_update_that_was_cut_off_goes_on_by_the_same_command(
     assert "wait" not in stepwell("kg", "query", run, "--near", "Bern")[2]
 
 
+def test_names_are_printed_as_they_are(stepwell, run, tmp_path):
+    odd = ["x[/]", "Paris [city]", "urn:x:heart:1", "bell\x07"]
+    new = write(tmp_path / "new.tsv", [("e1", "r0", name) for name in odd])
+    code, out, err = stepwell("kg", "update", run, "--add", new, "--epochs", 1)
+    assert code == 0, err
+    code, out, err = stepwell("kg", "query", run, "--head", "e1", "--relation", "r0", "--k", 50)
+    assert code == 0, err
+    assert all(name in out for name in odd[:3])
+    assert "\x07" not in out
+    code, out, err = stepwell("kg", "query", run, "--near", "x[/]")
+    assert (code, "nearest to x[/]" in out) == (0, True), err
+
+
+def test_a_file_without_additions_or_removals_is_no_error(stepwell, run, tmp_path):
+    none = write(tmp_path / "none.tsv", [])
+    new = write(tmp_path / "new.tsv", [("e1", "r0", "e9")])
+    code, out, err = stepwell("kg", "update", run, "--add", new, "--remove", none, "--epochs", 1)
+    assert (code, "+1 -0 triples" in out) == (0, True), err
+
+
+def test_evaluation_says_what_is_odd_about_its_triples(stepwell, run, tmp_path):
+    test = write(tmp_path / "odd.tsv", [FACTS[0], ("nobody", "r0", "e1")])
+    gone = write(tmp_path / "gone.tsv", [FACTS[1], ("e1", "r0", "no one")])
+    code, _, err = stepwell("kg", "eval", run, "--test", test, "--gone", gone)
+    assert code == 0
+    for note in (
+        "--test: 1 triples have names that the graph lacks",
+        "--gone: 1 triples have names that the graph lacks",
+        "--test: 1 triples were learnt",
+        "--gone: 1 triples are in the graph still",
+    ):
+        assert note in err
+
+
 def test_without_files_an_update_learns_what_waits(stepwell, run):
     with open_graph(run) as graph:
         graph.add([("e1", "r0", "e4")])

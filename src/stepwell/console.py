@@ -9,16 +9,24 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.control import escape_control_codes
 from rich.progress import track as bar
 from rich.table import Table
+from rich.text import Text
 
 
 def show(what: Any, *, style: str | None = None) -> None:
     """Print a table or a line on standard output, as wide as the terminal.
 
-    Into a file or a pipe it is wide enough for every table.
+    Into a file or a pipe it is wide enough for every table. Lines are printed as they are: brackets in
+    them are no markup.
     """
-    _console().print(what, style=style, highlight=False)
+    _console().print(_plain(what) if isinstance(what, str) else what, style=style, highlight=False)
+
+
+def _plain(text: str) -> Text:
+    """A text in which nothing is markup, and nothing moves the cursor."""
+    return Text(escape_control_codes(text))
 
 
 def _console(stderr: bool = False) -> Console:
@@ -42,11 +50,11 @@ def table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1
 ) -> Table:
     """A table whose first `words` columns are text and whose others are numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    made = Table(title=_plain(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i < words else "right", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(_plain, row))
     return made
 
 
@@ -254,10 +262,8 @@ def show_claims(result: Mapping[str, Any]) -> None:
         span = f" (90 %: {' to '.join(ends)})" if ends else ""
         judged = f"{mean} {d['unit']}".strip()
         note = f"\nnote: {claim['note']}" if claim["note"] else ""
-        show(
-            f"paper: {claim['paper']}\nmeasured: {judged}{span}, margin "
-            f"{claim['margin']}: [bold]{words[claim['holds']]}[/bold]{note}\n",
-        )
+        told = f"paper: {claim['paper']}\nmeasured: {judged}{span}, margin {claim['margin']}: "
+        show(Text.assemble(told, (words[claim["holds"]], "bold"), f"{note}\n"))
     if missing := [claim for claim in result["not_run"] if claim["primary"]]:
         show(
             f"not judged, as arms, seeds or measures are missing: {len(missing)} primary claims",

@@ -126,6 +126,9 @@ def test_snapshots_of_a_folder(tmp_path):
     assert ("c", "r", "a") not in before.train
     assert ("c", "r", "a") in before.true
     assert now.judged == [("c", "r", "a")]
+    for old, new in (("2001", "8"), ("2002", "9"), ("2003", "10")):
+        (tmp_path / old).rename(tmp_path / new)
+    assert [s.name for s in read_snapshots(str(tmp_path), 2)] == ["8", "9", "10"]
     with pytest.raises(ValueError, match="--data is missing: give a folder of folders"):
         read_snapshots("", 1)
     with pytest.raises(ValueError, match="not two snapshots: give a folder of folders"):

@@ -1,5 +1,8 @@
 """Triples as text: every malformed line is named."""
 
+import os
+import threading
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -125,3 +128,20 @@ def test_batches_hold_every_triple_once_an_epoch_and_can_be_resumed():
     assert sorted(torch.cat(shares)[:, 0]) == sorted(epochs[0][:4, 0])
     with pytest.raises(ValueError, match="at least one triple"):
         TripleBatches(rows[:0], 4)
+
+
+def test_a_pipe_is_read_and_an_empty_file_where_it_may_be(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(b"a\tr\tb\n"))
+    writer.start()
+    assert triples.read_triples(pipe) == [("a", "r", "b")]
+    writer.join()
+    empty = tmp_path / "empty.tsv"
+    empty.write_text("\n")
+    assert triples.read_triples(empty, empty=True) == []
+    with pytest.raises(ValueError, match="has no triples"):
+        triples.read_triples(empty)
+    empty.write_text("a\tr\tb\n\t\t\n")
+    with pytest.raises(ValueError, match="line 2"):
+        triples.read_triples(empty)

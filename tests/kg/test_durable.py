@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 import stepwell
 from kg.graphs import FACTS, NEW, QUICK, assert_same, everything
 from stepwell.kg import Online, live, outcome
+from stepwell.kg.journal import Journal
 from stepwell.kg.state import metadata, read_state
 
 
@@ -159,7 +160,7 @@ def test_an_update_that_diverges_changes_nothing(run):
         graph.update(QUICK)
         graph.add([*NEW, gone[0]])  # an element that returns has a row already
         before, journal = everything(graph), (run / "journal").read_bytes()
-        for lr in (1e6, 1e20, 1e30):
+        for lr in (100, 1e6, 1e20, 1e30):
             with pytest.raises(ValueError, match="diverged; nothing was changed: lower --lr"):
                 graph.update(Online(epochs=2, lr=lr))
             assert_same(everything(graph), before)
@@ -284,3 +285,35 @@ def test_a_kill_at_any_moment_loses_nothing_acknowledged(run):
         graph.update(Online(epochs=1))
         assert graph.pending == (0, 0)
         assert len(graph.rank(f"k{start - 1}", "r0")) == 10
+
+
+def test_a_journal_of_another_graph_is_refused(base, run):
+    with stepwell.kg.open(run) as graph:
+        graph.add([(f"x{i}", "r0", f"y{i}") for i in range(20)])
+        graph.update(QUICK)
+        graph.add([("x1", "r1", "y2")])
+        graph.update(QUICK)
+    records = Journal(run / "journal").records[2:]  # of a graph that has more entities
+    (run / "journal").unlink()
+    (run / "net.safetensors").write_bytes((base / "net.safetensors").read_bytes())
+    journal = Journal(run / "journal")
+    for number, record in enumerate(records, start=1):
+        journal.append(record._replace(number=number))
+    with pytest.raises(ValueError, match="does not belong to"):
+        stepwell.kg.open(run)
+
+
+def test_an_update_is_noted_before_its_test_triples_are_ranked(run, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(live.KnowledgeGraph, "evaluate", stopped)
+    with stepwell.kg.open(run) as graph:
+        graph.add(NEW)
+        with pytest.raises(KeyboardInterrupt):
+            graph.update(QUICK, test=[FACTS[0]])
+        monkeypatch.undo()
+        graph.add([("later", "r0", "e1")])
+        graph.update(QUICK, test=[FACTS[0]])
+    updates = json.loads((run / "updates.json").read_text())["updates"]
+    assert [bool(update["measures"]) for update in updates] == [False, True]

@@ -1,5 +1,6 @@
 """A live graph: changed, updated and asked while it changes, and bad input."""
 
+import threading
 from functools import partial
 
 import numpy as np
@@ -295,3 +296,38 @@ def test_one_writer_and_no_other_runs(run, tmp_path):
     (run / "config.json").write_text('{"recipe": "ekd"}')
     with pytest.raises(ValueError, match="a run of another recipe"):
         stepwell.kg.open(run)
+
+
+def test_threads_share_a_graph(run):
+    wrong = []
+
+    def work(thread):
+        try:
+            for i in range(8):
+                graph.add([(f"t{thread}", "r0", f"{thread}-{i}")])
+                assert len(graph.neighbours("e1", 3)) == 3
+                if i % 4 == 3:
+                    graph.update(Online(epochs=1))
+        except Exception as error:
+            wrong.append(error)
+
+    with stepwell.kg.open(run) as graph:
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        graph.update(QUICK)
+        assert not wrong
+        seen = everything(graph)
+        assert {f"{t}-{i}" for t in range(4) for i in range(8)} <= set(graph.entities)
+    with stepwell.kg.open(run) as graph:
+        assert_same(everything(graph), seen)
+
+
+def test_a_forked_process_cannot_write_what_another_opened(run, monkeypatch):
+    with stepwell.kg.open(run) as graph:
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        with pytest.raises(ValueError, match="opened before this process was forked"):
+            graph.add(NEW)
+        assert graph.pending == (0, 0)

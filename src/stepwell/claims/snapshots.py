@@ -1,6 +1,7 @@
 """Snapshots of a graph that changes, for a study, and how well embeddings of one answer."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Question(NamedTuple):
 
 
 def read_snapshots(data: str, steps: int, part: str = "test") -> list[Snapshot]:
-    """The last `steps` + 1 snapshots of a folder, by name.
+    """The last `steps` + 1 snapshots of a folder, by name: 9 before 10.
 
     What any of them holds out is taken out of the training of all: a triple that was learnt once would
     be remembered, and one that is held out later would be taught as removed.
@@ -62,7 +63,8 @@ def read_snapshots(data: str, steps: int, part: str = "test") -> list[Snapshot]:
     """
     if data == "toy":
         return _toy(steps)
-    folders = sorted(p.parent for p in Path(data).glob("*/train.tsv"))[-steps - 1 :]
+    folders = sorted((p.parent for p in Path(data).glob("*/train.tsv")), key=_in_order)
+    folders = folders[-steps - 1 :]
     if len(folders) < 2:
         found = f"--data {data}: not two snapshots" if data else "--data is missing"
         raise ValueError(
@@ -82,6 +84,12 @@ def read_snapshots(data: str, steps: int, part: str = "test") -> list[Snapshot]:
         judged = set(parts[part])
         snapshots.append(Snapshot(folder.name, train, usable, [f for f in usable if f in judged]))
     return snapshots
+
+
+def _in_order(folder: Path) -> list[tuple[int, str]]:
+    """By name; numbers in it count as numbers, so that 10 comes after 9."""
+    parts = re.split(r"(\d+)", folder.name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def snapshots_digest(arguments: Mapping[str, object]) -> str:

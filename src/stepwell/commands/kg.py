@@ -65,7 +65,7 @@ def update(
     from stepwell.kg import Online
     from stepwell.kg import open as open_graph
 
-    changes = {name: read_triples(file) if file else [] for name, file in
+    changes = {name: read_triples(file, empty=True) if file else [] for name, file in
                (("add", add), ("remove", remove))}  # fmt: skip
     asked = read_triples(test) if test else []
     if both := set(changes["add"]).intersection(changes["remove"]):
@@ -209,8 +209,15 @@ def eval_graph(
     if json:
         print_json(found)
         return
-    if found["left_out"]:
-        say(f"note: {found['left_out']:,.0f} triples have names that the graph lacks: left out")
+    for name, key in (("test", "left_out"), ("gone", "gone/left_out")):
+        if found.get(key):
+            say(
+                f"note: --{name}: {found[key]:,.0f} triples have names that the graph lacks: left out"
+            )
+    if learnt := sum(fact in graph for fact in asked):
+        say(f"note: --test: {learnt:,} triples were learnt: how they rank tests memory alone")
+    if true := sum(fact in graph for fact in old):
+        say(f"note: --gone: {true:,} triples are in the graph still")
     _show_measures(f"{run}: {found['triples']:,.0f} triples", found)
     if "auc" in found:
         show(

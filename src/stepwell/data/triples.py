@@ -28,8 +28,11 @@ COMPARED = 10_000
 PACKED = {b"\x1f\x8b": "gzip", b"PK\3\4": "zip", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 
 
-def read_triples(path: Path) -> list[Fact]:
+def read_triples(path: Path, *, empty: bool = False) -> list[Fact]:
     """The distinct triples of a file, in order. Empty lines do not count; repeated ones are noted.
+
+    Args:
+        empty: whether there may be none.
 
     Raises:
         ValueError: a line is malformed (its number is said), the file is packed, no text, or has no
@@ -40,17 +43,16 @@ def read_triples(path: Path) -> list[Fact]:
         raise ValueError(f"{path} is a folder: name a file of triples")
     facts: list[Fact] = []
     with path.open("rb") as file:
-        start = file.read(8)
+        start = file.peek(8)[:8]
         if packed := next((how for mark, how in PACKED.items() if start.startswith(mark)), None):
             raise ValueError(
                 f"{path} is packed ({packed}): unpack it, triples are read as plain text"
             )
-        file.seek(0)
         for number, line in enumerate(file, start=1):
-            if line.strip():
+            if line.strip(b" \r\n\xef\xbb\xbf"):
                 facts.append(_parsed(line, f"{path}, line {number}"))
     distinct = list(dict.fromkeys(facts))
-    if not distinct:
+    if not distinct and not empty:
         raise ValueError(f"{path} has no triples: write one a line, HEAD<tab>RELATION<tab>TAIL")
     if len(distinct) < len(facts):
         warnings.warn(

@@ -1,10 +1,11 @@
 """Questions to an embedded graph: the most plausible answers, the nearest entities, and measures."""
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial, wraps
 from numbers import Integral
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,21 @@ from stepwell.evaluation.link_prediction import link_measures, retained_auc
 from stepwell.kg.ranking import SIDES, Side, distances, distances_to_all, rank_triples
 from stepwell.kg.state import State
 from stepwell.nets.graph import COLUMNS, Kind
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def alone(
+    method: Callable[Concatenate[Any, P], R],
+) -> Callable[Concatenate[Any, P], R]:
+    """Let one thread at a time into the methods of a graph."""
+
+    @wraps(method)
+    def entered(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._alone:
+            return method(self, *args, **kwargs)
+
+    return entered
 
 
 class Answer(NamedTuple):
@@ -29,21 +45,27 @@ class Asked:
 
     path: Path
     _state: State
+    #: Held by each call, so that threads see a graph between changes, never amid one.
+    _alone: AbstractContextManager[object]
 
     @property
+    @alone
     def entities(self) -> list[str]:
         """Names of the entities in any triple."""
         return self._present("entity")
 
     @property
+    @alone
     def relations(self) -> list[str]:
         """Names of the relations in any triple."""
         return self._present("relation")
 
+    @alone
     def vector(self, entity: str) -> torch.Tensor:
         """The joint vector of an entity, (dim,)."""
         return self._state.joint["entity"][self._number("entity", entity)].clone()
 
+    @alone
     def rank(
         self, head: str | None, relation: str, tail: str | None = None, *, k: int = 10
     ) -> list[Answer]:
@@ -65,6 +87,7 @@ class Asked:
         known = set((index.tails(h, r) if side == "tail" else index.heads(r, h)).value.tolist())
         return [Answer(n, d, i in known) for n, d, i in self._nearest(far, k)]
 
+    @alone
     def neighbours(self, entity: str, k: int = 10) -> list[Answer]:
         """The k entities whose joint vectors are nearest; `known`: they share a triple with it.
 
@@ -83,6 +106,7 @@ class Asked:
         joined = self._state.facts.neighbours.joined(np.full_like(others, number), others)
         return [Answer(n, d, bool(j)) for (n, d, _), j in zip(found, joined, strict=True)]
 
+    @alone
     def facts(self, entity: str) -> list[Fact]:
         """All learnt triples with an entity."""
         number = self._number("entity", entity)
@@ -95,6 +119,7 @@ class Asked:
                for r, h in zip(in_relation, head, strict=True) if h != number]  # fmt: skip
         return begin + end
 
+    @alone
     def score(self, facts: Iterable[Sequence[str]]) -> list[float]:
         """||h* + r* - t*|| of triples, whether they are in the graph or not; low is plausible."""
         checked = [check_fact(fact, "score") for fact in facts]
@@ -104,6 +129,7 @@ class Asked:
         ).tolist()
         return found
 
+    @alone
     def evaluate(
         self,
         test: Iterable[Sequence[str]],
@@ -126,9 +152,9 @@ class Asked:
             `link_measures` of `test`; with `gone`, "gone/..." of these in the same way, and "auc": the
             share of pairs in which one of them is more distant than one of `test`. They were learnt,
             and those of `test` perhaps never, so it is low before they are removed: compare it with
-            that, or with that of a graph trained anew. "left_out" counts triples with a name that
-            stands in no triple of the graph; where that is all of `test`, nothing is measured, and
-            there is no more than these counts.
+            that, or with that of a graph trained anew. "left_out" counts triples of `test` with a name
+            that stands in no triple of the graph, and "gone/left_out" those of `gone`; where that is
+            all of `test`, nothing is measured, and there is no more than these counts.
         """
         if ask not in ("both", *SIDES):
             raise ValueError(f"ask is 'both', 'head' or 'tail', not {ask!r}")
@@ -142,7 +168,9 @@ class Asked:
         far = partial(distances_to_all, joint)
         known = self._state.facts.index.changed(rows, rows[:0])
         found = {"triples": float(len(rows))}
-        found["left_out"] = float(len(asked) + len(old) - len(rows) - len(before))
+        found["left_out"] = float(len(asked) - len(rows))
+        if old:
+            found["gone/left_out"] = float(len(old) - len(before))
         if not len(rows):
             return found
         found |= link_measures(rank_triples(far, rows, known, present, sides))
@@ -188,5 +216,5 @@ class Asked:
 
 
 def _check_count(k: object) -> None:
-    if not isinstance(k, Integral) or int(k) < 1:
+    if not isinstance(k, Integral) or isinstance(k, bool) or int(k) < 1:
         raise ValueError(f"k must be at least 1 and a whole number, not {k!r}")

@@ -27,20 +27,36 @@ def remember(
         report: what the update did, for JSON.
         picture: draws the neighbourhood of what moved most.
     """
-    file = run / "updates.json"
-    try:
-        found = read_json(file, "") if file.exists() else {"updates": []}
+
+    def more(found: dict[str, Any]) -> None:
         before = found["updates"]
         for old in before:
             old.pop("picture", None)
         entry = {**report, "when": time.strftime("%Y-%m-%d %H:%M:%S"), "picture": picture()}
         for key in ("new", "gone"):
             entry[key] = {kind: len(names) for kind, names in report[key].items()}
-        total = found.get("total", len(before)) + 1
-        text = json.dumps({"total": total, "updates": [*before[1 - KEPT :], entry]}, indent=1)
-        write_whole(file, text.encode())
+        found["total"] = found.get("total", len(before)) + 1
+        found["updates"] = [*before[1 - KEPT :], entry]
+
+    _change(run / "updates.json", more)
+
+
+def remember_measures(run: Path, measures: Mapping[str, float]) -> None:
+    """Note how the last update ranks triples to test on."""
+
+    def more(found: dict[str, Any]) -> None:
+        found["updates"][-1]["measures"] = dict(measures)
+
+    _change(run / "updates.json", more)
+
+
+def _change(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    try:
+        found = read_json(file, "") if file.exists() else {"updates": []}
+        change(found)
+        write_whole(file, json.dumps(found, indent=1).encode())
     except Exception as error:  # whatever it is, the update is done
-        warnings.warn(f"{file}: the update was not noted for the report ({error})", stacklevel=4)
+        warnings.warn(f"{file}: the update was not noted for the report ({error})", stacklevel=5)
 
 
 def picture_of(

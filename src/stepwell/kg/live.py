@@ -2,32 +2,43 @@
 
 import contextlib
 import json
+import os
+import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from stepwell.data.triples import Fact, check_fact
 from stepwell.files import locked, read_json
-from stepwell.kg.asking import Asked
-from stepwell.kg.history import remember
+from stepwell.kg.asking import Asked, alone
+from stepwell.kg.history import remember, remember_measures
 from stepwell.kg.journal import Journal, Record
 from stepwell.kg.outcome import Outcome, Report
-from stepwell.kg.state import Change, applied_in, learned_tables, metadata, read_state
+from stepwell.kg.state import (
+    MEASURED_ROWS,
+    Change,
+    applied_in,
+    learned_tables,
+    metadata,
+    read_state,
+)
 from stepwell.methods.dkge_online import Online
 from stepwell.nets.graph import COLUMNS, KINDS, Kind
 from stepwell.nets.triple_index import MAX_ENTITIES, MAX_RELATIONS
 
 #: A snapshot is written when the journal is longer than this share of it, and than so many bytes.
 SNAPSHOT_SHARE, SNAPSHOT_BYTES = 0.5, 1 << 20
-#: Vectors that are so many margins long (and as many more) are those of an update that diverged.
-DIVERGED = 1000
+#: An update has diverged whose vectors are so many times as long as those before and the margin.
+DIVERGED = 10
 #: So often a graph is read anew that is written whole meanwhile.
 READ = 20
 _LIMITS: dict[Kind, tuple[int, str]] = {
@@ -42,6 +53,7 @@ class KnowledgeGraph(Asked):
 
     `add` and `remove` are on the disk when they return, and wait there for `update`, which learns them.
     An update is done or not done: a process killed at any moment loses nothing that had returned.
+    Threads may share it: each call waits for the one before.
 
     Args:
         path: a run of `stepwell train dkge`.
@@ -63,6 +75,7 @@ class KnowledgeGraph(Asked):
                 f"{path} is a run of another recipe: name one of `stepwell train dkge`"
             )
         self._writes = write
+        self._process, self._alone = os.getpid(), threading.RLock()
         self._lock: FileLock | None = None
         if write:
             self._lock = locked(path / "lock", path, "only ask it (in Python: write=False)")
@@ -92,6 +105,7 @@ class KnowledgeGraph(Asked):
     # -- what is there
 
     @property
+    @alone
     def waiting(self) -> tuple[list[Fact], list[Fact]]:
         """Triples that wait for an update: those that it will add, and those that it will remove.
 
@@ -107,17 +121,20 @@ class KnowledgeGraph(Asked):
         added, removed = self.waiting
         return len(added), len(removed)
 
+    @alone
     def __len__(self) -> int:
         """Triples, those that wait for an update counted in."""
         added, removed = self.pending
         return len(self._state.facts.index) + added - removed
 
+    @alone
     def __contains__(self, fact: Sequence[str]) -> bool:
         fact = check_fact(fact, "a triple")
         return self._pending.get(fact, self._learnt(fact))
 
     # -- changing
 
+    @alone
     def add(self, facts: Iterable[Sequence[str]]) -> int:
         """Add triples; those that are there count for nothing. On the disk when it returns.
 
@@ -133,6 +150,7 @@ class KnowledgeGraph(Asked):
         self._check_room(new)
         return self._change(new)
 
+    @alone
     def remove(self, facts: Iterable[Sequence[str]], *, absent: str = "refuse") -> int:
         """Remove triples. On the disk when it returns.
 
@@ -160,6 +178,7 @@ class KnowledgeGraph(Asked):
             )
         return self._change(there)
 
+    @alone
     def update(self, how: Online = Online(), *, test: Iterable[Sequence[str]] = ()) -> Report:
         """Learn what was added and removed: only what that affects moves.
 
@@ -184,15 +203,20 @@ class KnowledgeGraph(Asked):
         outcome = Outcome(self._state, change, learned, added, removed)
         # Numbers past those that were learnt are new.
         named = {k: self._state.names[k].names[len(self._state.count[k]) :] for k in KINDS}
-        record = Record(_UPDATE, self._next, save(tables, {"names": json.dumps(named)}))
+        about = {"names": json.dumps(named), "before": json.dumps(self._size())}
+        record = Record(_UPDATE, self._next, save(tables, about))
         with self._committing():
             self._journal.append(record)
             self._take(change, tables, record.number)
         self._snapshot_if_long()
-        report = outcome.report(time.monotonic() - started, self._ranked(asked))
+        report = outcome.report(time.monotonic() - started, {})
         remember(self.path, report.as_dict(), outcome.picture)
+        if asked:  # which takes long: what is cut off here is noted already
+            report = replace(report, measures=self._ranked(asked))
+            remember_measures(self.path, report.measures)
         return report
 
+    @alone
     def snapshot(self) -> None:
         """Write the graph whole and drop what the journal repeats of it."""
         self._check_writes()
@@ -220,19 +244,31 @@ class KnowledgeGraph(Asked):
                 "back to what the other holds"
             )
         self._clear()
-        for record in records:
-            self._replay(record)
+        try:
+            for record in records:
+                self._replay(record)
+        except (IndexError, KeyError, RuntimeError, SafetensorError) as error:
+            raise ValueError(
+                f"{self._journal.path} does not belong to {file} ({error}): bring back copies of both "
+                "that were made together, or remove the journal to go back to what the other holds"
+            ) from error
 
     def _replay(self, record: Record) -> None:
         if record.kind == _CHANGE:
             self._note({(h, r, t): there for h, r, t, there in json.loads(record.content)})
             return
-        tables = load(record.content)
-        names = json.loads(metadata(record.content)["names"])
+        tables, about = load(record.content), metadata(record.content)
+        names = json.loads(about["names"])
+        if "before" in about and (was := json.loads(about["before"])) != self._size():
+            raise IndexError(f"made for {was[0]:,} entities and {was[-1]:,} triples")
         for kind in KINDS:
             for name in names[kind]:
                 self._state.names[kind].add(name)
         self._take(Change.of(self._state, *self.waiting), tables, record.number)
+
+    def _size(self) -> list[int]:
+        """By which the journal of another graph is told: entities, relations, and triples."""
+        return [*(len(self._state.count[kind]) for kind in KINDS), len(self._state.facts.index)]
 
     def _take(self, change: Change, tables: dict[str, torch.Tensor], number: int) -> None:
         self._state.apply(change, tables, number)
@@ -302,19 +338,23 @@ class KnowledgeGraph(Asked):
         self._pending |= facts
 
     def _check_converged(self, tables: Mapping[str, torch.Tensor]) -> None:
-        """Refuse vectors that are not finite, or far longer than the margin asks for."""
-        longest = DIVERGED * (1 + self._state.shape.margin)
-        vectors = [table for name, table in tables.items() if name.endswith(".rows")]
-        if not all((rows.norm(dim=1) <= longest).all() for rows in vectors):
-            self._state.forget_new()
-            raise ValueError(
-                f"{self.path}: the update diverged; nothing was changed: lower --lr (in Python: "
-                "Online(lr=...)) and update again"
-            )
+        """Refuse vectors that are not finite, or in the mean far longer than those that were there."""
+        for kind in KINDS:
+            for what, before in self._state._tables(kind).items():
+                rows = tables[f"{what}.{kind}.rows"]
+                known = before[: min(MEASURED_ROWS, len(self._state.count[kind]))]
+                usual = float(known.norm(dim=1).mean()) + self._state.shape.margin
+                if not len(rows) or rows.norm(dim=1).mean() <= DIVERGED * usual:
+                    continue
+                self._state.forget_new()
+                raise ValueError(
+                    f"{self.path}: the update diverged; nothing was changed: lower --lr (in Python: "
+                    "Online(lr=...)) and update again"
+                )
 
     def _ranked(self, facts: Sequence[Fact]) -> dict[str, float]:
         try:
-            return self.evaluate(facts) if facts else {}
+            return self.evaluate(facts)
         except ValueError as error:  # vectors that were damaged before
             warnings.warn(f"the update is done, but nothing was ranked ({error})", stacklevel=3)
             return {}
@@ -342,6 +382,10 @@ class KnowledgeGraph(Asked):
             raise ValueError(f"{self.path} was opened to be asked only: open it with write=True")
         if self._lock is None:
             raise ValueError(f"{self.path} is closed: open it again to change it")
+        if os.getpid() != self._process:
+            raise ValueError(
+                f"{self.path} was opened before this process was forked: open it again to change it"
+            )
 
 
 def open_graph(path: str | Path, *, write: bool = True) -> KnowledgeGraph:

@@ -77,7 +77,7 @@ class Outcome:
         self._rows = state.rows_of(removed)
         self._far = distances(state.joint, self._rows)
         self._moved = _moved(state, learned)
-        self._shown = self._around(self._moved[0][0]) if self._moved else []
+        self._shown = self._picked()
         self._before = state.joint["entity"][self._shown]
         count = state.count["entity"]
         self._there = [i < len(count) and bool(count[i]) for i in self._shown]
@@ -102,16 +102,24 @@ class Outcome:
         )
 
     def picture(self) -> Mapping[str, Any]:
-        """The entity that moved most and neighbours of it, before and after; once it is applied."""
+        """An entity that moved much and neighbours of it, before and after; once it is applied."""
         if not self._shown:
             return {}
         names, after = self._state.names["entity"], self._state.joint["entity"][self._shown]
         return picture_of([names[i] for i in self._shown], self._before, after, self._there)
 
-    def _around(self, name: str) -> list[int]:
-        centre = self._state.names["entity"].number(name)
-        around = self._change.after.neighbours.of(np.array([centre]), SHOWN - 1)
-        return [centre, *around.value.tolist()]
+    def _picked(self) -> list[int]:
+        """Of those that moved most, the one with most neighbours; and these, before or after."""
+        centres = [self._state.names["entity"].number(name) for name, _ in self._moved]
+        around = [self._around(centre) for centre in centres]
+        return max(around, key=len, default=[])
+
+    def _around(self, centre: int) -> list[int]:
+        asked = np.array([centre])
+        sides = self._change.after.neighbours, self._state.facts.neighbours
+        # a neighbour that was lost is why the entity moved
+        found = [i for side in sides for i in side.of(asked, SHOWN // 2).value.tolist()]
+        return [centre, *dict.fromkeys(found)]
 
 
 def _moved(state: State, learned: Learned) -> list[tuple[str, float]]:

@@ -124,7 +124,7 @@ def _mrr_and_seconds(
         known = [(i, m) for i, m in zip(place, measured, strict=True) if m is not None]
         left.plot(*zip(*known, strict=True) if known else ((), ()), marker="o", color=OKABE_ITO[0])
         left.set_ylabel("MRR")
-        left.set_ylim(bottom=0)
+        left.set_ylim(0, 1.1 * max([m for _, m in known], default=1.0) or 1.0)
         bars = right.bar(place, [s or 0 for s in seconds], color=OKABE_ITO[1])
         if len(seconds) <= BARS_LABELLED:
             right.bar_label(bars, fmt="%.3g", fontsize=8)
@@ -151,7 +151,7 @@ def _neighbourhood(updates: Sequence[Mapping[str, Any]]) -> str | None:
                 axes.annotate(
                     "", new, old, arrowprops={"arrowstyle": "->", "color": GREY, "lw": 0.8}
                 )
-                axes.plot(*old, "o", mfc="white", mec=colour, ms=5)
+                axes.plot(*old, "o", mfc="white", mec=colour, ms=9)  # seen around a dot that stays
             axes.plot(*new, "o", color=colour, ms=6)
             if i < NAMED:
                 axes.annotate(
@@ -172,8 +172,9 @@ def _told(updates: Sequence[Mapping[str, Any]]) -> str:
     names = as_mapping(updates[-1].get("picture")).get("names") if updates else None
     who = names[0] if names else ""
     return (
-        f"{who}, which the last update moved most, and neighbours of it: rings before, dots after; new "
-        "ones have no ring. The plane is that in which these vectors differ most."
+        f"{who}, of those that the last update moved most the one with most neighbours, and some of "
+        "these, lost ones among them: rings before, dots after; new ones are green and have no ring. "
+        "The plane is that in which these vectors differ most."
     )
 
 
