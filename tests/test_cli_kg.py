@@ -179,6 +179,19 @@ def test_an_update_that_was_cut_off_goes_on_by_the_same_command(
     assert "wait" not in stepwell("kg", "query", run, "--near", "Bern")[2]
 
 
+def test_an_update_that_was_done_may_be_asked_for_again(stepwell, run, tmp_path):
+    new = write(tmp_path / "new.tsv", [("e1", "r0", "e9")])
+    gone = write(tmp_path / "gone.tsv", FACTS[:2])
+    command = ("kg", "update", run, "--add", new, "--remove", gone, "--epochs", 1)
+    assert stepwell(*command)[0] == 0
+    code, _, err = stepwell(*command)
+    assert code == 0
+    assert "nothing to learn" in err
+    # removing alone what is not there is a mistake
+    code, _, err = stepwell("kg", "update", run, "--remove", gone)
+    assert (code, "not in the graph" in err) == (2, True)
+
+
 def test_names_are_printed_as_they_are(stepwell, run, tmp_path):
     odd = ["x[/]", "Paris [city]", "urn:x:heart:1", "bell\x07"]
     new = write(tmp_path / "new.tsv", [("e1", "r0", name) for name in odd])

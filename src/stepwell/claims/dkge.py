@@ -192,9 +192,9 @@ STUDY = Study(
         "Rates, epochs, the start from TransE and the weight of removed triples were chosen for DKGE "
         "on Wikidata snapshots of 2004 to 2007, held-out triples among them, of which many are held "
         "out later, too; where new elements begin was looked at on YAGO-3SP with other triples held "
-        "out. All other arms take these settings as they are. What was claimed, and the "
-        "margins, were settled after runs of one seed on the years that are judged. Intervals are over "
-        "seeds of training; that held-out triples are few (see n) is not in them."
+        "out. All other arms take these settings as they are. What was claimed, and the margins, were "
+        "settled after runs of one seed on Wikidata's years 2008 to 2011. Intervals are over seeds of "
+        "training; that held-out triples are few (see n) is not in them."
     ),
     common={"data": "", "steps": 3, "epochs": 60, "part": "test"},
     quick={"data": "toy", "steps": 1, "epochs": 3},

@@ -54,6 +54,8 @@ def verify_system(
     """
     if system not in CLAIMS:
         raise ValueError(f"no system {system!r} to verify; there are {', '.join(CLAIMS)}")
+    if (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds a run: results of an experiment go into another --out")
     check_numbers({"seeds": seeds, "workers": workers, **changes})
     study: Study = load_object(CLAIMS[system][0])
     if arms:

@@ -41,7 +41,7 @@ def update(
     """Add and remove triples, and learn what that affects; everything else stays to the bit.
 
     Changes are on the disk before they are learnt: after Ctrl-C or a kill the same command goes on, and
-    without any file it learns what waits.
+    without any file it learns what waits. Where the update was done by then, it says so.
 
     Examples:
         stepwell kg update runs/graph --add new.tsv --remove gone.tsv
@@ -99,8 +99,11 @@ def _change(
 ) -> None:
     """Put changes on the disk, and say which were made before, and what else waits to be learnt."""
     before = dict(zip(("add", "remove"), graph.waiting, strict=True))
-    gone = graph.remove(changes["remove"], absent="ignore" if ignore_absent else "refuse")
-    come = graph.add(changes["add"])
+    added, removed = changes["add"], changes["remove"]
+    # a command that is given again, after it was cut off behind the update
+    done = bool(added) and all(f in graph for f in added) and not any(f in graph for f in removed)
+    gone = graph.remove(removed, absent="ignore" if ignore_absent or done else "refuse")
+    come = graph.add(added)
     for name, count, there in (("add", come, "there already"), ("remove", gone, "not there")):
         if waited := len(set(changes[name]).intersection(before[name])):
             say(f"note: {waited:,} triples to {name} wait for the update already")

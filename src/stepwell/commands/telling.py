@@ -81,16 +81,19 @@ def verify(
     Examples:
         stepwell verify ekd --quick
         stepwell verify ekd --data cifar10/ --size 16 --seeds 3
+        stepwell verify dkge --data snapshots/ --arms "DKGE*" --workers 1
 
     Args:
         system: a name (`stepwell list`).
         quick: a tiny version, which shows that everything runs; its numbers mean nothing.
         seeds: how often each arm is trained.
-        data: a folder or a name, in place of the system's own.
+        data: a folder or a name, in place of the system's own: of images, or, for dkge, of snapshots
+            (2008/train.tsv, valid.tsv, test.tsv, 2009/...), the last four of which are taken.
         size: height and width of the images.
         epochs: passes over the training part, of every arm.
         precision: of every arm's training; `bf16` pays where the processor has it.
-        arms: names or patterns ("20*") of the arms to run; claims about others are left out.
+        arms: names or patterns ("20*") of the arms to run; claims about others are left out. A name
+            that is none is answered with all of them.
         workers: arms side by side, one thread each.
         out: where units and results are kept; `runs/verify-SYSTEM` by default.
     """
