@@ -109,17 +109,17 @@ class Outcome:
         return picture_of([names[i] for i in self._shown], self._before, after, self._there)
 
     def _picked(self) -> list[int]:
-        """Of those that moved most, the one with most neighbours; and these, before or after."""
+        """Of those that moved most, the one with most neighbours; these, and some of theirs."""
         centres = [self._state.names["entity"].number(name) for name, _ in self._moved]
-        around = [self._around(centre) for centre in centres]
-        return max(around, key=len, default=[])
+        near = max(([c, *self._around([c])] for c in centres), key=len, default=[])
+        return [*dict.fromkeys([*near, *self._around(near[1:], at_most=4)])][:SHOWN]
 
-    def _around(self, centre: int) -> list[int]:
-        asked = np.array([centre])
+    def _around(self, centres: Sequence[int], at_most: int = SHOWN // 2) -> list[int]:
+        """Neighbours after the update, and before: one that was lost is why an entity moved."""
+        asked = np.array(centres, dtype=np.int64)
         sides = self._change.after.neighbours, self._state.facts.neighbours
-        # a neighbour that was lost is why the entity moved
-        found = [i for side in sides for i in side.of(asked, SHOWN // 2).value.tolist()]
-        return [centre, *dict.fromkeys(found)]
+        found = [i for side in sides for i in side.of(asked, at_most).value.tolist()]
+        return [*dict.fromkeys(found)]
 
 
 def _moved(state: State, learned: Learned) -> list[tuple[str, float]]:

@@ -172,9 +172,9 @@ def _told(updates: Sequence[Mapping[str, Any]]) -> str:
     names = as_mapping(updates[-1].get("picture")).get("names") if updates else None
     who = names[0] if names else ""
     return (
-        f"{who}, of those that the last update moved most the one with most neighbours, and some of "
-        "these, lost ones among them: rings before, dots after; new ones are green and have no ring. "
-        "The plane is that in which these vectors differ most."
+        f"{who}, of those that the last update moved most the one with most neighbours; these, lost "
+        "ones among them, and some of theirs: rings before, dots after; new ones are green and have no "
+        "ring. The plane is that in which these vectors differ most."
     )
 
 
