@@ -205,9 +205,13 @@ class KnowledgeGraph(Asked):
         named = {k: self._state.names[k].names[len(self._state.count[k]) :] for k in KINDS}
         about = {"names": json.dumps(named), "before": json.dumps(self._size())}
         record = Record(_UPDATE, self._next, save(tables, about))
-        with self._committing():
-            self._journal.append(record)
-            self._take(change, tables, record.number)
+        try:
+            with self._committing():
+                self._journal.append(record)
+                self._take(change, tables, record.number)
+        except OSError as error:
+            told = f"{error.strerror or error} by this update; its changes wait for another one"
+            raise OSError(error.errno, told) from error
         self._snapshot_if_long()
         report = outcome.report(time.monotonic() - started, {})
         remember(self.path, report.as_dict(), outcome.picture)
