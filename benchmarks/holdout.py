@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stepwell.data.triples import Fact, read_triples
+from stepwell.claims.snapshots import snapshot_folders
+from stepwell.data.triples import Fact, read_triples, write_triples
 
 
 class Split(NamedTuple):
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.15, help="of what is added, 0 to 1")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    folders = sorted(file.parent for file in given.snapshots.glob("*/train.tsv"))
+    folders = snapshot_folders(given.snapshots)
     if len(folders) < 2:
         parser.error(f"{given.snapshots} has no two folders with train.tsv, valid.tsv and test.tsv")
     if not 0 < given.share < 1:
@@ -44,7 +45,7 @@ def main() -> None:
         into = given.out / folder.name
         into.mkdir(parents=True, exist_ok=True)
         for part, facts in new._asdict().items():
-            (into / f"{part}.tsv").write_text("".join("\t".join(fact) + "\n" for fact in facts))
+            write_triples(into / f"{part}.tsv", facts)
         print(f"{folder.name}: {len(new.train):,} to learn, {len(new.test):,} to test, "
               f"{len(new.test) - len(old.test)} of them added")  # fmt: skip
 

@@ -6,9 +6,9 @@ import torch
 from torch.testing import assert_close
 
 from stepwell.methods.dkge import DKGE, joint_vectors
-from stepwell.methods.dkge_online import About, Local, Online, learn_change, placed
+from stepwell.methods.dkge_online import Local, Online, learn_change, placed
 from stepwell.methods.translation import Corruption, margin_loss
-from stepwell.nets.facts import Facts
+from stepwell.nets.facts import About, Facts
 from stepwell.nets.graph import COLUMNS, KINDS, GraphEmbedding
 from stepwell.nets.triple_index import TripleIndex
 
@@ -300,12 +300,12 @@ def test_what_was_added_is_always_learnt():
     ("wrong", "said"),
     [
         ({"rule": "bogus"}, "bogus"),
-        ({"epochs": -1}, "epochs=-1"),
-        ({"triples": 0}, "triples=0"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"lr": float("nan")}, "lr=nan"),
-        ({"unlearn": -0.1}, "unlearn=-0.1"),
-        ({"seconds": float("inf")}, "seconds=inf"),
+        ({"epochs": -1}, "epochs -1: must be"),
+        ({"triples": 0}, "triples 0: must be"),
+        ({"batch_size": 0}, "batch_size 0: must be"),
+        ({"lr": float("nan")}, "lr nan: must be"),
+        ({"unlearn": -0.1}, "unlearn -0.1: must be"),
+        ({"seconds": float("inf")}, "seconds inf: must be"),
     ],
 )
 def test_how_an_update_learns_is_checked(wrong, said):

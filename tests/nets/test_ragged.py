@@ -20,6 +20,16 @@ def drawn(count, lengths, dim=3):
     return table, torch.randint(count, (total,)), starts_of(lengths), weight
 
 
+def check(found, expected, *pairs):
+    """Values are the same, and so are the gradients of each pair of inputs."""
+    assert_close(found, expected)
+    pull = torch.randn_like(found)
+    found.backward(pull)
+    expected.backward(pull)
+    for x, plain in pairs:
+        assert_close(x.grad, plain.grad)
+
+
 # tables around the bound of 16 bits, sums of nothing, rows that no sum has
 @pytest.mark.parametrize("count", [5, (1 << 15) - 1, 1 << 15])
 def test_sums_and_their_gradients_are_those_of_a_loop(count):
@@ -30,11 +40,7 @@ def test_sums_and_their_gradients_are_those_of_a_loop(count):
         sum((weight[k] * plain[element[k]] for k in range(start[i], start[i + 1])), 0 * plain[0])
         for i in range(5)
     ])  # fmt: skip
-    assert_close(found, expected)
-    pull = torch.randn_like(found)
-    found.backward(pull)
-    expected.backward(pull)
-    assert_close(table.grad, plain.grad)
+    check(found, expected, (table, plain))
 
 
 def test_attention_and_its_gradients_are_those_of_a_loop():
@@ -49,12 +55,7 @@ def test_attention_and_its_gradients_are_those_of_a_loop():
         torch.softmax(part @ q, 0) @ part
         for part, q in zip(plain_rows.split(lengths), plain_query, strict=True)
     ])  # fmt: skip
-    assert_close(found, expected)
-    pull = torch.randn_like(found)
-    found.backward(pull)
-    expected.backward(pull)
-    assert_close(rows.grad, plain_rows.grad)
-    assert_close(query.grad, plain_query.grad)
+    check(found, expected, (rows, plain_rows), (query, plain_query))
 
 
 def test_the_weights_of_sums_are_constants():

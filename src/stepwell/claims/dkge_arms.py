@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from stepwell.claims.snapshots import Examined, Snapshot, mean_measures, read_snapshots
-from stepwell.data.triples import Fact, Names, numbered
-from stepwell.files import write_whole
+from stepwell.data.triples import Fact, Names, numbered, write_triples
 from stepwell.kg.ranking import Far, Side, distances_to_all
 from stepwell.kg.state import Change, Encoder, State, learned_tables, read_state
 from stepwell.methods.dkge import DKGE, joint_vectors
@@ -30,8 +29,7 @@ SHARE = 1 / 3
 #: How an arm comes from one snapshot to the next: by nothing (new entities are placed by a closed
 #: form), by an update under one of its rules, or by more training of all vectors, on the added triples
 #: or on all.
-Way = Literal["nothing", "touched", "context", "neighbour", "added triples", "all triples",
-              "all triples, removed taught"]  # fmt: skip
+Way = Literal["nothing", "touched", "context", "neighbour", "added triples", "all triples"]
 
 
 def first(
@@ -151,7 +149,7 @@ def _scratch(
 ) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     file = out.parent / f"{out.name}.tsv"
-    write_whole(file, "".join("\t".join(fact) + "\n" for fact in snapshot.train).encode())
+    write_triples(file, snapshot.train)
     return dkge(
         triples=file, out=out, encoder=encoder, warm_epochs=epochs,
         epochs=max(1, round(SHARE * epochs)), seed=seed, loop=Loop(device="cpu"),
@@ -164,13 +162,10 @@ def _step(
     if way == "nothing":
         _place(state, added, removed)
         return {}
-    if way in ("added triples", "all triples", "all triples, removed taught"):
+    if way in ("added triples", "all triples"):
         left = state.rows_of(removed)
         _place(state, added, removed)
-        unlearn = how.unlearn if way == "all triples, removed taught" else 0.0
-        _train_on(
-            state, added if way == "added triples" else None, left, replace(how, unlearn=unlearn)
-        )
+        _train_on(state, added if way == "added triples" else None, left, how)
         return {}
     rule: Rule = way  # type: ignore[assignment]  # the ways that are left
     change, learned = state.learn(added, removed, replace(how, rule=rule))

@@ -63,8 +63,7 @@ def read_snapshots(data: str, steps: int, part: str = "test") -> list[Snapshot]:
     """
     if data == "toy":
         return _toy(steps)
-    folders = sorted((p.parent for p in Path(data).glob("*/train.tsv")), key=_in_order)
-    folders = folders[-steps - 1 :]
+    folders = snapshot_folders(Path(data))[-steps - 1 :]
     if len(folders) < 2:
         found = f"--data {data}: not two snapshots" if data else "--data is missing"
         raise ValueError(
@@ -84,6 +83,11 @@ def read_snapshots(data: str, steps: int, part: str = "test") -> list[Snapshot]:
         judged = set(parts[part])
         snapshots.append(Snapshot(folder.name, train, usable, [f for f in usable if f in judged]))
     return snapshots
+
+
+def snapshot_folders(data: Path) -> list[Path]:
+    """The folders with a train.tsv in a folder, in order."""
+    return sorted((p.parent for p in data.glob("*/train.tsv")), key=_in_order)
 
 
 def _in_order(folder: Path) -> list[tuple[int, str]]:

@@ -226,7 +226,7 @@ def eval_graph(
         show(
             f"a gone triple is more distant than a true one in {100 * found['auc']:.1f} % of pairs.\n"
             "Gone ones were learnt once: compare with this number before the update (yearly Wikidata:\n"
-            "25 to 30 %), or of a graph trained without them (60 to 65 %). In both columns other true\n"
+            "25 to 30 %), or of a graph trained without them (60 to 70 %). In both columns other true\n"
             "answers are left out: an old answer is ranked among wrong ones, not against the new one."
         )
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stepwell.data.loader import seed_of
+from stepwell.files import write_whole
 
 #: Head, relation and tail by name.
 Fact = tuple[str, str, str]
@@ -61,6 +62,11 @@ def read_triples(path: Path, *, empty: bool = False) -> list[Fact]:
             stacklevel=2,
         )
     return distinct
+
+
+def write_triples(path: Path, facts: Iterable[Fact]) -> None:
+    """Write triples as `read_triples` reads them, whole or not at all."""
+    write_whole(path, "".join("\t".join(fact) + "\n" for fact in facts).encode())
 
 
 def check_fact(fact: object, where: str) -> Fact:

@@ -23,22 +23,13 @@ from stepwell.kg.asking import Asked, alone
 from stepwell.kg.history import remember, remember_measures
 from stepwell.kg.journal import Journal, Record
 from stepwell.kg.outcome import Outcome, Report
-from stepwell.kg.state import (
-    MEASURED_ROWS,
-    Change,
-    applied_in,
-    learned_tables,
-    metadata,
-    read_state,
-)
+from stepwell.kg.state import Change, applied_in, learned_tables, metadata, read_state
 from stepwell.methods.dkge_online import Online
 from stepwell.nets.graph import COLUMNS, KINDS, Kind
 from stepwell.nets.triple_index import MAX_ENTITIES, MAX_RELATIONS
 
 #: A snapshot is written when the journal is longer than this share of it, and than so many bytes.
 SNAPSHOT_SHARE, SNAPSHOT_BYTES = 0.5, 1 << 20
-#: An update has diverged whose vectors are so many times as long as those before and the margin.
-DIVERGED = 10
 #: So often a graph is read anew that is written whole meanwhile.
 READ = 20
 _LIMITS: dict[Kind, tuple[int, str]] = {
@@ -342,19 +333,13 @@ class KnowledgeGraph(Asked):
         self._pending |= facts
 
     def _check_converged(self, tables: Mapping[str, torch.Tensor]) -> None:
-        """Refuse vectors that are not finite, or in the mean far longer than those that were there."""
-        for kind in KINDS:
-            for what, before in self._state._tables(kind).items():
-                rows = tables[f"{what}.{kind}.rows"]
-                known = before[: min(MEASURED_ROWS, len(self._state.count[kind]))]
-                usual = float(known.norm(dim=1).mean()) + self._state.shape.margin
-                if not len(rows) or rows.norm(dim=1).mean() <= DIVERGED * usual:
-                    continue
-                self._state.forget_new()
-                raise ValueError(
-                    f"{self.path}: the update diverged; nothing was changed: lower --lr (in Python: "
-                    "Online(lr=...)) and update again"
-                )
+        """Refuse vectors of an update that diverged."""
+        if self._state.diverged(tables):
+            self._state.forget_new()
+            raise ValueError(
+                f"{self.path}: the update diverged; nothing was changed: lower --lr (in Python: "
+                "Online(lr=...)) and update again"
+            )
 
     def _ranked(self, facts: Sequence[Fact]) -> dict[str, float]:
         try:

@@ -27,6 +27,8 @@ FORMAT = 2
 GROWTH = 1.25
 #: Rows of a table that say how large its numbers are.
 MEASURED_ROWS = 4096
+#: An update has diverged whose vectors are so many times as long as those before and the margin.
+DIVERGED = 10
 
 #: What the joint vectors are made of: all the parts of the method, or an ablation: contexts whose rows
 #: weigh the same, knowledge and context weighing the same, or no context at all (TransE).
@@ -175,11 +177,24 @@ class State:
         generator = torch.Generator().manual_seed(self.shape.seed * 1_000_003 + self.updates)
         drawn: dict[Kind, Tensor] = {}
         for kind in KINDS:
-            table = self.net.contextual[kind].data
-            scale = table[: min(MEASURED_ROWS, len(self.count[kind]))].square().mean().sqrt()
+            scale = self._measured(kind, self.net.contextual[kind].data).square().mean().sqrt()
             size = len(change.new[kind]), self.shape.dim
             drawn[kind] = scale * torch.randn(*size, generator=generator)
         return drawn
+
+    def diverged(self, tables: Mapping[str, Tensor]) -> bool:
+        """Whether vectors that an update learnt, `learned_tables`, are not finite or far too long."""
+        for kind in KINDS:
+            for what, before in self._tables(kind).items():
+                rows = tables[f"{what}.{kind}.rows"]
+                usual = self._measured(kind, before).norm(dim=1).mean() + self.shape.margin
+                if len(rows) and not rows.norm(dim=1).mean() <= DIVERGED * usual:
+                    return True
+        return False
+
+    def _measured(self, kind: Kind, table: Tensor) -> Tensor:
+        """Some rows of learnt elements, by which lengths of vectors are told."""
+        return table[: min(MEASURED_ROWS, len(self.count[kind]))]
 
     def to_bytes(self) -> bytes:
         """The file of this state: safetensors, everything in it, and a checksum of that."""

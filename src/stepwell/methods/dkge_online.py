@@ -23,15 +23,22 @@ from torch import Tensor, nn
 
 from stepwell.methods.translation import Corruption, Translation
 from stepwell.nets.contexts import CENTRE, Contexts
-from stepwell.nets.facts import Facts, Rule, affected_entities, affected_relations
+from stepwell.nets.facts import About, Facts, Rule, affected_entities, affected_relations
 from stepwell.nets.graph import COLUMNS, KINDS, GraphEmbedding, Kind, xavier
-from stepwell.nets.triple_index import HEAD, RELATION, TAIL, Found, Ints, distinct, sampled
+from stepwell.nets.triple_index import Ints
+from stepwell.ranges import NOT_NEGATIVE, ONE_OR_MORE, POSITIVE, check_number
 
-#: Of affected relations, triples are looked for in a sample of the graph of this size.
-SAMPLED_TRIPLES = 8192
 #: How often a new element's vector is moved to where it is to begin.
 PLACING = 8
-_LEAST = {"epochs": 0, "triples": 1, "batch_size": 1, "unlearn": 0, "seconds": 0}
+#: Of `Online`, where nothing learns for no epochs, and a batch of one will do.
+_RANGES = {
+    "epochs": NOT_NEGATIVE,
+    "triples": ONE_OR_MORE,
+    "batch_size": ONE_OR_MORE,
+    "lr": POSITIVE,
+    "unlearn": NOT_NEGATIVE,
+    "seconds": NOT_NEGATIVE,
+}
 
 
 @dataclass(frozen=True)
@@ -62,12 +69,8 @@ class Online:
         if self.rule not in get_args(Rule):
             rules = ", ".join(get_args(Rule))
             raise ValueError(f"Online(rule={self.rule!r}): it is one of {rules}")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if not least <= value < math.inf:
-                raise ValueError(f"Online({name}={value}): it is at least {least}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"Online(lr={self.lr}): it is more than 0")
+        for name, within in _RANGES.items():
+            check_number(name, getattr(self, name), within)
 
 
 #: Rows of tables, by kind: which elements, and their vectors.
@@ -248,7 +251,7 @@ def learn_change(
             margin=margin, negatives=negatives,
         )  # fmt: skip
         if len(rows):
-            _train(local, about, how, started)
+            _train(local, about, rows, how, started)
     with torch.no_grad():
         found = {kind: local.trained_joint(kind).detach() for kind in KINDS}
     return Learned(
@@ -259,61 +262,6 @@ def learn_change(
         {k: (trained[k], found[k]) for k in KINDS},
         len(rows),
         time.monotonic() - started,
-    )
-
-
-@dataclass(frozen=True)
-class About:
-    """The triples that an update learns: what its elements stand in, a sample of what hubs stand in.
-
-    always: (n, 3) those of elements with few, and all that were added. sides: of entities with many,
-    all triples that begin in one, and all that end in one: whose each is, and the triple.
-    """
-
-    always: Ints
-    sides: tuple[tuple[Found, Ints], ...]
-    hubs: Ints
-    at_most: int
-    seed: int
-
-    @staticmethod
-    def of(
-        after: Facts, added: Ints, which: Mapping[Kind, Ints], at_most: int, seed: int
-    ) -> "About":
-        """The triples with any of these elements.
-
-        Args:
-            added: triples that are always learnt, if any of `which` is in them. In them, and in a
-                sample of the graph, those of a relation are looked for: no order has all of a relation
-                together.
-            at_most: triples that begin in one entity, and that end in it.
-        """
-        index, entities = after.index, which["entity"]
-        many = np.maximum(index.out_degree(entities), index.in_degree(entities)) > at_most
-        mine = np.isin(added[:, [HEAD, TAIL]], entities).any(1)
-        always = [added[mine], *(rows for _, rows in _sides(after, entities[~many]))]
-        if len(which["relation"]):
-            some = np.concatenate([added, index.sample(SAMPLED_TRIPLES, seed)])
-            always.append(some[np.isin(some[:, RELATION], which["relation"])])
-        hubs = entities[many]
-        return About(np.concatenate(always), _sides(after, hubs), hubs, at_most, seed)
-
-    def draw(self, epoch: int) -> Ints:
-        """The triples (n, 3) of an epoch."""
-        drawn = [
-            rows[sampled(found, self.at_most, self.seed + epoch, self.hubs)]
-            for found, rows in self.sides
-        ]
-        return distinct(np.concatenate([self.always, *drawn]))
-
-
-def _sides(after: Facts, entities: Ints) -> tuple[tuple[Found, Ints], ...]:
-    """The triples that begin in each entity, and those that end in it."""
-    begin, relation, tail = after.index.out(entities)
-    end, other, head = after.index.into(entities)
-    return (
-        (Found(begin, tail), np.stack([entities[begin], relation, tail], axis=1)),
-        (Found(end, head), np.stack([head, other, entities[end]], axis=1)),
     )
 
 
@@ -387,14 +335,14 @@ def _take_means(vectors: Tensor, known: Tensor, offers: list[tuple[_Seen, Tensor
     known |= some
 
 
-def _train(local: Local, about: About, how: Online, started: float) -> None:
-    """A few epochs of Adam, its rate falling to zero along half a cosine."""
+def _train(local: Local, about: About, rows: Ints, how: Online, started: float) -> None:
+    """A few epochs of Adam, its rate falling along half a cosine; `rows` are the first one's."""
     optimizer = torch.optim.Adam(
         [p for p in local.parameters() if p.numel()], lr=how.lr, fused=True
     )
     for epoch in range(how.epochs):
-        rows = torch.from_numpy(about.draw(epoch))
-        batches = rows[torch.randperm(len(rows))].split(how.batch_size)
+        rows = about.draw(epoch) if epoch else rows
+        batches = torch.from_numpy(rows)[torch.randperm(len(rows))].split(how.batch_size)
         for i, batch in enumerate(batches):
             share = (epoch + i / len(batches)) / how.epochs
             if how.seconds:

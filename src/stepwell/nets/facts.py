@@ -1,5 +1,6 @@
 """A knowledge graph at one moment, and what a change of it touches."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,7 +8,20 @@ import numpy as np
 
 from stepwell.nets.contexts import Contexts, RelationPaths, entity_contexts, relation_contexts
 from stepwell.nets.graph import Kind
-from stepwell.nets.triple_index import HEAD, TAIL, Ints, Neighbours, TripleIndex
+from stepwell.nets.triple_index import (
+    HEAD,
+    RELATION,
+    TAIL,
+    Found,
+    Ints,
+    Neighbours,
+    TripleIndex,
+    distinct,
+    sampled,
+)
+
+#: Of affected relations, triples are looked for in a sample of the graph of this size.
+SAMPLED_TRIPLES = 8192
 
 #: Which elements a change affects: `context`: those whose context is another (the definition in the
 #: paper's text); `neighbour`: entities with a neighbour that is new or gone (the authors' code);
@@ -99,3 +113,58 @@ def affected_relations(before: Facts, after: Facts, relations: Ints, rule: Rule)
     relations = np.intersect1d(relations, before.paths.may_differ(after.paths))
     digests = [f.contexts("relation", relations).digest for f in (before, after)]
     return np.asarray(relations[digests[0] != digests[1]])
+
+
+@dataclass(frozen=True)
+class About:
+    """The triples that an update learns: what its elements stand in, a sample of what hubs stand in.
+
+    always: (n, 3) those of elements with few, and all that were added. sides: of entities with many,
+    all triples that begin in one, and all that end in one: whose each is, and the triple.
+    """
+
+    always: Ints
+    sides: tuple[tuple[Found, Ints], ...]
+    hubs: Ints
+    at_most: int
+    seed: int
+
+    @staticmethod
+    def of(
+        after: Facts, added: Ints, which: Mapping[Kind, Ints], at_most: int, seed: int
+    ) -> "About":
+        """The triples with any of these elements.
+
+        Args:
+            added: triples that are always learnt, if any of `which` is in them. In them, and in a
+                sample of the graph, those of a relation are looked for: no order has all of a relation
+                together.
+            at_most: triples that begin in one entity, and that end in it.
+        """
+        index, entities = after.index, which["entity"]
+        many = np.maximum(index.out_degree(entities), index.in_degree(entities)) > at_most
+        mine = np.isin(added[:, [HEAD, TAIL]], entities).any(1)
+        always = [added[mine], *(rows for _, rows in _sides(after, entities[~many]))]
+        if len(which["relation"]):
+            some = np.concatenate([added, index.sample(SAMPLED_TRIPLES, seed)])
+            always.append(some[np.isin(some[:, RELATION], which["relation"])])
+        hubs = entities[many]
+        return About(np.concatenate(always), _sides(after, hubs), hubs, at_most, seed)
+
+    def draw(self, epoch: int) -> Ints:
+        """The triples (n, 3) of an epoch."""
+        drawn = [
+            rows[sampled(found, self.at_most, self.seed + epoch, self.hubs)]
+            for found, rows in self.sides
+        ]
+        return distinct(np.concatenate([self.always, *drawn]))
+
+
+def _sides(after: Facts, entities: Ints) -> tuple[tuple[Found, Ints], ...]:
+    """The triples that begin in each entity, and those that end in it."""
+    begin, relation, tail = after.index.out(entities)
+    end, other, head = after.index.into(entities)
+    return (
+        (Found(begin, tail), np.stack([entities[begin], relation, tail], axis=1)),
+        (Found(end, head), np.stack([head, other, entities[end]], axis=1)),
+    )
