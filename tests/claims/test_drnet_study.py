@@ -11,7 +11,9 @@ from stepwell.claims.drnet import (
     ARMS,
     CLAIMS,
     EVERY,
+    EVERY_LONGER,
     FULL,
+    LONGER,
     MIDDLE,
     PLANTED,
     PRIMARY,
@@ -82,8 +84,27 @@ def passes(arm: str) -> float:
 def test_all_arms_see_as_many_image_passes():
     whole = 4 * STUDY.common["epochs"]
     for name in ARMS:
-        if not name.startswith(("start", "controls", PLANTED)):
+        if not name.startswith(("start", "controls", PLANTED)) and LONGER not in name:
             assert passes(name) == pytest.approx(whole, rel=0.02), name
+
+
+def test_longer_arms_see_as_many_images_as_full_size_alone():
+    chosen, by_chance = (ARMS[name(LONGER)] for name in (dynamic, random))
+    (start,) = {name for arm in (chosen, by_chance) for name in arm.needed}
+    images = [
+        sum(ARMS[name].all_arguments(STUDY.common)[key] for name, key in arms)
+        for arms in (
+            [(FULL, "epochs")],
+            [(EVERY_LONGER, "epochs")],
+            [(start, "epochs"), (dynamic(LONGER), "choose_epochs")],
+            [(start, "epochs"), (random(LONGER), "choose_epochs")],
+        )
+    ]
+    assert len(set(images)) == 1
+    # the steps are as many, too: batches of the recipe's own size
+    assert not any(
+        "batch_size" in ARMS[n].all_arguments(STUDY.common) for n in (start, EVERY_LONGER)
+    )
 
 
 def observed(generator, count=200):

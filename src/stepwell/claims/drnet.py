@@ -21,9 +21,13 @@ from stepwell.claims.study import Arm, Claim, Measure, Study, image_fingerprint
 LEARNED, ALONE = "stepwell.claims.drnet_arms:learned", "stepwell.claims.drnet_arms:alone"
 TARGETS = (0.4, 0.55, 0.7)
 MIDDLE = 0.55
+#: In the place of a target: the middle one, with as many images as full size alone has.
+LONGER = "longer"
+EVERY_TARGET: tuple[float | str, ...] = (*TARGETS, LONGER)
 #: Of depth and resolution together, and of depth alone, whose cheapest choice costs more.
 TOGETHER = (0.4, 0.55)
 FULL, STATIC, EVERY = "full size alone", "three quarters alone", "all resolutions, full size"
+EVERY_LONGER = "all resolutions, longer"
 FREE = "dynamic, no target"
 TEXT, CODE = "dynamic, paper's text", "dynamic, paper's code"
 SHARED, IMITATE = "dynamic, shared norms", "imitation"
@@ -42,19 +46,19 @@ EXPECTED, EVERYWHERE = 7 / 9, 1 / 3
 THIRD: dict[str, Any] = {"batch_size": 43}
 
 
-def dynamic(target: float) -> str:
+def dynamic(target: float | str) -> str:
     """The arm that chooses resolutions at this target."""
-    return f"dynamic, {target:g}"
+    return f"dynamic, {target}"
 
 
-def random(target: float) -> str:
+def random(target: float | str) -> str:
     """The arm whose choices in training are drawn by chance, at this mean cost."""
-    return f"random, {target:g}"
+    return f"random, {target}"
 
 
-def control(target: float) -> str:
+def control(target: float | str) -> str:
     """What else could choose, at the same cost."""
-    return f"controls, {target:g}"
+    return f"controls, {target}"
 
 
 def both(target: float) -> str:
@@ -72,6 +76,11 @@ def first(**options: Any) -> Arm:
     return Arm(LEARNED, {"schedule": "resolutions"} | THIRD | options, {}, {"epochs": 1})
 
 
+def every(target: float | str) -> str:
+    """The arm that is trained at all resolutions and never chooses, to compare with."""
+    return EVERY_LONGER if target == LONGER else EVERY
+
+
 def choosing(target: float, start: str = "start", epochs: float = EXPECTED, **options: Any) -> Arm:
     """The second phase behind a first one."""
     return Arm(LEARNED, {"target": target} | options, {"init": start}, {"choose_epochs": epochs})
@@ -86,13 +95,17 @@ ARMS: dict[str, Arm] = {
     "start": first(),
     **{dynamic(t): choosing(t) for t in TARGETS},
     **{random(t): choosing(t, epochs=1, mixing="random") for t in TARGETS},
+    EVERY_LONGER: Arm(LEARNED, {"schedule": "resolutions"}, {}, {"epochs": 4}),
+    "start, longer": Arm(LEARNED, {"schedule": "resolutions"}, {}, {"epochs": 3}),
+    dynamic(LONGER): choosing(MIDDLE, "start, longer", epochs=1),
+    random(LONGER): choosing(MIDDLE, "start, longer", epochs=1, mixing="random"),
     **{
         control(t): Arm(
             "stepwell.claims.drnet_arms:controls",
             {},
-            {"fixed": EVERY, "dynamic": dynamic(t), "random": random(t)},
+            {"fixed": every(t), "dynamic": dynamic(t), "random": random(t)},
         )
-        for t in TARGETS
+        for t in EVERY_TARGET
     },
     FREE: choosing(1.0),
     TEXT: choosing(MIDDLE, epochs=1, mixing="chosen"),
@@ -142,9 +155,16 @@ def whole(arm: str) -> tuple[str, Measure]:
     return arm, accuracy(arm)
 
 
-def of(target: float, what: str) -> tuple[str, Measure]:
+def of(target: float | str, what: str) -> tuple[str, Measure]:
     """A control at the cost of the dynamic network of this target."""
     return what, accuracy(control(target), what)
+
+
+def at(target: float | str) -> str:
+    """A target, in the words of a claim."""
+    return (
+        f"At a target of {MIDDLE:g} and longer" if target == LONGER else f"At a target of {target}"
+    )
 
 
 def off_target(target: float) -> Claim:
@@ -165,7 +185,11 @@ def off_target(target: float) -> Claim:
     )
 
 
-AT_FULL = EVERY, accuracy(EVERY, "at 1")
+def at_full(arm: str) -> tuple[str, Measure]:
+    """An arm at full size for all images."""
+    return arm, accuracy(arm, "at 1")
+
+
 PRIMARY = {"norms", "several", "gain", "useful", "planted/line", "planted/useful"} | {
     f"{kind}/{t:g}" for kind in ("random", "own", "line") for t in TARGETS
 }
@@ -174,66 +198,75 @@ LACKS = "not compared"
 CLAIMS = [
     *(
         beats(
-            f"random/{t:g}",
-            f"At a target of {t:g}, it gains more than 0.5 points on random choices, as many of each, "
+            f"random/{t}",
+            f"{at(t)}, it gains more than 0.5 points on random choices, as many of each, "
             "by a network that was trained with random ones",
             "76.2 at 2.7 G against 74.65 ± 0.04 at 2.6 G", whole(dynamic(t)), of(t, "random"), 0.5,
         )
-        for t in TARGETS
+        for t in EVERY_TARGET
     ),
     *(
         beats(
-            f"own/{t:g}",
-            f"At a target of {t:g}, its own choices beat random ones, as many of each, by itself",
+            f"own/{t}",
+            f"{at(t)}, its own choices beat random ones, as many of each, by itself",
             LACKS, whole(dynamic(t)), of(t, "random, own"),
         )
-        for t in TARGETS
+        for t in EVERY_TARGET
     ),
     *(
         beats(
-            f"line/{t:g}",
-            f"At a target of {t:g}, it lies above its own line between resolutions for all images",
+            f"line/{t}",
+            f"{at(t)}, it lies above its own line between resolutions for all images",
             LACKS, whole(dynamic(t)), of(t, "line, own"),
             note="The line may leave a resolution out: it is the best mixture of them by chance.",
         )
-        for t in TARGETS
+        for t in EVERY_TARGET
     ),
     *(
         beats(
-            f"fixed-line/{t:g}",
-            f"At a target of {t:g}, it lies above the line between resolutions for all images, of the "
+            f"fixed-line/{t}",
+            f"{at(t)}, it lies above the line between resolutions for all images, of the "
             "network that was trained at all of them",
             LACKS, whole(dynamic(t)), of(t, "line"),
         )
-        for t in TARGETS
+        for t in EVERY_TARGET
     ),
     *(
         beats(
-            f"cascade/{t:g}",
-            f"At a target of {t:g}, it beats the best cascade of the network that was trained at all "
+            f"cascade/{t}",
+            f"{at(t)}, it beats the best cascade of the network that was trained at all "
             "resolutions: a small one first, a larger one where unsure",
             LACKS, whole(dynamic(t)), of(t, "cascade"),
             note="The cascade needs no chooser, and pays for every resolution it runs.",
         )
-        for t in TARGETS
+        for t in EVERY_TARGET
     ),
-    beats(
-        "cheaper",
-        f"At a target of {MIDDLE:g}, it loses less than 1 point to training at full size alone",
-        "76.2 at 2.7 G against 76.1 at 4.1 G", whole(dynamic(MIDDLE)), whole(FULL), -1.0,
+    *(
+        beats(
+            id, f"{at(t)}, it loses less than 1 point to training at full size alone",
+            "76.2 at 2.7 G against 76.1 at 4.1 G", whole(dynamic(t)), whole(FULL), -1.0,
+        )
+        for id, t in (("cheaper", MIDDLE), ("cheaper/longer", LONGER))
     ),
     beats(
         "static",
         f"At a target of {MIDDLE:g}, it beats training at three quarters of the size (a cost of 0.56)",
         "192 × 192: 74.3 at 3.0 G", whole(dynamic(MIDDLE)), whole(STATIC),
     ),
-    beats(
-        "several", "Training at several resolutions by itself gives more accuracy at full size",
-        LACKS, AT_FULL, whole(FULL),
+    *(
+        beats(
+            id, f"Training at several resolutions by itself gives more accuracy at full size{when}",
+            LACKS, at_full(arm), whole(FULL),
+        )
+        for id, arm, when in (
+            ("several", EVERY, ""),
+            ("several/longer", EVERY_LONGER, ", with as many images of each"),
+        )
     ),
     beats(
         "gain", "Choosing without a target gains on always running at full size",
-        "77.5 at 3.7 G against 76.1, of a network that was trained at one size", whole(FREE), AT_FULL,
+        "77.5 at 3.7 G against 76.1, of a network that was trained at one size",
+        whole(FREE), at_full(EVERY),
     ),
     beats(
         "norms", "Norms of its own for each resolution gain more than 0.5 points",
