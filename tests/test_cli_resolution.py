@@ -118,6 +118,19 @@ def test_budgets_set_the_price(shown, stepwell):
     assert "error: no price gives 10 MACs an image: they reach from " in error
 
 
+def test_a_budget_of_time_sets_the_price(shown, stepwell):
+    net = load_dynamic(shown / "runs" / "dynamic" / "net.safetensors")
+    said = stepwell("predict", "runs/dynamic", "photos", "--budget-ms", "1000")
+    assert f"price {net.budgets[-1].price:.3g}: " in said.err  # the most accurate: all fit
+    assert " ms here, one by one), and " in said.err
+    assert "chosen of 8, 6, 4" in said.out
+    error = stepwell("predict", "runs/dynamic", "photos", "--budget-ms", "0.00001").err
+    assert "error: no price gives 1e-05 ms an image: they reach from " in error
+    both = ["--budget-ms", "1000", "--budget-macs", str(net.budgets[0].macs * 1.0001)]
+    said = stepwell("predict", "runs/dynamic", "photos", *both)
+    assert f"price {net.budgets[0].price:.3g}: " in said.err
+
+
 def test_measured_costs_leave_the_resolutions_in_the_file(shown, stepwell):
     file = shown / "runs" / "dynamic" / "net.safetensors"
     stepwell("cost", "runs/dynamic", "--save")

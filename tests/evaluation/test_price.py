@@ -14,7 +14,8 @@ def test_an_outcome_worked_by_hand():
     scores = torch.tensor([[3.0, 2.0, 0.0], [3.0, 2.9, 2.8], [0.0, 0.0, 1.0]])
     right = torch.tensor([[True, False, False], [True, True, False], [False, False, True]])
     free, dear = (outcome_at(price, scores, right, COSTS) for price in (0.0, 1.0))
-    assert free[1:] == (1.0, 0.75)  # the first, the first, the third
+    assert free[1:3] == (1.0, 0.75)  # the first, the first, the third
+    assert free.shares == (2 / 3, 0.0, 1 / 3)
     assert dear.accuracy == pytest.approx(2 / 3)  # the second image takes the third choice now
     assert dear.cost == pytest.approx((1 + 0.25 + 0.25) / 3)
 

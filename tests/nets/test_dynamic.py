@@ -86,16 +86,36 @@ def test_a_budget_sets_the_price_that_it_allows():
     assert net.for_budget(macs=1e9) == net.budgets[2]
     assert net.for_budget(accuracy=0.75) == net.budgets[1]  # the cheapest that has as much
     assert net.for_budget(accuracy=0.75, macs=5e6) == net.budgets[1]
-    reach = "they reach from 1e.06 MACs at accuracy 0.7 to 4e.06 at 0.9"
+    reach = "they reach from 1e.06 MACs at accuracy 0.7 to 4e.06 MACs at 0.9"
     with pytest.raises(ValueError, match=rf"no price gives 5e.05 MACs an image: {reach}"):
         net.for_budget(macs=5e5)
     with pytest.raises(
         ValueError, match=rf"no price gives 3e.06 MACs an image with accuracy 0.85: {reach}"
     ):
         net.for_budget(macs=3e6, accuracy=0.85)
-    with pytest.raises(ValueError, match="give a budget: macs, accuracy or both"):
+    with pytest.raises(ValueError, match="give a budget: ms, macs, accuracy or some"):
         net.for_budget()
     assert float(net.price) == 1.0
+
+
+def test_a_budget_of_time_is_of_the_shares_of_choices():
+    net = dynamic()
+    cheap, dear = Budget(3.0, 1e6, 0.7, (0.0, 0.25, 0.75)), Budget(1.0, 2e6, 0.8, (0.5, 0.5, 0.0))
+    net.budgets = cheap, dear
+    times = [4.0, 2.0, 1.0]  # 1.25 and 3 ms in the mean
+    assert net.for_budget(ms=3, times=times) is dear
+    assert float(net.price) == 1.0
+    assert net.for_budget(ms=2.9, times=times) is cheap
+    assert net.for_budget(ms=2.9, accuracy=0.7, times=times) is cheap
+    reach = r"from 1e\+06 MACs \(1.25 ms\) at accuracy 0.7 to 2e\+06 MACs \(3 ms\) at 0.8"
+    with pytest.raises(ValueError, match=rf"no price gives 1.2 ms an image: they reach {reach}"):
+        net.for_budget(ms=1.2, times=times)
+    with pytest.raises(ValueError, match="0 times of 3 choices: ms needs all of them"):
+        net.for_budget(ms=3)
+    net.budgets = (Budget(3.0, 1e6, 0.7),)
+    with pytest.raises(ValueError, match="file is of before times could be a budget"):
+        net.for_budget(ms=3, times=times)
+    assert float(net.price) == 3.0
 
 
 def test_the_chooser_costs_what_its_layers_do_and_next_to_nothing():

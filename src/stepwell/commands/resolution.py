@@ -40,11 +40,21 @@ def held_at(net: Any, name: str) -> Any:
     return net
 
 
-def set_budget(net: Any, *, macs: float | None, accuracy: float | None) -> None:
-    """Set the price of cost for a budget, and say what it comes to."""
-    found = net.for_budget(macs=macs, accuracy=accuracy)
+def set_budget(
+    net: Any,
+    *,
+    ms: float | None = None,
+    macs: float | None = None,
+    accuracy: float | None = None,
+) -> None:
+    """Set the price of cost for a budget, and say what it comes to; `ms` is measured now."""
+    from stepwell.recipes.dynamic import times_of_choices
+
+    times = [] if ms is None else times_of_choices(net, net.net.net.card.size)
+    found = net.for_budget(ms=ms, macs=macs, accuracy=accuracy, times=times)
+    by_clock = f" ({found.time(times):.3g} ms here, one by one)" if times else ""
     say(
-        f"price {found.price:.3g}: {big(found.macs)} MACs an image in the mean, and "
+        f"price {found.price:.3g}: {big(found.macs)} MACs an image in the mean{by_clock}, and "
         f"{100 * found.accuracy:.2f} % right, of the images that prices were found on"
     )
 
@@ -62,7 +72,7 @@ def eval_dynamic(
     from stepwell.recipes.dynamic import choice_table, measure_dynamic, measure_speed, timed_images
 
     if budget_macs is not None:
-        set_budget(net, macs=budget_macs, accuracy=None)
+        set_budget(net, macs=budget_macs)
     nested = net.net.net
     parts = parts_of(nested, run, config, data)
     found, _ = measure_dynamic(net, parts.test, choice_table(net, nested.card.size))
@@ -108,7 +118,10 @@ def show_budgets(net: Any) -> None:
     kept = net.budgets[::-every][::-1]  # the dearest is among them
     rows = [[big(b.macs), f"{100 * b.accuracy:.2f} %", f"{b.price:.3g}"] for b in kept]
     show(table("budgets", ["MACs", "accuracy", "price"], rows))
-    show("of --budget-macs and --min-accuracy, as the validation images say", style="dim")
+    show(
+        "of predict's --budget-ms, --budget-macs and --min-accuracy, as the validation images say",
+        style="dim",
+    )
 
 
 def show_speed(speed: Sequence[Mapping[str, float]]) -> None:

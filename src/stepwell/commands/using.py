@@ -47,11 +47,11 @@ def predict(
         run: a run directory, or the file of its network.
         files: images, or folders of images.
         depth: which depth predicts; the full net by default. A network that chooses resolutions does
-            so unless a depth, one of its choices (24, 14@24), --budget-ms or a cascade is asked for.
+            so unless a depth, one of its choices (24, 14@24) or a cascade is asked for.
         budget_ms: take the most accurate depth that needs at most so many milliseconds an image here,
-            by the table in the network's file (`stepwell cost RUN --save`), else measured now.
-        budget_macs: take the most accurate depth that needs at most so many MACs an image. A network
-            that chooses resolutions takes the price of cost that gives so many in the mean.
+            by the table in the network's file (`stepwell cost RUN --save`), else measured now. A
+            network that chooses resolutions takes the price of cost that gives so many in the mean.
+        budget_macs: the same of MACs an image.
         min_accuracy: take the cheapest depth, or the highest price of cost, with at least this
             accuracy (0.95 is 95 %).
         cascade: shallow first, deeper when unsure, as `stepwell eval RUN --cascade --save` found it.
@@ -70,14 +70,14 @@ def predict(
     if csv is not None:
         check_place("--csv", csv)
     net, _ = network_of(run)
-    chooses = None if budget_ms or cascade else dynamic_of(run)
+    chooses = None if cascade else dynamic_of(run)
     if budget and chooses is not None and not chooses.budgets:
         chooses = None  # it never chose: a depth fits the budget
     timed = chooses is not None and depth is None and not json
     if chooses is not None and depth is not None:
         chooses = held_at(chooses, depth)
     if budget and chooses is not None:
-        set_budget(chooses, macs=budget_macs, accuracy=min_accuracy)
+        set_budget(chooses, **budget)
     elif budget:
         depth = _depth_within(net, budget, run)
     depth = net.full if depth is None else depth

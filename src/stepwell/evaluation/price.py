@@ -14,11 +14,15 @@ WITHIN = 1e-6
 
 
 class Priced(NamedTuple):
-    """A price, and the share that is right and the mean cost at it, on the images it was found on."""
+    """A price, and what comes out at it on the images it was found on.
+
+    accuracy: the share that is right; cost: the mean; shares: of the images, by choice.
+    """
 
     price: float
     accuracy: float
     cost: float
+    shares: tuple[float, ...]
 
 
 def outcome_at(
@@ -34,7 +38,8 @@ def outcome_at(
     """
     who = (scores - price * costs).argmax(1)
     accuracy = right.gather(1, who[:, None]).double().mean().item()
-    return Priced(price, accuracy, costs[who].double().mean().item())
+    shares = torch.bincount(who, minlength=len(costs)).double() / len(who)
+    return Priced(price, accuracy, costs[who].double().mean().item(), tuple(shares.tolist()))
 
 
 def outcomes(

@@ -31,11 +31,20 @@ class Choice(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """What a price of cost comes to: MACs an image in the mean, and the share that is right."""
+    """What a price of cost comes to.
+
+    macs: of an image in the mean; accuracy: the share that is right; shares: of the images, by choice
+    (none in files of before they were kept).
+    """
 
     price: float
     macs: float
     accuracy: float
+    shares: tuple[float, ...] = ()
+
+    def time(self, times: Sequence[float]) -> float:
+        """The mean of what an image takes, from what it takes at each choice."""
+        return sum(share * time for share, time in zip(self.shares, times, strict=True))
 
 
 class Chooser(nn.Module):
@@ -135,34 +144,59 @@ class DynamicNet(nn.Module):
         several = len({depth for depth, _ in self.choices}) > 1
         return tuple(f"{d}@{size}" if several else str(size) for d, size in self.choices)
 
-    def for_budget(self, *, macs: float | None = None, accuracy: float | None = None) -> Budget:
+    def for_budget(
+        self,
+        *,
+        ms: float | None = None,
+        macs: float | None = None,
+        accuracy: float | None = None,
+        times: Sequence[float] = (),
+    ) -> Budget:
         """Set the price for a budget, by `budgets`, and say what it comes to.
 
         With `accuracy` it is the cheapest that has at least as much, else the most accurate one.
 
         Args:
+            ms: at most so many milliseconds an image in the mean, by `times`.
             macs: at most so many multiply-accumulates an image in the mean, the chooser's included.
             accuracy: at least this share right.
+            times: milliseconds of an image at each choice, the chooser's included, such as
+                `stepwell.recipes.dynamic.times_of_choices` measures; `ms` needs them.
 
         Raises:
             ValueError: no budgets were measured, or none fits; the message says what there is.
         """
-        if macs is None and accuracy is None:
-            raise ValueError("give a budget: macs, accuracy or both")
+        if ms is None and macs is None and accuracy is None:
+            raise ValueError("give a budget: ms, macs, accuracy or some of them")
         if not self.budgets:
             raise ValueError(
                 "this network does not know what its prices come to: one that never chose has none, "
                 "and one of an older file is to be trained again"
             )
+        if ms is not None and len(times) != len(self.choices):
+            raise ValueError(
+                f"{len(times)} times of {len(self.choices)} choices: ms needs all of them"
+            )
+        if ms is not None and not all(b.shares for b in self.budgets):
+            raise ValueError(
+                "this network's file is of before times could be a budget: name macs or accuracy, or "
+                "train it again"
+            )
         most, least = inf if macs is None else macs, accuracy or 0.0
         fitting = [b for b in self.budgets if b.macs <= most and b.accuracy >= least]
+        if ms is not None:
+            fitting = [b for b in fitting if b.time(times) <= ms]
         if not fitting:
-            low, high = self.budgets[0], self.budgets[-1]
-            asked = [] if macs is None else [f"{macs:.4g} MACs an image"]
+            asked = [] if ms is None else [f"{ms:.4g} ms an image"]
+            asked += [] if macs is None else [f"{macs:.4g} MACs an image"]
             asked += [] if accuracy is None else [f"accuracy {accuracy:g}"]
+            low, high = (
+                f"{b.macs:.4g} MACs" + (f" ({b.time(times):.4g} ms)" if ms is not None else "")
+                for b in (self.budgets[0], self.budgets[-1])
+            )
             raise ValueError(
-                f"no price gives {' with '.join(asked)}: they reach from {low.macs:.4g} MACs at "
-                f"accuracy {low.accuracy:.4g} to {high.macs:.4g} at {high.accuracy:.4g}"
+                f"no price gives {' with '.join(asked)}: they reach from {low} at accuracy "
+                f"{self.budgets[0].accuracy:.4g} to {high} at {self.budgets[-1].accuracy:.4g}"
             )
         found = fitting[-1] if accuracy is None else fitting[0]
         self.price.fill_(found.price)

@@ -58,7 +58,10 @@ def load_dynamic(path: str | Path) -> DynamicNet:
     )
     net.price.copy_(tensors["price"])
     net.costs.copy_(tensors["costs"])
-    net.budgets = tuple(Budget(*budget) for budget in about.get("budgets", ()))
+    net.budgets = tuple(
+        Budget(price, macs, accuracy, tuple(*shares))
+        for price, macs, accuracy, *shares in about.get("budgets", ())
+    )
     return net.eval()
 
 

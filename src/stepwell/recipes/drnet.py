@@ -319,7 +319,7 @@ def _set_price(net: DynamicNet, task: Task, target: float, most: float) -> None:
     found = _priced(net, seen)
     net.price.fill_(best_within(found, target, len(seen.images)).price)
     kept = front(found, BUDGETS)
-    net.budgets = tuple(Budget(o.price, o.cost * most, o.accuracy) for o in kept)
+    net.budgets = tuple(Budget(o.price, o.cost * most, o.accuracy, o.shares) for o in kept)
 
 
 def finish_dynamic(task: Task, net: DynamicNet) -> dict[str, Any]:

@@ -60,6 +60,16 @@ def choice_table(net: DynamicNet, size: int) -> dict[str, dict[str, Any]]:
     return {name: costs[name] for name in sorted(costs, key=lambda name: costs[name]["macs"])}
 
 
+def times_of_choices(net: DynamicNet, size: int) -> list[float]:
+    """Milliseconds of one image of `size` pixels at each choice, the chooser's included."""
+    x = torch.zeros(1, 3, size, size, device=next(net.parameters()).device)
+    runs = [net.chooser, *(AtChoice(net, i) for i in range(len(net.choices)))]
+    with in_eval_mode(*runs), torch.inference_mode():
+        calls = {str(i): partial(_each, run, [x]) for i, run in enumerate(runs)}
+        chooser, *times = [t.ms for t in measure_latencies(calls, seconds=SECONDS / 2).values()]
+    return [chooser + ms for ms in times]
+
+
 class Observed(NamedTuple):
     """What a dynamic network gives for the test images, on the CPU.
 
