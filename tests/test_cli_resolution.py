@@ -113,7 +113,7 @@ def test_budgets_set_the_price(shown, stepwell):
     )
     assert priced["drnet"]["price"] == pytest.approx(dear.price)
     said = stepwell("eval", "runs/dynamic").out
-    assert "of --budget-macs and --min-accuracy, as the validation" in said
+    assert "of predict's --budget-ms, --budget-macs and --min-accuracy" in said
     error = stepwell("predict", "runs/dynamic", "photos", "--budget-macs", "10").err
     assert "error: no price gives 10 MACs an image: they reach from " in error
 

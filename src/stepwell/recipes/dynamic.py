@@ -145,7 +145,7 @@ def measure_dynamic(
         "classes": {name: _shares(net.names, who) for name, who in by_class.items()},
         "cost": mean / float(macs.max()),
         "price": float(net.price),
-        "budgets": [budget._asdict() for budget in net.budgets],
+        "budgets": [b._asdict() | {"shares": list(b.shares)} for b in net.budgets],
         "unpriced": {
             "accuracy": free.double().mean().item(),
             "cost": float(macs[seen.unpriced].mean() / macs.max()),
