@@ -25,7 +25,13 @@ from stepwell.claims.drnet import (
     dynamic,
     random,
 )
-from stepwell.claims.drnet_arms import at_its_cost, best_cascade, best_mixture, two_scales
+from stepwell.claims.drnet_arms import (
+    at_its_cost,
+    auc_of_need,
+    best_cascade,
+    best_mixture,
+    two_scales,
+)
 from stepwell.claims.judging import judge
 from stepwell.claims.study import slug
 from stepwell.claims.verify import verify_system
@@ -137,6 +143,22 @@ def test_controls_are_what_they_are_called():
     assert found["line, own"] > found["random, own"]
 
 
+def test_need_of_full_size_is_told_by_pairs():
+    """The share of pairs of an image that needs it and one that does not which a score has in order."""
+    generator = torch.Generator().manual_seed(3)
+    seen = observed(generator, 60)
+    score = torch.randn(60, generator=generator).round(decimals=1)
+    small, full = ((seen.logits[n].argmax(1) == seen.labels).tolist() for n in ("16", "32"))
+    needs = [f and not s for f, s in zip(full, small, strict=True)]
+    pairs = [
+        (a > b) + 0.5 * (a == b)
+        for a, yes in zip(score.tolist(), needs, strict=True) if yes
+        for b, other in zip(score.tolist(), needs, strict=True) if not other
+    ]  # fmt: skip
+    assert auc_of_need(score, seen, ORDER) == pytest.approx(sum(pairs) / len(pairs))
+    assert auc_of_need(torch.tensor(needs).double(), seen, ORDER) == 1
+
+
 def test_a_mixture_may_leave_a_bad_resolution_out():
     costs = torch.tensor([0.2, 0.6, 1.0])
     straight = torch.tensor([0.5, 0.7, 0.9])
@@ -195,7 +217,8 @@ def test_claims_are_judged_by_their_rules():
 
     def result(seed, cost=0.5):
         keys = (
-            "accuracy", "at 1", "random", "random, own", "line", "line, own", "cascade", "auc"
+            "accuracy", "at 1", "random", "random, own", "line", "line, own", "cascade", "auc",
+            "auc of doubt",
         )  # fmt: skip
         costs = {"sampled cost": cost, "unpriced cost": 0.9}
         test = dict.fromkeys(keys, 0.6 + seed / 1000) | costs

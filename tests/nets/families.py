@@ -50,14 +50,14 @@ def small_convnext(blocks: Sequence[int]) -> ConvNeXt:
     return ConvNeXt(setting, stochastic_depth_prob=0.3, layer_scale=0.5, num_classes=5)
 
 
-def small_vit(blocks: Sequence[int]) -> VisionTransformer:
-    return VisionTransformer(16, 8, blocks[0], 2, 16, 32, num_classes=5, dropout=0.2)
+def small_vit(blocks: Sequence[int], size: int = 16) -> VisionTransformer:
+    return VisionTransformer(size, 8, blocks[0], 2, 16, 32, num_classes=5, dropout=0.2)
 
 
-def small_deit(blocks: Sequence[int]) -> nn.Module:
+def small_deit(blocks: Sequence[int], size: int = 16) -> nn.Module:
     return timm.create_model(
         "deit_tiny_patch16_224",
-        img_size=16, patch_size=8, embed_dim=16, num_heads=2, depth=blocks[0], num_classes=5,
+        img_size=size, patch_size=8, embed_dim=16, num_heads=2, depth=blocks[0], num_classes=5,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A nested net at several resolutions: shared weights, private norms."""
+"""A nested net at several resolutions: shared weights, private norms, positions of their own."""
 
 from copy import deepcopy
 
@@ -13,13 +13,21 @@ from stepwell.nets.plan import is_norm
 from stepwell.nets.resolution import Resolutions, resize
 
 EXACT = {"rtol": 0, "atol": 0}
-#: Those that are made for one size cannot run at another.
 ANY_SIZE = ["vgg", "convnext", "timm resnetv2", "mixed"]
+#: Those that are made for one size are made again for another.
+MADE_FOR_ONE = ["vit", "deit"]
 
 
-@pytest.fixture(params=ANY_SIZE, scope="module")
+@pytest.fixture(params=[*ANY_SIZE, *MADE_FOR_ONE], scope="module")
 def family(request):
     return FAMILIES[request.param]
+
+
+def plain(family, size):
+    """A plain network of the family that takes images of this size."""
+    if family in [FAMILIES[name] for name in MADE_FOR_ONE]:
+        return family.make(family.blocks, size)
+    return family.make(family.blocks)
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +48,14 @@ def x(family):
 
 def several(family):
     """At the family's size and at twice as much, every norm with values of its own."""
-    module = lively(family.make(family.blocks))
-    net = lively(nest(module, family.stages, family.subnets, input_size=family.input_size))
     size = family.input_size[-1]
-    found = Resolutions(net, (size, 2 * size))
+    full = (3, 2 * size, 2 * size)
+    net = lively(
+        nest(lively(plain(family, 2 * size)), family.stages, family.subnets, input_size=full)
+    )
+    fixed = family in [FAMILIES[name] for name in MADE_FOR_ONE]
+    made_for = (lambda size: plain(family, size)) if fixed else None
+    found = Resolutions(net, (size, 2 * size), made_for=made_for)
     lively(found.own_norms)
     return found
 
@@ -57,9 +69,9 @@ def test_each_resolution_is_the_plain_network_with_its_own_norms(family, made, x
     assert own.keys() < shared.keys()
     assert own
     for size, state in ((large, shared), (small, shared | own)):
-        plain = family.make(family.blocks).eval()
-        plain.load_state_dict(state)
-        assert_close(made(x, size), plain(resize(x, size)), **EXACT)
+        alone = plain(family, size).eval()
+        alone.load_state_dict(state)
+        assert_close(made(x, size), alone(resize(x, size)), **EXACT)
     assert_close(made(x), made(x, large), **EXACT)
 
 
@@ -78,7 +90,8 @@ def test_everything_is_registered_once_and_only_norms_twice(made):
     ids = [id(v) for v in made.state_dict(keep_vars=True).values()]
     assert len(ids) == len(set(ids))
     of_norms = sum(p.numel() for norm in norms for p in norm.parameters())
-    assert sum(p.numel() for p in made.parameters()) == of_norms + sum(
+    of_positions = sum(p.numel() for part in made.own_parts for p in part.parameters())
+    assert sum(p.numel() for p in made.parameters()) == of_norms + of_positions + sum(
         p.numel() for p in net.parameters()
     )
     reached = {id(p) for size in made.sizes for d in net.depths for p in made.at(size).parameters()}
@@ -155,6 +168,42 @@ def test_subnets_keep_their_own_norms_at_first():
     for depth in net.depths:
         assert_close(made.at(8)(x, depth), net(x, depth), **EXACT)
     assert made.at(8).status == net.status
+
+
+@pytest.mark.parametrize("name", MADE_FOR_ONE)
+def test_positions_are_interpolated_and_then_their_own(name):
+    """Of 4×4 patches to 2×2; the class token's stays, and blocks are the very same modules."""
+    family = FAMILIES[name]
+    net = nest(plain(family, 32), family.stages, {}, input_size=(3, 32, 32))
+    made = Resolutions(net, (32, 16), made_for=lambda size: plain(family, size))
+    (large,) = [k for k in net.module.state_dict() if "pos_emb" in k]
+    before, after = net.tensors()[large], made.own_tensors()[f"16/{large}"]
+    assert (before.shape[1], after.shape[1]) == (17, 5)
+    assert_close(after[:, 0], before[:, 0], **EXACT)
+    square = before[:, 1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+    halved = nn.functional.interpolate(square, (2, 2), mode="bicubic", antialias=True)
+    assert_close(after[:, 1:], halved.permute(0, 2, 3, 1).reshape(1, 4, -1))
+    small = made.at(16)
+    assert any(a is b for a, b in zip(net.module.modules(), small.module.modules(), strict=True))
+    made(torch.randn(2, 3, 32, 32), 16).sum().backward()
+    gradients = {n: p.grad is not None for n, p in made.named_parameters() if "pos_emb" in n}
+    assert sorted(gradients.values()) == [False, True]  # of each size's own
+
+
+def test_networks_by_name_are_made_for_each_size():
+    net = build("timm/vit_tiny_patch16_224", ["1"], num_classes=5, img_size=32)
+    made = Resolutions(net, (32, 16))
+    assert made(torch.randn(2, 3, 32, 32), 16, "1").shape == (2, 5)
+    with pytest.raises(ValueError, match="use private norms"):
+        Resolutions(net, (32, 16), norms="shared")
+    with pytest.raises(ValueError, match=r"pos_embed depends on .* from \(1, 5, 192\) to"):
+        Resolutions(net, (32, 8))
+
+
+def test_what_else_depends_on_the_size_is_refused():
+    net = build("timm/swin_tiny_patch4_window7_224", num_classes=5, img_size=64)
+    with pytest.raises(ValueError, match="relative_position_bias_table depends on the size"):
+        Resolutions(net, (64, 32))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from stepwell import cli
 from stepwell.cost import count_macs
+from stepwell.export import Sample, export_dynamic
 from stepwell.nets.dynamic import Always
 from stepwell.nets.dynamic_file import is_dynamic, load_dynamic, save_dynamic
 from stepwell.nets.file import load, read_beside, rewrite_card, save
@@ -157,6 +158,23 @@ def test_depths_and_resolutions_together(tmp_path):
     assert set(net.net.net.status.values()) == {"trained"}
 
 
+def test_a_vision_transformer_has_positions_for_each_resolution(tmp_path):
+    options = {"net": "timm/deit_tiny_patch16_224", "sizes": (32, 16), "depths": ("1",)}
+    first = drnet(out=tmp_path / "run", **FEW | options)
+    net = load_dynamic(tmp_path / "run" / "net.safetensors")
+    shapes = {
+        n: v.shape[1] for n, v in net.state_dict().items() if "pos_embed" in n or "own_parts" in n
+    }
+    assert sorted(shapes.values()) == [2, 5]  # of 1 and of 4 patches, and the class token
+    assert set(first["costs"]) == {"dynamic", "1@16", "12@16", "1@32", "12@32"}
+    drnet(out=tmp_path / "next", init=tmp_path / "run", **FEW | options, schedule="imitate")
+    after = load_dynamic(tmp_path / "next" / "net.safetensors")
+    for name, value in net.net.own_tensors().items():
+        assert_close(after.net.own_tensors()[name], value, rtol=0, atol=0)
+    result = export_dynamic(net, tmp_path / "export", Sample(torch.randn(4, 3, 32, 32), "noise"))
+    assert result["parity"]["same_choice"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -164,6 +182,10 @@ def test_depths_and_resolutions_together(tmp_path):
         ({"sizes": (8, 8)}, "the resolution of 8 pixels is named twice"),
         ({"sizes": (8, 3)}, "images of 3 pixels are smaller than the network's stride of 4"),
         ({"sizes": (8, 4), "size": 16}, "--size 16: the largest of --sizes is 8"),
+        (
+            {"net": "timm/deit_tiny_patch16_224", "sizes": (32, 8)},
+            r"--sizes 32 8: pos_embed .* from \(1, 5, 192\) to",
+        ),
         ({"target": 0.2}, "a target of 0.2 .* the cheapest choice has 0.257, the costliest 1"),
     ],
 )

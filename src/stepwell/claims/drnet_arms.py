@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from stepwell.data import load_images
+from stepwell.data import Batches, load_images
 from stepwell.evaluation.cascade import Goal, Outcome, better, find_thresholds, outcome_of
 from stepwell.files import config_of, write_whole
 from stepwell.methods.drnet import Mixing
@@ -149,7 +149,7 @@ def planted(
     numbers = {
         "accuracy": result["test"][f"{DYNAMIC}/accuracy"],
         "unpriced cost": result["drnet"]["unpriced"]["cost"],
-        "auc": _auc(net, parts.test, seen, order),
+        "auc": auc_of_need(preference(net, parts.test), seen, order),
     } | {name: found[name] for name in ("cost", "line, own")}
     return {"test": numbers} | {k: result[k] for k in ("seconds", "cpu_seconds")}
 
@@ -196,7 +196,8 @@ def controls(
         thresholds is what is best at this cost on validation images; and "cascade cost", those of all
         resolutions that were run;
         "auc": how well the chooser's preference for full size over the cheapest choice tells the images
-        that `fixed` has right at full size alone from the others.
+        that `fixed` has right at full size alone from the others; "auc of doubt", the same of the doubt
+        of `fixed` itself at the cheapest choice, a whole run of which it takes.
 
     Raises:
         ValueError: the runs have no validation part.
@@ -219,7 +220,9 @@ def controls(
     costs = (macs / macs.max()).flip(0)  # cheap to dear, as the rows of `order`
     found = at_its_cost(seen["fixed"], seen["dynamic"], seen["random"], order, costs)
     found |= best_cascade(seen["fixed"], validation, order, costs, found["cost"])
-    found["auc"] = _auc(nets["dynamic"], parts.test, seen["fixed"], order)
+    found["auc"] = auc_of_need(preference(nets["dynamic"], parts.test), seen["fixed"], order)
+    doubt = -top_probability(seen["fixed"].logits[order[0]])
+    found["auc of doubt"] = auc_of_need(doubt, seen["fixed"], order)
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "controls.json", json.dumps(found, indent=1).encode())
     return {
@@ -303,10 +306,21 @@ def best_cascade(
 
 
 @torch.inference_mode()
-def _auc(net: DynamicNet, test: Any, fixed: Observed, order: Sequence[str]) -> float:
+def preference(net: DynamicNet, test: Batches) -> Tensor:
+    """How much more the chooser scores full size than the cheapest choice, of each image."""
     scores = torch.cat([net.chooser(images) for images, _ in test])
-    right = _right(fixed, order)
+    return scores[:, 0] - scores[:, -1]
+
+
+def auc_of_need(score: Tensor, seen: Observed, order: Sequence[str]) -> float:
+    """How well a score tells the images that are right at full size alone: the area under its ROC.
+
+    Args:
+        score: of each image.
+        order: the choices, cheap to dear; an image that is right at the cheapest needs no other.
+    """
+    right = _right(seen, order)
     needs = right[-1] & ~right[0]
     if not needs.any() or needs.all():
         return 0.5
-    return float(roc_auc_score(needs.numpy(), (scores[:, 0] - scores[:, -1]).numpy()))
+    return float(roc_auc_score(needs.numpy(), score.numpy()))

@@ -2,18 +2,21 @@
 
 Activations at another resolution have other statistics, so each resolution has private norms
 ("resolution-aware BN"), those of every sub-net included, while convolutions and classifier are shared.
+A network that is made for one size, as ViTs are, is made for each, with positions of its own.
 Nothing is switched by a flag: each resolution has a nested net of its own, made of the shared modules.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from stepwell.nets import build, builder_of
 from stepwell.nets.nested import NestedNet, NormSharing
-from stepwell.nets.plan import fork
+from stepwell.nets.plan import fork, join
 from stepwell.nets.reading import read
+from stepwell.nets.sized import resized
 from stepwell.types import Images, Logits
 
 
@@ -31,13 +34,21 @@ class Resolutions(nn.Module):
         net: the nested net; it is the one at the largest size, and its weights are shared.
         sizes: height and width of the input in pixels.
         norms: "private" to each resolution; "shared" is the ablation.
+        made_for: makes the full net, a plain module, for the size it is called with, if each is made
+            for one size. Networks with a name (`build`) know that themselves.
 
     Raises:
-        ValueError: a size is no positive number, or is named twice.
+        ValueError: a size is no positive number, is named twice, or one that no network is made for;
+            shared norms of networks that are made for one size.
     """
 
     def __init__(
-        self, net: NestedNet, sizes: Sequence[int], *, norms: NormSharing = "private"
+        self,
+        net: NestedNet,
+        sizes: Sequence[int],
+        *,
+        norms: NormSharing = "private",
+        made_for: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         check_sizes(sizes)
@@ -45,12 +56,19 @@ class Resolutions(nn.Module):
         self.net = net
         self.norm_sharing = norms
         self.own_norms = nn.ModuleList()
+        self.own_parts = nn.ModuleList()
+        self._made_for = made_for or _maker(net)
+        if self._made_for and norms == "shared":
+            raise ValueError(
+                "shared norms are of networks that take images of any size, and this one is made for "
+                "one: use private norms"
+            )
         # Plain containers, so that nothing is registered (or saved) twice.
         self._nets = {self.sizes[0]: net}
         self._names: dict[int, frozenset[str]] = {self.sizes[0]: frozenset()}
         for size in self.sizes[1:]:
             self._nets[size], self._names[size] = (
-                (net, frozenset()) if norms == "shared" else self._twin()
+                (net, frozenset()) if norms == "shared" else self._twin(size)
             )
 
     def at(self, size: int) -> NestedNet:
@@ -109,21 +127,42 @@ class Resolutions(nn.Module):
         stored = self.at(size).stored_names(depth)
         return {k: f"{size}/{name}" if name in own else name for k, name in stored.items()}
 
-    def _twin(self) -> tuple[NestedNet, frozenset[str]]:
-        """The nested net with norms of its own, copies of the present ones; and the names of these."""
-        net, norms = self.net, dict[str, nn.Module]()
-        module = fork(net.module, norms, "")
+    def _twin(self, size: int) -> tuple[NestedNet, frozenset[str]]:
+        """The nested net with norms of its own, copies of the present ones; and the names of these.
+
+        So is what else depends on the size.
+        """
+        net, norms, parts = self.net, dict[str, nn.Module](), dict[str, nn.Module]()
+        module = net.module
+        if self._made_for is not None:
+            made = self._made_for(size).to(next(module.parameters()))
+            module = resized(module, made, parts)
+        module = fork(module, norms, "")
         plan = read(module, net.plan.stages)
         twin = NestedNet(module, plan, net.subnets, net.full, norms=net.norm_sharing)
         for depth in net.subnets:
-            twin.load_depth(depth, net.subnet(depth).state_dict())
+            there = twin.subnet(depth).state_dict()
+            state = net.subnet(depth).state_dict().items()
+            twin.load_depth(depth, {n: v for n, v in state if v.shape == there[n].shape})
         for depth, status in net.status.items():
             twin.mark(status, depth)
         twin.builder, twin.card = net.builder, net.card
         twin.train(net.training)
         self.own_norms.extend([*norms.values(), *twin.private_norms])
-        own = {f"{name}.{key}" for name, norm in norms.items() for key in norm.state_dict()}
+        self.own_parts.extend(parts.values())
+        own = {join(name, k) for name, part in (norms | parts).items() for k in part.state_dict()}
         return twin, frozenset(own | {n for n in twin.tensors() if n.startswith("depths/")})
+
+
+def _maker(net: NestedNet) -> Callable[[int], nn.Module] | None:
+    """Makes the full net of `net` for another size, if it has a name and is made for one size."""
+    if net.builder is None:
+        return None
+    name, arguments = net.builder
+    argument = builder_of(name).size_argument
+    if argument is None:
+        return None
+    return lambda size: build(name, **arguments | {argument: size}).module
 
 
 def check_sizes(sizes: Sequence[int]) -> None:

@@ -211,12 +211,12 @@ def _dynamic(
     """
     shares = dict.fromkeys(max(1, round(share * full)) for share in SHARES)
     sizes = arguments["sizes"] or tuple(shares)
-    for size in sizes:
-        try:
-            check_size(nested, size)
-        except ValueError as error:
-            raise ValueError(f"--sizes {size}: {error}") from error
-    net = Resolutions(nested, sizes, norms=arguments["norms"])
+    try:
+        net = Resolutions(nested, sizes, norms=arguments["norms"])
+        for size in net.sizes:
+            check_size(net.at(size), size)
+    except ValueError as error:
+        raise ValueError(f"--sizes {' '.join(map(str, sizes))}: {error}") from error
     choices = [Choice(depth, size) for size in net.sizes for depth in reversed(nested.depths)]
     few, alone = len(choices), arguments["schedule"] == "resolutions"
     chooser = Always(few) if alone else Chooser(few, max(1, full // 2))
