@@ -80,6 +80,18 @@ def test_the_numbers_are_those_of_the_network_in_the_file(trained):
     assert_close(net.costs, torch.tensor([s + chooser for s in sizes]) / (sizes[0] + chooser))
 
 
+def test_pictures_of_a_choice_are_spread_over_its_images(trained):
+    out, _ = trained
+    with np.load(out / "predictions.npz") as arrays:
+        who, kept, pixels = (arrays[k] for k in ("choice", "choice_index", "choice_images"))
+    _, test = batches_of(out)
+    assert (pixels == test.images.pixels[kept].permute(0, 2, 3, 1).numpy()).all()
+    for i in np.unique(who):
+        made, shown = np.flatnonzero(who == i), kept[who[kept] == i]
+        assert len(set(shown)) == min(len(made), 12)
+        assert (shown[0], shown[-1]) == (made[0], made[-1])
+
+
 def test_the_file_is_that_of_a_nested_net_with_the_rest_beside_it(trained, tmp_path):
     out, _ = trained
     file = out / "net.safetensors"

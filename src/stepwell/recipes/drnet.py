@@ -365,9 +365,13 @@ def finish_dynamic(task: Task, net: DynamicNet) -> dict[str, Any]:
 
 
 def _pictures(test: Batches, seen: Observed) -> dict[str, np.ndarray]:
-    """Each test image's choice, and for the report the first images of every choice."""
-    indices = [(seen.who == i).nonzero().flatten()[:PICTURES] for i in seen.who.unique().tolist()]
-    chosen = torch.cat(indices)
+    """Each test image's choice, and for the report some images of every choice.
+
+    They are spread over all that made it: images often stand in the order of their classes.
+    """
+    indices = [(seen.who == i).nonzero().flatten() for i in seen.who.unique().tolist()]
+    spread = [torch.linspace(0, len(i) - 1, min(len(i), PICTURES)).round().long() for i in indices]
+    chosen = torch.cat([i[kept] for i, kept in zip(indices, spread, strict=True)])
     return {
         "choice": seen.who.numpy(),
         "choice_index": chosen.numpy(),

@@ -67,7 +67,7 @@ def _speed(found: Mapping[str, Any]) -> str:
         for row in map(as_mapping, speed)
     ]
     head = ("batch", "images/s", "always at full size", "speed-up", "by MACs")
-    return table(head, rows) if rows else ""
+    return f"<p>By the clock:</p>\n{table(head, rows)}" if rows else ""
 
 
 def _histogram(found: Mapping[str, Any]) -> str | None:
