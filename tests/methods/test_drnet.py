@@ -181,6 +181,10 @@ def test_random_choices_cost_the_target_and_teach_the_chooser_nothing(batch):
     assert float(costs.mean()) == pytest.approx(0.4, abs=0.04)
     spent[-1].loss.backward()
     assert all(p.grad is None for p in net.chooser.parameters())
+    objective.to("meta")  # on another device, too
+    tensors = [v for v in vars(objective).values() if isinstance(v, torch.Tensor)]
+    assert all(v.is_meta for v in [*objective.buffers(), *tensors])
+    assert len(list(objective.buffers())) > len(list(net.buffers()))
 
 
 @pytest.mark.parametrize("target", [0.25, 0.3, 0.6, 0.6033, 0.9, 1.0])

@@ -118,6 +118,15 @@ def test_a_budget_of_time_is_of_the_shares_of_choices():
     assert float(net.price) == 3.0
 
 
+def test_a_choice_that_is_held_has_no_budgets():
+    net = dynamic()
+    net.budgets = (Budget(3.0, 1e6, 0.7),)
+    net.hold("12")
+    assert net.choose(torch.randn(2, 3, 16, 16)).tolist() == [1, 1]
+    with pytest.raises(ValueError, match="does not know what its prices come to"):
+        net.for_budget(macs=1e9)
+
+
 def test_the_chooser_costs_what_its_layers_do_and_next_to_nothing():
     chooser = Chooser(3, 16)
     macs = count_macs(chooser, torch.zeros(1, 3, 32, 32))

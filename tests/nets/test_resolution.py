@@ -1,8 +1,10 @@
 """A nested net at several resolutions: shared weights, private norms, positions of their own."""
 
+import pickle
 from copy import deepcopy
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.testing import assert_close
@@ -172,7 +174,7 @@ def test_subnets_keep_their_own_norms_at_first():
 
 @pytest.mark.parametrize("name", MADE_FOR_ONE)
 def test_positions_are_interpolated_and_then_their_own(name):
-    """Of 4×4 patches to 2×2; the class token's stays, and blocks are the very same modules."""
+    """Of 4×4 patches to 2×2; the class token's stays, and all else but norms is shared."""
     family = FAMILIES[name]
     net = nest(plain(family, 32), family.stages, {}, input_size=(3, 32, 32))
     made = Resolutions(net, (32, 16), made_for=lambda size: plain(family, size))
@@ -183,8 +185,11 @@ def test_positions_are_interpolated_and_then_their_own(name):
     square = before[:, 1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
     halved = nn.functional.interpolate(square, (2, 2), mode="bicubic", antialias=True)
     assert_close(after[:, 1:], halved.permute(0, 2, 3, 1).reshape(1, 4, -1))
-    small = made.at(16)
-    assert any(a is b for a, b in zip(net.module.modules(), small.module.modules(), strict=True))
+    small = dict(made.at(16).module.named_parameters())
+    norms = {n for n, m in net.module.named_modules() if is_norm(m)}
+    for n, parameter in net.module.named_parameters():
+        own = n == large or n.rpartition(".")[0] in norms
+        assert (small[n] is parameter) is not own, n
     made(torch.randn(2, 3, 32, 32), 16).sum().backward()
     gradients = {n: p.grad is not None for n, p in made.named_parameters() if "pos_emb" in n}
     assert sorted(gradients.values()) == [False, True]  # of each size's own
@@ -196,6 +201,7 @@ def test_networks_by_name_are_made_for_each_size():
     assert made(torch.randn(2, 3, 32, 32), 16, "1").shape == (2, 5)
     with pytest.raises(ValueError, match="use private norms"):
         Resolutions(net, (32, 16), norms="shared")
+    assert Resolutions(net, (32,), norms="shared").at(32) is net
     with pytest.raises(ValueError, match=r"pos_embed depends on .* from \(1, 5, 192\) to"):
         Resolutions(net, (32, 8))
 
@@ -204,6 +210,58 @@ def test_what_else_depends_on_the_size_is_refused():
     net = build("timm/swin_tiny_patch4_window7_224", num_classes=5, img_size=64)
     with pytest.raises(ValueError, match="relative_position_bias_table depends on the size"):
         Resolutions(net, (64, 32))
+    with pytest.raises(
+        ValueError, match="is made for images of 64 pixels, and the largest .* is 48"
+    ):
+        Resolutions(net, (48, 32))
+
+
+class Table(nn.Module):
+    """Whose block has a table of its input's size, saved or not; and an RNN, of lists of tensors."""
+
+    def __init__(self, size, persistent):
+        super().__init__()
+        self.body = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1)))
+        self.body[0].register_buffer("table", torch.arange(float(size)), persistent=persistent)
+        self.body[0].size = size
+        self.unused = nn.LSTM(4, 2)
+        self.out = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.out(self.body(x).mean((2, 3)))
+
+
+def test_buffers_that_depend_on_the_size_are_its_own_if_nobody_saves_them():
+    net = nest(Table(16, False), ["body"], {}, input_size=(3, 16, 16))
+    made = Resolutions(net, (16, 8), made_for=lambda size: Table(size, False))
+    block = made.at(8).module.body[0]
+    assert (len(block.table), block.size) == (8, 8)
+    assert block[0] is net.module.body[0][0]
+    assert not made.own_tensors()
+    twin = deepcopy(made).double()  # which replaces buffers
+    assert {b.dtype for s in (16, 8) for b in twin.at(s).module.buffers()} == {torch.float64}
+    assert len(twin.at(8).module.body[0].table) == 8
+    net = nest(Table(16, True), ["body"], {}, input_size=(3, 16, 16))
+    with pytest.raises(ValueError, match=r"body.0.table depends on .* from \(16,\) to \(8,\)"):
+        Resolutions(net, (16, 8), made_for=lambda size: Table(size, True))
+
+
+def test_a_swin_of_equal_windows_runs_at_both_sizes():
+    def swin(size):
+        return timm.create_model(
+            "swin_tiny_patch4_window7_224", img_size=size, num_classes=5, embed_dim=8, depths=(2, 2),
+            num_heads=(1, 2),
+        )  # fmt: skip
+
+    stages = ("layers.0.blocks", "layers.1.blocks")
+    net = lively(nest(lively(swin(112)), stages, {}, input_size=(3, 112, 112)))
+    made = lively(Resolutions(net, (112, 56), made_for=swin)).eval()
+    x = torch.randn(2, 3, 56, 56)
+    alone = swin(56).eval()
+    alone.load_state_dict(net.tensors() | {k[3:]: v for k, v in made.own_tensors().items()})
+    assert_close(made(x, 56), alone(x), **EXACT)
+    again = pickle.loads(pickle.dumps(made))
+    assert_close(again(x, 56), alone(x), **EXACT)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,16 @@ import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
+from torchvision.models.vision_transformer import VisionTransformer
 
 from stepwell import cli
 from stepwell.cost import count_macs
 from stepwell.export import Sample, export_dynamic
-from stepwell.nets.dynamic import Always
+from stepwell.nets import nest
+from stepwell.nets.dynamic import Always, Choice, Chooser, DynamicNet
 from stepwell.nets.dynamic_file import is_dynamic, load_dynamic, save_dynamic
 from stepwell.nets.file import load, read_beside, rewrite_card, save
+from stepwell.nets.resolution import Resolutions
 from stepwell.recipes.drnet import drnet
 from stepwell.recipes.parts import batches_of
 from stepwell.recipes.supervised import supervised
@@ -136,6 +139,24 @@ def test_a_run_of_the_same_resolutions_brings_its_first_phase(trained, tmp_path)
     assert phases(tmp_path / "other") == ["resolutions", "joint"]
 
 
+def test_a_network_of_ones_own_comes_back_with_its_maker(tmp_path):
+    def made(size=16):
+        return VisionTransformer(size, 8, 2, 2, 16, 32, num_classes=5)
+
+    nested = nest(made(), ["encoder.layers"], {}, input_size=(3, 16, 16))
+    net = DynamicNet(
+        Resolutions(nested, (16, 8), made_for=made),
+        [Choice("full", 16), Choice("full", 8)], Chooser(2, 8),
+    ).eval()  # fmt: skip
+    file = save_dynamic(net, tmp_path / "own.safetensors")
+    again = load_dynamic(file, made, made_for=made)
+    x = torch.randn(4, 3, 16, 16)
+    for name, logits in net.logits_by_choice(x).items():
+        assert_close(again.logits_by_choice(x)[name], logits, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="give load"):
+        load_dynamic(file)
+
+
 def test_a_plain_network_may_be_the_start(tmp_path):
     supervised(out=tmp_path / "plain", **FEW)
     results = drnet(out=tmp_path / "run", init=tmp_path / "plain", **FEW)
@@ -196,7 +217,11 @@ def test_a_vision_transformer_has_positions_for_each_resolution(tmp_path):
         ({"sizes": (8, 4), "size": 16}, "--size 16: the largest of --sizes is 8"),
         (
             {"net": "timm/deit_tiny_patch16_224", "sizes": (32, 8)},
-            r"--sizes 32 8: pos_embed .* from \(1, 5, 192\) to",
+            r"pos_embed .* from \(1, 5, 192\) to",
+        ),
+        (
+            {"net": "timm/deit_tiny_patch16_224", "sizes": (48, 40)},
+            "--sizes 40: images of 40 pixels are no multiple of the patches' 16, .*: use 32 or 48",
         ),
         ({"target": 0.2}, "a target of 0.2 .* the cheapest choice has 0.257, the costliest 1"),
     ],

@@ -134,7 +134,9 @@ class DynamicResolution(Objective):
         self.mixing = mixing
         self.explore = explore
         self.label_smoothing = label_smoothing
-        self._even = even_shares(costs, target).to(net.costs)
+        self._even: Tensor
+        even = even_shares(costs, target).to(net.costs)
+        self.register_buffer("_even", even, persistent=False)
 
     def training_step(self, batch: Batch) -> Step:
         """The loss of one batch, and the share of images that each choice has."""

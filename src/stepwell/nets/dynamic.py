@@ -203,7 +203,7 @@ class DynamicNet(nn.Module):
         return found
 
     def hold(self, name: str) -> None:
-        """Make one choice for all images from now on.
+        """Make one choice for all images from now on; budgets are of the chooser, which is gone.
 
         Raises:
             ValueError: no choice of that name.
@@ -212,6 +212,7 @@ class DynamicNet(nn.Module):
             raise ValueError(f"no choice {name!r}; there are {', '.join(self.names)}")
         self.chooser = Always(len(self.choices), self.names.index(name))
         self.price.zero_()
+        self.budgets = ()
 
     def choose(self, x: Images) -> Which:
         """The index of each image's choice."""

@@ -1,6 +1,9 @@
 """The file of a dynamic network: that of its nested net, with the rest beside it."""
 
+from collections.abc import Callable
 from pathlib import Path
+
+from torch import nn
 
 from stepwell.nets.dynamic import Always, Budget, Choice, Chooser, DynamicNet
 from stepwell.nets.file import Beside, load, read_beside, save
@@ -33,8 +36,17 @@ def save_dynamic(net: DynamicNet, path: str | Path) -> Path:
     return save(nested.net, path, beside=Beside(about, tensors))
 
 
-def load_dynamic(path: str | Path) -> DynamicNet:
+def load_dynamic(
+    path: str | Path,
+    module: Callable[[], nn.Module] | None = None,
+    *,
+    made_for: Callable[[int], nn.Module] | None = None,
+) -> DynamicNet:
     """Read a dynamic network, in eval mode, from a file that `save_dynamic` wrote.
+
+    Args:
+        module: as for `load`: makes the full net anew, where it is a module of the caller's own.
+        made_for: as for `Resolutions`.
 
     Raises:
         FileNotFoundError, ValueError: as for `load`; or the file holds one resolution only.
@@ -45,7 +57,9 @@ def load_dynamic(path: str | Path) -> DynamicNet:
             f"{path} holds a network of one resolution: `stepwell train drnet` trains one of several"
         )
     about, tensors = beside
-    nested = Resolutions(load(path), about["sizes"], norms=about["norms"])
+    nested = Resolutions(
+        load(path, module), about["sizes"], norms=about["norms"], made_for=made_for
+    )
     choices = [Choice(*choice) for choice in about["choices"]]
     few = len(choices)
     held, looks_at = about.get("always") or 0, about["chooser"]

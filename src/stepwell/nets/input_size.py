@@ -12,8 +12,16 @@ def check_size(net: NestedNet, size: int) -> None:
     """Refuse images that the network's strides leave nothing of, or that it cannot take.
 
     Raises:
-        ValueError: `size` is smaller than the product of the strides; the network does not run on it.
+        ValueError: `size` is smaller than the product of the strides, or no multiple of a ViT's
+            patches, which would leave a border of the images out; the network does not run on it.
     """
+    patch = patch_of(net)
+    if size % patch:
+        below = max(patch, size // patch * patch)
+        raise ValueError(
+            f"images of {size} pixels are no multiple of the patches' {patch}, so a border would be "
+            f"left out: use {below} or {below + patch}"
+        )
     twin = deepcopy(net).to("meta").eval()  # shapes without arithmetic
 
     @torch.no_grad()
@@ -44,3 +52,11 @@ def check_size(net: NestedNet, size: int) -> None:
         raise ValueError(
             f"the network does not run on images of {size} pixels: {reason}"
         ) from error
+
+
+def patch_of(net: NestedNet) -> int:
+    """Height and width of the patches that a network cuts its images into; 1 where it cuts none."""
+    if not (net.builder and builder_of(net.builder[0]).size_argument):
+        return 1  # convolutions may pad what is left over
+    sizes = (getattr(module, "patch_size", 1) for module in net.module.modules())
+    return max(max(size) if isinstance(size, tuple) else int(size) for size in sizes)

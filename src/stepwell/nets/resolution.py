@@ -31,7 +31,8 @@ class Resolutions(nn.Module):
     """A nested net that runs at several input sizes.
 
     Args:
-        net: the nested net; it is the one at the largest size, and its weights are shared.
+        net: the nested net; it is the one at the largest size (and made for that, if for one), and its
+            weights are shared.
         sizes: height and width of the input in pixels.
         norms: "private" to each resolution; "shared" is the ablation.
         made_for: makes the full net, a plain module, for the size it is called with, if each is made
@@ -39,7 +40,7 @@ class Resolutions(nn.Module):
 
     Raises:
         ValueError: a size is no positive number, is named twice, or one that no network is made for;
-            shared norms of networks that are made for one size.
+            `net` is made for another than the largest; shared norms of networks made for one size.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class Resolutions(nn.Module):
         self.norm_sharing = norms
         self.own_norms = nn.ModuleList()
         self.own_parts = nn.ModuleList()
-        self._made_for = made_for or _maker(net)
-        if self._made_for and norms == "shared":
+        made_for = made_for or _maker(net, self.sizes[0])
+        if made_for and norms == "shared" and len(sizes) > 1:
             raise ValueError(
                 "shared norms are of networks that take images of any size, and this one is made for "
                 "one: use private norms"
@@ -68,7 +69,7 @@ class Resolutions(nn.Module):
         self._names: dict[int, frozenset[str]] = {self.sizes[0]: frozenset()}
         for size in self.sizes[1:]:
             self._nets[size], self._names[size] = (
-                (net, frozenset()) if norms == "shared" else self._twin(size)
+                (net, frozenset()) if norms == "shared" else self._twin(size, made_for)
             )
 
     def at(self, size: int) -> NestedNet:
@@ -127,15 +128,17 @@ class Resolutions(nn.Module):
         stored = self.at(size).stored_names(depth)
         return {k: f"{size}/{name}" if name in own else name for k, name in stored.items()}
 
-    def _twin(self, size: int) -> tuple[NestedNet, frozenset[str]]:
+    def _twin(
+        self, size: int, made_for: Callable[[int], nn.Module] | None
+    ) -> tuple[NestedNet, frozenset[str]]:
         """The nested net with norms of its own, copies of the present ones; and the names of these.
 
-        So is what else depends on the size.
+        What else depends on the size is its own, too.
         """
         net, norms, parts = self.net, dict[str, nn.Module](), dict[str, nn.Module]()
         module = net.module
-        if self._made_for is not None:
-            made = self._made_for(size).to(next(module.parameters()))
+        if made_for is not None:
+            made = made_for(size).to(next(module.parameters()))
             module = resized(module, made, parts)
         module = fork(module, norms, "")
         plan = read(module, net.plan.stages)
@@ -154,7 +157,7 @@ class Resolutions(nn.Module):
         return twin, frozenset(own | {n for n in twin.tensors() if n.startswith("depths/")})
 
 
-def _maker(net: NestedNet) -> Callable[[int], nn.Module] | None:
+def _maker(net: NestedNet, largest: int) -> Callable[[int], nn.Module] | None:
     """Makes the full net of `net` for another size, if it has a name and is made for one size."""
     if net.builder is None:
         return None
@@ -162,6 +165,11 @@ def _maker(net: NestedNet) -> Callable[[int], nn.Module] | None:
     argument = builder_of(name).size_argument
     if argument is None:
         return None
+    if arguments.get(argument, largest) != largest:
+        raise ValueError(
+            f"the network is made for images of {arguments[argument]} pixels, and the largest "
+            f"resolution is {largest}: make it for {largest}"
+        )
     return lambda size: build(name, **arguments | {argument: size}).module
 
 

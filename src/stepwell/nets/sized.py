@@ -14,7 +14,6 @@ from stepwell.nets.plan import Holder, is_norm, join, with_children
 
 #: Tokens before those of the patches, at most: class and distillation tokens, registers.
 PREFIX = 16
-_PLAIN = (bool, int, float, str, tuple, list, type(None))
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 
 
@@ -24,14 +23,15 @@ def resized(
     """`made`, which is `module` for another input size, on the weights of `module`.
 
     Modules that the size makes no difference to are those of `module`. Of the others, parameters of
-    equal shape are shared; the rest is added to `own`, in a holder under the module's dotted name.
+    equal shape are shared; the rest is added to `own`, in a holder under the module's dotted name. What
+    these have beside parameters, such as a switch that somebody set in `module`, is as it was made.
 
     Args:
         made: is changed in place, and its own weights are dropped.
 
     Raises:
-        ValueError: a parameter has another shape at this size, and is no embedding of positions; a
-            module is missing.
+        ValueError: a parameter or a buffer that is saved has another shape at this size, and is no
+            embedding of positions; a module is missing.
     """
     if is_norm(module):
         return module
@@ -57,6 +57,9 @@ def resized(
         made._parameters[n] = parameter
     for n, buffer in module._buffers.items():
         if n not in kept and buffer is not None:
+            of_size = made._buffers[n]
+            if of_size is None or of_size.shape != buffer.shape:
+                raise _of_size(join(name, n), buffer, of_size)
             made._buffers[n] = buffer.clone()
     # the very same dict, so that `.to()`, which replaces buffers inside it, reaches both
     holder._buffers = made._buffers
@@ -89,8 +92,14 @@ def moved_positions(value: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
             if before**2 + prefix == old and after**2 + prefix == new:
                 sides = [after, after], [before, before]
                 moved: Tensor = resample_abs_pos_embed(value, *sides, num_prefix_tokens=prefix)
-                return moved
-    raise ValueError(
+                if moved.shape == shape:
+                    return moved
+    raise _of_size(name, value, torch.empty(shape, device="meta"))
+
+
+def _of_size(name: str, value: Tensor, there: Tensor | None) -> ValueError:
+    shape = None if there is None else tuple(there.shape)
+    return ValueError(
         f"{name} depends on the size of the images, and is no embedding of positions that could be "
         f"interpolated, from {tuple(value.shape)} to {shape}"
     )
@@ -107,11 +116,15 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size | None]:
 def _state_of_size(module: nn.Module) -> dict[str, Any]:
     """What a module is made with: plain attributes, and buffers that are in no file."""
     values = {
-        n: v
-        for n, v in module.__dict__.items()
-        if n not in _OF_EVERY_MODULE and isinstance(v, _PLAIN)
+        n: v for n, v in module.__dict__.items() if n not in _OF_EVERY_MODULE and _is_plain(v)
     }
     return values | {n: module._buffers[n] for n in module._non_persistent_buffers_set}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:

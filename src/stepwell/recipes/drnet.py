@@ -27,7 +27,7 @@ from stepwell.nets import Card, NestedNet
 from stepwell.nets.dynamic import Always, Budget, Choice, Chooser, DynamicNet
 from stepwell.nets.dynamic_file import load_dynamic, save_dynamic
 from stepwell.nets.file import Start, read_beside
-from stepwell.nets.input_size import check_size
+from stepwell.nets.input_size import check_size, patch_of
 from stepwell.nets.nested import NormSharing
 from stepwell.nets.resolution import Resolutions, check_sizes
 from stepwell.recipes.classification import (
@@ -209,14 +209,15 @@ def _dynamic(
     Raises:
         ValueError: a resolution that the network does not take; one choice only; a target out of reach.
     """
-    shares = dict.fromkeys(max(1, round(share * full)) for share in SHARES)
+    patch = patch_of(nested)
+    shares = dict.fromkeys(patch * max(1, round(share * full / patch)) for share in SHARES)
     sizes = arguments["sizes"] or tuple(shares)
-    try:
-        net = Resolutions(nested, sizes, norms=arguments["norms"])
-        for size in net.sizes:
+    net = Resolutions(nested, sizes, norms=arguments["norms"])
+    for size in net.sizes:
+        try:
             check_size(net.at(size), size)
-    except ValueError as error:
-        raise ValueError(f"--sizes {' '.join(map(str, sizes))}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"--sizes {size}: {error}") from error
     choices = [Choice(depth, size) for size in net.sizes for depth in reversed(nested.depths)]
     few, alone = len(choices), arguments["schedule"] == "resolutions"
     chooser = Always(few) if alone else Chooser(few, max(1, full // 2))
