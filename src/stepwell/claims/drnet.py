@@ -376,8 +376,8 @@ STUDY = Study(
     note=(
         "Costs are shares of the MACs at full size. Those of arms that choose have the chooser in "
         "them, those of the controls do not; a cascade pays for every resolution that it runs. An arm "
-        "may cost less than its target, where no price of its scores makes it better: accuracies of two "
-        "arms go with their costs."
+        "may cost less than its target, where no price of its scores makes it better: accuracies of two"
+        " arms go with their costs."
     ),
     table=[
         Column("accuracy", "accuracy"),
