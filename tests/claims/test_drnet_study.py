@@ -7,31 +7,32 @@ import pytest
 import torch
 from PIL import Image
 
-from stepwell.claims.drnet import (
-    ARMS,
-    CLAIMS,
-    EVERY,
-    EVERY_LONGER,
-    FULL,
-    LONGER,
-    MIDDLE,
-    PLANTED,
-    PRIMARY,
-    STATIC,
-    STUDY,
-    TOGETHER,
-    both,
-    control,
-    dynamic,
-    random,
-)
+from stepwell.claims.drnet import CLAIMS, PRIMARY, STUDY
 from stepwell.claims.drnet_arms import (
     at_its_cost,
     auc_of_need,
     best_cascade,
     best_mixture,
-    two_scales,
+    held_to,
 )
+from stepwell.claims.drnet_plan import (
+    ARMS,
+    EVERY,
+    EVERY_LONGER,
+    FRONTS,
+    FULL,
+    LONGER,
+    MIDDLE,
+    PLANTED,
+    STATIC,
+    TARGETS,
+    both,
+    control,
+    depth,
+    dynamic,
+    random,
+)
+from stepwell.claims.drnet_planted import two_scales
 from stepwell.claims.judging import judge
 from stepwell.claims.study import slug
 from stepwell.claims.verify import verify_system
@@ -44,7 +45,7 @@ ORDER, COSTS = ["16", "24", "32"], torch.tensor([0.25, 0.5625, 1.0], dtype=torch
 @pytest.fixture(scope="module")
 def verified(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("verify")
-    arms = [control(MIDDLE), both(TOGETHER[0]), STATIC, PLANTED]
+    arms = [control(MIDDLE), FRONTS, STATIC, PLANTED]
     changes = {"part": "1/6"}
     record, page = verify_system(
         "drnet", changes, quick=True, seeds=1, workers=1, arms=arms, folder=folder
@@ -56,11 +57,13 @@ def test_verify_drnet_quick_runs_every_kind_of_arm(verified):
     record, page, folder = verified
     assert {*record["arms"]} == {
         STATIC, EVERY, "start", dynamic(MIDDLE), random(MIDDLE), control(MIDDLE), "start, depths",
-        both(TOGETHER[0]), PLANTED,
+        both(MIDDLE), "start, depths alone", depth(MIDDLE), FRONTS, PLANTED,
     }  # fmt: skip
     ids = {claim["id"] for claim in record["claims"]}
     assert ids == {
         *(f"{kind}/{MIDDLE:g}" for kind in ("random", "own", "line", "fixed-line", "cascade", "cost")),
+        *(f"both/{what}/{MIDDLE:g}" for what in ("resolution", "depth")),
+        *(f"front/{what}/{cost:g}" for what in ("resolution", "depth") for cost in TARGETS),
         "static", "useful", "planted/line", "planted/useful",
     }  # fmt: skip
     assert "| controls, 0.55 |" in page.read_text()
@@ -90,7 +93,7 @@ def passes(arm: str) -> float:
 def test_all_arms_see_as_many_image_passes():
     whole = 4 * STUDY.common["epochs"]
     for name in ARMS:
-        if not name.startswith(("start", "controls", PLANTED)) and LONGER not in name:
+        if not name.startswith(("start", "controls", FRONTS, PLANTED)) and LONGER not in name:
             assert passes(name) == pytest.approx(whole, rel=0.02), name
 
 
@@ -141,6 +144,19 @@ def test_controls_are_what_they_are_called():
     everywhere = torch.tensor([sum(r) / n for r in right], dtype=torch.float64)
     assert found["line"] == best_mixture(everywhere, COSTS, found["cost"])
     assert found["line, own"] > found["random, own"]
+
+
+def test_prices_are_found_on_validation_images_and_tell_of_test_ones():
+    """Two images each; at half the cost one of the two may have the costly choice."""
+    costs = torch.tensor([1.0, 0.2], dtype=torch.float64)
+    scores = torch.tensor([[3.0, 0.0], [1.0, 0.0]])
+    right = torch.tensor([[True, False], [True, False]])
+    others = torch.tensor([[0.5, 0.0], [0.2, 0.0]])  # both prefer the costly choice by less
+    found = held_to((0.1, 0.6, 1.0), (scores, right), (others, right), costs)
+    assert [*found] == [0.6, 1.0]  # no choice costs a tenth
+    # a price between 1 / 0.8 and 3 / 0.8 spends 0.6 on validation images, and all of it takes both here
+    assert (found[0.6].accuracy, found[0.6].cost) == (0.0, pytest.approx(0.2))
+    assert (found[1.0].accuracy, found[1.0].cost) == (1.0, pytest.approx(1.0))
 
 
 def test_need_of_full_size_is_told_by_pairs():
@@ -218,7 +234,8 @@ def test_claims_are_judged_by_their_rules():
     def result(seed, cost=0.5):
         keys = (
             "accuracy", "at 1", "random", "random, own", "line", "line, own", "cascade", "auc",
-            "auc of doubt",
+            "auc of doubt", *(f"{what} at {cost:g}" for what in ("both", "depth", "resolution")
+                              for cost in TARGETS),
         )  # fmt: skip
         costs = {"sampled cost": cost, "unpriced cost": 0.9}
         test = dict.fromkeys(keys, 0.6 + seed / 1000) | costs

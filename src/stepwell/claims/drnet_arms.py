@@ -7,29 +7,25 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from stepwell.data import Batches, load_images
 from stepwell.evaluation.cascade import Goal, Outcome, better, find_thresholds, outcome_of
+from stepwell.evaluation.price import Priced, best_within, outcome_at, outcomes
 from stepwell.files import config_of, write_whole
-from stepwell.methods.drnet import Mixing
 from stepwell.nets.cascade import top_probability
 from stepwell.nets.dynamic import DynamicNet
 from stepwell.nets.dynamic_file import load_dynamic
-from stepwell.recipes.drnet import SHARES, Schedule, drnet
+from stepwell.recipes.drnet import SHARES, drnet
 from stepwell.recipes.dynamic import DYNAMIC, Observed, macs_of_choices, observe_choices
-from stepwell.recipes.parts import parts_for
+from stepwell.recipes.parts import Parts, parts_for
 from stepwell.recipes.supervised import supervised
 from stepwell.training import Loop
 
-#: Resolutions of the planted task, and the mean cost at which half of its images have full size, and
-#: half the smallest.
-PLANTED, PLANTED_TARGET = (32, 16, 8), 0.53
+#: Mean costs at which networks are compared that choose other things.
+COSTS = (0.25, 0.4, 0.55, 0.7, 0.85)
 
 
 def learned(
@@ -115,65 +111,6 @@ def alone(
     return {"test": test} | {k: result[k] for k in ("seconds", "cpu_seconds")}
 
 
-def planted(
-    *,
-    out: Path,
-    mixing: Mixing = "expected",
-    schedule: Schedule = "joint",
-    epochs: int = 10,
-    choose_epochs: int = 10,
-    seed: int = 0,
-    loop: Loop = Loop(),
-) -> dict[str, Any]:
-    """Train by the recipe `drnet` where what an image needs is there to be seen.
-
-    Half of the images are small digits in large pictures, which only full size shows; in the others
-    the digit fills the picture, and a quarter of the size shows it as well.
-
-    Returns:
-        Under "test": "accuracy" and "cost"; "line, own", as `controls` has it; and "auc": how well the
-        chooser's preference for full size over the cheapest choice tells the images that the network
-        itself has right at full size alone from the others.
-    """
-    data = two_scales(out.with_name("data"))
-    result = drnet(
-        out=out, data=str(data), net="resnet8", sizes=PLANTED, target=PLANTED_TARGET, mixing=mixing,
-        schedule=schedule, epochs=epochs, choose_epochs=choose_epochs, flip=False, seed=seed, loop=loop,
-    )  # fmt: skip
-    net = load_dynamic(out / "net.safetensors")
-    fingerprint = config_of(out / "net.safetensors", "train it again")["data"]["fingerprint"]
-    parts = parts_for(net.net.net, str(data), fingerprint)
-    order = list(reversed(net.names))
-    seen = observe_choices(net, parts.test, order)
-    found = at_its_cost(seen, seen, seen, order, net.costs.double().flip(0))
-    numbers = {
-        "accuracy": result["test"][f"{DYNAMIC}/accuracy"],
-        "unpriced cost": result["drnet"]["unpriced"]["cost"],
-        "auc": auc_of_need(preference(net, parts.test), seen, order),
-    } | {name: found[name] for name in ("cost", "line, own")}
-    return {"test": numbers} | {k: result[k] for k in ("seconds", "cpu_seconds")}
-
-
-def two_scales(folder: Path) -> Path:
-    """Write scikit-learn's digits at two scales, as class folders; a digit's two are in one part.
-
-    Images are of 32 pixels: the digit's 8 × 8 at a random place on black, or enlarged to all of it.
-    """
-    digits = load_digits()
-    generator = np.random.default_rng(0)
-    side = PLANTED[0]
-    for turn, i in enumerate(generator.permutation(len(digits.images)).tolist()):
-        digit = Image.fromarray((digits.images[i] * 15.9).astype("uint8"))
-        small = Image.new("L", (side, side))
-        small.paste(digit, tuple(generator.integers(0, side - digit.width, 2).tolist()))
-        part = "test" if turn < len(digits.images) // 3 else "train"
-        place = folder / part / str(digits.target[i])
-        place.mkdir(parents=True, exist_ok=True)
-        for name, image in {"small": small, "large": digit.resize((side, side))}.items():
-            image.convert("RGB").save(place / f"{i}-{name}.png")
-    return folder
-
-
 def controls(
     *, out: Path, fixed: Path, dynamic: Path, random: Path, data: str, seed: int = 0
 ) -> dict[str, Any]:
@@ -205,14 +142,8 @@ def controls(
     clocks = time.perf_counter(), time.process_time()
     files = {"fixed": fixed, "dynamic": dynamic, "random": random}
     nets = {name: load_dynamic(file) for name, file in files.items()}
-    config = config_of(dynamic, "train it again")
-    arguments = config["arguments"]
-    parts = parts_for(
-        nets["dynamic"].net.net, data, config["data"]["fingerprint"], arguments["val_fraction"],
-        arguments["part"],
-    )  # fmt: skip
-    if parts.validation is None:
-        raise ValueError(f"{dynamic} has no validation part, which thresholds are found on")
+    parts = parts_of_run(nets["dynamic"], dynamic, data)
+    assert parts.validation is not None
     order = list(reversed(nets["fixed"].names))
     seen = {name: observe_choices(net, parts.test, order) for name, net in nets.items()}
     validation = observe_choices(nets["fixed"], parts.validation, order)
@@ -230,6 +161,90 @@ def controls(
         "seconds": time.perf_counter() - clocks[0],
         "cpu_seconds": time.process_time() - clocks[1],
     }
+
+
+def fronts(
+    *, out: Path, resolution: Path, depth: Path, both: Path, data: str, seed: int = 0
+) -> dict[str, Any]:
+    """What three networks give at the same costs: that choose the resolution, the depth, or both.
+
+    Args:
+        out: a folder, for fronts.json.
+
+    Returns:
+        Under "test": "resolution at 0.4" and the like, accuracy at the price that is best within this
+        mean cost on validation images, where the network's choices reach it; and "cost of" each.
+
+    Raises:
+        ValueError: the runs have no validation part.
+    """
+    clocks = time.perf_counter(), time.process_time()
+    found: dict[str, float] = {}
+    for name, file in {"resolution": resolution, "depth": depth, "both": both}.items():
+        net = load_dynamic(file)
+        parts = parts_of_run(net, file, data)
+        assert parts.validation is not None
+        known = scored(net, parts.validation), scored(net, parts.test)
+        for cost, outcome in held_to(COSTS, *known, net.costs).items():
+            found[f"{name} at {cost:g}"] = outcome.accuracy
+            found[f"cost of {name} at {cost:g}"] = outcome.cost
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "fronts.json", json.dumps(found, indent=1).encode())
+    return {
+        "test": found,
+        "seconds": time.perf_counter() - clocks[0],
+        "cpu_seconds": time.process_time() - clocks[1],
+    }
+
+
+def held_to(
+    wanted: Sequence[float],
+    validation: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    costs: Tensor,
+) -> dict[float, Priced]:
+    """What comes out on test images at the prices that are best within mean costs on validation ones.
+
+    Args:
+        wanted: the mean costs; those that no choice reaches are left out.
+        validation, test: scores, and whether each choice is right, as `scored` gives them.
+        costs: of each choice, as a share of the costliest.
+    """
+    tried = outcomes(*validation, costs)
+    within = {
+        cost: best_within(tried, cost, len(validation[1]))
+        for cost in wanted
+        if cost >= float(costs.min())
+    }
+    return {cost: outcome_at(best.price, *test, costs) for cost, best in within.items()}
+
+
+def parts_of_run(net: DynamicNet, file: Path, data: str) -> Parts:
+    """The parts of the data as the run of `file` had them.
+
+    Raises:
+        ValueError: it has no validation part.
+    """
+    config = config_of(file, "train it again")
+    arguments = config["arguments"]
+    parts = parts_for(
+        net.net.net,
+        data,
+        config["data"]["fingerprint"],
+        arguments["val_fraction"],
+        arguments["part"],
+    )
+    if parts.validation is None:
+        raise ValueError(f"{file} has no validation part, which thresholds and prices are found on")
+    return parts
+
+
+@torch.inference_mode()
+def scored(net: DynamicNet, images: Batches) -> tuple[Tensor, Tensor]:
+    """The chooser's scores, and whether each choice is right, both (images, choices)."""
+    seen = observe_choices(net, images, net.names)
+    scores = torch.cat([net.chooser(x) for x, _ in images])
+    return scores, _right(seen, net.names).T
 
 
 def at_its_cost(
