@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from torch.testing import assert_close
 
 from stepwell import cli
+from stepwell.commands import resolution
 from stepwell.nets.dynamic_file import is_dynamic, load_dynamic, save_dynamic
 
 PAGE = (Path(__file__).parents[1] / "docs" / "drnet.md").read_text()
@@ -116,6 +117,21 @@ def test_budgets_set_the_price(shown, stepwell):
     assert "of predict's --budget-ms, --budget-macs and --min-accuracy" in said
     error = stepwell("predict", "runs/dynamic", "photos", "--budget-macs", "10").err
     assert "error: no price gives 10 MACs an image: they reach from " in error
+
+
+def test_export_of_one_resolution_says_what_to_do(shown, stepwell):
+    error = stepwell("export", "runs/dynamic", "--depth", "6").err
+    assert "error: --depth 6 is a choice of resolution, and such are exported together" in error
+
+
+def test_a_target_is_told_and_so_is_a_miss(shown, stepwell, monkeypatch):
+    said = stepwell("eval", "runs/dynamic").out
+    target = json.loads((shown / "runs" / "dynamic" / "results.json").read_text())["drnet"][
+        "target"
+    ]
+    assert f"target {100 * target:g} %" in said
+    monkeypatch.setattr(resolution, "OVER", 0.01)
+    assert "that is above the target, to which the price" in stepwell("eval", "runs/dynamic").out
 
 
 def test_a_budget_of_time_sets_the_price(shown, stepwell):

@@ -22,8 +22,8 @@ def test_an_outcome_worked_by_hand():
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), target=st.sampled_from([0.25, 0.4, 0.6, 1.0]))
-def test_the_price_spends_the_target_where_that_costs_no_accuracy(seed, target):
-    """Of all prices none is better beyond a standard error, nor as good and costlier.
+def test_the_price_is_as_small_as_the_target_and_accuracy_allow(seed, target):
+    """Of all prices none is better beyond a standard error, nor as good and nearer to 0.
 
     Those on a grid are among them, which is not so fine that it meets every best one itself.
     """
@@ -42,7 +42,8 @@ def test_the_price_spends_the_target_where_that_costs_no_accuracy(seed, target):
     best = max(o.accuracy for o in fitting)
     enough = best - (best * (1 - best) / 12) ** 0.5
     assert found.accuracy >= enough - 1e-9
-    assert all(o.cost <= found.cost + 1e-9 for o in fitting if o.accuracy >= enough)
+    nearer = [o for o in tried if o.cost <= target and abs(o.price) < abs(found.price)]
+    assert all(o.accuracy < enough for o in nearer)
 
 
 def test_a_negative_price_spends_what_a_target_leaves():
@@ -66,10 +67,10 @@ def test_choices_of_equal_cost_and_many_images():
     scores, right = torch.randn(2000, 3), torch.rand(2000, 3) < 0.5
     found = outcomes(scores, right, costs)
     assert len(found) <= 1003
-    best = best_within(found, 0.7, 2000)
+    best = best_within(found, 0.6, 2000)
     who = (scores.double() - best.price * costs).argmax(1)
     assert costs[who].mean().item() == pytest.approx(best.cost)
-    assert 0.69 < best.cost <= 0.7
+    assert 0.59 < best.cost <= 0.6  # without a price it is two thirds
 
 
 @settings(max_examples=30, deadline=None)

@@ -59,6 +59,8 @@ def test_the_loop_over_the_graphs_is_the_network(net, images, exported):
     assert found.depth.equal(expected.depth)
     assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
     assert_close(loop(images.numpy()).logits, found.logits, rtol=0, atol=0)
+    none = OpenDynamic(str(folder))(images[:0])
+    assert (none.logits.shape, none.depth.shape) == ((0, 5), (0,))
     assert result["parity"]["same_choice"] == 1.0
     assert {row["parity"]["same_class"] for row in result["files"]} == {1.0}
 

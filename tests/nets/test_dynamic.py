@@ -144,6 +144,11 @@ def test_the_chooser_has_layers_for_its_copy(size, layers):
     assert max(chooser.features(resize(x, size)).shape[2:]) <= 2
 
 
+def test_no_images_have_no_logits(every):
+    answer = every.answer(torch.empty(0, 3, 16, 16))
+    assert (answer.logits.shape, answer.depth.shape) == ((0, 5), (0,))
+
+
 def test_choices_must_be_there_and_be_several():
     net = Resolutions(build("resnet8", num_classes=5), (16, 8))
     with pytest.raises(ValueError, match="1 choice is nothing to choose from"):
@@ -152,3 +157,5 @@ def test_choices_must_be_there_and_be_several():
         DynamicNet(net, [Choice("8", 16), Choice("8", 12)], Chooser(2, 8))
     with pytest.raises(ValueError, match="no depth '20'"):
         DynamicNet(net, [Choice("8", 16), Choice("20", 8)], Chooser(2, 8))
+    with pytest.raises(ValueError, match="depth 8 at 8 pixels is two choices: name it once"):
+        DynamicNet(net, [Choice("8", 16), Choice("8", 8), Choice("8", 8)], Chooser(3, 8))

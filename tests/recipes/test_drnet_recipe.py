@@ -1,6 +1,7 @@
 """The recipe of dynamic resolution: its phases, its file, its results, and what it refuses."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -44,6 +45,7 @@ def test_a_run_has_both_phases_and_all_numbers(trained):
     assert {f"{row}/accuracy" for row in results["costs"]} <= results["test"].keys()
     found = results["drnet"]
     assert sum(found["shares"].values()) == pytest.approx(1)
+    assert found["target"] == 0.6
     assert found["unpriced"].keys() == {"accuracy", "cost"}
     assert [row["batch"] for row in found["speed"]] == [64, 1]
     for row in found["speed"]:
@@ -81,6 +83,16 @@ def test_the_numbers_are_those_of_the_network_in_the_file(trained):
     assert results["drnet"]["cost"] == pytest.approx(mean / (sizes[0] + chooser))
     assert results["costs"]["dynamic"]["macs"] == round(mean)
     assert_close(net.costs, torch.tensor([s + chooser for s in sizes]) / (sizes[0] + chooser))
+
+
+def test_a_damaged_file_of_predictions_is_written_again(trained, tmp_path):
+    out, results = trained
+    copy = shutil.copytree(out, tmp_path / "run")
+    (copy / "predictions.npz").write_text("junk")
+    again = drnet(out=copy, **FEW | {"epochs": 2}, target=0.6)
+    assert again["test"] == pytest.approx(results["test"])
+    with np.load(copy / "predictions.npz") as arrays, np.load(out / "predictions.npz") as before:
+        assert (arrays["choice"] == before["choice"]).all()
 
 
 def test_pictures_of_a_choice_are_spread_over_its_images(trained):

@@ -21,6 +21,8 @@ from stepwell.console import (
 BUDGETS = 6
 #: Where more than this share of the images make one choice, that is said.
 ALIKE = 0.98
+#: A mean cost above this many times the target is told.
+OVER = 1.1
 EVALUATED = ("params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
 
 
@@ -77,6 +79,8 @@ def eval_dynamic(
     parts = parts_of(nested, run, config, data)
     found, _ = measure_dynamic(net, parts.test, choice_table(net, nested.card.size))
     record = found["drnet"]
+    if budget_macs is None and config.get("arguments", {}).get("schedule") != "resolutions":
+        record["target"] = config.get("arguments", {}).get("target")
     record["speed"] = measure_speed(net, timed_images(parts.test))
     if json:
         print_json(found)
@@ -94,13 +98,20 @@ def eval_dynamic(
 def show_choices(record: Mapping[str, Any]) -> None:
     """How often each choice is made, what the mean cost is, and the speed by the clock."""
     shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in record["shares"].items())
-    free = record["unpriced"]
+    free, target = record["unpriced"], record.get("target")
+    aim = "" if target is None else f", target {100 * target:.3g} %"
     show(
-        f"chosen: {shares}; mean cost {100 * record['cost']:.1f} % of the costliest choice's "
-        f"(price {record['price']:.3g}; without it {100 * free['cost']:.1f} %, and accuracy "
+        f"chosen: {shares}; mean cost {100 * record['cost']:.1f} % of the costliest choice's{aim} "
+        f"(price of cost {record['price']:.3g}; without it {100 * free['cost']:.1f} %, and accuracy "
         f"{100 * free['accuracy']:.2f} %)",
         style="dim",
     )
+    if target is not None and record["cost"] > OVER * target:
+        show(
+            "that is above the target, to which the price keeps on the images it was found on: they "
+            "may be too few (--val-fraction)",
+            style="dim",
+        )
     if max(record["shares"].values()) > ALIKE:
         show(
             "nearly all images make one choice: there may be nothing to choose by; more epochs, "

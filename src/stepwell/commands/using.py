@@ -199,7 +199,13 @@ def export(
     if out is not None:
         raise ValueError(f"--out {out} is where --beyond writes; an export goes to the folder --to")
     net, config = network_of(run)
-    chooses = dynamic_of(run) if depth == "all" and format in (None, "onnx") else None
+    dynamic = dynamic_of(run)
+    if dynamic is not None and depth in set(dynamic.names) - set(net.depths):
+        raise ValueError(
+            f"--depth {depth} is a choice of resolution, and such are exported together: leave --depth "
+            f"out, or name a depth at full size ({', '.join(net.depths)})"
+        )
+    chooses = dynamic if depth == "all" and format in (None, "onnx") else None
     if chooses is not None and int8:
         raise ValueError(f"{run} chooses resolutions: --int8 is of one, so name a --depth")
     net.require_ready(*(net.depths if depth == "all" else [depth]))

@@ -69,7 +69,8 @@ def best_within(found: Sequence[Priced], target: float, images: int) -> Priced:
     """The outcome to take, of those whose mean cost is at most `target`.
 
     Which of many prices is most accurate on some images is chance in good part. So of those within a
-    standard error of the best it is the one that costs most, and of equals the one nearest to 0.
+    standard error of the best it is the one nearest to 0, which trusts the scores most, and of equals
+    the cheapest.
 
     Args:
         target: no less than the cheapest choice's cost; less is an error of the caller.
@@ -79,7 +80,7 @@ def best_within(found: Sequence[Priced], target: float, images: int) -> Priced:
     best = max(o.accuracy for o in fitting)
     error = (best * (1 - best) / images) ** 0.5
     near = [o for o in fitting if o.accuracy >= best - error]
-    return max(near, key=lambda o: (o.cost, o.accuracy, -abs(o.price)))
+    return min(near, key=lambda o: (abs(o.price), o.cost))
 
 
 def front(found: Sequence[Priced], most: int) -> list[Priced]:

@@ -174,9 +174,13 @@ class OpenDynamic:
         ImportError: the extra `onnx` is not installed.
     """
 
-    def __init__(self, folder: Path, index: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: str | Path, index: Mapping[str, Any] | None = None) -> None:
+        folder = Path(folder)
         index = read_json(folder / INDEX, "export it again") if index is None else index
+        if "price" not in index:
+            raise ValueError(f"{folder} holds the export of a network that chooses no resolutions")
         self.price, self.costs = index["price"], torch.tensor(index["costs"])
+        self.classes = len(index["classes"])
         self.names = tuple(file.removesuffix(".onnx") for file in index["choices"])
         self._chooser = runner(open_onnx(folder / CHOOSER))
         self._graphs = [runner(open_onnx(folder / file)) for file in index["choices"]]
@@ -184,6 +188,8 @@ class OpenDynamic:
     def __call__(self, images: Tensor | np.ndarray) -> Answer:
         """Logits of normalised images of full size, and the index of each one's choice."""
         images = torch.as_tensor(images)
+        if not len(images):
+            return Answer(torch.empty(0, self.classes), torch.empty(0, dtype=torch.long))
         who = (self._chooser(images) - self.price * self.costs).argmax(1)
         parts = []
         for i, run in enumerate(self._graphs):

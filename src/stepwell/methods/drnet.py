@@ -9,7 +9,7 @@ it for video), which needs no gradient through a choice.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from math import ceil
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -125,6 +125,10 @@ class DynamicResolution(Objective):
             "label_smoothing": label_smoothing,
         }
         check_numbers(options, flags=False)
+        if mixing not in get_args(Mixing):
+            raise ValueError(f"no mixing {mixing!r}: there are {', '.join(get_args(Mixing))}")
+        if len(costs) != len(net.choices):
+            raise ValueError(f"{len(costs)} costs of {len(net.choices)} choices")
         check_target(costs, target)
         self.net = net
         net.costs.copy_(torch.tensor(costs) / max(costs))
@@ -261,6 +265,8 @@ def check_target(costs: Sequence[float], target: float) -> None:
     Raises:
         ValueError: it is out of range; the message says the range.
     """
+    if min(costs) <= 0:
+        raise ValueError(f"a choice that costs {min(costs):g}: costs, such as MACs, are positive")
     least = min(costs) / max(costs)
     if not least <= target <= 1:
         raise ValueError(

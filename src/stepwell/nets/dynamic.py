@@ -129,6 +129,8 @@ class DynamicNet(nn.Module):
             )
         for depth, size in choices:
             net.at(size).path(depth)
+            if choices.count((depth, size)) > 1:
+                raise ValueError(f"depth {depth} at {size} pixels is two choices: name it once")
         self.net = net
         self.choices = tuple(choices)
         self.chooser = chooser
@@ -230,7 +232,7 @@ class DynamicNet(nn.Module):
         """
         for i, (depth, size) in enumerate(self.choices):
             rows = (who == i).nonzero().flatten()
-            if len(rows):
+            if len(rows) or (i == 0 and not len(x)):  # no images have logits, too: none
                 part = x if len(rows) == len(x) else x[rows]
                 yield rows, self.net(part, size, depth)
 

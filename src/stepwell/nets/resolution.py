@@ -7,6 +7,7 @@ Nothing is switched by a flag: each resolution has a nested net of its own, made
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -53,6 +54,8 @@ class Resolutions(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(sizes)
+        if norms not in get_args(NormSharing):
+            raise ValueError(f"no norms {norms!r}: they are {' or '.join(get_args(NormSharing))}")
         self.sizes = tuple(sorted(sizes, reverse=True))
         self.net = net
         self.norm_sharing = norms
@@ -182,7 +185,7 @@ def check_sizes(sizes: Sequence[int]) -> None:
     if not sizes:
         raise ValueError("no resolution was named: give sizes in pixels, such as 32 24 16")
     for size in sizes:
-        if size < 1:
-            raise ValueError(f"a resolution of {size} pixels: it must be 1 or more")
+        if size < 1 or size != int(size):
+            raise ValueError(f"a resolution of {size} pixels: it must be a whole number, 1 or more")
         if list(sizes).count(size) > 1:
             raise ValueError(f"the resolution of {size} pixels is named twice: drop one of them")

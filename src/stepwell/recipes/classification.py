@@ -5,6 +5,7 @@ import io
 import json
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -300,7 +301,7 @@ def finished(run: Run, load: Callable[[Path], Net]) -> tuple[Net | None, dict[st
         net = load(run.path / "net.safetensors")
     with contextlib.suppress(ValueError, FileNotFoundError):  # damaged, or not there
         results = json.loads((run.path / "results.json").read_text())
-    whole = net is not None and (run.path / "predictions.npz").exists()
+    whole = net is not None and zipfile.is_zipfile(run.path / "predictions.npz")
     return net, results if whole else None
 
 

@@ -117,7 +117,7 @@ def drnet(
             alone learns to name the cheapest choice that is nearly as good as the best one;
             `resolutions`: the first phase alone, and always full size.
         target: mean cost of an image, as a share of the MACs at full size. After training, a price of
-            cost is found that spends it on the validation part, as far as that loses no accuracy.
+            cost is found that keeps to it on the validation part.
         cost_weight: weight of the cost above the target.
         mixing: of a training step in `joint`: each image runs at its choice, and a share of them at
             all, for the chooser (`expected`); at its choice alone, as the paper's text has it
@@ -178,7 +178,7 @@ def drnet(
             net_.requires_grad_(True)
         if schedule != "resolutions":
             _set_price(net_, task, target, max(costs))
-        return finish_dynamic(task, net_)
+        return finish_dynamic(task, net_, None if schedule == "resolutions" else target)
 
 
 def _image_size(sizes: Sequence[int], size: int | None) -> int | None:
@@ -323,8 +323,8 @@ def _set_price(net: DynamicNet, task: Task, target: float, most: float) -> None:
     net.budgets = tuple(Budget(o.price, o.cost * most, o.accuracy, o.shares) for o in kept)
 
 
-def finish_dynamic(task: Task, net: DynamicNet) -> dict[str, Any]:
-    """Measure the trained `net` once on the test part, and write the run's results.
+def finish_dynamic(task: Task, net: DynamicNet, target: float | None) -> dict[str, Any]:
+    """Measure the trained `net`, of a `target` if it chooses, once on the test part; write the results.
 
     Writes net.safetensors, predictions.npz and, last, results.json; returns its content. A run that
     has all three keeps them; where one of the last two is missing or damaged, what is in the file is
@@ -354,6 +354,8 @@ def finish_dynamic(task: Task, net: DynamicNet) -> dict[str, Any]:
     costs = choice_table(net, size)
     found, seen = measure_dynamic(net, task.test, costs)
     found["drnet"]["speed"] = measure_speed(net, timed_images(task.test))
+    if target is not None:
+        found["drnet"]["target"] = target
     results = found | spent(run)
     if run.writes:
         results["file_bytes"] = file.stat().st_size

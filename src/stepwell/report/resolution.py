@@ -46,8 +46,8 @@ def resolution_section(run: RunRecord) -> str:
             figure(_histogram(found), "How often each choice is made, of all images and by class."),
             figure(
                 _front(run, found),
-                "Accuracy against MACs: each choice for all images, the chooser, and what it gives at "
-                "other prices of cost (--budget-macs; as measured on validation images).",
+                "Accuracy against MACs. On test images: each choice for all, and the chooser. On "
+                "validation images, where it looks better: other prices of cost (--budget-macs).",
             ),
             "</div>",
             _pictures(run, list(shares)),
@@ -114,7 +114,7 @@ def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
         x, y = points[DYNAMIC]
         axes.plot([x], [y], "*", ms=14, color=OKABE_ITO[1], label="as chosen")
         axes.margins(0.14)
-        axes.set(xlabel="million MACs an image", ylabel="test accuracy, %")
+        axes.set(xlabel="million MACs an image", ylabel="accuracy, %")
         figure.legend(loc="outside lower center", ncols=2)
 
     return svg(4.4, 3.4, paint)
@@ -130,14 +130,16 @@ def _pictures(run: RunRecord, names: list[str]) -> str:
                 arrays["choice_index"],
                 arrays["choice_images"],
                 arrays["labels"],
+                arrays[f"logits/{DYNAMIC}"],
             )
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return ""  # the rest of the page says what is wrong with the file
-    choice, index, images, labels = kept
+    choice, index, images, labels, logits = kept
     parts = []
     for i, name in enumerate(names):
         cards = [
-            _card(run, images[k], int(labels[index[k]])) for k in np.flatnonzero(choice[index] == i)
+            _card(run, images[k], int(labels[index[k]]), int(logits[index[k]].argmax()))
+            for k in np.flatnonzero(choice[index] == i)
         ]
         if cards:
             inside = "\n".join(cards)
@@ -145,9 +147,11 @@ def _pictures(run: RunRecord, names: list[str]) -> str:
     return "\n".join(["<h3>Images by choice</h3>", *parts]) if parts else ""
 
 
-def _card(run: RunRecord, pixels: NDArray[np.uint8], label: int) -> str:
+def _card(run: RunRecord, pixels: NDArray[np.uint8], label: int, answer: int) -> str:
     small = ' class="pixels"' if max(pixels.shape[:2]) < 96 else ""
     name = escape(run.class_name(label))
+    if answer != label:
+        name += f", taken for {escape(run.class_name(answer))}"
     return (
         f'<figure class="example"><img{small} src="{picture(pixels)}" alt="{name}">'
         f"<figcaption>{name}</figcaption></figure>"

@@ -62,11 +62,12 @@ def summary(record: RunRecord) -> str:
         return f"{start}; nothing was tested."
     full, first = depths[-1], depths[0]
     of = f" of {record.examples:,} test examples" if record.examples else " of the test examples"
+    if record.row == "choice":
+        return f"{start}: {_chosen(record, of)}."
     start += f": {as_percent(record.score(full, 'accuracy'))}{of} right"
     if len(depths) == 1:
         return f"{start}."
-    chooses = record.row == "choice"
-    start += f" at choice {full} for all" if chooses else f" at the full depth {full}"
+    start += f" at the full depth {full}"
     slow, fast = (finite(record.cost(depth).get("ms")) for depth in (full, first))
     low, high = (finite(record.score(depth, "accuracy")) for depth in (first, full))
     points = 100 * (low - high)
@@ -75,7 +76,19 @@ def summary(record: RunRecord) -> str:
     speed = f"{slow / fast:.1f}× faster" if slow >= fast else f"{fast / slow:.1f}× slower"
     change = f"{abs(points):.1f} points {'less' if points < 0 else 'more'} accurate"
     change = change if abs(points) >= 0.05 else "as accurate"
-    return f"{start}; {'choosing' if chooses else f'depth {first}'} is {speed} and {change}."
+    return f"{start}; depth {first} is {speed} and {change}."
+
+
+def _chosen(record: RunRecord, of: str) -> str:
+    """How right the choices are, and the best single choice for all images."""
+    dynamic, *fixed = record.depths
+    told = f"{as_percent(record.score(dynamic, 'accuracy'))}{of} right as chosen"
+    if not fixed:
+        return told
+    best = max(fixed, key=lambda choice: finite(record.score(choice, "accuracy")))
+    macs, own = (finite(record.cost(row).get("macs")) for row in (best, dynamic))
+    times = f", at {macs / own:.2f} × the MACs" if macs > 0 and own > 0 else ""
+    return f"{told}; always {best}: {as_percent(record.score(best, 'accuracy'))}{times}"
 
 
 def full_net_note(record: RunRecord) -> str:
