@@ -290,10 +290,10 @@ STUDY = Study(
     fingerprint=image_fingerprint,
     note=(
         "Costs are shares of the MACs at full size. Those of arms that choose have the chooser in "
-        "them, those of the controls do not; a cascade pays for every resolution that it runs. Arms with "
-        "random choices are judged in the controls: their own chooser learns nothing. An arm "
-        "may cost less than its target, where no price of its scores makes it better: accuracies of two"
-        " arms go with their costs."
+        "them, those of the controls do not; a cascade pays for every resolution that it runs. Arms "
+        "with random choices are judged in the controls: their own chooser learns nothing. An arm may "
+        "cost less than its target, where no price of its scores makes it better: accuracies of two "
+        "arms go with their costs."
     ),
     table=[
         Column("accuracy", "accuracy"),
