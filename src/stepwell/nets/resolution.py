@@ -185,7 +185,7 @@ def check_sizes(sizes: Sequence[int]) -> None:
     if not sizes:
         raise ValueError("no resolution was named: give sizes in pixels, such as 32 24 16")
     for size in sizes:
-        if size < 1 or size != int(size):
-            raise ValueError(f"a resolution of {size} pixels: it must be a whole number, 1 or more")
+        if size < 1:
+            raise ValueError(f"a resolution of {size} pixels: it must be 1 or more")
         if list(sizes).count(size) > 1:
             raise ValueError(f"the resolution of {size} pixels is named twice: drop one of them")
