@@ -154,13 +154,7 @@ def controls(
     found["auc"] = auc_of_need(preference(nets["dynamic"], parts.test), seen["fixed"], order)
     doubt = -top_probability(seen["fixed"].logits[order[0]])
     found["auc of doubt"] = auc_of_need(doubt, seen["fixed"], order)
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "controls.json", json.dumps(found, indent=1).encode())
-    return {
-        "test": found,
-        "seconds": time.perf_counter() - clocks[0],
-        "cpu_seconds": time.process_time() - clocks[1],
-    }
+    return _kept(found, out / "controls.json", clocks)
 
 
 def fronts(
@@ -188,8 +182,13 @@ def fronts(
         for cost, outcome in held_to(COSTS, *known, net.costs).items():
             found[f"{name} at {cost:g}"] = outcome.accuracy
             found[f"cost of {name} at {cost:g}"] = outcome.cost
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "fronts.json", json.dumps(found, indent=1).encode())
+    return _kept(found, out / "fronts.json", clocks)
+
+
+def _kept(found: dict[str, float], file: Path, clocks: tuple[float, float]) -> dict[str, Any]:
+    """Write what was found, and give it with the seconds since `clocks`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(found, indent=1).encode())
     return {
         "test": found,
         "seconds": time.perf_counter() - clocks[0],
@@ -239,12 +238,16 @@ def parts_of_run(net: DynamicNet, file: Path, data: str) -> Parts:
     return parts
 
 
-@torch.inference_mode()
 def scored(net: DynamicNet, images: Batches) -> tuple[Tensor, Tensor]:
     """The chooser's scores, and whether each choice is right, both (images, choices)."""
     seen = observe_choices(net, images, net.names)
-    scores = torch.cat([net.chooser(x) for x, _ in images])
-    return scores, _right(seen, net.names).T
+    return scores_of(net, images), _right(seen, net.names).T
+
+
+@torch.inference_mode()
+def scores_of(net: DynamicNet, images: Batches) -> Tensor:
+    """The chooser's scores, (images, choices)."""
+    return torch.cat([net.chooser(x) for x, _ in images])
 
 
 def at_its_cost(
@@ -320,10 +323,9 @@ def best_cascade(
     return {"cascade": best[1].accuracy, "cascade cost": best[1].cost}
 
 
-@torch.inference_mode()
 def preference(net: DynamicNet, test: Batches) -> Tensor:
     """How much more the chooser scores full size than the cheapest choice, of each image."""
-    scores = torch.cat([net.chooser(images) for images, _ in test])
+    scores = scores_of(net, test)
     return scores[:, 0] - scores[:, -1]
 
 

@@ -79,8 +79,9 @@ def eval_dynamic(
     parts = parts_of(nested, run, config, data)
     found, _ = measure_dynamic(net, parts.test, choice_table(net, nested.card.size))
     record = found["drnet"]
-    if budget_macs is None and config.get("arguments", {}).get("schedule") != "resolutions":
-        record["target"] = config.get("arguments", {}).get("target")
+    arguments = config.get("arguments", {})
+    if budget_macs is None and arguments.get("schedule") != "resolutions":
+        record["target"] = arguments.get("target")
     record["speed"] = measure_speed(net, timed_images(parts.test))
     if json:
         print_json(found)
