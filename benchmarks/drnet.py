@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepwell.measure.resolution import measure_speed
 from stepwell.nets import build
-from stepwell.nets.dynamic import Choice, Chooser, DynamicNet
-from stepwell.nets.resolution import Resolutions
-from stepwell.recipes.dynamic import measure_speed
+from stepwell.nets.resolution.chooser import Choice, Chooser, ResolutionNet
+from stepwell.nets.resolution.resolutions import Resolutions
 
 #: Of eight images, which choice each makes: half of them run at the smallest size.
 PATTERN = (0, 2, 1, 2, 0, 2, 1, 2)
@@ -36,7 +36,7 @@ def measure() -> dict[str, Any]:
     for name, (net, arguments, sizes, count) in CASES.items():
         nested = Resolutions(build(net, **arguments), sizes)
         choices = [Choice(nested.net.full, size) for size in sizes]
-        made = DynamicNet(nested, choices, Patterned(len(sizes), sizes[0] // 2)).eval()
+        made = ResolutionNet(nested, choices, Patterned(len(sizes), sizes[0] // 2)).eval()
         images = torch.randn(count, 3, sizes[0], sizes[0])
         images[:, 0, 0, 0] = torch.tensor(PATTERN).repeat(count // len(PATTERN)).float()
         for row in measure_speed(made, images, seconds=SECONDS):

@@ -10,7 +10,7 @@ from stepwell.export import Sample, export_folder
 from stepwell.export.delta import export_delta
 from stepwell.export.subnet import plain_bytes
 from stepwell.nets import Card, NestedNet, build
-from stepwell.nets.file import save
+from stepwell.nets.files.nested import save
 
 #: Networks, their sub-nets, their classes and the size of their images.
 CASES: dict[str, tuple[str, list[str], int, int]] = {

@@ -9,9 +9,9 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.judge import PUBLISHED, units
-from stepwell.claims.drnet import STUDY
-from stepwell.claims.drnet_arms import COSTS
-from stepwell.claims.drnet_plan import EVERY, FRONTS, FULL, STATIC
+from stepwell.claims.drnet.arms import COSTS
+from stepwell.claims.drnet.plan import EVERY, FRONTS, FULL, STATIC
+from stepwell.claims.drnet.study import STUDY
 from stepwell.files import write_whole
 from stepwell.recipes.drnet import SHARES
 from stepwell.report.figures import OKABE_ITO

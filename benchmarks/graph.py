@@ -18,15 +18,15 @@ from torch import Tensor
 
 from benchmarks.timing import ratio, side_by_side
 from stepwell.data.triples import Names
+from stepwell.kg.contexts import Contexts
+from stepwell.kg.embedding import GraphEmbedding, Kind, distance
+from stepwell.kg.objective import DKGE
+from stepwell.kg.online import Online
 from stepwell.kg.ranking import distances_to_all, rank_triples
+from stepwell.kg.snapshot import Snapshot
 from stepwell.kg.state import Shape, State, learned_tables
-from stepwell.methods.dkge import DKGE
-from stepwell.methods.dkge_online import Online
-from stepwell.methods.translation import by_kind, margin_loss
-from stepwell.nets.contexts import Contexts
-from stepwell.nets.facts import Facts
-from stepwell.nets.graph import GraphEmbedding, Kind, distance
-from stepwell.nets.triple_index import Ints, TripleIndex
+from stepwell.kg.translation import by_kind, margin_loss
+from stepwell.kg.triple_index import Ints, TripleIndex
 
 YAGO = {"triples": 123_974, "entities": 26_897, "relations": 37}
 DIM, BATCH, IN_A_ROW = 64, 500, 5
@@ -131,7 +131,7 @@ def epoch(rounds: int = 5) -> dict[str, Any]:
     found = {}
     for size in (15, 30):
         torch.manual_seed(0)
-        facts = Facts.of(drawn_graph(**YAGO), size=size, seed=0)
+        facts = Snapshot.of(drawn_graph(**YAGO), size=size, seed=0)
         net = GraphEmbedding(YAGO["entities"], YAGO["relations"], DIM)
         objective = DKGE(net, facts)
         dense = Dense(net, {"entity": objective.contexts["entity"]}, size)
@@ -201,7 +201,7 @@ def _untrained(rows: Ints, entities: int) -> State:
     relations = Names("relation", (f"r{i}" for i in range(37)))
     shape = Shape(DIM, "full", 15, 4.0, 1, 0)
     torch.manual_seed(0)
-    facts = Facts.of(rows, size=15, seed=0)
+    facts = Snapshot.of(rows, size=15, seed=0)
     return State.learnt(shape, shape.net(entities, 37), facts, names, relations)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stepwell.claims.snapshots import snapshot_folders
+from stepwell.claims.dkge.snapshots import snapshot_folders
 from stepwell.data.triples import Fact, read_triples, write_triples
 
 

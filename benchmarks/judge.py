@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmarks.__main__ import RESULTS
 from stepwell.claims import CLAIMS
-from stepwell.claims.study import Results, Study, slug
-from stepwell.claims.verify import describe_results, write_results
+from stepwell.claims.kit.study import Results, Study, slug
+from stepwell.claims.kit.verify import describe_results, write_results
 from stepwell.recipes import load_object
 
 ABOUT = "about.json"

@@ -10,9 +10,10 @@ import torch
 from benchmarks.batches import random_batches
 from benchmarks.timing import ratio, side_by_side
 from stepwell.data import Augment
-from stepwell.methods import CachedLogits, Distill, Frozen, LogitCache
-from stepwell.methods.objective import Teacher
+from stepwell.methods import Distill
 from stepwell.nets import build
+from stepwell.teachers import CachedLogits, Frozen, LogitCache
+from stepwell.teachers.teacher import Teacher
 from stepwell.training import sgd
 
 IMAGES, BATCH, ROUNDS = 1280, 128, 7

@@ -8,8 +8,9 @@ import torch
 from benchmarks.batches import random_batches
 from benchmarks.timing import ratio, side_by_side
 from stepwell.data import Batches
-from stepwell.methods import Graft, Grafting
+from stepwell.methods import Graft
 from stepwell.nets import build
+from stepwell.nets.grafting.surgery import Grafting
 
 IMAGES, SIZE, BATCH, ROUNDS = 640, 16, 64, 3
 #: Passes over the images in each phase: 40 steps. `train netgraft` takes 600 by default.

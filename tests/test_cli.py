@@ -22,20 +22,21 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import stepwell as library
-from stepwell import __version__, cli, serve
-from stepwell.claims.fidelity import STUDY
-from stepwell.claims.study import only
+from stepwell import __version__, cli
+from stepwell.claims.fidelity.study import STUDY
+from stepwell.claims.kit.study import only
 from stepwell.cost import costs_of
 from stepwell.data import load_images
+from stepwell.data.distill_data import DistillData
 from stepwell.device import device_name
 from stepwell.evaluation import side_by_side
 from stepwell.export import export_onnx
+from stepwell.measure import cascade, depths
+from stepwell.measure.cascade import measure_cascade
+from stepwell.measure.data_parts import parts_for
 from stepwell.nets import BUILDERS, build
-from stepwell.nets.file import fingerprint, load, rewrite_card, save
-from stepwell.recipes import RECIPES, classification, load_object
-from stepwell.recipes.distill_data import DistillData
-from stepwell.recipes.parts import parts_for
-from stepwell.serve import measure_cascade
+from stepwell.nets.files.nested import fingerprint, load, rewrite_card, save
+from stepwell.recipes import RECIPES, load_object
 
 #: Parameters whose fields are flags.
 GROUPS = {"loop", "distill_data"}
@@ -60,8 +61,8 @@ def _warnings(monkeypatch):
 def _clock(monkeypatch):
     """What takes long is done shortly: no test here looks at how long anything takes, or at CKA."""
     monkeypatch.setattr(side_by_side, "CKA_EXAMPLES", 50)
-    monkeypatch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
-    monkeypatch.setattr(serve, "measure_cascade", partial(measure_cascade, seconds=0.01))
+    monkeypatch.setattr(depths, "costs_of", partial(costs_of, seconds=0.01))
+    monkeypatch.setattr(cascade, "measure_cascade", partial(measure_cascade, seconds=0.01))
 
 
 @pytest.fixture
@@ -304,14 +305,14 @@ def test_a_run_that_is_being_written_is_left_alone(stepwell, trained, tmp_path):
 
 
 MEASURING = {
-    "cost": (["cost", "{file}", "--save"], "stepwell.recipes.classification.costs_of"),
+    "cost": (["cost", "{file}", "--save"], "stepwell.measure.depths.costs_of"),
     "eval": (
         ["eval", "{file}", "--data", "{data}", "--cascade", "--save"],
-        "stepwell.serve.measure_cascade",
+        "stepwell.measure.cascade.measure_cascade",
     ),
     "calibrate": (
         ["calibrate", "{file}", "--data", "digits", "--depths", "14"],
-        "stepwell.recipes.classification.costs_of",
+        "stepwell.measure.depths.costs_of",
     ),
 }
 
@@ -547,7 +548,7 @@ def taught(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("fidelity")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
+        patch.setattr(depths, "costs_of", partial(costs_of, seconds=0.01))
         for line in re.findall(r"^    stepwell (train .*)$", FIDELITY.read_text(), re.MULTILINE):
             line = line.replace("--epochs 15", "--epochs 1 --batch-size 256")
             line = line.replace("--net resnet20", "--net resnet14").replace("8 14", "8=1,1,1")

@@ -9,34 +9,34 @@ import pytest
 
 import stepwell
 from stepwell.claims import CLAIMS
-from stepwell.claims.sources import PACKAGE, imported_modules
+from stepwell.claims.kit.source_digest import PACKAGE, imported_modules
 from stepwell.recipes import RECIPES, load_object
 
-BASE = {"types", "files", "device", "modes", "ranges"}
+GROUND = {"types", "files", "device", "train_mode", "ranges", "moved"}
+BASE = GROUND | {"losses", "ops"}
+NETS = BASE | {"nets", "teachers", "methods"}
+MEASURED = {"data", "evaluation", "cost"}
 MAY_IMPORT = {
-    "types": set(),
-    "files": set(),
-    "device": set(),
-    "ranges": set(),
-    "modes": set(),
+    **{name: set[str]() for name in sorted(GROUND)},
     "catalog": set(),
     "console": set(),
-    "losses": BASE,
-    "ops": BASE,
-    "nets": BASE | {"losses", "ops"},
-    "data": BASE,
-    "evaluation": BASE,
-    "cost": BASE,
-    "methods": BASE | {"losses", "ops", "nets"},
-    "training": BASE | {"losses", "ops", "nets", "methods", "data"},
-    "export": BASE | {"nets", "data", "evaluation", "cost"},
-    "serve": BASE | {"nets", "data", "evaluation", "cost"},
-    "kg": BASE | {"losses", "ops", "nets", "methods", "data", "evaluation"},
-    "report": BASE,
+    "losses": GROUND,
+    "ops": GROUND,
+    "nets": BASE,
+    "teachers": BASE | {"nets"},
+    "methods": BASE | {"nets", "teachers"},
+    "data": GROUND,
+    "evaluation": GROUND,
+    "cost": GROUND,
+    "training": NETS | {"data"},
+    "export": GROUND | MEASURED | {"nets"},
+    "serve": GROUND | MEASURED | {"nets"},
+    "measure": GROUND | MEASURED | {"nets", "teachers"},
+    "kg": NETS | {"data", "evaluation"},
+    "report": GROUND,
 }
-MAY_IMPORT["recipes"] = BASE | {
-    "losses", "ops", "nets", "methods", "training", "data", "evaluation", "cost", "kg"
-}  # fmt: skip
+MAY_IMPORT["tasks"] = NETS | MEASURED | {"training", "measure", "kg"}
+MAY_IMPORT["recipes"] = MAY_IMPORT["tasks"] | {"tasks"}
 MAY_IMPORT["claims"] = MAY_IMPORT["recipes"] | {"recipes", "console"}
 ROOT = Path(stepwell.__file__).parent
 
@@ -96,7 +96,11 @@ def test_public_names_are_there():
 
 def test_modules_an_arm_depends_on_are_found_however_deep():
     found = imported_modules("stepwell.recipes.ekd")
-    assert {"stepwell.nets.nested", "stepwell.losses.attention", "stepwell.training.fit"} <= found
+    assert {
+        "stepwell.nets.nested.net",
+        "stepwell.losses.attention",
+        "stepwell.training.fit",
+    } <= found
     assert not any(name.startswith(("stepwell.report", "stepwell.cli")) for name in found)
     for name in found:
         importlib.import_module(name)

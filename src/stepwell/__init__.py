@@ -11,7 +11,10 @@ The names below are imported when they are first used, so that `import stepwell`
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from stepwell.moved import install, moved_name
+
 __version__ = "0.1.0"
+install()
 
 if TYPE_CHECKING:
     from stepwell import kg as kg
@@ -21,23 +24,23 @@ if TYPE_CHECKING:
     from stepwell.export import open_onnx as open_onnx
     from stepwell.methods import Distill as Distill
     from stepwell.methods import EmbeddedKD as EmbeddedKD
-    from stepwell.methods import Ensemble as Ensemble
-    from stepwell.methods import Frozen as Frozen
     from stepwell.methods import Graft as Graft
-    from stepwell.methods import Grafting as Grafting
     from stepwell.methods import Objective as Objective
     from stepwell.methods import Supervised as Supervised
-    from stepwell.methods import open_teacher as open_teacher
     from stepwell.nets import BUILDERS as BUILDERS
     from stepwell.nets import Card as Card
     from stepwell.nets import NestedNet as NestedNet
     from stepwell.nets import build as build
-    from stepwell.nets.calibrate import calibrate as calibrate
-    from stepwell.nets.cascade import Cascade as Cascade
-    from stepwell.nets.dynamic_file import load_dynamic as load_dynamic
-    from stepwell.nets.file import load as load
-    from stepwell.nets.file import save as save
-    from stepwell.nets.nest import nest as nest
+    from stepwell.nets.files.nested import load as load
+    from stepwell.nets.files.nested import save as save
+    from stepwell.nets.files.resolution import load_resolution as load_resolution
+    from stepwell.nets.grafting.surgery import Grafting as Grafting
+    from stepwell.nets.nested.calibrate import calibrate as calibrate
+    from stepwell.nets.nested.cascade import Cascade as Cascade
+    from stepwell.nets.nested.nest import nest as nest
+    from stepwell.teachers import Ensemble as Ensemble
+    from stepwell.teachers import Frozen as Frozen
+    from stepwell.teachers import open_teacher as open_teacher
     from stepwell.types import Batch as Batch
     from stepwell.types import Exit as Exit
     from stepwell.types import Step as Step
@@ -49,23 +52,23 @@ _WHERE = {
     "open_onnx": "export",
     "Distill": "methods",
     "EmbeddedKD": "methods",
-    "Ensemble": "methods",
-    "Frozen": "methods",
+    "Ensemble": "teachers",
+    "Frozen": "teachers",
     "Graft": "methods",
-    "Grafting": "methods",
+    "Grafting": "nets.grafting.surgery",
     "Objective": "methods",
     "Supervised": "methods",
-    "open_teacher": "methods",
+    "open_teacher": "teachers",
     "BUILDERS": "nets",
     "Card": "nets",
     "NestedNet": "nets",
     "build": "nets",
-    "Cascade": "nets.cascade",
-    "calibrate": "nets.calibrate",
-    "load_dynamic": "nets.dynamic_file",
-    "load": "nets.file",
-    "save": "nets.file",
-    "nest": "nets.nest",
+    "Cascade": "nets.nested.cascade",
+    "calibrate": "nets.nested.calibrate",
+    "load_resolution": "nets.files.resolution",
+    "load": "nets.files.nested",
+    "save": "nets.files.nested",
+    "nest": "nets.nested.nest",
     "Batch": "types",
     "Exit": "types",
     "Step": "types",
@@ -79,7 +82,7 @@ def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return importlib.import_module(f"stepwell.{name}")
     if name not in _WHERE:
-        raise AttributeError(f"module 'stepwell' has no attribute {name!r}")
+        return moved_name(__name__, name)
     return getattr(importlib.import_module(f"stepwell.{_WHERE[name]}"), name)
 
 

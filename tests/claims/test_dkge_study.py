@@ -6,7 +6,16 @@ import pytest
 import torch
 from benchmarks.holdout import Split, held_out
 
-from stepwell.claims.dkge import (
+from stepwell.claims.dkge.arms import SHARE
+from stepwell.claims.dkge.snapshots import (
+    Examined,
+    Question,
+    Snapshot,
+    mean_measures,
+    questions,
+    read_snapshots,
+)
+from stepwell.claims.dkge.study import (
     ADDED,
     ANEW,
     ARMS,
@@ -18,16 +27,7 @@ from stepwell.claims.dkge import (
     STUDY,
     TEXT,
 )  # fmt: skip
-from stepwell.claims.dkge_arms import SHARE
-from stepwell.claims.snapshots import (
-    Examined,
-    Question,
-    Snapshot,
-    mean_measures,
-    questions,
-    read_snapshots,
-)
-from stepwell.claims.verify import verify_system
+from stepwell.claims.kit.verify import verify_system
 from stepwell.data.triples import Names, numbered
 
 

@@ -7,15 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from stepwell.claims.drnet import CLAIMS, PRIMARY, STUDY
-from stepwell.claims.drnet_arms import (
+from stepwell.claims.drnet.arms import (
     at_its_cost,
     auc_of_need,
     best_cascade,
     best_mixture,
     held_to,
 )
-from stepwell.claims.drnet_plan import (
+from stepwell.claims.drnet.plan import (
     ARMS,
     EVERY,
     EVERY_LONGER,
@@ -32,11 +31,12 @@ from stepwell.claims.drnet_plan import (
     dynamic,
     random,
 )
-from stepwell.claims.drnet_planted import two_scales
-from stepwell.claims.judging import judge
-from stepwell.claims.study import slug
-from stepwell.claims.verify import verify_system
-from stepwell.recipes.dynamic import Observed
+from stepwell.claims.drnet.planted import two_scales
+from stepwell.claims.drnet.study import CLAIMS, PRIMARY, STUDY
+from stepwell.claims.kit.judging import judge
+from stepwell.claims.kit.study import slug
+from stepwell.claims.kit.verify import verify_system
+from stepwell.measure.resolution import Observed
 
 pytestmark = pytest.mark.usefixtures("quick")
 ORDER, COSTS = ["16", "24", "32"], torch.tensor([0.25, 0.5625, 1.0], dtype=torch.float64)

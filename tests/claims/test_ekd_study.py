@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stepwell.claims.ekd import ARMS, STUDY, joint_macs
-from stepwell.claims.judging import judge
+from stepwell.claims.kit.judging import judge
 from stepwell.cost import count_macs, count_macs_of_steps
 from stepwell.nets import build
 

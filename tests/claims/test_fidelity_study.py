@@ -8,9 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stepwell.claims.compare import compare
-from stepwell.claims.fidelity import STUDY
-from stepwell.claims.fidelity_arms import (
+from stepwell.claims.fidelity.arms import (
     ADAM,
     COLD,
     COMBINED,
@@ -39,17 +37,19 @@ from stepwell.claims.fidelity_arms import (
     start,
     student,
 )
-from stepwell.claims.fidelity_rules import of_most_faithful
-from stepwell.claims.judging import judge
-from stepwell.claims.page import render
-from stepwell.claims.study import slug
-from stepwell.claims.verify import verify_system
+from stepwell.claims.fidelity.compare import compare
+from stepwell.claims.fidelity.rules import of_most_faithful
+from stepwell.claims.fidelity.study import STUDY
+from stepwell.claims.kit.judging import judge
+from stepwell.claims.kit.page import render
+from stepwell.claims.kit.study import slug
+from stepwell.claims.kit.verify import verify_system
 from stepwell.data import Batches, load_images
+from stepwell.data.distill_data import DistillData
 from stepwell.evaluation import fidelity
-from stepwell.nets.file import load
-from stepwell.recipes import parts
+from stepwell.measure import data_parts as parts
+from stepwell.nets.files.nested import load
 from stepwell.recipes.distill import distill
-from stepwell.recipes.distill_data import DistillData
 from stepwell.recipes.supervised import supervised
 
 pytestmark = pytest.mark.usefixtures("quick")

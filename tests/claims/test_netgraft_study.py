@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stepwell.claims.few_shots import draw, few_shots, full_data
-from stepwell.claims.judging import judge
-from stepwell.claims.netgraft import (
+from stepwell.claims.kit.judging import judge
+from stepwell.claims.kit.study import slug
+from stepwell.claims.kit.verify import verify_system
+from stepwell.claims.netgraft.few_shots import draw, few_shots, full_data
+from stepwell.claims.netgraft.study import (
     ARMS,
     CLAIMS,
     FULL,
@@ -23,8 +25,6 @@ from stepwell.claims.netgraft import (
     STUDY,
     at,
 )
-from stepwell.claims.study import slug
-from stepwell.claims.verify import verify_system
 from stepwell.data import load_images
 
 pytestmark = pytest.mark.usefixtures("quick")

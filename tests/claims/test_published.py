@@ -6,8 +6,8 @@ import pytest
 from benchmarks.judge import ABOUT, PUBLISHED, about, judged
 
 from stepwell.claims import CLAIMS
-from stepwell.claims.page import render
-from stepwell.claims.study import slug
+from stepwell.claims.kit.page import render
+from stepwell.claims.kit.study import slug
 from stepwell.recipes import load_object
 
 #: What a claim says, without sums whose last digits depend on the processor.

@@ -4,9 +4,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import stepwell
-from nets.families import FAMILIES, lively
+from nets.example_nets import FAMILIES, lively
 from stepwell.export import export_delta, export_safetensors
-from stepwell.nets import nest
+from stepwell.nets.nested.nest import nest
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from stepwell.export import (
     export_pt2,
     export_safetensors,
 )
-from stepwell.nets.resnet import CifarResNet
+from stepwell.nets.families.resnet import CifarResNet
 
 
 def test_an_onnx_file_gives_the_networks_logits_at_any_batch_size(net, tmp_path):

@@ -13,7 +13,9 @@ from safetensors.torch import load, save
 
 import stepwell
 from kg.graphs import FACTS, NEW, QUICK, assert_same, everything
-from stepwell.kg import Online, live, outcome
+from stepwell.kg import Online
+from stepwell.kg import graph as live
+from stepwell.kg import update_report as outcome
 from stepwell.kg.journal import Journal
 from stepwell.kg.state import metadata, read_state
 

@@ -4,7 +4,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from stepwell.methods import FlowMatching
-from stepwell.nets.unet import UNet
+from stepwell.nets.families.unet import UNet
 from stepwell.types import Batch
 
 

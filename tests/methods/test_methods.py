@@ -6,20 +6,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy, kl_div
 from torch.testing import assert_close
 
-from stepwell.methods import (
-    Distill,
-    EmbeddedKD,
-    Frozen,
-    Graft,
-    Grafting,
-    MovingAverage,
-    PrivateNorms,
-    Supervised,
-)
-from stepwell.methods.drnet import DynamicResolution, EveryResolution, ImitateBest
+from stepwell.methods import Distill, EmbeddedKD, Graft, PrivateNorms, Supervised
+from stepwell.methods.resolution import EveryResolution, ImitateBest, JointResolution
 from stepwell.nets import build
-from stepwell.nets.dynamic import Choice, Chooser, DynamicNet
-from stepwell.nets.resolution import Resolutions
+from stepwell.nets.grafting.surgery import Grafting
+from stepwell.nets.resolution.chooser import Choice, Chooser, ResolutionNet
+from stepwell.nets.resolution.resolutions import Resolutions
+from stepwell.teachers import Frozen, MovingAverage
 from stepwell.types import Batch, Exit
 
 
@@ -278,8 +271,8 @@ def objectives():
             nested(("8",)), distill_from=0.0, teacher=teacher, teach_full=True
         ),
         "every resolution": EveryResolution(Resolutions(nested(("8",), "resnet14"), (8, 6))),
-        "dynamic resolution": DynamicResolution(dynamic(), [1.0, 0.56], target=0.7),
-        "all resolutions": DynamicResolution(dynamic(), [1.0, 0.56], target=0.7, mixing="all"),
+        "dynamic resolution": JointResolution(dynamic(), [1.0, 0.56], target=0.7),
+        "all resolutions": JointResolution(dynamic(), [1.0, 0.56], target=0.7, mixing="all"),
         "imitate": ImitateBest(dynamic(), [1.0, 0.56]),
         "graft": graft(0, 0),
         "joined grafts": graft(0, 3, loss="features"),
@@ -295,7 +288,7 @@ def graft(first, last, **options):
 
 def dynamic():
     choices = [Choice("8", 8), Choice("8", 6)]
-    return DynamicNet(Resolutions(nested((), "resnet8"), (8, 6)), choices, Chooser(2, 8))
+    return ResolutionNet(Resolutions(nested((), "resnet8"), (8, 6)), choices, Chooser(2, 8))
 
 
 @pytest.mark.parametrize("name", list(objectives()))

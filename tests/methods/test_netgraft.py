@@ -10,10 +10,16 @@ from torch.testing import assert_close
 
 import stepwell
 from stepwell.losses import logit_direction
-from stepwell.methods import Graft, Grafting
+from stepwell.methods import Graft
 from stepwell.nets import build
-from stepwell.nets.cuts import Adaption, Cut, cuts, pair_cuts
-from stepwell.nets.nest import nest
+from stepwell.nets.grafting.split_points import (
+    Adaption,
+    SplitPoint,
+    pair_split_points,
+    split_points,
+)
+from stepwell.nets.grafting.surgery import Grafting
+from stepwell.nets.nested.nest import nest
 from stepwell.types import Batch
 
 SHAPE = (3, 16, 16)
@@ -97,7 +103,7 @@ def test_blocks_pair_where_resolutions_agree_and_by_hand():
     assert by_hand.names == ("stages.1", "head")
     alone = Grafting(small(4, 6), small(5, 7), input_shape=SHAPE, pairs="stages.1")
     assert alone.pairs == by_hand.pairs
-    pooled = cuts(small(4, 6, pool=True), SHAPE)
+    pooled = split_points(small(4, 6, pool=True), SHAPE)
     assert [cut.resolution for cut in pooled] == [(8, 8), (4, 4)]  # behind their poolings
 
 
@@ -133,11 +139,11 @@ def test_networks_that_do_not_fit_are_refused():
         Grafting(net("resnet14_slim", depths=["8"]), net("resnet14"), input_shape=SHAPE)
     with pytest.raises(ValueError, match=r"nothing to learn.*.1 in layer1, .* no stage can keep"):
         Grafting(net("resnet8"), net("resnet8"), input_shape=SHAPE)
-    tokens = Cut("encoder.layers", 1, (17, 8), True)
+    tokens = SplitPoint("encoder.layers", 1, (17, 8), True)
     with pytest.raises(
         ValueError, match=r"student has encoder.layers 17 tokens, the teacher .* 8×8"
     ):
-        pair_cuts([tokens], cuts(small(5), SHAPE))
+        pair_split_points([tokens], split_points(small(5), SHAPE))
 
 
 def test_blocks_and_images_that_train_nothing_are_refused(batch):
@@ -252,7 +258,7 @@ def test_the_teacher_computes_every_image_once(batch, monkeypatch):
     assert seen == [6, 3]
     unknown = Batch(mixed.images + 1, mixed.labels)
     assert_close(cached.training_step(unknown).loss, plain.training_step(unknown).loss)
-    monkeypatch.setattr("stepwell.methods.teacher_outputs.MEMORY", 0)  # too large to be kept
+    monkeypatch.setattr("stepwell.teachers.block_outputs.MEMORY", 0)  # too large to be kept
     large = Graft(grafting, 1, 1, images=[batch, other]).eval()
     assert_close(large.training_step(mixed).loss, expected)
 

@@ -8,13 +8,13 @@ import torchvision
 from torch.testing import assert_close
 
 from stepwell.nets import Card, NestedNet, build
-from stepwell.nets.file import Start, load, save
-from stepwell.nets.pretrained import start_pretrained
-from stepwell.recipes import classification
-from stepwell.recipes.classification import Task
+from stepwell.nets.files.nested import Start, load, save
+from stepwell.nets.files.pretrained import start_pretrained
 from stepwell.recipes.ekd import ekd
-from stepwell.recipes.full_net import watch_full_net
+from stepwell.recipes.full_net_watch import watch_full_net
 from stepwell.recipes.supervised import supervised
+from stepwell.tasks import classification
+from stepwell.tasks.classification import Task
 from stepwell.training import Loop
 
 ARGUMENTS = {"data": "digits", "epochs": 2, "batch_size": 128, "loop": Loop(device="cpu")}

@@ -14,12 +14,12 @@ from torch.testing import assert_close
 
 from stepwell.cost import costs_of
 from stepwell.data import Batches, ImageSet, load_images
+from stepwell.data.distill_data import DistillData
 from stepwell.methods import Distill, FlowMatching
 from stepwell.nets import Card, build
-from stepwell.nets.file import load, save
-from stepwell.recipes import classification, distill_data
+from stepwell.nets.files.nested import load, save
 from stepwell.recipes.distill import distill
-from stepwell.recipes.distill_data import DistillData
+from stepwell.tasks import generator
 from stepwell.training import Loop
 
 CPU = Loop(device="cpu", checkpoint_minutes=0.0)
@@ -31,8 +31,8 @@ def small(image_folder, tmp_path, monkeypatch):
     """Arguments of a small distillation: data, a teacher that somebody trained, an empty place."""
     monkeypatch.setenv("STEPWELL_QUIET", "1")
     # no test looks at how long anything takes
-    monkeypatch.setattr(classification, "costs_of", partial(costs_of, seconds=0.01))
-    monkeypatch.setattr(distill_data, "_widths", lambda size: (8, 8))
+    monkeypatch.setattr(depths, "costs_of", partial(costs_of, seconds=0.01))
+    monkeypatch.setattr(generator, "_widths", lambda size: (8, 8))
     for part, count in (("train", 8), ("test", 3)):
         image_folder(count=count, size=(8, 8), root=tmp_path / "data" / part)
     torch.manual_seed(7)
@@ -254,7 +254,7 @@ def test_a_run_that_goes_on_passes_over_no_images_to_start(small, tmp_path, monk
     results = distill(out=tmp_path / "whole", **small)
     with stopping(Distill, 4):  # after the checkpoint of the first epoch
         distill(out=tmp_path / "cut", **small)
-    monkeypatch.delattr("stepwell.recipes.distill.start_between")
+    monkeypatch.delattr("stepwell.recipes.distill.start_interpolated")
     assert distill(out=tmp_path / "cut", **small)["test"] == results["test"]
 
 

@@ -13,14 +13,14 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from stepwell import cli
 from stepwell.cost import count_macs
-from stepwell.export import Sample, export_dynamic
-from stepwell.nets import nest
-from stepwell.nets.dynamic import Always, Choice, Chooser, DynamicNet
-from stepwell.nets.dynamic_file import is_dynamic, load_dynamic, save_dynamic
-from stepwell.nets.file import load, read_beside, rewrite_card, save
-from stepwell.nets.resolution import Resolutions
+from stepwell.export import Sample, export_resolution
+from stepwell.measure.data_parts import batches_of
+from stepwell.nets.files.nested import load, read_beside, rewrite_card, save
+from stepwell.nets.files.resolution import is_resolution, load_resolution, save_resolution
+from stepwell.nets.nested.nest import nest
+from stepwell.nets.resolution.chooser import Always, Choice, Chooser, ResolutionNet
+from stepwell.nets.resolution.resolutions import Resolutions
 from stepwell.recipes.drnet import drnet
-from stepwell.recipes.parts import batches_of
 from stepwell.recipes.supervised import supervised
 from stepwell.training import Loop
 
@@ -41,7 +41,7 @@ def phases(run):
 def test_a_run_has_both_phases_and_all_numbers(trained):
     out, results = trained
     assert phases(out) == ["resolutions", "joint"]
-    assert list(results["costs"]) == ["dynamic", "4", "6", "8"]
+    assert list(results["costs"]) == ["chosen", "4", "6", "8"]
     assert {f"{row}/accuracy" for row in results["costs"]} <= results["test"].keys()
     found = results["drnet"]
     assert sum(found["shares"].values()) == pytest.approx(1)
@@ -49,7 +49,7 @@ def test_a_run_has_both_phases_and_all_numbers(trained):
     assert found["unpriced"].keys() == {"accuracy", "cost"}
     assert [row["batch"] for row in found["speed"]] == [64, 1]
     for row in found["speed"]:
-        assert row.keys() == {"batch", "dynamic", "fixed", "speed_up", "by_macs"}
+        assert row.keys() == {"batch", "chosen", "fixed", "speed_up", "by_macs"}
         assert row["by_macs"] == pytest.approx(1 / found["cost"], rel=0.2)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 4
@@ -61,7 +61,7 @@ def test_a_run_has_both_phases_and_all_numbers(trained):
 
 def test_the_numbers_are_those_of_the_network_in_the_file(trained):
     out, results = trained
-    net = load_dynamic(out / "net.safetensors")
+    net = load_resolution(out / "net.safetensors")
     _, test = batches_of(out)
     right, costs = [], []
     x = torch.zeros(1, 3, 8, 8)
@@ -69,7 +69,7 @@ def test_the_numbers_are_those_of_the_network_in_the_file(trained):
     sizes = [count_macs(net.net.at(s).module, torch.zeros(1, 3, s, s)) for s in net.net.sizes]
     with np.load(out / "predictions.npz") as arrays:
         kept = torch.from_numpy(arrays["choice"])
-        dynamic = torch.from_numpy(arrays["logits/dynamic"])
+        dynamic = torch.from_numpy(arrays["logits/chosen"])
     with torch.inference_mode():
         for images, labels in test:
             answer = net.answer(images)
@@ -78,10 +78,10 @@ def test_the_numbers_are_those_of_the_network_in_the_file(trained):
             rows = slice(sum(map(len, right[:-1])), sum(map(len, right)))
             assert answer.depth.equal(kept[rows])
             assert_close(dynamic[rows], answer.logits, rtol=1e-3, atol=1e-3)
-    assert results["test"]["dynamic/accuracy"] == torch.cat(right).double().mean().item()
+    assert results["test"]["chosen/accuracy"] == torch.cat(right).double().mean().item()
     mean = sum(costs) / len(costs)
     assert results["drnet"]["cost"] == pytest.approx(mean / (sizes[0] + chooser))
-    assert results["costs"]["dynamic"]["macs"] == round(mean)
+    assert results["costs"]["chosen"]["macs"] == round(mean)
     assert_close(net.costs, torch.tensor([s + chooser for s in sizes]) / (sizes[0] + chooser))
 
 
@@ -110,28 +110,28 @@ def test_pictures_of_a_choice_are_spread_over_its_images(trained):
 def test_the_file_is_that_of_a_nested_net_with_the_rest_beside_it(trained, tmp_path):
     out, _ = trained
     file = out / "net.safetensors"
-    net, nested = load_dynamic(file), load(file)
+    net, nested = load_resolution(file), load(file)
     x = torch.randn(5, 3, 8, 8)
     assert_close(nested(x), net.net(x, 8), rtol=0, atol=0)
-    assert is_dynamic(file)
+    assert is_resolution(file)
     again = tmp_path / "again.safetensors"
-    save_dynamic(net, again)
+    save_resolution(net, again)
     assert again.read_bytes() == file.read_bytes()
     rewrite_card(again, replace(nested.card, licence="CC0"))
     assert load(again).card.licence == "CC0"
-    assert_close(load_dynamic(again)(x), net(x), rtol=0, atol=0)
+    assert_close(load_resolution(again)(x), net(x), rtol=0, atol=0)
     net.hold("4")
-    held = load_dynamic(save_dynamic(net, tmp_path / "held.safetensors"))
+    held = load_resolution(save_resolution(net, tmp_path / "held.safetensors"))
     assert set(held.choose(x).tolist()) == {2}
     assert_close(held(x), net(x), rtol=0, atol=0)
-    net = load_dynamic(file)
+    net = load_resolution(file)
     plain = save(nested, tmp_path / "plain.safetensors")
-    assert not is_dynamic(plain)
+    assert not is_resolution(plain)
     assert read_beside(plain) is None
     with pytest.raises(
         ValueError, match="holds a network of one resolution: `stepwell train drnet`"
     ):
-        load_dynamic(plain)
+        load_resolution(plain)
     own = sum(v.numel() * v.element_size() for v in net.net.own_tensors().values())
     own += sum(v.numel() * v.element_size() for v in net.chooser.state_dict().values())
     assert file.stat().st_size - plain.stat().st_size - own < 12000  # their names
@@ -141,7 +141,7 @@ def test_a_run_of_the_same_resolutions_brings_its_first_phase(trained, tmp_path)
     out, _ = trained
     drnet(out=tmp_path / "run", init=out, **FEW, target=0.8, schedule="imitate")
     assert phases(tmp_path / "run") == ["imitate"]
-    before, after = (load_dynamic(p / "net.safetensors") for p in (out, tmp_path / "run"))
+    before, after = (load_resolution(p / "net.safetensors") for p in (out, tmp_path / "run"))
     for name, value in after.net.own_tensors().items():  # imitation leaves the network as it is
         assert_close(value, before.net.own_tensors()[name], rtol=0, atol=0)
     with pytest.warns(
@@ -156,24 +156,24 @@ def test_a_network_of_ones_own_comes_back_with_its_maker(tmp_path):
         return VisionTransformer(size, 8, 2, 2, 16, 32, num_classes=5)
 
     nested = nest(made(), ["encoder.layers"], {}, input_size=(3, 16, 16))
-    net = DynamicNet(
+    net = ResolutionNet(
         Resolutions(nested, (16, 8), made_for=made),
         [Choice("full", 16), Choice("full", 8)], Chooser(2, 8),
     ).eval()  # fmt: skip
-    file = save_dynamic(net, tmp_path / "own.safetensors")
-    again = load_dynamic(file, made, made_for=made)
+    file = save_resolution(net, tmp_path / "own.safetensors")
+    again = load_resolution(file, made, made_for=made)
     x = torch.randn(4, 3, 16, 16)
     for name, logits in net.logits_by_choice(x).items():
         assert_close(again.logits_by_choice(x)[name], logits, rtol=0, atol=0)
     with pytest.raises(ValueError, match="give load"):
-        load_dynamic(file)
+        load_resolution(file)
 
 
 def test_a_plain_network_may_be_the_start(tmp_path):
     supervised(out=tmp_path / "plain", **FEW)
     results = drnet(out=tmp_path / "run", init=tmp_path / "plain", **FEW)
     assert phases(tmp_path / "run") == ["resolutions", "joint"]
-    assert results["costs"].keys() == {"dynamic", "4", "6", "8"}
+    assert results["costs"].keys() == {"chosen", "4", "6", "8"}
 
 
 def picture(folder):
@@ -183,12 +183,12 @@ def picture(folder):
 
 def test_the_first_phase_alone_is_always_at_full_size(tmp_path, capsys):
     results = drnet(out=tmp_path / "run", schedule="resolutions", norms="shared", **FEW)
-    net = load_dynamic(tmp_path / "run" / "net.safetensors")
+    net = load_resolution(tmp_path / "run" / "net.safetensors")
     assert isinstance(net.chooser, Always)
     assert net.net.at(4) is net.net.at(8)
     assert results["drnet"]["shares"] == {"8": 1.0, "6": 0.0, "4": 0.0}
     assert results["drnet"]["cost"] == 1.0
-    assert results["test"]["dynamic/accuracy"] == results["test"]["8/accuracy"]
+    assert results["test"]["chosen/accuracy"] == results["test"]["8/accuracy"]
     cli.main(["predict", str(tmp_path / "run"), str(picture(tmp_path)), "--budget-macs", "1e9"])
     assert "depth 8: " in capsys.readouterr().err  # no price to set: its depths fit budgets
 
@@ -197,26 +197,26 @@ def test_depths_and_resolutions_together(tmp_path):
     options = FEW | {"net": "resnet14", "depths": ("8",), "sizes": (8, 4)}
     with pytest.warns(UserWarning, match="the price of cost is set on training images"):
         results = drnet(out=tmp_path / "run", **options, mixing="all", val_fraction=0.0)
-    assert next(iter(results["costs"])) == "dynamic"
-    assert set(results["costs"]) == {"dynamic", "8@4", "14@4", "8@8", "14@8"}
-    net = load_dynamic(tmp_path / "run" / "net.safetensors")
+    assert next(iter(results["costs"])) == "chosen"
+    assert set(results["costs"]) == {"chosen", "8@4", "14@4", "8@8", "14@8"}
+    net = load_resolution(tmp_path / "run" / "net.safetensors")
     assert set(net.net.net.status.values()) == {"trained"}
 
 
 def test_a_vision_transformer_has_positions_for_each_resolution(tmp_path):
     options = {"net": "timm/deit_tiny_patch16_224", "sizes": (32, 16), "depths": ("1",)}
     first = drnet(out=tmp_path / "run", **FEW | options)
-    net = load_dynamic(tmp_path / "run" / "net.safetensors")
+    net = load_resolution(tmp_path / "run" / "net.safetensors")
     shapes = {
         n: v.shape[1] for n, v in net.state_dict().items() if "pos_embed" in n or "own_parts" in n
     }
     assert sorted(shapes.values()) == [2, 5]  # of 1 and of 4 patches, and the class token
-    assert set(first["costs"]) == {"dynamic", "1@16", "12@16", "1@32", "12@32"}
+    assert set(first["costs"]) == {"chosen", "1@16", "12@16", "1@32", "12@32"}
     drnet(out=tmp_path / "next", init=tmp_path / "run", **FEW | options, schedule="imitate")
-    after = load_dynamic(tmp_path / "next" / "net.safetensors")
+    after = load_resolution(tmp_path / "next" / "net.safetensors")
     for name, value in net.net.own_tensors().items():
         assert_close(after.net.own_tensors()[name], value, rtol=0, atol=0)
-    result = export_dynamic(net, tmp_path / "export", Sample(torch.randn(4, 3, 32, 32), "noise"))
+    result = export_resolution(net, tmp_path / "export", Sample(torch.randn(4, 3, 32, 32), "noise"))
     assert result["parity"]["same_choice"] == 1.0
 
 

@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from stepwell.cost import cost_of
 from stepwell.data import Augment, Batches, ImageSet
-from stepwell.methods import Graft, Grafting
+from stepwell.measure.data_parts import parts_for
+from stepwell.methods import Graft
 from stepwell.nets import build
-from stepwell.nets.cuts import Adaption
-from stepwell.nets.file import load
-from stepwell.recipes.grafting import Stages, adam, views_of
+from stepwell.nets.files.nested import load
+from stepwell.nets.grafting.split_points import Adaption
+from stepwell.nets.grafting.surgery import Grafting
+from stepwell.recipes.graft_phases import Stages, adam, views_of
 from stepwell.recipes.netgraft import netgraft
-from stepwell.recipes.parts import parts_for
 from stepwell.recipes.supervised import supervised
 from stepwell.training import Loop
 
@@ -259,7 +260,7 @@ def test_views_are_the_images_and_then_changes_of_them_that_are_always_the_same(
     assert torch.equal(shown.images.pixels, views_of(train, 3, stages).images.pixels)
     assert shown.augment is None
     assert len(views_of(train, 64, stages).images) == 6 * 2  # what 6 steps of 2 show
-    monkeypatch.setattr("stepwell.recipes.grafting.MEMORY", 2 * pixels.numel() + 1)
+    monkeypatch.setattr("stepwell.recipes.graft_phases.MEMORY", 2 * pixels.numel() + 1)
     assert len(views_of(train, 64, stages).images) == 2 * 4
     plain = Batches(images, 2, mean=train.mean, std=train.std, shuffle=True)
     assert torch.equal(views_of(plain, 3, stages).images.pixels, pixels)  # nothing is changed

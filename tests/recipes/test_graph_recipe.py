@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import stepwell
 from stepwell.kg import Online
-from stepwell.methods.dkge import DKGE
+from stepwell.kg.objective import DKGE
 from stepwell.recipes.dkge import dkge
 from stepwell.training import Loop
 

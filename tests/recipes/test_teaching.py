@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from stepwell.data import load_images
-from stepwell.methods import CachedLogits, Distill, Frozen
-from stepwell.nets.file import load, save
+from stepwell.data.distill_data import DistillData
+from stepwell.measure.data_parts import parts_for
+from stepwell.methods import Distill
+from stepwell.nets.files.nested import load, save
 from stepwell.recipes.distill import distill
-from stepwell.recipes.distill_data import DistillData
 from stepwell.recipes.ekd import ekd
-from stepwell.recipes.parts import parts_for
 from stepwell.recipes.supervised import supervised
+from stepwell.teachers import CachedLogits, Frozen
 from stepwell.training import Loop
 
 COMMON = {"data": "digits", "epochs": 2, "batch_size": 256, "loop": Loop(device="cpu")}

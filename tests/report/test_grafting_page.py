@@ -6,7 +6,7 @@ import pytest
 
 from stepwell.report import write_report
 from stepwell.report.grafting import against_shots, grafting_section
-from stepwell.report.reading import read_run
+from stepwell.report.run_record import read_run
 from stepwell.report.sections import run_section
 
 FOUND = {

@@ -14,7 +14,7 @@ from stepwell.evaluation import churn
 from stepwell.report import write_report
 from stepwell.report.fidelity import fidelity_section
 from stepwell.report.figures import accuracy_latency
-from stepwell.report.reading import read_run
+from stepwell.report.run_record import read_run
 from stepwell.report.sections import full_net_note
 
 DEPTHS = ("20", "26", "32")

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from stepwell.report.reading import read_run
 from stepwell.report.resolution import resolution_section
+from stepwell.report.run_record import read_run
 from stepwell.report.sections import summary
 
 FOUND = {
     "shares": {"32": 0.25, "<16>": 0.75}, "classes": {"cat & dog": {"32": 1.0, "<16>": 0.0}},
     "cost": 0.4375, "price": 0.1, "unpriced": {"accuracy": 0.8765, "cost": 0.9}, "chooser_macs": 50688,
-    "speed": [{"batch": 64, "dynamic": 812.3, "fixed": 400.0, "speed_up": 2.03, "by_macs": 2.28}],
+    "speed": [{"batch": 64, "chosen": 812.3, "fixed": 400.0, "speed_up": 2.03, "by_macs": 2.28}],
 }  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def run(tmp_path):
                 {"recipe": "drnet", "arguments": {}, "data": {"classes": ["cat & dog", "b"]}}
             )
         )
-        measured = {"dynamic": (4e6, 0.9), "<16>": (1e6, 0.8123), "32": (9e6, 0.91)}
+        measured = {"chosen": (4e6, 0.9), "<16>": (1e6, 0.8123), "32": (9e6, 0.91)}
         results = {
             "test": {f"{name}/accuracy": a for name, (_, a) in measured.items()},
             "costs": {name: {"macs": m} for name, (m, _) in measured.items()},
@@ -46,7 +46,7 @@ def test_what_is_chosen_is_told_and_drawn(run, tmp_path):
         tmp_path / "predictions.npz",
         choice=np.array([0, 1, 1]), choice_index=np.array([0, 2]), labels=np.array([0, 1, 1]),
         choice_images=np.zeros((2, 8, 8, 3), np.uint8),
-        **{"logits/dynamic": np.array([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])},
+        **{"logits/chosen": np.array([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])},
     )  # fmt: skip
     pictures = resolution_section(run(drnet=FOUND))
     assert pictures.count("<img") == 4

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from stepwell.nets.file import fingerprint
+from stepwell.nets.files.nested import fingerprint
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "STEPWELL_QUIET": "1"}
 

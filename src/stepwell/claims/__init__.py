@@ -10,19 +10,19 @@ CLAIMS: dict[str, tuple[str, str]] = {
         "nested depths with embedded distillation against training alone and offline",
     ),
     "dkge": (
-        "stepwell.claims.dkge:STUDY",
+        "stepwell.claims.dkge.study:STUDY",
         "graphs that change: updates against doing nothing, more training, and training anew",
     ),
     "drnet": (
-        "stepwell.claims.drnet:STUDY",
+        "stepwell.claims.drnet.study:STUDY",
         "chosen resolutions against fixed ones, random ones, cascades and the oracle",
     ),
     "fidelity": (
-        "stepwell.claims.fidelity:STUDY",
+        "stepwell.claims.fidelity.study:STUDY",
         "does distillation work? how far students give their teachers' predictions, and why not",
     ),
     "netgraft": (
-        "stepwell.claims.netgraft:STUDY",
+        "stepwell.claims.netgraft.study:STUDY",
         "few-shot grafting against direct training, few-shot KD, hints and full-data KD",
     ),
 }

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from stepwell.claims.measures import least, less, of_test, ratio
-from stepwell.claims.study import Absent, Arm, Claim, Measure, Study, image_fingerprint
+from stepwell.claims.kit.measures import least, less, of_test, ratio
+from stepwell.claims.kit.study import Absent, Arm, Claim, Measure, Study, image_fingerprint
 from stepwell.cost import count_joint_macs, count_macs
 from stepwell.nets import build
 from stepwell.recipes.ekd import SCHEDULES

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from stepwell.commands.runs import Json
+from stepwell.commands.run_files import Json
 from stepwell.console import print_json, say, show, table
 
 if TYPE_CHECKING:

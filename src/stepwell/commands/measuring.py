@@ -7,8 +7,15 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from stepwell.commands.resolution import dynamic_of, eval_dynamic
-from stepwell.commands.runs import Json, check_place, file_to_write, network_of, parts_of, rewriting
+from stepwell.commands.resolution import eval_resolution, resolution_of
+from stepwell.commands.run_files import (
+    Json,
+    check_place,
+    file_to_write,
+    network_of,
+    parts_of,
+    rewriting,
+)
 from stepwell.console import (
     depth_table,
     print_json,
@@ -82,10 +89,10 @@ def eval_(
     """
     from stepwell.evaluation import churn, gather_logits
     from stepwell.evaluation.accuracy import measures
-    from stepwell.nets.cascade import Cascade
-    from stepwell.nets.file import net_digest, rewrite_card
-    from stepwell.recipes.classification import cost_table
-    from stepwell.serve import calibrate_cascade, check_depths, measure_cascade
+    from stepwell.measure.cascade import calibrate_cascade, check_depths, measure_cascade
+    from stepwell.measure.depths import cost_table
+    from stepwell.nets.files.nested import net_digest, rewrite_card
+    from stepwell.nets.nested.cascade import Cascade
 
     if not cascade and (save or target_accuracy is not None):
         raise ValueError("--target-accuracy and --save say more about --cascade")
@@ -98,8 +105,8 @@ def eval_(
             "--teacher-mean, --teacher-std, --control and --interpolate say more about --fidelity"
         )
     net, config = network_of(run)
-    if not (cascade or fidelity) and (chooses := dynamic_of(run)):
-        eval_dynamic(run, chooses, config, data, budget_macs=budget_macs, json=json)
+    if not (cascade or fidelity) and (chooses := resolution_of(run)):
+        eval_resolution(run, chooses, config, data, budget_macs=budget_macs, json=json)
         return
     if budget_macs is not None and not cascade:
         raise ValueError(
@@ -110,9 +117,9 @@ def eval_(
     if cascade:
         check_depths(net)
     if fidelity:
-        from stepwell.commands.fidelity import fit_pair, keep, measure_pair
-        from stepwell.commands.fidelity_pair import folder_of, open_pair
         from stepwell.commands.fidelity_shown import show_fidelity
+        from stepwell.measure.fidelity import fit_pair, keep, measure_pair
+        from stepwell.measure.fidelity_networks import folder_of, open_pair
 
         pair = open_pair(
             run,
@@ -205,9 +212,10 @@ def cost(
             default what is not known yet is measured on the validation part.
         data: a folder or a name to measure accuracy on; by default the data of the run.
     """
+    from stepwell.measure.depths import cost_table
     from stepwell.nets import build, builder_of
-    from stepwell.nets.input_size import check_size
-    from stepwell.recipes.classification import cost_table, input_arguments
+    from stepwell.nets.nested.input_size import check_size
+    from stepwell.tasks.classification import input_arguments
 
     known = Path(network).exists()
     if not known and (save or accuracy_on or data):
@@ -258,8 +266,8 @@ def _save_costs(
 ) -> dict[str, dict[str, Any]]:
     """Write the measured table to the network's file; `costs` with the accuracies it then holds."""
     from stepwell.device import device_name
-    from stepwell.nets.file import net_digest, rewrite_card
-    from stepwell.recipes.classification import accuracy_on
+    from stepwell.measure.depths import accuracy_on
+    from stepwell.nets.files.nested import net_digest, rewrite_card
 
     accuracy: tuple[dict[str, float], str] | None = None
     unknown = any(
@@ -309,16 +317,16 @@ def calibrate(
         out: the file to write; by default the network's own is replaced.
     """
     from stepwell.device import device_name
+    from stepwell.measure.depths import accuracy_on, cost_table
     from stepwell.nets import named_depths
-    from stepwell.nets.calibrate import calibrate as calibrate_norms
-    from stepwell.nets.file import net_digest, save
-    from stepwell.recipes.classification import accuracy_on, cost_table
+    from stepwell.nets.files.nested import net_digest, save
+    from stepwell.nets.nested.calibrate import calibrate as calibrate_norms
     from stepwell.training.run import writing
 
     if out is not None:
         check_place("--out", out)
     net, config = network_of(run)
-    if dynamic_of(run) is not None:
+    if resolution_of(run) is not None:
         raise ValueError(
             f"{run} chooses resolutions, so a depth that nobody trained has no norms for them: name "
             "it with --depths when you train"

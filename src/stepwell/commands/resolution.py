@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepwell.commands.runs import file_of, parts_of
+from stepwell.commands.run_files import file_of, parts_of
 from stepwell.console import (
     big,
     depth_table,
@@ -26,12 +26,12 @@ OVER = 1.1
 EVALUATED = ("params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
 
 
-def dynamic_of(run: Path) -> Any:
+def resolution_of(run: Path) -> Any:
     """The dynamic network of a run or a file; none where it is of one resolution."""
-    from stepwell.nets.dynamic_file import is_dynamic, load_dynamic
+    from stepwell.nets.files.resolution import is_resolution, load_resolution
 
     file = file_of(run)
-    return load_dynamic(file) if is_dynamic(file) else None
+    return load_resolution(file) if is_resolution(file) else None
 
 
 def held_at(net: Any, name: str) -> Any:
@@ -50,7 +50,7 @@ def set_budget(
     accuracy: float | None = None,
 ) -> None:
     """Set the price of cost for a budget, and say what it comes to; `ms` is measured now."""
-    from stepwell.recipes.dynamic import times_of_choices
+    from stepwell.measure.resolution import times_of_choices
 
     times = [] if ms is None else times_of_choices(net, net.net.net.card.size)
     found = net.for_budget(ms=ms, macs=macs, accuracy=accuracy, times=times)
@@ -61,7 +61,7 @@ def set_budget(
     )
 
 
-def eval_dynamic(
+def eval_resolution(
     run: Path,
     net: Any,
     config: Mapping[str, Any],
@@ -71,13 +71,18 @@ def eval_dynamic(
     json: bool,
 ) -> None:
     """Measure a dynamic network as a whole, and each of its choices for all images."""
-    from stepwell.recipes.dynamic import choice_table, measure_dynamic, measure_speed, timed_images
+    from stepwell.measure.resolution import (
+        choice_table,
+        measure_resolution,
+        measure_speed,
+        timed_images,
+    )
 
     if budget_macs is not None:
         set_budget(net, macs=budget_macs)
     nested = net.net.net
     parts = parts_of(nested, run, config, data)
-    found, _ = measure_dynamic(net, parts.test, choice_table(net, nested.card.size))
+    found, _ = measure_resolution(net, parts.test, choice_table(net, nested.card.size))
     record = found["drnet"]
     arguments = config.get("arguments", {})
     if budget_macs is None and arguments.get("schedule") != "resolutions":
@@ -138,11 +143,11 @@ def show_budgets(net: Any) -> None:
 
 def show_speed(speed: Sequence[Mapping[str, float]]) -> None:
     """Images a second of the dynamic network against the fixed one, at equal batch size."""
-    head = ["batch", "dynamic, images/s", "fixed, images/s", "speed-up", "by MACs"]
+    head = ["batch", "chosen, images/s", "fixed, images/s", "speed-up", "by MACs"]
     rows = [
         [
             f"{row['batch']:.0f}",
-            *(f"{row[kind]:.0f}" for kind in ("dynamic", "fixed")),
+            *(f"{row[kind]:.0f}" for kind in ("chosen", "fixed")),
             *(f"{row[kind]:.2f} ×" for kind in ("speed_up", "by_macs")),
         ]
         for row in speed

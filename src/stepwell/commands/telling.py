@@ -7,7 +7,7 @@ from tyro.conf import Positional
 
 from stepwell.catalog import DATA, NETWORKS
 from stepwell.claims import CLAIMS
-from stepwell.commands.runs import Json
+from stepwell.commands.run_files import Json
 from stepwell.console import print_json, say, show, show_claims, table
 from stepwell.recipes import RECIPES
 
@@ -97,7 +97,7 @@ def verify(
         workers: arms side by side, one thread each.
         out: where units and results are kept; `runs/verify-SYSTEM` by default.
     """
-    from stepwell.claims.verify import verify_system
+    from stepwell.claims.kit.verify import verify_system
 
     changes = {"data": data, "size": size, "epochs": epochs}
     result, page = verify_system(

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from stepwell.commands.resolution import dynamic_of, held_at, set_budget, show_exported
-from stepwell.commands.runs import Json, check_place, network_of, parts_of
+from stepwell.commands.resolution import held_at, resolution_of, set_budget, show_exported
+from stepwell.commands.run_files import Json, check_place, network_of, parts_of
 from stepwell.console import (
     big,
     fail,
@@ -57,9 +57,10 @@ def predict(
         cascade: shallow first, deeper when unsure, as `stepwell eval RUN --cascade --save` found it.
         csv: write file, class, probability and depth to this file.
     """
-    from stepwell.nets.cascade import Cascade
-    from stepwell.nets.dynamic import DynamicNet
-    from stepwell.serve import check_depths, expand, predict_files, to_csv
+    from stepwell.measure.cascade import check_depths
+    from stepwell.nets.nested.cascade import Cascade
+    from stepwell.nets.resolution.chooser import ResolutionNet
+    from stepwell.serve import expand, predict_files, to_csv
 
     asked = {"ms": budget_ms, "macs": budget_macs, "accuracy": min_accuracy}
     budget = {name: value for name, value in asked.items() if value is not None}
@@ -70,7 +71,7 @@ def predict(
     if csv is not None:
         check_place("--csv", csv)
     net, _ = network_of(run)
-    chooses = None if cascade else dynamic_of(run)
+    chooses = None if cascade else resolution_of(run)
     if budget and chooses is not None and not chooses.budgets:
         chooses = None  # it never chose: a depth fits the budget
     timed = chooses is not None and depth is None and not json
@@ -83,7 +84,7 @@ def predict(
     depth = net.full if depth is None else depth
     if cascade:
         check_depths(net)
-    by: str | Cascade | DynamicNet = Cascade.of(net) if cascade else chooses or depth
+    by: str | Cascade | ResolutionNet = Cascade.of(net) if cascade else chooses or depth
     if isinstance(by, str):
         net.require_ready(by)
     predictions = list(predict_files(net, by, expand(files)))
@@ -119,14 +120,14 @@ def _title(by: Any) -> str:
 
 def _tell_speed(net: Any, files: Sequence[Path]) -> None:
     """Say how many images a second the network does, with its choice and without, if files suffice."""
-    from stepwell.recipes.dynamic import BATCHES, TIMED, measure_speed
+    from stepwell.measure.resolution import BATCHES, TIMED, measure_speed
     from stepwell.serve import as_batch
 
     if len(files) < max(BATCHES):
         return  # a ratio of a few images is chance
     for row in measure_speed(net, as_batch(net.net.net, files[:TIMED])):
         say(
-            f"in batches of {row['batch']}: {row['dynamic']:.0f} images/s, at full size always "
+            f"in batches of {row['batch']}: {row['chosen']:.0f} images/s, at full size always "
             f"{row['fixed']:.0f}: {row['speed_up']:.2f} ×, of {row['by_macs']:.2f} × by MACs"
         )
 
@@ -134,7 +135,7 @@ def _tell_speed(net: Any, files: Sequence[Path]) -> None:
 def _depth_within(net: Any, budget: dict[str, float], run: Path) -> str:
     """The depth for a budget; what the file does not know of this device is measured first."""
     from stepwell.device import device_name
-    from stepwell.recipes.classification import cost_table
+    from stepwell.measure.depths import cost_table
 
     here = device_name()
     known = net.card.latency.get(here, {}) if "ms" in budget else net.card.costs
@@ -188,7 +189,7 @@ def export(
         to: the folder to write to; `export/` beside the network by default.
         out: with --beyond, the file to write.
     """
-    from stepwell.export import export_delta, export_dynamic, export_folder
+    from stepwell.export import export_delta, export_folder, export_resolution
 
     if beyond is not None:
         _check_beyond(depth, out, int8 or data or to or format not in (None, "safetensors"))
@@ -199,7 +200,7 @@ def export(
     if out is not None:
         raise ValueError(f"--out {out} is where --beyond writes; an export goes to the folder --to")
     net, config = network_of(run)
-    dynamic = dynamic_of(run)
+    dynamic = resolution_of(run)
     if dynamic is not None and depth in set(dynamic.names) - set(net.depths):
         raise ValueError(
             f"--depth {depth} is a choice of resolution, and such are exported together: leave --depth "
@@ -214,7 +215,7 @@ def export(
         raise ValueError(f"--to {folder} is a file: name a folder")
     sample, parts = _sample_of(net, run, config, data, int8)
     if chooses is not None:
-        result = export_dynamic(chooses, folder, sample, say=say)
+        result = export_resolution(chooses, folder, sample, say=say)
         if json:
             print_json(result | {"folder": str(folder)})
         else:

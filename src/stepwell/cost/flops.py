@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stepwell.modes import in_eval_mode
+from stepwell.train_mode import in_eval_mode
 
 
 def count_macs(module: nn.Module, x: Tensor) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stepwell.cost.flops import count_macs
 from stepwell.cost.latency import measure_latencies, synchronised
 from stepwell.cost.memory import peak_bytes
-from stepwell.modes import in_eval_mode
+from stepwell.train_mode import in_eval_mode
 
 #: Turns in which networks are timed side by side.
 ROUNDS = 5

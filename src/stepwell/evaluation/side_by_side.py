@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stepwell.modes import in_eval_mode
+from stepwell.train_mode import in_eval_mode
 from stepwell.types import Batch, Exit, Logits, are_probabilities
 
 Answer = Tensor | NDArray[Any] | Exit

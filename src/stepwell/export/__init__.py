@@ -2,29 +2,34 @@
 
 from stepwell.export.check import Parity, Sample, check_images, take
 from stepwell.export.delta import Delta, apply_delta, export_delta
-from stepwell.export.dynamic import OpenDynamic, export_dynamic
 from stepwell.export.folder import Int8, export_folder
 from stepwell.export.int8 import export_int8
 from stepwell.export.onnx import export_onnx
 from stepwell.export.program import export_pt2
+from stepwell.export.resolution import OpenResolution, export_resolution
 from stepwell.export.subnet import export_safetensors
-from stepwell.nets.onnx_file import open_onnx
+from stepwell.moved import moved_name
+from stepwell.nets.files.onnx import open_onnx
 
 __all__ = [
     "Delta",
     "Int8",
-    "OpenDynamic",
+    "OpenResolution",
     "Parity",
     "Sample",
     "apply_delta",
     "check_images",
     "export_delta",
-    "export_dynamic",
     "export_folder",
     "export_int8",
     "export_onnx",
     "export_pt2",
+    "export_resolution",
     "export_safetensors",
     "open_onnx",
     "take",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return moved_name(__name__, name)

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from stepwell.export.subnet import plain_bytes, plain_metadata, plain_tensors
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
-from stepwell.nets.container import digest, read_checked
+from stepwell.nets.files.container import digest, read_checked
 
 FORMAT = 1
 #: The string in a delta's header that says what it is.

@@ -24,9 +24,9 @@ from stepwell.export.program import export_pt2
 from stepwell.export.subnet import export_safetensors, plain_bytes
 from stepwell.files import locked, sync_folder, write_whole
 from stepwell.nets import NestedNet
-from stepwell.nets.container import digest
-from stepwell.nets.file import save
-from stepwell.nets.onnx_file import file_sha256, open_onnx, runner, weights_of
+from stepwell.nets.files.container import digest
+from stepwell.nets.files.nested import save
+from stepwell.nets.files.onnx import file_sha256, open_onnx, runner, weights_of
 
 Format = Literal["onnx", "pt2", "safetensors"]
 INDEX = "export.json"

@@ -18,7 +18,7 @@ from stepwell.export.card import about
 from stepwell.export.check import Parity, compare
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
-from stepwell.nets.onnx_file import file_sha256, require, runner, session
+from stepwell.nets.files.onnx import file_sha256, require, runner, session
 
 #: The data types of safetensors that a network's weights may have, by their name in ONNX.
 TYPES = {

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from stepwell.evaluation.link_prediction import Ranks, filtered_ranks, joined
-from stepwell.nets.graph import Kind
-from stepwell.nets.triple_index import HEAD, RELATION, TAIL, Ints, TripleIndex
+from stepwell.kg.embedding import Kind
+from stepwell.kg.triple_index import HEAD, RELATION, TAIL, Ints, TripleIndex
 
 #: Which end of a triple is asked for.
 Side = Literal["head", "tail"]

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from stepwell.data.triples import Fact, Names, numbered
 from stepwell.files import write_whole
-from stepwell.methods.dkge import joint_vectors
-from stepwell.methods.dkge_online import Learned, Online, learn_change
-from stepwell.nets.container import GRAPH, digest
-from stepwell.nets.facts import Facts
-from stepwell.nets.graph import COLUMNS, KINDS, GraphEmbedding, Kind
-from stepwell.nets.triple_index import HEAD, RELATION, TAIL, Ints
+from stepwell.kg.embedding import COLUMNS, KINDS, GraphEmbedding, Kind
+from stepwell.kg.objective import joint_vectors
+from stepwell.kg.online import Learned, Online, learn_change
+from stepwell.kg.snapshot import Snapshot
+from stepwell.kg.triple_index import HEAD, RELATION, TAIL, Ints
+from stepwell.nets.files.container import GRAPH, digest
 
 #: 1 had no checksum.
 FORMAT = 2
@@ -69,7 +69,7 @@ class State:
     shape: Shape
     net: GraphEmbedding
     joint: dict[Kind, Tensor]
-    facts: Facts
+    facts: Snapshot
     names: dict[Kind, Names]
     count: dict[Kind, Ints] = field(init=False)
     applied: int = 0
@@ -85,7 +85,7 @@ class State:
 
     @staticmethod
     def learnt(
-        shape: Shape, net: GraphEmbedding, facts: Facts, entities: Names, relations: Names
+        shape: Shape, net: GraphEmbedding, facts: Snapshot, entities: Names, relations: Names
     ) -> "State":
         """The state right after learning from scratch."""
         names: dict[Kind, Names] = {"entity": entities, "relation": relations}
@@ -281,7 +281,7 @@ def _state_of(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
         net = shape.net(len(names["entity"]), len(names["relation"]))
     parts = ("knowledge.", "contextual.", "encoders.")
     net.load_state_dict({k: v for k, v in tensors.items() if k.startswith(parts)}, assign=True)
-    facts = Facts.of(
+    facts = Snapshot.of(
         tensors["triples"].numpy().astype(np.int64), size=shape.context_size, seed=shape.seed
     )
     joint: dict[Kind, Tensor] = {kind: tensors[f"joint.{kind}"] for kind in KINDS}
@@ -299,7 +299,7 @@ class Change:
     """
 
     rows: Ints
-    after: Facts
+    after: Snapshot
     new: Mapping[Kind, Ints]
     gone: Mapping[Kind, Ints]
     count: dict[Kind, Ints]

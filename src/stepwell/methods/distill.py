@@ -7,10 +7,11 @@ from torch import nn
 
 from stepwell.losses import attention_loss, label_cross_entropy, soft_target_kl
 from stepwell.losses.attention import Attention
-from stepwell.methods.adapters import AsLogits
-from stepwell.methods.objective import Objective, Teacher, check_teacher, exit_of
-from stepwell.methods.stages import Hints, check_resolution, pair_stages
+from stepwell.methods.objective import Objective
 from stepwell.ranges import check_numbers
+from stepwell.teachers.adapters import AsLogits
+from stepwell.teachers.stages import Hints, check_resolution, pair_stages
+from stepwell.teachers.teacher import Teacher, check_teacher, exit_of
 from stepwell.types import Batch, Step
 
 

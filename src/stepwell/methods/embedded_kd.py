@@ -19,10 +19,11 @@ from torch import Tensor
 
 from stepwell.losses import attention_loss, class_cross_entropy, soft_target_kl
 from stepwell.losses.attention import Attention
-from stepwell.methods.adapters import AsLogits
-from stepwell.methods.objective import MovingAverage, Objective, Teacher, check_teacher
-from stepwell.nets.nested import NestedNet
+from stepwell.methods.objective import Objective
+from stepwell.nets.nested.net import NestedNet
 from stepwell.ranges import NOT_NEGATIVE, check_number, check_numbers
+from stepwell.teachers.adapters import AsLogits
+from stepwell.teachers.teacher import MovingAverage, Teacher, check_teacher
 from stepwell.types import Batch, Exit, Step
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from stepwell.methods.objective import Objective
-from stepwell.modes import in_eval_mode
+from stepwell.train_mode import in_eval_mode
 from stepwell.types import Batch, Step
 
 

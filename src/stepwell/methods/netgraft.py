@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from stepwell.losses import feature_mse, feature_nmse, logit_direction
-from stepwell.methods.grafting import Grafting, run_all
 from stepwell.methods.objective import Objective
-from stepwell.methods.teacher_outputs import TeacherOutputs
-from stepwell.nets.calibrate import estimate_all
+from stepwell.nets.grafting.surgery import Grafting, run_all
+from stepwell.nets.nested.calibrate import estimate_all
+from stepwell.teachers.block_outputs import TeacherOutputs
 from stepwell.types import Batch, Step
 
 GraftLoss = Literal["direction", "mse", "features"]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from stepwell.methods.embedded_kd import EmbeddedKD
-from stepwell.nets.nested import NestedNet
+from stepwell.nets.nested.net import NestedNet
 
 
 class PrivateNorms(EmbeddedKD):

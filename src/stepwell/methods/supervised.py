@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from stepwell.losses import class_cross_entropy, soft_target_kl
-from stepwell.methods.objective import MovingAverage, Objective, as_exit
+from stepwell.methods.objective import Objective
+from stepwell.teachers.teacher import MovingAverage, as_exit
 from stepwell.types import Batch, Step
 
 

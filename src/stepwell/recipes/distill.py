@@ -10,12 +10,14 @@ import torch
 import tyro
 from torch import nn
 
+from stepwell.data.distill_data import DistillData
 from stepwell.losses.attention import Attention
-from stepwell.methods import CachedLogits, Distill, LogitCache, OpenTeacher, open_teacher
-from stepwell.nets.between import check_line, start_between
-from stepwell.nets.nested import NestedNet
-from stepwell.recipes.classification import Task, finish, open_classifier, validator
-from stepwell.recipes.distill_data import DistillData, with_generated
+from stepwell.methods import Distill
+from stepwell.nets.nested.interpolation import check_line, start_interpolated
+from stepwell.nets.nested.net import NestedNet
+from stepwell.tasks.classification import Task, finish, open_classifier, validator
+from stepwell.tasks.generator import with_generated
+from stepwell.teachers import CachedLogits, LogitCache, OpenTeacher, open_teacher
 from stepwell.training import Loop, fit, optimizer_of
 from stepwell.training.optim import OptimizerName
 from stepwell.training.run import plain
@@ -141,7 +143,7 @@ def distill(
         begun = (task.run.phase("train") / "last.ckpt").exists()  # with weights that replace these
         if origin is not None and start_from_teacher is not None and not begun:
             unchanged = train.with_images(train.images)
-            start_between(nested.module, origin, start_from_teacher, unchanged)
+            start_interpolated(nested.module, origin, start_from_teacher, unchanged)
         # before a generator trains, which draws numbers or, in a run that goes on, has drawn them
         objective = method(nested, source, train.images.size)
         train = with_generated(task.run, train, distill_data, loop)

@@ -22,12 +22,12 @@ from stepwell.data.triples import (
     read_triples,
 )
 from stepwell.evaluation.link_prediction import link_measures
+from stepwell.kg.embedding import KINDS, GraphEmbedding, Kind
+from stepwell.kg.objective import DKGE
 from stepwell.kg.ranking import distances_to_all, rank_triples
+from stepwell.kg.snapshot import Snapshot
 from stepwell.kg.state import Encoder, Shape, State
-from stepwell.methods.dkge import DKGE
-from stepwell.nets.facts import Facts
-from stepwell.nets.graph import KINDS, GraphEmbedding, Kind
-from stepwell.nets.triple_index import Ints, TripleIndex
+from stepwell.kg.triple_index import Ints, TripleIndex
 from stepwell.ranges import check_numbers
 from stepwell.training import Loop, Run, fit, optimizer_of
 
@@ -89,7 +89,7 @@ def dkge(
         torch.manual_seed(seed)
         shape = Shape(dim, encoder, context_size, margin, negatives, seed)
         net = shape.net(*map(len, names))
-        facts = Facts.of(rows, size=context_size, seed=seed)
+        facts = Snapshot.of(rows, size=context_size, seed=seed)
         known = facts.index.changed(held_out["valid"], rows[:0])
 
         def train(phase: str, net: GraphEmbedding, epochs: int, lr: float) -> None:

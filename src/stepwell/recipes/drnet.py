@@ -13,41 +13,41 @@ from torch import Tensor, nn
 from stepwell.data import Batches
 from stepwell.device import device_name
 from stepwell.evaluation import evaluate, gather_logits
-from stepwell.evaluation.price import Priced, best_within, front, outcomes
+from stepwell.evaluation.cost_penalty import Priced, best_within, front, outcomes
+from stepwell.measure.depths import cost_table
+from stepwell.measure.resolution import (
+    CHOSEN,
+    Observed,
+    choice_table,
+    macs_of_choices,
+    measure_resolution,
+    measure_speed,
+    timed_images,
+)
 from stepwell.methods import Objective
-from stepwell.methods.drnet import (
-    DynamicResolution,
+from stepwell.methods.resolution import (
     EveryResolution,
     ImitateBest,
+    JointResolution,
     Mixing,
     check_target,
 )
-from stepwell.modes import in_eval_mode
 from stepwell.nets import Card, NestedNet
-from stepwell.nets.dynamic import Always, Budget, Choice, Chooser, DynamicNet
-from stepwell.nets.dynamic_file import load_dynamic, save_dynamic
-from stepwell.nets.file import Start, read_beside
-from stepwell.nets.input_size import check_size, patch_of
-from stepwell.nets.nested import NormSharing
-from stepwell.nets.resolution import Resolutions, check_sizes
-from stepwell.recipes.classification import (
+from stepwell.nets.files.nested import Start, read_beside
+from stepwell.nets.files.resolution import load_resolution, save_resolution
+from stepwell.nets.nested.input_size import check_size, patch_of
+from stepwell.nets.nested.net import NormSharing
+from stepwell.nets.resolution.chooser import Always, Budget, Choice, Chooser, ResolutionNet
+from stepwell.nets.resolution.resolutions import Resolutions, check_sizes
+from stepwell.tasks.classification import (
     Task,
-    cost_table,
     finished,
     open_classifier,
     spent,
     tell_measuring,
     write_predictions,
 )
-from stepwell.recipes.dynamic import (
-    DYNAMIC,
-    Observed,
-    choice_table,
-    macs_of_choices,
-    measure_dynamic,
-    measure_speed,
-    timed_images,
-)
+from stepwell.train_mode import in_eval_mode
 from stepwell.training import Loop, fit, optimizer_of, sgd
 from stepwell.training.optim import Optim
 
@@ -143,7 +143,7 @@ def drnet(
         arguments["init"] = init / "net.safetensors"
     torch.manual_seed(seed)
 
-    made: list[tuple[DynamicNet, list[int]]] = []
+    made: list[tuple[ResolutionNet, list[int]]] = []
 
     def check(nested: NestedNet, _: object, size: int, __: object) -> None:
         made.append(_dynamic(nested, size, arguments))
@@ -163,7 +163,7 @@ def drnet(
             train("resolutions", every, epochs, plain, validate=_at_all(net_, task.validation))
         choose_epochs = epochs if choose_epochs is None else choose_epochs
         if schedule == "joint":
-            joint = DynamicResolution(
+            joint = JointResolution(
                 net_, costs, target=target, cost_weight=cost_weight, temperature=temperature,
                 mixing=mixing, explore=explore, label_smoothing=label_smoothing,
             )  # fmt: skip
@@ -178,7 +178,7 @@ def drnet(
             net_.requires_grad_(True)
         if schedule != "resolutions":
             _set_price(net_, task, target, max(costs))
-        return finish_dynamic(task, net_, None if schedule == "resolutions" else target)
+        return finish_resolution(task, net_, None if schedule == "resolutions" else target)
 
 
 def _image_size(sizes: Sequence[int], size: int | None) -> int | None:
@@ -200,7 +200,7 @@ def _image_size(sizes: Sequence[int], size: int | None) -> int | None:
 
 def _dynamic(
     nested: NestedNet, full: int, arguments: Mapping[str, Any]
-) -> tuple[DynamicNet, list[int]]:
+) -> tuple[ResolutionNet, list[int]]:
     """The network of several resolutions with a fresh chooser, and the MACs of its choices.
 
     Args:
@@ -221,18 +221,18 @@ def _dynamic(
     choices = [Choice(depth, size) for size in net.sizes for depth in reversed(nested.depths)]
     few, alone = len(choices), arguments["schedule"] == "resolutions"
     chooser = Always(few) if alone else Chooser(few, max(1, full // 2))
-    made = DynamicNet(net, choices, chooser)
+    made = ResolutionNet(net, choices, chooser)
     macs = macs_of_choices(made, full)
     if not alone:
         check_target(macs, arguments["target"])
     return made, macs
 
 
-def _take_norms(net: DynamicNet, init: str | Path | None, start: Start | None) -> bool:
+def _take_norms(net: ResolutionNet, init: str | Path | None, start: Start | None) -> bool:
     """Take what `init` has for each resolution, if its resolutions and its classes are these."""
     if not isinstance(init, Path) or start is None or start.fresh or read_beside(init) is None:
         return False
-    theirs = load_dynamic(init).net
+    theirs = load_resolution(init).net
     ours = net.net
     same = (theirs.sizes, theirs.norm_sharing) == (ours.sizes, ours.norm_sharing)
     if not same or theirs.net.subnets != ours.net.subnets:
@@ -259,7 +259,7 @@ def _both(network: Optim, chooser: Optim) -> Optim:
     return Optim(make, network.factor)
 
 
-def _at_all(net: DynamicNet, batches: Batches | None) -> Callable[[], dict[str, float]] | None:
+def _at_all(net: ResolutionNet, batches: Batches | None) -> Callable[[], dict[str, float]] | None:
     """A call that measures every choice on the validation part, or none where there is none."""
     if batches is None:
         return None
@@ -273,7 +273,7 @@ def _at_all(net: DynamicNet, batches: Batches | None) -> Callable[[], dict[str, 
 
 
 def _as_chosen(
-    net: DynamicNet, batches: Batches | None, target: float
+    net: ResolutionNet, batches: Batches | None, target: float
 ) -> Callable[[], dict[str, float]] | None:
     """A call that measures what the chooser makes of the validation part, at the best price."""
     if batches is None:
@@ -283,12 +283,12 @@ def _as_chosen(
         found = _priced(net, batches)
         free, best = found[0], best_within(found, target, len(batches.images))
         costs = {"mean_cost": best.cost, "unpriced_cost": free.cost}
-        return {f"{DYNAMIC}/accuracy": best.accuracy} | costs
+        return {f"{CHOSEN}/accuracy": best.accuracy} | costs
 
     return validate
 
 
-def _priced(net: DynamicNet, batches: Batches) -> list[Priced]:
+def _priced(net: ResolutionNet, batches: Batches) -> list[Priced]:
     """What the choices come to on these images, first without a price, then at every other."""
     device = next(net.parameters()).device
 
@@ -303,7 +303,7 @@ def _priced(net: DynamicNet, batches: Batches) -> list[Priced]:
     return outcomes(scores, right, net.costs.cpu())
 
 
-def _set_price(net: DynamicNet, task: Task, target: float, most: float) -> None:
+def _set_price(net: ResolutionNet, task: Task, target: float, most: float) -> None:
     """Set the price that spends the target, and what other prices come to, on the validation part.
 
     Args:
@@ -323,7 +323,7 @@ def _set_price(net: DynamicNet, task: Task, target: float, most: float) -> None:
     net.budgets = tuple(Budget(o.price, o.cost * most, o.accuracy, o.shares) for o in kept)
 
 
-def finish_dynamic(task: Task, net: DynamicNet, target: float | None) -> dict[str, Any]:
+def finish_resolution(task: Task, net: ResolutionNet, target: float | None) -> dict[str, Any]:
     """Measure the trained `net`, of a `target` if it chooses, once on the test part; write the results.
 
     Writes net.safetensors, predictions.npz and, last, results.json; returns its content. A run that
@@ -332,7 +332,7 @@ def finish_dynamic(task: Task, net: DynamicNet, target: float | None) -> dict[st
     """
     run = task.run
     file = run.path / "net.safetensors"
-    kept, results = finished(run, load_dynamic)
+    kept, results = finished(run, load_resolution)
     if results is not None:
         return results
     if kept is None:
@@ -346,13 +346,13 @@ def finish_dynamic(task: Task, net: DynamicNet, target: float | None) -> dict[st
         nested.card = card
         nested.card = card.with_costs(cost_table(nested, card.size), device_name())
         if run.writes:
-            save_dynamic(net, file)
+            save_resolution(net, file)
     else:
         net = kept
     tell_measuring(task)
     size = net.net.net.card.size
     costs = choice_table(net, size)
-    found, seen = measure_dynamic(net, task.test, costs)
+    found, seen = measure_resolution(net, task.test, costs)
     found["drnet"]["speed"] = measure_speed(net, timed_images(task.test))
     if target is not None:
         found["drnet"]["target"] = target

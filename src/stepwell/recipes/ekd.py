@@ -9,19 +9,13 @@ import tyro
 from torch import nn
 
 from stepwell.losses.attention import Attention
-from stepwell.methods import (
-    EmbeddedKD,
-    Frozen,
-    Objective,
-    PrivateNorms,
-    Supervised,
-    open_teacher,
-)
+from stepwell.methods import EmbeddedKD, Objective, PrivateNorms, Supervised
 from stepwell.nets import build, named_depths
-from stepwell.nets.file import Start
-from stepwell.nets.nested import NestedNet, NormSharing
-from stepwell.recipes.classification import finish, open_classifier, validator
-from stepwell.recipes.full_net import OnDrop, watch_full_net
+from stepwell.nets.files.nested import Start
+from stepwell.nets.nested.net import NestedNet, NormSharing
+from stepwell.recipes.full_net_watch import OnDrop, watch_full_net
+from stepwell.tasks.classification import finish, open_classifier, validator
+from stepwell.teachers import Frozen, open_teacher
 from stepwell.training import Loop, fit, sgd
 
 Schedule = Literal["one-run", "two-phase", "taught", "plain"]

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from stepwell.data import ImageSet, load_unlabeled, seed_of
 from stepwell.data.decoding import Files
 from stepwell.files import config_of
-from stepwell.methods import Frozen, Grafting, OpenTeacher, open_teacher
-from stepwell.methods.grafting import Start, Statistics
 from stepwell.methods.netgraft import GraftLoss
 from stepwell.nets import BUILDERS, NestedNet, build
-from stepwell.nets.timm_models import PREFIX
-from stepwell.recipes.classification import open_classifier
-from stepwell.recipes.grafting import Schedule, Stages, learn
+from stepwell.nets.families.timm_models import PREFIX
+from stepwell.nets.grafting.surgery import Grafting, Start, Statistics
+from stepwell.recipes.graft_phases import Schedule, Stages, learn
+from stepwell.tasks.classification import open_classifier
+from stepwell.teachers import Frozen, OpenTeacher, open_teacher
 from stepwell.training import Loop
 
 Mean = tuple[float, float, float]

@@ -7,7 +7,7 @@ import torch
 import tyro
 
 from stepwell.methods import Supervised
-from stepwell.recipes.classification import finish, open_classifier, validator
+from stepwell.tasks.classification import finish, open_classifier, validator
 from stepwell.training import Loop, fit, optimizer_of
 from stepwell.training.optim import OptimizerName
 

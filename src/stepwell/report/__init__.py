@@ -9,7 +9,7 @@ from stepwell.files import write_whole
 from stepwell.report import figures
 from stepwell.report.grafting import against_shots
 from stepwell.report.markup import ABSENT, Html, as_count, as_ms, as_percent, figure, table, warning
-from stepwell.report.reading import RunRecord, read_run
+from stepwell.report.run_record import RunRecord, read_run
 from stepwell.report.sections import run_section
 
 __all__ = ["write_report"]

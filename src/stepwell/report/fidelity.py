@@ -6,7 +6,7 @@ from html import escape
 from stepwell.report import fidelity_figures as figures
 from stepwell.report.fidelity_reading import FORMS, MEASURES, FidelityRecord, Kind, read_fidelity
 from stepwell.report.markup import ABSENT, figure, table
-from stepwell.report.reading import RunRecord, as_mapping, number
+from stepwell.report.run_record import RunRecord, as_mapping, number
 
 
 def fidelity_section(run: RunRecord, colours: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from stepwell.report.fidelity_reading import FidelityRecord
 from stepwell.report.figures import GREY, OKABE_ITO, legend_text, svg
-from stepwell.report.reading import finite
+from stepwell.report.run_record import finite
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
     from matplotlib.figure import Figure

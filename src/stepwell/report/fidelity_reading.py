@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwell.files import read_json
-from stepwell.report.reading import RunRecord, as_mapping, number
+from stepwell.report.run_record import RunRecord, as_mapping, number
 
 Kind = Literal["percent", "points", "number"]
 #: Scale and digits of a number of each kind.

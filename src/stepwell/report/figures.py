@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell.report.reading import Phase, RunRecord, finite
+from stepwell.report.run_record import Phase, RunRecord, finite
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
     from matplotlib.axes import Axes

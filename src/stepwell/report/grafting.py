@@ -15,7 +15,7 @@ from stepwell.report.figures import (
     whole_legend_text,
 )
 from stepwell.report.markup import ABSENT, as_count, as_percent, figure, table
-from stepwell.report.reading import RunRecord, as_mapping, finite, number
+from stepwell.report.run_record import RunRecord, as_mapping, finite, number
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
     from matplotlib.figure import Figure

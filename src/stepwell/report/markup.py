@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from stepwell.report.reading import finite
+from stepwell.report.run_record import finite
 
 ABSENT = "–"
 

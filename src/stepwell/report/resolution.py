@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from stepwell.report.figures import OKABE_ITO, legend_text, picture, svg
 from stepwell.report.markup import as_count, as_percent, figure, table
-from stepwell.report.reading import RunRecord, as_mapping, finite, number
+from stepwell.report.run_record import RunRecord, as_mapping, finite, number
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
     from matplotlib.figure import Figure
 
-DYNAMIC = "dynamic"
+CHOSEN = "chosen"
 
 
 def resolution_section(run: RunRecord) -> str:
@@ -61,7 +61,7 @@ def _speed(found: Mapping[str, Any]) -> str:
     rows = [
         [
             as_count(row.get("batch")),
-            *(f"{finite(row.get(kind)):.0f}" for kind in ("dynamic", "fixed")),
+            *(f"{finite(row.get(kind)):.0f}" for kind in ("chosen", "fixed")),
             *(f"{finite(row.get(kind)):.2f} ×" for kind in ("speed_up", "by_macs")),
         ]
         for row in map(as_mapping, speed)
@@ -97,12 +97,12 @@ def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
         name: (finite(run.cost(name).get("macs")) / 1e6, 100 * finite(run.score(name, "accuracy")))
         for name in run.depths
     }
-    if DYNAMIC not in points:
+    if CHOSEN not in points:
         return None
 
     def paint(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        fixed = sorted((x, y, name) for name, (x, y) in points.items() if name != DYNAMIC)
+        fixed = sorted((x, y, name) for name, (x, y) in points.items() if name != CHOSEN)
         xs, ys = [x for x, *_ in fixed], [y for _, y, _ in fixed]
         axes.plot(xs, ys, "o--", color=OKABE_ITO[0], label="one choice for all images")
         for x, y, name in fixed:
@@ -111,7 +111,7 @@ def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
         macs = [finite(b.get("macs")) / 1e6 for b in priced]
         right = [100 * finite(b.get("accuracy")) for b in priced]
         axes.plot(macs, right, "-", lw=1, color=OKABE_ITO[1], label="at other prices, validation")
-        x, y = points[DYNAMIC]
+        x, y = points[CHOSEN]
         axes.plot([x], [y], "*", ms=14, color=OKABE_ITO[1], label="as chosen")
         axes.margins(0.14)
         axes.set(xlabel="million MACs an image", ylabel="accuracy, %")
@@ -130,7 +130,7 @@ def _pictures(run: RunRecord, names: list[str]) -> str:
                 arrays["choice_index"],
                 arrays["choice_images"],
                 arrays["labels"],
-                arrays[f"logits/{DYNAMIC}"],
+                arrays[f"logits/{CHOSEN}"],
             )
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return ""  # the rest of the page says what is wrong with the file

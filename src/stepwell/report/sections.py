@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stepwell.report import figures
 from stepwell.report.fidelity import fidelity_section
 from stepwell.report.grafting import grafting_section
-from stepwell.report.graph import graph_section
+from stepwell.report.kg import graph_section
 from stepwell.report.markup import (
     ABSENT,
     as_blocks,
@@ -24,8 +24,8 @@ from stepwell.report.markup import (
     table,
     warning,
 )
-from stepwell.report.reading import Predictions, RunRecord, as_mapping, finite, number
 from stepwell.report.resolution import resolution_section
+from stepwell.report.run_record import Predictions, RunRecord, as_mapping, finite, number
 
 
 def run_section(record: RunRecord, anchor: str, colours: Mapping[str, str]) -> str:

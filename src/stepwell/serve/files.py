@@ -12,10 +12,10 @@ from torch import Tensor
 from stepwell.data import normalise
 from stepwell.data.decoding import image_files, read_image
 from stepwell.files import write_whole
-from stepwell.modes import in_eval_mode
 from stepwell.nets import NestedNet
-from stepwell.nets.cascade import Cascade
-from stepwell.nets.dynamic import DynamicNet
+from stepwell.nets.nested.cascade import Cascade
+from stepwell.nets.resolution.chooser import ResolutionNet
+from stepwell.train_mode import in_eval_mode
 
 
 class Prediction(NamedTuple):
@@ -54,7 +54,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
 
 
 def predict_files(
-    net: NestedNet, by: str | Cascade | DynamicNet, files: Sequence[Path], batch_size: int = 64
+    net: NestedNet, by: str | Cascade | ResolutionNet, files: Sequence[Path], batch_size: int = 64
 ) -> Iterator[Prediction]:
     """Classify image files in order. One that cannot be read gives its error and stops nothing.
 
@@ -97,12 +97,14 @@ def as_batch(net: NestedNet, files: Sequence[Path]) -> Tensor:
     return normalise(images, net.card.mean, net.card.std)
 
 
-def _answers(net: NestedNet, by: str | Cascade | DynamicNet, x: Tensor) -> tuple[Tensor, list[str]]:
+def _answers(
+    net: NestedNet, by: str | Cascade | ResolutionNet, x: Tensor
+) -> tuple[Tensor, list[str]]:
     """Logits of a batch, and for each row the depth or choice that gave them."""
     with in_eval_mode(net), torch.inference_mode():
         if isinstance(by, str):
             return net(x, by), [by] * len(x)
-        if isinstance(by, DynamicNet):
+        if isinstance(by, ResolutionNet):
             answer, names = by.answer(x), by.names
         else:
             answer, names = by(x), by.depths

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from stepwell.files import write_whole
 from stepwell.methods import Objective
-from stepwell.modes import train_unfrozen
 from stepwell.ranges import check_numbers
+from stepwell.train_mode import train_unfrozen
 from stepwell.training.job import Job, Loop, Stream, load_checked, read_checkpoint
 from stepwell.training.optim import Optim
 from stepwell.training.progress import Progress

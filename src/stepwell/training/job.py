@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from stepwell.data import seed_of
 from stepwell.files import write_whole
-from stepwell.methods import MovingAverage, Objective
-from stepwell.modes import in_eval_mode
+from stepwell.methods import Objective
+from stepwell.teachers import MovingAverage
+from stepwell.train_mode import in_eval_mode
 from stepwell.training.optim import Optim
 from stepwell.training.progress import Progress
 from stepwell.training.run import Run

@@ -1,0 +1,222 @@
+"""Snapshots of a graph that changes, for a study, and how well embeddings of one answer."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from stepwell.data.triples import Fact, Names, facts_digest, numbered, read_triples
+from stepwell.evaluation.link_prediction import link_measures, retained_auc
+from stepwell.kg.ranking import Far, rank_triples
+from stepwell.kg.triple_index import HEAD, TAIL, Ints, TripleIndex
+
+PARTS = ("train", "valid", "test")
+#: Of learnt triples beside a change, so many are ranked, drawn by chance.
+BESIDE = 1000
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A graph at one moment.
+
+    train: triples that are learnt. held_out: others that are true. judged: of these, those that are
+    ranked.
+    """
+
+    name: str
+    train: list[Fact]
+    held_out: list[Fact]
+    judged: list[Fact]
+
+    @cached_property
+    def true(self) -> set[Fact]:
+        """All triples."""
+        return {*self.train, *self.held_out}
+
+
+class Question(NamedTuple):
+    """(head, relation, ?), the answer now, and one that was right in the snapshot before."""
+
+    now: Fact
+    before: Fact
+
+
+def read_snapshots(data: str, steps: int, part: str = "test") -> list[Snapshot]:
+    """The last `steps` + 1 snapshots of a folder, by name: 9 before 10.
+
+    What any of them holds out is taken out of the training of all: a triple that was learnt once would
+    be remembered, and one that is held out later would be taught as removed.
+
+    Args:
+        data: a folder of folders with train.tsv, valid.tsv and test.tsv; or `toy`.
+        part: what is judged: `test`, or `valid` to choose settings by.
+
+    Raises:
+        ValueError: there are not two.
+    """
+    if data == "toy":
+        return _toy(steps)
+    folders = snapshot_folders(Path(data))[-steps - 1 :]
+    if len(folders) < 2:
+        found = f"--data {data}: not two snapshots" if data else "--data is missing"
+        raise ValueError(
+            f"{found}: give a folder of folders (such as 2008/, 2009/), each "
+            "with train.tsv, valid.tsv and test.tsv, HEAD<tab>RELATION<tab>TAIL a line"
+        )
+    read = [{name: read_triples(f / f"{name}.tsv") for name in PARTS} for f in folders]
+    held = {fact for parts in read for name in ("valid", "test") for fact in parts[name]}
+    snapshots = []
+    for folder, parts in zip(folders, read, strict=True):
+        train = [f for f in parts["train"] if f not in held]
+        seen = {name for h, _, t in train for name in (h, t)}
+        relations = {r for _, r, _ in train}
+        true = dict.fromkeys([*parts["valid"], *parts["test"], *parts["train"]])
+        usable = [f for f in true
+                  if f in held and f[0] in seen and f[2] in seen and f[1] in relations]  # fmt: skip
+        judged = set(parts[part])
+        snapshots.append(Snapshot(folder.name, train, usable, [f for f in usable if f in judged]))
+    return snapshots
+
+
+def snapshot_folders(data: Path) -> list[Path]:
+    """The folders with a train.tsv in a folder, in order."""
+    return sorted((p.parent for p in data.glob("*/train.tsv")), key=_in_order)
+
+
+def _in_order(folder: Path) -> list[tuple[int, str]]:
+    """By name; numbers in it count as numbers, so that 10 comes after 9."""
+    parts = re.split(r"(\d+)", folder.name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def snapshots_digest(arguments: Mapping[str, object]) -> str:
+    """Hash of the snapshots that an arm with these arguments sees."""
+    found = read_snapshots(str(arguments["data"]), int(str(arguments["steps"])))
+    return "/".join(facts_digest([*s.train, *s.held_out]) for s in found)
+
+
+def questions(before: Snapshot, now: Snapshot) -> list[Question]:
+    """What has another answer now: a single one, which is learnt and new, where one is gone."""
+    gone: dict[tuple[str, str], Fact] = {f[:2]: f for f in sorted(set(before.train) - now.true)}
+    answers = Counter(f[:2] for f in now.true)
+    came = sorted(set(now.train) - before.true)
+    return [Question(f, gone[f[:2]]) for f in came if f[:2] in gone and answers[f[:2]] == 1]
+
+
+class Examined:
+    """A graph's measures at one snapshot, whatever gives the distances.
+
+    Args:
+        entities, relations: names by number, all of the snapshot's among them.
+        first: the snapshot at the start. Of what is judged now, triples were true then ("still"), came
+            since between entities that were there ("came"), or have an entity that was not ("new").
+        before: the snapshot before. What was learnt at the start, then and now, and shares an end with
+            a triple that has changed since, is "beside" the change.
+    """
+
+    def __init__(
+        self,
+        entities: Names,
+        relations: Names,
+        first: Snapshot,
+        before: Snapshot,
+        now: Snapshot,
+    ) -> None:
+        def rows(facts: Sequence[Fact]) -> Ints:
+            return numbered(facts, entities, relations)
+
+        train = rows(now.train)
+        self.known = TripleIndex(np.concatenate([train, rows(now.held_out)]))
+        self.candidate = torch.zeros(len(entities), dtype=torch.bool)
+        self.candidate[torch.from_numpy(np.unique(train[:, [HEAD, TAIL]]))] = True
+        names = {name for h, _, t in first.train for name in (h, t)}
+        parts: dict[str, list[Fact]] = {"still": [], "came": [], "new": []}
+        for fact in now.judged:
+            old = fact[0] in names and fact[2] in names
+            parts["still" if fact in first.true else "came" if old else "new"].append(fact)
+        self.parts = {part: rows(facts) for part, facts in parts.items()}
+        there = {name for h, _, t in now.train for name in (h, t)}
+        kept = {r for _, r, _ in now.train}
+        ends = {name for h, _, t in {*before.train} ^ {*now.train} for name in (h, t)}
+        long = first.true & before.true
+        beside = [f for f in now.train if f in long and not ends.isdisjoint((f[0], f[2]))]
+        drawn = np.random.default_rng(0).permutation(len(beside))[:BESIDE]
+        self.beside = rows([beside[i] for i in drawn])
+        self.gone = rows([f for f in before.train
+                          if f not in now.true and f[1] in kept and {f[0], f[2]} <= there])  # fmt: skip
+        asked = [q for q in questions(before, now) if q.before[2] in there]
+        self.now, self.was = rows([q.now for q in asked]), rows([q.before for q in asked])
+
+    def measures(self, far: Far) -> dict[str, float]:
+        """Link prediction of each part of what is judged, unlearning, and questions.
+
+        With "n" of each, the number of triples that it is a mean over.
+        """
+        found: dict[str, float] = {}
+        for part, rows in {**self.parts, "beside": self.beside}.items():
+            ranks = rank_triples(far, rows, self.known, self.candidate)
+            found |= _named(part, len(rows), link_measures(ranks), "mrr", "hits@10")
+        found |= _named("gone", len(self.gone), {"unlearnt": self._auc(far)}, "unlearnt")
+        for name, rows in (("answer", self.now), ("old answer", self.was)):
+            ranks = rank_triples(far, rows, self.known, self.candidate, ("tail",))
+            found |= _named(name, len(rows), link_measures(ranks), "hits@1", "mrr", "mean_rank")
+        return found
+
+    def _auc(self, far: Far) -> float:
+        """How often a deleted triple is more distant than a held-out true one."""
+        if not len(self.gone) or not len(self.parts["still"]):
+            return math.nan
+        parts = []
+        for rows in (self.parts["still"], self.gone):
+            own = [far(block, "tail").gather(1, torch.from_numpy(block[:, [TAIL]]))
+                   for block in np.array_split(rows, len(rows) // 256 + 1)]  # fmt: skip
+            parts.append(torch.cat(own).flatten())
+        return retained_auc(*parts)
+
+
+def _named(part: str, count: int, measures: Mapping[str, float], *which: str) -> dict[str, float]:
+    return {f"{part}/{name}": measures[name] for name in which} | {f"{part}/n": count}
+
+
+def mean_measures(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each measure over steps, of "part/measure" over the triples of all steps together.
+
+    What no step has is left out; of "part/n" it is the sum.
+    """
+    found = {}
+    for name in dict.fromkeys(name for step in steps for name in step):
+        having = [step for step in steps if name in step and not math.isnan(step[name])]
+        part, _, measure = name.rpartition("/")
+        if measure == "n":
+            found[name] = sum(step[name] for step in having)
+            continue
+        weights = [step.get(f"{part}/n", 1.0) if part else 1.0 for step in having]
+        if sum(weights):
+            total = sum(step[name] * w for step, w in zip(having, weights, strict=True))
+            found[name] = total / sum(weights)
+    return found
+
+
+def _toy(steps: int) -> list[Snapshot]:
+    """Teams of a league and their members, some of whom change their team at every step."""
+    rng = np.random.default_rng(0)
+    team = rng.integers(0, 6, 60)
+    snapshots = []
+    for step in range(steps + 1):
+        facts: list[Fact] = []
+        for i, t in enumerate(team):
+            facts += [(f"p{i}", "plays_for", f"t{t}"), (f"p{i}", "lives_in", f"city{t}")]
+            facts.append((f"p{i}", "knows", f"p{(i * 7 + 6) % len(team)}"))
+        facts += [(f"t{t}", "based_in", f"city{t}") for t in range(6)]
+        held = [f for i, f in enumerate(facts) if f[1] == "lives_in" and i % 5 == 0]
+        snapshots.append(Snapshot(str(step), [f for f in facts if f not in held], held, held))
+        team = np.append(team, rng.integers(0, 6, 4))
+        team[rng.choice(len(team), 8, replace=False)] = rng.integers(0, 6, 8)
+    return snapshots

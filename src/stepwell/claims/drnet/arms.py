@@ -1,0 +1,343 @@
+"""Arms of the study of dynamic resolution: networks that choose, others, and controls of a choice."""
+
+import json
+import time
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from stepwell.data import Batches, load_images
+from stepwell.evaluation.cascade import Goal, Outcome, better, find_thresholds, outcome_of
+from stepwell.evaluation.cost_penalty import Priced, best_within, outcome_at, outcomes
+from stepwell.files import config_of, write_whole
+from stepwell.measure.data_parts import Parts, parts_for
+from stepwell.measure.resolution import CHOSEN, Observed, macs_of_choices, observe_choices
+from stepwell.nets.files.resolution import load_resolution
+from stepwell.nets.nested.cascade import top_probability
+from stepwell.nets.resolution.chooser import ResolutionNet
+from stepwell.recipes.drnet import SHARES, drnet
+from stepwell.recipes.supervised import supervised
+from stepwell.training import Loop
+
+#: Mean costs at which networks are compared that choose other things.
+COSTS = (0.25, 0.4, 0.55, 0.7, 0.85)
+
+
+def learned(
+    *,
+    out: Path,
+    data: str,
+    size: int | None,
+    net: str,
+    subnets: tuple[str, ...] = (),
+    nested: bool = False,
+    resized: bool = True,
+    epochs: int = 10,
+    choose_epochs: int = 10,
+    init: Path | None = None,
+    val_fraction: float = 0.1,
+    part: str | None = None,
+    seed: int = 0,
+    loop: Loop = Loop(),
+    **options: Any,
+) -> dict[str, Any]:
+    """Train by the recipe `drnet`.
+
+    Args:
+        subnets: depths below the full one, of an arm that is `nested`.
+        resized: at several resolutions; else at full size alone.
+        options: further ones of the recipe.
+
+    Returns:
+        Under "test": "accuracy" and "cost" of the network as it runs, with the price and "unpriced";
+        "sampled cost", of choices drawn as in training; and, of one depth, the accuracy "at 1",
+        "at 0.75" and "at 0.5" of the full size for all images.
+    """
+    full = size or load_images(data, None).train.size
+    result = drnet(
+        out=out, data=data, size=full, net=net, depths=subnets if nested else (),
+        sizes=() if resized else (full,), epochs=epochs, choose_epochs=choose_epochs, init=init,
+        val_fraction=val_fraction, part=part, seed=seed, loop=loop, **options,
+    )  # fmt: skip
+    test, found = result["test"], result["drnet"]
+    numbers = {
+        "accuracy": test[f"{CHOSEN}/accuracy"],
+        "nll": test[f"{CHOSEN}/nll"],
+        "cost": found["cost"],
+        "unpriced accuracy": found["unpriced"]["accuracy"],
+        "unpriced cost": found["unpriced"]["cost"],
+        "sampled cost": found["sampled_cost"],
+    }
+    if resized and not nested:
+        rows = reversed(list(result["costs"]))  # dear to cheap; the last is the dynamic one
+        named = zip(SHARES, rows, strict=False)
+        numbers |= {f"at {share:g}": test[f"{row}/accuracy"] for share, row in named}
+    return {"test": numbers} | {k: result[k] for k in ("seconds", "cpu_seconds")}
+
+
+def alone(
+    *,
+    out: Path,
+    data: str,
+    size: int | None,
+    net: str,
+    share: float = 1.0,
+    epochs: int,
+    val_fraction: float = 0.1,
+    part: str | None = None,
+    seed: int = 0,
+    loop: Loop = Loop(),
+) -> dict[str, Any]:
+    """Train one network on labels, at a `share` of the full size.
+
+    Returns:
+        Under "test": "accuracy", and "cost" as a share of the MACs at full size.
+    """
+    full = size or load_images(data, None).train.size
+    own = round(share * full)
+    result = supervised(
+        out=out, data=data, size=own, net=net, epochs=epochs, val_fraction=val_fraction, part=part,
+        seed=seed, loop=loop,
+    )  # fmt: skip
+    ((depth, _),) = result["costs"].items()
+    test = {"accuracy": result["test"][f"{depth}/accuracy"], "nll": result["test"][f"{depth}/nll"]}
+    # of convolutions and one small classifier; those of the choices are counted
+    test["cost"] = (own / full) ** 2
+    return {"test": test} | {k: result[k] for k in ("seconds", "cpu_seconds")}
+
+
+def controls(
+    *, out: Path, fixed: Path, dynamic: Path, random: Path, data: str, seed: int = 0
+) -> dict[str, Any]:
+    """What else could choose, at the mean cost of a dynamic network.
+
+    Args:
+        out: a folder, for controls.json.
+        fixed: file of a network trained at all resolutions, of one depth, whose chooser is not asked.
+        dynamic: file of the dynamic network.
+        random: file of a network trained like it, but for its choices, which were drawn by chance.
+
+    Returns:
+        Under "test", accuracies on the test part:
+        "random" and "random, own": expected of random choices with the dynamic network's histogram, by
+        `random` and by the dynamic network itself;
+        "line" and "line, own": the best that mixing resolutions by chance gives at the dynamic
+        network's cost, by `fixed` and by the dynamic network itself;
+        "oracle": of the cheapest resolution at which `fixed` is right, and "oracle cost", its own;
+        "cascade": a small resolution first, larger where unsure, by `fixed`; which resolutions and
+        thresholds is what is best at this cost on validation images; and "cascade cost", those of all
+        resolutions that were run;
+        "auc": how well the chooser's preference for full size over the cheapest choice tells the images
+        that `fixed` has right at full size alone from the others; "auc of doubt", the same of the doubt
+        of `fixed` itself at the cheapest choice, a whole run of which it takes.
+
+    Raises:
+        ValueError: the runs have no validation part.
+    """
+    clocks = time.perf_counter(), time.process_time()
+    files = {"fixed": fixed, "dynamic": dynamic, "random": random}
+    nets = {name: load_resolution(file) for name, file in files.items()}
+    parts = parts_of_run(nets["dynamic"], dynamic, data)
+    assert parts.validation is not None
+    order = list(reversed(nets["fixed"].names))
+    seen = {name: observe_choices(net, parts.test, order) for name, net in nets.items()}
+    validation = observe_choices(nets["fixed"], parts.validation, order)
+    macs = torch.tensor(macs_of_choices(nets["fixed"], nets["fixed"].net.sizes[0])).double()
+    costs = (macs / macs.max()).flip(0)  # cheap to dear, as the rows of `order`
+    found = at_its_cost(seen["fixed"], seen["dynamic"], seen["random"], order, costs)
+    found |= best_cascade(seen["fixed"], validation, order, costs, found["cost"])
+    found["auc"] = auc_of_need(preference(nets["dynamic"], parts.test), seen["fixed"], order)
+    doubt = -top_probability(seen["fixed"].logits[order[0]])
+    found["auc of doubt"] = auc_of_need(doubt, seen["fixed"], order)
+    return _kept(found, out / "controls.json", clocks)
+
+
+def fronts(
+    *, out: Path, resolution: Path, depth: Path, both: Path, data: str, seed: int = 0
+) -> dict[str, Any]:
+    """What three networks give at the same costs: that choose the resolution, the depth, or both.
+
+    Args:
+        out: a folder, for fronts.json.
+
+    Returns:
+        Under "test": "resolution at 0.4" and the like, accuracy at the price that is best within this
+        mean cost on validation images, where the network's choices reach it; and "cost of" each.
+
+    Raises:
+        ValueError: the runs have no validation part.
+    """
+    clocks = time.perf_counter(), time.process_time()
+    found: dict[str, float] = {}
+    for name, file in {"resolution": resolution, "depth": depth, "both": both}.items():
+        net = load_resolution(file)
+        parts = parts_of_run(net, file, data)
+        assert parts.validation is not None
+        known = scored(net, parts.validation), scored(net, parts.test)
+        for cost, outcome in held_to(COSTS, *known, net.costs).items():
+            found[f"{name} at {cost:g}"] = outcome.accuracy
+            found[f"cost of {name} at {cost:g}"] = outcome.cost
+    return _kept(found, out / "fronts.json", clocks)
+
+
+def _kept(found: dict[str, float], file: Path, clocks: tuple[float, float]) -> dict[str, Any]:
+    """Write what was found, and give it with the seconds since `clocks`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(found, indent=1).encode())
+    return {
+        "test": found,
+        "seconds": time.perf_counter() - clocks[0],
+        "cpu_seconds": time.process_time() - clocks[1],
+    }
+
+
+def held_to(
+    wanted: Sequence[float],
+    validation: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    costs: Tensor,
+) -> dict[float, Priced]:
+    """What comes out on test images at the prices that are best within mean costs on validation ones.
+
+    Args:
+        wanted: the mean costs; those that no choice reaches are left out.
+        validation, test: scores, and whether each choice is right, as `scored` gives them.
+        costs: of each choice, as a share of the costliest.
+    """
+    tried = outcomes(*validation, costs)
+    within = {
+        cost: best_within(tried, cost, len(validation[1]))
+        for cost in wanted
+        if cost >= float(costs.min())
+    }
+    return {cost: outcome_at(best.price, *test, costs) for cost, best in within.items()}
+
+
+def parts_of_run(net: ResolutionNet, file: Path, data: str) -> Parts:
+    """The parts of the data as the run of `file` had them.
+
+    Raises:
+        ValueError: it has no validation part.
+    """
+    config = config_of(file, "train it again")
+    arguments = config["arguments"]
+    parts = parts_for(
+        net.net.net,
+        data,
+        config["data"]["fingerprint"],
+        arguments["val_fraction"],
+        arguments["part"],
+    )
+    if parts.validation is None:
+        raise ValueError(f"{file} has no validation part, which thresholds and prices are found on")
+    return parts
+
+
+def scored(net: ResolutionNet, images: Batches) -> tuple[Tensor, Tensor]:
+    """The chooser's scores, and whether each choice is right, both (images, choices)."""
+    seen = observe_choices(net, images, net.names)
+    return scores_of(net, images), _right(seen, net.names).T
+
+
+@torch.inference_mode()
+def scores_of(net: ResolutionNet, images: Batches) -> Tensor:
+    """The chooser's scores, (images, choices)."""
+    return torch.cat([net.chooser(x) for x, _ in images])
+
+
+def at_its_cost(
+    fixed: Observed, dynamic: Observed, random: Observed, order: Sequence[str], costs: Tensor
+) -> dict[str, float]:
+    """Random choices and mixtures of fixed ones at the dynamic network's cost, and the oracle.
+
+    Args:
+        order: the choices, cheap to dear.
+        costs: of each, as a share of the costliest.
+    """
+    who = len(order) - 1 - dynamic.who  # choices are dear to cheap
+    shares = torch.bincount(who, minlength=len(order)).double() / len(who)
+    cost = float(shares @ costs)
+    right = _right(fixed, order)
+    everywhere = {
+        name: _right(each, order).double().mean(1)
+        for name, each in {"random": random, "random, own": dynamic}.items()
+    }
+    first = right.double().argmax(0)  # the cheapest that is right; the cheapest, if none is
+    return {name: float(shares @ accuracy) for name, accuracy in everywhere.items()} | {
+        "cost": cost,
+        "line": best_mixture(right.double().mean(1), costs, cost),
+        "line, own": best_mixture(everywhere["random, own"], costs, cost),
+        "oracle": right.any(0).double().mean().item(),
+        "oracle cost": costs[first].mean().item(),
+    }
+
+
+def best_mixture(accuracy: Tensor, costs: Tensor, cost: float) -> float:
+    """The best accuracy of choices made by chance whose mean cost is at most `cost`.
+
+    Args:
+        accuracy: of each choice for all images; `costs` likewise, the least of them at most `cost`.
+    """
+    best = float(accuracy[costs <= cost].max())
+    for low in range(len(costs)):
+        for high in range(len(costs)):
+            if costs[low] < cost < costs[high]:
+                share = (cost - costs[low]) / (costs[high] - costs[low])
+                best = max(best, float(accuracy[low] + share * (accuracy[high] - accuracy[low])))
+    return best
+
+
+def _right(seen: Observed, order: Sequence[str]) -> Tensor:
+    """Whether each choice is right, (choices, images), cheap to dear."""
+    return torch.stack([seen.logits[name].argmax(1) == seen.labels for name in order])
+
+
+def best_cascade(
+    test: Observed, validation: Observed, order: Sequence[str], costs: Tensor, target: float
+) -> dict[str, float]:
+    """The cascade of some of the resolutions that is best at a mean cost on validation images.
+
+    Args:
+        order: the choices, cheap to dear.
+        costs: of each, as a share of the costliest.
+    """
+    goal = Goal(cost=target)
+
+    def sure(seen: Observed, names: Sequence[str]) -> Tensor:
+        return torch.stack([top_probability(seen.logits[name]) for name in names])
+
+    best: tuple[Outcome, Outcome] | None = None
+    for count in range(1, len(order) + 1):
+        for taken in combinations(range(len(order)), count):
+            names, paid = [order[i] for i in taken], costs[list(taken)].cumsum(0).tolist()
+            known = sure(validation, names), _right(validation, names)
+            values, outcome = find_thresholds(*known, paid, goal)
+            if best is None or better(outcome, best[0], goal):
+                best = outcome, outcome_of(values, sure(test, names), _right(test, names), paid)
+    assert best is not None
+    return {"cascade": best[1].accuracy, "cascade cost": best[1].cost}
+
+
+def preference(net: ResolutionNet, test: Batches) -> Tensor:
+    """How much more the chooser scores full size than the cheapest choice, of each image."""
+    scores = scores_of(net, test)
+    return scores[:, 0] - scores[:, -1]
+
+
+def auc_of_need(score: Tensor, seen: Observed, order: Sequence[str]) -> float:
+    """How well a score tells the images that are right at full size alone: the area under its ROC.
+
+    Args:
+        score: of each image.
+        order: the choices, cheap to dear; an image that is right at the cheapest needs no other.
+    """
+    right = _right(seen, order)
+    needs = right[-1] & ~right[0]
+    if not needs.any() or needs.all():
+        return 0.5
+    return float(roc_auc_score(needs.numpy(), score.numpy()))

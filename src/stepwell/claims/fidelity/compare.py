@@ -1,0 +1,96 @@
+"""A comparison as an arm of a study: how far a trained student gives its teacher's predictions."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stepwell.data import Batches
+from stepwell.evaluation.fidelity import fidelity_measures
+from stepwell.evaluation.side_by_side import Network, observe
+from stepwell.files import write_whole
+from stepwell.measure.data_parts import batches_of, fitted
+from stepwell.teachers import open_teacher
+from stepwell.types import Batch
+
+
+def compare(
+    *,
+    out: Path,
+    student: Path,
+    teacher: tuple[str, ...],
+    control: Path | None = None,
+    depth: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure the fidelity of a run's network to a teacher (`evaluation.fidelity`).
+
+    Args:
+        out: a folder, for fidelity.json: all numbers, with their intervals over images.
+        student: the file of the network, in its run directory, which says what it was trained on.
+        teacher: files; several are an ensemble.
+        control: the file of a student of another teacher.
+        depth: of the student; its deepest by default.
+        seed: of the images whose features are compared.
+
+    Returns:
+        Under "test" the numbers of `fidelity_measures`, without their intervals, on three sets of
+        images: "test/KEY", the data's test part; "train/KEY", the run's training images as they are;
+        "seen/KEY", those of its first epoch as the student saw them, changed, mixed or replaced, of
+        which labels say nothing.
+
+    Raises:
+        ValueError: the run's data has changed; the networks do not fit to each other or to the data.
+    """
+    clocks = time.perf_counter(), time.process_time()
+    train, test = batches_of(student.parent)
+    names = {
+        "teacher": teacher,
+        "student": (f"{student}@{depth}" if depth else str(student),),
+        "control": () if control is None else (str(control),),
+    }
+    nets = {who: fitted(open_teacher(files), train) for who, files in names.items() if files}
+    parts: dict[str, tuple[Iterable[Batch], bool]] = {
+        "test": (test, True),
+        "train": (train.with_images(train.images), False),
+        "seen": (_without_labels(train), False),
+    }
+    found: dict[str, dict[str, float]] = {}
+    for part, (batches, stages) in parts.items():
+        # CKA, which takes longest, is of the test part alone
+        answers = {who: net if stages else _logits_of(net) for who, net in nets.items()}
+        seen = observe(
+            answers["teacher"],
+            answers["student"],
+            batches,
+            control=answers.get("control"),
+            seed=seed,
+        )
+        found[part] = fidelity_measures(seen, seed=seed)
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "fidelity.json", json.dumps(found, indent=1).encode())
+    flat = {f"{part}/{k}": v for part, numbers in found.items() for k, v in numbers.items()}
+    return {
+        "test": {name: value for name, value in flat.items() if name == _plain(name)},
+        "seconds": time.perf_counter() - clocks[0],
+        "cpu_seconds": time.process_time() - clocks[1],
+    }
+
+
+def _plain(key: str) -> str:
+    """The key of an estimate, of the key of an end of its interval."""
+    return key.removesuffix("/low").removesuffix("/high")
+
+
+def _logits_of(net: nn.Module) -> Network:
+    return lambda images: net(images).logits
+
+
+def _without_labels(train: Batches) -> Iterator[Batch]:
+    """The first epoch's images, of which mixed and replaced ones have no one class."""
+    for images, labels in train:
+        yield Batch(images, torch.full((len(labels),), -1))

@@ -1,0 +1,68 @@
+"""What code a result depends on: a hash of a module and of all of the library that it imports."""
+
+import ast
+import hashlib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT.name
+
+
+def source_digest(module: str) -> str:
+    """Hash of the code of `module` and of every module of the library that it imports.
+
+    Comments, docstrings and layout do not count: a change in them changes no result.
+
+    Args:
+        module: a dotted name, such as "stepwell.recipes.ekd".
+    """
+    digest = hashlib.sha256()
+    for name in sorted(imported_modules(module)):
+        tree = ast.parse(_file(name).read_bytes())
+        for node in ast.walk(tree):
+            _drop_docstring(node)
+        digest.update(f"{name}\n{ast.dump(tree)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def imported_modules(module: str) -> set[str]:
+    """`module` and all of the library that it imports, however deep and wherever in a file."""
+    found: set[str] = set()
+    ahead = [module]
+    while ahead:
+        name = ahead.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse(_file(name).read_bytes())):
+            if isinstance(node, ast.Import):
+                ahead += [alias.name for alias in node.names if _is_ours(alias.name)]
+            elif isinstance(node, ast.ImportFrom) and node.module and _is_ours(node.module):
+                ahead.append(node.module)
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                ahead += [n for n in names if _is_module(n)]
+    return found
+
+
+def _is_ours(name: str) -> bool:
+    return name == PACKAGE or name.startswith(f"{PACKAGE}.")
+
+
+def _path(name: str) -> Path:
+    return ROOT.joinpath(*name.split(".")[1:])
+
+
+def _is_module(name: str) -> bool:
+    return _path(name).with_suffix(".py").exists() or (_path(name) / "__init__.py").exists()
+
+
+def _file(name: str) -> Path:
+    package = _path(name) / "__init__.py"
+    return package if package.exists() else _path(name).with_suffix(".py")
+
+
+def _drop_docstring(node: ast.AST) -> None:
+    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return
+    if ast.get_docstring(node, clean=False) is not None:
+        node.body = node.body[1:] or [ast.Pass()]

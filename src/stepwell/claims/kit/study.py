@@ -1,0 +1,326 @@
+"""Arms, seeds and claims: how an experiment is run and resumed.
+
+One arm with one seed is one unit of work: a recipe with its arguments, or a comparison of networks
+that other arms trained. A unit is cached in a folder named by a hash of its arguments, the data and the
+code that it imports, so that claims share arms, an interrupted study goes on where it stopped, and a
+change elsewhere throws nothing away.
+"""
+
+import hashlib
+import inspect
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from stepwell.claims.kit.columns import Column
+from stepwell.claims.kit.source_digest import source_digest
+from stepwell.data import load_images
+from stepwell.files import write_whole
+from stepwell.recipes import RECIPES, load_object
+from stepwell.training.run import plain
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training that a study compares, or a comparison of what others trained.
+
+    recipe: a recipe by name, or any function, "module:name", that is called as a recipe is and returns
+        numbers under "test", and "seconds" and "cpu_seconds". Of a study's common arguments it gets
+        those that it takes.
+    needs: arguments that are files of other arms (same seed): argument name to arm name, or to the
+        names of several where the argument takes several.
+    scaled: arguments that are a share of the study's epochs, such as {"epochs": 0.5}; one of a group's,
+        "distill_data.generator_steps", changes that group among the arm's own arguments.
+    seed_shift: added to the study's seed. Of one seed, networks of one architecture begin with the same
+        weights: a teacher and a student that must not, or several teachers, differ in it.
+    """
+
+    recipe: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    needs: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    scaled: Mapping[str, float] = field(default_factory=dict)
+    seed_shift: int = 0
+
+    @property
+    def function(self) -> str:
+        """What is run, as "module:name"."""
+        return RECIPES[self.recipe][0] if self.recipe in RECIPES else self.recipe
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The arms that must have run before."""
+        return tuple(name for need in self.needs.values() for name in _names(need))
+
+    @property
+    def taken(self) -> Collection[str]:
+        """Names of the arguments that its function takes."""
+        return inspect.signature(load_object(self.function)).parameters
+
+    def all_arguments(self, common: Mapping[str, Any]) -> dict[str, Any]:
+        """The study's `common` arguments, as far as they are its, with the arm's own."""
+        epochs = common.get("epochs", 0)
+        arguments = {name: value for name, value in common.items() if name in self.taken}
+        arguments |= self.arguments
+        for name, share in self.scaled.items():
+            group, _, member = name.partition(".")
+            count = max(1, round(share * epochs))
+            arguments[group] = replace(arguments[group], **{member: count}) if member else count
+        return arguments
+
+
+#: What a unit gave, in its folder.
+RESULT = "result.json"
+#: Results of a study: by arm, by seed, what the recipe returned.
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
+#: A number for one seed, given the results of each arm at that seed.
+Measure = Callable[[Mapping[str, Mapping[str, Any]]], float]
+
+
+class Absent(LookupError):
+    """A measure that cannot be had on a study's data."""
+
+
+class Claim(NamedTuple):
+    """A sentence of a paper, and the rule that tests it.
+
+    measured: numbers to show, by name.
+    difference: the number that is judged, per seed: a paired difference, or a ratio.
+    margin: the claim holds when the whole 90 % interval of `difference` lies above it, or below it
+        where `below` is set.
+    unit, judged_in: of the numbers to show, and of the one that is judged.
+    """
+
+    id: str
+    text: str
+    paper: str
+    unit: str
+    measured: Mapping[str, Measure]
+    difference: Measure
+    margin: float
+    below: bool = False
+    note: str = ""
+    judged_in: str = "points"
+
+
+class Study(NamedTuple):
+    """The experiment of one system.
+
+    common: arguments of every arm; `quick` replaces some.
+    fingerprint: arguments, with "data" and "size" among them, to a hash of the data.
+    primary: ids of the few claims that decide whether the paper holds here; the others explain, and
+        are too many for all of their intervals to be right.
+    note: what a reader of the page must know of how the study came about.
+    table, panels: what the page shows of every arm, as a table and as a picture; by default what each
+        depth measured.
+    """
+
+    key: str
+    arms: Mapping[str, Arm]
+    claims: Sequence[Claim]
+    common: Mapping[str, Any]
+    quick: Mapping[str, Any]
+    fingerprint: Callable[[Mapping[str, Any]], str]
+    primary: Collection[str] = ()
+    note: str = ""
+    table: Sequence[Column] = ()
+    panels: Sequence[Column] = ()
+
+
+def image_fingerprint(arguments: Mapping[str, Any]) -> str:
+    """Hash of the images that an arm with these arguments trains and tests on."""
+    splits = load_images(arguments["data"], arguments["size"])
+    return f"{splits.train.fingerprint}/{splits.test.fingerprint}"
+
+
+def run_study(
+    study: Study,
+    common: Mapping[str, Any],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    workers: int,
+    done: Callable[[str, int, Mapping[str, Any], int, int], None],
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """Run every arm with every seed, those side by side that do not wait for each other.
+
+    Args:
+        out: where units are cached.
+        workers: processes of one thread each; 0 runs the units in this process, one by one.
+        done: called with arm, seed and result of each unit as it is there, and how many units this call
+            has trained and has yet to train: the others were read from `out`.
+    """
+    marks = _marks(study, common)
+    units = [(name, seed) for seed in seeds for name in study.arms]
+    folders = {unit: out / _unit_name(study, *unit, common, marks) for unit in units}
+    results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in study.arms}
+    ahead = {unit for unit in units if not (folders[unit] / RESULT).exists()}
+    new = len(ahead)
+
+    def ready(unit: tuple[str, int]) -> bool:
+        return all(unit[1] in results[need] for need in study.arms[unit[0]].needed)
+
+    with _pool(workers) as submit:
+        running: dict[Future[dict[str, Any]], tuple[str, int]] = {}
+        while units or running:
+            for unit in [u for u in units if ready(u)][: max(1, workers) - len(running)]:
+                units.remove(unit)
+                running[submit(_run_unit, *_job(study, *unit, common, folders))] = unit
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name, seed = running.pop(future)
+                try:
+                    results[name][seed] = future.result()
+                except BrokenProcessPool as error:
+                    raise OSError(
+                        f"the process that ran {name!r}, seed {seed}, was killed (out of memory?): "
+                        "the same command goes on where it stopped"
+                    ) from error
+                ahead.discard((name, seed))
+                done(name, seed, results[name][seed], new - len(ahead), len(ahead))
+    return results
+
+
+def only(study: Study, patterns: Sequence[str]) -> Study:
+    """The study with just the arms whose names match a pattern, and those that they need.
+
+    Raises:
+        ValueError: a pattern (such as "20*") matches no arm.
+    """
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {name for name in study.arms if fnmatchcase(name, pattern)}
+        if not found:
+            raise ValueError(f"no arm {pattern!r}; there are: {'; '.join(study.arms)}")
+        chosen |= found
+    chosen = with_needed(study, chosen)
+    return study._replace(arms={name: arm for name, arm in study.arms.items() if name in chosen})
+
+
+def with_needed(study: Study, arms: set[str]) -> set[str]:
+    """These arms and all that they need."""
+    found = set(arms)
+    ahead = [name for name in arms if name in study.arms]
+    while ahead:
+        needs = set(study.arms[ahead.pop()].needed) - found
+        found |= needs
+        ahead += needs
+    return found
+
+
+def _marks(study: Study, common: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The fingerprints of every arm's data and code; what several arms have is read once.
+
+    An arm that takes no data has those of its own making, or of the arms it needs.
+    """
+    data: dict[tuple[Any, Any], str] = {(None, None): ""}
+    code: dict[str, str] = {}
+    marks = {}
+    for name, arm in study.arms.items():
+        arguments = dict(common) | dict(arm.arguments)
+        taken = "data" in arm.taken
+        which = (arguments.get("data"), arguments.get("size")) if taken else (None, None)
+        module = arm.function.partition(":")[0]
+        if which not in data:
+            data[which] = study.fingerprint(arguments)
+        if module not in code:
+            code[module] = source_digest(module)
+        marks[name] = data[which], code[module]
+    return marks
+
+
+def _unit_name(
+    study: Study,
+    name: str,
+    seed: int,
+    common: Mapping[str, Any],
+    marks: Mapping[str, tuple[str, str]],
+) -> str:
+    arm = study.arms[name]
+    data, code = marks[name]
+    what = {
+        "recipe": arm.recipe,
+        "arguments": plain(arm.all_arguments(common)),
+        "needs": {
+            argument: [_unit_name(study, name, seed, common, marks) for name in _names(need)]
+            for argument, need in arm.needs.items()
+        },
+        "seed": seed + arm.seed_shift,
+        "data": data,
+        "code": code,
+    }
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
+    return f"{slug(name)}-{seed}-{key}"
+
+
+def slug(arm: str) -> str:
+    """An arm's name as its units' folders have it."""
+    return "".join(c if c.isalnum() else "-" for c in arm)
+
+
+def _names(need: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (need,) if isinstance(need, str) else need
+
+
+def _job(
+    study: Study,
+    name: str,
+    seed: int,
+    common: Mapping[str, Any],
+    folders: Mapping[tuple[str, int], Path],
+) -> tuple[str, dict[str, Any], Path]:
+    arm = study.arms[name]
+    arguments = arm.all_arguments(common) | {"seed": seed + arm.seed_shift}
+    for argument, need in arm.needs.items():
+        files = [folders[name, seed] / "run" / "net.safetensors" for name in _names(need)]
+        # an argument that takes several takes names, of which a file is one kind
+        arguments[argument] = files[0] if isinstance(need, str) else tuple(map(str, files))
+    return arm.function, arguments, folders[name, seed]
+
+
+def _run_unit(function: str, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Run one unit, or read what it gave before."""
+    file = folder / RESULT
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        result = load_object(function)(out=folder / "run", **arguments)
+        write_whole(file, json.dumps(result).encode())
+    cached: dict[str, Any] = json.loads(file.read_text())
+    return cached
+
+
+class _pool:
+    """Gives a `submit` like an executor's; without workers it runs the call at once."""
+
+    def __init__(self, workers: int) -> None:
+        self._executor: ProcessPoolExecutor | None = None
+        if workers:
+            self._executor = ProcessPoolExecutor(
+                workers, multiprocessing.get_context("spawn"), initializer=_one_thread
+            )
+
+    def __enter__(self) -> Callable[..., Future[dict[str, Any]]]:
+        return self._executor.submit if self._executor else _call_now
+
+    def __exit__(self, *_: object) -> None:
+        if self._executor:
+            self._executor.shutdown(cancel_futures=True)
+
+
+def _call_now(call: Callable[..., dict[str, Any]], *args: Any) -> Future[dict[str, Any]]:
+    future: Future[dict[str, Any]] = Future()
+    future.set_result(call(*args))
+    return future
+
+
+def _one_thread() -> None:
+    """Arms run side by side, each on a thread of its own, and only the study speaks."""
+    torch.set_num_threads(1)
+    os.environ["STEPWELL_QUIET"] = "1"

@@ -1,0 +1,155 @@
+"""`stepwell verify`: run a study, judge its claims, write what was found."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stepwell.claims import CLAIMS
+from stepwell.claims.kit.columns import panels_by_depth
+from stepwell.claims.kit.figure import draw
+from stepwell.claims.kit.judging import judge, summary
+from stepwell.claims.kit.page import render
+from stepwell.claims.kit.study import Results, Study, only, run_study
+from stepwell.console import say
+from stepwell.device import processor
+from stepwell.files import write_whole
+from stepwell.ranges import check_numbers
+from stepwell.recipes import load_object
+from stepwell.training import Loop
+from stepwell.training.job import Precision
+from stepwell.training.run import LIBRARIES, commit
+
+
+def verify_system(
+    system: str,
+    changes: Mapping[str, Any],
+    *,
+    quick: bool,
+    seeds: int,
+    workers: int,
+    folder: Path,
+    arms: Sequence[str] = (),
+    precision: Precision = "32",
+) -> tuple[dict[str, Any], Path]:
+    """Run the experiment of `system`; write `claims.json`, a page and its picture into `folder`.
+
+    Args:
+        changes: in place of the study's common arguments.
+        quick: the tiny version, with one seed and in this process.
+        arms: patterns of the arms to run, with those that they need; all by default.
+        precision: of every arm's training, as `Loop` has it.
+
+    Returns:
+        The content of claims.json, and the page's path.
+
+    Raises:
+        ValueError: no such system; a number out of range.
+    """
+    if system not in CLAIMS:
+        raise ValueError(f"no system {system!r} to verify; there are {', '.join(CLAIMS)}")
+    if (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds a run: results of an experiment go into another --out")
+    check_numbers({"seeds": seeds, "workers": workers, **changes})
+    study: Study = load_object(CLAIMS[system][0])
+    if arms:
+        study = only(study, arms)
+    common = dict(study.common) | (dict(study.quick) if quick else {}) | dict(changes)
+    if precision != Loop.precision:
+        common["loop"] = Loop(precision=precision)
+    _check_taken(study, {*changes, *(["loop"] if "loop" in common else [])})
+    total = len(study.arms) * (1 if quick else seeds)
+    started, finished = time.monotonic(), 0
+
+    def done(arm: str, seed: int, result: Mapping[str, Any], new: int, ahead: int) -> None:
+        nonlocal finished
+        finished += 1
+        test = result["test"]
+        panels = [column for column in study.panels if column.key in test]
+        numbers = ", ".join(
+            f"{c.title}: {format(c.scale * test[c.key], c.form)}"
+            for c in panels or panels_by_depth({arm: test})
+        )
+        left = ""
+        if new and ahead:
+            left = f", about {(time.monotonic() - started) / new * ahead / 60:.0f} min left"
+        say(f"[{finished}/{total}{left}] {arm}, seed {seed}: {numbers}")
+
+    results = run_study(
+        study,
+        common,
+        range(1 if quick else seeds),
+        folder / "units",
+        workers=0 if quick else workers,
+        done=done,
+    )
+    record = describe_results(study, results, _origin(common, quick=quick, precision=precision))
+    page = folder / f"{system}.md"
+    write_results(study, record, folder / "claims.json", page)
+    return record, page
+
+
+def _check_taken(study: Study, names: Collection[str]) -> None:
+    """Refuse an argument that no arm takes: the record would say what was not so."""
+    taken = {name for arm in study.arms.values() for name in arm.taken}
+    if any(arm.scaled for arm in study.arms.values()):
+        taken.add("epochs")
+    for name in sorted(set(names) - taken):
+        flag = "precision" if name == "loop" else name.replace("_", "-")
+        raise ValueError(f"--{flag}: no arm of {study.key} takes it; leave it out")
+
+
+def _origin(common: Mapping[str, Any], *, quick: bool, precision: Precision) -> dict[str, Any]:
+    """How results come about that are trained here and now."""
+    threads = "" if quick else ", one thread an arm"
+    return {
+        "command": shlex.join(["stepwell", *sys.argv[1:]]),
+        "quick": quick,
+        "arguments": {k: v for k, v in common.items() if k != "loop"} | {"precision": precision},
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
+        "commit": commit(),
+        "hardware": f"{processor()}, {os.cpu_count()} cores{threads}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def describe_results(study: Study, results: Results, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that claims.json says about a study's results; `origin` is how they came about."""
+    every = [r for by_seed in results.values() for r in by_seed.values()]
+    claims = judge(study, results)
+    judged = {claim["id"] for claim in claims}
+    return {
+        "system": study.key,
+        **origin,
+        "seconds": sum(r["seconds"] for r in every),
+        "arms": {arm: _arm(by_seed) for arm, by_seed in results.items()},
+        "note": study.note,
+        "claims": claims,
+        "not_run": [
+            {"id": claim.id, "text": claim.text, "primary": claim.id in study.primary}
+            for claim in study.claims
+            if claim.id not in judged
+        ],
+    }
+
+
+def write_results(study: Study, record: Mapping[str, Any], claims: Path, page: Path) -> None:
+    """Write the record as JSON, and as a page with its picture beside it."""
+    write_whole(claims, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    picture = page.with_suffix(".svg")
+    write_whole(page, render(record, picture.name, study.table).encode())
+    write_whole(picture, draw(record["arms"], study.panels))
+
+
+def _arm(by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """All measures of an arm over its seeds."""
+    runs = list(by_seed.values())
+    measures = {name: summary([r["test"][name] for r in runs]) for name in runs[0]["test"]}
+    spent = [name for name in ("seconds", "cpu_seconds") if name in runs[0]]
+    return measures | {name: summary([r[name] for r in runs]) for name in spent}

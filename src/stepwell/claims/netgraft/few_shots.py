@@ -1,0 +1,193 @@
+"""Training on a few images as an arm of a study: several initial values on one draw of images."""
+
+import statistics
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from stepwell.data import ImageSet, seed_of
+from stepwell.methods import Distill, Objective, Supervised
+from stepwell.methods.netgraft import GraftLoss
+from stepwell.nets import NestedNet, build
+from stepwell.nets.files.nested import save
+from stepwell.nets.grafting.surgery import Grafting, Start
+from stepwell.recipes.distill import distill
+from stepwell.recipes.graft_phases import Schedule, Stages, learn, views_of
+from stepwell.tasks.classification import Task, finish, input_arguments, open_classifier
+from stepwell.teachers import open_teacher
+from stepwell.training import Loop, fit, optimizer_of
+
+Method = Literal["netgraft", "kd", "labels"]
+#: Between the seeds of a teacher and of students.
+APART = 1000
+TEMPERATURE = 4.0
+
+
+def few_shots(
+    *,
+    out: Path,
+    data: str,
+    size: int | None,
+    teacher: Path,
+    student: str,
+    shots: int,
+    lr: float,
+    method: Method = "netgraft",
+    schedule: Schedule = "both",
+    start: Start = "teacher",
+    loss: GraftLoss = "direction",
+    trace: bool = False,
+    graft_steps: int = 300,
+    join_steps: int = 300,
+    batch_size: int = 64,
+    views: int = 64,
+    inits: int = 2,
+    seed: int = 0,
+    loop: Loop = Loop(),
+) -> dict[str, Any]:
+    """Train a student on a few images, once for each initial value.
+
+    Args:
+        out: a folder, for the runs.
+        teacher: the file of its network.
+        shots: images of each class; which, is drawn by `seed` from the training part, with its labels.
+        method: `netgraft`, or one network from scratch, by its teacher's soft targets (`kd`) or by the
+            `labels` of the images, in as many steps as both stages of grafting take together where
+            the blocks that are like the teacher's are copied.
+        inits: how many initial values; each has an order and views of its own, too.
+        seed: of the draw.
+
+    Returns:
+        Under "test" the means over the initial values, such as "14/accuracy" and "run_seconds", those
+        of the processor, and "spread", the standard deviation of the accuracy over them, if there are
+        several; "seconds" and "cpu_seconds" of all; and of each initial value the fingerprint of the
+        "images" that it was trained on.
+
+    Raises:
+        ValueError: a class has fewer images than `shots`.
+    """
+    arguments = dict(locals()) | {"val_fraction": 0.0, "flip": None}
+    choose = partial(draw, shots=shots, seed=seed)
+    found = [
+        _run(arguments | {"out": out / f"init-{i}", "seed": APART * (i + 1) + seed}, choose)
+        for i in range(inits)
+    ]
+    test = {k: statistics.fmean(r["test"][k] for r in found) for k in found[0]["test"]}
+    (accuracy,) = (k for k in test if k.endswith("/accuracy") and k.count("/") == 1)
+    if inits > 1:
+        test["spread"] = statistics.stdev(r["test"][accuracy] for r in found)
+    return {"test": test, "images": [r["images"] for r in found]} | {
+        name: sum(r[name] for r in found) for name in ("seconds", "cpu_seconds")
+    }
+
+
+def draw(train: ImageSet, *, shots: int, seed: int) -> ImageSet:
+    """So many images of each class; those of fewer shots are among those of more.
+
+    Raises:
+        ValueError: a class has fewer.
+    """
+    generator = torch.Generator().manual_seed(seed_of(seed, "shots"))
+    chosen = []
+    for index, name in enumerate(train.classes):
+        members = (train.labels == index).nonzero().flatten()
+        if len(members) < shots:
+            raise ValueError(
+                f"{shots} images of each class are asked for, and class {name!r} has {len(members)} "
+                "in the training part: use data with more"
+            )
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:shots]])
+    return train.subset(torch.cat(chosen))
+
+
+def _run(arguments: dict[str, Any], choose: Callable[[ImageSet], ImageSet]) -> dict[str, Any]:
+    """One initial value on the images chosen."""
+    taught_by = open_teacher((str(arguments["teacher"]),))
+    source, depth = taught_by.nested
+    torch.manual_seed(arguments["seed"])  # the student's: opening draws numbers, too
+    with open_classifier(
+        "few shots", arguments, arguments["student"], teacher=taught_by, choose=choose
+    ) as (task, nested, _):
+        size = task.train.images.size
+        grafting = partial(Grafting, teacher=source, depth=depth, input_shape=(3, size, size))
+        if arguments["method"] == "netgraft":
+            own = {k: arguments[k] for k in ("schedule", "loss", "lr", "views", "trace", "loop")}
+            stages = Stages(arguments["graft_steps"], arguments["join_steps"])
+            result = learn(task, grafting(nested, start=arguments["start"]), stages=stages, **own)
+        else:
+            with torch.random.fork_rng(devices=[]):  # adaptions draw numbers
+                counted = grafting(deepcopy(nested))
+            result = _alone(task, nested, counted, arguments)
+        numbers = _numbers(result) | {"run_seconds": result["cpu_seconds"]}
+        return result | {"test": numbers, "images": task.train.images.fingerprint}
+
+
+def _numbers(result: dict[str, Any]) -> dict[str, float]:
+    """Test accuracy of the student, and of the teacher with blocks of the student in it."""
+    record = result.get("netgraft", {})
+    after = {
+        f"{kind} {stage}": value
+        for kind in ("grafted", "joined")
+        for stage, value in record.get(kind, {}).items()
+    }
+    untuned = {"untuned": record["untuned"]} if "untuned" in record else {}
+    return result["test"] | after | untuned
+
+
+def _alone(
+    task: Task, nested: NestedNet, grafting: Grafting, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Train a student from scratch on the views that grafting would see, in as many steps."""
+    stages = Stages(arguments["graft_steps"], arguments["join_steps"])
+    assert task.teacher is not None
+    objective: Objective = Supervised(nested.module)
+    if arguments["method"] == "kd":
+        objective = Distill(nested, task.teacher, ce=0.0, temperature=TEMPERATURE)
+    fit(
+        objective,
+        views_of(task.train, arguments["views"], stages),
+        optimizer_of("adam", arguments["lr"], weight_decay=0.0),
+        task.run,
+        phase="train",
+        steps=stages.total(grafting),
+        loop=arguments["loop"],
+    )
+    return finish(task, nested)
+
+
+def full_data(
+    *,
+    out: Path,
+    data: str,
+    size: int | None,
+    teacher: Path,
+    student: str,
+    epochs: int,
+    val_fraction: float,
+    seed: int = 0,
+    loop: Loop = Loop(),
+) -> dict[str, Any]:
+    """Distillation on all images, with labels, of a student that starts as a grafted one does.
+
+    Blocks like the teacher's start as copies, and they train, too. What else `distill` takes is its
+    own default.
+    """
+    taught_by = open_teacher((str(teacher),))
+    source, depth = taught_by.nested
+    card = source.card
+    torch.manual_seed(seed)
+    nested = build(
+        student, num_classes=len(card.classes), **input_arguments(student, card.size, None)
+    )
+    Grafting(nested, source, depth=depth, input_shape=(3, card.size, card.size))  # copies blocks
+    nested.card, start = card, out / "start.safetensors"
+    out.mkdir(parents=True, exist_ok=True)
+    save(nested, start)
+    return distill(
+        data=data, out=out / "run", size=size, teacher=(str(teacher),), student=student, init=start,
+        temperature=TEMPERATURE, epochs=epochs, val_fraction=val_fraction, seed=seed, loop=loop,
+    )  # fmt: skip

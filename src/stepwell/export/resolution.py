@@ -1,0 +1,236 @@
+"""A network that chooses resolutions as ONNX: a small graph a choice, a chooser, and weights once.
+
+Every graph takes images of full size and brings them to its resolution itself, as two products with
+constant matrices (a bilinear resize is linear in each axis), so whoever runs it needs onnxruntime
+alone. What remains for the host is a loop: score, choose, run those that agree together.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from stepwell.export.card import about
+from stepwell.export.check import TOLERANCE, Sample
+from stepwell.export.folder import (
+    INDEX,
+    bytes_of,
+    earlier,
+    kept,
+    named_by_content,
+    put_in_place,
+    weights_record,
+)
+from stepwell.export.onnx import require_onnx, write_onnx
+from stepwell.files import read_json, write_whole
+from stepwell.nets.files.nested import BESIDE, digest
+from stepwell.nets.files.onnx import open_onnx, runner
+from stepwell.nets.files.resolution import save_resolution
+from stepwell.nets.nested.cascade import Answer
+from stepwell.nets.resolution.chooser import Chooser, ResolutionNet, gathered
+
+CHOOSER = "chooser.onnx"
+
+
+class Resized(nn.Module):
+    """A network that takes images of another size than its own.
+
+    Args:
+        net: takes images of `size`.
+        full: height and width of the images that come.
+    """
+
+    def __init__(self, net: nn.Module, full: int, size: int) -> None:
+        super().__init__()
+        self.net = net
+        self.matrix: Tensor
+        rows = interpolate(
+            torch.eye(full)[None, None], (size, full), mode="bilinear", antialias=True
+        )
+        self.register_buffer("matrix", rows[0, 0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the network gives for the images at its size."""
+        output: Tensor = self.net(self.matrix @ images @ self.matrix.T)
+        return output
+
+
+class Scores(nn.Module):
+    """The chooser without its own resize."""
+
+    def __init__(self, chooser: Chooser) -> None:
+        super().__init__()
+        self.features, self.scores = chooser.features, chooser.scores
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scores of a small copy."""
+        scores: Tensor = self.scores(self.features(x).mean((2, 3)))
+        return scores
+
+
+def export_resolution(
+    net: ResolutionNet, folder: Path, sample: Sample, *, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Write a resolution network to `folder`: its file, one graph per choice, and the chooser.
+
+    Each graph is checked on `sample`, and so is the host loop (`OpenResolution`) over all of them,
+    before anything is put in place. `export.json` has what a host loop of one's own needs.
+
+    Args:
+        say: is told what takes long.
+
+    Returns:
+        What `export.json` says.
+
+    Raises:
+        ValueError: there is no trained chooser; a graph or the loop gives other logits than the
+            network; `folder` is a file, or holds another network's export.
+        OSError: another process is exporting to it.
+        ImportError: the extra `onnx` is not installed.
+    """
+    require_onnx()
+    if not isinstance(net.chooser, Chooser):
+        raise ValueError(
+            "this network was trained at several resolutions and not to choose: export it at full size "
+            f"with --depth {net.net.net.full}"
+        )
+    nested = net.net.net
+    card = about(nested, nested.full)
+    record: dict[str, Any] = {
+        "network": digest({}, {k: v.cpu().contiguous() for k, v in net.state_dict().items()}),
+        **{name: card[name] for name in ("classes", "size", "mean", "std", "licence")},
+        "choices": [f"{name}.onnx" for name in net.names],
+        "price": float(net.price),
+        "costs": net.costs.tolist(),
+    }
+    with put_in_place(folder) as place:
+        before = earlier(folder, record)
+        weights = named_by_content(save_resolution(net, place / "net.safetensors"))
+        record["weights"] = weights_record(nested, weights)
+        rows = [_write(part, weights, sample, say) for part in _graphs(net, sample, card)]
+        loop = OpenResolution(place, record)
+        record["parity"] = _check_loop(net, loop, sample)
+        index = before | record | {"files": kept(before, rows, folder) + rows}
+        write_whole(place / INDEX, json.dumps(index, indent=1).encode())
+    return record | {"files": rows}
+
+
+class _Graph(NamedTuple):
+    """One file to write: its network, what stands in it, and the stored names of its tensors."""
+
+    file: str
+    plain: nn.Module
+    told: dict[str, Any]
+    names: dict[str, str]
+
+
+def _graphs(net: ResolutionNet, sample: Sample, card: dict[str, Any]) -> Iterator[_Graph]:
+    """The graphs of all choices, then the chooser's."""
+    full = sample.images.shape[-1]
+    for name, (depth, size) in zip(net.names, net.choices, strict=True):
+        names = {f"net.{k}": _stored(v) for k, v in net.net.stored_names(size, depth).items()}
+        plain = Resized(net.net.at(size).subnet(depth), full, size)
+        told = card | {"depth": depth, "resolution": size, "choice": name}
+        yield _Graph(f"{name}.onnx", plain, told, names)
+    chooser = net.chooser
+    assert isinstance(chooser, Chooser)
+    names = {f"net.{k}": f"{BESIDE}chooser/{k}" for k in chooser.state_dict()}
+    plain = Resized(Scores(chooser), full, chooser.size)
+    yield _Graph(CHOOSER, plain, card | {"choice": "chooser", "scores": list(net.names)}, names)
+
+
+def _write(
+    part: _Graph, weights: Path, sample: Sample, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write one graph, check it, and say what the file is."""
+    say(f"choice {part.told['choice']}: onnx")
+    file = weights.parent / part.file
+    parity = write_onnx(part.plain, file, sample.images, part.told, part.names, weights)
+    return {
+        "choice": part.told["choice"],
+        "format": "onnx",
+        "file": file.name,
+        "bytes": file.stat().st_size,
+        "weights": weights.name,
+        "weights_bytes": bytes_of(weights, part.names.values()),
+        "parity": parity._asdict() | {"part": sample.part},
+    }
+
+
+class OpenResolution:
+    """The host loop: an exported dynamic network, run by onnxruntime.
+
+    Args:
+        folder: what `export_resolution` wrote.
+        index: what its export.json says, where that is not there yet.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or damaged.
+        ImportError: the extra `onnx` is not installed.
+    """
+
+    def __init__(self, folder: str | Path, index: Mapping[str, Any] | None = None) -> None:
+        folder = Path(folder)
+        index = read_json(folder / INDEX, "export it again") if index is None else index
+        if "price" not in index:
+            raise ValueError(f"{folder} holds the export of a network that chooses no resolutions")
+        self.price, self.costs = index["price"], torch.tensor(index["costs"])
+        self.classes = len(index["classes"])
+        self.names = tuple(file.removesuffix(".onnx") for file in index["choices"])
+        self._chooser = runner(open_onnx(folder / CHOOSER))
+        self._graphs = [runner(open_onnx(folder / file)) for file in index["choices"]]
+
+    def __call__(self, images: Tensor | np.ndarray) -> Answer:
+        """Logits of normalised images of full size, and the index of each one's choice."""
+        images = torch.as_tensor(images)
+        if not len(images):
+            return Answer(torch.empty(0, self.classes), torch.empty(0, dtype=torch.long))
+        who = (self._chooser(images) - self.price * self.costs).argmax(1)
+        parts = []
+        for i, run in enumerate(self._graphs):
+            rows = (who == i).nonzero().flatten()
+            if len(rows):
+                parts.append((rows, run(images[rows])))
+        return Answer(gathered(parts), who)
+
+
+def _stored(name: str) -> str:
+    """The name in the file of a tensor of one resolution."""
+    return BESIDE + name if name.partition("/")[0].isdecimal() else name
+
+
+@torch.inference_mode()
+def _check_loop(
+    net: ResolutionNet, loop: Callable[[Tensor], Answer], sample: Sample
+) -> dict[str, Any]:
+    """How the host loop compares with the network, in one batch and image by image.
+
+    One image of a batch may choose otherwise, as scores may tie to the last digit.
+
+    Raises:
+        ValueError: choices or logits differ.
+    """
+    expected, found = net.cpu().eval().answer(sample.images), loop(sample.images)
+    alone = torch.cat([loop(image).logits for image in sample.images.split(1)])
+    agree = expected.depth == found.depth
+    apart = torch.stack([found.logits - expected.logits, alone - found.logits])[:, agree]
+    difference = float(apart.abs().max()) if agree.any() else torch.inf
+    allowed = TOLERANCE * max(1.0, float(expected.logits.abs().max()))
+    if not difference <= allowed or int((~agree).sum()) > 1:
+        raise ValueError(
+            f"the exported graphs in their loop differ from the network by {difference:.2g} in a logit "
+            f"(allowed: {allowed:.2g}), and {int((~agree).sum())} of {len(agree)} choices differ; "
+            "nothing was written"
+        )
+    share = float(agree.double().mean())
+    return {
+        "difference": difference,
+        "same_choice": share,
+        "images": len(agree),
+        "part": sample.part,
+    }

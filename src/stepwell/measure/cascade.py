@@ -1,0 +1,213 @@
+"""A network's cascade: depths and thresholds found on validation data, and what they do on a test."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepwell.cost import count_macs_of_steps, mean_of_medians, time_each
+from stepwell.evaluation import gather_logits
+from stepwell.evaluation.cascade import (
+    Goal,
+    Thresholds,
+    better,
+    find_thresholds,
+    outcome_of,
+)
+from stepwell.nets import NestedNet
+from stepwell.nets.nested.budget import check_share
+from stepwell.nets.nested.cascade import Cascade, starts_of, top_probability
+from stepwell.train_mode import in_eval_mode
+from stepwell.types import Batch
+
+#: More depths than this in one cascade are not tried: each costs a suffix more.
+LONGEST = 4
+
+
+def cascade_macs(
+    net: NestedNet, depths: Sequence[str], known: dict[str, list[int]] | None = None
+) -> list[int]:
+    """MACs of an image that is answered at each of `depths`, shallow to deep, those before included.
+
+    Their common prefixes count once: a deeper depth goes on from where its path leaves the others.
+
+    Args:
+        known: keeps the count of each depth's steps from call to call.
+    """
+    known = {} if known is None else known
+    device = next(net.parameters()).device
+    x = torch.zeros(1, 3, net.card.size, net.card.size, device=device)
+    totals, total = [], 0
+    for depth, (_, start) in zip(depths, starts_of([net.path(d) for d in depths]), strict=True):
+        if depth not in known:
+            known[depth] = [0, *count_macs_of_steps(net.path(depth), x)]
+        total += known[depth][-1] - known[depth][start]
+        totals.append(total)
+    return totals
+
+
+def check_depths(net: NestedNet) -> list[str]:
+    """The depths that a cascade can be made of.
+
+    Raises:
+        ValueError: there are fewer than two.
+    """
+    ready = [depth for depth, status in net.status.items() if status != "fresh"]
+    if len(ready) < 2:
+        raise ValueError(
+            f"a cascade needs two depths or more, and this network has {', '.join(ready) or 'none'} "
+            "ready: train a nested one (`stepwell train ekd`), or add depths (`stepwell calibrate`)"
+        )
+    return ready
+
+
+def calibrate_cascade(
+    net: NestedNet,
+    validation: Iterable[Batch],
+    *,
+    accuracy: float | None = None,
+    macs: float | None = None,
+) -> dict[str, Any]:
+    """The best cascade of `net` for a goal, for `net.card.cascade`.
+
+    Every choice of up to four depths is tried, each with the thresholds that serve the goal best on
+    the validation images.
+
+    Args:
+        accuracy: at least this on the validation images, at the least mean MACs; the full net's own by
+            default.
+        macs: in its place, the best accuracy at this many MACs an image in the mean.
+
+    Returns:
+        "depths"; "thresholds" of all but the last; "goal", in words; and what it does on the
+        validation images: "accuracy", "macs" an image in the mean, "shares" answered by each depth,
+        and how many "images" they are.
+
+    Raises:
+        ValueError: both goals are given; no cascade reaches the goal; fewer than two depths, or not
+            the full net, are ready.
+    """
+    if accuracy is not None and macs is not None:
+        raise ValueError("a cascade has one goal: a target accuracy or a budget of MACs, not both")
+    check_share(accuracy)
+    if macs is not None and not macs > 0:
+        raise ValueError(f"a budget of MACs must be a positive number, not {macs}")
+    net.require_ready(net.full)
+    ready = check_depths(net)
+    device = next(net.parameters()).device
+    with in_eval_mode(net):
+        logits, labels = gather_logits(
+            lambda x: net.logits_by_depth(x.to(device), ready), validation
+        )
+    confidence = torch.stack([top_probability(values) for values in logits.values()])
+    right = torch.stack([values.argmax(1) == labels for values in logits.values()])
+    if accuracy is None and macs is None:
+        accuracy = right[-1].double().mean().item()
+        words = "as accurate as the full net"
+    else:
+        words = f"accuracy of {accuracy}" if macs is None else f"at most {macs:g} MACs an image"
+    goal = Goal(accuracy, macs)
+    chosen, found = _best_chain(net, ready, confidence, right, goal)
+    if not goal.met(found.outcome):
+        raise ValueError(
+            f"no cascade reaches the goal on the {len(labels)} validation images ({words}): the "
+            f"nearest, of {', '.join(chosen)}, has accuracy {found.outcome.accuracy:.4f} at "
+            f"{found.outcome.cost:.4g} MACs an image"
+        )
+    return {
+        "depths": chosen,
+        "thresholds": list(found.values),
+        "goal": words,
+        "accuracy": found.outcome.accuracy,
+        "macs": found.outcome.cost,
+        "shares": list(found.outcome.shares),
+        "images": len(labels),
+    }
+
+
+def _best_chain(
+    net: NestedNet, ready: Sequence[str], confidence: Tensor, right: Tensor, goal: Goal
+) -> tuple[list[str], Thresholds]:
+    """The best of all choices of depths; of equals the one with fewer."""
+    known: dict[str, list[int]] = {}
+    best: tuple[list[str], Thresholds] | None = None
+    for length in range(1, min(LONGEST, len(ready)) + 1):
+        for rows in combinations(range(len(ready)), length):
+            costs = cascade_macs(net, [ready[i] for i in rows], known)
+            found = find_thresholds(confidence[list(rows)], right[list(rows)], costs, goal)
+            # a depth that answers nothing would still be run
+            rows = tuple(
+                r for r, t in zip(rows, (*found.values, 0.0), strict=True) if t < torch.inf
+            )
+            chain = [ready[i] for i in rows]
+            if len(rows) < length:
+                values = tuple(t for t in found.values if t < torch.inf)
+                costs = cascade_macs(net, chain, known)
+                scores = confidence[list(rows)], right[list(rows)]
+                found = Thresholds(values, outcome_of(values, *scores, costs))
+            if best is None or better(found.outcome, best[1].outcome, goal):
+                best = chain, found
+    assert best is not None
+    return best
+
+
+def measure_cascade(
+    cascade: Cascade, batches: Iterable[Batch], *, seconds: float = 2.0, most: int = 500
+) -> dict[str, Any]:
+    """What a cascade does on labelled images, run as it is.
+
+    Args:
+        seconds: about how long to take times.
+        most: how many images to take times of.
+
+    Returns:
+        "accuracy", "macs" an image in the mean, "shares" answered by each depth, "images"; and "ms",
+        the mean time of one image at a time, beside "full_accuracy", "full_macs" and "full_ms" of the
+        full net alone on the same images.
+    """
+    with in_eval_mode(cascade.net):
+        return _measured(cascade, batches, seconds, most)
+
+
+def _measured(
+    cascade: Cascade, batches: Iterable[Batch], seconds: float, most: int
+) -> dict[str, Any]:
+    net, depths = cascade.net, cascade.depths
+    device = next(net.parameters()).device
+    answered: list[Tensor] = []
+    right: dict[str, list[Tensor]] = {"": [], "full_": []}
+    singles: list[Tensor] = []
+    for images, labels in batches:
+        images = images.to(device)
+        answer = cascade(images)
+        with torch.inference_mode():
+            full = net(images)
+        answered.append(answer.depth.cpu())
+        right[""].append(answer.logits.argmax(1).cpu() == labels)
+        right["full_"].append(full.argmax(1).cpu() == labels)
+        singles += [x.contiguous() for x in images.split(1)[: most - len(singles)]]
+    if not answered:
+        raise ValueError("nothing to evaluate: the data gave no batch")
+    who = torch.cat(answered)
+    shares = [(who == i).double().mean().item() for i in range(len(depths))]
+    costs = cascade_macs(net, depths)
+    with torch.inference_mode():
+        times = time_each(
+            {"": lambda x: cascade(x).logits, "full_": net.forward}, singles, seconds=seconds
+        )
+    return (
+        {
+            "macs": sum(share * cost for share, cost in zip(shares, costs, strict=True)),
+            "shares": shares,
+            "images": len(who),
+            "full_macs": cascade_macs(net, [net.full])[0],
+        }
+        | {f"{name}accuracy": torch.cat(r).double().mean().item() for name, r in right.items()}
+        | {
+            "ms": mean_of_medians(times[""], who.tolist()),
+            "full_ms": statistics.median(times["full_"]),
+        }
+    )

@@ -1,0 +1,197 @@
+"""The images of a run: as it trains on them, and as its network is measured on them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from stepwell.data import Augment, Batches, ImageSet, Splits, load_images
+from stepwell.data.distill_data import DistillData
+from stepwell.files import read_json
+from stepwell.nets import NestedNet
+from stepwell.nets.files.nested import load
+from stepwell.teachers import OpenTeacher
+from stepwell.teachers.adapters import Normalisation
+
+
+class Parts(NamedTuple):
+    """The parts of a data set, sized and normalised as a network expects, in order.
+
+    known: whether it is surely the data that the network was trained on.
+    flip: whether a mirror image keeps its class.
+    name, fingerprint: of the data.
+    """
+
+    train: Batches
+    validation: Batches | None
+    test: Batches
+    known: bool = False
+    flip: bool = True
+    name: str = ""
+    fingerprint: str = ""
+
+
+def parts_for(
+    net: NestedNet,
+    data: str,
+    fingerprint: str | None = None,
+    val_fraction: float = 0.0,
+    part: str | None = None,
+    *,
+    same: bool = False,
+) -> Parts:
+    """The parts of `data` as `net` expects them, the validation part as in its training.
+
+    On other data than the training's, or where that is not known, the validation part is the one that
+    the data brings: one cut off its training part could hold images that `net` was trained on.
+
+    Args:
+        fingerprint: of the data that `net` was trained on, if it is known.
+        val_fraction: share of the training part that was set aside in the training, where the data
+            has no validation part; 0: nothing was.
+        part: of the training part, that it was trained on: "1/2", or none for all of it.
+        same: whether `data` is to be what `net` was trained on.
+
+    Raises:
+        ValueError: the data has other classes than the network; or it has changed, so that its test
+            part may hold images that the network was trained on.
+    """
+    card = net.card
+    if not card.classes:
+        raise ValueError("this network names no classes, so nothing can be measured: set net.card")
+    splits = load_images(data, card.size)
+    found = data_fingerprint(splits)
+    known = fingerprint == found
+    if same and not known:
+        raise ValueError(
+            f"{data} has changed since the network was trained on it, so its test part may hold "
+            "images of the training: name data to measure on with --data"
+        )
+    classes = splits.test.classes
+    if classes != card.classes:
+        odd = sorted(set(classes) ^ set(card.classes)) or ["their order"]
+        raise ValueError(
+            f"{data} has {len(classes)} classes, the network {len(card.classes)}, and they "
+            f"differ, such as in {odd[0]!r}: measure on data with the network's classes"
+        )
+    train, validation = _set_aside(splits, val_fraction if known else 0.0, part if known else None)
+    test = Batches(splits.test, 256, mean=card.mean, std=card.std)
+    aside = test.with_images(validation) if validation else None
+    return Parts(test.with_images(train), aside, test, known, splits.flip, splits.name, found)
+
+
+def fitted(teacher: OpenTeacher, batches: Batches, *, resize: bool = False) -> nn.Module:
+    """The teacher for the images of `batches`, tried out on a few of them.
+
+    Args:
+        resize: as for `OpenTeacher.for_data`.
+
+    Raises:
+        ValueError: as for `OpenTeacher.for_data`.
+    """
+    few = batches.images.subset(torch.arange(min(16, len(batches.images))))
+    (images, _), *_ = batches.with_images(few)
+    normalisation = (batches.mean, batches.std)
+    return teacher.for_data(batches.images.classes, images, normalisation, resize=resize)
+
+
+def batches_for(
+    splits: Splits,
+    arguments: Mapping[str, Any],
+    normalisation: Normalisation | None,
+    choose: Callable[[ImageSet], ImageSet] | None = None,
+) -> tuple[Batches, Batches | None]:
+    """The training part shuffled and changed, and the validation part.
+
+    The second is the data's own, or cut off the training part, if asked for.
+
+    Args:
+        choose: the training part to the images that take its place.
+    """
+    train, validation = _set_aside(splits, arguments["val_fraction"], arguments.get("part"))
+    if choose is not None:
+        train = choose(train)
+    mean, std = normalisation or train.statistics()
+    batches = Batches(
+        train,
+        arguments["batch_size"],
+        mean=mean,
+        std=std,
+        **changes_of(arguments, train, splits.flip),
+        shuffle=True,
+        seed=arguments["seed"],
+        extra=distill_data_of(arguments).extra(train),
+    )
+    return batches, batches.with_images(validation) if validation else None
+
+
+def changes_of(arguments: Mapping[str, Any], images: ImageSet, flip: bool) -> dict[str, Any]:
+    """How a run with these arguments changes its training images: `augment`, `changes` of `Batches`.
+
+    Args:
+        arguments: a recipe's, or those of a run's config.json.
+        flip: whether the data allows it to mirror images.
+    """
+    shown, asked = distill_data_of(arguments), arguments.get("flip")
+    return {
+        "augment": Augment.of(shown.augment, images.size, flip if asked is None else asked),
+        "changes": shown.changes(len(images.classes)),
+    }
+
+
+def distill_data_of(arguments: Mapping[str, Any]) -> DistillData:
+    """What a run with these arguments, or those of its config.json, was taught on."""
+    shown = arguments.get("distill_data", {})
+    if isinstance(shown, DistillData):
+        return shown
+    folder = shown.get("unlabeled")
+    return DistillData(**{**shown, "unlabeled": None if folder is None else Path(folder)})
+
+
+def batches_of(run: Path) -> tuple[Batches, Batches]:
+    """The training batches of a finished run, and its test images, as its network saw them.
+
+    They are what its config.json says; the images of a generator, which it does not hold, are not
+    among them.
+
+    Raises:
+        ValueError: the data has changed since.
+    """
+    config = read_json(run / "config.json", "name a finished run")
+    arguments = config["arguments"]
+    splits = load_images(arguments["data"], arguments["size"])
+    if config["data"]["fingerprint"] != data_fingerprint(splits):
+        raise ValueError(f"{arguments['data']} has changed since {run} was trained on it")
+    card = load(run / "net.safetensors").card
+    train, _ = batches_for(splits, arguments, (card.mean, card.std))
+    return train, train.with_images(splits.test)
+
+
+def _set_aside(
+    splits: Splits, val_fraction: float, part: str | None
+) -> tuple[ImageSet, ImageSet | None]:
+    """The training part, or one `part` of it, and the validation part: the data's own, or cut off."""
+    train = splits.train if part is None else splits.train.part(*part_of(part))
+    if splits.validation is None and val_fraction:
+        return train.split(val_fraction)
+    return train, splits.validation
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """The number of a part, and of how many: "1/2" is the first half.
+
+    Raises:
+        ValueError: it is not written so, or there is no such part.
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise ValueError(
+            f"--part {text}: write I/N for part I of N, from 1 on: 1/2 and 2/2 are the halves"
+        )
+    return int(number), int(count)
+
+
+def data_fingerprint(splits: Splits) -> str:
+    return f"{splits.train.fingerprint}/{splits.test.fingerprint}"

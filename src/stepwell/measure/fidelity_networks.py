@@ -1,0 +1,183 @@
+"""The networks that `eval --fidelity` compares, opened and checked before any image is read.
+
+Teacher and control are whatever `stepwell.methods.open_teacher` opens.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stepwell.commands.run_files import file_of
+from stepwell.console import say
+from stepwell.files import config_of
+from stepwell.nets import NestedNet
+from stepwell.nets.files.nested import fingerprint
+from stepwell.nets.nested.interpolation import differing
+from stepwell.teachers import OpenTeacher, open_teacher
+from stepwell.teachers.opening import Source
+from stepwell.training.run import writing
+
+
+class Pair(NamedTuple):
+    """A student's depths, their teacher, and for each depth a student of another teacher, if any.
+
+    config: of the student's run; empty where it is of no run.
+    fingerprint: of the student's weights.
+    """
+
+    run: Path
+    net: NestedNet
+    config: Mapping[str, Any]
+    fingerprint: str
+    depths: tuple[str, ...]
+    teacher: OpenTeacher
+    controls: Mapping[str, OpenTeacher]
+
+
+def open_pair(
+    run: Path,
+    net: NestedNet,
+    config: Mapping[str, Any],
+    teacher: Sequence[str],
+    control: str | None = None,
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    interpolate: int = 0,
+) -> Pair:
+    """Open teacher and control, and check what can be checked of them without any image.
+
+    Where the teacher is a depth of `net` itself, its other depths are the students.
+
+    Args:
+        run: where `net` is from; if that is a run (it has a `config`), the results can be kept there.
+        teacher, mean, std: as for `open_teacher`.
+        control: as `teacher`; of a network of several depths, for each student the one of its name.
+        interpolate: as for `measure_pair`.
+
+    Raises:
+        OSError: another process is writing to the run.
+        FileNotFoundError, ImportError: as for `open_teacher`.
+        ValueError: as for `open_teacher`; a network would be compared with itself; `interpolate` is
+            asked for between unlike architectures, or of a teacher that gives no weights.
+    """
+    if config:
+        with writing(folder_of(run) / "net.safetensors"):
+            pass
+    opened = open_teacher(teacher, mean=mean, std=std)
+    own = fingerprint(file_of(run))
+    themselves = {source.depth for source in opened.sources if source.weights == own}
+    depths = tuple(depth for depth in net.depths if depth not in themselves)
+    if not depths:
+        raise ValueError(
+            f"{' '.join(teacher)} is the network {run} itself, and has no other depth: name its teacher"
+        )
+    for source in opened.sources:
+        if source.weights != own:
+            _tell_of_doubts(run, config, source)
+    _check_line(run, net, depths, opened, interpolate)
+    controls: dict[str, OpenTeacher] = {}
+    if control is not None:
+        controls = _open_controls(run, depths, control, own, opened.sources)
+    return Pair(run, net, config, own, depths, opened, controls)
+
+
+def folder_of(run: Path) -> Path:
+    """The run directory of a run, which may be named by the file of its network."""
+    return run if run.is_dir() else run.parent
+
+
+def named(opened: OpenTeacher) -> str:
+    """A teacher as it is told of, such as "runs/a@20" or "the ensemble of runs/a@20, b.onnx"."""
+    names = ", ".join(map(str, opened.sources))
+    return f"the ensemble of {names}" if len(opened.sources) > 1 else names
+
+
+def _open_controls(
+    run: Path, depths: tuple[str, ...], name: str, own: str, taught_by: Sequence[Source]
+) -> dict[str, OpenTeacher]:
+    """A control for each of the student's depths: the one of its name; of a lone student, else any.
+
+    Args:
+        own: hash of the student's weights; taught_by: its teacher, or the members of an ensemble.
+
+    Raises:
+        ValueError: the control is student or teacher itself, has the same teacher, or has not the
+            student's depths.
+    """
+    opened = open_teacher([name])
+    (source,) = opened.sources
+    if source.weights in {own, *(other.weights for other in taught_by)}:
+        raise ValueError(
+            f"--control {name} is the network {run} itself, or its teacher: name a student of another "
+            "teacher"
+        )
+    # all weights that the control's run was given: its teachers', or those that it began with
+    given = config_of(source.file).get("teacher") if source.file else None
+    if same := [other.name for other in taught_by if other.weights in (given or "")]:
+        raise ValueError(
+            f"--control {name} was taught by {', '.join(same)}, too, or began with its weights, so it "
+            "is no control: name a student of another teacher"
+        )
+    if set(depths) <= set(source.depths):
+        return {depth: open_teacher([f"{name}@{depth}"]) for depth in depths}
+    if len(depths) > 1:
+        theirs = ", ".join(source.depths) or "one depth"
+        raise ValueError(
+            f"--control {name} has {theirs}, and {run} has {', '.join(depths)}: the control needs the "
+            "same depths"
+        )
+    return {depths[0]: opened}
+
+
+def _tell_of_doubts(run: Path, config: Mapping[str, Any], source: Source) -> None:
+    """Say what may make the run agree with this teacher, or look better, for other reasons."""
+    theirs = config_of(source.file) if source.file else {}
+    if not (config and theirs):
+        return
+    if config["data"]["fingerprint"] != theirs["data"]["fingerprint"]:
+        say(
+            f"note: {source.name} was trained on other data than {run}: if test images of one were "
+            "training images of the other, it looks better on them than it is"
+        )
+    ours, others = (
+        {"net": c["arguments"].get("student"), **c["arguments"]} for c in (config, theirs)
+    )
+    started = any(a.get("init") for a in (ours, others))
+    if (ours["net"], ours["seed"]) == (others["net"], others["seed"]) and not started:
+        say(
+            f"note: {run} has the --seed of its teacher {source.name}, so it began with the same "
+            "weights: part of what they agree on may be due to that"
+        )
+
+
+def _check_line(
+    run: Path, net: NestedNet, depths: Sequence[str], teacher: OpenTeacher, points: int
+) -> None:
+    """Refuse a line between networks that have none.
+
+    Raises:
+        ValueError: too few points; the teacher gives no weights, or is normalised in another way; no
+            depth has its architecture.
+    """
+    if points == 0:
+        return
+    if points < 2:
+        raise ValueError(f"--interpolate {points}: a line has at least 2 points, its ends")
+    try:
+        taught_by = teacher.module
+    except ValueError as error:
+        raise ValueError(f"--interpolate: {error}") from error
+    name = named(teacher)
+    if teacher.normalisation not in (None, (net.card.mean, net.card.std)):
+        raise ValueError(
+            f"--interpolate: {name} normalises its images in another way than {run}, so no network "
+            "between them suits either"
+        )
+    odd = {depth: differing(net.subnet(depth), taught_by) for depth in depths}
+    if None not in odd.values():
+        depth, tensor = next(iter(odd.items()))
+        raise ValueError(
+            f"--interpolate needs equal architectures, and depth {depth} of {run} differs from {name} "
+            f"in {tensor}"
+        )

@@ -1,0 +1,229 @@
+"""What a network of several resolutions costs and does, measured choice by choice and as a whole."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stepwell.cost import (
+    costs_of,
+    count_macs,
+    mean_of_medians,
+    measure_latencies,
+    time_each,
+)
+from stepwell.cost.latency import synchronised
+from stepwell.data import Batches
+from stepwell.evaluation import churn, gather_logits
+from stepwell.evaluation.accuracy import measures
+from stepwell.nets.resolution.chooser import ResolutionNet
+from stepwell.nets.resolution.resolutions import resize
+from stepwell.train_mode import in_eval_mode
+
+#: What the rows of a dynamic network are called that let the chooser decide.
+CHOSEN = "chosen"
+#: Images that are run together where speed is measured.
+BATCHES = (64, 1)
+#: At most so many images are timed, and of each batch size so many batches, for about so many seconds.
+TIMED, PARTS = 512, 64
+SECONDS = 1.0
+
+
+class AtChoice(nn.Module):
+    """One depth at one resolution as a plain network of its own; it takes images of any size."""
+
+    def __init__(self, net: ResolutionNet, choice: int) -> None:
+        super().__init__()
+        depth, self.size = net.choices[choice]
+        self.net = net.net.at(self.size).subnet(depth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the images, brought to its resolution."""
+        logits: Tensor = self.net(resize(x, self.size))
+        return logits
+
+
+def macs_of_choices(net: ResolutionNet, size: int) -> list[int]:
+    """MACs of an image of `size` pixels at each choice, those of the chooser included."""
+    x = torch.zeros(1, 3, size, size, device=next(net.parameters()).device)
+    chooser = count_macs(net.chooser, x)
+    return [count_macs(AtChoice(net, i), x) + chooser for i in range(len(net.choices))]
+
+
+def choice_table(net: ResolutionNet, size: int) -> dict[str, dict[str, Any]]:
+    """Costs of every choice for all images, cheap to dear, timed in turns; without the chooser's."""
+    plain = {name: AtChoice(net, i) for i, name in enumerate(net.names)}
+    x = torch.zeros(1, 3, size, size, device=next(net.parameters()).device)
+    costs = costs_of(plain, x)
+    return {name: costs[name] for name in sorted(costs, key=lambda name: costs[name]["macs"])}
+
+
+def times_of_choices(net: ResolutionNet, size: int) -> list[float]:
+    """Milliseconds of one image of `size` pixels at each choice, the chooser's included."""
+    x = torch.zeros(1, 3, size, size, device=next(net.parameters()).device)
+    runs = [net.chooser, *(AtChoice(net, i) for i in range(len(net.choices)))]
+    with in_eval_mode(*runs), torch.inference_mode():
+        calls = {str(i): partial(_each, run, [x]) for i, run in enumerate(runs)}
+        chooser, *times = [t.ms for t in measure_latencies(calls, seconds=SECONDS / 2).values()]
+    return [chooser + ms for ms in times]
+
+
+class Observed(NamedTuple):
+    """What a dynamic network gives for the test images, on the CPU.
+
+    logits: by row: "chosen", then each choice for all images, cheap to dear.
+    who: each image's choice; unpriced: without the price.
+    drawn: the mean share of each choice, were it drawn as in training, by the softmax of the scores.
+    """
+
+    logits: dict[str, Tensor]
+    labels: Tensor
+    who: Tensor
+    unpriced: Tensor
+    drawn: Tensor
+
+
+def observe_choices(net: ResolutionNet, test: Batches, order: Sequence[str]) -> Observed:
+    """Run every choice on all images.
+
+    Args:
+        order: names of the choices, cheap to dear.
+    """
+    device = next(net.parameters()).device
+
+    def predict(images: Tensor) -> dict[str, Tensor]:
+        images = images.to(device)
+        fixed = net.logits_by_choice(images)
+        return {name: fixed[name] for name in order} | {"scores": net.chooser(images)}
+
+    with in_eval_mode(net):
+        logits, labels = gather_logits(predict, test)
+        scores = logits.pop("scores").to(device)
+        who, unpriced = net.pick(scores).cpu(), scores.argmax(1).cpu()
+        drawn = scores.softmax(1).mean(0).cpu()
+    return Observed({CHOSEN: at_choices(net, logits, who)} | logits, labels, who, unpriced, drawn)
+
+
+def at_choices(net: ResolutionNet, logits: Mapping[str, Tensor], who: Tensor) -> Tensor:
+    """Of the logits of all choices, those of each image's own."""
+    every = torch.stack([logits[name] for name in net.names], 1)
+    return every[torch.arange(len(who)), who]
+
+
+def measure_resolution(
+    net: ResolutionNet, test: Batches, costs: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], Observed]:
+    """What the network does on labelled images, as a whole and at each choice for all of them.
+
+    Args:
+        costs: as `choice_table` gives them.
+
+    Returns:
+        Results, with "test", "churn", "examples", "costs" (a row "chosen" among them) and "drnet":
+        "shares" of images by choice, "classes", the same for each class, "cost" in the mean as a share
+        of the costliest choice's, "price", the network's "budgets", what comes out "unpriced",
+        "sampled_cost" of choices drawn as in training, and "chooser_macs"; and what they were found on.
+    """
+    seen = observe_choices(net, test, list(costs))
+    size = test.images.size
+    macs = torch.tensor(macs_of_choices(net, size), dtype=torch.float64)
+    mean = float(macs[seen.who].mean())
+    whole = {
+        "params": sum(p.numel() for p in net.parameters()),
+        "macs": round(mean),
+        "ms": _one_by_one(net, test, seen.who),
+        "batch": 1,
+        "threads": torch.get_num_threads(),
+    }
+    classes = net.net.net.card.classes or test.images.classes
+    by_class = {c: seen.who[seen.labels == i] for i, c in enumerate(classes)}
+    free = at_choices(net, seen.logits, seen.unpriced).argmax(1) == seen.labels
+    record = {
+        "shares": _shares(net.names, seen.who),
+        "classes": {name: _shares(net.names, who) for name, who in by_class.items()},
+        "cost": mean / float(macs.max()),
+        "price": float(net.price),
+        "budgets": [b._asdict() | {"shares": list(b.shares)} for b in net.budgets],
+        "unpriced": {
+            "accuracy": free.double().mean().item(),
+            "cost": float(macs[seen.unpriced].mean() / macs.max()),
+        },
+        "sampled_cost": float(seen.drawn.double() @ macs / macs.max()),
+        "chooser_macs": count_macs(net.chooser, torch.zeros(1, 3, size, size)),
+    }
+    found = {
+        "test": measures(seen.logits, seen.labels, classes),
+        "churn": churn(seen.logits, seen.labels),
+        "examples": len(seen.labels),
+        "costs": {CHOSEN: whole} | dict(costs),
+        "drnet": record,
+    }
+    return found, seen
+
+
+def _shares(names: Sequence[str], who: Tensor) -> dict[str, float]:
+    counts = torch.bincount(who, minlength=len(names)).double() / max(1, len(who))
+    return dict(zip(names, counts.tolist(), strict=True))
+
+
+@torch.inference_mode()
+def _one_by_one(net: ResolutionNet, test: Batches, who: Tensor) -> float:
+    """Mean milliseconds of one image at a time, each choice's the median over its images."""
+    device = next(net.parameters()).device
+    images = timed_images(test).to(device)
+    with in_eval_mode(net):
+        times = time_each({"": net.forward}, images.split(1), seconds=SECONDS)[""]
+    return mean_of_medians(times, who.tolist())
+
+
+def timed_images(test: Batches) -> Tensor:
+    """The first images of a part, whatever its batches: those that speed is measured on."""
+    return Batches(test.images, TIMED, mean=test.mean, std=test.std).at(0).images
+
+
+@torch.inference_mode()
+def measure_speed(
+    net: ResolutionNet, images: Tensor, *, seconds: float | None = None
+) -> list[dict[str, float]]:
+    """Images a second with and without the choice, in batches of equal size, by the clock.
+
+    The two take turns. What is left over of `images` behind the last whole batch is not timed.
+
+    Args:
+        images: normalised; at least one.
+        seconds: about how long to time each of the two.
+
+    Returns:
+        For batches of 64 (or as many as there are) and of one: "batch"; "chosen" and "fixed" (all
+        images at the first choice, without a chooser), images a second; "speed_up", their ratio;
+        "by_macs", what the MACs of the same images predict.
+    """
+    seconds = SECONDS if seconds is None else seconds
+    device = next(net.parameters()).device
+    macs = torch.tensor(macs_of_choices(net, images.shape[-1]), dtype=torch.float64)
+    depth, size = net.choices[0]
+    full = net.net.at(size)
+    alone = count_macs(full.subnet(depth), resize(images[:1].to(device), size))
+    found = []
+    with in_eval_mode(net):
+        for batch in dict.fromkeys(min(b, len(images)) for b in BATCHES):
+            timed = images[: min(len(images) // batch, PARTS) * batch].to(device)
+            parts = [x.contiguous(memory_format=torch.channels_last) for x in timed.split(batch)]
+            who = torch.cat([net.choose(x) for x in parts]).cpu()
+            runs: dict[str, Callable[[Tensor], Tensor]] = {
+                "chosen": net.forward,
+                "fixed": lambda x: full(resize(x, size), depth),
+            }
+            calls = {name: partial(_each, run, parts) for name, run in runs.items()}
+            times = measure_latencies(calls, seconds=seconds, warmup=1, least=2, rounds=2)
+            speed = {name: 1000 * len(timed) / time.ms for name, time in times.items()}
+            speed["speed_up"] = speed["chosen"] / speed["fixed"]
+            found.append({"batch": batch, **speed, "by_macs": float(alone / macs[who].mean())})
+    return found
+
+
+def _each(run: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> None:
+    for x in parts:
+        synchronised(run(x))

@@ -1,0 +1,275 @@
+"""Dynamic resolution (DRNet, Zhu et al. 2021): a chooser learns which resolution each image needs.
+
+First every image trains the network at all resolutions, then network and chooser train together: each
+image's resolution is drawn by the chooser's scores, and a hinge keeps the mean cost at its target.
+`ImitateBest` is another way to the chooser, alone and with labels (as AdaScale, Chin et al. 2019, has
+it for video), which needs no gradient through a choice.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from math import ceil
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, gumbel_softmax
+
+from stepwell.losses import class_cross_entropy, cost_above_target
+from stepwell.methods.objective import Objective
+from stepwell.nets.resolution.chooser import ResolutionNet, gathered
+from stepwell.nets.resolution.resolutions import Resolutions, resize
+from stepwell.ranges import check_numbers
+from stepwell.train_mode import in_eval_mode
+from stepwell.types import Batch, Exit, Step
+
+#: Which choices a training step runs, and what the chooser learns from: see `JointResolution`.
+Mixing = Literal["expected", "chosen", "all", "random"]
+
+#: Shares of choices are softmaxes of their costs times a number in ±STEEP, which is found by halving.
+STEEP, HALVED = 1e4, 80
+
+
+class EveryResolution(Objective):
+    """The network learns from every image at all resolutions, and at all depths; losses are summed.
+
+    Args:
+        net: the network; its weights change in place.
+        label_smoothing: share of the target spread evenly over all classes, in [0, 1).
+    """
+
+    def __init__(self, net: Resolutions, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        check_numbers({"label_smoothing": label_smoothing}, flags=False)
+        self.net = net
+        self.label_smoothing = label_smoothing
+
+    def training_step(self, batch: Batch) -> Step:
+        """The sum of the cross entropies."""
+        images, labels = batch
+
+        def loss_of(
+            depth: str, exit: Exit, done: Mapping[str, Exit]
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            ce = class_cross_entropy(exit.logits, labels, label_smoothing=self.label_smoothing)
+            return ce, {"ce": ce}
+
+        losses: list[Tensor] = []
+        logs: dict[str, Tensor] = {}
+        for size in self.net.sizes:
+            loss, parts = self.net.at(size).joint_loss(resize(images, size), loss_of)
+            losses.append(loss)
+            logs |= {f"{size}/{name}": value for name, value in parts.items()}
+        return Step(torch.stack(losses).sum(), logs)
+
+
+class JointResolution(Objective):
+    """The chooser and the network learn together under a budget.
+
+    Each image's choice is drawn from the softmax of its scores; h is its one-hot vector, F_j(x) are the
+    logits of x resized to r_j, and p the softmax without noise.
+
+        L = CE(y) + w · max(0, (mean cost of the batch - target · C_max) / (C_max - C_min))
+
+    "chosen", as the paper's text has it: y = h_j · F_j(x) of the choice j alone, so that norms see only
+    images that chose their resolution, with the straight-through gradient of a Gumbel-softmax for h.
+    That gradient knows nothing of the other choices, and is biased for it: where all resolutions do
+    alike, it still moves the scores, towards what is likeliest for images that are right.
+
+    "all", as the authors' code has it: y = sum over j of h_j · F_j; every image runs everywhere, and
+    the gradient is without that bias.
+
+    "expected", ours, has the norms of the first and less than the noise of the second. The network
+    learns from the drawn choice alone. The chooser learns from the expectation itself,
+    sum over j of p_j · CE(F_j(x)) and the cost of p, of a share of each batch that also runs at every
+    choice, in eval mode and without gradient.
+
+    "random" is the control that tells what choosing gives: choices are drawn alike for all images, as
+    evenly as the target allows, and the chooser learns nothing.
+
+    An image that is alone in its choice runs with the statistics that norms have, and leaves them as
+    they are.
+
+    Args:
+        net: network and chooser; both change in place.
+        costs: of each choice, such as MACs; the chooser's own may be in all of them.
+        target: mean cost, as a share of the costliest choice's.
+        cost_weight: w.
+        temperature: of the softmax that the straight-through gradient flows through (the paper names
+            none).
+        mixing: as above.
+        explore: share of each batch that the chooser learns from, of "expected".
+        label_smoothing: share of the target spread evenly over all classes, in [0, 1).
+
+    Raises:
+        ValueError: a value out of range; `target` is below the cheapest choice's share, or above 1.
+    """
+
+    def __init__(
+        self,
+        net: ResolutionNet,
+        costs: Sequence[float],
+        *,
+        target: float,
+        cost_weight: float = 1.0,
+        temperature: float = 1.0,
+        mixing: Mixing = "expected",
+        explore: float = 0.25,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        options = {
+            "cost_weight": cost_weight,
+            "temperature": temperature,
+            "explore": explore,
+            "label_smoothing": label_smoothing,
+        }
+        check_numbers(options, flags=False)
+        if mixing not in get_args(Mixing):
+            raise ValueError(f"no mixing {mixing!r}: there are {', '.join(get_args(Mixing))}")
+        if len(costs) != len(net.choices):
+            raise ValueError(f"{len(costs)} costs of {len(net.choices)} choices")
+        check_target(costs, target)
+        self.net = net
+        net.costs.copy_(torch.tensor(costs) / max(costs))
+        self.target = target
+        self.cost_weight = cost_weight
+        self.temperature = temperature
+        self.mixing = mixing
+        self.explore = explore
+        self.label_smoothing = label_smoothing
+        self._even: Tensor
+        even = even_shares(costs, target).to(net.costs)
+        self.register_buffer("_even", even, persistent=False)
+
+    def training_step(self, batch: Batch) -> Step:
+        """The loss of one batch, and the share of images that each choice has."""
+        images, labels = batch
+        if self.mixing == "random":
+            scores = self._even.log().expand(len(images), -1)
+        else:  # in 32 bits, whatever autocast says: Gumbel noise has a long tail
+            scores = self.net.chooser(images).float()
+        choice = gumbel_softmax(scores, self.temperature, hard=True)
+        through = self.mixing in ("chosen", "all")
+        run = self._all if self.mixing == "all" else self._chosen
+        logits = run(images, choice if through else choice.detach())
+        ce = class_cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        shares = choice.detach().mean(0)
+        logs = {"ce": ce, "mean cost": (shares * self.net.costs).sum()}
+        logs |= {f"share/{name}": shares[i] for i, name in enumerate(self.net.names)}
+        if self.mixing == "random":
+            return Step(ce, logs)
+        loss, spent = ce, choice
+        if self.mixing == "expected":
+            spent = scores.softmax(1)
+            few = ceil(self.explore * len(images))
+            losses = losses_by_choice(self.net, images[:few], labels[:few])
+            logs["expected ce"] = (spent[:few] * losses).sum(1).mean()
+            loss = loss + logs["expected ce"]
+        logs["cost"] = cost_above_target(spent, self.net.costs, self.target)
+        return Step(loss + self.cost_weight * logs["cost"], logs)
+
+    def _chosen(self, images: Tensor, choice: Tensor) -> Tensor:
+        """Each image at its own choice, in groups."""
+
+        def parts() -> Iterator[tuple[Tensor, Tensor]]:
+            for i, (depth, size) in enumerate(self.net.choices):
+                rows = choice.detach()[:, i].nonzero().flatten()
+                if len(rows):
+                    net = self.net.net
+                    alone = in_eval_mode(net.at(size)) if len(rows) == 1 else nullcontext()
+                    with alone:
+                        logits = net(images[rows], size, depth)
+                    yield rows, choice[rows, i, None] * logits
+
+        return gathered(list(parts()))
+
+    def _all(self, images: Tensor, choice: Tensor) -> Tensor:
+        """Every image at every choice, mixed by what it chose."""
+        logits = self.net.logits_by_choice(images)
+        return torch.stack([choice[:, i, None] * y for i, y in enumerate(logits.values())]).sum(0)
+
+
+class ImitateBest(Objective):
+    """The chooser alone learns to name the cheapest choice that is nearly as good as the best one.
+
+    The network stays as it is, in eval mode. Afterwards a price can bring the mean cost to a budget.
+
+    Args:
+        net: network and chooser; the chooser changes in place. Every parameter of the network asks for
+            no gradient afterwards.
+        costs: of each choice.
+        slack: a choice is good enough where its cross entropy is within this of the best, in nats.
+
+    Raises:
+        ValueError: `slack` is out of range.
+    """
+
+    def __init__(self, net: ResolutionNet, costs: Sequence[float], *, slack: float = 0.1) -> None:
+        super().__init__()
+        check_numbers({"slack": slack}, flags=False)
+        self.net = net
+        net.costs.copy_(torch.tensor(costs) / max(costs))
+        net.net.requires_grad_(False)
+        self.slack = slack
+
+    def train(self, mode: bool = True) -> "ImitateBest":
+        """Set the mode of the chooser; the network stays in eval mode."""
+        super().train(False)
+        self.net.chooser.train(mode)
+        return self
+
+    def training_step(self, batch: Batch) -> Step:
+        """Cross entropy of the chooser's scores against the choices to imitate."""
+        images, labels = batch
+        ce = cross_entropy(self.net.chooser(images), self.best(images, labels))
+        return Step(ce, {"choice": ce})
+
+    def best(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The index of the choice that each image's chooser should name, (batch,)."""
+        losses = losses_by_choice(self.net, images, labels)
+        enough = losses <= losses.amin(1, keepdim=True) + self.slack
+        return self.net.costs.expand_as(losses).masked_fill(~enough, torch.inf).argmin(1)
+
+
+@torch.no_grad()
+def losses_by_choice(net: ResolutionNet, images: Tensor, labels: Tensor) -> Tensor:
+    """The cross entropy of every image at every choice, (images, choices), of `net` in eval mode."""
+    with in_eval_mode(net.net):
+        every = net.logits_by_choice(images).values()
+    return torch.stack([class_cross_entropy(y, labels, reduction="none") for y in every], 1)
+
+
+def even_shares(costs: Sequence[float], target: float) -> Tensor:
+    """The shares of choices whose mean cost is a target, as even as that allows (of most entropy).
+
+    Args:
+        costs: of each choice.
+        target: as a share of the largest of `costs`, and within their reach.
+    """
+    relative = torch.tensor(costs, dtype=torch.float64) / max(costs)
+    low, high = -STEEP, STEEP
+    for _ in range(HALVED):
+        middle = (low + high) / 2
+        shares = (middle * relative).softmax(0)
+        low, high = (middle, high) if float(shares @ relative) < target else (low, middle)
+    return shares
+
+
+def check_target(costs: Sequence[float], target: float) -> None:
+    """Refuse a mean cost that no choice of resolutions reaches.
+
+    Args:
+        target: as a share of the largest of `costs`.
+
+    Raises:
+        ValueError: it is out of range; the message says the range.
+    """
+    if min(costs) <= 0:
+        raise ValueError(f"a choice that costs {min(costs):g}: costs, such as MACs, are positive")
+    least = min(costs) / max(costs)
+    if not least <= target <= 1:
+        raise ValueError(
+            f"a target of {target:g} of the full cost cannot be reached: the cheapest choice has "
+            f"{least:.3g}, the costliest 1; set it between them"
+        )

@@ -1,0 +1,165 @@
+"""Old import paths, kept for one version: importing one warns and gives the module of today."""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+#: Modules that moved, without the package's name: old to new.
+MODULES = {
+    "modes": "train_mode",
+    "nets.builder": "nets.families.builder",
+    "nets.resnet": "nets.families.resnet",
+    "nets.vgg": "nets.families.vgg",
+    "nets.densenet": "nets.families.densenet",
+    "nets.mobilenet": "nets.families.mobilenet",
+    "nets.convnext": "nets.families.convnext",
+    "nets.vit": "nets.families.vit",
+    "nets.unet": "nets.families.unet",
+    "nets.timm_models": "nets.families.timm_models",
+    "nets.pretrained": "nets.files.pretrained",
+    "nets.trie": "nets.nested.trie",
+    "nets.plan": "nets.nested.plan",
+    "nets.reading": "nets.nested.reading",
+    "nets.nest": "nets.nested.nest",
+    "nets.naming": "nets.nested.depth_names",
+    "nets.budget": "nets.nested.budget",
+    "nets.calibrate": "nets.nested.calibrate",
+    "nets.cascade": "nets.nested.cascade",
+    "nets.kept": "nets.nested.truncate",
+    "nets.between": "nets.nested.interpolation",
+    "nets.input_size": "nets.nested.input_size",
+    "nets.cuts": "nets.grafting.split_points",
+    "nets.merging": "nets.grafting.merging",
+    "methods.grafting": "nets.grafting.surgery",
+    "nets.dynamic": "nets.resolution.chooser",
+    "nets.dynamic_file": "nets.files.resolution",
+    "nets.sized": "nets.resolution.position_embeddings",
+    "nets.file": "nets.files.nested",
+    "nets.container": "nets.files.container",
+    "nets.onnx_file": "nets.files.onnx",
+    "nets.contexts": "kg.contexts",
+    "nets.facts": "kg.snapshot",
+    "nets.graph": "kg.embedding",
+    "nets.ragged": "kg.ragged",
+    "nets.triple_index": "kg.triple_index",
+    "methods.dkge": "kg.objective",
+    "methods.dkge_online": "kg.online",
+    "methods.translation": "kg.translation",
+    "kg.asking": "kg.queries",
+    "kg.history": "kg.update_history",
+    "kg.live": "kg.graph",
+    "kg.outcome": "kg.update_report",
+    "methods.teachers": "teachers.opening",
+    "methods.adapters": "teachers.adapters",
+    "methods.cache": "teachers.logit_cache",
+    "methods.teacher_outputs": "teachers.block_outputs",
+    "methods.stages": "teachers.stages",
+    "methods.drnet": "methods.resolution",
+    "recipes.classification": "tasks.classification",
+    "recipes.grafting": "recipes.graft_phases",
+    "recipes.full_net": "recipes.full_net_watch",
+    "recipes.parts": "measure.data_parts",
+    "recipes.dynamic": "measure.resolution",
+    "commands.fidelity": "measure.fidelity",
+    "commands.fidelity_pair": "measure.fidelity_networks",
+    "serve.cascade": "measure.cascade",
+    "report.reading": "report.run_record",
+    "report.graph": "report.kg",
+    "export.dynamic": "export.resolution",
+    "claims.study": "claims.kit.study",
+    "claims.judging": "claims.kit.judging",
+    "claims.page": "claims.kit.page",
+    "claims.figure": "claims.kit.figure",
+    "claims.measures": "claims.kit.measures",
+    "claims.verify": "claims.kit.verify",
+    "claims.shown": "claims.kit.columns",
+    "claims.sources": "claims.kit.source_digest",
+    "claims.compare": "claims.fidelity.compare",
+    "claims.fidelity_arms": "claims.fidelity.arms",
+    "claims.fidelity_rules": "claims.fidelity.rules",
+    "claims.dkge_arms": "claims.dkge.arms",
+    "claims.snapshots": "claims.dkge.snapshots",
+    "claims.drnet_arms": "claims.drnet.arms",
+    "claims.drnet_plan": "claims.drnet.plan",
+    "claims.drnet_planted": "claims.drnet.planted",
+    "claims.few_shots": "claims.netgraft.few_shots",
+    "commands.runs": "commands.run_files",
+    "evaluation.price": "evaluation.cost_penalty",
+    "recipes.distill_data": "data.distill_data",
+}
+
+#: Names that moved from a package or a module that is still there: old to new.
+NAMES = {
+    "load_dynamic": "nets.files.resolution.load_resolution",
+    "nets.nested.NestedNet": "nets.nested.net.NestedNet",
+    "nets.resolution.Resolutions": "nets.resolution.resolutions.Resolutions",
+    "export.OpenDynamic": "export.OpenResolution",
+    "export.export_dynamic": "export.export_resolution",
+    **{
+        f"methods.{name}": f"teachers.{name}"
+        for name in (
+            "CachedLogits", "Ensemble", "Frozen", "LogitCache", "MovingAverage", "OpenTeacher",
+            "as_exit", "open_teacher",
+        )
+    },
+    "methods.Grafting": "nets.grafting.surgery.Grafting",
+    **{
+        f"serve.{name}": f"measure.cascade.{name}"
+        for name in ("calibrate_cascade", "cascade_macs", "check_depths", "measure_cascade")
+    },
+}  # fmt: skip
+
+
+def moved_name(package: str, name: str) -> object:
+    """Give the object that once stood at `package`.`name`, with a warning.
+
+    Raises:
+        AttributeError: no such name moved.
+    """
+    key = f"{package}.{name}".removeprefix("stepwell.")
+    if key not in NAMES:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    module, _, new = NAMES[key].rpartition(".")
+    _warn(f"{package}.{name}", f"stepwell.{NAMES[key]}", 3)
+    return getattr(importlib.import_module(f"stepwell.{module}"), new)
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Finds a module under its old name. It is asked only where no module has that name."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname.removeprefix("stepwell.") in MODULES:
+            return ModuleSpec(fullname, self)
+        return None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        new = f"stepwell.{MODULES[spec.name.removeprefix('stepwell.')]}"
+        _warn(spec.name, new, 2)
+        module = importlib.import_module(new)
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Give the module its own specification back; it ran under its new name."""
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state
+
+
+def _warn(old: str, new: str, level: int) -> None:
+    warnings.warn(
+        f"{old} is now {new}; the old name goes away in the next version",
+        DeprecationWarning,
+        stacklevel=level,
+    )
+
+
+def install() -> None:
+    """Make the old paths importable."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())

@@ -1,0 +1,95 @@
+"""Any timm model whose stages can be found, by the name `timm/NAME`."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from stepwell.nets.families.builder import Builder
+from stepwell.nets.nested.nest import check_shapes
+from stepwell.nets.nested.net import NestedNet
+from stepwell.nets.nested.plan import Plan
+from stepwell.nets.nested.reading import find_stages, read
+
+PREFIX = "timm/"
+#: Where timm's models have their blocks, inner containers first.
+STAGES = (r"(stages|layers)\.\d+\.blocks", r"(stages|blocks)\.\d+", r"blocks", r"layer\d", r"s\d")
+
+
+@lru_cache
+def timm_builder(name: str) -> Builder:
+    """The builder of a timm model; `name` has no prefix.
+
+    A model of one stage (such as a ViT or DeiT) names its depths by their number of blocks; the full
+    depth of others is called "full".
+
+    Raises:
+        ValueError: timm has no such model, or it has no stages of like blocks.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
+        raise ValueError(f"timm has no model {name!r}; {hint}")
+    with torch.device("meta"):
+        module = timm.create_model(name)
+    plan = _plan(name, module)
+    blocks = tuple(len(stage) for stage in plan.blocks)
+    full = "full" if len(blocks) > 1 else str(blocks[0])
+    family = {full: blocks}
+    if len(blocks) == 1:
+        family = {str(n): (n,) for n in range(1, blocks[0])} | family
+    card: Any = module.pretrained_cfg
+    fixed = "img_size" if card.get("fixed_input_size") else None
+    make = partial(_make, name)
+    return Builder(
+        make, plan.stages, full, family, size=card["input_size"][-1], size_argument=fixed
+    )
+
+
+def _plan(name: str, module: nn.Module) -> Plan:
+    """The module read as a path around the first stages of `STAGES` that it has."""
+    names = dict(module.named_modules())
+    tried = [tuple(n for n in names if re.fullmatch(pattern, n)) for pattern in STAGES]
+    reasons = []
+    for stages in dict.fromkeys([*tried, find_stages(module)]):
+        if stages:
+            try:
+                return read(module, stages)
+            except ValueError as error:
+                reasons.append(str(error))
+    reason = next(iter(reasons), "its blocks stand in none of timm's usual containers")
+    raise ValueError(
+        f"no stages could be found in timm's {name} ({reason}): "
+        "make it with timm.create_model and name them to stepwell.nest(module, stages=...)"
+    )
+
+
+def check_depths(
+    name: str, depths: Mapping[str, Sequence[int]], arguments: Mapping[str, Any]
+) -> None:
+    """Refuse depths that drop blocks behind which the shape is another than before them.
+
+    Raises:
+        ValueError: for the first such depth; the message says how many blocks to keep.
+    """
+    builder = timm_builder(name)
+    size = arguments.get(builder.size_argument or "", builder.size)
+    with torch.device("meta"):
+        module = builder.make(**arguments).eval()
+        net = NestedNet(module, read(module, builder.stages), {}, builder.full)
+        with torch.no_grad():
+            check_shapes(net, depths, torch.empty(1, 3, size, size))
+
+
+def _make(name: str, **arguments: Any) -> nn.Module:
+    import timm
+
+    if arguments.get("pretrained"):
+        raise ValueError("published weights come by --init pretrained, not as an argument")
+    return timm.create_model(name, **arguments)

@@ -1,0 +1,380 @@
+"""The file of a nested net: one safetensors file that holds every depth, weights stored once.
+
+The full net's tensors stand under torchvision's own names, private tensors under
+`depths/NAME/<name>`; one JSON string in the header says how to build the net and how to use it
+(`nets.container` reads and checks both).
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import torch
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from stepwell.files import write_whole
+from stepwell.nets import build, builder_of
+from stepwell.nets.card import Card
+from stepwell.nets.files.container import digest, is_pickle, read_checked, read_state_dict
+from stepwell.nets.nested.net import NestedNet
+from stepwell.nets.nested.reading import read
+
+#: 1 names a builder; 2 the stages that `nest` was given, for a module that only its maker has; 3 has
+#: something beside the nested net, whichever of the two that is.
+FORMAT = 3
+#: Where the tensors stand of what is beside a nested net in its file.
+BESIDE = "beside/"
+#: What the card says of measurements, not of the network.
+MEASURED = ("costs", "latency", "cascade")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Beside(NamedTuple):
+    """What a file holds beside a nested net, such as its norms at other resolutions.
+
+    about: what JSON can hold; tensors: by names that the nested net does not know.
+    """
+
+    about: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def save(net: NestedNet, path: str | Path, *, beside: Beside | None = None) -> Path:
+    """Write `net` with all its depths to one safetensors file, whole or not at all.
+
+    Args:
+        beside: stands in the same file; `load` passes it over, `read_beside` gives it.
+
+    Raises:
+        OSError: the folder does not exist or the disk is full.
+    """
+    header = _structure(net) | {"card": dataclasses.asdict(net.card)}
+    tensors = _on_cpu(net)
+    if beside is not None:
+        header |= {"format": 3, "beside": beside.about}
+        tensors |= {BESIDE + k: v.detach().cpu().contiguous() for k, v in beside.tensors.items()}
+    return _write(Path(path), header, tensors)
+
+
+def read_beside(path: str | Path) -> Beside | None:
+    """What stands beside the nested net in a file that `save` wrote, if anything does.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `load`.
+    """
+    header, tensors = _read_own(Path(path))
+    if "beside" not in header:
+        return None
+    own = {k.removeprefix(BESIDE): v for k, v in tensors.items() if k.startswith(BESIDE)}
+    return Beside(header["beside"], own)
+
+
+def net_digest(net: NestedNet) -> str:
+    """A checksum of `net` without its card: its depths, their status, and every tensor."""
+    return digest(_structure(net), _on_cpu(net))
+
+
+def _structure(net: NestedNet) -> dict[str, Any]:
+    """The header of the file of `net`, but for its card."""
+    if net.builder is None:
+        made = {"format": 2, "stages": list(net.plan.stages)}
+    else:
+        made = {"format": 1, "builder": net.builder[0], "arguments": net.builder[1]}
+    return made | {
+        "full": net.full,
+        "depths": {depth: list(blocks) for depth, blocks in net.subnets.items()},
+        "norms": net.norm_sharing,
+        "status": net.status,
+    }
+
+
+def _on_cpu(net: NestedNet) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().contiguous() for k, v in net.tensors().items()}
+
+
+def rewrite_card(path: str | Path, card: Card) -> Path:
+    """Replace the card in a file that `save` wrote, whole or not at all; its tensors stay as they are.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `load`.
+        OSError: the disk is full; the file is as it was before.
+    """
+    header, tensors = _read_own(Path(path))
+    return _write(Path(path), header | {"card": dataclasses.asdict(card)}, tensors)
+
+
+def load(path: str | Path, module: Callable[[], nn.Module] | None = None) -> NestedNet:
+    """Read a nested net, in eval mode, from a file that `save` wrote.
+
+    Args:
+        module: makes the full net anew, where `stepwell.nest` made the nested net of the caller's own
+            module; its weights are replaced by the file's.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, is no safetensors file, or is none of Stepwell's; `module` is
+            missing, makes another network, or is given for a network that has a name.
+    """
+    header, tensors = _read_own(Path(path))
+    if module is not None and "builder" in header:
+        raise ValueError(
+            f"{path} names its network, {header['builder']}: load it without module=FACTORY"
+        )
+    return _assemble(header, tensors, Path(path), module)
+
+
+def fingerprint(path: Path) -> str:
+    """A hash of the network in a file: the same when its card is measured again or depths are added.
+
+    Of Stepwell's files that is everything but the measured table and cascade, and but what depths that
+    were calibrated after the training have for themselves; of any other file, its bytes.
+    """
+    header, tensors = _read(path, plain_too=True)
+    if header is None or "depths" not in header:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    trained = [depth for depth, status in header["status"].items() if status != "calibrated"]
+    kept = {
+        "depths": {d: blocks for d, blocks in header["depths"].items() if d in trained},
+        "status": {d: header["status"][d] for d in trained},
+        "card": {k: v for k, v in header["card"].items() if k not in MEASURED},
+    }
+    of_trained = {k: v for k, v in tensors.items() if _is_of(k, tensors, header["depths"], trained)}
+    return digest(header | kept, of_trained)[:16]
+
+
+def _is_of(
+    name: str, tensors: Mapping[str, Tensor], depths: Mapping[str, list[int]], trained: list[str]
+) -> bool:
+    """Whether a tensor may be one that a `trained` depth runs; the names say so without the module.
+
+    A depth shares the norms of one that came before it where both paths begin alike: they have one
+    number of blocks in the first stage, and the later one no tensor of that name for itself.
+    """
+    if not name.startswith("depths/"):
+        return True
+    _, owner, own_name = name.split("/", 2)
+    later = [*depths][[*depths].index(owner) :]
+    return owner in trained or any(
+        depth in trained
+        and depths[depth][:1] == depths[owner][:1]
+        and f"depths/{depth}/{own_name}" not in tensors
+        for depth in later
+    )
+
+
+def holds_weights_alone(path: Path) -> bool:
+    """Whether a file is one of weights that does not say of which network; no damaged file is.
+
+    Raises:
+        ValueError: it is a pickle of anything but weights.
+    """
+    if is_pickle(path):
+        return bool(read_state_dict(path))
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return "stepwell" not in (file.metadata() or {})
+    except (safetensors.SafetensorError, UnicodeDecodeError):
+        return False
+
+
+class Start(NamedTuple):
+    """What a network took from a file: the file's card, and the names that stayed fresh."""
+
+    card: Card
+    fresh: tuple[str, ...]
+
+
+def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) -> Start:
+    """Start `net` from the weights in a file: Stepwell's, or plain ones under torchvision's names.
+
+    A Stepwell file fills the full net, and the private norms of every sub-net that both have, where
+    both have private norms (where norms are shared, they are the full net's). Any other file
+    (safetensors, or a `torch.save`d state dict, read with `weights_only`) fills the full net, and each
+    private norm starts as the full net's. A classifier of another size stays fresh.
+
+    Args:
+        classes: what `net` is to tell apart; a classifier of other classes stays fresh, too.
+
+    Returns:
+        The file's card; a plain file's is taken to be torchvision's, with ImageNet's mean and std.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; it does not fit the network.
+    """
+    path = Path(path)
+    header, tensors = _read(path, plain_too=True)
+    own = dict(net.module.state_dict())
+    card = Card(mean=IMAGENET_MEAN, std=IMAGENET_STD) if header is None else _card(header)
+    fresh = fill(net, tensors, str(path), relabelled=differ(card.classes, classes))
+    if header is None or "depths" not in header:  # plain weights, Stepwell's own among them
+        return Start(card, fresh)
+    tensors |= {k: own[k] for k in fresh if "builder" not in header}
+    theirs = _assemble(header, tensors, path, lambda: deepcopy(net.module))
+    if net.norm_sharing == theirs.norm_sharing == "private":
+        for depth, blocks in net.subnets.items():
+            if theirs.subnets.get(depth) == blocks:
+                state = theirs.subnet(depth).state_dict()
+                net.load_depth(depth, {k: v for k, v in state.items() if k not in fresh})
+    return Start(card, fresh)
+
+
+def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
+    """A network with the weights of a file that holds nothing else, such as `torchvision`'s.
+
+    The number of classes, and which stem, are the file's.
+
+    Args:
+        name: of the network, as for `build`.
+        path: safetensors, or a `torch.save`d state dict, which is read with `weights_only`.
+
+    Returns:
+        The network in eval mode, and the card, if the file has one (as Stepwell's exports do).
+
+    Raises:
+        FileNotFoundError, ValueError: no such file or network; the file does not fit the network, fits
+            it with either stem, or is one of Stepwell's own that needs no name.
+    """
+    header, tensors = _read(path, plain_too=True)
+    if header is not None and "depths" in header:
+        raise ValueError(f"{path} says itself which network it holds: name it without {name}=")
+    with torch.device("meta"):
+        *_, last = build(name).module.state_dict()  # of the classifier
+    arguments: dict[str, Any] = {"num_classes": len(tensors[last])} if last in tensors else {}
+    stems: list[dict[str, Any]] = [{}]
+    if builder_of(name).stems:
+        stems = [{"stem": "imagenet"}, {"stem": "small"}]
+    fitting = []
+    for stem in stems:
+        net = build(name, **arguments, **stem)
+        try:
+            fill(net, tensors, str(path))
+            fitting.append(net)
+        except ValueError:
+            if not fitting and stem is stems[-1]:
+                raise
+    net, *others = fitting
+    if others:  # stems that differ in their stride alone
+        raise ValueError(
+            f"{path} fits {name} with either stem and does not say which: load it into "
+            f"stepwell.build({name!r}, stem=...) with net.load_full, and stepwell.save that"
+        )
+    return net.eval(), None if header is None else _card(header)
+
+
+def differ(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
+    """Whether two classifiers, as far as both name their classes, tell other things apart."""
+    return bool(theirs and ours) and theirs != ours
+
+
+def fill(
+    net: NestedNet, tensors: Mapping[str, Tensor], source: str, *, relabelled: bool = False
+) -> tuple[str, ...]:
+    """Load the full net's `tensors`, but for a classifier of another size; the names left fresh.
+
+    Args:
+        relabelled: the classifier of `tensors` is one of other classes, and stays fresh, too.
+
+    Raises:
+        ValueError: they do not fit; the message begins with `source`.
+    """
+    own = net.module.state_dict()
+    given = {k: v for k, v in tensors.items() if not k.startswith(("depths/", BESIDE))}
+    if odd := sorted(own.keys() ^ given.keys()):
+        wrapped = all(name.startswith("module.") for name in given)
+        hint = "; all begin with 'module.': save model.module.state_dict()" if wrapped else ""
+        raise ValueError(
+            f"{source} does not fit this network: {len(odd)} names differ, such as {odd[0]!r}{hint}"
+        )
+    head = tuple(f"{name}." for name in net.plan.head)
+    count = net.builder[1].get("num_classes") if net.builder is not None else None
+    last = {k for k in own if k.startswith(head) and own[k].shape[:1] == (count,)}
+    fresh = tuple(k for k in own if own[k].shape != given[k].shape or (relabelled and k in last))
+    if wrong := [k for k in fresh if not k.startswith(head)]:
+        raise ValueError(
+            f"{source} does not fit this network: {wrong[0]} is {tuple(given[wrong[0]].shape)} there "
+            f"and {tuple(own[wrong[0]].shape)} here"
+        )
+    net.load_full(given | {k: own[k] for k in fresh})
+    return fresh
+
+
+def _assemble(
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    module: Callable[[], nn.Module] | None,
+) -> NestedNet:
+    norms = header.get("norms", "private")  # files of before that had no other
+    if "builder" in header:
+        net = build(header["builder"], header["depths"], norms=norms, **header["arguments"])
+    elif module is None:
+        raise ValueError(
+            f"{path} holds a module of its maker's own that stepwell.nest made nested: give "
+            f"load(path, module=FACTORY), a function without arguments that makes the same module"
+        )
+    else:
+        own = module()
+        plan = read(own, header["stages"])
+        net = NestedNet(own, plan, header["depths"], header["full"], norms=norms)
+    try:
+        net.load_tensors({k: v for k, v in tensors.items() if not k.startswith(BESIDE)})
+    except RuntimeError as error:
+        if "builder" in header:
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} was made of another module than `module` makes: {reason}"
+        ) from error
+    for depth, status in header["status"].items():
+        net.mark(status, depth)
+    net.card = _card(header)
+    return net.eval()
+
+
+def _card(header: Mapping[str, Any]) -> Card:
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in header["card"].items()
+    }
+    return Card(**values)
+
+
+def _write(path: Path, header: dict[str, Any], tensors: Mapping[str, Tensor]) -> Path:
+    header = header | {"sha256": digest(header, tensors)}
+    write_whole(path, to_bytes(dict(tensors), {"stepwell": json.dumps(header)}))
+    return path
+
+
+def _read_own(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file that `save` wrote."""
+    header, tensors = _read(path)
+    if header is None:
+        raise ValueError(
+            f"{path} has no Stepwell header: it holds weights only. "
+            "Build the network and call net.load_full(...), or train with --init"
+        )
+    return header, tensors
+
+
+def _read(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """The header (none in a file of another's) and the tensors, checked against the checksum."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    if is_pickle(path):
+        if plain_too:
+            return None, read_state_dict(path)
+        raise ValueError(
+            f"{path} is a pickle (torch.save), which can run code when it is read: Stepwell reads "
+            "safetensors. Start from its weights with: stepwell train ... --init"
+        )
+    header, tensors, metadata = read_checked(path, "stepwell", FORMAT)
+    if header is None and plain_too and "stepwell_card" in metadata:
+        header = {"card": json.loads(metadata["stepwell_card"])}
+    return header, tensors

@@ -1,0 +1,1 @@
+"""Model surgery for grafting: split points, blocks in a teacher, merged 1×1 convolutions."""

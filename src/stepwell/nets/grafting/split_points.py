@@ -1,0 +1,158 @@
+"""Networks cut behind their stages, and which cuts of two networks lie at the same place."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stepwell.nets.nested.net import NestedNet
+from stepwell.nets.nested.plan import channels_last
+from stepwell.train_mode import in_eval_mode
+
+#: What may follow a stage before the next one begins, and neither has weights nor commutes with a 1×1
+#: convolution: it stays on the stage's side of a cut, as in VGG, whose stages end with their pooling.
+_TAIL = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
+
+
+class SplitPoint(NamedTuple):
+    """A place behind a stage.
+
+    stage: its name.
+    at: steps of the path before it.
+    shape: of what is there, without the batch: (channels, height, width), (height, width, channels) or
+        (tokens, channels).
+    last: whether channels come last.
+    """
+
+    stage: str
+    at: int
+    shape: tuple[int, ...]
+    last: bool
+
+    @property
+    def channels(self) -> int:
+        """Channels."""
+        return self.shape[-1 if self.last else 0]
+
+    @property
+    def resolution(self) -> tuple[int, ...]:
+        """Height and width, or tokens."""
+        return self.shape[:-1] if self.last else self.shape[1:]
+
+    def __str__(self) -> str:
+        size = "×".join(map(str, self.resolution))
+        return f"{self.stage} {size}{' tokens' if len(self.resolution) == 1 else ''}"
+
+
+@torch.no_grad()
+def split_points(
+    net: NestedNet, input_shape: Sequence[int], depth: str | None = None
+) -> list[SplitPoint]:
+    """The places behind each stage of `net`, shallow to deep.
+
+    Args:
+        input_shape: of one image, such as (3, 32, 32); shapes are found on a black one.
+        depth: of `net`; the full net by default.
+    """
+    depth = net.full if depth is None else depth
+    path = net.path(depth)
+    last = channels_last(net.module)
+    x = next(net.parameters()).new_zeros(1, *input_shape)
+    found, at, run = [], 0, 0
+    with in_eval_mode(net):
+        for stage, gap, blocks, kept in zip(
+            net.stages, net.plan.gaps, net.plan.blocks, net.depths[depth], strict=False
+        ):
+            at += len(gap) + sum(len(steps) for steps in blocks[:kept])
+            end = at
+            while end < len(path) and isinstance(path[end], _TAIL):
+                end += 1
+            for step in path[run:end]:
+                x = step(x)
+            run = end
+            found.append(SplitPoint(stage, end, tuple(x.shape[1:]), last or x.dim() != 4))
+    return found
+
+
+def pair_split_points(
+    student: Sequence[SplitPoint], teacher: Sequence[SplitPoint], names: str | Sequence[str] = ()
+) -> list[tuple[SplitPoint, SplitPoint]]:
+    """Cuts of two networks that lie at the same resolution, shallow to deep.
+
+    Of several stages at one resolution the last one counts.
+
+    Args:
+        names: "layer2=stages.1.blocks" pairs the student's and the teacher's by hand, "layer2" those
+            of one name; one, or several.
+
+    Raises:
+        ValueError: no cut of the student has the resolution of one of the teacher's, a pair named by
+            hand differs in it, is not there, or is in another order.
+    """
+    if names:
+        return _named(student, teacher, [names] if isinstance(names, str) else names)
+    mine, theirs = ({cut.resolution: cut for cut in side} for side in (student, teacher))
+    pairs = [(cut, theirs[at]) for at, cut in mine.items() if at in theirs]
+    if not pairs:
+        raise ValueError(
+            "no stage of the student ends at a resolution at which one of the teacher does: the "
+            f"student has {_list(student)}, the teacher {_list(teacher)}; take another student"
+        )
+    return pairs
+
+
+def _named(
+    student: Sequence[SplitPoint], teacher: Sequence[SplitPoint], names: Sequence[str]
+) -> list[tuple[SplitPoint, SplitPoint]]:
+    pairs = []
+    for name in names:
+        a, _, b = name.partition("=")
+        ours, theirs = _find("student", student, a), _find("teacher", teacher, b or a)
+        if ours.resolution != theirs.resolution:
+            raise ValueError(
+                f"stages {ours} of the student and {theirs} of the teacher differ in resolution, which "
+                f"no 1×1 convolution bridges: the student has {_list(student)}, the teacher "
+                f"{_list(teacher)}"
+            )
+        pairs.append((ours, theirs))
+    for (ours, theirs), (later, beyond) in pairwise(pairs):
+        if ours.at >= later.at or theirs.at >= beyond.at:
+            raise ValueError(
+                f"{later.stage}={beyond.stage} does not come after {ours.stage}={theirs.stage} in both "
+                "networks: name them from shallow to deep, each once"
+            )
+    return pairs
+
+
+def _find(who: str, found: Sequence[SplitPoint], stage: str) -> SplitPoint:
+    for cut in found:
+        if cut.stage == stage:
+            return cut
+    raise ValueError(f"the {who} has no stage {stage!r}; it has {_list(found)}")
+
+
+def _list(found: Sequence[SplitPoint]) -> str:
+    return ", ".join(map(str, found))
+
+
+class Adaption(nn.Module):
+    """Channels at one cut to those at another: a 1×1 convolution without bias.
+
+    Without bias it can be merged into the convolution that follows, at the zero-padded borders, too.
+
+    Args:
+        a, b: the cuts; their resolutions are equal, the order of axes need not be.
+    """
+
+    def __init__(self, a: SplitPoint, b: SplitPoint) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(b.channels, a.channels))
+        self.last_in, self.last_out = a.last, b.last
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, ...) with the channels of `a` to those of `b`."""
+        x = nn.functional.linear(x if self.last_in else x.movedim(1, -1), self.weight)
+        return x if self.last_out else x.movedim(-1, 1)

@@ -1,0 +1,161 @@
+"""A cascade: every image by the shallowest depth first, those it is unsure of by the next one.
+
+A deeper depth goes on from where its path leaves those already run: the activations of their common
+prefix are kept, and only the rows of the unsure images are taken from them.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stepwell.nets.nested.net import NestedNet
+from stepwell.nets.nested.trie import overwrites
+from stepwell.types import Images, Logits
+
+#: How sure logits (batch, classes) are, (batch,): an image is answered where it reaches the threshold.
+Confidence = Callable[[Tensor], Tensor]
+
+
+def top_probability(logits: Logits) -> Tensor:
+    """The largest softmax probability of each row, (batch,)."""
+    return logits.softmax(1).amax(1)
+
+
+class Answer(NamedTuple):
+    """What a cascade gives for a batch.
+
+    logits: (batch, classes), each row by the depth that answered.
+    depth: (batch,), the index of that depth in `Cascade.depths`.
+    """
+
+    logits: Tensor
+    depth: Tensor
+
+
+class Cascade:
+    """Several depths of `net`, shallow to deep; the last one answers whatever the others leave.
+
+    Args:
+        thresholds: by depth, all but the last: it answers where its confidence is at least this. From 0
+            to 1, unless `confidence` is another than the default.
+        last: the depth that answers the rest; the full net by default.
+        confidence: how sure logits are, the same for all depths.
+
+    Raises:
+        ValueError: no such depth, one that nobody trained or calibrated, or one deeper than `last`; a
+            threshold for `last` itself; one that is nan or out of range.
+    """
+
+    def __init__(
+        self,
+        net: NestedNet,
+        thresholds: Mapping[str, float],
+        last: str | None = None,
+        confidence: Confidence = top_probability,
+    ) -> None:
+        last = net.full if last is None else last
+        net.require_ready(*thresholds, last)
+        _check_thresholds(thresholds, last, confidence)
+        self.net = net
+        self.depths = (*(d for d in net.depths if d in thresholds), last)
+        if list(self.depths) != [d for d in net.depths if d in (*thresholds, last)]:
+            raise ValueError(
+                f"a cascade ends with its deepest depth: {last!r} has no place behind "
+                f"{', '.join(thresholds)}"
+            )
+        self.thresholds = {d: float(thresholds[d]) for d in self.depths[:-1]}
+        self.confidence = confidence
+        self._starts = starts_of([net.path(d) for d in self.depths])
+
+    @classmethod
+    def of(cls, net: NestedNet) -> "Cascade":
+        """The cascade that was calibrated on `net` and saved with it.
+
+        Raises:
+            ValueError: there is none.
+        """
+        saved = net.card.cascade
+        if not saved:
+            raise ValueError(
+                "this network has no cascade yet: `stepwell eval RUN --cascade --save` calibrates one"
+            )
+        *shallow, last = saved["depths"]
+        return cls(net, dict(zip(shallow, saved["thresholds"], strict=True)), last)
+
+    @torch.inference_mode()
+    def __call__(self, x: Images) -> Answer:
+        """Logits of each image and the depth that gave them.
+
+        Raises:
+            ValueError: the network is in training mode.
+        """
+        if self.net.training:
+            raise ValueError("a cascade runs a network in eval mode: call net.eval() first")
+        rows = torch.arange(len(x), device=x.device)  # of the batch: the images still unanswered
+        kept = {(0, 0): x}
+        logits, answered = None, torch.zeros_like(rows)
+        for i, depth in enumerate(self.depths):
+            y = self._run(i, kept)
+            logits = torch.empty_like(y) if logits is None else logits
+            logits[rows] = y
+            answered[rows] = i
+            if depth not in self.thresholds:
+                break
+            unsure = (~(self.confidence(y) >= self.thresholds[depth])).nonzero().flatten()
+            if not len(unsure):
+                break
+            needed = self._starts[i + 1 :]
+            kept = {at: y for at, y in kept.items() if at in needed}
+            if len(unsure) < len(rows):
+                rows = rows[unsure]
+                kept = {at: y[unsure] for at, y in kept.items()}
+        assert logits is not None
+        return Answer(logits, answered)
+
+    def _run(self, i: int, kept: dict[tuple[int, int], Tensor]) -> Tensor:
+        """Logits of the i-th depth; adds to `kept` what deeper ones start from."""
+        y = kept[self._starts[i]]
+        path = self.net.path(self.depths[i])
+        start = self._starts[i][1]
+        for position in range(start, len(path)):
+            if position == start or (i, position) in kept:  # what others start from, too
+                y = y.clone() if overwrites(path[position:]) else y
+            y = path[position](y)
+            if (i, position + 1) in self._starts:
+                kept[i, position + 1] = y
+        return y
+
+
+def _check_thresholds(thresholds: Mapping[str, float], last: str, confidence: Confidence) -> None:
+    if last in thresholds:
+        raise ValueError(
+            f"the last depth of a cascade, {last!r}, answers whatever is left and takes no threshold: "
+            "leave its own out, or name a deeper depth as last"
+        )
+    for depth, value in thresholds.items():
+        if confidence is top_probability and not 0 <= value <= 1:
+            raise ValueError(
+                f"the threshold of depth {depth!r} is {value}: it must be between 0 and 1 (0.9: answer "
+                "where the top probability reaches 90 %); leave out a depth that is to answer nothing"
+            )
+        if math.isnan(value):  # other measures, such as minus the entropy, may be negative
+            raise ValueError(f"the threshold of depth {depth!r} is {value}: it must be a number")
+
+
+def starts_of(paths: Sequence[Sequence[object]]) -> list[tuple[int, int]]:
+    """For each path, the earlier one it shares most steps with (the first such), and how many."""
+    starts = [(0, 0)]
+    for i, path in enumerate(paths[1:], start=1):
+        common = [_common(path, paths[j]) for j in range(i)]
+        starts.append((common.index(max(common)), max(common)))
+    return starts
+
+
+def _common(a: Sequence[object], b: Sequence[object]) -> int:
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x is not y:
+            return i
+    return min(len(a), len(b))

@@ -1,0 +1,62 @@
+"""Which images a network's strides leave something of."""
+
+from copy import deepcopy
+
+import torch
+
+from stepwell.nets import builder_of
+from stepwell.nets.nested.net import NestedNet
+
+
+def check_size(net: NestedNet, size: int) -> None:
+    """Refuse images that the network's strides leave nothing of, or that it cannot take.
+
+    Raises:
+        ValueError: `size` is smaller than the product of the strides, or no multiple of a ViT's
+            patches, which would leave a border of the images out; the network does not run on it.
+    """
+    patch = patch_of(net)
+    if size % patch:
+        below = max(patch, size // patch * patch)
+        raise ValueError(
+            f"images of {size} pixels are no multiple of the patches' {patch}, so a border would be "
+            f"left out: use {below} or {below + patch}"
+        )
+    twin = deepcopy(net).to("meta").eval()  # shapes without arithmetic
+
+    @torch.no_grad()
+    def shape(pixels: int) -> tuple[int, ...]:
+        x = torch.empty(1, 3, pixels, pixels, device="meta")
+        return tuple(twin.forward_all(x)[net.full].features[-1].shape)
+
+    def runs(pixels: int) -> bool:
+        try:
+            return bool(shape(pixels))
+        except (RuntimeError, AssertionError):
+            return False
+
+    if not (net.builder and builder_of(net.builder[0]).size_argument):
+        probe = 256
+        stride = max(1, probe // shape(probe)[2])  # also where channels come last
+        # what stands behind the stages may stride, too
+        stride = next((s for s in (stride, 2 * stride, 4 * stride) if runs(s)), stride)
+        if size < stride:
+            raise ValueError(
+                f"images of {size} pixels are smaller than the network's stride of {stride}: "
+                f"use --size {stride} or more, or a network with a smaller stem"
+            )
+    try:
+        shape(size)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"the network does not run on images of {size} pixels: {reason}"
+        ) from error
+
+
+def patch_of(net: NestedNet) -> int:
+    """Height and width of the patches that a network cuts its images into; 1 where it cuts none."""
+    if not (net.builder and builder_of(net.builder[0]).size_argument):
+        return 1  # convolutions may pad what is left over
+    sizes = (getattr(module, "patch_size", 1) for module in net.module.modules())
+    return max(max(size) if isinstance(size, tuple) else int(size) for size in sizes)

@@ -1,0 +1,74 @@
+"""Networks on the straight line between two others of one architecture."""
+
+from collections.abc import Iterable
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from stepwell.nets.nested.calibrate import estimate_all
+from stepwell.types import Batch
+
+
+@torch.no_grad()
+def between(a: nn.Module, b: nn.Module, share: float) -> nn.Module:
+    """A copy of `a` whose weights are (1 - share) · a + share · b, at 0 and 1 to the bit.
+
+    Floating buffers are mixed, too. Those of BatchNorm are then no statistics of anything, as the maps
+    they describe are not mixed alike: measure them again (`calibrate.estimate_all`). Other
+    buffers are those of `a`.
+
+    Raises:
+        ValueError: the two differ in the names or shapes of their tensors.
+    """
+    check_line(a, b)
+    mixed = deepcopy(a)
+    ours, theirs = mixed.state_dict(), b.state_dict()
+    for name, value in ours.items():
+        if value.is_floating_point():
+            # lerp is exact at both ends, which a sum of products is not
+            value.copy_(torch.lerp(value, theirs[name].to(value), share))
+    return mixed
+
+
+def start_interpolated(
+    student: nn.Module, teacher: nn.Module, share: float, batches: Iterable[Batch]
+) -> None:
+    """Move the weights of `student` to share · teacher + (1 - share) · student.
+
+    The probe of Stanton et al. 2021, section 6.2: how near to its teacher must a student start to end
+    in the teacher's basin? The statistics of BatchNorms between the two are those of neither, so they
+    are estimated anew from `batches`; at 0 and at 1 they are the student's and the teacher's.
+
+    Args:
+        student: changed in place.
+        teacher: of the same architecture; unchanged.
+        share: in [0, 1].
+        batches: training images; read where `student` has BatchNorms.
+
+    Raises:
+        ValueError: `share` is out of range, or the architectures differ.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"a start between student and teacher is a share in [0, 1], not {share}")
+    student.load_state_dict(between(student, teacher, share).state_dict())
+    if 0 < share < 1:
+        estimate_all(student, batches)
+
+
+def check_line(a: nn.Module, b: nn.Module) -> None:
+    """Refuse a line between networks that have none.
+
+    Raises:
+        ValueError: the two differ in the names or shapes of their tensors.
+    """
+    if (odd := differing(a, b)) is not None:
+        raise ValueError(
+            f"no line between two architectures: {odd} is in one only, or has another shape"
+        )
+
+
+def differing(a: nn.Module, b: nn.Module) -> str | None:
+    """A tensor that two modules do not have in common, by name and shape; none where they do."""
+    ours, theirs = ({k: v.shape for k, v in m.state_dict().items()} for m in (a, b))
+    return next((k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)), None)

@@ -1,0 +1,40 @@
+"""The plain network that is left of another when each stage keeps its first blocks."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from stepwell.nets.nested.net import NestedNet
+from stepwell.nets.nested.reading import SLICE, read
+
+
+def truncate(
+    module: nn.Module, stages: Sequence[str], kept: Sequence[int]
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """A network of the first blocks of each stage of `module`, and where its own stages stand.
+
+    Args:
+        stages: of `module`, as for `nets.reading.read`.
+        kept: blocks of each stage; all of them leaves it as it is.
+
+    Raises:
+        ValueError: `kept` names another number of stages, no block of one, or more than there are.
+    """
+    plan = read(module, stages)
+    sizes = tuple(len(blocks) for blocks in plan.blocks)
+    if tuple(kept) == sizes:
+        return module, tuple(stages)
+    net = NestedNet(module, plan, {"kept": kept})
+    dropped: dict[str, int] = {}  # children of a container, before the stage
+    found = []
+    for stage, blocks, count in zip(stages, sizes, kept, strict=True):
+        sliced = SLICE.fullmatch(stage)
+        if sliced is None:
+            found.append(stage)
+            continue
+        name, size = sliced["name"], int(sliced["step"] or 1)
+        start = int(sliced["start"]) - dropped.get(name, 0)
+        step = f":{size}" if sliced["step"] else ""
+        found.append(f"{name}[{start}:{start + size * count}{step}]")
+        dropped[name] = dropped.get(name, 0) + size * (blocks - count)
+    return net.subnet("kept"), tuple(found)

@@ -1,0 +1,265 @@
+"""A network that chooses, image by image, at which resolution (and depth) it looks at it.
+
+A tiny convolutional net, the chooser, scores all choices on a small copy of the image; the image is
+resized to the resolution of the best one, and runs there. Images of a batch that make the same choice
+run together.
+"""
+
+from collections.abc import Iterator, Sequence
+from math import inf, log2
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from stepwell.nets.nested.cascade import Answer
+from stepwell.nets.resolution.resolutions import Resolutions, resize
+from stepwell.types import Images, Logits
+
+Scores = Float[Tensor, "batch choices"]
+Which = Int[Tensor, "batch"]
+#: Channels of the chooser's first layer; each further one has twice as many.
+WIDTH = 8
+
+
+class Choice(NamedTuple):
+    """A depth of a nested net and a resolution in pixels."""
+
+    depth: str
+    size: int
+
+
+class Budget(NamedTuple):
+    """What a price of cost comes to.
+
+    macs: of an image in the mean; accuracy: the share that is right; shares: of the images, by choice
+    (none in files of before they were kept).
+    """
+
+    price: float
+    macs: float
+    accuracy: float
+    shares: tuple[float, ...] = ()
+
+    def time(self, times: Sequence[float]) -> float:
+        """The mean of what an image takes, from what it takes at each choice."""
+        return sum(share * time for share, time in zip(self.shares, times, strict=True))
+
+
+class Chooser(nn.Module):
+    """The resolution predictor: 3×3 convolutions of stride 2, an average, and a linear layer.
+
+    (The paper's is a residual network of 290 M multiply-accumulates at 128 pixels, 7 % of a ResNet-50's
+    and many times a whole CIFAR network's; this one is a *reconstruction*, of 0.1 % of a ResNet-20's.)
+
+    Args:
+        choices: how many there are.
+        size: height and width of the copy that it looks at; the layers, three at least, bring it to
+            about 2×2.
+    """
+
+    def __init__(self, choices: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        layers: list[nn.Module] = []
+        width = 3
+        for i in range(max(3, round(log2(size)) - 1)):
+            wider = WIDTH * 2**i
+            layers += [
+                nn.Conv2d(width, wider, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(wider),
+                nn.ReLU(inplace=True),
+            ]
+            width = wider
+        self.features = nn.Sequential(*layers)
+        self.scores = nn.Linear(width, choices)
+        nn.init.zeros_(self.scores.weight)  # every choice is as likely as the others at first
+        nn.init.zeros_(self.scores.bias)
+
+    def forward(self, x: Images) -> Scores:
+        """A score for each choice: logits of probabilities."""
+        scores: Tensor = self.scores(self.features(resize(x, self.size)).mean((2, 3)))
+        return scores
+
+
+class Always(nn.Module):
+    """In the place of a chooser: always the same choice.
+
+    Args:
+        choices: how many there are.
+        choice: the index of the one that is always made.
+    """
+
+    def __init__(self, choices: int, choice: int = 0) -> None:
+        super().__init__()
+        self.choices, self.choice = choices, choice
+
+    def forward(self, x: Images) -> Scores:
+        """A score of 1 for that choice, of 0 for all others."""
+        scores = x.new_zeros(len(x), self.choices)
+        scores[:, self.choice] = 1
+        return scores
+
+
+class ResolutionNet(nn.Module):
+    """A network of several resolutions (and depths), and the chooser that picks one for each image.
+
+    Args:
+        net: the network.
+        choices: depths and resolutions of it, in the order of the chooser's scores.
+        chooser: scores the choices; a `Chooser`, or `Always` where there is nothing to score by.
+
+    Attributes:
+        price: what a choice's score loses for its whole cost in `costs`; 0 unless a budget set it.
+        costs: of each choice, as a share of the costliest; 0 where nobody has set them.
+        budgets: prices that pay, cheap to dear, measured on images that trained nothing where there
+            are some; none where nobody has measured.
+
+    Raises:
+        ValueError: fewer than two choices, or one that the network does not have.
+    """
+
+    def __init__(self, net: Resolutions, choices: Sequence[Choice], chooser: nn.Module) -> None:
+        super().__init__()
+        if len(choices) < 2:
+            raise ValueError(
+                f"{len(choices)} choice is nothing to choose from: name two resolutions or more, or a "
+                "nested network with depths"
+            )
+        for depth, size in choices:
+            net.at(size).path(depth)
+            if choices.count((depth, size)) > 1:
+                raise ValueError(f"depth {depth} at {size} pixels is two choices: name it once")
+        self.net = net
+        self.choices = tuple(choices)
+        self.chooser = chooser
+        self.budgets: tuple[Budget, ...] = ()
+        self.price: Tensor
+        self.costs: Tensor
+        self.register_buffer("price", torch.zeros(()))
+        self.register_buffer("costs", torch.zeros(len(choices)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the choices are called: "24", or "14@24" where there are several depths."""
+        several = len({depth for depth, _ in self.choices}) > 1
+        return tuple(f"{d}@{size}" if several else str(size) for d, size in self.choices)
+
+    def for_budget(
+        self,
+        *,
+        ms: float | None = None,
+        macs: float | None = None,
+        accuracy: float | None = None,
+        times: Sequence[float] = (),
+    ) -> Budget:
+        """Set the price for a budget, by `budgets`, and say what it comes to.
+
+        With `accuracy` it is the cheapest that has at least as much, else the most accurate one.
+
+        Args:
+            ms: at most so many milliseconds an image in the mean, by `times`.
+            macs: at most so many multiply-accumulates an image in the mean, the chooser's included.
+            accuracy: at least this share right.
+            times: milliseconds of an image at each choice, the chooser's included, such as
+                `stepwell.measure.resolution.times_of_choices` measures; `ms` needs them.
+
+        Raises:
+            ValueError: no budgets were measured, or none fits; the message says what there is.
+        """
+        if ms is None and macs is None and accuracy is None:
+            raise ValueError("give a budget: ms, macs, accuracy or some of them")
+        if not self.budgets:
+            raise ValueError(
+                "this network does not know what its prices come to: one that never chose has none, "
+                "and one of an older file is to be trained again"
+            )
+        if ms is not None and len(times) != len(self.choices):
+            raise ValueError(
+                f"{len(times)} times of {len(self.choices)} choices: ms needs all of them"
+            )
+        if ms is not None and not all(b.shares for b in self.budgets):
+            raise ValueError(
+                "this network's file is of before times could be a budget: name macs or accuracy, or "
+                "train it again"
+            )
+        most, least = inf if macs is None else macs, accuracy or 0.0
+        fitting = [b for b in self.budgets if b.macs <= most and b.accuracy >= least]
+        if ms is not None:
+            fitting = [b for b in fitting if b.time(times) <= ms]
+        if not fitting:
+            asked = [] if ms is None else [f"{ms:.4g} ms an image"]
+            asked += [] if macs is None else [f"{macs:.4g} MACs an image"]
+            asked += [] if accuracy is None else [f"accuracy {accuracy:g}"]
+            low, high = (
+                f"{b.macs:.4g} MACs" + (f" ({b.time(times):.4g} ms)" if ms is not None else "")
+                for b in (self.budgets[0], self.budgets[-1])
+            )
+            raise ValueError(
+                f"no price gives {' with '.join(asked)}: they reach from {low} at accuracy "
+                f"{self.budgets[0].accuracy:.4g} to {high} at {self.budgets[-1].accuracy:.4g}"
+            )
+        found = fitting[-1] if accuracy is None else fitting[0]
+        self.price.fill_(found.price)
+        return found
+
+    def hold(self, name: str) -> None:
+        """Make one choice for all images from now on; budgets are of the chooser, which is gone.
+
+        Raises:
+            ValueError: no choice of that name.
+        """
+        if name not in self.names:
+            raise ValueError(f"no choice {name!r}; there are {', '.join(self.names)}")
+        self.chooser = Always(len(self.choices), self.names.index(name))
+        self.price.zero_()
+        self.budgets = ()
+
+    def choose(self, x: Images) -> Which:
+        """The index of each image's choice."""
+        return self.pick(self.chooser(x))
+
+    def pick(self, scores: Scores) -> Which:
+        """The index of the best choice by the chooser's scores, the price of its cost taken off."""
+        return (scores - self.price * self.costs).argmax(1)
+
+    def run(self, x: Images, who: Which) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each choice that any image makes: rows of `x`, and their logits.
+
+        Args:
+            who: the choice of each image.
+        """
+        for i, (depth, size) in enumerate(self.choices):
+            rows = (who == i).nonzero().flatten()
+            if len(rows) or (i == 0 and not len(x)):  # no images have logits, too: none
+                part = x if len(rows) == len(x) else x[rows]
+                yield rows, self.net(part, size, depth)
+
+    def answer(self, x: Images) -> Answer:
+        """Logits of each image, and the index of its choice; images that agree in it run together."""
+        who = self.choose(x)
+        return Answer(gathered(list(self.run(x, who))), who)
+
+    def forward(self, x: Images) -> Logits:
+        """Logits of each image at its own resolution."""
+        return self.answer(x).logits
+
+    def logits_by_choice(self, x: Images) -> dict[str, Tensor]:
+        """Logits of all images at every choice, by its name; common prefixes of depths run once."""
+        found: dict[Choice, Tensor] = {}
+        for size in dict.fromkeys(size for _, size in self.choices):
+            depths = [depth for depth, other in self.choices if other == size]
+            by_depth = self.net.at(size).logits_by_depth(resize(x, size), depths)
+            found |= {Choice(depth, size): logits for depth, logits in by_depth.items()}
+        return {name: found[c] for name, c in zip(self.names, self.choices, strict=True)}
+
+
+def gathered(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Parts of a batch, with the rows that they are, put together."""
+    (rows, values), *others = parts
+    if not others:
+        return values
+    order = torch.cat([rows, *(r for r, _ in others)])
+    joined = torch.cat([values, *(v for _, v in others)])
+    return torch.empty_like(joined).index_copy(0, order, joined)

@@ -1,0 +1,191 @@
+"""One set of weights at several input resolutions, each with norms of its own (DRNet, Zhu et al. 2021).
+
+Activations at another resolution have other statistics, so each resolution has private norms
+("resolution-aware BN"), those of every sub-net included, while convolutions and classifier are shared.
+A network that is made for one size, as ViTs are, is made for each, with positions of its own.
+Nothing is switched by a flag: each resolution has a nested net of its own, made of the shared modules.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import get_args
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from stepwell.nets import build, builder_of
+from stepwell.nets.nested.net import NestedNet, NormSharing
+from stepwell.nets.nested.plan import fork, join
+from stepwell.nets.nested.reading import read
+from stepwell.nets.resolution.position_embeddings import resized
+from stepwell.types import Images, Logits
+
+
+def resize(x: Images, size: int) -> Float[Tensor, "batch channels {size} {size}"]:
+    """Images at `size` pixels, bilinear and with antialias, in training and at run time alike."""
+    if x.shape[-2:] == (size, size):
+        return x
+    return interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+class Resolutions(nn.Module):
+    """A nested net that runs at several input sizes.
+
+    Args:
+        net: the nested net; it is the one at the largest size (and made for that, if for one), and its
+            weights are shared.
+        sizes: height and width of the input in pixels.
+        norms: "private" to each resolution; "shared" is the ablation.
+        made_for: makes the full net, a plain module, for the size it is called with, if each is made
+            for one size. Networks with a name (`build`) know that themselves.
+
+    Raises:
+        ValueError: a size is no positive number, is named twice, or one that no network is made for;
+            `net` is made for another than the largest; shared norms of networks made for one size.
+    """
+
+    def __init__(
+        self,
+        net: NestedNet,
+        sizes: Sequence[int],
+        *,
+        norms: NormSharing = "private",
+        made_for: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(sizes)
+        if norms not in get_args(NormSharing):
+            raise ValueError(f"no norms {norms!r}: they are {' or '.join(get_args(NormSharing))}")
+        self.sizes = tuple(sorted(sizes, reverse=True))
+        self.net = net
+        self.norm_sharing = norms
+        self.own_norms = nn.ModuleList()
+        self.own_parts = nn.ModuleList()
+        made_for = made_for or _maker(net, self.sizes[0])
+        if made_for and norms == "shared" and len(sizes) > 1:
+            raise ValueError(
+                "shared norms are of networks that take images of any size, and this one is made for "
+                "one: use private norms"
+            )
+        # Plain containers, so that nothing is registered (or saved) twice.
+        self._nets = {self.sizes[0]: net}
+        self._names: dict[int, frozenset[str]] = {self.sizes[0]: frozenset()}
+        for size in self.sizes[1:]:
+            self._nets[size], self._names[size] = (
+                (net, frozenset()) if norms == "shared" else self._twin(size, made_for)
+            )
+
+    def at(self, size: int) -> NestedNet:
+        """The nested net of one resolution; what it shares with the others is the very same.
+
+        Raises:
+            ValueError: there is no such resolution.
+        """
+        if size not in self._nets:
+            known = ", ".join(map(str, self.sizes))
+            raise ValueError(f"no resolution of {size} pixels; this network has {known}")
+        return self._nets[size]
+
+    def forward(self, x: Images, size: int | None = None, depth: str | None = None) -> Logits:
+        """Logits of images, brought to `size` (the largest by default), by one depth."""
+        size = self.sizes[0] if size is None else size
+        return self.at(size)(resize(x, size), depth)
+
+    def train(self, mode: bool = True) -> "Resolutions":
+        """Set the mode of every module, those of all resolutions included."""
+        super().train(mode)
+        for net in self._nets.values():
+            net.train(mode)
+        return self
+
+    def hidden_modules(self) -> Iterator[nn.Module]:
+        """The modules of the smaller resolutions, which are not registered; others among them."""
+        for net in self._nets.values():
+            yield from net.modules()
+            yield from net.hidden_modules()
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """What the smaller resolutions do not share, under `SIZE/<name in the nested net>`."""
+        return {
+            f"{size}/{name}": value
+            for size, names in self._names.items()
+            for name, value in self._nets[size].tensors().items()
+            if name in names
+        }
+
+    def load_own(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `own_tensors`.
+
+        Raises:
+            RuntimeError: a name is missing or unexpected, or a shape differs.
+        """
+        if odd := sorted(self.own_tensors().keys() ^ tensors.keys()):
+            raise RuntimeError(f"names differ from this network's: {', '.join(odd[:5])}")
+        for size, names in self._names.items():
+            own = {name: tensors[f"{size}/{name}"] for name in names}
+            self._nets[size].load_tensors(self._nets[size].tensors() | own)
+
+    def stored_names(self, size: int, depth: str | None = None) -> dict[str, str]:
+        """As `NestedNet.stored_names`; what a resolution has for itself is at `SIZE/<name>`."""
+        own = self._names[size]
+        stored = self.at(size).stored_names(depth)
+        return {k: f"{size}/{name}" if name in own else name for k, name in stored.items()}
+
+    def _twin(
+        self, size: int, made_for: Callable[[int], nn.Module] | None
+    ) -> tuple[NestedNet, frozenset[str]]:
+        """The nested net with norms of its own, copies of the present ones; and the names of these.
+
+        What else depends on the size is its own, too.
+        """
+        net, norms, parts = self.net, dict[str, nn.Module](), dict[str, nn.Module]()
+        module = net.module
+        if made_for is not None:
+            made = made_for(size).to(next(module.parameters()))
+            module = resized(module, made, parts)
+        module = fork(module, norms, "")
+        plan = read(module, net.plan.stages)
+        twin = NestedNet(module, plan, net.subnets, net.full, norms=net.norm_sharing)
+        for depth in net.subnets:
+            there = twin.subnet(depth).state_dict()
+            state = net.subnet(depth).state_dict().items()
+            twin.load_depth(depth, {n: v for n, v in state if v.shape == there[n].shape})
+        for depth, status in net.status.items():
+            twin.mark(status, depth)
+        twin.builder, twin.card = net.builder, net.card
+        twin.train(net.training)
+        self.own_norms.extend([*norms.values(), *twin.private_norms])
+        self.own_parts.extend(parts.values())
+        own = {join(name, k) for name, part in (norms | parts).items() for k in part.state_dict()}
+        return twin, frozenset(own | {n for n in twin.tensors() if n.startswith("depths/")})
+
+
+def _maker(net: NestedNet, largest: int) -> Callable[[int], nn.Module] | None:
+    """Makes the full net of `net` for another size, if it has a name and is made for one size."""
+    if net.builder is None:
+        return None
+    name, arguments = net.builder
+    argument = builder_of(name).size_argument
+    if argument is None:
+        return None
+    if arguments.get(argument, largest) != largest:
+        raise ValueError(
+            f"the network is made for images of {arguments[argument]} pixels, and the largest "
+            f"resolution is {largest}: make it for {largest}"
+        )
+    return lambda size: build(name, **arguments | {argument: size}).module
+
+
+def check_sizes(sizes: Sequence[int]) -> None:
+    """Refuse resolutions that are none.
+
+    Raises:
+        ValueError: there is none, one is no positive number, or is named twice.
+    """
+    if not sizes:
+        raise ValueError("no resolution was named: give sizes in pixels, such as 32 24 16")
+    for size in sizes:
+        if size < 1:
+            raise ValueError(f"a resolution of {size} pixels: it must be 1 or more")
+        if list(sizes).count(size) > 1:
+            raise ValueError(f"the resolution of {size} pixels is named twice: drop one of them")

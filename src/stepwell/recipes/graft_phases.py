@@ -1,0 +1,190 @@
+"""The phases of grafting on an open task: which blocks train, on which views, for how many steps."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from stepwell.data import Batches, ImageSet, seed_of
+from stepwell.data.decoding import MEMORY
+from stepwell.evaluation import evaluate
+from stepwell.methods import Graft
+from stepwell.methods.netgraft import GraftLoss
+from stepwell.nets.grafting.split_points import Adaption
+from stepwell.nets.grafting.surgery import Grafting
+from stepwell.tasks.classification import Task, finish, tell_measuring
+from stepwell.training import Loop, fit
+from stepwell.training.optim import Optim, cosine
+from stepwell.training.progress import tell
+
+Schedule = Literal["both", "graft", "join", "direct"]
+
+
+class Stages(NamedTuple):
+    """The two stages of grafting: steps of each block alone, and steps after each that is joined."""
+
+    graft_steps: int
+    join_steps: int
+
+    def total(self, grafting: Grafting) -> int:
+        """Steps that both take together: each block alone, then one joined after the other."""
+        blocks = len(grafting.grafted)
+        return blocks * self.graft_steps + (blocks - 1) * self.join_steps
+
+
+class Phase(NamedTuple):
+    """Blocks `first` to `last` train for so many steps; those in `settle` for the first time."""
+
+    name: str
+    first: int
+    last: int
+    steps: int
+    settle: tuple[int, ...] = ()
+
+
+def phases_of(grafting: Grafting, schedule: Schedule, stages: Stages) -> Sequence[Phase]:
+    """The phases of a schedule, in order. All schedules take as many steps, those of both stages."""
+    grafted = grafting.grafted
+    first, *others = grafted
+    alone = [Phase(f"graft-{i + 1}", i, i, stages.graft_steps, (i,)) for i in grafted]
+    joined = [Phase(f"join-{i + 1}", first, i, stages.join_steps) for i in others]
+    if schedule == "both":
+        return alone + joined
+    if schedule == "direct":
+        chosen = [Phase("direct", first, grafted[-1], 0, grafted)]
+    elif schedule == "join":
+        begin = [grafted[:2], *((i,) for i in others[1:])]
+        chosen = [p._replace(settle=new) for p, new in zip(joined, begin, strict=True)]
+    else:
+        chosen = alone
+    share, more = divmod(stages.total(grafting), len(chosen))
+    return [phase._replace(steps=share + (n < more)) for n, phase in enumerate(chosen)]
+
+
+def learn(
+    task: Task,
+    grafting: Grafting,
+    *,
+    stages: Stages,
+    loop: Loop,
+    schedule: Schedule = "both",
+    loss: GraftLoss = "direction",
+    lr: float = 1e-2,
+    adaption_lr: float = 1e-2,
+    views: int = 64,
+    trace: bool = False,
+) -> dict[str, Any]:
+    """Train the student phase by phase, merge it, measure it; the run's results.
+
+    Args:
+        views: of each image, at the most.
+        trace: also measure on the test part after each phase.
+    """
+    images = task.train.images
+    shown = views_of(task.train, views, stages)
+    found = {"images": len(images), "views": len(shown.images)}
+    measure = _Measure(grafting, task)
+    if trace:
+        measure.teacher()
+    for phase in phases_of(grafting, schedule, stages):
+        objective = Graft(
+            grafting, phase.first, phase.last, images=shown.with_images(shown.images),
+            settle=phase.settle, loss=loss,
+        )  # fmt: skip
+        fit(
+            objective,
+            shown,
+            adam(lr, adaption_lr),
+            task.run,
+            phase=phase.name,
+            steps=phase.steps,
+            loop=loop,
+        )
+        objective.forget()  # the loop that is over still holds it
+        if trace:
+            measure.after(phase)
+    tell(f"merging the student on {len(images)} images", quiet=not task.run.writes)
+    grafting.to(task.device)
+    merged, left = grafting.merged(shown.with_images(images))
+    return finish(task, merged, found={"netgraft": found | measure.found | {"adaptions": left}})
+
+
+class _Measure:
+    """Accuracy on the test part after each phase, which decides nothing."""
+
+    def __init__(self, grafting: Grafting, task: Task) -> None:
+        self.grafting, self.task = grafting, task
+        names = grafting.names
+        self.found: dict[str, Any] = {
+            "copied": [n for n, same in zip(names, grafting.copied, strict=True) if same],
+            "pairs": [f"{a}={b}" for a, b in grafting.pairs],
+            "grafted": {},
+            "joined": {},
+        }
+
+    def teacher(self) -> None:
+        """Of the teacher alone."""
+        self.found["teacher"] = self._accuracy(0, -1)
+
+    def after(self, phase: Phase) -> None:
+        """Of the teacher with the blocks in it that `phase` trained; at last of the student alone."""
+        grafted = self.grafting.grafted
+        kind = "grafted" if phase.name.startswith("graft") else "joined"
+        name = self.grafting.names[phase.last]
+        self.found[kind][name] = self._accuracy(phase.first, phase.last)
+        if kind == "grafted" and phase.last == grafted[-1]:
+            self.found["untuned"] = self._accuracy(grafted[0], grafted[-1])
+
+    def _accuracy(self, first: int, last: int) -> float:
+        device, test = self.task.device, self.task.test
+        tell_measuring(self.task)
+        mixed = self.grafting.to(device).mixed(first, last)
+        return evaluate(lambda images: mixed(images.to(device)), test)["accuracy"]
+
+
+def views_of(train: Batches, most: int, stages: Stages) -> Batches:
+    """The few images, each so many times: once as it is, then changed as in any training.
+
+    Each `most` times; but no more than the longest phase of both stages shows at all, whatever the
+    schedule, so that all schedules see the same, and than fit in memory. Where training changes none,
+    each once.
+    """
+    images = train.images
+    shown = max(stages) * train.batch_size // len(images)
+    fitting = MEMORY // (len(images) * 3 * images.size**2)
+    count = 1 if train.augment is None else max(1, min(most, shown, fitting))
+    if count > 1:
+        images = _changed(train, count)
+    return Batches(
+        images, train.batch_size, mean=train.mean, std=train.std, shuffle=True, seed=train.seed
+    )
+
+
+def _changed(train: Batches, count: int) -> ImageSet:
+    """The images as they are, and changed `count` - 1 times."""
+    images, change = train.images, train.augment
+    assert change is not None
+    pixels = images.pixels[torch.arange(len(images))]
+    every = torch.empty(count, *pixels.shape, dtype=torch.uint8)
+    every[0] = pixels
+    for view in range(1, count):
+        generator = torch.Generator().manual_seed(seed_of(train.seed, "view", view))
+        every[view] = change(pixels, generator)
+    return ImageSet(every.flatten(0, 1), images.labels.repeat(count), images.classes)
+
+
+def adam(lr: float, adaption_lr: float) -> Optim:
+    """Adam without decay, the adaptions at a rate of their own."""
+
+    def make(objective: nn.Module) -> torch.optim.Optimizer:
+        of_adaptions = {id(m.weight) for m in objective.modules() if isinstance(m, Adaption)}
+        trained = [p for p in objective.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if id(p) not in of_adaptions], "lr": lr},
+            {"params": [p for p in trained if id(p) in of_adaptions], "lr": adaption_lr},
+        ]
+        return torch.optim.Adam([group for group in groups if group["params"]])
+
+    return Optim(make, partial(cosine, warmup=0.05))

@@ -1,0 +1,195 @@
+"""The part of the page about a knowledge graph: its training, its updates, and what they moved."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stepwell.files import read_json
+from stepwell.report.figures import GREY, OKABE_ITO, legend_text, svg
+from stepwell.report.markup import ABSENT, as_count, as_decimal, as_duration, figure, table
+from stepwell.report.run_record import RunRecord, as_mapping, number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Names written into the picture, at most: those that moved most.
+NAMED = 8
+#: Bars that have room for a number above them.
+BARS_LABELLED = 8
+
+
+class Updates(NamedTuple):
+    """The last updates of a graph, in order, and how many there were in all."""
+
+    last: list[Mapping[str, Any]]
+    total: int
+
+
+def graph_section(record: RunRecord, anchor: str) -> str:
+    """Everything about one graph."""
+    updates, total = read_updates(record.path)
+    results = record.results
+    triples, entities, relations = (
+        as_count(results.get(key)) for key in ("triples", "entities", "relations")
+    )
+    start = (
+        f"{triples} triples of {entities} entities and {relations} relations, embedded in "
+        f"{as_duration(results.get('seconds'))}; {total:,} updates since"
+        + (f", the last {len(updates):,} of which are shown." if len(updates) < total else ".")
+    )
+    return "\n".join(
+        (
+            f'<section class="run" id="{anchor}">',
+            f"<h2>{escape(record.name)}</h2>",
+            f'<p class="lead">{escape(start)}</p>',
+            "<h3>Training and updates</h3>",
+            _snapshots(record, updates, total - len(updates)),
+            '<div class="figures">',
+            figure(
+                _mrr_and_seconds(record, updates, total - len(updates)),
+                "MRR on test triples, and seconds of learning.",
+            ),
+            figure(_neighbourhood(updates), _told(updates)),
+            "</div>",
+            _moved(updates),
+            _forgotten(updates),
+            "</section>",
+        )
+    )
+
+
+def read_updates(run: Path) -> Updates:
+    """What updates left in a run directory; nothing where there were none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = run / "updates.json"
+    if not file.exists():
+        return Updates([], 0)
+    found = read_json(file, "delete it to report without updates")
+    last = found.get("updates")
+    if not isinstance(last, list) or not all(isinstance(update, dict) for update in last):
+        raise ValueError(f"{file} is damaged: delete it to report without updates")
+    total = found.get("total")
+    return Updates(last, total if isinstance(total, int) and total > len(last) else len(last))
+
+
+def _snapshots(record: RunRecord, updates: Sequence[Mapping[str, Any]], skipped: int) -> str:
+    head = ("", "triples", "new entities", "gone", "affected", "removed ones' distance", "seconds",
+            "MRR", "Hits@10")  # fmt: skip
+    test = record.test
+    first = [as_count(record.results.get("triples")), *[ABSENT] * 4]
+    first += [as_duration(record.results.get("seconds"))]
+    rows = [["trained", *first, *(as_decimal(number(test.get(k))) for k in ("mrr", "hits@10"))]]
+    for i, update in enumerate(updates, start=1 + skipped):
+        change = f"+{update.get('added', 0):,} -{update.get('removed', 0):,}"
+        counts = [
+            as_count(as_mapping(update.get(k)).get("entity")) for k in ("new", "gone", "affected")
+        ]
+        measures = as_mapping(update.get("measures"))
+        shown = [as_decimal(number(measures.get(k))) for k in ("mrr", "hits@10")]
+        seconds = f"{number(update.get('seconds')) or 0:.1f}"
+        rows.append([f"update {i}", change, *counts, _unlearnt(update), seconds, *shown])
+    note = (
+        "Ranks are filtered and realistic, of both ends. MRR of an update is shown where --test named "
+        "triples to rank. The distance of removed triples is the mean before and after the update: far "
+        "is implausible."
+    )
+    return table(head, rows, note)
+
+
+def _unlearnt(update: Mapping[str, Any]) -> str:
+    found = update.get("unlearnt")
+    if not isinstance(found, list) or len(found) != 2:
+        return ABSENT
+    before, after = (as_decimal(number(far)) for far in found)
+    return f"{before} → {after}"
+
+
+def _mrr_and_seconds(
+    record: RunRecord, updates: Sequence[Mapping[str, Any]], skipped: int
+) -> str | None:
+    if not updates:
+        return None
+    measured = [number(record.test.get("mrr"))]
+    measured += [number(as_mapping(u.get("measures")).get("mrr")) for u in updates]
+    seconds = [number(record.results.get("seconds")), *(number(u.get("seconds")) for u in updates)]
+
+    place = [0, *range(1 + skipped, 1 + skipped + len(updates))]
+
+    def paint(drawn: "Figure") -> None:
+        left, right = drawn.subplots(1, 2)
+        known = [(i, m) for i, m in zip(place, measured, strict=True) if m is not None]
+        left.plot(*zip(*known, strict=True) if known else ((), ()), marker="o", color=OKABE_ITO[0])
+        left.set_ylabel("MRR")
+        left.set_ylim(0, 1.1 * max([m for _, m in known], default=1.0) or 1.0)
+        bars = right.bar(place, [s or 0 for s in seconds], color=OKABE_ITO[1])
+        if len(seconds) <= BARS_LABELLED:
+            right.bar_label(bars, fmt="%.3g", fontsize=8)
+        right.set_ylabel("seconds")
+        for axes in (left, right):
+            axes.set_xlim(-0.6, place[-1] + 0.6)
+            axes.set_xlabel("update (0: training)")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+
+    return svg(7.2, 3.2, paint)
+
+
+def _neighbourhood(updates: Sequence[Mapping[str, Any]]) -> str | None:
+    picture = as_mapping(updates[-1].get("picture")) if updates else {}
+    names, before, after = (picture.get(key) or [] for key in ("names", "before", "after"))
+    if not names:
+        return None
+
+    def paint(drawn: "Figure") -> None:
+        axes = drawn.add_subplot()
+        for i, (old, new) in enumerate(zip(before, after, strict=True)):
+            colour = OKABE_ITO[1] if i == 0 else OKABE_ITO[2] if old is None else OKABE_ITO[0]
+            if old is not None:
+                axes.annotate(
+                    "", new, old, arrowprops={"arrowstyle": "->", "color": GREY, "lw": 0.8}
+                )
+                axes.plot(*old, "o", mfc="white", mec=colour, ms=9)  # seen around a dot that stays
+            axes.plot(*new, "o", color=colour, ms=6)
+            if i < NAMED:
+                axes.annotate(
+                    legend_text(names[i]),
+                    new,
+                    xytext=(4, 4),
+                    textcoords="offset points",
+                    fontsize=8,
+                )
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+    return svg(6.2, 4.2, paint)
+
+
+def _told(updates: Sequence[Mapping[str, Any]]) -> str:
+    names = as_mapping(updates[-1].get("picture")).get("names") if updates else None
+    who = names[0] if names else ""
+    return (
+        f"{who}, of those that the last update moved most the one with most neighbours; these, lost "
+        "ones among them, and some of theirs: rings before, dots after; new ones are green and have no "
+        "ring. The plane is that in which these vectors differ most."
+    )
+
+
+def _moved(updates: Sequence[Mapping[str, Any]]) -> str:
+    if not updates or not updates[-1].get("moved"):
+        return ""
+    rows = [[str(name), as_decimal(number(far))] for name, far in updates[-1]["moved"]]
+    return "<h3>Moved most by the last update</h3>" + table(("entity", "distance"), rows)
+
+
+def _forgotten(updates: Sequence[Mapping[str, Any]]) -> str:
+    if not updates or not updates[-1].get("forgotten"):
+        return ""
+    rows = [
+        [" | ".join(map(str, fact)), *(as_decimal(number(far)) for far in both)]
+        for fact, *both in updates[-1]["forgotten"]
+    ]
+    return "<h3>Removed by the last update</h3>" + table(("triple", "distance before", "now"), rows)

@@ -1,0 +1,1 @@
+"""Tasks: how a run opens its data and network, and how it measures and writes its results."""

@@ -1,0 +1,156 @@
+"""Stages of a student beside stages of its teacher: which are compared, and how hints reach across."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from stepwell.losses import feature_mse
+from stepwell.teachers.teacher import Teacher, exit_of, stages_of
+from stepwell.train_mode import in_eval_mode
+
+
+class Pair(NamedTuple):
+    """A stage of the student and one of the teacher: their positions, names and features' shapes."""
+
+    student: int
+    teacher: int
+    names: str
+    student_shape: tuple[int, ...]
+    teacher_shape: tuple[int, ...]
+
+
+def pair_stages(
+    student: nn.Module,
+    teacher: Teacher,
+    names: str | Sequence[str],
+    input_shape: Sequence[int],
+) -> list[Pair]:
+    """The stages to compare; both networks run on one black image for the shapes of their features.
+
+    Args:
+        names: "layer2" where both have a stage of that name, "layer2=stages.1.blocks" for the
+            student's and the teacher's; one name, or several; none: each stage with that at the same
+            place.
+        input_shape: of one image, such as (3, 32, 32).
+
+    Raises:
+        ValueError: one of the two has no features, no stage of that name, or more names than
+            features; without names, they have different numbers of stages.
+    """
+    names = [names] if isinstance(names, str) and names else names
+    ours, theirs = stages_of(student), stages_of(teacher)
+    for who, stages in (("student", ours), ("teacher", theirs)):
+        if not stages:
+            raise ValueError(
+                f"attention and hints compare the features of stages, and the {who} gives none: "
+                "ONNX models, ensembles and cached logits have logits alone, and a module of your own "
+                "gives an Exit with features and names them in its attribute `stages`"
+            )
+    if not names:
+        if len(ours) != len(theirs):
+            raise ValueError(
+                f"the student has {len(ours)} stages ({', '.join(ours)}), the teacher {len(theirs)} "
+                f"({', '.join(theirs)}): name those to compare, such as {ours[-1]}={theirs[-1]}"
+            )
+        names = [f"{a}={b}" for a, b in zip(ours, theirs, strict=True)]
+    like = next(student.parameters())
+    image = like.new_zeros(1, *input_shape)
+    with in_eval_mode(student), torch.no_grad():
+        our_features = exit_of(student, image).features
+        their_features = teacher(image).features
+    for who, stages, found in (
+        ("student", ours, our_features),
+        ("teacher", theirs, their_features),
+    ):
+        if len(stages) != len(found):
+            raise ValueError(
+                f"the {who} names {len(stages)} stages ({', '.join(stages)}) and gives features of "
+                f"{len(found)}: its attribute `stages` has one name for each"
+            )
+    pairs = []
+    for name in names:
+        a, _, b = name.partition("=")
+        i, j = _index("student", ours, a), _index("teacher", theirs, b or a)
+        shapes = tuple(our_features[i].shape[1:]), tuple(their_features[j].shape[1:])
+        pairs.append(Pair(i, j, f"{a} of the student and {b or a} of the teacher", *shapes))
+    return pairs
+
+
+def common_stages(student: object, teacher: object) -> list[str]:
+    """The stages to compare where nobody names them, in the form of `pair_stages`.
+
+    Those of one name in both; where there are none, and as many on both sides, each with that at the
+    same place; else none.
+    """
+    ours, theirs = stages_of(student), stages_of(teacher)
+    if shared := [name for name in ours if name in theirs]:
+        return shared
+    if len(ours) != len(theirs):
+        return []
+    return [f"{a}={b}" for a, b in zip(ours, theirs, strict=True)]
+
+
+def check_resolution(pairs: Sequence[Pair]) -> None:
+    """Refuse pairs of maps that attention cannot compare.
+
+    Raises:
+        ValueError: two stages differ in resolution, or are a map and a row of tokens.
+    """
+    for pair in pairs:
+        a, b = pair.student_shape, pair.teacher_shape
+        if len(a) != len(b) or (a[1:] != b[1:] if len(a) == 3 else a[0] != b[0]):
+            raise ValueError(
+                f"{pair.names} are {_size(a)} and {_size(b)}: attention compares stages of the same "
+                "resolution, so name others"
+            )
+
+
+class Hints(nn.Module):
+    """Sum over pairs of the squared distance of the teacher's features from the student's (FitNets).
+
+    A regressor brings each of the student's to the teacher's channels: a 1×1 convolution, or a linear
+    map of tokens. Of two resolutions the larger is averaged down to the smaller. The regressors are
+    trained with the student, and are part of no network.
+
+    Raises:
+        ValueError: a pair is a map and a row of tokens, or has different numbers of tokens.
+    """
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        super().__init__()
+        self.pairs = list(pairs)
+        self.regressors = nn.ModuleList(_regressor(pair) for pair in pairs)
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """The scalar sum for one batch; no gradient reaches the teacher's features."""
+        terms = []
+        for pair, regressor in zip(self.pairs, self.regressors, strict=True):
+            ours, theirs = student[pair.student], teacher[pair.teacher]
+            if ours.dim() == 4:
+                height, width = map(min, zip(ours.shape[2:], theirs.shape[2:], strict=True))
+                ours = adaptive_avg_pool2d(ours, (height, width))
+                theirs = adaptive_avg_pool2d(theirs, (height, width))
+            terms.append(feature_mse(regressor(ours), theirs))
+        return torch.stack(terms).sum()
+
+
+def _regressor(pair: Pair) -> nn.Module:
+    a, b = pair.student_shape, pair.teacher_shape
+    if len(a) != len(b) or (len(a) == 2 and a[0] != b[0]):
+        raise ValueError(
+            f"{pair.names} are {_size(a)} and {_size(b)}: no hint reaches across, so name others"
+        )
+    return nn.Conv2d(a[0], b[0], 1) if len(a) == 3 else nn.Linear(a[1], b[1])
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}×{shape[2]} maps" if len(shape) == 3 else f"{shape[0]} tokens"
+
+
+def _index(who: str, stages: tuple[str, ...], name: str) -> int:
+    if name not in stages:
+        raise ValueError(f"the {who} has no stage {name!r}; it has {', '.join(stages)}")
+    return stages.index(name)

@@ -1,0 +1,142 @@
+"""A network's cascade: found on validation data, measured as it runs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from stepwell.cost import count_macs
+from stepwell.measure.cascade import calibrate_cascade, cascade_macs, measure_cascade
+from stepwell.nets import Card, build
+from stepwell.nets.nested.cascade import Cascade
+from stepwell.types import Batch
+
+DEPTHS = {"8": (1, 1, 1), "a": (1, 2, 3), "14": (2, 2, 2)}
+
+
+@pytest.fixture
+def net():
+    net = build("resnet20", DEPTHS, num_classes=3, zero_init_residual=False)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    net.mark("trained")
+    net.card = Card(tuple("abc"), 8)
+    return net.eval()
+
+
+def batches_of(net, n=40, flips=0.1):
+    """Images that the full net answers as labelled, but for some."""
+    images = torch.randn(n, 3, 8, 8)
+    with torch.no_grad():
+        labels = net(images).argmax(1)
+    labels = torch.where(torch.rand(n) < flips, (labels + 1) % 3, labels)
+    return [Batch(*parts) for parts in zip(images.split(15), labels.split(15), strict=True)]
+
+
+def step_macs(net, depth):
+    """MACs of each step on the path of `depth`, run alone on what comes before it."""
+    x, found = torch.zeros(1, 3, 8, 8), []
+    for step in net.path(depth):
+        found.append(count_macs(step, x))
+        x = step(x)
+    return found
+
+
+def test_macs_of_a_cascade_are_the_sum_over_the_steps_that_run(net):
+    joint = nn.Module()
+    joint.forward = lambda x: net.forward_all(x)
+    assert cascade_macs(net, [*net.depths])[-1] == count_macs(joint, torch.zeros(1, 3, 8, 8))
+    for depths in (["8", "20"], ["8", "a", "14", "20"], ["a", "14"], ["14"]):
+        expected, seen = [], set()
+        for depth in depths:
+            for i, macs in enumerate(step_macs(net, depth)):
+                seen.add((tuple(id(s) for s in net.path(depth)[: i + 1]), macs))
+            expected.append(sum(macs for _, macs in seen))
+        assert cascade_macs(net, depths) == expected
+    assert not net.training
+
+
+def test_measured_mean_macs_equal_a_naive_sum_over_the_images(net):
+    batches = batches_of(net)
+    cascade = Cascade(net, {"8": 0.5, "14": 0.6})
+    found = measure_cascade(cascade, batches, seconds=0.01)
+    costs, right, macs, shares = cascade_macs(net, cascade.depths), 0, 0, [0, 0, 0]
+    for images, labels in batches:
+        answer = cascade(images)
+        for logits, depth, label in zip(answer.logits, answer.depth, labels, strict=True):
+            right += int(logits.argmax() == label)
+            macs += costs[depth]
+            shares[depth] += 1
+    assert found["accuracy"] == right / 40
+    assert found["macs"] == pytest.approx(macs / 40)
+    assert found["shares"] == [s / 40 for s in shares]
+    assert found["full_macs"] == count_macs(net.module, torch.zeros(1, 3, 8, 8))
+    assert found["ms"] > 0
+    assert found["full_ms"] > 0
+
+
+def test_times_are_of_as_many_images_as_asked_for(net, monkeypatch):
+    timed = []
+
+    def time_each(calls, inputs, **_):
+        timed.extend(inputs)
+        return {name: [1.0] * len(inputs) for name in calls}
+
+    monkeypatch.setattr("stepwell.measure.cascade.time_each", time_each)
+    batches = batches_of(net)
+    measure_cascade(Cascade(net, {"8": 0.5}), batches, most=20)  # 15 and 5: none of the third batch
+    images = torch.cat([b.images for b in batches])
+    assert [x.shape for x in timed] == [(1, 3, 8, 8)] * 20
+    assert torch.equal(torch.cat(timed), images[:20])
+
+
+def test_the_default_goal_is_the_full_nets_accuracy_for_fewer_macs(net):
+    batches = batches_of(net)
+    found = calibrate_cascade(net, batches)
+    net.card = replace(net.card, cascade=found)
+    measured = measure_cascade(Cascade.of(net), batches, seconds=0.01)
+    assert measured["accuracy"] >= measured["full_accuracy"]
+    # the same images as it was calibrated on: the same numbers
+    assert measured["accuracy"] == pytest.approx(found["accuracy"])
+    assert measured["macs"] == pytest.approx(found["macs"])
+    assert measured["shares"] == pytest.approx(found["shares"])
+    assert found["macs"] <= measured["full_macs"]
+    assert (found["images"], found["goal"]) == (40, "as accurate as the full net")
+
+
+def test_a_budget_of_macs_is_kept(net):
+    batches = batches_of(net)
+    lowest, full = cascade_macs(net, ["8"])[0], cascade_macs(net, ["20"])[0]
+    last = 0.0
+    for budget in (lowest, (lowest + full) / 2, 2 * full):
+        found = calibrate_cascade(net, batches, macs=budget)
+        assert found["macs"] <= budget * (1 + 1e-9)
+        assert found["accuracy"] >= last
+        last = found["accuracy"]
+    assert calibrate_cascade(net, batches, macs=lowest)["depths"] == ["8"]
+
+
+def test_depths_that_nobody_trained_take_no_part(net):
+    net.mark("fresh", "8", "a")
+    assert set(calibrate_cascade(net, batches_of(net))["depths"]) <= {"14", "20"}
+    net.mark("fresh", "20")
+    with pytest.raises(ValueError, match="depth '20' was never trained"):
+        calibrate_cascade(net, batches_of(net))
+
+
+def test_goals_that_cannot_be_reached_say_what_can(net):
+    batches = batches_of(net, flips=0.5)
+    with pytest.raises(
+        ValueError, match=r"no cascade reaches the goal on the 40 validation images"
+    ):
+        calibrate_cascade(net, batches, accuracy=1.0)
+    with pytest.raises(ValueError, match=r"the nearest, of 8, has accuracy 0\.\d+ at .* MACs"):
+        calibrate_cascade(net, batches, macs=5)
+    with pytest.raises(ValueError, match="a cascade has one goal"):
+        calibrate_cascade(net, batches, macs=5, accuracy=0.5)
+    with pytest.raises(ValueError, match="a share between 0 and 1"):
+        calibrate_cascade(net, batches, accuracy=90)
+    with pytest.raises(ValueError, match="must be a positive number, not nan"):
+        calibrate_cascade(net, batches, macs=float("nan"))

@@ -1,0 +1,154 @@
+"""Cascades: every image by the shallowest depth first, deeper ones on from the common prefix."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from nets.example_nets import FAMILIES, lively
+from stepwell import Cascade
+from stepwell.nets import build
+from stepwell.nets.nested.cascade import top_probability
+from stepwell.nets.nested.nest import nest
+
+EXACT = {"rtol": 0, "atol": 0}
+DEPTHS = {"8": (1, 1, 1), "a": (1, 2, 3), "14": (2, 2, 2), "b": (3, 1, 1)}
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    net = build("resnet20", DEPTHS, num_classes=5, zero_init_residual=False)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    net.mark("trained")
+    return net.eval()
+
+
+def test_at_threshold_0_the_shallowest_depth_answers_all(net):
+    x = torch.randn(6, 3, 8, 8)
+    answer = Cascade(net, {"8": 0.0, "14": 0.5})(x)
+    assert_close(answer.logits, net(x, "8").detach(), **EXACT)
+    assert answer.depth.tolist() == [0] * 6
+
+
+def test_at_threshold_1_the_full_net_answers_all(net):
+    x = torch.randn(6, 3, 8, 8)
+    answer = Cascade(net, dict.fromkeys(DEPTHS, 1.0))(x)
+    assert_close(answer.logits, net(x).detach(), **EXACT)
+    assert answer.depth.tolist() == [4] * 6
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sets(st.sampled_from([*DEPTHS]), min_size=1),
+    st.lists(st.floats(0.2, 0.8), min_size=4, max_size=4),
+)
+def test_going_on_from_the_prefix_equals_running_whole_paths(net, depths, values):
+    thresholds = dict(zip(sorted(depths), values, strict=False))
+    x = torch.randn(16, 3, 8, 8)
+    cascade = Cascade(net, thresholds)
+    answer = cascade(x)
+    with torch.no_grad():
+        whole = net.logits_by_depth(x)
+    for i, depth in enumerate(answer.depth.tolist()):
+        name = cascade.depths[depth]
+        assert_close(answer.logits[i], whole[name][i], rtol=1e-4, atol=1e-5)
+        for earlier in cascade.depths[:depth]:
+            assert top_probability(whole[earlier])[i] < thresholds[earlier] + 1e-5
+        if name != "20":
+            assert top_probability(whole[name])[i] > thresholds[name] - 1e-5
+
+
+def test_a_prefix_runs_once_and_deeper_steps_see_the_unsure_images_only(net):
+    seen: dict[int, list[int]] = {}
+    steps = {id(s): s for d in net.depths for s in net.path(d)[:-1]}
+    hooks = [
+        s.register_forward_hook(lambda m, a, _: seen.setdefault(id(m), []).append(len(a[0])))
+        for s in steps.values()
+    ]
+    x = torch.randn(32, 3, 8, 8)
+    limit = float(top_probability(net(x, "8")).median().detach())
+    seen.clear()
+    answer = Cascade(net, {"8": limit})(x)
+    for hook in hooks:
+        hook.remove()
+    unsure = int((answer.depth == 1).sum())
+    assert 0 < unsure < 32
+    shallow, full = net.path("8"), net.path("20")
+    shared = [id(a) for a, b in zip(shallow, full, strict=False) if a is b][:4]
+    assert [seen[s] for s in shared] == [[32]] * 4  # conv1, bn1, relu, layer1.0
+    assert {n for step in full[4:-1] for n in seen[id(step)]} >= {unsure}
+    assert set(seen[id(full[4])]) == {unsure}
+
+
+@pytest.mark.parametrize("name", ["vgg", "mobilenet", "timm convnext", "vit", "mixed"])
+def test_a_cascade_of_any_family_equals_running_whole_paths(name):
+    torch.manual_seed(0)
+    family = FAMILIES[name]
+    module = lively(family.make(family.blocks))
+    net = lively(nest(module, family.stages, family.subnets, input_size=family.input_size)).eval()
+    net.mark("trained")
+    x = torch.randn(16, *family.input_size)
+    with torch.no_grad():
+        alone = {depth: net(x, depth) for depth in net.depths}
+    middle = {d: float(top_probability(alone[d]).median()) for d in family.subnets}
+    cascade = Cascade(net, middle)
+    answer = cascade(x)
+    assert len(set(answer.depth.tolist())) > 1
+    for i, depth in enumerate(answer.depth.tolist()):
+        expected = alone[cascade.depths[depth]][i]
+        assert_close(answer.logits[i], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_confidence_may_be_another(net):
+    x = torch.randn(6, 3, 8, 8)
+    margin = lambda z: z.topk(2).values.diff().neg().flatten()  # noqa: E731
+    assert_close(Cascade(net, {"8": 1e9}, "14", margin)(x).logits, net(x, "14").detach(), **EXACT)
+    assert Cascade(net, {"8": 0.0}, "14", margin)(x).depth.tolist() == [0] * 6
+
+
+def test_it_is_read_from_the_card(net):
+    with pytest.raises(ValueError, match="no cascade yet: `stepwell eval RUN --cascade --save`"):
+        Cascade.of(net)
+    saved = {"depths": ["8", "14"], "thresholds": [0.5]}
+    before, net.card = net.card, replace(net.card, cascade=saved)
+    try:
+        cascade = Cascade.of(net)
+    finally:
+        net.card = before
+    assert (cascade.depths, cascade.thresholds) == (("8", "14"), {"8": 0.5})
+
+
+def test_bad_cascades_are_refused(net):
+    with pytest.raises(ValueError, match="no depth '9'; this net has"):
+        Cascade(net, {"9": 0.5})
+    with pytest.raises(ValueError, match="a cascade ends with its deepest depth: '8' has no place"):
+        Cascade(net, {"14": 0.5}, "8")
+    with pytest.raises(ValueError, match="the last depth of a cascade, '20', answers whatever"):
+        Cascade(net, {"8": 0.4, "20": 0.99})
+    for bad in (float("nan"), -0.1, 1.01, float("inf")):
+        with pytest.raises(ValueError, match=f"'8' is {bad}: it must be between 0 and 1"):
+            Cascade(net, {"8": bad})
+    minus_entropy = lambda z: (z.softmax(1) * z.log_softmax(1)).sum(1)  # noqa: E731
+    assert Cascade(net, {"8": -0.5}, confidence=minus_entropy).thresholds == {"8": -0.5}
+    with pytest.raises(ValueError, match="'8' is nan: it must be a number"):
+        Cascade(net, {"8": float("nan")}, confidence=minus_entropy)
+    net.mark("fresh", "8")
+    try:
+        with pytest.raises(ValueError, match="depth '8' was never trained or calibrated"):
+            Cascade(net, {"8": 0.5})
+    finally:
+        net.mark("trained", "8")
+    net.train()
+    try:
+        with pytest.raises(ValueError, match=r"in eval mode: call net.eval\(\) first"):
+            Cascade(net, {"8": 0.5})(torch.zeros(2, 3, 8, 8))
+    finally:
+        net.eval()
