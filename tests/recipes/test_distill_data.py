@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from stepwell.cost import costs_of
 from stepwell.data import Batches, ImageSet, load_images
 from stepwell.data.distill_data import DistillData
+from stepwell.measure import depths
 from stepwell.methods import Distill, FlowMatching
 from stepwell.nets import Card, build
 from stepwell.nets.files.nested import load, save
