@@ -602,7 +602,7 @@ def test_what_the_page_on_distillation_shows_runs(stepwell, tmp_path, monkeypatc
         code, out, err = stepwell(*shlex.split(line), *["--json"] * line.startswith("train"))
         assert code == 0, f"{line}: {err}"
         if "runs/second" in line:  # the first one has filled the cache
-            assert json.loads(out)["cache"] == {"read": 1295, "computed": 0}
+            assert json.loads(out)["distill"]["cache"] == {"read": 1295, "computed": 0}
     assert "against the ensemble of runs/one@8, runs/two@8" in " ".join(out.split())
     assert "no CKA: the ensemble of runs/one@8, runs/two@8 gives no features" in err
     # what was mixed in training is compared mixed, and has no class

@@ -67,10 +67,10 @@ def train(arguments: list[str]) -> None:
     if json:
         print_json(results)
         return
-    if "costs" not in results:
+    if results["kind"] == "graph":
         commands.show_graph(results, used["out"])
         return
-    title, what = f"{name}, on the test part", "choice" if "drnet" in results else "depth"
+    title, what = f"{name}, on the test part", results["rows"]
     show(depth_table(title, TRAINED, results["costs"], results["test"], what=what))
     show_classes(results["test"])
     show_conditions(results["costs"])

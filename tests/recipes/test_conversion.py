@@ -35,7 +35,7 @@ def test_a_full_net_that_loses_accuracy_is_rolled_back_to_the_bit(trained, tmp_p
     start, net = load(trained), load(tmp_path / "r" / "net.safetensors")
     for name, value in start.module.state_dict().items():
         assert_close(net.module.state_dict()[name], value, rtol=0, atol=0)
-    full_net = results["full_net"]
+    full_net = results["ekd"]["full_net"]
     assert full_net["rolled_back"]
     assert full_net["before"] == full_net["after"]
     assert net.status == {"8": "trained", "14": "trained"}
@@ -46,13 +46,13 @@ def test_a_full_net_that_loses_accuracy_is_rolled_back_to_the_bit(trained, tmp_p
 def test_a_full_net_that_loses_accuracy_is_told_of(trained, tmp_path):
     with pytest.warns(UserWarning, match=r"full net lost \d+\.\d points .* --on-drop rollback"):
         results = ekd(**NEST, init=trained, lr=30.0, out=tmp_path / "r")
-    assert results["full_net"]["after"] < results["full_net"]["before"]
-    assert not results["full_net"]["rolled_back"]
+    assert results["ekd"]["full_net"]["after"] < results["ekd"]["full_net"]["before"]
+    assert not results["ekd"]["full_net"]["rolled_back"]
 
 
 def test_a_gentle_conversion_keeps_the_full_net(trained, tmp_path, recwarn):
     results = ekd(**NEST, init=trained, lr=1e-4, out=tmp_path / "r")
-    assert results["full_net"]["after"] > results["full_net"]["before"] - 0.02
+    assert results["ekd"]["full_net"]["after"] > results["ekd"]["full_net"]["before"] - 0.02
     assert not [w for w in recwarn if "full net lost" in str(w.message)]
 
 
@@ -76,7 +76,7 @@ def test_a_full_net_that_cannot_be_watched_is_said_not_to_be(other, tmp_path):
         pytest.warns(UserWarning, match="starts fresh$"),
         pytest.warns(UserWarning, match=r"is not watched .* \(its classifier starts fresh") as said,
     ):
-        assert "full_net" not in ekd(**NEST | brief)
+        assert "ekd" not in ekd(**NEST | brief)
     assert not any("\n" in str(w.message) for w in said)
     net, start = build("resnet8"), Start(Card(), fresh=())
     with pytest.warns(UserWarning, match=r"is not watched .* \(there is no validation part"):

@@ -48,7 +48,7 @@ def test_a_graph_is_learnt(files):
     results = train(
         files, "run", warm_epochs=40, epochs=1, batch_size=64, negatives=8, lr=0.05, encoder="none"
     )
-    assert results["triples"] == len(FACTS) - 4
+    assert results["dkge"]["triples"] == len(FACTS) - 4
     with stepwell.kg.open(files / "run") as graph:
         found = graph.evaluate(FACTS[4:])
     assert found["hits@3"] > 0.8  # chance: about 0.13

@@ -243,8 +243,9 @@ def show_graph(results: Mapping[str, Any], out: Path) -> None:
     if results["test"]:
         _show_measures(f"dkge, {results['examples']:,} test triples", results["test"])
     say(
-        f"embedded {results['triples']:,} triples of {results['entities']:,} entities in "
-        f"{results['seconds']:.0f} s; next, try:"
+        "embedded {triples:,} triples of {entities:,} entities in {seconds:.0f} s; next, try:".format(
+            **results["dkge"], seconds=results["seconds"]
+        )
     )
     say(f"  stepwell kg query {out} --near ENTITY")
     say(f"  stepwell kg update {out} --add NEW.tsv --remove GONE.tsv")

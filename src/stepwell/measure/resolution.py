@@ -154,6 +154,8 @@ def measure_resolution(
         "chooser_macs": count_macs(net.chooser, torch.zeros(1, 3, size, size)),
     }
     found = {
+        "kind": "resolution",
+        "rows": "choice",
         "test": measures(seen.logits, seen.labels, classes),
         "churn": churn(seen.logits, seen.labels),
         "examples": len(seen.labels),

@@ -159,7 +159,7 @@ def distill(
         )
         found = {}
         if isinstance(source, CachedLogits):
-            found["cache"] = {"read": source.read, "computed": source.computed}
+            found["distill"] = {"cache": {"read": source.read, "computed": source.computed}}
         return finish(task, nested, found=found)
 
 

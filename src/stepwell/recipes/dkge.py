@@ -1,6 +1,5 @@
 """Embed a knowledge graph from scratch; `stepwell kg` then follows its changes."""
 
-import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from stepwell.kg.snapshot import Snapshot
 from stepwell.kg.state import Encoder, Shape, State
 from stepwell.kg.triple_index import Ints, TripleIndex
 from stepwell.ranges import check_numbers
+from stepwell.results import read_results
 from stepwell.training import Loop, Run, fit, optimizer_of
 
 
@@ -84,8 +84,7 @@ def dkge(
     held_out = {part: _known(parts[part], part, *names) for part in ("valid", "test")}
     with Run.start(out, "dkge", arguments, data=data) as run:
         if (out / "results.json").exists():  # updates may have changed the graph since
-            done: dict[str, Any] = json.loads((out / "results.json").read_text())
-            return done
+            return read_results(out)
         torch.manual_seed(seed)
         shape = Shape(dim, encoder, context_size, margin, negatives, seed)
         net = shape.net(*map(len, names))
@@ -145,14 +144,19 @@ def _finish(run: Run, state: State, test: Ints, known: TripleIndex) -> dict[str,
     found = link_measures(rank_triples(far, test, known, state.present()))
     last = list({line["phase"]: line for line in run.metrics()}.values())
     results: dict[str, Any] = {
+        "kind": "graph",
+        "rows": None,
         "test": dict(found) if len(test) else {},
         "examples": len(test),
-        "entities": len(state.names["entity"]),
-        "relations": len(state.names["relation"]),
-        "triples": len(state.facts.index),
-        "loss": last[-1]["loss"],
+        "costs": {},
         **{name: sum(line[name] for line in last) for name in ("seconds", "cpu_seconds")},
-        "test_seconds": time.perf_counter() - started,
+        "dkge": {
+            "entities": len(state.names["entity"]),
+            "relations": len(state.names["relation"]),
+            "triples": len(state.facts.index),
+            "loss": last[-1]["loss"],
+            "test_seconds": time.perf_counter() - started,
+        },
     }
     run.write_json("results.json", results)
     return results

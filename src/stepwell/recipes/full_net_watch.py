@@ -84,7 +84,8 @@ class FullNetWatch:
                 "it as it was, use --on-drop rollback with another --out",
                 stacklevel=3,
             )
-        return {"full_net": {"before": self.before, "after": after, "rolled_back": rolled_back}}
+        accuracy = {"before": self.before, "after": after, "rolled_back": rolled_back}
+        return {"ekd": {"full_net": accuracy}}
 
     def _accuracy(self) -> float:
         """Of the full net on the validation part; 0 where there is no such part."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwell.files import read_json
+from stepwell.results import read_results
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def read_run(path: Path, name: str) -> RunRecord:
             f"`stepwell train {config.get('recipe', 'RECIPE')}` again with the same arguments: "
             "it resumes"
         )
-    results = read_json(path / "results.json", "train the run again")
+    results = read_results(path)
     predictions = _read_predictions(path / "predictions.npz", _depths(results))
     return RunRecord(path, name, config, results, _read_phases(path), predictions)
 

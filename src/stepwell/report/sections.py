@@ -93,7 +93,7 @@ def _chosen(record: RunRecord, of: str) -> str:
 
 def full_net_note(record: RunRecord) -> str:
     """What teaching the sub-nets did to the full net; nothing where a run did not watch it."""
-    found = as_mapping(record.results.get("full_net"))
+    found = as_mapping(as_mapping(record.results.get("ekd")).get("full_net"))
     before, after = number(found.get("before")), number(found.get("after"))
     if before is None or after is None:
         return ""

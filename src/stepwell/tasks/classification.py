@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import time
 import warnings
 import zipfile
@@ -28,6 +27,7 @@ from stepwell.nets.files.pretrained import start_pretrained
 from stepwell.nets.nested.calibrate import calibrate
 from stepwell.nets.nested.input_size import check_size
 from stepwell.ranges import check_numbers
+from stepwell.results import read_results
 from stepwell.teachers import OpenTeacher
 from stepwell.train_mode import in_eval_mode
 from stepwell.training import Run
@@ -247,6 +247,8 @@ def finish(
     if kept is None:
         net.card = net.card.with_costs(costs, device_name())
     results = {
+        "kind": "classifier",
+        "rows": "depth",
         "test": measures(logits, labels, net.card.classes),
         "churn": churn(logits, labels),
         "examples": len(labels),
@@ -292,7 +294,7 @@ def finished(run: Run, load: Callable[[Path], Net]) -> tuple[Net | None, dict[st
     with contextlib.suppress(ValueError, FileNotFoundError):
         net = load(run.path / "net.safetensors")
     with contextlib.suppress(ValueError, FileNotFoundError):  # damaged, or not there
-        results = json.loads((run.path / "results.json").read_text())
+        results = read_results(run.path)
     whole = net is not None and zipfile.is_zipfile(run.path / "predictions.npz")
     return net, results if whole else None
 

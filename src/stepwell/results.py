@@ -1,0 +1,52 @@
+"""What a run's results.json holds, whatever version wrote it.
+
+{"kind", "rows": "depth" | "choice" | None, "test": {"ROW/measure": number}, "examples",
+"costs": {ROW: {...}}, "seconds", "cpu_seconds", SYSTEM: {...what only this system measured...}}
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stepwell.files import read_json
+
+#: Measures of a graph that older versions wrote at the top.
+_OF_GRAPHS = ("entities", "relations", "triples", "loss", "test_seconds")
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """Read the results of a finished run, with the names of today.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+        ValueError: the file is damaged.
+    """
+    return upgrade(read_json(run / "results.json", "start its `stepwell train` command again"))
+
+
+def upgrade(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Give results of any version the names of today."""
+    if "kind" in results:
+        return dict(results)
+    own = dict(results)
+    if "drnet" in own:
+        for name in ("test", "costs", "churn"):
+            if isinstance(own.get(name), Mapping):
+                own[name] = {_renamed(key): value for key, value in own[name].items()}
+        speed = own["drnet"].get("speed", [])
+        rows = [{_renamed(key): value for key, value in row.items()} for row in speed]
+        own["drnet"] = own["drnet"] | {"speed": rows}
+        return {"kind": "resolution", "rows": "choice"} | own
+    if "triples" in own:
+        of_graph = {name: own.pop(name) for name in _OF_GRAPHS if name in own}
+        return {"kind": "graph", "rows": None, "costs": {}} | own | {"dkge": of_graph}
+    for name, system in (("full_net", "ekd"), ("cache", "distill")):
+        if name in own:
+            own[system] = {name: own.pop(name)}
+    return {"kind": "classifier", "rows": "depth"} | own
+
+
+def _renamed(key: str) -> str:
+    """The row "dynamic" is called "chosen" today."""
+    row, slash, measure = key.partition("/")
+    return f"{'chosen' if row == 'dynamic' else row}{slash}{measure}"
