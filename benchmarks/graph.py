@@ -24,9 +24,9 @@ from stepwell.kg.objective import DKGE
 from stepwell.kg.online import Online
 from stepwell.kg.ranking import distances_to_all, rank_triples
 from stepwell.kg.snapshot import Snapshot
-from stepwell.kg.state import Shape, State, learned_tables
+from stepwell.kg.state import Settings, State
 from stepwell.kg.translation import by_kind, margin_loss
-from stepwell.kg.triple_index import Ints, TripleIndex
+from stepwell.kg.triple_index import Rows, TripleIndex
 
 YAGO = {"triples": 123_974, "entities": 26_897, "relations": 37}
 DIM, BATCH, IN_A_ROW = 64, 500, 5
@@ -35,7 +35,7 @@ CHANGE = {"added": 500, "removed": 100}
 UPDATE = Online(epochs=5)
 
 
-def drawn_graph(triples: int, entities: int, relations: int, seed: int = 0) -> Ints:
+def drawn_graph(triples: int, entities: int, relations: int, seed: int = 0) -> Rows:
     """Distinct triples, most with one of a few tails, as in real graphs.
 
     At YAGO-3SP's size an entity has 5.8 neighbours, of at most 30 (YAGO: 5.7, but half have 3 or fewer,
@@ -185,7 +185,7 @@ def update() -> dict[str, Any]:
         start = time.perf_counter()
         change, learned = state.learn(*named, UPDATE)
         middle = time.perf_counter()
-        state.apply(change, learned_tables(learned), 1)
+        state.apply(change, learned.tables(), 1)
         found[f"{triples:,} triples"] = {
             "seconds": time.perf_counter() - start,
             "of which applying": time.perf_counter() - middle,
@@ -196,13 +196,13 @@ def update() -> dict[str, Any]:
     return {"change": CHANGE, "epochs": UPDATE.epochs, **found}
 
 
-def _untrained(rows: Ints, entities: int) -> State:
+def _untrained(rows: Rows, entities: int) -> State:
     names = Names("entity", (f"e{i}" for i in range(entities)))
     relations = Names("relation", (f"r{i}" for i in range(37)))
-    shape = Shape(DIM, "full", 15, 4.0, 1, 0)
+    settings = Settings(DIM, "full", 15, 4.0, 1, 0)
     torch.manual_seed(0)
     facts = Snapshot.of(rows, size=15, seed=0)
-    return State.learnt(shape, shape.net(entities, 37), facts, names, relations)
+    return State.learnt(settings, settings.net(entities, 37), facts, names, relations)
 
 
 def measure() -> dict[str, Any]:
