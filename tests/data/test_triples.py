@@ -63,7 +63,7 @@ def test_facts_that_no_file_can_hold_are_refused():
         (" a", "strip the blanks at its ends"),
         ("a\u00a0", "strip the blanks"),
         ("\ud800", "a lone surrogate"),
-        ("x" * 5000, r"it has 5,000 characters, of at most 4,096"),
+        ("x" * 5000, r"it has 5,000 characters, more than 4,096"),
     ]:
         with pytest.raises(ValueError, match=rf"^add: '.{{1,40}}' is not a valid name: .*{wrong}"):
             check_fact(("a", "r", name), "add")

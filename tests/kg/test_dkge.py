@@ -10,10 +10,9 @@ from stepwell.kg.initial_vectors import initial_vectors
 from stepwell.kg.objective import DKGE, joint_vectors
 from stepwell.kg.online import Online, learn_change
 from stepwell.kg.online_objective import OnlineDKGE
-from stepwell.kg.snapshot import Snapshot
+from stepwell.kg.snapshot import Snapshot, UpdateTriples
 from stepwell.kg.translation import Corruption, margin_loss
 from stepwell.kg.triple_index import TripleIndex
-from stepwell.kg.update_triples import UpdateTriples
 
 NONE = np.zeros(0, np.int64)
 

@@ -14,7 +14,16 @@ from jaxtyping import Float, Int64, UInt64
 from torch import Tensor
 
 from stepwell.kg.relation_paths import LAST_STEP, RelationPaths
-from stepwell.kg.triple_index import RELATION_BITS, Ints, Neighbours, Ragged, mixed, sampled, spans
+from stepwell.kg.triple_index import (
+    RELATION_BITS,
+    Ints,
+    Neighbours,
+    Ragged,
+    blocks,
+    mixed,
+    sampled,
+    spans,
+)
 
 #: Pairs of members that are compared at once.
 BLOCK = 1 << 22
@@ -93,16 +102,12 @@ def _joined_members(neighbours: Neighbours, members: Ragged, count: int) -> tupl
     """Ordered pairs of members (as positions) of one centre that share a triple."""
     start = np.searchsorted(members.owner, np.arange(count + 1))
     low, high = start[members.owner], start[members.owner + 1]
-    pairs = [np.zeros((2, 0), np.int64)]
-    total = np.cumsum(high - low)
-    begin = 0
-    while begin < len(members.owner):
-        done = total[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(total, done + BLOCK)))
-        first, second = spans(low[begin:end], high[begin:end])
-        pair = np.stack([first + begin, second])[:, first + begin < second]
+    pairs = []
+    for block in blocks(high - low, BLOCK):
+        owner, second = spans(low[block], high[block])
+        first = block[owner]
+        pair = np.stack([first, second])[:, first < second]
         pairs.append(pair[:, neighbours.joined(*members.value[pair])])
-        begin = end
     a, b = np.concatenate(pairs, axis=1)
     return np.concatenate([a, b]), np.concatenate([b, a])
 

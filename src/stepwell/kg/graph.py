@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 from filelock import FileLock
 from safetensors import SafetensorError
@@ -81,12 +80,7 @@ class KnowledgeGraph(GraphQueries):
     def __enter__(self) -> "KnowledgeGraph":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # -- content
@@ -189,7 +183,7 @@ class KnowledgeGraph(GraphQueries):
                 f"{self.path}: the update diverged; nothing was changed: lower --lr (in Python: "
                 "Online(lr=...)) and update again"
             )
-        builder = ReportBuilder(self._state, change, result, added, removed)
+        builder = ReportBuilder(self._state, change, result, removed)
         # names without a learned number are new
         new = {k: self._state.names[k].names[len(self._state.count[k]) :] for k in KINDS}
         about = {"names": json.dumps(new), "before": json.dumps(self._size())}
@@ -206,8 +200,11 @@ class KnowledgeGraph(GraphQueries):
         report = builder.report(time.monotonic() - started, {})
         record_update(self.path, report.as_dict(), builder.picture)
         if test_facts:  # ranking takes long; if it is interrupted, the update is recorded already
-            report = replace(report, measures=self._measures_of(test_facts))
-            record_measures(self.path, report.measures)
+            try:
+                report = replace(report, measures=self.evaluate(test_facts))
+                record_measures(self.path, report.measures)
+            except ValueError as error:  # vectors that were damaged before
+                warnings.warn(f"the update is done, but nothing was ranked ({error})", stacklevel=3)
         return report
 
     @synchronized
@@ -217,16 +214,6 @@ class KnowledgeGraph(GraphQueries):
         write_state(self._state, self._file)
         # After a kill here, the numbers of the journal's records tell that the file holds them.
         self._journal.drop(self._state.applied)
-
-    def snapshot(self) -> None:
-        """Call `compact`; this is its old name."""
-        warnings.warn(
-            "KnowledgeGraph.snapshot is now KnowledgeGraph.compact; the old name goes away in the next "
-            "version",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        self.compact()
 
     # -- inside
 
@@ -303,16 +290,6 @@ class KnowledgeGraph(GraphQueries):
         ):  # the record may be on the disk: only opening the graph again can tell
             self.close()
             raise
-
-    def _measures_of(self, facts: Sequence[Fact]) -> dict[str, float]:
-        try:
-            return self.evaluate(facts)
-        except ValueError as error:  # vectors that were damaged before
-            warnings.warn(f"the update is done, but nothing was ranked ({error})", stacklevel=3)
-            return {}
-
-    def _will_be_added(self, kind: Kind, name: str) -> bool:
-        return self._pending.adds_name(kind, name)
 
     def _compact_if_long(self) -> None:
         """Write the whole graph if the journal takes long to replay. The update is safe already."""

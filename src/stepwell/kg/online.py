@@ -22,10 +22,15 @@ import torch
 from stepwell.kg.embedding import KINDS, GraphEmbedding, Kind, Table
 from stepwell.kg.initial_vectors import initial_vectors
 from stepwell.kg.online_objective import OnlineDKGE
-from stepwell.kg.snapshot import Rule, Snapshot, affected_entities, affected_relations
+from stepwell.kg.snapshot import (
+    Rule,
+    Snapshot,
+    UpdateTriples,
+    affected_entities,
+    affected_relations,
+)
 from stepwell.kg.translation import Corruption
 from stepwell.kg.triple_index import Ints, Rows
-from stepwell.kg.update_triples import UpdateTriples
 from stepwell.ranges import NOT_NEGATIVE, ONE_OR_MORE, POSITIVE, check_number
 
 #: Of `Online`: no epochs train nothing, and a batch may hold one triple.

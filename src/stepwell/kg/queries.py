@@ -15,6 +15,7 @@ from torch import Tensor
 from stepwell.data.triples import Fact, check_fact
 from stepwell.evaluation.link_prediction import link_measures, retained_auc
 from stepwell.kg.embedding import COLUMNS, Kind
+from stepwell.kg.pending import Pending
 from stepwell.kg.ranking import SIDES, Side, distances, distances_to_all, rank_triples
 from stepwell.kg.state import State
 
@@ -45,6 +46,7 @@ class GraphQueries:
 
     path: Path
     _state: State
+    _pending: Pending
     #: Held by each call, so that a thread never sees a graph in the middle of a change.
     _one_at_a_time: AbstractContextManager[object]
 
@@ -184,7 +186,7 @@ class GraphQueries:
         if not isinstance(name, str):
             raise ValueError(f"{kind}: give a name, not {name!r}")
         if not self._state.holds(kind, name):
-            if self._will_be_added(kind, name):
+            if self._pending.adds_name(kind, name):
                 raise ValueError(
                     f"{kind} {name!r} waits for an update of the graph: update it first"
                 )
@@ -208,10 +210,6 @@ class GraphQueries:
         names = self._state.names["entity"]
         pairs = zip(which.tolist(), value.tolist(), strict=True)
         return [(names[i], d, i) for i, d in pairs if d != float("inf")]
-
-    def _will_be_added(self, kind: Kind, name: str) -> bool:
-        """Check whether the next update will add a name."""
-        return False
 
 
 def _check_count(k: object) -> None:

@@ -14,6 +14,7 @@ from stepwell.kg.triple_index import (
     Ragged,
     Rows,
     TripleIndex,
+    blocks,
     holds,
     with_prefix,
 )
@@ -40,8 +41,10 @@ class RelationPaths:
     def of(index: TripleIndex) -> "RelationPaths":
         """Count the paths beside all triples."""
         keys = counts = np.zeros(0, np.int64)
-        for rows in _blocks(index, index.rows):
-            keys, counts = _summed(keys, counts, _walks_beside(index, rows), 1)
+        rows = index.rows
+        work = np.minimum(index.out_degree(rows[:, HEAD]), index.in_degree(rows[:, TAIL])) + 1
+        for block in blocks(work, BLOCK):
+            keys, counts = _summed(keys, counts, _walks_beside(index, rows[block]), 1)
         return RelationPaths(keys, counts)
 
     def changed(
@@ -107,19 +110,17 @@ def _walks_beside(index: TripleIndex, rows: Rows) -> _Walks:
 def _walks_with(index: TripleIndex, rows: Rows) -> _Walks:
     """All paths beside triples of `index` that any of `rows` takes part in, each once."""
     head, relation, tail = rows.T
+    beside = _walks_beside(index, rows)
     # as the only step: it leads where another relation of the same pair does
-    owner, beside = index.between(head, tail)
-    other = beside != relation[owner]
-    owner, beside = owner[other], beside[other]
-    none = np.full(len(owner), -1)
-    short = _Walks(head[owner], beside, tail[owner], relation[owner], none, none)
+    short = _Walks(*(column[beside.second < 0] for column in beside))
+    short = short._replace(relation=short.first, first=short.relation)
     # as the first step, head -> tail -> end, beside (head, r, end)
     owner, second, end, r = _meeting(index, tail, head, from_a=True, from_b=True)
     first_step = _Walks(head[owner], r, end, relation[owner], second, tail[owner])
     # as the second step, start -> head -> tail, beside (start, r, tail)
     owner, first, start, r = _meeting(index, head, tail, from_a=False, from_b=False)
     second_step = _Walks(start, r, tail[owner], first, relation[owner], head[owner])
-    walks = _together(_walks_beside(index, rows), short, first_step, second_step)
+    walks = _together(beside, short, first_step, second_step)
     return _Walks(*np.unique(np.stack(walks, axis=1), axis=0).T)
 
 
@@ -155,13 +156,6 @@ def _meeting(
 
 def _together(*walks: _Walks) -> _Walks:
     return _Walks(*(np.concatenate(column) for column in zip(*walks, strict=True)))
-
-
-def _blocks(index: TripleIndex, rows: Rows) -> list[Rows]:
-    """Split triples into parts whose paths are searched at once."""
-    work = np.minimum(index.out_degree(rows[:, HEAD]), index.in_degree(rows[:, TAIL])) + 1
-    part = np.cumsum(work) // BLOCK
-    return np.split(rows, np.flatnonzero(np.diff(part)) + 1) if len(rows) else []
 
 
 def _summed(keys: Ints, counts: Ints, walks: _Walks, sign: int) -> tuple[Ints, Ints]:

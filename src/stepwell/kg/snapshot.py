@@ -1,5 +1,6 @@
-"""A knowledge graph at one moment, and the elements that a change affects."""
+"""A knowledge graph at one moment, and the elements and triples that an update trains."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,8 +9,22 @@ import numpy as np
 from stepwell.kg.contexts import Contexts, entity_contexts, relation_contexts
 from stepwell.kg.embedding import Kind
 from stepwell.kg.relation_paths import RelationPaths
-from stepwell.kg.triple_index import HEAD, TAIL, Flags, Ints, Neighbours, Rows, TripleIndex
+from stepwell.kg.triple_index import (
+    HEAD,
+    RELATION,
+    TAIL,
+    Flags,
+    Ints,
+    Neighbours,
+    Ragged,
+    Rows,
+    TripleIndex,
+    distinct,
+    sampled,
+)
 
+#: Triples of affected relations are searched in a sample of the graph of this size.
+SAMPLED_TRIPLES = 8192
 #: The elements that a change affects. `context`: elements with a changed context (the definition in the
 #: paper's text). `neighbour`: entities with a new or vanished neighbour (the authors' code). `touched`:
 #: as `context`, and both ends of each added or removed triple.
@@ -101,3 +116,59 @@ def affected_relations(before: Snapshot, after: Snapshot, relations: Ints, rule:
 
 def _changed_contexts(before: Snapshot, after: Snapshot, kind: Kind, which: Ints) -> Flags:
     return np.asarray(before.contexts(kind, which).digest != after.contexts(kind, which).digest)
+
+
+@dataclass(frozen=True)
+class UpdateTriples:
+    """The triples of the elements that an update trains; a sample of them for hubs.
+
+    always: triples of elements with few triples, and added triples.
+    sides: the triples with a hub as head, and with a hub as tail; each with the hub it belongs to.
+    hubs: entities with more than `at_most` triples on one side.
+    """
+
+    always: Rows
+    sides: tuple[tuple[Ragged, Rows], ...]
+    hubs: Ints
+    at_most: int
+    seed: int
+
+    @staticmethod
+    def of(
+        after: Snapshot, added: Rows, which: Mapping[Kind, Ints], at_most: int, seed: int
+    ) -> "UpdateTriples":
+        """The triples with any element of `which`.
+
+        Args:
+            added: triples that are always trained on if they have an element of `which`. Triples of a
+                relation are searched in them and in a sample of the graph: the index has no order by
+                relation.
+            at_most: triples of one entity as head, and as tail.
+        """
+        index, entities = after.index, which["entity"]
+        many = np.maximum(index.out_degree(entities), index.in_degree(entities)) > at_most
+        with_entity = np.isin(added[:, [HEAD, TAIL]], entities).any(1)
+        always = [added[with_entity], *(rows for _, rows in _sides(after, entities[~many]))]
+        if len(which["relation"]):
+            some = np.concatenate([added, index.sample(SAMPLED_TRIPLES, seed)])
+            always.append(some[np.isin(some[:, RELATION], which["relation"])])
+        hubs = entities[many]
+        return UpdateTriples(np.concatenate(always), _sides(after, hubs), hubs, at_most, seed)
+
+    def draw(self, epoch: int) -> Rows:
+        """The triples of an epoch."""
+        drawn = [
+            rows[sampled(lists, self.at_most, self.seed + epoch, self.hubs)]
+            for lists, rows in self.sides
+        ]
+        return distinct(np.concatenate([self.always, *drawn]))
+
+
+def _sides(after: Snapshot, entities: Ints) -> tuple[tuple[Ragged, Rows], ...]:
+    """The triples with each entity as head, and with each as tail."""
+    begin, relation, tail = after.index.out(entities)
+    end, other, head = after.index.into(entities)
+    return (
+        (Ragged(begin, tail), np.stack([entities[begin], relation, tail], axis=1)),
+        (Ragged(end, head), np.stack([head, other, entities[end]], axis=1)),
+    )

@@ -68,16 +68,12 @@ def _head_probability(rows: Rows) -> Float64[np.ndarray, " relations"]:
     """The probability of replacing the head, by relation; half for relations without triples."""
     relation = rows[:, RELATION]
     count = int(relation.max()) + 1 if len(rows) else 0
-    triples = np.bincount(relation, minlength=count)
-    share = np.full(count, 0.5)
     heads, tails = (
         np.bincount(np.unique(rows[:, [RELATION, side]], axis=0)[:, 0], minlength=count)
         for side in (HEAD, TAIL)
     )
-    some = triples > 0
-    tph, hpt = triples[some] / heads[some], triples[some] / tails[some]
-    share[some] = tph / (tph + hpt)
-    return share
+    # tph / (tph + hpt), where tph is triples / heads, and hpt is triples / tails
+    return np.where(heads > 0, tails / np.maximum(heads + tails, 1), 0.5)
 
 
 def margin_loss(

@@ -48,6 +48,11 @@ def spans(low: Ints, high: Ints) -> Ragged:
     return Ragged(owner, np.arange(len(owner)) - (start - low)[owner])
 
 
+def blocks(work: Ints, size: int) -> list[Ints]:
+    """Split the positions of `work` into consecutive blocks, each with a sum of about `size`."""
+    return np.split(np.arange(len(work)), np.flatnonzero(np.diff(np.cumsum(work) // size)) + 1)
+
+
 def merged(keys: Ints, added: Ints, removed: Ints) -> Ints:
     """Add and remove keys; all three are sorted and distinct, and `removed` is a part of `keys`."""
     rest = np.delete(keys, np.searchsorted(keys, removed))

@@ -44,11 +44,7 @@ def record_update(
 
 def record_measures(run: Path, measures: Mapping[str, float]) -> None:
     """Add measures of test triples to the last update."""
-
-    def add(history: dict[str, Any]) -> None:
-        history["updates"][-1]["measures"] = dict(measures)
-
-    _rewrite(run / "updates.json", add)
+    _rewrite(run / "updates.json", lambda h: h["updates"][-1].update(measures=dict(measures)))
 
 
 def _rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -60,7 +60,7 @@ class ReportBuilder:
     Args:
         state: the graph; the update is not applied yet.
         change, result: the update.
-        added, removed: its triples.
+        removed: its removed triples.
     """
 
     def __init__(
@@ -68,11 +68,9 @@ class ReportBuilder:
         state: State,
         change: Change,
         result: UpdateResult,
-        added: Sequence[Fact],
         removed: Sequence[Fact],
     ) -> None:
-        self._state, self._change, self._result = state, change, result
-        self._added, self._removed = added, removed
+        self._state, self._change, self._result, self._removed = state, change, result, removed
         self._rows = state.rows_of(removed)
         self._far = distances(state.joint, self._rows)
         self._moved = _moved(state, result)
@@ -87,7 +85,7 @@ class ReportBuilder:
         far = distances(self._state.joint, self._rows)
         each = zip(self._removed[:LISTED], self._far.tolist(), far.tolist(), strict=False)
         return Report(
-            added=len(self._added),
+            added=len(change.rows) - len(self._removed),
             removed=len(self._removed),
             new={kind: [names[kind][i] for i in change.new[kind]] for kind in KINDS},
             gone={kind: [names[kind][i] for i in change.gone[kind]] for kind in KINDS},
