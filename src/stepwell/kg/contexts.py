@@ -6,13 +6,14 @@ relations that lead from the head to the tail of one of its triples. A large con
 that matrix is stored by rows (Wu et al. 2022, section 4; samples and ragged rows are ours).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt64
 from torch import Tensor
 
+from stepwell.kg.ragged import starts
 from stepwell.kg.relation_paths import LAST_STEP, RelationPaths
 from stepwell.kg.triple_index import (
     RELATION_BITS,
@@ -58,36 +59,16 @@ class Contexts:
     def select(self, centres: Int64[Tensor, " some"]) -> "Contexts":
         """The subgraphs at these positions, in their order."""
         first, last = self.rows[centres], self.rows[centres + 1]
-        rows, owner, row = _laid_end_to_end(first, last)
-        before = self.bag[first]
-        entries, _, entry = _laid_end_to_end(before, self.bag[last])
+        owner, row = map(torch.from_numpy, spans(first.numpy(), last.numpy()))
+        begin, end = self.bag[first], self.bag[last]
+        entry = torch.from_numpy(spans(begin.numpy(), end.numpy()).value)
+        bag = starts(end - begin)
         # the entries of a centre lie together and are moved as a whole
-        moved = (entries[:-1] - before)[owner]
+        bag = torch.cat([self.bag[row] + (bag[:-1] - begin)[owner], bag[-1:]])
+        element, weight = self.element[entry], self.weight[entry]
         return Contexts(
-            rows,
-            owner,
-            torch.cat([self.bag[row] + moved, entries[-1:]]),
-            self.element[entry],
-            self.weight[entry],
-            self.digest[centres.numpy()],
+            starts(last - first), owner, bag, element, weight, self.digest[centres.numpy()]
         )
-
-    def pointing(self, element: Int64[Tensor, " entries"]) -> "Contexts":
-        """The same subgraphs, with other elements for the entries: rows of another table."""
-        return replace(self, element=element)
-
-
-def _laid_end_to_end(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay ranges from `first` to before `last` end to end.
-
-    Returns:
-        Where they begin now, (ranges + 1,); for each place, its range and its old position.
-    """
-    length = last - first
-    begin = torch.zeros(len(length) + 1, dtype=torch.long)
-    torch.cumsum(length, 0, out=begin[1:])
-    owner = torch.repeat_interleave(torch.arange(len(length)), length)
-    return begin, owner, (first - begin[:-1])[owner] + torch.arange(len(owner))
 
 
 def entity_contexts(neighbours: Neighbours, centres: Ints, size: int) -> Contexts:

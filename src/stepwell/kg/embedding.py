@@ -124,11 +124,7 @@ class GraphEmbedding(nn.Module):
 
     @torch.no_grad()
     def start_from(self, knowledge: Mapping[Kind, Table]) -> None:
-        """Start from the vectors of a TransE model, with little weight on contexts.
-
-        Args:
-            knowledge: its vectors by kind.
-        """
+        """Start from the vectors of a TransE model, with little weight on contexts."""
         for kind in KINDS:
             self.knowledge[kind].copy_(knowledge[kind])
             if self.has_context:

@@ -41,6 +41,11 @@ class KnowledgeGraph(GraphQueries):
     An update is done or not done: after a kill at any moment, nothing acknowledged is lost. Threads may
     share a graph: one call runs at a time.
 
+    >>> with stepwell.kg.open("runs/graph") as kg:  # doctest: +SKIP
+    ...     kg.add([("Paris", "capital_of", "France")])
+    ...     kg.update()
+    ...     kg.rank("Paris", "capital_of", k=3)
+
     Args:
         path: a run of `stepwell train dkge`.
         write: hold the lock of the run and allow changes; without it, only queries.
@@ -50,8 +55,8 @@ class KnowledgeGraph(GraphQueries):
         OSError: another process writes to it, or replaces its file all the time.
     """
 
-    def __init__(self, path: Path, *, write: bool = True) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, *, write: bool = True) -> None:
+        self.path = path = Path(path)
         self._file = path / "net.safetensors"
         if not self._file.exists() or not (path / "results.json").exists():
             raise ValueError(f"{path} is no finished run of `stepwell train dkge`")
@@ -311,17 +316,3 @@ class KnowledgeGraph(GraphQueries):
             raise ValueError(
                 f"{self.path} was opened before this process was forked: open it again to change it"
             )
-
-
-def open_graph(path: str | Path, *, write: bool = True) -> KnowledgeGraph:
-    """Open the graph of a run of `stepwell train dkge`; without `write`, only for queries.
-
-    >>> with stepwell.kg.open("runs/graph") as kg:  # doctest: +SKIP
-    ...     kg.add([("Paris", "capital_of", "France")])
-    ...     kg.update()
-    ...     kg.rank("Paris", "capital_of", k=3)
-
-    Raises:
-        ValueError, OSError: as for `KnowledgeGraph`.
-    """
-    return KnowledgeGraph(Path(path), write=write)

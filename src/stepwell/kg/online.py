@@ -20,8 +20,7 @@ import numpy as np
 import torch
 
 from stepwell.kg.embedding import KINDS, GraphEmbedding, Kind, Table
-from stepwell.kg.initial_vectors import initial_vectors
-from stepwell.kg.online_objective import OnlineDKGE
+from stepwell.kg.online_objective import OnlineDKGE, initial_vectors
 from stepwell.kg.snapshot import (
     Rule,
     Snapshot,
@@ -159,14 +158,12 @@ def learn_change(
         )  # fmt: skip
         if len(rows):
             _train(objective, triples, rows, how, started)
-    with torch.no_grad():
-        final = {kind: objective.trained_joint(kind).detach() for kind in KINDS}
     return UpdateResult(
         affected,
         new,
         {k: (trained[k], objective.knowledge[k].detach()) for k in KINDS},
         {k: (new[k], objective.contextual[k].detach()) for k in KINDS if k in objective.contextual},
-        {k: (trained[k], final[k]) for k in KINDS},
+        {k: (trained[k], objective.trained_joint(k).detach()) for k in KINDS},
         len(rows),
         time.monotonic() - started,
     )

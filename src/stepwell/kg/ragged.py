@@ -15,6 +15,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
 
+def starts(lengths: Int64[Tensor, " lists"]) -> Int64[Tensor, " starts"]:
+    """Where each list begins if they lie end to end, and where the last one ends."""
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+
+
 def weighted_sums(
     table: Float[Tensor, "rows dim"],
     element: Int64[Tensor, " entries"],
@@ -64,8 +69,7 @@ class _WeightedSums(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         element, start, weight = ctx.saved_tensors
-        begin = torch.zeros(ctx.count + 1, dtype=torch.long)
-        torch.cumsum(torch.bincount(element, minlength=ctx.count), 0, out=begin[1:])
+        begin = starts(torch.bincount(element, minlength=ctx.count))
         order = _order(element, ctx.count)
         owner = torch.repeat_interleave(torch.arange(len(grad)), start.diff())
         return _bags(grad, owner[order], begin, weight[order]), None, None, None

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from stepwell.data.triples import Fact
-from stepwell.kg.embedding import KINDS
+from stepwell.kg.embedding import KINDS, Kind
 from stepwell.kg.online import UpdateResult
 from stepwell.kg.ranking import distances
 from stepwell.kg.state import Change, State
@@ -32,9 +32,9 @@ class Report:
 
     added: int
     removed: int
-    new: dict[str, list[str]]
-    gone: dict[str, list[str]]
-    affected: dict[str, int]
+    new: dict[Kind, list[str]]
+    gone: dict[Kind, list[str]]
+    affected: dict[Kind, int]
     trained: int
     moved: list[tuple[str, float]]
     unlearnt: tuple[float, float] | None
@@ -49,9 +49,8 @@ class Report:
     @staticmethod
     def of_nothing() -> "Report":
         """The report of an update without changes."""
-        nothing: dict[str, list[str]] = {kind: [] for kind in KINDS}
-        none: dict[str, int] = {kind: 0 for kind in KINDS}  # noqa: C420  # keys of another type
-        return Report(0, 0, nothing, nothing, none, 0, [], None, [], 0.0, {})
+        nothing: dict[Kind, list[str]] = {kind: [] for kind in KINDS}
+        return Report(0, 0, nothing, nothing, dict.fromkeys(KINDS, 0), 0, [], None, [], 0.0, {})
 
 
 class ReportBuilder:

@@ -16,9 +16,9 @@ from stepwell.claims.dkge.snapshots import Examined, Snapshot, mean_measures, re
 from stepwell.data.triples import Fact, Names, numbered, write_triples
 from stepwell.kg.embedding import KINDS
 from stepwell.kg.graph_file import read_state
-from stepwell.kg.initial_vectors import initial_vectors
 from stepwell.kg.objective import DKGE, joint_vectors
 from stepwell.kg.online import Online
+from stepwell.kg.online_objective import initial_vectors
 from stepwell.kg.ranking import Far, Side, distances_to_all
 from stepwell.kg.snapshot import Rule
 from stepwell.kg.state import Change, Encoder, State
