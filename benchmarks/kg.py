@@ -2,8 +2,8 @@
 
 The usual way follows the method's first published code. Each element of a batch has its own context,
 padded to the largest size, as a dense matrix, and a loop over all candidates ranks a test triple. Both
-ways get the same contexts and vectors. Graphs are random, with hubs and with as many triples and entities
-as YAGO-3SP's first snapshot.
+ways get the same contexts and vectors. Graphs are random, with hubs, and have the size of the first
+snapshot of YAGO-3SP.
 """
 
 import statistics

@@ -270,8 +270,7 @@ class KnowledgeGraph(GraphQueries):
     @property
     def _next_number(self) -> int:
         """The number of the next record; the journal may be empty, or end before the file."""
-        numbers = (record.number for record in self._journal.records[-1:])
-        return 1 + max([self._state.applied, *numbers])
+        return 1 + max([self._state.applied, *(r.number for r in self._journal.records[-1:])])
 
     def _change(self, changes: Mapping[Fact, bool]) -> int:
         self._check_writable()

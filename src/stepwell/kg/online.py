@@ -18,6 +18,8 @@ from typing import get_args
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
+from torch import Tensor
 
 from stepwell.kg.embedding import KINDS, GraphEmbedding, Kind, Table
 from stepwell.kg.online_objective import OnlineDKGE, initial_vectors
@@ -77,6 +79,8 @@ class Online:
 
 #: Rows of tables by kind: the elements, and their vectors.
 TableRows = Mapping[Kind, tuple[Ints, Table]]
+#: Changed rows as named tensors: "knowledge.entity.which", "knowledge.entity.rows", ...
+Tables = Mapping[str, Shaped[Tensor, "..."]]
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ class UpdateResult:
     trained: int
     seconds: float
 
-    def tables(self) -> dict[str, torch.Tensor]:
-        """The changed rows as named tensors: "knowledge.entity.which", "knowledge.entity.rows", ..."""
+    def tables(self) -> dict[str, Shaped[Tensor, "..."]]:
+        """The changed rows as named tensors."""
         tables = {}
         for what in ("knowledge", "joint", "contextual"):
             for kind, (which, rows) in getattr(self, what).items():

@@ -110,14 +110,15 @@ class GraphQueries:
     def facts(self, entity: str) -> list[Fact]:
         """All learned triples with an entity."""
         number = self._number("entity", entity)
-        at, names, index = np.array([number]), self._state.names, self._state.snapshot.index
-        _, out_relation, tail = index.out(at)
-        _, in_relation, head = index.into(at)
-        as_head = [(entity, names["relation"][r], names["entity"][t])
-                   for r, t in zip(out_relation, tail, strict=True)]  # fmt: skip
-        as_tail = [(names["entity"][h], names["relation"][r], entity)
-                   for r, h in zip(in_relation, head, strict=True) if h != number]  # fmt: skip
-        return as_head + as_tail
+        names, index = self._state.names, self._state.snapshot.index
+        as_head, as_tail = (
+            zip(*f(np.array([number])), strict=True) for f in (index.out, index.into)
+        )
+        triples = [(number, r, t) for _, r, t in as_head]
+        triples += [(h, r, number) for _, r, h in as_tail if h != number]
+        return [
+            (names["entity"][h], names["relation"][r], names["entity"][t]) for h, r, t in triples
+        ]
 
     @synchronized
     def score(self, facts: Iterable[Sequence[str]]) -> list[float]:

@@ -16,7 +16,7 @@ from torch.nn.functional import embedding_bag
 
 
 def starts(lengths: Int64[Tensor, " lists"]) -> Int64[Tensor, " starts"]:
-    """Where each list begins if they lie end to end, and where the last one ends."""
+    """The start of each list if they lie end to end, and the end of the last one."""
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
 
 

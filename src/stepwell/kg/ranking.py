@@ -23,10 +23,9 @@ def distances_to_all(
 ) -> Float[Tensor, "triples entities"]:
     """||h* + r* - t*|| of each triple, with each entity as the end asked for."""
     triples = torch.from_numpy(rows)
+    given, sign = (HEAD, 1) if side == "tail" else (TAIL, -1)
     relation = joint["relation"][triples[:, RELATION]]
-    if side == "tail":
-        return torch.cdist(joint["entity"][triples[:, HEAD]] + relation, joint["entity"])
-    return torch.cdist(joint["entity"][triples[:, TAIL]] - relation, joint["entity"])
+    return torch.cdist(joint["entity"][triples[:, given]] + sign * relation, joint["entity"])
 
 
 def distances(joint: Mapping[Kind, Table], rows: Rows) -> Float[Tensor, " triples"]:

@@ -1,4 +1,7 @@
-"""The paths of one or two relations that lead where a relation does, counted and kept up to date."""
+"""The paths of one or two relations that lead where a relation does, counted and kept up to date.
+
+A path is beside a triple if it leads from its head to its tail.
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,7 +31,7 @@ _PATH_BITS = 2 * RELATION_BITS
 
 @dataclass(frozen=True)
 class RelationPaths:
-    """How often a path of one or two relations leads where a relation does.
+    """The number of times that a path of one or two relations leads where a relation does.
 
     keys: sorted; relation, first step, second step + 1 (0: none), 13 bits each.
     counts: pairs of a triple and a path of triples from its head to its tail.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stepwell.data.triples import Fact, Names, numbered
 from stepwell.kg.embedding import COLUMNS, KINDS, GraphEmbedding, Kind, Table
 from stepwell.kg.objective import joint_vectors
-from stepwell.kg.online import Online, UpdateResult, learn_change
+from stepwell.kg.online import Online, Tables, UpdateResult, learn_change
 from stepwell.kg.snapshot import Snapshot
 from stepwell.kg.triple_index import HEAD, RELATION, TAIL, Ints, Rows
 
@@ -60,7 +60,7 @@ class State:
 
     settings: Settings
     net: GraphEmbedding
-    joint: dict[Kind, Tensor]
+    joint: dict[Kind, Table]
     snapshot: Snapshot
     names: dict[Kind, Names]
     applied: int = 0
@@ -132,7 +132,7 @@ class State:
         for kind in KINDS:
             self.names[kind].truncate(len(self.count[kind]))
 
-    def apply(self, change: "Change", tables: Mapping[str, Tensor], applied: int) -> None:
+    def apply(self, change: "Change", tables: Tables, applied: int) -> None:
         """Apply an update; `tables` are `UpdateResult.tables` of it."""
         self.make_room()
         for kind in KINDS:
@@ -166,8 +166,8 @@ class State:
     def _drawn_contextual(self, change: "Change") -> dict[Kind, Tensor]:
         """Draw initial contextual vectors for new elements from the seed and the number of updates.
 
-        They get the size of existing ones, which is small after a start from TransE: beside them, a new
-        neighbour of the usual size would outweigh all others.
+        They get the size of existing ones, which is small after a start from TransE: a new neighbour of
+        the usual size would outweigh all others.
         """
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.updates)
         drawn: dict[Kind, Tensor] = {}
@@ -177,7 +177,7 @@ class State:
             drawn[kind] = scale * torch.randn(*size, generator=generator)
         return drawn
 
-    def diverged(self, tables: Mapping[str, Tensor]) -> bool:
+    def diverged(self, tables: Tables) -> bool:
         """Check whether vectors of an update (`UpdateResult.tables`) are not finite or far too long."""
         for kind in KINDS:
             for what, before in self.tables(kind).items():
