@@ -92,7 +92,9 @@ def test_entities_leave_with_their_last_triple_and_may_return(run):
         graph.add(mine[:1])
         for name in ("e7", "never learnt"):
             graph.add([(name, "r0", "e1")])
-            with pytest.raises(ValueError, match=f"'{name}' waits for an update .*update it first"):
+            with pytest.raises(
+                ValueError, match=f"'{name}' waits for an update: update the graph first"
+            ):
                 graph.neighbours(name)
         graph.remove([("e7", "r0", "e1"), ("never learnt", "r0", "e1")])
         assert graph.update(QUICK).new["entity"] == ["e7"]
@@ -329,3 +331,12 @@ def test_a_forked_process_cannot_write_what_another_opened(run, monkeypatch):
         with pytest.raises(ValueError, match="opened before this process was forked"):
             graph.add(NEW)
         assert graph.pending == (0, 0)
+
+
+def test_the_old_name_of_compact_warns(run):
+    with stepwell.kg.open(run) as graph:
+        graph.add(NEW)
+        graph.update(QUICK)
+        with pytest.warns(DeprecationWarning, match=r"compact\(\)"):
+            graph.snapshot()
+        assert (run / "journal").read_bytes() == b""

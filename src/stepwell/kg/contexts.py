@@ -65,10 +65,12 @@ class Contexts:
         bag = starts(end - begin)
         # the entries of a centre lie together and are moved as a whole
         bag = torch.cat([self.bag[row] + (bag[:-1] - begin)[owner], bag[-1:]])
-        element, weight = self.element[entry], self.weight[entry]
-        return Contexts(
-            starts(last - first), owner, bag, element, weight, self.digest[centres.numpy()]
+        element, weight, digest = (
+            self.element[entry],
+            self.weight[entry],
+            self.digest[centres.numpy()],
         )
+        return Contexts(starts(last - first), owner, bag, element, weight, digest)
 
 
 def entity_contexts(neighbours: Neighbours, centres: Ints, size: int) -> Contexts:

@@ -220,6 +220,11 @@ class KnowledgeGraph(GraphQueries):
         # After a kill here, the numbers of the journal's records tell that the file holds them.
         self._journal.drop(self._state.applied)
 
+    def snapshot(self) -> None:
+        """Call `compact`, which is the new name."""
+        warnings.warn("snapshot() is now compact(): use that", DeprecationWarning, stacklevel=2)
+        self.compact()
+
     # -- inside
 
     def _load(self) -> None:
@@ -234,9 +239,8 @@ class KnowledgeGraph(GraphQueries):
         records = [r for r in self._journal.records if r.number > self._state.applied]
         if records and records[0].number != self._state.applied + 1:
             raise ValueError(
-                f"the changes before number {records[0].number} are neither in {self._journal.path} "
-                f"nor in {self._file}: restore copies of both, or remove the journal to go back to the "
-                "file"
+                f"{self._journal.path} and {self._file} lack the changes before number "
+                f"{records[0].number}: restore copies of both, or remove the journal to lose its changes"
             )
         self._pending = Pending(self._state)
         try:
@@ -302,9 +306,7 @@ class KnowledgeGraph(GraphQueries):
             if self._journal.end > max(COMPACT_SHARE * size, COMPACT_BYTES):
                 self.compact()
         except OSError as error:
-            warnings.warn(
-                f"the graph was not written whole ({error}); nothing is lost", stacklevel=3
-            )
+            warnings.warn(f"the graph was not compacted ({error}); nothing is lost", stacklevel=3)
 
     def _check_writable(self) -> None:
         if not self._writes:

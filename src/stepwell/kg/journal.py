@@ -45,12 +45,10 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.records: list[Record] = []
         data = path.read_bytes() if path.exists() else b""
-        self.end = 0
-        for record, end in _whole_records(data):
-            self.records.append(record)
-            self.end = end
+        whole = [*_whole_records(data)]
+        self.records = [record for record, _ in whole]
+        self.end = whole[-1][1] if whole else 0
         _check_rest(data, self.end, path)
 
     def append(self, record: Record) -> None:

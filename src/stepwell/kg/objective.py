@@ -1,7 +1,5 @@
 """Dynamic knowledge-graph embedding, learned from scratch (Wu et al. 2022, section 4)."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from jaxtyping import Int64
@@ -12,6 +10,8 @@ from stepwell.kg.embedding import KINDS, GraphEmbedding, Kind, Table, Vectors
 from stepwell.kg.snapshot import Snapshot
 from stepwell.kg.translation import Corruption, Translation, Triples
 from stepwell.kg.triple_index import HEAD, TAIL
+
+AllContexts = dict[Kind, Contexts | None]
 
 
 class DKGE(Translation):
@@ -38,7 +38,7 @@ class DKGE(Translation):
         super().__init__(
             corrupt, margin=margin, negatives=negatives, removed=removed, unlearn=unlearn
         )
-        self.net = net
+        self.net, self.snapshot = net, snapshot
         self.contexts = all_contexts(net, snapshot)
 
     def joint(self, kind: Kind, which: Int64[Tensor, " elements"]) -> Vectors:
@@ -48,10 +48,10 @@ class DKGE(Translation):
 
     def all_joint(self) -> dict[Kind, Table]:
         """The current joint vectors of all elements, without gradients."""
-        return _all_joint(self.net, self.contexts)
+        return joint_vectors(self.net, self.snapshot, self.contexts)
 
 
-def all_contexts(net: GraphEmbedding, snapshot: Snapshot) -> dict[Kind, Contexts | None]:
+def all_contexts(net: GraphEmbedding, snapshot: Snapshot) -> AllContexts:
     """The contexts of all elements; None for a net without context."""
     return {
         k: snapshot.contexts(k, np.arange(len(net.knowledge[k]))) if net.has_context else None
@@ -59,11 +59,10 @@ def all_contexts(net: GraphEmbedding, snapshot: Snapshot) -> dict[Kind, Contexts
     }
 
 
-def joint_vectors(net: GraphEmbedding, snapshot: Snapshot) -> dict[Kind, Table]:
-    """The joint vectors of all elements, without gradients."""
-    return _all_joint(net, all_contexts(net, snapshot))
-
-
 @torch.no_grad()
-def _all_joint(net: GraphEmbedding, contexts: Mapping[Kind, Contexts | None]) -> dict[Kind, Tensor]:
+def joint_vectors(
+    net: GraphEmbedding, snapshot: Snapshot, contexts: AllContexts | None = None
+) -> dict[Kind, Table]:
+    """The joint vectors of all elements, without gradients; `contexts` of `snapshot` may be given."""
+    contexts = contexts or all_contexts(net, snapshot)
     return {kind: net.all_joint(kind, contexts[kind]) for kind in KINDS}

@@ -109,11 +109,9 @@ class OnlineDKGE(Translation):
         knowledge = knowledge if which is None else knowledge[which]
         if self.encoders is None:
             return knowledge
-        contexts = self._contexts[kind]
+        contexts = self._contexts[kind] if which is None else self._contexts[kind].select(which)
         table = torch.cat([self._fixed[kind], self.contextual[kind]])
-        joint: Tensor = self.encoders[kind](
-            knowledge, table, contexts if which is None else contexts.select(which)
-        )
+        joint: Tensor = self.encoders[kind](knowledge, table, contexts)
         return joint
 
     def joint(self, kind: Kind, which: Int64[Tensor, " elements"]) -> Vectors:

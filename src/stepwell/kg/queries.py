@@ -111,11 +111,9 @@ class GraphQueries:
         """All learned triples with an entity."""
         number = self._number("entity", entity)
         names, index = self._state.names, self._state.snapshot.index
-        as_head, as_tail = (
-            zip(*f(np.array([number])), strict=True) for f in (index.out, index.into)
-        )
-        triples = [(number, r, t) for _, r, t in as_head]
-        triples += [(h, r, number) for _, r, h in as_tail if h != number]
+        at = np.array([number])
+        triples = [(number, r, t) for _, r, t in zip(*index.out(at), strict=True)]
+        triples += [(h, r, number) for _, r, h in zip(*index.into(at), strict=True) if h != number]
         return [
             (names["entity"][h], names["relation"][r], names["entity"][t]) for h, r, t in triples
         ]
@@ -188,9 +186,7 @@ class GraphQueries:
             raise ValueError(f"{kind}: give a name, not {name!r}")
         if not self._state.holds(kind, name):
             if self._pending.adds_name(kind, name):
-                raise ValueError(
-                    f"{kind} {name!r} waits for an update of the graph: update it first"
-                )
+                raise ValueError(f"{kind} {name!r} waits for an update: update the graph first")
             if name in self._state.names[kind]:
                 raise ValueError(f"{kind} {name!r} is no longer in any triple of the graph")
         return self._state.names[kind].number(name)

@@ -74,15 +74,11 @@ class State:
 
     @staticmethod
     def learnt(
-        settings: Settings,
-        net: GraphEmbedding,
-        snapshot: Snapshot,
-        entities: Names,
-        relations: Names,
+        settings: Settings, net: GraphEmbedding, snapshot: Snapshot, *names: Names
     ) -> "State":
-        """The state after training from scratch."""
-        names: dict[Kind, Names] = {"entity": entities, "relation": relations}
-        return State(settings, net, joint_vectors(net, snapshot), snapshot, names)
+        """The state after training from scratch; `names` of entities and of relations."""
+        by_kind = dict(zip(KINDS, names, strict=True))
+        return State(settings, net, joint_vectors(net, snapshot), snapshot, by_kind)
 
     def vectors(self) -> dict[Kind, Table]:
         """Joint vectors of all learned elements, by kind."""

@@ -17,10 +17,8 @@ Triples = Int64[Tensor, "_ 3"]
 REDRAWS = 3
 
 
-def by_kind(
-    triples: Int64[Tensor, "batch 3"],
-) -> tuple[tuple[Kind, Int64[Tensor, "batch 2"]], tuple[Kind, Int64[Tensor, " batch"]]]:
-    """The entities and the relations of triples."""
+def by_kind(triples: Triples) -> tuple[tuple[Kind, Int64[Tensor, "..."]], ...]:
+    """The entities (batch, 2) and the relations (batch,) of triples."""
     return ("entity", triples[:, [HEAD, TAIL]]), ("relation", triples[:, RELATION])
 
 
