@@ -240,7 +240,7 @@ class KnowledgeGraph(GraphQueries):
         if records and records[0].number != self._state.applied + 1:
             raise ValueError(
                 f"{self._journal.path} and {self._file} lack the changes before number "
-                f"{records[0].number}: restore copies of both, or remove the journal to lose its changes"
+                f"{records[0].number}: restore copies of both, or remove the journal with its changes"
             )
         self._pending = Pending(self._state)
         try:
