@@ -25,7 +25,7 @@ NAMES = (
     "netgraft",
     "drnet",
     "precision",
-    "graph",
+    "kg",
 )
 RESULTS = Path(__file__).parent / "results"
 

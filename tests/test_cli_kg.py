@@ -173,7 +173,7 @@ def test_an_update_that_was_cut_off_goes_on_by_the_same_command(
     assert "note: 3 triples to remove wait for the update already" in err
     assert "note: 1 earlier changes wait for the update, and are learnt, too" in err
     with monkeypatch.context() as patch:
-        patch.setattr("stepwell.kg.graph.remember", interrupted)
+        patch.setattr("stepwell.kg.graph.record_update", interrupted)
         code, _, err = stepwell("kg", "update", run, "--add", write(new, [("Bern", "r0", "e1")]))
     assert (code, "the update is done" in err) == (130, True)
     assert "wait" not in stepwell("kg", "query", run, "--near", "Bern")[2]

@@ -30,10 +30,10 @@ def test_triples_of_a_file(tmp_path):
     [
         (b"a\tb\tc\na b c\n", "g.tsv, line 2: 1 field, not 3"),
         (b"a\tb\tc\td\n", "line 1: 4 fields, not 3"),
-        (b"\n\na\t\tc\n", "line 3: '' is no name"),
-        (b"a\tb\tc\n\xff\tb\tc\n", "line 2: no UTF-8 text"),
+        (b"\n\na\t\tc\n", "line 3: '' is not a valid name"),
+        (b"a\tb\tc\n\xff\tb\tc\n", "line 2: not UTF-8 text"),
         (b"\n \n", "g.tsv has no triples"),
-        (b"\x1f\x8b\x08\x00", "g.tsv is packed .gzip.: unpack it"),
+        (b"\x1f\x8b\x08\x00", "g.tsv is compressed .gzip.: decompress it"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, content, message):
@@ -48,7 +48,7 @@ def test_a_folder_is_no_file_and_repeated_lines_are_noted(tmp_path):
         read_triples(tmp_path)
     file = tmp_path / "g.tsv"
     file.write_text("a\tb\tc\na\tb\tc\nx\tb\tc\n")
-    with pytest.warns(UserWarning, match="1 of 3 lines repeat others"):
+    with pytest.warns(UserWarning, match="1 of 3 lines repeat other lines"):
         assert len(read_triples(file)) == 2
 
 
@@ -59,13 +59,13 @@ def test_facts_that_no_file_can_hold_are_refused():
         with pytest.raises(ValueError, match="add: a triple is a head, a relation and a tail, not"):
             check_fact(fact, "add")
     for name, wrong in [
-        ("a\tb", "hold tabs or line breaks"),
+        ("a\tb", "have tabs or line breaks"),
         (" a", "strip the blanks at its ends"),
         ("a\u00a0", "strip the blanks"),
         ("\ud800", "a lone surrogate"),
-        ("x" * 5000, r"it has 5,000 characters, of at most 4,096"),
+        ("x" * 5000, r"it has 5,000 characters, more than 4,096"),
     ]:
-        with pytest.raises(ValueError, match=rf"^add: '.{{1,40}}' is no name: .*{wrong}"):
+        with pytest.raises(ValueError, match=rf"^add: '.{{1,40}}' is not a valid name: .*{wrong}"):
             check_fact(("a", "r", name), "add")
 
 
@@ -95,13 +95,13 @@ def test_names_are_numbered_and_the_nearest_are_suggested():
 
 
 def test_of_very_many_names_those_that_begin_or_end_alike_are_suggested(monkeypatch):
-    monkeypatch.setattr(triples, "COMPARED", 100)
+    monkeypatch.setattr(triples, "MAX_COMPARED", 100)
     places = [f"{kind} of place {i:03}" for kind in ("lake", "hill") for i in range(300)]
     names = Names("entity", places)
     for typo in ("lak of place 123", "lake of plce 123", "Lake of place 123"):
         assert "'lake of place 123'" in names.suggestion(typo), typo
     assert names.suggestion("xyz") == ""
-    names.keep(1)
+    names.truncate(1)
     assert (names.names, len(names), "hill of place 000" in names) == (
         ["lake of place 000"],
         1,

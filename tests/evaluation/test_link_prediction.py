@@ -10,8 +10,8 @@ import torch
 
 from stepwell.evaluation.link_prediction import (
     Ranks,
+    concatenate,
     filtered_ranks,
-    joined,
     link_measures,
     retained_auc,
 )
@@ -56,7 +56,7 @@ def test_equal_scores_are_chance_and_nan_is_an_error():
 
 
 def test_measures_worked_by_hand():
-    ranks = joined([Ranks(torch.tensor([1.0, 4.0]).double(), torch.tensor([9, 9])),
+    ranks = concatenate([Ranks(torch.tensor([1.0, 4.0]).double(), torch.tensor([9, 9])),
                     Ranks(torch.tensor([20.0]).double(), torch.tensor([39]))])  # fmt: skip
     measures = link_measures(ranks)
     assert measures["mrr"] == pytest.approx((1 + 1 / 4 + 1 / 20) / 3)

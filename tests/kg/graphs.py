@@ -27,9 +27,9 @@ def everything(graph):
     state = graph._state
     vectors = {f"{kind}/{what}": table[: len(state.names[kind])].clone()
                for kind in ("entity", "relation")
-               for what, table in state._tables(kind).items()}  # fmt: skip
+               for what, table in state.tables(kind).items()}  # fmt: skip
     names = {kind: list(state.names[kind].names) for kind in ("entity", "relation")}
-    return vectors, names, state.facts.index.rows.tolist(), dict(graph._pending)
+    return vectors, names, state.snapshot.index.rows.tolist(), dict(graph._pending.changes)
 
 
 def assert_same(a, b):

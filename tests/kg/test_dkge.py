@@ -7,8 +7,9 @@ from torch.testing import assert_close
 
 from stepwell.kg.embedding import COLUMNS, KINDS, GraphEmbedding
 from stepwell.kg.objective import DKGE, joint_vectors
-from stepwell.kg.online import Local, Online, learn_change, placed
-from stepwell.kg.snapshot import About, Snapshot
+from stepwell.kg.online import Online, learn_change
+from stepwell.kg.online_objective import OnlineDKGE, initial_vectors
+from stepwell.kg.snapshot import Snapshot, UpdateTriples
 from stepwell.kg.translation import Corruption, margin_loss
 from stepwell.kg.triple_index import TripleIndex
 
@@ -130,7 +131,7 @@ def test_new_elements_begin_where_their_triples_place_them(trained):
     # as `learn_change` draws; the last triple joins two new entities, so two passes are needed
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        start = placed(joint, changes[~facts.index.holds(changes)], new)
+        start = initial_vectors(joint, changes[~facts.index.holds(changes)], new)
     for kind in KINDS:
         which, rows = learned.joint[kind]
         assert_close(rows[np.searchsorted(which, new[kind])], start[kind], rtol=0, atol=0.02)
@@ -196,7 +197,9 @@ def test_an_update_learns_and_is_the_same_again(trained):
     for kind in KINDS:
         assert_close(learned.joint[kind][1], again.joint[kind][1], rtol=0, atol=0)
     rows = torch.from_numpy(
-        About.of(after, after.index.rows[:0], learned.knowledge_ids, 64, 0).draw(0)
+        UpdateTriples.of(
+            after, after.index.rows[:0], {kind: learned.knowledge[kind][0] for kind in KINDS}, 64, 0
+        ).draw(0)
     )
 
     def gap(found):
@@ -250,7 +253,7 @@ def test_the_loss_of_removed_triples_is_that_of_a_loop():
     corrupt = Corruption(facts.index, facts.index.rows, np.arange(40))
 
     def loss(unlearn):
-        local = Local(net, joint, facts, every, none, start, {}, removed, corrupt,
+        local = OnlineDKGE(net, joint, facts, every, none, start, {}, removed, corrupt,
                       unlearn=unlearn, margin=2.0, negatives=2)  # fmt: skip
         torch.manual_seed(1)
         return local.training_step(batch).loss.item()
@@ -273,7 +276,7 @@ def test_new_elements_are_placed_by_their_triples():
              "relation": torch.tensor([[1.0, 1], [0, 0]])}  # fmt: skip
     added = np.array([[0, 0, 2], [2, 0, 1], [2, 0, 3], [0, 1, 1]])
     new = {"entity": np.array([2, 3, 4]), "relation": np.array([1])}
-    found = placed(joint, added, new, passes=3)
+    found = initial_vectors(joint, added, new, passes=3)
     two = (torch.tensor([1.0, 0]) + torch.tensor([1.0, 1]) + torch.tensor([3.0, 3]) - 1) / 2
     # in later passes 2 also hears of 3, which was placed from it: it stays where it is
     assert_close(found["entity"][0], two)
@@ -287,13 +290,13 @@ def test_what_was_added_is_always_learnt():
     added = np.array([[0, 1, 1]])
     facts = Snapshot.of(np.concatenate([hubs, added]), size=4, seed=0)
     which = {"entity": np.array([0, 1]), "relation": NONE}
-    about = About.of(facts, added, which, 5, seed=0)
+    about = UpdateTriples.of(facts, added, which, 5, seed=0)
     epochs = [{tuple(row) for row in about.draw(epoch).tolist()} for epoch in range(20)]
     assert all((0, 1, 1) in rows and 10 <= len(rows) <= 12 for rows in epochs)
     assert len(set.union(*epochs)) > 100  # the samples of hubs are drawn anew
     # but not where nothing in it is trained
     nobody = {"entity": np.array([5]), "relation": NONE}
-    assert [0, 1, 1] not in About.of(facts, added, nobody, 5, seed=0).draw(0).tolist()
+    assert [0, 1, 1] not in UpdateTriples.of(facts, added, nobody, 5, seed=0).draw(0).tolist()
 
 
 @pytest.mark.parametrize(
@@ -318,16 +321,18 @@ def test_of_hubs_a_sample_of_triples_is_learnt():
     hub = np.array([[0, 0, i] for i in range(1, 101)] + [[i, 1, 0] for i in range(1, 51)])
     facts = Snapshot.of(np.concatenate([hub, [[200, 2, 201]]]), size=4, seed=0)
     which = {"entity": np.array([0]), "relation": NONE}
-    rows = About.of(facts, hub[:0], which, 10, seed=0).draw(0)
+    rows = UpdateTriples.of(facts, hub[:0], which, 10, seed=0).draw(0)
     assert np.bincount(rows[:, 1]).tolist() == [10, 10]
-    assert len(About.of(facts, hub[:0], which, 1000, seed=0).draw(0)) == 150
+    assert len(UpdateTriples.of(facts, hub[:0], which, 1000, seed=0).draw(0)) == 150
     others = np.array([[300, 0, i] for i in range(1, 101)])
     two = Snapshot.of(np.concatenate([hub, others]), size=4, seed=0)
-    rows = About.of(
+    rows = UpdateTriples.of(
         two, hub[:0], {"entity": np.array([0, 300]), "relation": NONE}, 10, seed=0
     ).draw(0)
     tails = [set(rows[(rows[:, 0] == e) & (rows[:, 1] == 0), 2].tolist()) for e in (0, 300)]
     assert [*map(len, tails)] == [10, 10]
     assert len(tails[0] & tails[1]) < 5  # of the same 100: each hub has a sample of its own
     of_relation = {"entity": NONE, "relation": np.array([2])}
-    assert About.of(facts, hub[:0], of_relation, 10, seed=0).draw(0).tolist() == [[200, 2, 201]]
+    assert UpdateTriples.of(facts, hub[:0], of_relation, 10, seed=0).draw(0).tolist() == [
+        [200, 2, 201]
+    ]

@@ -16,8 +16,8 @@ from kg.graphs import FACTS, NEW, QUICK, assert_same, everything
 from stepwell.kg import Online
 from stepwell.kg import graph as live
 from stepwell.kg import update_report as outcome
+from stepwell.kg.graph_file import metadata, read_state
 from stepwell.kg.journal import Journal
-from stepwell.kg.state import metadata, read_state
 
 
 def test_a_full_disk_changes_nothing(run, monkeypatch):
@@ -57,15 +57,15 @@ def test_damage_is_said_and_a_part_of_a_record_is_dropped(run):
     for cut in range(first, len(whole)):  # killed while the second was written, at any byte
         journal.write_bytes(whole[:cut])
         with stepwell.kg.open(run) as graph:
-            assert list(graph._pending) == [NEW[0]]
+            assert list(graph._pending.changes) == [NEW[0]]
     journal.write_bytes(whole[: first + 20] + bytes(len(whole) - first - 20))  # not all on the disk
-    with pytest.warns(UserWarning, match=f"damaged at byte {first}: its last change is left out"):
+    with pytest.warns(UserWarning, match=f"damaged at byte {first}: its last change is dropped"):
         graph = stepwell.kg.open(run)
     with graph:
-        assert list(graph._pending) == [NEW[0]]
+        assert list(graph._pending.changes) == [NEW[0]]
         graph.add([NEW[2]])
     with stepwell.kg.open(run) as graph:
-        assert list(graph._pending) == [NEW[0], NEW[2]]
+        assert list(graph._pending.changes) == [NEW[0], NEW[2]]
     for at in (
         first,
         first + 25,
@@ -74,7 +74,7 @@ def test_damage_is_said_and_a_part_of_a_record_is_dropped(run):
         broken = bytearray(whole)
         broken[at] ^= 1
         journal.write_bytes(broken)
-        with pytest.warns(UserWarning, match="its last change is left out"):
+        with pytest.warns(UserWarning, match="its last change is dropped"):
             stepwell.kg.open(run, write=False)
     broken = bytearray(whole)
     broken[30] ^= 1  # in the first record, which was acknowledged
@@ -88,8 +88,8 @@ def test_damage_is_said_and_a_part_of_a_record_is_dropped(run):
 
 
 def test_a_long_journal_becomes_a_snapshot_and_a_kill_between_the_two_is_harmless(run, monkeypatch):
-    monkeypatch.setattr(live, "SNAPSHOT_BYTES", 0)
-    monkeypatch.setattr(live, "SNAPSHOT_SHARE", 0)
+    monkeypatch.setattr(live, "COMPACT_BYTES", 0)
+    monkeypatch.setattr(live, "COMPACT_SHARE", 0)
     with stepwell.kg.open(run) as graph:
         graph.add(NEW)
         records = (run / "journal").read_bytes()
@@ -101,7 +101,7 @@ def test_a_long_journal_becomes_a_snapshot_and_a_kill_between_the_two_is_harmles
         assert_same(everything(graph), seen)
         graph.add([("more", "r0", "e1")])
     with stepwell.kg.open(run) as graph:
-        assert list(graph._pending) == [("more", "r0", "e1")]
+        assert list(graph._pending.changes) == [("more", "r0", "e1")]
 
 
 def test_a_lost_snapshot_is_not_papered_over(run):
@@ -109,10 +109,10 @@ def test_a_lost_snapshot_is_not_papered_over(run):
     with stepwell.kg.open(run) as graph:
         graph.add(NEW)
         graph.update(QUICK)
-        graph.snapshot()
+        graph.compact()
         graph.add([("more", "r0", "e1")])
     (run / "net.safetensors").write_bytes(old)
-    with pytest.raises(ValueError, match="lacks the changes before number 3"):
+    with pytest.raises(ValueError, match="lack the changes before number 3"):
         stepwell.kg.open(run)
 
 
@@ -122,7 +122,7 @@ def test_a_snapshot_that_a_writer_replaces_is_read_from_one_file(run, monkeypatc
     with stepwell.kg.open(run) as graph:
         graph.add(NEW)
         graph.update(QUICK)
-        graph.snapshot()
+        graph.compact()
     new, real = file.read_bytes(), Path.read_bytes
     file.write_bytes(old)
 
@@ -146,14 +146,14 @@ def test_a_reader_misses_nothing_that_a_snapshot_takes_from_the_journal(run, mon
         def snapshot_after(path):
             state = real(path)
             if state.applied == 0:  # the journal is emptied between the reader's two files
-                graph.snapshot()
+                graph.compact()
             return state
 
         monkeypatch.setattr(live, "read_state", snapshot_after)
         with stepwell.kg.open(run, write=False) as reader:
             assert_same(everything(reader), seen)
         monkeypatch.setattr(live, "applied_in", lambda path: -1)
-        with pytest.raises(OSError, match="writes .*net.safetensors whole all the time: try again"):
+        with pytest.raises(OSError, match="replaces .*net.safetensors all the time: try again"):
             stepwell.kg.open(run, write=False)
 
 
@@ -178,17 +178,17 @@ def test_an_update_that_diverges_changes_nothing(run):
         assert graph.rank("e5", "r8", k=1)
 
 
-@pytest.mark.parametrize("broken", ["picture_of", "evaluate", "snapshot"])
+@pytest.mark.parametrize("broken", ["picture_of", "evaluate", "compact"])
 def test_what_fails_after_an_update_does_not_undo_it(run, monkeypatch, broken):
     def fails(*_, **__):
-        raise {"picture_of": RuntimeError, "evaluate": ValueError, "snapshot": OSError}[broken]("x")
+        raise {"picture_of": RuntimeError, "evaluate": ValueError, "compact": OSError}[broken]("x")
 
     monkeypatch.setattr(outcome if broken == "picture_of" else live.KnowledgeGraph, broken, fails)
-    monkeypatch.setattr(live, "SNAPSHOT_BYTES", 0)
-    monkeypatch.setattr(live, "SNAPSHOT_SHARE", 0)
+    monkeypatch.setattr(live, "COMPACT_BYTES", 0)
+    monkeypatch.setattr(live, "COMPACT_SHARE", 0)
     with stepwell.kg.open(run) as graph:
         graph.add(NEW)
-        with pytest.warns(UserWarning, match="not noted|nothing was ranked|no snapshot"):
+        with pytest.warns(UserWarning, match="not recorded|nothing was ranked|not compacted"):
             assert graph.update(QUICK, test=[FACTS[0]]).added == len(NEW)
         seen = everything(graph)
     with stepwell.kg.open(run, write=False) as graph:
@@ -245,7 +245,7 @@ def test_a_file_of_the_first_format_is_read_still(run):
 
 def write_until_killed(run, start, said):
     """Add one triple after the other, and say each that is acknowledged; update now and then."""
-    live.SNAPSHOT_BYTES = live.SNAPSHOT_SHARE = 0  # in a process of its own: every update
+    live.COMPACT_BYTES = live.COMPACT_SHARE = 0  # in a process of its own: every update
     with stepwell.kg.open(run) as graph:
         for i in range(start, 10**6):
             graph.add([(f"k{i}", "r0", f"e{i % 30}")])

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from stepwell.kg.contexts import RelationPaths, entity_contexts, relation_contexts
+from stepwell.kg.contexts import entity_contexts, relation_contexts
 from stepwell.kg.embedding import KINDS, ContextEncoder, GraphEmbedding, distance
+from stepwell.kg.relation_paths import RelationPaths
 from stepwell.kg.triple_index import RELATION_BITS, Neighbours, TripleIndex
 
 

@@ -11,9 +11,7 @@ from torch.testing import assert_close
 import stepwell
 from kg.graphs import FACTS, NEW, QUICK, assert_same, everything, random_facts
 from stepwell.evaluation.link_prediction import link_measures
-from stepwell.kg import Online
-from stepwell.kg import graph as live
-from stepwell.kg import queries as asking
+from stepwell.kg import Online, pending, queries
 from stepwell.kg.ranking import distances, distances_to_all, rank_triples
 from stepwell.kg.triple_index import TripleIndex
 
@@ -35,14 +33,14 @@ def test_a_graph_is_the_same_when_it_is_opened_again(run):
         assert len(graph) == len(FACTS) + len(NEW) - len(gone)
     with stepwell.kg.open(run) as graph:
         assert_same(everything(graph), seen)
-        graph.snapshot()
+        graph.compact()
         assert_same(everything(graph), seen)
         assert graph.update(QUICK).added == 1
         after = everything(graph)
     with stepwell.kg.open(run, write=False) as graph:
         assert_same(everything(graph), after)
         assert set(graph.facts("later")) == {("later", "r0", "e1")}
-        with pytest.raises(ValueError, match="opened to be asked only"):
+        with pytest.raises(ValueError, match="opened for queries only"):
             graph.add([("x", "r0", "y")])
 
 
@@ -88,13 +86,15 @@ def test_entities_leave_with_their_last_triple_and_may_return(run):
         graph.remove(mine)
         assert graph.update(QUICK).gone == {"entity": ["e7"], "relation": []}
         assert "e7" not in graph.entities
-        with pytest.raises(ValueError, match="'e7' stands in no triple of the graph any more"):
+        with pytest.raises(ValueError, match="'e7' is no longer in any triple of the graph"):
             graph.neighbours("e7")
         assert all(answer.name != "e7" for answer in graph.rank("e1", "r0", k=100))
         graph.add(mine[:1])
         for name in ("e7", "never learnt"):
             graph.add([(name, "r0", "e1")])
-            with pytest.raises(ValueError, match=f"'{name}' waits for an update .*update it first"):
+            with pytest.raises(
+                ValueError, match=f"'{name}' waits for an update: update the graph first"
+            ):
                 graph.neighbours(name)
         graph.remove([("e7", "r0", "e1"), ("never learnt", "r0", "e1")])
         assert graph.update(QUICK).new["entity"] == ["e7"]
@@ -170,13 +170,13 @@ def test_ranking_in_blocks_is_ranking_at_once(monkeypatch):
         (lambda g: g.rank("e1", "r00"), "no relation 'r00'; did you mean 'r0'"),
         (lambda g: g.rank("e1", "r0", "e2"), "give a head or a tail"),
         (lambda g: g.rank("e1", "r0", k=0), "k must be at least 1"),
-        (lambda g: asking._check_count(2.5), "k must be at least 1 and a whole number, not 2.5"),
+        (lambda g: queries._check_count(2.5), "k must be at least 1 and a whole number, not 2.5"),
         (lambda g: g.neighbours("e1", k=-1), "k must be at least 1"),
         (lambda g: g._number("relation", None), "relation: give a name, not None"),
         (lambda g: g.add([("a", "b")]), "add: a triple is a head, a relation and a tail"),
         (lambda g: g.add(["abc"]), "a triple is a head, a relation and a tail, not 'abc'"),
         (lambda g: g.update(QUICK, test=[("a", "b")]), "test: a triple is"),
-        (lambda g: g.add([("ok", "r", "ok2"), ("a", "", "c")]), "'' is no name"),
+        (lambda g: g.add([("ok", "r", "ok2"), ("a", "", "c")]), "'' is not a valid name"),
         (lambda g: g.remove([FACTS[0], ("a", "b", "c"), ("a", "b", "d")]),
          r"not in the graph: a \| b \| c, and 1 more; nothing was removed"),
         (lambda g: g.remove([FACTS[0]], absent="x"), "'refuse' or 'ignore'"),
@@ -207,13 +207,11 @@ def test_what_waits_already_counts_as_asked_for(run):
 
 
 def test_names_that_no_update_could_learn_are_refused(run, monkeypatch):
-    monkeypatch.setitem(live._LIMITS, "relation", (5, "relations"))  # 3 are there
+    monkeypatch.setitem(pending._LIMITS, "relation", (5, "relations"))  # 3 are there
     with stepwell.kg.open(run) as graph:
         assert graph.add([("e1", "r8", "e2"), ("e1", "r9", "e2"), ("x", "r9", "e2")]) == 3
         before = everything(graph)
-        with pytest.raises(
-            ValueError, match="at most 5 relations, those that have left it counted"
-        ):
+        with pytest.raises(ValueError, match="at most 5 relations, including former ones"):
             graph.add([("e1", "r10", "e2"), ("e1", "r0", "y")])
         assert_same(everything(graph), before)
         graph.remove([("e1", "r9", "e2")])
@@ -228,7 +226,7 @@ def test_names_that_no_update_could_learn_are_refused(run, monkeypatch):
             graph.add([("e1", "r11", "e2")])
         graph.add([("e2", "r10", "e3")])  # a name that has left it and returns
         graph.update(QUICK)
-        graph.snapshot()
+        graph.compact()
         seen = everything(graph)
     with stepwell.kg.open(run) as graph:
         assert_same(everything(graph), seen)
@@ -246,7 +244,7 @@ def test_an_update_that_fails_gives_no_numbers(run, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 graph.update(QUICK)
         assert everything(graph)[1] == before[1]
-        graph.snapshot()
+        graph.compact()
     with stepwell.kg.open(run) as graph:
         assert everything(graph)[1] == before[1]
         assert graph.update(QUICK).added == len(NEW)
@@ -284,7 +282,7 @@ def test_the_report_tells_how_far_removed_triples_are(run):
 def test_one_writer_and_no_other_runs(run, tmp_path):
     with (
         stepwell.kg.open(run),
-        pytest.raises(OSError, match=r"another process is writing .* only ask it"),
+        pytest.raises(OSError, match=r"another process is writing .* only query it"),
     ):
         stepwell.kg.open(run)
     with stepwell.kg.open(run) as graph, stepwell.kg.open(run, write=False) as reader:
@@ -333,3 +331,12 @@ def test_a_forked_process_cannot_write_what_another_opened(run, monkeypatch):
         with pytest.raises(ValueError, match="opened before this process was forked"):
             graph.add(NEW)
         assert graph.pending == (0, 0)
+
+
+def test_the_old_name_of_compact_warns(run):
+    with stepwell.kg.open(run) as graph:
+        graph.add(NEW)
+        graph.update(QUICK)
+        with pytest.warns(DeprecationWarning, match=r"compact\(\)"):
+            graph.snapshot()
+        assert (run / "journal").read_bytes() == b""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from stepwell.kg.ragged import attended, weighted_sums
+from stepwell.kg.ragged import attention_sums, weighted_sums
 
 
 def starts_of(lengths):
@@ -49,7 +49,7 @@ def test_attention_and_its_gradients_are_those_of_a_loop():
     rows = torch.randn(10, 4, dtype=torch.double, requires_grad=True)
     query = (10 * torch.randn(3, 4, dtype=torch.double)).requires_grad_()  # near one-hot
     start, owner = starts_of(lengths), torch.repeat_interleave(torch.tensor(lengths))
-    found = attended(rows, query, start, owner)
+    found = attention_sums(rows, query, start, owner)
     plain_rows, plain_query = (x.detach().clone().requires_grad_() for x in (rows, query))
     expected = torch.stack([
         torch.softmax(part @ q, 0) @ part

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepwell.kg.triple_index import MAX_ENTITIES, Found, Neighbours, TripleIndex, sampled
+from stepwell.kg.triple_index import MAX_ENTITIES, Neighbours, Ragged, TripleIndex, sampled
 
 
 def random_rows(seed, n=120, entities=15, relations=4):
@@ -126,7 +126,7 @@ def test_numbers_that_do_not_fit_are_refused():
 def test_a_sample_holds_so_many_answers_to_each_question(counts, at_most, seed):
     owner = np.repeat(np.arange(len(counts)), counts)
     value = np.concatenate([np.arange(n) for n in counts])
-    place = sampled(Found(owner, value), at_most, seed, np.arange(len(counts)))
+    place = sampled(Ragged(owner, value), at_most, seed, np.arange(len(counts)))
     assert np.unique(place).size == len(place)
     assert (np.diff(owner[place]) >= 0).all()
     assert np.bincount(owner[place], minlength=len(counts)).tolist() == [
@@ -139,12 +139,12 @@ def test_samples_of_questions_with_the_same_answers_are_independent():
     owner, value = np.repeat([0, 1], 600), np.tile(np.arange(600) * 37, 2)
     shared, drawn = [], np.zeros(600)
     for seed in range(300):
-        place = sampled(Found(owner, value), 15, seed, np.array([3, 9]))
+        place = sampled(Ragged(owner, value), 15, seed, np.array([3, 9]))
         mine, other = place[:15], place[15:] - 600
         shared.append(len(np.intersect1d(mine, other)))
         drawn[mine] += 1
     assert np.mean(shared) == pytest.approx(0.375, abs=0.15)
     assert drawn.max() < 7.5 + 6 * 7.5**0.5
     # what a question's sample is does not depend on what is asked beside it
-    place = sampled(Found(owner[600:] - 1, value[600:]), 15, 299, np.array([9]))
+    place = sampled(Ragged(owner[600:] - 1, value[600:]), 15, 299, np.array([9]))
     assert place.tolist() == other.tolist()

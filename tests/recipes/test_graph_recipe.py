@@ -90,7 +90,7 @@ def test_training_again_leaves_an_updated_graph_alone(files):
     with stepwell.kg.open(files / "run") as graph:
         graph.add([("p0", "parent_of", "p99")])
         graph.update(Online(epochs=1))
-        graph.snapshot()
+        graph.compact()
     assert train(files, "run", test=files / "test.tsv") == results
     with stepwell.kg.open(files / "run", write=False) as graph:
         assert ("p0", "parent_of", "p99") in graph

@@ -35,7 +35,7 @@ def test_a_graph_without_updates(run, tmp_path):
 
 
 def test_updates_are_shown_and_names_are_escaped(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(history, "KEPT", 3)
+    monkeypatch.setattr(history, "MAX_UPDATES", 3)
     with stepwell.kg.open(run) as graph:
         for i in range(4):
             graph.add([(f"<b>{i}", "r0", "e1"), ("e1", "r0", f"x{i}")])
@@ -73,7 +73,7 @@ def test_an_update_that_cannot_be_noted_is_an_update(run):
     (run / "updates.json").write_text("{")
     with stepwell.kg.open(run) as graph:
         graph.add([("new", "r0", "e1")])
-        with pytest.warns(UserWarning, match="the update was not noted for the report"):
+        with pytest.warns(UserWarning, match="the update was not recorded for the report"):
             assert graph.update(Online(epochs=1)).added == 1
     with stepwell.kg.open(run, write=False) as graph:
         assert "new" in graph.entities

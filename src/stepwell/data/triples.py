@@ -1,4 +1,4 @@
-"""Knowledge graphs as text: one triple a line, head, relation and tail, separated by tabs."""
+"""Knowledge graphs as text: one triple per line, with head, relation and tail separated by tabs."""
 
 import hashlib
 import warnings
@@ -13,31 +13,31 @@ from typing import SupportsIndex
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Int64
 from torch import Tensor
 
 from stepwell.data.loader import seed_of
 from stepwell.files import write_whole
 
-#: Head, relation and tail by name.
+#: A triple by name: head, relation and tail.
 Fact = tuple[str, str, str]
-#: Characters of a name, at most: more is a document that slipped into a column.
+#: The most characters of a name: a longer one is a document in a column.
 LONGEST_NAME = 4096
-#: Names that are compared letter by letter with one that is not there, at most.
-COMPARED = 10_000
-#: How files begin that are packed.
+#: The most names that are compared letter by letter with an unknown name.
+MAX_COMPARED = 10_000
+#: The first bytes of compressed files.
 PACKED = {b"\x1f\x8b": "gzip", b"PK\3\4": "zip", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 
 
 def read_triples(path: Path, *, empty: bool = False) -> list[Fact]:
-    """The distinct triples of a file, in order. Empty lines do not count; repeated ones are noted.
+    """Read the distinct triples of a file, in order. Empty lines are skipped; repeated ones warn.
 
     Args:
-        empty: whether there may be none.
+        empty: allow a file without triples.
 
     Raises:
-        ValueError: a line is malformed (its number is said), the file is packed, no text, or has no
-            triples.
+        ValueError: a line is malformed (the message has its number), or the file is compressed, not
+            text, or without triples.
         OSError: it cannot be read.
     """
     if path.is_dir():
@@ -47,17 +47,17 @@ def read_triples(path: Path, *, empty: bool = False) -> list[Fact]:
         start = file.peek(8)[:8]
         if packed := next((how for mark, how in PACKED.items() if start.startswith(mark)), None):
             raise ValueError(
-                f"{path} is packed ({packed}): unpack it, triples are read as plain text"
+                f"{path} is compressed ({packed}): decompress it, triples are read as plain text"
             )
         for number, line in enumerate(file, start=1):
             if line.strip(b" \r\n\xef\xbb\xbf"):
                 facts.append(_parsed(line, f"{path}, line {number}"))
     distinct = list(dict.fromkeys(facts))
     if not distinct and not empty:
-        raise ValueError(f"{path} has no triples: write one a line, HEAD<tab>RELATION<tab>TAIL")
+        raise ValueError(f"{path} has no triples: write one per line, HEAD<tab>RELATION<tab>TAIL")
     if len(distinct) < len(facts):
         warnings.warn(
-            f"{path}: {len(facts) - len(distinct):,} of {len(facts):,} lines repeat others and "
+            f"{path}: {len(facts) - len(distinct):,} of {len(facts):,} lines repeat other lines and "
             "count once",
             stacklevel=2,
         )
@@ -70,11 +70,11 @@ def write_triples(path: Path, facts: Iterable[Fact]) -> None:
 
 
 def check_fact(fact: object, where: str) -> Fact:
-    """Three names that a file of triples can hold, and that are read from it as they were written.
+    """Check that a triple has three names that survive a file of triples.
 
     Raises:
-        ValueError: there are not three; one is empty, very long or no Unicode text, begins or ends with
-            a blank, or holds a tab or a line break.
+        ValueError: there are not three names; or a name is empty, very long or not Unicode text, begins
+            or ends with a blank, or has a tab or a line break.
     """
     if (
         not isinstance(fact, Sequence)
@@ -87,19 +87,19 @@ def check_fact(fact: object, where: str) -> Fact:
         )
     for name in fact:
         if wrong := _wrong_with(name):
-            raise ValueError(f"{where}: {shortened(name)} is no name: {wrong}")
+            raise ValueError(f"{where}: {shortened(name)} is not a valid name: {wrong}")
     return fact[0], fact[1], fact[2]
 
 
 def _wrong_with(name: str) -> str | None:
     if not name.strip() or any(mark in name for mark in "\t\n\r"):
-        return "it must not be empty, nor hold tabs or line breaks"
+        return "it must not be empty or have tabs or line breaks"
     if name != name.strip():
-        return "strip the blanks at its ends, which a file of triples would not keep"
+        return "strip the blanks at its ends; a file of triples does not keep them"
     if len(name) > LONGEST_NAME:
-        return f"it has {len(name):,} characters, of at most {LONGEST_NAME:,}"
+        return f"it has {len(name):,} characters, more than {LONGEST_NAME:,}"
     if any("\ud800" <= letter <= "\udfff" for letter in name):
-        return "it holds half a character (a lone surrogate): decode it as UTF-8"
+        return "it has half a character (a lone surrogate): decode it as UTF-8"
     return None
 
 
@@ -107,7 +107,7 @@ def _parsed(line: bytes, where: str) -> Fact:
     try:
         text = line.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: no UTF-8 text ({error.reason}): convert the file") from error
+        raise ValueError(f"{where}: not UTF-8 text ({error.reason}): convert the file") from error
     fields = text.split("\t")
     if len(fields) != 3:
         raise ValueError(
@@ -121,8 +121,8 @@ class Names:
     """Names of entities, or of relations, by number.
 
     Args:
-        kind: what they name, for messages.
-        names: distinct; the i-th has number i.
+        kind: of the named elements, for messages.
+        names: distinct; name i has number i.
     """
 
     def __init__(self, kind: str, names: Iterable[str] = ()) -> None:
@@ -143,22 +143,22 @@ class Names:
         """The number of a name.
 
         Raises:
-            ValueError: there is no such name; the nearest ones are suggested.
+            ValueError: there is no such name; the nearest names are suggested.
         """
         if name not in self._numbers:
             raise ValueError(f"no {self.kind} {shortened(name)}{self.suggestion(name)}")
         return self._numbers[name]
 
     def suggestion(self, name: str) -> str:
-        """The names nearest to one that is not there, in words; empty where none is near."""
+        """Suggest the names nearest to an unknown one; empty if no name is near."""
         near = get_close_matches(name, self._candidates(name), n=3, cutoff=0.6)
-        if not near:  # another case, which the measure of likeness takes for other letters
+        if not near:  # the similarity counts upper and lower case as different letters
             near = [other for other in self.names if other.lower() == name.lower()][:3]
         return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
     def _candidates(self, name: str) -> list[str]:
-        """Names that may be near: all, or of very many those that begin and end most like this one."""
-        if len(self.names) <= COMPARED:
+        """Names that may be near: all, or if there are too many, names with a similar start and end."""
+        if len(self.names) <= MAX_COMPARED:
             return self.names
         begin, end = name[:2], name[-2:]
         alike = (other for other in self.names if other.startswith(begin) or other.endswith(end))
@@ -166,16 +166,16 @@ class Names:
         def common_ends(other: str) -> int:
             return _common_start(name, other) + _common_start(name[::-1], other[::-1])
 
-        return nlargest(COMPARED // 20, alike, key=common_ends)
+        return nlargest(MAX_COMPARED // 20, alike, key=common_ends)
 
-    def keep(self, count: int) -> None:
-        """Drop all names but the first `count`."""
+    def truncate(self, count: int) -> None:
+        """Drop all names after the first `count`."""
         for name in self.names[count:]:
             del self._numbers[name]
         del self.names[count:]
 
     def add(self, name: str) -> int:
-        """The number of a name, a new one if it has none yet."""
+        """The number of a name; an unknown name gets the next number."""
         number = self._numbers.setdefault(name, len(self.names))
         if number == len(self.names):
             self.names.append(name)
@@ -183,19 +183,21 @@ class Names:
 
 
 def _common_start(a: str, b: str) -> int:
-    """How many letters two texts begin with alike."""
+    """The length of the common start of two texts."""
     differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     return next(differ, min(len(a), len(b)))
 
 
-def numbered(facts: Iterable[Fact], entities: Names, relations: Names) -> NDArray[np.int64]:
-    """Triples by number (n, 3); names that are new get the next numbers."""
+def numbered(
+    facts: Iterable[Fact], entities: Names, relations: Names
+) -> Int64[np.ndarray, "triples 3"]:
+    """Triples by number; new names get the next numbers."""
     rows = [(entities.add(h), relations.add(r), entities.add(t)) for h, r, t in facts]
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
 
 
 def facts_digest(facts: Iterable[Fact]) -> str:
-    """Hash of triples, whatever their order."""
+    """Hash triples; their order does not matter."""
     digest = hashlib.sha256()
     for fact in sorted(facts):
         digest.update("\t".join(fact).encode() + b"\n")
@@ -203,17 +205,17 @@ def facts_digest(facts: Iterable[Fact]) -> str:
 
 
 class TripleBatches:
-    """Triples (n, 3) as shuffled batches: functions of (seed, epoch, step), as images are.
+    """Shuffled batches of triples; each is a function of (seed, epoch, step).
 
     Args:
         rows: triples by number.
-        batch_size: triples a batch, over all processes together.
+        batch_size: triples of a batch, over all processes together.
         seed: of the order.
     """
 
-    def __init__(self, rows: Tensor, batch_size: int, *, seed: int = 0) -> None:
+    def __init__(self, rows: Int64[Tensor, "triples 3"], batch_size: int, *, seed: int = 0) -> None:
         if batch_size < 1:
-            raise ValueError(f"a batch has at least 1 triple, not {batch_size}")
+            raise ValueError(f"a batch needs at least one triple, got {batch_size}")
         if not len(rows):
             raise ValueError("training needs at least one triple")
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
@@ -221,7 +223,7 @@ class TripleBatches:
         self._order = lru_cache(2)(self._draw_order)
 
     def __len__(self) -> int:
-        """Batches in one epoch."""
+        """The number of batches in one epoch."""
         return -(-len(self.rows) // self.batch_size)
 
     def sharded(self, rank: int, world: int) -> "TripleBatches":
@@ -230,8 +232,8 @@ class TripleBatches:
         share.rank, share.world = rank, world
         return share
 
-    def stream(self, start: int, stop: int) -> Iterator[Tensor]:
-        """The batches at positions `start` to `stop`, counted over all epochs."""
+    def stream(self, start: int, stop: int) -> Iterator[Int64[Tensor, "batch 3"]]:
+        """The batches from position `start` to before `stop`, counted over all epochs."""
         for position in range(start, stop):
             epoch, step = divmod(position, len(self))
             order = self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]

@@ -1,8 +1,7 @@
-"""Link prediction: where the true answer to (head, relation, ?) stands among all entities.
+"""Link prediction: the rank of the true answer to (head, relation, ?) among all entities.
 
-Ranks are realistic: the mean of the best and the worst place that ties leave (Berrendorf et al. 2020).
-A model that gives every entity the same score gets the middle, not the first place, and one that gives
-NaN an error.
+Ranks are realistic: the mean of the best and the worst rank that ties allow (Berrendorf et al. 2020).
+A model that gives every entity the same score gets the middle rank, not the first. NaN is an error.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,7 @@ HITS = (1, 3, 10)
 
 
 class Ranks(NamedTuple):
-    """Places of true answers, 1 is best, and among how many candidates each stands."""
+    """Ranks of true answers, where 1 is best, and the number of candidates of each."""
 
     rank: Float[Tensor, " queries"]
     candidates: Int[Tensor, " queries"]
@@ -29,20 +28,20 @@ def filtered_ranks(
     known_entity: Int[Tensor, " known"],
     candidate: Bool[Tensor, " entities"] | None = None,
 ) -> Ranks:
-    """The place of each query's answer among the candidates, other known answers left out.
+    """The rank of each query's answer among the candidates, without other known answers.
 
     Args:
         distance: how implausible each entity is as the answer.
         answer: the true one.
-        known_query, known_entity: pairs of a query and an entity that is known to be right for it;
-            none twice. The answer itself may be among them.
-        candidate: which entities compete; all by default.
+        known_query, known_entity: distinct pairs of a query and a known right entity. The answer itself
+            may be among them.
+        candidate: marks the entities that compete; all by default.
 
     Raises:
         ValueError: a distance is not finite.
     """
     if not distance.isfinite().all():
-        raise ValueError("distances are not finite: these vectors are damaged, train them again")
+        raise ValueError("distances are not finite: the vectors are damaged; train them again")
     true = distance.gather(1, answer[:, None])
     competes = torch.ones_like(distance, dtype=torch.bool)
     if candidate is not None:
@@ -54,8 +53,8 @@ def filtered_ranks(
     return Ranks(1 + better.double() + equal / 2, 1 + competes.sum(1))
 
 
-def joined(parts: Iterable[Ranks]) -> Ranks:
-    """Ranks of several blocks of queries, one after the other."""
+def concatenate(parts: Iterable[Ranks]) -> Ranks:
+    """The ranks of several blocks of queries, in order."""
     rank, candidates = zip(*parts, strict=True)
     return Ranks(torch.cat(rank), torch.cat(candidates))
 
@@ -63,8 +62,8 @@ def joined(parts: Iterable[Ranks]) -> Ranks:
 def link_measures(ranks: Ranks) -> Mapping[str, float]:
     """MRR, Hits@1, 3 and 10, the mean rank, and the adjusted mean rank index.
 
-    The index is 1 for all first places and 0 for chance, whatever the number of candidates
-    (Berrendorf et al. 2020). All are NaN where there are no queries.
+    The index is 1 if all ranks are first and 0 for chance, whatever the number of candidates
+    (Berrendorf et al. 2020). Without queries, all are NaN.
     """
     rank = ranks.rank
     measures = {"mrr": (1 / rank).mean()}
@@ -75,10 +74,11 @@ def link_measures(ranks: Ranks) -> Mapping[str, float]:
     return {name: float(value) for name, value in measures.items()}
 
 
-def retained_auc(retained: Float[Tensor, " facts"], deleted: Float[Tensor, " gone"]) -> float:
-    """How often a deleted triple is more distant than a retained one; 0.5: nothing was unlearned.
+def retained_auc(retained: Float[Tensor, " retained"], deleted: Float[Tensor, " deleted"]) -> float:
+    """The share of pairs in which a deleted triple is farther than a retained one.
 
-    Ties count half (the statistic of Mann and Whitney).
+    The arguments are distances. 0.5 means that nothing was unlearned. Ties count half (the statistic of
+    Mann and Whitney).
     """
     retained = retained.sort().values
     below = torch.searchsorted(retained, deleted)

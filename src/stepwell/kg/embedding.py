@@ -1,9 +1,9 @@
-"""Embeddings of a knowledge graph that mix what an element is with what it stands beside (DKGE).
+"""Embeddings of a knowledge graph that combine an element with its context (DKGE).
 
-Wu et al. 2022, section 4: an element (entity or relation) o has a knowledge vector, used for itself,
-and a contextual vector, used where it stands in another's context. An attentive graph convolution turns
-the context into one vector, a gate mixes the two into the joint vector o*, and a triple (h, r, t) is as
-plausible as ||h* + r* - t*|| is small.
+Wu et al. 2022, section 4: an element (entity or relation) has a knowledge vector, used for itself, and
+a contextual vector, used in the contexts of other elements. An attentive graph convolution turns a
+context into one vector, and a gate mixes it with the knowledge vector to the joint vector o*. A triple
+(h, r, t) is plausible if ||h* + r* - t*|| is small.
 """
 
 import math
@@ -15,23 +15,24 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stepwell.kg.contexts import CENTRE, Contexts
-from stepwell.kg.ragged import attended, weighted_sums
+from stepwell.kg.ragged import attention_sums, weighted_sums
 
 Vectors = Float[Tensor, "elements dim"]
-Table = Float[Tensor, "context dim"]
+#: Vectors of one kind, as many as there are; kinds differ in number.
+Table = Float[Tensor, "_ _"]
 Kind = Literal["entity", "relation"]
 KINDS: tuple[Kind, Kind] = ("entity", "relation")
-#: What stands in each column of a triple.
+#: The kind of element in each column of a triple.
 COLUMNS: tuple[tuple[int, Kind], ...] = ((0, "entity"), (1, "relation"), (2, "entity"))
 
-#: Of a net that starts from another's vectors: the scale of contextual vectors, and the gates.
+#: A net that starts from TransE: the scale of its contextual vectors, and its gates.
 WARM_CONTEXT, WARM_GATE = 0.1, 1.0
-#: What keeps the gradient of a distance finite where it is 0.
+#: Keeps the gradient of a distance finite at 0.
 EPSILON = 1e-9
 
 
 class ContextEncoder(nn.Module):
-    """An attentive graph convolution over contexts, and the gate: knowledge to joint vectors.
+    """An attentive graph convolution over contexts and a gate: from knowledge to joint vectors.
 
     H = ReLU(D^-1/2 A D^-1/2 H0 W); s_i = v · ReLU(H_i ⊙ k); the context is sum_i softmax(s)_i H_i, and
     the joint vector sigmoid(g) ⊙ k + (1 - sigmoid(g)) ⊙ context. As H >= 0, ReLU(H_i ⊙ k) is
@@ -39,8 +40,8 @@ class ContextEncoder(nn.Module):
 
     Args:
         dim: of all vectors.
-        attention: without it all rows of a context weigh the same.
-        gate: without it both halves weigh the same.
+        attention: without it, all rows of a context have the same weight.
+        gate: without it, both halves have the same weight.
     """
 
     def __init__(self, dim: int, *, attention: bool = True, gate: bool = True) -> None:
@@ -51,11 +52,13 @@ class ContextEncoder(nn.Module):
         self.attention = nn.Parameter(torch.rand(dim), requires_grad=attention)
         self.gate = nn.Parameter(torch.rand(dim), requires_grad=gate)
 
-    def forward(self, knowledge: Vectors, contextual: Table, contexts: Contexts) -> Vectors:
+    def forward(
+        self, knowledge: Vectors, contextual: Float[Tensor, "rows dim"], contexts: Contexts
+    ) -> Vectors:
         """Joint vectors of the centres of `contexts`.
 
         Args:
-            knowledge: theirs.
+            knowledge: the knowledge vectors of the centres.
             contextual: the table that `contexts.element` points into.
         """
         used, place = _used(contexts, len(contextual))
@@ -64,7 +67,7 @@ class ContextEncoder(nn.Module):
         hidden = torch.relu_(weighted_sums(vectors, place, contexts.bag, contexts.weight))
         if self.attends:
             query = self.attention * torch.relu(knowledge)
-            context = attended(hidden, query, contexts.rows, contexts.owner)
+            context = attention_sums(hidden, query, contexts.rows, contexts.owner)
         else:
             share = (1 / contexts.rows.diff().to(hidden))[contexts.owner]
             context = weighted_sums(hidden, torch.arange(len(hidden)), contexts.rows, share)
@@ -73,13 +76,13 @@ class ContextEncoder(nn.Module):
 
 
 def _used(contexts: Contexts, count: int) -> tuple[Tensor, Tensor]:
-    """Which of `count` contextual vectors are used, and each entry's place in them.
+    """The used ones of `count` contextual vectors, and the place of each entry among them.
 
-    The places of centres come behind.
+    The places of centres follow.
     """
     mark = torch.zeros(count + 1, dtype=torch.bool)
     mark[contexts.element] = True
-    mark[CENTRE] = False  # the last one, which nothing else has
+    mark[CENTRE] = False  # the last place, which no vector has
     used = mark.nonzero().flatten()
     number = torch.zeros(count + 1, dtype=torch.long)
     number[used] = torch.arange(len(used))
@@ -92,7 +95,7 @@ class GraphEmbedding(nn.Module):
     """The vectors of all entities and relations, and the two encoders.
 
     Args:
-        entities, relations: how many there are.
+        entities, relations: their numbers.
         dim: of all vectors.
         context: without it the joint vector is the knowledge vector: TransE (Bordes et al. 2013).
         attention, gate: as for `ContextEncoder`.
@@ -120,12 +123,8 @@ class GraphEmbedding(nn.Module):
             )
 
     @torch.no_grad()
-    def start_from(self, knowledge: Mapping[Kind, Tensor]) -> None:
-        """Begin near a model of translation: with its vectors, and contexts that say little yet.
-
-        Args:
-            knowledge: its vectors by kind.
-        """
+    def start_from(self, knowledge: Mapping[Kind, Table]) -> None:
+        """Start from the vectors of a TransE model, with little weight on contexts."""
         for kind in KINDS:
             self.knowledge[kind].copy_(knowledge[kind])
             if self.has_context:
@@ -138,7 +137,7 @@ class GraphEmbedding(nn.Module):
         """Joint vectors of the elements `which`.
 
         Args:
-            contexts: theirs, in the same order; none for a net without context.
+            contexts: of these elements, in the same order; None for a net without context.
         """
         knowledge = self.knowledge[kind].index_select(0, which)
         if not self.has_context:
@@ -148,7 +147,7 @@ class GraphEmbedding(nn.Module):
         return joint
 
     def all_joint(self, kind: Kind, contexts: Contexts | None, block: int = 8192) -> Vectors:
-        """Joint vectors of all elements, which `contexts` are in the order of; in blocks."""
+        """Joint vectors of all elements, in blocks; `contexts` has the same order."""
         every = torch.arange(len(self.knowledge[kind]))
         parts = [
             self.joint(kind, part, None if contexts is None else contexts.select(part))
@@ -157,15 +156,15 @@ class GraphEmbedding(nn.Module):
         return torch.cat(parts)
 
 
-def xavier(count: int, dim: int) -> Tensor:
-    """New knowledge vectors (count, dim), uniform as Glorot and Bengio (2010) for one vector.
+def xavier(count: int, dim: int) -> Float[Tensor, "count dim"]:
+    """Draw new knowledge vectors, uniform as in Glorot and Bengio (2010) for one vector.
 
-    The bound does not depend on how many there are, so vectors that join later are like the first.
+    The bound does not depend on `count`, so later elements begin like the first.
     """
     bound = math.sqrt(6 / dim)
     return torch.empty(count, dim).uniform_(-bound, bound)
 
 
 def distance(difference: Float[Tensor, "... dim"]) -> Float[Tensor, "..."]:
-    """Euclidean length of h* + r* - t*; its gradient is finite at 0, too."""
+    """Euclidean length of h* + r* - t*; its gradient is finite at 0."""
     return (difference.square().sum(-1) + EPSILON).sqrt()

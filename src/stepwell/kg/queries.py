@@ -1,4 +1,4 @@
-"""Questions to an embedded graph: the most plausible answers, the nearest entities, and measures."""
+"""Queries to an embedded graph: the most plausible answers, the nearest entities, and measures."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -9,24 +9,25 @@ from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from stepwell.data.triples import Fact, check_fact
 from stepwell.evaluation.link_prediction import link_measures, retained_auc
 from stepwell.kg.embedding import COLUMNS, Kind
+from stepwell.kg.pending import Pending
 from stepwell.kg.ranking import SIDES, Side, distances, distances_to_all, rank_triples
 from stepwell.kg.state import State
 
 P, R = ParamSpec("P"), TypeVar("R")
 
 
-def alone(
-    method: Callable[Concatenate[Any, P], R],
-) -> Callable[Concatenate[Any, P], R]:
-    """Let one thread at a time into the methods of a graph."""
+def synchronized(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """Let only one thread at a time into the methods of a graph."""
 
     @wraps(method)
     def entered(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self._alone:
+        with self._one_at_a_time:
             return method(self, *args, **kwargs)
 
     return entered
@@ -40,40 +41,41 @@ class Answer(NamedTuple):
     known: bool
 
 
-class Asked:
-    """A graph that can be asked; it is as it was at its last update."""
+class GraphQueries:
+    """The queries to a graph; they see it as it was after its last update."""
 
     path: Path
     _state: State
-    #: Held by each call, so that threads see a graph between changes, never amid one.
-    _alone: AbstractContextManager[object]
+    _pending: Pending
+    #: Held by each call, so that a thread never sees a graph in the middle of a change.
+    _one_at_a_time: AbstractContextManager[object]
 
     @property
-    @alone
+    @synchronized
     def entities(self) -> list[str]:
         """Names of the entities in any triple."""
         return self._present("entity")
 
     @property
-    @alone
+    @synchronized
     def relations(self) -> list[str]:
         """Names of the relations in any triple."""
         return self._present("relation")
 
-    @alone
-    def vector(self, entity: str) -> torch.Tensor:
-        """The joint vector of an entity, (dim,)."""
+    @synchronized
+    def vector(self, entity: str) -> Float[Tensor, " dim"]:
+        """The joint vector of an entity."""
         return self._state.joint["entity"][self._number("entity", entity)].clone()
 
-    @alone
+    @synchronized
     def rank(
         self, head: str | None, relation: str, tail: str | None = None, *, k: int = 10
     ) -> list[Answer]:
         """The k most plausible answers to (head, relation, ?) or, with `tail`, (?, relation, tail).
 
         Raises:
-            ValueError: a name is not there (the nearest are suggested), both ends are given, or `k` is
-                no whole number above 0.
+            ValueError: a name is unknown (the nearest are suggested), both ends are given, or `k` is
+                not a positive whole number.
         """
         if (head is None) == (tail is None):
             raise ValueError("give a head or a tail, and ask for the other")
@@ -82,54 +84,50 @@ class Asked:
         given = self._number("entity", head if tail is None else tail)
         row = np.array([[given, self._number("relation", relation), given]])
         far = distances_to_all(self._state.vectors(), row, side)[0]
-        far[~self._state.present()] = torch.inf
-        index, h, r = self._state.facts.index, row[:, 0], row[:, 1]
+        index, h, r = self._state.snapshot.index, row[:, 0], row[:, 1]
         known = set((index.tails(h, r) if side == "tail" else index.heads(r, h)).value.tolist())
-        return [Answer(n, d, i in known) for n, d, i in self._nearest(far, k)]
+        return [Answer(name, d, i in known) for name, d, i in self._nearest(far, k)]
 
-    @alone
+    @synchronized
     def neighbours(self, entity: str, k: int = 10) -> list[Answer]:
-        """The k entities whose joint vectors are nearest; `known`: they share a triple with it.
+        """The k entities with the nearest joint vectors; `known`: they share a triple with `entity`.
 
         Raises:
-            ValueError: there is no such entity (the nearest names are suggested), or `k` is no whole
-                number above 0.
+            ValueError: there is no such entity (the nearest names are suggested), or `k` is not a
+                positive whole number.
         """
         _check_count(k)
         number = self._number("entity", entity)
         vectors = self._state.vectors()["entity"]
         far = (vectors - vectors[number]).norm(dim=1)
-        far[~self._state.present()] = torch.inf
         far[number] = torch.inf
-        found = self._nearest(far, k)
-        others = np.array([i for _, _, i in found], dtype=np.int64)
-        joined = self._state.facts.neighbours.joined(np.full_like(others, number), others)
-        return [Answer(n, d, bool(j)) for (n, d, _), j in zip(found, joined, strict=True)]
+        nearest = self._nearest(far, k)
+        others = np.array([i for _, _, i in nearest], dtype=np.int64)
+        joined = self._state.snapshot.neighbours.joined(np.full_like(others, number), others)
+        return [Answer(name, d, bool(j)) for (name, d, _), j in zip(nearest, joined, strict=True)]
 
-    @alone
+    @synchronized
     def facts(self, entity: str) -> list[Fact]:
-        """All learnt triples with an entity."""
+        """All learned triples with an entity."""
         number = self._number("entity", entity)
-        at, names, index = np.array([number]), self._state.names, self._state.facts.index
-        _, out_relation, tail = index.out(at)
-        _, in_relation, head = index.into(at)
-        begin = [(entity, names["relation"][r], names["entity"][t])
-                 for r, t in zip(out_relation, tail, strict=True)]  # fmt: skip
-        end = [(names["entity"][h], names["relation"][r], entity)
-               for r, h in zip(in_relation, head, strict=True) if h != number]  # fmt: skip
-        return begin + end
+        names, index = self._state.names, self._state.snapshot.index
+        at = np.array([number])
+        triples = [(number, r, t) for _, r, t in zip(*index.out(at), strict=True)]
+        triples += [(h, r, number) for _, r, h in zip(*index.into(at), strict=True) if h != number]
+        return [
+            (names["entity"][h], names["relation"][r], names["entity"][t]) for h, r, t in triples
+        ]
 
-    @alone
+    @synchronized
     def score(self, facts: Iterable[Sequence[str]]) -> list[float]:
-        """||h* + r* - t*|| of triples, whether they are in the graph or not; low is plausible."""
+        """||h* + r* - t*|| of any triples with known names; low is plausible."""
         checked = [check_fact(fact, "score") for fact in facts]
         rows = [[self._number(kind, fact[i]) for i, kind in COLUMNS] for fact in checked]
-        found: list[float] = distances(
-            self._state.vectors(), np.array(rows, dtype=np.int64).reshape(-1, 3)
-        ).tolist()
-        return found
+        triples = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        far: list[float] = distances(self._state.vectors(), triples).tolist()
+        return far
 
-    @alone
+    @synchronized
     def evaluate(
         self,
         test: Iterable[Sequence[str]],
@@ -137,48 +135,48 @@ class Asked:
         gone: Iterable[Sequence[str]] = (),
         ask: Literal["both", "head", "tail"] = "both",
     ) -> dict[str, float]:
-        """How well true triples are ranked, and whether old ones were unlearnt.
+        """Measure how well true triples rank, and whether old triples were unlearned.
 
-        Ranks are realistic and filtered: other triples of the graph and of `test` do not compete. That
-        holds for `gone` ones, too: an old answer is ranked among wrong ones, with the new answer left
-        out, so that its ranks compare with those of `test`.
+        Ranks are realistic and filtered: other triples of the graph and of `test` do not compete. This
+        holds for `gone` triples, too: an old answer is ranked among wrong answers, without the new
+        answer, so its rank compares with the ranks of `test`.
 
         Args:
-            test: triples that are true. Asking for the `tail` alone is answering questions.
-            gone: triples that are true no more.
-            ask: which ends are asked for.
+            test: triples that are true. With `ask="tail"` they are questions.
+            gone: triples that are no longer true.
+            ask: the ends asked for.
 
         Returns:
-            `link_measures` of `test`; with `gone`, "gone/..." of these in the same way, and "auc": the
-            share of pairs in which one of them is more distant than one of `test`. They were learnt,
-            and those of `test` perhaps never, so it is low before they are removed: compare it with
-            that, or with that of a graph trained anew. "left_out" counts triples of `test` with a name
-            that stands in no triple of the graph, and "gone/left_out" those of `gone`; where that is
-            all of `test`, nothing is measured, and there is no more than these counts.
+            `link_measures` of `test`; with `gone`, the same measures as "gone/...", and "auc": the
+            share of pairs in which a gone triple is farther than a test triple. Gone triples were
+            learned once and test triples perhaps never, so "auc" is low before an update: compare with
+            that value, or with a graph trained from scratch. "left_out" and "gone/left_out" count
+            triples with a name that no triple of the graph has. If all of `test` is left out, only
+            these counts are given.
         """
         if ask not in ("both", *SIDES):
-            raise ValueError(f"ask is 'both', 'head' or 'tail', not {ask!r}")
+            raise ValueError(f"ask must be 'both', 'head' or 'tail', got {ask!r}")
         sides: tuple[Side, ...] = SIDES if ask == "both" else (ask,)
-        asked = [check_fact(fact, "test") for fact in test]
-        old = [check_fact(fact, "gone") for fact in gone]
-        rows, before = (
-            self._state.rows_of([f for f in fs if self._rankable(f)]) for fs in (asked, old)
+        test_facts = [check_fact(fact, "test") for fact in test]
+        gone_facts = [check_fact(fact, "gone") for fact in gone]
+        rows, gone_rows = (
+            self._state.rows_of([f for f in facts if self._rankable(f)])
+            for facts in (test_facts, gone_facts)
         )
         joint, present = self._state.vectors(), self._state.present()
         far = partial(distances_to_all, joint)
-        known = self._state.facts.index.changed(rows, rows[:0])
-        found = {"triples": float(len(rows))}
-        found["left_out"] = float(len(asked) - len(rows))
-        if old:
-            found["gone/left_out"] = float(len(old) - len(before))
+        known = self._state.snapshot.index.changed(rows, rows[:0])
+        measures = {"triples": float(len(rows)), "left_out": float(len(test_facts) - len(rows))}
+        if gone_facts:
+            measures["gone/left_out"] = float(len(gone_facts) - len(gone_rows))
         if not len(rows):
-            return found
-        found |= link_measures(rank_triples(far, rows, known, present, sides))
-        if len(before):
-            ranks = rank_triples(far, before, known, present, sides)
-            found |= {f"gone/{name}": value for name, value in link_measures(ranks).items()}
-            found["auc"] = retained_auc(distances(joint, rows), distances(joint, before))
-        return found
+            return measures
+        measures |= link_measures(rank_triples(far, rows, known, present, sides))
+        if len(gone_rows):
+            ranks = rank_triples(far, gone_rows, known, present, sides)
+            measures |= {f"gone/{name}": value for name, value in link_measures(ranks).items()}
+            measures["auc"] = retained_auc(distances(joint, rows), distances(joint, gone_rows))
+        return measures
 
     def _rankable(self, fact: Fact) -> bool:
         return all(self._state.holds(kind, fact[i]) for i, kind in COLUMNS)
@@ -187,32 +185,28 @@ class Asked:
         if not isinstance(name, str):
             raise ValueError(f"{kind}: give a name, not {name!r}")
         if not self._state.holds(kind, name):
-            if self._awaits(kind, name):
-                raise ValueError(
-                    f"{kind} {name!r} waits for an update of the graph: update it first"
-                )
+            if self._pending.adds_name(kind, name):
+                raise ValueError(f"{kind} {name!r} waits for an update: update the graph first")
             if name in self._state.names[kind]:
-                raise ValueError(f"{kind} {name!r} stands in no triple of the graph any more")
+                raise ValueError(f"{kind} {name!r} is no longer in any triple of the graph")
         return self._state.names[kind].number(name)
 
     def _present(self, kind: Kind) -> list[str]:
         names = self._state.names[kind].names
         return [names[i] for i in np.flatnonzero(self._state.count[kind])]
 
-    def _nearest(self, far: torch.Tensor, k: int) -> list[tuple[str, float, int]]:
+    def _nearest(self, far: Tensor, k: int) -> list[tuple[str, float, int]]:
+        """Name, distance and number of the k nearest entities of the graph."""
+        far[~self._state.present()] = torch.inf
         if far.isnan().any():
             raise ValueError(
-                f"{self.path}: vectors are not finite: bring back a copy of the run, or train into "
+                f"{self.path}: vectors are not finite: restore a copy of the run, or train into "
                 "another --out"
             )
         value, which = far.topk(min(k, len(far)), largest=False)
         names = self._state.names["entity"]
         pairs = zip(which.tolist(), value.tolist(), strict=True)
         return [(names[i], d, i) for i, d in pairs if d != float("inf")]
-
-    def _awaits(self, kind: Kind, name: str) -> bool:
-        """Whether the next update will bring the name."""
-        return False
 
 
 def _check_count(k: object) -> None:

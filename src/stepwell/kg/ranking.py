@@ -1,72 +1,73 @@
-"""Ranks of triples against all entities, in blocks of matrices."""
+"""Ranks of triples against all entities, computed in blocks."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from stepwell.evaluation.link_prediction import Ranks, filtered_ranks, joined
-from stepwell.kg.embedding import Kind
-from stepwell.kg.triple_index import HEAD, RELATION, TAIL, Ints, TripleIndex
+from stepwell.evaluation.link_prediction import Ranks, concatenate, filtered_ranks
+from stepwell.kg.embedding import COLUMNS, Kind, Table
+from stepwell.kg.triple_index import HEAD, RELATION, TAIL, Rows, TripleIndex
 
-#: Which end of a triple is asked for.
+#: The end of a triple that a query asks for.
 Side = Literal["head", "tail"]
 SIDES: tuple[Side, Side] = ("head", "tail")
 #: Distances computed at once.
 BLOCK = 1 << 23
 
 
-def distances_to_all(joint: Mapping[Kind, Tensor], rows: Ints, side: Side) -> Tensor:
-    """||h* + r* - t*|| with each entity as the end that is asked for, (triples, entities)."""
+def distances_to_all(
+    joint: Mapping[Kind, Table], rows: Rows, side: Side
+) -> Float[Tensor, "triples entities"]:
+    """||h* + r* - t*|| of each triple, with each entity as the end asked for."""
     triples = torch.from_numpy(rows)
+    given, sign = (HEAD, 1) if side == "tail" else (TAIL, -1)
     relation = joint["relation"][triples[:, RELATION]]
-    if side == "tail":
-        return torch.cdist(joint["entity"][triples[:, HEAD]] + relation, joint["entity"])
-    return torch.cdist(joint["entity"][triples[:, TAIL]] - relation, joint["entity"])
+    return torch.cdist(joint["entity"][triples[:, given]] + sign * relation, joint["entity"])
 
 
-def distances(joint: Mapping[Kind, Tensor], rows: Ints) -> Tensor:
-    """||h* + r* - t*|| of triples (n, 3)."""
-    h, r, t = torch.from_numpy(rows).unbind(1)
-    return (joint["entity"][h] + joint["relation"][r] - joint["entity"][t]).norm(dim=1)
+def distances(joint: Mapping[Kind, Table], rows: Rows) -> Float[Tensor, " triples"]:
+    """||h* + r* - t*|| of triples."""
+    triples = torch.from_numpy(rows)
+    h, r, t = (joint[kind][triples[:, i]] for i, kind in COLUMNS)
+    return (h + r - t).norm(dim=1)
 
 
-#: Triples (n, 3) and the end that is asked for, to the distances of all entities as that end.
-Far = Callable[[Ints, Side], Tensor]
+#: Maps triples and the end asked for to the distances of all entities as that end.
+Far = Callable[[Rows, Side], Float[Tensor, "triples entities"]]
 
 
 def rank_triples(
     far: Far,
-    rows: Ints,
+    rows: Rows,
     known: TripleIndex,
-    candidate: Tensor,
+    candidate: Bool[Tensor, " entities"],
     sides: tuple[Side, ...] = SIDES,
 ) -> Ranks:
-    """Realistic filtered ranks of both ends of triples (n, 3), first all heads, then all tails.
+    """Realistic filtered ranks of both ends of triples: first all heads, then all tails.
 
     Args:
         far: such as `distances_to_all` of joint vectors.
-        known: triples that are right; other known answers do not compete.
-        candidate: (entities,) which of them compete.
-        sides: which ends are asked for.
+        known: true triples; other true answers do not compete.
+        candidate: marks the entities that compete.
+        sides: the ends asked for.
     """
     count = max(1, BLOCK // max(1, len(candidate)))
-    parts = []
+    parts = [Ranks(torch.zeros(0).double(), torch.zeros(0).long())]
     for side in sides:
         for start in range(0, len(rows), count):
             block = rows[start : start + count]
             h, r, t = block.T
-            found = known.tails(h, r) if side == "tail" else known.heads(r, t)
-            answer = torch.from_numpy(t if side == "tail" else h)
+            answers = known.tails(h, r) if side == "tail" else known.heads(r, t)
             parts.append(
                 filtered_ranks(
                     far(block, side),
-                    answer,
-                    torch.from_numpy(found.owner),
-                    torch.from_numpy(found.value),
+                    torch.from_numpy(t if side == "tail" else h),
+                    torch.from_numpy(answers.owner),
+                    torch.from_numpy(answers.value),
                     candidate,
                 )
             )
-    none = torch.zeros(0)
-    return joined(parts) if parts else Ranks(none.double(), none.long())
+    return concatenate(parts)

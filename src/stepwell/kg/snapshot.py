@@ -1,4 +1,4 @@
-"""A knowledge graph at one moment, and what a change of it touches."""
+"""A knowledge graph at one moment, and the elements and triples that an update trains."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,35 +6,37 @@ from typing import Literal
 
 import numpy as np
 
-from stepwell.kg.contexts import Contexts, RelationPaths, entity_contexts, relation_contexts
+from stepwell.kg.contexts import Contexts, entity_contexts, relation_contexts
 from stepwell.kg.embedding import Kind
+from stepwell.kg.relation_paths import RelationPaths
 from stepwell.kg.triple_index import (
     HEAD,
     RELATION,
     TAIL,
-    Found,
+    Flags,
     Ints,
     Neighbours,
+    Ragged,
+    Rows,
     TripleIndex,
     distinct,
     sampled,
 )
 
-#: Of affected relations, triples are looked for in a sample of the graph of this size.
+#: Triples of affected relations are searched in a sample of the graph of this size.
 SAMPLED_TRIPLES = 8192
-
-#: Which elements a change affects: `context`: those whose context is another (the definition in the
-#: paper's text); `neighbour`: entities with a neighbour that is new or gone (the authors' code);
-#: `touched`: `context`, and the ends of each triple that was added or removed.
+#: The elements that a change affects. `context`: elements with a changed context (the definition in the
+#: paper's text). `neighbour`: entities with a new or vanished neighbour (the authors' code). `touched`:
+#: as `context`, and both ends of each added or removed triple.
 Rule = Literal["context", "neighbour", "touched"]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The triples of a graph in every form that contexts are made from; never changed.
+    """The triples of a graph at one moment, in all forms that contexts need; immutable.
 
-    size: members of a context, at most.
-    seed: of the samples that contexts are cut to.
+    size: the most members of a context.
+    seed: of the samples of large contexts.
     """
 
     index: TripleIndex
@@ -44,14 +46,14 @@ class Snapshot:
     seed: int
 
     @staticmethod
-    def of(rows: Ints, *, size: int, seed: int) -> "Snapshot":
-        """Those of triples (n, 3); repeated ones count once."""
+    def of(rows: Rows, *, size: int, seed: int) -> "Snapshot":
+        """The snapshot of these triples; repeated triples count once."""
         index = TripleIndex(rows)
         neighbours = Neighbours(index.rows, seed)
         return Snapshot(index, neighbours, RelationPaths.of(index), size, seed)
 
-    def changed(self, added: Ints, removed: Ints) -> "Snapshot":
-        """The facts without `removed` and with `added`, each in just one of the two."""
+    def changed(self, added: Rows, removed: Rows) -> "Snapshot":
+        """The snapshot after a change; no triple is in both `added` and `removed`."""
         index = self.index.changed(added, removed)
         a, _, b = np.concatenate([added, removed]).T
         a, b = a[a != b], b[a != b]
@@ -70,101 +72,103 @@ class Snapshot:
             return entity_contexts(self.neighbours, which, self.size)
         return relation_contexts(self.paths, which, self.size, self.seed)
 
-    def present(self, entities: Ints) -> np.ndarray:
-        """Whether each of these entities stands in any triple."""
+    def present(self, entities: Ints) -> Flags:
+        """Check which of these entities are in any triple."""
         return np.asarray((self.index.out_degree(entities) + self.index.in_degree(entities)) > 0)
 
 
-def affected_entities(before: Snapshot, after: Snapshot, changes: Ints, rule: Rule) -> Ints:
-    """Entities of both graphs that a change touches, sorted.
+def affected_entities(before: Snapshot, after: Snapshot, changes: Rows, rule: Rule) -> Ints:
+    """The entities of both snapshots that the change affects, sorted.
 
-    The cost follows the change: what is compared are the ends of changed triples and the common
-    neighbours of each two.
+    The cost follows the change: only contexts of the ends of changed triples and of the common
+    neighbours of two ends are compared.
 
     Args:
-        changes: triples that are in just one of the graphs.
+        changes: triples in just one of the two snapshots.
     """
     ends = np.unique(changes[:, [HEAD, TAIL]])
     if rule == "neighbour":
-        there = before.present(ends) & after.present(ends)
-        come_or_gone = ends[~there]
-        around = [f.neighbours.of(come_or_gone).value for f in (before, after)]
-        found = np.unique(np.concatenate(around))
+        new_or_vanished = ends[~(before.present(ends) & after.present(ends))]
+        near = [s.neighbours.of(new_or_vanished).value for s in (before, after)]
     else:
-        a, b = changes[:, HEAD], changes[:, TAIL]
-        common = [f.neighbours.common(a, b).value for f in (before, after)]
-        found = np.unique(np.concatenate([ends, *common]))
-    found = found[before.present(found) & after.present(found)]
+        head, tail = changes[:, HEAD], changes[:, TAIL]
+        near = [ends, *(s.neighbours.common(head, tail).value for s in (before, after))]
+    candidates = np.unique(np.concatenate(near))
+    candidates = candidates[before.present(candidates) & after.present(candidates)]
     if rule == "neighbour":
-        return found
-    other = before.contexts("entity", found).digest != after.contexts("entity", found).digest
+        return candidates
+    affected = _changed_contexts(before, after, "entity", candidates)
     if rule == "touched":
-        other |= np.isin(found, ends)
-    return np.asarray(found[other])
+        affected |= np.isin(candidates, ends)
+    return np.asarray(candidates[affected])
 
 
 def affected_relations(before: Snapshot, after: Snapshot, relations: Ints, rule: Rule) -> Ints:
-    """Those of `relations` whose context a change touches.
+    """The relations whose context the change affects.
 
-    (The authors' code finds them by a test of names, which means nothing; by its rule we take none.)
+    By the rule `neighbour` there are none: the authors' code compares names, which has no meaning.
     """
     if rule == "neighbour":
         return relations[:0]
     relations = np.intersect1d(relations, before.paths.may_differ(after.paths))
-    digests = [f.contexts("relation", relations).digest for f in (before, after)]
-    return np.asarray(relations[digests[0] != digests[1]])
+    return np.asarray(relations[_changed_contexts(before, after, "relation", relations)])
+
+
+def _changed_contexts(before: Snapshot, after: Snapshot, kind: Kind, which: Ints) -> Flags:
+    return np.asarray(before.contexts(kind, which).digest != after.contexts(kind, which).digest)
 
 
 @dataclass(frozen=True)
-class About:
-    """The triples that an update learns: what its elements stand in, a sample of what hubs stand in.
+class UpdateTriples:
+    """The triples of the elements that an update trains; a sample of them for hubs.
 
-    always: (n, 3) those of elements with few, and all that were added. sides: of entities with many,
-    all triples that begin in one, and all that end in one: whose each is, and the triple.
+    always: triples of elements with few triples, and added triples.
+    sides: the triples with a hub as head, and with a hub as tail; each with the hub it belongs to.
+    hubs: entities with more than `at_most` triples on one side.
     """
 
-    always: Ints
-    sides: tuple[tuple[Found, Ints], ...]
+    always: Rows
+    sides: tuple[tuple[Ragged, Rows], ...]
     hubs: Ints
     at_most: int
     seed: int
 
     @staticmethod
     def of(
-        after: Snapshot, added: Ints, which: Mapping[Kind, Ints], at_most: int, seed: int
-    ) -> "About":
-        """The triples with any of these elements.
+        after: Snapshot, added: Rows, which: Mapping[Kind, Ints], at_most: int, seed: int
+    ) -> "UpdateTriples":
+        """The triples with any element of `which`.
 
         Args:
-            added: triples that are always learnt, if any of `which` is in them. In them, and in a
-                sample of the graph, those of a relation are looked for: no order has all of a relation
-                together.
-            at_most: triples that begin in one entity, and that end in it.
+            added: triples that are always trained on if they have an element of `which`. Triples of a
+                relation are searched in them and in a sample of the graph: the index has no order by
+                relation.
+            at_most: triples of one entity as head, and as tail.
         """
         index, entities = after.index, which["entity"]
         many = np.maximum(index.out_degree(entities), index.in_degree(entities)) > at_most
-        mine = np.isin(added[:, [HEAD, TAIL]], entities).any(1)
-        always = [added[mine], *(rows for _, rows in _sides(after, entities[~many]))]
+        with_entity = np.isin(added[:, [HEAD, TAIL]], entities).any(1)
+        always = [added[with_entity], *(rows for _, rows in _sides(after, entities[~many]))]
         if len(which["relation"]):
             some = np.concatenate([added, index.sample(SAMPLED_TRIPLES, seed)])
             always.append(some[np.isin(some[:, RELATION], which["relation"])])
         hubs = entities[many]
-        return About(np.concatenate(always), _sides(after, hubs), hubs, at_most, seed)
+        return UpdateTriples(np.concatenate(always), _sides(after, hubs), hubs, at_most, seed)
 
-    def draw(self, epoch: int) -> Ints:
-        """The triples (n, 3) of an epoch."""
+    def draw(self, epoch: int) -> Rows:
+        """The triples of an epoch."""
         drawn = [
-            rows[sampled(found, self.at_most, self.seed + epoch, self.hubs)]
-            for found, rows in self.sides
+            rows[sampled(lists, self.at_most, self.seed + epoch, self.hubs)]
+            for lists, rows in self.sides
         ]
         return distinct(np.concatenate([self.always, *drawn]))
 
 
-def _sides(after: Snapshot, entities: Ints) -> tuple[tuple[Found, Ints], ...]:
-    """The triples that begin in each entity, and those that end in it."""
+def _sides(after: Snapshot, entities: Ints) -> tuple[tuple[Ragged, Rows], ...]:
+    """The triples with each entity as head, and with each as tail."""
     begin, relation, tail = after.index.out(entities)
     end, other, head = after.index.into(entities)
     return (
-        (Found(begin, tail), np.stack([entities[begin], relation, tail], axis=1)),
-        (Found(end, head), np.stack([head, other, entities[end]], axis=1)),
+        (Ragged(begin, tail), np.stack([entities[begin], relation, tail], axis=1)),
+        (Ragged(end, head), np.stack([head, other, entities[end]], axis=1)),
     )

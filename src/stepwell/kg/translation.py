@@ -1,56 +1,58 @@
-"""Training by translation: corrupted triples, and the margin between them and true ones."""
+"""Training by translation: corrupted triples, and the margin between them and true triples."""
 
 from abc import abstractmethod
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from stepwell.kg.embedding import Kind, distance
-from stepwell.kg.triple_index import HEAD, RELATION, TAIL, Ints, TripleIndex
+from stepwell.kg.embedding import Kind, Vectors, distance
+from stepwell.kg.triple_index import HEAD, RELATION, TAIL, Ints, Rows, TripleIndex
 from stepwell.methods.objective import Objective
 from stepwell.types import Step
 
-Triples = Int[Tensor, "batch 3"]
-#: How often a corrupted triple that is a true one is drawn again.
-REDRAWN = 3
+Triples = Int64[Tensor, "_ 3"]
+#: How often a corrupted triple that is true is drawn again.
+REDRAWS = 3
 
 
-def by_kind(triples: Triples) -> tuple[tuple[Kind, Tensor], ...]:
+def by_kind(triples: Triples) -> tuple[tuple[Kind, Int64[Tensor, "..."]], ...]:
     """The entities (batch, 2) and the relations (batch,) of triples."""
     return ("entity", triples[:, [HEAD, TAIL]]), ("relation", triples[:, RELATION])
 
 
 class Corruption:
-    """Draws false triples: the head or the tail of a true one is replaced.
+    """Draws false triples: the head or the tail of a true triple is replaced.
 
-    Which of the two is drawn for each relation by itself (Wang et al. 2014, "bern"): the head with
-    probability tph / (tph + hpt), where tph is the mean number of tails a head has and hpt that of
-    heads a tail has. So the side that has few right answers is replaced more often.
+    The side is drawn for each relation separately (Wang et al. 2014, "bern"): the head with probability
+    tph / (tph + hpt), where tph is the mean number of tails of a head and hpt the mean number of heads
+    of a tail. So the side with fewer right answers is replaced more often.
 
     Args:
         index: the true triples.
-        rows: those that are corrupted, (n, 3); from them comes which side is replaced how often.
-        entities: what replaces.
+        rows: the triples that are corrupted; they give the probabilities of the sides.
+        entities: the replacements.
     """
 
-    def __init__(self, index: TripleIndex, rows: Ints, entities: Ints) -> None:
+    def __init__(self, index: TripleIndex, rows: Rows, entities: Ints) -> None:
         self.index = index
         self.entities = torch.from_numpy(entities)
-        self.replace_head = torch.from_numpy(_replace_head(rows)).float()
+        self.replace_head = torch.from_numpy(_head_probability(rows)).float()
 
-    def __call__(self, triples: Triples, times: int) -> tuple[Tensor, Tensor]:
-        """`times` false triples of each, (batch · times, 3), and which of them are false indeed.
+    def __call__(
+        self, triples: Int64[Tensor, "batch 3"], times: int
+    ) -> tuple[Int64[Tensor, "false 3"], Bool[Tensor, " false"]]:
+        """Draw `times` false triples of each, and mark those that are false indeed.
 
-        What is a true triple after a few draws stays one, and is marked.
+        A corrupted triple that is still true after a few draws is not marked.
         """
         drawn = triples.repeat_interleave(times, dim=0)
         head = torch.rand(len(drawn)) < self.replace_head[drawn[:, RELATION]]
         side = torch.where(head, HEAD, TAIL)
         row = torch.arange(len(drawn))
         true = torch.ones(len(drawn), dtype=torch.bool)
-        for _ in range(1 + REDRAWN):
+        for _ in range(1 + REDRAWS):
             again = true.nonzero().flatten()
             if not len(again):
                 break
@@ -60,49 +62,45 @@ class Corruption:
         return drawn, ~true
 
 
-def _replace_head(rows: Ints) -> np.ndarray:
-    """For each relation, how often its head is to be replaced; half for those without triples."""
+def _head_probability(rows: Rows) -> Float64[np.ndarray, " relations"]:
+    """The probability of replacing the head, by relation; half for relations without triples."""
     relation = rows[:, RELATION]
     count = int(relation.max()) + 1 if len(rows) else 0
-    triples = np.bincount(relation, minlength=count)
-    share = np.full(count, 0.5)
     heads, tails = (
         np.bincount(np.unique(rows[:, [RELATION, side]], axis=0)[:, 0], minlength=count)
         for side in (HEAD, TAIL)
     )
-    some = triples > 0
-    tph, hpt = triples[some] / heads[some], triples[some] / tails[some]
-    share[some] = tph / (tph + hpt)
-    return share
+    # tph / (tph + hpt), where tph is triples / heads, and hpt is triples / tails
+    return np.where(heads > 0, tails / np.maximum(heads + tails, 1), 0.5)
 
 
 def margin_loss(
     true: Float[Tensor, " batch"],
     false: Float[Tensor, "batch times"],
     margin: float,
-    counts: Tensor,
+    counts: Bool[Tensor, "batch times"],
 ) -> Float[Tensor, ""]:
-    """Mean of max(0, margin + true - false) over pairs that count (Bordes et al. 2013).
+    """Mean of max(0, margin + true - false) over the pairs that count (Bordes et al. 2013).
 
     Args:
-        true, false: distances of true triples and of corrupted ones.
+        true, false: distances of true and of corrupted triples.
         margin: how much farther a false triple has to be.
-        counts: (batch, times) which pairs do.
+        counts: marks the pairs.
     """
     pairs = torch.relu(margin + true[:, None] - false)
     return (pairs * counts).sum() / counts.sum().clamp(min=1)
 
 
 class Translation(Objective):
-    """Joint vectors such that h* + r* is near t* for true triples, and far from it for others.
+    """Learns joint vectors with h* + r* near t* for true triples, and far from it for false ones.
 
     Each element of a batch is encoded once, whatever the number of its triples.
 
     Args:
         corrupt: draws false triples.
         margin: how much farther a false triple has to be.
-        negatives: false triples a true one.
-        removed: triples (n, 3) that are true no more. unlearn: weight of their loss.
+        negatives: false triples per true triple.
+        removed: triples that are no longer true. unlearn: the weight of their loss.
     """
 
     def __init__(
@@ -111,7 +109,7 @@ class Translation(Objective):
         *,
         margin: float,
         negatives: int,
-        removed: Tensor | None = None,
+        removed: Triples | None = None,
         unlearn: float = 0.0,
     ) -> None:
         super().__init__()
@@ -120,15 +118,15 @@ class Translation(Objective):
         self.unlearn = unlearn
 
     @abstractmethod
-    def joint(self, kind: Kind, which: Tensor) -> Tensor:
-        """Joint vectors (elements, dim) of the elements `which`, each once, sorted."""
+    def joint(self, kind: Kind, which: Int64[Tensor, " elements"]) -> Vectors:
+        """Joint vectors of the elements `which`, which are distinct and sorted."""
 
     def training_step(self, batch: Triples) -> Step:
-        """The margin loss of true triples, and by how much removed ones are nearer than drawn others.
+        """The margin loss, plus the mean amount by which removed triples are nearer than true ones.
 
-        What leaves the graph would else be one of very many false triples, seldom drawn, while its
-        ends are pulled together by what stays. There is no margin: with one, held-out triples, many of
-        which are like those that left, rank worse.
+        Without the second term, a removed triple is one of very many false triples and seldom drawn,
+        while the remaining triples pull its ends together. The term has no margin: with a margin,
+        held-out triples that resemble removed ones rank worse.
         """
         some = self._removed[torch.randperm(len(self._removed))[: len(batch)]]
         false, counts = self.corrupt(batch, self.negatives)
@@ -141,7 +139,7 @@ class Translation(Objective):
             loss = loss + self.unlearn * nearer.mean()
         return Step(loss, {})
 
-    def distances(self, triples: Triples) -> Tensor:
+    def distances(self, triples: Int64[Tensor, "batch 3"]) -> Float[Tensor, " batch"]:
         """||h* + r* - t*|| of each triple."""
         vectors = {}
         for kind, which in by_kind(triples):

@@ -1,4 +1,4 @@
-"""What updates leave in their run directory for the report page: `updates.json`."""
+"""The updates of a graph, recorded for the report page in `updates.json` of its run directory."""
 
 import json
 import time
@@ -8,73 +8,73 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from stepwell.files import read_json, write_whole
 
-#: So many of the last updates are kept, the picture of the last one alone.
-KEPT = 100
-#: Entities in a picture, at most.
-SHOWN = 24
+#: The last updates that are recorded; only the last one has a picture.
+MAX_UPDATES = 100
+#: The most entities in a picture.
+MAX_PICTURED = 24
 
 
-def remember(
+def record_update(
     run: Path, report: Mapping[str, Any], picture: Callable[[], Mapping[str, Any]]
 ) -> None:
-    """Append an update. The graph is safe by then, so what goes wrong here is only noted.
+    """Append an update. The graph is already safe, so a failure here only warns.
 
     Args:
-        report: what the update did, for JSON.
-        picture: draws the neighbourhood of what moved most.
+        report: the update's report, for JSON.
+        picture: draws the neighbourhood of an entity that moved much.
     """
 
-    def more(found: dict[str, Any]) -> None:
-        before = found["updates"]
+    def append(history: dict[str, Any]) -> None:
+        before = history["updates"]
         for old in before:
             old.pop("picture", None)
         entry = {**report, "when": time.strftime("%Y-%m-%d %H:%M:%S"), "picture": picture()}
         for key in ("new", "gone"):
             entry[key] = {kind: len(names) for kind, names in report[key].items()}
-        found["total"] = found.get("total", len(before)) + 1
-        found["updates"] = [*before[1 - KEPT :], entry]
+        history["total"] = history.get("total", len(before)) + 1
+        history["updates"] = [*before[1 - MAX_UPDATES :], entry]
 
-    _change(run / "updates.json", more)
-
-
-def remember_measures(run: Path, measures: Mapping[str, float]) -> None:
-    """Note how the last update ranks triples to test on."""
-
-    def more(found: dict[str, Any]) -> None:
-        found["updates"][-1]["measures"] = dict(measures)
-
-    _change(run / "updates.json", more)
+    _rewrite(run / "updates.json", append)
 
 
-def _change(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def record_measures(run: Path, measures: Mapping[str, float]) -> None:
+    """Add measures of test triples to the last update."""
+    _rewrite(run / "updates.json", lambda h: h["updates"][-1].update(measures=dict(measures)))
+
+
+def _rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
     try:
-        found = read_json(file, "") if file.exists() else {"updates": []}
-        change(found)
-        write_whole(file, json.dumps(found, indent=1).encode())
+        history = read_json(file, "") if file.exists() else {"updates": []}
+        change(history)
+        write_whole(file, json.dumps(history, indent=1).encode())
     except Exception as error:  # whatever it is, the update is done
-        warnings.warn(f"{file}: the update was not noted for the report ({error})", stacklevel=5)
+        warnings.warn(f"{file}: the update was not recorded for the report ({error})", stacklevel=5)
 
 
 def picture_of(
-    names: Sequence[str], before: Tensor, after: Tensor, was_there: Sequence[bool]
+    names: Sequence[str],
+    before: Float[Tensor, "entities dim"],
+    after: Float[Tensor, "entities dim"],
+    existed: Sequence[bool],
 ) -> dict[str, Any]:
-    """Vectors before and after an update in the plane in which they differ most (PCA of both).
+    """Project vectors before and after an update to the plane of their largest variance (PCA of both).
 
     Args:
         names: of the entities; the first is the centre.
-        before, after: (entities, dim). `before` of one that was not there is not looked at.
+        existed: marks the entities that were in the graph before; other rows of `before` are not used.
     """
-    seen = torch.cat([before[torch.tensor(list(was_there))], after])
-    middle = seen.mean(0)
-    _, _, axes = torch.linalg.svd(seen - middle, full_matrices=False)
+    both = torch.cat([before[torch.tensor(list(existed))], after])
+    middle = both.mean(0)
+    _, _, axes = torch.linalg.svd(both - middle, full_matrices=False)
     plane = axes[:2].T
     places = [((x - middle) @ plane).tolist() for x in (before, after)]
     return {
         "names": list(names),
-        "before": [p if was else None for p, was in zip(places[0], was_there, strict=True)],
+        "before": [p if old else None for p, old in zip(places[0], existed, strict=True)],
         "after": places[1],
     }

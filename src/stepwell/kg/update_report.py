@@ -1,4 +1,4 @@
-"""What an update did: its report, and the neighbourhood of what moved most."""
+"""The report of an update, and a picture of an entity that it moved."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from stepwell.data.triples import Fact
-from stepwell.kg.embedding import KINDS
-from stepwell.kg.online import Learned
+from stepwell.kg.embedding import KINDS, Kind
+from stepwell.kg.online import UpdateResult
 from stepwell.kg.ranking import distances
 from stepwell.kg.state import Change, State
-from stepwell.kg.update_history import SHOWN, picture_of
+from stepwell.kg.update_history import MAX_PICTURED, picture_of
 
 #: Entities, and removed triples, that a report lists.
 LISTED = 10
@@ -21,21 +20,21 @@ LISTED = 10
 
 @dataclass(frozen=True)
 class Report:
-    """What an update did.
+    """The effect of an update.
 
-    added, removed: triples. new, gone: elements that joined the graph, and that left it, by name.
-    affected: elements that were learnt again: how many. trained: triples of an epoch.
-    moved: the affected entities whose joint vector moved most, and how far.
-    unlearnt: mean ||h* + r* - t*|| of the removed triples before and after, if any was removed.
+    added, removed: numbers of triples. new, gone: names of elements that joined and left the graph.
+    affected: number of old elements that were trained. trained: triples of an epoch.
+    moved: the affected entities whose joint vector moved most, with the distance.
+    unlearnt: mean ||h* + r* - t*|| of removed triples before and after; None if none were removed.
     forgotten: the first removed triples, each with that distance before and after.
-    measures: of `evaluate`, where triples to test on were given.
+    measures: of `evaluate`, if test triples were given.
     """
 
     added: int
     removed: int
-    new: dict[str, list[str]]
-    gone: dict[str, list[str]]
-    affected: dict[str, int]
+    new: dict[Kind, list[str]]
+    gone: dict[Kind, list[str]]
+    affected: dict[Kind, int]
     trained: int
     moved: list[tuple[str, float]]
     unlearnt: tuple[float, float] | None
@@ -44,89 +43,85 @@ class Report:
     measures: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields, for JSON."""
         return asdict(self)
 
     @staticmethod
     def of_nothing() -> "Report":
-        """That of an update without any change."""
-        nothing: dict[str, list[str]] = {kind: [] for kind in KINDS}
-        none: dict[str, int] = {kind: 0 for kind in KINDS}  # noqa: C420  # keys of another type
-        return Report(0, 0, nothing, nothing, none, 0, [], None, [], 0.0, {})
+        """The report of an update without changes."""
+        nothing: dict[Kind, list[str]] = {kind: [] for kind in KINDS}
+        return Report(0, 0, nothing, nothing, dict.fromkeys(KINDS, 0), 0, [], None, [], 0.0, {})
 
 
-class Outcome:
-    """What an update did to a graph: made once it is learnt, told once it is applied.
+class ReportBuilder:
+    """Collects the state before an update, and reports on it afterwards.
 
     Args:
-        state: the graph, to which the update is not applied yet.
-        change, learned: the update.
-        added, removed: its triples.
+        state: the graph; the update is not applied yet.
+        change, result: the update.
+        removed: its removed triples.
     """
 
     def __init__(
         self,
         state: State,
         change: Change,
-        learned: Learned,
-        added: Sequence[Fact],
+        result: UpdateResult,
         removed: Sequence[Fact],
     ) -> None:
-        self._state, self._change, self._learned = state, change, learned
-        self._added, self._removed = added, removed
+        self._state, self._change, self._result, self._removed = state, change, result, removed
         self._rows = state.rows_of(removed)
         self._far = distances(state.joint, self._rows)
-        self._moved = _moved(state, learned)
-        self._shown = self._picked()
-        self._before = state.joint["entity"][self._shown]
+        self._moved = _moved(state, result)
+        self._pictured = self._entities_to_picture()
+        self._before = state.joint["entity"][self._pictured]
         count = state.count["entity"]
-        self._there = [i < len(count) and bool(count[i]) for i in self._shown]
+        self._existed = [i < len(count) and bool(count[i]) for i in self._pictured]
 
     def report(self, seconds: float, measures: dict[str, float]) -> Report:
-        """The report, once the update is applied."""
-        names = self._state.names
+        """The report; call it when the update is applied."""
+        names, change = self._state.names, self._change
         far = distances(self._state.joint, self._rows)
         each = zip(self._removed[:LISTED], self._far.tolist(), far.tolist(), strict=False)
         return Report(
-            len(self._added),
-            len(self._removed),
-            {kind: [names[kind][i] for i in self._change.new[kind]] for kind in KINDS},
-            {kind: [names[kind][i] for i in self._change.gone[kind]] for kind in KINDS},
-            {kind: len(self._learned.affected[kind]) for kind in KINDS},
-            self._learned.trained,
-            self._moved,
-            (float(self._far.mean()), float(far.mean())) if len(far) else None,
-            [*each],
-            seconds,
-            measures,
+            added=len(change.rows) - len(self._removed),
+            removed=len(self._removed),
+            new={kind: [names[kind][i] for i in change.new[kind]] for kind in KINDS},
+            gone={kind: [names[kind][i] for i in change.gone[kind]] for kind in KINDS},
+            affected={kind: len(self._result.affected[kind]) for kind in KINDS},
+            trained=self._result.trained,
+            moved=self._moved,
+            unlearnt=(float(self._far.mean()), float(far.mean())) if len(far) else None,
+            forgotten=[*each],
+            seconds=seconds,
+            measures=measures,
         )
 
     def picture(self) -> Mapping[str, Any]:
-        """An entity that moved much and neighbours of it, before and after; once it is applied."""
-        if not self._shown:
+        """An entity that moved much and its neighbours, before and after the applied update."""
+        if not self._pictured:
             return {}
-        names, after = self._state.names["entity"], self._state.joint["entity"][self._shown]
-        return picture_of([names[i] for i in self._shown], self._before, after, self._there)
+        names, after = self._state.names["entity"], self._state.joint["entity"][self._pictured]
+        return picture_of([names[i] for i in self._pictured], self._before, after, self._existed)
 
-    def _picked(self) -> list[int]:
-        """Of those that moved most, the one with most neighbours; these, and some of theirs."""
+    def _entities_to_picture(self) -> list[int]:
+        """The moved entity with most neighbours, its neighbours, and some neighbours of these."""
         centres = [self._state.names["entity"].number(name) for name, _ in self._moved]
         near = max(([c, *self._around([c])] for c in centres), key=len, default=[])
-        return [*dict.fromkeys([*near, *self._around(near[1:], at_most=4)])][:SHOWN]
+        return [*dict.fromkeys([*near, *self._around(near[1:], at_most=4)])][:MAX_PICTURED]
 
-    def _around(self, centres: Sequence[int], at_most: int = SHOWN // 2) -> list[int]:
-        """Neighbours after the update, and before: one that was lost is why an entity moved."""
-        asked = np.array(centres, dtype=np.int64)
-        sides = self._change.after.neighbours, self._state.facts.neighbours
-        found = [i for side in sides for i in side.of(asked, at_most).value.tolist()]
-        return [*dict.fromkeys(found)]
+    def _around(self, centres: Sequence[int], at_most: int = MAX_PICTURED // 2) -> list[int]:
+        """Neighbours after and before the update: an entity may have moved because it lost one."""
+        which = np.array(centres, dtype=np.int64)
+        sides = self._change.after.neighbours, self._state.snapshot.neighbours
+        return [*dict.fromkeys(i for s in sides for i in s.of(which, at_most).value.tolist())]
 
 
-def _moved(state: State, learned: Learned) -> list[tuple[str, float]]:
-    """The affected entities whose joint vector moves most, and how far."""
-    which, rows = learned.joint["entity"]
-    old = np.isin(which, learned.affected["entity"])
-    far: Tensor = (rows - state.joint["entity"][torch.from_numpy(which)]).norm(dim=1)
-    value, place = far[torch.from_numpy(old)].topk(min(LISTED, int(old.sum())))
-    names, affected = state.names["entity"], which[old]
-    return [(names[affected[i]], d) for i, d in zip(place.tolist(), value.tolist(), strict=True)]
+def _moved(state: State, result: UpdateResult) -> list[tuple[str, float]]:
+    """The affected entities whose joint vector moves most, with the distance."""
+    which, rows = result.joint["entity"]
+    affected = np.isin(which, result.affected["entity"])
+    moved = (rows - state.joint["entity"][torch.from_numpy(which)]).norm(dim=1)
+    value, place = moved[torch.from_numpy(affected)].topk(min(LISTED, int(affected.sum())))
+    names, numbers = state.names["entity"], which[affected]
+    return [(names[numbers[i]], d) for i, d in zip(place.tolist(), value.tolist(), strict=True)]

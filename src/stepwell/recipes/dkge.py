@@ -22,11 +22,12 @@ from stepwell.data.triples import (
 )
 from stepwell.evaluation.link_prediction import link_measures
 from stepwell.kg.embedding import KINDS, GraphEmbedding, Kind
+from stepwell.kg.graph_file import write_state
 from stepwell.kg.objective import DKGE
 from stepwell.kg.ranking import distances_to_all, rank_triples
 from stepwell.kg.snapshot import Snapshot
-from stepwell.kg.state import Encoder, Shape, State
-from stepwell.kg.triple_index import Ints, TripleIndex
+from stepwell.kg.state import Encoder, Settings, State
+from stepwell.kg.triple_index import Rows, TripleIndex
 from stepwell.ranges import check_numbers
 from stepwell.results import read_results
 from stepwell.training import Loop, Run, fit, optimizer_of
@@ -86,7 +87,7 @@ def dkge(
         if (out / "results.json").exists():  # updates may have changed the graph since
             return read_results(out)
         torch.manual_seed(seed)
-        shape = Shape(dim, encoder, context_size, margin, negatives, seed)
+        shape = Settings(dim, encoder, context_size, margin, negatives, seed)
         net = shape.net(*map(len, names))
         facts = Snapshot.of(rows, size=context_size, seed=seed)
         known = facts.index.changed(held_out["valid"], rows[:0])
@@ -130,15 +131,15 @@ def _check_loop(loop: Loop) -> None:
         )
 
 
-def measured(joint: Mapping[Kind, Tensor], rows: Ints, known: TripleIndex) -> Mapping[str, float]:
+def measured(joint: Mapping[Kind, Tensor], rows: Rows, known: TripleIndex) -> Mapping[str, float]:
     """MRR, Hits@k and the mean rank of triples (n, 3), known ones left out of their candidates."""
     every = torch.ones(len(joint["entity"]), dtype=torch.bool)
     return link_measures(rank_triples(partial(distances_to_all, joint), rows, known, every))
 
 
-def _finish(run: Run, state: State, test: Ints, known: TripleIndex) -> dict[str, Any]:
+def _finish(run: Run, state: State, test: Rows, known: TripleIndex) -> dict[str, Any]:
     """Write the graph and the results."""
-    state.write(run.path / "net.safetensors")
+    write_state(state, run.path / "net.safetensors")
     started = time.perf_counter()
     far = partial(distances_to_all, state.vectors())
     found = link_measures(rank_triples(far, test, known, state.present()))
@@ -153,7 +154,7 @@ def _finish(run: Run, state: State, test: Ints, known: TripleIndex) -> dict[str,
         "dkge": {
             "entities": len(state.names["entity"]),
             "relations": len(state.names["relation"]),
-            "triples": len(state.facts.index),
+            "triples": len(state.snapshot.index),
             "loss": last[-1]["loss"],
             "test_seconds": time.perf_counter() - started,
         },
@@ -162,7 +163,7 @@ def _finish(run: Run, state: State, test: Ints, known: TripleIndex) -> dict[str,
     return results
 
 
-def _known(facts: Sequence[Fact], part: str, entities: Names, relations: Names) -> Ints:
+def _known(facts: Sequence[Fact], part: str, entities: Names, relations: Names) -> Rows:
     """Triples by number, without those that have a name which training does not see."""
     seen = [f for f in facts if f[0] in entities and f[1] in relations and f[2] in entities]
     if len(seen) < len(facts):

@@ -15,12 +15,14 @@ from torch import Tensor
 from stepwell.claims.dkge.snapshots import Examined, Snapshot, mean_measures, read_snapshots
 from stepwell.data.triples import Fact, Names, numbered, write_triples
 from stepwell.kg.embedding import KINDS
+from stepwell.kg.graph_file import read_state
 from stepwell.kg.objective import DKGE, joint_vectors
-from stepwell.kg.online import Online, placed
+from stepwell.kg.online import Online
+from stepwell.kg.online_objective import initial_vectors
 from stepwell.kg.ranking import Far, Side, distances_to_all
 from stepwell.kg.snapshot import Rule
-from stepwell.kg.state import Change, Encoder, State, learned_tables, read_state
-from stepwell.kg.triple_index import HEAD, RELATION, TAIL, Ints
+from stepwell.kg.state import Change, Encoder, State
+from stepwell.kg.triple_index import HEAD, RELATION, TAIL, Rows
 from stepwell.recipes.dkge import dkge
 from stepwell.training import Loop
 
@@ -169,17 +171,17 @@ def _step(
         return {}
     rule: Rule = way  # type: ignore[assignment]  # the ways that are left
     change, learned = state.learn(added, removed, replace(how, rule=rule))
-    state.apply(change, learned_tables(learned), 0)
+    state.apply(change, learned.tables(), 0)
     return {
         "affected": len(learned.affected["entity"]) / int(state.present().sum()),
-        "trained": learned.trained / len(state.facts.index),
+        "trained": learned.trained / len(state.snapshot.index),
     }
 
 
 def _stale(state: State) -> float:
     """The share of entities whose joint vector is not the one that their context gives."""
     there = state.present()
-    fresh = joint_vectors(state.net, state.facts)["entity"][: len(there)]
+    fresh = joint_vectors(state.net, state.snapshot)["entity"][: len(there)]
     apart = (fresh - state.vectors()["entity"]).norm(dim=1)[there]
     return float((apart > 1e-4).float().mean())
 
@@ -188,7 +190,7 @@ def _place(state: State, added: list[Fact], removed: list[Fact]) -> None:
     """Take a change without learning: old vectors stay, those of new elements are placed."""
     change = Change.of(state, added, removed)
     state.make_room()
-    start = placed(state.joint, change.rows[: len(added)], change.new)
+    start = initial_vectors(state.joint, change.rows[: len(added)], change.new)
     tables: dict[str, Tensor] = {}
     for kind in KINDS:
         which = torch.from_numpy(change.new[kind])
@@ -198,14 +200,14 @@ def _place(state: State, added: list[Fact], removed: list[Fact]) -> None:
     state.apply(change, tables, 0)
 
 
-def _train_on(state: State, added: list[Fact] | None, removed: Ints, how: Online) -> None:
+def _train_on(state: State, added: list[Fact] | None, removed: Rows, how: Online) -> None:
     """Train all vectors further, on some triples or on all, at the rates of an update."""
-    rows = state.facts.index.rows if added is None else state.rows_of(added)
+    rows = state.snapshot.index.rows if added is None else state.rows_of(added)
     objective = DKGE(
         state.net.requires_grad_(True),
-        state.facts,
-        margin=state.shape.margin,
-        negatives=state.shape.negatives,
+        state.snapshot,
+        margin=state.settings.margin,
+        negatives=state.settings.negatives,
         removed=torch.from_numpy(removed),
         unlearn=how.unlearn,
     )
@@ -240,7 +242,7 @@ def pykeen_models() -> tuple[Any, Any, Any, Any, Any]:
     return MarginRankingLoss, TransE, RotatE, SLCWATrainingLoop, CoreTriplesFactory
 
 
-def _pykeen(rows: Ints, entities: int, relations: int, model: str, epochs: int, seed: int) -> Far:
+def _pykeen(rows: Rows, entities: int, relations: int, model: str, epochs: int, seed: int) -> Far:
     """Train one of pykeen's models.
 
     As ours are dimension, optimizer, highest rate, batch, number of false triples, margin, and that no
@@ -270,7 +272,7 @@ def _pykeen(rows: Ints, entities: int, relations: int, model: str, epochs: int, 
     net.eval()
 
     @torch.no_grad()
-    def far(triples: Ints, side: Side) -> Tensor:
+    def far(triples: Rows, side: Side) -> Tensor:
         given = torch.from_numpy(triples)
         if side == "tail":
             return -net.score_t(given[:, [HEAD, RELATION]])

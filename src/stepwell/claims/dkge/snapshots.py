@@ -15,7 +15,7 @@ import torch
 from stepwell.data.triples import Fact, Names, facts_digest, numbered, read_triples
 from stepwell.evaluation.link_prediction import link_measures, retained_auc
 from stepwell.kg.ranking import Far, rank_triples
-from stepwell.kg.triple_index import HEAD, TAIL, Ints, TripleIndex
+from stepwell.kg.triple_index import HEAD, TAIL, Rows, TripleIndex
 
 PARTS = ("train", "valid", "test")
 #: Of learnt triples beside a change, so many are ranked, drawn by chance.
@@ -129,7 +129,7 @@ class Examined:
         before: Snapshot,
         now: Snapshot,
     ) -> None:
-        def rows(facts: Sequence[Fact]) -> Ints:
+        def rows(facts: Sequence[Fact]) -> Rows:
             return numbered(facts, entities, relations)
 
         train = rows(now.train)

@@ -1,9 +1,9 @@
-"""Knowledge graphs: an epoch, an evaluation and an update, against the usual way and graph size.
+"""Knowledge graphs: a training step and an evaluation against the usual way, and updates by graph size.
 
-The usual way is that of the method's first published code, written anew here: every element of a
-batch has its own context, padded to the largest size, as a dense matrix; and a test triple's rank comes
-from a loop over all candidates. Both are given the same contexts and vectors as ours. Graphs are drawn:
-as many triples and entities as YAGO-3SP's first snapshot, with hubs.
+The usual way follows the method's first published code. Each element of a batch has its own context,
+padded to the largest size, as a dense matrix, and a loop over all candidates ranks a test triple. Both
+ways get the same contexts and vectors. Graphs are random, with hubs, and have the size of the first
+snapshot of YAGO-3SP.
 """
 
 import statistics
@@ -24,9 +24,9 @@ from stepwell.kg.objective import DKGE
 from stepwell.kg.online import Online
 from stepwell.kg.ranking import distances_to_all, rank_triples
 from stepwell.kg.snapshot import Snapshot
-from stepwell.kg.state import Shape, State, learned_tables
+from stepwell.kg.state import Settings, State
 from stepwell.kg.translation import by_kind, margin_loss
-from stepwell.kg.triple_index import Ints, TripleIndex
+from stepwell.kg.triple_index import Rows, TripleIndex
 
 YAGO = {"triples": 123_974, "entities": 26_897, "relations": 37}
 DIM, BATCH, IN_A_ROW = 64, 500, 5
@@ -35,11 +35,11 @@ CHANGE = {"added": 500, "removed": 100}
 UPDATE = Online(epochs=5)
 
 
-def drawn_graph(triples: int, entities: int, relations: int, seed: int = 0) -> Ints:
-    """Distinct triples, most with one of a few tails, as in real graphs.
+def drawn_graph(triples: int, entities: int, relations: int, seed: int = 0) -> Rows:
+    """Draw distinct triples; most have one of a few tails, as in real graphs.
 
-    At YAGO-3SP's size an entity has 5.8 neighbours, of at most 30 (YAGO: 5.7, but half have 3 or fewer,
-    here 5), and the greatest hub thousands.
+    At YAGO-3SP's size the mean context has 5.8 of at most 30 neighbours (YAGO: 5.7) and the median is 5
+    (YAGO: 3); the largest hub has thousands of neighbours.
     """
     rng = np.random.default_rng(seed)
     weights = [np.arange(1, entities + 1) ** -power for power in (0.3, 1.1)]
@@ -50,16 +50,16 @@ def drawn_graph(triples: int, entities: int, relations: int, seed: int = 0) -> I
 
 
 class Dense:
-    """An encoder over padded contexts: what `contexts` say, as (elements, size + 1, size + 1)."""
+    """An encoder over the same contexts, padded: matrices (elements, size + 1, size + 1)."""
 
     def __init__(self, net: GraphEmbedding, contexts: dict[str, Contexts], size: int) -> None:
         self.net, self.size = net, size
         self.matrix, self.member = {}, {}
-        for kind, found in contexts.items():
-            self.matrix[kind], self.member[kind] = _padded(found, size)
+        for kind, ragged in contexts.items():
+            self.matrix[kind], self.member[kind] = _padded(ragged, size)
 
     def joint(self, kind: str, which: Tensor) -> Tensor:
-        """Joint vectors, one for each place in the batch, as often as it is there."""
+        """Joint vectors, one for each place in the batch; repeated elements are encoded again."""
         encoder, own = self.net.encoders[kind], self.net.knowledge[kind][which]
         beside = self.net.contextual[kind][self.member[kind][which]]
         nodes = torch.cat([own[:, None], beside], dim=1)
@@ -92,7 +92,7 @@ def _padded(contexts: Contexts, size: int) -> tuple[Tensor, Tensor]:
 
 
 class EntitiesAlone(DKGE):
-    """The method without contexts of relations, which `Dense` has none of."""
+    """The method without contexts of relations, as `Dense`."""
 
     def joint(self, kind: Kind, which: Tensor) -> Tensor:
         """Joint vectors of entities, knowledge vectors of relations."""
@@ -109,7 +109,7 @@ def _steps(
         head, tail = dense.joint("entity", ends[:, 0]), dense.joint("entity", ends[:, 1])
         return distance(head + dense.net.knowledge["relation"][relation] - tail)
 
-    # several in a row, as in training: the first one behind another way's finds memory given back
+    # several in a row, as in training: the first step after the other way allocates its memory again
     def usual() -> None:
         for _ in range(IN_A_ROW):
             dense.net.zero_grad()
@@ -124,30 +124,30 @@ def _steps(
 
 
 def epoch(rounds: int = 5) -> dict[str, Any]:
-    """A step of training, ragged against dense; context sizes 15 (ours) and 30 (the paper's).
+    """Time a training step, ragged against dense; context sizes 15 (ours) and 30 (the paper's).
 
-    "ours" has contexts of entities alone, as "dense" has; "whole" is the method.
+    "ours" and "dense" have contexts of entities only; "whole" is the method.
     """
-    found = {}
+    results = {}
     for size in (15, 30):
         torch.manual_seed(0)
-        facts = Snapshot.of(drawn_graph(**YAGO), size=size, seed=0)
+        snapshot = Snapshot.of(drawn_graph(**YAGO), size=size, seed=0)
         net = GraphEmbedding(YAGO["entities"], YAGO["relations"], DIM)
-        objective = DKGE(net, facts)
+        objective = DKGE(net, snapshot)
         dense = Dense(net, {"entity": objective.contexts["entity"]}, size)
-        batch = torch.from_numpy(facts.index.rows[:: YAGO["triples"] // BATCH][:BATCH])
-        calls = _steps(objective, EntitiesAlone(net, facts), dense, batch)
+        batch = torch.from_numpy(snapshot.index.rows[:: YAGO["triples"] // BATCH][:BATCH])
+        calls = _steps(objective, EntitiesAlone(net, snapshot), dense, batch)
         times = side_by_side(calls, rounds=rounds)
-        found[f"context of {size}"] = {
+        results[f"context of {size}"] = {
             "batch": BATCH,
             **{f"ms, {name}": 1000 * statistics.median(times[name]) / IN_A_ROW for name in times},
             "dense / ours": ratio(times, "dense", "ours"),
         }
-    return found
+    return results
 
 
 def evaluation(queries: int = 4) -> dict[str, Any]:
-    """Ranks of both ends of a triple: in blocks of 256, and by a loop over candidates."""
+    """Rank both ends of a triple: in blocks of 256, and by a loop over candidates."""
     torch.manual_seed(0)
     rows = drawn_graph(**YAGO)
     joint = {"entity": torch.randn(YAGO["entities"], DIM), "relation": torch.randn(37, DIM)}
@@ -174,8 +174,8 @@ def evaluation(queries: int = 4) -> dict[str, Any]:
 
 
 def update() -> dict[str, Any]:
-    """An update of the same size in graphs of ten thousand to a million triples."""
-    found = {}
+    """Update graphs of ten thousand to a million triples by a change of the same size."""
+    results = {}
     for triples in SIZES:
         rows = drawn_graph(triples, triples // 5, 37)
         keep, added = rows[: -CHANGE["added"]], rows[-CHANGE["added"] :]
@@ -185,24 +185,24 @@ def update() -> dict[str, Any]:
         start = time.perf_counter()
         change, learned = state.learn(*named, UPDATE)
         middle = time.perf_counter()
-        state.apply(change, learned_tables(learned), 1)
-        found[f"{triples:,} triples"] = {
+        state.apply(change, learned.tables(), 1)
+        results[f"{triples:,} triples"] = {
             "seconds": time.perf_counter() - start,
             "of which applying": time.perf_counter() - middle,
             "of which learning": learned.seconds,
             "affected entities": len(learned.affected["entity"]),
             "triples an epoch": learned.trained,
         }
-    return {"change": CHANGE, "epochs": UPDATE.epochs, **found}
+    return {"change": CHANGE, "epochs": UPDATE.epochs, **results}
 
 
-def _untrained(rows: Ints, entities: int) -> State:
+def _untrained(rows: Rows, entities: int) -> State:
     names = Names("entity", (f"e{i}" for i in range(entities)))
     relations = Names("relation", (f"r{i}" for i in range(37)))
-    shape = Shape(DIM, "full", 15, 4.0, 1, 0)
+    settings = Settings(DIM, "full", 15, 4.0, 1, 0)
     torch.manual_seed(0)
-    facts = Snapshot.of(rows, size=15, seed=0)
-    return State.learnt(shape, shape.net(entities, 37), facts, names, relations)
+    snapshot = Snapshot.of(rows, size=15, seed=0)
+    return State.learnt(settings, settings.net(entities, 37), snapshot, names, relations)
 
 
 def measure() -> dict[str, Any]:
