@@ -644,7 +644,7 @@ def test_anybodys_onnx_file_is_compared_with(stepwell, taught, tmp_path, foreign
     assert code == 0, err
     for said in (
         "does not name its classes: that its 10 stand in the data's order",
-        "gives probabilities, not logits: their logarithm is taken",
+        "gives probabilities, not logits (no negative numbers, each row sums to 1): their logarithm",
         "no CKA: ",
     ):
         assert said in err

@@ -113,6 +113,18 @@ def test_logits_come_back_in_order():
     assert_close(target, labels)
 
 
+def test_no_gradient_is_recorded():
+    weight = torch.ones(3, requires_grad=True)
+    batches = data(4, [4])[2]
+
+    def predict(x):
+        assert not torch.is_grad_enabled()
+        return x * weight
+
+    assert evaluate(predict, batches).keys() == {"accuracy", "nll", "ece"}
+    assert not gather_logits(predict, batches)[0][""].requires_grad
+
+
 def test_no_data_is_an_error():
     with pytest.raises(ValueError, match="nothing to evaluate"):
         evaluate(lambda x: x, [])

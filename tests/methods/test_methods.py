@@ -398,7 +398,7 @@ def test_probabilities_of_a_teacher_are_found_out_and_said(batch):
     taught = Distill(student, lambda x: Exit(z.softmax(1).half(), features), ce=0.0)
     for _ in range(2):  # whenever it gives them, not in the first step alone
         with pytest.warns(
-            UserWarning, match="the teacher gives probabilities .* logarithm is taken"
+            UserWarning, match="the teacher gives probabilities, .* logarithm is taken"
         ):
             loss = taught.training_step(batch).loss
         assert_close(loss, expected.training_step(batch).loss, rtol=1e-2, atol=1e-3)
@@ -417,7 +417,7 @@ def test_the_teacher_of_a_nested_net_may_give_probabilities_as_well(batch):
     z, net = 3 * torch.randn(6, 5), nested()
     only = {"ce": 0.0, "attention": 0.0, "full_weight": 0.0, "distill_from": 0.0}
     expected = EmbeddedKD(net, teacher=lambda x: Exit(z), **only).training_step(batch).loss
-    with pytest.warns(UserWarning, match="the teacher gives probabilities .* logarithm is taken"):
+    with pytest.warns(UserWarning, match="the teacher gives probabilities, .* logarithm is taken"):
         found = EmbeddedKD(net, teacher=lambda x: Exit(z.softmax(1)), **only).training_step(batch)
     assert_close(found.loss, expected, rtol=1e-4, atol=1e-5)
 
@@ -425,7 +425,7 @@ def test_the_teacher_of_a_nested_net_may_give_probabilities_as_well(batch):
 @pytest.mark.parametrize("objective", [Distill, EmbeddedKD])
 def test_what_gives_no_exit_is_no_teacher(objective, batch):
     early = {"distill_from": 0.0} if objective is EmbeddedKD else {}
-    with pytest.raises(ValueError, match=r"gives a Tensor, not an Exit: Frozen.module. makes a"):
+    with pytest.raises(ValueError, match=r"gives a Tensor, not an Exit: wrap a module in Frozen"):
         objective(nested(), teacher=lambda x: torch.zeros(6, 5), **early).training_step(batch)
 
 

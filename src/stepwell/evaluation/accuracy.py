@@ -82,6 +82,7 @@ class Tally:
         return results
 
 
+@torch.no_grad()
 def tally(predict: Predict, batches: Iterable[Batch]) -> Tally:
     """Run `predict` over the batches, and sum; memory does not grow with the data.
 
@@ -124,6 +125,7 @@ def measures(
     return Tally().add(logits, labels).measures(classes)
 
 
+@torch.no_grad()
 def gather_logits(predict: Predict, batches: Iterable[Batch]) -> tuple[dict[str, Logits], Labels]:
     """Logits (n, classes) of every name that `predict` gives, and the labels (n,), on the CPU.
 
@@ -141,7 +143,6 @@ def gather_logits(predict: Predict, batches: Iterable[Batch]) -> tuple[dict[str,
     return {name: torch.cat(parts) for name, parts in logits.items()}, torch.cat(labels)
 
 
-@torch.no_grad()
 def _predictions(
     predict: Predict, batches: Iterable[Batch]
 ) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:

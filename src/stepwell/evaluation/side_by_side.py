@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stepwell.train_mode import in_eval_mode
-from stepwell.types import Batch, Exit, Logits, are_probabilities
+from stepwell.types import Batch, Exit, Logits, probabilities_in
 
 Answer = Tensor | NDArray[Any] | Exit
 #: Images (batch, ...) to logits or an exit, or to several of them by name.
@@ -273,7 +273,8 @@ class _Record:
 
     def __init__(self, who: str) -> None:
         self.who = who
-        self.like_probabilities = 0  # examples; -1 once one was not
+        self.problem: str | None = None  # all examples so far look like probabilities
+        self.examples = 0  # checked so far
         self.columns: list[tuple[Tensor, ...]] = []
         self.stages: list[Tensor] = []
 
@@ -294,7 +295,7 @@ class _Record:
             self.stages[i][places] = kept
 
     def seen(self, kept: int) -> Seen:
-        self._check_all()
+        self._refuse_probabilities()
         columns = (torch.cat(parts) for parts in zip(*self.columns, strict=True))
         top, confidence, nll, kl = columns
         return Seen(top, confidence, nll, kl, tuple(stage[:kept] for stage in self.stages))
@@ -302,20 +303,15 @@ class _Record:
     def _check(self, logits: Tensor) -> None:
         if not logits.isfinite().all():
             raise ValueError(f"the {self.who} gives logits that are not finite")
-        if not are_probabilities(logits):
-            self.like_probabilities = -1
-        elif self.like_probabilities >= 0:
-            self.like_probabilities += len(logits)
-        if self.like_probabilities >= CERTAIN:
-            self._check_all()
+        if self.examples < CERTAIN and (self.examples == 0 or self.problem):
+            self.problem = probabilities_in(logits, f"the {self.who}")
+            self.examples += len(logits)
+            if self.examples >= CERTAIN:
+                self._refuse_probabilities()
 
-    def _check_all(self) -> None:
-        """Refuse probabilities, which a few examples alone may look like."""
-        if self.like_probabilities > 0:
-            raise ValueError(
-                f"the {self.who} gives probabilities (no number is negative, and each row's sum is 1) "
-                "where logits are expected: leave its softmax out, or take the logarithm"
-            )
+    def _refuse_probabilities(self) -> None:
+        if self.problem:
+            raise ValueError(f"{self.problem}: remove the softmax, or take the logarithm")
 
 
 def _flattened(feature: Tensor) -> Tensor:

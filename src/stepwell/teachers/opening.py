@@ -23,7 +23,7 @@ from stepwell.teachers.adapters import (
     Resized,
 )
 from stepwell.teachers.teacher import Frozen, Teacher, as_exit
-from stepwell.types import are_probabilities
+from stepwell.types import probabilities_in
 
 #: What can be named as a teacher, in an error.
 KINDS = (
@@ -354,10 +354,8 @@ def _ready(
             f"({_some(classes)}) is taken on trust",
             stacklevel=4,
         )
-    if are_probabilities(output):
-        warnings.warn(
-            f"{name} gives probabilities, not logits: their logarithm is taken", stacklevel=4
-        )
+    if problem := probabilities_in(output, name):
+        warnings.warn(f"{problem}: their logarithm is taken", stacklevel=4)
         teacher = OfProbabilities(teacher)
     assert isinstance(teacher, nn.Module)
     return teacher
