@@ -901,7 +901,7 @@ BAD = {
     ),
     "no norms": (
         [*TRAIN, "--norms", "shared", "--on-drop", "rollback", "--out", "{tmp}/r"],
-        "no norms of their own to train",
+        "no private norms to train",
     ),
     "no watch": (
         [*TRAIN, "--val-fraction", "0", "--on-drop", "rollback", "--out", "{tmp}/r"],

@@ -2,7 +2,8 @@
 
 Teacher and student are split into blocks at equal resolutions. In the first stage each student block
 replaces the teacher's block alone and learns to reproduce the teacher's logits. In the second stage the
-student blocks are joined one by one from the first on, until no teacher block is left. Labels are unused.
+student blocks are joined one by one, from the first on, until no teacher block is left. It uses no
+labels.
 
 Where widths differ, 1×1 convolutions adapt them. They have no bias here (the authors' have one):
 adaptions between two student blocks then merge into the next layers exactly, at padded borders, too.
