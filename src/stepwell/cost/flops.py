@@ -14,9 +14,9 @@ from stepwell.train_mode import in_eval_mode
 def count_macs(module: nn.Module, x: Tensor) -> int:
     """Multiply-accumulates of one forward pass of `module` on `x`, in eval mode.
 
-    Half of the FLOPs that torch counts in convolutions, matrix products and attention. Norms, activations
-    and pooling count as zero. Torch's fused attention on a CPU and its fused transformer layer run
-    unfused here, because the counter misses them.
+    Half of the FLOPs that torch counts in convolutions, matrix products and attention. Norms,
+    activations and pooling count as zero. Torch's fused attention on a CPU and its fused transformer
+    layer run unfused here, because the counter misses them.
     """
     return count_macs_of_steps([module], x)[0]
 

@@ -1,4 +1,4 @@
-"""Measures of a network's predictions: an evaluator takes `predict(batch) -> {name: logits}`."""
+"""Measures of predictions; an evaluator takes `predict(batch) -> {name: logits}`."""
 
 from stepwell.evaluation.accuracy import Tally, evaluate, gather_logits, tally
 from stepwell.evaluation.churn import churn
