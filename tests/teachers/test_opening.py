@@ -392,10 +392,10 @@ def test_published_weights_by_name(images, monkeypatch):
         (
             ["{tmp}/model.pt"],
             {},
-            "is a pickled module .* never done: where the model was made, save",
+            "holds more than weights, such as .* never done: where the model was made, save",
         ),
-        (["resnet18={tmp}/model.pt"], {}, "is a pickled module or holds other things than weights"),
-        (["{tmp}/script.pt"], {}, "is a pickled module or holds other things than weights"),
+        (["resnet18={tmp}/model.pt"], {}, "holds more than weights, such as a pickled module"),
+        (["{tmp}/script.pt"], {}, "holds more than weights, such as a pickled module"),
         (["resnet18={tmp}/epoch.pt"], {}, "is no state dict: save `model.state_dict"),
         (["resnet20"], {}, "torchvision publishes no weights for resnet20"),
         (

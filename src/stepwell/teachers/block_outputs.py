@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stepwell.teachers.logit_cache import keys_of
-from stepwell.types import Batch, Images, Logits
+from stepwell.types import Batch, Logits
 
 #: Most bytes of features and logits to keep in memory; above it they are computed at every step.
 MEMORY = 2 * 2**30
@@ -52,7 +52,9 @@ class TeacherOutputs:
             self.rows |= {key: start + i for i, key in enumerate(keys_of(x, by_image=True))}
             self.sizes.append(len(x))
 
-    def __call__(self, images: Images) -> tuple[Float[Tensor, "batch ..."], Logits]:
+    def __call__(
+        self, images: Float[Tensor, "batch ..."]
+    ) -> tuple[Float[Tensor, "batch ..."], Logits]:
         """Features and logits of a batch."""
         if not self.stored:
             return self._compute(images)
