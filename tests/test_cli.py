@@ -643,8 +643,8 @@ def test_anybodys_onnx_file_is_compared_with(stepwell, taught, tmp_path, foreign
     code, out, err = stepwell("eval", run, "--fidelity", tmp_path / "p.onnx", *plain, "--json")
     assert code == 0, err
     for said in (
-        "does not name its classes: that its 10 stand in the data's order",
-        "gives probabilities, not logits: their logarithm is taken",
+        "does not name its classes: assuming the data's order for its 10",
+        "gives probabilities, not logits (no negative numbers, each row sums to 1): their logarithm",
         "no CKA: ",
     ):
         assert said in err
@@ -784,7 +784,7 @@ BAD_PAIRS = {
     "nothing before a flag": (["--fidelity", "--json"], "--fidelity: name the teacher after it"),
     "no fidelity": (["--control", "{t}"], "--control and --interpolate say more about"),
     "no teacher": (["--fidelity", "{tmp}/none"], "no teacher '{tmp}/none': name a run directory"),
-    "no run": (["--fidelity", "{tmp}"], "{tmp} is a folder without a run in it: name a run"),
+    "no run": (["--fidelity", "{tmp}"], "{tmp} is a folder without a run: name a run"),
     "no depth": (["--fidelity", "{t}@9"], "no depth '9'; this net has 8"),
     "itself": (["--fidelity", "{s}"], "is the network {s} itself, and has no other depth"),
     "order": (
@@ -793,8 +793,8 @@ BAD_PAIRS = {
     ),
     "classes": (
         ["--fidelity", "{tmp}/names"],
-        "{tmp}/names knows 10 classes, the data has 10, and they differ: only the first has 'nine', "
-        "only the second has '9'; they must be the same, in order",
+        "{tmp}/names has 10 classes, the data has 10, and they differ: only the first has 'nine', "
+        "only the second has '9'; both need the same classes in the same order",
     ),
     "members": (
         ["--fidelity", "{t}", "{tmp}/order"],
@@ -810,7 +810,7 @@ BAD_PAIRS = {
     ),
     "line to a graph": (
         ["--fidelity", "{tmp}/8.onnx", "--interpolate", "3"],
-        "--interpolate: {tmp}/8.onnx gives no weights: name a file of weights",
+        "--interpolate: {tmp}/8.onnx has no weights to share: name a file of weights",
     ),
     "line to other pixels": (
         ["--fidelity", "{tmp}/pixels", "--interpolate", "3"],
@@ -819,7 +819,7 @@ BAD_PAIRS = {
     "whose mean": (["--teacher-mean", "0", "0", "0"], "say more about --fidelity"),
     "mean of a network": (
         ["--fidelity", "{t}", "--teacher-mean", "0", "0", "0", "--teacher-std", "1", "1", "1"],
-        "{t} says how its images are normalised: drop --teacher-mean",
+        "{t} records its own normalisation: drop --teacher-mean",
     ),
     "control itself": (["--fidelity", "{t}", "--control", "{s}"], "is the network {s} itself, or"),
     "control is teacher": (["--fidelity", "{t}", "--control", "{t}"], "or its teacher: name a"),
@@ -901,7 +901,7 @@ BAD = {
     ),
     "no norms": (
         [*TRAIN, "--norms", "shared", "--on-drop", "rollback", "--out", "{tmp}/r"],
-        "no norms of their own to train",
+        "no private norms to train",
     ),
     "no watch": (
         [*TRAIN, "--val-fraction", "0", "--on-drop", "rollback", "--out", "{tmp}/r"],
@@ -1023,7 +1023,7 @@ BAD = {
     ),
     "teacher": (
         ["train", "distill", "--data", "{folder}", "--teacher", "{run}", "--out", "{tmp}/r"],
-        "knows 10 classes",
+        "has 10 classes",
     ),
     "few images": (
         [

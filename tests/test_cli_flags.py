@@ -2,13 +2,14 @@
 
 import inspect
 import typing
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated
 
 import pytest
 import torch
 
 from stepwell import cli, commands
-from stepwell.ranges import RANGES, check_numbers
+from stepwell.ranges import INNER_SHARE, NOT_NEGATIVE, POSITIVE, RANGES, check_numbers
 from stepwell.recipes import RECIPES, load_object
 from stepwell.training import Loop
 from stepwell.training.fit import check_devices
@@ -160,6 +161,26 @@ def test_the_ends_of_every_range_are_these(name):
 def test_the_numbers_of_groups_are_looked_at():
     with pytest.raises(ValueError, match="--clip -1: must be 0 or more"):
         check_numbers({"loop": Loop(clip=-1)})
+
+
+def test_ranges_in_annotations_replace_those_by_name():
+    def train(
+        lr: Annotated[float, NOT_NEGATIVE] = 0.1, *, sizes: Annotated[tuple, POSITIVE] = (1,)
+    ):
+        check_numbers(locals(), train)
+
+    @dataclass
+    class Group:
+        share: Annotated[float | None, INNER_SHARE] = None
+
+    train(lr=0.0, sizes=(0.5,))
+    with pytest.raises(ValueError, match="--lr -1: must be 0 or more"):
+        train(lr=-1)
+    with pytest.raises(ValueError, match="--sizes 0: must be above 0"):
+        train(sizes=(1, 0))
+    check_numbers({"group": Group()})
+    with pytest.raises(ValueError, match="^share 1: must be above 0 and below 1"):
+        check_numbers({"group": Group(1)}, flags=False)
 
 
 def test_devices_that_are_not_here_are_refused_before_there_is_a_run(monkeypatch, tmp_path, capsys):

@@ -25,7 +25,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        OSError, match=r"cannot write .*/a: No space left on device; it is as it was"
+        OSError, match=r"cannot write .*/a: No space left on device; the file is unchanged"
     ):
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"

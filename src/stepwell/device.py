@@ -1,4 +1,4 @@
-"""The machine this runs on, by the name that measured times are kept under."""
+"""The name of the machine, under which measured times are stored."""
 
 import platform
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 
 def processor() -> str:
-    """The processor's own name, or its architecture where it says none."""
+    """The processor's name, or its architecture if it has no name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -15,7 +15,7 @@ def processor() -> str:
 
 
 def device_name(device: torch.device | str = "cpu") -> str:
-    """What a time depends on: the accelerator, or the processor and torch's threads."""
+    """The accelerator, or the processor and torch's number of threads: times depend on these."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, however the process ends, and one writer at a time."""
+"""Atomic writes of files, and locks for one writer at a time."""
 
 import contextlib
 import errno
@@ -16,24 +16,24 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Args:
-        remedy: what to do about a damaged file, for the message.
+        remedy: the fix that the message suggests.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: the file is damaged, or holds no JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged (it holds no JSON object): {remedy}")
-    return found
+    return value
 
 
 def config_of(net: Path, remedy: str = "put it right") -> Mapping[str, Any]:
-    """The configuration of the run whose network is in the file `net`; empty where it is of no run.
+    """The configuration of the run that the file `net` belongs to; empty if it belongs to none.
 
-    Others keep a config.json of their own beside weights, which is none of a run.
+    Other programs' config.json files, which lack a run's keys, are ignored.
 
     Args:
         remedy: as for `read_json`.
@@ -49,18 +49,17 @@ def config_of(net: Path, remedy: str = "put it right") -> Mapping[str, Any]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one.
+    """Replace the file `path` by `data` atomically: readers and crashes see the old or the new file.
 
-    The bytes go to a temporary name in the same folder (so that the rename stays on one disk), are
-    flushed to the disk, and replace `path` in one step.
+    The bytes go to a temporary file in the same folder, are flushed to disk, and replace `path` by a
+    rename.
 
     Raises:
-        OSError: there is no such folder, it cannot be written, or the disk is full; `path` is as it was
-            before.
+        OSError: the folder does not exist, cannot be written, or the disk is full; `path` is unchanged.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(
-            errno.ENOENT, f"cannot write {path}: there is no folder {path.parent}; make it first"
+            errno.ENOENT, f"cannot write {path}: there is no folder {path.parent}; create it first"
         )
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
@@ -68,7 +67,7 @@ def write_whole(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes the file readable by its owner alone; a result is an ordinary file.
+        # mkstemp lets only the owner read the file; a result has the usual permissions.
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException as error:
@@ -76,14 +75,14 @@ def write_whole(path: Path, data: bytes) -> None:
             os.unlink(name)
         if isinstance(error, OSError):
             raise OSError(
-                error.errno, f"cannot write {path}: {error.strerror}; it is as it was before"
+                error.errno, f"cannot write {path}: {error.strerror}; the file is unchanged"
             ) from error
         raise
     sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable (Windows has no such call and needs none)."""
+    """Flush a folder, so that renames in it survive a crash (Windows needs no such call)."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -94,13 +93,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def locked(file: Path, what: Path, instead: str = "use another --out") -> FileLock:
-    """The lock `file`, taken for as long as this process writes to `what`, or until it ends.
+    """Take the lock `file` on `what`; it is held until released, or until the process ends.
 
     Args:
-        instead: what can be done in place of waiting, for the message.
+        instead: the alternative to waiting that the message suggests.
 
     Raises:
-        OSError: another process is writing to it.
+        OSError: another process holds the lock.
     """
     lock = FileLock(file)
     try:

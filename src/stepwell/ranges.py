@@ -1,13 +1,13 @@
-"""The numbers that each flag takes: one place for all commands and recipes."""
+"""Ranges of numbers: in a parameter's annotation, or by its name for commands and recipes."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 
 class Range(NamedTuple):
-    """What a number must be, in words and as a test; every number must be finite, too."""
+    """A range in words and as a test; every number must be finite as well."""
 
     words: str
     holds: Callable[[float], bool]
@@ -19,11 +19,12 @@ NOT_NEGATIVE = Range("0 or more", lambda v: v >= 0)
 ONE_OR_MORE = Range("1 or more", lambda v: v >= 1)
 TWO_OR_MORE = Range("2 or more", lambda v: v >= 2)
 SHARE = Range("between 0 and 1 (0.95 is 95 %)", lambda v: 0 <= v <= 1)
+SHARE_ABOVE_0 = Range("above 0, at most 1", lambda v: 0 < v <= 1)
 INNER_SHARE = Range("above 0 and below 1", lambda v: 0 < v < 1)
 BELOW_ONE = Range("0 or more and below 1", lambda v: 0 <= v < 1)
 SEED = Range("between 0 and 2^63 - 1", lambda v: 0 <= v < 2**63)
 
-#: By parameter; one name means one thing in every command and recipe.
+#: By parameter name, which means the same in every command and recipe.
 RANGES: dict[str, Range] = {
     # training
     "epochs": ONE_OR_MORE,
@@ -62,7 +63,7 @@ RANGES: dict[str, Range] = {
     "chooser_rate": POSITIVE,
     "cost_weight": NOT_NEGATIVE,
     "slack": NOT_NEGATIVE,
-    "explore": Range("above 0, at most 1", lambda v: 0 < v <= 1),
+    "explore": SHARE_ABOVE_0,
     # distillation data
     "unlabeled_share": INNER_SHARE,
     "synthetic_share": INNER_SHARE,
@@ -99,24 +100,39 @@ RANGES: dict[str, Range] = {
 }
 
 
-def check_numbers(arguments: Mapping[str, Any], *, flags: bool = True) -> None:
-    """Refuse numbers that nothing can be done with, before any time is spent.
+def check_numbers(
+    arguments: Mapping[str, Any], of: Callable[..., Any] | None = None, *, flags: bool = True
+) -> None:
+    """Refuse numbers out of range before any time is spent.
+
+    The ranges stand in the annotations, `lr: Annotated[float, POSITIVE]`. Where a function or dataclass
+    has none, they are those of `RANGES` by name. A tuple is checked number by number, a dataclass field
+    by field. None, and a parameter without a range, pass.
 
     Args:
-        arguments: by parameter; what has no range, or is None, passes. Groups of flags (dataclasses)
-            are looked into, and so is each number of several.
-        flags: name a number by its flag, as recipes and commands do; else by the parameter.
+        arguments: values by parameter name.
+        of: the function or dataclass that takes them; its annotations are read.
+        flags: name a number by its flag, as recipes and commands do; otherwise by the parameter.
 
     Raises:
         ValueError: a number is out of its range, or not finite; the message begins with its name.
     """
+    ranges = (annotated_ranges(of) if of else None) or RANGES
     for name, value in arguments.items():
         if is_dataclass(value) and not isinstance(value, type):
-            check_numbers({f.name: getattr(value, f.name) for f in fields(value)}, flags=flags)
-        elif name in RANGES and value is not None:
+            values = {f.name: getattr(value, f.name) for f in fields(value)}
+            check_numbers(values, type(value), flags=flags)
+        elif name in ranges and value is not None:
             for number in value if isinstance(value, tuple) else (value,):
-                shown = f"--{name.replace('_', '-')}" if flags else name
-                check_number(shown, number, RANGES[name])
+                label = f"--{name.replace('_', '-')}" if flags else name
+                check_number(label, number, ranges[name])
+
+
+def annotated_ranges(of: Callable[..., Any]) -> dict[str, Range]:
+    """The ranges in the annotations of a function's parameters, or of a dataclass's fields."""
+    hints = get_type_hints(of, include_extras=True)
+    found = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {n: extra for n, extras in found.items() for extra in extras if isinstance(extra, Range)}
 
 
 def check_number(name: str, number: float, within: Range) -> None:

@@ -1,4 +1,4 @@
-"""Train and eval mode, changed for a while."""
+"""Temporary changes of train and eval mode."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,17 +8,17 @@ from torch import nn
 
 @contextlib.contextmanager
 def keeping_modes(*modules: nn.Module) -> Iterator[None]:
-    """Afterwards every module inside `modules` is in its own mode of before.
+    """Restore the mode of every module inside `modules` on exit.
 
-    A user who froze some norms by `.eval()` finds them so, which `module.train(was_training)` undoes.
-    A module that runs others which it does not register gives them by a method `hidden_modules`.
+    Norms that a user froze by `.eval()` stay frozen; `module.train(was_training)` would undo that. A
+    module that runs unregistered modules returns them by a method `hidden_modules`.
     """
     modes = [(inner, inner.training) for module in modules for inner in _inner(module)]
     try:
         yield
     finally:
-        # First as each class would, as some (LoRA's layers) do more than note it; then to the letter,
-        # as each has set the mode of its children, too.
+        # train() first, because some classes (LoRA's layers) do more than set the flag; then the flag
+        # itself, because train() has also set the mode of the children.
         for inner, mode in modes:
             inner.train(mode)
         for inner, mode in modes:
@@ -27,7 +27,7 @@ def keeping_modes(*modules: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode for `modules`; afterwards every module inside them is in its own mode of before."""
+    """Set eval mode for `modules`, and restore the mode of every module inside them on exit."""
     with keeping_modes(*modules):
         for module in modules:
             module.eval()
@@ -35,10 +35,10 @@ def in_eval_mode(*modules: nn.Module) -> Iterator[None]:
 
 
 def train_unfrozen(module: nn.Module) -> None:
-    """Train mode for `module`, but for what was frozen by `.eval()` inside a network in train mode.
+    """Set train mode for `module`, except modules frozen by `.eval()` inside a network in train mode.
 
-    A network that is in eval mode itself, as one that was just loaded, trains as a whole. Networks are
-    the children of `module` (and of lists among them), and every nested net, whatever wraps it.
+    A network in eval mode, such as one just loaded, trains as a whole. Networks are the children of
+    `module` (and of lists among them), and every nested net, whatever wraps it.
     """
     networks = [*_children(module), *(m for m in _inner(module) if hasattr(m, "hidden_modules"))]
     whole = {id(m) for network in networks if not network.training for m in _inner(network)}
@@ -49,14 +49,14 @@ def train_unfrozen(module: nn.Module) -> None:
         for inner in _inner(network)
         if not inner.training and id(inner) not in whole
     ]
-    module.train()  # as its class would: it may keep some parts in eval mode, too
+    module.train()  # its class may keep some parts in eval mode
     for inner in frozen:
         inner.training = False
 
 
 def _children(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
-        if isinstance(child, nn.ModuleList | nn.ModuleDict):  # which never runs itself
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):  # these never run themselves
             yield from _children(child)
         else:
             yield child

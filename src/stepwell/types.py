@@ -11,16 +11,18 @@ Labels = Int[Tensor, "batch"]
 Images = Float[Tensor, "batch channels height width"]
 
 
-#: Rows that sum to 1 within this are probabilities; half-precision ones do.
+#: Tolerance of the sum of a row of probabilities, wide enough for half precision.
 SUM = 1e-2
 
 
-def are_probabilities(logits: Logits) -> bool:
-    """Whether every row could be one of probabilities: none negative, their sum 1.
+def probabilities_in(logits: Logits, who: str) -> str | None:
+    """A sentence saying that `who` gives probabilities, or None where `logits` cannot be probabilities.
 
-    Of a few rows this may be chance, above all of two classes.
+    A few rows of logits may look like probabilities by chance, above all of two classes.
     """
-    return bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < SUM).all())
+    if (logits >= 0).all() and ((logits.sum(1) - 1).abs() < SUM).all():
+        return f"{who} gives probabilities, not logits (no negative numbers, each row sums to 1)"
+    return None
 
 
 class Exit(NamedTuple):

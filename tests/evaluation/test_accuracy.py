@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
+from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
+from torchmetrics.functional.classification import multiclass_calibration_error
 
-from stepwell.evaluation import evaluate, gather_logits
+from stepwell.evaluation import churn, evaluate, gather_logits, tally
+from stepwell.evaluation.accuracy import measures
 from stepwell.types import Batch
 
 CLASSES = ("a", "b", "c")
@@ -40,6 +43,33 @@ def ece(p, labels, bins=15):
             gap = (confidence[inside].double().mean() - right[inside].mean()).abs()
             total += float(gap) * float(inside.double().mean())
     return total
+
+
+def test_sums_equal_the_formulas_on_all_logits_at_once():
+    """Uneven classes, several names and an uneven last batch."""
+    logits, _, _ = data(101, [101])
+    labels = torch.cat([torch.zeros(60), torch.ones(25), torch.full((16,), 2)]).long()
+    named = {"half": logits.flip(1), "full": logits}
+    parts = torch.arange(101).split(16)
+    sums = tally(
+        lambda rows: {name: z[rows] for name, z in named.items()},
+        [Batch(rows, labels[rows]) for rows in parts],
+    )
+    got = sums.measures(CLASSES)
+    assert got == measures(named, labels, CLASSES)
+    assert sums.churn() == churn(named, labels)
+    assert sums.examples == 101
+    for name, z in named.items():
+        right = z.argmax(1) == labels
+        assert got[f"{name}/accuracy"] == right.double().mean().item()
+        assert got[f"{name}/agreement"] == (z.argmax(1) == logits.argmax(1)).double().mean().item()
+        nll = cross_entropy(z.double(), labels).item()
+        assert got[f"{name}/nll"] == pytest.approx(nll, rel=1e-12)
+        ece = multiclass_calibration_error(z.softmax(1), labels, num_classes=3, n_bins=15).item()
+        assert got[f"{name}/ece"] == pytest.approx(ece, abs=1e-6)  # torchmetrics sums in 32 bits
+        for i, c in enumerate(CLASSES):
+            expected = right[labels == i].double().mean().item()
+            assert got[f"{name}/accuracy/{c}"] == expected
 
 
 def test_how_the_data_is_cut_into_batches_does_not_matter():
@@ -81,6 +111,18 @@ def test_logits_come_back_in_order():
     got, target = gather_logits(lambda x: x, batches)
     assert_close(got[""], logits)
     assert_close(target, labels)
+
+
+def test_no_gradient_is_recorded():
+    weight = torch.ones(3, requires_grad=True)
+    batches = data(4, [4])[2]
+
+    def predict(x):
+        assert not torch.is_grad_enabled()
+        return x * weight
+
+    assert evaluate(predict, batches).keys() == {"accuracy", "nll", "ece"}
+    assert not gather_logits(predict, batches)[0][""].requires_grad
 
 
 def test_no_data_is_an_error():

@@ -106,7 +106,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (features(4), features(4), "CKA of 4 examples: it needs at least 5"),
+        (features(4), features(4), "CKA of 4 examples: at least 5 are needed"),
         (features(9), features(8), "features of 9 and of 8 examples"),
         (features(9), torch.ones(9, 2), "the same for all examples"),
     ],

@@ -324,7 +324,7 @@ BAD = {
     "probabilities": (Z.softmax(1), Z, {}, "the teacher gives probabilities"),
     "of the student": (Z, {"8": Z.softmax(1)}, {}, "the student 8 gives probabilities"),
     "not finite": (Z, Z / 0, {}, "the student gives logits that are not finite"),
-    "names": (Z, Z, {"classes": CLASSES}, "tell 3 classes apart, and 4 are named"),
+    "names": (Z, Z, {"classes": CLASSES}, "have 3 classes, but 4 names are given"),
     "controls": (Z, {"8": Z, "20": Z}, {"control": {"8": Z, "9": Z}}, "the control has 8, 9"),
     "clash": (Z, {"teacher": Z}, {}, "cannot be named 'teacher'"),
     "twice": (Z, Z, {"classes": ("a", "b", "a")}, "^class 'a' is named twice: give each"),
@@ -332,7 +332,7 @@ BAD = {
         Z[:, :1],
         Z[:, :1],
         {},
-        r"the teacher gives logits .6, 1., of 1 classes, and two",
+        r"the teacher gives logits .6, 1., but at least two classes",
     ),
 }
 
@@ -350,7 +350,7 @@ def test_other_labels_no_data_and_two_teachers_are_refused():
     for batches in ([], [Batch(Z[:0], torch.arange(0))]):
         with pytest.raises(ValueError, match="nothing to compare: the data gave no batch"):
             fidelity(lambda x: x, lambda x: x, batches)
-    with pytest.raises(ValueError, match=r"2 teachers \(8, 20\): compare with one"):
+    with pytest.raises(ValueError, match=r"2 teachers \(8, 20\): give one"):
         fidelity(lambda x: {"8": x, "20": x}, lambda x: x, [Batch(Z, torch.arange(6) % 3)])
 
 
@@ -359,10 +359,10 @@ def test_other_labels_no_data_and_two_teachers_are_refused():
     [
         (
             lambda x: np.array(["a"] * len(x)),
-            "the student gives a ndarray: logits, a tensor or an array of numbers .batch, classes.",
+            "the student gives a ndarray, not logits .a tensor or array .batch, classes",
         ),
-        (lambda x: (x, x), "the student gives a tuple: logits"),
-        (lambda x: {"a": None}, "the student a gives a NoneType: logits"),
+        (lambda x: (x, x), "the student gives a tuple, not logits"),
+        (lambda x: {"a": None}, "the student a gives a NoneType, not logits"),
     ],
 )
 def test_answers_of_other_kinds_are_refused(answer, message):
@@ -377,8 +377,11 @@ def test_answers_of_other_kinds_are_refused(answer, message):
         ((Z, np.array(["a"] * 6)), "a tensor or array of labels, not images and a ndarray"),
         ((Z, Z, Z), "a batch is a pair of images and a tensor or array of labels, not a tuple"),
         (3, "a batch is a pair of images and a tensor or array of labels, not a int"),
-        ((Z, torch.ones(6, 1)), r"labels are \(6, 1\) torch.float32: class numbers \(batch,\) are"),
-        ((Z, torch.ones(6)), r"labels are \(6,\) torch.float32: class numbers"),
+        (
+            (Z, torch.ones(6, 1)),
+            r"labels are \(6, 1\) torch.float32: give class numbers \(batch,\)",
+        ),
+        ((Z, torch.ones(6)), r"labels are \(6,\) torch.float32: give class numbers"),
         ((Z, torch.full((6,), -2)), "labels run from -2 to -2, out of range for the teacher's 3"),
     ],
 )

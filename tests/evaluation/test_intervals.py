@@ -40,7 +40,7 @@ def test_draws_are_the_same_whether_they_are_kept_or_not(monkeypatch):
         [values[torch.randint(40, (40,), generator=generator)].mean(0) for _ in range(100)]
     )
     twice = [resampled(values, resamples=100, seed=3) for _ in range(2)]
-    monkeypatch.setattr(intervals, "KEPT", 0)
+    monkeypatch.setattr(intervals, "CACHED", 0)
     for drawn in (*twice, resampled(values, resamples=100, seed=3)):
         assert_close(drawn, naive.double(), rtol=1e-5, atol=1e-6)
 
@@ -65,8 +65,8 @@ def test_the_same_seed_gives_the_same_interval():
     ("call", "message"),
     [
         (lambda: share(torch.ones(3).bool(), 95), "between 0 and 1 .0.95 is 95 %., not 95"),
-        (lambda: share(torch.ones(0).bool()), "a share of no examples"),
-        (lambda: means(torch.ones(0, 1)), "a mean of no examples"),
+        (lambda: share(torch.ones(0).bool()), "no examples: a share"),
+        (lambda: means(torch.ones(0, 1)), "no examples: a mean"),
         (lambda: means(torch.ones(3, 1), resamples=0), "at least 2 resamples, not 0"),
     ],
 )

@@ -172,7 +172,7 @@ def test_the_label_loss_is_the_mean_over_the_labels_that_there_are():
 @pytest.mark.parametrize(("labels", "span"), [([0, 3], "0 to 3"), ([-2, 1], "-2 to 1")])
 @pytest.mark.parametrize("loss", [class_cross_entropy, label_cross_entropy])
 def test_labels_out_of_range_are_named_with_the_range(loss, labels, span):
-    with pytest.raises(ValueError, match=rf"labels run from {span}, .* 3 classes apart .0 to 2.:"):
+    with pytest.raises(ValueError, match=rf"labels run from {span}, .* 3 classes .0 to 2.:"):
         loss(torch.zeros(2, 3), torch.tensor(labels))
 
 

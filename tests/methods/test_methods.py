@@ -209,11 +209,11 @@ def test_the_moving_average_replaces_the_full_net_as_teacher(batch):
         ({"label_smoothing": 3.0}, "^label_smoothing 3.0: must be 0 or more and below 1"),
         ({"ema_teacher": 1.0}, "^ema_teacher 1.0: must be 0 or more and below 1"),
         ({"weights": {"8": -2.0}}, "^the weight of depth '8' -2.0: must be 0 or more"),
-        ({"weights": {"20": 0.0}}, "'20' is the full net, whose weight is full_weight"),
-        ({"teach_full": True, "ema_teacher": 0.9, "kl": 0.0}, "kl=0 leaves these out"),
+        ({"weights": {"20": 0.0}}, "weights names '20', the full net: set full_weight"),
+        ({"teach_full": True, "ema_teacher": 0.9, "kl": 0.0}, "kl=0 turns off"),
         ({"attention_mode": "x"}, "attention_mode is one of at, sad, gram, not 'x'"),
         ({"weights": {"9": 1.0}}, "no depth '9'"),
-        ({"teach_full": True}, "teach_full needs a teacher besides the full net"),
+        ({"teach_full": True}, "teach_full needs another teacher than the full net"),
         ({"ema_teacher": 0.9, "teacher": lambda x: Exit(x)}, "ema_teacher or teacher, not both"),
     ],
 )
@@ -229,21 +229,6 @@ def test_options_that_make_no_sense(options, message):
 def test_subnets_without_any_loss_are_refused():
     with pytest.raises(ValueError, match="sub-nets have no loss"):
         EmbeddedKD(nested(), ce=0.0, kl=0.0, attention=0.0)
-
-
-@pytest.mark.parametrize("scale", [None, 1.0, 2.0**16])
-def test_a_step_in_float16_takes_the_loss_scale(batch, scale):
-    net = nested(("8",)).train()
-    objective = EmbeddedKD(net, distill_from=0.0, full_weight=1e-6, weights={"8": 1e-6})
-    objective.loss_scale = scale
-    with torch.autocast("cpu", torch.float16):
-        if scale is None:
-            with pytest.raises(ValueError, match="in float16 .* need their scale"):
-                objective.training_step(batch)
-            return
-        loss = objective.training_step(batch).loss
-    (2.0**16 * loss).backward()
-    assert bool(net.module.conv1.weight.grad.any()) == (scale > 1)  # else they have vanished
 
 
 # all of them
@@ -387,7 +372,7 @@ def test_private_norms_train_and_nothing_else_changes(batch):
 
 
 def test_private_norms_need_some():
-    with pytest.raises(ValueError, match="no norms of their own"):
+    with pytest.raises(ValueError, match="no private norms"):
         PrivateNorms(build("resnet20", ["8"], norms="shared"))
 
 
@@ -398,7 +383,7 @@ def test_probabilities_of_a_teacher_are_found_out_and_said(batch):
     taught = Distill(student, lambda x: Exit(z.softmax(1).half(), features), ce=0.0)
     for _ in range(2):  # whenever it gives them, not in the first step alone
         with pytest.warns(
-            UserWarning, match="the teacher gives probabilities .* logarithm is taken"
+            UserWarning, match="the teacher gives probabilities, .* logarithm is taken"
         ):
             loss = taught.training_step(batch).loss
         assert_close(loss, expected.training_step(batch).loss, rtol=1e-2, atol=1e-3)
@@ -417,7 +402,7 @@ def test_the_teacher_of_a_nested_net_may_give_probabilities_as_well(batch):
     z, net = 3 * torch.randn(6, 5), nested()
     only = {"ce": 0.0, "attention": 0.0, "full_weight": 0.0, "distill_from": 0.0}
     expected = EmbeddedKD(net, teacher=lambda x: Exit(z), **only).training_step(batch).loss
-    with pytest.warns(UserWarning, match="the teacher gives probabilities .* logarithm is taken"):
+    with pytest.warns(UserWarning, match="the teacher gives probabilities, .* logarithm is taken"):
         found = EmbeddedKD(net, teacher=lambda x: Exit(z.softmax(1)), **only).training_step(batch)
     assert_close(found.loss, expected, rtol=1e-4, atol=1e-5)
 
@@ -425,7 +410,7 @@ def test_the_teacher_of_a_nested_net_may_give_probabilities_as_well(batch):
 @pytest.mark.parametrize("objective", [Distill, EmbeddedKD])
 def test_what_gives_no_exit_is_no_teacher(objective, batch):
     early = {"distill_from": 0.0} if objective is EmbeddedKD else {}
-    with pytest.raises(ValueError, match=r"gives a Tensor, not an Exit: Frozen.module. makes a"):
+    with pytest.raises(ValueError, match=r"gives a Tensor, not an Exit: wrap a module in Frozen"):
         objective(nested(), teacher=lambda x: torch.zeros(6, 5), **early).training_step(batch)
 
 

@@ -1,5 +1,6 @@
 """Grafting: cuts and pairs, what trains, what is cached, and the merging of adaptions."""
 
+from contextlib import nullcontext
 from functools import partial
 from inspect import unwrap
 
@@ -9,6 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import stepwell
+from stepwell.data import Batches, ImageSet
 from stepwell.losses import logit_direction
 from stepwell.methods import Graft
 from stepwell.nets import build
@@ -20,6 +22,7 @@ from stepwell.nets.grafting.split_points import (
 )
 from stepwell.nets.grafting.surgery import Grafting
 from stepwell.nets.nested.nest import nest
+from stepwell.training import Loop, Run, fit, sgd
 from stepwell.types import Batch
 
 SHAPE = (3, 16, 16)
@@ -151,9 +154,9 @@ def test_blocks_and_images_that_train_nothing_are_refused(batch):
     grafting = Grafting(net("resnet14_slim"), teacher, input_shape=SHAPE)
     assert grafting.copied == (True, True, False, False)
     for span in ((2, 1), (9, 9), (-1, 2), (0, 4)):
-        with pytest.raises(ValueError, match=r"they are 0 layer1, 1 layer2, 2 layer3, 3 head"):
+        with pytest.raises(ValueError, match=r"it has 0 layer1, 1 layer2, 2 layer3, 3 head"):
             Graft(grafting, *span)
-    with pytest.raises(ValueError, match="0 to 1 .* that train are 2 layer3, 3 head"):
+    with pytest.raises(ValueError, match="0 to 1 .* trainable blocks are 2 layer3, 3 head"):
         Graft(grafting, 0, 1)
     with pytest.raises(ValueError, match="no images to graft on"):
         Graft(grafting, 2, 3, images=[])
@@ -234,7 +237,7 @@ def test_only_the_graft_trains_and_gradients_flow_through_the_teacher(batch, cac
     objective = Graft(grafting, 1, 1, images=[batch] if cached else None, settle=[1])
     losses = steps(objective, batch, 30)
     assert losses[-1] < losses[0] / 3
-    assert {name.split(".")[0] for name in objective.state_dict()} == {"blocks"}
+    assert {name.split(".")[0] for name in objective.state_dict()} == {"blocks", "_settled"}
     for before, after in zip(states, (student.state_dict(), teacher.state_dict()), strict=True):
         changed = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
         assert changed <= {"module"}
@@ -301,13 +304,55 @@ def test_frozen_norms_have_the_statistics_of_all_images_and_keep_them(batch):
     objective.progress = 0.0  # as in a loop of one's own, which may never set it
     objective.training_step(batch)
     later = Graft(grafting, 1, 1, images=[batch], settle=[1]).train()
-    later.progress = 0.5  # as in a run that goes on
+    saved = objective.state_dict()
+    later.load_state_dict(saved)  # as in a resumed run
     later.training_step(Batch(batch.images[:2], batch.labels[:2]))
+    older = Graft(grafting, 1, 1, images=[batch], settle=[1]).train()
+    older.load_state_dict({k: v for k, v in saved.items() if k != "_settled"})
+    older.training_step(Batch(batch.images[:2], batch.labels[:2]))
     assert not norm.training
     assert norm.num_batches_tracked == 1
     free = Grafting(small(4, 6, norm=True), teacher, input_shape=SHAPE)
     assert any(m.training for m in Graft(free, 1, 1).train().modules() if is_bn(m))
     assert torch.equal(norm.running_mean, before)
+
+
+def test_a_resumed_phase_keeps_the_statistics_of_its_first_step(tmp_path):
+    pixels = torch.randint(0, 256, (8, *SHAPE), dtype=torch.uint8)
+    images = ImageSet(pixels, torch.zeros(8).long(), ("a", "b"))
+    train = Batches(images, 4, mean=(0.5,) * 3, std=(0.3,) * 3, seed=1)
+    loop, ends, estimates = Loop(device="cpu", checkpoint_minutes=0.0), [], []
+    for name, stops in (("whole", [None]), ("cut", [2, None])):
+        for stop in stops:
+            torch.manual_seed(0)
+            student = small(4, 6, norm=True)
+            grafting = Grafting(student, small(5, 7), input_shape=SHAPE, statistics="frozen")
+            objective = Stopping(grafting, 1, 1, images=train, settle=[1])
+            objective.stop = stop
+            halt = pytest.raises(RuntimeError, match="stopped") if stop else nullcontext()
+            with Run.start(tmp_path / name, "test", {}, data={}) as run, halt:
+                fit(objective, train, sgd(0.1), run, phase="graft", steps=4, loop=loop)
+            estimates.append(objective.estimates)
+        ends.append(student.state_dict())
+    assert estimates == [1, 1, 0]
+    for name, value in ends[0].items():
+        assert_close(ends[1][name], value, rtol=0, atol=0, msg=name)
+
+
+class Stopping(Graft):
+    """Raises at a step, as a killed process would; counts how often it estimates statistics."""
+
+    stop, steps, estimates = None, 0, 0
+
+    def training_step(self, batch):
+        if self.steps == self.stop:
+            raise RuntimeError("stopped")
+        self.steps += 1
+        return super().training_step(batch)
+
+    def _settle(self, known):
+        self.estimates += 1
+        super()._settle(known)
 
 
 def is_bn(module):

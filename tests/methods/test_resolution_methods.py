@@ -284,9 +284,7 @@ def test_values_out_of_range_are_refused(ready, options, message):
         JointResolution(ready, COSTS, target=0.5, **options)
     with pytest.raises(ValueError, match="slack -1"):
         ImitateBest(ready, COSTS, slack=-1.0)
-    with pytest.raises(ValueError, match="2 costs of 3 choices"):
+    with pytest.raises(ValueError, match="got 2 costs for 3 choices"):
         JointResolution(ready, COSTS[:2], target=0.5)
-    with pytest.raises(
-        ValueError, match="a choice that costs 0: costs, such as MACs, are positive"
-    ):
+    with pytest.raises(ValueError, match="a choice costs 0: costs, such as MACs, must be positive"):
         JointResolution(ready, [0.0, 0.0, 0.0], target=0.5)

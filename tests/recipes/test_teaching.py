@@ -72,7 +72,7 @@ def test_with_a_warm_cache_no_teacher_runs_and_every_bit_is_the_same(teach, tmp_
         ({"teacher": (str(tmp_path / "plain"),)}, "teacher"),
         ({"flip": True}, "augmentation"),
     ):
-        with pytest.raises(ValueError, match=f"made for other {what} .*use another --cache"):
+        with pytest.raises(ValueError, match=f"made with {what} .*use another --cache"):
             teach("other", cache=cache, **change)
         shutil.rmtree(tmp_path / "other")
     assert teach("seed", cache=cache, seed=1, epochs=1)["cache"]["read"] == 0

@@ -78,7 +78,7 @@ def test_members_that_give_probabilities_are_found_out_each_and_the_mean_is_thei
             top = ensemble(torch.zeros(4, 1)).logits.softmax(1)[:, 0]
         assert_close(top, torch.full((4,), 0.99))
         assert [str(w.message).split(" (")[0] for w in said] == [
-            f"member {i} of 2 of an ensemble gives probabilities" for i in odd
+            f"member {i} of 2 of an ensemble gives probabilities, not logits" for i in odd
         ]
 
 
@@ -154,7 +154,7 @@ def test_a_card_that_nobody_filled_in_says_no_normalisation(images, tmp_path):
     assert opened.normalisation is None
     with (
         pytest.warns(UserWarning, match="does not name its classes"),
-        pytest.warns(UserWarning, match="does not say how its images are normalised"),
+        pytest.warns(UserWarning, match="does not record how its images are normalised"),
     ):
         opened.for_data(CLASSES, images, PLAIN)
     given_ = open_teacher([name], mean=OWN[0], std=OWN[1])
@@ -203,9 +203,9 @@ def test_anybodys_onnx_file_teaches_and_its_probabilities_are_found_out(
     x = normalised(images, PLAIN)
     with (
         pytest.warns(
-            UserWarning, match="does not name its classes: that its 3 stand in the data's"
+            UserWarning, match="does not name its classes: assuming the data's order for its 3"
         ),
-        pytest.warns(UserWarning, match="gives probabilities, not logits: their logarithm is"),
+        pytest.warns(UserWarning, match="gives probabilities, not logits .*: their logarithm is"),
     ):
         teacher = opened.for_data(CLASSES, x, PLAIN)
     expected = (normalised(images, OWN).flatten(1) @ w).log_softmax(1)
@@ -214,7 +214,7 @@ def test_anybodys_onnx_file_teaches_and_its_probabilities_are_found_out(
         opened.for_data(CLASSES, torch.rand(4, 3, 16, 16), PLAIN)
     with pytest.warns(UserWarning) as said:  # noqa: PT030
         open_teacher([str(tmp_path / "t.onnx")]).for_data(CLASSES, x, PLAIN)
-    assert "does not say how its images are normalised" in str(said[0].message)
+    assert "does not record how its images are normalised" in str(said[0].message)
     assert len(said) == 3
     other = OnnxNet(tmp_path / "t.onnx")
     assert other.card is None
@@ -379,30 +379,34 @@ def test_published_weights_by_name(images, monkeypatch):
         (["{net}", "{plain}", "{net}"], {}, "net.safetensors is named twice: name each member"),
         (["{net}@9"], {}, "no depth '9'; this net has 8, 14"),
         (["{fresh}@8"], {}, "depth '8' was never trained"),
-        (["{tmp}/begun"], {}, "begun holds no net.safetensors: it is no finished run. Start"),
-        (["{tmp}"], {}, "empty is a folder without a run in it: name a run directory, a file"),
-        (["{tmp}/model.py"], {}, "model.py is no file of a network: name a run directory, a file"),
+        (
+            ["{tmp}/begun"],
+            {},
+            "begun has no net.safetensors, because the run is not finished: start",
+        ),
+        (["{tmp}"], {}, "empty is a folder without a run: name a run directory, a file"),
+        (["{tmp}/model.py"], {}, "model.py is not a network's file: name a run directory, a file"),
         (["{cut}"], {}, "cut.safetensors is damaged or no safetensors file"),
-        (["{plain}"], {}, "holds weights only: say which network they are of, NETWORK=FILE, such"),
-        (["{tmp}/w.pth"], {}, "w.pth holds weights only: say which network they are of, NETWORK="),
+        (["{plain}"], {}, "holds weights only: add the network's name, NETWORK=FILE, such"),
+        (["{tmp}/w.pth"], {}, "w.pth holds weights only: add the network's name, NETWORK="),
         (
             ["{tmp}/model.pt"],
             {},
-            "is a pickled module .* never done: where the model was made, save",
+            "holds more than weights, such as .* never done: where the model was made, save",
         ),
-        (["resnet18={tmp}/model.pt"], {}, "is a pickled module or holds other things than weights"),
-        (["{tmp}/script.pt"], {}, "is a pickled module or holds other things than weights"),
+        (["resnet18={tmp}/model.pt"], {}, "holds more than weights, such as a pickled module"),
+        (["{tmp}/script.pt"], {}, "holds more than weights, such as a pickled module"),
         (["resnet18={tmp}/epoch.pt"], {}, "is no state dict: save `model.state_dict"),
         (["resnet20"], {}, "torchvision publishes no weights for resnet20"),
         (
             ["{net}", "{other}"],
             {},
-            r"net.safetensors knows 3 classes, .* has 3, and they differ: only the first has 'b', 'c', "
+            r"net.safetensors has 3 classes, .* has 3, and they differ: only the first has 'b', 'c', "
             r"only the second has 'y', 'z'; .*ensemble",
         ),
         (["{net}"], {"mean": OWN[0], "std": OWN[1]}, "drop --teacher-mean and --teacher-std"),
-        (["{net}"], {"mean": OWN[0]}, "give both, a number for each of three"),
-        (["{net}"], {"mean": OWN[0], "std": (1.0, 0.0, 1.0)}, "no std is 0"),
+        (["{net}"], {"mean": OWN[0]}, "give both, three numbers each"),
+        (["{net}"], {"mean": OWN[0], "std": (1.0, 0.0, 1.0)}, "with std above 0"),
     ],
 )
 def test_what_cannot_be_opened(tmp_path, names, options, message):
@@ -451,7 +455,7 @@ def test_a_pickled_teacher_runs_no_code(tmp_path):
 @pytest.mark.parametrize(
     ("give", "message"),
     [
-        (lambda x: torch.randn(len(x), 4), "knows 4 classes .*the data has 3"),
+        (lambda x: torch.randn(len(x), 4), "has 4 classes .*the data has 3"),
         (lambda x: torch.randn(len(x)), "its output is"),
         (lambda x: torch.full((len(x), 3), torch.nan), "outputs that are not finite"),
         (lambda x: [][0], "teacher t does not run on images of 8 pixels"),
@@ -479,7 +483,7 @@ def test_probabilities_of_zero_are_finite_logits_and_features_stay(images):
     net = Function(lambda x: Exit(p, (x,)))
     net.stages = ("pixels",)
     opened = OpenTeacher([Source("t", Frozen(net), "0", CLASSES, 8, PLAIN)])
-    with pytest.warns(UserWarning, match="t gives probabilities, not logits: their logarithm"):
+    with pytest.warns(UserWarning, match="t gives probabilities, not logits .*: their logarithm"):
         teacher = opened.for_data(CLASSES, images, PLAIN)
     exit = teacher(images)
     assert exit.logits.isfinite().all()
@@ -520,7 +524,7 @@ def test_what_gives_no_weights_says_so(tmp_path, foreign_onnx):
     ):
         _ = open_teacher(names).module
     foreign_onnx(tmp_path / "t.onnx", "n")
-    with pytest.raises(ValueError, match="t.onnx gives no weights: name a file of weights"):
+    with pytest.raises(ValueError, match="t.onnx has no weights to share: name a file of weights"):
         _ = open_teacher([str(tmp_path / "t.onnx")]).module
 
 

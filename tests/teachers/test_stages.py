@@ -149,7 +149,7 @@ def test_tokens_have_a_linear_regressor(batch):
     [
         ({"ce": 0.0, "kl": 0.0}, "ce, kl, attention and hint are all 0"),
         ({"hint": 1.0, "input_shape": ()}, "attention and hints need input_shape"),
-        ({"hint": 1.0}, r"student has 3 stages \(layer1, .*the teacher 2 \(a, b\): name those"),
+        ({"hint": 1.0}, r"student has 3 stages \(layer1, .*the teacher 2 \(a, b\): name pairs"),
         (
             {"hint": 1.0, "hint_stages": ["layer9=a"]},
             "student has no stage 'layer9'; it has layer1",
@@ -159,18 +159,18 @@ def test_tokens_have_a_linear_regressor(batch):
             {"attention": 1.0, "attention_stages": ["layer2=a"]},
             "layer2 of the student and a of the teacher are 4×4 maps and 8×8 maps: attention",
         ),
-        ({"hint": 1.0, "teacher": lambda x: Exit(x)}, "and the teacher gives none: ONNX models"),
+        ({"hint": 1.0, "teacher": lambda x: Exit(x)}, "but the teacher gives none: ONNX models"),
         (
             {"hint": 1.0, "teacher": Ensemble([Frozen(net())])},
             "the teacher gives none: ONNX models, ensembles and cached logits",
         ),
         (
             {"hint": 1.0, "teacher": Frozen(Staged(stages=("a",))), "hint_stages": ["layer1=a"]},
-            "teacher names 1 stages (a) and gives features of 2",
+            "teacher names 1 stages (a) but gives features of 2",
         ),
         (
             {"hint": 1.0, "teacher": Frozen(Tokens(3, 6)), "hint_stages": ["layer1=t"]},
-            "are 8×8 maps and 3 tokens: no hint reaches across",
+            "are 8×8 maps and 3 tokens: hints cannot compare them",
         ),
     ],
 )

@@ -147,7 +147,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(whole, tmp_path):
     done = subprocess.run(limited, env=ENV, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
-    assert "last.ckpt: File too large; it is as it was before" in done.stderr
+    assert "last.ckpt: File too large; the file is unchanged" in done.stderr
     assert not list(out.rglob("*.part"))
     assert checkpoint.read_bytes() == before
     assert end_of(started(out))[0] == 0

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, MACs, memory and measured time."""
+"""Costs of a network: parameters, MACs, memory and measured time."""
 
 from stepwell.cost.flops import count_joint_macs, count_macs, count_macs_of_steps
 from stepwell.cost.latency import Latency, mean_of_medians, measure_latencies, time_each

@@ -1,4 +1,4 @@
-"""Multiply-accumulates, counted by torch."""
+"""Multiply-accumulates (MACs), counted by torch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,15 +14,15 @@ from stepwell.train_mode import in_eval_mode
 def count_macs(module: nn.Module, x: Tensor) -> int:
     """Multiply-accumulates of one forward pass of `module` on `x`, in eval mode.
 
-    Half of the FLOPs that torch's counter sees in convolutions, matrix products and attention; norms,
-    activations and pooling count nothing. The counter knows neither torch's fused attention on a CPU
-    nor its fused transformer layer, so while it counts both run as the products they are made of.
+    Half of the FLOPs that torch counts in convolutions, matrix products and attention. Norms,
+    activations and pooling count as zero. Torch's fused attention on a CPU and its fused transformer
+    layer run unfused here, because the counter misses them.
     """
     return count_macs_of_steps([module], x)[0]
 
 
 def count_joint_macs(net: nn.Module, x: Tensor) -> int:
-    """Multiply-accumulates of one `net.forward_all(x)`, in which common prefixes run once."""
+    """Multiply-accumulates of one `net.forward_all(x)`, where common prefixes run once."""
 
     class AllDepths(nn.Module):
         def __init__(self) -> None:
@@ -37,7 +37,7 @@ def count_joint_macs(net: nn.Module, x: Tensor) -> int:
 
 
 def count_macs_of_steps(steps: Sequence[nn.Module], x: Tensor) -> list[int]:
-    """Multiply-accumulates of `steps` run one after the other on `x`, counted up to each of them."""
+    """Multiply-accumulates of `steps` in sequence on `x`, summed up to each step."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     totals = []

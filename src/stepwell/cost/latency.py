@@ -1,4 +1,4 @@
-"""Time by the clock."""
+"""Measured time."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Latency(NamedTuple):
-    """Milliseconds a call: the median, and the 10 % and 90 % quantiles as its spread."""
+    """Milliseconds per call: the median, and the 10 % and 90 % quantiles as its spread."""
 
     ms: float
     low: float
@@ -25,10 +25,10 @@ def measure_latencies(
     least: int = 10,
     rounds: int = 1,
 ) -> dict[str, Latency]:
-    """Time calls again and again, each for about `seconds` and at least `least` times, in turns.
+    """Time calls in turns, each for about `seconds` and at least `least` times.
 
-    Each of the `rounds` turns begins with a warm-up. A machine that is busy for a while slows all of
-    the calls, not the one whose turn it was. On a GPU a call must end with a synchronisation.
+    Each of the `rounds` turns begins with a warm-up. Turns spread a temporary load of the machine over
+    all calls. On a GPU a call must end with a synchronisation.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(1, rounds + 1):
@@ -61,10 +61,10 @@ def time_each(
     warmup: int = 5,
     least: int = 10,
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call on each input, for calls whose time depends on it.
+    """Milliseconds of each call on each input, for calls whose time depends on the input.
 
-    The calls take turns on each input, so that a machine that drifts drifts for all. It ends with the
-    inputs, or after about `seconds` and at least `least` of them.
+    The calls take turns on each input, so a drift of the machine affects all. Timing ends with the last
+    input, or after about `seconds` and at least `least` inputs.
     """
     for call in calls.values():
         for x in inputs[:warmup]:
@@ -82,10 +82,10 @@ def time_each(
 
 
 def mean_of_medians(times: Sequence[float], who: Sequence[int]) -> float:
-    """The mean of times, each of which is its group's median instead: the clock has outliers.
+    """The mean of the groups' median times, weighted by size; medians remove the clock's outliers.
 
     Args:
-        who: the group of each time; there may be more of these than of times.
+        who: the group of each time; entries beyond the last time are ignored.
     """
     groups: dict[int, list[float]] = {}
     for ms, group in zip(times, who, strict=False):
@@ -94,7 +94,7 @@ def mean_of_medians(times: Sequence[float], who: Sequence[int]) -> float:
 
 
 def synchronised(output: Tensor) -> Tensor:
-    """`output` when it is there: a GPU's calls return before their work is done."""
+    """Wait for `output` on a GPU, whose calls return before the work is done, and return it."""
     if output.is_cuda:
         torch.cuda.synchronize(output.device)
     return output

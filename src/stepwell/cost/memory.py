@@ -1,4 +1,4 @@
-"""Memory as the peak of live tensor bytes, which a process's resident size does not show."""
+"""Memory as the peak of live tensor bytes; the resident size of a process does not show it."""
 
 import weakref
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of storages that appear while it is on, until they are freed."""
+    """Count the bytes of storages that are created while this mode is on, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class _LiveBytes(TorchDispatchMode):
         self._known = WeakIdKeyDictionary()
 
     def know(self, value: Any) -> None:
-        """Take the storages of what was there before as given: they do not count."""
+        """Exclude storages that existed before."""
         for tensor in tree_leaves(value):
             if isinstance(tensor, Tensor):
                 self._known[tensor.untyped_storage()] = True
@@ -51,9 +51,9 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Peak of the bytes in tensors that `call` makes, over what was there before, on any device.
+    """Peak bytes of the tensors that `call` creates, on any device.
 
-    Tensors that kernels make inside themselves (a convolution's workspace) are not seen.
+    Memory inside a kernel, such as a convolution's workspace, is not counted.
     """
     with _LiveBytes() as mode:
         call()

@@ -1,4 +1,4 @@
-"""All costs of plain networks in one call."""
+"""Table of the costs of plain networks."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -12,16 +12,16 @@ from stepwell.cost.latency import measure_latencies, synchronised
 from stepwell.cost.memory import peak_bytes
 from stepwell.train_mode import in_eval_mode
 
-#: Turns in which networks are timed side by side.
+#: Number of turns in which networks are timed.
 ROUNDS = 5
 
 
 def cost_of(module: nn.Module, x: Tensor, *, seconds: float = 0.5) -> dict[str, Any]:
-    """What one forward pass of `module` on the batch `x` costs, without gradients.
+    """Costs of one forward pass of `module` on the batch `x`, without gradients.
 
     Returns:
-        "params"; "macs" an example; "peak_bytes" of live tensors for the batch; "ms" an example (the
-        median over calls), "ms_low" and "ms_high" its 10 % and 90 % quantiles; "batch" and "threads".
+        "params"; "macs" per example; "peak_bytes" of live tensors for the batch; "ms" per example (the
+        median over calls), "ms_low" and "ms_high", its 10 % and 90 % quantiles; "batch" and "threads".
     """
     return costs_of({"": module}, x, seconds=seconds)[""]
 
@@ -29,7 +29,7 @@ def cost_of(module: nn.Module, x: Tensor, *, seconds: float = 0.5) -> dict[str, 
 def costs_of(
     modules: Mapping[str, nn.Module], x: Tensor, *, seconds: float = 0.5
 ) -> dict[str, dict[str, Any]]:
-    """What each of several networks costs, as for `cost_of`, timed in turns for `seconds` each."""
+    """Costs of several networks by name, as in `cost_of`; timed in turns, for `seconds` each."""
     batch = len(x)
     with in_eval_mode(*modules.values()):
         macs = {name: count_macs(module, x) for name, module in modules.items()}

@@ -1,7 +1,6 @@
-"""What a student is taught on, besides the training images as they are.
+"""The images for distillation, beyond the plain training images.
 
-A teacher labels whatever the student sees: images changed more than usual, mixed with each other,
-without labels of their own, or made.
+A teacher can label any image: strongly augmented, mixed, unlabeled or synthetic.
 """
 
 from dataclasses import dataclass
@@ -17,22 +16,21 @@ from stepwell.ranges import check_numbers
 
 @dataclass(frozen=True)
 class DistillData:
-    """What a student is taught on; the teacher labels exactly what the student sees.
+    """The images that a student learns from; the teacher labels each as the student sees it.
 
     Attributes:
-        augment: changes of each image: `standard` (crop, and mirror where the data allows it); on top
-            of it `rotate` (20 degrees), `vflip`, `jitter` (of colours) or `combined` (all); or `none`.
+        augment: changes of each image: `standard` (crop, and mirror if the data allows it); with it
+            `rotate` (20 degrees), `vflip`, `jitter` (of colours) or `combined` (all); or `none`.
         mix: `mixup` or `cutmix`: blend the images of a batch with each other.
-        unlabeled: a folder of more images without labels, of this kind or any other, nested or not; or
-            a name (`digits`, ...), of whose training part no label is looked at.
-        unlabeled_share: of every batch; by default what the numbers of images make of it.
-        synthetic: images without labels: `noise`, or `composites` of training images, in the place of
-            some of every batch and drawn anew each time; or more images by a `generator` that is
-            trained first.
+        unlabeled: a folder of further images without labels, of any kind, nested or not; or a data
+            set's name (`digits`, ...), for its training part without labels.
+        unlabeled_share: of every batch; by default in proportion to the numbers of images.
+        synthetic: images without labels: `noise` or `composites` of training images replace part of
+            every batch; a `generator`, trained first, makes additional images.
         synthetic_share: of every batch.
-        synthetic_count: how many images the generator makes; as many as training images by default.
-        generator_steps: of the generator's training, which sees all images alike: whole passes, as near
-            to this number as they come, or one pass over as many images as the steps have room for.
+        synthetic_count: number of images from the generator; by default that of training images.
+        generator_steps: steps of the generator's training, rounded to whole passes; below one pass,
+            fewer images are used.
     """
 
     augment: Policy = "standard"
@@ -45,10 +43,10 @@ class DistillData:
     generator_steps: int = 1500
 
     def check(self) -> None:
-        """Refuse values that make no sense, before any time is spent.
+        """Refuse invalid values before any time is spent.
 
         Raises:
-            ValueError: a share or a number is out of range, or has nothing that it is of.
+            ValueError: a share or a number is out of range, or lacks the option that it belongs to.
         """
         check_numbers({"distill_data": self})
         if self.unlabeled_share is not None and self.unlabeled is None:
@@ -64,7 +62,7 @@ class DistillData:
             raise ValueError(f"--synthetic-share {self.synthetic_share}: of what? Add --synthetic")
 
     def changes(self, classes: int) -> list[Change]:
-        """How batches change with their labels."""
+        """The changes of whole batches with their labels."""
         changes: list[Change] = []
         if self.synthetic in ("noise", "composites"):
             changes.append(Replace(self.synthetic, self.synthetic_share))

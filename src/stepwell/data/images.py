@@ -15,7 +15,7 @@ from stepwell.data.decoding import SUFFIXES, Files, image_files, own_size, pixel
 
 #: Data sets by name.
 NAMED = ("digits", "cifar10", "cifar100")
-#: The parts of a data set, and what others call them.
+#: The parts of a data set, and their other names.
 PARTS = ("train", "test", "val")
 LIKE_PARTS = {*PARTS, "training", "testing", "valid", "validation"}
 
@@ -26,7 +26,7 @@ class ImageSet:
 
     Args:
         pixels: bytes (n, 3, size, size), or `Files`.
-        labels: (n,) class indices; -1 where an image has no label.
+        labels: (n,) class indices; -1: no label.
         classes: class names, in the order of the indices.
 
     Raises:
@@ -70,7 +70,7 @@ class ImageSet:
     def split(self, fraction: float) -> tuple["ImageSet", "ImageSet"]:
         """Two parts, the second with about `fraction` of every class (at least one image of each).
 
-        The draw is the same at every call: it belongs to the data, not to a run's seed.
+        The draw is the same at every call: it depends on the data, not on a run's seed.
 
         Raises:
             ValueError: `fraction` is not between 0 and 1, or a class has one image only.
@@ -89,9 +89,9 @@ class ImageSet:
         return self.subset((~aside).nonzero().flatten()), self.subset(aside.nonzero().flatten())
 
     def part(self, number: int, count: int) -> "ImageSet":
-        """Part `number` (from 1) of `count` that share no image and are this set together.
+        """Part `number` (from 1) of a partition into `count` parts.
 
-        Each class is dealt out as evenly as it goes, by a draw that is the same at every call.
+        Each class is distributed evenly. The draw is the same at every call.
 
         Raises:
             ValueError: there is no such part; a class has fewer images than there are parts.
@@ -108,7 +108,7 @@ class ImageSet:
                     "parts"
                 )
             dealt.append(members[torch.randperm(len(members), generator=generator)])
-        # One class goes on where the last one stopped, so that the parts are of one size, too.
+        # A class continues where the last one stopped, which makes the parts equally large.
         return self.subset(torch.cat(dealt)[number - 1 :: count].sort().values)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -120,7 +120,7 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of what is in the set: the bytes in memory, or the names and sizes of the files."""
+        """A hash of the set's content: the bytes in memory, or the names and sizes of the files."""
         digest = hashlib.sha256(repr((self.classes, self.size)).encode())
         digest.update(self.labels.numpy().tobytes())
         if isinstance(self.pixels, Files):
@@ -132,7 +132,7 @@ class ImageSet:
 
 
 class Splits(NamedTuple):
-    """A data set in its parts. `flip`: whether a mirror image keeps its class."""
+    """The parts of a data set. `flip`: true if a mirrored image keeps its class."""
 
     name: str
     train: ImageSet
@@ -145,14 +145,14 @@ class Splits(NamedTuple):
 def load_images(data: str, size: int | None = None) -> Splits:
     """A data set by name (`digits`, `cifar10`, `cifar100`) or by folder.
 
-    A folder holds `train/CLASS/*.jpg` beside `test/CLASS/*.jpg`, or just `CLASS/*.jpg`, of which a
-    fifth of every class is set aside for the test. `val/` beside both is the validation part; without
-    `test/` it takes its place, as ImageNet's does.
+    A folder holds `train/CLASS/*.jpg` and `test/CLASS/*.jpg`, or only `CLASS/*.jpg`; then a fifth of
+    every class becomes the test part. `val/` is the validation part, or the test part if there is no
+    `test/`, as in ImageNet.
 
     Args:
-        data: name or folder; a name is a folder's if there is such a folder.
-        size: height and width to bring the images to; by default their own, or 224 where they
-            differ. Images are scaled by their shorter side and cropped in the middle.
+        data: name or folder; an existing folder comes before a name.
+        size: height and width of the images; by default their own, or 224 if they differ. The shorter
+            side is scaled to it, and the middle is cropped.
 
     Raises:
         ValueError: no such data; one class only; an image cannot be read; parts differ in classes.
@@ -172,9 +172,9 @@ def load_unlabeled(folder: Path, size: int, classes: tuple[str, ...]) -> ImageSe
     """Every image below `folder`, nested or not, without a label.
 
     Args:
-        folder: or the name of a data set, whose training part it is then.
-        size: height and width to bring the images to, as `load_images` does.
-        classes: of the set that they join.
+        folder: or the name of a data set, for its training part.
+        size: height and width of the images, as for `load_images`.
+        classes: of the set that the images join.
 
     Raises:
         ValueError: no such folder, no image in it, or one cannot be read.
@@ -226,10 +226,10 @@ def _folder(root: Path, size: int | None) -> Splits:
 
 
 def check_outside(data: str, out: Path) -> None:
-    """Refuse a folder for results among the class folders of `data`, as it would be one of them.
+    """Refuse a results folder among the class folders of `data`, where it would count as a class.
 
     Raises:
-        ValueError: `out` lies there.
+        ValueError: `out` is among them.
     """
     root = Path(data)
     if not root.is_dir():

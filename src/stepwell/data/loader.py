@@ -1,7 +1,7 @@
-"""Batches that are functions of (seed, epoch, step), so that a resumed run sees the same ones.
+"""Batches as functions of (seed, epoch, step), so that a resumed run sees the same batches.
 
-No worker draws random numbers of its own: the order of an epoch and the augmentation of a batch each
-come from a generator seeded for just that epoch or step.
+No worker draws random numbers: the order of an epoch and the augmentation of a batch come from a
+generator seeded for that epoch or step.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ from stepwell.types import Batch
 
 
 def seed_of(*key: object) -> int:
-    """A seed for one purpose, such as `seed_of(seed, "step", 17)`; other keys give unrelated ones."""
+    """A seed for one purpose, such as `seed_of(seed, "step", 17)`; other keys give unrelated seeds."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 1
 
 
 class Extra(NamedTuple):
     """Images that join the training part in its batches.
 
-    images: their labels may all be -1, for none.
-    share: of every batch; none: what the numbers of images make of the share that is left.
+    images: their labels may all be -1 (no label).
+    share: of every batch. None: in proportion to the numbers of images, of the remaining share.
     """
 
     images: ImageSet
@@ -47,14 +47,14 @@ class Batches:
 
     Args:
         images: the set.
-        batch_size: images a batch, over all processes together.
+        batch_size: images per batch, over all processes.
         mean, std: per channel, of pixels scaled to [0, 1].
-        augment: random changes of training images; none for evaluation.
-        changes: of whole batches with their labels, one after the other, after `augment`.
+        augment: random changes of training images; None for evaluation.
+        changes: of whole batches with their labels, applied in order after `augment`.
         shuffle: draw a new order every epoch; for training.
         seed: of order and augmentation.
-        extra: sets that join `images`, in training; an epoch stays a pass over `images`, and the
-            others go round in orders of their own.
+        extra: sets that join `images` in training; an epoch is one pass over `images`, and the other
+            sets repeat in their own orders.
 
     A last batch of a single image is dropped in training, with a warning: BatchNorm cannot train on
     one.
@@ -117,8 +117,8 @@ class Batches:
     def sharded(self, rank: int, world: int) -> "Batches":
         """This process's share: every `world`-th image of each batch.
 
-        A batch of fewer than two images a process has each several times: a share of none would stop
-        training, and BatchNorm cannot train on one.
+        A batch of fewer than two images per process repeats its images: an empty share would stop
+        training, and BatchNorm cannot train on one image.
         """
         share = copy(self)
         share.rank, share.world = rank, world
@@ -132,9 +132,8 @@ class Batches:
     def stream(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches at positions `start` to `stop`.
 
-        Images on disk are decoded one batch ahead, by a thread that calls no kernel of torch (but to
-        copy images of other sets beside them): a second user of the cores would slow the training
-        down by half.
+        A thread decodes images on disk one batch ahead. It calls no torch kernels (except to copy
+        images of other sets): competing for the cores would halve the speed of training.
         """
         if not any(isinstance(images.pixels, Files) for images in self._sets):
             yield from map(self.at, range(start, stop))
@@ -160,14 +159,14 @@ class Batches:
         return Batches(images, self.batch_size, mean=self.mean, std=self.std)
 
     def reseeded(self, *key: object) -> "Batches":
-        """The same images in other orders and otherwise augmented: for another phase of a training."""
+        """The same images in another order and with other augmentation, for another phase of a run."""
         other = copy(self)
         other.seed = seed_of(self.seed, *key)
         other._keep_orders()
         return other
 
     def joined_by(self, *extra: Extra) -> "Batches":
-        """The same batches with more sets in them."""
+        """The same batches with further sets in them."""
         return Batches(
             self.images, self.batch_size, mean=self.mean, std=self.std, augment=self.augment,
             changes=self.changes, shuffle=self.shuffle, seed=self.seed, extra=(*self.extra, *extra),
@@ -180,7 +179,7 @@ class Batches:
     def _count_steps(self) -> int:
         n = len(self.images)
         steps = math.ceil(n / (self.batch_size - sum(self._quotas)))
-        # Whole numbers of the others in each batch leave more room for `images`, by a few.
+        # rounding the other sets down leaves room for a few more of `images`
         while self._own(steps) < n:
             steps += 1
         while steps > 1 and self._own(steps - 1) >= n:
@@ -188,16 +187,16 @@ class Batches:
         return steps
 
     def _in_step(self, step: int) -> int:
-        """How many images the batch of a step holds, of all sets together."""
+        """The number of images in the batch of a step, over all sets."""
         own = min(len(self.images), self._own(step + 1)) - self._own(step)
         return own + sum(int((step + 1) * q) - int(step * q) for q in self._quotas)
 
     def _own(self, steps: int) -> int:
-        """How many of `images` the first `steps` batches of an epoch have room for."""
+        """The number of `images` in the first `steps` batches of an epoch."""
         return steps * self.batch_size - sum(int(steps * quota) for quota in self._quotas)
 
     def _indices(self, position: int) -> Tensor:
-        """Which images this process's share of the batch at `position` is, all sets counted on."""
+        """The indices, over all sets, of this process's images in the batch at `position`."""
         epoch, step = divmod(position, len(self))
         members = [self._order(epoch, 0)[self._own(step) : self._own(step + 1)]]
         start = len(self.images)
@@ -230,7 +229,7 @@ class Batches:
         return pixels
 
     def _batch(self, position: int, indices: Tensor, pixels: Tensor) -> Batch:
-        """Bytes to a batch: changed by generators of this step's own, and normalised."""
+        """Bytes to a batch: augmented by this step's generators, and normalised."""
         epoch, step = divmod(position, len(self))
         if self.augment is not None:
             key = seed_of(self.seed, "augment", epoch, step, self.rank)
@@ -242,7 +241,7 @@ class Batches:
         return Batch(normalise(pixels, self.mean, self.std), labels)
 
     def _draw_order(self, turn: int, which: int) -> Tensor:
-        """The order of the `turn`-th pass over a set: 0 is `images`, the others are extra."""
+        """The order of the `turn`-th pass over a set; set 0 is `images`, the others are extra."""
         images = self._sets[which]
         if not self.shuffle:
             return torch.arange(len(images))
@@ -255,10 +254,10 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _quotas(batch_size: int, images: ImageSet, extra: Sequence[Extra]) -> list[Fraction]:
-    """How many images of each extra set a batch holds on average.
+    """The mean number of images of each extra set in a batch.
 
     Raises:
-        ValueError: a share is out of range, or they leave no room for `images`; sizes differ.
+        ValueError: a share is out of range, the shares leave no room for `images`, or sizes differ.
     """
     for other in extra:
         if other.share is not None and not 0 < other.share < 1:
@@ -269,7 +268,7 @@ def _quotas(batch_size: int, images: ImageSet, extra: Sequence[Extra]) -> list[F
             raise ValueError(
                 f"images of {other.images.size} pixels cannot join those of {images.size}"
             )
-    # Fractions, so that sets which fill whole batches together do.
+    # Fractions are exact, so that sets can fill a batch completely.
     given = [None if e.share is None else Fraction(str(e.share)) for e in extra]
     left = 1 - sum(share or Fraction(0) for share in given)
     total = len(images) + sum(len(other.images) for other in extra if other.share is None)
@@ -289,7 +288,7 @@ def _quotas(batch_size: int, images: ImageSet, extra: Sequence[Extra]) -> list[F
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Bytes (batch, 3, height, width) to floats: (pixels / 255 - mean) / std, per channel.
 
-    The result is laid out channels last, as convolutions prefer.
+    The result is channels last, the faster memory format for convolutions.
     """
     low, scale = (torch.tensor(v)[:, None, None] * 255 for v in (mean, std))
     x = pixels.to(torch.float32, memory_format=torch.channels_last, copy=True)

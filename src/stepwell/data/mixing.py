@@ -1,8 +1,8 @@
-"""Changes of training batches that take away or blend labels: what distillation can learn from.
+"""Changes of training batches that remove or blend labels, for distillation.
 
-A teacher labels whatever the student sees, so a student may also be taught by mixed images, noise and
-composites. Each change maps pixels (batch, 3, size, size) in [0, 255] and labels, as `types.Batch` has
-them, to new ones, and draws from the generator that it is given.
+A teacher can label any image, so a student can also learn from mixed images, noise and composites. Each
+change maps pixels (batch, 3, size, size) in [0, 255] and labels (see `types.Batch`) to new ones. Its
+random numbers come from the given generator.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ Change = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Mix:
-    """Each image blended with another of its batch, by one share l of U[0, 1] a batch.
+    """Blend each image with another of its batch, with one share l from U[0, 1] per batch.
 
     kind: `mixup`, l · image + (1 - l) · other (Zhang et al. 2018); `cutmix`, a box of 1 - l of the
-        area is cut out and filled from the other (Yun et al. 2019).
-    classes: how many; labels become shares of them, (batch, classes).
+        area is filled from the other image (Yun et al. 2019).
+    classes: number of classes; labels become shares of the classes, (batch, classes).
     """
 
     kind: Literal["mixup", "cutmix"]
@@ -31,7 +31,7 @@ class Mix:
     def __call__(
         self, pixels: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Mixed pixels, and for each class its share; no share where an image has no label."""
+        """Mixed pixels, and the shares of the classes; 0 for the part of an image without a label."""
         other = torch.randperm(len(pixels), generator=generator)
         share = float(torch.rand((), generator=generator))
         if self.kind == "mixup":
@@ -46,10 +46,10 @@ class Mix:
 
 @dataclass(frozen=True)
 class Replace:
-    """Images replaced, each with probability `share`, by something without a label.
+    """Replace each image with probability `share` by an image without a label.
 
-    kind: `noise`, every pixel and channel drawn for itself, uniform over all bytes; `composites`, four
-        images of the batch that meet in a random point, each in its own quarter.
+    kind: `noise`, independent uniform bytes; `composites`, four images of the batch that meet at a
+        random point, each in its own quarter.
     """
 
     kind: Literal["noise", "composites"]
@@ -58,7 +58,7 @@ class Replace:
     def __call__(
         self, pixels: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Pixels some of which are new; those images' labels are -1."""
+        """Pixels with some images replaced; their labels are -1."""
         replaced = torch.rand(len(pixels), generator=generator) < self.share
         if self.kind == "noise":
             new = torch.randint(0, 256, pixels.shape, generator=generator, dtype=torch.uint8)
@@ -69,12 +69,12 @@ class Replace:
 
 
 def _shares(labels: Tensor, classes: int) -> Tensor:
-    """Class indices (batch,) as (batch, classes) of ones and zeros; all zero where there is none."""
+    """Class indices (batch,) as one-hot rows (batch, classes); rows of -1 are zero."""
     return F.one_hot(labels + 1, classes + 1)[:, 1:].float()
 
 
 def _box(size: int, area: float, generator: torch.Generator) -> Tensor:
-    """Where a box of this share of the area lies that may reach over the edge, (size, size)."""
+    """The mask (size, size) of a random box with this share of the area; it may exceed the edge."""
     half = size * area**0.5 / 2
     y, x = (size * torch.rand(2, generator=generator)).tolist()
     at = torch.arange(size) + 0.5
@@ -82,7 +82,7 @@ def _box(size: int, area: float, generator: torch.Generator) -> Tensor:
 
 
 def _composites(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """For each image, four of the batch around a point; (batch, 3, size, size)."""
+    """A composite of four images of the batch for each image, (batch, 3, size, size)."""
     n, _, size, _ = pixels.shape
     sources = torch.randint(n, (4, n), generator=generator)
     point = torch.randint(1, size, (2, n, 1), generator=generator)

@@ -1,35 +1,98 @@
-"""Accuracy, likelihood and calibration of every depth in one pass over the data."""
+"""Accuracy, likelihood, calibration and agreement of several predictors, summed batch by batch."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from stepwell.types import Batch, Predict
+from stepwell.evaluation.calibration import BINS, bins_of
+from stepwell.types import Batch, Labels, Logits, Predict
 
-#: Bins of the expected calibration error.
-BINS = 15
+
+class Tally:
+    """Counts and sums over the examples seen so far; `measures` and `churn` divide them once.
+
+    Sums are of double precision and run example by example, so no number depends on the batches.
+    All names have the same examples and classes. The last name is the full net's.
+    """
+
+    examples = 0
+
+    def add(self, logits: Mapping[str, Logits], labels: Labels) -> "Tally":
+        """Add a batch: logits (batch, classes) by name, in single precision, and the true classes."""
+        z = torch.stack(
+            [value.float() for value in logits.values()]
+        ).cpu()  # (names, batch, classes)
+        names, batch, classes = z.shape
+        if not self.examples:
+            self.names = tuple(logits)
+            self._same = self._both_right = torch.zeros(names, names, dtype=torch.long)
+            self._labels = torch.zeros(classes, dtype=torch.long)
+            self._right = torch.zeros(names, classes, dtype=torch.long)
+            self._nll = torch.zeros(names, dtype=torch.float64)
+            self._gaps = torch.zeros(names * BINS, dtype=torch.float64)
+        self.examples += batch
+        confidence, top = z.softmax(2).amax(2), z.argmax(2)  # (names, batch)
+        right = top == labels
+        self._same = self._same + (top[:, None] == top).sum(2)
+        self._both_right = self._both_right + (right[:, None] & right).sum(2)
+        self._labels.index_add_(0, labels, torch.ones_like(labels))
+        self._right.index_add_(1, labels, right.long())
+        nll = cross_entropy(z.double().flatten(0, 1), labels.repeat(names), reduction="none")
+        self._nll = torch.cat([self._nll[:, None], nll.view(names, batch)], 1).cumsum(1)[:, -1]
+        places = bins_of(confidence, BINS) + BINS * torch.arange(names)[:, None]
+        self._gaps.index_add_(0, places.flatten(), (right.double() - confidence.double()).flatten())
+        return self
+
+    def measures(self, classes: Sequence[str] = ()) -> dict[str, float]:
+        """Accuracy, NLL, ECE and agreement of every name, as `evaluate` returns them."""
+        n, present = self.examples, self._labels.nonzero().flatten().tolist()
+        counts = self._labels[present]
+        uneven = int(counts.max()) >= 1.5 * int(counts.min())
+        results: dict[str, float] = {}
+        for i, name in enumerate(self.names):
+            prefix = f"{name}/" if name else ""
+            results[f"{prefix}accuracy"] = int(self._both_right[i, i]) / n
+            results[f"{prefix}nll"] = float(self._nll[i]) / n
+            results[f"{prefix}ece"] = float(self._gaps.view(-1, BINS)[i].abs().sum()) / n
+            if len(self.names) > 1:
+                results[f"{prefix}agreement"] = int(self._same[i, -1]) / n
+            if uneven and classes:
+                shares = (self._right[i, present] / counts.double()).tolist()
+                per_class = {classes[c]: s for c, s in zip(present, shares, strict=True)}
+                results |= {f"{prefix}accuracy/{c}": value for c, value in per_class.items()}
+                results[f"{prefix}balanced_accuracy"] = sum(shares) / len(shares)
+        return results
+
+    def churn(self) -> dict[str, float]:
+        """Shares of the examples whose prediction flips between two names, as `churn` returns them."""
+        n, names = self.examples, self.names
+        if len(names) < 2:
+            return {}
+        results = {
+            f"{names[i]}/churn/{names[j]}": (n - int(self._same[i, j])) / n
+            for i, j in combinations(range(len(names)), 2)
+        }
+        for i, name in enumerate(names):
+            both = int(self._both_right[i, -1])
+            results[f"{name}/negative_flips"] = (int(self._both_right[-1, -1]) - both) / n
+            results[f"{name}/positive_flips"] = (int(self._both_right[i, i]) - both) / n
+        return results
 
 
 @torch.no_grad()
-def gather_logits(predict: Predict, batches: Iterable[Batch]) -> tuple[dict[str, Tensor], Tensor]:
-    """Logits (n, classes) of every name that `predict` gives, and the labels (n,), on the CPU.
+def tally(predict: Predict, batches: Iterable[Batch]) -> Tally:
+    """Run `predict` over the batches, and sum; memory does not grow with the data.
 
     Raises:
         ValueError: there is no batch.
     """
-    logits: dict[str, list[Tensor]] = {}
-    labels: list[Tensor] = []
-    for images, target in batches:
-        output = predict(images)
-        named = {"": output} if isinstance(output, Tensor) else output
-        for name, value in named.items():
-            logits.setdefault(name, []).append(value.float().cpu())
-        labels.append(target)
-    if not labels:
-        raise ValueError("nothing to evaluate: the data gave no batch")
-    return {name: torch.cat(parts) for name, parts in logits.items()}, torch.cat(labels)
+    sums = Tally()
+    for logits, labels in _predictions(predict, batches):
+        sums.add(logits, labels)
+    return sums
 
 
 def evaluate(
@@ -39,7 +102,7 @@ def evaluate(
 
     NLL in nats; ECE with 15 bins of equal width (Guo et al. 2017); agreement is the share of examples
     with the same top class as the last name's, the full net's. Where classes are uneven (the largest
-    has half as many examples again as the smallest), the accuracy of each class and their mean are
+    has at least 1.5 times the examples of the smallest), the accuracy of each class and their mean are
     added. All are sums over the examples, divided once by the examples seen.
 
     Args:
@@ -48,37 +111,46 @@ def evaluate(
 
     Returns:
         Flat numbers, such as "20/accuracy", "20/accuracy/cat" or, for a lone tensor, "accuracy".
+
+    Raises:
+        ValueError: there is no batch.
     """
-    return measures(*gather_logits(predict, batches), classes)
+    return tally(predict, batches).measures(classes)
 
 
 def measures(
-    logits: Mapping[str, Tensor], labels: Tensor, classes: Sequence[str] = ()
+    logits: Mapping[str, Logits], labels: Labels, classes: Sequence[str] = ()
 ) -> dict[str, float]:
-    """What `evaluate` gives, of logits (n, classes) that are at hand."""
-    from torchmetrics.functional.classification import multiclass_calibration_error
+    """The numbers of `evaluate`, of logits (n, classes) that are at hand."""
+    return Tally().add(logits, labels).measures(classes)
 
-    results: dict[str, float] = {}
-    counts = torch.bincount(labels, minlength=len(classes))
-    present = counts[counts > 0]
-    uneven = int(present.max()) >= 1.5 * int(present.min())
-    last = list(logits.values())[-1].argmax(1)
-    for name, values in logits.items():
-        prefix = f"{name}/" if name else ""
-        right = values.argmax(1) == labels
-        results[f"{prefix}accuracy"] = right.double().mean().item()
-        results[f"{prefix}nll"] = cross_entropy(values.double(), labels).item()
-        results[f"{prefix}ece"] = multiclass_calibration_error(
-            values.softmax(1), labels, num_classes=values.shape[1], n_bins=BINS
-        ).item()
-        if len(logits) > 1:
-            results[f"{prefix}agreement"] = (values.argmax(1) == last).double().mean().item()
-        if uneven and classes:
-            per_class = {
-                classes[i]: right[labels == i].double().mean().item()
-                for i in range(len(classes))
-                if counts[i]
-            }
-            results |= {f"{prefix}accuracy/{c}": value for c, value in per_class.items()}
-            results[f"{prefix}balanced_accuracy"] = sum(per_class.values()) / len(per_class)
-    return results
+
+@torch.no_grad()
+def gather_logits(predict: Predict, batches: Iterable[Batch]) -> tuple[dict[str, Logits], Labels]:
+    """Logits (n, classes) of every name that `predict` gives, and the labels (n,), on the CPU.
+
+    For a caller that writes or searches the predictions; `tally` needs no such memory.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    logits: dict[str, list[Tensor]] = {}
+    labels: list[Tensor] = []
+    for output, target in _predictions(predict, batches):
+        for name, value in output.items():
+            logits.setdefault(name, []).append(value.float().cpu())
+        labels.append(target)
+    return {name: torch.cat(parts) for name, parts in logits.items()}, torch.cat(labels)
+
+
+def _predictions(
+    predict: Predict, batches: Iterable[Batch]
+) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
+    """Logits by name, and labels, of each batch."""
+    empty = True
+    for images, labels in batches:
+        output = predict(images)
+        yield ({"": output} if isinstance(output, Tensor) else output), labels
+        empty = False
+    if empty:
+        raise ValueError("nothing to evaluate: the data gave no batch")

@@ -1,25 +1,27 @@
-"""How often predictions are right by how sure they claim to be."""
+"""Calibration: how often predictions of a confidence are right."""
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stepwell.evaluation.accuracy import BINS
 from stepwell.evaluation.intervals import LEVEL, RESAMPLES, Interval, ends, resampled
+
+#: Bins of the expected calibration error.
+BINS = 15
 
 
 class Reliability(NamedTuple):
-    """Examples by confidence, in bins of equal width; all (bins,).
+    """Examples by confidence, in bins of equal width.
 
-    examples: how many there are in a bin.
-    confidence, accuracy: their means; 0 in an empty bin.
+    examples: number of examples in each bin.
+    confidence, accuracy: means of each bin; 0 in an empty bin.
     """
 
-    examples: Tensor
-    confidence: Tensor
-    accuracy: Tensor
+    examples: Float[Tensor, " bins"]
+    confidence: Float[Tensor, " bins"]
+    accuracy: Float[Tensor, " bins"]
 
     @property
     def ece(self) -> float:
@@ -32,13 +34,13 @@ def reliability(
     confidence: Float[Tensor, " n"], right: Bool[Tensor, " n"], bins: int = BINS
 ) -> Reliability:
     """The reliability curve of predictions (Guo et al. 2017): bins are closed below, open above."""
-    place = _place(confidence, bins)
-    held = torch.bincount(place, minlength=bins).double()
+    place = bins_of(confidence, bins)
+    examples = torch.bincount(place, minlength=bins).double()
     sums = (
         torch.bincount(place, weights=values.double(), minlength=bins)
         for values in (confidence, right)
     )
-    return Reliability(held, *(total / held.clamp_min(1) for total in sums))
+    return Reliability(examples, *(total / examples.clamp_min(1) for total in sums))
 
 
 def calibration_error(
@@ -52,23 +54,23 @@ def calibration_error(
 ) -> Interval:
     """The expected calibration error, with a basic bootstrap interval over the examples.
 
-    Chance moves the bins of a perfect network apart, too, so the error of few examples is too large,
-    and that of a resample larger still. The basic interval (Davison & Hinkley 1997, section 5.2), which
-    mirrors the resamples in the estimate, takes this off; the percentile interval would add it again,
-    and lie above the truth. It is approximate: of a network that is calibrated perfectly the truth, 0,
-    is at the very end of what an error can be, and such an interval easily misses it.
+    The error of few examples is too large, because chance alone moves the bins of a perfect network
+    apart. The error of a resample is larger still. The basic interval (Davison & Hinkley 1997, section
+    5.2) mirrors the resamples at the estimate and so subtracts this bias; the percentile interval would
+    add it again. The interval is approximate: the true error of a perfectly calibrated network is 0, an
+    end of the range, which the interval easily misses.
 
     Raises:
         ValueError: no examples; `level` or `resamples` is out of range.
     """
     gaps = torch.zeros(len(right), bins, dtype=torch.float64)
-    gaps[torch.arange(len(right)), _place(confidence, bins)] = right.double() - confidence.double()
+    gaps[torch.arange(len(right)), bins_of(confidence, bins)] = right.double() - confidence.double()
     drawn = resampled(gaps, resamples=resamples, seed=seed).abs().sum(1)
     value = gaps.mean(0).abs().sum().item()
     low, high = drawn.quantile(ends(level)).tolist()
     return Interval(value, min(value, max(0.0, 2 * value - high)), max(value, 2 * value - low))
 
 
-def _place(confidence: Tensor, bins: int) -> Tensor:
-    """The bin of every example."""
+def bins_of(confidence: Float[Tensor, "*n"], bins: int) -> Int[Tensor, "*n"]:
+    """The index of every confidence's bin; 1 falls into the last."""
     return (confidence.double() * bins).long().clamp_max(bins - 1)

@@ -1,21 +1,21 @@
-"""Thresholds of a cascade, found on scores that are at hand."""
+"""Search for a cascade's thresholds on given scores."""
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Scores = Float[Tensor, "depths n"]
 Right = Bool[Tensor, "depths n"]
-#: The search ends sooner as a rule: when a round over all depths changes nothing.
+#: Most rounds over all depths; the search ends earlier once a round changes nothing.
 ROUNDS = 20
 
 
 class Outcome(NamedTuple):
-    """What a cascade does: accuracy and the share answered by each depth; mean cost an example."""
+    """Accuracy of a cascade, mean cost per example, and the share answered by each depth."""
 
     accuracy: float
     cost: float
@@ -23,32 +23,34 @@ class Outcome(NamedTuple):
 
 
 class Thresholds(NamedTuple):
-    """A threshold for each depth but the last, and what they do on the scores they were found on."""
+    """A threshold for each depth but the last, and their outcome on the scores of the search."""
 
     values: tuple[float, ...]
     outcome: Outcome
 
 
 class Goal(NamedTuple):
-    """At least this accuracy at the least cost, or at most this mean cost at the best accuracy."""
+    """The least cost at this accuracy or more, or the best accuracy at this mean cost or less."""
 
     accuracy: float | None = None
     cost: float | None = None
 
-    def rank(self, accuracy: Tensor, cost: Tensor) -> Tensor:
-        """The index of the best of many outcomes: one that meets the goal, or the nearest to it."""
+    def best(
+        self, accuracy: Float[Tensor, " outcomes"], cost: Float[Tensor, " outcomes"]
+    ) -> Int[Tensor, ""]:
+        """The index of the best outcome that meets the goal, or of the nearest to the goal."""
         met = torch.as_tensor(self._met(accuracy, cost))
         if self.accuracy is not None:
             first, second = (cost, -accuracy) if met.any() else (-accuracy, cost)
         else:
             first, second = (-accuracy, cost) if met.any() else (cost, -accuracy)
         chosen = met.nonzero().flatten() if met.any() else torch.arange(len(cost))
-        # of those that are equal in the first respect, the best in the second
-        best = chosen[first[chosen] <= first[chosen].min() + 1e-12]
-        return best[second[best].argmin()]
+        # outcomes equal in `first` are ranked by `second`
+        equal = chosen[first[chosen] <= first[chosen].min() + 1e-12]
+        return equal[second[equal].argmin()]
 
     def met(self, outcome: Outcome) -> bool:
-        """Whether an outcome meets the goal."""
+        """True if an outcome meets the goal."""
         return bool(self._met(outcome.accuracy, outcome.cost))
 
     def _met(self, accuracy: Tensor | float, cost: Tensor | float) -> Tensor | bool:
@@ -64,13 +66,13 @@ def _cap(cost: float | None) -> float:
 def outcome_of(
     thresholds: Sequence[float], confidence: Scores, right: Right, costs: Sequence[float]
 ) -> Outcome:
-    """What a cascade with these `thresholds` does.
+    """The outcome of a cascade with these `thresholds`.
 
     Args:
         thresholds: for each depth but the last, which answers the rest.
-        confidence: of each depth in each example; the last row is not looked at.
-        right: whether a depth's class is the label.
-        costs: of an example that is answered at each depth, the depths before it included.
+        confidence: of each depth in each example; the last row is unused.
+        right: true where a depth's class is the label.
+        costs: cost of an example answered at each depth, including the depths before it.
     """
     answered = _answered(thresholds, confidence)
     shares = [(answered == k).double().mean().item() for k in range(len(costs))]
@@ -83,10 +85,10 @@ def outcome_of(
 def find_thresholds(
     confidence: Scores, right: Right, costs: Sequence[float], goal: Goal
 ) -> Thresholds:
-    """Thresholds that meet `goal` best on these scores; that may be short of it.
+    """The thresholds nearest to `goal` on these scores; they may miss it.
 
-    For two depths the search is exact. For more, one threshold at a time is set to its best value
-    while the others stay, round after round until nothing changes, from each depth answering all.
+    For two depths the search is exact. For more, it sets one threshold at a time to its best value, in
+    rounds until nothing changes; it starts once from each depth answering all examples.
 
     Args:
         confidence, right, costs: as for `outcome_of`.
@@ -101,17 +103,17 @@ def find_thresholds(
                 values[k] = _best_value(k, values, confidence, right, costs, goal)
             if values == before:
                 break
-        found = Thresholds(tuple(values), outcome_of(values, confidence, right, costs))
-        if best is None or better(found.outcome, best.outcome, goal):
-            best = found
+        result = Thresholds(tuple(values), outcome_of(values, confidence, right, costs))
+        if best is None or better(result.outcome, best.outcome, goal):
+            best = result
     assert best is not None
     return best
 
 
 def better(a: Outcome, b: Outcome, goal: Goal) -> bool:
-    """Whether outcome `a` serves `goal` better than `b`."""
+    """True if outcome `a` is better for `goal` than `b`."""
     accuracy, cost = (torch.tensor([y, x]) for x, y in zip(a[:2], b[:2], strict=True))
-    return int(goal.rank(accuracy.double(), cost.double())) == 1
+    return int(goal.best(accuracy.double(), cost.double())) == 1
 
 
 def _answered(thresholds: Sequence[float], confidence: Tensor) -> Tensor:
@@ -130,11 +132,11 @@ def _best_value(
     costs: Sequence[float],
     goal: Goal,
 ) -> float:
-    """The best threshold of depth `k`, the others given: all that its scores tell apart are tried."""
+    """The best threshold of depth `k` for given other thresholds; tries every distinct score."""
     cost_at = torch.tensor(costs, dtype=torch.float64)
     reach = _answered(values[:k], confidence) == k
     n = confidence.shape[1]
-    # what happens to each example if depth k does not answer it
+    # the depth that answers each example if depth k does not
     later = k + 1 + _answered(values[k + 1 :], confidence[k + 1 :])
     accuracy_if = right.gather(0, torch.stack([later, torch.full_like(later, k)])).double()
     cost_if = torch.stack([cost_at[later], cost_at[k].expand(n)])
@@ -145,16 +147,20 @@ def _best_value(
     scores = confidence[k, reach][order]
     accuracy = (fixed_right + _sums(accuracy_if[:, reach][:, order])) / n
     cost = (fixed_cost + _sums(cost_if[:, reach][:, order])) / n
-    # depth k answers the first m; equal scores cannot be parted
+    # depth k answers the first m; examples of equal score stay together
     apart = torch.ones(len(scores) + 1, dtype=torch.bool)
     apart[1:-1] = scores[:-1] > scores[1:]
     allowed = apart.nonzero().flatten()
-    m = int(allowed[goal.rank(accuracy[allowed], cost[allowed])])
+    m = int(allowed[goal.best(accuracy[allowed], cost[allowed])])
     return math.inf if m == 0 else scores[m - 1].item()
 
 
 def _sums(values: Tensor) -> Tensor:
-    """Of rows "left to later depths" and "answered here": the sum when the first m are, m = 0...n."""
+    """Sums over all examples if the first m are answered here, for m = 0...n.
+
+    Args:
+        values: (2, n): of examples left to later depths, and of examples answered here.
+    """
     later, here = values
     start = later.sum()
     return torch.cat([start[None], start + (here - later).cumsum(0)])

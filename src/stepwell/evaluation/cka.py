@@ -1,4 +1,4 @@
-"""Centred kernel alignment: how alike two networks see the same examples (Kornblith et al. 2019)."""
+"""Centred kernel alignment: the similarity of two networks' features (Kornblith et al. 2019)."""
 
 from typing import Literal
 
@@ -23,32 +23,33 @@ def cka(
 
         HSIC(K, L) / sqrt( HSIC(K, K) · HSIC(L, L) ),   HSIC(K, L) = sum(HKH ∘ HLH)
 
-    of the Gram matrices K of `x` and L of `y`, H centring them. It is 1 for features that differ by a
-    rotation and a scale, and with the linear kernel equals ||Yc'Xc||² / (||Xc'Xc|| · ||Yc'Yc||) of
+    K and L are the Gram matrices of `x` and `y`, and H centres them. CKA is 1 for features that differ
+    by a rotation and a scale. With the linear kernel it equals ||Yc'Xc||² / (||Xc'Xc|| · ||Yc'Yc||) of
     centred columns, in Frobenius norms.
 
-    The plain form grows with p and q where these are not far below n: unrelated features of 10,000
-    values look alike on 1,000 examples. `debiased` takes the unbiased estimator of HSIC (Song et al.
-    2012), which is 0 on average for unrelated features and can be negative.
+    The plain form is too high unless p and q are far below n: unrelated features of 10,000 values seem
+    similar on 1,000 examples. `debiased` uses the unbiased estimator of HSIC (Song et al. 2012): 0 on
+    average for unrelated features, and sometimes negative.
 
-    The interval is the estimate ± the normal quantile times the jackknife's standard error (one example
-    left out at a time): a bootstrap would repeat examples, which are like themselves, and so be too
-    high.
+    The interval is the estimate ± the normal quantile times the jackknife's standard error (leaving out
+    one example at a time). A bootstrap would repeat examples, which are identical to themselves, and so
+    be too high.
 
     Args:
-        x, y: a row an example; any widths.
+        x, y: one row per example; any widths.
         kernel: "linear", or "rbf": exp(-d² / 2s²) with s the median distance between examples.
         level: of the interval.
 
     Raises:
-        ValueError: unlike numbers of examples, fewer than 5, or features that are the same for all.
+        ValueError: the numbers of examples differ, there are fewer than 5, or all have the same
+            features.
     """
     return align(gram(x, kernel), gram(y, kernel), debiased=debiased, level=level)
 
 
 def gram(x: Float[Tensor, "n p"], kernel: Kernel = "linear") -> Float[Tensor, "n n"]:
-    """The similarity of every two examples, of features (n, p); of single precision, held in double."""
-    # Centred first, which changes neither kernel's CKA: a large mean would cost digits.
+    """The similarity of each pair of examples, computed in single precision and returned in double."""
+    # Centring first changes neither kernel's CKA; a large mean would cost digits.
     x = x.float() - x.double().mean(0).float()
     inner = (x @ x.T).double()
     if kernel == "linear":
@@ -76,28 +77,30 @@ def align(
         ValueError: as for `cka`.
     """
     if k.shape != l.shape:
-        raise ValueError(f"features of {len(k)} and of {len(l)} examples: CKA needs the same ones")
+        raise ValueError(
+            f"features of {len(k)} and of {len(l)} examples: CKA needs the same examples"
+        )
     if len(k) < 5:
-        raise ValueError(f"CKA of {len(k)} examples: it needs at least 5")
+        raise ValueError(f"CKA of {len(k)} examples: at least 5 are needed")
     cross, own, other = _hsic(k, l, debiased), _hsic(k, k, debiased), _hsic(l, l, debiased)
     scale = own * other
     smallest = torch.finfo(torch.float32).eps ** 2 * (k.diag().mean() * l.diag().mean()) ** 2
     if not scale[0] > smallest:
         raise ValueError("the features are the same for all examples: CKA has no meaning")
-    # Without the estimate's first row: CKA with each example left out.
+    # first CKA of all examples, then CKA with each example left out
     value, *_ = every = cross / scale.clamp_min(smallest).sqrt()
     left_out, n = every[1:], len(k)
     error = ((n - 1) * (left_out - left_out.mean()).square().mean()).sqrt()
     half = quantile(level) * error.item()
-    found = value.item()
-    return Interval(found, max(-1.0, found - half), max(found, min(1.0, found + half)))
+    estimate = value.item()
+    return Interval(estimate, max(-1.0, estimate - half), max(estimate, min(1.0, estimate + half)))
 
 
 def _hsic(k: Tensor, l: Tensor, debiased: bool) -> Tensor:
-    """HSIC of all n examples, then with each of them left out, (n + 1,); up to a common factor.
+    """HSIC of all n examples, then with each example left out, (n + 1,); up to a common factor.
 
-    Both estimators are  a + b·B + c·C  of  a = sum(K ∘ L),  B = sum of (row sums of K) · (those of L),
-    C = sum(K) · sum(L); leaving one example out changes each by sums over its row.
+    Both estimators are  a + b·B + c·C  with  a = sum(K ∘ L),  B = (row sums of K) · (row sums of L),
+    C = sum(K) · sum(L). Leaving one example out changes each term by sums over the example's row.
     """
     if debiased:
         k, l = (m - torch.diag(m.diag()) for m in (k, l))

@@ -1,9 +1,8 @@
-"""Fidelity: how far a student gives its teacher's predictions, apart from how often it is right.
+"""Fidelity: how closely a student matches its teacher's predictions, apart from its accuracy.
 
-After "Does Knowledge Distillation Really Work?" (Stanton et al. 2021), with two things that a number
-needs before it means anything: a confidence interval, and a control. Two networks trained apart agree
-on most images, because both are mostly right; only what a student agrees with its teacher *beyond* a
-student of another teacher was passed on by that teacher.
+After "Does Knowledge Distillation Really Work?" (Stanton et al. 2021), with confidence intervals and a
+control. Two independently trained networks agree on most images, because both are mostly right. Only
+the agreement *beyond* that of a student of another teacher was passed on by the teacher.
 """
 
 import contextlib
@@ -34,53 +33,52 @@ def fidelity(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, float]:
-    """How far a student gives its teacher's predictions, on the very same inputs.
+    """How closely a student matches its teacher's predictions on the same inputs.
 
-    All numbers are sums over the examples divided once, so it does not matter how the data is cut
-    into batches. Probabilities are at temperature 1; whatever a student was taught at. Modules (and
-    methods of modules) run in eval mode, and are then in the modes that they were in.
+    All numbers are sums over the examples divided once, so they do not depend on the batches.
+    Probabilities are at temperature 1, whatever the temperature of training. Modules (and methods of
+    modules) run in eval mode; their modes are restored afterwards.
 
     Args:
         teacher: images to logits (batch, classes), a tensor or a numpy array, or to an `Exit`; its
             features, if any, give CKA.
         student: the same; or several networks by name, such as the depths of one.
-        batches: images and true labels; of those without a label (-1, or shares of several classes)
-            only what the networks have to do with each other is measured.
-        control: a student of *another* teacher (another seed, as a rule), trained like `student`: a
-            lone network, or one for each of the student's names.
-        classes: names of the classes, for the numbers of each.
+        batches: images and true labels. Images without a label (-1, or shares of several classes)
+            count only where networks are compared with each other.
+        control: a student of *another* teacher (usually of another seed), trained like `student`: one
+            network, or one for each of the student's names.
+        classes: names of the classes, for numbers by class.
         level: of the confidence intervals.
         resamples: of the bootstrap over examples.
-        seed: of the bootstrap, and of the examples whose features are compared.
+        seed: of the bootstrap, and of the sample of examples for CKA.
 
     Returns:
-        Flat numbers; "KEY/low" and "KEY/high" are the ends of the interval of KEY. Of the student,
-        under "NAME/" where it has names (W: Wilson's interval, B: bootstrap over examples, J:
-        jackknife):
+        Flat numbers; "KEY/low" and "KEY/high" are the ends of the interval of KEY. Keys of a named
+        student begin with "NAME/". Intervals: W (Wilson), B (bootstrap over examples), J (jackknife).
 
         - "agreement" (W): share of examples with the teacher's top class;
-          "agreement_on_right", "agreement_on_errors" (W): of those that the teacher gets right and
-          wrong; the latter counts the teacher's very mistakes.
-        - "errors_shared" (W): of the student's mistakes, the share that are the teacher's very ones.
+          "agreement_on_right", "agreement_on_errors" (W): the same on examples that the teacher gets
+          right and wrong; on errors, the student makes the same mistake.
+        - "errors_shared" (W): share of the student's mistakes that are also the teacher's.
         - "kl" (B): mean KL(teacher || student), in nats.
         - "accuracy" (W), "nll" (B), "ece" (of `BINS` bins; B, basic), and the teacher's:
           "teacher/accuracy", ...
-        - "gain" (B): accuracy of the student less the teacher's.
+        - "gain" (B): the student's accuracy minus the teacher's.
         - "cka/STAGE" (J): debiased linear CKA of the stage; ".../linear" and ".../rbf": the plain
           forms. On at most `CKA_EXAMPLES` examples, drawn from all with `seed`.
         - "control/KEY": the control's own agreement, KL, CKA, accuracy, ...
-        - "transfer" (B): agreement less the control's, "transfer_on_errors" (B) on the teacher's
-          mistakes, "transfer_kl" (B): the control's KL less the student's. All are paired.
-        - "class/NAME/agreement" (W), "class/NAME/accuracy" (W): of the examples of one true class;
-          "examples/NAME" says how many.
+        - "transfer" (B): agreement minus the control's; "transfer_on_errors" (B): the same on the
+          teacher's mistakes; "transfer_kl" (B): the control's KL minus the student's. All are paired.
+        - "class/NAME/agreement" (W), "class/NAME/accuracy" (W): on the examples of one true class;
+          "examples/NAME": the number of these.
 
-        What has no meaning is left out: agreement on errors where there is none, accuracy where there
-        are no labels, CKA of features that are the same for all examples.
+        Undefined numbers are left out: agreement on errors without errors, accuracy without labels, CKA
+        of features that are equal for all examples.
 
     Raises:
-        ValueError: no examples; the networks differ in the number of classes, it is less than two, or
+        ValueError: no examples; the networks differ in their number of classes; it is below two, or
             not that of `classes`; a class is named twice; a network gives probabilities, or logits that
-            are not finite; `control` has other names than `student`.
+            are not finite; `control` and `student` have different names.
 
     >>> batch = Batch(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
     >>> fidelity(lambda x: x, lambda x: 2 * x, [batch])["agreement"]
@@ -102,7 +100,7 @@ def fidelity_of(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, float]:
-    """What `fidelity` gives, of logits (n, classes) or exits that are at hand, as tensors or arrays.
+    """`fidelity` of given logits (n, classes) or exits, as tensors or arrays.
 
     Raises:
         ValueError: as for `fidelity`.
@@ -122,7 +120,7 @@ def fidelity_of(
 def agreement_matrix(
     teacher: Int[Tensor, " n"], student: Int[Tensor, " n"], classes: int
 ) -> Int[Tensor, "classes classes"]:
-    """How many examples get class i (row) from the teacher and class j (column) from the student."""
+    """Count the examples of class i (row) by the teacher and class j (column) by the student."""
     return torch.bincount(teacher * classes + student, minlength=classes**2).view(classes, classes)
 
 
@@ -135,15 +133,15 @@ def fidelity_measures(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, float]:
-    """What `fidelity` gives, of networks that were observed.
+    """`fidelity` of networks that `observe` has run.
 
     Args:
-        stages: names of the student's stages; their numbers from 1 by default.
+        stages: names of the student's stages; by default their numbers from 1.
     """
     _check_classes(classes)
     if classes and len(classes) != seen.classes:
         raise ValueError(
-            f"the networks tell {seen.classes} classes apart, and {len(classes)} are named"
+            f"the networks have {seen.classes} classes, but {len(classes)} names are given"
         )
     measured = _Measures(seen, tuple(classes), tuple(stages), level, resamples, seed)
     numbers = measured.alone("teacher/", seen.teacher)
@@ -155,14 +153,14 @@ def fidelity_measures(
 
 
 def _check_classes(classes: Sequence[str]) -> None:
-    """Refuse two classes of one name, of which the numbers of one would be lost."""
+    """Refuse two classes of one name, whose numbers would overwrite each other."""
     if twice := [name for name in dict.fromkeys(classes) if list(classes).count(name) > 1]:
         raise ValueError(f"class {twice[0]!r} is named twice: give each class a name of its own")
 
 
 @dataclass
 class _Measures:
-    """The numbers of one `Observed`; Gram matrices of the teacher's stages are made once."""
+    """The numbers of one `Observed`; Gram matrices of the teacher's stages are computed once."""
 
     seen: Observed
     classes: tuple[str, ...]
@@ -174,7 +172,7 @@ class _Measures:
 
     @property
     def known(self) -> Tensor:
-        """Which examples have a label, (n,)."""
+        """True for the examples with a label, (n,)."""
         return self.seen.labels >= 0
 
     def alone(self, prefix: str, network: Seen) -> dict[str, float]:
@@ -200,7 +198,7 @@ class _Measures:
         return numbers
 
     def pair(self, name: str) -> dict[str, float]:
-        """One student against the teacher and, where there is one, against the control."""
+        """One student compared with the teacher and, if there is one, with the control."""
         seen, prefix = self.seen, f"{name}/" if name else ""
         student, control = seen.students[name], seen.controls.get(name)
         numbers = self.alone(prefix, student) | self._shares(prefix, student)
@@ -247,7 +245,7 @@ class _Measures:
         return numbers
 
     def _cka(self, prefix: str, student: Seen, *, plain: bool = True) -> dict[str, float]:
-        """CKA of each stage with the teacher's; of unlike numbers of stages, the last are paired."""
+        """CKA of each stage with the teacher's; the last stages are paired if their numbers differ."""
         count = min(len(student.stages), len(self.seen.teacher.stages))
         names = tuple(str(i + 1) for i in range(len(student.stages)))
         if len(self.stages) == len(names):
@@ -276,7 +274,7 @@ class _Measures:
 
 
 def _gram(stage: Tensor, kernel: Kernel) -> Tensor | None:
-    """The Gram matrix of a stage; none where its examples are too much alike for one."""
+    """The Gram matrix of a stage, or None if its examples are too similar."""
     with contextlib.suppress(ValueError):
         return gram(stage, kernel)
     return None
@@ -285,7 +283,7 @@ def _gram(stage: Tensor, kernel: Kernel) -> Tensor | None:
 def _aligned(
     k: Tensor | None, l: Tensor | None, *, debiased: bool, level: float
 ) -> Interval | None:
-    """CKA of two stages; none where the features are too few or the same for all."""
+    """CKA of two stages, or None if there are too few examples or all have the same features."""
     if k is not None and l is not None:
         with contextlib.suppress(ValueError):
             return align(k, l, debiased=debiased, level=level)

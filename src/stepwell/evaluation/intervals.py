@@ -1,4 +1,4 @@
-"""Confidence intervals over examples: of a share, and of means that are paired."""
+"""Confidence intervals over examples, of a share and of paired means."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -11,10 +11,10 @@ from torch import Tensor
 
 LEVEL = 0.95
 RESAMPLES = 1000
-#: Resamples that are drawn at a time, which bounds the memory that this takes.
+#: Resamples drawn at a time; bounds the memory.
 CHUNK = 64
-#: Draws (rows times resamples, a byte each) that are kept for what else is resampled of the same rows.
-KEPT = 2**26
+#: Most draws (rows × resamples, a byte each) cached for further columns of the same rows.
+CACHED = 2**26
 
 
 class Interval(NamedTuple):
@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
 
 def quantile(level: float) -> float:
-    """How many standard errors an interval of this level reaches to each side: 1.96 at 0.95.
+    """The half-width of an interval of this level, in standard errors: 1.96 at 0.95.
 
     Raises:
         ValueError: `level` is not between 0 and 1.
@@ -39,16 +39,16 @@ def quantile(level: float) -> float:
 
 
 def share(hits: Shaped[Tensor, " n"], level: float = LEVEL) -> Interval:
-    """The share of examples that are true, with Wilson's interval (Wilson 1927).
+    """The share of true examples, with Wilson's interval (Wilson 1927).
 
-    Unlike the plain interval it stays within [0, 1], and is not empty where all or none are true.
+    Unlike the plain interval it stays within [0, 1], and is not empty if all or none are true.
 
     Args:
         hits: (n,) booleans, n > 0.
     """
     n, z = len(hits), quantile(level)
     if not n:
-        raise ValueError("a share of no examples")
+        raise ValueError("no examples: a share needs at least one")
     p = hits.double().mean().item()
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
@@ -64,13 +64,13 @@ def means(
 ) -> list[Interval]:
     """The mean of every column, with a percentile bootstrap interval (Efron 1979).
 
-    A resample draws n rows with replacement, the same for all columns: a column of differences
+    A resample draws n rows with replacement, the same rows for all columns: a column of differences
     between two networks on the same examples gets a paired interval. The same seed gives the same
     draws.
 
     Args:
-        values: a row an example; n > 0.
-        resamples: how often n rows are drawn.
+        values: one row per example; n > 0.
+        resamples: number of resamples.
     """
     drawn = resampled(values, resamples=resamples, seed=seed)
     low, high = drawn.quantile(ends(level), dim=0)
@@ -81,30 +81,30 @@ def means(
 def resampled(
     values: Float[Tensor, "n columns"], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Float[Tensor, "resamples columns"]:
-    """The means of every column in resamples of n rows, drawn as `means` draws them.
+    """The means of every column in each resample of `means`.
 
     Raises:
         ValueError: no rows, or fewer than two resamples.
     """
     if not len(values):
-        raise ValueError("a mean of no examples")
+        raise ValueError("no examples: a mean needs at least one")
     if resamples < 2:
         raise ValueError(f"a bootstrap needs at least 2 resamples, not {resamples}")
     values, n = values.double(), len(values)
-    counts = _kept_counts if n * resamples <= KEPT else _counts
+    counts = _cached_counts if n * resamples <= CACHED else _counts
     return torch.cat([often.double() @ values / n for often in counts(n, resamples, seed)])
 
 
 @lru_cache(maxsize=2)
-def _kept_counts(n: int, resamples: int, seed: int) -> tuple[Tensor, ...]:
-    """`_counts`, once for all that is resampled of the same rows: drawing is what takes long."""
+def _cached_counts(n: int, resamples: int, seed: int) -> tuple[Tensor, ...]:
+    """`_counts`, cached because drawing is the slow part."""
     return tuple(_counts(n, resamples, seed))
 
 
 def _counts(n: int, resamples: int, seed: int) -> Iterator[Tensor]:
-    """How often each of n rows is drawn, for some resamples (chunk, n) at a time.
+    """The number of draws of each of n rows, (chunk, n) for some resamples at a time.
 
-    A product with these is much quicker than gathering rows.
+    A product with these is much faster than gathering rows.
     """
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, resamples, CHUNK):
@@ -113,7 +113,7 @@ def _counts(n: int, resamples: int, seed: int) -> Iterator[Tensor]:
             for _ in range(min(CHUNK, resamples - start))
         ]
         often = torch.stack([torch.bincount(rows, minlength=n) for rows in drawn])
-        yield often.to(torch.uint8)  # no row of a resample comes 256 times
+        yield often.to(torch.uint8)  # 256 draws of a row do not happen
 
 
 def ends(level: float) -> Float[Tensor, "2"]:

@@ -1,4 +1,4 @@
-"""Teacher, students and controls on the same inputs, once, kept as a few numbers an example."""
+"""Run teacher, students and controls on the same inputs once, and keep a few numbers per example."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -6,48 +6,48 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stepwell.train_mode import in_eval_mode
-from stepwell.types import Batch, Exit, Logits, are_probabilities
+from stepwell.types import Batch, Exit, Logits, probabilities_in
 
 Answer = Tensor | NDArray[Any] | Exit
 #: Images (batch, ...) to logits or an exit, or to several of them by name.
 Network = Callable[[Tensor], Answer | Mapping[str, Answer]]
 
-#: Examples whose features are kept for CKA.
+#: Most examples whose features are kept for CKA.
 CKA_EXAMPLES = 1000
-#: So many examples do not look like probabilities by chance.
+#: This many rows of logits do not look like probabilities by chance.
 CERTAIN = 16
-#: A stage with more values an example is averaged over windows of its positions, down to so many.
+#: Most values per example of a stage; larger stages are averaged over windows of positions.
 FEATURE_VALUES = 2**14
 
 
 class Seen(NamedTuple):
-    """What one network said, an entry an example, (n,); and its features on some of them.
+    """The predictions of one network, one entry per example, and its features on a sample.
 
-    top: its class; confidence: that class's probability; nll: of the true label, in nats, and 0 where
-        there is none.
+    top: the predicted class; confidence: its probability.
+    nll: of the true label, in nats; 0 without a label.
     kl: KL(teacher || this network), in nats.
-    stages: (m, values) each, of the same m examples for every network.
+    stages: features of a sample of m examples, the same for every network.
     """
 
-    top: Tensor
-    confidence: Tensor
-    nll: Tensor
-    kl: Tensor
-    stages: tuple[Tensor, ...]
+    top: Int[Tensor, " n"]
+    confidence: Float[Tensor, " n"]
+    nll: Float[Tensor, " n"]
+    kl: Float[Tensor, " n"]
+    stages: tuple[Float[Tensor, "m values"], ...]
 
 
 class Observed(NamedTuple):
-    """A teacher, students and controls on the same examples; labels (n,), -1: none.
+    """A teacher, students and controls on the same examples; label -1: none.
 
-    controls: by the student's name; empty where there is no control.
+    controls: by the student's name; empty without a control.
     """
 
-    labels: Tensor
+    labels: Int[Tensor, " n"]
     classes: int
     teacher: Seen
     students: dict[str, Seen]
@@ -63,9 +63,9 @@ def observe(
     control: Network | None = None,
     seed: int = 0,
 ) -> Observed:
-    """Run teacher, student and control side by side, once; nothing of an example's size is kept.
+    """Run teacher, student and control side by side, once; no inputs or logits are kept.
 
-    Modules among them run in eval mode, and are then in the modes that they were in.
+    Modules among them run in eval mode; their modes are restored afterwards.
 
     Args:
         teacher, student, control, batches, seed: as for `fidelity`.
@@ -78,7 +78,7 @@ def observe(
 
 
 def _modules(*networks: Network | None) -> Iterator[nn.Module]:
-    """The modules among networks, and those whose method one is, such as `net.forward_all`."""
+    """The modules among networks, and the owners of bound methods such as `net.forward_all`."""
     for network in networks:
         owner = getattr(network, "__self__", network)
         if isinstance(owner, nn.Module):
@@ -110,7 +110,7 @@ def _observe(
         if records.keys() != answers.keys():
             raise ValueError(
                 f"the networks gave {_listed(records)} for the first batch and {_listed(answers)} for "
-                f"batch {len(labels) + 1}: names must stay the same"
+                f"batch {len(labels) + 1}: use the same names in every batch"
             )
         labels.append(target.cpu())
         taken = sample.draw(len(target))
@@ -133,7 +133,7 @@ def predictive_kl(teacher: Logits, student: Logits) -> Float[Tensor, " batch"]:
 
 
 def _pair(batch: Any) -> Batch:
-    """Images and labels.
+    """A batch as images and labels.
 
     Raises:
         ValueError: the batch is anything else.
@@ -149,7 +149,7 @@ def _pair(batch: Any) -> Batch:
 
 
 def _as_tensor(value: Any) -> Any:
-    """A tensor of a numpy array of numbers; all else as it is."""
+    """Convert a numpy array of numbers to a tensor; return anything else unchanged."""
     if not (isinstance(value, np.ndarray) and value.dtype.kind in "iuf"):
         return value
     return torch.tensor(value.astype(np.int64) if value.dtype.kind in "iu" else value.copy())
@@ -158,19 +158,17 @@ def _as_tensor(value: Any) -> Any:
 def _named(
     output: Any, who: str, count: int, classes: int | None = None
 ) -> dict[tuple[str, str], Exit]:
-    """What a network gave for `count` images, by who gave it and by name; a lone answer is named "".
+    """A network's exits for `count` images, by role and name; a lone answer is named "".
 
     Args:
-        classes: of the teacher, which the others need, too; none of the teacher itself.
+        classes: the teacher's number of classes, which the others must have; None for the teacher.
 
     Raises:
-        ValueError: it is no logits (count, classes).
+        ValueError: the output is no logits (count, classes).
     """
     answers = dict(output) if isinstance(output, Mapping) else {"": output}
     if who == "teacher" and len(answers) != 1:
-        raise ValueError(
-            f"{len(answers)} teachers ({', '.join(map(str, answers))}): compare with one"
-        )
+        raise ValueError(f"{len(answers)} teachers ({', '.join(map(str, answers))}): give one")
     named = {}
     for name, answer in answers.items():
         label = f"the {who} {'' if who == 'teacher' else name}".strip()
@@ -178,8 +176,8 @@ def _named(
         exit = Exit(_as_tensor(logits), tuple(map(_as_tensor, features)))
         if not isinstance(exit.logits, Tensor):
             raise ValueError(
-                f"{label} gives {_kind(exit.logits)}: logits, a tensor or an array of numbers (batch, "
-                "classes), are expected, an Exit, or several of these by name"
+                f"{label} gives {_kind(exit.logits)}, not logits (a tensor or array (batch, classes)), "
+                "an Exit, or several of these by name"
             )
         shape = tuple(exit.logits.shape)
         if len(shape) != 2:
@@ -190,13 +188,13 @@ def _named(
             raise ValueError(f"{label} gives {shape[0]} rows of logits for {count} labels")
         if shape[1] < 2:
             raise ValueError(
-                f"{label} gives logits {shape}, of {shape[1]} classes, and two are the least: a lone "
-                "logit z of a yes or no has the two columns (0, z)"
+                f"{label} gives logits {shape}, but at least two classes are needed: turn a single "
+                "logit z into the two columns (0, z)"
             )
         if classes is not None and shape[1] != classes:
             raise ValueError(
                 f"{label} gives logits {shape}, the teacher {(count, classes)}: both need the same "
-                "classes, in the same order"
+                "classes in the same order"
             )
         for feature in exit.features:
             if len(feature) != count:
@@ -208,7 +206,7 @@ def _named(
 
 
 def _check_names(answers: Iterable[tuple[str, str]]) -> None:
-    """Refuse names that do not go together."""
+    """Check that the names of students and controls match."""
     students, controls = (
         [name for found, name in answers if found == who] for who in ("student", "control")
     )
@@ -218,21 +216,21 @@ def _check_names(answers: Iterable[tuple[str, str]]) -> None:
             "control, or one for each of the student's names"
         )
     if "teacher" in students:
-        raise ValueError("a student cannot be named 'teacher', which begins the teacher's numbers")
+        raise ValueError("a student cannot be named 'teacher': keys of the teacher begin so")
 
 
 def _one_class(labels: Tensor, classes: int) -> Tensor:
-    """Labels (batch,); a mixed image, whose shares of the classes are given, has none: -1.
+    """Class indices (batch,); -1 for images without a label and for mixed images (shares of classes).
 
     Raises:
-        ValueError: they are neither, or out of range.
+        ValueError: the labels are neither indices nor shares, or out of range.
     """
     if labels.ndim == 2 and labels.shape[1] == classes:
         return labels.new_full((len(labels),), -1, dtype=torch.long)
     if labels.ndim != 1 or labels.is_floating_point():
         raise ValueError(
-            f"labels are {tuple(labels.shape)} {labels.dtype}: class numbers (batch,) are expected, "
-            f"or of mixed images shares (batch, {classes})"
+            f"labels are {tuple(labels.shape)} {labels.dtype}: give class numbers (batch,), or shares "
+            f"(batch, {classes}) of mixed images"
         )
     if not len(labels):
         return labels
@@ -253,14 +251,14 @@ def _kind(value: object) -> str:
 
 
 class _Sample:
-    """At most `size` of the examples that pass by, each with the same chance (reservoir sampling)."""
+    """A random sample of at most `size` examples of a stream (reservoir sampling)."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.passed = size, 0
         self._generator = torch.Generator().manual_seed(seed)
 
     def draw(self, count: int) -> dict[int, int]:
-        """Which of the next `count` examples are kept, by the place each takes."""
+        """The rows of the next `count` examples that enter the sample, by their place in it."""
         number = torch.arange(self.passed, self.passed + count)
         self.passed += count
         drawn = torch.rand(count, generator=self._generator, dtype=torch.float64)
@@ -269,11 +267,12 @@ class _Sample:
 
 
 class _Record:
-    """Collects what one network says, batch by batch."""
+    """Collects one network's predictions batch by batch."""
 
     def __init__(self, who: str) -> None:
         self.who = who
-        self.like_probabilities = 0  # examples; -1 once one was not
+        self.problem: str | None = None  # all examples so far look like probabilities
+        self.examples = 0  # checked so far
         self.columns: list[tuple[Tensor, ...]] = []
         self.stages: list[Tensor] = []
 
@@ -294,7 +293,7 @@ class _Record:
             self.stages[i][places] = kept
 
     def seen(self, kept: int) -> Seen:
-        self._check_all()
+        self._refuse_probabilities()
         columns = (torch.cat(parts) for parts in zip(*self.columns, strict=True))
         top, confidence, nll, kl = columns
         return Seen(top, confidence, nll, kl, tuple(stage[:kept] for stage in self.stages))
@@ -302,26 +301,21 @@ class _Record:
     def _check(self, logits: Tensor) -> None:
         if not logits.isfinite().all():
             raise ValueError(f"the {self.who} gives logits that are not finite")
-        if not are_probabilities(logits):
-            self.like_probabilities = -1
-        elif self.like_probabilities >= 0:
-            self.like_probabilities += len(logits)
-        if self.like_probabilities >= CERTAIN:
-            self._check_all()
+        if self.examples < CERTAIN and (self.examples == 0 or self.problem):
+            self.problem = probabilities_in(logits, f"the {self.who}")
+            self.examples += len(logits)
+            if self.examples >= CERTAIN:
+                self._refuse_probabilities()
 
-    def _check_all(self) -> None:
-        """Refuse probabilities, which a few examples alone may look like."""
-        if self.like_probabilities > 0:
-            raise ValueError(
-                f"the {self.who} gives probabilities (no number is negative, and each row's sum is 1) "
-                "where logits are expected: leave its softmax out, or take the logarithm"
-            )
+    def _refuse_probabilities(self) -> None:
+        if self.problem:
+            raise ValueError(f"{self.problem}: remove the softmax, or take the logarithm")
 
 
 def _flattened(feature: Tensor) -> Tensor:
     """A stage (batch, channels, h, w) or (batch, tokens, channels) as (batch, values), on the CPU.
 
-    Of more than `FEATURE_VALUES` values, positions are averaged over windows.
+    Above `FEATURE_VALUES` values, positions are averaged over windows.
     """
     feature = feature.float()
     if feature.shape[1:].numel() > FEATURE_VALUES:

@@ -1,4 +1,4 @@
-"""Depths as files that other programs load."""
+"""Export of depths as files for other programs."""
 
 from stepwell.export.check import Parity, Sample, check_images, take
 from stepwell.export.delta import Delta, apply_delta, export_delta

@@ -1,4 +1,4 @@
-"""What somebody needs to use one exported depth, as an exported file tells it."""
+"""The metadata in an exported file that its user needs."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Images to check an exported network on, and the check."""
+"""Check of an exported network, and the images for it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ TOLERANCE = 1e-4
 
 
 class Sample(NamedTuple):
-    """Normalised images (n, 3, size, size), and what they are.
+    """Normalised images (n, 3, size, size), and their origin.
 
     part: "validation" or "test" images of the data, or "noise".
     """
@@ -26,7 +26,7 @@ class Sample(NamedTuple):
 
 
 class Parity(NamedTuple):
-    """How an exported depth compares with the network on the images it was checked on."""
+    """Comparison of an exported depth with the network on the images of the check."""
 
     difference: float  # largest, of logits
     same_class: float  # share of images
@@ -40,10 +40,9 @@ def take(batches: Batches, count: int) -> Tensor:
 
 
 def check_images(net: NestedNet, run: Path) -> Sample:
-    """Images for a network whose data is not at hand.
+    """Images to check a network without its data.
 
-    Test images that its run keeps for the report; a network that has left its run is checked on
-    noise.
+    Test images that its run stores for the report; noise for a network outside a run.
     """
     file = run / "predictions.npz"
     if not file.exists():
@@ -59,7 +58,7 @@ def check_images(net: NestedNet, run: Path) -> Sample:
 def compare(
     plain: nn.Module, exported: Callable[[Tensor], Tensor], images: Tensor, what: str
 ) -> Parity:
-    """Run what was exported on `images`, together and the first one alone, against the network.
+    """Compare the exported program with the network on `images`, as a batch and on the first alone.
 
     Raises:
         ValueError: fewer than two images; a logit differs by more than `TOLERANCE` allows.

@@ -1,7 +1,6 @@
-"""The way from one depth to a deeper one: a file of just the tensors that the deeper one adds.
+"""Deltas: files with only the tensors that a deeper depth adds to a shallower one.
 
-Whoever holds a depth as plain weights downloads the delta, and has the other depth, bit by bit as if
-it had been exported.
+With the shallower depth's plain weights, a delta gives the deeper depth, identical to its export.
 """
 
 import json
@@ -16,12 +15,12 @@ from stepwell.nets import NestedNet
 from stepwell.nets.files.container import digest, read_checked
 
 FORMAT = 1
-#: The string in a delta's header that says what it is.
+#: The string in a header that identifies a delta.
 KEY = "stepwell_delta"
 
 
 class Delta(NamedTuple):
-    """Bytes of a delta's file, and of the files that it leads from and to."""
+    """Bytes of a delta's file, of its base and of its target."""
 
     path: Path
     bytes: int
@@ -30,11 +29,11 @@ class Delta(NamedTuple):
 
 
 def export_delta(net: NestedNet, depth: str, beyond: str, path: Path) -> Delta:
-    """Write what the plain network of `depth` needs beyond that of the shallower depth `beyond`.
+    """Write the tensors of `depth` that the shallower depth `beyond` lacks.
 
-    The two share what the nested net stores once for both; norms behind their fork are among the rest.
-    The header holds the base's name of each shared tensor, and the checksum of all the base's tensors,
-    as `export_safetensors` writes `beyond`.
+    Tensors that the nested net stores once for both are shared; private norms are not. The header holds
+    the base's name of each shared tensor, and the checksum of all tensors of the base, as
+    `export_safetensors` writes it.
 
     Raises:
         ValueError: a depth was never trained or calibrated; `beyond` is not shallower than `depth`.
@@ -46,7 +45,7 @@ def export_delta(net: NestedNet, depth: str, beyond: str, path: Path) -> Delta:
             f"depth {beyond!r} is not shallower than {depth!r}: a delta leads from a depth to a "
             f"deeper one, of {', '.join(order)}"
         )
-    # A Sequential that loses blocks counts the others anew: names differ where tensors are shared.
+    # A Sequential with fewer blocks renumbers them: shared tensors may have different names.
     theirs = {stored: name for name, stored in net.stored_names(beyond).items()}
     ours = sorted(net.stored_names(depth).items())
     shared = {name: theirs[stored] for name, stored in ours if stored in theirs}
@@ -67,13 +66,13 @@ def export_delta(net: NestedNet, depth: str, beyond: str, path: Path) -> Delta:
 
 
 def apply_delta(base_file: str | Path, delta_file: str | Path, out: str | Path) -> Path:
-    """Write the plain weights that a delta leads to, from the base that it was made for.
+    """Write the deeper depth's plain weights from a delta and its base.
 
-    The file is the very one that exporting the deeper depth as safetensors gives.
+    The file is identical to the deeper depth's export as safetensors.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: the base is another one; the delta is damaged, or is none.
+        FileNotFoundError: a file is missing.
+        ValueError: the base is of another network; the delta is damaged, or not a delta.
     """
     base_file, delta_file, out = Path(base_file), Path(delta_file), Path(out)
     header, tensors, _ = read_checked(delta_file, KEY, FORMAT)

@@ -1,7 +1,7 @@
-"""One depth in whole numbers of eight bits: post-training static quantisation through onnxruntime.
+"""One depth in 8-bit integers: post-training static quantisation by onnxruntime.
 
-Norms are folded into the convolutions before them and every layer gets scales of its own, so such a
-file shares no weight with another depth: it stands alone.
+Norms are folded into convolutions and every layer has its own scales, so an int8 file shares no weights
+with other depths.
 """
 
 import tempfile
@@ -13,19 +13,19 @@ from torch import Tensor
 from stepwell.export.onnx import require_onnx
 from stepwell.files import write_whole
 
-#: Training images whose activations give the scales, and how many of them run at once.
+#: Number of training images for the scales of activations, and the batch size for them.
 CALIBRATION, BATCH = 256, 32
 
 
 def export_int8(model: Path, path: Path, images: Tensor) -> None:
     """Write the int8 version of an exported ONNX depth.
 
-    QDQ format; weights signed with a scale for each output channel, in seven of the eight bits: on
-    processors without VNNI instructions products of full range overflow, and accuracy would depend on
-    the machine. Activations unsigned, from the least to the greatest value that `images` give.
+    QDQ format. Weights are signed, with a scale for each output channel, and use seven of the eight
+    bits: without VNNI instructions full-range products overflow, and accuracy would depend on the
+    machine. Activations are unsigned and range over the values on `images`.
 
     Args:
-        model: the depth as `export_onnx` wrote it, with its weights where it points at them.
+        model: the depth as `export_onnx` wrote it, with any external weights in place.
         images: normalised training images, without augmentation.
 
     Raises:

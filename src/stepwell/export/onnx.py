@@ -1,8 +1,8 @@
-"""One depth as an ONNX file, checked against the network it came from.
+"""One depth as an ONNX file, checked against its network.
 
-The file holds its weights, or points at them: each initialiser is then a byte range of the nested
-net's own safetensors file in the same folder, so that all depths together store every weight once.
-Both formats keep a tensor's values row by row in little-endian order, so a range can be read as it is.
+The file holds its weights, or points at them: each initialiser is then a byte range of the nested net's
+safetensors file in the same folder, and all depths together store every weight once. Both formats store
+values row by row in little-endian order, so a range needs no conversion.
 """
 
 import json
@@ -28,7 +28,7 @@ TYPES = {
 
 
 class Range(NamedTuple):
-    """Where a tensor's bytes stand in a safetensors file."""
+    """The position of a tensor's bytes in a safetensors file."""
 
     offset: int  # from the start of the file
     length: int
@@ -41,13 +41,13 @@ def export_onnx(
 ) -> Parity:
     """Write one depth as an ONNX file of any batch size, and check it with onnxruntime.
 
-    The graph takes `images` (batch, 3, size, size), normalised, to `logits` (batch, classes). Class
-    names, size, mean and std stand in the file's metadata. Nothing is written unless the check passes.
+    The graph maps normalised `images` (batch, 3, size, size) to `logits` (batch, classes). The metadata
+    holds class names, size, mean and std. Nothing is written unless the check passes.
 
     Args:
-        images: normalised images to check on; at least two, real ones where there are any.
-        weights: the nested net's file, in the folder of `path`, for the initialisers to point into;
-            by default the file holds its weights itself.
+        images: normalised images for the check; at least two, preferably real ones.
+        weights: the nested net's file, in the folder of `path`, for the initialisers to point into; by
+            default the ONNX file holds its weights.
 
     Raises:
         ValueError: the depth was never trained or calibrated; fewer than two images; the exported
@@ -73,9 +73,9 @@ def write_onnx(
     Args:
         plain: takes images to logits.
         images: normalised images to check on; at least two.
-        described: what stands in the file's metadata.
-        names: the names in `weights` of the network's tensors, by their names there.
-        weights: a file in the folder of `path` for the initialisers to point into; none: no file.
+        described: the file's metadata.
+        names: the name in `weights` of each tensor of the network.
+        weights: a file in the folder of `path` for the initialisers to point into, or None.
 
     Raises:
         ValueError, ImportError: as for `export_onnx`.
@@ -98,7 +98,7 @@ def write_onnx(
 
 
 def ranges(path: Path) -> dict[str, Range]:
-    """Where each tensor of a safetensors file stands in it, by name."""
+    """The position of each tensor in a safetensors file, by name."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -112,16 +112,16 @@ def ranges(path: Path) -> dict[str, Range]:
 
 
 def require_onnx() -> None:
-    """Ask for the extra `onnx`, torch's exporter included.
+    """Check that the extra `onnx` is installed, including torch's exporter.
 
     Raises:
-        ImportError: a part of it is not installed.
+        ImportError: a part of it is missing.
     """
     require("onnx", "onnxruntime", "onnxscript")
 
 
 def _graph(plain: nn.Module, images: Tensor) -> Any:
-    """The ONNX model of a plain network, its batch size left open."""
+    """The ONNX model of a plain network, for any batch size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         program = torch.onnx.export(
@@ -145,10 +145,9 @@ def _graph(plain: nn.Module, images: Tensor) -> Any:
 
 
 def _drop_zero_biases(graph: Any) -> None:
-    """Take away the zeros that the exporter adds as bias to a convolution that has none.
+    """Remove the zero bias that the exporter adds to a convolution without bias.
 
-    They are made anew at each run, and onnxruntime folds no norm into a convolution before it knows
-    the bias.
+    The zeros are computed at each run, and prevent onnxruntime from folding norms into convolutions.
     """
     made = {name: node for node in graph.node for name in node.output}
     for node in graph.node:
@@ -166,7 +165,7 @@ def _drop_zero_biases(graph: Any) -> None:
 
 
 def _is_zero(name: str, made: Mapping[str, Any]) -> bool:
-    """Whether a value is a constant zero, spread to some shape."""
+    """True if a value is a constant zero, expanded to some shape."""
     from onnx.numpy_helper import to_array
 
     node = made.get(name)
@@ -189,9 +188,9 @@ def _inputs(graph: Any) -> Iterator[str]:
 def _point(
     proto: Any, names: Mapping[str, str], stored: Mapping[str, Range], weights: Path
 ) -> None:
-    """Let each initialiser that is a tensor of the network stand for its bytes in `weights`.
+    """Replace each initialiser that is a tensor of the network by its byte range in `weights`.
 
-    Constants of the graph, which the file does not hold, stay in it.
+    Constants of the graph, which that file lacks, stay in the graph.
     """
     import onnx
 

@@ -20,11 +20,11 @@ CARD = "stepwell.json"
 def export_pt2(net: NestedNet, depth: str, path: Path, images: Tensor) -> Parity:
     """Write one depth as a program that `torch.export.load(path).module()` runs at any batch size.
 
-    Class names, size, mean and std stand in the file's entry "stepwell.json". Nothing is written
-    unless the program, loaded again, gives the network's logits.
+    The file's entry "stepwell.json" holds class names, size, mean and std. Nothing is written unless
+    the reloaded program gives the network's logits.
 
     Args:
-        images: normalised images to check on; at least two, real ones where there are any.
+        images: normalised images for the check; at least two, preferably real ones.
 
     Raises:
         ValueError: the depth was never trained or calibrated; fewer than two images; other logits.

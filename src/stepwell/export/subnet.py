@@ -19,7 +19,7 @@ def export_safetensors(net: NestedNet, depth: str, path: Path, images: Tensor) -
     written unless a network that loads it gives the same logits.
 
     Args:
-        images: normalised images to check on; at least two, real ones where there are any.
+        images: normalised images for the check; at least two, preferably real ones.
 
     Raises:
         ValueError: the depth was never trained or calibrated; fewer than two images; other logits.

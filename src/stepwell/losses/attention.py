@@ -1,10 +1,9 @@
 """Attention transfer between feature maps of the same resolution.
 
-A feature map is (batch, channels, height, width), or (batch, tokens, channels) of a transformer;
-teacher and student may differ in channels, never in resolution. Each loss is a scalar that does not
-grow with the resolution, so that one weight serves all stages: the common form "1000 · mean over
-positions" weights a 4×4 map 64 times more than a 32×32.
-No gradient reaches the teacher. Half-precision features are compared in 32 bits.
+A feature map is (batch, channels, height, width), or a transformer's (batch, tokens, channels). Teacher
+and student may differ in channels, not in resolution. No loss grows with the resolution, so one weight
+serves all stages; the common form "1000 · mean over positions" weights a 4×4 map 64 times more than a
+32×32 map. No gradient reaches the teacher. Half-precision features are compared in 32 bits.
 """
 
 from collections.abc import Callable
@@ -27,7 +26,7 @@ def attention_at(student: Features, teacher: Features) -> Scalar:
 
         Q = flatten( mean over channels of F² ) / its L2 norm;   A = ||Q_student - Q_teacher||²
 
-    summed over positions, mean over the batch; between 0 and 2 (Q is not negative).
+    summed over positions, mean over the batch; between 0 and 2, because Q is not negative.
 
     Raises:
         ValueError: batch or resolution differ.
@@ -40,10 +39,10 @@ def attention_at(student: Features, teacher: Features) -> Scalar:
 def attention_sad(student: Features, teacher: Features) -> Scalar:
     """Divergence of softmax self-attention over positions.
 
-    Every position attends to all positions by the cosine of their features over channels (so that
-    teacher and student may differ in channels and in scale), without the 1/√channels or the
-    temperature of a transformer's attention; the loss is the row-wise KL(teacher || student) in nats,
-    mean over rows and batch. Memory grows with (height · width)².
+    Every position attends to all positions by the cosine of their features over channels: teacher and
+    student may differ in channels and in scale. There is no 1/√channels and no temperature. The loss is
+    the row-wise KL(teacher || student) in nats, mean over rows and batch. Memory grows with
+    (height · width)².
 
     Raises:
         ValueError: batch or resolution differ.
@@ -56,7 +55,7 @@ def attention_sad(student: Features, teacher: Features) -> Scalar:
 
 @in_full_precision
 def attention_gram(student: Features, teacher: Features) -> Scalar:
-    """Squared distance of spatial Gram matrices: how alike each pair of positions is.
+    """Squared distance of spatial Gram matrices, the similarities of each pair of positions.
 
         G = F^T F over channels, (positions, positions), divided by its Frobenius norm
 
@@ -80,7 +79,7 @@ ATTENTION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def attention_loss(mode: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of a mode: of `ATTENTION`.
+    """The loss in `ATTENTION` of a mode.
 
     Raises:
         ValueError: there is no such mode.
@@ -96,7 +95,7 @@ def _by_position(features: Tensor) -> Tensor:
 
 
 def _attention_map(features: Tensor) -> Tensor:
-    # By norms: the square of every feature, and what its gradient takes, would be four maps in memory.
+    # vector_norm: squaring every feature, and its gradient, would keep four maps in memory.
     return F.normalize(
         vector_norm(_by_position(features), dim=1).square() / features.shape[1], dim=1
     )

@@ -1,4 +1,4 @@
-"""What a choice costs beyond its budget."""
+"""The cost of choices above a budget."""
 
 import torch
 from jaxtyping import Float
@@ -11,20 +11,20 @@ from stepwell.losses.precision import in_full_precision
 def cost_above_target(
     choice: Float[Tensor, "batch choices"], costs: Float[Tensor, " choices"], target: float
 ) -> Float[Tensor, ""]:
-    """How far the mean cost of a batch lies above its target (Zhu et al. 2021, section 3.2).
+    """The mean cost of a batch above its target (Zhu et al. 2021, section 3.2).
 
         max(0, (mean over i of sum over j of costs_j · choice_ij - target) / (max costs - min costs))
 
-    Below the target it is 0, and so is its gradient.
+    Loss and gradient are 0 below the target.
 
     Args:
-        choice: (batch, choices), what share of each choice an image takes; rows sum to 1.
-        costs: of each choice, in the unit of `target`, such as MACs.
+        choice: (batch, choices), each image's share of each choice; rows sum to 1.
+        costs: cost of each choice, in the unit of `target`, such as MACs.
 
     Raises:
-        ValueError: all choices cost the same, so no target tells them apart.
+        ValueError: all choices cost the same.
     """
     spread = costs.max() - costs.min()
     if not spread > 0:
-        raise ValueError(f"all choices cost the same, {costs.tolist()}: no target tells them apart")
+        raise ValueError(f"all choices cost the same, {costs.tolist()}: a target has no effect")
     return torch.relu(((choice @ costs).mean() - target) / spread)

@@ -1,4 +1,4 @@
-"""Learning a teacher's features themselves."""
+"""Losses on a teacher's features."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -15,7 +15,7 @@ def feature_mse(student: Float[Tensor, "..."], teacher: Float[Tensor, "..."]) ->
     gradient reaches `teacher`.
 
     Args:
-        student: the features, brought to the teacher's shape (by a regressor that is trained, too).
+        student: the features, in the teacher's shape (a trained regressor maps them to it).
         teacher: (batch, channels, height, width), or (batch, tokens, channels).
 
     Raises:
@@ -24,16 +24,16 @@ def feature_mse(student: Float[Tensor, "..."], teacher: Float[Tensor, "..."]) ->
     if student.shape != teacher.shape:
         raise ValueError(
             f"features {tuple(student.shape)} of the student and {tuple(teacher.shape)} of the "
-            "teacher differ in shape"
+            "teacher differ in shape: map the student's with a regressor"
         )
     return F.mse_loss(student, teacher.detach())
 
 
 @in_full_precision
 def feature_nmse(student: Float[Tensor, "..."], teacher: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """`feature_mse` in shares of the teacher's mean square (normalised mean squared error).
+    """`feature_mse` divided by the teacher's mean square (normalised mean squared error).
 
-    It is 1 for a student that gives zeros, however large the teacher's features are, so that those of
-    several blocks weigh alike. Args and errors as for `feature_mse`; no gradient reaches `teacher`.
+    It is 1 for a student of zeros, whatever the scale of the teacher's features, so all blocks have
+    equal weight. Args and errors as for `feature_mse`; no gradient reaches `teacher`.
     """
     return feature_mse(student, teacher) / teacher.detach().square().mean()

@@ -1,4 +1,4 @@
-"""Learning from labels, where some images may have none."""
+"""Losses on labels; some images may have none."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ from stepwell.types import Logits
 def class_cross_entropy(
     logits: Logits, labels: Int[Tensor, " batch"] | Float[Tensor, "batch classes"], **options: Any
 ) -> Float[Tensor, "*images"]:
-    """torch's cross entropy in nats, with a clear word on labels out of range.
+    """torch's cross entropy in nats, with a clear error for labels out of range.
 
-    It is the mean over the batch, or each image's with `reduction="none"`.
+    The mean over the batch, or one value per image with `reduction="none"`.
 
     Args:
         logits: (batch, classes).
@@ -24,16 +24,16 @@ def class_cross_entropy(
         options: of `torch.nn.functional.cross_entropy`.
 
     Raises:
-        ValueError: a label is no index of the classes. (Only on the CPU: a GPU stops with an error of
-            its own, as to ask it for the labels would make it wait.)
+        ValueError: a label is no index of a class. Only on the CPU: a check on a GPU would wait for it,
+            so a GPU stops with its own error.
     """
     try:
         return F.cross_entropy(logits, labels, **options)
     except IndexError as error:
         low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
         raise ValueError(
-            f"labels run from {low} to {high}, and this network tells {classes} classes apart "
-            f"(0 to {classes - 1}): build it with more (num_classes), or number the labels from 0"
+            f"labels run from {low} to {high}, but this network has {classes} classes (0 to "
+            f"{classes - 1}): build it with more (num_classes), or number the labels from 0"
         ) from error
 
 
@@ -41,12 +41,12 @@ def class_cross_entropy(
 def label_cross_entropy(
     logits: Logits, labels: Int[Tensor, " batch"] | Float[Tensor, "batch classes"]
 ) -> Float[Tensor, ""]:
-    """Cross entropy in nats, a mean over the labels that there are; 0 where there are none.
+    """Cross entropy in nats, a mean over the labeled images; 0 if no image has a label.
 
     Args:
         logits: (batch, classes).
-        labels: (batch,) class indices, -1: no label; or (batch, classes) shares of the classes, as
-            MixUp and CutMix give them. A row that sums to less than 1 counts for as much less.
+        labels: (batch,) class indices, -1: no label; or (batch, classes) shares of the classes, as from
+            MixUp and CutMix. A row's weight is its sum.
 
     Raises:
         ValueError: as for `class_cross_entropy`.

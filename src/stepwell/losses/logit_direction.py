@@ -1,4 +1,4 @@
-"""Learning the direction of a teacher's logits, whatever their length."""
+"""A loss on the direction of a teacher's logits."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -15,9 +15,8 @@ def logit_direction(student: Logits, teacher: Float[Tensor, "_ _"]) -> Float[Ten
 
         || student / ||student|| - teacher / ||teacher|| ||² = 2 (1 - cos(student, teacher))
 
-    mean over the batch, in [0, 4]; the authors' code sums. The length of the student's logits stays
-    free, so their softmax means nothing until they are brought to scale. No gradient reaches
-    `teacher`.
+    mean over the batch, in [0, 4]; the authors' code sums. The length of the student's logits is free:
+    calibrate them before using their softmax. No gradient reaches `teacher`.
 
     Args:
         student: (batch, classes) logits.

@@ -1,4 +1,4 @@
-"""Losses in full precision, whatever the networks compute in."""
+"""Losses in full precision, whatever precision the networks use."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -11,17 +11,17 @@ P = ParamSpec("P")
 
 
 def in_full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Let a loss compute in 32 bits on half-precision tensors, also under autocast.
+    """Compute a loss of half-precision tensors in 32 bits, also under autocast.
 
-    A loss is a small difference of large sums: bfloat16's 8 bits of mantissa leave a third of a
-    divergence between near attention maps to chance. 32 and 64 bits stay what they are. The gradient
-    comes back in the precision of the input.
+    A loss is a small difference of large sums: with bfloat16's 8 bits of mantissa, a third of the
+    divergence between similar attention maps is rounding error. 32 and 64 bits are unchanged. The
+    gradient has the precision of the input.
     """
 
     @wraps(loss)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        # autocast would make bfloat16 of 32 bits again wherever matrices are multiplied
+        # autocast would turn 32 bits into bfloat16 again at every matrix product
         kind = tensors[0].device.type
         with torch.autocast(
             kind if torch.amp.is_autocast_available(kind) else "cpu", enabled=False

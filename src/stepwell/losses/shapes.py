@@ -1,10 +1,11 @@
-"""What must agree before logits are compared."""
+"""Checks of shapes before logits are compared."""
 
+from jaxtyping import Float
 from torch import Tensor
 
 
-def check_logits(student: Tensor, teacher: Tensor) -> None:
-    """Refuse logits of other batches or classes.
+def check_logits(student: Float[Tensor, "_ _"], teacher: Float[Tensor, "_ _"]) -> None:
+    """Check that logits have the same batch and classes.
 
     Raises:
         ValueError: the shapes differ.

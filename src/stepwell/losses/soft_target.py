@@ -1,4 +1,4 @@
-"""Learning from a teacher's softened class probabilities."""
+"""Losses on a teacher's softened class probabilities."""
 
 from math import log
 
@@ -19,8 +19,8 @@ def soft_target_kl(
 
         T² · KL( softmax(teacher / T) || softmax(student / T) )
 
-    summed over the classes, mean over the batch, in nats. The factor T² keeps the size of the
-    gradient independent of the temperature. No gradient reaches `teacher`.
+    summed over the classes, mean over the batch, in nats. The factor T² makes the size of the gradient
+    independent of the temperature. No gradient reaches `teacher`.
 
     Args:
         student: (batch, classes) logits.
@@ -40,16 +40,16 @@ def soft_target_kl(
 
 @in_full_precision
 def ensemble_logits(members: Float[Tensor, "members batch classes"]) -> Logits:
-    """Logits of an ensemble, whose prediction is the mean of its members' (Stanton et al. 2021).
+    """Logits of an ensemble that predicts the mean of its members' predictions (Stanton et al. 2021).
 
         z = log( 1/m · sum over i of softmax(z_i) )
 
-    so that softmax(z) is that mean; a temperature comes after it, not before.
+    softmax(z) is that mean. Apply a temperature to z, not to the members.
 
     Args:
         members: (members, batch, classes) logits.
 
     Returns:
-        (batch, classes) logits; the sum of their exponentials is 1.
+        (batch, classes) logits; their exponentials sum to 1.
     """
     return F.log_softmax(members, dim=2).logsumexp(0) - log(len(members))

@@ -1,4 +1,4 @@
-"""Training rules: each is an `Objective`, an `nn.Module` whose `training_step` gives a loss."""
+"""Training rules: each is an `Objective`, a module whose `training_step` returns a loss."""
 
 from stepwell.methods.distill import Distill
 from stepwell.methods.embedded_kd import EmbeddedKD

@@ -1,6 +1,7 @@
 """Knowledge distillation from a separate teacher (Hinton et al. 2015), and from its stages."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -8,7 +9,7 @@ from torch import nn
 from stepwell.losses import attention_loss, label_cross_entropy, soft_target_kl
 from stepwell.losses.attention import Attention
 from stepwell.methods.objective import Objective
-from stepwell.ranges import check_numbers
+from stepwell.ranges import NOT_NEGATIVE, POSITIVE, check_numbers
 from stepwell.teachers.adapters import AsLogits
 from stepwell.teachers.stages import Hints, check_resolution, pair_stages
 from stepwell.teachers.teacher import Teacher, check_teacher, exit_of
@@ -18,28 +19,28 @@ from stepwell.types import Batch, Step
 class Distill(Objective):
     """a · CE(student) + b · T² · KL(teacher || student) + g · attention + h · hints.
 
-    A term of weight 0 is not computed: with `ce=0` no label is looked at.
+    A term of weight 0 is not computed: with `ce=0` the labels are unused.
 
     Args:
         student: the network to train; gives logits or an `Exit`. A nested net trains its full depth.
-        teacher: a callable `images -> Exit` without gradients, such as `Frozen(net)`. Where its first
-            answers are probabilities, a warning says so, and their logarithm is taken.
+        teacher: a callable `images -> Exit` without gradients, such as `Frozen(net)`. Probabilities
+            are replaced by their logarithm, with a warning.
         temperature: T, the softening of both sides.
         ce: a, the weight of the labels.
         kl: b, the weight of the teacher's soft targets.
         attention: g, the weight of attention transfer, summed over its stages.
         attention_mode: `at` (attention maps), `sad` (self-attention) or `gram`.
         attention_stages: "layer2", or "layer2=stages.1.blocks" where the teacher's stage has another
-            name; one or several, by default all, each with that at the same place.
+            name; one or several. By default all, paired by their order.
         hint: h, the weight of hints (FitNets, Romero et al. 2015), summed over their stages. Their
-            regressors train with the student, and are parameters of this objective alone.
+            regressors train with the student and belong to this objective alone.
         hint_stages: as `attention_stages`.
-        input_shape: of one image, such as (3, 32, 32); stages are checked on it before training.
+        input_shape: of one image, such as (3, 32, 32), to check the stages before training.
 
     Raises:
-        ValueError: a weight is negative, or none is above 0; the temperature is not positive; no such
-            mode of attention; the teacher is not frozen; stages that are not there or do not
-            fit; no `input_shape` for attention or hints; in a step, the teacher gives no `Exit`.
+        ValueError: a weight is negative, or all are 0; the temperature is not positive; an unknown
+            attention mode; the teacher is not frozen; stages are missing or do not fit; no
+            `input_shape` for attention or hints; in a step, the teacher gives no `Exit`.
     """
 
     def __init__(
@@ -47,32 +48,23 @@ class Distill(Objective):
         student: nn.Module,
         teacher: Teacher,
         *,
-        temperature: float = 3.0,
-        ce: float = 1.0,
-        kl: float = 1.0,
-        attention: float = 0.0,
+        temperature: Annotated[float, POSITIVE] = 3.0,
+        ce: Annotated[float, NOT_NEGATIVE] = 1.0,
+        kl: Annotated[float, NOT_NEGATIVE] = 1.0,
+        attention: Annotated[float, NOT_NEGATIVE] = 0.0,
         attention_mode: Attention = "at",
         attention_stages: str | Sequence[str] = (),
-        hint: float = 0.0,
+        hint: Annotated[float, NOT_NEGATIVE] = 0.0,
         hint_stages: str | Sequence[str] = (),
         input_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        check_numbers(
-            {
-                "temperature": temperature,
-                "ce": ce,
-                "kl": kl,
-                "attention": attention,
-                "hint": hint,
-            },
-            flags=False,
-        )
+        check_numbers(locals(), Distill.__init__, flags=False)
         if not (ce or kl or attention or hint):
             raise ValueError("the student has no loss: ce, kl, attention and hint are all 0")
         if (attention or hint) and not input_shape:
             raise ValueError(
-                "attention and hints need input_shape, of one image, such as (3, 32, 32)"
+                "attention and hints need input_shape, the shape of one image, such as (3, 32, 32)"
             )
         check_teacher(teacher)
         self.student = student
@@ -93,7 +85,7 @@ class Distill(Objective):
         )
 
     def training_step(self, batch: Batch) -> Step:
-        """The weighted terms of one batch; images without a label are taught by the teacher alone."""
+        """The weighted terms of one batch; an unlabeled image has the teacher's terms only."""
         images, labels = batch
         exit = exit_of(self.student, images)
         logs, loss = {}, []

@@ -1,18 +1,18 @@
-"""Embedded knowledge distillation: a nested net in which the full depth teaches the shallower ones.
+"""Embedded knowledge distillation: the full depth of a nested net teaches the shallower depths.
 
-After "Elegant depth-level dynamic neural network with embedded knowledge distillation", of which the
+After "Elegant depth-level dynamic neural network with embedded knowledge distillation". Only its
 abstract is public; the equations are a *reconstruction*:
 
     L = w_F · CE(full) + Σ_k w_k · [ a · CE(sub_k) + b · T² · KL( softmax(z_F/T) || softmax(z_k/T) )
                                      + g · Σ_stages A( sg(F_full,s), F_k,s ) ]
 
-`sg` stops the gradient. `distill_from`, `ema_teacher` and `teach_full` are additions: in our
-experiments the plain loss from the first step drags the shared weights towards sub-nets that learn
-from a teacher that knows nothing yet (see the results of `stepwell verify ekd`).
+`sg` stops the gradient. `distill_from`, `ema_teacher` and `teach_full` are additions: the full net
+teaches nothing useful in the first steps, and in our experiments the plain loss then pulls the shared
+weights towards the sub-nets (see the results of `stepwell verify ekd`).
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -21,14 +21,14 @@ from stepwell.losses import attention_loss, class_cross_entropy, soft_target_kl
 from stepwell.losses.attention import Attention
 from stepwell.methods.objective import Objective
 from stepwell.nets.nested.net import NestedNet
-from stepwell.ranges import NOT_NEGATIVE, check_number, check_numbers
+from stepwell.ranges import BELOW_ONE, NOT_NEGATIVE, POSITIVE, check_number, check_numbers
 from stepwell.teachers.adapters import AsLogits
 from stepwell.teachers.teacher import MovingAverage, Teacher, check_teacher
 from stepwell.types import Batch, Exit, Step
 
 
 class EmbeddedKD(Objective):
-    """Train all depths of a nested net in one step, the full net teaching (DDNN + EKD).
+    """Train all depths of a nested net in one step; the full net teaches the others (DDNN + EKD).
 
     Args:
         net: the nested net.
@@ -38,62 +38,43 @@ class EmbeddedKD(Objective):
         attention: g, the weight of attention on the stages' features; needs equal resolutions.
         attention_mode: `at` (attention maps), `sad` (self-attention) or `gram`.
         full_weight: w_F, the weight of the full net's own loss.
-        weights: w_k by depth; 1 where a depth is not named.
-        distill_from: share of training before which only the full net trains (the moving average,
-            where there is one, does not teach before either).
-        sample: train the full net and one randomly drawn sub-net a step, for many depths.
-        ema_teacher: decay of a moving average of the full net that replaces it as teacher of the
-            soft targets (0: none), updated once a step. Attention still looks at the full net's
-            own features.
-        teacher: another teacher of the soft targets, such as `Frozen(trained_full_net)`. Where its
-            first answers are probabilities, a warning says so, and their logarithm is taken.
-        teach_full: the teacher's soft targets are part of the full net's loss, too.
-        label_smoothing: of the full net's cross entropy (regularisation belongs to it alone).
-
-    Attributes:
-        loss_scale: for loops in float16: what `NestedNet.joint_loss` takes as `scale`, set before
-            each step, such as `scaler.get_scale()`.
+        weights: w_k by depth; 1 for the depths not named.
+        distill_from: share of training before which only the full net trains, and no teacher teaches.
+        sample: train the full net and one random sub-net a step, for networks of many depths.
+        ema_teacher: decay of a moving average of the full net, updated once a step, that gives the
+            soft targets in place of the full net (0: none). Attention still uses the full net's own
+            features.
+        teacher: another teacher of the soft targets, such as `Frozen(trained_full_net)`. Probabilities
+            are replaced by their logarithm, with a warning.
+        teach_full: add the teacher's soft targets to the full net's loss as well.
+        label_smoothing: of the full net's cross entropy only.
 
     Raises:
-        ValueError: a value out of range, an unknown depth or the full one in `weights`, two teachers,
-            one that is not frozen, or `teach_full` with the full net as its own teacher or without
+        ValueError: a value is out of range; `weights` names an unknown depth or the full one; two
+            teachers; a teacher that is not frozen; `teach_full` without another teacher or without
             soft targets (`kl=0`); in a step, `teacher` gives no `Exit`.
     """
-
-    loss_scale: float | None = None
 
     def __init__(
         self,
         net: NestedNet,
         *,
-        temperature: float = 3.0,
-        ce: float = 1.0,
-        kl: float = 1.0,
-        attention: float = 2.0,
+        temperature: Annotated[float, POSITIVE] = 3.0,
+        ce: Annotated[float, NOT_NEGATIVE] = 1.0,
+        kl: Annotated[float, NOT_NEGATIVE] = 1.0,
+        attention: Annotated[float, NOT_NEGATIVE] = 2.0,
         attention_mode: Attention = "at",
-        full_weight: float = 1.0,
+        full_weight: Annotated[float, NOT_NEGATIVE] = 1.0,
         weights: Mapping[str, float] | None = None,
-        distill_from: float = 0.5,
+        distill_from: Annotated[float, BELOW_ONE] = 0.5,
         sample: bool = False,
-        ema_teacher: float = 0.0,
+        ema_teacher: Annotated[float, BELOW_ONE] = 0.0,
         teacher: Teacher | None = None,
         teach_full: bool = False,
-        label_smoothing: float = 0.0,
+        label_smoothing: Annotated[float, BELOW_ONE] = 0.0,
     ) -> None:
         super().__init__()
-        check_numbers(
-            {
-                "temperature": temperature,
-                "ce": ce,
-                "kl": kl,
-                "attention": attention,
-                "full_weight": full_weight,
-                "distill_from": distill_from,
-                "ema_teacher": ema_teacher,
-                "label_smoothing": label_smoothing,
-            },
-            flags=False,
-        )
+        check_numbers(locals(), EmbeddedKD.__init__, flags=False)
         _check_weights(net, weights or {})
         if not (ce or kl or attention):
             raise ValueError("the sub-nets have no loss: ce, kl and attention are all 0")
@@ -101,11 +82,11 @@ class EmbeddedKD(Objective):
             raise ValueError("give ema_teacher or teacher, not both: one of them would never teach")
         if teach_full and not ema_teacher and teacher is None:
             raise ValueError(
-                "teach_full needs a teacher besides the full net: set ema_teacher or teacher"
+                "teach_full needs another teacher than the full net: set ema_teacher or teacher"
             )
         if teach_full and not kl:
             raise ValueError(
-                "teach_full teaches by soft targets, and kl=0 leaves these out: drop one"
+                "teach_full needs soft targets, which kl=0 turns off: drop one of the two"
             )
         if teacher is not None:
             check_teacher(teacher)
@@ -126,18 +107,17 @@ class EmbeddedKD(Objective):
         self.label_smoothing = label_smoothing
         self._names = tuple(net.depths)
         self.ran: Tensor  # 1 for each depth that these weights were trained at, else 0
-        # In the state dict, so that it is of the weights that are kept (of an epoch, an average). Of
-        # floats, because a moving average of whole numbers stays at 0.
+        # In the state dict, so that it matches the chosen weights (best epoch, moving average). Floats,
+        # because a moving average of integers stays at 0.
         self.register_buffer("ran", torch.zeros(len(self._names)))
 
     @property
     def trained_depths(self) -> tuple[str, ...]:
-        """The depths that have taken a step, shallow to deep; a sub-net that comes late or is never
-        drawn is none of them."""
+        """The depths that have taken a step, shallow to deep."""
         return tuple(d for d, ran in zip(self._names, self.ran.tolist(), strict=True) if ran)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # Checkpoints of before kept no record, and every depth counted as trained.
+        # Older checkpoints have no record; in them every depth counts as trained.
         state.setdefault(f"{prefix}ran", torch.ones_like(self.ran))
         super()._load_from_state_dict(state, prefix, *rest)
 
@@ -164,13 +144,7 @@ class EmbeddedKD(Objective):
             )
 
         step = Step(
-            *self.net.joint_loss(
-                images,
-                loss_of,
-                depths,
-                scale=self.loss_scale,
-                keep_features=bool(self.attention),
-            )
+            *self.net.joint_loss(images, loss_of, depths, keep_features=bool(self.attention))
         )
         for i, name in enumerate(self._names):
             if name in depths:
@@ -179,7 +153,7 @@ class EmbeddedKD(Objective):
 
     @property
     def distilling(self) -> bool:
-        """Whether the sub-nets train yet, and the teacher teaches."""
+        """True once the sub-nets train and the teacher teaches."""
         return self.progress >= self.distill_from
 
     def active_depths(self) -> list[str]:
@@ -188,7 +162,7 @@ class EmbeddedKD(Objective):
         if not self.distilling or not subs:
             return [full]
         if self.sample:
-            # Torch's global generator, which the training loop seeds by step.
+            # Torch's global generator: the training loop seeds it at each step.
             return [subs[int(torch.randint(len(subs), ()))], full]
         return [*subs, full]
 
@@ -222,7 +196,5 @@ def _check_weights(net: NestedNet, weights: Mapping[str, float]) -> None:
     for depth, weight in weights.items():
         net.path(depth)
         if depth == net.full:
-            raise ValueError(
-                f"{depth!r} is the full net, whose weight is full_weight, not in weights"
-            )
+            raise ValueError(f"weights names {depth!r}, the full net: set full_weight instead")
         check_number(f"the weight of depth {depth!r}", weight, NOT_NEGATIVE)

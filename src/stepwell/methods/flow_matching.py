@@ -1,20 +1,20 @@
-"""Flow matching (Lipman et al. 2023, Liu et al. 2023): a generator of images with one plain loss."""
+"""Flow matching (Lipman et al. 2023, Liu et al. 2023): a generator of images, trained by regression."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stepwell.methods.objective import Objective
 from stepwell.train_mode import in_eval_mode
-from stepwell.types import Batch, Step
+from stepwell.types import Batch, Images, Step
 
 
 class FlowMatching(Objective):
-    """Learn the velocity that carries noise to images along straight lines.
+    """Learn the velocity that moves noise to images along straight lines.
 
         E | net(x_t, t) - (x_1 - x_0) |²,   x_t = (1 - t) · x_0 + t · x_1,
         x_0 of N(0, 1), x_1 an image, t of U[0, 1]
 
-    the mean over pixels and channels. Labels are not looked at.
+    the mean over pixels and channels. Labels are unused.
 
     Args:
         net: (images, times (batch,)) to images of the same shape, such as `nets.unet.UNet`.
@@ -37,12 +37,12 @@ class FlowMatching(Objective):
     @torch.no_grad()
     def sample(
         self, count: int, size: int, *, seed: int, steps: int = 20, batch_size: int = 256
-    ) -> Tensor:
-        """Images (count, 3, size, size) as the training's were normalised, on the CPU.
+    ) -> Images:
+        """Images (count, 3, size, size), normalised like the training images, on the CPU.
 
         Args:
-            seed: of the noise; the images are a function of it and of the weights.
-            steps: of Euler's rule from noise to images, evenly spaced.
+            seed: of the noise; it and the weights determine the images.
+            steps: number of even steps of Euler's method from noise to images.
         """
         device = next(self.net.parameters()).device
         generator = torch.Generator().manual_seed(seed)

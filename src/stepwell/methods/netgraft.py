@@ -1,11 +1,12 @@
 """Few-shot distillation by grafting (Shen et al. 2021): a student learned block by block.
 
-Teacher and student are cut into blocks at equal resolutions. First every student block stands alone in
-the teacher, in the place of the teacher's, and learns to let the whole give the teacher's logits; then
-the blocks are joined from the first on, until nothing of the teacher is left. No label is looked at.
+Teacher and student are split into blocks at equal resolutions. In the first stage each student block
+replaces the teacher's block alone and learns to reproduce the teacher's logits. In the second stage the
+student blocks are joined one by one, from the first on, until no teacher block is left. It uses no
+labels.
 
-Where widths differ, 1×1 convolutions adapt them. They have no bias here (the authors' have), so that
-those between two student blocks merge into the layers that follow, exactly, at padded borders, too.
+Where widths differ, 1×1 convolutions adapt them. They have no bias here (the authors' have one):
+adaptions between two student blocks then merge into the next layers exactly, at padded borders, too.
 """
 
 from collections.abc import Callable, Iterable, Sequence, Sized
@@ -27,23 +28,23 @@ GraftLoss = Literal["direction", "mse", "features"]
 
 
 class Graft(Objective):
-    """Student blocks `first` to `last` stand in the teacher and learn to let it give its own logits.
+    """Student blocks `first` to `last` replace the teacher's and learn to reproduce its logits.
 
-    One block is the first stage of grafting, blocks from the first grafted one on the second.
+    One block: the first stage of grafting. Several, from the first grafted block on: the second stage.
 
     Args:
         grafting: student and teacher; the objective trains its blocks in place.
-        first, last: counted from 0.
-        images: all that will come, in batches: what the teacher makes of each is then computed once,
-            before the first step, and found by the image's pixels. None: it is computed in every step.
-        settle: blocks among these whose BatchNorm gets the statistics of `images` before the first
-            step, those that have not trained before; with `statistics="frozen"` only.
+        first, last: indices of the blocks, from 0.
+        images: every training image, in batches. The teacher's outputs are then computed once, before
+            the first step, and looked up by pixels. None: they are computed in every step.
+        settle: blocks that have not trained before. Their BatchNorm takes the statistics of `images`
+            before the first step; with `statistics="frozen"` only.
         loss: "direction" of the logits (the paper's); "mse", their mean squared difference; or
-            "features": their direction, and for each block but the head the mean squared difference of
-            its output from the teacher's, in shares of the teacher's mean square (hints).
+            "features": their direction, plus hints, the mean squared difference of each block's output
+            (but the head's) from the teacher's, relative to the teacher's mean square.
 
     Raises:
-        ValueError: there are no such blocks, or all of them are the teacher's own; no images.
+        ValueError: there are no such blocks, all of them are copies of the teacher's, or no images.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Graft(Objective):
         _check_span(grafting, first, last)
         if isinstance(images, Sized) and not len(images):
             raise ValueError(
-                "no images to graft on: give batches of some, or images=None for those of each step"
+                "no images to graft on: give batches, or images=None to use each step's own"
             )
         self.first, self.last = first, last
         self.blocks = nn.ModuleList(grafting.blocks[first : last + 1])
@@ -68,17 +69,19 @@ class Graft(Objective):
         self.settle = (
             tuple(settle) if grafting.statistics == "frozen" and images is not None else ()
         )
-        self._grafting = [grafting]  # hidden: its other blocks are no part of this objective
+        self._settled: Tensor  # in the checkpoint, so that a resumed run keeps its statistics
+        self.register_buffer("_settled", torch.tensor(not self.settle))
+        self._grafting = [grafting]  # in a list: this objective does not own the other blocks
         self._images = images
         self._known: TeacherOutputs | None = None
 
     def training_step(self, batch: Batch) -> Step:
-        """The loss of one batch; its labels are not looked at."""
+        """The loss of one batch; its labels are not used."""
         if self._known is None:
             self._known = TeacherOutputs(
                 self._before, self._after, self._images, batch.images.device
             )
-            if self.progress == 0.0:  # a run that goes on has its statistics
+            if not self._settled:
                 self._settle(self._known)
         x, target = self._known(batch.images)
         hinted, hints, features = self.loss == "features", [], x
@@ -95,11 +98,11 @@ class Graft(Objective):
         return Step(loss, {"graft": loss})
 
     def forget(self) -> None:
-        """Let go of what the teacher made of the images: the phase is over."""
+        """Free the teacher's outputs once the phase is over."""
         self._known = None
 
     def train(self, mode: bool = True) -> "Graft":
-        """Copied blocks, and frozen statistics, stay in eval mode."""
+        """Set the mode; copied blocks and frozen statistics stay in eval mode."""
         super().train(mode)
         (grafting,) = self._grafting
         for i, block in enumerate(self.blocks, start=self.first):
@@ -112,12 +115,18 @@ class Graft(Objective):
         return self
 
     def _settle(self, known: "TeacherOutputs") -> None:
-        """Give the blocks that begin now the statistics of what they will see."""
+        """Estimate the norms of the new blocks from the inputs that they will get."""
         mode = self.training
         for i in self.settle:
             block, run = self.blocks[i - self.first], self.blocks[: i - self.first]
             estimate_all(block, (Batch(run_all(run, x), x) for x in known.features()))
         self.train(mode)
+        self._settled.fill_(True)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Checkpoints without the flag are older; they were written after the first step.
+        state_dict.setdefault(f"{prefix}_settled", torch.tensor(True))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def _taught(self, i: int, x: Tensor) -> Tensor:
@@ -135,7 +144,7 @@ class Graft(Objective):
         return run_all(self._grafting[0]._teacher[self.last + 1 :], x)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Graft":
-        """Of the blocks: whoever averages their weights copies no teacher, and no images."""
+        """A copy of the blocks alone (for an average of their weights): no teacher, no images."""
         for shared in (self._grafting[0], self._images, self._known):
             memo[id(shared)] = shared
         copied = type(self).__new__(type(self))
@@ -149,16 +158,16 @@ class Graft(Objective):
 
 
 def _check_span(grafting: Grafting, first: int, last: int) -> None:
-    """Refuse blocks among which none trains."""
+    """Refuse a span of blocks that does not exist or has no block to train."""
     if not 0 <= first <= last < len(grafting.blocks):
         named = ", ".join(f"{i} {name}" for i, name in enumerate(grafting.names))
         raise ValueError(
-            f"no blocks {first} to {last} of the student: they are {named}, and the first of a span "
-            "is not behind its last"
+            f"the student has no blocks {first} to {last}: it has {named}, and a span starts at its "
+            "lower index"
         )
     if all(grafting.copied[first : last + 1]):
         named = ", ".join(f"{i} {grafting.names[i]}" for i in grafting.grafted)
         raise ValueError(
-            f"blocks {first} to {last} of the student are copies of the teacher's, which stay: those "
-            f"that train are {named}"
+            f"blocks {first} to {last} of the student are copies of the teacher's and do not train: "
+            f"the trainable blocks are {named}"
         )

@@ -1,4 +1,4 @@
-"""What every training rule is: a module that turns a batch into a loss."""
+"""The interface of a training rule: a module that turns a batch into a loss."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -9,12 +9,11 @@ from stepwell.types import Step
 
 
 class Objective(nn.Module, ABC):
-    """A training rule: it owns the network it trains and its teacher, and turns a batch into a loss.
+    """A training rule: owns the network that it trains and its teacher, and turns a batch into a loss.
 
-    It knows nothing of epochs, devices or loops. Whoever drives the loop sets, before each batch,
-    `progress`, the share of training already done, which schedules inside a method read; and, where
-    the gradients of several batches make one step, `accumulating`: whether this batch adds to a step
-    that another began, so that the weights are still those of the batch before.
+    It knows nothing of epochs, devices or loops. The training loop sets two attributes before each
+    batch. `progress` is the share of training already done, for schedules inside a method.
+    `accumulating` is true if this batch adds its gradient to an earlier batch's, with the same weights.
     """
 
     progress: float = 0.0
@@ -22,4 +21,4 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def training_step(self, batch: Any) -> Step:
-        """The loss of one batch and its parts by name; most methods take a `Batch` of images."""
+        """The loss of one batch, and its parts by name; most methods take a `Batch` of images."""

@@ -1,4 +1,4 @@
-"""Train what the sub-nets do not share, and nothing else."""
+"""Train only the norms that sub-nets do not share."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from stepwell.nets.nested.net import NestedNet
 
 
 class PrivateNorms(EmbeddedKD):
-    """Embedded distillation into the sub-nets' private norms alone: the full net stays as it is.
+    """Embedded distillation that trains the sub-nets' private norms only.
 
-    Every other weight of `net` asks for no gradient afterwards (`net.requires_grad_(True)` undoes it),
-    and the shared norms stay in eval mode, so the full net's outputs do not change by a bit.
+    All other weights of `net` have `requires_grad=False` afterwards (`net.requires_grad_(True)` undoes
+    it), and the shared norms stay in eval mode: the full net's outputs do not change by a bit.
 
     Args:
-        net: a nested net whose sub-nets have norms of their own.
+        net: a nested net whose sub-nets have private norms.
         arguments: as for `EmbeddedKD`.
 
     Raises:
@@ -23,7 +23,7 @@ class PrivateNorms(EmbeddedKD):
     def __init__(self, net: NestedNet, **arguments: Any) -> None:
         super().__init__(net, distill_from=0.0, **arguments)
         if not len(net.private_norms):
-            raise ValueError("the sub-nets of this net have no norms of their own to train")
+            raise ValueError("the sub-nets of this net have no private norms to train")
         net.requires_grad_(False)
         net.private_norms.requires_grad_(True)
 

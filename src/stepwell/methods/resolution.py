@@ -1,17 +1,18 @@
 """Dynamic resolution (DRNet, Zhu et al. 2021): a chooser learns which resolution each image needs.
 
-First every image trains the network at all resolutions, then network and chooser train together: each
-image's resolution is drawn by the chooser's scores, and a hinge keeps the mean cost at its target.
-`ImitateBest` is another way to the chooser, alone and with labels (as AdaScale, Chin et al. 2019, has
-it for video), which needs no gradient through a choice.
+First every image trains the network at all resolutions. Then network and chooser train together: the
+chooser's scores draw each image's resolution, and a hinge loss holds the mean cost at its target.
+`ImitateBest` trains the chooser alone, with labels (as AdaScale, Chin et al. 2019, does for video); it
+needs no gradient through a choice.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from math import ceil
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, gumbel_softmax
 
@@ -19,28 +20,30 @@ from stepwell.losses import class_cross_entropy, cost_above_target
 from stepwell.methods.objective import Objective
 from stepwell.nets.resolution.chooser import ResolutionNet, gathered
 from stepwell.nets.resolution.resolutions import Resolutions, resize
-from stepwell.ranges import check_numbers
+from stepwell.ranges import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE_ABOVE_0, check_numbers
 from stepwell.train_mode import in_eval_mode
-from stepwell.types import Batch, Exit, Step
+from stepwell.types import Batch, Exit, Images, Labels, Step
 
-#: Which choices a training step runs, and what the chooser learns from: see `JointResolution`.
+#: The choices that a training step runs, and the chooser's loss: see `JointResolution`.
 Mixing = Literal["expected", "chosen", "all", "random"]
 
-#: Shares of choices are softmaxes of their costs times a number in ±STEEP, which is found by halving.
+#: `even_shares` bisects, this often, for the factor in ±STEEP of the costs inside the softmax.
 STEEP, HALVED = 1e4, 80
 
 
 class EveryResolution(Objective):
-    """The network learns from every image at all resolutions, and at all depths; losses are summed.
+    """The network learns from every image at all resolutions and depths; losses are summed.
 
     Args:
         net: the network; its weights change in place.
         label_smoothing: share of the target spread evenly over all classes, in [0, 1).
     """
 
-    def __init__(self, net: Resolutions, *, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, net: Resolutions, *, label_smoothing: Annotated[float, BELOW_ONE] = 0.0
+    ) -> None:
         super().__init__()
-        check_numbers({"label_smoothing": label_smoothing}, flags=False)
+        check_numbers(locals(), EveryResolution.__init__, flags=False)
         self.net = net
         self.label_smoothing = label_smoothing
 
@@ -66,43 +69,43 @@ class EveryResolution(Objective):
 class JointResolution(Objective):
     """The chooser and the network learn together under a budget.
 
-    Each image's choice is drawn from the softmax of its scores; h is its one-hot vector, F_j(x) are the
-    logits of x resized to r_j, and p the softmax without noise.
+    Each image's choice is drawn from the softmax of its scores. h is the choice as a one-hot vector,
+    F_j(x) are the logits of x resized to r_j, and p is the softmax without noise.
 
         L = CE(y) + w · max(0, (mean cost of the batch - target · C_max) / (C_max - C_min))
 
-    "chosen", as the paper's text has it: y = h_j · F_j(x) of the choice j alone, so that norms see only
-    images that chose their resolution, with the straight-through gradient of a Gumbel-softmax for h.
-    That gradient knows nothing of the other choices, and is biased for it: where all resolutions do
-    alike, it still moves the scores, towards what is likeliest for images that are right.
+    "chosen", as in the paper's text: y = h_j · F_j(x) of the drawn choice j only, with the
+    straight-through gradient of a Gumbel-softmax for h. A resolution's norms see only the images that
+    chose it. The gradient ignores the other choices and is biased: it moves the scores even where all
+    resolutions do equally well.
 
-    "all", as the authors' code has it: y = sum over j of h_j · F_j; every image runs everywhere, and
-    the gradient is without that bias.
+    "all", as in the authors' code: y = sum over j of h_j · F_j. Every image runs at every choice, and
+    the gradient lacks that bias.
 
-    "expected", ours, has the norms of the first and less than the noise of the second. The network
-    learns from the drawn choice alone. The chooser learns from the expectation itself,
-    sum over j of p_j · CE(F_j(x)) and the cost of p, of a share of each batch that also runs at every
-    choice, in eval mode and without gradient.
+    "expected", ours, has the norms of "chosen" and less noise than "all". The network learns from the
+    drawn choice only. The chooser learns from the expectation, sum over j of p_j · CE(F_j(x)), and from
+    the cost of p. The expectation needs a share of each batch at every choice, in eval mode and without
+    gradient.
 
-    "random" is the control that tells what choosing gives: choices are drawn alike for all images, as
-    evenly as the target allows, and the chooser learns nothing.
+    "random" is the control that shows the gain from choosing. All images draw their choice from the
+    same distribution, as even as the target allows, and the chooser learns nothing.
 
-    An image that is alone in its choice runs with the statistics that norms have, and leaves them as
-    they are.
+    An image that is alone in its choice runs with the norms' running statistics and does not update
+    them.
 
     Args:
         net: network and chooser; both change in place.
-        costs: of each choice, such as MACs; the chooser's own may be in all of them.
+        costs: cost of each choice, such as MACs; each may include the chooser's own.
         target: mean cost, as a share of the costliest choice's.
         cost_weight: w.
-        temperature: of the softmax that the straight-through gradient flows through (the paper names
+        temperature: of the softmax that the straight-through gradient flows through (the paper gives
             none).
         mixing: as above.
-        explore: share of each batch that the chooser learns from, of "expected".
+        explore: share of each batch that the chooser learns from with "expected".
         label_smoothing: share of the target spread evenly over all classes, in [0, 1).
 
     Raises:
-        ValueError: a value out of range; `target` is below the cheapest choice's share, or above 1.
+        ValueError: a value is out of range; `target` is below the cheapest choice's share, or above 1.
     """
 
     def __init__(
@@ -111,24 +114,18 @@ class JointResolution(Objective):
         costs: Sequence[float],
         *,
         target: float,
-        cost_weight: float = 1.0,
-        temperature: float = 1.0,
+        cost_weight: Annotated[float, NOT_NEGATIVE] = 1.0,
+        temperature: Annotated[float, POSITIVE] = 1.0,
         mixing: Mixing = "expected",
-        explore: float = 0.25,
-        label_smoothing: float = 0.0,
+        explore: Annotated[float, SHARE_ABOVE_0] = 0.25,
+        label_smoothing: Annotated[float, BELOW_ONE] = 0.0,
     ) -> None:
         super().__init__()
-        options = {
-            "cost_weight": cost_weight,
-            "temperature": temperature,
-            "explore": explore,
-            "label_smoothing": label_smoothing,
-        }
-        check_numbers(options, flags=False)
+        check_numbers(locals(), JointResolution.__init__, flags=False)
         if mixing not in get_args(Mixing):
-            raise ValueError(f"no mixing {mixing!r}: there are {', '.join(get_args(Mixing))}")
+            raise ValueError(f"no mixing {mixing!r}: choose one of {', '.join(get_args(Mixing))}")
         if len(costs) != len(net.choices):
-            raise ValueError(f"{len(costs)} costs of {len(net.choices)} choices")
+            raise ValueError(f"got {len(costs)} costs for {len(net.choices)} choices")
         check_target(costs, target)
         self.net = net
         net.costs.copy_(torch.tensor(costs) / max(costs))
@@ -143,11 +140,11 @@ class JointResolution(Objective):
         self.register_buffer("_even", even, persistent=False)
 
     def training_step(self, batch: Batch) -> Step:
-        """The loss of one batch, and the share of images that each choice has."""
+        """The loss of one batch, and each choice's share of the images."""
         images, labels = batch
         if self.mixing == "random":
             scores = self._even.log().expand(len(images), -1)
-        else:  # in 32 bits, whatever autocast says: Gumbel noise has a long tail
+        else:  # in 32 bits, even under autocast: Gumbel noise has a long tail
             scores = self.net.chooser(images).float()
         choice = gumbel_softmax(scores, self.temperature, hard=True)
         through = self.mixing in ("chosen", "all")
@@ -170,7 +167,7 @@ class JointResolution(Objective):
         return Step(loss + self.cost_weight * logs["cost"], logs)
 
     def _chosen(self, images: Tensor, choice: Tensor) -> Tensor:
-        """Each image at its own choice, in groups."""
+        """Run each image at its own choice, in one group per choice."""
 
         def parts() -> Iterator[tuple[Tensor, Tensor]]:
             for i, (depth, size) in enumerate(self.net.choices):
@@ -185,29 +182,35 @@ class JointResolution(Objective):
         return gathered(list(parts()))
 
     def _all(self, images: Tensor, choice: Tensor) -> Tensor:
-        """Every image at every choice, mixed by what it chose."""
+        """Run every image at every choice, and sum the logits weighted by its choice."""
         logits = self.net.logits_by_choice(images)
         return torch.stack([choice[:, i, None] * y for i, y in enumerate(logits.values())]).sum(0)
 
 
 class ImitateBest(Objective):
-    """The chooser alone learns to name the cheapest choice that is nearly as good as the best one.
+    """The chooser alone learns to name the cheapest choice that is nearly as good as the best.
 
-    The network stays as it is, in eval mode. Afterwards a price can bring the mean cost to a budget.
+    The network does not change; it runs in eval mode. A cost penalty can then meet a budget.
 
     Args:
-        net: network and chooser; the chooser changes in place. Every parameter of the network asks for
-            no gradient afterwards.
-        costs: of each choice.
-        slack: a choice is good enough where its cross entropy is within this of the best, in nats.
+        net: network and chooser; the chooser changes in place. The network's parameters have
+            `requires_grad=False` afterwards.
+        costs: cost of each choice.
+        slack: a choice is good enough if its cross entropy exceeds the best by at most this, in nats.
 
     Raises:
         ValueError: `slack` is out of range.
     """
 
-    def __init__(self, net: ResolutionNet, costs: Sequence[float], *, slack: float = 0.1) -> None:
+    def __init__(
+        self,
+        net: ResolutionNet,
+        costs: Sequence[float],
+        *,
+        slack: Annotated[float, NOT_NEGATIVE] = 0.1,
+    ) -> None:
         super().__init__()
-        check_numbers({"slack": slack}, flags=False)
+        check_numbers(locals(), ImitateBest.__init__, flags=False)
         self.net = net
         net.costs.copy_(torch.tensor(costs) / max(costs))
         net.net.requires_grad_(False)
@@ -220,32 +223,34 @@ class ImitateBest(Objective):
         return self
 
     def training_step(self, batch: Batch) -> Step:
-        """Cross entropy of the chooser's scores against the choices to imitate."""
+        """Cross entropy of the chooser's scores against the target choices."""
         images, labels = batch
         ce = cross_entropy(self.net.chooser(images), self.best(images, labels))
         return Step(ce, {"choice": ce})
 
-    def best(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The index of the choice that each image's chooser should name, (batch,)."""
+    def best(self, images: Images, labels: Labels) -> Int[Tensor, " batch"]:
+        """The index of each image's target choice."""
         losses = losses_by_choice(self.net, images, labels)
         enough = losses <= losses.amin(1, keepdim=True) + self.slack
         return self.net.costs.expand_as(losses).masked_fill(~enough, torch.inf).argmin(1)
 
 
 @torch.no_grad()
-def losses_by_choice(net: ResolutionNet, images: Tensor, labels: Tensor) -> Tensor:
-    """The cross entropy of every image at every choice, (images, choices), of `net` in eval mode."""
+def losses_by_choice(
+    net: ResolutionNet, images: Images, labels: Labels
+) -> Float[Tensor, "batch choices"]:
+    """The cross entropy of every image at every choice, in eval mode."""
     with in_eval_mode(net.net):
         every = net.logits_by_choice(images).values()
     return torch.stack([class_cross_entropy(y, labels, reduction="none") for y in every], 1)
 
 
-def even_shares(costs: Sequence[float], target: float) -> Tensor:
-    """The shares of choices whose mean cost is a target, as even as that allows (of most entropy).
+def even_shares(costs: Sequence[float], target: float) -> Float[Tensor, " choices"]:
+    """The shares of the choices with a given mean cost and the largest entropy.
 
     Args:
-        costs: of each choice.
-        target: as a share of the largest of `costs`, and within their reach.
+        costs: cost of each choice.
+        target: the mean cost, as a share of the largest of `costs`; within their range.
     """
     relative = torch.tensor(costs, dtype=torch.float64) / max(costs)
     low, high = -STEEP, STEEP
@@ -257,7 +262,7 @@ def even_shares(costs: Sequence[float], target: float) -> Tensor:
 
 
 def check_target(costs: Sequence[float], target: float) -> None:
-    """Refuse a mean cost that no choice of resolutions reaches.
+    """Refuse a mean cost that the choices cannot reach.
 
     Args:
         target: as a share of the largest of `costs`.
@@ -266,7 +271,7 @@ def check_target(costs: Sequence[float], target: float) -> None:
         ValueError: it is out of range; the message says the range.
     """
     if min(costs) <= 0:
-        raise ValueError(f"a choice that costs {min(costs):g}: costs, such as MACs, are positive")
+        raise ValueError(f"a choice costs {min(costs):g}: costs, such as MACs, must be positive")
     least = min(costs) / max(costs)
     if not least <= target <= 1:
         raise ValueError(

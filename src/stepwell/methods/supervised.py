@@ -15,8 +15,8 @@ class Supervised(Objective):
     Args:
         net: gives logits or an `Exit`.
         label_smoothing: share of the target spread evenly over all classes, in [0, 1].
-        ema_teacher: decay of a moving average of the network that teaches it (0: none), the control
-            for methods in which such an average teaches nested depths.
+        ema_teacher: decay of a moving average of the network that teaches it (0: none). It is the
+            control of methods in which such an average teaches nested depths.
         temperature: T of that teacher's soft targets.
         distill_from: share of training after which it teaches.
     """
@@ -38,7 +38,7 @@ class Supervised(Objective):
         self.distill_from = distill_from
 
     def training_step(self, batch: Batch) -> Step:
-        """Cross entropy, and the divergence from the moving average where one teaches."""
+        """Cross entropy, plus the divergence from the moving average if there is one."""
         images, labels = batch
         logits = as_exit(self.net(images)).logits
         logs = {"ce": class_cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}

@@ -1,4 +1,4 @@
-"""Teachers: frozen networks, ensembles, kept outputs, and how a user names them."""
+"""Teachers: frozen networks, ensembles, cached outputs, and their opening by name."""
 
 from stepwell.teachers.adapters import Ensemble
 from stepwell.teachers.logit_cache import CachedLogits, LogitCache

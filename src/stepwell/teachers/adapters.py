@@ -1,64 +1,62 @@
-"""Teachers made of teachers: several as one, and one for images or outputs that are not its own."""
+"""Teachers that wrap teachers: ensembles, and adapters of normalisation, size and probabilities."""
 
 import warnings
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from stepwell.losses import ensemble_logits
 from stepwell.teachers.teacher import Teacher, stages_of
-from stepwell.types import Exit, are_probabilities
+from stepwell.types import Exit, Images, probabilities_in
 
 #: Mean and std per channel, of pixels scaled to [0, 1].
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class AsLogits:
-    """What a teacher gives, with logits in it: of probabilities their logarithm is taken, and said.
+    """Check a teacher's exits: replace probabilities by their logarithm, with a warning.
 
-    Once it has been seen to give logits it is not looked at again: those may look like probabilities
-    by chance.
+    After the first batch of logits there are no further checks: a later batch may look like
+    probabilities by chance.
 
     Args:
-        whose: the teacher, as the warning and the error name it.
+        whose: name of the teacher in the warning and the error.
     """
 
     def __init__(self, whose: str = "the teacher") -> None:
         self.whose = whose
-        self._gives_logits = False  # until it has been seen to
+        self._gives_logits = False
 
     def __call__(self, exit: object) -> Exit:
-        """The exit, or the same with log p in the place of its probabilities.
+        """The exit, with log p in place of probabilities.
 
         Raises:
-            ValueError: it is no `Exit`.
+            ValueError: `exit` is no `Exit`.
         """
         if not isinstance(exit, Exit):
             raise ValueError(
-                f"{self.whose} gives a {type(exit).__name__}, not an Exit: Frozen(module) makes a "
-                "teacher of a module"
+                f"{self.whose} gives a {type(exit).__name__}, not an Exit: wrap a module in "
+                "Frozen(module)"
             )
         if self._gives_logits:
             return exit
-        if not are_probabilities(exit.logits):
+        problem = probabilities_in(exit.logits, self.whose)
+        if problem is None:
             self._gives_logits = True
             return exit
-        warnings.warn(
-            f"{self.whose} gives probabilities (no number is negative, and each row's sum is 1), not "
-            "logits: their logarithm is taken",
-            stacklevel=3,
-        )
+        warnings.warn(f"{problem}: their logarithm is taken", stacklevel=3)
         return of_probabilities(exit)
 
 
 class Ensemble(nn.Module):
-    """Several teachers as one, whose prediction is the mean of theirs; it gives no features.
+    """Several teachers as one: its prediction is the mean of the members'; it has no features.
 
     Args:
-        members: callables `images -> Exit` without gradients, of the same classes. Where the first
-            answers of one are probabilities, a warning says so, and their logarithm is taken.
+        members: callables `images -> Exit` without gradients, of the same classes. Probabilities of a
+            member are replaced by their logarithm, with a warning.
     """
 
     def __init__(self, members: Sequence[Teacher]) -> None:
@@ -70,10 +68,10 @@ class Ensemble(nn.Module):
             AsLogits(f"member {i} of {len(members)} of an ensemble")
             for i in range(1, len(members) + 1)
         ]
-        # So that `.to()` reaches those that are modules.
+        # Registers the modules among the members, so that `.to()` reaches them.
         self._modules_of = nn.ModuleList(m for m in members if isinstance(m, nn.Module))
 
-    def forward(self, images: Tensor) -> Exit:
+    def forward(self, images: Shaped[Tensor, "batch ..."]) -> Exit:
         """Logits (batch, classes): log of the members' mean probabilities (`ensemble_logits`).
 
         Raises:
@@ -87,7 +85,7 @@ class Ensemble(nn.Module):
 
 
 class _Adapted(nn.Module):
-    """Something around a teacher that has its stages."""
+    """A wrapper of a teacher, with the stages of that teacher."""
 
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
@@ -95,16 +93,16 @@ class _Adapted(nn.Module):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Those of the teacher."""
+        """The teacher's stages."""
         return stages_of(self.teacher)
 
 
 class Renormalised(_Adapted):
-    """A teacher for images that are normalised in another way than its own.
+    """A teacher for images of another normalisation.
 
     Args:
         teacher: takes images normalised by `own`.
-        given: mean and std, per channel, of the images that come.
+        given: mean and std, per channel, of the input images.
         own: mean and std that the teacher expects.
     """
 
@@ -121,13 +119,13 @@ class Renormalised(_Adapted):
         self.register_buffer("scale", scale.float(), persistent=False)
         self.register_buffer("shift", shift.float(), persistent=False)
 
-    def forward(self, images: Tensor) -> Exit:
+    def forward(self, images: Images) -> Exit:
         """The teacher's exit for the same pixels."""
         return self.teacher(images * self.scale + self.shift)
 
 
 class Resized(_Adapted):
-    """A teacher for images of another size than its own, which are scaled to it.
+    """A teacher for images of another size, which are scaled to the teacher's.
 
     Args:
         teacher: takes images of `size` pixels, height and width.
@@ -137,24 +135,24 @@ class Resized(_Adapted):
         super().__init__(teacher)
         self.size = size
 
-    def forward(self, images: Tensor) -> Exit:
+    def forward(self, images: Images) -> Exit:
         """The teacher's exit for the scaled images."""
         return self.teacher(F.interpolate(images, self.size, mode="bilinear", antialias=True))
 
 
 class OfProbabilities(_Adapted):
-    """A teacher that gives probabilities, with their logarithm as logits: the same predictions.
+    """A teacher of probabilities, with their logarithm as logits: the predictions are the same.
 
     Args:
         teacher: its exit's `logits` are probabilities (batch, classes).
     """
 
-    def forward(self, images: Tensor) -> Exit:
+    def forward(self, images: Shaped[Tensor, "batch ..."]) -> Exit:
         """The exit with log p; a probability of 0 counts as the smallest positive number."""
         return of_probabilities(self.teacher(images))
 
 
 def of_probabilities(exit: Exit) -> Exit:
-    """An exit whose `logits` are probabilities, with their logarithm in their place."""
+    """Replace the probabilities in an exit's `logits` by their logarithm."""
     p = exit.logits.float()
     return Exit(p.clamp_min(torch.finfo(p.dtype).tiny).log(), exit.features)

@@ -1,28 +1,29 @@
-"""What the frozen blocks of a teacher make of images, computed once for those that come again."""
+"""Outputs of a teacher's frozen blocks, computed once for images that come again."""
 
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from stepwell.teachers.logit_cache import keys_of
-from stepwell.types import Batch
+from stepwell.types import Batch, Logits
 
-#: Features and logits that are kept in memory, in bytes; what is larger is computed at every step.
+#: Most bytes of features and logits to keep in memory; above it they are computed at every step.
 MEMORY = 2 * 2**30
 
 
 class TeacherOutputs:
-    """What the teacher makes of images: features where the student's blocks begin, and logits.
+    """The teacher's features in front of the student's blocks, and its logits.
 
-    Those of the images given at the start are computed once, in batches that are always the same, so
-    that a run that goes on has the very same numbers.
+    For the images given at the start they are computed once, always in the same batches, so a resumed
+    run has the same numbers.
 
     Args:
         before: images to those features.
         after: the features, which it may change in place, to logits.
-        images: that will come again, in batches, which are run through more than once; what is not
-            among them is computed when it comes.
+        images: batches of the images that will come again; iterated more than once. Outputs of other
+            images are computed on each call.
         device: of the teacher.
     """
 
@@ -37,34 +38,36 @@ class TeacherOutputs:
         self.images, self.device = images, device
         self.rows: dict[bytes, int] = {}
         self.sizes: list[int] = []  # of the batches
-        self.kept: list[Tensor] = []  # features and logits, of one image a row
+        self.stored: list[Tensor] = []  # features and logits, of one image a row
         count = sum(len(x) for x, _ in images or ())
         for x, _ in images or ():
             parts = self._compute(x.to(device))
-            if not self.kept:
+            if not self.stored:
                 if sum(count * p[0].numel() * p.element_size() for p in parts) > MEMORY:
                     return
-                self.kept = [_room(part, count) for part in parts]
+                self.stored = [_room(part, count) for part in parts]
             start = sum(self.sizes)
-            for whole, part in zip(self.kept, parts, strict=True):
+            for whole, part in zip(self.stored, parts, strict=True):
                 whole[start : start + len(x)] = part
             self.rows |= {key: start + i for i, key in enumerate(keys_of(x, by_image=True))}
             self.sizes.append(len(x))
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Float[Tensor, "batch ..."]
+    ) -> tuple[Float[Tensor, "batch ..."], Logits]:
         """Features and logits of a batch."""
-        if not self.kept:
+        if not self.stored:
             return self._compute(images)
         rows = [self.rows.get(key) for key in keys_of(images, by_image=True)]
         if None in rows:
             return self._compute(images)
-        features, logits = (part[torch.tensor(rows, device=part.device)] for part in self.kept)
+        features, logits = (part[torch.tensor(rows, device=part.device)] for part in self.stored)
         return features, logits
 
-    def features(self) -> Iterator[Tensor]:
-        """Those of all images given at the start, in their batches."""
-        if self.kept:
-            parts = self.kept[0][: sum(self.sizes)].split(self.sizes)
+    def features(self) -> Iterator[Float[Tensor, "batch ..."]]:
+        """The features of all images given at the start, in their batches."""
+        if self.stored:
+            parts = self.stored[0][: sum(self.sizes)].split(self.sizes)
             yield from (part.clone() for part in parts)  # a block may work in place
         else:
             yield from (self._compute(x.to(self.device))[0] for x, _ in self.images or ())
@@ -76,7 +79,7 @@ class TeacherOutputs:
 
 
 def _room(like: Tensor, count: int) -> Tensor:
-    """An empty tensor of `count` rows, laid out as `like` is."""
+    """An empty tensor of `count` rows with the memory format of `like`."""
     order = torch.channels_last
     last = like.dim() == 4 and like.is_contiguous(memory_format=order)
     return torch.empty(

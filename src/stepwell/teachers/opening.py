@@ -1,4 +1,4 @@
-"""What a user can name as a teacher, opened, and made ready for some data."""
+"""Open a teacher by its name, and prepare it for some data."""
 
 import re
 import warnings
@@ -23,9 +23,9 @@ from stepwell.teachers.adapters import (
     Resized,
 )
 from stepwell.teachers.teacher import Frozen, Teacher, as_exit
-from stepwell.types import are_probabilities
+from stepwell.types import probabilities_in
 
-#: What can be named as a teacher, in an error.
+#: The forms of a teacher's name, for errors.
 KINDS = (
     "a run directory, a file (.safetensors, .onnx), NETWORK=FILE for plain weights, or a network with "
     f"published weights (resnet18, {PREFIX}NAME)"
@@ -33,19 +33,20 @@ KINDS = (
 
 
 class Source(NamedTuple):
-    """One teacher as it was opened.
+    """One opened teacher.
 
-    name: as the user named it.
+    name: as given by the user.
     teacher: normalised images to an exit.
-    fingerprint: of all that its answers depend on: weights, depth, and a normalisation given for it.
-    classes: names in the order of its logits; empty where it does not say.
-    size: height and width of the images it was trained on; 0 where it does not say.
-    normalisation: of its images; none where it does not say.
-    net: the network whose `depth`, or full net, teaches; none of an ONNX file.
-    module: the plain module behind `teacher`; none of an ONNX file, which has no weights to share.
-    file: if it is one of Stepwell's; depth: which of its depths teaches.
-    depths: all of them, where the name leaves the choice; the full one is chosen then.
-    weights: a hash of its weights alone, whichever depth teaches.
+    fingerprint: of everything that its outputs depend on: weights, depth, and a normalisation given
+        for it.
+    classes: names in the order of its logits; empty if unknown.
+    size: height and width of its training images; 0 if unknown.
+    normalisation: of its images; None if unknown.
+    net: the network whose `depth`, or full net, teaches; None for an ONNX file.
+    module: the plain module behind `teacher`; None for an ONNX file, which shares no weights.
+    file: a file of Stepwell, if it comes from one; depth: the depth in it that teaches.
+    depths: all depths, if the name does not choose one; the full one then teaches.
+    weights: a hash of its weights only, the same for every depth.
     """
 
     name: str
@@ -66,13 +67,13 @@ class Source(NamedTuple):
 
 
 class OpenTeacher:
-    """One teacher, or several that teach as an ensemble, opened and not yet fitted to any data.
+    """One teacher, or an ensemble of several, opened but not yet prepared for any data.
 
     Args:
         sources: at least one.
 
     Raises:
-        ValueError: there is none; two that name their classes do not agree on them.
+        ValueError: there is none; two teachers name different classes.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -84,31 +85,31 @@ class OpenTeacher:
             if other.classes != known[0].classes:
                 raise ValueError(
                     f"{_differ(known[0].name, known[0].classes, other.name, other.classes)}; the "
-                    "members of an ensemble need the same, in order"
+                    "members of an ensemble need the same classes in the same order"
                 )
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """Of the first that says it; the others' images are converted."""
+        """The normalisation of the first source that has one; images are converted for the others."""
         return next((s.normalisation for s in self.sources if s.normalisation), None)
 
     @property
     def fingerprint(self) -> str:
-        """Of all members, in order."""
+        """The fingerprints of all members, in order."""
         return "+".join(source.fingerprint for source in self.sources)
 
     @property
     def module(self) -> nn.Module:
-        """The one teacher as a plain module, for what needs its weights.
+        """The teacher as a plain module, for uses of its weights.
 
         Raises:
-            ValueError: there are several, or it is an ONNX file.
+            ValueError: there are several teachers, or it is an ONNX file.
         """
         return self._with_weights()[1]
 
     @property
     def nested(self) -> tuple[NestedNet, str]:
-        """The one teacher as a network with stages, and which of its depths teaches.
+        """The teacher as a network with stages, and the depth that teaches.
 
         Raises:
             ValueError: as for `module`.
@@ -122,7 +123,7 @@ class OpenTeacher:
             raise ValueError(f"an ensemble ({names}) has no weights of its own: name one teacher")
         net, module = self.sources[0].net, self.sources[0].module
         if net is None or module is None:
-            raise ValueError(f"{names} gives no weights: name a file of weights")
+            raise ValueError(f"{names} has no weights to share: name a file of weights")
         return net, module
 
     def for_data(
@@ -133,26 +134,25 @@ class OpenTeacher:
         *,
         resize: bool = False,
     ) -> nn.Module:
-        """The teacher for images of this data, tried out on some of them.
+        """The teacher for images of this data, tested on a few of them.
 
-        What is merely likely is warned of: classes in an order that a teacher does not say, images of
-        another size than it was trained on, and probabilities where logits should be, of which the
-        logarithm is taken.
+        Possible mistakes raise warnings: a teacher that does not name its classes, images of another
+        size than its training images, and probabilities in place of logits (their logarithm is taken).
 
         Args:
-            classes: the data's.
-            images: a few, normalised.
-            normalisation: theirs, and of all that will come.
-            resize: scale images to the size that each teacher was trained on, where it says one; by
-                default all get them as they are.
+            classes: the data's classes.
+            images: a few images, normalised.
+            normalisation: of these and all later images.
+            resize: scale images to each teacher's training size, if known; by default they keep their
+                size.
 
         Returns:
-            Images to an `Exit` without gradients; with features, named by its `stages`, if there is one
+            Images to an `Exit` without gradients; with features, named by its `stages`, for a single
             teacher that has them.
 
         Raises:
-            ValueError: a teacher knows other classes, in number, names or order; it does not run on
-                images of this size, or gives something else than (batch, classes) finite numbers.
+            ValueError: a teacher has other classes, in number, names or order; it does not run on
+                images of this size; its output is not (batch, classes) finite numbers.
         """
         ready = [_ready(source, classes, images, normalisation, resize) for source in self.sources]
         return ready[0] if len(ready) == 1 else Ensemble(ready)
@@ -164,22 +164,22 @@ def open_teacher(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> OpenTeacher:
-    """Open what a user names as teacher.
+    """Open a teacher by its name, or an ensemble by several names.
 
     Args:
-        names: one, or several for an ensemble: a run directory or a file of Stepwell's (`PATH@DEPTH`
-            for another depth than the deepest), an ONNX file, `NETWORK=FILE` for plain weights under
-            torchvision's or timm's names, or `timm/NAME` or a network of torchvision's by name, with
-            the weights that are published for it (a download).
-        mean, std: per channel, of pixels scaled to [0, 1]: how to normalise images for those that do
-            not say it, such as most ONNX files.
+        names: each is a run directory or a file of Stepwell (`PATH@DEPTH` for another depth than the
+            full one), an ONNX file, `NETWORK=FILE` for plain weights under torchvision's or timm's
+            names, or `timm/NAME` or the name of a torchvision network, with its published weights (a
+            download).
+        mean, std: per channel, of pixels scaled to [0, 1]: the normalisation for teachers that do not
+            record one, such as most ONNX files.
 
     Raises:
-        ValueError: a name that is none of these, or given twice; a file that is damaged; a depth that
-            nobody trained; `mean` without `std`, not of three positive numbers, or where every teacher
-            says its own; members of an ensemble whose classes differ.
+        ValueError: a name is none of these, or given twice; a file is damaged; a depth was never
+            trained; `mean` without `std`, not three positive numbers, or needless because every teacher
+            records its own; members of an ensemble have different classes.
         FileNotFoundError: there is no such file.
-        ImportError: an ONNX file, and the extra `onnx` is not installed.
+        ImportError: an ONNX file needs the extra `onnx`.
     """
     names = [names] if isinstance(names, str) else names
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
@@ -189,7 +189,7 @@ def open_teacher(
         given = _normalisation(mean, std)
         if all(source.normalisation for source in sources):
             raise ValueError(
-                f"{' and '.join(names)} says how its images are normalised: drop --teacher-mean and "
+                f"{' and '.join(names)} records its own normalisation: drop --teacher-mean and "
                 "--teacher-std"
             )
         mark = digest({"mean": given[0], "std": given[1]}, {})[:16]
@@ -217,7 +217,7 @@ def _open(name: str) -> Source:
         raise FileNotFoundError(f"no teacher {name!r}: name {KINDS}")
     if path.suffix == ".onnx":
         if depth is not None:
-            raise ValueError(f"{name}: an ONNX file has one depth; name it without @{depth}")
+            raise ValueError(f"{name}: an ONNX file has one depth; drop @{depth}")
         return _onnx(path)
     return _stepwell(name, path, depth)
 
@@ -226,14 +226,14 @@ def _stepwell(name: str, path: Path, depth: str | None) -> Source:
     file = path / "net.safetensors" if path.is_dir() else path
     if not file.exists() and (path / "config.json").exists():
         raise ValueError(
-            f"teacher {path} holds no net.safetensors: it is no finished run. Start its `stepwell "
-            "train` command again to finish it"
+            f"teacher {path} has no net.safetensors, because the run is not finished: start its "
+            "`stepwell train` command again"
         )
     if not file.exists():
-        raise ValueError(f"teacher {path} is a folder without a run in it: name {KINDS}")
+        raise ValueError(f"teacher {path} is a folder without a run: name {KINDS}")
     if path.is_file() and holds_weights_alone(path):
         raise ValueError(
-            f"teacher {path} holds weights only: say which network they are of, NETWORK=FILE, such as "
+            f"teacher {path} holds weights only: add the network's name, NETWORK=FILE, such as "
             f"resnet18={path}"
         )
     try:
@@ -241,7 +241,7 @@ def _stepwell(name: str, path: Path, depth: str | None) -> Source:
     except ValueError as error:
         if path.is_dir() or path.suffix == ".safetensors":
             raise
-        raise ValueError(f"teacher {path} is no file of a network: name {KINDS}") from error
+        raise ValueError(f"teacher {path} is not a network's file: name {KINDS}") from error
     depths = () if depth else tuple(net.depths)
     depth = depth or net.full
     net.require_ready(depth)
@@ -249,7 +249,7 @@ def _stepwell(name: str, path: Path, depth: str | None) -> Source:
     module: nn.Module = net.module
     if depth != net.full:
         module = net.subnet(depth)
-        # that of the file is the same before and after a depth is calibrated
+        # the file's fingerprint is the same before and after a depth is calibrated
         own = digest({}, dict(module.state_dict()))[:16]
         mark = f"{weights}@{depth}:{own}"
     source = _source(name, Frozen(net, copy=False, depth=depth), mark, net.card)
@@ -278,23 +278,22 @@ def _published(name: str) -> Source:
 
 
 def _source(name: str, teacher: Teacher, mark: str, card: Card | None) -> Source:
-    """A source with what its card says, if it has one that somebody filled in."""
+    """A source with the content of its card, unless the card still has its defaults."""
     source = Source(name, teacher, mark, weights=mark)
     if card is None:
         return source
     own = (card.mean, card.std)
-    # what a card begins with is nobody's word
-    said = card.classes or own != (Card().mean, Card().std)
+    filled = card.classes or own != (Card().mean, Card().std)
     return source._replace(
-        classes=card.classes, size=card.size, normalisation=own if said else None
+        classes=card.classes, size=card.size, normalisation=own if filled else None
     )
 
 
 def _normalisation(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Normalisation:
     if mean is None or std is None or not len(mean) == len(std) == 3 or min(std) <= 0:
         raise ValueError(
-            f"--teacher-mean {mean} --teacher-std {std}: give both, a number for each of three "
-            "channels, of pixels scaled to [0, 1]; no std is 0"
+            f"--teacher-mean {mean} --teacher-std {std}: give both, three numbers each (one per "
+            "channel, of pixels scaled to [0, 1]), with std above 0"
         )
     return mean, std
 
@@ -306,17 +305,18 @@ def _ready(
     normalisation: Normalisation,
     resize: bool,
 ) -> nn.Module:
-    """A source's teacher for this data, checked."""
+    """Check a source's teacher, and adapt it to this data."""
     name, teacher = source.name, source.teacher
     size = images.shape[-1]
     if source.classes and source.classes != classes:
         raise ValueError(
-            f"{_differ(name, source.classes, 'the data', classes)}; they must be the same, in order"
+            f"{_differ(name, source.classes, 'the data', classes)}; both need the same classes in the "
+            "same order"
         )
     if source.normalisation is None:
         warnings.warn(
-            f"{name} does not say how its images are normalised: it gets them as the student does; "
-            "--teacher-mean and --teacher-std say it",
+            f"{name} does not record how its images are normalised: it gets the student's images; set "
+            "--teacher-mean and --teacher-std",
             stacklevel=4,
         )
     elif source.normalisation != normalisation:
@@ -329,7 +329,7 @@ def _ready(
     elif source.size not in (0, size):
         warnings.warn(
             f"{name} was trained on images of {source.size} pixels and gets {size} here: "
-            f"--size {source.size} gives both networks its own",
+            f"set --size {source.size} for both networks",
             stacklevel=4,
         )
     try:
@@ -338,33 +338,34 @@ def _ready(
     except Exception as error:  # onnxruntime has its own kinds
         reason = re.sub(r"\s+", " ", str(error))
         raise ValueError(
-            f"teacher {name} does not run on images of {size} pixels ({reason[:200]}): use the --size "
-            "that it was trained on"
+            f"teacher {name} does not run on images of {size} pixels ({reason[:200]}): set --size to "
+            "its training size"
         ) from error
     if output.dim() != 2 or output.shape[1] != len(classes):
         raise ValueError(
-            f"teacher {name} knows {output.shape[-1]} classes (its output is {tuple(output.shape)}), "
-            f"the data has {len(classes)}: they must be the same, in order"
+            f"teacher {name} has {output.shape[-1]} classes (its output is {tuple(output.shape)}), "
+            f"the data has {len(classes)}: both need the same classes in the same order"
         )
     if not output.isfinite().all():
-        raise ValueError(f"teacher {name} gives outputs that are not finite on images of the data")
+        raise ValueError(
+            f"teacher {name} gives outputs that are not finite on images of the data: check its "
+            "weights and normalisation"
+        )
     if not source.classes:
         warnings.warn(
-            f"{name} does not name its classes: that its {len(classes)} stand in the data's order "
-            f"({_some(classes)}) is taken on trust",
+            f"{name} does not name its classes: assuming the data's order for its {len(classes)} "
+            f"({_some(classes)})",
             stacklevel=4,
         )
-    if are_probabilities(output):
-        warnings.warn(
-            f"{name} gives probabilities, not logits: their logarithm is taken", stacklevel=4
-        )
+    if problem := probabilities_in(output, name):
+        warnings.warn(f"{problem}: their logarithm is taken", stacklevel=4)
         teacher = OfProbabilities(teacher)
     assert isinstance(teacher, nn.Module)
     return teacher
 
 
 def _differ(a: str, a_classes: tuple[str, ...], b: str, b_classes: tuple[str, ...]) -> str:
-    """In what two lists of classes differ."""
+    """Describe the difference between two lists of classes."""
     if sorted(a_classes) == sorted(b_classes):
         at = next(i for i, (x, y) in enumerate(zip(a_classes, b_classes, strict=True)) if x != y)
         return (
@@ -380,7 +381,7 @@ def _differ(a: str, a_classes: tuple[str, ...], b: str, b_classes: tuple[str, ..
         if set(mine) - set(others)
     ]
     return (
-        f"{a} knows {len(a_classes)} classes, {b} has {len(b_classes)}, and they differ: "
+        f"{a} has {len(a_classes)} classes, {b} has {len(b_classes)}, and they differ: "
         f"{', '.join(only)}"
     )
 

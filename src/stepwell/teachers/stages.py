@@ -1,9 +1,10 @@
-"""Stages of a student beside stages of its teacher: which are compared, and how hints reach across."""
+"""Pairs of a student's and a teacher's stages, for attention transfer and hints."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -13,7 +14,7 @@ from stepwell.train_mode import in_eval_mode
 
 
 class Pair(NamedTuple):
-    """A stage of the student and one of the teacher: their positions, names and features' shapes."""
+    """A stage of the student and a stage of the teacher: indices, names and shapes of features."""
 
     student: int
     teacher: int
@@ -31,29 +32,28 @@ def pair_stages(
     """The stages to compare; both networks run on one black image for the shapes of their features.
 
     Args:
-        names: "layer2" where both have a stage of that name, "layer2=stages.1.blocks" for the
-            student's and the teacher's; one name, or several; none: each stage with that at the same
-            place.
+        names: "layer2" if both have a stage of that name, or "layer2=stages.1.blocks", the student's
+            and the teacher's; one name or several. Empty: all stages, paired by their order.
         input_shape: of one image, such as (3, 32, 32).
 
     Raises:
-        ValueError: one of the two has no features, no stage of that name, or more names than
-            features; without names, they have different numbers of stages.
+        ValueError: one of the two has no features, no stage of that name, or another number of names
+            than of features; without names, the numbers of stages differ.
     """
     names = [names] if isinstance(names, str) and names else names
     ours, theirs = stages_of(student), stages_of(teacher)
     for who, stages in (("student", ours), ("teacher", theirs)):
         if not stages:
             raise ValueError(
-                f"attention and hints compare the features of stages, and the {who} gives none: "
-                "ONNX models, ensembles and cached logits have logits alone, and a module of your own "
-                "gives an Exit with features and names them in its attribute `stages`"
+                f"attention and hints need features of stages, but the {who} gives none: ONNX models, "
+                "ensembles and cached logits have logits only; your own module must return an Exit "
+                "with features, and name them in its attribute `stages`"
             )
     if not names:
         if len(ours) != len(theirs):
             raise ValueError(
                 f"the student has {len(ours)} stages ({', '.join(ours)}), the teacher {len(theirs)} "
-                f"({', '.join(theirs)}): name those to compare, such as {ours[-1]}={theirs[-1]}"
+                f"({', '.join(theirs)}): name pairs to compare, such as {ours[-1]}={theirs[-1]}"
             )
         names = [f"{a}={b}" for a, b in zip(ours, theirs, strict=True)]
     like = next(student.parameters())
@@ -61,14 +61,14 @@ def pair_stages(
     with in_eval_mode(student), torch.no_grad():
         our_features = exit_of(student, image).features
         their_features = teacher(image).features
-    for who, stages, found in (
+    for who, stages, features in (
         ("student", ours, our_features),
         ("teacher", theirs, their_features),
     ):
-        if len(stages) != len(found):
+        if len(stages) != len(features):
             raise ValueError(
-                f"the {who} names {len(stages)} stages ({', '.join(stages)}) and gives features of "
-                f"{len(found)}: its attribute `stages` has one name for each"
+                f"the {who} names {len(stages)} stages ({', '.join(stages)}) but gives features of "
+                f"{len(features)}: its attribute `stages` needs one name for each"
             )
     pairs = []
     for name in names:
@@ -80,10 +80,10 @@ def pair_stages(
 
 
 def common_stages(student: object, teacher: object) -> list[str]:
-    """The stages to compare where nobody names them, in the form of `pair_stages`.
+    """The default stages to compare, in the form of `pair_stages`.
 
-    Those of one name in both; where there are none, and as many on both sides, each with that at the
-    same place; else none.
+    The stages whose name both networks have. Without any, all stages by their order if the networks
+    have equally many; otherwise none.
     """
     ours, theirs = stages_of(student), stages_of(teacher)
     if shared := [name for name in ours if name in theirs]:
@@ -94,29 +94,30 @@ def common_stages(student: object, teacher: object) -> list[str]:
 
 
 def check_resolution(pairs: Sequence[Pair]) -> None:
-    """Refuse pairs of maps that attention cannot compare.
+    """Refuse pairs of stages that attention cannot compare.
 
     Raises:
-        ValueError: two stages differ in resolution, or are a map and a row of tokens.
+        ValueError: two stages differ in resolution, or one has maps and the other tokens.
     """
     for pair in pairs:
         a, b = pair.student_shape, pair.teacher_shape
         if len(a) != len(b) or (a[1:] != b[1:] if len(a) == 3 else a[0] != b[0]):
             raise ValueError(
-                f"{pair.names} are {_size(a)} and {_size(b)}: attention compares stages of the same "
-                "resolution, so name others"
+                f"{pair.names} are {_size(a)} and {_size(b)}: attention needs stages of the same "
+                "resolution; name others"
             )
 
 
 class Hints(nn.Module):
-    """Sum over pairs of the squared distance of the teacher's features from the student's (FitNets).
+    """Sum over pairs of the squared distance between teacher's and student's features (FitNets).
 
-    A regressor brings each of the student's to the teacher's channels: a 1×1 convolution, or a linear
-    map of tokens. Of two resolutions the larger is averaged down to the smaller. The regressors are
-    trained with the student, and are part of no network.
+    A regressor maps the student's features to the teacher's channels: a 1×1 convolution, or a linear
+    map of tokens. The larger of two resolutions is averaged down to the smaller. The regressors train
+    with the student and belong to no network.
 
     Raises:
-        ValueError: a pair is a map and a row of tokens, or has different numbers of tokens.
+        ValueError: one stage of a pair has maps and the other tokens, or their numbers of tokens
+            differ.
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
@@ -124,7 +125,7 @@ class Hints(nn.Module):
         self.pairs = list(pairs)
         self.regressors = nn.ModuleList(_regressor(pair) for pair in pairs)
 
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Float[Tensor, ""]:
         """The scalar sum for one batch; no gradient reaches the teacher's features."""
         terms = []
         for pair, regressor in zip(self.pairs, self.regressors, strict=True):
@@ -141,7 +142,7 @@ def _regressor(pair: Pair) -> nn.Module:
     a, b = pair.student_shape, pair.teacher_shape
     if len(a) != len(b) or (len(a) == 2 and a[0] != b[0]):
         raise ValueError(
-            f"{pair.names} are {_size(a)} and {_size(b)}: no hint reaches across, so name others"
+            f"{pair.names} are {_size(a)} and {_size(b)}: hints cannot compare them; name others"
         )
     return nn.Conv2d(a[0], b[0], 1) if len(a) == 3 else nn.Linear(a[1], b[1])
 

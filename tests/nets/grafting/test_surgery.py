@@ -229,7 +229,7 @@ def test_what_the_teacher_gave_is_forgotten_when_a_phase_is_over(batch):
     grafting = Grafting(net(4), net(6), input_shape=SHAPE)
     objective = Graft(grafting, 1, 1, images=[batch])
     loss = objective.training_step(batch).loss
-    assert objective._known.kept
+    assert objective._known.stored
     objective.forget()
     assert objective._known is None
     assert_close(objective.training_step(batch).loss, loss)
@@ -243,7 +243,7 @@ def test_features_and_logits_count_in_what_is_kept(monkeypatch, room):
     known = TeacherOutputs(
         lambda x: torch.cat([x] * 4, 1), lambda x: x[:, :5], images, torch.device("cpu")
     )
-    assert bool(known.kept) == bool(room)
+    assert bool(known.stored) == bool(room)
     mixed = torch.cat([images[1].images[4:], images[0].images[:2]])
     features, logits = known(mixed)
     assert_close(features, torch.cat([mixed] * 4, 1))

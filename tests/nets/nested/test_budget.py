@@ -179,7 +179,7 @@ def test_a_rewrite_that_fails_leaves_the_old_file(file, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full_disk)
-    with pytest.raises(OSError, match="it is as it was before"):
+    with pytest.raises(OSError, match="the file is unchanged"):
         rewrite_card(file, Card())
     assert file.read_bytes() == before
 

@@ -1,7 +1,7 @@
-"""Files of tensors: safetensors with a header and a checksum over both, and torch's state dicts.
+"""Files of tensors: safetensors with a checked header, and torch's state dicts.
 
-The header is one JSON string among the strings that safetensors keeps; a checksum finds damage that
-safetensors itself would not notice. Nothing is ever unpickled but weights.
+The header is one JSON string in the metadata of safetensors. Its checksum detects damage that
+safetensors does not notice. Only weights are unpickled.
 """
 
 import hashlib
@@ -22,15 +22,18 @@ GRAPH = "stepwell knowledge graph"
 def read_checked(
     path: Path, key: str, newest: int
 ) -> tuple[dict[str, Any] | None, dict[str, Tensor], dict[str, str]]:
-    """The header in the string `key` of a safetensors file (none if it has no such string), without
-    its checksum, which was found right; the tensors; and all strings.
+    """Read a safetensors file and verify its checksum.
 
     Args:
+        key: name of the metadata string that holds the header.
         newest: the latest format that the caller reads.
 
+    Returns:
+        The header without its checksum (None if there is no header), the tensors, and all metadata.
+
     Raises:
-        FileNotFoundError, ValueError: there is no such file; it is damaged, of a later format, or of a
-            knowledge graph.
+        FileNotFoundError, ValueError: there is no such file; it is damaged, of a later format, or holds
+            a knowledge graph.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -74,18 +77,18 @@ def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle, as `torch.save` writes it, in a zip or not."""
+    """True if a file is a pickle, as `torch.save` writes it, zipped or not."""
     with path.open("rb") as file:
         start = file.read(9)
-    # A safetensors file begins with the length of its header, which may look like a pickle's mark.
+    # A safetensors file starts with its header's length, which may look like a pickle's first bytes.
     return start.startswith((b"PK\x03\x04", b"\x80")) and not start.endswith(b"{")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `torch.save`d state dict; nothing else is ever unpickled.
+    """The tensors of a state dict saved with `torch.save`; nothing else is unpickled.
 
     Raises:
-        ValueError: it holds a module, or anything else that takes code to read, or is damaged.
+        ValueError: the file holds a module or other objects, or is damaged.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # of formats that are refused below
@@ -93,9 +96,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises half a dozen kinds here
         # not torch's own words, which advise to unpickle it
         raise ValueError(
-            f"{path} is a pickled module or holds other things than weights (or is damaged), and to "
-            "read that could run any code, so it is never done: where the model was made, save its "
-            "weights, torch.save(model.state_dict(), FILE), or export it to ONNX"
+            f"{path} holds more than weights, such as a pickled module, or is damaged. Reading it "
+            "could run any code, so it is never done: where the model was made, save its weights, "
+            "torch.save(model.state_dict(), FILE), or export it to ONNX"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} is no state dict: save `model.state_dict()` and try again")

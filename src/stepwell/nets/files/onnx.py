@@ -1,4 +1,4 @@
-"""ONNX files as networks, run by onnxruntime: Stepwell's exports, and anybody else's."""
+"""ONNX files as networks, run by onnxruntime: exports of Stepwell and of other programs."""
 
 import hashlib
 import json
@@ -11,24 +11,24 @@ from torch import Tensor, nn
 
 from stepwell.nets.card import Card
 
-#: What graphs take for images.
+#: Types of a graph's images.
 FLOATS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 
 
 class OnnxNet(nn.Module):
     """An ONNX file as a module: images (batch, 3, height, width) to logits (batch, classes).
 
-    It runs on the CPU, whatever the device of the images, and gives no gradients. Logits are of single
-    precision, of graphs of half precision, too. A graph with a fixed
-    batch size takes any number of images, some at a time.
+    It runs on the CPU, whatever the device of the images, without gradients. Logits are of single
+    precision, even from a graph of half precision. A graph of fixed batch size runs several times for
+    more images.
 
     Args:
-        path: the file; its graph takes one tensor of images, and its first output counts unless one is
-            called "logits".
+        path: the file. Its graph takes one tensor of images; the output "logits", or else the first,
+            counts.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: as for `open_onnx`; or the graph takes something
-            else than a batch of float images.
+        FileNotFoundError, ValueError, ImportError: as for `open_onnx`; or the input is no batch of
+            float images.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -51,7 +51,7 @@ class OnnxNet(nn.Module):
 
     @property
     def card(self) -> Card | None:
-        """What the file's metadata says of its images and classes, as Stepwell's exports do."""
+        """The card in the metadata of an export of Stepwell, or None."""
         if not {"classes", "size", "mean", "std"} <= self.described.keys():
             return None
         classes, mean, std = (
@@ -73,7 +73,7 @@ class OnnxNet(nn.Module):
         return torch.cat(logits).to(images.device)
 
     def __deepcopy__(self, memo: Any) -> "OnnxNet":
-        """Itself: a session never changes, and cannot be copied."""
+        """Return itself: a session never changes, and cannot be copied."""
         return self
 
     def _run(self, images: Tensor) -> Tensor:
@@ -83,21 +83,20 @@ class OnnxNet(nn.Module):
 
 
 def _takes_images(taken: Any) -> bool:
-    """Whether a graph's input is a batch of float images, of three channels as far as it says."""
+    """True if a graph's input is a batch of float images with three (or undeclared) channels."""
     shape = taken.shape  # a number, a name or nothing for each
     known = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
     return known and taken.type in FLOATS
 
 
 def open_onnx(path: str | Path) -> Any:
-    """An onnxruntime session for an exported depth; its weights are those it was exported with.
+    """An onnxruntime session for an exported depth, after a check of its external weights.
 
-    onnxruntime alone opens the file just as well, but would take any file of the right name and length
-    for its weights.
+    onnxruntime alone would accept any file of the right name and length as its weights.
 
     Raises:
-        FileNotFoundError: there is no such file, or its weights are not beside it.
-        ValueError: it is no ONNX file, or none that onnxruntime runs; or the weights beside it are of
+        FileNotFoundError: there is no such file, or its weights are missing.
+        ValueError: it is no ONNX file, onnxruntime cannot run it, or its external weights are of
             another network.
         ImportError: the extra `onnx` is not installed.
     """
@@ -125,9 +124,9 @@ def open_onnx(path: str | Path) -> Any:
 
 
 def weights_of(path: Path) -> str | None:
-    """The name of the file that a graph of Stepwell's keeps its weights in; none where it holds them.
+    """The name of the file with the weights of a graph of Stepwell.
 
-    None, too, where it is no ONNX file.
+    None if the graph holds its weights, or is no ONNX file.
     """
     try:
         described = {entry.key: entry.value for entry in _proto(path).metadata_props}
@@ -137,7 +136,7 @@ def weights_of(path: Path) -> str | None:
 
 
 def onnx_fingerprint(path: Path) -> str:
-    """A hash of an ONNX file and of the files that its weights stand in."""
+    """A hash of an ONNX file and of its external weights."""
     digest = hashlib.sha256(file_sha256(path).encode())
     beside = {
         entry.value
@@ -151,7 +150,7 @@ def onnx_fingerprint(path: Path) -> str:
 
 
 def runner(session: Any) -> Callable[[Tensor], Tensor]:
-    """A session of Stepwell's as a function of images (n, 3, size, size) to logits (n, classes)."""
+    """A session of an export as a function of images (n, 3, size, size) to logits (n, classes)."""
 
     def run(images: Tensor) -> Tensor:
         (logits,) = session.run(["logits"], {"images": images.contiguous().numpy()})
@@ -167,10 +166,10 @@ def file_sha256(path: Path) -> str:
 
 
 def require(*modules: str) -> None:
-    """Ask for parts of the extra `onnx`.
+    """Check that modules of the extra `onnx` are installed.
 
     Raises:
-        ImportError: one is not installed.
+        ImportError: one is missing.
     """
     import importlib
 
@@ -184,7 +183,7 @@ def require(*modules: str) -> None:
 
 
 def session(model: bytes | str, folder: Path | None = None) -> Any:
-    """A session on as many threads as torch has; `folder` holds the weights of a model in memory."""
+    """A session with torch's number of threads; `folder` holds the weights of a model in memory."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -197,7 +196,7 @@ def session(model: bytes | str, folder: Path | None = None) -> Any:
 
 
 def _proto(path: Path) -> Any:
-    """The graph of a file, without the weights that stand beside it."""
+    """The graph of a file, without external weights."""
     import onnx
 
     if not path.is_file():

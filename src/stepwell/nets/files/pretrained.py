@@ -1,4 +1,4 @@
-"""Weights that torchvision and timm publish, as a start for a nested net."""
+"""Published weights of torchvision and timm as the start of a nested net."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from stepwell.nets.nested.net import Card, NestedNet
 
 
 def start_pretrained(net: NestedNet, classes: tuple[str, ...] = ()) -> Start:
-    """Fill `net` with the weights that its library publishes for it; they are downloaded once.
+    """Fill `net` with the published weights of its library, which are downloaded once.
 
-    A classifier of another size, or of other `classes`, stays fresh; each private norm starts as the
-    full net's.
+    A classifier of another size, or of other `classes`, keeps its initial weights. Each private norm
+    starts as the full net's.
 
     Returns:
-        The names that stayed fresh, and a card with the mean and std that the weights expect.
+        The names that keep their initial weights, and a card with the mean and std of the weights.
 
     Raises:
-        ValueError: nobody publishes weights for this network, they do not fit it (another stem), or
-            the download fails.
+        ValueError: there are no published weights for this network, they do not fit it (another stem),
+            or the download fails.
     """
     name = net.builder[0] if net.builder is not None else "this network"
     try:

@@ -1,4 +1,4 @@
-"""1×1 convolutions merged into the layers that read their output, or kept where that cannot be."""
+"""Merge 1×1 convolutions into the layers after them, or keep those that cannot be merged."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.plan import Calls, is_norm
 from stepwell.nets.nested.reading import read
 
-#: Layers that give the same before and after a 1×1 convolution, in eval mode.
+#: Layers that commute with a 1×1 convolution in eval mode.
 _PASSING = (
     nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
 )  # fmt: skip
@@ -19,9 +19,9 @@ _PASSING_CALLS = {
     "flatten", "mean", "contiguous", torch.flatten, torch.mean,
     nn.functional.adaptive_avg_pool2d, nn.functional.avg_pool2d, nn.functional.dropout,
 }  # fmt: skip
-#: A layer that a 1×1 convolution before it can become a part of.
+#: A layer that can absorb a 1×1 convolution before it.
 Reader = nn.Conv2d | nn.Linear
-#: What merging may change an output by, relative to its largest entry; rounding changes it by less.
+#: Largest change of an output by merging, relative to its largest entry; rounding stays below it.
 TOLERANCE = 1e-4
 
 
@@ -33,7 +33,7 @@ class _Evaluated(nn.Module):
         self.step = step
 
     def forward(self, x: Any) -> Any:
-        """As the step's; `x` may be a proxy."""
+        """The step's output; `x` may be a proxy."""
         return self.step.in_eval(self.step, x)
 
 
@@ -44,20 +44,20 @@ class _Tracer(fx.Tracer):
 
 @torch.no_grad()
 def absorb(steps: Iterable[nn.Module], weight: Tensor, shape: Sequence[int], *, last: bool) -> bool:
-    """Merge a 1×1 convolution without bias that stands before `steps` into their first layers.
+    """Merge a 1×1 convolution without bias before `steps` into their first layers.
 
-    It can be where convolutions and linear layers alone read its output, maybe behind an average or a
-    flattening; where a shortcut or a norm does, it cannot. A convolution that pads with zeros gives
-    the same at the borders, too, because nothing is added to the zeros.
+    This works if only convolutions and linear layers read its output, maybe after averaging or
+    flattening; it fails for a shortcut or a norm. It is exact at zero-padded borders, because there is
+    no bias.
 
     Args:
-        steps: modules that run one after the other; in eval mode.
-        weight: (channels, channels): output by input.
-        shape: of what stands before `steps`, with the batch; used to check on random values.
-        last: whether channels are its last axis, not its second.
+        steps: modules in sequence, in eval mode.
+        weight: (channels, channels), output by input.
+        shape: of the input of `steps`, with the batch, for a check on random values.
+        last: true if channels are the last axis, not the second.
 
     Returns:
-        Whether it was merged; if not, no weight has changed.
+        True if it was merged; otherwise no weight has changed.
     """
     run = nn.Sequential(*steps)
     readers = _readers(run)
@@ -80,7 +80,7 @@ def absorb(steps: Iterable[nn.Module], weight: Tensor, shape: Sequence[int], *, 
 
 
 def _merged(reader: Tensor, weight: Tensor) -> Tensor:
-    """A reader's weight (out, channels, ...) or (out, channels · positions) behind `weight`."""
+    """A reader's weight (out, channels, ...) or (out, channels · positions) after `weight`."""
     parts = reader.reshape(reader.shape[0], weight.shape[0], -1)
     return torch.einsum("ocp,cd->odp", parts, weight).reshape(reader.shape)
 
@@ -92,7 +92,7 @@ def _can_absorb(layer: Reader, channels: int) -> bool:
 
 
 def _readers(steps: Iterable[nn.Module]) -> list[Reader]:
-    """The layers with weights that read the input of `steps`; none if other things do, too."""
+    """The layers with weights that read the input of `steps`; empty if anything else reads it."""
     for step in steps:
         if isinstance(step, nn.Conv2d | nn.Linear):
             return [step]
@@ -116,7 +116,7 @@ def _readers(steps: Iterable[nn.Module]) -> list[Reader]:
 
 
 def _of(node: fx.Node, step: nn.Module) -> list[Reader | None] | None:
-    """The layers that read `node`, None in it for the output of `step`; none at all if others do."""
+    """The layers that read `node` (None: the output of `step`); empty if anything else reads it."""
     found: list[Reader | None] = []
     for user in node.users:
         if user.op == "output":
@@ -136,11 +136,11 @@ def _of(node: fx.Node, step: nn.Module) -> list[Reader | None] | None:
 
 
 class Kept(NamedTuple):
-    """A 1×1 convolution without bias that stays behind a module, or before it.
+    """A 1×1 convolution without bias that stays after a module, or before it.
 
     weight: (channels, channels), output by input.
-    last: whether channels are the last axis.
-    before: whether it stands before the module.
+    last: true if channels are the last axis.
+    before: true if it runs before the module.
     """
 
     weight: Tensor
@@ -149,11 +149,11 @@ class Kept(NamedTuple):
 
 
 def with_adaptions(module: nn.Module, adaptions: Mapping[str, Sequence[int]]) -> nn.Module:
-    """`module`, changed, with 1×1 convolutions beside some of its modules.
+    """Add 1×1 convolutions to some modules of `module`, in place.
 
     Args:
-        adaptions: by the name of the module that each stands behind, its channels and whether they are
-            the last axis (1) or not (0); with a third number, 1, it stands before that module.
+        adaptions: by module name: the channels, and 1 if they are the last axis (else 0). A third
+            number, 1, puts the convolution before the module; it comes after it by default.
 
     Raises:
         ValueError: there is no such module.
@@ -174,10 +174,10 @@ def with_adaptions(module: nn.Module, adaptions: Mapping[str, Sequence[int]]) ->
 
 
 def keep_adaptions(net: NestedNet, kept: Mapping[str, Kept]) -> NestedNet:
-    """A network like `net` with 1×1 convolutions beside some of its modules, by their names.
+    """A copy of `net` with 1×1 convolutions at some of its modules, by their names.
 
     Args:
-        net: has no sub-nets.
+        net: a network without sub-nets.
     """
     if not kept:
         return net

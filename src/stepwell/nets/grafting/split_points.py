@@ -1,4 +1,4 @@
-"""Networks cut behind their stages, and which cuts of two networks lie at the same place."""
+"""Split points of networks after their stages, and pairs of them at the same resolution."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,13 +17,13 @@ _TAIL = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU
 
 
 class SplitPoint(NamedTuple):
-    """A place behind a stage.
+    """The place after a stage.
 
     stage: its name.
-    at: steps of the path before it.
-    shape: of what is there, without the batch: (channels, height, width), (height, width, channels) or
-        (tokens, channels).
-    last: whether channels come last.
+    at: number of steps of the path before it.
+    shape: of the features there, without the batch: (channels, height, width), (height, width,
+        channels) or (tokens, channels).
+    last: true if channels are the last axis.
     """
 
     stage: str
@@ -33,12 +33,12 @@ class SplitPoint(NamedTuple):
 
     @property
     def channels(self) -> int:
-        """Channels."""
+        """The number of channels."""
         return self.shape[-1 if self.last else 0]
 
     @property
     def resolution(self) -> tuple[int, ...]:
-        """Height and width, or tokens."""
+        """Height and width, or the number of tokens."""
         return self.shape[:-1] if self.last else self.shape[1:]
 
     def __str__(self) -> str:
@@ -50,10 +50,10 @@ class SplitPoint(NamedTuple):
 def split_points(
     net: NestedNet, input_shape: Sequence[int], depth: str | None = None
 ) -> list[SplitPoint]:
-    """The places behind each stage of `net`, shallow to deep.
+    """The split points after each stage of `net`, shallow to deep.
 
     Args:
-        input_shape: of one image, such as (3, 32, 32); shapes are found on a black one.
+        input_shape: of one image, such as (3, 32, 32); a black image gives the shapes.
         depth: of `net`; the full net by default.
     """
     depth = net.full if depth is None else depth
@@ -79,17 +79,17 @@ def split_points(
 def pair_split_points(
     student: Sequence[SplitPoint], teacher: Sequence[SplitPoint], names: str | Sequence[str] = ()
 ) -> list[tuple[SplitPoint, SplitPoint]]:
-    """Cuts of two networks that lie at the same resolution, shallow to deep.
+    """Pairs of split points of two networks at the same resolution, shallow to deep.
 
-    Of several stages at one resolution the last one counts.
+    Of several stages at one resolution the last counts.
 
     Args:
-        names: "layer2=stages.1.blocks" pairs the student's and the teacher's by hand, "layer2" those
-            of one name; one, or several.
+        names: "layer2=stages.1.blocks" names the student's and the teacher's stage, "layer2" a stage of
+            both; one or several.
 
     Raises:
-        ValueError: no cut of the student has the resolution of one of the teacher's, a pair named by
-            hand differs in it, is not there, or is in another order.
+        ValueError: no resolution is common to both; a named pair differs in resolution, does not exist,
+            or is out of order.
     """
     if names:
         return _named(student, teacher, [names] if isinstance(names, str) else names)
@@ -138,12 +138,12 @@ def _list(found: Sequence[SplitPoint]) -> str:
 
 
 class Adaption(nn.Module):
-    """Channels at one cut to those at another: a 1×1 convolution without bias.
+    """Map the channels at one split point to those at another: a 1×1 convolution without bias.
 
-    Without bias it can be merged into the convolution that follows, at the zero-padded borders, too.
+    Without bias it can be merged into the next convolution exactly, even at zero-padded borders.
 
     Args:
-        a, b: the cuts; their resolutions are equal, the order of axes need not be.
+        a, b: the split points; of equal resolution, but maybe another order of axes.
     """
 
     def __init__(self, a: SplitPoint, b: SplitPoint) -> None:
@@ -153,6 +153,6 @@ class Adaption(nn.Module):
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, ...) with the channels of `a` to those of `b`."""
+        """Features (batch, ...) with the channels of `a` to the same with the channels of `b`."""
         x = nn.functional.linear(x if self.last_in else x.movedim(1, -1), self.weight)
         return x if self.last_out else x.movedim(-1, 1)

@@ -1,4 +1,4 @@
-"""A student's blocks in their teacher: where both are cut, what is copied, and the merged student."""
+"""Grafting of a student's blocks into its teacher: splitting, copied weights, and merging."""
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -26,28 +26,28 @@ Statistics = Literal["frozen", "batch"]
 
 
 class Grafting(nn.Module):
-    """A student's blocks, each with what it needs to stand in its teacher.
+    """A student's blocks, each with the adaptions that let it replace a block of the teacher.
 
-    Its parameters are the student's and the adaptions'; the teacher is a frozen copy in eval mode,
-    through which gradients flow, and in no state dict.
+    Its parameters are the student's and the adaptions'. The teacher is a frozen copy in eval mode, in
+    no state dict; gradients flow through it.
 
     Args:
         student: the network to train, of one depth; its weights change in place.
-        teacher: of the same classes; in eval mode.
+        teacher: a network of the same classes, in eval mode.
         input_shape: of one image, such as (3, 32, 32).
-        pairs: stages behind which both are cut: "layer2" or, of the student and of the teacher,
-            "layer2=stages.1.blocks", one or several; by default wherever their resolutions agree.
+        pairs: stages after which both are split: "layer2" or, for the student's and the teacher's,
+            "layer2=stages.1.blocks"; one or several. By default wherever resolutions agree.
         depth: of the teacher; its full net by default.
-        start: "teacher": layers that have the same shapes as the teacher's at the same place in its
-            block begin with its weights, and a block that is wholly like the teacher's stays so,
-            frozen. "fresh": the student begins as it is.
-        statistics: of the student's BatchNorm in training. "batch": those of each batch; "frozen": it
-            gets those of all images before its block trains, and keeps them.
+        start: "teacher": layers with the teacher's shapes at the same place of a block start with its
+            weights, and a block identical to the teacher's stays frozen. "fresh": the student keeps its
+            own weights.
+        statistics: of the student's BatchNorm in training: "batch", of each batch; "frozen", of all
+            images, estimated before its block trains.
 
     Raises:
-        ValueError: a network is no nested net; no two stages lie at one resolution, or `pairs` do not
-            fit; the teacher is in train mode; the student has several depths, other classes, no block
-            that is not the teacher's own, or a cut at which a 1×1 convolution must stay and cannot.
+        ValueError: a network is no nested net; no resolution is common to both, or `pairs` do not fit;
+            the teacher is in train mode; the student has several depths, other classes, no block to
+            train, or a split point whose 1×1 convolution can neither be merged nor stay.
     """
 
     def __init__(
@@ -100,16 +100,16 @@ class Grafting(nn.Module):
 
     @property
     def grafted(self) -> tuple[int, ...]:
-        """The blocks that train: those that are not copies of the teacher's."""
+        """The indices of the blocks that train, which are not copies of the teacher's."""
         return tuple(i for i, same in enumerate(self.copied) if not same)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What to call each block: the stage that it ends with; the last is the head."""
+        """The name of each block: its last stage, or "head"."""
         return (*(a.stage for a, _ in self.pairs), "head")
 
     def mixed(self, first: int, last: int) -> nn.Module:
-        """The teacher with the student's blocks `first` to `last` in it, which run in eval mode."""
+        """The teacher with the student's blocks `first` to `last` in it, in eval mode."""
         ours = list(self.blocks[first : last + 1])
         return _Evaluated(*self._teacher[:first], *ours, *self._teacher[last + 1 :])
 
@@ -117,19 +117,19 @@ class Grafting(nn.Module):
     def merged(self, images: Iterable[Batch]) -> tuple[NestedNet, dict[str, dict[str, int]]]:
         """The student as a network of its own, in eval mode.
 
-        Each pair of adaptions becomes one 1×1 convolution, and that a part of the layers behind it, or
-        it stays where a shortcut or a norm reads it, too. The logits are brought to the teacher's
-        scale, which the loss leaves free, on `images`; where no linear layer or convolution gives them,
-        a warning says that they are not. This takes the student's weights: it can be done once, and no
-        block can stand in the teacher any more.
+        Each pair of adaptions becomes one 1×1 convolution. It is merged into the next layers, or stays
+        if a shortcut or a norm also reads it. The logits are scaled to the teacher's on `images`,
+        because the loss leaves their scale free. If their last layer is neither linear nor a
+        convolution, a warning says that they are not scaled. Merging uses up the student's weights: it
+        works once, and no block can be grafted afterwards.
 
         Returns:
-            The network, and of each 1×1 convolution that stayed, by the name of the module that it
-            stands behind (or before, if there is a 1 under "before"), "channels" and "macs" (an image).
+            The network, and the remaining 1×1 convolutions by the name of the module before them (after
+            them, if "before" is 1), each with "channels" and "macs" per image.
 
         Raises:
-            ValueError: it was merged before; there are no images; or merged it gives other logits than
-                its blocks do one after the other, and then its weights are as they were.
+            ValueError: it was merged before; there are no images; or the merged network gives other
+                logits than the blocks in sequence (its weights are then unchanged).
         """
         if self._spent:
             raise ValueError("the student was merged before: make another Grafting")
@@ -168,14 +168,14 @@ class Grafting(nn.Module):
         return net, costs
 
     def _between(self, i: int) -> Tensor | None:
-        """The two adaptions at cut `i` as one: (channels, channels); none where there are none."""
+        """The product of the two adaptions at split point `i`, (channels, channels), or None."""
         behind, ahead = list(self.blocks[i].children())[-1], next(self.blocks[i + 1].children())
         if not isinstance(behind, Adaption) or not isinstance(ahead, Adaption):
             return None
         return ahead.weight @ behind.weight
 
     def _absorbed(self, i: int, weight: Tensor) -> bool:
-        """Whether the block behind cut `i` took a 1×1 convolution in; layers of others do not."""
+        """True if the block after split point `i` absorbed a 1×1 convolution; others do not change."""
         own, others = self.blocks[i + 1], [b for n, b in enumerate(self.blocks) if n != i + 1]
         elsewhere = {id(p) for block in others for p in block.parameters()}
         if any(id(p) in elsewhere for p in own.parameters()):
@@ -185,9 +185,9 @@ class Grafting(nn.Module):
         return absorb(steps, weight, (2, *ours.shape), last=ours.last)
 
     def _place(self, i: int, taken: Collection[str]) -> tuple[str, bool] | None:
-        """The module beside cut `i` that a 1×1 convolution can stand behind, or before (True).
+        """The module after which (or, with True, before which) a 1×1 convolution fits at split `i`.
 
-        That module runs once; of none there is nothing.
+        That module runs once. None if there is no such module.
         """
         path, names, at = self.student.path(), _step_names(self.student), self.pairs[i][0].at
         for k in (at - 1, at):
@@ -211,7 +211,7 @@ class Grafting(nn.Module):
             )
 
     def _scale(self, images: Iterable[Batch]) -> float:
-        """The factor of the student's logits that is nearest to the teacher's, by least squares."""
+        """The factor that fits the student's logits to the teacher's, by least squares."""
         student, teacher = self.mixed(0, len(self.blocks) - 1), self.mixed(0, -1)
         device = next(self.student.parameters()).device
         both = square = 0.0
@@ -228,7 +228,7 @@ class Grafting(nn.Module):
         return both / square if both > 0 and square > 0 else 1.0
 
     def _wrapped(self, i: int, block: nn.Sequential) -> nn.Sequential:
-        """Block `i` between the adaptions that let it stand in the teacher."""
+        """Block `i` between its adaptions."""
         before = [_adaption(*self.pairs[i - 1][::-1])] if i else []
         after = [_adaption(*self.pairs[i])] if i < len(self.pairs) else []
         return nn.Sequential(*(m for m in (*before, *block, *after) if m is not None))
@@ -249,29 +249,29 @@ class Grafting(nn.Module):
 
 
 def run_all(steps: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """The output of modules that run one after the other."""
+    """The output of modules in sequence."""
     for step in steps:
         x = step(x)
     return x
 
 
 def _cut(path: Sequence[nn.Module], at: Sequence[int]) -> list[nn.Sequential]:
-    """The parts of a path between these positions."""
+    """The steps of a path between these split points."""
     ends = [0, *at, len(path)]
     return [nn.Sequential(*path[a:b]) for a, b in pairwise(ends)]
 
 
 def _adaption(a: SplitPoint, b: SplitPoint) -> Adaption | None:
-    """From cut `a` to cut `b`; none where they are alike."""
+    """An adaption from split point `a` to `b`, or None if they match."""
     return None if (a.channels, a.last) == (b.channels, b.last) else Adaption(a, b)
 
 
 @torch.no_grad()
 def _take(block: nn.Sequential, taught: nn.Sequential, shape: Sequence[int]) -> bool:
-    """Start the layers of a block with the teacher's weights, where their shapes are the same.
+    """Copy the teacher's weights to the layers of a block that have the same shapes.
 
     Returns:
-        Whether the two blocks are now one function, step by step, and on random input of `shape`.
+        True if the two blocks are now the same function, step by step and on random input of `shape`.
     """
     same = len(block) == len(taught)
     for mine, theirs in zip(block, taught, strict=False):
@@ -289,14 +289,14 @@ def _take(block: nn.Sequential, taught: nn.Sequential, shape: Sequence[int]) -> 
 
 
 def _random(like: nn.Module, shape: Sequence[int]) -> Tensor:
-    """Two random inputs, always the same, where the parameters of `like` are."""
+    """Two fixed random inputs on the device of `like`."""
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     parameter = next(like.parameters(), x)
     return x.to(parameter.device, parameter.dtype)
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
-    """Whether two outputs are the same but for rounding."""
+    """True if two outputs are equal up to rounding."""
     limit = 1e-4 * float(expected.abs().max())
     return found.shape == expected.shape and torch.allclose(found, expected, 1e-3, limit)
 
@@ -322,7 +322,7 @@ def _check_nested(who: str, net: nn.Module) -> None:
 
 
 class _Evaluated(nn.Sequential):
-    """Modules that run in eval mode, and keep the modes that they have."""
+    """Run modules in eval mode, and restore their modes."""
 
     def forward(self, x: Tensor) -> Tensor:
         with in_eval_mode(self):
@@ -330,7 +330,7 @@ class _Evaluated(nn.Sequential):
 
 
 def _step_names(net: NestedNet) -> list[str]:
-    """The names of the steps of the full path; empty for those that are no module of the network."""
+    """The names of the steps of the full path; empty for steps that are no module of the network."""
     names: list[str] = []
     for gap, blocks in zip(net.plan.gaps, (*net.plan.blocks, ()), strict=True):
         names += [step if isinstance(step, str) else "" for step in gap]
@@ -343,7 +343,7 @@ def _rescale(net: NestedNet, factor: float, x: Tensor) -> bool:
     """Multiply the logits by `factor`, in the weights of the last layer.
 
     Returns:
-        Whether a linear layer or a convolution gives them; if not, no weight has changed.
+        True if that is a linear layer or a convolution; otherwise no weight has changed.
     """
     head = [m for name in net.plan.head for m in net.module.get_submodule(name).modules()]
     layers = [m for m in head if isinstance(m, nn.Linear | nn.Conv2d)]
