@@ -91,7 +91,7 @@ def test_pickles_are_refused_and_never_opened(tmp_path):
         write(Bomb(), path)
         with pytest.raises(ValueError, match="is a pickle"):
             stepwell.load(path)
-        with pytest.raises(ValueError, match="other things than weights .or is damaged., and to"):
+        with pytest.raises(ValueError, match="more than weights, .* or is damaged"):
             initialise(build("resnet20", num_classes=3), path)
     assert not (tmp_path / "exploded").exists()
 
