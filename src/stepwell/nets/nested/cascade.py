@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stepwell.nets.nested.net import NestedNet
-from stepwell.nets.nested.trie import overwrites
+from stepwell.nets.nested.steps import Value, each, overwrites
 from stepwell.types import Images, Logits
 
 #: How sure logits (batch, classes) are, (batch,): an image is answered where it reaches the threshold.
@@ -95,7 +95,7 @@ class Cascade:
         if self.net.training:
             raise ValueError("a cascade runs a network in eval mode: call net.eval() first")
         rows = torch.arange(len(x), device=x.device)  # of the batch: the images still unanswered
-        kept = {(0, 0): x}
+        kept: dict[tuple[int, int], Value] = {(0, 0): x}
         logits, answered = None, torch.zeros_like(rows)
         for i, depth in enumerate(self.depths):
             y = self._run(i, kept)
@@ -111,21 +111,22 @@ class Cascade:
             kept = {at: y for at, y in kept.items() if at in needed}
             if len(unsure) < len(rows):
                 rows = rows[unsure]
-                kept = {at: y[unsure] for at, y in kept.items()}
+                kept = {at: each(lambda t, of=unsure: t[of], y) for at, y in kept.items()}
         assert logits is not None
         return Answer(logits, answered)
 
-    def _run(self, i: int, kept: dict[tuple[int, int], Tensor]) -> Tensor:
+    def _run(self, i: int, kept: dict[tuple[int, int], Value]) -> Tensor:
         """Logits of the i-th depth; adds to `kept` what deeper ones start from."""
         y = kept[self._starts[i]]
         path = self.net.path(self.depths[i])
         start = self._starts[i][1]
         for position in range(start, len(path)):
             if position == start or (i, position) in kept:  # what others start from, too
-                y = y.clone() if overwrites(path[position:]) else y
+                y = each(Tensor.clone, y) if overwrites(path[position:]) else y
             y = path[position](y)
             if (i, position + 1) in self._starts:
                 kept[i, position + 1] = y
+        assert isinstance(y, Tensor)
         return y
 
 
