@@ -1,7 +1,6 @@
 """One depth as plain weights under torchvision's names."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from safetensors.torch import load, save
@@ -48,4 +47,4 @@ def plain_tensors(net: NestedNet, depth: str) -> dict[str, Tensor]:
 
 def plain_metadata(net: NestedNet) -> dict[str, str]:
     """The strings in the header of a plain network's file."""
-    return {"stepwell_card": json.dumps(asdict(net.card))}
+    return {"stepwell_card": json.dumps(net.card.as_header())}

@@ -391,11 +391,12 @@ def test_what_counts_as_a_norm(module, expected):
     assert is_norm(module) is expected
 
 
-def test_weights_under_two_names_are_refused():
+def test_weights_under_two_names_are_one_tensor():
     module = random_net([(2, 4, "none", False), (1, 4, "none", False)])
     module.s1[0].conv.weight = module.s0[1].conv.weight
-    with pytest.raises(ValueError, match=r"'s0.1.conv.weight' and 's1.0.conv.weight' are one tens"):
-        nest(module, ["s0", "s1"], {"a": (1, 1)}, input_size=(3, 16, 16))
+    net = nest(module, ["s0", "s1"], {"a": (1, 1)}, input_size=(3, 16, 16))
+    assert "s1.0.conv.weight" not in net.tensors()
+    assert net.stored_names("a")["s1.0.conv.weight"] == "s0.1.conv.weight"
 
 
 class MakesTensors(nn.Module):

@@ -71,9 +71,12 @@ def _plan(name: str, module: nn.Module) -> Plan:
 
 
 def check_depths(
-    name: str, depths: Mapping[str, Sequence[int]], arguments: Mapping[str, Any]
+    name: str,
+    depths: Mapping[str, Sequence[int]],
+    stages: Sequence[str],
+    arguments: Mapping[str, Any],
 ) -> None:
-    """Refuse depths that drop blocks behind which the shape is another than before them.
+    """Refuse depths that drop a block which changes the shape.
 
     Raises:
         ValueError: for the first such depth; the message says how many blocks to keep.
@@ -82,7 +85,7 @@ def check_depths(
     size = arguments.get(builder.size_argument or "", builder.size)
     with torch.device("meta"):
         module = builder.make(**arguments).eval()
-        net = NestedNet(module, read(module, builder.stages), {}, builder.full)
+        net = NestedNet(module, read(module, stages), {}, builder.full)
         with torch.no_grad():
             check_shapes(net, depths, torch.empty(1, 3, size, size))
 

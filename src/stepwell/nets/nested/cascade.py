@@ -6,6 +6,7 @@ prefix are kept, and only the rows of the unsure images are taken from them.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -111,7 +112,7 @@ class Cascade:
             kept = {at: y for at, y in kept.items() if at in needed}
             if len(unsure) < len(rows):
                 rows = rows[unsure]
-                kept = {at: each(lambda t, of=unsure: t[of], y) for at, y in kept.items()}
+                kept = {at: each(itemgetter(unsure), y) for at, y in kept.items()}
         assert logits is not None
         return Answer(logits, answered)
 

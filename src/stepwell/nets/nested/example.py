@@ -1,6 +1,7 @@
 """Example inputs for a module, and the shapes that they take on its way."""
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +45,12 @@ def example_input(module: nn.Module, size: Sequence[int] | None = None) -> Tenso
 
 def outputs_by_block(steps: Sequence[nn.Module], plan: Plan, x: Tensor) -> Iterator[list[Value]]:
     """For each stage, the output of each block; `steps` are the full net's."""
-    at, value = 0, x
+    at, value = 0, cast(Value, x)
     for gap, blocks in zip(plan.gaps, plan.blocks, strict=False):
         for step in steps[at : at + len(gap)]:
             value = step(value)
         at += len(gap)
-        outputs = []
+        outputs: list[Value] = []
         for block in blocks:
             for step in steps[at : at + len(block)]:
                 value = step(value)

@@ -41,9 +41,9 @@ def nest(
             where it is not given.
 
     Raises:
-        ValueError: a stage is not there; the module cannot be read; a depth drops blocks that change the shape; a path does not equal its network; or
-            a block overwrites its input, which the other depths run on, without saying so by
-            `inplace`.
+        ValueError: a stage is not there; the module cannot be read; a depth drops blocks that change
+            the shape; a path does not equal its network; or a block overwrites its input, which the
+            other depths run on, without an attribute `inplace`.
     """
     net = NestedNet(module, read(module, stages), depths, full, norms=norms)
     with in_eval_mode(net), torch.no_grad():
@@ -82,10 +82,10 @@ def _check(net: NestedNet, x: Tensor) -> None:
 
 
 def check_shapes(net: NestedNet, depths: Mapping[str, Sequence[int]], x: Tensor) -> None:
-    """Refuse depths that drop blocks behind which the shape is another than before them.
+    """Refuse depths that drop a block which changes the shape.
 
     Args:
-        depths: blocks per stage by name; whether `net` has them does not matter.
+        depths: blocks per stage by name; `net` need not have them.
         x: a batch for the full net.
 
     Raises:

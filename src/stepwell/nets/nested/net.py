@@ -27,7 +27,7 @@ from stepwell.nets.nested.exits import PooledHead, check_head
 from stepwell.nets.nested.joint import LossOf, check_extras, joint_loss
 from stepwell.nets.nested.paths import Path, Paths, stored_tensors
 from stepwell.nets.nested.plan import Plan, channels_last, is_norm
-from stepwell.nets.nested.steps import Request, feature_of, request
+from stepwell.nets.nested.steps import Request, Value, feature_of, request
 from stepwell.nets.nested.trie import Node, grow, walk
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Exit
@@ -220,9 +220,11 @@ class NestedNet(nn.Module):
             return x
         asked = self._request(given)
         assert asked is not None
+        value: Value = x
         for step, keywords in zip(path.steps, path.keywords, strict=True):
-            x, _ = asked.call(step, x, keywords)
-        return x
+            value, _ = asked.call(step, value, keywords)
+        assert isinstance(value, Tensor)
+        return value
 
     def forward_all(
         self,

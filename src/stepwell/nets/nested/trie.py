@@ -64,9 +64,8 @@ class Node(NamedTuple):
             else:
                 x, more = request.call(step, x, self.keywords[i])
                 extras = {k: (*v, more[k]) if k in more else v for k, v in extras.items()}
-                if any(t is v for t in more.values() for v in tensors_of(x)) and overwrites(
-                    self.steps[i + 1 :]
-                ):
+                handed_on = any(t is v for t in more.values() for v in tensors_of(x))
+                if handed_on and overwrites(self.steps[i + 1 :]):
                     x = each(Tensor.clone, x)
             for depth in ends:
                 features[depth] = (*features[depth], feature_of(x))
