@@ -62,8 +62,8 @@ def optimizer_of(
         lr: the highest learning rate; by default the optimizer's own in `RATES`.
         weight_decay: of matrices and kernels; norms and biases have none.
         warmup: share of training over which the rate rises.
-        fused: for `adam` and `adamw`: update each parameter in one pass instead of ten. Faster for large
-            embeddings, which are bound by memory. Training in bf16 refuses it with clipping.
+        fused: for `adam` and `adamw`: update each parameter in one pass instead of ten. It makes large
+            embeddings faster, which are bound by memory. Training in bf16 refuses it with clipping.
     """
     lr = RATES[name] if lr is None else lr
     if name == "sgd":

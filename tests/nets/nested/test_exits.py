@@ -243,7 +243,6 @@ def test_embedded_distillation_compares_the_stages_that_an_exit_has():
         ("e", (4, 1, 0), r"exit 'e' = \(4, 1, 0\): layer1 can keep 1 to 3 blocks"),
         ("e", (-1, 0, 0), "layer1 can keep 1 to 3 blocks"),
         ("e", (1, 0), "names 2 stages; this net has 3"),
-        ("e", (1.0, 0, 0), "give the blocks of each stage, one whole number a stage"),
         ("8", (1, 1, 0), "this net already has '8'"),
         ("all", (1, 1, 0), "'all' cannot name a depth"),
     ],

@@ -235,10 +235,10 @@ def test_a_head_that_the_losses_share_gets_its_whole_gradient():
     current.append(net)
     frozen = nn.Parameter(torch.zeros(2), requires_grad=False)
     unused = nn.Parameter(torch.zeros(2))
-    also = (p for p in (*head.parameters(), net.module.conv1.weight, frozen, unused))
+    also = [*head.parameters(), net.module.conv1.weight]
     for scale in (None, 4.0):
-        net.joint_loss(x, loss_of, also=list(also) if scale is None else
-                       [*head.parameters(), net.module.conv1.weight], scale=scale)[0].backward()  # fmt: skip
+        some = iter([*also, frozen, unused])
+        net.joint_loss(x, loss_of, also=some, scale=scale)[0].backward()
     current.append(twin)
     head, before = own, head
     for _ in range(2):
