@@ -254,7 +254,7 @@ class Spoilt(nn.Module):
             "branch",
             r"cannot be read as a path: symbolically traced .* \(line \d+ of .*test_nest.py\)",
         ),
-        ("branch", r"what looks like stages in Spoilt: a \(2 blocks\), b \(2 blocks\)"),
+        ("branch", r"possible stages in Spoilt: a \(2 blocks\), b \(2 blocks\)"),
         ("skip", "block 'b.0' takes or gives, the forward still needs .*: a path hands one tensor"),
         ("twice", "calls block 'b.0' 2 times where a path runs it once"),
         ("between", "between the blocks of one stage, behind 'b.0', the forward runs mul"),
@@ -273,8 +273,8 @@ def test_forwards_that_are_no_path(how, message):
 @pytest.mark.parametrize(
     ("stages", "depths", "message"),
     [
-        ([], {}, r"no stage was named; what looks like stages in Sequential: s0 \(2 blocks\), s1"),
-        (["s2"], {}, r"no module 's2' to be a stage; what looks like stages .* s1.blocks \(2 blocks\)"),
+        ([], {}, r"no stage was named; possible stages in Sequential: s0 \(2 blocks\), s1"),
+        (["s2"], {}, r"no module 's2' to be a stage; possible stages .* s1.blocks \(2 blocks\)"),
         (["s0", "s1"], {}, r"'s1' is a Stage, not a container .* blocks: 's1.blocks'"),
         (["s0", "fc"], {}, "'fc' is a Linear, not a container of blocks; it has no children"),
         (["s0", "s0[0:1]"], {}, "block 's0.0' is in two stages"),

@@ -10,8 +10,7 @@ while convolutions and the classifier stay shared.
 Nothing is switched by a flag: `forward(x, "18")` walks path "18".
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,10 +24,11 @@ from stepwell.nets.nested.depth_names import blocks_of, check_depth
 from stepwell.nets.nested.example import example_input, outputs_by_block
 from stepwell.nets.nested.exits import PooledHead, check_head
 from stepwell.nets.nested.joint import LossOf, check_extras, joint_loss
-from stepwell.nets.nested.paths import Path, Paths, stored_tensors
-from stepwell.nets.nested.plan import Plan, channels_last, is_norm
+from stepwell.nets.nested.paths import Path
+from stepwell.nets.nested.plan import Plan, channels_last
 from stepwell.nets.nested.steps import Request, Value, feature_of, request
 from stepwell.nets.nested.trie import Node, grow, walk
+from stepwell.nets.nested.weights import Weights
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Exit
 
@@ -37,7 +37,7 @@ NormSharing = Literal["private", "shared"]
 Inputs = Shaped[Tensor, "batch ..."]
 
 
-class NestedNet(nn.Module):
+class NestedNet(Weights):
     """Several networks of different depth in one set of weights.
 
     Args:
@@ -61,18 +61,10 @@ class NestedNet(nn.Module):
         *,
         norms: NormSharing = "private",
     ) -> None:
-        super().__init__()
-        self.module, self.training = module, module.training
-        self.private_norms = nn.ModuleList()
-        self.exit_heads = nn.ModuleList()
-        self.full = full
+        super().__init__(module, plan, full, private=norms == "private")
         self.norm_sharing: NormSharing = norms
         self.builder: tuple[str, dict[str, Any]] | None = None
         self.card = Card()
-        self.plan = plan
-        # Plain containers, so that nothing is registered (or saved) twice.
-        self._maker = Paths(module, plan, private=norms == "private")
-        self._paths: dict[str, Path] = {}
         self._status: dict[str, Status] = {}
         self._tries: dict[tuple[str, ...], Node] = {}
         self._insert(full, self._maker.full())
@@ -84,16 +76,6 @@ class NestedNet(nn.Module):
     # What there is
 
     @property
-    def depths(self) -> dict[str, tuple[int, ...]]:
-        """Blocks per stage of every depth, shallow to deep; the last is the full net.
-
-        An exit has 0 blocks of each stage that it does not run.
-        """
-        blocks = {depth: path.blocks for depth, path in self._paths.items()}
-        order = sorted(blocks, key=lambda d: (d == self.full, sum(blocks[d])))
-        return {depth: blocks[depth] for depth in order}
-
-    @property
     def subnets(self) -> dict[str, tuple[int, ...]]:
         """Blocks per stage of the sub-nets and exits in the order they were added.
 
@@ -101,12 +83,6 @@ class NestedNet(nn.Module):
         the first one owns them.
         """
         return {d: path.blocks for d, path in self._paths.items() if d != self.full}
-
-    @property
-    def exits(self) -> dict[str, nn.Module]:
-        """The head of every exit, in the order they were added."""
-        heads = {depth: path.head for depth, path in self._paths.items()}
-        return {depth: head for depth, head in heads.items() if head is not None}
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -176,28 +152,6 @@ class NestedNet(nn.Module):
         return choose_depth(
             self.card, self.status, device_name(device), ms=ms, macs=macs, accuracy=accuracy
         )
-
-    def path(self, depth: str | None = None) -> tuple[nn.Module, ...]:
-        """The modules that `depth` (the full net by default) runs, in order."""
-        return self._path(depth).steps
-
-    def _path(self, depth: str | None) -> Path:
-        depth = self.full if depth is None else depth
-        if depth not in self._paths:
-            raise ValueError(f"no depth {depth!r}; this net has {', '.join(self.depths)}")
-        return self._paths[depth]
-
-    def subnet(self, depth: str | None = None) -> nn.Module:
-        """A deep copy of one depth as a plain module; nothing shared.
-
-        It is of the full net's own class; an exit is a module whose forward runs its steps in order.
-        """
-        return deepcopy(self._path(depth).plain)
-
-    def norms(self, depth: str) -> Iterator[nn.Module]:
-        """Every norm on the path of `depth`, shared and private."""
-        for step in self.path(depth):
-            yield from (m for m in step.modules() if is_norm(m))
 
     # Running it
 
@@ -321,22 +275,6 @@ class NestedNet(nn.Module):
             return None
         return request(given or {}, extras, (k for p in self._paths.values() for k in p.keywords))
 
-    def train(self, mode: bool = True) -> "NestedNet":
-        """Set the mode of every module, including modules that only a sub-net has."""
-        super().train(mode)
-        for path in self._paths.values():
-            path.plain.train(mode)
-            for step in path.steps:
-                step.train(mode)
-        return self
-
-    def hidden_modules(self) -> Iterator[nn.Module]:
-        """All modules of all depths, including those that only a sub-net has and nobody registers."""
-        for path in self._paths.values():
-            yield from path.plain.modules()
-            for step in path.steps:
-                yield from step.modules()
-
     # Changing it
 
     def add_depth(self, name: str, blocks: Sequence[int]) -> None:
@@ -380,8 +318,7 @@ class NestedNet(nn.Module):
         if head is None:
             head = self._default_head(kept, input_size)
         check_head(name, head, self)
-        self.exit_heads.append(head.train(self.training))
-        self._insert(name, self._maker.of_depth(name, kept, head))
+        self._insert(name, self._maker.of_depth(name, kept, head.train(self.training)))
 
     @torch.no_grad()
     def _default_head(self, after: Sequence[int], input_size: Sequence[int] | None) -> PooledHead:
@@ -408,57 +345,6 @@ class NestedNet(nn.Module):
         self.mark("fresh")
         self.mark("trained", self.full)
 
-    def load_depth(self, depth: str, state: Mapping[str, Tensor]) -> None:
-        """Load one depth's weights under its plain network's names; names may be missing.
-
-        What the depth shares changes for all; its private norms are its own.
-
-        Raises:
-            ValueError: no such depth.
-            RuntimeError: an unknown name, or shapes that differ (torch's own message).
-        """
-        unknown = self._path(depth).plain.load_state_dict(state, strict=False).unexpected_keys
-        if unknown:
-            raise RuntimeError(f"depth {depth!r} has no {', '.join(unknown[:5])}")
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors under the names of the file format, each once.
-
-        The full net's own names, and `depths/NAME/<name>` for what depth NAME does not share. Tied
-        tensors stand under the first of their names.
-        """
-        return {name: value.detach() for name, value in self._stored().items()}
-
-    def stored_names(self, depth: str | None = None) -> dict[str, str]:
-        """The name in `tensors` of each tensor of the plain network of `depth`, by its name there.
-
-        `{"layer2.0.bn1.weight": "depths/18/layer2.0.bn1.weight", "fc.weight": "fc.weight", ...}`
-
-        Raises:
-            ValueError: no such depth.
-        """
-        stored = {id(value): name for name, value in self._stored().items()}
-        plain = self._path(depth).plain.state_dict(keep_vars=True)
-        return {name: stored[id(value)] for name, value in plain.items() if id(value) in stored}
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`.
-
-        Raises:
-            RuntimeError: a name is missing or unexpected, or a shape differs.
-        """
-        stored = self._stored()
-        if differing := sorted(stored.keys() ^ tensors.keys()):
-            raise RuntimeError(f"names differ from this network's: {', '.join(differing[:5])}")
-        names = {id(value): name for name, value in stored.items()}
-        for part in (self.module, *(p.norm for p in self._maker.norms), *self.exits.values()):
-            own = part.state_dict(keep_vars=True)
-            part.load_state_dict({k: tensors[names[id(value)]] for k, value in own.items()})
-
-    def _stored(self) -> dict[str, Tensor]:
-        """The very tensors of `tensors`, by name."""
-        return stored_tensors(self.module, self._maker.norms, self.exits)
-
     # The trie
 
     def _trie(self, depths: Sequence[str] | None) -> Node:
@@ -479,8 +365,6 @@ class NestedNet(nn.Module):
         return self._tries[names]
 
     def _insert(self, depth: str, path: Path) -> None:
-        self._paths[depth] = path
+        super()._insert(depth, path)
         self._status[depth] = "fresh"
-        known = {id(norm) for norm in self.private_norms}
-        self.private_norms.extend(p.norm for p in self._maker.norms if id(p.norm) not in known)
         self._tries.clear()
