@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -40,9 +41,13 @@ def plain_bytes(net: NestedNet, depth: str) -> bytes:
 
 
 def plain_tensors(net: NestedNet, depth: str) -> dict[str, Tensor]:
-    """The tensors of one depth's plain network under its own names, on the CPU."""
+    """The tensors of one depth's plain network under its own names, on the CPU.
+
+    A tied tensor stands under each of its names, as the plain network loads it.
+    """
     state = net.subnet(depth).state_dict()
-    return {name: value.cpu().contiguous() for name, value in state.items()}
+    whole = torch.contiguous_format
+    return {name: value.cpu().clone(memory_format=whole) for name, value in state.items()}
 
 
 def plain_metadata(net: NestedNet) -> dict[str, str]:

@@ -300,3 +300,30 @@ def test_an_exit_of_text_takes_constants():
     assert not torch.equal(expected, net(TEXT, "e"))
     assert_close(net.subnet("e")(TEXT, mask=MASK), expected, **EXACT)
     assert_close(net.forward_all(TEXT, given={"mask": MASK})["e"].logits, expected, **EXACT)
+
+
+def test_an_exit_is_exported_and_costed(tmp_path):
+    from safetensors.torch import load_file
+
+    from stepwell.cost import count_macs
+    from stepwell.export import export_safetensors
+
+    net = with_exits().eval()
+    net.mark("trained")
+    export_safetensors(net, "off", tmp_path / "off", X)
+    plain = deepcopy(net.subnet("off"))
+    for p in plain.parameters():
+        nn.init.zeros_(p)
+    plain.load_state_dict(load_file(tmp_path / "off"))
+    assert_close(plain(X), net(X, "off"), **EXACT)
+    macs = [count_macs(net.subnet(depth), X[:1]) for depth in net.depths]
+    assert macs == sorted(macs)
+
+
+def test_a_network_with_exits_has_one_resolution():
+    from stepwell.nets.resolution.resolutions import Resolutions
+
+    with pytest.raises(
+        ValueError, match=r"a network with exits \(early, middle, off\) runs at one"
+    ):
+        Resolutions(with_exits(), [8, 6])

@@ -418,6 +418,16 @@ def test_tied_weights_are_stored_once_and_tied_again(tmp_path):
     assert stepwell.save(back, tmp_path / "again").read_bytes() == file.read_bytes()
 
 
+def test_a_depth_of_a_tied_net_is_exported_under_all_names(tmp_path):
+    from stepwell.export.subnet import plain_tensors
+
+    net = encoder(tied=True)
+    tensors = plain_tensors(net, "2")
+    assert tensors.keys() == net.subnet("2").state_dict().keys()
+    assert tensors["fc.weight"].data_ptr() != tensors["embed.weight"].data_ptr()
+    assert_close(tensors["fc.weight"], tensors["embed.weight"], **EXACT)
+
+
 def test_a_tied_net_starts_from_files(tmp_path):
     from stepwell.nets.files.nested import initialise
 

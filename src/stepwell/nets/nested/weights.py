@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from typing import Self
 
 from torch import Tensor, nn
 
@@ -69,7 +68,7 @@ class Weights(nn.Module):
         for step in self.path(depth):
             yield from (m for m in step.modules() if is_norm(m))
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Weights":
         """Set the mode of every module, including modules that only a sub-net has."""
         super().train(mode)
         for path in self._paths.values():
