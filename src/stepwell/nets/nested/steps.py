@@ -63,7 +63,7 @@ def keywords_of(step: nn.Module) -> frozenset[str]:
 
 
 class Request(NamedTuple):
-    """What a caller gives to the steps beside their input, and asks of them beside their output.
+    """Further inputs and outputs of the steps, as a caller gives and asks for them.
 
     given: constants of the batch, such as a text's mask; a step gets those that its forward names.
     extras: names of further outputs. A step whose forward names `extras` gets these names, and gives

@@ -20,7 +20,7 @@ Tensors = Mapping[str, tuple[Tensor, ...]]
 
 
 class State(NamedTuple):
-    """What has been computed behind some step.
+    """The values behind some step of a path.
 
     value: the output of the step.
     features: of each depth, the outputs of its stages so far.

@@ -10,7 +10,7 @@ from stepwell.nets.nested.plan import Plan, is_norm
 
 
 class Weights(nn.Module):
-    """What the depths of a nested net run, shared and private; the base of `NestedNet`.
+    """The shared and private modules of all depths; the base of `NestedNet`.
 
     Args:
         module: the full net, a plain module.
