@@ -172,6 +172,15 @@ for name, family in FAMILIES.items():
             same = torch.allclose(exit.logits, expected, rtol=1e-5, atol=1e-5)
             assert same, f"{name} at {depth}"
             assert len(exit.features) == len(family.stages), name
+from nets.example_text import MASK, TEXT, Encoder
+net = nest(Encoder(), ["layers"], {"2": (2,)}, input_size=(7,)).eval()
+net.add_exit("e", (1,), input_size=(7,))
+how = {"given": {"mask": MASK}, "extras": ("attention",)}
+with torch.no_grad():
+    compiled = torch.compile(net.forward_all, fullgraph=True, backend="aot_eager")
+    for depth, exit in compiled(TEXT, ["e", "2", "full"], **how).items():
+        assert torch.allclose(exit.logits, net(TEXT, depth, given=how["given"]), atol=1e-5), depth
+        assert len(exit.extras["attention"]) == sum(net.depths[depth])
 """)
 
 

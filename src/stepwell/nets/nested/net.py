@@ -67,6 +67,7 @@ class NestedNet(Weights):
         self.card = Card()
         self._status: dict[str, Status] = {}
         self._tries: dict[tuple[str, ...], Node] = {}
+        self._keywords: set[str] = set()  # that some step takes
         self._insert(full, self._maker.full())
         sizes = self._paths[full].blocks
         for name, blocks in depths.items():
@@ -271,9 +272,7 @@ class NestedNet(Weights):
     def _request(
         self, given: Mapping[str, Any] | None, extras: Sequence[str] = ()
     ) -> Request | None:
-        if not given and not extras:
-            return None
-        return request(given or {}, extras, (k for p in self._paths.values() for k in p.keywords))
+        return request(given, extras, self._keywords)
 
     # Changing it
 
@@ -367,4 +366,5 @@ class NestedNet(Weights):
     def _insert(self, depth: str, path: Path) -> None:
         super()._insert(depth, path)
         self._status[depth] = "fresh"
+        self._keywords.update(*path.keywords)
         self._tries.clear()

@@ -1,7 +1,7 @@
 """One step of a path: what it hands on, and the keywords of its call."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -82,21 +82,21 @@ class Request(NamedTuple):
 
 
 def request(
-    given: Mapping[str, Any] | None, extras: Sequence[str], keywords: Iterable[frozenset[str]]
+    given: Mapping[str, Any] | None, extras: Sequence[str], known: Collection[str]
 ) -> Request | None:
     """The request of a caller; None where it is empty. No gradient flows to what is given.
 
     Args:
-        keywords: of every step that the network has.
+        known: the names that the forwards of all steps take beside their input.
 
     Raises:
         ValueError: no step names a constant, or none gives extras.
     """
     if not given and not extras:
         return None
-    known = frozenset[str]().union(*keywords)
-    if unknown := [name for name in given or {} if name not in known - {"extras"}]:
-        names = ", ".join(sorted(known - {"extras"})) or "no constant"
+    constants = [name for name in known if name != "extras"]
+    if unknown := [name for name in given or {} if name not in constants]:
+        names = ", ".join(sorted(constants)) or "no constant"
         raise ValueError(
             f"given {unknown[0]!r}: no step's forward names it; the steps of this network take {names}"
         )
