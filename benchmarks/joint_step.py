@@ -5,10 +5,22 @@ The paper's loss needs no pass more (EKD); the default recipe's teacher, a movin
 net, adds one forward pass, a third of a step of the full net alone.
 Time over that bound tells what the joint step loses; time of the separate passes what it saves. Peak
 memory is that of live tensors, over the weights that were there before: activations and gradients.
+
+`python -m benchmarks.joint_step --against SRC` compares the step with the step of another source tree,
+such as the `src` of a checkout of an older commit: both run in one process in turn, in pairs, and
+the processor's time is compared.
 """
 
+import argparse
+import importlib
+import json
 import statistics
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from math import comb
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -94,3 +106,115 @@ def measure() -> dict[str, Any]:
         "goals": {"joint / bound": 1.05, "peak bytes, joint / full": 1.1},
         **{name: case(**arguments) for name, arguments in CASES.items()},
     }
+
+
+class Tree:
+    """The package of one source tree, imported beside that of another.
+
+    Args:
+        src: the folder that holds `stepwell`.
+    """
+
+    def __init__(self, src: Path) -> None:
+        self.src = str(src.resolve(strict=True))
+        self.modules: dict[str, ModuleType] = {}
+        self("stepwell.nets")
+        assert self.modules["stepwell"].__file__ == str(Path(self.src, "stepwell", "__init__.py"))
+
+    def __call__(self, name: str) -> Any:
+        """A module of this tree by its name."""
+        others = _loaded()
+        for other in others:
+            del sys.modules[other]
+        sys.modules |= self.modules
+        sys.path.insert(0, self.src)
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.path.remove(self.src)
+            self.modules = _loaded()
+            for own in self.modules:
+                del sys.modules[own]
+            sys.modules |= others
+
+
+def _loaded() -> dict[str, ModuleType]:
+    return {n: m for n, m in sys.modules.items() if n.partition(".")[0] == "stepwell"}
+
+
+def against(src: Path, pairs: int, cases: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The joint step of this source tree over that of another, case by case.
+
+    Args:
+        src: the other tree, the folder that holds `stepwell`.
+        pairs: of steps, the other's and ours in turn; half of them in the reverse order.
+        cases: keys of `CASES`.
+    """
+    trees = {"other": Tree(src), "ours": Tree(Path(__file__).parents[1] / "src")}
+    for name in cases:
+        arguments = {k: v for k, v in CASES[name].items() if k != "rounds"}
+        yield {"case": name} | _compare(trees, pairs, **arguments)
+
+
+def _compare(
+    trees: dict[str, Tree],
+    pairs: int,
+    name: str,
+    depths: list[str],
+    batch: int,
+    size: int = 32,
+    **arguments: Any,
+) -> dict[str, Any]:
+    steps, gradients = {}, {}
+    for tree, module in trees.items():
+        torch.manual_seed(0)
+        net = module("stepwell.nets").build(name, depths, num_classes=10, **arguments)
+        net = net.to(memory_format=torch.channels_last).train()
+        x = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+        y = torch.randint(10, (batch,))
+        ekd = module("stepwell.methods").EmbeddedKD(net, distill_from=0.0)
+        data = module("stepwell.types").Batch(x, y)
+
+        def step(net: Any = net, ekd: Any = ekd, data: Any = data) -> None:
+            net.zero_grad()
+            ekd.training_step(data).loss.backward()
+
+        step()
+        steps[tree] = step
+        gradients[tree] = [p.grad.clone() for p in net.parameters()]
+    forth = side_by_side(steps, rounds=(pairs + 1) // 2, clock=time.process_time)
+    back = side_by_side(dict(reversed(steps.items())), rounds=pairs // 2, clock=time.process_time)
+    ratios = sorted(
+        ours / other
+        for times in (forth, back)
+        for ours, other in zip(times["ours"], times["other"], strict=True)
+    )
+    low = _rank(len(ratios))
+    return {
+        "pairs": len(ratios),
+        "ours / other, median": statistics.median(ratios),
+        "90 % interval of the median": [ratios[low], ratios[-1 - low]],
+        "processor's ms of the other": 1000 * statistics.median(forth["other"] + back["other"]),
+        "gradients equal to the bit": all(map(torch.equal, *gradients.values())),
+    }
+
+
+def _rank(n: int) -> int:
+    """The rank, from 0, of the order statistic below the median with a probability of 95 % or more."""
+    total, rank = 1, 0
+    while total + comb(n, rank + 1) <= 0.05 * 2**n:
+        total += comb(n, rank + 1)
+        rank += 1
+    return rank
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--against", type=Path, required=True, help="the src folder of another tree"
+    )
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), help="some of the cases")
+    options = parser.parse_args()
+    for result in against(options.against, options.pairs, options.cases):
+        print(json.dumps(result, indent=1), flush=True)

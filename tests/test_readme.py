@@ -3,12 +3,12 @@
 import doctest
 import os
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import stepwell
-from stepwell import nets
 from stepwell.catalog import NETWORKS
 
 README = Path(__file__).parents[1] / "README.md"
@@ -22,22 +22,28 @@ def test_the_lines_of_library_use_run(tmp_path, monkeypatch):
     assert list(stepwell.load("net.safetensors").depths) == ["18", "34"]
 
 
-def test_the_lines_that_nest_ones_own_module_run(tmp_path, monkeypatch):
+def test_the_lines_on_families_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", FAMILIES.read_text(), re.DOTALL)
     scope: dict = {}
-    exec(compile(code, "families.md", "exec"), scope)
-    assert scope["net"].depths == {"half": (2, 2), "full": (4, 4)}
+    depths = []
+    for code in re.findall(r"```python\n(.*?)```", FAMILIES.read_text(), re.DOTALL):
+        exec(compile(code, "families.md", "exec"), scope)
+        depths.append(scope["net"].depths)
+    assert depths == [
+        {"late": (4, 4), "12": (8, 4)},
+        {"14": (2, 2, 2), "exit1": (3, 3, 0), "20": (3, 3, 3)},
+        {"half": (2, 2), "full": (4, 4)},
+    ]
     assert len(scope["small"].late) == 2
 
 
 def test_the_page_names_every_network():
-    rows = FAMILIES.read_text().split("\n\n")[2]
+    rows = next(t for t in FAMILIES.read_text().split("\n\n") if t.startswith("| network"))
     for name in NETWORKS:
         assert f"`{name}`" in rows or re.fullmatch(r"resnet\d+", name), name
 
 
-@pytest.mark.parametrize("module", [stepwell, nets])
+@pytest.mark.parametrize("module", [stepwell, import_module("stepwell.nets.build")])
 def test_examples_in_docstrings(module):
     results = doctest.testmod(module)
     assert results.attempted

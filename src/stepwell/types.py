@@ -1,4 +1,4 @@
-"""The words that every part of the library speaks."""
+"""Types that every part of the library shares."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -11,7 +11,7 @@ Labels = Int[Tensor, "batch"]
 Images = Float[Tensor, "batch channels height width"]
 
 
-#: Tolerance of the sum of a row of probabilities, wide enough for half precision.
+#: Rows of probabilities sum to 1 within this margin, in half precision too.
 SUM = 1e-2
 
 
@@ -26,37 +26,52 @@ def probabilities_in(logits: Logits, who: str) -> str | None:
 
 
 class Exit(NamedTuple):
-    """What a network gives at one depth.
+    """The output of a network at one depth.
 
     logits: (batch, classes), before any softmax.
     features: outputs of the stages in order, shallow to deep, (batch, channels, height, width) or
-        (batch, tokens, channels); empty where a network has none.
+        (batch, tokens, channels). An exit that ends early has fewer. A stage that hands on several
+        tensors gives its last one. Empty where a network has no stages.
+    extras: further outputs that a loss asked for, such as attention maps. Each name has one tensor
+        for every step that gave it, in the order of the path. Empty where nobody asked.
     """
 
     logits: Tensor
     features: tuple[Tensor, ...] = ()
+    extras: Mapping[str, tuple[Tensor, ...]] = {}
 
     def detach(self) -> "Exit":
-        """The same values, through which no gradient flows."""
-        return Exit(self.logits.detach(), tuple(f.detach() for f in self.features))
+        """The same values without their graph: no gradient flows through them."""
+        return Exit(
+            self.logits.detach(),
+            tuple(f.detach() for f in self.features),
+            {name: tuple(t.detach() for t in given) for name, given in self.extras.items()},
+        )
 
 
 class Step(NamedTuple):
-    """What one training step gives: a scalar to minimise, and its parts by name for the log."""
+    """The result of one training step: a scalar to minimise, and its parts by name for the log."""
 
     loss: Tensor
     logs: Mapping[str, Tensor]
 
 
 class Batch(NamedTuple):
-    """Images (batch, channels, height, width), normalised floats, and their labels.
+    """Inputs and their labels.
 
-    Labels are class indices (batch,), -1: no label; or, of mixed images, shares of the classes
-    (batch, classes).
+    inputs: images (batch, channels, height, width) as normalised floats, token ids (batch, tokens), or
+        whatever the network takes.
+    labels: class indices (batch,), -1 for no label; of mixed images, shares of the classes
+        (batch, classes).
     """
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
+
+    @property
+    def images(self) -> Tensor:
+        """The inputs, where they are images."""
+        return self.inputs
 
 
 #: Maps a batch of inputs to logits by name, or to one lone tensor of logits.

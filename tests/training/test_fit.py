@@ -99,6 +99,32 @@ def test_fit_is_a_plain_loop(batches, run, precision):
     states_equal(objective, twin, atol=0.0 if precision == "32" else 1e-7)
 
 
+def test_prepare_changes_the_gradients_once_a_step_before_they_are_clipped(batches, run):
+    objective, seen = Supervised(tiny()), []
+
+    def norm():
+        return float(torch.stack([p.grad.norm() for p in objective.parameters()]).norm())
+
+    def prepare(given):
+        assert given is objective
+        for p in given.parameters():
+            p.grad.mul_(1000)
+        seen.append(("prepared", norm()))
+
+    class Recording(torch.optim.SGD):
+        def step(self, closure=None):
+            loss = closure()  # backward, prepare, clip
+            seen.append(("step", norm()))
+            return super().step(lambda: loss)
+
+    optim = Optim(lambda net: Recording(net.parameters(), lr=1e-3), lambda progress: 1.0, prepare)
+    loop = Loop(clip=0.5, accumulate=2, **CPU)
+    fit(objective, batches, optim, run, phase="train", epochs=1, loop=loop)
+    assert [what for what, _ in seen] == ["prepared", "step"] * 2  # four batches, two a step
+    assert all(value > 5 if what == "prepared" else value < 0.51 for what, value in seen)
+    assert Optim(optim.make, optim.factor).prepare is None
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_every_optimizer_trains_in_bf16_with_clipping(batches, run, name):
     objective = Supervised(tiny())

@@ -172,7 +172,7 @@ def _named(
     named = {}
     for name, answer in answers.items():
         label = f"the {who} {'' if who == 'teacher' else name}".strip()
-        logits, features = answer if isinstance(answer, Exit) else (answer, ())
+        logits, features = answer[:2] if isinstance(answer, Exit) else (answer, ())
         exit = Exit(_as_tensor(logits), tuple(map(_as_tensor, features)))
         if not isinstance(exit.logits, Tensor):
             raise ValueError(

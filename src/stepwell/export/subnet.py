@@ -1,9 +1,9 @@
 """One depth as plain weights under torchvision's names."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -41,11 +41,15 @@ def plain_bytes(net: NestedNet, depth: str) -> bytes:
 
 
 def plain_tensors(net: NestedNet, depth: str) -> dict[str, Tensor]:
-    """The tensors of one depth's plain network under its own names, on the CPU."""
+    """The tensors of one depth's plain network under its own names, on the CPU.
+
+    A tied tensor stands under each of its names, as the plain network loads it.
+    """
     state = net.subnet(depth).state_dict()
-    return {name: value.cpu().contiguous() for name, value in state.items()}
+    whole = torch.contiguous_format
+    return {name: value.cpu().clone(memory_format=whole) for name, value in state.items()}
 
 
 def plain_metadata(net: NestedNet) -> dict[str, str]:
     """The strings in the header of a plain network's file."""
-    return {"stepwell_card": json.dumps(asdict(net.card))}
+    return {"stepwell_card": json.dumps(net.card.as_header())}

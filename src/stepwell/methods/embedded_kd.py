@@ -184,7 +184,8 @@ class EmbeddedKD(Objective):
         if self.kl:
             weighted["kl"] = (self.kl, soft_target_kl(exit.logits, target, self.temperature))
         if self.attention:
-            pairs = zip(exit.features, full.features, strict=True)
+            # An exit has the features of the stages that it runs, which are the first ones.
+            pairs = zip(exit.features, full.features[: len(exit.features)], strict=True)
             # Stages before the fork are the full net's own: no distance, no gradient.
             apart = [self.attention_of(f, t) for f, t in pairs if not f.is_set_to(t)]
             weighted["attention"] = (self.attention, sum(apart, exit.logits.new_zeros(())))

@@ -95,6 +95,7 @@ def build(
     depths: Mapping[str, Sequence[int]] | Sequence[str] = (),
     *,
     norms: NormSharing = "private",
+    stages: Sequence[str] | None = None,
     kept: Sequence[int] | None = None,
     adaptions: Mapping[str, Sequence[int]] | None = None,
     **arguments: Any,
@@ -106,9 +107,14 @@ def build(
         depths: the sub-nets: blocks per stage by name, `{"18": (2, 2, 2, 2)}`, or a list of names that
             the family knows, `["18"]`; a name of your own says its blocks, `["half=2,2,2,2"]`.
         norms: "private" to each depth behind the fork, or "shared" (an ablation; see `NestedNet`).
-        kept: blocks of each stage, the first ones, that the full net has at all.
-        adaptions: 1×1 convolutions behind some modules, which grafting leaves where they merge into
-            none; by the module's name, channels and whether these are the last axis (`nets.merging`).
+        stages: in place of the network's own stages, as for `nest`. A sub-net keeps the first blocks of
+            each stage and every block outside. So `["blocks[0:8]", "blocks[8:12]"]` with
+            `["late=4,4"]` drops the blocks 4 to 7 and keeps the last four. The family's names of
+            depths do not apply.
+        kept: number of first blocks of each stage that the full net itself has.
+        adaptions: 1×1 convolutions behind some modules, which grafting leaves where no module can
+            absorb them; by the module's name: channels, and whether these are the last axis (see
+            `nets.grafting.merging`).
         arguments: for the builder, such as `num_classes=100` or `stem="small"`.
 
     Raises:
@@ -118,12 +124,15 @@ def build(
     {'20': (3, 3, 3), '26': (4, 4, 4), '32': (5, 5, 5)}
     """
     builder = builder_of(name)
-    depths = named_depths(name, depths)
-    stages, full, changes = builder.stages, builder.full, dict[str, Any]()
+    depths = named_depths(name, depths, stages)
+    full, changes = builder.full, dict[str, Any]()
+    if stages is not None:
+        changes["stages"] = list(stages)
+    stages = builder.stages if stages is None else tuple(stages)
     try:
         check_numbers({"num_classes": arguments.get("num_classes")}, flags=False)
         if name.startswith(PREFIX) and depths:
-            check_depths(name.removeprefix(PREFIX), depths, arguments)
+            check_depths(name.removeprefix(PREFIX), depths, stages, arguments)
         module = builder.make(**arguments)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from error
@@ -140,20 +149,28 @@ def build(
 
 
 def _depth_name(builder: Builder, blocks: Sequence[int]) -> str:
-    """What the family calls a network of these blocks; else the blocks themselves."""
+    """The family's name of a network of these blocks; without one, the blocks themselves."""
     known = (name for name, own in builder.family.items() if own == tuple(blocks))
     return next(known, "-".join(map(str, blocks)))
 
 
 def named_depths(
-    name: str, depths: Mapping[str, Sequence[int]] | Sequence[str]
+    name: str,
+    depths: Mapping[str, Sequence[int]] | Sequence[str],
+    stages: Sequence[str] | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Blocks per stage of each depth, which a person names as for `build`.
 
+    Args:
+        stages: in place of the network's own, as for `build`.
+
     Raises:
-        ValueError: no such network; the family knows no such depth, or one is named twice.
+        ValueError: no such network; the family knows no such depth, or one is named twice; a depth by
+            a family's name with stages other than the family's.
     """
     builder = builder_of(name)
+    if stages is not None:  # whose blocks only the network itself tells
+        builder = builder._replace(family={builder.full: (1,) * len(stages)}, stages=tuple(stages))
     if isinstance(depths, Mapping):
         most = builder.family[builder.full]
         return {depth: blocks_of(depth, blocks, most) for depth, blocks in depths.items()}
@@ -178,7 +195,7 @@ def builder_of(name: str) -> Builder:
 
 
 def _parse_depth(net: str, builder: Builder, depth: str) -> tuple[str, tuple[int, ...]]:
-    """A depth as a person types it: a name that the family knows, or NAME=BLOCKS,BLOCKS,..."""
+    """The name and blocks of a depth typed as a family's name or as NAME=BLOCKS,BLOCKS,..."""
     name, equals, blocks = depth.partition("=")
     full = ",".join(str(b) for b in builder.family[builder.full])
     if equals:

@@ -1,26 +1,29 @@
-"""What stands in a network's file beside its weights: how to use it, and what it costs."""
+"""The card in a network's file: how to use the network, and what it costs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
-#: What a depth costs on every device, and what the clock of one device says.
+#: Kinds of input: pictures, token ids, or plain numbers.
+Input = Literal["image", "text", "vector"]
+#: Measurements of a depth that hold on every device, and times on one device.
 ANYWHERE = ("blocks", "params", "macs", "peak_bytes")
 CLOCK = ("ms", "ms_low", "ms_high")
 
 
 @dataclass(frozen=True)
 class Card:
-    """What somebody needs to use the network on files of their own.
+    """Facts that a person needs to use the network on files of their own.
 
     classes: class names in the order of the logits.
     size: height and width of the input in pixels.
     mean, std: per channel, of pixels scaled to [0, 1].
-    costs: by depth, what holds on every device: "blocks", "params", "macs" an image, "peak_bytes";
-        and "accuracy", a share, with "accuracy_on" that says of which images.
+    costs: by depth, the costs that hold on every device: "blocks", "params", "macs" an image and
+        "peak_bytes"; and "accuracy", a share, with "accuracy_on", the images that it was measured on.
     latency: by device (`stepwell.device.device_name`), then by depth: "ms" for one image (a median),
         "ms_low" and "ms_high" (10 % and 90 % quantiles).
-    cascade: depths and thresholds that were calibrated on this network (see `nets.cascade`).
+    cascade: depths and thresholds that were calibrated on this network (see `nets.nested.cascade`).
+    input: kind of input that the network takes.
     """
 
     classes: tuple[str, ...] = ()
@@ -31,9 +34,15 @@ class Card:
     costs: dict[str, Any] = field(default_factory=dict)
     latency: dict[str, Any] = field(default_factory=dict)
     cascade: dict[str, Any] = field(default_factory=dict)
+    input: Input = "image"
+
+    def as_header(self) -> dict[str, Any]:
+        """The card for a file's header; without the kind of input of images, which files always had."""
+        values = asdict(self)
+        return {k: v for k, v in values.items() if (k, v) != ("input", "image")}
 
     def with_costs(self, costs: Mapping[str, Mapping[str, Any]], device: str) -> "Card":
-        """This card with what every depth was measured to cost, by `cost_of`, on `device`."""
+        """This card with the measured costs of every depth (see `cost_of`) on `device`."""
         fixed = {d: self.costs.get(d, {}) | _only(ANYWHERE, cost) for d, cost in costs.items()}
         times = {d: _only(CLOCK, cost) for d, cost in costs.items()}
         return replace(self, costs=self.costs | fixed, latency=self.latency | {device: times})

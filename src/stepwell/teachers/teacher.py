@@ -16,7 +16,7 @@ Teacher = Callable[[Tensor], Exit]
 
 
 class Frozen(nn.Module):
-    """A teacher made of a module: eval for ever, no gradients, and part of nobody's checkpoint.
+    """A teacher made of a module: always in eval mode, without gradients, in no checkpoint.
 
     It follows `.to()`, and enters no `parameters()`, `state_dict()` or `train()` call of the module
     that owns it.
@@ -24,7 +24,7 @@ class Frozen(nn.Module):
     Args:
         net: gives logits or an `Exit`; a nested net gives its features, too.
         copy: take a deep copy, so that training `net` further does not change the teacher.
-        depth: which depth of a nested net teaches; the full net by default.
+        depth: the depth of a nested net that teaches; the full net by default.
     """
 
     def __init__(self, net: nn.Module, *, copy: bool = True, depth: str | None = None) -> None:
@@ -35,7 +35,7 @@ class Frozen(nn.Module):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The names of the features, as `stages_of` finds them."""
+        """The names of the features (see `stages_of`)."""
         return stages_of(self._net[0])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Frozen":
@@ -43,16 +43,20 @@ class Frozen(nn.Module):
         return super()._apply(fn, recurse)
 
     @torch.no_grad()
-    def forward(self, *args: Any) -> Exit:
-        """The exit of the frozen net."""
-        return exit_of(self._net[0], *args, *self._depth)
+    def forward(self, *args: Any, **keywords: Any) -> Exit:
+        """The exit of the frozen net.
+
+        Args:
+            keywords: of the net's forward; of a nested net's `forward_all`, such as `given`.
+        """
+        return exit_of(self._net[0], *args, *self._depth, **keywords)
 
 
 class MovingAverage(nn.Module):
     """A teacher that follows a network: the exponential moving average of weights and statistics.
 
-    Unlike `Frozen` it changes, so it is in the state dict (a resumed run needs it); its parameters
-    ask for no gradient, so no optimizer takes them. The first `update` copies the network.
+    Unlike `Frozen` it changes, so it is in the state dict (a resumed run needs it). Its parameters
+    need no gradient, so no optimizer takes them. The first `update` copies the network.
 
     Args:
         net: the network to follow; it is copied.
@@ -69,7 +73,7 @@ class MovingAverage(nn.Module):
         self.average.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "MovingAverage":
-        """Stay in eval mode, whatever the owner does."""
+        """Stay in eval mode, whatever mode the owner sets."""
         return super().train(False)
 
     def update(self, net: nn.Module) -> None:
@@ -77,16 +81,16 @@ class MovingAverage(nn.Module):
         self.average.update_parameters(net)
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Exit:
-        """The exit of the averaged network."""
-        return as_exit(self.average(x))
+    def forward(self, x: Tensor, **keywords: Any) -> Exit:
+        """The exit of the averaged network; `keywords` go to its forward."""
+        return as_exit(self.average(x, **keywords))
 
 
 def check_teacher(teacher: Teacher) -> None:
-    """Refuse a module that would be trained along with its student, norms and all.
+    """Refuse a module that would be trained along with its student, including its norms.
 
     Raises:
-        ValueError: it has parameters that ask for a gradient.
+        ValueError: it has parameters that need a gradient.
     """
     if isinstance(teacher, nn.Module) and any(p.requires_grad for p in teacher.parameters()):
         raise ValueError(
@@ -100,19 +104,19 @@ def as_exit(output: Tensor | Exit) -> Exit:
     return output if isinstance(output, Exit) else Exit(output)
 
 
-def exit_of(net: nn.Module, *args: Any) -> Exit:
-    """What a network gives for its arguments, as an exit; with features, if it has any to give."""
+def exit_of(net: nn.Module, *args: Any, **keywords: Any) -> Exit:
+    """The exit of a network for its arguments; with features, if it has any."""
     if isinstance(net, NestedNet):
         x, depth = args if len(args) == 2 else (*args, net.full)
-        return net.forward_all(x, [depth])[depth]
-    return as_exit(net(*args))
+        return net.forward_all(x, [depth], **keywords)[depth]
+    return as_exit(net(*args, **keywords))
 
 
 def stages_of(net: object) -> tuple[str, ...]:
-    """The names of the features in a network's or a teacher's exit, in order; none if it says none.
+    """The names of the features in the exit of a network or a teacher, in order.
 
-    A nested net names its stages; a module of your own that gives an `Exit` says them in an attribute
-    `stages`, a tuple of strings.
+    A nested net names its stages. A module of your own that gives an `Exit` names them in an attribute
+    `stages`, a tuple of strings; without it there are no names.
     """
     names = getattr(net, "stages", ())  # which may be anything: timm has containers of that name
     return names if isinstance(names, tuple) else ()

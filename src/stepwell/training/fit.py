@@ -210,6 +210,16 @@ def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) ->
             job.note(step.loss, step.logs)
             return step.loss
 
+        def configure_gradient_clipping(
+            self,
+            optimizer: torch.optim.Optimizer,
+            gradient_clip_val: float | None = None,
+            gradient_clip_algorithm: str | None = None,
+        ) -> None:
+            if job.optim.prepare is not None:
+                job.optim.prepare(job.objective)
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
         def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
             job.end_step(progress)
             self.trainer.should_stop = job.stop

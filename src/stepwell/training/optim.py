@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from stepwell.methods.objective import Objective
+
 OptimizerName = Literal["sgd", "adam", "adamw"]
-#: The highest learning rate of each optimizer where nobody says another.
+#: The default of each optimizer's highest learning rate.
 RATES: dict[OptimizerName, float] = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 
 
@@ -20,10 +22,13 @@ class Optim(NamedTuple):
     make: a module to the optimizer of its parameters.
     factor: the share of training done, in [0, 1], to a factor of the learning rate. A closed form, so
         that a resumed run needs no scheduler's state.
+    prepare: called with the objective once a step, after backward and before gradients are clipped; it
+        may change the gradients in place.
     """
 
     make: Callable[[nn.Module], Optimizer]
     factor: Callable[[float], float]
+    prepare: Callable[[Objective], None] | None = None
 
 
 def sgd(
@@ -33,7 +38,7 @@ def sgd(
 
     Args:
         lr: the highest learning rate.
-        weight_decay: of matrices and kernels alone; norms and biases have none.
+        weight_decay: of matrices and kernels; norms and biases have none.
         momentum: in [0, 1).
         warmup: share of training over which the rate rises.
     """
@@ -55,10 +60,10 @@ def optimizer_of(
         name: `sgd`, with momentum as above; `adam` (Kingma and Ba 2015), where the decay is a part of
             the gradient; `adamw` (Loshchilov and Hutter 2019), where it shrinks the weights by itself.
         lr: the highest learning rate; by default the optimizer's own in `RATES`.
-        weight_decay: of matrices and kernels alone; norms and biases have none.
+        weight_decay: of matrices and kernels; norms and biases have none.
         warmup: share of training over which the rate rises.
-        fused: of `adam` and `adamw`, one pass over each parameter where torch's default takes ten: for
-            large embeddings, which are bound by memory. Training in bf16 refuses it with clipping.
+        fused: for `adam` and `adamw`: update each parameter in one pass instead of ten. It makes large
+            embeddings faster, which are bound by memory. Training in bf16 refuses it with clipping.
     """
     lr = RATES[name] if lr is None else lr
     if name == "sgd":

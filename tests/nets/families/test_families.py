@@ -328,3 +328,44 @@ def test_a_small_stem_keeps_the_resolution(name, sides):
         exit = net.forward_all(torch.empty(2, 3, 32, 32))[net.full]
     assert [f.shape[-1] for f in exit.features] == sides
     assert exit.logits.shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "depth", "last"),
+    [
+        ("timm/deit_tiny_patch16_224", ["blocks[0:8]", "blocks[8:12]"], (4, 4), "blocks.{}.norm1"),
+        ("timm/deit_tiny_patch16_224", ["blocks[0:8]"], (4,), "blocks.{}.norm1"),
+        ("resnet32", ["layer1[0:3]", "layer2"], (1, 5), "layer1.{}.bn1"),
+    ],
+)
+def test_stages_of_ones_own_keep_the_last_blocks(name, stages, depth, last, tmp_path):
+    typed = [f"late={','.join(map(str, depth))}"]
+    size = {"img_size": 16} if name.startswith("timm/") else {}
+    net = lively(build(name, typed, stages=stages, num_classes=3, **size)).eval()
+    assert net.stages == tuple(stages)
+    assert net.depths["late"] == depth
+    assert named_depths(name, typed, stages) == {"late": depth}
+    full, late = net.subnet().state_dict(), net.subnet("late")
+    blocks, kept = (net_.get_submodule(last.split(".")[0]) for net_ in (net.module, late))
+    assert len(blocks) - len(kept) == 4 - 2 * name.startswith("resnet")
+    net.load_full(full)  # private norms begin as the full net's, so they tell the blocks apart
+    for i in range(1, 3):
+        mine = net.subnet("late").get_submodule(last.format(len(kept) - i)).weight
+        assert_close(mine, full[last.format(len(blocks) - i) + ".weight"], **EXACT)
+    x = torch.randn(2, 3, 16, 16)
+    back = stepwell.load(stepwell.save(net, tmp_path / "net"))
+    assert (back.stages, back.depths) == (net.stages, net.depths)
+    assert_close(back(x, "late"), net(x, "late"), **EXACT)
+
+
+def test_a_familys_names_do_not_apply_to_stages_of_ones_own():
+    with pytest.raises(ValueError, match="no depth '20' in the family of resnet32.*such as 20=1,1"):
+        build("resnet32", ["20"], stages=["layer1", "layer2"])
+    with pytest.raises(ValueError, match="layer1 can keep 1 to 5 blocks"):
+        build("resnet32", ["x=6"], stages=["layer1"])
+    with pytest.raises(ValueError, match="no module 'layer9' to be a stage"):
+        build("resnet32", ["x=1"], stages=["layer9"])
+    with pytest.raises(
+        ValueError, match="keeps 1 of 2 blocks of .*, but block 2 changes the shape"
+    ):
+        build("timm/convnext_atto", ["x=1"], stages=["stages[1:3]"])

@@ -1,5 +1,6 @@
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_other_files_are_named_for_what_they_are(net, tmp_path):
         stepwell.load(tmp_path / "foreign")
     save_file({"w": torch.zeros(1)}, tmp_path / "new", {"stepwell": json.dumps({"format": 99})})
     with pytest.raises(
-        ValueError, match="format 99; this version of Stepwell reads up to 3: upgrade"
+        ValueError, match="format 99; this version of Stepwell reads up to 4: upgrade"
     ):
         stepwell.load(tmp_path / "new")
 
@@ -188,3 +189,11 @@ def test_weights_saved_from_inside_a_wrapper_are_told_apart(tmp_path):
     torch.save(wrapped, tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"all begin with 'module\.'"):
         initialise(net, tmp_path / "w.pth")
+
+
+def test_a_card_says_what_a_network_takes(net, tmp_path):
+    path = stepwell.save(net, tmp_path / "net")
+    assert stepwell.load(path).card.input == "image"
+    assert '"input"' not in json.dumps(net.card.as_header())  # as in files without the field
+    net.card = replace(net.card, input="text")
+    assert stepwell.load(stepwell.save(net, path)).card == net.card

@@ -121,9 +121,7 @@ def test_times_of_another_device_do_not_count():
 
 
 def test_what_was_never_measured_is_said_to_be_unknown():
-    with pytest.raises(
-        ValueError, match="the accuracy of no depth that is ready are known: measur"
-    ):
+    with pytest.raises(ValueError, match="the trained depths have no measured accuracy: measur"):
         choose_depth(Card(), status_of(ROWS), HERE, accuracy=0.5)
     with pytest.raises(ValueError, match="only on no device"):
         choose_depth(Card(), status_of(ROWS), HERE, ms=5)

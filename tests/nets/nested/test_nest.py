@@ -172,6 +172,15 @@ for name, family in FAMILIES.items():
             same = torch.allclose(exit.logits, expected, rtol=1e-5, atol=1e-5)
             assert same, f"{name} at {depth}"
             assert len(exit.features) == len(family.stages), name
+from nets.example_text import MASK, TEXT, Encoder
+net = nest(Encoder(), ["layers"], {"2": (2,)}, input_size=(7,)).eval()
+net.add_exit("e", (1,), input_size=(7,))
+how = {"given": {"mask": MASK}, "extras": ("attention",)}
+with torch.no_grad():
+    compiled = torch.compile(net.forward_all, fullgraph=True, backend="aot_eager")
+    for depth, exit in compiled(TEXT, ["e", "2", "full"], **how).items():
+        assert torch.allclose(exit.logits, net(TEXT, depth, given=how["given"]), atol=1e-5), depth
+        assert len(exit.extras["attention"]) == sum(net.depths[depth])
 """)
 
 
@@ -254,7 +263,7 @@ class Spoilt(nn.Module):
             "branch",
             r"cannot be read as a path: symbolically traced .* \(line \d+ of .*test_nest.py\)",
         ),
-        ("branch", r"what looks like stages in Spoilt: a \(2 blocks\), b \(2 blocks\)"),
+        ("branch", r"possible stages in Spoilt: a \(2 blocks\), b \(2 blocks\)"),
         ("skip", "block 'b.0' takes or gives, the forward still needs .*: a path hands one tensor"),
         ("twice", "calls block 'b.0' 2 times where a path runs it once"),
         ("between", "between the blocks of one stage, behind 'b.0', the forward runs mul"),
@@ -273,8 +282,8 @@ def test_forwards_that_are_no_path(how, message):
 @pytest.mark.parametrize(
     ("stages", "depths", "message"),
     [
-        ([], {}, r"no stage was named; what looks like stages in Sequential: s0 \(2 blocks\), s1"),
-        (["s2"], {}, r"no module 's2' to be a stage; what looks like stages .* s1.blocks \(2 blocks\)"),
+        ([], {}, r"no stage was named; possible stages in Sequential: s0 \(2 blocks\), s1"),
+        (["s2"], {}, r"no module 's2' to be a stage; possible stages .* s1.blocks \(2 blocks\)"),
         (["s0", "s1"], {}, r"'s1' is a Stage, not a container .* blocks: 's1.blocks'"),
         (["s0", "fc"], {}, "'fc' is a Linear, not a container of blocks; it has no children"),
         (["s0", "s0[0:1]"], {}, "block 's0.0' is in two stages"),
@@ -391,11 +400,12 @@ def test_what_counts_as_a_norm(module, expected):
     assert is_norm(module) is expected
 
 
-def test_weights_under_two_names_are_refused():
+def test_weights_under_two_names_are_one_tensor():
     module = random_net([(2, 4, "none", False), (1, 4, "none", False)])
     module.s1[0].conv.weight = module.s0[1].conv.weight
-    with pytest.raises(ValueError, match=r"'s0.1.conv.weight' and 's1.0.conv.weight' are one tens"):
-        nest(module, ["s0", "s1"], {"a": (1, 1)}, input_size=(3, 16, 16))
+    net = nest(module, ["s0", "s1"], {"a": (1, 1)}, input_size=(3, 16, 16))
+    assert "s1.0.conv.weight" not in net.tensors()
+    assert net.stored_names("a")["s1.0.conv.weight"] == "s0.1.conv.weight"
 
 
 class MakesTensors(nn.Module):

@@ -142,7 +142,7 @@ def test_two_subnets_share_norms_until_they_differ():
 def test_common_prefixes_run_once():
     net = small()
     calls: dict[int, int] = {}
-    for module in {id(m): m for net_ in net._nets.values() for m in net_.modules()}.values():
+    for module in {id(m): m for m in net.hidden_modules()}.values():
         if isinstance(module, nn.BatchNorm2d):
             module.register_forward_hook(
                 lambda m, *_: calls.update({id(m): calls.get(id(m), 0) + 1})

@@ -22,7 +22,7 @@ def convnext(
 ) -> ConvNeXt:
     """torchvision's ConvNeXt; with `stem="small"` a 3×3 stem of stride 1.
 
-    Stochastic depth would drop the blocks of every depth alike, so unlike torchvision's it is off.
+    Stochastic depth is off, unlike in torchvision: it would drop blocks of every depth alike.
     """
     settings = [
         CNBlockConfig(width, following, count)

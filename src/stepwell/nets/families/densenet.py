@@ -1,8 +1,8 @@
 """DenseNet-201 that holds sub-nets as deep as DenseNet-169 and 121.
 
 torchvision's three differ in every width behind the third transition, so the sub-nets are a family of
-their own: a shallower dense block hands on fewer channels, and what stands behind it reads the first
-columns of its weight. The full net is torchvision's densenet201, name by name.
+their own: a shallower dense block hands on fewer channels, and the layers behind it read the first
+columns of its weight. The full net is torchvision's densenet201 with the same names.
 """
 
 from collections import OrderedDict
@@ -77,7 +77,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """torchvision's DenseNet, whose parts behind a dense block take one that is cut short.
+    """torchvision's DenseNet; the layers behind a dense block also take a shorter block's output.
 
     Args:
         blocks: layers of each dense block.

@@ -31,5 +31,5 @@ def mobilenet_v2(
 
 
 def stages(blocks: Sequence[int]) -> tuple[str, ...]:
-    """Where the stages stand in `features`, behind the first convolution."""
+    """The stages in `features`, behind the first convolution."""
     return tuple(f"features[{a}:{b}]" for a, b in pairwise(accumulate(blocks, initial=1)))

@@ -21,7 +21,7 @@ CIFAR = {str(6 * n + 2): (n, n, n) for n in range(1, 19)}
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 CIFAR_STAGES = STAGES[:3]
-#: Half as wide in the last stage, or the last two, as students of grafting are (Shen et al. 2021).
+#: Half the channels in the last stage, or the last two: students for grafting (Shen et al. 2021).
 SLIM, SLIMMER = (16, 32, 32), (16, 16, 32)
 
 
@@ -54,9 +54,9 @@ class CifarResNet(nn.Module):
 
     Args:
         norm: "batch", or "layer": each image's map is normalised as a whole, with a scale and a shift
-            per channel (a GroupNorm of one group). Without statistics of batches, equal weights give
-            equal predictions, in training, too, as studies of distillation need it (Stanton et al.
-            2021, section 6.2).
+            per channel (a GroupNorm of one group). Without batch statistics, equal weights give equal
+            predictions in training, too. Studies of distillation need it (Stanton et al. 2021, section
+            6.2).
         widths: channels of the three stages.
     """
 

@@ -16,7 +16,7 @@ from stepwell.nets.nested.plan import Plan
 from stepwell.nets.nested.reading import find_stages, read
 
 PREFIX = "timm/"
-#: Where timm's models have their blocks, inner containers first.
+#: The usual containers of the blocks in timm's models, inner containers first.
 STAGES = (r"(stages|layers)\.\d+\.blocks", r"(stages|blocks)\.\d+", r"blocks", r"layer\d", r"s\d")
 
 
@@ -24,8 +24,8 @@ STAGES = (r"(stages|layers)\.\d+\.blocks", r"(stages|blocks)\.\d+", r"blocks", r
 def timm_builder(name: str) -> Builder:
     """The builder of a timm model; `name` has no prefix.
 
-    A model of one stage (such as a ViT or DeiT) names its depths by their number of blocks; the full
-    depth of others is called "full".
+    The depths of a model of one stage (such as a ViT or DeiT) are named by their number of blocks. The
+    full depth of other models is called "full".
 
     Raises:
         ValueError: timm has no such model, or it has no stages of like blocks.
@@ -63,7 +63,7 @@ def _plan(name: str, module: nn.Module) -> Plan:
                 return read(module, stages)
             except ValueError as error:
                 reasons.append(str(error))
-    reason = next(iter(reasons), "its blocks stand in none of timm's usual containers")
+    reason = next(iter(reasons), "its blocks are in none of timm's usual containers")
     raise ValueError(
         f"no stages could be found in timm's {name} ({reason}): "
         "make it with timm.create_model and name them to stepwell.nest(module, stages=...)"
@@ -71,9 +71,12 @@ def _plan(name: str, module: nn.Module) -> Plan:
 
 
 def check_depths(
-    name: str, depths: Mapping[str, Sequence[int]], arguments: Mapping[str, Any]
+    name: str,
+    depths: Mapping[str, Sequence[int]],
+    stages: Sequence[str],
+    arguments: Mapping[str, Any],
 ) -> None:
-    """Refuse depths that drop blocks behind which the shape is another than before them.
+    """Refuse depths that drop a block which changes the shape.
 
     Raises:
         ValueError: for the first such depth; the message says how many blocks to keep.
@@ -82,7 +85,7 @@ def check_depths(
     size = arguments.get(builder.size_argument or "", builder.size)
     with torch.device("meta"):
         module = builder.make(**arguments).eval()
-        net = NestedNet(module, read(module, builder.stages), {}, builder.full)
+        net = NestedNet(module, read(module, stages), {}, builder.full)
         with torch.no_grad():
             check_shapes(net, depths, torch.empty(1, 3, size, size))
 
@@ -91,5 +94,5 @@ def _make(name: str, **arguments: Any) -> nn.Module:
     import timm
 
     if arguments.get("pretrained"):
-        raise ValueError("published weights come by --init pretrained, not as an argument")
+        raise ValueError("pretrained=True: use --init pretrained for published weights")
     return timm.create_model(name, **arguments)

@@ -14,7 +14,7 @@ from stepwell.types import Images
 class UNet(nn.Module):
     """One residual block a level on the way down, two at the bottom, one a level on the way up.
 
-    Every block is told the time. The last convolution starts at zero.
+    Every block takes an embedding of the time. The last convolution starts at zero.
 
     Args:
         channels: of the images.
@@ -23,19 +23,22 @@ class UNet(nn.Module):
 
     def __init__(self, channels: int = 3, widths: tuple[int, ...] = (32, 64)) -> None:
         super().__init__()
-        told = 4 * widths[0]
+        embedding = 4 * widths[0]
         self.frequencies = widths[0]
-        self.time = nn.Sequential(nn.Linear(widths[0], told), nn.SiLU(), nn.Linear(told, told))
+        self.time = nn.Sequential(
+            nn.Linear(widths[0], embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(_Block(width, width, told) for width in widths)
+        self.down = nn.ModuleList(_Block(width, width, embedding) for width in widths)
         self.shrink = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths)
         )
-        self.bottom = nn.ModuleList(_Block(widths[-1], widths[-1], told) for _ in range(2))
+        self.bottom = nn.ModuleList(_Block(widths[-1], widths[-1], embedding) for _ in range(2))
         upwards = list(reversed(widths))
         below = [widths[-1], *upwards[:-1]]
         self.up = nn.ModuleList(
-            _Block(under + width, width, told) for under, width in zip(below, upwards, strict=True)
+            _Block(under + width, width, embedding)
+            for under, width in zip(below, upwards, strict=True)
         )
         self.out = nn.Conv2d(widths[0], channels, 3, padding=1)
         for parameter in self.out.parameters():
@@ -43,34 +46,34 @@ class UNet(nn.Module):
 
     def forward(self, x: Images, time: Float[Tensor, " batch"]) -> Images:
         """Images (batch, channels, height, width) at times in [0, 1] to images of the same shape."""
-        told = self.time(_waves(time, self.frequencies))
+        embedding = self.time(_waves(time, self.frequencies))
         x, levels = self.stem(x), []
         for i, block in enumerate(self.down):
-            x = block(self.shrink[i - 1](x) if i else x, told)
+            x = block(self.shrink[i - 1](x) if i else x, embedding)
             levels.append(x)
         for block in self.bottom:
-            x = block(x, told)
+            x = block(x, embedding)
         for block in self.up:
             level = levels.pop()
             x = F.interpolate(x, size=level.shape[-2:])  # nearest; an odd size halves to more
-            x = block(torch.cat([x, level], 1), told)
+            x = block(torch.cat([x, level], 1), embedding)
         return self.out(F.silu(x))
 
 
 class _Block(nn.Module):
-    """Two convolutions with a norm each, told the time between them, and a shortcut."""
+    """Two convolutions with a norm each, with the time added between them, and a shortcut."""
 
-    def __init__(self, width_in: int, width: int, told: int) -> None:
+    def __init__(self, width_in: int, width: int, embedding: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(8, width_in)
         self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
-        self.told = nn.Linear(told, width)
+        self.told = nn.Linear(embedding, width)
         self.norm2 = nn.GroupNorm(8, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.shortcut = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x))) + self.told(F.silu(told))[:, :, None, None]
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x))) + self.told(F.silu(embedding))[:, :, None, None]
         return self.shortcut(x) + self.conv2(F.silu(self.norm2(y)))
 
 

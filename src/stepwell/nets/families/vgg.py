@@ -20,7 +20,7 @@ def vgg_bn(
 ) -> VGG:
     """torchvision's VGG-BN; with `stem="small"` its classifier is one layer on the pooled features.
 
-    That is the usual form for images of 32 pixels; five poolings need at least so many.
+    This is the usual form for images of 32 pixels; five poolings need 32 pixels or more.
     """
     widths: list[str | int] = []
     for width, count in zip(WIDTHS, blocks, strict=True):
@@ -43,9 +43,9 @@ def vgg_bn(
 
 
 def stages(blocks: Sequence[int]) -> tuple[str, ...]:
-    """Where the stages stand in `features`: three modules a block, one pooling behind each stage."""
-    found, start = [], 0
+    """The stages in `features`: three modules a block, one pooling behind each stage."""
+    names, start = [], 0
     for count in blocks:
-        found.append(f"features[{start}:{start + 3 * count}:3]")
+        names.append(f"features[{start}:{start + 3 * count}:3]")
         start += 3 * count + 1
-    return tuple(found)
+    return tuple(names)

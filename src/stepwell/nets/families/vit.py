@@ -1,6 +1,6 @@
 """Vision transformers: torchvision's ViT-B/16, whose depths are its numbers of blocks.
 
-timm's (DeiT among them) are read by `nets.timm_models`.
+`timm_models` reads timm's transformers, such as DeiT.
 """
 
 from torchvision.models.vision_transformer import VisionTransformer

@@ -5,11 +5,11 @@ The full net's tensors stand under torchvision's own names, private tensors unde
 (`nets.container` reads and checks both).
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +22,13 @@ from stepwell.files import write_whole
 from stepwell.nets import build, builder_of
 from stepwell.nets.card import Card
 from stepwell.nets.files.container import digest, is_pickle, read_checked, read_state_dict
+from stepwell.nets.nested.exits import describe_head, make_head
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.reading import read
 
 #: 1 names a builder; 2 the stages that `nest` was given, for a module that only its maker has; 3 has
-#: something beside the nested net, whichever of the two that is.
-FORMAT = 3
+#: something beside the nested net, whichever of the two that is; 4 has exits or tied weights.
+FORMAT = 4
 #: Where the tensors stand of what is beside a nested net in its file.
 BESIDE = "beside/"
 #: What the card says of measurements, not of the network.
@@ -54,10 +55,10 @@ def save(net: NestedNet, path: str | Path, *, beside: Beside | None = None) -> P
     Raises:
         OSError: the folder does not exist or the disk is full.
     """
-    header = _structure(net) | {"card": dataclasses.asdict(net.card)}
+    header = _structure(net) | {"card": net.card.as_header()}
     tensors = _on_cpu(net)
     if beside is not None:
-        header |= {"format": 3, "beside": beside.about}
+        header |= {"format": max(3, header["format"]), "beside": beside.about}
         tensors |= {BESIDE + k: v.detach().cpu().contiguous() for k, v in beside.tensors.items()}
     return _write(Path(path), header, tensors)
 
@@ -86,6 +87,11 @@ def _structure(net: NestedNet) -> dict[str, Any]:
         made = {"format": 2, "stages": list(net.plan.stages)}
     else:
         made = {"format": 1, "builder": net.builder[0], "arguments": net.builder[1]}
+    names = net.stored_names()
+    if net.exits or len(set(names.values())) < len(names):
+        made["format"] = 4
+    if net.exits:
+        made["exits"] = {exit: describe_head(head) for exit, head in net.exits.items()}
     return made | {
         "full": net.full,
         "depths": {depth: list(blocks) for depth, blocks in net.subnets.items()},
@@ -106,27 +112,37 @@ def rewrite_card(path: str | Path, card: Card) -> Path:
         OSError: the disk is full; the file is as it was before.
     """
     header, tensors = _read_own(Path(path))
-    return _write(Path(path), header | {"card": dataclasses.asdict(card)}, tensors)
+    return _write(Path(path), header | {"card": card.as_header()}, tensors)
 
 
-def load(path: str | Path, module: Callable[[], nn.Module] | None = None) -> NestedNet:
+def load(
+    path: str | Path,
+    module: Callable[[], nn.Module] | None = None,
+    *,
+    heads: Mapping[str, Callable[[], nn.Module]] | None = None,
+) -> NestedNet:
     """Read a nested net, in eval mode, from a file that `save` wrote.
 
     Args:
         module: makes the full net anew, where `stepwell.nest` made the nested net of the caller's own
             module; its weights are replaced by the file's.
+        heads: makes the head of each exit anew, by the exit's name, where the head is the caller's own.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, is no safetensors file, or is none of Stepwell's; `module` is
-            missing, makes another network, or is given for a network that has a name.
+            missing, makes another network, or is given for a network that has a name; `heads` misses an
+            exit with a head of the caller's own, or names another.
     """
     header, tensors = _read_own(Path(path))
     if module is not None and "builder" in header:
         raise ValueError(
             f"{path} names its network, {header['builder']}: load it without module=FACTORY"
         )
-    return _assemble(header, tensors, Path(path), module)
+    heads = heads or {}
+    if unknown := heads.keys() - header.get("exits", {}).keys():
+        raise ValueError(f"{path} has no exit {min(unknown)!r}: leave it out of heads=")
+    return _assemble(header, tensors, Path(path), module, heads)
 
 
 def fingerprint(path: Path) -> str:
@@ -141,7 +157,10 @@ def fingerprint(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     trained = [depth for depth, status in header["status"].items() if status != "calibrated"]
     kept = {
-        "depths": {d: blocks for d, blocks in header["depths"].items() if d in trained},
+        name: {d: value for d, value in header[name].items() if d in trained}
+        for name in ("depths", "exits")
+        if name in header
+    } | {
         "status": {d: header["status"][d] for d in trained},
         "card": {k: v for k, v in header["card"].items() if k not in MEASURED},
     }
@@ -216,7 +235,8 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     if header is None or "depths" not in header:  # plain weights, Stepwell's own among them
         return Start(card, fresh)
     tensors |= {k: own[k] for k in fresh if "builder" not in header}
-    theirs = _assemble(header, tensors, path, lambda: deepcopy(net.module))
+    heads = {exit: partial(deepcopy, head) for exit, head in net.exits.items()}
+    theirs = _assemble(header, tensors, path, lambda: deepcopy(net.module), heads)
     if net.norm_sharing == theirs.norm_sharing == "private":
         for depth, blocks in net.subnets.items():
             if theirs.subnets.get(depth) == blocks:
@@ -286,6 +306,8 @@ def fill(
     """
     own = net.module.state_dict()
     given = {k: v for k, v in tensors.items() if not k.startswith(("depths/", BESIDE))}
+    stored = net.stored_names()
+    given |= {k: given[stored[k]] for k in own.keys() - given.keys() if stored[k] in given}  # tied
     if odd := sorted(own.keys() ^ given.keys()):
         wrapped = all(name.startswith("module.") for name in given)
         hint = "; all begin with 'module.': save model.module.state_dict()" if wrapped else ""
@@ -310,10 +332,11 @@ def _assemble(
     tensors: Mapping[str, Tensor],
     path: Path,
     module: Callable[[], nn.Module] | None,
+    heads: Mapping[str, Callable[[], nn.Module]],
 ) -> NestedNet:
     norms = header.get("norms", "private")  # files of before that had no other
     if "builder" in header:
-        net = build(header["builder"], header["depths"], norms=norms, **header["arguments"])
+        net = build(header["builder"], norms=norms, **header["arguments"])
     elif module is None:
         raise ValueError(
             f"{path} holds a module of its maker's own that stepwell.nest made nested: give "
@@ -322,7 +345,8 @@ def _assemble(
     else:
         own = module()
         plan = read(own, header["stages"])
-        net = NestedNet(own, plan, header["depths"], header["full"], norms=norms)
+        net = NestedNet(own, plan, {}, header["full"], norms=norms)
+    _add_depths(net, header, path, heads)
     try:
         net.load_tensors({k: v for k, v in tensors.items() if not k.startswith(BESIDE)})
     except RuntimeError as error:
@@ -336,6 +360,28 @@ def _assemble(
         net.mark(status, depth)
     net.card = _card(header)
     return net.eval()
+
+
+def _add_depths(
+    net: NestedNet,
+    header: Mapping[str, Any],
+    path: Path,
+    heads: Mapping[str, Callable[[], nn.Module]],
+) -> None:
+    """Add the depths and exits of a file's header, in their order."""
+    exits = header.get("exits", {})
+    own = [exit for exit, described in exits.items() if described is None]
+    if missing := [exit for exit in own if exit not in heads]:
+        raise ValueError(
+            f"{path} has an exit {missing[0]!r} with a head of its maker's own: give load(path, "
+            f"heads={{{missing[0]!r}: FACTORY}}), a function without arguments that makes the same head"
+        )
+    for depth, blocks in header["depths"].items():
+        if depth not in exits:
+            net.add_depth(depth, blocks)
+        else:
+            head = heads[depth]() if depth in own else make_head(exits[depth])
+            net.add_exit(depth, blocks, head)
 
 
 def _card(header: Mapping[str, Any]) -> Card:

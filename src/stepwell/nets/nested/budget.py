@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from stepwell.nets.card import Card
 
-#: What a depth costs and gives: "ms", "macs" and "accuracy", as far as they are known.
+#: Measurements of a depth: "ms", "macs" and "accuracy", where they are known.
 Row = dict[str, float]
 UNITS = {"ms": "ms an image", "macs": "MACs an image", "accuracy": "accuracy"}
 
@@ -25,17 +25,16 @@ def choose_depth(
 
     Args:
         status: of every depth, shallow to deep; a "fresh" one is never chosen.
-        device: whose times count, a key of `card.latency`.
+        device: the device of the times, a key of `card.latency`.
 
     Raises:
-        ValueError: nothing fits, or nothing is known that the choice could rest on.
+        ValueError: no depth fits, or the measurements that the choice needs are missing.
     """
     limits = _limits(ms, macs, accuracy)
     ready = [depth for depth, state in status.items() if state != "fresh"]
     if not ready:
         raise ValueError(
-            "no depth was trained or calibrated, so none can be chosen: train the network, or run "
-            "`stepwell calibrate RUN`"
+            "no depth was trained or calibrated: train the network, or run `stepwell calibrate RUN`"
         )
     if ms is not None and device not in card.latency:
         known = "; ".join(card.latency) or "no device"
@@ -48,8 +47,8 @@ def choose_depth(
     rows = {d: row for d, row in rows.items() if limits.keys() | {cost} <= row.keys()}
     if not rows:
         raise ValueError(
-            f"the {' and '.join(limits)} of no depth that is ready are known: measure them with "
-            "`stepwell cost RUN --save`, which takes --data where the run has no validation part"
+            f"the trained depths have no measured {' and '.join(limits)}: measure them with "
+            "`stepwell cost RUN --save`; give --data where the run has no validation part"
         )
     fitting = {d: row for d, row in rows.items() if _fits(row, limits)}
     if not fitting:
@@ -74,7 +73,7 @@ def _limits(ms: float | None, macs: float | None, accuracy: float | None) -> Row
 
 
 def check_share(accuracy: float | None) -> None:
-    """Refuse an accuracy that is no share, such as one in percent.
+    """Refuse an accuracy that is not between 0 and 1, such as one in percent.
 
     Raises:
         ValueError: it is not between 0 and 1.
@@ -94,7 +93,7 @@ def _fits(row: Row, limits: Row) -> bool:
 
 
 def _nothing_fits(rows: Mapping[str, Row], limits: Row, cost: str) -> str:
-    """Names the cheapest depth where cost is limited, the most accurate where accuracy is."""
+    """The error message: the cheapest depth for limits of cost, the most accurate for accuracy."""
     bounds = [
         f"{'at least' if n == 'accuracy' else 'at most'} {limit:g} {UNITS[n]}"
         for n, limit in limits.items()
@@ -104,8 +103,8 @@ def _nothing_fits(rows: Mapping[str, Row], limits: Row, cost: str) -> str:
         ends.append(("cheapest", min(rows, key=lambda d: rows[d][cost])))
     if "accuracy" in limits:
         ends.append(("most accurate", max(rows, key=lambda d: rows[d]["accuracy"])))
-    told = [
+    parts = [
         f"the {what}, {depth}, has " + ", ".join(f"{rows[depth][n]:.4g} {UNITS[n]}" for n in limits)
         for what, depth in ends
     ]
-    return f"no depth has {' and '.join(bounds)}; {'; '.join(told)}"
+    return f"no depth has {' and '.join(bounds)}; {'; '.join(parts)}"

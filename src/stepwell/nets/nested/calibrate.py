@@ -15,25 +15,27 @@ from stepwell.types import Batch
 def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
     """Give every fresh depth of `net` norm statistics from `batches`, in one pass for all of them.
 
-    Statistics are averages over the images (no labels, no gradients); norms that a trained
-    depth uses are left as they are. The depths are marked "calibrated".
+    Statistics are averages over the images (no labels, no gradients). Norms that a trained depth uses
+    stay as they are. The depths are marked "calibrated". A fresh exit stays fresh: its head needs
+    training, not statistics.
 
-    Only BatchNorm keeps statistics. Where a fresh depth has none of its own (networks of LayerNorms, or
-    with `norms="shared"`), no tensor changes and `batches` is not read: its private norms stay copies
-    of the full net's, and "calibrated" says no more than that it runs on trained weights.
+    Only BatchNorm keeps statistics. Where a fresh depth has no BatchNorm of its own (networks of
+    LayerNorms, or `norms="shared"`), no tensor changes and `batches` is not read. Its private norms
+    stay copies of the full net's; "calibrated" then says only that it runs on trained weights.
 
     Args:
-        batches: of (images, labels), such as a `DataLoader`'s; training images without augmentation,
-            of which some thousands suffice.
+        batches: of (images, labels), such as a `DataLoader`'s: training images without augmentation.
+            Some thousands suffice.
 
     Raises:
         ValueError: no depth was ever trained, so there are no weights to calibrate for; there is no
-            batch, or something else than a pair is among them.
+            batch, or an item is no pair.
     """
-    fresh = [depth for depth, status in net.status.items() if status == "fresh"]
+    status, exits = net.status, net.exits
+    fresh = [depth for depth in status if status[depth] == "fresh" and depth not in exits]
     if not fresh:
         return
-    if "trained" not in net.status.values():
+    if "trained" not in status.values():
         raise ValueError(
             "calibrate needs a trained depth, and this network has none: train it first, or, if its "
             f"weights were trained elsewhere, say so with net.mark('trained', {net.full!r})"
@@ -107,7 +109,7 @@ def estimate(
 
 
 def _images_of(batch: object) -> Tensor:
-    """The images of a batch; a lone tensor of two images would come apart as if it were one."""
+    """The images of a batch; a lone tensor of two images would unpack like a pair."""
     if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Tensor):
         return batch[0]
     given = type(batch).__name__

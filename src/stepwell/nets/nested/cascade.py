@@ -1,21 +1,22 @@
-"""A cascade: every image by the shallowest depth first, those it is unsure of by the next one.
+"""A cascade: the shallowest depth sees every image, and each deeper depth the images still unsure.
 
-A deeper depth goes on from where its path leaves those already run: the activations of their common
-prefix are kept, and only the rows of the unsure images are taken from them.
+A deeper depth continues where its path leaves the paths already run: the activations of the common
+prefix are kept, for the unsure images alone.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stepwell.nets.nested.net import NestedNet
-from stepwell.nets.nested.trie import overwrites
+from stepwell.nets.nested.steps import Value, each, overwrites
 from stepwell.types import Images, Logits
 
-#: How sure logits (batch, classes) are, (batch,): an image is answered where it reaches the threshold.
+#: Maps logits (batch, classes) to confidence (batch,); a depth answers an image from its threshold on.
 Confidence = Callable[[Tensor], Tensor]
 
 
@@ -25,7 +26,7 @@ def top_probability(logits: Logits) -> Tensor:
 
 
 class Answer(NamedTuple):
-    """What a cascade gives for a batch.
+    """The answer of a cascade for a batch.
 
     logits: (batch, classes), each row by the depth that answered.
     depth: (batch,), the index of that depth in `Cascade.depths`.
@@ -36,17 +37,17 @@ class Answer(NamedTuple):
 
 
 class Cascade:
-    """Several depths of `net`, shallow to deep; the last one answers whatever the others leave.
+    """Several depths of `net`, shallow to deep; the last one answers the remaining images.
 
     Args:
-        thresholds: by depth, all but the last: it answers where its confidence is at least this. From 0
-            to 1, unless `confidence` is another than the default.
+        thresholds: by depth, without the last: a depth answers where its confidence reaches the
+            threshold. From 0 to 1 with the default `confidence`.
         last: the depth that answers the rest; the full net by default.
-        confidence: how sure logits are, the same for all depths.
+        confidence: the measure of confidence, the same for all depths.
 
     Raises:
-        ValueError: no such depth, one that nobody trained or calibrated, or one deeper than `last`; a
-            threshold for `last` itself; one that is nan or out of range.
+        ValueError: no such depth, a depth that is neither trained nor calibrated, or one deeper than
+            `last`; a threshold for `last` itself, or one that is nan or out of range.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Cascade:
         if self.net.training:
             raise ValueError("a cascade runs a network in eval mode: call net.eval() first")
         rows = torch.arange(len(x), device=x.device)  # of the batch: the images still unanswered
-        kept = {(0, 0): x}
+        kept: dict[tuple[int, int], Value] = {(0, 0): x}
         logits, answered = None, torch.zeros_like(rows)
         for i, depth in enumerate(self.depths):
             y = self._run(i, kept)
@@ -111,29 +112,30 @@ class Cascade:
             kept = {at: y for at, y in kept.items() if at in needed}
             if len(unsure) < len(rows):
                 rows = rows[unsure]
-                kept = {at: y[unsure] for at, y in kept.items()}
+                kept = {at: each(itemgetter(unsure), y) for at, y in kept.items()}
         assert logits is not None
         return Answer(logits, answered)
 
-    def _run(self, i: int, kept: dict[tuple[int, int], Tensor]) -> Tensor:
-        """Logits of the i-th depth; adds to `kept` what deeper ones start from."""
+    def _run(self, i: int, kept: dict[tuple[int, int], Value]) -> Tensor:
+        """Logits of the i-th depth; adds to `kept` the values from which deeper depths start."""
         y = kept[self._starts[i]]
         path = self.net.path(self.depths[i])
         start = self._starts[i][1]
         for position in range(start, len(path)):
-            if position == start or (i, position) in kept:  # what others start from, too
-                y = y.clone() if overwrites(path[position:]) else y
+            if position == start or (i, position) in kept:  # other depths start from it, too
+                y = each(Tensor.clone, y) if overwrites(path[position:]) else y
             y = path[position](y)
             if (i, position + 1) in self._starts:
                 kept[i, position + 1] = y
+        assert isinstance(y, Tensor)
         return y
 
 
 def _check_thresholds(thresholds: Mapping[str, float], last: str, confidence: Confidence) -> None:
     if last in thresholds:
         raise ValueError(
-            f"the last depth of a cascade, {last!r}, answers whatever is left and takes no threshold: "
-            "leave its own out, or name a deeper depth as last"
+            f"the last depth of a cascade, {last!r}, answers all remaining images and takes no "
+            "threshold: leave its own out, or name a deeper depth as last"
         )
     for depth, value in thresholds.items():
         if confidence is top_probability and not 0 <= value <= 1:

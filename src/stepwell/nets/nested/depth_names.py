@@ -1,7 +1,7 @@
-"""What a depth may be called, and which blocks it may keep."""
+"""Rules for the names of depths and for the blocks that they keep."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from operator import index
 from typing import Any
 
@@ -11,7 +11,7 @@ _RESERVED = ("all", "net", "export")
 
 
 def blocks_of(name: str, blocks: Any, most: tuple[int, ...]) -> tuple[int, ...]:
-    """The blocks per stage that somebody gave for the depth `name`.
+    """The blocks per stage of the depth `name` as whole numbers.
 
     Args:
         most: the blocks of the full net.
@@ -34,19 +34,24 @@ def check_depth(
     present: Mapping[str, tuple[int, ...]],
     stages: Sequence[str],
     most: tuple[int, ...],
+    *,
+    exits: Collection[str] = (),
+    ends_early: bool = False,
 ) -> None:
     """Refuse a new depth that a nested net cannot have.
 
     Args:
-        blocks: that it keeps of each stage.
+        blocks: of each stage; an exit may have 0 for the last ones.
         present: the blocks of the depths that are there already.
         most: the blocks of the full net, one number for each of `stages`.
+        exits: the names in `present` that are exits.
+        ends_early: the new depth is an exit.
 
     Raises:
         ValueError: its name cannot name a file, or is taken; a wrong number of stages or blocks; it is
             the same network as another depth.
     """
-    what = f"depth {name!r} = {blocks}"
+    what = f"{'exit' if ends_early else 'depth'} {name!r} = {blocks}"
     if not _NAME.fullmatch(name) or name in _RESERVED or name.endswith(".int8"):
         raise ValueError(
             f"{name!r} cannot name a depth, which also names files: use letters, digits, '_', '-', "
@@ -58,11 +63,18 @@ def check_depth(
         raise ValueError(
             f"{what} names {len(blocks)} stages; this net has {len(most)}: {', '.join(stages)}"
         )
-    for stage, kept, all_ in zip(stages, blocks, most, strict=True):
+    stop = len(blocks)
+    if ends_early:
+        stop = next((i for i, kept in enumerate(blocks) if not kept), stop)
+        if not stop or any(blocks[stop:]):
+            raise ValueError(
+                f"{what}: an exit runs the first stages, one or more, and 0 blocks of each stage behind"
+            )
+    for stage, kept, all_ in zip(stages[:stop], blocks, most, strict=False):
         if not 1 <= kept <= all_:
             raise ValueError(
                 f"{what}: {stage} can keep 1 to {all_} blocks (the full net's), not {kept}"
             )
     for other, others in present.items():
-        if others == blocks:
+        if others == blocks and other not in exits and not ends_early:
             raise ValueError(f"{what} is the same network as depth {other!r}: drop one of them")

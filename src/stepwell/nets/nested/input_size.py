@@ -1,4 +1,4 @@
-"""Which images a network's strides leave something of."""
+"""Check that an image size survives the network's strides."""
 
 from copy import deepcopy
 
@@ -9,11 +9,11 @@ from stepwell.nets.nested.net import NestedNet
 
 
 def check_size(net: NestedNet, size: int) -> None:
-    """Refuse images that the network's strides leave nothing of, or that it cannot take.
+    """Refuse an image size that the network's strides or patches do not allow.
 
     Raises:
         ValueError: `size` is smaller than the product of the strides, or no multiple of a ViT's
-            patches, which would leave a border of the images out; the network does not run on it.
+            patches, which would leave out a border of the images; the network does not run on it.
     """
     patch = patch_of(net)
     if size % patch:
@@ -38,7 +38,7 @@ def check_size(net: NestedNet, size: int) -> None:
     if not (net.builder and builder_of(net.builder[0]).size_argument):
         probe = 256
         stride = max(1, probe // shape(probe)[2])  # also where channels come last
-        # what stands behind the stages may stride, too
+        # steps behind the stages may stride, too
         stride = next((s for s in (stride, 2 * stride, 4 * stride) if runs(s)), stride)
         if size < stride:
             raise ValueError(
@@ -55,8 +55,8 @@ def check_size(net: NestedNet, size: int) -> None:
 
 
 def patch_of(net: NestedNet) -> int:
-    """Height and width of the patches that a network cuts its images into; 1 where it cuts none."""
+    """Height and width of a network's patches; 1 where it has none."""
     if not (net.builder and builder_of(net.builder[0]).size_argument):
-        return 1  # convolutions may pad what is left over
+        return 1  # convolutions may pad the border
     sizes = (getattr(module, "patch_size", 1) for module in net.module.modules())
     return max(max(size) if isinstance(size, tuple) else int(size) for size in sizes)

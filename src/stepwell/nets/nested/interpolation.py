@@ -12,11 +12,10 @@ from stepwell.types import Batch
 
 @torch.no_grad()
 def between(a: nn.Module, b: nn.Module, share: float) -> nn.Module:
-    """A copy of `a` whose weights are (1 - share) · a + share · b, at 0 and 1 to the bit.
+    """A copy of `a` whose weights are (1 - share) · a + share · b; exact at 0 and 1.
 
-    Floating buffers are mixed, too. Those of BatchNorm are then no statistics of anything, as the maps
-    they describe are not mixed alike: measure them again (`calibrate.estimate_all`). Other
-    buffers are those of `a`.
+    Floating buffers are interpolated, too. For BatchNorm they are then no statistics of the new
+    network: estimate them from data (`calibrate.estimate_all`). Other buffers are copied from `a`.
 
     Raises:
         ValueError: the two differ in the names or shapes of their tensors.
@@ -37,8 +36,8 @@ def start_interpolated(
     """Move the weights of `student` to share · teacher + (1 - share) · student.
 
     The probe of Stanton et al. 2021, section 6.2: how near to its teacher must a student start to end
-    in the teacher's basin? The statistics of BatchNorms between the two are those of neither, so they
-    are estimated anew from `batches`; at 0 and at 1 they are the student's and the teacher's.
+    in the teacher's basin? Between the two networks, BatchNorm statistics are estimated from `batches`;
+    at 0 and at 1 they are the student's and the teacher's.
 
     Args:
         student: changed in place.
@@ -57,18 +56,18 @@ def start_interpolated(
 
 
 def check_line(a: nn.Module, b: nn.Module) -> None:
-    """Refuse a line between networks that have none.
+    """Refuse to interpolate between two architectures.
 
     Raises:
         ValueError: the two differ in the names or shapes of their tensors.
     """
-    if (odd := differing(a, b)) is not None:
+    if (name := differing(a, b)) is not None:
         raise ValueError(
-            f"no line between two architectures: {odd} is in one only, or has another shape"
+            f"no line between two architectures: {name} is in one only, or has another shape"
         )
 
 
 def differing(a: nn.Module, b: nn.Module) -> str | None:
-    """A tensor that two modules do not have in common, by name and shape; none where they do."""
+    """The name of a tensor that one module lacks, or has in another shape; None if all match."""
     ours, theirs = ({k: v.shape for k, v in m.state_dict().items()} for m in (a, b))
     return next((k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)), None)

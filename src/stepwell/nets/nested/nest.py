@@ -1,16 +1,16 @@
-"""Nests depths in a module of the caller's own, and checks that they are what they should be."""
+"""Make a nested net of a module of the caller's own, and check every depth."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stepwell.nets.nested.example import example_input, line_of, outputs_by_block
 from stepwell.nets.nested.net import NestedNet, NormSharing
 from stepwell.nets.nested.reading import read
+from stepwell.nets.nested.steps import Value
 from stepwell.train_mode import in_eval_mode
-
-#: Heights and widths tried, in this order, for images of unknown size.
-SIZES = (32, 64, 224, 256, 384)
 
 
 def nest(
@@ -22,44 +22,33 @@ def nest(
     norms: NormSharing = "private",
     input_size: Sequence[int] | None = None,
 ) -> NestedNet:
-    """A nested net around `module`, whose weights it shares.
+    """Make a nested net around `module`; the two share their weights.
 
     Every depth runs on random input, in eval mode: the full path must equal the module bit by bit,
     each sub-net the path it was cut from, and all depths together each one alone.
 
     Args:
-        module: the full net; one tensor in, logits (batch, classes) out. Where maps between its blocks
-            are (batch, height, width, channels), `module.output_fmt = "NHWC"` says so to attention.
+        module: the full net; one tensor in, logits (batch, classes) out. Further arguments of its
+            forward need a default of None (see `NestedNet.forward`, `given`). Where maps between its
+            blocks are (batch, height, width, channels), set `module.output_fmt = "NHWC"`. Tied
+            parameters stay tied; a file holds them once.
         stages: containers of blocks in the order they run, such as "layer1" or "stages.0.blocks";
             "features[2:4]" takes some children of one, "features[0:6:3]" three of them a block.
         depths: blocks per stage of each sub-net, by name; a sub-net keeps the first ones of a stage.
         full: the name of the full net's own depth.
         norms: "private" to each depth behind the fork, or "shared" (an ablation; see `NestedNet`).
-        input_size: shape of one input, such as (3, 224, 224); tried out where it is not given.
+        input_size: shape of one input, such as (3, 224, 224), or (16,) for 16 token ids; tried out
+            where it is not given.
 
     Raises:
-        ValueError: a stage is not there; the module cannot be read, or has weights under two
-            names; a depth drops blocks that change the shape; a path does not equal its network; or
-            a block overwrites its input, which the other depths run on, without saying so by
-            `inplace`.
+        ValueError: a stage is not there; the module cannot be read; a depth drops blocks that change
+            the shape; a path does not equal its network; or a block overwrites its input, which the
+            other depths run on, without an attribute `inplace`.
     """
-    _check_tied(module)
     net = NestedNet(module, read(module, stages), depths, full, norms=norms)
     with in_eval_mode(net), torch.no_grad():
-        _check(net, _input_for(net, input_size))
+        _check(net, example_input(module, input_size))
     return net
-
-
-def _check_tied(module: nn.Module) -> None:
-    """Refuse weights under two names, which no file could hold once."""
-    names: dict[int, str] = {}
-    for name, value in module.state_dict(keep_vars=True).items():
-        if first := names.get(id(value)):
-            raise ValueError(
-                f"{type(module).__name__} ties weights: {first!r} and {name!r} are one tensor, and a "
-                "file holds each under one name: register it once"
-            )
-        names[id(value)] = name
 
 
 def _check(net: NestedNet, x: Tensor) -> None:
@@ -77,7 +66,7 @@ def _check(net: NestedNet, x: Tensor) -> None:
         except Exception as error:  # whatever the module's own code raises
             raise ValueError(
                 f"{kind} without the blocks that depth {depth!r} drops does not run "
-                f"({_line(error)}): its forward names blocks one by one"
+                f"({line_of(error)}): its forward names blocks one by one"
             ) from error
         if not torch.equal(plain, expected):
             raise ValueError(
@@ -93,16 +82,17 @@ def _check(net: NestedNet, x: Tensor) -> None:
 
 
 def check_shapes(net: NestedNet, depths: Mapping[str, Sequence[int]], x: Tensor) -> None:
-    """Refuse depths that drop blocks behind which the shape is another than before them.
+    """Refuse depths that drop a block which changes the shape.
 
     Args:
-        depths: blocks per stage by name; whether `net` has them does not matter.
+        depths: blocks per stage by name; `net` need not have them.
         x: a batch for the full net.
 
     Raises:
         ValueError: for the first such depth; the message says how many blocks to keep.
     """
-    stages = list(_shapes(net, x))
+    outputs = outputs_by_block(net.path(), net.plan, x)
+    stages = [[_shape_of(value) for value in blocks] for blocks in outputs]
     for depth, blocks in depths.items():
         for stage, kept, shapes in zip(net.plan.stages, blocks, stages, strict=False):
             if 1 <= kept <= len(shapes) and shapes[kept - 1] != shapes[-1]:
@@ -114,60 +104,8 @@ def check_shapes(net: NestedNet, depths: Mapping[str, Sequence[int]], x: Tensor)
                 )
 
 
-def _shapes(net: NestedNet, x: Tensor) -> Iterator[list[tuple[int, ...]]]:
-    """For each stage, the shape behind each block of the full net."""
-    at = 0
-    path = net.path()
-    for steps, blocks in zip(net.plan.gaps, net.plan.blocks, strict=False):
-        for step in path[at : at + len(steps)]:
-            x = step(x)
-        at += len(steps)
-        shapes = []
-        for block in blocks:
-            for step in path[at : at + len(block)]:
-                x = step(x)
-            at += len(block)
-            shapes.append(tuple(x.shape))
-        yield shapes
-
-
-def _input_for(net: NestedNet, size: Sequence[int] | None) -> Tensor:
-    """Two random examples of a shape that the module takes."""
-    kind, sizes = (
-        type(net.module).__name__,
-        [size] if size is not None else list(_sizes(net.module)),
-    )
-    problem = "its first layer is no Conv2d or Linear"
-    for shape in sizes:
-        x = _random(net, (2, *shape))
-        try:
-            net.module(x)
-        except Exception as error:  # whatever the module's own code raises
-            problem = _line(error)
-        else:
-            return x
-    if size is not None:
-        raise ValueError(f"{kind} does not run on input of shape {(2, *size)}: {problem}")
-    raise ValueError(
-        f"the shape of {kind}'s input could not be found ({problem}): give that of one example, "
-        "such as input_size=(3, 224, 224)"
-    )
-
-
-def _sizes(module: nn.Module) -> Iterator[tuple[int, ...]]:
-    first = next((m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
-    if isinstance(first, nn.Conv2d):
-        yield from ((first.in_channels, size, size) for size in SIZES)
-    elif first is not None:
-        yield (first.in_features,)
-
-
-def _random(net: NestedNet, shape: Sequence[int]) -> Tensor:
-    """Normal random values that leave torch's own generator alone."""
-    like = next(net.parameters())
-    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    return x.to(like.device, like.dtype)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _shape_of(value: Value) -> tuple[Any, ...]:
+    """The shape of a tensor; of several, their shapes."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    return tuple(tuple(tensor.shape) for tensor in value)

@@ -1,4 +1,4 @@
-"""How a plain module reads as a path of steps, and what a sub-net's path shares with it."""
+"""The plan of a path: the steps of a plain module, and the modules that a sub-net shares with it."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -17,12 +17,12 @@ _NORM_NAME = re.compile(r"Norm(?![a-z])")
 
 
 class Plan(NamedTuple):
-    """How a plain module reads as a path: strings name modules inside it, in the order they run.
+    """A plain module as a path; strings name modules inside it, in the order they run.
 
-    stages: where the blocks stand, as `nets.reading` understands it, such as "layer1".
+    stages: containers of the blocks, as for `read`, such as "layer1".
     blocks: for each stage, the modules that each of its blocks runs; a sub-net keeps the first blocks.
-    gaps: the steps before the first stage, between two, and after the last (so one more than stages);
-        a module stands for itself, such as a functional call of the forward made into a step.
+    gaps: the steps before the first stage, between two, and after the last (so one more than stages).
+        A step is a name or a module, such as code of the forward made into a step.
     """
 
     stages: tuple[str, ...]
@@ -40,7 +40,7 @@ class Plan(NamedTuple):
 
 
 class Code:
-    """A function of a step and its input, made of Python source, that can be pickled.
+    """A function of a step and its input, made from Python source; it can be pickled.
 
     Args:
         source: defines it, as `forward`.
@@ -49,12 +49,12 @@ class Code:
 
     def __init__(self, source: str, scope: Mapping[str, Any]) -> None:
         self.source, self.scope = source, scope
-        found = dict(scope)
-        exec(compile(source, "<step between blocks>", "exec"), found)
-        self._forward = found["forward"]
+        names = dict(scope)
+        exec(compile(source, "<step between blocks>", "exec"), names)
+        self._forward = names["forward"]
 
     def __call__(self, step: "Calls", x: Any) -> Any:
-        """What the source makes of a tensor, or of what stands for one while torch.fx traces."""
+        """The result of the source for a tensor, or for a proxy while torch.fx traces."""
         return self._forward(step, x)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Code":
@@ -72,7 +72,7 @@ def _code(source: str, scope: Mapping[str, Any], modules: Mapping[str, str]) -> 
 
 
 class Holder(nn.Module):
-    """Stands for a module of the full net inside a step that needs only some of its children.
+    """A module of the full net inside a step that needs only some of its children.
 
     Its parameters and buffers, if any, are in the full net's own dicts, so that `.to()` reaches both.
     """
@@ -102,20 +102,20 @@ class Calls(Holder):
 
 def leaves(step: nn.Module, name: str = "") -> dict[str, nn.Module]:
     """The modules that a step of `Calls` runs, by their dotted names in the full net."""
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     for n, child in step._modules.items():
         if isinstance(child, Holder):
-            found |= leaves(child, join(name, n))
+            modules |= leaves(child, join(name, n))
         elif child is not None:
-            found[join(name, n)] = child
-    return found
+            modules[join(name, n)] = child
+    return modules
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module holds statistics or affine parameters of one activation distribution.
+    """Check whether a module holds statistics or affine parameters of one activation distribution.
 
-    Norms that are no subclass of torch's (timm's RmsNorm) are known by their name ("Norm" where a word
-    ends, so not NormalizedLinear), if their parameters hold one value a channel.
+    Norms that are no subclass of torch's (timm's RmsNorm) are recognised by their name ("Norm" where a
+    word ends, so not NormalizedLinear) and by parameters of one value a channel.
     """
     if isinstance(module, _NORMS):
         return True
@@ -126,14 +126,14 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def channels_last(module: nn.Module) -> bool:
-    """Whether the maps of `module` are (batch, height, width, channels) between its blocks.
+    """Check whether the maps between the blocks of `module` are (batch, height, width, channels).
 
-    timm's models say so by `output_fmt = "NHWC"`, and so may a module of your own; torchvision's Swin
-    is known. Exits have the features as (batch, channels, height, width) all the same.
+    timm's models have an attribute `output_fmt = "NHWC"`, and a module of your own may, too.
+    torchvision's Swin is recognised. Exits have features (batch, channels, height, width) in any case.
     """
-    says = (module, *module.children())  # timm's SAM: its patch embedding does
+    parts = (module, *module.children())  # in timm's SAM, the patch embedding has it
     return isinstance(module, SwinTransformer) or any(
-        getattr(part, "output_fmt", None) == "NHWC" for part in says
+        getattr(part, "output_fmt", None) == "NHWC" for part in parts
     )
 
 
@@ -157,8 +157,8 @@ def replant(
 ) -> nn.Module:
     """`module` with the children in `own` (by dotted names) and without those in `dropped`.
 
-    A `Sequential` that loses numbered children counts the others anew, as the plain network of that
-    depth does.
+    A `Sequential` that loses numbered children renumbers the others, as the plain network of that depth
+    does.
     """
     children: dict[str, nn.Module | None] = {}
     for n, child in module._modules.items():

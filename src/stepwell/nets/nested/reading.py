@@ -1,9 +1,9 @@
 """Reads any module as a path of plain steps around the blocks of its stages.
 
-The forward of the modules around the blocks is traced (`torch.fx`); whatever it calls that holds no
-block stays whole, so only code between blocks is ever traced. A call of one module becomes that very
-module; other code between two modules becomes a small step (`Calls`) on the full net's own modules and
-parameters. So a path shares every weight with the module it was read from.
+The forward of the modules around the blocks is traced (`torch.fx`). Blocks, and modules without blocks,
+are not traced. A call of one module becomes that very module; other code between two modules becomes a
+small step (`Calls`) on the full net's own modules and parameters. So a path shares every weight with
+the module that it was read from.
 """
 
 import inspect
@@ -24,19 +24,20 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def read(module: nn.Module, stages: Sequence[str]) -> Plan:
-    """How `module` reads as a path around the blocks of `stages`.
+    """Read `module` as a path around the blocks of `stages`.
 
     Args:
         stages: in the order they run. "layer1" or "stages.0.blocks": each child of that module is a
-            block. "features[2:4]": so are the children 2 and 3 of `features`; "[2:4]": of the module
-            itself. "features[0:6:3]": three children (convolution, norm, activation) make a block.
+            block. "features[2:4]": the children 2 and 3 of `features` are blocks; "[2:4]": of the
+            module itself. "features[0:6:3]": three children (convolution, norm, activation) make a
+            block.
 
     Raises:
         ValueError: a stage is not there; the forward cannot be traced, runs the blocks in another
-            order, or hands more than one tensor from block to block.
+            order, or hands more than one value from block to block.
     """
     if not stages:
-        raise ValueError(f"no stage was named; {_found(module)}")
+        raise ValueError(f"no stage was named; {_candidates(module)}")
     blocks = tuple(_blocks(module, stage) for stage in stages)
     names = [name for stage in blocks for block in stage for name in block]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -53,7 +54,7 @@ def read(module: nn.Module, stages: Sequence[str]) -> Plan:
 
 
 def find_stages(module: nn.Module) -> tuple[str, ...]:
-    """Names of the innermost containers of like blocks, which is where most networks have stages.
+    """Names of the innermost containers of like blocks, where most networks have their stages.
 
     A container counts if its children are of one class and have children of their own.
     """
@@ -71,12 +72,13 @@ def _find(module: nn.Module, name: str) -> Iterator[str]:
     yield from inner
 
 
-def _found(module: nn.Module) -> str:
-    found = [f"{s} ({len(module.get_submodule(s)._modules)} blocks)" for s in find_stages(module)]
+def _candidates(module: nn.Module) -> str:
+    """The end of an error message: the containers in `module` that could be stages."""
+    names = [f"{s} ({len(module.get_submodule(s)._modules)} blocks)" for s in find_stages(module)]
     kind = type(module).__name__
-    if not found:
+    if not names:
         return f"{kind} has no container whose children are blocks of one class: name yours"
-    return f"what looks like stages in {kind}: {', '.join(found)}"
+    return f"possible stages in {kind}: {', '.join(names)}"
 
 
 def _blocks(module: nn.Module, stage: str) -> tuple[tuple[str, ...], ...]:
@@ -88,7 +90,7 @@ def _blocks(module: nn.Module, stage: str) -> tuple[tuple[str, ...], ...]:
     except AttributeError:
         container = None
     if container is None:
-        raise ValueError(f"no module {name!r} to be a stage; {_found(module)}")
+        raise ValueError(f"no module {name!r} to be a stage; {_candidates(module)}")
     children = [n for n, child in container._modules.items() if child is not None]
     size = 1
     if sliced:
@@ -113,7 +115,7 @@ def _blocks(module: nn.Module, stage: str) -> tuple[tuple[str, ...], ...]:
 
 
 class _Whole(nn.Module):
-    """Calls a network with its input alone, so that other arguments keep their defaults."""
+    """Calls a network with its input alone; other arguments keep their defaults."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -124,7 +126,7 @@ class _Whole(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Traces through modules that hold blocks, and takes every other as one call."""
+    """Traces through modules that hold blocks; a call of any other module is one node."""
 
     def __init__(self, around: set[int]) -> None:
         super().__init__()
@@ -174,7 +176,7 @@ class _Code(NamedTuple):
 
 
 class _Trace(NamedTuple):
-    """What a network runs, in order: parameters are not among `nodes`, but read where they are used."""
+    """The calls of a network in order; parameters are read where they are used, not in `nodes`."""
 
     nodes: list[fx.Node]
     source: fx.Node
@@ -193,7 +195,7 @@ class _Trace(NamedTuple):
         except Exception as error:  # whatever the network's own code raises when it meets a proxy
             raise ValueError(
                 f"{kind} cannot be read as a path: {_reason(error)}; the forward around the blocks "
-                f"may not depend on the input's values or sizes ({_found(module)})"
+                f"may not depend on the input's values or sizes ({_candidates(module)})"
             ) from error
         for node, other in zip(_constants(graph), _constants(again), strict=True):
             node.meta["constant"] = getattr(whole, str(node.target))
@@ -215,13 +217,13 @@ class _Trace(NamedTuple):
         run = [n for n in nodes if n.op == "call_module" and _name(n) in wanted]
         called = [_name(n) for n in run]
         if called != list(names):
-            odd = next((n for n in names if called.count(n) != 1), None)
+            block = next((n for n in names if called.count(n) != 1), None)
             problem = (
                 "runs its blocks in another order than the stages name them"
-                if odd is None
-                else f"calls block {odd!r} {called.count(odd)} times where a path runs it once"
+                if block is None
+                else f"calls block {block!r} {called.count(block)} times where a path runs it once"
             )
-            raise ValueError(f"{kind} {problem} ({_found(module)})")
+            raise ValueError(f"{kind} {problem} ({_candidates(module)})")
         trace = _Trace(nodes, source, result, run)
         trace.check()
         return trace
@@ -244,7 +246,7 @@ class _Trace(NamedTuple):
                     )
 
     def live(self, at: int) -> set[fx.Node]:
-        """What has been computed by the end of node `at` and is needed after it."""
+        """The nodes that are computed by the end of node `at` and needed after it."""
         done = {self.source, *self.nodes[: at + 1]}
         needed = {n for node in self.nodes[at + 1 :] for n in node.all_input_nodes}
         return done & (needed | {self.result})
@@ -258,17 +260,17 @@ class _Trace(NamedTuple):
             (before,) = first.all_input_nodes
             yield _Code(tuple(self.nodes[start:stop]), source, before)
             inside = self.nodes[stop : self.nodes.index(last) + 1]
-            if odd := [n for n in inside if n not in self.blocks]:
+            if others := [n for n in inside if n not in self.blocks]:
                 raise ValueError(
                     f"between the blocks of one stage, behind {_name(first)!r}, the forward runs "
-                    f"{odd[0]}: a stage is a plain sequence of blocks, so name two"
+                    f"{others[0]}: a stage is a plain sequence of blocks, so name two stages"
                 )
             start, source, run = stop + len(inside), last, run + size
         yield _Code(tuple(self.nodes[start:]), source, self.result)
 
 
 def _calls_one(node: fx.Node, source: fx.Node) -> bool:
-    """Whether a node calls a module on `source` alone; arguments that are None count as none."""
+    """Check whether a node calls a module on `source` alone; arguments of None are left out."""
     rest = (*node.args[1:], *node.kwargs.values())
     return (
         node.op == "call_module"
@@ -288,7 +290,7 @@ def _name(node: fx.Node) -> str:
 
 
 def _steps(module: nn.Module, in_train: _Code, in_eval: _Code) -> Iterator[str | nn.Module]:
-    """The steps of one gap: as many as there are points where a single tensor is handed on.
+    """The steps of one gap; a step ends wherever a single tensor is handed on.
 
     Code that differs between the modes (a dropout that is no module) stays one step.
     """
@@ -301,7 +303,7 @@ def _steps(module: nn.Module, in_train: _Code, in_eval: _Code) -> Iterator[str |
 
 
 def _parts(code: _Code) -> Iterator[_Code]:
-    """Parts that are one module's call, and what runs between those."""
+    """The parts of a gap: calls of one module, and the code between them."""
     start, source = 0, code.source
     nodes = code.nodes
     trace = _Trace(list(nodes), code.source, code.result, [])
@@ -342,7 +344,7 @@ def _calls(module: nn.Module, in_train: fx.Graph, in_eval: fx.Graph) -> Calls:
 
 
 def _hang(step: Holder, module: nn.Module, path: Sequence[str], whole: bool) -> None:
-    """Make what stands at `path` in `module` stand there in `step`: a module, or else a tensor."""
+    """Give `step` the module, or the tensor, at `path` in `module` under the same path."""
     *parents, last = path
     for name in parents:
         child = module._modules[name]
@@ -358,7 +360,7 @@ def _hang(step: Holder, module: nn.Module, path: Sequence[str], whole: bool) -> 
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, on one line, and where in the network's own code."""
+    """The error's first line, and its place in the network's own code."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     inside = inspect.getfile(fx.Tracer).rsplit("/", 1)[0]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]

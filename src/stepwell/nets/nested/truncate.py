@@ -1,4 +1,4 @@
-"""The plain network that is left of another when each stage keeps its first blocks."""
+"""Truncate a plain network: each stage keeps its first blocks."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from stepwell.nets.nested.reading import SLICE, read
 def truncate(
     module: nn.Module, stages: Sequence[str], kept: Sequence[int]
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """A network of the first blocks of each stage of `module`, and where its own stages stand.
+    """Make a network of the first blocks of each stage of `module`, and the names of its stages.
 
     Args:
-        stages: of `module`, as for `nets.reading.read`.
-        kept: blocks of each stage; all of them leaves it as it is.
+        stages: of `module`, as for `nets.nested.reading.read`.
+        kept: blocks of each stage; with all blocks, the result is `module` itself.
 
     Raises:
-        ValueError: `kept` names another number of stages, no block of one, or more than there are.
+        ValueError: `kept` has another number of stages, no block of one, or more than the stage has.
     """
     plan = read(module, stages)
     sizes = tuple(len(blocks) for blocks in plan.blocks)
@@ -26,15 +26,15 @@ def truncate(
         return module, tuple(stages)
     net = NestedNet(module, plan, {"kept": kept})
     dropped: dict[str, int] = {}  # children of a container, before the stage
-    found = []
+    names = []
     for stage, blocks, count in zip(stages, sizes, kept, strict=True):
         sliced = SLICE.fullmatch(stage)
         if sliced is None:
-            found.append(stage)
+            names.append(stage)
             continue
         name, size = sliced["name"], int(sliced["step"] or 1)
         start = int(sliced["start"]) - dropped.get(name, 0)
         step = f":{size}" if sliced["step"] else ""
-        found.append(f"{name}[{start}:{start + size * count}{step}]")
+        names.append(f"{name}[{start}:{start + size * count}{step}]")
         dropped[name] = dropped.get(name, 0) + size * (blocks - count)
-    return net.subnet("kept"), tuple(found)
+    return net.subnet("kept"), tuple(names)

@@ -41,7 +41,8 @@ class Resolutions(nn.Module):
 
     Raises:
         ValueError: a size is no positive number, is named twice, or one that no network is made for;
-            `net` is made for another than the largest; shared norms of networks made for one size.
+            `net` is made for another than the largest, or has exits; shared norms of networks made for
+            one size.
     """
 
     def __init__(
@@ -54,6 +55,11 @@ class Resolutions(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(sizes)
+        if net.exits:
+            raise ValueError(
+                f"a network with exits ({', '.join(net.exits)}) runs at one resolution: build one "
+                "without exits"
+            )
         if norms not in get_args(NormSharing):
             raise ValueError(f"no norms {norms!r}: they are {' or '.join(get_args(NormSharing))}")
         self.sizes = tuple(sorted(sizes, reverse=True))

@@ -1,0 +1,109 @@
+"""Exits: depths that end early with a head of their own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from stepwell.nets.nested.steps import Request, Value, feature_of
+
+#: The name of an exit's head in the plain network of the exit, and in files.
+HEAD = "exit_head"
+
+
+class PooledHead(nn.Module):
+    """Logits of a stage's output: the mean over all positions, then a linear layer.
+
+    Args:
+        channels: of the stage's output.
+        classes: number of logits.
+        channels_last: maps are (batch, height, width, channels).
+    """
+
+    def __init__(self, channels: int, classes: int, channels_last: bool = False) -> None:
+        super().__init__()
+        self.channels_last = channels_last
+        self.fc = nn.Linear(channels, classes)
+
+    @classmethod
+    def like(cls, feature: Tensor, logits: Tensor, channels_last: bool) -> "PooledHead":
+        """A head that turns `feature` into as many logits as `logits` has, on its device."""
+        maps = feature.dim() == 4 and not channels_last
+        head = cls(feature.shape[1] if maps else feature.shape[-1], logits.shape[-1], channels_last)
+        return head.to(feature.device, feature.dtype)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that make this head again, with fresh weights."""
+        channels, classes = self.fc.in_features, self.fc.out_features
+        return {"channels": channels, "classes": classes, "channels_last": self.channels_last}
+
+    def forward(self, x: Value) -> Tensor:
+        """Maps, tokens (batch, tokens, channels) or vectors to logits (batch, classes)."""
+        x = feature_of(x)
+        if x.dim() == 4:
+            x = x.mean((1, 2) if self.channels_last else (2, 3))
+        elif x.dim() == 3:
+            x = x.mean(1)
+        return self.fc(x)
+
+
+#: The heads that a file can name.
+HEADS: dict[str, type[PooledHead]] = {"pooled": PooledHead}
+
+
+def describe_head(head: nn.Module) -> dict[str, Any] | None:
+    """The name and arguments of a head for a file's header; None for a head of the caller's own."""
+    names = {kind: name for name, kind in HEADS.items()}
+    if type(head) not in names:
+        return None
+    assert isinstance(head, PooledHead)
+    return {"head": names[type(head)], "arguments": head.arguments}
+
+
+def make_head(described: Mapping[str, Any]) -> nn.Module:
+    """The head that `describe_head` described, with fresh weights."""
+    return HEADS[described["head"]](**described["arguments"])
+
+
+class ExitNet(nn.Module):
+    """The plain network of an exit: its steps in order, under their names in the full net.
+
+    Args:
+        net: the full net without the modules that the exit does not run; its forward is not used.
+        steps: the path of the exit, the head last.
+        keywords: for each step, the names that its forward takes beside its input.
+    """
+
+    def __init__(
+        self, net: nn.Module, steps: Sequence[nn.Module], keywords: Sequence[frozenset[str]]
+    ) -> None:
+        super().__init__()
+        # The very same dicts, so that `.to()` reaches the parameters that the full net itself holds.
+        self._parameters, self._buffers = net._parameters, net._buffers
+        self._modules = {**net._modules, HEAD: steps[-1]}
+        self._steps = tuple(zip(steps, keywords, strict=True))
+
+    def forward(self, x: Tensor, **given: Any) -> Tensor:
+        """Logits; `given` are constants of the batch, passed to the steps that name them."""
+        value: Value = x
+        request = Request(given, ())
+        for step, keywords in self._steps:
+            value, _ = request.call(step, value, keywords)
+        assert isinstance(value, Tensor)
+        return value
+
+
+def check_head(exit: str, head: nn.Module, net: nn.Module) -> None:
+    """Refuse a head with weights that `net` has already, which no file could give back.
+
+    Raises:
+        ValueError: there is such a weight.
+    """
+    known = {id(value) for value in net.state_dict(keep_vars=True).values()}
+    shared = [k for k, value in head.state_dict(keep_vars=True).items() if id(value) in known]
+    if shared:
+        raise ValueError(
+            f"the head of exit {exit!r} shares {shared[0]!r} with the network: give it weights of its "
+            "own"
+        )

@@ -1,0 +1,117 @@
+"""One step of a path: what it hands on, and the keywords of its call."""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+#: The value that one step hands to the next.
+Value = Tensor | tuple[Tensor, ...] | list[Tensor]
+#: Steps that may hand on their very input, or a view of it.
+_PASSING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
+
+
+def tensors_of(value: Value) -> Sequence[Tensor]:
+    """The tensors of a value in order."""
+    return (value,) if isinstance(value, Tensor) else value
+
+
+def each(change: Callable[[Tensor], Tensor], value: Value) -> Value:
+    """The value of the same kind whose tensors are changed one by one."""
+    if isinstance(value, Tensor):
+        return change(value)
+    return type(value)(change(tensor) for tensor in value)
+
+
+def feature_of(value: Value) -> Tensor:
+    """The tensor that stands for a stage's output; of several the last one."""
+    return tensors_of(value)[-1]
+
+
+def versions(value: Value) -> tuple[int, ...]:
+    """Counts of the changes in place of each tensor; zeros where torch does not count them."""
+    if torch.compiler.is_compiling():
+        return ()
+    return tuple(0 if t.is_inference() else t._version for t in tensors_of(value))
+
+
+def overwrites(steps: Sequence[nn.Module]) -> bool:
+    """Check whether the first of `steps` declares that it overwrites its input, as ReLU(inplace=True).
+
+    A block that overwrites without an attribute `inplace` is refused when it runs, see `Fork.exits`.
+    """
+    for step in steps:
+        if getattr(step, "inplace", False):
+            return True
+        if isinstance(step, nn.Sequential) and overwrites([*step]):
+            return True
+        if not isinstance(step, _PASSING):
+            return False
+    return False
+
+
+def keywords_of(step: nn.Module) -> frozenset[str]:
+    """The names that the forward of `step` takes beside its input."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    try:
+        parameters = [*inspect.signature(step.forward).parameters.values()]
+    except ValueError:  # compiled code without a signature
+        return frozenset()
+    return frozenset(p.name for p in parameters[1:] if p.kind in named)
+
+
+class Request(NamedTuple):
+    """Further inputs and outputs of the steps, as a caller gives and asks for them.
+
+    given: constants of the batch, such as a text's mask; a step gets those that its forward names.
+    extras: names of further outputs. A step whose forward names `extras` gets these names, and gives
+        a pair: its output, and a dict of tensors by name.
+    """
+
+    given: Mapping[str, Any]
+    extras: tuple[str, ...]
+
+    def call(self, step: nn.Module, x: Value, keywords: frozenset[str]) -> tuple[Value, Any]:
+        """The output of a step whose forward takes `keywords`, and its further outputs by name."""
+        named = {name: self.given[name] for name in keywords if name in self.given}
+        if self.extras and "extras" in keywords:
+            return step(x, extras=self.extras, **named)
+        return step(x, **named), {}
+
+
+def request(
+    given: Mapping[str, Any] | None, extras: Sequence[str], known: Collection[str]
+) -> Request | None:
+    """The request of a caller; None where it is empty. No gradient flows to what is given.
+
+    Args:
+        known: the names that the forwards of all steps take beside their input.
+
+    Raises:
+        ValueError: no step names a constant, or none gives extras.
+    """
+    if not given and not extras:
+        return None
+    constants = [name for name in known if name != "extras"]
+    if unknown := [name for name in given or {} if name not in constants]:
+        names = ", ".join(sorted(constants)) or "no constant"
+        raise ValueError(
+            f"given {unknown[0]!r}: no step's forward names it; the steps of this network take {names}"
+        )
+    if extras and "extras" not in known:
+        raise ValueError(
+            f"extras {', '.join(extras)}: no step gives any; a step that does names `extras` in its "
+            "forward and returns its output and a dict of tensors"
+        )
+    return Request({name: _detached(value) for name, value in (given or {}).items()}, (*extras,))
+
+
+def _detached(value: Any) -> Any:
+    """The constant without its graph, tensors inside tuples and lists included."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, tuple | list):
+        return type(value)(_detached(item) for item in value)
+    return value

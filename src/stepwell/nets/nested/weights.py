@@ -1,0 +1,144 @@
+"""The modules of a nested net, and their tensors by name."""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+
+from torch import Tensor, nn
+
+from stepwell.nets.nested.paths import Path, Paths, stored_tensors
+from stepwell.nets.nested.plan import Plan, is_norm
+
+
+class Weights(nn.Module):
+    """The shared and private modules of all depths; the base of `NestedNet`.
+
+    Args:
+        module: the full net, a plain module.
+        plan: how `module` reads as a path.
+        full: the name of the full net's own depth.
+        private: give every depth norms of its own behind the fork.
+    """
+
+    def __init__(self, module: nn.Module, plan: Plan, full: str, *, private: bool) -> None:
+        super().__init__()
+        self.module, self.training = module, module.training
+        self.private_norms = nn.ModuleList()
+        self.exit_heads = nn.ModuleList()
+        self.full = full
+        self.plan = plan
+        # Plain containers, so that nothing is registered (or saved) twice.
+        self._maker = Paths(module, plan, private)
+        self._paths: dict[str, Path] = {}
+
+    @property
+    def depths(self) -> dict[str, tuple[int, ...]]:
+        """Blocks per stage of every depth, shallow to deep; the last is the full net.
+
+        An exit has 0 blocks of each stage that it does not run.
+        """
+        blocks = {depth: path.blocks for depth, path in self._paths.items()}
+        order = sorted(blocks, key=lambda d: (d == self.full, sum(blocks[d])))
+        return {depth: blocks[depth] for depth in order}
+
+    @property
+    def exits(self) -> dict[str, nn.Module]:
+        """The head of every exit, in the order they were added."""
+        heads = {depth: path.head for depth, path in self._paths.items()}
+        return {depth: head for depth, head in heads.items() if head is not None}
+
+    def path(self, depth: str | None = None) -> tuple[nn.Module, ...]:
+        """The modules that `depth` (the full net by default) runs, in order."""
+        return self._path(depth).steps
+
+    def _path(self, depth: str | None) -> Path:
+        depth = self.full if depth is None else depth
+        if depth not in self._paths:
+            raise ValueError(f"no depth {depth!r}; this net has {', '.join(self.depths)}")
+        return self._paths[depth]
+
+    def subnet(self, depth: str | None = None) -> nn.Module:
+        """A deep copy of one depth as a plain module; nothing shared.
+
+        It is of the full net's own class; an exit is a module whose forward runs its steps in order.
+        """
+        return deepcopy(self._path(depth).plain)
+
+    def norms(self, depth: str) -> Iterator[nn.Module]:
+        """Every norm on the path of `depth`, shared and private."""
+        for step in self.path(depth):
+            yield from (m for m in step.modules() if is_norm(m))
+
+    def train(self, mode: bool = True) -> "Weights":
+        """Set the mode of every module, including modules that only a sub-net has."""
+        super().train(mode)
+        for path in self._paths.values():
+            path.plain.train(mode)
+            for step in path.steps:
+                step.train(mode)
+        return self
+
+    def hidden_modules(self) -> Iterator[nn.Module]:
+        """All modules of all depths, including those that only a sub-net has and nobody registers."""
+        for path in self._paths.values():
+            yield from path.plain.modules()
+            for step in path.steps:
+                yield from step.modules()
+
+    def load_depth(self, depth: str, state: Mapping[str, Tensor]) -> None:
+        """Load one depth's weights under its plain network's names; names may be missing.
+
+        What the depth shares changes for all; its private norms are its own.
+
+        Raises:
+            ValueError: no such depth.
+            RuntimeError: an unknown name, or shapes that differ (torch's own message).
+        """
+        unknown = self._path(depth).plain.load_state_dict(state, strict=False).unexpected_keys
+        if unknown:
+            raise RuntimeError(f"depth {depth!r} has no {', '.join(unknown[:5])}")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors under the names of the file format, each once.
+
+        The full net's own names, and `depths/NAME/<name>` for what depth NAME does not share. Tied
+        tensors stand under the first of their names.
+        """
+        return {name: value.detach() for name, value in self._stored().items()}
+
+    def stored_names(self, depth: str | None = None) -> dict[str, str]:
+        """The name in `tensors` of each tensor of the plain network of `depth`, by its name there.
+
+        `{"layer2.0.bn1.weight": "depths/18/layer2.0.bn1.weight", "fc.weight": "fc.weight", ...}`
+
+        Raises:
+            ValueError: no such depth.
+        """
+        stored = {id(value): name for name, value in self._stored().items()}
+        plain = self._path(depth).plain.state_dict(keep_vars=True)
+        return {name: stored[id(value)] for name, value in plain.items() if id(value) in stored}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`.
+
+        Raises:
+            RuntimeError: a name is missing or unexpected, or a shape differs.
+        """
+        stored = self._stored()
+        if differing := sorted(stored.keys() ^ tensors.keys()):
+            raise RuntimeError(f"names differ from this network's: {', '.join(differing[:5])}")
+        names = {id(value): name for name, value in stored.items()}
+        for part in (self.module, *(p.norm for p in self._maker.norms), *self.exits.values()):
+            own = part.state_dict(keep_vars=True)
+            part.load_state_dict({k: tensors[names[id(value)]] for k, value in own.items()})
+
+    def _stored(self) -> dict[str, Tensor]:
+        """The very tensors of `tensors`, by name."""
+        return stored_tensors(self.module, self._maker.norms, self.exits)
+
+    def _insert(self, depth: str, path: Path) -> None:
+        """Add a path, and register its private norms and its head."""
+        self._paths[depth] = path
+        known = {id(norm) for norm in self.private_norms}
+        self.private_norms.extend(p.norm for p in self._maker.norms if id(p.norm) not in known)
+        if path.head is not None:
+            self.exit_heads.append(path.head)
