@@ -64,7 +64,7 @@ def test_verify_drnet_quick_runs_every_kind_of_arm(verified):
         *(f"{kind}/{MIDDLE:g}" for kind in ("random", "own", "line", "fixed-line", "cascade", "cost")),
         *(f"both/{what}/{MIDDLE:g}" for what in ("resolution", "depth")),
         *(f"front/{what}/{cost:g}" for what in ("resolution", "depth") for cost in TARGETS),
-        "static", "useful", "planted/line", "planted/useful",
+        "static", "useful", "useful/doubt", "planted/line", "planted/useful",
     }  # fmt: skip
     assert "| controls, 0.55 |" in page.read_text()
     (unit,) = folder.glob(f"units/{slug(dynamic(MIDDLE))}-0-*")

@@ -52,7 +52,9 @@ def test_pairs_that_share_no_arm_add_their_degrees_of_freedom():
 
 def test_pairs_that_share_an_arm_have_fewer_degrees_of_freedom():
     # covariances [[2, 1], [1, 2]]: (2 · 2 + 2 · 2)² / (2 · 4 + 2 · 1 + 2 · 1 + 2 · 4) = 64 / 20
-    std, df = pooled_spread([[0.0, 1.0, 2.0], [1.0, 1.0, 4.0]], [{"a": 1, "c": -1}, {"b": 1, "c": -1}])
+    std, df = pooled_spread(
+        [[0.0, 1.0, 2.0], [1.0, 1.0, 4.0]], [{"a": 1, "c": -1}, {"b": 1, "c": -1}]
+    )
     assert std == pytest.approx(2.0**0.5)
     assert df == pytest.approx(3.2)
     # one pair twice is one pair
@@ -126,7 +128,11 @@ def of_seeds(*values):
 
 
 def test_claims_of_one_pool_share_their_spread_and_primary_ones_a_higher_level():
-    results = {"a": of_seeds(1.0, 2.0, 3.0), "b": of_seeds(0.0, 2.0, 4.0), "c": of_seeds(0.0, 0.0, 0.0)}
+    results = {
+        "a": of_seeds(1.0, 2.0, 3.0),
+        "b": of_seeds(0.0, 2.0, 4.0),
+        "c": of_seeds(0.0, 0.0, 0.0),
+    }
     claims = [
         Claim(name, name, "p", "u", {}, lambda r, n=name: r[n]["x"] - r["c"]["x"]) for name in "ab"
     ]
@@ -188,7 +194,11 @@ def test_arms_that_were_trained_elsewhere_are_named():
     def units(**where):
         return {0: {"trained_on": HERE | where}}
 
-    results = {"a": units(), "b": units(), "c": units(machine="Z, 1 thread", code={"commit": "f00"})}
+    results = {
+        "a": units(),
+        "b": units(),
+        "c": units(machine="Z, 1 thread", code={"commit": "f00"}),
+    }
     results["a"][0]["trained_on"] = HERE | {"code": {"recipe": "1"}}  # of one function
     assert elsewhere(results) == {"c": "trained on another machine (Z, 1 thread)"}
     assert elsewhere({"a": units(), "b": units()}) == {}
@@ -302,7 +312,10 @@ def test_the_page_and_the_table_show_every_claims_arms_note_and_plan(capsys):
     record = dict.fromkeys(("system", "command", "date", "commit", "hardware", "note"), "")
     record |= {"quick": False, "arguments": {}, "versions": {}, "seconds": 1.0, "not_run": []}
     record |= {"arms": {"a": {"x": summary(values), "seconds": summary([1.0] * 3)}}}
-    record |= {"elsewhere": {"a": "trained on another machine (Z)"}, "claims": judge(study, results)}
+    record |= {
+        "elsewhere": {"a": "trained on another machine (Z)"},
+        "claims": judge(study, results),
+    }
     page = render(record, study, "p.svg")
     primary, exploratory = page.split("## Is it near?")
     row = "| -0.0136 nats | -0.0172 to -0.0100 | 3 | 0.0021 | 0.0021 (2.0) | **refuted** |  |"

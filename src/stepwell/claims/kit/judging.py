@@ -140,28 +140,31 @@ def _plan(claim: Claim, mean: float, n: int, spread: Spread, level: float) -> di
     }
 
 
-class _Recorded(dict[str, Mapping[str, Any]]):
-    """Results by arm, of any seed; it records the arms that a measure reads."""
+class _NotGiven(LookupError):
+    """A measure read an arm that it was not given."""
 
-    def __init__(self, results: Results) -> None:
-        super().__init__({arm: next(iter(r.values())) for arm, r in results.items() if r})
-        self.arms: dict[str, None] = {}
 
-    def __getitem__(self, arm: str) -> Mapping[str, Any]:
-        self.arms[arm] = None
-        return super().__getitem__(arm)
+class _Given(dict[str, Mapping[str, Any]]):
+    """Results by arm, of any seed."""
+
+    def __missing__(self, arm: str) -> Mapping[str, Any]:
+        raise _NotGiven(arm)
 
 
 def _arms_of(measures: Sequence[Any], results: Results) -> list[str]:
-    """The arms that measures read, in their order; if some were not run, at least one of these."""
-    recorded = _Recorded(results)
-    for measure in measures:
+    """The arms that measures read, in their order; up to the first that was not run."""
+    given = _Given()
+    ahead = list(measures)
+    while ahead:
         try:
-            measure(recorded)
-        except KeyError:
-            if recorded.arms.keys() <= recorded.keys():
-                raise  # a measure that the arm does not have
-    return list(recorded.arms)
+            ahead[0](given)
+            del ahead[0]
+        except _NotGiven as missing:
+            arm = str(missing)
+            if not results.get(arm):
+                return [*given, arm]
+            given[arm] = next(iter(results[arm].values()))
+    return list(given)
 
 
 def read_claims(file: Path) -> dict[str, Any]:
