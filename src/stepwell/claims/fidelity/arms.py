@@ -32,11 +32,11 @@ from stepwell.data.distill_data import DistillData
 NET, DEEPER, SMALLER = "resnet14", "resnet32", "8"
 TAUGHT_HALF, OTHER_HALF = "1/2", "2/2"
 COMPARE = "stepwell.claims.fidelity.compare:compare"
-#: Between the seeds of teachers, and of a teacher and its students.
+#: Distance between the seeds of teachers, and of a teacher and its students.
 APART = 1000
-#: A student's passes, in those of a teacher.
+#: A student's passes over a teacher's.
 STUDENT = 1.5
-#: Of every batch, the images that are none of the training's: an arm with more images takes as many
+#: Share of every batch that is not from the training images. An arm with more images takes as many
 #: steps as the others, in fewer passes.
 SHARE = DistillData.synthetic_share
 
@@ -142,7 +142,7 @@ def started(share: float, rate_of: float | None = None) -> dict[str, Arm]:
 
 
 def shown(**options: Any) -> dict[str, Any]:
-    """The argument that says what a student is taught on."""
+    """The argument that names a student's training images."""
     return {"distill_data": DistillData(**options)}
 
 

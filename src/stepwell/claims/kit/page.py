@@ -108,7 +108,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 def _arms(
     record: Mapping[str, Any], study: Study, arms: Sequence[str], columns: Sequence[Column]
 ) -> list[str]:
-    """A table of arms; those that were trained elsewhere are marked."""
+    """A table of arms, with a mark on arms that were trained elsewhere."""
     measured = {arm: record["arms"][arm] for arm in arms}
     columns = columns or columns_by_depth(measured)
     columns = [c for c in columns if any(c.key in measures for measures in measured.values())]
@@ -192,7 +192,7 @@ def _to_decide(claim: Mapping[str, Any]) -> str:
 
 
 def _plans(claims: Iterable[Mapping[str, Any]]) -> list[str]:
-    """For each primary claim the seeds that it takes, and the power of those that were run."""
+    """For each primary claim the seeds that it takes, and the power of the seeds that were run."""
     lines = []
     for claim in claims:
         plan, judged = claim["planned"], claim["difference"]

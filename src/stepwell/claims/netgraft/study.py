@@ -40,12 +40,12 @@ GRAFTED = (NETGRAFT, HINTED, DIRECT, HINTS)
 SLIMMER_SHOTS = (1, 5, 10)
 FULL, FULL_SLIMMER = "full-data KD", "full-data KD, slimmer"
 MSE, FRESH = "mean squared error", "nothing copied"
-#: Shots with which single changes of the method are tried, and those that more are compared to.
+#: Shots of the trials of single changes, and the larger number that they are compared to.
 MOST, MANY = SHOTS[-1], 50
 
 
 def at(way: str, shots: int, slimmer: bool = False) -> str:
-    """The arm of a way with so many shots."""
+    """The arm of a way with `shots` images of each class."""
     return f"{way}, K = {shots}" + ", slimmer" * slimmer
 
 
@@ -61,7 +61,7 @@ def slimmer(shots: int, way: str) -> Arm:
 
 
 def full(student: str) -> Arm:
-    """Distillation on all images, from the same copied blocks; as long as its teacher trained."""
+    """Distillation on all images from the same copied blocks, for its teacher's epochs."""
     recipe = "stepwell.claims.netgraft.few_shots:full_data"
     return Arm(recipe, {"student": student}, {"teacher": "teacher"}, {"epochs": 1}, seed_shift=1)
 
