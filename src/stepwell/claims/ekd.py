@@ -256,13 +256,6 @@ def better(
     return more(id, text, paper, *named(a, b, depth), 0.0, "% accuracy", expected=expected)
 
 
-def agrees(id: str, text: str, a: str, b: str) -> Claim:
-    """A claim that the sub-net agrees more with its full net in arm `a` than in arm `b`."""
-    return more(
-        id, text, "not asked", (a, agreement(a)), (b, agreement(b)), 0.0, "% agreement",
-    )  # fmt: skip
-
-
 BEST = nest(TWO, TWO_PHASE)
 #: The paper says nothing of shared norms.
 SHARED_NORMS = "not said; a norm shared by several sub-nets fails (slimmable networks)"
@@ -274,6 +267,16 @@ PRIMARY = (
     "full-net-unharmed/2-depths/ekd-two-phases",
     "ekd-helps/20",
 )
+TEACHES = "EKD improves the sub-nets' generalisation (abstract)"
+#: Arms that teach, each with its control: nesting with labels only, as many epochs.
+TEACHING = (
+    ("ekd-helps", "Two phases gain on labels only from the same start", BEST,
+     nest(TWO, f"{TWO_PHASE}, labels only")),
+    ("one-run-helps", "One run gains on labels only", nest(TWO, ONE_RUN), nest(TWO, LABELS)),
+    ("plain-helps", "The paper's loss gains on labels only", nest(TWO, PLAIN), nest(TWO, LABELS)),
+    ("taught-helps", "The trained full net's teaching gains on labels only", nest(TWO, TAUGHT),
+     nest(TWO, LABELS)),
+)  # fmt: skip
 TWO_KINDS = (TWO_PHASE, TAUGHT, ONE_RUN, f"{ONE_RUN}, {EQUAL}", FROZEN, PLAIN)
 FOUR_KINDS = (TWO_PHASE, f"{TWO_PHASE}, {EQUAL}", TAUGHT, ONE_RUN)
 CLAIMS = [
@@ -287,20 +290,12 @@ CLAIMS = [
            BEST, f"{BEST}, no attention", "20"),
     *(better(f"private-norms/{d}", f"Private norms help depth {d} (two phases)", SHARED_NORMS,
              BEST, f"{BEST}, shared norms", d) for d in ("20", FULL)),
-    *(better(f"ekd-helps/{d}", f"Teaching helps depth {d} beyond nesting with labels only, from the "
-             "same start and as long (two phases)",
-             "EKD improves the sub-nets' generalisation (abstract)" if d == "20" else "EKD helps",
-             BEST, nest(TWO, f"{TWO_PHASE}, labels only"), d, 1.1 if d == "20" else None)
-      for d in ("20", FULL)),
-    *(better(f"one-run-helps/{d}", f"One run's teaching gives depth {d} more than nesting with labels "
-             "only, as many epochs", "EKD helps", nest(TWO, ONE_RUN), nest(TWO, LABELS), d)
-      for d in ("20", FULL)),
-    *(better(f"plain-helps/{d}", f"The paper's loss gives depth {d} more than nesting with labels "
-             "only, as many epochs", "EKD helps", nest(TWO, PLAIN), nest(TWO, LABELS), d)
-      for d in ("20", FULL)),
-    *(better(f"taught-helps/{d}", f"The trained full net's teaching gives depth {d} of a fresh nested "
-             "net more than labels only, as many epochs", "EKD helps",
-             nest(TWO, TAUGHT), nest(TWO, LABELS), d) for d in ("20", FULL)),
+    *(better(f"{id}/{d}", f"{text}: depth {d}", TEACHES, arm, control, d, 1.1 if d == "20" else None)
+      for id, text, arm, control in TEACHING for d in ("20", FULL)),
+    *(more(f"sharing/{id.removesuffix('-helps')}", "Teaching makes the sub-net agree with its full net more than sharing "
+           f"weights does. {text}", "not asked",
+           (arm, agreement(arm)), (control, agreement(control)), 0.0, "% agreement")
+      for id, text, arm, control in TEACHING),
     better("taught-beyond-born-again", "The full net gains more, taught with a sub-net in it, than by "
            "offline KD into itself", "not asked", nest(TWO, TAUGHT), BORN_AGAIN, FULL),
     better("beyond-longer/20", "The sub-net gains more than by longer training alone", "not asked",
@@ -340,15 +335,6 @@ CLAIMS = [
              f"gives depth {d} more than a run whose sub-net sees no labels", "no reproduction of ADN",
              nest(subs, ONE_RUN), nest(subs, "ADN-like"), d)
       for subs in (TWO, FOUR) for d in (*subs, FULL)),
-    agrees("sharing/one-run", "Teaching makes the sub-net agree with its full net more than sharing "
-           "weights does: one run against labels only, as many epochs",
-           nest(TWO, ONE_RUN), nest(TWO, LABELS)),
-    agrees("sharing/two-phases", "Teaching makes the sub-net agree with its full net more than sharing "
-           "weights does: two phases against labels only from the same start",
-           BEST, nest(TWO, f"{TWO_PHASE}, labels only")),
-    agrees("sharing/taught", "Teaching makes the sub-net agree with its full net more than sharing "
-           "weights does: taught by 32 alone against labels only, as many epochs",
-           nest(TWO, TAUGHT), nest(TWO, LABELS)),
     times(
         "plain/macs", "The sub-net has as many MACs as the network trained alone",
         "sub-nets stay plain", "MACs",
@@ -373,11 +359,12 @@ STUDY = Study(
     claims=CLAIMS,
     primary=PRIMARY,
     note=(
-        "The primary claims are named from the paper's abstract, and are about the default "
-        "recipe, which was chosen on validation images; the paper's loss from the first step is "
-        "the arm \"EKD plain\". They were reduced to three after these runs. A sub-net agrees "
-        "with its full net mostly since they *share* weights: nested with labels only, it agrees "
-        "as much (claims `sharing/*`). The arms whose sub-net sees no labels resemble adaptive "
+        "The primary claims are named from the paper's abstract, and are about the default recipe, "
+        "which was chosen on validation images; the paper's loss from the first step is the arm "
+        '"EKD plain". They were reduced to three after these runs. A sub-net agrees with its full net '
+        "first because they *share* weights: nested with labels only, it agrees on 93.9 % of the test "
+        "images, after one run of EKD on 92.9 %. Teaching adds to that from the same start, and with a "
+        "trained teacher (claims `sharing/*`). The arms whose sub-net sees no labels resemble adaptive "
         "depth networks (ADN), and reproduce none."
     ),
     common={"data": "cifar10", "size": 16, "epochs": 40, "batch_size": 128, "val_fraction": 0.0},
