@@ -1,9 +1,11 @@
 import json
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import pytest
 from scipy import stats
 
+from stepwell.claims import CLAIMS
 from stepwell.claims.ekd import STUDY
 from stepwell.claims.kit import source_digest as sources
 from stepwell.claims.kit.columns import Column
@@ -24,6 +26,7 @@ from stepwell.claims.kit.provenance import elsewhere
 from stepwell.claims.kit.study import Arm, Claim, Question, Study, run_study
 from stepwell.claims.kit.verify import verify_system
 from stepwell.console import show_claims, sized
+from stepwell.recipes import load_object
 
 
 def test_the_interval_is_students():
@@ -418,3 +421,22 @@ def test_an_unknown_arm_is_named_with_all_there_are(tmp_path):
 def test_what_cannot_be_verified(tmp_path, system, seeds, message):
     with pytest.raises(ValueError, match=message):
         verify_system(system, {}, quick=True, seeds=seeds, workers=1, folder=tmp_path)
+
+
+@pytest.mark.parametrize("system", CLAIMS)
+def test_every_exploratory_claim_answers_a_question_of_its_study(system):
+    study = load_object(CLAIMS[system][0])
+    ids = [claim.id for claim in study.claims]
+    assert len(set(ids)) == len(ids)
+    assert set(study.primary) <= set(ids)
+    assert 0 < len(study.primary) <= 3
+    patterns = [pattern for question in study.questions for pattern in question.claims]
+    assert not [
+        id
+        for id in ids
+        if id not in study.primary and not any(fnmatchcase(id, pattern) for pattern in patterns)
+    ]
+    arms = [pattern for question in study.questions for pattern in question.arms]
+    assert all(any(fnmatchcase(arm, pattern) for arm in study.arms) for pattern in arms)
+    points = [p for curve in study.plot.curves.values() for p in curve]
+    assert {point.arm for point in points} <= study.arms.keys()

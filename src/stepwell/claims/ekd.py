@@ -292,8 +292,8 @@ CLAIMS = [
              BEST, f"{BEST}, shared norms", d) for d in ("20", FULL)),
     *(better(f"{id}/{d}", f"{text}: depth {d}", TEACHES, arm, control, d, 1.1 if d == "20" else None)
       for id, text, arm, control in TEACHING for d in ("20", FULL)),
-    *(more(f"sharing/{id.removesuffix('-helps')}", "Teaching makes the sub-net agree with its full net more than sharing "
-           f"weights does. {text}", "not asked",
+    *(more(f"sharing/{id.removesuffix('-helps')}", "Teaching makes the sub-net agree with its full "
+           f"net more than sharing weights does. {text}", "not asked",
            (arm, agreement(arm)), (control, agreement(control)), 0.0, "% agreement")
       for id, text, arm, control in TEACHING),
     better("taught-beyond-born-again", "The full net gains more, taught with a sub-net in it, than by "

@@ -261,6 +261,9 @@ COLUMNS = [
     Column("cpu_seconds", "seconds in all", 1.0, ".0f"),
 ]
 
+#: The arms of grafting and of direct training, of the slim student.
+OF_SLIM = [at(way, k) for k in (*SHOTS, MANY) for way in GRAFTED if at(way, k) in ARMS]
+
 STUDY = Study(
     key="netgraft",
     arms=ARMS,
@@ -279,8 +282,7 @@ STUDY = Study(
     questions=[
         Question(
             "How far does grafting come, and is it better than direct training?",
-            ("teacher", f"{FULL}", *(f"{way}, K = {k}" for k in (*SHOTS, MANY) for way in GRAFTED),
-             f"{KD}*", f"{LABELS}*"),
+            ("teacher", FULL, *OF_SLIM, f"{KD}*", f"{LABELS}*"),
             ("par/*", "teacher*", "direct/*", "hints*", "grafting-helps-hints/*", "kd/*", "labels/*",
              "saturation*", "one-shot"), COLUMNS,
         ),
@@ -296,7 +298,7 @@ STUDY = Study(
         Axis("images of each class (K)", log=True, ticks=(*SHOTS, MANY)),
         Axis("test accuracy, %", 100),
         {
-            way: [Point(at(way, k), k, "14/accuracy") for k in (*SHOTS, MANY)]
+            way: [Point(at(way, k), k, "14/accuracy") for k in (*SHOTS, MANY) if at(way, k) in ARMS]
             for way in (NETGRAFT, HINTED, DIRECT, HINTS, KD, LABELS)
         },
     ),
