@@ -270,11 +270,11 @@ PRIMARY = (
 TEACHES = "EKD improves the sub-nets' generalisation (abstract)"
 #: Arms that teach, each with its control: nesting with labels only, as many epochs.
 TEACHING = (
-    ("ekd-helps", "Two phases gain on labels only from the same start", BEST,
+    ("ekd-helps", "two phases against labels only from the same start", BEST,
      nest(TWO, f"{TWO_PHASE}, labels only")),
-    ("one-run-helps", "One run gains on labels only", nest(TWO, ONE_RUN), nest(TWO, LABELS)),
-    ("plain-helps", "The paper's loss gains on labels only", nest(TWO, PLAIN), nest(TWO, LABELS)),
-    ("taught-helps", "The trained full net's teaching gains on labels only", nest(TWO, TAUGHT),
+    ("one-run-helps", "one run against labels only", nest(TWO, ONE_RUN), nest(TWO, LABELS)),
+    ("plain-helps", "the paper's loss from the first step against labels only", nest(TWO, PLAIN), nest(TWO, LABELS)),
+    ("taught-helps", "taught by the trained full net, against labels only", nest(TWO, TAUGHT),
      nest(TWO, LABELS)),
 )  # fmt: skip
 TWO_KINDS = (TWO_PHASE, TAUGHT, ONE_RUN, f"{ONE_RUN}, {EQUAL}", FROZEN, PLAIN)
@@ -290,10 +290,10 @@ CLAIMS = [
            BEST, f"{BEST}, no attention", "20"),
     *(better(f"private-norms/{d}", f"Private norms help depth {d} (two phases)", SHARED_NORMS,
              BEST, f"{BEST}, shared norms", d) for d in ("20", FULL)),
-    *(better(f"{id}/{d}", f"{text}: depth {d}", TEACHES, arm, control, d, 1.1 if d == "20" else None)
+    *(better(f"{id}/{d}", f"Teaching helps depth {d}: {text}", TEACHES, arm, control, d, 1.1 if d == "20" else None)
       for id, text, arm, control in TEACHING for d in ("20", FULL)),
     *(more(f"sharing/{id.removesuffix('-helps')}", "Teaching makes the sub-net agree with its full "
-           f"net more than sharing weights does. {text}", "not asked",
+           f"net more than sharing weights does: {text}", "not asked",
            (arm, agreement(arm)), (control, agreement(control)), 0.0, "% agreement")
       for id, text, arm, control in TEACHING),
     better("taught-beyond-born-again", "The full net gains more, taught with a sub-net in it, than by "
