@@ -290,11 +290,12 @@ CLAIMS = [
            BEST, f"{BEST}, no attention", "20"),
     *(better(f"private-norms/{d}", f"Private norms help depth {d} (two phases)", SHARED_NORMS,
              BEST, f"{BEST}, shared norms", d) for d in ("20", FULL)),
-    *(better(f"{id}/{d}", f"Teaching helps depth {d}: {text}", TEACHES, arm, control, d, 1.1 if d == "20" else None)
+    *(better(f"{id}/{d}", f"Teaching helps depth {d}: {text}", TEACHES, arm, control, d,
+             1.1 if d == "20" else None)
       for id, text, arm, control in TEACHING for d in ("20", FULL)),
     *(more(f"sharing/{id.removesuffix('-helps')}", "Teaching makes the sub-net agree with its full "
-           f"net more than sharing weights does: {text}", "not asked",
-           (arm, agreement(arm)), (control, agreement(control)), 0.0, "% agreement")
+           f"net more than sharing weights does: {text}", "not asked", (arm, agreement(arm)),
+           (control, agreement(control)), 0.0, "% agreement")
       for id, text, arm, control in TEACHING),
     better("taught-beyond-born-again", "The full net gains more, taught with a sub-net in it, than by "
            "offline KD into itself", "not asked", nest(TWO, TAUGHT), BORN_AGAIN, FULL),
