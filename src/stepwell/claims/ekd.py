@@ -273,7 +273,8 @@ TEACHING = (
     ("ekd-helps", "two phases against labels only from the same start", BEST,
      nest(TWO, f"{TWO_PHASE}, labels only")),
     ("one-run-helps", "one run against labels only", nest(TWO, ONE_RUN), nest(TWO, LABELS)),
-    ("plain-helps", "the paper's loss from the first step against labels only", nest(TWO, PLAIN), nest(TWO, LABELS)),
+    ("plain-helps", "the paper's loss from the first step against labels only", nest(TWO, PLAIN),
+     nest(TWO, LABELS)),
     ("taught-helps", "taught by the trained full net, against labels only", nest(TWO, TAUGHT),
      nest(TWO, LABELS)),
 )  # fmt: skip

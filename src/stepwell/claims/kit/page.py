@@ -17,9 +17,10 @@ side of the margin. *Refuted*: all of it lies on the other side. *Not decided*: 
 
 Intervals are Student's t over seeds. The spread of the difference is pooled over the study's claims
 about the same quantity (`std, pooled`, with its degrees of freedom `df`); `std, own` is this pair's
-alone. With k primary claims, each of their intervals is at 1 - 0.1 / k (Bonferroni), so that all k are
-right together with {PERCENT}. "To decide" is the number of seeds that would decide the claim with 80 %
-power if the measured value were the true one."""
+alone. The groups that pool were settled after the published runs. With k primary claims, each of
+their intervals is at 1 - 0.1 / k (Bonferroni), so that all k are right together with {PERCENT}. "To
+decide" is the number of seeds that would decide the claim with 80 % power if the measured value were
+the true one."""
 
 CAPTION = """\
 In the rows of the picture: the interval of a claim, its margin (dashed) and the claimed side
