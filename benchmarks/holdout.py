@@ -1,10 +1,10 @@
 """Hold out a share of what each snapshot of a graph adds.
 
 `python -m benchmarks.holdout SNAPSHOTS OUT --share 0.15`: SNAPSHOTS is a folder of folders, as
-`stepwell verify dkge` takes it. Where the test triples of all snapshots are the same, as in YAGO-3SP,
-nothing that came since is ever asked for, and an update cannot show that it is good for anything. In
-OUT a drawn share of the triples that a snapshot adds is moved from train.tsv to test.tsv, and stays
-there for as long as it is true. With another --seed others are drawn, to choose settings by.
+`stepwell verify dkge` takes it. In some sets, such as YAGO-3SP, all snapshots have the same test
+triples. These ask for no new triple, so an update cannot show its worth. In OUT, a random share of the
+triples that a snapshot adds moves from train.tsv to test.tsv, and stays there while it is true. Another
+--seed draws other triples, to choose settings by.
 """
 
 import argparse
@@ -26,18 +26,20 @@ class Split(NamedTuple):
 
 
 def main() -> None:
-    """Write the snapshots anew, and say what each one's test has."""
+    """Write the snapshots with their new test parts, and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("snapshots", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--share", type=float, default=0.15, help="of what is added, 0 to 1")
+    parser.add_argument("--share", type=float, default=0.15, help="share of the added triples")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     folders = snapshot_folders(given.snapshots)
     if len(folders) < 2:
-        parser.error(f"{given.snapshots} has no two folders with train.tsv, valid.tsv and test.tsv")
+        parser.error(
+            f"{given.snapshots} needs two folders or more with train.tsv, valid.tsv and test.tsv"
+        )
     if not 0 < given.share < 1:
-        parser.error("--share is more than 0 and less than 1")
+        parser.error(f"--share must lie above 0 and below 1, got {given.share}")
     read = [Split(*(read_triples(f / f"{part}.tsv") for part in Split._fields)) for f in folders]
     for folder, old, new in zip(
         folders, read, held_out(read, given.share, given.seed), strict=True
@@ -51,7 +53,7 @@ def main() -> None:
 
 
 def held_out(snapshots: list[Split], share: float, seed: int) -> list[Split]:
-    """The same snapshots, with a share of what each one adds moved from `train` to `test`."""
+    """Move a share of the triples that each snapshot adds from `train` to `test`."""
     rng = np.random.default_rng(seed)
     seen = {fact for part in snapshots[0] for fact in part}
     held: set[Fact] = set()

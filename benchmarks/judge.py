@@ -1,20 +1,24 @@
 """Judge the published units again: `python -m benchmarks.judge [FOLDER ...]`.
 
-A study's numbers stay what they are when its claims are reworded, corrected or added to; their verdicts
-do not. Each folder of `results/claims/units` holds what every arm and seed gave, and `about.json`: the
-study's system, the name of its page, how its units came about, and the arms whose seconds were measured
-elsewhere: on another machine, so that no claim compares them.
+The numbers of a study stay when its claims are reworded, corrected or added to; the verdicts may
+change. Each folder of `results/claims/units` has the result of every arm and seed, and `about.json`:
+
+- system, page: the study, and the name of its page.
+- origin: the command, data, versions and machine of the units.
+- trained_on: the machine, torch, commit and data of most units.
+- elsewhere: arms that were trained otherwise, as patterns, with the entries in which they differ.
 """
 
 import json
 import sys
 from collections import defaultdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from benchmarks.__main__ import RESULTS
 from stepwell.claims import CLAIMS
-from stepwell.claims.kit.study import Results, Study, slug
+from stepwell.claims.kit.study import TRAINED_ON, Results, Study, slug
 from stepwell.claims.kit.verify import describe_results, write_results
 from stepwell.recipes import load_object
 
@@ -33,30 +37,43 @@ def main() -> None:
 
 
 def judged(folder: Path) -> tuple[Study, dict[str, Any]]:
-    """The study whose units are in `folder`, and what its claims.json says of them now."""
+    """The study whose units are in `folder`, and its claims.json by the present claims."""
     origin = about(folder)
     study: Study = load_object(CLAIMS[origin["system"]][0])
     return study, describe_results(study, units(folder, study), origin["origin"])
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """What `about.json` says."""
+    """The content of `about.json`."""
     content: dict[str, Any] = json.loads((folder / ABOUT).read_text())
     return content
 
 
 def units(folder: Path, study: Study) -> Results:
     """Results by arm and seed, of the arms that were run, in the study's order."""
-    found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    elsewhere = about(folder).get("elsewhere", {})
+    by_slug: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for file in sorted(folder.glob("*.json")):
         if file.name != ABOUT:
             name, seed, _ = file.stem.rsplit("-", 2)
-            found[name][int(seed)] = json.loads(file.read_text())
-    for arm in elsewhere:
-        for result in found[slug(arm)].values():
-            del result["cpu_seconds"]
-    return {arm: dict(sorted(found[slug(arm)].items())) for arm in study.arms if slug(arm) in found}
+            by_slug[name][int(seed)] = json.loads(file.read_text())
+    content = about(folder)
+    return {
+        arm: {
+            seed: {TRAINED_ON: trained_on(content, arm)} | result
+            for seed, result in sorted(by_slug[slug(arm)].items())
+        }
+        for arm in study.arms
+        if slug(arm) in by_slug
+    }
+
+
+def trained_on(content: dict[str, Any], arm: str) -> dict[str, Any]:
+    """The machine, code and data of an arm's units."""
+    where: dict[str, Any] = dict(content["trained_on"])
+    for other in content.get("elsewhere", []):
+        if any(fnmatchcase(arm, pattern) for pattern in other["arms"]):
+            where |= other["trained_on"]
+    return where
 
 
 if __name__ == "__main__":

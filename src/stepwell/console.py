@@ -249,7 +249,8 @@ def size(count: int) -> str:
 
 
 def show_claims(result: Mapping[str, Any]) -> None:
-    words = {True: "holds", False: "does not hold", None: "undecided"}
+    """Print every claim of a study: its arms, the paper, the judged number, the verdict and the
+    plan."""
     for claim in result["claims"]:
         rows = [
             [name, *sized(claim["unit"], m["mean"], m["std"]), str(m["n"])]
@@ -259,14 +260,23 @@ def show_claims(result: Mapping[str, Any]) -> None:
         d = claim["difference"]
         ends = [] if d["low"] is None else [d["low"], d["high"]]
         mean, *ends = sized(d["unit"], d["mean"], *ends)
-        span = f" (90 %: {' to '.join(ends)})" if ends else ""
+        span = f" ({100 * d['level']:.3g} %: {' to '.join(ends)})" if ends else ""
         judged = f"{mean} {d['unit']}".strip()
+        lines = f"paper: {claim['paper']}\nmeasured: {judged}{span}, margin {claim['margin']:g}: "
         note = f"\nnote: {claim['note']}" if claim["note"] else ""
-        told = f"paper: {claim['paper']}\nmeasured: {judged}{span}, margin {claim['margin']}: "
-        show(Text.assemble(told, (words[claim["holds"]], "bold"), f"{note}\n"))
+        show(Text.assemble(lines, (claim["verdict"], "bold"), f"{_plan(claim)}{note}\n"))
     if missing := [claim for claim in result["not_run"] if claim["primary"]]:
         show(
-            f"not judged, as arms, seeds or measures are missing: {len(missing)} primary claims",
+            f"not run, as arms, seeds or measures are missing: {len(missing)} primary claims",
             style="dim",
         )
     show(f"{big(result['seconds'])} s of training in all")
+
+
+def _plan(claim: Mapping[str, Any]) -> str:
+    """The seeds that would decide a claim that is not decided."""
+    if claim["verdict"] != "not decided" or claim["planned"]["power"] is None:
+        return ""
+    seeds = claim["planned"]["to_decide"]
+    count = f"{seeds} seeds" if seeds else "more seeds than a plan allows"
+    return f"; {count} would decide with 80 % power, if the measured value is the true one"

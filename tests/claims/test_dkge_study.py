@@ -146,7 +146,7 @@ def test_verify_dkge_quick_runs_and_goes_on_where_it_stopped(tmp_path):
     assert 0 < record["arms"][CODE]["affected"]["mean"] < online["affected"] < 1
     assert record["arms"][CODE]["stale"]["mean"] > 0
     assert "stale" not in record["arms"][NOTHING]
-    assert "questions with a new answer" in page.with_suffix(".svg").read_text()
+    assert "processor seconds a step" in page.with_suffix(".svg").read_text()
     stamps = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
     assert len(stamps) == len(arms) + 2  # those that they start from
     assert call(arms=arms)[0]["claims"] == record["claims"]

@@ -24,7 +24,11 @@ def results():
         subs = [d.partition("=")[0] for d in (*made.get("depths", ()), *made.get("calibrated", ()))]
         depths = [*subs, full.removeprefix("resnet")]
         return {
-            "test": {f"{d}/accuracy": next(number) ** 0.5 / 100 for d in depths},
+            "test": {
+                f"{d}/{kind}": next(number) ** 0.5 / 100
+                for kind in ("accuracy", "agreement")
+                for d in depths
+            },
             "costs": {d: {"macs": next(number)} for d in depths},
             "file_bytes": next(number),
             "seconds": 1.0,

@@ -1,45 +1,221 @@
 import json
+from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import pytest
 from scipy import stats
 
+from stepwell.claims import CLAIMS
+from stepwell.claims.ekd import STUDY
 from stepwell.claims.kit import source_digest as sources
-from stepwell.claims.kit.judging import interval, judge, summary
+from stepwell.claims.kit.columns import Column
+from stepwell.claims.kit.inference import (
+    Spread,
+    interval,
+    pooled_spread,
+    power,
+    seeds_needed,
+    simultaneous,
+    summary,
+    verdict_of,
+)
+from stepwell.claims.kit.judging import judge, read_claims
 from stepwell.claims.kit.measures import of_test_if_any
 from stepwell.claims.kit.page import render
-from stepwell.claims.kit.study import Arm, Claim, Study, run_study
+from stepwell.claims.kit.provenance import elsewhere
+from stepwell.claims.kit.study import Arm, Claim, Question, Study, run_study
 from stepwell.claims.kit.verify import verify_system
 from stepwell.console import show_claims, sized
+from stepwell.recipes import load_object
 
 
 def test_the_interval_is_students():
     values = [1.0, 1.4, 0.7, 1.1]
+    own = summary(values)
     got = stats.t.interval(0.9, 3, loc=1.05, scale=stats.sem(values))
-    assert interval(values) == pytest.approx(got)
-    assert interval([1.0]) == (None, None)
+    assert interval(own["mean"], 4, Spread(own["std"], 3), 0.9) == pytest.approx(got)
     assert summary([1.0]) == {"values": [1.0], "mean": 1.0, "std": 0.0, "n": 1}
 
 
+PAIR = {"a": 1.0, "b": -1.0}
+
+
+def test_the_spread_of_one_pair_is_its_own():
+    assert pooled_spread([[0.0, 1.0, 2.0]], [PAIR]) == pytest.approx((1.0, 2.0))
+
+
+def test_pairs_that_share_no_arm_add_their_degrees_of_freedom():
+    # variances 1 and 3 of 3 seeds each, and 8 of 2 seeds: (2 · 1 + 2 · 3 + 1 · 8) / 5 = 3.2
+    differences = [[0.0, 1.0, 2.0], [1.0, 1.0, 4.0], [0.0, 4.0]]
+    contrasts = [{f"a{i}": 1.0, f"b{i}": -1.0} for i in range(3)]
+    std, df = pooled_spread(differences, contrasts)
+    assert std == pytest.approx(3.2**0.5)
+    assert df == pytest.approx(5.0)
+
+
+def test_pairs_that_share_an_arm_have_fewer_degrees_of_freedom():
+    # covariances [[2, 1], [1, 2]]: (2 · 2 + 2 · 2)² / (2 · 4 + 2 · 1 + 2 · 1 + 2 · 4) = 64 / 20
+    std, df = pooled_spread(
+        [[0.0, 1.0, 2.0], [1.0, 1.0, 4.0]], [{"a": 1, "c": -1}, {"b": 1, "c": -1}]
+    )
+    assert std == pytest.approx(2.0**0.5)
+    assert df == pytest.approx(3.2)
+    # one pair twice is one pair
+    assert pooled_spread([[0.0, 1.0, 2.0]] * 2, [PAIR] * 2).df == pytest.approx(2.0)
+
+
+def test_several_intervals_are_right_together_at_a_higher_level_each():
+    assert simultaneous(1) == simultaneous(0) == pytest.approx(0.9)
+    assert simultaneous(3) == pytest.approx(1 - 0.1 / 3)
+
+
 @pytest.mark.parametrize(
-    ("values", "below", "holds"),
+    ("low", "high", "below", "verdict"),
     [
-        ([1.0, 1.1, 1.2], False, True),
-        ([1.0, -3.0, 4.0], False, False),
-        ([-1.0, -1.1, -1.2], True, True),
-        ([1.0], False, None),
+        (0.1, 2.0, False, "holds"),
+        (-2.0, -0.1, False, "refuted"),
+        (-2.0, -0.1, True, "holds"),
+        (0.1, 2.0, True, "refuted"),
+        (-0.1, 0.1, False, "not decided"),
+        (-0.1, 0.1, True, "not decided"),
+        (0.0, 0.1, False, "not decided"),  # an end on the margin
     ],
 )
-def test_a_claim_holds_when_its_whole_interval_does(values, below, holds):
+def test_a_verdict_is_the_side_of_the_margin(low, high, below, verdict):
+    assert verdict_of(low, high, 0.0, below) == verdict
+    assert verdict_of(low + 5, high + 5, 5.0, below) == verdict
+
+
+def test_power_is_that_of_students_test():
+    # one-sided, 5 %: textbooks have 8 pairs for a difference of one standard deviation, 27 for a half
+    assert seeds_needed(1.0, 1.0) == 8
+    assert seeds_needed(-0.5, 1.0) == 27
+    assert power(1.0, 8, Spread(1.0, 7)) == pytest.approx(0.815, abs=0.001)
+    assert power(1.0, 7, Spread(1.0, 6)) < 0.8
+    # a spread that is known from many pairs: (1.645 + 0.842)² = 6.2 by the normal distribution
+    assert seeds_needed(1.0, 1.0, pairs=1000.0) == 7
+    assert power(0.0, 5, Spread(1.0, 4)) == pytest.approx(0.05)
+    assert seeds_needed(0.001, 1.0) is None
+    assert seeds_needed(1.0, 0.0) == 2
+    assert seeds_needed(1.0, 1.0, level=simultaneous(3)) > 8
+
+
+def study_of(*claims, arms=None, **options):
+    return Study("s", arms or {}, claims, {}, {}, lambda common: "", **options)
+
+
+@pytest.mark.parametrize(
+    ("values", "below", "verdict"),
+    [
+        ([1.0, 1.1, 1.2], False, "holds"),
+        ([1.0, -3.0, 4.0], False, "not decided"),
+        ([-1.0, -1.1, -1.2], False, "refuted"),
+        ([-1.0, -1.1, -1.2], True, "holds"),
+        ([1.0], False, "not decided"),
+    ],
+)
+def test_a_claim_is_judged_by_its_interval(values, below, verdict):
     results = {"a": {i: {"x": v, "seconds": 2.0} for i, v in enumerate(values)}}
-    claim = Claim(
-        "c", "t", "p", "u", {"a": lambda r: r["a"]["x"]}, lambda r: r["a"]["x"], 0.0, below
-    )
-    study = Study("s", {}, [claim], {}, {}, lambda common: "")
-    judged = judge(study, results)[0]
-    assert judged["holds"] is holds
+    claim = Claim("c", "t", "p", "u", {"a": of("a")}, of("a"), 0.0, below)
+    (judged,) = judge(study_of(claim), results)
+    assert judged["verdict"] == verdict
     assert judged["seconds"] == 2.0 * len(values)
     assert judged["measured"]["a"]["values"] == values
-    assert ("one seed" in judged["note"]) == (holds is None)
+    assert ("One seed" in judged["note"]) == (len(values) == 1)
+    side = "below" if below else "above"
+    assert judged["text"] == f"t: the 90 % interval lies {side} 0 points."
+
+
+def of_seeds(*values):
+    return {seed: {"x": value, "seconds": 1.0} for seed, value in enumerate(values)}
+
+
+def test_claims_of_one_pool_share_their_spread_and_primary_ones_a_higher_level():
+    results = {
+        "a": of_seeds(1.0, 2.0, 3.0),
+        "b": of_seeds(0.0, 2.0, 4.0),
+        "c": of_seeds(0.0, 0.0, 0.0),
+    }
+    claims = [
+        Claim(name, name, "p", "u", {}, lambda r, n=name: r[n]["x"] - r["c"]["x"]) for name in "ab"
+    ]
+    judged = judge(study_of(*claims, primary=("a", "b")), results)
+    for one, own in zip(judged, (1.0, 2.0), strict=True):
+        difference = one["difference"]
+        assert difference["std"] == pytest.approx(own)
+        assert difference["pooled_std"] == pytest.approx(2.5**0.5)
+        assert difference["df"] == pytest.approx(3.2)
+        expected = interval(2.0, 3, Spread(2.5**0.5, 3.2), 0.95)
+        assert (difference["low"], difference["high"]) == pytest.approx(expected)
+        assert one["planned"]["to_decide"] == seeds_needed(2.0, 2.5**0.5, 1.6, 0.95)
+    alone = judge(study_of(claims[0]._replace(pool="another"), claims[1]), results)
+    assert [one["difference"]["pooled_std"] for one in alone] == pytest.approx([1.0, 2.0])
+
+
+def test_a_study_refuses_more_than_three_primary_claims():
+    study_of(primary=("a", "b", "c"))
+    with pytest.raises(ValueError, match="names 4 primary claims; at most 3 can decide"):
+        study_of(primary=("a", "b", "c", "d"))
+
+
+HERE, THERE = {"machine": "X, 1 thread", "torch": "2"}, {"machine": "Y, 1 thread", "torch": "2"}
+
+
+@pytest.mark.parametrize(
+    ("of_b", "why"),
+    [
+        (HERE, ""),
+        ({}, ""),  # units of before say nothing
+        (THERE, "on another machine"),
+        ({"torch": "3"}, "with another torch"),
+        ({"code": {"recipe": "2", "other": "3"}}, "by other code"),
+        ({"code": {"other": "3"}}, ""),
+        (THERE | {"data": "other"}, "on another machine, on other data"),
+    ],
+)
+def test_units_of_two_machines_or_codes_are_no_pair(of_b, why):
+    here = HERE | {"code": {"recipe": "1"}, "data": "this"}
+    trained = {"a": here, "b": of_b, "c": here}
+    results = {
+        arm: {s: {"x": float(s), "seconds": 1.0, "trained_on": where} for s in range(3)}
+        for arm, where in trained.items()
+    }
+    claims = [
+        Claim(name, name, "p", "u", {}, lambda r, n=name: 9 + r["a"]["x"] - r[n]["x"] / 2)
+        for name in "bc"
+    ]
+    marked, other = judge(study_of(*claims), results)
+    assert other["verdict"] == "holds"
+    assert marked["verdict"] == ("not decided" if why else "holds")
+    assert (f"Not a pair: trained {why}." in marked["note"]) == bool(why)
+    assert (marked["difference"]["low"] is None) == bool(why)
+    assert marked["difference"]["mean"] == pytest.approx(9.5)
+    assert other["difference"]["df"] == pytest.approx(2.0 if why else 3.2)
+
+
+def test_arms_that_were_trained_elsewhere_are_named():
+    def units(**where):
+        return {0: {"trained_on": HERE | where}}
+
+    results = {
+        "a": units(),
+        "b": units(),
+        "c": units(machine="Z, 1 thread", code={"commit": "f00"}),
+    }
+    results["a"][0]["trained_on"] = HERE | {"code": {"recipe": "1"}}  # of one function
+    assert elsewhere(results) == {"c": "trained on another machine (Z, 1 thread)"}
+    assert elsewhere({"a": units(), "b": units()}) == {}
+
+
+def test_a_file_of_before_verdicts_is_read(tmp_path):
+    def claim(holds, low, high):
+        return {"holds": holds, "margin": 0.0, "difference": {"low": low, "high": high}}
+
+    claims = [claim(True, 1, 2), claim(False, -2, -1), claim(False, -1, 1), claim(None, None, None)]
+    (tmp_path / "claims.json").write_text(json.dumps({"claims": claims}))
+    read = read_claims(tmp_path / "claims.json")["claims"]
+    assert [c["verdict"] for c in read] == ["holds", "refuted", "not decided", "not decided"]
+    assert "holds" not in read[0]
 
 
 def of(arm):
@@ -56,7 +232,7 @@ def test_a_claim_is_judged_on_the_seeds_that_its_arms_share():
         Claim(name, name, "p", "u", {n: of(n) for n in name}, of(name[0]), 0.5)
         for name in ("a", "ab", "bc", "d")
     ]
-    judged = judge(Study("s", arms, claims, {}, {}, lambda common: ""), results)
+    judged = judge(study_of(*claims, arms=arms), results)
     assert [c["id"] for c in judged] == ["a", "ab"]  # bc share one seed, what d needs was not run
     assert [c["measured"]["a"]["values"] for c in judged] == [[0.0, 1.0, 2.0], [1.0, 2.0]]
     assert [c["difference"]["n"] for c in judged] == [3, 2]
@@ -65,7 +241,7 @@ def test_a_claim_is_judged_on_the_seeds_that_its_arms_share():
 
 def test_a_measure_that_an_arm_lacks_is_an_error_not_a_claim_left_out():
     claim = Claim("c", "t", "p", "u", {}, lambda r: r["a"]["y"], 0.0)
-    study = Study("s", {}, [claim], {}, {}, lambda common: "")
+    study = study_of(claim)
     with pytest.raises(KeyError, match="y"):
         judge(study, {"a": {0: {"x": 1.0, "seconds": 1.0}}})
 
@@ -73,7 +249,7 @@ def test_a_measure_that_an_arm_lacks_is_an_error_not_a_claim_left_out():
 def test_a_claim_about_what_the_data_has_none_of_is_left_out():
     measure = of_test_if_any("a", "new/mrr", 100)
     claim = Claim("c", "t", "p", "u", {}, measure, 0.0)
-    study = Study("s", {}, [claim], {}, {}, lambda common: "")
+    study = study_of(claim)
 
     def judged(**test):
         return judge(study, {"a": {0: {"test": test, "seconds": 1.0}}})
@@ -94,7 +270,7 @@ def a_unit_of_data(*, out, data, seed):
 def test_units_that_are_read_do_not_count_as_trained(tmp_path, monkeypatch):
     monkeypatch.setattr("stepwell.claims.kit.study.source_digest", lambda module: "code")
     arms = {name: Arm(f"{__name__}:a_unit") for name in "ab"}
-    study = Study("s", arms, [], {}, {}, lambda common: "")
+    study = study_of(arms=arms)
 
     def told(seeds):
         heard = []
@@ -118,28 +294,44 @@ def test_the_data_is_not_asked_for_where_no_arm_takes_it(tmp_path, monkeypatch):
     study = Study("s", {"a": Arm(f"{__name__}:a_unit")}, [], {"data": "far"}, {}, missing)
     results = run_study(study, study.common, [3], tmp_path, workers=0, done=lambda *_: None)
     assert results["a"][3]["test"] == {"x": 3.0}
-    taking = study._replace(arms={"b": Arm(f"{__name__}:a_unit_of_data")})
+    taking = replace(study, arms={"b": Arm(f"{__name__}:a_unit_of_data")})
     with pytest.raises(ValueError, match="no data here"):
         run_study(taking, study.common, [3], tmp_path, workers=0, done=lambda *_: None)
 
 
-def test_the_page_and_the_table_show_every_claims_arms_and_note(capsys):
-    results = {"a": {i: {"x": v, "seconds": 1.0} for i, v in enumerate([0.0123, 0.0125, 0.0161])}}
-    claim = Claim("c", "A is less", "p", "nats", {"arm a": of("a")}, lambda r: -r["a"]["x"], 0.0,
+def test_the_page_and_the_table_show_every_claims_arms_note_and_plan(capsys):
+    values = [0.0123, 0.0125, 0.0161]
+    results = {
+        "a": {i: {"x": v, "seconds": 1.0, "test": {"x": v}} for i, v in enumerate(values)},
+        "b": of_seeds(0.0, 0.0, 0.0),
+    }
+    first = Claim("c", "A is less", "p", "nats", {"arm a": of("a")}, lambda r: -r["a"]["x"], 0.0,
                   note="Theirs was warmer.", judged_in="nats")  # fmt: skip
-    judged = judge(Study("s", {}, [claim], {}, {}, lambda common: ""), results)
+    second = first._replace(id="d", text="A is near", margin=-0.0125)
+    study = study_of(
+        first, second, arms={"a": Arm("supervised", title="our arm")}, primary=("c",),
+        questions=[Question("Is it near?", ("a",), ("d",), [Column("x", "its x", 1.0, ".4f")])],
+    )  # fmt: skip
     record = dict.fromkeys(("system", "command", "date", "commit", "hardware", "note"), "")
-    record |= {"quick": False, "arguments": {}, "versions": {}, "arms": {}, "seconds": 1.0}
-    record |= {"claims": judged, "not_run": []}
-    page = render(record, "p.svg")
-    assert (
-        "| 1 | A is less | p | -0.0136 nats | -0.0172 to -0.0100 | 3 | 0.0 | **does not hold** |"
-        in page
-    )
-    assert "\n1. arm a: 0.0136 ± 0.0021 (nats). Theirs was warmer.\n" in page
+    record |= {"quick": False, "arguments": {}, "versions": {}, "seconds": 1.0, "not_run": []}
+    record |= {"arms": {"a": {"x": summary(values), "seconds": summary([1.0] * 3)}}}
+    record |= {
+        "elsewhere": {"a": "trained on another machine (Z)"},
+        "claims": judge(study, results),
+    }
+    page = render(record, study, "p.svg")
+    primary, exploratory = page.split("## Is it near?")
+    row = "| -0.0136 nats | -0.0172 to -0.0100 | 3 | 0.0021 | 0.0021 (2.0) | **refuted** |  |"
+    assert f"A is less: the 90 % interval lies above 0 nats. | p {row}" in primary
+    assert "\n1. arm a: 0.0136 ± 0.0021 (nats). Theirs was warmer.\n" in primary
+    seeds = seeds_needed(-0.0136333 + 0.0125, summary(values)["std"])
+    assert f"| **not decided** | {seeds} seeds |" in exploratory
+    assert "| our arm † | 3 | 0.0136 ± 0.0021 |" in exploratory
+    assert "† trained on another machine (Z)" in exploratory
     show_claims(record)
-    printed = capsys.readouterr().out
-    assert "measured: -0.0136 nats (90 %: -0.0172 to -0.0100), margin 0.0: does not hold" in printed
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "measured: -0.0136 nats (90 %: -0.0172 to -0.0100), margin 0: refuted" in printed
+    assert f"margin -0.0125: not decided; {seeds} seeds would decide with 80 % power" in printed
     assert "note: Theirs was warmer." in printed
 
 
@@ -195,17 +387,21 @@ def test_verify_ekd_quick_runs_and_goes_on_where_it_stopped(tmp_path):
         "offline-kd-cost/2-depths/ekd-two-phases",
         "full-net-unharmed/2-depths/ekd-two-phases",
         "plain/file",
-    }  # those about arms that ran
+    }  # claims about arms that ran
     missing = {claim["id"] for claim in record["not_run"]}
     assert "kl-helps" in missing
     assert not missing & {c["id"] for c in record["claims"]}
-    assert "- primary: Soft targets, of both depths, help the sub-net" in page.read_text()
-    assert all(claim["holds"] is None for claim in record["claims"])  # one seed
+    assert "- primary: Every sub-net (20) of 20 < 32, EKD two phases beats" in page.read_text()
+    assert all(claim["verdict"] == "not decided" for claim in record["claims"])  # one seed
     assert json.loads((tmp_path / "claims.json").read_text()) == record
-    assert page.read_text() == render(record, "ekd.svg")
+    assert page.read_text() == render(record, STUDY, "ekd.svg")
     assert "its numbers mean nothing" in page.read_text()
-    picture = (tmp_path / "ekd.svg").read_text()
-    assert all(arm.replace("<", "&lt;") in picture for arm in record["arms"])
+    assert "nested 32 &gt; 20, two phases" in (tmp_path / "ekd.svg").read_text()
+    assert "sub-net without labels; 14 and 20 not trained" in page.read_text()
+    (unit,) = tmp_path.glob("units/20--offline-KD-0-*/result.json")
+    trained_on = json.loads(unit.read_text())["trained_on"]
+    assert trained_on["code"].keys() == {"stepwell.recipes.distill"}
+    assert trained_on["machine"].endswith("threads")
     stamps = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
     again, _ = quick(tmp_path)
     assert again["claims"] == record["claims"]
@@ -225,3 +421,22 @@ def test_an_unknown_arm_is_named_with_all_there_are(tmp_path):
 def test_what_cannot_be_verified(tmp_path, system, seeds, message):
     with pytest.raises(ValueError, match=message):
         verify_system(system, {}, quick=True, seeds=seeds, workers=1, folder=tmp_path)
+
+
+@pytest.mark.parametrize("system", CLAIMS)
+def test_every_exploratory_claim_answers_a_question_of_its_study(system):
+    study = load_object(CLAIMS[system][0])
+    ids = [claim.id for claim in study.claims]
+    assert len(set(ids)) == len(ids)
+    assert set(study.primary) <= set(ids)
+    assert 0 < len(study.primary) <= 3
+    patterns = [pattern for question in study.questions for pattern in question.claims]
+    assert not [
+        id
+        for id in ids
+        if id not in study.primary and not any(fnmatchcase(id, pattern) for pattern in patterns)
+    ]
+    arms = [pattern for question in study.questions for pattern in question.arms]
+    assert all(any(fnmatchcase(arm, pattern) for arm in study.arms) for pattern in arms)
+    points = [p for curve in study.plot.curves.values() for p in curve]
+    assert {point.arm for point in points} <= study.arms.keys()

@@ -1,7 +1,6 @@
-"""What each system's paper claims, and the experiments that test it.
+"""The claims of each system's paper, and the experiments that test them.
 
-`CLAIMS` maps a system to where its study is and one line of help, so that listing them imports
-nothing.
+`CLAIMS` maps a system to the place of its study and one line of help, so that listing imports nothing.
 """
 
 CLAIMS: dict[str, tuple[str, str]] = {
@@ -19,7 +18,7 @@ CLAIMS: dict[str, tuple[str, str]] = {
     ),
     "fidelity": (
         "stepwell.claims.fidelity.study:STUDY",
-        "does distillation work? how far students give their teachers' predictions, and why not",
+        "does distillation work? agreement of students with their teachers, and its causes",
     ),
     "netgraft": (
         "stepwell.claims.netgraft.study:STUDY",

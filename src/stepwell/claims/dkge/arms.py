@@ -1,4 +1,4 @@
-"""The arms of the study of dynamic graphs: ways to have vectors of every snapshot."""
+"""The arms of the study of changing graphs: ways to have vectors of every snapshot."""
 
 import math
 import time
@@ -26,7 +26,7 @@ from stepwell.kg.triple_index import HEAD, RELATION, TAIL, Rows
 from stepwell.recipes.dkge import dkge
 from stepwell.training import Loop
 
-#: Passes with the encoder, of those of translation before.
+#: Passes with the encoder over the passes of translation before.
 SHARE = 1 / 3
 #: How an arm comes from one snapshot to the next: by nothing (new entities are placed by a closed
 #: form), by an update under one of its rules, or by more training of all vectors, on the added triples
@@ -37,7 +37,7 @@ Way = Literal["nothing", "touched", "context", "neighbour", "added triples", "al
 def first(
     *, out: Path, data: str, steps: int, epochs: int, encoder: Encoder = "full", seed: int = 0
 ) -> dict[str, Any]:
-    """Learn the first snapshot from scratch: what every way that goes on starts from."""
+    """Learn the first snapshot from scratch, the start of every arm that follows."""
     return _scratch(read_snapshots(data, steps)[0], out, epochs, encoder, seed)
 
 
@@ -87,7 +87,7 @@ def retrain(
     part: str = "test",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Learn every later snapshot from scratch; returns what `follow` does."""
+    """Learn every later snapshot from scratch; return the same as `follow`."""
     found, clock = [], time.perf_counter()
     for start, before, now in _steps(data, steps, part):
         results = _scratch(now, out / now.name, epochs, encoder, seed)
@@ -107,7 +107,7 @@ def pykeen_retrain(
     part: str = "test",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Learn every later snapshot by pykeen's model; returns what `follow` does.
+    """Learn every later snapshot by pykeen's model; return the same as `follow`.
 
     Raises:
         ImportError: pykeen is not installed.
@@ -187,7 +187,7 @@ def _stale(state: State) -> float:
 
 
 def _place(state: State, added: list[Fact], removed: list[Fact]) -> None:
-    """Take a change without learning: old vectors stay, those of new elements are placed."""
+    """Take a change without learning: old vectors stay, vectors of new elements are placed."""
     change = Change.of(state, added, removed)
     state.make_room()
     start = initial_vectors(state.joint, change.rows[: len(added)], change.new)

@@ -1,4 +1,4 @@
-"""Snapshots of a graph that changes, for a study, and how well embeddings of one answer."""
+"""Snapshots of a graph that changes, for a study, and measures of an embedding's answers."""
 
 import math
 import re
@@ -18,7 +18,7 @@ from stepwell.kg.ranking import Far, rank_triples
 from stepwell.kg.triple_index import HEAD, TAIL, Rows, TripleIndex
 
 PARTS = ("train", "valid", "test")
-#: Of learnt triples beside a change, so many are ranked, drawn by chance.
+#: Learnt triples beside a change that are ranked, drawn by chance.
 BESIDE = 1000
 
 
@@ -103,7 +103,8 @@ def snapshots_digest(arguments: Mapping[str, object]) -> str:
 
 
 def questions(before: Snapshot, now: Snapshot) -> list[Question]:
-    """What has another answer now: a single one, which is learnt and new, where one is gone."""
+    """Questions whose answer has changed: an old answer is gone, and the single one now is learnt
+    and new."""
     gone: dict[tuple[str, str], Fact] = {f[:2]: f for f in sorted(set(before.train) - now.true)}
     answers = Counter(f[:2] for f in now.true)
     came = sorted(set(now.train) - before.true)
@@ -155,7 +156,7 @@ class Examined:
         self.now, self.was = rows([q.now for q in asked]), rows([q.before for q in asked])
 
     def measures(self, far: Far) -> dict[str, float]:
-        """Link prediction of each part of what is judged, unlearning, and questions.
+        """Link prediction on each part of the held-out triples, unlearning, and questions.
 
         With "n" of each, the number of triples that it is a mean over.
         """
@@ -170,7 +171,7 @@ class Examined:
         return found
 
     def _auc(self, far: Far) -> float:
-        """How often a deleted triple is more distant than a held-out true one."""
+        """The share of pairs in which a deleted triple is more distant than a held-out true one."""
         if not len(self.gone) or not len(self.parts["still"]):
             return math.nan
         parts = []

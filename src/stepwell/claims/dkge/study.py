@@ -1,23 +1,24 @@
-"""Dynamic knowledge-graph embedding: do updates keep up with training anew, and is it worth it?
+"""Dynamic knowledge-graph embedding: do updates keep up with training anew, and are they worth it?
 
-Every arm gives vectors of each snapshot after the first; its measures are means over the triples of all
-these steps. Ranks are filtered and realistic, of both ends of held-out triples, which no arm learns. Of
-these, "still" were true at the first snapshot, too; "came" since, between entities that were there;
-"new" have an entity that was not.
+Every arm gives vectors of each snapshot after the first. Its measures are means over the triples of all
+these steps. Ranks are filtered and realistic, of both ends of held-out triples, which no arm learns.
+Held-out triples have three parts: "still" were true at the first snapshot, too; "came" became true
+since, between old entities; "new" have a new entity.
 
-The paper's test triples do not change between snapshots and have no new entity, so doing nothing could
-not be told from an update there ("still" is such a part): the arm that does nothing, triples that came,
-triples that were deleted, and questions whose answers change are what shows whether an update is good
-for anything. (Questions are answered by triples that were learnt, as in the paper: they test memory.
-Only those are asked that have one answer now.)
+The paper's test triples do not change between snapshots and have no new entity ("still" is such a
+part). There, an update cannot be told from doing nothing. Four things show the worth of an update: the
+arm that does nothing, triples that came, triples that were deleted, and questions whose answers change.
+(Questions are answered by learnt triples, as in the paper, so they test memory. Only questions with one
+answer now are asked.)
 """
 
 from collections.abc import Mapping
 
 from stepwell.claims.dkge.snapshots import snapshots_digest
 from stepwell.claims.kit.columns import Column
-from stepwell.claims.kit.measures import less, of_test, of_test_if_any, ratio
-from stepwell.claims.kit.study import Arm, Claim, Measure, Study
+from stepwell.claims.kit.figure import Axis, Plot, Point
+from stepwell.claims.kit.measures import level, more, of_test, of_test_if_any, times
+from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study
 
 HERE = "stepwell.claims.dkge.arms"
 BASE, PLAIN_BASE = "DKGE, first snapshot", "TransE, first snapshot"
@@ -71,21 +72,21 @@ def step_seconds(arm: str) -> Measure:
 
 
 def better(
-    id: str, text: str, paper: str, a: str, b: str, key: str, margin: float = 0.0, note: str = ""
+    id: str,
+    text: str,
+    paper: str,
+    a: str,
+    b: str,
+    key: str,
+    margin: float = 0.0,
+    note: str = "",
+    expected: float | None = None,
 ) -> Claim:
     """A claim that arm `a` has more of a measure than arm `b`, by more than `margin` points."""
-    rule = f"{text}: the 90 % interval of the paired difference lies above {margin:g}."
-    shown: Mapping[str, Measure] = {a: points(a, key), b: points(b, key)}
-    return Claim(id, rule, paper, "%", shown, less(shown[a], shown[b]), margin, note=note)
-
-
-def at_least(
-    id: str, text: str, paper: str, unit: str, shown: Mapping[str, Measure], factor: float
-) -> Claim:
-    """A claim that the first number shown is at least `factor` times the second."""
-    first, second = shown.values()
-    rule = f"{text}: the 90 % interval of the ratio lies above {factor:g}."
-    return Claim(id, rule, paper, unit, shown, ratio(first, second), factor, judged_in="×")
+    return more(
+        id, text, paper, (a, points(a, key)), (b, points(b, key)), margin, pool=key, note=note,
+        expected=expected,
+    )  # fmt: skip
 
 
 STILL, CAME, NEW = "still/mrr", "came/mrr", "new/mrr"
@@ -102,36 +103,42 @@ LACKS = "not compared"
 def on_every_part(
     id: str, text: str, paper: str, a: str, b: str, parts: Mapping[str, str] = WHAT
 ) -> list[Claim]:
-    """Claims that an arm ranks better than another, one for each part of what is held out."""
+    """Claims that an arm ranks better than another, one for each part of the held-out triples."""
     return [better(f"{id}/{key.partition('/')[0]}", f"{text}: {what}", paper, a, b, key)
             for key, what in parts.items()]  # fmt: skip
 
 
 CLAIMS = [
-    *(at_least(
+    *(times(
         f"online-keeps-up/{key.partition('/')[0]}",
         f"An update has at least 95 % of the MRR of training anew: {what}",
         "second best, below DKGE anew alone", "MRR, %",
-        {ONLINE: points(ONLINE, key), ANEW: points(ANEW, key)}, 0.95,
+        {ONLINE: points(ONLINE, key), ANEW: points(ANEW, key)}, 0.95, pool=f"{key}, ×",
     ) for key, what in WHAT.items()),
-    at_least(
+    times(
         "online-faster", "An update takes at most a sixth of the processor's time of training anew",
         "two hours in place of a week (IMDB-13-3SP, of 8 million triples)", "processor seconds a step",
-        {ANEW: step_seconds(ANEW), ONLINE: step_seconds(ONLINE)}, 6.0,
+        {ANEW: step_seconds(ANEW), ONLINE: step_seconds(ONLINE)}, 6.0, pool="online-faster",
+        expected=80.0,
+    ),
+    times(
+        "more-training-costs-more", "An update takes less of the processor's time than more "
+        "training of TransE on all triples, with removed ones taught as false", LACKS, "processor "
+        "seconds a step",
+        {ONLINE: step_seconds(ONLINE), ALL_TAUGHT: step_seconds(ALL_TAUGHT)}, 1.0, below=True,
+        pool="more-training-costs-more",
     ),
     Claim(
-        "local", "An update is local: the 90 % interval of the share of triples that it learns again "
-        "lies below 20 %.",
-        "only what is affected is learnt again (its code on YAGO-3SP: 1.9 % of the triples)",
+        "local", "An update is local: the share of triples that it learns again",
+        "only affected triples are learnt again (its code on YAGO-3SP: 1.9 % of the triples)",
         "% of triples an epoch",
         {ONLINE: of_test(ONLINE, "trained", 100), CODE: of_test(CODE, "trained", 100)},
         of_test(ONLINE, "trained", 100), 20.0, below=True, judged_in="%",
     ),
-    Claim(
-        "true-to-context", "No vector is left behind: the 90 % interval of the share of entities whose "
-        "joint vector is not what their context gives lies below 0.01 %.", LACKS, "% of entities",
-        {arm: of_test(arm, "stale", 100) for arm in (ONLINE, TEXT, CODE)},
-        of_test(ONLINE, "stale", 100), 0.01, below=True, judged_in="%",
+    level(
+        "true-to-context", "No vector is left behind: the share of entities whose joint vector is not "
+        "the one that their context gives", LACKS, (ONLINE, of_test(ONLINE, "stale", 100)), 0.01,
+        below=True,
     ),
     *on_every_part("beyond-nothing", "An update ranks better than doing nothing (new entities are "
                    "placed by a closed form)", LACKS, ONLINE, NOTHING),
@@ -139,7 +146,9 @@ CLAIMS = [
            "than true ones more often than after doing nothing", "not measured", ONLINE, NOTHING,
            UNLEARNT),
     better("beyond-nothing/answers", "An update answers more questions whose answers have changed "
-           "than doing nothing", "only DKGE was tested", ONLINE, NOTHING, ANSWERS),
+           "than doing nothing", "answers questions on a changing graph (abstract); only DKGE was "
+           "tested",
+           ONLINE, NOTHING, ANSWERS, expected=50.0),
     better("forgets-nothing", "Learnt triples that share an end with a changed one lose less than 2 "
            "points of MRR by an update, against doing nothing", LACKS, ONLINE, NOTHING, BESIDE, -2.0),
     better("unlearns-like-anew", "An update unlearns as well as training anew, less 5 points",
@@ -157,12 +166,18 @@ CLAIMS = [
     *(better(f"removed-taught/{key.partition('/')[0]}",
              f"{what.capitalize()} lose less than a point of MRR where removed triples are taught as "
              "false", "they are not taught", ONLINE, KEPT, key, -1.0) for key, what in WHAT.items()),
-    *on_every_part("context-helps", "Trained anew, DKGE ranks better than TransE by the same code, as "
-                   "long", "DKGE is above TransE", ANEW, PLAIN_ANEW),
-    better("beyond-pykeen-transe", "Trained anew, DKGE ranks better than pykeen's TransE",
-           "DKGE is above TransE", ANEW, PYKEEN_TRANSE, STILL),
-    better("beyond-rotate", "Trained anew, DKGE ranks better than pykeen's RotatE",
-           LACKS, ANEW, PYKEEN_ROTATE, STILL),
+    *(better(f"context-helps/{key.partition('/')[0]}",
+             f"Trained anew, DKGE ranks better than TransE by the same code, as long: {what}",
+             "DKGE is above TransE (link prediction; abstract)" if key == STILL else "above TransE",
+             ANEW, PLAIN_ANEW, key, expected=1.0 if key == STILL else None)
+      for key, what in WHAT.items()),
+    *on_every_part("online-beyond-transe-anew", "An update of DKGE ranks better than TransE trained "
+                   "anew by the same code", "second best, above TransE anew", ONLINE, PLAIN_ANEW,
+                   WHAT | {UNLEARNT: "deleted triples are unlearnt", ANSWERS: "changed questions"}),
+    *on_every_part("beyond-pykeen-transe", "Trained anew, DKGE ranks better than pykeen's TransE",
+                   "DKGE is above TransE", ANEW, PYKEEN_TRANSE),
+    *on_every_part("beyond-rotate", "Trained anew, DKGE ranks better than pykeen's RotatE",
+                   LACKS, ANEW, PYKEEN_ROTATE),
     better("attention-helps", "Attention helps", "attention helps", ANEW, MEAN, STILL),
     better("gate-helps", "The gate helps", "the gate helps", ANEW, UNGATED, STILL),
     *on_every_part("beyond-transe-online", "An update with contexts ranks better than one without",
@@ -181,44 +196,65 @@ CLAIMS = [
                               ("unlearnt", "deleted triples are unlearnt", UNLEARNT))),
 ]  # fmt: skip
 
+COLUMNS = [
+    Column(STILL, "MRR, still true"),
+    Column("still/n", "n", 1.0, ".0f"),
+    Column(CAME, "MRR, came"),
+    Column("came/n", "n", 1.0, ".0f"),
+    Column(NEW, "MRR, new"),
+    Column("new/n", "n", 1.0, ".0f"),
+    Column(UNLEARNT, "unlearnt"),
+    Column(ANSWERS, "answers right"),
+    Column("answer/n", "n", 1.0, ".0f"),
+    Column("old answer/hits@1", "old answer first"),
+    Column("old answer/mean_rank", "its mean rank", 1.0, ".0f"),
+    Column(BESIDE, "MRR, learnt beside a change"),
+    Column("trained", "triples trained"),
+    Column("step_seconds", "seconds a step", 1.0, ".1f"),
+]
+
 STUDY = Study(
     key="dkge",
     arms=ARMS,
     claims=CLAIMS,
-    primary=("online-keeps-up/still", "online-keeps-up/came", "online-faster", "local",
-             "beyond-nothing/still", "beyond-nothing/came", "beyond-nothing/new",
-             "beyond-nothing/unlearnt", "beyond-nothing/answers", "context-helps/still"),
+    primary=("context-helps/still", "online-faster", "beyond-nothing/answers"),
     note=(
-        "Rates, epochs, the start from TransE and the weight of removed triples were chosen for DKGE "
-        "on Wikidata snapshots of 2004 to 2007, held-out triples among them, of which many are held "
-        "out later, too; where new elements begin was looked at on YAGO-3SP with other triples held "
-        "out. All other arms take these settings as they are. What was claimed, and the margins, were "
-        "settled after runs of one seed on Wikidata's years 2008 to 2011. Intervals are over seeds of "
-        "training; that held-out triples are few (see n) is not in them."
+        "The primary claims are the three experiments that the paper's abstract names: link "
+        "prediction, efficiency, question answering. They were reduced to three after these runs. "
+        "Rates, epochs, the start from TransE and the weight of removed triples were chosen for "
+        "DKGE on Wikidata snapshots of 2004 to 2007. Held-out triples were among them, and many "
+        "of these are held out later, too. The start of new elements was looked at on YAGO-3SP "
+        "with other triples held out. All other arms take these settings as they are. Claims and "
+        "margins were settled after runs of one seed on Wikidata's years 2008 to 2011. Intervals "
+        "are over seeds of training; they leave out that held-out triples are few (see n)."
     ),
     common={"data": "", "steps": 3, "epochs": 60, "part": "test"},
     quick={"data": "toy", "steps": 1, "epochs": 3},
     fingerprint=snapshots_digest,
-    table=[
-        Column(STILL, "MRR, still true"),
-        Column("still/n", "n", 1.0, ".0f"),
-        Column(CAME, "MRR, came"),
-        Column("came/n", "n", 1.0, ".0f"),
-        Column(NEW, "MRR, new"),
-        Column("new/n", "n", 1.0, ".0f"),
-        Column(UNLEARNT, "unlearnt"),
-        Column(ANSWERS, "answers right"),
-        Column("answer/n", "n", 1.0, ".0f"),
-        Column("old answer/hits@1", "old answer first"),
-        Column("old answer/mean_rank", "its mean rank", 1.0, ".0f"),
-        Column(BESIDE, "MRR, learnt beside a change"),
-        Column("trained", "triples trained"),
-        Column("step_seconds", "seconds a step", 1.0, ".1f"),
+    questions=[
+        Question(
+            "Is an update better than doing nothing, and as good as training anew?",
+            (NOTHING, ONLINE, ANEW),
+            ("online-keeps-up/*", "online-faster", "local", "true-to-context", "beyond-nothing/*",
+             "forgets-nothing", "unlearns-like-anew", "answers-like-anew", "old-answers-gone"), COLUMNS,
+        ),
+        Question("Is it better than simply training on?", (ONLINE, "TransE, *"),
+                 ("beyond-more-training*", "more-training-costs-more", "added-alone-forgets"), COLUMNS),
+        Question(
+            "Do contexts help?", (ONLINE, "TransE online", "*anew*"),
+            ("context-helps/*", "beyond-pykeen-transe/*", "beyond-rotate/*", "attention-helps",
+             "gate-helps", "beyond-transe-online/*", "online-beyond-transe-anew/*"), COLUMNS,
+        ),
+        Question(
+            "Which rule of an update?", ("DKGE online*",), ("removed-taught/*", "rule/*"), COLUMNS
+        ),
     ],
-    panels=[
-        Column(STILL, "triples true at the start", unit="MRR, %"),
-        Column(CAME, "triples that came since", unit="MRR, %"),
-        Column(UNLEARNT, "deleted triples more distant than true ones", unit="% of pairs"),
-        Column(ANSWERS, "questions with a new answer", unit="Hits@1, %"),
-    ],
+    plot=Plot(
+        Axis("processor seconds a step", log=True),
+        Axis("MRR of triples that were true at the start, %", 100),
+        {
+            arm: [Point(arm, "step_seconds", STILL)]
+            for arm in (NOTHING, ONLINE, PLAIN_ONLINE, ALL_TAUGHT, ANEW, PLAIN_ANEW, PYKEEN_TRANSE)
+        },
+    ),
 )  # fmt: skip

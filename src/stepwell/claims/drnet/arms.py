@@ -114,27 +114,27 @@ def alone(
 def controls(
     *, out: Path, fixed: Path, dynamic: Path, random: Path, data: str, seed: int = 0
 ) -> dict[str, Any]:
-    """What else could choose, at the mean cost of a dynamic network.
+    """Measure other ways to choose, at the mean cost of a dynamic network.
 
     Args:
         out: a folder, for controls.json.
-        fixed: file of a network trained at all resolutions, of one depth, whose chooser is not asked.
+        fixed: file of a network of one depth, trained at all resolutions; its chooser is not used.
         dynamic: file of the dynamic network.
-        random: file of a network trained like it, but for its choices, which were drawn by chance.
+        random: file of a network trained like it, with choices drawn by chance.
 
     Returns:
         Under "test", accuracies on the test part:
-        "random" and "random, own": expected of random choices with the dynamic network's histogram, by
-        `random` and by the dynamic network itself;
-        "line" and "line, own": the best that mixing resolutions by chance gives at the dynamic
-        network's cost, by `fixed` and by the dynamic network itself;
-        "oracle": of the cheapest resolution at which `fixed` is right, and "oracle cost", its own;
-        "cascade": a small resolution first, larger where unsure, by `fixed`; which resolutions and
-        thresholds is what is best at this cost on validation images; and "cascade cost", those of all
-        resolutions that were run;
-        "auc": how well the chooser's preference for full size over the cheapest choice tells the images
-        that `fixed` has right at full size alone from the others; "auc of doubt", the same of the doubt
-        of `fixed` itself at the cheapest choice, a whole run of which it takes.
+        "random" and "random, own": of random choices with the dynamic network's histogram, in
+        expectation, by `random` and by the dynamic network itself;
+        "line" and "line, own": of the best mixture of resolutions by chance at the dynamic network's
+        cost, by `fixed` and by the dynamic network itself;
+        "oracle": of the cheapest resolution at which `fixed` is right, with its "oracle cost";
+        "cascade": of `fixed` at a small resolution first, and at a larger one where unsure, with the
+        resolutions and thresholds that are best at this cost on validation images; "cascade cost"
+        counts all resolutions that were run.
+        Areas under the ROC for the images that `fixed` has right at full size alone: "auc", of the
+        chooser's preference for full size over the cheapest choice; "auc of doubt", of the doubt of
+        `fixed` itself at the cheapest choice, which takes a run at that size.
 
     Raises:
         ValueError: the runs have no validation part.
@@ -160,7 +160,7 @@ def controls(
 def fronts(
     *, out: Path, resolution: Path, depth: Path, both: Path, data: str, seed: int = 0
 ) -> dict[str, Any]:
-    """What three networks give at the same costs: that choose the resolution, the depth, or both.
+    """Compare networks that choose the resolution, the depth, or both, at the same costs.
 
     Args:
         out: a folder, for fronts.json.
@@ -186,7 +186,7 @@ def fronts(
 
 
 def _kept(found: dict[str, float], file: Path, clocks: tuple[float, float]) -> dict[str, Any]:
-    """Write what was found, and give it with the seconds since `clocks`."""
+    """Write the numbers, and return them with the seconds since `clocks`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(found, indent=1).encode())
     return {
@@ -202,11 +202,12 @@ def held_to(
     test: tuple[Tensor, Tensor],
     costs: Tensor,
 ) -> dict[float, Priced]:
-    """What comes out on test images at the prices that are best within mean costs on validation ones.
+    """Outcomes on test images at the cost penalties that are best within mean costs on validation
+    images.
 
     Args:
-        wanted: the mean costs; those that no choice reaches are left out.
-        validation, test: scores, and whether each choice is right, as `scored` gives them.
+        wanted: the mean costs; costs that no choice reaches are left out.
+        validation, test: scores, and the correctness of each choice, as `scored` gives them.
         costs: of each choice, as a share of the costliest.
     """
     tried = outcomes(*validation, costs)
@@ -239,7 +240,7 @@ def parts_of_run(net: ResolutionNet, file: Path, data: str) -> Parts:
 
 
 def scored(net: ResolutionNet, images: Batches) -> tuple[Tensor, Tensor]:
-    """The chooser's scores, and whether each choice is right, both (images, choices)."""
+    """The chooser's scores and the correctness of each choice, both (images, choices)."""
     seen = observe_choices(net, images, net.names)
     return scores_of(net, images), _right(seen, net.names).T
 
@@ -293,7 +294,7 @@ def best_mixture(accuracy: Tensor, costs: Tensor, cost: float) -> float:
 
 
 def _right(seen: Observed, order: Sequence[str]) -> Tensor:
-    """Whether each choice is right, (choices, images), cheap to dear."""
+    """The correctness of each choice, (choices, images), cheap to expensive."""
     return torch.stack([seen.logits[name].argmax(1) == seen.labels for name in order])
 
 
@@ -324,13 +325,13 @@ def best_cascade(
 
 
 def preference(net: ResolutionNet, test: Batches) -> Tensor:
-    """How much more the chooser scores full size than the cheapest choice, of each image."""
+    """The chooser's score of full size minus its score of the cheapest choice, for each image."""
     scores = scores_of(net, test)
     return scores[:, 0] - scores[:, -1]
 
 
 def auc_of_need(score: Tensor, seen: Observed, order: Sequence[str]) -> float:
-    """How well a score tells the images that are right at full size alone: the area under its ROC.
+    """The area under a score's ROC, for the images that are right at full size alone.
 
     Args:
         score: of each image.

@@ -1,4 +1,4 @@
-"""Which arms the study of dynamic resolution has, and how much each of them trains."""
+"""The arms of the study of dynamic resolution, and the length of their training."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from stepwell.claims.kit.study import Arm
 LEARNED, ALONE = "stepwell.claims.drnet.arms:learned", "stepwell.claims.drnet.arms:alone"
 TARGETS = (0.4, 0.55, 0.7)
 MIDDLE = 0.55
-#: In the place of a target: the middle one, with as many images as full size alone has.
+#: In the place of a target: the middle target, with as many images as full size alone.
 LONGER = "longer"
 EVERY_TARGET: tuple[float | str, ...] = (*TARGETS, LONGER)
 #: Of depth and resolution together, and of depth alone, whose cheapest choice costs more.
@@ -26,10 +26,10 @@ PLANTED_ARMS: dict[str, dict[str, Any]] = {
     f"{PLANTED}, paper's code": {"mixing": "all"},
     f"{PLANTED}, imitation": {"schedule": "imitate"},
 }
-#: Passes of the second phase in those of the first's epochs: of the default, whose chooser learns from
-#: a quarter of the images at three resolutions without gradient; of one image at all resolutions.
+#: Epochs of the second phase over the first's, at equal passes: of the default, whose chooser learns
+#: from a quarter of the images at three resolutions without gradient; of one image at all resolutions.
 EXPECTED, EVERYWHERE = 7 / 9, 1 / 3
-#: Images of a step that runs each at three resolutions: as many passes as other steps have.
+#: Images of a step that runs each at three resolutions, for as many passes as in other steps.
 THIRD: dict[str, Any] = {"batch_size": 43}
 
 
@@ -44,7 +44,7 @@ def random(target: float | str) -> str:
 
 
 def control(target: float | str) -> str:
-    """What else could choose, at the same cost."""
+    """The arm of the other ways to choose, at the same cost."""
     return f"controls, {target}"
 
 

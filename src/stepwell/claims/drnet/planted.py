@@ -1,4 +1,4 @@
-"""A task in which what resolution an image needs is there to be seen: digits at two scales."""
+"""A task in which the needed resolution is visible: digits at two scales."""
 
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,15 @@ def planted(
     seed: int = 0,
     loop: Loop = Loop(),
 ) -> dict[str, Any]:
-    """Train by the recipe `drnet` where what an image needs is there to be seen.
+    """Train by the recipe `drnet` where the needed resolution is visible.
 
     Half of the images are small digits in large pictures, which only full size shows; in the others
     the digit fills the picture, and a quarter of the size shows it as well.
 
     Returns:
-        Under "test": "accuracy" and "cost"; "line, own", as `controls` has it; and "auc": how well the
-        chooser's preference for full size over the cheapest choice tells the images that the network
-        itself has right at full size alone from the others.
+        Under "test": "accuracy" and "cost"; "line, own", as `controls` has it; and "auc": the area
+        under the ROC of the chooser's preference for full size over the cheapest choice, for the images
+        that the network itself has right at full size alone.
     """
     data = two_scales(out.with_name("data"))
     result = drnet(

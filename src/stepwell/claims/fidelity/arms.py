@@ -1,36 +1,42 @@
 """The arms of the study of fidelity: teachers, students and comparisons of both, by name.
 
-Teachers see one half of the training images, one fixed draw for all seeds; their students the same
-half, the other one, or both, and never a label but where an arm is about that. So the students of the
-other half, and of both, are taught on unlabeled images that no teacher has seen. A student trains half
-as long again as its teacher, at temperature 4; students of both halves take as many steps as the
+Teachers see one half of the training images, one fixed draw for all seeds. Their students see the same
+half, the other half, or both, and no label, except in the arms about labels. So the students of the
+other half, and of both halves, learn from unlabeled images that no teacher has seen. A student trains
+for 1.5 times its teacher's epochs, at temperature 4. Students of both halves take as many steps as the
 others, in half the passes.
 
-Each training of a student is an arm, NAME, student; the arm NAME compares it with its teacher: on test
-images, on its training images, and on these as it saw them, changed as in its training. Controls are
+Each training of a student is an arm "NAME, student". The arm NAME compares it with its teacher: on test
+images, on its training images, and on its training images as it saw them, augmented. Controls are
 students of other teachers. All students of one seed and one architecture, controls among them, begin
-with the same weights, and they draw one order of images. Neither is any teacher's, but in the arm of
-the teacher's initial weights, which has its teacher's seed. The nested net has the students' seed, so
-that it and its control see one order of images.
+with the same weights and see one order of images. Neither is any teacher's, except in the arm of the
+teacher's initial weights. The nested nets have the students' seed, and so their order of images.
 
-As a rule an arm changes one thing of self-distillation. Those of a start between random weights and
-the teacher's change the norm (of the teacher, too), the weight decay, the rate and the length as well.
+A nested net's teacher is its own full net. The control of its sub-net is the same sub-net of another
+nested net, and its rival is an offline student with the same losses. The arms `EKD, 8 in 14` and
+`offline KD, 8 by 14` were run before these: their control and the latter's losses lack labels.
+
+As a rule an arm changes one thing of self-distillation. The arms that start between random weights and
+the teacher's change four more: the norm (of the teacher, too), the weight decay, the rate and the
+length.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stepwell.claims.ekd import UNTAUGHT
 from stepwell.claims.kit.study import Arm
 from stepwell.data.distill_data import DistillData
 
 NET, DEEPER, SMALLER = "resnet14", "resnet32", "8"
 TAUGHT_HALF, OTHER_HALF = "1/2", "2/2"
-#: Between the seeds of teachers, and of a teacher and its students.
+COMPARE = "stepwell.claims.fidelity.compare:compare"
+#: Distance between the seeds of teachers, and of a teacher and its students.
 APART = 1000
-#: A student's passes, in those of a teacher.
+#: A student's passes over a teacher's.
 STUDENT = 1.5
-#: Of every batch, the images that are none of the training's: an arm with more images takes as many
+#: Share of every batch that is not from the training images. An arm with more images takes as many
 #: steps as the others, in fewer passes.
 SHARE = DistillData.synthetic_share
 
@@ -63,7 +69,13 @@ def compared(kind: str, by: tuple[str, ...], control: str = "", **arguments: Any
     needs: dict[str, str | tuple[str, ...]] = {"student": student(kind), "teacher": by}
     if control:
         needs["control"] = student(control)
-    return Arm("stepwell.claims.fidelity.compare:compare", arguments, needs)
+    return Arm(COMPARE, arguments, needs)
+
+
+def nested(shift: int = 0, **arguments: Any) -> Arm:
+    """A nested net with a small sub-net, by the default recipe, on the teachers' half."""
+    own = {"net": NET, "depths": (SMALLER,), "part": TAUGHT_HALF} | arguments
+    return Arm("ekd", own, {}, {"nest_epochs": 0.5}, shift)
 
 
 def both(kind: str, by: tuple[str, ...], control: str = "", **arguments: Any) -> dict[str, Arm]:
@@ -84,6 +96,16 @@ NESTED, OFFLINE, OFFLINE_OTHER = (
     "offline KD, 8 by 14",
     "offline KD of another teacher",
 )
+AGAINST_SUBNETS, SHARED_ONLY = "EKD, 8 in 14, against sub-nets", "nested with labels only, 8 in 14"
+OFFLINE_OWN = "offline KD, 8 by 14, EKD's losses"
+NESTED_OTHER, OFFLINE_OWN_OTHER = (
+    "EKD of another seed",
+    "offline KD of another teacher, EKD's losses",
+)
+#: The losses of the default recipe of `train ekd`, for an offline student.
+EKD_LOSSES: dict[str, Any] = {
+    "student": "resnet8", "ce": 1.0, "kl": 1.0, "attention": 2.0, "temperature": 3.0
+}  # fmt: skip
 
 ONE, FIRST_THREE = (teacher(1),), (teacher(1), teacher(2), teacher(3))
 ANOTHER, LAST_THREE = (teacher(4),), (teacher(4), teacher(5), teacher(6))
@@ -120,7 +142,7 @@ def started(share: float, rate_of: float | None = None) -> dict[str, Arm]:
 
 
 def shown(**options: Any) -> dict[str, Any]:
-    """The argument that says what a student is taught on."""
+    """The argument that names a student's training images."""
     return {"distill_data": DistillData(**options)}
 
 
@@ -160,9 +182,17 @@ ARMS: dict[str, Arm] = {
         seed_shift=APART,
     ),
     **both(EASY, ("teacher, easy task",), student="resnet8", part=None, epochs=3, **DIGITS),
-    student(NESTED): Arm(
-        "ekd", {"net": NET, "depths": (SMALLER,), "part": TAUGHT_HALF}, {}, {"nest_epochs": 0.5}
+    student(NESTED): nested(),
+    student(NESTED_OTHER): nested(shift=APART),
+    AGAINST_SUBNETS: Arm(
+        COMPARE,
+        {"depth": SMALLER, "control_depth": SMALLER},
+        {"student": student(NESTED), "teacher": (student(NESTED),), "control": student(NESTED_OTHER)},
     ),
+    student(SHARED_ONLY): nested(**UNTAUGHT),
+    SHARED_ONLY: compared(SHARED_ONLY, (student(SHARED_ONLY),), depth=SMALLER),
+    student(OFFLINE_OWN_OTHER): taught(ANOTHER, **EKD_LOSSES),
+    **both(OFFLINE_OWN, ONE, OFFLINE_OWN_OTHER, **EKD_LOSSES),
     student(OFFLINE_OTHER): taught(ANOTHER, student="resnet8"),
     NESTED: compared(NESTED, (student(NESTED),), OFFLINE_OTHER, depth=SMALLER),
     **both(OFFLINE, ONE, OFFLINE_OTHER, student="resnet8"),

@@ -1,4 +1,4 @@
-"""A comparison as an arm of a study: how far a trained student gives its teacher's predictions."""
+"""A comparison as an arm of a study: agreement of a trained student with its teacher."""
 
 import json
 import time
@@ -25,6 +25,7 @@ def compare(
     teacher: tuple[str, ...],
     control: Path | None = None,
     depth: str | None = None,
+    control_depth: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure the fidelity of a run's network to a teacher (`evaluation.fidelity`).
@@ -34,14 +35,14 @@ def compare(
         student: the file of the network, in its run directory, which says what it was trained on.
         teacher: files; several are an ensemble.
         control: the file of a student of another teacher.
-        depth: of the student; its deepest by default.
+        depth, control_depth: of the student and of the control; the deepest by default.
         seed: of the images whose features are compared.
 
     Returns:
         Under "test" the numbers of `fidelity_measures`, without their intervals, on three sets of
         images: "test/KEY", the data's test part; "train/KEY", the run's training images as they are;
-        "seen/KEY", those of its first epoch as the student saw them, changed, mixed or replaced, of
-        which labels say nothing.
+        "seen/KEY", its first epoch's images as the student saw them: augmented, mixed or replaced; they
+        have no labels.
 
     Raises:
         ValueError: the run's data has changed; the networks do not fit to each other or to the data.
@@ -50,8 +51,8 @@ def compare(
     train, test = batches_of(student.parent)
     names = {
         "teacher": teacher,
-        "student": (f"{student}@{depth}" if depth else str(student),),
-        "control": () if control is None else (str(control),),
+        "student": (_at(student, depth),),
+        "control": () if control is None else (_at(control, control_depth),),
     }
     nets = {who: fitted(open_teacher(files), train) for who, files in names.items() if files}
     parts: dict[str, tuple[Iterable[Batch], bool]] = {
@@ -81,6 +82,11 @@ def compare(
     }
 
 
+def _at(file: Path, depth: str | None) -> str:
+    """A network's name as `open_teacher` takes it."""
+    return f"{file}@{depth}" if depth else str(file)
+
+
 def _plain(key: str) -> str:
     """The key of an estimate, of the key of an end of its interval."""
     return key.removesuffix("/low").removesuffix("/high")
@@ -91,6 +97,6 @@ def _logits_of(net: nn.Module) -> Network:
 
 
 def _without_labels(train: Batches) -> Iterator[Batch]:
-    """The first epoch's images, of which mixed and replaced ones have no one class."""
+    """The first epoch's images without labels: mixed and replaced images have no single class."""
     for images, labels in train:
         yield Batch(images, torch.full((len(labels),), -1))

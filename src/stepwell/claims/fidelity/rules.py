@@ -1,8 +1,9 @@
-"""How claims about fidelity are measured and judged: numbers of one arm, and rules about several."""
+"""Measures of fidelity that claims compare: of one arm, and of several."""
 
 from collections.abc import Callable
 from typing import Any
 
+from stepwell.claims.kit import measures
 from stepwell.claims.kit.measures import least, less, of_test
 from stepwell.claims.kit.study import Claim, Measure
 
@@ -21,7 +22,7 @@ def accuracy(arm: str, whose: str = "") -> Measure:
 
 
 def transfer(arm: str) -> Measure:
-    """Test agreement less the control's, in points."""
+    """Test agreement minus the control's, in points."""
     return of_test(arm, "test/transfer", 100)
 
 
@@ -36,24 +37,15 @@ def each(of: Of, *arms: str) -> dict[str, Measure]:
 
 
 def seen(arm: str) -> Measure:
-    """Agreement on the images that the student was taught on, changed as it saw them."""
+    """Agreement on the student's training images, augmented as it saw them."""
     return agreement(arm, "seen")
 
 
 def more(
-    id: str,
-    text: str,
-    paper: str,
-    of: Of,
-    a: str,
-    b: str,
-    margin: float = 0.0,
-    *,
-    below: bool = False,
-    note: str = "",
+    id: str, text: str, paper: str, of: Of, a: str, b: str, margin: float = 0.0, **options: Any
 ) -> Claim:
-    """A claim about how much more one arm has of a measure than another."""
-    return points(id, text, paper, each(of, a, b), less(of(a), of(b)), margin, below, note)
+    """A claim about the difference of one measure between two arms."""
+    return measures.more(id, text, paper, (a, of(a)), (b, of(b)), margin, **options)
 
 
 def points(
@@ -63,20 +55,18 @@ def points(
     measured: dict[str, Measure],
     judged: Measure,
     margin: float,
-    below: bool = False,
-    note: str = "",
     unit: str = "%",
-    judged_in: str = "points",
+    **options: Any,
 ) -> Claim:
-    """A claim whose rule is on which side of the margin the judged number's interval lies."""
-    side = "below" if below else "above"
-    rule = f"{text}: the 90 % interval lies {side} {margin:g}."
-    return Claim(id, rule, paper, unit, measured, judged, margin, below, note, judged_in)
+    """A claim about a number of points; `options` are further fields of `Claim`."""
+    return Claim(id, text, paper, unit, measured, judged, margin, **options)
 
 
 def up_and_down(a: str, b: str, up: bool) -> tuple[dict[str, Measure], Measure]:
-    """Agreement and accuracy of two arms; the lesser of a's gain in agreement and, if not `up`, its
-    loss in accuracy, else its gain.
+    """Agreement and accuracy of two arms, and the lesser of two gains of `a` over `b`.
+
+    Args:
+        up: the second gain is in accuracy; else it is the loss in accuracy.
     """
     measured = {f"{arm}: {n}": of(arm) for arm in (a, b)
                 for n, of in (("agreement", agreement), ("accuracy", accuracy))}  # fmt: skip
@@ -91,7 +81,7 @@ def ece(arm: str) -> Measure:
 
 
 def of_most_faithful(*arms: str) -> Measure:
-    """Calibration error of the student that agrees most with its teacher, less the others' least."""
+    """Calibration error of the student that agrees most with its teacher, minus the others' least."""
 
     def measure(results: Any) -> float:
         best = max(arms, key=lambda arm: agreement(arm)(results))

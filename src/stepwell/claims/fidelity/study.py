@@ -1,12 +1,13 @@
 """Does knowledge distillation really work? The findings of Stanton et al. 2021, and their test.
 
-What is trained and compared is in `fidelity_arms`, how a claim is judged in `fidelity_rules`. The
-paper's networks are larger and their data more, so that order and gaps are tested, not values. Each
-margin was set before its arms were run.
+`arms` has the trainings and comparisons, `rules` the measures that claims compare. The paper's networks
+and data sets are larger, so claims test order and gaps, not values. Each margin was set before its arms
+were run.
 """
 
 from stepwell.claims.fidelity.arms import (
     ADAM,
+    AGAINST_SUBNETS,
     ARMS,
     COLD,
     COMBINED,
@@ -25,11 +26,11 @@ from stepwell.claims.fidelity.arms import (
     NOISE,
     OF_ANOTHER,
     OF_OTHERS,
-    OFFLINE,
-    OFFLINE_OTHER,
+    OFFLINE_OWN,
     OTHER,
     OTHER_DOMAIN,
     SELF,
+    SHARED_ONLY,
     SHARED_START,
     SLOW,
     STARTS,
@@ -51,17 +52,17 @@ from stepwell.claims.fidelity.rules import (
     up_and_down,
 )
 from stepwell.claims.kit.columns import Column
+from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import greatest, least, less, of_test
-from stepwell.claims.kit.study import Study, image_fingerprint
+from stepwell.claims.kit.study import Question, Study, image_fingerprint
 
 FIG3 = "an ensemble of 5 ResNet-56, CIFAR-100 (Fig 3, read off)"
 SINGLE = "The paper's teacher is an ensemble of 5, this one a single network."
 COOLER = "The paper's numbers are of temperature 1, ours of 4."
 NORMS = "The paper's net has LayerNorm and no weight decay there, ours BatchNorm and decay 5e-4"
-PRIMARY = {
-    "student-beats-teacher", "test-agreement", "little-transfer", "train-agreement", "longer", "basin",
-    "mixup", "recycling/fidelity", "recycling/accuracy", "closer-is-not-better",
-}  # fmt: skip
+#: Findings a, b and c of the paper's abstract: distillation can improve a student; it agrees with its
+#: teacher on far from all images; optimisation is a key reason.
+PRIMARY = ("student-beats-teacher", "test-agreement", "train-agreement")
 
 CLAIMS = [
     points(
@@ -73,6 +74,7 @@ CLAIMS = [
         of_test(SELF, "test/gain", 100),
         0.0,
         note="Fig 10 is of temperature 1, ours of 4.",
+        expected=3.0,
     ),
     points(
         "test-agreement",
@@ -83,6 +85,7 @@ CLAIMS = [
         agreement(SELF),
         90.0,
         below=True,
+        expected=77.2,
         judged_in="%",
     ),
     points(
@@ -93,6 +96,7 @@ CLAIMS = [
         {SELF: agreement(SELF), OF_ANOTHER: of_test(SELF, "test/control/agreement", 100)},
         transfer(SELF),
         5.0,
+        pool="transfer",
         below=True,
     ),
     points(
@@ -103,6 +107,7 @@ CLAIMS = [
         {SELF: agreement(SELF), OF_ANOTHER: of_test(SELF, "test/control/agreement", 100)},
         transfer(SELF),
         0.0,
+        pool="transfer",
     ),
     points(
         "easy-task",
@@ -130,6 +135,7 @@ CLAIMS = [
         seen(SELF),
         95.0,
         below=True,
+        expected=79.0,
         note=f"{NORMS}.",
         judged_in="%",
     ),
@@ -161,6 +167,7 @@ CLAIMS = [
             greatest([*(seen(start(s)) for s in FAR), *(seen(start(0.0, r)) for r in SLOW)]),
         ),
         5.0,
+        pool="starts",
     ),
     points(
         "basin/near",
@@ -194,7 +201,7 @@ CLAIMS = [
         judged_in="%",
     ),
     more("basin/rate", "It is not the smaller rate alone that brings a student nearer",
-         "not asked", seen, start(0.375), start(0.0, 0.375), 5.0),
+         "not asked", seen, start(0.375), start(0.0, 0.375), 5.0, pool="starts"),
     more("shared-start", "To start from the teacher's own initial weights does not help agreement",
          "77.10 ± .24, from others 77.17 ± .35 (Table 1)", agreement, SHARED_START, SELF, 1.0,
          below=True,
@@ -281,6 +288,7 @@ CLAIMS = [
         {THREE: agreement(THREE), OF_OTHERS: of_test(THREE, "test/control/agreement", 100)},
         transfer(THREE),
         0.0,
+        pool="transfer",
     ),
     more("capacity", "A student of 2.5 × the blocks gains only a few points", "2 to 3 (C.1)",
          agreement, DEEP, SELF, 5.0, below=True),
@@ -299,28 +307,25 @@ CLAIMS = [
         unit="",
         judged_in="",
     ),
-    more("ekd/agreement", "A sub-net agrees more with the net that holds it than an offline student "
-         "with its teacher", "not asked", agreement, NESTED, OFFLINE,
-         note="EKD has labels, attention, a third of the passes for the sub-net: its default recipe."),
+    more("sharing/agreement", "A sub-net agrees more with the net that holds it than an offline "
+         "student of the same losses with its teacher", "not asked", agreement, NESTED, OFFLINE_OWN,
+         note="They share weights; whether teaching adds to that is another claim."),
     points(
-        "ekd/transfer",
-        "A sub-net agrees more with the net that holds it than a network of its depth that never met "
-        "it: the difference, in points",
+        "sharing/transfer",
+        "A sub-net agrees more with the net that holds it than the same sub-net of another nested net "
+        "does",
         "not asked",
-        {NESTED: agreement(NESTED), OFFLINE_OTHER: of_test(NESTED, "test/control/agreement", 100)},
-        transfer(NESTED),
+        {"own sub-net": agreement(AGAINST_SUBNETS),
+         "another net's sub-net": of_test(AGAINST_SUBNETS, "test/control/agreement", 100)},
+        transfer(AGAINST_SUBNETS),
         0.0,
+        pool="transfer",
     ),
-    points(
-        "ekd/transfer-beyond-offline",
-        "A sub-net agrees with the net that holds it, beyond its control, more than an offline student "
-        "does with its teacher, in points",
-        "not asked",
-        {f"{arm}: transfer": transfer(arm) for arm in (NESTED, OFFLINE)},
-        less(transfer(NESTED), transfer(OFFLINE)),
-        0.0,
-        unit="points",
-    ),
+    more("sharing/transfer-beyond-offline", "Beyond its control, a sub-net agrees more with the net "
+         "that holds it than an offline student of the same losses does with its teacher", "not asked",
+         transfer, AGAINST_SUBNETS, OFFLINE_OWN, unit="points", pool="transfer"),
+    more("sharing/teaching", "A sub-net that is taught agrees more with the net that holds it than one "
+         "that only shares its weights", "not asked", agreement, NESTED, SHARED_ONLY),
     points(
         "ekd/disagreement",
         "A sub-net does not match the net that holds it",
@@ -333,28 +338,64 @@ CLAIMS = [
     ),
 ]  # fmt: skip
 
+FIDELITY = [
+    Column("test/agreement", "test agreement"),
+    Column("test/transfer", "beyond control"),
+    Column("train/agreement", "train agreement"),
+    Column("seen/agreement", "agreement as seen"),
+    Column("test/kl", "test KL", 1.0, ".3f"),
+    Column("test/accuracy", "accuracy"),
+    Column("test/teacher/accuracy", "teacher's"),
+    Column("test/ece", "ECE", 1.0, ".3f"),
+    Column("test/teacher/ece", "teacher's ECE", 1.0, ".3f"),
+]
+
 STUDY = Study(
     key="fidelity",
     arms=ARMS,
     claims=CLAIMS,
     primary=PRIMARY,
+    note=(
+        "The primary claims are the first three findings of the paper's abstract. They were reduced to "
+        "three after these runs. Agreement of a sub-net with its full net comes from *sharing* weights "
+        "first: `stepwell verify ekd` measures 93.9 % for a net nested with labels only, and 92.9 "
+        "% for one that teaches. The arms `EKD, 8 in 14` and `offline KD, 8 by 14` have an unfair "
+        "control and rival, offline nets without labels. No claim compares them. The fair arms "
+        "(sub-nets of another seed, an offline student with EKD's own losses) are in the study, "
+        "and are not run yet."
+    ),
     common={"data": "cifar10", "size": 16, "epochs": 30, "batch_size": 128, "val_fraction": 0.0},
     quick={"data": "digits", "size": None, "epochs": 1, "batch_size": 256},
     fingerprint=image_fingerprint,
-    table=[
-        Column("test/agreement", "test agreement"),
-        Column("test/transfer", "beyond control"),
-        Column("train/agreement", "train agreement"),
-        Column("seen/agreement", "agreement as seen"),
-        Column("test/kl", "test KL", 1.0, ".3f"),
-        Column("test/accuracy", "accuracy"),
-        Column("test/teacher/accuracy", "teacher's"),
-        Column("test/ece", "ECE", 1.0, ".3f"),
-        Column("test/teacher/ece", "teacher's ECE", 1.0, ".3f"),
+    questions=[
+        Question(
+            "Does a student match its teacher, and is it better?",
+            (SELF, "student of*", LONG, ADAM, DEEP, LABELS, COLD, "easy task"),
+            ("little-transfer", "some-transfer", "easy-task*", "longer", "adam", "capacity", "labels",
+             "temperature"), FIDELITY,
+        ),
+        Question("Is there a basin around the teacher?", (SELF, SHARED_START, "start at*"),
+                 ("basin*", "shared-start*"), FIDELITY),
+        Question(
+            "What should the student see?",
+            (SELF, MIXUP, CUTMIX, COMBINED, NOISE, OTHER_DOMAIN, COMPOSITES, GENERATED, OTHER, WHOLE),
+            ("mixup", "cutmix", "combined*", "noise", "other-domain", "composites", "generator",
+             "recycling*", "closer-is-not-better*"), FIDELITY,
+        ),
+        Question("Are ensembles easier to match?", (SELF, "ensemble*"),
+                 ("ensemble*", "closer-is-better*", "calibration"), FIDELITY),
+        Question(
+            "Do sub-nets answer like the net that holds them? (sharing)",
+            ("EKD*", "nested*", "offline KD*"), ("sharing/*", "ekd/*"),
+            [column for column in FIDELITY if column.key != "test/transfer"],
+        ),
     ],
-    panels=[
-        Column("test/agreement", "agreement on test images", unit="top-1 agreement, %"),
-        Column("seen/agreement", "on images as the student saw them", unit="top-1 agreement, %"),
-        Column("test/accuracy", "accuracy", unit="test accuracy, %"),
-    ],
-)
+    plot=Plot(
+        Axis("share of the teacher's weights at the start"),
+        Axis("agreement, %", 100),
+        {
+            f"{name}": [Point(start(share), share, f"{key}/agreement") for share in STARTS]
+            for name, key in (("on images as the student saw them", "seen"), ("on test images", "test"))
+        },
+    ),
+)  # fmt: skip

@@ -1,1 +1,1 @@
-"""What every study is made of: arms, seeds, claims, verdicts and pages."""
+"""The parts of every study: arms, seeds, claims, verdicts and pages."""

@@ -1,4 +1,4 @@
-"""Which measures of its arms a study shows, in the table and in the picture of its page."""
+"""Columns of a study's tables of arms."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,23 +8,20 @@ Arms = Mapping[str, Mapping[str, Any]]
 
 
 class Column(NamedTuple):
-    """One measure: a column of the table, or a panel of the picture.
+    """One measure as a column.
 
     key: its name among an arm's measures.
-    title: what it is called there.
-    scale: what its values are multiplied by, such as 100 for percent.
-    form: how a number is written.
-    unit: what is written on a panel's axis.
+    scale: factor of its values, such as 100 for percent.
+    form: format of a number.
     """
 
     key: str
     title: str
     scale: float = 100.0
     form: str = ".2f"
-    unit: str = "%"
 
 
-def table_by_depth(arms: Arms) -> list[Column]:
+def columns_by_depth(arms: Arms) -> list[Column]:
     """Accuracy, likelihood, calibration and agreement of every depth, and the processor's seconds."""
     kinds = (
         ("accuracy", 100.0, ".2f"),
@@ -40,14 +37,6 @@ def table_by_depth(arms: Arms) -> list[Column]:
     return [*columns, Column("cpu_seconds", "seconds", 1.0, ".0f")]
 
 
-def panels_by_depth(arms: Arms) -> list[Column]:
-    """The test accuracy of every depth."""
-    return [
-        Column(f"{depth}/accuracy", f"depth {depth}", unit="test accuracy, %")
-        for depth in depths_of(arms)
-    ]
-
-
 def rows(arms: Arms, columns: Sequence[Column]) -> dict[str, Mapping[str, Any]]:
     """The arms that have any of the columns."""
     keys = {column.key for column in columns}
@@ -56,7 +45,7 @@ def rows(arms: Arms, columns: Sequence[Column]) -> dict[str, Mapping[str, Any]]:
 
 def depths_of(arms: Arms) -> list[str]:
     """The depths that any arm measured, shallow to deep."""
-    found = {
+    depths = {
         name.split("/")[0] for arm in arms.values() for name in arm if name.endswith("/accuracy")
     }
-    return sorted(found, key=lambda depth: (len(depth), depth))
+    return sorted(depths, key=lambda depth: (len(depth), depth))

@@ -1,96 +1,183 @@
-"""Whether claims hold: paired differences over seeds, and their intervals."""
+"""Verdicts on claims: paired differences over seeds, their intervals, and the seeds to plan for."""
 
-import statistics
+import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from stepwell.claims.kit.inference import (
+    CONFIDENCE,
+    Spread,
+    interval,
+    pooled_spread,
+    power,
+    seeds_needed,
+    simultaneous,
+    summary,
+    verdict_of,
+)
+from stepwell.claims.kit.provenance import not_a_pair
 from stepwell.claims.kit.study import Absent, Claim, Results, Study, with_needed
 
 
-def judge(study: Study, results: Results) -> list[dict[str, Any]]:
-    """Every claim with its numbers: mean and spread over seeds, and whether it holds.
+class Observed(NamedTuple):
+    """A claim's numbers.
 
-    A claim is judged on the seeds that all its arms, and those that they need, were run with. In a
-    study of one seed there is no interval, and `holds` is null. Left out are claims about arms that
-    were not run, or that share fewer than two of a study's several seeds, and about what the data has
-    none of.
+    differences: the judged number, a seed each.
+    measured: the numbers to show, a summary each.
+    compared: the arms that the judged number is of.
+    unpaired: the way in which their units are no pairs, or "".
+    seconds: of all trainings that the claim needs.
+    """
+
+    claim: Claim
+    differences: list[float]
+    measured: dict[str, dict[str, Any]]
+    compared: list[str]
+    unpaired: str
+    seconds: float
+
+    @property
+    def contrast(self) -> Mapping[str, float]:
+        """Weights of the compared arms, for the spread that pairs share through them."""
+        first, *others = self.compared
+        others = others or [f"{first}, its counterpart"]
+        return {first: 1.0} | dict.fromkeys(others, -1.0 / len(others))
+
+
+def judge(study: Study, results: Results) -> list[dict[str, Any]]:
+    """Judge every claim: its numbers, interval, verdict, and the seeds that would decide it.
+
+    A claim is judged on the seeds that all its arms, and the arms that these need, were run with. It is
+    left out where an arm was not run, where the arms share fewer than two of a study's several
+    seeds, or where the data lacks what it measures. It is "not decided" with one seed, and where its
+    units are no pairs.
     """
     enough = 1 if len(set().union(*results.values())) == 1 else 2
-    judged = []
-    for claim in study.claims:
-        try:
-            arms = with_needed(study, _arms_of(claim, results))
-        except Absent:
-            continue
-        seeds = sorted(set.intersection(*(set(results.get(arm, ())) for arm in arms)))
-        if len(seeds) < enough:
-            continue
-        by_seed = [{arm: results[arm][seed] for arm in arms} for seed in seeds]
-        measured = {n: summary([m(r) for r in by_seed]) for n, m in claim.measured.items()}
-        difference = summary([claim.difference(r) for r in by_seed])
-        low, high = interval(difference["values"])
-        holds = None
-        if low is not None and high is not None:
-            holds = high < claim.margin if claim.below else low > claim.margin
-        judged.append(
-            {
-                "id": claim.id,
-                "text": claim.text,
-                "paper": claim.paper,
-                "primary": claim.id in study.primary,
-                "measured": measured,
-                "difference": difference | {"low": low, "high": high, "unit": claim.judged_in},
-                "unit": claim.unit,
-                "margin": claim.margin,
-                "holds": holds,
-                "seconds": sum(r[arm]["seconds"] for arm in sorted(arms) for r in by_seed),
-                "note": claim.note if holds is not None else f"one seed: no interval. {claim.note}",
-            }
-        )
-    return judged
+    observed = [o for claim in study.claims if (o := _observe(study, claim, results, enough))]
+    pools: dict[str, list[Observed]] = defaultdict(list)
+    for one in observed:
+        if len(one.differences) > 1 and not one.unpaired:
+            pools[one.claim.pooled_with].append(one)
+    spreads = {
+        name: pooled_spread([o.differences for o in pool], [o.contrast for o in pool])
+        for name, pool in pools.items()
+    }
+    return [_verdict(study, one, spreads.get(one.claim.pooled_with)) for one in observed]
 
 
-class _Asked(dict[str, Mapping[str, Any]]):
-    """Results by arm, of any seed; it knows which arms were asked for."""
-
-    def __init__(self, results: Results) -> None:
-        super().__init__({arm: next(iter(r.values())) for arm, r in results.items() if r})
-        self.arms: set[str] = set()
-
-    def __getitem__(self, arm: str) -> Mapping[str, Any]:
-        self.arms.add(arm)
-        return super().__getitem__(arm)
-
-
-def _arms_of(claim: Claim, results: Results) -> set[str]:
-    """The arms that a claim's numbers come from; of those that were not run, at least one."""
-    asked = _Asked(results)
-    for measure in (*claim.measured.values(), claim.difference):
-        try:
-            measure(asked)
-        except KeyError:
-            if asked.arms <= asked.keys():
-                raise  # a measure that the arm does not have
-    return asked.arms
+def _observe(study: Study, claim: Claim, results: Results, enough: int) -> Observed | None:
+    """A claim's numbers; None where it cannot be judged."""
+    try:
+        compared = _arms_of([claim.difference], results)
+        arms = with_needed(study, {*compared, *_arms_of([*claim.measured.values()], results)})
+    except Absent:
+        return None
+    seeds = sorted(set.intersection(*(set(results.get(arm, ())) for arm in arms)))
+    if len(seeds) < enough:
+        return None
+    by_seed = [{arm: results[arm][seed] for arm in arms} for seed in seeds]
+    unpaired = {not_a_pair(units[arm] for arm in compared) for units in by_seed}
+    return Observed(
+        claim,
+        [claim.difference(units) for units in by_seed],
+        {name: summary([m(units) for units in by_seed]) for name, m in claim.measured.items()},
+        compared,
+        max(unpaired),
+        sum(units[arm]["seconds"] for arm in sorted(arms) for units in by_seed),
+    )
 
 
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Values with their mean and sample standard deviation (0 of a single value)."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+def _verdict(study: Study, observed: Observed, spread: Spread | None) -> dict[str, Any]:
+    """The entry of claims.json of one claim."""
+    claim, n = observed.claim, len(observed.differences)
+    primary = claim.id in study.primary
+    level = simultaneous(len(study.primary)) if primary else CONFIDENCE
+    difference = summary(observed.differences) | {"unit": claim.judged_in, "level": level}
+    difference |= dict.fromkeys(("low", "high", "pooled_std", "df"))
+    notes, verdict = [claim.note], "not decided"
+    planned: dict[str, Any] = dict.fromkeys(("true_value", "seeds", "power", "to_decide"))
+    if observed.unpaired:
+        notes.insert(0, f"Not a pair: trained {observed.unpaired}.")
+    elif spread is None or n < 2:
+        notes.insert(0, "One seed: no interval.")
+    else:
+        low, high = interval(difference["mean"], n, spread, level)
+        difference |= {"low": low, "high": high, "pooled_std": spread.std, "df": spread.df}
+        verdict = verdict_of(low, high, claim.margin, claim.below)
+        planned = _plan(claim, difference["mean"], n, spread, level)
     return {
-        "values": list(values),
-        "mean": statistics.fmean(values),
-        "std": spread,
-        "n": len(values),
+        "id": claim.id,
+        "text": f"{claim.text}: {claim.rule}.",
+        "paper": claim.paper,
+        "primary": primary,
+        "measured": observed.measured,
+        "difference": difference,
+        "unit": claim.unit,
+        "margin": claim.margin,
+        "below": claim.below,
+        "verdict": verdict,
+        "planned": planned,
+        "seconds": observed.seconds,
+        "note": " ".join(filter(None, notes)),
     }
 
 
-def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """The 90 % interval of the mean by Student's t; nothing for a single value."""
-    if len(values) < 2:
-        return None, None
-    from scipy.stats import t
+def _plan(claim: Claim, mean: float, n: int, spread: Spread, level: float) -> dict[str, Any]:
+    """Seeds that decide the claim with 80 % power, and the power of the present ones.
 
-    half = t.ppf(0.95, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    mean = statistics.fmean(values)
-    return float(mean - half), float(mean + half)
+    Under "seeds" and "power" for the true value that the claim expects, by default the measured one;
+    under "to_decide" the seeds for the measured value.
+    """
+    true = mean if claim.expected is None else claim.expected
+    pairs = spread.df / (n - 1)
+    return {
+        "true_value": true,
+        "seeds": seeds_needed(true - claim.margin, spread.std, pairs, level),
+        "power": power(true - claim.margin, n, spread, level),
+        "to_decide": seeds_needed(mean - claim.margin, spread.std, pairs, level),
+    }
+
+
+class _NotGiven(LookupError):
+    """A measure read an arm that it was not given."""
+
+
+class _Given(dict[str, Mapping[str, Any]]):
+    """Results by arm, of any seed."""
+
+    def __missing__(self, arm: str) -> Mapping[str, Any]:
+        raise _NotGiven(arm)
+
+
+def _arms_of(measures: Sequence[Any], results: Results) -> list[str]:
+    """The arms that measures read, in their order; up to the first that was not run."""
+    given = _Given()
+    ahead = list(measures)
+    while ahead:
+        try:
+            ahead[0](given)
+            del ahead[0]
+        except _NotGiven as missing:
+            arm = str(missing)
+            if not results.get(arm):
+                return [*given, arm]
+            given[arm] = next(iter(results[arm].values()))
+    return list(given)
+
+
+def read_claims(file: Path) -> dict[str, Any]:
+    """Read a claims.json; a file of before verdicts says `holds` in their place.
+
+    There, a claim that does not hold is refuted if its interval lies beyond the margin.
+    """
+    record: dict[str, Any] = json.loads(file.read_text())
+    for claim in record["claims"]:
+        if "holds" in claim:
+            difference, holds = claim["difference"], claim.pop("holds")
+            inside = holds is None or difference["low"] <= claim["margin"] <= difference["high"]
+            claim["verdict"] = "holds" if holds else "not decided" if inside else "refuted"
+            difference |= {"level": CONFIDENCE, "pooled_std": None, "df": None}
+            claim["planned"] = dict.fromkeys(("true_value", "seeds", "power", "to_decide"))
+    return record

@@ -1,24 +1,27 @@
-"""Numbers that claims are made of: of one seed, from the results of the arms."""
+"""Numbers that claims compare, taken from the results of the arms at one seed, and kinds of claims."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from stepwell.claims.kit.study import Absent, Measure
+from stepwell.claims.kit.study import Absent, Claim, Measure
+
+#: A number with the name that pages show.
+Named = tuple[str, Measure]
 
 
 def of_test(arm: str, key: str, scale: float = 1.0) -> Measure:
-    """What an arm measured as `key`, times `scale`, such as 100 for percent."""
+    """The arm's measure `key`, times `scale`, such as 100 for percent."""
     return lambda results: scale * results[arm]["test"][key]
 
 
 def of_test_if_any(arm: str, key: str, scale: float = 1.0) -> Measure:
-    """As `of_test`, of what some data has none of: a claim about it is then left out."""
+    """As `of_test`, for a measure that some data lacks: claims about it are left out there."""
 
     def measure(results: Mapping[str, Mapping[str, Any]]) -> float:
-        found: Mapping[str, float] = results[arm]["test"]
-        if key not in found:
+        test: Mapping[str, float] = results[arm]["test"]
+        if key not in test:
             raise Absent(key)
-        return scale * found[key]
+        return scale * test[key]
 
     return measure
 
@@ -41,3 +44,43 @@ def least(measures: list[Measure]) -> Measure:
 def greatest(measures: list[Measure]) -> Measure:
     """The greatest of several numbers."""
     return lambda results: max(m(results) for m in measures)
+
+
+def more(
+    id: str,
+    text: str,
+    paper: str,
+    a: Named,
+    b: Named,
+    margin: float = 0.0,
+    unit: str = "%",
+    **options: Any,
+) -> Claim:
+    """A claim about the paired difference a - b.
+
+    Args:
+        options: further fields of `Claim`.
+    """
+    return Claim(id, text, paper, unit, dict([a, b]), less(a[1], b[1]), margin, **options)
+
+
+def times(
+    id: str,
+    text: str,
+    paper: str,
+    unit: str,
+    measured: Mapping[str, Measure],
+    margin: float,
+    **options: Any,
+) -> Claim:
+    """A claim about the ratio of the first two of the numbers `measured`."""  # fmt: skip
+    first, second, *_ = measured.values()
+    judged = ratio(first, second)
+    return Claim(id, text, paper, unit, measured, judged, margin, judged_in="×", **options)
+
+
+def level(
+    id: str, text: str, paper: str, of: Named, margin: float, unit: str = "%", **options: Any
+) -> Claim:
+    """A claim about one number, which no other is subtracted from."""
+    return Claim(id, text, paper, unit, dict([of]), of[1], margin, judged_in=unit, **options)

@@ -1,120 +1,126 @@
 """A study's results as a page of Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
-from stepwell.claims.kit.columns import Arms, Column, rows, table_by_depth
+from stepwell.claims.kit.columns import Column, columns_by_depth, rows
+from stepwell.claims.kit.inference import CONFIDENCE, MOST_SEEDS
+from stepwell.claims.kit.study import Question, Study
 from stepwell.console import sized
 
-HOLDS = {True: "**holds**", False: "**does not hold**", None: "undecided"}
+PERCENT = f"{100 * CONFIDENCE:.0f} %"
+RULE = f"""\
+How to read a verdict. Each claim names a margin and a side. The judged number is a paired difference
+(or a ratio) of two arms at the same seed. *Holds*: its whole {PERCENT} interval lies on the claimed
+side of the margin. *Refuted*: all of it lies on the other side. *Not decided*: it contains the margin.
+
+Intervals are Student's t over seeds. The spread of the difference is pooled over the study's claims
+about the same quantity (`std, pooled`, with its degrees of freedom `df`); `std, own` is this pair's
+alone. The groups that pool were settled after the published runs. With k primary claims, each of
+their intervals is at 1 - 0.1 / k (Bonferroni), so that all k are right together with {PERCENT}. "To
+decide" is the number of seeds that would decide the claim with 80 % power if the measured value were
+the true one."""
+
+CAPTION = """\
+In the rows of the picture: the interval of a claim, its margin (dashed) and the claimed side
+(shaded)."""
 
 
-def render(record: Mapping[str, Any], picture: str, table: Sequence[Column] = ()) -> str:
-    """The page beside claims.json: arms, then each claim, paper beside measured.
+def render(record: Mapping[str, Any], study: Study, picture: str) -> str:
+    """Write the page beside claims.json.
+
+    It has the primary claims, then for each question of the study its arms and exploratory claims.
 
     Args:
-        picture: the file that draws the arms, beside the page.
-        table: the columns of the arms' table; those of every depth by default. Arms that have none of
-            them are left out.
+        record: the content of claims.json.
+        picture: name of the picture's file, beside the page.
     """
     lines = [f"# stepwell verify {record['system']}", ""]
     if record["quick"]:
         lines += ["*A quick run: it shows that everything runs; its numbers mean nothing.*", ""]
-    arguments = ", ".join(f"{k} {v}" for k, v in record["arguments"].items())
-    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     if record["note"]:
         lines += [record["note"], ""]
+    lines += [*_origin(record), "", RULE, ""]
+    numbered = dict(enumerate(record["claims"], 1))
+    primary = {i: claim for i, claim in numbered.items() if claim["primary"]}
+    lines += ["## Primary claims, named from the paper's abstract", ""]
+    lines += _claims(primary) if primary else ["None of them was run here."]
     lines += [
+        "",
+        *_plans(primary.values()),
+        f"![Curves, and intervals of claims]({picture})",
+        "",
+        CAPTION,
+        "",
+    ]
+    for question, arms, claims in _sections(record, study, numbered):
+        lines += [f"## {question.title}", "", *_arms(record, study, arms, question.columns)]
+        lines += ["", "Exploratory claims:", "", *_claims(claims), ""] if claims else [""]
+    lines += _footnotes(record)
+    if record["not_run"]:
+        lines += ["## Not run", "", *_not_run(record["not_run"]), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _origin(record: Mapping[str, Any]) -> list[str]:
+    """The command, data, versions and machine of a study."""
+    arguments = ", ".join(f"{k} {v}" for k, v in record["arguments"].items())
+    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    lines = [
         f"- command: `{record['command']}`",
         f"- arguments of every arm: {arguments}",
         f"- date: {record['date']}; commit {record['commit']}; {versions}",
         f"- hardware: {record['hardware']}; {record['seconds']:.0f} s of training in all",
-        "",
-        "## Arms",
-        "",
-        f"![{'Measures' if table else 'Accuracy'} of every arm]({picture})",
-        "",
-        *_arms(record["arms"], table or table_by_depth(record["arms"])),
-        "",
-        "Mean ± sample standard deviation over seeds. Seconds are the arm's own, of the processor: "
-        "a teacher's, or a first phase's, are not in them.",
-        "",
     ]
-    primary = [claim for claim in record["claims"] if claim["primary"]]
-    others = [claim for claim in record["claims"] if not claim["primary"]]
-    first = 1
-    for title, claims in (("Primary claims", primary), ("Controls and other arms", others)):
-        if claims:
-            numbered = dict(enumerate(claims, first))
-            lines += [f"## {title}", "", *_claims(numbered), "", *_numbers(numbered), ""]
-            first += len(claims)
-    if record["not_run"]:
-        lines += [
-            "## Not judged: something is missing",
-            "",
-            *_not_run(record["not_run"]),
-            "",
-        ]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _not_run(claims: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The primary claims by their text, the others by their names."""
-    lines = [f"- primary: {claim['text']}" for claim in claims if claim["primary"]]
-    others = [claim["id"] for claim in claims if not claim["primary"]]
-    return lines + ([f"- others: {', '.join(others)}"] if others else [])
-
-
-def _claims(claims: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """What is judged, a row a claim."""
-    lines = [
-        "| | claim | paper | measured | 90 % interval | seeds | margin | |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for number, claim in claims.items():
-        d = claim["difference"]
-        ends = [] if d["low"] is None else [d["low"], d["high"]]
-        mean, *ends = sized(d["unit"], d["mean"], *ends)
-        span = " to ".join(ends) or "one seed"
-        sign = "+" if d["unit"] == "points" and not mean.startswith("-") else ""
-        numbers = f"{sign}{mean} {d['unit']}".strip()
-        bounds = [m["mean"] for name, m in claim["measured"].items() if name.startswith("bound")]
-        if bounds:
-            # Of a cost: what an implementation without overhead would take.
-            numbers += (
-                f" ({next(iter(claim['measured'].values()))['mean'] / bounds[0]:.2f} × the bound)"
-            )
+    if data := record.get("data"):
+        lines.append(f"- data: {data['layout']}; fingerprint {data['fingerprint']}")
+    if examples := record.get("test_examples"):
+        noise = 100 * (0.7 * 0.3 / examples) ** 0.5
         lines.append(
-            f"| {number} | {claim['text']} | {claim['paper']} | {numbers} | {span} | {d['n']} | "
-            f"{claim['margin']} | {HOLDS[claim['holds']]} |"
+            f"- test noise: {examples:,} test images give an accuracy of 70 % a standard error of "
+            f"{noise:.1f} points; all arms share these images, and intervals over seeds leave it out"
         )
     return lines
 
 
-def _numbers(claims: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """What the arms of every claim measured, and what is to be known of it."""
-    lines = ["Behind each number, mean ± sample standard deviation over the claim's seeds:", ""]
-    for number, claim in claims.items():
-        unit = f" ({claim['unit']})" if claim["unit"] else ""
-        measured = "; ".join(
-            f"{name}: {_spread(claim['unit'], m)}" for name, m in claim["measured"].items()
-        )
-        lines.append(f"{number}. {measured}{unit}. {claim['note']}".rstrip())
-    return lines
+def _sections(
+    record: Mapping[str, Any], study: Study, numbered: Mapping[int, Mapping[str, Any]]
+) -> Iterable[tuple[Question, list[str], dict[int, Mapping[str, Any]]]]:
+    """The study's questions, each with its arms and its exploratory claims; then all that is left."""
+    arms = dict.fromkeys(record["arms"])
+    claims = {i: claim for i, claim in numbered.items() if not claim["primary"]}
+    shown: set[str] = set()
+    for question in (*study.questions, Question("Other arms and claims", ("*",), ("*",))):
+        last = question.arms == ("*",)
+        named = [a for a in arms if _matches(a, question.arms) and not (last and a in shown)]
+        own = {i: claim for i, claim in claims.items() if _matches(claim["id"], question.claims)}
+        claims = {i: claim for i, claim in claims.items() if i not in own}
+        columns = question.columns or columns_by_depth(record["arms"])
+        shown |= set(named)
+        if rows({arm: record["arms"][arm] for arm in named}, columns) or own:
+            yield question, named, own
 
 
-def _spread(unit: str, measured: Mapping[str, Any]) -> str:
-    if measured["n"] == 1:
-        return sized(unit, measured["mean"])[0]
-    return " ± ".join(sized(unit, measured["mean"], measured["std"]))
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _arms(arms: Arms, table: Sequence[Column]) -> list[str]:
-    head = ["arm", "seeds", *(column.title for column in table)]
+def _arms(
+    record: Mapping[str, Any], study: Study, arms: Sequence[str], columns: Sequence[Column]
+) -> list[str]:
+    """A table of arms, with a mark on arms that were trained elsewhere."""
+    measured = {arm: record["arms"][arm] for arm in arms}
+    columns = columns or columns_by_depth(measured)
+    columns = [c for c in columns if any(c.key in measures for measures in measured.values())]
+    if not columns:
+        return []
+    head = ["arm", "seeds", *(column.title for column in columns)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for name, measures in rows(arms, table).items():
-        cells = [name, str(measures["seconds"]["n"])]
-        cells += [_cell(measures.get(column.key), column.scale, column.form) for column in table]
+    for name, measures in rows(measured, columns).items():
+        mark = " †" * (name in record["elsewhere"])
+        cells = [study.title(name) + mark, str(measures["seconds"]["n"])]
+        cells += [_cell(measures.get(column.key), column.scale, column.form) for column in columns]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -124,3 +130,100 @@ def _cell(measured: Mapping[str, Any] | None, scale: float, form: str) -> str:
         return "–"
     mean = format(scale * measured["mean"], form)
     return mean if measured["n"] == 1 else f"{mean} ± {format(scale * measured['std'], form)}"
+
+
+def _footnotes(record: Mapping[str, Any]) -> list[str]:
+    """The arms that were trained elsewhere, by the way in which they differ."""
+    lines = [
+        "Tables: mean ± sample standard deviation over seeds. Seconds are the processor's, of the arm "
+        "alone, without its teacher or first phase.",
+        "",
+    ]
+    for why in dict.fromkeys(record["elsewhere"].values()):
+        arms = [arm for arm, reason in record["elsewhere"].items() if reason == why]
+        lines += [
+            f"† {why}, so that differences from other arms are no pairs: {'; '.join(arms)}.",
+            "",
+        ]
+    return lines
+
+
+def _claims(claims: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """A table of claims, and the numbers of their arms."""
+    level = next(iter(claims.values()))["difference"]["level"]
+    lines = [
+        f"| | claim | paper | measured | {100 * level:.3g} % interval | n | std, own | std, "
+        "pooled (df) | verdict | to decide |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_row(number, claim) for number, claim in claims.items()]
+    return [*lines, "", *(_numbers(number, claim) for number, claim in claims.items())]
+
+
+def _row(number: int, claim: Mapping[str, Any]) -> str:
+    judged = claim["difference"]
+    given = judged["low"] is not None
+    values = [judged["mean"], judged["std"]]
+    values += [judged["low"], judged["high"], judged["pooled_std"]] if given else []
+    mean, own, *rest = sized(judged["unit"], *values)
+    sign = "+" if judged["unit"] == "points" and not mean.startswith("-") else ""
+    span = f"{rest[0]} to {rest[1]}" if given else "–"
+    pooled = f"{rest[2]} ({judged['df']:.1f})" if given else "–"
+    bounds = [m["mean"] for name, m in claim["measured"].items() if name.startswith("bound")]
+    times = f" ({_first(claim) / bounds[0]:.2f} × the bound)" if bounds else ""
+    cells = (
+        f"{number}", claim["text"], claim["paper"], f"{sign}{mean} {judged['unit']}".strip() + times,
+        span, f"{judged['n']}", own, pooled, f"**{claim['verdict']}**", _to_decide(claim),
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _first(claim: Mapping[str, Any]) -> float:
+    return float(next(iter(claim["measured"].values()))["mean"])
+
+
+def _to_decide(claim: Mapping[str, Any]) -> str:
+    """The seeds that would decide a claim that is not decided."""
+    if claim["verdict"] != "not decided":
+        return ""
+    if claim["planned"]["power"] is None:
+        return "a pair, or more than one seed"
+    seeds = claim["planned"]["to_decide"]
+    return f"{seeds} seeds" if seeds else f"over {MOST_SEEDS:,} seeds"
+
+
+def _plans(claims: Iterable[Mapping[str, Any]]) -> list[str]:
+    """For each primary claim the seeds that it takes, and the power of the seeds that were run."""
+    lines = []
+    for claim in claims:
+        plan, judged = claim["planned"], claim["difference"]
+        if plan["power"] is not None:
+            (true,) = sized(judged["unit"], plan["true_value"])
+            lines.append(
+                f"- `{claim['id']}`: if the true value is {true} {judged['unit']}, "
+                f"{plan['seeds'] or f'over {MOST_SEEDS:,}'} seeds decide with 80 % power; "
+                f"{judged['n']} seeds do with {100 * plan['power']:.0f} %."
+            )
+    return ["Planned seeds:", "", *lines, ""] if lines else []
+
+
+def _numbers(number: int, claim: Mapping[str, Any]) -> str:
+    """The arms' numbers behind a claim, and its note."""
+    unit = f" ({claim['unit']})" if claim["unit"] else ""
+    measured = "; ".join(
+        f"{name}: {_spread(claim['unit'], m)}" for name, m in claim["measured"].items()
+    )
+    return f"{number}. {measured}{unit}. {claim['note']}".rstrip()
+
+
+def _spread(unit: str, measured: Mapping[str, Any]) -> str:
+    if measured["n"] == 1:
+        return sized(unit, measured["mean"])[0]
+    return " ± ".join(sized(unit, measured["mean"], measured["std"]))
+
+
+def _not_run(claims: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The primary claims by their text, the others by their names."""
+    lines = [f"- primary: {claim['text']}" for claim in claims if claim["primary"]]
+    others = [f"`{claim['id']}`" for claim in claims if not claim["primary"]]
+    return lines + ([f"- exploratory: {', '.join(others)}"] if others else [])

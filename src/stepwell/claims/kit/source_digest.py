@@ -1,4 +1,4 @@
-"""What code a result depends on: a hash of a module and of all of the library that it imports."""
+"""The code that a result depends on: a hash of a module and of its imports within the library."""
 
 import ast
 import hashlib
@@ -26,7 +26,7 @@ def source_digest(module: str) -> str:
 
 
 def imported_modules(module: str) -> set[str]:
-    """`module` and all of the library that it imports, however deep and wherever in a file."""
+    """`module` and all modules of the library that it imports, directly or not, anywhere in a file."""
     found: set[str] = set()
     ahead = [module]
     while ahead:

@@ -1,9 +1,9 @@
 """Arms, seeds and claims: how an experiment is run and resumed.
 
 One arm with one seed is one unit of work: a recipe with its arguments, or a comparison of networks
-that other arms trained. A unit is cached in a folder named by a hash of its arguments, the data and the
-code that it imports, so that claims share arms, an interrupted study goes on where it stopped, and a
-change elsewhere throws nothing away.
+that other arms trained. A unit is cached in a folder. The folder's name is a hash of the unit's
+arguments, its data and the code that it imports. So claims share arms, an interrupted study goes on
+where it stopped, and a change elsewhere invalidates nothing.
 """
 
 import hashlib
@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 import torch
 
 from stepwell.claims.kit.columns import Column
+from stepwell.claims.kit.figure import Plot
 from stepwell.claims.kit.source_digest import source_digest
 from stepwell.data import load_images
+from stepwell.device import processor
 from stepwell.files import write_whole
 from stepwell.recipes import RECIPES, load_object
 from stepwell.training.run import plain
@@ -31,17 +33,18 @@ from stepwell.training.run import plain
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training that a study compares, or a comparison of what others trained.
+    """One way of training that a study compares, or a comparison of networks that other arms trained.
 
-    recipe: a recipe by name, or any function, "module:name", that is called as a recipe is and returns
-        numbers under "test", and "seconds" and "cpu_seconds". Of a study's common arguments it gets
-        those that it takes.
-    needs: arguments that are files of other arms (same seed): argument name to arm name, or to the
-        names of several where the argument takes several.
-    scaled: arguments that are a share of the study's epochs, such as {"epochs": 0.5}; one of a group's,
-        "distill_data.generator_steps", changes that group among the arm's own arguments.
-    seed_shift: added to the study's seed. Of one seed, networks of one architecture begin with the same
-        weights: a teacher and a student that must not, or several teachers, differ in it.
+    recipe: a recipe's name, or a function "module:name". The function is called as a recipe is. It
+        returns numbers under "test", and "seconds" and "cpu_seconds". It gets the study's common
+        arguments that its signature names.
+    needs: arguments that are files of other arms of the same seed: argument name to arm name, or to
+        the names of several arms where the argument takes several files.
+    scaled: arguments that are a share of the study's epochs, such as {"epochs": 0.5}. A member of a
+        group, such as "distill_data.generator_steps", changes that group among the arm's own arguments.
+    seed_shift: added to the study's seed. Networks of one architecture and one seed begin with the same
+        weights. A teacher and a student that must not do so differ in their shift.
+    title: the name that pages show, where the arm's own name, which names its units, says too much.
     """
 
     recipe: str
@@ -49,10 +52,11 @@ class Arm:
     needs: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     scaled: Mapping[str, float] = field(default_factory=dict)
     seed_shift: int = 0
+    title: str = ""
 
     @property
     def function(self) -> str:
-        """What is run, as "module:name"."""
+        """The function that runs, as "module:name"."""
         return RECIPES[self.recipe][0] if self.recipe in RECIPES else self.recipe
 
     @property
@@ -66,7 +70,7 @@ class Arm:
         return inspect.signature(load_object(self.function)).parameters
 
     def all_arguments(self, common: Mapping[str, Any]) -> dict[str, Any]:
-        """The study's `common` arguments, as far as they are its, with the arm's own."""
+        """The study's `common` arguments that the arm takes, with the arm's own."""
         epochs = common.get("epochs", 0)
         arguments = {name: value for name, value in common.items() if name in self.taken}
         arguments |= self.arguments
@@ -77,26 +81,33 @@ class Arm:
         return arguments
 
 
-#: What a unit gave, in its folder.
+#: File of a unit's result, in its folder.
 RESULT = "result.json"
-#: Results of a study: by arm, by seed, what the recipe returned.
+#: The entry of a result that names the machine and the code of its training.
+TRAINED_ON = "trained_on"
+#: Results of a study: by arm, by seed, the numbers that the recipe returned.
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 #: A number for one seed, given the results of each arm at that seed.
 Measure = Callable[[Mapping[str, Mapping[str, Any]]], float]
+#: Primary claims that a study may have.
+MOST_PRIMARY = 3
 
 
 class Absent(LookupError):
-    """A measure that cannot be had on a study's data."""
+    """The study's data has nothing that this measure could be taken of."""
 
 
 class Claim(NamedTuple):
     """A sentence of a paper, and the rule that tests it.
 
+    text: the sentence; pages add the rule.
     measured: numbers to show, by name.
     difference: the number that is judged, per seed: a paired difference, or a ratio.
-    margin: the claim holds when the whole 90 % interval of `difference` lies above it, or below it
-        where `below` is set.
-    unit, judged_in: of the numbers to show, and of the one that is judged.
+    margin, below: the claim is that `difference` lies above the margin, or below it.
+    unit, judged_in: of the numbers to show, and of the judged number.
+    pool: claims of one name pool their spread over seeds. By default differences in points and ratios
+        pool by their unit, and every other claim has its own spread.
+    expected: the true value that a study is planned for, such as the paper's number.
     """
 
     id: str
@@ -105,22 +116,53 @@ class Claim(NamedTuple):
     unit: str
     measured: Mapping[str, Measure]
     difference: Measure
-    margin: float
+    margin: float = 0.0
     below: bool = False
     note: str = ""
     judged_in: str = "points"
+    pool: str = ""
+    expected: float | None = None
+
+    @property
+    def rule(self) -> str:
+        """The condition under which the claim holds."""
+        unit = f" {self.judged_in}" * (self.judged_in not in ("", "×"))
+        return f"the 90 % interval lies {'below' if self.below else 'above'} {self.margin:g}{unit}"
+
+    @property
+    def pooled_with(self) -> str:
+        """Name of the claims with which it pools its spread; its own id for no other claim."""
+        shared = self.judged_in in ("points", "×")
+        return self.pool or (f"{self.unit}, {self.judged_in}" if shared else self.id)
 
 
-class Study(NamedTuple):
+class Question(NamedTuple):
+    """A question that a study asks: a table of arms, and the exploratory claims about them.
+
+    arms, claims: patterns of names and ids ("20*"); the first question with a claim has it.
+    columns: of the table; by default the measures of every depth.
+    """
+
+    title: str
+    arms: Sequence[str]
+    claims: Sequence[str] = ()
+    columns: Sequence[Column] = ()
+
+
+@dataclass(frozen=True)
+class Study:
     """The experiment of one system.
 
     common: arguments of every arm; `quick` replaces some.
     fingerprint: arguments, with "data" and "size" among them, to a hash of the data.
-    primary: ids of the few claims that decide whether the paper holds here; the others explain, and
-        are too many for all of their intervals to be right.
-    note: what a reader of the page must know of how the study came about.
-    table, panels: what the page shows of every arm, as a table and as a picture; by default what each
-        depth measured.
+    primary: ids of at most three claims, named from the paper's abstract. They decide whether the paper
+        holds here. All others are exploratory.
+    note: facts about the study that a reader of the page needs.
+    questions: the page's sections.
+    plot: the page's picture, beside the intervals of the primary claims.
+
+    Raises:
+        ValueError: more than three primary claims.
     """
 
     key: str
@@ -129,10 +171,21 @@ class Study(NamedTuple):
     common: Mapping[str, Any]
     quick: Mapping[str, Any]
     fingerprint: Callable[[Mapping[str, Any]], str]
-    primary: Collection[str] = ()
+    primary: Sequence[str] = ()
     note: str = ""
-    table: Sequence[Column] = ()
-    panels: Sequence[Column] = ()
+    questions: Sequence[Question] = ()
+    plot: Plot | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.primary) > MOST_PRIMARY:
+            raise ValueError(
+                f"{self.key} names {len(self.primary)} primary claims; at most {MOST_PRIMARY} can "
+                "decide"
+            )
+
+    def title(self, arm: str) -> str:
+        """The name of an arm on pages."""
+        return self.arms[arm].title or arm if arm in self.arms else arm
 
 
 def image_fingerprint(arguments: Mapping[str, Any]) -> str:
@@ -150,13 +203,13 @@ def run_study(
     workers: int,
     done: Callable[[str, int, Mapping[str, Any], int, int], None],
 ) -> dict[str, dict[int, dict[str, Any]]]:
-    """Run every arm with every seed, those side by side that do not wait for each other.
+    """Run every arm with every seed; arms that do not wait for each other run side by side.
 
     Args:
-        out: where units are cached.
+        out: folder of the cached units.
         workers: processes of one thread each; 0 runs the units in this process, one by one.
-        done: called with arm, seed and result of each unit as it is there, and how many units this call
-            has trained and has yet to train: the others were read from `out`.
+        done: called for each finished unit with its arm, seed and result, the number of units that this
+            call has trained, and the number that it has yet to train. Other units were read from `out`.
     """
     marks = _marks(study, common)
     units = [(name, seed) for seed in seeds for name in study.arms]
@@ -189,7 +242,7 @@ def run_study(
 
 
 def only(study: Study, patterns: Sequence[str]) -> Study:
-    """The study with just the arms whose names match a pattern, and those that they need.
+    """Restrict a study to the arms whose names match a pattern, and the arms that these need.
 
     Raises:
         ValueError: a pattern (such as "20*") matches no arm.
@@ -201,11 +254,11 @@ def only(study: Study, patterns: Sequence[str]) -> Study:
             raise ValueError(f"no arm {pattern!r}; there are: {'; '.join(study.arms)}")
         chosen |= found
     chosen = with_needed(study, chosen)
-    return study._replace(arms={name: arm for name, arm in study.arms.items() if name in chosen})
+    return replace(study, arms={name: arm for name, arm in study.arms.items() if name in chosen})
 
 
 def with_needed(study: Study, arms: set[str]) -> set[str]:
-    """These arms and all that they need."""
+    """These arms and all arms that they need."""
     found = set(arms)
     ahead = [name for name in arms if name in study.arms]
     while ahead:
@@ -216,9 +269,9 @@ def with_needed(study: Study, arms: set[str]) -> set[str]:
 
 
 def _marks(study: Study, common: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """The fingerprints of every arm's data and code; what several arms have is read once.
+    """The fingerprints of every arm's data and code; each is read once.
 
-    An arm that takes no data has those of its own making, or of the arms it needs.
+    An arm that takes no data makes its own, or has the data of the arms that it needs.
     """
     data: dict[tuple[Any, Any], str] = {(None, None): ""}
     code: dict[str, str] = {}
@@ -261,7 +314,7 @@ def _unit_name(
 
 
 def slug(arm: str) -> str:
-    """An arm's name as its units' folders have it."""
+    """An arm's name in the names of its units' folders."""
     return "".join(c if c.isalnum() else "-" for c in arm)
 
 
@@ -286,12 +339,18 @@ def _job(
 
 
 def _run_unit(function: str, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Run one unit, or read what it gave before."""
+    """Run one unit, or read its result where it ran before."""
     file = folder / RESULT
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         result = load_object(function)(out=folder / "run", **arguments)
-        write_whole(file, json.dumps(result).encode())
+        module = function.partition(":")[0]
+        trained_on = {
+            "machine": f"{processor()}, {torch.get_num_threads()} threads",
+            "torch": torch.__version__,
+            "code": {module: source_digest(module)},
+        }
+        write_whole(file, json.dumps(result | {TRAINED_ON: trained_on}).encode())
     cached: dict[str, Any] = json.loads(file.read_text())
     return cached
 

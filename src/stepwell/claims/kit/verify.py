@@ -1,4 +1,4 @@
-"""`stepwell verify`: run a study, judge its claims, write what was found."""
+"""`stepwell verify`: run a study, judge its claims, write claims.json, a page and a picture."""
 
 import json
 import os
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from stepwell.claims import CLAIMS
-from stepwell.claims.kit.columns import panels_by_depth
+from stepwell.claims.kit.columns import columns_by_depth
 from stepwell.claims.kit.figure import draw
-from stepwell.claims.kit.judging import judge, summary
+from stepwell.claims.kit.inference import summary
+from stepwell.claims.kit.judging import judge
 from stepwell.claims.kit.page import render
+from stepwell.claims.kit.provenance import elsewhere
 from stepwell.claims.kit.study import Results, Study, only, run_study
 from stepwell.console import say
 from stepwell.device import processor
@@ -71,10 +73,13 @@ def verify_system(
         nonlocal finished
         finished += 1
         test = result["test"]
-        panels = [column for column in study.panels if column.key in test]
+        named = [c for question in study.questions for c in question.columns if c.key in test]
+        columns = named or [c for c in columns_by_depth({arm: test}) if c.key in test]
         numbers = ", ".join(
-            f"{c.title}: {format(c.scale * test[c.key], c.form)}"
-            for c in panels or panels_by_depth({arm: test})
+            f"{title}: {number}"
+            for title, number in {
+                c.title: format(c.scale * test[c.key], c.form) for c in columns
+            }.items()
         )
         left = ""
         if new and ahead:
@@ -96,7 +101,7 @@ def verify_system(
 
 
 def _check_taken(study: Study, names: Collection[str]) -> None:
-    """Refuse an argument that no arm takes: the record would say what was not so."""
+    """Refuse an argument that no arm takes: the record would be wrong."""
     taken = {name for arm in study.arms.values() for name in arm.taken}
     if any(arm.scaled for arm in study.arms.values()):
         taken.add("epochs")
@@ -106,7 +111,7 @@ def _check_taken(study: Study, names: Collection[str]) -> None:
 
 
 def _origin(common: Mapping[str, Any], *, quick: bool, precision: Precision) -> dict[str, Any]:
-    """How results come about that are trained here and now."""
+    """The command, versions and machine of results that are trained here and now."""
     threads = "" if quick else ", one thread an arm"
     return {
         "command": shlex.join(["stepwell", *sys.argv[1:]]),
@@ -120,15 +125,21 @@ def _origin(common: Mapping[str, Any], *, quick: bool, precision: Precision) -> 
 
 
 def describe_results(study: Study, results: Results, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that claims.json says about a study's results; `origin` is how they came about."""
+    """The content of claims.json for a study's results.
+
+    Args:
+        origin: the command, versions and machine of the results.
+    """
     every = [r for by_seed in results.values() for r in by_seed.values()]
     claims = judge(study, results)
     judged = {claim["id"] for claim in claims}
     return {
         "system": study.key,
+        "test_examples": max((r["examples"] for r in every if "examples" in r), default=None),
         **origin,
         "seconds": sum(r["seconds"] for r in every),
         "arms": {arm: _arm(by_seed) for arm, by_seed in results.items()},
+        "elsewhere": elsewhere(results),
         "note": study.note,
         "claims": claims,
         "not_run": [
@@ -143,13 +154,15 @@ def write_results(study: Study, record: Mapping[str, Any], claims: Path, page: P
     """Write the record as JSON, and as a page with its picture beside it."""
     write_whole(claims, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
     picture = page.with_suffix(".svg")
-    write_whole(page, render(record, picture.name, study.table).encode())
-    write_whole(picture, draw(record["arms"], study.panels))
+    write_whole(page, render(record, study, picture.name).encode())
+    write_whole(picture, draw(record, study.plot))
 
 
 def _arm(by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """All measures of an arm over its seeds."""
+    """All measures of an arm over its seeds, and the MACs of its depths."""
     runs = list(by_seed.values())
     measures = {name: summary([r["test"][name] for r in runs]) for name in runs[0]["test"]}
     spent = [name for name in ("seconds", "cpu_seconds") if name in runs[0]]
-    return measures | {name: summary([r[name] for r in runs]) for name in spent}
+    measures |= {name: summary([r[name] for r in runs]) for name in spent}
+    macs = {depth: cost["macs"] for depth, cost in runs[0].get("costs", {}).items()}
+    return measures | {f"{depth}/macs": summary([count]) for depth, count in macs.items()}

@@ -22,7 +22,7 @@ from stepwell.teachers import open_teacher
 from stepwell.training import Loop, fit, optimizer_of
 
 Method = Literal["netgraft", "kd", "labels"]
-#: Between the seeds of a teacher and of students.
+#: Distance between the seeds of a teacher and its students.
 APART = 1000
 TEMPERATURE = 4.0
 
@@ -54,18 +54,18 @@ def few_shots(
     Args:
         out: a folder, for the runs.
         teacher: the file of its network.
-        shots: images of each class; which, is drawn by `seed` from the training part, with its labels.
+        shots: images of each class, drawn by `seed` from the training part with its labels.
         method: `netgraft`, or one network from scratch, by its teacher's soft targets (`kd`) or by the
             `labels` of the images, in as many steps as both stages of grafting take together where
             the blocks that are like the teacher's are copied.
-        inits: how many initial values; each has an order and views of its own, too.
+        inits: number of initial values; each has its own order and views, too.
         seed: of the draw.
 
     Returns:
-        Under "test" the means over the initial values, such as "14/accuracy" and "run_seconds", those
-        of the processor, and "spread", the standard deviation of the accuracy over them, if there are
-        several; "seconds" and "cpu_seconds" of all; and of each initial value the fingerprint of the
-        "images" that it was trained on.
+        Under "test" the means over the initial values, such as "14/accuracy" and the processor's
+        "run_seconds", and with several initial values "spread", the standard deviation of their
+        accuracy; "seconds" and "cpu_seconds" of all; and under "images" the fingerprint of the training
+        images of each initial value.
 
     Raises:
         ValueError: a class has fewer images than `shots`.
@@ -86,7 +86,7 @@ def few_shots(
 
 
 def draw(train: ImageSet, *, shots: int, seed: int) -> ImageSet:
-    """So many images of each class; those of fewer shots are among those of more.
+    """Draw `shots` images of each class; a draw of fewer shots is part of a draw of more.
 
     Raises:
         ValueError: a class has fewer.
@@ -171,10 +171,10 @@ def full_data(
     seed: int = 0,
     loop: Loop = Loop(),
 ) -> dict[str, Any]:
-    """Distillation on all images, with labels, of a student that starts as a grafted one does.
+    """Distil on all images with their labels, from the start of a grafted student.
 
-    Blocks like the teacher's start as copies, and they train, too. What else `distill` takes is its
-    own default.
+    Blocks like the teacher's start as copies, and they train, too. All else has the defaults of
+    `distill`.
     """
     taught_by = open_teacher((str(teacher),))
     source, depth = taught_by.nested

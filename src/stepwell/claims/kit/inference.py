@@ -1,0 +1,131 @@
+"""Statistics of paired differences over seeds: pooled spread, interval, verdict, planned power."""
+
+import statistics
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from scipy.stats import nct, t
+
+Verdict = Literal["holds", "refuted", "not decided"]
+
+#: Confidence that all intervals of a study's primary claims are right together; and of any other
+#: interval by itself.
+CONFIDENCE = 0.9
+#: Probability that a planned study decides a claim that is true.
+POWER = 0.8
+#: Seeds beyond which a plan is no plan.
+MOST_SEEDS = 1000
+
+
+class Spread(NamedTuple):
+    """Standard deviation of a paired difference between seeds, and its degrees of freedom."""
+
+    std: float
+    df: float
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Values with their mean and sample standard deviation (0 of a single value)."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {
+        "values": list(values),
+        "mean": statistics.fmean(values),
+        "std": spread,
+        "n": len(values),
+    }
+
+
+def pooled_spread(
+    differences: Sequence[Sequence[float]], contrasts: Sequence[Mapping[str, float]]
+) -> Spread:
+    """Pool the spread of several paired differences.
+
+    With f_i = n_i - 1 and the sample standard deviation s_i of the n_i differences of pair i:
+
+        std² = Σ f_i s_i² / Σ f_i
+
+    Pairs that share an arm are not independent. If all arms vary alike and by themselves, pairs i and j
+    have the covariance C_ij = Σ_arm c_i[arm] c_j[arm], and (Satterthwaite 1946)
+
+        df = (Σ_i f_i C_ii)² / Σ_ij min(f_i, f_j) C_ij²
+
+    Args:
+        differences: of each pair, a number a seed; two seeds or more.
+        contrasts: of each pair, the weights of its arms, such as {"a": 1, "b": -1}.
+    """
+    free = [len(values) - 1 for values in differences]
+    variance = sum(f * statistics.variance(v) for f, v in zip(free, differences, strict=True))
+    covariance = [
+        [sum(weight * other.get(arm, 0.0) for arm, weight in one.items()) for other in contrasts]
+        for one in contrasts
+    ]
+    rows = range(len(free))
+    trace = sum(free[i] * covariance[i][i] for i in rows)
+    square = sum(min(free[i], free[j]) * covariance[i][j] ** 2 for i in rows for j in rows)
+    return Spread((variance / sum(free)) ** 0.5, trace**2 / square)
+
+
+def interval(mean: float, seeds: int, spread: Spread, level: float) -> tuple[float, float]:
+    """The interval of a mean over seeds by Student's t: mean ± t · std / √seeds.
+
+    Args:
+        level: probability that the interval has the true value in it, such as 0.9.
+    """
+    half = float(t.ppf((1 + level) / 2, spread.df)) * spread.std / seeds**0.5
+    return mean - half, mean + half
+
+
+def simultaneous(claims: int) -> float:
+    """The level of each of several intervals that are right together with `CONFIDENCE` (Bonferroni).
+
+    1 - (1 - CONFIDENCE) / claims: 0.967 for three.
+    """
+    return 1 - (1 - CONFIDENCE) / max(1, claims)
+
+
+def verdict_of(low: float, high: float, margin: float, below: bool) -> Verdict:
+    """Judge an interval by the side of the margin that it lies on.
+
+    Args:
+        below: the claim is that the true value lies below the margin; else above it.
+
+    Returns:
+        "holds" where the whole interval lies on the claimed side, "refuted" where all of it lies on the
+        other side, "not decided" where it contains the margin.
+    """
+    if low <= margin <= high:
+        return "not decided"
+    return "holds" if (high < margin) == below else "refuted"
+
+
+def power(distance: float, seeds: int, spread: Spread, level: float = CONFIDENCE) -> float:
+    """Probability that the interval of a study excludes a margin that is `distance` from the truth.
+
+    By the noncentral t distribution with df degrees of freedom and noncentrality
+    |distance| · √seeds / std; on the true side of the margin alone.
+
+    Args:
+        spread: of the planned study, whose degrees of freedom grow with its seeds.
+    """
+    if spread.std == 0:
+        return float(distance != 0)
+    threshold = t.ppf((1 + level) / 2, spread.df)
+    return float(nct.sf(threshold, spread.df, abs(distance) * seeds**0.5 / spread.std))
+
+
+def seeds_needed(
+    distance: float, std: float, pairs: float = 1.0, level: float = CONFIDENCE
+) -> int | None:
+    """The seeds that find a true distance from the margin with 80 % power; None for over 1,000.
+
+    Args:
+        std: of the paired difference between seeds.
+        pairs: degrees of freedom of the spread for each seed beyond the first: 1 for a lone pair, more
+            where the spread is pooled.
+    """
+    counts = range(2, MOST_SEEDS + 1)
+    found = bisect_left(
+        counts, POWER, key=lambda n: power(distance, n, Spread(std, pairs * (n - 1)), level)
+    )
+    return counts[found] if found < len(counts) else None
