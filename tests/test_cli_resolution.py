@@ -15,7 +15,8 @@ from torch.testing import assert_close
 
 from stepwell import cli
 from stepwell.commands import resolution
-from stepwell.nets.files.resolution import is_resolution, load_resolution, save_resolution
+from stepwell.nets.files.kind import kind_of
+from stepwell.nets.files.resolution import load_resolution, save_resolution
 
 PAGE = (Path(__file__).parents[1] / "docs" / "drnet.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -148,10 +149,10 @@ def test_a_budget_of_time_sets_the_price(shown, stepwell):
 def test_measured_costs_leave_the_resolutions_in_the_file(shown, stepwell):
     file = shown / "runs" / "chosen" / "net.safetensors"
     stepwell("cost", "runs/chosen", "--save")
-    assert is_resolution(file)
+    assert kind_of(file) == "resolution"
     error = stepwell("calibrate", "runs/chosen", "--depths", "14").err
     assert "error: runs/chosen chooses resolutions, so a depth that nobody trained" in error
-    assert is_resolution(file)
+    assert kind_of(file) == "resolution"
 
 
 def test_a_loop_of_ones_own_gives_what_the_network_does(shown):

@@ -15,8 +15,9 @@ from stepwell import cli
 from stepwell.cost import count_macs
 from stepwell.export import Sample, export_resolution
 from stepwell.measure.data_parts import batches_of
+from stepwell.nets.files.kind import kind_of
 from stepwell.nets.files.nested import load, read_beside, rewrite_card, save
-from stepwell.nets.files.resolution import is_resolution, load_resolution, save_resolution
+from stepwell.nets.files.resolution import load_resolution, save_resolution
 from stepwell.nets.nested.nest import nest
 from stepwell.nets.resolution.chooser import Always, Choice, Chooser, ResolutionNet
 from stepwell.nets.resolution.resolutions import Resolutions
@@ -113,7 +114,7 @@ def test_the_file_is_that_of_a_nested_net_with_the_rest_beside_it(trained, tmp_p
     net, nested = load_resolution(file), load(file)
     x = torch.randn(5, 3, 8, 8)
     assert_close(nested(x), net.net(x, 8), rtol=0, atol=0)
-    assert is_resolution(file)
+    assert kind_of(file) == "resolution"
     again = tmp_path / "again.safetensors"
     save_resolution(net, again)
     assert again.read_bytes() == file.read_bytes()
@@ -126,7 +127,7 @@ def test_the_file_is_that_of_a_nested_net_with_the_rest_beside_it(trained, tmp_p
     assert_close(held(x), net(x), rtol=0, atol=0)
     net = load_resolution(file)
     plain = save(nested, tmp_path / "plain.safetensors")
-    assert not is_resolution(plain)
+    assert kind_of(plain) == "classifier"
     assert read_beside(plain) is None
     with pytest.raises(
         ValueError, match="holds a network of one resolution: `stepwell train drnet`"

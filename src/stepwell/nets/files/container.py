@@ -15,22 +15,27 @@ import safetensors
 import torch
 from torch import Tensor
 
-#: The `kind` in the header of a file that holds no network, and has commands of its own.
+#: The `kind` in the header of a knowledge graph's file.
 GRAPH = "stepwell knowledge graph"
+#: Kinds of networks of images, whose files hold a nested net.
+IMAGES = ("classifier", "resolution")
 
 
 def read_checked(
     path: Path, key: str, newest: int
 ) -> tuple[dict[str, Any] | None, dict[str, Tensor], dict[str, str]]:
-    """The header in the string `key` of a safetensors file (none if it has no such string), without
-    its checksum, which was found right; the tensors; and all strings.
+    """Read a safetensors file and check the checksum in its header.
 
     Args:
+        key: of the string that holds the header.
         newest: the latest format that the caller reads.
 
+    Returns:
+        The header without its checksum (None if the file has no such string); the tensors; all strings.
+
     Raises:
-        FileNotFoundError, ValueError: there is no such file; it is damaged, of a later format, or of a
-            knowledge graph.
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, has a later format, or holds no image network.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -43,8 +48,10 @@ def read_checked(
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error}): copy it again"
         ) from error
-    if header is not None and header.get("kind") == GRAPH:
-        raise ValueError(f"{path} holds a {GRAPH}: its commands are those of `stepwell kg`")
+    if header is not None and (kind := header.get("kind", IMAGES[0])) not in IMAGES:
+        raise ValueError(
+            f"{path} holds a {kind}, not an image network: stepwell.open_network(PATH) opens it"
+        )
     if header is not None:
         _check_header(header, tensors, path, newest)
     return header, tensors, metadata
@@ -64,7 +71,7 @@ def _check_header(
 
 
 def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """A checksum of a header and of names, types, shapes and bytes of tensors (on the CPU)."""
+    """Compute a checksum of a header and of names, types, shapes and bytes of CPU tensors."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]
@@ -74,7 +81,7 @@ def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle, as `torch.save` writes it, in a zip or not."""
+    """Tell whether a file is a pickle of `torch.save`, zipped or not."""
     with path.open("rb") as file:
         start = file.read(9)
     # A safetensors file begins with the length of its header, which may look like a pickle's mark.
@@ -82,10 +89,10 @@ def is_pickle(path: Path) -> bool:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `torch.save`d state dict; nothing else is ever unpickled.
+    """Read the tensors of a `torch.save`d state dict; nothing else is ever unpickled.
 
     Raises:
-        ValueError: it holds a module, or anything else that takes code to read, or is damaged.
+        ValueError: the file holds a module or other objects, or is damaged.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # of formats that are refused below
