@@ -38,7 +38,6 @@ MEASURES: Mapping[str, Measure] = {
     "ms": Measure("ms per image", "ms"),
     "ms_low": Measure("10 %", "ms"),
     "ms_high": Measure("90 %", "ms"),
-    "price": Measure("penalty", "number", 3),
 }
 
 #: Images per second of a network with and without its chooser.

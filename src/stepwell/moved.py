@@ -87,7 +87,6 @@ MODULES = {
     "claims.drnet_plan": "claims.drnet.plan",
     "claims.drnet_planted": "claims.drnet.planted",
     "claims.few_shots": "claims.netgraft.few_shots",
-    "commands.runs": "commands.run_files",
     "evaluation.price": "evaluation.cost_penalty",
     "recipes.distill_data": "data.distill_data",
 }
