@@ -123,8 +123,8 @@ class ResolutionNet(nn.Module):
         super().__init__()
         if len(choices) < 2:
             raise ValueError(
-                f"at least two choices are needed, got {len(choices)}: name two resolutions or more, or "
-                "a nested network with depths"
+                f"at least two choices are needed, got {len(choices)}: name two resolutions or more, "
+                "or a nested network with depths"
             )
         for depth, size in choices:
             net.at(size).path(depth)
