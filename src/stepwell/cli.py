@@ -17,41 +17,23 @@ from stepwell.console import fail, say
 #: By name: "module:function", and a line of help.
 COMMANDS = {
     "list": ("stepwell.commands.list:list_", "Name the systems, networks and data sets."),
-    "train": (
-        "stepwell.commands.train:train",
-        "Train by a recipe; resumes if the run directory exists with the same arguments and data.",
-    ),
+    "train": ("stepwell.commands.train:train", "Train by a recipe, or resume a run."),
     "eval": (
         "stepwell.commands.eval:eval_",
-        "Measure a trained network: accuracy, calibration, churn, MACs and latency of every depth.",
+        "Measure accuracy, calibration, churn, MACs and latency.",
     ),
     "cost": (
         "stepwell.commands.cost:cost",
-        "Measure what every depth of a network costs: params, MACs, memory, ms.",
+        "Measure params, MACs, memory and milliseconds of every depth.",
     ),
-    "calibrate": (
-        "stepwell.commands.calibrate:calibrate",
-        "Add untrained depths to a network, with norm statistics from its training images.",
-    ),
-    "predict": (
-        "stepwell.commands.predict:predict",
-        "Classify images. Unreadable images are named and skipped; the exit code is then 2.",
-    ),
-    "export": (
-        "stepwell.commands.export:export",
-        "Write depths as files that other programs load, each checked against the network.",
-    ),
-    "patch": (
-        "stepwell.commands.patch:patch",
-        "Make the plain weights of a deeper depth from those of a shallower one and a delta.",
-    ),
-    "kg": (
-        "stepwell.commands.kg:kg",
-        "Change, update and ask the graph of a run of `stepwell train dkge`.",
-    ),
+    "calibrate": ("stepwell.commands.calibrate:calibrate", "Add untrained depths to a network."),
+    "predict": ("stepwell.commands.predict:predict", "Classify images."),
+    "export": ("stepwell.commands.export:export", "Write depths as files for other programs."),
+    "patch": ("stepwell.commands.patch:patch", "Make the weights of a deeper depth with a delta."),
+    "kg": ("stepwell.commands.kg:kg", "Change, update and ask a knowledge graph."),
     "report": (
         "stepwell.commands.report:report",
-        "Write one self-contained page about runs: curves, accuracy against latency, pictures.",
+        "Write a self-contained page about runs, with figures.",
     ),
     "verify": (
         "stepwell.commands.verify:verify",

@@ -19,9 +19,10 @@ def calibrate(
     out: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Add untrained depths to a network, with norm statistics from its training images.
+    """Add untrained depths to a network.
 
-    One pass over the images calibrates all of them; trained depths do not change.
+    Their norms get statistics from the training images, in one pass for all; trained depths do not
+    change.
 
     Examples:
         stepwell calibrate runs/digits --depths middle=4,3,3

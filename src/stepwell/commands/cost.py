@@ -25,7 +25,7 @@ def cost(
     data: str | None = None,
     json: Json = False,
 ) -> None:
-    """Measure what every depth of a network costs: params, MACs, memory, ms.
+    """Measure params, MACs, memory and milliseconds of every depth.
 
     Examples:
         stepwell cost resnet34 --depths 18 --size 224
@@ -56,14 +56,8 @@ def cost(
         if not save and (accuracy_on or data):
             raise ValueError("--accuracy-on and --data need --save")
         opened = open_network(network, to="cost")
-        costs, inputs = opened.do(
-            "cost",
-            size=size,
-            batch=None if batch == 1 else batch,
-            save=save,
-            accuracy_on=accuracy_on,
-            data=data,
-        )
+        more = {"batch": None if batch == 1 else batch, "save": save, "data": data}
+        costs, inputs = opened.do("cost", size=size, accuracy_on=accuracy_on, **more)
     else:
         saved = bool(save or accuracy_on or data)
         costs, inputs = _by_name(network, depths, size, num_classes, stem, batch, saved=saved)

@@ -21,14 +21,14 @@ def eval_(
     teacher_mean: tuple[float, float, float] | None = None,
     teacher_std: tuple[float, float, float] | None = None,
     control: str | None = None,
-    interpolate: int = 0,
+    interpolate: int | None = None,
     json: Json = False,
 ) -> None:
-    """Measure a trained network: accuracy, calibration, churn, MACs and latency of every depth.
+    """Measure accuracy, calibration, churn, MACs and latency.
 
-    A network that chooses resolutions is measured as a whole, and at each choice for all images. With
-    --fidelity, each depth is also compared with a teacher, on training and test images. The run keeps
-    these numbers for its report if they were measured on its own data.
+    Every depth of a network is measured. A network that chooses resolutions is measured as a whole, and
+    at each choice for all images. With --fidelity, each depth is also compared with a teacher, on the
+    training and test images. The run keeps these numbers for its report if they are of its own data.
 
     Examples:
         stepwell eval runs/digits
@@ -58,6 +58,7 @@ def eval_(
         interpolate: number of points to measure on the straight line from the student's weights to the
             teacher's, for equal architectures; each point gets its own BatchNorm statistics.
     """
+    flags = {name: value for name, value in locals().items() if name not in ("run", "json")}
     if not cascade and (save or target_accuracy is not None):
         raise ValueError("--target-accuracy and --save need --cascade")
     if fidelity == ():
@@ -68,19 +69,7 @@ def eval_(
         raise ValueError(
             "--teacher-mean, --teacher-std, --control and --interpolate need --fidelity"
         )
-    results = open_network(run, to="evaluate").do(
-        "evaluate",
-        data=data,
-        cascade=cascade,
-        target_accuracy=target_accuracy,
-        budget_macs=budget_macs,
-        save=save,
-        fidelity=fidelity,
-        teacher_mean=teacher_mean,
-        teacher_std=teacher_std,
-        control=control,
-        interpolate=interpolate or None,
-    )
+    results = open_network(run, to="evaluate").do("evaluate", **flags)
     if json:
         print_json(results)
     else:

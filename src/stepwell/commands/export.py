@@ -23,11 +23,11 @@ def export(
     out: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Write depths as files that other programs load, each checked against the network.
+    """Write depths as files for other programs.
 
-    `--depth all` with ONNX writes the weights once, net-CHECKSUM.safetensors, and a small graph a depth
-    that points into it. A network that chooses resolutions gives a graph a choice, and one for its
-    chooser. Int8 versions and --beyond are not checked.
+    Each file is checked against the network, except int8 versions and --beyond. `--depth all` with ONNX
+    writes the weights once, net-CHECKSUM.safetensors, and a small graph a depth that points into it. A
+    network that chooses resolutions gives a graph a choice, and one for its chooser.
 
     Examples:
         stepwell export runs/digits
@@ -57,14 +57,8 @@ def export(
     folder = to or (run if run.is_dir() else run.parent) / "export"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--to {folder} is a file: name a folder")
-    result = network.do(
-        "export",
-        folder,
-        format=format,
-        depth=None if depth == "all" else depth,
-        int8=int8,
-        data=data,
-    )
+    one = None if depth == "all" else depth
+    result = network.do("export", folder, format=format, depth=one, int8=int8, data=data)
     if json:
         print_json(result | {"folder": str(folder)})
     else:

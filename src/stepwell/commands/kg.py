@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def kg(arguments: list[str]) -> None:
-    """Change, update and ask the graph of a run of `stepwell train dkge`.
+    """Change, update and ask a knowledge graph.
 
     Examples:
         stepwell kg update runs/graph --add new.tsv --remove gone.tsv

@@ -11,7 +11,7 @@ from stepwell.console import print_json, say
 def patch(
     base: Positional[Path], delta: Positional[Path], *, out: Path, json: Json = False
 ) -> None:
-    """Make the plain weights of a deeper depth from those of a shallower one and a delta.
+    """Make the weights of a deeper depth with a delta.
 
     Examples:
         stepwell patch 18.safetensors 18-to-34.safetensors --out 34.safetensors

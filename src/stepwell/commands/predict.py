@@ -10,6 +10,8 @@ from stepwell.kinds import Predicted, open_network
 
 #: Unreadable images to name, at most.
 NAMED = 10
+#: Flags for the kind of network.
+FLAGS = ("depth", "budget_ms", "budget_macs", "min_accuracy", "cascade")
 
 
 def predict(
@@ -24,7 +26,9 @@ def predict(
     csv: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Classify images. Unreadable images are named and skipped; the exit code is then 2.
+    """Classify images.
+
+    Unreadable images are named and skipped; the exit code is then 2.
 
     Examples:
         stepwell predict runs/digits three.png
@@ -48,6 +52,7 @@ def predict(
     """
     from stepwell.serve import expand, to_csv
 
+    flags = {name: value for name, value in locals().items() if name in FLAGS}
     budget = any(value is not None for value in (budget_ms, budget_macs, min_accuracy))
     if (depth is not None) + budget + cascade > 1:
         raise ValueError(
@@ -56,15 +61,7 @@ def predict(
     if csv is not None:
         check_place("--csv", csv)
     network = open_network(run, to="predict")
-    predicted: Predicted = network.do(
-        "predict",
-        expand(files),
-        depth=depth,
-        budget_ms=budget_ms,
-        budget_macs=budget_macs,
-        min_accuracy=min_accuracy,
-        cascade=cascade,
-    )
+    predicted: Predicted = network.do("predict", expand(files), **flags)
     predictions = predicted.predictions
     readable = [p for p in predictions if not p.error]
     if predicted.speed is not None and not json:

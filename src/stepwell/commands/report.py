@@ -11,7 +11,7 @@ from stepwell.console import print_json, say
 def report(
     runs: Positional[tuple[Path, ...]], *, out: Path | None = None, json: Json = False
 ) -> None:
-    """Write one self-contained page about runs: curves, accuracy against latency, pictures.
+    """Write a self-contained page about runs, with figures.
 
     Examples:
         stepwell report runs/digits

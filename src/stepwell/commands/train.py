@@ -11,10 +11,13 @@ from stepwell.recipes import RECIPES, load_object
 
 
 def train(arguments: list[str]) -> None:
-    """Train by a recipe; resumes if the run directory exists with the same arguments and data."""
+    """Train by a recipe, or resume a run."""
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = {name: line for name, (_, line) in RECIPES.items()}
-        text = f"{train.__doc__}\n\nstepwell train RECIPE --help shows its flags."
+        text = (
+            f"{train.__doc__} A run resumes if its directory exists with the same arguments and data."
+            "\n\nstepwell train RECIPE --help shows its flags."
+        )
         show_help("stepwell train", lines, arguments, text)
         return
     name, *rest = [a for a in arguments if a != "--json"]

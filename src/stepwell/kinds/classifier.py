@@ -190,10 +190,8 @@ def predict(
     files: Sequence[Path],
     *,
     depth: str | None = None,
-    budget_ms: float | None = None,
-    budget_macs: float | None = None,
-    min_accuracy: float | None = None,
     cascade: bool = False,
+    **limits: float,
 ) -> Predicted:
     """Classify images at one depth, within a budget, or by a cascade. Flags as for `predict`."""
     from stepwell.measure.cascade import check_depths
@@ -205,12 +203,17 @@ def predict(
         check_depths(net)
         by = Cascade.of(net)
         return Predicted([*predict_files(net, by, files)], f"cascade of {', '.join(by.depths)}")
-    limits = {"ms": budget_ms, "macs": budget_macs, "accuracy": min_accuracy}
-    if budget := {name: value for name, value in limits.items() if value is not None}:
-        depth = depth_within(net, budget, network.path)
+    if limits:
+        depth = depth_within(net, budget_of(limits), network.path)
     depth = net.full if depth is None else depth
     net.require_ready(depth)
     return Predicted([*predict_files(net, depth, files)], f"depth {depth}")
+
+
+def budget_of(limits: Mapping[str, float]) -> dict[str, float]:
+    """Turn the flags of a budget into arguments of `for_budget`."""
+    names = {"budget_ms": "ms", "budget_macs": "macs", "min_accuracy": "accuracy"}
+    return {names[flag]: value for flag, value in limits.items()}
 
 
 def depth_within(net: "NestedNet", budget: Mapping[str, float], path: Path) -> str:

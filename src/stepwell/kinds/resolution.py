@@ -135,29 +135,23 @@ def predict(
     files: Sequence[Path],
     *,
     depth: str | None = None,
-    budget_ms: float | None = None,
-    budget_macs: float | None = None,
-    min_accuracy: float | None = None,
     cascade: bool = False,
+    **limits: float,
 ) -> Predicted:
     """Classify images as the chooser decides, or at one choice or depth. Flags as for `predict`."""
     from stepwell.serve import predict_files
 
     net = network.net
     nested = net.net.net
-    limits = {"ms": budget_ms, "macs": budget_macs, "accuracy": min_accuracy}
-    budget = {name: value for name, value in limits.items() if value is not None}
     # a network that never chose has no budgets: a depth fits one
-    if cascade or depth in nested.depths or (budget and not net.budgets):
-        return classifier.predict(
-            at_full_size(network), files, depth=depth, budget_ms=budget_ms, budget_macs=budget_macs,
-            min_accuracy=min_accuracy, cascade=cascade,
-        )  # fmt: skip
+    if cascade or depth in nested.depths or (limits and not net.budgets):
+        full = at_full_size(network)
+        return classifier.predict(full, files, depth=depth, cascade=cascade, **limits)
     if depth is not None:
         net.hold(depth)
         return Predicted([*predict_files(nested, net, files)], f"choice {depth}", "choice")
-    if budget:
-        set_budget(net, **budget)
+    if limits:
+        set_budget(net, **classifier.budget_of(limits))
     predictions = [*predict_files(nested, net, files)]
     readable = [p.file for p in predictions if not p.error]
     held = getattr(net.chooser, "choice", None)
