@@ -7,7 +7,7 @@ no part in: cascades, fidelity, depths within a budget.
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stepwell.console import big, row_table, say, show, show_conditions
 from stepwell.kinds import Network, Predicted, classifier
@@ -177,7 +177,7 @@ def export(
     network: Network,
     folder: Path,
     *,
-    format: str = "onnx",
+    format: Literal["onnx", "pt2", "safetensors"] = "onnx",
     depth: str | None = None,
     int8: bool = False,
     data: str | None = None,
