@@ -50,7 +50,7 @@ def predict(
         cascade: shallow first, deeper when unsure, as saved by `stepwell eval RUN --cascade --save`.
         csv: write file, class, probability and depth to this file.
     """
-    from stepwell.serve import expand, to_csv
+    from stepwell.serve import to_csv
 
     flags = {name: value for name, value in locals().items() if name in FLAGS}
     budget = any(value is not None for value in (budget_ms, budget_macs, min_accuracy))
@@ -61,7 +61,7 @@ def predict(
     if csv is not None:
         check_place("--csv", csv)
     network = open_network(run, to="predict")
-    predicted: Predicted = network.do("predict", expand(files), **flags)
+    predicted: Predicted = network.do("predict", files, **flags)
     predictions = predicted.predictions
     readable = [p for p in predictions if not p.error]
     if predicted.speed is not None and not json:

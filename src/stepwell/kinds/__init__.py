@@ -5,7 +5,7 @@ A module offers those of these names that its kind can do; each takes a `Network
     NAME                          the kind in messages, with its article
     open(path)                    the network of a run directory or a file, read once
     evaluate(network, **flags)    results, as results.json has them
-    predict(network, files, **flags)    `Predicted`
+    predict(network, paths, **flags)    `Predicted`, for files and folders
     export(network, folder, **flags), delta(network, depth, beyond, out)
     cost(network, **flags)        costs by row, and the input in words
     calibrate(network, depths, **flags)    `Calibrated`

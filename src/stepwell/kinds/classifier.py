@@ -187,7 +187,7 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
 
 def predict(
     network: Network,
-    files: Sequence[Path],
+    paths: Sequence[Path],
     *,
     depth: str | None = None,
     cascade: bool = False,
@@ -196,18 +196,20 @@ def predict(
     """Classify images at one depth, within a budget, or by a cascade. Flags as for `predict`."""
     from stepwell.measure.cascade import check_depths
     from stepwell.nets.nested.cascade import Cascade
-    from stepwell.serve import predict_files
+    from stepwell.serve import expand, predict_files
 
     net = network.net
     if cascade:
         check_depths(net)
         by = Cascade.of(net)
-        return Predicted([*predict_files(net, by, files)], f"cascade of {', '.join(by.depths)}")
+        return Predicted(
+            [*predict_files(net, by, expand(paths))], f"cascade of {', '.join(by.depths)}"
+        )
     if limits:
         depth = depth_within(net, budget_of(limits), network.path)
     depth = net.full if depth is None else depth
     net.require_ready(depth)
-    return Predicted([*predict_files(net, depth, files)], f"depth {depth}")
+    return Predicted([*predict_files(net, depth, expand(paths))], f"depth {depth}")
 
 
 def budget_of(limits: Mapping[str, float]) -> dict[str, float]:

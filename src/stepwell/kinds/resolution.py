@@ -132,27 +132,27 @@ def set_budget(
 
 def predict(
     network: Network,
-    files: Sequence[Path],
+    paths: Sequence[Path],
     *,
     depth: str | None = None,
     cascade: bool = False,
     **limits: float,
 ) -> Predicted:
     """Classify images as the chooser decides, or at one choice or depth. Flags as for `predict`."""
-    from stepwell.serve import predict_files
+    from stepwell.serve import expand, predict_files
 
     net = network.net
     nested = net.net.net
     # a network that never chose has no budgets: a depth fits one
     if cascade or depth in nested.depths or (limits and not net.budgets):
         full = at_full_size(network)
-        return classifier.predict(full, files, depth=depth, cascade=cascade, **limits)
+        return classifier.predict(full, paths, depth=depth, cascade=cascade, **limits)
     if depth is not None:
         net.hold(depth)
-        return Predicted([*predict_files(nested, net, files)], f"choice {depth}", "choice")
+        return Predicted([*predict_files(nested, net, expand(paths))], f"choice {depth}", "choice")
     if limits:
         set_budget(net, **classifier.budget_of(limits))
-    predictions = [*predict_files(nested, net, files)]
+    predictions = [*predict_files(nested, net, expand(paths))]
     readable = [p.file for p in predictions if not p.error]
     held = getattr(net.chooser, "choice", None)
     title = f"chosen of {', '.join(net.names)}" if held is None else f"choice {net.names[held]}"
