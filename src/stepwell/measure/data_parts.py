@@ -133,12 +133,12 @@ def batches_for(
     normalisation: Normalisation | None,
     choose: Callable[[ImageSet], ImageSet] | None = None,
 ) -> tuple[Batches, Batches | None]:
-    """The training part shuffled and changed, and the validation part.
+    """Give the training part, shuffled and augmented, and the validation part.
 
-    The second is the data's own, or cut off the training part, if asked for.
+    The validation part is the data's own, or split off the training part if asked for.
 
     Args:
-        choose: the training part to the images that take its place.
+        choose: maps the training part to the images that replace it.
     """
     train, validation = _set_aside(splits, arguments["val_fraction"], arguments.get("part"))
     if choose is not None:
@@ -158,7 +158,7 @@ def batches_for(
 
 
 def changes_of(arguments: Mapping[str, Any], images: ImageSet, flip: bool) -> dict[str, Any]:
-    """How a run with these arguments changes its training images: `augment`, `changes` of `Batches`.
+    """Give a run's augmentation of training images: `augment` and `changes` of `Batches`.
 
     Args:
         arguments: a recipe's, or those of a run's config.json.
@@ -172,7 +172,7 @@ def changes_of(arguments: Mapping[str, Any], images: ImageSet, flip: bool) -> di
 
 
 def distill_data_of(arguments: Mapping[str, Any]) -> DistillData:
-    """What a run with these arguments, or those of its config.json, was taught on."""
+    """Read the distillation data of a run from its arguments, or from those of its config.json."""
     shown = arguments.get("distill_data", {})
     if isinstance(shown, DistillData):
         return shown
@@ -181,10 +181,9 @@ def distill_data_of(arguments: Mapping[str, Any]) -> DistillData:
 
 
 def batches_of(run: Path) -> tuple[Batches, Batches]:
-    """The training batches of a finished run, and its test images, as its network saw them.
+    """Read the training batches of a finished run, and its test images, as its network saw them.
 
-    They are what its config.json says; the images of a generator, which it does not hold, are not
-    among them.
+    Images of a generator are not stored, so they are left out.
 
     Raises:
         ValueError: the data has changed since.
@@ -202,7 +201,7 @@ def batches_of(run: Path) -> tuple[Batches, Batches]:
 def _set_aside(
     splits: Splits, val_fraction: float, part: str | None
 ) -> tuple[ImageSet, ImageSet | None]:
-    """The training part, or one `part` of it, and the validation part: the data's own, or cut off."""
+    """Give the training part, or one `part` of it, and the validation part: own, or split off."""
     train = splits.train if part is None else splits.train.part(*part_of(part))
     if splits.validation is None and val_fraction:
         return train.split(val_fraction)
@@ -210,7 +209,7 @@ def _set_aside(
 
 
 def part_of(text: str) -> tuple[int, int]:
-    """The number of a part, and of how many: "1/2" is the first half.
+    """Read a part and the number of parts: "1/2" is the first half.
 
     Raises:
         ValueError: it is not written so, or there is no such part.

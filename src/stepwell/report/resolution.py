@@ -60,7 +60,7 @@ def resolution_section(run: RunRecord, colours: Mapping[str, str] | None = None)
     head = ("choice", "chosen for", "accuracy, if for all")
     return "\n".join(
         (
-            "<h3>What is chosen</h3>",
+            "<h3>Choices</h3>",
             f"<p>{escape(text)}</p>",
             table(head, rows),
             _speed(found),
