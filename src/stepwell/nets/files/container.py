@@ -50,7 +50,7 @@ def read_checked(
         ) from error
     if header is not None and (kind := header.get("kind", IMAGES[0])) not in IMAGES:
         raise ValueError(
-            f"{path} holds a {kind}, not an image network: stepwell.open_network(PATH) opens it"
+            f"{path} holds a {kind.removeprefix('stepwell ')}, not a network of images"
         )
     if header is not None:
         _check_header(header, tensors, path, newest)
