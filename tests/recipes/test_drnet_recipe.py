@@ -224,7 +224,7 @@ def test_a_vision_transformer_has_positions_for_each_resolution(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sizes": (8,)}, "1 choice is nothing to choose from: name two resolutions or more"),
+        ({"sizes": (8,)}, "at least two choices are needed, got 1: name two resolutions or more"),
         ({"sizes": (8, 8)}, "the resolution of 8 pixels is named twice"),
         ({"sizes": (8, 3)}, "images of 3 pixels are smaller than the network's stride of 4"),
         ({"sizes": (8, 4), "size": 16}, "--size 16: the largest of --sizes is 8"),
