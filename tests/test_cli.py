@@ -735,7 +735,7 @@ def test_on_other_data_a_student_is_compared_on_test_images_only(
     code, out, err = stepwell("eval", run, "--fidelity", teacher, "--data", folder, "--json")
     assert code == 0, err
     assert json.loads(out)["fidelity"]["data"]["name"] != "digits"
-    assert "not kept in" in err
+    assert "not saved in" in err
     assert (run / "fidelity.json").read_text() == "what was measured on its own data"
 
 
@@ -782,7 +782,7 @@ def test_a_config_of_somebody_elses_is_of_no_run(stepwell, taught, tmp_path):
 BAD_PAIRS = {
     "nothing to compare": (["--fidelity"], "--fidelity: name the teacher after it, such as a run"),
     "nothing before a flag": (["--fidelity", "--json"], "--fidelity: name the teacher after it"),
-    "no fidelity": (["--control", "{t}"], "--control and --interpolate say more about"),
+    "no fidelity": (["--control", "{t}"], "--control and --interpolate need --fidelity"),
     "no teacher": (["--fidelity", "{tmp}/none"], "no teacher '{tmp}/none': name a run directory"),
     "no run": (["--fidelity", "{tmp}"], "{tmp} is a folder without a run: name a run"),
     "no depth": (["--fidelity", "{t}@9"], "no depth '9'; this net has 8"),
@@ -816,7 +816,7 @@ BAD_PAIRS = {
         ["--fidelity", "{tmp}/pixels", "--interpolate", "3"],
         "--interpolate: {tmp}/pixels@8 normalises its images in another way than {s}",
     ),
-    "whose mean": (["--teacher-mean", "0", "0", "0"], "say more about --fidelity"),
+    "whose mean": (["--teacher-mean", "0", "0", "0"], "need --fidelity"),
     "mean of a network": (
         ["--fidelity", "{t}", "--teacher-mean", "0", "0", "0", "--teacher-std", "1", "1", "1"],
         "{t} records its own normalisation: drop --teacher-mean",
@@ -922,9 +922,9 @@ BAD = {
     ),
     "costs of what": (
         ["cost", "{run}", "--depths", "14"],
-        "--depths is of a network given by name, and {run} says its own",
+        "--depths is for a network given by name, and {run} has its own",
     ),
-    "classes of what": (["cost", "{run}", "--num-classes", "5"], "--num-classes is of a network"),
+    "classes of what": (["cost", "{run}", "--num-classes", "5"], "--num-classes is for a network"),
     "to a file": (["export", "{run}", "--to", "{tmp}/i.png"], "is a file: name a folder"),
     "among the classes": (
         ["train", "supervised", "--data", "{folder}", "--out", "{folder}/run"],
@@ -958,7 +958,7 @@ BAD = {
         ["train", "supervised", "--data", "digits", "--out", "{run}"],
         "holds a run of 'ekd', not 'supervised'",
     ),
-    "no run": (["eval", "{tmp}/nothing"], "no run or file"),
+    "no run": (["eval", "{tmp}/nothing"], "no file or run directory"),
     "unfinished": (["eval", "{tmp}"], "holds no net.safetensors"),
     "eval where": (["eval", "{tmp}/copy.safetensors"], "say what to measure on with --data"),
     "no image": (["predict", "{run}", "{tmp}/none.png"], "no file or folder"),
@@ -992,7 +992,10 @@ BAD = {
         ["predict", "{run}", "{tmp}/i.png", "--cascade"],
         "this network has no cascade yet: `stepwell eval RUN --cascade --save`",
     ),
-    "whose target": (["eval", "{run}", "--target-accuracy", "0.9"], "say more about --cascade"),
+    "whose target": (
+        ["eval", "{run}", "--target-accuracy", "0.9"],
+        "--target-accuracy and --save need --cascade",
+    ),
     "no such target": (
         ["eval", "{run}", "--cascade", "--budget-macs", "10"],
         "no cascade reaches the goal on the 143 validation images (at most 10 MACs an image)",

@@ -8,7 +8,8 @@ from typing import Annotated
 import pytest
 import torch
 
-from stepwell import cli, commands
+from stepwell import cli
+from stepwell.commands.kg import KG
 from stepwell.ranges import INNER_SHARE, NOT_NEGATIVE, POSITIVE, RANGES, check_numbers
 from stepwell.recipes import RECIPES, load_object
 from stepwell.training import Loop
@@ -102,8 +103,12 @@ NEEDED = {
 }
 FUNCTIONS = {
     **{f"train {name}": load_object(path) for name, (path, _) in RECIPES.items()},
-    **{f"kg {name}": command for name, command in commands.KG.items()},
-    **{name: command for name, command in cli.COMMANDS.items() if name not in cli.GROUPS},
+    **{f"kg {name}": command for name, command in KG.items()},
+    **{
+        name: load_object(path)
+        for name, (path, _) in cli.COMMANDS.items()
+        if name not in cli.GROUPS
+    },
 }
 
 

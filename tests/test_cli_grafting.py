@@ -60,7 +60,7 @@ def test_a_stop_behind_the_last_phase_goes_on_from_there(capsys, tmp_path, monke
         patch.setattr(Grafting, "merged", stopped)
         with pytest.raises(SystemExit, match="130"):
             cli.main(graft)
-    stop = "stopped (the phases so far are kept in s): the same command goes on from there"
+    stop = "stopped (the finished phases are kept in s): the same command goes on from there"
     assert capsys.readouterr().err.splitlines()[-1] == stop
     cli.main(graft)
     told = capsys.readouterr().err.splitlines()

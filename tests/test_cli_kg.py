@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stepwell import cli, commands
+from stepwell import cli
+from stepwell.commands.kg import KG
 from stepwell.kg import Online
 from stepwell.kg import open as open_graph
 
@@ -242,7 +243,8 @@ OTHERS = {"eval": [], "calibrate": [], "cost": [], "export": ["--format", "onnx"
 def test_commands_about_networks_say_that_a_graph_is_none(stepwell, run, command):
     code, out, err = stepwell(command, run, *OTHERS[command])
     assert (code, out, err.count("\n")) == (2, "", 1), err
-    assert "holds a stepwell knowledge graph: its commands are those of `stepwell kg`" in err
+    assert f"stepwell {command}: {run} holds a knowledge graph, which cannot be " in err
+    assert "stepwell kg " in err
 
 
 def test_what_the_page_shows_runs(stepwell, tmp_path, monkeypatch):
@@ -266,7 +268,7 @@ def test_what_the_page_shows_runs(stepwell, tmp_path, monkeypatch):
 
 
 def test_updates_learn_as_they_do_in_python():
-    flags = inspect.signature(commands.KG["update"]).parameters
+    flags = inspect.signature(KG["update"]).parameters
     for name in ("rule", "epochs", "lr", "unlearn"):
         assert flags[name].default == getattr(Online(), name)
     assert flags["max_seconds"].default == Online().seconds

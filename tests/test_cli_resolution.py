@@ -14,8 +14,9 @@ from sklearn.datasets import load_digits
 from torch.testing import assert_close
 
 from stepwell import cli
-from stepwell.commands import resolution
-from stepwell.nets.files.resolution import is_resolution, load_resolution, save_resolution
+from stepwell.kinds import resolution_tables
+from stepwell.nets.files.kind import kind_of
+from stepwell.nets.files.resolution import load_resolution, save_resolution
 
 PAGE = (Path(__file__).parents[1] / "docs" / "drnet.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -107,51 +108,58 @@ def test_budgets_set_the_price(shown, stepwell):
     assert cheap.macs <= dear.macs
     for what, value in (("--budget-macs", cheap.macs * 1.0001), ("--min-accuracy", cheap.accuracy)):
         said = stepwell("predict", "runs/chosen", "photos", what, str(value))
-        assert f"price {cheap.price:.3g}: " in said.err
+        assert f"cost penalty {cheap.price:.3g}: " in said.err
         assert "chosen of 8, 6, 4" in said.out
     priced = json.loads(
         stepwell("eval", "runs/chosen", "--json", "--budget-macs", str(dear.macs * 1.0001)).out
     )
     assert priced["drnet"]["price"] == pytest.approx(dear.price)
     said = stepwell("eval", "runs/chosen").out
-    assert "of predict's --budget-ms, --budget-macs and --min-accuracy" in said
+    assert "for predict's --budget-ms, --budget-macs and --min-accuracy" in said
     error = stepwell("predict", "runs/chosen", "photos", "--budget-macs", "10").err
-    assert "error: no price gives 10 MACs an image: they reach from " in error
+    assert "error: no budget gives 10 MACs an image: they reach from " in error
 
 
 def test_export_of_one_resolution_says_what_to_do(shown, stepwell):
     error = stepwell("export", "runs/chosen", "--depth", "6").err
-    assert "error: --depth 6 is a choice of resolution, and such are exported together" in error
+    assert (
+        "error: --depth 6 is a choice of resolution, and all choices are exported together" in error
+    )
 
 
 def test_a_target_is_told_and_so_is_a_miss(shown, stepwell, monkeypatch):
     said = stepwell("eval", "runs/chosen").out
     target = json.loads((shown / "runs" / "chosen" / "results.json").read_text())["drnet"]["target"]
     assert f"target {100 * target:g} %" in said
-    monkeypatch.setattr(resolution, "OVER", 0.01)
-    assert "that is above the target, to which the price" in stepwell("eval", "runs/chosen").out
+    monkeypatch.setattr(resolution_tables, "OVER", 0.01)
+    assert (
+        "the mean cost is above the target: the cost penalty" in stepwell("eval", "runs/chosen").out
+    )
 
 
 def test_a_budget_of_time_sets_the_price(shown, stepwell):
     net = load_resolution(shown / "runs" / "chosen" / "net.safetensors")
     said = stepwell("predict", "runs/chosen", "photos", "--budget-ms", "1000")
-    assert f"price {net.budgets[-1].price:.3g}: " in said.err  # the most accurate: all fit
+    assert f"cost penalty {net.budgets[-1].price:.3g}: " in said.err  # the most accurate: all fit
     assert " ms here, one by one), and " in said.err
     assert "chosen of 8, 6, 4" in said.out
     error = stepwell("predict", "runs/chosen", "photos", "--budget-ms", "0.00001").err
-    assert "error: no price gives 1e-05 ms an image: they reach from " in error
+    assert "error: no budget gives 1e-05 ms an image: they reach from " in error
     both = ["--budget-ms", "1000", "--budget-macs", str(net.budgets[0].macs * 1.0001)]
     said = stepwell("predict", "runs/chosen", "photos", *both)
-    assert f"price {net.budgets[0].price:.3g}: " in said.err
+    assert f"cost penalty {net.budgets[0].price:.3g}: " in said.err
 
 
 def test_measured_costs_leave_the_resolutions_in_the_file(shown, stepwell):
     file = shown / "runs" / "chosen" / "net.safetensors"
     stepwell("cost", "runs/chosen", "--save")
-    assert is_resolution(file)
+    assert kind_of(file) == "resolution"
     error = stepwell("calibrate", "runs/chosen", "--depths", "14").err
-    assert "error: runs/chosen chooses resolutions, so a depth that nobody trained" in error
-    assert is_resolution(file)
+    assert (
+        "error: stepwell calibrate: runs/chosen holds a network of several resolutions, which cannot be"
+        in error
+    )
+    assert kind_of(file) == "resolution"
 
 
 def test_a_loop_of_ones_own_gives_what_the_network_does(shown):

@@ -12,7 +12,7 @@ from stepwell.claims import CLAIMS
 from stepwell.claims.kit.source_digest import PACKAGE, imported_modules
 from stepwell.recipes import RECIPES, load_object
 
-GROUND = {"types", "files", "device", "train_mode", "ranges", "moved", "results"}
+GROUND = {"types", "files", "device", "train_mode", "ranges", "moved", "results", "measures"}
 BASE = GROUND | {"losses", "ops"}
 NETS = BASE | {"nets", "teachers", "methods"}
 MEASURED = {"data", "evaluation", "cost"}
@@ -20,7 +20,7 @@ MAY_IMPORT = {
     **{name: set[str]() for name in sorted(GROUND)},
     "results": {"files"},
     "catalog": set(),
-    "console": set(),
+    "console": {"measures"},
     "losses": GROUND,
     "ops": GROUND,
     "nets": BASE,
@@ -34,8 +34,9 @@ MAY_IMPORT = {
     "serve": GROUND | MEASURED | {"nets"},
     "measure": GROUND | MEASURED | {"nets", "teachers"},
     "kg": NETS | {"data", "evaluation"},
-    "report": GROUND,
+    "report": GROUND | {"kinds"},
 }
+MAY_IMPORT["kinds"] = MAY_IMPORT["measure"] | {"measure", "export", "serve", "kg", "console"}
 MAY_IMPORT["tasks"] = NETS | MEASURED | {"training", "measure", "kg"}
 MAY_IMPORT["recipes"] = MAY_IMPORT["tasks"] | {"tasks"}
 MAY_IMPORT["claims"] = MAY_IMPORT["recipes"] | {"recipes", "console"}

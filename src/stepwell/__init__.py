@@ -18,10 +18,12 @@ install()
 
 if TYPE_CHECKING:
     from stepwell import kg as kg
+    from stepwell import measure as measure
     from stepwell.evaluation import evaluate as evaluate
     from stepwell.evaluation import fidelity as fidelity
     from stepwell.export import apply_delta as apply_delta
     from stepwell.export import open_onnx as open_onnx
+    from stepwell.kinds import open_network as open_network
     from stepwell.methods import Distill as Distill
     from stepwell.methods import EmbeddedKD as EmbeddedKD
     from stepwell.methods import Graft as Graft
@@ -50,6 +52,7 @@ _WHERE = {
     "fidelity": "evaluation",
     "apply_delta": "export",
     "open_onnx": "export",
+    "open_network": "kinds",
     "Distill": "methods",
     "EmbeddedKD": "methods",
     "Ensemble": "teachers",
@@ -74,7 +77,7 @@ _WHERE = {
     "Step": "types",
 }
 #: Packages that are themselves public.
-_PACKAGES = ("kg",)
+_PACKAGES = ("kg", "measure")
 __all__ = ["__version__", *_WHERE, *_PACKAGES]
 
 

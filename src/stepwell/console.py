@@ -1,10 +1,10 @@
-"""What the command line prints: tables for a person, JSON for a machine, one line for an error."""
+"""Output of the command line: tables for a person, JSON for a machine, one line for an error."""
 
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -14,18 +14,20 @@ from rich.progress import track as bar
 from rich.table import Table
 from rich.text import Text
 
+from stepwell.measures import MEASURES, Measure, number_in
+
 
 def show(what: Any, *, style: str | None = None) -> None:
     """Print a table or a line on standard output, as wide as the terminal.
 
-    Into a file or a pipe it is wide enough for every table. Lines are printed as they are: brackets in
-    them are no markup.
+    In a file or a pipe the width is 120 characters. Lines are printed as they are: brackets are no
+    markup.
     """
     _console().print(_plain(what) if isinstance(what, str) else what, style=style, highlight=False)
 
 
 def _plain(text: str) -> Text:
-    """A text in which nothing is markup, and nothing moves the cursor."""
+    """Make a text without markup or control codes."""
     return Text(escape_control_codes(text))
 
 
@@ -35,7 +37,7 @@ def _console(stderr: bool = False) -> Console:
 
 
 def track(steps: Iterable[Any], title: str, total: int) -> Iterable[Any]:
-    """`steps`, with a bar on standard error and the time left; STEPWELL_QUIET hides it."""
+    """Pass `steps` on, with a progress bar on standard error; STEPWELL_QUIET hides it."""
     console = _console(stderr=True)
     hidden = bool(os.environ.get("STEPWELL_QUIET")) or not console.is_terminal
     return bar(steps, title, total, console=console, transient=True, disable=hidden)
@@ -58,51 +60,56 @@ def table(
     return made
 
 
-#: Columns of the table of depths: title, and how to write a depth's number.
-COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "blocks": ("blocks", lambda v: "-".join(str(b) for b in v)),
-    "params": ("params", lambda v: big(v)),
-    "macs": ("MACs", lambda v: big(v)),
-    "accuracy": ("accuracy", lambda v: f"{100 * v:.2f} %"),
-    "nll": ("NLL", lambda v: f"{v:.3f}"),
-    "ece": ("ECE", lambda v: f"{v:.3f}"),
-    "agreement": ("agreement", lambda v: f"{100 * v:.1f} %"),
-    "negative_flips": ("made wrong", lambda v: f"{100 * v:.1f} %"),
-    "positive_flips": ("made right", lambda v: f"{100 * v:.1f} %"),
-    "peak_bytes": ("peak memory", lambda v: f"{v / 2**20:.2f} MiB"),
-    "ms": ("ms per image", lambda v: f"{v:.2f}"),
-    "ms_low": ("10 %", lambda v: f"{v:.2f}"),
-    "ms_high": ("90 %", lambda v: f"{v:.2f}"),
-}
-
-
-def depth_table(
+def row_table(
     title: str,
     columns: Sequence[str],
     costs: Mapping[str, Mapping[str, Any]],
     test: Mapping[str, float] | None = None,
     *,
-    what: str = "depth",
+    row: str = "depth",
 ) -> Table:
-    """A row a depth, shallow to deep: the chosen `COLUMNS` of its costs and of its test results.
+    """A line for each row of a network (a depth, a choice), with its costs and test results.
 
     Args:
-        what: the rows are, where they are no depths.
+        columns: keys of `MEASURES`, in order; a column that some row lacks is left out.
+        costs: by row.
+        test: by "ROW/measure".
+        row: heads the column of the rows' names.
     """
     numbers = {
-        depth: dict(cost)
+        name: dict(cost)
         | {
-            name.removeprefix(f"{depth}/"): value
-            for name, value in (test or {}).items()
-            if name.startswith(f"{depth}/")
+            key.removeprefix(f"{name}/"): value
+            for key, value in (test or {}).items()
+            if key.startswith(f"{name}/")
         }
-        for depth, cost in costs.items()
+        for name, cost in costs.items()
     }
-    shown = [c for c in columns if all(c in values for values in numbers.values())]
+    known = [c for c in columns if all(c in values for values in numbers.values())]
     rows = [
-        [depth, *(COLUMNS[c][1](values[c]) for c in shown)] for depth, values in numbers.items()
+        [name, *(written(MEASURES[c], values[c]) for c in known)]
+        for name, values in numbers.items()
     ]
-    return table(title, [what, *(COLUMNS[c][0] for c in shown)], rows)
+    return table(title, [row, *(MEASURES[c].title for c in known)], rows)
+
+
+def written(measure: Measure, value: Any) -> str:
+    """A measured value as the terminal shows it, with its unit where the title does not say it."""
+    match measure.unit:
+        case "blocks":
+            return "-".join(map(str, value))
+        case "count":
+            return big(value)
+        case "bytes":
+            return size(value)
+        case "ms":
+            return f"{value:.2f}"
+        case "times":
+            return f"{value:.2f} ×"
+        case "percent":
+            return f"{number_in('percent', value, measure.digits)} %"
+        case unit:
+            return number_in(unit, value, measure.digits)
 
 
 def big(number: float) -> str:
@@ -114,9 +121,10 @@ def big(number: float) -> str:
 
 
 def sized(unit: str, *values: float) -> list[str]:
-    """Numbers of one unit that are read together, all with as many decimals.
+    """Format numbers of one unit with the same number of decimals.
 
-    Points and percent have two; others as many as leave the largest three significant digits.
+    Points and percent have two decimals. Other units have enough for three significant digits of the
+    largest number.
     """
     largest = max(map(abs, values))
     decimals = 2
@@ -137,110 +145,10 @@ def fail(message: str) -> None:
 
 
 def show_conditions(costs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print how times were measured."""
     cost = next(iter(costs.values()))
     threads = f"{cost['threads']} thread{'s' * (cost['threads'] != 1)}"
     show(f"ms: median at batch {cost['batch']} on {threads}", style="dim")
-
-
-def show_churn(churn: Mapping[str, float]) -> None:
-    """The share of predictions that flip between each two depths; two alone show it as agreement."""
-    pairs = {tuple(name.split("/churn/")): v for name, v in churn.items() if "/churn/" in name}
-    depths = list(dict.fromkeys(d for pair in pairs for d in pair))
-    if len(depths) < 3:
-        return
-    rows = [
-        [a, *(f"{100 * pairs.get((a, b), pairs.get((b, a), 0.0)):.1f} %" for b in depths)]
-        for a in depths
-    ]
-    show(table("predictions that flip between depths", ["depth", *depths], rows))
-
-
-def show_cascade(found: Mapping[str, Any], test: Mapping[str, Any]) -> None:
-    """A cascade's thresholds, and what it does on validation and on test images."""
-    thresholds = [*(f"{t:.4f}" for t in found["thresholds"]), "the rest"]
-    rows = [
-        [depth, threshold, f"{100 * seen:.1f} %", f"{100 * tested:.1f} %"]
-        for depth, threshold, seen, tested in zip(
-            found["depths"], thresholds, found["shares"], test["shares"], strict=True
-        )
-    ]
-    columns = ["depth", "answers from", "answered, validation", "answered, test"]
-    show(table(f"cascade: {found['goal']}", columns, rows))
-    sigma = (found["accuracy"] * (1 - found["accuracy"]) / found["images"]) ** 0.5
-    for line in (
-        f"accuracy on {found['images']} validation images, where the thresholds were set: "
-        f"{100 * found['accuracy']:.2f} % (±{196 * sigma:.1f} points)",
-        f"accuracy on {test['images']} test images: {100 * test['accuracy']:.2f} % "
-        f"(full net: {100 * test['full_accuracy']:.2f} %)",
-        f"mean MACs an image: {big(found['macs'])} on validation, {big(test['macs'])} on test "
-        f"(full net: {big(test['full_macs'])})",
-        f"mean ms, one image at a time: {test['ms']:.2f} (full net: {test['full_ms']:.2f})",
-    ):
-        show(line)
-
-
-def show_classes(test: Mapping[str, float]) -> None:
-    """Accuracy of each class, where classes are uneven enough for it to be measured."""
-    found: dict[str, dict[str, float]] = {}
-    for name, value in test.items():
-        depth, _, rest = name.partition("/accuracy/")
-        if rest:
-            found.setdefault(rest, {})[depth] = value
-    if found:
-        depths = list(next(iter(found.values())))
-        rows = [[c, *(f"{100 * v[d]:.1f} %" for d in depths)] for c, v in found.items()]
-        show(table("accuracy by class (classes are uneven)", ["class", *depths], rows))
-
-
-def show_export(title: str, result: Mapping[str, Any]) -> None:
-    """Exported files: size, check and, where measured, accuracy and time."""
-    rows = result["files"]
-    checked = next(row["parity"] for row in rows if "parity" in row)
-    columns = ["depth", "file", "size", "largest difference", "same class"]
-    measured = any("accuracy" in row for row in rows)
-    columns += ["accuracy", "agreement", "ms per image"] if measured else []
-    cells = []
-    for row in rows:
-        parity = row.get("parity")
-        cell = [row["depth"], row["file"], size(row["bytes"])]
-        cell += (
-            [f"{parity['difference']:.1e}", f"{100 * parity['same_class']:.0f} %"]
-            if parity
-            else ["", ""]
-        )
-        if measured:
-            agreement = f"{100 * row['agreement']:.1f} %" if "agreement" in row else ""
-            cell += [f"{100 * row['accuracy']:.2f} %", agreement, f"{row['ms']:.2f}"]
-        cells.append(cell)
-    show(table(title, columns, cells, words=2))
-    show(f"checked on {checked['images']} {checked['part']} images", style="dim")
-    if "weights" in result:
-        weights = result["weights"]
-        share = weights["bytes"] / weights["full_net_bytes"]
-        show(
-            f"{weights['file']}: {size(weights['bytes'])}, the weights of all depths "
-            f"({share:.3f} × the full net's alone)",
-            style="dim",
-        )
-    if measured:
-        threads = result["threads"]
-        show(
-            f"ms: onnxruntime, median at batch 1 on {threads} thread{'s' * (threads != 1)}",
-            style="dim",
-        )
-
-
-def show_delta(depth: str, beyond: str, delta: Mapping[str, Any], *, json: bool) -> None:
-    """Sizes of a delta and of the files that it leads from and to."""
-    if json:
-        print_json({"depth": depth, "beyond": beyond} | {**delta, "path": str(delta["path"])})
-        return
-    names = {"base_bytes": f"depth {beyond}", "bytes": "delta", "whole_bytes": f"depth {depth}"}
-    rows = [
-        [name, size(delta[key]), f"{100 * delta[key] / delta['whole_bytes']:.1f} %"]
-        for key, name in names.items()
-    ]
-    show(table(f"wrote {delta['path']}", ["weights", "size", f"of depth {depth}"], rows))
 
 
 def size(count: int) -> str:

@@ -5,7 +5,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,24 @@ def locked(file: Path, what: Path, instead: str = "use another --out") -> FileLo
     except Timeout:
         raise OSError(f"another process is writing to {what}: wait for it, or {instead}") from None
     return lock
+
+
+@contextlib.contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Hold the lock of a result while it changes: the lock of its run directory, else its own.
+
+    Raises:
+        OSError: another process is writing to it.
+    """
+    folder = file.parent
+    if (folder / "config.json").exists():
+        lock = locked(folder / "lock", folder)
+    else:
+        lock = locked(folder / f".{file.name}.lock", file)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _umask() -> int:

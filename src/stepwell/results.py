@@ -1,4 +1,4 @@
-"""What a run's results.json holds, whatever version wrote it.
+"""Read a run's results.json, written by any version.
 
 {"kind", "rows": "depth" | "choice" | None, "test": {"ROW/measure": number}, "examples",
 "costs": {ROW: {...}}, "seconds", "cpu_seconds", SYSTEM: {...what only this system measured...}}
@@ -15,7 +15,7 @@ _OF_GRAPHS = ("entities", "relations", "triples", "loss", "test_seconds")
 
 
 def read_results(run: Path) -> dict[str, Any]:
-    """Read the results of a finished run, with the names of today.
+    """Read the results of a finished run, with present names.
 
     Raises:
         FileNotFoundError: the run is not finished.
@@ -25,16 +25,16 @@ def read_results(run: Path) -> dict[str, Any]:
 
 
 def upgrade(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Give results of any version the names of today."""
+    """Give results of any version the present names."""
     if "kind" in results:
         return dict(results)
     own = dict(results)
     if "drnet" in own:
         for name in ("test", "costs", "churn"):
             if isinstance(own.get(name), Mapping):
-                own[name] = {_renamed(key): value for key, value in own[name].items()}
+                own[name] = {row_name(key): value for key, value in own[name].items()}
         speed = own["drnet"].get("speed", [])
-        rows = [{_renamed(key): value for key, value in row.items()} for row in speed]
+        rows = [{row_name(key): value for key, value in row.items()} for row in speed]
         own["drnet"] = own["drnet"] | {"speed": rows}
         return {"kind": "resolution", "rows": "choice"} | own
     if "triples" in own:
@@ -46,7 +46,8 @@ def upgrade(results: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": "classifier", "rows": "depth"} | own
 
 
-def _renamed(key: str) -> str:
-    """The row "dynamic" is called "chosen" today."""
-    row, slash, measure = key.partition("/")
-    return f"{'chosen' if row == 'dynamic' else row}{slash}{measure}"
+def row_name(key: str) -> str:
+    """Give a key of a resolution network its present name: the row "chosen" once was "dynamic"."""
+    start = "val/" if key.startswith("val/") else ""  # of metrics.jsonl
+    row, slash, measure = key.removeprefix(start).partition("/")
+    return f"{start}{'chosen' if row == 'dynamic' else row}{slash}{measure}"

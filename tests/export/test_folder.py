@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import stepwell
-from stepwell.console import show_export
 from stepwell.export import check, export_folder, folder, open_onnx
+from stepwell.kinds.classifier_tables import show_export
 
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"
 

@@ -112,7 +112,7 @@ def test_a_loop_that_gives_other_logits_or_choices_is_no_export(net, images):
 
 def test_without_a_chooser_there_is_nothing_to_loop_over(net, images, tmp_path):
     fixed = ResolutionNet(net.net, net.choices, Always(2))
-    with pytest.raises(ValueError, match="not to choose: export it at full size with --depth"):
+    with pytest.raises(ValueError, match="without a chooser: export it at full size with --depth"):
         export_resolution(fixed, tmp_path / "export", Sample(images, "noise"))
 
 

@@ -15,8 +15,9 @@ from stepwell import cli
 from stepwell.cost import count_macs
 from stepwell.export import Sample, export_resolution
 from stepwell.measure.data_parts import batches_of
+from stepwell.nets.files.kind import kind_of
 from stepwell.nets.files.nested import load, read_beside, rewrite_card, save
-from stepwell.nets.files.resolution import is_resolution, load_resolution, save_resolution
+from stepwell.nets.files.resolution import load_resolution, save_resolution
 from stepwell.nets.nested.nest import nest
 from stepwell.nets.resolution.chooser import Always, Choice, Chooser, ResolutionNet
 from stepwell.nets.resolution.resolutions import Resolutions
@@ -113,7 +114,7 @@ def test_the_file_is_that_of_a_nested_net_with_the_rest_beside_it(trained, tmp_p
     net, nested = load_resolution(file), load(file)
     x = torch.randn(5, 3, 8, 8)
     assert_close(nested(x), net.net(x, 8), rtol=0, atol=0)
-    assert is_resolution(file)
+    assert kind_of(file) == "resolution"
     again = tmp_path / "again.safetensors"
     save_resolution(net, again)
     assert again.read_bytes() == file.read_bytes()
@@ -126,7 +127,7 @@ def test_the_file_is_that_of_a_nested_net_with_the_rest_beside_it(trained, tmp_p
     assert_close(held(x), net(x), rtol=0, atol=0)
     net = load_resolution(file)
     plain = save(nested, tmp_path / "plain.safetensors")
-    assert not is_resolution(plain)
+    assert kind_of(plain) == "classifier"
     assert read_beside(plain) is None
     with pytest.raises(
         ValueError, match="holds a network of one resolution: `stepwell train drnet`"
@@ -223,7 +224,7 @@ def test_a_vision_transformer_has_positions_for_each_resolution(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sizes": (8,)}, "1 choice is nothing to choose from: name two resolutions or more"),
+        ({"sizes": (8,)}, "at least two choices are needed, got 1: name two resolutions or more"),
         ({"sizes": (8, 8)}, "the resolution of 8 pixels is named twice"),
         ({"sizes": (8, 3)}, "images of 3 pixels are smaller than the network's stride of 4"),
         ({"sizes": (8, 4), "size": 16}, "--size 16: the largest of --sizes is 8"),

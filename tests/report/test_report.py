@@ -241,7 +241,7 @@ def test_reliability_and_examples_use_the_stored_logits(tmp_path):
             'class="note">Validation accuracy of the full net: 97.0% before its sub-nets',
         ),
         (0.95, False, "lost more than 0.5 points of validation accuracy: 97.0% before"),
-        (0.97, True, "It was rolled back to what it was (97.0%)"),
+        (0.97, True, "It was rolled back to its state before (97.0%)"),
     ],
 )
 def test_what_became_of_the_full_net_is_told(tmp_path, after, rolled_back, shown):
@@ -403,7 +403,7 @@ def test_fidelity_is_shown_where_it_was_measured(tmp_path):
     assert part.count("-0.4 (-1.4 to +1.6)") == 3
     assert "where the interval of the difference holds 0 that may be chance" in part
     assert "1,234 images" in part
-    assert "augmented: the same images, changed at random as in training (rotate + mixup)" in part
+    assert "augmented: the same images, augmented as in training (rotate + mixup)" in part
     assert "CKA of layer1" in part
     classes = part.split("by class, on test images")[1]
     assert "77.7% (76.7–79.7)" in classes
@@ -414,7 +414,7 @@ def test_fidelity_is_shown_where_it_was_measured(tmp_path):
     assert ">teacher</text>" in curves
     assert "mathdefault" not in curves
     assert ">40</text>" in matrix
-    assert "BatchNorm statistics measured anew" in line
+    assert "BatchNorm statistics measured again" in line
 
 
 def test_fidelity_of_several_depths_without_a_control_says_what_is_missing(tmp_path):

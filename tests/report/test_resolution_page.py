@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from stepwell.report.resolution import resolution_section
+from stepwell.report.resolution import resolution_section, summary
 from stepwell.report.run_record import read_run
-from stepwell.report.sections import summary
 
 FOUND = {
     "shares": {"32": 0.25, "<16>": 0.75}, "classes": {"cat & dog": {"32": 1.0, "<16>": 0.0}},

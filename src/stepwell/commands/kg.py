@@ -1,27 +1,36 @@
-"""The commands about knowledge graphs: `stepwell kg update|query|eval`."""
+"""`stepwell kg update|query|eval`: the commands about knowledge graphs."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from stepwell.commands.run_files import Json
+from stepwell.commands.arguments import Json, call, description, first_sentence, show_help
 from stepwell.console import print_json, say, show, table
+from stepwell.kinds.graph import show_ranks
 
 if TYPE_CHECKING:
     from stepwell.data.triples import Fact
     from stepwell.kg import KnowledgeGraph, Report
 
-#: Measures of ranks: key, what it is called, how it is written.
-MEASURES = (
-    ("mrr", "MRR", "{:.3f}"),
-    ("hits@1", "Hits@1", "{:.3f}"),
-    ("hits@3", "Hits@3", "{:.3f}"),
-    ("hits@10", "Hits@10", "{:.3f}"),
-    ("mean_rank", "mean rank", "{:.1f}"),
-    ("adjusted", "adjusted (1: all first, 0: chance)", "{:.3f}"),
-)
+
+def kg(arguments: list[str]) -> None:
+    """Change, update and ask a knowledge graph.
+
+    Examples:
+        stepwell kg update runs/graph --add new.tsv --remove gone.tsv
+        stepwell kg query runs/graph --head Paris --relation capital_of
+        stepwell kg eval runs/graph --test test.tsv
+    """
+    name, *rest = arguments or ["--help"]
+    if name in KG:
+        call(KG[name], f"stepwell kg {name}", rest)
+    elif name.startswith("-"):
+        lines = {n: first_sentence(command) for n, command in KG.items()}
+        show_help("stepwell kg", lines, [name], description(kg))
+    else:
+        raise ValueError(f"no command kg {name!r}; there are {', '.join(KG)}")
 
 
 def update(
@@ -38,10 +47,10 @@ def update(
     max_seconds: float = 0.0,
     json: Json = False,
 ) -> None:
-    """Add and remove triples, and learn what that affects; everything else stays to the bit.
+    """Add and remove triples, and learn the affected vectors; all others stay equal to the bit.
 
-    Changes are on the disk before they are learnt: after Ctrl-C or a kill the same command goes on, and
-    without any file it learns what waits. Where the update was done by then, it says so.
+    Changes are on the disk before they are learnt. After Ctrl-C or a kill, the same command goes on;
+    without files, the command learns waiting changes.
 
     Examples:
         stepwell kg update runs/graph --add new.tsv --remove gone.tsv
@@ -49,17 +58,18 @@ def update(
 
     Args:
         run: a run of `stepwell train dkge`.
-        add: a file of triples, HEAD<tab>RELATION<tab>TAIL a line. New names are welcome.
+        add: a file of triples, HEAD<tab>RELATION<tab>TAIL a line. New names join the graph.
         remove: a file of triples.
         test: a file of true triples to rank afterwards; the report page shows the MRR of every update.
-        ignore_absent: leave out triples to be removed that are not there.
-        rule: what a change affects: elements whose context changes and both ends of each changed triple
-            (`touched`), the former alone (`context`), or entities whose neighbour is new or gone.
-        epochs: passes over the triples of what is affected.
+        ignore_absent: skip triples to remove that are not in the graph.
+        rule: the affected elements: those with a changed context and both ends of each changed triple
+            (`touched`); those with a changed context alone (`context`); or entities with a new or
+            removed neighbour (`neighbour`).
+        epochs: passes over the triples of the affected elements.
         lr: the highest learning rate.
-        unlearn: weight of removed triples, which are to be farther than true ones (0: they are left to
-            the drawing of false triples, as in the paper).
-        max_seconds: learn at most so long (0: no bound).
+        unlearn: weight of the loss that moves removed triples farther than true ones (0: removed ones
+            are only drawn as false triples, as in the paper).
+        max_seconds: seconds of learning, at most (0: no limit).
     """
     from stepwell.data.triples import read_triples
     from stepwell.kg import Online
@@ -67,7 +77,7 @@ def update(
 
     changes = {name: read_triples(file, empty=True) if file else [] for name, file in
                (("add", add), ("remove", remove))}  # fmt: skip
-    asked = read_triples(test) if test else []
+    test_triples = read_triples(test) if test else []
     if both := set(changes["add"]).intersection(changes["remove"]):
         raise ValueError(
             f"--add and --remove both have {' | '.join(min(both))}: take it out of one of them"
@@ -76,7 +86,7 @@ def update(
         _change(graph, changes, ignore_absent)
         how = Online(rule=rule, epochs=epochs, lr=lr, unlearn=unlearn, seconds=max_seconds)
         try:
-            report = graph.update(how, test=asked)
+            report = graph.update(how, test=test_triples)
         except KeyboardInterrupt:
             if waiting := sum(graph.pending):
                 raise KeyboardInterrupt(f"{waiting:,} changes wait for the update") from None
@@ -97,7 +107,7 @@ def update(
 def _change(
     graph: "KnowledgeGraph", changes: Mapping[str, list["Fact"]], ignore_absent: bool
 ) -> None:
-    """Put changes on the disk, and say which were made before, and what else waits to be learnt."""
+    """Write changes to the disk; report repeated changes, and earlier ones that wait to be learnt."""
     before = dict(zip(("add", "remove"), graph.waiting, strict=True))
     added, removed = changes["add"], changes["remove"]
     # a command that is given again, after it was cut off behind the update
@@ -124,7 +134,7 @@ def _show_update(report: "Report", total: int) -> None:
     moved = [[name, f"{far:.3f}"] for name, far in report.moved]
     show(table("moved most", ["entity", "distance"], moved))
     if report.measures.get("triples"):
-        _show_measures(f"{report.measures['triples']:,.0f} test triples", report.measures)
+        show_ranks(f"{report.measures['triples']:,.0f} test triples", report.measures)
     if report.unlearnt:
         before, after = report.unlearnt
         show(
@@ -143,7 +153,7 @@ def query(
     k: int = 10,
     json: Json = False,
 ) -> None:
-    """Ask for the missing end of a triple, or for the entities nearest to one.
+    """Ask for the missing end of a triple, or for the nearest entities of an entity.
 
     Examples:
         stepwell kg query runs/graph --head Paris --relation capital_of
@@ -152,8 +162,8 @@ def query(
 
     Args:
         run: a run of `stepwell train dkge`.
-        near: an entity, in place of a triple.
-        k: how many answers.
+        near: an entity, instead of a triple.
+        k: number of answers.
     """
     from stepwell.kg import open as open_graph
 
@@ -162,7 +172,7 @@ def query(
     if near is not None and (head or tail):
         raise ValueError("--near asks about one entity: leave --head and --tail out")
     with open_graph(run, write=False) as graph:
-        _say_what_waits(graph)
+        _say_waiting(graph)
         if near is not None:
             answers = graph.neighbours(near, k)
             title, known = f"nearest to {near}", "shares a triple"
@@ -187,7 +197,7 @@ def eval_graph(
     ask: Literal["both", "head", "tail"] = "both",
     json: Json = False,
 ) -> None:
-    """Rank true triples against all entities, and measure whether old ones were unlearnt.
+    """Rank true triples among all entities, and check that removed ones were unlearnt.
 
     Examples:
         stepwell kg eval runs/graph --test test.tsv
@@ -195,70 +205,45 @@ def eval_graph(
 
     Args:
         run: a run of `stepwell train dkge`.
-        test: a file of triples that are true now.
-        gone: a file of triples that are true no more.
-        ask: which end of each triple is asked for; `tail` answers questions.
+        test: a file of true triples.
+        gone: a file of triples that are no longer true.
+        ask: the end of each triple to ask for; `tail` answers questions.
     """
     from stepwell.data.triples import read_triples
     from stepwell.kg import open as open_graph
 
-    asked = read_triples(test)
+    triples = read_triples(test)
     old = read_triples(gone) if gone else []
     with open_graph(run, write=False) as graph:
-        _say_what_waits(graph)
-        found = graph.evaluate(asked, gone=old, ask=ask)
-    if not found["triples"]:
+        _say_waiting(graph)
+        ranks = graph.evaluate(triples, gone=old, ask=ask)
+    if not ranks["triples"]:
         raise ValueError(f"--test {test}: the graph has none of these names, so nothing is ranked")
     if json:
-        print_json(found)
+        print_json(ranks)
         return
     for name, key in (("test", "left_out"), ("gone", "gone/left_out")):
-        if found.get(key):
+        if ranks.get(key):
             say(
-                f"note: --{name}: {found[key]:,.0f} triples have names that the graph lacks: left out"
+                f"note: --{name}: {ranks[key]:,.0f} triples have names that the graph lacks: left out"
             )
-    if learnt := sum(fact in graph for fact in asked):
+    if learnt := sum(fact in graph for fact in triples):
         say(f"note: --test: {learnt:,} triples were learnt: how they rank tests memory alone")
     if true := sum(fact in graph for fact in old):
         say(f"note: --gone: {true:,} triples are in the graph still")
-    _show_measures(f"{run}: {found['triples']:,.0f} triples", found)
-    if "auc" in found:
+    show_ranks(f"{run}: {ranks['triples']:,.0f} triples", ranks)
+    if "auc" in ranks:
         show(
-            f"a gone triple is more distant than a true one in {100 * found['auc']:.1f} % of pairs.\n"
-            "Gone ones were learnt once: compare with this number before the update (yearly Wikidata:\n"
-            "25 to 30 %), or of a graph trained without them (60 to 70 %). In both columns other true\n"
-            "answers are left out: an old answer is ranked among wrong ones, not against the new one."
+            f"a gone triple is more distant than a true one in {100 * ranks['auc']:.1f} % of pairs.\n"
+            "Gone triples were learnt once: compare this number with that before the update (yearly\n"
+            "Wikidata: 25 to 30 %), or with a graph trained without them (60 to 70 %). Both columns\n"
+            "leave out other true answers: an old answer is ranked among wrong answers only."
         )
 
 
-def _say_what_waits(graph: "KnowledgeGraph") -> None:
+def _say_waiting(graph: "KnowledgeGraph") -> None:
     if waiting := sum(graph.pending):
-        say(
-            f"note: {waiting:,} changes wait for `stepwell kg update {graph.path}`: not known here yet"
-        )
-
-
-def show_graph(results: Mapping[str, Any], out: Path) -> None:
-    """What a run of `stepwell train dkge` gave, and what comes next."""
-    if results["test"]:
-        _show_measures(f"dkge, {results['examples']:,} test triples", results["test"])
-    say(
-        "embedded {triples:,} triples of {entities:,} entities in {seconds:.0f} s; next, try:".format(
-            **results["dkge"], seconds=results["seconds"]
-        )
-    )
-    say(f"  stepwell kg query {out} --near ENTITY")
-    say(f"  stepwell kg update {out} --add NEW.tsv --remove GONE.tsv")
-
-
-def _show_measures(title: str, found: Mapping[str, float]) -> None:
-    old = "gone/mrr" in found
-    rows = [
-        [name, form.format(found[key]), *([form.format(found[f"gone/{key}"])] if old else [])]
-        for key, name, form in MEASURES
-    ]
-    columns = ["filtered, ties in the middle", "true", *(["gone"] if old else [])]
-    show(table(title, columns, rows))
+        say(f"note: {waiting:,} changes wait for `stepwell kg update {graph.path}`: not learnt yet")
 
 
 KG: dict[str, Callable[..., None]] = {"update": update, "query": query, "eval": eval_graph}

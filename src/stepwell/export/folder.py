@@ -1,4 +1,4 @@
-"""A folder of exported depths; `export.json` describes each file and its check."""
+"""A folder of exported depths, and its index `export.json`: each file, and its check."""
 
 import json
 import os
@@ -31,13 +31,13 @@ from stepwell.nets.files.onnx import file_sha256, open_onnx, runner, weights_of
 Format = Literal["onnx", "pt2", "safetensors"]
 INDEX = "export.json"
 LOCK = ".lock"
-#: Digits of the checksum in the name of the file of shared weights.
+#: Digits of a checksum in the name of the file of shared weights.
 DIGITS = 8
 EXPORTERS = {"onnx": export_onnx, "pt2": export_pt2, "safetensors": export_safetensors}
 
 
 class Int8(NamedTuple):
-    """Training images to quantise with, and test images to measure on."""
+    """Training images to calibrate an int8 version on, and test images to measure it on."""
 
     train: Batches
     test: Batches
@@ -53,21 +53,21 @@ def export_folder(
     int8: Int8 | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Write depths of `net` to `folder`, after checking all of them on `sample`.
+    """Write depths of `net` to `folder`, each checked on `sample` before any is put in place.
 
-    Files of earlier exports of this network stay, with their entries in `export.json`. Each file is
-    replaced atomically: first weights, then graphs, last `export.json`. If the process is killed, every
-    graph is an old or a new one, and runs.
+    Files of earlier exports of this network stay in the folder and in `export.json`. Each file is
+    replaced in one step, and weights before the graphs that read them: wherever the process ends, every
+    graph is old or new, and runs. `export.json` goes last.
 
     Args:
-        depth: one depth, as self-contained files. By default all depths; their ONNX graphs share the
+        depth: one depth, whose files need no other; by default all depths, whose ONNX graphs share the
             weights in one copy of the nested net's file, named by its checksum.
-        int8: adds an int8 version of each ONNX file, with test accuracy and milliseconds per image of
-            both.
-        say: called with a line of progress before each slow part.
+        int8: adds an int8 version of each ONNX file, and the test accuracy and milliseconds an image
+            of both.
+        say: gets a line about each long step.
 
     Returns:
-        The content of `export.json` for the network and for the files of this call.
+        The entries of `export.json` about the network and the files of this call.
 
     Raises:
         ValueError: a depth was never trained or calibrated; a file gives other logits than the
@@ -103,7 +103,7 @@ def export_folder(
 def _write_depth(
     net: NestedNet, depth: str, format: Format, place: Path, sample: Sample, weights: Path | None
 ) -> dict[str, Any]:
-    """Write one depth, check it, and return the file's entry."""
+    """Write one depth, check it, and describe the file."""
     file = place / f"{depth}.{format}"
     shared = {} if weights is None else {"weights": weights}
     parity = EXPORTERS[format](net, depth, file, sample.images, **shared)
@@ -119,7 +119,7 @@ def _write_depth(
 def _write_int8(
     net: NestedNet, depth: str, place: Path, int8: Int8, *, beside: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write the int8 version of an ONNX file, and measure both; extends the entry `beside`."""
+    """Write the int8 version of an ONNX file, and measure both; adds to the row `beside`."""
     file, small = place / beside["file"], place / f"{depth}.int8.onnx"
     export_int8(file, small, take(int8.train, CALIBRATION))
     row = _row(net, depth, "int8", small)
@@ -129,7 +129,7 @@ def _write_int8(
 
 
 def kept(before: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """The index entries of files that this export does not replace."""
+    """Give the rows of an earlier index about files that this export does not replace."""
     new = {row["file"] for row in rows}
     return [
         row
@@ -150,7 +150,7 @@ def _network(net: NestedNet) -> dict[str, Any]:
 
 
 def earlier(folder: Path, network: dict[str, Any]) -> dict[str, Any]:
-    """The index of an earlier export of the same network to this folder."""
+    """Read the index of an earlier export of the same network to this folder."""
     index = folder / INDEX
     if not index.exists():
         return {}
@@ -167,20 +167,20 @@ def earlier(folder: Path, network: dict[str, Any]) -> dict[str, Any]:
 
 
 def named_by_content(file: Path) -> Path:
-    """Rename the file of weights that graphs point into by its content.
+    """Rename a file of shared weights by its checksum.
 
-    Graphs point at byte ranges, which move with the length of the header (a licence, measured times).
-    A name by content keeps a graph from reading the weights of another export.
+    A graph points at byte ranges, which move with the length of the header (a licence, measured times).
+    The name keeps a graph from reading the weights of another export.
     """
     return file.rename(file.parent / f"net-{file_sha256(file)[:DIGITS]}.safetensors")
 
 
 @contextmanager
 def put_in_place(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files move to `folder` at the end: weights, graphs, then the index.
+    """Give a temporary folder, whose files move to `folder` at the end: weights, graphs, index.
 
-    Afterwards, weights of earlier exports that no graph points at are removed. One process exports to a
-    folder at a time.
+    Then weights without a graph that points at them are removed. One process exports to a folder at a
+    time.
 
     Raises:
         ValueError: `folder` is a file.
@@ -215,12 +215,12 @@ def put_in_place(folder: Path) -> Iterator[Path]:
 
 
 def _weights_files(folder: Path) -> list[Path]:
-    """The files of weights that graphs share, by their names."""
+    """Find the files of shared weights by their names."""
     return list(folder.glob(f"net-{'[0-9a-f]' * DIGITS}.safetensors"))
 
 
 def _remove_unused_weights(folder: Path) -> None:
-    """Remove files of weights that no graph points at, if their name matches their content."""
+    """Remove unused files of weights, except those whose name and content disagree."""
     used = {weights_of(graph) for graph in folder.glob("*.onnx")}
     for file in _weights_files(folder):
         if file.name not in used and file.name.startswith(f"net-{file_sha256(file)[:DIGITS]}."):
@@ -239,7 +239,7 @@ def _row(net: NestedNet, depth: str, format: str, file: Path) -> dict[str, Any]:
 
 
 def weights_record(net: NestedNet, file: Path) -> dict[str, Any]:
-    """The entry of the shared file: its bytes, and those of the full net's weights alone."""
+    """Describe the file of shared weights, beside the size of the full net's weights alone."""
     return {
         "file": file.name,
         "bytes": file.stat().st_size,
@@ -249,16 +249,16 @@ def weights_record(net: NestedNet, file: Path) -> dict[str, Any]:
 
 
 def bytes_of(weights: Path, names: Iterable[str]) -> int:
-    """Bytes of these tensors of a file, each counted once."""
+    """Count the bytes of these tensors of a file, each once."""
     places = ranges(weights)
     return sum(places[name].length for name in set(names))
 
 
 def _measure(files: dict[str, Path], test: Batches) -> dict[str, dict[str, Any]]:
-    """Test accuracy, and milliseconds for one image, of ONNX files by name.
+    """Measure the test accuracy, and milliseconds of one image, of ONNX files by name.
 
-    "agreement" is the share of images with the same class as the last file. "ms" is the median over
-    calls, "ms_low" and "ms_high" the 10 % and 90 % quantiles; the files take turns.
+    The last file is the reference: "agreement" is the share of equal classes. "ms" is the median over
+    calls, "ms_low" and "ms_high" are the 10 % and 90 % quantiles; the files take turns.
     """
     runners = {name: runner(open_onnx(file)) for name, file in files.items()}
     results = evaluate(lambda x: {name: run(x) for name, run in runners.items()}, test)

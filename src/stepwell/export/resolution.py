@@ -1,8 +1,8 @@
-"""A network that chooses resolutions as ONNX: a small graph a choice, a chooser, and weights once.
+"""A resolution network as ONNX: a small graph a choice, a chooser, and the weights once.
 
-Every graph takes images of full size and brings them to its resolution itself, as two products with
-constant matrices (a bilinear resize is linear in each axis), so whoever runs it needs onnxruntime
-alone. What remains for the host is a loop: score, choose, run those that agree together.
+Every graph takes images of full size and resizes them itself, by two products with constant matrices
+(a bilinear resize is linear in each axis). So onnxruntime is all that is needed to run it, and the host
+only loops: score, choose, run equal choices together.
 """
 
 import json
@@ -55,7 +55,7 @@ class Resized(nn.Module):
         self.register_buffer("matrix", rows[0, 0])
 
     def forward(self, images: Tensor) -> Tensor:
-        """What the network gives for the images at its size."""
+        """Resize the images, and give the network's output."""
         output: Tensor = self.net(self.matrix @ images @ self.matrix.T)
         return output
 
@@ -68,7 +68,7 @@ class Scores(nn.Module):
         self.features, self.scores = chooser.features, chooser.scores
 
     def forward(self, x: Tensor) -> Tensor:
-        """The scores of a small copy."""
+        """Score a small copy of the images."""
         scores: Tensor = self.scores(self.features(x).mean((2, 3)))
         return scores
 
@@ -79,13 +79,13 @@ def export_resolution(
     """Write a resolution network to `folder`: its file, one graph per choice, and the chooser.
 
     Each graph is checked on `sample`, and so is the host loop (`OpenResolution`) over all of them,
-    before anything is put in place. `export.json` has what a host loop of one's own needs.
+    before anything is put in place. `export.json` has all that another host loop needs.
 
     Args:
-        say: is told what takes long.
+        say: gets a line about each long step.
 
     Returns:
-        What `export.json` says.
+        The content of `export.json`.
 
     Raises:
         ValueError: there is no trained chooser; a graph or the loop gives other logits than the
@@ -96,7 +96,7 @@ def export_resolution(
     require_onnx()
     if not isinstance(net.chooser, Chooser):
         raise ValueError(
-            "this network was trained at several resolutions and not to choose: export it at full size "
+            "this network was trained at several resolutions without a chooser: export it at full size "
             f"with --depth {net.net.net.full}"
         )
     nested = net.net.net
@@ -121,22 +121,22 @@ def export_resolution(
 
 
 class _Graph(NamedTuple):
-    """One file to write: its network, what stands in it, and the stored names of its tensors."""
+    """One file to write: its network, its metadata, and the stored names of its tensors."""
 
     file: str
     plain: nn.Module
-    told: dict[str, Any]
+    metadata: dict[str, Any]
     names: dict[str, str]
 
 
 def _graphs(net: ResolutionNet, sample: Sample, card: dict[str, Any]) -> Iterator[_Graph]:
-    """The graphs of all choices, then the chooser's."""
+    """Iterate over the graphs of all choices, then the chooser's."""
     full = sample.images.shape[-1]
     for name, (depth, size) in zip(net.names, net.choices, strict=True):
         names = {f"net.{k}": _stored(v) for k, v in net.net.stored_names(size, depth).items()}
         plain = Resized(net.net.at(size).subnet(depth), full, size)
-        told = card | {"depth": depth, "resolution": size, "choice": name}
-        yield _Graph(f"{name}.onnx", plain, told, names)
+        metadata = card | {"depth": depth, "resolution": size, "choice": name}
+        yield _Graph(f"{name}.onnx", plain, metadata, names)
     chooser = net.chooser
     assert isinstance(chooser, Chooser)
     names = {f"net.{k}": f"{BESIDE}chooser/{k}" for k in chooser.state_dict()}
@@ -147,12 +147,12 @@ def _graphs(net: ResolutionNet, sample: Sample, card: dict[str, Any]) -> Iterato
 def _write(
     part: _Graph, weights: Path, sample: Sample, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Write one graph, check it, and say what the file is."""
-    say(f"choice {part.told['choice']}: onnx")
+    """Write one graph, check it, and describe the file."""
+    say(f"choice {part.metadata['choice']}: onnx")
     file = weights.parent / part.file
-    parity = write_onnx(part.plain, file, sample.images, part.told, part.names, weights)
+    parity = write_onnx(part.plain, file, sample.images, part.metadata, part.names, weights)
     return {
-        "choice": part.told["choice"],
+        "choice": part.metadata["choice"],
         "format": "onnx",
         "file": file.name,
         "bytes": file.stat().st_size,
@@ -163,11 +163,11 @@ def _write(
 
 
 class OpenResolution:
-    """The host loop: an exported dynamic network, run by onnxruntime.
+    """The host loop of an exported resolution network, run by onnxruntime.
 
     Args:
-        folder: what `export_resolution` wrote.
-        index: what its export.json says, where that is not there yet.
+        folder: written by `export_resolution`.
+        index: content of its export.json, if that is not written yet.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing or damaged.
@@ -186,7 +186,7 @@ class OpenResolution:
         self._graphs = [runner(open_onnx(folder / file)) for file in index["choices"]]
 
     def __call__(self, images: Tensor | np.ndarray) -> Answer:
-        """Logits of normalised images of full size, and the index of each one's choice."""
+        """Give logits of normalised images of full size, and the index of each image's choice."""
         images = torch.as_tensor(images)
         if not len(images):
             return Answer(torch.empty(0, self.classes), torch.empty(0, dtype=torch.long))
@@ -200,7 +200,7 @@ class OpenResolution:
 
 
 def _stored(name: str) -> str:
-    """The name in the file of a tensor of one resolution."""
+    """Name a tensor of one resolution in the file."""
     return BESIDE + name if name.partition("/")[0].isdecimal() else name
 
 
@@ -208,9 +208,9 @@ def _stored(name: str) -> str:
 def _check_loop(
     net: ResolutionNet, loop: Callable[[Tensor], Answer], sample: Sample
 ) -> dict[str, Any]:
-    """How the host loop compares with the network, in one batch and image by image.
+    """Compare the host loop with the network, in one batch and image by image.
 
-    One image of a batch may choose otherwise, as scores may tie to the last digit.
+    One image of a batch may have another choice, as scores may tie to the last digit.
 
     Raises:
         ValueError: choices or logits differ.

@@ -1,4 +1,4 @@
-"""A network's cascade: depths and thresholds found on validation data, and what they do on a test."""
+"""Cascades: depths and thresholds from validation data, and their accuracy and cost on test data."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -23,19 +23,20 @@ from stepwell.nets.nested.cascade import Cascade, starts_of, top_probability
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Batch
 
-#: More depths than this in one cascade are not tried: each costs a suffix more.
+#: Depths in one cascade, at most.
 LONGEST = 4
 
 
 def cascade_macs(
     net: NestedNet, depths: Sequence[str], known: dict[str, list[int]] | None = None
 ) -> list[int]:
-    """MACs of an image that is answered at each of `depths`, shallow to deep, those before included.
+    """Count the MACs of an image answered at each of `depths`, including the shallower depths.
 
-    Their common prefixes count once: a deeper depth goes on from where its path leaves the others.
+    Common prefixes count once: a deeper depth goes on where its path leaves the others.
 
     Args:
-        known: keeps the count of each depth's steps from call to call.
+        depths: shallow to deep.
+        known: counts of each depth's steps, kept from call to call.
     """
     known = {} if known is None else known
     device = next(net.parameters()).device
@@ -50,7 +51,7 @@ def cascade_macs(
 
 
 def check_depths(net: NestedNet) -> list[str]:
-    """The depths that a cascade can be made of.
+    """Give the depths that a cascade can use.
 
     Raises:
         ValueError: there are fewer than two.
@@ -71,20 +72,19 @@ def calibrate_cascade(
     accuracy: float | None = None,
     macs: float | None = None,
 ) -> dict[str, Any]:
-    """The best cascade of `net` for a goal, for `net.card.cascade`.
+    """Find the best cascade of `net` for a goal, for `net.card.cascade`.
 
-    Every choice of up to four depths is tried, each with the thresholds that serve the goal best on
-    the validation images.
+    All sets of up to four depths are tried, each with its best thresholds on the validation images.
 
     Args:
-        accuracy: at least this on the validation images, at the least mean MACs; the full net's own by
-            default.
-        macs: in its place, the best accuracy at this many MACs an image in the mean.
+        accuracy: the least accuracy on the validation images, at the lowest mean MACs; by default the
+            full net's own.
+        macs: instead, the highest mean MACs per image, at the best accuracy.
 
     Returns:
-        "depths"; "thresholds" of all but the last; "goal", in words; and what it does on the
-        validation images: "accuracy", "macs" an image in the mean, "shares" answered by each depth,
-        and how many "images" they are.
+        "depths"; "thresholds" of all but the last; "goal", in words; and on the validation images:
+        "accuracy", mean "macs" per image, "shares" of images answered by each depth, and the number of
+        "images".
 
     Raises:
         ValueError: both goals are given; no cascade reaches the goal; fewer than two depths, or not
@@ -131,7 +131,7 @@ def calibrate_cascade(
 def _best_chain(
     net: NestedNet, ready: Sequence[str], confidence: Tensor, right: Tensor, goal: Goal
 ) -> tuple[list[str], Thresholds]:
-    """The best of all choices of depths; of equals the one with fewer."""
+    """Search all sets of depths for the best; of equals, the one with fewer depths."""
     known: dict[str, list[int]] = {}
     best: tuple[list[str], Thresholds] | None = None
     for length in range(1, min(LONGEST, len(ready)) + 1):
@@ -157,16 +157,16 @@ def _best_chain(
 def measure_cascade(
     cascade: Cascade, batches: Iterable[Batch], *, seconds: float = 2.0, most: int = 500
 ) -> dict[str, Any]:
-    """What a cascade does on labelled images, run as it is.
+    """Measure a cascade on labelled images.
 
     Args:
-        seconds: about how long to take times.
-        most: how many images to take times of.
+        seconds: about how long to time it.
+        most: images to time, at most.
 
     Returns:
-        "accuracy", "macs" an image in the mean, "shares" answered by each depth, "images"; and "ms",
-        the mean time of one image at a time, beside "full_accuracy", "full_macs" and "full_ms" of the
-        full net alone on the same images.
+        "accuracy", mean "macs" per image, "shares" of images answered by each depth, "images"; "ms",
+        the mean time of one image at a time; and "full_accuracy", "full_macs" and "full_ms" of the full
+        net alone on the same images.
     """
     with in_eval_mode(cascade.net):
         return _measured(cascade, batches, seconds, most)

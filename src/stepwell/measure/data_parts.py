@@ -1,4 +1,4 @@
-"""The images of a run: as it trains on them, and as its network is measured on them."""
+"""The images of a run, for its training and for measuring its network."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,10 +17,10 @@ from stepwell.teachers.adapters import Normalisation
 
 
 class Parts(NamedTuple):
-    """The parts of a data set, sized and normalised as a network expects, in order.
+    """The parts of a data set, sized and normalised for a network, in order.
 
-    known: whether it is surely the data that the network was trained on.
-    flip: whether a mirror image keeps its class.
+    known: the network was certainly trained on this data.
+    flip: a mirror image keeps its class.
     name, fingerprint: of the data.
     """
 
@@ -42,21 +42,21 @@ def parts_for(
     *,
     same: bool = False,
 ) -> Parts:
-    """The parts of `data` as `net` expects them, the validation part as in its training.
+    """Read the parts of `data`, sized and normalised for `net`, with its training's validation part.
 
-    On other data than the training's, or where that is not known, the validation part is the one that
-    the data brings: one cut off its training part could hold images that `net` was trained on.
+    On other or unknown data, only a validation part of the data's own is used. A part split off the
+    training part could hold images that `net` was trained on.
 
     Args:
-        fingerprint: of the data that `net` was trained on, if it is known.
-        val_fraction: share of the training part that was set aside in the training, where the data
-            has no validation part; 0: nothing was.
-        part: of the training part, that it was trained on: "1/2", or none for all of it.
-        same: whether `data` is to be what `net` was trained on.
+        fingerprint: of the data that `net` was trained on, if known.
+        val_fraction: share of the training part held out in the training, if the data has no validation
+            part; 0: none.
+        part: of the training part that `net` was trained on, such as "1/2"; None: all of it.
+        same: `data` must be the data that `net` was trained on.
 
     Raises:
-        ValueError: the data has other classes than the network; or it has changed, so that its test
-            part may hold images that the network was trained on.
+        ValueError: the data has other classes than the network; or the data has changed, so its test
+            part may hold training images.
     """
     card = net.card
     if not card.classes:
@@ -71,10 +71,10 @@ def parts_for(
         )
     classes = splits.test.classes
     if classes != card.classes:
-        odd = sorted(set(classes) ^ set(card.classes)) or ["their order"]
+        differing = sorted(set(classes) ^ set(card.classes)) or ["their order"]
         raise ValueError(
             f"{data} has {len(classes)} classes, the network {len(card.classes)}, and they "
-            f"differ, such as in {odd[0]!r}: measure on data with the network's classes"
+            f"differ, such as in {differing[0]!r}: measure on data with the network's classes"
         )
     train, validation = _set_aside(splits, val_fraction if known else 0.0, part if known else None)
     test = Batches(splits.test, 256, mean=card.mean, std=card.std)
@@ -82,8 +82,38 @@ def parts_for(
     return Parts(test.with_images(train), aside, test, known, splits.flip, splits.name, found)
 
 
+def parts_of(
+    net: NestedNet, path: Path, config: Mapping[str, Any], data: str | None = None
+) -> Parts:
+    """Read the parts of `data`, or of a run's own data, sized and normalised for its network.
+
+    Args:
+        path: of the run or the file, for messages.
+        config: the run's config.json; empty for a file outside of a run.
+        data: a folder or a name; None: the run's own.
+
+    Raises:
+        ValueError: as for `parts_for`; or neither `config` nor `data` is given.
+    """
+    if not config:
+        if data is None:
+            raise ValueError(
+                f"{path} is not in a run directory, so say what to measure on with --data"
+            )
+        return parts_for(net, data)
+    own = str(config["arguments"]["data"])
+    return parts_for(
+        net,
+        own if data is None else data,
+        config["data"]["fingerprint"],
+        config["arguments"].get("val_fraction", 0.0),
+        config["arguments"].get("part"),
+        same=data is None or Path(data).resolve() == Path(own).resolve(),
+    )
+
+
 def fitted(teacher: OpenTeacher, batches: Batches, *, resize: bool = False) -> nn.Module:
-    """The teacher for the images of `batches`, tried out on a few of them.
+    """Adapt a teacher to the images of `batches`, and try it on a few of them.
 
     Args:
         resize: as for `OpenTeacher.for_data`.
@@ -103,12 +133,12 @@ def batches_for(
     normalisation: Normalisation | None,
     choose: Callable[[ImageSet], ImageSet] | None = None,
 ) -> tuple[Batches, Batches | None]:
-    """The training part shuffled and changed, and the validation part.
+    """Give the training part, shuffled and augmented, and the validation part.
 
-    The second is the data's own, or cut off the training part, if asked for.
+    The validation part is the data's own, or split off the training part if asked for.
 
     Args:
-        choose: the training part to the images that take its place.
+        choose: maps the training part to the images that replace it.
     """
     train, validation = _set_aside(splits, arguments["val_fraction"], arguments.get("part"))
     if choose is not None:
@@ -128,7 +158,7 @@ def batches_for(
 
 
 def changes_of(arguments: Mapping[str, Any], images: ImageSet, flip: bool) -> dict[str, Any]:
-    """How a run with these arguments changes its training images: `augment`, `changes` of `Batches`.
+    """Give a run's augmentation of training images: `augment` and `changes` of `Batches`.
 
     Args:
         arguments: a recipe's, or those of a run's config.json.
@@ -142,7 +172,7 @@ def changes_of(arguments: Mapping[str, Any], images: ImageSet, flip: bool) -> di
 
 
 def distill_data_of(arguments: Mapping[str, Any]) -> DistillData:
-    """What a run with these arguments, or those of its config.json, was taught on."""
+    """Read the distillation data of a run from its arguments, or from those of its config.json."""
     shown = arguments.get("distill_data", {})
     if isinstance(shown, DistillData):
         return shown
@@ -151,10 +181,9 @@ def distill_data_of(arguments: Mapping[str, Any]) -> DistillData:
 
 
 def batches_of(run: Path) -> tuple[Batches, Batches]:
-    """The training batches of a finished run, and its test images, as its network saw them.
+    """Read the training batches of a finished run, and its test images, as its network saw them.
 
-    They are what its config.json says; the images of a generator, which it does not hold, are not
-    among them.
+    Images of a generator are not stored, so they are left out.
 
     Raises:
         ValueError: the data has changed since.
@@ -172,7 +201,7 @@ def batches_of(run: Path) -> tuple[Batches, Batches]:
 def _set_aside(
     splits: Splits, val_fraction: float, part: str | None
 ) -> tuple[ImageSet, ImageSet | None]:
-    """The training part, or one `part` of it, and the validation part: the data's own, or cut off."""
+    """Give the training part, or one `part` of it, and the validation part: own, or split off."""
     train = splits.train if part is None else splits.train.part(*part_of(part))
     if splits.validation is None and val_fraction:
         return train.split(val_fraction)
@@ -180,7 +209,7 @@ def _set_aside(
 
 
 def part_of(text: str) -> tuple[int, int]:
-    """The number of a part, and of how many: "1/2" is the first half.
+    """Read a part and the number of parts: "1/2" is the first half.
 
     Raises:
         ValueError: it is not written so, or there is no such part.

@@ -7,19 +7,45 @@ import torch
 
 from stepwell.cost import costs_of
 from stepwell.data import Batches
-from stepwell.evaluation import evaluate
+from stepwell.evaluation import churn, evaluate, gather_logits
+from stepwell.evaluation.accuracy import measures
 from stepwell.nets.nested.net import NestedNet
 
 
 def cost_table(net: NestedNet, size: int, *, batch: int = 1) -> dict[str, dict[str, Any]]:
-    """Costs of every depth, measured on the depth as a plain network of its own."""
+    """Measure the costs of every depth as a plain network of its own.
+
+    Args:
+        size: height and width of the images in pixels.
+        batch: images at once.
+
+    Returns:
+        By depth: "blocks", "params", "macs" and "peak_bytes" of a batch's image, "ms" with its spread.
+    """
     x = torch.zeros(batch, 3, size, size, device=next(net.parameters()).device)
     costs = costs_of({depth: net.subnet(depth) for depth in net.depths}, x)
     return {d: {"blocks": list(blocks)} | costs[d] for d, blocks in net.depths.items()}
 
 
+def measure_depths(net: NestedNet, test: Batches) -> dict[str, Any]:
+    """Measure every depth on labelled images.
+
+    Returns:
+        Results as a run's results.json has them: "kind", "rows", "test", "churn", "examples", "costs".
+    """
+    logits, labels = gather_logits(logits_where_it_is(net), test)
+    return {
+        "kind": "classifier",
+        "rows": "depth",
+        "test": measures(logits, labels, net.card.classes),
+        "churn": churn(logits, labels),
+        "examples": len(labels),
+        "costs": cost_table(net, net.card.size),
+    }
+
+
 def accuracy_on(net: NestedNet, batches: Batches, part: str) -> tuple[dict[str, float], str]:
-    """The accuracy of every depth that is ready, on one part of the data, as a card takes it."""
+    """Measure the accuracy of every ready depth on one part of the data, in the form of a card."""
     ready = [depth for depth, status in net.status.items() if status != "fresh"]
     measured = evaluate(logits_where_it_is(net, ready), batches)
     accuracy = {depth: measured[f"{depth}/accuracy"] for depth in ready}
@@ -29,6 +55,6 @@ def accuracy_on(net: NestedNet, batches: Batches, part: str) -> tuple[dict[str, 
 def logits_where_it_is(
     net: NestedNet, depths: Sequence[str] | None = None
 ) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
-    """Images to logits by depth, on the network's device."""
+    """Give a function from images to logits by depth, on the network's device."""
     device = next(net.parameters()).device
     return lambda images: net.logits_by_depth(images.to(device), depths)

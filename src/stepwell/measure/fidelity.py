@@ -1,9 +1,10 @@
-"""What `eval --fidelity` measures: a network's depths against a teacher, on train and test images."""
+"""Fidelity: compare the depths of a network with a teacher, on training and test images."""
 
 import io
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,36 +12,88 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stepwell.console import say, track
 from stepwell.data import Batches
 from stepwell.evaluation.calibration import reliability
 from stepwell.evaluation.fidelity import agreement_matrix, fidelity_measures
 from stepwell.evaluation.intervals import LEVEL, RESAMPLES
 from stepwell.evaluation.side_by_side import Observed, observe
-from stepwell.files import read_json, write_whole
-from stepwell.measure.data_parts import Parts, changes_of, distill_data_of, fitted
-from stepwell.measure.fidelity_networks import Pair, folder_of, named
+from stepwell.files import config_of, read_json, write_whole, writing
+from stepwell.measure.data_parts import Parts, changes_of, distill_data_of, fitted, parts_of
+from stepwell.measure.fidelity_networks import Pair, folder_of, named, open_pair
 from stepwell.nets import NestedNet
+from stepwell.nets.files.kind import network_file
+from stepwell.nets.files.nested import load
 from stepwell.nets.nested.calibrate import estimate_all
 from stepwell.nets.nested.interpolation import between, differing
 from stepwell.teachers.stages import common_stages, pair_stages
 from stepwell.teachers.teacher import Teacher, stages_of
-from stepwell.training.run import writing
 from stepwell.types import Exit
 
-#: Training images compared on: at most so many, evenly spaced over all.
+#: Training images to compare on, at most; evenly spaced over all.
 TRAIN_IMAGES = 50_000
-#: Images of each part that the line between two networks is measured on.
+#: Images of each part to measure the line between two networks on.
 LINE_IMAGES = 5_000
-#: Changes of whole batches, beside `mix`, that the augmented images can be shown with.
+#: Synthetic images that are drawn again in each epoch, as part of the augmentation.
 DRAWN_ANEW = ("noise", "composites")
+#: Passes batches on, in order, and shows progress: (steps, title, number of steps).
+Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+
+def untracked(steps: Iterable[Any], title: str, total: int) -> Iterable[Any]:
+    """Pass the steps on without showing progress."""
+    return steps
+
+
+def measure_fidelity(
+    student: str | Path,
+    teacher: str | Sequence[str],
+    *,
+    control: str | None = None,
+    data: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    interpolate: int = 0,
+    keep: bool = False,
+    track: Track = untracked,
+) -> dict[str, Any]:
+    """Compare every depth of a trained network with a teacher, as `stepwell eval --fidelity` does.
+
+    >>> stepwell.measure.measure_fidelity("runs/student", "runs/teacher")  # doctest: +SKIP
+
+    Args:
+        student: a run directory, or the file of a network.
+        teacher: one name, or several for an ensemble, as for `stepwell.open_teacher`.
+        control: a student of another teacher, trained in the same way.
+        data: a folder or a name; its test part is used. None: the data of the run.
+        mean, std: as for `stepwell.open_teacher`.
+        interpolate: points on the line from student to teacher, both ends included; 0: none.
+        keep: write the numbers into the run for its report.
+        track: shows progress.
+
+    Returns:
+        The content of fidelity.json, as `measure_pair` gives it.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: as for `open_pair`, `parts_of` and `fit_pair`.
+        OSError: another process is writing to the run.
+    """
+    path, file = Path(student), network_file(student)
+    net, config = load(file), config_of(file)
+    names = [teacher] if isinstance(teacher, str) else teacher
+    pair = open_pair(path, net, config, names, control, mean=mean, std=std, interpolate=interpolate)
+    parts = parts_of(net, path, config, data)
+    networks = fit_pair(pair, parts.test)
+    found, arrays = measure_pair(networks, parts, interpolate=interpolate, track=track)
+    if keep:
+        write_fidelity(folder_of(path), found, arrays)
+    return found
 
 
 class Fitted(NamedTuple):
-    """A pair that answers the images of some data.
+    """A pair of networks adapted to the images of some data.
 
-    stages: that are compared, by name: those of student and teacher, and of the controls if they have
-        them; the exits hold just these features, in this order.
+    stages: names of the compared stages. The exits hold the features of these stages alone, in this
+        order; a control without these stages gives none.
     """
 
     pair: Pair
@@ -51,12 +104,12 @@ class Fitted(NamedTuple):
 
 
 def fit_pair(pair: Pair, test: Batches) -> Fitted:
-    """The networks for images as `test` has them, tried out on a few.
+    """Adapt the networks to the images of `test`, and try them on a few.
 
-    Each gets the pixels that the student gets, normalised in its own way and scaled to its own size.
+    All networks see the student's pixels, in their own normalisation and size.
 
     Raises:
-        ValueError: a network knows other classes, in number, names or order, or does not run on the
+        ValueError: a network has other classes, in number, names or order, or does not run on the
             images; as for `OpenTeacher.for_data`.
     """
     net, depths = pair.net, pair.depths
@@ -64,8 +117,9 @@ def fit_pair(pair: Pair, test: Batches) -> Fitted:
     controls = {d: fitted(opened, test, resize=True) for d, opened in pair.controls.items()}
     names = common_stages(net, teacher)
     if not names:
-        say(
-            f"note: no CKA: {named(pair.teacher)} gives no features of stages that {pair.run} has, too"
+        warnings.warn(
+            f"no CKA: {named(pair.teacher)} gives no features of stages that {pair.run} has, too",
+            stacklevel=2,
         )
     size = test.images.size
     pairs = pair_stages(net, teacher, names, (3, size, size)) if names else []
@@ -90,20 +144,21 @@ def fit_pair(pair: Pair, test: Batches) -> Fitted:
 
 
 def measure_pair(
-    networks: Fitted, parts: Parts, *, interpolate: int = 0
+    networks: Fitted, parts: Parts, *, interpolate: int = 0, track: Track = untracked
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Fidelity on the training images as they are, augmented, and on the test images.
+    """Measure fidelity on plain and augmented training images, and on test images.
 
-    On other data than the network was trained on, on test images only.
+    On data other than the training's: on test images alone.
 
     Args:
-        interpolate: points on the line between student and teacher, both ends included; 0: none.
+        interpolate: points on the line from student to teacher, both ends included; 0: none.
+        track: shows progress.
 
     Returns:
-        What fidelity.json holds, and the arrays of fidelity.npz: for each part the matrix of
-        agreement, "PART/DEPTH/matrix" (teacher's class, student's class), and reliability curves,
-        "PART/DEPTH/reliability" and "PART/teacher/reliability" (3, bins): examples, confidence,
-        accuracy. Mixed images have no one class, so their part has no curves.
+        The content of fidelity.json, and the arrays of fidelity.npz. For each part these are the
+        matrix of agreement, "PART/DEPTH/matrix" (teacher's class, student's class), and reliability
+        curves, "PART/DEPTH/reliability" and "PART/teacher/reliability" (3, bins): examples,
+        confidence, accuracy. Mixed images have no single class, so their part has no curves.
     """
     pair = networks.pair
     card = pair.net.card
@@ -116,11 +171,14 @@ def measure_pair(
         if policy:
             compared["augmented"] = augmented
         else:
-            say(f"note: {pair.run} was taught on images as they are, so none are augmented here")
+            warnings.warn(
+                f"{pair.run} was trained without augmentation, so no augmented images are compared",
+                stacklevel=2,
+            )
     else:
-        say(
-            "note: compared on test images only, as this is not surely the data that the network was "
-            "trained on"
+        warnings.warn(
+            "compared on test images only: the network may have been trained on other data",
+            stacklevel=2,
         )
     compared["test"] = parts.test
     found: dict[str, Any] = {
@@ -155,11 +213,13 @@ def measure_pair(
         found["parts"][part] = {"images": len(seen.labels), "numbers": numbers}
         arrays |= {f"{part}/{name}": value for name, value in _arrays(seen).items()}
     if interpolate:
-        found["interpolation"] = _lines(networks, parts, interpolate)
+        found["interpolation"] = _lines(networks, parts, interpolate, track)
     return found | {"finished": time.strftime("%Y-%m-%d %H:%M:%S")}, arrays
 
 
-def keep(folder: Path, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+def write_fidelity(
+    folder: Path, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> None:
     """Write fidelity.json and fidelity.npz to a run directory, for its report.
 
     Raises:
@@ -175,7 +235,7 @@ def keep(folder: Path, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray
 
 
 def _trained(pair: Pair) -> str | None:
-    """When the student's run ended; none where it is of no run."""
+    """Read the end time of the student's run; None outside of a run."""
     results = folder_of(pair.run) / "results.json"
     if not pair.config or not results.exists():
         return None
@@ -183,7 +243,7 @@ def _trained(pair: Pair) -> str | None:
 
 
 def _places(net: NestedNet, stages: Sequence[int], other: nn.Module) -> list[int]:
-    """Where another network has features of these stages of `net` by name; none if it lacks any."""
+    """Find these stages of `net` among another network's, by name; empty if any is missing."""
     theirs = stages_of(other)
     names = [net.stages[i] for i in stages]
     return [theirs.index(name) for name in names] if set(names) <= set(theirs) else []
@@ -194,7 +254,7 @@ def _picked(exit: Exit, places: Sequence[int]) -> Exit:
 
 
 def _some(batches: Batches, count: int) -> Batches:
-    """At most `count` of the images, evenly spaced over all."""
+    """Take at most `count` of the images, evenly spaced over all."""
     images = batches.images
     if len(images) <= count:
         return batches
@@ -202,10 +262,10 @@ def _some(batches: Batches, count: int) -> Batches:
 
 
 def _as_taught(batches: Batches, flip: bool, arguments: Mapping[str, Any]) -> tuple[str, Batches]:
-    """The images changed at random as in the run's training, and in words how: one draw of each.
+    """Augment the images as the run's training did, one draw each, and name the augmentation.
 
-    Empty words: they were not changed. Images that joined the batches (unlabeled ones, or those of a
-    generator) are not among them.
+    The name is empty if the training used none. Unlabeled or generated images that joined the batches
+    are not included.
     """
     data = distill_data_of(arguments)
     words = [data.augment, data.mix, data.synthetic if data.synthetic in DRAWN_ANEW else "none"]
@@ -235,8 +295,10 @@ def _arrays(seen: Observed) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _lines(networks: Fitted, parts: Parts, points: int) -> dict[str, list[dict[str, float]]]:
-    """For each depth of the teacher's architecture, the points from the student to the teacher.
+def _lines(
+    networks: Fitted, parts: Parts, points: int, track: Track
+) -> dict[str, list[dict[str, float]]]:
+    """Measure points on the line from student to teacher, for each depth of the same architecture.
 
     BatchNorm statistics are measured again at every point, both ends included, in one pass over
     training images without augmentation.

@@ -1,27 +1,26 @@
-"""The networks that `eval --fidelity` compares, opened and checked before any image is read.
+"""The networks of a fidelity comparison, opened and checked before any image is read.
 
-Teacher and control are whatever `stepwell.methods.open_teacher` opens.
+Teacher and control may be anything that `stepwell.open_teacher` opens.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stepwell.commands.run_files import file_of
-from stepwell.console import say
-from stepwell.files import config_of
+from stepwell.files import config_of, writing
 from stepwell.nets import NestedNet
+from stepwell.nets.files.kind import network_file
 from stepwell.nets.files.nested import fingerprint
 from stepwell.nets.nested.interpolation import differing
 from stepwell.teachers import OpenTeacher, open_teacher
 from stepwell.teachers.opening import Source
-from stepwell.training.run import writing
 
 
 class Pair(NamedTuple):
-    """A student's depths, their teacher, and for each depth a student of another teacher, if any.
+    """A student's depths, their teacher, and a control for each depth, if any.
 
-    config: of the student's run; empty where it is of no run.
+    config: of the student's run; empty outside of a run.
     fingerprint: of the student's weights.
     """
 
@@ -45,14 +44,15 @@ def open_pair(
     std: tuple[float, ...] | None = None,
     interpolate: int = 0,
 ) -> Pair:
-    """Open teacher and control, and check what can be checked of them without any image.
+    """Open teacher and control, and check them as far as possible without images.
 
-    Where the teacher is a depth of `net` itself, its other depths are the students.
+    If the teacher is a depth of `net` itself, the other depths are the students.
 
     Args:
-        run: where `net` is from; if that is a run (it has a `config`), the results can be kept there.
+        run: the run directory or file of `net`.
+        config: of the run; empty outside of a run.
         teacher, mean, std: as for `open_teacher`.
-        control: as `teacher`; of a network of several depths, for each student the one of its name.
+        control: as `teacher`; each student is compared with the control's depth of the same name.
         interpolate: as for `measure_pair`.
 
     Raises:
@@ -65,7 +65,7 @@ def open_pair(
         with writing(folder_of(run) / "net.safetensors"):
             pass
     opened = open_teacher(teacher, mean=mean, std=std)
-    own = fingerprint(file_of(run))
+    own = fingerprint(run)
     themselves = {source.depth for source in opened.sources if source.weights == own}
     depths = tuple(depth for depth in net.depths if depth not in themselves)
     if not depths:
@@ -74,7 +74,7 @@ def open_pair(
         )
     for source in opened.sources:
         if source.weights != own:
-            _tell_of_doubts(run, config, source)
+            _warn_of_doubts(run, config, source)
     _check_line(run, net, depths, opened, interpolate)
     controls: dict[str, OpenTeacher] = {}
     if control is not None:
@@ -83,12 +83,12 @@ def open_pair(
 
 
 def folder_of(run: Path) -> Path:
-    """The run directory of a run, which may be named by the file of its network."""
-    return run if run.is_dir() else run.parent
+    """Give the run directory of a run or of its network's file."""
+    return network_file(run).parent
 
 
 def named(opened: OpenTeacher) -> str:
-    """A teacher as it is told of, such as "runs/a@20" or "the ensemble of runs/a@20, b.onnx"."""
+    """Name a teacher for messages, such as "runs/a@20" or "the ensemble of runs/a@20, b.onnx"."""
     names = ", ".join(map(str, opened.sources))
     return f"the ensemble of {names}" if len(opened.sources) > 1 else names
 
@@ -96,13 +96,14 @@ def named(opened: OpenTeacher) -> str:
 def _open_controls(
     run: Path, depths: tuple[str, ...], name: str, own: str, taught_by: Sequence[Source]
 ) -> dict[str, OpenTeacher]:
-    """A control for each of the student's depths: the one of its name; of a lone student, else any.
+    """Open a control for each of the student's depths: the depth of the same name, or the only one.
 
     Args:
-        own: hash of the student's weights; taught_by: its teacher, or the members of an ensemble.
+        own: hash of the student's weights.
+        taught_by: its teacher, or the members of an ensemble.
 
     Raises:
-        ValueError: the control is student or teacher itself, has the same teacher, or has not the
+        ValueError: the control is student or teacher itself, has the same teacher, or lacks the
             student's depths.
     """
     opened = open_teacher([name])
@@ -130,31 +131,33 @@ def _open_controls(
     return {depths[0]: opened}
 
 
-def _tell_of_doubts(run: Path, config: Mapping[str, Any], source: Source) -> None:
-    """Say what may make the run agree with this teacher, or look better, for other reasons."""
+def _warn_of_doubts(run: Path, config: Mapping[str, Any], source: Source) -> None:
+    """Warn of other reasons for which the run may agree with this teacher, or look better."""
     theirs = config_of(source.file) if source.file else {}
     if not (config and theirs):
         return
     if config["data"]["fingerprint"] != theirs["data"]["fingerprint"]:
-        say(
-            f"note: {source.name} was trained on other data than {run}: if test images of one were "
-            "training images of the other, it looks better on them than it is"
+        warnings.warn(
+            f"{source.name} was trained on other data than {run}: if test images of one were training "
+            "images of the other, it looks better on them than it is",
+            stacklevel=3,
         )
     ours, others = (
         {"net": c["arguments"].get("student"), **c["arguments"]} for c in (config, theirs)
     )
     started = any(a.get("init") for a in (ours, others))
     if (ours["net"], ours["seed"]) == (others["net"], others["seed"]) and not started:
-        say(
-            f"note: {run} has the --seed of its teacher {source.name}, so it began with the same "
-            "weights: part of what they agree on may be due to that"
+        warnings.warn(
+            f"{run} has the --seed of its teacher {source.name}, so both began with the same weights: "
+            "part of their agreement may be due to that",
+            stacklevel=3,
         )
 
 
 def _check_line(
     run: Path, net: NestedNet, depths: Sequence[str], teacher: OpenTeacher, points: int
 ) -> None:
-    """Refuse a line between networks that have none.
+    """Refuse to interpolate between networks that cannot be interpolated.
 
     Raises:
         ValueError: too few points; the teacher gives no weights, or is normalised in another way; no

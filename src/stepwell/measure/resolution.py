@@ -1,4 +1,4 @@
-"""What a network of several resolutions costs and does, measured choice by choice and as a whole."""
+"""Resolution networks: costs, accuracy and speed of each choice and of the network as a whole."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,17 +22,17 @@ from stepwell.nets.resolution.chooser import ResolutionNet
 from stepwell.nets.resolution.resolutions import resize
 from stepwell.train_mode import in_eval_mode
 
-#: What the rows of a dynamic network are called that let the chooser decide.
+#: Name of the row in which the chooser decides for each image.
 CHOSEN = "chosen"
-#: Images that are run together where speed is measured.
+#: Batch sizes at which speed is measured.
 BATCHES = (64, 1)
-#: At most so many images are timed, and of each batch size so many batches, for about so many seconds.
+#: Images to time, at most; batches of each size, at most; seconds to time, about.
 TIMED, PARTS = 512, 64
 SECONDS = 1.0
 
 
 class AtChoice(nn.Module):
-    """One depth at one resolution as a plain network of its own; it takes images of any size."""
+    """One depth at one resolution as a plain network; it takes images of any size."""
 
     def __init__(self, net: ResolutionNet, choice: int) -> None:
         super().__init__()
@@ -40,20 +40,20 @@ class AtChoice(nn.Module):
         self.net = net.net.at(self.size).subnet(depth)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the images, brought to its resolution."""
+        """Resize the images to the resolution, and give their logits."""
         logits: Tensor = self.net(resize(x, self.size))
         return logits
 
 
 def macs_of_choices(net: ResolutionNet, size: int) -> list[int]:
-    """MACs of an image of `size` pixels at each choice, those of the chooser included."""
+    """Count the MACs of an image of `size` pixels at each choice, including the chooser's."""
     x = torch.zeros(1, 3, size, size, device=next(net.parameters()).device)
     chooser = count_macs(net.chooser, x)
     return [count_macs(AtChoice(net, i), x) + chooser for i in range(len(net.choices))]
 
 
 def choice_table(net: ResolutionNet, size: int) -> dict[str, dict[str, Any]]:
-    """Costs of every choice for all images, cheap to dear, timed in turns; without the chooser's."""
+    """Measure the costs of each choice for all images, cheapest first, without the chooser's."""
     plain = {name: AtChoice(net, i) for i, name in enumerate(net.names)}
     x = torch.zeros(1, 3, size, size, device=next(net.parameters()).device)
     costs = costs_of(plain, x)
@@ -61,7 +61,7 @@ def choice_table(net: ResolutionNet, size: int) -> dict[str, dict[str, Any]]:
 
 
 def times_of_choices(net: ResolutionNet, size: int) -> list[float]:
-    """Milliseconds of one image of `size` pixels at each choice, the chooser's included."""
+    """Measure the milliseconds of one image of `size` pixels at each choice, chooser included."""
     x = torch.zeros(1, 3, size, size, device=next(net.parameters()).device)
     runs = [net.chooser, *(AtChoice(net, i) for i in range(len(net.choices)))]
     with in_eval_mode(*runs), torch.inference_mode():
@@ -71,11 +71,11 @@ def times_of_choices(net: ResolutionNet, size: int) -> list[float]:
 
 
 class Observed(NamedTuple):
-    """What a dynamic network gives for the test images, on the CPU.
+    """Answers of a resolution network for the test images, on the CPU.
 
-    logits: by row: "chosen", then each choice for all images, cheap to dear.
-    who: each image's choice; unpriced: without the price.
-    drawn: the mean share of each choice, were it drawn as in training, by the softmax of the scores.
+    logits: by row: "chosen", then each choice for all images, cheapest first.
+    who: each image's choice; unpriced: without the cost penalty.
+    drawn: the mean share of each choice when drawn as in training, by the softmax of the scores.
     """
 
     logits: dict[str, Tensor]
@@ -89,7 +89,7 @@ def observe_choices(net: ResolutionNet, test: Batches, order: Sequence[str]) -> 
     """Run every choice on all images.
 
     Args:
-        order: names of the choices, cheap to dear.
+        order: names of the choices, cheapest first.
     """
     device = next(net.parameters()).device
 
@@ -107,7 +107,11 @@ def observe_choices(net: ResolutionNet, test: Batches, order: Sequence[str]) -> 
 
 
 def at_choices(net: ResolutionNet, logits: Mapping[str, Tensor], who: Tensor) -> Tensor:
-    """Of the logits of all choices, those of each image's own."""
+    """Select each image's logits at its own choice.
+
+    Args:
+        who: (n,) the choice of each image.
+    """
     every = torch.stack([logits[name] for name in net.names], 1)
     return every[torch.arange(len(who)), who]
 
@@ -115,16 +119,17 @@ def at_choices(net: ResolutionNet, logits: Mapping[str, Tensor], who: Tensor) ->
 def measure_resolution(
     net: ResolutionNet, test: Batches, costs: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Any], Observed]:
-    """What the network does on labelled images, as a whole and at each choice for all of them.
+    """Measure the network on labelled images: as a whole, and each choice for all images.
 
     Args:
         costs: as `choice_table` gives them.
 
     Returns:
-        Results, with "test", "churn", "examples", "costs" (a row "chosen" among them) and "drnet":
-        "shares" of images by choice, "classes", the same for each class, "cost" in the mean as a share
-        of the costliest choice's, "price", the network's "budgets", what comes out "unpriced",
-        "sampled_cost" of choices drawn as in training, and "chooser_macs"; and what they were found on.
+        Results as a run's results.json has them, with the row "chosen" in "test" and "costs". Under
+        "drnet": "shares" of images by choice, and by "classes"; the mean "cost" as a share of the
+        costliest choice; "price", the cost penalty; the network's "budgets"; accuracy and cost
+        "unpriced"; "sampled_cost" of choices drawn as in training; and "chooser_macs". Then the
+        network's answers.
     """
     seen = observe_choices(net, test, list(costs))
     size = test.images.size
@@ -172,7 +177,7 @@ def _shares(names: Sequence[str], who: Tensor) -> dict[str, float]:
 
 @torch.inference_mode()
 def _one_by_one(net: ResolutionNet, test: Batches, who: Tensor) -> float:
-    """Mean milliseconds of one image at a time, each choice's the median over its images."""
+    """Measure the mean milliseconds of one image at a time, from the median of each choice."""
     device = next(net.parameters()).device
     images = timed_images(test).to(device)
     with in_eval_mode(net):
@@ -181,7 +186,7 @@ def _one_by_one(net: ResolutionNet, test: Batches, who: Tensor) -> float:
 
 
 def timed_images(test: Batches) -> Tensor:
-    """The first images of a part, whatever its batches: those that speed is measured on."""
+    """Take the first images of a part, on which speed is measured."""
     return Batches(test.images, TIMED, mean=test.mean, std=test.std).at(0).images
 
 
@@ -189,18 +194,18 @@ def timed_images(test: Batches) -> Tensor:
 def measure_speed(
     net: ResolutionNet, images: Tensor, *, seconds: float | None = None
 ) -> list[dict[str, float]]:
-    """Images a second with and without the choice, in batches of equal size, by the clock.
+    """Measure images per second with and without the choice, in batches of equal size.
 
-    The two take turns. What is left over of `images` behind the last whole batch is not timed.
+    The two take turns. Images after the last whole batch are not timed.
 
     Args:
         images: normalised; at least one.
         seconds: about how long to time each of the two.
 
     Returns:
-        For batches of 64 (or as many as there are) and of one: "batch"; "chosen" and "fixed" (all
-        images at the first choice, without a chooser), images a second; "speed_up", their ratio;
-        "by_macs", what the MACs of the same images predict.
+        For batches of 64 (fewer if there are fewer images) and of one: "batch"; images per second as
+        "chosen" and "fixed" (all images at the first choice, without a chooser); "speed_up", their
+        ratio; "by_macs", the ratio of the same images' MACs.
     """
     seconds = SECONDS if seconds is None else seconds
     device = next(net.parameters()).device

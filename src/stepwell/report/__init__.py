@@ -6,13 +6,17 @@ from importlib.resources import files
 from pathlib import Path
 
 from stepwell.files import write_whole
+from stepwell.measures import MEASURES
 from stepwell.report import figures
 from stepwell.report.grafting import against_shots
-from stepwell.report.markup import ABSENT, Html, as_count, as_ms, as_percent, figure, table, warning
+from stepwell.report.markup import ABSENT, Html, figure, table, warning, written
 from stepwell.report.run_record import RunRecord, read_run
 from stepwell.report.sections import run_section
 
 __all__ = ["write_report"]
+
+#: Measures of the table that compares runs.
+COMPARED = ("accuracy", "ms", "macs")
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
@@ -37,13 +41,13 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """The folders' own names where these tell the runs apart, else their paths."""
+    """Name the runs by their folders, or by their paths if folders have the same name."""
     short = [path.resolve().name for path in runs]
     return short if len(set(short)) == len(short) else [str(path) for path in runs]
 
 
 def _page(records: Sequence[RunRecord]) -> str:
-    colours = figures.depth_colours(records)
+    colours = figures.row_colours(records)
     style = files(__name__).joinpath("page.css").read_text(encoding="utf-8")
     title = "Stepwell report: " + ", ".join(record.name for record in records)
     parts = [_comparison(records, colours)] if len(records) > 1 else []
@@ -73,19 +77,20 @@ def _page(records: Sequence[RunRecord]) -> str:
 
 
 def _comparison(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str:
-    """Several runs side by side: one table, one figure, and what forbids comparing them."""
+    """Compare several runs: one table, one figure, and reasons against the comparison."""
     rows: list[list[str]] = []
     for i, record in enumerate(records, start=1):
         name: str = Html(f'<a href="#run-{i}">{escape(record.name)}</a>')
         seed = ABSENT if record.seed is None else str(record.seed)
         about = [record.recipe, str(record.data.get("name", ABSENT)), seed]
-        for depth in record.depths:
-            cost = record.cost(depth)
-            accuracy = as_percent(record.score(depth, "accuracy"))
-            numbers = [accuracy, as_ms(cost.get("ms")), as_count(cost.get("macs"))]
-            rows.append([name, depth, *numbers, *about])
-            name, about = "", ["", "", ""]  # what describes the run stands once, at its first depth
-    head = ("run", "depth", "accuracy", "ms per image", "MACs", "recipe", "data", "seed")
+        for row in record.rows:
+            values = {"accuracy": record.score(row, "accuracy"), **record.cost(row)}
+            numbers = [written(MEASURES[key], values.get(key)) for key in COMPARED]
+            rows.append([name, row, *numbers, *about])
+            name, about = "", ["", "", ""]  # the run is described once, at its first row
+    words = dict.fromkeys(record.row for record in records if record.rows)
+    titles = [MEASURES[key].title for key in COMPARED]
+    head = ("run", " or ".join(words), *titles, "recipe", "data", "seed")
     parts = [
         "<section><h2>Comparison</h2>",
         *map(warning, _unlike(records)),
@@ -93,7 +98,9 @@ def _comparison(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str
     ]
     joint = figures.accuracy_latency(records, colours)
     parts.append('<div class="figures">')
-    parts.append(figure(joint, "Accuracy against latency of all runs; colour is the depth."))
+    parts.append(
+        figure(joint, f"Accuracy against latency of all runs; colour is the {' or '.join(words)}.")
+    )
     parts += against_shots(records)
     return "\n".join([*parts, "</div></section>"])
 
@@ -105,7 +112,7 @@ def _unlike(records: Sequence[RunRecord]) -> list[str]:
     places = {
         (r.config.get("device"), r.cost(d).get("threads"), r.cost(d).get("batch"))
         for r in records
-        for d in r.depths
+        for d in r.rows
     }
     if len(places) > 1:
         notes.append(

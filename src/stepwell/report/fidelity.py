@@ -1,16 +1,20 @@
-"""The page's part about a run and its teacher: what `stepwell eval RUN --fidelity TEACHER` left."""
+"""The page's section about a run and its teacher, from `stepwell eval RUN --fidelity TEACHER`."""
 
 from collections.abc import Iterable, Mapping
 from html import escape
 
+from stepwell.measures import FIDELITY, Measure, number_in
 from stepwell.report import fidelity_figures as figures
-from stepwell.report.fidelity_reading import FORMS, MEASURES, FidelityRecord, Kind, read_fidelity
+from stepwell.report.fidelity_reading import FidelityRecord, read_fidelity
 from stepwell.report.markup import ABSENT, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, number
 
+CKA = Measure("CKA", "number", 3)
+SHARE = Measure("agreement", "percent")
+
 
 def fidelity_section(run: RunRecord, colours: Mapping[str, str]) -> str:
-    """Every depth against the teacher; nothing where fidelity was not measured."""
+    """Show every depth beside the teacher; nothing if fidelity was not measured."""
     record = read_fidelity(run.path)
     if record is None or not record.depths or not record.parts:
         return ""
@@ -23,11 +27,11 @@ def fidelity_section(run: RunRecord, colours: Mapping[str, str]) -> str:
     controls = as_mapping(record.found.get("controls"))
     names = ", ".join(str(as_mapping(about).get("name", "unknown")) for about in controls.values())
     text = f"Teacher: {teacher.get('name', 'unknown')}. " + (
-        f"Control, a student of another teacher: {names}. Only agreement beyond its own can be this "
-        "teacher's doing, and where the interval of the difference holds 0 that may be chance."
+        f"Control, a student of another teacher: {names}. Only agreement beyond the control's can come "
+        "from this teacher, and where the interval of the difference holds 0 that may be chance."
         if controls
         else "There is no control: two networks trained apart agree, too, so this agreement says "
-        "little of what was passed on (--control)."
+        "little about the teaching (--control)."
     )
     parts = ["<h3>Fidelity to the teacher</h3>", f"<p>{escape(text)}</p>"]
     for depth in record.depths:
@@ -70,12 +74,12 @@ def _figures(record: FidelityRecord, colours: Mapping[str, str]) -> Iterable[str
 
 def _table(record: FidelityRecord, depth: str) -> str:
     rows = [
-        [_typeset(title), *cells]
-        for key, title, kind in MEASURES
-        if any(cells := [_cell(record, part, depth, key, kind) for part in record.parts])
+        [_typeset(measure.title), *cells]
+        for key, measure in FIDELITY.items()
+        if any(cells := [_cell(record, part, depth, key, measure) for part in record.parts])
     ]
     for stage in record.found.get("stages") or ():
-        cells = [_cell(record, part, depth, f"cka/{stage}", "number") for part in record.parts]
+        cells = [_cell(record, part, depth, f"cka/{stage}", CKA) for part in record.parts]
         if any(cells):
             rows.append([f"CKA of {stage}", *cells])
     head = [f"depth {depth}"] + [
@@ -83,30 +87,29 @@ def _table(record: FidelityRecord, depth: str) -> str:
         for part, values in record.parts.items()
     ]
     note = (
-        f"In brackets: {100 * record.level:.0f}% intervals over the images; another training of this "
-        "pair is not in them. CKA is debiased linear."
+        f"In brackets: {100 * record.level:.0f}% intervals over the images, which do not cover another "
+        "training of this pair. CKA is debiased linear."
     )
     if "augmented" in record.parts:
         note += (
-            " Train: as they are; augmented: the same images, changed at random as in training "
+            " Train: without augmentation; augmented: the same images, augmented as in training "
             f"({record.found.get('augmentation') or 'standard'})."
         )
     return table(head, rows, note)
 
 
 def _typeset(title: str) -> str:
-    """A measure's title as a page has it."""
+    """Typeset a measure's title for the page."""
     return title[0].upper() + title[1:].replace("||", "‖") if title[0] != "." else f"…{title[3:]}"
 
 
-def _cell(record: FidelityRecord, part: str, depth: str, key: str, kind: Kind) -> str:
+def _cell(record: FidelityRecord, part: str, depth: str, key: str, measure: Measure) -> str:
     found = record.interval(part, depth, key)
     if found is None:
         return ""
-    scale, form = FORMS[kind]
-    value, low, high = (form.format(scale * x) for x in found)
-    unit = "%" if kind == "percent" else ""
-    to = " to " if kind == "points" else "–"
+    value, low, high = (number_in(measure.unit, x, measure.digits) for x in found)
+    unit = "%" if measure.unit == "percent" else ""
+    to = " to " if measure.unit == "points" else "–"
     return f"{value}{unit}" + (f" ({low}{to}{high})" if low != high else "")
 
 
@@ -118,7 +121,7 @@ def _classes(record: FidelityRecord, depth: str) -> str:
     rows = []
     for name in record.classes:
         cells = [
-            _cell(record, "test", depth, f"class/{name}/agreement", "percent") or ABSENT,
+            _cell(record, "test", depth, f"class/{name}/agreement", SHARE) or ABSENT,
             percent(f"control/class/{name}/agreement"),
             percent(f"class/{name}/accuracy"),
             percent(f"teacher/class/{name}/accuracy"),

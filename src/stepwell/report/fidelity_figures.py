@@ -22,7 +22,7 @@ JOINED = 10
 
 
 def agreement_points(record: FidelityRecord, colours: Mapping[str, str]) -> str | None:
-    """Top-1 agreement of student and control on every part, with intervals."""
+    """Draw the top-1 agreement of student and control on every part, with intervals."""
     parts = [*record.parts]
     several = len(record.depths) > 1
     marks = []  # x, interval, colour, marker, label
@@ -61,7 +61,7 @@ def agreement_points(record: FidelityRecord, colours: Mapping[str, str]) -> str 
 def reliability_pair(
     student: NDArray[Any], teacher: NDArray[Any], *, colour: str, depth: str
 ) -> str:
-    """How often both are right by how sure they say they are; (3, bins) of counts and means each."""
+    """Draw the accuracy of both by their confidence; (3, bins) of counts and means each."""
     bins = student.shape[1]
     middle = (np.arange(bins) + 0.5) / bins
 
@@ -98,7 +98,7 @@ def reliability_pair(
 
 
 def matrix(counts: NDArray[Any], classes: Sequence[str], depth: str) -> str:
-    """The class that the student gives, by the class that the teacher gives; rows in shares."""
+    """Draw the student's class by the teacher's class; rows in shares."""
     n = len(counts)
     totals = counts.sum(1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
@@ -133,7 +133,7 @@ def matrix(counts: NDArray[Any], classes: Sequence[str], depth: str) -> str:
 
 
 def line(points: Sequence[Mapping[str, Any]], *, colour: str) -> str:
-    """Accuracy, agreement and loss on the line from the student's weights (0) to the teacher's (1)."""
+    """Draw accuracy, agreement and loss from the student's weights (0) to the teacher's (1)."""
     shares = [finite(point.get("share")) for point in points]
     rows = (
         ("accuracy", 100.0, "accuracy, %"),
@@ -154,7 +154,7 @@ def line(points: Sequence[Mapping[str, Any]], *, colour: str) -> str:
                         marker="o", ms=3.5, label=name,
                     )  # fmt: skip
             axes.set_ylabel(title)
-        panels[0].set_title("BatchNorm statistics measured anew at every point", fontsize=9)
+        panels[0].set_title("BatchNorm statistics measured again at every point", fontsize=9)
         panels[-1].set_xlabel("share of the teacher's weights")
         figure.align_ylabels(panels)
         figure.legend(loc="outside lower center", ncols=2)

@@ -1,10 +1,10 @@
-"""What `stepwell eval RUN --fidelity TEACHER` left in a run directory."""
+"""Read the numbers that `stepwell eval RUN --fidelity TEACHER` left in a run directory."""
 
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,38 +12,10 @@ from numpy.typing import NDArray
 from stepwell.files import read_json
 from stepwell.report.run_record import RunRecord, as_mapping, number
 
-Kind = Literal["percent", "points", "number"]
-#: Scale and digits of a number of each kind.
-FORMS: Mapping[Kind, tuple[float, str]] = {
-    "percent": (100, "{:.1f}"),
-    "points": (100, "{:+.1f}"),
-    "number": (1, "{:.3f}"),
-}
-#: What is shown of a depth and its teacher, in this order: key, what it says, and its kind.
-MEASURES: Sequence[tuple[str, str, Kind]] = (
-    ("agreement", "top-1 agreement", "percent"),
-    ("control/agreement", "... of the control", "percent"),
-    ("transfer", "transfer: the difference, points", "points"),
-    ("agreement_on_right", "agreement where the teacher is right", "percent"),
-    ("agreement_on_errors", "... where it is wrong: same error", "percent"),
-    ("control/agreement_on_errors", "... by the control", "percent"),
-    ("errors_shared", "student's errors that are its teacher's", "percent"),
-    ("kl", "KL(teacher || student), nats", "number"),
-    ("control/kl", "... of the control", "number"),
-    ("transfer_kl", "... of the control, less the student's", "number"),
-    ("accuracy", "accuracy", "percent"),
-    ("teacher/accuracy", "... of the teacher", "percent"),
-    ("gain", "accuracy less the teacher's, points", "points"),
-    ("nll", "NLL", "number"),
-    ("teacher/nll", "... of the teacher", "number"),
-    ("ece", "ECE", "number"),
-    ("teacher/ece", "... of the teacher", "number"),
-)
-
 
 @dataclass(frozen=True)
 class FidelityRecord:
-    """What fidelity.json and fidelity.npz hold."""
+    """The content of fidelity.json and fidelity.npz."""
 
     found: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]
@@ -66,9 +38,9 @@ class FidelityRecord:
         return number(self.found.get("level")) or 0.95
 
     def not_of(self, run: RunRecord) -> str:
-        """What else than this run the numbers are of: other data, or an earlier training; or "".
+        """Name the other data or earlier training that the numbers are of; "" if of this run.
 
-        A record that does not say is taken for the run's.
+        A record that does not say counts as this run's.
         """
         data = as_mapping(self.found.get("data"))
         if data.get("fingerprint", of := run.data.get("fingerprint")) != of:
@@ -79,13 +51,13 @@ class FidelityRecord:
         return ""
 
     def number(self, part: str, depth: str, key: str) -> float | None:
-        """A number of one depth, or of the teacher."""
+        """Give a number of one depth, or of the teacher."""
         numbers = as_mapping(as_mapping(self.parts.get(part)).get("numbers"))
         name = key if key.startswith("teacher/") else f"{depth}/{key}"
         return number(numbers.get(name))
 
     def interval(self, part: str, depth: str, key: str) -> tuple[float, float, float] | None:
-        """A number and the ends of its interval; both the number's own where it has none."""
+        """Give a number and the ends of its interval, which equal the number if it has no interval."""
         value = self.number(part, depth, key)
         if value is None:
             return None
@@ -94,7 +66,7 @@ class FidelityRecord:
 
 
 def read_fidelity(run: Path) -> FidelityRecord | None:
-    """What is in the run directory; nothing where fidelity was not measured.
+    """Read fidelity.json and fidelity.npz; None if fidelity was not measured.
 
     Raises:
         ValueError: a file is damaged.

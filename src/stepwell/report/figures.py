@@ -50,18 +50,19 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def depth_colours(records: Sequence[RunRecord]) -> dict[str, str]:
-    """One colour for each depth's name, the same in every figure of the page."""
-    names = dict.fromkeys(depth for record in records for depth in record.depths)
+def row_colours(records: Sequence[RunRecord]) -> dict[str, str]:
+    """Give each row's name one colour for all figures of the page."""
+    names = dict.fromkeys(row for record in records for row in record.rows)
     return {name: OKABE_ITO[i % len(OKABE_ITO)] for i, name in enumerate(names)}
 
 
 def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str | None:
-    """Accuracy against measured ms per image, a point a depth; None where nothing was measured."""
+    """Draw accuracy against measured ms per image, a point a row; None if nothing was measured."""
     points = {record.name: _operating_points(record) for record in records}
     if not any(points.values()):
         return None
     several = len(records) > 1
+    words = {row: record.row for record in records for row in record.rows}
 
     def paint(figure: "Figure") -> None:
         axes = figure.add_subplot()
@@ -90,7 +91,7 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
                     )
         if several:
             for depth, colour in colours.items():
-                axes.plot([], [], "o", color=colour, label=legend_text(f"depth {depth}"))
+                axes.plot([], [], "o", color=colour, label=legend_text(f"{words[depth]} {depth}"))
         axes.margins(x=0.12)
         axes.set(xlabel="ms per image (whiskers: 10 to 90 %)", ylabel="test accuracy, %")
         # The whisker of a busy moment would push all points into a corner: it may leave the figure.
@@ -106,14 +107,17 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
     return svg(4.4, 3.2 + (0.1 * (len(records) + len(colours)) if several else 0), paint)
 
 
-def losses(phases: Sequence[Phase], colours: Mapping[str, str]) -> str | None:
-    """Every training loss term by epoch: its depth's colour, and a dash pattern for each term.
+def losses(phases: Sequence[Phase], colours: Mapping[str, str], word: str = "depth") -> str | None:
+    """Draw every training loss term by epoch, in its row's colour and its term's dash pattern.
 
-    The legend names depths and terms apart, as that takes far fewer lines than each term of each depth.
+    The legend names rows and terms apart, which takes fewer lines.
+
+    Args:
+        word: for a row.
     """
     own = {"phase", "epoch", "step", "lr", "seconds", "cpu_seconds"}
     keys = [key for key in _keys(phases) if key not in own and not key.startswith("val/")]
-    order = ["", *colours]  # the total, then shallow to deep, then what belongs to no depth
+    order = ["", *colours]  # the total, then the rows, then terms of no row
     owner = {key: key.rpartition("/")[0] for key in keys}
     keys.sort(key=lambda key: order.index(owner[key]) if owner[key] in order else len(order))
     terms = list(dict.fromkeys(key.rpartition("/")[2] for key in keys if key != "loss"))
@@ -125,7 +129,7 @@ def losses(phases: Sequence[Phase], colours: Mapping[str, str]) -> str | None:
         for key in keys
     }
     legend: list[dict[str, Any]] = [
-        {"color": c, "label": f"depth {d}"} for d, c in colours.items() if d in owner.values()
+        {"color": c, "label": f"{word} {d}"} for d, c in colours.items() if d in owner.values()
     ]
     legend += [{"color": GREY, "ls": dashes[term], "label": term} for term in terms]
     if "loss" in keys:
@@ -134,13 +138,15 @@ def losses(phases: Sequence[Phase], colours: Mapping[str, str]) -> str | None:
     return _curves(phases, styles, "training loss", scale=1, legend=legend)
 
 
-def validation(phases: Sequence[Phase], colours: Mapping[str, str]) -> str | None:
-    """Validation accuracy of every depth by epoch."""
+def validation(
+    phases: Sequence[Phase], colours: Mapping[str, str], word: str = "depth"
+) -> str | None:
+    """Draw the validation accuracy of every row by epoch; `word` stands for a row."""
     keys = {depth: f"val/{depth}/accuracy" for depth in colours}
     styles = {keys[depth]: {"color": colour} for depth, colour in colours.items()}
     present = _keys(phases)
     legend = [
-        {"color": colour, "label": f"depth {depth}"}
+        {"color": colour, "label": f"{word} {depth}"}
         for depth, colour in colours.items()
         if keys[depth] in present
     ]
@@ -150,7 +156,7 @@ def validation(phases: Sequence[Phase], colours: Mapping[str, str]) -> str | Non
 def reliability(
     confidence: NDArray[np.float64], right: NDArray[np.bool_], *, colour: str, title: str
 ) -> str:
-    """How often a depth is right by how sure it says it is, and how many examples are in a bin."""
+    """Draw a row's accuracy by its confidence, and the number of examples in each bin."""
     bins = 15 if len(right) >= 1000 else 10
     width = 1 / bins
     place = np.clip((confidence * bins).astype(int), 0, bins - 1)
@@ -177,7 +183,7 @@ def reliability(
 
 
 def picture(pixels: NDArray[np.uint8]) -> str:
-    """One example picture, (H, W, 3) bytes."""
+    """Encode one example picture, (H, W, 3) bytes."""
     from matplotlib.image import imsave
 
     file = io.BytesIO()
@@ -186,9 +192,9 @@ def picture(pixels: NDArray[np.uint8]) -> str:
 
 
 def _operating_points(record: RunRecord) -> list[tuple[str, float, tuple[float, float], float]]:
-    """(depth, ms, distances to the ends of its spread, accuracy in %) of what has both numbers."""
+    """Give (row, ms, distances to the ends of its spread, accuracy in %) of rows with both numbers."""
     found = []
-    for depth in record.depths:
+    for depth in record.rows:
         cost = record.cost(depth)
         ms, accuracy = finite(cost.get("ms")), 100 * finite(record.score(depth, "accuracy"))
         if math.isfinite(ms) and math.isfinite(accuracy):
@@ -206,7 +212,7 @@ def _curves(
     scale: float,
     legend: Sequence[dict[str, Any]],
 ) -> str | None:
-    """Values of the phases' lines, by key, each in its style; `legend` explains the styles."""
+    """Draw values of the phases' lines by key, each in its style; `legend` explains the styles."""
     xs = [phase.start + int(line["epoch"]) for phase in phases for line in phase.lines]
     values = {
         key: np.array([scale * finite(line.get(key)) for phase in phases for line in phase.lines])
@@ -257,20 +263,19 @@ def _keys(phases: Sequence[Phase]) -> list[str]:
 
 
 def legend_text(text: str) -> str:
-    """`text` as a legend can show it: short, as matplotlib leaves no room for axes beside long
-    ones, and not beginning with an underscore, as it hides those."""
+    """Shorten `text` for a legend, and hide a first underscore from matplotlib, which omits such."""
     short = text if len(text) <= 32 else f"…{text[-31:]}"
     return f" {short}" if short.startswith("_") else short
 
 
 def whole_legend_text(text: str) -> str:
-    """All of `text`, in lines that a legend of one column has room for; see `legend_text`."""
+    """Wrap `text` for a legend of one column; see `legend_text`."""
     lines = "\n".join(textwrap.wrap(text, 44)) or text
     return f" {lines}" if lines.startswith("_") else lines
 
 
 def svg(width: float, height: float, paint: Callable[["Figure"], None]) -> str:
-    """What `paint` draws on a figure of this size in inches, in the page's style."""
+    """Give a figure as SVG, drawn by `paint`, of this size in inches, in the page's style."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""The page's part about grafting: accuracy after each block, and against the images a class."""
+"""The page's section about grafting: accuracy after each block, and by images a class."""
 
 import math
 import statistics
@@ -20,14 +20,14 @@ from stepwell.report.run_record import RunRecord, as_mapping, finite, number
 if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
     from matplotlib.figure import Figure
 
-#: How a line of a block's accuracy in the teacher is called, behind the block's name.
+#: Follows a block's name in the legend, for its accuracy in the teacher.
 GRAFTED = " grafted"
-#: Arguments of a run that set it apart from others of its data and teacher in a picture.
+#: Arguments that tell runs with the same data and teacher apart.
 OWN = ("student", "keep", "unlabeled", "schedule", "loss")
 
 
-def grafting_section(run: RunRecord) -> str:
-    """What each block does in the teacher; nothing where the run is of another recipe."""
+def grafting_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
+    """Show the accuracy of each block in the teacher; nothing for a run without grafting."""
     found = _found(run)
     if not found:
         return ""
@@ -62,10 +62,10 @@ def grafting_section(run: RunRecord) -> str:
 
 
 def against_shots(records: Sequence[RunRecord]) -> list[str]:
-    """Figures of the accuracy of each grafted block, and of the students, by images a class.
+    """Draw the accuracy of each grafted block, and of the students, by images a class.
 
-    One for each data set and teacher of which there are two numbers of images. In it runs that differ
-    in what `OWN` names have lines of their own; a point is the mean of those that differ in the seed.
+    A figure needs two numbers of images for one data set and teacher. Runs that differ in an argument
+    of `OWN` have their own lines; a point is the mean over seeds.
     """
     together: dict[tuple[str, str], list[RunRecord]] = {}
     for record in records:
@@ -110,7 +110,7 @@ def _against_shots(lines: Mapping[str, Mapping[float, list[float]]], teacher: fl
 
 
 def _by_shots(runs: Sequence[RunRecord]) -> dict[str, dict[float, list[float]]]:
-    """By what to call it, each line's accuracies by shots. All are finite."""
+    """Collect each line's finite accuracies by shots, under the line's name."""
     values = {name: {_plain(run.arguments.get(name)) for run in runs} for name in OWN}
     lines: dict[str, dict[float, list[float]]] = {}
     for run in runs:
@@ -118,8 +118,8 @@ def _by_shots(runs: Sequence[RunRecord]) -> dict[str, dict[float, list[float]]]:
         own = [_plain(run.arguments.get(name)) for name in OWN if len(values[name]) > 1]
         grafted = as_mapping(_found(run).get("grafted"))
         measured = {f"{name}{GRAFTED}": value for name, value in grafted.items()}
-        if run.depths:
-            measured["student"] = run.score(run.depths[-1], "accuracy")
+        if run.rows:
+            measured["student"] = run.score(run.rows[-1], "accuracy")
         for what, value in measured.items():
             if shots is not None and math.isfinite(finite(value)):
                 line = lines.setdefault(" ".join(text for text in (*own, what) if text), {})
@@ -128,13 +128,13 @@ def _by_shots(runs: Sequence[RunRecord]) -> dict[str, dict[float, list[float]]]:
 
 
 def _plain(value: Any) -> str:
-    """An argument's value as a name has it; empty where there is none."""
+    """Write an argument's value for a name; empty for None."""
     blocks = isinstance(value, list | tuple)
     return " ".join(map(str, value)) if blocks else "" if value is None else str(value)
 
 
 def _teacher(runs: Sequence[RunRecord]) -> float:
-    """The accuracy of their teacher; NaN where no run has measured it."""
+    """Give the accuracy of their teacher; NaN if no run has measured it."""
     found = [finite(_found(run).get("teacher")) for run in runs]
     return statistics.fmean([x for x in found if math.isfinite(x)] or [math.nan])
 
@@ -167,13 +167,13 @@ def _found(run: RunRecord) -> Mapping[str, Any]:
 
 
 def _blocks(found: Mapping[str, Any]) -> list[str]:
-    """The blocks that trained, in order."""
+    """List the trained blocks, in order."""
     kinds = (as_mapping(found.get(kind)) for kind in ("grafted", "joined"))
     return list(dict.fromkeys(name for kind in kinds for name in kind))
 
 
 def _about(run: RunRecord, found: Mapping[str, Any]) -> str:
-    """The images, and what the student has of its teacher."""
+    """Describe the images, and the blocks copied from the teacher."""
     teacher = run.arguments.get("teacher", "unknown")
     images = as_count(found.get("images"))
     copied = ", ".join(map(str, found.get("copied") or ())) or "none"

@@ -1,4 +1,4 @@
-"""The part of the page about a knowledge graph: its training, its updates, and what they moved."""
+"""The page's section about a knowledge graph: its training, its updates, and their effects."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -13,21 +13,21 @@ from stepwell.report.run_record import RunRecord, as_mapping, number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Names written into the picture, at most: those that moved most.
+#: Names in the picture, at most: of the entities that moved most.
 NAMED = 8
-#: Bars that have room for a number above them.
+#: Bars with a number above them, at most.
 BARS_LABELLED = 8
 
 
 class Updates(NamedTuple):
-    """The last updates of a graph, in order, and how many there were in all."""
+    """The last updates of a graph, in order, and the number of all updates."""
 
     last: list[Mapping[str, Any]]
     total: int
 
 
-def graph_section(record: RunRecord, anchor: str) -> str:
-    """Everything about one graph."""
+def graph_section(record: RunRecord, colours: Mapping[str, str]) -> str:
+    """Show the training and the updates of a graph."""
     updates, total = read_updates(record.path)
     results = record.results
     triples, entities, relations = (
@@ -41,8 +41,6 @@ def graph_section(record: RunRecord, anchor: str) -> str:
     )
     return "\n".join(
         (
-            f'<section class="run" id="{anchor}">',
-            f"<h2>{escape(record.name)}</h2>",
             f'<p class="lead">{escape(start)}</p>',
             "<h3>Training and updates</h3>",
             _snapshots(record, updates, total - len(updates)),
@@ -51,17 +49,16 @@ def graph_section(record: RunRecord, anchor: str) -> str:
                 _mrr_and_seconds(record, updates, total - len(updates)),
                 "MRR on test triples, and seconds of learning.",
             ),
-            figure(_neighbourhood(updates), _told(updates)),
+            figure(_neighbourhood(updates), _caption(updates)),
             "</div>",
             _moved(updates),
             _forgotten(updates),
-            "</section>",
         )
     )
 
 
 def read_updates(run: Path) -> Updates:
-    """What updates left in a run directory; nothing where there were none.
+    """Read the updates that a run directory holds.
 
     Raises:
         ValueError: the file is damaged.
@@ -94,9 +91,9 @@ def _snapshots(record: RunRecord, updates: Sequence[Mapping[str, Any]], skipped:
         seconds = f"{number(update.get('seconds')) or 0:.1f}"
         rows.append([f"update {i}", change, *counts, _unlearnt(update), seconds, *shown])
     note = (
-        "Ranks are filtered and realistic, of both ends. MRR of an update is shown where --test named "
-        "triples to rank. The distance of removed triples is the mean before and after the update: far "
-        "is implausible."
+        "Ranks are filtered and realistic, of both ends. An update has an MRR if --test named "
+        "triples to rank. The distance of removed triples is the mean before and after the update; a "
+        "large distance is implausible."
     )
     return table(head, rows, note)
 
@@ -169,13 +166,13 @@ def _neighbourhood(updates: Sequence[Mapping[str, Any]]) -> str | None:
     return svg(6.2, 4.2, paint)
 
 
-def _told(updates: Sequence[Mapping[str, Any]]) -> str:
+def _caption(updates: Sequence[Mapping[str, Any]]) -> str:
     names = as_mapping(updates[-1].get("picture")).get("names") if updates else None
     who = names[0] if names else ""
     return (
-        f"{who}, of those that the last update moved most the one with most neighbours; these, lost "
-        "ones among them, and some of theirs: rings before, dots after; new ones are green and have no "
-        "ring. The plane is that in which these vectors differ most."
+        f"{who}, the best-connected of the entities that the last update moved most, with its "
+        "neighbours (removed ones too) and some of theirs. Rings: before; dots: after; green dots "
+        "without a ring: new. The plane is the one in which these vectors differ most."
     )
 
 

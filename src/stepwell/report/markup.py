@@ -5,17 +5,18 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from stepwell.report.run_record import finite
+from stepwell.measures import Measure, number_in
+from stepwell.report.run_record import finite, number
 
 ABSENT = "–"
 
 
 class Html(str):
-    """Markup, which a table shows as it is; it escapes every other string."""
+    """Markup; tables escape every other string."""
 
 
 def figure(address: str | None, caption: str) -> str:
-    """A figure on a white card, which reads in both colour schemes; nothing where there is none."""
+    """Wrap a picture in a figure with a caption; without a picture, give nothing."""
     if address is None:
         return ""
     text = escape(caption)
@@ -28,7 +29,7 @@ def figure(address: str | None, caption: str) -> str:
 def table(
     head: Sequence[str], rows: Iterable[Sequence[str]], note: str = "", *, words: int = 1
 ) -> str:
-    """A table that scrolls sideways where it is too wide, and a note below it.
+    """Make a table, which scrolls sideways if it is too wide, with a note below it.
 
     Its first `words` columns are aligned as words, the others as numbers.
     """
@@ -50,8 +51,28 @@ def table(
 
 
 def warning(text: str) -> str:
-    """A paragraph that stands out."""
+    """Make a highlighted paragraph."""
     return f'<p class="warning">{escape(text)}</p>'
+
+
+def written(measure: Measure, value: Any) -> str:
+    """Write a measured value as the page shows it, without the unit if the title says it."""
+    match measure.unit:
+        case "blocks":
+            return as_blocks(value)
+        case "count":
+            return as_count(value)
+        case "ms":
+            return as_ms(value)
+        case "percent":
+            return as_percent(number(value))
+        case "times":
+            return f"{finite(value):.2f} ×"
+        case unit:
+            found = number(value)
+            if found is None or math.isnan(found):
+                return ABSENT if found is None else "NaN"
+            return number_in(unit, found, measure.digits)
 
 
 def as_blocks(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The page's part about dynamic resolution: what is chosen, for which images, and what that gives."""
+"""The page's sections about resolutions: the choices, their images, accuracy and speed."""
 
 import zipfile
 from collections.abc import Mapping
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwell.measures import SPEED
 from stepwell.report.figures import OKABE_ITO, legend_text, picture, svg
-from stepwell.report.markup import as_count, as_percent, figure, table
+from stepwell.report.markup import as_count, as_percent, figure, table, written
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number
+from stepwell.report.sections import tested_on
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
     from matplotlib.figure import Figure
@@ -18,8 +20,28 @@ if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page
 CHOSEN = "chosen"
 
 
-def resolution_section(run: RunRecord) -> str:
-    """What the chooser chooses; nothing where the run is of another recipe."""
+def lead(run: RunRecord, colours: Mapping[str, str]) -> str:
+    """Describe the run in a sentence."""
+    return f'<p class="lead">{escape(summary(run))}</p>'
+
+
+def summary(run: RunRecord) -> str:
+    """Compare the network as a whole with its best single choice, in a sentence."""
+    start, of = tested_on(run)
+    if not run.rows:
+        return f"{start}; nothing was tested."
+    chosen, *fixed = run.rows
+    said = f"{start}: {as_percent(run.score(chosen, 'accuracy'))}{of} right as chosen"
+    if not fixed:
+        return f"{said}."
+    best = max(fixed, key=lambda choice: finite(run.score(choice, "accuracy")))
+    macs, own = (finite(run.cost(row).get("macs")) for row in (best, chosen))
+    times = f", at {macs / own:.2f} × the MACs" if macs > 0 and own > 0 else ""
+    return f"{said}; always {best}: {as_percent(run.score(best, 'accuracy'))}{times}."
+
+
+def resolution_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
+    """Show the choices of the chooser; nothing for a run without one."""
     found = as_mapping(run.results.get("drnet"))
     shares = as_mapping(found.get("shares"))
     if not shares:
@@ -27,8 +49,8 @@ def resolution_section(run: RunRecord) -> str:
     free = as_mapping(found.get("unpriced"))
     text = (
         f"An image costs {as_percent(number(found.get('cost')))} of the costliest choice in the mean. "
-        f"Without the price of cost it is {as_percent(number(free.get('cost')))}, and "
-        f"{as_percent(number(free.get('accuracy')))} are right. The chooser takes "
+        f"Without the cost penalty: {as_percent(number(free.get('cost')))} of the cost, "
+        f"{as_percent(number(free.get('accuracy')))} accuracy. The chooser takes "
         f"{as_count(found.get('chooser_macs'))} MACs."
     )
     rows = [
@@ -38,7 +60,7 @@ def resolution_section(run: RunRecord) -> str:
     head = ("choice", "chosen for", "accuracy, if for all")
     return "\n".join(
         (
-            "<h3>What is chosen</h3>",
+            "<h3>Choices</h3>",
             f"<p>{escape(text)}</p>",
             table(head, rows),
             _speed(found),
@@ -47,7 +69,7 @@ def resolution_section(run: RunRecord) -> str:
             figure(
                 _front(run, found),
                 "Accuracy against MACs. On test images: each choice for all, and the chooser. On "
-                "validation images, where it looks better: other prices of cost (--budget-macs).",
+                "validation images, where it looks better: other cost penalties (--budget-macs).",
             ),
             "</div>",
             _pictures(run, list(shares)),
@@ -56,18 +78,14 @@ def resolution_section(run: RunRecord) -> str:
 
 
 def _speed(found: Mapping[str, Any]) -> str:
-    """Images a second by the clock, in batches and one by one."""
+    """Show images per second, in batches and one by one."""
     speed = found.get("speed") or ()
     rows = [
-        [
-            as_count(row.get("batch")),
-            *(f"{finite(row.get(kind)):.0f}" for kind in ("chosen", "fixed")),
-            *(f"{finite(row.get(kind)):.2f} ×" for kind in ("speed_up", "by_macs")),
-        ]
+        [written(measure, row.get(key)) for key, measure in SPEED.items()]
         for row in map(as_mapping, speed)
     ]
-    head = ("batch", "images/s", "always at full size", "speed-up", "by MACs")
-    return f"<p>By the clock:</p>\n{table(head, rows)}" if rows else ""
+    head = [measure.title for measure in SPEED.values()]
+    return f"<p>Speed:</p>\n{table(head, rows)}" if rows else ""
 
 
 def _histogram(found: Mapping[str, Any]) -> str | None:
@@ -95,7 +113,7 @@ def _histogram(found: Mapping[str, Any]) -> str | None:
 def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
     points = {
         name: (finite(run.cost(name).get("macs")) / 1e6, 100 * finite(run.score(name, "accuracy")))
-        for name in run.depths
+        for name in run.rows
     }
     if CHOSEN not in points:
         return None
@@ -110,7 +128,9 @@ def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
         priced = [as_mapping(budget) for budget in found.get("budgets") or ()]
         macs = [finite(b.get("macs")) / 1e6 for b in priced]
         right = [100 * finite(b.get("accuracy")) for b in priced]
-        axes.plot(macs, right, "-", lw=1, color=OKABE_ITO[1], label="at other prices, validation")
+        axes.plot(
+            macs, right, "-", lw=1, color=OKABE_ITO[1], label="other cost penalties, validation"
+        )
         x, y = points[CHOSEN]
         axes.plot([x], [y], "*", ms=14, color=OKABE_ITO[1], label="as chosen")
         axes.margins(0.14)
@@ -121,20 +141,20 @@ def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
 
 
 def _pictures(run: RunRecord, names: list[str]) -> str:
-    """Images of every choice: easy ones at small resolutions, hard ones at large ones."""
+    """Show images of every choice: easy ones at small resolutions, hard ones at large ones."""
     file = run.path / "predictions.npz"
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            kept = (
+            stored = (
                 arrays["choice"],
                 arrays["choice_index"],
                 arrays["choice_images"],
                 arrays["labels"],
-                arrays[f"logits/{CHOSEN}"],
+                arrays["logits/" + (CHOSEN if f"logits/{CHOSEN}" in arrays else "dynamic")],
             )
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return ""  # the rest of the page says what is wrong with the file
-    choice, index, images, labels, logits = kept
+    choice, index, images, labels, logits = stored
     parts = []
     for i, name in enumerate(names):
         cards = [

@@ -1,4 +1,4 @@
-"""What a finished run directory holds, read once and tolerant of absent optional parts."""
+"""A finished run directory, read once; optional parts may be absent."""
 
 import json
 import math
@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwell.files import read_json
-from stepwell.results import read_results
+from stepwell.results import read_results, row_name
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The test predictions of every depth, and the example pictures the recipe chose.
+    """The test predictions of every row, and the example pictures of the recipe.
 
     labels: (N,) class indices.
-    probabilities: by depth, shallow to deep, (N, classes).
+    probabilities: by row (a depth, a choice), in the order of the results, (N, classes).
     images: (M, H, W, 3) bytes; picture i shows example image_index[i].
     """
 
@@ -30,17 +30,17 @@ class Predictions:
     images: NDArray[np.uint8]
     image_index: NDArray[np.int64]
 
-    def classes(self, depth: str) -> NDArray[np.int64]:
-        """The class each example gets at `depth`, (N,)."""
-        return np.asarray(self.probabilities[depth].argmax(axis=1), dtype=np.int64)
+    def classes(self, row: str) -> NDArray[np.int64]:
+        """Give the class of each example at a row, (N,)."""
+        return np.asarray(self.probabilities[row].argmax(axis=1), dtype=np.int64)
 
-    def confidence(self, depth: str) -> NDArray[np.float64]:
-        """The probability of that class, (N,)."""
-        return np.asarray(self.probabilities[depth].max(axis=1), dtype=np.float64)
+    def confidence(self, row: str) -> NDArray[np.float64]:
+        """Give the probability of that class, (N,)."""
+        return np.asarray(self.probabilities[row].max(axis=1), dtype=np.float64)
 
     def disagree(self) -> NDArray[np.bool_]:
-        """Whether any two depths give an example different classes, (N,)."""
-        chosen = np.stack([self.classes(depth) for depth in self.probabilities])
+        """Mark examples to which two rows give different classes, (N,)."""
+        chosen = np.stack([self.classes(row) for row in self.probabilities])
         return np.asarray((chosen != chosen[0]).any(axis=0), dtype=np.bool_)
 
 
@@ -60,7 +60,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One finished run. `name` is how the page calls it."""
+    """One finished run, with its `name` on the page."""
 
     path: Path
     name: str
@@ -90,7 +90,7 @@ class RunRecord:
 
     @property
     def unlabeled(self) -> str:
-        """Where images came from that took the place of the training part; empty where none did."""
+        """Source of the images that replaced the training part; empty if none did."""
         return str(self.arguments.get("unlabeled") or "")
 
     @property
@@ -98,32 +98,37 @@ class RunRecord:
         return as_mapping(self.results.get("test"))
 
     @property
-    def depths(self) -> list[str]:
-        """Names of the depths, shallow to deep; the last one is the full net."""
-        return _depths(self.results)
+    def kind(self) -> str:
+        """Kind of the network (see `stepwell.kinds`)."""
+        return str(self.results["kind"])
+
+    @property
+    def rows(self) -> list[str]:
+        """Names of the rows of its results, in order; the last depth is the full net."""
+        return _rows(self.results)
 
     @property
     def row(self) -> str:
-        """What a row of its results is: a depth, or a choice where the network chooses."""
-        return "choice" if self.recipe == "drnet" else "depth"
+        """The word for a row, such as "depth" or "choice"."""
+        return str(self.results.get("rows") or "row")
 
     @property
     def examples(self) -> int | None:
-        """How many test examples the accuracies are over, where the run says so."""
+        """Number of test examples, if the run says it."""
         size = number(self.results.get("examples", self.data.get("test")))
         return None if size is None or math.isnan(size) else int(size)
 
-    def score(self, depth: str, metric: str) -> float | None:
-        """A test metric of one depth, None where the run has none; may be NaN."""
-        return number(self.test.get(f"{depth}/{metric}"))
+    def score(self, row: str, measure: str) -> float | None:
+        """Give a test measure of one row, None if the run has none; may be NaN."""
+        return number(self.test.get(f"{row}/{measure}"))
 
     def churn(self, a: str, b: str) -> float | None:
-        """The share of test examples that two depths give different classes, if the run says."""
+        """Give the share of test examples with different classes at two rows, if the run has it."""
         return number(self._churn.get(f"{a}/churn/{b}", self._churn.get(f"{b}/churn/{a}")))
 
-    def flips(self, depth: str) -> tuple[float | None, float | None]:
-        """Shares that the full net has right and `depth` wrong, and the reverse, if the run says."""
-        found = (self._churn.get(f"{depth}/{kind}_flips") for kind in ("negative", "positive"))
+    def flips(self, row: str) -> tuple[float | None, float | None]:
+        """Give the shares that only the last row has right, and only `row`, if the run has them."""
+        found = (self._churn.get(f"{row}/{kind}_flips") for kind in ("negative", "positive"))
         made_wrong, made_right = map(number, found)
         return made_wrong, made_right
 
@@ -131,12 +136,12 @@ class RunRecord:
     def _churn(self) -> Mapping[str, Any]:
         return as_mapping(self.results.get("churn"))
 
-    def cost(self, depth: str) -> Mapping[str, Any]:
-        """What results.json says `depth` costs; empty where it does not say."""
-        return as_mapping(as_mapping(self.results.get("costs")).get(depth))
+    def cost(self, row: str) -> Mapping[str, Any]:
+        """Give the costs of a row; empty if the run has none."""
+        return as_mapping(as_mapping(self.results.get("costs")).get(row))
 
     def class_name(self, index: int) -> str:
-        """The class's name, or its number where the data set names none."""
+        """Give a class's name, or its number if the data set has no names."""
         names = self.data.get("classes") or ()
         return str(names[index]) if index < len(names) else str(index)
 
@@ -162,8 +167,8 @@ def read_run(path: Path, name: str) -> RunRecord:
             "it resumes"
         )
     results = read_results(path)
-    predictions = _read_predictions(path / "predictions.npz", _depths(results))
-    return RunRecord(path, name, config, results, _read_phases(path), predictions)
+    predictions = _read_predictions(path / "predictions.npz", results)
+    return RunRecord(path, name, config, results, _read_phases(path, results), predictions)
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
@@ -190,17 +195,19 @@ def _flat(arguments: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
             yield name, value
 
 
-def _depths(results: Mapping[str, Any]) -> list[str]:
+def _rows(results: Mapping[str, Any]) -> list[str]:
     scored = (key.partition("/")[0] for key in as_mapping(results.get("test")) if "/" in key)
     return list(dict.fromkeys([*as_mapping(results.get("costs")), *scored]))
 
 
-def _read_phases(path: Path) -> list[Phase]:
+def _read_phases(path: Path, results: Mapping[str, Any]) -> list[Phase]:
     file = path / "metrics.jsonl"
     if not file.is_file():
         return []
     phases: list[Phase] = []
     parsed = _parse(file.read_text(encoding="utf-8", errors="replace").splitlines())
+    if results["kind"] == "resolution":
+        parsed = ({row_name(key): value for key, value in line.items()} for line in parsed)
     for name, group in groupby(parsed, key=lambda line: str(line.get("phase", "train"))):
         lines: list[Mapping[str, Any]] = []
         for line in group:
@@ -224,24 +231,26 @@ def _epoch(line: Mapping[str, Any]) -> int:
     return int(line["epoch"])
 
 
-def _read_predictions(path: Path, depths: Sequence[str]) -> Predictions | None:
+def _read_predictions(path: Path, results: Mapping[str, Any]) -> Predictions | None:
     if not path.is_file():
         return None
+    rows = _rows(results)
+    name_of = row_name if results["kind"] == "resolution" else str
     try:
         # numpy leaves a damaged file open that it has opened itself
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             labels = np.asarray(arrays["labels"], dtype=np.int64)
             stored = [key.removeprefix("logits/") for key in arrays if key.startswith("logits/")]
-            # results.json knows the order from shallow to deep
-            ordered = sorted(stored, key=lambda d: depths.index(d) if d in depths else len(depths))
-            probabilities = {depth: _softmax(arrays[f"logits/{depth}"]) for depth in ordered}
+            found = {name_of(row): _softmax(arrays[f"logits/{row}"]) for row in stored}
+            ordered = sorted(found, key=lambda r: rows.index(r) if r in rows else len(rows))
+            probabilities = {row: found[row] for row in ordered}
             images = np.asarray(arrays.get("images", np.zeros((0, 1, 1, 3))), dtype=np.uint8)
             index = np.asarray(arrays.get("image_index", np.zeros(0)), dtype=np.int64)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path}: cannot be read ({error}); delete it to report without examples"
         ) from error
-    sizes = {len(labels), *(len(rows) for rows in probabilities.values())}
+    sizes = {len(labels), *(len(values) for values in probabilities.values())}
     if len(sizes) != 1 or len(index) != len(images) or (index >= len(labels)).any():
         raise ValueError(
             f"{path}: labels, logits and images are of unlike lengths; delete it to report "

@@ -1,4 +1,4 @@
-"""The parts of the page as HTML. Everything that comes from a run is escaped here."""
+"""Sections of the page as HTML, shared by kinds of networks; text from a run is escaped here."""
 
 import json
 import math
@@ -8,14 +8,11 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwell.kinds import sections_of
+from stepwell.measures import MEASURES
 from stepwell.report import figures
-from stepwell.report.fidelity import fidelity_section
-from stepwell.report.grafting import grafting_section
-from stepwell.report.kg import graph_section
 from stepwell.report.markup import (
     ABSENT,
-    as_blocks,
-    as_count,
     as_decimal,
     as_duration,
     as_ms,
@@ -23,47 +20,54 @@ from stepwell.report.markup import (
     figure,
     table,
     warning,
+    written,
 )
-from stepwell.report.resolution import resolution_section
 from stepwell.report.run_record import Predictions, RunRecord, as_mapping, finite, number
 
+Colours = Mapping[str, str]
+#: Columns of the table of rows.
+COLUMNS = ("blocks", "params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
 
-def run_section(record: RunRecord, anchor: str, colours: Mapping[str, str]) -> str:
-    """Everything about one run."""
-    if record.recipe == "dkge":
-        return graph_section(record, anchor)
+
+def run_section(record: RunRecord, anchor: str, colours: Colours) -> str:
+    """Put the sections of the run's kind together.
+
+    Args:
+        anchor: id of the section.
+        colours: by row.
+    """
     return "\n".join(
         (
             f'<section class="run" id="{anchor}">',
             f"<h2>{escape(record.name)}</h2>",
-            f'<p class="lead">{escape(summary(record))}</p>',
-            full_net_note(record),
-            _facts(record),
-            f"<h3>Every {record.row}, tested and measured</h3>",
-            _depth_table(record),
-            _churn(record),
-            _run_figures(record, colours),
-            fidelity_section(record, colours),
-            grafting_section(record),
-            resolution_section(record),
-            _examples(record),
-            _classes_table(record),
-            _arguments(record),
+            *(section(record, colours) for section in sections_of(record.kind)),
             "</section>",
         )
     )
 
 
-def summary(record: RunRecord) -> str:
-    """The run in one sentence."""
-    data, depths = str(record.data.get("name", "unnamed data")), record.depths
+def lead(record: RunRecord, colours: Colours) -> str:
+    """Describe the run in a sentence."""
+    return f'<p class="lead">{escape(summary(record))}</p>'
+
+
+def tested_on(record: RunRecord) -> tuple[str, str]:
+    """Begin a run's sentence, and say on how many examples it was tested."""
+    data = str(record.data.get("name", "unnamed data"))
     start = f"{record.recipe}{', tested' if record.unlabeled else ''} on {data}"
+    return (
+        start,
+        f" of {record.examples:,} test examples" if record.examples else " of the test examples",
+    )
+
+
+def summary(record: RunRecord) -> str:
+    """Describe a run with depths in a sentence."""
+    depths = record.rows
+    start, of = tested_on(record)
     if not depths:
         return f"{start}; nothing was tested."
     full, first = depths[-1], depths[0]
-    of = f" of {record.examples:,} test examples" if record.examples else " of the test examples"
-    if record.row == "choice":
-        return f"{start}: {_chosen(record, of)}."
     start += f": {as_percent(record.score(full, 'accuracy'))}{of} right"
     if len(depths) == 1:
         return f"{start}."
@@ -79,20 +83,8 @@ def summary(record: RunRecord) -> str:
     return f"{start}; depth {first} is {speed} and {change}."
 
 
-def _chosen(record: RunRecord, of: str) -> str:
-    """How right the choices are, and the best single choice for all images."""
-    dynamic, *fixed = record.depths
-    told = f"{as_percent(record.score(dynamic, 'accuracy'))}{of} right as chosen"
-    if not fixed:
-        return told
-    best = max(fixed, key=lambda choice: finite(record.score(choice, "accuracy")))
-    macs, own = (finite(record.cost(row).get("macs")) for row in (best, dynamic))
-    times = f", at {macs / own:.2f} × the MACs" if macs > 0 and own > 0 else ""
-    return f"{told}; always {best}: {as_percent(record.score(best, 'accuracy'))}{times}"
-
-
-def full_net_note(record: RunRecord) -> str:
-    """What teaching the sub-nets did to the full net; nothing where a run did not watch it."""
+def full_net_note(record: RunRecord, colours: Colours | None = None) -> str:
+    """Say how training the sub-nets changed the full net; nothing if the run did not watch it."""
     found = as_mapping(as_mapping(record.results.get("ekd")).get("full_net"))
     before, after = number(found.get("before")), number(found.get("after"))
     if before is None or after is None:
@@ -102,8 +94,8 @@ def full_net_note(record: RunRecord) -> str:
     if found.get("rolled_back"):
         return warning(
             f"The full net lost more than {may} of validation accuracy while its sub-nets trained. It "
-            f"was rolled back to what it was ({as_percent(before)}), and only the sub-nets' own norms "
-            "were trained."
+            f"was rolled back to its state before ({as_percent(before)}), and only the sub-nets' own "
+            "norms were trained."
         )
     change = f"{as_percent(before)} before its sub-nets trained, {as_percent(after)} after"
     if limit is not None and 100 * (before - after) > limit:
@@ -114,12 +106,13 @@ def full_net_note(record: RunRecord) -> str:
     return f'<p class="note">Validation accuracy of the full net: {change}.</p>'
 
 
-def _facts(record: RunRecord) -> str:
+def facts(record: RunRecord, colours: Colours) -> str:
+    """List data, seed, time, device and versions."""
     data, versions = record.data, as_mapping(record.config.get("versions"))
     sizes = {part: number(data.get(part)) for part in ("train", "validation", "test")}
     size = data.get("size")
     own = sizes.pop("train") if record.unlabeled else None
-    facts = {
+    entries = {
         "data": data.get("name"),
         "trained on": f"{own:,.0f} images of {record.unlabeled}" if own is not None else None,
         "examples": ", ".join(f"{n:,.0f} {part}" for part, n in sizes.items() if n is not None),
@@ -133,40 +126,39 @@ def _facts(record: RunRecord) -> str:
         "commit": str(record.config.get("commit") or "")[:16],
         "data fingerprint": str(data.get("fingerprint") or "")[:12],
     }
-    told = ((name, str(value)) for name, value in facts.items() if value not in (None, ""))
-    items = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in told)
+    known = ((name, str(value)) for name, value in entries.items() if value not in (None, ""))
+    items = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in known)
     return f'<dl class="facts">{items}</dl>'
 
 
-def _depth_table(record: RunRecord) -> str:
-    several = len(record.depths) > 1
-    rows = []
-    for depth in record.depths:
-        cost = record.cost(depth)
-        low, high = as_ms(cost.get("ms_low")), as_ms(cost.get("ms_high"))
-        spread = "" if ABSENT in (low, high) else f" ({low}–{high})"
-        cells = {
-            record.row: f"{depth} (full)" if several and depth == record.depths[-1] else depth,
-            "blocks": as_blocks(cost.get("blocks")),
-            "params": as_count(cost.get("params")),
-            "MACs": as_count(cost.get("macs")),
-            "accuracy": as_percent(record.score(depth, "accuracy")),
-            "NLL": as_decimal(record.score(depth, "nll")),
-            "ECE": as_decimal(record.score(depth, "ece")),
-            "agreement": as_percent(record.score(depth, "agreement")),
-            "ms per image": f"{as_ms(cost.get('ms'))}{spread}",
-        }
-        rows.append(cells)
-    if not rows:
-        return "<p>The run tested no depth.</p>"
-    # A column in which no depth has a value only takes room on a phone.
-    head = [name for name in rows[0] if any(row[name] != ABSENT for row in rows)]
-    return table(head, [[row[name] for name in head] for row in rows], _note(record))
+def row_table(record: RunRecord, colours: Colours) -> str:
+    """Show test results and costs of every row; a column without any value is left out."""
+    title = f"<h3>Every {record.row}, tested and measured</h3>"
+    if not record.rows:
+        return f"{title}\n<p>The run tested no {record.row}.</p>"
+    cells = {key: [_cell(record, row, key) for row in record.rows] for key in COLUMNS}
+    cells = {key: values for key, values in cells.items() if set(values) != {ABSENT}}
+    names = [*record.rows]
+    if record.row == "depth" and len(names) > 1:
+        names[-1] += " (full)"
+    head = [record.row, *(MEASURES[key].title for key in cells)]
+    rows = [list(row) for row in zip(names, *cells.values(), strict=True)]
+    return f"{title}\n{table(head, rows, _note(record))}"
+
+
+def _cell(record: RunRecord, row: str, key: str) -> str:
+    """Write a cost or test result of a row, a time with its spread."""
+    cost = record.cost(row)
+    text = written(MEASURES[key], cost.get(key, record.test.get(f"{row}/{key}")))
+    low, high = as_ms(cost.get(f"{key}_low")), as_ms(cost.get(f"{key}_high"))
+    return text if ABSENT in (low, high) else f"{text} ({low}–{high})"
 
 
 def _note(record: RunRecord) -> str:
-    full, several = record.depths[-1], len(record.depths) > 1
-    notes = ["Agreement is with the answers of the full net."] if several else []
+    """Say how the table's numbers were measured, and how uncertain the accuracy is."""
+    full, several = record.rows[-1], len(record.rows) > 1
+    last = "the full net" if record.row == "depth" else f"{record.row} {full}"
+    notes = [f"Agreement is with the answers of {last}."] if several else []
     cost = record.cost(full)
     if number(cost.get("ms")) is not None:
         threads = cost.get("threads", record.config.get("threads", ABSENT))
@@ -183,31 +175,34 @@ def _note(record: RunRecord) -> str:
     return " ".join(notes)
 
 
-def _churn(record: RunRecord) -> str:
-    """A matrix of the predictions that flip from depth to depth; nothing for a lone depth."""
-    depths = record.depths
+def churn(record: RunRecord, colours: Colours) -> str:
+    """Show the predictions that flip from row to row as a matrix; nothing for a single row."""
+    names, word = record.rows, record.row
     if not record.results.get("churn"):
         return ""
     rows = []
-    for a in depths:
-        pairs = [ABSENT if a == b else as_percent(record.churn(a, b)) for b in depths]
-        last = a == depths[-1]
-        flips = [ABSENT, ABSENT] if last else [as_percent(share) for share in record.flips(a)]
-        rows.append([a, *pairs, *flips])
+    for a in names:
+        pairs = [ABSENT if a == b else as_percent(record.churn(a, b)) for b in names]
+        flips = [None, None] if a == names[-1] else record.flips(a)
+        rows.append([a, *pairs, *map(as_percent, flips)])
     note = (
-        f"Each cell is the share of test examples that two {record.row}s give different classes. Made "
-        f"wrong: {depths[-1]} is right and this {record.row} is not; made right: the reverse."
+        f"Each cell is the share of test examples that two {word}s give different classes. Made wrong: "
+        f"{names[-1]} is right and this {word} is not; made right: the reverse."
     )
-    head = (record.row, *depths, "made wrong", "made right")
-    return f"<h3>Predictions that flip between {record.row}s</h3>{table(head, rows, note)}"
+    flip_titles = (MEASURES[f"{kind}_flips"].title for kind in ("negative", "positive"))
+    head = (word, *names, *flip_titles)
+    return f"<h3>Predictions that flip between {word}s</h3>{table(head, rows, note)}"
 
 
-def _run_figures(record: RunRecord, colours: Mapping[str, str]) -> str:
+def run_figures(record: RunRecord, colours: Colours) -> str:
+    """Draw accuracy against latency, training curves, and the reliability of every row."""
     row = record.row
     shown = [
         figure(figures.accuracy_latency([record], colours), "Accuracy against measured latency."),
-        figure(figures.losses(record.phases, colours), "Training loss, by term."),
-        figure(figures.validation(record.phases, colours), f"Validation accuracy of each {row}."),
+        figure(figures.losses(record.phases, colours, row), "Training loss, by term."),
+        figure(
+            figures.validation(record.phases, colours, row), f"Validation accuracy of each {row}."
+        ),
     ]
     found = record.predictions
     parts = ["<h3>Figures</h3>", '<div class="figures">', *shown, "</div>"] if any(shown) else []
@@ -230,7 +225,8 @@ def _run_figures(record: RunRecord, colours: Mapping[str, str]) -> str:
     return "\n".join(parts)
 
 
-def _examples(record: RunRecord) -> str:
+def examples(record: RunRecord, colours: Colours) -> str:
+    """Show test examples: first those to which two rows give different classes."""
     found = record.predictions
     if found is None:
         return ""
@@ -278,7 +274,8 @@ def _card(record: RunRecord, found: Predictions, i: int) -> str:
     )
 
 
-def _classes_table(record: RunRecord) -> str:
+def classes_table(record: RunRecord, colours: Colours) -> str:
+    """Show the accuracy of each class, folded; nothing if it was not measured."""
     by_class: dict[str, dict[str, float | None]] = {}
     for key, value in record.test.items():
         depth, metric, name = (*key.split("/", 2), "", "")[:3]
@@ -286,13 +283,14 @@ def _classes_table(record: RunRecord) -> str:
             by_class.setdefault(name, {})[depth] = number(value)
     if not by_class:
         return ""
-    depths = [d for d in record.depths if any(d in scores for scores in by_class.values())]
+    depths = [d for d in record.rows if any(d in scores for scores in by_class.values())]
     rows = [[name, *(as_percent(row.get(d)) for d in depths)] for name, row in by_class.items()]
     body = table(["class", *(f"{record.row} {depth}" for depth in depths)], rows)
     return f"<details><summary>Accuracy of each class</summary>{body}</details>"
 
 
-def _arguments(record: RunRecord) -> str:
+def arguments(record: RunRecord, colours: Colours) -> str:
+    """List the arguments of the run, folded."""
     rows = [
         [name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
         for name, value in record.arguments.items()

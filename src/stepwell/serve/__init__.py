@@ -1,4 +1,4 @@
-"""Using a trained network: predictions at any depth, within a budget."""
+"""Predictions for image files: at a depth, within a budget, by a cascade."""
 
 from stepwell.moved import moved_name
 from stepwell.serve.files import Prediction, as_batch, expand, predict_files, to_csv

@@ -19,9 +19,9 @@ from stepwell.train_mode import in_eval_mode
 
 
 class Prediction(NamedTuple):
-    """The most probable class of one image, or why the image could not be read.
+    """The most probable class of one image, or the reason why it could not be read.
 
-    depth: the depth that answered, or what a dynamic network chose.
+    depth: the depth that answered, or the choice of a resolution network.
     """
 
     file: Path
@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are, and every image in folders.
+    """List files, and every image in folders.
 
     Raises:
         ValueError: a path does not exist, or a folder holds no image.
@@ -56,10 +56,10 @@ def expand(paths: Sequence[Path]) -> list[Path]:
 def predict_files(
     net: NestedNet, by: str | Cascade | ResolutionNet, files: Sequence[Path], batch_size: int = 64
 ) -> Iterator[Prediction]:
-    """Classify image files in order. One that cannot be read gives its error and stops nothing.
+    """Classify image files in order; an unreadable file gives its error.
 
     Args:
-        by: the depth that predicts, a cascade of `net`, or the dynamic network that it is part of.
+        by: the depth that predicts, a cascade of `net`, or the resolution network around `net`.
     """
     if isinstance(by, str):
         net.require_ready(by)
@@ -88,7 +88,7 @@ def predict_files(
 
 
 def as_batch(net: NestedNet, files: Sequence[Path]) -> Tensor:
-    """Images (n, 3, size, size) as `net` expects them.
+    """Read images as a batch (n, 3, size, size), sized and normalised for `net`.
 
     Raises:
         ValueError: one cannot be read.
@@ -100,7 +100,7 @@ def as_batch(net: NestedNet, files: Sequence[Path]) -> Tensor:
 def _answers(
     net: NestedNet, by: str | Cascade | ResolutionNet, x: Tensor
 ) -> tuple[Tensor, list[str]]:
-    """Logits of a batch, and for each row the depth or choice that gave them."""
+    """Give the logits of a batch, and for each row its depth or choice."""
     with in_eval_mode(net), torch.inference_mode():
         if isinstance(by, str):
             return net(x, by), [by] * len(x)
@@ -112,7 +112,7 @@ def _answers(
 
 
 def to_csv(path: Path, predictions: Sequence[Prediction]) -> None:
-    """Write file, class, probability, the depth that answered and error, a line each under a head."""
+    """Write a CSV file of file, class, probability, depth or choice, and error."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "class", "probability", "depth", "error"])

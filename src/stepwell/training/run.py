@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -137,24 +137,6 @@ class Run:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file of the run, whole or not at all."""
         write_whole(self.path / name, json.dumps(value, indent=1).encode())
-
-
-@contextlib.contextmanager
-def writing(file: Path) -> Iterator[None]:
-    """Hold the lock of a result, to change it: that of the run directory it lies in, else its own.
-
-    Raises:
-        OSError: another process is writing to it.
-    """
-    folder = file.parent
-    if (folder / "config.json").exists():
-        lock = locked(folder / "lock", folder)
-    else:
-        lock = locked(folder / f".{file.name}.lock", file)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -113,7 +113,7 @@ def test_other_files_are_named_for_what_they_are(net, tmp_path):
 def test_a_net_without_a_builder_takes_a_module_to_be_loaded_again(net, tmp_path):
     net.builder = None
     path = stepwell.save(net, tmp_path / "net")
-    with pytest.raises(ValueError, match=r"its maker's own .* load\(path, module=FACTORY\)"):
+    with pytest.raises(ValueError, match=r"a caller's own module, .* load\(path, module=FACTORY\)"):
         stepwell.load(path)
     back = stepwell.load(path, lambda: build("resnet20", num_classes=3).module)
     x = torch.randn(2, 3, 8, 8)

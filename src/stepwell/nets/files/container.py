@@ -15,25 +15,27 @@ import safetensors
 import torch
 from torch import Tensor
 
-#: The `kind` in the header of a file that holds no network, and has commands of its own.
+#: The `kind` in the header of a knowledge graph's file.
 GRAPH = "stepwell knowledge graph"
+#: Kinds of networks of images, whose files hold a nested net.
+IMAGES = ("classifier", "resolution")
 
 
 def read_checked(
     path: Path, key: str, newest: int
 ) -> tuple[dict[str, Any] | None, dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file and verify its checksum.
+    """Read a safetensors file and check the checksum in its header.
 
     Args:
-        key: name of the metadata string that holds the header.
+        key: of the string that holds the header.
         newest: the latest format that the caller reads.
 
     Returns:
-        The header without its checksum (None if there is no header), the tensors, and all metadata.
+        The header without its checksum (None if the file has no such string); the tensors; all strings.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file; it is damaged, of a later format, or holds
-            a knowledge graph.
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, has a later format, or holds no image network.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -46,8 +48,10 @@ def read_checked(
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error}): copy it again"
         ) from error
-    if header is not None and header.get("kind") == GRAPH:
-        raise ValueError(f"{path} holds a {GRAPH}: its commands are those of `stepwell kg`")
+    if header is not None and (kind := header.get("kind", IMAGES[0])) not in IMAGES:
+        raise ValueError(
+            f"{path} holds a {kind.removeprefix('stepwell ')}, not a network of images"
+        )
     if header is not None:
         _check_header(header, tensors, path, newest)
     return header, tensors, metadata
@@ -67,7 +71,7 @@ def _check_header(
 
 
 def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """A checksum of a header and of names, types, shapes and bytes of tensors (on the CPU)."""
+    """Compute a checksum of a header and of names, types, shapes and bytes of CPU tensors."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]
@@ -77,7 +81,7 @@ def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def is_pickle(path: Path) -> bool:
-    """True if a file is a pickle, as `torch.save` writes it, zipped or not."""
+    """Tell whether a file is a pickle of `torch.save`, zipped or not."""
     with path.open("rb") as file:
         start = file.read(9)
     # A safetensors file starts with its header's length, which may look like a pickle's first bytes.
@@ -85,7 +89,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict saved with `torch.save`; nothing else is unpickled.
+    """Read the tensors of a `torch.save`d state dict; nothing else is ever unpickled.
 
     Raises:
         ValueError: the file holds a module or other objects, or is damaged.

@@ -22,14 +22,15 @@ from stepwell.files import write_whole
 from stepwell.nets import build, builder_of
 from stepwell.nets.card import Card
 from stepwell.nets.files.container import digest, is_pickle, read_checked, read_state_dict
+from stepwell.nets.files.kind import network_file
 from stepwell.nets.nested.exits import describe_head, make_head
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.reading import read
 
-#: 1 names a builder; 2 the stages that `nest` was given, for a module that only its maker has; 3 has
-#: something beside the nested net, whichever of the two that is; 4 has exits or tied weights.
+#: 1 names a builder; 2 names the stages given to `nest`, for a caller's own module; 3 is either of the
+#: two with more tensors beside the nested net; 4 has exits or tied weights.
 FORMAT = 4
-#: Where the tensors stand of what is beside a nested net in its file.
+#: Prefix of the tensors beside a nested net in its file.
 BESIDE = "beside/"
 #: What the card says of measurements, not of the network.
 MEASURED = ("costs", "latency", "cascade")
@@ -37,11 +38,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Beside(NamedTuple):
-    """What a file holds beside a nested net, such as its norms at other resolutions.
+    """The parts of a larger network beside its nested net, such as norms at other resolutions.
 
-    about: what JSON can hold; tensors: by names that the nested net does not know.
+    kind: of the larger network (see `stepwell.kinds`).
+    about: its settings, ready for JSON.
+    tensors: by names that the nested net does not know.
     """
 
+    kind: str
     about: dict[str, Any]
     tensors: dict[str, Tensor]
 
@@ -50,39 +54,70 @@ def save(net: NestedNet, path: str | Path, *, beside: Beside | None = None) -> P
     """Write `net` with all its depths to one safetensors file, whole or not at all.
 
     Args:
-        beside: stands in the same file; `load` passes it over, `read_beside` gives it.
+        beside: more parts in the same file; `load` skips them, `read_beside` gives them.
 
     Raises:
         OSError: the folder does not exist or the disk is full.
     """
-    header = _structure(net) | {"card": net.card.as_header()}
+    header = {"kind": "classifier", **_structure(net), "card": net.card.as_header()}
     tensors = _on_cpu(net)
     if beside is not None:
-        header |= {"format": max(3, header["format"]), "beside": beside.about}
+        header |= {
+            "format": max(3, header["format"]),
+            "kind": beside.kind,
+            "beside": beside.about,
+        }
         tensors |= {BESIDE + k: v.detach().cpu().contiguous() for k, v in beside.tensors.items()}
     return _write(Path(path), header, tensors)
 
 
-def read_beside(path: str | Path) -> Beside | None:
-    """What stands beside the nested net in a file that `save` wrote, if anything does.
+def load_both(
+    path: str | Path,
+    module: Callable[[], nn.Module] | None = None,
+    heads: Mapping[str, Callable[[], nn.Module]] | None = None,
+) -> tuple[NestedNet, Beside | None]:
+    """Read a nested net and the parts beside it, if there are any; the file is read and checked once.
+
+    Args:
+        module, heads: as for `load`.
 
     Raises:
         FileNotFoundError, ValueError: as for `load`.
     """
     header, tensors = _read_own(Path(path))
+    if module is not None and "builder" in header:
+        raise ValueError(
+            f"{path} names its network, {header['builder']}: load it without module=FACTORY"
+        )
+    heads = heads or {}
+    if unknown := heads.keys() - header.get("exits", {}).keys():
+        raise ValueError(f"{path} has no exit {min(unknown)!r}: leave it out of heads=")
+    return _assemble(header, tensors, Path(path), module, heads), _beside(header, tensors)
+
+
+def read_beside(path: str | Path) -> Beside | None:
+    """Read the parts beside the nested net in a run directory or a file, if there are any.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `load`.
+    """
+    return _beside(*_read_own(Path(path)))
+
+
+def _beside(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Beside | None:
     if "beside" not in header:
         return None
     own = {k.removeprefix(BESIDE): v for k, v in tensors.items() if k.startswith(BESIDE)}
-    return Beside(header["beside"], own)
+    return Beside(header.get("kind", "resolution"), header["beside"], own)
 
 
 def net_digest(net: NestedNet) -> str:
-    """A checksum of `net` without its card: its depths, their status, and every tensor."""
+    """Compute a checksum of `net` without its card: depths, their status, and every tensor."""
     return digest(_structure(net), _on_cpu(net))
 
 
 def _structure(net: NestedNet) -> dict[str, Any]:
-    """The header of the file of `net`, but for its card."""
+    """Build the header of the file of `net` without its card."""
     if net.builder is None:
         made = {"format": 2, "stages": list(net.plan.stages)}
     else:
@@ -111,8 +146,9 @@ def rewrite_card(path: str | Path, card: Card) -> Path:
         FileNotFoundError, ValueError: as for `load`.
         OSError: the disk is full; the file is as it was before.
     """
-    header, tensors = _read_own(Path(path))
-    return _write(Path(path), header | {"card": card.as_header()}, tensors)
+    file = network_file(path)
+    header, tensors = _read_own(file)
+    return _write(file, header | {"card": card.as_header()}, tensors)
 
 
 def load(
@@ -121,60 +157,55 @@ def load(
     *,
     heads: Mapping[str, Callable[[], nn.Module]] | None = None,
 ) -> NestedNet:
-    """Read a nested net, in eval mode, from a file that `save` wrote.
+    """Read a nested net, in eval mode, from a run directory or a file that `save` wrote.
 
     Args:
-        module: makes the full net anew, where `stepwell.nest` made the nested net of the caller's own
-            module; its weights are replaced by the file's.
-        heads: makes the head of each exit anew, by the exit's name, where the head is the caller's own.
+        module: a function that makes the full net again, for a caller's own module nested by
+            `stepwell.nest`; the file's weights replace its own.
+        heads: functions that make the heads of exits again, by the exit's name, for heads of the
+            caller's own.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, is no safetensors file, or is none of Stepwell's; `module` is
-            missing, makes another network, or is given for a network that has a name; `heads` misses an
-            exit with a head of the caller's own, or names another.
+        FileNotFoundError: there is no such file or directory.
+        ValueError: the run is not finished; the file is damaged, no safetensors file, or not
+            Stepwell's; `module` is missing, makes another network, or is given for a network that has
+            a name; `heads` misses an exit with a head of the caller's own, or names another.
     """
-    header, tensors = _read_own(Path(path))
-    if module is not None and "builder" in header:
-        raise ValueError(
-            f"{path} names its network, {header['builder']}: load it without module=FACTORY"
-        )
-    heads = heads or {}
-    if unknown := heads.keys() - header.get("exits", {}).keys():
-        raise ValueError(f"{path} has no exit {min(unknown)!r}: leave it out of heads=")
-    return _assemble(header, tensors, Path(path), module, heads)
+    return load_both(path, module, heads)[0]
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of the network in a file: the same when its card is measured again or depths are added.
+    """Hash the network in a run directory or a file.
 
-    Of Stepwell's files that is everything but the measured table and cascade, and but what depths that
-    were calibrated after the training have for themselves; of any other file, its bytes.
+    New measurements, or depths calibrated after the training, do not change the hash of a Stepwell
+    file. The hash of any other file is that of its bytes.
     """
     header, tensors = _read(path, plain_too=True)
     if header is None or "depths" not in header:
-        with path.open("rb") as file:
+        with network_file(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     trained = [depth for depth, status in header["status"].items() if status != "calibrated"]
-    kept = {
+    hashed = {k: v for k, v in header.items() if k != "kind"}  # files of older versions have none
+    hashed |= {
         name: {d: value for d, value in header[name].items() if d in trained}
         for name in ("depths", "exits")
         if name in header
-    } | {
+    }
+    hashed |= {
         "status": {d: header["status"][d] for d in trained},
         "card": {k: v for k, v in header["card"].items() if k not in MEASURED},
     }
     of_trained = {k: v for k, v in tensors.items() if _is_of(k, tensors, header["depths"], trained)}
-    return digest(header | kept, of_trained)[:16]
+    return digest(hashed, of_trained)[:16]
 
 
 def _is_of(
     name: str, tensors: Mapping[str, Tensor], depths: Mapping[str, list[int]], trained: list[str]
 ) -> bool:
-    """Whether a tensor may be one that a `trained` depth runs; the names say so without the module.
+    """Tell by its name whether a tensor may belong to a `trained` depth, without the module.
 
-    A depth shares the norms of one that came before it where both paths begin alike: they have one
-    number of blocks in the first stage, and the later one no tensor of that name for itself.
+    A depth shares the norms of an earlier depth where both paths begin alike: both have the same number
+    of blocks in the first stage, and the later depth has no tensor of that name.
     """
     if not name.startswith("depths/"):
         return True
@@ -189,7 +220,7 @@ def _is_of(
 
 
 def holds_weights_alone(path: Path) -> bool:
-    """Whether a file is one of weights that does not say of which network; no damaged file is.
+    """Check whether a file holds weights without naming their network; a damaged file does not.
 
     Raises:
         ValueError: it is a pickle of anything but weights.
@@ -204,22 +235,22 @@ def holds_weights_alone(path: Path) -> bool:
 
 
 class Start(NamedTuple):
-    """What a network took from a file: the file's card, and the names that stayed fresh."""
+    """A start from a file: the file's card, and the names of tensors that stayed fresh."""
 
     card: Card
     fresh: tuple[str, ...]
 
 
 def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) -> Start:
-    """Start `net` from the weights in a file: Stepwell's, or plain ones under torchvision's names.
+    """Start `net` from the weights of a run directory or a file.
 
-    A Stepwell file fills the full net, and the private norms of every sub-net that both have, where
-    both have private norms (where norms are shared, they are the full net's). Any other file
-    (safetensors, or a `torch.save`d state dict, read with `weights_only`) fills the full net, and each
-    private norm starts as the full net's. A classifier of another size stays fresh.
+    A Stepwell file fills the full net and, if both have private norms, those of every common sub-net.
+    Any other file (safetensors, or a `torch.save`d state dict, read with `weights_only`) has
+    torchvision's names. It fills the full net, and each private norm starts as the full net's. A
+    classifier of another size stays fresh.
 
     Args:
-        classes: what `net` is to tell apart; a classifier of other classes stays fresh, too.
+        classes: class names of `net`; a classifier of other classes stays fresh, too.
 
     Returns:
         The file's card; a plain file's is taken to be torchvision's, with ImageNet's mean and std.
@@ -246,7 +277,7 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
 
 
 def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
-    """A network with the weights of a file that holds nothing else, such as `torchvision`'s.
+    """Build a network with the weights of a file that holds nothing else, such as `torchvision`'s.
 
     The number of classes, and which stem, are the file's.
 
@@ -289,17 +320,17 @@ def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
 
 
 def differ(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
-    """Whether two classifiers, as far as both name their classes, tell other things apart."""
+    """Tell whether two classifiers that name their classes have different ones."""
     return bool(theirs and ours) and theirs != ours
 
 
 def fill(
     net: NestedNet, tensors: Mapping[str, Tensor], source: str, *, relabelled: bool = False
 ) -> tuple[str, ...]:
-    """Load the full net's `tensors`, but for a classifier of another size; the names left fresh.
+    """Load the full net's `tensors`, except a classifier of another size; give the names left fresh.
 
     Args:
-        relabelled: the classifier of `tensors` is one of other classes, and stays fresh, too.
+        relabelled: the classifier of `tensors` has other classes, and stays fresh, too.
 
     Raises:
         ValueError: they do not fit; the message begins with `source`.
@@ -334,13 +365,13 @@ def _assemble(
     module: Callable[[], nn.Module] | None,
     heads: Mapping[str, Callable[[], nn.Module]],
 ) -> NestedNet:
-    norms = header.get("norms", "private")  # files of before that had no other
+    norms = header.get("norms", "private")  # files of older versions had no other
     if "builder" in header:
         net = build(header["builder"], norms=norms, **header["arguments"])
     elif module is None:
         raise ValueError(
-            f"{path} holds a module of its maker's own that stepwell.nest made nested: give "
-            f"load(path, module=FACTORY), a function without arguments that makes the same module"
+            f"{path} holds a caller's own module, nested by stepwell.nest: give load(path, "
+            f"module=FACTORY), a function without arguments that makes the same module"
         )
     else:
         own = module()
@@ -399,7 +430,7 @@ def _write(path: Path, header: dict[str, Any], tensors: Mapping[str, Tensor]) ->
 
 
 def _read_own(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a file that `save` wrote."""
+    """Read header and tensors of a file that `save` wrote."""
     header, tensors = _read(path)
     if header is None:
         raise ValueError(
@@ -410,9 +441,8 @@ def _read_own(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _read(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """The header (none in a file of another's) and the tensors, checked against the checksum."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
+    """Read header and tensors and check the checksum; a file that is not Stepwell's has no header."""
+    path = network_file(path)
     if is_pickle(path):
         if plain_too:
             return None, read_state_dict(path)

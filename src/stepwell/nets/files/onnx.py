@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stepwell.nets.card import Card
 
-#: Types of a graph's images.
+#: Input types of graphs of images.
 FLOATS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 
 
@@ -51,7 +51,7 @@ class OnnxNet(nn.Module):
 
     @property
     def card(self) -> Card | None:
-        """The card in the metadata of an export of Stepwell, or None."""
+        """Read images and classes from the file's metadata, as Stepwell's exports write them."""
         if not {"classes", "size", "mean", "std"} <= self.described.keys():
             return None
         classes, mean, std = (
@@ -83,7 +83,7 @@ class OnnxNet(nn.Module):
 
 
 def _takes_images(taken: Any) -> bool:
-    """True if a graph's input is a batch of float images with three (or undeclared) channels."""
+    """Check that a graph's input is a batch of float images, with three channels if it says so."""
     shape = taken.shape  # a number, a name or nothing for each
     known = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
     return known and taken.type in FLOATS
@@ -124,7 +124,7 @@ def open_onnx(path: str | Path) -> Any:
 
 
 def weights_of(path: Path) -> str | None:
-    """The name of the file with the weights of a graph of Stepwell.
+    """Name the file of weights that a graph of Stepwell's reads; None if it holds its own.
 
     None if the graph holds its weights, or is no ONNX file.
     """

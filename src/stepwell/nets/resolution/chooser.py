@@ -1,8 +1,7 @@
-"""A network that chooses, image by image, at which resolution (and depth) it looks at it.
+"""A network that chooses the resolution (and depth) for each image.
 
-A tiny convolutional net, the chooser, scores all choices on a small copy of the image; the image is
-resized to the resolution of the best one, and runs there. Images of a batch that make the same choice
-run together.
+A tiny convolutional net, the chooser, scores all choices on a small copy of the image. The image then
+runs at the resolution of the best choice. Images of a batch with the same choice run together.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,10 +30,12 @@ class Choice(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """What a price of cost comes to.
+    """A cost penalty and its effect.
 
-    macs: of an image in the mean; accuracy: the share that is right; shares: of the images, by choice
-    (none in files of before they were kept).
+    price: the cost penalty.
+    macs: mean of an image.
+    accuracy: share of right answers.
+    shares: of the images, by choice; empty in files of older versions.
     """
 
     price: float
@@ -43,7 +44,7 @@ class Budget(NamedTuple):
     shares: tuple[float, ...] = ()
 
     def time(self, times: Sequence[float]) -> float:
-        """The mean of what an image takes, from what it takes at each choice."""
+        """Give the mean time of an image, from its `times` at each choice."""
         return sum(share * time for share, time in zip(self.shares, times, strict=True))
 
 
@@ -54,9 +55,8 @@ class Chooser(nn.Module):
     and many times a whole CIFAR network's; this one is a *reconstruction*, of 0.1 % of a ResNet-20's.)
 
     Args:
-        choices: how many there are.
-        size: height and width of the copy that it looks at; the layers, three at least, bring it to
-            about 2×2.
+        choices: number of choices.
+        size: height and width of the small copy; three or more layers bring it to about 2×2.
     """
 
     def __init__(self, choices: int, size: int) -> None:
@@ -78,17 +78,17 @@ class Chooser(nn.Module):
         nn.init.zeros_(self.scores.bias)
 
     def forward(self, x: Images) -> Scores:
-        """A score for each choice: logits of probabilities."""
+        """Score each choice, as logits of probabilities."""
         scores: Tensor = self.scores(self.features(resize(x, self.size)).mean((2, 3)))
         return scores
 
 
 class Always(nn.Module):
-    """In the place of a chooser: always the same choice.
+    """Makes always the same choice, instead of a chooser.
 
     Args:
-        choices: how many there are.
-        choice: the index of the one that is always made.
+        choices: number of choices.
+        choice: index of the one to make.
     """
 
     def __init__(self, choices: int, choice: int = 0) -> None:
@@ -96,7 +96,7 @@ class Always(nn.Module):
         self.choices, self.choice = choices, choice
 
     def forward(self, x: Images) -> Scores:
-        """A score of 1 for that choice, of 0 for all others."""
+        """Score that choice 1, and all others 0."""
         scores = x.new_zeros(len(x), self.choices)
         scores[:, self.choice] = 1
         return scores
@@ -108,13 +108,12 @@ class ResolutionNet(nn.Module):
     Args:
         net: the network.
         choices: depths and resolutions of it, in the order of the chooser's scores.
-        chooser: scores the choices; a `Chooser`, or `Always` where there is nothing to score by.
+        chooser: scores the choices: a `Chooser`, or `Always`.
 
     Attributes:
-        price: what a choice's score loses for its whole cost in `costs`; 0 unless a budget set it.
-        costs: of each choice, as a share of the costliest; 0 where nobody has set them.
-        budgets: prices that pay, cheap to dear, measured on images that trained nothing where there
-            are some; none where nobody has measured.
+        price: the cost penalty: a choice's score loses price · cost; 0 unless a budget set it.
+        costs: of each choice, as a share of the costliest; 0 until they are set.
+        budgets: useful cost penalties, cheapest first, measured on validation images if there are some.
 
     Raises:
         ValueError: fewer than two choices, or one that the network does not have.
@@ -124,8 +123,8 @@ class ResolutionNet(nn.Module):
         super().__init__()
         if len(choices) < 2:
             raise ValueError(
-                f"{len(choices)} choice is nothing to choose from: name two resolutions or more, or a "
-                "nested network with depths"
+                f"at least two choices are needed, got {len(choices)}: name two resolutions or more, "
+                "or a nested network with depths"
             )
         for depth, size in choices:
             net.at(size).path(depth)
@@ -142,7 +141,7 @@ class ResolutionNet(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the choices are called: "24", or "14@24" where there are several depths."""
+        """Names of the choices: "24", or "14@24" with several depths."""
         several = len({depth for depth, _ in self.choices}) > 1
         return tuple(f"{d}@{size}" if several else str(size) for d, size in self.choices)
 
@@ -154,26 +153,26 @@ class ResolutionNet(nn.Module):
         accuracy: float | None = None,
         times: Sequence[float] = (),
     ) -> Budget:
-        """Set the price for a budget, by `budgets`, and say what it comes to.
+        """Set the cost penalty for a budget, by `budgets`, and give its effect.
 
-        With `accuracy` it is the cheapest that has at least as much, else the most accurate one.
+        With `accuracy` it is the cheapest budget with at least this accuracy, else the most accurate.
 
         Args:
-            ms: at most so many milliseconds an image in the mean, by `times`.
-            macs: at most so many multiply-accumulates an image in the mean, the chooser's included.
-            accuracy: at least this share right.
-            times: milliseconds of an image at each choice, the chooser's included, such as
-                `stepwell.measure.resolution.times_of_choices` measures; `ms` needs them.
+            ms: mean milliseconds of an image, at most, by `times`.
+            macs: mean multiply-accumulates of an image, at most, including the chooser's.
+            accuracy: share of right answers, at least.
+            times: milliseconds of an image at each choice, including the chooser's, from
+                `stepwell.measure.resolution.times_of_choices`; `ms` needs them.
 
         Raises:
-            ValueError: no budgets were measured, or none fits; the message says what there is.
+            ValueError: no budgets were measured, or none fits; the message names the reachable ones.
         """
         if ms is None and macs is None and accuracy is None:
             raise ValueError("give a budget: ms, macs, accuracy or some of them")
         if not self.budgets:
             raise ValueError(
-                "this network does not know what its prices come to: one that never chose has none, "
-                "and one of an older file is to be trained again"
+                "this network knows no budgets: it never chose, or its file was saved by an older "
+                "version and the network must be trained again"
             )
         if ms is not None and len(times) != len(self.choices):
             raise ValueError(
@@ -181,8 +180,8 @@ class ResolutionNet(nn.Module):
             )
         if ms is not None and not all(b.shares for b in self.budgets):
             raise ValueError(
-                "this network's file is of before times could be a budget: name macs or accuracy, or "
-                "train it again"
+                "this file was saved by a version without latency budgets: name macs or accuracy, or "
+                "train the network again"
             )
         most, least = inf if macs is None else macs, accuracy or 0.0
         fitting = [b for b in self.budgets if b.macs <= most and b.accuracy >= least]
@@ -197,7 +196,7 @@ class ResolutionNet(nn.Module):
                 for b in (self.budgets[0], self.budgets[-1])
             )
             raise ValueError(
-                f"no price gives {' with '.join(asked)}: they reach from {low} at accuracy "
+                f"no budget gives {' with '.join(asked)}: they reach from {low} at accuracy "
                 f"{self.budgets[0].accuracy:.4g} to {high} at {self.budgets[-1].accuracy:.4g}"
             )
         found = fitting[-1] if accuracy is None else fitting[0]
@@ -205,7 +204,7 @@ class ResolutionNet(nn.Module):
         return found
 
     def hold(self, name: str) -> None:
-        """Make one choice for all images from now on; budgets are of the chooser, which is gone.
+        """Make one choice for all images from now on; the chooser and its budgets are removed.
 
         Raises:
             ValueError: no choice of that name.
@@ -217,15 +216,15 @@ class ResolutionNet(nn.Module):
         self.budgets = ()
 
     def choose(self, x: Images) -> Which:
-        """The index of each image's choice."""
+        """Give the index of each image's choice."""
         return self.pick(self.chooser(x))
 
     def pick(self, scores: Scores) -> Which:
-        """The index of the best choice by the chooser's scores, the price of its cost taken off."""
+        """Give the index of the best choice by the chooser's scores, minus the cost penalty."""
         return (scores - self.price * self.costs).argmax(1)
 
     def run(self, x: Images, who: Which) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each choice that any image makes: rows of `x`, and their logits.
+        """Run each choice that some image makes; give the rows of `x` and their logits.
 
         Args:
             who: the choice of each image.
@@ -237,16 +236,16 @@ class ResolutionNet(nn.Module):
                 yield rows, self.net(part, size, depth)
 
     def answer(self, x: Images) -> Answer:
-        """Logits of each image, and the index of its choice; images that agree in it run together."""
+        """Give the logits of each image and the index of its choice; equal choices run together."""
         who = self.choose(x)
         return Answer(gathered(list(self.run(x, who))), who)
 
     def forward(self, x: Images) -> Logits:
-        """Logits of each image at its own resolution."""
+        """Give the logits of each image at its own resolution."""
         return self.answer(x).logits
 
     def logits_by_choice(self, x: Images) -> dict[str, Tensor]:
-        """Logits of all images at every choice, by its name; common prefixes of depths run once."""
+        """Give logits of all images at every choice, by name; common prefixes of depths run once."""
         found: dict[Choice, Tensor] = {}
         for size in dict.fromkeys(size for _, size in self.choices):
             depths = [depth for depth, other in self.choices if other == size]
@@ -256,7 +255,7 @@ class ResolutionNet(nn.Module):
 
 
 def gathered(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Parts of a batch, with the rows that they are, put together."""
+    """Join parts of a batch by their rows."""
     (rows, values), *others = parts
     if not others:
         return values

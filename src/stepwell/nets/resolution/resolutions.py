@@ -1,9 +1,9 @@
 """One set of weights at several input resolutions, each with norms of its own (DRNet, Zhu et al. 2021).
 
 Activations at another resolution have other statistics, so each resolution has private norms
-("resolution-aware BN"), those of every sub-net included, while convolutions and classifier are shared.
-A network that is made for one size, as ViTs are, is made for each, with positions of its own.
-Nothing is switched by a flag: each resolution has a nested net of its own, made of the shared modules.
+("resolution-aware BN") for every depth, while convolutions and classifier are shared. A network made
+for one size, such as a ViT, is made for each size, with its own position embeddings. No flag switches
+anything: each resolution has its own nested net of the shared modules.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from stepwell.types import Images, Logits
 
 
 def resize(x: Images, size: int) -> Float[Tensor, "batch channels {size} {size}"]:
-    """Images at `size` pixels, bilinear and with antialias, in training and at run time alike."""
+    """Resize images to `size` pixels, bilinear and with antialias, in training and at run time."""
     if x.shape[-2:] == (size, size):
         return x
     return interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
@@ -32,16 +32,16 @@ class Resolutions(nn.Module):
     """A nested net that runs at several input sizes.
 
     Args:
-        net: the nested net; it is the one at the largest size (and made for that, if for one), and its
-            weights are shared.
+        net: the nested net at the largest size, whose weights are shared. A network made for one size
+            must be made for the largest.
         sizes: height and width of the input in pixels.
         norms: "private" to each resolution; "shared" is the ablation.
-        made_for: makes the full net, a plain module, for the size it is called with, if each is made
-            for one size. Networks with a name (`build`) know that themselves.
+        made_for: makes the full net, a plain module, for a given size, if networks are made for one
+            size. Networks of `build` need none.
 
     Raises:
-        ValueError: a size is no positive number, is named twice, or one that no network is made for;
-            `net` is made for another than the largest, or has exits; shared norms of networks made for
+        ValueError: a size is not positive, is named twice, or fits no network; `net` is made for
+            another size than the largest, or has exits; norms are shared, but the networks are made for
             one size.
     """
 
@@ -70,8 +70,8 @@ class Resolutions(nn.Module):
         made_for = made_for or _maker(net, self.sizes[0])
         if made_for and norms == "shared" and len(sizes) > 1:
             raise ValueError(
-                "shared norms are of networks that take images of any size, and this one is made for "
-                "one: use private norms"
+                "shared norms need a network for images of any size, and this one is made for one "
+                "size: use private norms"
             )
         # Plain containers, so that nothing is registered (or saved) twice.
         self._nets = {self.sizes[0]: net}
@@ -82,7 +82,7 @@ class Resolutions(nn.Module):
             )
 
     def at(self, size: int) -> NestedNet:
-        """The nested net of one resolution; what it shares with the others is the very same.
+        """Give the nested net of one resolution; shared modules are the same objects in all.
 
         Raises:
             ValueError: there is no such resolution.
@@ -93,25 +93,25 @@ class Resolutions(nn.Module):
         return self._nets[size]
 
     def forward(self, x: Images, size: int | None = None, depth: str | None = None) -> Logits:
-        """Logits of images, brought to `size` (the largest by default), by one depth."""
+        """Resize images to `size` (the largest by default), and give their logits at one depth."""
         size = self.sizes[0] if size is None else size
         return self.at(size)(resize(x, size), depth)
 
     def train(self, mode: bool = True) -> "Resolutions":
-        """Set the mode of every module, those of all resolutions included."""
+        """Set the mode of every module of all resolutions."""
         super().train(mode)
         for net in self._nets.values():
             net.train(mode)
         return self
 
     def hidden_modules(self) -> Iterator[nn.Module]:
-        """The modules of the smaller resolutions, which are not registered; others among them."""
+        """Iterate over the modules of the smaller resolutions, which are not registered."""
         for net in self._nets.values():
             yield from net.modules()
             yield from net.hidden_modules()
 
     def own_tensors(self) -> dict[str, Tensor]:
-        """What the smaller resolutions do not share, under `SIZE/<name in the nested net>`."""
+        """Give the private tensors of the smaller resolutions, as `SIZE/<name in the nested net>`."""
         return {
             f"{size}/{name}": value
             for size, names in self._names.items()
@@ -120,19 +120,19 @@ class Resolutions(nn.Module):
         }
 
     def load_own(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `own_tensors`.
+        """Load the tensors that `own_tensors` gives.
 
         Raises:
             RuntimeError: a name is missing or unexpected, or a shape differs.
         """
-        if odd := sorted(self.own_tensors().keys() ^ tensors.keys()):
-            raise RuntimeError(f"names differ from this network's: {', '.join(odd[:5])}")
+        if differing := sorted(self.own_tensors().keys() ^ tensors.keys()):
+            raise RuntimeError(f"names differ from this network's: {', '.join(differing[:5])}")
         for size, names in self._names.items():
             own = {name: tensors[f"{size}/{name}"] for name in names}
             self._nets[size].load_tensors(self._nets[size].tensors() | own)
 
     def stored_names(self, size: int, depth: str | None = None) -> dict[str, str]:
-        """As `NestedNet.stored_names`; what a resolution has for itself is at `SIZE/<name>`."""
+        """Map names as `NestedNet.stored_names`; private tensors are at `SIZE/<name>`."""
         own = self._names[size]
         stored = self.at(size).stored_names(depth)
         return {k: f"{size}/{name}" if name in own else name for k, name in stored.items()}
@@ -140,9 +140,9 @@ class Resolutions(nn.Module):
     def _twin(
         self, size: int, made_for: Callable[[int], nn.Module] | None
     ) -> tuple[NestedNet, frozenset[str]]:
-        """The nested net with norms of its own, copies of the present ones; and the names of these.
+        """Make a nested net with copies of the norms, and name its private tensors.
 
-        What else depends on the size is its own, too.
+        Other modules that depend on the size are private, too.
         """
         net, norms, parts = self.net, dict[str, nn.Module](), dict[str, nn.Module]()
         module = net.module
@@ -167,7 +167,7 @@ class Resolutions(nn.Module):
 
 
 def _maker(net: NestedNet, largest: int) -> Callable[[int], nn.Module] | None:
-    """Makes the full net of `net` for another size, if it has a name and is made for one size."""
+    """Give a function that makes the full net for another size, if it is made for one size."""
     if net.builder is None:
         return None
     name, arguments = net.builder
@@ -183,7 +183,7 @@ def _maker(net: NestedNet, largest: int) -> Callable[[int], nn.Module] | None:
 
 
 def check_sizes(sizes: Sequence[int]) -> None:
-    """Refuse resolutions that are none.
+    """Check resolutions.
 
     Raises:
         ValueError: there is none, one is no positive number, or is named twice.

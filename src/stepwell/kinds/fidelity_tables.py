@@ -1,26 +1,30 @@
-"""What `eval --fidelity` prints of the numbers that it measured."""
+"""Tables of fidelity: each depth beside its teacher."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepwell.console import show, table
-from stepwell.report.fidelity_reading import FORMS, MEASURES, Kind
+from stepwell.measures import FIDELITY, Measure, number_in
+
+CKA = Measure("CKA", "number", 3)
+SHARE = Measure("share", "percent")
 
 
-def with_interval(numbers: Mapping[str, float], key: str, kind: Kind) -> str:
-    """A number with its interval, where it has one: 98.1 % (97.0 to 98.9)."""
+def with_interval(numbers: Mapping[str, float], key: str, measure: Measure) -> str:
+    """Write a number with its interval, if it has one: 98.1 % (97.0 to 98.9)."""
     if key not in numbers:
         return ""
-    scale, form = FORMS[kind]
-    unit = " %" if kind == "percent" else ""
+    sign = " %" if measure.unit == "percent" else ""
     value, *ends = (
-        form.format(scale * numbers[k]) for k in (key, f"{key}/low", f"{key}/high") if k in numbers
+        number_in(measure.unit, numbers[k], measure.digits)
+        for k in (key, f"{key}/low", f"{key}/high")
+        if k in numbers
     )
-    return f"{value}{unit}" + (f" ({ends[0]} to {ends[1]})" if ends else "")
+    return f"{value}{sign}" + (f" ({ends[0]} to {ends[1]})" if ends else "")
 
 
 def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
-    """Every depth against the teacher, train and test side by side; the classes that agree least."""
+    """Print every depth against the teacher on each part, and the classes that agree least."""
     parts = {part: values["numbers"] for part, values in found["parts"].items()}
     titles = {part: part for part in parts} | {"augmented": f"augmented: {found['augmentation']}"}
     for depth in found["depths"]:
@@ -34,12 +38,12 @@ def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
             for part, numbers in parts.items()
         }
         rows = [
-            [title, *(with_interval(numbers, key, kind) for numbers in own.values())]
-            for key, title, kind in MEASURES
+            [measure.title, *(with_interval(numbers, key, measure) for numbers in own.values())]
+            for key, measure in FIDELITY.items()
             if any(key in numbers for numbers in own.values())
         ]
         rows += [
-            [f"CKA of {stage}", *(with_interval(n, f"cka/{stage}", "number") for n in own.values())]
+            [f"CKA of {stage}", *(with_interval(n, f"cka/{stage}", CKA) for n in own.values())]
             for stage in found["stages"]
         ]
         columns = [f"{titles[part]} ({found['parts'][part]['images']:,})" for part in parts]
@@ -48,18 +52,19 @@ def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
             show(verdict)
         _show_least(own["test"], found["classes"], classes)
     show(
-        f"in brackets: {100 * found['level']:.0f} % intervals over the images, of this one pair of "
-        "trainings; CKA: debiased linear",
+        f"in brackets: {100 * found['level']:.0f} % intervals over the images, which do not cover "
+        "another training of this pair; CKA: debiased linear",
         style="dim",
     )
     if "augmented" in parts:
         show(
-            "train: as they are; augmented: the same, changed at random as in training", style="dim"
+            "train: without augmentation; augmented: the same images, augmented as in training",
+            style="dim",
         )
 
 
 def transfer_verdict(numbers: Mapping[str, float]) -> str:
-    """What agreement beyond the control's says, in a sentence; empty without a control."""
+    """Judge the agreement beyond the control's in a sentence; empty without a control."""
     if "transfer" not in numbers:
         return ""
 
@@ -68,8 +73,8 @@ def transfer_verdict(numbers: Mapping[str, float]) -> str:
             return "more than chance"
         return "less than the control's" if numbers[f"{key}/high"] < 0 else "may be chance"
 
-    points = with_interval(numbers, "transfer", "points")
-    nats = with_interval(numbers, "transfer_kl", "number")
+    points = with_interval(numbers, "transfer", FIDELITY["transfer"])
+    nats = with_interval(numbers, "transfer_kl", FIDELITY["transfer_kl"])
     return (
         f"this teacher's own on test images: {points} points of agreement, {judged('transfer')}; "
         f"nearer by {nats} nats, {judged('transfer_kl')}"
@@ -83,7 +88,7 @@ def _show_least(numbers: Mapping[str, float], classes: Sequence[str], count: int
         [
             name,
             *(
-                with_interval(numbers, key, "percent")
+                with_interval(numbers, key, SHARE)
                 for key in (
                     f"class/{name}/agreement",
                     f"class/{name}/accuracy",

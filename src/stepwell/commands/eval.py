@@ -1,0 +1,77 @@
+"""`stepwell eval`."""
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from stepwell.commands.arguments import Json
+from stepwell.console import print_json
+from stepwell.kinds import kind_module, open_network
+
+
+def eval_(
+    run: Positional[Path],
+    *,
+    data: str | None = None,
+    cascade: bool = False,
+    target_accuracy: float | None = None,
+    budget_macs: float | None = None,
+    save: bool = False,
+    fidelity: tuple[str, ...] | None = None,
+    teacher_mean: tuple[float, float, float] | None = None,
+    teacher_std: tuple[float, float, float] | None = None,
+    control: str | None = None,
+    interpolate: int | None = None,
+    json: Json = False,
+) -> None:
+    """Measure accuracy, calibration, churn, MACs and latency.
+
+    Every depth of a network is measured. A network that chooses resolutions is measured as a whole, and
+    at each choice for all images. With --fidelity, each depth is also compared with a teacher, on the
+    training and test images. The run keeps these numbers for its report if they are of its own data.
+
+    Examples:
+        stepwell eval runs/digits
+        stepwell eval runs/photos --data other-photos/ --json
+        stepwell eval runs/digits --cascade --target-accuracy 0.97 --save
+        stepwell eval runs/student --fidelity runs/teacher --control runs/student-of-another
+        stepwell eval runs/student --fidelity runs/one@20 two.onnx resnet18=three.pth
+        stepwell eval runs/digits --fidelity runs/digits
+
+    Args:
+        run: a run directory, or the file of its network.
+        data: a folder or a name; its test part is used. By default the data of the run.
+        cascade: also find the best cascade (shallow first, deeper when unsure) on the validation part,
+            and measure it on the test part.
+        target_accuracy: of the cascade on the validation part; the full net's own by default.
+        budget_macs: mean MACs an image: of the cascade, instead of a target accuracy; or of a network
+            that chooses resolutions.
+        save: save the cascade in the network's file, for `stepwell predict --cascade`.
+        fidelity: the teacher, as for `stepwell train distill --teacher`: a run directory or the file of
+            a network (PATH@DEPTH for a depth), an ONNX file, NETWORK=FILE or timm/NAME; several are an
+            ensemble. If it is the run itself, the full net is the teacher of the sub-nets.
+        teacher_mean: of pixels scaled to [0, 1], per channel, for a teacher that does not say how its
+            images are normalised (most ONNX files).
+        teacher_std: as --teacher-mean.
+        control: a student of another teacher (usually another seed), trained in the same way. Only
+            agreement beyond the control's comes from this teacher.
+        interpolate: number of points to measure on the straight line from the student's weights to the
+            teacher's, for equal architectures; each point gets its own BatchNorm statistics.
+    """
+    flags = {name: value for name, value in locals().items() if name not in ("run", "json")}
+    if not cascade and (save or target_accuracy is not None):
+        raise ValueError("--target-accuracy and --save need --cascade")
+    if fidelity == ():
+        raise ValueError(
+            "--fidelity: name the teacher after it, such as a run directory, or several for an ensemble"
+        )
+    if not fidelity and (teacher_mean or teacher_std or control is not None or interpolate):
+        raise ValueError(
+            "--teacher-mean, --teacher-std, --control and --interpolate need --fidelity"
+        )
+    results = open_network(run, to="evaluate").do("evaluate", **flags)
+    if json:
+        print_json(results)
+    else:
+        title = f"{run} on {results['examples']} images"
+        kind_module(results["kind"]).show_results(results, title)

@@ -1,0 +1,85 @@
+"""`stepwell export`."""
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from stepwell.commands.arguments import Json, check_place
+from stepwell.console import print_json
+from stepwell.kinds import kind_module, open_network
+from stepwell.kinds.classifier_tables import show_delta
+
+
+def export(
+    run: Positional[Path],
+    *,
+    format: Literal["onnx", "pt2", "safetensors"] | None = None,
+    depth: str = "all",
+    int8: bool = False,
+    beyond: str | None = None,
+    data: str | None = None,
+    to: Path | None = None,
+    out: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Write depths as files for other programs.
+
+    Each file is checked against the network, except int8 versions and --beyond. `--depth all` with ONNX
+    writes the weights once, net-CHECKSUM.safetensors, and a small graph a depth that points into it. A
+    network that chooses resolutions gives a graph a choice, and one for its chooser.
+
+    Examples:
+        stepwell export runs/digits
+        stepwell export runs/photos --depth 18 --to shipping/
+        stepwell export runs/photos --int8
+        stepwell export runs/photos --depth 34 --beyond 18 --out 18-to-34.safetensors
+
+    Args:
+        run: a run directory, or the file of its network.
+        format: `onnx` (the default): a graph for any batch size; `pt2`: a program of torch.export;
+            `safetensors`: plain weights under torchvision's names.
+        depth: one depth, whose file needs no other, or `all`.
+        int8: also write each depth in integers of eight bits, and measure both on the test part.
+        beyond: write only the weights that `depth` needs in addition to this shallower depth;
+            `stepwell patch` applies them.
+        data: a folder or a name, for images to check on; by default the data of the run.
+        to: the folder to write to; `export/` beside the network by default.
+        out: with --beyond, the file to write.
+    """
+    if beyond is not None:
+        others = int8 or data or to or format not in (None, "safetensors")
+        _export_delta(run, depth, beyond, out, others, json=json)
+        return
+    if out is not None:
+        raise ValueError(f"--out {out} is where --beyond writes; an export goes to the folder --to")
+    network = open_network(run, to="export")
+    folder = to or (run if run.is_dir() else run.parent) / "export"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--to {folder} is a file: name a folder")
+    one = None if depth == "all" else depth
+    result = network.do("export", folder, format=format, depth=one, int8=int8, data=data)
+    if json:
+        print_json(result | {"folder": str(folder)})
+    else:
+        kind_module(network.kind).show_export(f"exported {run} to {folder}", result)
+
+
+def _export_delta(
+    run: Path, depth: str, beyond: str, out: Path | None, others: object, *, json: bool
+) -> None:
+    """Write the weights that one depth needs in addition to another."""
+    if depth == "all":
+        raise ValueError("--beyond needs --depth: the deeper depth that the delta leads to")
+    if out is None:
+        raise ValueError("--beyond needs --out: the file to write")
+    check_place("--out", out)
+    if others:
+        raise ValueError(
+            "--beyond writes plain weights: leave --int8, --data, --to and --format out"
+        )
+    delta = open_network(run, to="delta").do("delta", depth, beyond, out)
+    if json:
+        print_json({"depth": depth, "beyond": beyond} | delta | {"path": str(delta["path"])})
+    else:
+        show_delta(depth, beyond, delta)

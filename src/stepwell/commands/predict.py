@@ -1,0 +1,83 @@
+"""`stepwell predict`."""
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from stepwell.commands.arguments import Json, check_place
+from stepwell.console import fail, print_json, say, show, table
+from stepwell.kinds import Predicted, open_network
+
+#: Unreadable images to name, at most.
+NAMED = 10
+#: Flags for the kind of network.
+FLAGS = ("depth", "budget_ms", "budget_macs", "min_accuracy", "cascade")
+
+
+def predict(
+    run: Positional[Path],
+    files: Positional[tuple[Path, ...]],
+    *,
+    depth: str | None = None,
+    budget_ms: float | None = None,
+    budget_macs: float | None = None,
+    min_accuracy: float | None = None,
+    cascade: bool = False,
+    csv: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Classify images.
+
+    Unreadable images are named and skipped; the exit code is then 2.
+
+    Examples:
+        stepwell predict runs/digits three.png
+        stepwell predict runs/photos holiday/ --depth 18 --csv holiday.csv
+        stepwell predict runs/photos holiday/ --budget-ms 5
+        stepwell predict runs/photos holiday/ --cascade
+
+    Args:
+        run: a run directory, or the file of its network.
+        files: images, or folders of images.
+        depth: the depth that predicts; the full net by default. A network that chooses resolutions
+            chooses by default; --depth then also takes one of its choices (24, 14@24).
+        budget_ms: use the most accurate depth that needs at most this many milliseconds an image here,
+            by the table in the network's file (`stepwell cost RUN --save`), else measured now. A
+            network that chooses resolutions keeps the mean within the budget.
+        budget_macs: as --budget-ms, in MACs an image.
+        min_accuracy: use the cheapest depth, or the highest cost penalty, with at least this accuracy
+            (0.95 is 95 %).
+        cascade: shallow first, deeper when unsure, as saved by `stepwell eval RUN --cascade --save`.
+        csv: write file, class, probability and depth to this file.
+    """
+    from stepwell.serve import to_csv
+
+    flags = {name: value for name, value in locals().items() if name in FLAGS}
+    budget = any(value is not None for value in (budget_ms, budget_macs, min_accuracy))
+    if (depth is not None) + budget + cascade > 1:
+        raise ValueError(
+            "give one of --depth, a budget (--budget-ms, --budget-macs, --min-accuracy), --cascade"
+        )
+    if csv is not None:
+        check_place("--csv", csv)
+    network = open_network(run, to="predict")
+    predicted: Predicted = network.do("predict", files, **flags)
+    predictions = predicted.predictions
+    readable = [p for p in predictions if not p.error]
+    if predicted.speed is not None and not json:
+        for line in predicted.speed():
+            say(line)
+    if csv is not None:
+        to_csv(csv, predictions)
+        say(f"wrote {len(readable)} predictions to {csv}")
+    if json:
+        print_json([p._asdict() | {"file": str(p.file)} for p in predictions])
+    elif csv is None and readable:
+        rows = [[str(p.file), p.label, f"{100 * p.probability:.1f} %", p.depth] for p in readable]
+        columns = ["file", "class", "probability", predicted.row]
+        show(table(predicted.title, columns, rows, words=2))
+    if unreadable := [p for p in predictions if p.error]:
+        for p in unreadable[:NAMED]:
+            fail(p.error)
+        more = f"; the first {NAMED} are named above" if len(unreadable) > NAMED else ""
+        raise ValueError(f"{len(unreadable)} of {len(predictions)} images could not be read{more}")

@@ -1,0 +1,66 @@
+"""`stepwell verify`."""
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from stepwell.commands.arguments import Json
+from stepwell.console import print_json, say, show_claims
+
+
+def verify(
+    system: Positional[str],
+    *,
+    quick: bool = False,
+    seeds: int = 3,
+    data: str | None = None,
+    size: int | None = None,
+    epochs: int | None = None,
+    precision: Literal["32", "bf16"] = "32",
+    arms: tuple[str, ...] = (),
+    workers: int = 2,
+    out: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Run a system's experiment: paper, measured, holds or not.
+
+    An interrupted run goes on where it stopped.
+
+    Examples:
+        stepwell verify ekd --quick
+        stepwell verify ekd --data cifar10/ --size 16 --seeds 3
+        stepwell verify dkge --data snapshots/ --arms "DKGE*" --workers 1
+
+    Args:
+        system: a name (`stepwell list`).
+        quick: a tiny version, to check that everything runs; its numbers mean nothing.
+        seeds: trainings of each arm.
+        data: a folder or a name, instead of the system's own: of images, or, for dkge, of snapshots
+            (2008/train.tsv, valid.tsv, test.tsv, 2009/...), of which the last four are used.
+        size: height and width of the images.
+        epochs: passes over the training part, of every arm.
+        precision: of every arm's training; `bf16` pays where the processor has it.
+        arms: names or patterns ("20*") of the arms to run; claims about others are left out. An unknown
+            name lists all arms.
+        workers: arms side by side, one thread each.
+        out: the folder of units and results; `runs/verify-SYSTEM` by default.
+    """
+    from stepwell.claims.kit.verify import verify_system
+
+    changes = {"data": data, "size": size, "epochs": epochs}
+    result, page = verify_system(
+        system,
+        {name: value for name, value in changes.items() if value is not None},
+        quick=quick,
+        seeds=seeds,
+        workers=workers,
+        arms=arms,
+        precision=precision,
+        folder=out or Path("runs") / f"verify-{system}",
+    )
+    if json:
+        print_json(result)
+    else:
+        show_claims(result)
+        say(f"wrote {page}")

@@ -1,0 +1,168 @@
+"""Kinds of trained networks: one module a kind knows how to open, evaluate, use and show it.
+
+A module offers those of these names that its kind can do; each takes a `Network` first.
+
+    NAME                          the kind in messages, with its article
+    open(path)                    the network of a run directory or a file, read once
+    evaluate(network, **flags)    results, as results.json has them
+    predict(network, paths, **flags)    `Predicted`, for files and folders
+    export(network, folder, **flags), delta(network, depth, beyond, out)
+    cost(network, **flags)        costs by row, and the input in words
+    calibrate(network, depths, **flags)    `Calibrated`
+    show_results(results, title, brief=False), show_export(title, result)
+    NEXT                          commands to try after a training
+    SECTIONS                      of its report, as "module:function": (record, colours) -> HTML
+    ADVICE                        by a name that it lacks: what to do instead
+
+A new kind adds its module and its entry in `KINDS`; commands and report look up nothing else.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from stepwell.serve import Prediction
+
+#: Modules by the kind that stands in a file's header and in results.json; imported when met.
+KINDS = {
+    "classifier": "stepwell.kinds.classifier",
+    "resolution": "stepwell.kinds.resolution",
+    "graph": "stepwell.kinds.graph",
+}
+#: Commands and participles of what a kind may lack.
+_COMMANDS = {
+    "evaluate": ("eval", "evaluated"),
+    "predict": ("predict", "used for predictions"),
+    "export": ("export", "exported"),
+    "delta": ("export --beyond", "exported as a delta"),
+    "cost": ("cost", "measured for its cost"),
+    "calibrate": ("calibrate", "calibrated"),
+}
+
+
+class Network(NamedTuple):
+    """A trained network with its kind and its run.
+
+    path: as the caller named it: a run directory or a file.
+    net: what the kind's `open` gives, such as a `NestedNet`.
+    config: of the run; empty for a file outside of a run.
+    """
+
+    path: Path
+    kind: str
+    net: Any
+    config: Mapping[str, Any]
+
+    def do(self, name: str, *arguments: Any, **flags: Any) -> Any:
+        """Call a function of the network's kind, with the flags that were given.
+
+        Flags that are None, False or empty were not given.
+
+        Raises:
+            ValueError: the kind cannot do it, or does not know a flag.
+        """
+        function = ability(self.path, self.kind, name)
+        given = {k: v for k, v in flags.items() if v is not None and v is not False and v != ()}
+        known = inspect.signature(function).parameters
+        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+        if unknown := [flag for flag in given if flag not in known and not takes_all]:
+            flag = unknown[0].replace("_", "-")
+            raise ValueError(
+                f"--{flag} is not for {kind_module(self.kind).NAME}, which {self.path} holds: leave it "
+                "out"
+            )
+        return function(self, *arguments, **given)
+
+
+class Predicted(NamedTuple):
+    """Predictions for files, and how to show them.
+
+    title: of the table; row: names its last column, the row that answered.
+    speed: measures images per second, and gives lines about it.
+    """
+
+    predictions: "list[Prediction]"
+    title: str
+    row: str = "depth"
+    speed: Callable[[], list[str]] | None = None
+
+
+class Calibrated(NamedTuple):
+    """Depths that were calibrated, the file that holds them, and the costs of all depths.
+
+    train, validation: numbers of images; 0 without a validation part.
+    """
+
+    new: list[str]
+    file: Path
+    costs: dict[str, dict[str, Any]]
+    train: int
+    validation: int
+
+
+def kind_module(kind: str) -> ModuleType:
+    """Import the module of a kind.
+
+    Raises:
+        ValueError: this version does not know the kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"no kind of network {kind!r} in this version of Stepwell: upgrade")
+    return importlib.import_module(KINDS[kind])
+
+
+def sections_of(kind: str) -> list[Callable[..., str]]:
+    """Import the sections of a kind's report page, in order.
+
+    Raises:
+        ValueError: this version does not know the kind.
+    """
+    places = (path.partition(":") for path in kind_module(kind).SECTIONS)
+    return [getattr(importlib.import_module(module), name) for module, _, name in places]
+
+
+def ability(path: Path, kind: str, name: str) -> Callable[..., Any]:
+    """Give a function of a kind.
+
+    Raises:
+        ValueError: the kind of the network at `path` has no such function; the message says what to do.
+    """
+    module = kind_module(kind)
+    function: Callable[..., Any] | None = getattr(module, name, None)
+    if function is None:
+        command, participle = _COMMANDS[name]
+        advice = module.ADVICE.get(name, "see the documentation of its recipe")
+        raise ValueError(
+            f"stepwell {command}: {path} holds {module.NAME}, which cannot be {participle}; {advice}"
+        )
+    return function
+
+
+def open_network(path: str | Path, *, to: str | None = None) -> Network:
+    """Open a trained network of any kind: a run directory, or the file of its network.
+
+    The file is read and checked once.
+
+    >>> network = stepwell.open_network("runs/digits")  # doctest: +SKIP
+    >>> network.kind, network.net.depths  # doctest: +SKIP
+    ('classifier', {'8': (1, 1, 1), '20': (3, 3, 3)})
+
+    Args:
+        to: a function that the kind must have, such as "export".
+
+    Raises:
+        FileNotFoundError: there is no such file or directory.
+        ValueError: the run is not finished; the file is damaged; the kind is unknown or lacks `to`.
+    """
+    from stepwell.files import config_of
+    from stepwell.nets.files.kind import kind_of, network_file
+
+    path = Path(path)
+    kind = kind_of(path)
+    if to is not None:
+        ability(path, kind, to)
+    return Network(path, kind, kind_module(kind).open(path), config_of(network_file(path)))

@@ -1,0 +1,303 @@
+"""Image classifiers with one or several depths (`NestedNet`)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stepwell.console import big, row_table, say, show, show_conditions, track
+from stepwell.kinds import Network, Predicted
+from stepwell.kinds.classifier_costs import calibrate, cost
+from stepwell.kinds.classifier_tables import show_cascade, show_churn, show_classes, show_export
+from stepwell.kinds.fidelity_tables import show_fidelity
+
+if TYPE_CHECKING:
+    from stepwell.nets import NestedNet
+
+__all__ = [
+    "ADVICE", "NAME", "NEXT", "SECTIONS", "calibrate", "cost", "delta", "evaluate", "export", "open",
+    "predict", "show_export", "show_results",
+]  # fmt: skip
+
+NAME = "an image classifier"
+ADVICE: dict[str, str] = {}
+NEXT = (
+    "stepwell eval {run}",
+    "stepwell export {run}",
+    "stepwell report {run}",
+    "stepwell predict {run} IMAGE|FOLDER...",
+)
+SECTIONS = (
+    "stepwell.report.sections:lead",
+    "stepwell.report.sections:full_net_note",
+    "stepwell.report.sections:facts",
+    "stepwell.report.sections:row_table",
+    "stepwell.report.sections:churn",
+    "stepwell.report.sections:run_figures",
+    "stepwell.report.fidelity:fidelity_section",
+    "stepwell.report.grafting:grafting_section",
+    "stepwell.report.sections:examples",
+    "stepwell.report.sections:classes_table",
+    "stepwell.report.sections:arguments",
+)
+#: Columns after a training, and of an evaluation.
+TRAINED = ("blocks", "params", "macs", "accuracy", "ms")
+EVALUATED = (
+    "blocks", "params", "macs", "accuracy", "nll", "ece", "agreement", "negative_flips",
+    "positive_flips", "ms",
+)  # fmt: skip
+
+
+def open(path: Path) -> "NestedNet":
+    """Read the network of a run directory or a file.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `stepwell.load`; or its card names no classes or size.
+    """
+    from stepwell.nets.files.nested import load
+
+    net = load(path)
+    check_card(path, net)
+    return net
+
+
+def check_card(path: Path, net: "NestedNet") -> None:
+    """Check that a network's card names its classes and its input size.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not net.card.classes or not net.card.size:
+        raise ValueError(
+            f"{path} does not say its classes and input size: set net.card = "
+            "stepwell.Card(classes, size, mean, std) and save it again"
+        )
+
+
+def evaluate(
+    network: Network,
+    *,
+    data: str | None = None,
+    cascade: bool = False,
+    target_accuracy: float | None = None,
+    budget_macs: float | None = None,
+    save: bool = False,
+    fidelity: tuple[str, ...] = (),
+    teacher_mean: tuple[float, float, float] | None = None,
+    teacher_std: tuple[float, float, float] | None = None,
+    control: str | None = None,
+    interpolate: int = 0,
+) -> dict[str, Any]:
+    """Measure every depth; also a cascade of them, and fidelity to a teacher. Flags as for `eval`.
+
+    Returns:
+        Results as results.json has them; with "cascade" ("validation" and "test") and "fidelity" (the
+        content of fidelity.json) where they were asked for.
+    """
+    from stepwell.measure.cascade import check_depths
+    from stepwell.measure.data_parts import parts_of
+    from stepwell.measure.depths import measure_depths
+    from stepwell.measure.fidelity import fit_pair, measure_pair
+    from stepwell.measure.fidelity_networks import open_pair
+    from stepwell.nets.files.kind import network_file
+    from stepwell.nets.files.rewriting import check_writable
+
+    path, net, config = network.path, network.net, network.config
+    if budget_macs is not None and not cascade:
+        raise ValueError("--budget-macs needs --cascade, or a network that chooses resolutions")
+    net.require_ready()
+    if cascade:
+        check_depths(net)
+    if fidelity:
+        pair = open_pair(
+            path, net, config, fidelity, control, mean=teacher_mean, std=teacher_std,
+            interpolate=interpolate,
+        )  # fmt: skip
+    if save:
+        check_writable(network_file(path))
+    parts = parts_of(net, path, config, data)
+    networks = fit_pair(pair, parts.test) if fidelity else None
+    results = measure_depths(net, parts.test)
+    if cascade:
+        results["cascade"] = _cascade(network, parts, target_accuracy, budget_macs, save)
+    if networks is not None:
+        numbers, arrays = measure_pair(networks, parts, interpolate=interpolate, track=track)
+        results["fidelity"] = numbers
+        _keep_fidelity(network, parts.known, numbers, arrays)
+    return results
+
+
+def _cascade(
+    network: Network, parts: Any, accuracy: float | None, macs: float | None, save: bool
+) -> dict[str, Any]:
+    """Calibrate the best cascade on validation images, measure it on test images, and maybe save it."""
+    from stepwell.measure.cascade import calibrate_cascade, measure_cascade
+    from stepwell.nets.files.nested import net_digest, rewrite_card
+    from stepwell.nets.files.rewriting import rewriting
+    from stepwell.nets.nested.cascade import Cascade
+
+    net = network.net
+    if parts.validation is None:
+        raise ValueError(
+            "there is no validation part that the network was surely not trained on, and thresholds "
+            "set on test images would look better than they are: name data with a val/ folder with "
+            "--data"
+        )
+    chosen = calibrate_cascade(net, parts.validation, accuracy=accuracy, macs=macs)
+    net.card = replace(net.card, cascade=chosen)
+    measured = measure_cascade(Cascade.of(net), parts.test)
+    if save:
+        with rewriting(network.path, net_digest(net)) as (file, card):
+            rewrite_card(file, replace(card, cascade=chosen))
+        say(f"saved the cascade in {file}")
+    return {"validation": chosen, "test": measured}
+
+
+def _keep_fidelity(
+    network: Network, known: bool, numbers: Mapping[str, Any], arrays: Mapping[str, Any]
+) -> None:
+    """Keep fidelity in the run for its report, if it was measured on the run's own data."""
+    from stepwell.measure.fidelity import write_fidelity
+    from stepwell.measure.fidelity_networks import folder_of
+
+    if not network.config:
+        return
+    run = folder_of(network.path)
+    if known:
+        write_fidelity(run, numbers, arrays)
+        say(f"saved {run / 'fidelity.json'}; next: stepwell report {run}")
+    else:
+        say(f"note: not saved in {run}: its report is about the data of its training")
+
+
+def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False) -> None:
+    """Print results as tables; `brief`: as after a training."""
+    costs, test, rows = results["costs"], results["test"], results["rows"]
+    if brief:
+        show(row_table(title, TRAINED, costs, test, row=rows))
+    else:
+        show(row_table(title, EVALUATED, costs, test | results["churn"], row=rows))
+        show_churn(results["churn"], row=rows)
+    show_classes(test)
+    show_conditions(costs)
+    if "cascade" in results:
+        show_cascade(results["cascade"])
+    if "fidelity" in results:
+        show_fidelity(results["fidelity"])
+
+
+def predict(
+    network: Network,
+    paths: Sequence[Path],
+    *,
+    depth: str | None = None,
+    cascade: bool = False,
+    **limits: float,
+) -> Predicted:
+    """Classify images at one depth, within a budget, or by a cascade. Flags as for `predict`."""
+    from stepwell.measure.cascade import check_depths
+    from stepwell.nets.nested.cascade import Cascade
+    from stepwell.serve import expand, predict_files
+
+    net = network.net
+    if cascade:
+        check_depths(net)
+        by = Cascade.of(net)
+        return Predicted(
+            [*predict_files(net, by, expand(paths))], f"cascade of {', '.join(by.depths)}"
+        )
+    if limits:
+        depth = depth_within(net, budget_of(limits), network.path)
+    depth = net.full if depth is None else depth
+    net.require_ready(depth)
+    return Predicted([*predict_files(net, depth, expand(paths))], f"depth {depth}")
+
+
+def budget_of(limits: Mapping[str, float]) -> dict[str, float]:
+    """Turn the flags of a budget into arguments of `for_budget`."""
+    names = {"budget_ms": "ms", "budget_macs": "macs", "min_accuracy": "accuracy"}
+    return {names[flag]: value for flag, value in limits.items()}
+
+
+def depth_within(net: "NestedNet", budget: Mapping[str, float], path: Path) -> str:
+    """Choose the depth for a budget; costs that the file does not know are measured first.
+
+    Args:
+        budget: "ms", "macs", "accuracy", as for `NestedNet.for_budget`.
+    """
+    from stepwell.device import device_name
+    from stepwell.measure.depths import cost_table
+
+    here = device_name()
+    known = net.card.latency.get(here, {}) if "ms" in budget else net.card.costs
+    if any(depth not in known for depth, status in net.status.items() if status != "fresh"):
+        missing = f"no times of {here}" if "ms" in budget else "not the costs of every depth"
+        say(f"note: {path} has {missing}: measuring now; `stepwell cost {path} --save` keeps them")
+        net.card = net.card.with_costs(cost_table(net, net.card.size), here)
+    depth: str = net.for_budget(**budget)
+    row = net.card.costs[depth] | net.card.latency.get(here, {}).get(depth, {})
+    facts = [f"{big(row['macs'])} MACs an image"]
+    if "ms" in row:
+        facts.append(f"{row['ms']:.2f} ms an image here")
+    if "accuracy" in row:
+        facts.append(f"{100 * row['accuracy']:.2f} % of {row['accuracy_on']} right")
+    say(f"depth {depth}: {', '.join(facts)}")
+    return depth
+
+
+def export(
+    network: Network,
+    folder: Path,
+    *,
+    format: Literal["onnx", "pt2", "safetensors"] = "onnx",
+    depth: str | None = None,
+    int8: bool = False,
+    data: str | None = None,
+) -> dict[str, Any]:
+    """Write depths as files for other programs, each checked on images. Flags as for `export`."""
+    from stepwell.export import Int8, export_folder
+
+    net = network.net
+    net.require_ready(*(net.depths if depth is None else [depth]))
+    sample, parts = sample_of(network, data, calibrated=int8)
+    quantised = Int8(parts.train, parts.test) if int8 else None
+    return export_folder(
+        net, folder, sample, format=format, depth=depth, int8=quantised, say=say
+    )  # fmt: skip
+
+
+def sample_of(network: Network, data: str | None, *, calibrated: bool = False) -> tuple[Any, Any]:
+    """Give images to check an export on, and the parts of the data if they can be read.
+
+    Args:
+        calibrated: the export also needs training images.
+
+    Raises:
+        ValueError: `data` cannot be used, or is needed.
+    """
+    from stepwell.export import Sample, check_images, take
+    from stepwell.measure.data_parts import parts_of
+
+    net, path, config = network.net, network.path, network.config
+    if not (config or data):
+        if calibrated:
+            raise ValueError(
+                f"--int8 calibrates on training images, and {path} names none: add --data"
+            )
+        return check_images(net, path), None
+    try:
+        parts = parts_of(net, path, config, data)
+    except ValueError as error:
+        if data or calibrated:
+            raise
+        say(f"note: checked on the run's stored images, because its data cannot be used: {error}")
+        return check_images(net, path), None
+    part = "test" if parts.validation is None else "validation"
+    return Sample(take(parts.validation or parts.test, 64), part), parts
+
+
+def delta(network: Network, depth: str, beyond: str, out: Path) -> dict[str, Any]:
+    """Write the tensors that `depth` needs in addition to the shallower depth `beyond`."""
+    from stepwell.export import export_delta
+
+    return export_delta(network.net, depth, beyond, out)._asdict()

@@ -1,0 +1,127 @@
+"""Measure the costs of image classifiers, and calibrate depths after the training."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from stepwell.console import say
+from stepwell.kinds import Calibrated, Network
+
+
+def cost(
+    network: Network,
+    *,
+    size: int | None = None,
+    batch: int = 1,
+    save: bool = False,
+    accuracy_on: Literal["validation", "test"] | None = None,
+    data: str | None = None,
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """Measure the costs of every depth; also give the input in words. Flags as for `cost`."""
+    from stepwell.measure.depths import cost_table
+    from stepwell.nets.files.kind import network_file
+    from stepwell.nets.files.rewriting import check_writable
+    from stepwell.nets.nested.input_size import check_size
+
+    net = network.net
+    if save and size not in (None, net.card.size):
+        raise ValueError(f"--save measures at the network's own size, {net.card.size}")
+    size = size or net.card.size
+    check_size(net, size)
+    if save:
+        check_writable(network_file(network.path))
+    costs = cost_table(net, size, batch=batch)
+    if save:
+        costs = _save_costs(network, costs, accuracy_on, data)
+    return costs, f"{size}×{size}"
+
+
+def _save_costs(
+    network: Network,
+    costs: Mapping[str, Mapping[str, Any]],
+    part: Literal["validation", "test"] | None,
+    data: str | None,
+) -> dict[str, dict[str, Any]]:
+    """Write measured costs to the network's file, and give them with the accuracies in the file."""
+    from stepwell.device import device_name
+    from stepwell.measure.data_parts import parts_of
+    from stepwell.measure.depths import accuracy_on
+    from stepwell.nets.files.nested import net_digest, rewrite_card
+    from stepwell.nets.files.rewriting import rewriting
+
+    net, config = network.net, network.config
+    accuracy: tuple[dict[str, float], str] | None = None
+    unknown = any(
+        "accuracy" not in net.card.costs.get(d, {}) for d, s in net.status.items() if s != "fresh"
+    )
+    if part or data or (unknown and config):
+        parts = parts_of(net, network.path, config, data)
+        batches = parts.test if part == "test" else parts.validation
+        if batches is None:
+            say(
+                "note: no validation part that the network was surely not trained on: name data with a "
+                "val/ folder with --data, or --accuracy-on test"
+            )
+        else:
+            accuracy = accuracy_on(net, batches, part or "validation")
+    elif unknown:
+        say("note: the accuracy of some depths is not known: measure it with --data")
+    with rewriting(network.path, net_digest(net)) as (file, card):
+        card = card.with_costs(costs, device_name())
+        if accuracy is not None:
+            card = card.with_accuracy(*accuracy)
+        rewrite_card(file, card)
+    say(f"saved the costs on {device_name()} in {file}")
+    return {depth: {**values} | card.costs[depth] for depth, values in costs.items()}
+
+
+def calibrate(
+    network: Network,
+    depths: Sequence[str],
+    *,
+    data: str | None = None,
+    out: Path | None = None,
+) -> Calibrated:
+    """Add untrained depths, with norm statistics from training images. Flags as for `calibrate`."""
+    from stepwell.device import device_name
+    from stepwell.files import writing
+    from stepwell.measure.data_parts import parts_of
+    from stepwell.measure.depths import accuracy_on, cost_table
+    from stepwell.nets import named_depths
+    from stepwell.nets.files.kind import network_file
+    from stepwell.nets.files.nested import net_digest, save
+    from stepwell.nets.files.rewriting import check_writable, rewriting
+    from stepwell.nets.nested.calibrate import calibrate as calibrate_norms
+
+    net = network.net
+    digest = net_digest(net)
+    for name, blocks in named_depths(net.builder[0], depths).items():
+        net.add_depth(name, blocks)
+    new = [depth for depth, status in net.status.items() if status == "fresh"]
+    if not new:
+        raise ValueError(
+            f"{network.path} has no depth to calibrate: add some with --depths NAME=BLOCKS,..."
+        )
+    file = network_file(network.path) if out is None else out
+    check_writable(file)
+    parts = parts_of(net, network.path, network.config, data)
+    calibrate_norms(net, parts.train)
+    measured = cost_table(net, net.card.size)
+    accuracy = accuracy_on(net, parts.validation, "validation") if parts.validation else None
+
+    def with_measured(card: Any) -> Any:
+        card = card.with_costs(measured, device_name())
+        return card if accuracy is None else card.with_accuracy(*accuracy)
+
+    if out is None:
+        with rewriting(network.path, digest) as (file, card):
+            net.card = with_measured(card)
+            save(net, file)
+    else:
+        net.card = with_measured(net.card)
+        with writing(file):
+            save(net, file)
+    times = net.card.latency[device_name()]
+    costs = {d: net.card.costs[d] | times[d] | {"status": s} for d, s in net.status.items()}
+    validation = len(parts.validation.images) if parts.validation else 0
+    return Calibrated(new, file, costs, len(parts.train.images), validation)

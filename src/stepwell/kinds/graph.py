@@ -1,0 +1,59 @@
+"""Knowledge graphs (`stepwell.kg.KnowledgeGraph`); `stepwell kg` has their commands."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepwell.console import say, show, table, written
+from stepwell.measures import RANKS
+
+if TYPE_CHECKING:
+    from stepwell.kg import KnowledgeGraph
+
+NAME = "a knowledge graph"
+_ASK = "stepwell kg query asks it"
+ADVICE = {
+    "evaluate": "stepwell kg eval ranks test triples",
+    "predict": _ASK,
+    "export": _ASK,
+    "delta": _ASK,
+    "cost": _ASK,
+    "calibrate": "stepwell kg update adds and removes triples",
+}
+NEXT = (
+    "stepwell kg query {run} --near ENTITY",
+    "stepwell kg update {run} --add NEW.tsv --remove GONE.tsv",
+)
+SECTIONS = ("stepwell.report.kg:graph_section",)
+
+
+def open(path: Path) -> "KnowledgeGraph":
+    """Open the graph of a run to ask it; `stepwell.kg.open` opens it for changes.
+
+    Raises:
+        ValueError, OSError: as for `stepwell.kg.open`.
+    """
+    from stepwell.kg import open as open_graph
+
+    return open_graph(path, write=False)
+
+
+def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False) -> None:
+    """Print the ranks of test triples, and the size of the graph."""
+    if results["test"]:
+        show_ranks(f"{title}: {results['examples']:,} triples", results["test"])
+    size = results["dkge"]
+    say(f"embedded {size['triples']:,} triples of {size['entities']:,} entities")
+
+
+def show_ranks(title: str, ranks: Mapping[str, float]) -> None:
+    """Print how true triples rank, beside removed ones where those were ranked."""
+    old = "gone/mrr" in ranks
+    rows = [
+        [
+            measure.title,
+            *(written(measure, ranks[prefix + key]) for prefix in ("", "gone/")[: 1 + old]),
+        ]
+        for key, measure in RANKS.items()
+    ]
+    show(table(title, ["filtered, ties in the middle", "true", *(["gone"] if old else [])], rows))

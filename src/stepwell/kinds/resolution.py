@@ -1,0 +1,212 @@
+"""Networks that choose the resolution of each image (`ResolutionNet`).
+
+The nested net at full size inside is an image classifier, which does what a choice of resolutions has
+no part in: cascades, fidelity, depths within a budget.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stepwell.console import big, row_table, say, show, show_conditions
+from stepwell.kinds import Network, Predicted, classifier
+from stepwell.kinds.classifier_tables import show_churn, show_classes
+from stepwell.kinds.resolution_tables import show_budgets, show_choices, show_export
+
+if TYPE_CHECKING:
+    from stepwell.nets.resolution.chooser import ResolutionNet
+
+__all__ = [
+    "ADVICE", "NAME", "NEXT", "SECTIONS", "cost", "delta", "evaluate", "export", "open", "predict",
+    "show_export", "show_results",
+]  # fmt: skip
+
+NAME = "a network of several resolutions"
+ADVICE = {
+    "calibrate": "a new depth has no norms for its resolutions: name it with --depths when you train"
+}
+NEXT = classifier.NEXT
+SECTIONS = (
+    "stepwell.report.resolution:lead",
+    "stepwell.report.sections:facts",
+    "stepwell.report.sections:row_table",
+    "stepwell.report.sections:churn",
+    "stepwell.report.sections:run_figures",
+    "stepwell.report.fidelity:fidelity_section",
+    "stepwell.report.resolution:resolution_section",
+    "stepwell.report.sections:examples",
+    "stepwell.report.sections:classes_table",
+    "stepwell.report.sections:arguments",
+)
+TRAINED = classifier.TRAINED
+EVALUATED = ("params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
+
+
+def open(path: Path) -> "ResolutionNet":
+    """Read the network of a run directory or a file.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `stepwell.load_resolution`; or its card names no classes
+            or size.
+    """
+    from stepwell.nets.files.resolution import load_resolution
+
+    net = load_resolution(path)
+    classifier.check_card(path, net.net.net)
+    return net
+
+
+def at_full_size(network: Network) -> Network:
+    """Give the nested net inside, an image classifier of full-size images."""
+    return network._replace(kind="classifier", net=network.net.net.net)
+
+
+def evaluate(
+    network: Network,
+    *,
+    data: str | None = None,
+    budget_macs: float | None = None,
+    **of_depths: Any,
+) -> dict[str, Any]:
+    """Measure the network as a whole, and each of its choices for all images. Flags as for `eval`.
+
+    With a cascade or a teacher, the depths at full size are measured instead.
+    """
+    from stepwell.measure.data_parts import parts_of
+    from stepwell.measure.resolution import (
+        choice_table,
+        measure_resolution,
+        measure_speed,
+        timed_images,
+    )
+
+    if of_depths:
+        full = at_full_size(network)
+        return classifier.evaluate(full, data=data, budget_macs=budget_macs, **of_depths)
+    net, config = network.net, network.config
+    if budget_macs is not None:
+        set_budget(net, macs=budget_macs)
+    nested = net.net.net
+    parts = parts_of(nested, network.path, config, data)
+    results, _ = measure_resolution(net, parts.test, choice_table(net, nested.card.size))
+    record = results["drnet"]
+    arguments = config.get("arguments", {})
+    if budget_macs is None and arguments.get("schedule") != "resolutions":
+        record["target"] = arguments.get("target")
+    record["speed"] = measure_speed(net, timed_images(parts.test))
+    return results
+
+
+def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False) -> None:
+    """Print results as tables; `brief`: as after a training."""
+    costs, test, rows, record = (results[k] for k in ("costs", "test", "rows", "drnet"))
+    show(row_table(title, TRAINED if brief else EVALUATED, costs, test, row=rows))
+    if not brief:
+        show_churn(results["churn"], row=rows)
+    show_classes(test)
+    show_conditions(costs)
+    show_choices(record)
+    if not brief:
+        show_budgets(record["budgets"])
+
+
+def set_budget(
+    net: "ResolutionNet",
+    *,
+    ms: float | None = None,
+    macs: float | None = None,
+    accuracy: float | None = None,
+) -> None:
+    """Set the cost penalty for a budget, and say its effect; milliseconds are measured now."""
+    from stepwell.measure.resolution import times_of_choices
+
+    times = [] if ms is None else times_of_choices(net, net.net.net.card.size)
+    budget = net.for_budget(ms=ms, macs=macs, accuracy=accuracy, times=times)
+    by_clock = f" ({budget.time(times):.3g} ms here, one by one)" if times else ""
+    say(
+        f"cost penalty {budget.price:.3g}: {big(budget.macs)} MACs an image in the mean{by_clock}, and "
+        f"{100 * budget.accuracy:.2f} % right, on the images of its calibration"
+    )
+
+
+def predict(
+    network: Network,
+    paths: Sequence[Path],
+    *,
+    depth: str | None = None,
+    cascade: bool = False,
+    **limits: float,
+) -> Predicted:
+    """Classify images as the chooser decides, or at one choice or depth. Flags as for `predict`."""
+    from stepwell.serve import expand, predict_files
+
+    net = network.net
+    nested = net.net.net
+    # a network that never chose has no budgets: a depth fits one
+    if cascade or depth in nested.depths or (limits and not net.budgets):
+        full = at_full_size(network)
+        return classifier.predict(full, paths, depth=depth, cascade=cascade, **limits)
+    if depth is not None:
+        net.hold(depth)
+        return Predicted([*predict_files(nested, net, expand(paths))], f"choice {depth}", "choice")
+    if limits:
+        set_budget(net, **classifier.budget_of(limits))
+    predictions = [*predict_files(nested, net, expand(paths))]
+    readable = [p.file for p in predictions if not p.error]
+    held = getattr(net.chooser, "choice", None)
+    title = f"chosen of {', '.join(net.names)}" if held is None else f"choice {net.names[held]}"
+    return Predicted(predictions, title, "choice", partial(_speed, net, readable))
+
+
+def _speed(net: "ResolutionNet", files: Sequence[Path]) -> list[str]:
+    """Measure images per second with and without the choice, if there are enough files."""
+    from stepwell.measure.resolution import BATCHES, TIMED, measure_speed
+    from stepwell.serve import as_batch
+
+    if len(files) < max(BATCHES):
+        return []  # the ratio of a few images is chance
+    return [
+        f"in batches of {row['batch']}: {row['chosen']:.0f} images/s, at full size always "
+        f"{row['fixed']:.0f}: {row['speed_up']:.2f} ×, of {row['by_macs']:.2f} × by MACs"
+        for row in measure_speed(net, as_batch(net.net.net, files[:TIMED]))
+    ]
+
+
+def export(
+    network: Network,
+    folder: Path,
+    *,
+    format: Literal["onnx", "pt2", "safetensors"] = "onnx",
+    depth: str | None = None,
+    int8: bool = False,
+    data: str | None = None,
+) -> dict[str, Any]:
+    """Write a graph for each choice and the chooser; or depths at full size. Flags as for `export`."""
+    from stepwell.export import export_resolution
+
+    net, full = network.net, at_full_size(network)
+    if depth is not None and depth in set(net.names) - set(full.net.depths):
+        raise ValueError(
+            f"--depth {depth} is a choice of resolution, and all choices are exported together: leave "
+            f"--depth out, or name a depth at full size ({', '.join(full.net.depths)})"
+        )
+    if depth is not None or format != "onnx":
+        return classifier.export(full, folder, format=format, depth=depth, int8=int8, data=data)
+    if int8:
+        raise ValueError(
+            f"{network.path} holds {NAME}, and --int8 writes one depth at full size: name a --depth"
+        )
+    full.net.require_ready(*full.net.depths)
+    sample, _ = classifier.sample_of(full, data)
+    return export_resolution(net, folder, sample, say=say)
+
+
+def delta(network: Network, depth: str, beyond: str, out: Path) -> dict[str, Any]:
+    """Write the tensors that `depth` at full size needs in addition to `beyond`."""
+    return classifier.delta(at_full_size(network), depth, beyond, out)
+
+
+def cost(network: Network, **flags: Any) -> tuple[dict[str, dict[str, Any]], str]:
+    """Measure the costs of every depth at full size. Flags as for `cost`."""
+    return classifier.cost(at_full_size(network), **flags)

@@ -1,0 +1,88 @@
+"""Names and forms of all numbers that the library measures: one table for the terminal and the page.
+
+A share of 0.95 is shown in percent; "points" are differences of shares. The terminal and the page
+write units in their own typography (`console.written`, `report.markup.written`).
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+Unit = Literal["percent", "points", "number", "count", "ms", "bytes", "blocks", "times"]
+
+
+class Measure(NamedTuple):
+    """A measured quantity.
+
+    title: heads its column.
+    unit: how it is written.
+    digits: decimals, for units that have a fixed number of them.
+    """
+
+    title: str
+    unit: Unit
+    digits: int = 1
+
+
+#: Costs and test results of the rows of a network: of depths, choices, exits.
+MEASURES: Mapping[str, Measure] = {
+    "blocks": Measure("blocks", "blocks"),
+    "params": Measure("params", "count"),
+    "macs": Measure("MACs", "count"),
+    "accuracy": Measure("accuracy", "percent", 2),
+    "nll": Measure("NLL", "number", 3),
+    "ece": Measure("ECE", "number", 3),
+    "agreement": Measure("agreement", "percent"),
+    "negative_flips": Measure("made wrong", "percent"),
+    "positive_flips": Measure("made right", "percent"),
+    "peak_bytes": Measure("peak memory", "bytes"),
+    "ms": Measure("ms per image", "ms"),
+    "ms_low": Measure("10 %", "ms"),
+    "ms_high": Measure("90 %", "ms"),
+}
+
+#: Images per second of a network with and without its chooser.
+SPEED: Mapping[str, Measure] = {
+    "batch": Measure("batch", "number", 0),
+    "chosen": Measure("chosen, images/s", "number", 0),
+    "fixed": Measure("full size, images/s", "number", 0),
+    "speed_up": Measure("speed-up", "times"),
+    "by_macs": Measure("by MACs", "times"),
+}
+
+#: Ranks of true triples among all entities.
+RANKS: Mapping[str, Measure] = {
+    "mrr": Measure("MRR", "number", 3),
+    "hits@1": Measure("Hits@1", "number", 3),
+    "hits@3": Measure("Hits@3", "number", 3),
+    "hits@10": Measure("Hits@10", "number", 3),
+    "mean_rank": Measure("mean rank", "number", 1),
+    "adjusted": Measure("adjusted (1: all first, 0: chance)", "number", 3),
+}
+
+#: A depth beside its teacher, in reading order; titles with dots continue the line above.
+FIDELITY: Mapping[str, Measure] = {
+    "agreement": Measure("top-1 agreement", "percent"),
+    "control/agreement": Measure("... of the control", "percent"),
+    "transfer": Measure("transfer: the difference, points", "points"),
+    "agreement_on_right": Measure("agreement where the teacher is right", "percent"),
+    "agreement_on_errors": Measure("... where it is wrong: same error", "percent"),
+    "control/agreement_on_errors": Measure("... by the control", "percent"),
+    "errors_shared": Measure("student's errors that are its teacher's", "percent"),
+    "kl": Measure("KL(teacher || student), nats", "number", 3),
+    "control/kl": Measure("... of the control", "number", 3),
+    "transfer_kl": Measure("... of the control, less the student's", "number", 3),
+    "accuracy": Measure("accuracy", "percent"),
+    "teacher/accuracy": Measure("... of the teacher", "percent"),
+    "gain": Measure("accuracy less the teacher's, points", "points"),
+    "nll": Measure("NLL", "number", 3),
+    "teacher/nll": Measure("... of the teacher", "number", 3),
+    "ece": Measure("ECE", "number", 3),
+    "teacher/ece": Measure("... of the teacher", "number", 3),
+}
+
+
+def number_in(unit: Unit, value: float, digits: int = 1) -> str:
+    """A number in the scale of its unit, without the unit's sign: 0.981 in percent is "98.1"."""
+    scale = 100 if unit in ("percent", "points") else 1
+    sign = "+" if unit == "points" else ""
+    return f"{scale * value:{sign}.{digits}f}"
