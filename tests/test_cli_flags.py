@@ -11,7 +11,6 @@ from stepwell import cli, commands
 from stepwell.ranges import RANGES, check_numbers
 from stepwell.recipes import RECIPES, load_object
 from stepwell.training import Loop
-from stepwell.training.fit import check_devices
 
 #: By parameter, what nothing can be done with, and the ends of what is accepted.
 WRONG = {
@@ -171,8 +170,8 @@ def test_devices_that_are_not_here_are_refused_before_there_is_a_run(monkeypatch
     assert "error: --device cuda: torch finds no such device here" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    check_devices(Loop(device="cuda", devices=2))
+    Loop(device="cuda", devices=2).check()
     for device in ("cuda", "auto"):
         with pytest.raises(ValueError, match="--devices 3: torch finds 2 of cuda here"):
-            check_devices(Loop(device=device, devices=3))
-    check_devices(Loop(device="cpu", devices=3))
+            Loop(device=device, devices=3).check()
+    Loop(device="cpu", devices=3).check()

@@ -1,54 +1,55 @@
-"""What a student is taught on, besides the training images as they are.
+"""Training data of distillation, besides the training images as they are.
 
-A teacher labels whatever the student sees: images changed more than usual, mixed with each other,
-without labels of their own, or made.
+A teacher labels whatever the student sees: images that are augmented more than usual, mixed with each
+other, unlabeled, or synthetic.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from stepwell.data.augment import Policy
 from stepwell.data.images import ImageSet, load_unlabeled
 from stepwell.data.loader import Extra
 from stepwell.data.mixing import Change, Mix, Replace
+from stepwell.flags import shown_as, unset
 from stepwell.ranges import check_numbers
 
 
 @dataclass(frozen=True)
 class DistillData:
-    """What a student is taught on; the teacher labels exactly what the student sees.
+    """Images that a student is taught on; the teacher labels exactly what the student sees.
 
     Attributes:
-        augment: changes of each image: `standard` (crop, and mirror where the data allows it); on top
-            of it `rotate` (20 degrees), `vflip`, `jitter` (of colours) or `combined` (all); or `none`.
-        mix: `mixup` or `cutmix`: blend the images of a batch with each other.
-        unlabeled: a folder of more images without labels, of this kind or any other, nested or not; or
-            a name (`digits`, ...), of whose training part no label is looked at.
-        unlabeled_share: of every batch; by default what the numbers of images make of it.
-        synthetic: images without labels: `noise`, or `composites` of training images, in the place of
-            some of every batch and drawn anew each time; or more images by a `generator` that is
-            trained first.
-        synthetic_share: of every batch.
-        synthetic_count: how many images the generator makes; as many as training images by default.
-        generator_steps: of the generator's training, which sees all images alike: whole passes, as near
-            to this number as they come, or one pass over as many images as the steps have room for.
+        augment: none; standard (crop, and mirror where the data allows it); or standard
+            with rotate (20 degrees), vflip, jitter (of colours) or combined (all of them).
+        mix: blend the images of a batch: mixup or cutmix.
+        unlabeled: more images: a folder, nested or not, or a name (digits) whose training
+            images are read without labels.
+        unlabeled_share: their share of every batch.
+        synthetic: noise, or composites of training images, in the place of some of every batch;
+            or images of a generator that is trained first.
+        synthetic_share: their share of every batch.
+        synthetic_count: images that the generator makes.
+        generator_steps: length of the generator's training, rounded to whole epochs.
     """
 
-    augment: Policy = "standard"
-    mix: Literal["none", "mixup", "cutmix"] = "none"
-    unlabeled: Path | None = None
-    unlabeled_share: float | None = None
-    synthetic: Literal["none", "noise", "composites", "generator"] = "none"
-    synthetic_share: float = 0.2
-    synthetic_count: int | None = None
+    augment: Annotated[Policy, shown_as("POLICY")] = "standard"
+    mix: Annotated[Literal["none", "mixup", "cutmix"], shown_as("MIX")] = "none"
+    unlabeled: Annotated[Path | None, unset("FOLDER", "none")] = None
+    unlabeled_share: Annotated[float | None, unset("X", "by number of images")] = None
+    synthetic: Annotated[Literal["none", "noise", "composites", "generator"], shown_as("KIND")] = (
+        "none"
+    )
+    synthetic_share: Annotated[float, shown_as("X")] = 0.2
+    synthetic_count: Annotated[int | None, unset("INT", "as many as training images")] = None
     generator_steps: int = 1500
 
     def check(self) -> None:
         """Refuse values that make no sense, before any time is spent.
 
         Raises:
-            ValueError: a share or a number is out of range, or has nothing that it is of.
+            ValueError: a share or a number is out of range, or belongs to an option that is off.
         """
         check_numbers({"distill_data": self})
         if self.unlabeled_share is not None and self.unlabeled is None:

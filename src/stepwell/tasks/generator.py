@@ -15,7 +15,7 @@ from stepwell.files import write_whole
 from stepwell.methods import FlowMatching
 from stepwell.nets.families.unet import UNet
 from stepwell.training import Loop, Run, fit, optimizer_of
-from stepwell.training.fit import device_of
+from stepwell.training.job import device_of
 
 #: Images a batch of the generator's training, at the most.
 BATCH = 64

@@ -8,7 +8,6 @@ training stands, and Lightning takes the steps.
 
 import contextlib
 import logging
-import os
 import signal
 import threading
 import warnings
@@ -88,7 +87,7 @@ def fit(
         raise ValueError("give the length of a phase in epochs or in steps, one of the two")
     total = steps if epochs is None else epochs * len(train)
     assert total is not None
-    check_devices(loop)
+    loop.check()
     folder = run.phase(phase)
     saved = read_checkpoint(folder / "last.ckpt")
     if saved is not None and saved["finished"]:
@@ -114,39 +113,6 @@ def _close(folder: Path, writes: bool) -> None:
     if writes:
         (folder / "best.ckpt").unlink(missing_ok=True)
         write_whole(folder / "done", b"")
-
-
-def device_of(loop: Loop) -> torch.device:
-    """Where `fit` trains with this loop; of several devices, this process's.
-
-    Raises:
-        ValueError: there is no such device, or there are fewer of it.
-    """
-    found = check_devices(loop)
-    if found == "cpu" or loop.devices == 1:
-        return torch.device(found)
-    return torch.device(found, int(os.environ.get("LOCAL_RANK", 0)))
-
-
-def check_devices(loop: Loop) -> str:
-    """The kind of device that a loop names; one that is not here is refused, before any time is spent.
-
-    Raises:
-        ValueError: there is no such device, or there are fewer of it.
-    """
-    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    found = (
-        next((k for k, n in there.items() if n), "cpu") if loop.device == "auto" else loop.device
-    )
-    if found == "cpu":
-        return found
-    if not there[found]:
-        raise ValueError(
-            f"--device {loop.device}: torch finds no such device here; use auto or cpu"
-        )
-    if loop.devices > there[found]:
-        raise ValueError(f"--devices {loop.devices}: torch finds {there[found]} of {found} here")
-    return found
 
 
 class _Rest:

@@ -7,17 +7,19 @@ of a step are functions of (seed, position), and the checkpoint, written whole, 
 import contextlib
 import io
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from stepwell.data import seed_of
 from stepwell.files import write_whole
+from stepwell.flags import shown_as
 from stepwell.methods import Objective
 from stepwell.teachers import MovingAverage
 from stepwell.train_mode import in_eval_mode
@@ -33,24 +35,63 @@ Precision = Literal["32", "bf16"]
 
 @dataclass(frozen=True)
 class Loop:
-    """How training runs.
+    """Device, precision and checkpoints of training.
 
-    device: `auto` takes a GPU where there is one.
-    devices: processes; more than one under torchrun or on one machine with several GPUs.
-    precision: `bf16` is mixed precision; on a CPU without bf16 instructions it is slower.
-    clip: largest norm of the gradient (0: no clipping).
-    accumulate: batches whose gradients make one step.
-    average: decay of a moving average of the weights that is evaluated and kept (0: off).
-    checkpoint_minutes: also write a checkpoint this often within an epoch.
+    Attributes:
+        device: auto takes a GPU where there is one.
+        devices: processes; more than one under torchrun or on several GPUs.
+        precision: bf16 is mixed precision.
+        clip: largest norm of the gradient; zero: no clipping.
+        accumulate: batches whose gradients make one step.
+        average: decay of a moving average of the weights to keep; zero: none.
+        checkpoint_minutes: minutes between checkpoints within an epoch.
     """
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], shown_as("{auto,cpu,..}")] = "auto"
     devices: int = 1
     precision: Precision = "32"
     clip: float = 5.0
     accumulate: int = 1
     average: float = 0.0
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: Annotated[float, shown_as("M")] = 5.0
+
+    def check(self) -> None:
+        """Refuse a device that is not here.
+
+        Raises:
+            ValueError: as for `device_of`.
+        """
+        self.device_kind()
+
+    def device_kind(self) -> str:
+        """The kind of device that `device` names: "cpu", "cuda" or "mps".
+
+        Raises:
+            ValueError: there is no such device, or fewer than `devices`.
+        """
+        counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        kind = self.device
+        if kind == "auto":
+            kind = next((k for k, n in counts.items() if n), "cpu")  # type: ignore[assignment]
+        if kind == "cpu":
+            return kind
+        if not counts[kind]:
+            raise ValueError(f"--device {kind}: torch finds no such device here; use auto or cpu")
+        if self.devices > counts[kind]:
+            raise ValueError(f"--devices {self.devices}: torch finds {counts[kind]} of {kind} here")
+        return kind
+
+
+def device_of(loop: Loop) -> torch.device:
+    """The device that `fit` trains on with this loop; of several devices, the one of this process.
+
+    Raises:
+        ValueError: there is no such device, or there are fewer of it.
+    """
+    kind = loop.device_kind()
+    if kind == "cpu" or loop.devices == 1:
+        return torch.device(kind)
+    return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))
 
 
 @runtime_checkable

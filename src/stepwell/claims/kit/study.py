@@ -7,7 +7,6 @@ change elsewhere throws nothing away.
 """
 
 import hashlib
-import inspect
 import json
 import multiprocessing
 import os
@@ -25,6 +24,7 @@ from stepwell.claims.kit.columns import Column
 from stepwell.claims.kit.source_digest import source_digest
 from stepwell.data import load_images
 from stepwell.files import write_whole
+from stepwell.flags import call, flags_of
 from stepwell.recipes import RECIPES, load_object
 from stepwell.training.run import plain
 
@@ -63,7 +63,7 @@ class Arm:
     @property
     def taken(self) -> Collection[str]:
         """Names of the arguments that its function takes."""
-        return inspect.signature(load_object(self.function)).parameters
+        return flags_of(load_object(self.function))
 
     def all_arguments(self, common: Mapping[str, Any]) -> dict[str, Any]:
         """The study's `common` arguments, as far as they are its, with the arm's own."""
@@ -290,7 +290,7 @@ def _run_unit(function: str, arguments: dict[str, Any], folder: Path) -> dict[st
     file = folder / RESULT
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        result = load_object(function)(out=folder / "run", **arguments)
+        result = call(load_object(function), out=folder / "run", **arguments)
         write_whole(file, json.dumps(result).encode())
     cached: dict[str, Any] = json.loads(file.read_text())
     return cached
