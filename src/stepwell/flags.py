@@ -73,8 +73,8 @@ def flags_of(function: Callable[..., Any]) -> set[str]:
 
 def groups_of(function: Callable[..., Any]) -> dict[str, type]:
     """A function's parameters that are groups, and their types."""
-    hints = get_type_hints(function)
-    return {name: hint for name, hint in hints.items() if is_dataclass(hint) and name != "return"}
+    hints = {n: h for n, h in get_type_hints(function).items() if n != "return"}
+    return {n: h for n, h in hints.items() if isinstance(h, type) and is_dataclass(h)}
 
 
 def recorded(group: type[T], arguments: Mapping[str, Any]) -> T:

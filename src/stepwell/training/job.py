@@ -70,9 +70,8 @@ class Loop:
             ValueError: there is no such device, or fewer than `devices`.
         """
         counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-        kind = self.device
-        if kind == "auto":
-            kind = next((k for k, n in counts.items() if n), "cpu")  # type: ignore[assignment]
+        here = next((k for k, n in counts.items() if n), "cpu")
+        kind = here if self.device == "auto" else self.device
         if kind == "cpu":
             return kind
         if not counts[kind]:

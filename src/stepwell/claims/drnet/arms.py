@@ -102,8 +102,8 @@ def alone(
     full = size or load_images(data, None).train.size
     own = round(share * full)
     result = call(
-        supervised, out=out, data=data, size=own, net=net, epochs=epochs, val_fraction=val_fraction, part=part,
-        seed=seed, loop=loop,
+        supervised, out=out, data=data, size=own, net=net, epochs=epochs,
+        val_fraction=val_fraction, part=part, seed=seed, loop=loop,
     )  # fmt: skip
     ((depth, _),) = result["costs"].items()
     test = {"accuracy": result["test"][f"{depth}/accuracy"], "nll": result["test"][f"{depth}/nll"]}

@@ -44,8 +44,9 @@ def planted(
     """
     data = two_scales(out.with_name("data"))
     result = call(
-        drnet, out=out, data=str(data), net="resnet8", sizes=PLANTED, target=PLANTED_TARGET, mixing=mixing,
-        schedule=schedule, epochs=epochs, choose_epochs=choose_epochs, flip=False, seed=seed, loop=loop,
+        drnet, out=out, data=str(data), net="resnet8", sizes=PLANTED, target=PLANTED_TARGET,
+        mixing=mixing, schedule=schedule, epochs=epochs,
+        choose_epochs=choose_epochs, flip=False, seed=seed, loop=loop,
     )  # fmt: skip
     net = load_resolution(out / "net.safetensors")
     fingerprint = config_of(out / "net.safetensors", "train it again")["data"]["fingerprint"]

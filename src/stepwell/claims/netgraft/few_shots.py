@@ -204,6 +204,7 @@ def full_data(
     out.mkdir(parents=True, exist_ok=True)
     save(nested, start)
     return call(
-        distill, data=data, out=out / "run", size=size, teacher=(str(teacher),), student=student, init=start,
-        temperature=TEMPERATURE, epochs=epochs, val_fraction=val_fraction, seed=seed, loop=loop,
+        distill, data=data, out=out / "run", size=size, teacher=(str(teacher),), student=student,
+        init=start, temperature=TEMPERATURE, epochs=epochs,
+        val_fraction=val_fraction, seed=seed, loop=loop,
     )  # fmt: skip
