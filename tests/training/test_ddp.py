@@ -39,6 +39,7 @@ RECIPE = """
 import hashlib, os, sys
 from pathlib import Path
 import stepwell.recipes.ekd as recipe
+from stepwell.recipes import train
 from stepwell.training import Loop
 
 def digest(task, net, *_, **options):
@@ -48,7 +49,7 @@ def digest(task, net, *_, **options):
     return finish(task, net, *_, **options)
 
 finish, recipe.finish = recipe.finish, digest
-recipe.ekd(
+train("ekd",
     data="digits", out=Path({out!r}), net="resnet14", depths=("8",), epochs=2, nest_epochs=2,
     schedule="two-phase", ema_teacher=0.0, val_fraction={share}, loop=Loop(device="cpu", devices=2),
 )

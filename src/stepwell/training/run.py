@@ -193,7 +193,9 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
         )
     before, now = _flat(old["arguments"]), _flat(new["arguments"])
     for name in sorted((before.keys() | now.keys()) - HOW):
-        if before.get(name) != now.get(name):
+        later = name not in before and not now[name]  # a newer flag, which is off
+        if before.get(name) != now.get(name) and not later:
+            _refuse_ablation(name, before.get(name), new, out)
             remedy = "resume it with its own arguments, or use another --out"
             if name in ("epochs", "nest_epochs"):
                 remedy = "its learning rate was planned for those, so " + remedy
@@ -219,6 +221,20 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
                 "differ from an uninterrupted run's in the last bits",
                 stacklevel=3,
             )
+
+
+def _refuse_ablation(name: str, value: object, new: Mapping[str, Any], out: Path) -> None:
+    """Say where a flag went that only studies need.
+
+    Raises:
+        ValueError: `name` is one of these flags.
+    """
+    if name in new["arguments"].get("ablation", {}):
+        raise ValueError(
+            f"{out} holds a run with --{name.replace('_', '-')} {value}, which stepwell train "
+            f"{new['recipe']} no longer takes: resume it in Python, with "
+            f"stepwell.recipes.train({new['recipe']!r}, {name}={value!r}, ...), or use another --out"
+        )
 
 
 def _is_ours(path: Path) -> bool:
