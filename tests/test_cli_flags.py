@@ -1,6 +1,5 @@
 """Wrong values of flags: one line, exit code 2, and nothing written; of every command and recipe."""
 
-import inspect
 import typing
 from dataclasses import fields, is_dataclass
 
@@ -106,12 +105,11 @@ FUNCTIONS = {
 
 
 def _numbers(function):
-    """The names of the parameters that take numbers, those of groups among them."""
+    """The names of the flags that take numbers, those of groups among them."""
     for name, hint in typing.get_type_hints(function).items():
-        default = getattr(inspect.signature(function).parameters.get(name), "default", None)
-        if is_dataclass(default):
-            types = typing.get_type_hints(type(default))
-            for field in fields(default):
+        if is_dataclass(hint) and name != "ablation":
+            types = typing.get_type_hints(hint)
+            for field in fields(hint):
                 if {int, float} & _leaves(types[field.name]):
                     yield field.name
         elif name != "return" and {int, float} & _leaves(hint):

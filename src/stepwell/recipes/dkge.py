@@ -79,8 +79,8 @@ def dkge(
         valid: triples that choose the best epoch (MRR).
         test: triples to rank; triples with names that --triples lacks are left out.
     """
-    arguments = checked(locals())
     check_loop(loop)
+    arguments = checked(locals())
     loop = replace(loop, device="cpu")
     links = read_links(triples, valid, test)
     with Run.start(out, "dkge", arguments, data=links.about) as run:
