@@ -7,39 +7,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import tyro
 from torch import nn
 
 from stepwell.data.distill_data import DistillData
 from stepwell.data.image_flags import Images
-from stepwell.flags import Flags, Hidden, checked, shown_as, unset
+from stepwell.flags import Flags, Hidden, checked, members, unset
 from stepwell.losses.attention import Attention
 from stepwell.methods import Distill
 from stepwell.nets.nested.interpolation import check_line, start_interpolated
-from stepwell.recipes.flags import (
-    Data,
-    Init,
-    Net,
-    Out,
-    SoftTargets,
-    Stem,
-    TeacherNames,
-    file_of,
-)
-from stepwell.tasks.classification import (
-    Inputs,
-    Task,
-    finish,
-    open_task,
-    prepare_images,
-    read_splits,
-    start_network,
-    validator,
-)
+from stepwell.recipes import flags
+from stepwell.tasks import classification
 from stepwell.tasks.generator import with_generated
 from stepwell.teachers import CachedLogits, LogitCache
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import AnyOptimizer
 from stepwell.training.run import plain
+
+#: How the help shows stages whose default is all of them.
+ALL_STAGES = tyro.conf.arg(metavar="STAGE ...", help_behavior_hint="(default: all)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,73 +43,43 @@ class DistillAblation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teaching(SoftTargets):
-    """Losses of distillation.
+class Losses(flags.Losses):
+    """Losses of distillation, and the cache of its teacher.
 
     Attributes:
         attention_stages: stages to compare: layer2, or layer2=stages.1.blocks where the teacher
             has another name.
         hint: weight of hints: a regressor maps the student's features to the teacher's.
         hint_stages: stages of the hints, written like --attention-stages.
-        cache: folder for the teacher's logits. Another student with the same data, seed and
-            batch size reads them from there instead of running the teacher.
     """
 
-    attention_stages: Annotated[tuple[str, ...], shown_as("STAGE ...")] = ()
+    attention_stages: Annotated[tuple[str, ...], ALL_STAGES] = ()
     hint: float = 0.0
-    hint_stages: Annotated[tuple[str, ...], shown_as("STAGE ...")] = ()
-    cache: Annotated[Path | None, unset("FOLDER", "none")] = None
+    hint_stages: Annotated[tuple[str, ...], ALL_STAGES] = ()
 
     def check(self) -> None:
-        """Refuse options that would do nothing.
+        """Refuse stages of a loss without weight.
 
         Raises:
-            ValueError: stages of a loss without weight, or a cache that cannot serve the losses.
+            ValueError: there are such stages.
         """
         for name in ("hint", "attention"):
             if (stages := getattr(self, f"{name}_stages")) and not getattr(self, name):
                 raise ValueError(f"--{name}-stages {' '.join(stages)}: give a weight, --{name}")
-        if self.cache is not None and not self.kl:
-            raise ValueError(f"--cache {self.cache}: with --kl 0 no logits are looked at")
-        if self.cache is not None and (self.attention or self.hint):
-            raise ValueError(
-                "--cache keeps logits alone, and --attention and --hint need the teacher's features: "
-                "drop --cache"
-            )
-
-    def objective(
-        self, student: nn.Module, teacher: nn.Module, mode: Attention, size: int
-    ) -> Distill:
-        """The objective for images of `size` pixels.
-
-        Raises:
-            ValueError: as for `Distill`.
-        """
-        return Distill(
-            student,
-            teacher,
-            temperature=self.temperature,
-            ce=self.ce,
-            kl=self.kl,
-            attention=self.attention,
-            attention_mode=mode,
-            attention_stages=self.attention_stages,
-            hint=self.hint,
-            hint_stages=self.hint_stages,
-            input_shape=(3, size, size),
-        )
 
 
 def distill(
     *,
-    data: Data,
-    out: Out,
-    teacher: TeacherNames,
-    student: Net = "resnet20",
-    stem: Stem = "auto",
-    init: Init = None,
+    data: flags.Data,
+    out: flags.Out,
+    teacher: flags.TeacherNames,
+    student: flags.Net = "resnet20",
+    stem: flags.Stem = "auto",
+    init: flags.Init = None,
+    cache: Annotated[Path | None, unset("FOLDER", "none")] = None,
+    teacher_images: Flags[flags.TeacherImages] = flags.TeacherImages(),
     images: Flags[Images] = Images(),
-    teaching: Flags[Teaching] = Teaching(),
+    losses: Flags[Losses] = Losses(),
     training: Flags[AnyOptimizer] = AnyOptimizer(),
     distill_data: Flags[DistillData] = DistillData(),
     loop: Flags[Loop] = Loop(),
@@ -139,16 +95,20 @@ def distill(
         stepwell train distill --data digits --out runs/hints --teacher runs/alone --hint 1 --ce 0
         stepwell train distill --data photos/ --out runs/more --teacher runs/alone --unlabeled extra/
         stepwell train distill --data digits --out runs/mixed --teacher runs/alone --mix mixup --ce 0
+
+    Args:
+        cache: folder of the teacher's logits, for students with the same data, seed and batch size.
     """
-    init = file_of(init)
+    init = flags.file_of(init)
     arguments = checked(locals())
-    opened = teaching.open(teacher)
+    _check_cache(cache, losses)
+    opened = teacher_images.open(teacher)
     share = ablation.start_from_teacher
     origin = None if share is None else opened.module
     torch.manual_seed(training.seed)  # the student's, and not before: opening draws numbers, too
-    splits = read_splits(data, out, images)
-    nested, start = start_network(splits, student, stem=stem, init=init)
-    inputs = prepare_images(
+    splits = classification.read_splits(data, out, images)
+    nested, start = classification.start_network(splits, student, stem=stem, init=init)
+    inputs = classification.prepare_images(
         splits, images, training, start=start, init=init, teacher=opened, distill_data=distill_data
     )
     if origin is not None:
@@ -156,11 +116,17 @@ def distill(
     assert inputs.teacher is not None
     size = inputs.train.images.size
     # before a generator trains, which draws numbers or, in a run that goes on, has drawn them
-    objective = teaching.objective(nested, inputs.teacher, ablation.attention_mode, size)
+    objective = Distill(
+        nested,
+        inputs.teacher,
+        attention_mode=ablation.attention_mode,
+        input_shape=(3, size, size),
+        **members(losses),
+    )
     made_for = _made_for(inputs, opened.fingerprint, images, distill_data, loop)
     with (
-        open_task("distill", out, loop, arguments, inputs) as task,
-        _cached(task, teaching.cache, made_for) as source,
+        classification.open_task("distill", out, loop, arguments, inputs) as task,
+        _cached(task, cache, made_for) as source,
     ):
         objective.teacher = source
         begun = (task.run.phase("train") / "last.ckpt").exists()  # with weights that replace these
@@ -174,17 +140,32 @@ def distill(
             task.run,
             phase="train",
             epochs=training.epochs,
-            validate=validator(nested, task),
+            validate=classification.validator(nested, task),
             loop=loop,
         )
         record = {}
         if isinstance(source, CachedLogits):
             record["distill"] = {"cache": {"read": source.read, "computed": source.computed}}
-        return finish(task, nested, record=record)
+        return classification.finish(task, nested, record=record)
+
+
+def _check_cache(cache: Path | None, losses: Losses) -> None:
+    """Refuse a cache that cannot serve the losses."""
+    if cache is not None and not losses.kl:
+        raise ValueError(f"--cache {cache}: with --kl 0 no logits are looked at")
+    if cache is not None and (losses.attention or losses.hint):
+        raise ValueError(
+            "--cache keeps logits alone, and --attention and --hint need the teacher's features: drop "
+            "--cache"
+        )
 
 
 def _made_for(
-    inputs: Inputs, teacher: str, images: Images, distill_data: DistillData, loop: Loop
+    inputs: classification.Inputs,
+    teacher: str,
+    images: Images,
+    distill_data: DistillData,
+    loop: Loop,
 ) -> dict[str, Any]:
     """All that the teacher's logits depend on."""
     train = inputs.train
@@ -203,7 +184,9 @@ def _made_for(
 
 
 @contextlib.contextmanager
-def _cached(task: Task, folder: Path | None, made_for: dict[str, Any]) -> Iterator[nn.Module]:
+def _cached(
+    task: classification.Task, folder: Path | None, made_for: dict[str, Any]
+) -> Iterator[nn.Module]:
     """The task's teacher, with its logits cached in `folder` if there is one."""
     assert task.teacher is not None
     if folder is None:

@@ -12,7 +12,7 @@ from stepwell.kg.embedding import KINDS, GraphEmbedding
 from stepwell.kg.objective import DKGE
 from stepwell.kg.snapshot import Snapshot
 from stepwell.kg.state import Encoder, Shape, State
-from stepwell.recipes.flags import Out
+from stepwell.recipes import flags
 from stepwell.results import read_results
 from stepwell.tasks.links import check_loop, finish_links, measured, read_links
 from stepwell.training import Loop, Run, fit, optimizer_of
@@ -61,7 +61,7 @@ class Training:
 def dkge(
     *,
     triples: Path,
-    out: Out,
+    out: flags.Out,
     valid: Annotated[Path | None, unset("FILE", "none: the last epoch is kept")] = None,
     test: Annotated[Path | None, unset("FILE", "none")] = None,
     embedding: Flags[Embedding] = Embedding(),

@@ -27,8 +27,8 @@ from stepwell.nets.nested.input_size import check_size, patch_of
 from stepwell.nets.nested.net import NormSharing
 from stepwell.nets.resolution.chooser import Always, Choice, Chooser, ResolutionNet
 from stepwell.nets.resolution.resolutions import Resolutions, check_sizes
-from stepwell.recipes.flags import Data, Depths, Init, Net, Out, Stem, file_of
-from stepwell.tasks.classification import open_task, prepare_images, read_splits, start_network
+from stepwell.recipes import flags
+from stepwell.tasks import classification
 from stepwell.tasks.resolution import (
     finish_resolution,
     set_price,
@@ -122,12 +122,12 @@ class Training(SgdTraining):
 
 def drnet(
     *,
-    data: Data,
-    out: Out,
-    net: Net = "resnet20",
-    depths: Depths = (),
-    stem: Stem = "auto",
-    init: Init = None,
+    data: flags.Data,
+    out: flags.Out,
+    net: flags.Net = "resnet20",
+    depths: flags.Depths = (),
+    stem: flags.Stem = "auto",
+    init: flags.Init = None,
     choosing: Flags[Choosing] = Choosing(),
     images: Flags[Images] = Images(),
     training: Flags[Training] = Training(),
@@ -145,26 +145,27 @@ def drnet(
         stepwell train drnet --data photos/ --out runs/photos --net resnet18 --sizes 96 72 48
         stepwell train drnet --data photos/ --out runs/both --net resnet34 --depths 18 --size 64
     """
-    init = file_of(init)
+    init = flags.file_of(init)
     arguments = checked(locals())
     images = replace(images, size=choosing.image_size(images.size))
     arguments["size"] = images.size
     torch.manual_seed(training.seed)
-    splits = read_splits(data, out, images)
-    nested, start = start_network(splits, net, depths, stem=stem, init=init)
-    inputs = prepare_images(splits, images, training, start=start, init=init)
+    splits = classification.read_splits(data, out, images)
+    nested, start = classification.start_network(splits, net, depths, stem=stem, init=init)
+    inputs = classification.prepare_images(splits, images, training, start=start, init=init)
     model, costs = _with_chooser(nested, splits.train.size, choosing, ablation.norms)
     target, smoothing = choosing.target, training.label_smoothing
-    with open_task("drnet", out, loop, arguments, inputs) as task:
-        learn = partial(fit, run=task.run, loop=loop)
+    with classification.open_task("drnet", out, loop, arguments, inputs) as task:
         if not _take_norms(model, init, start):
-            learn(
+            fit(
                 EveryResolution(model.net, label_smoothing=smoothing), task.train,
-                training.optim(), phase="resolutions", epochs=training.epochs,
-                validate=validate_choices(model, task.validation),
+                training.optim(), task.run, phase="resolutions", epochs=training.epochs,
+                validate=validate_choices(model, task.validation), loop=loop,
             )  # fmt: skip
-        epochs = training.choose_epochs or training.epochs
-        validate = validate_chosen(model, task.validation, target)
+        learn = partial(
+            fit, run=task.run, epochs=training.choose_epochs or training.epochs,
+            validate=validate_chosen(model, task.validation, target), loop=loop,
+        )  # fmt: skip
         if choosing.schedule == "joint":
             joint = JointResolution(
                 model, costs, target=target, cost_weight=ablation.cost_weight,
@@ -173,25 +174,11 @@ def drnet(
             )  # fmt: skip
             optim = _both(training.optim(), training.optim(ablation.chooser_rate))
             # other batches than the first phase saw, here or in the run that is the start
-            learn(
-                joint,
-                task.train.reseeded("joint"),
-                optim,
-                phase="joint",
-                epochs=epochs,
-                validate=validate,
-            )
+            learn(joint, task.train.reseeded("joint"), optim, phase="joint")
         if choosing.schedule == "imitate":
             imitate = ImitateBest(model, costs, slack=ablation.slack)
             adam = optimizer_of("adam", weight_decay=training.weight_decay)
-            learn(
-                imitate,
-                task.train.reseeded("imitate"),
-                adam,
-                phase="imitate",
-                epochs=epochs,
-                validate=validate,
-            )
+            learn(imitate, task.train.reseeded("imitate"), adam, phase="imitate")
             model.requires_grad_(True)
         if choosing.schedule == "resolutions":
             return finish_resolution(task, model, None)

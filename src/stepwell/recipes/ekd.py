@@ -9,32 +9,13 @@ import torch
 from torch import nn
 
 from stepwell.data.image_flags import Images
-from stepwell.flags import Flags, Hidden, checked, shown_as, unset
+from stepwell.flags import Flags, Hidden, checked, members, shown_as, unset
 from stepwell.losses.attention import Attention
 from stepwell.methods import EmbeddedKD, PrivateNorms, Supervised
 from stepwell.nets.nested.net import NestedNet, NormSharing
-from stepwell.recipes.flags import (
-    Calibrated,
-    Data,
-    Depths,
-    Init,
-    Net,
-    Out,
-    SoftTargets,
-    Stem,
-    TeacherNames,
-    file_of,
-)
+from stepwell.recipes import flags
 from stepwell.recipes.full_net_watch import OnDrop, watch_full_net
-from stepwell.tasks.classification import (
-    finish,
-    open_task,
-    prepare_images,
-    read_splits,
-    start_network,
-    untrained_depths,
-    validator,
-)
+from stepwell.tasks import classification
 from stepwell.teachers import Frozen
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import SgdTraining
@@ -72,67 +53,17 @@ class EkdAblation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teaching(SoftTargets):
-    """Schedule and losses of embedded distillation.
+class Losses(flags.Losses):
+    """Losses of embedded distillation.
 
     Attributes:
-        schedule: two-phase: train the full net (or take it from --init), then its moving
-            average teaches all depths at half the rate; one-run: the full net alone for half of the
-            training, then the same; taught: --teacher teaches all depths; plain: the paper's loss
-            from the first step.
         full_weight: weight of the full net's own loss.
         sample: train one drawn sub-net and the full net in each step.
     """
 
-    schedule: Annotated[Schedule, shown_as("SCHEDULE")] = "two-phase"
     attention: float = 2.0
     full_weight: Annotated[float | None, unset("FLOAT", "1.5 in one-run, else 1")] = None
     sample: bool = False
-
-    def check_teacher(self, teacher: Sequence[str]) -> None:
-        """Refuse a teacher that would not teach, and a normalisation without a teacher.
-
-        Raises:
-            ValueError: either.
-        """
-        if bool(teacher) != (self.schedule == "taught"):
-            raise ValueError(
-                "--schedule taught needs a --teacher, and the other schedules bring their own: give "
-                "both, or neither"
-            )
-        if not teacher and (self.teacher_mean or self.teacher_std):
-            raise ValueError("--teacher-mean and --teacher-std say more about --teacher")
-
-    def options(self, ablation: EkdAblation) -> dict[str, Any]:
-        """The options that `EmbeddedKD` and `PrivateNorms` share."""
-        names = ("temperature", "ce", "kl", "attention", "sample")
-        return {n: getattr(self, n) for n in names} | {"attention_mode": ablation.attention_mode}
-
-    def objective(
-        self,
-        net: NestedNet,
-        teacher: nn.Module | None,
-        ablation: EkdAblation,
-        label_smoothing: float,
-    ) -> EmbeddedKD:
-        """The objective of this schedule for `net` as it stands.
-
-        Raises:
-            ValueError: as for `EmbeddedKD`.
-        """
-        options = dict(SCHEDULES[self.schedule])
-        own = {name: getattr(ablation, name, None) for name in options}
-        own["full_weight"] = self.full_weight
-        options |= {name: value for name, value in own.items() if value is not None}
-        if self.schedule == "two-phase" and not options["ema_teacher"]:
-            teacher = Frozen(net.module)
-        return EmbeddedKD(
-            net,
-            teacher=teacher,
-            label_smoothing=label_smoothing,
-            **self.options(ablation),
-            **options,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,59 +71,35 @@ class Training(SgdTraining):
     """Training of the full net and of its sub-nets.
 
     Attributes:
+        schedule: two-phase: train the full net (or take it from --init), then its moving
+            average teaches all depths at half the rate; one-run: the full net alone for half of the
+            training, then the same; taught: --teacher teaches all depths; plain: the paper's loss
+            from the first step.
         nest_epochs: passes of the second phase in two-phase.
         on_drop: if the full net loses more than --max-drop: warn, or rollback, which restores
             it and trains only the sub-nets' own norms.
         max_drop: points of validation accuracy (percent).
     """
 
+    schedule: Annotated[Schedule, shown_as("SCHEDULE")] = "two-phase"
     nest_epochs: Annotated[int | None, unset("INT", "half of --epochs")] = None
     on_drop: Annotated[OnDrop, shown_as("ACTION")] = "warn"
     max_drop: float = 0.5
 
-    def second_phase(self) -> int:
-        """Passes of the second phase."""
-        return max(1, self.epochs // 2) if self.nest_epochs is None else self.nest_epochs
-
-    def check_rollback(self, net: NestedNet, *, validated: bool, why_untrained: str) -> None:
-        """Refuse a rollback that could not happen.
-
-        Args:
-            why_untrained: why there is no trained full net to go back to; empty if there is one.
-
-        Raises:
-            ValueError: there is nothing to go back to, nothing to compare, or nothing to train.
-        """
-        if self.on_drop != "rollback":
-            return
-        if not validated:
-            raise ValueError(
-                "--on-drop rollback compares the full net on a validation part: set --val-fraction "
-                "above 0"
-            )
-        if not len(net.private_norms):
-            raise ValueError(
-                "--on-drop rollback trains the sub-nets' own norms, and they have none"
-            )
-        if why_untrained:
-            raise ValueError(
-                f"--on-drop rollback goes back to a trained full net, and {why_untrained}: use "
-                "--schedule two-phase, which trains it first"
-            )
-
 
 def ekd(
     *,
-    data: Data,
-    out: Out,
-    net: Net = "resnet32",
-    depths: Depths = ("20", "26"),
-    calibrated: Calibrated = (),
-    stem: Stem = "auto",
-    init: Init = None,
-    teacher: TeacherNames = (),
+    data: flags.Data,
+    out: flags.Out,
+    net: flags.Net = "resnet32",
+    depths: flags.Depths = ("20", "26"),
+    calibrated: flags.Calibrated = (),
+    stem: flags.Stem = "auto",
+    init: flags.Init = None,
+    teacher: flags.TeacherNames = (),
+    teacher_images: Flags[flags.TeacherImages] = flags.TeacherImages(),
     images: Flags[Images] = Images(),
-    teaching: Flags[Teaching] = Teaching(),
+    losses: Flags[Losses] = Losses(),
     training: Flags[Training] = Training(),
     loop: Flags[Loop] = Loop(),
     ablation: Hidden[EkdAblation] = EkdAblation(),
@@ -205,44 +112,100 @@ def ekd(
         stepwell train ekd --data photos/ --out runs/own --depths half=3,3,3 tiny=1,1,1
         stepwell train ekd --data photos/ --out runs/by-big --schedule taught --teacher big.onnx
     """
-    init = file_of(init)
+    init = flags.file_of(init)
     arguments = checked(locals())
-    teaching.check_teacher(teacher)
-    opened = teaching.open(teacher) if teacher else None
+    _check_teacher(training.schedule, teacher, teacher_images)
+    opened = teacher_images.open(teacher) if teacher else None
     torch.manual_seed(training.seed)  # not before: opening a teacher draws numbers, too
-    splits = read_splits(data, out, images)
-    nested, start = start_network(splits, net, depths, stem=stem, norms=ablation.norms, init=init)
-    added = untrained_depths(nested, calibrated)
-    inputs = prepare_images(splits, images, training, start=start, init=init, teacher=opened)
-    two_phase, known = teaching.schedule == "two-phase", start is not None and not start.fresh
-    training.check_rollback(
-        nested,
-        validated=inputs.validation is not None,
-        why_untrained="" if two_phase or known else _no_full_net(init),
+    splits = classification.read_splits(data, out, images)
+    nested, start = classification.start_network(
+        splits, net, depths, stem=stem, norms=ablation.norms, init=init
     )
-    method = partial(teaching.objective, nested, inputs.teacher, ablation, training.label_smoothing)
+    added = classification.untrained_depths(nested, calibrated)
+    inputs = classification.prepare_images(
+        splits, images, training, start=start, init=init, teacher=opened
+    )
+    two_phase = training.schedule == "two-phase"
+    known = start is not None and not start.fresh  # a full net that is trained already
+    if training.on_drop == "rollback":
+        _check_rollback(nested, inputs.validation is not None, two_phase or known, init)
+    method = partial(_objective, nested, inputs.teacher, losses, training, ablation)
     method()  # refuses options that do not fit, before there is a run
-    with open_task("ekd", out, loop, arguments, inputs) as task:
+    with classification.open_task("ekd", out, loop, arguments, inputs) as task:
         learn = partial(fit, train=task.train, run=task.run, loop=loop)
         epochs, optim = training.epochs, training.optim()
         if two_phase and not known:
             full = Supervised(nested.module, label_smoothing=training.label_smoothing)
-            learn(full, optim=optim, phase="full", epochs=epochs,
-                  validate=validator(nested, task, [nested.full]))  # fmt: skip
+            validate = classification.validator(nested, task, [nested.full])
+            learn(full, optim=optim, phase="full", epochs=epochs, validate=validate)
             nested.load_full(nested.module.state_dict())
         if two_phase:
-            epochs, optim = training.second_phase(), training.optim(0.5)
+            epochs, optim = training.nest_epochs or max(1, epochs // 2), training.optim(0.5)
         watch = watch_full_net(nested, task, training.max_drop, start, trained=two_phase or known)
-        objective, validate = method(), validator(nested, task)
-        learn(objective, optim=optim, phase="nest", epochs=epochs, validate=validate,
-              select=watch.select if watch else None)  # fmt: skip
+        learn = partial(
+            learn, optim=optim, epochs=epochs, validate=classification.validator(nested, task)
+        )
+        objective = method()
+        learn(objective, phase="nest", select=watch.select if watch else None)
         if watch and watch.roll_back(training.on_drop):
-            objective = PrivateNorms(nested, **teaching.options(ablation))
-            learn(objective, optim=optim, phase="norms", epochs=epochs, validate=validate)
+            own = _own_options(losses, ablation)
+            by_schedule = SCHEDULES[training.schedule]
+            objective = PrivateNorms(nested, **{n: own[n] for n in own if n not in by_schedule})
+            learn(objective, phase="norms")
             nested.requires_grad_(True)
         record = watch.record() if watch else {}
-        return finish(task, nested, added, record, trained=objective.trained_depths)
+        return classification.finish(task, nested, added, record, objective.trained_depths)
 
 
-def _no_full_net(init: object) -> str:
-    return f"--init {init} brings no classifier for these classes" if init else "there is none yet"
+def _objective(
+    net: NestedNet,
+    teacher: nn.Module | None,
+    losses: Losses,
+    training: Training,
+    ablation: EkdAblation,
+) -> EmbeddedKD:
+    """The objective of a schedule for `net` as it stands."""
+    schedule = SCHEDULES[training.schedule]
+    if not losses.kl:  # no soft targets to teach by
+        schedule = schedule | {"teach_full": False}
+    options = schedule | _own_options(losses, ablation)
+    if training.schedule == "two-phase" and not options["ema_teacher"]:
+        teacher = Frozen(net.module)
+    return EmbeddedKD(net, teacher=teacher, label_smoothing=training.label_smoothing, **options)
+
+
+def _own_options(losses: Losses, ablation: EkdAblation) -> dict[str, Any]:
+    """The options of `EmbeddedKD` that the caller sets."""
+    options = members(losses) | members(ablation)
+    return {n: value for n, value in options.items() if value is not None and n != "norms"}
+
+
+def _check_teacher(
+    schedule: Schedule, teacher: Sequence[str], teacher_images: flags.TeacherImages
+) -> None:
+    """Refuse a teacher that would not teach, and a normalisation without a teacher."""
+    if bool(teacher) != (schedule == "taught"):
+        raise ValueError(
+            "--schedule taught needs a --teacher, and the other schedules bring their own: give both, "
+            "or neither"
+        )
+    if not teacher and any(members(teacher_images).values()):
+        raise ValueError("--teacher-mean and --teacher-std say more about --teacher")
+
+
+def _check_rollback(net: NestedNet, validated: bool, trained: bool, init: object) -> None:
+    """Refuse a rollback with nothing to compare, nothing to train, or nothing to go back to."""
+    if not validated:
+        raise ValueError(
+            "--on-drop rollback compares the full net on a validation part: set --val-fraction above 0"
+        )
+    if not len(net.private_norms):
+        raise ValueError("--on-drop rollback trains the sub-nets' own norms, and they have none")
+    if not trained:
+        lacking = (
+            f"--init {init} brings no classifier for these classes" if init else "there is none"
+        )
+        raise ValueError(
+            f"--on-drop rollback goes back to a trained full net, and {lacking}: use --schedule "
+            "two-phase, which trains it first"
+        )

@@ -86,7 +86,7 @@ class TeacherImages:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftTargets(TeacherImages):
+class Losses:
     """Weights of the losses by which a teacher teaches.
 
     Attributes:

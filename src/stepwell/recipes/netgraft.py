@@ -20,9 +20,9 @@ from stepwell.methods.netgraft import GraftLoss
 from stepwell.nets import BUILDERS, NestedNet, build
 from stepwell.nets.families.timm_models import PREFIX
 from stepwell.nets.grafting.surgery import Grafting, Start, Statistics
-from stepwell.recipes.flags import Out, Stem, TeacherImages
+from stepwell.recipes import flags
 from stepwell.recipes.graft_phases import Schedule, Stages, learn
-from stepwell.tasks.classification import open_task, prepare_images, read_splits, start_network
+from stepwell.tasks import classification
 from stepwell.teachers import Frozen, OpenTeacher
 from stepwell.training import Loop
 from stepwell.training.optimisation import Optimisation
@@ -102,15 +102,15 @@ class GraftTraining:
 
 def netgraft(
     *,
-    out: Out,
+    out: flags.Out,
     teacher: Annotated[str, shown_as("TEACHER")],
     student: Annotated[str, shown_as("NETWORK")] = "",
     keep: Annotated[tuple[int, ...], shown_as("INT ...")] = (),
     data: Annotated[str | None, unset("DATA", "that of the teacher's run")] = None,
-    stem: Stem = "auto",
+    stem: flags.Stem = "auto",
     blocks: Annotated[tuple[str, ...], shown_as("STAGE ...")] = (),
     images: Flags[FewImages] = FewImages(),
-    teacher_images: Flags[TeacherImages] = TeacherImages(),
+    teacher_images: Flags[flags.TeacherImages] = flags.TeacherImages(),
     training: Flags[GraftTraining] = GraftTraining(),
     loop: Flags[Loop] = Loop(),
     ablation: Hidden[NetgraftAblation] = NetgraftAblation(),
@@ -140,10 +140,10 @@ def netgraft(
     images = replace(images, size=images.size or opened.sources[0].size or None)
     arguments |= {"data": data, "size": images.size, "val_fraction": 0.0}
     torch.manual_seed(training.seed)  # the student's, and not before: opening draws numbers, too
-    splits = read_splits(data, out, images)
+    splits = classification.read_splits(data, out, images)
     network = _shrunk(source, depth, keep, stem) if keep else student
-    nested, _ = start_network(splits, network, stem=stem)
-    inputs = prepare_images(
+    nested, _ = classification.start_network(splits, network, stem=stem)
+    inputs = classification.prepare_images(
         splits,
         images,
         Optimisation(batch_size=training.batch_size, val_fraction=0.0, seed=training.seed),
@@ -160,7 +160,7 @@ def netgraft(
     if training.schedule == "join" and len(grafting.grafted) < 2:
         (only,) = (grafting.names[i] for i in grafting.grafted)
         raise ValueError(f"--schedule join: {only} alone is grafted, so nothing is to be joined")
-    with open_task("netgraft", out, loop, arguments, inputs) as task:
+    with classification.open_task("netgraft", out, loop, arguments, inputs) as task:
         if opened.normalisation is None:
             warnings.warn(
                 "images are normalised by mean and deviation of the "

@@ -8,15 +8,8 @@ import torch
 from stepwell.data.image_flags import Images
 from stepwell.flags import Flags, Hidden, checked
 from stepwell.methods import Supervised
-from stepwell.recipes.flags import Data, Init, Net, Out, Stem, file_of
-from stepwell.tasks.classification import (
-    finish,
-    open_task,
-    prepare_images,
-    read_splits,
-    start_network,
-    validator,
-)
+from stepwell.recipes import flags
+from stepwell.tasks import classification
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import AnyOptimizer, Smoothed
 
@@ -39,11 +32,11 @@ class SupervisedAblation:
 
 def supervised(
     *,
-    data: Data,
-    out: Out,
-    net: Net = "resnet20",
-    stem: Stem = "auto",
-    init: Init = None,
+    data: flags.Data,
+    out: flags.Out,
+    net: flags.Net = "resnet20",
+    stem: flags.Stem = "auto",
+    init: flags.Init = None,
     images: Flags[Images] = Images(),
     training: Flags[Training] = Training(),
     loop: Flags[Loop] = Loop(),
@@ -54,13 +47,13 @@ def supervised(
     Examples:
         stepwell train supervised --data digits --out runs/alone --net resnet20
     """
-    init = file_of(init)
+    init = flags.file_of(init)
     arguments = checked(locals())
     torch.manual_seed(training.seed)
-    splits = read_splits(data, out, images)
-    nested, start = start_network(splits, net, stem=stem, init=init)
-    inputs = prepare_images(splits, images, training, start=start, init=init)
-    with open_task("supervised", out, loop, arguments, inputs) as task:
+    splits = classification.read_splits(data, out, images)
+    nested, start = classification.start_network(splits, net, stem=stem, init=init)
+    inputs = classification.prepare_images(splits, images, training, start=start, init=init)
+    with classification.open_task("supervised", out, loop, arguments, inputs) as task:
         fit(
             Supervised(
                 nested.module,
@@ -72,7 +65,7 @@ def supervised(
             task.run,
             phase="train",
             epochs=training.epochs,
-            validate=validator(nested, task),
+            validate=classification.validator(nested, task),
             loop=loop,
         )
-        return finish(task, nested)
+        return classification.finish(task, nested)
