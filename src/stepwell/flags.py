@@ -26,9 +26,14 @@ def unset(metavar: str, default: str) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
-def shown_as(metavar: str) -> Any:
-    """How the help writes a flag's value."""
-    return tyro.conf.arg(metavar=metavar)
+def shown_as(metavar: str, empty: str = "none") -> Any:
+    """The help of a flag: how to write a value, and an empty default in words."""
+
+    def hint(default: str) -> str:
+        words = default.strip("'") or empty
+        return f"(default: {words})"
+
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
 
 
 def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:

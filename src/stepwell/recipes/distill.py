@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import tyro
 from torch import nn
 
 from stepwell.data.distill_data import DistillData
 from stepwell.data.image_flags import Images
-from stepwell.flags import Flags, Hidden, checked, members, unset
+from stepwell.flags import Flags, Hidden, checked, members, shown_as, unset
 from stepwell.losses.attention import Attention
 from stepwell.methods import Distill
 from stepwell.nets.nested.interpolation import check_line, start_interpolated
@@ -23,9 +22,6 @@ from stepwell.teachers import CachedLogits, LogitCache
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import AnyOptimizer
 from stepwell.training.run import plain
-
-#: How the help shows stages whose default is all of them.
-ALL_STAGES = tyro.conf.arg(metavar="STAGE ...", help_behavior_hint="(default: all)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +49,9 @@ class Losses(flags.Losses):
         hint_stages: stages of the hints, written like --attention-stages.
     """
 
-    attention_stages: Annotated[tuple[str, ...], ALL_STAGES] = ()
+    attention_stages: Annotated[tuple[str, ...], shown_as("STAGE ...", "all")] = ()
     hint: float = 0.0
-    hint_stages: Annotated[tuple[str, ...], ALL_STAGES] = ()
+    hint_stages: Annotated[tuple[str, ...], shown_as("STAGE ...", "all")] = ()
 
     def check(self) -> None:
         """Refuse stages of a loss without weight.

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import tyro
 from torch import nn
 
 from stepwell.data.image_flags import Images
@@ -80,10 +79,7 @@ class Choosing:
 
     sizes: Annotated[
         tuple[int, ...],
-        tyro.conf.arg(
-            metavar="INT ...",
-            help_behavior_hint="(default: the images' size, three quarters and half of it)",
-        ),
+        shown_as("INT ...", "the images' size, 3/4 and 1/2 of it"),
     ] = ()
     schedule: Annotated[Schedule, shown_as("SCHEDULE")] = "joint"
     target: float = 0.6

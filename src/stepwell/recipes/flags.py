@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from stepwell.flags import unset
+from stepwell.flags import shown_as, unset
 from stepwell.teachers import OpenTeacher, open_teacher
 
 Out = Annotated[
@@ -20,19 +20,13 @@ Data = Annotated[
 Net = Annotated[str, tyro.conf.arg(metavar="NETWORK", help="network to train (`stepwell list`).")]
 Depths = Annotated[
     tuple[str, ...],
-    tyro.conf.arg(
-        metavar="DEPTH ...",
-        help="sub-nets: names of the family (20), or NAME=BLOCKS,BLOCKS,... by stage.",
-        help_behavior_hint=lambda default: f"(default: {default or 'none'})",
-    ),
+    shown_as("DEPTH ..."),
+    tyro.conf.arg(help="sub-nets: names of the family (20), or NAME=BLOCKS,BLOCKS,... by stage."),
 ]
 Calibrated = Annotated[
     tuple[str, ...],
-    tyro.conf.arg(
-        metavar="DEPTH ...",
-        help="sub-nets added after training, with new norm statistics.",
-        help_behavior_hint=lambda default: f"(default: {default or 'none'})",
-    ),
+    shown_as("DEPTH ..."),
+    tyro.conf.arg(help="sub-nets added after training, with new norm statistics."),
 ]
 Stem = Annotated[
     Literal["auto", "imagenet", "small"],
@@ -53,11 +47,10 @@ Init = Annotated[
 ]
 TeacherNames = Annotated[
     tuple[str, ...],
+    shown_as("TEACHER ..."),
     tyro.conf.arg(
-        metavar="TEACHER ...",
         help="run or file (@DEPTH picks a depth), ONNX file, NETWORK=FILE (weights under torchvision's "
         "or timm's names) or timm/NAME (a download); several teach by their mean.",
-        help_behavior_hint=lambda default: f"(default: {default or 'none'})",
     ),
 ]
 

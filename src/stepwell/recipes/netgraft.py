@@ -53,10 +53,9 @@ class FewImages(Images):
     """The few images that a student is grafted on; no label is read.
 
     Attributes:
-        unlabeled: draw from this folder, nested or not, or from a data set's training images
-            (digits), instead of --data.
-        shots: images per class; shots × classes images are drawn at random.
-        views: largest number of augmented views per image, computed once (2 GiB at most).
+        unlabeled: folder, or data set (digits), to draw images from instead of --data.
+        shots: images per class; shots × classes images are drawn.
+        views: largest number of augmented views per image.
     """
 
     size: Annotated[int | None, unset("INT", "the teacher's")] = None
@@ -108,7 +107,7 @@ def netgraft(
     keep: Annotated[tuple[int, ...], shown_as("INT ...")] = (),
     data: Annotated[str | None, unset("DATA", "that of the teacher's run")] = None,
     stem: flags.Stem = "auto",
-    blocks: Annotated[tuple[str, ...], shown_as("STAGE ...")] = (),
+    blocks: Annotated[tuple[str, ...], shown_as("STAGE ...", "all that agree")] = (),
     images: Flags[FewImages] = FewImages(),
     teacher_images: Flags[flags.TeacherImages] = flags.TeacherImages(),
     training: Flags[GraftTraining] = GraftTraining(),
@@ -128,9 +127,9 @@ def netgraft(
     Args:
         teacher: run or file (@DEPTH picks a depth), NETWORK=FILE, or a network's name (a download).
         student: network to train (`stepwell list`).
-        keep: instead of a student: number of first blocks to keep of each stage of the teacher.
+        keep: instead of a student: blocks to keep of each stage of the teacher.
         data: data set whose test part measures the student.
-        blocks: stages to cut behind: layer2, or layer2=stages.1.blocks; by default all that agree.
+        blocks: stages to cut behind: layer2, or layer2=stages.1.blocks.
     """
     arguments = checked(locals())
     _check_student(student, keep)

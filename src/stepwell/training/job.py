@@ -43,7 +43,7 @@ class Loop:
         precision: bf16 is mixed precision.
         clip: largest norm of the gradient; zero: no clipping.
         accumulate: batches whose gradients make one step.
-        average: decay of a moving average of the weights to keep; zero: none.
+        average: decay of a moving average that is the result; zero: none.
         checkpoint_minutes: minutes between checkpoints within an epoch.
     """
 
