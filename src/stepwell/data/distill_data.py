@@ -24,12 +24,11 @@ class DistillData:
         augment: none; standard (crop, and mirror where the data allows it); or standard
             with rotate (20 degrees), vflip, jitter (of colours) or combined (all of them).
         mix: blend the images of a batch: mixup or cutmix.
-        unlabeled: more images: a folder, nested or not, or a name (digits) whose training
-            images are read without labels.
-        unlabeled_share: their share of every batch.
-        synthetic: noise, or composites of training images, in the place of some of every batch;
-            or images of a generator that is trained first.
-        synthetic_share: their share of every batch.
+        unlabeled: more images without labels: a folder, or a data set (digits).
+        unlabeled_share: share of unlabeled images in every batch.
+        synthetic: noise or composites of training images, which replace some of every batch;
+            or a generator that is trained first and makes more images.
+        synthetic_share: share of synthetic images in every batch.
         synthetic_count: images that the generator makes.
         generator_steps: length of the generator's training, rounded to whole epochs.
     """

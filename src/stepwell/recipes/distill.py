@@ -49,9 +49,9 @@ class Losses(flags.Losses):
         hint_stages: stages of the hints, written like --attention-stages.
     """
 
-    attention_stages: Annotated[tuple[str, ...], shown_as("STAGE ...", "all")] = ()
+    attention_stages: Annotated[tuple[str, ...], shown_as("S ...", "all")] = ()
     hint: float = 0.0
-    hint_stages: Annotated[tuple[str, ...], shown_as("STAGE ...", "all")] = ()
+    hint_stages: Annotated[tuple[str, ...], shown_as("S ...", "all")] = ()
 
     def check(self) -> None:
         """Refuse stages of a loss without weight.

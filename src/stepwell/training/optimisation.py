@@ -57,11 +57,11 @@ class AnyOptimizer(Optimisation):
     """A training by an optimizer of choice.
 
     Attributes:
-        optimizer: SGD has momentum.
+        optimizer: sgd (with momentum), adam or adamw.
         lr: highest learning rate.
     """
 
-    optimizer: OptimizerName = "sgd"
+    optimizer: Annotated[OptimizerName, shown_as("NAME")] = "sgd"
     lr: Annotated[float | None, unset("FLOAT", "0.1 for sgd, 0.001 for adam, adamw")] = None
 
     def optim(self) -> Optim:
