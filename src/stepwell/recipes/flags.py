@@ -21,7 +21,7 @@ Net = Annotated[str, tyro.conf.arg(metavar="NETWORK", help="network to train (`s
 Depths = Annotated[
     tuple[str, ...],
     shown_as("DEPTH ..."),
-    tyro.conf.arg(help="sub-nets: names of the family (20), or NAME=BLOCKS,BLOCKS,... by stage."),
+    tyro.conf.arg(help="sub-nets: a family's name (20), or NAME=BLOCKS,..."),
 ]
 Calibrated = Annotated[
     tuple[str, ...],
@@ -32,7 +32,7 @@ Stem = Annotated[
     Literal["auto", "imagenet", "small"],
     tyro.conf.arg(
         metavar="STEM",
-        help="first layers: imagenet, small, or auto (small below 64 pixels).",
+        help="first layers: imagenet, small, or auto (by size).",
     ),
 ]
 #: In this order everywhere: `typing` caches the first union of these members, and a command line
@@ -41,7 +41,7 @@ Init = Annotated[
     Literal["pretrained"] | Path | None,
     tyro.conf.arg(
         metavar="FILE",
-        help="initial weights: a run, a file, or pretrained (a download).",
+        help="initial weights: run, file, or pretrained (a download).",
         help_behavior_hint="(default: random)",
     ),
 ]
@@ -62,8 +62,8 @@ class TeacherImages:
     """Normalisation of the images of a teacher that does not say it itself.
 
     Attributes:
-        teacher_mean: mean of the teacher's images (pixels in [0, 1]), if its file lacks it.
-        teacher_std: standard deviation of the teacher's images.
+        teacher_mean: mean of the teacher's images, in [0, 1].
+        teacher_std: standard deviation of the teacher's images, in [0, 1].
     """
 
     teacher_mean: Annotated[Mean | None, unset("R G B", "its own")] = None

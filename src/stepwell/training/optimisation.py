@@ -12,10 +12,10 @@ class Optimisation:
     """Length, batches and regularisation of a training.
 
     Attributes:
-        epochs: passes over the training part, in the first phase if there are two.
+        epochs: passes over the training part.
         batch_size: images in a step.
         weight_decay: decay of matrices and kernels, not of norms and biases.
-        val_fraction: share set aside to choose the best epoch; zero keeps the last.
+        val_fraction: share that chooses the best epoch; zero keeps the last.
         seed: seed of weights, order, augmentation and steps.
     """
 
