@@ -94,6 +94,7 @@ def ekd(
     net: flags.Net = "resnet32",
     depths: flags.Depths = ("20", "26"),
     calibrated: flags.Calibrated = (),
+    stages: flags.Stages = (),
     stem: flags.Stem = "auto",
     init: flags.Init = None,
     teacher: flags.TeacherNames = (),
@@ -119,7 +120,7 @@ def ekd(
     torch.manual_seed(training.seed)  # not before: opening a teacher draws numbers, too
     splits = classification.read_splits(data, out, images)
     nested, start = classification.start_network(
-        splits, net, depths, stem=stem, norms=ablation.norms, init=init
+        splits, net, depths, stages=stages, stem=stem, norms=ablation.norms, init=init
     )
     added = classification.untrained_depths(nested, calibrated)
     inputs = classification.prepare_images(

@@ -28,6 +28,11 @@ Calibrated = Annotated[
     shown_as("DEPTH ..."),
     tyro.conf.arg(help="sub-nets added after training, with new norm statistics."),
 ]
+Stages = Annotated[
+    tuple[str, ...],
+    shown_as("STAGE ...", "the network's own"),
+    tyro.conf.arg(help='stages, such as "blocks[0:8]".'),
+]
 Stem = Annotated[
     Literal["auto", "imagenet", "small"],
     tyro.conf.arg(

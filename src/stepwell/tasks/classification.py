@@ -87,6 +87,7 @@ def start_network(
     net: str | NestedNet,
     depths: Sequence[str] = (),
     *,
+    stages: Sequence[str] = (),
     stem: Literal["auto", "imagenet", "small"] = "auto",
     norms: NormSharing = "private",
     init: Literal["pretrained"] | Path | None = None,
@@ -95,6 +96,7 @@ def start_network(
 
     Args:
         net: a network's name, or a network that is built already.
+        stages: stages in place of the network's own, as for `build`.
         init: a file of weights, or "pretrained"; by default the weights are random.
 
     Returns:
@@ -105,7 +107,7 @@ def start_network(
     """
     size, classes = splits.train.size, splits.train.classes
     if isinstance(net, str):
-        own = input_arguments(net, size, stem)
+        own = input_arguments(net, size, stem) | ({"stages": stages} if stages else {})
         net = build(net, depths, norms=norms, num_classes=len(classes), **own)
     check_size(net, size)
     if init is None:
@@ -199,11 +201,13 @@ def untrained_depths(net: NestedNet, depths: Sequence[str]) -> dict[str, tuple[i
         ValueError: the network cannot have such a depth.
     """
     assert net.builder is not None
-    added = named_depths(net.builder[0], depths)
+    name, arguments = net.builder
+    own = {"stages": arguments["stages"]} if "stages" in arguments else {}
+    added = named_depths(name, depths, **own)
     present = net.depths
-    for name, blocks in added.items():
-        check_depth(name, blocks, present, net.stages, net.depths[net.full])
-        present[name] = blocks
+    for depth, blocks in added.items():
+        check_depth(depth, blocks, present, net.stages, net.depths[net.full])
+        present[depth] = blocks
     return added
 
 
