@@ -1191,8 +1191,8 @@ def test_the_options_of_the_recipes_are_these():
         "supervised": f"{trained} net label_smoothing optimizer",
         "distill": f"{trained} {taught} student attention_stages hint hint_stages cache optimizer "
         f"{shown} generator_steps",
-        "ekd": f"{trained} {taught} net depths calibrated stages nest_epochs schedule full_weight sample "
-        "label_smoothing on_drop max_drop",
+        "ekd": f"{trained} {taught} net depths calibrated stages nest_epochs schedule full_weight "
+        "sample label_smoothing on_drop max_drop",
         "drnet": f"{trained} net depths sizes schedule target choose_epochs label_smoothing",
         "netgraft": f"{common} {teachers} student keep unlabeled shots blocks schedule views "
         "graft_steps join_steps",
