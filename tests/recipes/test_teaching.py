@@ -57,10 +57,10 @@ def test_with_a_warm_cache_no_teacher_runs_and_every_bit_is_the_same(teach, tmp_
     teach("plain")
     images = 2 * 1295  # epochs, and the training part
     runs.clear()
-    assert teach("first", cache=cache)["cache"] == {"read": 0, "computed": images}
+    assert teach("first", cache=cache)["distill"]["cache"] == {"read": 0, "computed": images}
     cold = len(runs)
     runs.clear()
-    assert teach("second", cache=cache)["cache"] == {"read": images, "computed": 0}
+    assert teach("second", cache=cache)["distill"]["cache"] == {"read": images, "computed": 0}
     assert (cold, len(runs)) == (1 + 2 * 6, 1)  # a few images are tried before training
     teach("third", cache=cache, student="resnet14", temperature=1.0, ce=0.0, lr=0.05)
     assert len(runs) == 2
@@ -73,7 +73,7 @@ def test_with_a_warm_cache_no_teacher_runs_and_every_bit_is_the_same(teach, tmp_
         with pytest.raises(ValueError, match=f"made for other {what} .*use another --cache"):
             teach("other", cache=cache, **change)
         shutil.rmtree(tmp_path / "other")
-    assert teach("seed", cache=cache, seed=1, epochs=1)["cache"]["read"] == 0
+    assert teach("seed", cache=cache, seed=1, epochs=1)["distill"]["cache"]["read"] == 0
 
 
 def test_a_cache_is_found_by_pixels_and_belongs_to_a_teacher(teach, tmp_path, monkeypatch):
@@ -88,10 +88,10 @@ def test_a_cache_is_found_by_pixels_and_belongs_to_a_teacher(teach, tmp_path, mo
         return {"distill_data": DistillData(unlabeled=tmp_path / name, **options), "epochs": 1}
 
     cache = {"cache": tmp_path / "cache"}
-    count = teach("first", **cache, **shown("extra"))["cache"]["computed"]
+    count = teach("first", **cache, **shown("extra"))["distill"]["cache"]["computed"]
     init = tmp_path / "first" / "net.safetensors"
     again = teach("second", **cache, **shown("moved"), init=init)
-    assert again["cache"] == {"read": count, "computed": 0}
+    assert again["distill"]["cache"] == {"read": count, "computed": 0}
     made = []
     original = CachedLogits.__init__
 

@@ -58,12 +58,12 @@ def fit(
     select: Callable[[Mapping[str, float]], float] | None = None,
     loop: Loop = Loop(),
 ) -> None:
-    """Train `objective`, or go on where a killed run stopped, or load what a finished phase left.
+    """Train `objective`; resume a killed phase, or load the result of a finished one.
 
-    Its length is given in `epochs`, or in `steps` (batches), which may end amid an epoch. Every epoch
-    appends a line to the run's metrics.jsonl and writes a checkpoint; of a finished phase
-    that holds the weights alone. With `validate` the objective ends with the weights of its best epoch,
-    without it with those of the last.
+    The length is given in `epochs`, or in `steps` (batches), which may end amid an epoch. Every epoch
+    appends a line to the run's metrics.jsonl and writes a checkpoint. A finished phase's checkpoint
+    holds only weights. With `validate` the objective ends with the weights of its best epoch, else with
+    the weights of the last epoch.
 
     What you froze by `.eval()` inside a network in train mode, such as norms, stays in eval mode. A
     network that is in eval mode as a whole, as `load` gives it, is set to train mode.
@@ -71,9 +71,9 @@ def fit(
     Args:
         train: batches; their seed also seeds the steps (dropout, sampling).
         phase: a name; its checkpoints are kept under `RUN/phases/NAME`.
-        validate: numbers about the network as it stands, on a validation part.
-        select: those numbers to a score, higher is better; their mean over names that end in
-            "accuracy" by default.
+        validate: measures the network on a validation part; gives numbers by name.
+        select: maps these numbers to a score, higher is better; by default their mean over names that
+            end in "accuracy".
 
     Raises:
         Diverged: the loss is not finite; the last good checkpoint is kept.
@@ -109,14 +109,14 @@ def fit(
 
 
 def _close(folder: Path, writes: bool) -> None:
-    """Mark a phase done; its last checkpoint holds the weights that are kept, so no other is needed."""
+    """Mark a phase done; its last checkpoint holds the result, so no other is needed."""
     if writes:
         (folder / "best.ckpt").unlink(missing_ok=True)
         write_whole(folder / "done", b"")
 
 
 class _Rest:
-    """The batches from here to the end of training, as Lightning takes them: any iterable."""
+    """The remaining batches of a training, as an iterable for Lightning."""
 
     def __init__(self, batches: Stream, start: int, stop: int) -> None:
         self.batches, self.start, self.stop = batches, start, stop
@@ -219,7 +219,7 @@ def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) ->
 
 
 def _largest(number: int, group: Any) -> int:
-    """The largest of the numbers that the processes of `group` give."""
+    """The largest of the numbers of all processes of `group`."""
     numbers = torch.tensor(number)
     torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX, group)
     return int(numbers)
@@ -227,9 +227,9 @@ def _largest(number: int, group: Any) -> int:
 
 @contextlib.contextmanager
 def _signals(job: Job) -> Iterator[Callable[[], None]]:
-    """Ctrl-C and SIGTERM ask the job to stop after the step; gives a call that makes it so once more.
+    """Let Ctrl-C and SIGTERM stop the job after the step; yields a call that installs this again.
 
-    A second signal stops at once, and more change nothing. The handlers of before are set again at the
+    A second signal stops at once; further signals change nothing. The old handlers are restored at the
     end.
     """
     asked = 0
@@ -259,7 +259,7 @@ def _signals(job: Job) -> Iterator[Callable[[], None]]:
 
 
 def _mean_accuracy(values: Mapping[str, float]) -> float:
-    found = [v for name, v in values.items() if name.endswith("accuracy")]
-    if not found:
+    accuracies = [v for name, v in values.items() if name.endswith("accuracy")]
+    if not accuracies:
         raise ValueError("validate gives no accuracy: say what to select by")
-    return sum(found) / len(found)
+    return sum(accuracies) / len(accuracies)

@@ -27,7 +27,7 @@ from stepwell.training.optim import Optim
 from stepwell.training.progress import Progress
 from stepwell.training.run import Run
 
-#: How many steps' losses wait to be read at once: reading each would make a GPU wait for it.
+#: Losses are read every so many steps: a GPU would wait for each single read.
 READ_EVERY = 16
 
 Precision = Literal["32", "bf16"]
@@ -95,7 +95,7 @@ def device_of(loop: Loop) -> torch.device:
 
 @runtime_checkable
 class Stream(Protocol):
-    """What training runs over: batches of anything, as functions of (seed, position)."""
+    """Batches of any kind, as functions of (seed, position)."""
 
     seed: int
 
@@ -104,7 +104,7 @@ class Stream(Protocol):
         ...
 
     def sharded(self, rank: int, world: int) -> "Stream":
-        """The share of one of several processes."""
+        """The batches of one of several processes."""
         ...
 
     def stream(self, start: int, stop: int) -> Iterator[Any]:
@@ -117,7 +117,7 @@ class Diverged(ValueError):
 
 
 class Job:
-    """A phase as it stands; `fit` drives it."""
+    """The state of a phase; `fit` drives it."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class Job:
         self.signum = 0  # of a signal that asked to stop; 0: none
         self.stop = False  # after this step
         self.agree: Callable[[int], int] = lambda signum: signum
-        self.finished = False  # the objective holds the weights that are kept
+        self.finished = False  # the objective holds the resulting weights
         self._save_due = False
         self._unread: list[tuple[int, dict[str, Tensor]]] = []
         self._clock, self._cpu_clock = time.monotonic(), time.process_time()
@@ -168,7 +168,7 @@ class Job:
         )
 
     def cut_off(self) -> str:
-        """Where a run goes on that is stopped within a step, in words."""
+        """The place where a run that was stopped within a step goes on, in words."""
         checkpoint = self.folder / "last.ckpt"
         if not checkpoint.exists():
             return f"at once, before the first checkpoint of phase {self.phase}"
@@ -185,7 +185,7 @@ class Job:
         torch.manual_seed(seed_of(self.train.seed, self.phase, self.position, rank))
 
     def end_step(self, progress: Progress) -> None:
-        """Count the step; at the end of an epoch, or when it is time, write what has been done."""
+        """Count the step; at the end of an epoch, or when it is time, write a checkpoint."""
         self.position += 1
         boundary = self.position % self.accumulate == 0 or self.position == self.total
         if boundary:
@@ -206,7 +206,7 @@ class Job:
             self.save()
 
     def hear(self) -> None:
-        """Let all processes know of a signal that one of them got, so that they stop together."""
+        """Share a signal that one process got, so that all processes stop together."""
         self.signum = self.agree(self.signum)
 
     def note(self, loss: Tensor, logs: Mapping[str, Tensor]) -> None:
@@ -215,10 +215,10 @@ class Job:
         self._unread.append((self.position, values))
 
     def read_losses(self) -> None:
-        """Add the losses that wait to the epoch's sums.
+        """Add the waiting losses to the epoch's sums.
 
         Raises:
-            Diverged: one is not finite.
+            Diverged: a loss is not finite.
         """
         unread, self._unread = self._unread, []
         for position, values in unread:
@@ -230,7 +230,7 @@ class Job:
                 self.sums[name] = (total + value, count + 1)
 
     def end_epoch(self, progress: Progress) -> None:
-        """Validate, keep the weights if they are the best yet, and write a line."""
+        """Validate, save the best weights so far, and write a line of metrics."""
         self.read_losses()
         self._check_finite()
         assert self.optimizer is not None
@@ -255,7 +255,7 @@ class Job:
         progress.epoch(line)
 
     def save(self) -> None:
-        """Write the checkpoint of this moment; when all is done, just the weights that are kept."""
+        """Write a checkpoint; of a finished phase, only the resulting weights."""
         self.read_losses()
         self._check_finite()
         optimizer = self.optimizer_state if self.optimizer is None else self.optimizer.state_dict()
@@ -276,7 +276,7 @@ class Job:
         self._save_due = False
 
     def settle(self) -> None:
-        """Give the objective the weights that are kept: the best epoch's, the average, or the last."""
+        """Give the objective the resulting weights: best epoch, average, or last step."""
         best = read_checkpoint(self.folder / "best.ckpt")
         if best is not None:
             load_checked(self.objective, best["objective"], self.folder / "best.ckpt")
@@ -288,8 +288,8 @@ class Job:
         """Go back to a checkpoint.
 
         Raises:
-            ValueError: it is of another network, or has a moving average where none is asked for, or
-                none where one is.
+            ValueError: the checkpoint is of another network, or only one of checkpoint and job has a
+                moving average.
         """
         file = self.folder / "last.ckpt"
         if (saved["average"] is None) != (self.averaged is None):
@@ -309,11 +309,11 @@ class Job:
         self._clock, self._cpu_clock = time.monotonic(), time.process_time()
 
     def _epoch_at(self, position: int) -> int:
-        """The epoch, from 1, that ends at a position or is cut short there."""
+        """The number of the epoch, from 1, that ends at a position."""
         return math.ceil(position / len(self.train))
 
     def _check_finite(self) -> None:
-        """No weights that are not finite are validated or written."""
+        """Refuse weights that are not finite before they are validated or written."""
         for name, value in self.objective.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise Diverged(self._diverged(f"{name} is not finite", self.position - 1))
@@ -328,7 +328,7 @@ class Job:
 
     @contextlib.contextmanager
     def _evaluated_weights(self) -> Iterator[None]:
-        """Eval mode, with the averaged weights where an average is kept."""
+        """Set eval mode, and the averaged weights if there is an average."""
         own = None
         if self.averaged is not None:
             own = {k: v.clone() for k, v in self.objective.state_dict().items()}
@@ -341,9 +341,9 @@ class Job:
                 self.objective.load_state_dict(own)
 
     def _spent(self) -> dict[str, float]:
-        """Seconds of training so far by the clock and of the processor.
+        """Seconds of training so far, of the clock and of the processor.
 
-        Those of killed processes are counted up to their last checkpoint.
+        A killed process counts up to its last checkpoint.
         """
         now, cpu = time.monotonic(), time.process_time()
         self.seconds += now - self._clock
@@ -369,7 +369,7 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """A checkpoint's content, tensors on the CPU; nothing where there is no such file.
+    """A checkpoint's content, tensors on the CPU; none if there is no such file.
 
     Raises:
         ValueError: the file is damaged.
@@ -390,7 +390,7 @@ def load_checked(module: nn.Module, state: Mapping[str, Any], file: Path) -> Non
     """Load a module's state from a checkpoint.
 
     Raises:
-        ValueError: the state is another module's.
+        ValueError: the state belongs to another module.
     """
     try:
         module.load_state_dict(state)
