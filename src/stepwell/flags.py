@@ -21,19 +21,19 @@ Hidden = Annotated[T, tyro.conf.Suppress, tyro.conf.Fixed]
 TOGETHER = ("loop", "distill_data", "ablation")
 
 
-def unset(metavar: str, default: str) -> Any:
-    """The help of a flag whose default is None: how to write a value, and the default in words."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+def flag(metavar: str | None = None, empty: str = "none", help: str | None = None) -> Any:
+    """How the help shows a flag.
 
-
-def shown_as(metavar: str, empty: str = "none") -> Any:
-    """The help of a flag: how to write a value, and an empty default in words."""
+    Args:
+        metavar: a value of the flag; by default its type.
+        empty: the default in words, if it is None or empty.
+        help: help of a flag that several groups or recipes share.
+    """
 
     def hint(default: str) -> str:
-        words = default.strip("'") or empty
-        return f"(default: {words})"
+        return f"(default: {empty if default in ('', 'None', repr('')) else default})"
 
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
+    return tyro.conf.arg(metavar=metavar, help=help, help_behavior_hint=hint)
 
 
 def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from stepwell.data.augment import Policy
 from stepwell.data.images import ImageSet, load_unlabeled
 from stepwell.data.loader import Extra
 from stepwell.data.mixing import Change, Mix, Replace
-from stepwell.flags import shown_as, unset
+from stepwell.flags import flag
 from stepwell.ranges import check_numbers
 
 
@@ -33,15 +33,13 @@ class DistillData:
         generator_steps: length of the generator's training, rounded to whole epochs.
     """
 
-    augment: Annotated[Policy, shown_as("POLICY")] = "standard"
-    mix: Annotated[Literal["none", "mixup", "cutmix"], shown_as("MIX")] = "none"
-    unlabeled: Annotated[Path | None, unset("FOLDER", "none")] = None
-    unlabeled_share: Annotated[float | None, unset("X", "by number of images")] = None
-    synthetic: Annotated[Literal["none", "noise", "composites", "generator"], shown_as("KIND")] = (
-        "none"
-    )
-    synthetic_share: Annotated[float, shown_as("X")] = 0.2
-    synthetic_count: Annotated[int | None, unset("INT", "as many as training images")] = None
+    augment: Annotated[Policy, flag("POLICY")] = "standard"
+    mix: Annotated[Literal["none", "mixup", "cutmix"], flag("MIX")] = "none"
+    unlabeled: Annotated[Path | None, flag("FOLDER", "none")] = None
+    unlabeled_share: Annotated[float | None, flag("X", "by number of images")] = None
+    synthetic: Annotated[Literal["none", "noise", "composites", "generator"], flag("KIND")] = "none"
+    synthetic_share: Annotated[float, flag("X")] = 0.2
+    synthetic_count: Annotated[int | None, flag("INT", "as many as training images")] = None
     generator_steps: int = 1500
 
     def check(self) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from stepwell.flags import unset
+from stepwell.flags import flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +16,9 @@ class Images:
         part: use part I of N of the training images.
     """
 
-    size: Annotated[int | None, unset("INT", "their own")] = None
-    flip: Annotated[bool | None, unset("{True,False}", "where the data allows it")] = None
-    part: Annotated[str | None, unset("I/N", "all images")] = None
+    size: Annotated[int | None, flag("INT", "their own")] = None
+    flip: Annotated[bool | None, flag("{True,False}", "where the data allows it")] = None
+    part: Annotated[str | None, flag("I/N", "all images")] = None
 
     def check(self) -> None:
         """Refuse a part that does not exist.

@@ -11,7 +11,7 @@ from torch import nn
 
 from stepwell.data.distill_data import DistillData
 from stepwell.data.image_flags import Images
-from stepwell.flags import Flags, Hidden, checked, members, shown_as, unset
+from stepwell.flags import Flags, Hidden, checked, flag, members
 from stepwell.losses.attention import Attention
 from stepwell.methods import Distill
 from stepwell.nets.nested.interpolation import check_line, start_interpolated
@@ -49,9 +49,9 @@ class Losses(flags.Losses):
         hint_stages: stages of the hints, written like --attention-stages.
     """
 
-    attention_stages: Annotated[tuple[str, ...], shown_as("S ...", "all")] = ()
+    attention_stages: Annotated[tuple[str, ...], flag("S ...", "all")] = ()
     hint: float = 0.0
-    hint_stages: Annotated[tuple[str, ...], shown_as("S ...", "all")] = ()
+    hint_stages: Annotated[tuple[str, ...], flag("S ...", "all")] = ()
 
     def check(self) -> None:
         """Refuse stages of a loss without weight.
@@ -72,7 +72,7 @@ def distill(
     student: flags.Net = "resnet20",
     stem: flags.Stem = "auto",
     init: flags.Init = None,
-    cache: Annotated[Path | None, unset("FOLDER", "none")] = None,
+    cache: Annotated[Path | None, flag("FOLDER", "none")] = None,
     teacher_images: Flags[flags.TeacherImages] = flags.TeacherImages(),
     images: Flags[Images] = Images(),
     losses: Flags[Losses] = Losses(),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 
 from stepwell.data.triples import TripleBatches
-from stepwell.flags import Flags, checked, shown_as, unset
+from stepwell.flags import Flags, checked, flag
 from stepwell.kg.embedding import KINDS, GraphEmbedding
 from stepwell.kg.objective import DKGE
 from stepwell.kg.snapshot import Snapshot
@@ -31,7 +31,7 @@ class Embedding:
         negatives: false triples drawn for each true one.
     """
 
-    encoder: Annotated[Encoder, shown_as("ENCODER")] = "full"
+    encoder: Annotated[Encoder, flag("ENCODER")] = "full"
     dim: int = 64
     context_size: int = 15
     margin: float = 4.0
@@ -62,8 +62,8 @@ def dkge(
     *,
     triples: Path,
     out: flags.Out,
-    valid: Annotated[Path | None, unset("FILE", "none: the last epoch is kept")] = None,
-    test: Annotated[Path | None, unset("FILE", "none")] = None,
+    valid: Annotated[Path | None, flag("FILE", "none: the last epoch is kept")] = None,
+    test: Annotated[Path | None, flag("FILE", "none")] = None,
     embedding: Flags[Embedding] = Embedding(),
     training: Flags[Training] = Training(),
     loop: Flags[Loop] = Loop(device="cpu"),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from stepwell.data.image_flags import Images
-from stepwell.flags import Flags, Hidden, checked, shown_as, unset
+from stepwell.flags import Flags, Hidden, checked, flag
 from stepwell.measure.resolution import macs_of_choices
 from stepwell.methods.resolution import (
     EveryResolution,
@@ -79,9 +79,9 @@ class Choosing:
 
     sizes: Annotated[
         tuple[int, ...],
-        shown_as("INT ...", "the images' size, 3/4 and 1/2 of it"),
+        flag("INT ...", "the images' size, 3/4 and 1/2 of it"),
     ] = ()
-    schedule: Annotated[Schedule, shown_as("SCHEDULE")] = "joint"
+    schedule: Annotated[Schedule, flag("SCHEDULE")] = "joint"
     target: float = 0.6
 
     def image_size(self, size: int | None) -> int | None:
@@ -113,7 +113,7 @@ class Training(SgdTraining):
     """
 
     epochs: int = 20
-    choose_epochs: Annotated[int | None, unset("INT", "as --epochs")] = None
+    choose_epochs: Annotated[int | None, flag("INT", "as --epochs")] = None
 
 
 def drnet(

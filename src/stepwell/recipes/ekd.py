@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stepwell.data.image_flags import Images
-from stepwell.flags import Flags, Hidden, checked, members, shown_as, unset
+from stepwell.flags import Flags, Hidden, checked, flag, members
 from stepwell.losses.attention import Attention
 from stepwell.methods import EmbeddedKD, PrivateNorms, Supervised
 from stepwell.nets.nested.net import NestedNet, NormSharing
@@ -62,7 +62,7 @@ class Losses(flags.Losses):
     """
 
     attention: float = 2.0
-    full_weight: Annotated[float | None, unset("FLOAT", "1.5 in one-run, else 1")] = None
+    full_weight: Annotated[float | None, flag("FLOAT", "1.5 in one-run, else 1")] = None
     sample: bool = False
 
 
@@ -81,9 +81,9 @@ class Training(SgdTraining):
         max_drop: points of validation accuracy (percent).
     """
 
-    schedule: Annotated[Schedule, shown_as("SCHEDULE")] = "two-phase"
-    nest_epochs: Annotated[int | None, unset("INT", "half of --epochs")] = None
-    on_drop: Annotated[OnDrop, shown_as("ACTION")] = "warn"
+    schedule: Annotated[Schedule, flag("SCHEDULE")] = "two-phase"
+    nest_epochs: Annotated[int | None, flag("INT", "half of --epochs")] = None
+    on_drop: Annotated[OnDrop, flag("ACTION")] = "warn"
     max_drop: float = 0.5
 
 

@@ -5,60 +5,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
-from stepwell.flags import shown_as, unset
+from stepwell.flags import flag
 from stepwell.teachers import OpenTeacher, open_teacher
 
-Out = Annotated[
-    Path, tyro.conf.arg(help="run directory; an unfinished run goes on where it stopped.")
-]
-Data = Annotated[
-    str,
-    tyro.conf.arg(metavar="DATA", help="folder of class folders, or a name (`stepwell list`)."),
-]
-Net = Annotated[str, tyro.conf.arg(metavar="NETWORK", help="network to train (`stepwell list`).")]
+Out = Annotated[Path, flag(help="run directory; an unfinished run goes on where it stopped.")]
+Data = Annotated[str, flag("DATA", help="folder of class folders, or a name (`stepwell list`).")]
+Net = Annotated[str, flag("NETWORK", help="network to train (`stepwell list`).")]
 Depths = Annotated[
-    tuple[str, ...],
-    shown_as("DEPTH ..."),
-    tyro.conf.arg(help="sub-nets: a family's name (20), or NAME=BLOCKS,..."),
+    tuple[str, ...], flag("DEPTH ...", help="sub-nets: a family's name (20), or NAME=BLOCKS,...")
 ]
 Calibrated = Annotated[
     tuple[str, ...],
-    shown_as("DEPTH ..."),
-    tyro.conf.arg(help="sub-nets added after training, with new norm statistics."),
+    flag("DEPTH ...", help="sub-nets added after training, with new norm statistics."),
 ]
 Stages = Annotated[
-    tuple[str, ...],
-    shown_as("STAGE ...", "the network's own"),
-    tyro.conf.arg(help='stages, such as "blocks[0:8]".'),
+    tuple[str, ...], flag("STAGE ...", "the network's own", help='stages, such as "blocks[0:8]".')
 ]
 Stem = Annotated[
     Literal["auto", "imagenet", "small"],
-    tyro.conf.arg(
-        metavar="STEM",
-        help="first layers: imagenet, small, or auto (by size).",
-    ),
+    flag("STEM", help="first layers: imagenet, small, or auto (by size)."),
 ]
 #: In this order everywhere: `typing` caches the first union of these members, and a command line
 #: whose union begins with Path reads "pretrained" as a file.
 Init = Annotated[
     Literal["pretrained"] | Path | None,
-    tyro.conf.arg(
-        metavar="FILE",
-        help="initial weights: run, file, or pretrained (a download).",
-        help_behavior_hint="(default: random)",
-    ),
+    flag("FILE", "random", help="initial weights: run, file, or pretrained (a download)."),
 ]
 TeacherNames = Annotated[
     tuple[str, ...],
-    shown_as("TEACHER ..."),
-    tyro.conf.arg(
+    flag(
+        "TEACHER ...",
         help="run or file (@DEPTH picks a depth), ONNX file, NETWORK=FILE (weights under torchvision's "
         "or timm's names) or timm/NAME (a download); several teach by their mean.",
     ),
 ]
-
 Mean = tuple[float, float, float]
 
 
@@ -68,11 +48,11 @@ class TeacherImages:
 
     Attributes:
         teacher_mean: mean of the teacher's images, in [0, 1].
-        teacher_std: standard deviation of the teacher's images, in [0, 1].
+        teacher_std: standard deviation of the teacher's images.
     """
 
-    teacher_mean: Annotated[Mean | None, unset("R G B", "its own")] = None
-    teacher_std: Annotated[Mean | None, unset("R G B", "its own")] = None
+    teacher_mean: Annotated[Mean | None, flag("R G B", "its own")] = None
+    teacher_std: Annotated[Mean | None, flag("R G B", "its own")] = None
 
     def open(self, names: Sequence[str]) -> OpenTeacher:
         """The teachers of these names, opened.

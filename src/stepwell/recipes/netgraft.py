@@ -15,7 +15,7 @@ from stepwell.data import ImageSet, load_unlabeled, seed_of
 from stepwell.data.decoding import Files
 from stepwell.data.image_flags import Images
 from stepwell.files import config_of
-from stepwell.flags import Flags, Hidden, checked, shown_as, unset
+from stepwell.flags import Flags, Hidden, checked, flag
 from stepwell.methods.netgraft import GraftLoss
 from stepwell.nets import BUILDERS, NestedNet, build
 from stepwell.nets.families.timm_models import PREFIX
@@ -58,8 +58,8 @@ class FewImages(Images):
         views: largest number of augmented views per image.
     """
 
-    size: Annotated[int | None, unset("INT", "the teacher's")] = None
-    unlabeled: Annotated[Path | None, unset("FOLDER", "none")] = None
+    size: Annotated[int | None, flag("INT", "the teacher's")] = None
+    unlabeled: Annotated[Path | None, flag("FOLDER", "none")] = None
     shots: int = 10
     views: int = 64
 
@@ -91,7 +91,7 @@ class GraftTraining:
         seed: seed of weights, draw, order and augmentation.
     """
 
-    schedule: Annotated[Schedule, shown_as("SCHEDULE")] = "both"
+    schedule: Annotated[Schedule, flag("SCHEDULE")] = "both"
     graft_steps: int = 600
     join_steps: int = 600
     batch_size: int = 64
@@ -102,12 +102,12 @@ class GraftTraining:
 def netgraft(
     *,
     out: flags.Out,
-    teacher: Annotated[str, shown_as("TEACHER")],
-    student: Annotated[str, shown_as("NETWORK")] = "",
-    keep: Annotated[tuple[int, ...], shown_as("INT ...")] = (),
-    data: Annotated[str | None, unset("DATA", "that of the teacher's run")] = None,
+    teacher: Annotated[str, flag("TEACHER")],
+    student: Annotated[str, flag("NETWORK")] = "",
+    keep: Annotated[tuple[int, ...], flag("INT ...")] = (),
+    data: Annotated[str | None, flag("DATA", "that of the teacher's run")] = None,
     stem: flags.Stem = "auto",
-    blocks: Annotated[tuple[str, ...], shown_as("STAGE ...", "all that agree")] = (),
+    blocks: Annotated[tuple[str, ...], flag("STAGE ...", "all that agree")] = (),
     images: Flags[FewImages] = FewImages(),
     teacher_images: Flags[flags.TeacherImages] = flags.TeacherImages(),
     training: Flags[GraftTraining] = GraftTraining(),

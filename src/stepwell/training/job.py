@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stepwell.data import seed_of
 from stepwell.files import write_whole
-from stepwell.flags import shown_as
+from stepwell.flags import flag
 from stepwell.methods import Objective
 from stepwell.teachers import MovingAverage
 from stepwell.train_mode import in_eval_mode
@@ -47,24 +47,16 @@ class Loop:
         checkpoint_minutes: minutes between checkpoints within an epoch.
     """
 
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], shown_as("{auto,cpu,..}")] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], flag("{auto,cpu,..}")] = "auto"
     devices: int = 1
     precision: Precision = "32"
     clip: float = 5.0
     accumulate: int = 1
     average: float = 0.0
-    checkpoint_minutes: Annotated[float, shown_as("M")] = 5.0
+    checkpoint_minutes: Annotated[float, flag("M")] = 5.0
 
-    def check(self) -> None:
-        """Refuse a device that is not here.
-
-        Raises:
-            ValueError: as for `device_of`.
-        """
-        self.device_kind()
-
-    def device_kind(self) -> str:
-        """The kind of device that `device` names: "cpu", "cuda" or "mps".
+    def check(self) -> str:
+        """The kind of device to train on, "cpu", "cuda" or "mps".
 
         Raises:
             ValueError: there is no such device, or fewer than `devices`.
@@ -85,9 +77,9 @@ def device_of(loop: Loop) -> torch.device:
     """The device that `fit` trains on with this loop; of several devices, the one of this process.
 
     Raises:
-        ValueError: there is no such device, or there are fewer of it.
+        ValueError: as for `Loop.check`.
     """
-    kind = loop.device_kind()
+    kind = loop.check()
     if kind == "cpu" or loop.devices == 1:
         return torch.device(kind)
     return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from stepwell.flags import shown_as, unset
+from stepwell.flags import flag
 from stepwell.training.optim import Optim, OptimizerName, optimizer_of, sgd
 
 
@@ -34,7 +34,7 @@ class Smoothed(Optimisation):
         label_smoothing: share of the target spread over all classes.
     """
 
-    label_smoothing: Annotated[float, shown_as("X")] = 0.0
+    label_smoothing: Annotated[float, flag("X")] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ class AnyOptimizer(Optimisation):
         lr: highest learning rate.
     """
 
-    optimizer: Annotated[OptimizerName, shown_as("NAME")] = "sgd"
-    lr: Annotated[float | None, unset("FLOAT", "0.1 for sgd, 0.001 for adam, adamw")] = None
+    optimizer: Annotated[OptimizerName, flag("NAME")] = "sgd"
+    lr: Annotated[float | None, flag("FLOAT", "0.1 for sgd, 0.001 for adam, adamw")] = None
 
     def optim(self) -> Optim:
         """The optimizer under its schedule."""
