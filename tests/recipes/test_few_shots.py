@@ -244,7 +244,7 @@ def test_a_teacher_is_shrunk(graft, tmp_path):
 def test_few_images_that_must_normalise_themselves_are_warned_of(graft, folder, teacher, tmp_path):
     weights = tmp_path / "w.safetensors"
     save_file(load(teacher / "net.safetensors").module.state_dict(), weights)
-    with pytest.warns(UserWarning, match="mean and deviation of the 6 that are drawn"):
+    with pytest.warns(UserWarning, match="mean and deviation of the 6 drawn images"):
         graft(teacher=f"resnet14={weights}", data=str(folder), schedule="direct", trace=False)
 
 
