@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import stepwell
-from stepwell.recipes.ekd import ekd
+from stepwell.recipes import train
 
 #: Multiply-accumulates that each place can spend on an image, as shares of the full net's.
 PLACES = {"phone": 0.35, "laptop": 0.7, "server": 1.0}
@@ -26,7 +26,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     # A recipe is a function: the same that `stepwell train ekd` calls. Killed, it goes on.
-    ekd(
+    train(
+        "ekd",
         data=arguments.data,
         out=arguments.out,
         net="resnet20",

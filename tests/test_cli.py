@@ -27,10 +27,10 @@ from stepwell.claims.fidelity.study import STUDY
 from stepwell.claims.kit.study import only
 from stepwell.cost import costs_of
 from stepwell.data import load_images
-from stepwell.data.distill_data import DistillData
 from stepwell.device import device_name
 from stepwell.evaluation import side_by_side
 from stepwell.export import export_onnx
+from stepwell.flags import flags_of, groups_of
 from stepwell.measure import cascade, depths
 from stepwell.measure.cascade import measure_cascade
 from stepwell.measure.data_parts import parts_for
@@ -38,8 +38,6 @@ from stepwell.nets import BUILDERS, build
 from stepwell.nets.files.nested import fingerprint, load, rewrite_card, save
 from stepwell.recipes import RECIPES, load_object
 
-#: Parameters whose fields are flags.
-GROUPS = {"loop", "distill_data"}
 TRAIN = [
     "train", "ekd", "--data", "digits", "--net", "resnet20", "--depths", "8", "--epochs", "1",
     "--batch-size", "256", "--device", "cpu",
@@ -100,8 +98,12 @@ def test_a_run_directory_holds_what_the_design_names(trained):
     names = {p.name for p in trained.iterdir()}
     assert {"config.json", "metrics.jsonl", "net.safetensors", "predictions.npz", "phases"} <= names
     config = json.loads((trained / "config.json").read_text())
-    signature = inspect.signature(load_object(RECIPES["ekd"][0]))
-    assert config["arguments"].keys() == signature.parameters.keys()
+    recipe = load_object(RECIPES["ekd"][0])
+    together = {"loop", "ablation"}
+    spread = {name: group for name, group in groups_of(recipe).items() if name not in together}
+    flags = inspect.signature(recipe).parameters.keys() - spread.keys()
+    flags |= {field.name for group in spread.values() for field in fields(group)}
+    assert config["arguments"].keys() == flags
     assert config["data"]["train"] + config["data"]["validation"] + config["data"]["test"] == 1797
     assert {"python", "torch", "stepwell"} <= config["versions"].keys()
 
@@ -900,7 +902,7 @@ BAD = {
         "the sub-nets have no loss",
     ),
     "no norms": (
-        [*TRAIN, "--norms", "shared", "--on-drop", "rollback", "--out", "{tmp}/r"],
+        [*TRAIN, "--depths", "--on-drop", "rollback", "--out", "{tmp}/r"],
         "no private norms to train",
     ),
     "no watch": (
@@ -1072,23 +1074,6 @@ BAD = {
         ],
         "holds no image",
     ),
-    "another architecture": (
-        [
-            "train",
-            "distill",
-            "--data",
-            "digits",
-            "--teacher",
-            "{run}",
-            "--out",
-            "{tmp}/r",
-            "--student",
-            "resnet8",
-            "--start-from-teacher",
-            "0.5",
-        ],
-        "no line between two architectures",
-    ),
     "other classes": (["eval", "{run}", "--data", "{folder}"], "has 2 classes, the network 10"),
     "damaged": (["predict", "{tmp}/bad.safetensors", "{tmp}/i.png"], "is damaged"),
     "pickle": (["predict", "{tmp}/p.pt", "{tmp}/i.png"], "is a pickle"),
@@ -1155,17 +1140,19 @@ def test_every_command_has_help_with_examples(stepwell, command):
         assert f"Example: stepwell {command}" in out
 
 
+def options_of(recipe):
+    """The flags of a recipe on the command line."""
+    groups = groups_of(recipe)
+    for_studies = fields(groups["ablation"]) if "ablation" in groups else ()
+    return flags_of(recipe) - groups.keys() - {field.name for field in for_studies}
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_has_help_and_says_what_each_flag_means(stepwell, recipe):
     code, out, _ = stepwell("train", recipe, "--help")
     assert code == 0
     assert f"Example: stepwell train {recipe}" in out
-    signature = inspect.signature(load_object(RECIPES[recipe][0]))
-    groups = {
-        name: signature.parameters[name].default for name in GROUPS & signature.parameters.keys()
-    }
-    of_groups = [field.name for group in groups.values() for field in fields(group)]
-    for name in [*(signature.parameters.keys() - GROUPS), *of_groups]:
+    for name in options_of(load_object(RECIPES[recipe][0])):
         assert f"--{name.replace('_', '-')}" in out
 
 
@@ -1179,37 +1166,40 @@ def test_version_and_list(stepwell):
 
 
 def test_the_options_of_the_recipes_are_these():
-    """Whoever renames one breaks scripts and resumed runs: say so in CHANGELOG."""
-    common = (
-        "data out batch_size lr weight_decay size flip part val_fraction seed loop epochs init "
-    )
-    common += "stem"
-    expected = {
-        "supervised": "net label_smoothing ema_teacher optimizer",
-        "distill": "teacher student temperature ce kl attention attention_mode attention_stages hint "
-        "hint_stages cache teacher_mean teacher_std optimizer start_from_teacher distill_data",
-        "ekd": "net depths calibrated norms nest_epochs schedule teacher teacher_mean teacher_std "
-        "temperature ce kl attention attention_mode full_weight distill_from ema_teacher teach_full "
-        "sample label_smoothing "
-        "on_drop max_drop",
-        "drnet": "net depths sizes schedule target cost_weight mixing explore temperature slack norms "
-        "choose_epochs chooser_rate label_smoothing",
-    }
-    for recipe, own in expected.items():
-        signature = inspect.signature(load_object(RECIPES[recipe][0]))
-        assert set(signature.parameters) == {*common.split(), *own.split()}
-    expected = {
-        "netgraft": "data out teacher student keep unlabeled shots stem blocks start schedule "
-        "statistics loss views trace graft_steps join_steps batch_size lr adaption_lr teacher_mean "
-        "teacher_std size flip part seed loop",
-        "dkge": "triples out valid test encoder dim context_size margin negatives warm_epochs epochs "
-        "batch_size lr seed loop",
-    }
-    for recipe, own in expected.items():
-        signature = inspect.signature(load_object(RECIPES[recipe][0]))
-        assert set(signature.parameters) == set(own.split())
+    """A renamed option breaks scripts and resumed runs: say so in CHANGELOG."""
+    loop = "device devices precision clip accumulate average checkpoint_minutes"
+    common = "data out size flip part stem batch_size lr seed " + loop
+    trained = common + " init epochs weight_decay val_fraction"
+    teachers = "teacher teacher_mean teacher_std"
+    taught = f"{teachers} temperature ce kl attention"
     shown = "augment mix unlabeled unlabeled_share synthetic synthetic_share synthetic_count "
-    assert {f.name for f in fields(DistillData)} == {*shown.split(), "generator_steps"}
+    expected = {
+        "supervised": f"{trained} net label_smoothing optimizer",
+        "distill": f"{trained} {taught} student attention_stages hint hint_stages cache optimizer "
+        f"{shown} generator_steps",
+        "ekd": f"{trained} {taught} net depths calibrated stages nest_epochs schedule full_weight "
+        "sample label_smoothing on_drop max_drop",
+        "drnet": f"{trained} net depths sizes schedule target choose_epochs label_smoothing",
+        "netgraft": f"{common} {teachers} student keep unlabeled shots blocks schedule views "
+        "graft_steps join_steps",
+        "dkge": f"{loop} triples out valid test encoder dim context_size margin negatives "
+        "warm_epochs epochs batch_size lr seed",
+    }
+    for recipe, options in expected.items():
+        assert options_of(load_object(RECIPES[recipe][0])) == set(options.split())
+
+
+def test_the_options_for_studies_are_these():
+    expected = {
+        "supervised": "ema_teacher",
+        "distill": "attention_mode start_from_teacher",
+        "ekd": "norms attention_mode distill_from ema_teacher teach_full",
+        "drnet": "mixing explore temperature cost_weight slack norms chooser_rate",
+        "netgraft": "start statistics loss adaption_lr trace",
+    }
+    for recipe, options in expected.items():
+        group = groups_of(load_object(RECIPES[recipe][0]))["ablation"]
+        assert {field.name for field in fields(group)} == set(options.split())
 
 
 def test_data_that_has_changed_is_not_measured_on_as_if_it_had_not(

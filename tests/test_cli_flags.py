@@ -1,6 +1,5 @@
 """Wrong values of flags: one line, exit code 2, and nothing written; of every command and recipe."""
 
-import inspect
 import typing
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated
@@ -13,7 +12,6 @@ from stepwell.commands.kg import KG
 from stepwell.ranges import INNER_SHARE, NOT_NEGATIVE, POSITIVE, RANGES, check_numbers
 from stepwell.recipes import RECIPES, load_object
 from stepwell.training import Loop
-from stepwell.training.fit import check_devices
 
 #: By parameter, what nothing can be done with, and the ends of what is accepted.
 WRONG = {
@@ -113,12 +111,11 @@ FUNCTIONS = {
 
 
 def _numbers(function):
-    """The names of the parameters that take numbers, those of groups among them."""
+    """The names of the flags that take numbers, those of groups among them."""
     for name, hint in typing.get_type_hints(function).items():
-        default = getattr(inspect.signature(function).parameters.get(name), "default", None)
-        if is_dataclass(default):
-            types = typing.get_type_hints(type(default))
-            for field in fields(default):
+        if is_dataclass(hint) and name != "ablation":
+            types = typing.get_type_hints(hint)
+            for field in fields(hint):
                 if {int, float} & _leaves(types[field.name]):
                     yield field.name
         elif name != "return" and {int, float} & _leaves(hint):
@@ -197,8 +194,8 @@ def test_devices_that_are_not_here_are_refused_before_there_is_a_run(monkeypatch
     assert "error: --device cuda: torch finds no such device here" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    check_devices(Loop(device="cuda", devices=2))
+    Loop(device="cuda", devices=2).check()
     for device in ("cuda", "auto"):
         with pytest.raises(ValueError, match="--devices 3: torch finds 2 of cuda here"):
-            check_devices(Loop(device=device, devices=3))
-    check_devices(Loop(device="cpu", devices=3))
+            Loop(device=device, devices=3).check()
+    Loop(device="cpu", devices=3).check()

@@ -51,7 +51,7 @@ def test_a_stop_behind_the_last_phase_goes_on_from_there(capsys, tmp_path, monke
     cli.main(shlex.split(train))
     monkeypatch.delenv("STEPWELL_QUIET")
     graft = "train netgraft --teacher t --student resnet8_slim --shots 2 --schedule direct --out s"
-    graft = shlex.split(graft + " --graft-steps 1 --join-steps 1 --views 1 --no-trace")
+    graft = shlex.split(graft + " --graft-steps 1 --join-steps 1 --views 1")
 
     def stopped(*_):
         raise KeyboardInterrupt  # a signal of our own may come a step later than it is raised
@@ -64,7 +64,8 @@ def test_a_stop_behind_the_last_phase_goes_on_from_there(capsys, tmp_path, monke
     assert capsys.readouterr().err.splitlines()[-1] == stop
     cli.main(graft)
     told = capsys.readouterr().err.splitlines()
-    assert told[:2] == ["merging the student on 20 images", "measuring on 359 test images"]
+    merging = told.index("merging the student on 20 images")
+    assert told[merging + 1] == "measuring on 359 test images"
     assert (tmp_path / "s" / "results.json").exists()
 
 

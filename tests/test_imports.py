@@ -12,13 +12,24 @@ from stepwell.claims import CLAIMS
 from stepwell.claims.kit.source_digest import PACKAGE, imported_modules
 from stepwell.recipes import RECIPES, load_object
 
-GROUND = {"types", "files", "device", "train_mode", "ranges", "moved", "results", "measures"}
+GROUND = {
+    "types",
+    "files",
+    "flags",
+    "device",
+    "train_mode",
+    "ranges",
+    "moved",
+    "results",
+    "measures",
+}
 BASE = GROUND | {"losses", "ops"}
 NETS = BASE | {"nets", "teachers", "methods"}
 MEASURED = {"data", "evaluation", "cost"}
 MAY_IMPORT = {
     **{name: set[str]() for name in sorted(GROUND)},
     "results": {"files"},
+    "flags": {"ranges"},
     "catalog": set(),
     "console": {"measures"},
     "losses": GROUND,

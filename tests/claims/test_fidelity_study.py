@@ -51,8 +51,7 @@ from stepwell.data.distill_data import DistillData
 from stepwell.evaluation import fidelity
 from stepwell.measure import data_parts as parts
 from stepwell.nets.files.nested import load
-from stepwell.recipes.distill import distill
-from stepwell.recipes.supervised import supervised
+from stepwell.recipes import train
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -141,15 +140,23 @@ def test_images_as_the_student_saw_them_are_those_of_its_own_training(verified, 
     teacher = str(unit(folder, "teacher 1") / "run")
     shown = DistillData(mix="mixup", synthetic="noise")
     run = tmp_path / "run"
-    distill(out=run, teacher=(teacher,), student="resnet8", ce=0.0, distill_data=shown, **COMMON)
-    train, test = parts.batches_of(run)
-    images, labels = train.at(0)
+    train(
+        "distill",
+        out=run,
+        teacher=(teacher,),
+        student="resnet8",
+        ce=0.0,
+        distill_data=shown,
+        **COMMON,
+    )
+    batches, test = parts.batches_of(run)
+    images, labels = batches.at(0)
     assert labels.shape == (256, 10)  # mixed, and of noise there is none
-    assert (train.seed, len(train.images), len(test.images)) == (0, 360, 359)
+    assert (batches.seed, len(batches.images), len(test.images)) == (0, 360, 359)
     found = compare(out=tmp_path / "c", student=run / "net.safetensors", teacher=(teacher,))["test"]
     nets = [load(f"{folder}/net.safetensors") for folder in (teacher, run)]
     same = []
-    for images, _ in train:
+    for images, _ in batches:
         tops = [net(images).argmax(1) for net in nets]
         same.append(tops[0] == tops[1])
     assert found["seen/agreement"] == pytest.approx(torch.cat(same).double().mean().item())
@@ -167,7 +174,7 @@ def test_students_of_more_images_take_as_many_steps(verified, tmp_path):
         if arm == GENERATED:
             shown = replace(shown, generator_steps=2, synthetic_count=20)
         own |= {"student": "resnet8", "part": "1/9", "distill_data": shown}
-        distill(out=tmp_path / arm, teacher=teacher, **own)
+        train("distill", out=tmp_path / arm, teacher=teacher, **own)
         (*_, last) = (tmp_path / arm / "metrics.jsonl").read_text().splitlines()
         steps[arm] = json.loads(last)["step"]
     assert steps[OTHER_DOMAIN] == steps[GENERATED] == pytest.approx(steps[SELF], rel=0.07)
@@ -183,10 +190,10 @@ def test_the_generator_trains_for_a_share_of_the_studys_epochs():
 
 def test_a_student_with_its_teachers_seed_begins_with_its_weights(tmp_path):
     still = COMMON | {"lr": 1e-12, "weight_decay": 0.0, "seed": 5}
-    supervised(out=tmp_path / "a", net="resnet8", **still)
+    train("supervised", out=tmp_path / "a", net="resnet8", **still)
     teacher = (str(tmp_path / "a"),)
-    distill(out=tmp_path / "b", student="resnet8", teacher=teacher, **still)
-    distill(out=tmp_path / "c", student="resnet8", teacher=teacher, **still | {"seed": 6})
+    train("distill", out=tmp_path / "b", student="resnet8", teacher=teacher, **still)
+    train("distill", out=tmp_path / "c", student="resnet8", teacher=teacher, **still | {"seed": 6})
     a, b, c = (load_file(tmp_path / name / "net.safetensors")["conv1.weight"] for name in "abc")
     assert torch.allclose(a, b, rtol=0, atol=1e-6)
     assert not torch.allclose(a, c, rtol=0, atol=1e-2)

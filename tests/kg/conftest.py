@@ -3,7 +3,7 @@
 import pytest
 
 from kg.graphs import FACTS, random_facts, write_facts
-from stepwell.recipes.dkge import dkge
+from stepwell.recipes import train
 from stepwell.training import Loop
 
 
@@ -27,7 +27,7 @@ def base(tmp_path_factory):
         "batch_size": 64,
         "test": test,
     }
-    dkge(triples=write_facts(folder / "base.tsv", FACTS), out=folder / "run",
+    train("dkge", triples=write_facts(folder / "base.tsv", FACTS), out=folder / "run",
          loop=Loop(device="cpu"), **options)  # fmt: skip
     return folder / "run"
 

@@ -10,9 +10,8 @@ from torch.testing import assert_close
 from stepwell.nets import Card, NestedNet, build
 from stepwell.nets.files.nested import Start, load, save
 from stepwell.nets.files.pretrained import start_pretrained
-from stepwell.recipes.ekd import ekd
+from stepwell.recipes import train
 from stepwell.recipes.full_net_watch import watch_full_net
-from stepwell.recipes.supervised import supervised
 from stepwell.tasks import classification
 from stepwell.tasks.classification import Task
 from stepwell.training import Loop
@@ -24,14 +23,14 @@ NEST = ARGUMENTS | {"net": "resnet14", "depths": ("8",), "nest_epochs": 1}
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / "run"
-    supervised(out=out, net="resnet14", **ARGUMENTS)
+    train("supervised", out=out, net="resnet14", **ARGUMENTS)
     return out / "net.safetensors"
 
 
 def test_a_full_net_that_loses_accuracy_is_rolled_back_to_the_bit(trained, tmp_path):
     arguments = NEST | {"init": trained, "lr": 30.0, "on_drop": "rollback", "out": tmp_path / "r"}
     with pytest.warns(UserWarning, match="rolled back to what it was"):
-        results = ekd(**arguments)
+        results = train("ekd", **arguments)
     start, net = load(trained), load(tmp_path / "r" / "net.safetensors")
     for name, value in start.module.state_dict().items():
         assert_close(net.module.state_dict()[name], value, rtol=0, atol=0)
@@ -40,25 +39,25 @@ def test_a_full_net_that_loses_accuracy_is_rolled_back_to_the_bit(trained, tmp_p
     assert full_net["before"] == full_net["after"]
     assert net.status == {"8": "trained", "14": "trained"}
     with pytest.warns(UserWarning, match="rolled back"):
-        assert ekd(**arguments) == results  # a finished run gives the same again
+        assert train("ekd", **arguments) == results  # a finished run gives the same again
 
 
 def test_a_full_net_that_loses_accuracy_is_told_of(trained, tmp_path):
     with pytest.warns(UserWarning, match=r"full net lost \d+\.\d points .* --on-drop rollback"):
-        results = ekd(**NEST, init=trained, lr=30.0, out=tmp_path / "r")
+        results = train("ekd", **NEST, init=trained, lr=30.0, out=tmp_path / "r")
     assert results["ekd"]["full_net"]["after"] < results["ekd"]["full_net"]["before"]
     assert not results["ekd"]["full_net"]["rolled_back"]
 
 
 def test_a_gentle_conversion_keeps_the_full_net(trained, tmp_path, recwarn):
-    results = ekd(**NEST, init=trained, lr=1e-4, out=tmp_path / "r")
+    results = train("ekd", **NEST, init=trained, lr=1e-4, out=tmp_path / "r")
     assert results["ekd"]["full_net"]["after"] > results["ekd"]["full_net"]["before"] - 0.02
     assert not [w for w in recwarn if "full net lost" in str(w.message)]
 
 
 def test_a_network_of_other_classes_gives_no_classifier(other, tmp_path):
     with pytest.warns(UserWarning, match="classifier is for other classes; ours starts fresh"):
-        ekd(**NEST | {"epochs": 1}, init=other, out=tmp_path / "r")
+        train("ekd", **NEST | {"epochs": 1}, init=other, out=tmp_path / "r")
     assert {p.name for p in (tmp_path / "r" / "phases").iterdir()} == {"full", "nest"}
 
 
@@ -76,7 +75,7 @@ def test_a_full_net_that_cannot_be_watched_is_said_not_to_be(other, tmp_path):
         pytest.warns(UserWarning, match="starts fresh$"),
         pytest.warns(UserWarning, match=r"is not watched .* \(its classifier starts fresh") as said,
     ):
-        assert "ekd" not in ekd(**NEST | brief)
+        assert "ekd" not in train("ekd", **NEST | brief)
     assert not any("\n" in str(w.message) for w in said)
     net, start = build("resnet8"), Start(Card(), fresh=())
     with pytest.warns(UserWarning, match=r"is not watched .* \(there is no validation part"):
@@ -86,11 +85,11 @@ def test_a_full_net_that_cannot_be_watched_is_said_not_to_be(other, tmp_path):
 def test_a_sub_net_that_no_step_trained_is_calibrated_and_said_to_be(tmp_path):
     late = {"epochs": 1, "batch_size": 2048, "schedule": "one-run", "out": tmp_path / "r"}
     with pytest.warns(UserWarning, match="no step has trained depth 8: norms get statistics"):
-        results = ekd(**NEST | late)
+        results = train("ekd", **NEST | late)
     net = load(tmp_path / "r" / "net.safetensors")
     assert net.status == {"8": "calibrated", "14": "trained"}
     assert all(norm.num_batches_tracked for norm in net.norms("8"))
-    assert ekd(**NEST | late) == results  # a finished run gives the same again
+    assert train("ekd", **NEST | late) == results  # a finished run gives the same again
 
 
 def test_no_rollback_is_promised_to_a_classifier_that_nobody_trained(other, tmp_path):
@@ -99,7 +98,7 @@ def test_no_rollback_is_promised_to_a_classifier_that_nobody_trained(other, tmp_
         pytest.warns(UserWarning, match="starts fresh"),
         pytest.raises(ValueError, match=r"rollback .* brings no classifier .* two-phase"),
     ):
-        ekd(**NEST | asked)
+        train("ekd", **NEST | asked)
     assert not (tmp_path / "r").exists()
 
 
@@ -121,7 +120,7 @@ def test_what_ends_a_run_is_computed_where_it_was_trained(monkeypatch, tmp_path)
     names = ("calibrate", "accuracy_on", "gather_logits", "cost_table", "save")
     for name in names:
         monkeypatch.setattr(classification, name, noting(name))
-    supervised(out=tmp_path / "run", net="resnet8", **ARGUMENTS | {"epochs": 1})
+    train("supervised", out=tmp_path / "run", net="resnet8", **ARGUMENTS | {"epochs": 1})
     assert dict(seen) == dict(zip(names, ["cuda"] * 3 + ["cpu"] * 2, strict=True))
 
 

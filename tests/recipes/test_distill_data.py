@@ -19,7 +19,7 @@ from stepwell.measure import depths
 from stepwell.methods import Distill, FlowMatching
 from stepwell.nets import Card, build
 from stepwell.nets.files.nested import load, save
-from stepwell.recipes.distill import distill
+from stepwell.recipes import train
 from stepwell.tasks import generator
 from stepwell.training import Loop
 
@@ -96,15 +96,15 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(small, tmp_path, kind):
     small |= {"distill_data": data}
     if kind == "generator":
         small |= {"hint": 1.0}  # whose regressors draw numbers, as the generator does
-    results = distill(out=tmp_path / "whole", **small)
+    results = train("distill", out=tmp_path / "whole", **small)
     if kind == "generator":
         with stopping(FlowMatching, 4):
-            distill(out=tmp_path / "cut", **small)
+            train("distill", out=tmp_path / "cut", **small)
         with stopping(Distill, 0):
-            distill(out=tmp_path / "cut", **small)
+            train("distill", out=tmp_path / "cut", **small)
     with stopping(Distill, 3):
-        distill(out=tmp_path / "cut", **small)
-    assert distill(out=tmp_path / "cut", **small)["test"] == results["test"]
+        train("distill", out=tmp_path / "cut", **small)
+    assert train("distill", out=tmp_path / "cut", **small)["test"] == results["test"]
     for name in ("net.safetensors", "synthetic.safetensors"):
         if (tmp_path / "whole" / name).exists():
             first, second = (load_file(tmp_path / run / name) for run in ("whole", "cut"))
@@ -123,7 +123,7 @@ def test_the_generator_takes_the_steps_it_is_given(small, tmp_path, asked, image
     small |= {"distill_data": DistillData(synthetic="generator", generator_steps=asked)}
     with pytest.MonkeyPatch.context() as patch, stopping(Distill, 0):
         patch.setattr(FlowMatching, "training_step", step)
-        distill(out=tmp_path / "r", **small)
+        train("distill", out=tmp_path / "r", **small)
     assert [len(batch) for batch in seen] == images  # of the 16 in all, at most once a pass
 
 
@@ -139,7 +139,7 @@ def test_what_the_generator_made_is_kept_as_bytes_and_joins_without_labels(small
     data = DistillData(synthetic="generator", synthetic_share=0.5, generator_steps=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stepwell.recipes.distill.Distill", Watched)
-        distill(out=tmp_path / "r", **small, distill_data=data)
+        train("distill", out=tmp_path / "r", **small, distill_data=data)
     images = load_file(tmp_path / "r" / "synthetic.safetensors")["images"]
     assert (images.shape, images.dtype) == ((16, 3, 8, 8), torch.uint8)
     assert images.float().std() > 20
@@ -148,7 +148,7 @@ def test_what_the_generator_made_is_kept_as_bytes_and_joins_without_labels(small
     with pytest.raises(
         ValueError, match=r"synthetic.safetensors is damaged .*: remove it, and the"
     ):
-        distill(out=tmp_path / "r", **small, distill_data=data)
+        train("distill", out=tmp_path / "r", **small, distill_data=data)
     # 16 training images at 3 a batch of 6
     assert [int((labels == -1).sum()) for labels in seen] == 12 * [3]
     assert {p.name for p in (tmp_path / "r" / "phases").iterdir()} == {"generator", "train"}
@@ -156,12 +156,12 @@ def test_what_the_generator_made_is_kept_as_bytes_and_joins_without_labels(small
 
 def test_a_run_is_resumed_with_the_same_extra_images_only(small, tmp_path):
     data = DistillData(unlabeled=extra_images(tmp_path / "extra"))
-    distill(out=tmp_path / "r", **small, distill_data=data)
+    train("distill", out=tmp_path / "r", **small, distill_data=data)
     with pytest.raises(ValueError, match=r"a run with --unlabeled .*extra, not None"):
-        distill(out=tmp_path / "r", **small)
+        train("distill", out=tmp_path / "r", **small)
     (tmp_path / "extra" / "0.png").unlink()
     with pytest.raises(ValueError, match=r"run on other data \(unlabeled was \w+ and is \w+\)"):
-        distill(out=tmp_path / "r", **small, distill_data=data)
+        train("distill", out=tmp_path / "r", **small, distill_data=data)
 
 
 def test_images_of_a_named_set_join_without_labels(small, tmp_path, monkeypatch):
@@ -175,7 +175,7 @@ def test_images_of_a_named_set_join_without_labels(small, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Distill, "training_step", watched)
     data = DistillData(unlabeled=Path("digits"), unlabeled_share=0.5, augment="none")
-    distill(out=tmp_path / "r", **small | {"epochs": 1, "distill_data": data})
+    train("distill", out=tmp_path / "r", **small | {"epochs": 1, "distill_data": data})
     assert [int((labels == -1).sum()) for _, labels in seen] == 6 * [3]
     images = torch.cat([batch.images[batch.labels == -1] for batch in seen])
     joined = {image.numpy().tobytes() for image in images}
@@ -219,7 +219,7 @@ def test_bad_input_is_refused_before_a_run_begins(small, tmp_path, harm, options
         harm(folder)
     data = DistillData(**{"unlabeled": folder} | options)
     with pytest.raises(ValueError, match=message):
-        distill(out=tmp_path / "r", **small, distill_data=data)
+        train("distill", out=tmp_path / "r", **small, distill_data=data)
     assert not (tmp_path / "r").exists()
 
 
@@ -235,7 +235,7 @@ def logits(net, images):
 def test_a_student_that_starts_at_its_teacher_stays_there(small, tmp_path):
     """The gradient vanishes where both predict the same: Stanton et al. 2021, section 6.2."""
     still = {"start_from_teacher": 1.0, "ce": 0.0, "weight_decay": 0.0, "epochs": 3}
-    distill(out=tmp_path / "r", **small | still)
+    train("distill", out=tmp_path / "r", **small | still)
     teacher, student = load(small["teacher"][0]), load(tmp_path / "r" / "net.safetensors")
     for name, value in teacher.module.state_dict().items():
         assert_close(student.module.state_dict()[name], value, rtol=0, atol=1e-4)
@@ -244,7 +244,7 @@ def test_a_student_that_starts_at_its_teacher_stays_there(small, tmp_path):
         ours, theirs = logits(student, part), logits(teacher, part)
         assert ours.argmax(1).equal(theirs.argmax(1))
         assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
-    distill(out=tmp_path / "far", **small | still | {"start_from_teacher": 0.0})
+    train("distill", out=tmp_path / "far", **small | still | {"start_from_teacher": 0.0})
     far = load(tmp_path / "far" / "net.safetensors").module.state_dict()
     theirs = teacher.module.state_dict()
     assert max((far[k] - v).abs().max() for k, v in theirs.items()) > 0.1
@@ -252,22 +252,27 @@ def test_a_student_that_starts_at_its_teacher_stays_there(small, tmp_path):
 
 def test_a_run_that_goes_on_passes_over_no_images_to_start(small, tmp_path, monkeypatch):
     small |= {"start_from_teacher": 0.5}
-    results = distill(out=tmp_path / "whole", **small)
+    results = train("distill", out=tmp_path / "whole", **small)
     with stopping(Distill, 4):  # after the checkpoint of the first epoch
-        distill(out=tmp_path / "cut", **small)
+        train("distill", out=tmp_path / "cut", **small)
     monkeypatch.delattr("stepwell.recipes.distill.start_interpolated")
-    assert distill(out=tmp_path / "cut", **small)["test"] == results["test"]
+    assert train("distill", out=tmp_path / "cut", **small)["test"] == results["test"]
 
 
 def test_a_start_needs_a_teacher_of_the_same_architecture(small, tmp_path):
     with pytest.raises(ValueError, match="no line between two architectures"):
-        distill(out=tmp_path / "a", **small | {"student": "resnet14_ln", "start_from_teacher": 0.5})
+        train(
+            "distill",
+            out=tmp_path / "a",
+            **small | {"student": "resnet14_ln", "start_from_teacher": 0.5},
+        )
     (teacher,) = small["teacher"]
     other = shutil.copy(teacher, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"an ensemble \(.*\) has no weights of its own"):
-        distill(
+        train(
+            "distill",
             out=tmp_path / "c",
             **small | {"teacher": (teacher, str(other)), "start_from_teacher": 0.5},
         )
     with pytest.raises(ValueError, match=r"--start-from-teacher 2.0: must be between 0 and 1"):
-        distill(out=tmp_path / "b", **small | {"start_from_teacher": 2.0})
+        train("distill", out=tmp_path / "b", **small | {"start_from_teacher": 2.0})

@@ -21,8 +21,7 @@ from stepwell.nets.files.resolution import load_resolution, save_resolution
 from stepwell.nets.nested.nest import nest
 from stepwell.nets.resolution.chooser import Always, Choice, Chooser, ResolutionNet
 from stepwell.nets.resolution.resolutions import Resolutions
-from stepwell.recipes.drnet import drnet
-from stepwell.recipes.supervised import supervised
+from stepwell.recipes import train
 from stepwell.training import Loop
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -32,7 +31,7 @@ FEW = {"data": "digits", "net": "resnet8", "part": "1/6", "epochs": 1, "loop": L
 @pytest.fixture(scope="module")
 def trained(quick, tmp_path_factory):
     out = tmp_path_factory.mktemp("drnet") / "run"
-    return out, drnet(out=out, **FEW | {"epochs": 2}, target=0.6)
+    return out, train("drnet", out=out, **FEW | {"epochs": 2}, target=0.6)
 
 
 def phases(run):
@@ -57,7 +56,7 @@ def test_a_run_has_both_phases_and_all_numbers(trained):
     for line in lines[2:]:
         assert line["val/mean_cost"] <= 0.6
         assert line["share/8"] + line["share/6"] + line["share/4"] == pytest.approx(1)
-    assert drnet(out=out, **FEW | {"epochs": 2}, target=0.6) == results
+    assert train("drnet", out=out, **FEW | {"epochs": 2}, target=0.6) == results
 
 
 def test_the_numbers_are_those_of_the_network_in_the_file(trained):
@@ -90,7 +89,7 @@ def test_a_damaged_file_of_predictions_is_written_again(trained, tmp_path):
     out, results = trained
     copy = shutil.copytree(out, tmp_path / "run")
     (copy / "predictions.npz").write_text("junk")
-    again = drnet(out=copy, **FEW | {"epochs": 2}, target=0.6)
+    again = train("drnet", out=copy, **FEW | {"epochs": 2}, target=0.6)
     assert again["test"] == pytest.approx(results["test"])
     with np.load(copy / "predictions.npz") as arrays, np.load(out / "predictions.npz") as before:
         assert (arrays["choice"] == before["choice"]).all()
@@ -140,7 +139,7 @@ def test_the_file_is_that_of_a_nested_net_with_the_rest_beside_it(trained, tmp_p
 
 def test_a_run_of_the_same_resolutions_brings_its_first_phase(trained, tmp_path):
     out, _ = trained
-    drnet(out=tmp_path / "run", init=out, **FEW, target=0.8, schedule="imitate")
+    train("drnet", out=tmp_path / "run", init=out, **FEW, target=0.8, schedule="imitate")
     assert phases(tmp_path / "run") == ["imitate"]
     before, after = (load_resolution(p / "net.safetensors") for p in (out, tmp_path / "run"))
     for name, value in after.net.own_tensors().items():  # imitation leaves the network as it is
@@ -148,7 +147,7 @@ def test_a_run_of_the_same_resolutions_brings_its_first_phase(trained, tmp_path)
     with pytest.warns(
         UserWarning, match="has other resolutions, depths or norms: .* the first phase"
     ):
-        drnet(out=tmp_path / "other", init=out / "net.safetensors", sizes=(8, 4), **FEW)
+        train("drnet", out=tmp_path / "other", init=out / "net.safetensors", sizes=(8, 4), **FEW)
     assert phases(tmp_path / "other") == ["resolutions", "joint"]
 
 
@@ -171,8 +170,8 @@ def test_a_network_of_ones_own_comes_back_with_its_maker(tmp_path):
 
 
 def test_a_plain_network_may_be_the_start(tmp_path):
-    supervised(out=tmp_path / "plain", **FEW)
-    results = drnet(out=tmp_path / "run", init=tmp_path / "plain", **FEW)
+    train("supervised", out=tmp_path / "plain", **FEW)
+    results = train("drnet", out=tmp_path / "run", init=tmp_path / "plain", **FEW)
     assert phases(tmp_path / "run") == ["resolutions", "joint"]
     assert results["costs"].keys() == {"chosen", "4", "6", "8"}
 
@@ -183,7 +182,7 @@ def picture(folder):
 
 
 def test_the_first_phase_alone_is_always_at_full_size(tmp_path, capsys):
-    results = drnet(out=tmp_path / "run", schedule="resolutions", norms="shared", **FEW)
+    results = train("drnet", out=tmp_path / "run", schedule="resolutions", norms="shared", **FEW)
     net = load_resolution(tmp_path / "run" / "net.safetensors")
     assert isinstance(net.chooser, Always)
     assert net.net.at(4) is net.net.at(8)
@@ -197,7 +196,7 @@ def test_the_first_phase_alone_is_always_at_full_size(tmp_path, capsys):
 def test_depths_and_resolutions_together(tmp_path):
     options = FEW | {"net": "resnet14", "depths": ("8",), "sizes": (8, 4)}
     with pytest.warns(UserWarning, match="the price of cost is set on training images"):
-        results = drnet(out=tmp_path / "run", **options, mixing="all", val_fraction=0.0)
+        results = train("drnet", out=tmp_path / "run", **options, mixing="all", val_fraction=0.0)
     assert next(iter(results["costs"])) == "chosen"
     assert set(results["costs"]) == {"chosen", "8@4", "14@4", "8@8", "14@8"}
     net = load_resolution(tmp_path / "run" / "net.safetensors")
@@ -206,14 +205,16 @@ def test_depths_and_resolutions_together(tmp_path):
 
 def test_a_vision_transformer_has_positions_for_each_resolution(tmp_path):
     options = {"net": "timm/deit_tiny_patch16_224", "sizes": (32, 16), "depths": ("1",)}
-    first = drnet(out=tmp_path / "run", **FEW | options)
+    first = train("drnet", out=tmp_path / "run", **FEW | options)
     net = load_resolution(tmp_path / "run" / "net.safetensors")
     shapes = {
         n: v.shape[1] for n, v in net.state_dict().items() if "pos_embed" in n or "own_parts" in n
     }
     assert sorted(shapes.values()) == [2, 5]  # of 1 and of 4 patches, and the class token
     assert set(first["costs"]) == {"chosen", "1@16", "12@16", "1@32", "12@32"}
-    drnet(out=tmp_path / "next", init=tmp_path / "run", **FEW | options, schedule="imitate")
+    train(
+        "drnet", out=tmp_path / "next", init=tmp_path / "run", **FEW | options, schedule="imitate"
+    )
     after = load_resolution(tmp_path / "next" / "net.safetensors")
     for name, value in net.net.own_tensors().items():
         assert_close(after.net.own_tensors()[name], value, rtol=0, atol=0)
@@ -241,5 +242,5 @@ def test_a_vision_transformer_has_positions_for_each_resolution(tmp_path):
 )
 def test_what_cannot_work_is_refused_before_there_is_a_run(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        drnet(out=tmp_path / "run", **FEW | options)
+        train("drnet", out=tmp_path / "run", **FEW | options)
     assert not (tmp_path / "run").exists()

@@ -16,9 +16,8 @@ from stepwell.nets import build
 from stepwell.nets.files.nested import load
 from stepwell.nets.grafting.split_points import Adaption
 from stepwell.nets.grafting.surgery import Grafting
+from stepwell.recipes import train
 from stepwell.recipes.graft_phases import Stages, adam, views_of
-from stepwell.recipes.netgraft import netgraft
-from stepwell.recipes.supervised import supervised
 from stepwell.training import Loop
 
 CPU = Loop(device="cpu")
@@ -49,7 +48,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def teacher(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("teacher") / "run"
-    supervised(
+    train(
+        "supervised",
         out=out,
         data=str(folder),
         net="resnet14",
@@ -65,7 +65,7 @@ def teacher(folder, tmp_path_factory):
 def graft(teacher, tmp_path):
     def run(out="s", **options):
         options = {"teacher": str(teacher), "student": "resnet8_slim"} | FEW | options
-        return netgraft(out=tmp_path / out, **options)
+        return train("netgraft", out=tmp_path / out, **options)
 
     return run
 
@@ -244,7 +244,7 @@ def test_a_teacher_is_shrunk(graft, tmp_path):
 def test_few_images_that_must_normalise_themselves_are_warned_of(graft, folder, teacher, tmp_path):
     weights = tmp_path / "w.safetensors"
     save_file(load(teacher / "net.safetensors").module.state_dict(), weights)
-    with pytest.warns(UserWarning, match="mean and deviation of the 6 that are drawn"):
+    with pytest.warns(UserWarning, match="mean and deviation of the 6 drawn images"):
         graft(teacher=f"resnet14={weights}", data=str(folder), schedule="direct", trace=False)
 
 

@@ -7,9 +7,9 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import stepwell
+from stepwell import recipes
 from stepwell.kg import Online
 from stepwell.kg.objective import DKGE
-from stepwell.recipes.dkge import dkge
 from stepwell.training import Loop
 
 #: A small family: who is whose parent, and the two relations that follow from it.
@@ -41,7 +41,7 @@ def train(folder, out, **how):
         "batch_size": 16,
         "loop": CPU,
     } | how
-    return dkge(triples=folder / "base.tsv", out=folder / out, **options)
+    return recipes.train("dkge", triples=folder / "base.tsv", out=folder / out, **options)
 
 
 def test_a_graph_is_learnt(files):

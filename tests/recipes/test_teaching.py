@@ -16,9 +16,7 @@ from stepwell.data.distill_data import DistillData
 from stepwell.measure.data_parts import parts_for
 from stepwell.methods import Distill
 from stepwell.nets.files.nested import load, save
-from stepwell.recipes.distill import distill
-from stepwell.recipes.ekd import ekd
-from stepwell.recipes.supervised import supervised
+from stepwell.recipes import train
 from stepwell.teachers import CachedLogits, Frozen
 from stepwell.training import Loop
 
@@ -31,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     out = tmp_path_factory.mktemp("teacher") / "run"
-    supervised(out=out, net="resnet14", **COMMON)
+    train("supervised", out=out, net="resnet14", **COMMON)
     return out
 
 
@@ -39,7 +37,7 @@ def teacher(tmp_path_factory):
 def teach(teacher, tmp_path):
     def run(out="s", **options):
         options = {"teacher": (str(teacher),), "student": "resnet8"} | options
-        return distill(out=tmp_path / out, **COMMON | options)
+        return train("distill", out=tmp_path / out, **COMMON | options)
 
     return run
 
@@ -59,10 +57,10 @@ def test_with_a_warm_cache_no_teacher_runs_and_every_bit_is_the_same(teach, tmp_
     teach("plain")
     images = 2 * 1295  # epochs, and the training part
     runs.clear()
-    assert teach("first", cache=cache)["cache"] == {"read": 0, "computed": images}
+    assert teach("first", cache=cache)["distill"]["cache"] == {"read": 0, "computed": images}
     cold = len(runs)
     runs.clear()
-    assert teach("second", cache=cache)["cache"] == {"read": images, "computed": 0}
+    assert teach("second", cache=cache)["distill"]["cache"] == {"read": images, "computed": 0}
     assert (cold, len(runs)) == (1 + 2 * 6, 1)  # a few images are tried before training
     teach("third", cache=cache, student="resnet14", temperature=1.0, ce=0.0, lr=0.05)
     assert len(runs) == 2
@@ -75,7 +73,7 @@ def test_with_a_warm_cache_no_teacher_runs_and_every_bit_is_the_same(teach, tmp_
         with pytest.raises(ValueError, match=f"made with {what} .*use another --cache"):
             teach("other", cache=cache, **change)
         shutil.rmtree(tmp_path / "other")
-    assert teach("seed", cache=cache, seed=1, epochs=1)["cache"]["read"] == 0
+    assert teach("seed", cache=cache, seed=1, epochs=1)["distill"]["cache"]["read"] == 0
 
 
 def test_a_cache_is_found_by_pixels_and_belongs_to_a_teacher(teach, tmp_path, monkeypatch):
@@ -90,10 +88,10 @@ def test_a_cache_is_found_by_pixels_and_belongs_to_a_teacher(teach, tmp_path, mo
         return {"distill_data": DistillData(unlabeled=tmp_path / name, **options), "epochs": 1}
 
     cache = {"cache": tmp_path / "cache"}
-    count = teach("first", **cache, **shown("extra"))["cache"]["computed"]
+    count = teach("first", **cache, **shown("extra"))["distill"]["cache"]["computed"]
     init = tmp_path / "first" / "net.safetensors"
     again = teach("second", **cache, **shown("moved"), init=init)
-    assert again["cache"] == {"read": count, "computed": 0}
+    assert again["distill"]["cache"] == {"read": count, "computed": 0}
     made = []
     original = CachedLogits.__init__
 
@@ -193,10 +191,10 @@ def test_a_nested_net_is_taught_from_outside_as_a_student_is(teach, teacher, tmp
     """Without sub-nets the schedule `taught` is `distill`, to the bit."""
     nested = {"net": "resnet14", "schedule": "taught", "teacher": (str(teacher),)} | COMMON
     expected = teach("student", student="resnet14")
-    result = ekd(out=tmp_path / "alone", depths=(), **nested)
+    result = train("ekd", out=tmp_path / "alone", depths=(), **nested)
     assert result["test"] == expected["test"]
     same_net(tmp_path / "student", tmp_path / "alone")
-    both = ekd(out=tmp_path / "nested", depths=("8",), **nested)
+    both = train("ekd", out=tmp_path / "nested", depths=("8",), **nested)
     assert {"8/accuracy", "14/accuracy"} <= both["test"].keys()
     config = json.loads((tmp_path / "nested" / "config.json").read_text())
     assert (
@@ -204,10 +202,10 @@ def test_a_nested_net_is_taught_from_outside_as_a_student_is(teach, teacher, tmp
     )
     assert config["teacher"] is not None
     with pytest.raises(ValueError, match="--teacher-mean and --teacher-std say more about --tea"):
-        ekd(out=tmp_path / "no", **COMMON, teacher_mean=(0.5, 0.5, 0.5))
+        train("ekd", out=tmp_path / "no", **COMMON, teacher_mean=(0.5, 0.5, 0.5))
     for change in ({"teacher": ()}, {"schedule": "one-run"}):
         with pytest.raises(ValueError, match="--schedule taught needs a --teacher, and the other"):
-            ekd(out=tmp_path / "no", depths=("8",), **nested | change)
+            train("ekd", out=tmp_path / "no", depths=("8",), **nested | change)
 
 
 def test_a_part_of_the_training_images_is_taken_and_a_run_on_it_resumed(teach, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import stepwell
 from stepwell.kg import Online
 from stepwell.kg import update_history as history
-from stepwell.recipes.dkge import dkge
+from stepwell.recipes import train
 from stepwell.report import write_report
 from stepwell.training import Loop
 
@@ -21,8 +21,14 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("STEPWELL_QUIET", "1")
     file = tmp_path / "base.tsv"
     file.write_text("".join("\t".join(fact) + "\n" for fact in FACTS))
-    dkge(
-        triples=file, out=tmp_path / "run", warm_epochs=1, epochs=1, dim=8, loop=Loop(device="cpu")
+    train(
+        "dkge",
+        triples=file,
+        out=tmp_path / "run",
+        warm_epochs=1,
+        epochs=1,
+        dim=8,
+        loop=Loop(device="cpu"),
     )
     return tmp_path / "run"
 

@@ -38,7 +38,8 @@ dist.destroy_process_group()
 RECIPE = """
 import hashlib, os, sys
 from pathlib import Path
-import stepwell.recipes.ekd as recipe
+from stepwell.tasks import classification
+from stepwell.recipes import train
 from stepwell.training import Loop
 
 def digest(task, net, *_, **options):
@@ -47,8 +48,8 @@ def digest(task, net, *_, **options):
     Path({out!r}).with_name("rank" + os.environ["RANK"]).write_text(hashlib.sha256(data).hexdigest())
     return finish(task, net, *_, **options)
 
-finish, recipe.finish = recipe.finish, digest
-recipe.ekd(
+finish, classification.finish = classification.finish, digest
+train("ekd",
     data="digits", out=Path({out!r}), net="resnet14", depths=("8",), epochs=2, nest_epochs=2,
     schedule="two-phase", ema_teacher=0.0, val_fraction={share}, loop=Loop(device="cpu", devices=2),
 )

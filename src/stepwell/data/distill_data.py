@@ -1,45 +1,45 @@
-"""The images for distillation, beyond the plain training images.
+"""Training data of distillation, besides the training images as they are.
 
-A teacher can label any image: strongly augmented, mixed, unlabeled or synthetic.
+A teacher labels whatever the student sees: images that are augmented more than usual, mixed with each
+other, unlabeled, or synthetic.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from stepwell.data.augment import Policy
 from stepwell.data.images import ImageSet, load_unlabeled
 from stepwell.data.loader import Extra
 from stepwell.data.mixing import Change, Mix, Replace
+from stepwell.flags import flag
 from stepwell.ranges import check_numbers
 
 
 @dataclass(frozen=True)
 class DistillData:
-    """The images that a student learns from; the teacher labels each as the student sees it.
+    """Images that a student is taught on; the teacher labels exactly what the student sees.
 
     Attributes:
-        augment: changes of each image: `standard` (crop, and mirror if the data allows it); with it
-            `rotate` (20 degrees), `vflip`, `jitter` (of colours) or `combined` (all); or `none`.
-        mix: `mixup` or `cutmix`: blend the images of a batch with each other.
-        unlabeled: a folder of further images without labels, of any kind, nested or not; or a data
-            set's name (`digits`, ...), for its training part without labels.
-        unlabeled_share: of every batch; by default in proportion to the numbers of images.
-        synthetic: images without labels: `noise` or `composites` of training images replace part of
-            every batch; a `generator`, trained first, makes additional images.
-        synthetic_share: of every batch.
-        synthetic_count: number of images from the generator; by default that of training images.
-        generator_steps: steps of the generator's training, rounded to whole passes; below one pass,
-            fewer images are used.
+        augment: none; standard (crop, and mirror where the data allows it); or standard
+            with rotate (20 degrees), vflip, jitter (of colours) or combined (all of them).
+        mix: blend the images of a batch: mixup or cutmix.
+        unlabeled: more images without labels: a folder, or a data set (digits).
+        unlabeled_share: share of unlabeled images in every batch.
+        synthetic: noise or composites of training images, which replace some of every batch;
+            or a generator that is trained first and makes more images.
+        synthetic_share: share of synthetic images in every batch.
+        synthetic_count: images that the generator makes.
+        generator_steps: length of the generator's training, rounded to whole epochs.
     """
 
-    augment: Policy = "standard"
-    mix: Literal["none", "mixup", "cutmix"] = "none"
-    unlabeled: Path | None = None
-    unlabeled_share: float | None = None
-    synthetic: Literal["none", "noise", "composites", "generator"] = "none"
-    synthetic_share: float = 0.2
-    synthetic_count: int | None = None
+    augment: Annotated[Policy, flag("POLICY")] = "standard"
+    mix: Annotated[Literal["none", "mixup", "cutmix"], flag("MIX")] = "none"
+    unlabeled: Annotated[Path | None, flag("FOLDER", "none")] = None
+    unlabeled_share: Annotated[float | None, flag("X", "by number of images")] = None
+    synthetic: Annotated[Literal["none", "noise", "composites", "generator"], flag("KIND")] = "none"
+    synthetic_share: Annotated[float, flag("X")] = 0.2
+    synthetic_count: Annotated[int | None, flag("INT", "as many as training images")] = None
     generator_steps: int = 1500
 
     def check(self) -> None:

@@ -9,7 +9,9 @@ from torch import nn
 
 from stepwell.data import Augment, Batches, ImageSet, Splits, load_images
 from stepwell.data.distill_data import DistillData
+from stepwell.data.image_flags import Images, part_of
 from stepwell.files import read_json
+from stepwell.flags import recorded
 from stepwell.nets import NestedNet
 from stepwell.nets.files.nested import load
 from stepwell.teachers import OpenTeacher
@@ -129,55 +131,66 @@ def fitted(teacher: OpenTeacher, batches: Batches, *, resize: bool = False) -> n
 
 def batches_for(
     splits: Splits,
-    arguments: Mapping[str, Any],
-    normalisation: Normalisation | None,
+    images: Images,
+    *,
+    batch_size: int,
+    val_fraction: float,
+    seed: int,
+    normalisation: Normalisation | None = None,
     choose: Callable[[ImageSet], ImageSet] | None = None,
+    distill_data: DistillData = DistillData(),
 ) -> tuple[Batches, Batches | None]:
-    """Give the training part, shuffled and augmented, and the validation part.
+    """The training part, shuffled and augmented, and the validation part.
 
-    The validation part is the data's own, or split off the training part if asked for.
+    The validation part is the data's own, or a `val_fraction` of the training part.
 
     Args:
+        normalisation: mean and deviation of the pixels; by default those of the training part.
         choose: maps the training part to the images that replace it.
+        distill_data: further changes of the images, and images without labels.
     """
-    train, validation = _set_aside(splits, arguments["val_fraction"], arguments.get("part"))
+    train, validation = _set_aside(splits, val_fraction, images.part)
     if choose is not None:
         train = choose(train)
     mean, std = normalisation or train.statistics()
     batches = Batches(
         train,
-        arguments["batch_size"],
+        batch_size,
         mean=mean,
         std=std,
-        **changes_of(arguments, train, splits.flip),
+        **_changes(distill_data, images.flip, train, splits.flip),
         shuffle=True,
-        seed=arguments["seed"],
-        extra=distill_data_of(arguments).extra(train),
+        seed=seed,
+        extra=distill_data.extra(train),
     )
     return batches, batches.with_images(validation) if validation else None
 
 
 def changes_of(arguments: Mapping[str, Any], images: ImageSet, flip: bool) -> dict[str, Any]:
-    """Give a run's augmentation of training images: `augment` and `changes` of `Batches`.
+    """How a finished run changed its training images: `augment` and `changes` of `Batches`.
 
     Args:
-        arguments: a recipe's, or those of a run's config.json.
-        flip: whether the data allows it to mirror images.
+        arguments: of the run's config.json.
+        flip: whether the data allows mirroring.
     """
-    shown, asked = distill_data_of(arguments), arguments.get("flip")
+    return _changes(distill_data_of(arguments), arguments.get("flip"), images, flip)
+
+
+def _changes(
+    distill_data: DistillData, flip: bool | None, images: ImageSet, may_flip: bool
+) -> dict[str, Any]:
+    mirrored = may_flip if flip is None else flip
     return {
-        "augment": Augment.of(shown.augment, images.size, flip if asked is None else asked),
-        "changes": shown.changes(len(images.classes)),
+        "augment": Augment.of(distill_data.augment, images.size, mirrored),
+        "changes": distill_data.changes(len(images.classes)),
     }
 
 
 def distill_data_of(arguments: Mapping[str, Any]) -> DistillData:
-    """Read the distillation data of a run from its arguments, or from those of its config.json."""
-    shown = arguments.get("distill_data", {})
-    if isinstance(shown, DistillData):
-        return shown
-    folder = shown.get("unlabeled")
-    return DistillData(**{**shown, "unlabeled": None if folder is None else Path(folder)})
+    """The data that a finished run was taught on, by the arguments of its config.json."""
+    own = arguments.get("distill_data", {})
+    folder = own.get("unlabeled")
+    return DistillData(**{**own, "unlabeled": None if folder is None else Path(folder)})
 
 
 def batches_of(run: Path) -> tuple[Batches, Batches]:
@@ -194,7 +207,15 @@ def batches_of(run: Path) -> tuple[Batches, Batches]:
     if config["data"]["fingerprint"] != data_fingerprint(splits):
         raise ValueError(f"{arguments['data']} has changed since {run} was trained on it")
     card = load(run / "net.safetensors").card
-    train, _ = batches_for(splits, arguments, (card.mean, card.std))
+    train, _ = batches_for(
+        splits,
+        recorded(Images, arguments),
+        batch_size=arguments["batch_size"],
+        val_fraction=arguments["val_fraction"],
+        seed=arguments["seed"],
+        normalisation=(card.mean, card.std),
+        distill_data=distill_data_of(arguments),
+    )
     return train, train.with_images(splits.test)
 
 
@@ -206,20 +227,6 @@ def _set_aside(
     if splits.validation is None and val_fraction:
         return train.split(val_fraction)
     return train, splits.validation
-
-
-def part_of(text: str) -> tuple[int, int]:
-    """Read a part and the number of parts: "1/2" is the first half.
-
-    Raises:
-        ValueError: it is not written so, or there is no such part.
-    """
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise ValueError(
-            f"--part {text}: write I/N for part I of N, from 1 on: 1/2 and 2/2 are the halves"
-        )
-    return int(number), int(count)
 
 
 def data_fingerprint(splits: Splits) -> str:

@@ -1,7 +1,6 @@
 """Training runs: each is a function whose signature is its configuration.
 
-`RECIPES` maps a name to where the function is and one line of help, so that listing them imports
-nothing.
+`RECIPES` maps a name to the function's place and one line of help, so that a list imports nothing.
 """
 
 import importlib
@@ -27,6 +26,25 @@ RECIPES: dict[str, tuple[str, str]] = {
     ),
     "distill": ("stepwell.recipes.distill:distill", "a student from a trained teacher, offline"),
 }
+
+
+def train(recipe: str, **flags: Any) -> dict[str, Any]:
+    """Run a recipe with its flags as arguments, like `stepwell train RECIPE`; returns its results.
+
+    `train("ekd", data="digits", out=Path("runs/digits"), epochs=10)`
+
+    It also takes what only studies set (a recipe's `ablation`), by name: `norms="shared"`.
+
+    Raises:
+        ValueError: no such recipe; a wrong value.
+        TypeError: the recipe has no such flag.
+    """
+    from stepwell.flags import call
+
+    if recipe not in RECIPES:
+        raise ValueError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
+    results: dict[str, Any] = call(load_object(RECIPES[recipe][0]), **flags)
+    return results
 
 
 def load_object(path: str) -> Any:

@@ -1,64 +1,89 @@
 """Teach a student network by a trained teacher, or by several, offline."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
-import tyro
 from torch import nn
 
 from stepwell.data.distill_data import DistillData
+from stepwell.data.image_flags import Images
+from stepwell.flags import Flags, Hidden, checked, flag, members
 from stepwell.losses.attention import Attention
 from stepwell.methods import Distill
 from stepwell.nets.nested.interpolation import check_line, start_interpolated
-from stepwell.nets.nested.net import NestedNet
-from stepwell.tasks.classification import Task, finish, open_classifier, validator
+from stepwell.recipes import flags
+from stepwell.tasks import classification
 from stepwell.tasks.generator import with_generated
-from stepwell.teachers import CachedLogits, LogitCache, OpenTeacher, open_teacher
-from stepwell.training import Loop, fit, optimizer_of
-from stepwell.training.optim import OptimizerName
+from stepwell.teachers import CachedLogits, LogitCache
+from stepwell.training import Loop, fit
+from stepwell.training.optimisation import AnyOptimizer
 from stepwell.training.run import plain
 
-Mean = tuple[float, float, float]
+
+@dataclass(frozen=True, kw_only=True)
+class DistillAblation:
+    """Options for studies.
+
+    Attributes:
+        attention_mode: kind of attention transfer.
+        start_from_teacher: start the student at this share of the teacher's weights and the rest of
+            its own; both have one architecture, best one without BatchNorm (resnet20_ln).
+    """
+
+    attention_mode: Attention = "at"
+    start_from_teacher: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses(flags.Losses):
+    """Losses of distillation, and the cache of its teacher.
+
+    Attributes:
+        attention_stages: stages to compare: layer2, or layer2=stages.1.blocks where the teacher
+            has another name.
+        hint: weight of hints: a regressor maps the student's features to the teacher's.
+        hint_stages: stages of the hints, written like --attention-stages.
+    """
+
+    attention_stages: Annotated[tuple[str, ...], flag("S ...", "all")] = ()
+    hint: float = 0.0
+    hint_stages: Annotated[tuple[str, ...], flag("S ...", "all")] = ()
+
+    def check(self) -> None:
+        """Refuse stages of a loss without weight.
+
+        Raises:
+            ValueError: there are such stages.
+        """
+        for name in ("hint", "attention"):
+            if (stages := getattr(self, f"{name}_stages")) and not getattr(self, name):
+                raise ValueError(f"--{name}-stages {' '.join(stages)}: give a weight, --{name}")
 
 
 def distill(
     *,
-    data: str,
-    out: Path,
-    teacher: tuple[str, ...],
-    student: str = "resnet20",
-    stem: Literal["auto", "imagenet", "small"] = "auto",
-    init: Literal["pretrained"] | Path | None = None,
-    epochs: int = 40,
-    batch_size: int = 128,
-    optimizer: OptimizerName = "sgd",
-    lr: float | None = None,
-    weight_decay: float = 5e-4,
-    start_from_teacher: float | None = None,
-    temperature: float = 3.0,
-    ce: float = 1.0,
-    kl: float = 1.0,
-    attention: float = 0.0,
-    attention_mode: Attention = "at",
-    attention_stages: tuple[str, ...] = (),
-    hint: float = 0.0,
-    hint_stages: tuple[str, ...] = (),
-    cache: Path | None = None,
-    teacher_mean: Mean | None = None,
-    teacher_std: Mean | None = None,
-    size: int | None = None,
-    flip: bool | None = None,
-    part: str | None = None,
-    val_fraction: float = 0.1,
-    seed: int = 0,
-    distill_data: Annotated[DistillData, tyro.conf.OmitArgPrefixes] = DistillData(),
-    loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(),
+    data: flags.Data,
+    out: flags.Out,
+    teacher: flags.TeacherNames,
+    student: flags.Net = "resnet20",
+    stem: flags.Stem = "auto",
+    init: flags.Init = None,
+    cache: Annotated[Path | None, flag("FOLDER", "none")] = None,
+    teacher_images: Flags[flags.TeacherImages] = flags.TeacherImages(),
+    images: Flags[Images] = Images(),
+    losses: Flags[Losses] = Losses(),
+    training: Flags[AnyOptimizer] = AnyOptimizer(),
+    distill_data: Flags[DistillData] = DistillData(),
+    loop: Flags[Loop] = Loop(),
+    ablation: Hidden[DistillAblation] = DistillAblation(),
 ) -> dict[str, Any]:
     """Teach a student by a trained teacher (Hinton et al. 2015), or by an ensemble of teachers.
+
+    Images without a label are taught by the teacher alone.
 
     Examples:
         stepwell train distill --data digits --out runs/student --teacher runs/alone --student resnet20
@@ -68,134 +93,103 @@ def distill(
         stepwell train distill --data digits --out runs/mixed --teacher runs/alone --mix mixup --ce 0
 
     Args:
-        data: a folder of class folders, or a name (`stepwell list`).
-        out: the run directory; if it holds this run already, training goes on where it stopped.
-        teacher: a run directory, or the file of its network (PATH@DEPTH for another depth than the
-            deepest), an ONNX file, NETWORK=FILE for plain weights under torchvision's or timm's names,
-            or timm/NAME with its published weights (a download). Several are an ensemble, which teaches
-            the mean of their predictions.
-        student: the network to train (`stepwell list`).
-        stem: first layers, where there is a choice; `auto` takes the small ones below 64 pixels.
-        init: weights to start from: a Stepwell file, weights under torchvision's names, or `pretrained`
-            for those that torchvision or timm publish (a download).
-        epochs: passes over the training part.
-        optimizer: `sgd` with momentum, `adam` or `adamw`.
-        lr: the highest learning rate; 0.1 for sgd, 0.001 for the others.
-        start_from_teacher: start the student at this share of the teacher's weights and the rest of its
-            own; both must have one architecture, best one without BatchNorm (resnet20_ln).
-        ce: weight of the labels; with 0 the student never sees them. Images without a label are taught
-            by the teacher alone.
-        kl: weight of the teacher's soft targets.
-        attention: weight of attention transfer on the stages' features.
-        attention_stages: stages to compare: layer2, or layer2=stages.1.blocks where the teacher's has
-            another name; by default all.
-        hint: weight of hints: the student's features, by a regressor, become the teacher's.
-        hint_stages: as --attention-stages.
-        cache: a folder where the teacher's logits are kept. Another student with the same data, seed
-            and batch size finds them there, and its teacher need not run.
-        teacher_mean: of pixels scaled to [0, 1], per channel, for a teacher that does not say how its
-            images are normalised (most ONNX files).
-        teacher_std: as --teacher-mean.
-        size: height and width of the images; by default their own.
-        flip: mirror training images; by default where the data allows it.
-        part: train on a part of the training images, I/N: 1/2 and 2/2 are halves that share none.
-        val_fraction: share of the training part set aside to choose the best epoch; 0: keep the last.
-        seed: of weights, order, augmentation and steps.
+        cache: folder of the teacher's logits, for students with the same data, seed and batch size.
     """
-    arguments = dict(locals())
-    _check_options(arguments)
-    if cache is not None and (attention or hint):
+    init = flags.file_of(init)
+    arguments = checked(locals())
+    _check_cache(cache, losses)
+    opened = teacher_images.open(teacher)
+    share = ablation.start_from_teacher
+    origin = None if share is None else opened.module
+    torch.manual_seed(training.seed)  # the student's, and not before: opening draws numbers, too
+    splits = classification.read_splits(data, out, images)
+    nested, start = classification.start_network(splits, student, stem=stem, init=init)
+    inputs = classification.prepare_images(
+        splits, images, training, start=start, init=init, teacher=opened, distill_data=distill_data
+    )
+    if origin is not None:
+        check_line(nested.module, origin)
+    assert inputs.teacher is not None
+    size = inputs.train.images.size
+    # before a generator trains, which draws numbers or, in a run that goes on, has drawn them
+    objective = Distill(
+        nested,
+        inputs.teacher,
+        attention_mode=ablation.attention_mode,
+        input_shape=(3, size, size),
+        **members(losses),
+    )
+    made_for = _made_for(inputs, opened.fingerprint, images, distill_data, loop)
+    with (
+        classification.open_task("distill", out, loop, arguments, inputs) as task,
+        _cached(task, cache, made_for) as source,
+    ):
+        objective.teacher = source
+        begun = (task.run.phase("train") / "last.ckpt").exists()  # with weights that replace these
+        if share is not None and origin is not None and not begun:
+            unchanged = task.train.with_images(task.train.images)
+            start_interpolated(nested.module, origin, share, unchanged)
+        fit(
+            objective,
+            with_generated(task.run, task.train, distill_data, loop),
+            training.optim(),
+            task.run,
+            phase="train",
+            epochs=training.epochs,
+            validate=classification.validator(nested, task),
+            loop=loop,
+        )
+        record = {}
+        if isinstance(source, CachedLogits):
+            record["distill"] = {"cache": {"read": source.read, "computed": source.computed}}
+        return classification.finish(task, nested, record=record)
+
+
+def _check_cache(cache: Path | None, losses: Losses) -> None:
+    """Refuse a cache that cannot serve the losses."""
+    if cache is not None and not losses.kl:
+        raise ValueError(f"--cache {cache}: with --kl 0 no logits are looked at")
+    if cache is not None and (losses.attention or losses.hint):
         raise ValueError(
             "--cache keeps logits alone, and --attention and --hint need the teacher's features: drop "
             "--cache"
         )
-    taught_by = open_teacher(teacher, mean=teacher_mean, std=teacher_std)
-    origin = None if start_from_teacher is None else taught_by.module
-    torch.manual_seed(seed)  # the student's, and not before: opening draws numbers, too
-
-    def method(nested: NestedNet, source: nn.Module, size: int) -> Distill:
-        return Distill(
-            nested,
-            source,
-            temperature=temperature,
-            ce=ce,
-            kl=kl,
-            attention=attention,
-            attention_mode=attention_mode,
-            attention_stages=attention_stages,
-            hint=hint,
-            hint_stages=hint_stages,
-            input_shape=(3, size, size),
-        )
-
-    def check(nested: NestedNet, ready: nn.Module | None, size: int, _: object) -> None:
-        assert ready is not None
-        if origin is not None:
-            check_line(nested.module, origin)
-        method(nested, ready, size)
-
-    with (
-        open_classifier("distill", arguments, student, teacher=taught_by, check=check) as opened,
-        _cached(opened[0], taught_by, cache, distill_data, loop) as source,
-    ):
-        task, nested, _ = opened
-        train = task.train
-        begun = (task.run.phase("train") / "last.ckpt").exists()  # with weights that replace these
-        if origin is not None and start_from_teacher is not None and not begun:
-            unchanged = train.with_images(train.images)
-            start_interpolated(nested.module, origin, start_from_teacher, unchanged)
-        # before a generator trains, which draws numbers or, in a run that goes on, has drawn them
-        objective = method(nested, source, train.images.size)
-        train = with_generated(task.run, train, distill_data, loop)
-        fit(
-            objective,
-            train,
-            optimizer_of(optimizer, lr, weight_decay=weight_decay),
-            task.run,
-            phase="train",
-            epochs=epochs,
-            validate=validator(nested, task),
-            loop=loop,
-        )
-        found = {}
-        if isinstance(source, CachedLogits):
-            found["distill"] = {"cache": {"read": source.read, "computed": source.computed}}
-        return finish(task, nested, found=found)
 
 
-def _check_options(arguments: Mapping[str, Any]) -> None:
-    """Refuse options that would do nothing."""
-    for name, needed in (("hint", "hint_stages"), ("attention", "attention_stages")):
-        if arguments[needed] and not arguments[name]:
-            flag = needed.replace("_", "-")
-            raise ValueError(f"--{flag} {' '.join(arguments[needed])}: give a weight, --{name}")
-    if arguments["cache"] is not None and not arguments["kl"]:
-        raise ValueError(f"--cache {arguments['cache']}: with --kl 0 no logits are looked at")
-
-
-@contextlib.contextmanager
-def _cached(
-    task: Task, taught_by: OpenTeacher, folder: Path | None, shown: DistillData, loop: Loop
-) -> Iterator[nn.Module]:
-    """The task's teacher, `taught_by`, with its logits kept in `folder`."""
-    assert task.teacher is not None
-    if folder is None:
-        yield task.teacher
-        return
-    config, train = task.run.config, task.train
-    made_for = {
-        "teacher": taught_by.fingerprint,
-        "data": config["data"]["fingerprint"],
-        "part": config["arguments"]["part"],
+def _made_for(
+    inputs: classification.Inputs,
+    teacher: str,
+    images: Images,
+    distill_data: DistillData,
+    loop: Loop,
+) -> dict[str, Any]:
+    """All that the teacher's logits depend on."""
+    train = inputs.train
+    return {
+        "teacher": teacher,
+        "data": inputs.about["fingerprint"],
+        "part": images.part,
         "size": train.images.size,
         "mean": train.mean,
         "std": train.std,
         "augmentation": train.augment and asdict(train.augment),
         # unlabeled images are found by their pixels, wherever their folder is now
-        "distillation data": plain(shown) | {"unlabeled": None},
+        "distillation data": plain(distill_data) | {"unlabeled": None},
         "precision": loop.precision,
     }
-    # images that are changed at random come once, so to look for each by itself would be waste
-    same = train.augment is None and not train.changes
+
+
+@contextlib.contextmanager
+def _cached(
+    task: classification.Task, folder: Path | None, made_for: dict[str, Any]
+) -> Iterator[nn.Module]:
+    """The task's teacher, with its logits cached in `folder` if there is one."""
+    assert task.teacher is not None
+    if folder is None:
+        yield task.teacher
+        return
+    train = task.train
+    # images that are changed at random come once: a search for each single image would be waste
+    by_image = train.augment is None and not train.changes
     with LogitCache(folder, len(train.images.classes), made_for) as cache:
-        yield CachedLogits(task.teacher, cache, by_image=same)
+        yield CachedLogits(task.teacher, cache, by_image=by_image)

@@ -1,7 +1,7 @@
 """The full net is watched while sub-nets train in its weights."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from stepwell.nets import NestedNet
@@ -16,14 +16,14 @@ def watch_full_net(
 ) -> "FullNetWatch | None":
     """A watch over a full net that is `trained` before its sub-nets are; else none.
 
-    Where it was converted, from `start`, and its accuracy cannot be compared, one line says so.
+    A warning says so if the net comes from `start` and its accuracy cannot be compared.
     """
     if start is not None and not (trained and task.validation):
         reason = (
             "there is no validation part: set --val-fraction above 0"
             if trained
-            else "its classifier starts fresh, so no accuracy of before is known: --schedule two-phase "
-            "trains it first"
+            else "its classifier starts fresh, so it has no accuracy to compare with: --schedule "
+            "two-phase trains it first"
         )
         warnings.warn(
             f"the full net is not watched while its sub-nets train ({reason})", stacklevel=3
@@ -32,9 +32,9 @@ def watch_full_net(
 
 
 class FullNetWatch:
-    """Compares a trained full net's validation accuracy before and after its sub-nets are trained.
+    """Compare a trained full net's validation accuracy before and after its sub-nets train.
 
-    Made before that training: it measures the full net as it stands, and remembers its weights.
+    Make it before that training: it measures the full net and remembers its weights.
 
     Args:
         max_drop: points of accuracy (percent) that the full net may lose.
@@ -45,38 +45,27 @@ class FullNetWatch:
         self.max_drop = max_drop
         self.weights = {k: v.to("cpu", copy=True) for k, v in net.module.state_dict().items()}
         self.device = task.device
+        self.rolled_back = False
         self._validate = validator(net, task, [net.full])
         self.before = self._accuracy()
 
     def select(self, values: Mapping[str, float]) -> float:
-        """Score of an epoch: mean accuracy over depths; those that keep the full net come first."""
-        found = [values[f"{depth}/accuracy"] for depth in self.net.depths]
-        return sum(found) / len(found) - self._lost(values[f"{self.net.full}/accuracy"])
+        """Score an epoch: mean accuracy over depths; epochs that keep the full net come first."""
+        accuracies = [values[f"{depth}/accuracy"] for depth in self.net.depths]
+        return sum(accuracies) / len(accuracies) - self._lost(values[f"{self.net.full}/accuracy"])
 
-    def settle(self, on_drop: OnDrop, train_norms: Callable[[], None]) -> dict[str, Any]:
-        """Compare; where the full net has lost more than it may, say so or roll back.
+    def roll_back(self, on_drop: OnDrop) -> bool:
+        """Give the full net its old weights if it has lost too much and `on_drop` says so.
 
-        Args:
-            train_norms: trains the sub-nets' own norms. It is called when the full net has got its
-                weights of before, and each private norm the full net's.
+        Each private norm then starts as the full net's.
 
         Returns:
-            What the run's results say of it; nothing where there is no validation part.
+            Whether it did; the caller then trains the sub-nets' own norms.
         """
-        if self._validate is None:
-            return {}
         after = self._accuracy()
-        rolled_back = on_drop == "rollback" and self._lost(after)
-        if rolled_back:
+        self.rolled_back = on_drop == "rollback" and self._lost(after)
+        if self.rolled_back:
             self.net.load_full(self.weights)
-            train_norms()
-            after = self._accuracy()
-            warnings.warn(
-                f"the full net lost more than {self.max_drop:g} points of validation accuracy while "
-                f"its sub-nets trained: rolled back to what it was ({100 * self.before:.1f} %), and "
-                "only the sub-nets' own norms were trained",
-                stacklevel=3,
-            )
         elif self._lost(after):
             warnings.warn(
                 f"the full net lost {100 * (self.before - after):.1f} points of validation accuracy "
@@ -84,11 +73,24 @@ class FullNetWatch:
                 "it as it was, use --on-drop rollback with another --out",
                 stacklevel=3,
             )
-        accuracy = {"before": self.before, "after": after, "rolled_back": rolled_back}
-        return {"ekd": {"full_net": accuracy}}
+        return self.rolled_back
+
+    def record(self) -> dict[str, Any]:
+        """The entry of the run's results; empty without a validation part."""
+        if self._validate is None:
+            return {}
+        if self.rolled_back:
+            warnings.warn(
+                f"the full net lost more than {self.max_drop:g} points of validation accuracy while "
+                f"its sub-nets trained: rolled back to what it was ({100 * self.before:.1f} %), and "
+                "only the sub-nets' own norms were trained",
+                stacklevel=3,
+            )
+        values = {"before": self.before, "after": self._accuracy()}
+        return {"ekd": {"full_net": values | {"rolled_back": self.rolled_back}}}
 
     def _accuracy(self) -> float:
-        """Of the full net on the validation part; 0 where there is no such part."""
+        """Accuracy of the full net on the validation part; 0 without such a part."""
         if self._validate is None:
             return 0.0
         self.net.to(self.device)

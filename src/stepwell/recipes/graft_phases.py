@@ -23,19 +23,19 @@ Schedule = Literal["both", "graft", "join", "direct"]
 
 
 class Stages(NamedTuple):
-    """The two stages of grafting: steps of each block alone, and steps after each that is joined."""
+    """The two stages of grafting: steps of each block alone, and steps after each joined block."""
 
     graft_steps: int
     join_steps: int
 
     def total(self, grafting: Grafting) -> int:
-        """Steps that both take together: each block alone, then one joined after the other."""
+        """Steps of both stages together: each block alone, then one joined after the other."""
         blocks = len(grafting.grafted)
         return blocks * self.graft_steps + (blocks - 1) * self.join_steps
 
 
 class Phase(NamedTuple):
-    """Blocks `first` to `last` train for so many steps; those in `settle` for the first time."""
+    """A phase trains blocks `first` to `last` for `steps`; blocks in `settle` have not trained yet."""
 
     name: str
     first: int
@@ -45,7 +45,7 @@ class Phase(NamedTuple):
 
 
 def phases_of(grafting: Grafting, schedule: Schedule, stages: Stages) -> Sequence[Phase]:
-    """The phases of a schedule, in order. All schedules take as many steps, those of both stages."""
+    """The phases of a schedule, in order. All schedules take the steps of both stages together."""
     grafted = grafting.grafted
     first, *others = grafted
     alone = [Phase(f"graft-{i + 1}", i, i, stages.graft_steps, (i,)) for i in grafted]
@@ -79,45 +79,46 @@ def learn(
     """Train the student phase by phase, merge it, measure it; the run's results.
 
     Args:
-        views: of each image, at the most.
+        views: largest number of views of each image.
         trace: also measure on the test part after each phase.
     """
     images = task.train.images
-    shown = views_of(task.train, views, stages)
-    found = {"images": len(images), "views": len(shown.images)}
+    augmented = views_of(task.train, views, stages)
+    record = {"images": len(images), "views": len(augmented.images)}
     measure = _Measure(grafting, task)
     if trace:
         measure.teacher()
     for phase in phases_of(grafting, schedule, stages):
         objective = Graft(
-            grafting, phase.first, phase.last, images=shown.with_images(shown.images),
+            grafting, phase.first, phase.last, images=augmented.with_images(augmented.images),
             settle=phase.settle, loss=loss,
         )  # fmt: skip
         fit(
             objective,
-            shown,
+            augmented,
             adam(lr, adaption_lr),
             task.run,
             phase=phase.name,
             steps=phase.steps,
             loop=loop,
         )
-        objective.forget()  # the loop that is over still holds it
+        objective.forget()  # the finished loop still holds it
         if trace:
             measure.after(phase)
     tell(f"merging the student on {len(images)} images", quiet=not task.run.writes)
     grafting.to(task.device)
-    merged, left = grafting.merged(shown.with_images(images))
-    return finish(task, merged, found={"netgraft": found | measure.found | {"adaptions": left}})
+    merged, left = grafting.merged(augmented.with_images(images))
+    record |= measure.record | {"adaptions": left}
+    return finish(task, merged, record={"netgraft": record})
 
 
 class _Measure:
-    """Accuracy on the test part after each phase, which decides nothing."""
+    """Accuracy on the test part after each phase; it decides nothing."""
 
     def __init__(self, grafting: Grafting, task: Task) -> None:
         self.grafting, self.task = grafting, task
         names = grafting.names
-        self.found: dict[str, Any] = {
+        self.record: dict[str, Any] = {
             "copied": [n for n, same in zip(names, grafting.copied, strict=True) if same],
             "pairs": [f"{a}={b}" for a, b in grafting.pairs],
             "grafted": {},
@@ -125,17 +126,17 @@ class _Measure:
         }
 
     def teacher(self) -> None:
-        """Of the teacher alone."""
-        self.found["teacher"] = self._accuracy(0, -1)
+        """Measure the teacher alone."""
+        self.record["teacher"] = self._accuracy(0, -1)
 
     def after(self, phase: Phase) -> None:
-        """Of the teacher with the blocks in it that `phase` trained; at last of the student alone."""
+        """Measure the teacher with the blocks that `phase` trained; at the end the student alone."""
         grafted = self.grafting.grafted
         kind = "grafted" if phase.name.startswith("graft") else "joined"
         name = self.grafting.names[phase.last]
-        self.found[kind][name] = self._accuracy(phase.first, phase.last)
+        self.record[kind][name] = self._accuracy(phase.first, phase.last)
         if kind == "grafted" and phase.last == grafted[-1]:
-            self.found["untuned"] = self._accuracy(grafted[0], grafted[-1])
+            self.record["untuned"] = self._accuracy(grafted[0], grafted[-1])
 
     def _accuracy(self, first: int, last: int) -> float:
         device, test = self.task.device, self.task.test
@@ -145,16 +146,16 @@ class _Measure:
 
 
 def views_of(train: Batches, most: int, stages: Stages) -> Batches:
-    """The few images, each so many times: once as it is, then changed as in any training.
+    """Several views of each of the few images: the image itself, then augmented copies.
 
-    Each `most` times; but no more than the longest phase of both stages shows at all, whatever the
-    schedule, so that all schedules see the same, and than fit in memory. Where training changes none,
-    each once.
+    At most `most` views, at most as many as the longest phase shows, and at most as many as fit in
+    memory. The schedule does not matter, so all schedules see the same views. Without augmentation
+    there is one view.
     """
     images = train.images
-    shown = max(stages) * train.batch_size // len(images)
+    seen = max(stages) * train.batch_size // len(images)
     fitting = MEMORY // (len(images) * 3 * images.size**2)
-    count = 1 if train.augment is None else max(1, min(most, shown, fitting))
+    count = 1 if train.augment is None else max(1, min(most, seen, fitting))
     if count > 1:
         images = _changed(train, count)
     return Batches(
@@ -163,7 +164,7 @@ def views_of(train: Batches, most: int, stages: Stages) -> Batches:
 
 
 def _changed(train: Batches, count: int) -> ImageSet:
-    """The images as they are, and changed `count` - 1 times."""
+    """The images themselves, and `count` - 1 augmented copies."""
     images, change = train.images, train.augment
     assert change is not None
     pixels = images.pixels[torch.arange(len(images))]
@@ -176,7 +177,7 @@ def _changed(train: Batches, count: int) -> ImageSet:
 
 
 def adam(lr: float, adaption_lr: float) -> Optim:
-    """Adam without decay, the adaptions at a rate of their own."""
+    """Adam without decay; the adaptions have their own rate."""
 
     def make(objective: nn.Module) -> torch.optim.Optimizer:
         of_adaptions = {id(m.weight) for m in objective.modules() if isinstance(m, Adaption)}

@@ -2,59 +2,117 @@
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
-import tyro
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepwell.data import ImageSet, load_unlabeled, seed_of
 from stepwell.data.decoding import Files
+from stepwell.data.image_flags import Images
 from stepwell.files import config_of
+from stepwell.flags import Flags, Hidden, checked, flag
 from stepwell.methods.netgraft import GraftLoss
 from stepwell.nets import BUILDERS, NestedNet, build
 from stepwell.nets.families.timm_models import PREFIX
 from stepwell.nets.grafting.surgery import Grafting, Start, Statistics
+from stepwell.recipes import flags
 from stepwell.recipes.graft_phases import Schedule, Stages, learn
-from stepwell.tasks.classification import open_classifier
-from stepwell.teachers import Frozen, OpenTeacher, open_teacher
+from stepwell.tasks import classification
+from stepwell.teachers import Frozen, OpenTeacher
 from stepwell.training import Loop
+from stepwell.training.optimisation import Optimisation
 
-Mean = tuple[float, float, float]
+
+@dataclass(frozen=True, kw_only=True)
+class NetgraftAblation:
+    """Options for studies.
+
+    Attributes:
+        start: `teacher`: blocks that are like the teacher's are copied and stay, and layers of other
+            blocks start with its weights where the shapes agree; `fresh`: nothing is copied.
+        statistics: of the student's BatchNorm: those of each `batch`, or `frozen` ones of all images.
+        loss: distance of the logits from the teacher's; `features`: of each block's output, too.
+        adaption_lr: learning rate of the 1×1 convolutions where widths differ.
+        trace: also measure the accuracy after every block, on the test part.
+    """
+
+    start: Start = "teacher"
+    statistics: Statistics = "batch"
+    loss: GraftLoss = "direction"
+    adaption_lr: float = 1e-2
+    trace: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewImages(Images):
+    """The few images that a student is grafted on; no label is read.
+
+    Attributes:
+        unlabeled: folder, or data set (digits), to draw images from instead of --data.
+        shots: images per class; shots × classes images are drawn.
+        views: largest number of augmented views per image.
+    """
+
+    size: Annotated[int | None, flag("INT", "the teacher's")] = None
+    unlabeled: Annotated[Path | None, flag("FOLDER", "none")] = None
+    shots: int = 10
+    views: int = 64
+
+    def check(self) -> None:
+        """Refuse a part that does not exist, or a part of images that are not used.
+
+        Raises:
+            ValueError: either.
+        """
+        super().check()
+        if self.part is not None and self.unlabeled is not None:
+            raise ValueError(
+                f"--part {self.part} is of the training images, and --unlabeled {self.unlabeled} takes "
+                "their place: drop one"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraftTraining:
+    """Length and rate of the two stages of grafting.
+
+    Attributes:
+        schedule: both stages; or, in as many steps as both take together: graft (each block
+            alone), join, or direct (all blocks at once).
+        graft_steps: steps of each block alone.
+        join_steps: steps after each joined block.
+        batch_size: images in a step.
+        lr: highest learning rate (Adam).
+        seed: seed of weights, draw, order and augmentation.
+    """
+
+    schedule: Annotated[Schedule, flag("SCHEDULE")] = "both"
+    graft_steps: int = 600
+    join_steps: int = 600
+    batch_size: int = 64
+    lr: float = 1e-2
+    seed: int = 0
 
 
 def netgraft(
     *,
-    out: Path,
-    teacher: str,
-    student: str = "",
-    keep: tuple[int, ...] = (),
-    unlabeled: Path | None = None,
-    shots: int = 10,
-    data: str | None = None,
-    stem: Literal["auto", "imagenet", "small"] = "auto",
-    blocks: tuple[str, ...] = (),
-    start: Start = "teacher",
-    schedule: Schedule = "both",
-    statistics: Statistics = "batch",
-    loss: GraftLoss = "direction",
-    graft_steps: int = 600,
-    join_steps: int = 600,
-    batch_size: int = 64,
-    lr: float = 1e-2,
-    adaption_lr: float = 1e-2,
-    views: int = 64,
-    trace: bool = True,
-    teacher_mean: Mean | None = None,
-    teacher_std: Mean | None = None,
-    size: int | None = None,
-    flip: bool | None = None,
-    part: str | None = None,
-    seed: int = 0,
-    loop: Annotated[Loop, tyro.conf.OmitArgPrefixes] = Loop(),
+    out: flags.Out,
+    teacher: Annotated[str, flag("TEACHER")],
+    student: Annotated[str, flag("NETWORK")] = "",
+    keep: Annotated[tuple[int, ...], flag("INT ...")] = (),
+    data: Annotated[str | None, flag("DATA", "that of the teacher's run")] = None,
+    stem: flags.Stem = "auto",
+    blocks: Annotated[tuple[str, ...], flag("STAGE ...", "all that agree")] = (),
+    images: Flags[FewImages] = FewImages(),
+    teacher_images: Flags[flags.TeacherImages] = flags.TeacherImages(),
+    training: Flags[GraftTraining] = GraftTraining(),
+    loop: Flags[Loop] = Loop(),
+    ablation: Hidden[NetgraftAblation] = NetgraftAblation(),
 ) -> dict[str, Any]:
     """Learn a student from a trained teacher and a few images without labels (Shen et al. 2021).
 
@@ -67,43 +125,63 @@ def netgraft(
         stepwell train netgraft --teacher runs/alone --keep 1 2 1 --out runs/shrunk
 
     Args:
-        out: the run directory; if it holds this run already, training goes on where it stopped.
-        teacher: a run directory, or the file of its network (PATH@DEPTH for another depth than the
-            deepest), NETWORK=FILE for plain weights under torchvision's or timm's names, or a network
-            by name with its published weights (a download).
-        student: the network to train (`stepwell list`).
-        keep: in the place of a student: the teacher itself, of which each stage keeps its first blocks,
-            so many.
-        unlabeled: a folder of images, nested or not, whose subfolders mean nothing; or a name
-            (`digits`, ...), of whose training part no label is looked at.
-        shots: images a class: so many times the number of classes are drawn at random.
-        data: what the student is measured on: its test part. By default that of the teacher's run.
-        stem: first layers, where there is a choice; `auto` takes the small ones below 64 pixels.
-        blocks: stages behind which both networks are cut: layer2, or layer2=stages.1.blocks where the
-            teacher's has another name; by default wherever their resolutions agree.
-        start: `teacher`: blocks that are like the teacher's are copied and stay, and layers of other
-            blocks start with its weights where they have the same shapes; `fresh`: nothing is copied.
-        schedule: `both` stages; or, in as many steps as both take together, the stage `graft` or `join`
-            alone, or all blocks at once, `direct`.
-        statistics: of the student's BatchNorm: those of each `batch`, or `frozen` ones of all images.
-        loss: of the logits, against the teacher's: `direction`, whatever their length, or `mse`; or
-            `features`, of each block's output, too.
-        graft_steps: steps of each block alone, with both stages.
-        join_steps: steps after each block that is joined, with both stages.
-        lr: the highest learning rate (Adam).
-        adaption_lr: of the 1×1 convolutions where widths differ.
-        views: how often each image is there, changed at random: as often as a phase can show it and
-            2 GiB hold it, at the most; what the teacher makes of each is computed once.
-        trace: also measure the accuracy after every block, on the test part.
-        teacher_mean: of pixels scaled to [0, 1], per channel, for a teacher that does not say how its
-            images are normalised.
-        teacher_std: as --teacher-mean.
-        size: height and width of the images; by default those of the teacher.
-        flip: mirror images; by default where the data allows it.
-        part: draw from a part of the training images, I/N, in which every class has its share.
-        seed: of weights, draw, order and augmentation.
+        teacher: run or file (@DEPTH picks a depth), NETWORK=FILE, or a network's name (a download).
+        student: network to train (`stepwell list`).
+        keep: instead of a student: blocks to keep of each stage of the teacher.
+        data: data set whose test part measures the student.
+        blocks: stages to cut behind: layer2, or layer2=stages.1.blocks.
     """
-    arguments = dict(locals())
+    arguments = checked(locals())
+    _check_student(student, keep)
+    opened = teacher_images.open((teacher,))
+    source, depth = opened.nested
+    data = data or _data_of(opened)
+    images = replace(images, size=images.size or opened.sources[0].size or None)
+    arguments |= {"data": data, "size": images.size, "val_fraction": 0.0}
+    torch.manual_seed(training.seed)  # the student's, and not before: opening draws numbers, too
+    splits = classification.read_splits(data, out, images)
+    network = _shrunk(source, depth, keep, stem) if keep else student
+    nested, _ = classification.start_network(splits, network, stem=stem)
+    inputs = classification.prepare_images(
+        splits,
+        images,
+        Optimisation(batch_size=training.batch_size, val_fraction=0.0, seed=training.seed),
+        teacher=opened,
+        choose=partial(_few, images=images, seed=training.seed),
+    )
+    if not isinstance(inputs.teacher, Frozen):
+        raise ValueError(f"{teacher} gives no logits, which grafting compares")
+    size = inputs.train.images.size
+    grafting = Grafting(
+        nested, source, depth=depth, input_shape=(3, size, size), pairs=blocks,
+        start=ablation.start, statistics=ablation.statistics,
+    )  # fmt: skip
+    if training.schedule == "join" and len(grafting.grafted) < 2:
+        (only,) = (grafting.names[i] for i in grafting.grafted)
+        raise ValueError(f"--schedule join: {only} alone is grafted, so nothing is to be joined")
+    with classification.open_task("netgraft", out, loop, arguments, inputs) as task:
+        if opened.normalisation is None:
+            warnings.warn(
+                "images are normalised by mean and deviation of the "
+                f"{len(task.train.images)} drawn images, which say little about the teacher's own",
+                stacklevel=2,
+            )
+        results = learn(
+            task, grafting, schedule=training.schedule,
+            stages=Stages(training.graft_steps, training.join_steps), loss=ablation.loss,
+            lr=training.lr, adaption_lr=ablation.adaption_lr, views=images.views,
+            trace=ablation.trace, loop=loop,
+        )  # fmt: skip
+        _warn_of_chance(results, task.test.images.labels, training.lr)
+        return results
+
+
+def _check_student(student: str, keep: Sequence[int]) -> None:
+    """Refuse two students, none, or a file.
+
+    Raises:
+        ValueError: one of these.
+    """
     if student and keep:
         raise ValueError(
             f"--student {student}, --keep {' '.join(map(str, keep))}: drop one, not both are trained"
@@ -118,53 +196,10 @@ def netgraft(
             f"--student {student} is a file or a folder: name a network (`stepwell list`); for a "
             "sub-net of the teacher, --keep BLOCKS in its place"
         )
-    if part is not None and unlabeled is not None:
-        raise ValueError(
-            f"--part {part} is of the training images, and --unlabeled {unlabeled} takes their place: "
-            "drop one"
-        )
-    taught_by = open_teacher((teacher,), mean=teacher_mean, std=teacher_std)
-    source, depth = taught_by.nested
-    arguments["data"] = data or _data_of(taught_by)
-    arguments["size"] = size or taught_by.sources[0].size or None
-    torch.manual_seed(seed)  # the student's, and not before: opening draws numbers, too
-    network = _shrunk(source, depth, keep, stem) if keep else student
-
-    def graftings(nested: NestedNet, ready: nn.Module | None, size: int, *_: object) -> Grafting:
-        if not isinstance(ready, Frozen):
-            raise ValueError(f"{teacher} gives no logits, which grafting compares")
-        grafting = Grafting(
-            nested, source, depth=depth, input_shape=(3, size, size), pairs=blocks, start=start,
-            statistics=statistics,
-        )  # fmt: skip
-        if schedule == "join" and len(grafting.grafted) < 2:
-            (only,) = (grafting.names[i] for i in grafting.grafted)
-            raise ValueError(
-                f"--schedule join: {only} alone is grafted, so nothing is to be joined"
-            )
-        return grafting
-
-    with open_classifier(
-        "netgraft", arguments | {"val_fraction": 0.0}, network, teacher=taught_by, check=graftings,
-        choose=partial(_few, unlabeled=unlabeled, shots=shots, seed=seed),
-    ) as (task, nested, _):  # fmt: skip
-        if taught_by.normalisation is None:
-            warnings.warn(
-                f"images are normalised by mean and deviation of the {len(task.train.images)} that are "
-                "drawn, which tell little of those that the teacher was trained on",
-                stacklevel=2,
-            )
-        results = learn(
-            task, graftings(nested, task.teacher, task.train.images.size), schedule=schedule,
-            stages=Stages(graft_steps, join_steps), loss=loss, lr=lr, adaption_lr=adaption_lr,
-            views=views, trace=trace, loop=loop,
-        )  # fmt: skip
-        _warn_of_chance(results, task.test.images.labels, lr)
-        return results
 
 
 def _warn_of_chance(results: Mapping[str, Any], labels: Tensor, lr: float) -> None:
-    """Say so where the student answers no better than one that names the same class always."""
+    """Warn about a student that is no better than a constant answer."""
     (accuracy,) = (results["test"][f"{depth}/accuracy"] for depth in results["costs"])
     guess = float(labels.bincount().max()) / len(labels)
     if accuracy <= guess:
@@ -177,10 +212,10 @@ def _warn_of_chance(results: Mapping[str, Any], labels: Tensor, lr: float) -> No
 
 
 def _shrunk(teacher: NestedNet, depth: str, keep: tuple[int, ...], stem: str) -> NestedNet:
-    """A network like the teacher, of which each stage keeps so many blocks; with fresh weights.
+    """A network like the teacher with the first `keep` blocks of each stage; weights are fresh.
 
     Raises:
-        ValueError: it has fewer blocks, or 1×1 convolutions that grafting left; `stem` asks for one.
+        ValueError: the teacher has fewer blocks, or 1×1 convolutions from grafting; `stem` is given.
     """
     most = teacher.depths[depth]
     if stem != "auto":
@@ -201,7 +236,7 @@ def _shrunk(teacher: NestedNet, depth: str, keep: tuple[int, ...], stem: str) ->
 
 
 def _data_of(teacher: OpenTeacher) -> str:
-    """The data that a teacher's run was trained on."""
+    """The data that the teacher's run was trained on."""
     source = teacher.sources[0]
     config = config_of(source.file, "put it right, or give --data") if source.file else {}
     if not config:
@@ -211,14 +246,15 @@ def _data_of(teacher: OpenTeacher) -> str:
     return str(config["arguments"]["data"])
 
 
-def _few(train: ImageSet, *, unlabeled: Path | None, shots: int, seed: int) -> ImageSet:
-    """So many images a class, without labels, out of a folder or else of the training part.
+def _few(train: ImageSet, *, images: FewImages, seed: int) -> ImageSet:
+    """Draw `images.shots` images per class, without labels, from a folder or the training part.
 
-    Which they are depends on the images alone, not on their order or labels.
+    The draw depends on the images alone, not on their order or labels.
 
     Raises:
         ValueError: there are too few.
     """
+    unlabeled, shots = images.unlabeled, images.shots
     wanted = shots * len(train.classes)
     pool = train if unlabeled is None else load_unlabeled(unlabeled, train.size, train.classes)
     if len(pool) < wanted:

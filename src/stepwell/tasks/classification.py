@@ -1,48 +1,64 @@
-"""What every recipe that trains an image classifier begins and ends with."""
+"""The task of classifying images: how a run opens its data and network, and writes its results."""
 
 import contextlib
 import io
-import time
 import warnings
-import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from stepwell.data import Batches, ImageSet, load_images
+from stepwell.data import Batches, ImageSet, Splits, load_images
+from stepwell.data.distill_data import DistillData
+from stepwell.data.image_flags import Images
 from stepwell.data.images import check_outside
 from stepwell.device import device_name
 from stepwell.evaluation import churn, evaluate, gather_logits
 from stepwell.evaluation.accuracy import measures
 from stepwell.files import write_whole
-from stepwell.measure.data_parts import batches_for, data_fingerprint, fitted, part_of
+from stepwell.measure.data_parts import batches_for, data_fingerprint, fitted
 from stepwell.measure.depths import accuracy_on, cost_table, logits_where_it_is
-from stepwell.nets import Card, NestedNet, build, builder_of
+from stepwell.nets import Card, NestedNet, build, builder_of, named_depths
 from stepwell.nets.files.nested import Start, fingerprint, initialise, load, save
 from stepwell.nets.files.pretrained import start_pretrained
 from stepwell.nets.nested.calibrate import calibrate
+from stepwell.nets.nested.depth_names import check_depth
 from stepwell.nets.nested.input_size import check_size
-from stepwell.ranges import check_numbers
-from stepwell.results import read_results
+from stepwell.nets.nested.net import NormSharing
+from stepwell.tasks.finishing import finished, spent
 from stepwell.teachers import OpenTeacher
 from stepwell.train_mode import in_eval_mode
-from stepwell.training import Run
-from stepwell.training.fit import check_devices, device_of
+from stepwell.training import Loop, Run
+from stepwell.training.job import device_of
+from stepwell.training.optimisation import Optimisation
 from stepwell.training.progress import tell
 
-#: Example pictures kept for the report: at most so many of each kind.
+#: Largest number of example pictures of each kind in the report.
 PICTURES = 24
-Net = TypeVar("Net", bound=nn.Module)
+
+
+class Inputs(NamedTuple):
+    """Data and teacher of a run before it has a directory; all images are normalised alike.
+
+    about: the record of the data in config.json.
+    weights: fingerprints of the weights that a resumed run must find unchanged.
+    """
+
+    train: Batches
+    validation: Batches | None
+    test: Batches
+    teacher: nn.Module | None
+    about: Mapping[str, Any]
+    weights: tuple[str, ...] = ()
 
 
 class Task(NamedTuple):
     """An open run and its data as batches, all normalised alike; and the teacher, if there is one.
 
-    device: where networks are trained, and measured.
+    device: the device of training and measuring.
     """
 
     run: Run
@@ -53,130 +69,151 @@ class Task(NamedTuple):
     device: torch.device = torch.device("cpu")
 
 
-def tell_measuring(task: Task) -> None:
-    """Say that the network is measured now, which takes a while where it is large."""
-    tell(f"measuring on {len(task.test.images)} test images", quiet=not task.run.writes)
+def read_splits(data: str, out: Path, images: Images) -> Splits:
+    """The images of `data`, at the size that `images` names.
+
+    Raises:
+        ValueError: `data` cannot be trained on, or `out` lies in it.
+    """
+    check_outside(data, out)
+    splits = load_images(data, images.size)
+    for note in splits.notes:
+        warnings.warn(note, stacklevel=3)
+    return splits
 
 
-@contextlib.contextmanager
-def open_classifier(
-    recipe: str,
-    arguments: Mapping[str, Any],
+def start_network(
+    splits: Splits,
     net: str | NestedNet,
     depths: Sequence[str] = (),
     *,
-    teacher: OpenTeacher | None = None,
-    check: Callable[[NestedNet, nn.Module | None, int, Start | None], object] | None = None,
-    choose: Callable[[ImageSet], ImageSet] | None = None,
-) -> Iterator[tuple[Task, NestedNet, Start | None]]:
-    """Read the data, build the network and open the run directory that a recipe's arguments name.
+    stages: Sequence[str] = (),
+    stem: Literal["auto", "imagenet", "small"] = "auto",
+    norms: NormSharing = "private",
+    init: Literal["pretrained"] | Path | None = None,
+) -> tuple[NestedNet, Start | None]:
+    """Build the network for some data, with its initial weights.
 
     Args:
-        arguments: the recipe's own, with `data`, `out`, `size`, `flip`, `val_fraction`, `batch_size`,
-            `seed` and, where it has them, `part`, `init` and `stem` among them.
-        net: the network to build, with sub-nets `depths`; or one that is built.
-        teacher: is made ready for the data; images are normalised as it expects them, if there is no
-            `init` that says how, and its weights must not change under a run that is resumed.
-        check: gets the network, the teacher made ready, the size of images and what the network took
-            from `init`, before there is a run directory, and raises ValueError for what cannot work; it
-            may draw random numbers.
-        choose: the training part to the images that take its place.
+        net: a network's name, or a network that is built already.
+        stages: stages in place of the network's own, as for `build`.
+        init: a file of weights, or "pretrained"; by default the weights are random.
 
-    Yields:
-        The task; the network, with weights from `init` if that is set; and what it took from there.
+    Returns:
+        The network, and the record of what it took from `init`.
+
+    Raises:
+        ValueError: no such network or depth; the images are too small; `init` does not fit.
     """
-    check_arguments(arguments)
-    check_outside(arguments["data"], Path(arguments["out"]))
-    splits = load_images(arguments["data"], arguments["size"])
     size, classes = splits.train.size, splits.train.classes
-    nested = (
-        net
-        if isinstance(net, NestedNet)
-        else build(
-            net,
-            depths,
-            norms=arguments.get("norms", "private"),
-            num_classes=len(classes),
-            **input_arguments(net, size, arguments.get("stem")),
-        )
+    if isinstance(net, str):
+        own = input_arguments(net, size, stem) | ({"stages": stages} if stages else {})
+        net = build(net, depths, norms=norms, num_classes=len(classes), **own)
+    check_size(net, size)
+    if init is None:
+        return net, None
+    start = (
+        start_pretrained(net, classes) if init == "pretrained" else initialise(net, init, classes)
     )
-    check_size(nested, size)
-    for note in splits.notes:
-        warnings.warn(note, stacklevel=3)
-    init: Literal["pretrained"] | Path | None = arguments.get("init")
-    start = _start(nested, init, classes)
-    if start is not None and start.fresh:
+    if start.fresh:
         warnings.warn(
             f"{init}: its classifier is for other classes; ours starts fresh", stacklevel=3
         )
-    # A teacher's images can be converted, those that trained weights expect cannot.
+    return net, start
+
+
+def prepare_images(
+    splits: Splits,
+    images: Images,
+    training: Optimisation,
+    *,
+    start: Start | None = None,
+    init: Literal["pretrained"] | Path | None = None,
+    teacher: OpenTeacher | None = None,
+    choose: Callable[[ImageSet], ImageSet] | None = None,
+    distill_data: DistillData = DistillData(),
+) -> Inputs:
+    """Turn images into batches, and make the teacher ready for them.
+
+    Args:
+        start, init: the initial weights, which say how images are normalised; without them a
+            teacher says it, else the training images do.
+        choose: maps the training part to the images that replace it.
+
+    Raises:
+        ValueError: the teacher does not fit the data.
+    """
+    # A teacher's images can be converted; trained weights expect their own normalisation.
     normalisation = None if start is None else (start.card.mean, start.card.std)
     if normalisation is None and teacher is not None:
         normalisation = teacher.normalisation
-    train, validation = batches_for(splits, arguments, normalisation, choose)
-    taught_by = None if teacher is None else fitted(teacher, train)
-    if validation is None and arguments.get("on_drop") == "rollback":
-        raise ValueError(
-            "--on-drop rollback compares the full net on a validation part: set --val-fraction above 0"
-        )
-    if check is not None:
-        with torch.random.fork_rng(devices=[]):
-            check(nested, taught_by, size, start)
-    data = {
+    train, validation = batches_for(
+        splits,
+        images,
+        batch_size=training.batch_size,
+        val_fraction=training.val_fraction,
+        seed=training.seed,
+        normalisation=normalisation,
+        choose=choose,
+        distill_data=distill_data,
+    )
+    about = {
         "name": splits.name,
         "fingerprint": data_fingerprint(splits),
-        "classes": list(classes),
+        "classes": list(splits.train.classes),
         "train": len(train.images),
         "validation": len(validation.images) if validation else 0,
         "test": len(splits.test),
-        "size": size,
+        "size": splits.train.size,
     }
     if choose is not None:
-        data["chosen"] = train.images.fingerprint
+        about["chosen"] = train.images.fingerprint
     if train.extra:
-        data["unlabeled"] = "/".join(extra.images.fingerprint for extra in train.extra)
+        about["unlabeled"] = "/".join(extra.images.fingerprint for extra in train.extra)
     weights = [fingerprint(init)] if isinstance(init, Path) else []
     weights += [] if teacher is None else [teacher.fingerprint]
-    run = Run.start(
-        Path(arguments["out"]),
-        recipe,
-        arguments,
-        data=data,
-        teacher="/".join(weights) or None,
-    )
-    with run:
-        test = train.with_images(splits.test)
-        device = device_of(arguments["loop"]) if "loop" in arguments else torch.device("cpu")
-        yield Task(run, train, validation, test, taught_by, device), nested, start
+    ready = None if teacher is None else fitted(teacher, train)
+    test = train.with_images(splits.test)
+    return Inputs(train, validation, test, ready, about, tuple(weights))
 
 
-def _start(
-    # In this order, everywhere: `typing` gives back the first union of these members that it met,
-    # and to a command line whose union begins with Path "pretrained" is a file.
-    net: NestedNet,
-    init: Literal["pretrained"] | Path | None,
-    classes: tuple[str, ...],
-) -> Start | None:
-    if init is None:
-        return None
-    if isinstance(init, Path):
-        return initialise(net, init, classes)
-    return start_pretrained(net, classes)
+@contextlib.contextmanager
+def open_task(
+    recipe: str, out: Path, loop: Loop, arguments: Mapping[str, Any], inputs: Inputs
+) -> Iterator[Task]:
+    """Open the run directory of a recipe.
 
-
-def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse values that no training can use, before any time is spent.
+    Args:
+        arguments: the content of config.json: the recipe's arguments by flag.
 
     Raises:
-        ValueError: a number is out of its range; no such device or part; options that do nothing.
+        ValueError, OSError: as for `Run.start`.
     """
-    check_numbers(arguments)
-    if "loop" in arguments:
-        check_devices(arguments["loop"])
-    if arguments.get("part") is not None:
-        part_of(arguments["part"])
-    if "distill_data" in arguments:
-        arguments["distill_data"].check()
+    teacher = "/".join(inputs.weights) or None
+    with Run.start(out, recipe, arguments, data=inputs.about, teacher=teacher) as run:
+        yield Task(run, *inputs[:4], device_of(loop))
+
+
+def untrained_depths(net: NestedNet, depths: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Blocks per stage of depths that are added to `net` after its training.
+
+    Raises:
+        ValueError: the network cannot have such a depth.
+    """
+    assert net.builder is not None
+    name, arguments = net.builder
+    own = {"stages": arguments["stages"]} if "stages" in arguments else {}
+    added = named_depths(name, depths, **own)
+    present = net.depths
+    for depth, blocks in added.items():
+        check_depth(depth, blocks, present, net.stages, net.depths[net.full])
+        present[depth] = blocks
+    return added
+
+
+def tell_measuring(task: Task) -> None:
+    """Say that the network is being measured, which takes a while for a large one."""
+    tell(f"measuring on {len(task.test.images)} test images", quiet=not task.run.writes)
 
 
 def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:
@@ -200,7 +237,7 @@ def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:
 def validator(
     net: NestedNet, task: Task, depths: Sequence[str] | None = None
 ) -> Callable[[], dict[str, float]] | None:
-    """A call that measures `net` on the validation part, or none where there is no such part."""
+    """A call that measures `net` on the validation part; none without such a part."""
     batches = task.validation
     if batches is None:
         return None
@@ -216,19 +253,25 @@ def finish(
     task: Task,
     net: NestedNet,
     untrained: Mapping[str, Sequence[int]] | None = None,
-    found: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
     trained: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Measure the trained `net` once on the test part, and write the run's results.
 
-    Depths in `untrained` are added now, and get norm statistics from the training images. So do those
-    of the net that are not among `trained` (all, by default; the full net always is), and a warning
-    names them. What the recipe has `found` stands in the results, too. All runs on the task's device
-    but the times, which are those of a processor.
+    Everything runs on the task's device; only the times are measured on the CPU. Writes
+    net.safetensors, predictions.npz and, last, results.json. A run that has all three keeps them. If
+    one of the last two is missing or damaged, the network in the file is measured again, with the
+    depths that `stepwell calibrate` added to it.
 
-    Writes net.safetensors, predictions.npz and, last, results.json; returns its content. A run that
-    has all three keeps them; where one of the last two is missing or damaged, what is in the file is
-    measured again, and the depths that `stepwell calibrate` added to it stay.
+    Args:
+        untrained: depths to add, by blocks per stage; their norms get statistics from the training
+            images.
+        record: further entries of the results.
+        trained: depths that training has reached; all by default. Other depths get norm statistics
+            from the training images, with a warning.
+
+    Returns:
+        The content of results.json.
     """
     run = task.run
     file, predictions = run.path / "net.safetensors", run.path / "predictions.npz"
@@ -254,7 +297,7 @@ def finish(
         "examples": len(labels),
         "costs": costs,
         **spent(run),
-        **(found or {}),
+        **(record or {}),
     }
     if run.writes:
         if kept is None:
@@ -271,39 +314,21 @@ def _complete(
     train: Batches,
     trained: Collection[str],
 ) -> None:
-    """Make a file's network of the trained `net`: with all its depths, and what it was trained on."""
+    """Add and calibrate the depths that are not trained; write the card."""
     net.eval()
     net.mark("trained")
-    if missed := [depth for depth in net.subnets if depth not in trained]:
-        net.mark("fresh", *missed)
+    if missing := [depth for depth in net.subnets if depth not in trained]:
+        net.mark("fresh", *missing)
         warnings.warn(
-            f"in the weights that are kept, no step has trained depth {', '.join(missed)}: norms get "
-            'statistics from the training images, and the status is "calibrated". Train longer, or '
-            "from an earlier --distill-from",
+            f"in the weights that are kept, no step has trained depth {', '.join(missing)}: norms get "
+            'statistics from the training images, and the status is "calibrated". Train for more '
+            "--epochs",
             stacklevel=3,
         )
     for depth, blocks in untrained.items():
         net.add_depth(depth, blocks)
     calibrate(net, train.with_images(train.images))
     net.card = Card(train.images.classes, train.images.size, train.mean, train.std)
-
-
-def finished(run: Run, load: Callable[[Path], Net]) -> tuple[Net | None, dict[str, Any] | None]:
-    """The network in a run's file, if it is there and undamaged; and the results of a finished run."""
-    net = results = None
-    with contextlib.suppress(ValueError, FileNotFoundError):
-        net = load(run.path / "net.safetensors")
-    with contextlib.suppress(ValueError, FileNotFoundError):  # damaged, or not there
-        results = read_results(run.path)
-    whole = net is not None and zipfile.is_zipfile(run.path / "predictions.npz")
-    return net, results if whole else None
-
-
-def spent(run: Run) -> dict[str, Any]:
-    """Seconds of all phases together, by the clock and of the processor; and when they had passed."""
-    last = {line["phase"]: line for line in run.metrics()}
-    seconds = {n: sum(line[n] for line in last.values()) for n in ("seconds", "cpu_seconds")}
-    return seconds | {"finished": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
 def write_predictions(

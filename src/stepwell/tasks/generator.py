@@ -1,4 +1,4 @@
-"""Images made by a generator that is trained first, without labels of their own."""
+"""Unlabeled images from a generator that is trained first."""
 
 import dataclasses
 import math
@@ -15,22 +15,21 @@ from stepwell.files import write_whole
 from stepwell.methods import FlowMatching
 from stepwell.nets.families.unet import UNet
 from stepwell.training import Loop, Run, fit, optimizer_of
-from stepwell.training.fit import device_of
+from stepwell.training.job import device_of
 
-#: Images a batch of the generator's training, at the most.
+#: Largest batch of the generator's training.
 BATCH = 64
 #: Decay of the moving average of the generator's weights, which draws its images.
 AVERAGE = 0.995
-#: Pixels of the images that are made at a time, which bounds the memory that this takes.
+#: Pixels generated at a time, which bounds the memory.
 SAMPLED_PIXELS = 2**18
 
 
 def with_generated(run: Run, train: Batches, data: DistillData, loop: Loop) -> Batches:
-    """`train` with the images of a generator in it, if `data` asks for one; else as it is.
+    """Add the images of a generator to `train`, if `data` asks for a generator.
 
     The generator is a small U-Net, taught by flow matching on the labelled training images in a phase
-    of its own. What it makes stands in RUN/synthetic.safetensors, so that a run that goes on has the
-    same images.
+    of its own. Its images are written to RUN/synthetic.safetensors; a resumed run reads them there.
     """
     if data.synthetic != "generator":
         return train
@@ -82,7 +81,7 @@ def _made_before(file: Path) -> torch.Tensor:
     """The images in a file of `with_generated`, (n, 3, size, size).
 
     Raises:
-        ValueError: it is damaged, or none of these.
+        ValueError: the file is damaged.
     """
     try:
         return load_file(file)["images"]
@@ -93,6 +92,6 @@ def _made_before(file: Path) -> torch.Tensor:
 
 
 def _widths(size: int) -> tuple[int, ...]:
-    """Levels of the generator, down to four pixels or by a factor of eight; thin on large maps."""
+    """Channels of the generator's levels, down to four pixels or a factor of eight."""
     levels = max(1, min(4, int(math.log2(size / 4)) + 1))
     return (16, 32, 64, 64) if levels == 4 else (32, 64, 64)[:levels]

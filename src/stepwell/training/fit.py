@@ -8,7 +8,6 @@ training stands, and Lightning takes the steps.
 
 import contextlib
 import logging
-import os
 import signal
 import threading
 import warnings
@@ -59,12 +58,12 @@ def fit(
     select: Callable[[Mapping[str, float]], float] | None = None,
     loop: Loop = Loop(),
 ) -> None:
-    """Train `objective`, or go on where a killed run stopped, or load what a finished phase left.
+    """Train `objective`; resume a killed phase, or load the result of a finished one.
 
-    Its length is given in `epochs`, or in `steps` (batches), which may end amid an epoch. Every epoch
-    appends a line to the run's metrics.jsonl and writes a checkpoint; of a finished phase
-    that holds the weights alone. With `validate` the objective ends with the weights of its best epoch,
-    without it with those of the last.
+    The length is given in `epochs`, or in `steps` (batches), which may end amid an epoch. Every epoch
+    appends a line to the run's metrics.jsonl and writes a checkpoint. A finished phase's checkpoint
+    holds only weights. With `validate` the objective ends with the weights of its best epoch, else with
+    the weights of the last epoch.
 
     What you froze by `.eval()` inside a network in train mode, such as norms, stays in eval mode. A
     network that is in eval mode as a whole, as `load` gives it, is set to train mode.
@@ -72,9 +71,9 @@ def fit(
     Args:
         train: batches; their seed also seeds the steps (dropout, sampling).
         phase: a name; its checkpoints are kept under `RUN/phases/NAME`.
-        validate: numbers about the network as it stands, on a validation part.
-        select: those numbers to a score, higher is better; their mean over names that end in
-            "accuracy" by default.
+        validate: measures the network on a validation part; gives numbers by name.
+        select: maps these numbers to a score, higher is better; by default their mean over names that
+            end in "accuracy".
 
     Raises:
         Diverged: the loss is not finite; the last good checkpoint is kept.
@@ -88,7 +87,7 @@ def fit(
         raise ValueError("give the length of a phase in epochs or in steps, one of the two")
     total = steps if epochs is None else epochs * len(train)
     assert total is not None
-    check_devices(loop)
+    loop.check()
     folder = run.phase(phase)
     saved = read_checkpoint(folder / "last.ckpt")
     if saved is not None and saved["finished"]:
@@ -110,47 +109,14 @@ def fit(
 
 
 def _close(folder: Path, writes: bool) -> None:
-    """Mark a phase done; its last checkpoint holds the weights that are kept, so no other is needed."""
+    """Mark a phase done; its last checkpoint holds the result, so no other is needed."""
     if writes:
         (folder / "best.ckpt").unlink(missing_ok=True)
         write_whole(folder / "done", b"")
 
 
-def device_of(loop: Loop) -> torch.device:
-    """Where `fit` trains with this loop; of several devices, this process's.
-
-    Raises:
-        ValueError: there is no such device, or there are fewer of it.
-    """
-    found = check_devices(loop)
-    if found == "cpu" or loop.devices == 1:
-        return torch.device(found)
-    return torch.device(found, int(os.environ.get("LOCAL_RANK", 0)))
-
-
-def check_devices(loop: Loop) -> str:
-    """The kind of device that a loop names; one that is not here is refused, before any time is spent.
-
-    Raises:
-        ValueError: there is no such device, or there are fewer of it.
-    """
-    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    found = (
-        next((k for k, n in there.items() if n), "cpu") if loop.device == "auto" else loop.device
-    )
-    if found == "cpu":
-        return found
-    if not there[found]:
-        raise ValueError(
-            f"--device {loop.device}: torch finds no such device here; use auto or cpu"
-        )
-    if loop.devices > there[found]:
-        raise ValueError(f"--devices {loop.devices}: torch finds {there[found]} of {found} here")
-    return found
-
-
 class _Rest:
-    """The batches from here to the end of training, as Lightning takes them: any iterable."""
+    """The remaining batches of a training, as an iterable for Lightning."""
 
     def __init__(self, batches: Stream, start: int, stop: int) -> None:
         self.batches, self.start, self.stop = batches, start, stop
@@ -263,7 +229,7 @@ def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) ->
 
 
 def _largest(number: int, group: Any) -> int:
-    """The largest of the numbers that the processes of `group` give."""
+    """The largest of the numbers of all processes of `group`."""
     numbers = torch.tensor(number)
     torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX, group)
     return int(numbers)
@@ -271,9 +237,9 @@ def _largest(number: int, group: Any) -> int:
 
 @contextlib.contextmanager
 def _signals(job: Job) -> Iterator[Callable[[], None]]:
-    """Ctrl-C and SIGTERM ask the job to stop after the step; gives a call that makes it so once more.
+    """Let Ctrl-C and SIGTERM stop the job after the step; yields a call that installs this again.
 
-    A second signal stops at once, and more change nothing. The handlers of before are set again at the
+    A second signal stops at once; further signals change nothing. The old handlers are restored at the
     end.
     """
     asked = 0
@@ -303,7 +269,7 @@ def _signals(job: Job) -> Iterator[Callable[[], None]]:
 
 
 def _mean_accuracy(values: Mapping[str, float]) -> float:
-    found = [v for name, v in values.items() if name.endswith("accuracy")]
-    if not found:
+    accuracies = [v for name, v in values.items() if name.endswith("accuracy")]
+    if not accuracies:
         raise ValueError("validate gives no accuracy: say what to select by")
-    return sum(found) / len(found)
+    return sum(accuracies) / len(accuracies)

@@ -7,17 +7,19 @@ of a step are functions of (seed, position), and the checkpoint, written whole, 
 import contextlib
 import io
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from stepwell.data import seed_of
 from stepwell.files import write_whole
+from stepwell.flags import flag
 from stepwell.methods import Objective
 from stepwell.teachers import MovingAverage
 from stepwell.train_mode import in_eval_mode
@@ -25,7 +27,7 @@ from stepwell.training.optim import Optim
 from stepwell.training.progress import Progress
 from stepwell.training.run import Run
 
-#: How many steps' losses wait to be read at once: reading each would make a GPU wait for it.
+#: Losses are read every so many steps: a GPU would wait for each single read.
 READ_EVERY = 16
 
 Precision = Literal["32", "bf16"]
@@ -33,29 +35,59 @@ Precision = Literal["32", "bf16"]
 
 @dataclass(frozen=True)
 class Loop:
-    """How training runs.
+    """Device, precision and checkpoints of training.
 
-    device: `auto` takes a GPU where there is one.
-    devices: processes; more than one under torchrun or on one machine with several GPUs.
-    precision: `bf16` is mixed precision; on a CPU without bf16 instructions it is slower.
-    clip: largest norm of the gradient (0: no clipping).
-    accumulate: batches whose gradients make one step.
-    average: decay of a moving average of the weights that is evaluated and kept (0: off).
-    checkpoint_minutes: also write a checkpoint this often within an epoch.
+    Attributes:
+        device: auto takes a GPU where there is one.
+        devices: processes; more than one under torchrun or on several GPUs.
+        precision: bf16 is mixed precision.
+        clip: largest norm of the gradient; zero: no clipping.
+        accumulate: batches whose gradients make one step.
+        average: decay of a moving average that is the result; zero: none.
+        checkpoint_minutes: minutes between checkpoints within an epoch.
     """
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], flag("{auto,cpu,..}")] = "auto"
     devices: int = 1
     precision: Precision = "32"
     clip: float = 5.0
     accumulate: int = 1
     average: float = 0.0
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: Annotated[float, flag("M")] = 5.0
+
+    def check(self) -> str:
+        """The kind of device to train on, "cpu", "cuda" or "mps".
+
+        Raises:
+            ValueError: there is no such device, or fewer than `devices`.
+        """
+        counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        here = next((k for k, n in counts.items() if n), "cpu")
+        kind = here if self.device == "auto" else self.device
+        if kind == "cpu":
+            return kind
+        if not counts[kind]:
+            raise ValueError(f"--device {kind}: torch finds no such device here; use auto or cpu")
+        if self.devices > counts[kind]:
+            raise ValueError(f"--devices {self.devices}: torch finds {counts[kind]} of {kind} here")
+        return kind
+
+
+def device_of(loop: Loop) -> torch.device:
+    """The device that `fit` trains on with this loop; of several devices, the one of this process.
+
+    Raises:
+        ValueError: as for `Loop.check`.
+    """
+    kind = loop.check()
+    if kind == "cpu" or loop.devices == 1:
+        return torch.device(kind)
+    return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))
 
 
 @runtime_checkable
 class Stream(Protocol):
-    """What training runs over: batches of anything, as functions of (seed, position)."""
+    """Batches of any kind, as functions of (seed, position)."""
 
     seed: int
 
@@ -64,7 +96,7 @@ class Stream(Protocol):
         ...
 
     def sharded(self, rank: int, world: int) -> "Stream":
-        """The share of one of several processes."""
+        """The batches of one of several processes."""
         ...
 
     def stream(self, start: int, stop: int) -> Iterator[Any]:
@@ -77,7 +109,7 @@ class Diverged(ValueError):
 
 
 class Job:
-    """A phase as it stands; `fit` drives it."""
+    """The state of a phase; `fit` drives it."""
 
     def __init__(
         self,
@@ -113,7 +145,7 @@ class Job:
         self.signum = 0  # of a signal that asked to stop; 0: none
         self.stop = False  # after this step
         self.agree: Callable[[int], int] = lambda signum: signum
-        self.finished = False  # the objective holds the weights that are kept
+        self.finished = False  # the objective holds the resulting weights
         self._save_due = False
         self._unread: list[tuple[int, dict[str, Tensor]]] = []
         self._clock, self._cpu_clock = time.monotonic(), time.process_time()
@@ -128,7 +160,7 @@ class Job:
         )
 
     def cut_off(self) -> str:
-        """Where a run goes on that is stopped within a step, in words."""
+        """The place where a run that was stopped within a step goes on, in words."""
         checkpoint = self.folder / "last.ckpt"
         if not checkpoint.exists():
             return f"at once, before the first checkpoint of phase {self.phase}"
@@ -145,7 +177,7 @@ class Job:
         torch.manual_seed(seed_of(self.train.seed, self.phase, self.position, rank))
 
     def end_step(self, progress: Progress) -> None:
-        """Count the step; at the end of an epoch, or when it is time, write what has been done."""
+        """Count the step; at the end of an epoch, or when it is time, write a checkpoint."""
         self.position += 1
         boundary = self.position % self.accumulate == 0 or self.position == self.total
         if boundary:
@@ -166,7 +198,7 @@ class Job:
             self.save()
 
     def hear(self) -> None:
-        """Let all processes know of a signal that one of them got, so that they stop together."""
+        """Share a signal that one process got, so that all processes stop together."""
         self.signum = self.agree(self.signum)
 
     def note(self, loss: Tensor, logs: Mapping[str, Tensor]) -> None:
@@ -175,10 +207,10 @@ class Job:
         self._unread.append((self.position, values))
 
     def read_losses(self) -> None:
-        """Add the losses that wait to the epoch's sums.
+        """Add the waiting losses to the epoch's sums.
 
         Raises:
-            Diverged: one is not finite.
+            Diverged: a loss is not finite.
         """
         unread, self._unread = self._unread, []
         for position, values in unread:
@@ -190,7 +222,7 @@ class Job:
                 self.sums[name] = (total + value, count + 1)
 
     def end_epoch(self, progress: Progress) -> None:
-        """Validate, keep the weights if they are the best yet, and write a line."""
+        """Validate, save the best weights so far, and write a line of metrics."""
         self.read_losses()
         self._check_finite()
         assert self.optimizer is not None
@@ -215,7 +247,7 @@ class Job:
         progress.epoch(line)
 
     def save(self) -> None:
-        """Write the checkpoint of this moment; when all is done, just the weights that are kept."""
+        """Write a checkpoint; of a finished phase, only the resulting weights."""
         self.read_losses()
         self._check_finite()
         optimizer = self.optimizer_state if self.optimizer is None else self.optimizer.state_dict()
@@ -236,7 +268,7 @@ class Job:
         self._save_due = False
 
     def settle(self) -> None:
-        """Give the objective the weights that are kept: the best epoch's, the average, or the last."""
+        """Give the objective the resulting weights: best epoch, average, or last step."""
         best = read_checkpoint(self.folder / "best.ckpt")
         if best is not None:
             load_checked(self.objective, best["objective"], self.folder / "best.ckpt")
@@ -248,8 +280,8 @@ class Job:
         """Go back to a checkpoint.
 
         Raises:
-            ValueError: it is of another network, or has a moving average where none is asked for, or
-                none where one is.
+            ValueError: the checkpoint is of another network, or only one of checkpoint and job has a
+                moving average.
         """
         file = self.folder / "last.ckpt"
         if (saved["average"] is None) != (self.averaged is None):
@@ -269,11 +301,11 @@ class Job:
         self._clock, self._cpu_clock = time.monotonic(), time.process_time()
 
     def _epoch_at(self, position: int) -> int:
-        """The epoch, from 1, that ends at a position or is cut short there."""
+        """The number of the epoch, from 1, that ends at a position."""
         return math.ceil(position / len(self.train))
 
     def _check_finite(self) -> None:
-        """No weights that are not finite are validated or written."""
+        """Refuse weights that are not finite before they are validated or written."""
         for name, value in self.objective.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise Diverged(self._diverged(f"{name} is not finite", self.position - 1))
@@ -288,7 +320,7 @@ class Job:
 
     @contextlib.contextmanager
     def _evaluated_weights(self) -> Iterator[None]:
-        """Eval mode, with the averaged weights where an average is kept."""
+        """Set eval mode, and the averaged weights if there is an average."""
         own = None
         if self.averaged is not None:
             own = {k: v.clone() for k, v in self.objective.state_dict().items()}
@@ -301,9 +333,9 @@ class Job:
                 self.objective.load_state_dict(own)
 
     def _spent(self) -> dict[str, float]:
-        """Seconds of training so far by the clock and of the processor.
+        """Seconds of training so far, of the clock and of the processor.
 
-        Those of killed processes are counted up to their last checkpoint.
+        A killed process counts up to its last checkpoint.
         """
         now, cpu = time.monotonic(), time.process_time()
         self.seconds += now - self._clock
@@ -329,7 +361,7 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """A checkpoint's content, tensors on the CPU; nothing where there is no such file.
+    """A checkpoint's content, tensors on the CPU; none if there is no such file.
 
     Raises:
         ValueError: the file is damaged.
@@ -350,7 +382,7 @@ def load_checked(module: nn.Module, state: Mapping[str, Any], file: Path) -> Non
     """Load a module's state from a checkpoint.
 
     Raises:
-        ValueError: the state is another module's.
+        ValueError: the state belongs to another module.
     """
     try:
         module.load_state_dict(state)

@@ -12,16 +12,16 @@ from torch.optim import Optimizer
 from stepwell.methods.objective import Objective
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
-#: The default of each optimizer's highest learning rate.
+#: The default highest learning rate of each optimizer.
 RATES: dict[OptimizerName, float] = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 
 
 class Optim(NamedTuple):
     """How to train parameters.
 
-    make: a module to the optimizer of its parameters.
-    factor: the share of training done, in [0, 1], to a factor of the learning rate. A closed form, so
-        that a resumed run needs no scheduler's state.
+    make: maps a module to the optimizer of its parameters.
+    factor: maps the share of training done, in [0, 1], to a factor of the learning rate. It is a closed
+        form, so a resumed run needs no scheduler state.
     prepare: called with the objective once a step, after backward and before gradients are clipped; it
         may change the gradients in place.
     """

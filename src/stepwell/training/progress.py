@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar with the time left, or a line an epoch where no terminal is."""
+"""Progress of a run on standard error: a bar, or one line per epoch without a terminal."""
 
 import math
 import os
@@ -48,12 +48,12 @@ class Progress:
         self._bar.stop()
 
     def advance(self) -> None:
-        """One step more."""
+        """Count one step."""
         self.done += 1
         self._bar.advance(self._task)
 
     def epoch(self, line: Mapping[str, Any]) -> None:
-        """Say how the epoch went."""
+        """Show the losses and accuracies of an epoch."""
         parts = [f"loss {line['loss']:.3f}"]
         parts += [
             f"{name.split('/')[1]}: {100 * value:.1f} %"
@@ -74,7 +74,7 @@ class Progress:
 
 
 def tell(text: str, *, quiet: bool = False) -> None:
-    """A line on standard error about work outside of a phase; STEPWELL_QUIET hides it."""
+    """Print a line on standard error about work outside of a phase; STEPWELL_QUIET hides it."""
     _console(quiet).print(text, highlight=False, markup=False, soft_wrap=True)
 
 

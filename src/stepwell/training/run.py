@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from stepwell.files import locked, read_json, write_whole
 
-#: Arguments that change how a run is computed, not what: a resumed run may differ in them.
+#: Arguments that do not change the result: a resumed run may differ in them.
 HOW = {"out", "cache", "device", "devices", "checkpoint_minutes"}
 LIBRARIES = ("stepwell", "torch", "torchvision", "pytorch-lightning")
 
@@ -26,9 +26,9 @@ LIBRARIES = ("stepwell", "torch", "torchvision", "pytorch-lightning")
 class Run:
     """A run directory under a lock: one process writes to it at a time.
 
-    Use as a context manager. `config.json` is written at the start; a directory that already holds a
-    run is resumed when arguments and data are the same. A run that ends with an error before it has
-    written anything else leaves nothing, so that the corrected command can have its directory.
+    Use as a context manager. `config.json` is written at the start. A run in the directory is resumed
+    if arguments and data are the same. A run that fails before it has written anything else leaves
+    nothing, so that the corrected command can use the directory.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes the run's results: of several that train together, one."""
+        """True in the one process that writes the results, of several that train together."""
         return self._lock is not None
 
     @classmethod
@@ -57,11 +57,11 @@ class Run:
         """Open `out` for a run of `recipe` with these arguments, new or to be resumed.
 
         Args:
-            data: what the run is trained on; its "fingerprint" must match on resume.
+            data: a record of the training data; its "fingerprint" must match on resume.
             teacher: fingerprint of the teacher's weights, if there is one.
 
         Raises:
-            ValueError: `out` holds something else, or a run of another configuration, data or teacher.
+            ValueError: `out` holds other files, or a run of another configuration, data or teacher.
             OSError: another process is writing to it.
         """
         if out.exists() and not out.is_dir():
@@ -109,7 +109,7 @@ class Run:
         self._lock.release()
 
     def _withdraw(self) -> None:
-        """Remove what `start` and `phase` made."""
+        """Remove the files and folders of `start` and `phase`."""
         (self.path / "config.json").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # a folder that holds something after all
             for folder in (*self.path.glob("phases/*"), self.path / "phases"):
@@ -140,7 +140,7 @@ class Run:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none where there is no such file.
+    """The lines of a run's metrics.jsonl; none if there is no such file.
 
     Raises:
         ValueError: the file is damaged.
@@ -153,7 +153,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON would give it back."""
+    """`value` as it looks after a round trip through JSON."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):
@@ -175,7 +175,9 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
         )
     before, now = _flat(old["arguments"]), _flat(new["arguments"])
     for name in sorted((before.keys() | now.keys()) - HOW):
-        if before.get(name) != now.get(name):
+        later = name not in before and not now[name]  # a newer flag, which is off
+        if before.get(name) != now.get(name) and not later:
+            _refuse_ablation(name, before.get(name), new, out)
             remedy = "resume it with its own arguments, or use another --out"
             if name in ("epochs", "nest_epochs"):
                 remedy = "its learning rate was planned for those, so " + remedy
@@ -190,10 +192,10 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
             then, now_ = (
                 x[what] if isinstance(x[what], dict) else {what: x[what]} for x in (old, new)
             )
-            odd = [k for k in now_ if then.get(k) != now_[k]]
-            changes = ", ".join(f"{k} was {then.get(k)} and is {now_[k]}" for k in odd)
+            differing = [k for k in now_ if then.get(k) != now_[k]]
+            changes = ", ".join(f"{k} was {then.get(k)} and is {now_[k]}" for k in differing)
             raise ValueError(f"{out} holds a run on other {what} ({changes}): use another --out")
-    earlier = {"devices": 1} | dict(old)  # runs of before do not say how many
+    earlier = {"devices": 1} | dict(old)  # older runs do not record it
     for what in ("versions", "commit", "device", "devices", "threads"):
         if earlier.get(what) != new[what]:
             warnings.warn(
@@ -203,18 +205,32 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
             )
 
 
+def _refuse_ablation(name: str, value: object, new: Mapping[str, Any], out: Path) -> None:
+    """Say where a flag went that only studies need.
+
+    Raises:
+        ValueError: `name` is one of these flags.
+    """
+    if name in new["arguments"].get("ablation", {}):
+        raise ValueError(
+            f"{out} holds a run with --{name.replace('_', '-')} {value}, which stepwell train "
+            f"{new['recipe']} no longer takes: resume it in Python, with "
+            f"stepwell.recipes.train({new['recipe']!r}, {name}={value!r}, ...), or use another --out"
+        )
+
+
 def _is_ours(path: Path) -> bool:
-    """What a process may leave behind that was killed before it wrote config.json."""
+    """Check for a leftover of a process that was killed before it wrote config.json."""
     return path.name == "lock" or (path.name.startswith(".") and path.name.endswith(".part"))
 
 
 def _has_begun(out: Path) -> bool:
-    """Whether a run has written more than how it was called."""
+    """Check whether a run has written more than its config.json."""
     return any(p.is_file() and p.name != "config.json" and not _is_ours(p) for p in out.rglob("*"))
 
 
 def _wait_for(file: Path, seconds: float = 120.0) -> None:
-    """Let the process that writes open the run first."""
+    """Wait until the writing process has opened the run."""
     end = time.monotonic() + seconds
     while not file.exists():
         if time.monotonic() > end:
@@ -223,21 +239,21 @@ def _wait_for(file: Path, seconds: float = 120.0) -> None:
 
 
 def _clean(out: Path) -> None:
-    """Remove what a process left that was killed while it wrote; `out` is locked.
+    """Remove the partial files of a killed process; `out` is locked.
 
-    Other folders in `out`, such as export/, are not under its lock: somebody may be writing there.
+    Other folders in `out`, such as export/, are not under this lock: another process may write there.
     """
     for leftover in (*out.glob(".*.part"), *(out / "phases").rglob(".*.part")):
         leftover.unlink()
 
 
 def _rank() -> int:
-    """This process's number among those that torchrun or Lightning started for one training."""
+    """The number of this process among the processes of one training."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
 
 
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments with groups (such as `loop`) spread out, as their flags are."""
+    """Arguments with their groups (such as `loop`) spread out."""
     flat: dict[str, Any] = {}
     for name, value in arguments.items():
         flat |= value if isinstance(value, dict) else {name: value}
@@ -245,7 +261,7 @@ def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The git commit of the code that runs, if it runs from a checkout."""
+    """The git commit of this code, if it runs from a checkout."""
     here, file = Path(__file__).parent, Path(__file__).name
     try:
         tracked = subprocess.run(

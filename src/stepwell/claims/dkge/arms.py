@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stepwell.claims.dkge.snapshots import Examined, Snapshot, mean_measures, read_snapshots
 from stepwell.data.triples import Fact, Names, numbered, write_triples
+from stepwell.flags import call
 from stepwell.kg.embedding import KINDS
 from stepwell.kg.graph_file import read_state
 from stepwell.kg.objective import DKGE, joint_vectors
@@ -152,8 +153,8 @@ def _scratch(
     out.parent.mkdir(parents=True, exist_ok=True)
     file = out.parent / f"{out.name}.tsv"
     write_triples(file, snapshot.train)
-    return dkge(
-        triples=file, out=out, encoder=encoder, warm_epochs=epochs,
+    return call(
+        dkge, triples=file, out=out, encoder=encoder, warm_epochs=epochs,
         epochs=max(1, round(SHARE * epochs)), seed=seed, loop=Loop(device="cpu"),
     )  # fmt: skip
 

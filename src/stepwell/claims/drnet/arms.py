@@ -15,6 +15,7 @@ from stepwell.data import Batches, load_images
 from stepwell.evaluation.cascade import Goal, Outcome, better, find_thresholds, outcome_of
 from stepwell.evaluation.cost_penalty import Priced, best_within, outcome_at, outcomes
 from stepwell.files import config_of, write_whole
+from stepwell.flags import call
 from stepwell.measure.data_parts import Parts, parts_for
 from stepwell.measure.resolution import CHOSEN, Observed, macs_of_choices, observe_choices
 from stepwell.nets.files.resolution import load_resolution
@@ -59,8 +60,8 @@ def learned(
         "at 0.75" and "at 0.5" of the full size for all images.
     """
     full = size or load_images(data, None).train.size
-    result = drnet(
-        out=out, data=data, size=full, net=net, depths=subnets if nested else (),
+    result = call(
+        drnet, out=out, data=data, size=full, net=net, depths=subnets if nested else (),
         sizes=() if resized else (full,), epochs=epochs, choose_epochs=choose_epochs, init=init,
         val_fraction=val_fraction, part=part, seed=seed, loop=loop, **options,
     )  # fmt: skip
@@ -100,9 +101,9 @@ def alone(
     """
     full = size or load_images(data, None).train.size
     own = round(share * full)
-    result = supervised(
-        out=out, data=data, size=own, net=net, epochs=epochs, val_fraction=val_fraction, part=part,
-        seed=seed, loop=loop,
+    result = call(
+        supervised, out=out, data=data, size=own, net=net, epochs=epochs,
+        val_fraction=val_fraction, part=part, seed=seed, loop=loop,
     )  # fmt: skip
     ((depth, _),) = result["costs"].items()
     test = {"accuracy": result["test"][f"{depth}/accuracy"], "nll": result["test"][f"{depth}/nll"]}

@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 
 from stepwell.claims.drnet.arms import at_its_cost, auc_of_need, preference
 from stepwell.files import config_of
+from stepwell.flags import call
 from stepwell.measure.data_parts import parts_for
 from stepwell.measure.resolution import CHOSEN, observe_choices
 from stepwell.methods.resolution import Mixing
@@ -42,9 +43,10 @@ def planted(
         that the network itself has right at full size alone.
     """
     data = two_scales(out.with_name("data"))
-    result = drnet(
-        out=out, data=str(data), net="resnet8", sizes=PLANTED, target=PLANTED_TARGET, mixing=mixing,
-        schedule=schedule, epochs=epochs, choose_epochs=choose_epochs, flip=False, seed=seed, loop=loop,
+    result = call(
+        drnet, out=out, data=str(data), net="resnet8", sizes=PLANTED, target=PLANTED_TARGET,
+        mixing=mixing, schedule=schedule, epochs=epochs,
+        choose_epochs=choose_epochs, flip=False, seed=seed, loop=loop,
     )  # fmt: skip
     net = load_resolution(out / "net.safetensors")
     fingerprint = config_of(out / "net.safetensors", "train it again")["data"]["fingerprint"]

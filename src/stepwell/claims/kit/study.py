@@ -7,7 +7,6 @@ where it stopped, and a change elsewhere invalidates nothing.
 """
 
 import hashlib
-import inspect
 import json
 import multiprocessing
 import os
@@ -27,6 +26,7 @@ from stepwell.claims.kit.source_digest import source_digest
 from stepwell.data import load_images
 from stepwell.device import processor
 from stepwell.files import write_whole
+from stepwell.flags import call, flags_of
 from stepwell.recipes import RECIPES, load_object
 from stepwell.training.run import plain
 
@@ -67,7 +67,7 @@ class Arm:
     @property
     def taken(self) -> Collection[str]:
         """Names of the arguments that its function takes."""
-        return inspect.signature(load_object(self.function)).parameters
+        return flags_of(load_object(self.function))
 
     def all_arguments(self, common: Mapping[str, Any]) -> dict[str, Any]:
         """The study's `common` arguments that the arm takes, with the arm's own."""
@@ -343,7 +343,7 @@ def _run_unit(function: str, arguments: dict[str, Any], folder: Path) -> dict[st
     file = folder / RESULT
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        result = load_object(function)(out=folder / "run", **arguments)
+        result = call(load_object(function), out=folder / "run", **arguments)
         module = function.partition(":")[0]
         trained_on = {
             "machine": f"{processor()}, {torch.get_num_threads()} threads",

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 
 from stepwell.data import ImageSet, seed_of
+from stepwell.data.image_flags import Images
+from stepwell.flags import call
 from stepwell.methods import Distill, Objective, Supervised
 from stepwell.methods.netgraft import GraftLoss
 from stepwell.nets import NestedNet, build
@@ -17,9 +19,18 @@ from stepwell.nets.files.nested import save
 from stepwell.nets.grafting.surgery import Grafting, Start
 from stepwell.recipes.distill import distill
 from stepwell.recipes.graft_phases import Schedule, Stages, learn, views_of
-from stepwell.tasks.classification import Task, finish, input_arguments, open_classifier
+from stepwell.tasks.classification import (
+    Task,
+    finish,
+    input_arguments,
+    open_task,
+    prepare_images,
+    read_splits,
+    start_network,
+)
 from stepwell.teachers import open_teacher
 from stepwell.training import Loop, fit, optimizer_of
+from stepwell.training.optimisation import Optimisation
 
 Method = Literal["netgraft", "kd", "labels"]
 #: Distance between the seeds of a teacher and its students.
@@ -109,9 +120,14 @@ def _run(arguments: dict[str, Any], choose: Callable[[ImageSet], ImageSet]) -> d
     taught_by = open_teacher((str(arguments["teacher"]),))
     source, depth = taught_by.nested
     torch.manual_seed(arguments["seed"])  # the student's: opening draws numbers, too
-    with open_classifier(
-        "few shots", arguments, arguments["student"], teacher=taught_by, choose=choose
-    ) as (task, nested, _):
+    images = Images(size=arguments["size"])
+    training = Optimisation(
+        batch_size=arguments["batch_size"], val_fraction=0.0, seed=arguments["seed"]
+    )
+    splits = read_splits(arguments["data"], arguments["out"], images)
+    nested, _ = start_network(splits, arguments["student"])
+    inputs = prepare_images(splits, images, training, teacher=taught_by, choose=choose)
+    with open_task("few shots", arguments["out"], arguments["loop"], arguments, inputs) as task:
         size = task.train.images.size
         grafting = partial(Grafting, teacher=source, depth=depth, input_shape=(3, size, size))
         if arguments["method"] == "netgraft":
@@ -187,7 +203,8 @@ def full_data(
     nested.card, start = card, out / "start.safetensors"
     out.mkdir(parents=True, exist_ok=True)
     save(nested, start)
-    return distill(
-        data=data, out=out / "run", size=size, teacher=(str(teacher),), student=student, init=start,
-        temperature=TEMPERATURE, epochs=epochs, val_fraction=val_fraction, seed=seed, loop=loop,
+    return call(
+        distill, data=data, out=out / "run", size=size, teacher=(str(teacher),), student=student,
+        init=start, temperature=TEMPERATURE, epochs=epochs,
+        val_fraction=val_fraction, seed=seed, loop=loop,
     )  # fmt: skip

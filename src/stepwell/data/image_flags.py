@@ -1,0 +1,44 @@
+"""The flags of a run that say how it reads its images."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from stepwell.flags import flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Size, mirroring and part of the images of a run.
+
+    Attributes:
+        size: height and width in pixels.
+        flip: mirror training images.
+        part: use part I of N of the training images.
+    """
+
+    size: Annotated[int | None, flag("INT", "their own")] = None
+    flip: Annotated[bool | None, flag("{True,False}", "where the data allows it")] = None
+    part: Annotated[str | None, flag("I/N", "all images")] = None
+
+    def check(self) -> None:
+        """Refuse a part that does not exist.
+
+        Raises:
+            ValueError: as for `part_of`.
+        """
+        if self.part is not None:
+            part_of(self.part)
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """The number of a part and the number of parts: "1/2" is the first half.
+
+    Raises:
+        ValueError: the text has another form, or there is no such part.
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise ValueError(
+            f"--part {text}: write I/N for part I of N, from 1 on: 1/2 and 2/2 are the halves"
+        )
+    return int(number), int(count)

@@ -1,0 +1,103 @@
+"""Groups of flags: typed in Python, flat on the command line and in config.json.
+
+A group is a frozen dataclass; its docstring is the help of its flags. A recipe takes several groups.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import tyro
+
+from stepwell.ranges import check_numbers
+
+T = TypeVar("T")
+#: A group of a recipe: its flags have no prefix, and the help shows them in a box of their own.
+Flags = Annotated[T, tyro.conf.OmitArgPrefixes, tyro.conf.arg(help="")]
+#: A group for studies, which Python sets and the command line does not.
+Hidden = Annotated[T, tyro.conf.Suppress, tyro.conf.Fixed]
+#: Groups that config.json keeps together under their name; all other groups are spread out.
+TOGETHER = ("loop", "distill_data", "ablation")
+
+
+def flag(metavar: str | None = None, empty: str = "none", help: str | None = None) -> Any:
+    """How the help shows a flag.
+
+    Args:
+        metavar: a value of the flag; by default its type.
+        empty: the default in words, if it is None or empty.
+        help: help of a flag that several groups or recipes share.
+    """
+
+    def hint(default: str) -> str:
+        return f"(default: {empty if default in ('', 'None', repr('')) else default})"
+
+    return tyro.conf.arg(metavar=metavar, help=help, help_behavior_hint=hint)
+
+
+def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's arguments as config.json has them; wrong values are refused before time is spent.
+
+    Args:
+        arguments: by parameter; a group with a method `check` is asked to check itself.
+
+    Raises:
+        ValueError: a number is out of range, or a group refuses its values.
+    """
+    check_numbers(arguments)
+    flat: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if check := getattr(value, "check", None):
+            check()
+        flat |= {name: value} if name in TOGETHER or not is_group(value) else members(value)
+    return flat
+
+
+def call(function: Callable[..., Any], **flags: Any) -> Any:
+    """Call a function that takes groups with flat flags: `call(ekd, data="digits", epochs=3, ...)`.
+
+    Raises:
+        TypeError: neither the function nor one of its groups has such a flag.
+    """
+    groups = groups_of(function)
+    arguments = {name: value for name, value in flags.items() if name not in _owners(groups)}
+    for name, group in groups.items():
+        own = {f.name: flags[f.name] for f in fields(group) if f.name in flags}
+        default = arguments.get(name, inspect.signature(function).parameters[name].default)
+        if own:
+            missing = default is inspect.Parameter.empty
+            arguments[name] = group(**own) if missing else replace(default, **own)
+    return function(**arguments)
+
+
+def flags_of(function: Callable[..., Any]) -> set[str]:
+    """Names of all flags that `call` takes for a function: its parameters and its groups' members."""
+    return {*inspect.signature(function).parameters, *_owners(groups_of(function))}
+
+
+def groups_of(function: Callable[..., Any]) -> dict[str, type]:
+    """A function's parameters that are groups, and their types."""
+    hints = {n: h for n, h in get_type_hints(function).items() if n != "return"}
+    return {n: h for n, h in hints.items() if isinstance(h, type) and is_dataclass(h)}
+
+
+def recorded(group: type[T], arguments: Mapping[str, Any]) -> T:
+    """A group as a run's config.json records it, with defaults for flags that came later."""
+    names = (f.name for f in fields(group))  # type: ignore[arg-type]
+    return group(**{name: arguments[name] for name in names if name in arguments})
+
+
+def is_group(value: object) -> bool:
+    """Whether a value is a group of flags."""
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def members(group: Any) -> dict[str, Any]:
+    """A group's values by flag."""
+    return {f.name: getattr(group, f.name) for f in fields(group)}
+
+
+def _owners(groups: Mapping[str, type]) -> dict[str, str]:
+    """The group that each flag belongs to."""
+    return {f.name: name for name, group in groups.items() for f in fields(group)}

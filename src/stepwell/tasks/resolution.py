@@ -1,0 +1,162 @@
+"""The task of choosing each image's resolution: validation, cost penalty and results of a run."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stepwell.data import Batches
+from stepwell.device import device_name
+from stepwell.evaluation import evaluate, gather_logits
+from stepwell.evaluation.cost_penalty import Priced, best_within, front, outcomes
+from stepwell.measure.depths import cost_table
+from stepwell.measure.resolution import (
+    CHOSEN,
+    Observed,
+    choice_table,
+    measure_resolution,
+    measure_speed,
+    timed_images,
+)
+from stepwell.nets import Card
+from stepwell.nets.files.resolution import load_resolution, save_resolution
+from stepwell.nets.resolution.chooser import Budget, ResolutionNet
+from stepwell.tasks.classification import Task, tell_measuring, write_predictions
+from stepwell.tasks.finishing import finished, spent
+from stepwell.train_mode import in_eval_mode
+
+#: Largest number of pictures of each choice in the report.
+PICTURES = 12
+#: Largest number of cost penalties in the file.
+BUDGETS = 32
+
+
+def validate_choices(
+    net: ResolutionNet, batches: Batches | None
+) -> Callable[[], dict[str, float]] | None:
+    """A call that measures every choice on the validation part; none without such a part."""
+    if batches is None:
+        return None
+
+    def validate() -> dict[str, float]:
+        device = next(net.parameters()).device
+        with in_eval_mode(net):
+            return evaluate(lambda images: net.logits_by_choice(images.to(device)), batches)
+
+    return validate
+
+
+def validate_chosen(
+    net: ResolutionNet, batches: Batches | None, target: float
+) -> Callable[[], dict[str, float]] | None:
+    """A call that measures the chooser on the validation part, at the best cost penalty."""
+    if batches is None:
+        return None
+
+    def validate() -> dict[str, float]:
+        results = _priced(net, batches)
+        free, best = results[0], best_within(results, target, len(batches.images))
+        costs = {"mean_cost": best.cost, "unpriced_cost": free.cost}
+        return {f"{CHOSEN}/accuracy": best.accuracy} | costs
+
+    return validate
+
+
+def set_price(net: ResolutionNet, task: Task, target: float, most: float) -> None:
+    """Set the cost penalty that spends the target, and record other penalties, on the validation part.
+
+    Args:
+        most: the costliest choice's MACs.
+    """
+    part = task.validation
+    if part is None:
+        warnings.warn(
+            "there is no validation part: the price of cost is set on training images, which look "
+            "easier than new ones: set --val-fraction above 0",
+            stacklevel=3,
+        )
+        part = task.train.with_images(task.train.images)
+    results = _priced(net, part)
+    net.price.fill_(best_within(results, target, len(part.images)).price)
+    kept = front(results, BUDGETS)
+    net.budgets = tuple(Budget(o.price, o.cost * most, o.accuracy, o.shares) for o in kept)
+
+
+def _priced(net: ResolutionNet, batches: Batches) -> list[Priced]:
+    """Cost and accuracy of the choices on these images, without a penalty and at every penalty."""
+    device = next(net.parameters()).device
+
+    def predict(images: Tensor) -> dict[str, Tensor]:
+        images = images.to(device)
+        return {"scores": net.chooser(images)} | net.logits_by_choice(images)
+
+    with in_eval_mode(net):
+        logits, labels = gather_logits(predict, batches)
+    scores = logits.pop("scores")
+    right = torch.stack([values.argmax(1) == labels for values in logits.values()], 1)
+    return outcomes(scores, right, net.costs.cpu())
+
+
+def finish_resolution(task: Task, net: ResolutionNet, target: float | None) -> dict[str, Any]:
+    """Measure the trained `net` once on the test part, and write the run's results.
+
+    Writes net.safetensors, predictions.npz and, last, results.json. A run that has all three keeps
+    them. If one of the last two is missing or damaged, the network in the file is measured again.
+
+    Args:
+        target: mean cost that the chooser was trained for; none if it never chooses.
+
+    Returns:
+        The content of results.json.
+    """
+    run = task.run
+    file = run.path / "net.safetensors"
+    kept, results = finished(run, load_resolution)
+    if results is not None:
+        return results
+    if kept is None:
+        net.cpu().eval()
+        for size in net.net.sizes:
+            net.net.at(size).mark("trained")
+        images = task.train.images
+        card = Card(images.classes, images.size, task.train.mean, task.train.std)
+        nested = net.net.net
+        nested.card = card
+        nested.card = card.with_costs(cost_table(nested, card.size), device_name())
+        if run.writes:
+            save_resolution(net, file)
+    else:
+        net = kept
+    tell_measuring(task)
+    costs = choice_table(net, net.net.net.card.size)
+    results, observed = measure_resolution(net, task.test, costs)
+    results["drnet"]["speed"] = measure_speed(net, timed_images(task.test))
+    if target is not None:
+        results["drnet"]["target"] = target
+    results |= spent(run)
+    if run.writes:
+        results["file_bytes"] = file.stat().st_size
+        write_predictions(
+            run.path / "predictions.npz", observed.logits, observed.labels, task.test,
+            _pictures(task.test, observed),
+        )  # fmt: skip
+        run.write_json("results.json", results)
+    return results
+
+
+def _pictures(test: Batches, observed: Observed) -> dict[str, np.ndarray]:
+    """Each test image's choice, and for the report some images of every choice.
+
+    They are spread over all images of a choice: images often stand in the order of their classes.
+    """
+    indices = [(observed.who == i).nonzero().flatten() for i in observed.who.unique().tolist()]
+    spread = [torch.linspace(0, len(i) - 1, min(len(i), PICTURES)).round().long() for i in indices]
+    chosen = torch.cat([i[few] for i, few in zip(indices, spread, strict=True)])
+    return {
+        "choice": observed.who.numpy(),
+        "choice_index": chosen.numpy(),
+        "choice_images": test.images.pixels[chosen].permute(0, 2, 3, 1).numpy(),
+    }
