@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from benchmarks import readme_figure
 
 import stepwell
 from stepwell.catalog import NETWORKS
@@ -21,6 +22,12 @@ def test_the_lines_of_library_use_run(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
     assert list(stepwell.load("net.safetensors").depths) == ["18", "34"]
+
+
+def test_the_table_has_the_numbers_of_the_published_units():
+    for row in readme_figure.table().splitlines()[2:]:
+        for cell in row.strip("| ").split(" | ")[1:]:
+            assert cell == "–" or f"| {cell}" in README.read_text(), row
 
 
 def test_the_lines_that_nest_ones_own_module_run(tmp_path, monkeypatch):
