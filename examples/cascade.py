@@ -2,7 +2,7 @@
 
     python examples/cascade.py --run runs/places
 
-takes a run that `phone_laptop_server.py` or `stepwell train ekd --data digits` left.
+Needs the run of `phone_laptop_server.py` or of `stepwell train ekd --data digits`.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from stepwell.data import load_images
 
 
 def main() -> None:
-    """Accuracy and share answered early, for one confidence threshold after the other."""
+    """Print accuracy and the share of early answers for several confidence thresholds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/places"))
     parser.add_argument("--data", default="digits")
@@ -29,7 +29,7 @@ def main() -> None:
     x = (test.pixels / 255 - mean) / std
     shallow = next(iter(net.depths))
     for threshold in (0.0, 0.5, 0.8, 0.95, 0.99, 1.0):
-        # Images that the shallow depth is unsure of go on from where the paths part.
+        # An image below the threshold continues at the fork of the two paths.
         cascade = stepwell.Cascade(net, {shallow: threshold})
         with torch.inference_mode():
             logits, answered = cascade(x)

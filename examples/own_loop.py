@@ -15,7 +15,7 @@ import stepwell
 
 
 def train(objective: stepwell.Objective, loader: DataLoader, epochs: int, lr: float) -> None:
-    """Momentum SGD with a cosine, on whatever loss the objective gives."""
+    """Train by momentum SGD with a cosine schedule on the objective's loss."""
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
     steps = epochs * len(loader)
@@ -23,7 +23,7 @@ def train(objective: stepwell.Objective, loader: DataLoader, epochs: int, lr: fl
     objective.train()
     for epoch in range(epochs):
         for i, (images, labels) in enumerate(loader):
-            objective.progress = (epoch * len(loader) + i) / steps  # schedules in a method read it
+            objective.progress = (epoch * len(loader) + i) / steps  # the method reads it
             step = objective.training_step(stepwell.Batch(images, labels))
             optimizer.zero_grad()
             step.loss.backward()
@@ -33,7 +33,7 @@ def train(objective: stepwell.Objective, loader: DataLoader, epochs: int, lr: fl
 
 
 def main() -> None:
-    """Train ResNet-20 ⊃ 8 on handwritten digits: the full net, then all depths taught by it."""
+    """Train the full ResNet-20 on handwritten digits, then let it teach depths 8 and 20."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=20)
     epochs = parser.parse_args().epochs
@@ -45,10 +45,10 @@ def main() -> None:
     loader = DataLoader(training, batch_size=64, shuffle=True, drop_last=True)
 
     net = stepwell.build("resnet20", ["8"], num_classes=10)
-    # The full net learns from labels; `net.module` is an ordinary module.
+    # Phase 1: the full network learns from labels. `net.module` is an ordinary module.
     train(stepwell.Supervised(net.module), loader, epochs, lr=0.1)
-    net.load_full(net.module.state_dict())  # the sub-net's norms start as the full net's
-    # A frozen copy of it teaches both depths, each common prefix computed once.
+    net.load_full(net.module.state_dict())  # the sub-network's norms start as the full network's
+    # Phase 2: a frozen copy teaches both depths. A step computes the common prefix once.
     teacher = stepwell.Frozen(net.module)
     taught = stepwell.EmbeddedKD(net, teacher=teacher, teach_full=True, distill_from=0.0)
     train(taught, loader, max(1, epochs // 2), lr=0.05)

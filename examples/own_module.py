@@ -1,8 +1,8 @@
-"""Nest a network of your own: sub-nets of its first blocks, trained together.
+"""Nest a network of your own: train it together with sub-networks of its first blocks.
 
     python examples/own_module.py --steps 300
 
-`stepwell.nest` reads the module as a path around its stages and checks itself on a random input.
+`stepwell.nest` traces the module around its stages and checks the result on random input.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import stepwell
 
 
 class Residual(nn.Module):
-    """x + f(x) at constant width: a block that a sub-net can leave out."""
+    """A residual block of constant width, which a sub-network can leave out."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -24,12 +24,12 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
+        """Return x + f(x), of the shape of x."""
         return x + self.body(x)
 
 
 class Mine(nn.Module):
-    """Two stages of residual blocks, the way one would write it."""
+    """A plain network of two stages of residual blocks."""
 
     def __init__(self, blocks: int = 4) -> None:
         super().__init__()
@@ -40,13 +40,13 @@ class Mine(nn.Module):
         self.head = nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, 10)."""
+        """Return logits (batch, 10)."""
         x = self.late(self.down(self.early(self.stem(x))))
         return self.head(x.mean((2, 3)))
 
 
 def main() -> None:
-    """Train all depths for some steps, and read them back from one file."""
+    """Train all depths, save them to one file and load it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--out", default="mine.safetensors")
@@ -73,7 +73,7 @@ def main() -> None:
             print(f"depth {depth}: {(logits.argmax(1) == labels[1400:]).float().mean():.1%}")
 
     stepwell.save(net, arguments.out)
-    again = stepwell.load(arguments.out, module=Mine)  # the file cannot make your module: you do
+    again = stepwell.load(arguments.out, module=Mine)  # the file cannot build your module
     assert torch.equal(again(images[:4], "half"), net(images[:4], "half"))
     print(f"{arguments.out} holds depths {', '.join(again.depths)}")
 

@@ -13,19 +13,19 @@ import torch
 import stepwell
 from stepwell.recipes import train
 
-#: Multiply-accumulates that each place can spend on an image, as shares of the full net's.
+#: MACs per image that each place can spend, as a share of the full network's.
 PLACES = {"phone": 0.35, "laptop": 0.7, "server": 1.0}
 
 
 def main() -> None:
-    """Train, choose, extract."""
+    """Train one network, then choose and extract a depth for each place."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("runs/places"))
     arguments = parser.parse_args()
 
-    # A recipe is a function: the same that `stepwell train ekd` calls. Killed, it goes on.
+    # `stepwell train ekd` calls the same function. If it is killed, run it again to continue.
     train(
         "ekd",
         data=arguments.data,
@@ -42,9 +42,9 @@ def main() -> None:
     x = torch.zeros(1, 3, net.card.size, net.card.size)
     for place, share in PLACES.items():
         depth = net.for_budget(macs=share * full)
-        plain = net.subnet(depth).eval()  # shares nothing with `net`
+        plain = net.subnet(depth).eval()  # an independent copy
         assert torch.equal(plain(x), net(x, depth))
-        # Of depths that are equally accurate on the validation images, the cheapest.
+        # Among depths with equal validation accuracy, `for_budget` takes the cheapest.
         print(f"{place}: depth {depth}")
 
 
