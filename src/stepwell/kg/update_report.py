@@ -63,11 +63,7 @@ class ReportBuilder:
     """
 
     def __init__(
-        self,
-        state: State,
-        change: Change,
-        result: UpdateResult,
-        removed: Sequence[Fact],
+        self, state: State, change: Change, result: UpdateResult, removed: Sequence[Fact]
     ) -> None:
         self._state, self._change, self._result, self._removed = state, change, result, removed
         self._rows = state.rows_of(removed)

@@ -99,14 +99,7 @@ def retrain(
 
 
 def pykeen_retrain(
-    *,
-    out: Path,
-    data: str,
-    steps: int,
-    epochs: int,
-    model: str,
-    part: str = "test",
-    seed: int = 0,
+    *, out: Path, data: str, steps: int, epochs: int, model: str, part: str = "test", seed: int = 0
 ) -> dict[str, Any]:
     """Learn every later snapshot by pykeen's model; return the same as `follow`.
 

@@ -123,12 +123,7 @@ class Examined:
     """
 
     def __init__(
-        self,
-        entities: Names,
-        relations: Names,
-        first: Snapshot,
-        before: Snapshot,
-        now: Snapshot,
+        self, entities: Names, relations: Names, first: Snapshot, before: Snapshot, now: Snapshot
     ) -> None:
         def rows(facts: Sequence[Fact]) -> Rows:
             return numbered(facts, entities, relations)
