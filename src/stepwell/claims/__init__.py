@@ -4,24 +4,14 @@
 """
 
 CLAIMS: dict[str, tuple[str, str]] = {
-    "ekd": (
-        "stepwell.claims.ekd:STUDY",
-        "nested depths with embedded distillation against training alone and offline",
-    ),
-    "dkge": (
-        "stepwell.claims.dkge.study:STUDY",
-        "graphs that change: updates against doing nothing, more training, and training anew",
-    ),
-    "drnet": (
-        "stepwell.claims.drnet.study:STUDY",
-        "chosen resolutions against fixed ones, random ones, cascades and the oracle",
-    ),
-    "fidelity": (
-        "stepwell.claims.fidelity.study:STUDY",
-        "does distillation work? agreement of students with their teachers, and its causes",
-    ),
-    "netgraft": (
-        "stepwell.claims.netgraft.study:STUDY",
-        "few-shot grafting against direct training, few-shot KD, hints and full-data KD",
-    ),
-}
+    "ekd": ("stepwell.claims.ekd:STUDY",
+            "nested depths with embedded distillation against training alone and offline"),
+    "dkge": ("stepwell.claims.dkge.study:STUDY",
+             "graphs that change: updates against doing nothing, more training, and training anew"),
+    "drnet": ("stepwell.claims.drnet.study:STUDY",
+              "chosen resolutions against fixed ones, random ones, cascades and the oracle"),
+    "fidelity": ("stepwell.claims.fidelity.study:STUDY", "does distillation work? agreement of "
+                 "students with their teachers, and its causes"),
+    "netgraft": ("stepwell.claims.netgraft.study:STUDY",
+                 "few-shot grafting against direct training, few-shot KD, hints and full-data KD"),
+}  # fmt: skip

@@ -92,15 +92,11 @@ ARMS: dict[str, Arm] = {
     nest(TWO, FROZEN): two_phase(TWO, ema_teacher=0.0),
     nest(TWO, TAUGHT): taught(TWO),
     nest(TWO, f"{TWO_PHASE}, labels only"): two_phase(TWO, **UNTAUGHT),
-    "20 alone, longer": Arm(
-        "supervised", {"net": "resnet20", "lr": 0.05}, {"init": alone("20")}, {"epochs": 0.5}
-    ),
-    "20, offline KD, longer": Arm(
-        "distill",
-        {"student": "resnet20", "lr": 0.05},
-        {"teacher": (alone(FULL),), "init": offline("20")},
-        {"epochs": 0.5},
-    ),
+    "20 alone, longer": Arm("supervised", {"net": "resnet20", "lr": 0.05}, {"init": alone("20")},
+                            {"epochs": 0.5}),
+    "20, offline KD, longer": Arm("distill", {"student": "resnet20", "lr": 0.05},
+                                  {"teacher": (alone(FULL),), "init": offline("20")},
+                                  {"epochs": 0.5}),
     nest(TWO, f"{TWO_PHASE}, no KL"): two_phase(TWO, **UNTAUGHT | {"attention": 2.0}),
     nest(TWO, f"{TWO_PHASE}, no attention"): two_phase(TWO, attention=0.0),
     nest(TWO, f"{TWO_PHASE}, shared norms"): two_phase(TWO, norms="shared"),
@@ -108,9 +104,8 @@ ARMS: dict[str, Arm] = {
     BORN_AGAIN: Arm("distill", {"student": "resnet32"}, {"teacher": (alone(FULL),)}),
     "32, self-taught": Arm("supervised", {"net": "resnet32", "ema_teacher": 0.99}),
     "20, self-taught": Arm("supervised", {"net": "resnet20", "ema_teacher": 0.99}),
-    nest(TWO, f"{ONE_RUN}, {EQUAL}"): Arm(
-        "ekd", nested(TWO, schedule="one-run").arguments, scaled={"epochs": 1.35}
-    ),
+    nest(TWO, f"{ONE_RUN}, {EQUAL}"): Arm("ekd", nested(TWO, schedule="one-run").arguments,
+                                          scaled={"epochs": 1.35}),
     nest(TWO, f"{ONE_RUN}, from the first step"): nested(TWO, schedule="one-run", distill_from=0.0),
     nest(TWO, "ADN-like"): replace(nested(TWO, **ADN), title=nest(TWO, UNLABELED)),
     alone("14"): Arm("supervised", {"net": "resnet14"}),
@@ -123,9 +118,8 @@ ARMS: dict[str, Arm] = {
     nest(FOUR, f"{TWO_PHASE}, sampled"): two_phase(FOUR, sample=True),
     nest(FOUR, ONE_RUN): nested(FOUR, schedule="one-run"),
     nest(FOUR, LABELS): nested(FOUR, schedule="plain", kl=0.0, attention=0.0),
-    nest(FOUR, "ADN-like"): replace(
-        nested(("8",), ("14", "20"), **ADN), title=nest(FOUR, f"{UNLABELED}; 14 and 20 not trained")
-    ),
+    nest(FOUR, "ADN-like"): replace(nested(("8",), ("14", "20"), **ADN),
+                                    title=nest(FOUR, f"{UNLABELED}; 14 and 20 not trained")),
 }  # fmt: skip
 
 
@@ -204,40 +198,23 @@ def about_arm(subs: tuple[str, ...], kind: str) -> list[Claim]:
     slug = f"{len(subs) + 1}-depths/{kind.lower().replace(',', '').replace(' ', '-')}"
     accuracies = "% accuracy"
     return [
-        Claim(
-            f"sub-nets-gain/{slug}",
-            f"Every sub-net ({depths}) of {arm} beats the same network trained alone (the sub-net that "
-            "gains least)",
-            "outperforms the same network trained alone (abstract; reference +1.1)",
-            accuracies,
-            *gains(subs, arm, alone),
-            expected=1.1,
-        ),
-        Claim(
-            f"offline-kd/{slug}",
-            f"Every sub-net ({depths}) of {arm} is as good as by offline KD, within half a point (the "
-            "sub-net that fares worst)",
-            "at least offline KD (goal: above)",
-            accuracies,
-            *gains(subs, arm, offline),
-            margin=-0.5,
-        ),
-        times(
-            f"offline-kd-cost/{slug}",
-            f"{arm} costs no more seconds than offline KD with its teacher, within 5 %",
-            "at less cost (here: at equal cost, within 5 %)",
-            "processor seconds", teach, 1.05, below=True,
-        ),
-        more(
-            f"full-net-unharmed/{slug}", f"{arm} does not harm the full net",
-            "preserves the full net's performance (abstract; reference and goal +0.9)",
-            *named(arm, alone(FULL), FULL), -0.5, accuracies, expected=0.0,
-        ),
-        times(
-            f"cost/{slug}", f"{arm} costs less than training its nets one by one",
-            "one run costs less than training each",
-            "processor seconds", apart, 1.0, below=True,
-        ),
+        Claim(f"sub-nets-gain/{slug}", f"Every sub-net ({depths}) of {arm} beats the same network "
+              "trained alone (the sub-net that gains least)",
+              "outperforms the same network trained alone (abstract; reference +1.1)", accuracies,
+              *gains(subs, arm, alone), expected=1.1),
+        Claim(f"offline-kd/{slug}", f"Every sub-net ({depths}) of {arm} is as good as by offline "
+              "KD, within half a point (the sub-net that fares worst)",
+              "at least offline KD (goal: above)", accuracies, *gains(subs, arm, offline),
+              margin=-0.5),
+        times(f"offline-kd-cost/{slug}",
+              f"{arm} costs no more seconds than offline KD with its teacher, within 5 %",
+              "at less cost (here: at equal cost, within 5 %)", "processor seconds", teach, 1.05,
+              below=True),
+        more(f"full-net-unharmed/{slug}", f"{arm} does not harm the full net",
+             "preserves the full net's performance (abstract; reference and goal +0.9)",
+             *named(arm, alone(FULL), FULL), -0.5, accuracies, expected=0.0),
+        times(f"cost/{slug}", f"{arm} costs less than training its nets one by one",
+              "one run costs less than training each", "processor seconds", apart, 1.0, below=True),
     ]  # fmt: skip
 
 
@@ -263,10 +240,9 @@ SHARED_NORMS = "not said; a norm shared by several sub-nets fails (slimmable net
 #: Named from the paper's abstract: sub-nets beat the same networks trained alone, the full net
 #: keeps its performance, and embedded distillation is why. Of the default recipe.
 PRIMARY = (
-    "sub-nets-gain/2-depths/ekd-two-phases",
-    "full-net-unharmed/2-depths/ekd-two-phases",
-    "ekd-helps/20",
-)
+    "sub-nets-gain/2-depths/ekd-two-phases", "full-net-unharmed/2-depths/ekd-two-phases",
+    "ekd-helps/20"
+)  # fmt: skip
 TEACHES = "EKD improves the sub-nets' generalisation (abstract)"
 #: Arms that teach, each with its control: nesting with labels only, as many epochs.
 TEACHING = (
@@ -312,19 +288,11 @@ CLAIMS = [
            "not asked", nest(TWO, ONE_RUN), "20, self-taught", "20"),
     better("beyond-self-taught/32", "One run gives the full net more than a moving average of its own",
            "not asked", nest(TWO, ONE_RUN), "32, self-taught", FULL),
-    *(times(
-        f"taught-cost/{len(subs) + 1}-depths",
-        f"{nest(subs, TAUGHT)} costs less than offline KD into each of its depths, the full net "
-        "included",
-        "not asked",
-        "processor seconds",
-        {
-            nest(subs, TAUGHT): seconds(nest(subs, TAUGHT)),
-            "offline KD into each": seconds(BORN_AGAIN, *map(offline, subs)),
-        },
-        1.0,
-        below=True,
-    ) for subs in (TWO, FOUR)),
+    *(times(f"taught-cost/{len(subs) + 1}-depths", f"{nest(subs, TAUGHT)} costs less than offline "
+            "KD into each of its depths, the full net included", "not asked", "processor seconds",
+            {nest(subs, TAUGHT): seconds(nest(subs, TAUGHT)),
+             "offline KD into each": seconds(BORN_AGAIN, *map(offline, subs))}, 1.0, below=True)
+      for subs in (TWO, FOUR)),
     *(better(f"moving-teacher/{d}", f"A moving teacher gives depth {d} more than a frozen one",
              "not asked", BEST, nest(TWO, FROZEN), d) for d in ("20", FULL)),
     *(better(f"delayed-start/{d}", f"A delayed start gives depth {d} more than the first step",
@@ -337,16 +305,14 @@ CLAIMS = [
              f"gives depth {d} more than a run whose sub-net sees no labels", "no reproduction of ADN",
              nest(subs, ONE_RUN), nest(subs, "ADN-like"), d)
       for subs in (TWO, FOUR) for d in (*subs, FULL)),
-    times(
-        "plain/macs", "The sub-net has as many MACs as the network trained alone",
-        "sub-nets stay plain", "MACs",
-        {BEST: of_depth(BEST, "20", "macs"), alone("20"): of_depth(alone("20"), "20", "macs")},
-        1.0001, below=True, note="Latency is timed side by side in benchmarks/subnet_latency.py.",
-    ),
-    times(
-        "plain/file", "The file of all depths is at most 1.02 × the full net's", "weights stored once",
-        "bytes", {BEST: file_bytes(BEST), alone(FULL): file_bytes(alone(FULL))}, 1.02, below=True,
-    ),
+    times("plain/macs", "The sub-net has as many MACs as the network trained alone",
+          "sub-nets stay plain", "MACs",
+          {BEST: of_depth(BEST, "20", "macs"), alone("20"): of_depth(alone("20"), "20", "macs")},
+          1.0001, below=True,
+          note="Latency is timed side by side in benchmarks/subnet_latency.py."),
+    times("plain/file", "The file of all depths is at most 1.02 × the full net's",
+          "weights stored once", "bytes",
+          {BEST: file_bytes(BEST), alone(FULL): file_bytes(alone(FULL))}, 1.02, below=True),
 ]  # fmt: skip
 
 
@@ -360,57 +326,41 @@ STUDY = Study(
     arms=ARMS,
     claims=CLAIMS,
     primary=PRIMARY,
-    note=(
-        "The primary claims are named from the paper's abstract, and are about the default recipe, "
-        "which was chosen on validation images; the paper's loss from the first step is the arm "
-        '"EKD plain". They were reduced to three after these runs. A sub-net agrees with its full net '
-        "first because they *share* weights: nested with labels only, it agrees on 93.9 % of the test "
-        "images, after one run of EKD on 92.9 %. Teaching adds to that from the same start, and with a "
-        "trained teacher (claims `sharing/*`). The arms whose sub-net sees no labels resemble adaptive "
-        "depth networks (ADN), and reproduce none."
-    ),
+    note=("The primary claims are named from the paper's abstract, and are about the default "
+          "recipe, which was chosen on validation images; the paper's loss from the first step is "
+          'the arm "EKD plain". They were reduced to three after these runs. A sub-net agrees with '
+          "its full net first because they *share* weights: nested with labels only, it agrees on "
+          "93.9 % of the test images, after one run of EKD on 92.9 %. Teaching adds to that from "
+          "the same start, and with a trained teacher (claims `sharing/*`). The arms whose sub-net "
+          "sees no labels resemble adaptive depth networks (ADN), and reproduce none."),
     common={"data": "cifar10", "size": 16, "epochs": 40, "batch_size": 128, "val_fraction": 0.0},
     quick={"data": "digits", "size": None, "epochs": 1, "batch_size": 256},
     fingerprint=image_fingerprint,
-    questions=[
-        Question(
-            "One sub-net (32 > 20): does nesting with teaching pay?",
-            ("20 alone", "32 alone", "20, offline KD", "32, born again", *(nest(TWO, kind) for kind in (
-                LABELS, PLAIN, ONE_RUN, TWO_PHASE, TAUGHT))),
-            ("*/2-depths/*", "plain-helps/*", "one-run-helps/*", "taught-*", "ekd-helps/*",
-             "beyond-born-again"),
-        ),
-        Question(
-            "Four depths (32 > 20 > 14 > 8)", ("* alone", "*, offline KD", "8 < 14*"),
-            ("*/4-depths/*", "all-depths-a-step/*"),
-        ),
-        Question(
-            "Is it longer training, or a teacher of one's own?",
-            ("20 alone", "32 alone", "*, longer", "32, born again", "*self-taught", BEST,
-             nest(TWO, ONE_RUN)),
-            ("beyond-longer*", "beyond-self-taught*"),
-        ),
-        Question(
-            "Which parts of the method matter? (32 > 20)", ("20 < 32*",),
-            ("kl-helps", "attention-helps", "private-norms/*", "moving-teacher/*", "delayed-start/*",
-             "beyond-adn/*"),
-        ),
-        Question(
-            "Do sub-nets answer like their full net?", ("20 < 32*",), ("sharing/*",),
-            (Column("20/agreement", "20 agrees with 32", 100.0, ".1f"),
-             Column("20/accuracy", "20 accuracy"), Column("32/accuracy", "32 accuracy")),
-        ),
-        Question("Do sub-nets stay plain?", (), ("plain/*",)),
-    ],
-    plot=Plot(
-        Axis("million MACs an image", 1e-6),
-        Axis("test accuracy, %", 100),
-        {
-            "separate nets, each alone": [p for d in (*FOUR, FULL) for p in depths_of(alone(d), d)],
-            "separate nets, distilled one by one": [p for d in FOUR for p in depths_of(offline(d), d)],
-            "one nested net, taught by 32 alone": depths_of(nest(FOUR, TAUGHT), *FOUR, FULL),
-            "nested 32 > 20, two phases (default)": depths_of(BEST, "20", FULL),
-            "nested 32 > 20, one run": depths_of(nest(TWO, ONE_RUN), "20", FULL),
-        },
-    ),
+    questions=[Question("One sub-net (32 > 20): does nesting with teaching pay?",
+                        ("20 alone", "32 alone", "20, offline KD", "32, born again",
+                         *(nest(TWO, kind)
+                           for kind in (LABELS, PLAIN, ONE_RUN, TWO_PHASE, TAUGHT))),
+                        ("*/2-depths/*", "plain-helps/*", "one-run-helps/*", "taught-*",
+                         "ekd-helps/*", "beyond-born-again")),
+               Question("Four depths (32 > 20 > 14 > 8)", ("* alone", "*, offline KD", "8 < 14*"),
+                        ("*/4-depths/*", "all-depths-a-step/*")),
+               Question("Is it longer training, or a teacher of one's own?",
+                        ("20 alone", "32 alone", "*, longer", "32, born again", "*self-taught",
+                         BEST, nest(TWO, ONE_RUN)), ("beyond-longer*", "beyond-self-taught*")),
+               Question("Which parts of the method matter? (32 > 20)", ("20 < 32*",),
+                        ("kl-helps", "attention-helps", "private-norms/*", "moving-teacher/*",
+                         "delayed-start/*", "beyond-adn/*")),
+               Question("Do sub-nets answer like their full net?", ("20 < 32*",), ("sharing/*",),
+                        (Column("20/agreement", "20 agrees with 32", 100.0, ".1f"),
+                         Column("20/accuracy", "20 accuracy"),
+                         Column("32/accuracy", "32 accuracy"))),
+               Question("Do sub-nets stay plain?", (), ("plain/*",))],
+    plot=Plot(Axis("million MACs an image", 1e-6), Axis("test accuracy, %", 100),
+              {"separate nets, each alone": [
+                   p for d in (*FOUR, FULL) for p in depths_of(alone(d), d)],
+               "separate nets, distilled one by one": [
+                   p for d in FOUR for p in depths_of(offline(d), d)],
+               "one nested net, taught by 32 alone": depths_of(nest(FOUR, TAUGHT), *FOUR, FULL),
+               "nested 32 > 20, two phases (default)": depths_of(BEST, "20", FULL),
+               "nested 32 > 20, one run": depths_of(nest(TWO, ONE_RUN), "20", FULL)}),
 )  # fmt: skip

@@ -93,10 +93,9 @@ STILL, CAME, NEW = "still/mrr", "came/mrr", "new/mrr"
 UNLEARNT, ANSWERS = "gone/unlearnt", "answer/hits@1"
 OLD_ANSWERS, BESIDE = "old answer/hits@1", "beside/mrr"
 WHAT = {
-    STILL: "triples that were true at the start",
-    CAME: "triples that came since",
-    NEW: "triples with new entities",
-}
+    STILL: "triples that were true at the start", CAME: "triples that came since",
+    NEW: "triples with new entities"
+}  # fmt: skip
 LACKS = "not compared"
 
 
@@ -109,37 +108,29 @@ def on_every_part(
 
 
 CLAIMS = [
-    *(times(
-        f"online-keeps-up/{key.partition('/')[0]}",
-        f"An update has at least 95 % of the MRR of training anew: {what}",
-        "second best, below DKGE anew alone", "MRR, %",
-        {ONLINE: points(ONLINE, key), ANEW: points(ANEW, key)}, 0.95, pool=f"{key}, ×",
-    ) for key, what in WHAT.items()),
-    times(
-        "online-faster", "An update takes at most a sixth of the processor's time of training anew",
-        "two hours in place of a week (IMDB-13-3SP, of 8 million triples)", "processor seconds a step",
-        {ANEW: step_seconds(ANEW), ONLINE: step_seconds(ONLINE)}, 6.0, pool="online-faster",
-        expected=80.0,
-    ),
-    times(
-        "more-training-costs-more", "An update takes less of the processor's time than more "
-        "training of TransE on all triples, with removed ones taught as false", LACKS, "processor "
-        "seconds a step",
-        {ONLINE: step_seconds(ONLINE), ALL_TAUGHT: step_seconds(ALL_TAUGHT)}, 1.0, below=True,
-        pool="more-training-costs-more",
-    ),
-    Claim(
-        "local", "An update is local: the share of triples that it learns again",
-        "only affected triples are learnt again (its code on YAGO-3SP: 1.9 % of the triples)",
-        "% of triples an epoch",
-        {ONLINE: of_test(ONLINE, "trained", 100), CODE: of_test(CODE, "trained", 100)},
-        of_test(ONLINE, "trained", 100), 20.0, below=True, judged_in="%",
-    ),
-    level(
-        "true-to-context", "No vector is left behind: the share of entities whose joint vector is not "
-        "the one that their context gives", LACKS, (ONLINE, of_test(ONLINE, "stale", 100)), 0.01,
-        below=True,
-    ),
+    *(times(f"online-keeps-up/{key.partition('/')[0]}",
+            f"An update has at least 95 % of the MRR of training anew: {what}",
+            "second best, below DKGE anew alone", "MRR, %",
+            {ONLINE: points(ONLINE, key), ANEW: points(ANEW, key)}, 0.95, pool=f"{key}, ×")
+      for key, what in WHAT.items()),
+    times("online-faster",
+          "An update takes at most a sixth of the processor's time of training anew",
+          "two hours in place of a week (IMDB-13-3SP, of 8 million triples)",
+          "processor seconds a step", {ANEW: step_seconds(ANEW), ONLINE: step_seconds(ONLINE)}, 6.0,
+          pool="online-faster", expected=80.0),
+    times("more-training-costs-more", "An update takes less of the processor's time than more "
+          "training of TransE on all triples, with removed ones taught as false", LACKS,
+          "processor seconds a step",
+          {ONLINE: step_seconds(ONLINE), ALL_TAUGHT: step_seconds(ALL_TAUGHT)}, 1.0, below=True,
+          pool="more-training-costs-more"),
+    Claim("local", "An update is local: the share of triples that it learns again",
+          "only affected triples are learnt again (its code on YAGO-3SP: 1.9 % of the triples)",
+          "% of triples an epoch",
+          {ONLINE: of_test(ONLINE, "trained", 100), CODE: of_test(CODE, "trained", 100)},
+          of_test(ONLINE, "trained", 100), 20.0, below=True, judged_in="%"),
+    level("true-to-context", "No vector is left behind: the share of entities whose joint vector "
+          "is not the one that their context gives", LACKS, (ONLINE, of_test(ONLINE, "stale", 100)),
+          0.01, below=True),
     *on_every_part("beyond-nothing", "An update ranks better than doing nothing (new entities are "
                    "placed by a closed form)", LACKS, ONLINE, NOTHING),
     better("beyond-nothing/unlearnt", "An update moves deleted triples away: they are more distant "
@@ -197,64 +188,49 @@ CLAIMS = [
 ]  # fmt: skip
 
 COLUMNS = [
-    Column(STILL, "MRR, still true"),
-    Column("still/n", "n", 1.0, ".0f"),
-    Column(CAME, "MRR, came"),
-    Column("came/n", "n", 1.0, ".0f"),
-    Column(NEW, "MRR, new"),
-    Column("new/n", "n", 1.0, ".0f"),
-    Column(UNLEARNT, "unlearnt"),
-    Column(ANSWERS, "answers right"),
-    Column("answer/n", "n", 1.0, ".0f"),
-    Column("old answer/hits@1", "old answer first"),
+    Column(STILL, "MRR, still true"), Column("still/n", "n", 1.0, ".0f"), Column(CAME, "MRR, came"),
+    Column("came/n", "n", 1.0, ".0f"), Column(NEW, "MRR, new"), Column("new/n", "n", 1.0, ".0f"),
+    Column(UNLEARNT, "unlearnt"), Column(ANSWERS, "answers right"),
+    Column("answer/n", "n", 1.0, ".0f"), Column("old answer/hits@1", "old answer first"),
     Column("old answer/mean_rank", "its mean rank", 1.0, ".0f"),
-    Column(BESIDE, "MRR, learnt beside a change"),
-    Column("trained", "triples trained"),
-    Column("step_seconds", "seconds a step", 1.0, ".1f"),
-]
+    Column(BESIDE, "MRR, learnt beside a change"), Column("trained", "triples trained"),
+    Column("step_seconds", "seconds a step", 1.0, ".1f")
+]  # fmt: skip
 
 STUDY = Study(
     key="dkge",
     arms=ARMS,
     claims=CLAIMS,
     primary=("context-helps/still", "online-faster", "beyond-nothing/answers"),
-    note=(
-        "The primary claims are the three experiments that the paper's abstract names: link "
-        "prediction, efficiency, question answering. They were reduced to three after these runs. "
-        "Rates, epochs, the start from TransE and the weight of removed triples were chosen for "
-        "DKGE on Wikidata snapshots of 2004 to 2007. Held-out triples were among them, and many "
-        "of these are held out later, too. The start of new elements was looked at on YAGO-3SP "
-        "with other triples held out. All other arms take these settings as they are. Claims and "
-        "margins were settled after runs of one seed on Wikidata's years 2008 to 2011. Intervals "
-        "are over seeds of training; they leave out that held-out triples are few (see n)."
-    ),
+    note=("The primary claims are the three experiments that the paper's abstract names: link "
+          "prediction, efficiency, question answering. They were reduced to three after these "
+          "runs. Rates, epochs, the start from TransE and the weight of removed triples were "
+          "chosen for DKGE on Wikidata snapshots of 2004 to 2007. Held-out triples were among "
+          "them, and many of these are held out later, too. The start of new elements was looked "
+          "at on YAGO-3SP with other triples held out. All other arms take these settings as they "
+          "are. Claims and margins were settled after runs of one seed on Wikidata's years 2008 to "
+          "2011. Intervals are over seeds of training; they leave out that held-out triples are "
+          "few (see n)."),
     common={"data": "", "steps": 3, "epochs": 60, "part": "test"},
     quick={"data": "toy", "steps": 1, "epochs": 3},
     fingerprint=snapshots_digest,
-    questions=[
-        Question(
-            "Is an update better than doing nothing, and as good as training anew?",
-            (NOTHING, ONLINE, ANEW),
-            ("online-keeps-up/*", "online-faster", "local", "true-to-context", "beyond-nothing/*",
-             "forgets-nothing", "unlearns-like-anew", "answers-like-anew", "old-answers-gone"), COLUMNS,
-        ),
-        Question("Is it better than simply training on?", (ONLINE, "TransE, *"),
-                 ("beyond-more-training*", "more-training-costs-more", "added-alone-forgets"), COLUMNS),
-        Question(
-            "Do contexts help?", (ONLINE, "TransE online", "*anew*"),
-            ("context-helps/*", "beyond-pykeen-transe/*", "beyond-rotate/*", "attention-helps",
-             "gate-helps", "beyond-transe-online/*", "online-beyond-transe-anew/*"), COLUMNS,
-        ),
-        Question(
-            "Which rule of an update?", ("DKGE online*",), ("removed-taught/*", "rule/*"), COLUMNS
-        ),
-    ],
-    plot=Plot(
-        Axis("processor seconds a step", log=True),
-        Axis("MRR of triples that were true at the start, %", 100),
-        {
-            arm: [Point(arm, "step_seconds", STILL)]
-            for arm in (NOTHING, ONLINE, PLAIN_ONLINE, ALL_TAUGHT, ANEW, PLAIN_ANEW, PYKEEN_TRANSE)
-        },
-    ),
+    questions=[Question("Is an update better than doing nothing, and as good as training anew?",
+                        (NOTHING, ONLINE, ANEW),
+                        ("online-keeps-up/*", "online-faster", "local", "true-to-context",
+                         "beyond-nothing/*", "forgets-nothing", "unlearns-like-anew",
+                         "answers-like-anew", "old-answers-gone"), COLUMNS),
+               Question("Is it better than simply training on?", (ONLINE, "TransE, *"),
+                        ("beyond-more-training*", "more-training-costs-more",
+                         "added-alone-forgets"), COLUMNS),
+               Question("Do contexts help?", (ONLINE, "TransE online", "*anew*"),
+                        ("context-helps/*", "beyond-pykeen-transe/*", "beyond-rotate/*",
+                         "attention-helps", "gate-helps", "beyond-transe-online/*",
+                         "online-beyond-transe-anew/*"), COLUMNS),
+               Question("Which rule of an update?", ("DKGE online*",),
+                        ("removed-taught/*", "rule/*"), COLUMNS)],
+    plot=Plot(Axis("processor seconds a step", log=True),
+              Axis("MRR of triples that were true at the start, %", 100),
+              {arm: [Point(arm, "step_seconds", STILL)]
+               for arm in (NOTHING, ONLINE, PLAIN_ONLINE, ALL_TAUGHT, ANEW, PLAIN_ANEW,
+                           PYKEEN_TRANSE)}),
 )  # fmt: skip

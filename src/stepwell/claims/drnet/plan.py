@@ -86,19 +86,11 @@ ARMS: dict[str, Arm] = {
     "start, longer": Arm(LEARNED, {"schedule": "resolutions"}, {}, {"epochs": 3}),
     dynamic(LONGER): choosing(MIDDLE, "start, longer", epochs=1),
     random(LONGER): choosing(MIDDLE, "start, longer", epochs=1, mixing="random"),
-    **{
-        control(t): Arm(
-            "stepwell.claims.drnet.arms:controls",
-            {},
-            {"fixed": every(t), "dynamic": dynamic(t), "random": random(t)},
-        )
-        for t in EVERY_TARGET
-    },
-    control(IMITATE): Arm(
-        "stepwell.claims.drnet.arms:controls",
-        {},
-        {"fixed": IMITATE, "dynamic": IMITATE, "random": random(MIDDLE)},
-    ),
+    **{control(t): Arm("stepwell.claims.drnet.arms:controls", {},
+                       {"fixed": every(t), "dynamic": dynamic(t), "random": random(t)})
+       for t in EVERY_TARGET},
+    control(IMITATE): Arm("stepwell.claims.drnet.arms:controls", {},
+                          {"fixed": IMITATE, "dynamic": IMITATE, "random": random(MIDDLE)}),
     FREE: choosing(1.0),
     TEXT: choosing(MIDDLE, epochs=1, mixing="chosen"),
     CODE: choosing(MIDDLE, epochs=EVERYWHERE, mixing="all", **THIRD),
@@ -111,18 +103,9 @@ ARMS: dict[str, Arm] = {
     # three epochs at one resolution are as many passes as one at three
     "start, depths alone": Arm(LEARNED, {"schedule": "resolutions"} | ONE, {}, {"epochs": 3}),
     **{depth(t): choosing(t, "start, depths alone", epochs=8 / 9, **ONE) for t in TOGETHER},
-    FRONTS: Arm(
-        "stepwell.claims.drnet.arms:fronts",
-        {},
-        {"resolution": dynamic(MIDDLE), "depth": depth(MIDDLE), "both": both(MIDDLE)},
-    ),
-    **{
-        arm: Arm(
-            "stepwell.claims.drnet.planted:planted",
-            options,
-            {},
-            {"epochs": 4 / 3, "choose_epochs": 4 / 3},
-        )
-        for arm, options in PLANTED_ARMS.items()
-    },
-}
+    FRONTS: Arm("stepwell.claims.drnet.arms:fronts", {},
+                {"resolution": dynamic(MIDDLE), "depth": depth(MIDDLE), "both": both(MIDDLE)}),
+    **{arm: Arm("stepwell.claims.drnet.planted:planted", options, {},
+                {"epochs": 4 / 3, "choose_epochs": 4 / 3})
+       for arm, options in PLANTED_ARMS.items()},
+}  # fmt: skip

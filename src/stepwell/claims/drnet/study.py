@@ -108,251 +108,138 @@ PRIMARY = ("cheaper", "gain/alone", f"random/{MIDDLE:g}")
 LACKS = "not compared"
 
 CLAIMS = [
-    *(
-        more(
-            f"random/{t}",
-            f"{at(t)}, learned choices gain more than 0.5 points on random choices of the same "
-            "shares, by a network trained with random choices",
-            "76.2 at 2.7 G against 74.65 ± 0.04 at 2.6 G", whole(dynamic(t)), of(t, "random"), 0.5,
-            expected=1.5,
-        )
-        for t in EVERY_TARGET
-    ),
-    *(
-        more(
-            f"own/{t}",
-            f"{at(t)}, learned choices beat random choices of the same shares in the same network",
-            LACKS, whole(dynamic(t)), of(t, "random, own"), pool=WITHIN,
-        )
-        for t in EVERY_TARGET
-    ),
-    *(
-        more(
-            f"line/{t}",
-            f"{at(t)}, learned choices beat the best mixture by chance of the same network's "
-            "resolutions",
-            LACKS, whole(dynamic(t)), of(t, "line, own"), pool=WITHIN,
-            note="The best mixture may leave a resolution out.",
-        )
-        for t in EVERY_TARGET
-    ),
-    *(
-        more(
-            f"fixed-line/{t}",
-            f"{at(t)}, learned choices beat the best mixture by chance of the resolutions of the "
-            "network that never chooses",
-            LACKS, whole(dynamic(t)), of(t, "line"),
-        )
-        for t in EVERY_TARGET
-    ),
-    *(
-        more(
-            f"cascade/{t}",
-            f"{at(t)}, learned choices beat the best cascade of the network that never chooses (a "
-            "small resolution first, a larger one where unsure)",
-            LACKS, whole(dynamic(t)), of(t, "cascade"),
-            note="The cascade needs no chooser, and pays for every resolution it runs.",
-        )
-        for t in EVERY_TARGET
-    ),
-    *(
-        more(
-            id, f"{at(t)}, the dynamic network loses less than 1 point to training at full size alone",
-            "76.2 at 2.7 G against 76.1 at 4.1 G (abstract: similar at 34 % less)",
-            whole(dynamic(t)), whole(FULL), -1.0, note=note, expected=0.0,
-        )
-        for id, t, note in (
-            ("cheaper", MIDDLE, ""),
-            ("cheaper/longer", LONGER, "It takes 2.6 times the passes to train."),
-        )
-    ),
-    more(
-        "static",
-        f"At a target of {MIDDLE:g}, the dynamic network beats training at three quarters of the size "
-        "(a cost of 0.56)",
-        "192 × 192: 74.3 at 3.0 G", whole(dynamic(MIDDLE)), whole(STATIC),
-    ),
-    *(
-        more(
-            id, f"Training at several resolutions, without a choice, gains at full size{when}",
-            LACKS, at_full(arm), whole(FULL), note=note,
-        )
-        for id, arm, when, note in (
-            ("several", EVERY, "", ""),
-            (
-                "several/longer", EVERY_LONGER, ", if it has as many images",
-                "It takes three times the passes to train.",
-            ),
-        )
-    ),
-    more(
-        "gain", "Choosing without a target gains on always running at full size",
-        "not compared: the paper's rival is trained at one size",
-        whole(FREE), at_full(EVERY),
-    ),
-    more(
-        "gain/alone", "Choosing without a target gains on a network trained at full size alone",
-        "77.5 at 3.7 G against 76.1 at 4.1 G (abstract: +1.4 with 10 % less)",
-        whole(FREE), whole(FULL), expected=1.4,
-    ),
-    more(
-        "norms", "Private norms for each resolution gain more than 0.5 points",
-        "81.4 at 2.8 G against 80.3 at 2.9 G (ImageNet-100)",
-        whole(dynamic(MIDDLE)), whole(SHARED), 0.5,
-        note="Shared norms run with one mean for all resolutions, and train with each batch's own.",
-    ),
-    *(
-        more(
-            f"expected/{what}",
-            f"A chooser that learns from the expected loss beats one by the paper's {what}",
-            LACKS, whole(dynamic(MIDDLE)), whole(arm),
-        )
-        for what, arm in (("text", TEXT), ("code", CODE))
-    ),
-    more(
-        "joint", "Learning the choice jointly beats imitating the cheapest good choice",
-        LACKS, whole(dynamic(MIDDLE)), whole(IMITATE),
-    ),
-    level(
-        "useful",
-        "The chooser's scores tell the images that need full size: their AUC",
-        LACKS, (control(MIDDLE), of_test(control(MIDDLE), "auc", 1)), 0.55, "AUC",
-    ),
-    level(
-        "useful/doubt",
-        "A small copy tells the images that need full size: the AUC of the same network's doubt "
-        "at half the size, on the pixels that the chooser sees",
-        LACKS, (f"{control(MIDDLE)}, doubt", of_test_if_any(control(MIDDLE), "auc of doubt")), 0.55,
-        "AUC",
-    ),
-    more(
-        "doubt",
-        "A chooser that imitates, from labels, tells the images that need full size better than the "
-        "doubt of the network itself at half the size",
-        LACKS, (control(IMITATE), of_test(control(IMITATE), "auc", 1)),
-        ("doubt", of_test(control(IMITATE), "auc of doubt", 1)), unit="AUC", judged_in="AUC",
-        note="Doubt takes a run at half the size, which a cascade pays.",
-    ),
-    more(
-        "planted/line",
-        "Where half of the images visibly need full size, learned choices gain more than 5 points on "
-        "mixing resolutions by chance",
-        LACKS, whole(PLANTED), (f"{PLANTED}: line", accuracy(PLANTED, "line, own")), 5.0, pool=WITHIN,
-        note="Digits, at full or a quarter of the picture's width, at 32, 16 and 8 pixels.",
-    ),
-    level(
-        "planted/useful",
-        "There the chooser's scores tell the images that need full size: their AUC",
-        LACKS, (PLANTED, of_test(PLANTED, "auc", 1)), 0.8, "AUC",
-    ),
-    *(
-        more(
-            f"planted/{arm.removeprefix(PLANTED + ', ')}",
-            f"There the default beats {arm.removeprefix(PLANTED + ', ')}",
-            LACKS, whole(PLANTED), whole(arm),
-        )
-        for arm in PLANTED_ARMS if arm != PLANTED
-    ),
+    *(more(f"random/{t}", f"{at(t)}, learned choices gain more than 0.5 points on random choices "
+           "of the same shares, by a network trained with random choices",
+           "76.2 at 2.7 G against 74.65 ± 0.04 at 2.6 G", whole(dynamic(t)), of(t, "random"), 0.5,
+           expected=1.5) for t in EVERY_TARGET),
+    *(more(f"own/{t}",
+           f"{at(t)}, learned choices beat random choices of the same shares in the same network",
+           LACKS, whole(dynamic(t)), of(t, "random, own"), pool=WITHIN) for t in EVERY_TARGET),
+    *(more(f"line/{t}", f"{at(t)}, learned choices beat the best mixture by chance of the same "
+           "network's resolutions", LACKS, whole(dynamic(t)), of(t, "line, own"), pool=WITHIN,
+           note="The best mixture may leave a resolution out.") for t in EVERY_TARGET),
+    *(more(f"fixed-line/{t}", f"{at(t)}, learned choices beat the best mixture by chance of the "
+           "resolutions of the network that never chooses", LACKS, whole(dynamic(t)),
+           of(t, "line")) for t in EVERY_TARGET),
+    *(more(f"cascade/{t}", f"{at(t)}, learned choices beat the best cascade of the network that "
+           "never chooses (a small resolution first, a larger one where unsure)", LACKS,
+           whole(dynamic(t)), of(t, "cascade"),
+           note="The cascade needs no chooser, and pays for every resolution it runs.")
+      for t in EVERY_TARGET),
+    *(more(id,
+           f"{at(t)}, the dynamic network loses less than 1 point to training at full size alone",
+           "76.2 at 2.7 G against 76.1 at 4.1 G (abstract: similar at 34 % less)",
+           whole(dynamic(t)), whole(FULL), -1.0, note=note, expected=0.0)
+      for id, t, note in (("cheaper", MIDDLE, ""),
+                          ("cheaper/longer", LONGER, "It takes 2.6 times the passes to train."))),
+    more("static", f"At a target of {MIDDLE:g}, the dynamic network beats training at three "
+         "quarters of the size (a cost of 0.56)", "192 × 192: 74.3 at 3.0 G",
+         whole(dynamic(MIDDLE)), whole(STATIC)),
+    *(more(id, f"Training at several resolutions, without a choice, gains at full size{when}",
+           LACKS, at_full(arm), whole(FULL), note=note)
+      for id, arm, when, note in (("several", EVERY, "", ""),
+                                  ("several/longer", EVERY_LONGER, ", if it has as many images",
+                                   "It takes three times the passes to train."))),
+    more("gain", "Choosing without a target gains on always running at full size",
+         "not compared: the paper's rival is trained at one size", whole(FREE), at_full(EVERY)),
+    more("gain/alone", "Choosing without a target gains on a network trained at full size alone",
+         "77.5 at 3.7 G against 76.1 at 4.1 G (abstract: +1.4 with 10 % less)", whole(FREE),
+         whole(FULL), expected=1.4),
+    more("norms", "Private norms for each resolution gain more than 0.5 points",
+         "81.4 at 2.8 G against 80.3 at 2.9 G (ImageNet-100)", whole(dynamic(MIDDLE)),
+         whole(SHARED), 0.5, note="Shared norms run with one mean for all resolutions, and train "
+         "with each batch's own."),
+    *(more(f"expected/{what}",
+           f"A chooser that learns from the expected loss beats one by the paper's {what}", LACKS,
+           whole(dynamic(MIDDLE)), whole(arm)) for what, arm in (("text", TEXT), ("code", CODE))),
+    more("joint", "Learning the choice jointly beats imitating the cheapest good choice", LACKS,
+         whole(dynamic(MIDDLE)), whole(IMITATE)),
+    level("useful", "The chooser's scores tell the images that need full size: their AUC", LACKS,
+          (control(MIDDLE), of_test(control(MIDDLE), "auc", 1)), 0.55, "AUC"),
+    level("useful/doubt", "A small copy tells the images that need full size: the AUC of the same "
+          "network's doubt at half the size, on the pixels that the chooser sees", LACKS,
+          (f"{control(MIDDLE)}, doubt", of_test_if_any(control(MIDDLE), "auc of doubt")), 0.55,
+          "AUC"),
+    more("doubt", "A chooser that imitates, from labels, tells the images that need full size "
+         "better than the doubt of the network itself at half the size", LACKS,
+         (control(IMITATE), of_test(control(IMITATE), "auc", 1)),
+         ("doubt", of_test(control(IMITATE), "auc of doubt", 1)), unit="AUC", judged_in="AUC",
+         note="Doubt takes a run at half the size, which a cascade pays."),
+    more("planted/line", "Where half of the images visibly need full size, learned choices gain "
+         "more than 5 points on mixing resolutions by chance", LACKS, whole(PLANTED),
+         (f"{PLANTED}: line", accuracy(PLANTED, "line, own")), 5.0, pool=WITHIN,
+         note="Digits, at full or a quarter of the picture's width, at 32, 16 and 8 pixels."),
+    level("planted/useful",
+          "There the chooser's scores tell the images that need full size: their AUC", LACKS,
+          (PLANTED, of_test(PLANTED, "auc", 1)), 0.8, "AUC"),
+    *(more(f"planted/{arm.removeprefix(PLANTED + ', ')}",
+           f"There the default beats {arm.removeprefix(PLANTED + ', ')}", LACKS, whole(PLANTED),
+           whole(arm)) for arm in PLANTED_ARMS if arm != PLANTED),
     *(off_target(t) for t in TARGETS),
-    *(
-        more(
-            f"both/{what}/{t:g}",
-            f"At a target of {t:g}, choosing depth and resolution beats choosing the {what} alone",
-            LACKS, whole(both(t)), whole(arm(t)),
-        )
-        for what, arm in (("resolution", dynamic), ("depth", depth)) for t in TOGETHER
-    ),
-    *(
-        more(
-            f"front/{what}/{cost:g}",
-            f"Trained at a target of {MIDDLE:g} and held to a mean cost of {cost:g} by a cost penalty, "
-            f"the choice of depth and resolution beats the choice of {what} alone",
-            LACKS, ("both", accuracy(FRONTS, f"both at {cost:g}")),
-            (what, accuracy(FRONTS, f"{what} at {cost:g}")),
-        )
-        for what in ("resolution", "depth") for cost in TARGETS
-    ),
+    *(more(f"both/{what}/{t:g}",
+           f"At a target of {t:g}, choosing depth and resolution beats choosing the {what} alone",
+           LACKS, whole(both(t)), whole(arm(t)))
+      for what, arm in (("resolution", dynamic), ("depth", depth)) for t in TOGETHER),
+    *(more(f"front/{what}/{cost:g}", f"Trained at a target of {MIDDLE:g} and held to a mean cost "
+           f"of {cost:g} by a cost penalty, the choice of depth and resolution beats the choice of "
+           f"{what} alone", LACKS, ("both", accuracy(FRONTS, f"both at {cost:g}")),
+           (what, accuracy(FRONTS, f"{what} at {cost:g}")))
+      for what in ("resolution", "depth") for cost in TARGETS),
 ]  # fmt: skip
 
 COLUMNS = [
-    Column("accuracy", "accuracy"),
-    Column("cost", "cost"),
+    Column("accuracy", "accuracy"), Column("cost", "cost"),
     Column("unpriced accuracy", "accuracy, no penalty"),
-    Column("unpriced cost", "cost, no penalty"),
-    Column("sampled cost", "cost, drawn"),
-    Column("at 1", "at full size"),
-    Column("at 0.75", "at 3/4"),
-    Column("at 0.5", "at 1/2"),
-    Column("cpu_seconds", "seconds", 1.0, ".0f"),
-]
+    Column("unpriced cost", "cost, no penalty"), Column("sampled cost", "cost, drawn"),
+    Column("at 1", "at full size"), Column("at 0.75", "at 3/4"), Column("at 0.5", "at 1/2"),
+    Column("cpu_seconds", "seconds", 1.0, ".0f")
+]  # fmt: skip
 CONTROLS = [
-    Column("random", "random"),
-    Column("random, own", "random, own network"),
-    Column("line", "line"),
-    Column("line, own", "line, own network"),
-    Column("cascade", "cascade"),
-    Column("cascade cost", "cascade's cost"),
-    Column("oracle", "oracle"),
-    Column("oracle cost", "oracle's cost"),
-    Column("auc", "AUC", 1.0, ".3f"),
-    Column("auc of doubt", "AUC of doubt", 1.0, ".3f"),
-]
+    Column("random", "random"), Column("random, own", "random, own network"),
+    Column("line", "line"), Column("line, own", "line, own network"), Column("cascade", "cascade"),
+    Column("cascade cost", "cascade's cost"), Column("oracle", "oracle"),
+    Column("oracle cost", "oracle's cost"), Column("auc", "AUC", 1.0, ".3f"),
+    Column("auc of doubt", "AUC of doubt", 1.0, ".3f")
+]  # fmt: skip
 
 STUDY = Study(
     key="drnet",
     arms=ARMS,
     claims=CLAIMS,
     primary=PRIMARY,
-    common={
-        "data": "cifar10", "size": None, "net": "resnet20", "subnets": ("8", "14"), "epochs": 9,
-        "val_fraction": 0.1,
-    },
+    common={"data": "cifar10", "size": None, "net": "resnet20", "subnets": ("8", "14"), "epochs": 9,
+            "val_fraction": 0.1},
     quick={"data": "digits", "epochs": 1},
     fingerprint=image_fingerprint,
-    note=(
-        "The primary claims are named from the paper's abstract, and were reduced to three after these "
-        "runs. Costs are shares of the MACs at full size. Costs of arms that choose include the "
-        "chooser; costs of controls do not. A cascade pays for every resolution that it runs. "
-        "Arms with random choices are judged in the controls: their own chooser learns nothing. "
-        "An arm may cost less than its target, where no cost penalty improves its scores: compare "
-        "accuracies together with costs. The small copy that the chooser sees does say which "
-        "images need full size: the network's own doubt at that size tells them (claim "
-        "`useful/doubt`). The chooser does not learn it."
-    ),
-    questions=[
-        Question(
-            "Is choosing a resolution worth its cost?",
-            ("full size alone", "three quarters alone", "all resolutions*", "dynamic, [0-9n]*",
-             "dynamic, longer"),
-            ("cheaper*", "static", "several*", "gain", "cost/*"), COLUMNS,
-        ),
-        Question(
-            "Do the choices beat controls at the same cost?", ("controls*",),
-            ("random/*", "own/*", "line/*", "fixed-line/*", "cascade/*", "useful*", "doubt"), CONTROLS,
-        ),
-        Question("Which parts of the method matter?", (f"dynamic, {MIDDLE:g}", "dynamic, *", IMITATE),
-                 ("norms", "expected/*", "joint"), COLUMNS),
-        Question("Depth and resolution together?", ("depth*", f"dynamic, {TARGETS[0]:g}",
-                 f"dynamic, {MIDDLE:g}"), ("both/*", "front/*"), COLUMNS[:2]),
-        Question("Where the needed resolution is visible: the planted task", (f"{PLANTED}*",),
-                 ("planted/*",), [*COLUMNS[:2], *CONTROLS]),
-    ],
-    plot=Plot(
-        Axis("share of the MACs at full depth and size"),
-        Axis("test accuracy, %", 100),
-        {
-            "trained at one size": [Point(arm, "cost", "accuracy") for arm in (STATIC, FULL)],
-            "one resolution for all images": [
-                Point(EVERY, share**2, f"at {share:g}") for share in SHARES
-            ],
-            "chooses the resolution": [Point(dynamic(t), "cost", "accuracy") for t in TARGETS],
-            **{
-                f"chooses {what}": [
-                    Point(FRONTS, f"cost of {name} at {cost:g}", f"{name} at {cost:g}")
-                    for cost in COSTS
-                ]
-                for name, what in (("depth", "the depth"), ("both", "depth and resolution"))
-            },
-        },
-    ),
+    note=("The primary claims are named from the paper's abstract, and were reduced to three after "
+          "these runs. Costs are shares of the MACs at full size. Costs of arms that choose "
+          "include the chooser; costs of controls do not. A cascade pays for every resolution that "
+          "it runs. Arms with random choices are judged in the controls: their own chooser learns "
+          "nothing. An arm may cost less than its target, where no cost penalty improves its "
+          "scores: compare accuracies together with costs. The small copy that the chooser sees "
+          "does say which images need full size: the network's own doubt at that size tells them "
+          "(claim `useful/doubt`). The chooser does not learn it."),
+    questions=[Question("Is choosing a resolution worth its cost?",
+                        ("full size alone", "three quarters alone", "all resolutions*",
+                         "dynamic, [0-9n]*", "dynamic, longer"),
+                        ("cheaper*", "static", "several*", "gain", "cost/*"), COLUMNS),
+               Question("Do the choices beat controls at the same cost?", ("controls*",),
+                        ("random/*", "own/*", "line/*", "fixed-line/*", "cascade/*", "useful*",
+                         "doubt"), CONTROLS),
+               Question("Which parts of the method matter?",
+                        (f"dynamic, {MIDDLE:g}", "dynamic, *", IMITATE),
+                        ("norms", "expected/*", "joint"), COLUMNS),
+               Question("Depth and resolution together?",
+                        ("depth*", f"dynamic, {TARGETS[0]:g}", f"dynamic, {MIDDLE:g}"),
+                        ("both/*", "front/*"), COLUMNS[:2]),
+               Question("Where the needed resolution is visible: the planted task",
+                        (f"{PLANTED}*",), ("planted/*",), [*COLUMNS[:2], *CONTROLS])],
+    plot=Plot(Axis("share of the MACs at full depth and size"), Axis("test accuracy, %", 100),
+              {"trained at one size": [Point(arm, "cost", "accuracy") for arm in (STATIC, FULL)],
+               "one resolution for all images": [
+                   Point(EVERY, share**2, f"at {share:g}") for share in SHARES],
+               "chooses the resolution": [Point(dynamic(t), "cost", "accuracy") for t in TARGETS],
+               **{f"chooses {what}": [Point(FRONTS, f"cost of {name} at {cost:g}",
+                                            f"{name} at {cost:g}") for cost in COSTS]
+                  for name, what in (("depth", "the depth"), ("both", "depth and resolution"))}}),
 )  # fmt: skip

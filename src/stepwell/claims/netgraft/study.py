@@ -128,39 +128,24 @@ def of_one_student(shots: tuple[int, ...], is_slimmer: bool, bound: str) -> list
     claims = []
     for k in shots:
         ours, hinted, direct, hints = (at(way, k, is_slimmer) for way in GRAFTED)
-        pool = f"{prefix}K = {k}"
-        claims += [
-            beats(
-                f"{prefix}par/{k}",
-                f"With K = {k}{of}, NetGraft loses less than 2 points to KD with all images and their "
-                "labels, from the same copied blocks", "on par (abstract; numbers not read)",
-                ours, bound, -2.0, pool, 0.0 if f"{prefix}par/{k}" in PRIMARY else None,
-            ),
-            beats(
-                f"{prefix}teacher/{k}",
-                f"With K = {k}{of}, NetGraft loses less than 2 points to its teacher, which bounds it",
-                LACKS, ours, "teacher", -2.0, pool,
-            ),
-            beats(
-                f"{prefix}direct/{k}",
-                f"With K = {k}{of}, NetGraft gains on the same blocks copied and trained directly, as "
-                "long", LACKS, ours, direct, 0.0, pool,
-            ),
-            beats(
-                f"{prefix}hints/{k}",
-                f"With K = {k}{of}, NetGraft gains on direct training with hints of every block, too",
-                LACKS, ours, hints, 0.0, pool,
-            ),
-            beats(
-                f"{prefix}hints-help/{k}",
-                f"With K = {k}{of}, hints of every block help NetGraft", LACKS, hinted, ours, 0.0, pool,
-            ),
-            beats(
-                f"{prefix}grafting-helps-hints/{k}",
-                f"With K = {k}{of}, NetGraft with hints gains on direct training with hints",
-                LACKS, hinted, hints, 0.0, pool,
-            ),
-        ]  # fmt: skip
+        rows = (
+            ("par", "NetGraft loses less than 2 points to KD with all images and their labels, from "
+             "the same copied blocks", "on par (abstract; numbers not read)", ours, bound, -2.0),
+            ("teacher", "NetGraft loses less than 2 points to its teacher, which bounds it", LACKS,
+             ours, "teacher", -2.0),
+            ("direct", "NetGraft gains on the same blocks copied and trained directly, as long",
+             LACKS, ours, direct, 0.0),
+            ("hints", "NetGraft gains on direct training with hints of every block, too", LACKS,
+             ours, hints, 0.0),
+            ("hints-help", "hints of every block help NetGraft", LACKS, hinted, ours, 0.0),
+            ("grafting-helps-hints", "NetGraft with hints gains on direct training with hints",
+             LACKS, hinted, hints, 0.0),
+        )  # fmt: skip
+        for name, text, paper, a, b, margin in rows:
+            id = f"{prefix}{name}/{k}"
+            expected = 0.0 if id in PRIMARY else None
+            text = f"With K = {k}{of}, {text}"
+            claims.append(beats(id, text, paper, a, b, margin, f"{prefix}K = {k}", expected))
     return claims
 
 
@@ -169,71 +154,38 @@ ALONE = {1: at(SECOND, MOST, True), 2: at(FIRST, MOST, True)}
 CLAIMS = [
     *of_one_student(SHOTS, False, FULL),
     *of_one_student(SLIMMER_SHOTS, True, FULL_SLIMMER),
-    Claim(
-        "slimmer/stages",
-        f"With K = {MOST} and two stages to graft, both stages are needed: the lesser gain on either "
-        "stage alone, in as many steps as both", "dual-stage (abstract; numbers not read)", "%",
-        {arm: accuracy(arm) for arm in (BOTH_STAGES, *ALONE.values())},
-        least([less(accuracy(BOTH_STAGES), accuracy(arm)) for arm in ALONE.values()]),
-        pool=f"slimmer/K = {MOST}", expected=2.0,
-    ),
-    *(
-        beats(
-            f"slimmer/stage-{other}",
-            f"With K = {MOST} and two stages to graft, stage {other} is needed: the gain on stage "
-            f"{3 - other} alone, in as many steps as both", UNREAD, BOTH_STAGES, arm,
-            pool=f"slimmer/K = {MOST}" if other == 1 else "stage 1 alone",
-        )
-        for other, arm in ALONE.items()
-    ),
-    *(
-        beats(
-            f"kd/{k}",
+    Claim("slimmer/stages", f"With K = {MOST} and two stages to graft, both stages are needed: the "
+          "lesser gain on either stage alone, in as many steps as both",
+          "dual-stage (abstract; numbers not read)", "%",
+          {arm: accuracy(arm) for arm in (BOTH_STAGES, *ALONE.values())},
+          least([less(accuracy(BOTH_STAGES), accuracy(arm)) for arm in ALONE.values()]),
+          pool=f"slimmer/K = {MOST}", expected=2.0),
+    *(beats(f"slimmer/stage-{other}", f"With K = {MOST} and two stages to graft, stage {other} is "
+            f"needed: the gain on stage {3 - other} alone, in as many steps as both", UNREAD,
+            BOTH_STAGES, arm, pool=f"slimmer/K = {MOST}" if other == 1 else "stage 1 alone")
+      for other, arm in ALONE.items()),
+    *(beats(f"kd/{k}",
             f"With K = {k}, NetGraft gains more than 10 points on KD of a student from scratch",
-            UNREAD, at(NETGRAFT, k), at(KD, k), 10.0,
-        )
-        for k in SHOTS
-    ),
-    *(
-        beats(
-            f"labels/{k}",
+            UNREAD, at(NETGRAFT, k), at(KD, k), 10.0) for k in SHOTS),
+    *(beats(f"labels/{k}",
             f"With K = {k}, NetGraft gains more than 10 points on training with the images' labels",
-            LACKS, at(NETGRAFT, k), at(LABELS, k), 10.0,
-        )
-        for k in SHOTS
-    ),
-    *(
-        more(
-            f"stage-1/{k}", f"With K = {k}, stage 2 adds to the blocks of stage 1 as they are", UNREAD,
-            (NETGRAFT, accuracy(at(NETGRAFT, k))), ("its stage 1", untuned(k)), pool=f"K = {k}",
-            note="Stage 1 there takes two thirds of the steps.",
-        )
-        for k in SHOTS
-    ),
-    beats(
-        "saturation", f"{MOST} images a class lose less than 1 point to {MANY}", ON_CIFAR,
-        at(NETGRAFT, MOST), at(NETGRAFT, MANY), -1.0, f"K = {MOST}",
-    ),
-    beats(
-        "saturation/5", f"5 images a class lose less than 1 point to {MOST}", ON_CIFAR,
-        at(NETGRAFT, 5), at(NETGRAFT, MOST), -1.0, "K = 5",
-    ),
-    beats(
-        "one-shot", f"1 image a class loses less than 5 points to {MOST}", ON_CIFAR,
-        at(NETGRAFT, 1), at(NETGRAFT, MOST), -5.0, "K = 1",
-    ),
-    beats(
-        "teacher", "The student is wide enough: full-data KD loses less than 5 points to the teacher",
-        LACKS, FULL, "teacher", -5.0, "all images",
-    ),
-    beats(
-        "loss", "The direction of the logits is a better target than their mean squared error",
-        "the authors' code's default", at(NETGRAFT, MOST), at(MSE, MOST), 0.0, f"K = {MOST}",
-    ),
-    beats(
-        "copied", "Copied blocks help: the gain on a student of which nothing is copied",
-        "the authors' code copies blocks 1 to 3 of 5", at(NETGRAFT, MOST), at(FRESH, MOST),
-    ),
+            LACKS, at(NETGRAFT, k), at(LABELS, k), 10.0) for k in SHOTS),
+    *(more(f"stage-1/{k}", f"With K = {k}, stage 2 adds to the blocks of stage 1 as they are",
+           UNREAD, (NETGRAFT, accuracy(at(NETGRAFT, k))), ("its stage 1", untuned(k)),
+           pool=f"K = {k}", note="Stage 1 there takes two thirds of the steps.") for k in SHOTS),
+    beats("saturation", f"{MOST} images a class lose less than 1 point to {MANY}", ON_CIFAR,
+          at(NETGRAFT, MOST), at(NETGRAFT, MANY), -1.0, f"K = {MOST}"),
+    beats("saturation/5", f"5 images a class lose less than 1 point to {MOST}", ON_CIFAR,
+          at(NETGRAFT, 5), at(NETGRAFT, MOST), -1.0, "K = 5"),
+    beats("one-shot", f"1 image a class loses less than 5 points to {MOST}", ON_CIFAR,
+          at(NETGRAFT, 1), at(NETGRAFT, MOST), -5.0, "K = 1"),
+    beats("teacher",
+          "The student is wide enough: full-data KD loses less than 5 points to the teacher", LACKS,
+          FULL, "teacher", -5.0, "all images"),
+    beats("loss", "The direction of the logits is a better target than their mean squared error",
+          "the authors' code's default", at(NETGRAFT, MOST), at(MSE, MOST), 0.0, f"K = {MOST}"),
+    beats("copied", "Copied blocks help: the gain on a student of which nothing is copied",
+          "the authors' code copies blocks 1 to 3 of 5", at(NETGRAFT, MOST), at(FRESH, MOST)),
 ]  # fmt: skip
 
 NOTE = (
@@ -250,16 +202,12 @@ NOTE = (
 )
 
 COLUMNS = [
-    Column("14/accuracy", "accuracy"),
-    Column("spread", "spread over initial values"),
-    Column("grafted layer2", "layer2 grafted"),
-    Column("grafted layer3", "layer3 grafted"),
-    Column("grafted head", "head grafted"),
-    Column("untuned", "joined untuned"),
-    Column("14/nll", "NLL", 1.0, ".3f"),
-    Column("run_seconds", "seconds a run", 1.0, ".0f"),
-    Column("cpu_seconds", "seconds in all", 1.0, ".0f"),
-]
+    Column("14/accuracy", "accuracy"), Column("spread", "spread over initial values"),
+    Column("grafted layer2", "layer2 grafted"), Column("grafted layer3", "layer3 grafted"),
+    Column("grafted head", "head grafted"), Column("untuned", "joined untuned"),
+    Column("14/nll", "NLL", 1.0, ".3f"), Column("run_seconds", "seconds a run", 1.0, ".0f"),
+    Column("cpu_seconds", "seconds in all", 1.0, ".0f")
+]  # fmt: skip
 
 #: The arms of grafting and of direct training, of the slim student.
 OF_SLIM = [at(way, k) for k in (*SHOTS, MANY) for way in GRAFTED if at(way, k) in ARMS]
@@ -269,37 +217,23 @@ STUDY = Study(
     arms=ARMS,
     claims=CLAIMS,
     primary=PRIMARY,
-    common={
-        "data": "cifar10", "size": 16, "epochs": 20, "val_fraction": 0.0, "graft_steps": 300,
-        "join_steps": 300,
-    },
-    quick={
-        "data": "digits", "size": None, "epochs": 1, "graft_steps": 1, "join_steps": 1, "views": 1,
-        "inits": 1,
-    },
+    common={"data": "cifar10", "size": 16, "epochs": 20, "val_fraction": 0.0, "graft_steps": 300,
+            "join_steps": 300},
+    quick={"data": "digits", "size": None, "epochs": 1, "graft_steps": 1, "join_steps": 1,
+           "views": 1, "inits": 1},
     fingerprint=image_fingerprint,
     note=NOTE,
-    questions=[
-        Question(
-            "How far does grafting come, and is it better than direct training?",
-            ("teacher", FULL, *OF_SLIM, f"{KD}*", f"{LABELS}*"),
-            ("par/*", "teacher*", "direct/*", "hints*", "grafting-helps-hints/*", "kd/*", "labels/*",
-             "saturation*", "one-shot"), COLUMNS,
-        ),
-        Question("With two stages to graft?", ("*slimmer",), ("slimmer/*",), COLUMNS),
-        Question(
-            "Which parts of the method matter?",
-            (at(NETGRAFT, MOST), at(MSE, MOST), at(FRESH, MOST)),
-            ("stage-1/*", "loss", "copied"),
-            COLUMNS,
-        ),
-    ],
-    plot=Plot(
-        Axis("images of each class (K)", log=True, ticks=(*SHOTS, MANY)),
-        Axis("test accuracy, %", 100),
-        {
-            way: [Point(at(way, k), k, "14/accuracy") for k in (*SHOTS, MANY) if at(way, k) in ARMS]
-            for way in (NETGRAFT, HINTED, DIRECT, HINTS, KD, LABELS)
-        },
-    ),
+    questions=[Question("How far does grafting come, and is it better than direct training?",
+                        ("teacher", FULL, *OF_SLIM, f"{KD}*", f"{LABELS}*"),
+                        ("par/*", "teacher*", "direct/*", "hints*", "grafting-helps-hints/*",
+                         "kd/*", "labels/*", "saturation*", "one-shot"), COLUMNS),
+               Question("With two stages to graft?", ("*slimmer",), ("slimmer/*",), COLUMNS),
+               Question("Which parts of the method matter?",
+                        (at(NETGRAFT, MOST), at(MSE, MOST), at(FRESH, MOST)),
+                        ("stage-1/*", "loss", "copied"), COLUMNS)],
+    plot=Plot(Axis("images of each class (K)", log=True, ticks=(*SHOTS, MANY)),
+              Axis("test accuracy, %", 100),
+              {way: [Point(at(way, k), k, "14/accuracy")
+                     for k in (*SHOTS, MANY) if at(way, k) in ARMS]
+               for way in (NETGRAFT, HINTED, DIRECT, HINTS, KD, LABELS)}),
 )  # fmt: skip
