@@ -14,8 +14,10 @@ from stepwell.claims.drnet.arms import (
     best_mixture,
     held_to,
 )
-from stepwell.claims.drnet.plan import (
+from stepwell.claims.drnet.planted import two_scales
+from stepwell.claims.drnet.study import (
     ARMS,
+    CLAIMS,
     EVERY,
     EVERY_LONGER,
     FRONTS,
@@ -23,7 +25,9 @@ from stepwell.claims.drnet.plan import (
     LONGER,
     MIDDLE,
     PLANTED,
+    PRIMARY,
     STATIC,
+    STUDY,
     TARGETS,
     both,
     control,
@@ -31,8 +35,6 @@ from stepwell.claims.drnet.plan import (
     dynamic,
     random,
 )
-from stepwell.claims.drnet.planted import two_scales
-from stepwell.claims.drnet.study import CLAIMS, PRIMARY, STUDY
 from stepwell.claims.kit.judging import judge
 from stepwell.claims.kit.study import slug
 from stepwell.claims.kit.verify import verify_system

@@ -40,8 +40,7 @@ from stepwell.claims.fidelity.arms import (
     student,
 )
 from stepwell.claims.fidelity.compare import compare
-from stepwell.claims.fidelity.rules import of_most_faithful
-from stepwell.claims.fidelity.study import STUDY
+from stepwell.claims.fidelity.study import STUDY, of_most_faithful
 from stepwell.claims.kit.judging import judge
 from stepwell.claims.kit.page import render
 from stepwell.claims.kit.study import slug
