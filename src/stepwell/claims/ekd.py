@@ -206,10 +206,9 @@ def about_arm(subs: tuple[str, ...], kind: str) -> list[Claim]:
               "KD, within half a point (the sub-net that fares worst)",
               "at least offline KD (goal: above)", accuracies, *gains(subs, arm, offline),
               margin=-0.5),
-        times(f"offline-kd-cost/{slug}",
-              f"{arm} costs no more seconds than offline KD with its teacher, within 5 %",
-              "at less cost (here: at equal cost, within 5 %)", "processor seconds", teach, 1.05,
-              below=True),
+        times(f"offline-kd-cost/{slug}", f"{arm} costs no more seconds than offline KD with its "
+              "teacher, within 5 %", "at less cost (here: at equal cost, within 5 %)",
+              "processor seconds", teach, 1.05, below=True),
         more(f"full-net-unharmed/{slug}", f"{arm} does not harm the full net",
              "preserves the full net's performance (abstract; reference and goal +0.9)",
              *named(arm, alone(FULL), FULL), -0.5, accuracies, expected=0.0),
@@ -322,10 +321,7 @@ def depths_of(arm: str, *depths: str) -> list[Point]:
 
 
 STUDY = Study(
-    key="ekd",
-    arms=ARMS,
-    claims=CLAIMS,
-    primary=PRIMARY,
+    key="ekd", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
     note=("The primary claims are named from the paper's abstract, and are about the default "
           "recipe, which was chosen on validation images; the paper's loss from the first step is "
           'the arm "EKD plain". They were reduced to three after these runs. A sub-net agrees with '

@@ -13,6 +13,7 @@ answer now are asked.)
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from stepwell.claims.dkge.snapshots import snapshots_digest
 from stepwell.claims.kit.columns import Column
@@ -72,21 +73,11 @@ def step_seconds(arm: str) -> Measure:
 
 
 def better(
-    id: str,
-    text: str,
-    paper: str,
-    a: str,
-    b: str,
-    key: str,
-    margin: float = 0.0,
-    note: str = "",
-    expected: float | None = None,
+    id: str, text: str, paper: str, a: str, b: str, key: str, margin: float = 0.0, **options: Any
 ) -> Claim:
     """A claim that arm `a` has more of a measure than arm `b`, by more than `margin` points."""
-    return more(
-        id, text, paper, (a, points(a, key)), (b, points(b, key)), margin, pool=key, note=note,
-        expected=expected,
-    )  # fmt: skip
+    pair = (a, points(a, key)), (b, points(b, key))
+    return more(id, text, paper, *pair, margin, pool=key, **options)
 
 
 STILL, CAME, NEW = "still/mrr", "came/mrr", "new/mrr"
@@ -96,6 +87,7 @@ WHAT = {
     STILL: "triples that were true at the start", CAME: "triples that came since",
     NEW: "triples with new entities"
 }  # fmt: skip
+ALL_PARTS = WHAT | {UNLEARNT: "deleted triples are unlearnt", ANSWERS: "changed questions"}
 LACKS = "not compared"
 
 
@@ -108,14 +100,12 @@ def on_every_part(
 
 
 CLAIMS = [
-    *(times(f"online-keeps-up/{key.partition('/')[0]}",
-            f"An update has at least 95 % of the MRR of training anew: {what}",
-            "second best, below DKGE anew alone", "MRR, %",
+    *(times(f"online-keeps-up/{key.partition('/')[0]}", "An update has at least 95 % of the MRR of "
+            f"training anew: {what}", "second best, below DKGE anew alone", "MRR, %",
             {ONLINE: points(ONLINE, key), ANEW: points(ANEW, key)}, 0.95, pool=f"{key}, ×")
       for key, what in WHAT.items()),
-    times("online-faster",
-          "An update takes at most a sixth of the processor's time of training anew",
-          "two hours in place of a week (IMDB-13-3SP, of 8 million triples)",
+    times("online-faster", "An update takes at most a sixth of the processor's time of training "
+          "anew", "two hours in place of a week (IMDB-13-3SP, of 8 million triples)",
           "processor seconds a step", {ANEW: step_seconds(ANEW), ONLINE: step_seconds(ONLINE)}, 6.0,
           pool="online-faster", expected=80.0),
     times("more-training-costs-more", "An update takes less of the processor's time than more "
@@ -138,18 +128,17 @@ CLAIMS = [
            UNLEARNT),
     better("beyond-nothing/answers", "An update answers more questions whose answers have changed "
            "than doing nothing", "answers questions on a changing graph (abstract); only DKGE was "
-           "tested",
-           ONLINE, NOTHING, ANSWERS, expected=50.0),
+           "tested", ONLINE, NOTHING, ANSWERS, expected=50.0),
     better("forgets-nothing", "Learnt triples that share an end with a changed one lose less than 2 "
            "points of MRR by an update, against doing nothing", LACKS, ONLINE, NOTHING, BESIDE, -2.0),
     better("unlearns-like-anew", "An update unlearns as well as training anew, less 5 points",
            "not measured", ONLINE, ANEW, UNLEARNT, -5.0,
-           "Deleted triples were learnt once, held-out ones never."),
+           note="Deleted triples were learnt once, held-out ones never."),
     better("answers-like-anew", "An update answers as many changed questions as training anew, less 5 "
            "points", "only DKGE was tested", ONLINE, ANEW, ANSWERS, -5.0),
     better("old-answers-gone", "After an update old answers come first, new ones left out, as seldom "
            "as after training anew, but for 5 points", "not measured", ANEW, ONLINE, OLD_ANSWERS, -5.0,
-           "An old answer is ranked among wrong ones: the new one does not compete with it."),
+           note="An old answer is ranked among wrong ones: the new one does not compete with it."),
     better("removed-taught/unlearnt", "Removed triples are unlearnt better where an update teaches "
            "them as false than where it does not", "they are not taught", ONLINE, KEPT, UNLEARNT),
     better("removed-taught/answers", "More questions whose answers have changed are answered where "
@@ -164,7 +153,7 @@ CLAIMS = [
       for key, what in WHAT.items()),
     *on_every_part("online-beyond-transe-anew", "An update of DKGE ranks better than TransE trained "
                    "anew by the same code", "second best, above TransE anew", ONLINE, PLAIN_ANEW,
-                   WHAT | {UNLEARNT: "deleted triples are unlearnt", ANSWERS: "changed questions"}),
+                   ALL_PARTS),
     *on_every_part("beyond-pykeen-transe", "Trained anew, DKGE ranks better than pykeen's TransE",
                    "DKGE is above TransE", ANEW, PYKEEN_TRANSE),
     *on_every_part("beyond-rotate", "Trained anew, DKGE ranks better than pykeen's RotatE",
@@ -173,12 +162,12 @@ CLAIMS = [
     better("gate-helps", "The gate helps", "the gate helps", ANEW, UNGATED, STILL),
     *on_every_part("beyond-transe-online", "An update with contexts ranks better than one without",
                    "not asked", ONLINE, PLAIN_ONLINE,
-                   WHAT | {UNLEARNT: "deleted triples are unlearnt", ANSWERS: "changed questions"}),
+                   ALL_PARTS),
     *on_every_part("beyond-more-training", "An update is better than more training of TransE on all "
                    "triples at the same rates, as many epochs", LACKS, ONLINE, ALL),
     *on_every_part("beyond-more-training-taught", "An update is better than more training of TransE on "
                    "all triples, with removed ones taught as false", LACKS, ONLINE, ALL_TAUGHT,
-                   WHAT | {UNLEARNT: "deleted triples are unlearnt", ANSWERS: "changed questions"}),
+                   ALL_PARTS),
     better("added-alone-forgets", "More training on added triples alone ranks triples that were true "
            "at the start worse than doing nothing", LACKS, PLAIN_NOTHING, ADDED, STILL),
     *(better(f"rule/{kind}", f"The text's rule of what is affected gives more than the code's: {what}",
@@ -198,9 +187,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 STUDY = Study(
-    key="dkge",
-    arms=ARMS,
-    claims=CLAIMS,
+    key="dkge", arms=ARMS, claims=CLAIMS,
     primary=("context-helps/still", "online-faster", "beyond-nothing/answers"),
     note=("The primary claims are the three experiments that the paper's abstract names: link "
           "prediction, efficiency, question answering. They were reduced to three after these "

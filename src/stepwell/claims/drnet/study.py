@@ -207,12 +207,10 @@ CLAIMS = [
            of(t, "line")) for t in EVERY_TARGET),
     *(more(f"cascade/{t}", f"{at(t)}, learned choices beat the best cascade of the network that "
            "never chooses (a small resolution first, a larger one where unsure)", LACKS,
-           whole(dynamic(t)), of(t, "cascade"),
-           note="The cascade needs no chooser, and pays for every resolution it runs.")
-      for t in EVERY_TARGET),
-    *(more(id,
-           f"{at(t)}, the dynamic network loses less than 1 point to training at full size alone",
-           "76.2 at 2.7 G against 76.1 at 4.1 G (abstract: similar at 34 % less)",
+           whole(dynamic(t)), of(t, "cascade"), note="The cascade needs no chooser, and pays for "
+           "every resolution it runs.") for t in EVERY_TARGET),
+    *(more(id, f"{at(t)}, the dynamic network loses less than 1 point to training at full size "
+           "alone", "76.2 at 2.7 G against 76.1 at 4.1 G (abstract: similar at 34 % less)",
            whole(dynamic(t)), whole(FULL), -1.0, note=note, expected=0.0)
       for id, t, note in (("cheaper", MIDDLE, ""),
                           ("cheaper/longer", LONGER, "It takes 2.6 times the passes to train."))),
@@ -253,16 +251,14 @@ CLAIMS = [
          "more than 5 points on mixing resolutions by chance", LACKS, whole(PLANTED),
          (f"{PLANTED}: line", accuracy(PLANTED, "line, own")), 5.0, pool=WITHIN,
          note="Digits, at full or a quarter of the picture's width, at 32, 16 and 8 pixels."),
-    level("planted/useful",
-          "There the chooser's scores tell the images that need full size: their AUC", LACKS,
-          (PLANTED, of_test(PLANTED, "auc", 1)), 0.8, "AUC"),
+    level("planted/useful", "There the chooser's scores tell the images that need full size: their "
+          "AUC", LACKS, (PLANTED, of_test(PLANTED, "auc", 1)), 0.8, "AUC"),
     *(more(f"planted/{arm.removeprefix(PLANTED + ', ')}",
            f"There the default beats {arm.removeprefix(PLANTED + ', ')}", LACKS, whole(PLANTED),
            whole(arm)) for arm in PLANTED_ARMS if arm != PLANTED),
     *(off_target(t) for t in TARGETS),
-    *(more(f"both/{what}/{t:g}",
-           f"At a target of {t:g}, choosing depth and resolution beats choosing the {what} alone",
-           LACKS, whole(both(t)), whole(arm(t)))
+    *(more(f"both/{what}/{t:g}", f"At a target of {t:g}, choosing depth and resolution beats "
+           f"choosing the {what} alone", LACKS, whole(both(t)), whole(arm(t)))
       for what, arm in (("resolution", dynamic), ("depth", depth)) for t in TOGETHER),
     *(more(f"front/{what}/{cost:g}", f"Trained at a target of {MIDDLE:g} and held to a mean cost "
            f"of {cost:g} by a cost penalty, the choice of depth and resolution beats the choice of "
@@ -287,10 +283,7 @@ CONTROLS = [
 ]  # fmt: skip
 
 STUDY = Study(
-    key="drnet",
-    arms=ARMS,
-    claims=CLAIMS,
-    primary=PRIMARY,
+    key="drnet", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
     common={"data": "cifar10", "size": None, "net": "resnet20", "subnets": ("8", "14"), "epochs": 9,
             "val_fraction": 0.1},
     quick={"data": "digits", "epochs": 1},

@@ -140,31 +140,33 @@ def _plan(claim: Claim, mean: float, n: int, spread: Spread, level: float) -> di
     }
 
 
-class _NotGiven(LookupError):
-    """A measure read an arm that it was not given."""
+class _NotRun(LookupError):
+    """A measure read an arm that was not run."""
 
 
-class _Given(dict[str, Mapping[str, Any]]):
-    """Results by arm, of any seed."""
+class _Read(dict[str, Mapping[str, Any]]):
+    """Results of any seed by arm; holds the arms that measures have read, in their order."""
+
+    def __init__(self, results: Results) -> None:
+        super().__init__()
+        self._results = results
 
     def __missing__(self, arm: str) -> Mapping[str, Any]:
-        raise _NotGiven(arm)
+        if not self._results.get(arm):
+            raise _NotRun(arm)
+        self[arm] = next(iter(self._results[arm].values()))
+        return self[arm]
 
 
 def _arms_of(measures: Sequence[Any], results: Results) -> list[str]:
     """The arms that measures read, in their order; up to the first that was not run."""
-    given = _Given()
-    ahead = list(measures)
-    while ahead:
-        try:
-            ahead[0](given)
-            del ahead[0]
-        except _NotGiven as missing:
-            arm = str(missing)
-            if not results.get(arm):
-                return [*given, arm]
-            given[arm] = next(iter(results[arm].values()))
-    return list(given)
+    read = _Read(results)
+    try:
+        for measure in measures:
+            measure(read)
+    except _NotRun as missing:
+        return [*read, str(missing)]
+    return [*read]
 
 
 def read_claims(file: Path) -> dict[str, Any]:

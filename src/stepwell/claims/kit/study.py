@@ -6,15 +6,17 @@ arguments, its data and the code that it imports. So claims share arms, an inter
 where it stopped, and a change elsewhere invalidates nothing.
 """
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -259,13 +261,8 @@ def only(study: Study, patterns: Sequence[str]) -> Study:
 
 def with_needed(study: Study, arms: set[str]) -> set[str]:
     """These arms and all arms that they need."""
-    found = set(arms)
-    ahead = [name for name in arms if name in study.arms]
-    while ahead:
-        needs = set(study.arms[ahead.pop()].needed) - found
-        found |= needs
-        ahead += needs
-    return found
+    needed = set(arms).union(*(study.arms[name].needed for name in arms if name in study.arms))
+    return needed if needed == arms else with_needed(study, needed)
 
 
 def _marks(study: Study, common: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -274,19 +271,20 @@ def _marks(study: Study, common: Mapping[str, Any]) -> dict[str, tuple[str, str]
     An arm that takes no data makes its own, or has the data of the arms that it needs.
     """
     data: dict[tuple[Any, Any], str] = {(None, None): ""}
-    code: dict[str, str] = {}
+    code = cache(source_digest)
     marks = {}
     for name, arm in study.arms.items():
         arguments = dict(common) | dict(arm.arguments)
         taken = "data" in arm.taken
         which = (arguments.get("data"), arguments.get("size")) if taken else (None, None)
-        module = arm.function.partition(":")[0]
         if which not in data:
             data[which] = study.fingerprint(arguments)
-        if module not in code:
-            code[module] = source_digest(module)
-        marks[name] = data[which], code[module]
+        marks[name] = data[which], code(_module(arm.function))
     return marks
+
+
+def _module(function: str) -> str:
+    return function.partition(":")[0]
 
 
 def _unit_name(
@@ -344,7 +342,7 @@ def _run_unit(function: str, arguments: dict[str, Any], folder: Path) -> dict[st
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         result = call(load_object(function), out=folder / "run", **arguments)
-        module = function.partition(":")[0]
+        module = _module(function)
         trained_on = {
             "machine": f"{processor()}, {torch.get_num_threads()} threads",
             "torch": torch.__version__,
@@ -355,22 +353,18 @@ def _run_unit(function: str, arguments: dict[str, Any], folder: Path) -> dict[st
     return cached
 
 
-class _pool:
-    """Gives a `submit` like an executor's; without workers it runs the call at once."""
-
-    def __init__(self, workers: int) -> None:
-        self._executor: ProcessPoolExecutor | None = None
-        if workers:
-            self._executor = ProcessPoolExecutor(
-                workers, multiprocessing.get_context("spawn"), initializer=_one_thread
-            )
-
-    def __enter__(self) -> Callable[..., Future[dict[str, Any]]]:
-        return self._executor.submit if self._executor else _call_now
-
-    def __exit__(self, *_: object) -> None:
-        if self._executor:
-            self._executor.shutdown(cancel_futures=True)
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[Callable[..., Future[dict[str, Any]]]]:
+    """Give a `submit` like an executor's; without workers it runs the call at once."""
+    if not workers:
+        yield _call_now
+        return
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(workers, context, initializer=_one_thread)
+    try:
+        yield executor.submit
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def _call_now(call: Callable[..., dict[str, Any]], *args: Any) -> Future[dict[str, Any]]:

@@ -6,13 +6,13 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from stepwell.claims import CLAIMS
-from stepwell.claims.kit.columns import columns_by_depth
+from stepwell.claims.kit.columns import Column, columns_by_depth
 from stepwell.claims.kit.figure import draw
 from stepwell.claims.kit.inference import summary
 from stepwell.claims.kit.judging import judge
@@ -73,14 +73,10 @@ def verify_system(
         nonlocal finished
         finished += 1
         test = result["test"]
-        named = [c for question in study.questions for c in question.columns if c.key in test]
-        columns = named or [c for c in columns_by_depth({arm: test}) if c.key in test]
-        numbers = ", ".join(
-            f"{title}: {number}"
-            for title, number in {
-                c.title: format(c.scale * test[c.key], c.form) for c in columns
-            }.items()
-        )
+        columns: Iterable[Column] = (c for question in study.questions for c in question.columns)
+        columns = [c for c in dict.fromkeys(columns) if c.key in test]
+        columns = columns or [c for c in columns_by_depth({arm: test}) if c.key in test]
+        numbers = ", ".join(f"{c.title}: {format(c.scale * test[c.key], c.form)}" for c in columns)
         left = ""
         if new and ahead:
             left = f", about {(time.monotonic() - started) / new * ahead / 60:.0f} min left"

@@ -164,12 +164,10 @@ CLAIMS = [
             f"needed: the gain on stage {3 - other} alone, in as many steps as both", UNREAD,
             BOTH_STAGES, arm, pool=f"slimmer/K = {MOST}" if other == 1 else "stage 1 alone")
       for other, arm in ALONE.items()),
-    *(beats(f"kd/{k}",
-            f"With K = {k}, NetGraft gains more than 10 points on KD of a student from scratch",
-            UNREAD, at(NETGRAFT, k), at(KD, k), 10.0) for k in SHOTS),
-    *(beats(f"labels/{k}",
-            f"With K = {k}, NetGraft gains more than 10 points on training with the images' labels",
-            LACKS, at(NETGRAFT, k), at(LABELS, k), 10.0) for k in SHOTS),
+    *(beats(f"kd/{k}", f"With K = {k}, NetGraft gains more than 10 points on KD of a student from "
+            "scratch", UNREAD, at(NETGRAFT, k), at(KD, k), 10.0) for k in SHOTS),
+    *(beats(f"labels/{k}", f"With K = {k}, NetGraft gains more than 10 points on training with the "
+            "images' labels", LACKS, at(NETGRAFT, k), at(LABELS, k), 10.0) for k in SHOTS),
     *(more(f"stage-1/{k}", f"With K = {k}, stage 2 adds to the blocks of stage 1 as they are",
            UNREAD, (NETGRAFT, accuracy(at(NETGRAFT, k))), ("its stage 1", untuned(k)),
            pool=f"K = {k}", note="Stage 1 there takes two thirds of the steps.") for k in SHOTS),
@@ -179,9 +177,8 @@ CLAIMS = [
           at(NETGRAFT, 5), at(NETGRAFT, MOST), -1.0, "K = 5"),
     beats("one-shot", f"1 image a class loses less than 5 points to {MOST}", ON_CIFAR,
           at(NETGRAFT, 1), at(NETGRAFT, MOST), -5.0, "K = 1"),
-    beats("teacher",
-          "The student is wide enough: full-data KD loses less than 5 points to the teacher", LACKS,
-          FULL, "teacher", -5.0, "all images"),
+    beats("teacher", "The student is wide enough: full-data KD loses less than 5 points to the "
+          "teacher", LACKS, FULL, "teacher", -5.0, "all images"),
     beats("loss", "The direction of the logits is a better target than their mean squared error",
           "the authors' code's default", at(NETGRAFT, MOST), at(MSE, MOST), 0.0, f"K = {MOST}"),
     beats("copied", "Copied blocks help: the gain on a student of which nothing is copied",
@@ -213,10 +210,7 @@ COLUMNS = [
 OF_SLIM = [at(way, k) for k in (*SHOTS, MANY) for way in GRAFTED if at(way, k) in ARMS]
 
 STUDY = Study(
-    key="netgraft",
-    arms=ARMS,
-    claims=CLAIMS,
-    primary=PRIMARY,
+    key="netgraft", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
     common={"data": "cifar10", "size": 16, "epochs": 20, "val_fraction": 0.0, "graft_steps": 300,
             "join_steps": 300},
     quick={"data": "digits", "size": None, "epochs": 1, "graft_steps": 1, "join_steps": 1,
