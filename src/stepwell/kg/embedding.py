@@ -102,15 +102,9 @@ class GraphEmbedding(nn.Module):
     """
 
     def __init__(
-        self,
-        entities: int,
-        relations: int,
-        dim: int,
-        *,
-        context: bool = True,
-        attention: bool = True,
-        gate: bool = True,
-    ) -> None:
+        self, entities: int, relations: int, dim: int, *, context: bool = True,
+        attention: bool = True, gate: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.dim = dim
         sizes = {"entity": entities, "relation": relations}

@@ -24,15 +24,9 @@ class DKGE(Translation):
     """
 
     def __init__(
-        self,
-        net: GraphEmbedding,
-        snapshot: Snapshot,
-        *,
-        margin: float = 4.0,
-        negatives: int = 1,
-        removed: Triples | None = None,
-        unlearn: float = 0.0,
-    ) -> None:
+        self, net: GraphEmbedding, snapshot: Snapshot, *, margin: float = 4.0, negatives: int = 1,
+        removed: Triples | None = None, unlearn: float = 0.0,
+    ) -> None:  # fmt: skip
         rows = snapshot.index.rows
         corrupt = Corruption(snapshot.index, rows, np.unique(rows[:, [HEAD, TAIL]]))
         super().__init__(

@@ -111,21 +111,10 @@ class UpdateResult:
 
 
 def learn_change(
-    net: GraphEmbedding,
-    joint: Mapping[Kind, Table],
-    before: Snapshot,
-    after: Snapshot,
-    changes: Rows,
-    new: Mapping[Kind, Ints],
-    how: Online,
-    *,
-    entities: Ints,
-    relations: Ints,
-    contextual: Mapping[Kind, Table],
-    margin: float,
-    negatives: int,
-    seed: int,
-) -> UpdateResult:
+    net: GraphEmbedding, joint: Mapping[Kind, Table], before: Snapshot, after: Snapshot,
+    changes: Rows, new: Mapping[Kind, Ints], how: Online, *, entities: Ints, relations: Ints,
+    contextual: Mapping[Kind, Table], margin: float, negatives: int, seed: int,
+) -> UpdateResult:  # fmt: skip
     """Learn what a change affects; no argument is modified.
 
     It has a loop of its own because `fit` needs a run directory, has fixed batches and no time limit;

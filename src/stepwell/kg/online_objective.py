@@ -34,21 +34,11 @@ class OnlineDKGE(Translation):
     """
 
     def __init__(
-        self,
-        net: GraphEmbedding,
-        joint: Mapping[Kind, Table],
-        after: Snapshot,
-        trained: Mapping[Kind, Ints],
-        new: Mapping[Kind, Ints],
-        start: Mapping[Kind, Table],
-        contextual: Mapping[Kind, Table],
-        removed: Triples,
-        corrupt: Corruption,
-        *,
-        unlearn: float,
-        margin: float,
-        negatives: int,
-    ) -> None:
+        self, net: GraphEmbedding, joint: Mapping[Kind, Table], after: Snapshot,
+        trained: Mapping[Kind, Ints], new: Mapping[Kind, Ints], start: Mapping[Kind, Table],
+        contextual: Mapping[Kind, Table], removed: Triples, corrupt: Corruption, *, unlearn: float,
+        margin: float, negatives: int,
+    ) -> None:  # fmt: skip
         super().__init__(
             corrupt, margin=margin, negatives=negatives, removed=removed, unlearn=unlearn
         )

@@ -104,14 +104,9 @@ class Translation(Objective):
     """
 
     def __init__(
-        self,
-        corrupt: Corruption,
-        *,
-        margin: float,
-        negatives: int,
-        removed: Triples | None = None,
+        self, corrupt: Corruption, *, margin: float, negatives: int, removed: Triples | None = None,
         unlearn: float = 0.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.corrupt, self.margin, self.negatives = corrupt, margin, negatives
         self._removed = removed if removed is not None and unlearn else torch.zeros(0, 3).long()

@@ -43,17 +43,9 @@ def first(
 
 
 def follow(
-    *,
-    out: Path,
-    data: str,
-    steps: int,
-    base: Path,
-    way: Way,
-    part: str = "test",
-    online_epochs: int = 20,
-    unlearn: float = Online.unlearn,
-    seed: int = 0,
-) -> dict[str, Any]:
+    *, out: Path, data: str, steps: int, base: Path, way: Way, part: str = "test",
+    online_epochs: int = 20, unlearn: float = Online.unlearn, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """Follow the snapshots from a graph that was learnt at the first.
 
     Returns:
@@ -79,15 +71,9 @@ def follow(
 
 
 def retrain(
-    *,
-    out: Path,
-    data: str,
-    steps: int,
-    epochs: int,
-    encoder: Encoder = "full",
-    part: str = "test",
+    *, out: Path, data: str, steps: int, epochs: int, encoder: Encoder = "full", part: str = "test",
     seed: int = 0,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Learn every later snapshot from scratch; return the same as `follow`."""
     found, clock = [], time.perf_counter()
     for start, before, now in _steps(data, steps, part):

@@ -30,23 +30,11 @@ COSTS = (0.25, 0.4, 0.55, 0.7, 0.85)
 
 
 def learned(
-    *,
-    out: Path,
-    data: str,
-    size: int | None,
-    net: str,
-    subnets: tuple[str, ...] = (),
-    nested: bool = False,
-    resized: bool = True,
-    epochs: int = 10,
-    choose_epochs: int = 10,
-    init: Path | None = None,
-    val_fraction: float = 0.1,
-    part: str | None = None,
-    seed: int = 0,
-    loop: Loop = Loop(),
-    **options: Any,
-) -> dict[str, Any]:
+    *, out: Path, data: str, size: int | None, net: str, subnets: tuple[str, ...] = (),
+    nested: bool = False, resized: bool = True, epochs: int = 10, choose_epochs: int = 10,
+    init: Path | None = None, val_fraction: float = 0.1, part: str | None = None, seed: int = 0,
+    loop: Loop = Loop(), **options: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Train by the recipe `drnet`.
 
     Args:
@@ -82,18 +70,9 @@ def learned(
 
 
 def alone(
-    *,
-    out: Path,
-    data: str,
-    size: int | None,
-    net: str,
-    share: float = 1.0,
-    epochs: int,
-    val_fraction: float = 0.1,
-    part: str | None = None,
-    seed: int = 0,
-    loop: Loop = Loop(),
-) -> dict[str, Any]:
+    *, out: Path, data: str, size: int | None, net: str, share: float = 1.0, epochs: int,
+    val_fraction: float = 0.1, part: str | None = None, seed: int = 0, loop: Loop = Loop(),
+) -> dict[str, Any]:  # fmt: skip
     """Train one network on labels, at a `share` of the full size.
 
     Returns:

@@ -23,15 +23,9 @@ PLANTED, PLANTED_TARGET = (32, 16, 8), 0.53
 
 
 def planted(
-    *,
-    out: Path,
-    mixing: Mixing = "expected",
-    schedule: Schedule = "joint",
-    epochs: int = 10,
-    choose_epochs: int = 10,
-    seed: int = 0,
-    loop: Loop = Loop(),
-) -> dict[str, Any]:
+    *, out: Path, mixing: Mixing = "expected", schedule: Schedule = "joint", epochs: int = 10,
+    choose_epochs: int = 10, seed: int = 0, loop: Loop = Loop(),
+) -> dict[str, Any]:  # fmt: skip
     """Train by the recipe `drnet` where the needed resolution is visible.
 
     Half of the images are small digits in large pictures, which only full size shows; in the others

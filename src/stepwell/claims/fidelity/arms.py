@@ -52,13 +52,9 @@ def student(kind: str) -> str:
 
 
 def taught(
-    by: tuple[str, ...],
-    *,
-    epochs: float = STUDENT,
-    scaled: Mapping[str, float] | None = None,
-    shift: int = 0,
-    **arguments: Any,
-) -> Arm:
+    by: tuple[str, ...], *, epochs: float = STUDENT, scaled: Mapping[str, float] | None = None,
+    shift: int = 0, **arguments: Any,
+) -> Arm:  # fmt: skip
     """A student of these teachers, by soft targets of temperature 4 alone, on the teachers' half."""
     own = {"student": NET, "ce": 0.0, "temperature": 4.0, "part": TAUGHT_HALF} | arguments
     return Arm("distill", own, {"teacher": by}, {"epochs": epochs} | dict(scaled or {}), shift)

@@ -19,15 +19,9 @@ from stepwell.types import Batch
 
 
 def compare(
-    *,
-    out: Path,
-    student: Path,
-    teacher: tuple[str, ...],
-    control: Path | None = None,
-    depth: str | None = None,
-    control_depth: str | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
+    *, out: Path, student: Path, teacher: tuple[str, ...], control: Path | None = None,
+    depth: str | None = None, control_depth: str | None = None, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """Measure the fidelity of a run's network to a teacher (`evaluation.fidelity`).
 
     Args:

@@ -47,15 +47,9 @@ def greatest(measures: list[Measure]) -> Measure:
 
 
 def more(
-    id: str,
-    text: str,
-    paper: str,
-    a: Named,
-    b: Named,
-    margin: float = 0.0,
-    unit: str = "%",
+    id: str, text: str, paper: str, a: Named, b: Named, margin: float = 0.0, unit: str = "%",
     **options: Any,
-) -> Claim:
+) -> Claim:  # fmt: skip
     """A claim about the paired difference a - b.
 
     Args:
@@ -65,15 +59,10 @@ def more(
 
 
 def times(
-    id: str,
-    text: str,
-    paper: str,
-    unit: str,
-    measured: Mapping[str, Measure],
-    margin: float,
+    id: str, text: str, paper: str, unit: str, measured: Mapping[str, Measure], margin: float,
     **options: Any,
-) -> Claim:
-    """A claim about the ratio of the first two of the numbers `measured`."""  # fmt: skip
+) -> Claim:  # fmt: skip
+    """A claim about the ratio of the first two of the numbers `measured`."""
     first, second, *_ = measured.values()
     judged = ratio(first, second)
     return Claim(id, text, paper, unit, measured, judged, margin, judged_in="×", **options)

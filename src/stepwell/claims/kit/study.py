@@ -197,14 +197,9 @@ def image_fingerprint(arguments: Mapping[str, Any]) -> str:
 
 
 def run_study(
-    study: Study,
-    common: Mapping[str, Any],
-    seeds: Sequence[int],
-    out: Path,
-    *,
-    workers: int,
+    study: Study, common: Mapping[str, Any], seeds: Sequence[int], out: Path, *, workers: int,
     done: Callable[[str, int, Mapping[str, Any], int, int], None],
-) -> dict[str, dict[int, dict[str, Any]]]:
+) -> dict[str, dict[int, dict[str, Any]]]:  # fmt: skip
     """Run every arm with every seed; arms that do not wait for each other run side by side.
 
     Args:

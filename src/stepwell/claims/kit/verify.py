@@ -30,16 +30,9 @@ from stepwell.training.run import LIBRARIES, commit
 
 
 def verify_system(
-    system: str,
-    changes: Mapping[str, Any],
-    *,
-    quick: bool,
-    seeds: int,
-    workers: int,
-    folder: Path,
-    arms: Sequence[str] = (),
-    precision: Precision = "32",
-) -> tuple[dict[str, Any], Path]:
+    system: str, changes: Mapping[str, Any], *, quick: bool, seeds: int, workers: int, folder: Path,
+    arms: Sequence[str] = (), precision: Precision = "32",
+) -> tuple[dict[str, Any], Path]:  # fmt: skip
     """Run the experiment of `system`; write `claims.json`, a page and its picture into `folder`.
 
     Args:

@@ -39,27 +39,12 @@ TEMPERATURE = 4.0
 
 
 def few_shots(
-    *,
-    out: Path,
-    data: str,
-    size: int | None,
-    teacher: Path,
-    student: str,
-    shots: int,
-    lr: float,
-    method: Method = "netgraft",
-    schedule: Schedule = "both",
-    start: Start = "teacher",
-    loss: GraftLoss = "direction",
-    trace: bool = False,
-    graft_steps: int = 300,
-    join_steps: int = 300,
-    batch_size: int = 64,
-    views: int = 64,
-    inits: int = 2,
-    seed: int = 0,
+    *, out: Path, data: str, size: int | None, teacher: Path, student: str, shots: int, lr: float,
+    method: Method = "netgraft", schedule: Schedule = "both", start: Start = "teacher",
+    loss: GraftLoss = "direction", trace: bool = False, graft_steps: int = 300,
+    join_steps: int = 300, batch_size: int = 64, views: int = 64, inits: int = 2, seed: int = 0,
     loop: Loop = Loop(),
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Train a student on a few images, once for each initial value.
 
     Args:
@@ -176,17 +161,9 @@ def _alone(
 
 
 def full_data(
-    *,
-    out: Path,
-    data: str,
-    size: int | None,
-    teacher: Path,
-    student: str,
-    epochs: int,
-    val_fraction: float,
-    seed: int = 0,
-    loop: Loop = Loop(),
-) -> dict[str, Any]:
+    *, out: Path, data: str, size: int | None, teacher: Path, student: str, epochs: int,
+    val_fraction: float, seed: int = 0, loop: Loop = Loop(),
+) -> dict[str, Any]:  # fmt: skip
     """Distil on all images with their labels, from the start of a grafted student.
 
     Blocks like the teacher's start as copies, and they train, too. All else has the defaults of

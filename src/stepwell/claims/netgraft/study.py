@@ -97,15 +97,9 @@ def untuned(shots: int) -> Measure:
 
 
 def beats(
-    id: str,
-    text: str,
-    paper: str,
-    a: str,
-    b: str,
-    margin: float = 0.0,
-    pool: str = SCRATCH,
+    id: str, text: str, paper: str, a: str, b: str, margin: float = 0.0, pool: str = SCRATCH,
     expected: float | None = None,
-) -> Claim:
+) -> Claim:  # fmt: skip
     """A claim that arm `a` is more accurate than arm `b`."""
     return more(
         id, text, paper, (a, accuracy(a)), (b, accuracy(b)), margin, pool=pool, expected=expected
