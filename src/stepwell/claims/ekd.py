@@ -56,13 +56,12 @@ def nested(subs: tuple[str, ...], calibrated: tuple[str, ...] = (), **arguments:
 def two_phase(subs: tuple[str, ...], share: float = 0.5, **arguments: Any) -> Arm:
     """A nested net that starts from the full net trained alone; a moving average of it teaches."""
     made = nested(subs, **{"schedule": "two-phase", **arguments})
-    return Arm("ekd", made.arguments, {"init": alone(FULL)}, {"nest_epochs": share})
+    return replace(made, needs={"init": alone(FULL)}, scaled={"nest_epochs": share})
 
 
 def taught(subs: tuple[str, ...]) -> Arm:
     """A nested net from scratch; the full net trained alone teaches every depth, as offline."""
-    made = nested(subs, schedule="taught")
-    return Arm("ekd", made.arguments, {"teacher": (alone(FULL),)})
+    return replace(nested(subs, schedule="taught"), needs={"teacher": (alone(FULL),)})
 
 
 LONGER, BORN_AGAIN = "32 alone, longer", "32, born again"
@@ -186,15 +185,10 @@ def gains(subs: tuple[str, ...], arm: str, baseline: Any) -> tuple[dict[str, Mea
 def about_arm(subs: tuple[str, ...], kind: str) -> list[Claim]:
     """The claims about one way to train a nested net."""
     arm, depths = nest(subs, kind), " and ".join(subs)
-    teach = {
-        arm: cost(arm),
-        "offline KD, teacher included": seconds(alone(FULL), *map(offline, subs)),
-    }
-    apart = {
-        arm: cost(arm),
-        "each alone": seconds(alone(FULL), *map(alone, subs)),
-        "bound: as the MACs say": bound(subs, arm),
-    }
+    one_by_one = {kind: seconds(alone(FULL), *map(kind, subs)) for kind in (alone, offline)}
+    teach = {arm: cost(arm), "offline KD, teacher included": one_by_one[offline]}
+    apart = {arm: cost(arm), "each alone": one_by_one[alone]}
+    apart["bound: as the MACs say"] = bound(subs, arm)
     slug = f"{len(subs) + 1}-depths/{kind.lower().replace(',', '').replace(' ', '-')}"
     accuracies = "% accuracy"
     return [

@@ -65,11 +65,8 @@ class Contexts:
         bag = starts(end - begin)
         # the entries of a centre lie together and are moved as a whole
         bag = torch.cat([self.bag[row] + (bag[:-1] - begin)[owner], bag[-1:]])
-        element, weight, digest = (
-            self.element[entry],
-            self.weight[entry],
-            self.digest[centres.numpy()],
-        )
+        element, weight = self.element[entry], self.weight[entry]
+        digest = self.digest[centres.numpy()]
         return Contexts(starts(last - first), owner, bag, element, weight, digest)
 
 
@@ -126,13 +123,7 @@ def _contexts(
     edges: tuple[Ints, Ints],
     vectors: Int64[np.ndarray, "members hops"],
 ) -> Contexts:
-    """Compute the normalised adjacency by rows.
-
-    Args:
-        count: centres.
-        edges: ordered pairs of joined members, as positions.
-        vectors: the contextual vectors whose sum is a member; -1: none.
-    """
+    """Compute the normalised adjacency by rows; a member is the sum of its `vectors` (-1: none)."""
     total = len(members.owner)
     size = np.bincount(members.owner, minlength=count)
     first = np.cumsum(size + 1) - (size + 1)  # row 0 of each centre
@@ -155,14 +146,12 @@ def _contexts(
     weight = np.concatenate([scale * scale[first[owner]], np.repeat(weight, exists.sum(1))])
     element = np.concatenate([np.full(total + count, CENTRE), hops[exists]])
     order = np.argsort(rows, kind="stable")
+    bag = np.searchsorted(rows[order], np.arange(total + count + 1))
+    tensor, weight = torch.from_numpy, weight[order].astype(np.float32)
     return Contexts(
-        torch.from_numpy(np.append(first, total + count)),
-        torch.from_numpy(owner),
-        torch.from_numpy(np.searchsorted(rows[order], np.arange(total + count + 1))),
-        torch.from_numpy(element[order]),
-        torch.from_numpy(weight[order].astype(np.float32)),
-        _digest(count, members, edges),
-    )
+        tensor(np.append(first, total + count)), tensor(owner), tensor(bag), tensor(element[order]),
+        tensor(weight), _digest(count, members, edges),
+    )  # fmt: skip
 
 
 def _digest(count: int, members: Ragged, edges: tuple[Ints, Ints]) -> UInt64[np.ndarray, " _"]:

@@ -37,9 +37,8 @@ class KnowledgeGraph(GraphQueries):
     """An embedded graph that changes. Use it as a context manager, or call `close`.
 
     `add` and `remove` are on the disk when they return. They wait there for `update`, which learns
-    them.
-    An update is done or not done: after a kill at any moment, nothing acknowledged is lost. Threads may
-    share a graph: one call runs at a time.
+    them. An update is done or not done: after a kill at any moment, nothing acknowledged is lost.
+    Threads may share a graph: one call runs at a time.
 
     >>> with stepwell.kg.open("runs/graph") as kg:  # doctest: +SKIP
     ...     kg.add([("Paris", "capital_of", "France")])
@@ -293,9 +292,7 @@ class KnowledgeGraph(GraphQueries):
         except OSError:  # the journal is as it was
             self._state.forget_new()
             raise
-        except (
-            BaseException
-        ):  # the record may be on the disk: only opening the graph again can tell
+        except BaseException:  # the record may be on the disk: opening the graph again can tell
             self.close()
             raise
 

@@ -39,13 +39,8 @@ def write_state(state: State, path: Path) -> None:
     if state.net.has_context:
         tensors |= {f"encoders.{k}": v for k, v in state.net.encoders.state_dict().items()}
     tensors["triples"] = torch.from_numpy(state.snapshot.index.rows.astype(np.int32))
-    about = {
-        "format": FORMAT,
-        "kind": GRAPH,
-        "shape": asdict(state.settings),
-        "applied": state.applied,
-        "updates": state.updates,
-    }
+    about = {"format": FORMAT, "kind": GRAPH, "shape": asdict(state.settings)}
+    about |= {"applied": state.applied, "updates": state.updates}
     about["sha256"] = digest(about, tensors)
     write_whole(path, save(tensors, {"stepwell": json.dumps(about)}))
 

@@ -36,13 +36,9 @@ from stepwell.ranges import NOT_NEGATIVE, ONE_OR_MORE, POSITIVE, check_number
 
 #: Of `Online`: no epochs train nothing, and a batch may hold one triple.
 _RANGES = {
-    "epochs": NOT_NEGATIVE,
-    "triples": ONE_OR_MORE,
-    "batch_size": ONE_OR_MORE,
-    "lr": POSITIVE,
-    "unlearn": NOT_NEGATIVE,
-    "seconds": NOT_NEGATIVE,
-}
+    "epochs": NOT_NEGATIVE, "triples": ONE_OR_MORE, "batch_size": ONE_OR_MORE, "lr": POSITIVE,
+    "unlearn": NOT_NEGATIVE, "seconds": NOT_NEGATIVE,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -166,9 +162,8 @@ def _train(
     objective: OnlineDKGE, triples: UpdateTriples, rows: Rows, how: Online, started: float
 ) -> None:
     """Train by Adam, with a rate that falls along half a cosine; `rows` are those of epoch 0."""
-    optimizer = torch.optim.Adam(
-        [p for p in objective.parameters() if p.numel()], lr=how.lr, fused=True
-    )
+    trained = [p for p in objective.parameters() if p.numel()]
+    optimizer = torch.optim.Adam(trained, lr=how.lr, fused=True)
     for epoch in range(how.epochs):
         rows = triples.draw(epoch) if epoch else rows
         batches = torch.from_numpy(rows)[torch.randperm(len(rows))].split(how.batch_size)

@@ -64,9 +64,8 @@ class OnlineDKGE(Translation):
     def _start_at(self, kind: Kind, which: Ints, start: Tensor) -> None:
         """Move the knowledge vectors at positions `which` until their joint vectors are near `start`.
 
-        A joint vector is mostly its knowledge vector, so the difference is added to it, a few times. If
-        a
-        gate is nearly closed, that leads away: such a step is undone and the next one is half as long.
+        A joint vector is mostly its knowledge vector, so the difference is added to it, a few times. A
+        nearly closed gate leads away: such a step is undone and the next one is half as long.
         """
         at = torch.from_numpy(which)
         own, step = self.knowledge[kind], torch.ones(len(which), 1)

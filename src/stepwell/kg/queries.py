@@ -129,12 +129,9 @@ class GraphQueries:
 
     @synchronized
     def evaluate(
-        self,
-        test: Iterable[Sequence[str]],
-        *,
-        gone: Iterable[Sequence[str]] = (),
+        self, test: Iterable[Sequence[str]], *, gone: Iterable[Sequence[str]] = (),
         ask: Literal["both", "head", "tail"] = "both",
-    ) -> dict[str, float]:
+    ) -> dict[str, float]:  # fmt: skip
         """Measure how well true triples rank, and whether old triples were unlearned.
 
         Ranks are realistic and filtered: other triples of the graph and of `test` do not compete. This

@@ -91,12 +91,8 @@ class _AttentionSums(Function):
         by_score = share * (by_share - (sums * grad).sum(1)[owner])
         # of each row: its share of its owner's gradient, and the effect of its score on the query
         both = torch.stack([owner, owner + len(query)], dim=1).flatten()
-        by_row = _bags(
-            torch.cat([grad, query]),
-            both,
-            torch.arange(0, len(both) + 1, 2),
-            torch.stack([share, by_score], dim=1).flatten(),
-        )
+        weight = torch.stack([share, by_score], dim=1).flatten()
+        by_row = _bags(torch.cat([grad, query]), both, torch.arange(0, len(both) + 1, 2), weight)
         return by_row, _bags(rows, torch.arange(len(rows)), start, by_score), None, None
 
 

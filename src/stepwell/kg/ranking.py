@@ -40,12 +40,9 @@ Far = Callable[[Rows, Side], Float[Tensor, "triples entities"]]
 
 
 def rank_triples(
-    far: Far,
-    rows: Rows,
-    known: TripleIndex,
-    candidate: Bool[Tensor, " entities"],
+    far: Far, rows: Rows, known: TripleIndex, candidate: Bool[Tensor, " entities"],
     sides: tuple[Side, ...] = SIDES,
-) -> Ranks:
+) -> Ranks:  # fmt: skip
     """Realistic filtered ranks of both ends of triples: first all heads, then all tails.
 
     Args:
@@ -61,13 +58,7 @@ def rank_triples(
             block = rows[start : start + count]
             h, r, t = block.T
             answers = known.tails(h, r) if side == "tail" else known.heads(r, t)
-            parts.append(
-                filtered_ranks(
-                    far(block, side),
-                    torch.from_numpy(t if side == "tail" else h),
-                    torch.from_numpy(answers.owner),
-                    torch.from_numpy(answers.value),
-                    candidate,
-                )
-            )
+            right = torch.from_numpy(t if side == "tail" else h)
+            owner, value = map(torch.from_numpy, answers)
+            parts.append(filtered_ranks(far(block, side), right, owner, value, candidate))
     return concatenate(parts)

@@ -130,15 +130,10 @@ def _walks_with(index: TripleIndex, rows: Rows) -> _Walks:
 def _meeting(
     index: TripleIndex, a: Ints, b: Ints, *, from_a: bool, from_b: bool
 ) -> tuple[Ints, Ints, Ints, Ints]:
-    """All entities `via` that one triple joins to a[i] and another triple to b[i].
+    """Find all entities `via` that one triple joins to a[i] and another triple to b[i].
 
-    The search begins at the end with fewer triples.
-
-    Args:
-        from_a, from_b: the triple leads from a[i], or b[i], to `via`; otherwise the other way.
-
-    Returns:
-        Owner, relation of the triple with a[i], `via`, relation of the triple with b[i].
+    The triple leads from a[i] (`from_a`), or from b[i], to `via`; otherwise the other way. The search
+    begins at the end with fewer triples. It returns owner, first relation, `via`, second relation.
     """
     ends = ((a, from_a), (b, from_b))
     degree = [(index.out_degree if ahead else index.in_degree)(end) for end, ahead in ends]

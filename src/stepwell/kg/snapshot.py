@@ -58,13 +58,9 @@ class Snapshot:
         a, _, b = np.concatenate([added, removed]).T
         a, b = a[a != b], b[a != b]
         joined = index.linked(a, b) | index.linked(b, a)
-        return Snapshot(
-            index,
-            self.neighbours.changed(a, b, joined),
-            self.paths.changed(self.index, index, added, removed),
-            self.size,
-            self.seed,
-        )
+        neighbours = self.neighbours.changed(a, b, joined)
+        paths = self.paths.changed(self.index, index, added, removed)
+        return Snapshot(index, neighbours, paths, self.size, self.seed)
 
     def contexts(self, kind: Kind, which: Ints) -> Contexts:
         """The contexts of these elements, in their order."""

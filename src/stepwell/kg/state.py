@@ -27,11 +27,8 @@ DIVERGED = 10
 #: context at all (`none`: TransE).
 Encoder = Literal["full", "mean", "ungated", "none"]
 PARTS: dict[Encoder, dict[str, bool]] = {
-    "full": {},
-    "mean": {"attention": False},
-    "ungated": {"gate": False},
-    "none": {"context": False},
-}
+    "full": {}, "mean": {"attention": False}, "ungated": {"gate": False}, "none": {"context": False}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

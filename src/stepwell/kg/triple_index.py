@@ -26,11 +26,8 @@ _MASK = MAX_ENTITIES - 1
 HEAD, RELATION, TAIL = 0, 1, 2
 _WIDTH = (ENTITY_BITS, RELATION_BITS, ENTITY_BITS)
 #: The orders of the keys, by the part of a triple that a query gives.
-_BY_HEAD, _BY_TAIL, _BY_PAIR = (
-    (HEAD, RELATION, TAIL),
-    (TAIL, RELATION, HEAD),
-    (HEAD, TAIL, RELATION),
-)
+_BY_HEAD, _BY_TAIL = (HEAD, RELATION, TAIL), (TAIL, RELATION, HEAD)
+_BY_PAIR = (HEAD, TAIL, RELATION)
 
 
 class Ragged(NamedTuple):

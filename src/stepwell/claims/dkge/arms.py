@@ -184,13 +184,9 @@ def _train_on(state: State, added: list[Fact] | None, removed: Rows, how: Online
     """Train all vectors further, on some triples or on all, at the rates of an update."""
     rows = state.snapshot.index.rows if added is None else state.rows_of(added)
     objective = DKGE(
-        state.net.requires_grad_(True),
-        state.snapshot,
-        margin=state.settings.margin,
-        negatives=state.settings.negatives,
-        removed=torch.from_numpy(removed),
-        unlearn=how.unlearn,
-    )
+        state.net.requires_grad_(True), state.snapshot, margin=state.settings.margin,
+        negatives=state.settings.negatives, removed=torch.from_numpy(removed), unlearn=how.unlearn,
+    )  # fmt: skip
     optimizer = torch.optim.Adam(objective.parameters(), lr=how.lr, fused=True)
     steps = how.epochs * math.ceil(len(rows) / how.batch_size)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

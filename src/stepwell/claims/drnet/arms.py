@@ -207,13 +207,8 @@ def parts_of_run(net: ResolutionNet, file: Path, data: str) -> Parts:
     """
     config = config_of(file, "train it again")
     arguments = config["arguments"]
-    parts = parts_for(
-        net.net.net,
-        data,
-        config["data"]["fingerprint"],
-        arguments["val_fraction"],
-        arguments["part"],
-    )
+    own = config["data"]["fingerprint"], arguments["val_fraction"], arguments["part"]
+    parts = parts_for(net.net.net, data, *own)
     if parts.validation is None:
         raise ValueError(f"{file} has no validation part, which thresholds and prices are found on")
     return parts

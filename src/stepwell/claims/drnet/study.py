@@ -167,18 +167,13 @@ def off_target(target: float) -> Claim:
     """A claim about the distance from its target of the mean cost that the loss sees."""
     drawn, best = (of_test(dynamic(target), key, 1) for key in ("sampled cost", "unpriced cost"))
     return Claim(
-        f"cost/{target:g}",
-        f"The loss controls the cost: choices drawn as in training cost less than 5 % off a target of "
-        f"{target:g} in the mean",
+        f"cost/{target:g}", "The loss controls the cost: choices drawn as in training cost less than "
+        f"5 % off a target of {target:g} in the mean",
         "targets of 2.0, 2.5, 3.0 and 3.5 G give 2.3, 2.8, 3.3 and 3.5 G (weight 0.2; 4.1 G in full)",
-        "of the full cost",
-        {"as drawn": drawn, "of the likeliest choices": best},
-        lambda results: abs(drawn(results) / target - 1),
-        0.05,
-        below=True,
+        "of the full cost", {"as drawn": drawn, "of the likeliest choices": best},
+        lambda results: abs(drawn(results) / target - 1), 0.05, below=True, judged_in="of the target",
         note="The likeliest choices, which the paper runs, cost another amount; a penalty mends that.",
-        judged_in="of the target",
-    )
+    )  # fmt: skip
 
 
 def at_full(arm: str) -> Named:

@@ -87,17 +87,11 @@ COMBINED, NOISE, LABELS = "combined augmentation", "noise", "labels at 0.5"
 OTHER_DOMAIN, COMPOSITES, GENERATED = "images of another domain", "composites", "generator"
 DEEP, LONG, ADAM = "deeper student", "three times as long", "Adam"
 SHARED_START, EASY = "teacher's initial weights", "easy task"
-NESTED, OFFLINE, OFFLINE_OTHER = (
-    "EKD, 8 in 14",
-    "offline KD, 8 by 14",
-    "offline KD of another teacher",
-)
+NESTED, OFFLINE = "EKD, 8 in 14", "offline KD, 8 by 14"
+NESTED_OTHER, OFFLINE_OTHER = "EKD of another seed", "offline KD of another teacher"
 AGAINST_SUBNETS, SHARED_ONLY = "EKD, 8 in 14, against sub-nets", "nested with labels only, 8 in 14"
 OFFLINE_OWN = "offline KD, 8 by 14, EKD's losses"
-NESTED_OTHER, OFFLINE_OWN_OTHER = (
-    "EKD of another seed",
-    "offline KD of another teacher, EKD's losses",
-)
+OFFLINE_OWN_OTHER = "offline KD of another teacher, EKD's losses"
 #: The losses of the default recipe of `train ekd`, for an offline student.
 EKD_LOSSES: dict[str, Any] = {
     "student": "resnet8", "ce": 1.0, "kl": 1.0, "attention": 2.0, "temperature": 3.0
@@ -126,15 +120,10 @@ def start(share: float, rate_of: float | None = None) -> str:
 
 def started(share: float, rate_of: float | None = None) -> dict[str, Arm]:
     """The two arms of a start; networks have LayerNorm, so that equal weights predict alike."""
-    return both(
-        start(share, rate_of),
-        (LN_TEACHER,),
-        student="resnet14_ln",
-        start_from_teacher=share,
-        lr=STARTS[share if rate_of is None else rate_of],
-        weight_decay=0.0,  # it would pull a student away that is its teacher already
-        epochs=0.5,
-    )
+    rate = STARTS[share if rate_of is None else rate_of]
+    own: dict[str, Any] = {"student": "resnet14_ln", "start_from_teacher": share, "lr": rate}
+    # weight decay would pull a student away that is its teacher already
+    return both(start(share, rate_of), (LN_TEACHER,), weight_decay=0.0, epochs=0.5, **own)
 
 
 def shown(**options: Any) -> dict[str, Any]:

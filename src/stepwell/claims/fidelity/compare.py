@@ -58,13 +58,8 @@ def compare(
     for part, (batches, stages) in parts.items():
         # CKA, which takes longest, is of the test part alone
         answers = {who: net if stages else _logits_of(net) for who, net in nets.items()}
-        seen = observe(
-            answers["teacher"],
-            answers["student"],
-            batches,
-            control=answers.get("control"),
-            seed=seed,
-        )
+        pair, control_net = (answers["teacher"], answers["student"]), answers.get("control")
+        seen = observe(*pair, batches, control=control_net, seed=seed)
         found[part] = fidelity_measures(seen, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "fidelity.json", json.dumps(found, indent=1).encode())

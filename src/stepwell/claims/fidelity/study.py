@@ -66,11 +66,6 @@ def transfer(arm: str) -> Measure:
     return of_test(arm, "test/transfer", 100)
 
 
-def minus(a: Measure) -> Measure:
-    """The number's negative."""
-    return lambda results: -a(results)
-
-
 def each(of: Of, *arms: str) -> dict[str, Measure]:
     """One measure of several arms, by their names."""
     return {arm: of(arm) for arm in arms}
@@ -96,9 +91,8 @@ def up_and_down(a: str, b: str, up: bool) -> tuple[dict[str, Measure], Measure]:
     """
     measured = {f"{arm}: {n}": of(arm) for arm in (a, b)
                 for n, of in (("agreement", agreement), ("accuracy", accuracy))}  # fmt: skip
-    gain = less(accuracy(a), accuracy(b))
-    closer = less(agreement(a), agreement(b))
-    return measured, least([closer, gain if up else minus(gain)])
+    gain = less(accuracy(a), accuracy(b)) if up else less(accuracy(b), accuracy(a))
+    return measured, least([less(agreement(a), agreement(b)), gain])
 
 
 def ece(arm: str) -> Measure:

@@ -24,11 +24,9 @@ class Column(NamedTuple):
 def columns_by_depth(arms: Arms) -> list[Column]:
     """Accuracy, likelihood, calibration and agreement of every depth, and the processor's seconds."""
     kinds = (
-        ("accuracy", 100.0, ".2f"),
-        ("nll", 1.0, ".3f"),
-        ("ece", 1.0, ".3f"),
+        ("accuracy", 100.0, ".2f"), ("nll", 1.0, ".3f"), ("ece", 1.0, ".3f"),
         ("agreement", 100.0, ".1f"),
-    )
+    )  # fmt: skip
     columns = [
         Column(f"{depth}/{kind}", f"{depth} {kind}", scale, form)
         for depth in depths_of(arms)

@@ -27,13 +27,8 @@ class Spread(NamedTuple):
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
     """Values with their mean and sample standard deviation (0 of a single value)."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {
-        "values": list(values),
-        "mean": statistics.fmean(values),
-        "std": spread,
-        "n": len(values),
-    }
+    mean, std = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"values": list(values), "mean": mean, "std": std, "n": len(values)}
 
 
 def pooled_spread(

@@ -108,20 +108,11 @@ def _verdict(study: Study, observed: Observed, spread: Spread | None) -> dict[st
         verdict = verdict_of(low, high, claim.margin, claim.below)
         planned = _plan(claim, difference["mean"], n, spread, level)
     return {
-        "id": claim.id,
-        "text": f"{claim.text}: {claim.rule}.",
-        "paper": claim.paper,
-        "primary": primary,
-        "measured": observed.measured,
-        "difference": difference,
-        "unit": claim.unit,
-        "margin": claim.margin,
-        "below": claim.below,
-        "verdict": verdict,
-        "planned": planned,
-        "seconds": observed.seconds,
-        "note": " ".join(filter(None, notes)),
-    }
+        "id": claim.id, "text": f"{claim.text}: {claim.rule}.", "paper": claim.paper,
+        "primary": primary, "measured": observed.measured, "difference": difference,
+        "unit": claim.unit, "margin": claim.margin, "below": claim.below, "verdict": verdict,
+        "planned": planned, "seconds": observed.seconds, "note": " ".join(filter(None, notes)),
+    }  # fmt: skip
 
 
 def _plan(claim: Claim, mean: float, n: int, spread: Spread, level: float) -> dict[str, Any]:

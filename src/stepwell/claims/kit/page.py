@@ -46,14 +46,8 @@ def render(record: Mapping[str, Any], study: Study, picture: str) -> str:
     primary = {i: claim for i, claim in numbered.items() if claim["primary"]}
     lines += ["## Primary claims, named from the paper's abstract", ""]
     lines += _claims(primary) if primary else ["None of them was run here."]
-    lines += [
-        "",
-        *_plans(primary.values()),
-        f"![Curves, and intervals of claims]({picture})",
-        "",
-        CAPTION,
-        "",
-    ]
+    lines += ["", *_plans(primary.values())]
+    lines += [f"![Curves, and intervals of claims]({picture})", "", CAPTION, ""]
     for question, arms, claims in _sections(record, study, numbered):
         lines += [f"## {question.title}", "", *_arms(record, study, arms, question.columns)]
         lines += ["", "Exploratory claims:", "", *_claims(claims), ""] if claims else [""]
@@ -141,10 +135,10 @@ def _footnotes(record: Mapping[str, Any]) -> list[str]:
     ]
     for why in dict.fromkeys(record["elsewhere"].values()):
         arms = [arm for arm, reason in record["elsewhere"].items() if reason == why]
-        lines += [
-            f"† {why}, so that differences from other arms are no pairs: {'; '.join(arms)}.",
-            "",
-        ]
+        lines.append(
+            f"† {why}, so that differences from other arms are no pairs: {'; '.join(arms)}."
+        )
+        lines.append("")
     return lines
 
 
@@ -169,17 +163,14 @@ def _row(number: int, claim: Mapping[str, Any]) -> str:
     sign = "+" if judged["unit"] == "points" and not mean.startswith("-") else ""
     span = f"{rest[0]} to {rest[1]}" if given else "–"
     pooled = f"{rest[2]} ({judged['df']:.1f})" if given else "–"
-    bounds = [m["mean"] for name, m in claim["measured"].items() if name.startswith("bound")]
-    times = f" ({_first(claim) / bounds[0]:.2f} × the bound)" if bounds else ""
+    means = {name: m["mean"] for name, m in claim["measured"].items()}
+    bounds = [value for name, value in means.items() if name.startswith("bound")]
+    times = f" ({next(iter(means.values())) / bounds[0]:.2f} × the bound)" if bounds else ""
     cells = (
         f"{number}", claim["text"], claim["paper"], f"{sign}{mean} {judged['unit']}".strip() + times,
         span, f"{judged['n']}", own, pooled, f"**{claim['verdict']}**", _to_decide(claim),
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
-
-
-def _first(claim: Mapping[str, Any]) -> float:
-    return float(next(iter(claim["measured"].values()))["mean"])
 
 
 def _to_decide(claim: Mapping[str, Any]) -> str:

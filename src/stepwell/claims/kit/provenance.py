@@ -9,11 +9,9 @@ from stepwell.claims.kit.study import TRAINED_ON, Results
 
 #: Entries of a unit's `trained_on`, and the words for units that differ in them.
 DIFFERS = {
-    "machine": "on another machine",
-    "torch": "with another torch",
-    "code": "by other code",
+    "machine": "on another machine", "torch": "with another torch", "code": "by other code",
     "data": "on other data",
-}
+}  # fmt: skip
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -283,12 +283,9 @@ def _module(function: str) -> str:
 
 
 def _unit_name(
-    study: Study,
-    name: str,
-    seed: int,
-    common: Mapping[str, Any],
+    study: Study, name: str, seed: int, common: Mapping[str, Any],
     marks: Mapping[str, tuple[str, str]],
-) -> str:
+) -> str:  # fmt: skip
     arm = study.arms[name]
     data, code = marks[name]
     what = {
@@ -316,12 +313,9 @@ def _names(need: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _job(
-    study: Study,
-    name: str,
-    seed: int,
-    common: Mapping[str, Any],
+    study: Study, name: str, seed: int, common: Mapping[str, Any],
     folders: Mapping[tuple[str, int], Path],
-) -> tuple[str, dict[str, Any], Path]:
+) -> tuple[str, dict[str, Any], Path]:  # fmt: skip
     arm = study.arms[name]
     arguments = arm.all_arguments(common) | {"seed": seed + arm.seed_shift}
     for argument, need in arm.needs.items():

@@ -59,7 +59,9 @@ def verify_system(
     if precision != Loop.precision:
         common["loop"] = Loop(precision=precision)
     _check_taken(study, {*changes, *(["loop"] if "loop" in common else [])})
-    total = len(study.arms) * (1 if quick else seeds)
+    if quick:
+        seeds, workers = 1, 0
+    total = len(study.arms) * seeds
     started, finished = time.monotonic(), 0
 
     def done(arm: str, seed: int, result: Mapping[str, Any], new: int, ahead: int) -> None:
@@ -75,14 +77,8 @@ def verify_system(
             left = f", about {(time.monotonic() - started) / new * ahead / 60:.0f} min left"
         say(f"[{finished}/{total}{left}] {arm}, seed {seed}: {numbers}")
 
-    results = run_study(
-        study,
-        common,
-        range(1 if quick else seeds),
-        folder / "units",
-        workers=0 if quick else workers,
-        done=done,
-    )
+    units = folder / "units"
+    results = run_study(study, common, range(seeds), units, workers=workers, done=done)
     record = describe_results(study, results, _origin(common, quick=quick, precision=precision))
     page = folder / f"{system}.md"
     write_results(study, record, folder / "claims.json", page)

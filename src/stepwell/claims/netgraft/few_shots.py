@@ -149,14 +149,10 @@ def _alone(
     if arguments["method"] == "kd":
         objective = Distill(nested, task.teacher, ce=0.0, temperature=TEMPERATURE)
     fit(
-        objective,
-        views_of(task.train, arguments["views"], stages),
-        optimizer_of("adam", arguments["lr"], weight_decay=0.0),
-        task.run,
-        phase="train",
-        steps=stages.total(grafting),
-        loop=arguments["loop"],
-    )
+        objective, views_of(task.train, arguments["views"], stages),
+        optimizer_of("adam", arguments["lr"], weight_decay=0.0), task.run, phase="train",
+        steps=stages.total(grafting), loop=arguments["loop"],
+    )  # fmt: skip
     return finish(task, nested)
 
 
