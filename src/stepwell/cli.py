@@ -37,7 +37,7 @@ COMMANDS = {
     ),
     "verify": (
         "stepwell.commands.verify:verify",
-        "Run a system's experiment: paper, measured, holds or not.",
+        "Run a system's experiment: paper, measured, verdict.",
     ),
 }
 #: Commands that parse their own arguments.

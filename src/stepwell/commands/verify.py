@@ -23,7 +23,7 @@ def verify(
     out: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Run a system's experiment: paper, measured, holds or not.
+    """Run a system's experiment: paper, measured, verdict.
 
     An interrupted run goes on where it stopped.
 

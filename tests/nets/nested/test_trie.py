@@ -316,36 +316,9 @@ def test_a_loss_on_weights_before_the_fork_is_refused_by_what_it_is():
         net.joint_loss(torch.randn(4, 3, 8, 8), loss_of)
 
 
-def test_a_float16_scale_reaches_the_gradients_behind_every_fork():
-    """At a loss of a millionth they vanish in float16, unless they are scaled from the start."""
-    one, other = net_of(["8", "14"]), net_of(["8", "14"])
-    x, inner = torch.randn(4, 3, 8, 8), distilling(torch.tensor([0, 1, 2, 3]))
-    scale = 2.0**16
-
-    def loss_of(depth, exit, done):
-        loss, parts = inner(depth, exit, done)
-        return 1e-6 * loss, parts
-
-    with torch.autocast("cpu", torch.float16):
-        with pytest.raises(ValueError, match=r"float16 .* scale=scaler.get_scale"):
-            one.joint_loss(x, loss_of)
-        loss, _ = one.joint_loss(x, loss_of, scale=scale)
-        expected = naive(other, x, loss_of)
-    assert_close(loss, expected, rtol=1e-3, atol=0)
-    (scale * loss).backward()
-    (scale * expected).backward()
-    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
-        largest = float(theirs.grad.abs().max())
-        assert largest > 0
-        assert_close(mine.grad, theirs.grad, rtol=0, atol=0.02 * largest)
-
-
-def test_a_scale_leaves_the_gradients_as_they_are():
-    one, other = net_of(["8", "14"]).double(), net_of(["8", "14"]).double()
-    x, loss_of = torch.randn(4, 3, 8, 8).double(), distilling(torch.tensor([0, 1, 2, 3]))
-    (3 * one.joint_loss(x, loss_of, scale=100.0)[0]).backward()
-    (3 * other.joint_loss(x, loss_of)[0]).backward()
-    assert_close(gradients(one), gradients(other), rtol=1e-9, atol=1e-12)
-    for wrong in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match=f"scale {wrong}: must be above 0 and finite"):
-            one.joint_loss(x, loss_of, scale=wrong)
+def test_float16_is_refused():
+    """Gradients behind a fork vanish there before anybody could scale them."""
+    net = net_of(["8", "14"])
+    x, loss_of = torch.randn(4, 3, 8, 8), distilling(torch.tensor([0, 1, 2, 3]))
+    with torch.autocast("cpu", torch.float16), pytest.raises(ValueError, match="use bfloat16"):
+        net.joint_loss(x, loss_of)

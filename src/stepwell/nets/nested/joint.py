@@ -5,7 +5,6 @@ activations of one suffix are in memory at a time. The gradients that the suffix
 are added up there, and the prefix runs backward once.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -25,7 +24,6 @@ def joint_loss(
     root: Node,
     x: Tensor,
     loss_of: LossOf,
-    scale: float | None = None,
     *,
     keep_features: bool = True,
     also: Iterable[nn.Parameter] = (),
@@ -39,28 +37,23 @@ def joint_loss(
     a parameter (`register_hook`) applies once, to its whole gradient.
 
     Args:
-        scale: factor of the gradients behind the fork; `backward()` divides by it. A factor on the sum
-            itself comes too late for them: a gradient that vanished in float16 is gone. With a
-            `GradScaler`, give its `get_scale()`.
         keep_features: keep features and extras of the exits in `done`, in memory until all is done.
         also: parameters outside the paths that the losses share, such as a detector's head.
         request: constants of the batch, and the extras that the losses need.
 
     Raises:
         ValueError: a loss depends on parameters that its depth does not run behind the fork and that
-            are not in `also`: they would get no gradient; `scale` is not positive and finite, or
-            missing under float16; no step gives one of the extras.
+            are not in `also`: they would get no gradient; the network computes in float16; no
+            step gives one of the extras.
     """
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale {scale}: must be above 0 and finite")
     shared = tuple(p for p in also if p.requires_grad)
-    losses = _Losses(loss_of, 1.0 if scale is None else scale, keep_features, shared, request)
+    losses = _Losses(loss_of, keep_features, shared, request)
     fork = start(root, x, request)
     if root.children and torch.is_grad_enabled():
-        if scale is None and _in_float16(x):
+        if _in_float16(x):
             raise ValueError(
-                "in float16 the gradients of a joint loss need their scale before it is returned: give "
-                "joint_loss(..., scale=scaler.get_scale()), or scale=1.0 to go without"
+                "float16 is not supported by joint losses: gradients behind a fork vanish before "
+                "a GradScaler scales them: use bfloat16 or float32"
             )
         behind = {p: None for child in root.children for p in child.all_parameters()}
         behind |= dict.fromkeys(shared)
@@ -92,20 +85,17 @@ def _in_float16(x: Tensor) -> bool:
 class _Losses:
     """Computes the loss of each exit in turn; keeps the parts, and the exits already done.
 
-    scale: factor of the gradients of the losses.
     shared: parameters outside the paths that the losses share.
     """
 
     def __init__(
         self,
         loss_of: LossOf,
-        scale: float,
         keep_features: bool,
         shared: tuple[nn.Parameter, ...],
         request: Request | None,
     ) -> None:
         self.loss_of = loss_of
-        self.scale = scale
         self.keep_features = keep_features
         self.shared = shared
         self.request = request
@@ -180,21 +170,19 @@ class _Suffixes(torch.autograd.Function):
         with torch.enable_grad():
             total, of_fork = _behind(fork, losses, gradients)
         ctx.gradients = [*of_fork, *(gradients.pop(p) for p in tensors[len(of_fork) :])]
-        ctx.scale = losses.scale
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_sum: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients that `forward` computed, times the gradient of the sum, without the scale."""
+        """The gradients that `forward` computed, times the gradient of the sum."""
         gradients: list[Tensor | None] | None = ctx.gradients
         ctx.gradients = None
         if gradients is None:
             raise RuntimeError("a joint loss runs backward once: its activations are gone")
-        factor = of_sum / ctx.scale  # 1 where the sum has just this scale: nothing vanishes between
-        if factor.device.type != "cpu" or factor != 1:  # to ask elsewhere would wait for the device
+        if of_sum.device.type != "cpu" or of_sum != 1:  # to ask elsewhere would wait for the device
             for i, gradient in enumerate(gradients):
-                gradients[i] = None if gradient is None else gradient * factor
+                gradients[i] = None if gradient is None else gradient * of_sum
         return (None, None, *gradients)
 
 
@@ -241,7 +229,7 @@ def _exits(fork: Fork, losses: _Losses, gradients: _Gradients, inputs: Sequence[
     loss = _sum([losses.loss(depth, fork.exit(depth)) for depth in fork.node.last])
     _check_parameters(loss, fork, inputs)
     if loss.requires_grad:
-        gradients.backward([loss], [torch.ones_like(loss) * losses.scale], inputs)
+        gradients.backward([loss], [torch.ones_like(loss)], inputs)
     return loss.detach()
 
 

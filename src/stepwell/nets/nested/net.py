@@ -230,7 +230,6 @@ class NestedNet(Weights):
         loss_of: LossOf,
         depths: Sequence[str] | None = None,
         *,
-        scale: float | None = None,
         keep_features: bool = True,
         given: Mapping[str, Any] | None = None,
         extras: Sequence[str] = (),
@@ -244,8 +243,6 @@ class NestedNet(Weights):
         the activations of one path at a time are in memory (see `nets.nested.joint.joint_loss`).
 
         Args:
-            scale: factor of the gradients, needed in float16 alone, such as a `GradScaler`'s
-                `get_scale()`. The sum itself is not scaled: call `scaler.scale(sum).backward()`.
             keep_features: keep features and extras of the exits in `done`, which takes memory.
             given: constants of the batch, as for `forward`.
             extras: names of further outputs, as for `forward_all`.
@@ -256,14 +253,13 @@ class NestedNet(Weights):
 
         Raises:
             ValueError: no such depth; a loss depends on parameters that its depth does not run behind
-                the fork and that are not in `also`; `scale` is not positive and finite, or missing in
+                the fork and that are not in `also`; the network computes in
                 float16; no step names a constant; the deepest path has no such extra.
         """
         return joint_loss(
             self._trie(depths),
             x,
             loss_of,
-            scale,
             keep_features=keep_features,
             also=also,
             request=self._request(given, extras),
