@@ -239,8 +239,7 @@ def _locked(folder: Path) -> FileLock | None:
                 error.errno, f"--cache {folder} cannot be written ({reason}): name another folder"
             ) from error
         warnings.warn(
-            f"--cache {folder} cannot be written ({reason}): reading it only",
-            stacklevel=3,
+            f"--cache {folder} cannot be written ({reason}): reading it only", stacklevel=3
         )
         return None
     return lock

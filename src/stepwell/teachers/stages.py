@@ -24,10 +24,7 @@ class Pair(NamedTuple):
 
 
 def pair_stages(
-    student: nn.Module,
-    teacher: Teacher,
-    names: str | Sequence[str],
-    input_shape: Sequence[int],
+    student: nn.Module, teacher: Teacher, names: str | Sequence[str], input_shape: Sequence[int]
 ) -> list[Pair]:
     """The stages to compare; both networks run on one black image for the shapes of their features.
 

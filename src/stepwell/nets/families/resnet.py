@@ -99,8 +99,7 @@ def _cifar_stage(
     shortcut: Callable[[Tensor], Tensor] | None = None
     if stride != 1 or width_in != width:
         shortcut = nn.Sequential(
-            nn.Conv2d(width_in, width, kernel_size=1, stride=stride, bias=False),
-            norm_of(width),
+            nn.Conv2d(width_in, width, kernel_size=1, stride=stride, bias=False), norm_of(width)
         )
     first = BasicBlock(width_in, width, stride, shortcut, norm_layer=norm_of)
     others = (BasicBlock(width, width, norm_layer=norm_of) for _ in range(blocks - 1))

@@ -12,11 +12,7 @@ STAGES = ("encoder.layers",)
 
 
 def vit_b(
-    *,
-    num_classes: int = 1000,
-    image_size: int = 224,
-    stem: Stem = "imagenet",
-    dropout: float = 0.0,
+    *, num_classes: int = 1000, image_size: int = 224, stem: Stem = "imagenet", dropout: float = 0.0
 ) -> VisionTransformer:
     """torchvision's ViT-B/16; with `stem="small"` its patches have 4×4 pixels.
 

@@ -62,11 +62,7 @@ def save(net: NestedNet, path: str | Path, *, beside: Beside | None = None) -> P
     header = {"kind": "classifier", **_structure(net), "card": net.card.as_header()}
     tensors = _on_cpu(net)
     if beside is not None:
-        header |= {
-            "format": max(3, header["format"]),
-            "kind": beside.kind,
-            "beside": beside.about,
-        }
+        header |= {"format": max(3, header["format"]), "kind": beside.kind, "beside": beside.about}
         tensors |= {BESIDE + k: v.detach().cpu().contiguous() for k, v in beside.tensors.items()}
     return _write(Path(path), header, tensors)
 

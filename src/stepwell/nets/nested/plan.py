@@ -88,9 +88,7 @@ class Calls(Holder):
     """
 
     def __init__(
-        self,
-        train: Callable[["Calls", Tensor], Tensor],
-        eval: Callable[["Calls", Tensor], Tensor],
+        self, train: Callable[["Calls", Tensor], Tensor], eval: Callable[["Calls", Tensor], Tensor]
     ) -> None:
         super().__init__()
         self.in_train, self.in_eval = train, eval
