@@ -47,10 +47,9 @@ def measure_latencies(
 
 
 def _latency(times: Sequence[float]) -> Latency:
-    low, middle, high = torch.tensor(times, dtype=torch.float64).quantile(
-        torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-    )
-    return Latency(*(1000 * float(t) for t in (middle, low, high)))
+    middle_low_high = torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)
+    quantiles = torch.tensor(times, dtype=torch.float64).quantile(middle_low_high)
+    return Latency(*(1000 * float(t) for t in quantiles))
 
 
 def time_each(

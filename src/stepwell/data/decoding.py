@@ -128,10 +128,8 @@ def read_image(path: Path, size: int) -> Tensor:
             width, height = image.size
             if (width, height) != (size, size):
                 scale = size / min(width, height)
-                image = image.resize(
-                    (max(size, round(width * scale)), max(size, round(height * scale))),
-                    Image.Resampling.BILINEAR,
-                )
+                scaled = max(size, round(width * scale)), max(size, round(height * scale))
+                image = image.resize(scaled, Image.Resampling.BILINEAR)
                 left, top = (image.width - size) // 2, (image.height - size) // 2
                 image = image.crop((left, top, left + size, top + size))
             return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
@@ -140,11 +138,7 @@ def read_image(path: Path, size: int) -> Tensor:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a channel; PIL would clip the values of images with more, not scale them.
-
-    Raises:
-        ValueError: values that no known scale has, such as floats up to 1000.
-    """
+    """Eight bits a channel; PIL would clip the values of images with more, not scale them."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image)
         low, high = values.min(), values.max()
@@ -153,9 +147,8 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         else:
             full = 255 if image.mode == "I" and high <= 255 else 65535
         if not (low >= 0 and high <= full):
-            raise ValueError(
-                f"its values run from {low:g} to {high:g}, and not up to 1, 255 or 65535"
-            )
+            reach = f"run from {low:g} to {high:g}"
+            raise ValueError(f"its values {reach}, and not up to 1, 255 or 65535")
         scaled = values // 257 if full == 65535 else np.rint(values * (255 / full))
         image = Image.fromarray(scaled.astype(np.uint8))
     return image.convert("RGB")

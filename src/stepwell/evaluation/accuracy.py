@@ -22,9 +22,7 @@ class Tally:
 
     def add(self, logits: Mapping[str, Logits], labels: Labels) -> "Tally":
         """Add a batch: logits (batch, classes) by name, in single precision, and the true classes."""
-        z = torch.stack(
-            [value.float() for value in logits.values()]
-        ).cpu()  # (names, batch, classes)
+        z = torch.stack([value.float() for value in logits.values()]).cpu()
         names, batch, classes = z.shape
         if not self.examples:
             self.names = tuple(logits)

@@ -102,16 +102,11 @@ def _cached_counts(n: int, resamples: int, seed: int) -> tuple[Tensor, ...]:
 
 
 def _counts(n: int, resamples: int, seed: int) -> Iterator[Tensor]:
-    """The number of draws of each of n rows, (chunk, n) for some resamples at a time.
-
-    A product with these is much faster than gathering rows.
-    """
+    """The number of draws of each of n rows, (chunk, n) for some resamples at a time."""
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, resamples, CHUNK):
-        drawn = [
-            torch.randint(n, (n,), generator=generator)
-            for _ in range(min(CHUNK, resamples - start))
-        ]
+        count = min(CHUNK, resamples - start)
+        drawn = [torch.randint(n, (n,), generator=generator) for _ in range(count)]
         often = torch.stack([torch.bincount(rows, minlength=n) for rows in drawn])
         yield often.to(torch.uint8)  # 256 draws of a row do not happen
 

@@ -96,9 +96,8 @@ def _by_position(features: Tensor) -> Tensor:
 
 def _attention_map(features: Tensor) -> Tensor:
     # vector_norm: squaring every feature, and its gradient, would keep four maps in memory.
-    return F.normalize(
-        vector_norm(_by_position(features), dim=1).square() / features.shape[1], dim=1
-    )
+    norms = vector_norm(_by_position(features), dim=1)
+    return F.normalize(norms.square() / features.shape[1], dim=1)
 
 
 def _self_attention(features: Tensor) -> Tensor:

@@ -129,12 +129,9 @@ class JointResolution(Objective):
         check_target(costs, target)
         self.net = net
         net.costs.copy_(torch.tensor(costs) / max(costs))
-        self.target = target
-        self.cost_weight = cost_weight
-        self.temperature = temperature
-        self.mixing = mixing
-        self.explore = explore
-        self.label_smoothing = label_smoothing
+        self.target, self.cost_weight = target, cost_weight
+        self.temperature, self.label_smoothing = temperature, label_smoothing
+        self.mixing, self.explore = mixing, explore
         self._even: Tensor
         even = even_shares(costs, target).to(net.costs)
         self.register_buffer("_even", even, persistent=False)

@@ -219,13 +219,7 @@ class CachedLogits(nn.Module):
 
 
 def _locked(folder: Path) -> FileLock | None:
-    """The lock of a cache, whose folder is created if missing; None if another process holds it.
-
-    None, too, if the folder cannot be written (a read-only disk) but holds a cache.
-
-    Raises:
-        OSError: the folder cannot be written, and holds no cache.
-    """
+    """The lock of a cache; None if another process holds it, or on a read-only disk."""
     lock = FileLock(folder / "lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -209,7 +209,10 @@ def _open(name: str) -> Source:
     path, depth = Path(name), None
     network, _, file = name.partition("=")
     if not path.exists() and (network in BUILDERS or network.startswith(PREFIX)):
-        return _plain(name, network, Path(file))
+        net, card = load_plain(network, Path(file))
+        mark = f"{network}={fingerprint(Path(file))}"
+        source = _source(name, Frozen(net, copy=False), mark, card)
+        return source._replace(net=net, module=net.module)
     if not path.exists() and "@" in name:
         before, _, depth = name.rpartition("@")
         path = Path(before)
@@ -218,7 +221,8 @@ def _open(name: str) -> Source:
     if path.suffix == ".onnx":
         if depth is not None:
             raise ValueError(f"{name}: an ONNX file has one depth; drop @{depth}")
-        return _onnx(path)
+        onnx = OnnxNet(path)
+        return _source(str(path), Frozen(onnx, copy=False), onnx_fingerprint(path), onnx.card)
     return _stepwell(name, path, depth)
 
 
@@ -258,17 +262,6 @@ def _stepwell(name: str, path: Path, depth: str | None) -> Source:
     )
 
 
-def _onnx(path: Path) -> Source:
-    net = OnnxNet(path)
-    return _source(str(path), Frozen(net, copy=False), onnx_fingerprint(path), net.card)
-
-
-def _plain(name: str, network: str, path: Path) -> Source:
-    net, card = load_plain(network, path)
-    source = _source(name, Frozen(net, copy=False), f"{network}={fingerprint(path)}", card)
-    return source._replace(net=net, module=net.module)
-
-
 def _published(name: str) -> Source:
     net = build(name)
     card = start_pretrained(net).card
@@ -283,10 +276,8 @@ def _source(name: str, teacher: Teacher, mark: str, card: Card | None) -> Source
     if card is None:
         return source
     own = (card.mean, card.std)
-    filled = card.classes or own != (Card().mean, Card().std)
-    return source._replace(
-        classes=card.classes, size=card.size, normalisation=own if filled else None
-    )
+    known = own if card.classes or own != (Card().mean, Card().std) else None
+    return source._replace(classes=card.classes, size=card.size, normalisation=known)
 
 
 def _normalisation(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Normalisation:
@@ -373,17 +364,15 @@ def _differ(a: str, a_classes: tuple[str, ...], b: str, b_classes: tuple[str, ..
             f"and {b_classes[at]!r})"
         )
     only = [
-        f"only {which} has {_some([c for c in mine if c not in others])}"
+        f"only the {which} has {_some([c for c in mine if c not in others])}"
         for which, mine, others in (
-            ("the first", a_classes, b_classes),
-            ("the second", b_classes, a_classes),
+            ("first", a_classes, b_classes),
+            ("second", b_classes, a_classes),
         )
         if set(mine) - set(others)
     ]
-    return (
-        f"{a} has {len(a_classes)} classes, {b} has {len(b_classes)}, and they differ: "
-        f"{', '.join(only)}"
-    )
+    numbers = f"{a} has {len(a_classes)} classes, {b} has {len(b_classes)}"
+    return f"{numbers}, and they differ: {', '.join(only)}"
 
 
 def _some(classes: Sequence[str]) -> str:

@@ -53,8 +53,7 @@ def pair_stages(
                 f"({', '.join(theirs)}): name pairs to compare, such as {ours[-1]}={theirs[-1]}"
             )
         names = [f"{a}={b}" for a, b in zip(ours, theirs, strict=True)]
-    like = next(student.parameters())
-    image = like.new_zeros(1, *input_shape)
+    image = next(student.parameters()).new_zeros(1, *input_shape)
     with in_eval_mode(student), torch.no_grad():
         our_features = exit_of(student, image).features
         their_features = teacher(image).features

@@ -182,15 +182,9 @@ def fingerprint(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     trained = [depth for depth, status in header["status"].items() if status != "calibrated"]
     hashed = {k: v for k, v in header.items() if k != "kind"}  # files of older versions have none
-    hashed |= {
-        name: {d: value for d, value in header[name].items() if d in trained}
-        for name in ("depths", "exits")
-        if name in header
-    }
-    hashed |= {
-        "status": {d: header["status"][d] for d in trained},
-        "card": {k: v for k, v in header["card"].items() if k not in MEASURED},
-    }
+    for name in header.keys() & {"depths", "exits", "status"}:
+        hashed[name] = {d: value for d, value in header[name].items() if d in trained}
+    hashed["card"] = {k: v for k, v in header["card"].items() if k not in MEASURED}
     of_trained = {k: v for k, v in tensors.items() if _is_of(k, tensors, header["depths"], trained)}
     return digest(hashed, of_trained)[:16]
 
@@ -198,15 +192,12 @@ def fingerprint(path: Path) -> str:
 def _is_of(
     name: str, tensors: Mapping[str, Tensor], depths: Mapping[str, list[int]], trained: list[str]
 ) -> bool:
-    """Tell by its name whether a tensor may belong to a `trained` depth, without the module.
-
-    A depth shares the norms of an earlier depth where both paths begin alike: both have the same number
-    of blocks in the first stage, and the later depth has no tensor of that name.
-    """
+    """Tell by its name whether a tensor may belong to a `trained` depth, without the module."""
     if not name.startswith("depths/"):
         return True
     _, owner, own_name = name.split("/", 2)
     later = [*depths][[*depths].index(owner) :]
+    # A depth shares an earlier one's norms where both paths begin alike and it has no such tensor.
     return owner in trained or any(
         depth in trained
         and depths[depth][:1] == depths[owner][:1]
@@ -294,9 +285,9 @@ def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
     with torch.device("meta"):
         *_, last = build(name).module.state_dict()  # of the classifier
     arguments: dict[str, Any] = {"num_classes": len(tensors[last])} if last in tensors else {}
-    stems: list[dict[str, Any]] = [{}]
-    if builder_of(name).stems:
-        stems = [{"stem": "imagenet"}, {"stem": "small"}]
+    stems: list[dict[str, Any]] = (
+        [{"stem": "imagenet"}, {"stem": "small"}] if builder_of(name).stems else [{}]
+    )
     fitting = []
     for stem in stems:
         net = build(name, **arguments, **stem)
@@ -371,18 +362,15 @@ def _assemble(
         )
     else:
         own = module()
-        plan = read(own, header["stages"])
-        net = NestedNet(own, plan, {}, header["full"], norms=norms)
+        net = NestedNet(own, read(own, header["stages"]), {}, header["full"], norms=norms)
     _add_depths(net, header, path, heads)
     try:
         net.load_tensors({k: v for k, v in tensors.items() if not k.startswith(BESIDE)})
     except RuntimeError as error:
         if "builder" in header:
             raise
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{path} was made of another module than `module` makes: {reason}"
-        ) from error
+        other = f"{path} was made of another module than `module` makes"
+        raise ValueError(f"{other}: {' '.join(str(error).split())}") from error
     for depth, status in header["status"].items():
         net.mark(status, depth)
     net.card = _card(header)
@@ -412,10 +400,8 @@ def _add_depths(
 
 
 def _card(header: Mapping[str, Any]) -> Card:
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in header["card"].items()
-    }
+    card = header["card"].items()
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card}
     return Card(**values)
 
 

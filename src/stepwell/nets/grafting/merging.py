@@ -108,10 +108,8 @@ def _readers(steps: Iterable[nn.Module]) -> list[Reader]:
         if any(node.users for node in others) or found is None:
             return []
         layers = [layer for layer in found if layer is not None]
-        if len(layers) == len(found):
-            return layers
-        if layers:  # one way leads on, another ends here
-            return []
+        if layers or not found:  # unless one way leads on, and another ends here
+            return layers if len(layers) == len(found) else []
     return []
 
 
@@ -164,11 +162,8 @@ def with_adaptions(module: nn.Module, adaptions: Mapping[str, Sequence[int]]) ->
             holder, own = module.get_submodule(parent), module.get_submodule(name)
         except AttributeError as error:
             raise ValueError(f"no module {name!r} for an adaption to stand beside") from error
-        layer = (
-            nn.Linear(channels, channels, bias=False)
-            if last
-            else nn.Conv2d(channels, channels, 1, bias=False)
-        )
+        shape = (channels, channels)
+        layer = nn.Linear(*shape, bias=False) if last else nn.Conv2d(*shape, 1, bias=False)
         holder._modules[child] = nn.Sequential(*((layer, own) if any(ahead) else (own, layer)))
     return module
 
@@ -181,9 +176,7 @@ def keep_adaptions(net: NestedNet, kept: Mapping[str, Kept]) -> NestedNet:
     """
     if not kept:
         return net
-    adaptions = {
-        name: [len(k.weight), int(k.last), *([1] if k.before else [])] for name, k in kept.items()
-    }
+    adaptions = {n: [len(k.weight), int(k.last), *[1] * k.before] for n, k in kept.items()}
     module = with_adaptions(copy.deepcopy(net.module), adaptions)
     for name, (weight, last, before) in kept.items():
         layer = module.get_submodule(f"{name}.{0 if before else 1}")

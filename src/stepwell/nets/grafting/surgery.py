@@ -185,10 +185,7 @@ class Grafting(nn.Module):
         return absorb(steps, weight, (2, *ours.shape), last=ours.last)
 
     def _place(self, i: int, taken: Collection[str]) -> tuple[str, bool] | None:
-        """The module after which (or, with True, before which) a 1×1 convolution fits at split `i`.
-
-        That module runs once. None if there is no such module.
-        """
+        """The module after which (True: before which) a 1×1 convolution fits at split `i`, if any."""
         path, names, at = self.student.path(), _step_names(self.student), self.pairs[i][0].at
         for k in (at - 1, at):
             once = sum(step is path[k] for step in path) == 1
@@ -268,11 +265,7 @@ def _adaption(a: SplitPoint, b: SplitPoint) -> Adaption | None:
 
 @torch.no_grad()
 def _take(block: nn.Sequential, taught: nn.Sequential, shape: Sequence[int]) -> bool:
-    """Copy the teacher's weights to the layers of a block that have the same shapes.
-
-    Returns:
-        True if the two blocks are now the same function, step by step and on random input of `shape`.
-    """
+    """Copy the teacher's weights to layers of the same shapes; True if the blocks are then alike."""
     same = len(block) == len(taught)
     for mine, theirs in zip(block, taught, strict=False):
         state, other = mine.state_dict(), theirs.state_dict()
@@ -303,11 +296,9 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 def _nothing_to_learn(teacher: NestedNet, blocks: Sequence[int]) -> str:
     stages = ", ".join(f"{n} in {stage}" for stage, n in zip(teacher.stages, blocks, strict=False))
-    remedy = (
-        "give a smaller student, or keep fewer blocks of a stage (--keep)"
-        if max(blocks) > 1
-        else "no stage can keep fewer (--keep), so give another student"
-    )
+    remedy = "no stage can keep fewer (--keep), so give another student"
+    if max(blocks) > 1:
+        remedy = "give a smaller student, or keep fewer blocks of a stage (--keep)"
     return (
         f"nothing to learn: every block of the student is like the teacher's ({stages}): {remedy}"
     )
@@ -340,11 +331,7 @@ def _step_names(net: NestedNet) -> list[str]:
 
 @torch.no_grad()
 def _rescale(net: NestedNet, factor: float, x: Tensor) -> bool:
-    """Multiply the logits by `factor`, in the weights of the last layer.
-
-    Returns:
-        True if that is a linear layer or a convolution; otherwise no weight has changed.
-    """
+    """Multiply the logits by `factor` in the last layer's weights; False if it has none to scale."""
     head = [m for name in net.plan.head for m in net.module.get_submodule(name).modules()]
     layers = [m for m in head if isinstance(m, nn.Linear | nn.Conv2d)]
     if not layers:

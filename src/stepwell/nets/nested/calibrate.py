@@ -44,10 +44,8 @@ def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
     norms = [
         n for d in fresh for n in net.norms(d) if isinstance(n, _NormBase) and id(n) not in settled
     ]
-    if not norms:
-        net.mark("calibrated", *fresh)
-        return
-    estimate(net, norms, batches, lambda images: net.forward_all(images, fresh))
+    if norms:
+        estimate(net, norms, batches, lambda images: net.forward_all(images, fresh))
     net.mark("calibrated", *fresh)
 
 

@@ -6,6 +6,7 @@ prefix are kept, for the unsure images alone.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -151,13 +152,7 @@ def starts_of(paths: Sequence[Sequence[object]]) -> list[tuple[int, int]]:
     """For each path, the earlier one it shares most steps with (the first such), and how many."""
     starts = [(0, 0)]
     for i, path in enumerate(paths[1:], start=1):
-        common = [_common(path, paths[j]) for j in range(i)]
+        pairs = [zip(path, earlier, strict=False) for earlier in paths[:i]]
+        common = [len([*takewhile(lambda pair: pair[0] is pair[1], each)]) for each in pairs]
         starts.append((common.index(max(common)), max(common)))
     return starts
-
-
-def _common(a: Sequence[object], b: Sequence[object]) -> int:
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x is not y:
-            return i
-    return min(len(a), len(b))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from stepwell.nets.nested.example import example_input, line_of, outputs_by_block
 from stepwell.nets.nested.net import NestedNet, NormSharing
 from stepwell.nets.nested.reading import read
-from stepwell.nets.nested.steps import Value
+from stepwell.nets.nested.steps import Value, tensors_of
 from stepwell.train_mode import in_eval_mode
 
 
@@ -106,6 +106,5 @@ def check_shapes(net: NestedNet, depths: Mapping[str, Sequence[int]], x: Tensor)
 
 def _shape_of(value: Value) -> tuple[Any, ...]:
     """The shape of a tensor; of several, their shapes."""
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    return tuple(tuple(tensor.shape) for tensor in value)
+    shapes = tuple(tuple(tensor.shape) for tensor in tensors_of(value))
+    return shapes[0] if isinstance(value, Tensor) else shapes

@@ -66,11 +66,8 @@ class Chooser(nn.Module):
         width = 3
         for i in range(max(3, round(log2(size)) - 1)):
             wider = WIDTH * 2**i
-            layers += [
-                nn.Conv2d(width, wider, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(wider),
-                nn.ReLU(inplace=True),
-            ]
+            strided = nn.Conv2d(width, wider, 3, stride=2, padding=1, bias=False)
+            layers += [strided, nn.BatchNorm2d(wider), nn.ReLU(inplace=True)]
             width = wider
         self.features = nn.Sequential(*layers)
         self.scores = nn.Linear(width, choices)

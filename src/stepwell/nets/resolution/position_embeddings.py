@@ -128,13 +128,9 @@ def _is_plain(value: object) -> bool:
 
 
 def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    if first.keys() != second.keys():
-        return False
-    for n, value in first.items():
-        other = second[n]
+    def equal(value: Any, other: Any) -> bool:
         if isinstance(value, Tensor) and isinstance(other, Tensor):
-            if value.shape != other.shape or not torch.equal(value.cpu(), other.cpu()):
-                return False
-        elif value != other:
-            return False
-    return True
+            return torch.equal(value.cpu(), other.cpu())  # False for other shapes
+        return bool(value == other)
+
+    return first.keys() == second.keys() and all(equal(v, second[n]) for n, v in first.items())

@@ -140,10 +140,7 @@ class Resolutions(nn.Module):
     def _twin(
         self, size: int, made_for: Callable[[int], nn.Module] | None
     ) -> tuple[NestedNet, frozenset[str]]:
-        """Make a nested net with copies of the norms, and name its private tensors.
-
-        Other modules that depend on the size are private, too.
-        """
+        """Make a nested net with norms and parts of its size, and name its private tensors."""
         net, norms, parts = self.net, dict[str, nn.Module](), dict[str, nn.Module]()
         module = net.module
         if made_for is not None:
@@ -168,10 +165,8 @@ class Resolutions(nn.Module):
 
 def _maker(net: NestedNet, largest: int) -> Callable[[int], nn.Module] | None:
     """Give a function that makes the full net for another size, if it is made for one size."""
-    if net.builder is None:
-        return None
-    name, arguments = net.builder
-    argument = builder_of(name).size_argument
+    name, arguments = net.builder or ("", {})
+    argument = builder_of(name).size_argument if name else None
     if argument is None:
         return None
     if arguments.get(argument, largest) != largest:
