@@ -68,7 +68,9 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp lets only the owner read the file; a result has the usual permissions.
-        os.chmod(name, 0o666 & ~_umask())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
         os.replace(name, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -111,11 +113,7 @@ def locked(file: Path, what: Path, instead: str = "use another --out") -> FileLo
 
 @contextlib.contextmanager
 def writing(file: Path) -> Iterator[None]:
-    """Hold the lock of a result while it changes: the lock of its run directory, else its own.
-
-    Raises:
-        OSError: another process is writing to it.
-    """
+    """Hold the lock of a result: its run directory's, else its own; OSError if another process does."""
     folder = file.parent
     if (folder / "config.json").exists():
         lock = locked(folder / "lock", folder)
@@ -125,9 +123,3 @@ def writing(file: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -83,11 +83,7 @@ def annotated_ranges(of: Callable[..., Any]) -> dict[str, Range]:
 
 
 def check_number(name: str, number: float, within: Range) -> None:
-    """Refuse one number.
-
-    Raises:
-        ValueError: it is out of its range, or not finite; the message begins with `name`.
-    """
+    """Raise ValueError for a number out of range or not finite; the message begins with `name`."""
     words, holds = within
     if not (math.isfinite(number) and holds(number)):
         finite = "" if math.isfinite(number) else " and finite"

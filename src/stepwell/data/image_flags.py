@@ -21,11 +21,7 @@ class Images:
     part: Annotated[str | None, flag("I/N", "all images")] = None
 
     def check(self) -> None:
-        """Refuse a part that does not exist.
-
-        Raises:
-            ValueError: as for `part_of`.
-        """
+        """Refuse a part that does not exist; errors as for `part_of`."""
         if self.part is not None:
             part_of(self.part)
 

@@ -221,11 +221,7 @@ def _folder(root: Path, size: int | None) -> Splits:
 
 
 def check_outside(data: str, out: Path) -> None:
-    """Refuse a results folder among the class folders of `data`, where it would count as a class.
-
-    Raises:
-        ValueError: `out` is among them.
-    """
+    """Raise ValueError for results among the class folders of `data`: they would count as a class."""
     root = Path(data)
     if not root.is_dir():
         return

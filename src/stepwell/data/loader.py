@@ -1,7 +1,6 @@
 """Batches as functions of (seed, epoch, step), so that a resumed run sees the same batches.
 
-No worker draws random numbers: the order of an epoch and the augmentation of a batch come from a
-generator seeded for that epoch or step.
+The order of an epoch and the augmentation of a batch have generators seeded for that epoch or step.
 """
 
 import hashlib

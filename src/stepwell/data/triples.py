@@ -138,11 +138,7 @@ class Names:
         return self.names[number]
 
     def number(self, name: str) -> int:
-        """The number of a name.
-
-        Raises:
-            ValueError: there is no such name; the nearest names are suggested.
-        """
+        """The number of a name; ValueError with the nearest names if there is none."""
         if name not in self._numbers:
             raise ValueError(f"no {self.kind} {shortened(name)}{self.suggestion(name)}")
         return self._numbers[name]

@@ -82,11 +82,7 @@ class Tally:
 
 @torch.no_grad()
 def tally(predict: Predict, batches: Iterable[Batch]) -> Tally:
-    """Run `predict` over the batches, and sum; memory does not grow with the data.
-
-    Raises:
-        ValueError: there is no batch.
-    """
+    """Run `predict` over the batches, and sum in constant memory; ValueError without a batch."""
     sums = Tally()
     for logits, labels in _predictions(predict, batches):
         sums.add(logits, labels)

@@ -1,8 +1,7 @@
 """Fidelity: how closely a student matches its teacher's predictions, apart from its accuracy.
 
 After "Does Knowledge Distillation Really Work?" (Stanton et al. 2021), with confidence intervals and a
-control. Two independently trained networks agree on most images, because both are mostly right. Only
-the agreement *beyond* that of a student of another teacher was passed on by the teacher.
+control: only agreement *beyond* that of a student of another teacher was passed on by the teacher.
 """
 
 import contextlib
@@ -100,11 +99,7 @@ def fidelity_of(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, float]:
-    """`fidelity` of given logits (n, classes) or exits, as tensors or arrays.
-
-    Raises:
-        ValueError: as for `fidelity`.
-    """
+    """`fidelity` of given logits (n, classes) or exits, as tensors or arrays; errors as there."""
     return fidelity(
         lambda _: teacher,
         lambda _: student,

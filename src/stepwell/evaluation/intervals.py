@@ -112,10 +112,6 @@ def _counts(n: int, resamples: int, seed: int) -> Iterator[Tensor]:
 
 
 def ends(level: float) -> Float[Tensor, "2"]:
-    """The quantiles at the ends of an interval of this level: 0.025 and 0.975 at 0.95.
-
-    Raises:
-        ValueError: as for `quantile`.
-    """
+    """The quantiles at the ends of an interval: 0.025 and 0.975 at 0.95; errors as for `quantile`."""
     quantile(level)
     return torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)

@@ -79,11 +79,7 @@ ATTENTION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def attention_loss(mode: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss in `ATTENTION` of a mode.
-
-    Raises:
-        ValueError: there is no such mode.
-    """
+    """The loss in `ATTENTION` of a mode; ValueError if there is none."""
     if mode not in ATTENTION:
         raise ValueError(f"attention_mode is one of {', '.join(ATTENTION)}, not {mode!r}")
     return ATTENTION[mode]

@@ -5,11 +5,7 @@ from torch import Tensor
 
 
 def check_logits(student: Float[Tensor, "_ _"], teacher: Float[Tensor, "_ _"]) -> None:
-    """Check that logits have the same batch and classes.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
+    """Raise ValueError for logits that differ in batch or classes."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} "

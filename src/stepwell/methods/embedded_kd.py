@@ -75,7 +75,11 @@ class EmbeddedKD(Objective):
     ) -> None:
         super().__init__()
         check_numbers(locals(), EmbeddedKD.__init__, flags=False)
-        _check_weights(net, weights or {})
+        for depth, weight in (weights or {}).items():
+            net.path(depth)
+            if depth == net.full:
+                raise ValueError(f"weights names {depth!r}, the full net: set full_weight instead")
+            check_number(f"the weight of depth {depth!r}", weight, NOT_NEGATIVE)
         if not (ce or kl or attention):
             raise ValueError("the sub-nets have no loss: ce, kl and attention are all 0")
         if ema_teacher and teacher is not None:
@@ -181,11 +185,3 @@ class EmbeddedKD(Objective):
             weighted["attention"] = (self.attention, sum(apart, exit.logits.new_zeros(())))
         loss = torch.stack([w * value for w, value in weighted.values()]).sum()
         return self.weights.get(depth, 1.0) * loss, {k: v for k, (_, v) in weighted.items()}
-
-
-def _check_weights(net: NestedNet, weights: Mapping[str, float]) -> None:
-    for depth, weight in weights.items():
-        net.path(depth)
-        if depth == net.full:
-            raise ValueError(f"weights names {depth!r}, the full net: set full_weight instead")
-        check_number(f"the weight of depth {depth!r}", weight, NOT_NEGATIVE)

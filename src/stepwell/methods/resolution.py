@@ -1,9 +1,7 @@
 """Dynamic resolution (DRNet, Zhu et al. 2021): a chooser learns which resolution each image needs.
 
-First every image trains the network at all resolutions. Then network and chooser train together: the
-chooser's scores draw each image's resolution, and a hinge loss holds the mean cost at its target.
-`ImitateBest` trains the chooser alone, with labels (as AdaScale, Chin et al. 2019, does for video); it
-needs no gradient through a choice.
+First every image trains the network at all resolutions. Then network and chooser train together.
+`ImitateBest` trains the chooser alone, with labels (as AdaScale, Chin et al. 2019, does for video).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

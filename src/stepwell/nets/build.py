@@ -162,11 +162,7 @@ def named_depths(
 
 
 def builder_of(name: str) -> Builder:
-    """The builder of a network by name.
-
-    Raises:
-        ValueError: there is no such network.
-    """
+    """The builder of a network by name; ValueError if there is none."""
     if name.startswith(PREFIX):
         return timm_builder(name.removeprefix(PREFIX))
     if name not in BUILDERS:

@@ -31,11 +31,7 @@ class AsLogits:
         self._gives_logits = False
 
     def __call__(self, exit: object) -> Exit:
-        """The exit, with log p in place of probabilities.
-
-        Raises:
-            ValueError: `exit` is no `Exit`.
-        """
+        """The exit, with log p in place of probabilities; ValueError if it is no `Exit`."""
         if not isinstance(exit, Exit):
             raise ValueError(
                 f"{self.whose} gives a {type(exit).__name__}, not an Exit: wrap a module in "

@@ -109,11 +109,7 @@ class OpenTeacher:
 
     @property
     def nested(self) -> tuple[NestedNet, str]:
-        """The teacher as a network with stages, and the depth that teaches.
-
-        Raises:
-            ValueError: as for `module`.
-        """
+        """The teacher as a network with stages, and the depth that teaches; errors as for `module`."""
         net, _ = self._with_weights()
         return net, self.sources[0].depth or net.full
 
@@ -186,7 +182,12 @@ def open_teacher(
         raise ValueError(f"teacher {twice[0]} is named twice: name each member of an ensemble once")
     sources = [_open(name) for name in names]
     if mean is not None or std is not None:
-        given = _normalisation(mean, std)
+        if mean is None or std is None or not len(mean) == len(std) == 3 or min(std) <= 0:
+            raise ValueError(
+                f"--teacher-mean {mean} --teacher-std {std}: give both, three numbers each (one per "
+                "channel, of pixels scaled to [0, 1]), with std above 0"
+            )
+        given = (mean, std)
         if all(source.normalisation for source in sources):
             raise ValueError(
                 f"{' and '.join(names)} records its own normalisation: drop --teacher-mean and "
@@ -205,13 +206,17 @@ def open_teacher(
 def _open(name: str) -> Source:
     by_name = name in BUILDERS or (name.startswith(PREFIX) and "=" not in name)
     if by_name and not Path(name).exists():
-        return _published(name)
+        net = build(name)
+        card = start_pretrained(net).card
+        mark = digest({"network": name}, dict(net.module.state_dict()))[:16]
+        source = _source(name, Frozen(net, copy=False), mark, card)
+        return source._replace(net=net, module=net.module, normalisation=(card.mean, card.std))
     path, depth = Path(name), None
     network, _, file = name.partition("=")
     if not path.exists() and (network in BUILDERS or network.startswith(PREFIX)):
-        net, card = load_plain(network, Path(file))
+        net, plain_card = load_plain(network, Path(file))
         mark = f"{network}={fingerprint(Path(file))}"
-        source = _source(name, Frozen(net, copy=False), mark, card)
+        source = _source(name, Frozen(net, copy=False), mark, plain_card)
         return source._replace(net=net, module=net.module)
     if not path.exists() and "@" in name:
         before, _, depth = name.rpartition("@")
@@ -262,14 +267,6 @@ def _stepwell(name: str, path: Path, depth: str | None) -> Source:
     )
 
 
-def _published(name: str) -> Source:
-    net = build(name)
-    card = start_pretrained(net).card
-    mark = digest({"network": name}, dict(net.module.state_dict()))[:16]
-    source = _source(name, Frozen(net, copy=False), mark, card)
-    return source._replace(net=net, module=net.module, normalisation=(card.mean, card.std))
-
-
 def _source(name: str, teacher: Teacher, mark: str, card: Card | None) -> Source:
     """A source with the content of its card, unless the card still has its defaults."""
     source = Source(name, teacher, mark, weights=mark)
@@ -278,15 +275,6 @@ def _source(name: str, teacher: Teacher, mark: str, card: Card | None) -> Source
     own = (card.mean, card.std)
     known = own if card.classes or own != (Card().mean, Card().std) else None
     return source._replace(classes=card.classes, size=card.size, normalisation=known)
-
-
-def _normalisation(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Normalisation:
-    if mean is None or std is None or not len(mean) == len(std) == 3 or min(std) <= 0:
-        raise ValueError(
-            f"--teacher-mean {mean} --teacher-std {std}: give both, three numbers each (one per "
-            "channel, of pixels scaled to [0, 1]), with std above 0"
-        )
-    return mean, std
 
 
 def _ready(

@@ -90,11 +90,7 @@ def common_stages(student: object, teacher: object) -> list[str]:
 
 
 def check_resolution(pairs: Sequence[Pair]) -> None:
-    """Refuse pairs of stages that attention cannot compare.
-
-    Raises:
-        ValueError: two stages differ in resolution, or one has maps and the other tokens.
-    """
+    """Raise ValueError for stages that differ in resolution, or are maps and tokens."""
     for pair in pairs:
         a, b = pair.student_shape, pair.teacher_shape
         if len(a) != len(b) or (a[1:] != b[1:] if len(a) == 3 else a[0] != b[0]):

@@ -1,8 +1,7 @@
 """DenseNet-201 that holds sub-nets as deep as DenseNet-169 and 121.
 
-torchvision's three differ in every width behind the third transition, so the sub-nets are a family of
-their own: a shallower dense block hands on fewer channels, and the layers behind it read the first
-columns of its weight. The full net is torchvision's densenet201 with the same names.
+torchvision's three differ in every width behind the third transition. Here the layers behind a
+shallower dense block read the first columns of their weights. The full net is torchvision's.
 """
 
 from collections import OrderedDict

@@ -1,7 +1,6 @@
 """Residual networks: torchvision's family and the CIFAR family, as families of nested depths.
 
-ResNet-18 and 34 have basic blocks, 50 and deeper have bottlenecks, so 18 and 50 share no weight; the
-26-layer bottleneck net (2, 2, 2, 2) is the shallow member of the deeper family.
+ResNet-18 and 34 have basic blocks; 26, 50 and deeper have bottlenecks, so 18 and 50 share no weight.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,4 @@
-"""Vision transformers: torchvision's ViT-B/16, whose depths are its numbers of blocks.
-
-`timm_models` reads timm's transformers, such as DeiT.
-"""
+"""Vision transformers: torchvision's ViT-B/16, whose depths are its numbers of blocks."""
 
 from torchvision.models.vision_transformer import VisionTransformer
 

@@ -92,11 +92,7 @@ def load_both(
 
 
 def read_beside(path: str | Path) -> Beside | None:
-    """Read the parts beside the nested net in a run directory or a file, if there are any.
-
-    Raises:
-        FileNotFoundError, ValueError: as for `load`.
-    """
+    """Read the parts beside the nested net in a run or a file, if any; errors as for `load`."""
     return _beside(*_read_own(Path(path)))
 
 

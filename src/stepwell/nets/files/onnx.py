@@ -161,11 +161,7 @@ def file_sha256(path: Path) -> str:
 
 
 def require(*modules: str) -> None:
-    """Check that modules of the extra `onnx` are installed.
-
-    Raises:
-        ImportError: one is missing.
-    """
+    """Raise ImportError for a missing module of the extra `onnx`."""
     try:
         for module in modules:
             import_module(module)

@@ -70,19 +70,15 @@ def absorb(steps: Iterable[nn.Module], weight: Tensor, shape: Sequence[int], *, 
     before = run(mixed)
     kept = [layer.weight.clone() for layer in readers]
     for layer in readers:
-        layer.weight.copy_(_merged(layer.weight, weight))
+        parts = layer.weight.reshape(len(layer.weight), channels, -1)  # (out, channels, positions)
+        merged = torch.einsum("ocp,cd->odp", parts, weight)
+        layer.weight.copy_(merged.reshape(layer.weight.shape))
     apart = (run(x) - before).abs().max()
     if apart <= TOLERANCE * before.abs().max().clamp_min(1e-6):
         return True
     for layer, old in zip(readers, kept, strict=True):
         layer.weight.copy_(old)
     return False
-
-
-def _merged(reader: Tensor, weight: Tensor) -> Tensor:
-    """A reader's weight (out, channels, ...) or (out, channels · positions) after `weight`."""
-    parts = reader.reshape(reader.shape[0], weight.shape[0], -1)
-    return torch.einsum("ocp,cd->odp", parts, weight).reshape(reader.shape)
 
 
 def _can_absorb(layer: Reader, channels: int) -> bool:

@@ -176,8 +176,8 @@ class Grafting(nn.Module):
 
     def _absorbed(self, i: int, weight: Tensor) -> bool:
         """True if the block after split point `i` absorbed a 1×1 convolution; others do not change."""
-        own, others = self.blocks[i + 1], [b for n, b in enumerate(self.blocks) if n != i + 1]
-        elsewhere = {id(p) for block in others for p in block.parameters()}
+        own = self.blocks[i + 1]
+        elsewhere = {id(p) for b in self.blocks if b is not own for p in b.parameters()}
         if any(id(p) in elsewhere for p in own.parameters()):
             return False
         steps = [step for step in own.children() if not isinstance(step, Adaption)]

@@ -73,11 +73,7 @@ def _limits(ms: float | None, macs: float | None, accuracy: float | None) -> Row
 
 
 def check_share(accuracy: float | None) -> None:
-    """Refuse an accuracy that is not between 0 and 1, such as one in percent.
-
-    Raises:
-        ValueError: it is not between 0 and 1.
-    """
+    """Raise ValueError for an accuracy that is not between 0 and 1, such as one in percent."""
     if accuracy is not None and not 0 <= accuracy <= 1:
         raise ValueError(f"an accuracy is a share between 0 and 1 (0.95 is 95 %), not {accuracy}")
 

@@ -1,7 +1,6 @@
 """A cascade: the shallowest depth sees every image, and each deeper depth the images still unsure.
 
-A deeper depth continues where its path leaves the paths already run: the activations of the common
-prefix are kept, for the unsure images alone.
+A deeper depth continues where its path leaves the paths already run.
 """
 
 import math
@@ -74,11 +73,7 @@ class Cascade:
 
     @classmethod
     def of(cls, net: NestedNet) -> "Cascade":
-        """The cascade that was calibrated on `net` and saved with it.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """The cascade that was calibrated on `net` and saved with it; ValueError if there is none."""
         saved = net.card.cascade
         if not saved:
             raise ValueError(

@@ -94,11 +94,7 @@ class ExitNet(nn.Module):
 
 
 def check_head(exit: str, head: nn.Module, net: nn.Module) -> None:
-    """Refuse a head with weights that `net` has already, which no file could give back.
-
-    Raises:
-        ValueError: there is such a weight.
-    """
+    """Raise ValueError for a head with weights that `net` has: no file could give it back."""
     known = {id(value) for value in net.state_dict(keep_vars=True).values()}
     for name, value in head.state_dict(keep_vars=True).items():
         if id(value) in known:

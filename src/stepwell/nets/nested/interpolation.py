@@ -56,11 +56,7 @@ def start_interpolated(
 
 
 def check_line(a: nn.Module, b: nn.Module) -> None:
-    """Refuse to interpolate between two architectures.
-
-    Raises:
-        ValueError: the two differ in the names or shapes of their tensors.
-    """
+    """Raise ValueError for modules that differ in the names or shapes of their tensors."""
     if (name := differing(a, b)) is not None:
         raise ValueError(
             f"no line between two architectures: {name} is in one only, or has another shape"

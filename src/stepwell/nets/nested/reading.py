@@ -1,9 +1,8 @@
 """Reads any module as a path of plain steps around the blocks of its stages.
 
-The forward of the modules around the blocks is traced (`torch.fx`). Blocks, and modules without blocks,
-are not traced. A call of one module becomes that very module; other code between two modules becomes a
-small step (`Calls`) on the full net's own modules and parameters. So a path shares every weight with
-the module that it was read from.
+The forward of the modules around the blocks is traced (`torch.fx`), not the blocks. A call of one
+module becomes that very module; other code between two modules becomes a small step (`Calls`) on the
+full net's own modules and parameters.
 """
 
 import inspect

@@ -1,7 +1,6 @@
 """A network that chooses the resolution (and depth) for each image.
 
-A tiny convolutional net, the chooser, scores all choices on a small copy of the image. The image then
-runs at the resolution of the best choice. Images of a batch with the same choice run together.
+A tiny convolutional net, the chooser, scores all choices on a small copy of the image.
 """
 
 from collections.abc import Iterator, Sequence

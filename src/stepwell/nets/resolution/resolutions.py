@@ -2,8 +2,7 @@
 
 Activations at another resolution have other statistics, so each resolution has private norms
 ("resolution-aware BN") for every depth, while convolutions and classifier are shared. A network made
-for one size, such as a ViT, is made for each size, with its own position embeddings. No flag switches
-anything: each resolution has its own nested net of the shared modules.
+for one size, such as a ViT, is made for each size, with its own position embeddings.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,11 +119,7 @@ class Resolutions(nn.Module):
         }
 
     def load_own(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load the tensors that `own_tensors` gives.
-
-        Raises:
-            RuntimeError: a name is missing or unexpected, or a shape differs.
-        """
+        """Load the tensors that `own_tensors` gives; RuntimeError if names or shapes differ."""
         if differing := sorted(self.own_tensors().keys() ^ tensors.keys()):
             raise RuntimeError(f"names differ from this network's: {', '.join(differing[:5])}")
         for size, names in self._names.items():
@@ -178,11 +173,7 @@ def _maker(net: NestedNet, largest: int) -> Callable[[int], nn.Module] | None:
 
 
 def check_sizes(sizes: Sequence[int]) -> None:
-    """Check resolutions.
-
-    Raises:
-        ValueError: there is none, one is no positive number, or is named twice.
-    """
+    """Raise ValueError for no size, one that is no positive number, or one named twice."""
     if not sizes:
         raise ValueError("no resolution was named: give sizes in pixels, such as 32 24 16")
     for size in sizes:
