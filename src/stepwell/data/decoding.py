@@ -6,7 +6,7 @@ Small sets are decoded into memory once; a set over `MEMORY` bytes is decoded as
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,16 @@ class Files:
         with ThreadPoolExecutor(DECODERS) as pool:
             read = list(pool.map(self._read, paths))
         bad = {p: e for p, e in zip(paths, read, strict=True) if isinstance(e, ValueError)}
+        if len(bad) == 1:
+            raise next(iter(bad.values()))
         if bad:
-            raise _unreadable(bad, len(paths))
+            named = ", ".join(map(str, list(bad)[:NAMED_BAD]))
+            more = f" and {len(bad) - NAMED_BAD} more" if len(bad) > NAMED_BAD else ""
+            cause = next(iter(bad.values())).__cause__
+            raise ValueError(
+                f"cannot read {len(bad)} of {len(paths)} images, {named}{more} (the first: {cause}): "
+                "replace or remove them"
+            )
         return torch.from_numpy(np.stack(read))
 
     def _read(self, path: Path) -> Any:
@@ -62,19 +70,6 @@ class Files:
             return read_image(path, self.size).numpy()
         except ValueError as error:
             return error
-
-
-def _unreadable(bad: Mapping[Path, ValueError], count: int) -> ValueError:
-    """One error of those by their files, out of `count` files."""
-    first, *others = bad.values()
-    if not others:
-        return first
-    named = ", ".join(map(str, list(bad)[:NAMED_BAD]))
-    more = f" and {len(bad) - NAMED_BAD} more" if len(bad) > NAMED_BAD else ""
-    return ValueError(
-        f"cannot read {len(bad)} of {count} images, {named}{more} (the first: {first.__cause__}): "
-        "replace or remove them"
-    )
 
 
 def pixels_of(paths: Sequence[Path], size: int) -> Tensor | Files:
@@ -156,10 +151,6 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 def image_files(folder: Path) -> list[Path]:
     """Every image below `folder`, sorted by path; hidden files and folders are passed over."""
-    return sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in SUFFIXES
-        and not p.is_dir()
-        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    )
+    images = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
+    parts = {p: p.relative_to(folder).parts for p in images}
+    return sorted(p for p in parts if not any(part.startswith(".") for part in parts[p]))

@@ -140,7 +140,6 @@ def gather_logits(predict: Predict, batches: Iterable[Batch]) -> tuple[dict[str,
 def _predictions(
     predict: Predict, batches: Iterable[Batch]
 ) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
-    """Logits by name, and labels, of each batch."""
     empty = True
     for images, labels in batches:
         output = predict(images)

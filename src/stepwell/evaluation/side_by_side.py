@@ -186,7 +186,6 @@ def _named(
 
 
 def _check_names(answers: Iterable[tuple[str, str]]) -> None:
-    """Check that the names of students and controls match."""
     students, controls = (
         [name for found, name in answers if found == who] for who in ("student", "control")
     )

@@ -150,7 +150,6 @@ class Graft(Objective):
 
 
 def _check_span(grafting: Grafting, first: int, last: int) -> None:
-    """Refuse a span of blocks that does not exist or has no block to train."""
     if not 0 <= first <= last < len(grafting.blocks):
         named = ", ".join(f"{i} {name}" for i, name in enumerate(grafting.names))
         raise ValueError(

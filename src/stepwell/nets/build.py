@@ -118,7 +118,8 @@ def build(
         raise ValueError(f"{name}: {error}") from error
     if kept is not None:
         module, stages = truncate(module, stages, kept)
-        full = _depth_name(builder, kept)
+        known = (depth for depth, own in builder.family.items() if own == tuple(kept))
+        full = next(known, "-".join(map(str, kept)))
         changes["kept"] = list(kept)
     if adaptions:
         module = with_adaptions(module, adaptions)
@@ -126,12 +127,6 @@ def build(
     net = NestedNet(module, read(module, stages), depths, full, norms=norms)
     net.builder = (name, arguments | changes)
     return net
-
-
-def _depth_name(builder: Builder, blocks: Sequence[int]) -> str:
-    """The family's name of a network of these blocks; without one, the blocks themselves."""
-    known = (name for name, own in builder.family.items() if own == tuple(blocks))
-    return next(known, "-".join(map(str, blocks)))
 
 
 def named_depths(

@@ -302,9 +302,8 @@ def _ready(
         teacher = Renormalised(teacher, normalisation, source.normalisation)
     if source.size not in (0, size) and resize:
         teacher = Resized(teacher, source.size)
-        warnings.warn(
-            f"images are scaled from {size} to {source.size} pixels for {name}", stacklevel=4
-        )
+        scaled = f"images are scaled from {size} to {source.size} pixels for {name}"
+        warnings.warn(scaled, stacklevel=4)
     elif source.size not in (0, size):
         warnings.warn(
             f"{name} was trained on images of {source.size} pixels and gets {size} here: "
@@ -344,7 +343,6 @@ def _ready(
 
 
 def _differ(a: str, a_classes: tuple[str, ...], b: str, b_classes: tuple[str, ...]) -> str:
-    """Describe the difference between two lists of classes."""
     if sorted(a_classes) == sorted(b_classes):
         at = next(i for i, (x, y) in enumerate(zip(a_classes, b_classes, strict=True)) if x != y)
         return (

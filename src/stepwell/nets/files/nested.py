@@ -379,7 +379,6 @@ def _add_depths(
     path: Path,
     heads: Mapping[str, Callable[[], nn.Module]],
 ) -> None:
-    """Add the depths and exits of a file's header, in their order."""
     exits = header.get("exits", {})
     own = [exit for exit, described in exits.items() if described is None]
     if missing := [exit for exit in own if exit not in heads]:
@@ -408,7 +407,6 @@ def _write(path: Path, header: dict[str, Any], tensors: Mapping[str, Tensor]) ->
 
 
 def _read_own(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read header and tensors of a file that `save` wrote."""
     header, tensors = _read(path)
     if header is None:
         raise ValueError(

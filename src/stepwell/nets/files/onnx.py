@@ -187,7 +187,6 @@ def _described(path: Path) -> dict[str, str]:
 
 
 def _proto(path: Path) -> Any:
-    """The graph of a file, without external weights."""
     import onnx
 
     if not path.is_file():

@@ -17,6 +17,7 @@ from stepwell.nets.grafting.split_points import (
     pair_split_points,
     split_points,
 )
+from stepwell.nets.nested.interpolation import differing
 from stepwell.nets.nested.net import NestedNet
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Batch
@@ -186,7 +187,11 @@ class Grafting(nn.Module):
 
     def _place(self, i: int, taken: Collection[str]) -> tuple[str, bool] | None:
         """The module after which (True: before which) a 1×1 convolution fits at split `i`, if any."""
-        path, names, at = self.student.path(), _step_names(self.student), self.pairs[i][0].at
+        path, at, plan = self.student.path(), self.pairs[i][0].at, self.student.plan
+        names: list[str] = []  # of the steps; empty for steps that are no module of the network
+        for gap, blocks in zip(plan.gaps, (*plan.blocks, ()), strict=True):
+            names += [step if isinstance(step, str) else "" for step in gap]
+            names += [name for steps in blocks for name in steps]
         for k in (at - 1, at):
             once = sum(step is path[k] for step in path) == 1
             if names[k] and names[k] not in taken and once:
@@ -225,7 +230,6 @@ class Grafting(nn.Module):
         return both / square if both > 0 and square > 0 else 1.0
 
     def _wrapped(self, i: int, block: nn.Sequential) -> nn.Sequential:
-        """Block `i` between its adaptions."""
         before = [_adaption(*self.pairs[i - 1][::-1])] if i else []
         after = [_adaption(*self.pairs[i])] if i < len(self.pairs) else []
         return nn.Sequential(*(m for m in (*before, *block, *after) if m is not None))
@@ -253,7 +257,6 @@ def run_all(steps: Iterable[nn.Module], x: Tensor) -> Tensor:
 
 
 def _cut(path: Sequence[nn.Module], at: Sequence[int]) -> list[nn.Sequential]:
-    """The steps of a path between these split points."""
     ends = [0, *at, len(path)]
     return [nn.Sequential(*path[a:b]) for a, b in pairwise(ends)]
 
@@ -268,11 +271,9 @@ def _take(block: nn.Sequential, taught: nn.Sequential, shape: Sequence[int]) -> 
     """Copy the teacher's weights to layers of the same shapes; True if the blocks are then alike."""
     same = len(block) == len(taught)
     for mine, theirs in zip(block, taught, strict=False):
-        state, other = mine.state_dict(), theirs.state_dict()
-        shapes, others = ({k: v.shape for k, v in s.items()} for s in (state, other))
-        alike = shapes == others and type(mine) is type(theirs)
+        alike = type(mine) is type(theirs) and differing(mine, theirs) is None
         if alike:
-            mine.load_state_dict(other)
+            mine.load_state_dict(theirs.state_dict())
         same = same and alike and str(mine) == str(theirs)
     if not same:
         return False
@@ -282,7 +283,6 @@ def _take(block: nn.Sequential, taught: nn.Sequential, shape: Sequence[int]) -> 
 
 
 def _random(like: nn.Module, shape: Sequence[int]) -> Tensor:
-    """Two fixed random inputs on the device of `like`."""
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     parameter = next(like.parameters(), x)
     return x.to(parameter.device, parameter.dtype)
@@ -318,15 +318,6 @@ class _Evaluated(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         with in_eval_mode(self):
             return super().forward(x)
-
-
-def _step_names(net: NestedNet) -> list[str]:
-    """The names of the steps of the full path; empty for steps that are no module of the network."""
-    names: list[str] = []
-    for gap, blocks in zip(net.plan.gaps, (*net.plan.blocks, ()), strict=True):
-        names += [step if isinstance(step, str) else "" for step in gap]
-        names += [name for steps in blocks for name in steps]
-    return names
 
 
 @torch.no_grad()

@@ -105,6 +105,5 @@ def check_shapes(net: NestedNet, depths: Mapping[str, Sequence[int]], x: Tensor)
 
 
 def _shape_of(value: Value) -> tuple[Any, ...]:
-    """The shape of a tensor; of several, their shapes."""
     shapes = tuple(tuple(tensor.shape) for tensor in tensors_of(value))
     return shapes[0] if isinstance(value, Tensor) else shapes

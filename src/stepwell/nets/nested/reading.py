@@ -283,7 +283,6 @@ def _constants(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _name(node: fx.Node) -> str:
-    """The name, within the network, that a node calls or reads."""
     return str(node.target).removeprefix("net.")
 
 
@@ -316,7 +315,6 @@ def _parts(code: _Code) -> Iterator[_Code]:
 
 
 def _function(graph: fx.Graph) -> Code:
-    """The graph as a Python function of a step and its input."""
     code = graph.python_code("self")
     return Code(code.src, code.globals)
 

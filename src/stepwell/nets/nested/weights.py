@@ -125,11 +125,9 @@ class Weights(nn.Module):
             part.load_state_dict({k: tensors[names[id(value)]] for k, value in own.items()})
 
     def _stored(self) -> dict[str, Tensor]:
-        """The very tensors of `tensors`, by name."""
         return stored_tensors(self.module, self._maker.norms, self.exits)
 
     def _insert(self, depth: str, path: Path) -> None:
-        """Add a path, and register its private norms and its head."""
         self._paths[depth] = path
         known = {id(norm) for norm in self.private_norms}
         self.private_norms.extend(p.norm for p in self._maker.norms if id(p.norm) not in known)
