@@ -33,13 +33,8 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 def config_of(net: Path, remedy: str = "put it right") -> Mapping[str, Any]:
     """The configuration of the run that the file `net` belongs to; empty if it belongs to none.
 
-    Other programs' config.json files, which lack a run's keys, are ignored.
-
-    Args:
-        remedy: as for `read_json`.
-
-    Raises:
-        ValueError: the configuration is damaged.
+    Other programs' config.json files, which lack a run's keys, are ignored. `remedy` and errors as for
+    `read_json`.
     """
     path = net.parent / "config.json"
     if net.name != "net.safetensors" or not path.exists():

@@ -43,11 +43,7 @@ class Files:
         return len(self.paths)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """Bytes (n, 3, size, size) of the images at `indices`.
-
-        Raises:
-            ValueError: images cannot be read; the message counts them, and names some.
-        """
+        """Bytes (n, 3, size, size) of the images at `indices`; ValueError names unreadable ones."""
         paths = [self.paths[i] for i in indices.tolist()]
         with ThreadPoolExecutor(DECODERS) as pool:
             read = list(pool.map(self._read, paths))
@@ -83,13 +79,10 @@ def _fits(paths: Sequence[Path], size: int) -> bool:
 
 
 def own_size(paths: Sequence[Path]) -> int:
-    """The side of the images if some of them, evenly chosen, are squares of one size; else 224.
-
-    That is said, as it may be far from what most of them have.
+    """The side of the images if some, evenly chosen, are squares of one size; else 224, and a warning.
 
     Raises:
-        ValueError: one of these cannot be read, in a set too large to be decoded at once; in another,
-            that tells of all that cannot.
+        ValueError: one of these cannot be read, in a set too large to be decoded at once.
     """
     sizes, bad = set(), None
     for path in paths[:: max(1, len(paths) // 50)]:
@@ -112,11 +105,7 @@ def own_size(paths: Sequence[Path]) -> int:
 
 
 def read_image(path: Path, size: int) -> Tensor:
-    """Bytes (3, size, size): shorter side scaled to `size`, cropped in the middle.
-
-    Raises:
-        ValueError: the file is no image, or damaged; the message names it.
-    """
+    """Bytes (3, size, size), shorter side scaled, middle cropped; ValueError for no image, by name."""
     try:
         with Image.open(path) as file:
             image = _as_rgb(ImageOps.exif_transpose(file))

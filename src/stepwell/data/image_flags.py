@@ -27,11 +27,7 @@ class Images:
 
 
 def part_of(text: str) -> tuple[int, int]:
-    """The number of a part and the number of parts: "1/2" is the first half.
-
-    Raises:
-        ValueError: the text has another form, or there is no such part.
-    """
+    """Part and number of parts, of text such as "1/2", the first half; ValueError for anything else."""
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise ValueError(

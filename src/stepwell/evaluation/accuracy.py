@@ -123,10 +123,7 @@ def measures(
 def gather_logits(predict: Predict, batches: Iterable[Batch]) -> tuple[dict[str, Logits], Labels]:
     """Logits (n, classes) of every name that `predict` gives, and the labels (n,), on the CPU.
 
-    For a caller that writes or searches the predictions; `tally` needs no such memory.
-
-    Raises:
-        ValueError: there is no batch.
+    `tally` needs no such memory. Raises ValueError if there is no batch.
     """
     logits: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []

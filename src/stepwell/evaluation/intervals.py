@@ -81,11 +81,7 @@ def means(
 def resampled(
     values: Float[Tensor, "n columns"], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Float[Tensor, "resamples columns"]:
-    """The means of every column in each resample of `means`.
-
-    Raises:
-        ValueError: no rows, or fewer than two resamples.
-    """
+    """The column means in each resample of `means`; ValueError for no rows or below two resamples."""
     if not len(values):
         raise ValueError("no examples: a mean needs at least one")
     if resamples < 2:

@@ -65,13 +65,7 @@ def observe(
 ) -> Observed:
     """Run teacher, student and control side by side, once; no inputs or logits are kept.
 
-    Modules among them run in eval mode; their modes are restored afterwards.
-
-    Args:
-        teacher, student, control, batches, seed: as for `fidelity`.
-
-    Raises:
-        ValueError: as for `fidelity`.
+    Modules run in eval mode, and get their modes back. Arguments and errors as for `fidelity`.
     """
     records: dict[tuple[str, str], _Record] = {}
     labels: list[Tensor] = []

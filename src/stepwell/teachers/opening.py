@@ -100,11 +100,7 @@ class OpenTeacher:
 
     @property
     def module(self) -> nn.Module:
-        """The teacher as a plain module, for uses of its weights.
-
-        Raises:
-            ValueError: there are several teachers, or it is an ONNX file.
-        """
+        """The teacher as a plain module, for its weights; ValueError for several, or an ONNX file."""
         return self._with_weights()[1]
 
     @property

@@ -83,11 +83,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a `torch.save`d state dict; nothing else is ever unpickled.
-
-    Raises:
-        ValueError: the file holds a module or other objects, or is damaged.
-    """
+    """Read a `torch.save`d dict of tensors; ValueError for anything else, which is never unpickled."""
     try:
         with warnings.catch_warnings(action="ignore"):  # of formats that are refused below
             state = torch.load(path, map_location="cpu", weights_only=True)

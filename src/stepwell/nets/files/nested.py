@@ -72,14 +72,7 @@ def load_both(
     module: Callable[[], nn.Module] | None = None,
     heads: Mapping[str, Callable[[], nn.Module]] | None = None,
 ) -> tuple[NestedNet, Beside | None]:
-    """Read a nested net and the parts beside it, if there are any; the file is read and checked once.
-
-    Args:
-        module, heads: as for `load`.
-
-    Raises:
-        FileNotFoundError, ValueError: as for `load`.
-    """
+    """Read a nested net and the parts beside it, if any; arguments and errors as for `load`."""
     header, tensors = _read_own(Path(path))
     if module is not None and "builder" in header:
         raise ValueError(
@@ -203,11 +196,7 @@ def _is_of(
 
 
 def holds_weights_alone(path: Path) -> bool:
-    """Check whether a file holds weights without naming their network; a damaged file does not.
-
-    Raises:
-        ValueError: it is a pickle of anything but weights.
-    """
+    """Check whether a sound file holds weights without their network; ValueError for other pickles."""
     if is_pickle(path):
         return bool(read_state_dict(path))
     try:

@@ -21,14 +21,11 @@ def choose_depth(
 ) -> str:
     """The most accurate depth within `ms` and `macs`, or the cheapest with at least `accuracy`.
 
-    See `NestedNet.for_budget`.
+    Errors as for `NestedNet.for_budget`.
 
     Args:
         status: of every depth, shallow to deep; a "fresh" one is never chosen.
         device: the device of the times, a key of `card.latency`.
-
-    Raises:
-        ValueError: no depth fits, or the measurements that the choice needs are missing.
     """
     limits = _limits(ms, macs, accuracy)
     ready = [depth for depth, state in status.items() if state != "fresh"]

@@ -84,11 +84,7 @@ class Cascade:
 
     @torch.inference_mode()
     def __call__(self, x: Images) -> Answer:
-        """Logits of each image and the depth that gave them.
-
-        Raises:
-            ValueError: the network is in training mode.
-        """
+        """Logits of each image and the depth that gave them; ValueError in training mode."""
         if self.net.training:
             raise ValueError("a cascade runs a network in eval mode: call net.eval() first")
         rows = torch.arange(len(x), device=x.device)  # of the batch: the images still unanswered

@@ -16,9 +16,7 @@ def between(a: nn.Module, b: nn.Module, share: float) -> nn.Module:
 
     Floating buffers are interpolated, too. For BatchNorm they are then no statistics of the new
     network: estimate them from data (`calibrate.estimate_all`). Other buffers are copied from `a`.
-
-    Raises:
-        ValueError: the two differ in the names or shapes of their tensors.
+    Errors as for `check_line`.
     """
     check_line(a, b)
     mixed = deepcopy(a)

@@ -82,14 +82,11 @@ def _check(net: NestedNet, x: Tensor) -> None:
 
 
 def check_shapes(net: NestedNet, depths: Mapping[str, Sequence[int]], x: Tensor) -> None:
-    """Refuse depths that drop a block which changes the shape.
+    """Raise ValueError for the first depth that drops a block which changes the shape.
 
     Args:
         depths: blocks per stage by name; `net` need not have them.
         x: a batch for the full net.
-
-    Raises:
-        ValueError: for the first such depth; the message says how many blocks to keep.
     """
     outputs = outputs_by_block(net.path(), net.plan, x)
     stages = [[_shape_of(value) for value in blocks] for blocks in outputs]

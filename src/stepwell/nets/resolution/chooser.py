@@ -200,11 +200,7 @@ class ResolutionNet(nn.Module):
         return found
 
     def hold(self, name: str) -> None:
-        """Make one choice for all images from now on; the chooser and its budgets are removed.
-
-        Raises:
-            ValueError: no choice of that name.
-        """
+        """Make one choice for all images, without chooser and budgets; ValueError if there is none."""
         if name not in self.names:
             raise ValueError(f"no choice {name!r}; there are {', '.join(self.names)}")
         self.chooser = Always(len(self.choices), self.names.index(name))

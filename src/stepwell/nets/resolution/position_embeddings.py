@@ -72,16 +72,9 @@ def resized(
 
 
 def moved_positions(value: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
-    """An embedding of the positions of a square of patches, for another square.
+    """An embedding (1, tokens, channels) of a square of patches for another square, of this shape.
 
-    Tokens before those of the patches, such as the class token's, stay as they are.
-
-    Args:
-        value: (1, tokens, channels).
-        shape: that it shall have.
-
-    Raises:
-        ValueError: it is none.
+    Tokens before those of the patches stay as they are. Raises ValueError for any other tensor.
     """
     from timm.layers import resample_abs_pos_embed  # timm takes a second to import
 

@@ -81,11 +81,7 @@ class Resolutions(nn.Module):
             )
 
     def at(self, size: int) -> NestedNet:
-        """Give the nested net of one resolution; shared modules are the same objects in all.
-
-        Raises:
-            ValueError: there is no such resolution.
-        """
+        """Give the nested net of one resolution, of shared modules; ValueError if there is none."""
         if size not in self._nets:
             known = ", ".join(map(str, self.sizes))
             raise ValueError(f"no resolution of {size} pixels; this network has {known}")
