@@ -1,8 +1,7 @@
 """The file of a nested net: one safetensors file that holds every depth, weights stored once.
 
 The full net's tensors stand under torchvision's own names, private tensors under
-`depths/NAME/<name>`; one JSON string in the header says how to build the net and how to use it
-(`nets.container` reads and checks both).
+`depths/NAME/<name>`; one JSON string in the header says how to build the net and how to use it.
 """
 
 import hashlib
@@ -217,12 +216,9 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     """Start `net` from the weights of a run directory or a file.
 
     A Stepwell file fills the full net and, if both have private norms, those of every common sub-net.
-    Any other file (safetensors, or a `torch.save`d state dict, read with `weights_only`) has
-    torchvision's names. It fills the full net, and each private norm starts as the full net's. A
-    classifier of another size stays fresh.
-
-    Args:
-        classes: class names of `net`; a classifier of other classes stays fresh, too.
+    Any other file (safetensors, or a `torch.save`d state dict) has torchvision's names and fills the full
+    net; each private norm starts as the full net's. A classifier of another size, or of other classes
+    than `classes`, stays fresh.
 
     Returns:
         The file's card; a plain file's is taken to be torchvision's, with ImageNet's mean and std.
@@ -249,13 +245,9 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
 
 
 def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
-    """Build a network with the weights of a file that holds nothing else, such as `torchvision`'s.
+    """Build the network `name` with the weights, classes and stem of a file that holds nothing else.
 
-    The number of classes, and which stem, are the file's.
-
-    Args:
-        name: of the network, as for `build`.
-        path: safetensors, or a `torch.save`d state dict, which is read with `weights_only`.
+    The file is safetensors, or a `torch.save`d state dict.
 
     Returns:
         The network in eval mode, and the card, if the file has one (as Stepwell's exports do).

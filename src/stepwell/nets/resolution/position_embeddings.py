@@ -23,8 +23,7 @@ def resized(
     """`made`, which is `module` for another input size, on the weights of `module`.
 
     Modules that the size makes no difference to are those of `module`. Of the others, parameters of
-    equal shape are shared; the rest is added to `own`, in a holder under the module's dotted name. What
-    these have beside parameters, such as a switch that somebody set in `module`, is as it was made.
+    equal shape are shared; the rest is added to `own`, in a holder under the module's dotted name.
 
     Args:
         made: is changed in place, and its own weights are dropped.
