@@ -216,9 +216,9 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     """Start `net` from the weights of a run directory or a file.
 
     A Stepwell file fills the full net and, if both have private norms, those of every common sub-net.
-    Any other file (safetensors, or a `torch.save`d state dict) has torchvision's names and fills the full
-    net; each private norm starts as the full net's. A classifier of another size, or of other classes
-    than `classes`, stays fresh.
+    Any other file (safetensors, or a `torch.save`d state dict) has torchvision's names. It fills the
+    full net, and each private norm starts as the full net's. A classifier of another size, or of other
+    classes than `classes`, stays fresh.
 
     Returns:
         The file's card; a plain file's is taken to be torchvision's, with ImageNet's mean and std.
