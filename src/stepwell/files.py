@@ -33,13 +33,8 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 def config_of(net: Path, remedy: str = "put it right") -> Mapping[str, Any]:
     """The configuration of the run that the file `net` belongs to; empty if it belongs to none.
 
-    Other programs' config.json files, which lack a run's keys, are ignored.
-
-    Args:
-        remedy: as for `read_json`.
-
-    Raises:
-        ValueError: the configuration is damaged.
+    Other programs' config.json files, which lack a run's keys, are ignored. `remedy` and errors as for
+    `read_json`.
     """
     path = net.parent / "config.json"
     if net.name != "net.safetensors" or not path.exists():
@@ -68,7 +63,9 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp lets only the owner read the file; a result has the usual permissions.
-        os.chmod(name, 0o666 & ~_umask())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
         os.replace(name, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -111,11 +108,7 @@ def locked(file: Path, what: Path, instead: str = "use another --out") -> FileLo
 
 @contextlib.contextmanager
 def writing(file: Path) -> Iterator[None]:
-    """Hold the lock of a result while it changes: the lock of its run directory, else its own.
-
-    Raises:
-        OSError: another process is writing to it.
-    """
+    """Hold the lock of a result: its run directory's, else its own; OSError if another process does."""
     folder = file.parent
     if (folder / "config.json").exists():
         lock = locked(folder / "lock", folder)
@@ -125,9 +118,3 @@ def writing(file: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -24,80 +24,27 @@ INNER_SHARE = Range("above 0 and below 1", lambda v: 0 < v < 1)
 BELOW_ONE = Range("0 or more and below 1", lambda v: 0 <= v < 1)
 SEED = Range("between 0 and 2^63 - 1", lambda v: 0 <= v < 2**63)
 
-#: By parameter name, which means the same in every command and recipe.
-RANGES: dict[str, Range] = {
-    # training
-    "epochs": ONE_OR_MORE,
-    "nest_epochs": ONE_OR_MORE,
-    "steps": ONE_OR_MORE,
-    "batch_size": TWO_OR_MORE,  # BatchNorm cannot train on one image
-    "lr": POSITIVE,
-    "weight_decay": NOT_NEGATIVE,
-    "label_smoothing": BELOW_ONE,
-    "max_drop": NOT_NEGATIVE,
-    "val_fraction": BELOW_ONE,
-    "seed": SEED,
-    # teaching
-    "temperature": POSITIVE,
-    "ce": NOT_NEGATIVE,
-    "kl": NOT_NEGATIVE,
-    "attention": NOT_NEGATIVE,
-    "hint": NOT_NEGATIVE,
-    "full_weight": NOT_NEGATIVE,
-    "distill_from": BELOW_ONE,
-    "ema_teacher": BELOW_ONE,
-    "start_from_teacher": SHARE,
-    "teacher_mean": NUMBER,
-    "teacher_std": POSITIVE,
-    # grafting
-    "keep": ONE_OR_MORE,
-    "shots": ONE_OR_MORE,
-    "views": ONE_OR_MORE,
-    "graft_steps": ONE_OR_MORE,
-    "join_steps": ONE_OR_MORE,
-    "adaption_lr": POSITIVE,
-    # dynamic resolution
-    "sizes": ONE_OR_MORE,
-    "target": SHARE,
-    "choose_epochs": ONE_OR_MORE,
-    "chooser_rate": POSITIVE,
-    "cost_weight": NOT_NEGATIVE,
-    "slack": NOT_NEGATIVE,
-    "explore": SHARE_ABOVE_0,
-    # distillation data
-    "unlabeled_share": INNER_SHARE,
-    "synthetic_share": INNER_SHARE,
-    "synthetic_count": ONE_OR_MORE,
-    "generator_steps": ONE_OR_MORE,
-    # the loop
-    "devices": ONE_OR_MORE,
-    "clip": NOT_NEGATIVE,
-    "accumulate": ONE_OR_MORE,
-    "average": BELOW_ONE,
-    "checkpoint_minutes": NOT_NEGATIVE,
-    # networks and images
-    "size": TWO_OR_MORE,
-    "num_classes": ONE_OR_MORE,
-    "batch": ONE_OR_MORE,
-    # knowledge graphs
-    "dim": ONE_OR_MORE,
-    "warm_epochs": NOT_NEGATIVE,
-    "context_size": ONE_OR_MORE,
-    "margin": POSITIVE,
-    "negatives": ONE_OR_MORE,
-    "k": ONE_OR_MORE,
-    "max_seconds": NOT_NEGATIVE,
-    "unlearn": NOT_NEGATIVE,
-    # budgets and measurements
-    "budget_ms": POSITIVE,
-    "budget_macs": POSITIVE,
-    "min_accuracy": SHARE,
-    "target_accuracy": SHARE,
-    "interpolate": NOT_NEGATIVE,
-    # verification
-    "seeds": ONE_OR_MORE,
-    "workers": ONE_OR_MORE,
+_NAMES = {
+    ONE_OR_MORE: (
+        "epochs nest_epochs steps keep shots views graft_steps join_steps sizes choose_epochs "
+        "synthetic_count generator_steps devices accumulate num_classes batch dim context_size "
+        "negatives k seeds workers"
+    ),
+    TWO_OR_MORE: "batch_size size",  # BatchNorm cannot train on one image
+    POSITIVE: "lr temperature teacher_std adaption_lr chooser_rate margin budget_ms budget_macs",
+    NOT_NEGATIVE: (
+        "weight_decay max_drop ce kl attention hint full_weight cost_weight slack clip "
+        "checkpoint_minutes warm_epochs max_seconds unlearn interpolate"
+    ),
+    BELOW_ONE: "label_smoothing val_fraction distill_from ema_teacher average",
+    SEED: "seed",
+    SHARE: "start_from_teacher target min_accuracy target_accuracy",
+    NUMBER: "teacher_mean",
+    SHARE_ABOVE_0: "explore",
+    INNER_SHARE: "unlabeled_share synthetic_share",
 }
+#: By parameter name, which means the same in every command and recipe.
+RANGES = {name: within for within, names in _NAMES.items() for name in names.split()}
 
 
 def check_numbers(
@@ -136,11 +83,7 @@ def annotated_ranges(of: Callable[..., Any]) -> dict[str, Range]:
 
 
 def check_number(name: str, number: float, within: Range) -> None:
-    """Refuse one number.
-
-    Raises:
-        ValueError: it is out of its range, or not finite; the message begins with `name`.
-    """
+    """Raise ValueError for a number out of range or not finite; the message begins with `name`."""
     words, holds = within
     if not (math.isfinite(number) and holds(number)):
         finite = "" if math.isfinite(number) else " and finite"

@@ -42,13 +42,8 @@ def train_unfrozen(module: nn.Module) -> None:
     """
     networks = [*_children(module), *(m for m in _inner(module) if hasattr(m, "hidden_modules"))]
     whole = {id(m) for network in networks if not network.training for m in _inner(network)}
-    frozen = [
-        inner
-        for network in networks
-        if network.training
-        for inner in _inner(network)
-        if not inner.training and id(inner) not in whole
-    ]
+    training = [inner for network in networks if network.training for inner in _inner(network)]
+    frozen = [inner for inner in training if not inner.training and id(inner) not in whole]
     module.train()  # its class may keep some parts in eval mode
     for inner in frozen:
         inner.training = False

@@ -6,14 +6,6 @@ from stepwell.cost.memory import peak_bytes
 from stepwell.cost.table import cost_of, costs_of
 
 __all__ = [
-    "Latency",
-    "cost_of",
-    "costs_of",
-    "count_joint_macs",
-    "count_macs",
-    "count_macs_of_steps",
-    "mean_of_medians",
-    "measure_latencies",
-    "peak_bytes",
-    "time_each",
-]
+    "Latency", "cost_of", "costs_of", "count_joint_macs", "count_macs", "count_macs_of_steps",
+    "mean_of_medians", "measure_latencies", "peak_bytes", "time_each",
+]  # fmt: skip

@@ -43,14 +43,10 @@ def measure_latencies(
                 start = time.perf_counter()
                 call()
                 so_far.append(time.perf_counter() - start)
-    return {name: _latency(found) for name, found in times.items()}
-
-
-def _latency(times: Sequence[float]) -> Latency:
-    low, middle, high = torch.tensor(times, dtype=torch.float64).quantile(
-        torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-    )
-    return Latency(*(1000 * float(t) for t in (middle, low, high)))
+    middle_low_high = torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)
+    columns = {name: torch.tensor(each, dtype=torch.float64) for name, each in times.items()}
+    quantiles = {name: column.quantile(middle_low_high) for name, column in columns.items()}
+    return {name: Latency(*(1000 * each).tolist()) for name, each in quantiles.items()}
 
 
 def time_each(

@@ -6,15 +6,6 @@ from stepwell.data.loader import Batches, Extra, normalise, seed_of
 from stepwell.data.mixing import Mix, Replace
 
 __all__ = [
-    "Augment",
-    "Batches",
-    "Extra",
-    "ImageSet",
-    "Mix",
-    "Replace",
-    "Splits",
-    "load_images",
-    "load_unlabeled",
-    "normalise",
-    "seed_of",
-]
+    "Augment", "Batches", "Extra", "ImageSet", "Mix", "Replace", "Splits", "load_images",
+    "load_unlabeled", "normalise", "seed_of",
+]  # fmt: skip

@@ -103,11 +103,7 @@ def _rotated(images: Tensor, degrees: float, generator: torch.Generator) -> Tens
 
 
 def _jittered(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Bytes: the colours of each image changed as torchvision's functions do, in an order of its own.
-
-    Those take one factor for all images, and torchvision's `ColorJitter` draws from torch's global
-    generator. Images whose order has the same change at one place are changed together.
-    """
+    """Bytes: the colours of each image changed as by torchvision, in an order of its own."""
     changes = (_brightness, _contrast, _saturation, _hue)
     n = len(images)
     drawn = (2 * torch.rand(n, len(changes), generator=generator) - 1) * strength

@@ -6,7 +6,7 @@ Small sets are decoded into memory once; a set over `MEMORY` bytes is decoded as
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,17 +43,21 @@ class Files:
         return len(self.paths)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """Bytes (n, 3, size, size) of the images at `indices`.
-
-        Raises:
-            ValueError: images cannot be read; the message counts them, and names some.
-        """
+        """Bytes (n, 3, size, size) of the images at `indices`; ValueError names unreadable ones."""
         paths = [self.paths[i] for i in indices.tolist()]
         with ThreadPoolExecutor(DECODERS) as pool:
             read = list(pool.map(self._read, paths))
         bad = {p: e for p, e in zip(paths, read, strict=True) if isinstance(e, ValueError)}
+        if len(bad) == 1:
+            raise next(iter(bad.values()))
         if bad:
-            raise _unreadable(bad, len(paths))
+            named = ", ".join(map(str, list(bad)[:NAMED_BAD]))
+            more = f" and {len(bad) - NAMED_BAD} more" if len(bad) > NAMED_BAD else ""
+            cause = next(iter(bad.values())).__cause__
+            raise ValueError(
+                f"cannot read {len(bad)} of {len(paths)} images, {named}{more} (the first: {cause}): "
+                "replace or remove them"
+            )
         return torch.from_numpy(np.stack(read))
 
     def _read(self, path: Path) -> Any:
@@ -62,19 +66,6 @@ class Files:
             return read_image(path, self.size).numpy()
         except ValueError as error:
             return error
-
-
-def _unreadable(bad: Mapping[Path, ValueError], count: int) -> ValueError:
-    """One error of those by their files, out of `count` files."""
-    first, *others = bad.values()
-    if not others:
-        return first
-    named = ", ".join(map(str, list(bad)[:NAMED_BAD]))
-    more = f" and {len(bad) - NAMED_BAD} more" if len(bad) > NAMED_BAD else ""
-    return ValueError(
-        f"cannot read {len(bad)} of {count} images, {named}{more} (the first: {first.__cause__}): "
-        "replace or remove them"
-    )
 
 
 def pixels_of(paths: Sequence[Path], size: int) -> Tensor | Files:
@@ -88,13 +79,10 @@ def _fits(paths: Sequence[Path], size: int) -> bool:
 
 
 def own_size(paths: Sequence[Path]) -> int:
-    """The side of the images if some of them, evenly chosen, are squares of one size; else 224.
-
-    That is said, as it may be far from what most of them have.
+    """The side of the images if some, evenly chosen, are squares of one size; else 224, and a warning.
 
     Raises:
-        ValueError: one of these cannot be read, in a set too large to be decoded at once; in another,
-            that tells of all that cannot.
+        ValueError: one of these cannot be read, in a set too large to be decoded at once.
     """
     sizes, bad = set(), None
     for path in paths[:: max(1, len(paths) // 50)]:
@@ -117,21 +105,15 @@ def own_size(paths: Sequence[Path]) -> int:
 
 
 def read_image(path: Path, size: int) -> Tensor:
-    """Bytes (3, size, size): shorter side scaled to `size`, cropped in the middle.
-
-    Raises:
-        ValueError: the file is no image, or damaged; the message names it.
-    """
+    """Bytes (3, size, size), shorter side scaled, middle cropped; ValueError for no image, by name."""
     try:
         with Image.open(path) as file:
             image = _as_rgb(ImageOps.exif_transpose(file))
             width, height = image.size
             if (width, height) != (size, size):
                 scale = size / min(width, height)
-                image = image.resize(
-                    (max(size, round(width * scale)), max(size, round(height * scale))),
-                    Image.Resampling.BILINEAR,
-                )
+                scaled = max(size, round(width * scale)), max(size, round(height * scale))
+                image = image.resize(scaled, Image.Resampling.BILINEAR)
                 left, top = (image.width - size) // 2, (image.height - size) // 2
                 image = image.crop((left, top, left + size, top + size))
             return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
@@ -140,11 +122,7 @@ def read_image(path: Path, size: int) -> Tensor:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a channel; PIL would clip the values of images with more, not scale them.
-
-    Raises:
-        ValueError: values that no known scale has, such as floats up to 1000.
-    """
+    """Eight bits a channel; PIL would clip the values of images with more, not scale them."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image)
         low, high = values.min(), values.max()
@@ -153,9 +131,8 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         else:
             full = 255 if image.mode == "I" and high <= 255 else 65535
         if not (low >= 0 and high <= full):
-            raise ValueError(
-                f"its values run from {low:g} to {high:g}, and not up to 1, 255 or 65535"
-            )
+            reach = f"run from {low:g} to {high:g}"
+            raise ValueError(f"its values {reach}, and not up to 1, 255 or 65535")
         scaled = values // 257 if full == 65535 else np.rint(values * (255 / full))
         image = Image.fromarray(scaled.astype(np.uint8))
     return image.convert("RGB")
@@ -163,10 +140,6 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 def image_files(folder: Path) -> list[Path]:
     """Every image below `folder`, sorted by path; hidden files and folders are passed over."""
-    return sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in SUFFIXES
-        and not p.is_dir()
-        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    )
+    images = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
+    parts = {p: p.relative_to(folder).parts for p in images}
+    return sorted(p for p in parts if not any(part.startswith(".") for part in parts[p]))

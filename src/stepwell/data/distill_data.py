@@ -1,8 +1,4 @@
-"""Training data of distillation, besides the training images as they are.
-
-A teacher labels whatever the student sees: images that are augmented more than usual, mixed with each
-other, unlabeled, or synthetic.
-"""
+"""Training data of distillation, besides the training images as they are."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,11 +67,7 @@ class DistillData:
         return changes
 
     def extra(self, train: ImageSet) -> list[Extra]:
-        """The images without labels that join `train`.
-
-        Raises:
-            ValueError: as for `load_unlabeled`.
-        """
+        """The images without labels that join `train`; errors as for `load_unlabeled`."""
         if self.unlabeled is None:
             return []
         images = load_unlabeled(self.unlabeled, train.size, train.classes)

@@ -21,21 +21,13 @@ class Images:
     part: Annotated[str | None, flag("I/N", "all images")] = None
 
     def check(self) -> None:
-        """Refuse a part that does not exist.
-
-        Raises:
-            ValueError: as for `part_of`.
-        """
+        """Refuse a part that does not exist; errors as for `part_of`."""
         if self.part is not None:
             part_of(self.part)
 
 
 def part_of(text: str) -> tuple[int, int]:
-    """The number of a part and the number of parts: "1/2" is the first half.
-
-    Raises:
-        ValueError: the text has another form, or there is no such part.
-    """
+    """Part and number of parts, of text such as "1/2", the first half; ValueError for anything else."""
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -60,12 +61,9 @@ class ImageSet:
     def subset(self, indices: Tensor) -> "ImageSet":
         """The images at `indices`."""
         if isinstance(self.pixels, Files):
-            pixels: Tensor | Files = Files(
-                [self.pixels.paths[i] for i in indices.tolist()], self.size
-            )
-        else:
-            pixels = self.pixels[indices]
-        return replace(self, pixels=pixels, labels=self.labels[indices])
+            paths = [self.pixels.paths[i] for i in indices.tolist()]
+            return replace(self, pixels=Files(paths, self.size), labels=self.labels[indices])
+        return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
 
     def split(self, fraction: float) -> tuple["ImageSet", "ImageSet"]:
         """Two parts, the second with about `fraction` of every class (at least one image of each).
@@ -77,15 +75,12 @@ class ImageSet:
         """
         if not 0 < fraction < 1:
             raise ValueError(f"a part to set aside is a share between 0 and 1, not {fraction}")
-        generator = torch.Generator().manual_seed(0)
         aside = torch.zeros(len(self), dtype=torch.bool)
-        for index, name in enumerate(self.classes):
-            members = (self.labels == index).nonzero().flatten()
+        for name, members in self._shuffled_classes():
             if len(members) == 1:
                 raise ValueError(f"class {name!r} has one image only: it cannot be split in two")
-            order = members[torch.randperm(len(members), generator=generator)]
             count = min(max(1, round(fraction * len(members))), len(members) - 1)
-            aside[order[: max(0, count)]] = True
+            aside[members[: max(0, count)]] = True
         return self.subset((~aside).nonzero().flatten()), self.subset(aside.nonzero().flatten())
 
     def part(self, number: int, count: int) -> "ImageSet":
@@ -98,18 +93,22 @@ class ImageSet:
         """
         if not 1 <= number <= count:
             raise ValueError(f"no part {number} of {count}: parts are numbered from 1 to {count}")
-        generator = torch.Generator().manual_seed(0)
         dealt = []
-        for index, name in enumerate(self.classes):
-            members = (self.labels == index).nonzero().flatten()
+        for name, members in self._shuffled_classes():
             if 0 < len(members) < count:
                 raise ValueError(
                     f"class {name!r} has {len(members)} images only: it cannot be in each of {count} "
                     "parts"
                 )
-            dealt.append(members[torch.randperm(len(members), generator=generator)])
+            dealt.append(members)
         # A class continues where the last one stopped, which makes the parts equally large.
         return self.subset(torch.cat(dealt)[number - 1 :: count].sort().values)
+
+    def _shuffled_classes(self) -> Iterator[tuple[str, Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        for index, name in enumerate(self.classes):
+            members = (self.labels == index).nonzero().flatten()
+            yield name, members[torch.randperm(len(members), generator=generator)]
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel, pixels scaled to [0, 1], of up to 5,000 images."""
@@ -163,9 +162,8 @@ def load_images(data: str, size: int | None = None) -> Splits:
         return _digits(size)
     if data in NAMED:
         return _cifar(data, size)
-    raise ValueError(
-        f"no data {data!r}: give a folder of class folders, or one of {', '.join(NAMED)}"
-    )
+    names = ", ".join(NAMED)
+    raise ValueError(f"no data {data!r}: give a folder of class folders, or one of {names}")
 
 
 def load_unlabeled(folder: Path, size: int, classes: tuple[str, ...]) -> ImageSet:
@@ -195,10 +193,8 @@ def load_unlabeled(folder: Path, size: int, classes: tuple[str, ...]) -> ImageSe
 def _folder(root: Path, size: int | None) -> Splits:
     parts = {name: root / name for name in PARTS if (root / name).is_dir()}
     if "train" in parts:
-        unused = [f.name for f in _folders(root) if f.name.lower() in LIKE_PARTS - parts.keys()]
-        notes = tuple(
-            f"{root / name} is not used: parts are train/, val/ and test/" for name in unused
-        )
+        unused = [f for f in _folders(root) if f.name.lower() in LIKE_PARTS - parts.keys()]
+        notes = tuple(f"{f} is not used: parts are train/, val/ and test/" for f in unused)
         train = _class_folder(parts.pop("train"), size)
         others = {name: _class_folder(folder, train.size) for name, folder in parts.items()}
         for name, part in others.items():
@@ -209,9 +205,8 @@ def _folder(root: Path, size: int | None) -> Splits:
                     "both need the same class folders"
                 )
         if "test" in others:
-            return Splits(
-                str(root), train, others["test"], notes=notes, validation=others.get("val")
-            )
+            val = others.get("val")
+            return Splits(str(root), train, others["test"], notes=notes, validation=val)
         if not others:
             return _set_aside(root, train, *notes)
         note = f"{root} has no test part: its val/ is used to test on, and for nothing else"
@@ -226,11 +221,7 @@ def _folder(root: Path, size: int | None) -> Splits:
 
 
 def check_outside(data: str, out: Path) -> None:
-    """Refuse a results folder among the class folders of `data`, where it would count as a class.
-
-    Raises:
-        ValueError: `out` is among them.
-    """
+    """Raise ValueError for results among the class folders of `data`: they would count as a class."""
     root = Path(data)
     if not root.is_dir():
         return
@@ -255,16 +246,15 @@ def _set_aside(root: Path, images: ImageSet, *notes: str) -> Splits:
 def _class_folder(root: Path, size: int | None) -> ImageSet:
     folders = _folders(root)
     if len(folders) < 2:
-        found = f"only {folders[0].name!r}" if folders else "none"
+        number = f"only {folders[0].name!r}" if folders else "none"
         raise ValueError(
-            f"{root} needs at least two class folders with images in them; found {found}"
+            f"{root} needs at least two class folders with images in them; found {number}"
         )
-    files = [image_files(folder) for folder in folders]
-    for folder, found_files in zip(folders, files, strict=True):
-        if not found_files:
-            raise ValueError(f"class folder {folder} holds no image: fill or remove it")
-    paths = [p for found_files in files for p in found_files]
-    labels = torch.tensor([i for i, found_files in enumerate(files) for _ in found_files])
+    files = {folder: image_files(folder) for folder in folders}
+    if empty := [folder for folder in folders if not files[folder]]:
+        raise ValueError(f"class folder {empty[0]} holds no image: fill or remove it")
+    paths = [path for folder in folders for path in files[folder]]
+    labels = torch.tensor([i for i, folder in enumerate(folders) for _ in files[folder]])
     pixels = pixels_of(paths, size or own_size(paths))
     return ImageSet(pixels, labels, tuple(folder.name for folder in folders))
 
@@ -275,9 +265,8 @@ def _digits(size: int | None) -> Splits:
     digits = load_digits()
     gray = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)
     pixels = gray[:, None].expand(-1, 3, -1, -1).contiguous()
-    images = ImageSet(
-        _resized(pixels, size), torch.from_numpy(digits.target).long(), tuple("0123456789")
-    )
+    labels = torch.from_numpy(digits.target).long()
+    images = ImageSet(_resized(pixels, size), labels, tuple("0123456789"))
     train, test = images.split(0.2)
     return Splits("digits", train, test, flip=False)
 
@@ -297,10 +286,8 @@ def _cifar(name: str, size: int | None) -> Splits:
             raise ValueError(
                 f"cannot download {name} ({reason}): put it under {cache}, or set STEPWELL_DATA"
             ) from error
-        pixels = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-        parts.append(
-            ImageSet(_resized(pixels, size), torch.tensor(part.targets), tuple(part.classes))
-        )
+        pixels = _resized(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), size)
+        parts.append(ImageSet(pixels, torch.tensor(part.targets), tuple(part.classes)))
     return Splits(name, train=parts[0], test=parts[1])
 
 

@@ -1,7 +1,6 @@
 """Batches as functions of (seed, epoch, step), so that a resumed run sees the same batches.
 
-No worker draws random numbers: the order of an epoch and the augmentation of a batch come from a
-generator seeded for that epoch or step.
+The order of an epoch and the augmentation of a batch have generators seeded for that epoch or step.
 """
 
 import hashlib
@@ -79,13 +78,10 @@ class Batches:
             )
         if len(images) < 2 and shuffle:
             raise ValueError("training needs at least two images")
-        self.images = images
-        self.batch_size = batch_size
+        self.images, self.batch_size = images, batch_size
         self.mean, self.std = mean, std
-        self.augment = augment
-        self.changes = tuple(changes)
-        self.shuffle = shuffle
-        self.seed = seed
+        self.augment, self.changes = augment, tuple(changes)
+        self.shuffle, self.seed = shuffle, seed
         self.extra = tuple(extra)
         self.rank, self.world = 0, 1
         self._labels = torch.cat([images.labels for images in self._sets])
@@ -254,11 +250,7 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _quotas(batch_size: int, images: ImageSet, extra: Sequence[Extra]) -> list[Fraction]:
-    """The mean number of images of each extra set in a batch.
-
-    Raises:
-        ValueError: a share is out of range, the shares leave no room for `images`, or sizes differ.
-    """
+    """The mean number of images of each extra set in a batch."""
     for other in extra:
         if other.share is not None and not 0 < other.share < 1:
             raise ValueError(
@@ -278,11 +270,10 @@ def _quotas(batch_size: int, images: ImageSet, extra: Sequence[Extra]) -> list[F
             "training images: make them smaller (--unlabeled-share, --synthetic-share), or the batch "
             "larger"
         )
-    shares = (
-        left * Fraction(len(other.images), total) if share is None else share
+    return [
+        batch_size * (left * Fraction(len(other.images), total) if share is None else share)
         for other, share in zip(extra, given, strict=True)
-    )
-    return [batch_size * share for share in shares]
+    ]
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

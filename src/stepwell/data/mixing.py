@@ -1,7 +1,6 @@
 """Changes of training batches that remove or blend labels, for distillation.
 
-A teacher can label any image, so a student can also learn from mixed images, noise and composites. Each
-change maps pixels (batch, 3, size, size) in [0, 255] and labels (see `types.Batch`) to new ones. Its
+A change maps pixels (batch, 3, size, size) in [0, 255] and labels (see `types.Batch`) to new ones. Its
 random numbers come from the given generator.
 """
 

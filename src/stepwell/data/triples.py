@@ -7,6 +7,7 @@ from copy import copy
 from difflib import get_close_matches
 from functools import lru_cache
 from heapq import nlargest
+from itertools import takewhile
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import SupportsIndex
@@ -76,19 +77,16 @@ def check_fact(fact: object, where: str) -> Fact:
         ValueError: there are not three names; or a name is empty, very long or not Unicode text, begins
             or ends with a blank, or has a tab or a line break.
     """
-    if (
-        not isinstance(fact, Sequence)
-        or isinstance(fact, str)
-        or len(fact) != 3
-        or not all(isinstance(name, str) for name in fact)
-    ):
+    names = [*fact] if isinstance(fact, Sequence) and not isinstance(fact, str) else []
+    if len(names) != 3 or not all(isinstance(name, str) for name in names):
         raise ValueError(
             f"{where}: a triple is a head, a relation and a tail, not {shortened(fact)}"
         )
-    for name in fact:
+    for name in names:
         if wrong := _wrong_with(name):
             raise ValueError(f"{where}: {shortened(name)} is not a valid name: {wrong}")
-    return fact[0], fact[1], fact[2]
+    head, relation, tail = names
+    return head, relation, tail
 
 
 def _wrong_with(name: str) -> str | None:
@@ -140,11 +138,7 @@ class Names:
         return self.names[number]
 
     def number(self, name: str) -> int:
-        """The number of a name.
-
-        Raises:
-            ValueError: there is no such name; the nearest names are suggested.
-        """
+        """The number of a name; ValueError with the nearest names if there is none."""
         if name not in self._numbers:
             raise ValueError(f"no {self.kind} {shortened(name)}{self.suggestion(name)}")
         return self._numbers[name]
@@ -183,9 +177,7 @@ class Names:
 
 
 def _common_start(a: str, b: str) -> int:
-    """The length of the common start of two texts."""
-    differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
-    return next(differ, min(len(a), len(b)))
+    return len([*takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))])
 
 
 def numbered(

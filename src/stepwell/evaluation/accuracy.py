@@ -22,9 +22,7 @@ class Tally:
 
     def add(self, logits: Mapping[str, Logits], labels: Labels) -> "Tally":
         """Add a batch: logits (batch, classes) by name, in single precision, and the true classes."""
-        z = torch.stack(
-            [value.float() for value in logits.values()]
-        ).cpu()  # (names, batch, classes)
+        z = torch.stack([value.float() for value in logits.values()]).cpu()
         names, batch, classes = z.shape
         if not self.examples:
             self.names = tuple(logits)
@@ -84,11 +82,7 @@ class Tally:
 
 @torch.no_grad()
 def tally(predict: Predict, batches: Iterable[Batch]) -> Tally:
-    """Run `predict` over the batches, and sum; memory does not grow with the data.
-
-    Raises:
-        ValueError: there is no batch.
-    """
+    """Run `predict` over the batches, and sum in constant memory; ValueError without a batch."""
     sums = Tally()
     for logits, labels in _predictions(predict, batches):
         sums.add(logits, labels)
@@ -129,10 +123,7 @@ def measures(
 def gather_logits(predict: Predict, batches: Iterable[Batch]) -> tuple[dict[str, Logits], Labels]:
     """Logits (n, classes) of every name that `predict` gives, and the labels (n,), on the CPU.
 
-    For a caller that writes or searches the predictions; `tally` needs no such memory.
-
-    Raises:
-        ValueError: there is no batch.
+    `tally` needs no such memory. Raises ValueError if there is no batch.
     """
     logits: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
@@ -146,7 +137,6 @@ def gather_logits(predict: Predict, batches: Iterable[Batch]) -> tuple[dict[str,
 def _predictions(
     predict: Predict, batches: Iterable[Batch]
 ) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
-    """Logits by name, and labels, of each batch."""
     empty = True
     for images, labels in batches:
         output = predict(images)

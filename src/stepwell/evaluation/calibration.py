@@ -36,10 +36,8 @@ def reliability(
     """The reliability curve of predictions (Guo et al. 2017): bins are closed below, open above."""
     place = bins_of(confidence, bins)
     examples = torch.bincount(place, minlength=bins).double()
-    sums = (
-        torch.bincount(place, weights=values.double(), minlength=bins)
-        for values in (confidence, right)
-    )
+    weights = (confidence.double(), right.double())
+    sums = (torch.bincount(place, weights=values, minlength=bins) for values in weights)
     return Reliability(examples, *(total / examples.clamp_min(1) for total in sums))
 
 

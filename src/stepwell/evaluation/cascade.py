@@ -56,11 +56,7 @@ class Goal(NamedTuple):
     def _met(self, accuracy: Tensor | float, cost: Tensor | float) -> Tensor | bool:
         if self.accuracy is not None:
             return accuracy >= self.accuracy - 1e-12
-        return cost <= _cap(self.cost)
-
-
-def _cap(cost: float | None) -> float:
-    return math.inf if cost is None else cost * (1 + 1e-12)
+        return cost <= (math.inf if self.cost is None else self.cost * (1 + 1e-12))
 
 
 def outcome_of(
@@ -156,11 +152,7 @@ def _best_value(
 
 
 def _sums(values: Tensor) -> Tensor:
-    """Sums over all examples if the first m are answered here, for m = 0...n.
-
-    Args:
-        values: (2, n): of examples left to later depths, and of examples answered here.
-    """
-    later, here = values
+    """Sums over all examples if the first m are answered here, for m = 0...n."""
+    later, here = values  # (n,) each: left to later depths, and answered here
     start = later.sum()
     return torch.cat([start[None], start + (here - later).cumsum(0)])

@@ -71,11 +71,7 @@ def align(
     debiased: bool = False,
     level: float = LEVEL,
 ) -> Interval:
-    """CKA of two Gram matrices of the same examples; see `cka`.
-
-    Raises:
-        ValueError: as for `cka`.
-    """
+    """CKA of two Gram matrices of the same examples; arguments and errors as for `cka`."""
     if k.shape != l.shape:
         raise ValueError(
             f"features of {len(k)} and of {len(l)} examples: CKA needs the same examples"

@@ -56,8 +56,7 @@ def outcomes(
     """
     scores, costs = scores.double(), costs.double()
     apart = costs[:, None] - costs
-    turning = ((scores[:, :, None] - scores[:, None]) / apart)[:, apart > 0]
-    edges = turning.flatten().unique()
+    edges = ((scores[:, :, None] - scores[:, None]) / apart)[:, apart > 0].flatten().unique()
     if len(edges) > TRIED:
         edges = edges[torch.linspace(0, len(edges) - 1, TRIED).long()]
     middles = (edges[1:] + edges[:-1]) / 2

@@ -1,8 +1,7 @@
 """Fidelity: how closely a student matches its teacher's predictions, apart from its accuracy.
 
 After "Does Knowledge Distillation Really Work?" (Stanton et al. 2021), with confidence intervals and a
-control. Two independently trained networks agree on most images, because both are mostly right. Only
-the agreement *beyond* that of a student of another teacher was passed on by the teacher.
+control: only agreement *beyond* that of a student of another teacher was passed on by the teacher.
 """
 
 import contextlib
@@ -100,21 +99,12 @@ def fidelity_of(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, float]:
-    """`fidelity` of given logits (n, classes) or exits, as tensors or arrays.
-
-    Raises:
-        ValueError: as for `fidelity`.
-    """
+    """`fidelity` of given logits (n, classes) or exits, as tensors or arrays; errors as there."""
+    answers: tuple[Network, Network] = (lambda _: teacher, lambda _: student)
     return fidelity(
-        lambda _: teacher,
-        lambda _: student,
-        [(labels, labels)],
-        control=None if control is None else lambda _: control,
-        classes=classes,
-        level=level,
-        resamples=resamples,
-        seed=seed,
-    )
+        *answers, [(labels, labels)], control=None if control is None else lambda _: control,
+        classes=classes, level=level, resamples=resamples, seed=seed,
+    )  # fmt: skip
 
 
 def agreement_matrix(
@@ -143,7 +133,8 @@ def fidelity_measures(
         raise ValueError(
             f"the networks have {seen.classes} classes, but {len(classes)} names are given"
         )
-    measured = _Measures(seen, tuple(classes), tuple(stages), level, resamples, seed)
+    bootstrap = {"resamples": resamples, "seed": seed}
+    measured = _Measures(seen, tuple(classes), tuple(stages), level, bootstrap)
     numbers = measured.alone("teacher/", seen.teacher)
     for name in seen.students:
         numbers |= measured.pair(name)
@@ -166,8 +157,7 @@ class _Measures:
     classes: tuple[str, ...]
     stages: tuple[str, ...]
     level: float
-    resamples: int
-    seed: int
+    bootstrap: dict[str, int]
     _grams: dict[Kernel, list[Tensor | None]] = field(default_factory=dict)
 
     @property
@@ -183,13 +173,8 @@ class _Measures:
         right = network.top == labels
         numbers = _flat(f"{prefix}accuracy", share(right[known], self.level))
         numbers |= self._means(prefix, {"nll": network.nll[known]})
-        error = calibration_error(
-            network.confidence[known],
-            right[known],
-            level=self.level,
-            resamples=self.resamples,
-            seed=self.seed,
-        )
+        confidence = network.confidence[known]
+        error = calibration_error(confidence, right[known], level=self.level, **self.bootstrap)
         numbers |= _flat(f"{prefix}ece", error)
         for i, name in enumerate(self.classes):
             if (member := labels == i).any():
@@ -216,8 +201,7 @@ class _Measures:
             columns |= {"transfer": difference, "transfer_kl": control.kl - student.kl}
             wrong = self.known & (seen.teacher.top != seen.labels)
             if wrong.any():
-                on_errors = {"transfer_on_errors": difference[wrong]}
-                numbers |= self._means(prefix, on_errors)
+                numbers |= self._means(prefix, {"transfer_on_errors": difference[wrong]})
         return numbers | self._means(prefix, columns) | self._cka(prefix, student)
 
     def _shares(self, prefix: str, student: Seen) -> dict[str, float]:
@@ -238,9 +222,9 @@ class _Measures:
 
     def _means(self, prefix: str, columns: Mapping[str, Tensor]) -> dict[str, float]:
         values = torch.stack([*columns.values()], 1)
-        found = means(values, level=self.level, resamples=self.resamples, seed=self.seed)
+        intervals = means(values, level=self.level, **self.bootstrap)
         numbers: dict[str, float] = {}
-        for key, interval in zip(columns, found, strict=True):
+        for key, interval in zip(columns, intervals, strict=True):
             numbers |= _flat(f"{prefix}{key}", interval)
         return numbers
 
@@ -261,9 +245,8 @@ class _Measures:
                 key = f"{prefix}cka/{name}"
                 if plain and (found := _aligned(*grams, debiased=False, level=self.level)):
                     numbers[f"{key}/{kernel}"] = found.value
-                if kernel == "linear" and (
-                    found := _aligned(*grams, debiased=True, level=self.level)
-                ):
+                linear = kernel == "linear"
+                if linear and (found := _aligned(*grams, debiased=True, level=self.level)):
                     numbers |= _flat(key, found)
         return numbers
 

@@ -81,11 +81,7 @@ def means(
 def resampled(
     values: Float[Tensor, "n columns"], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Float[Tensor, "resamples columns"]:
-    """The means of every column in each resample of `means`.
-
-    Raises:
-        ValueError: no rows, or fewer than two resamples.
-    """
+    """The column means in each resample of `means`; ValueError for no rows or below two resamples."""
     if not len(values):
         raise ValueError("no examples: a mean needs at least one")
     if resamples < 2:
@@ -102,25 +98,16 @@ def _cached_counts(n: int, resamples: int, seed: int) -> tuple[Tensor, ...]:
 
 
 def _counts(n: int, resamples: int, seed: int) -> Iterator[Tensor]:
-    """The number of draws of each of n rows, (chunk, n) for some resamples at a time.
-
-    A product with these is much faster than gathering rows.
-    """
+    """The number of draws of each of n rows, (chunk, n) for some resamples at a time."""
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, resamples, CHUNK):
-        drawn = [
-            torch.randint(n, (n,), generator=generator)
-            for _ in range(min(CHUNK, resamples - start))
-        ]
+        count = min(CHUNK, resamples - start)
+        drawn = [torch.randint(n, (n,), generator=generator) for _ in range(count)]
         often = torch.stack([torch.bincount(rows, minlength=n) for rows in drawn])
         yield often.to(torch.uint8)  # 256 draws of a row do not happen
 
 
 def ends(level: float) -> Float[Tensor, "2"]:
-    """The quantiles at the ends of an interval of this level: 0.025 and 0.975 at 0.95.
-
-    Raises:
-        ValueError: as for `quantile`.
-    """
+    """The quantiles at the ends of an interval: 0.025 and 0.975 at 0.95; errors as for `quantile`."""
     quantile(level)
     return torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)

@@ -65,57 +65,34 @@ def observe(
 ) -> Observed:
     """Run teacher, student and control side by side, once; no inputs or logits are kept.
 
-    Modules among them run in eval mode; their modes are restored afterwards.
-
-    Args:
-        teacher, student, control, batches, seed: as for `fidelity`.
-
-    Raises:
-        ValueError: as for `fidelity`.
+    Modules run in eval mode, and get their modes back. Arguments and errors as for `fidelity`.
     """
-    with in_eval_mode(*_modules(teacher, student, control)):
-        return _observe(teacher, student, batches, control, seed)
-
-
-def _modules(*networks: Network | None) -> Iterator[nn.Module]:
-    """The modules among networks, and the owners of bound methods such as `net.forward_all`."""
-    for network in networks:
-        owner = getattr(network, "__self__", network)
-        if isinstance(owner, nn.Module):
-            yield owner
-
-
-def _observe(
-    teacher: Network,
-    student: Network,
-    batches: Iterable[tuple[Any, Any]],
-    control: Network | None,
-    seed: int,
-) -> Observed:
     records: dict[tuple[str, str], _Record] = {}
     labels: list[Tensor] = []
     sample = _Sample(CKA_EXAMPLES, seed)
     classes = 0
-    for batch in batches:
-        images, target = _pair(batch)
-        answers = _named(teacher(images), "teacher", len(target))
-        classes = answers["teacher", ""].logits.shape[1]
-        target = _one_class(target, classes)
-        for who, network in (("student", student), ("control", control)):
-            if network is not None:
-                answers |= _named(network(images), who, len(target), classes)
-        if not records:
-            _check_names(answers)
-            records = {(who, name): _Record(f"{who} {name}".strip()) for who, name in answers}
-        if records.keys() != answers.keys():
-            raise ValueError(
-                f"the networks gave {_listed(records)} for the first batch and {_listed(answers)} for "
-                f"batch {len(labels) + 1}: use the same names in every batch"
-            )
-        labels.append(target.cpu())
-        taken = sample.draw(len(target))
-        for key, exit in answers.items():
-            records[key].add(exit, answers["teacher", ""].logits, target, taken)
+    with in_eval_mode(*_modules(teacher, student, control)):
+        for batch in batches:
+            images, target = _pair(batch)
+            answers = _named(teacher(images), "teacher", len(target))
+            classes = answers["teacher", ""].logits.shape[1]
+            target = _one_class(target, classes)
+            for who, network in (("student", student), ("control", control)):
+                if network is not None:
+                    answers |= _named(network(images), who, len(target), classes)
+            if not records:
+                _check_names(answers)
+                records = {(who, name): _Record(f"{who} {name}".strip()) for who, name in answers}
+            if records.keys() != answers.keys():
+                first, now = _listed(records), _listed(answers)
+                raise ValueError(
+                    f"the networks gave {first} for the first batch and {now} for batch "
+                    f"{len(labels) + 1}: use the same names in every batch"
+                )
+            labels.append(target.cpu())
+            taken = sample.draw(len(target))
+            for key, exit in answers.items():
+                records[key].add(exit, answers["teacher", ""].logits, target, taken)
     if not sample.passed:
         raise ValueError("nothing to compare: the data gave no batch, or only empty ones")
     seen = {key: record.seen(min(sample.passed, sample.size)) for key, record in records.items()}
@@ -132,12 +109,16 @@ def predictive_kl(teacher: Logits, student: Logits) -> Float[Tensor, " batch"]:
     return (log_p.exp() * (log_p - log_q)).sum(1).clamp_min(0)
 
 
-def _pair(batch: Any) -> Batch:
-    """A batch as images and labels.
+def _modules(*networks: Network | None) -> Iterator[nn.Module]:
+    """The modules among networks, and the owners of bound methods such as `net.forward_all`."""
+    for network in networks:
+        owner = getattr(network, "__self__", network)
+        if isinstance(owner, nn.Module):
+            yield owner
 
-    Raises:
-        ValueError: the batch is anything else.
-    """
+
+def _pair(batch: Any) -> Batch:
+    """A batch as images and labels; anything else is an error."""
     try:
         images, labels = batch
         if isinstance(labels := _as_tensor(labels), Tensor):
@@ -160,11 +141,7 @@ def _named(
 ) -> dict[tuple[str, str], Exit]:
     """A network's exits for `count` images, by role and name; a lone answer is named "".
 
-    Args:
-        classes: the teacher's number of classes, which the others must have; None for the teacher.
-
-    Raises:
-        ValueError: the output is no logits (count, classes).
+    `classes` is the teacher's number of classes, which the others must have.
     """
     answers = dict(output) if isinstance(output, Mapping) else {"": output}
     if who == "teacher" and len(answers) != 1:
@@ -196,17 +173,13 @@ def _named(
                 f"{label} gives logits {shape}, the teacher {(count, classes)}: both need the same "
                 "classes in the same order"
             )
-        for feature in exit.features:
-            if len(feature) != count:
-                raise ValueError(
-                    f"{label} gives {len(feature)} rows of features for {count} labels"
-                )
+        if wrong := [len(feature) for feature in exit.features if len(feature) != count]:
+            raise ValueError(f"{label} gives {wrong[0]} rows of features for {count} labels")
         named[who, "" if who == "teacher" else name] = exit
     return named
 
 
 def _check_names(answers: Iterable[tuple[str, str]]) -> None:
-    """Check that the names of students and controls match."""
     students, controls = (
         [name for found, name in answers if found == who] for who in ("student", "control")
     )
@@ -220,11 +193,7 @@ def _check_names(answers: Iterable[tuple[str, str]]) -> None:
 
 
 def _one_class(labels: Tensor, classes: int) -> Tensor:
-    """Class indices (batch,); -1 for images without a label and for mixed images (shares of classes).
-
-    Raises:
-        ValueError: the labels are neither indices nor shares, or out of range.
-    """
+    """Class indices (batch,); -1 for images without a label, and for mixed images."""
     if labels.ndim == 2 and labels.shape[1] == classes:
         return labels.new_full((len(labels),), -1, dtype=torch.long)
     if labels.ndim != 1 or labels.is_floating_point():
@@ -313,10 +282,7 @@ class _Record:
 
 
 def _flattened(feature: Tensor) -> Tensor:
-    """A stage (batch, channels, h, w) or (batch, tokens, channels) as (batch, values), on the CPU.
-
-    Above `FEATURE_VALUES` values, positions are averaged over windows.
-    """
+    """A stage (batch, channels, h, w) or (batch, tokens, channels) as (batch, values), on the CPU."""
     feature = feature.float()
     if feature.shape[1:].numel() > FEATURE_VALUES:
         if feature.dim() == 4:

@@ -14,17 +14,7 @@ from stepwell.losses.logit_direction import logit_direction
 from stepwell.losses.soft_target import ensemble_logits, soft_target_kl
 
 __all__ = [
-    "ATTENTION",
-    "attention_at",
-    "attention_gram",
-    "attention_loss",
-    "attention_sad",
-    "class_cross_entropy",
-    "cost_above_target",
-    "ensemble_logits",
-    "feature_mse",
-    "feature_nmse",
-    "label_cross_entropy",
-    "logit_direction",
-    "soft_target_kl",
-]
+    "ATTENTION", "attention_at", "attention_gram", "attention_loss", "attention_sad",
+    "class_cross_entropy", "cost_above_target", "ensemble_logits", "feature_mse", "feature_nmse",
+    "label_cross_entropy", "logit_direction", "soft_target_kl",
+]  # fmt: skip

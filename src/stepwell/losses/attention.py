@@ -79,11 +79,7 @@ ATTENTION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def attention_loss(mode: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss in `ATTENTION` of a mode.
-
-    Raises:
-        ValueError: there is no such mode.
-    """
+    """The loss in `ATTENTION` of a mode; ValueError if there is none."""
     if mode not in ATTENTION:
         raise ValueError(f"attention_mode is one of {', '.join(ATTENTION)}, not {mode!r}")
     return ATTENTION[mode]
@@ -96,9 +92,8 @@ def _by_position(features: Tensor) -> Tensor:
 
 def _attention_map(features: Tensor) -> Tensor:
     # vector_norm: squaring every feature, and its gradient, would keep four maps in memory.
-    return F.normalize(
-        vector_norm(_by_position(features), dim=1).square() / features.shape[1], dim=1
-    )
+    norms = vector_norm(_by_position(features), dim=1)
+    return F.normalize(norms.square() / features.shape[1], dim=1)
 
 
 def _self_attention(features: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stepwell.losses.precision import in_full_precision
-from stepwell.losses.shapes import check_logits
+from stepwell.losses.soft_target import check_logits
 from stepwell.types import Logits
 
 

@@ -23,9 +23,8 @@ def in_full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         # autocast would turn 32 bits into bfloat16 again at every matrix product
         kind = tensors[0].device.type
-        with torch.autocast(
-            kind if torch.amp.is_autocast_available(kind) else "cpu", enabled=False
-        ):
+        kind = kind if torch.amp.is_autocast_available(kind) else "cpu"
+        with torch.autocast(kind, enabled=False):
             return loss(
                 *(_full(x) for x in args),  # type: ignore[arg-type]
                 **{name: _full(x) for name, x in kwargs.items()},  # type: ignore[arg-type]

@@ -7,8 +7,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stepwell.losses.precision import in_full_precision
-from stepwell.losses.shapes import check_logits
 from stepwell.types import Logits
+
+
+def check_logits(student: Float[Tensor, "_ _"], teacher: Float[Tensor, "_ _"]) -> None:
+    """Raise ValueError for logits that differ in batch or classes."""
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} "
+            "differ in shape: both need the same batch and the same classes"
+        )
 
 
 @in_full_precision

@@ -10,14 +10,8 @@ from stepwell.methods.supervised import Supervised
 from stepwell.moved import moved_name
 
 __all__ = [
-    "Distill",
-    "EmbeddedKD",
-    "FlowMatching",
-    "Graft",
-    "Objective",
-    "PrivateNorms",
-    "Supervised",
-]
+    "Distill", "EmbeddedKD", "FlowMatching", "Graft", "Objective", "PrivateNorms", "Supervised",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -1,6 +1,7 @@
 """Knowledge distillation from a separate teacher (Hinton et al. 2015), and from its stages."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -71,18 +72,12 @@ class Distill(Objective):
         self.teacher = teacher
         self._as_logits = AsLogits()
         self.temperature = temperature
-        self.ce = ce
-        self.kl = kl
-        self.attention = attention
+        self.ce, self.kl, self.attention, self.hint = ce, kl, attention, hint
         self.attention_of = attention_loss(attention_mode)
-        self.hint = hint
-        self.attended = (
-            pair_stages(student, teacher, attention_stages, input_shape) if attention else []
-        )
+        pairs = partial(pair_stages, student, teacher, input_shape=input_shape)
+        self.attended = pairs(attention_stages) if attention else []
         check_resolution(self.attended)
-        self.hints = (
-            Hints(pair_stages(student, teacher, hint_stages, input_shape)) if hint else None
-        )
+        self.hints = Hints(pairs(hint_stages)) if hint else None
 
     def training_step(self, batch: Batch) -> Step:
         """The weighted terms of one batch; an unlabeled image has the teacher's terms only."""
@@ -98,10 +93,8 @@ class Distill(Objective):
             logs["kl"] = soft_target_kl(exit.logits, target.logits, self.temperature)
             loss.append(self.kl * logs["kl"])
         if self.attention:
-            apart = [
-                self.attention_of(exit.features[p.student], target.features[p.teacher])
-                for p in self.attended
-            ]
+            ours, theirs, of = exit.features, target.features, self.attention_of
+            apart = [of(ours[p.student], theirs[p.teacher]) for p in self.attended]
             logs["attention"] = torch.stack(apart).sum()
             loss.append(self.attention * logs["attention"])
         if self.hints is not None:

@@ -75,7 +75,11 @@ class EmbeddedKD(Objective):
     ) -> None:
         super().__init__()
         check_numbers(locals(), EmbeddedKD.__init__, flags=False)
-        _check_weights(net, weights or {})
+        for depth, weight in (weights or {}).items():
+            net.path(depth)
+            if depth == net.full:
+                raise ValueError(f"weights names {depth!r}, the full net: set full_weight instead")
+            check_number(f"the weight of depth {depth!r}", weight, NOT_NEGATIVE)
         if not (ce or kl or attention):
             raise ValueError("the sub-nets have no loss: ce, kl and attention are all 0")
         if ema_teacher and teacher is not None:
@@ -91,20 +95,15 @@ class EmbeddedKD(Objective):
         if teacher is not None:
             check_teacher(teacher)
         self.net = net
-        self.temperature = temperature
-        self.ce = ce
-        self.kl = kl
-        self.attention = attention
+        self.temperature, self.label_smoothing = temperature, label_smoothing
+        self.ce, self.kl, self.attention = ce, kl, attention
         self.attention_of = attention_loss(attention_mode)
-        self.full_weight = full_weight
-        self.weights = dict(weights or {})
-        self.distill_from = distill_from
-        self.sample = sample
+        self.full_weight, self.weights = full_weight, dict(weights or {})
+        self.distill_from, self.sample = distill_from, sample
         self.average = MovingAverage(net.module, ema_teacher) if ema_teacher else None
         self.fixed_teacher = teacher
         self._as_logits = AsLogits()
         self.teach_full = teach_full
-        self.label_smoothing = label_smoothing
         self._names = tuple(net.depths)
         self.ran: Tensor  # 1 for each depth that these weights were trained at, else 0
         # In the state dict, so that it matches the chosen weights (best epoch, moving average). Floats,
@@ -139,17 +138,12 @@ class EmbeddedKD(Objective):
             if depth == self.net.full:
                 return self._full_loss(exit, labels, target if self.teach_full else None)
             full = done[self.net.full]
-            return self._sub_loss(
-                depth, exit, labels, full, full.logits if target is None else target
-            )
+            soft = full.logits if target is None else target
+            return self._sub_loss(depth, exit, labels, full, soft)
 
-        step = Step(
-            *self.net.joint_loss(images, loss_of, depths, keep_features=bool(self.attention))
-        )
-        for i, name in enumerate(self._names):
-            if name in depths:
-                self.ran[i] = 1.0
-        return step
+        joint = self.net.joint_loss(images, loss_of, depths, keep_features=bool(self.attention))
+        self.ran[[self._names.index(name) for name in depths]] = 1.0
+        return Step(*joint)
 
     @property
     def distilling(self) -> bool:
@@ -191,11 +185,3 @@ class EmbeddedKD(Objective):
             weighted["attention"] = (self.attention, sum(apart, exit.logits.new_zeros(())))
         loss = torch.stack([w * value for w, value in weighted.values()]).sum()
         return self.weights.get(depth, 1.0) * loss, {k: v for k, (_, v) in weighted.items()}
-
-
-def _check_weights(net: NestedNet, weights: Mapping[str, float]) -> None:
-    for depth, weight in weights.items():
-        net.path(depth)
-        if depth == net.full:
-            raise ValueError(f"weights names {depth!r}, the full net: set full_weight instead")
-        check_number(f"the weight of depth {depth!r}", weight, NOT_NEGATIVE)

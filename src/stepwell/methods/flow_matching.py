@@ -27,8 +27,7 @@ class FlowMatching(Objective):
     def training_step(self, batch: Batch) -> Step:
         """The loss of one draw of noise and time for each image."""
         images = batch.images
-        noise = torch.randn_like(images)
-        time = torch.rand(len(images), device=images.device)
+        noise, time = torch.randn_like(images), torch.rand(len(images), device=images.device)
         share = time[:, None, None, None]
         velocity = self.net((1 - share) * noise + share * images, time)
         flow = (velocity - (images - noise)).square().mean()

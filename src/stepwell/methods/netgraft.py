@@ -11,6 +11,7 @@ adaptions between two student blocks then merge into the next layers exactly, at
 
 from collections.abc import Callable, Iterable, Sequence, Sized
 from copy import deepcopy
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -66,9 +67,8 @@ class Graft(Objective):
         self.first, self.last = first, last
         self.blocks = nn.ModuleList(grafting.blocks[first : last + 1])
         self.loss = loss
-        self.settle = (
-            tuple(settle) if grafting.statistics == "frozen" and images is not None else ()
-        )
+        settles = grafting.statistics == "frozen" and images is not None
+        self.settle = tuple(settle) if settles else ()
         self._settled: Tensor  # in the checkpoint, so that a resumed run keeps its statistics
         self.register_buffer("_settled", torch.tensor(not self.settle))
         self._grafting = [grafting]  # in a list: this objective does not own the other blocks
@@ -78,9 +78,10 @@ class Graft(Objective):
     def training_step(self, batch: Batch) -> Step:
         """The loss of one batch; its labels are not used."""
         if self._known is None:
-            self._known = TeacherOutputs(
-                self._before, self._after, self._images, batch.images.device
-            )
+            teacher = self._grafting[0]._teacher
+            before, after = teacher[: self.first], teacher[self.first :]
+            run = partial(run_all, before), partial(run_all, after)
+            self._known = TeacherOutputs(*run, self._images, batch.images.device)
             if not self._settled:
                 self._settle(self._known)
         x, target = self._known(batch.images)
@@ -90,7 +91,7 @@ class Graft(Objective):
             if hinted and i < len(self._grafting[0].pairs):
                 features = self._taught(i, features)
                 hints.append(feature_nmse(x, features))
-        logits = self._rest(x.clone() if hinted else x)
+        logits = run_all(self._grafting[0]._teacher[self.last + 1 :], x.clone() if hinted else x)
         if self.loss == "mse":
             loss = feature_mse(logits, target)
         else:
@@ -134,15 +135,6 @@ class Graft(Objective):
         output: Tensor = self._grafting[0]._teacher[i](x.clone())
         return output
 
-    def _before(self, images: Tensor) -> Tensor:
-        return run_all(self._grafting[0]._teacher[: self.first], images)
-
-    def _after(self, x: Tensor) -> Tensor:
-        return run_all(self._grafting[0]._teacher[self.first :], x)
-
-    def _rest(self, x: Tensor) -> Tensor:
-        return run_all(self._grafting[0]._teacher[self.last + 1 :], x)
-
     def __deepcopy__(self, memo: dict[int, Any]) -> "Graft":
         """A copy of the blocks alone (for an average of their weights): no teacher, no images."""
         for shared in (self._grafting[0], self._images, self._known):
@@ -158,7 +150,6 @@ class Graft(Objective):
 
 
 def _check_span(grafting: Grafting, first: int, last: int) -> None:
-    """Refuse a span of blocks that does not exist or has no block to train."""
     if not 0 <= first <= last < len(grafting.blocks):
         named = ", ".join(f"{i} {name}" for i, name in enumerate(grafting.names))
         raise ValueError(

@@ -1,9 +1,7 @@
 """Dynamic resolution (DRNet, Zhu et al. 2021): a chooser learns which resolution each image needs.
 
-First every image trains the network at all resolutions. Then network and chooser train together: the
-chooser's scores draw each image's resolution, and a hinge loss holds the mean cost at its target.
-`ImitateBest` trains the chooser alone, with labels (as AdaScale, Chin et al. 2019, does for video); it
-needs no gradient through a choice.
+First every image trains the network at all resolutions. Then network and chooser train together.
+`ImitateBest` trains the chooser alone, with labels (as AdaScale, Chin et al. 2019, does for video).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,12 +127,9 @@ class JointResolution(Objective):
         check_target(costs, target)
         self.net = net
         net.costs.copy_(torch.tensor(costs) / max(costs))
-        self.target = target
-        self.cost_weight = cost_weight
-        self.temperature = temperature
-        self.mixing = mixing
-        self.explore = explore
-        self.label_smoothing = label_smoothing
+        self.target, self.cost_weight = target, cost_weight
+        self.temperature, self.label_smoothing = temperature, label_smoothing
+        self.mixing, self.explore = mixing, explore
         self._even: Tensor
         even = even_shares(costs, target).to(net.costs)
         self.register_buffer("_even", even, persistent=False)

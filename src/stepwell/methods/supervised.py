@@ -32,9 +32,8 @@ class Supervised(Objective):
     ) -> None:
         super().__init__()
         self.net = net
-        self.label_smoothing = label_smoothing
         self.average = MovingAverage(net, ema_teacher) if ema_teacher else None
-        self.temperature = temperature
+        self.temperature, self.label_smoothing = temperature, label_smoothing
         self.distill_from = distill_from
 
     def training_step(self, batch: Batch) -> Step:

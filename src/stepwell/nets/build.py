@@ -37,6 +37,11 @@ def _vgg(name: str) -> Builder:
     return Builder(partial(vgg.vgg_bn, blocks), vgg.stages(blocks), name, vgg.FAMILY, stems=True)
 
 
+def _densenet(name: str) -> Builder:
+    make = partial(densenet.DenseNet, densenet.FAMILY[name])
+    return Builder(make, densenet.STAGES, name, densenet.FAMILY, stems=True)
+
+
 def _mobilenet(name: str) -> Builder:
     blocks = mobilenet.FAMILY[name]
     make = partial(mobilenet.mobilenet_v2, blocks)
@@ -49,41 +54,16 @@ def _convnext(name: str) -> Builder:
 
 
 BUILDERS: dict[str, Builder] = {
-    "resnet18": _resnet("18", BasicBlock, resnet.BASIC),
-    "resnet34": _resnet("34", BasicBlock, resnet.BASIC),
-    "resnet26": _resnet("26", Bottleneck, resnet.BOTTLENECK),
-    "resnet50": _resnet("50", Bottleneck, resnet.BOTTLENECK),
-    "resnet101": _resnet("101", Bottleneck, resnet.BOTTLENECK),
-    "resnet152": _resnet("152", Bottleneck, resnet.BOTTLENECK),
-    "resnet8": _cifar("8"),
-    "resnet14": _cifar("14"),
-    "resnet20": _cifar("20"),
-    "resnet32": _cifar("32"),
-    "resnet44": _cifar("44"),
-    "resnet56": _cifar("56"),
-    "resnet110": _cifar("110"),
-    "resnet8_ln": _cifar("8", "layer"),
-    "resnet14_ln": _cifar("14", "layer"),
-    "resnet20_ln": _cifar("20", "layer"),
-    "resnet56_ln": _cifar("56", "layer"),
-    "resnet8_slim": _cifar("8", widths=resnet.SLIM),
-    "resnet14_slim": _cifar("14", widths=resnet.SLIM),
-    "resnet20_slim": _cifar("20", widths=resnet.SLIM),
-    "resnet14_slimmer": _cifar("14", widths=resnet.SLIMMER),
-    "resnet20_slimmer": _cifar("20", widths=resnet.SLIMMER),
-    "vgg13_bn": _vgg("13"),
-    "vgg16_bn": _vgg("16"),
-    "vgg19_bn": _vgg("19"),
-    "densenet201": Builder(
-        partial(densenet.DenseNet, densenet.FAMILY["201"]),
-        densenet.STAGES,
-        "201",
-        densenet.FAMILY,
-        stems=True,
-    ),
+    **{f"resnet{n}": _resnet(n, BasicBlock, resnet.BASIC) for n in resnet.BASIC},
+    **{f"resnet{n}": _resnet(n, Bottleneck, resnet.BOTTLENECK) for n in resnet.BOTTLENECK},
+    **{f"resnet{n}": _cifar(n) for n in ("8", "14", "20", "32", "44", "56", "110")},
+    **{f"resnet{n}_ln": _cifar(n, "layer") for n in ("8", "14", "20", "56")},
+    **{f"resnet{n}_slim": _cifar(n, widths=resnet.SLIM) for n in ("8", "14", "20")},
+    **{f"resnet{n}_slimmer": _cifar(n, widths=resnet.SLIMMER) for n in ("14", "20")},
+    **{f"vgg{n}_bn": _vgg(n) for n in vgg.FAMILY},
+    "densenet201": _densenet("201"),
     "mobilenet_v2": _mobilenet("17"),
-    "convnext_tiny": _convnext("tiny"),
-    "convnext_small": _convnext("small"),
+    **{f"convnext_{size}": _convnext(size) for size in convnext.FAMILY},
     "vit_b_16": Builder(
         vit.vit_b, vit.STAGES, "12", vit.FAMILY, stems=True, size_argument="image_size"
     ),
@@ -138,7 +118,8 @@ def build(
         raise ValueError(f"{name}: {error}") from error
     if kept is not None:
         module, stages = truncate(module, stages, kept)
-        full = _depth_name(builder, kept)
+        known = (depth for depth, own in builder.family.items() if own == tuple(kept))
+        full = next(known, "-".join(map(str, kept)))
         changes["kept"] = list(kept)
     if adaptions:
         module = with_adaptions(module, adaptions)
@@ -146,12 +127,6 @@ def build(
     net = NestedNet(module, read(module, stages), depths, full, norms=norms)
     net.builder = (name, arguments | changes)
     return net
-
-
-def _depth_name(builder: Builder, blocks: Sequence[int]) -> str:
-    """The family's name of a network of these blocks; without one, the blocks themselves."""
-    known = (name for name, own in builder.family.items() if own == tuple(blocks))
-    return next(known, "-".join(map(str, blocks)))
 
 
 def named_depths(
@@ -182,11 +157,7 @@ def named_depths(
 
 
 def builder_of(name: str) -> Builder:
-    """The builder of a network by name.
-
-    Raises:
-        ValueError: there is no such network.
-    """
+    """The builder of a network by name; ValueError if there is none."""
     if name.startswith(PREFIX):
         return timm_builder(name.removeprefix(PREFIX))
     if name not in BUILDERS:

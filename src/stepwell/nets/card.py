@@ -49,10 +49,8 @@ class Card:
 
     def with_accuracy(self, accuracy: Mapping[str, float], images: str) -> "Card":
         """This card with the accuracy of depths, measured on `images` ("500 validation images")."""
-        known = {
-            depth: self.costs.get(depth, {}) | {"accuracy": value, "accuracy_on": images}
-            for depth, value in accuracy.items()
-        }
+        known = {d: {"accuracy": value, "accuracy_on": images} for d, value in accuracy.items()}
+        known = {depth: self.costs.get(depth, {}) | row for depth, row in known.items()}
         return replace(self, costs=self.costs | known)
 
 

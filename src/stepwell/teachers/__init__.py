@@ -6,13 +6,6 @@ from stepwell.teachers.opening import OpenTeacher, open_teacher
 from stepwell.teachers.teacher import Frozen, MovingAverage, Teacher, as_exit
 
 __all__ = [
-    "CachedLogits",
-    "Ensemble",
-    "Frozen",
-    "LogitCache",
-    "MovingAverage",
-    "OpenTeacher",
-    "Teacher",
-    "as_exit",
-    "open_teacher",
-]
+    "CachedLogits", "Ensemble", "Frozen", "LogitCache", "MovingAverage", "OpenTeacher", "Teacher",
+    "as_exit", "open_teacher",
+]  # fmt: skip

@@ -31,19 +31,13 @@ class AsLogits:
         self._gives_logits = False
 
     def __call__(self, exit: object) -> Exit:
-        """The exit, with log p in place of probabilities.
-
-        Raises:
-            ValueError: `exit` is no `Exit`.
-        """
+        """The exit, with log p in place of probabilities; ValueError if it is no `Exit`."""
         if not isinstance(exit, Exit):
             raise ValueError(
                 f"{self.whose} gives a {type(exit).__name__}, not an Exit: wrap a module in "
                 "Frozen(module)"
             )
-        if self._gives_logits:
-            return exit
-        problem = probabilities_in(exit.logits, self.whose)
+        problem = None if self._gives_logits else probabilities_in(exit.logits, self.whose)
         if problem is None:
             self._gives_logits = True
             return exit
@@ -64,9 +58,9 @@ class Ensemble(nn.Module):
         if not members:
             raise ValueError("an ensemble needs at least one teacher")
         self.members = list(members)
+        count = len(members)
         self._as_logits = [
-            AsLogits(f"member {i} of {len(members)} of an ensemble")
-            for i in range(1, len(members) + 1)
+            AsLogits(f"member {i + 1} of {count} of an ensemble") for i in range(count)
         ]
         # Registers the modules among the members, so that `.to()` reaches them.
         self._modules_of = nn.ModuleList(m for m in members if isinstance(m, nn.Module))
@@ -77,11 +71,9 @@ class Ensemble(nn.Module):
         Raises:
             ValueError: a member gives no `Exit`.
         """
-        exits = [
-            as_logits(member(images))
-            for member, as_logits in zip(self.members, self._as_logits, strict=True)
-        ]
-        return Exit(ensemble_logits(torch.stack([exit.logits for exit in exits])))
+        pairs = zip(self.members, self._as_logits, strict=True)
+        logits = [as_logits(member(images)).logits for member, as_logits in pairs]
+        return Exit(ensemble_logits(torch.stack(logits)))
 
 
 class _Adapted(nn.Module):
@@ -111,10 +103,8 @@ class Renormalised(_Adapted):
 
     def __init__(self, teacher: Teacher, given: Normalisation, own: Normalisation) -> None:
         super().__init__(teacher)
-        (mean, std), (own_mean, own_std) = (
-            [torch.tensor(v, dtype=torch.float64)[:, None, None] for v in pair]
-            for pair in (given, own)
-        )
+        values = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (*given, *own))
+        mean, std, own_mean, own_std = values
         scale, shift = std / own_std, (mean - own_mean) / own_std
         self.register_buffer("scale", scale.float(), persistent=False)
         self.register_buffer("shift", shift.float(), persistent=False)

@@ -100,20 +100,12 @@ class OpenTeacher:
 
     @property
     def module(self) -> nn.Module:
-        """The teacher as a plain module, for uses of its weights.
-
-        Raises:
-            ValueError: there are several teachers, or it is an ONNX file.
-        """
+        """The teacher as a plain module, for its weights; ValueError for several, or an ONNX file."""
         return self._with_weights()[1]
 
     @property
     def nested(self) -> tuple[NestedNet, str]:
-        """The teacher as a network with stages, and the depth that teaches.
-
-        Raises:
-            ValueError: as for `module`.
-        """
+        """The teacher as a network with stages, and the depth that teaches; errors as for `module`."""
         net, _ = self._with_weights()
         return net, self.sources[0].depth or net.full
 
@@ -186,7 +178,12 @@ def open_teacher(
         raise ValueError(f"teacher {twice[0]} is named twice: name each member of an ensemble once")
     sources = [_open(name) for name in names]
     if mean is not None or std is not None:
-        given = _normalisation(mean, std)
+        if mean is None or std is None or not len(mean) == len(std) == 3 or min(std) <= 0:
+            raise ValueError(
+                f"--teacher-mean {mean} --teacher-std {std}: give both, three numbers each (one per "
+                "channel, of pixels scaled to [0, 1]), with std above 0"
+            )
+        given = (mean, std)
         if all(source.normalisation for source in sources):
             raise ValueError(
                 f"{' and '.join(names)} records its own normalisation: drop --teacher-mean and "
@@ -205,11 +202,18 @@ def open_teacher(
 def _open(name: str) -> Source:
     by_name = name in BUILDERS or (name.startswith(PREFIX) and "=" not in name)
     if by_name and not Path(name).exists():
-        return _published(name)
+        net = build(name)
+        card = start_pretrained(net).card
+        mark = digest({"network": name}, dict(net.module.state_dict()))[:16]
+        source = _source(name, Frozen(net, copy=False), mark, card)
+        return source._replace(net=net, module=net.module, normalisation=(card.mean, card.std))
     path, depth = Path(name), None
     network, _, file = name.partition("=")
     if not path.exists() and (network in BUILDERS or network.startswith(PREFIX)):
-        return _plain(name, network, Path(file))
+        net, plain_card = load_plain(network, Path(file))
+        mark = f"{network}={fingerprint(Path(file))}"
+        source = _source(name, Frozen(net, copy=False), mark, plain_card)
+        return source._replace(net=net, module=net.module)
     if not path.exists() and "@" in name:
         before, _, depth = name.rpartition("@")
         path = Path(before)
@@ -218,7 +222,8 @@ def _open(name: str) -> Source:
     if path.suffix == ".onnx":
         if depth is not None:
             raise ValueError(f"{name}: an ONNX file has one depth; drop @{depth}")
-        return _onnx(path)
+        onnx = OnnxNet(path)
+        return _source(str(path), Frozen(onnx, copy=False), onnx_fingerprint(path), onnx.card)
     return _stepwell(name, path, depth)
 
 
@@ -258,44 +263,14 @@ def _stepwell(name: str, path: Path, depth: str | None) -> Source:
     )
 
 
-def _onnx(path: Path) -> Source:
-    net = OnnxNet(path)
-    return _source(str(path), Frozen(net, copy=False), onnx_fingerprint(path), net.card)
-
-
-def _plain(name: str, network: str, path: Path) -> Source:
-    net, card = load_plain(network, path)
-    source = _source(name, Frozen(net, copy=False), f"{network}={fingerprint(path)}", card)
-    return source._replace(net=net, module=net.module)
-
-
-def _published(name: str) -> Source:
-    net = build(name)
-    card = start_pretrained(net).card
-    mark = digest({"network": name}, dict(net.module.state_dict()))[:16]
-    source = _source(name, Frozen(net, copy=False), mark, card)
-    return source._replace(net=net, module=net.module, normalisation=(card.mean, card.std))
-
-
 def _source(name: str, teacher: Teacher, mark: str, card: Card | None) -> Source:
     """A source with the content of its card, unless the card still has its defaults."""
     source = Source(name, teacher, mark, weights=mark)
     if card is None:
         return source
     own = (card.mean, card.std)
-    filled = card.classes or own != (Card().mean, Card().std)
-    return source._replace(
-        classes=card.classes, size=card.size, normalisation=own if filled else None
-    )
-
-
-def _normalisation(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Normalisation:
-    if mean is None or std is None or not len(mean) == len(std) == 3 or min(std) <= 0:
-        raise ValueError(
-            f"--teacher-mean {mean} --teacher-std {std}: give both, three numbers each (one per "
-            "channel, of pixels scaled to [0, 1]), with std above 0"
-        )
-    return mean, std
+    known = own if card.classes or own != (Card().mean, Card().std) else None
+    return source._replace(classes=card.classes, size=card.size, normalisation=known)
 
 
 def _ready(
@@ -323,9 +298,8 @@ def _ready(
         teacher = Renormalised(teacher, normalisation, source.normalisation)
     if source.size not in (0, size) and resize:
         teacher = Resized(teacher, source.size)
-        warnings.warn(
-            f"images are scaled from {size} to {source.size} pixels for {name}", stacklevel=4
-        )
+        scaled = f"images are scaled from {size} to {source.size} pixels for {name}"
+        warnings.warn(scaled, stacklevel=4)
     elif source.size not in (0, size):
         warnings.warn(
             f"{name} was trained on images of {source.size} pixels and gets {size} here: "
@@ -365,7 +339,6 @@ def _ready(
 
 
 def _differ(a: str, a_classes: tuple[str, ...], b: str, b_classes: tuple[str, ...]) -> str:
-    """Describe the difference between two lists of classes."""
     if sorted(a_classes) == sorted(b_classes):
         at = next(i for i, (x, y) in enumerate(zip(a_classes, b_classes, strict=True)) if x != y)
         return (
@@ -373,17 +346,15 @@ def _differ(a: str, a_classes: tuple[str, ...], b: str, b_classes: tuple[str, ..
             f"and {b_classes[at]!r})"
         )
     only = [
-        f"only {which} has {_some([c for c in mine if c not in others])}"
+        f"only the {which} has {_some([c for c in mine if c not in others])}"
         for which, mine, others in (
-            ("the first", a_classes, b_classes),
-            ("the second", b_classes, a_classes),
+            ("first", a_classes, b_classes),
+            ("second", b_classes, a_classes),
         )
         if set(mine) - set(others)
     ]
-    return (
-        f"{a} has {len(a_classes)} classes, {b} has {len(b_classes)}, and they differ: "
-        f"{', '.join(only)}"
-    )
+    numbers = f"{a} has {len(a_classes)} classes, {b} has {len(b_classes)}"
+    return f"{numbers}, and they differ: {', '.join(only)}"
 
 
 def _some(classes: Sequence[str]) -> str:

@@ -24,10 +24,7 @@ class Pair(NamedTuple):
 
 
 def pair_stages(
-    student: nn.Module,
-    teacher: Teacher,
-    names: str | Sequence[str],
-    input_shape: Sequence[int],
+    student: nn.Module, teacher: Teacher, names: str | Sequence[str], input_shape: Sequence[int]
 ) -> list[Pair]:
     """The stages to compare; both networks run on one black image for the shapes of their features.
 
@@ -56,8 +53,7 @@ def pair_stages(
                 f"({', '.join(theirs)}): name pairs to compare, such as {ours[-1]}={theirs[-1]}"
             )
         names = [f"{a}={b}" for a, b in zip(ours, theirs, strict=True)]
-    like = next(student.parameters())
-    image = like.new_zeros(1, *input_shape)
+    image = next(student.parameters()).new_zeros(1, *input_shape)
     with in_eval_mode(student), torch.no_grad():
         our_features = exit_of(student, image).features
         their_features = teacher(image).features
@@ -94,11 +90,7 @@ def common_stages(student: object, teacher: object) -> list[str]:
 
 
 def check_resolution(pairs: Sequence[Pair]) -> None:
-    """Refuse pairs of stages that attention cannot compare.
-
-    Raises:
-        ValueError: two stages differ in resolution, or one has maps and the other tokens.
-    """
+    """Raise ValueError for stages that differ in resolution, or are maps and tokens."""
     for pair in pairs:
         a, b = pair.student_shape, pair.teacher_shape
         if len(a) != len(b) or (a[1:] != b[1:] if len(a) == 3 else a[0] != b[0]):

@@ -87,11 +87,7 @@ class MovingAverage(nn.Module):
 
 
 def check_teacher(teacher: Teacher) -> None:
-    """Refuse a module that would be trained along with its student, including its norms.
-
-    Raises:
-        ValueError: it has parameters that need a gradient.
-    """
+    """Raise ValueError for a teacher whose parameters need a gradient: it would train, too."""
     if isinstance(teacher, nn.Module) and any(p.requires_grad for p in teacher.parameters()):
         raise ValueError(
             f"the teacher ({type(teacher).__name__}) has parameters that ask for a gradient, and its "

@@ -1,8 +1,7 @@
 """DenseNet-201 that holds sub-nets as deep as DenseNet-169 and 121.
 
-torchvision's three differ in every width behind the third transition, so the sub-nets are a family of
-their own: a shallower dense block hands on fewer channels, and the layers behind it read the first
-columns of its weight. The full net is torchvision's densenet201 with the same names.
+torchvision's three differ in every width behind the third transition. Here the layers behind a
+shallower dense block read the first columns of their weights. The full net is torchvision's.
 """
 
 from collections import OrderedDict
@@ -48,16 +47,9 @@ class SlicedNorm(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
             if rate is None:  # a plain average
                 rate = 1.0 / float(self.num_batches_tracked)
-        return F.batch_norm(
-            input,
-            self.running_mean[:n],
-            self.running_var[:n],
-            self.weight[:n],
-            self.bias[:n],
-            self.training,
-            rate or 0.0,
-            self.eps,
-        )
+        mean, var = self.running_mean[:n], self.running_var[:n]
+        weight, bias = self.weight[:n], self.bias[:n]
+        return F.batch_norm(input, mean, var, weight, bias, self.training, rate or 0.0, self.eps)
 
 
 class DenseLayer(nn.Module):
@@ -103,12 +95,9 @@ class DenseNet(nn.Module):
             pool0=nn.Identity() if small else nn.MaxPool2d(3, 2, 1),
         )
         for i, layers in enumerate(blocks, start=1):
-            parts[f"denseblock{i}"] = nn.Sequential(
-                OrderedDict(
-                    (f"denselayer{j + 1}", DenseLayer(width + j * growth, growth))
-                    for j in range(layers)
-                )
-            )
+            block: list[nn.Module] = [DenseLayer(width + j * growth, growth) for j in range(layers)]
+            named = OrderedDict((f"denselayer{j}", layer) for j, layer in enumerate(block, start=1))
+            parts[f"denseblock{i}"] = nn.Sequential(named)
             width += layers * growth
             if i < len(blocks):
                 parts[f"transition{i}"] = _transition(width, width // 2)

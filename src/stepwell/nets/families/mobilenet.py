@@ -1,7 +1,4 @@
-"""MobileNetV2: torchvision's network as a family of nested depths.
-
-A stage is the inverted residuals of one width; the first of them changes the width and may stride.
-"""
+"""MobileNetV2: torchvision's network as a family of nested depths, a stage for each width."""
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise

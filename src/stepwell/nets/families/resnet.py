@@ -1,7 +1,6 @@
 """Residual networks: torchvision's family and the CIFAR family, as families of nested depths.
 
-ResNet-18 and 34 have basic blocks, 50 and deeper have bottlenecks, so 18 and 50 share no weight; the
-26-layer bottleneck net (2, 2, 2, 2) is the shallow member of the deeper family.
+ResNet-18 and 34 have basic blocks; 26, 50 and deeper have bottlenecks, so 18 and 50 share no weight.
 """
 
 from collections.abc import Callable, Sequence
@@ -99,8 +98,7 @@ def _cifar_stage(
     shortcut: Callable[[Tensor], Tensor] | None = None
     if stride != 1 or width_in != width:
         shortcut = nn.Sequential(
-            nn.Conv2d(width_in, width, kernel_size=1, stride=stride, bias=False),
-            norm_of(width),
+            nn.Conv2d(width_in, width, kernel_size=1, stride=stride, bias=False), norm_of(width)
         )
     first = BasicBlock(width_in, width, stride, shortcut, norm_layer=norm_of)
     others = (BasicBlock(width, width, norm_layer=norm_of) for _ in range(blocks - 1))

@@ -46,10 +46,8 @@ def timm_builder(name: str) -> Builder:
         family = {str(n): (n,) for n in range(1, blocks[0])} | family
     card: Any = module.pretrained_cfg
     fixed = "img_size" if card.get("fixed_input_size") else None
-    make = partial(_make, name)
-    return Builder(
-        make, plan.stages, full, family, size=card["input_size"][-1], size_argument=fixed
-    )
+    make, size = partial(_make, name), card["input_size"][-1]
+    return Builder(make, plan.stages, full, family, size=size, size_argument=fixed)
 
 
 def _plan(name: str, module: nn.Module) -> Plan:
@@ -76,11 +74,7 @@ def check_depths(
     stages: Sequence[str],
     arguments: Mapping[str, Any],
 ) -> None:
-    """Refuse depths that drop a block which changes the shape.
-
-    Raises:
-        ValueError: for the first such depth; the message says how many blocks to keep.
-    """
+    """Raise ValueError for the first depth that drops a block which changes the shape."""
     builder = timm_builder(name)
     size = arguments.get(builder.size_argument or "", builder.size)
     with torch.device("meta"):

@@ -30,16 +30,13 @@ class UNet(nn.Module):
         )
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(_Block(width, width, embedding) for width in widths)
-        self.shrink = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths)
-        )
+        strided = (nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
+        self.shrink = nn.ModuleList(strided)
         self.bottom = nn.ModuleList(_Block(widths[-1], widths[-1], embedding) for _ in range(2))
         upwards = list(reversed(widths))
         below = [widths[-1], *upwards[:-1]]
-        self.up = nn.ModuleList(
-            _Block(under + width, width, embedding)
-            for under, width in zip(below, upwards, strict=True)
-        )
+        pairs = zip(below, upwards, strict=True)
+        self.up = nn.ModuleList(_Block(under + width, width, embedding) for under, width in pairs)
         self.out = nn.Conv2d(widths[0], channels, 3, padding=1)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)

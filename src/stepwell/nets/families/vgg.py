@@ -1,7 +1,4 @@
-"""VGG with BatchNorm: torchvision's networks as a family of nested depths.
-
-A block is a convolution with its norm and activation; pooling stands between the stages.
-"""
+"""VGG with BatchNorm: torchvision's networks as a family of nested depths."""
 
 from collections.abc import Sequence
 

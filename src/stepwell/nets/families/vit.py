@@ -1,7 +1,4 @@
-"""Vision transformers: torchvision's ViT-B/16, whose depths are its numbers of blocks.
-
-`timm_models` reads timm's transformers, such as DeiT.
-"""
+"""Vision transformers: torchvision's ViT-B/16, whose depths are its numbers of blocks."""
 
 from torchvision.models.vision_transformer import VisionTransformer
 
@@ -12,11 +9,7 @@ STAGES = ("encoder.layers",)
 
 
 def vit_b(
-    *,
-    num_classes: int = 1000,
-    image_size: int = 224,
-    stem: Stem = "imagenet",
-    dropout: float = 0.0,
+    *, num_classes: int = 1000, image_size: int = 224, stem: Stem = "imagenet", dropout: float = 0.0
 ) -> VisionTransformer:
     """torchvision's ViT-B/16; with `stem="small"` its patches have 4×4 pixels.
 

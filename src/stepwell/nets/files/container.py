@@ -48,18 +48,11 @@ def read_checked(
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error}): copy it again"
         ) from error
-    if header is not None and (kind := header.get("kind", IMAGES[0])) not in IMAGES:
-        raise ValueError(
-            f"{path} holds a {kind.removeprefix('stepwell ')}, not a network of images"
-        )
-    if header is not None:
-        _check_header(header, tensors, path, newest)
-    return header, tensors, metadata
-
-
-def _check_header(
-    header: dict[str, Any], tensors: Mapping[str, Tensor], path: Path, newest: int
-) -> None:
+    if header is None:
+        return None, tensors, metadata
+    if (kind := header.get("kind", IMAGES[0])) not in IMAGES:
+        kind = kind.removeprefix("stepwell ")
+        raise ValueError(f"{path} holds a {kind}, not a network of images")
     version = header.get("format")
     if not isinstance(version, int) or version > newest:
         raise ValueError(
@@ -68,6 +61,7 @@ def _check_header(
     expected = header.pop("sha256", None)
     if digest(header, tensors) != expected:
         raise ValueError(f"{path} is damaged: its checksum does not match. Copy it again")
+    return header, tensors, metadata
 
 
 def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -89,11 +83,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a `torch.save`d state dict; nothing else is ever unpickled.
-
-    Raises:
-        ValueError: the file holds a module or other objects, or is damaged.
-    """
+    """Read a `torch.save`d dict of tensors; ValueError for anything else, which is never unpickled."""
     try:
         with warnings.catch_warnings(action="ignore"):  # of formats that are refused below
             state = torch.load(path, map_location="cpu", weights_only=True)

@@ -11,9 +11,7 @@ from stepwell.nets.files.container import GRAPH
 def network_file(path: str | Path) -> Path:
     """Give the file of the network at `path`: a run directory, or the file itself.
 
-    Raises:
-        FileNotFoundError: there is no such file or directory.
-        ValueError: the directory holds no finished run.
+    Raises FileNotFoundError if there is nothing, and ValueError if the run is not finished.
     """
     path = Path(path)
     if not path.exists():

@@ -1,8 +1,7 @@
 """The file of a nested net: one safetensors file that holds every depth, weights stored once.
 
 The full net's tensors stand under torchvision's own names, private tensors under
-`depths/NAME/<name>`; one JSON string in the header says how to build the net and how to use it
-(`nets.container` reads and checks both).
+`depths/NAME/<name>`; one JSON string in the header says how to build the net and how to use it.
 """
 
 import hashlib
@@ -62,11 +61,7 @@ def save(net: NestedNet, path: str | Path, *, beside: Beside | None = None) -> P
     header = {"kind": "classifier", **_structure(net), "card": net.card.as_header()}
     tensors = _on_cpu(net)
     if beside is not None:
-        header |= {
-            "format": max(3, header["format"]),
-            "kind": beside.kind,
-            "beside": beside.about,
-        }
+        header |= {"format": max(3, header["format"]), "kind": beside.kind, "beside": beside.about}
         tensors |= {BESIDE + k: v.detach().cpu().contiguous() for k, v in beside.tensors.items()}
     return _write(Path(path), header, tensors)
 
@@ -76,14 +71,7 @@ def load_both(
     module: Callable[[], nn.Module] | None = None,
     heads: Mapping[str, Callable[[], nn.Module]] | None = None,
 ) -> tuple[NestedNet, Beside | None]:
-    """Read a nested net and the parts beside it, if there are any; the file is read and checked once.
-
-    Args:
-        module, heads: as for `load`.
-
-    Raises:
-        FileNotFoundError, ValueError: as for `load`.
-    """
+    """Read a nested net and the parts beside it, if any; arguments and errors as for `load`."""
     header, tensors = _read_own(Path(path))
     if module is not None and "builder" in header:
         raise ValueError(
@@ -96,11 +84,7 @@ def load_both(
 
 
 def read_beside(path: str | Path) -> Beside | None:
-    """Read the parts beside the nested net in a run directory or a file, if there are any.
-
-    Raises:
-        FileNotFoundError, ValueError: as for `load`.
-    """
+    """Read the parts beside the nested net in a run or a file, if any; errors as for `load`."""
     return _beside(*_read_own(Path(path)))
 
 
@@ -186,15 +170,9 @@ def fingerprint(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     trained = [depth for depth, status in header["status"].items() if status != "calibrated"]
     hashed = {k: v for k, v in header.items() if k != "kind"}  # files of older versions have none
-    hashed |= {
-        name: {d: value for d, value in header[name].items() if d in trained}
-        for name in ("depths", "exits")
-        if name in header
-    }
-    hashed |= {
-        "status": {d: header["status"][d] for d in trained},
-        "card": {k: v for k, v in header["card"].items() if k not in MEASURED},
-    }
+    for name in header.keys() & {"depths", "exits", "status"}:
+        hashed[name] = {d: value for d, value in header[name].items() if d in trained}
+    hashed["card"] = {k: v for k, v in header["card"].items() if k not in MEASURED}
     of_trained = {k: v for k, v in tensors.items() if _is_of(k, tensors, header["depths"], trained)}
     return digest(hashed, of_trained)[:16]
 
@@ -202,15 +180,12 @@ def fingerprint(path: Path) -> str:
 def _is_of(
     name: str, tensors: Mapping[str, Tensor], depths: Mapping[str, list[int]], trained: list[str]
 ) -> bool:
-    """Tell by its name whether a tensor may belong to a `trained` depth, without the module.
-
-    A depth shares the norms of an earlier depth where both paths begin alike: both have the same number
-    of blocks in the first stage, and the later depth has no tensor of that name.
-    """
+    """Tell by its name whether a tensor may belong to a `trained` depth, without the module."""
     if not name.startswith("depths/"):
         return True
     _, owner, own_name = name.split("/", 2)
     later = [*depths][[*depths].index(owner) :]
+    # A depth shares an earlier one's norms where both paths begin alike and it has no such tensor.
     return owner in trained or any(
         depth in trained
         and depths[depth][:1] == depths[owner][:1]
@@ -220,11 +195,7 @@ def _is_of(
 
 
 def holds_weights_alone(path: Path) -> bool:
-    """Check whether a file holds weights without naming their network; a damaged file does not.
-
-    Raises:
-        ValueError: it is a pickle of anything but weights.
-    """
+    """Check whether a sound file holds weights without their network; ValueError for other pickles."""
     if is_pickle(path):
         return bool(read_state_dict(path))
     try:
@@ -245,12 +216,9 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     """Start `net` from the weights of a run directory or a file.
 
     A Stepwell file fills the full net and, if both have private norms, those of every common sub-net.
-    Any other file (safetensors, or a `torch.save`d state dict, read with `weights_only`) has
-    torchvision's names. It fills the full net, and each private norm starts as the full net's. A
-    classifier of another size stays fresh.
-
-    Args:
-        classes: class names of `net`; a classifier of other classes stays fresh, too.
+    Any other file (safetensors, or a `torch.save`d state dict) has torchvision's names. It fills the
+    full net, and each private norm starts as the full net's. A classifier of another size, or of other
+    classes than `classes`, stays fresh.
 
     Returns:
         The file's card; a plain file's is taken to be torchvision's, with ImageNet's mean and std.
@@ -277,13 +245,9 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
 
 
 def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
-    """Build a network with the weights of a file that holds nothing else, such as `torchvision`'s.
+    """Build the network `name` with the weights, classes and stem of a file that holds nothing else.
 
-    The number of classes, and which stem, are the file's.
-
-    Args:
-        name: of the network, as for `build`.
-        path: safetensors, or a `torch.save`d state dict, which is read with `weights_only`.
+    The file is safetensors, or a `torch.save`d state dict.
 
     Returns:
         The network in eval mode, and the card, if the file has one (as Stepwell's exports do).
@@ -298,9 +262,9 @@ def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
     with torch.device("meta"):
         *_, last = build(name).module.state_dict()  # of the classifier
     arguments: dict[str, Any] = {"num_classes": len(tensors[last])} if last in tensors else {}
-    stems: list[dict[str, Any]] = [{}]
-    if builder_of(name).stems:
-        stems = [{"stem": "imagenet"}, {"stem": "small"}]
+    stems: list[dict[str, Any]] = (
+        [{"stem": "imagenet"}, {"stem": "small"}] if builder_of(name).stems else [{}]
+    )
     fitting = []
     for stem in stems:
         net = build(name, **arguments, **stem)
@@ -375,18 +339,15 @@ def _assemble(
         )
     else:
         own = module()
-        plan = read(own, header["stages"])
-        net = NestedNet(own, plan, {}, header["full"], norms=norms)
+        net = NestedNet(own, read(own, header["stages"]), {}, header["full"], norms=norms)
     _add_depths(net, header, path, heads)
     try:
         net.load_tensors({k: v for k, v in tensors.items() if not k.startswith(BESIDE)})
     except RuntimeError as error:
         if "builder" in header:
             raise
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{path} was made of another module than `module` makes: {reason}"
-        ) from error
+        other = f"{path} was made of another module than `module` makes"
+        raise ValueError(f"{other}: {' '.join(str(error).split())}") from error
     for depth, status in header["status"].items():
         net.mark(status, depth)
     net.card = _card(header)
@@ -399,7 +360,6 @@ def _add_depths(
     path: Path,
     heads: Mapping[str, Callable[[], nn.Module]],
 ) -> None:
-    """Add the depths and exits of a file's header, in their order."""
     exits = header.get("exits", {})
     own = [exit for exit, described in exits.items() if described is None]
     if missing := [exit for exit in own if exit not in heads]:
@@ -416,10 +376,8 @@ def _add_depths(
 
 
 def _card(header: Mapping[str, Any]) -> Card:
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in header["card"].items()
-    }
+    card = header["card"].items()
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card}
     return Card(**values)
 
 
@@ -430,7 +388,6 @@ def _write(path: Path, header: dict[str, Any], tensors: Mapping[str, Tensor]) ->
 
 
 def _read_own(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read header and tensors of a file that `save` wrote."""
     header, tensors = _read(path)
     if header is None:
         raise ValueError(

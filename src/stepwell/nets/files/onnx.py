@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,10 @@ class OnnxNet(nn.Module):
         """Read images and classes from the file's metadata, as Stepwell's exports write them."""
         if not {"classes", "size", "mean", "std"} <= self.described.keys():
             return None
-        classes, mean, std = (
-            tuple(json.loads(self.described[name])) for name in ("classes", "mean", "std")
-        )
-        return Card(classes, int(self.described["size"]), mean, std)
+        lists: dict[str, Any] = {
+            k: tuple(json.loads(self.described[k])) for k in ("classes", "mean", "std")
+        }
+        return Card(size=int(self.described["size"]), **lists)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ def open_onnx(path: str | Path) -> Any:
     """
     require("onnx", "onnxruntime")
     path = Path(path)
-    described = {entry.key: entry.value for entry in _proto(path).metadata_props}
+    described = _described(path)
     if "weights" in described:
         weights = path.parent / described["weights"]
         if not weights.is_file():
@@ -126,25 +127,19 @@ def open_onnx(path: str | Path) -> Any:
 def weights_of(path: Path) -> str | None:
     """Name the file of weights that a graph of Stepwell's reads; None if it holds its own.
 
-    None if the graph holds its weights, or is no ONNX file.
+    None, too, if it is no ONNX file.
     """
     try:
-        described = {entry.key: entry.value for entry in _proto(path).metadata_props}
+        return _described(path).get("weights")
     except ValueError:
         return None
-    return described.get("weights")
 
 
 def onnx_fingerprint(path: Path) -> str:
     """A hash of an ONNX file and of its external weights."""
     digest = hashlib.sha256(file_sha256(path).encode())
-    beside = {
-        entry.value
-        for tensor in _proto(path).graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    for name in sorted(beside):
+    entries = (entry for tensor in _proto(path).graph.initializer for entry in tensor.external_data)
+    for name in sorted({entry.value for entry in entries if entry.key == "location"}):
         digest.update(file_sha256(path.parent / name).encode())
     return digest.hexdigest()[:16]
 
@@ -166,20 +161,12 @@ def file_sha256(path: Path) -> str:
 
 
 def require(*modules: str) -> None:
-    """Check that modules of the extra `onnx` are installed.
-
-    Raises:
-        ImportError: one is missing.
-    """
-    import importlib
-
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ImportError(
-                f"ONNX files need {error.name}: pip install 'stepwell[onnx]'"
-            ) from error
+    """Raise ImportError for a missing module of the extra `onnx`."""
+    try:
+        for module in modules:
+            import_module(module)
+    except ImportError as error:
+        raise ImportError(f"ONNX files need {error.name}: pip install 'stepwell[onnx]'") from error
 
 
 def session(model: bytes | str, folder: Path | None = None) -> Any:
@@ -195,8 +182,11 @@ def session(model: bytes | str, folder: Path | None = None) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+def _described(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in _proto(path).metadata_props}
+
+
 def _proto(path: Path) -> Any:
-    """The graph of a file, without external weights."""
     import onnx
 
     if not path.is_file():

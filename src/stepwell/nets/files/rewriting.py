@@ -28,10 +28,7 @@ def check_writable(file: Path) -> None:
 
 @contextlib.contextmanager
 def rewriting(path: Path, measured: str) -> Iterator[tuple[Path, Card]]:
-    """Lock the file of a network, and give it with its present card.
-
-    Other processes may have changed the card since the network was read, so changes start from the
-    present one.
+    """Lock the file of a network, and give it with its card, which may have changed since it was read.
 
     Args:
         path: a run directory, or the file itself.

@@ -70,19 +70,15 @@ def absorb(steps: Iterable[nn.Module], weight: Tensor, shape: Sequence[int], *, 
     before = run(mixed)
     kept = [layer.weight.clone() for layer in readers]
     for layer in readers:
-        layer.weight.copy_(_merged(layer.weight, weight))
+        parts = layer.weight.reshape(len(layer.weight), channels, -1)  # (out, channels, positions)
+        merged = torch.einsum("ocp,cd->odp", parts, weight)
+        layer.weight.copy_(merged.reshape(layer.weight.shape))
     apart = (run(x) - before).abs().max()
     if apart <= TOLERANCE * before.abs().max().clamp_min(1e-6):
         return True
     for layer, old in zip(readers, kept, strict=True):
         layer.weight.copy_(old)
     return False
-
-
-def _merged(reader: Tensor, weight: Tensor) -> Tensor:
-    """A reader's weight (out, channels, ...) or (out, channels · positions) after `weight`."""
-    parts = reader.reshape(reader.shape[0], weight.shape[0], -1)
-    return torch.einsum("ocp,cd->odp", parts, weight).reshape(reader.shape)
 
 
 def _can_absorb(layer: Reader, channels: int) -> bool:
@@ -108,10 +104,8 @@ def _readers(steps: Iterable[nn.Module]) -> list[Reader]:
         if any(node.users for node in others) or found is None:
             return []
         layers = [layer for layer in found if layer is not None]
-        if len(layers) == len(found):
-            return layers
-        if layers:  # one way leads on, another ends here
-            return []
+        if layers or not found:  # unless one way leads on, and another ends here
+            return layers if len(layers) == len(found) else []
     return []
 
 
@@ -164,11 +158,8 @@ def with_adaptions(module: nn.Module, adaptions: Mapping[str, Sequence[int]]) ->
             holder, own = module.get_submodule(parent), module.get_submodule(name)
         except AttributeError as error:
             raise ValueError(f"no module {name!r} for an adaption to stand beside") from error
-        layer = (
-            nn.Linear(channels, channels, bias=False)
-            if last
-            else nn.Conv2d(channels, channels, 1, bias=False)
-        )
+        shape = (channels, channels)
+        layer = nn.Linear(*shape, bias=False) if last else nn.Conv2d(*shape, 1, bias=False)
         holder._modules[child] = nn.Sequential(*((layer, own) if any(ahead) else (own, layer)))
     return module
 
@@ -181,9 +172,7 @@ def keep_adaptions(net: NestedNet, kept: Mapping[str, Kept]) -> NestedNet:
     """
     if not kept:
         return net
-    adaptions = {
-        name: [len(k.weight), int(k.last), *([1] if k.before else [])] for name, k in kept.items()
-    }
+    adaptions = {n: [len(k.weight), int(k.last), *[1] * k.before] for n, k in kept.items()}
     module = with_adaptions(copy.deepcopy(net.module), adaptions)
     for name, (weight, last, before) in kept.items():
         layer = module.get_submodule(f"{name}.{0 if before else 1}")

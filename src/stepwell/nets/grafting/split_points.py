@@ -127,9 +127,8 @@ def _named(
 
 
 def _find(who: str, found: Sequence[SplitPoint], stage: str) -> SplitPoint:
-    for cut in found:
-        if cut.stage == stage:
-            return cut
+    if points := [point for point in found if point.stage == stage]:
+        return points[0]
     raise ValueError(f"the {who} has no stage {stage!r}; it has {_list(found)}")
 
 

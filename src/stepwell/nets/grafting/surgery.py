@@ -17,6 +17,7 @@ from stepwell.nets.grafting.split_points import (
     pair_split_points,
     split_points,
 )
+from stepwell.nets.nested.interpolation import differing
 from stepwell.nets.nested.net import NestedNet
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Batch
@@ -176,8 +177,8 @@ class Grafting(nn.Module):
 
     def _absorbed(self, i: int, weight: Tensor) -> bool:
         """True if the block after split point `i` absorbed a 1×1 convolution; others do not change."""
-        own, others = self.blocks[i + 1], [b for n, b in enumerate(self.blocks) if n != i + 1]
-        elsewhere = {id(p) for block in others for p in block.parameters()}
+        own = self.blocks[i + 1]
+        elsewhere = {id(p) for b in self.blocks if b is not own for p in b.parameters()}
         if any(id(p) in elsewhere for p in own.parameters()):
             return False
         steps = [step for step in own.children() if not isinstance(step, Adaption)]
@@ -185,11 +186,12 @@ class Grafting(nn.Module):
         return absorb(steps, weight, (2, *ours.shape), last=ours.last)
 
     def _place(self, i: int, taken: Collection[str]) -> tuple[str, bool] | None:
-        """The module after which (or, with True, before which) a 1×1 convolution fits at split `i`.
-
-        That module runs once. None if there is no such module.
-        """
-        path, names, at = self.student.path(), _step_names(self.student), self.pairs[i][0].at
+        """The module after which (True: before which) a 1×1 convolution fits at split `i`, if any."""
+        path, at, plan = self.student.path(), self.pairs[i][0].at, self.student.plan
+        names: list[str] = []  # of the steps; empty for steps that are no module of the network
+        for gap, blocks in zip(plan.gaps, (*plan.blocks, ()), strict=True):
+            names += [step if isinstance(step, str) else "" for step in gap]
+            names += [name for steps in blocks for name in steps]
         for k in (at - 1, at):
             once = sum(step is path[k] for step in path) == 1
             if names[k] and names[k] not in taken and once:
@@ -228,7 +230,6 @@ class Grafting(nn.Module):
         return both / square if both > 0 and square > 0 else 1.0
 
     def _wrapped(self, i: int, block: nn.Sequential) -> nn.Sequential:
-        """Block `i` between its adaptions."""
         before = [_adaption(*self.pairs[i - 1][::-1])] if i else []
         after = [_adaption(*self.pairs[i])] if i < len(self.pairs) else []
         return nn.Sequential(*(m for m in (*before, *block, *after) if m is not None))
@@ -256,7 +257,6 @@ def run_all(steps: Iterable[nn.Module], x: Tensor) -> Tensor:
 
 
 def _cut(path: Sequence[nn.Module], at: Sequence[int]) -> list[nn.Sequential]:
-    """The steps of a path between these split points."""
     ends = [0, *at, len(path)]
     return [nn.Sequential(*path[a:b]) for a, b in pairwise(ends)]
 
@@ -268,18 +268,12 @@ def _adaption(a: SplitPoint, b: SplitPoint) -> Adaption | None:
 
 @torch.no_grad()
 def _take(block: nn.Sequential, taught: nn.Sequential, shape: Sequence[int]) -> bool:
-    """Copy the teacher's weights to the layers of a block that have the same shapes.
-
-    Returns:
-        True if the two blocks are now the same function, step by step and on random input of `shape`.
-    """
+    """Copy the teacher's weights to layers of the same shapes; True if the blocks are then alike."""
     same = len(block) == len(taught)
     for mine, theirs in zip(block, taught, strict=False):
-        state, other = mine.state_dict(), theirs.state_dict()
-        shapes, others = ({k: v.shape for k, v in s.items()} for s in (state, other))
-        alike = shapes == others and type(mine) is type(theirs)
+        alike = type(mine) is type(theirs) and differing(mine, theirs) is None
         if alike:
-            mine.load_state_dict(other)
+            mine.load_state_dict(theirs.state_dict())
         same = same and alike and str(mine) == str(theirs)
     if not same:
         return False
@@ -289,7 +283,6 @@ def _take(block: nn.Sequential, taught: nn.Sequential, shape: Sequence[int]) -> 
 
 
 def _random(like: nn.Module, shape: Sequence[int]) -> Tensor:
-    """Two fixed random inputs on the device of `like`."""
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     parameter = next(like.parameters(), x)
     return x.to(parameter.device, parameter.dtype)
@@ -303,11 +296,9 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 def _nothing_to_learn(teacher: NestedNet, blocks: Sequence[int]) -> str:
     stages = ", ".join(f"{n} in {stage}" for stage, n in zip(teacher.stages, blocks, strict=False))
-    remedy = (
-        "give a smaller student, or keep fewer blocks of a stage (--keep)"
-        if max(blocks) > 1
-        else "no stage can keep fewer (--keep), so give another student"
-    )
+    remedy = "no stage can keep fewer (--keep), so give another student"
+    if max(blocks) > 1:
+        remedy = "give a smaller student, or keep fewer blocks of a stage (--keep)"
     return (
         f"nothing to learn: every block of the student is like the teacher's ({stages}): {remedy}"
     )
@@ -329,22 +320,9 @@ class _Evaluated(nn.Sequential):
             return super().forward(x)
 
 
-def _step_names(net: NestedNet) -> list[str]:
-    """The names of the steps of the full path; empty for steps that are no module of the network."""
-    names: list[str] = []
-    for gap, blocks in zip(net.plan.gaps, (*net.plan.blocks, ()), strict=True):
-        names += [step if isinstance(step, str) else "" for step in gap]
-        names += [name for steps in blocks for name in steps]
-    return names
-
-
 @torch.no_grad()
 def _rescale(net: NestedNet, factor: float, x: Tensor) -> bool:
-    """Multiply the logits by `factor`, in the weights of the last layer.
-
-    Returns:
-        True if that is a linear layer or a convolution; otherwise no weight has changed.
-    """
+    """Multiply the logits by `factor` in the last layer's weights; False if it has none to scale."""
     head = [m for name in net.plan.head for m in net.module.get_submodule(name).modules()]
     layers = [m for m in head if isinstance(m, nn.Linear | nn.Conv2d)]
     if not layers:

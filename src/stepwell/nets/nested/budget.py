@@ -21,14 +21,11 @@ def choose_depth(
 ) -> str:
     """The most accurate depth within `ms` and `macs`, or the cheapest with at least `accuracy`.
 
-    See `NestedNet.for_budget`.
+    Errors as for `NestedNet.for_budget`.
 
     Args:
         status: of every depth, shallow to deep; a "fresh" one is never chosen.
         device: the device of the times, a key of `card.latency`.
-
-    Raises:
-        ValueError: no depth fits, or the measurements that the choice needs are missing.
     """
     limits = _limits(ms, macs, accuracy)
     ready = [depth for depth, state in status.items() if state != "fresh"]
@@ -73,11 +70,7 @@ def _limits(ms: float | None, macs: float | None, accuracy: float | None) -> Row
 
 
 def check_share(accuracy: float | None) -> None:
-    """Refuse an accuracy that is not between 0 and 1, such as one in percent.
-
-    Raises:
-        ValueError: it is not between 0 and 1.
-    """
+    """Raise ValueError for an accuracy that is not between 0 and 1, such as one in percent."""
     if accuracy is not None and not 0 <= accuracy <= 1:
         raise ValueError(f"an accuracy is a share between 0 and 1 (0.95 is 95 %), not {accuracy}")
 

@@ -41,22 +41,15 @@ def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
             f"weights were trained elsewhere, say so with net.mark('trained', {net.full!r})"
         )
     settled = {id(n) for d in net.depths if d not in fresh for n in net.norms(d)}
-    norms = [
-        n for d in fresh for n in net.norms(d) if isinstance(n, _NormBase) and id(n) not in settled
-    ]
-    if not norms:
-        net.mark("calibrated", *fresh)
-        return
-    estimate(net, norms, batches, lambda images: net.forward_all(images, fresh))
+    own = (n for d in fresh for n in net.norms(d) if id(n) not in settled)
+    norms = [n for n in own if isinstance(n, _NormBase)]
+    if norms:
+        estimate(net, norms, batches, lambda images: net.forward_all(images, fresh))
     net.mark("calibrated", *fresh)
 
 
 def estimate_all(net: nn.Module, batches: Iterable[Batch]) -> None:
-    """Replace the statistics of every BatchNorm in `net` by averages over `batches`.
-
-    Raises:
-        ValueError: there is no batch, and a BatchNorm that needs some.
-    """
+    """Apply `estimate` to every BatchNorm in `net`; without any, `batches` is not read."""
     norms = [m for m in net.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
     if norms:
         estimate(net, norms, batches, net)

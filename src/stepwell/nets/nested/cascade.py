@@ -1,11 +1,11 @@
 """A cascade: the shallowest depth sees every image, and each deeper depth the images still unsure.
 
-A deeper depth continues where its path leaves the paths already run: the activations of the common
-prefix are kept, for the unsure images alone.
+A deeper depth continues where its path leaves the paths already run.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -73,11 +73,7 @@ class Cascade:
 
     @classmethod
     def of(cls, net: NestedNet) -> "Cascade":
-        """The cascade that was calibrated on `net` and saved with it.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """The cascade that was calibrated on `net` and saved with it; ValueError if there is none."""
         saved = net.card.cascade
         if not saved:
             raise ValueError(
@@ -88,11 +84,7 @@ class Cascade:
 
     @torch.inference_mode()
     def __call__(self, x: Images) -> Answer:
-        """Logits of each image and the depth that gave them.
-
-        Raises:
-            ValueError: the network is in training mode.
-        """
+        """Logits of each image and the depth that gave them; ValueError in training mode."""
         if self.net.training:
             raise ValueError("a cascade runs a network in eval mode: call net.eval() first")
         rows = torch.arange(len(x), device=x.device)  # of the batch: the images still unanswered
@@ -151,13 +143,7 @@ def starts_of(paths: Sequence[Sequence[object]]) -> list[tuple[int, int]]:
     """For each path, the earlier one it shares most steps with (the first such), and how many."""
     starts = [(0, 0)]
     for i, path in enumerate(paths[1:], start=1):
-        common = [_common(path, paths[j]) for j in range(i)]
+        pairs = [zip(path, earlier, strict=False) for earlier in paths[:i]]
+        common = [len([*takewhile(lambda pair: pair[0] is pair[1], each)]) for each in pairs]
         starts.append((common.index(max(common)), max(common)))
     return starts
-
-
-def _common(a: Sequence[object], b: Sequence[object]) -> int:
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x is not y:
-            return i
-    return min(len(a), len(b))

@@ -54,11 +54,10 @@ HEADS: dict[str, type[PooledHead]] = {"pooled": PooledHead}
 
 def describe_head(head: nn.Module) -> dict[str, Any] | None:
     """The name and arguments of a head for a file's header; None for a head of the caller's own."""
-    names = {kind: name for name, kind in HEADS.items()}
-    if type(head) not in names:
-        return None
-    assert isinstance(head, PooledHead)
-    return {"head": names[type(head)], "arguments": head.arguments}
+    for name, kind in HEADS.items():
+        if type(head) is kind:
+            return {"head": name, "arguments": head.arguments}
+    return None
 
 
 def make_head(described: Mapping[str, Any]) -> nn.Module:
@@ -95,15 +94,11 @@ class ExitNet(nn.Module):
 
 
 def check_head(exit: str, head: nn.Module, net: nn.Module) -> None:
-    """Refuse a head with weights that `net` has already, which no file could give back.
-
-    Raises:
-        ValueError: there is such a weight.
-    """
+    """Raise ValueError for a head with weights that `net` has: no file could give it back."""
     known = {id(value) for value in net.state_dict(keep_vars=True).values()}
-    shared = [k for k, value in head.state_dict(keep_vars=True).items() if id(value) in known]
-    if shared:
-        raise ValueError(
-            f"the head of exit {exit!r} shares {shared[0]!r} with the network: give it weights of its "
-            "own"
-        )
+    for name, value in head.state_dict(keep_vars=True).items():
+        if id(value) in known:
+            raise ValueError(
+                f"the head of exit {exit!r} shares {name!r} with the network: give it weights of its "
+                "own"
+            )

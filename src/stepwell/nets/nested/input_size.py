@@ -48,10 +48,8 @@ def check_size(net: NestedNet, size: int) -> None:
     try:
         shape(size)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"the network does not run on images of {size} pixels: {reason}"
-        ) from error
+        fails = f"the network does not run on images of {size} pixels"
+        raise ValueError(f"{fails}: {str(error).splitlines()[0]}") from error
 
 
 def patch_of(net: NestedNet) -> int:

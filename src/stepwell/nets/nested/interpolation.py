@@ -16,9 +16,7 @@ def between(a: nn.Module, b: nn.Module, share: float) -> nn.Module:
 
     Floating buffers are interpolated, too. For BatchNorm they are then no statistics of the new
     network: estimate them from data (`calibrate.estimate_all`). Other buffers are copied from `a`.
-
-    Raises:
-        ValueError: the two differ in the names or shapes of their tensors.
+    Errors as for `check_line`.
     """
     check_line(a, b)
     mixed = deepcopy(a)
@@ -56,11 +54,7 @@ def start_interpolated(
 
 
 def check_line(a: nn.Module, b: nn.Module) -> None:
-    """Refuse to interpolate between two architectures.
-
-    Raises:
-        ValueError: the two differ in the names or shapes of their tensors.
-    """
+    """Raise ValueError for modules that differ in the names or shapes of their tensors."""
     if (name := differing(a, b)) is not None:
         raise ValueError(
             f"no line between two architectures: {name} is in one only, or has another shape"

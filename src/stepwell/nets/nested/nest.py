@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from stepwell.nets.nested.example import example_input, line_of, outputs_by_block
 from stepwell.nets.nested.net import NestedNet, NormSharing
 from stepwell.nets.nested.reading import read
-from stepwell.nets.nested.steps import Value
+from stepwell.nets.nested.steps import Value, tensors_of
 from stepwell.train_mode import in_eval_mode
 
 
@@ -82,14 +82,11 @@ def _check(net: NestedNet, x: Tensor) -> None:
 
 
 def check_shapes(net: NestedNet, depths: Mapping[str, Sequence[int]], x: Tensor) -> None:
-    """Refuse depths that drop a block which changes the shape.
+    """Raise ValueError for the first depth that drops a block which changes the shape.
 
     Args:
         depths: blocks per stage by name; `net` need not have them.
         x: a batch for the full net.
-
-    Raises:
-        ValueError: for the first such depth; the message says how many blocks to keep.
     """
     outputs = outputs_by_block(net.path(), net.plan, x)
     stages = [[_shape_of(value) for value in blocks] for blocks in outputs]
@@ -105,7 +102,5 @@ def check_shapes(net: NestedNet, depths: Mapping[str, Sequence[int]], x: Tensor)
 
 
 def _shape_of(value: Value) -> tuple[Any, ...]:
-    """The shape of a tensor; of several, their shapes."""
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    return tuple(tuple(tensor.shape) for tensor in value)
+    shapes = tuple(tuple(tensor.shape) for tensor in tensors_of(value))
+    return shapes[0] if isinstance(value, Tensor) else shapes

@@ -57,20 +57,17 @@ class Paths:
 
     def full(self) -> Path:
         """The path of the full net."""
-        return self._path(None, tuple(len(blocks) for blocks in self.plan.blocks))
+        return self.of_depth(None, tuple(len(blocks) for blocks in self.plan.blocks))
 
-    def of_depth(self, depth: str, blocks: tuple[int, ...], head: nn.Module | None = None) -> Path:
-        """The path of a new depth; its private norms are added to `norms`.
+    def of_depth(
+        self, depth: str | None, blocks: tuple[int, ...], head: nn.Module | None = None
+    ) -> Path:
+        """The path of a new depth (None: the full net's); its private norms are added to `norms`.
 
         Args:
             blocks: that it keeps of each stage; of an exit, 0 for the stages that it does not run.
             head: of an exit.
         """
-        return self._path(depth, blocks, head)
-
-    def _path(
-        self, depth: str | None, blocks: tuple[int, ...], head: nn.Module | None = None
-    ) -> Path:
         keys, ends = self._keys(blocks, whole=head is None)
         steps = [self._step(depth, tuple(keys[: i + 1])) for i in range(len(keys))]
         steps += [] if head is None else [head]
@@ -82,15 +79,12 @@ class Paths:
         return Path(blocks, tuple(steps), keywords, ends, plain, head)
 
     def _keys(self, blocks: Sequence[int], *, whole: bool) -> tuple[list[str], frozenset[int]]:
-        """A key for each step: its name, or "GAP/INDEX" of code between blocks; and the stages' ends.
-
-        A path that is not `whole` ends with the last block that it keeps.
-        """
+        """A key for each step, its name or "GAP/INDEX" of code between blocks; the stages' ends."""
         keys: list[str] = []
         ends: set[int] = set()
         for gap, steps in enumerate(self.plan.gaps):
             if not whole and not (gap < len(blocks) and blocks[gap]):
-                break
+                break  # an exit ends with the last block that it keeps
             keys += [s if isinstance(s, str) else f"{gap}/{i}" for i, s in enumerate(steps)]
             if gap < len(blocks):
                 for names in self.plan.blocks[gap][: blocks[gap]]:
@@ -123,10 +117,7 @@ class Paths:
         blocks: Sequence[int],
         head: nn.Module | None,
     ) -> nn.Module:
-        """The full net's module without the blocks that a depth drops; weights shared.
-
-        Of an exit, without every module that it does not run.
-        """
+        """The full net's module without the modules that a depth does not run; weights shared."""
         own: dict[str, nn.Module] = {}
         for key, step in zip(keys, steps, strict=False):  # the head has no key
             own |= leaves(step) if "/" in key else {key: step}
@@ -152,12 +143,9 @@ def stored_tensors(
 ) -> dict[str, Tensor]:
     """The very tensors of a nested net by their names in files; a tied one has one name."""
     named = dict(module.state_dict(keep_vars=True))
-    for owner, name, norm in norms:
-        for key, value in norm.state_dict(keep_vars=True).items():
+    for owner, name, part in (*norms, *((exit, HEAD, head) for exit, head in heads.items())):
+        for key, value in part.state_dict(keep_vars=True).items():
             named[f"depths/{owner}/{name}.{key}"] = value
-    for exit, head in heads.items():
-        for key, value in head.state_dict(keep_vars=True).items():
-            named[f"depths/{exit}/{HEAD}.{key}"] = value
     first: dict[int, str] = {}
     for name, value in named.items():
         first.setdefault(id(value), name)

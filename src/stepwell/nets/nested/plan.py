@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from importlib import import_module
+from itertools import chain
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -32,11 +33,8 @@ class Plan(NamedTuple):
     @property
     def head(self) -> tuple[str, ...]:
         """The names of the modules that run after the last stage."""
-        return tuple(
-            name
-            for step in self.gaps[-1]
-            for name in ((step,) if isinstance(step, str) else leaves(step))
-        )
+        steps = ((step,) if isinstance(step, str) else leaves(step) for step in self.gaps[-1])
+        return tuple(chain.from_iterable(steps))
 
 
 class Code:
@@ -88,9 +86,7 @@ class Calls(Holder):
     """
 
     def __init__(
-        self,
-        train: Callable[["Calls", Tensor], Tensor],
-        eval: Callable[["Calls", Tensor], Tensor],
+        self, train: Callable[["Calls", Tensor], Tensor], eval: Callable[["Calls", Tensor], Tensor]
     ) -> None:
         super().__init__()
         self.in_train, self.in_eval = train, eval

@@ -1,9 +1,8 @@
 """Reads any module as a path of plain steps around the blocks of its stages.
 
-The forward of the modules around the blocks is traced (`torch.fx`). Blocks, and modules without blocks,
-are not traced. A call of one module becomes that very module; other code between two modules becomes a
-small step (`Calls`) on the full net's own modules and parameters. So a path shares every weight with
-the module that it was read from.
+The forward of the modules around the blocks is traced (`torch.fx`), not the blocks. A call of one
+module becomes that very module; other code between two modules becomes a small step (`Calls`) on the
+full net's own modules and parameters.
 """
 
 import inspect
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
+from stepwell.nets.nested.example import line_of
 from stepwell.nets.nested.plan import Calls, Code, Holder, Plan, join
 from stepwell.train_mode import keeping_modes
 
@@ -209,10 +209,8 @@ class _Trace(NamedTuple):
         source, output = next(iter(graph.nodes)), next(iter(reversed(graph.nodes)))
         result = output.args[0]
         if not isinstance(result, fx.Node):
-            what = type(result).__name__
-            raise ValueError(
-                f"{kind} gives a {what}, not a tensor of logits: wrap it so that it does"
-            )
+            gives = f"{kind} gives a {type(result).__name__}"
+            raise ValueError(f"{gives}, not a tensor of logits: wrap it so that it does")
         wanted = set(names)
         run = [n for n in nodes if n.op == "call_module" and _name(n) in wanted]
         called = [_name(n) for n in run]
@@ -285,16 +283,12 @@ def _constants(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _name(node: fx.Node) -> str:
-    """The name, within the network, that a node calls or reads."""
     return str(node.target).removeprefix("net.")
 
 
 def _steps(module: nn.Module, in_train: _Code, in_eval: _Code) -> Iterator[str | nn.Module]:
-    """The steps of one gap; a step ends wherever a single tensor is handed on.
-
-    Code that differs between the modes (a dropout that is no module) stays one step.
-    """
-    if _source(in_train.graph()) != _source(in_eval.graph()):
+    """The steps of one gap; code that differs between the modes stays one step."""
+    if _function(in_train.graph()).source != _function(in_eval.graph()).source:
         yield _calls(module, in_train.graph(), in_eval.graph())
         return
     for code in _parts(in_eval):
@@ -320,12 +314,7 @@ def _parts(code: _Code) -> Iterator[_Code]:
         yield _Code(nodes[start:], source, code.result)
 
 
-def _source(graph: fx.Graph) -> str:
-    return graph.python_code("self").src
-
-
 def _function(graph: fx.Graph) -> Code:
-    """The graph as a Python function of a step and its input."""
     code = graph.python_code("self")
     return Code(code.src, code.globals)
 
@@ -361,7 +350,7 @@ def _hang(step: Holder, module: nn.Module, path: Sequence[str], whole: bool) -> 
 
 def _reason(error: Exception) -> str:
     """The error's first line, and its place in the network's own code."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = line_of(error)
     inside = inspect.getfile(fx.Tracer).rsplit("/", 1)[0]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
     own = [f for f in frames if not f.filename.startswith((inside, __file__))]

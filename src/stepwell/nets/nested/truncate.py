@@ -15,10 +15,7 @@ def truncate(
 
     Args:
         stages: of `module`, as for `nets.nested.reading.read`.
-        kept: blocks of each stage; with all blocks, the result is `module` itself.
-
-    Raises:
-        ValueError: `kept` has another number of stages, no block of one, or more than the stage has.
+        kept: blocks of each stage, from 1 on (else ValueError); with all, the result is `module`.
     """
     plan = read(module, stages)
     sizes = tuple(len(blocks) for blocks in plan.blocks)

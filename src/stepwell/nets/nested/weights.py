@@ -43,8 +43,7 @@ class Weights(nn.Module):
     @property
     def exits(self) -> dict[str, nn.Module]:
         """The head of every exit, in the order they were added."""
-        heads = {depth: path.head for depth, path in self._paths.items()}
-        return {depth: head for depth, head in heads.items() if head is not None}
+        return {d: path.head for d, path in self._paths.items() if path.head is not None}
 
     def path(self, depth: str | None = None) -> tuple[nn.Module, ...]:
         """The modules that `depth` (the full net by default) runs, in order."""
@@ -72,17 +71,15 @@ class Weights(nn.Module):
         """Set the mode of every module, including modules that only a sub-net has."""
         super().train(mode)
         for path in self._paths.values():
-            path.plain.train(mode)
-            for step in path.steps:
-                step.train(mode)
+            for part in (path.plain, *path.steps):
+                part.train(mode)
         return self
 
     def hidden_modules(self) -> Iterator[nn.Module]:
         """All modules of all depths, including those that only a sub-net has and nobody registers."""
         for path in self._paths.values():
-            yield from path.plain.modules()
-            for step in path.steps:
-                yield from step.modules()
+            for part in (path.plain, *path.steps):
+                yield from part.modules()
 
     def load_depth(self, depth: str, state: Mapping[str, Tensor]) -> None:
         """Load one depth's weights under its plain network's names; names may be missing.
@@ -118,11 +115,7 @@ class Weights(nn.Module):
         return {name: stored[id(value)] for name, value in plain.items() if id(value) in stored}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`.
-
-        Raises:
-            RuntimeError: a name is missing or unexpected, or a shape differs.
-        """
+        """The inverse of `tensors`; RuntimeError if names or shapes differ."""
         stored = self._stored()
         if differing := sorted(stored.keys() ^ tensors.keys()):
             raise RuntimeError(f"names differ from this network's: {', '.join(differing[:5])}")
@@ -132,11 +125,9 @@ class Weights(nn.Module):
             part.load_state_dict({k: tensors[names[id(value)]] for k, value in own.items()})
 
     def _stored(self) -> dict[str, Tensor]:
-        """The very tensors of `tensors`, by name."""
         return stored_tensors(self.module, self._maker.norms, self.exits)
 
     def _insert(self, depth: str, path: Path) -> None:
-        """Add a path, and register its private norms and its head."""
         self._paths[depth] = path
         known = {id(norm) for norm in self.private_norms}
         self.private_norms.extend(p.norm for p in self._maker.norms if id(p.norm) not in known)

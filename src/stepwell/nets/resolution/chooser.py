@@ -1,7 +1,6 @@
 """A network that chooses the resolution (and depth) for each image.
 
-A tiny convolutional net, the chooser, scores all choices on a small copy of the image. The image then
-runs at the resolution of the best choice. Images of a batch with the same choice run together.
+A tiny convolutional net, the chooser, scores all choices on a small copy of the image.
 """
 
 from collections.abc import Iterator, Sequence
@@ -66,11 +65,8 @@ class Chooser(nn.Module):
         width = 3
         for i in range(max(3, round(log2(size)) - 1)):
             wider = WIDTH * 2**i
-            layers += [
-                nn.Conv2d(width, wider, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(wider),
-                nn.ReLU(inplace=True),
-            ]
+            strided = nn.Conv2d(width, wider, 3, stride=2, padding=1, bias=False)
+            layers += [strided, nn.BatchNorm2d(wider), nn.ReLU(inplace=True)]
             width = wider
         self.features = nn.Sequential(*layers)
         self.scores = nn.Linear(width, choices)
@@ -204,11 +200,7 @@ class ResolutionNet(nn.Module):
         return found
 
     def hold(self, name: str) -> None:
-        """Make one choice for all images from now on; the chooser and its budgets are removed.
-
-        Raises:
-            ValueError: no choice of that name.
-        """
+        """Make one choice for all images, without chooser and budgets; ValueError if there is none."""
         if name not in self.names:
             raise ValueError(f"no choice {name!r}; there are {', '.join(self.names)}")
         self.chooser = Always(len(self.choices), self.names.index(name))

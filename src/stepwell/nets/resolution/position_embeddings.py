@@ -23,8 +23,7 @@ def resized(
     """`made`, which is `module` for another input size, on the weights of `module`.
 
     Modules that the size makes no difference to are those of `module`. Of the others, parameters of
-    equal shape are shared; the rest is added to `own`, in a holder under the module's dotted name. What
-    these have beside parameters, such as a switch that somebody set in `module`, is as it was made.
+    equal shape are shared; the rest is added to `own`, in a holder under the module's dotted name.
 
     Args:
         made: is changed in place, and its own weights are dropped.
@@ -72,16 +71,9 @@ def resized(
 
 
 def moved_positions(value: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
-    """An embedding of the positions of a square of patches, for another square.
+    """An embedding (1, tokens, channels) of a square of patches for another square, of this shape.
 
-    Tokens before those of the patches, such as the class token's, stay as they are.
-
-    Args:
-        value: (1, tokens, channels).
-        shape: that it shall have.
-
-    Raises:
-        ValueError: it is none.
+    Tokens before those of the patches stay as they are. Raises ValueError for any other tensor.
     """
     from timm.layers import resample_abs_pos_embed  # timm takes a second to import
 
@@ -128,13 +120,9 @@ def _is_plain(value: object) -> bool:
 
 
 def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    if first.keys() != second.keys():
-        return False
-    for n, value in first.items():
-        other = second[n]
+    def equal(value: Any, other: Any) -> bool:
         if isinstance(value, Tensor) and isinstance(other, Tensor):
-            if value.shape != other.shape or not torch.equal(value.cpu(), other.cpu()):
-                return False
-        elif value != other:
-            return False
-    return True
+            return torch.equal(value.cpu(), other.cpu())  # False for other shapes
+        return bool(value == other)
+
+    return first.keys() == second.keys() and all(equal(v, second[n]) for n, v in first.items())

@@ -2,8 +2,7 @@
 
 Activations at another resolution have other statistics, so each resolution has private norms
 ("resolution-aware BN") for every depth, while convolutions and classifier are shared. A network made
-for one size, such as a ViT, is made for each size, with its own position embeddings. No flag switches
-anything: each resolution has its own nested net of the shared modules.
+for one size, such as a ViT, is made for each size, with its own position embeddings.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,11 +81,7 @@ class Resolutions(nn.Module):
             )
 
     def at(self, size: int) -> NestedNet:
-        """Give the nested net of one resolution; shared modules are the same objects in all.
-
-        Raises:
-            ValueError: there is no such resolution.
-        """
+        """Give the nested net of one resolution, of shared modules; ValueError if there is none."""
         if size not in self._nets:
             known = ", ".join(map(str, self.sizes))
             raise ValueError(f"no resolution of {size} pixels; this network has {known}")
@@ -120,11 +115,7 @@ class Resolutions(nn.Module):
         }
 
     def load_own(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load the tensors that `own_tensors` gives.
-
-        Raises:
-            RuntimeError: a name is missing or unexpected, or a shape differs.
-        """
+        """Load the tensors that `own_tensors` gives; RuntimeError if names or shapes differ."""
         if differing := sorted(self.own_tensors().keys() ^ tensors.keys()):
             raise RuntimeError(f"names differ from this network's: {', '.join(differing[:5])}")
         for size, names in self._names.items():
@@ -140,10 +131,7 @@ class Resolutions(nn.Module):
     def _twin(
         self, size: int, made_for: Callable[[int], nn.Module] | None
     ) -> tuple[NestedNet, frozenset[str]]:
-        """Make a nested net with copies of the norms, and name its private tensors.
-
-        Other modules that depend on the size are private, too.
-        """
+        """Make a nested net with norms and parts of its size, and name its private tensors."""
         net, norms, parts = self.net, dict[str, nn.Module](), dict[str, nn.Module]()
         module = net.module
         if made_for is not None:
@@ -168,10 +156,8 @@ class Resolutions(nn.Module):
 
 def _maker(net: NestedNet, largest: int) -> Callable[[int], nn.Module] | None:
     """Give a function that makes the full net for another size, if it is made for one size."""
-    if net.builder is None:
-        return None
-    name, arguments = net.builder
-    argument = builder_of(name).size_argument
+    name, arguments = net.builder or ("", {})
+    argument = builder_of(name).size_argument if name else None
     if argument is None:
         return None
     if arguments.get(argument, largest) != largest:
@@ -183,11 +169,7 @@ def _maker(net: NestedNet, largest: int) -> Callable[[int], nn.Module] | None:
 
 
 def check_sizes(sizes: Sequence[int]) -> None:
-    """Check resolutions.
-
-    Raises:
-        ValueError: there is none, one is no positive number, or is named twice.
-    """
+    """Raise ValueError for no size, one that is no positive number, or one named twice."""
     if not sizes:
         raise ValueError("no resolution was named: give sizes in pixels, such as 32 24 16")
     for size in sizes:
