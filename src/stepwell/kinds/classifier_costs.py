@@ -76,11 +76,7 @@ def _save_costs(
 
 
 def calibrate(
-    network: Network,
-    depths: Sequence[str],
-    *,
-    data: str | None = None,
-    out: Path | None = None,
+    network: Network, depths: Sequence[str], *, data: str | None = None, out: Path | None = None
 ) -> Calibrated:
     """Add untrained depths, with norm statistics from training images. Flags as for `calibrate`."""
     from stepwell.device import device_name

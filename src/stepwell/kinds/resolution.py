@@ -63,11 +63,7 @@ def at_full_size(network: Network) -> Network:
 
 
 def evaluate(
-    network: Network,
-    *,
-    data: str | None = None,
-    budget_macs: float | None = None,
-    **of_depths: Any,
+    network: Network, *, data: str | None = None, budget_macs: float | None = None, **of_depths: Any
 ) -> dict[str, Any]:
     """Measure the network as a whole, and each of its choices for all images. Flags as for `eval`.
 

@@ -10,13 +10,7 @@ from torch import Tensor
 
 from stepwell.cost import count_macs_of_steps, mean_of_medians, time_each
 from stepwell.evaluation import gather_logits
-from stepwell.evaluation.cascade import (
-    Goal,
-    Thresholds,
-    better,
-    find_thresholds,
-    outcome_of,
-)
+from stepwell.evaluation.cascade import Goal, Thresholds, better, find_thresholds, outcome_of
 from stepwell.nets import NestedNet
 from stepwell.nets.nested.budget import check_share
 from stepwell.nets.nested.cascade import Cascade, starts_of, top_probability

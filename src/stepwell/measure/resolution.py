@@ -7,13 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stepwell.cost import (
-    costs_of,
-    count_macs,
-    mean_of_medians,
-    measure_latencies,
-    time_each,
-)
+from stepwell.cost import costs_of, count_macs, mean_of_medians, measure_latencies, time_each
 from stepwell.cost.latency import synchronised
 from stepwell.data import Batches
 from stepwell.evaluation import churn, gather_logits

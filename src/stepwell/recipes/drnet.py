@@ -77,10 +77,7 @@ class Choosing:
             keeps to it is set on the validation part.
     """
 
-    sizes: Annotated[
-        tuple[int, ...],
-        flag("INT ...", "the images' size, 3/4 and 1/2 of it"),
-    ] = ()
+    sizes: Annotated[tuple[int, ...], flag("INT ...", "the images' size, 3/4 and 1/2 of it")] = ()
     schedule: Annotated[Schedule, flag("SCHEDULE")] = "joint"
     target: float = 0.6
 

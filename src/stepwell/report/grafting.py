@@ -6,14 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from stepwell.report.figures import (
-    GREY,
-    MARKERS,
-    OKABE_ITO,
-    legend_text,
-    svg,
-    whole_legend_text,
-)
+from stepwell.report.figures import GREY, MARKERS, OKABE_ITO, legend_text, svg, whole_legend_text
 from stepwell.report.markup import ABSENT, as_count, as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number
 

@@ -309,10 +309,7 @@ def finish(
 
 
 def _complete(
-    net: NestedNet,
-    untrained: Mapping[str, Sequence[int]],
-    train: Batches,
-    trained: Collection[str],
+    net: NestedNet, untrained: Mapping[str, Sequence[int]], train: Batches, trained: Collection[str]
 ) -> None:
     """Add and calibrate the depths that are not trained; write the card."""
     net.eval()
@@ -348,10 +345,7 @@ def write_predictions(
     tops = torch.stack([values.argmax(1) for values in logits.values()])
     disagree = (tops != tops[-1]).any(0)
     chosen = torch.cat(
-        [
-            disagree.nonzero().flatten()[:PICTURES],
-            (~disagree).nonzero().flatten()[: PICTURES // 2],
-        ]
+        [disagree.nonzero().flatten()[:PICTURES], (~disagree).nonzero().flatten()[: PICTURES // 2]]
     )
     arrays = {f"logits/{name}": values.numpy() for name, values in logits.items()}
     arrays |= {
