@@ -60,15 +60,9 @@ def export_int8(model: Path, path: Path, images: Tensor) -> None:
         onnx.save(whole, alone)
         quant_pre_process(str(alone), str(folded), skip_symbolic_shape=True)
         quantize_static(
-            str(folded),
-            str(done),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
+            str(folded), str(done), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+            reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+        )  # fmt: skip
         quantised = onnx.load(done)
         del quantised.metadata_props[:]
         onnx.helper.set_model_props(quantised, described)

@@ -211,9 +211,6 @@ def _check_loop(
     """Compare the host loop with the network, in one batch and image by image.
 
     One image of a batch may have another choice, as scores may tie to the last digit.
-
-    Raises:
-        ValueError: choices or logits differ.
     """
     expected, found = net.cpu().eval().answer(sample.images), loop(sample.images)
     alone = torch.cat([loop(image).logits for image in sample.images.split(1)])

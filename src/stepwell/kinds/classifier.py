@@ -22,24 +22,17 @@ __all__ = [
 NAME = "an image classifier"
 ADVICE: dict[str, str] = {}
 NEXT = (
-    "stepwell eval {run}",
-    "stepwell export {run}",
-    "stepwell report {run}",
+    "stepwell eval {run}", "stepwell export {run}", "stepwell report {run}",
     "stepwell predict {run} IMAGE|FOLDER...",
-)
+)  # fmt: skip
 SECTIONS = (
-    "stepwell.report.sections:lead",
-    "stepwell.report.sections:full_net_note",
-    "stepwell.report.sections:facts",
-    "stepwell.report.sections:row_table",
-    "stepwell.report.sections:churn",
-    "stepwell.report.sections:run_figures",
-    "stepwell.report.fidelity:fidelity_section",
-    "stepwell.report.grafting:grafting_section",
-    "stepwell.report.sections:examples",
-    "stepwell.report.sections:classes_table",
+    "stepwell.report.sections:lead", "stepwell.report.sections:full_net_note",
+    "stepwell.report.sections:facts", "stepwell.report.sections:row_table",
+    "stepwell.report.sections:churn", "stepwell.report.sections:run_figures",
+    "stepwell.report.fidelity:fidelity_section", "stepwell.report.grafting:grafting_section",
+    "stepwell.report.sections:examples", "stepwell.report.sections:classes_table",
     "stepwell.report.sections:arguments",
-)
+)  # fmt: skip
 #: Columns after a training, and of an evaluation.
 TRAINED = ("blocks", "params", "macs", "accuracy", "ms")
 EVALUATED = (

@@ -37,11 +37,9 @@ def cost(
 
 
 def _save_costs(
-    network: Network,
-    costs: Mapping[str, Mapping[str, Any]],
-    part: Literal["validation", "test"] | None,
-    data: str | None,
-) -> dict[str, dict[str, Any]]:
+    network: Network, costs: Mapping[str, Mapping[str, Any]],
+    part: Literal["validation", "test"] | None, data: str | None,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Write measured costs to the network's file, and give them with the accuracies in the file."""
     from stepwell.device import device_name
     from stepwell.measure.data_parts import parts_of

@@ -28,17 +28,12 @@ ADVICE = {
 }
 NEXT = classifier.NEXT
 SECTIONS = (
-    "stepwell.report.resolution:lead",
-    "stepwell.report.sections:facts",
-    "stepwell.report.sections:row_table",
-    "stepwell.report.sections:churn",
-    "stepwell.report.sections:run_figures",
-    "stepwell.report.fidelity:fidelity_section",
-    "stepwell.report.resolution:resolution_section",
-    "stepwell.report.sections:examples",
-    "stepwell.report.sections:classes_table",
-    "stepwell.report.sections:arguments",
-)
+    "stepwell.report.resolution:lead", "stepwell.report.sections:facts",
+    "stepwell.report.sections:row_table", "stepwell.report.sections:churn",
+    "stepwell.report.sections:run_figures", "stepwell.report.fidelity:fidelity_section",
+    "stepwell.report.resolution:resolution_section", "stepwell.report.sections:examples",
+    "stepwell.report.sections:classes_table", "stepwell.report.sections:arguments",
+)  # fmt: skip
 TRAINED = classifier.TRAINED
 EVALUATED = ("params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
 

@@ -135,12 +135,9 @@ def fit_pair(pair: Pair, test: Batches) -> Fitted:
         return {d: _picked(exit, ours) for d, exit in net.forward_all(images, depths).items()}
 
     return Fitted(
-        pair,
-        student,
-        lambda images: _picked(teacher(images), [p.teacher for p in pairs]),
-        control,
+        pair, student, lambda images: _picked(teacher(images), [p.teacher for p in pairs]), control,
         tuple(names),
-    )
+    )  # fmt: skip
 
 
 def measure_pair(
@@ -204,11 +201,9 @@ def measure_pair(
     arrays: dict[str, np.ndarray] = {}
     for part, batches in compared.items():
         seen = observe(
-            networks.teacher,
-            networks.student,
-            track(batches, f"{part} images", len(batches)),
+            networks.teacher, networks.student, track(batches, f"{part} images", len(batches)),
             control=networks.control,
-        )
+        )  # fmt: skip
         numbers = fidelity_measures(seen, card.classes, stages=networks.stages)
         found["parts"][part] = {"images": len(seen.labels), "numbers": numbers}
         arrays |= {f"{part}/{name}": value for name, value in _arrays(seen).items()}
@@ -270,13 +265,9 @@ def _as_taught(batches: Batches, flip: bool, arguments: Mapping[str, Any]) -> tu
     data = distill_data_of(arguments)
     words = [data.augment, data.mix, data.synthetic if data.synthetic in DRAWN_ANEW else "none"]
     augmented = Batches(
-        batches.images,
-        batches.batch_size,
-        mean=batches.mean,
-        std=batches.std,
-        **changes_of(arguments, batches.images, flip),
-        seed=arguments.get("seed", 0),
-    )
+        batches.images, batches.batch_size, mean=batches.mean, std=batches.std,
+        **changes_of(arguments, batches.images, flip), seed=arguments.get("seed", 0),
+    )  # fmt: skip
     return " + ".join(word for word in words if word != "none"), augmented
 
 

@@ -101,10 +101,6 @@ def _open_controls(
     Args:
         own: hash of the student's weights.
         taught_by: its teacher, or the members of an ensemble.
-
-    Raises:
-        ValueError: the control is student or teacher itself, has the same teacher, or lacks the
-            student's depths.
     """
     opened = open_teacher([name])
     (source,) = opened.sources
@@ -157,12 +153,7 @@ def _warn_of_doubts(run: Path, config: Mapping[str, Any], source: Source) -> Non
 def _check_line(
     run: Path, net: NestedNet, depths: Sequence[str], teacher: OpenTeacher, points: int
 ) -> None:
-    """Refuse to interpolate between networks that cannot be interpolated.
-
-    Raises:
-        ValueError: too few points; the teacher gives no weights, or is normalised in another way; no
-            depth has its architecture.
-    """
+    """Refuse to interpolate between networks that cannot be interpolated."""
     if points == 0:
         return
     if points < 2:

@@ -186,10 +186,6 @@ def _with_chooser(
 
     Args:
         full: size of the images.
-
-    Raises:
-        ValueError: the network cannot take a resolution; there is one choice only; the target is out
-            of reach.
     """
     patch = patch_of(nested)
     shares = dict.fromkeys(patch * max(1, round(share * full / patch)) for share in SHARES)

@@ -159,12 +159,9 @@ def ekd(
 
 
 def _objective(
-    net: NestedNet,
-    teacher: nn.Module | None,
-    losses: Losses,
-    training: Training,
+    net: NestedNet, teacher: nn.Module | None, losses: Losses, training: Training,
     ablation: EkdAblation,
-) -> EmbeddedKD:
+) -> EmbeddedKD:  # fmt: skip
     """The objective of a schedule for `net` as it stands."""
     schedule = SCHEDULES[training.schedule]
     if not losses.kl:  # no soft targets to teach by

@@ -94,14 +94,9 @@ def learn(
             settle=phase.settle, loss=loss,
         )  # fmt: skip
         fit(
-            objective,
-            augmented,
-            adam(lr, adaption_lr),
-            task.run,
-            phase=phase.name,
-            steps=phase.steps,
-            loop=loop,
-        )
+            objective, augmented, adam(lr, adaption_lr), task.run, phase=phase.name,
+            steps=phase.steps, loop=loop,
+        )  # fmt: skip
         objective.forget()  # the finished loop still holds it
         if trace:
             measure.after(phase)

@@ -92,10 +92,8 @@ def _comparison(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str
     titles = [MEASURES[key].title for key in COMPARED]
     head = ("run", " or ".join(words), *titles, "recipe", "data", "seed")
     parts = [
-        "<section><h2>Comparison</h2>",
-        *map(warning, _unlike(records)),
-        table(head, rows, words=2),
-    ]
+        "<section><h2>Comparison</h2>", *map(warning, _unlike(records)), table(head, rows, words=2),
+    ]  # fmt: skip
     joint = figures.accuracy_latency(records, colours)
     parts.append('<div class="figures">')
     parts.append(

@@ -82,13 +82,9 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
                 )  # fmt: skip
                 if not several:  # the points of one depth are close together: labels would collide
                     axes.annotate(
-                        depth,
-                        (x, y),
-                        (-4, 6),
-                        textcoords="offset points",
-                        ha="right",
+                        depth, (x, y), (-4, 6), textcoords="offset points", ha="right",
                         weight="bold",
-                    )
+                    )  # fmt: skip
         if several:
             for depth, colour in colours.items():
                 axes.plot([], [], "o", color=colour, label=legend_text(f"{words[depth]} {depth}"))
@@ -205,13 +201,9 @@ def _operating_points(record: RunRecord) -> list[tuple[str, float, tuple[float, 
 
 
 def _curves(
-    phases: Sequence[Phase],
-    styles: Mapping[str, dict[str, Any]],
-    label: str,
-    *,
-    scale: float,
+    phases: Sequence[Phase], styles: Mapping[str, dict[str, Any]], label: str, *, scale: float,
     legend: Sequence[dict[str, Any]],
-) -> str | None:
+) -> str | None:  # fmt: skip
     """Draw values of the phases' lines by key, each in its style; `legend` explains the styles."""
     xs = [phase.start + int(line["epoch"]) for phase in phases for line in phase.lines]
     values = {

@@ -153,12 +153,9 @@ def _neighbourhood(updates: Sequence[Mapping[str, Any]]) -> str | None:
             axes.plot(*new, "o", color=colour, ms=6)
             if i < NAMED:
                 axes.annotate(
-                    legend_text(names[i]),
-                    new,
-                    xytext=(4, 4),
-                    textcoords="offset points",
+                    legend_text(names[i]), new, xytext=(4, 4), textcoords="offset points",
                     fontsize=8,
-                )
+                )  # fmt: skip
         axes.set_aspect("equal", adjustable="datalim")
         axes.set_xticks([])
         axes.set_yticks([])

@@ -146,12 +146,9 @@ def _pictures(run: RunRecord, names: list[str]) -> str:
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             stored = (
-                arrays["choice"],
-                arrays["choice_index"],
-                arrays["choice_images"],
-                arrays["labels"],
+                arrays["choice"], arrays["choice_index"], arrays["choice_images"], arrays["labels"],
                 arrays["logits/" + (CHOSEN if f"logits/{CHOSEN}" in arrays else "dynamic")],
-            )
+            )  # fmt: skip
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return ""  # the rest of the page says what is wrong with the file
     choice, index, images, labels, logits = stored

@@ -38,12 +38,10 @@ def run_section(record: RunRecord, anchor: str, colours: Colours) -> str:
     """
     return "\n".join(
         (
-            f'<section class="run" id="{anchor}">',
-            f"<h2>{escape(record.name)}</h2>",
-            *(section(record, colours) for section in sections_of(record.kind)),
-            "</section>",
+            f'<section class="run" id="{anchor}">', f"<h2>{escape(record.name)}</h2>",
+            *(section(record, colours) for section in sections_of(record.kind)), "</section>",
         )
-    )
+    )  # fmt: skip
 
 
 def lead(record: RunRecord, colours: Colours) -> str:
@@ -214,11 +212,9 @@ def run_figures(record: RunRecord, colours: Colours) -> str:
         ]
         for depth in found.probabilities:
             image = figures.reliability(
-                found.confidence(depth),
-                found.classes(depth) == found.labels,
-                colour=colours.get(depth, figures.OKABE_ITO[0]),
-                title=f"{row} {depth}",
-            )
+                found.confidence(depth), found.classes(depth) == found.labels,
+                colour=colours.get(depth, figures.OKABE_ITO[0]), title=f"{row} {depth}",
+            )  # fmt: skip
             error = as_decimal(record.score(depth, "ece"))
             parts.append(figure(image, f"Reliability of {row} {depth}; ECE {error}."))
         parts.append("</div>")

@@ -148,15 +148,9 @@ def prepare_images(
     if normalisation is None and teacher is not None:
         normalisation = teacher.normalisation
     train, validation = batches_for(
-        splits,
-        images,
-        batch_size=training.batch_size,
-        val_fraction=training.val_fraction,
-        seed=training.seed,
-        normalisation=normalisation,
-        choose=choose,
-        distill_data=distill_data,
-    )
+        splits, images, batch_size=training.batch_size, val_fraction=training.val_fraction,
+        seed=training.seed, normalisation=normalisation, choose=choose, distill_data=distill_data,
+    )  # fmt: skip
     about = {
         "name": splits.name,
         "fingerprint": data_fingerprint(splits),

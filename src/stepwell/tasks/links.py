@@ -113,11 +113,7 @@ def _known(facts: Sequence[Fact], part: str, entities: Names, relations: Names) 
 
 
 def _about(parts: Mapping[str, Sequence[Fact]]) -> dict[str, Any]:
-    """The record of the data in config.json.
-
-    Raises:
-        ValueError: a triple is in more than one part.
-    """
+    """The record of the data in config.json."""
     train = set(parts["triples"])
     for part in ("valid", "test"):
         if both := train.intersection(parts[part]):

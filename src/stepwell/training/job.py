@@ -112,17 +112,10 @@ class Job:
     """The state of a phase; `fit` drives it."""
 
     def __init__(
-        self,
-        objective: Objective,
-        train: Stream,
-        optim: Optim,
-        run: Run,
-        phase: str,
-        total: int,
+        self, objective: Objective, train: Stream, optim: Optim, run: Run, phase: str, total: int,
         validate: Callable[[], Mapping[str, float]] | None,
-        select: Callable[[Mapping[str, float]], float],
-        loop: Loop,
-    ) -> None:
+        select: Callable[[Mapping[str, float]], float], loop: Loop,
+    ) -> None:  # fmt: skip
         self.objective = objective
         self.train = train
         self.optim = optim

@@ -29,15 +29,10 @@ class Progress:
         self.phase, self.epochs, self.steps = phase, math.ceil(total / epoch), epoch
         self.done = done
         self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            expand=True,
-        )
+            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=self.console,
+            disable=not self.console.is_terminal, expand=True,
+        )  # fmt: skip
         self._task = self._bar.add_task(self._title(""), total=total, completed=done)
 
     def __enter__(self) -> "Progress":

@@ -206,11 +206,7 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
 
 
 def _refuse_ablation(name: str, value: object, new: Mapping[str, Any], out: Path) -> None:
-    """Say where a flag went that only studies need.
-
-    Raises:
-        ValueError: `name` is one of these flags.
-    """
+    """Say where a flag went that only studies need."""
     if name in new["arguments"].get("ablation", {}):
         raise ValueError(
             f"{out} holds a run with --{name.replace('_', '-')} {value}, which stepwell train "
@@ -270,12 +266,9 @@ def commit() -> str | None:
         if tracked.returncode != 0:  # installed inside somebody else's repository
             return None
         done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+            ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=here,
+            capture_output=True, text=True, timeout=10,
+        )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
