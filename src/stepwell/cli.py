@@ -14,31 +14,19 @@ from stepwell import __version__
 from stepwell.commands.arguments import INTERRUPTS, call, show_help
 from stepwell.console import fail, say
 
-#: By name: "module:function", and a line of help.
+#: By name, which its module in `stepwell.commands` has, too: the function, and a line of help.
 COMMANDS = {
-    "list": ("stepwell.commands.list:list_", "Name the systems, networks and data sets."),
-    "train": ("stepwell.commands.train:train", "Train by a recipe, or resume a run."),
-    "eval": (
-        "stepwell.commands.eval:eval_",
-        "Measure accuracy, calibration, churn, MACs and latency.",
-    ),
-    "cost": (
-        "stepwell.commands.cost:cost",
-        "Measure params, MACs, memory and milliseconds of every depth.",
-    ),
-    "calibrate": ("stepwell.commands.calibrate:calibrate", "Add untrained depths to a network."),
-    "predict": ("stepwell.commands.predict:predict", "Classify images."),
-    "export": ("stepwell.commands.export:export", "Write depths as files for other programs."),
-    "patch": ("stepwell.commands.patch:patch", "Make the weights of a deeper depth with a delta."),
-    "kg": ("stepwell.commands.kg:kg", "Change, update and ask a knowledge graph."),
-    "report": (
-        "stepwell.commands.report:report",
-        "Write a self-contained page about runs, with figures.",
-    ),
-    "verify": (
-        "stepwell.commands.verify:verify",
-        "Run a system's experiment: paper, measured, holds or not.",
-    ),
+    "list": ("list_", "Name the systems, networks and data sets."),
+    "train": ("train", "Train by a recipe, or resume a run."),
+    "eval": ("eval_", "Measure accuracy, calibration, churn, MACs and latency."),
+    "cost": ("cost", "Measure params, MACs, memory and milliseconds of every depth."),
+    "calibrate": ("calibrate", "Add untrained depths to a network."),
+    "predict": ("predict", "Classify images."),
+    "export": ("export", "Write depths as files for other programs."),
+    "patch": ("patch", "Make the weights of a deeper depth with a delta."),
+    "kg": ("kg", "Change, update and ask a knowledge graph."),
+    "report": ("report", "Write a self-contained page about runs, with figures."),
+    "verify": ("verify", "Run a system's experiment: paper, measured, holds or not."),
 }
 #: Commands that parse their own arguments.
 GROUPS = ("train", "kg")
@@ -88,8 +76,8 @@ def _stop(error: BaseException) -> NoReturn:
 def _run(arguments: list[str]) -> None:
     name, *rest = arguments or ["--help"]
     if name in COMMANDS:
-        module, _, function = COMMANDS[name][0].partition(":")
-        command = getattr(importlib.import_module(module), function)
+        module = importlib.import_module(f"stepwell.commands.{name}")
+        command = getattr(module, COMMANDS[name][0])
         if name in GROUPS:
             command(rest)
         else:

@@ -254,9 +254,7 @@ def export(
     net.require_ready(*(net.depths if depth is None else [depth]))
     sample, parts = sample_of(network, data, calibrated=int8)
     quantised = Int8(parts.train, parts.test) if int8 else None
-    return export_folder(
-        net, folder, sample, format=format, depth=depth, int8=quantised, say=say
-    )  # fmt: skip
+    return export_folder(net, folder, sample, format=format, depth=depth, int8=quantised, say=say)
 
 
 def sample_of(network: Network, data: str | None, *, calibrated: bool = False) -> tuple[Any, Any]:

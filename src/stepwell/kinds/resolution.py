@@ -64,13 +64,8 @@ def evaluate(
 
     With a cascade or a teacher, the depths at full size are measured instead.
     """
+    from stepwell.measure import resolution as measuring
     from stepwell.measure.data_parts import parts_of
-    from stepwell.measure.resolution import (
-        choice_table,
-        measure_resolution,
-        measure_speed,
-        timed_images,
-    )
 
     if of_depths:
         full = at_full_size(network)
@@ -80,12 +75,13 @@ def evaluate(
         set_budget(net, macs=budget_macs)
     nested = net.net.net
     parts = parts_of(nested, network.path, config, data)
-    results, _ = measure_resolution(net, parts.test, choice_table(net, nested.card.size))
+    table = measuring.choice_table(net, nested.card.size)
+    results, _ = measuring.measure_resolution(net, parts.test, table)
     record = results["drnet"]
     arguments = config.get("arguments", {})
     if budget_macs is None and arguments.get("schedule") != "resolutions":
         record["target"] = arguments.get("target")
-    record["speed"] = measure_speed(net, timed_images(parts.test))
+    record["speed"] = measuring.measure_speed(net, measuring.timed_images(parts.test))
     return results
 
 

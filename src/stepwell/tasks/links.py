@@ -47,8 +47,7 @@ def read_links(triples: Path, valid: Path | None, test: Path | None) -> Links:
     about = _about(parts)
     names = Names("entity"), Names("relation")
     rows = numbered(parts["triples"], *names)
-    held_out = {part: _known(parts[part], part, *names) for part in ("valid", "test")}
-    return Links(names, rows, **held_out, about=about)
+    return Links(names, rows, *(_known(parts[p], p, *names) for p in ("valid", "test")), about)
 
 
 def check_loop(loop: Loop) -> None:
@@ -81,21 +80,17 @@ def finish_links(run: Run, state: State, test: Rows, known: TripleIndex) -> dict
     started = time.perf_counter()
     distances = partial(distances_to_all, state.vectors())
     ranked = link_measures(rank_triples(distances, test, known, state.present()))
-    results: dict[str, Any] = {
-        "kind": "graph",
-        "rows": None,
-        "test": dict(ranked) if len(test) else {},
-        "examples": len(test),
-        "costs": {},
-        **seconds_of(run),
-        "dkge": {
-            "entities": len(state.names["entity"]),
-            "relations": len(state.names["relation"]),
-            "triples": len(state.snapshot.index),
-            "loss": run.metrics()[-1]["loss"],
-            "test_seconds": time.perf_counter() - started,
-        },
+    own = {
+        "entities": len(state.names["entity"]),
+        "relations": len(state.names["relation"]),
+        "triples": len(state.snapshot.index),
+        "loss": run.metrics()[-1]["loss"],
+        "test_seconds": time.perf_counter() - started,
     }
+    results = {
+        "kind": "graph", "rows": None, "test": dict(ranked) if len(test) else {},
+        "examples": len(test), "costs": {}, **seconds_of(run), "dkge": own,
+    }  # fmt: skip
     run.write_json("results.json", results)
     return results
 
