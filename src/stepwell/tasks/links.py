@@ -47,7 +47,8 @@ def read_links(triples: Path, valid: Path | None, test: Path | None) -> Links:
     about = _about(parts)
     names = Names("entity"), Names("relation")
     rows = numbered(parts["triples"], *names)
-    return Links(names, rows, *(_known(parts[p], p, *names) for p in ("valid", "test")), about)
+    held_out = {part: _known(parts[part], part, *names) for part in ("valid", "test")}
+    return Links(names, rows, **held_out, about=about)
 
 
 def check_loop(loop: Loop) -> None:
