@@ -14,19 +14,22 @@ from stepwell import __version__
 from stepwell.commands.arguments import INTERRUPTS, call, show_help
 from stepwell.console import fail, say
 
-#: By name, which its module in `stepwell.commands` has, too: the function, and a line of help.
+#: By name: "module:function", and a line of help.
 COMMANDS = {
-    "list": ("list_", "Name the systems, networks and data sets."),
-    "train": ("train", "Train by a recipe, or resume a run."),
-    "eval": ("eval_", "Measure accuracy, calibration, churn, MACs and latency."),
-    "cost": ("cost", "Measure params, MACs, memory and milliseconds of every depth."),
-    "calibrate": ("calibrate", "Add untrained depths to a network."),
-    "predict": ("predict", "Classify images."),
-    "export": ("export", "Write depths as files for other programs."),
-    "patch": ("patch", "Make the weights of a deeper depth with a delta."),
-    "kg": ("kg", "Change, update and ask a knowledge graph."),
-    "report": ("report", "Write a self-contained page about runs, with figures."),
-    "verify": ("verify", "Run a system's experiment: paper, measured, holds or not."),
+    name: (f"stepwell.commands.{name}:{function}", line)
+    for name, (function, line) in {
+        "list": ("list_", "Name the systems, networks and data sets."),
+        "train": ("train", "Train by a recipe, or resume a run."),
+        "eval": ("eval_", "Measure accuracy, calibration, churn, MACs and latency."),
+        "cost": ("cost", "Measure params, MACs, memory and milliseconds of every depth."),
+        "calibrate": ("calibrate", "Add untrained depths to a network."),
+        "predict": ("predict", "Classify images."),
+        "export": ("export", "Write depths as files for other programs."),
+        "patch": ("patch", "Make the weights of a deeper depth with a delta."),
+        "kg": ("kg", "Change, update and ask a knowledge graph."),
+        "report": ("report", "Write a self-contained page about runs, with figures."),
+        "verify": ("verify", "Run a system's experiment: paper, measured, holds or not."),
+    }.items()
 }
 #: Commands that parse their own arguments.
 GROUPS = ("train", "kg")
@@ -76,8 +79,8 @@ def _stop(error: BaseException) -> NoReturn:
 def _run(arguments: list[str]) -> None:
     name, *rest = arguments or ["--help"]
     if name in COMMANDS:
-        module = importlib.import_module(f"stepwell.commands.{name}")
-        command = getattr(module, COMMANDS[name][0])
+        module, _, function = COMMANDS[name][0].partition(":")
+        command = getattr(importlib.import_module(module), function)
         if name in GROUPS:
             command(rest)
         else:

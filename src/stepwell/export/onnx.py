@@ -102,12 +102,12 @@ def ranges(path: Path) -> dict[str, Range]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
     found = {}
     for name, entry in header.items():
-        if name != "__metadata__":
-            start, stop = entry["data_offsets"]
-            shape = tuple(entry["shape"])
-            found[name] = Range(8 + length + start, stop - start, entry["dtype"], shape)
+        start, stop = entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        found[name] = Range(8 + length + start, stop - start, entry["dtype"], shape)
     return found
 
 

@@ -8,7 +8,7 @@ only loops: score, choose, run equal choices together.
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,52 +112,47 @@ def export_resolution(
         before = earlier(folder, record)
         weights = named_by_content(save_resolution(net, place / "net.safetensors"))
         record["weights"] = weights_record(nested, weights)
-        rows = [_write(part, weights, sample, say) for part in _graphs(net, sample, card)]
-        loop = OpenResolution(place, record)
-        record["parity"] = _check_loop(net, loop, sample)
+        rows = []
+        for graph in _graphs(net, sample, card):
+            say(f"choice {graph[2]['choice']}: onnx")
+            rows.append(_write(*graph, weights, sample))
+        record["parity"] = _check_loop(net, OpenResolution(place, record), sample)
         index = before | record | {"files": kept(before, rows, folder) + rows}
         write_whole(place / INDEX, json.dumps(index, indent=1).encode())
     return record | {"files": rows}
 
 
-class _Graph(NamedTuple):
-    """One file to write: its network, its metadata, and the stored names of its tensors."""
-
-    file: str
-    plain: nn.Module
-    metadata: dict[str, Any]
-    names: dict[str, str]
-
-
-def _graphs(net: ResolutionNet, sample: Sample, card: dict[str, Any]) -> Iterator[_Graph]:
-    """Iterate over the graphs of all choices, then the chooser's."""
+def _graphs(
+    net: ResolutionNet, sample: Sample, card: dict[str, Any]
+) -> Iterator[tuple[str, nn.Module, dict[str, Any], dict[str, str]]]:
+    """Iterate over all choices, then the chooser: file, network, metadata, stored tensor names."""
     full = sample.images.shape[-1]
     for name, (depth, size) in zip(net.names, net.choices, strict=True):
         names = {f"net.{k}": _stored(v) for k, v in net.net.stored_names(size, depth).items()}
         plain = Resized(net.net.at(size).subnet(depth), full, size)
         metadata = card | {"depth": depth, "resolution": size, "choice": name}
-        yield _Graph(f"{name}.onnx", plain, metadata, names)
+        yield f"{name}.onnx", plain, metadata, names
     chooser = net.chooser
     assert isinstance(chooser, Chooser)
     names = {f"net.{k}": f"{BESIDE}chooser/{k}" for k in chooser.state_dict()}
     plain = Resized(Scores(chooser), full, chooser.size)
-    yield _Graph(CHOOSER, plain, card | {"choice": "chooser", "scores": list(net.names)}, names)
+    yield CHOOSER, plain, card | {"choice": "chooser", "scores": list(net.names)}, names
 
 
 def _write(
-    part: _Graph, weights: Path, sample: Sample, say: Callable[[str], None]
-) -> dict[str, Any]:
+    name: str, plain: nn.Module, metadata: dict[str, Any], names: dict[str, str], weights: Path,
+    sample: Sample,
+) -> dict[str, Any]:  # fmt: skip
     """Write one graph, check it, and describe the file."""
-    say(f"choice {part.metadata['choice']}: onnx")
-    file = weights.parent / part.file
-    parity = write_onnx(part.plain, file, sample.images, part.metadata, part.names, weights)
+    file = weights.parent / name
+    parity = write_onnx(plain, file, sample.images, metadata, names, weights)
     return {
-        "choice": part.metadata["choice"],
+        "choice": metadata["choice"],
         "format": "onnx",
         "file": file.name,
         "bytes": file.stat().st_size,
         "weights": weights.name,
-        "weights_bytes": bytes_of(weights, part.names.values()),
+        "weights_bytes": bytes_of(weights, names.values()),
         "parity": parity._asdict() | {"part": sample.part},
     }
 
@@ -225,9 +220,5 @@ def _check_loop(
             "nothing was written"
         )
     share = float(agree.double().mean())
-    return {
-        "difference": difference,
-        "same_choice": share,
-        "images": len(agree),
-        "part": sample.part,
-    }
+    counts = {"images": len(agree), "part": sample.part}
+    return {"difference": difference, "same_choice": share, **counts}

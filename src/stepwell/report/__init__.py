@@ -95,11 +95,8 @@ def _comparison(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str
         "<section><h2>Comparison</h2>", *map(warning, _unlike(records)), table(head, rows, words=2),
     ]  # fmt: skip
     joint = figures.accuracy_latency(records, colours)
-    parts.append('<div class="figures">')
-    parts.append(
-        figure(joint, f"Accuracy against latency of all runs; colour is the {' or '.join(words)}.")
-    )
-    parts += against_shots(records)
+    caption = f"Accuracy against latency of all runs; colour is the {' or '.join(words)}."
+    parts += ['<div class="figures">', figure(joint, caption), *against_shots(records)]
     return "\n".join([*parts, "</div></section>"])
 
 

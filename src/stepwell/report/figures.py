@@ -6,6 +6,7 @@ import math
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from stepwell.report.run_record import Phase, RunRecord, finite
 if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+else:
+    Figure = Any
 
 #: Okabe & Ito's colours, which the colour-blind can tell apart, without the yellow (unreadable on
 #: white); strongest contrast first.
@@ -53,7 +56,7 @@ _STYLE: dict[Any, Any] = {
 def row_colours(records: Sequence[RunRecord]) -> dict[str, str]:
     """Give each row's name one colour for all figures of the page."""
     names = dict.fromkeys(row for record in records for row in record.rows)
-    return {name: OKABE_ITO[i % len(OKABE_ITO)] for i, name in enumerate(names)}
+    return dict(zip(names, cycle(OKABE_ITO), strict=False))
 
 
 def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str | None:
@@ -64,7 +67,7 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
     several = len(records) > 1
     words = {row: record.row for record in records for row in record.rows}
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         for i, (name, found) in enumerate(points.items()):
             if not found:
@@ -142,9 +145,7 @@ def validation(
     styles = {keys[depth]: {"color": colour} for depth, colour in colours.items()}
     present = _keys(phases)
     legend = [
-        {"color": colour, "label": f"{word} {depth}"}
-        for depth, colour in colours.items()
-        if keys[depth] in present
+        {"color": c, "label": f"{word} {d}"} for d, c in colours.items() if keys[d] in present
     ]
     return _curves(phases, styles, "validation accuracy, %", scale=100, legend=legend)
 
@@ -162,7 +163,7 @@ def reliability(
     claimed = np.bincount(place, weights=confidence, minlength=bins)[some] / held[some]
     middle = (np.arange(bins)[some] + 0.5) * width
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(4, 1))
         upper.bar(middle, accuracy, width * 0.92, color=colour, label="share right")
         upper.bar(
@@ -216,7 +217,7 @@ def _curves(
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         for key, ys in values.items():
             # A lone value between absent ones draws no line, so short runs get dots as well.
@@ -231,9 +232,7 @@ def _curves(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if several:
             _mark_phases(axes, phases)
-        lines = [
-            Line2D([], [], **entry | {"label": legend_text(entry["label"])}) for entry in legend
-        ]
+        lines = [Line2D([], [], **e | {"label": legend_text(e["label"])}) for e in legend]
         figure.legend(handles=lines, loc="outside lower center", ncols=3)
 
     return svg(4.4, 3.0 + 0.17 * math.ceil(len(legend) / 3), paint)
@@ -266,7 +265,7 @@ def whole_legend_text(text: str) -> str:
     return f" {lines}" if lines.startswith("_") else lines
 
 
-def svg(width: float, height: float, paint: Callable[["Figure"], None]) -> str:
+def svg(width: float, height: float, paint: Callable[[Figure], None]) -> str:
     """Give a figure as SVG, drawn by `paint`, of this size in inches, in the page's style."""
     import matplotlib
     from matplotlib.figure import Figure

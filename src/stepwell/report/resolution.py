@@ -3,19 +3,16 @@
 import zipfile
 from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stepwell.measures import SPEED
-from stepwell.report.figures import OKABE_ITO, legend_text, picture, svg
+from stepwell.report.figures import OKABE_ITO, Figure, legend_text, picture, svg
 from stepwell.report.markup import as_count, as_percent, figure, table, written
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number
 from stepwell.report.sections import tested_on
-
-if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
-    from matplotlib.figure import Figure
 
 CHOSEN = "chosen"
 
@@ -79,11 +76,8 @@ def resolution_section(run: RunRecord, colours: Mapping[str, str] | None = None)
 
 def _speed(found: Mapping[str, Any]) -> str:
     """Show images per second, in batches and one by one."""
-    speed = found.get("speed") or ()
-    rows = [
-        [written(measure, row.get(key)) for key, measure in SPEED.items()]
-        for row in map(as_mapping, speed)
-    ]
+    speed = map(as_mapping, found.get("speed") or ())
+    rows = [[written(measure, row.get(k)) for k, measure in SPEED.items()] for row in speed]
     head = [measure.title for measure in SPEED.values()]
     return f"<p>Speed:</p>\n{table(head, rows)}" if rows else ""
 
@@ -93,7 +87,7 @@ def _histogram(found: Mapping[str, Any]) -> str | None:
     groups = {"all": shares} | {str(k): v for k, v in as_mapping(found.get("classes")).items()}
     groups = dict(list(groups.items())[:21])  # more could not be read
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         left = np.zeros(len(groups))
         for i, name in enumerate(shares):
@@ -118,7 +112,7 @@ def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
     if CHOSEN not in points:
         return None
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         fixed = sorted((x, y, name) for name, (x, y) in points.items() if name != CHOSEN)
         xs, ys = [x for x, *_ in fixed], [y for _, y, _ in fixed]

@@ -34,10 +34,8 @@ class Run:
     def __init__(
         self, path: Path, config: dict[str, Any], lock: FileLock | None, made: bool = False
     ) -> None:
-        self.path = path
-        self.config = config
-        self._lock = lock
-        self._made = made
+        self.path, self.config = path, config
+        self._lock, self._made = lock, made
 
     @property
     def writes(self) -> bool:
