@@ -230,22 +230,17 @@ def _remove_unused_weights(folder: Path) -> None:
 
 def _row(net: NestedNet, depth: str, format: str, file: Path) -> dict[str, Any]:
     return {
-        "depth": depth,
-        "blocks": list(net.depths[depth]),
-        "format": format,
-        "file": file.name,
+        "depth": depth, "blocks": list(net.depths[depth]), "format": format, "file": file.name,
         "bytes": file.stat().st_size,
-    }
+    }  # fmt: skip
 
 
 def weights_record(net: NestedNet, file: Path) -> dict[str, Any]:
     """Describe the file of shared weights, beside the size of the full net's weights alone."""
     return {
-        "file": file.name,
-        "bytes": file.stat().st_size,
-        "sha256": file_sha256(file),
+        "file": file.name, "bytes": file.stat().st_size, "sha256": file_sha256(file),
         "full_net_bytes": len(plain_bytes(net, net.full)),
-    }
+    }  # fmt: skip
 
 
 def bytes_of(weights: Path, names: Iterable[str]) -> int:

@@ -147,14 +147,11 @@ def _write(
     file = weights.parent / name
     parity = write_onnx(plain, file, sample.images, metadata, names, weights)
     return {
-        "choice": metadata["choice"],
-        "format": "onnx",
-        "file": file.name,
-        "bytes": file.stat().st_size,
-        "weights": weights.name,
+        "choice": metadata["choice"], "format": "onnx", "file": file.name,
+        "bytes": file.stat().st_size, "weights": weights.name,
         "weights_bytes": bytes_of(weights, names.values()),
         "parity": parity._asdict() | {"part": sample.part},
-    }
+    }  # fmt: skip
 
 
 class OpenResolution:

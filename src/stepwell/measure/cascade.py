@@ -112,14 +112,10 @@ def calibrate_cascade(
             f"{found.outcome.cost:.4g} MACs an image"
         )
     return {
-        "depths": chosen,
-        "thresholds": list(found.values),
-        "goal": words,
-        "accuracy": found.outcome.accuracy,
-        "macs": found.outcome.cost,
-        "shares": list(found.outcome.shares),
-        "images": len(labels),
-    }
+        "depths": chosen, "thresholds": list(found.values), "goal": words,
+        "accuracy": found.outcome.accuracy, "macs": found.outcome.cost,
+        "shares": list(found.outcome.shares), "images": len(labels),
+    }  # fmt: skip
 
 
 def _best_chain(
@@ -195,13 +191,11 @@ def _measured(
     return (
         {
             "macs": sum(share * cost for share, cost in zip(shares, costs, strict=True)),
-            "shares": shares,
-            "images": len(who),
-            "full_macs": cascade_macs(net, [net.full])[0],
+            "shares": shares, "images": len(who), "full_macs": cascade_macs(net, [net.full])[0],
         }
         | {f"{name}accuracy": torch.cat(r).double().mean().item() for name, r in right.items()}
         | {
             "ms": mean_of_medians(times[""], who.tolist()),
             "full_ms": statistics.median(times["full_"]),
         }
-    )
+    )  # fmt: skip

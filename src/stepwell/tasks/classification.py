@@ -152,14 +152,11 @@ def prepare_images(
         seed=training.seed, normalisation=normalisation, choose=choose, distill_data=distill_data,
     )  # fmt: skip
     about = {
-        "name": splits.name,
-        "fingerprint": data_fingerprint(splits),
-        "classes": list(splits.train.classes),
-        "train": len(train.images),
-        "validation": len(validation.images) if validation else 0,
-        "test": len(splits.test),
+        "name": splits.name, "fingerprint": data_fingerprint(splits),
+        "classes": list(splits.train.classes), "train": len(train.images),
+        "validation": len(validation.images) if validation else 0, "test": len(splits.test),
         "size": splits.train.size,
-    }
+    }  # fmt: skip
     if choose is not None:
         about["chosen"] = train.images.fingerprint
     if train.extra:
@@ -284,15 +281,10 @@ def finish(
     if kept is None:
         net.card = net.card.with_costs(costs, device_name())
     results = {
-        "kind": "classifier",
-        "rows": "depth",
-        "test": measures(logits, labels, net.card.classes),
-        "churn": churn(logits, labels),
-        "examples": len(labels),
-        "costs": costs,
-        **spent(run),
+        "kind": "classifier", "rows": "depth", "test": measures(logits, labels, net.card.classes),
+        "churn": churn(logits, labels), "examples": len(labels), "costs": costs, **spent(run),
         **(record or {}),
-    }
+    }  # fmt: skip
     if run.writes:
         if kept is None:
             save(net, file)
@@ -343,11 +335,9 @@ def write_predictions(
     )
     arrays = {f"logits/{name}": values.numpy() for name, values in logits.items()}
     arrays |= {
-        "labels": labels.numpy(),
-        "image_index": chosen.numpy(),
-        "images": test.images.pixels[chosen].permute(0, 2, 3, 1).numpy(),
-        **(more or {}),
-    }
+        "labels": labels.numpy(), "image_index": chosen.numpy(),
+        "images": test.images.pixels[chosen].permute(0, 2, 3, 1).numpy(), **(more or {}),
+    }  # fmt: skip
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_whole(path, buffer.getvalue())

@@ -82,12 +82,10 @@ def finish_links(run: Run, state: State, test: Rows, known: TripleIndex) -> dict
     distances = partial(distances_to_all, state.vectors())
     ranked = link_measures(rank_triples(distances, test, known, state.present()))
     own = {
-        "entities": len(state.names["entity"]),
-        "relations": len(state.names["relation"]),
-        "triples": len(state.snapshot.index),
-        "loss": run.metrics()[-1]["loss"],
+        "entities": len(state.names["entity"]), "relations": len(state.names["relation"]),
+        "triples": len(state.snapshot.index), "loss": run.metrics()[-1]["loss"],
         "test_seconds": time.perf_counter() - started,
-    }
+    }  # fmt: skip
     results = {
         "kind": "graph", "rows": None, "test": dict(ranked) if len(test) else {},
         "examples": len(test), "costs": {}, **seconds_of(run), "dkge": own,

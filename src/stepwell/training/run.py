@@ -75,16 +75,13 @@ class Run:
         if lock is not None:
             _clean(out)
         config = {
-            "recipe": recipe,
-            "arguments": plain(arguments),
-            "data": dict(data),
-            "teacher": teacher,
+            "recipe": recipe, "arguments": plain(arguments), "data": dict(data), "teacher": teacher,
             "versions": {"python": sys.version.split()[0]} | {n: version(n) for n in LIBRARIES},
             "commit": commit(),
             "device": arguments["loop"].device if "loop" in arguments else "cpu",
             "devices": arguments["loop"].devices if "loop" in arguments else 1,
             "threads": torch.get_num_threads(),
-        }
+        }  # fmt: skip
         try:
             if file.exists() and _has_begun(out):
                 _check_same(read_json(file, "put it right, or use another --out"), config, out)
