@@ -15,17 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from stepwell.export import folder as folders
 from stepwell.export.card import about
 from stepwell.export.check import TOLERANCE, Sample
-from stepwell.export.folder import (
-    INDEX,
-    bytes_of,
-    earlier,
-    kept,
-    named_by_content,
-    put_in_place,
-    weights_record,
-)
 from stepwell.export.onnx import require_onnx, write_onnx
 from stepwell.files import read_json, write_whole
 from stepwell.nets.files.nested import BESIDE, digest
@@ -108,17 +100,17 @@ def export_resolution(
         "price": float(net.price),
         "costs": net.costs.tolist(),
     }
-    with put_in_place(folder) as place:
-        before = earlier(folder, record)
-        weights = named_by_content(save_resolution(net, place / "net.safetensors"))
-        record["weights"] = weights_record(nested, weights)
+    with folders.put_in_place(folder) as place:
+        before = folders.earlier(folder, record)
+        weights = folders.named_by_content(save_resolution(net, place / "net.safetensors"))
+        record["weights"] = folders.weights_record(nested, weights)
         rows = []
         for graph in _graphs(net, sample, card):
             say(f"choice {graph[2]['choice']}: onnx")
             rows.append(_write(*graph, weights, sample))
         record["parity"] = _check_loop(net, OpenResolution(place, record), sample)
-        index = before | record | {"files": kept(before, rows, folder) + rows}
-        write_whole(place / INDEX, json.dumps(index, indent=1).encode())
+        index = before | record | {"files": folders.kept(before, rows, folder) + rows}
+        write_whole(place / folders.INDEX, json.dumps(index, indent=1).encode())
     return record | {"files": rows}
 
 
@@ -149,7 +141,7 @@ def _write(
     return {
         "choice": metadata["choice"], "format": "onnx", "file": file.name,
         "bytes": file.stat().st_size, "weights": weights.name,
-        "weights_bytes": bytes_of(weights, names.values()),
+        "weights_bytes": folders.bytes_of(weights, names.values()),
         "parity": parity._asdict() | {"part": sample.part},
     }  # fmt: skip
 
@@ -168,7 +160,7 @@ class OpenResolution:
 
     def __init__(self, folder: str | Path, index: Mapping[str, Any] | None = None) -> None:
         folder = Path(folder)
-        index = read_json(folder / INDEX, "export it again") if index is None else index
+        index = read_json(folder / folders.INDEX, "export it again") if index is None else index
         if "price" not in index:
             raise ValueError(f"{folder} holds the export of a network that chooses no resolutions")
         self.price, self.costs = index["price"], torch.tensor(index["costs"])

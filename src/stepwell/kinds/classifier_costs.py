@@ -65,12 +65,18 @@ def _save_costs(
     elif unknown:
         say("note: the accuracy of some depths is not known: measure it with --data")
     with rewriting(network.path, net_digest(net)) as (file, card):
-        card = card.with_costs(costs, device_name())
-        if accuracy is not None:
-            card = card.with_accuracy(*accuracy)
+        card = _measured(card, costs, accuracy)
         rewrite_card(file, card)
     say(f"saved the costs on {device_name()} in {file}")
     return {depth: {**values} | card.costs[depth] for depth, values in costs.items()}
+
+
+def _measured(card: Any, costs: Mapping[str, Any], accuracy: tuple[Any, str] | None) -> Any:
+    """Give a card these costs on this device, and these accuracies on a part."""
+    from stepwell.device import device_name
+
+    card = card.with_costs(costs, device_name())
+    return card if accuracy is None else card.with_accuracy(*accuracy)
 
 
 def calibrate(
@@ -103,16 +109,12 @@ def calibrate(
     measured = cost_table(net, net.card.size)
     accuracy = accuracy_on(net, parts.validation, "validation") if parts.validation else None
 
-    def with_measured(card: Any) -> Any:
-        card = card.with_costs(measured, device_name())
-        return card if accuracy is None else card.with_accuracy(*accuracy)
-
     if out is None:
         with rewriting(network.path, digest) as (file, card):
-            net.card = with_measured(card)
+            net.card = _measured(card, measured, accuracy)
             save(net, file)
     else:
-        net.card = with_measured(net.card)
+        net.card = _measured(net.card, measured, accuracy)
         with writing(file):
             save(net, file)
     times = net.card.latency[device_name()]

@@ -188,14 +188,10 @@ def _measured(
         times = time_each(
             {"": lambda x: cascade(x).logits, "full_": net.forward}, singles, seconds=seconds
         )
-    return (
-        {
-            "macs": sum(share * cost for share, cost in zip(shares, costs, strict=True)),
-            "shares": shares, "images": len(who), "full_macs": cascade_macs(net, [net.full])[0],
-        }
-        | {f"{name}accuracy": torch.cat(r).double().mean().item() for name, r in right.items()}
-        | {
-            "ms": mean_of_medians(times[""], who.tolist()),
-            "full_ms": statistics.median(times["full_"]),
-        }
-    )  # fmt: skip
+    accuracies = {f"{row}accuracy": torch.cat(r).double().mean().item() for row, r in right.items()}
+    return {
+        "macs": sum(share * cost for share, cost in zip(shares, costs, strict=True)),
+        "shares": shares, "images": len(who), "full_macs": cascade_macs(net, [net.full])[0],
+        **accuracies, "ms": mean_of_medians(times[""], who.tolist()),
+        "full_ms": statistics.median(times["full_"]),
+    }  # fmt: skip

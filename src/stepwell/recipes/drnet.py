@@ -27,13 +27,7 @@ from stepwell.nets.nested.net import NormSharing
 from stepwell.nets.resolution.chooser import Always, Choice, Chooser, ResolutionNet
 from stepwell.nets.resolution.resolutions import Resolutions, check_sizes
 from stepwell.recipes import flags
-from stepwell.tasks import classification
-from stepwell.tasks.resolution import (
-    finish_resolution,
-    set_price,
-    validate_choices,
-    validate_chosen,
-)
+from stepwell.tasks import classification, resolution
 from stepwell.training import Loop, fit, optimizer_of
 from stepwell.training.optim import Optim
 from stepwell.training.optimisation import SgdTraining
@@ -153,11 +147,11 @@ def drnet(
             fit(
                 EveryResolution(model.net, label_smoothing=smoothing), task.train,
                 training.optim(), task.run, phase="resolutions", epochs=training.epochs,
-                validate=validate_choices(model, task.validation), loop=loop,
+                validate=resolution.validate_choices(model, task.validation), loop=loop,
             )  # fmt: skip
         learn = partial(
             fit, run=task.run, epochs=training.choose_epochs or training.epochs,
-            validate=validate_chosen(model, task.validation, target), loop=loop,
+            validate=resolution.validate_chosen(model, task.validation, target), loop=loop,
         )  # fmt: skip
         if choosing.schedule == "joint":
             joint = JointResolution(
@@ -174,9 +168,9 @@ def drnet(
             learn(imitate, task.train.reseeded("imitate"), adam, phase="imitate")
             model.requires_grad_(True)
         if choosing.schedule == "resolutions":
-            return finish_resolution(task, model, None)
-        set_price(model, task, target, max(costs))
-        return finish_resolution(task, model, target)
+            return resolution.finish_resolution(task, model, None)
+        resolution.set_price(model, task, target, max(costs))
+        return resolution.finish_resolution(task, model, target)
 
 
 def _with_chooser(

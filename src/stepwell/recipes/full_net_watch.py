@@ -41,10 +41,8 @@ class FullNetWatch:
     """
 
     def __init__(self, net: NestedNet, task: Task, max_drop: float) -> None:
-        self.net = net
-        self.max_drop = max_drop
+        self.net, self.max_drop, self.device = net, max_drop, task.device
         self.weights = {k: v.to("cpu", copy=True) for k, v in net.module.state_dict().items()}
-        self.device = task.device
         self.rolled_back = False
         self._validate = validator(net, task, [net.full])
         self.before = self._accuracy()

@@ -34,8 +34,7 @@ def fidelity_section(run: RunRecord, colours: Mapping[str, str]) -> str:
         "little about the teaching (--control)."
     )
     parts = ["<h3>Fidelity to the teacher</h3>", f"<p>{escape(text)}</p>"]
-    for depth in record.depths:
-        parts.append(_table(record, depth))
+    parts += [_table(record, depth) for depth in record.depths]
     parts += ['<div class="figures">', *_figures(record, colours), "</div>"]
     parts += [_classes(record, depth) for depth in record.depths]
     return "\n".join(parts)
@@ -78,10 +77,11 @@ def _table(record: FidelityRecord, depth: str) -> str:
         for key, measure in FIDELITY.items()
         if any(cells := [_cell(record, part, depth, key, measure) for part in record.parts])
     ]
-    for stage in record.found.get("stages") or ():
-        cells = [_cell(record, part, depth, f"cka/{stage}", CKA) for part in record.parts]
-        if any(cells):
-            rows.append([f"CKA of {stage}", *cells])
+    rows += [
+        [f"CKA of {stage}", *cells]
+        for stage in record.found.get("stages") or ()
+        if any(cells := [_cell(record, part, depth, f"cka/{stage}", CKA) for part in record.parts])
+    ]
     head = [f"depth {depth}"] + [
         f"{part}, {int(number(values.get('images')) or 0):,} images"
         for part, values in record.parts.items()

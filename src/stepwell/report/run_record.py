@@ -128,8 +128,8 @@ class RunRecord:
 
     def flips(self, row: str) -> tuple[float | None, float | None]:
         """Give the shares that only the last row has right, and only `row`, if the run has them."""
-        found = (self._churn.get(f"{row}/{kind}_flips") for kind in ("negative", "positive"))
-        made_wrong, made_right = map(number, found)
+        shares = (self._churn.get(f"{row}/{kind}_flips") for kind in ("negative", "positive"))
+        made_wrong, made_right = map(number, shares)
         return made_wrong, made_right
 
     @property

@@ -51,8 +51,8 @@ def validate_chosen(
 
     def validate() -> dict[str, float]:
         results = _priced(net, batches)
-        free, best = results[0], best_within(results, target, len(batches.images))
-        costs = {"mean_cost": best.cost, "unpriced_cost": free.cost}
+        best = best_within(results, target, len(batches.images))
+        costs = {"mean_cost": best.cost, "unpriced_cost": results[0].cost}
         return {f"{measuring.CHOSEN}/accuracy": best.accuracy} | costs
 
     return validate

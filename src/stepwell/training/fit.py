@@ -206,22 +206,15 @@ def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) ->
     progress = Progress(job.phase, job.position, job.total, epoch, quiet=not job.writes)
     with warnings.catch_warnings(), progress:
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning)\b")
+        # A sub-net that does not train yet has parameters without gradients.
+        strategy = "ddp_find_unused_parameters_true" if loop.devices > 1 else "auto"
         trainer = lightning.Trainer(
-            accelerator=loop.device,
-            devices=loop.devices,
-            # A sub-net that does not train yet has parameters without gradients.
-            strategy="ddp_find_unused_parameters_true" if loop.devices > 1 else "auto",
+            accelerator=loop.device, devices=loop.devices, strategy=strategy, max_epochs=1,
             precision="bf16-mixed" if loop.precision == "bf16" else "32-true",
-            max_epochs=1,
-            gradient_clip_val=loop.clip or None,
-            accumulate_grad_batches=loop.accumulate,
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
+            gradient_clip_val=loop.clip or None, accumulate_grad_batches=loop.accumulate,
+            limit_val_batches=0, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
         job.objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         train_unfrozen(job.objective)
         trainer.fit(Steps())

@@ -132,8 +132,9 @@ class Job:
         self.signum = 0  # of a signal that asked to stop; 0: none
         self.stop = False  # after this step
         self.agree: Callable[[int], int] = lambda signum: signum
-        self.finished = False  # the objective holds the resulting weights
-        self._save_due = False
+        self.finished = self._save_due = (
+            False  # finished: the objective holds the resulting weights
+        )
         self._unread: list[tuple[int, dict[str, Tensor]]] = []
         self._clock, self._cpu_clock = time.monotonic(), time.process_time()
         self._saved_at = time.monotonic()

@@ -5,15 +5,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bar
 
 
 class Progress:
@@ -28,10 +21,10 @@ class Progress:
         self.console = _console(quiet)
         self.phase, self.epochs, self.steps = phase, math.ceil(total / epoch), epoch
         self.done = done
-        self._bar = Bar(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
-            TimeElapsedColumn(), TimeRemainingColumn(), console=self.console,
-            disable=not self.console.is_terminal, expand=True,
+        self._bar = rich.Progress(
+            rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=None),
+            rich.MofNCompleteColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn(),
+            console=self.console, disable=not self.console.is_terminal, expand=True,
         )  # fmt: skip
         self._task = self._bar.add_task(self._title(""), total=total, completed=done)
 
