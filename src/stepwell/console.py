@@ -140,8 +140,7 @@ def size(count: int) -> str:
 
 
 def show_claims(result: Mapping[str, Any]) -> None:
-    """Print every claim of a study: its arms, the paper, the judged number, the verdict and the
-    plan."""
+    """Print every claim of a study: its arms, paper, judged number, verdict and plan."""
     for claim in result["claims"]:
         rows = [
             [name, *sized(claim["unit"], m["mean"], m["std"]), str(m["n"])]
@@ -156,11 +155,9 @@ def show_claims(result: Mapping[str, Any]) -> None:
         lines = f"paper: {claim['paper']}\nmeasured: {judged}{span}, margin {claim['margin']:g}: "
         note = f"\nnote: {claim['note']}" if claim["note"] else ""
         show(Text.assemble(lines, (claim["verdict"], "bold"), f"{_plan(claim)}{note}\n"))
-    if missing := [claim for claim in result["not_run"] if claim["primary"]]:
-        show(
-            f"not run, as arms, seeds or measures are missing: {len(missing)} primary claims",
-            style="dim",
-        )
+    if count := sum(bool(claim["primary"]) for claim in result["not_run"]):
+        note = "not run, as arms, seeds or measures are missing"
+        show(f"{note}: {count} primary claims", style="dim")
     show(f"{big(result['seconds'])} s of training in all")
 
 

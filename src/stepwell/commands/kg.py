@@ -223,10 +223,8 @@ def eval_graph(
         print_json(ranks)
         return
     for name, key in (("test", "left_out"), ("gone", "gone/left_out")):
-        if ranks.get(key):
-            say(
-                f"note: --{name}: {ranks[key]:,.0f} triples have names that the graph lacks: left out"
-            )
+        if n := ranks.get(key):
+            say(f"note: --{name}: {n:,.0f} triples have names that the graph lacks: left out")
     if learnt := sum(fact in graph for fact in triples):
         say(f"note: --test: {learnt:,} triples were learnt: how they rank tests memory alone")
     if true := sum(fact in graph for fact in old):

@@ -194,18 +194,15 @@ def put_in_place(folder: Path) -> Iterator[Path]:
     try:
         for leftover in folder.glob(".export-*"):  # of an export that was killed
             shutil.rmtree(leftover, ignore_errors=True)
-        place = Path(tempfile.mkdtemp(dir=folder, prefix=".export-"))
-        try:
-            yield place
-            weights = _weights_files(place)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as place:
+            yield Path(place)
+            weights = _weights_files(Path(place))
             order = {INDEX: 2} | {file.name: 0 for file in weights}
-            for file in sorted(place.iterdir(), key=lambda f: (order.get(f.name, 1), f.name)):
+            for file in sorted(Path(place).iterdir(), key=lambda f: (order.get(f.name, 1), f.name)):
                 os.replace(file, folder / file.name)
                 sync_folder(folder)  # or a power failure could keep a later one alone
             if weights:
                 _remove_unused_weights(folder)
-        finally:
-            shutil.rmtree(place)
     finally:
         with suppress(OSError):  # Windows removes no file that is open: there it stays
             (folder / LOCK).unlink()

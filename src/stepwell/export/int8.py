@@ -49,9 +49,8 @@ def export_int8(model: Path, path: Path, images: Tensor) -> None:
         folder = Path(name)
         alone, folded, done = (folder / f"{step}.onnx" for step in ("alone", "folded", "int8"))
         whole = onnx.load(model)
-        described = {
-            e.key: e.value for e in whole.metadata_props if not e.key.startswith("weights")
-        }
+        entries = {e.key: e.value for e in whole.metadata_props}
+        described = {k: v for k, v in entries.items() if not k.startswith("weights")}
         onnx.save(whole, alone)
         quant_pre_process(str(alone), str(folded), skip_symbolic_shape=True)
         quantization.quantize_static(

@@ -41,9 +41,8 @@ class Resized(nn.Module):
         super().__init__()
         self.net = net
         self.matrix: Tensor
-        rows = interpolate(
-            torch.eye(full)[None, None], (size, full), mode="bilinear", antialias=True
-        )
+        eye = torch.eye(full)[None, None]
+        rows = interpolate(eye, (size, full), mode="bilinear", antialias=True)
         self.register_buffer("matrix", rows[0, 0])
 
     def forward(self, images: Tensor) -> Tensor:

@@ -196,9 +196,8 @@ def predict(
     if cascade:
         check_depths(net)
         by = Cascade.of(net)
-        return Predicted(
-            [*predict_files(net, by, expand(paths))], f"cascade of {', '.join(by.depths)}"
-        )
+        title = f"cascade of {', '.join(by.depths)}"
+        return Predicted([*predict_files(net, by, expand(paths))], title)
     if limits:
         depth = depth_within(net, budget_of(limits), network.path)
     depth = net.full if depth is None else depth

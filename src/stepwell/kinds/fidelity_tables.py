@@ -15,11 +15,8 @@ def with_interval(numbers: Mapping[str, float], key: str, measure: Measure) -> s
     if key not in numbers:
         return ""
     sign = " %" if measure.unit == "percent" else ""
-    value, *ends = (
-        number_in(measure.unit, numbers[k], measure.digits)
-        for k in (key, f"{key}/low", f"{key}/high")
-        if k in numbers
-    )
+    keys = (k for k in (key, f"{key}/low", f"{key}/high") if k in numbers)
+    value, *ends = (number_in(measure.unit, numbers[k], measure.digits) for k in keys)
     return f"{value}{sign}" + (f" ({ends[0]} to {ends[1]})" if ends else "")
 
 
@@ -53,10 +50,8 @@ def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
         style="dim",
     )
     if "augmented" in parts:
-        show(
-            "train: without augmentation; augmented: the same images, augmented as in training",
-            style="dim",
-        )
+        note = "train: without augmentation; augmented: the same images, augmented as in training"
+        show(note, style="dim")
 
 
 def transfer_verdict(numbers: Mapping[str, float]) -> str:

@@ -51,10 +51,8 @@ def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
     columns = ("macs", "accuracy")
     rows = [[*(written(MEASURES[c], b[c]) for c in columns), f"{b['price']:.3g}"] for b in some]
     show(table("budgets", [*(MEASURES[c].title for c in columns), "cost penalty"], rows))
-    show(
-        "for predict's --budget-ms, --budget-macs and --min-accuracy; measured on validation images",
-        style="dim",
-    )
+    flags = "--budget-ms, --budget-macs and --min-accuracy"
+    show(f"for predict's {flags}; measured on validation images", style="dim")
 
 
 def show_export(title: str, result: Mapping[str, Any]) -> None:

@@ -168,15 +168,11 @@ def measure_pair(
         if policy:
             compared["augmented"] = augmented
         else:
-            warnings.warn(
-                f"{pair.run} was trained without augmentation, so no augmented images are compared",
-                stacklevel=2,
-            )
+            note = "was trained without augmentation, so no augmented images are compared"
+            warnings.warn(f"{pair.run} {note}", stacklevel=2)
     else:
-        warnings.warn(
-            "compared on test images only: the network may have been trained on other data",
-            stacklevel=2,
-        )
+        note = "compared on test images only: the network may have been trained on other data"
+        warnings.warn(note, stacklevel=2)
     compared["test"] = parts.test
     found: dict[str, Any] = {
         "data": {"name": parts.name, "fingerprint": parts.fingerprint},
@@ -190,14 +186,9 @@ def measure_pair(
             depth: {"name": named(opened), "fingerprint": opened.fingerprint}
             for depth, opened in pair.controls.items()
         },
-        "depths": [*pair.depths],
-        "stages": [*networks.stages],
-        "classes": [*card.classes],
-        "level": LEVEL,
-        "resamples": RESAMPLES,
-        "augmentation": policy,
-        "parts": {},
-    }
+        "depths": [*pair.depths], "stages": [*networks.stages], "classes": [*card.classes],
+        "level": LEVEL, "resamples": RESAMPLES, "augmentation": policy, "parts": {},
+    }  # fmt: skip
     arrays: dict[str, np.ndarray] = {}
     for part, batches in compared.items():
         seen = observe(

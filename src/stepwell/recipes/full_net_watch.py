@@ -25,9 +25,8 @@ def watch_full_net(
             else "its classifier starts fresh, so it has no accuracy to compare with: --schedule "
             "two-phase trains it first"
         )
-        warnings.warn(
-            f"the full net is not watched while its sub-nets train ({reason})", stacklevel=3
-        )
+        note = f"the full net is not watched while its sub-nets train ({reason})"
+        warnings.warn(note, stacklevel=3)
     return FullNetWatch(net, task, max_drop) if trained else None
 
 

@@ -75,9 +75,8 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
             marker = MARKERS[i % len(MARKERS)]
             xs, ys = [x for _, x, _, _ in found], [y for *_, y in found]
             dashes = DASHES[i % len(DASHES)]
-            axes.plot(
-                xs, ys, dashes, color="#9a9a9a", lw=1.1, marker=marker, label=legend_text(name)
-            )
+            label = legend_text(name)
+            axes.plot(xs, ys, dashes, color="#9a9a9a", lw=1.1, marker=marker, label=label)
             for depth, x, spread, y in found:
                 axes.errorbar(
                     x, y, xerr=[[spread[0]], [spread[1]]], color=colours[depth],

@@ -29,22 +29,12 @@ def graph_section(record: RunRecord, colours: Mapping[str, str]) -> str:
         f"{as_duration(results.get('seconds'))}; {total:,} updates since"
         + (f", the last {len(updates):,} of which are shown." if len(updates) < total else ".")
     )
-    return "\n".join(
-        (
-            f'<p class="lead">{escape(start)}</p>',
-            "<h3>Training and updates</h3>",
-            _snapshots(record, updates, total - len(updates)),
-            '<div class="figures">',
-            figure(
-                _mrr_and_seconds(record, updates, total - len(updates)),
-                "MRR on test triples, and seconds of learning.",
-            ),
-            figure(_neighbourhood(updates), _caption(updates)),
-            "</div>",
-            _moved(updates),
-            _forgotten(updates),
-        )
-    )
+    drawn = _mrr_and_seconds(record, updates, total - len(updates))
+    parts = [f'<p class="lead">{escape(start)}</p>', "<h3>Training and updates</h3>"]
+    parts += [_snapshots(record, updates, total - len(updates)), '<div class="figures">']
+    parts += [figure(drawn, "MRR on test triples, and seconds of learning.")]
+    parts += [figure(_neighbourhood(updates), _caption(updates)), "</div>"]
+    return "\n".join([*parts, _moved(updates), _forgotten(updates)])
 
 
 def read_updates(run: Path) -> tuple[list[Mapping[str, Any]], int]:

@@ -55,23 +55,14 @@ def resolution_section(run: RunRecord, colours: Mapping[str, str] | None = None)
         for name, share in shares.items()
     ]
     head = ("choice", "chosen for", "accuracy, if for all")
-    return "\n".join(
-        (
-            "<h3>Choices</h3>",
-            f"<p>{escape(text)}</p>",
-            table(head, rows),
-            _speed(found),
-            '<div class="figures">',
-            figure(_histogram(found), "How often each choice is made, of all images and by class."),
-            figure(
-                _front(run, found),
-                "Accuracy against MACs. On test images: each choice for all, and the chooser. On "
-                "validation images, where it looks better: other cost penalties (--budget-macs).",
-            ),
-            "</div>",
-            _pictures(run, list(shares)),
-        )
+    caption = (
+        "Accuracy against MACs. On test images: each choice for all, and the chooser. On validation "
+        "images, where it looks better: other cost penalties (--budget-macs)."
     )
+    parts = ["<h3>Choices</h3>", f"<p>{escape(text)}</p>", table(head, rows), _speed(found)]
+    bars = figure(_histogram(found), "How often each choice is made, of all images and by class.")
+    parts += ['<div class="figures">', bars, figure(_front(run, found), caption), "</div>"]
+    return "\n".join([*parts, _pictures(run, list(shares))])
 
 
 def _speed(found: Mapping[str, Any]) -> str:
@@ -122,9 +113,8 @@ def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
         priced = [as_mapping(budget) for budget in found.get("budgets") or ()]
         macs = [finite(b.get("macs")) / 1e6 for b in priced]
         right = [100 * finite(b.get("accuracy")) for b in priced]
-        axes.plot(
-            macs, right, "-", lw=1, color=OKABE_ITO[1], label="other cost penalties, validation"
-        )
+        label = "other cost penalties, validation"
+        axes.plot(macs, right, "-", lw=1, color=OKABE_ITO[1], label=label)
         x, y = points[CHOSEN]
         axes.plot([x], [y], "*", ms=14, color=OKABE_ITO[1], label="as chosen")
         axes.margins(0.14)

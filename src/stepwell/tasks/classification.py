@@ -116,9 +116,8 @@ def start_network(
         start_pretrained(net, classes) if init == "pretrained" else initialise(net, init, classes)
     )
     if start.fresh:
-        warnings.warn(
-            f"{init}: its classifier is for other classes; ours starts fresh", stacklevel=3
-        )
+        note = "its classifier is for other classes; ours starts fresh"
+        warnings.warn(f"{init}: {note}", stacklevel=3)
     return net, start
 
 
@@ -330,9 +329,8 @@ def write_predictions(
     """
     tops = torch.stack([values.argmax(1) for values in logits.values()])
     disagree = (tops != tops[-1]).any(0)
-    chosen = torch.cat(
-        [disagree.nonzero().flatten()[:PICTURES], (~disagree).nonzero().flatten()[: PICTURES // 2]]
-    )
+    unlike, alike = (mask.nonzero().flatten() for mask in (disagree, ~disagree))
+    chosen = torch.cat([unlike[:PICTURES], alike[: PICTURES // 2]])
     arrays = {f"logits/{name}": values.numpy() for name, values in logits.items()}
     arrays |= {
         "labels": labels.numpy(), "image_index": chosen.numpy(),

@@ -184,9 +184,8 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
             )
     for what in ("data", "teacher"):
         if old[what] != new[what]:
-            then, now_ = (
-                x[what] if isinstance(x[what], dict) else {what: x[what]} for x in (old, new)
-            )
+            both = (old[what], new[what])
+            then, now_ = (x if isinstance(x, dict) else {what: x} for x in both)
             differing = [k for k in now_ if then.get(k) != now_[k]]
             changes = ", ".join(f"{k} was {then.get(k)} and is {now_[k]}" for k in differing)
             raise ValueError(f"{out} holds a run on other {what} ({changes}): use another --out")
