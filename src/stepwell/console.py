@@ -60,13 +60,9 @@ def table(
 
 
 def row_table(
-    title: str,
-    columns: Sequence[str],
-    costs: Mapping[str, Mapping[str, Any]],
-    test: Mapping[str, float] | None = None,
-    *,
-    row: str = "depth",
-) -> Table:
+    title: str, columns: Sequence[str], costs: Mapping[str, Mapping[str, Any]],
+    test: Mapping[str, float] | None = None, *, row: str = "depth",
+) -> Table:  # fmt: skip
     """A line for each row of a network (a depth, a choice), with its costs and test results.
 
     Args:

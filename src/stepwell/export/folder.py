@@ -44,15 +44,9 @@ class Int8(NamedTuple):
 
 
 def export_folder(
-    net: NestedNet,
-    folder: Path,
-    sample: Sample,
-    *,
-    format: Format = "onnx",
-    depth: str | None = None,
-    int8: Int8 | None = None,
-    say: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
+    net: NestedNet, folder: Path, sample: Sample, *, format: Format = "onnx",
+    depth: str | None = None, int8: Int8 | None = None, say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
     """Write depths of `net` to `folder`, each checked on `sample` before any is put in place.
 
     Files of earlier exports of this network stay in the folder and in `export.json`. Each file is

@@ -61,13 +61,9 @@ def export_onnx(
 
 
 def write_onnx(
-    plain: nn.Module,
-    path: Path,
-    images: Tensor,
-    described: Mapping[str, Any],
-    names: Mapping[str, str],
-    weights: Path | None,
-) -> Parity:
+    plain: nn.Module, path: Path, images: Tensor, described: Mapping[str, Any],
+    names: Mapping[str, str], weights: Path | None,
+) -> Parity:  # fmt: skip
     """Write a plain network as an ONNX file of any batch size, checked with onnxruntime before.
 
     Args:

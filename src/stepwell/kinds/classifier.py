@@ -180,13 +180,9 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
 
 
 def predict(
-    network: Network,
-    paths: Sequence[Path],
-    *,
-    depth: str | None = None,
-    cascade: bool = False,
+    network: Network, paths: Sequence[Path], *, depth: str | None = None, cascade: bool = False,
     **limits: float,
-) -> Predicted:
+) -> Predicted:  # fmt: skip
     """Classify images at one depth, within a budget, or by a cascade. Flags as for `predict`."""
     from stepwell.measure.cascade import check_depths
     from stepwell.nets.nested.cascade import Cascade
@@ -238,14 +234,9 @@ def depth_within(net: "NestedNet", budget: Mapping[str, float], path: Path) -> s
 
 
 def export(
-    network: Network,
-    folder: Path,
-    *,
-    format: Literal["onnx", "pt2", "safetensors"] = "onnx",
-    depth: str | None = None,
-    int8: bool = False,
-    data: str | None = None,
-) -> dict[str, Any]:
+    network: Network, folder: Path, *, format: Literal["onnx", "pt2", "safetensors"] = "onnx",
+    depth: str | None = None, int8: bool = False, data: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write depths as files for other programs, each checked on images. Flags as for `export`."""
     from stepwell.export import Int8, export_folder
 

@@ -9,14 +9,9 @@ from stepwell.kinds import Calibrated, Network
 
 
 def cost(
-    network: Network,
-    *,
-    size: int | None = None,
-    batch: int = 1,
-    save: bool = False,
-    accuracy_on: Literal["validation", "test"] | None = None,
-    data: str | None = None,
-) -> tuple[dict[str, dict[str, Any]], str]:
+    network: Network, *, size: int | None = None, batch: int = 1, save: bool = False,
+    accuracy_on: Literal["validation", "test"] | None = None, data: str | None = None,
+) -> tuple[dict[str, dict[str, Any]], str]:  # fmt: skip
     """Measure the costs of every depth; also give the input in words. Flags as for `cost`."""
     from stepwell.measure.depths import cost_table
     from stepwell.nets.files.kind import network_file

@@ -99,12 +99,9 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
 
 
 def set_budget(
-    net: "ResolutionNet",
-    *,
-    ms: float | None = None,
-    macs: float | None = None,
+    net: "ResolutionNet", *, ms: float | None = None, macs: float | None = None,
     accuracy: float | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Set the cost penalty for a budget, and say its effect; milliseconds are measured now."""
     from stepwell.measure.resolution import times_of_choices
 
@@ -118,13 +115,9 @@ def set_budget(
 
 
 def predict(
-    network: Network,
-    paths: Sequence[Path],
-    *,
-    depth: str | None = None,
-    cascade: bool = False,
+    network: Network, paths: Sequence[Path], *, depth: str | None = None, cascade: bool = False,
     **limits: float,
-) -> Predicted:
+) -> Predicted:  # fmt: skip
     """Classify images as the chooser decides, or at one choice or depth. Flags as for `predict`."""
     from stepwell.serve import expand, predict_files
 
@@ -161,14 +154,9 @@ def _speed(net: "ResolutionNet", files: Sequence[Path]) -> list[str]:
 
 
 def export(
-    network: Network,
-    folder: Path,
-    *,
-    format: Literal["onnx", "pt2", "safetensors"] = "onnx",
-    depth: str | None = None,
-    int8: bool = False,
-    data: str | None = None,
-) -> dict[str, Any]:
+    network: Network, folder: Path, *, format: Literal["onnx", "pt2", "safetensors"] = "onnx",
+    depth: str | None = None, int8: bool = False, data: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write a graph for each choice and the chooser; or depths at full size. Flags as for `export`."""
     from stepwell.export import export_resolution
 

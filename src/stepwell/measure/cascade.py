@@ -60,12 +60,9 @@ def check_depths(net: NestedNet) -> list[str]:
 
 
 def calibrate_cascade(
-    net: NestedNet,
-    validation: Iterable[Batch],
-    *,
-    accuracy: float | None = None,
+    net: NestedNet, validation: Iterable[Batch], *, accuracy: float | None = None,
     macs: float | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Find the best cascade of `net` for a goal, for `net.card.cascade`.
 
     All sets of up to four depths are tried, each with its best thresholds on the validation images.

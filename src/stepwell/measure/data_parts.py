@@ -36,14 +36,9 @@ class Parts(NamedTuple):
 
 
 def parts_for(
-    net: NestedNet,
-    data: str,
-    fingerprint: str | None = None,
-    val_fraction: float = 0.0,
-    part: str | None = None,
-    *,
-    same: bool = False,
-) -> Parts:
+    net: NestedNet, data: str, fingerprint: str | None = None, val_fraction: float = 0.0,
+    part: str | None = None, *, same: bool = False,
+) -> Parts:  # fmt: skip
     """Read the parts of `data`, sized and normalised for `net`, with its training's validation part.
 
     On other or unknown data, only a validation part of the data's own is used. A part split off the
@@ -127,16 +122,10 @@ def fitted(teacher: OpenTeacher, batches: Batches, *, resize: bool = False) -> n
 
 
 def batches_for(
-    splits: Splits,
-    images: Images,
-    *,
-    batch_size: int,
-    val_fraction: float,
-    seed: int,
+    splits: Splits, images: Images, *, batch_size: int, val_fraction: float, seed: int,
     normalisation: Normalisation | None = None,
-    choose: Callable[[ImageSet], ImageSet] | None = None,
-    distill_data: DistillData = DistillData(),
-) -> tuple[Batches, Batches | None]:
+    choose: Callable[[ImageSet], ImageSet] | None = None, distill_data: DistillData = DistillData(),
+) -> tuple[Batches, Batches | None]:  # fmt: skip
     """The training part, shuffled and augmented, and the validation part.
 
     The validation part is the data's own, or a `val_fraction` of the training part.

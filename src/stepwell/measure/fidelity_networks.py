@@ -34,16 +34,10 @@ class Pair(NamedTuple):
 
 
 def open_pair(
-    run: Path,
-    net: NestedNet,
-    config: Mapping[str, Any],
-    teacher: Sequence[str],
-    control: str | None = None,
-    *,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    interpolate: int = 0,
-) -> Pair:
+    run: Path, net: NestedNet, config: Mapping[str, Any], teacher: Sequence[str],
+    control: str | None = None, *, mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None, interpolate: int = 0,
+) -> Pair:  # fmt: skip
     """Open teacher and control, and check them as far as possible without images.
 
     If the teacher is a depth of `net` itself, the other depths are the students.

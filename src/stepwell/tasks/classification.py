@@ -83,15 +83,10 @@ def read_splits(data: str, out: Path, images: Images) -> Splits:
 
 
 def start_network(
-    splits: Splits,
-    net: str | NestedNet,
-    depths: Sequence[str] = (),
-    *,
-    stages: Sequence[str] = (),
-    stem: Literal["auto", "imagenet", "small"] = "auto",
-    norms: NormSharing = "private",
+    splits: Splits, net: str | NestedNet, depths: Sequence[str] = (), *, stages: Sequence[str] = (),
+    stem: Literal["auto", "imagenet", "small"] = "auto", norms: NormSharing = "private",
     init: Literal["pretrained"] | Path | None = None,
-) -> tuple[NestedNet, Start | None]:
+) -> tuple[NestedNet, Start | None]:  # fmt: skip
     """Build the network for some data, with its initial weights.
 
     Args:
@@ -122,16 +117,10 @@ def start_network(
 
 
 def prepare_images(
-    splits: Splits,
-    images: Images,
-    training: Optimisation,
-    *,
-    start: Start | None = None,
-    init: Literal["pretrained"] | Path | None = None,
-    teacher: OpenTeacher | None = None,
-    choose: Callable[[ImageSet], ImageSet] | None = None,
-    distill_data: DistillData = DistillData(),
-) -> Inputs:
+    splits: Splits, images: Images, training: Optimisation, *, start: Start | None = None,
+    init: Literal["pretrained"] | Path | None = None, teacher: OpenTeacher | None = None,
+    choose: Callable[[ImageSet], ImageSet] | None = None, distill_data: DistillData = DistillData(),
+) -> Inputs:  # fmt: skip
     """Turn images into batches, and make the teacher ready for them.
 
     Args:
@@ -240,12 +229,9 @@ def validator(
 
 
 def finish(
-    task: Task,
-    net: NestedNet,
-    untrained: Mapping[str, Sequence[int]] | None = None,
-    record: Mapping[str, Any] | None = None,
-    trained: Sequence[str] | None = None,
-) -> dict[str, Any]:
+    task: Task, net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None,
+    record: Mapping[str, Any] | None = None, trained: Sequence[str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Measure the trained `net` once on the test part, and write the run's results.
 
     Everything runs on the task's device; only the times are measured on the CPU. Writes
@@ -314,12 +300,9 @@ def _complete(
 
 
 def write_predictions(
-    path: Path,
-    logits: Mapping[str, torch.Tensor],
-    labels: torch.Tensor,
-    test: Batches,
+    path: Path, logits: Mapping[str, torch.Tensor], labels: torch.Tensor, test: Batches,
     more: Mapping[str, np.ndarray] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Every depth's logits on the test part, and the pictures that a report shows.
 
     First pictures on which the depths disagree, then others.

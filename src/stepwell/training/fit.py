@@ -177,11 +177,9 @@ def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) ->
             return step.loss
 
         def configure_gradient_clipping(
-            self,
-            optimizer: torch.optim.Optimizer,
-            gradient_clip_val: float | None = None,
+            self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None,
             gradient_clip_algorithm: str | None = None,
-        ) -> None:
+        ) -> None:  # fmt: skip
             if job.optim.prepare is not None:
                 job.optim.prepare(job.objective)
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

@@ -47,13 +47,9 @@ def sgd(
 
 
 def optimizer_of(
-    name: OptimizerName,
-    lr: float | None = None,
-    *,
-    weight_decay: float = 5e-4,
-    warmup: float = 0.05,
-    fused: bool = False,
-) -> Optim:
+    name: OptimizerName, lr: float | None = None, *, weight_decay: float = 5e-4,
+    warmup: float = 0.05, fused: bool = False,
+) -> Optim:  # fmt: skip
     """An optimizer by name, under the schedule of `sgd`.
 
     Args:

@@ -44,14 +44,9 @@ class Run:
 
     @classmethod
     def start(
-        cls,
-        out: Path,
-        recipe: str,
-        arguments: Mapping[str, Any],
-        *,
-        data: Mapping[str, Any],
+        cls, out: Path, recipe: str, arguments: Mapping[str, Any], *, data: Mapping[str, Any],
         teacher: str | None = None,
-    ) -> "Run":
+    ) -> "Run":  # fmt: skip
         """Open `out` for a run of `recipe` with these arguments, new or to be resumed.
 
         Args:
