@@ -137,9 +137,8 @@ def _show_update(report: "Report", total: int) -> None:
         show_ranks(f"{report.measures['triples']:,.0f} test triples", report.measures)
     if report.unlearnt:
         before, after = report.unlearnt
-        show(
-            f"removed triples: mean distance {before:.2f} before, {after:.2f} now (far: implausible)"
-        )
+        distances = f"{before:.2f} before, {after:.2f} now (far: implausible)"
+        show(f"removed triples: mean distance {distances}")
     show(f"learnt in {report.seconds:.1f} s, {report.trained:,} triples an epoch", style="dim")
 
 

@@ -55,9 +55,8 @@ def export_onnx(
         ImportError: the extra `onnx` is not installed.
     """
     net.require_ready(depth)
-    return write_onnx(
-        net.subnet(depth), path, images, about(net, depth), net.stored_names(depth), weights
-    )
+    metadata, names = about(net, depth), net.stored_names(depth)
+    return write_onnx(net.subnet(depth), path, images, metadata, names, weights)
 
 
 def write_onnx(

@@ -44,9 +44,8 @@ def _save_costs(
 
     net, config = network.net, network.config
     accuracy: tuple[dict[str, float], str] | None = None
-    unknown = any(
-        "accuracy" not in net.card.costs.get(d, {}) for d, s in net.status.items() if s != "fresh"
-    )
+    ready = (depth for depth, status in net.status.items() if status != "fresh")
+    unknown = any("accuracy" not in net.card.costs.get(depth, {}) for depth in ready)
     if part or data or (unknown and config):
         parts = parts_of(net, network.path, config, data)
         batches = parts.test if part == "test" else parts.validation

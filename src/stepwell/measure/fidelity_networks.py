@@ -90,12 +90,7 @@ def named(opened: OpenTeacher) -> str:
 def _open_controls(
     run: Path, depths: tuple[str, ...], name: str, own: str, taught_by: Sequence[Source]
 ) -> dict[str, OpenTeacher]:
-    """Open a control for each of the student's depths: the depth of the same name, or the only one.
-
-    Args:
-        own: hash of the student's weights.
-        taught_by: its teacher, or the members of an ensemble.
-    """
+    """Open a control for each of the student's depths: the depth of the same name, or the only one."""
     opened = open_teacher([name])
     (source,) = opened.sources
     if source.weights in {own, *(other.weights for other in taught_by)}:

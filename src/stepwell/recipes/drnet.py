@@ -176,11 +176,7 @@ def drnet(
 def _with_chooser(
     nested: NestedNet, full: int, choosing: Choosing, norms: NormSharing
 ) -> tuple[ResolutionNet, list[int]]:
-    """The network of several resolutions with a fresh chooser, and the MACs of its choices.
-
-    Args:
-        full: size of the images.
-    """
+    """The network of several resolutions with a fresh chooser, and the MACs of its choices."""
     patch = patch_of(nested)
     shares = dict.fromkeys(patch * max(1, round(share * full / patch)) for share in SHARES)
     net = Resolutions(nested, choosing.sizes or tuple(shares), norms=norms)

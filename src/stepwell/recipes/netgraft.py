@@ -237,10 +237,7 @@ def _data_of(teacher: OpenTeacher) -> str:
 
 
 def _few(train: ImageSet, *, images: FewImages, seed: int) -> ImageSet:
-    """Draw `images.shots` images per class, without labels, from a folder or the training part.
-
-    The draw depends on the images alone, not on their order or labels.
-    """
+    """Draw `images.shots` images per class; the draw depends on neither their order nor labels."""
     unlabeled, shots = images.unlabeled, images.shots
     wanted = shots * len(train.classes)
     pool = train if unlabeled is None else load_unlabeled(unlabeled, train.size, train.classes)

@@ -101,17 +101,11 @@ def _comparison(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str
 
 
 def _unlike(records: Sequence[RunRecord]) -> list[str]:
-    notes = []
-    if len({(r.data.get("name"), r.data.get("fingerprint"), r.examples) for r in records}) > 1:
-        notes.append("These runs were tested on different data: their accuracies do not compare.")
-    places = {
-        (r.config.get("device"), r.cost(d).get("threads"), r.cost(d).get("batch"))
-        for r in records
-        for d in r.rows
+    data = {(r.data.get("name"), r.data.get("fingerprint"), r.examples) for r in records}
+    rows = [(r.config.get("device"), r.cost(d)) for r in records for d in r.rows]
+    places = {(device, cost.get("threads"), cost.get("batch")) for device, cost in rows}
+    notes = {
+        "tested on different data: their accuracies": data,
+        "timed with different devices, threads or batches: their times": places,
     }
-    if len(places) > 1:
-        notes.append(
-            "These runs were timed with different devices, threads or batches: their times do "
-            "not compare."
-        )
-    return notes
+    return [f"These runs were {n} do not compare." for n, all_ in notes.items() if len(all_) > 1]

@@ -143,9 +143,8 @@ def validation(
     keys = {depth: f"val/{depth}/accuracy" for depth in colours}
     styles = {keys[depth]: {"color": colour} for depth, colour in colours.items()}
     present = _keys(phases)
-    legend = [
-        {"color": c, "label": f"{word} {d}"} for d, c in colours.items() if keys[d] in present
-    ]
+    known = {depth: colour for depth, colour in colours.items() if keys[depth] in present}
+    legend = [{"color": colour, "label": f"{word} {depth}"} for depth, colour in known.items()]
     return _curves(phases, styles, "validation accuracy, %", scale=100, legend=legend)
 
 

@@ -33,10 +33,8 @@ def grafting_section(run: RunRecord, colours: Mapping[str, str] | None = None) -
     blocks = _blocks(found)
     parts = ["<h3>Block by block</h3>", f"<p>{escape(_about(run, found))}</p>"]
     if blocks:
-        rows = [
-            [name, as_percent(number(grafted.get(name))), as_percent(number(joined.get(name)))]
-            for name in blocks
-        ]
+        kinds = (grafted, joined)
+        rows = [[name, *(as_percent(number(k.get(name))) for k in kinds)] for name in blocks]
         rows.append(["all, before they were joined", as_percent(number(found.get("untuned"))), ""])
         head = ("block that ends with", "alone in the teacher", "joined up to here")
         note = (

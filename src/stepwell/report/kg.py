@@ -63,9 +63,8 @@ def _snapshots(record: RunRecord, updates: Sequence[Mapping[str, Any]], skipped:
     rows = [["trained", *first, *(as_decimal(number(test.get(k))) for k in ("mrr", "hits@10"))]]
     for i, update in enumerate(updates, start=1 + skipped):
         change = f"+{update.get('added', 0):,} -{update.get('removed', 0):,}"
-        counts = [
-            as_count(as_mapping(update.get(k)).get("entity")) for k in ("new", "gone", "affected")
-        ]
+        kinds = (as_mapping(update.get(k)) for k in ("new", "gone", "affected"))
+        counts = [as_count(kind.get("entity")) for kind in kinds]
         measures = as_mapping(update.get("measures"))
         shown = [as_decimal(number(measures.get(k))) for k in ("mrr", "hits@10")]
         seconds = f"{number(update.get('seconds')) or 0:.1f}"
@@ -124,16 +123,13 @@ def _neighbourhood(updates: Sequence[Mapping[str, Any]]) -> str | None:
         for i, (old, new) in enumerate(zip(before, after, strict=True)):
             colour = OKABE_ITO[1] if i == 0 else OKABE_ITO[2] if old is None else OKABE_ITO[0]
             if old is not None:
-                axes.annotate(
-                    "", new, old, arrowprops={"arrowstyle": "->", "color": GREY, "lw": 0.8}
-                )
+                arrow = {"arrowstyle": "->", "color": GREY, "lw": 0.8}
+                axes.annotate("", new, old, arrowprops=arrow)
                 axes.plot(*old, "o", mfc="white", mec=colour, ms=9)  # seen around a dot that stays
             axes.plot(*new, "o", color=colour, ms=6)
             if i < NAMED:
-                axes.annotate(
-                    legend_text(names[i]), new, xytext=(4, 4), textcoords="offset points",
-                    fontsize=8,
-                )  # fmt: skip
+                name = legend_text(names[i])
+                axes.annotate(name, new, (4, 4), textcoords="offset points", fontsize=8)
         axes.set_aspect("equal", adjustable="datalim")
         axes.set(xticks=[], yticks=[])
 

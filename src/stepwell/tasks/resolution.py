@@ -141,10 +141,8 @@ def finish_resolution(task: Task, net: ResolutionNet, target: float | None) -> d
 
 
 def _pictures(test: Batches, observed: measuring.Observed) -> dict[str, np.ndarray]:
-    """Each test image's choice, and for the report some images of every choice.
-
-    They are spread over all images of a choice: images often stand in the order of their classes.
-    """
+    """Each test image's choice, and for the report some images of every choice."""
+    # spread over all images of a choice: images often stand in the order of their classes
     indices = [(observed.who == i).nonzero().flatten() for i in observed.who.unique().tolist()]
     spread = [torch.linspace(0, len(i) - 1, min(len(i), PICTURES)).round().long() for i in indices]
     chosen = torch.cat([i[few] for i, few in zip(indices, spread, strict=True)])

@@ -195,9 +195,8 @@ def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) ->
             # The checkpoints are the first process's, and so are the statistics of its norms.
             if job.writes:
                 job.settle()
-            job.objective.load_state_dict(
-                self.trainer.strategy.broadcast(job.objective.state_dict())
-            )
+            weights = self.trainer.strategy.broadcast(job.objective.state_dict())
+            job.objective.load_state_dict(weights)
             job.finished = True
 
     epoch = len(job.train)
@@ -230,8 +229,7 @@ def _largest(number: int, group: Any) -> int:
 def _signals(job: Job) -> Iterator[Callable[[], None]]:
     """Let Ctrl-C and SIGTERM stop the job after the step; yields a call that installs this again.
 
-    A second signal stops at once; further signals change nothing. The old handlers are restored at the
-    end.
+    A second signal stops at once, further ones change nothing. The old handlers come back at the end.
     """
     asked = 0
 

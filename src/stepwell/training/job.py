@@ -132,9 +132,8 @@ class Job:
         self.signum = 0  # of a signal that asked to stop; 0: none
         self.stop = False  # after this step
         self.agree: Callable[[int], int] = lambda signum: signum
-        self.finished = self._save_due = (
-            False  # finished: the objective holds the resulting weights
-        )
+        self.finished = False  # the objective holds the resulting weights
+        self._save_due = False
         self._unread: list[tuple[int, dict[str, Tensor]]] = []
         self._clock, self._cpu_clock = time.monotonic(), time.process_time()
         self._saved_at = time.monotonic()
@@ -315,10 +314,7 @@ class Job:
                 self.objective.load_state_dict(own)
 
     def _spent(self) -> dict[str, float]:
-        """Seconds of training so far, of the clock and of the processor.
-
-        A killed process counts up to its last checkpoint.
-        """
+        """Seconds of training so far; a killed process counts up to its last checkpoint."""
         now, cpu = time.monotonic(), time.process_time()
         self.seconds += now - self._clock
         self.cpu_seconds += cpu - self._cpu_clock
@@ -327,11 +323,11 @@ class Job:
 
     def _diverged(self, what: str, position: int) -> str:
         epoch, step = divmod(position, len(self.train))
-        kept = self.folder / "last.ckpt"
+        file = self.folder / "last.ckpt"
+        good = f"The last good checkpoint is {file}. " if file.exists() else ""
         return (
             f"training diverged: {what} at step {step} of epoch {epoch + 1} (phase {self.phase}). "
-            + (f"The last good checkpoint is {kept}. " if kept.exists() else "")
-            + "Start again under another --out with a lower --lr or --clip"
+            f"{good}Start again under another --out with a lower --lr or --clip"
         )
 
 

@@ -42,19 +42,14 @@ class Progress:
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """Show the losses and accuracies of an epoch."""
+        named = [n for n in line if n.startswith("val/") and n.endswith("accuracy")]
         parts = [f"loss {line['loss']:.3f}"]
-        parts += [
-            f"{name.split('/')[1]}: {100 * value:.1f} %"
-            for name, value in line.items()
-            if name.startswith("val/") and name.endswith("accuracy")
-        ]
+        parts += [f"{name.split('/')[1]}: {100 * line[name]:.1f} %" for name in named]
         self._bar.update(self._task, description=self._title("  ".join(parts)))
         if not self.console.is_terminal:
-            self.console.print(
-                f"{self.phase}: epoch {line['epoch']}/{self.epochs}  {'  '.join(parts)}  "
-                f"{line['seconds']:.0f} s",
-                highlight=False,
-            )
+            start = f"{self.phase}: epoch {line['epoch']}/{self.epochs}"
+            text = "  ".join([start, *parts, f"{line['seconds']:.0f} s"])
+            self.console.print(text, highlight=False)
 
     def _title(self, news: str) -> str:
         epoch = min(self.epochs, self.done // self.steps + 1)

@@ -224,10 +224,7 @@ def _wait_for(file: Path, seconds: float = 120.0) -> None:
 
 
 def _clean(out: Path) -> None:
-    """Remove the partial files of a killed process; `out` is locked.
-
-    Other folders in `out`, such as export/, are not under this lock: another process may write there.
-    """
+    """Remove the partial files of a killed process; `out` is locked, other folders in it are not."""
     for leftover in (*out.glob(".*.part"), *(out / "phases").rglob(".*.part")):
         leftover.unlink()
 
