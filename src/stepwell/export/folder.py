@@ -89,8 +89,7 @@ def export_folder(
             if int8 is not None:
                 say(f"depth {name}: int8, and both on {len(int8.test.images)} test images")
                 rows.append(_write_int8(net, name, place, int8, beside=rows[-1]))
-        index = before | network | {"files": kept(before, rows, folder) + rows}
-        write_whole(place / INDEX, json.dumps(index, indent=1).encode())
+        write_index(place, before, network, rows)
     return network | {"files": rows}
 
 
@@ -122,14 +121,15 @@ def _write_int8(
     return row | measured["int8"]
 
 
-def kept(before: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Give the rows of an earlier index about files that this export does not replace."""
+def write_index(
+    place: Path, before: dict[str, Any], entries: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
+    """Write the index in `place`, with the rows of an earlier one about files that stay."""
     new = {row["file"] for row in rows}
-    return [
-        row
-        for row in before.get("files", ())
-        if row["file"] not in new and (folder / row["file"]).exists()
-    ]
+    old = [row for row in before.get("files", ()) if row["file"] not in new]
+    stay = [row for row in old if (place.parent / row["file"]).exists()]
+    index = before | entries | {"files": stay + rows}
+    write_whole(place / INDEX, json.dumps(index, indent=1).encode())
 
 
 def _network(net: NestedNet) -> dict[str, Any]:

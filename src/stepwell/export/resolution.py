@@ -5,7 +5,6 @@ Every graph takes images of full size and resizes them itself, by two products w
 only loops: score, choose, run equal choices together.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from stepwell.export import folder as folders
 from stepwell.export.card import about
 from stepwell.export.check import TOLERANCE, Sample
 from stepwell.export.onnx import require_onnx, write_onnx
-from stepwell.files import read_json, write_whole
+from stepwell.files import read_json
 from stepwell.nets.files.nested import BESIDE, digest
 from stepwell.nets.files.onnx import open_onnx, runner
 from stepwell.nets.files.resolution import save_resolution
@@ -108,8 +107,7 @@ def export_resolution(
             say(f"choice {graph[2]['choice']}: onnx")
             rows.append(_write(*graph, weights, sample))
         record["parity"] = _check_loop(net, OpenResolution(place, record), sample)
-        index = before | record | {"files": folders.kept(before, rows, folder) + rows}
-        write_whole(place / folders.INDEX, json.dumps(index, indent=1).encode())
+        folders.write_index(place, before, record, rows)
     return record | {"files": rows}
 
 

@@ -20,8 +20,7 @@ JOINED = 10
 
 def agreement_points(record: FidelityRecord, colours: Mapping[str, str]) -> str | None:
     """Draw the top-1 agreement of student and control on every part, with intervals."""
-    parts = [*record.parts]
-    several = len(record.depths) > 1
+    parts, several = [*record.parts], len(record.depths) > 1
     marks = []  # x, interval, colour, marker, label
     for i, depth in enumerate(record.depths):
         shift = 0.24 * (i - (len(record.depths) - 1) / 2)

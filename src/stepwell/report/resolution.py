@@ -129,13 +129,11 @@ def _pictures(run: RunRecord, names: list[str]) -> str:
     file = run.path / "predictions.npz"
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            stored = (
-                arrays["choice"], arrays["choice_index"], arrays["choice_images"], arrays["labels"],
-                arrays["logits/" + (CHOSEN if f"logits/{CHOSEN}" in arrays else "dynamic")],
-            )  # fmt: skip
+            names_of = ("choice", "choice_index", "choice_images", "labels")
+            choice, index, images, labels = (arrays[name] for name in names_of)
+            logits = arrays["logits/" + (CHOSEN if f"logits/{CHOSEN}" in arrays else "dynamic")]
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return ""  # the rest of the page says what is wrong with the file
-    choice, index, images, labels, logits = stored
     parts = []
     for i, name in enumerate(names):
         cards = [

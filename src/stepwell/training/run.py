@@ -160,9 +160,8 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
             "use another --out"
         )
     if old["recipe"] != new["recipe"]:
-        raise ValueError(
-            f"{out} holds a run of {old['recipe']!r}, not {new['recipe']!r}: use another --out"
-        )
+        recipes = f"a run of {old['recipe']!r}, not {new['recipe']!r}"
+        raise ValueError(f"{out} holds {recipes}: use another --out")
     before, now = _flat(old["arguments"]), _flat(new["arguments"])
     for name in sorted((before.keys() | now.keys()) - HOW):
         later = name not in before and not now[name]  # a newer flag, which is off
