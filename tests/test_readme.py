@@ -3,7 +3,6 @@
 import doctest
 import importlib
 import re
-from importlib import import_module
 from pathlib import Path
 
 import pytest
