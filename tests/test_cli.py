@@ -903,7 +903,7 @@ BAD = {
     ),
     "no norms": (
         [*TRAIN, "--depths", "--on-drop", "rollback", "--out", "{tmp}/r"],
-        "no private norms to train",
+        "rollback trains the sub-nets' own norms, and they have none",
     ),
     "no watch": (
         [*TRAIN, "--val-fraction", "0", "--on-drop", "rollback", "--out", "{tmp}/r"],

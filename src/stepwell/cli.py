@@ -16,29 +16,20 @@ from stepwell.console import fail, say
 
 #: By name: "module:function", and a line of help.
 COMMANDS = {
-    "list": ("stepwell.commands.list:list_", "Name the systems, networks and data sets."),
-    "train": ("stepwell.commands.train:train", "Train by a recipe, or resume a run."),
-    "eval": (
-        "stepwell.commands.eval:eval_",
-        "Measure accuracy, calibration, churn, MACs and latency.",
-    ),
-    "cost": (
-        "stepwell.commands.cost:cost",
-        "Measure params, MACs, memory and milliseconds of every depth.",
-    ),
-    "calibrate": ("stepwell.commands.calibrate:calibrate", "Add untrained depths to a network."),
-    "predict": ("stepwell.commands.predict:predict", "Classify images."),
-    "export": ("stepwell.commands.export:export", "Write depths as files for other programs."),
-    "patch": ("stepwell.commands.patch:patch", "Make the weights of a deeper depth with a delta."),
-    "kg": ("stepwell.commands.kg:kg", "Change, update and ask a knowledge graph."),
-    "report": (
-        "stepwell.commands.report:report",
-        "Write a self-contained page about runs, with figures.",
-    ),
-    "verify": (
-        "stepwell.commands.verify:verify",
-        "Run a system's experiment: paper, measured, verdict.",
-    ),
+    name: (f"stepwell.commands.{name}:{function}", line)
+    for name, (function, line) in {
+        "list": ("list_", "Name the systems, networks and data sets."),
+        "train": ("train", "Train by a recipe, or resume a run."),
+        "eval": ("eval_", "Measure accuracy, calibration, churn, MACs and latency."),
+        "cost": ("cost", "Measure params, MACs, memory and milliseconds of every depth."),
+        "calibrate": ("calibrate", "Add untrained depths to a network."),
+        "predict": ("predict", "Classify images."),
+        "export": ("export", "Write depths as files for other programs."),
+        "patch": ("patch", "Make the weights of a deeper depth with a delta."),
+        "kg": ("kg", "Change, update and ask a knowledge graph."),
+        "report": ("report", "Write a self-contained page about runs, with figures."),
+        "verify": ("verify", "Run a system's experiment: paper, measured, verdict."),
+    }.items()
 }
 #: Commands that parse their own arguments.
 GROUPS = ("train", "kg")

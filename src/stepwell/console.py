@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -14,7 +14,7 @@ from rich.progress import track as bar
 from rich.table import Table
 from rich.text import Text
 
-from stepwell.measures import MEASURES, Measure, number_in
+from stepwell.measures import MEASURES, Measure, number_in, of_row
 
 
 def show(what: Any, *, style: str | None = None) -> None:
@@ -27,7 +27,6 @@ def show(what: Any, *, style: str | None = None) -> None:
 
 
 def _plain(text: str) -> Text:
-    """Make a text without markup or control codes."""
     return Text(escape_control_codes(text))
 
 
@@ -61,13 +60,9 @@ def table(
 
 
 def row_table(
-    title: str,
-    columns: Sequence[str],
-    costs: Mapping[str, Mapping[str, Any]],
-    test: Mapping[str, float] | None = None,
-    *,
-    row: str = "depth",
-) -> Table:
+    title: str, columns: Sequence[str], costs: Mapping[str, Mapping[str, Any]],
+    test: Mapping[str, float] | None = None, *, row: str = "depth",
+) -> Table:  # fmt: skip
     """A line for each row of a network (a depth, a choice), with its costs and test results.
 
     Args:
@@ -76,15 +71,7 @@ def row_table(
         test: by "ROW/measure".
         row: heads the column of the rows' names.
     """
-    numbers = {
-        name: dict(cost)
-        | {
-            key.removeprefix(f"{name}/"): value
-            for key, value in (test or {}).items()
-            if key.startswith(f"{name}/")
-        }
-        for name, cost in costs.items()
-    }
+    numbers = {name: {**cost, **of_row(test or {}, name)} for name, cost in costs.items()}
     known = [c for c in columns if all(c in values for values in numbers.values())]
     rows = [
         [name, *(written(MEASURES[c], values[c]) for c in known)]
@@ -95,21 +82,13 @@ def row_table(
 
 def written(measure: Measure, value: Any) -> str:
     """A measured value as the terminal shows it, with its unit where the title does not say it."""
-    match measure.unit:
-        case "blocks":
-            return "-".join(map(str, value))
-        case "count":
-            return big(value)
-        case "bytes":
-            return size(value)
-        case "ms":
-            return f"{value:.2f}"
-        case "times":
-            return f"{value:.2f} ×"
-        case "percent":
-            return f"{number_in('percent', value, measure.digits)} %"
-        case unit:
-            return number_in(unit, value, measure.digits)
+    forms: dict[str, Callable[[Any], str]] = {
+        "blocks": lambda counts: "-".join(map(str, counts)), "count": big, "bytes": size,
+        "ms": "{:.2f}".format, "times": "{:.2f} ×".format,
+    }  # fmt: skip
+    if measure.unit in forms:
+        return forms[measure.unit](value)
+    return number_in(measure.unit, value, measure.digits) + " %" * (measure.unit == "percent")
 
 
 def big(number: float) -> str:
@@ -157,8 +136,7 @@ def size(count: int) -> str:
 
 
 def show_claims(result: Mapping[str, Any]) -> None:
-    """Print every claim of a study: its arms, the paper, the judged number, the verdict and the
-    plan."""
+    """Print every claim of a study: its arms, paper, judged number, verdict and plan."""
     for claim in result["claims"]:
         rows = [
             [name, *sized(claim["unit"], m["mean"], m["std"]), str(m["n"])]
@@ -173,11 +151,9 @@ def show_claims(result: Mapping[str, Any]) -> None:
         lines = f"paper: {claim['paper']}\nmeasured: {judged}{span}, margin {claim['margin']:g}: "
         note = f"\nnote: {claim['note']}" if claim["note"] else ""
         show(Text.assemble(lines, (claim["verdict"], "bold"), f"{_plan(claim)}{note}\n"))
-    if missing := [claim for claim in result["not_run"] if claim["primary"]]:
-        show(
-            f"not run, as arms, seeds or measures are missing: {len(missing)} primary claims",
-            style="dim",
-        )
+    if count := sum(bool(claim["primary"]) for claim in result["not_run"]):
+        note = "not run, as arms, seeds or measures are missing"
+        show(f"{note}: {count} primary claims", style="dim")
     show(f"{big(result['seconds'])} s of training in all")
 
 

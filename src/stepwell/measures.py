@@ -81,6 +81,12 @@ FIDELITY: Mapping[str, Measure] = {
 }
 
 
+def of_row(numbers: Mapping[str, float], row: str) -> dict[str, float]:
+    """The numbers of one row by measure, of numbers by "ROW/measure"."""
+    start = f"{row}/"
+    return {k.removeprefix(start): v for k, v in numbers.items() if k.startswith(start)}
+
+
 def number_in(unit: Unit, value: float, digits: int = 1) -> str:
     """A number in the scale of its unit, without the unit's sign: 0.981 in percent is "98.1"."""
     scale = 100 if unit in ("percent", "points") else 1

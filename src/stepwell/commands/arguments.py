@@ -49,11 +49,9 @@ def show_help(prog: str, lines: dict[str, str], arguments: Sequence[str], text: 
         return command
 
     tyro.extras.subcommand_cli_from_dict(
-        {name: stub(line) for name, line in lines.items()},
-        prog=prog,
-        args=arguments or ["--help"],
+        {name: stub(line) for name, line in lines.items()}, prog=prog, args=arguments or ["--help"],
         description=text,
-    )
+    )  # fmt: skip
 
 
 def first_sentence(function: Callable[..., Any]) -> str:

@@ -41,7 +41,7 @@ def calibrate(
     if json:
         print_json({"calibrated": done.new, "file": str(done.file), "depths": done.costs})
         return
-    show(row_table(f"{done.file}", COLUMNS, done.costs))
+    show(row_table(str(done.file), COLUMNS, done.costs))
     if done.validation:
         show(f"accuracy: on {done.validation} validation images", style="dim")
     say(f"calibrated {', '.join(done.new)} on {done.train} training images; wrote {done.file}")

@@ -69,15 +69,9 @@ def cost(
 
 
 def _by_name(
-    name: str,
-    depths: tuple[str, ...],
-    size: int | None,
-    num_classes: int | None,
-    stem: Literal["imagenet", "small"] | None,
-    batch: int,
-    *,
-    saved: bool,
-) -> tuple[dict[str, dict[str, Any]], str]:
+    name: str, depths: tuple[str, ...], size: int | None, num_classes: int | None,
+    stem: Literal["imagenet", "small"] | None, batch: int, *, saved: bool,
+) -> tuple[dict[str, dict[str, Any]], str]:  # fmt: skip
     """Measure a network with random weights; give the costs of its depths, and its input in words."""
     from stepwell.measure.depths import cost_table
     from stepwell.nets import build, builder_of

@@ -66,9 +66,8 @@ def eval_(
             "--fidelity: name the teacher after it, such as a run directory, or several for an ensemble"
         )
     if not fidelity and (teacher_mean or teacher_std or control is not None or interpolate):
-        raise ValueError(
-            "--teacher-mean, --teacher-std, --control and --interpolate need --fidelity"
-        )
+        more = "--teacher-mean, --teacher-std, --control and --interpolate"
+        raise ValueError(f"{more} need --fidelity")
     results = open_network(run, to="evaluate").do("evaluate", **flags)
     if json:
         print_json(results)

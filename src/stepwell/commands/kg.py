@@ -137,9 +137,8 @@ def _show_update(report: "Report", total: int) -> None:
         show_ranks(f"{report.measures['triples']:,.0f} test triples", report.measures)
     if report.unlearnt:
         before, after = report.unlearnt
-        show(
-            f"removed triples: mean distance {before:.2f} before, {after:.2f} now (far: implausible)"
-        )
+        distances = f"{before:.2f} before, {after:.2f} now (far: implausible)"
+        show(f"removed triples: mean distance {distances}")
     show(f"learnt in {report.seconds:.1f} s, {report.trained:,} triples an epoch", style="dim")
 
 
@@ -223,10 +222,8 @@ def eval_graph(
         print_json(ranks)
         return
     for name, key in (("test", "left_out"), ("gone", "gone/left_out")):
-        if ranks.get(key):
-            say(
-                f"note: --{name}: {ranks[key]:,.0f} triples have names that the graph lacks: left out"
-            )
+        if n := ranks.get(key):
+            say(f"note: --{name}: {n:,.0f} triples have names that the graph lacks: left out")
     if learnt := sum(fact in graph for fact in triples):
         say(f"note: --test: {learnt:,} triples were learnt: how they rank tests memory alone")
     if true := sum(fact in graph for fact in old):

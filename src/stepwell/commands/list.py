@@ -13,20 +13,11 @@ def list_(*, json: Json = False) -> None:
     Examples:
         stepwell list
     """
-    groups = {
-        "recipes": {name: line for name, (_, line) in RECIPES.items()},
-        "claims": {name: line for name, (_, line) in CLAIMS.items()},
-        "networks": NETWORKS,
-        "data": DATA,
-    }
+    recipes, claims = ({n: line for n, (_, line) in g.items()} for g in (RECIPES, CLAIMS))
+    groups = {"recipes": recipes, "claims": claims, "networks": NETWORKS, "data": DATA}
     if json:
         print_json(groups)
         return
-    titles = {
-        "recipes": "train RECIPE",
-        "claims": "verify SYSTEM",
-        "networks": "--net NETWORK",
-        "data": "--data D",
-    }
-    for group, entries in groups.items():
-        show(table(titles[group], ["name", "description"], entries.items(), words=2))
+    titles = ("train RECIPE", "verify SYSTEM", "--net NETWORK", "--data D")
+    for title, entries in zip(titles, groups.values(), strict=True):
+        show(table(title, ["name", "description"], entries.items(), words=2))

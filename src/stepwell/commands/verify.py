@@ -50,15 +50,10 @@ def verify(
 
     changes = {"data": data, "size": size, "epochs": epochs}
     result, page = verify_system(
-        system,
-        {name: value for name, value in changes.items() if value is not None},
-        quick=quick,
-        seeds=seeds,
-        workers=workers,
-        arms=arms,
-        precision=precision,
+        system, {name: value for name, value in changes.items() if value is not None}, quick=quick,
+        seeds=seeds, workers=workers, arms=arms, precision=precision,
         folder=out or Path("runs") / f"verify-{system}",
-    )
+    )  # fmt: skip
     if json:
         print_json(result)
     else:

@@ -12,23 +12,10 @@ from stepwell.moved import moved_name
 from stepwell.nets.files.onnx import open_onnx
 
 __all__ = [
-    "Delta",
-    "Int8",
-    "OpenResolution",
-    "Parity",
-    "Sample",
-    "apply_delta",
-    "check_images",
-    "export_delta",
-    "export_folder",
-    "export_int8",
-    "export_onnx",
-    "export_pt2",
-    "export_resolution",
-    "export_safetensors",
-    "open_onnx",
-    "take",
-]
+    "Delta", "Int8", "OpenResolution", "Parity", "Sample", "apply_delta", "check_images",
+    "export_delta", "export_folder", "export_int8", "export_onnx", "export_pt2",
+    "export_resolution", "export_safetensors", "open_onnx", "take",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -51,13 +51,10 @@ def export_delta(net: NestedNet, depth: str, beyond: str, path: Path) -> Delta:
     shared = {name: theirs[stored] for name, stored in ours if stored in theirs}
     tensors = {k: v for k, v in plain_tensors(net, depth).items() if k not in shared}
     header: dict[str, Any] = {
-        "format": FORMAT,
-        "depth": depth,
-        "beyond": beyond,
-        "base_sha256": digest({}, plain_tensors(net, beyond)),
-        "shared": shared,
+        "format": FORMAT, "depth": depth, "beyond": beyond,
+        "base_sha256": digest({}, plain_tensors(net, beyond)), "shared": shared,
         "metadata": plain_metadata(net),
-    }
+    }  # fmt: skip
     header["sha256"] = digest(header, tensors)
     data = save(tensors, {KEY: json.dumps(header)})
     write_whole(path, data)

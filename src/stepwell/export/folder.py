@@ -44,15 +44,9 @@ class Int8(NamedTuple):
 
 
 def export_folder(
-    net: NestedNet,
-    folder: Path,
-    sample: Sample,
-    *,
-    format: Format = "onnx",
-    depth: str | None = None,
-    int8: Int8 | None = None,
-    say: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
+    net: NestedNet, folder: Path, sample: Sample, *, format: Format = "onnx",
+    depth: str | None = None, int8: Int8 | None = None, say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
     """Write depths of `net` to `folder`, each checked on `sample` before any is put in place.
 
     Files of earlier exports of this network stay in the folder and in `export.json`. Each file is
@@ -95,8 +89,7 @@ def export_folder(
             if int8 is not None:
                 say(f"depth {name}: int8, and both on {len(int8.test.images)} test images")
                 rows.append(_write_int8(net, name, place, int8, beside=rows[-1]))
-        index = before | network | {"files": kept(before, rows, folder) + rows}
-        write_whole(place / INDEX, json.dumps(index, indent=1).encode())
+        write_index(place, before, network, rows)
     return network | {"files": rows}
 
 
@@ -128,14 +121,15 @@ def _write_int8(
     return row | measured["int8"]
 
 
-def kept(before: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Give the rows of an earlier index about files that this export does not replace."""
+def write_index(
+    place: Path, before: dict[str, Any], entries: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
+    """Write the index in `place`, with the rows of an earlier one about files that stay."""
     new = {row["file"] for row in rows}
-    return [
-        row
-        for row in before.get("files", ())
-        if row["file"] not in new and (folder / row["file"]).exists()
-    ]
+    old = [row for row in before.get("files", ()) if row["file"] not in new]
+    stay = [row for row in old if (place.parent / row["file"]).exists()]
+    index = before | entries | {"files": stay + rows}
+    write_whole(place / INDEX, json.dumps(index, indent=1).encode())
 
 
 def _network(net: NestedNet) -> dict[str, Any]:
@@ -194,18 +188,15 @@ def put_in_place(folder: Path) -> Iterator[Path]:
     try:
         for leftover in folder.glob(".export-*"):  # of an export that was killed
             shutil.rmtree(leftover, ignore_errors=True)
-        place = Path(tempfile.mkdtemp(dir=folder, prefix=".export-"))
-        try:
-            yield place
-            weights = _weights_files(place)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as place:
+            yield Path(place)
+            weights = _weights_files(Path(place))
             order = {INDEX: 2} | {file.name: 0 for file in weights}
-            for file in sorted(place.iterdir(), key=lambda f: (order.get(f.name, 1), f.name)):
+            for file in sorted(Path(place).iterdir(), key=lambda f: (order.get(f.name, 1), f.name)):
                 os.replace(file, folder / file.name)
                 sync_folder(folder)  # or a power failure could keep a later one alone
             if weights:
                 _remove_unused_weights(folder)
-        finally:
-            shutil.rmtree(place)
     finally:
         with suppress(OSError):  # Windows removes no file that is open: there it stays
             (folder / LOCK).unlink()
@@ -230,22 +221,17 @@ def _remove_unused_weights(folder: Path) -> None:
 
 def _row(net: NestedNet, depth: str, format: str, file: Path) -> dict[str, Any]:
     return {
-        "depth": depth,
-        "blocks": list(net.depths[depth]),
-        "format": format,
-        "file": file.name,
+        "depth": depth, "blocks": list(net.depths[depth]), "format": format, "file": file.name,
         "bytes": file.stat().st_size,
-    }
+    }  # fmt: skip
 
 
 def weights_record(net: NestedNet, file: Path) -> dict[str, Any]:
     """Describe the file of shared weights, beside the size of the full net's weights alone."""
     return {
-        "file": file.name,
-        "bytes": file.stat().st_size,
-        "sha256": file_sha256(file),
+        "file": file.name, "bytes": file.stat().st_size, "sha256": file_sha256(file),
         "full_net_bytes": len(plain_bytes(net, net.full)),
-    }
+    }  # fmt: skip
 
 
 def bytes_of(weights: Path, names: Iterable[str]) -> int:

@@ -33,15 +33,10 @@ def export_int8(model: Path, path: Path, images: Tensor) -> None:
     """
     require_onnx()
     import onnx
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
+    from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):
+    class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:
             self.batches = iter(images.split(BATCH))
 
@@ -54,21 +49,15 @@ def export_int8(model: Path, path: Path, images: Tensor) -> None:
         folder = Path(name)
         alone, folded, done = (folder / f"{step}.onnx" for step in ("alone", "folded", "int8"))
         whole = onnx.load(model)
-        described = {
-            e.key: e.value for e in whole.metadata_props if not e.key.startswith("weights")
-        }
+        entries = {e.key: e.value for e in whole.metadata_props}
+        described = {k: v for k, v in entries.items() if not k.startswith("weights")}
         onnx.save(whole, alone)
         quant_pre_process(str(alone), str(folded), skip_symbolic_shape=True)
-        quantize_static(
-            str(folded),
-            str(done),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
+        quantization.quantize_static(
+            str(folded), str(done), Reader(), per_channel=True, reduce_range=True,
+            quant_format=quantization.QuantFormat.QDQ, weight_type=quantization.QuantType.QInt8,
+            activation_type=quantization.QuantType.QUInt8,
+        )  # fmt: skip
         quantised = onnx.load(done)
         del quantised.metadata_props[:]
         onnx.helper.set_model_props(quantised, described)

@@ -55,19 +55,14 @@ def export_onnx(
         ImportError: the extra `onnx` is not installed.
     """
     net.require_ready(depth)
-    return write_onnx(
-        net.subnet(depth), path, images, about(net, depth), net.stored_names(depth), weights
-    )
+    metadata, names = about(net, depth), net.stored_names(depth)
+    return write_onnx(net.subnet(depth), path, images, metadata, names, weights)
 
 
 def write_onnx(
-    plain: nn.Module,
-    path: Path,
-    images: Tensor,
-    described: Mapping[str, Any],
-    names: Mapping[str, str],
-    weights: Path | None,
-) -> Parity:
+    plain: nn.Module, path: Path, images: Tensor, described: Mapping[str, Any],
+    names: Mapping[str, str], weights: Path | None,
+) -> Parity:  # fmt: skip
     """Write a plain network as an ONNX file of any batch size, checked with onnxruntime before.
 
     Args:
@@ -102,12 +97,12 @@ def ranges(path: Path) -> dict[str, Range]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
     found = {}
     for name, entry in header.items():
-        if name != "__metadata__":
-            start, stop = entry["data_offsets"]
-            shape = tuple(entry["shape"])
-            found[name] = Range(8 + length + start, stop - start, entry["dtype"], shape)
+        start, stop = entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        found[name] = Range(8 + length + start, stop - start, entry["dtype"], shape)
     return found
 
 
@@ -124,17 +119,11 @@ def _graph(plain: nn.Module, images: Tensor) -> Any:
     """The ONNX model of a plain network, for any batch size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        # optimize would fold norms into convolutions that depths share; onnxruntime fuses at load
         program = torch.onnx.export(
-            plain,
-            (images,),
-            dynamo=True,
-            # folding norms would change convolutions that depths share; onnxruntime fuses at load
-            optimize=False,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
+            plain, (images,), dynamo=True, optimize=False, verbose=False, input_names=["images"],
+            output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )  # fmt: skip
     assert program is not None
     proto = program.model_proto
     # The exporter's notes (which line of which file made a node) would be most of a small file.
@@ -203,13 +192,9 @@ def _point(
         if place is None or (tuple(tensor.dims), tensor.data_type) != (place.shape, kind):
             raise ValueError(f"{weights} is no file of this network: {name} is missing or differs")
         raw = {"location": weights.name, "offset": place.offset, "length": place.length}
+        entries = [onnx.StringStringEntryProto(key=k, value=str(v)) for k, v in raw.items()]
         moved = onnx.TensorProto(
-            name=tensor.name,
-            dims=tensor.dims,
-            data_type=tensor.data_type,
-            data_location=onnx.TensorProto.EXTERNAL,
-            external_data=[
-                onnx.StringStringEntryProto(key=k, value=str(v)) for k, v in raw.items()
-            ],
-        )
+            name=tensor.name, dims=tensor.dims, data_type=tensor.data_type,
+            data_location=onnx.TensorProto.EXTERNAL, external_data=entries,
+        )  # fmt: skip
         tensor.CopyFrom(moved)

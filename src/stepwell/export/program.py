@@ -34,12 +34,9 @@ def export_pt2(net: NestedNet, depth: str, path: Path, images: Tensor) -> Parity
     data = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
-        program = torch.export.export(
-            plain,
-            (torch.zeros(2, *images.shape[1:]),),  # the file keeps it: no image of somebody's
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            strict=False,
-        )
+        blank = torch.zeros(2, *images.shape[1:])  # the file keeps it: no image of somebody's
+        shapes = ({0: torch.export.Dim("batch")},)
+        program = torch.export.export(plain, (blank,), dynamic_shapes=shapes, strict=False)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # paths of this machine, on every line
         torch.export.save(program, data, extra_files={CARD: json.dumps(about(net, depth))})

@@ -5,29 +5,20 @@ Every graph takes images of full size and resizes them itself, by two products w
 only loops: score, choose, run equal choices together.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from stepwell.export import folder as folders
 from stepwell.export.card import about
 from stepwell.export.check import TOLERANCE, Sample
-from stepwell.export.folder import (
-    INDEX,
-    bytes_of,
-    earlier,
-    kept,
-    named_by_content,
-    put_in_place,
-    weights_record,
-)
 from stepwell.export.onnx import require_onnx, write_onnx
-from stepwell.files import read_json, write_whole
+from stepwell.files import read_json
 from stepwell.nets.files.nested import BESIDE, digest
 from stepwell.nets.files.onnx import open_onnx, runner
 from stepwell.nets.files.resolution import save_resolution
@@ -49,9 +40,8 @@ class Resized(nn.Module):
         super().__init__()
         self.net = net
         self.matrix: Tensor
-        rows = interpolate(
-            torch.eye(full)[None, None], (size, full), mode="bilinear", antialias=True
-        )
+        eye = torch.eye(full)[None, None]
+        rows = interpolate(eye, (size, full), mode="bilinear", antialias=True)
         self.register_buffer("matrix", rows[0, 0])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -108,58 +98,49 @@ def export_resolution(
         "price": float(net.price),
         "costs": net.costs.tolist(),
     }
-    with put_in_place(folder) as place:
-        before = earlier(folder, record)
-        weights = named_by_content(save_resolution(net, place / "net.safetensors"))
-        record["weights"] = weights_record(nested, weights)
-        rows = [_write(part, weights, sample, say) for part in _graphs(net, sample, card)]
-        loop = OpenResolution(place, record)
-        record["parity"] = _check_loop(net, loop, sample)
-        index = before | record | {"files": kept(before, rows, folder) + rows}
-        write_whole(place / INDEX, json.dumps(index, indent=1).encode())
+    with folders.put_in_place(folder) as place:
+        before = folders.earlier(folder, record)
+        weights = folders.named_by_content(save_resolution(net, place / "net.safetensors"))
+        record["weights"] = folders.weights_record(nested, weights)
+        rows = []
+        for graph in _graphs(net, sample, card):
+            say(f"choice {graph[2]['choice']}: onnx")
+            rows.append(_write(*graph, weights, sample))
+        record["parity"] = _check_loop(net, OpenResolution(place, record), sample)
+        folders.write_index(place, before, record, rows)
     return record | {"files": rows}
 
 
-class _Graph(NamedTuple):
-    """One file to write: its network, its metadata, and the stored names of its tensors."""
-
-    file: str
-    plain: nn.Module
-    metadata: dict[str, Any]
-    names: dict[str, str]
-
-
-def _graphs(net: ResolutionNet, sample: Sample, card: dict[str, Any]) -> Iterator[_Graph]:
-    """Iterate over the graphs of all choices, then the chooser's."""
+def _graphs(
+    net: ResolutionNet, sample: Sample, card: dict[str, Any]
+) -> Iterator[tuple[str, nn.Module, dict[str, Any], dict[str, str]]]:
+    """Iterate over all choices, then the chooser: file, network, metadata, stored tensor names."""
     full = sample.images.shape[-1]
     for name, (depth, size) in zip(net.names, net.choices, strict=True):
         names = {f"net.{k}": _stored(v) for k, v in net.net.stored_names(size, depth).items()}
         plain = Resized(net.net.at(size).subnet(depth), full, size)
         metadata = card | {"depth": depth, "resolution": size, "choice": name}
-        yield _Graph(f"{name}.onnx", plain, metadata, names)
+        yield f"{name}.onnx", plain, metadata, names
     chooser = net.chooser
     assert isinstance(chooser, Chooser)
     names = {f"net.{k}": f"{BESIDE}chooser/{k}" for k in chooser.state_dict()}
     plain = Resized(Scores(chooser), full, chooser.size)
-    yield _Graph(CHOOSER, plain, card | {"choice": "chooser", "scores": list(net.names)}, names)
+    yield CHOOSER, plain, card | {"choice": "chooser", "scores": list(net.names)}, names
 
 
 def _write(
-    part: _Graph, weights: Path, sample: Sample, say: Callable[[str], None]
-) -> dict[str, Any]:
+    name: str, plain: nn.Module, metadata: dict[str, Any], names: dict[str, str], weights: Path,
+    sample: Sample,
+) -> dict[str, Any]:  # fmt: skip
     """Write one graph, check it, and describe the file."""
-    say(f"choice {part.metadata['choice']}: onnx")
-    file = weights.parent / part.file
-    parity = write_onnx(part.plain, file, sample.images, part.metadata, part.names, weights)
+    file = weights.parent / name
+    parity = write_onnx(plain, file, sample.images, metadata, names, weights)
     return {
-        "choice": part.metadata["choice"],
-        "format": "onnx",
-        "file": file.name,
-        "bytes": file.stat().st_size,
-        "weights": weights.name,
-        "weights_bytes": bytes_of(weights, part.names.values()),
+        "choice": metadata["choice"], "format": "onnx", "file": file.name,
+        "bytes": file.stat().st_size, "weights": weights.name,
+        "weights_bytes": folders.bytes_of(weights, names.values()),
         "parity": parity._asdict() | {"part": sample.part},
-    }
+    }  # fmt: skip
 
 
 class OpenResolution:
@@ -176,7 +157,7 @@ class OpenResolution:
 
     def __init__(self, folder: str | Path, index: Mapping[str, Any] | None = None) -> None:
         folder = Path(folder)
-        index = read_json(folder / INDEX, "export it again") if index is None else index
+        index = read_json(folder / folders.INDEX, "export it again") if index is None else index
         if "price" not in index:
             raise ValueError(f"{folder} holds the export of a network that chooses no resolutions")
         self.price, self.costs = index["price"], torch.tensor(index["costs"])
@@ -211,9 +192,6 @@ def _check_loop(
     """Compare the host loop with the network, in one batch and image by image.
 
     One image of a batch may have another choice, as scores may tie to the last digit.
-
-    Raises:
-        ValueError: choices or logits differ.
     """
     expected, found = net.cpu().eval().answer(sample.images), loop(sample.images)
     alone = torch.cat([loop(image).logits for image in sample.images.split(1)])
@@ -228,9 +206,5 @@ def _check_loop(
             "nothing was written"
         )
     share = float(agree.double().mean())
-    return {
-        "difference": difference,
-        "same_choice": share,
-        "images": len(agree),
-        "part": sample.part,
-    }
+    counts = {"images": len(agree), "part": sample.part}
+    return {"difference": difference, "same_choice": share, **counts}

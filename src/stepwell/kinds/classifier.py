@@ -22,24 +22,17 @@ __all__ = [
 NAME = "an image classifier"
 ADVICE: dict[str, str] = {}
 NEXT = (
-    "stepwell eval {run}",
-    "stepwell export {run}",
-    "stepwell report {run}",
+    "stepwell eval {run}", "stepwell export {run}", "stepwell report {run}",
     "stepwell predict {run} IMAGE|FOLDER...",
-)
+)  # fmt: skip
 SECTIONS = (
-    "stepwell.report.sections:lead",
-    "stepwell.report.sections:full_net_note",
-    "stepwell.report.sections:facts",
-    "stepwell.report.sections:row_table",
-    "stepwell.report.sections:churn",
-    "stepwell.report.sections:run_figures",
-    "stepwell.report.fidelity:fidelity_section",
-    "stepwell.report.grafting:grafting_section",
-    "stepwell.report.sections:examples",
-    "stepwell.report.sections:classes_table",
+    "stepwell.report.sections:lead", "stepwell.report.sections:full_net_note",
+    "stepwell.report.sections:facts", "stepwell.report.sections:row_table",
+    "stepwell.report.sections:churn", "stepwell.report.sections:run_figures",
+    "stepwell.report.fidelity:fidelity_section", "stepwell.report.grafting:grafting_section",
+    "stepwell.report.sections:examples", "stepwell.report.sections:classes_table",
     "stepwell.report.sections:arguments",
-)
+)  # fmt: skip
 #: Columns after a training, and of an evaluation.
 TRAINED = ("blocks", "params", "macs", "accuracy", "ms")
 EVALUATED = (
@@ -187,13 +180,9 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
 
 
 def predict(
-    network: Network,
-    paths: Sequence[Path],
-    *,
-    depth: str | None = None,
-    cascade: bool = False,
+    network: Network, paths: Sequence[Path], *, depth: str | None = None, cascade: bool = False,
     **limits: float,
-) -> Predicted:
+) -> Predicted:  # fmt: skip
     """Classify images at one depth, within a budget, or by a cascade. Flags as for `predict`."""
     from stepwell.measure.cascade import check_depths
     from stepwell.nets.nested.cascade import Cascade
@@ -203,9 +192,8 @@ def predict(
     if cascade:
         check_depths(net)
         by = Cascade.of(net)
-        return Predicted(
-            [*predict_files(net, by, expand(paths))], f"cascade of {', '.join(by.depths)}"
-        )
+        title = f"cascade of {', '.join(by.depths)}"
+        return Predicted([*predict_files(net, by, expand(paths))], title)
     if limits:
         depth = depth_within(net, budget_of(limits), network.path)
     depth = net.full if depth is None else depth
@@ -246,14 +234,9 @@ def depth_within(net: "NestedNet", budget: Mapping[str, float], path: Path) -> s
 
 
 def export(
-    network: Network,
-    folder: Path,
-    *,
-    format: Literal["onnx", "pt2", "safetensors"] = "onnx",
-    depth: str | None = None,
-    int8: bool = False,
-    data: str | None = None,
-) -> dict[str, Any]:
+    network: Network, folder: Path, *, format: Literal["onnx", "pt2", "safetensors"] = "onnx",
+    depth: str | None = None, int8: bool = False, data: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write depths as files for other programs, each checked on images. Flags as for `export`."""
     from stepwell.export import Int8, export_folder
 
@@ -261,9 +244,7 @@ def export(
     net.require_ready(*(net.depths if depth is None else [depth]))
     sample, parts = sample_of(network, data, calibrated=int8)
     quantised = Int8(parts.train, parts.test) if int8 else None
-    return export_folder(
-        net, folder, sample, format=format, depth=depth, int8=quantised, say=say
-    )  # fmt: skip
+    return export_folder(net, folder, sample, format=format, depth=depth, int8=quantised, say=say)
 
 
 def sample_of(network: Network, data: str | None, *, calibrated: bool = False) -> tuple[Any, Any]:

@@ -9,14 +9,9 @@ from stepwell.kinds import Calibrated, Network
 
 
 def cost(
-    network: Network,
-    *,
-    size: int | None = None,
-    batch: int = 1,
-    save: bool = False,
-    accuracy_on: Literal["validation", "test"] | None = None,
-    data: str | None = None,
-) -> tuple[dict[str, dict[str, Any]], str]:
+    network: Network, *, size: int | None = None, batch: int = 1, save: bool = False,
+    accuracy_on: Literal["validation", "test"] | None = None, data: str | None = None,
+) -> tuple[dict[str, dict[str, Any]], str]:  # fmt: skip
     """Measure the costs of every depth; also give the input in words. Flags as for `cost`."""
     from stepwell.measure.depths import cost_table
     from stepwell.nets.files.kind import network_file
@@ -37,11 +32,9 @@ def cost(
 
 
 def _save_costs(
-    network: Network,
-    costs: Mapping[str, Mapping[str, Any]],
-    part: Literal["validation", "test"] | None,
-    data: str | None,
-) -> dict[str, dict[str, Any]]:
+    network: Network, costs: Mapping[str, Mapping[str, Any]],
+    part: Literal["validation", "test"] | None, data: str | None,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Write measured costs to the network's file, and give them with the accuracies in the file."""
     from stepwell.device import device_name
     from stepwell.measure.data_parts import parts_of
@@ -51,9 +44,8 @@ def _save_costs(
 
     net, config = network.net, network.config
     accuracy: tuple[dict[str, float], str] | None = None
-    unknown = any(
-        "accuracy" not in net.card.costs.get(d, {}) for d, s in net.status.items() if s != "fresh"
-    )
+    ready = (depth for depth, status in net.status.items() if status != "fresh")
+    unknown = any("accuracy" not in net.card.costs.get(depth, {}) for depth in ready)
     if part or data or (unknown and config):
         parts = parts_of(net, network.path, config, data)
         batches = parts.test if part == "test" else parts.validation
@@ -67,20 +59,22 @@ def _save_costs(
     elif unknown:
         say("note: the accuracy of some depths is not known: measure it with --data")
     with rewriting(network.path, net_digest(net)) as (file, card):
-        card = card.with_costs(costs, device_name())
-        if accuracy is not None:
-            card = card.with_accuracy(*accuracy)
+        card = _measured(card, costs, accuracy)
         rewrite_card(file, card)
     say(f"saved the costs on {device_name()} in {file}")
     return {depth: {**values} | card.costs[depth] for depth, values in costs.items()}
 
 
+def _measured(card: Any, costs: Mapping[str, Any], accuracy: tuple[Any, str] | None) -> Any:
+    """Give a card these costs on this device, and these accuracies on a part."""
+    from stepwell.device import device_name
+
+    card = card.with_costs(costs, device_name())
+    return card if accuracy is None else card.with_accuracy(*accuracy)
+
+
 def calibrate(
-    network: Network,
-    depths: Sequence[str],
-    *,
-    data: str | None = None,
-    out: Path | None = None,
+    network: Network, depths: Sequence[str], *, data: str | None = None, out: Path | None = None
 ) -> Calibrated:
     """Add untrained depths, with norm statistics from training images. Flags as for `calibrate`."""
     from stepwell.device import device_name
@@ -109,16 +103,12 @@ def calibrate(
     measured = cost_table(net, net.card.size)
     accuracy = accuracy_on(net, parts.validation, "validation") if parts.validation else None
 
-    def with_measured(card: Any) -> Any:
-        card = card.with_costs(measured, device_name())
-        return card if accuracy is None else card.with_accuracy(*accuracy)
-
     if out is None:
         with rewriting(network.path, digest) as (file, card):
-            net.card = with_measured(card)
+            net.card = _measured(card, measured, accuracy)
             save(net, file)
     else:
-        net.card = with_measured(net.card)
+        net.card = _measured(net.card, measured, accuracy)
         with writing(file):
             save(net, file)
     times = net.card.latency[device_name()]

@@ -27,25 +27,20 @@ def show_cascade(cascade: Mapping[str, Any]) -> None:
     """
     found, test = cascade["validation"], cascade["test"]
     thresholds = [*(f"{t:.4f}" for t in found["thresholds"]), "the rest"]
-    rows = [
-        [depth, threshold, f"{100 * seen:.1f} %", f"{100 * tested:.1f} %"]
-        for depth, threshold, seen, tested in zip(
-            found["depths"], thresholds, found["shares"], test["shares"], strict=True
-        )
-    ]
+    shares = ([f"{100 * s:.1f} %" for s in part["shares"]] for part in (found, test))
+    rows = zip(found["depths"], thresholds, *shares, strict=True)
     columns = ["depth", "answers from", "answered, validation", "answered, test"]
     show(table(f"cascade: {found['goal']}", columns, rows))
     sigma = (found["accuracy"] * (1 - found["accuracy"]) / found["images"]) ** 0.5
-    for line in (
+    show(
         f"accuracy on {found['images']} validation images, where the thresholds were set: "
-        f"{100 * found['accuracy']:.2f} % (±{196 * sigma:.1f} points)",
+        f"{100 * found['accuracy']:.2f} % (±{196 * sigma:.1f} points)\n"
         f"accuracy on {test['images']} test images: {100 * test['accuracy']:.2f} % "
-        f"(full net: {100 * test['full_accuracy']:.2f} %)",
+        f"(full net: {100 * test['full_accuracy']:.2f} %)\n"
         f"mean MACs an image: {big(found['macs'])} on validation, {big(test['macs'])} on test "
-        f"(full net: {big(test['full_macs'])})",
-        f"mean ms, one image at a time: {test['ms']:.2f} (full net: {test['full_ms']:.2f})",
-    ):
-        show(line)
+        f"(full net: {big(test['full_macs'])})\n"
+        f"mean ms, one image at a time: {test['ms']:.2f} (full net: {test['full_ms']:.2f})"
+    )
 
 
 def show_classes(test: Mapping[str, float]) -> None:
@@ -56,7 +51,7 @@ def show_classes(test: Mapping[str, float]) -> None:
         if rest:
             found.setdefault(rest, {})[depth] = value
     if found:
-        depths = list(next(iter(found.values())))
+        depths = next(iter(found.values()))
         rows = [[c, *(f"{100 * v[d]:.1f} %" for d in depths)] for c, v in found.items()]
         show(table("accuracy by class (classes are uneven)", ["class", *depths], rows))
 
@@ -70,13 +65,9 @@ def show_export(title: str, result: Mapping[str, Any]) -> None:
     columns += ["accuracy", "agreement", "ms per image"] if measured else []
     cells = []
     for row in rows:
-        parity = row.get("parity")
-        cell = [row["depth"], row["file"], size(row["bytes"])]
-        cell += (
-            [f"{parity['difference']:.1e}", f"{100 * parity['same_class']:.0f} %"]
-            if parity
-            else ["", ""]
-        )
+        cell = [row["depth"], row["file"], size(row["bytes"]), "", ""]
+        if parity := row.get("parity"):
+            cell[3:] = f"{parity['difference']:.1e}", f"{100 * parity['same_class']:.0f} %"
         if measured:
             agreement = f"{100 * row['agreement']:.1f} %" if "agreement" in row else ""
             cell += [f"{100 * row['accuracy']:.2f} %", agreement, f"{row['ms']:.2f}"]
@@ -92,11 +83,8 @@ def show_export(title: str, result: Mapping[str, Any]) -> None:
             style="dim",
         )
     if measured:
-        threads = result["threads"]
-        show(
-            f"ms: onnxruntime, median at batch 1 on {threads} thread{'s' * (threads != 1)}",
-            style="dim",
-        )
+        threads = f"{result['threads']} thread{'s' * (result['threads'] != 1)}"
+        show(f"ms: onnxruntime, median at batch 1 on {threads}", style="dim")
 
 
 def show_delta(depth: str, beyond: str, delta: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepwell.console import show, table
-from stepwell.measures import FIDELITY, Measure, number_in
+from stepwell.measures import FIDELITY, Measure, number_in, of_row
 
 CKA = Measure("CKA", "number", 3)
 SHARE = Measure("share", "percent")
@@ -15,11 +15,8 @@ def with_interval(numbers: Mapping[str, float], key: str, measure: Measure) -> s
     if key not in numbers:
         return ""
     sign = " %" if measure.unit == "percent" else ""
-    value, *ends = (
-        number_in(measure.unit, numbers[k], measure.digits)
-        for k in (key, f"{key}/low", f"{key}/high")
-        if k in numbers
-    )
+    keys = (k for k in (key, f"{key}/low", f"{key}/high") if k in numbers)
+    value, *ends = (number_in(measure.unit, numbers[k], measure.digits) for k in keys)
     return f"{value}{sign}" + (f" ({ends[0]} to {ends[1]})" if ends else "")
 
 
@@ -29,11 +26,7 @@ def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
     titles = {part: part for part in parts} | {"augmented": f"augmented: {found['augmentation']}"}
     for depth in found["depths"]:
         own = {
-            part: {
-                k.removeprefix(f"{depth}/"): v
-                for k, v in numbers.items()
-                if k.startswith(f"{depth}/")
-            }
+            part: of_row(numbers, depth)
             | {k: v for k, v in numbers.items() if k.startswith("teacher/")}
             for part, numbers in parts.items()
         }
@@ -57,10 +50,8 @@ def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
         style="dim",
     )
     if "augmented" in parts:
-        show(
-            "train: without augmentation; augmented: the same images, augmented as in training",
-            style="dim",
-        )
+        note = "train: without augmentation; augmented: the same images, augmented as in training"
+        show(note, style="dim")
 
 
 def transfer_verdict(numbers: Mapping[str, float]) -> str:
@@ -84,18 +75,9 @@ def transfer_verdict(numbers: Mapping[str, float]) -> str:
 def _show_least(numbers: Mapping[str, float], classes: Sequence[str], count: int) -> None:
     measured = [c for c in classes if f"class/{c}/agreement" in numbers]
     measured.sort(key=lambda c: numbers[f"class/{c}/agreement"])
+    keys = ("class/{}/agreement", "class/{}/accuracy", "teacher/class/{}/accuracy")
     rows = [
-        [
-            name,
-            *(
-                with_interval(numbers, key, SHARE)
-                for key in (
-                    f"class/{name}/agreement",
-                    f"class/{name}/accuracy",
-                    f"teacher/class/{name}/accuracy",
-                )
-            ),
-        ]
+        [name, *(with_interval(numbers, key.format(name), SHARE) for key in keys)]
         for name in measured[:count]
     ]
     few = f", the {count} that agree least" if len(measured) > count else ""

@@ -11,13 +11,8 @@ if TYPE_CHECKING:
     from stepwell.kg import KnowledgeGraph
 
 NAME = "a knowledge graph"
-_ASK = "stepwell kg query asks it"
-ADVICE = {
+ADVICE = dict.fromkeys(("predict", "export", "delta", "cost"), "stepwell kg query asks it") | {
     "evaluate": "stepwell kg eval ranks test triples",
-    "predict": _ASK,
-    "export": _ASK,
-    "delta": _ASK,
-    "cost": _ASK,
     "calibrate": "stepwell kg update adds and removes triples",
 }
 NEXT = (
@@ -48,12 +43,9 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
 
 def show_ranks(title: str, ranks: Mapping[str, float]) -> None:
     """Print how true triples rank, beside removed ones where those were ranked."""
-    old = "gone/mrr" in ranks
+    columns = {"true": ""} | ({"gone": "gone/"} if "gone/mrr" in ranks else {})
     rows = [
-        [
-            measure.title,
-            *(written(measure, ranks[prefix + key]) for prefix in ("", "gone/")[: 1 + old]),
-        ]
+        [measure.title, *(written(measure, ranks[start + key]) for start in columns.values())]
         for key, measure in RANKS.items()
     ]
-    show(table(title, ["filtered, ties in the middle", "true", *(["gone"] if old else [])], rows))
+    show(table(title, ["filtered, ties in the middle", *columns], rows))

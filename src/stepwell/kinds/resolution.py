@@ -28,17 +28,12 @@ ADVICE = {
 }
 NEXT = classifier.NEXT
 SECTIONS = (
-    "stepwell.report.resolution:lead",
-    "stepwell.report.sections:facts",
-    "stepwell.report.sections:row_table",
-    "stepwell.report.sections:churn",
-    "stepwell.report.sections:run_figures",
-    "stepwell.report.fidelity:fidelity_section",
-    "stepwell.report.resolution:resolution_section",
-    "stepwell.report.sections:examples",
-    "stepwell.report.sections:classes_table",
-    "stepwell.report.sections:arguments",
-)
+    "stepwell.report.resolution:lead", "stepwell.report.sections:facts",
+    "stepwell.report.sections:row_table", "stepwell.report.sections:churn",
+    "stepwell.report.sections:run_figures", "stepwell.report.fidelity:fidelity_section",
+    "stepwell.report.resolution:resolution_section", "stepwell.report.sections:examples",
+    "stepwell.report.sections:classes_table", "stepwell.report.sections:arguments",
+)  # fmt: skip
 TRAINED = classifier.TRAINED
 EVALUATED = ("params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
 
@@ -63,23 +58,14 @@ def at_full_size(network: Network) -> Network:
 
 
 def evaluate(
-    network: Network,
-    *,
-    data: str | None = None,
-    budget_macs: float | None = None,
-    **of_depths: Any,
+    network: Network, *, data: str | None = None, budget_macs: float | None = None, **of_depths: Any
 ) -> dict[str, Any]:
     """Measure the network as a whole, and each of its choices for all images. Flags as for `eval`.
 
     With a cascade or a teacher, the depths at full size are measured instead.
     """
+    from stepwell.measure import resolution as measuring
     from stepwell.measure.data_parts import parts_of
-    from stepwell.measure.resolution import (
-        choice_table,
-        measure_resolution,
-        measure_speed,
-        timed_images,
-    )
 
     if of_depths:
         full = at_full_size(network)
@@ -89,12 +75,13 @@ def evaluate(
         set_budget(net, macs=budget_macs)
     nested = net.net.net
     parts = parts_of(nested, network.path, config, data)
-    results, _ = measure_resolution(net, parts.test, choice_table(net, nested.card.size))
+    table = measuring.choice_table(net, nested.card.size)
+    results, _ = measuring.measure_resolution(net, parts.test, table)
     record = results["drnet"]
     arguments = config.get("arguments", {})
     if budget_macs is None and arguments.get("schedule") != "resolutions":
         record["target"] = arguments.get("target")
-    record["speed"] = measure_speed(net, timed_images(parts.test))
+    record["speed"] = measuring.measure_speed(net, measuring.timed_images(parts.test))
     return results
 
 
@@ -112,12 +99,9 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
 
 
 def set_budget(
-    net: "ResolutionNet",
-    *,
-    ms: float | None = None,
-    macs: float | None = None,
+    net: "ResolutionNet", *, ms: float | None = None, macs: float | None = None,
     accuracy: float | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Set the cost penalty for a budget, and say its effect; milliseconds are measured now."""
     from stepwell.measure.resolution import times_of_choices
 
@@ -131,13 +115,9 @@ def set_budget(
 
 
 def predict(
-    network: Network,
-    paths: Sequence[Path],
-    *,
-    depth: str | None = None,
-    cascade: bool = False,
+    network: Network, paths: Sequence[Path], *, depth: str | None = None, cascade: bool = False,
     **limits: float,
-) -> Predicted:
+) -> Predicted:  # fmt: skip
     """Classify images as the chooser decides, or at one choice or depth. Flags as for `predict`."""
     from stepwell.serve import expand, predict_files
 
@@ -174,14 +154,9 @@ def _speed(net: "ResolutionNet", files: Sequence[Path]) -> list[str]:
 
 
 def export(
-    network: Network,
-    folder: Path,
-    *,
-    format: Literal["onnx", "pt2", "safetensors"] = "onnx",
-    depth: str | None = None,
-    int8: bool = False,
-    data: str | None = None,
-) -> dict[str, Any]:
+    network: Network, folder: Path, *, format: Literal["onnx", "pt2", "safetensors"] = "onnx",
+    depth: str | None = None, int8: bool = False, data: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write a graph for each choice and the chooser; or depths at full size. Flags as for `export`."""
     from stepwell.export import export_resolution
 

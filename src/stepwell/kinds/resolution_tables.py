@@ -27,18 +27,19 @@ def show_choices(record: Mapping[str, Any]) -> None:
         style="dim",
     )
     if target is not None and record["cost"] > OVER * target:
-        show(
+        note = (
             "the mean cost is above the target: the cost penalty meets it on the validation images, "
-            "which may be too few (--val-fraction)",
-            style="dim",
+            "which may be too few (--val-fraction)"
         )
+        show(note, style="dim")
     if max(record["shares"].values()) > ALIKE:
-        show(
+        note = (
             "nearly all images make one choice: the images may give no reason for another; more "
-            "epochs, another --target or resolutions further apart may help",
-            style="dim",
+            "epochs, another --target or resolutions further apart may help"
         )
-    show_speed(record["speed"])
+        show(note, style="dim")
+    rows = [[written(measure, row[k]) for k, measure in SPEED.items()] for row in record["speed"]]
+    show(table("speed", [measure.title for measure in SPEED.values()], rows))
 
 
 def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
@@ -50,16 +51,8 @@ def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
     columns = ("macs", "accuracy")
     rows = [[*(written(MEASURES[c], b[c]) for c in columns), f"{b['price']:.3g}"] for b in some]
     show(table("budgets", [*(MEASURES[c].title for c in columns), "cost penalty"], rows))
-    show(
-        "for predict's --budget-ms, --budget-macs and --min-accuracy; measured on validation images",
-        style="dim",
-    )
-
-
-def show_speed(speed: Sequence[Mapping[str, float]]) -> None:
-    """Print images per second with and without the choice, in batches of equal size."""
-    rows = [[written(measure, row[key]) for key, measure in SPEED.items()] for row in speed]
-    show(table("speed", [measure.title for measure in SPEED.values()], rows))
+    flags = "--budget-ms, --budget-macs and --min-accuracy"
+    show(f"for predict's {flags}; measured on validation images", style="dim")
 
 
 def show_export(title: str, result: Mapping[str, Any]) -> None:

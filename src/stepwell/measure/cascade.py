@@ -10,13 +10,8 @@ from torch import Tensor
 
 from stepwell.cost import count_macs_of_steps, mean_of_medians, time_each
 from stepwell.evaluation import gather_logits
-from stepwell.evaluation.cascade import (
-    Goal,
-    Thresholds,
-    better,
-    find_thresholds,
-    outcome_of,
-)
+from stepwell.evaluation.cascade import Goal, Thresholds, better, find_thresholds, outcome_of
+from stepwell.measure.depths import logits_where_it_is
 from stepwell.nets import NestedNet
 from stepwell.nets.nested.budget import check_share
 from stepwell.nets.nested.cascade import Cascade, starts_of, top_probability
@@ -66,12 +61,9 @@ def check_depths(net: NestedNet) -> list[str]:
 
 
 def calibrate_cascade(
-    net: NestedNet,
-    validation: Iterable[Batch],
-    *,
-    accuracy: float | None = None,
+    net: NestedNet, validation: Iterable[Batch], *, accuracy: float | None = None,
     macs: float | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Find the best cascade of `net` for a goal, for `net.card.cascade`.
 
     All sets of up to four depths are tried, each with its best thresholds on the validation images.
@@ -97,11 +89,8 @@ def calibrate_cascade(
         raise ValueError(f"a budget of MACs must be a positive number, not {macs}")
     net.require_ready(net.full)
     ready = check_depths(net)
-    device = next(net.parameters()).device
     with in_eval_mode(net):
-        logits, labels = gather_logits(
-            lambda x: net.logits_by_depth(x.to(device), ready), validation
-        )
+        logits, labels = gather_logits(logits_where_it_is(net, ready), validation)
     confidence = torch.stack([top_probability(values) for values in logits.values()])
     right = torch.stack([values.argmax(1) == labels for values in logits.values()])
     if accuracy is None and macs is None:
@@ -118,14 +107,10 @@ def calibrate_cascade(
             f"{found.outcome.cost:.4g} MACs an image"
         )
     return {
-        "depths": chosen,
-        "thresholds": list(found.values),
-        "goal": words,
-        "accuracy": found.outcome.accuracy,
-        "macs": found.outcome.cost,
-        "shares": list(found.outcome.shares),
-        "images": len(labels),
-    }
+        "depths": chosen, "thresholds": list(found.values), "goal": words,
+        "accuracy": found.outcome.accuracy, "macs": found.outcome.cost,
+        "shares": list(found.outcome.shares), "images": len(labels),
+    }  # fmt: skip
 
 
 def _best_chain(
@@ -139,9 +124,8 @@ def _best_chain(
             costs = cascade_macs(net, [ready[i] for i in rows], known)
             found = find_thresholds(confidence[list(rows)], right[list(rows)], costs, goal)
             # a depth that answers nothing would still be run
-            rows = tuple(
-                r for r, t in zip(rows, (*found.values, 0.0), strict=True) if t < torch.inf
-            )
+            scores_of = zip(rows, (*found.values, 0.0), strict=True)
+            rows = tuple(row for row, threshold in scores_of if threshold < torch.inf)
             chain = [ready[i] for i in rows]
             if len(rows) < length:
                 values = tuple(t for t in found.values if t < torch.inf)
@@ -195,19 +179,12 @@ def _measured(
     shares = [(who == i).double().mean().item() for i in range(len(depths))]
     costs = cascade_macs(net, depths)
     with torch.inference_mode():
-        times = time_each(
-            {"": lambda x: cascade(x).logits, "full_": net.forward}, singles, seconds=seconds
-        )
-    return (
-        {
-            "macs": sum(share * cost for share, cost in zip(shares, costs, strict=True)),
-            "shares": shares,
-            "images": len(who),
-            "full_macs": cascade_macs(net, [net.full])[0],
-        }
-        | {f"{name}accuracy": torch.cat(r).double().mean().item() for name, r in right.items()}
-        | {
-            "ms": mean_of_medians(times[""], who.tolist()),
-            "full_ms": statistics.median(times["full_"]),
-        }
-    )
+        runs = {"": lambda x: cascade(x).logits, "full_": net.forward}
+        times = time_each(runs, singles, seconds=seconds)
+    accuracies = {f"{row}accuracy": torch.cat(r).double().mean().item() for row, r in right.items()}
+    return {
+        "macs": sum(share * cost for share, cost in zip(shares, costs, strict=True)),
+        "shares": shares, "images": len(who), "full_macs": cascade_macs(net, [net.full])[0],
+        **accuracies, "ms": mean_of_medians(times[""], who.tolist()),
+        "full_ms": statistics.median(times["full_"]),
+    }  # fmt: skip

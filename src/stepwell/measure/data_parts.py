@@ -36,14 +36,9 @@ class Parts(NamedTuple):
 
 
 def parts_for(
-    net: NestedNet,
-    data: str,
-    fingerprint: str | None = None,
-    val_fraction: float = 0.0,
-    part: str | None = None,
-    *,
-    same: bool = False,
-) -> Parts:
+    net: NestedNet, data: str, fingerprint: str | None = None, val_fraction: float = 0.0,
+    part: str | None = None, *, same: bool = False,
+) -> Parts:  # fmt: skip
     """Read the parts of `data`, sized and normalised for `net`, with its training's validation part.
 
     On other or unknown data, only a validation part of the data's own is used. A part split off the
@@ -105,13 +100,10 @@ def parts_of(
         return parts_for(net, data)
     own = str(config["arguments"]["data"])
     return parts_for(
-        net,
-        own if data is None else data,
-        config["data"]["fingerprint"],
-        config["arguments"].get("val_fraction", 0.0),
-        config["arguments"].get("part"),
+        net, own if data is None else data, config["data"]["fingerprint"],
+        config["arguments"].get("val_fraction", 0.0), config["arguments"].get("part"),
         same=data is None or Path(data).resolve() == Path(own).resolve(),
-    )
+    )  # fmt: skip
 
 
 def fitted(teacher: OpenTeacher, batches: Batches, *, resize: bool = False) -> nn.Module:
@@ -130,16 +122,10 @@ def fitted(teacher: OpenTeacher, batches: Batches, *, resize: bool = False) -> n
 
 
 def batches_for(
-    splits: Splits,
-    images: Images,
-    *,
-    batch_size: int,
-    val_fraction: float,
-    seed: int,
+    splits: Splits, images: Images, *, batch_size: int, val_fraction: float, seed: int,
     normalisation: Normalisation | None = None,
-    choose: Callable[[ImageSet], ImageSet] | None = None,
-    distill_data: DistillData = DistillData(),
-) -> tuple[Batches, Batches | None]:
+    choose: Callable[[ImageSet], ImageSet] | None = None, distill_data: DistillData = DistillData(),
+) -> tuple[Batches, Batches | None]:  # fmt: skip
     """The training part, shuffled and augmented, and the validation part.
 
     The validation part is the data's own, or a `val_fraction` of the training part.
@@ -154,15 +140,10 @@ def batches_for(
         train = choose(train)
     mean, std = normalisation or train.statistics()
     batches = Batches(
-        train,
-        batch_size,
-        mean=mean,
-        std=std,
-        **_changes(distill_data, images.flip, train, splits.flip),
-        shuffle=True,
-        seed=seed,
+        train, batch_size, mean=mean, std=std,
+        **_changes(distill_data, images.flip, train, splits.flip), shuffle=True, seed=seed,
         extra=distill_data.extra(train),
-    )
+    )  # fmt: skip
     return batches, batches.with_images(validation) if validation else None
 
 
@@ -208,14 +189,10 @@ def batches_of(run: Path) -> tuple[Batches, Batches]:
         raise ValueError(f"{arguments['data']} has changed since {run} was trained on it")
     card = load(run / "net.safetensors").card
     train, _ = batches_for(
-        splits,
-        recorded(Images, arguments),
-        batch_size=arguments["batch_size"],
-        val_fraction=arguments["val_fraction"],
-        seed=arguments["seed"],
-        normalisation=(card.mean, card.std),
-        distill_data=distill_data_of(arguments),
-    )
+        splits, recorded(Images, arguments), batch_size=arguments["batch_size"],
+        val_fraction=arguments["val_fraction"], seed=arguments["seed"],
+        normalisation=(card.mean, card.std), distill_data=distill_data_of(arguments),
+    )  # fmt: skip
     return train, train.with_images(splits.test)
 
 

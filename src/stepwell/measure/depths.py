@@ -35,13 +35,10 @@ def measure_depths(net: NestedNet, test: Batches) -> dict[str, Any]:
     """
     logits, labels = gather_logits(logits_where_it_is(net), test)
     return {
-        "kind": "classifier",
-        "rows": "depth",
-        "test": measures(logits, labels, net.card.classes),
-        "churn": churn(logits, labels),
-        "examples": len(labels),
+        "kind": "classifier", "rows": "depth", "test": measures(logits, labels, net.card.classes),
+        "churn": churn(logits, labels), "examples": len(labels),
         "costs": cost_table(net, net.card.size),
-    }
+    }  # fmt: skip
 
 
 def accuracy_on(net: NestedNet, batches: Batches, part: str) -> tuple[dict[str, float], str]:

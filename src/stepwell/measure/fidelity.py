@@ -135,12 +135,9 @@ def fit_pair(pair: Pair, test: Batches) -> Fitted:
         return {d: _picked(exit, ours) for d, exit in net.forward_all(images, depths).items()}
 
     return Fitted(
-        pair,
-        student,
-        lambda images: _picked(teacher(images), [p.teacher for p in pairs]),
-        control,
+        pair, student, lambda images: _picked(teacher(images), [p.teacher for p in pairs]), control,
         tuple(names),
-    )
+    )  # fmt: skip
 
 
 def measure_pair(
@@ -171,15 +168,11 @@ def measure_pair(
         if policy:
             compared["augmented"] = augmented
         else:
-            warnings.warn(
-                f"{pair.run} was trained without augmentation, so no augmented images are compared",
-                stacklevel=2,
-            )
+            note = "was trained without augmentation, so no augmented images are compared"
+            warnings.warn(f"{pair.run} {note}", stacklevel=2)
     else:
-        warnings.warn(
-            "compared on test images only: the network may have been trained on other data",
-            stacklevel=2,
-        )
+        note = "compared on test images only: the network may have been trained on other data"
+        warnings.warn(note, stacklevel=2)
     compared["test"] = parts.test
     found: dict[str, Any] = {
         "data": {"name": parts.name, "fingerprint": parts.fingerprint},
@@ -193,22 +186,15 @@ def measure_pair(
             depth: {"name": named(opened), "fingerprint": opened.fingerprint}
             for depth, opened in pair.controls.items()
         },
-        "depths": [*pair.depths],
-        "stages": [*networks.stages],
-        "classes": [*card.classes],
-        "level": LEVEL,
-        "resamples": RESAMPLES,
-        "augmentation": policy,
-        "parts": {},
-    }
+        "depths": [*pair.depths], "stages": [*networks.stages], "classes": [*card.classes],
+        "level": LEVEL, "resamples": RESAMPLES, "augmentation": policy, "parts": {},
+    }  # fmt: skip
     arrays: dict[str, np.ndarray] = {}
     for part, batches in compared.items():
         seen = observe(
-            networks.teacher,
-            networks.student,
-            track(batches, f"{part} images", len(batches)),
+            networks.teacher, networks.student, track(batches, f"{part} images", len(batches)),
             control=networks.control,
-        )
+        )  # fmt: skip
         numbers = fidelity_measures(seen, card.classes, stages=networks.stages)
         found["parts"][part] = {"images": len(seen.labels), "numbers": numbers}
         arrays |= {f"{part}/{name}": value for name, value in _arrays(seen).items()}
@@ -270,13 +256,9 @@ def _as_taught(batches: Batches, flip: bool, arguments: Mapping[str, Any]) -> tu
     data = distill_data_of(arguments)
     words = [data.augment, data.mix, data.synthetic if data.synthetic in DRAWN_ANEW else "none"]
     augmented = Batches(
-        batches.images,
-        batches.batch_size,
-        mean=batches.mean,
-        std=batches.std,
-        **changes_of(arguments, batches.images, flip),
-        seed=arguments.get("seed", 0),
-    )
+        batches.images, batches.batch_size, mean=batches.mean, std=batches.std,
+        **changes_of(arguments, batches.images, flip), seed=arguments.get("seed", 0),
+    )  # fmt: skip
     return " + ".join(word for word in words if word != "none"), augmented
 
 

@@ -34,16 +34,10 @@ class Pair(NamedTuple):
 
 
 def open_pair(
-    run: Path,
-    net: NestedNet,
-    config: Mapping[str, Any],
-    teacher: Sequence[str],
-    control: str | None = None,
-    *,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    interpolate: int = 0,
-) -> Pair:
+    run: Path, net: NestedNet, config: Mapping[str, Any], teacher: Sequence[str],
+    control: str | None = None, *, mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None, interpolate: int = 0,
+) -> Pair:  # fmt: skip
     """Open teacher and control, and check them as far as possible without images.
 
     If the teacher is a depth of `net` itself, the other depths are the students.
@@ -96,16 +90,7 @@ def named(opened: OpenTeacher) -> str:
 def _open_controls(
     run: Path, depths: tuple[str, ...], name: str, own: str, taught_by: Sequence[Source]
 ) -> dict[str, OpenTeacher]:
-    """Open a control for each of the student's depths: the depth of the same name, or the only one.
-
-    Args:
-        own: hash of the student's weights.
-        taught_by: its teacher, or the members of an ensemble.
-
-    Raises:
-        ValueError: the control is student or teacher itself, has the same teacher, or lacks the
-            student's depths.
-    """
+    """Open a control for each of the student's depths: the depth of the same name, or the only one."""
     opened = open_teacher([name])
     (source,) = opened.sources
     if source.weights in {own, *(other.weights for other in taught_by)}:
@@ -157,12 +142,7 @@ def _warn_of_doubts(run: Path, config: Mapping[str, Any], source: Source) -> Non
 def _check_line(
     run: Path, net: NestedNet, depths: Sequence[str], teacher: OpenTeacher, points: int
 ) -> None:
-    """Refuse to interpolate between networks that cannot be interpolated.
-
-    Raises:
-        ValueError: too few points; the teacher gives no weights, or is normalised in another way; no
-            depth has its architecture.
-    """
+    """Refuse to interpolate between networks that cannot be interpolated."""
     if points == 0:
         return
     if points < 2:

@@ -7,13 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stepwell.cost import (
-    costs_of,
-    count_macs,
-    mean_of_medians,
-    measure_latencies,
-    time_each,
-)
+from stepwell.cost import costs_of, count_macs, mean_of_medians, measure_latencies, time_each
 from stepwell.cost.latency import synchronised
 from stepwell.data import Batches
 from stepwell.evaluation import churn, gather_logits
@@ -136,12 +130,9 @@ def measure_resolution(
     macs = torch.tensor(macs_of_choices(net, size), dtype=torch.float64)
     mean = float(macs[seen.who].mean())
     whole = {
-        "params": sum(p.numel() for p in net.parameters()),
-        "macs": round(mean),
-        "ms": _one_by_one(net, test, seen.who),
-        "batch": 1,
-        "threads": torch.get_num_threads(),
-    }
+        "params": sum(p.numel() for p in net.parameters()), "macs": round(mean),
+        "ms": _one_by_one(net, test, seen.who), "batch": 1, "threads": torch.get_num_threads(),
+    }  # fmt: skip
     classes = net.net.net.card.classes or test.images.classes
     by_class = {c: seen.who[seen.labels == i] for i, c in enumerate(classes)}
     free = at_choices(net, seen.logits, seen.unpriced).argmax(1) == seen.labels
@@ -159,14 +150,10 @@ def measure_resolution(
         "chooser_macs": count_macs(net.chooser, torch.zeros(1, 3, size, size)),
     }
     found = {
-        "kind": "resolution",
-        "rows": "choice",
-        "test": measures(seen.logits, seen.labels, classes),
-        "churn": churn(seen.logits, seen.labels),
-        "examples": len(seen.labels),
-        "costs": {CHOSEN: whole} | dict(costs),
-        "drnet": record,
-    }
+        "kind": "resolution", "rows": "choice", "test": measures(seen.logits, seen.labels, classes),
+        "churn": churn(seen.logits, seen.labels), "examples": len(seen.labels),
+        "costs": {CHOSEN: whole} | dict(costs), "drnet": record,
+    }  # fmt: skip
     return found, seen
 
 

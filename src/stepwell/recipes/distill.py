@@ -113,12 +113,9 @@ def distill(
     size = inputs.train.images.size
     # before a generator trains, which draws numbers or, in a run that goes on, has drawn them
     objective = Distill(
-        nested,
-        inputs.teacher,
-        attention_mode=ablation.attention_mode,
-        input_shape=(3, size, size),
+        nested, inputs.teacher, attention_mode=ablation.attention_mode, input_shape=(3, size, size),
         **members(losses),
-    )
+    )  # fmt: skip
     made_for = _made_for(inputs, opened.fingerprint, images, distill_data, loop)
     with (
         classification.open_task("distill", out, loop, arguments, inputs) as task,
@@ -130,15 +127,10 @@ def distill(
             unchanged = task.train.with_images(task.train.images)
             start_interpolated(nested.module, origin, share, unchanged)
         fit(
-            objective,
-            with_generated(task.run, task.train, distill_data, loop),
-            training.optim(),
-            task.run,
-            phase="train",
-            epochs=training.epochs,
-            validate=classification.validator(nested, task),
-            loop=loop,
-        )
+            objective, with_generated(task.run, task.train, distill_data, loop), training.optim(),
+            task.run, phase="train", epochs=training.epochs,
+            validate=classification.validator(nested, task), loop=loop,
+        )  # fmt: skip
         record = {}
         if isinstance(source, CachedLogits):
             record["distill"] = {"cache": {"read": source.read, "computed": source.computed}}
@@ -157,12 +149,9 @@ def _check_cache(cache: Path | None, losses: Losses) -> None:
 
 
 def _made_for(
-    inputs: classification.Inputs,
-    teacher: str,
-    images: Images,
-    distill_data: DistillData,
+    inputs: classification.Inputs, teacher: str, images: Images, distill_data: DistillData,
     loop: Loop,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """All that the teacher's logits depend on."""
     train = inputs.train
     return {

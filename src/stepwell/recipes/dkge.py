@@ -98,19 +98,14 @@ def dkge(
         def learn(phase: str, net: GraphEmbedding, epochs: int, lr: float) -> None:
             objective = DKGE(net, snapshot, margin=embedding.margin, negatives=embedding.negatives)
             batches = torch.from_numpy(links.train), training.batch_size
-            fit(
-                objective,
-                TripleBatches(*batches, seed=training.seed),
-                optimizer_of("adam", lr, weight_decay=0.0, fused=True),
-                run,
-                phase=phase,
-                epochs=epochs,
-                validate=(lambda: measured(objective.all_joint(), links.valid, known))
-                if valid
-                else None,
-                select=lambda values: values["mrr"],
-                loop=loop,
+            adam = optimizer_of("adam", lr, weight_decay=0.0, fused=True)
+            validate = (
+                (lambda: measured(objective.all_joint(), links.valid, known)) if valid else None
             )
+            fit(
+                objective, TripleBatches(*batches, seed=training.seed), adam, run, phase=phase,
+                epochs=epochs, validate=validate, select=lambda values: values["mrr"], loop=loop,
+            )  # fmt: skip
 
         warm = training.warm_epochs
         if warm:

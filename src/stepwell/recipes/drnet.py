@@ -27,13 +27,7 @@ from stepwell.nets.nested.net import NormSharing
 from stepwell.nets.resolution.chooser import Always, Choice, Chooser, ResolutionNet
 from stepwell.nets.resolution.resolutions import Resolutions, check_sizes
 from stepwell.recipes import flags
-from stepwell.tasks import classification
-from stepwell.tasks.resolution import (
-    finish_resolution,
-    set_price,
-    validate_choices,
-    validate_chosen,
-)
+from stepwell.tasks import classification, resolution
 from stepwell.training import Loop, fit, optimizer_of
 from stepwell.training.optim import Optim
 from stepwell.training.optimisation import SgdTraining
@@ -77,10 +71,7 @@ class Choosing:
             keeps to it is set on the validation part.
     """
 
-    sizes: Annotated[
-        tuple[int, ...],
-        flag("INT ...", "the images' size, 3/4 and 1/2 of it"),
-    ] = ()
+    sizes: Annotated[tuple[int, ...], flag("INT ...", "the images' size, 3/4 and 1/2 of it")] = ()
     schedule: Annotated[Schedule, flag("SCHEDULE")] = "joint"
     target: float = 0.6
 
@@ -156,11 +147,11 @@ def drnet(
             fit(
                 EveryResolution(model.net, label_smoothing=smoothing), task.train,
                 training.optim(), task.run, phase="resolutions", epochs=training.epochs,
-                validate=validate_choices(model, task.validation), loop=loop,
+                validate=resolution.validate_choices(model, task.validation), loop=loop,
             )  # fmt: skip
         learn = partial(
             fit, run=task.run, epochs=training.choose_epochs or training.epochs,
-            validate=validate_chosen(model, task.validation, target), loop=loop,
+            validate=resolution.validate_chosen(model, task.validation, target), loop=loop,
         )  # fmt: skip
         if choosing.schedule == "joint":
             joint = JointResolution(
@@ -177,23 +168,15 @@ def drnet(
             learn(imitate, task.train.reseeded("imitate"), adam, phase="imitate")
             model.requires_grad_(True)
         if choosing.schedule == "resolutions":
-            return finish_resolution(task, model, None)
-        set_price(model, task, target, max(costs))
-        return finish_resolution(task, model, target)
+            return resolution.finish_resolution(task, model, None)
+        resolution.set_price(model, task, target, max(costs))
+        return resolution.finish_resolution(task, model, target)
 
 
 def _with_chooser(
     nested: NestedNet, full: int, choosing: Choosing, norms: NormSharing
 ) -> tuple[ResolutionNet, list[int]]:
-    """The network of several resolutions with a fresh chooser, and the MACs of its choices.
-
-    Args:
-        full: size of the images.
-
-    Raises:
-        ValueError: the network cannot take a resolution; there is one choice only; the target is out
-            of reach.
-    """
+    """The network of several resolutions with a fresh chooser, and the MACs of its choices."""
     patch = patch_of(nested)
     shares = dict.fromkeys(patch * max(1, round(share * full / patch)) for share in SHARES)
     net = Resolutions(nested, choosing.sizes or tuple(shares), norms=norms)

@@ -143,9 +143,8 @@ def ekd(
         if two_phase:
             epochs, optim = training.nest_epochs or max(1, epochs // 2), training.optim(0.5)
         watch = watch_full_net(nested, task, training.max_drop, start, trained=two_phase or known)
-        learn = partial(
-            learn, optim=optim, epochs=epochs, validate=classification.validator(nested, task)
-        )
+        validate = classification.validator(nested, task)
+        learn = partial(learn, optim=optim, epochs=epochs, validate=validate)
         objective = method()
         learn(objective, phase="nest", select=watch.select if watch else None)
         if watch and watch.roll_back(training.on_drop):
@@ -159,12 +158,9 @@ def ekd(
 
 
 def _objective(
-    net: NestedNet,
-    teacher: nn.Module | None,
-    losses: Losses,
-    training: Training,
+    net: NestedNet, teacher: nn.Module | None, losses: Losses, training: Training,
     ablation: EkdAblation,
-) -> EmbeddedKD:
+) -> EmbeddedKD:  # fmt: skip
     """The objective of a schedule for `net` as it stands."""
     schedule = SCHEDULES[training.schedule]
     if not losses.kl:  # no soft targets to teach by
@@ -203,9 +199,8 @@ def _check_rollback(net: NestedNet, validated: bool, trained: bool, init: object
     if not len(net.private_norms):
         raise ValueError("--on-drop rollback trains the sub-nets' own norms, and they have none")
     if not trained:
-        lacking = (
-            f"--init {init} brings no classifier for these classes" if init else "there is none"
-        )
+        unfit = f"--init {init} brings no classifier for these classes"
+        lacking = unfit if init else "there is none"
         raise ValueError(
             f"--on-drop rollback goes back to a trained full net, and {lacking}: use --schedule "
             "two-phase, which trains it first"

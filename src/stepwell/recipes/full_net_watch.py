@@ -25,9 +25,8 @@ def watch_full_net(
             else "its classifier starts fresh, so it has no accuracy to compare with: --schedule "
             "two-phase trains it first"
         )
-        warnings.warn(
-            f"the full net is not watched while its sub-nets train ({reason})", stacklevel=3
-        )
+        note = f"the full net is not watched while its sub-nets train ({reason})"
+        warnings.warn(note, stacklevel=3)
     return FullNetWatch(net, task, max_drop) if trained else None
 
 
@@ -41,10 +40,8 @@ class FullNetWatch:
     """
 
     def __init__(self, net: NestedNet, task: Task, max_drop: float) -> None:
-        self.net = net
-        self.max_drop = max_drop
+        self.net, self.max_drop, self.device = net, max_drop, task.device
         self.weights = {k: v.to("cpu", copy=True) for k, v in net.module.state_dict().items()}
-        self.device = task.device
         self.rolled_back = False
         self._validate = validator(net, task, [net.full])
         self.before = self._accuracy()

@@ -87,21 +87,16 @@ def learn(
     record = {"images": len(images), "views": len(augmented.images)}
     measure = _Measure(grafting, task)
     if trace:
-        measure.teacher()
+        measure.record["teacher"] = measure.accuracy(0, -1)  # alone
     for phase in phases_of(grafting, schedule, stages):
         objective = Graft(
             grafting, phase.first, phase.last, images=augmented.with_images(augmented.images),
             settle=phase.settle, loss=loss,
         )  # fmt: skip
         fit(
-            objective,
-            augmented,
-            adam(lr, adaption_lr),
-            task.run,
-            phase=phase.name,
-            steps=phase.steps,
-            loop=loop,
-        )
+            objective, augmented, adam(lr, adaption_lr), task.run, phase=phase.name,
+            steps=phase.steps, loop=loop,
+        )  # fmt: skip
         objective.forget()  # the finished loop still holds it
         if trace:
             measure.after(phase)
@@ -117,28 +112,25 @@ class _Measure:
 
     def __init__(self, grafting: Grafting, task: Task) -> None:
         self.grafting, self.task = grafting, task
-        names = grafting.names
+        copied = zip(grafting.names, grafting.copied, strict=True)
         self.record: dict[str, Any] = {
-            "copied": [n for n, same in zip(names, grafting.copied, strict=True) if same],
+            "copied": [name for name, same in copied if same],
             "pairs": [f"{a}={b}" for a, b in grafting.pairs],
             "grafted": {},
             "joined": {},
         }
-
-    def teacher(self) -> None:
-        """Measure the teacher alone."""
-        self.record["teacher"] = self._accuracy(0, -1)
 
     def after(self, phase: Phase) -> None:
         """Measure the teacher with the blocks that `phase` trained; at the end the student alone."""
         grafted = self.grafting.grafted
         kind = "grafted" if phase.name.startswith("graft") else "joined"
         name = self.grafting.names[phase.last]
-        self.record[kind][name] = self._accuracy(phase.first, phase.last)
+        self.record[kind][name] = self.accuracy(phase.first, phase.last)
         if kind == "grafted" and phase.last == grafted[-1]:
-            self.record["untuned"] = self._accuracy(grafted[0], grafted[-1])
+            self.record["untuned"] = self.accuracy(grafted[0], grafted[-1])
 
-    def _accuracy(self, first: int, last: int) -> float:
+    def accuracy(self, first: int, last: int) -> float:
+        """Measure the teacher with the student's blocks `first` to `last`."""
         device, test = self.task.device, self.task.test
         tell_measuring(self.task)
         mixed = self.grafting.to(device).mixed(first, last)

@@ -143,12 +143,10 @@ def netgraft(
     network = _shrunk(source, depth, keep, stem) if keep else student
     nested, _ = classification.start_network(splits, network, stem=stem)
     inputs = classification.prepare_images(
-        splits,
-        images,
+        splits, images,
         Optimisation(batch_size=training.batch_size, val_fraction=0.0, seed=training.seed),
-        teacher=opened,
-        choose=partial(_few, images=images, seed=training.seed),
-    )
+        teacher=opened, choose=partial(_few, images=images, seed=training.seed),
+    )  # fmt: skip
     if not isinstance(inputs.teacher, Frozen):
         raise ValueError(f"{teacher} gives no logits, which grafting compares")
     size = inputs.train.images.size
@@ -177,11 +175,7 @@ def netgraft(
 
 
 def _check_student(student: str, keep: Sequence[int]) -> None:
-    """Refuse two students, none, or a file.
-
-    Raises:
-        ValueError: one of these.
-    """
+    """Refuse two students, none, or a file."""
     if student and keep:
         raise ValueError(
             f"--student {student}, --keep {' '.join(map(str, keep))}: drop one, not both are trained"
@@ -212,11 +206,7 @@ def _warn_of_chance(results: Mapping[str, Any], labels: Tensor, lr: float) -> No
 
 
 def _shrunk(teacher: NestedNet, depth: str, keep: tuple[int, ...], stem: str) -> NestedNet:
-    """A network like the teacher with the first `keep` blocks of each stage; weights are fresh.
-
-    Raises:
-        ValueError: the teacher has fewer blocks, or 1×1 convolutions from grafting; `stem` is given.
-    """
+    """A network like the teacher with the first `keep` blocks of each stage; weights are fresh."""
     most = teacher.depths[depth]
     if stem != "auto":
         raise ValueError(f"--stem {stem}: with --keep the student has the teacher's stem")
@@ -247,13 +237,7 @@ def _data_of(teacher: OpenTeacher) -> str:
 
 
 def _few(train: ImageSet, *, images: FewImages, seed: int) -> ImageSet:
-    """Draw `images.shots` images per class, without labels, from a folder or the training part.
-
-    The draw depends on the images alone, not on their order or labels.
-
-    Raises:
-        ValueError: there are too few.
-    """
+    """Draw `images.shots` images per class; the draw depends on neither their order nor labels."""
     unlabeled, shots = images.unlabeled, images.shots
     wanted = shots * len(train.classes)
     pool = train if unlabeled is None else load_unlabeled(unlabeled, train.size, train.classes)

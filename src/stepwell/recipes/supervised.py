@@ -54,18 +54,10 @@ def supervised(
     nested, start = classification.start_network(splits, net, stem=stem, init=init)
     inputs = classification.prepare_images(splits, images, training, start=start, init=init)
     with classification.open_task("supervised", out, loop, arguments, inputs) as task:
+        smoothing, average = training.label_smoothing, ablation.ema_teacher
+        objective = Supervised(nested.module, label_smoothing=smoothing, ema_teacher=average)
         fit(
-            Supervised(
-                nested.module,
-                label_smoothing=training.label_smoothing,
-                ema_teacher=ablation.ema_teacher,
-            ),
-            task.train,
-            training.optim(),
-            task.run,
-            phase="train",
-            epochs=training.epochs,
-            validate=classification.validator(nested, task),
-            loop=loop,
-        )
+            objective, task.train, training.optim(), task.run, phase="train", loop=loop,
+            epochs=training.epochs, validate=classification.validator(nested, task),
+        )  # fmt: skip
         return classification.finish(task, nested)

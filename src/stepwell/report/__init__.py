@@ -92,31 +92,20 @@ def _comparison(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str
     titles = [MEASURES[key].title for key in COMPARED]
     head = ("run", " or ".join(words), *titles, "recipe", "data", "seed")
     parts = [
-        "<section><h2>Comparison</h2>",
-        *map(warning, _unlike(records)),
-        table(head, rows, words=2),
-    ]
+        "<section><h2>Comparison</h2>", *map(warning, _unlike(records)), table(head, rows, words=2),
+    ]  # fmt: skip
     joint = figures.accuracy_latency(records, colours)
-    parts.append('<div class="figures">')
-    parts.append(
-        figure(joint, f"Accuracy against latency of all runs; colour is the {' or '.join(words)}.")
-    )
-    parts += against_shots(records)
+    caption = f"Accuracy against latency of all runs; colour is the {' or '.join(words)}."
+    parts += ['<div class="figures">', figure(joint, caption), *against_shots(records)]
     return "\n".join([*parts, "</div></section>"])
 
 
 def _unlike(records: Sequence[RunRecord]) -> list[str]:
-    notes = []
-    if len({(r.data.get("name"), r.data.get("fingerprint"), r.examples) for r in records}) > 1:
-        notes.append("These runs were tested on different data: their accuracies do not compare.")
-    places = {
-        (r.config.get("device"), r.cost(d).get("threads"), r.cost(d).get("batch"))
-        for r in records
-        for d in r.rows
+    data = {(r.data.get("name"), r.data.get("fingerprint"), r.examples) for r in records}
+    rows = [(r.config.get("device"), r.cost(d)) for r in records for d in r.rows]
+    places = {(device, cost.get("threads"), cost.get("batch")) for device, cost in rows}
+    notes = {
+        "tested on different data: their accuracies": data,
+        "timed with different devices, threads or batches: their times": places,
     }
-    if len(places) > 1:
-        notes.append(
-            "These runs were timed with different devices, threads or batches: their times do "
-            "not compare."
-        )
-    return notes
+    return [f"These runs were {n} do not compare." for n, all_ in notes.items() if len(all_) > 1]

@@ -6,7 +6,7 @@ from html import escape
 from stepwell.measures import FIDELITY, Measure, number_in
 from stepwell.report import fidelity_figures as figures
 from stepwell.report.fidelity_reading import FidelityRecord, read_fidelity
-from stepwell.report.markup import ABSENT, figure, table
+from stepwell.report.markup import ABSENT, as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, number
 
 CKA = Measure("CKA", "number", 3)
@@ -34,19 +34,16 @@ def fidelity_section(run: RunRecord, colours: Mapping[str, str]) -> str:
         "little about the teaching (--control)."
     )
     parts = ["<h3>Fidelity to the teacher</h3>", f"<p>{escape(text)}</p>"]
-    for depth in record.depths:
-        parts.append(_table(record, depth))
+    parts += [_table(record, depth) for depth in record.depths]
     parts += ['<div class="figures">', *_figures(record, colours), "</div>"]
     parts += [_classes(record, depth) for depth in record.depths]
     return "\n".join(parts)
 
 
 def _figures(record: FidelityRecord, colours: Mapping[str, str]) -> Iterable[str]:
-    level = f"{100 * record.level:.0f}% intervals"
-    yield figure(
-        figures.agreement_points(record, colours),
-        f"Agreement with the teacher, of the student and of the control, with {level}.",
-    )
+    whose = f"of the student and of the control, with {100 * record.level:.0f}% intervals"
+    points = figures.agreement_points(record, colours)
+    yield figure(points, f"Agreement with the teacher, {whose}.")
     for depth in record.depths:
         colour = colours.get(depth, figures.STUDENT)
         curves = [record.arrays.get(f"test/{who}/reliability") for who in (depth, "teacher")]
@@ -78,10 +75,11 @@ def _table(record: FidelityRecord, depth: str) -> str:
         for key, measure in FIDELITY.items()
         if any(cells := [_cell(record, part, depth, key, measure) for part in record.parts])
     ]
-    for stage in record.found.get("stages") or ():
-        cells = [_cell(record, part, depth, f"cka/{stage}", CKA) for part in record.parts]
-        if any(cells):
-            rows.append([f"CKA of {stage}", *cells])
+    rows += [
+        [f"CKA of {stage}", *cells]
+        for stage in record.found.get("stages") or ()
+        if any(cells := [_cell(record, part, depth, f"cka/{stage}", CKA) for part in record.parts])
+    ]
     head = [f"depth {depth}"] + [
         f"{part}, {int(number(values.get('images')) or 0):,} images"
         for part, values in record.parts.items()
@@ -115,18 +113,13 @@ def _cell(record: FidelityRecord, part: str, depth: str, key: str, measure: Meas
 
 def _classes(record: FidelityRecord, depth: str) -> str:
     def percent(key: str) -> str:
-        value = record.number("test", depth, key)
-        return ABSENT if value is None else f"{100 * value:.1f}%"
+        return as_percent(record.number("test", depth, key))
 
+    keys = ("control/class/{}/agreement", "class/{}/accuracy", "teacher/class/{}/accuracy")
     rows = []
     for name in record.classes:
-        cells = [
-            _cell(record, "test", depth, f"class/{name}/agreement", SHARE) or ABSENT,
-            percent(f"control/class/{name}/agreement"),
-            percent(f"class/{name}/accuracy"),
-            percent(f"teacher/class/{name}/accuracy"),
-        ]
-        rows.append([name, *cells])
+        agreement = _cell(record, "test", depth, f"class/{name}/agreement", SHARE) or ABSENT
+        rows.append([name, agreement, *(percent(key.format(name)) for key in keys)])
     body = table(("class", "agreement", "of the control", "accuracy", "of the teacher"), rows)
     title = escape(f"Agreement of depth {depth} by class, on test images")
     return f"<details><summary>{title}</summary>{body}</details>"

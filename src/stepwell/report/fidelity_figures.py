@@ -1,17 +1,14 @@
 """Pictures of a student beside its teacher."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stepwell.report.fidelity_reading import FidelityRecord
-from stepwell.report.figures import GREY, OKABE_ITO, legend_text, svg
+from stepwell.report.figures import GREY, OKABE_ITO, Figure, legend_text, svg
 from stepwell.report.run_record import finite
-
-if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
-    from matplotlib.figure import Figure
 
 STUDENT = OKABE_ITO[0]
 TEACHER = "#222222"
@@ -23,8 +20,7 @@ JOINED = 10
 
 def agreement_points(record: FidelityRecord, colours: Mapping[str, str]) -> str | None:
     """Draw the top-1 agreement of student and control on every part, with intervals."""
-    parts = [*record.parts]
-    several = len(record.depths) > 1
+    parts, several = [*record.parts], len(record.depths) > 1
     marks = []  # x, interval, colour, marker, label
     for i, depth in enumerate(record.depths):
         shift = 0.24 * (i - (len(record.depths) - 1) / 2)
@@ -39,7 +35,7 @@ def agreement_points(record: FidelityRecord, colours: Mapping[str, str]) -> str 
     if not marks:
         return None
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         labels: set[str] = set()
         for x, (value, low, high), colour, marker, label in marks:
@@ -65,7 +61,7 @@ def reliability_pair(
     bins = student.shape[1]
     middle = (np.arange(bins) + 0.5) / bins
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(4, 1.3))
         upper.plot([0, 1], [0, 1], "--", color=GREY, lw=1)
         kinds = (
@@ -103,7 +99,7 @@ def matrix(counts: NDArray[Any], classes: Sequence[str], depth: str) -> str:
     totals = counts.sum(1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         from matplotlib.colors import PowerNorm
 
         axes = figure.add_subplot()
@@ -142,7 +138,7 @@ def line(points: Sequence[Mapping[str, Any]], *, colour: str) -> str:
     )
     kinds = (("train", "-", "train images"), ("test", "--", "test images"))
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         panels = figure.subplots(len(rows), sharex=True)
         for axes, (key, scale, title) in zip(panels, rows, strict=True):
             for part, dashes, label in kinds:

@@ -6,6 +6,7 @@ import math
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from stepwell.report.run_record import Phase, RunRecord, finite
 if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+else:
+    Figure = Any
 
 #: Okabe & Ito's colours, which the colour-blind can tell apart, without the yellow (unreadable on
 #: white); strongest contrast first.
@@ -53,7 +56,7 @@ _STYLE: dict[Any, Any] = {
 def row_colours(records: Sequence[RunRecord]) -> dict[str, str]:
     """Give each row's name one colour for all figures of the page."""
     names = dict.fromkeys(row for record in records for row in record.rows)
-    return {name: OKABE_ITO[i % len(OKABE_ITO)] for i, name in enumerate(names)}
+    return dict(zip(names, cycle(OKABE_ITO), strict=False))
 
 
 def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str | None:
@@ -64,7 +67,7 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
     several = len(records) > 1
     words = {row: record.row for record in records for row in record.rows}
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         for i, (name, found) in enumerate(points.items()):
             if not found:
@@ -72,9 +75,8 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
             marker = MARKERS[i % len(MARKERS)]
             xs, ys = [x for _, x, _, _ in found], [y for *_, y in found]
             dashes = DASHES[i % len(DASHES)]
-            axes.plot(
-                xs, ys, dashes, color="#9a9a9a", lw=1.1, marker=marker, label=legend_text(name)
-            )
+            label = legend_text(name)
+            axes.plot(xs, ys, dashes, color="#9a9a9a", lw=1.1, marker=marker, label=label)
             for depth, x, spread, y in found:
                 axes.errorbar(
                     x, y, xerr=[[spread[0]], [spread[1]]], color=colours[depth],
@@ -82,13 +84,9 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
                 )  # fmt: skip
                 if not several:  # the points of one depth are close together: labels would collide
                     axes.annotate(
-                        depth,
-                        (x, y),
-                        (-4, 6),
-                        textcoords="offset points",
-                        ha="right",
+                        depth, (x, y), (-4, 6), textcoords="offset points", ha="right",
                         weight="bold",
-                    )
+                    )  # fmt: skip
         if several:
             for depth, colour in colours.items():
                 axes.plot([], [], "o", color=colour, label=legend_text(f"{words[depth]} {depth}"))
@@ -145,11 +143,8 @@ def validation(
     keys = {depth: f"val/{depth}/accuracy" for depth in colours}
     styles = {keys[depth]: {"color": colour} for depth, colour in colours.items()}
     present = _keys(phases)
-    legend = [
-        {"color": colour, "label": f"{word} {depth}"}
-        for depth, colour in colours.items()
-        if keys[depth] in present
-    ]
+    known = {depth: colour for depth, colour in colours.items() if keys[depth] in present}
+    legend = [{"color": colour, "label": f"{word} {depth}"} for depth, colour in known.items()]
     return _curves(phases, styles, "validation accuracy, %", scale=100, legend=legend)
 
 
@@ -166,7 +161,7 @@ def reliability(
     claimed = np.bincount(place, weights=confidence, minlength=bins)[some] / held[some]
     middle = (np.arange(bins)[some] + 0.5) * width
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(4, 1))
         upper.bar(middle, accuracy, width * 0.92, color=colour, label="share right")
         upper.bar(
@@ -205,13 +200,9 @@ def _operating_points(record: RunRecord) -> list[tuple[str, float, tuple[float, 
 
 
 def _curves(
-    phases: Sequence[Phase],
-    styles: Mapping[str, dict[str, Any]],
-    label: str,
-    *,
-    scale: float,
+    phases: Sequence[Phase], styles: Mapping[str, dict[str, Any]], label: str, *, scale: float,
     legend: Sequence[dict[str, Any]],
-) -> str | None:
+) -> str | None:  # fmt: skip
     """Draw values of the phases' lines by key, each in its style; `legend` explains the styles."""
     xs = [phase.start + int(line["epoch"]) for phase in phases for line in phase.lines]
     values = {
@@ -224,7 +215,7 @@ def _curves(
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         for key, ys in values.items():
             # A lone value between absent ones draws no line, so short runs get dots as well.
@@ -239,9 +230,7 @@ def _curves(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if several:
             _mark_phases(axes, phases)
-        lines = [
-            Line2D([], [], **entry | {"label": legend_text(entry["label"])}) for entry in legend
-        ]
+        lines = [Line2D([], [], **e | {"label": legend_text(e["label"])}) for e in legend]
         figure.legend(handles=lines, loc="outside lower center", ncols=3)
 
     return svg(4.4, 3.0 + 0.17 * math.ceil(len(legend) / 3), paint)
@@ -274,7 +263,7 @@ def whole_legend_text(text: str) -> str:
     return f" {lines}" if lines.startswith("_") else lines
 
 
-def svg(width: float, height: float, paint: Callable[["Figure"], None]) -> str:
+def svg(width: float, height: float, paint: Callable[[Figure], None]) -> str:
     """Give a figure as SVG, drawn by `paint`, of this size in inches, in the page's style."""
     import matplotlib
     from matplotlib.figure import Figure

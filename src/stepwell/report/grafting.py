@@ -4,21 +4,19 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stepwell.report.figures import (
     GREY,
     MARKERS,
     OKABE_ITO,
+    Figure,
     legend_text,
     svg,
     whole_legend_text,
 )
 from stepwell.report.markup import ABSENT, as_count, as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number
-
-if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
-    from matplotlib.figure import Figure
 
 #: Follows a block's name in the legend, for its accuracy in the teacher.
 GRAFTED = " grafted"
@@ -35,29 +33,21 @@ def grafting_section(run: RunRecord, colours: Mapping[str, str] | None = None) -
     blocks = _blocks(found)
     parts = ["<h3>Block by block</h3>", f"<p>{escape(_about(run, found))}</p>"]
     if blocks:
-        rows = [
-            [name, as_percent(number(grafted.get(name))), as_percent(number(joined.get(name)))]
-            for name in blocks
-        ]
+        kinds = (grafted, joined)
+        rows = [[name, *(as_percent(number(k.get(name))) for k in kinds)] for name in blocks]
         rows.append(["all, before they were joined", as_percent(number(found.get("untuned"))), ""])
         head = ("block that ends with", "alone in the teacher", "joined up to here")
         note = (
             f"Test accuracy; the teacher has {as_percent(number(found.get('teacher')))}. Nothing was "
             "chosen by it."
         )
-        parts += [table(head, rows, note), '<div class="figures">']
-        parts.append(
-            figure(_curve(found, blocks), "Accuracy with each block of the student in it.")
-        )
-        parts.append("</div>")
-    adaptions = as_mapping(found.get("adaptions"))
-    for name, cost in adaptions.items():
+        curve = figure(_curve(found, blocks), "Accuracy with each block of the student in it.")
+        parts += [table(head, rows, note), '<div class="figures">', curve, "</div>"]
+    for name, cost in as_mapping(found.get("adaptions")).items():
         channels, macs = (as_count(as_mapping(cost).get(key)) for key in ("channels", "macs"))
         side = "before" if as_mapping(cost).get("before") else "behind"
-        text = (
-            f"A 1×1 convolution of {channels} channels stayed {side} {name}: {macs} MACs an image."
-        )
-        parts.append(f"<p>{escape(text)}</p>")
+        start = f"A 1×1 convolution of {channels} channels stayed {side}"
+        parts.append(f"<p>{escape(f'{start} {name}: {macs} MACs an image.')}</p>")
     return "\n".join(parts)
 
 
@@ -89,7 +79,7 @@ def _against_shots(lines: Mapping[str, Mapping[float, list[float]]], teacher: fl
     names = [whole_legend_text(name) for name in lines]
     rows = 1 + sum(name.count("\n") + 1 for name in names)
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         if math.isfinite(teacher):
             axes.axhline(100 * teacher, color=GREY, ls="--", lw=1, label="teacher")
@@ -142,7 +132,7 @@ def _teacher(runs: Sequence[RunRecord]) -> float:
 def _curve(found: Mapping[str, Any], blocks: Sequence[str]) -> str | None:
     kinds = (("grafted", "o", "alone"), ("joined", "s", "joined"))
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         teacher = number(found.get("teacher"))
         if teacher is not None:

@@ -3,27 +3,17 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from stepwell.files import read_json
-from stepwell.report.figures import GREY, OKABE_ITO, legend_text, svg
+from stepwell.report.figures import GREY, OKABE_ITO, Figure, legend_text, svg
 from stepwell.report.markup import ABSENT, as_count, as_decimal, as_duration, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, number
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 #: Names in the picture, at most: of the entities that moved most.
 NAMED = 8
 #: Bars with a number above them, at most.
 BARS_LABELLED = 8
-
-
-class Updates(NamedTuple):
-    """The last updates of a graph, in order, and the number of all updates."""
-
-    last: list[Mapping[str, Any]]
-    total: int
 
 
 def graph_section(record: RunRecord, colours: Mapping[str, str]) -> str:
@@ -39,39 +29,29 @@ def graph_section(record: RunRecord, colours: Mapping[str, str]) -> str:
         f"{as_duration(results.get('seconds'))}; {total:,} updates since"
         + (f", the last {len(updates):,} of which are shown." if len(updates) < total else ".")
     )
-    return "\n".join(
-        (
-            f'<p class="lead">{escape(start)}</p>',
-            "<h3>Training and updates</h3>",
-            _snapshots(record, updates, total - len(updates)),
-            '<div class="figures">',
-            figure(
-                _mrr_and_seconds(record, updates, total - len(updates)),
-                "MRR on test triples, and seconds of learning.",
-            ),
-            figure(_neighbourhood(updates), _caption(updates)),
-            "</div>",
-            _moved(updates),
-            _forgotten(updates),
-        )
-    )
+    drawn = _mrr_and_seconds(record, updates, total - len(updates))
+    parts = [f'<p class="lead">{escape(start)}</p>', "<h3>Training and updates</h3>"]
+    parts += [_snapshots(record, updates, total - len(updates)), '<div class="figures">']
+    parts += [figure(drawn, "MRR on test triples, and seconds of learning.")]
+    parts += [figure(_neighbourhood(updates), _caption(updates)), "</div>"]
+    return "\n".join([*parts, _moved(updates), _forgotten(updates)])
 
 
-def read_updates(run: Path) -> Updates:
-    """Read the updates that a run directory holds.
+def read_updates(run: Path) -> tuple[list[Mapping[str, Any]], int]:
+    """Read the last updates of a graph from its run, in order, and the number of all updates.
 
     Raises:
         ValueError: the file is damaged.
     """
     file = run / "updates.json"
     if not file.exists():
-        return Updates([], 0)
+        return [], 0
     found = read_json(file, "delete it to report without updates")
     last = found.get("updates")
     if not isinstance(last, list) or not all(isinstance(update, dict) for update in last):
         raise ValueError(f"{file} is damaged: delete it to report without updates")
     total = found.get("total")
-    return Updates(last, total if isinstance(total, int) and total > len(last) else len(last))
+    return last, total if isinstance(total, int) and total > len(last) else len(last)
 
 
 def _snapshots(record: RunRecord, updates: Sequence[Mapping[str, Any]], skipped: int) -> str:
@@ -83,9 +63,8 @@ def _snapshots(record: RunRecord, updates: Sequence[Mapping[str, Any]], skipped:
     rows = [["trained", *first, *(as_decimal(number(test.get(k))) for k in ("mrr", "hits@10"))]]
     for i, update in enumerate(updates, start=1 + skipped):
         change = f"+{update.get('added', 0):,} -{update.get('removed', 0):,}"
-        counts = [
-            as_count(as_mapping(update.get(k)).get("entity")) for k in ("new", "gone", "affected")
-        ]
+        kinds = (as_mapping(update.get(k)) for k in ("new", "gone", "affected"))
+        counts = [as_count(kind.get("entity")) for kind in kinds]
         measures = as_mapping(update.get("measures"))
         shown = [as_decimal(number(measures.get(k))) for k in ("mrr", "hits@10")]
         seconds = f"{number(update.get('seconds')) or 0:.1f}"
@@ -117,19 +96,17 @@ def _mrr_and_seconds(
 
     place = [0, *range(1 + skipped, 1 + skipped + len(updates))]
 
-    def paint(drawn: "Figure") -> None:
+    def paint(drawn: Figure) -> None:
         left, right = drawn.subplots(1, 2)
         known = [(i, m) for i, m in zip(place, measured, strict=True) if m is not None]
         left.plot(*zip(*known, strict=True) if known else ((), ()), marker="o", color=OKABE_ITO[0])
-        left.set_ylabel("MRR")
-        left.set_ylim(0, 1.1 * max([m for _, m in known], default=1.0) or 1.0)
+        left.set(ylabel="MRR", ylim=(0, 1.1 * max([m for _, m in known], default=1.0) or 1.0))
         bars = right.bar(place, [s or 0 for s in seconds], color=OKABE_ITO[1])
         if len(seconds) <= BARS_LABELLED:
             right.bar_label(bars, fmt="%.3g", fontsize=8)
         right.set_ylabel("seconds")
         for axes in (left, right):
-            axes.set_xlim(-0.6, place[-1] + 0.6)
-            axes.set_xlabel("update (0: training)")
+            axes.set(xlim=(-0.6, place[-1] + 0.6), xlabel="update (0: training)")
             axes.xaxis.get_major_locator().set_params(integer=True)
 
     return svg(7.2, 3.2, paint)
@@ -141,27 +118,20 @@ def _neighbourhood(updates: Sequence[Mapping[str, Any]]) -> str | None:
     if not names:
         return None
 
-    def paint(drawn: "Figure") -> None:
+    def paint(drawn: Figure) -> None:
         axes = drawn.add_subplot()
         for i, (old, new) in enumerate(zip(before, after, strict=True)):
             colour = OKABE_ITO[1] if i == 0 else OKABE_ITO[2] if old is None else OKABE_ITO[0]
             if old is not None:
-                axes.annotate(
-                    "", new, old, arrowprops={"arrowstyle": "->", "color": GREY, "lw": 0.8}
-                )
+                arrow = {"arrowstyle": "->", "color": GREY, "lw": 0.8}
+                axes.annotate("", new, old, arrowprops=arrow)
                 axes.plot(*old, "o", mfc="white", mec=colour, ms=9)  # seen around a dot that stays
             axes.plot(*new, "o", color=colour, ms=6)
             if i < NAMED:
-                axes.annotate(
-                    legend_text(names[i]),
-                    new,
-                    xytext=(4, 4),
-                    textcoords="offset points",
-                    fontsize=8,
-                )
+                name = legend_text(names[i])
+                axes.annotate(name, new, (4, 4), textcoords="offset points", fontsize=8)
         axes.set_aspect("equal", adjustable="datalim")
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
 
     return svg(6.2, 4.2, paint)
 

@@ -1,7 +1,7 @@
 """Tables, figures and numbers as the page writes them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
@@ -57,22 +57,18 @@ def warning(text: str) -> str:
 
 def written(measure: Measure, value: Any) -> str:
     """Write a measured value as the page shows it, without the unit if the title says it."""
-    match measure.unit:
-        case "blocks":
-            return as_blocks(value)
-        case "count":
-            return as_count(value)
-        case "ms":
-            return as_ms(value)
-        case "percent":
-            return as_percent(number(value))
-        case "times":
-            return f"{finite(value):.2f} ×"
-        case unit:
-            found = number(value)
-            if found is None or math.isnan(found):
-                return ABSENT if found is None else "NaN"
-            return number_in(unit, found, measure.digits)
+    forms: dict[str, Callable[[Any], str]] = {
+        "blocks": as_blocks, "count": as_count, "ms": as_ms,
+        "percent": lambda share: as_percent(number(share)),
+        "times": lambda ratio: f"{finite(ratio):.2f} ×",
+    }  # fmt: skip
+    if measure.unit in forms:
+        return forms[measure.unit](value)
+    return _known(number(value), lambda x: number_in(measure.unit, x, measure.digits))
+
+
+def _known(value: float | None, form: Callable[[float], str]) -> str:
+    return ABSENT if value is None else "NaN" if math.isnan(value) else form(value)
 
 
 def as_blocks(value: Any) -> str:
@@ -84,12 +80,12 @@ def as_blocks(value: Any) -> str:
 
 def as_percent(value: float | None) -> str:
     """0.974 as 97.4%."""
-    return ABSENT if value is None else "NaN" if math.isnan(value) else f"{100 * value:.1f}%"
+    return _known(value, lambda share: f"{100 * share:.1f}%")
 
 
 def as_decimal(value: float | None) -> str:
     """Three decimals."""
-    return ABSENT if value is None else "NaN" if math.isnan(value) else f"{value:.3f}"
+    return _known(value, "{:.3f}".format)
 
 
 def as_ms(value: Any) -> str:

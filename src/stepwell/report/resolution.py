@@ -3,19 +3,16 @@
 import zipfile
 from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stepwell.measures import SPEED
-from stepwell.report.figures import OKABE_ITO, legend_text, picture, svg
+from stepwell.report.figures import OKABE_ITO, Figure, legend_text, picture, svg
 from stepwell.report.markup import as_count, as_percent, figure, table, written
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number
 from stepwell.report.sections import tested_on
-
-if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
-    from matplotlib.figure import Figure
 
 CHOSEN = "chosen"
 
@@ -58,32 +55,20 @@ def resolution_section(run: RunRecord, colours: Mapping[str, str] | None = None)
         for name, share in shares.items()
     ]
     head = ("choice", "chosen for", "accuracy, if for all")
-    return "\n".join(
-        (
-            "<h3>Choices</h3>",
-            f"<p>{escape(text)}</p>",
-            table(head, rows),
-            _speed(found),
-            '<div class="figures">',
-            figure(_histogram(found), "How often each choice is made, of all images and by class."),
-            figure(
-                _front(run, found),
-                "Accuracy against MACs. On test images: each choice for all, and the chooser. On "
-                "validation images, where it looks better: other cost penalties (--budget-macs).",
-            ),
-            "</div>",
-            _pictures(run, list(shares)),
-        )
+    caption = (
+        "Accuracy against MACs. On test images: each choice for all, and the chooser. On validation "
+        "images, where it looks better: other cost penalties (--budget-macs)."
     )
+    parts = ["<h3>Choices</h3>", f"<p>{escape(text)}</p>", table(head, rows), _speed(found)]
+    bars = figure(_histogram(found), "How often each choice is made, of all images and by class.")
+    parts += ['<div class="figures">', bars, figure(_front(run, found), caption), "</div>"]
+    return "\n".join([*parts, _pictures(run, list(shares))])
 
 
 def _speed(found: Mapping[str, Any]) -> str:
     """Show images per second, in batches and one by one."""
-    speed = found.get("speed") or ()
-    rows = [
-        [written(measure, row.get(key)) for key, measure in SPEED.items()]
-        for row in map(as_mapping, speed)
-    ]
+    speed = map(as_mapping, found.get("speed") or ())
+    rows = [[written(measure, row.get(k)) for k, measure in SPEED.items()] for row in speed]
     head = [measure.title for measure in SPEED.values()]
     return f"<p>Speed:</p>\n{table(head, rows)}" if rows else ""
 
@@ -93,7 +78,7 @@ def _histogram(found: Mapping[str, Any]) -> str | None:
     groups = {"all": shares} | {str(k): v for k, v in as_mapping(found.get("classes")).items()}
     groups = dict(list(groups.items())[:21])  # more could not be read
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         left = np.zeros(len(groups))
         for i, name in enumerate(shares):
@@ -118,7 +103,7 @@ def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
     if CHOSEN not in points:
         return None
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         fixed = sorted((x, y, name) for name, (x, y) in points.items() if name != CHOSEN)
         xs, ys = [x for x, *_ in fixed], [y for _, y, _ in fixed]
@@ -128,9 +113,8 @@ def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
         priced = [as_mapping(budget) for budget in found.get("budgets") or ()]
         macs = [finite(b.get("macs")) / 1e6 for b in priced]
         right = [100 * finite(b.get("accuracy")) for b in priced]
-        axes.plot(
-            macs, right, "-", lw=1, color=OKABE_ITO[1], label="other cost penalties, validation"
-        )
+        label = "other cost penalties, validation"
+        axes.plot(macs, right, "-", lw=1, color=OKABE_ITO[1], label=label)
         x, y = points[CHOSEN]
         axes.plot([x], [y], "*", ms=14, color=OKABE_ITO[1], label="as chosen")
         axes.margins(0.14)
@@ -145,16 +129,11 @@ def _pictures(run: RunRecord, names: list[str]) -> str:
     file = run.path / "predictions.npz"
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            stored = (
-                arrays["choice"],
-                arrays["choice_index"],
-                arrays["choice_images"],
-                arrays["labels"],
-                arrays["logits/" + (CHOSEN if f"logits/{CHOSEN}" in arrays else "dynamic")],
-            )
+            names_of = ("choice", "choice_index", "choice_images", "labels")
+            choice, index, images, labels = (arrays[name] for name in names_of)
+            logits = arrays["logits/" + (CHOSEN if f"logits/{CHOSEN}" in arrays else "dynamic")]
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return ""  # the rest of the page says what is wrong with the file
-    choice, index, images, labels, logits = stored
     parts = []
     for i, name in enumerate(names):
         cards = [

@@ -128,8 +128,8 @@ class RunRecord:
 
     def flips(self, row: str) -> tuple[float | None, float | None]:
         """Give the shares that only the last row has right, and only `row`, if the run has them."""
-        found = (self._churn.get(f"{row}/{kind}_flips") for kind in ("negative", "positive"))
-        made_wrong, made_right = map(number, found)
+        shares = (self._churn.get(f"{row}/{kind}_flips") for kind in ("negative", "positive"))
+        made_wrong, made_right = map(number, shares)
         return made_wrong, made_right
 
     @property
@@ -155,10 +155,8 @@ def read_run(path: Path, name: str) -> RunRecord:
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder; give the --out folder of a `stepwell train`")
     if not (path / "config.json").is_file():
-        raise ValueError(
-            f"{path}: not a run directory (no config.json); give the --out folder of a "
-            "`stepwell train`"
-        )
+        remedy = "give the --out folder of a `stepwell train`"
+        raise ValueError(f"{path}: not a run directory (no config.json); {remedy}")
     config = read_json(path / "config.json", "train the run again")
     if not (path / "results.json").is_file():
         raise ValueError(
@@ -234,6 +232,7 @@ def _epoch(line: Mapping[str, Any]) -> int:
 def _read_predictions(path: Path, results: Mapping[str, Any]) -> Predictions | None:
     if not path.is_file():
         return None
+    remedy = "delete it to report without examples"
     rows = _rows(results)
     name_of = row_name if results["kind"] == "resolution" else str
     try:
@@ -247,15 +246,10 @@ def _read_predictions(path: Path, results: Mapping[str, Any]) -> Predictions | N
             images = np.asarray(arrays.get("images", np.zeros((0, 1, 1, 3))), dtype=np.uint8)
             index = np.asarray(arrays.get("image_index", np.zeros(0)), dtype=np.int64)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error}); delete it to report without examples"
-        ) from error
+        raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from error
     sizes = {len(labels), *(len(values) for values in probabilities.values())}
     if len(sizes) != 1 or len(index) != len(images) or (index >= len(labels)).any():
-        raise ValueError(
-            f"{path}: labels, logits and images are of unlike lengths; delete it to report "
-            "without examples"
-        )
+        raise ValueError(f"{path}: labels, logits and images are of unlike lengths; {remedy}")
     return Predictions(labels, probabilities, images, index) if probabilities else None
 
 

@@ -36,14 +36,9 @@ def run_section(record: RunRecord, anchor: str, colours: Colours) -> str:
         anchor: id of the section.
         colours: by row.
     """
-    return "\n".join(
-        (
-            f'<section class="run" id="{anchor}">',
-            f"<h2>{escape(record.name)}</h2>",
-            *(section(record, colours) for section in sections_of(record.kind)),
-            "</section>",
-        )
-    )
+    parts = [section(record, colours) for section in sections_of(record.kind)]
+    start = f'<section class="run" id="{anchor}">\n<h2>{escape(record.name)}</h2>'
+    return "\n".join([start, *parts, "</section>"])
 
 
 def lead(record: RunRecord, colours: Colours) -> str:
@@ -55,10 +50,8 @@ def tested_on(record: RunRecord) -> tuple[str, str]:
     """Begin a run's sentence, and say on how many examples it was tested."""
     data = str(record.data.get("name", "unnamed data"))
     start = f"{record.recipe}{', tested' if record.unlabeled else ''} on {data}"
-    return (
-        start,
-        f" of {record.examples:,} test examples" if record.examples else " of the test examples",
-    )
+    count = f"{record.examples:,} " if record.examples else "the "
+    return start, f" of {count}test examples"
 
 
 def summary(record: RunRecord) -> str:
@@ -197,12 +190,11 @@ def churn(record: RunRecord, colours: Colours) -> str:
 def run_figures(record: RunRecord, colours: Colours) -> str:
     """Draw accuracy against latency, training curves, and the reliability of every row."""
     row = record.row
+    curves = (record.phases, colours, row)
     shown = [
         figure(figures.accuracy_latency([record], colours), "Accuracy against measured latency."),
-        figure(figures.losses(record.phases, colours, row), "Training loss, by term."),
-        figure(
-            figures.validation(record.phases, colours, row), f"Validation accuracy of each {row}."
-        ),
+        figure(figures.losses(*curves), "Training loss, by term."),
+        figure(figures.validation(*curves), f"Validation accuracy of each {row}."),
     ]
     found = record.predictions
     parts = ["<h3>Figures</h3>", '<div class="figures">', *shown, "</div>"] if any(shown) else []
@@ -214,11 +206,9 @@ def run_figures(record: RunRecord, colours: Colours) -> str:
         ]
         for depth in found.probabilities:
             image = figures.reliability(
-                found.confidence(depth),
-                found.classes(depth) == found.labels,
-                colour=colours.get(depth, figures.OKABE_ITO[0]),
-                title=f"{row} {depth}",
-            )
+                found.confidence(depth), found.classes(depth) == found.labels,
+                colour=colours.get(depth, figures.OKABE_ITO[0]), title=f"{row} {depth}",
+            )  # fmt: skip
             error = as_decimal(record.score(depth, "ece"))
             parts.append(figure(image, f"Reliability of {row} {depth}; ECE {error}."))
         parts.append("</div>")

@@ -40,10 +40,9 @@ def expand(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found = image_files(path)
-            if not found:
+            if not (images := image_files(path)):
                 raise ValueError(f"folder {path} holds no image")
-            files += found
+            files += images
         elif path.exists():
             files.append(path)
         else:

@@ -83,15 +83,10 @@ def read_splits(data: str, out: Path, images: Images) -> Splits:
 
 
 def start_network(
-    splits: Splits,
-    net: str | NestedNet,
-    depths: Sequence[str] = (),
-    *,
-    stages: Sequence[str] = (),
-    stem: Literal["auto", "imagenet", "small"] = "auto",
-    norms: NormSharing = "private",
+    splits: Splits, net: str | NestedNet, depths: Sequence[str] = (), *, stages: Sequence[str] = (),
+    stem: Literal["auto", "imagenet", "small"] = "auto", norms: NormSharing = "private",
     init: Literal["pretrained"] | Path | None = None,
-) -> tuple[NestedNet, Start | None]:
+) -> tuple[NestedNet, Start | None]:  # fmt: skip
     """Build the network for some data, with its initial weights.
 
     Args:
@@ -116,23 +111,16 @@ def start_network(
         start_pretrained(net, classes) if init == "pretrained" else initialise(net, init, classes)
     )
     if start.fresh:
-        warnings.warn(
-            f"{init}: its classifier is for other classes; ours starts fresh", stacklevel=3
-        )
+        note = "its classifier is for other classes; ours starts fresh"
+        warnings.warn(f"{init}: {note}", stacklevel=3)
     return net, start
 
 
 def prepare_images(
-    splits: Splits,
-    images: Images,
-    training: Optimisation,
-    *,
-    start: Start | None = None,
-    init: Literal["pretrained"] | Path | None = None,
-    teacher: OpenTeacher | None = None,
-    choose: Callable[[ImageSet], ImageSet] | None = None,
-    distill_data: DistillData = DistillData(),
-) -> Inputs:
+    splits: Splits, images: Images, training: Optimisation, *, start: Start | None = None,
+    init: Literal["pretrained"] | Path | None = None, teacher: OpenTeacher | None = None,
+    choose: Callable[[ImageSet], ImageSet] | None = None, distill_data: DistillData = DistillData(),
+) -> Inputs:  # fmt: skip
     """Turn images into batches, and make the teacher ready for them.
 
     Args:
@@ -148,24 +136,15 @@ def prepare_images(
     if normalisation is None and teacher is not None:
         normalisation = teacher.normalisation
     train, validation = batches_for(
-        splits,
-        images,
-        batch_size=training.batch_size,
-        val_fraction=training.val_fraction,
-        seed=training.seed,
-        normalisation=normalisation,
-        choose=choose,
-        distill_data=distill_data,
-    )
+        splits, images, batch_size=training.batch_size, val_fraction=training.val_fraction,
+        seed=training.seed, normalisation=normalisation, choose=choose, distill_data=distill_data,
+    )  # fmt: skip
     about = {
-        "name": splits.name,
-        "fingerprint": data_fingerprint(splits),
-        "classes": list(splits.train.classes),
-        "train": len(train.images),
-        "validation": len(validation.images) if validation else 0,
-        "test": len(splits.test),
+        "name": splits.name, "fingerprint": data_fingerprint(splits),
+        "classes": list(splits.train.classes), "train": len(train.images),
+        "validation": len(validation.images) if validation else 0, "test": len(splits.test),
         "size": splits.train.size,
-    }
+    }  # fmt: skip
     if choose is not None:
         about["chosen"] = train.images.fingerprint
     if train.extra:
@@ -250,12 +229,9 @@ def validator(
 
 
 def finish(
-    task: Task,
-    net: NestedNet,
-    untrained: Mapping[str, Sequence[int]] | None = None,
-    record: Mapping[str, Any] | None = None,
-    trained: Sequence[str] | None = None,
-) -> dict[str, Any]:
+    task: Task, net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None,
+    record: Mapping[str, Any] | None = None, trained: Sequence[str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Measure the trained `net` once on the test part, and write the run's results.
 
     Everything runs on the task's device; only the times are measured on the CPU. Writes
@@ -290,15 +266,10 @@ def finish(
     if kept is None:
         net.card = net.card.with_costs(costs, device_name())
     results = {
-        "kind": "classifier",
-        "rows": "depth",
-        "test": measures(logits, labels, net.card.classes),
-        "churn": churn(logits, labels),
-        "examples": len(labels),
-        "costs": costs,
-        **spent(run),
+        "kind": "classifier", "rows": "depth", "test": measures(logits, labels, net.card.classes),
+        "churn": churn(logits, labels), "examples": len(labels), "costs": costs, **spent(run),
         **(record or {}),
-    }
+    }  # fmt: skip
     if run.writes:
         if kept is None:
             save(net, file)
@@ -309,10 +280,7 @@ def finish(
 
 
 def _complete(
-    net: NestedNet,
-    untrained: Mapping[str, Sequence[int]],
-    train: Batches,
-    trained: Collection[str],
+    net: NestedNet, untrained: Mapping[str, Sequence[int]], train: Batches, trained: Collection[str]
 ) -> None:
     """Add and calibrate the depths that are not trained; write the card."""
     net.eval()
@@ -332,12 +300,9 @@ def _complete(
 
 
 def write_predictions(
-    path: Path,
-    logits: Mapping[str, torch.Tensor],
-    labels: torch.Tensor,
-    test: Batches,
+    path: Path, logits: Mapping[str, torch.Tensor], labels: torch.Tensor, test: Batches,
     more: Mapping[str, np.ndarray] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Every depth's logits on the test part, and the pictures that a report shows.
 
     First pictures on which the depths disagree, then others.
@@ -347,19 +312,13 @@ def write_predictions(
     """
     tops = torch.stack([values.argmax(1) for values in logits.values()])
     disagree = (tops != tops[-1]).any(0)
-    chosen = torch.cat(
-        [
-            disagree.nonzero().flatten()[:PICTURES],
-            (~disagree).nonzero().flatten()[: PICTURES // 2],
-        ]
-    )
+    unlike, alike = (mask.nonzero().flatten() for mask in (disagree, ~disagree))
+    chosen = torch.cat([unlike[:PICTURES], alike[: PICTURES // 2]])
     arrays = {f"logits/{name}": values.numpy() for name, values in logits.items()}
     arrays |= {
-        "labels": labels.numpy(),
-        "image_index": chosen.numpy(),
-        "images": test.images.pixels[chosen].permute(0, 2, 3, 1).numpy(),
-        **(more or {}),
-    }
+        "labels": labels.numpy(), "image_index": chosen.numpy(),
+        "images": test.images.pixels[chosen].permute(0, 2, 3, 1).numpy(), **(more or {}),
+    }  # fmt: skip
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_whole(path, buffer.getvalue())

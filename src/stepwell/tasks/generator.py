@@ -42,33 +42,23 @@ def with_generated(run: Run, train: Batches, data: DistillData, loop: Loop) -> B
         draw = torch.Generator().manual_seed(seed_of(train.seed, "shown to the generator"))
         shown = images.subset(torch.randperm(len(images), generator=draw)[:room])
     seen = Batches(
-        shown,
-        batch,
-        mean=train.mean,
-        std=train.std,
-        augment=Augment(pad=0, flip=train.augment is not None and train.augment.flip),
-        shuffle=True,
+        shown, batch, mean=train.mean, std=train.std,
+        augment=Augment(pad=0, flip=train.augment is not None and train.augment.flip), shuffle=True,
         seed=seed_of(train.seed, "generator"),
-    )
+    )  # fmt: skip
     fit(
-        objective,
-        seen,
-        optimizer_of("adamw", 2e-3, weight_decay=0.0),
-        run,
-        phase="generator",
+        objective, seen, optimizer_of("adamw", 2e-3, weight_decay=0.0), run, phase="generator",
         epochs=max(1, round(data.generator_steps / len(seen))),
         loop=dataclasses.replace(loop, average=AVERAGE),
-    )
+    )  # fmt: skip
     if file.exists():
         pixels = _made_before(file)
     else:
         count = data.synthetic_count or len(images)
         drawn = objective.to(device_of(loop)).sample(
-            count,
-            images.size,
-            seed=seed_of(train.seed, "synthetic"),
+            count, images.size, seed=seed_of(train.seed, "synthetic"),
             batch_size=max(1, min(256, SAMPLED_PIXELS // images.size**2)),
-        )
+        )  # fmt: skip
         mean, std = (torch.tensor(v)[:, None, None] for v in (train.mean, train.std))
         pixels = ((drawn * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         if run.writes:
@@ -78,11 +68,7 @@ def with_generated(run: Run, train: Batches, data: DistillData, loop: Loop) -> B
 
 
 def _made_before(file: Path) -> torch.Tensor:
-    """The images in a file of `with_generated`, (n, 3, size, size).
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """The images in a file of `with_generated`, (n, 3, size, size)."""
     try:
         return load_file(file)["images"]
     except (SafetensorError, KeyError) as error:

@@ -81,21 +81,15 @@ def finish_links(run: Run, state: State, test: Rows, known: TripleIndex) -> dict
     started = time.perf_counter()
     distances = partial(distances_to_all, state.vectors())
     ranked = link_measures(rank_triples(distances, test, known, state.present()))
-    results: dict[str, Any] = {
-        "kind": "graph",
-        "rows": None,
-        "test": dict(ranked) if len(test) else {},
-        "examples": len(test),
-        "costs": {},
-        **seconds_of(run),
-        "dkge": {
-            "entities": len(state.names["entity"]),
-            "relations": len(state.names["relation"]),
-            "triples": len(state.snapshot.index),
-            "loss": run.metrics()[-1]["loss"],
-            "test_seconds": time.perf_counter() - started,
-        },
-    }
+    own = {
+        "entities": len(state.names["entity"]), "relations": len(state.names["relation"]),
+        "triples": len(state.snapshot.index), "loss": run.metrics()[-1]["loss"],
+        "test_seconds": time.perf_counter() - started,
+    }  # fmt: skip
+    results = {
+        "kind": "graph", "rows": None, "test": dict(ranked) if len(test) else {},
+        "examples": len(test), "costs": {}, **seconds_of(run), "dkge": own,
+    }  # fmt: skip
     run.write_json("results.json", results)
     return results
 
@@ -113,11 +107,7 @@ def _known(facts: Sequence[Fact], part: str, entities: Names, relations: Names) 
 
 
 def _about(parts: Mapping[str, Sequence[Fact]]) -> dict[str, Any]:
-    """The record of the data in config.json.
-
-    Raises:
-        ValueError: a triple is in more than one part.
-    """
+    """The record of the data in config.json."""
     train = set(parts["triples"])
     for part in ("valid", "test"):
         if both := train.intersection(parts[part]):

@@ -12,15 +12,8 @@ from stepwell.data import Batches
 from stepwell.device import device_name
 from stepwell.evaluation import evaluate, gather_logits
 from stepwell.evaluation.cost_penalty import Priced, best_within, front, outcomes
+from stepwell.measure import resolution as measuring
 from stepwell.measure.depths import cost_table
-from stepwell.measure.resolution import (
-    CHOSEN,
-    Observed,
-    choice_table,
-    measure_resolution,
-    measure_speed,
-    timed_images,
-)
 from stepwell.nets import Card
 from stepwell.nets.files.resolution import load_resolution, save_resolution
 from stepwell.nets.resolution.chooser import Budget, ResolutionNet
@@ -58,9 +51,9 @@ def validate_chosen(
 
     def validate() -> dict[str, float]:
         results = _priced(net, batches)
-        free, best = results[0], best_within(results, target, len(batches.images))
-        costs = {"mean_cost": best.cost, "unpriced_cost": free.cost}
-        return {f"{CHOSEN}/accuracy": best.accuracy} | costs
+        best = best_within(results, target, len(batches.images))
+        costs = {"mean_cost": best.cost, "unpriced_cost": results[0].cost}
+        return {f"{measuring.CHOSEN}/accuracy": best.accuracy} | costs
 
     return validate
 
@@ -131,9 +124,9 @@ def finish_resolution(task: Task, net: ResolutionNet, target: float | None) -> d
     else:
         net = kept
     tell_measuring(task)
-    costs = choice_table(net, net.net.net.card.size)
-    results, observed = measure_resolution(net, task.test, costs)
-    results["drnet"]["speed"] = measure_speed(net, timed_images(task.test))
+    costs = measuring.choice_table(net, net.net.net.card.size)
+    results, observed = measuring.measure_resolution(net, task.test, costs)
+    results["drnet"]["speed"] = measuring.measure_speed(net, measuring.timed_images(task.test))
     if target is not None:
         results["drnet"]["target"] = target
     results |= spent(run)
@@ -147,11 +140,9 @@ def finish_resolution(task: Task, net: ResolutionNet, target: float | None) -> d
     return results
 
 
-def _pictures(test: Batches, observed: Observed) -> dict[str, np.ndarray]:
-    """Each test image's choice, and for the report some images of every choice.
-
-    They are spread over all images of a choice: images often stand in the order of their classes.
-    """
+def _pictures(test: Batches, observed: measuring.Observed) -> dict[str, np.ndarray]:
+    """Each test image's choice, and for the report some images of every choice."""
+    # spread over all images of a choice: images often stand in the order of their classes
     indices = [(observed.who == i).nonzero().flatten() for i in observed.who.unique().tolist()]
     spread = [torch.linspace(0, len(i) - 1, min(len(i), PICTURES)).round().long() for i in indices]
     chosen = torch.cat([i[few] for i, few in zip(indices, spread, strict=True)])

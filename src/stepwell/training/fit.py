@@ -177,11 +177,9 @@ def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) ->
             return step.loss
 
         def configure_gradient_clipping(
-            self,
-            optimizer: torch.optim.Optimizer,
-            gradient_clip_val: float | None = None,
+            self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None,
             gradient_clip_algorithm: str | None = None,
-        ) -> None:
+        ) -> None:  # fmt: skip
             if job.optim.prepare is not None:
                 job.optim.prepare(job.objective)
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -197,31 +195,23 @@ def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) ->
             # The checkpoints are the first process's, and so are the statistics of its norms.
             if job.writes:
                 job.settle()
-            job.objective.load_state_dict(
-                self.trainer.strategy.broadcast(job.objective.state_dict())
-            )
+            weights = self.trainer.strategy.broadcast(job.objective.state_dict())
+            job.objective.load_state_dict(weights)
             job.finished = True
 
     epoch = len(job.train)
     progress = Progress(job.phase, job.position, job.total, epoch, quiet=not job.writes)
     with warnings.catch_warnings(), progress:
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning)\b")
+        # A sub-net that does not train yet has parameters without gradients.
+        strategy = "ddp_find_unused_parameters_true" if loop.devices > 1 else "auto"
         trainer = lightning.Trainer(
-            accelerator=loop.device,
-            devices=loop.devices,
-            # A sub-net that does not train yet has parameters without gradients.
-            strategy="ddp_find_unused_parameters_true" if loop.devices > 1 else "auto",
+            accelerator=loop.device, devices=loop.devices, strategy=strategy, max_epochs=1,
             precision="bf16-mixed" if loop.precision == "bf16" else "32-true",
-            max_epochs=1,
-            gradient_clip_val=loop.clip or None,
-            accumulate_grad_batches=loop.accumulate,
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
+            gradient_clip_val=loop.clip or None, accumulate_grad_batches=loop.accumulate,
+            limit_val_batches=0, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
         job.objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         train_unfrozen(job.objective)
         trainer.fit(Steps())
@@ -239,8 +229,7 @@ def _largest(number: int, group: Any) -> int:
 def _signals(job: Job) -> Iterator[Callable[[], None]]:
     """Let Ctrl-C and SIGTERM stop the job after the step; yields a call that installs this again.
 
-    A second signal stops at once; further signals change nothing. The old handlers are restored at the
-    end.
+    A second signal stops at once, further ones change nothing. The old handlers come back at the end.
     """
     asked = 0
 

@@ -112,27 +112,14 @@ class Job:
     """The state of a phase; `fit` drives it."""
 
     def __init__(
-        self,
-        objective: Objective,
-        train: Stream,
-        optim: Optim,
-        run: Run,
-        phase: str,
-        total: int,
+        self, objective: Objective, train: Stream, optim: Optim, run: Run, phase: str, total: int,
         validate: Callable[[], Mapping[str, float]] | None,
-        select: Callable[[Mapping[str, float]], float],
-        loop: Loop,
-    ) -> None:
-        self.objective = objective
-        self.train = train
-        self.optim = optim
-        self.run = run
-        self.phase = phase
-        self.total = total
-        self.validate = validate
-        self.select = select
-        self.accumulate = loop.accumulate
-        self.minutes = loop.checkpoint_minutes
+        select: Callable[[Mapping[str, float]], float], loop: Loop,
+    ) -> None:  # fmt: skip
+        self.objective, self.train, self.optim = objective, train, optim
+        self.run, self.phase, self.total = run, phase, total
+        self.validate, self.select = validate, select
+        self.accumulate, self.minutes = loop.accumulate, loop.checkpoint_minutes
         self.averaged = MovingAverage(objective, loop.average) if loop.average else None
         self.folder = run.phase(phase)
         self.position = 0
@@ -226,9 +213,8 @@ class Job:
         self.read_losses()
         self._check_finite()
         assert self.optimizer is not None
-        epoch = self._epoch_at(self.position)
-        line: dict[str, Any] = {"phase": self.phase, "epoch": epoch, "step": self.position}
-        line["lr"] = self.optimizer.param_groups[0]["lr"]
+        line: dict[str, Any] = {"phase": self.phase, "epoch": self._epoch_at(self.position)}
+        line |= {"step": self.position, "lr": self.optimizer.param_groups[0]["lr"]}
         line |= {name: total / count for name, (total, count) in self.sums.items()}
         self.sums = {}
         if self.validate is not None:
@@ -238,12 +224,9 @@ class Job:
                 self._keep_best(values)
         line |= self._spent()
         if self.writes:
-            kept = [
-                old
-                for old in self.run.metrics()
-                if old["phase"] != self.phase or old["step"] < self.position
-            ]
-            self.run.write_metrics([*kept, line])
+            own, until = self.phase, self.position
+            lines = [x for x in self.run.metrics() if x["phase"] != own or x["step"] < until]
+            self.run.write_metrics([*lines, line])
         progress.epoch(line)
 
     def save(self) -> None:
@@ -291,10 +274,8 @@ class Job:
                 "with the `average` that it began with, or use another run directory"
             )
         load_checked(self.objective, saved["objective"], file)
-        self.optimizer_state = saved["optimizer"]
-        self.position = saved["position"]
-        self.sums = saved["sums"]
-        self.best = saved["best"]
+        self.optimizer_state, self.position = saved["optimizer"], saved["position"]
+        self.sums, self.best = saved["sums"], saved["best"]
         self.seconds, self.cpu_seconds = saved["seconds"], saved["cpu_seconds"]
         if self.averaged is not None:
             load_checked(self.averaged, saved["average"], file)
@@ -315,8 +296,8 @@ class Job:
         if score > self.best:
             self.best = score
             if self.writes:
-                state = {"objective": self.objective.state_dict()}
-                write_checkpoint(self.folder / "best.ckpt", state)
+                state = self.objective.state_dict()
+                write_checkpoint(self.folder / "best.ckpt", {"objective": state})
 
     @contextlib.contextmanager
     def _evaluated_weights(self) -> Iterator[None]:
@@ -333,10 +314,7 @@ class Job:
                 self.objective.load_state_dict(own)
 
     def _spent(self) -> dict[str, float]:
-        """Seconds of training so far, of the clock and of the processor.
-
-        A killed process counts up to its last checkpoint.
-        """
+        """Seconds of training so far; a killed process counts up to its last checkpoint."""
         now, cpu = time.monotonic(), time.process_time()
         self.seconds += now - self._clock
         self.cpu_seconds += cpu - self._cpu_clock
@@ -345,11 +323,11 @@ class Job:
 
     def _diverged(self, what: str, position: int) -> str:
         epoch, step = divmod(position, len(self.train))
-        kept = self.folder / "last.ckpt"
+        file = self.folder / "last.ckpt"
+        good = f"The last good checkpoint is {file}. " if file.exists() else ""
         return (
             f"training diverged: {what} at step {step} of epoch {epoch + 1} (phase {self.phase}). "
-            + (f"The last good checkpoint is {kept}. " if kept.exists() else "")
-            + "Start again under another --out with a lower --lr or --clip"
+            f"{good}Start again under another --out with a lower --lr or --clip"
         )
 
 

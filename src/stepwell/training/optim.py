@@ -47,13 +47,9 @@ def sgd(
 
 
 def optimizer_of(
-    name: OptimizerName,
-    lr: float | None = None,
-    *,
-    weight_decay: float = 5e-4,
-    warmup: float = 0.05,
-    fused: bool = False,
-) -> Optim:
+    name: OptimizerName, lr: float | None = None, *, weight_decay: float = 5e-4,
+    warmup: float = 0.05, fused: bool = False,
+) -> Optim:  # fmt: skip
     """An optimizer by name, under the schedule of `sgd`.
 
     Args:
@@ -68,8 +64,7 @@ def optimizer_of(
     lr = RATES[name] if lr is None else lr
     if name == "sgd":
         return sgd(lr, weight_decay=weight_decay, warmup=warmup)
-    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-    make = partial(kind, lr=lr, fused=fused)
+    make = partial(torch.optim.Adam if name == "adam" else torch.optim.AdamW, lr=lr, fused=fused)
     return Optim(lambda net: make(_groups(net, weight_decay)), partial(cosine, warmup=warmup))
 
 

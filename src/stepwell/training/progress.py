@@ -5,15 +5,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bar
 
 
 class Progress:
@@ -28,16 +21,11 @@ class Progress:
         self.console = _console(quiet)
         self.phase, self.epochs, self.steps = phase, math.ceil(total / epoch), epoch
         self.done = done
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            expand=True,
-        )
+        self._bar = rich.Progress(
+            rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=None),
+            rich.MofNCompleteColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn(),
+            console=self.console, disable=not self.console.is_terminal, expand=True,
+        )  # fmt: skip
         self._task = self._bar.add_task(self._title(""), total=total, completed=done)
 
     def __enter__(self) -> "Progress":
@@ -54,19 +42,14 @@ class Progress:
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """Show the losses and accuracies of an epoch."""
+        named = [n for n in line if n.startswith("val/") and n.endswith("accuracy")]
         parts = [f"loss {line['loss']:.3f}"]
-        parts += [
-            f"{name.split('/')[1]}: {100 * value:.1f} %"
-            for name, value in line.items()
-            if name.startswith("val/") and name.endswith("accuracy")
-        ]
+        parts += [f"{name.split('/')[1]}: {100 * line[name]:.1f} %" for name in named]
         self._bar.update(self._task, description=self._title("  ".join(parts)))
         if not self.console.is_terminal:
-            self.console.print(
-                f"{self.phase}: epoch {line['epoch']}/{self.epochs}  {'  '.join(parts)}  "
-                f"{line['seconds']:.0f} s",
-                highlight=False,
-            )
+            start = f"{self.phase}: epoch {line['epoch']}/{self.epochs}"
+            text = "  ".join([start, *parts, f"{line['seconds']:.0f} s"])
+            self.console.print(text, highlight=False)
 
     def _title(self, news: str) -> str:
         epoch = min(self.epochs, self.done // self.steps + 1)

@@ -34,10 +34,8 @@ class Run:
     def __init__(
         self, path: Path, config: dict[str, Any], lock: FileLock | None, made: bool = False
     ) -> None:
-        self.path = path
-        self.config = config
-        self._lock = lock
-        self._made = made
+        self.path, self.config = path, config
+        self._lock, self._made = lock, made
 
     @property
     def writes(self) -> bool:
@@ -46,14 +44,9 @@ class Run:
 
     @classmethod
     def start(
-        cls,
-        out: Path,
-        recipe: str,
-        arguments: Mapping[str, Any],
-        *,
-        data: Mapping[str, Any],
+        cls, out: Path, recipe: str, arguments: Mapping[str, Any], *, data: Mapping[str, Any],
         teacher: str | None = None,
-    ) -> "Run":
+    ) -> "Run":  # fmt: skip
         """Open `out` for a run of `recipe` with these arguments, new or to be resumed.
 
         Args:
@@ -77,16 +70,13 @@ class Run:
         if lock is not None:
             _clean(out)
         config = {
-            "recipe": recipe,
-            "arguments": plain(arguments),
-            "data": dict(data),
-            "teacher": teacher,
+            "recipe": recipe, "arguments": plain(arguments), "data": dict(data), "teacher": teacher,
             "versions": {"python": sys.version.split()[0]} | {n: version(n) for n in LIBRARIES},
             "commit": commit(),
             "device": arguments["loop"].device if "loop" in arguments else "cpu",
             "devices": arguments["loop"].devices if "loop" in arguments else 1,
             "threads": torch.get_num_threads(),
-        }
+        }  # fmt: skip
         try:
             if file.exists() and _has_begun(out):
                 _check_same(read_json(file, "put it right, or use another --out"), config, out)
@@ -170,9 +160,8 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
             "use another --out"
         )
     if old["recipe"] != new["recipe"]:
-        raise ValueError(
-            f"{out} holds a run of {old['recipe']!r}, not {new['recipe']!r}: use another --out"
-        )
+        recipes = f"a run of {old['recipe']!r}, not {new['recipe']!r}"
+        raise ValueError(f"{out} holds {recipes}: use another --out")
     before, now = _flat(old["arguments"]), _flat(new["arguments"])
     for name in sorted((before.keys() | now.keys()) - HOW):
         later = name not in before and not now[name]  # a newer flag, which is off
@@ -189,9 +178,8 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
             )
     for what in ("data", "teacher"):
         if old[what] != new[what]:
-            then, now_ = (
-                x[what] if isinstance(x[what], dict) else {what: x[what]} for x in (old, new)
-            )
+            both = (old[what], new[what])
+            then, now_ = (x if isinstance(x, dict) else {what: x} for x in both)
             differing = [k for k in now_ if then.get(k) != now_[k]]
             changes = ", ".join(f"{k} was {then.get(k)} and is {now_[k]}" for k in differing)
             raise ValueError(f"{out} holds a run on other {what} ({changes}): use another --out")
@@ -206,11 +194,7 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
 
 
 def _refuse_ablation(name: str, value: object, new: Mapping[str, Any], out: Path) -> None:
-    """Say where a flag went that only studies need.
-
-    Raises:
-        ValueError: `name` is one of these flags.
-    """
+    """Say where a flag went that only studies need."""
     if name in new["arguments"].get("ablation", {}):
         raise ValueError(
             f"{out} holds a run with --{name.replace('_', '-')} {value}, which stepwell train "
@@ -239,10 +223,7 @@ def _wait_for(file: Path, seconds: float = 120.0) -> None:
 
 
 def _clean(out: Path) -> None:
-    """Remove the partial files of a killed process; `out` is locked.
-
-    Other folders in `out`, such as export/, are not under this lock: another process may write there.
-    """
+    """Remove the partial files of a killed process; `out` is locked, other folders in it are not."""
     for leftover in (*out.glob(".*.part"), *(out / "phases").rglob(".*.part")):
         leftover.unlink()
 
@@ -270,12 +251,9 @@ def commit() -> str | None:
         if tracked.returncode != 0:  # installed inside somebody else's repository
             return None
         done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+            ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=here,
+            capture_output=True, text=True, timeout=10,
+        )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
