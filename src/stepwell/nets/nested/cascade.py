@@ -6,14 +6,13 @@ prefix are kept, for the unsure images alone.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stepwell.nets.nested.net import NestedNet
-from stepwell.nets.nested.steps import Value, each, overwrites
+from stepwell.nets.nested.steps import Value, each, overwrites, tensors_of
 from stepwell.types import Images, Logits
 
 #: Maps logits (batch, classes) to confidence (batch,); a depth answers an image from its threshold on.
@@ -111,8 +110,8 @@ class Cascade:
             needed = self._starts[i + 1 :]
             kept = {at: y for at, y in kept.items() if at in needed}
             if len(unsure) < len(rows):
+                kept = {at: _rows(y, unsure, len(rows)) for at, y in kept.items()}
                 rows = rows[unsure]
-                kept = {at: each(itemgetter(unsure), y) for at, y in kept.items()}
         assert logits is not None
         return Answer(logits, answered)
 
@@ -129,6 +128,21 @@ class Cascade:
                 kept[i, position + 1] = y
         assert isinstance(y, Tensor)
         return y
+
+
+def _rows(value: Value, chosen: Tensor, images: int) -> Value:
+    """The `chosen` images of a batch, in each tensor that a step hands on.
+
+    Raises:
+        ValueError: a tensor does not hold one row per image.
+    """
+    for tensor in tensors_of(value):
+        if len(tensor) != images:
+            raise ValueError(
+                f"a cascade goes on with some images of a batch, but a step hands on a tensor of shape "
+                f"{tuple(tensor.shape)} for {images} images: let it be made where it is used"
+            )
+    return each(lambda tensor: tensor[chosen], value)
 
 
 def _check_thresholds(thresholds: Mapping[str, float], last: str, confidence: Confidence) -> None:
