@@ -454,3 +454,99 @@ def test_weights_tied_between_blocks():
     module.body[2].weight = module.body[1].weight
     net = nest(module, ["body"], {"1": (1,), "2": (2,), "3": (3,)}).double()
     check_gradients(net, torch.randn(3, 4).double(), labels_only_of(3))
+
+
+class MaskedMean(nn.Module):
+    """Uses its mask in the blocks and, if told to, behind them."""
+
+    def __init__(self, outside):
+        super().__init__()
+        self.layers = nn.ModuleList(Masked() for _ in range(3))
+        self.head = nn.Linear(5, 2)
+        self.outside = outside
+
+    def forward(self, x, mask=None):
+        for layer in self.layers:
+            x = layer(x, mask)
+        if self.outside and mask is not None:
+            x = x * mask[..., None]
+        return self.head(x.mean(1))
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(5, 5)
+
+    def forward(self, x, mask=None):
+        y = self.fc(x).relu()
+        return y if mask is None else y * mask[..., None]
+
+
+def test_constants_that_are_used_outside_of_the_blocks_are_refused():
+    mask = torch.tensor([[1.0, 0.5, 0], [1, 0, 0]])
+    how = {"stages": ["layers"], "depths": {"2": (2,)}, "input_size": (3, 5)}
+    nest(MaskedMean(outside=False), **how, given={"mask": mask})
+    with pytest.raises(ValueError, match="uses mask outside of the steps that name them"):
+        nest(MaskedMean(outside=True), **how, given={"mask": mask})
+
+
+def test_an_exit_taken_out_follows_train_and_eval_between_its_blocks():
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = (nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)) for _ in range(2))
+
+        def forward(self, x):
+            x = self.one(x)
+            x = nn.functional.dropout(x, 0.5, self.training)
+            return self.two(x)
+
+    net = nest(Dropping(), ["one", "two"], {})
+    net.add_exit("early", after=(2, 1))
+    x = torch.randn(4, 8)
+    plain = net.train().subnet("early").eval()
+    assert torch.equal(plain(x), plain(x))
+    plain.train()
+    assert not torch.equal(plain(x), plain(x))
+    with pytest.raises(ValueError, match="given 'mask': no step's forward names it"):
+        plain(x, mask=x)
+
+
+def test_extras_are_a_list_of_names():
+    net = stepwell.build("resnet8", num_classes=5)
+    with pytest.raises(ValueError, match=r"extras 'attention': give a list of names"):
+        net.forward_all(torch.randn(2, 3, 8, 8), extras="attention")
+
+
+def test_a_cascade_refuses_steps_that_hand_on_tensors_without_images():
+    class First(nn.Module):
+        def forward(self, x):
+            return x.flatten(1), torch.ones(12)
+
+    class Add(nn.Module):
+        def forward(self, pair):
+            return pair[0] + pair[1], pair[1]
+
+    class Last(nn.Module):
+        def forward(self, pair):
+            return pair[0]
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = First(), Last()
+            self.blocks = nn.Sequential(Add(), Add(), Add())
+            self.fc = nn.Linear(12, 4)
+
+        def forward(self, x):
+            return self.fc(self.last(self.blocks(self.first(x))))
+
+    net = nest(Net(), ["blocks"], {"1": (1,)}, input_size=(3, 2, 2)).eval()
+    net.mark("trained")
+    cascade = stepwell.Cascade(net, {"1": 1.0})
+    cascade.confidence = lambda logits: torch.arange(
+        len(logits)
+    ).float()  # sure of all but the first
+    with pytest.raises(ValueError, match=r"hands on a tensor of shape \(12,\) for 4 images"):
+        cascade(torch.randn(4, 3, 2, 2))

@@ -5,15 +5,18 @@ A deeper depth continues where its path leaves the paths already run.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+<<<<<<< HEAD
 from itertools import takewhile
 from operator import itemgetter
+=======
+>>>>>>> lead
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stepwell.nets.nested.net import NestedNet
-from stepwell.nets.nested.steps import Value, each, overwrites
+from stepwell.nets.nested.steps import Value, each, overwrites, tensors_of
 from stepwell.types import Images, Logits
 
 #: Maps logits (batch, classes) to confidence (batch,); a depth answers an image from its threshold on.
@@ -103,8 +106,8 @@ class Cascade:
             needed = self._starts[i + 1 :]
             kept = {at: y for at, y in kept.items() if at in needed}
             if len(unsure) < len(rows):
+                kept = {at: _rows(y, unsure, len(rows)) for at, y in kept.items()}
                 rows = rows[unsure]
-                kept = {at: each(itemgetter(unsure), y) for at, y in kept.items()}
         assert logits is not None
         return Answer(logits, answered)
 
@@ -121,6 +124,21 @@ class Cascade:
                 kept[i, position + 1] = y
         assert isinstance(y, Tensor)
         return y
+
+
+def _rows(value: Value, chosen: Tensor, images: int) -> Value:
+    """The `chosen` images of a batch, in each tensor that a step hands on.
+
+    Raises:
+        ValueError: a tensor does not hold one row per image.
+    """
+    for tensor in tensors_of(value):
+        if len(tensor) != images:
+            raise ValueError(
+                f"a cascade goes on with some images of a batch, but a step hands on a tensor of shape "
+                f"{tuple(tensor.shape)} for {images} images: let it be made where it is used"
+            )
+    return each(lambda tensor: tensor[chosen], value)
 
 
 def _check_thresholds(thresholds: Mapping[str, float], last: str, confidence: Confidence) -> None:

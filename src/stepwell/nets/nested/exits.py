@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stepwell.nets.nested.steps import Request, Value, feature_of
+from stepwell.nets.nested.steps import Request, Value, feature_of, request
 
 #: The name of an exit's head in the plain network of the exit, and in files.
 HEAD = "exit_head"
@@ -83,12 +83,23 @@ class ExitNet(nn.Module):
         self._modules = {**net._modules, HEAD: steps[-1]}
         self._steps = tuple(zip(steps, keywords, strict=True))
 
+    def train(self, mode: bool = True) -> "ExitNet":
+        """Set the mode of every module, and of steps that are code between modules."""
+        for step, _ in self._steps:
+            step.train(mode)
+        return super().train(mode)
+
     def forward(self, x: Tensor, **given: Any) -> Tensor:
-        """Logits; `given` are constants of the batch, passed to the steps that name them."""
+        """Logits (batch, classes); `given` are constants of the batch, for the steps that name them.
+
+        Raises:
+            ValueError: no step names a constant.
+        """
         value: Value = x
-        request = Request(given, ())
+        known = {name for _, keywords in self._steps for name in keywords}
+        asked = request(given, (), known) or Request({}, ())
         for step, keywords in self._steps:
-            value, _ = request.call(step, value, keywords)
+            value, _ = asked.call(step, value, keywords)
         assert isinstance(value, Tensor)
         return value
 

@@ -21,6 +21,7 @@ def nest(
     full: str = "full",
     norms: NormSharing = "private",
     input_size: Sequence[int] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> NestedNet:
     """Make a nested net around `module`; the two share their weights.
 
@@ -39,6 +40,9 @@ def nest(
         norms: "private" to each depth behind the fork, or "shared" (an ablation; see `NestedNet`).
         input_size: shape of one input, such as (3, 224, 224), or (16,) for 16 token ids; tried out
             where it is not given.
+        given: constants for a batch of two inputs, such as a mask, for the same checks with them. Give
+            some if the module's forward takes constants: code that uses one outside of the steps that
+            name it is not part of any path.
 
     Raises:
         ValueError: a stage is not there; the module cannot be read; a depth drops blocks that change
@@ -47,22 +51,28 @@ def nest(
     """
     net = NestedNet(module, read(module, stages), depths, full, norms=norms)
     with in_eval_mode(net), torch.no_grad():
-        _check(net, example_input(module, input_size))
+        net.input_size = input_size
+        x = example_input(module, input_size)
+        _check(net, x, {})
+        if given:
+            _check(net, x, given)
     return net
 
 
-def _check(net: NestedNet, x: Tensor) -> None:
+def _check(net: NestedNet, x: Tensor, given: Mapping[str, Any]) -> None:
     kind = type(net.module).__name__
-    if not torch.equal(net(x), net.module(x)):
-        raise ValueError(
-            f"{kind} read as a path gives other logits than itself: its forward is not a function of "
-            "its input alone (random or stateful in eval mode?)"
+    if not torch.equal(net(x, given=given), net.module(x, **given)):
+        reason = (
+            f"it uses {', '.join(given)} outside of the steps that name them"
+            if given
+            else "its forward is not a function of its input alone (random or stateful in eval mode?)"
         )
+        raise ValueError(f"{kind} read as a path gives other logits than itself: {reason}")
     check_shapes(net, net.subnets, x)
     for depth in net.subnets:
-        expected = net(x, depth)
+        expected = net(x, depth, given=given)
         try:
-            plain = net.subnet(depth)(x)
+            plain = net.subnet(depth)(x, **given)
         except Exception as error:  # whatever the module's own code raises
             raise ValueError(
                 f"{kind} without the blocks that depth {depth!r} drops does not run "
@@ -73,8 +83,8 @@ def _check(net: NestedNet, x: Tensor) -> None:
                 f"{kind} without the blocks that depth {depth!r} drops differs from the path of "
                 f"{depth!r}: its forward does more than run the blocks in order"
             )
-    for depth, exit in net.forward_all(x).items():
-        if not torch.equal(exit.logits, net(x, depth)):
+    for depth, exit in net.forward_all(x, given=given).items():
+        if not torch.equal(exit.logits, net(x, depth, given=given)):
             raise ValueError(
                 f"depth {depth!r} of {kind} gives other logits when all depths run together: a step "
                 "overwrites what the others run on, or keeps a state"
@@ -102,5 +112,17 @@ def check_shapes(net: NestedNet, depths: Mapping[str, Sequence[int]], x: Tensor)
 
 
 def _shape_of(value: Value) -> tuple[Any, ...]:
+<<<<<<< HEAD
     shapes = tuple(tuple(tensor.shape) for tensor in tensors_of(value))
     return shapes[0] if isinstance(value, Tensor) else shapes
+=======
+    """The shape of a tensor; of several, their shapes."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    for item in value:
+        if not isinstance(item, Tensor):
+            raise ValueError(
+                f"a block hands on a {type(item).__name__} among its tensors: a path hands on tensors"
+            )
+    return tuple(tuple(tensor.shape) for tensor in value)
+>>>>>>> lead

@@ -65,6 +65,7 @@ class NestedNet(Weights):
         self.norm_sharing: NormSharing = norms
         self.builder: tuple[str, dict[str, Any]] | None = None
         self.card = Card()
+        self.input_size: Sequence[int] | None = None  # of one example, if `nest` was told
         self._status: dict[str, Status] = {}
         self._tries: dict[tuple[str, ...], Node] = {}
         self._keywords: set[str] = set()  # that some step takes
@@ -319,7 +320,7 @@ class NestedNet(Weights):
     def _default_head(self, after: Sequence[int], input_size: Sequence[int] | None) -> PooledHead:
         """A head of the size of the features behind the blocks `after` and of the logits."""
         with in_eval_mode(self):
-            x = example_input(self.module, input_size)
+            x = example_input(self.module, input_size or self.input_size)
             logits, outputs = self(x), [*outputs_by_block(self.path(), self.plan, x)]
         run = [blocks[kept - 1] for blocks, kept in zip(outputs, after, strict=True) if kept]
         return PooledHead.like(feature_of(run[-1]), logits, channels_last(self.module))

@@ -22,7 +22,19 @@ def each(change: Callable[[Tensor], Tensor], value: Value) -> Value:
     """The value of the same kind whose tensors are changed one by one."""
     if isinstance(value, Tensor):
         return change(value)
-    return type(value)(change(tensor) for tensor in value)
+    return _like(value, [change(tensor) for tensor in value])
+
+
+def _like(value: Any, items: list[Any]) -> Any:
+    """The items in a tuple (named or not) or list as `value` is one."""
+    return type(value)._make(items) if hasattr(value, "_make") else type(value)(items)
+
+
+def same_memory(a: Tensor, b: Tensor) -> bool:
+    """Check whether two tensors are views of one memory."""
+    if torch.compiler.is_compiling():
+        return a is b
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def feature_of(value: Value) -> Tensor:
@@ -90,8 +102,10 @@ def request(
         known: the names that the forwards of all steps take beside their input.
 
     Raises:
-        ValueError: no step names a constant, or none gives extras.
+        ValueError: no step names a constant, or none gives extras; extras are no list.
     """
+    if isinstance(extras, str):
+        raise ValueError(f"extras {extras!r}: give a list of names, such as [{extras!r}]")
     if not given and not extras:
         return None
     constants = [name for name in known if name != "extras"]
@@ -109,9 +123,11 @@ def request(
 
 
 def _detached(value: Any) -> Any:
-    """The constant without its graph, tensors inside tuples and lists included."""
+    """The constant without its graph, tensors inside tuples, lists and dicts included."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, tuple | list):
-        return type(value)(_detached(item) for item in value)
+        return _like(value, [_detached(item) for item in value])
+    if isinstance(value, Mapping):
+        return {name: _detached(item) for name, item in value.items()}
     return value

@@ -11,6 +11,7 @@ from stepwell.nets.nested.steps import (
     each,
     feature_of,
     overwrites,
+    same_memory,
     tensors_of,
     versions,
 )
@@ -64,7 +65,7 @@ class Node(NamedTuple):
             else:
                 x, more = request.call(step, x, self.keywords[i])
                 extras = {k: (*v, more[k]) if k in more else v for k, v in extras.items()}
-                handed_on = any(t is v for t in more.values() for v in tensors_of(x))
+                handed_on = any(same_memory(t, v) for t in more.values() for v in tensors_of(x))
                 if handed_on and overwrites(self.steps[i + 1 :]):
                     x = each(Tensor.clone, x)
             for depth in ends:
