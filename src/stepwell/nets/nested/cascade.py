@@ -5,11 +5,7 @@ A deeper depth continues where its path leaves the paths already run.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-<<<<<<< HEAD
 from itertools import takewhile
-from operator import itemgetter
-=======
->>>>>>> lead
 from typing import NamedTuple
 
 import torch

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from stepwell.nets.nested.example import example_input, line_of, outputs_by_block
 from stepwell.nets.nested.net import NestedNet, NormSharing
 from stepwell.nets.nested.reading import read
-from stepwell.nets.nested.steps import Value, tensors_of
+from stepwell.nets.nested.steps import Value
 from stepwell.train_mode import in_eval_mode
 
 
@@ -112,11 +112,6 @@ def check_shapes(net: NestedNet, depths: Mapping[str, Sequence[int]], x: Tensor)
 
 
 def _shape_of(value: Value) -> tuple[Any, ...]:
-<<<<<<< HEAD
-    shapes = tuple(tuple(tensor.shape) for tensor in tensors_of(value))
-    return shapes[0] if isinstance(value, Tensor) else shapes
-=======
-    """The shape of a tensor; of several, their shapes."""
     if isinstance(value, Tensor):
         return tuple(value.shape)
     for item in value:
@@ -125,4 +120,3 @@ def _shape_of(value: Value) -> tuple[Any, ...]:
                 f"a block hands on a {type(item).__name__} among its tensors: a path hands on tensors"
             )
     return tuple(tuple(tensor.shape) for tensor in value)
->>>>>>> lead
