@@ -1181,7 +1181,7 @@ def test_the_options_of_the_recipes_are_these():
         "sample label_smoothing on_drop max_drop",
         "drnet": f"{trained} net depths sizes schedule target choose_epochs label_smoothing",
         "netgraft": f"{common} {teachers} student keep unlabeled shots blocks schedule views "
-        "graft_steps join_steps",
+        "graft_steps join_steps loss",
         "dkge": f"{loop} triples out valid test encoder dim context_size margin negatives "
         "warm_epochs epochs batch_size lr seed",
     }
@@ -1195,7 +1195,7 @@ def test_the_options_for_studies_are_these():
         "distill": "attention_mode start_from_teacher",
         "ekd": "norms attention_mode distill_from ema_teacher teach_full",
         "drnet": "mixing explore temperature cost_weight slack norms chooser_rate",
-        "netgraft": "start statistics loss adaption_lr trace",
+        "netgraft": "start statistics adaption_lr trace",
     }
     for recipe, options in expected.items():
         group = groups_of(load_object(RECIPES[recipe][0]))["ablation"]

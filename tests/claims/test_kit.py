@@ -123,7 +123,7 @@ def test_a_claim_is_judged_by_its_interval(values, below, verdict):
     assert judged["measured"]["a"]["values"] == values
     assert ("One seed" in judged["note"]) == (len(values) == 1)
     side = "below" if below else "above"
-    assert judged["text"] == f"t: the 90 % interval lies {side} 0 points."
+    assert judged["text"] == f"t: the interval lies {side} 0 points."
 
 
 def of_seeds(*values):
@@ -322,7 +322,7 @@ def test_the_page_and_the_table_show_every_claims_arms_note_and_plan(capsys):
     page = render(record, study, "p.svg")
     primary, exploratory = page.split("## Is it near?")
     row = "| -0.0136 nats | -0.0172 to -0.0100 | 3 | 0.0021 | 0.0021 (2.0) | **refuted** |  |"
-    assert f"A is less: the 90 % interval lies above 0 nats. | p {row}" in primary
+    assert f"A is less: the interval lies above 0 nats. | p {row}" in primary
     assert "\n1. arm a: 0.0136 ± 0.0021 (nats). Theirs was warmer.\n" in primary
     seeds = seeds_needed(-0.0136333 + 0.0125, summary(values)["std"])
     assert f"| **not decided** | {seeds} seeds |" in exploratory

@@ -1,4 +1,4 @@
-"""The price of cost, against every price that makes a difference."""
+"""The cost penalty, against every penalty that makes a difference."""
 
 import pytest
 import torch

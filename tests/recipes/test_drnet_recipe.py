@@ -195,7 +195,7 @@ def test_the_first_phase_alone_is_always_at_full_size(tmp_path, capsys):
 
 def test_depths_and_resolutions_together(tmp_path):
     options = FEW | {"net": "resnet14", "depths": ("8",), "sizes": (8, 4)}
-    with pytest.warns(UserWarning, match="the price of cost is set on training images"):
+    with pytest.warns(UserWarning, match="the cost penalty is set on training images"):
         results = train("drnet", out=tmp_path / "run", **options, mixing="all", val_fraction=0.0)
     assert next(iter(results["costs"])) == "chosen"
     assert set(results["costs"]) == {"chosen", "8@4", "14@4", "8@8", "14@8"}

@@ -205,7 +205,7 @@ def test_bad_input_leaves_no_run(graft, folder, tmp_path, teacher):
         ({"student": f"{teacher}@14"}, "is a file or a folder: .* of the teacher, --keep BLOCKS"),
         (
             {"schedule": "join", "student": "", "keep": (1, 2, 2)},
-            "--schedule join: layer1 alone is grafted",
+            "--schedule join: only layer1 is grafted",
         ),
         ({"student": ""}, "say what to train: --student NAME, or --keep BLOCKS of each stage"),
         ({"keep": (1, 1, 1)}, "--student resnet8_slim, --keep 1 1 1: drop one"),
@@ -240,7 +240,7 @@ def test_a_teacher_is_shrunk(graft, tmp_path):
     assert load(tmp_path / "s" / "net.safetensors").stages == ("layer1", "layer2", "layer3")
 
 
-@pytest.mark.filterwarnings("ignore:.*does not (say how its images|name its classes)")
+@pytest.mark.filterwarnings("ignore:.*does not (record how its images|name its classes)")
 def test_few_images_that_must_normalise_themselves_are_warned_of(graft, folder, teacher, tmp_path):
     weights = tmp_path / "w.safetensors"
     save_file(load(teacher / "net.safetensors").module.state_dict(), weights)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,10 @@ def call(function: Callable[..., Any], prog: str, arguments: Sequence[str], more
             raise KeyboardInterrupt
         return function(**values)
 
+    # tyro reads the docstring of what is wrapped, and wraps each of its lines by itself
+    del checked.__wrapped__
+    checked.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    checked.__doc__ = re.sub(r"\n {8,}(?=\S)", " ", inspect.cleandoc(function.__doc__ or ""))
     text = "\n\n".join(filter(None, (description(function), more)))
     return tyro.cli(checked, prog=prog, args=arguments, description=text)
 

@@ -128,7 +128,7 @@ def drnet(
     With --init RUN of this recipe and the same resolutions, the first phase is left out.
 
     Examples:
-        stepwell train drnet --data digits --out runs/dynamic
+        stepwell train drnet --data digits --out runs/chosen
         stepwell train drnet --data photos/ --out runs/photos --net resnet18 --sizes 96 72 48
         stepwell train drnet --data photos/ --out runs/both --net resnet34 --depths 18 --size 64
     """

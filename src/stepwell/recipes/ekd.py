@@ -57,10 +57,12 @@ class Losses(flags.Losses):
     """Losses of embedded distillation.
 
     Attributes:
+        ce: weight of the labels for each sub-net.
         full_weight: weight of the full net's own loss.
         sample: train one drawn sub-net and the full net in each step.
     """
 
+    ce: float = 1.0
     attention: float = 2.0
     full_weight: Annotated[float | None, flag("FLOAT", "1.5 in one-run, else 1")] = None
     sample: bool = False
@@ -187,7 +189,7 @@ def _check_teacher(
             "or neither"
         )
     if not teacher and any(members(teacher_images).values()):
-        raise ValueError("--teacher-mean and --teacher-std say more about --teacher")
+        raise ValueError("--teacher-mean and --teacher-std need --teacher")
 
 
 def _check_rollback(net: NestedNet, validated: bool, trained: bool, init: object) -> None:

@@ -36,14 +36,12 @@ class NetgraftAblation:
         start: `teacher`: blocks that are like the teacher's are copied and stay, and layers of other
             blocks start with its weights where the shapes agree; `fresh`: nothing is copied.
         statistics: of the student's BatchNorm: those of each `batch`, or `frozen` ones of all images.
-        loss: distance of the logits from the teacher's; `features`: of each block's output, too.
         adaption_lr: learning rate of the 1×1 convolutions where widths differ.
         trace: also measure the accuracy after every block, on the test part.
     """
 
     start: Start = "teacher"
     statistics: Statistics = "batch"
-    loss: GraftLoss = "direction"
     adaption_lr: float = 1e-2
     trace: bool = True
 
@@ -87,6 +85,8 @@ class GraftTraining:
         graft_steps: steps of each block alone.
         join_steps: steps after each joined block.
         batch_size: images in a step.
+        loss: direction of the logits, mse of the logits, or features: the direction, and each
+            block's output too.
         lr: highest learning rate (Adam).
         seed: seed of weights, draw, order and augmentation.
     """
@@ -94,6 +94,7 @@ class GraftTraining:
     schedule: Annotated[Schedule, flag("SCHEDULE")] = "both"
     graft_steps: int = 600
     join_steps: int = 600
+    loss: Annotated[GraftLoss, flag("LOSS")] = "direction"
     batch_size: int = 64
     lr: float = 1e-2
     seed: int = 0
@@ -156,7 +157,9 @@ def netgraft(
     )  # fmt: skip
     if training.schedule == "join" and len(grafting.grafted) < 2:
         (only,) = (grafting.names[i] for i in grafting.grafted)
-        raise ValueError(f"--schedule join: {only} alone is grafted, so nothing is to be joined")
+        raise ValueError(
+            f"--schedule join: only {only} is grafted, and joining needs two grafted blocks"
+        )
     with classification.open_task("netgraft", out, loop, arguments, inputs) as task:
         if opened.normalisation is None:
             warnings.warn(
@@ -166,7 +169,7 @@ def netgraft(
             )
         results = learn(
             task, grafting, schedule=training.schedule,
-            stages=Stages(training.graft_steps, training.join_steps), loss=ablation.loss,
+            stages=Stages(training.graft_steps, training.join_steps), loss=training.loss,
             lr=training.lr, adaption_lr=ablation.adaption_lr, views=images.views,
             trace=ablation.trace, loop=loop,
         )  # fmt: skip

@@ -67,8 +67,8 @@ def set_price(net: ResolutionNet, task: Task, target: float, most: float) -> Non
     part = task.validation
     if part is None:
         warnings.warn(
-            "there is no validation part: the price of cost is set on training images, which look "
-            "easier than new ones: set --val-fraction above 0",
+            "there is no validation part: the cost penalty is set on training images, so it is "
+            "too optimistic: set --val-fraction above 0",
             stacklevel=3,
         )
         part = task.train.with_images(task.train.images)

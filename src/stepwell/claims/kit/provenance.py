@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import combinations
 from typing import Any
 
 from stepwell.claims.kit.study import TRAINED_ON, Results
@@ -34,8 +35,8 @@ def not_a_pair(units: Iterable[Mapping[str, Any]]) -> str:
     Args:
         units: results of several arms at one seed.
     """
-    first, *others = [unit.get(TRAINED_ON, {}) for unit in units] or [{}]
-    found = {key for other in others for key in differing(first, other)}
+    trained = [unit.get(TRAINED_ON, {}) for unit in units]
+    found = {key for pair in combinations(trained, 2) for key in differing(*pair)}
     return ", ".join(words for key, words in DIFFERS.items() if key in found)
 
 

@@ -129,7 +129,7 @@ class Claim(NamedTuple):
     def rule(self) -> str:
         """The condition under which the claim holds."""
         unit = f" {self.judged_in}" * (self.judged_in not in ("", "×"))
-        return f"the 90 % interval lies {'below' if self.below else 'above'} {self.margin:g}{unit}"
+        return f"the interval lies {'below' if self.below else 'above'} {self.margin:g}{unit}"
 
     @property
     def pooled_with(self) -> str:

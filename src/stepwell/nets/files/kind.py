@@ -17,6 +17,11 @@ def network_file(path: str | Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"no file or run directory {path}")
     file = path / "net.safetensors" if path.is_dir() else path
+    if not file.exists() and not (path / "config.json").exists():
+        raise ValueError(
+            f"{path} is no run directory: name the --out folder of a `stepwell train` command, or a "
+            "network's file"
+        )
     if not file.exists():
         raise ValueError(
             f"{path} holds no net.safetensors, so it is no finished run: start its `stepwell train` "

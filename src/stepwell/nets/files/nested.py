@@ -364,7 +364,7 @@ def _add_depths(
     own = [exit for exit, described in exits.items() if described is None]
     if missing := [exit for exit in own if exit not in heads]:
         raise ValueError(
-            f"{path} has an exit {missing[0]!r} with a head of its maker's own: give load(path, "
+            f"{path} has an exit {missing[0]!r} with a custom head: give load(path, "
             f"heads={{{missing[0]!r}: FACTORY}}), a function without arguments that makes the same head"
         )
     for depth, blocks in header["depths"].items():

@@ -248,7 +248,7 @@ def _check_parameters(loss: Tensor, fork: Fork, inputs: Sequence[Tensor]) -> Non
             raise ValueError(
                 f"the loss of depth {fork.node.last[0]!r} depends on a parameter of shape "
                 f"{tuple(variable.shape)} that the depth does not run behind the fork (others share "
-                "it, or it is none of the network's), so it would get no gradient: name it in "
+                "it, or it is outside the network), so it would get no gradient: name it in "
                 "joint_loss(..., also=[...]), or add that part of the loss outside joint_loss"
             )
         ahead += [following for following, _ in node.next_functions]
