@@ -286,6 +286,9 @@ def test_the_default_head_asks_for_a_size_where_none_is_found():
             return self.body(x).mean(2)
 
     net = nest(Odd(), ["body"], {}, input_size=(3, 8))
+    net.add_exit("remembered", (1,))
+    net = nest(Odd(), ["body"], {}, input_size=(3, 8))
+    net.input_size = None  # as in a net that was loaded
     with pytest.raises(ValueError, match="the shape of Odd's input could not be found"):
         net.add_exit("e", (1,))
     net.add_exit("e", (1,), input_size=(3, 8))
