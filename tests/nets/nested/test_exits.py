@@ -143,7 +143,7 @@ def test_a_file_with_a_head_of_ones_own_needs_its_factory(tmp_path):
     net = with_exits().eval()
     file = stepwell.save(net, tmp_path / "net")
     message = (
-        r"exit 'early' with a head of its maker's own: give load\(path, heads={'early': FACTORY}"
+        r"exit 'early' with a custom head: give load\(path, heads={'early': FACTORY}"
     )
     with pytest.raises(ValueError, match=message):
         stepwell.load(file)
