@@ -201,7 +201,7 @@ def test_a_nested_net_is_taught_from_outside_as_a_student_is(teach, teacher, tmp
         config["teacher"] == json.loads((tmp_path / "alone" / "config.json").read_text())["teacher"]
     )
     assert config["teacher"] is not None
-    with pytest.raises(ValueError, match="--teacher-mean and --teacher-std say more about --tea"):
+    with pytest.raises(ValueError, match="--teacher-mean and --teacher-std need --teacher"):
         train("ekd", out=tmp_path / "no", **COMMON, teacher_mean=(0.5, 0.5, 0.5))
     for change in ({"teacher": ()}, {"schedule": "one-run"}):
         with pytest.raises(ValueError, match="--schedule taught needs a --teacher, and the other"):
