@@ -142,9 +142,7 @@ def test_a_file_gives_back_exits_with_the_default_head(tmp_path):
 def test_a_file_with_a_head_of_ones_own_needs_its_factory(tmp_path):
     net = with_exits().eval()
     file = stepwell.save(net, tmp_path / "net")
-    message = (
-        r"exit 'early' with a custom head: give load\(path, heads={'early': FACTORY}"
-    )
+    message = r"exit 'early' with a custom head: give load\(path, heads={'early': FACTORY}"
     with pytest.raises(ValueError, match=message):
         stepwell.load(file)
     with pytest.raises(ValueError, match="has no exit '8': leave it out of heads="):
