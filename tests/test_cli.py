@@ -961,7 +961,7 @@ BAD = {
         "holds a run of 'ekd', not 'supervised'",
     ),
     "no run": (["eval", "{tmp}/nothing"], "no file or run directory"),
-    "unfinished": (["eval", "{tmp}"], "holds no net.safetensors"),
+    "unfinished": (["eval", "{tmp}"], "is no run directory"),
     "eval where": (["eval", "{tmp}/copy.safetensors"], "say what to measure on with --data"),
     "no image": (["predict", "{run}", "{tmp}/none.png"], "no file or folder"),
     "empty folder": (["predict", "{run}", "{tmp}/empty"], "holds no image"),
