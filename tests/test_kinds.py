@@ -85,10 +85,12 @@ def test_files_of_older_versions_open_and_keep_their_fingerprint(tmp_path, make)
 def test_a_file_is_read_and_checked_once(tmp_path, monkeypatch, make):
     (save_resolution if make is resolution else stepwell.save)(make(), tmp_path / "net")
     calls: Counter[str] = Counter()
-    digest = container.digest
-    monkeypatch.setattr(container, "digest", lambda *a: (calls.update(["digest"]), digest(*a))[1])
+    for module, name in ((container, "digest"), (nested, "read_checked")):
+        real = getattr(module, name)
+        counted = lambda *a, name=name, real=real: (calls.update([name]), real(*a))[1]  # noqa: E731
+        monkeypatch.setattr(module, name, counted)
     open_network(tmp_path / "net")
-    assert calls == {"digest": 1}
+    assert calls == {"digest": 1, "read_checked": 1}
 
 
 def test_a_run_directory_is_taken_wherever_a_file_is(tmp_path):

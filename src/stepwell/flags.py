@@ -22,7 +22,7 @@ TOGETHER = ("loop", "distill_data", "ablation")
 
 
 def flag(metavar: str | None = None, empty: str = "none", help: str | None = None) -> Any:
-    """How the help shows a flag.
+    """Give the annotation that says how the help shows a flag.
 
     Args:
         metavar: a value of the flag; by default its type.
@@ -50,7 +50,8 @@ def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in arguments.items():
         if check := getattr(value, "check", None):
             check()
-        flat |= {name: value} if name in TOGETHER or not is_group(value) else members(value)
+        spread = is_group(value) and name not in TOGETHER
+        flat |= vars(value) if spread else {name: value}
     return flat
 
 
@@ -89,13 +90,8 @@ def recorded(group: type[T], arguments: Mapping[str, Any]) -> T:
 
 
 def is_group(value: object) -> bool:
-    """Whether a value is a group of flags."""
+    """Check that a value is a group of flags."""
     return is_dataclass(value) and not isinstance(value, type)
-
-
-def members(group: Any) -> dict[str, Any]:
-    """A group's values by flag."""
-    return {f.name: getattr(group, f.name) for f in fields(group)}
 
 
 def _owners(groups: Mapping[str, type]) -> dict[str, str]:

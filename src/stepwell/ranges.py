@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any, NamedTuple, get_type_hints
 
 
@@ -67,8 +67,7 @@ def check_numbers(
     ranges = (annotated_ranges(of) if of else None) or RANGES
     for name, value in arguments.items():
         if is_dataclass(value) and not isinstance(value, type):
-            values = {f.name: getattr(value, f.name) for f in fields(value)}
-            check_numbers(values, type(value), flags=flags)
+            check_numbers(vars(value), type(value), flags=flags)
         elif name in ranges and value is not None:
             for number in value if isinstance(value, tuple) else (value,):
                 label = f"--{name.replace('_', '-')}" if flags else name

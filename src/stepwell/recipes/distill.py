@@ -11,7 +11,7 @@ from torch import nn
 
 from stepwell.data.distill_data import DistillData
 from stepwell.data.image_flags import Images
-from stepwell.flags import Flags, Hidden, checked, flag, members
+from stepwell.flags import Flags, Hidden, checked, flag
 from stepwell.losses.attention import Attention
 from stepwell.methods import Distill
 from stepwell.nets.nested.interpolation import check_line, start_interpolated
@@ -114,7 +114,7 @@ def distill(
     # before a generator trains, which draws numbers or, in a run that goes on, has drawn them
     objective = Distill(
         nested, inputs.teacher, attention_mode=ablation.attention_mode, input_shape=(3, size, size),
-        **members(losses),
+        **vars(losses),
     )  # fmt: skip
     made_for = _made_for(inputs, opened.fingerprint, images, distill_data, loop)
     with (

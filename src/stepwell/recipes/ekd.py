@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stepwell.data.image_flags import Images
-from stepwell.flags import Flags, Hidden, checked, flag, members
+from stepwell.flags import Flags, Hidden, checked, flag
 from stepwell.losses.attention import Attention
 from stepwell.methods import EmbeddedKD, PrivateNorms, Supervised
 from stepwell.nets.nested.net import NestedNet, NormSharing
@@ -175,7 +175,7 @@ def _objective(
 
 def _own_options(losses: Losses, ablation: EkdAblation) -> dict[str, Any]:
     """The options of `EmbeddedKD` that the caller sets."""
-    options = members(losses) | members(ablation)
+    options = vars(losses) | vars(ablation)
     return {n: value for n, value in options.items() if value is not None and n != "norms"}
 
 
@@ -188,7 +188,7 @@ def _check_teacher(
             "--schedule taught needs a --teacher, and the other schedules bring their own: give both, "
             "or neither"
         )
-    if not teacher and any(members(teacher_images).values()):
+    if not teacher and any(vars(teacher_images).values()):
         raise ValueError("--teacher-mean and --teacher-std need --teacher")
 
 

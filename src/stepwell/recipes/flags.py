@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from stepwell.flags import flag
+from stepwell.nets.files.kind import network_file
 from stepwell.teachers import OpenTeacher, open_teacher
 
 Out = Annotated[Path, flag(help="run directory; an unfinished run goes on where it stopped.")]
@@ -82,4 +83,4 @@ class Losses:
 
 def file_of(init: Literal["pretrained"] | Path | None) -> Literal["pretrained"] | Path | None:
     """The file that --init names: of a run directory, the network in it."""
-    return init / "net.safetensors" if isinstance(init, Path) and init.is_dir() else init
+    return network_file(init) if isinstance(init, Path) and init.is_dir() else init

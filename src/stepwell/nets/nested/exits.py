@@ -82,6 +82,7 @@ class ExitNet(nn.Module):
         self._parameters, self._buffers = net._parameters, net._buffers
         self._modules = {**net._modules, HEAD: steps[-1]}
         self._steps = tuple(zip(steps, keywords, strict=True))
+        self._keywords = frozenset().union(*keywords)  # that some step takes
 
     def train(self, mode: bool = True) -> "ExitNet":
         """Set the mode of every module, and of steps that are code between modules."""
@@ -96,8 +97,7 @@ class ExitNet(nn.Module):
             ValueError: no step names a constant.
         """
         value: Value = x
-        known = {name for _, keywords in self._steps for name in keywords}
-        asked = request(given, (), known) or Request({}, ())
+        asked = request(given, (), self._keywords) or Request({}, ())
         for step, keywords in self._steps:
             value, _ = asked.call(step, value, keywords)
         assert isinstance(value, Tensor)
