@@ -7,7 +7,7 @@ CLAIMS: dict[str, tuple[str, str]] = {
     "ekd": ("stepwell.claims.ekd:STUDY",
             "nested depths with embedded distillation against training alone and offline"),
     "dkge": ("stepwell.claims.dkge.study:STUDY",
-             "graphs that change: updates against doing nothing, more training, and training anew"),
+             "graphs that change: updates against no update, more training, and training from scratch"),
     "drnet": ("stepwell.claims.drnet.study:STUDY",
               "chosen resolutions against fixed ones, random ones, cascades and the oracle"),
     "fidelity": ("stepwell.claims.fidelity.study:STUDY", "does distillation work? agreement of "

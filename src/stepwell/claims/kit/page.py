@@ -12,8 +12,9 @@ from stepwell.console import sized
 PERCENT = f"{100 * CONFIDENCE:.0f} %"
 RULE = f"""\
 How to read a verdict. Each claim names a margin and a side. The judged number is a paired difference
-(or a ratio) of two arms at the same seed. *Holds*: its whole {PERCENT} interval lies on the claimed
-side of the margin. *Refuted*: all of it lies on the other side. *Not decided*: it contains the margin.
+(or a ratio) of two arms at the same seed. *Holds*: its whole interval lies on the claimed side
+of the margin. *Refuted*: all of it lies on the other side. *Not decided*: it contains the margin. The
+head of each table states the level of its intervals.
 
 Intervals are Student's t over seeds. The spread of the difference is pooled over the study's claims
 about the same quantity (`std, pooled`, with its degrees of freedom `df`); `std, own` is this pair's
@@ -45,12 +46,12 @@ def render(record: Mapping[str, Any], study: Study, picture: str) -> str:
     numbered = dict(enumerate(record["claims"], 1))
     primary = {i: claim for i, claim in numbered.items() if claim["primary"]}
     lines += ["## Primary claims, named from the paper's abstract", ""]
-    lines += _claims(primary) if primary else ["None of them was run here."]
+    lines += _claims(primary, study) if primary else ["None of them was run here."]
     lines += ["", *_plans(primary.values())]
     lines += [f"![Curves, and intervals of claims]({picture})", "", CAPTION, ""]
     for question, arms, claims in _sections(record, study, numbered):
         lines += [f"## {question.title}", "", *_arms(record, study, arms, question.columns)]
-        lines += ["", "Exploratory claims:", "", *_claims(claims), ""] if claims else [""]
+        lines += ["", "Exploratory claims:", "", *_claims(claims, study), ""] if claims else [""]
     lines += _footnotes(record)
     if record["not_run"]:
         lines += ["## Not run", "", *_not_run(record["not_run"]), ""]
@@ -142,7 +143,7 @@ def _footnotes(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _claims(claims: Mapping[int, Mapping[str, Any]]) -> list[str]:
+def _claims(claims: Mapping[int, Mapping[str, Any]], study: Study) -> list[str]:
     """A table of claims, and the numbers of their arms."""
     level = next(iter(claims.values()))["difference"]["level"]
     lines = [
@@ -151,7 +152,7 @@ def _claims(claims: Mapping[int, Mapping[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_row(number, claim) for number, claim in claims.items()]
-    return [*lines, "", *(_numbers(number, claim) for number, claim in claims.items())]
+    return [*lines, "", *(_numbers(number, claim, study) for number, claim in claims.items())]
 
 
 def _row(number: int, claim: Mapping[str, Any]) -> str:
@@ -198,11 +199,11 @@ def _plans(claims: Iterable[Mapping[str, Any]]) -> list[str]:
     return ["Planned seeds:", "", *lines, ""] if lines else []
 
 
-def _numbers(number: int, claim: Mapping[str, Any]) -> str:
+def _numbers(number: int, claim: Mapping[str, Any], study: Study) -> str:
     """The arms' numbers behind a claim, and its note."""
     unit = f" ({claim['unit']})" if claim["unit"] else ""
     measured = "; ".join(
-        f"{name}: {_spread(claim['unit'], m)}" for name, m in claim["measured"].items()
+        f"{study.title(name)}: {_spread(claim['unit'], m)}" for name, m in claim["measured"].items()
     )
     return f"{number}. {measured}{unit}. {claim['note']}".rstrip()
 
