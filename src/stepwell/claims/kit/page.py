@@ -52,7 +52,7 @@ def render(record: Mapping[str, Any], study: Study, picture: str) -> str:
     for question, arms, claims in _sections(record, study, numbered):
         lines += [f"## {question.title}", "", *_arms(record, study, arms, question.columns)]
         lines += ["", "Exploratory claims:", "", *_claims(claims, study), ""] if claims else [""]
-    lines += _footnotes(record)
+    lines += _footnotes(record, study)
     if record["not_run"]:
         lines += ["## Not run", "", *_not_run(record["not_run"]), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -127,7 +127,7 @@ def _cell(measured: Mapping[str, Any] | None, scale: float, form: str) -> str:
     return mean if measured["n"] == 1 else f"{mean} ± {format(scale * measured['std'], form)}"
 
 
-def _footnotes(record: Mapping[str, Any]) -> list[str]:
+def _footnotes(record: Mapping[str, Any], study: Study) -> list[str]:
     """The arms that were trained elsewhere, by the way in which they differ."""
     lines = [
         "Tables: mean ± sample standard deviation over seeds. Seconds are the processor's, of the arm "
@@ -135,7 +135,7 @@ def _footnotes(record: Mapping[str, Any]) -> list[str]:
         "",
     ]
     for why in dict.fromkeys(record["elsewhere"].values()):
-        arms = [arm for arm, reason in record["elsewhere"].items() if reason == why]
+        arms = [study.title(a) for a, reason in record["elsewhere"].items() if reason == why]
         lines.append(
             f"† {why}, so that differences from other arms are no pairs: {'; '.join(arms)}."
         )
