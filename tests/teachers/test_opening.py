@@ -17,7 +17,8 @@ from torch.testing import assert_close
 from stepwell.export import export_onnx, export_safetensors
 from stepwell.losses import ensemble_logits
 from stepwell.nets import Card, build
-from stepwell.nets.files.nested import Start, fingerprint, save
+from stepwell.nets.files.initial_weights import Start
+from stepwell.nets.files.nested import fingerprint, save
 from stepwell.nets.files.onnx import OnnxNet
 from stepwell.teachers import Ensemble, Frozen, OpenTeacher, open_teacher
 from stepwell.teachers.opening import Source

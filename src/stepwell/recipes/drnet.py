@@ -20,7 +20,8 @@ from stepwell.methods.resolution import (
     check_target,
 )
 from stepwell.nets import NestedNet
-from stepwell.nets.files.nested import Start, read_beside
+from stepwell.nets.files.initial_weights import Start
+from stepwell.nets.files.nested import read_beside
 from stepwell.nets.files.resolution import load_resolution
 from stepwell.nets.nested.input_size import check_size, patch_of
 from stepwell.nets.nested.net import NormSharing

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from stepwell.nets import NestedNet
-from stepwell.nets.files.nested import Start
+from stepwell.nets.files.initial_weights import Start
 from stepwell.tasks.classification import Task, validator
 
 OnDrop = Literal["warn", "rollback"]

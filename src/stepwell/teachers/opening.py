@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from stepwell.nets import BUILDERS, Card, NestedNet, build
 from stepwell.nets.families.timm_models import PREFIX
 from stepwell.nets.files.container import digest
-from stepwell.nets.files.nested import fingerprint, holds_weights_alone, load, load_plain
+from stepwell.nets.files.initial_weights import load_plain
+from stepwell.nets.files.nested import fingerprint, holds_weights_alone, load
 from stepwell.nets.files.onnx import OnnxNet, onnx_fingerprint
 from stepwell.nets.files.pretrained import start_pretrained
 from stepwell.teachers.adapters import (

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import stepwell
 from stepwell.nets import Card, build
-from stepwell.nets.files.nested import initialise
+from stepwell.nets.files.initial_weights import initialise
 
 EXACT = {"rtol": 0, "atol": 0}
 CARD = Card(("a", "b", "c"), 8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "CC0")

@@ -14,7 +14,8 @@ from nets.example_nets import FAMILIES, lively
 from nets.example_text import MASK, TEXT, Encoder
 from stepwell import Batch, Cascade, EmbeddedKD
 from stepwell.nets import NestedNet, build
-from stepwell.nets.files.nested import fingerprint, initialise
+from stepwell.nets.files.initial_weights import initialise
+from stepwell.nets.files.nested import fingerprint
 from stepwell.nets.nested.exits import PooledHead
 from stepwell.nets.nested.nest import nest
 

@@ -429,7 +429,7 @@ def test_a_depth_of_a_tied_net_is_exported_under_all_names(tmp_path):
 
 
 def test_a_tied_net_starts_from_files(tmp_path):
-    from stepwell.nets.files.nested import initialise
+    from stepwell.nets.files.initial_weights import initialise
 
     net, other = encoder(tied=True), encoder(tied=True)
     for p in net.parameters():

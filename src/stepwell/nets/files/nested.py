@@ -7,18 +7,15 @@ The full net's tensors stand under torchvision's own names, private tensors unde
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
-import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from stepwell.files import write_whole
-from stepwell.nets import build, builder_of
+from stepwell.nets import build
 from stepwell.nets.card import Card
 from stepwell.nets.files.container import digest, is_pickle, read_checked, read_state_dict
 from stepwell.nets.files.kind import network_file
@@ -33,7 +30,6 @@ FORMAT = 4
 BESIDE = "beside/"
 #: What the card says of measurements, not of the network.
 MEASURED = ("costs", "latency", "cascade")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Beside(NamedTuple):
@@ -80,7 +76,7 @@ def load_both(
     heads = heads or {}
     if unknown := heads.keys() - header.get("exits", {}).keys():
         raise ValueError(f"{path} has no exit {min(unknown)!r}: leave it out of heads=")
-    return _assemble(header, tensors, Path(path), module, heads), _beside(header, tensors)
+    return assemble(header, tensors, Path(path), module, heads), _beside(header, tensors)
 
 
 def read_beside(path: str | Path) -> Beside | None:
@@ -164,7 +160,7 @@ def fingerprint(path: Path) -> str:
     New measurements, or depths calibrated after the training, do not change the hash of a Stepwell
     file. The hash of any other file is that of its bytes.
     """
-    header, tensors = _read(path, plain_too=True)
+    header, tensors = read_file(path, plain_too=True)
     if header is None or "depths" not in header:
         with network_file(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -205,130 +201,22 @@ def holds_weights_alone(path: Path) -> bool:
         return False
 
 
-class Start(NamedTuple):
-    """A start from a file: the file's card, and the names of tensors that stayed fresh."""
-
-    card: Card
-    fresh: tuple[str, ...]
-
-
-def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) -> Start:
-    """Start `net` from the weights of a run directory or a file.
-
-    A Stepwell file fills the full net and, if both have private norms, those of every common sub-net.
-    Any other file (safetensors, or a `torch.save`d state dict) has torchvision's names. It fills the
-    full net, and each private norm starts as the full net's. A classifier of another size, or of other
-    classes than `classes`, stays fresh.
-
-    Returns:
-        The file's card; a plain file's is taken to be torchvision's, with ImageNet's mean and std.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file; it does not fit the network.
-    """
-    path = Path(path)
-    header, tensors = _read(path, plain_too=True)
-    own = dict(net.module.state_dict())
-    card = Card(mean=IMAGENET_MEAN, std=IMAGENET_STD) if header is None else _card(header)
-    fresh = fill(net, tensors, str(path), relabelled=differ(card.classes, classes))
-    if header is None or "depths" not in header:  # plain weights, Stepwell's own among them
-        return Start(card, fresh)
-    tensors |= {k: own[k] for k in fresh if "builder" not in header}
-    heads = {exit: partial(deepcopy, head) for exit, head in net.exits.items()}
-    theirs = _assemble(header, tensors, path, lambda: deepcopy(net.module), heads)
-    if net.norm_sharing == theirs.norm_sharing == "private":
-        for depth, blocks in net.subnets.items():
-            if theirs.subnets.get(depth) == blocks:
-                state = theirs.subnet(depth).state_dict()
-                net.load_depth(depth, {k: v for k, v in state.items() if k not in fresh})
-    return Start(card, fresh)
-
-
-def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
-    """Build the network `name` with the weights, classes and stem of a file that holds nothing else.
-
-    The file is safetensors, or a `torch.save`d state dict.
-
-    Returns:
-        The network in eval mode, and the card, if the file has one (as Stepwell's exports do).
-
-    Raises:
-        FileNotFoundError, ValueError: no such file or network; the file does not fit the network, fits
-            it with either stem, or is one of Stepwell's own that needs no name.
-    """
-    header, tensors = _read(path, plain_too=True)
-    if header is not None and "depths" in header:
-        raise ValueError(f"{path} says itself which network it holds: name it without {name}=")
-    with torch.device("meta"):
-        *_, last = build(name).module.state_dict()  # of the classifier
-    arguments: dict[str, Any] = {"num_classes": len(tensors[last])} if last in tensors else {}
-    stems: list[dict[str, Any]] = (
-        [{"stem": "imagenet"}, {"stem": "small"}] if builder_of(name).stems else [{}]
-    )
-    fitting = []
-    for stem in stems:
-        net = build(name, **arguments, **stem)
-        try:
-            fill(net, tensors, str(path))
-            fitting.append(net)
-        except ValueError:
-            if not fitting and stem is stems[-1]:
-                raise
-    net, *others = fitting
-    if others:  # stems that differ in their stride alone
-        raise ValueError(
-            f"{path} fits {name} with either stem and does not say which: load it into "
-            f"stepwell.build({name!r}, stem=...) with net.load_full, and stepwell.save that"
-        )
-    return net.eval(), None if header is None else _card(header)
-
-
-def differ(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
-    """Tell whether two classifiers that name their classes have different ones."""
-    return bool(theirs and ours) and theirs != ours
-
-
-def fill(
-    net: NestedNet, tensors: Mapping[str, Tensor], source: str, *, relabelled: bool = False
-) -> tuple[str, ...]:
-    """Load the full net's `tensors`, except a classifier of another size; give the names left fresh.
-
-    Args:
-        relabelled: the classifier of `tensors` has other classes, and stays fresh, too.
-
-    Raises:
-        ValueError: they do not fit; the message begins with `source`.
-    """
-    own = net.module.state_dict()
-    given = {k: v for k, v in tensors.items() if not k.startswith(("depths/", BESIDE))}
-    stored = net.stored_names()
-    given |= {k: given[stored[k]] for k in own.keys() - given.keys() if stored[k] in given}  # tied
-    if odd := sorted(own.keys() ^ given.keys()):
-        wrapped = all(name.startswith("module.") for name in given)
-        hint = "; all begin with 'module.': save model.module.state_dict()" if wrapped else ""
-        raise ValueError(
-            f"{source} does not fit this network: {len(odd)} names differ, such as {odd[0]!r}{hint}"
-        )
-    head = tuple(f"{name}." for name in net.plan.head)
-    count = net.builder[1].get("num_classes") if net.builder is not None else None
-    last = {k for k in own if k.startswith(head) and own[k].shape[:1] == (count,)}
-    fresh = tuple(k for k in own if own[k].shape != given[k].shape or (relabelled and k in last))
-    if wrong := [k for k in fresh if not k.startswith(head)]:
-        raise ValueError(
-            f"{source} does not fit this network: {wrong[0]} is {tuple(given[wrong[0]].shape)} there "
-            f"and {tuple(own[wrong[0]].shape)} here"
-        )
-    net.load_full(given | {k: own[k] for k in fresh})
-    return fresh
-
-
-def _assemble(
+def assemble(
     header: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     path: Path,
     module: Callable[[], nn.Module] | None,
     heads: Mapping[str, Callable[[], nn.Module]],
 ) -> NestedNet:
+    """Build the network of a file's header, in eval mode, with the file's tensors.
+
+    Args:
+        path: of the file, for messages.
+        module, heads: as for `load`.
+
+    Raises:
+        ValueError: `module` or a head is missing, or makes another network.
+    """
     norms = header.get("norms", "private")  # files of older versions had no other
     if "builder" in header:
         net = build(header["builder"], norms=norms, **header["arguments"])
@@ -350,7 +238,7 @@ def _assemble(
         raise ValueError(f"{other}: {' '.join(str(error).split())}") from error
     for depth, status in header["status"].items():
         net.mark(status, depth)
-    net.card = _card(header)
+    net.card = card_of(header)
     return net.eval()
 
 
@@ -375,7 +263,8 @@ def _add_depths(
             net.add_exit(depth, blocks, head)
 
 
-def _card(header: Mapping[str, Any]) -> Card:
+def card_of(header: Mapping[str, Any]) -> Card:
+    """Read the card in a file's header."""
     card = header["card"].items()
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card}
     return Card(**values)
@@ -388,7 +277,7 @@ def _write(path: Path, header: dict[str, Any], tensors: Mapping[str, Tensor]) ->
 
 
 def _read_own(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    header, tensors = _read(path)
+    header, tensors = read_file(path)
     if header is None:
         raise ValueError(
             f"{path} has no Stepwell header: it holds weights only. "
@@ -397,7 +286,9 @@ def _read_own(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def _read(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+def read_file(
+    path: Path, plain_too: bool = False
+) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     """Read header and tensors and check the checksum; a file that is not Stepwell's has no header."""
     path = network_file(path)
     if is_pickle(path):

@@ -5,7 +5,7 @@ from typing import Any
 import torchvision
 from torch import Tensor
 
-from stepwell.nets.files.nested import Start, differ, fill
+from stepwell.nets.files.initial_weights import Start, differ, fill
 from stepwell.nets.nested.net import Card, NestedNet
 
 

@@ -1,0 +1,134 @@
+"""Start a network from the weights in a file: Stepwell's, or torchvision's and timm's by name."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stepwell.nets.build import build, builder_of
+from stepwell.nets.card import Card
+from stepwell.nets.files.nested import BESIDE, assemble, card_of, read_file
+from stepwell.nets.nested.net import NestedNet
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Start(NamedTuple):
+    """A start from a file: the file's card, and the names of tensors that stayed fresh."""
+
+    card: Card
+    fresh: tuple[str, ...]
+
+
+def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) -> Start:
+    """Start `net` from the weights of a run directory or a file.
+
+    A Stepwell file fills the full net and, if both have private norms, those of every common sub-net.
+    Any other file (safetensors, or a `torch.save`d state dict) has torchvision's names. It fills the
+    full net, and each private norm starts as the full net's. A classifier of another size, or of other
+    classes than `classes`, stays fresh.
+
+    Returns:
+        The file's card; a plain file's is taken to be torchvision's, with ImageNet's mean and std.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; it does not fit the network.
+    """
+    path = Path(path)
+    header, tensors = read_file(path, plain_too=True)
+    own = dict(net.module.state_dict())
+    card = Card(mean=IMAGENET_MEAN, std=IMAGENET_STD) if header is None else card_of(header)
+    fresh = fill(net, tensors, str(path), relabelled=differ(card.classes, classes))
+    if header is None or "depths" not in header:  # plain weights, Stepwell's own among them
+        return Start(card, fresh)
+    tensors |= {k: own[k] for k in fresh if "builder" not in header}
+    heads = {exit: partial(deepcopy, head) for exit, head in net.exits.items()}
+    theirs = assemble(header, tensors, path, lambda: deepcopy(net.module), heads)
+    if net.norm_sharing == theirs.norm_sharing == "private":
+        for depth, blocks in net.subnets.items():
+            if theirs.subnets.get(depth) == blocks:
+                state = theirs.subnet(depth).state_dict()
+                net.load_depth(depth, {k: v for k, v in state.items() if k not in fresh})
+    return Start(card, fresh)
+
+
+def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
+    """Build the network `name` with the weights, classes and stem of a file that holds nothing else.
+
+    The file is safetensors, or a `torch.save`d state dict.
+
+    Returns:
+        The network in eval mode, and the card, if the file has one (as Stepwell's exports do).
+
+    Raises:
+        FileNotFoundError, ValueError: no such file or network; the file does not fit the network, fits
+            it with either stem, or is one of Stepwell's own that needs no name.
+    """
+    header, tensors = read_file(path, plain_too=True)
+    if header is not None and "depths" in header:
+        raise ValueError(f"{path} says itself which network it holds: name it without {name}=")
+    with torch.device("meta"):
+        *_, last = build(name).module.state_dict()  # of the classifier
+    arguments: dict[str, Any] = {"num_classes": len(tensors[last])} if last in tensors else {}
+    stems: list[dict[str, Any]] = (
+        [{"stem": "imagenet"}, {"stem": "small"}] if builder_of(name).stems else [{}]
+    )
+    fitting = []
+    for stem in stems:
+        net = build(name, **arguments, **stem)
+        try:
+            fill(net, tensors, str(path))
+            fitting.append(net)
+        except ValueError:
+            if not fitting and stem is stems[-1]:
+                raise
+    net, *others = fitting
+    if others:  # stems that differ in their stride alone
+        raise ValueError(
+            f"{path} fits {name} with either stem and does not say which: load it into "
+            f"stepwell.build({name!r}, stem=...) with net.load_full, and stepwell.save that"
+        )
+    return net.eval(), None if header is None else card_of(header)
+
+
+def differ(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
+    """Tell whether two classifiers that name their classes have different ones."""
+    return bool(theirs and ours) and theirs != ours
+
+
+def fill(
+    net: NestedNet, tensors: Mapping[str, Tensor], source: str, *, relabelled: bool = False
+) -> tuple[str, ...]:
+    """Load the full net's `tensors`, except a classifier of another size; give the names left fresh.
+
+    Args:
+        relabelled: the classifier of `tensors` has other classes, and stays fresh, too.
+
+    Raises:
+        ValueError: they do not fit; the message begins with `source`.
+    """
+    own = net.module.state_dict()
+    given = {k: v for k, v in tensors.items() if not k.startswith(("depths/", BESIDE))}
+    stored = net.stored_names()
+    given |= {k: given[stored[k]] for k in own.keys() - given.keys() if stored[k] in given}  # tied
+    if odd := sorted(own.keys() ^ given.keys()):
+        wrapped = all(name.startswith("module.") for name in given)
+        hint = "; all begin with 'module.': save model.module.state_dict()" if wrapped else ""
+        raise ValueError(
+            f"{source} does not fit this network: {len(odd)} names differ, such as {odd[0]!r}{hint}"
+        )
+    head = tuple(f"{name}." for name in net.plan.head)
+    count = net.builder[1].get("num_classes") if net.builder is not None else None
+    last = {k for k in own if k.startswith(head) and own[k].shape[:1] == (count,)}
+    fresh = tuple(k for k in own if own[k].shape != given[k].shape or (relabelled and k in last))
+    if wrong := [k for k in fresh if not k.startswith(head)]:
+        raise ValueError(
+            f"{source} does not fit this network: {wrong[0]} is {tuple(given[wrong[0]].shape)} there "
+            f"and {tuple(own[wrong[0]].shape)} here"
+        )
+    net.load_full(given | {k: own[k] for k in fresh})
+    return fresh
