@@ -110,7 +110,7 @@ def set_budget(
     by_clock = f" ({budget.time(times):.3g} ms here, one by one)" if times else ""
     say(
         f"cost penalty {budget.price:.3g}: {big(budget.macs)} MACs an image in the mean{by_clock}, and "
-        f"{100 * budget.accuracy:.2f} % right, on the images of its calibration"
+        f"{100 * budget.accuracy:.2f} % right, on the images that set the cost penalty"
     )
 
 

@@ -1,14 +1,13 @@
 """Cost and accuracy of every depth of a trained network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from stepwell.cost import costs_of
 from stepwell.data import Batches
-from stepwell.evaluation import churn, evaluate, gather_logits
-from stepwell.evaluation.accuracy import measures
+from stepwell.evaluation import Tally, evaluate, tally
 from stepwell.nets.nested.net import NestedNet
 
 
@@ -33,11 +32,23 @@ def measure_depths(net: NestedNet, test: Batches) -> dict[str, Any]:
     Returns:
         Results as a run's results.json has them: "kind", "rows", "test", "churn", "examples", "costs".
     """
-    logits, labels = gather_logits(logits_where_it_is(net), test)
+    sums = tally(logits_where_it_is(net), test)
+    return results_of(sums, net.card.classes, cost_table(net, net.card.size))
+
+
+def results_of(
+    sums: Tally, classes: Sequence[str], costs: Mapping[str, Mapping[str, Any]],
+    kind: str = "classifier", rows: str = "depth",
+) -> dict[str, Any]:  # fmt: skip
+    """Divide the sums over predictions into results as a run's results.json has them.
+
+    Args:
+        costs: by row.
+        kind, rows: of the results (see `stepwell.results`).
+    """
     return {
-        "kind": "classifier", "rows": "depth", "test": measures(logits, labels, net.card.classes),
-        "churn": churn(logits, labels), "examples": len(labels),
-        "costs": cost_table(net, net.card.size),
+        "kind": kind, "rows": rows, "test": sums.measures(classes), "churn": sums.churn(),
+        "examples": sums.examples, "costs": costs,
     }  # fmt: skip
 
 

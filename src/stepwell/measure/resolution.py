@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from stepwell.cost import costs_of, count_macs, mean_of_medians, measure_latencies, time_each
 from stepwell.cost.latency import synchronised
 from stepwell.data import Batches
-from stepwell.evaluation import churn, gather_logits
-from stepwell.evaluation.accuracy import measures
+from stepwell.evaluation import Tally, gather_logits
+from stepwell.measure.depths import results_of
 from stepwell.nets.resolution.chooser import ResolutionNet
 from stepwell.nets.resolution.resolutions import resize
 from stepwell.train_mode import in_eval_mode
@@ -149,12 +149,9 @@ def measure_resolution(
         "sampled_cost": float(seen.drawn.double() @ macs / macs.max()),
         "chooser_macs": count_macs(net.chooser, torch.zeros(1, 3, size, size)),
     }
-    found = {
-        "kind": "resolution", "rows": "choice", "test": measures(seen.logits, seen.labels, classes),
-        "churn": churn(seen.logits, seen.labels), "examples": len(seen.labels),
-        "costs": {CHOSEN: whole} | dict(costs), "drnet": record,
-    }  # fmt: skip
-    return found, seen
+    sums = Tally().add(seen.logits, seen.labels)
+    results = results_of(sums, classes, {CHOSEN: whole} | dict(costs), "resolution", "choice")
+    return results | {"drnet": record}, seen
 
 
 def _shares(names: Sequence[str], who: Tensor) -> dict[str, float]:

@@ -16,11 +16,10 @@ from stepwell.data.distill_data import DistillData
 from stepwell.data.image_flags import Images
 from stepwell.data.images import check_outside
 from stepwell.device import device_name
-from stepwell.evaluation import churn, evaluate, gather_logits
-from stepwell.evaluation.accuracy import measures
+from stepwell.evaluation import Tally, evaluate, gather_logits
 from stepwell.files import write_whole
 from stepwell.measure.data_parts import batches_for, data_fingerprint, fitted
-from stepwell.measure.depths import accuracy_on, cost_table, logits_where_it_is
+from stepwell.measure.depths import accuracy_on, cost_table, logits_where_it_is, results_of
 from stepwell.nets import Card, NestedNet, build, builder_of, named_depths
 from stepwell.nets.files.initial_weights import Start, initialise
 from stepwell.nets.files.nested import fingerprint, load, save
@@ -266,11 +265,8 @@ def finish(
     costs = cost_table(net, task.train.images.size)
     if kept is None:
         net.card = net.card.with_costs(costs, device_name())
-    results = {
-        "kind": "classifier", "rows": "depth", "test": measures(logits, labels, net.card.classes),
-        "churn": churn(logits, labels), "examples": len(labels), "costs": costs, **spent(run),
-        **(record or {}),
-    }  # fmt: skip
+    sums = Tally().add(logits, labels)
+    results = {**results_of(sums, net.card.classes, costs), **spent(run), **(record or {})}
     if run.writes:
         if kept is None:
             save(net, file)
