@@ -1,4 +1,4 @@
-"""What there is, by name, with one line each: readable without importing any of it."""
+"""Networks and data sets by name, with one line each; a list of them imports none."""
 
 NETWORKS = {
     "resnet18": "torchvision's ResNet, basic blocks (2, 2, 2, 2)",

@@ -34,7 +34,7 @@ class Augment:
 
     @classmethod
     def standard(cls, size: int, flip: bool) -> "Augment":
-        """What is usual at this size: pad an eighth and crop, or crop 35 % of the area and more."""
+        """Usual changes at this size: pad an eighth and crop, or crop 35 % of the area and more."""
         if size >= 64:
             return cls(pad=0, flip=flip, min_area=0.35)
         return cls(pad=size // 8, flip=flip)

@@ -32,7 +32,7 @@ def fidelity(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, float]:
-    """How closely a student matches its teacher's predictions on the same inputs.
+    """Measure how closely a student matches its teacher's predictions on the same inputs.
 
     All numbers are sums over the examples divided once, so they do not depend on the batches.
     Probabilities are at temperature 1, whatever the temperature of training. Modules (and methods of

@@ -148,7 +148,7 @@ def batches_for(
 
 
 def changes_of(arguments: Mapping[str, Any], images: ImageSet, flip: bool) -> dict[str, Any]:
-    """How a finished run changed its training images: `augment` and `changes` of `Batches`.
+    """Changes of a finished run's training images: `augment` and `changes` of `Batches`.
 
     Args:
         arguments: of the run's config.json.

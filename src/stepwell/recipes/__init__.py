@@ -48,6 +48,6 @@ def train(recipe: str, **flags: Any) -> dict[str, Any]:
 
 
 def load_object(path: str) -> Any:
-    """What "module:name" names."""
+    """Import the object that "module:name" names."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)

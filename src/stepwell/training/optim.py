@@ -17,7 +17,7 @@ RATES: dict[OptimizerName, float] = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 
 
 class Optim(NamedTuple):
-    """How to train parameters.
+    """An optimizer and its schedule.
 
     make: maps a module to the optimizer of its parameters.
     factor: maps the share of training done, in [0, 1], to a factor of the learning rate. It is a closed

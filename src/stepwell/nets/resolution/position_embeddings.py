@@ -106,7 +106,7 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size | None]:
 
 
 def _state_of_size(module: nn.Module) -> dict[str, Any]:
-    """What a module is made with: plain attributes, and buffers that are in no file."""
+    """Plain attributes of a module, and its buffers that no file holds."""
     values = {
         n: v for n, v in module.__dict__.items() if n not in _OF_EVERY_MODULE and _is_plain(v)
     }
