@@ -40,9 +40,7 @@ def case(name: str, depths: list[str], batch: int, size: int) -> dict[str, Any]:
     calls = {
         "all depths": lambda: evaluate(net.logits_by_depth, batches),
         "full net": lambda: evaluate(lambda x: {net.full: net(x)}, batches),
-        "one by one": lambda: [
-            evaluate(lambda x, d=d: {d: net(x, d)}, batches) for d in net.depths
-        ],
+        "one by one": lambda: [evaluate(lambda x, d=d: {d: net(x, d)}, batches) for d in net.depths],
     }
     times = side_by_side(calls, rounds=15, warmup=2)
     all_to_full = ratio(times, "all depths", "full net")

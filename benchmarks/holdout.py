@@ -41,9 +41,7 @@ def main() -> None:
     if not 0 < given.share < 1:
         parser.error(f"--share must lie above 0 and below 1, got {given.share}")
     read = [Split(*(read_triples(f / f"{part}.tsv") for part in Split._fields)) for f in folders]
-    for folder, old, new in zip(
-        folders, read, held_out(read, given.share, given.seed), strict=True
-    ):
+    for folder, old, new in zip(folders, read, held_out(read, given.share, given.seed), strict=True):
         into = given.out / folder.name
         into.mkdir(parents=True, exist_ok=True)
         for part, facts in new._asdict().items():

@@ -210,9 +210,7 @@ def _rank(n: int) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--against", type=Path, required=True, help="the src folder of another tree"
-    )
+    parser.add_argument("--against", type=Path, required=True, help="the src folder of another tree")
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--cases", nargs="+", default=list(CASES), help="some of the cases")
     options = parser.parse_args()

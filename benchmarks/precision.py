@@ -48,8 +48,5 @@ def measure() -> dict[str, Any]:
         "batch": BATCH,
         "size": SIZE,
         "bf16 instructions": bool(torch.cpu._is_avx512_bf16_supported()),
-        **{
-            f"bf16 / fp32, {name}": ratio(times, f"{name}, bf16", f"{name}, fp32")
-            for name in losses
-        },
+        **{f"bf16 / fp32, {name}": ratio(times, f"{name}, bf16", f"{name}, fp32") for name in losses},
     }

@@ -74,9 +74,7 @@ def main() -> None:
     with mpl.rc_context(style):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
         axes = figure.subplots()
-        macs = {
-            depth: results(f"{depth} alone")[0]["costs"][depth]["macs"] / 1e6 for depth in DEPTHS
-        }
+        macs = {depth: results(f"{depth} alone")[0]["costs"][depth]["macs"] / 1e6 for depth in DEPTHS}
         # Each line stands a little aside, so that error bars do not overlap.
         styles = zip(OKABE_ITO, "so^", (-0.08, 0, 0.08), strict=False)
         for (line, arms), (colour, marker, aside) in zip(LINES.items(), styles, strict=True):

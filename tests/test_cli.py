@@ -152,9 +152,7 @@ def test_eval_repeats_the_numbers_of_training(stepwell, trained):
 
 
 def test_cost_of_a_name_and_of_a_run(stepwell, trained):
-    code, out, _ = stepwell(
-        "cost", "resnet32", "--depths", "20", "26", "--num-classes", 10, "--json"
-    )
+    code, out, _ = stepwell("cost", "resnet32", "--depths", "20", "26", "--num-classes", 10, "--json")
     assert code == 0
     assert list(json.loads(out)) == ["20", "26", "32"]
     code, out, _ = stepwell("cost", trained)
@@ -167,9 +165,7 @@ def test_cost_of_a_name_and_of_a_run(stepwell, trained):
 
 def test_cost_measures_the_network_that_train_would_build(stepwell):
     resnet = ("cost", "resnet18", "--num-classes", 10, "--json", "--size", 16)
-    by_default, small = (
-        json.loads(stepwell(*resnet, *stem)[1]) for stem in ((), ("--stem", "small"))
-    )
+    by_default, small = (json.loads(stepwell(*resnet, *stem)[1]) for stem in ((), ("--stem", "small")))
     assert by_default["18"]["macs"] == small["18"]["macs"]
 
 
@@ -564,9 +560,7 @@ def test_what_the_page_on_fidelity_shows_runs(stepwell, taught, monkeypatch):
     commands = re.findall(r"^    stepwell ((?!train|verify).*)$", page, re.MULTILINE)
     assert len(commands) == 7
     for line in re.findall(r"^    stepwell verify fidelity (.*)$", page, re.MULTILINE):
-        _, _, patterns = line.partition(
-            "--arms "
-        )  # hours of training: that the arms are there must do
+        _, _, patterns = line.partition("--arms ")  # hours of training: that the arms are there must do
         assert only(STUDY, shlex.split(patterns) or ["*"])
     assert f"{len(STUDY.arms)} arms a seed" in page
     assert f"the {len(STUDY.claims)} claims" in page
@@ -672,9 +666,7 @@ def test_a_student_is_compared_on_the_same_pixels_in_train_and_test(stepwell, ta
     assert {part: v["images"] for part, v in found["parts"].items()} == {
         "train": 1295, "augmented": 1295, "test": 359
     }  # fmt: skip
-    nets = {
-        name: load(taught / "runs" / name / "net.safetensors") for name in ("teacher", "student")
-    }
+    nets = {name: load(taught / "runs" / name / "net.safetensors") for name in ("teacher", "student")}
     config = json.loads((run / "config.json").read_text())
     parts = parts_for(nets["student"], "digits", config["data"]["fingerprint"], val_fraction=0.1)
     expected = library.fidelity(nets["teacher"], nets["student"], parts.test)
@@ -1202,9 +1194,7 @@ def test_the_options_for_studies_are_these():
         assert {field.name for field in fields(group)} == set(options.split())
 
 
-def test_data_that_has_changed_is_not_measured_on_as_if_it_had_not(
-    stepwell, image_folder, tmp_path
-):
+def test_data_that_has_changed_is_not_measured_on_as_if_it_had_not(stepwell, image_folder, tmp_path):
     folder = image_folder(count=10, size=(8, 8))
     out = tmp_path / "r"
     arguments = ["--net", "resnet20", "--epochs", 1, "--batch-size", 4, "--out", out]

@@ -102,11 +102,7 @@ NEEDED = {
 FUNCTIONS = {
     **{f"train {name}": load_object(path) for name, (path, _) in RECIPES.items()},
     **{f"kg {name}": command for name, command in KG.items()},
-    **{
-        name: load_object(path)
-        for name, (path, _) in cli.COMMANDS.items()
-        if name not in cli.GROUPS
-    },
+    **{name: load_object(path) for name, (path, _) in cli.COMMANDS.items() if name not in cli.GROUPS},
 }
 
 
@@ -166,9 +162,7 @@ def test_the_numbers_of_groups_are_looked_at():
 
 
 def test_ranges_in_annotations_replace_those_by_name():
-    def train(
-        lr: Annotated[float, NOT_NEGATIVE] = 0.1, *, sizes: Annotated[tuple, POSITIVE] = (1,)
-    ):
+    def train(lr: Annotated[float, NOT_NEGATIVE] = 0.1, *, sizes: Annotated[tuple, POSITIVE] = (1,)):
         check_numbers(locals(), train)
 
     @dataclass

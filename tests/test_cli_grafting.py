@@ -39,9 +39,7 @@ def test_what_the_page_shows_runs(capsys, tmp_path):
         cli.main(shlex.split(line))
     assert (tmp_path / "report.html").stat().st_size > 10_000
     said = capsys.readouterr()
-    assert "note: " not in said.err.replace(
-        "note: the student has learned nothing", ""
-    )  # in a step
+    assert "note: " not in said.err.replace("note: the student has learned nothing", "")  # in a step
     assert commands[-1].startswith("verify netgraft ")
 
 

@@ -143,9 +143,7 @@ def test_bad_input_is_one_line_and_exit_code_2(stepwell, run, tmp_path):
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 
-def test_an_update_that_was_cut_off_goes_on_by_the_same_command(
-    stepwell, run, tmp_path, monkeypatch
-):
+def test_an_update_that_was_cut_off_goes_on_by_the_same_command(stepwell, run, tmp_path, monkeypatch):
     new = write(tmp_path / "new.tsv", [("Paris", "capital_of", "France")])
     gone = write(tmp_path / "gone.tsv", FACTS[5:8])
     command = ["kg", "update", run, "--add", new, "--remove", gone, "--epochs", 1]

@@ -122,9 +122,7 @@ def test_budgets_set_the_price(shown, stepwell):
 
 def test_export_of_one_resolution_says_what_to_do(shown, stepwell):
     error = stepwell("export", "runs/chosen", "--depth", "6").err
-    assert (
-        "error: --depth 6 is a choice of resolution, and all choices are exported together" in error
-    )
+    assert "error: --depth 6 is a choice of resolution, and all choices are exported together" in error
 
 
 def test_a_target_is_told_and_so_is_a_miss(shown, stepwell, monkeypatch):
@@ -132,9 +130,7 @@ def test_a_target_is_told_and_so_is_a_miss(shown, stepwell, monkeypatch):
     target = json.loads((shown / "runs" / "chosen" / "results.json").read_text())["drnet"]["target"]
     assert f"target {100 * target:g} %" in said
     monkeypatch.setattr(resolution_tables, "OVER", 0.01)
-    assert (
-        "the mean cost is above the target: the cost penalty" in stepwell("eval", "runs/chosen").out
-    )
+    assert "the mean cost is above the target: the cost penalty" in stepwell("eval", "runs/chosen").out
 
 
 def test_a_budget_of_time_sets_the_price(shown, stepwell):

@@ -34,9 +34,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     path = tmp_path / "nowhere" / "a"
-    with pytest.raises(
-        FileNotFoundError, match=r"cannot write .*/a: there is no folder .*nowhere; "
-    ):
+    with pytest.raises(FileNotFoundError, match=r"cannot write .*/a: there is no folder .*nowhere; "):
         write_whole(path, b"new")
 
 

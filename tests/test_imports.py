@@ -78,9 +78,7 @@ def test_no_import_goes_back(package):
 
 
 def test_every_package_has_its_place():
-    packages = {p.parent.name for p in ROOT.glob("*/__init__.py")} | {
-        p.stem for p in ROOT.glob("*.py")
-    }
+    packages = {p.parent.name for p in ROOT.glob("*/__init__.py")} | {p.stem for p in ROOT.glob("*.py")}
     assert packages - MAY_IMPORT.keys() == {"__init__", "__main__", "cli", "commands"}
 
 

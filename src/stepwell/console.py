@@ -74,8 +74,7 @@ def row_table(
     numbers = {name: {**cost, **of_row(test or {}, name)} for name, cost in costs.items()}
     known = [c for c in columns if all(c in values for values in numbers.values())]
     rows = [
-        [name, *(written(MEASURES[c], values[c]) for c in known)]
-        for name, values in numbers.items()
+        [name, *(written(MEASURES[c], values[c]) for c in known)] for name, values in numbers.items()
     ]
     return table(title, [row, *(MEASURES[c].title for c in known)], rows)
 

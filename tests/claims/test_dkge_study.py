@@ -65,9 +65,7 @@ def test_measures_of_a_graph_that_knows_and_of_one_that_does_not():
     entities, relations = Names("entity"), Names("relation")
     numbered([*BEFORE.train, *NOW.train], entities, relations)
     seen = Examined(entities, relations, BEFORE, BEFORE, NOW)
-    true = {
-        tuple(row) for row in numbered([*NOW.train, *NOW.held_out], entities, relations).tolist()
-    }
+    true = {tuple(row) for row in numbered([*NOW.train, *NOW.held_out], entities, relations).tolist()}
 
     def knows(rows, side):
         found = torch.ones(len(rows), len(entities))

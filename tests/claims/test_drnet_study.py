@@ -113,9 +113,7 @@ def test_longer_arms_see_as_many_images_as_full_size_alone():
     ]
     assert len(set(images)) == 1
     # the steps are as many, too: batches of the recipe's own size
-    assert not any(
-        "batch_size" in ARMS[n].all_arguments(STUDY.common) for n in (start, EVERY_LONGER)
-    )
+    assert not any("batch_size" in ARMS[n].all_arguments(STUDY.common) for n in (start, EVERY_LONGER))
 
 
 def observed(generator, count=200):

@@ -55,9 +55,7 @@ def test_pairs_that_share_no_arm_add_their_degrees_of_freedom():
 
 def test_pairs_that_share_an_arm_have_fewer_degrees_of_freedom():
     # covariances [[2, 1], [1, 2]]: (2 · 2 + 2 · 2)² / (2 · 4 + 2 · 1 + 2 · 1 + 2 · 4) = 64 / 20
-    std, df = pooled_spread(
-        [[0.0, 1.0, 2.0], [1.0, 1.0, 4.0]], [{"a": 1, "c": -1}, {"b": 1, "c": -1}]
-    )
+    std, df = pooled_spread([[0.0, 1.0, 2.0], [1.0, 1.0, 4.0]], [{"a": 1, "c": -1}, {"b": 1, "c": -1}])
     assert std == pytest.approx(2.0**0.5)
     assert df == pytest.approx(3.2)
     # one pair twice is one pair

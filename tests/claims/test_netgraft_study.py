@@ -95,9 +95,7 @@ def test_all_ways_and_initial_values_of_a_seed_see_the_same_images(verified, tra
     assert two["images"] == [expected] * 2
     assert train_few("other", method="kd", seed=1)["images"] != [expected]
     seeds = [
-        json.loads((tmp_path / "two" / f"init-{i}" / "config.json").read_text())["arguments"][
-            "seed"
-        ]
+        json.loads((tmp_path / "two" / f"init-{i}" / "config.json").read_text())["arguments"]["seed"]
         for i in (0, 1)
     ]
     assert seeds == [1000, 2000]
@@ -106,9 +104,7 @@ def test_all_ways_and_initial_values_of_a_seed_see_the_same_images(verified, tra
 
 def test_numbers_are_means_over_initial_values_of_one_draw(train_few, tmp_path):
     found = train_few("two", seed=2, method="labels", inits=2)
-    runs = [
-        json.loads((tmp_path / "two" / f"init-{i}" / "results.json").read_text()) for i in (0, 1)
-    ]
+    runs = [json.loads((tmp_path / "two" / f"init-{i}" / "results.json").read_text()) for i in (0, 1)]
     values = [run["test"]["14/accuracy"] for run in runs]
     assert found["test"]["14/accuracy"] == statistics.fmean(values)
     assert found["test"]["spread"] == statistics.stdev(values)

@@ -56,9 +56,7 @@ def test_published_macs():
     """torchvision's documentation: 1.81 G for ResNet-18 at 224 pixels."""
     with torch.device("meta"):
         module = build("resnet18").module
-        assert count_macs(module, torch.zeros(1, 3, 224, 224)) / 1e9 == pytest.approx(
-            1.81, abs=0.01
-        )
+        assert count_macs(module, torch.zeros(1, 3, 224, 224)) / 1e9 == pytest.approx(1.81, abs=0.01)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -72,9 +70,7 @@ def test_macs_of_transformers_have_a_closed_form(frozen):
     net = VisionTransformer(size, patch, layers, 2, width, hidden, num_classes=classes)
     net.requires_grad_(not frozen)
     assert count_macs(net, torch.zeros(3, 3, size, size)) == 3 * macs
-    layer = nn.TransformerEncoderLayer(width, 2, hidden, batch_first=True).requires_grad_(
-        not frozen
-    )
+    layer = nn.TransformerEncoderLayer(width, 2, hidden, batch_first=True).requires_grad_(not frozen)
     assert count_macs(layer, torch.zeros(1, tokens, width)) == block
 
 
@@ -172,6 +168,4 @@ def test_counting_gives_every_module_its_own_mode_back():
 
 
 def test_an_outlier_of_the_clock_is_its_groups_median():
-    assert (
-        mean_of_medians([1.0, 5.0, 900.0, 2.0, 5.0], [0, 1, 1, 0, 1, 1]) == (2 * 1.5 + 3 * 5.0) / 5
-    )
+    assert mean_of_medians([1.0, 5.0, 900.0, 2.0, 5.0], [0, 1, 1, 0, 1, 1]) == (2 * 1.5 + 3 * 5.0) / 5

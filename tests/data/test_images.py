@@ -168,16 +168,12 @@ def test_all_images_that_cannot_be_read_are_told_at_once(image_folder, size):
     for path in bad:
         path.write_bytes(path.read_bytes()[:60])
     named = ", ".join(re.escape(str(path)) for path in bad[:3])
-    message = (
-        rf"cannot read 5 of 12 images, {named} and 2 more \(the first: .+\): replace or remove"
-    )
+    message = rf"cannot read 5 of 12 images, {named} and 2 more \(the first: .+\): replace or remove"
     with pytest.raises(ValueError, match=message):
         load_images(str(root), size)
     with pytest.raises(ValueError, match=message):
         load_unlabeled(root, 16, ("a",))
-    with pytest.raises(
-        ValueError, match=r"cannot read 2 of 6 images, .*cat.1\.png, .*dog.0\.png \("
-    ):
+    with pytest.raises(ValueError, match=r"cannot read 2 of 6 images, .*cat.1\.png, .*dog.0\.png \("):
         Files(image_files(root), 16)[torch.arange(1, 7)]
 
 

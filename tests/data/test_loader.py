@@ -177,9 +177,7 @@ def test_an_epoch_stays_a_pass_over_the_training_part_and_others_go_round(n, bat
     except ValueError as error:
         assert "leave no room" in str(error)  # noqa: PT017
         return
-    counts = [
-        dict.fromkeys(range(100 + 50 * i, 100 + 50 * i + m), 0) for i, (m, _) in enumerate(sizes)
-    ]
+    counts = [dict.fromkeys(range(100 + 50 * i, 100 + 50 * i + m), 0) for i, (m, _) in enumerate(sizes)]
     for epoch in range(3):
         seen = []
         for position in range(epoch * len(batches), (epoch + 1) * len(batches)):
@@ -213,9 +211,7 @@ def test_sets_without_a_share_come_as_their_numbers_are():
 def test_labels_follow_their_images_into_every_shard_and_stream(tmp_path):
     batches = joined(30, 10, Extra(unlabeled(9), 0.3))
     for batch in batches:
-        assert [label == -1 for label in batch.labels.tolist()] == [
-            v >= 100 for v in numbers(batch)
-        ]
+        assert [label == -1 for label in batch.labels.tolist()] == [v >= 100 for v in numbers(batch)]
     parts = [batches.sharded(rank, 2).at(3) for rank in range(2)]
     whole = numbers(batches.at(3))
     assert [numbers(p) for p in parts] == [whole[::2], whole[1::2]]

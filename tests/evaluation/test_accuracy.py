@@ -92,9 +92,7 @@ def test_uneven_classes_are_measured_each():
     assert [got[f"1/accuracy/{c}"] for c in CLASSES] == [1.0, 0.5, 0.0]
     expected = balanced_accuracy_score(labels, logits.argmax(1))
     assert got["1/balanced_accuracy"] == pytest.approx(expected)
-    even = evaluate(
-        lambda x: {"1": x[:6]}, [Batch(logits, labels[[0, 1, 10, 11, 14, 15]])], CLASSES
-    )
+    even = evaluate(lambda x: {"1": x[:6]}, [Batch(logits, labels[[0, 1, 10, 11, 14, 15]])], CLASSES)
     assert not any("/accuracy/" in name for name in even)
 
 

@@ -112,9 +112,7 @@ def test_modules_run_in_eval_mode_and_get_their_modes_back():
     nets = [make() for _ in range(3)]
     x, labels = torch.randn(20, 5), torch.arange(20) % 3
     with torch.no_grad():
-        expected = fidelity_of(
-            *[net.eval()(x) for net in nets[:2]], labels, control=nets[2].eval()(x)
-        )
+        expected = fidelity_of(*[net.eval()(x) for net in nets[:2]], labels, control=nets[2].eval()(x))
     before = [{k: v.clone() for k, v in net.state_dict().items()} for net in nets]
     for net in nets:
         net.train()
@@ -396,9 +394,7 @@ def test_an_empty_batch_changes_nothing_and_names_must_stay():
     whole = fidelity(lambda x: x, lambda x: -x, [Batch(Z, labels)])
     assert fidelity(lambda x: x, lambda x: -x, [empty, Batch(Z, labels), empty]) == whole
     names = iter("ab")
-    with pytest.raises(
-        ValueError, match="teacher, student a for the first .* student b for batch 2"
-    ):
+    with pytest.raises(ValueError, match="teacher, student a for the first .* student b for batch 2"):
         fidelity(lambda x: x, lambda x: {next(names): x}, 2 * [Batch(Z, labels)])
 
 

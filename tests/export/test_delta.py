@@ -60,9 +60,7 @@ def test_another_base_is_refused(files, sample, small_net):
     place, _ = files
     export_safetensors(small_net(seed=1), "8", place / "other", sample.images)
     for base in ("other", "14.safetensors", "delta"):
-        with pytest.raises(
-            ValueError, match=f"{base} is not the base of .*delta: that is depth '8'"
-        ):
+        with pytest.raises(ValueError, match=f"{base} is not the base of .*delta: that is depth '8'"):
             stepwell.apply_delta(place / base, place / "delta", place / "out")
     assert not (place / "out").exists()
 

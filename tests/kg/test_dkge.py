@@ -333,6 +333,4 @@ def test_of_hubs_a_sample_of_triples_is_learnt():
     assert [*map(len, tails)] == [10, 10]
     assert len(tails[0] & tails[1]) < 5  # of the same 100: each hub has a sample of its own
     of_relation = {"entity": NONE, "relation": np.array([2])}
-    assert UpdateTriples.of(facts, hub[:0], of_relation, 10, seed=0).draw(0).tolist() == [
-        [200, 2, 201]
-    ]
+    assert UpdateTriples.of(facts, hub[:0], of_relation, 10, seed=0).draw(0).tolist() == [[200, 2, 201]]

@@ -75,9 +75,9 @@ def test_vectors_outside_the_affected_set_do_not_move_at_all(run):
         after = everything(graph)[0]
     moved = (after["entity/joint"][: len(names["entity"])] != before["entity/joint"]).any(1)
     assert 0 < moved.sum() == report.affected["entity"] < 30
-    assert (after["relation/joint"] == before["relation/joint"]).all(
-        1
-    ).sum() == 3 - report.affected["relation"]
+    assert (after["relation/joint"] == before["relation/joint"]).all(1).sum() == 3 - report.affected[
+        "relation"
+    ]
 
 
 def test_entities_leave_with_their_last_triple_and_may_return(run):

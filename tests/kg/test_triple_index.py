@@ -77,9 +77,7 @@ def test_neighbours_common_ones_and_samples():
     a, b = random_rows(4)[:, 0], random_rows(4)[:, 2]
     pairs = list(zip(a.tolist(), b.tolist(), strict=True))
     assert neighbours.joined(a, b).tolist() == [y in truth[x] for x, y in pairs]
-    assert answers(neighbours.common(a, b), len(a)) == [
-        sorted(truth[x] & truth[y]) for x, y in pairs
-    ]
+    assert answers(neighbours.common(a, b), len(a)) == [sorted(truth[x] & truth[y]) for x, y in pairs]
     few = answers(neighbours.of(every, 3), 20)
     assert all(set(found) <= truth[e] and len(found) == min(3, len(truth[e]))
                for e, found in enumerate(few))  # fmt: skip
@@ -120,9 +118,7 @@ def test_numbers_that_do_not_fit_are_refused():
     assert len(TripleIndex(np.zeros((0, 3), np.int64))) == 0
 
 
-@given(
-    st.lists(st.integers(0, 300), min_size=1, max_size=6), st.integers(1, 20), st.integers(0, 99)
-)
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=6), st.integers(1, 20), st.integers(0, 99))
 def test_a_sample_holds_so_many_answers_to_each_question(counts, at_most, seed):
     owner = np.repeat(np.arange(len(counts)), counts)
     value = np.concatenate([np.arange(n) for n in counts])

@@ -220,9 +220,7 @@ def test_the_moving_average_replaces_the_full_net_as_teacher(batch):
 def test_options_that_make_no_sense(options, message):
     from jaxtyping import TypeCheckError
 
-    with pytest.raises(
-        (ValueError, TypeCheckError), match=None if "mode" in str(options) else message
-    ):
+    with pytest.raises((ValueError, TypeCheckError), match=None if "mode" in str(options) else message):
         EmbeddedKD(nested(), **options)
 
 
@@ -252,9 +250,7 @@ def objectives():
             ema_teacher=0.5,
             teach_full=True,
         ),
-        "ekd, teacher": EmbeddedKD(
-            nested(("8",)), distill_from=0.0, teacher=teacher, teach_full=True
-        ),
+        "ekd, teacher": EmbeddedKD(nested(("8",)), distill_from=0.0, teacher=teacher, teach_full=True),
         "every resolution": EveryResolution(Resolutions(nested(("8",), "resnet14"), (8, 6))),
         "dynamic resolution": JointResolution(dynamic(), [1.0, 0.56], target=0.7),
         "all resolutions": JointResolution(dynamic(), [1.0, 0.56], target=0.7, mixing="all"),
@@ -382,9 +378,7 @@ def test_probabilities_of_a_teacher_are_found_out_and_said(batch):
     expected = Distill(student, lambda x: Exit(z.log_softmax(1), features), ce=0.0)
     taught = Distill(student, lambda x: Exit(z.softmax(1).half(), features), ce=0.0)
     for _ in range(2):  # whenever it gives them, not in the first step alone
-        with pytest.warns(
-            UserWarning, match="the teacher gives probabilities, .* logarithm is taken"
-        ):
+        with pytest.warns(UserWarning, match="the teacher gives probabilities, .* logarithm is taken"):
             loss = taught.training_step(batch).loss
         assert_close(loss, expected.training_step(batch).loss, rtol=1e-2, atol=1e-3)
 

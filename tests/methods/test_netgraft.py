@@ -37,9 +37,7 @@ class Small(nn.Module):
         before = 3
         for width in widths:
             block = [nn.Conv2d(before, width, 3, 1 if pool else stride, 1), nn.ReLU()]
-            self.stages.append(
-                nn.Sequential(nn.Sequential(*block, *[nn.BatchNorm2d(width)] * norm))
-            )
+            self.stages.append(nn.Sequential(nn.Sequential(*block, *[nn.BatchNorm2d(width)] * norm)))
             before = width
         self.pools = nn.ModuleList(nn.MaxPool2d(2) if pool else nn.Identity() for _ in widths)
         self.fc = nn.Linear(before, 5)
@@ -143,9 +141,7 @@ def test_networks_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"nothing to learn.*.1 in layer1, .* no stage can keep"):
         Grafting(net("resnet8"), net("resnet8"), input_shape=SHAPE)
     tokens = SplitPoint("encoder.layers", 1, (17, 8), True)
-    with pytest.raises(
-        ValueError, match=r"student has encoder.layers 17 tokens, the teacher .* 8×8"
-    ):
+    with pytest.raises(ValueError, match=r"student has encoder.layers 17 tokens, the teacher .* 8×8"):
         pair_split_points([tokens], split_points(small(5), SHAPE))
 
 

@@ -52,9 +52,7 @@ def test_labels_out_of_range_are_said(ready, batch):
         JointResolution(net, COSTS, target=0.6),
         ImitateBest(net, COSTS),
     ):
-        with pytest.raises(
-            ValueError, match="labels run from 7 to 7, but this network has 5 classes"
-        ):
+        with pytest.raises(ValueError, match="labels run from 7 to 7, but this network has 5 classes"):
             objective.training_step(odd)
 
 

@@ -145,9 +145,7 @@ def test_what_the_generator_made_is_kept_as_bytes_and_joins_without_labels(small
     assert images.float().std() > 20
     (tmp_path / "r" / "results.json").unlink()
     (tmp_path / "r" / "synthetic.safetensors").write_bytes(b"cut off")
-    with pytest.raises(
-        ValueError, match=r"synthetic.safetensors is damaged .*: remove it, and the"
-    ):
+    with pytest.raises(ValueError, match=r"synthetic.safetensors is damaged .*: remove it, and the"):
         train("distill", out=tmp_path / "r", **small, distill_data=data)
     # 16 training images at 3 a batch of 6
     assert [int((labels == -1).sum()) for labels in seen] == 12 * [3]

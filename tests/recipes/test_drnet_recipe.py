@@ -128,9 +128,7 @@ def test_the_file_is_that_of_a_nested_net_with_the_rest_beside_it(trained, tmp_p
     plain = save(nested, tmp_path / "plain.safetensors")
     assert kind_of(plain) == "classifier"
     assert read_beside(plain) is None
-    with pytest.raises(
-        ValueError, match="holds a network of one resolution: `stepwell train drnet`"
-    ):
+    with pytest.raises(ValueError, match="holds a network of one resolution: `stepwell train drnet`"):
         load_resolution(plain)
     own = sum(v.numel() * v.element_size() for v in net.net.own_tensors().values())
     own += sum(v.numel() * v.element_size() for v in net.chooser.state_dict().values())
@@ -144,9 +142,7 @@ def test_a_run_of_the_same_resolutions_brings_its_first_phase(trained, tmp_path)
     before, after = (load_resolution(p / "net.safetensors") for p in (out, tmp_path / "run"))
     for name, value in after.net.own_tensors().items():  # imitation leaves the network as it is
         assert_close(value, before.net.own_tensors()[name], rtol=0, atol=0)
-    with pytest.warns(
-        UserWarning, match="has other resolutions, depths or norms: .* the first phase"
-    ):
+    with pytest.warns(UserWarning, match="has other resolutions, depths or norms: .* the first phase"):
         train("drnet", out=tmp_path / "other", init=out / "net.safetensors", sizes=(8, 4), **FEW)
     assert phases(tmp_path / "other") == ["resolutions", "joint"]
 
@@ -212,9 +208,7 @@ def test_a_vision_transformer_has_positions_for_each_resolution(tmp_path):
     }
     assert sorted(shapes.values()) == [2, 5]  # of 1 and of 4 patches, and the class token
     assert set(first["costs"]) == {"chosen", "1@16", "12@16", "1@32", "12@32"}
-    train(
-        "drnet", out=tmp_path / "next", init=tmp_path / "run", **FEW | options, schedule="imitate"
-    )
+    train("drnet", out=tmp_path / "next", init=tmp_path / "run", **FEW | options, schedule="imitate")
     after = load_resolution(tmp_path / "next" / "net.safetensors")
     for name, value in net.net.own_tensors().items():
         assert_close(after.net.own_tensors()[name], value, rtol=0, atol=0)

@@ -109,8 +109,7 @@ def test_what_a_run_leaves(graft, folder, teacher, tmp_path):
     assert list(record["grafted"]) == ["layer1", "layer2", "layer3", "head"]
     assert list(record["joined"]) == ["layer2", "layer3", "head"]
     assert (
-        record["teacher"]
-        == json.loads((teacher / "results.json").read_text())["test"]["14/accuracy"]
+        record["teacher"] == json.loads((teacher / "results.json").read_text())["test"]["14/accuracy"]
     )
     assert found["test"]["8/accuracy"] == record["joined"]["head"]  # merged, it is the same network
     net = load(tmp_path / "s" / "net.safetensors")
@@ -165,9 +164,7 @@ def test_a_run_that_was_stopped_ends_the_same(graft, tmp_path, monkeypatch, stat
 def test_schedules(graft, tmp_path, schedule, phases):
     found = graft(schedule=schedule)
     assert {folder.name for folder in (tmp_path / "s" / "phases").iterdir()} == phases
-    lines = [
-        json.loads(line) for line in (tmp_path / "s" / "metrics.jsonl").read_text().splitlines()
-    ]
+    lines = [json.loads(line) for line in (tmp_path / "s" / "metrics.jsonl").read_text().splitlines()]
     assert {line["phase"] for line in lines} == phases
     if schedule == "graft":
         assert found["test"]["8/accuracy"] == found["netgraft"]["untuned"]
@@ -227,9 +224,7 @@ def test_bad_input_leaves_no_run(graft, folder, tmp_path, teacher):
 
 def test_a_student_that_learned_nothing_is_told_of(graft):
     """Its loss stays finite, whatever the rate: of logits the direction counts alone."""
-    with pytest.warns(
-        UserWarning, match=r"learned nothing: .* try a lower --lr than 1e\+06, or more"
-    ):
+    with pytest.warns(UserWarning, match=r"learned nothing: .* try a lower --lr than 1e\+06, or more"):
         graft(lr=1e6, schedule="direct", trace=False)
 
 

@@ -108,9 +108,7 @@ def test_the_best_epoch_is_kept_and_ablations_train(files, encoder):
 
 def test_what_cannot_be_ranked_is_left_out_and_overlap_is_refused(files):
     (files / "odd.tsv").write_text("p1\tparent_of\tnobody\np1\tsibling_of\tp7\n")
-    with pytest.warns(
-        UserWarning, match="--test: 1 of 2 triples have an entity or a relation that"
-    ):
+    with pytest.warns(UserWarning, match="--test: 1 of 2 triples have an entity or a relation that"):
         assert train(files, "run", test=files / "odd.tsv")["examples"] == 1
     with pytest.raises(ValueError, match="--valid: 53 triples are in --triples, too, such as p1"):
         train(files, "other", valid=files / "base.tsv")

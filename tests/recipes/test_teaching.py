@@ -136,9 +136,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(teach, tmp_path, monk
     result = teach("stopped", **stopped)
     assert result["test"] == expected["test"]
     same_net(tmp_path / "whole", tmp_path / "stopped")
-    assert not any(
-        "regressor" in name for name in load(tmp_path / "whole/net.safetensors").tensors()
-    )
+    assert not any("regressor" in name for name in load(tmp_path / "whole/net.safetensors").tensors())
 
 
 def test_a_resumed_run_refuses_another_teacher(teach, teacher, tmp_path):
@@ -197,9 +195,7 @@ def test_a_nested_net_is_taught_from_outside_as_a_student_is(teach, teacher, tmp
     both = train("ekd", out=tmp_path / "nested", depths=("8",), **nested)
     assert {"8/accuracy", "14/accuracy"} <= both["test"].keys()
     config = json.loads((tmp_path / "nested" / "config.json").read_text())
-    assert (
-        config["teacher"] == json.loads((tmp_path / "alone" / "config.json").read_text())["teacher"]
-    )
+    assert config["teacher"] == json.loads((tmp_path / "alone" / "config.json").read_text())["teacher"]
     assert config["teacher"] is not None
     with pytest.raises(ValueError, match="--teacher-mean and --teacher-std need --teacher"):
         train("ekd", out=tmp_path / "no", **COMMON, teacher_mean=(0.5, 0.5, 0.5))

@@ -93,9 +93,7 @@ def drawn(monkeypatch):
 
 def test_seeds_are_one_line_and_what_else_differs_is_several(run, drawn):
     own = {"student": "slim", "schedule": "both"}
-    runs = [
-        run(f"s{i}", k, v, own=own | {"seed": i}) for i, (k, v) in enumerate(((1, 0.5), (1, 0.7)))
-    ]
+    runs = [run(f"s{i}", k, v, own=own | {"seed": i}) for i, (k, v) in enumerate(((1, 0.5), (1, 0.7)))]
     runs.append(run("more", 10, 0.9, own=own))
     (lines,) = drawn(runs)
     assert lines["student"] == [(1, pytest.approx(60)), (10, pytest.approx(90))]

@@ -176,9 +176,7 @@ def test_one_slow_moment_does_not_push_the_points_into_a_corner(tmp_path):
         write_json(run / "results.json", results)
         picture = accuracy_latency([read_run(run, "run")], dict.fromkeys(DEPTHS, "#000000"))
         drawn = base64.b64decode(picture.partition(",")[2]).decode()
-        ends.append(
-            max(float(n) for n in re.findall(r">(\d+\.\d+)</text>", drawn) if float(n) < 90)
-        )
+        ends.append(max(float(n) for n in re.findall(r">(\d+\.\d+)</text>", drawn) if float(n) < 90))
     assert ends[0] <= ends[1] <= 1.6 * 2.21
 
 

@@ -19,9 +19,7 @@ FOUND = {
 def run(tmp_path):
     def write(**results):
         (tmp_path / "config.json").write_text(
-            json.dumps(
-                {"recipe": "drnet", "arguments": {}, "data": {"classes": ["cat & dog", "b"]}}
-            )
+            json.dumps({"recipe": "drnet", "arguments": {}, "data": {"classes": ["cat & dog", "b"]}})
         )
         measured = {"chosen": (4e6, 0.9), "<16>": (1e6, 0.8123), "32": (9e6, 0.91)}
         results = {

@@ -38,9 +38,7 @@ class Counting(nn.Module):
 
 def batches(count=4, size=6):
     generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(size - (i == count - 1), 3, 4, 4, generator=generator) for i in range(count)
-    ]
+    return [torch.randn(size - (i == count - 1), 3, 4, 4, generator=generator) for i in range(count)]
 
 
 @pytest.fixture
@@ -106,9 +104,7 @@ def test_a_copy_for_an_average_of_weights_is_the_cache_itself(folder):
     cut_index=st.integers(0, 200),
     cut_logits=st.integers(0, 200),
 )
-def test_whatever_a_killed_process_left_is_read_right(
-    tmp_path_factory, sizes, cut_index, cut_logits
-):
+def test_whatever_a_killed_process_left_is_read_right(tmp_path_factory, sizes, cut_index, cut_logits):
     """Any prefix of both files: what is found is right, and what is added after it is kept."""
     folder = tmp_path_factory.mktemp("cut")
     generator = torch.Generator().manual_seed(0)

@@ -274,9 +274,7 @@ def test_a_graph_that_does_not_run_is_refused_in_one_line(tmp_path, foreign_onnx
     model.graph.initializer[0].dims[0] = 96  # half the rows that there must be
     model.graph.initializer[0].dims[1] = 6
     onnx.save(model, tmp_path / "t.onnx")
-    with pytest.raises(
-        ValueError, match="onnxruntime cannot run .*t.onnx .*: export it again"
-    ) as e:
+    with pytest.raises(ValueError, match="onnxruntime cannot run .*t.onnx .*: export it again") as e:
         open_teacher([str(tmp_path / "t.onnx")])
     assert "\n" not in str(e.value)
 
@@ -495,9 +493,7 @@ def test_probabilities_of_zero_are_finite_logits_and_features_stay(images):
 
 def test_logits_are_not_taken_for_probabilities(images, recwarn):
     for z in (torch.zeros(6, 3), torch.rand(6, 3) + 1, torch.randn(6, 3)):
-        opened = OpenTeacher(
-            [Source("t", Frozen(Function(lambda x, z=z: z)), "0", CLASSES, 8, PLAIN)]
-        )
+        opened = OpenTeacher([Source("t", Frozen(Function(lambda x, z=z: z)), "0", CLASSES, 8, PLAIN)])
         assert_close(opened.for_data(CLASSES, images, PLAIN)(images).logits, z, rtol=0, atol=0)
     assert not recwarn.list
 
@@ -520,9 +516,7 @@ def test_images_are_scaled_to_the_teachers_own_size_where_that_is_asked_for(imag
 
 def test_what_gives_no_weights_says_so(tmp_path, foreign_onnx):
     names = [str(save(make(seed), tmp_path / f"{seed}.safetensors")) for seed in range(2)]
-    with pytest.raises(
-        ValueError, match=r"an ensemble \(.*0.safetensors, .*1.safetensors\) has no"
-    ):
+    with pytest.raises(ValueError, match=r"an ensemble \(.*0.safetensors, .*1.safetensors\) has no"):
         _ = open_teacher(names).module
     foreign_onnx(tmp_path / "t.onnx", "n")
     with pytest.raises(ValueError, match="t.onnx has no weights to share: name a file of weights"):

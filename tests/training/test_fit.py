@@ -304,9 +304,7 @@ class Bad(Objective):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(batches, run):
-    with pytest.raises(
-        Diverged, match=r"loss is nan at step 2 of epoch 2 \(phase train\).*last.ckpt"
-    ):
+    with pytest.raises(Diverged, match=r"loss is nan at step 2 of epoch 2 \(phase train\).*last.ckpt"):
         fit(Bad(7), batches, sgd(0.1), run, phase="train", epochs=3, loop=Loop(clip=0.0, **CPU))
     saved = read_checkpoint(run.phase("train") / "last.ckpt")
     assert saved["position"] == 4
@@ -337,9 +335,7 @@ def test_a_damaged_checkpoint_is_named(batches, run):
         fit(Supervised(tiny()), batches, sgd(0.1), run, phase="train", epochs=1)
 
 
-@pytest.mark.parametrize(
-    ("epochs", "accumulate", "message"), [(0, 1, "epochs"), (1, 0, "accumulate")]
-)
+@pytest.mark.parametrize(("epochs", "accumulate", "message"), [(0, 1, "epochs"), (1, 0, "accumulate")])
 def test_numbers_below_one_are_refused(batches, run, epochs, accumulate, message):
     with pytest.raises(ValueError, match=f"--{message} 0: must be 1 or more"):
         fit(
@@ -563,9 +559,7 @@ def test_training_cut_off_after_any_write_goes_on_to_the_same_bits(
     def train(name):
         objective = Supervised(tiny())
         validate = (
-            (lambda: {"accuracy": float(objective.net[0].weight.detach().sum())})
-            if validated
-            else None
+            (lambda: {"accuracy": float(objective.net[0].weight.detach().sum())}) if validated else None
         )
         with Run.start(tmp_path / name, "test", {}, data={}) as run:
             fit(

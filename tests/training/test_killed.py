@@ -81,9 +81,7 @@ def test_a_run_killed_again_and_again_ends_bit_identical(whole, tmp_path):
     for _ in range(3):
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         process = started(out)
-        wait_for(
-            lambda b=before: checkpoint.exists() and checkpoint.stat().st_mtime_ns > b, process
-        )
+        wait_for(lambda b=before: checkpoint.exists() and checkpoint.stat().st_mtime_ns > b, process)
         time.sleep(rng.random())
         process.kill()
         assert end_of(process)[0] == -signal.SIGKILL

@@ -104,9 +104,7 @@ def update(
         say(f"note: --test {test}: the graph has none of these names, so nothing is ranked")
 
 
-def _change(
-    graph: "KnowledgeGraph", changes: Mapping[str, list["Fact"]], ignore_absent: bool
-) -> None:
+def _change(graph: "KnowledgeGraph", changes: Mapping[str, list["Fact"]], ignore_absent: bool) -> None:
     """Write changes to the disk; report repeated changes, and earlier ones that wait to be learnt."""
     before = dict(zip(("add", "remove"), graph.waiting, strict=True))
     added, removed = changes["add"], changes["remove"]

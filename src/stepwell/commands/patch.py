@@ -8,9 +8,7 @@ from stepwell.commands.arguments import Json, check_place
 from stepwell.console import print_json, say
 
 
-def patch(
-    base: Positional[Path], delta: Positional[Path], *, out: Path, json: Json = False
-) -> None:
+def patch(base: Positional[Path], delta: Positional[Path], *, out: Path, json: Json = False) -> None:
     """Make the weights of a deeper depth with a delta.
 
     Examples:

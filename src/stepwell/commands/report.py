@@ -8,9 +8,7 @@ from stepwell.commands.arguments import Json
 from stepwell.console import print_json, say
 
 
-def report(
-    runs: Positional[tuple[Path, ...]], *, out: Path | None = None, json: Json = False
-) -> None:
+def report(runs: Positional[tuple[Path, ...]], *, out: Path | None = None, json: Json = False) -> None:
     """Write a self-contained page about runs, with figures.
 
     Examples:

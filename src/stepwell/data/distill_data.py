@@ -46,9 +46,7 @@ class DistillData:
         """
         check_numbers({"distill_data": self})
         if self.unlabeled_share is not None and self.unlabeled is None:
-            raise ValueError(
-                f"--unlabeled-share {self.unlabeled_share}: name a folder, --unlabeled"
-            )
+            raise ValueError(f"--unlabeled-share {self.unlabeled_share}: name a folder, --unlabeled")
         for name in ("synthetic_count", "generator_steps"):
             value = getattr(self, name)
             if self.synthetic != "generator" and value != getattr(type(self), name):

@@ -247,9 +247,7 @@ def _class_folder(root: Path, size: int | None) -> ImageSet:
     folders = _folders(root)
     if len(folders) < 2:
         number = f"only {folders[0].name!r}" if folders else "none"
-        raise ValueError(
-            f"{root} needs at least two class folders with images in them; found {number}"
-        )
+        raise ValueError(f"{root} needs at least two class folders with images in them; found {number}")
     files = {folder: image_files(folder) for folder in folders}
     if empty := [folder for folder in folders if not files[folder]]:
         raise ValueError(f"class folder {empty[0]} holds no image: fill or remove it")

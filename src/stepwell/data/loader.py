@@ -73,9 +73,7 @@ class Batches:
         extra: Sequence[Extra] = (),
     ) -> None:
         if batch_size < 1 or (shuffle and batch_size < 2):
-            raise ValueError(
-                f"a batch size of {batch_size}: training needs at least 2, evaluation 1"
-            )
+            raise ValueError(f"a batch size of {batch_size}: training needs at least 2, evaluation 1")
         if len(images) < 2 and shuffle:
             raise ValueError("training needs at least two images")
         self.images, self.batch_size = images, batch_size
@@ -257,9 +255,7 @@ def _quotas(batch_size: int, images: ImageSet, extra: Sequence[Extra]) -> list[F
                 f"a share of every batch lies between 0 and 1, neither included, not {other.share}"
             )
         if other.images.size != images.size:
-            raise ValueError(
-                f"images of {other.images.size} pixels cannot join those of {images.size}"
-            )
+            raise ValueError(f"images of {other.images.size} pixels cannot join those of {images.size}")
     # Fractions are exact, so that sets can fill a batch completely.
     given = [None if e.share is None else Fraction(str(e.share)) for e in extra]
     left = 1 - sum(share or Fraction(0) for share in given)

@@ -79,9 +79,7 @@ def check_fact(fact: object, where: str) -> Fact:
     """
     names = [*fact] if isinstance(fact, Sequence) and not isinstance(fact, str) else []
     if len(names) != 3 or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"{where}: a triple is a head, a relation and a tail, not {shortened(fact)}"
-        )
+        raise ValueError(f"{where}: a triple is a head, a relation and a tail, not {shortened(fact)}")
     for name in names:
         if wrong := _wrong_with(name):
             raise ValueError(f"{where}: {shortened(name)} is not a valid name: {wrong}")

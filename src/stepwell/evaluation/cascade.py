@@ -78,9 +78,7 @@ def outcome_of(
     )
 
 
-def find_thresholds(
-    confidence: Scores, right: Right, costs: Sequence[float], goal: Goal
-) -> Thresholds:
+def find_thresholds(confidence: Scores, right: Right, costs: Sequence[float], goal: Goal) -> Thresholds:
     """The thresholds nearest to `goal` on these scores; they may miss it.
 
     For two depths the search is exact. For more, it sets one threshold at a time to its best value, in

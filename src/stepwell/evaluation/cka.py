@@ -73,9 +73,7 @@ def align(
 ) -> Interval:
     """CKA of two Gram matrices of the same examples; arguments and errors as for `cka`."""
     if k.shape != l.shape:
-        raise ValueError(
-            f"features of {len(k)} and of {len(l)} examples: CKA needs the same examples"
-        )
+        raise ValueError(f"features of {len(k)} and of {len(l)} examples: CKA needs the same examples")
     if len(k) < 5:
         raise ValueError(f"CKA of {len(k)} examples: at least 5 are needed")
     cross, own, other = _hsic(k, l, debiased), _hsic(k, k, debiased), _hsic(l, l, debiased)

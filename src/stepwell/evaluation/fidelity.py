@@ -263,9 +263,7 @@ def _gram(stage: Tensor, kernel: Kernel) -> Tensor | None:
     return None
 
 
-def _aligned(
-    k: Tensor | None, l: Tensor | None, *, debiased: bool, level: float
-) -> Interval | None:
+def _aligned(k: Tensor | None, l: Tensor | None, *, debiased: bool, level: float) -> Interval | None:
     """CKA of two stages, or None if there are too few examples or all have the same features."""
     if k is not None and l is not None:
         with contextlib.suppress(ValueError):

@@ -32,9 +32,7 @@ def quantile(level: float) -> float:
         ValueError: `level` is not between 0 and 1.
     """
     if not 0 < level < 1:
-        raise ValueError(
-            f"a confidence level is a share between 0 and 1 (0.95 is 95 %), not {level}"
-        )
+        raise ValueError(f"a confidence level is a share between 0 and 1 (0.95 is 95 %), not {level}")
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 

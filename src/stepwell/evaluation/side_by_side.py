@@ -158,9 +158,7 @@ def _named(
             )
         shape = tuple(exit.logits.shape)
         if len(shape) != 2:
-            raise ValueError(
-                f"{label} gives a tensor {shape}: logits (batch, classes) are expected"
-            )
+            raise ValueError(f"{label} gives a tensor {shape}: logits (batch, classes) are expected")
         if shape[0] != count:
             raise ValueError(f"{label} gives {shape[0]} rows of logits for {count} labels")
         if shape[1] < 2:

@@ -74,9 +74,7 @@ def apply_delta(base_file: str | Path, delta_file: str | Path, out: str | Path) 
     base_file, delta_file, out = Path(base_file), Path(delta_file), Path(out)
     header, tensors, _ = read_checked(delta_file, KEY, FORMAT)
     if header is None:
-        raise ValueError(
-            f"{delta_file} is no delta: make one with stepwell export ... --beyond DEPTH"
-        )
+        raise ValueError(f"{delta_file} is no delta: make one with stepwell export ... --beyond DEPTH")
     _, base, _ = read_checked(base_file, KEY, FORMAT)
     if digest({}, base) != header["base_sha256"]:
         raise ValueError(

@@ -174,9 +174,7 @@ def _inputs(graph: Any) -> Iterator[str]:
             yield from _inputs(attribute.g)
 
 
-def _point(
-    proto: Any, names: Mapping[str, str], stored: Mapping[str, Range], weights: Path
-) -> None:
+def _point(proto: Any, names: Mapping[str, str], stored: Mapping[str, Range], weights: Path) -> None:
     """Replace each initialiser that is a tensor of the network by its byte range in `weights`.
 
     Constants of the graph, which that file lacks, stay in the graph.

@@ -186,9 +186,7 @@ def _stored(name: str) -> str:
 
 
 @torch.inference_mode()
-def _check_loop(
-    net: ResolutionNet, loop: Callable[[Tensor], Answer], sample: Sample
-) -> dict[str, Any]:
+def _check_loop(net: ResolutionNet, loop: Callable[[Tensor], Answer], sample: Sample) -> dict[str, Any]:
     """Compare the host loop with the network, in one batch and image by image.
 
     One image of a batch may have another choice, as scores may tie to the last digit.

@@ -125,9 +125,7 @@ class GraphEmbedding(nn.Module):
                 self.contextual[kind].mul_(WARM_CONTEXT)
                 self.encoders[kind].get_parameter("gate").fill_(WARM_GATE)
 
-    def joint(
-        self, kind: Kind, which: Int[Tensor, " elements"], contexts: Contexts | None
-    ) -> Vectors:
+    def joint(self, kind: Kind, which: Int[Tensor, " elements"], contexts: Contexts | None) -> Vectors:
         """Joint vectors of the elements `which`.
 
         Args:

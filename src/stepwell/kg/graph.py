@@ -61,9 +61,7 @@ class KnowledgeGraph(GraphQueries):
             raise ValueError(f"{path} is no finished run of `stepwell train dkge`")
         config = path / "config.json"
         if config.exists() and read_json(config, "repair it").get("recipe") != "dkge":
-            raise ValueError(
-                f"{path} is a run of another recipe: name a run of `stepwell train dkge`"
-            )
+            raise ValueError(f"{path} is a run of another recipe: name a run of `stepwell train dkge`")
         self._writes = write
         self._process, self._one_at_a_time = os.getpid(), threading.RLock()
         self._lock: FileLock | None = None

@@ -29,9 +29,7 @@ class DKGE(Translation):
     ) -> None:  # fmt: skip
         rows = snapshot.index.rows
         corrupt = Corruption(snapshot.index, rows, np.unique(rows[:, [HEAD, TAIL]]))
-        super().__init__(
-            corrupt, margin=margin, negatives=negatives, removed=removed, unlearn=unlearn
-        )
+        super().__init__(corrupt, margin=margin, negatives=negatives, removed=removed, unlearn=unlearn)
         self.net, self.snapshot = net, snapshot
         self.contexts = all_contexts(net, snapshot)
 

@@ -39,9 +39,7 @@ class OnlineDKGE(Translation):
         contextual: Mapping[Kind, Table], removed: Triples, corrupt: Corruption, *, unlearn: float,
         margin: float, negatives: int,
     ) -> None:  # fmt: skip
-        super().__init__(
-            corrupt, margin=margin, negatives=negatives, removed=removed, unlearn=unlearn
-        )
+        super().__init__(corrupt, margin=margin, negatives=negatives, removed=removed, unlearn=unlearn)
         self._joint = joint
         self.trained = {kind: torch.from_numpy(trained[kind]) for kind in KINDS}
         self.knowledge, self.contextual = nn.ParameterDict(), nn.ParameterDict()
@@ -79,9 +77,7 @@ class OnlineDKGE(Translation):
             step = torch.where(nearer, step, step / 2)
         own[at] = best
 
-    def _hold_contexts(
-        self, kind: Kind, net: GraphEmbedding, contexts: Contexts, new: Ints
-    ) -> None:
+    def _hold_contexts(self, kind: Kind, net: GraphEmbedding, contexts: Contexts, new: Ints) -> None:
         """Point the contexts into a small table of the rows they use, with new elements last."""
         element = contexts.element.numpy()
         centre = element == CENTRE

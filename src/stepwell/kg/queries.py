@@ -114,9 +114,7 @@ class GraphQueries:
         at = np.array([number])
         triples = [(number, r, t) for _, r, t in zip(*index.out(at), strict=True)]
         triples += [(h, r, number) for _, r, h in zip(*index.into(at), strict=True) if h != number]
-        return [
-            (names["entity"][h], names["relation"][r], names["entity"][t]) for h, r, t in triples
-        ]
+        return [(names["entity"][h], names["relation"][r], names["entity"][t]) for h, r, t in triples]
 
     @synchronized
     def score(self, facts: Iterable[Sequence[str]]) -> list[float]:

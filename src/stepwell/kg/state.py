@@ -70,9 +70,7 @@ class State:
         self.count = {k: np.bincount(columns[k], minlength=len(self.names[k])) for k in KINDS}
 
     @staticmethod
-    def learnt(
-        settings: Settings, net: GraphEmbedding, snapshot: Snapshot, *names: Names
-    ) -> "State":
+    def learnt(settings: Settings, net: GraphEmbedding, snapshot: Snapshot, *names: Names) -> "State":
         """The state after training from scratch; `names` of entities and of relations."""
         by_kind = dict(zip(KINDS, names, strict=True))
         return State(settings, net, joint_vectors(net, snapshot), snapshot, by_kind)

@@ -262,9 +262,7 @@ def sample_of(network: Network, data: str | None, *, calibrated: bool = False) -
     net, path, config = network.net, network.path, network.config
     if not (config or data):
         if calibrated:
-            raise ValueError(
-                f"--int8 calibrates on training images, and {path} names none: add --data"
-            )
+            raise ValueError(f"--int8 calibrates on training images, and {path} names none: add --data")
         return check_images(net, path), None
     try:
         parts = parts_of(net, path, config, data)

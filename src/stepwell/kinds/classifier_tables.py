@@ -13,8 +13,7 @@ def show_churn(churn: Mapping[str, float], *, row: str = "depth") -> None:
     if len(names) < 3:
         return
     rows = [
-        [a, *(f"{100 * pairs.get((a, b), pairs.get((b, a), 0.0)):.1f} %" for b in names)]
-        for a in names
+        [a, *(f"{100 * pairs.get((a, b), pairs.get((b, a), 0.0)):.1f} %" for b in names)] for a in names
     ]
     show(table(f"predictions that flip between {row}s", [row, *names], rows))
 

@@ -156,9 +156,7 @@ def measure_cascade(
         return _measured(cascade, batches, seconds, most)
 
 
-def _measured(
-    cascade: Cascade, batches: Iterable[Batch], seconds: float, most: int
-) -> dict[str, Any]:
+def _measured(cascade: Cascade, batches: Iterable[Batch], seconds: float, most: int) -> dict[str, Any]:
     net, depths = cascade.net, cascade.depths
     device = next(net.parameters()).device
     answered: list[Tensor] = []

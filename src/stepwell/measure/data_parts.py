@@ -79,9 +79,7 @@ def parts_for(
     return Parts(test.with_images(train), aside, test, known, splits.flip, splits.name, found)
 
 
-def parts_of(
-    net: NestedNet, path: Path, config: Mapping[str, Any], data: str | None = None
-) -> Parts:
+def parts_of(net: NestedNet, path: Path, config: Mapping[str, Any], data: str | None = None) -> Parts:
     """Read the parts of `data`, or of a run's own data, sized and normalised for its network.
 
     Args:
@@ -94,9 +92,7 @@ def parts_of(
     """
     if not config:
         if data is None:
-            raise ValueError(
-                f"{path} is not in a run directory, so say what to measure on with --data"
-            )
+            raise ValueError(f"{path} is not in a run directory, so say what to measure on with --data")
         return parts_for(net, data)
     own = str(config["arguments"]["data"])
     return parts_for(

@@ -203,9 +203,7 @@ def measure_pair(
     return found | {"finished": time.strftime("%Y-%m-%d %H:%M:%S")}, arrays
 
 
-def write_fidelity(
-    folder: Path, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> None:
+def write_fidelity(folder: Path, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write fidelity.json and fidelity.npz to a run directory, for its report.
 
     Raises:

@@ -127,9 +127,7 @@ def _warn_of_doubts(run: Path, config: Mapping[str, Any], source: Source) -> Non
             "images of the other, it looks better on them than it is",
             stacklevel=3,
         )
-    ours, others = (
-        {"net": c["arguments"].get("student"), **c["arguments"]} for c in (config, theirs)
-    )
+    ours, others = ({"net": c["arguments"].get("student"), **c["arguments"]} for c in (config, theirs))
     started = any(a.get("init") for a in (ours, others))
     if (ours["net"], ours["seed"]) == (others["net"], others["seed"]) and not started:
         warnings.warn(

@@ -89,9 +89,7 @@ class EmbeddedKD(Objective):
                 "teach_full needs another teacher than the full net: set ema_teacher or teacher"
             )
         if teach_full and not kl:
-            raise ValueError(
-                "teach_full needs soft targets, which kl=0 turns off: drop one of the two"
-            )
+            raise ValueError("teach_full needs soft targets, which kl=0 turns off: drop one of the two")
         if teacher is not None:
             check_teacher(teacher)
         self.net = net

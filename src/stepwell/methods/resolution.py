@@ -37,9 +37,7 @@ class EveryResolution(Objective):
         label_smoothing: share of the target spread evenly over all classes, in [0, 1).
     """
 
-    def __init__(
-        self, net: Resolutions, *, label_smoothing: Annotated[float, BELOW_ONE] = 0.0
-    ) -> None:
+    def __init__(self, net: Resolutions, *, label_smoothing: Annotated[float, BELOW_ONE] = 0.0) -> None:
         super().__init__()
         check_numbers(locals(), EveryResolution.__init__, flags=False)
         self.net = net

@@ -18,9 +18,7 @@ from stepwell.ranges import check_numbers
 
 
 def _resnet(name: str, block: type, family: Mapping[str, tuple[int, ...]]) -> Builder:
-    return Builder(
-        partial(resnet.resnet, block, family[name]), resnet.STAGES, name, family, stems=True
-    )
+    return Builder(partial(resnet.resnet, block, family[name]), resnet.STAGES, name, family, stems=True)
 
 
 def _cifar(

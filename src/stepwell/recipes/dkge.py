@@ -99,9 +99,7 @@ def dkge(
             objective = DKGE(net, snapshot, margin=embedding.margin, negatives=embedding.negatives)
             batches = torch.from_numpy(links.train), training.batch_size
             adam = optimizer_of("adam", lr, weight_decay=0.0, fused=True)
-            validate = (
-                (lambda: measured(objective.all_joint(), links.valid, known)) if valid else None
-            )
+            validate = (lambda: measured(objective.all_joint(), links.valid, known)) if valid else None
             fit(
                 objective, TripleBatches(*batches, seed=training.seed), adam, run, phase=phase,
                 epochs=epochs, validate=validate, select=lambda values: values["mrr"], loop=loop,

@@ -233,9 +233,7 @@ def _data_of(teacher: OpenTeacher) -> str:
     source = teacher.sources[0]
     config = config_of(source.file, "put it right, or give --data") if source.file else {}
     if not config:
-        raise ValueError(
-            f"{source.name} is no run, so say what to measure the student on with --data"
-        )
+        raise ValueError(f"{source.name} is no run, so say what to measure the student on with --data")
     return str(config["arguments"]["data"])
 
 

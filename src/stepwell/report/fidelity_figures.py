@@ -54,9 +54,7 @@ def agreement_points(record: FidelityRecord, colours: Mapping[str, str]) -> str 
     return svg(4.4, 3.2, paint)
 
 
-def reliability_pair(
-    student: NDArray[Any], teacher: NDArray[Any], *, colour: str, depth: str
-) -> str:
+def reliability_pair(student: NDArray[Any], teacher: NDArray[Any], *, colour: str, depth: str) -> str:
     """Draw the accuracy of both by their confidence; (3, bins) of counts and means each."""
     bins = student.shape[1]
     middle = (np.arange(bins) + 0.5) / bins

@@ -136,9 +136,7 @@ def losses(phases: Sequence[Phase], colours: Mapping[str, str], word: str = "dep
     return _curves(phases, styles, "training loss", scale=1, legend=legend)
 
 
-def validation(
-    phases: Sequence[Phase], colours: Mapping[str, str], word: str = "depth"
-) -> str | None:
+def validation(phases: Sequence[Phase], colours: Mapping[str, str], word: str = "depth") -> str | None:
     """Draw the validation accuracy of every row by epoch; `word` stands for a row."""
     keys = {depth: f"val/{depth}/accuracy" for depth in colours}
     styles = {keys[depth]: {"color": colour} for depth, colour in colours.items()}

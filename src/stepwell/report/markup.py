@@ -26,9 +26,7 @@ def figure(address: str | None, caption: str) -> str:
     )
 
 
-def table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], note: str = "", *, words: int = 1
-) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], note: str = "", *, words: int = 1) -> str:
     """Make a table, which scrolls sideways if it is too wide, with a note below it.
 
     Its first `words` columns are aligned as words, the others as numbers.

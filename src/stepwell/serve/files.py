@@ -96,9 +96,7 @@ def as_batch(net: NestedNet, files: Sequence[Path]) -> Tensor:
     return normalise(images, net.card.mean, net.card.std)
 
 
-def _answers(
-    net: NestedNet, by: str | Cascade | ResolutionNet, x: Tensor
-) -> tuple[Tensor, list[str]]:
+def _answers(net: NestedNet, by: str | Cascade | ResolutionNet, x: Tensor) -> tuple[Tensor, list[str]]:
     """Give the logits of a batch, and for each row its depth or choice."""
     with in_eval_mode(net), torch.inference_mode():
         if isinstance(by, str):

@@ -107,9 +107,7 @@ def start_network(
     check_size(net, size)
     if init is None:
         return net, None
-    start = (
-        start_pretrained(net, classes) if init == "pretrained" else initialise(net, init, classes)
-    )
+    start = start_pretrained(net, classes) if init == "pretrained" else initialise(net, init, classes)
     if start.fresh:
         note = "its classifier is for other classes; ours starts fresh"
         warnings.warn(f"{init}: {note}", stacklevel=3)

@@ -64,9 +64,7 @@ def check_loop(loop: Loop) -> None:
             f"--devices {loop.devices}: graphs are embedded by one process; leave the flag out"
         )
     if loop.precision != "32":
-        raise ValueError(
-            f"--precision {loop.precision}: graphs are embedded in 32 bits; leave it out"
-        )
+        raise ValueError(f"--precision {loop.precision}: graphs are embedded in 32 bits; leave it out")
 
 
 def measured(joint: Mapping[Kind, Tensor], rows: Rows, known: TripleIndex) -> Mapping[str, float]:

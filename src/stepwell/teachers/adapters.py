@@ -59,9 +59,7 @@ class Ensemble(nn.Module):
             raise ValueError("an ensemble needs at least one teacher")
         self.members = list(members)
         count = len(members)
-        self._as_logits = [
-            AsLogits(f"member {i + 1} of {count} of an ensemble") for i in range(count)
-        ]
+        self._as_logits = [AsLogits(f"member {i + 1} of {count} of an ensemble") for i in range(count)]
         # Registers the modules among the members, so that `.to()` reaches them.
         self._modules_of = nn.ModuleList(m for m in members if isinstance(m, nn.Module))
 

@@ -52,9 +52,7 @@ class TeacherOutputs:
             self.rows |= {key: start + i for i, key in enumerate(keys_of(x, by_image=True))}
             self.sizes.append(len(x))
 
-    def __call__(
-        self, images: Float[Tensor, "batch ..."]
-    ) -> tuple[Float[Tensor, "batch ..."], Logits]:
+    def __call__(self, images: Float[Tensor, "batch ..."]) -> tuple[Float[Tensor, "batch ..."], Logits]:
         """Features and logits of a batch."""
         if not self.stored:
             return self._compute(images)

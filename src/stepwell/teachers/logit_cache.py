@@ -64,9 +64,7 @@ class LogitCache:
             raise ValueError(f"--cache {folder} is a file: name a directory")
         header = folder / "cache.json"
         if folder.exists() and not header.exists() and any(not _ours(p) for p in folder.iterdir()):
-            raise ValueError(
-                f"--cache {folder} holds other files and no cache: name a new directory"
-            )
+            raise ValueError(f"--cache {folder} holds other files and no cache: name a new directory")
         self._lock = _locked(folder)
         made = {"format": FORMAT, "classes": classes} | json.loads(json.dumps(dict(made_for)))
         self._end = self._records = 0  # numbers of valid rows and records
@@ -230,9 +228,7 @@ def _locked(folder: Path) -> FileLock | None:
             raise OSError(
                 error.errno, f"--cache {folder} cannot be written ({reason}): name another folder"
             ) from error
-        warnings.warn(
-            f"--cache {folder} cannot be written ({reason}): reading it only", stacklevel=3
-        )
+        warnings.warn(f"--cache {folder} cannot be written ({reason}): reading it only", stacklevel=3)
         return None
     return lock
 

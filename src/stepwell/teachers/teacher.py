@@ -67,9 +67,7 @@ class MovingAverage(nn.Module):
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"the moving average's decay must lie in [0, 1), not {decay}")
-        self.average = AveragedModel(
-            net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True
-        )
+        self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
         self.average.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "MovingAverage":

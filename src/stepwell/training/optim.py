@@ -31,9 +31,7 @@ class Optim(NamedTuple):
     prepare: Callable[[Objective], None] | None = None
 
 
-def sgd(
-    lr: float, *, weight_decay: float = 5e-4, momentum: float = 0.9, warmup: float = 0.05
-) -> Optim:
+def sgd(lr: float, *, weight_decay: float = 5e-4, momentum: float = 0.9, warmup: float = 0.05) -> Optim:
     """SGD with Nesterov momentum, a linear warm-up and a cosine down to zero.
 
     Args:

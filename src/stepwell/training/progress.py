@@ -15,9 +15,7 @@ class Progress:
     The environment variable STEPWELL_QUIET hides it.
     """
 
-    def __init__(
-        self, phase: str, done: int, total: int, epoch: int, *, quiet: bool = False
-    ) -> None:
+    def __init__(self, phase: str, done: int, total: int, epoch: int, *, quiet: bool = False) -> None:
         self.console = _console(quiet)
         self.phase, self.epochs, self.steps = phase, math.ceil(total / epoch), epoch
         self.done = done

@@ -134,9 +134,7 @@ def test_every_norm_behind_the_fork_is_private_and_all_else_is_shared(family):
     private = 0
     for depth in net.subnets:
         fork = next(
-            i
-            for i, (a, b) in enumerate(zip(net.path(), net.path(depth), strict=False))
-            if a is not b
+            i for i, (a, b) in enumerate(zip(net.path(), net.path(depth), strict=False)) if a is not b
         )
         norms = [m for step in net.path(depth)[fork:] for m in step.modules() if is_norm(m)]
         private += len(norms)
@@ -365,7 +363,5 @@ def test_a_familys_names_do_not_apply_to_stages_of_ones_own():
         build("resnet32", ["x=6"], stages=["layer1"])
     with pytest.raises(ValueError, match="no module 'layer9' to be a stage"):
         build("resnet32", ["x=1"], stages=["layer9"])
-    with pytest.raises(
-        ValueError, match="keeps 1 of 2 blocks of .*, but block 2 changes the shape"
-    ):
+    with pytest.raises(ValueError, match="keeps 1 of 2 blocks of .*, but block 2 changes the shape"):
         build("timm/convnext_atto", ["x=1"], stages=["stages[1:3]"])

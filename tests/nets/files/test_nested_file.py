@@ -56,9 +56,7 @@ def test_whoever_knows_torchvision_can_read_the_file(tmp_path):
     assert size <= 1.02 * sum(v.numel() * v.element_size() for v in full.values())
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damage_is_never_loaded(net, tmp_path, data):
     whole = stepwell.save(net, tmp_path / "whole").read_bytes()
@@ -72,9 +70,7 @@ def test_damage_is_never_loaded(net, tmp_path, data):
         bad = whole[:where] + bytes([flipped]) + whole[where + 1 :]
     path = tmp_path / "bad"
     path.write_bytes(bad)
-    with pytest.raises(
-        ValueError, match="damaged|no safetensors|no Stepwell header|format"
-    ) as caught:
+    with pytest.raises(ValueError, match="damaged|no safetensors|no Stepwell header|format") as caught:
         stepwell.load(path)
     assert str(path) in str(caught.value)
 
@@ -104,9 +100,7 @@ def test_other_files_are_named_for_what_they_are(net, tmp_path):
     with pytest.raises(ValueError, match="no Stepwell header"):
         stepwell.load(tmp_path / "foreign")
     save_file({"w": torch.zeros(1)}, tmp_path / "new", {"stepwell": json.dumps({"format": 99})})
-    with pytest.raises(
-        ValueError, match="format 99; this version of Stepwell reads up to 4: upgrade"
-    ):
+    with pytest.raises(ValueError, match="format 99; this version of Stepwell reads up to 4: upgrade"):
         stepwell.load(tmp_path / "new")
 
 

@@ -131,9 +131,7 @@ def test_bad_cascades_are_refused(net):
         Cascade(net, {"9": 0.5})
     with pytest.raises(ValueError, match="a cascade ends with its deepest depth: '8' has no place"):
         Cascade(net, {"14": 0.5}, "8")
-    with pytest.raises(
-        ValueError, match="the last depth of a cascade, '20', answers all remaining"
-    ):
+    with pytest.raises(ValueError, match="the last depth of a cascade, '20', answers all remaining"):
         Cascade(net, {"8": 0.4, "20": 0.99})
     for bad in (float("nan"), -0.1, 1.01, float("inf")):
         with pytest.raises(ValueError, match=f"'8' is {bad}: it must be between 0 and 1"):

@@ -55,12 +55,8 @@ def test_exits_are_depths():
     parameters = {id(p) for p in net.parameters()}
     assert all(id(p) in parameters for head in net.exits.values() for p in head.parameters())
     full, middle = net.path("20"), net.path("middle")
-    assert all(
-        a is b for a, b in zip(full, middle[:-1], strict=False)
-    )  # nothing private but the head
-    assert (
-        net.path("11")[:6] == net.path("off")[:6]
-    )  # private norms behind the fork, shared by both
+    assert all(a is b for a, b in zip(full, middle[:-1], strict=False))  # nothing private but the head
+    assert net.path("11")[:6] == net.path("off")[:6]  # private norms behind the fork, shared by both
     assert net.path("off")[5] is not full[5]
 
 
@@ -257,9 +253,7 @@ def test_exits_that_cannot_be(name, after, message):
 def test_a_head_that_shares_weights_with_the_network_is_refused():
     net = build("resnet20", num_classes=5)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.module.fc)
-    with pytest.raises(
-        ValueError, match=r"the head of exit 'e' shares '2.weight' with the network"
-    ):
+    with pytest.raises(ValueError, match=r"the head of exit 'e' shares '2.weight' with the network"):
         net.add_exit("e", (3, 3, 3), head)
 
 
@@ -325,7 +319,5 @@ def test_an_exit_is_exported_and_costed(tmp_path):
 def test_a_network_with_exits_has_one_resolution():
     from stepwell.nets.resolution.resolutions import Resolutions
 
-    with pytest.raises(
-        ValueError, match=r"a network with exits \(early, middle, off\) runs at one"
-    ):
+    with pytest.raises(ValueError, match=r"a network with exits \(early, middle, off\) runs at one"):
         Resolutions(with_exits(), [8, 6])

@@ -128,9 +128,7 @@ def test_a_nested_net_leaves_the_module_and_the_random_numbers_as_they_were():
 def in_a_process_of_its_own(code):
     """Without checks of types, which the compiler would trace."""
     folders = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": folders}
-    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": folders})
 
 
 def test_blocks_that_are_no_whole_numbers_are_refused_by_name():
@@ -357,9 +355,7 @@ def test_a_file_of_ones_own_module_says_what_it_needs(tmp_path):
     x = torch.randn(2, 3, 16, 16)
     assert_close(stepwell.load(path, make)(x, "x"), net.eval()(x, "x"), **EXACT)
     named = stepwell.save(build("resnet8", num_classes=2), tmp_path / "named")
-    with pytest.raises(
-        ValueError, match="names its network, resnet8: load it without module=FACTORY"
-    ):
+    with pytest.raises(ValueError, match="names its network, resnet8: load it without module=FACTORY"):
         stepwell.load(named, make)
 
 

@@ -144,9 +144,7 @@ def test_common_prefixes_run_once():
     calls: dict[int, int] = {}
     for module in {id(m): m for m in net.hidden_modules()}.values():
         if isinstance(module, nn.BatchNorm2d):
-            module.register_forward_hook(
-                lambda m, *_: calls.update({id(m): calls.get(id(m), 0) + 1})
-            )
+            module.register_forward_hook(lambda m, *_: calls.update({id(m): calls.get(id(m), 0) + 1}))
     net.train().forward_all(torch.randn(2, 3, 8, 8))
     every = {id(n) for d in net.depths for n in net.norms(d)}
     assert calls == dict.fromkeys(every, 1)
@@ -330,9 +328,7 @@ def test_a_status_is_one_of_three():
 def test_there_is_nothing_to_calibrate_where_nothing_was_trained():
     net = build("resnet20", ["8"], num_classes=5)
     batches = [stepwell.Batch(torch.randn(8, 3, 8, 8), torch.zeros(8).long())]
-    with pytest.raises(
-        ValueError, match="calibrate needs a trained depth, and this network has no"
-    ):
+    with pytest.raises(ValueError, match="calibrate needs a trained depth, and this network has no"):
         stepwell.calibrate(net, batches)
     assert set(net.status.values()) == {"fresh"}
 

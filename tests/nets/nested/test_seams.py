@@ -112,9 +112,7 @@ def labels_only_of(count):
 def test_a_constant_that_no_step_names_is_refused():
     net = encoder()
     for run in (net, net.forward_all, net.logits_by_depth):
-        with pytest.raises(
-            ValueError, match="given 'maks': no step's forward names it; .* take mask$"
-        ):
+        with pytest.raises(ValueError, match="given 'maks': no step's forward names it; .* take mask$"):
             run(TEXT, given={"maks": MASK})
     with pytest.raises(ValueError, match="given 'extras': no step's forward names it"):
         net.joint_loss(TEXT, labels_only, given={"extras": ("attention",)})
@@ -545,8 +543,6 @@ def test_a_cascade_refuses_steps_that_hand_on_tensors_without_images():
     net = nest(Net(), ["blocks"], {"1": (1,)}, input_size=(3, 2, 2)).eval()
     net.mark("trained")
     cascade = stepwell.Cascade(net, {"1": 1.0})
-    cascade.confidence = lambda logits: torch.arange(
-        len(logits)
-    ).float()  # sure of all but the first
+    cascade.confidence = lambda logits: torch.arange(len(logits)).float()  # sure of all but the first
     with pytest.raises(ValueError, match=r"hands on a tensor of shape \(12,\) for 4 images"):
         cascade(torch.randn(4, 3, 2, 2))

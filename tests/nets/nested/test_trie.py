@@ -122,9 +122,7 @@ def test_bf16_gradients_are_those_of_the_naive_sum():
     expected.backward()
     assert_close(loss, expected, rtol=1e-2, atol=1e-2)
     for mine, naive_one in zip(one.parameters(), other.parameters(), strict=True):
-        assert_close(
-            mine.grad, naive_one.grad, rtol=0, atol=0.02 * float(naive_one.grad.abs().max())
-        )
+        assert_close(mine.grad, naive_one.grad, rtol=0, atol=0.02 * float(naive_one.grad.abs().max()))
 
 
 def headless(depths):

@@ -53,9 +53,7 @@ def several(family):
     """At the family's size and at twice as much, every norm with values of its own."""
     size = family.input_size[-1]
     full = (3, 2 * size, 2 * size)
-    net = lively(
-        nest(lively(plain(family, 2 * size)), family.stages, family.subnets, input_size=full)
-    )
+    net = lively(nest(lively(plain(family, 2 * size)), family.stages, family.subnets, input_size=full))
     fixed = family in [FAMILIES[name] for name in MADE_FOR_ONE]
     made_for = (lambda size: plain(family, size)) if fixed else None
     found = Resolutions(net, (size, 2 * size), made_for=made_for)
@@ -137,9 +135,9 @@ def test_modes_reach_all_resolutions():
     for mode in (False, True):
         made.train(mode)
         assert {m.training for m in made.hidden_modules()} == {mode}
-        assert {
-            n.training for s in made.sizes for d in ("8", "14") for n in made.at(s).norms(d)
-        } == {mode}
+        assert {n.training for s in made.sizes for d in ("8", "14") for n in made.at(s).norms(d)} == {
+            mode
+        }
 
 
 def test_norms_see_images_of_their_own_resolution_alone():
@@ -211,9 +209,7 @@ def test_what_else_depends_on_the_size_is_refused():
     net = build("timm/swin_tiny_patch4_window7_224", num_classes=5, img_size=64)
     with pytest.raises(ValueError, match="relative_position_bias_table depends on the size"):
         Resolutions(net, (64, 32))
-    with pytest.raises(
-        ValueError, match="is made for images of 64 pixels, and the largest .* is 48"
-    ):
+    with pytest.raises(ValueError, match="is made for images of 64 pixels, and the largest .* is 48"):
         Resolutions(net, (48, 32))
 
 

@@ -126,9 +126,7 @@ def _result(steps: list[dict[str, float]], seconds: float) -> dict[str, Any]:
     }
 
 
-def _scratch(
-    snapshot: Snapshot, out: Path, epochs: int, encoder: Encoder, seed: int
-) -> dict[str, Any]:
+def _scratch(snapshot: Snapshot, out: Path, epochs: int, encoder: Encoder, seed: int) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     file = out.parent / f"{out.name}.tsv"
     write_triples(file, snapshot.train)

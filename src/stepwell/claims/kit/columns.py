@@ -43,7 +43,5 @@ def rows(arms: Arms, columns: Sequence[Column]) -> dict[str, Mapping[str, Any]]:
 
 def depths_of(arms: Arms) -> list[str]:
     """The depths that any arm measured, shallow to deep."""
-    depths = {
-        name.split("/")[0] for arm in arms.values() for name in arm if name.endswith("/accuracy")
-    }
+    depths = {name.split("/")[0] for arm in arms.values() for name in arm if name.endswith("/accuracy")}
     return sorted(depths, key=lambda depth: (len(depth), depth))

@@ -136,9 +136,7 @@ def _footnotes(record: Mapping[str, Any], study: Study) -> list[str]:
     ]
     for why in dict.fromkeys(record["elsewhere"].values()):
         arms = [study.title(a) for a, reason in record["elsewhere"].items() if reason == why]
-        lines.append(
-            f"† {why}, so that differences from other arms are no pairs: {'; '.join(arms)}."
-        )
+        lines.append(f"† {why}, so that differences from other arms are no pairs: {'; '.join(arms)}.")
         lines.append("")
     return lines
 

@@ -169,9 +169,7 @@ def full_data(
     source, depth = taught_by.nested
     card = source.card
     torch.manual_seed(seed)
-    nested = build(
-        student, num_classes=len(card.classes), **input_arguments(student, card.size, None)
-    )
+    nested = build(student, num_classes=len(card.classes), **input_arguments(student, card.size, None))
     Grafting(nested, source, depth=depth, input_shape=(3, card.size, card.size))  # copies blocks
     nested.card, start = card, out / "start.safetensors"
     out.mkdir(parents=True, exist_ok=True)

@@ -286,9 +286,7 @@ def _read_own(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def read_file(
-    path: Path, plain_too: bool = False
-) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+def read_file(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     """Read header and tensors and check the checksum; a file that is not Stepwell's has no header."""
     path = network_file(path)
     if is_pickle(path):

@@ -35,9 +35,7 @@ def start_pretrained(net: NestedNet, classes: tuple[str, ...] = ()) -> Start:
 
 def _torchvision(name: str) -> tuple[dict[str, Tensor], Card]:
     if name not in torchvision.models.list_models():
-        raise ValueError(
-            f"torchvision publishes no weights for {name}: give a file of weights instead"
-        )
+        raise ValueError(f"torchvision publishes no weights for {name}: give a file of weights instead")
     weights: Any = torchvision.models.get_model_weights(name).DEFAULT
     preset = weights.transforms()
     state = weights.get_state_dict(progress=False, check_hash=True)

@@ -224,9 +224,7 @@ class Grafting(nn.Module):
             both += float((ours * theirs).sum())
             square += float(ours.square().sum())
         if not count:
-            raise ValueError(
-                "no images to bring the logits to the teacher's scale: give some batches"
-            )
+            raise ValueError("no images to bring the logits to the teacher's scale: give some batches")
         return both / square if both > 0 and square > 0 else 1.0
 
     def _wrapped(self, i: int, block: nn.Sequential) -> nn.Sequential:
@@ -299,9 +297,7 @@ def _nothing_to_learn(teacher: NestedNet, blocks: Sequence[int]) -> str:
     remedy = "no stage can keep fewer (--keep), so give another student"
     if max(blocks) > 1:
         remedy = "give a smaller student, or keep fewer blocks of a stage (--keep)"
-    return (
-        f"nothing to learn: every block of the student is like the teacher's ({stages}): {remedy}"
-    )
+    return f"nothing to learn: every block of the student is like the teacher's ({stages}): {remedy}"
 
 
 def _check_nested(who: str, net: nn.Module) -> None:

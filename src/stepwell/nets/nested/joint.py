@@ -186,9 +186,7 @@ class _Suffixes(torch.autograd.Function):
         return (None, None, *gradients)
 
 
-def _behind(
-    fork: Fork, losses: _Losses, gradients: _Gradients
-) -> tuple[Tensor, list[Tensor | None]]:
+def _behind(fork: Fork, losses: _Losses, gradients: _Gradients) -> tuple[Tensor, list[Tensor | None]]:
     """Run the children of `fork` one by one, forward and backward, then the paths that end there.
 
     Returns:

@@ -266,9 +266,7 @@ class NestedNet(Weights):
             request=self._request(given, extras),
         )
 
-    def _request(
-        self, given: Mapping[str, Any] | None, extras: Sequence[str] = ()
-    ) -> Request | None:
+    def _request(self, given: Mapping[str, Any] | None, extras: Sequence[str] = ()) -> Request | None:
         return request(given, extras, self._keywords)
 
     # Changing it
@@ -308,9 +306,7 @@ class NestedNet(Weights):
         """
         most = self._paths[self.full].blocks
         kept = blocks_of(name, after, most)
-        check_depth(
-            name, kept, self.depths, self.plan.stages, most, exits=self.exits, ends_early=True
-        )
+        check_depth(name, kept, self.depths, self.plan.stages, most, exits=self.exits, ends_early=True)
         if head is None:
             head = self._default_head(kept, input_size)
         check_head(name, head, self)

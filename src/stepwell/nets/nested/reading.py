@@ -271,9 +271,7 @@ def _calls_one(node: fx.Node, source: fx.Node) -> bool:
     """Check whether a node calls a module on `source` alone; arguments of None are left out."""
     rest = (*node.args[1:], *node.kwargs.values())
     return (
-        node.op == "call_module"
-        and node.args[:1] == (source,)
-        and not any(r is not None for r in rest)
+        node.op == "call_module" and node.args[:1] == (source,) and not any(r is not None for r in rest)
     )
 
 

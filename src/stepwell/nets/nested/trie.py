@@ -115,8 +115,7 @@ def grow(
             branches.setdefault(id(path[stop]), {})[name] = path
     at = tuple(frozenset(n for n in names if i in ends[n]) for i in range(start, stop))
     children = tuple(
-        grow(branch, ends, keywords, stop, channels_last=channels_last)
-        for branch in branches.values()
+        grow(branch, ends, keywords, stop, channels_last=channels_last) for branch in branches.values()
     )
     needed = [i for i in range(stop - start) if (at[i - 1] if i else start)]  # inputs others need
     copies = frozenset(i for i in needed if overwrites(first[start + i :]))
@@ -185,7 +184,5 @@ class Fork(NamedTuple):
         of_depth = features[depth]
         if self.node.channels_last:
             of_depth = tuple(f.movedim(-1, 1) if f.dim() == 4 else f for f in of_depth)
-        assert isinstance(value, Tensor), (
-            f"depth {depth!r} ends with several tensors, not with logits"
-        )
+        assert isinstance(value, Tensor), f"depth {depth!r} ends with several tensors, not with logits"
         return Exit(value, of_depth, extras)

@@ -171,9 +171,7 @@ class ResolutionNet(nn.Module):
                 "version and the network must be trained again"
             )
         if ms is not None and len(times) != len(self.choices):
-            raise ValueError(
-                f"{len(times)} times of {len(self.choices)} choices: ms needs all of them"
-            )
+            raise ValueError(f"{len(times)} times of {len(self.choices)} choices: ms needs all of them")
         if ms is not None and not all(b.shares for b in self.budgets):
             raise ValueError(
                 "this file was saved by a version without latency budgets: name macs or accuracy, or "

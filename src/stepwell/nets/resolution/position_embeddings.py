@@ -17,9 +17,7 @@ PREFIX = 16
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 
 
-def resized(
-    module: nn.Module, made: nn.Module, own: dict[str, nn.Module], name: str = ""
-) -> nn.Module:
+def resized(module: nn.Module, made: nn.Module, own: dict[str, nn.Module], name: str = "") -> nn.Module:
     """`made`, which is `module` for another input size, on the weights of `module`.
 
     Modules that the size makes no difference to are those of `module`. Of the others, parameters of
@@ -107,9 +105,7 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size | None]:
 
 def _state_of_size(module: nn.Module) -> dict[str, Any]:
     """Plain attributes of a module, and its buffers that no file holds."""
-    values = {
-        n: v for n, v in module.__dict__.items() if n not in _OF_EVERY_MODULE and _is_plain(v)
-    }
+    values = {n: v for n, v in module.__dict__.items() if n not in _OF_EVERY_MODULE and _is_plain(v)}
     return values | {n: module._buffers[n] for n in module._non_persistent_buffers_set}
 
 
