@@ -47,3 +47,20 @@ def test_json_that_is_no_object_is_named_with_what_to_do(tmp_path, content):
     assert "\n" not in str(caught.value)
     path.write_text('{"é": 1}', encoding="utf-8")
     assert read_json(path, "") == {"é": 1}
+
+
+def test_a_link_stays_and_a_pipe_is_written_to(tmp_path):
+    (tmp_path / "there").mkdir()
+    target, link, pipe = tmp_path / "there" / "a", tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(target)
+    write_whole(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_whole(pipe, b"said")
+        assert os.read(reader, 10) == b"said"
+    finally:
+        os.close(reader)
+    assert not pipe.is_file()

@@ -47,11 +47,16 @@ def write_whole(path: Path, data: bytes) -> None:
     """Replace the file `path` by `data` atomically: readers and crashes see the old or the new file.
 
     The bytes go to a temporary file in the same folder, are flushed to disk, and replace `path` by a
-    rename.
+    rename. A symbolic link stays, and its target is replaced. A device or a pipe, such as /dev/null, is
+    written to.
 
     Raises:
         OSError: the folder does not exist, cannot be written, or the disk is full; `path` is unchanged.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(data)
+        return
     if not path.parent.is_dir():
         raise FileNotFoundError(
             errno.ENOENT, f"cannot write {path}: there is no folder {path.parent}; create it first"
