@@ -331,8 +331,27 @@ def test_progress_runs_from_zero_up_and_delayed_starts_follow_it(batches, run):
 
 def test_a_damaged_checkpoint_is_named(batches, run):
     (run.phase("train") / "last.ckpt").write_bytes(b"PK\x03\x04 half a checkpoint")
-    with pytest.raises(ValueError, match=r"last\.ckpt is damaged .*: remove it"):
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged or no checkpoint .*: remove it"):
         fit(Supervised(tiny()), batches, sgd(0.1), run, phase="train", epochs=1)
+
+
+def test_a_changed_byte_of_a_checkpoint_is_noticed(batches, run):
+    fit(Supervised(tiny()), batches, sgd(0.1), run, phase="train", epochs=1, loop=Loop(**CPU))
+    file = run.phase("train") / "last.ckpt"
+    whole, weight = file.read_bytes(), read_checkpoint(file)["objective"]["net.5.bias"]
+    at = whole.index(weight.numpy().tobytes())
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(
+        ValueError, match=r"last\.ckpt is damaged \(the checksum of .* does not match\)"
+    ):
+        fit(Supervised(tiny()), batches, sgd(0.1), run, phase="train", epochs=1, loop=Loop(**CPU))
+
+
+@pytest.mark.parametrize("content", [[1], {"objective": {}}, torch.zeros(3)])
+def test_a_pickle_of_something_else_is_no_checkpoint(batches, run, content):
+    torch.save(content, run.phase("train") / "last.ckpt")
+    with pytest.raises(ValueError, match=r"last\.ckpt is no checkpoint of a training: remove it"):
+        fit(Supervised(tiny()), batches, sgd(0.1), run, phase="train", epochs=1, loop=Loop(**CPU))
 
 
 @pytest.mark.parametrize(("epochs", "accumulate", "message"), [(0, 1, "epochs"), (1, 0, "accumulate")])

@@ -24,7 +24,7 @@ from stepwell.files import write_whole
 from stepwell.methods import Objective
 from stepwell.ranges import check_numbers
 from stepwell.train_mode import train_unfrozen
-from stepwell.training.job import Job, Loop, Stream, load_checked, read_checkpoint
+from stepwell.training.job import LAST, Job, Loop, Stream, load_checked, read_checkpoint
 from stepwell.training.optim import Optim
 from stepwell.training.progress import Progress
 from stepwell.training.run import Run
@@ -89,7 +89,7 @@ def fit(
     assert total is not None
     loop.check()
     folder = run.phase(phase)
-    saved = read_checkpoint(folder / "last.ckpt")
+    saved = read_checkpoint(folder / "last.ckpt", LAST)
     if saved is not None and saved["finished"]:
         load_checked(objective, saved["objective"], folder / "last.ckpt")
         _close(folder, run.writes)

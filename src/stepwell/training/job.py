@@ -9,7 +9,8 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
@@ -27,6 +28,18 @@ from stepwell.training.optim import Optim
 from stepwell.training.progress import Progress
 from stepwell.training.run import Run
 
+#: What last.ckpt holds.
+LAST = (
+    "position",
+    "finished",
+    "objective",
+    "optimizer",
+    "average",
+    "sums",
+    "best",
+    "seconds",
+    "cpu_seconds",
+)
 #: Losses are read every so many steps: a GPU would wait for each single read.
 READ_EVERY = 16
 
@@ -338,21 +351,31 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """A checkpoint's content, tensors on the CPU; none if there is no such file.
+def read_checkpoint(path: Path, keys: Collection[str] = ("objective",)) -> dict[str, Any] | None:
+    """Read a checkpoint, tensors on the CPU; None if there is no such file.
+
+    The checksums that torch writes for each part of the file are checked; torch does not check them.
+
+    Args:
+        keys: what the checkpoint must hold.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or no checkpoint of a training.
     """
     if not path.exists():
         return None
+    remedy = "remove it to train this phase from its beginning"
     try:
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds here
-        raise ValueError(
-            f"{path} is damaged ({str(error).splitlines()[0].split('. ')[0]}): remove it to train this "
-            "phase anew"
-        ) from error
+    except Exception as error:  # zipfile and torch raise a dozen kinds here
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
+        raise ValueError(f"{path} is damaged or no checkpoint ({reason}): {remedy}") from error
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged (the checksum of {damaged} does not match): {remedy}")
+    if not isinstance(checkpoint, dict) or not set(keys) <= checkpoint.keys():
+        raise ValueError(f"{path} is no checkpoint of a training: {remedy}")
     return checkpoint
 
 
