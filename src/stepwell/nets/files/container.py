@@ -50,17 +50,21 @@ def read_checked(
         ) from error
     if header is None:
         return None, tensors, metadata
-    if (kind := header.get("kind", IMAGES[0])) not in IMAGES:
-        kind = kind.removeprefix("stepwell ")
+    damaged = f"{path} is damaged: its checksum does not match. Copy it again"
+    if not isinstance(header, dict):
+        raise ValueError(damaged)
+    expected = header.pop("sha256", None)
+    sound = digest(header, tensors) == expected
+    if (kind := header.get("kind", IMAGES[0])) not in IMAGES and (sound or expected is None):
+        kind = str(kind).removeprefix("stepwell ")
         raise ValueError(f"{path} holds a {kind}, not a network of images")
     version = header.get("format")
     if not isinstance(version, int) or version > newest:
         raise ValueError(
             f"{path} has format {version}; this version of Stepwell reads up to {newest}: upgrade"
         )
-    expected = header.pop("sha256", None)
-    if digest(header, tensors) != expected:
-        raise ValueError(f"{path} is damaged: its checksum does not match. Copy it again")
+    if not sound:
+        raise ValueError(damaged)
     return header, tensors, metadata
 
 
