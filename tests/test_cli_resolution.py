@@ -37,7 +37,9 @@ def shown(quick, tmp_path_factory):
         for line in COMMANDS[:-1]:
             net = "resnet14" if "--depths" in line else "resnet8"
             line = re.sub(r"--epochs \d+", f"--epochs 1 --part 1/6 --net {net}", line)
-            line = re.sub(r"--budget-ms \d+", "--budget-ms 1000000", line)  # however busy the machine is
+            line = re.sub(
+                r"--budget-ms \d+", "--budget-ms 1000000", line
+            )  # however busy the machine is
             cli.main(shlex.split(line))
     return root
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.plan import Calls, is_norm
 from stepwell.nets.nested.reading import read
+from stepwell.nets.nested.tracing import Tracer
 
 #: Layers that commute with a 1×1 convolution in eval mode.
 _PASSING = (
@@ -37,7 +38,7 @@ class _Evaluated(nn.Module):
         return self.step.in_eval(self.step, x)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_norm(m) or super().is_leaf_module(m, module_qualified_name)
 

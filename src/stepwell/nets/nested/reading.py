@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from stepwell.nets.nested.example import line_of
 from stepwell.nets.nested.plan import Calls, Code, Holder, Plan, join
+from stepwell.nets.nested.tracing import Tracer
 from stepwell.train_mode import keeping_modes
 
 #: A stage that is some children of a container.
@@ -125,7 +126,7 @@ class _Whole(nn.Module):
         return self.net(x)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(Tracer):
     """Traces through modules that hold blocks; a call of any other module is one node."""
 
     def __init__(self, around: set[int]) -> None:
@@ -135,9 +136,9 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return id(m) not in self.around
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def record(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if id(m) not in self.around:
-            return super().call_module(m, forward, args, kwargs)
+            return super().record(m, forward, args, kwargs)
         # without what wraps it, such as a checker of types that knows no proxies
         plain = inspect.unwrap(m.forward)
         return plain(*args, **kwargs) if hasattr(plain, "__self__") else plain(m, *args, **kwargs)

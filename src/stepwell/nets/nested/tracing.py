@@ -1,0 +1,45 @@
+"""`torch.fx` for a process with several threads.
+
+While it traces, torch.fx replaces `nn.Module.__call__` and `__getattr__` in the whole process, and sets
+a flag that makes compiled modules refuse to run. Here one trace runs at a time, calls of other threads
+run as ever, and the flag is taken back.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+class Tracer(fx.Tracer):
+    """Traces the calls of its own thread alone."""
+
+    def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
+        """The graph of a module, as torch.fx traces it."""
+        with _ONE_AT_A_TIME:
+            self._thread = threading.get_ident()
+            return super().trace(*args, **kwargs)
+
+    def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
+        """The proxies of the inputs; called before the first line of the module's code runs."""
+        fx._symbolic_trace._is_fx_tracing_flag = False
+        return super().create_args_for_root(*args, **kwargs)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record a call of this thread; run one of another thread."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return self.record(m, forward, args, kwargs)
+
+    def record(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record a call of a module."""
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A proxy for a parameter that this thread reads; the parameter itself for another thread."""
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
