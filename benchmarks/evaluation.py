@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.joint_step import bound
 from benchmarks.timing import ratio, side_by_side
+from stepwell.cost import count_joint_macs, count_macs
 from stepwell.evaluation import evaluate
 from stepwell.nets import build
 from stepwell.types import Batch
@@ -36,7 +36,8 @@ def case(name: str, depths: list[str], batch: int, size: int) -> dict[str, Any]:
         )
         for _ in range(4)
     ]
-    limit = bound(net, batches[0].images[:1])
+    x = batches[0].images[:1]
+    limit = count_joint_macs(net, x) / count_macs(net.module, x)
     calls = {
         "all depths": lambda: evaluate(net.logits_by_depth, batches),
         "full net": lambda: evaluate(lambda x: {net.full: net(x)}, batches),

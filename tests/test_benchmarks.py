@@ -1,0 +1,56 @@
+"""Every benchmark runs, in its smallest case; what it measures is not looked at."""
+
+import math
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from benchmarks import timing
+from benchmarks.__main__ import NAMES
+
+FOLDER = Path(timing.__file__).parent
+#: Sizes of the smallest case, for the constants that a benchmark has.
+SMALL = {
+    "IMAGES": 64, "BATCH": 32, "ROUNDS": 1, "EPOCHS": 1, "SECONDS": 0.01, "SIZES": (1_000,),
+    "YAGO": {"triples": 600, "entities": 120, "relations": 5}, "CHANGE": {"added": 20, "removed": 5},
+}  # fmt: skip
+#: Cases in place of a benchmark's own.
+CASES = {
+    "joint_step": {"8": {"name": "resnet14", "depths": ["8"], "batch": 2, "rounds": 1}},
+    "evaluation": {"8": {"name": "resnet14", "depths": ["8"], "batch": 2, "size": 8}},
+    "drnet": {"8": ("resnet8", {"num_classes": 3}, (16, 12, 8), 64)},
+    "file_size": {"8": ("resnet14", ["8"], 3, 16)},
+}
+
+
+def numbers(value):
+    if isinstance(value, dict):
+        for part in value.values():
+            yield from numbers(part)
+    elif isinstance(value, int | float):
+        yield value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_runs(name, monkeypatch):
+    module = import_module(f"benchmarks.{name}")
+    once = {"rounds": 1, "warmup": 0}
+    if hasattr(module, "side_by_side"):
+        measured = timing.side_by_side
+        monkeypatch.setattr(
+            module, "side_by_side", lambda calls, **given: measured(calls, **given | once)
+        )
+    for constant, small in (SMALL | {"CASES": CASES.get(name)}).items():
+        if hasattr(module, constant):
+            monkeypatch.setattr(module, constant, small)
+    monkeypatch.setenv("STEPWELL_QUIET", "1")
+    found = [*numbers(module.measure())]
+    assert found
+    assert all(map(math.isfinite, found))
+
+
+def test_every_module_of_benchmarks_can_be_imported():
+    for file in FOLDER.rglob("*.py"):
+        parts = file.relative_to(FOLDER.parent).with_suffix("").parts
+        import_module(".".join(parts))
