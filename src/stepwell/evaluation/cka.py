@@ -65,11 +65,7 @@ def gram(x: Float[Tensor, "n p"], kernel: Kernel = "linear") -> Float[Tensor, "n
 
 
 def align(
-    k: Float[Tensor, "n n"],
-    l: Float[Tensor, "m m"],
-    *,
-    debiased: bool = False,
-    level: float = LEVEL,
+    k: Float[Tensor, "n n"], l: Float[Tensor, "m m"], *, debiased: bool = False, level: float = LEVEL
 ) -> Interval:
     """CKA of two Gram matrices of the same examples; arguments and errors as for `cka`."""
     if k.shape != l.shape:

@@ -18,7 +18,7 @@ from stepwell.evaluation.fidelity import agreement_matrix, fidelity_measures
 from stepwell.evaluation.intervals import LEVEL, RESAMPLES
 from stepwell.evaluation.side_by_side import Observed, observe
 from stepwell.files import config_of, read_json, write_whole, writing
-from stepwell.measure.data_parts import Parts, changes_of, distill_data_of, fitted, parts_of
+from stepwell.measure.data_parts import Parts, RunImages, fitted, parts_of
 from stepwell.measure.fidelity_networks import Pair, folder_of, named, open_pair
 from stepwell.nets import NestedNet
 from stepwell.nets.files.kind import network_file
@@ -164,7 +164,7 @@ def measure_pair(
     if parts.known:
         train = _some(parts.train, TRAIN_IMAGES)
         compared = {"train": train}
-        policy, augmented = _as_taught(train, parts.flip, pair.config.get("arguments", {}))
+        policy, augmented = _as_taught(train, parts.flip, RunImages.of(pair.config))
         if policy:
             compared["augmented"] = augmented
         else:
@@ -245,17 +245,17 @@ def _some(batches: Batches, count: int) -> Batches:
     return batches.with_images(images.subset(torch.linspace(0, len(images) - 1, count).long()))
 
 
-def _as_taught(batches: Batches, flip: bool, arguments: Mapping[str, Any]) -> tuple[str, Batches]:
+def _as_taught(batches: Batches, flip: bool, run: RunImages) -> tuple[str, Batches]:
     """Augment the images as the run's training did, one draw each, and name the augmentation.
 
     The name is empty if the training used none. Unlabeled or generated images that joined the batches
     are not included.
     """
-    data = distill_data_of(arguments)
+    data = run.distill_data
     words = [data.augment, data.mix, data.synthetic if data.synthetic in DRAWN_ANEW else "none"]
     augmented = Batches(
         batches.images, batches.batch_size, mean=batches.mean, std=batches.std,
-        **changes_of(arguments, batches.images, flip), seed=arguments.get("seed", 0),
+        **run.changes(batches.images, flip), seed=run.seed,
     )  # fmt: skip
     return " + ".join(word for word in words if word != "none"), augmented
 

@@ -21,8 +21,7 @@ def graph_section(record: RunRecord, colours: Mapping[str, str]) -> str:
     updates, total = read_updates(record.path)
     results = record.results
     triples, entities, relations = (
-        as_count(as_mapping(results.get("dkge")).get(key))
-        for key in ("triples", "entities", "relations")
+        as_count(record.own("dkge").get(key)) for key in ("triples", "entities", "relations")
     )
     start = (
         f"{triples} triples of {entities} entities and {relations} relations, embedded in "
@@ -58,7 +57,7 @@ def _snapshots(record: RunRecord, updates: Sequence[Mapping[str, Any]], skipped:
     head = ("", "triples", "new entities", "gone", "affected", "removed ones' distance", "seconds",
             "MRR", "Hits@10")  # fmt: skip
     test = record.test
-    first = [as_count(as_mapping(record.results.get("dkge")).get("triples")), *[ABSENT] * 4]
+    first = [as_count(record.own("dkge").get("triples")), *[ABSENT] * 4]
     first += [as_duration(record.results.get("seconds"))]
     rows = [["trained", *first, *(as_decimal(number(test.get(k))) for k in ("mrr", "hits@10"))]]
     for i, update in enumerate(updates, start=1 + skipped):

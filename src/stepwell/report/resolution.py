@@ -18,12 +18,11 @@ CHOSEN = "chosen"
 
 
 def lead(run: RunRecord, colours: Mapping[str, str]) -> str:
-    """Describe the run in a sentence."""
-    return f'<p class="lead">{escape(summary(run))}</p>'
-
-
-def summary(run: RunRecord) -> str:
     """Compare the network as a whole with its best single choice, in a sentence."""
+    return f'<p class="lead">{escape(_summary(run))}</p>'
+
+
+def _summary(run: RunRecord) -> str:
     start, of = tested_on(run)
     if not run.rows:
         return f"{start}; nothing was tested."
@@ -39,7 +38,7 @@ def summary(run: RunRecord) -> str:
 
 def resolution_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
     """Show the choices of the chooser; nothing for a run without one."""
-    found = as_mapping(run.results.get("drnet"))
+    found = run.own("drnet")
     shares = as_mapping(found.get("shares"))
     if not shares:
         return ""

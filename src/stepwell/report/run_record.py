@@ -97,6 +97,10 @@ class RunRecord:
     def test(self) -> Mapping[str, Any]:
         return as_mapping(self.results.get("test"))
 
+    def own(self, system: str) -> Mapping[str, Any]:
+        """Give what only one system measured; empty if the run has none of it."""
+        return as_mapping(self.results.get(system))
+
     @property
     def kind(self) -> str:
         """Kind of the network (see `stepwell.kinds`)."""
