@@ -112,11 +112,19 @@ def evaluate(
     return tally(predict, batches).measures(classes)
 
 
-def measures(
-    logits: Mapping[str, Logits], labels: Labels, classes: Sequence[str] = ()
-) -> dict[str, float]:
-    """The numbers of `evaluate`, of logits (n, classes) that are at hand."""
-    return Tally().add(logits, labels).measures(classes)
+def churn(logits: Mapping[str, Logits], labels: Labels) -> dict[str, float]:
+    """Share of the predictions that flip between depths.
+
+    Args:
+        logits: (n, classes) by depth, shallow to deep; the last is the full net's.
+        labels: (n,) class indices.
+
+    Returns:
+        "A/churn/B" for each pair: the share whose top class differs; and for each depth
+        "A/negative_flips" (the full net is right, A is wrong) and "A/positive_flips" (the reverse).
+        Nothing for a lone depth.
+    """
+    return Tally().add(logits, labels).churn()
 
 
 @torch.no_grad()

@@ -12,13 +12,9 @@ Kernel = Literal["linear", "rbf"]
 
 
 def cka(
-    x: Float[Tensor, "n p"],
-    y: Float[Tensor, "m q"],
-    *,
-    kernel: Kernel = "linear",
-    debiased: bool = False,
-    level: float = LEVEL,
-) -> Interval:
+    x: Float[Tensor, "n p"], y: Float[Tensor, "m q"], *, kernel: Kernel = "linear",
+    debiased: bool = False, level: float = LEVEL,
+) -> Interval:  # fmt: skip
     """CKA of two sets of features of the same examples, with a jackknife interval.
 
         HSIC(K, L) / sqrt( HSIC(K, K) · HSIC(L, L) ),   HSIC(K, L) = sum(HKH ∘ HLH)
@@ -27,13 +23,11 @@ def cka(
     by a rotation and a scale. With the linear kernel it equals ||Yc'Xc||² / (||Xc'Xc|| · ||Yc'Yc||) of
     centred columns, in Frobenius norms.
 
-    The plain form is too high unless p and q are far below n: unrelated features of 10,000 values seem
-    similar on 1,000 examples. `debiased` uses the unbiased estimator of HSIC (Song et al. 2012): 0 on
-    average for unrelated features, and sometimes negative.
+    The plain form is too high unless p and q are far below n. `debiased` uses the unbiased estimator of
+    HSIC (Song et al. 2012): 0 on average for unrelated features, and sometimes negative.
 
-    The interval is the estimate ± the normal quantile times the jackknife's standard error (leaving out
-    one example at a time). A bootstrap would repeat examples, which are identical to themselves, and so
-    be too high.
+    The interval is the estimate ± the normal quantile times the jackknife's standard error. A bootstrap
+    would repeat examples, which are identical to themselves, and so be too high.
 
     Args:
         x, y: one row per example; any widths.

@@ -22,16 +22,10 @@ from stepwell.types import Labels
 
 
 def fidelity(
-    teacher: Network,
-    student: Network,
-    batches: Iterable[tuple[Any, Any]],
-    *,
-    control: Network | None = None,
-    classes: Sequence[str] = (),
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, float]:
+    teacher: Network, student: Network, batches: Iterable[tuple[Any, Any]], *,
+    control: Network | None = None, classes: Sequence[str] = (), level: float = LEVEL,
+    resamples: int = RESAMPLES, seed: int = 0,
+) -> dict[str, float]:  # fmt: skip
     """Measure how closely a student matches its teacher's predictions on the same inputs.
 
     All numbers are sums over the examples divided once, so they do not depend on the batches.
@@ -89,20 +83,14 @@ def fidelity(
 
 
 def fidelity_of(
-    teacher: Answer,
-    student: Answer | Mapping[str, Answer],
-    labels: Labels | NDArray[Any],
-    *,
-    control: Answer | Mapping[str, Answer] | None = None,
-    classes: Sequence[str] = (),
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, float]:
+    teacher: Answer, student: Answer | Mapping[str, Answer], labels: Labels | NDArray[Any], *,
+    control: Answer | Mapping[str, Answer] | None = None, classes: Sequence[str] = (),
+    level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0,
+) -> dict[str, float]:  # fmt: skip
     """`fidelity` of given logits (n, classes) or exits, as tensors or arrays; errors as there."""
-    answers: tuple[Network, Network] = (lambda _: teacher, lambda _: student)
+    other = None if control is None else lambda _: control
     return fidelity(
-        *answers, [(labels, labels)], control=None if control is None else lambda _: control,
+        lambda _: teacher, lambda _: student, [(labels, labels)], control=other,
         classes=classes, level=level, resamples=resamples, seed=seed,
     )  # fmt: skip
 
@@ -115,14 +103,9 @@ def agreement_matrix(
 
 
 def fidelity_measures(
-    seen: Observed,
-    classes: Sequence[str] = (),
-    *,
-    stages: Sequence[str] = (),
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, float]:
+    seen: Observed, classes: Sequence[str] = (), *, stages: Sequence[str] = (), level: float = LEVEL,
+    resamples: int = RESAMPLES, seed: int = 0,
+) -> dict[str, float]:  # fmt: skip
     """`fidelity` of networks that `observe` has run.
 
     Args:

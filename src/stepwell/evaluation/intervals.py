@@ -40,9 +40,6 @@ def share(hits: Shaped[Tensor, " n"], level: float = LEVEL) -> Interval:
     """The share of true examples, with Wilson's interval (Wilson 1927).
 
     Unlike the plain interval it stays within [0, 1], and is not empty if all or none are true.
-
-    Args:
-        hits: (n,) booleans, n > 0.
     """
     n, z = len(hits), quantile(level)
     if not n:
@@ -54,21 +51,13 @@ def share(hits: Shaped[Tensor, " n"], level: float = LEVEL) -> Interval:
 
 
 def means(
-    values: Float[Tensor, "n columns"],
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
+    values: Float[Tensor, "n columns"], *, level: float = LEVEL, resamples: int = RESAMPLES,
     seed: int = 0,
-) -> list[Interval]:
+) -> list[Interval]:  # fmt: skip
     """The mean of every column, with a percentile bootstrap interval (Efron 1979).
 
-    A resample draws n rows with replacement, the same rows for all columns: a column of differences
-    between two networks on the same examples gets a paired interval. The same seed gives the same
-    draws.
-
-    Args:
-        values: one row per example; n > 0.
-        resamples: number of resamples.
+    A resample draws n rows (examples) with replacement, the same for all columns: a column of
+    differences between two networks gets a paired interval. The same seed gives the same draws.
     """
     drawn = resampled(values, resamples=resamples, seed=seed)
     low, high = drawn.quantile(ends(level), dim=0)

@@ -56,13 +56,9 @@ class Observed(NamedTuple):
 
 @torch.no_grad()
 def observe(
-    teacher: Network,
-    student: Network,
-    batches: Iterable[tuple[Any, Any]],
-    *,
-    control: Network | None = None,
-    seed: int = 0,
-) -> Observed:
+    teacher: Network, student: Network, batches: Iterable[tuple[Any, Any]], *,
+    control: Network | None = None, seed: int = 0,
+) -> Observed:  # fmt: skip
     """Run teacher, student and control side by side, once; no inputs or logits are kept.
 
     Modules run in eval mode, and get their modes back. Arguments and errors as for `fidelity`.
