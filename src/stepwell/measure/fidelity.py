@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stepwell.data import Batches
 from stepwell.evaluation.calibration import reliability
@@ -27,7 +27,7 @@ from stepwell.nets.nested.calibrate import estimate_all
 from stepwell.nets.nested.interpolation import between, differing
 from stepwell.teachers.stages import common_stages, pair_stages
 from stepwell.teachers.teacher import Teacher, stages_of
-from stepwell.types import Exit
+from stepwell.types import Exit, Images
 
 #: Training images to compare on, at most; evenly spaced over all.
 TRAIN_IMAGES = 50_000
@@ -45,17 +45,11 @@ def untracked(steps: Iterable[Any], title: str, total: int) -> Iterable[Any]:
 
 
 def measure_fidelity(
-    student: str | Path,
-    teacher: str | Sequence[str],
-    *,
-    control: str | None = None,
-    data: str | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    interpolate: int = 0,
-    keep: bool = False,
+    student: str | Path, teacher: str | Sequence[str], *, control: str | None = None,
+    data: str | None = None, mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None, interpolate: int = 0, keep: bool = False,
     track: Track = untracked,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Compare every depth of a trained network with a teacher, as `stepwell eval --fidelity` does.
 
     >>> stepwell.measure.measure_fidelity("runs/student", "runs/teacher")  # doctest: +SKIP
@@ -97,9 +91,9 @@ class Fitted(NamedTuple):
     """
 
     pair: Pair
-    student: Callable[[Tensor], dict[str, Exit]]
+    student: Callable[[Images], dict[str, Exit]]
     teacher: Teacher
-    control: Callable[[Tensor], dict[str, Exit]] | None
+    control: Callable[[Images], dict[str, Exit]] | None
     stages: tuple[str, ...]
 
 
@@ -128,10 +122,10 @@ def fit_pair(pair: Pair, test: Batches) -> Fitted:
     if controls:
         of_controls = {d: _places(net, ours, other) for d, other in controls.items()}
 
-        def control(images: Tensor) -> dict[str, Exit]:
+        def control(images: Images) -> dict[str, Exit]:
             return {d: _picked(other(images), of_controls[d]) for d, other in controls.items()}
 
-    def student(images: Tensor) -> dict[str, Exit]:
+    def student(images: Images) -> dict[str, Exit]:
         return {d: _picked(exit, ours) for d, exit in net.forward_all(images, depths).items()}
 
     return Fitted(
@@ -177,9 +171,7 @@ def measure_pair(
     found: dict[str, Any] = {
         "data": {"name": parts.name, "fingerprint": parts.fingerprint},
         "student": {
-            "name": str(pair.run),
-            "fingerprint": pair.fingerprint,
-            "trained": _trained(pair),
+            "name": str(pair.run), "fingerprint": pair.fingerprint, "trained": _trained(pair)
         },
         "teacher": {"name": named(pair.teacher), "fingerprint": pair.teacher.fingerprint},
         "controls": {

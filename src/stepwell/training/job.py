@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from stepwell.data import seed_of
@@ -27,7 +28,7 @@ from stepwell.training.optim import Optim
 from stepwell.training.progress import Progress
 from stepwell.training.run import Run
 
-#: Losses are read every so many steps: a GPU would wait for each single read.
+#: Steps between two reads of the losses: a GPU would wait for each single read.
 READ_EVERY = 16
 
 Precision = Literal["32", "bf16"]
@@ -188,8 +189,8 @@ class Job:
         """Share a signal that one process got, so that all processes stop together."""
         self.signum = self.agree(self.signum)
 
-    def note(self, loss: Tensor, logs: Mapping[str, Tensor]) -> None:
-        """Keep a step's losses until they are read."""
+    def note(self, loss: Shaped[Tensor, ""], logs: Mapping[str, Shaped[Tensor, ""]]) -> None:
+        """Store a step's losses until they are read."""
         values = {"loss": loss.detach()} | {k: v.detach() for k, v in logs.items()}
         self._unread.append((self.position, values))
 
@@ -351,7 +352,7 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
     except Exception as error:  # torch raises half a dozen kinds here
         raise ValueError(
             f"{path} is damaged ({str(error).splitlines()[0].split('. ')[0]}): remove it to train this "
-            "phase anew"
+            "phase again"
         ) from error
     return checkpoint
 
