@@ -232,7 +232,7 @@ def legend_text(text: str) -> str:
     return f" {short}" if short.startswith("_") else short
 
 
-def whole_legend_text(text: str) -> str:
+def wrapped(text: str) -> str:
     """Wrap `text` for a legend of one column; see `legend_text`."""
     lines = "\n".join(textwrap.wrap(text, 44)) or text
     return f" {lines}" if lines.startswith("_") else lines

@@ -6,15 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from stepwell.report.figures import (
-    GREY,
-    MARKERS,
-    OKABE_ITO,
-    Figure,
-    legend_text,
-    svg,
-    whole_legend_text,
-)
+from stepwell.report.figures import GREY, MARKERS, OKABE_ITO, Figure, legend_text, svg, wrapped
 from stepwell.report.markup import ABSENT, as_count, as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number
 
@@ -76,7 +68,7 @@ def against_shots(records: Sequence[RunRecord]) -> list[str]:
 
 def _against_shots(lines: Mapping[str, Mapping[float, list[float]]], teacher: float) -> str:
     ticks = sorted({shots for points in lines.values() for shots in points})
-    names = [whole_legend_text(name) for name in lines]
+    names = [wrapped(name) for name in lines]
     rows = 1 + sum(name.count("\n") + 1 for name in names)
 
     def paint(figure: Figure) -> None:

@@ -75,11 +75,7 @@ class Loop:
 
 
 def device_of(loop: Loop) -> torch.device:
-    """The device that `fit` trains on with this loop; of several devices, the one of this process.
-
-    Raises:
-        ValueError: as for `Loop.check`.
-    """
+    """The device of this process that `fit` trains on with this loop; errors as for `Loop.check`."""
     kind = loop.check()
     if kind == "cpu" or loop.devices == 1:
         return torch.device(kind)
@@ -157,8 +153,7 @@ class Job:
     def begin_step(self, rank: int) -> None:
         """Set the share done, the learning rate and the random numbers of this step."""
         assert self.optimizer is not None
-        progress = self.position / self.total
-        self.objective.progress = progress
+        self.objective.progress = progress = self.position / self.total
         self.objective.accumulating = self.position % self.accumulate > 0
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.optim.factor(progress)
@@ -195,11 +190,7 @@ class Job:
         self._unread.append((self.position, values))
 
     def read_losses(self) -> None:
-        """Add the waiting losses to the epoch's sums.
-
-        Raises:
-            Diverged: a loss is not finite.
-        """
+        """Add the waiting losses to the epoch's sums; `Diverged` if one is not finite."""
         unread, self._unread = self._unread, []
         for position, values in unread:
             for name, tensor in values.items():
@@ -214,8 +205,10 @@ class Job:
         self.read_losses()
         self._check_finite()
         assert self.optimizer is not None
-        line: dict[str, Any] = {"phase": self.phase, "epoch": self._epoch_at(self.position)}
-        line |= {"step": self.position, "lr": self.optimizer.param_groups[0]["lr"]}
+        line: dict[str, Any] = {
+            "phase": self.phase, "epoch": self._epoch_at(self.position), "step": self.position,
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }  # fmt: skip
         line |= {name: total / count for name, (total, count) in self.sums.items()}
         self.sums = {}
         if self.validate is not None:
@@ -237,15 +230,12 @@ class Job:
         optimizer = self.optimizer_state if self.optimizer is None else self.optimizer.state_dict()
         averaged = None if self.averaged is None else self.averaged.state_dict()
         checkpoint = {
-            "position": self.position,
-            "finished": self.finished,
+            "position": self.position, "finished": self.finished,
             "objective": self.objective.state_dict(),
             "optimizer": None if self.finished else optimizer,
             "average": None if self.finished else averaged,
-            "sums": self.sums,
-            "best": self.best,
-            **self._spent(),
-        }
+            "sums": self.sums, "best": self.best, **self._spent(),
+        }  # fmt: skip
         if self.writes:
             write_checkpoint(self.folder / "last.ckpt", checkpoint)
         self._saved_at = time.monotonic()
@@ -340,11 +330,7 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """A checkpoint's content, tensors on the CPU; none if there is no such file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """A checkpoint's content on the CPU; None without a file, ValueError if it is damaged."""
     if not path.exists():
         return None
     try:
@@ -358,11 +344,7 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def load_checked(module: nn.Module, state: Mapping[str, Any], file: Path) -> None:
-    """Load a module's state from a checkpoint.
-
-    Raises:
-        ValueError: the state belongs to another module.
-    """
+    """Load a module's state from a checkpoint; ValueError if it belongs to another module."""
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

@@ -26,9 +26,9 @@ LIBRARIES = ("stepwell", "torch", "torchvision", "pytorch-lightning")
 class Run:
     """A run directory under a lock: one process writes to it at a time.
 
-    Use as a context manager. `config.json` is written at the start. A run in the directory is resumed
-    if arguments and data are the same. A run that fails before it has written anything else leaves
-    nothing, so that the corrected command can use the directory.
+    Use as a context manager. `config.json` is written at the start. A run with the same arguments and
+    data is resumed. A run that fails before it has written anything else removes its files, so that the
+    corrected command can use the directory.
     """
 
     def __init__(
