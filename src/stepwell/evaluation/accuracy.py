@@ -97,7 +97,7 @@ def evaluate(
     NLL in nats; ECE with 15 bins of equal width (Guo et al. 2017); agreement is the share of examples
     with the same top class as the last name's, the full net's. Where classes are uneven (the largest
     has at least 1.5 times the examples of the smallest), the accuracy of each class and their mean are
-    added. All are sums over the examples, divided once by the examples seen.
+    added. All are sums over the examples, divided once by the examples seen; ValueError without any.
 
     Args:
         predict: images (batch, ...) to logits by name; a lone tensor counts as named "".
@@ -105,9 +105,6 @@ def evaluate(
 
     Returns:
         Flat numbers, such as "20/accuracy", "20/accuracy/cat" or, for a lone tensor, "accuracy".
-
-    Raises:
-        ValueError: there is no batch.
     """
     return tally(predict, batches).measures(classes)
 

@@ -30,13 +30,10 @@ def cka(
     would repeat examples, which are identical to themselves, and so be too high.
 
     Args:
-        x, y: one row per example; any widths.
         kernel: "linear", or "rbf": exp(-d² / 2s²) with s the median distance between examples.
-        level: of the interval.
 
     Raises:
-        ValueError: the numbers of examples differ, there are fewer than 5, or all have the same
-            features.
+        ValueError: the numbers of examples differ, or are below 5; or all have the same features.
     """
     return align(gram(x, kernel), gram(y, kernel), debiased=debiased, level=level)
 

@@ -30,8 +30,7 @@ class Priced(NamedTuple):
 def outcome_at(price: float, scores: Scores, right: Right, costs: Float[Tensor, " choices"]) -> Priced:
     """The outcome if each image takes the choice of the highest score - price · cost.
 
-    Args:
-        right: true where the network classifies an image correctly at a choice.
+    `right` is true where the network classifies an image correctly at a choice.
     """
     choice = (scores - price * costs).argmax(1)
     accuracy = right.gather(1, choice[:, None]).double().mean().item()
@@ -55,14 +54,11 @@ def outcomes(scores: Scores, right: Right, costs: Float[Tensor, " choices"]) -> 
 
 
 def best_within(candidates: Sequence[Priced], target: float, images: int) -> Priced:
-    """The outcome to use, among outcomes of mean cost at most `target`.
+    """The outcome to use, among outcomes on `images` of mean cost at most `target`.
 
     The highest accuracy of many penalties is partly chance. So of the penalties within a standard error
     of it, this takes the one nearest to 0, which changes the scores least; of equals, the cheapest.
-
-    Args:
-        target: at least the cheapest choice's cost.
-        images: number of images behind the accuracies.
+    `target` is at least the cheapest choice's cost.
     """
     fitting = [o for o in candidates if o.cost <= target * (1 + WITHIN)]
     best = max(o.accuracy for o in fitting)

@@ -102,11 +102,7 @@ def fidelity_measures(
     seen: Observed, classes: Sequence[str] = (), *, stages: Sequence[str] = (), level: float = LEVEL,
     resamples: int = RESAMPLES, seed: int = 0,
 ) -> dict[str, float]:  # fmt: skip
-    """`fidelity` of networks that `observe` has run.
-
-    Args:
-        stages: names of the student's stages; by default their numbers from 1.
-    """
+    """`fidelity` of networks that `observe` has run; `stages` names the student's stages."""
     _check_classes(classes)
     if classes and len(classes) != seen.classes:
         raise ValueError(

@@ -26,11 +26,7 @@ class Interval(NamedTuple):
 
 
 def quantile(level: float) -> float:
-    """The half-width of an interval of this level, in standard errors: 1.96 at 0.95.
-
-    Raises:
-        ValueError: `level` is not between 0 and 1.
-    """
+    """The half-width of an interval in standard errors: 1.96 at 0.95; ValueError beyond (0, 1)."""
     if not 0 < level < 1:
         raise ValueError(f"a confidence level is a share between 0 and 1 (0.95 is 95 %), not {level}")
     return NormalDist().inv_cdf(0.5 + level / 2)

@@ -27,11 +27,7 @@ def cascade_macs(
 ) -> list[int]:
     """Count the MACs of an image answered at each of `depths`, including the shallower depths.
 
-    Common prefixes count once: a deeper depth goes on where its path leaves the others.
-
-    Args:
-        depths: shallow to deep.
-        known: a cache of the counts of each depth's steps.
+    `depths` run shallow to deep; common prefixes count once. `known` caches the counts of each depth.
     """
     known = {} if known is None else known
     x = blank_image(net, net.card.size)
@@ -45,11 +41,7 @@ def cascade_macs(
 
 
 def check_depths(net: NestedNet) -> list[str]:
-    """Give the depths that a cascade can use.
-
-    Raises:
-        ValueError: there are fewer than two.
-    """
+    """Give the depths that a cascade can use; ValueError if there are fewer than two."""
     ready = [depth for depth, status in net.status.items() if status != "fresh"]
     if len(ready) < 2:
         raise ValueError(
@@ -140,11 +132,7 @@ def _best_chain(
 def measure_cascade(
     cascade: Cascade, batches: Iterable[Batch], *, seconds: float = 2.0, most: int = 500
 ) -> dict[str, Any]:
-    """Measure a cascade on labelled images.
-
-    Args:
-        seconds: about how long to time it.
-        most: images to time, at most.
+    """Measure a cascade on labelled images; time at most `most` of them, for about `seconds`.
 
     Returns:
         "accuracy", mean "macs" per image, "shares" of images answered by each depth, "images"; "ms",

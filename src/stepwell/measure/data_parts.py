@@ -41,9 +41,7 @@ class RunImages(Images):
     """The images of a finished run, as its config.json records them.
 
     Attributes:
-        data: a folder or a name; fingerprint: its content.
-        batch_size, val_fraction, seed: as `Optimisation` has them.
-        distill_data: further images and changes.
+        data: a folder or a name; fingerprint: of its content.
     """
 
     data: str = ""
@@ -68,11 +66,7 @@ class RunImages(Images):
         return recorded(cls, arguments | found)
 
     def changes(self, images: ImageSet, may_flip: bool) -> dict[str, Any]:
-        """Give the changes of training images, `augment` and `changes` of `Batches`.
-
-        Args:
-            may_flip: a mirror image keeps its class.
-        """
+        """Give `augment` and `changes` of `Batches`; `may_flip`: a mirror image keeps its class."""
         return _changes(self.distill_data, self.flip, images, may_flip)
 
 
@@ -142,14 +136,7 @@ def parts_of(net: NestedNet, path: Path, config: Mapping[str, Any], data: str | 
 
 
 def fitted(teacher: OpenTeacher, batches: Batches, *, resize: bool = False) -> nn.Module:
-    """Adapt a teacher to the images of `batches`, and try it on a few of them.
-
-    Args:
-        resize: as for `OpenTeacher.for_data`.
-
-    Raises:
-        ValueError: as for `OpenTeacher.for_data`.
-    """
+    """Adapt a teacher to the images of `batches` by `OpenTeacher.for_data`, and try it on a few."""
     few = batches.images.subset(torch.arange(min(16, len(batches.images))))
     (images, _), *_ = batches.with_images(few)
     normalisation = (batches.mean, batches.std)
@@ -161,9 +148,7 @@ def batches_for(
     normalisation: Normalisation | None = None,
     choose: Callable[[ImageSet], ImageSet] | None = None, distill_data: DistillData = DistillData(),
 ) -> tuple[Batches, Batches | None]:  # fmt: skip
-    """The training part, shuffled and augmented, and the validation part.
-
-    The validation part is the data's own, or a `val_fraction` of the training part.
+    """The shuffled, augmented training part, and the validation part: the data's own, or split off.
 
     Args:
         normalisation: mean and deviation of the pixels; by default those of the training part.
@@ -195,10 +180,7 @@ def _changes(
 def batches_of(run: Path) -> tuple[Batches, Batches]:
     """Read the training batches of a finished run, and its test images, as its network saw them.
 
-    Images of a generator are not stored, so they are left out.
-
-    Raises:
-        ValueError: the data has changed since.
+    Images of a generator are not stored, so they are left out. ValueError if the data has changed.
     """
     own = RunImages.of(read_json(run / "config.json", "name a finished run"))
     splits = load_images(own.data, own.size)

@@ -14,11 +14,7 @@ from stepwell.types import Images, Logits
 
 
 def cost_table(net: NestedNet, size: int, *, batch: int = 1) -> dict[str, dict[str, Any]]:
-    """Measure the costs of every depth as a plain network of its own.
-
-    Args:
-        size: height and width of the images in pixels.
-        batch: images at once.
+    """Measure the costs of every depth as a plain network, for `batch` images of `size` pixels at once.
 
     Returns:
         By depth: "blocks", "params", "macs" and "peak_bytes" of a batch's image, "ms" with its spread.
@@ -46,12 +42,7 @@ def results_of(
     sums: Tally, classes: Sequence[str], costs: Mapping[str, Mapping[str, Any]],
     kind: str = "classifier", rows: str = "depth",
 ) -> dict[str, Any]:  # fmt: skip
-    """Divide the sums over predictions into results as a run's results.json has them.
-
-    Args:
-        costs: by row.
-        kind, rows: of the results (see `stepwell.results`).
-    """
+    """Divide the sums over predictions into results as `stepwell.results` describes them."""
     return {
         "kind": kind, "rows": rows, "test": sums.measures(classes), "churn": sums.churn(),
         "examples": sums.examples, "costs": costs,

@@ -139,11 +139,7 @@ def measure_pair(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Measure fidelity on plain and augmented training images, and on test images.
 
-    On data other than the training's: on test images alone.
-
-    Args:
-        interpolate: points on the line from student to teacher, both ends included; 0: none.
-        track: shows progress.
+    On data other than the training's: on test images alone. Arguments as for `measure_fidelity`.
 
     Returns:
         The content of fidelity.json, and the arrays of fidelity.npz. For each part these are the
@@ -152,7 +148,8 @@ def measure_pair(
         confidence, accuracy. Mixed images have no single class, so their part has no curves.
     """
     pair = networks.pair
-    card = pair.net.card
+    card, file = pair.net.card, folder_of(pair.run) / "results.json"
+    results = read_json(file, "put it right") if pair.config and file.exists() else {}
     compared: dict[str, Batches] = {}
     policy = ""
     if parts.known:
@@ -171,7 +168,7 @@ def measure_pair(
     found: dict[str, Any] = {
         "data": {"name": parts.name, "fingerprint": parts.fingerprint},
         "student": {
-            "name": str(pair.run), "fingerprint": pair.fingerprint, "trained": _trained(pair)
+            "name": str(pair.run), "fingerprint": pair.fingerprint, "trained": results.get("finished")
         },
         "teacher": {"name": named(pair.teacher), "fingerprint": pair.teacher.fingerprint},
         "controls": {
@@ -196,11 +193,7 @@ def measure_pair(
 
 
 def write_fidelity(folder: Path, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write fidelity.json and fidelity.npz to a run directory, for its report.
-
-    Raises:
-        OSError: another process is writing to it; the disk is full.
-    """
+    """Write fidelity.json and fidelity.npz to a run; OSError if another process writes to it."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     with writing(folder / "net.safetensors"):
@@ -208,14 +201,6 @@ def write_fidelity(folder: Path, found: Mapping[str, Any], arrays: Mapping[str, 
         (folder / "fidelity.json").unlink(missing_ok=True)
         write_whole(folder / "fidelity.npz", buffer.getvalue())
         write_whole(folder / "fidelity.json", json.dumps(found, indent=1).encode())
-
-
-def _trained(pair: Pair) -> str | None:
-    """Read the end time of the student's run; None outside of a run."""
-    results = folder_of(pair.run) / "results.json"
-    if not pair.config or not results.exists():
-        return None
-    return read_json(results, "put it right").get("finished")
 
 
 def _places(net: NestedNet, stages: Sequence[int], other: nn.Module) -> list[int]:

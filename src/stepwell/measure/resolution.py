@@ -81,11 +81,7 @@ class Observed(NamedTuple):
 
 
 def observe_choices(net: ResolutionNet, test: Batches, order: Sequence[str]) -> Observed:
-    """Run every choice on all images.
-
-    Args:
-        order: names of the choices, cheapest first.
-    """
+    """Run every choice on all images; `order` names the choices, cheapest first."""
     device = next(net.parameters()).device
 
     def predict(images: Tensor) -> dict[str, Tensor]:
@@ -110,10 +106,7 @@ def at_choices(net: ResolutionNet, logits: Mapping[str, Logits], who: Int[Tensor
 def measure_resolution(
     net: ResolutionNet, test: Batches, costs: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Any], Observed]:
-    """Measure the network on labelled images: as a whole, and each choice for all images.
-
-    Args:
-        costs: as `choice_table` gives them.
+    """Measure the network as a whole, and each choice for all images; `costs` from `choice_table`.
 
     Returns:
         Results as a run's results.json has them, with the row "chosen" in "test" and "costs". Under
@@ -177,11 +170,7 @@ def measure_speed(
 ) -> list[dict[str, float]]:
     """Measure images per second with and without the choice, in batches of equal size.
 
-    The two take turns. Images after the last whole batch are not timed.
-
-    Args:
-        images: normalised; at least one.
-        seconds: about how long to time each of the two.
+    The two take turns, for about `seconds` each. Images after the last whole batch are not timed.
 
     Returns:
         For batches of 64 (fewer if there are fewer images) and of one: "batch"; images per second as

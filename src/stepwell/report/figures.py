@@ -85,10 +85,7 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
 def losses(phases: Sequence[Phase], colours: Mapping[str, str], word: str = "depth") -> str | None:
     """Draw every training loss term by epoch, in its row's colour and its term's dash pattern.
 
-    The legend names rows and terms apart, which takes fewer lines.
-
-    Args:
-        word: for a row.
+    The legend names rows and terms apart, which takes fewer lines; `word` stands for a row.
     """
     own = {"phase", "epoch", "step", "lr", "seconds", "cpu_seconds"}
     keys = [key for key in _keys(phases) if key not in own and not key.startswith("val/")]

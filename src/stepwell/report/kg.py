@@ -32,16 +32,14 @@ def graph_section(record: RunRecord, colours: Mapping[str, str]) -> str:
     parts = [f'<p class="lead">{escape(start)}</p>', "<h3>Training and updates</h3>"]
     parts += [_snapshots(record, updates, total - len(updates)), '<div class="figures">']
     parts += [figure(drawn, "MRR on test triples, and seconds of learning.")]
-    parts += [figure(_neighbourhood(updates), _caption(updates)), "</div>"]
-    return "\n".join([*parts, _moved(updates), _forgotten(updates)])
+    last = updates[-1] if updates else {}
+    picture = as_mapping(last.get("picture"))
+    parts += [figure(_neighbourhood(picture), _caption(picture)), "</div>"]
+    return "\n".join([*parts, _moved(last), _forgotten(last)])
 
 
 def read_updates(run: Path) -> tuple[list[Mapping[str, Any]], int]:
-    """Read the last updates of a graph from its run, in order, and the number of all updates.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """Read a run's last updates, in order, and the number of all; ValueError if the file is damaged."""
     file = run / "updates.json"
     if not file.exists():
         return [], 0
@@ -111,8 +109,7 @@ def _mrr_and_seconds(
     return svg(7.2, 3.2, paint)
 
 
-def _neighbourhood(updates: Sequence[Mapping[str, Any]]) -> str | None:
-    picture = as_mapping(updates[-1].get("picture")) if updates else {}
+def _neighbourhood(picture: Mapping[str, Any]) -> str | None:
     names, before, after = (picture.get(key) or [] for key in ("names", "before", "after"))
     if not names:
         return None
@@ -135,9 +132,8 @@ def _neighbourhood(updates: Sequence[Mapping[str, Any]]) -> str | None:
     return svg(6.2, 4.2, paint)
 
 
-def _caption(updates: Sequence[Mapping[str, Any]]) -> str:
-    names = as_mapping(updates[-1].get("picture")).get("names") if updates else None
-    who = names[0] if names else ""
+def _caption(picture: Mapping[str, Any]) -> str:
+    who, *_ = picture.get("names") or [""]
     return (
         f"{who}, the best-connected of the entities that the last update moved most, with its "
         "neighbours (removed ones too) and some of theirs. Rings: before; dots: after; green dots "
@@ -145,18 +141,16 @@ def _caption(updates: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _moved(updates: Sequence[Mapping[str, Any]]) -> str:
-    if not updates or not updates[-1].get("moved"):
-        return ""
-    rows = [[str(name), as_decimal(number(far))] for name, far in updates[-1]["moved"]]
-    return "<h3>Moved most by the last update</h3>" + table(("entity", "distance"), rows)
+def _moved(update: Mapping[str, Any]) -> str:
+    rows = [[str(name), as_decimal(number(far))] for name, far in update.get("moved") or ()]
+    shown = table(("entity", "distance"), rows)
+    return f"<h3>Moved most by the last update</h3>{shown}" if rows else ""
 
 
-def _forgotten(updates: Sequence[Mapping[str, Any]]) -> str:
-    if not updates or not updates[-1].get("forgotten"):
-        return ""
+def _forgotten(update: Mapping[str, Any]) -> str:
     rows = [
         [" | ".join(map(str, fact)), *(as_decimal(number(far)) for far in both)]
-        for fact, *both in updates[-1]["forgotten"]
+        for fact, *both in update.get("forgotten") or ()
     ]
-    return "<h3>Removed by the last update</h3>" + table(("triple", "distance before", "now"), rows)
+    shown = table(("triple", "distance before", "now"), rows)
+    return f"<h3>Removed by the last update</h3>{shown}" if rows else ""

@@ -206,11 +206,7 @@ class FidelityRecord:
 
 
 def read_run(path: Path, name: str) -> RunRecord:
-    """Read the run directory `path`.
-
-    Raises:
-        ValueError: `path` is no run directory, is not finished, or holds a damaged file.
-    """
+    """Read the run directory `path`; ValueError if it is none, is not finished or is damaged."""
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder; give the --out folder of a `stepwell train`")
     if not (path / "config.json").is_file():
@@ -229,11 +225,7 @@ def read_run(path: Path, name: str) -> RunRecord:
 
 
 def read_fidelity(run: Path) -> FidelityRecord | None:
-    """Read what `stepwell eval --fidelity` left in a run directory; None if it left nothing.
-
-    Raises:
-        ValueError: a file is damaged.
-    """
+    """Read what `stepwell eval --fidelity` left in a run, if any; ValueError if it is damaged."""
     remedy = "measure it again with stepwell eval --fidelity, or delete it"
     if not (run / "fidelity.json").is_file():
         return None
@@ -242,11 +234,7 @@ def read_fidelity(run: Path) -> FidelityRecord | None:
 
 
 def read_arrays(path: Path, remedy: str, needed: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
-    """Read all arrays of an .npz file.
-
-    Raises:
-        ValueError: the file is damaged, or lacks one of the `needed` arrays.
-    """
+    """Read all arrays of an .npz file; ValueError if it is damaged or lacks a `needed` array."""
     try:
         # numpy leaves a damaged file open that it has opened itself
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -296,7 +284,7 @@ def _read_phases(path: Path, results: Mapping[str, Any]) -> list[Phase]:
         lines: list[Mapping[str, Any]] = []
         for line in group:
             # A run that was cut off and resumed logs an epoch twice: what came last counts.
-            lines = [kept for kept in lines if _epoch(kept) < _epoch(line)] + [line]
+            lines = [earlier for earlier in lines if _epoch(earlier) < _epoch(line)] + [line]
         phases.append(Phase(name, phases[-1].end if phases else 0, lines))
     return phases
 

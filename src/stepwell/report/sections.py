@@ -29,12 +29,7 @@ COLUMNS = ("blocks", "params", "macs", "accuracy", "nll", "ece", "agreement", "m
 
 
 def run_section(record: RunRecord, anchor: str, colours: Colours) -> str:
-    """Put the sections of the run's kind together.
-
-    Args:
-        anchor: id of the section.
-        colours: by row.
-    """
+    """Join the sections of the run's kind; `anchor` is their id, `colours` are by row."""
     parts = [section(record, colours) for section in sections_of(record.kind)]
     start = f'<section class="run" id="{anchor}">\n<h2>{escape(record.name)}</h2>'
     return "\n".join([start, *parts, "</section>"])

@@ -57,11 +57,7 @@ class Loop:
     checkpoint_minutes: Annotated[float, flag("M")] = 5.0
 
     def check(self) -> str:
-        """The kind of device to train on, "cpu", "cuda" or "mps".
-
-        Raises:
-            ValueError: there is no such device, or fewer than `devices`.
-        """
+        """The kind of device to train on: cpu, cuda or mps; ValueError if there are too few."""
         counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
         here = next((k for k, n in counts.items() if n), "cpu")
         kind = here if self.device == "auto" else self.device
@@ -251,12 +247,7 @@ class Job:
         self.finished = True
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go back to a checkpoint.
-
-        Raises:
-            ValueError: the checkpoint is of another network, or only one of checkpoint and job has a
-                moving average.
-        """
+        """Go back to a checkpoint; ValueError if it is of another network or moving average."""
         file = self.folder / "last.ckpt"
         if (saved["average"] is None) != (self.averaged is None):
             has, asked = ("a", "none") if self.averaged is None else ("no", "one")
