@@ -14,8 +14,8 @@ from stepwell.evaluation import churn
 from stepwell.report import write_report
 from stepwell.report.fidelity import fidelity_section
 from stepwell.report.figures import accuracy_latency
+from stepwell.report.full_net import full_net_note
 from stepwell.report.run_record import read_run
-from stepwell.report.sections import full_net_note
 
 DEPTHS = ("20", "26", "32")
 CLASSES = ["<b>&", *"123456789"]

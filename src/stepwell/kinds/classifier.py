@@ -1,6 +1,6 @@
 """Image classifiers with one or several depths (`NestedNet`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,13 +26,15 @@ NEXT = (
     "stepwell predict {run} IMAGE|FOLDER...",
 )  # fmt: skip
 SECTIONS = (
-    "stepwell.report.sections:lead", "stepwell.report.sections:full_net_note",
+    "stepwell.report.sections:lead", "stepwell.report.systems:notes",
     "stepwell.report.sections:facts", "stepwell.report.sections:row_table",
     "stepwell.report.sections:churn", "stepwell.report.sections:run_figures",
-    "stepwell.report.fidelity:fidelity_section", "stepwell.report.grafting:grafting_section",
+    "stepwell.report.fidelity:fidelity_section", "stepwell.report.systems:sections",
     "stepwell.report.sections:examples", "stepwell.report.sections:classes_table",
     "stepwell.report.sections:arguments",
 )  # fmt: skip
+#: Tables of what `eval` measures on request, by its key in the results.
+EXTRA: Mapping[str, Callable[..., None]] = {"cascade": show_cascade, "fidelity": show_fidelity}
 #: Columns after a training, and of an evaluation.
 TRAINED = ("blocks", "params", "macs", "accuracy", "ms")
 EVALUATED = (
@@ -173,10 +175,9 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
         show_churn(results["churn"], row=rows)
     show_classes(test)
     show_conditions(costs)
-    if "cascade" in results:
-        show_cascade(results["cascade"])
-    if "fidelity" in results:
-        show_fidelity(results["fidelity"])
+    for name, show_table in EXTRA.items():
+        if name in results:
+            show_table(results[name])
 
 
 def predict(

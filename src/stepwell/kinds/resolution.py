@@ -31,7 +31,7 @@ SECTIONS = (
     "stepwell.report.resolution:lead", "stepwell.report.sections:facts",
     "stepwell.report.sections:row_table", "stepwell.report.sections:churn",
     "stepwell.report.sections:run_figures", "stepwell.report.fidelity:fidelity_section",
-    "stepwell.report.resolution:resolution_section", "stepwell.report.sections:examples",
+    "stepwell.report.systems:sections", "stepwell.report.sections:examples",
     "stepwell.report.sections:classes_table", "stepwell.report.sections:arguments",
 )  # fmt: skip
 TRAINED = classifier.TRAINED

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from stepwell.data import seed_of
@@ -29,18 +30,10 @@ from stepwell.training.progress import Progress
 from stepwell.training.run import Run
 
 #: What last.ckpt holds.
-LAST = (
-    "position",
-    "finished",
-    "objective",
-    "optimizer",
-    "average",
-    "sums",
-    "best",
-    "seconds",
-    "cpu_seconds",
-)
-#: Losses are read every so many steps: a GPU would wait for each single read.
+LAST = {
+    "position", "finished", "objective", "optimizer", "average", "sums", "best", "seconds", "cpu_seconds"
+}  # fmt: skip
+#: Steps between two reads of the losses: a GPU would wait for each single read.
 READ_EVERY = 16
 
 Precision = Literal["32", "bf16"]
@@ -69,11 +62,7 @@ class Loop:
     checkpoint_minutes: Annotated[float, flag("M")] = 5.0
 
     def check(self) -> str:
-        """The kind of device to train on, "cpu", "cuda" or "mps".
-
-        Raises:
-            ValueError: there is no such device, or fewer than `devices`.
-        """
+        """The kind of device to train on: cpu, cuda or mps; ValueError if there are too few."""
         counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
         here = next((k for k, n in counts.items() if n), "cpu")
         kind = here if self.device == "auto" else self.device
@@ -87,11 +76,7 @@ class Loop:
 
 
 def device_of(loop: Loop) -> torch.device:
-    """The device that `fit` trains on with this loop; of several devices, the one of this process.
-
-    Raises:
-        ValueError: as for `Loop.check`.
-    """
+    """The device of this process that `fit` trains on with this loop; errors as for `Loop.check`."""
     kind = loop.check()
     if kind == "cpu" or loop.devices == 1:
         return torch.device(kind)
@@ -169,8 +154,7 @@ class Job:
     def begin_step(self, rank: int) -> None:
         """Set the share done, the learning rate and the random numbers of this step."""
         assert self.optimizer is not None
-        progress = self.position / self.total
-        self.objective.progress = progress
+        self.objective.progress = progress = self.position / self.total
         self.objective.accumulating = self.position % self.accumulate > 0
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.optim.factor(progress)
@@ -201,17 +185,13 @@ class Job:
         """Share a signal that one process got, so that all processes stop together."""
         self.signum = self.agree(self.signum)
 
-    def note(self, loss: Tensor, logs: Mapping[str, Tensor]) -> None:
-        """Keep a step's losses until they are read."""
+    def note(self, loss: Shaped[Tensor, ""], logs: Mapping[str, Shaped[Tensor, ""]]) -> None:
+        """Store a step's losses until they are read."""
         values = {"loss": loss.detach()} | {k: v.detach() for k, v in logs.items()}
         self._unread.append((self.position, values))
 
     def read_losses(self) -> None:
-        """Add the waiting losses to the epoch's sums.
-
-        Raises:
-            Diverged: a loss is not finite.
-        """
+        """Add the waiting losses to the epoch's sums; `Diverged` if one is not finite."""
         unread, self._unread = self._unread, []
         for position, values in unread:
             for name, tensor in values.items():
@@ -226,8 +206,10 @@ class Job:
         self.read_losses()
         self._check_finite()
         assert self.optimizer is not None
-        line: dict[str, Any] = {"phase": self.phase, "epoch": self._epoch_at(self.position)}
-        line |= {"step": self.position, "lr": self.optimizer.param_groups[0]["lr"]}
+        line: dict[str, Any] = {
+            "phase": self.phase, "epoch": self._epoch_at(self.position), "step": self.position,
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }  # fmt: skip
         line |= {name: total / count for name, (total, count) in self.sums.items()}
         self.sums = {}
         if self.validate is not None:
@@ -249,15 +231,12 @@ class Job:
         optimizer = self.optimizer_state if self.optimizer is None else self.optimizer.state_dict()
         averaged = None if self.averaged is None else self.averaged.state_dict()
         checkpoint = {
-            "position": self.position,
-            "finished": self.finished,
+            "position": self.position, "finished": self.finished,
             "objective": self.objective.state_dict(),
             "optimizer": None if self.finished else optimizer,
             "average": None if self.finished else averaged,
-            "sums": self.sums,
-            "best": self.best,
-            **self._spent(),
-        }
+            "sums": self.sums, "best": self.best, **self._spent(),
+        }  # fmt: skip
         if self.writes:
             write_checkpoint(self.folder / "last.ckpt", checkpoint)
         self._saved_at = time.monotonic()
@@ -273,12 +252,7 @@ class Job:
         self.finished = True
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go back to a checkpoint.
-
-        Raises:
-            ValueError: the checkpoint is of another network, or only one of checkpoint and job has a
-                moving average.
-        """
+        """Go back to a checkpoint; ValueError if it is of another network or moving average."""
         file = self.folder / "last.ckpt"
         if (saved["average"] is None) != (self.averaged is None):
             has, asked = ("a", "none") if self.averaged is None else ("no", "one")
@@ -352,9 +326,7 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path, keys: Collection[str] = ("objective",)) -> dict[str, Any] | None:
-    """Read a checkpoint, tensors on the CPU; None if there is no such file.
-
-    The checksums that torch writes for each part of the file are checked; torch does not check them.
+    """A checkpoint's content on the CPU; None without a file. Torch writes checksums and checks none.
 
     Args:
         keys: what the checkpoint must hold.
@@ -380,11 +352,7 @@ def read_checkpoint(path: Path, keys: Collection[str] = ("objective",)) -> dict[
 
 
 def load_checked(module: nn.Module, state: Mapping[str, Any], file: Path) -> None:
-    """Load a module's state from a checkpoint.
-
-    Raises:
-        ValueError: the state belongs to another module.
-    """
+    """Load a module's state from a checkpoint; ValueError if it belongs to another module."""
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
