@@ -5,7 +5,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-
 from benchmarks import timing
 from benchmarks.__main__ import NAMES
 

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+import shutil
 import signal
 import sys
 import warnings
@@ -511,6 +512,24 @@ class Impatient(Supervised):
             for name in self.signals:
                 signal.raise_signal(name)
         return super().training_step(batch)
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_says_what_happens_and_leaves_a_checkpoint(batches, run, capfd, name):
+    with pytest.raises(Stopped, match="phase t, epoch 2 of 4, step 3"):
+        fit(Impatient([name]), batches, sgd(0.1), run, phase="t", epochs=4, loop=Loop(**CPU))
+    assert "\nstopping after this step; once more stops at once\n" in capfd.readouterr().err
+    assert read_checkpoint(run.phase("t") / "last.ckpt")["position"] == 7
+
+
+def test_a_run_directory_that_was_removed_is_named(batches, run):
+    class Removed(Supervised):
+        def training_step(self, batch):
+            shutil.rmtree(run.path, ignore_errors=True)
+            return super().training_step(batch)
+
+    with pytest.raises(OSError, match=r"/run was removed while it trained: start again$"):
+        fit(Removed(tiny()), batches, sgd(0.1), run, phase="t", epochs=1, loop=Loop(**CPU))
 
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])

@@ -8,6 +8,7 @@ Lightning takes the steps.
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 import warnings
@@ -31,7 +32,7 @@ from stepwell.training.run import Run
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was asked to stop (Ctrl-C, SIGTERM) and left a whole checkpoint."""
+    """Training was asked to stop (Ctrl-C, SIGTERM, SIGHUP) and left a whole checkpoint."""
 
     def __init__(self, signum: int, where: str) -> None:
         super().__init__(signum, where)  # both, or another process could not unpickle it
@@ -219,9 +220,10 @@ def _largest(number: int, group: Any) -> int:
 
 @contextlib.contextmanager
 def _signals(job: Job) -> Iterator[Callable[[], None]]:
-    """Let Ctrl-C and SIGTERM stop the job after the step; yields a call that installs this again.
+    """Let signals stop the job after the step; yields a call that installs this again.
 
-    A second signal stops at once, further ones change nothing. The old handlers come back at the end.
+    The signals are Ctrl-C, SIGTERM and a lost terminal. A second one stops at once, further ones change
+    nothing. The old handlers come back at the end.
     """
     asked = 0
 
@@ -230,13 +232,17 @@ def _signals(job: Job) -> Iterator[Callable[[], None]]:
         asked += 1
         if asked == 2:
             raise _AtOnce
+        if asked == 1 and job.writes and not os.environ.get("STEPWELL_QUIET"):
+            with contextlib.suppress(OSError):  # by the descriptor: a signal may interrupt a print
+                os.write(2, b"\nstopping after this step; once more stops at once\n")
         job.signum = job.signum or signum
 
     def install() -> None:
         for name in before:
             signal.signal(name, ask)
 
-    names = (signal.SIGINT, signal.SIGTERM)
+    names = [signal.SIGINT, signal.SIGTERM]
+    names += [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # Windows has none
     main = threading.current_thread() is threading.main_thread()
     before = {name: signal.getsignal(name) for name in names} if main else {}
     install()

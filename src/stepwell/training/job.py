@@ -31,7 +31,8 @@ from stepwell.training.run import Run
 
 #: What last.ckpt holds.
 LAST = {
-    "position", "finished", "objective", "optimizer", "average", "sums", "best", "seconds", "cpu_seconds"
+    "position", "finished", "objective", "optimizer", "average", "sums", "best", "seconds",
+    "cpu_seconds",
 }  # fmt: skip
 #: Steps between two reads of the losses: a GPU would wait for each single read.
 READ_EVERY = 16
@@ -203,8 +204,7 @@ class Job:
 
     def end_epoch(self, progress: Progress) -> None:
         """Validate, save the best weights so far, and write a line of metrics."""
-        self.read_losses()
-        self._check_finite()
+        self._check_state()
         assert self.optimizer is not None
         line: dict[str, Any] = {
             "phase": self.phase, "epoch": self._epoch_at(self.position), "step": self.position,
@@ -226,8 +226,7 @@ class Job:
 
     def save(self) -> None:
         """Write a checkpoint; of a finished phase, only the resulting weights."""
-        self.read_losses()
-        self._check_finite()
+        self._check_state()
         optimizer = self.optimizer_state if self.optimizer is None else self.optimizer.state_dict()
         averaged = None if self.averaged is None else self.averaged.state_dict()
         checkpoint = {
@@ -272,8 +271,11 @@ class Job:
         """The number of the epoch, from 1, that ends at a position."""
         return math.ceil(position / len(self.train))
 
-    def _check_finite(self) -> None:
-        """Refuse weights that are not finite before they are validated or written."""
+    def _check_state(self) -> None:
+        """Refuse losses or weights that are not finite before they are validated or written."""
+        self.read_losses()
+        if self.writes and not self.folder.is_dir():
+            raise FileNotFoundError(f"{self.run.path} was removed while it trained: start again")
         for name, value in self.objective.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise Diverged(self._diverged(f"{name} is not finite", self.position - 1))
@@ -311,11 +313,11 @@ class Job:
     def _diverged(self, what: str, position: int) -> str:
         epoch, step = divmod(position, len(self.train))
         file = self.folder / "last.ckpt"
-        good = f"The last good checkpoint is {file}. " if file.exists() else ""
-        return (
-            f"training diverged: {what} at step {step} of epoch {epoch + 1} (phase {self.phase}). "
-            f"{good}Start again under another --out with a lower --lr or --clip"
-        )
+        remedy = "Start again with a lower --lr or --clip"
+        if file.exists():
+            remedy = f"The last good checkpoint is {file}. {remedy}, and another --out"
+        where = f"at step {step} of epoch {epoch + 1} (phase {self.phase})"
+        return f"training diverged: {what} {where}. {remedy}"
 
 
 def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:

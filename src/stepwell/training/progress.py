@@ -1,24 +1,36 @@
-"""Progress of a run on standard error: a bar, or one line per epoch without a terminal."""
+"""Progress of a run on standard error: a bar, or lines without a terminal."""
 
 import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich import progress as rich
 from rich.console import Console
 
+#: Seconds until the first line about steps, and between two of them, without a terminal.
+FIRST, EVERY = 5.0, 30.0
+
 
 class Progress:
     """A progress bar on standard error over all `total` steps of a phase, `epoch` in each epoch.
 
-    The environment variable STEPWELL_QUIET hides it.
+    Without a terminal it is a line per epoch, and between them a line with the time left, the first
+    after a few seconds. The environment variable STEPWELL_QUIET hides it.
+
+    Args:
+        clock: gives seconds.
     """
 
-    def __init__(self, phase: str, done: int, total: int, epoch: int, *, quiet: bool = False) -> None:
+    def __init__(
+        self, phase: str, done: int, total: int, epoch: int, *, quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self.console = _console(quiet)
         self.phase, self.epochs, self.steps = phase, math.ceil(total / epoch), epoch
-        self.done = done
+        self.done, self.total, self.clock = done, total, clock
+        self._first, self._begin, self._due = done, clock(), clock() + FIRST
         self._bar = rich.Progress(
             rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=None),
             rich.MofNCompleteColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn(),
@@ -37,6 +49,12 @@ class Progress:
         """Count one step."""
         self.done += 1
         self._bar.advance(self._task)
+        now = self.clock()
+        if now >= self._due and self.done < self.total and not self.console.is_terminal:
+            self._due = now + EVERY
+            left = (now - self._begin) / (self.done - self._first) * (self.total - self.done)
+            text = f"{self.phase}: step {self.done:,} of {self.total:,}, about {duration(left)} left"
+            self.console.print(text, highlight=False)
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """Show the losses and accuracies of an epoch."""
@@ -52,6 +70,13 @@ class Progress:
     def _title(self, news: str) -> str:
         epoch = min(self.epochs, self.done // self.steps + 1)
         return f"{self.phase} {epoch}/{self.epochs}  {news}"
+
+
+def duration(seconds: float) -> str:
+    """A time in words: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def tell(text: str, *, quiet: bool = False) -> None:
