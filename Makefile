@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint wheel-test bench clean
+.PHONY: demo test lint wheel-test bench fuzz clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stepwell needs Python 3.11 or newer; say which with: make PYTHON=python3.12 ...")'
@@ -38,6 +38,10 @@ wheel-test: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+# Damaged and crafted files, nonsense command lines, kills, threads: up to 20 minutes; docs/reliability.md has its table.
+fuzz: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz
 
 clean:
 	rm -rf $(VENV) dist build
