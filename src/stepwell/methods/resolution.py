@@ -196,11 +196,7 @@ class ImitateBest(Objective):
     """
 
     def __init__(
-        self,
-        net: ResolutionNet,
-        costs: Sequence[float],
-        *,
-        slack: Annotated[float, NOT_NEGATIVE] = 0.1,
+        self, net: ResolutionNet, costs: Sequence[float], *, slack: Annotated[float, NOT_NEGATIVE] = 0.1
     ) -> None:
         super().__init__()
         check_numbers(locals(), ImitateBest.__init__, flags=False)

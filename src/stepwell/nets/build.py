@@ -22,9 +22,7 @@ def _resnet(name: str, block: type, family: Mapping[str, tuple[int, ...]]) -> Bu
 
 
 def _cifar(
-    name: str,
-    norm: Literal["batch", "layer"] = "batch",
-    widths: tuple[int, int, int] = (16, 32, 64),
+    name: str, norm: Literal["batch", "layer"] = "batch", widths: tuple[int, int, int] = (16, 32, 64)
 ) -> Builder:
     make = partial(resnet.CifarResNet, resnet.CIFAR[name], norm=norm, widths=widths)
     return Builder(make, resnet.CIFAR_STAGES, name, resnet.CIFAR, size=32)
@@ -128,9 +126,7 @@ def build(
 
 
 def named_depths(
-    name: str,
-    depths: Mapping[str, Sequence[int]] | Sequence[str],
-    stages: Sequence[str] | None = None,
+    name: str, depths: Mapping[str, Sequence[int]] | Sequence[str], stages: Sequence[str] | None = None
 ) -> dict[str, tuple[int, ...]]:
     """Blocks per stage of each depth, which a person names as for `build`.
 

@@ -16,13 +16,7 @@ from stepwell.nets.files.initial_weights import load_plain
 from stepwell.nets.files.nested import fingerprint, holds_weights_alone, load
 from stepwell.nets.files.onnx import OnnxNet, onnx_fingerprint
 from stepwell.nets.files.pretrained import start_pretrained
-from stepwell.teachers.adapters import (
-    Ensemble,
-    Normalisation,
-    OfProbabilities,
-    Renormalised,
-    Resized,
-)
+from stepwell.teachers.adapters import Ensemble, Normalisation, OfProbabilities, Renormalised, Resized
 from stepwell.teachers.teacher import Frozen, Teacher, as_exit
 from stepwell.types import probabilities_in
 
@@ -275,11 +269,7 @@ def _source(name: str, teacher: Teacher, mark: str, card: Card | None) -> Source
 
 
 def _ready(
-    source: Source,
-    classes: tuple[str, ...],
-    images: Tensor,
-    normalisation: Normalisation,
-    resize: bool,
+    source: Source, classes: tuple[str, ...], images: Tensor, normalisation: Normalisation, resize: bool
 ) -> nn.Module:
     """Check a source's teacher, and adapt it to this data."""
     name, teacher = source.name, source.teacher
@@ -348,10 +338,7 @@ def _differ(a: str, a_classes: tuple[str, ...], b: str, b_classes: tuple[str, ..
         )
     only = [
         f"only the {which} has {_some([c for c in mine if c not in others])}"
-        for which, mine, others in (
-            ("first", a_classes, b_classes),
-            ("second", b_classes, a_classes),
-        )
+        for which, mine, others in (("first", a_classes, b_classes), ("second", b_classes, a_classes))
         if set(mine) - set(others)
     ]
     numbers = f"{a} has {len(a_classes)} classes, {b} has {len(b_classes)}"

@@ -69,10 +69,7 @@ def _plan(name: str, module: nn.Module) -> Plan:
 
 
 def check_depths(
-    name: str,
-    depths: Mapping[str, Sequence[int]],
-    stages: Sequence[str],
-    arguments: Mapping[str, Any],
+    name: str, depths: Mapping[str, Sequence[int]], stages: Sequence[str], arguments: Mapping[str, Any]
 ) -> None:
     """Raise ValueError for the first depth that drops a block which changes the shape."""
     builder = timm_builder(name)

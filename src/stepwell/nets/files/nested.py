@@ -243,10 +243,7 @@ def assemble(
 
 
 def _add_depths(
-    net: NestedNet,
-    header: Mapping[str, Any],
-    path: Path,
-    heads: Mapping[str, Callable[[], nn.Module]],
+    net: NestedNet, header: Mapping[str, Any], path: Path, heads: Mapping[str, Callable[[], nn.Module]]
 ) -> None:
     exits = header.get("exits", {})
     own = [exit for exit, described in exits.items() if described is None]

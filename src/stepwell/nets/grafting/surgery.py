@@ -11,12 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stepwell.nets.grafting.merging import Kept, absorb, keep_adaptions
-from stepwell.nets.grafting.split_points import (
-    Adaption,
-    SplitPoint,
-    pair_split_points,
-    split_points,
-)
+from stepwell.nets.grafting.split_points import Adaption, SplitPoint, pair_split_points, split_points
 from stepwell.nets.nested.interpolation import differing
 from stepwell.nets.nested.net import NestedNet
 from stepwell.train_mode import in_eval_mode

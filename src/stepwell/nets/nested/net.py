@@ -129,11 +129,7 @@ class NestedNet(Weights):
                 )
 
     def for_budget(
-        self,
-        *,
-        ms: float | None = None,
-        macs: float | None = None,
-        accuracy: float | None = None,
+        self, *, ms: float | None = None, macs: float | None = None, accuracy: float | None = None
     ) -> str:
         """The name of the depth that fits a budget, by the measured table in `card`.
 
@@ -211,11 +207,7 @@ class NestedNet(Weights):
         return {depth: exits[depth] for depth in self.depths if depth in exits}
 
     def logits_by_depth(
-        self,
-        x: Inputs,
-        depths: Sequence[str] | None = None,
-        *,
-        given: Mapping[str, Any] | None = None,
+        self, x: Inputs, depths: Sequence[str] | None = None, *, given: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
         """Logits (batch, classes) of all depths (or those named), shallow to deep.
 
