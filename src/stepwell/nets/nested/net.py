@@ -27,7 +27,7 @@ from stepwell.nets.nested.joint import LossOf, check_extras, joint_loss
 from stepwell.nets.nested.paths import Path
 from stepwell.nets.nested.plan import Plan, channels_last
 from stepwell.nets.nested.steps import Request, Value, feature_of, request
-from stepwell.nets.nested.trie import Node, grow, walk
+from stepwell.nets.nested.trie import Fork, Node, trie_of
 from stepwell.nets.nested.weights import Weights
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Exit
@@ -69,8 +69,8 @@ class NestedNet(Weights):
         self._status: dict[str, Status] = {}
         self._tries: dict[tuple[str, ...], Node] = {}
         self._keywords: set[str] = set()  # that some step takes
-        self._insert(full, self._maker.full())
-        sizes = self._paths[full].blocks
+        sizes = tuple(len(blocks) for blocks in plan.blocks)
+        self._insert(full, self._maker.of_depth(None, sizes))
         for name, blocks in depths.items():
             if name != full or blocks_of(name, blocks, sizes) != sizes:
                 self.add_depth(name, blocks)
@@ -170,7 +170,7 @@ class NestedNet(Weights):
             for step in path.steps:
                 x = step(x)
             return x
-        asked = self._request(given)
+        asked = self.request(given)
         assert asked is not None
         value: Value = x
         for step, keywords in zip(path.steps, path.keywords, strict=True):
@@ -201,8 +201,8 @@ class NestedNet(Weights):
         Raises:
             ValueError: no such depth; no step names a constant; the deepest path has no such extra.
         """
-        asked = self._request(given, extras)
-        exits = dict(walk(self._trie(depths), x, asked))
+        asked = self.request(given, extras)
+        exits = dict(Fork.at_root(self._trie(depths), x, asked).exits(asked))
         check_extras(next(iter(exits.values())), asked)
         return {depth: exits[depth] for depth in self.depths if depth in exits}
 
@@ -255,10 +255,11 @@ class NestedNet(Weights):
             loss_of,
             keep_features=keep_features,
             also=also,
-            request=self._request(given, extras),
+            request=self.request(given, extras),
         )
 
-    def _request(self, given: Mapping[str, Any] | None, extras: Sequence[str] = ()) -> Request | None:
+    def request(self, given: Mapping[str, Any] | None, extras: Sequence[str] = ()) -> Request | None:
+        """The checked constants and extras for the steps of a path; None if there are none."""
         return request(given, extras, self._keywords)
 
     # Changing it
@@ -340,12 +341,7 @@ class NestedNet(Weights):
             self.path(name)
         if names not in self._tries:
             paths = {d: self._paths[d] for d in reversed(self.depths) if d in names}
-            self._tries[names] = grow(
-                {d: path.steps for d, path in paths.items()},
-                {d: path.ends for d, path in paths.items()},
-                {d: path.keywords for d, path in paths.items()},
-                channels_last=channels_last(self.module),
-            )
+            self._tries[names] = trie_of(paths, channels_last=channels_last(self.module))
         return self._tries[names]
 
     def _insert(self, depth: str, path: Path) -> None:
