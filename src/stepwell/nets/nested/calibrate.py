@@ -10,11 +10,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.steps import each
 from stepwell.train_mode import in_eval_mode
-from stepwell.types import Batch
 
 
 @torch.no_grad()
-def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
+def calibrate(net: NestedNet, batches: Iterable[tuple[Any, Any]]) -> None:
     """Give every fresh depth of `net` norm statistics from `batches`, in one pass for all depths.
 
     Statistics are averages over the images (no labels, no gradients). Norms that a trained depth uses
@@ -51,7 +50,7 @@ def calibrate(net: NestedNet, batches: Iterable[Batch]) -> None:
     net.mark("calibrated", *fresh)
 
 
-def estimate_all(net: nn.Module, batches: Iterable[Batch]) -> None:
+def estimate_all(net: nn.Module, batches: Iterable[tuple[Any, Any]]) -> None:
     """Apply `estimate` to every BatchNorm in `net`; without any, `batches` is not read."""
     norms = [m for m in net.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
     if norms:
@@ -62,7 +61,7 @@ def estimate_all(net: nn.Module, batches: Iterable[Batch]) -> None:
 def estimate(
     net: nn.Module,
     norms: Sequence[_NormBase],
-    batches: Iterable[Batch],
+    batches: Iterable[tuple[Any, Any]],
     run: Callable[[Tensor, Mapping[str, Any]], object],
 ) -> None:
     """Replace the statistics of `norms`, modules of `net`, by averages over the images of `batches`.
