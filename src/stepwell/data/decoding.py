@@ -103,7 +103,7 @@ def pixels_of(paths: Sequence[Path], size: int) -> UInt8[Tensor, "n 3 size size"
 
 
 def own_size(paths: Sequence[Path]) -> int:
-    """The side of the images if some, evenly chosen, are squares of one size; else 224, and a warning."""
+    """The side of the images if some, evenly chosen, are equal squares; else 224, and a warning."""
     sides: set[int] = set()
     for path in paths[:: max(1, len(paths) // 50)]:
         with contextlib.suppress(*UNREADABLE), Image.open(path) as image:

@@ -229,7 +229,8 @@ def _folder(root: Path, size: int | None) -> Splits:
             f"{folders[0]} looks like a part of the data, not like a class: call the parts train/, "
             "val/ and test/"
         )
-    return _set_aside(root, _image_set(*_class_files([root]), size))
+    (files,) = _class_files([root])
+    return _set_aside(root, _image_set(files, size))
 
 
 def check_outside(data: str, out: Path) -> None:

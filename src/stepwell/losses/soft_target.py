@@ -1,4 +1,4 @@
-"""Losses on a teacher's softened class probabilities."""
+"""Losses on a teacher's logits: on softened probabilities, and on their direction."""
 
 from math import log
 
@@ -61,3 +61,24 @@ def ensemble_logits(members: Float[Tensor, "members batch classes"]) -> Logits:
         (batch, classes) logits; their exponentials sum to 1.
     """
     return F.log_softmax(members, dim=2).logsumexp(0) - log(len(members))
+
+
+@in_full_precision
+def logit_direction(student: Logits, teacher: Float[Tensor, "_ _"]) -> Float[Tensor, ""]:
+    """Squared distance of the logits' directions (network grafting, Shen et al. 2021).
+
+        || student / ||student|| - teacher / ||teacher|| ||² = 2 (1 - cos(student, teacher))
+
+    mean over the batch, in [0, 4]; the authors' code sums. The length of the student's logits is free:
+    calibrate them before using their softmax. No gradient reaches `teacher`.
+
+    Args:
+        student: (batch, classes) logits.
+        teacher: (batch, classes) logits, same classes in the same order.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_logits(student, teacher)
+    apart = F.normalize(student, dim=1) - F.normalize(teacher.detach(), dim=1)
+    return apart.square().sum(1).mean()

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from stepwell.nets import BUILDERS, Card, NestedNet, build
 from stepwell.nets.families.timm_models import PREFIX
 from stepwell.nets.files.container import digest
-from stepwell.nets.files.initial_weights import load_plain
+from stepwell.nets.files.initial_weights import load_plain, start_pretrained
 from stepwell.nets.files.nested import fingerprint, holds_weights_alone, load
 from stepwell.nets.files.onnx import OnnxNet, onnx_fingerprint
-from stepwell.nets.files.pretrained import start_pretrained
 from stepwell.teachers.adapters import Ensemble, Normalisation, OfProbabilities, Renormalised, Resized
 from stepwell.teachers.teacher import Frozen, Teacher, as_exit
 from stepwell.types import probabilities_in
