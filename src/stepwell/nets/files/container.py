@@ -1,7 +1,6 @@
-"""Files of tensors: safetensors with a checked header, and torch's state dicts.
+"""Files of tensors: safetensors with a JSON header and a checksum, and torch's state dicts.
 
-The header is one JSON string in the metadata of safetensors. Its checksum detects damage that
-safetensors does not notice. Only weights are unpickled.
+The checksum detects damage that safetensors does not notice. Only weights are unpickled.
 """
 
 import hashlib
@@ -75,7 +74,7 @@ def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def is_pickle(path: Path) -> bool:
-    """Tell whether a file is a pickle of `torch.save`, zipped or not."""
+    """Check whether a file is a pickle of `torch.save`, zipped or not."""
     with path.open("rb") as file:
         start = file.read(9)
     # A safetensors file starts with its header's length, which may look like a pickle's first bytes.
@@ -85,7 +84,7 @@ def is_pickle(path: Path) -> bool:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a `torch.save`d dict of tensors; ValueError for anything else, which is never unpickled."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of formats that are refused below
+        with warnings.catch_warnings(action="ignore"):  # about formats that are refused below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds here
         # not torch's own words, which advise to unpickle it

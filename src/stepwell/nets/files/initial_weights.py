@@ -19,7 +19,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Start(NamedTuple):
-    """A start from a file: the file's card, and the names of tensors that stayed fresh."""
+    """The card of the initial weights, and the names of tensors that stayed fresh."""
 
     card: Card
     fresh: tuple[str, ...]
@@ -29,12 +29,9 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     """Start `net` from the weights of a run directory or a file.
 
     A Stepwell file fills the full net and, if both have private norms, those of every common sub-net.
-    Any other file (safetensors, or a `torch.save`d state dict) has torchvision's names. It fills the
-    full net, and each private norm starts as the full net's. A classifier of another size, or of other
-    classes than `classes`, stays fresh.
-
-    Returns:
-        The file's card; a plain file's is taken to be torchvision's, with ImageNet's mean and std.
+    Any other file (safetensors, or a `torch.save`d state dict) has torchvision's names and, presumably,
+    ImageNet's mean and std. It fills the full net; each private norm starts as the full net's. A
+    classifier of another size, or of other classes than `classes`, stays fresh.
 
     Raises:
         FileNotFoundError, ValueError: no such file; it does not fit the network.
@@ -97,14 +94,14 @@ def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
 
 
 def differ(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
-    """Tell whether two classifiers that name their classes have different ones."""
+    """Check whether two classifiers that name their classes have different classes."""
     return bool(theirs and ours) and theirs != ours
 
 
 def fill(
     net: NestedNet, tensors: Mapping[str, Tensor], source: str, *, relabelled: bool = False
 ) -> tuple[str, ...]:
-    """Load the full net's `tensors`, except a classifier of another size; give the names left fresh.
+    """Load the full net's `tensors`, except a classifier of another size; return the names left fresh.
 
     Args:
         relabelled: the classifier of `tensors` has other classes, and stays fresh, too.
@@ -116,11 +113,12 @@ def fill(
     given = {k: v for k, v in tensors.items() if not k.startswith(("depths/", BESIDE))}
     stored = net.stored_names()
     given |= {k: given[stored[k]] for k in own.keys() - given.keys() if stored[k] in given}  # tied
-    if odd := sorted(own.keys() ^ given.keys()):
+    if differing := sorted(own.keys() ^ given.keys()):
         wrapped = all(name.startswith("module.") for name in given)
         hint = "; all begin with 'module.': save model.module.state_dict()" if wrapped else ""
         raise ValueError(
-            f"{source} does not fit this network: {len(odd)} names differ, such as {odd[0]!r}{hint}"
+            f"{source} does not fit this network: {len(differing)} names differ, such as "
+            f"{differing[0]!r}{hint}"
         )
     head = tuple(f"{name}." for name in net.plan.head)
     count = net.builder[1].get("num_classes") if net.builder is not None else None
@@ -138,11 +136,8 @@ def fill(
 def start_pretrained(net: NestedNet, classes: tuple[str, ...] = ()) -> Start:
     """Fill `net` with the published weights of its library, which are downloaded once.
 
-    A classifier of another size, or of other `classes`, keeps its initial weights. Each private norm
-    starts as the full net's.
-
-    Returns:
-        The names that keep their initial weights, and a card with the mean and std of the weights.
+    A classifier of another size, or of other `classes`, stays fresh. Private norms start as the full
+    net's.
 
     Raises:
         ValueError: there are no published weights for this network, they do not fit it (another stem),

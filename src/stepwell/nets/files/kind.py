@@ -33,11 +33,8 @@ def network_file(path: str | Path) -> Path:
 def kind_of(path: str | Path) -> str:
     """Read the kind of a network from the header of its file; no tensor is read.
 
-    A file without a readable header counts as a classifier's: the reader of classifiers says what is
-    wrong with it. Older versions wrote no kind for networks.
-
-    Raises:
-        FileNotFoundError, ValueError: as for `network_file`.
+    A file without a readable header counts as a classifier's, whose reader explains the problem. Older
+    versions wrote no kind for networks. Errors as for `network_file`.
     """
     try:
         with safetensors.safe_open(network_file(path), framework="pt") as file:

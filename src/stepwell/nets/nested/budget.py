@@ -19,12 +19,10 @@ def choose_depth(
     macs: float | None = None,
     accuracy: float | None = None,
 ) -> str:
-    """The most accurate depth within `ms` and `macs`, or the cheapest with at least `accuracy`.
-
-    Errors as for `NestedNet.for_budget`.
+    """The depth that fits a budget; limits and errors as for `NestedNet.for_budget`.
 
     Args:
-        status: of every depth, shallow to deep; a "fresh" one is never chosen.
+        status: of every depth, shallow to deep.
         device: the device of the times, a key of `card.latency`.
     """
     limits = _limits(ms, macs, accuracy)
@@ -54,7 +52,7 @@ def choose_depth(
         return min(fitting, key=lambda d: fitting[d][cost])
     if all("accuracy" in row for row in fitting.values()):
         return max(fitting, key=lambda d: (fitting[d]["accuracy"], -fitting[d][cost]))
-    return list(fitting)[-1]  # the deepest, where nobody measured which is best
+    return list(fitting)[-1]  # the deepest, if no accuracy was measured
 
 
 def _limits(ms: float | None, macs: float | None, accuracy: float | None) -> Row:
@@ -86,7 +84,7 @@ def _fits(row: Row, limits: Row) -> bool:
 
 
 def _nothing_fits(rows: Mapping[str, Row], limits: Row, cost: str) -> str:
-    """The error message: the cheapest depth for limits of cost, the most accurate for accuracy."""
+    """The error message; it names the cheapest depth, or the most accurate, by the limits."""
     bounds = [
         f"{'at least' if n == 'accuracy' else 'at most'} {limit:g} {UNITS[n]}"
         for n, limit in limits.items()
