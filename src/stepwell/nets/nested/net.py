@@ -142,10 +142,8 @@ class NestedNet(Weights):
         Raises:
             ValueError: no depth is ready or fits, or no times of this device are known.
         """
-        device = next(self.parameters()).device
-        return choose_depth(
-            self.card, self.status, device_name(device), ms=ms, macs=macs, accuracy=accuracy
-        )
+        device = device_name(next(self.parameters()).device)
+        return choose_depth(self.card, self.status, device, ms=ms, macs=macs, accuracy=accuracy)
 
     # Running
 
