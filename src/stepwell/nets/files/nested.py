@@ -6,7 +6,8 @@ string in the header says how to build the net and how to use it.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +15,16 @@ import safetensors
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from stepwell.files import write_whole
+from stepwell.files import write_whole, writing
 from stepwell.nets import build
 from stepwell.nets.card import Card
-from stepwell.nets.files.container import digest, is_pickle, read_checked, read_state_dict
-from stepwell.nets.files.kind import network_file
+from stepwell.nets.files.container import (
+    digest,
+    is_pickle,
+    network_file,
+    read_checked,
+    read_state_dict,
+)  # fmt: skip
 from stepwell.nets.nested.exits import describe_head, make_head
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.reading import read
@@ -124,6 +130,46 @@ def rewrite_card(path: str | Path, card: Card) -> Path:
     file = network_file(path)
     header, tensors = _read_own(file)
     return _write(file, header | {"card": card.as_header()}, tensors)
+
+
+def check_writable(file: Path) -> None:
+    """Check that a network's file may be replaced now: before time is spent on measuring for it.
+
+    Raises:
+        ValueError: ONNX graphs beside it may read their weights from it.
+        OSError: another process is writing to it.
+    """
+    if graphs := sorted(file.parent.glob("*.onnx")):
+        raise ValueError(
+            f"{graphs[0]} may read its weights from {file}, so {file.name} must stay as it is: change "
+            "the run's own file, and export again"
+        )
+    with writing(file):
+        pass
+
+
+@contextmanager
+def rewriting(path: Path, measured: str) -> Iterator[tuple[Path, Card]]:
+    """Lock the file of a network, and give it with its card, which may have changed since it was read.
+
+    Args:
+        path: a run directory, or the file itself.
+        measured: `net_digest` of the network that was measured.
+
+    Raises:
+        ValueError: the file holds another network by now; as for `check_writable`.
+        OSError: another process is writing to it.
+    """
+    file = network_file(path)
+    check_writable(file)
+    with writing(file):
+        present = load(file)
+        if net_digest(present) != measured:
+            raise ValueError(
+                f"{file} was replaced by another network while this one was measured: nothing was "
+                "written; start the command again"
+            )
+        yield file, present.card
 
 
 def load(
