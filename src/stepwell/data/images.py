@@ -32,15 +32,10 @@ LIKE_PARTS = {*PARTS, "training", "testing", "valid", "validation"}
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled RGB images of one size.
+    """Labelled RGB images of one size; pixels are bytes (n, 3, size, size), or `Files`.
 
-    Args:
-        pixels: bytes (n, 3, size, size), or `Files`.
-        labels: class indices; -1: no label.
-        classes: class names, in the order of the indices.
-
-    Raises:
-        ValueError: a label is no index of `classes`, or the numbers of images and labels differ.
+    Labels index `classes`, -1: no label. ValueError for a label out of range, or another number of
+    labels.
     """
 
     pixels: Tensor | Files
@@ -77,10 +72,8 @@ class ImageSet:
     def split(self, fraction: float) -> tuple["ImageSet", "ImageSet"]:
         """Two parts, the second with about `fraction` of every class (at least one image of each).
 
-        The draw is the same at every call: it depends on the data, not on a run's seed.
-
-        Raises:
-            ValueError: `fraction` is not between 0 and 1, or a class has one image only.
+        The draw is the same at every call: it depends on the data, not on a run's seed. ValueError if
+        `fraction` is not between 0 and 1, or a class has only one image.
         """
         if not 0 < fraction < 1:
             raise ValueError(f"a part to set aside is a share between 0 and 1, not {fraction}")
@@ -93,12 +86,10 @@ class ImageSet:
         return self.subset((~aside).nonzero().flatten()), self.subset(aside.nonzero().flatten())
 
     def part(self, number: int, count: int) -> "ImageSet":
-        """Part `number` (from 1) of a partition into `count` parts.
+        """Part `number` (from 1) of a partition into `count` parts, each class distributed evenly.
 
-        Each class is distributed evenly. The draw is the same at every call.
-
-        Raises:
-            ValueError: there is no such part; a class has fewer images than there are parts.
+        The draw is the same at every call. ValueError if there is no such part, or a class has too few
+        images.
         """
         if not 1 <= number <= count:
             raise ValueError(f"no part {number} of {count}: parts are numbered from 1 to {count}")
@@ -176,15 +167,10 @@ def load_images(data: str, size: int | None = None) -> Splits:
 
 
 def load_unlabeled(folder: Path, size: int, classes: tuple[str, ...]) -> ImageSet:
-    """Every image below `folder`, nested or not, without a label.
+    """Every image below `folder`, nested or not, without a label; or a named data set's training part.
 
-    Args:
-        folder: or the name of a data set, for its training part.
-        size: height and width of the images, as for `load_images`.
-        classes: of the set that the images join.
-
-    Raises:
-        ValueError: no such folder, no image in it, or one cannot be read.
+    `size` as for `load_images`; `classes` are those of the set that the images join. ValueError if
+    there is no such folder, no image in it, or one cannot be read.
     """
     if not folder.is_dir() and str(folder) in NAMED:
         named = load_images(str(folder), size).train

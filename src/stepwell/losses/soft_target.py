@@ -52,13 +52,8 @@ def ensemble_logits(members: Float[Tensor, "members batch classes"]) -> Logits:
 
         z = log( 1/m · sum over i of softmax(z_i) )
 
-    softmax(z) is that mean. Apply a temperature to z, not to the members.
-
-    Args:
-        members: (members, batch, classes) logits.
-
-    Returns:
-        (batch, classes) logits; their exponentials sum to 1.
+    softmax(z) is that mean; the exponentials of z sum to 1. Apply a temperature to z, not to the
+    members.
     """
     return F.log_softmax(members, dim=2).logsumexp(0) - log(len(members))
 
@@ -70,14 +65,8 @@ def logit_direction(student: Logits, teacher: Float[Tensor, "_ _"]) -> Float[Ten
         || student / ||student|| - teacher / ||teacher|| ||² = 2 (1 - cos(student, teacher))
 
     mean over the batch, in [0, 4]; the authors' code sums. The length of the student's logits is free:
-    calibrate them before using their softmax. No gradient reaches `teacher`.
-
-    Args:
-        student: (batch, classes) logits.
-        teacher: (batch, classes) logits, same classes in the same order.
-
-    Raises:
-        ValueError: the shapes differ.
+    calibrate them before using their softmax. No gradient reaches `teacher`. ValueError for other
+    shapes.
     """
     check_logits(student, teacher)
     apart = F.normalize(student, dim=1) - F.normalize(teacher.detach(), dim=1)

@@ -30,12 +30,7 @@ STEEP, HALVED = 1e4, 80
 
 
 class EveryResolution(Objective):
-    """The network learns from every image at all resolutions and depths; losses are summed.
-
-    Args:
-        net: the network; its weights change in place.
-        label_smoothing: share of the target spread evenly over all classes, in [0, 1).
-    """
+    """The network learns from every image at all resolutions and depths; losses are summed."""
 
     def __init__(self, net: Resolutions, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -233,12 +228,7 @@ def losses_by_choice(
 
 
 def even_shares(costs: Sequence[float], target: float) -> Float[Tensor, " choices"]:
-    """The shares of the choices with a given mean cost and the largest entropy.
-
-    Args:
-        costs: cost of each choice.
-        target: the mean cost, as a share of the largest of `costs`; within their range.
-    """
+    """The shares of choices with a given mean cost (see `check_target`) and the largest entropy."""
     relative = torch.tensor(costs, dtype=torch.float64) / max(costs)
     low, high = -STEEP, STEEP
     for _ in range(HALVED):
@@ -249,14 +239,7 @@ def even_shares(costs: Sequence[float], target: float) -> Float[Tensor, " choice
 
 
 def check_target(costs: Sequence[float], target: float) -> None:
-    """Refuse a mean cost that the choices cannot reach.
-
-    Args:
-        target: as a share of the largest of `costs`.
-
-    Raises:
-        ValueError: it is out of range; the message says the range.
-    """
+    """Raise ValueError for a mean cost, as a share of the largest of `costs`, out of reach."""
     if min(costs) <= 0:
         raise ValueError(f"a choice costs {min(costs):g}: costs, such as MACs, must be positive")
     least = min(costs) / max(costs)

@@ -119,9 +119,8 @@ def named_depths(
 ) -> dict[str, tuple[int, ...]]:
     """Blocks per stage of each depth; arguments as for `build`.
 
-    Raises:
-        ValueError: no such network; the family knows no such depth, or one is named twice; a depth by
-            a family's name with stages other than the family's.
+    ValueError for an unknown network or depth, one that is named twice, or a family's name with other
+    stages.
     """
     builder = builder_of(name)
     if stages is not None:  # their numbers of blocks are not known here

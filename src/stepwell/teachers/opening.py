@@ -61,13 +61,9 @@ class Source(NamedTuple):
 
 
 class OpenTeacher:
-    """One teacher, or an ensemble of several, opened but not yet prepared for any data.
+    """One or more teachers (an ensemble), opened but not yet prepared for any data.
 
-    Args:
-        sources: at least one.
-
-    Raises:
-        ValueError: there is none; two teachers name different classes.
+    ValueError if there is none, or two name different classes.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:

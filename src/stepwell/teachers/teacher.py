@@ -44,11 +44,7 @@ class Frozen(nn.Module):
 
     @torch.no_grad()
     def forward(self, *args: Any, **keywords: Any) -> Exit:
-        """The exit of the frozen net.
-
-        Args:
-            keywords: of the net's forward; of a nested net's `forward_all`, such as `given`.
-        """
+        """The exit of the frozen net; `keywords` go to its forward (such as a nested net's `given`)."""
         return exit_of(self._net[0], *args, *self._depth, **keywords)
 
 

@@ -71,10 +71,8 @@ class DenseLayer(nn.Module):
 class DenseNet(nn.Module):
     """torchvision's DenseNet; the layers behind a dense block also take a shorter block's output.
 
-    Args:
-        blocks: layers of each dense block.
-        growth: channels that a layer adds; the stem has twice as many.
-        stem: "small" has a 3×3 convolution of stride 1 and no pooling.
+    `growth` is the number of channels that a layer adds. The "small" stem has a 3×3 convolution of
+    stride 1 and no pooling.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ IMAGES = ("classifier", "resolution")
 def network_file(path: str | Path) -> Path:
     """Give the file of the network at `path`: a run directory, or the file itself.
 
-    Raises FileNotFoundError if there is nothing, and ValueError if the run is not finished.
+    FileNotFoundError if there is nothing, ValueError if the run is not finished.
     """
     path = Path(path)
     if not path.exists():
@@ -43,10 +43,10 @@ def network_file(path: str | Path) -> Path:
 
 
 def kind_of(path: str | Path) -> str:
-    """Read the kind of a network from the header of its file; no tensor is read.
+    """Read the kind of a network from the header of its file; errors as for `network_file`.
 
-    A file without a readable header counts as a classifier's, whose reader explains the problem. Older
-    versions wrote no kind for networks. Errors as for `network_file`.
+    A file without a readable header, or of an older version, counts as a classifier's, whose reader
+    explains the problem.
     """
     try:
         with safetensors.safe_open(network_file(path), framework="pt") as file:

@@ -31,10 +31,8 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     A Stepwell file fills the full net and, if both have private norms, those of every common sub-net.
     Any other file (safetensors, or a `torch.save`d state dict) has torchvision's names and, presumably,
     ImageNet's mean and std. It fills the full net; each private norm starts as the full net's. A
-    classifier of another size, or of other classes than `classes`, stays fresh.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file; it does not fit the network.
+    classifier of another size, or of other classes than `classes`, stays fresh. ValueError for a file
+    that does not fit.
     """
     path = Path(path)
     header, tensors = read_file(path, plain_too=True)
@@ -55,12 +53,9 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
 
 
 def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
-    """Build the network `name` with the weights, classes and stem of a file that holds nothing else.
+    """Build the network `name` with the weights, classes and stem of a plain file of weights.
 
-    The file is safetensors, or a `torch.save`d state dict.
-
-    Returns:
-        The network in eval mode, and the card, if the file has one (as Stepwell's exports do).
+    Gives the network in eval mode, and the card, if the file has one (as Stepwell's exports do).
 
     Raises:
         FileNotFoundError, ValueError: no such file or network; the file does not fit the network, fits
@@ -103,11 +98,8 @@ def fill(
 ) -> tuple[str, ...]:
     """Load the full net's `tensors`, except a classifier of another size; return the names left fresh.
 
-    Args:
-        relabelled: the classifier of `tensors` has other classes, and stays fresh, too.
-
-    Raises:
-        ValueError: they do not fit; the message begins with `source`.
+    The classifier stays fresh, too, if it is `relabelled`: `tensors` has other classes. ValueError if
+    they do not fit; the message begins with `source`.
     """
     own = net.module.state_dict()
     given = {k: v for k, v in tensors.items() if not k.startswith(("depths/", BESIDE))}
@@ -137,11 +129,7 @@ def start_pretrained(net: NestedNet, classes: tuple[str, ...] = ()) -> Start:
     """Fill `net` with the published weights of its library, which are downloaded once.
 
     A classifier of another size, or of other `classes`, stays fresh. Private norms start as the full
-    net's.
-
-    Raises:
-        ValueError: there are no published weights for this network, they do not fit it (another stem),
-            or the download fails.
+    net's. ValueError if no weights are published, they do not fit, or the download fails.
     """
     name = net.builder[0] if net.builder is not None else "this network"
     try:

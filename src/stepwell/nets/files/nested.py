@@ -54,11 +54,8 @@ class Beside(NamedTuple):
 def save(net: NestedNet, path: str | Path, *, beside: Beside | None = None) -> Path:
     """Write `net` with all its depths to one safetensors file, whole or not at all.
 
-    Args:
-        beside: more parts for the same file; `load` skips them, `read_beside` returns them.
-
-    Raises:
-        OSError: the folder does not exist or the disk is full.
+    `beside` are more parts for the same file; `load` skips them, `read_beside` returns them. OSError if
+    the folder does not exist or the disk is full.
     """
     header = {"kind": "classifier", **_structure(net), "card": net.card.as_header()}
     tensors = _on_cpu(net.tensors())
@@ -133,11 +130,10 @@ def rewrite_card(path: str | Path, card: Card) -> Path:
 
 
 def check_writable(file: Path) -> None:
-    """Check that a network's file may be replaced now: before time is spent on measuring for it.
+    """Check that a network's file may be replaced, before time is spent on measuring for it.
 
-    Raises:
-        ValueError: ONNX graphs beside it may read their weights from it.
-        OSError: another process is writing to it.
+    ValueError if ONNX graphs beside it may read their weights from it, OSError if another process
+    writes to it.
     """
     if graphs := sorted(file.parent.glob("*.onnx")):
         raise ValueError(
@@ -150,15 +146,10 @@ def check_writable(file: Path) -> None:
 
 @contextmanager
 def rewriting(path: Path, measured: str) -> Iterator[tuple[Path, Card]]:
-    """Lock the file of a network, and give it with its card, which may have changed since it was read.
+    """Lock the file of a network; give it with its card, which may have changed since it was read.
 
-    Args:
-        path: a run directory, or the file itself.
-        measured: `net_digest` of the network that was measured.
-
-    Raises:
-        ValueError: the file holds another network by now; as for `check_writable`.
-        OSError: another process is writing to it.
+    Errors as for `check_writable`; ValueError if it no longer holds the network with the `net_digest`
+    `measured`.
     """
     file = network_file(path)
     check_writable(file)

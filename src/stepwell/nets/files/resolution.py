@@ -39,12 +39,8 @@ def load_resolution(
 ) -> ResolutionNet:
     """Read a resolution network, in eval mode, from a run directory or a file of `save_resolution`.
 
-    Args:
-        module: as for `load`.
-        made_for: as for `Resolutions`.
-
-    Raises:
-        FileNotFoundError, ValueError: as for `load`; or the file holds one resolution only.
+    `module` and errors are those of `load`, `made_for` is that of `Resolutions`. ValueError for a file
+    of one resolution.
     """
     net, beside = load_both(path, module)
     if beside is None or beside.kind != KIND:

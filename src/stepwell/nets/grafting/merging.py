@@ -149,14 +149,11 @@ class Added(NamedTuple):
 
 
 def with_adaptions(module: nn.Module, adaptions: Mapping[str, Sequence[int]]) -> nn.Module:
-    """Add 1×1 convolutions to some modules of `module`, in place.
+    """Add 1×1 convolutions to some modules of `module`, in place; ValueError for an unknown module.
 
     Args:
         adaptions: by module name: the channels, and 1 if they are the last axis (else 0). A third
             number, 1, puts the convolution before the module; it comes after it by default.
-
-    Raises:
-        ValueError: there is no such module.
     """
     for name, (channels, last, *ahead) in adaptions.items():
         parent, _, child = name.rpartition(".")

@@ -51,11 +51,7 @@ class SplitPoint(NamedTuple):
 def split_points(
     net: NestedNet, input_shape: Sequence[int], depth: str | None = None
 ) -> list[SplitPoint]:
-    """The split points after each stage of one depth (by default the full net), shallow to deep.
-
-    Args:
-        input_shape: of one image, such as (3, 32, 32).
-    """
+    """The split points after each stage of one depth (the full net by default), shallow to deep."""
     depth = net.full if depth is None else depth
     path = net.path(depth)
     last = channels_last(net.module)

@@ -26,11 +26,7 @@ def top_probability(logits: Logits) -> Float[Tensor, " batch"]:
 
 
 class Answer(NamedTuple):
-    """The answer of a cascade for a batch.
-
-    logits: (batch, classes), each row by the depth that answered.
-    depth: (batch,), the index of that depth in `Cascade.depths`.
-    """
+    """Logits of a batch, and for each row the index in `Cascade.depths` of the depth that answered."""
 
     logits: Float[Tensor, "batch classes"]
     depth: Int[Tensor, " batch"]
@@ -84,14 +80,11 @@ class Cascade:
 
     @torch.inference_mode()
     def __call__(self, x: Inputs, *, given: Mapping[str, Any] | None = None) -> Answer:
-        """Logits of each image and the depth that gave them.
+        """Logits of each image and the depth that gave them; ValueError in training mode.
 
         Args:
             given: constants of the batch, as for `NestedNet.forward`. A tensor of one row per image is
                 cut to the images still unanswered.
-
-        Raises:
-            ValueError: the network is in training mode; no step names a constant.
         """
         if self.net.training:
             raise ValueError("a cascade runs a network in eval mode: call net.eval() first")

@@ -11,11 +11,7 @@ _RESERVED = ("all", "net", "export")
 
 
 def blocks_of(name: str, blocks: Any, most: tuple[int, ...]) -> tuple[int, ...]:
-    """The blocks per stage of the depth `name`; ValueError if they are no whole numbers.
-
-    Args:
-        most: the blocks of the full net.
-    """
+    """The blocks per stage of a depth; ValueError if they are no whole numbers, such as `most`."""
     try:
         return tuple(index(count) for count in blocks)
     except TypeError:

@@ -18,11 +18,8 @@ def example_input(module: nn.Module, size: Sequence[int] | None = None) -> Tenso
     """Two random examples for a module: normal values, or else token ids for an `nn.Embedding`.
 
     Args:
-        size: shape of one example, such as (3, 224, 224), or (16,) for 16 tokens; found by trial if not
-            given.
-
-    Raises:
-        ValueError: the module does not run on this shape; no shape was found.
+        size: shape of one example, such as (3, 224, 224), or (16,) for 16 tokens; by default found by
+            trial. ValueError if the module does not run on it, or none is found.
     """
     kind = type(module).__name__
     problem = "its first layer is no Conv2d or Linear"

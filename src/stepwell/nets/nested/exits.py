@@ -13,11 +13,7 @@ HEAD = "exit_head"
 
 
 class PooledHead(nn.Module):
-    """Logits of a stage's output: the mean over all positions, then a linear layer.
-
-    Args:
-        channels_last: maps are (batch, height, width, channels).
-    """
+    """Logits of a stage's output: the mean over all positions, then a linear layer."""
 
     def __init__(self, channels: int, classes: int, channels_last: bool = False) -> None:
         super().__init__()

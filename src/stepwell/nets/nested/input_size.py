@@ -9,11 +9,9 @@ from stepwell.nets.nested.net import NestedNet
 
 
 def check_size(net: NestedNet, size: int) -> None:
-    """Refuse an image size that the network's strides or patches do not allow.
+    """Raise ValueError for a size of images on which the network cannot run.
 
-    Raises:
-        ValueError: `size` is smaller than the product of the strides, or no multiple of a ViT's
-            patches; the network does not run on it.
+    Such sizes are smaller than the product of the strides, or no multiple of a ViT's patches.
     """
     patch = patch_of(net)
     if size % patch:

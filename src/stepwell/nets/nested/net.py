@@ -95,11 +95,7 @@ class NestedNet(Weights):
         return {depth: self._status[depth] for depth in self.depths}
 
     def mark(self, status: Status, *depths: str) -> None:
-        """Set the status of `depths` (all, when none is named).
-
-        Raises:
-            ValueError: no such depth or status.
-        """
+        """Set the status of `depths` (all, when none is named); ValueError for an unknown one."""
         if status not in get_args(Status):
             raise ValueError(f"no status {status!r}; there are {', '.join(get_args(Status))}")
         for depth in depths or tuple(self._paths):
@@ -107,11 +103,7 @@ class NestedNet(Weights):
             self._status[depth] = status
 
     def require_ready(self, *depths: str) -> None:
-        """Refuse depths (all, when none is named) that are neither trained nor calibrated.
-
-        Raises:
-            ValueError: a depth is fresh; the message says how to calibrate it.
-        """
+        """Raise ValueError for depths (all, when none is named) neither trained nor calibrated."""
         for depth in depths or tuple(self.depths):
             self.path(depth)
             if self._status[depth] == "fresh" and depth in self.exits:
@@ -150,14 +142,11 @@ class NestedNet(Weights):
     def forward(
         self, x: Inputs, depth: str | None = None, *, given: Mapping[str, Any] | None = None
     ) -> Float[Tensor, "batch ..."]:
-        """Logits (batch, classes) of one depth, the full net by default.
+        """Logits (batch, classes) of one depth, the full net by default; ValueError if there is none.
 
         Args:
-            given: constants of the batch, such as a text's mask, for the steps whose forward names
-                them. No gradient flows to them.
-
-        Raises:
-            ValueError: no such depth; no step names a constant.
+            given: constants of the batch, such as a text's mask, for the steps whose forward names them (else
+                ValueError). No gradient flows to them.
         """
         path = self._path(depth)
         if not given:
@@ -252,11 +241,7 @@ class NestedNet(Weights):
     # Changes
 
     def add_depth(self, name: str, blocks: Sequence[int]) -> None:
-        """Add a depth; its private norms start as copies of the full net's. It is "fresh".
-
-        Raises:
-            ValueError: as for the constructor; the net is unchanged.
-        """
+        """Add a "fresh" depth; its private norms copy the full net's. Errors as for the class."""
         most = self._paths[self.full].blocks
         counts = blocks_of(name, blocks, most)
         check_depth(name, counts, self.depths, self.plan.stages, most, exits=self.exits)
@@ -306,9 +291,7 @@ class NestedNet(Weights):
 
         Shared weights change for every depth, and each private norm becomes a copy of the full net's.
         Its statistics do not fit the sub-nets, so these are "fresh". Heads of exits do not change.
-
-        Raises:
-            RuntimeError: names or shapes differ (torch's own message).
+        RuntimeError if names or shapes differ.
         """
         self.module.load_state_dict(state)
         for private in self._maker.norms:

@@ -30,11 +30,7 @@ class Path(NamedTuple):
 
 
 class PrivateNorm(NamedTuple):
-    """A norm that one depth does not share with the full net.
-
-    owner: the depth that it was made for; another depth may share it along their common prefix.
-    name: the name of the full net's norm that it replaces.
-    """
+    """A norm of the depth `owner` in place of the full net's norm `name`; other depths may share it."""
 
     owner: str
     name: str
@@ -42,13 +38,7 @@ class PrivateNorm(NamedTuple):
 
 
 class Paths:
-    """Make the paths of one network; the common prefix of two paths is the same modules.
-
-    Args:
-        module: the full net.
-        plan: how `module` reads as a path.
-        private: give every path norms of its own behind the fork.
-    """
+    """Make the paths of one network, with `private` norms behind forks; common prefixes are shared."""
 
     def __init__(self, module: nn.Module, plan: Plan, private: bool) -> None:
         self.module, self.plan, self.private = module, plan, private

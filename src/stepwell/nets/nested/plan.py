@@ -38,11 +38,9 @@ class Plan(NamedTuple):
 
 
 class Code:
-    """A function of a step and its input, made from Python source; it can be pickled.
+    """A function of a step and its input that can be pickled: Python `source` of a function `forward`.
 
-    Args:
-        source: defines the function `forward`.
-        scope: values of the global names in the source.
+    The dict `scope` has the values of the source's global names.
     """
 
     def __init__(self, source: str, scope: Mapping[str, Any]) -> None:
@@ -77,9 +75,7 @@ class Holder(nn.Module):
 
 
 class Calls(Holder):
-    """A step of several calls on the full net's own modules and parameters.
-
-    Its children have their dotted names in the full net.
+    """A step of several calls on the full net's own modules, its children under their dotted names.
 
     Args:
         train, eval: the code of each mode, called with this step and its input.
@@ -168,10 +164,9 @@ def replant(
 
 
 def with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
-    """A module like `module` over other children (itself if they are its own); the rest is shared.
+    """A module like `module` with other children (itself if they are its own); the rest is shared.
 
-    The dicts of parameters and buffers are the very same objects, so that `.to()`, which replaces
-    buffers inside the dict, reaches both.
+    The dicts of parameters and buffers are the same objects, so that `.to()` reaches both modules.
     """
     before = module._modules
     if children.keys() == before.keys() and all(children[n] is before[n] for n in before):

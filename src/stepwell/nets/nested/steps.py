@@ -106,11 +106,8 @@ def request(
 ) -> Request | None:
     """A checked request; None if it is empty. No gradient flows to the constants.
 
-    Args:
-        known: the names of the arguments of all steps' forwards.
-
-    Raises:
-        ValueError: no step names a constant; no step gives extras; extras are no list.
+    `known` are the names that the steps' forwards take. ValueError for a constant or extras that no
+    step names, or extras that are no list.
     """
     if isinstance(extras, str):
         raise ValueError(f"extras {extras!r}: give a list of names, such as [{extras!r}]")

@@ -89,11 +89,7 @@ class Node(NamedTuple):
 
 
 def trie_of(paths: Mapping[str, Path], shared: int = 0, *, channels_last: bool) -> Node:
-    """Build the trie of `paths` (deepest first), from their first step after the `shared` ones.
-
-    Args:
-        channels_last: maps are (batch, height, width, channels).
-    """
+    """Build the trie of `paths` (deepest first), from their first step after the `shared` ones."""
     names, (first, *_) = tuple(paths), paths.values()
     stop = shared
     while all(stop < len(p.steps) and p.steps[stop] is first.steps[stop] for p in paths.values()):

@@ -13,11 +13,7 @@ from stepwell.nets.nested.plan import Plan, is_norm
 class Weights(nn.Module):
     """The shared and private modules of all depths; the base of `NestedNet`.
 
-    Args:
-        module: the full net, a plain module.
-        plan: how `module` reads as a path.
-        full: the name of the full net's own depth.
-        private: give every depth norms of its own behind the fork.
+    Arguments as for `NestedNet`; `private` gives every depth norms of its own behind the fork.
     """
 
     def __init__(self, module: nn.Module, plan: Plan, full: str, *, private: bool) -> None:
@@ -90,11 +86,7 @@ class Weights(nn.Module):
     def load_depth(self, depth: str, state: Mapping[str, Tensor]) -> None:
         """Load one depth's weights under its plain network's names; names may be missing.
 
-        Shared weights change for all depths.
-
-        Raises:
-            ValueError: no such depth.
-            RuntimeError: an unknown name, or shapes that differ (torch's own message).
+        Shared weights change for all depths. RuntimeError for an unknown name or another shape.
         """
         unknown = self._path(depth).plain.load_state_dict(state, strict=False).unexpected_keys
         if unknown:
@@ -112,9 +104,6 @@ class Weights(nn.Module):
         """The name in `tensors` of each tensor of the plain network of `depth`, by its name there.
 
         `{"layer2.0.bn1.weight": "depths/18/layer2.0.bn1.weight", "fc.weight": "fc.weight", ...}`
-
-        Raises:
-            ValueError: no such depth.
         """
         stored = {id(value): name for name, value in self._stored().items()}
         plain = self._path(depth).plain.state_dict(keep_vars=True)
