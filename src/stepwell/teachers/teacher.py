@@ -5,6 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -75,7 +76,7 @@ class MovingAverage(nn.Module):
         self.average.update_parameters(net)
 
     @torch.no_grad()
-    def forward(self, x: Tensor, **keywords: Any) -> Exit:
+    def forward(self, x: Shaped[Tensor, "batch ..."], **keywords: Any) -> Exit:
         """The exit of the averaged network; `keywords` go to its forward."""
         return as_exit(self.average(x, **keywords))
 
@@ -89,7 +90,7 @@ def check_teacher(teacher: Teacher) -> None:
         )
 
 
-def as_exit(output: Tensor | Exit) -> Exit:
+def as_exit(output: Float[Tensor, "..."] | Exit) -> Exit:
     """Logits or an exit, as an exit."""
     return output if isinstance(output, Exit) else Exit(output)
 

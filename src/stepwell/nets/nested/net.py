@@ -145,8 +145,8 @@ class NestedNet(Weights):
         """Logits (batch, classes) of one depth, the full net by default; ValueError if there is none.
 
         Args:
-            given: constants of the batch, such as a text's mask, for the steps whose forward names them (else
-                ValueError). No gradient flows to them.
+            given: constants of the batch, such as a text's mask, for the steps whose forward names
+                them (else ValueError). No gradient flows to them.
         """
         path = self._path(depth)
         if not given:

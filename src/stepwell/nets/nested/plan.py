@@ -8,6 +8,7 @@ from itertools import chain
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torchvision.models.swin_transformer import SwinTransformer
@@ -87,7 +88,7 @@ class Calls(Holder):
         super().__init__()
         self.in_train, self.in_eval = train, eval
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """The input of the next step, or the logits."""
         return self.in_train(self, x) if self.training else self.in_eval(self, x)
 

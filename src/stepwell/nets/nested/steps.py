@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Int64, Shaped
 from torch import Tensor, nn
 
 #: The value that one step hands to the next.
@@ -30,7 +31,7 @@ def each(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     return value
 
 
-def same_memory(a: Tensor, b: Tensor) -> bool:
+def same_memory(a: Shaped[Tensor, "..."], b: Shaped[Tensor, "..."]) -> bool:
     """Check whether two tensors are views of one memory."""
     if torch.compiler.is_compiling():
         return a is b
@@ -85,7 +86,7 @@ class Request(NamedTuple):
     given: Mapping[str, Any]
     extras: tuple[str, ...]
 
-    def of_rows(self, chosen: Tensor, images: int) -> "Request":
+    def of_rows(self, chosen: Int64[Tensor, " chosen"], images: int) -> "Request":
         """The request for the `chosen` images of a batch; constants without a row per image stay."""
 
         def cut(tensor: Tensor) -> Tensor:
