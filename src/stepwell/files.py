@@ -13,14 +13,7 @@ from filelock import FileLock, Timeout
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in `path`.
-
-    Args:
-        remedy: the fix that the message suggests.
-
-    Raises:
-        ValueError: the file is damaged, or holds no JSON object.
-    """
+    """Read the JSON object in `path`; ValueError if it is damaged, with the fix `remedy`."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -48,10 +41,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
     The bytes go to a temporary file in the same folder, are flushed to disk, and replace `path` by a
     rename. A symbolic link stays, and its target is replaced. A device or a pipe, such as /dev/null, is
-    written to.
-
-    Raises:
-        OSError: the folder does not exist, cannot be written, or the disk is full; `path` is unchanged.
+    written to. OSError if the folder does not exist, cannot be written, or the disk is full; `path` is
+    unchanged.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -95,13 +86,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def locked(file: Path, what: Path, instead: str = "use another --out") -> FileLock:
-    """Take the lock `file` on `what`; it is held until released, or until the process ends.
+    """Take the lock `file` on `what`, until it is released or the process ends.
 
-    Args:
-        instead: the alternative to waiting that the message suggests.
-
-    Raises:
-        OSError: another process holds the lock.
+    OSError if another process holds it; the message suggests `instead` as the alternative to waiting.
     """
     lock = FileLock(file)
     try:
