@@ -2,16 +2,22 @@
 
 While it traces, torch.fx replaces `nn.Module.__call__` and `__getattr__` in the whole process, and sets
 a flag that makes compiled modules refuse to run. Here one trace runs at a time, calls of other threads
-run as ever, and the flag is taken back.
+run as ever, and nobody else sees the flag.
 """
 
 import threading
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 from torch import fx, nn
 
 _ONE_AT_A_TIME = threading.RLock()
+#: torch's function with globals of its own: its flag `_is_fx_tracing_flag` is a global variable.
+_trace: Any = FunctionType(
+    fx.Tracer.trace.__code__, dict(vars(fx._symbolic_trace)), "trace", fx.Tracer.trace.__defaults__,
+    fx.Tracer.trace.__closure__,
+)  # fmt: skip
 
 
 class Tracer(fx.Tracer):
@@ -21,12 +27,8 @@ class Tracer(fx.Tracer):
         """The graph of a module, as torch.fx traces it."""
         with _ONE_AT_A_TIME:
             self._thread = threading.get_ident()
-            return super().trace(*args, **kwargs)
-
-    def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
-        """The proxies of the inputs; called before the first line of the module's code runs."""
-        fx._symbolic_trace._is_fx_tracing_flag = False
-        return super().create_args_for_root(*args, **kwargs)
+            graph: fx.Graph = _trace(self, *args, **kwargs)
+            return graph
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record a call of this thread; run one of another thread."""
