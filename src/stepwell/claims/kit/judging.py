@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from stepwell.claims.kit.inference import (
     CONFIDENCE,
+    UNEQUAL,
     Spread,
+    equal_spreads,
     interval,
     pooled_spread,
     power,
@@ -46,6 +48,27 @@ class Observed(NamedTuple):
         return {first: 1.0} | dict.fromkeys(others, -1.0 / len(others))
 
 
+class Pooled(NamedTuple):
+    """The spread of claims that pool theirs, and the p-value of the test that they vary alike."""
+
+    spread: Spread
+    equal: float | None
+
+    def interval(
+        self, difference: Mapping[str, Any], level: float
+    ) -> tuple[Spread, tuple[float, float]]:
+        """The interval of a claim of the pool, with the spread that gives it.
+
+        Where the claims do not vary alike, it is the wider one by the pooled and by the own spread.
+        """
+        mean, n = difference["mean"], difference["n"]
+        spreads = [self.spread]
+        if self.equal is not None and self.equal < UNEQUAL:
+            spreads.append(Spread(difference["std"], n - 1))
+        found = [(spread, interval(mean, n, spread, level)) for spread in spreads]
+        return max(found, key=lambda one: one[1][1] - one[1][0])
+
+
 def judge(study: Study, results: Results) -> list[dict[str, Any]]:
     """Judge every claim: its numbers, interval, verdict, and the seeds that would decide it.
 
@@ -60,11 +83,14 @@ def judge(study: Study, results: Results) -> list[dict[str, Any]]:
     for one in observed:
         if len(one.differences) > 1 and not one.unpaired:
             pools[one.claim.pooled_with].append(one)
-    spreads = {
-        name: pooled_spread([o.differences for o in pool], [o.contrast for o in pool])
+    pooled = {
+        name: Pooled(
+            pooled_spread([o.differences for o in pool], [o.contrast for o in pool]),
+            equal_spreads(o.differences for o in pool),
+        )
         for name, pool in pools.items()
     }
-    return [_verdict(study, one, spreads.get(one.claim.pooled_with)) for one in observed]
+    return [_verdict(study, one, pooled.get(one.claim.pooled_with)) for one in observed]
 
 
 def _observe(study: Study, claim: Claim, results: Results, enough: int) -> Observed | None:
@@ -89,22 +115,23 @@ def _observe(study: Study, claim: Claim, results: Results, enough: int) -> Obser
     )
 
 
-def _verdict(study: Study, observed: Observed, spread: Spread | None) -> dict[str, Any]:
+def _verdict(study: Study, observed: Observed, pooled: Pooled | None) -> dict[str, Any]:
     """The entry of claims.json of one claim."""
     claim, n = observed.claim, len(observed.differences)
     primary = claim.id in study.primary
     level = simultaneous(len(study.primary)) if primary else CONFIDENCE
     difference = summary(observed.differences) | {"unit": claim.judged_in, "level": level}
-    difference |= dict.fromkeys(("low", "high", "pooled_std", "df"))
+    difference |= dict.fromkeys(("low", "high", "pooled_std", "df", "equal_spreads"))
     notes, verdict = [claim.note], "not decided"
     planned: dict[str, Any] = dict.fromkeys(("true_value", "seeds", "power", "to_decide"))
     if observed.unpaired:
         notes.insert(0, f"Not a pair: trained {observed.unpaired}.")
-    elif spread is None or n < 2:
+    elif pooled is None or n < 2:
         notes.insert(0, "One seed: no interval.")
     else:
-        low, high = interval(difference["mean"], n, spread, level)
-        difference |= {"low": low, "high": high, "pooled_std": spread.std, "df": spread.df}
+        spread, (low, high) = pooled.interval(difference, level)
+        difference |= {"low": low, "high": high, "equal_spreads": pooled.equal}
+        difference |= {"pooled_std": pooled.spread.std, "df": pooled.spread.df}
         verdict = verdict_of(low, high, claim.margin, claim.below)
         planned = _plan(claim, difference["mean"], n, spread, level)
     return {

@@ -91,11 +91,6 @@ def accuracy(arm: str) -> Measure:
     return of_test(arm, "14/accuracy", 100)
 
 
-def untuned(shots: int) -> Measure:
-    """Test accuracy of the blocks of stage 1, joined as they are, in percent."""
-    return of_test(at(NETGRAFT, shots), "untuned", 100)
-
-
 def beats(
     id: str, text: str, paper: str, a: str, b: str, margin: float = 0.0, pool: str = SCRATCH,
     expected: float | None = None,
@@ -129,8 +124,6 @@ def of_one_student(shots: tuple[int, ...], is_slimmer: bool, bound: str) -> list
              ours, "teacher", -2.0),
             ("direct", "NetGraft gains on the same blocks copied and trained directly, as long",
              LACKS, ours, direct, 0.0),
-            ("hints", "NetGraft gains on direct training with hints of every block, too", LACKS,
-             ours, hints, 0.0),
             ("hints-help", "hints of every block help NetGraft", LACKS, hinted, ours, 0.0),
             ("grafting-helps-hints", "NetGraft with hints gains on direct training with hints",
              LACKS, hinted, hints, 0.0),
@@ -146,33 +139,25 @@ def of_one_student(shots: tuple[int, ...], is_slimmer: bool, bound: str) -> list
 BOTH_STAGES = at(NETGRAFT, MOST, True)
 ALONE = {1: at(SECOND, MOST, True), 2: at(FIRST, MOST, True)}
 CLAIMS = [
-    *of_one_student(SHOTS, False, FULL),
-    *of_one_student(SLIMMER_SHOTS, True, FULL_SLIMMER),
+    *of_one_student((1, MOST), False, FULL),
+    *of_one_student((MOST,), True, FULL_SLIMMER),
     Claim("slimmer/stages", f"With K = {MOST} and two stages to graft, both stages are needed: the "
           "lesser gain on either stage alone, in as many steps as both",
           "dual-stage (abstract; numbers not read)", "%",
           {arm: accuracy(arm) for arm in (BOTH_STAGES, *ALONE.values())},
           least([less(accuracy(BOTH_STAGES), accuracy(arm)) for arm in ALONE.values()]),
           pool=f"slimmer/K = {MOST}", expected=2.0),
-    *(beats(f"slimmer/stage-{other}", f"With K = {MOST} and two stages to graft, stage {other} is "
-            f"needed: the gain on stage {3 - other} alone, in as many steps as both", UNREAD,
-            BOTH_STAGES, arm, pool=f"slimmer/K = {MOST}" if other == 1 else "stage 1 alone")
-      for other, arm in ALONE.items()),
+    beats("slimmer/stage-2", f"With K = {MOST} and two stages to graft, stage 2 is needed: the gain on "
+          "stage 1 alone, in as many steps as both", UNREAD, BOTH_STAGES, ALONE[2], pool=""),
     *(beats(f"kd/{k}", f"With K = {k}, NetGraft gains more than 10 points on KD of a student from "
-            "scratch", UNREAD, at(NETGRAFT, k), at(KD, k), 10.0) for k in SHOTS),
-    *(beats(f"labels/{k}", f"With K = {k}, NetGraft gains more than 10 points on training with the "
-            "images' labels", LACKS, at(NETGRAFT, k), at(LABELS, k), 10.0) for k in SHOTS),
-    *(more(f"stage-1/{k}", f"With K = {k}, stage 2 adds to the blocks of stage 1 as they are",
-           UNREAD, (NETGRAFT, accuracy(at(NETGRAFT, k))), ("its stage 1", untuned(k)),
-           pool=f"K = {k}", note="Stage 1 there takes two thirds of the steps.") for k in SHOTS),
+            "scratch", UNREAD, at(NETGRAFT, k), at(KD, k), 10.0, expected=20.0 if k == MOST else None)
+      for k in (1, MOST)),
+    beats(f"labels/{MOST}", f"With K = {MOST}, NetGraft gains more than 10 points on training with the "
+          "images' labels", LACKS, at(NETGRAFT, MOST), at(LABELS, MOST), 10.0),
     beats("saturation", f"{MOST} images a class lose less than 1 point to {MANY}", ON_CIFAR,
           at(NETGRAFT, MOST), at(NETGRAFT, MANY), -1.0, f"K = {MOST}"),
-    beats("saturation/5", f"5 images a class lose less than 1 point to {MOST}", ON_CIFAR,
-          at(NETGRAFT, 5), at(NETGRAFT, MOST), -1.0, "K = 5"),
     beats("one-shot", f"1 image a class loses less than 5 points to {MOST}", ON_CIFAR,
           at(NETGRAFT, 1), at(NETGRAFT, MOST), -5.0, "K = 1"),
-    beats("teacher", "The student is wide enough: full-data KD loses less than 5 points to the "
-          "teacher", LACKS, FULL, "teacher", -5.0, "all images"),
     beats("loss", "The direction of the logits is a better target than their mean squared error",
           "the authors' code's default", at(NETGRAFT, MOST), at(MSE, MOST), 0.0, f"K = {MOST}"),
     beats("copied", "Copied blocks help: the gain on a student of which nothing is copied",
@@ -189,7 +174,9 @@ NOTE = (
     "mean squared error and the student that copies nothing have NetGraft's rate; full-data KD "
     "has the rate of `train distill`. The design was tried before in pilots on the test images of "
     "this study (docs/netgraft.md). Margins were set before the study was run. Full-data KD is no "
-    "fair bound: it sees labels, trains the copied blocks, and ends above the teacher."
+    "fair bound: it sees labels, trains the copied blocks, and ends above the teacher. The paper's "
+    "number for KD from few images could not be read: the seeds of `kd/10` are planned for a gain of "
+    "20 points, twice its margin."
 )
 
 COLUMNS = [
@@ -213,12 +200,12 @@ STUDY = Study(
     note=NOTE,
     questions=[Question("How far does grafting come, and is it better than direct training?",
                         ("teacher", FULL, *OF_SLIM, f"{KD}*", f"{LABELS}*"),
-                        ("par/*", "teacher*", "direct/*", "hints*", "grafting-helps-hints/*",
-                         "kd/*", "labels/*", "saturation*", "one-shot"), COLUMNS),
+                        ("par/*", "teacher/*", "direct/*", "hints-help/*", "grafting-helps-hints/*",
+                         "kd/*", "labels/*", "saturation", "one-shot"), COLUMNS),
                Question("With two stages to graft?", ("*slimmer",), ("slimmer/*",), COLUMNS),
                Question("Which parts of the method matter?",
                         (at(NETGRAFT, MOST), at(MSE, MOST), at(FRESH, MOST)),
-                        ("stage-1/*", "loss", "copied"), COLUMNS)],
+                        ("loss", "copied"), COLUMNS)],
     plot=Plot(Axis("images of each class (K)", log=True, ticks=(*SHOTS, MANY)),
               Axis("test accuracy, %", 100),
               {way: [Point(at(way, k), k, "14/accuracy")
