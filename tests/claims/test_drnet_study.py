@@ -13,8 +13,8 @@ from stepwell.claims.drnet.arms import (
     best_cascade,
     best_mixture,
     held_to,
+    two_scales,
 )
-from stepwell.claims.drnet.planted import two_scales
 from stepwell.claims.drnet.study import (
     ARMS,
     CLAIMS,

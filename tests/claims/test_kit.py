@@ -8,7 +8,6 @@ from scipy import stats
 from stepwell.claims import CLAIMS
 from stepwell.claims.ekd import STUDY
 from stepwell.claims.kit import source_digest as sources
-from stepwell.claims.kit.columns import Column
 from stepwell.claims.kit.inference import (
     Spread,
     equal_spreads,
@@ -20,11 +19,11 @@ from stepwell.claims.kit.inference import (
     summary,
     verdict_of,
 )
-from stepwell.claims.kit.judging import judge, read_claims
+from stepwell.claims.kit.judging import judge
 from stepwell.claims.kit.measures import of_test_if_any
 from stepwell.claims.kit.page import render
 from stepwell.claims.kit.provenance import elsewhere
-from stepwell.claims.kit.study import Arm, Claim, Question, Study, run_study
+from stepwell.claims.kit.study import Arm, Claim, Column, Question, Study, run_study
 from stepwell.claims.kit.verify import verify_system
 from stepwell.console import show_claims, sized
 from stepwell.recipes import load_object
@@ -242,17 +241,6 @@ def test_arms_that_were_trained_elsewhere_are_named():
     results["a"][0]["trained_on"] = HERE | {"code": {"recipe": "1"}}  # of one function
     assert elsewhere(results) == {"c": "trained on another machine (Z, 1 thread)"}
     assert elsewhere({"a": units(), "b": units()}) == {}
-
-
-def test_a_file_of_before_verdicts_is_read(tmp_path):
-    def claim(holds, low, high):
-        return {"holds": holds, "margin": 0.0, "difference": {"low": low, "high": high}}
-
-    claims = [claim(True, 1, 2), claim(False, -2, -1), claim(False, -1, 1), claim(None, None, None)]
-    (tmp_path / "claims.json").write_text(json.dumps({"claims": claims}))
-    read = read_claims(tmp_path / "claims.json")["claims"]
-    assert [c["verdict"] for c in read] == ["holds", "refuted", "not decided", "not decided"]
-    assert "holds" not in read[0]
 
 
 def of(arm):

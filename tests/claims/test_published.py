@@ -1,12 +1,12 @@
 """The published pages are the verdicts of the present claims on the published units."""
 
 import fnmatch
+import json
 
 import pytest
 from benchmarks.judge import ABOUT, PUBLISHED, about, judged
 
 from stepwell.claims import CLAIMS
-from stepwell.claims.kit.judging import read_claims
 from stepwell.claims.kit.page import render
 from stepwell.claims.kit.study import slug
 from stepwell.recipes import load_object
@@ -26,7 +26,7 @@ def verdict(claim):
 def test_a_published_page_has_the_verdicts_of_its_units(folder):
     study, record = judged(folder)
     name = about(folder)["page"]
-    published = read_claims(PUBLISHED / f"{name}.json")
+    published = json.loads((PUBLISHED / f"{name}.json").read_text())
     assert [verdict(claim) for claim in published["claims"]] == [
         verdict(claim) for claim in record["claims"]
     ], "python -m benchmarks.judge writes the pages anew"

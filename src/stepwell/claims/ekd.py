@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 
-from stepwell.claims.kit.columns import Column
 from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import Named, least, less, more, of_test, times
-from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
+from stepwell.claims.kit.study import Arm, Claim, Column, Measure, Question, Study, image_fingerprint
 from stepwell.cost import count_joint_macs, count_macs
 from stepwell.nets import build
 from stepwell.recipes.ekd import SCHEDULES

@@ -23,8 +23,7 @@ from stepwell.kg.online import Online
 from stepwell.kg.pending import Pending
 from stepwell.kg.queries import GraphQueries, synchronized
 from stepwell.kg.state import Change
-from stepwell.kg.update_history import record_measures, record_update
-from stepwell.kg.update_report import Report, ReportBuilder
+from stepwell.kg.update_report import Report, ReportBuilder, record_measures, record_update
 
 #: The graph is written to its file when the journal exceeds this share of the file and this size.
 COMPACT_SHARE, COMPACT_BYTES = 0.5, 1 << 20

@@ -16,10 +16,9 @@ from dataclasses import replace
 from typing import Any
 
 from stepwell.claims.dkge.snapshots import snapshots_digest
-from stepwell.claims.kit.columns import Column
 from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import more, of_test, of_test_if_any, times
-from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study
+from stepwell.claims.kit.study import Arm, Claim, Column, Measure, Question, Study
 
 HERE = "stepwell.claims.dkge.arms"
 BASE, PLAIN_BASE = "DKGE, first snapshot", "TransE, first snapshot"

@@ -24,10 +24,9 @@ was set before the study was run.
 from typing import Any
 
 from stepwell.claims.drnet.arms import COSTS
-from stepwell.claims.kit.columns import Column
 from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import Named, level, more, of_test, of_test_if_any
-from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
+from stepwell.claims.kit.study import Arm, Claim, Column, Measure, Question, Study, image_fingerprint
 from stepwell.recipes.drnet import SHARES
 
 LEARNED, ALONE = "stepwell.claims.drnet.arms:learned", "stepwell.claims.drnet.arms:alone"
@@ -131,7 +130,7 @@ ARMS: dict[str, Arm] = {
     **{depth(t): choosing(t, "start, depths alone", epochs=8 / 9, **ONE) for t in TOGETHER},
     FRONTS: Arm("stepwell.claims.drnet.arms:fronts", {},
                 {"resolution": dynamic(MIDDLE), "depth": depth(MIDDLE), "both": both(MIDDLE)}),
-    **{arm: Arm("stepwell.claims.drnet.planted:planted", options, {},
+    **{arm: Arm("stepwell.claims.drnet.arms:planted", options, {},
                 {"epochs": 4 / 3, "choose_epochs": 4 / 3})
        for arm, options in PLANTED_ARMS.items()},
 }  # fmt: skip

@@ -30,10 +30,9 @@ from typing import Any
 
 from stepwell.claims.ekd import UNTAUGHT
 from stepwell.claims.kit import measures
-from stepwell.claims.kit.columns import Column
 from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import greatest, least, less, of_test
-from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
+from stepwell.claims.kit.study import Arm, Claim, Column, Measure, Question, Study, image_fingerprint
 from stepwell.data.distill_data import DistillData
 
 NET, DEEPER, SMALLER = "resnet14", "resnet32", "8"

@@ -1,9 +1,7 @@
 """Verdicts on claims: paired differences over seeds, their intervals, and the seeds to plan for."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepwell.claims.kit.inference import (
@@ -185,19 +183,3 @@ def _arms_of(measures: Sequence[Any], results: Results) -> list[str]:
     except _NotRun as missing:
         return [*read, str(missing)]
     return [*read]
-
-
-def read_claims(file: Path) -> dict[str, Any]:
-    """Read a claims.json; a file of before verdicts says `holds` in their place.
-
-    There, a claim that does not hold is refuted if its interval lies beyond the margin.
-    """
-    record: dict[str, Any] = json.loads(file.read_text())
-    for claim in record["claims"]:
-        if "holds" in claim:
-            difference, holds = claim["difference"], claim.pop("holds")
-            inside = holds is None or difference["low"] <= claim["margin"] <= difference["high"]
-            claim["verdict"] = "holds" if holds else "not decided" if inside else "refuted"
-            difference |= {"level": CONFIDENCE, "pooled_std": None, "df": None}
-            claim["planned"] = dict.fromkeys(("true_value", "seeds", "power", "to_decide"))
-    return record

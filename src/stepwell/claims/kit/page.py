@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from stepwell.claims.kit.columns import Column, columns_by_depth, rows
 from stepwell.claims.kit.inference import CONFIDENCE, MOST_SEEDS, UNEQUAL
-from stepwell.claims.kit.study import Question, Study
+from stepwell.claims.kit.study import Column, Question, Study
 from stepwell.console import sized
 
+#: Measures by name, of every arm by its name.
+Arms = Mapping[str, Mapping[str, Any]]
 PERCENT = f"{100 * CONFIDENCE:.0f} %"
 RULE = f"""\
 How to read a verdict. Each claim names a margin and a side. The judged number is a paired difference
@@ -223,3 +224,24 @@ def _not_run(claims: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [f"- primary: {claim['text']}" for claim in claims if claim["primary"]]
     others = [f"`{claim['id']}`" for claim in claims if not claim["primary"]]
     return lines + ([f"- exploratory: {', '.join(others)}"] if others else [])
+
+
+def columns_by_depth(arms: Arms) -> list[Column]:
+    """Accuracy, likelihood, calibration and agreement of every depth, and the processor's seconds."""
+    kinds = (
+        ("accuracy", 100.0, ".2f"), ("nll", 1.0, ".3f"), ("ece", 1.0, ".3f"),
+        ("agreement", 100.0, ".1f"),
+    )  # fmt: skip
+    depths = {name.split("/")[0] for arm in arms.values() for name in arm if name.endswith("/accuracy")}
+    columns = [
+        Column(f"{depth}/{kind}", f"{depth} {kind}", scale, form)
+        for depth in sorted(depths, key=lambda depth: (len(depth), depth))
+        for kind, scale, form in kinds
+    ]
+    return [*columns, Column("cpu_seconds", "seconds", 1.0, ".0f")]
+
+
+def rows(arms: Arms, columns: Sequence[Column]) -> dict[str, Mapping[str, Any]]:
+    """The arms that have any of the columns."""
+    keys = {column.key for column in columns}
+    return {name: measures for name, measures in arms.items() if keys & measures.keys()}

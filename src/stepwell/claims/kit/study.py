@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stepwell.claims.kit.columns import Column
 from stepwell.claims.kit.figure import Plot
 from stepwell.claims.kit.source_digest import source_digest
 from stepwell.data import load_images
@@ -37,16 +36,14 @@ from stepwell.training.run import plain
 class Arm:
     """One way of training that a study compares, or a comparison of networks that other arms trained.
 
-    recipe: a recipe's name, or a function "module:name". The function is called as a recipe is. It
-        returns numbers under "test", and "seconds" and "cpu_seconds". It gets the study's common
-        arguments that its signature names.
-    needs: arguments that are files of other arms of the same seed: argument name to arm name, or to
-        the names of several arms where the argument takes several files.
+    recipe: a recipe's name, or a function "module:name" that returns numbers under "test", "seconds"
+        and "cpu_seconds". It gets the study's common arguments that its signature names.
+    needs: arguments that are files of other arms of the same seed: argument to one or several arms.
     scaled: arguments that are a share of the study's epochs, such as {"epochs": 0.5}. A member of a
-        group, such as "distill_data.generator_steps", changes that group among the arm's own arguments.
-    seed_shift: added to the study's seed. Networks of one architecture and one seed begin with the same
-        weights. A teacher and a student that must not do so differ in their shift.
-    title: the name that pages show, where the arm's own name, which names its units, says too much.
+        group is named like "distill_data.generator_steps".
+    seed_shift: added to the study's seed. Networks of one architecture and one seed begin with the
+        same weights; where they must not, their shifts differ.
+    title: the name on pages; by default the arm's own name, which names its units.
     """
 
     recipe: str
@@ -136,6 +133,20 @@ class Claim(NamedTuple):
         """Name of the claims with which it pools its spread; its own id for no other claim."""
         shared = self.judged_in in ("points", "×")
         return self.pool or (f"{self.unit}, {self.judged_in}" if shared else self.id)
+
+
+class Column(NamedTuple):
+    """One measure as a column.
+
+    key: its name among an arm's measures.
+    scale: factor of its values, such as 100 for percent.
+    form: format of a number.
+    """
+
+    key: str
+    title: str
+    scale: float = 100.0
+    form: str = ".2f"
 
 
 class Question(NamedTuple):

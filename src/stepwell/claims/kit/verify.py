@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from stepwell.claims import CLAIMS
-from stepwell.claims.kit.columns import Column, columns_by_depth
 from stepwell.claims.kit.figure import draw
 from stepwell.claims.kit.inference import summary
 from stepwell.claims.kit.judging import judge
-from stepwell.claims.kit.page import render
+from stepwell.claims.kit.page import columns_by_depth, render
 from stepwell.claims.kit.provenance import elsewhere
-from stepwell.claims.kit.study import Results, Study, only, run_study
+from stepwell.claims.kit.study import Column, Results, Study, only, run_study
 from stepwell.console import say
 from stepwell.device import processor
 from stepwell.files import write_whole

@@ -16,10 +16,9 @@ grafting.
 
 from typing import Any
 
-from stepwell.claims.kit.columns import Column
 from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import least, less, more, of_test
-from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
+from stepwell.claims.kit.study import Arm, Claim, Column, Measure, Question, Study, image_fingerprint
 
 TEACHER, SLIM, SLIMMER = "resnet14", "resnet14_slim", "resnet14_slimmer"
 SHOTS = (1, 2, 5, 10)
