@@ -19,10 +19,9 @@ from stepwell.claims.kit.inference import (
     summary,
     verdict_of,
 )
-from stepwell.claims.kit.judging import judge
+from stepwell.claims.kit.judging import elsewhere, judge
 from stepwell.claims.kit.measures import of_test_if_any
 from stepwell.claims.kit.page import render
-from stepwell.claims.kit.provenance import elsewhere
 from stepwell.claims.kit.study import Arm, Claim, Column, Question, Study, run_study
 from stepwell.claims.kit.verify import verify_system
 from stepwell.console import show_claims, sized

@@ -1,15 +1,12 @@
 """Nested depths with embedded distillation: the claims of the paper's abstract, and their test.
 
 Two nets: ResNet-32 with the 20-layer sub-net, and ResNet-32 with 8, 14 and 20. All arms have the same
-data, augmentation and optimizer. No arm selects on test data: each keeps its last epoch. Two budgets:
+data, augmentation, optimizer and epochs, and each keeps its last epoch. Arms that start from the
+trained full net train for half as many epochs more, at half the rate; their seconds include the first
+training. Arms of "equal seconds" train as long as offline distillation with its teacher.
 
-- equal epochs: every arm trains for the study's epochs. Arms that start from the trained full net train
-  for half as many more, at half the rate; their seconds include the first training.
-- equal seconds: offline distillation costs the teacher and each student; arms of that name train for
-  as long.
-
-Controls explain a gain: a network trained for as much longer (`32 alone, longer`), or taught by itself
-(`born again` offline; `self-taught` by a moving average in the same run).
+Controls explain a gain: longer training (`32 alone, longer`), a network that teaches itself (offline
+`born again`; `self-taught` by a moving average).
 """
 
 from dataclasses import replace

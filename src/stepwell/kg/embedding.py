@@ -34,9 +34,8 @@ EPSILON = 1e-9
 class ContextEncoder(nn.Module):
     """An attentive graph convolution over contexts and a gate: from knowledge to joint vectors.
 
-    H = ReLU(D^-1/2 A D^-1/2 H0 W); s_i = v · ReLU(H_i ⊙ k); the context is sum_i softmax(s)_i H_i, and
-    the joint vector sigmoid(g) ⊙ k + (1 - sigmoid(g)) ⊙ context. As H >= 0, ReLU(H_i ⊙ k) is
-    H_i ⊙ ReLU(k), so each s_i is one product.
+    H = ReLU(D^-1/2 A D^-1/2 H0 W); s_i = v · ReLU(H_i ⊙ k) = (v ⊙ ReLU(k)) · H_i, as H >= 0; the
+    context is sum_i softmax(s)_i H_i, and the joint vector sigmoid(g) ⊙ k + (1 - sigmoid(g)) ⊙ context.
 
     Args:
         attention: without it, all rows of a context have the same weight.

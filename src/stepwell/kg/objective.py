@@ -84,10 +84,7 @@ def margin_loss(
 ) -> Float[Tensor, ""]:
     """Mean of max(0, margin + true - false) over the pairs that count (Bordes et al. 2013).
 
-    Args:
-        true, false: distances of true and of corrupted triples.
-        margin: how much farther a false triple has to be.
-        counts: marks the pairs.
+    `true` and `false` are distances of true and of corrupted triples.
     """
     pairs = torch.relu(margin + true[:, None] - false)
     return (pairs * counts).sum() / counts.sum().clamp(min=1)
@@ -97,8 +94,7 @@ class Translation(Objective):
     """Learns joint vectors with h* + r* near t* for true triples, and far from it for false ones.
 
     Args:
-        corrupt: draws false triples.
-        margin: how much farther a false triple has to be.
+        margin: the distance by which a false triple has to be farther.
         negatives: false triples per true triple.
         removed: triples that are no longer true. unlearn: the weight of their loss.
     """

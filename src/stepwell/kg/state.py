@@ -121,7 +121,7 @@ class State:
             self.names[kind].truncate(len(self.count[kind]))
 
     def apply(self, change: "Change", tables: Tables, applied: int) -> None:
-        """Apply an update; `tables` are `UpdateResult.tables` of it."""
+        """Apply an update; `tables` are its `UpdateResult.tables`."""
         self.make_room()
         for kind in KINDS:
             for what, table in self.tables(kind).items():

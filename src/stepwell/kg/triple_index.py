@@ -159,8 +159,7 @@ class TripleIndex:
 
     def linked(self, head: Ints, tail: Ints) -> Flags:
         """Check whether any triple leads from head[i] to tail[i]."""
-        low, high = _range(self._by_pair, (head << ENTITY_BITS) | tail, RELATION_BITS)
-        return np.asarray(high > low)
+        return np.asarray(_count(self._by_pair, (head << ENTITY_BITS) | tail, RELATION_BITS) > 0)
 
     def out(self, entity: Ints) -> tuple[Ints, Ints, Ints]:
         """Triples with head entity[i]: owner, relation, tail."""
@@ -172,13 +171,11 @@ class TripleIndex:
 
     def out_degree(self, entity: Ints) -> Ints:
         """Number of triples with head entity[i]."""
-        low, high = _range(self._by_head, entity, RELATION_BITS + ENTITY_BITS)
-        return high - low
+        return _count(self._by_head, entity, RELATION_BITS + ENTITY_BITS)
 
     def in_degree(self, entity: Ints) -> Ints:
         """Number of triples with tail entity[i]."""
-        low, high = _range(self._by_tail, entity, RELATION_BITS + ENTITY_BITS)
-        return high - low
+        return _count(self._by_tail, entity, RELATION_BITS + ENTITY_BITS)
 
 
 class Neighbours:
@@ -215,8 +212,7 @@ class Neighbours:
 
     def degree(self, entity: Ints) -> Ints:
         """Number of neighbours of entity[i]."""
-        low, high = _range(self._keys, entity, ENTITY_BITS)
-        return high - low
+        return _count(self._keys, entity, ENTITY_BITS)
 
     def joined(self, a: Ints, b: Ints) -> Flags:
         """Check whether a[i] and b[i] share a triple."""
@@ -287,6 +283,11 @@ def _range(keys: Ints, prefix: Ints, bits: int) -> tuple[Ints, Ints]:
     low = np.searchsorted(keys, prefix << bits)
     high = np.searchsorted(keys, ((prefix + 1) << bits) - 1, side="right")
     return low, high
+
+
+def _count(keys: Ints, prefix: Ints, bits: int) -> Ints:
+    low, high = _range(keys, prefix, bits)
+    return high - low
 
 
 def _split(lists: Ragged) -> tuple[Ints, Ints, Ints]:

@@ -33,7 +33,7 @@ class Report:
     """The effect of an update.
 
     added, removed: numbers of triples. new, gone: names of elements that joined and left the graph.
-    affected: number of old elements that were trained. trained: triples of an epoch.
+    affected: number of trained old elements. trained: triples of an epoch.
     moved: the affected entities whose joint vector moved most, with the distance.
     unlearnt: mean ||h* + r* - t*|| of removed triples before and after; None if none were removed.
     forgotten: the first removed triples, each with that distance before and after.

@@ -109,7 +109,6 @@ def controls(
     """Measure other ways to choose, at the mean cost of a dynamic network.
 
     Args:
-        out: a folder, for controls.json.
         fixed: file of a network of one depth, trained at all resolutions; its chooser is not used.
         dynamic: file of the dynamic network.
         random: file of a network trained like it, with random choices.
@@ -149,12 +148,9 @@ def fronts(
 ) -> dict[str, Any]:
     """Compare networks that choose the resolution, the depth, or both, at the same costs.
 
-    Args:
-        out: a folder, for fronts.json.
-
     Returns:
-        Under "test": "resolution at 0.4" and the like, accuracy at the price that is best within this
-        mean cost on validation images, where the network's choices reach it; and "cost of" each.
+        Under "test": accuracies such as "resolution at 0.4", at the cost penalty that is best within
+        this mean cost on validation images, where choices reach it; and "cost of" each.
 
     Raises:
         ValueError: the runs have no validation part.

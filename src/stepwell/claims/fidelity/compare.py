@@ -35,8 +35,7 @@ def compare(
     Returns:
         Under "test" the numbers of `fidelity_measures`, without their intervals, on three sets of
         images: "test/KEY", the data's test part; "train/KEY", the run's training images as they are;
-        "seen/KEY", its first epoch's images as the student saw them: augmented, mixed or replaced; they
-        have no labels.
+        "seen/KEY", its first epoch's images as the student saw them, without labels.
 
     Raises:
         ValueError: the run's data has changed; the networks do not fit to each other or to the data.
@@ -81,6 +80,6 @@ def _logits_of(net: nn.Module) -> Network:
 
 
 def _without_labels(train: Batches) -> Iterator[Batch]:
-    """The first epoch's images without labels: mixed and replaced images have no single class."""
+    """The first epoch's images without labels, because mixed images have no single class."""
     for images, labels in train:
         yield Batch(images, torch.full((len(labels),), -1))

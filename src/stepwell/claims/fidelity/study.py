@@ -4,16 +4,14 @@ The paper's networks and data sets are larger, so claims test order and gaps, no
 was set before its arms were run.
 
 Teachers see one half of the training images, one fixed draw for all seeds. Their students see the same
-half, the other half, or both, and no label, except in the arms about labels. So the students of the
-other half, and of both halves, learn from unlabeled images that no teacher has seen. A student trains
-for 1.5 times its teacher's epochs, at temperature 4. Students of both halves take as many steps as the
-others, in half the passes.
+half, the other half, or both, and no label, except in the arms about labels. A student trains for 1.5
+times its teacher's epochs, at temperature 4; a student of both halves takes as many steps.
 
-Each training of a student is an arm "NAME, student". The arm NAME compares it with its teacher: on test
-images, on its training images, and on its training images as it saw them, augmented. Controls are
-students of other teachers. All students of one seed and one architecture, controls among them, begin
-with the same weights and see one order of images. Neither is any teacher's, except in the arm of the
-teacher's initial weights. The nested nets have the students' seed, and so their order of images.
+The arm "NAME, student" trains a student. The arm NAME compares it with its teacher: on test images, on
+its training images, and on these as it saw them, augmented. Controls are students of other teachers.
+All students of one seed and one architecture begin with the same weights and see one order of images.
+Neither is any teacher's, except in the arm of the teacher's initial weights. Nested nets have the
+students' seed.
 
 A nested net's teacher is its own full net. The control of its sub-net is the same sub-net of another
 nested net, and its rival is an offline student with the same losses. The arms `EKD, 8 in 14` and

@@ -82,11 +82,7 @@ def equal_spreads(differences: Iterable[Sequence[float]]) -> float | None:
 
 
 def interval(mean: float, seeds: int, spread: Spread, level: float) -> tuple[float, float]:
-    """The interval of a mean over seeds by Student's t: mean ± t · std / √seeds.
-
-    Args:
-        level: probability that the interval has the true value in it, such as 0.9.
-    """
+    """The interval of a mean over seeds by Student's t: mean ± t · std / √seeds."""
     half = float(t.ppf((1 + level) / 2, spread.df)) * spread.std / seeds**0.5
     return mean - half, mean + half
 
@@ -102,12 +98,8 @@ def simultaneous(claims: int) -> float:
 def verdict_of(low: float, high: float, margin: float, below: bool) -> Verdict:
     """Judge an interval by the side of the margin that it lies on.
 
-    Args:
-        below: the claim is that the true value lies below the margin; else above it.
-
-    Returns:
-        "holds" where the whole interval lies on the claimed side, "refuted" where all of it lies on the
-        other side, "not decided" where it contains the margin.
+    "holds": the whole interval lies on the claimed side, `below` the margin or above it. "refuted": it
+    lies on the other side. "not decided": it contains the margin.
     """
     if low <= margin <= high:
         return "not decided"
@@ -118,10 +110,7 @@ def power(distance: float, seeds: int, spread: Spread, level: float = CONFIDENCE
     """Probability that the interval of a study excludes a margin that is `distance` from the truth.
 
     By the noncentral t distribution with df degrees of freedom and noncentrality
-    |distance| · √seeds / std; on the true side of the margin alone.
-
-    Args:
-        spread: of the planned study, whose degrees of freedom grow with its seeds.
+    |distance| · √seeds / std; on the true side of the margin alone. `spread` is of the planned study.
     """
     if spread.std == 0:
         return float(distance != 0)
@@ -135,9 +124,7 @@ def seeds_needed(
     """The seeds that find a true distance from the margin with 80 % power; None for over 1,000.
 
     Args:
-        std: of the paired difference between seeds.
-        pairs: degrees of freedom of the spread for each seed beyond the first: 1 for a lone pair, more
-            where the spread is pooled.
+        pairs: degrees of freedom of the spread for each seed beyond the first: 1 for a lone pair.
     """
     counts = range(2, MOST_SEEDS + 1)
     found = bisect_left(

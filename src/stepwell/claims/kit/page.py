@@ -35,9 +35,7 @@ In the rows of the picture: the interval of a claim, its margin (dashed) and the
 
 
 def render(record: Mapping[str, Any], study: Study, picture: str) -> str:
-    """Write the page beside claims.json.
-
-    It has the primary claims, then for each question of the study its arms and exploratory claims.
+    """Write the page: the primary claims, then the arms and exploratory claims of each question.
 
     Args:
         record: the content of claims.json.

@@ -1,9 +1,8 @@
 """Arms, seeds and claims: how an experiment is run and resumed.
 
-One arm with one seed is one unit of work: a recipe with its arguments, or a comparison of networks
-that other arms trained. A unit is cached in a folder. The folder's name is a hash of the unit's
-arguments, its data and the code that it imports. So claims share arms, an interrupted study goes on
-where it stopped, and a change elsewhere invalidates nothing.
+One arm with one seed is a unit of work, cached in a folder whose name is a hash of its arguments, data
+and imported code. So claims share arms, an interrupted study resumes, and a change elsewhere
+invalidates nothing.
 """
 
 import contextlib
@@ -101,11 +100,11 @@ class Claim(NamedTuple):
 
     text: the sentence; pages add the rule.
     measured: numbers to show, by name.
-    difference: the number that is judged, per seed: a paired difference, or a ratio.
+    difference: the judged number of a seed: a paired difference, or a ratio.
     margin, below: the claim is that `difference` lies above the margin, or below it.
     unit, judged_in: of the numbers to show, and of the judged number.
-    pool: claims of one name pool their spread over seeds. By default differences in points and ratios
-        pool by their unit, and every other claim has its own spread.
+    pool: claims with one pool share their spread over seeds. By default differences in points and
+        ratios pool by their unit, and every other claim has its own spread.
     expected: the true value that a study is planned for, such as the paper's number.
     """
 
@@ -167,12 +166,10 @@ class Study:
     """The experiment of one system.
 
     common: arguments of every arm; `quick` replaces some.
-    fingerprint: arguments, with "data" and "size" among them, to a hash of the data.
-    primary: ids of at most three claims, named from the paper's abstract. They decide whether the paper
-        holds here. All others are exploratory.
-    note: facts about the study that a reader of the page needs.
-    questions: the page's sections.
-    plot: the page's picture, beside the intervals of the primary claims.
+    fingerprint: arguments, including "data" and "size", to a hash of the data.
+    primary: ids of at most three claims, named from the paper's abstract; all others are exploratory.
+    note: facts about the study for a reader of the page.
+    questions: the page's sections. plot: its picture, beside the intervals of the primary claims.
 
     Raises:
         ValueError: more than three primary claims.
@@ -216,8 +213,8 @@ def run_study(
     Args:
         out: folder of the cached units.
         workers: processes of one thread each; 0 runs the units in this process, one by one.
-        done: called for each finished unit with its arm, seed and result, the number of units that this
-            call has trained, and the number that it has yet to train. Other units were read from `out`.
+        done: called for each unit with its arm, seed and result, and the numbers of units that this
+            call has trained and has yet to train. Other units are read from `out`.
     """
     marks = _marks(study, common)
     units = [(name, seed) for seed in seeds for name in study.arms]
@@ -272,10 +269,7 @@ def with_needed(study: Study, arms: set[str]) -> set[str]:
 
 
 def _marks(study: Study, common: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """The fingerprints of every arm's data and code; each is read once.
-
-    An arm that takes no data makes its own, or has the data of the arms that it needs.
-    """
+    """The fingerprints of every arm's data ("" for an arm that takes no data) and code."""
     data: dict[tuple[Any, Any], str] = {(None, None): ""}
     code = cache(source_digest)
     marks = {}
@@ -355,7 +349,7 @@ def _run_unit(function: str, arguments: dict[str, Any], folder: Path) -> dict[st
 
 @contextlib.contextmanager
 def _pool(workers: int) -> Iterator[Callable[..., Future[dict[str, Any]]]]:
-    """Give a `submit` like an executor's; without workers it runs the call at once."""
+    """Give a `submit` like an executor's; without workers it calls at once."""
     if not workers:
         yield _call_now
         return
@@ -374,6 +368,6 @@ def _call_now(call: Callable[..., dict[str, Any]], *args: Any) -> Future[dict[st
 
 
 def _one_thread() -> None:
-    """Arms run side by side, each on a thread of its own, and only the study speaks."""
+    """One thread for each arm; only the study prints."""
     torch.set_num_threads(1)
     os.environ["STEPWELL_QUIET"] = "1"

@@ -52,16 +52,14 @@ def few_shots(
         teacher: the file of its network.
         shots: images of each class, drawn by `seed` from the training part with its labels.
         method: `netgraft`, or one network from scratch, by its teacher's soft targets (`kd`) or by the
-            `labels` of the images, in as many steps as both stages of grafting take together where
-            the blocks that are like the teacher's are copied.
+            `labels` of the images, in as many steps as both stages of grafting with copied blocks.
         inits: number of initial values; each has its own order and views, too.
         seed: of the draw.
 
     Returns:
         Under "test" the means over the initial values, such as "14/accuracy" and the processor's
-        "run_seconds", and with several initial values "spread", the standard deviation of their
-        accuracy; "seconds" and "cpu_seconds" of all; and under "images" the fingerprint of the training
-        images of each initial value.
+        "run_seconds", and "spread", the standard deviation of several accuracies; "seconds" and
+        "cpu_seconds" of all; under "images" the fingerprint of each initial value's training images.
 
     Raises:
         ValueError: a class has fewer images than `shots`.
@@ -151,10 +149,9 @@ def full_data(
     *, out: Path, data: str, size: int | None, teacher: Path, student: str, epochs: int,
     val_fraction: float, seed: int = 0, loop: Loop = Loop(),
 ) -> dict[str, Any]:  # fmt: skip
-    """Distil on all images with their labels, from the start of a grafted student.
+    """Distil on all images with their labels, from copies of the blocks that are like the teacher's.
 
-    Blocks like the teacher's start as copies, and they train, too. All else has the defaults of
-    `distill`.
+    The copies train, too. All else has the defaults of `distill`.
     """
     taught_by = open_teacher((str(teacher),))
     source, depth = taught_by.nested

@@ -1,17 +1,14 @@
 """Network grafting: what Shen et al. 2021 claim, and its test on images of 16 pixels.
 
-A teacher sees all training images. Students see K images of each class, drawn anew for each seed; the
-draw looks at labels. All arms of one seed and K see the same images. A student is the teacher with half
-the channels in its last stage ("slim": its first two stages are the teacher's own) or in its last two
-("slimmer": two stages are grafted). No checkpoint is chosen on test images; the authors' code does so.
+A teacher sees all training images. Students see K images of each class, drawn for each seed by their
+labels; all arms of one seed and K see the same images. A student is the teacher with half the channels
+in its last stage ("slim": its first two stages are the teacher's own) or in its last two ("slimmer":
+two stages are grafted). No checkpoint is chosen on test images; the authors' code does so.
 
 The paper lacks the baseline "direct": the same copied blocks, and all others trained at once by the
-same loss. All ways, and stage 1 and stage 2 alone, take as many steps as both stages together. For
-"slim", whose stage 2 joins one block to another, stage 2 alone is "direct".
-
-The paper's numbers of full-data KD could not be read, so the margin of that claim is ours. Its rival
-here sees labels and trains the copied blocks, too. It ends above the teacher, which bounds any
-grafting.
+same loss. All arms take as many steps as both stages together. For "slim", whose stage 2 joins one
+block to another, stage 2 alone is "direct". The paper's numbers of full-data KD could not be read, so
+the margin of that claim is ours.
 """
 
 from typing import Any
@@ -54,11 +51,6 @@ def few(shots: int, way: str, **changes: Any) -> Arm:
     return Arm("stepwell.claims.netgraft.few_shots:few_shots", own, {"teacher": "teacher"})
 
 
-def slimmer(shots: int, way: str) -> Arm:
-    """The same of the slimmer student, whose two grafted stages take more steps: one initial value."""
-    return few(shots, way, student=SLIMMER, inits=1)
-
-
 def full(student: str) -> Arm:
     """Distillation on all images from the same copied blocks, for its teacher's epochs."""
     recipe = "stepwell.claims.netgraft.few_shots:full_data"
@@ -74,8 +66,13 @@ ARMS: dict[str, Arm] = {
     # from scratch a step takes four times as long, and the end is far below: one initial value
     **{at(way, k): few(k, way, inits=1) for k in SHOTS for way in (KD, LABELS)},
     at(NETGRAFT, MANY): few(MANY, NETGRAFT),
-    **{at(way, k, True): slimmer(k, way) for k in SLIMMER_SHOTS for way in GRAFTED},
-    **{at(way, MOST, True): slimmer(MOST, way) for way in (FIRST, SECOND)},
+    # two grafted stages take more steps: one initial value
+    **{
+        at(way, k, True): few(k, way, student=SLIMMER, inits=1)
+        for k in SLIMMER_SHOTS
+        for way in GRAFTED
+    },
+    **{at(way, MOST, True): few(MOST, way, student=SLIMMER, inits=1) for way in (FIRST, SECOND)},
     at(MSE, MOST): few(MOST, NETGRAFT, loss="mse", inits=1),
     at(FRESH, MOST): few(MOST, NETGRAFT, start="fresh", inits=1),
 }
