@@ -34,9 +34,9 @@ from stepwell.training import Loop
 COSTS = (0.25, 0.4, 0.55, 0.7, 0.85)
 #: Resolutions of the planted task. At the target, half of the images have full size, half the smallest.
 PLANTED, PLANTED_TARGET = (32, 16, 8), 0.53
-#: Scores of the chooser, and the correctness of each choice.
-Scores = Float[Tensor, "images choices"]
-Right = Bool[Tensor, "images choices"]
+#: Scores of the chooser, and the correctness of each choice, for some images.
+Scores = Float[Tensor, "_ choices"]
+Right = Bool[Tensor, "_ choices"]
 #: Cost of each choice, as a share of the costliest.
 Costs = Float[Tensor, " choices"]
 
