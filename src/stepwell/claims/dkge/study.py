@@ -8,7 +8,7 @@ since, between old entities; "new" have a new entity.
 The paper's test triples do not change between snapshots and have no new entity ("still" is such a
 part). There, an update cannot be told from doing nothing. Four things show the worth of an update: the
 arm that does nothing, triples that came, triples that were deleted, and questions whose answers change.
-(Questions are answered by learnt triples, as in the paper, so they test memory. Only questions with one
+(Questions are answered by learned triples, as in the paper, so they test memory. Only questions with one
 answer now are asked.)
 """
 
@@ -113,7 +113,7 @@ CLAIMS = [
           {ONLINE: step_seconds(ONLINE), ALL_TAUGHT: step_seconds(ALL_TAUGHT)}, 1.0, below=True,
           pool="more-training-costs-more"),
     Claim("local", "An update is local: the share of triples that it learns again",
-          "only affected triples are learnt again (its code on YAGO-3SP: 1.9 % of the triples)",
+          "only affected triples are learned again (its code on YAGO-3SP: 1.9 % of the triples)",
           "% of triples an epoch",
           {ONLINE: of_test(ONLINE, "trained", 100), CODE: of_test(CODE, "trained", 100)},
           of_test(ONLINE, "trained", 100), 20.0, below=True, judged_in="%"),
@@ -129,14 +129,14 @@ CLAIMS = [
            "points of MRR by an update, against doing nothing", LACKS, ONLINE, NOTHING, BESIDE, -2.0),
     better("unlearns-like-anew", "An update unlearns at most 5 points less than training from scratch",
            "not measured", ONLINE, ANEW, UNLEARNT, -5.0,
-           note="Deleted triples were learnt once, held-out ones never."),
+           note="Deleted triples were learned once, held-out ones never."),
     better("answers-like-anew", "An update answers at most 5 points fewer changed questions than "
            "training from scratch", "only DKGE was tested", ONLINE, ANEW, ANSWERS, -5.0),
     better("old-answers-gone", "Old answers rank first (new answers left out) at most 5 points more "
            "often after an update than after training from scratch", "not measured", ANEW, ONLINE,
            OLD_ANSWERS, -5.0,
            note="An old answer is ranked among wrong ones: the new one does not compete with it."),
-    better("removed-taught/unlearnt", "Removed triples are unlearnt better where an update teaches "
+    better("removed-taught/unlearnt", "Removed triples are unlearned better where an update teaches "
            "them as false than where it does not", "they are not taught", ONLINE, KEPT, UNLEARNT),
     better("removed-taught/answers", "More questions whose answers have changed are answered where "
            "removed triples are taught as false", "they are not taught", ONLINE, KEPT, ANSWERS),
@@ -170,7 +170,7 @@ COLUMNS = [
     Column(UNLEARNT, "unlearnt"), Column(ANSWERS, "answers right"),
     Column("answer/n", "n", 1.0, ".0f"), Column("old answer/hits@1", "old answer first"),
     Column("old answer/mean_rank", "its mean rank", 1.0, ".0f"),
-    Column(BESIDE, "MRR, learnt beside a change"), Column("trained", "triples trained"),
+    Column(BESIDE, "MRR, learned beside a change"), Column("trained", "triples trained"),
     Column("step_seconds", "seconds a step", 1.0, ".1f")
 ]  # fmt: skip
 
