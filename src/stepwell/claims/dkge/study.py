@@ -8,7 +8,7 @@ since, between old entities; "new" have a new entity.
 The paper's test triples do not change between snapshots and have no new entity ("still" is such a
 part). There, an update cannot be told from doing nothing. Four things show the worth of an update: the
 arm that does nothing, triples that came, triples that were deleted, and questions whose answers change.
-(Questions are answered by learned triples, as in the paper, so they test memory. Only questions with one
+(Learned triples answer the questions, as in the paper, so they test memory. Only questions with one
 answer now are asked.)
 """
 
