@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from stepwell import cli
 from stepwell.kinds import resolution_tables
-from stepwell.nets.files.kind import kind_of
+from stepwell.nets.files.container import kind_of
 from stepwell.nets.files.resolution import load_resolution, save_resolution
 
 PAGE = (Path(__file__).parents[1] / "docs" / "drnet.md").read_text()

@@ -16,8 +16,8 @@ from stepwell.commands.arguments import first_sentence
 from stepwell.kinds import KINDS, Predicted, kind_module, open_network
 from stepwell.measures import MEASURES
 from stepwell.nets.files import container, nested
+from stepwell.nets.files.container import kind_of
 from stepwell.nets.files.initial_weights import initialise
-from stepwell.nets.files.kind import kind_of
 from stepwell.nets.files.nested import fingerprint
 from stepwell.nets.files.resolution import load_resolution, save_resolution
 from stepwell.nets.resolution.chooser import Choice, Chooser, ResolutionNet

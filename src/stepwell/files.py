@@ -13,14 +13,7 @@ from filelock import FileLock, Timeout
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in `path`.
-
-    Args:
-        remedy: the fix that the message suggests.
-
-    Raises:
-        ValueError: the file is damaged, or holds no JSON object.
-    """
+    """Read the JSON object in `path`; ValueError if it is damaged, with the fix `remedy`."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -47,10 +40,8 @@ def write_whole(path: Path, data: bytes) -> None:
     """Replace the file `path` by `data` atomically: readers and crashes see the old or the new file.
 
     The bytes go to a temporary file in the same folder, are flushed to disk, and replace `path` by a
-    rename.
-
-    Raises:
-        OSError: the folder does not exist, cannot be written, or the disk is full; `path` is unchanged.
+    rename. OSError if the folder does not exist, cannot be written, or the disk is full; `path` is
+    unchanged.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(
@@ -90,13 +81,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def locked(file: Path, what: Path, instead: str = "use another --out") -> FileLock:
-    """Take the lock `file` on `what`; it is held until released, or until the process ends.
+    """Take the lock `file` on `what`, until it is released or the process ends.
 
-    Args:
-        instead: the alternative to waiting that the message suggests.
-
-    Raises:
-        OSError: another process holds the lock.
+    OSError if another process holds it; the message suggests `instead` as the alternative to waiting.
     """
     lock = FileLock(file)
     try:

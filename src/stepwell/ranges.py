@@ -1,9 +1,9 @@
-"""Ranges of numbers: in a parameter's annotation, or by its name for commands and recipes."""
+"""Ranges of numbers by the name of the parameter."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 
 class Range(NamedTuple):
@@ -43,42 +43,30 @@ _NAMES = {
     SHARE_ABOVE_0: "explore",
     INNER_SHARE: "unlabeled_share synthetic_share",
 }
-#: By parameter name, which means the same in every command and recipe.
+#: By parameter name, which means the same in every command, recipe and objective.
 RANGES = {name: within for within, names in _NAMES.items() for name in names.split()}
 
 
-def check_numbers(
-    arguments: Mapping[str, Any], of: Callable[..., Any] | None = None, *, flags: bool = True
-) -> None:
-    """Refuse numbers out of range before any time is spent.
+def check_numbers(arguments: Mapping[str, Any], *, flags: bool = True) -> None:
+    """Refuse numbers outside their ranges in `RANGES`, before any time is spent.
 
-    The ranges stand in the annotations, `lr: Annotated[float, POSITIVE]`. Where a function or dataclass
-    has none, they are those of `RANGES` by name. A tuple is checked number by number, a dataclass field
-    by field. None, and a parameter without a range, pass.
+    A tuple is checked number by number, a dataclass field by field. None, and a parameter without a
+    range, pass.
 
     Args:
         arguments: values by parameter name.
-        of: the function or dataclass that takes them; its annotations are read.
         flags: name a number by its flag, as recipes and commands do; otherwise by the parameter.
 
     Raises:
         ValueError: a number is out of its range, or not finite; the message begins with its name.
     """
-    ranges = (annotated_ranges(of) if of else None) or RANGES
     for name, value in arguments.items():
         if is_dataclass(value) and not isinstance(value, type):
-            check_numbers(vars(value), type(value), flags=flags)
-        elif name in ranges and value is not None:
+            check_numbers(vars(value), flags=flags)
+        elif name in RANGES and value is not None:
             for number in value if isinstance(value, tuple) else (value,):
                 label = f"--{name.replace('_', '-')}" if flags else name
-                check_number(label, number, ranges[name])
-
-
-def annotated_ranges(of: Callable[..., Any]) -> dict[str, Range]:
-    """The ranges in the annotations of a function's parameters, or of a dataclass's fields."""
-    hints = get_type_hints(of, include_extras=True)
-    found = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
-    return {n: extra for n, extras in found.items() for extra in extras if isinstance(extra, Range)}
+                check_number(label, number, RANGES[name])
 
 
 def check_number(name: str, number: float, within: Range) -> None:

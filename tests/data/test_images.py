@@ -162,11 +162,12 @@ def test_bad_folders_are_refused_by_name(image_folder, harm, message):
 
 
 @pytest.mark.parametrize("size", [None, 16])
-def test_all_images_that_cannot_be_read_are_told_at_once(image_folder, size):
+def test_all_images_that_cannot_be_read_are_told_at_once(image_folder, size, monkeypatch):
     root = image_folder()
     bad = [root / "cat" / "1.png", *(root / "dog" / f"{i}.png" for i in (0, 2, 3, 5))]
     for path in bad:
         path.write_bytes(path.read_bytes()[:60])
+    monkeypatch.setattr("stepwell.data.decoding.NAMED", 3)
     named = ", ".join(re.escape(str(path)) for path in bad[:3])
     message = rf"cannot read 5 of 12 images, {named} and 2 more \(the first: .+\): replace or remove"
     with pytest.raises(ValueError, match=message):
@@ -175,6 +176,31 @@ def test_all_images_that_cannot_be_read_are_told_at_once(image_folder, size):
         load_unlabeled(root, 16, ("a",))
     with pytest.raises(ValueError, match=r"cannot read 2 of 6 images, .*cat.1\.png, .*dog.0\.png \("):
         Files(image_files(root), 16)[torch.arange(1, 7)]
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_one_message_names_what_is_bad_in_all_parts(image_folder, tmp_path, monkeypatch, memory):
+    monkeypatch.setattr("stepwell.data.decoding.MEMORY", memory)
+    root = tmp_path / "images"
+    for part in ("train", "val", "test"):
+        image_folder(root=root / part)
+    bad = [root / "train" / "cat" / "1.png", root / "test" / "dog" / "0.png"]
+    for path in bad:
+        path.write_text("no image")
+    with pytest.raises(ValueError, match=rf"cannot read 2 of 36 images, {bad[0]}, {bad[1]} \("):
+        load_images(str(root))
+    for part in ("train", "val", "test"):
+        (root / part / "zebra").mkdir()
+    empty = ", ".join(str(root / part / "zebra") for part in ("train", "test", "val"))
+    with pytest.raises(ValueError, match=f"3 class folders hold no image, {empty}: fill or remove"):
+        load_images(str(root))
+
+
+def test_a_file_that_can_be_read_all_the_same_is_no_bad_one(image_folder):
+    root = image_folder()
+    path = root / "cat" / "1.png"
+    path.write_bytes(path.read_bytes()[:-12])  # without its last, empty chunk
+    assert len(load_images(str(root)).train) == 10
 
 
 def test_a_large_set_is_refused_by_its_first_bad_header(image_folder, monkeypatch):

@@ -8,9 +8,8 @@ import torchvision
 from torch.testing import assert_close
 
 from stepwell.nets import Card, NestedNet, build
-from stepwell.nets.files.initial_weights import Start
+from stepwell.nets.files.initial_weights import Start, start_pretrained
 from stepwell.nets.files.nested import load, save
-from stepwell.nets.files.pretrained import start_pretrained
 from stepwell.recipes import train
 from stepwell.recipes.full_net_watch import watch_full_net
 from stepwell.tasks import classification

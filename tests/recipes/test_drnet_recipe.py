@@ -15,7 +15,7 @@ from stepwell import cli
 from stepwell.cost import count_macs
 from stepwell.export import Sample, export_resolution
 from stepwell.measure.data_parts import batches_of
-from stepwell.nets.files.kind import kind_of
+from stepwell.nets.files.container import kind_of
 from stepwell.nets.files.nested import load, read_beside, rewrite_card, save
 from stepwell.nets.files.resolution import load_resolution, save_resolution
 from stepwell.nets.nested.nest import nest

@@ -6,8 +6,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Shaped
 from torch import Tensor
 
+Pixels = Shaped[Tensor, "batch 3 size size"]
 Policy = Literal["none", "standard", "rotate", "vflip", "jitter", "combined"]
 
 
@@ -56,8 +58,8 @@ class Augment:
             jitter=0.2 if every or policy == "jitter" else 0.0,
         )
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augmented images, (batch, 3, size, size); every image draws for itself."""
+    def __call__(self, images: Pixels, generator: torch.Generator) -> Pixels:
+        """Augmented images; every image draws for itself."""
         if self.jitter:
             images = _jittered(images, self.jitter, generator)
         if self.rotate:

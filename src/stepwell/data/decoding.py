@@ -1,31 +1,32 @@
-"""Image files as RGB bytes of one size.
+"""Image files as RGB bytes of one size; sets over `MEMORY` bytes are decoded batch by batch."""
 
-Small sets are decoded into memory once; a set over `MEMORY` bytes is decoded as it is read.
-"""
-
+import contextlib
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-#: Sets that need more bytes than this, decoded, are read from disk batch by batch.
+#: Most bytes of a set that is decoded into memory at once.
 MEMORY = 2 * 2**30
-#: Height and width to bring images to that differ, or are no squares.
+#: Height and width of images that differ in size, or are no squares.
 DIFFERENT = 224
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-#: Two threads decode: PIL lets go of the interpreter, and more would crowd out training.
+#: Number of decoding threads. PIL releases the interpreter; more threads would slow down training.
 DECODERS = 2
-#: Files that cannot be read are named up to so many.
-NAMED_BAD = 3
-#: What PIL raises on files that are damaged or no images, in one format or another.
+#: Most bad files or folders that a message names.
+NAMED = 5
+#: Most files of a data set that are opened before training; about 12 s for so many.
+CHECKED = 100_000
+#: The errors that PIL raises on files that are damaged or no images.
 UNREADABLE = (
     OSError, UnidentifiedImageError, SyntaxError, ValueError, TypeError, IndexError, KeyError,
     EOFError, struct.error, zlib.error, MemoryError, OverflowError, Image.DecompressionBombError,
@@ -33,7 +34,7 @@ UNREADABLE = (
 
 
 class Files:
-    """Images on disk, decoded, resized and cropped to a square when they are asked for."""
+    """Images on disk; each access decodes, resizes and crops them to a square."""
 
     def __init__(self, paths: Sequence[Path], size: int) -> None:
         self.paths = list(paths)
@@ -42,59 +43,72 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, indices: Tensor) -> Tensor:
-        """Bytes (n, 3, size, size) of the images at `indices`; ValueError names unreadable ones."""
+    def __getitem__(self, indices: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 3 size size"]:
+        """The images at `indices` as bytes; ValueError names unreadable ones."""
         paths = [self.paths[i] for i in indices.tolist()]
-        with ThreadPoolExecutor(DECODERS) as pool:
-            read = list(pool.map(self._read, paths))
-        bad = {p: e for p, e in zip(paths, read, strict=True) if isinstance(e, ValueError)}
-        if len(bad) == 1:
-            raise next(iter(bad.values()))
-        if bad:
-            named = ", ".join(map(str, list(bad)[:NAMED_BAD]))
-            more = f" and {len(bad) - NAMED_BAD} more" if len(bad) > NAMED_BAD else ""
-            cause = next(iter(bad.values())).__cause__
-            raise ValueError(
-                f"cannot read {len(bad)} of {len(paths)} images, {named}{more} (the first: {cause}): "
-                "replace or remove them"
-            )
-        return torch.from_numpy(np.stack(read))
+        images = _each(paths, lambda path: read_image(path, self.size).numpy())
+        return torch.from_numpy(np.stack(images))  # torch.stack would take a core from training
 
-    def _read(self, path: Path) -> Any:
-        """The image, or why it cannot be read, so that one bad file hides no other."""
+
+def _each(paths: Sequence[Path], read: Callable[[Path], Any]) -> list[Any]:
+    """The results of `read` for all files; one ValueError names all files for which it raises one."""
+
+    def attempt(path: Path) -> Any:
         try:
-            return read_image(path, self.size).numpy()
+            return read(path)
         except ValueError as error:
             return error
 
+    with ThreadPoolExecutor(DECODERS) as pool:
+        results = list(pool.map(attempt, paths))
+    bad = {p: e for p, e in zip(paths, results, strict=True) if isinstance(e, ValueError)}
+    if len(bad) == 1:
+        raise next(iter(bad.values()))
+    if bad:
+        cause = next(iter(bad.values())).__cause__
+        raise ValueError(
+            f"cannot read {len(bad)} of {len(paths)} images, {some_of(bad)} (the first: {cause}): "
+            "replace or remove them"
+        )
+    return results
 
-def pixels_of(paths: Sequence[Path], size: int) -> Tensor | Files:
+
+def some_of(paths: Sequence[Path] | dict[Path, Any]) -> str:
+    """The first paths by name, and the number of the others."""
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return ", ".join(map(str, [*paths][:NAMED])) + more
+
+
+def check_files(paths: Sequence[Path]) -> None:
+    """Open up to `CHECKED` files, evenly chosen; ValueError names all that are no images.
+
+    The pixels are not decoded, so some kinds of damage remain unnoticed.
+    """
+
+    def check(path: Path) -> None:
+        try:
+            with Image.open(path) as image:
+                image.verify()
+        except UNREADABLE:  # `verify` also refuses some damage that does no harm
+            read_image(path, 1)
+
+    _each(paths[:: -(-len(paths) // CHECKED)], check)
+
+
+def pixels_of(paths: Sequence[Path], size: int) -> UInt8[Tensor, "n 3 size size"] | Files:
     """The images, decoded if that fits in memory."""
     lazy = Files(paths, size)
-    return lazy[torch.arange(len(paths))] if _fits(paths, size) else lazy
-
-
-def _fits(paths: Sequence[Path], size: int) -> bool:
-    return len(paths) * 3 * size**2 <= MEMORY
+    fits = len(paths) * 3 * size**2 <= MEMORY
+    return lazy[torch.arange(len(paths))] if fits else lazy
 
 
 def own_size(paths: Sequence[Path]) -> int:
-    """The side of the images if some, evenly chosen, are squares of one size; else 224, and a warning.
-
-    Raises:
-        ValueError: one of these cannot be read, in a set too large to be decoded at once.
-    """
-    sizes, bad = set(), None
+    """The side of the images if some, evenly chosen, are equal squares; else 224, and a warning."""
+    sides: set[int] = set()
     for path in paths[:: max(1, len(paths) // 50)]:
-        try:
-            with Image.open(path) as image:
-                sizes.add(image.size)
-        except UNREADABLE as error:
-            bad = bad or ValueError(f"cannot read image {path} ({error}): replace or remove it")
-    sides = {side for size in sizes for side in size}
+        with contextlib.suppress(*UNREADABLE), Image.open(path) as image:
+            sides.update(image.size)
     side = sides.pop() if len(sides) == 1 else DIFFERENT
-    if bad is not None and not _fits(paths, side):
-        raise bad
     if sides:
         warnings.warn(
             f"images have sides of {min(sides)} to {max(sides)} pixels: all are brought to {DIFFERENT} "
@@ -104,8 +118,8 @@ def own_size(paths: Sequence[Path]) -> int:
     return side
 
 
-def read_image(path: Path, size: int) -> Tensor:
-    """Bytes (3, size, size), shorter side scaled, middle cropped; ValueError for no image, by name."""
+def read_image(path: Path, size: int) -> UInt8[Tensor, "3 {size} {size}"]:
+    """Read an image as bytes, shorter side scaled, middle cropped; ValueError names a bad file."""
     try:
         with Image.open(path) as file:
             image = _as_rgb(ImageOps.exif_transpose(file))
@@ -139,7 +153,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Every image below `folder`, sorted by path; hidden files and folders are passed over."""
+    """Every image below `folder`, sorted by path, without hidden files and folders."""
     images = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
     parts = {p: p.relative_to(folder).parts for p in images}
     return sorted(p for p in parts if not any(part.startswith(".") for part in parts[p]))

@@ -39,11 +39,7 @@ class DistillData:
     generator_steps: int = 1500
 
     def check(self) -> None:
-        """Refuse invalid values before any time is spent.
-
-        Raises:
-            ValueError: a share or a number is out of range, or lacks the option that it belongs to.
-        """
+        """Raise ValueError for a number out of range, or one without the option that it belongs to."""
         check_numbers({"distill_data": self})
         if self.unlabeled_share is not None and self.unlabeled is None:
             raise ValueError(f"--unlabeled-share {self.unlabeled_share}: name a folder, --unlabeled")

@@ -2,17 +2,26 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from stepwell.data.decoding import SUFFIXES, Files, image_files, own_size, pixels_of
+from stepwell.data.decoding import (
+    SUFFIXES,
+    Files,
+    check_files,
+    image_files,
+    own_size,
+    pixels_of,
+    some_of,
+)
 
 #: Data sets by name.
 NAMED = ("digits", "cifar10", "cifar100")
@@ -23,15 +32,10 @@ LIKE_PARTS = {*PARTS, "training", "testing", "valid", "validation"}
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled RGB images of one size.
+    """Labelled RGB images of one size; pixels are bytes (n, 3, size, size), or `Files`.
 
-    Args:
-        pixels: bytes (n, 3, size, size), or `Files`.
-        labels: (n,) class indices; -1: no label.
-        classes: class names, in the order of the indices.
-
-    Raises:
-        ValueError: a label is no index of `classes`, or the numbers of images and labels differ.
+    Labels index `classes`, -1: no label. ValueError for a label out of range, or another number of
+    labels.
     """
 
     pixels: Tensor | Files
@@ -58,7 +62,7 @@ class ImageSet:
         """Height and width in pixels."""
         return self.pixels.size if isinstance(self.pixels, Files) else self.pixels.shape[-1]
 
-    def subset(self, indices: Tensor) -> "ImageSet":
+    def subset(self, indices: Int64[Tensor, " n"]) -> "ImageSet":
         """The images at `indices`."""
         if isinstance(self.pixels, Files):
             paths = [self.pixels.paths[i] for i in indices.tolist()]
@@ -68,10 +72,8 @@ class ImageSet:
     def split(self, fraction: float) -> tuple["ImageSet", "ImageSet"]:
         """Two parts, the second with about `fraction` of every class (at least one image of each).
 
-        The draw is the same at every call: it depends on the data, not on a run's seed.
-
-        Raises:
-            ValueError: `fraction` is not between 0 and 1, or a class has one image only.
+        The draw is the same at every call: it depends on the data, not on a run's seed. ValueError if
+        `fraction` is not between 0 and 1, or a class has only one image.
         """
         if not 0 < fraction < 1:
             raise ValueError(f"a part to set aside is a share between 0 and 1, not {fraction}")
@@ -84,12 +86,10 @@ class ImageSet:
         return self.subset((~aside).nonzero().flatten()), self.subset(aside.nonzero().flatten())
 
     def part(self, number: int, count: int) -> "ImageSet":
-        """Part `number` (from 1) of a partition into `count` parts.
+        """Part `number` (from 1) of a partition into `count` parts, each class distributed evenly.
 
-        Each class is distributed evenly. The draw is the same at every call.
-
-        Raises:
-            ValueError: there is no such part; a class has fewer images than there are parts.
+        The draw is the same at every call. ValueError if there is no such part, or a class has too few
+        images.
         """
         if not 1 <= number <= count:
             raise ValueError(f"no part {number} of {count}: parts are numbered from 1 to {count}")
@@ -167,15 +167,10 @@ def load_images(data: str, size: int | None = None) -> Splits:
 
 
 def load_unlabeled(folder: Path, size: int, classes: tuple[str, ...]) -> ImageSet:
-    """Every image below `folder`, nested or not, without a label.
+    """Every image below `folder`, nested or not, without a label; or a named data set's training part.
 
-    Args:
-        folder: or the name of a data set, for its training part.
-        size: height and width of the images, as for `load_images`.
-        classes: of the set that the images join.
-
-    Raises:
-        ValueError: no such folder, no image in it, or one cannot be read.
+    `size` as for `load_images`; `classes` are those of the set that the images join. ValueError if
+    there is no such folder, no image in it, or one cannot be read.
     """
     if not folder.is_dir() and str(folder) in NAMED:
         named = load_images(str(folder), size).train
@@ -187,6 +182,7 @@ def load_unlabeled(folder: Path, size: int, classes: tuple[str, ...]) -> ImageSe
         raise ValueError(
             f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}): fill it, or leave it out"
         )
+    check_files(paths)
     return ImageSet(pixels_of(paths, size), torch.full((len(paths),), -1), classes)
 
 
@@ -195,8 +191,10 @@ def _folder(root: Path, size: int | None) -> Splits:
     if "train" in parts:
         unused = [f for f in _folders(root) if f.name.lower() in LIKE_PARTS - parts.keys()]
         notes = tuple(f"{f} is not used: parts are train/, val/ and test/" for f in unused)
-        train = _class_folder(parts.pop("train"), size)
-        others = {name: _class_folder(folder, train.size) for name, folder in parts.items()}
+        first, *further = _class_files(list(parts.values()))
+        train = _image_set(first, size)
+        sets = (_image_set(files, train.size) for files in further)
+        others = dict(zip([name for name in parts if name != "train"], sets, strict=True))
         for name, part in others.items():
             if part.classes != train.classes:
                 odd = sorted(set(part.classes) ^ set(train.classes))
@@ -217,7 +215,8 @@ def _folder(root: Path, size: int | None) -> Splits:
             f"{folders[0]} looks like a part of the data, not like a class: call the parts train/, "
             "val/ and test/"
         )
-    return _set_aside(root, _class_folder(root, size))
+    (files,) = _class_files([root])
+    return _set_aside(root, _image_set(files, size))
 
 
 def check_outside(data: str, out: Path) -> None:
@@ -243,18 +242,33 @@ def _set_aside(root: Path, images: ImageSet, *notes: str) -> Splits:
     return Splits(str(root), train, test, notes=(*notes, note))
 
 
-def _class_folder(root: Path, size: int | None) -> ImageSet:
-    folders = _folders(root)
-    if len(folders) < 2:
-        number = f"only {folders[0].name!r}" if folders else "none"
-        raise ValueError(f"{root} needs at least two class folders with images in them; found {number}")
-    files = {folder: image_files(folder) for folder in folders}
-    if empty := [folder for folder in folders if not files[folder]]:
+def _class_files(roots: Sequence[Path]) -> list[dict[Path, list[Path]]]:
+    """The images of each class folder, by part; one error names the bad ones of all parts."""
+    parts = []
+    for root in roots:
+        folders = _folders(root)
+        if len(folders) < 2:
+            number = f"only {folders[0].name!r}" if folders else "none"
+            raise ValueError(
+                f"{root} needs at least two class folders with images in them; found {number}"
+            )
+        parts.append({folder: image_files(folder) for folder in folders})
+    empty = [folder for part in parts for folder, files in part.items() if not files]
+    if len(empty) == 1:
         raise ValueError(f"class folder {empty[0]} holds no image: fill or remove it")
-    paths = [path for folder in folders for path in files[folder]]
-    labels = torch.tensor([i for i, folder in enumerate(folders) for _ in files[folder]])
+    if empty:
+        raise ValueError(
+            f"{len(empty)} class folders hold no image, {some_of(empty)}: fill or remove them"
+        )
+    check_files([path for part in parts for files in part.values() for path in files])
+    return parts
+
+
+def _image_set(files: Mapping[Path, Sequence[Path]], size: int | None) -> ImageSet:
+    paths = [path for of_class in files.values() for path in of_class]
+    labels = torch.tensor([i for i, of_class in enumerate(files.values()) for _ in of_class])
     pixels = pixels_of(paths, size or own_size(paths))
-    return ImageSet(pixels, labels, tuple(folder.name for folder in folders))
+    return ImageSet(pixels, labels, tuple(folder.name for folder in files))
 
 
 def _digits(size: int | None) -> Splits:

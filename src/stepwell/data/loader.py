@@ -14,13 +14,14 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from stepwell.data.augment import Augment
 from stepwell.data.decoding import Files
 from stepwell.data.images import ImageSet
 from stepwell.data.mixing import Change
-from stepwell.types import Batch
+from stepwell.types import Batch, Images
 
 
 def seed_of(*key: object) -> int:
@@ -272,7 +273,9 @@ def _quotas(batch_size: int, images: ImageSet, extra: Sequence[Extra]) -> list[F
     ]
 
 
-def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalise(
+    pixels: Shaped[Tensor, "batch channels height width"], mean: Sequence[float], std: Sequence[float]
+) -> Images:
     """Bytes (batch, 3, height, width) to floats: (pixels / 255 - mean) / std, per channel.
 
     The result is channels last, the faster memory format for convolutions.

@@ -10,8 +10,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+Pixels = Shaped[Tensor, "batch channels size size"]
 Change = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
@@ -28,8 +30,8 @@ class Mix:
     classes: int
 
     def __call__(
-        self, pixels: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+        self, pixels: Pixels, labels: Int[Tensor, " batch"], generator: torch.Generator
+    ) -> tuple[Pixels, Float[Tensor, "batch classes"]]:
         """Mixed pixels, and the shares of the classes; 0 for the part of an image without a label."""
         other = torch.randperm(len(pixels), generator=generator)
         share = float(torch.rand((), generator=generator))
@@ -55,8 +57,8 @@ class Replace:
     share: float
 
     def __call__(
-        self, pixels: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+        self, pixels: Pixels, labels: Int[Tensor, " batch"], generator: torch.Generator
+    ) -> tuple[Pixels, Int[Tensor, " batch"]]:
         """Pixels with some images replaced; their labels are -1."""
         replaced = torch.rand(len(pixels), generator=generator) < self.share
         if self.kind == "noise":

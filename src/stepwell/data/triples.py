@@ -33,13 +33,8 @@ PACKED = {b"\x1f\x8b": "gzip", b"PK\3\4": "zip", b"\xfd7zXZ": "xz", b"(\xb5/\xfd
 def read_triples(path: Path, *, empty: bool = False) -> list[Fact]:
     """Read the distinct triples of a file, in order. Empty lines are skipped; repeated ones warn.
 
-    Args:
-        empty: allow a file without triples.
-
-    Raises:
-        ValueError: a line is malformed (the message has its number), or the file is compressed, not
-            text, or without triples.
-        OSError: it cannot be read.
+    ValueError for a malformed line (with its number), a file that is compressed or not text, or one
+    without triples, unless `empty` allows it; OSError if it cannot be read.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name a file of triples")
@@ -73,9 +68,8 @@ def write_triples(path: Path, facts: Iterable[Fact]) -> None:
 def check_fact(fact: object, where: str) -> Fact:
     """Check that a triple has three names that survive a file of triples.
 
-    Raises:
-        ValueError: there are not three names; or a name is empty, very long or not Unicode text, begins
-            or ends with a blank, or has a tab or a line break.
+    ValueError if there are not three names, or a name is empty, very long or not Unicode text, begins
+    or ends with a blank, or has a tab or a line break.
     """
     names = [*fact] if isinstance(fact, Sequence) and not isinstance(fact, str) else []
     if len(names) != 3 or not all(isinstance(name, str) for name in names):
@@ -114,12 +108,7 @@ def _parsed(line: bytes, where: str) -> Fact:
 
 
 class Names:
-    """Names of entities, or of relations, by number.
-
-    Args:
-        kind: of the named elements, for messages.
-        names: distinct; name i has number i.
-    """
+    """Names of entities, or of relations, by number: name i has number i; `kind` is for messages."""
 
     def __init__(self, kind: str, names: Iterable[str] = ()) -> None:
         self.kind = kind
@@ -195,13 +184,7 @@ def facts_digest(facts: Iterable[Fact]) -> str:
 
 
 class TripleBatches:
-    """Shuffled batches of triples; each is a function of (seed, epoch, step).
-
-    Args:
-        rows: triples by number.
-        batch_size: triples of a batch, over all processes together.
-        seed: of the order.
-    """
+    """Shuffled batches of triples over all processes; each is a function of (seed, epoch, step)."""
 
     def __init__(self, rows: Int64[Tensor, "triples 3"], batch_size: int, *, seed: int = 0) -> None:
         if batch_size < 1:

@@ -159,7 +159,7 @@ def open_network(path: str | Path, *, to: str | None = None) -> Network:
         ValueError: the run is not finished; the file is damaged; the kind is unknown or lacks `to`.
     """
     from stepwell.files import config_of
-    from stepwell.nets.files.kind import kind_of, network_file
+    from stepwell.nets.files.container import kind_of, network_file
 
     path = Path(path)
     kind = kind_of(path)

@@ -92,8 +92,8 @@ def evaluate(
     from stepwell.measure.depths import measure_depths
     from stepwell.measure.fidelity import fit_pair, measure_pair
     from stepwell.measure.fidelity_networks import open_pair
-    from stepwell.nets.files.kind import network_file
-    from stepwell.nets.files.rewriting import check_writable
+    from stepwell.nets.files.container import network_file
+    from stepwell.nets.files.nested import check_writable
 
     path, net, config = network.path, network.net, network.config
     if budget_macs is not None and not cascade:
@@ -125,8 +125,7 @@ def _cascade(
 ) -> dict[str, Any]:
     """Calibrate the best cascade on validation images, measure it on test images, and maybe save it."""
     from stepwell.measure.cascade import calibrate_cascade, measure_cascade
-    from stepwell.nets.files.nested import net_digest, rewrite_card
-    from stepwell.nets.files.rewriting import rewriting
+    from stepwell.nets.files.nested import net_digest, rewrite_card, rewriting
     from stepwell.nets.nested.cascade import Cascade
 
     net = network.net

@@ -14,8 +14,8 @@ def cost(
 ) -> tuple[dict[str, dict[str, Any]], str]:  # fmt: skip
     """Measure the costs of every depth; also give the input in words. Flags as for `cost`."""
     from stepwell.measure.depths import cost_table
-    from stepwell.nets.files.kind import network_file
-    from stepwell.nets.files.rewriting import check_writable
+    from stepwell.nets.files.container import network_file
+    from stepwell.nets.files.nested import check_writable
     from stepwell.nets.nested.input_size import check_size
 
     net = network.net
@@ -39,8 +39,7 @@ def _save_costs(
     from stepwell.device import device_name
     from stepwell.measure.data_parts import parts_of
     from stepwell.measure.depths import accuracy_on
-    from stepwell.nets.files.nested import net_digest, rewrite_card
-    from stepwell.nets.files.rewriting import rewriting
+    from stepwell.nets.files.nested import net_digest, rewrite_card, rewriting
 
     net, config = network.net, network.config
     accuracy: tuple[dict[str, float], str] | None = None
@@ -82,9 +81,8 @@ def calibrate(
     from stepwell.measure.data_parts import parts_of
     from stepwell.measure.depths import accuracy_on, cost_table
     from stepwell.nets import named_depths
-    from stepwell.nets.files.kind import network_file
-    from stepwell.nets.files.nested import net_digest, save
-    from stepwell.nets.files.rewriting import check_writable, rewriting
+    from stepwell.nets.files.container import network_file
+    from stepwell.nets.files.nested import check_writable, net_digest, rewriting, save
     from stepwell.nets.nested.calibrate import calibrate as calibrate_norms
 
     net = network.net

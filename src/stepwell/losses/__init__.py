@@ -6,12 +6,11 @@ from stepwell.losses.attention import (
     attention_gram,
     attention_loss,
     attention_sad,
-)
+)  # fmt: skip
 from stepwell.losses.budget import cost_above_target
 from stepwell.losses.hint import feature_mse, feature_nmse
 from stepwell.losses.labels import class_cross_entropy, label_cross_entropy
-from stepwell.losses.logit_direction import logit_direction
-from stepwell.losses.soft_target import ensemble_logits, soft_target_kl
+from stepwell.losses.soft_target import ensemble_logits, logit_direction, soft_target_kl
 
 __all__ = [
     "ATTENTION", "attention_at", "attention_gram", "attention_loss", "attention_sad",

@@ -26,10 +26,8 @@ def attention_at(student: Features, teacher: Features) -> Scalar:
 
         Q = flatten( mean over channels of F² ) / its L2 norm;   A = ||Q_student - Q_teacher||²
 
-    summed over positions, mean over the batch; between 0 and 2, because Q is not negative.
-
-    Raises:
-        ValueError: batch or resolution differ.
+    summed over positions, mean over the batch; between 0 and 2, because Q is not negative. ValueError
+    if batch or resolution differ.
     """
     _check(student, teacher)
     return (_attention_map(student) - _attention_map(teacher.detach())).square().sum(1).mean()
@@ -42,10 +40,7 @@ def attention_sad(student: Features, teacher: Features) -> Scalar:
     Every position attends to all positions by the cosine of their features over channels: teacher and
     student may differ in channels and in scale. There is no 1/√channels and no temperature. The loss is
     the row-wise KL(teacher || student) in nats, mean over rows and batch. Memory grows with
-    (height · width)².
-
-    Raises:
-        ValueError: batch or resolution differ.
+    (height · width)². ValueError if batch or resolution differ.
     """
     _check(student, teacher)
     log_q, log_p = _self_attention(student), _self_attention(teacher.detach())
@@ -60,10 +55,7 @@ def attention_gram(student: Features, teacher: Features) -> Scalar:
         G = F^T F over channels, (positions, positions), divided by its Frobenius norm
 
     summed over entries, mean over the batch; between 0 and 2 (G is semidefinite). Memory grows with
-    (height · width)².
-
-    Raises:
-        ValueError: batch or resolution differ.
+    (height · width)². ValueError if batch or resolution differ.
     """
     _check(student, teacher)
     return (_gram(student) - _gram(teacher.detach())).square().sum((1, 2)).mean()

@@ -11,15 +11,9 @@ from stepwell.losses.precision import in_full_precision
 def feature_mse(student: Float[Tensor, "..."], teacher: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """Mean squared difference of two features of one shape (FitNets, Romero et al. 2015, eq. 3).
 
-    The paper sums over all entries and halves; the mean does not grow with the features' size. No
-    gradient reaches `teacher`.
-
-    Args:
-        student: the features, in the teacher's shape (a trained regressor maps them to it).
-        teacher: (batch, channels, height, width), or (batch, tokens, channels).
-
-    Raises:
-        ValueError: the shapes differ.
+    The paper sums over all entries and halves; the mean does not grow with the features' size. A
+    trained regressor maps the student's features to the teacher's shape (ValueError for other shapes).
+    No gradient reaches `teacher`.
     """
     if student.shape != teacher.shape:
         raise ValueError(

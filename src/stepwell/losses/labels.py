@@ -43,13 +43,8 @@ def label_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Cross entropy in nats, a mean over the labeled images; 0 if no image has a label.
 
-    Args:
-        logits: (batch, classes).
-        labels: (batch,) class indices, -1: no label; or (batch, classes) shares of the classes, as from
-            MixUp and CutMix. A row's weight is its sum.
-
-    Raises:
-        ValueError: as for `class_cross_entropy`.
+    `labels` are class indices, -1: no label; or shares of the classes, as from MixUp and CutMix, where
+    a row's weight is its sum. Errors as for `class_cross_entropy`.
     """
     if labels.ndim == 1:
         total = class_cross_entropy(logits, labels, ignore_index=-1, reduction="sum")

@@ -1,4 +1,4 @@
-"""Losses on a teacher's softened class probabilities."""
+"""Losses on a teacher's logits: on softened probabilities, and on their direction."""
 
 from math import log
 
@@ -52,12 +52,22 @@ def ensemble_logits(members: Float[Tensor, "members batch classes"]) -> Logits:
 
         z = log( 1/m · sum over i of softmax(z_i) )
 
-    softmax(z) is that mean. Apply a temperature to z, not to the members.
-
-    Args:
-        members: (members, batch, classes) logits.
-
-    Returns:
-        (batch, classes) logits; their exponentials sum to 1.
+    softmax(z) is that mean; the exponentials of z sum to 1. Apply a temperature to z, not to the
+    members.
     """
     return F.log_softmax(members, dim=2).logsumexp(0) - log(len(members))
+
+
+@in_full_precision
+def logit_direction(student: Logits, teacher: Float[Tensor, "_ _"]) -> Float[Tensor, ""]:
+    """Squared distance of the logits' directions (network grafting, Shen et al. 2021).
+
+        || student / ||student|| - teacher / ||teacher|| ||² = 2 (1 - cos(student, teacher))
+
+    mean over the batch, in [0, 4]; the authors' code sums. The length of the student's logits is free:
+    calibrate them before using their softmax. No gradient reaches `teacher`. ValueError for other
+    shapes.
+    """
+    check_logits(student, teacher)
+    apart = F.normalize(student, dim=1) - F.normalize(teacher.detach(), dim=1)
+    return apart.square().sum(1).mean()

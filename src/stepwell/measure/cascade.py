@@ -14,7 +14,7 @@ from stepwell.evaluation.cascade import Goal, Thresholds, better, find_threshold
 from stepwell.measure.depths import logits_where_it_is
 from stepwell.nets import NestedNet
 from stepwell.nets.nested.budget import check_share
-from stepwell.nets.nested.cascade import Cascade, starts_of, top_probability
+from stepwell.nets.nested.cascade import Cascade, branches_of, top_probability
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Batch
 
@@ -37,7 +37,7 @@ def cascade_macs(
     device = next(net.parameters()).device
     x = torch.zeros(1, 3, net.card.size, net.card.size, device=device)
     totals, total = [], 0
-    for depth, (_, start) in zip(depths, starts_of([net.path(d) for d in depths]), strict=True):
+    for depth, (_, start) in zip(depths, branches_of([net.path(d) for d in depths]), strict=True):
         if depth not in known:
             known[depth] = [0, *count_macs_of_steps(net.path(depth), x)]
         total += known[depth][-1] - known[depth][start]

@@ -21,7 +21,7 @@ from stepwell.files import config_of, read_json, write_whole, writing
 from stepwell.measure.data_parts import Parts, changes_of, distill_data_of, fitted, parts_of
 from stepwell.measure.fidelity_networks import Pair, folder_of, named, open_pair
 from stepwell.nets import NestedNet
-from stepwell.nets.files.kind import network_file
+from stepwell.nets.files.container import network_file
 from stepwell.nets.files.nested import load
 from stepwell.nets.nested.calibrate import estimate_all
 from stepwell.nets.nested.interpolation import between, differing

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from stepwell.files import config_of, writing
 from stepwell.nets import NestedNet
-from stepwell.nets.files.kind import network_file
+from stepwell.nets.files.container import network_file
 from stepwell.nets.files.nested import fingerprint
 from stepwell.nets.nested.interpolation import differing
 from stepwell.teachers import OpenTeacher, open_teacher

@@ -1,11 +1,10 @@
 """Training rules: each is an `Objective`, a module whose `training_step` returns a loss."""
 
 from stepwell.methods.distill import Distill
-from stepwell.methods.embedded_kd import EmbeddedKD
+from stepwell.methods.embedded_kd import EmbeddedKD, PrivateNorms
 from stepwell.methods.flow_matching import FlowMatching
 from stepwell.methods.netgraft import Graft
 from stepwell.methods.objective import Objective
-from stepwell.methods.private_norms import PrivateNorms
 from stepwell.methods.supervised import Supervised
 from stepwell.moved import moved_name
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated
 
 import torch
 from torch import nn
@@ -10,7 +9,7 @@ from torch import nn
 from stepwell.losses import attention_loss, label_cross_entropy, soft_target_kl
 from stepwell.losses.attention import Attention
 from stepwell.methods.objective import Objective
-from stepwell.ranges import NOT_NEGATIVE, POSITIVE, check_numbers
+from stepwell.ranges import check_numbers
 from stepwell.teachers.adapters import AsLogits
 from stepwell.teachers.stages import Hints, check_resolution, pair_stages
 from stepwell.teachers.teacher import Teacher, check_teacher, exit_of
@@ -20,7 +19,7 @@ from stepwell.types import Batch, Step
 class Distill(Objective):
     """a · CE(student) + b · T² · KL(teacher || student) + g · attention + h · hints.
 
-    A term of weight 0 is not computed: with `ce=0` the labels are unused.
+    Terms of weight 0 are not computed: with `ce=0` the labels are unused.
 
     Args:
         student: the network to train; gives logits or an `Exit`. A nested net trains its full depth.
@@ -31,10 +30,9 @@ class Distill(Objective):
         kl: b, the weight of the teacher's soft targets.
         attention: g, the weight of attention transfer, summed over its stages.
         attention_mode: `at` (attention maps), `sad` (self-attention) or `gram`.
-        attention_stages: "layer2", or "layer2=stages.1.blocks" where the teacher's stage has another
-            name; one or several. By default all, paired by their order.
+        attention_stages: one or several, as for `pair_stages`: "layer2" or "layer2=stages.1.blocks".
         hint: h, the weight of hints (FitNets, Romero et al. 2015), summed over their stages. Their
-            regressors train with the student and belong to this objective alone.
+            regressors train with the student and belong to this objective.
         hint_stages: as `attention_stages`.
         input_shape: of one image, such as (3, 32, 32), to check the stages before training.
 
@@ -49,18 +47,18 @@ class Distill(Objective):
         student: nn.Module,
         teacher: Teacher,
         *,
-        temperature: Annotated[float, POSITIVE] = 3.0,
-        ce: Annotated[float, NOT_NEGATIVE] = 1.0,
-        kl: Annotated[float, NOT_NEGATIVE] = 1.0,
-        attention: Annotated[float, NOT_NEGATIVE] = 0.0,
+        temperature: float = 3.0,
+        ce: float = 1.0,
+        kl: float = 1.0,
+        attention: float = 0.0,
         attention_mode: Attention = "at",
         attention_stages: str | Sequence[str] = (),
-        hint: Annotated[float, NOT_NEGATIVE] = 0.0,
+        hint: float = 0.0,
         hint_stages: str | Sequence[str] = (),
         input_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        check_numbers(locals(), Distill.__init__, flags=False)
+        check_numbers(locals(), flags=False)
         if not (ce or kl or attention or hint):
             raise ValueError("the student has no loss: ce, kl, attention and hint are all 0")
         if (attention or hint) and not input_shape:

@@ -12,7 +12,7 @@ weights towards the sub-nets (see the results of `stepwell verify ekd`).
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from stepwell.losses import attention_loss, class_cross_entropy, soft_target_kl
 from stepwell.losses.attention import Attention
 from stepwell.methods.objective import Objective
 from stepwell.nets.nested.net import NestedNet
-from stepwell.ranges import BELOW_ONE, NOT_NEGATIVE, POSITIVE, check_number, check_numbers
+from stepwell.ranges import NOT_NEGATIVE, check_number, check_numbers
 from stepwell.teachers.adapters import AsLogits
 from stepwell.teachers.teacher import MovingAverage, Teacher, check_teacher
 from stepwell.types import Batch, Exit, Step
@@ -59,22 +59,22 @@ class EmbeddedKD(Objective):
         self,
         net: NestedNet,
         *,
-        temperature: Annotated[float, POSITIVE] = 3.0,
-        ce: Annotated[float, NOT_NEGATIVE] = 1.0,
-        kl: Annotated[float, NOT_NEGATIVE] = 1.0,
-        attention: Annotated[float, NOT_NEGATIVE] = 2.0,
+        temperature: float = 3.0,
+        ce: float = 1.0,
+        kl: float = 1.0,
+        attention: float = 2.0,
         attention_mode: Attention = "at",
-        full_weight: Annotated[float, NOT_NEGATIVE] = 1.0,
+        full_weight: float = 1.0,
         weights: Mapping[str, float] | None = None,
-        distill_from: Annotated[float, BELOW_ONE] = 0.5,
+        distill_from: float = 0.5,
         sample: bool = False,
-        ema_teacher: Annotated[float, BELOW_ONE] = 0.0,
+        ema_teacher: float = 0.0,
         teacher: Teacher | None = None,
         teach_full: bool = False,
-        label_smoothing: Annotated[float, BELOW_ONE] = 0.0,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        check_numbers(locals(), EmbeddedKD.__init__, flags=False)
+        check_numbers(locals(), flags=False)
         for depth, weight in (weights or {}).items():
             net.path(depth)
             if depth == net.full:
@@ -183,3 +183,31 @@ class EmbeddedKD(Objective):
             weighted["attention"] = (self.attention, sum(apart, exit.logits.new_zeros(())))
         loss = torch.stack([w * value for w, value in weighted.values()]).sum()
         return self.weights.get(depth, 1.0) * loss, {k: v for k, (_, v) in weighted.items()}
+
+
+class PrivateNorms(EmbeddedKD):
+    """Embedded distillation that trains the sub-nets' private norms only.
+
+    All other weights of `net` have `requires_grad=False` afterwards (`net.requires_grad_(True)` undoes
+    it), and the shared norms stay in eval mode: the full net's outputs do not change by a bit.
+
+    Args:
+        net: a nested net whose sub-nets have private norms.
+        arguments: as for `EmbeddedKD`.
+
+    Raises:
+        ValueError: the sub-nets share all their norms, so there is nothing to train.
+    """
+
+    def __init__(self, net: NestedNet, **arguments: Any) -> None:
+        super().__init__(net, distill_from=0.0, **arguments)
+        if not len(net.private_norms):
+            raise ValueError("the sub-nets of this net have no private norms to train")
+        net.requires_grad_(False)
+        net.private_norms.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "PrivateNorms":
+        """Set the mode of the private norms; everything else stays in eval mode."""
+        super().train(False)
+        self.net.private_norms.train(mode)
+        return self

@@ -39,9 +39,7 @@ class FlowMatching(Objective):
     ) -> Images:
         """Images (count, 3, size, size), normalised like the training images, on the CPU.
 
-        Args:
-            seed: of the noise; it and the weights determine the images.
-            steps: number of even steps of Euler's method from noise to images.
+        `seed` is that of the noise; Euler's method takes `steps` even steps from noise to images.
         """
         device = next(self.net.parameters()).device
         generator = torch.Generator().manual_seed(seed)

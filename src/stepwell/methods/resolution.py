@@ -7,7 +7,7 @@ First every image trains the network at all resolutions. Then network and choose
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from math import ceil
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -18,28 +18,23 @@ from stepwell.losses import class_cross_entropy, cost_above_target
 from stepwell.methods.objective import Objective
 from stepwell.nets.resolution.chooser import ResolutionNet, gathered
 from stepwell.nets.resolution.resolutions import Resolutions, resize
-from stepwell.ranges import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE_ABOVE_0, check_numbers
+from stepwell.ranges import check_numbers
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Batch, Exit, Images, Labels, Step
 
 #: The choices that a training step runs, and the chooser's loss: see `JointResolution`.
 Mixing = Literal["expected", "chosen", "all", "random"]
 
-#: `even_shares` bisects, this often, for the factor in ±STEEP of the costs inside the softmax.
+#: `even_shares` finds the costs' factor inside the softmax, in ±STEEP, by this many bisections.
 STEEP, HALVED = 1e4, 80
 
 
 class EveryResolution(Objective):
-    """The network learns from every image at all resolutions and depths; losses are summed.
+    """The network learns from every image at all resolutions and depths; losses are summed."""
 
-    Args:
-        net: the network; its weights change in place.
-        label_smoothing: share of the target spread evenly over all classes, in [0, 1).
-    """
-
-    def __init__(self, net: Resolutions, *, label_smoothing: Annotated[float, BELOW_ONE] = 0.0) -> None:
+    def __init__(self, net: Resolutions, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        check_numbers(locals(), EveryResolution.__init__, flags=False)
+        check_numbers(locals(), flags=False)
         self.net = net
         self.label_smoothing = label_smoothing
 
@@ -110,19 +105,19 @@ class JointResolution(Objective):
         costs: Sequence[float],
         *,
         target: float,
-        cost_weight: Annotated[float, NOT_NEGATIVE] = 1.0,
-        temperature: Annotated[float, POSITIVE] = 1.0,
+        cost_weight: float = 1.0,
+        temperature: float = 1.0,
         mixing: Mixing = "expected",
-        explore: Annotated[float, SHARE_ABOVE_0] = 0.25,
-        label_smoothing: Annotated[float, BELOW_ONE] = 0.0,
+        explore: float = 0.25,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        check_numbers(locals(), JointResolution.__init__, flags=False)
         if mixing not in get_args(Mixing):
             raise ValueError(f"no mixing {mixing!r}: choose one of {', '.join(get_args(Mixing))}")
         if len(costs) != len(net.choices):
             raise ValueError(f"got {len(costs)} costs for {len(net.choices)} choices")
         check_target(costs, target)
+        check_numbers(locals(), flags=False)
         self.net = net
         net.costs.copy_(torch.tensor(costs) / max(costs))
         self.target, self.cost_weight = target, cost_weight
@@ -195,15 +190,9 @@ class ImitateBest(Objective):
         ValueError: `slack` is out of range.
     """
 
-    def __init__(
-        self,
-        net: ResolutionNet,
-        costs: Sequence[float],
-        *,
-        slack: Annotated[float, NOT_NEGATIVE] = 0.1,
-    ) -> None:
+    def __init__(self, net: ResolutionNet, costs: Sequence[float], *, slack: float = 0.1) -> None:
         super().__init__()
-        check_numbers(locals(), ImitateBest.__init__, flags=False)
+        check_numbers(locals(), flags=False)
         self.net = net
         net.costs.copy_(torch.tensor(costs) / max(costs))
         net.net.requires_grad_(False)
@@ -239,12 +228,7 @@ def losses_by_choice(
 
 
 def even_shares(costs: Sequence[float], target: float) -> Float[Tensor, " choices"]:
-    """The shares of the choices with a given mean cost and the largest entropy.
-
-    Args:
-        costs: cost of each choice.
-        target: the mean cost, as a share of the largest of `costs`; within their range.
-    """
+    """The shares of choices with a given mean cost (see `check_target`) and the largest entropy."""
     relative = torch.tensor(costs, dtype=torch.float64) / max(costs)
     low, high = -STEEP, STEEP
     for _ in range(HALVED):
@@ -255,14 +239,7 @@ def even_shares(costs: Sequence[float], target: float) -> Float[Tensor, " choice
 
 
 def check_target(costs: Sequence[float], target: float) -> None:
-    """Refuse a mean cost that the choices cannot reach.
-
-    Args:
-        target: as a share of the largest of `costs`.
-
-    Raises:
-        ValueError: it is out of range; the message says the range.
-    """
+    """Raise ValueError for a mean cost, as a share of the largest of `costs`, out of reach."""
     if min(costs) <= 0:
         raise ValueError(f"a choice costs {min(costs):g}: costs, such as MACs, must be positive")
     least = min(costs) / max(costs)

@@ -1,9 +1,10 @@
 """Build a network by its name, or by the name of a timm model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
+from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from stepwell.nets.families import convnext, densenet, mobilenet, resnet, vgg, vit
@@ -17,51 +18,40 @@ from stepwell.nets.nested.truncate import truncate
 from stepwell.ranges import check_numbers
 
 
-def _resnet(name: str, block: type, family: Mapping[str, tuple[int, ...]]) -> Builder:
-    return Builder(partial(resnet.resnet, block, family[name]), resnet.STAGES, name, family, stems=True)
-
-
-def _cifar(
+def _stem(
+    make: Callable[..., nn.Module],
+    family: Mapping[str, tuple[int, ...]],
+    stages: tuple[str, ...] | Callable[[Sequence[int]], tuple[str, ...]],
     name: str,
-    norm: Literal["batch", "layer"] = "batch",
-    widths: tuple[int, int, int] = (16, 32, 64),
 ) -> Builder:
-    make = partial(resnet.CifarResNet, resnet.CIFAR[name], norm=norm, widths=widths)
+    """A builder with a choice of stems; `make` takes the blocks per stage of `name` in its family."""
+    blocks = family[name]
+    stages = stages(blocks) if callable(stages) else stages
+    return Builder(partial(make, blocks), stages, name, family, stems=True)
+
+
+def _cifar(name: str, **arguments: Any) -> Builder:
+    make = partial(resnet.CifarResNet, resnet.CIFAR[name], **arguments)
     return Builder(make, resnet.CIFAR_STAGES, name, resnet.CIFAR, size=32)
 
 
-def _vgg(name: str) -> Builder:
-    blocks = vgg.FAMILY[name]
-    return Builder(partial(vgg.vgg_bn, blocks), vgg.stages(blocks), name, vgg.FAMILY, stems=True)
-
-
-def _densenet(name: str) -> Builder:
-    make = partial(densenet.DenseNet, densenet.FAMILY[name])
-    return Builder(make, densenet.STAGES, name, densenet.FAMILY, stems=True)
-
-
-def _mobilenet(name: str) -> Builder:
-    blocks = mobilenet.FAMILY[name]
-    make = partial(mobilenet.mobilenet_v2, blocks)
-    return Builder(make, mobilenet.stages(blocks), name, mobilenet.FAMILY, stems=True)
-
-
-def _convnext(name: str) -> Builder:
-    make = partial(convnext.convnext, convnext.FAMILY[name])
-    return Builder(make, convnext.STAGES, name, convnext.FAMILY, stems=True)
-
-
+_basic, _bottleneck = (partial(resnet.resnet, block) for block in (BasicBlock, Bottleneck))
 BUILDERS: dict[str, Builder] = {
-    **{f"resnet{n}": _resnet(n, BasicBlock, resnet.BASIC) for n in resnet.BASIC},
-    **{f"resnet{n}": _resnet(n, Bottleneck, resnet.BOTTLENECK) for n in resnet.BOTTLENECK},
+    **{f"resnet{n}": _stem(_basic, resnet.BASIC, resnet.STAGES, n) for n in resnet.BASIC},
+    **{
+        f"resnet{n}": _stem(_bottleneck, resnet.BOTTLENECK, resnet.STAGES, n) for n in resnet.BOTTLENECK
+    },
     **{f"resnet{n}": _cifar(n) for n in ("8", "14", "20", "32", "44", "56", "110")},
-    **{f"resnet{n}_ln": _cifar(n, "layer") for n in ("8", "14", "20", "56")},
+    **{f"resnet{n}_ln": _cifar(n, norm="layer") for n in ("8", "14", "20", "56")},
     **{f"resnet{n}_slim": _cifar(n, widths=resnet.SLIM) for n in ("8", "14", "20")},
     **{f"resnet{n}_slimmer": _cifar(n, widths=resnet.SLIMMER) for n in ("14", "20")},
-    **{f"vgg{n}_bn": _vgg(n) for n in vgg.FAMILY},
-    "densenet201": _densenet("201"),
-    "mobilenet_v2": _mobilenet("17"),
-    **{f"convnext_{size}": _convnext(size) for size in convnext.FAMILY},
+    **{f"vgg{n}_bn": _stem(vgg.vgg_bn, vgg.FAMILY, vgg.stages, n) for n in vgg.FAMILY},
+    "densenet201": _stem(densenet.DenseNet, densenet.FAMILY, densenet.STAGES, "201"),
+    "mobilenet_v2": _stem(mobilenet.mobilenet_v2, mobilenet.FAMILY, mobilenet.stages, "17"),
+    **{
+        f"convnext_{size}": _stem(convnext.convnext, convnext.FAMILY, convnext.STAGES, size)
+        for size in convnext.FAMILY
+    },
     "vit_b_16": Builder(
         vit.vit_b, vit.STAGES, "12", vit.FAMILY, stems=True, size_argument="image_size"
     ),
@@ -83,16 +73,13 @@ def build(
     Args:
         name: a key of `BUILDERS`, such as "resnet34", or "timm/NAME" for a model of timm's.
         depths: the sub-nets: blocks per stage by name, `{"18": (2, 2, 2, 2)}`, or a list of names that
-            the family knows, `["18"]`; a name of your own says its blocks, `["half=2,2,2,2"]`.
+            the family knows, `["18"]`; a new name gives its blocks, `["half=2,2,2,2"]`.
         norms: "private" to each depth behind the fork, or "shared" (an ablation; see `NestedNet`).
-        stages: in place of the network's own stages, as for `nest`. A sub-net keeps the first blocks of
-            each stage and every block outside. So `["blocks[0:8]", "blocks[8:12]"]` with
-            `["late=4,4"]` drops the blocks 4 to 7 and keeps the last four. The family's names of
-            depths do not apply.
-        kept: number of first blocks of each stage that the full net itself has.
-        adaptions: 1×1 convolutions behind some modules, which grafting leaves where no module can
-            absorb them; by the module's name: channels, and whether these are the last axis (see
-            `nets.grafting.merging`).
+        stages: replace the network's own stages, as for `nest`. A sub-net keeps the first blocks of
+            each stage and every block outside: `["blocks[0:8]", "blocks[8:12]"]` with `["late=4,4"]`
+            drops the blocks 4 to 7 and keeps the last four. The family's names do not apply.
+        kept: blocks per stage of the full net itself, the first ones.
+        adaptions: 1×1 convolutions that grafting could not merge, as for `with_adaptions`.
         arguments: for the builder, such as `num_classes=100` or `stem="small"`.
 
     Raises:
@@ -128,21 +115,15 @@ def build(
 
 
 def named_depths(
-    name: str,
-    depths: Mapping[str, Sequence[int]] | Sequence[str],
-    stages: Sequence[str] | None = None,
+    name: str, depths: Mapping[str, Sequence[int]] | Sequence[str], stages: Sequence[str] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Blocks per stage of each depth, which a person names as for `build`.
+    """Blocks per stage of each depth; arguments as for `build`.
 
-    Args:
-        stages: in place of the network's own, as for `build`.
-
-    Raises:
-        ValueError: no such network; the family knows no such depth, or one is named twice; a depth by
-            a family's name with stages other than the family's.
+    ValueError for an unknown network or depth, one that is named twice, or a family's name with other
+    stages.
     """
     builder = builder_of(name)
-    if stages is not None:  # whose blocks only the network itself tells
+    if stages is not None:  # their numbers of blocks are not known here
         builder = builder._replace(family={builder.full: (1,) * len(stages)}, stages=tuple(stages))
     if isinstance(depths, Mapping):
         most = builder.family[builder.full]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from stepwell.flags import flag
-from stepwell.nets.files.kind import network_file
+from stepwell.nets.files.container import network_file
 from stepwell.teachers import OpenTeacher, open_teacher
 
 Out = Annotated[Path, flag(help="run directory; an unfinished run goes on where it stopped.")]

@@ -21,9 +21,8 @@ from stepwell.files import write_whole
 from stepwell.measure.data_parts import batches_for, data_fingerprint, fitted
 from stepwell.measure.depths import accuracy_on, cost_table, logits_where_it_is, results_of
 from stepwell.nets import Card, NestedNet, build, builder_of, named_depths
-from stepwell.nets.files.initial_weights import Start, initialise
+from stepwell.nets.files.initial_weights import Start, initialise, start_pretrained
 from stepwell.nets.files.nested import fingerprint, load, save
-from stepwell.nets.files.pretrained import start_pretrained
 from stepwell.nets.nested.calibrate import calibrate
 from stepwell.nets.nested.depth_names import check_depth
 from stepwell.nets.nested.input_size import check_size

@@ -19,11 +19,8 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 class AsLogits:
     """Check a teacher's exits: replace probabilities by their logarithm, with a warning.
 
-    After the first batch of logits there are no further checks: a later batch may look like
-    probabilities by chance.
-
-    Args:
-        whose: name of the teacher in the warning and the error.
+    There are no checks after the first batch of logits, because a later batch may look like
+    probabilities by chance. `whose` is the teacher's name in messages.
     """
 
     def __init__(self, whose: str = "the teacher") -> None:
@@ -64,11 +61,7 @@ class Ensemble(nn.Module):
         self._modules_of = nn.ModuleList(m for m in members if isinstance(m, nn.Module))
 
     def forward(self, images: Shaped[Tensor, "batch ..."]) -> Exit:
-        """Logits (batch, classes): log of the members' mean probabilities (`ensemble_logits`).
-
-        Raises:
-            ValueError: a member gives no `Exit`.
-        """
+        """Log of the members' mean probabilities (`ensemble_logits`); ValueError without an `Exit`."""
         pairs = zip(self.members, self._as_logits, strict=True)
         logits = [as_logits(member(images)).logits for member, as_logits in pairs]
         return Exit(ensemble_logits(torch.stack(logits)))
@@ -88,13 +81,7 @@ class _Adapted(nn.Module):
 
 
 class Renormalised(_Adapted):
-    """A teacher for images of another normalisation.
-
-    Args:
-        teacher: takes images normalised by `own`.
-        given: mean and std, per channel, of the input images.
-        own: mean and std that the teacher expects.
-    """
+    """A teacher for images of another normalisation, `given`; the teacher expects `own`."""
 
     scale: Tensor
     shift: Tensor
@@ -113,11 +100,7 @@ class Renormalised(_Adapted):
 
 
 class Resized(_Adapted):
-    """A teacher for images of another size, which are scaled to the teacher's.
-
-    Args:
-        teacher: takes images of `size` pixels, height and width.
-    """
+    """A teacher for images of another size, which are scaled to the teacher's `size`."""
 
     def __init__(self, teacher: Teacher, size: int) -> None:
         super().__init__(teacher)
@@ -129,11 +112,7 @@ class Resized(_Adapted):
 
 
 class OfProbabilities(_Adapted):
-    """A teacher of probabilities, with their logarithm as logits: the predictions are the same.
-
-    Args:
-        teacher: its exit's `logits` are probabilities (batch, classes).
-    """
+    """A teacher of probabilities, with their logarithm as logits: the predictions are the same."""
 
     def forward(self, images: Shaped[Tensor, "batch ..."]) -> Exit:
         """The exit with log p; a probability of 0 counts as the smallest positive number."""

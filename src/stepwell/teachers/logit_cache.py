@@ -103,9 +103,7 @@ class LogitCache:
     def put(self, key: bytes, logits: Logits) -> None:
         """Store rows (n, classes) under a key; does nothing if another process writes.
 
-        Raises:
-            OSError: the disk is full; the earlier entries remain.
-            ValueError: the logits are of double precision.
+        OSError if the disk is full (earlier entries remain), ValueError for logits of double precision.
         """
         if not self.writes:
             return

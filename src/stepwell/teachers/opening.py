@@ -12,19 +12,12 @@ from torch import Tensor, nn
 from stepwell.nets import BUILDERS, Card, NestedNet, build
 from stepwell.nets.families.timm_models import PREFIX
 from stepwell.nets.files.container import digest
-from stepwell.nets.files.initial_weights import load_plain
+from stepwell.nets.files.initial_weights import load_plain, start_pretrained
 from stepwell.nets.files.nested import fingerprint, holds_weights_alone, load
 from stepwell.nets.files.onnx import OnnxNet, onnx_fingerprint
-from stepwell.nets.files.pretrained import start_pretrained
-from stepwell.teachers.adapters import (
-    Ensemble,
-    Normalisation,
-    OfProbabilities,
-    Renormalised,
-    Resized,
-)
+from stepwell.teachers.adapters import Ensemble, Normalisation, OfProbabilities, Renormalised, Resized
 from stepwell.teachers.teacher import Frozen, Teacher, as_exit
-from stepwell.types import probabilities_in
+from stepwell.types import Images, probabilities_in
 
 #: The forms of a teacher's name, for errors.
 KINDS = (
@@ -38,15 +31,15 @@ class Source(NamedTuple):
 
     name: as given by the user.
     teacher: normalised images to an exit.
-    fingerprint: of everything that its outputs depend on: weights, depth, and a normalisation given
-        for it.
+    fingerprint: a hash of all that its outputs depend on: weights, depth, a given normalisation.
     classes: names in the order of its logits; empty if unknown.
     size: height and width of its training images; 0 if unknown.
     normalisation: of its images; None if unknown.
     net: the network whose `depth`, or full net, teaches; None for an ONNX file.
-    module: the plain module behind `teacher`; None for an ONNX file, which shares no weights.
-    file: a file of Stepwell, if it comes from one; depth: the depth in it that teaches.
-    depths: all depths, if the name does not choose one; the full one then teaches.
+    module: the plain module of that depth; None for an ONNX file.
+    file: its Stepwell file, if it has one.
+    depth: the depth in `file` that teaches.
+    depths: all depths, if the name does not choose one; the full net then teaches.
     weights: a hash of its weights only, the same for every depth.
     """
 
@@ -68,13 +61,9 @@ class Source(NamedTuple):
 
 
 class OpenTeacher:
-    """One teacher, or an ensemble of several, opened but not yet prepared for any data.
+    """One or more teachers (an ensemble), opened but not yet prepared for any data.
 
-    Args:
-        sources: at least one.
-
-    Raises:
-        ValueError: there is none; two teachers name different classes.
+    ValueError if there is none, or two name different classes.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -96,7 +85,7 @@ class OpenTeacher:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprints of all members, in order."""
+        """The fingerprints of all members in order."""
         return "+".join(source.fingerprint for source in self.sources)
 
     @property
@@ -122,7 +111,7 @@ class OpenTeacher:
     def for_data(
         self,
         classes: tuple[str, ...],
-        images: Tensor,
+        images: Images,
         normalisation: Normalisation,
         *,
         resize: bool = False,
@@ -131,17 +120,13 @@ class OpenTeacher:
 
         Possible mistakes raise warnings: a teacher that does not name its classes, images of another
         size than its training images, and probabilities in place of logits (their logarithm is taken).
+        A single teacher gives features, named by its `stages`, if it has any.
 
         Args:
             classes: the data's classes.
             images: a few images, normalised.
             normalisation: of these and all later images.
-            resize: scale images to each teacher's training size, if known; by default they keep their
-                size.
-
-        Returns:
-            Images to an `Exit` without gradients; with features, named by its `stages`, for a single
-            teacher that has them.
+            resize: scale images to each teacher's training size, if known.
 
         Raises:
             ValueError: a teacher has other classes, in number, names or order; it does not run on
@@ -160,12 +145,11 @@ def open_teacher(
     """Open a teacher by its name, or an ensemble by several names.
 
     Args:
-        names: each is a run directory or a file of Stepwell (`PATH@DEPTH` for another depth than the
-            full one), an ONNX file, `NETWORK=FILE` for plain weights under torchvision's or timm's
-            names, or `timm/NAME` or the name of a torchvision network, with its published weights (a
-            download).
-        mean, std: per channel, of pixels scaled to [0, 1]: the normalisation for teachers that do not
-            record one, such as most ONNX files.
+        names: each is a run directory or a file of Stepwell (`PATH@DEPTH` for a sub-net), an ONNX file,
+            `NETWORK=FILE` for plain weights under torchvision's or timm's names, or `timm/NAME` or the
+            name of a torchvision network, with its published weights (a download).
+        mean, std: the normalisation (per channel, of pixels scaled to [0, 1]) for teachers that record
+            none, such as most ONNX files.
 
     Raises:
         ValueError: a name is none of these, or given twice; a file is damaged; a depth was never
@@ -191,12 +175,10 @@ def open_teacher(
                 "--teacher-std"
             )
         mark = digest({"mean": given[0], "std": given[1]}, {})[:16]
-        sources = [
-            source
-            if source.normalisation
-            else source._replace(normalisation=given, fingerprint=f"{source.fingerprint}/{mark}")
-            for source in sources
-        ]
+        for i, source in enumerate(sources):
+            if not source.normalisation:
+                marked = f"{source.fingerprint}/{mark}"
+                sources[i] = source._replace(normalisation=given, fingerprint=marked)
     return OpenTeacher(sources)
 
 
@@ -206,15 +188,13 @@ def _open(name: str) -> Source:
         net = build(name)
         card = start_pretrained(net).card
         mark = digest({"network": name}, dict(net.module.state_dict()))[:16]
-        source = _source(name, Frozen(net, copy=False), mark, card)
-        return source._replace(net=net, module=net.module, normalisation=(card.mean, card.std))
+        return _source(name, net, mark, card)._replace(normalisation=(card.mean, card.std))
     path, depth = Path(name), None
     network, _, file = name.partition("=")
     if not path.exists() and (network in BUILDERS or network.startswith(PREFIX)):
         net, plain_card = load_plain(network, Path(file))
         mark = f"{network}={fingerprint(Path(file))}"
-        source = _source(name, Frozen(net, copy=False), mark, plain_card)
-        return source._replace(net=net, module=net.module)
+        return _source(name, net, mark, plain_card)
     if not path.exists() and "@" in name:
         before, _, depth = name.rpartition("@")
         path = Path(before)
@@ -224,7 +204,7 @@ def _open(name: str) -> Source:
         if depth is not None:
             raise ValueError(f"{name}: an ONNX file has one depth; drop @{depth}")
         onnx = OnnxNet(path)
-        return _source(str(path), Frozen(onnx, copy=False), onnx_fingerprint(path), onnx.card)
+        return _source(str(path), onnx, onnx_fingerprint(path), onnx.card)
     return _stepwell(name, path, depth)
 
 
@@ -251,22 +231,23 @@ def _stepwell(name: str, path: Path, depth: str | None) -> Source:
     depths = () if depth else tuple(net.depths)
     depth = depth or net.full
     net.require_ready(depth)
-    weights = mark = fingerprint(file)
-    module: nn.Module = net.module
-    if depth != net.full:
-        module = net.subnet(depth)
-        # the file's fingerprint is the same before and after a depth is calibrated
-        own = digest({}, dict(module.state_dict()))[:16]
-        mark = f"{weights}@{depth}:{own}"
-    source = _source(name, Frozen(net, copy=False, depth=depth), mark, net.card)
-    return source._replace(
-        weights=weights, net=net, module=module, file=file, depth=depth, depths=depths
-    )
+    source = _source(name, net, fingerprint(file), net.card, depth)
+    source = source._replace(file=file, depth=depth, depths=depths)
+    if depth == net.full:
+        return source
+    module = net.subnet(depth)
+    # the file's fingerprint is the same before and after a depth is calibrated
+    own = digest({}, dict(module.state_dict()))[:16]
+    return source._replace(module=module, fingerprint=f"{source.weights}@{depth}:{own}")
 
 
-def _source(name: str, teacher: Teacher, mark: str, card: Card | None) -> Source:
+def _source(
+    name: str, net: NestedNet | OnnxNet, mark: str, card: Card | None, depth: str | None = None
+) -> Source:
     """A source with the content of its card, unless the card still has its defaults."""
-    source = Source(name, teacher, mark, weights=mark)
+    source = Source(name, Frozen(net, copy=False, depth=depth), mark, weights=mark)
+    if isinstance(net, NestedNet):
+        source = source._replace(net=net, module=net.module)
     if card is None:
         return source
     own = (card.mean, card.std)
@@ -275,11 +256,7 @@ def _source(name: str, teacher: Teacher, mark: str, card: Card | None) -> Source
 
 
 def _ready(
-    source: Source,
-    classes: tuple[str, ...],
-    images: Tensor,
-    normalisation: Normalisation,
-    resize: bool,
+    source: Source, classes: tuple[str, ...], images: Tensor, normalisation: Normalisation, resize: bool
 ) -> nn.Module:
     """Check a source's teacher, and adapt it to this data."""
     name, teacher = source.name, source.teacher
@@ -348,10 +325,7 @@ def _differ(a: str, a_classes: tuple[str, ...], b: str, b_classes: tuple[str, ..
         )
     only = [
         f"only the {which} has {_some([c for c in mine if c not in others])}"
-        for which, mine, others in (
-            ("first", a_classes, b_classes),
-            ("second", b_classes, a_classes),
-        )
+        for which, mine, others in (("first", a_classes, b_classes), ("second", b_classes, a_classes))
         if set(mine) - set(others)
     ]
     numbers = f"{a} has {len(a_classes)} classes, {b} has {len(b_classes)}"

@@ -57,10 +57,7 @@ def pair_stages(
     with in_eval_mode(student), torch.no_grad():
         our_features = exit_of(student, image).features
         their_features = teacher(image).features
-    for who, stages, features in (
-        ("student", ours, our_features),
-        ("teacher", theirs, their_features),
-    ):
+    for who, stages, features in (("student", ours, our_features), ("teacher", theirs, their_features)):
         if len(stages) != len(features):
             raise ValueError(
                 f"the {who} names {len(stages)} stages ({', '.join(stages)}) but gives features of "

@@ -5,6 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -44,11 +45,7 @@ class Frozen(nn.Module):
 
     @torch.no_grad()
     def forward(self, *args: Any, **keywords: Any) -> Exit:
-        """The exit of the frozen net.
-
-        Args:
-            keywords: of the net's forward; of a nested net's `forward_all`, such as `given`.
-        """
+        """The exit of the frozen net; `keywords` go to its forward (such as a nested net's `given`)."""
         return exit_of(self._net[0], *args, *self._depth, **keywords)
 
 
@@ -79,7 +76,7 @@ class MovingAverage(nn.Module):
         self.average.update_parameters(net)
 
     @torch.no_grad()
-    def forward(self, x: Tensor, **keywords: Any) -> Exit:
+    def forward(self, x: Shaped[Tensor, "batch ..."], **keywords: Any) -> Exit:
         """The exit of the averaged network; `keywords` go to its forward."""
         return as_exit(self.average(x, **keywords))
 
@@ -93,7 +90,7 @@ def check_teacher(teacher: Teacher) -> None:
         )
 
 
-def as_exit(output: Tensor | Exit) -> Exit:
+def as_exit(output: Float[Tensor, "..."] | Exit) -> Exit:
     """Logits or an exit, as an exit."""
     return output if isinstance(output, Exit) else Exit(output)
 

@@ -117,7 +117,7 @@ def test_a_merged_student_that_is_another_network_is_refused_and_left_as_it_was(
     grafting = Grafting(net(4), net(6), input_shape=SHAPE)
     ours, expected = chain(grafting, batch.images)
     with monkeypatch.context() as patched:
-        patched.setattr("stepwell.nets.grafting.surgery.keep_adaptions", lambda net, kept: net)
+        patched.setattr("stepwell.nets.grafting.surgery.add_adaptions", lambda net, kept: net)
         with pytest.raises(ValueError, match="merged, the student gives other logits than its blocks"):
             grafting.merged([batch])
     assert_close(chain(grafting, batch.images)[0], ours)

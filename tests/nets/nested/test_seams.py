@@ -12,6 +12,7 @@ from torch.testing import assert_close
 import stepwell
 from nets.example_text import CLASSES, MASK, TEXT, Encoder
 from stepwell import Cascade
+from stepwell.nets.nested.cascade import top_probability
 from stepwell.nets.nested.nest import nest
 
 EXACT = {"rtol": 0, "atol": 0}
@@ -83,6 +84,52 @@ def test_constants_reach_the_steps_that_name_them():
 
 def test_constants_of_the_joint_loss():
     check_gradients(encoder(), TEXT, labels_only, given={"mask": MASK})
+
+
+def test_a_cascade_cuts_constants_to_the_texts_still_unanswered():
+    net = encoder().eval()
+    net.mark("trained")
+    whole = net.logits_by_depth(TEXT, given={"mask": MASK})
+    limit = float(top_probability(whole["1"]).median().detach())
+    cascade = Cascade(net, {"1": limit, "2": limit})
+    answer = cascade(TEXT, given={"mask": MASK})
+    assert len(answer.depth.unique()) > 1
+    for i, depth in enumerate(answer.depth.tolist()):
+        assert_close(answer.logits[i], whole[cascade.depths[depth]][i].detach())
+    with pytest.raises(ValueError, match="given 'msk': no step's forward names it"):
+        cascade(TEXT, given={"msk": MASK})
+    table = torch.ones(7, 7)  # no row per text
+    kept = net.request({"mask": [MASK, table]}).of_rows(torch.tensor([2]), 3).given["mask"]
+    assert_close(kept, [MASK[2:], table])
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x, scale=None):
+        return self.norm(x if scale is None else x * scale).relu()
+
+
+def test_calibration_takes_constants_with_the_inputs():
+    torch.manual_seed(0)
+    body = nn.Sequential(*(Scaled() for _ in range(3)))
+    module = nn.Sequential(OrderedDict(body=body, head=Scaled()))
+    net = nest(module, ["body"], {"2": (2,)}, input_size=(4,))
+    net.mark("trained", "full")
+    x, scale = torch.randn(8, 4), torch.rand(8, 1)
+    stepwell.calibrate(net, [((x, {"scale": scale}), None)])
+    assert net.status["2"] == "calibrated"
+    (own,) = net.private_norms
+    with torch.no_grad():
+        y = x
+        for step in net.eval().path("2")[:2]:
+            y = step(y, scale)
+    assert_close(own.running_mean, (y * scale).mean(0))
+    net.mark("fresh", "2")
+    with pytest.raises(ValueError, match="given 'scales': no step's forward names it"):
+        stepwell.calibrate(net, [((x, {"scales": scale}), None)])
 
 
 class Shifted(nn.Module):

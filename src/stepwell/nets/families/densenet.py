@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from stepwell.nets.families.builder import Stem
@@ -16,12 +17,14 @@ from stepwell.types import Images, Logits
 
 FAMILY = {"121": (6, 12, 24, 16), "169": (6, 12, 32, 32), "201": (6, 12, 48, 32)}
 STAGES = tuple(f"features.denseblock{i}" for i in range(1, 5))
+#: (batch, channels, height, width)
+Maps = Float[Tensor, "batch _ _ _"]
 
 
 class SlicedConv(nn.Conv2d):
     """A convolution that reads as many columns of its weight as its input has channels."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Maps) -> Maps:
         """(batch, up to in_channels, height, width) to (batch, out_channels, ...)."""
         return self._conv_forward(input, self.weight[:, : input.shape[1]], self.bias)
 
@@ -29,15 +32,15 @@ class SlicedConv(nn.Conv2d):
 class SlicedLinear(nn.Linear):
     """A linear layer that reads as many columns of its weight as its input has features."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(batch, up to in_features) to (batch, out_features)."""
+    def forward(self, input: Float[Tensor, "batch _"]) -> Float[Tensor, "batch {self.out_features}"]:
+        """Up to `in_features` to `out_features`."""
         return F.linear(input, self.weight[:, : input.shape[1]], self.bias)
 
 
 class SlicedNorm(nn.BatchNorm2d):
     """A BatchNorm that uses, and updates, the values of as many channels as its input has."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Maps) -> Maps:
         """(batch, up to num_features, height, width), normalised."""
         n, rate = input.shape[1], self.momentum
         assert self.running_mean is not None
@@ -62,7 +65,7 @@ class DenseLayer(nn.Module):
         self.norm2 = nn.BatchNorm2d(4 * growth)
         self.conv2 = nn.Conv2d(4 * growth, growth, kernel_size=3, padding=1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Maps) -> Maps:
         """(batch, width, height, width) to (batch, width + growth, ...)."""
         new = self.conv1(F.relu(self.norm1(x)))
         return torch.cat([x, self.conv2(F.relu(self.norm2(new)))], 1)
@@ -71,10 +74,8 @@ class DenseLayer(nn.Module):
 class DenseNet(nn.Module):
     """torchvision's DenseNet; the layers behind a dense block also take a shorter block's output.
 
-    Args:
-        blocks: layers of each dense block.
-        growth: channels that a layer adds; the stem has twice as many.
-        stem: "small" has a 3×3 convolution of stride 1 and no pooling.
+    `growth` is the number of channels that a layer adds. The "small" stem has a 3×3 convolution of
+    stride 1 and no pooling.
     """
 
     def __init__(

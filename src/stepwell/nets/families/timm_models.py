@@ -22,13 +22,10 @@ STAGES = (r"(stages|layers)\.\d+\.blocks", r"(stages|blocks)\.\d+", r"blocks", r
 
 @lru_cache
 def timm_builder(name: str) -> Builder:
-    """The builder of a timm model; `name` has no prefix.
+    """The builder of a timm model, named without prefix; ValueError for no such model, or no stages.
 
     The depths of a model of one stage (such as a ViT or DeiT) are named by their number of blocks. The
     full depth of other models is called "full".
-
-    Raises:
-        ValueError: timm has no such model, or it has no stages of like blocks.
     """
     import timm
 
@@ -69,10 +66,7 @@ def _plan(name: str, module: nn.Module) -> Plan:
 
 
 def check_depths(
-    name: str,
-    depths: Mapping[str, Sequence[int]],
-    stages: Sequence[str],
-    arguments: Mapping[str, Any],
+    name: str, depths: Mapping[str, Sequence[int]], stages: Sequence[str], arguments: Mapping[str, Any]
 ) -> None:
     """Raise ValueError for the first depth that drops a block which changes the shape."""
     builder = timm_builder(name)

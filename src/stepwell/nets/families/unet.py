@@ -14,11 +14,8 @@ from stepwell.types import Images
 class UNet(nn.Module):
     """One residual block a level on the way down, two at the bottom, one a level on the way up.
 
-    Every block takes an embedding of the time. The last convolution starts at zero.
-
-    Args:
-        channels: of the images.
-        widths: channels of each level; from one to the next the resolution halves.
+    Every block takes an embedding of the time. The last convolution starts at zero. `widths` are the
+    channels of each level; each level has half the resolution of the one before.
     """
 
     def __init__(self, channels: int = 3, widths: tuple[int, ...] = (32, 64)) -> None:

@@ -11,11 +11,7 @@ STAGES = ("encoder.layers",)
 def vit_b(
     *, num_classes: int = 1000, image_size: int = 224, stem: Stem = "imagenet", dropout: float = 0.0
 ) -> VisionTransformer:
-    """torchvision's ViT-B/16; with `stem="small"` its patches have 4×4 pixels.
-
-    Raises:
-        ValueError: the image size is no multiple of the patches'.
-    """
+    """torchvision's ViT-B/16; with `stem="small"` its patches have 4×4 pixels."""
     patch = 4 if stem == "small" else 16
     if image_size % patch:
         raise ValueError(f"images of {image_size} pixels are no multiple of the patches' {patch}")

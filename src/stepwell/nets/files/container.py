@@ -1,7 +1,6 @@
-"""Files of tensors: safetensors with a checked header, and torch's state dicts.
+"""Files of networks: found by run directory, their kinds, checked headers, and torch's state dicts.
 
-The header is one JSON string in the metadata of safetensors. Its checksum detects damage that
-safetensors does not notice. Only weights are unpickled.
+The checksum detects damage that safetensors does not notice. Only weights are unpickled.
 """
 
 import hashlib
@@ -19,6 +18,43 @@ from torch import Tensor
 GRAPH = "stepwell knowledge graph"
 #: Kinds of networks of images, whose files hold a nested net.
 IMAGES = ("classifier", "resolution")
+
+
+def network_file(path: str | Path) -> Path:
+    """Give the file of the network at `path`: a run directory, or the file itself.
+
+    FileNotFoundError if there is nothing, ValueError if the run is not finished.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no file or run directory {path}")
+    file = path / "net.safetensors" if path.is_dir() else path
+    if not file.exists() and not (path / "config.json").exists():
+        raise ValueError(
+            f"{path} is no run directory: name the --out folder of a `stepwell train` command, or a "
+            "network's file"
+        )
+    if not file.exists():
+        raise ValueError(
+            f"{path} holds no net.safetensors, so it is no finished run: start its `stepwell train` "
+            "command again to finish it"
+        )
+    return file
+
+
+def kind_of(path: str | Path) -> str:
+    """Read the kind of a network from the header of its file; errors as for `network_file`.
+
+    A file without a readable header, or of an older version, counts as a classifier's, whose reader
+    explains the problem.
+    """
+    try:
+        with safetensors.safe_open(network_file(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("stepwell", "{}"))
+    except (safetensors.SafetensorError, UnicodeDecodeError, json.JSONDecodeError):
+        return "classifier"
+    kind = header.get("kind", "resolution" if "beside" in header else "classifier")
+    return "graph" if kind == GRAPH else str(kind)
 
 
 def read_checked(
@@ -75,7 +111,7 @@ def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def is_pickle(path: Path) -> bool:
-    """Tell whether a file is a pickle of `torch.save`, zipped or not."""
+    """Check whether a file is a pickle of `torch.save`, zipped or not."""
     with path.open("rb") as file:
         start = file.read(9)
     # A safetensors file starts with its header's length, which may look like a pickle's first bytes.
@@ -85,7 +121,7 @@ def is_pickle(path: Path) -> bool:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a `torch.save`d dict of tensors; ValueError for anything else, which is never unpickled."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of formats that are refused below
+        with warnings.catch_warnings(action="ignore"):  # about formats that are refused below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds here
         # not torch's own words, which advise to unpickle it

@@ -1,4 +1,4 @@
-"""Start a network from the weights in a file: Stepwell's, or torchvision's and timm's by name."""
+"""Initial weights of a network from a file, or published by torchvision and timm."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torchvision
 from torch import Tensor
 
 from stepwell.nets.build import build, builder_of
@@ -18,7 +19,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Start(NamedTuple):
-    """A start from a file: the file's card, and the names of tensors that stayed fresh."""
+    """The card of the initial weights, and the names of tensors that stayed fresh."""
 
     card: Card
     fresh: tuple[str, ...]
@@ -28,15 +29,10 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     """Start `net` from the weights of a run directory or a file.
 
     A Stepwell file fills the full net and, if both have private norms, those of every common sub-net.
-    Any other file (safetensors, or a `torch.save`d state dict) has torchvision's names. It fills the
-    full net, and each private norm starts as the full net's. A classifier of another size, or of other
-    classes than `classes`, stays fresh.
-
-    Returns:
-        The file's card; a plain file's is taken to be torchvision's, with ImageNet's mean and std.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file; it does not fit the network.
+    Any other file (safetensors, or a `torch.save`d state dict) has torchvision's names and, presumably,
+    ImageNet's mean and std. It fills the full net; each private norm starts as the full net's. A
+    classifier of another size, or of other classes than `classes`, stays fresh. ValueError for a file
+    that does not fit.
     """
     path = Path(path)
     header, tensors = read_file(path, plain_too=True)
@@ -57,12 +53,9 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
 
 
 def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
-    """Build the network `name` with the weights, classes and stem of a file that holds nothing else.
+    """Build the network `name` with the weights, classes and stem of a plain file of weights.
 
-    The file is safetensors, or a `torch.save`d state dict.
-
-    Returns:
-        The network in eval mode, and the card, if the file has one (as Stepwell's exports do).
+    Gives the network in eval mode, and the card, if the file has one (as Stepwell's exports do).
 
     Raises:
         FileNotFoundError, ValueError: no such file or network; the file does not fit the network, fits
@@ -96,30 +89,28 @@ def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
 
 
 def differ(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
-    """Tell whether two classifiers that name their classes have different ones."""
+    """Check whether two classifiers that name their classes have different classes."""
     return bool(theirs and ours) and theirs != ours
 
 
 def fill(
     net: NestedNet, tensors: Mapping[str, Tensor], source: str, *, relabelled: bool = False
 ) -> tuple[str, ...]:
-    """Load the full net's `tensors`, except a classifier of another size; give the names left fresh.
+    """Load the full net's `tensors`, except a classifier of another size; return the names left fresh.
 
-    Args:
-        relabelled: the classifier of `tensors` has other classes, and stays fresh, too.
-
-    Raises:
-        ValueError: they do not fit; the message begins with `source`.
+    The classifier stays fresh, too, if it is `relabelled`: `tensors` has other classes. ValueError if
+    they do not fit; the message begins with `source`.
     """
     own = net.module.state_dict()
     given = {k: v for k, v in tensors.items() if not k.startswith(("depths/", BESIDE))}
     stored = net.stored_names()
     given |= {k: given[stored[k]] for k in own.keys() - given.keys() if stored[k] in given}  # tied
-    if odd := sorted(own.keys() ^ given.keys()):
+    if differing := sorted(own.keys() ^ given.keys()):
         wrapped = all(name.startswith("module.") for name in given)
         hint = "; all begin with 'module.': save model.module.state_dict()" if wrapped else ""
         raise ValueError(
-            f"{source} does not fit this network: {len(odd)} names differ, such as {odd[0]!r}{hint}"
+            f"{source} does not fit this network: {len(differing)} names differ, such as "
+            f"{differing[0]!r}{hint}"
         )
     head = tuple(f"{name}." for name in net.plan.head)
     count = net.builder[1].get("num_classes") if net.builder is not None else None
@@ -132,3 +123,41 @@ def fill(
         )
     net.load_full(given | {k: own[k] for k in fresh})
     return fresh
+
+
+def start_pretrained(net: NestedNet, classes: tuple[str, ...] = ()) -> Start:
+    """Fill `net` with the published weights of its library, which are downloaded once.
+
+    A classifier of another size, or of other `classes`, stays fresh. Private norms start as the full
+    net's. ValueError if no weights are published, they do not fit, or the download fails.
+    """
+    name = net.builder[0] if net.builder is not None else "this network"
+    try:
+        state, card = _timm(name) if name.startswith("timm/") else _torchvision(name)
+    except OSError as error:
+        raise ValueError(
+            f"the weights of {name} could not be downloaded ({error}): give a file of weights instead"
+        ) from error
+    source = f"the published weights of {name}"
+    return Start(card, fill(net, state, source, relabelled=differ(card.classes, classes)))
+
+
+def _torchvision(name: str) -> tuple[dict[str, Tensor], Card]:
+    if name not in torchvision.models.list_models():
+        raise ValueError(f"torchvision publishes no weights for {name}: give a file of weights instead")
+    weights: Any = torchvision.models.get_model_weights(name).DEFAULT
+    preset = weights.transforms()
+    state = weights.get_state_dict(progress=False, check_hash=True)
+    classes = tuple(weights.meta["categories"])
+    return dict(state), Card(classes, mean=tuple(preset.mean), std=tuple(preset.std))
+
+
+def _timm(name: str) -> tuple[dict[str, Tensor], Card]:
+    import timm
+
+    name = name.removeprefix("timm/")
+    if not timm.is_model_pretrained(name):
+        raise ValueError(f"timm publishes no weights for {name}: give a file of weights instead")
+    model: Any = timm.create_model(name, pretrained=True)
+    about = model.pretrained_cfg
+    return model.state_dict(), Card(mean=tuple(about["mean"]), std=tuple(about["std"]))

@@ -1,12 +1,13 @@
-"""The file of a nested net: one safetensors file that holds every depth, weights stored once.
+"""The file of a nested net: one safetensors file with all depths; shared weights are stored once.
 
-The full net's tensors stand under torchvision's own names, private tensors under
-`depths/NAME/<name>`; one JSON string in the header says how to build the net and how to use it.
+The full net's tensors have torchvision's own names, private tensors `depths/NAME/<name>`. One JSON
+string in the header says how to build the net and how to use it.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,30 +15,35 @@ import safetensors
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from stepwell.files import write_whole
+from stepwell.files import write_whole, writing
 from stepwell.nets import build
 from stepwell.nets.card import Card
-from stepwell.nets.files.container import digest, is_pickle, read_checked, read_state_dict
-from stepwell.nets.files.kind import network_file
+from stepwell.nets.files.container import (
+    digest,
+    is_pickle,
+    network_file,
+    read_checked,
+    read_state_dict,
+)  # fmt: skip
 from stepwell.nets.nested.exits import describe_head, make_head
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.reading import read
 
-#: 1 names a builder; 2 names the stages given to `nest`, for a caller's own module; 3 is either of the
-#: two with more tensors beside the nested net; 4 has exits or tied weights.
+#: 1: a named builder; 2: the stages given to `nest`, for a caller's own module; 3: 1 or 2 with more
+#: tensors beside the nested net; 4: with exits or tied weights.
 FORMAT = 4
 #: Prefix of the tensors beside a nested net in its file.
 BESIDE = "beside/"
-#: What the card says of measurements, not of the network.
+#: Entries of the card that are measurements.
 MEASURED = ("costs", "latency", "cascade")
 
 
 class Beside(NamedTuple):
-    """The parts of a larger network beside its nested net, such as norms at other resolutions.
+    """The other parts of a network that contains a nested net, such as norms at other resolutions.
 
-    kind: of the larger network (see `stepwell.kinds`).
+    kind: the network's kind (see `stepwell.kinds`).
     about: its settings, ready for JSON.
-    tensors: by names that the nested net does not know.
+    tensors: by name.
     """
 
     kind: str
@@ -48,17 +54,14 @@ class Beside(NamedTuple):
 def save(net: NestedNet, path: str | Path, *, beside: Beside | None = None) -> Path:
     """Write `net` with all its depths to one safetensors file, whole or not at all.
 
-    Args:
-        beside: more parts in the same file; `load` skips them, `read_beside` gives them.
-
-    Raises:
-        OSError: the folder does not exist or the disk is full.
+    `beside` are more parts for the same file; `load` skips them, `read_beside` returns them. OSError if
+    the folder does not exist or the disk is full.
     """
     header = {"kind": "classifier", **_structure(net), "card": net.card.as_header()}
-    tensors = _on_cpu(net)
+    tensors = _on_cpu(net.tensors())
     if beside is not None:
         header |= {"format": max(3, header["format"]), "kind": beside.kind, "beside": beside.about}
-        tensors |= {BESIDE + k: v.detach().cpu().contiguous() for k, v in beside.tensors.items()}
+        tensors |= _on_cpu(beside.tensors, BESIDE)
     return _write(Path(path), header, tensors)
 
 
@@ -93,7 +96,7 @@ def _beside(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Beside 
 
 def net_digest(net: NestedNet) -> str:
     """Compute a checksum of `net` without its card: depths, their status, and every tensor."""
-    return digest(_structure(net), _on_cpu(net))
+    return digest(_structure(net), _on_cpu(net.tensors()))
 
 
 def _structure(net: NestedNet) -> dict[str, Any]:
@@ -115,20 +118,49 @@ def _structure(net: NestedNet) -> dict[str, Any]:
     }
 
 
-def _on_cpu(net: NestedNet) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().contiguous() for k, v in net.tensors().items()}
+def _on_cpu(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    return {prefix + k: v.detach().cpu().contiguous() for k, v in tensors.items()}
 
 
 def rewrite_card(path: str | Path, card: Card) -> Path:
-    """Replace the card in a file that `save` wrote, whole or not at all; its tensors stay as they are.
-
-    Raises:
-        FileNotFoundError, ValueError: as for `load`.
-        OSError: the disk is full; the file is as it was before.
-    """
+    """Replace the card in a file that `save` wrote, whole or not at all; errors as for both."""
     file = network_file(path)
     header, tensors = _read_own(file)
     return _write(file, header | {"card": card.as_header()}, tensors)
+
+
+def check_writable(file: Path) -> None:
+    """Check that a network's file may be replaced, before time is spent on measuring for it.
+
+    ValueError if ONNX graphs beside it may read their weights from it, OSError if another process
+    writes to it.
+    """
+    if graphs := sorted(file.parent.glob("*.onnx")):
+        raise ValueError(
+            f"{graphs[0]} may read its weights from {file}, so {file.name} must stay as it is: change "
+            "the run's own file, and export again"
+        )
+    with writing(file):
+        pass
+
+
+@contextmanager
+def rewriting(path: Path, measured: str) -> Iterator[tuple[Path, Card]]:
+    """Lock the file of a network; give it with its card, which may have changed since it was read.
+
+    Errors as for `check_writable`; ValueError if it no longer holds the network with the `net_digest`
+    `measured`.
+    """
+    file = network_file(path)
+    check_writable(file)
+    with writing(file):
+        present = load(file)
+        if net_digest(present) != measured:
+            raise ValueError(
+                f"{file} was replaced by another network while this one was measured: nothing was "
+                "written; start the command again"
+            )
+        yield file, present.card
 
 
 def load(
@@ -142,23 +174,21 @@ def load(
     Args:
         module: a function that makes the full net again, for a caller's own module nested by
             `stepwell.nest`; the file's weights replace its own.
-        heads: functions that make the heads of exits again, by the exit's name, for heads of the
-            caller's own.
+        heads: by exit, functions that make custom heads again.
 
     Raises:
         FileNotFoundError: there is no such file or directory.
         ValueError: the run is not finished; the file is damaged, no safetensors file, or not
             Stepwell's; `module` is missing, makes another network, or is given for a network that has
-            a name; `heads` misses an exit with a head of the caller's own, or names another.
+            a name; `heads` misses an exit with a custom head, or names another.
     """
     return load_both(path, module, heads)[0]
 
 
 def fingerprint(path: Path) -> str:
-    """Hash the network in a run directory or a file.
+    """Hash the network in a run directory or a file; of a file that is not Stepwell's, all its bytes.
 
-    New measurements, or depths calibrated after the training, do not change the hash of a Stepwell
-    file. The hash of any other file is that of its bytes.
+    New measurements, and depths calibrated after the training, do not change the hash.
     """
     header, tensors = read_file(path, plain_too=True)
     if header is None or "depths" not in header:
@@ -176,12 +206,12 @@ def fingerprint(path: Path) -> str:
 def _is_of(
     name: str, tensors: Mapping[str, Tensor], depths: Mapping[str, list[int]], trained: list[str]
 ) -> bool:
-    """Tell by its name whether a tensor may belong to a `trained` depth, without the module."""
+    """Check by its name whether a tensor may belong to a `trained` depth."""
     if not name.startswith("depths/"):
         return True
     _, owner, own_name = name.split("/", 2)
     later = [*depths][[*depths].index(owner) :]
-    # A depth shares an earlier one's norms where both paths begin alike and it has no such tensor.
+    # A depth shares an earlier one's norm if both paths begin alike and it has no such tensor itself.
     return owner in trained or any(
         depth in trained
         and depths[depth][:1] == depths[owner][:1]
@@ -210,12 +240,7 @@ def assemble(
 ) -> NestedNet:
     """Build the network of a file's header, in eval mode, with the file's tensors.
 
-    Args:
-        path: of the file, for messages.
-        module, heads: as for `load`.
-
-    Raises:
-        ValueError: `module` or a head is missing, or makes another network.
+    Args and errors as for `load`; `path` is for messages.
     """
     norms = header.get("norms", "private")  # files of older versions had no other
     if "builder" in header:
@@ -243,10 +268,7 @@ def assemble(
 
 
 def _add_depths(
-    net: NestedNet,
-    header: Mapping[str, Any],
-    path: Path,
-    heads: Mapping[str, Callable[[], nn.Module]],
+    net: NestedNet, header: Mapping[str, Any], path: Path, heads: Mapping[str, Callable[[], nn.Module]]
 ) -> None:
     exits = header.get("exits", {})
     own = [exit for exit, described in exits.items() if described is None]
@@ -265,9 +287,8 @@ def _add_depths(
 
 def card_of(header: Mapping[str, Any]) -> Card:
     """Read the card in a file's header."""
-    card = header["card"].items()
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card}
-    return Card(**values)
+    values = header["card"].items()
+    return Card(**dict[str, Any]((k, tuple(v) if isinstance(v, list) else v) for k, v in values))
 
 
 def _write(path: Path, header: dict[str, Any], tensors: Mapping[str, Tensor]) -> Path:
@@ -287,7 +308,7 @@ def _read_own(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def read_file(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """Read header and tensors and check the checksum; a file that is not Stepwell's has no header."""
+    """Read and check header and tensors; a file that is not Stepwell's has no header."""
     path = network_file(path)
     if is_pickle(path):
         if plain_too:

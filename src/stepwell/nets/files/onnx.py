@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stepwell.nets.card import Card
+from stepwell.types import Images, Logits
 
 #: Input types of graphs of images.
 FLOATS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
@@ -19,13 +20,12 @@ FLOATS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 class OnnxNet(nn.Module):
     """An ONNX file as a module: images (batch, 3, height, width) to logits (batch, classes).
 
-    It runs on the CPU, whatever the device of the images, without gradients. Logits are of single
-    precision, even from a graph of half precision. A graph of fixed batch size runs several times for
-    more images.
+    It runs on the CPU, without gradients. Logits have single precision, even from a graph of half
+    precision. A graph of fixed batch size runs several times for more images.
 
     Args:
-        path: the file. Its graph takes one tensor of images; the output "logits", or else the first,
-            counts.
+        path: the file. Its graph takes one tensor of images; the logits are the output "logits", or
+            else the first.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: as for `open_onnx`; or the input is no batch of
@@ -37,9 +37,9 @@ class OnnxNet(nn.Module):
         self.session = open_onnx(path)
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) != 1 or not _takes_images(inputs[0]):
-            found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+            taken = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
             raise ValueError(
-                f"{path} takes {found}, not one tensor(float) of images (batch, 3, height, width): "
+                f"{path} takes {taken}, not one tensor(float) of images (batch, 3, height, width): "
                 "export it for these"
             )
         self.dtype = FLOATS[inputs[0].type]
@@ -61,7 +61,7 @@ class OnnxNet(nn.Module):
         return Card(size=int(self.described["size"]), **lists)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Images) -> Logits:
         """The logits of one batch, on the device of the images."""
         x = images.to("cpu", self.dtype)
         if self.batch is None:
@@ -84,7 +84,7 @@ class OnnxNet(nn.Module):
 
 
 def _takes_images(taken: Any) -> bool:
-    """Check that a graph's input is a batch of float images, with three channels if it says so."""
+    """Check that a graph's input is a batch of float images, with three channels if known."""
     shape = taken.shape  # a number, a name or nothing for each
     known = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
     return known and taken.type in FLOATS
@@ -125,10 +125,7 @@ def open_onnx(path: str | Path) -> Any:
 
 
 def weights_of(path: Path) -> str | None:
-    """Name the file of weights that a graph of Stepwell's reads; None if it holds its own.
-
-    None, too, if it is no ONNX file.
-    """
+    """Name the external file of weights of an exported graph; None if there is none."""
     try:
         return _described(path).get("weights")
     except ValueError:

@@ -13,13 +13,9 @@ KIND = "resolution"
 
 
 def save_resolution(net: ResolutionNet, path: str | Path) -> Path:
-    """Write a resolution network to one safetensors file, whole or not at all.
+    """Write a resolution network to one safetensors file; errors as for `save`.
 
-    `load` reads the nested net at the largest resolution from it. Weights shared by the resolutions are
-    stored once.
-
-    Raises:
-        OSError: the folder does not exist or the disk is full.
+    `load` reads the nested net at the largest resolution from it. Shared weights are stored once.
     """
     nested, chooser = net.net, net.chooser
     about = {
@@ -43,14 +39,8 @@ def load_resolution(
 ) -> ResolutionNet:
     """Read a resolution network, in eval mode, from a run directory or a file of `save_resolution`.
 
-    The file is read and checked once.
-
-    Args:
-        module: as for `load`: makes the full net again, for a caller's own module.
-        made_for: as for `Resolutions`.
-
-    Raises:
-        FileNotFoundError, ValueError: as for `load`; or the file holds one resolution only.
+    `module` and errors are those of `load`, `made_for` is that of `Resolutions`. ValueError for a file
+    of one resolution.
     """
     net, beside = load_both(path, module)
     if beside is None or beside.kind != KIND:
@@ -60,17 +50,14 @@ def load_resolution(
     _, about, tensors = beside
     nested = Resolutions(net, about["sizes"], norms=about["norms"], made_for=made_for)
     choices = [Choice(*choice) for choice in about["choices"]]
-    few = len(choices)
-    held, looks_at = about.get("always") or 0, about["chooser"]
-    chooser = Always(few, held) if looks_at is None else Chooser(few, looks_at)
+    count, always, size = len(choices), about.get("always") or 0, about["chooser"]
+    chooser = Always(count, always) if size is None else Chooser(count, size)
     whole = ResolutionNet(nested, choices, chooser)
-    known = ("chooser/", "price", "costs")
-    nested.load_own({k: v for k, v in tensors.items() if not k.startswith(known)})
-    chooser.load_state_dict(
-        {k.removeprefix("chooser/"): v for k, v in tensors.items() if k.startswith("chooser/")}
-    )
-    whole.price.copy_(tensors["price"])
-    whole.costs.copy_(tensors["costs"])
+    whole.price.copy_(tensors.pop("price"))
+    whole.costs.copy_(tensors.pop("costs"))
+    of_chooser = [name for name in tensors if name.startswith("chooser/")]
+    chooser.load_state_dict({k.removeprefix("chooser/"): tensors.pop(k) for k in of_chooser})
+    nested.load_own(tensors)
     whole.budgets = tuple(
         Budget(price, macs, accuracy, tuple(*shares))
         for price, macs, accuracy, *shares in about.get("budgets", ())

@@ -1,10 +1,11 @@
-"""Merge 1×1 convolutions into the layers after them, or keep those that cannot be merged."""
+"""Merge 1×1 convolutions into the layers after them, or add them as layers."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from stepwell.nets.nested.net import NestedNet
@@ -43,16 +44,21 @@ class _Tracer(fx.Tracer):
 
 
 @torch.no_grad()
-def absorb(steps: Iterable[nn.Module], weight: Tensor, shape: Sequence[int], *, last: bool) -> bool:
+def absorb(
+    steps: Iterable[nn.Module],
+    weight: Float[Tensor, "channels channels"],
+    shape: Sequence[int],
+    *,
+    last: bool,
+) -> bool:
     """Merge a 1×1 convolution without bias before `steps` into their first layers.
 
     This works if only convolutions and linear layers read its output, maybe after averaging or
-    flattening; it fails for a shortcut or a norm. It is exact at zero-padded borders, because there is
-    no bias.
+    flattening, but no shortcut or norm. Without bias it is exact at zero-padded borders.
 
     Args:
         steps: modules in sequence, in eval mode.
-        weight: (channels, channels), output by input.
+        weight: output by input channels.
         shape: of the input of `steps`, with the batch, for a check on random values.
         last: true if channels are the last axis, not the second.
 
@@ -68,7 +74,7 @@ def absorb(steps: Iterable[nn.Module], weight: Tensor, shape: Sequence[int], *, 
     x = torch.randn(*shape, generator=generator).to(weight.device, weight.dtype)
     mixed = x @ weight.T if last else (x.movedim(1, -1) @ weight.T).movedim(-1, 1)
     before = run(mixed)
-    kept = [layer.weight.clone() for layer in readers]
+    old_weights = [layer.weight.clone() for layer in readers]
     for layer in readers:
         parts = layer.weight.reshape(len(layer.weight), channels, -1)  # (out, channels, positions)
         merged = torch.einsum("ocp,cd->odp", parts, weight)
@@ -76,7 +82,7 @@ def absorb(steps: Iterable[nn.Module], weight: Tensor, shape: Sequence[int], *, 
     apart = (run(x) - before).abs().max()
     if apart <= TOLERANCE * before.abs().max().clamp_min(1e-6):
         return True
-    for layer, old in zip(readers, kept, strict=True):
+    for layer, old in zip(readers, old_weights, strict=True):
         layer.weight.copy_(old)
     return False
 
@@ -100,37 +106,37 @@ def _readers(steps: Iterable[nn.Module]) -> list[Reader]:
         except Exception:  # code that torch.fx cannot follow
             return []
         (given, *others) = [node for node in graph.nodes if node.op == "placeholder"]
-        found = _of(given, step)
-        if any(node.users for node in others) or found is None:
+        users = _users(given, step)
+        if any(node.users for node in others) or users is None:
             return []
-        layers = [layer for layer in found if layer is not None]
-        if layers or not found:  # unless one way leads on, and another ends here
-            return layers if len(layers) == len(found) else []
+        layers = [layer for layer in users if layer is not None]
+        if layers or not users:  # unless one way leads on, and another ends here
+            return layers if len(layers) == len(users) else []
     return []
 
 
-def _of(node: fx.Node, step: nn.Module) -> list[Reader | None] | None:
-    """The layers that read `node` (None: the output of `step`); empty if anything else reads it."""
-    found: list[Reader | None] = []
+def _users(node: fx.Node, step: nn.Module) -> list[Reader | None] | None:
+    """The layers that read `node` (None: the output of `step`); None if anything else reads it."""
+    users: list[Reader | None] = []
     for user in node.users:
         if user.op == "output":
-            found.append(None)
+            users.append(None)
             continue
         layer = step.get_submodule(str(user.target)) if user.op == "call_module" else None
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            found.append(layer)
+            users.append(layer)
         elif isinstance(layer, _PASSING) or (layer is None and user.target in _PASSING_CALLS):
-            behind = _of(user, step)
+            behind = _users(user, step)
             if behind is None:
                 return None
-            found += behind
+            users += behind
         else:
             return None
-    return found
+    return users
 
 
-class Kept(NamedTuple):
-    """A 1×1 convolution without bias that stays after a module, or before it.
+class Added(NamedTuple):
+    """A 1×1 convolution without bias to add after a module, or before it.
 
     weight: (channels, channels), output by input.
     last: true if channels are the last axis.
@@ -143,38 +149,31 @@ class Kept(NamedTuple):
 
 
 def with_adaptions(module: nn.Module, adaptions: Mapping[str, Sequence[int]]) -> nn.Module:
-    """Add 1×1 convolutions to some modules of `module`, in place.
+    """Add 1×1 convolutions to some modules of `module`, in place; ValueError for an unknown module.
 
     Args:
         adaptions: by module name: the channels, and 1 if they are the last axis (else 0). A third
             number, 1, puts the convolution before the module; it comes after it by default.
-
-    Raises:
-        ValueError: there is no such module.
     """
     for name, (channels, last, *ahead) in adaptions.items():
         parent, _, child = name.rpartition(".")
         try:
             holder, own = module.get_submodule(parent), module.get_submodule(name)
         except AttributeError as error:
-            raise ValueError(f"no module {name!r} for an adaption to stand beside") from error
+            raise ValueError(f"no module {name!r} to add an adaption to") from error
         shape = (channels, channels)
         layer = nn.Linear(*shape, bias=False) if last else nn.Conv2d(*shape, 1, bias=False)
         holder._modules[child] = nn.Sequential(*((layer, own) if any(ahead) else (own, layer)))
     return module
 
 
-def keep_adaptions(net: NestedNet, kept: Mapping[str, Kept]) -> NestedNet:
-    """A copy of `net` with 1×1 convolutions at some of its modules, by their names.
-
-    Args:
-        net: a network without sub-nets.
-    """
-    if not kept:
+def add_adaptions(net: NestedNet, added: Mapping[str, Added]) -> NestedNet:
+    """A copy of `net`, which has no sub-nets, with 1×1 convolutions at some modules, by name."""
+    if not added:
         return net
-    adaptions = {n: [len(k.weight), int(k.last), *[1] * k.before] for n, k in kept.items()}
+    adaptions = {n: [len(a.weight), int(a.last), *[1] * a.before] for n, a in added.items()}
     module = with_adaptions(copy.deepcopy(net.module), adaptions)
-    for name, (weight, last, before) in kept.items():
+    for name, (weight, last, before) in added.items():
         layer = module.get_submodule(f"{name}.{0 if before else 1}")
         layer.load_state_dict({"weight": weight if last else weight[:, :, None, None]})
     grown = NestedNet(module, read(module, net.stages), {}, net.full)

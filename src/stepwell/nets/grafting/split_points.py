@@ -5,21 +5,22 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.plan import channels_last
 from stepwell.train_mode import in_eval_mode
 
-#: What may follow a stage before the next one begins, and neither has weights nor commutes with a 1×1
-#: convolution: it stays on the stage's side of a cut, as in VGG, whose stages end with their pooling.
+#: Layers without weights that do not commute with a 1×1 convolution. After a stage they belong to it,
+#: as in VGG, whose stages end with a pooling.
 _TAIL = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
 
 
 class SplitPoint(NamedTuple):
     """The place after a stage.
 
-    stage: its name.
+    stage: the stage's name.
     at: number of steps of the path before it.
     shape: of the features there, without the batch: (channels, height, width), (height, width,
         channels) or (tokens, channels).
@@ -50,30 +51,26 @@ class SplitPoint(NamedTuple):
 def split_points(
     net: NestedNet, input_shape: Sequence[int], depth: str | None = None
 ) -> list[SplitPoint]:
-    """The split points after each stage of `net`, shallow to deep.
-
-    Args:
-        input_shape: of one image, such as (3, 32, 32); a black image gives the shapes.
-        depth: of `net`; the full net by default.
-    """
+    """The split points after each stage of one depth (the full net by default), shallow to deep."""
     depth = net.full if depth is None else depth
     path = net.path(depth)
     last = channels_last(net.module)
     x = next(net.parameters()).new_zeros(1, *input_shape)
-    found, at, run = [], 0, 0
+    points, at, run = [], 0, 0
+    counts = net.depths[depth]
     with in_eval_mode(net):
-        for stage, gap, blocks, kept in zip(
-            net.stages, net.plan.gaps, net.plan.blocks, net.depths[depth], strict=False
+        for stage, gap, blocks, count in zip(
+            net.stages, net.plan.gaps, net.plan.blocks, counts, strict=False
         ):
-            at += len(gap) + sum(len(steps) for steps in blocks[:kept])
+            at += len(gap) + sum(len(steps) for steps in blocks[:count])
             end = at
             while end < len(path) and isinstance(path[end], _TAIL):
                 end += 1
             for step in path[run:end]:
                 x = step(x)
             run = end
-            found.append(SplitPoint(stage, end, tuple(x.shape[1:]), last or x.dim() != 4))
-    return found
+            points.append(SplitPoint(stage, end, tuple(x.shape[1:]), last or x.dim() != 4))
+    return points
 
 
 def pair_split_points(
@@ -84,8 +81,8 @@ def pair_split_points(
     Of several stages at one resolution the last counts.
 
     Args:
-        names: "layer2=stages.1.blocks" names the student's and the teacher's stage, "layer2" a stage of
-            both; one or several.
+        names: one or several; "layer2=stages.1.blocks" is the student's and the teacher's stage,
+            "layer2" a stage of both.
 
     Raises:
         ValueError: no resolution is common to both; a named pair differs in resolution, does not exist,
@@ -93,11 +90,11 @@ def pair_split_points(
     """
     if names:
         return _named(student, teacher, [names] if isinstance(names, str) else names)
-    mine, theirs = ({cut.resolution: cut for cut in side} for side in (student, teacher))
-    pairs = [(cut, theirs[at]) for at, cut in mine.items() if at in theirs]
+    mine, theirs = ({point.resolution: point for point in side} for side in (student, teacher))
+    pairs = [(point, theirs[at]) for at, point in mine.items() if at in theirs]
     if not pairs:
         raise ValueError(
-            "no stage of the student ends at a resolution at which one of the teacher does: the "
+            "student and teacher have no resolution in common after a stage: the "
             f"student has {_list(student)}, the teacher {_list(teacher)}; take another student"
         )
     return pairs
@@ -151,7 +148,7 @@ class Adaption(nn.Module):
         self.last_in, self.last_out = a.last, b.last
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (batch, ...) with the channels of `a` to the same with the channels of `b`."""
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """Features with the channels of `a` to features with the channels of `b`."""
         x = nn.functional.linear(x if self.last_in else x.movedim(1, -1), self.weight)
         return x if self.last_out else x.movedim(-1, 1)

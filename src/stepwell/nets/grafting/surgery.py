@@ -8,15 +8,11 @@ from math import prod
 from typing import Literal
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from stepwell.nets.grafting.merging import Kept, absorb, keep_adaptions
-from stepwell.nets.grafting.split_points import (
-    Adaption,
-    SplitPoint,
-    pair_split_points,
-    split_points,
-)
+from stepwell.nets.grafting.merging import Added, absorb, add_adaptions
+from stepwell.nets.grafting.split_points import Adaption, SplitPoint, pair_split_points, split_points
 from stepwell.nets.nested.interpolation import differing
 from stepwell.nets.nested.net import NestedNet
 from stepwell.train_mode import in_eval_mode
@@ -36,19 +32,18 @@ class Grafting(nn.Module):
         student: the network to train, of one depth; its weights change in place.
         teacher: a network of the same classes, in eval mode.
         input_shape: of one image, such as (3, 32, 32).
-        pairs: stages after which both are split: "layer2" or, for the student's and the teacher's,
-            "layer2=stages.1.blocks"; one or several. By default wherever resolutions agree.
+        pairs: stages after which both are split, as for `pair_split_points`; by default wherever
+            resolutions agree.
         depth: of the teacher; its full net by default.
-        start: "teacher": layers with the teacher's shapes at the same place of a block start with its
-            weights, and a block identical to the teacher's stays frozen. "fresh": the student keeps its
-            own weights.
+        start: "teacher": layers of the teacher's shapes get its weights, and a block that is then
+            identical to the teacher's stays frozen. "fresh": the student keeps its own weights.
         statistics: of the student's BatchNorm in training: "batch", of each batch; "frozen", of all
             images, estimated before its block trains.
 
     Raises:
         ValueError: a network is no nested net; no resolution is common to both, or `pairs` do not fit;
             the teacher is in train mode; the student has several depths, other classes, no block to
-            train, or a split point whose 1×1 convolution can neither be merged nor stay.
+            train, or a split point whose 1×1 convolution can neither be merged nor added.
     """
 
     def __init__(
@@ -118,14 +113,13 @@ class Grafting(nn.Module):
     def merged(self, images: Iterable[Batch]) -> tuple[NestedNet, dict[str, dict[str, int]]]:
         """The student as a network of its own, in eval mode.
 
-        Each pair of adaptions becomes one 1×1 convolution. It is merged into the next layers, or stays
-        if a shortcut or a norm also reads it. The logits are scaled to the teacher's on `images`,
-        because the loss leaves their scale free. If their last layer is neither linear nor a
-        convolution, a warning says that they are not scaled. Merging uses up the student's weights: it
-        works once, and no block can be grafted afterwards.
+        Each pair of adaptions becomes one 1×1 convolution, merged into the next layers, or added if a
+        shortcut or a norm also reads it. The logits are scaled to the teacher's on `images`, because
+        the loss leaves their scale free (a warning says if no layer can be scaled). Merging uses up
+        the student's weights: it works once, and no block can be grafted afterwards.
 
         Returns:
-            The network, and the remaining 1×1 convolutions by the name of the module before them (after
+            The network, and the added 1×1 convolutions by the name of the module before them (after
             them, if "before" is 1), each with "channels" and "macs" per image.
 
         Raises:
@@ -135,23 +129,23 @@ class Grafting(nn.Module):
         if self._spent:
             raise ValueError("the student was merged before: make another Grafting")
         x = _random(self.student, self.input_shape)
-        factor, kept = self._scale(images), deepcopy(self.student.state_dict())
+        factor, unmerged = self._scale(images), deepcopy(self.student.state_dict())
         before = factor * self.mixed(0, len(self.blocks) - 1)(x)
         self.eval()
-        left: dict[str, Kept] = {}
+        added: dict[str, Added] = {}
         costs: dict[str, dict[str, int]] = {}
         for i, (ours, _) in enumerate(self.pairs):
             weight = self._between(i)
             if weight is None or self._absorbed(i, weight):
                 continue
-            place = self._place(i, left)
+            place = self._place(i, added)
             assert place is not None  # or there would be no Grafting
             name, ahead = place
-            left[name] = Kept(weight, ours.last, ahead)
+            added[name] = Added(weight, ours.last, ahead)
             costs[name] = {
                 "channels": ours.channels, "macs": ours.channels**2 * prod(ours.resolution)
             } | ({"before": 1} if ahead else {})  # fmt: skip
-        net = keep_adaptions(self.student, left).eval().requires_grad_(True)
+        net = add_adaptions(self.student, added).eval().requires_grad_(True)
         if not _rescale(net, factor, x):
             before /= factor
             warnings.warn(
@@ -160,10 +154,10 @@ class Grafting(nn.Module):
                 stacklevel=2,
             )
         if not _close(net(x), before):
-            self.student.load_state_dict(kept)
+            self.student.load_state_dict(unmerged)
             raise ValueError(
-                "merged, the student gives other logits than its blocks do one after the other: some "
-                "module of it runs in several places. SplitPoint elsewhere (pairs, --blocks)"
+                "merged, the student gives other logits than its blocks in sequence: one of its "
+                "modules runs in several places. Split elsewhere (pairs, --blocks)"
             )
         self._spent = True
         return net, costs
@@ -202,10 +196,10 @@ class Grafting(nn.Module):
         weight = self._between(i)
         if weight is None or self._place(i, ()) is not None:
             return
-        kept = deepcopy(self.student.state_dict())
+        unmerged = deepcopy(self.student.state_dict())
         with in_eval_mode(self.student):
             absorbed = self._absorbed(i, weight)
-        self.student.load_state_dict(kept)
+        self.student.load_state_dict(unmerged)
         if not absorbed:
             raise ValueError(
                 f"behind {self.pairs[i][0].stage} of the student a 1×1 convolution must stay, and the "
@@ -247,7 +241,7 @@ class Grafting(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def run_all(steps: Iterable[nn.Module], x: Tensor) -> Tensor:
+def run_all(steps: Iterable[nn.Module], x: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, "batch ..."]:
     """The output of modules in sequence."""
     for step in steps:
         x = step(x)
@@ -266,7 +260,7 @@ def _adaption(a: SplitPoint, b: SplitPoint) -> Adaption | None:
 
 @torch.no_grad()
 def _take(block: nn.Sequential, taught: nn.Sequential, shape: Sequence[int]) -> bool:
-    """Copy the teacher's weights to layers of the same shapes; True if the blocks are then alike."""
+    """Copy the teacher's weights to layers of the same shapes; True if the blocks are then equal."""
     same = len(block) == len(taught)
     for mine, theirs in zip(block, taught, strict=False):
         alike = type(mine) is type(theirs) and differing(mine, theirs) is None
@@ -275,7 +269,7 @@ def _take(block: nn.Sequential, taught: nn.Sequential, shape: Sequence[int]) -> 
         same = same and alike and str(mine) == str(theirs)
     if not same:
         return False
-    x = _random(taught, shape)  # code says what modules do not, such as a function's arguments
+    x = _random(taught, shape)  # modules do not show everything, such as a function's arguments
     with in_eval_mode(block):
         return _close(block(x.clone()), taught(x))
 
@@ -286,10 +280,10 @@ def _random(like: nn.Module, shape: Sequence[int]) -> Tensor:
     return x.to(parameter.device, parameter.dtype)
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
+def _close(output: Tensor, expected: Tensor) -> bool:
     """True if two outputs are equal up to rounding."""
     limit = 1e-4 * float(expected.abs().max())
-    return found.shape == expected.shape and torch.allclose(found, expected, 1e-3, limit)
+    return output.shape == expected.shape and torch.allclose(output, expected, 1e-3, limit)
 
 
 def _nothing_to_learn(teacher: NestedNet, blocks: Sequence[int]) -> str:
@@ -303,7 +297,7 @@ def _nothing_to_learn(teacher: NestedNet, blocks: Sequence[int]) -> str:
 def _check_nested(who: str, net: nn.Module) -> None:
     if not isinstance(net, NestedNet):
         raise ValueError(
-            f"the {who} is a plain {type(net).__name__}, without stages to be cut behind: wrap it with "
+            f"the {who} is a plain {type(net).__name__}, without stages to split after: wrap it with "
             "stepwell.nest(module, stages=['layer1', ...], depths={}), which names them"
         )
 
@@ -324,11 +318,11 @@ def _rescale(net: NestedNet, factor: float, x: Tensor) -> bool:
     if not layers:
         return False
     expected = factor * net(x)
-    kept = [p.clone() for p in layers[-1].parameters()]
+    unscaled = [p.clone() for p in layers[-1].parameters()]
     for p in layers[-1].parameters():
         p.mul_(factor)
     if _close(net(x), expected):
         return True
-    for p, old in zip(layers[-1].parameters(), kept, strict=True):
+    for p, old in zip(layers[-1].parameters(), unscaled, strict=True):
         p.copy_(old)
     return False

@@ -10,37 +10,29 @@ Row = dict[str, float]
 UNITS = {"ms": "ms an image", "macs": "MACs an image", "accuracy": "accuracy"}
 
 
-def choose_depth(
-    card: Card,
-    status: Mapping[str, str],
-    device: str,
-    *,
-    ms: float | None = None,
-    macs: float | None = None,
-    accuracy: float | None = None,
-) -> str:
-    """The most accurate depth within `ms` and `macs`, or the cheapest with at least `accuracy`.
-
-    Errors as for `NestedNet.for_budget`.
+def choose_depth(card: Card, status: Mapping[str, str], device: str, **budget: float | None) -> str:
+    """The depth that fits a budget; its limits and errors are those of `NestedNet.for_budget`.
 
     Args:
-        status: of every depth, shallow to deep; a "fresh" one is never chosen.
+        status: of every depth, shallow to deep.
         device: the device of the times, a key of `card.latency`.
     """
-    limits = _limits(ms, macs, accuracy)
+    limits = _limits(budget)
     ready = [depth for depth, state in status.items() if state != "fresh"]
     if not ready:
         raise ValueError(
             "no depth was trained or calibrated: train the network, or run `stepwell calibrate RUN`"
         )
-    if ms is not None and device not in card.latency:
-        known = "; ".join(card.latency) or "no device"
+    if "ms" in limits and device not in card.latency:
+        measured = "; ".join(card.latency) or "no device"
         raise ValueError(
-            f"no times were measured on this device ({device}), only on {known}: "
+            f"no times were measured on this device ({device}), only on {measured}: "
             "measure them with `stepwell cost RUN --save`"
         )
-    cost = "ms" if ms is not None else "macs"
-    rows = {d: _row(card, d, device) for d in ready}
+    cost = "ms" if "ms" in limits else "macs"
+    times = card.latency.get(device, {})
+    known = {d: card.costs.get(d, {}) | times.get(d, {}) for d in ready}
+    rows = {d: {n: float(row[n]) for n in UNITS if n in row} for d, row in known.items()}
     rows = {d: row for d, row in rows.items() if limits.keys() | {cost} <= row.keys()}
     if not rows:
         raise ValueError(
@@ -50,22 +42,21 @@ def choose_depth(
     fitting = {d: row for d, row in rows.items() if _fits(row, limits)}
     if not fitting:
         raise ValueError(_nothing_fits(rows, limits, cost))
-    if accuracy is not None:
+    if "accuracy" in limits:
         return min(fitting, key=lambda d: fitting[d][cost])
     if all("accuracy" in row for row in fitting.values()):
         return max(fitting, key=lambda d: (fitting[d]["accuracy"], -fitting[d][cost]))
-    return list(fitting)[-1]  # the deepest, where nobody measured which is best
+    return list(fitting)[-1]  # the deepest, if no accuracy was measured
 
 
-def _limits(ms: float | None, macs: float | None, accuracy: float | None) -> Row:
-    given = {"ms": ms, "macs": macs, "accuracy": accuracy}
-    limits = {name: value for name, value in given.items() if value is not None}
+def _limits(budget: Mapping[str, float | None]) -> Row:
+    limits = {name: value for name, value in budget.items() if value is not None}
     if not limits:
         raise ValueError("name a budget: ms, macs or accuracy")
     for name, value in limits.items():
         if name != "accuracy" and not 0 < value < math.inf:
             raise ValueError(f"a budget of {name} must be a positive number, not {value}")
-    check_share(accuracy)
+    check_share(budget.get("accuracy"))
     return limits
 
 
@@ -75,18 +66,13 @@ def check_share(accuracy: float | None) -> None:
         raise ValueError(f"an accuracy is a share between 0 and 1 (0.95 is 95 %), not {accuracy}")
 
 
-def _row(card: Card, depth: str, device: str) -> Row:
-    known = card.costs.get(depth, {}) | card.latency.get(device, {}).get(depth, {})
-    return {name: float(known[name]) for name in UNITS if name in known}
-
-
 def _fits(row: Row, limits: Row) -> bool:
     enough = row.get("accuracy", 0.0) >= limits.get("accuracy", 0.0)
     return enough and all(row[n] <= limit for n, limit in limits.items() if n != "accuracy")
 
 
 def _nothing_fits(rows: Mapping[str, Row], limits: Row, cost: str) -> str:
-    """The error message: the cheapest depth for limits of cost, the most accurate for accuracy."""
+    """The error message; it names the cheapest depth, or the most accurate, by the limits."""
     bounds = [
         f"{'at least' if n == 'accuracy' else 'at most'} {limit:g} {UNITS[n]}"
         for n, limit in limits.items()

@@ -1,4 +1,4 @@
-"""A cascade: the shallowest depth sees every image, and each deeper depth the images still unsure.
+"""A cascade: the shallowest depth runs on every image, each deeper depth on those still unanswered.
 
 A deeper depth continues where its path leaves the paths already run.
 """
@@ -6,42 +6,39 @@ A deeper depth continues where its path leaves the paths already run.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from stepwell.nets.nested.net import NestedNet
-from stepwell.nets.nested.steps import Value, each, overwrites, tensors_of
-from stepwell.types import Images, Logits
+from stepwell.nets.nested.net import Inputs, NestedNet
+from stepwell.nets.nested.steps import Request, Value, each, overwrites, tensors_of
+from stepwell.types import Logits
 
 #: Maps logits (batch, classes) to confidence (batch,); a depth answers an image from its threshold on.
 Confidence = Callable[[Tensor], Tensor]
 
 
-def top_probability(logits: Logits) -> Tensor:
-    """The largest softmax probability of each row, (batch,)."""
+def top_probability(logits: Logits) -> Float[Tensor, " batch"]:
+    """The largest softmax probability of each row."""
     return logits.softmax(1).amax(1)
 
 
 class Answer(NamedTuple):
-    """The answer of a cascade for a batch.
+    """Logits of a batch, and for each row the index in `Cascade.depths` of the depth that answered."""
 
-    logits: (batch, classes), each row by the depth that answered.
-    depth: (batch,), the index of that depth in `Cascade.depths`.
-    """
-
-    logits: Tensor
-    depth: Tensor
+    logits: Float[Tensor, "batch classes"]
+    depth: Int[Tensor, " batch"]
 
 
 class Cascade:
     """Several depths of `net`, shallow to deep; the last one answers the remaining images.
 
     Args:
-        thresholds: by depth, without the last: a depth answers where its confidence reaches the
-            threshold. From 0 to 1 with the default `confidence`.
-        last: the depth that answers the rest; the full net by default.
+        thresholds: by depth, without the last. A depth answers the images whose confidence reaches its
+            threshold, from 0 to 1 with the default `confidence`.
+        last: the depth that answers the remaining images; the full net by default.
         confidence: the measure of confidence, the same for all depths.
 
     Raises:
@@ -68,7 +65,7 @@ class Cascade:
             )
         self.thresholds = {d: float(thresholds[d]) for d in self.depths[:-1]}
         self.confidence = confidence
-        self._starts = starts_of([net.path(d) for d in self.depths])
+        self._branches = branches_of([net.path(d) for d in self.depths])
 
     @classmethod
     def of(cls, net: NestedNet) -> "Cascade":
@@ -82,15 +79,21 @@ class Cascade:
         return cls(net, dict(zip(shallow, saved["thresholds"], strict=True)), last)
 
     @torch.inference_mode()
-    def __call__(self, x: Images) -> Answer:
-        """Logits of each image and the depth that gave them; ValueError in training mode."""
+    def __call__(self, x: Inputs, *, given: Mapping[str, Any] | None = None) -> Answer:
+        """Logits of each image and the depth that gave them; ValueError in training mode.
+
+        Args:
+            given: constants of the batch, as for `NestedNet.forward`. A tensor of one row per image is
+                cut to the images still unanswered.
+        """
         if self.net.training:
             raise ValueError("a cascade runs a network in eval mode: call net.eval() first")
+        asked = self.net.request(given) or Request({}, ())
         rows = torch.arange(len(x), device=x.device)  # of the batch: the images still unanswered
-        kept: dict[tuple[int, int], Value] = {(0, 0): x}
+        values: dict[tuple[int, int], Value] = {(0, 0): x}
         logits, answered = None, torch.zeros_like(rows)
         for i, depth in enumerate(self.depths):
-            y = self._run(i, kept)
+            y = self._run(i, values, asked)
             logits = torch.empty_like(y) if logits is None else logits
             logits[rows] = y
             answered[rows] = i
@@ -99,40 +102,37 @@ class Cascade:
             unsure = (~(self.confidence(y) >= self.thresholds[depth])).nonzero().flatten()
             if not len(unsure):
                 break
-            needed = self._starts[i + 1 :]
-            kept = {at: y for at, y in kept.items() if at in needed}
+            needed = self._branches[i + 1 :]
+            values = {at: y for at, y in values.items() if at in needed}
             if len(unsure) < len(rows):
-                kept = {at: _rows(y, unsure, len(rows)) for at, y in kept.items()}
+                values = {at: _rows(y, unsure, len(rows)) for at, y in values.items()}
+                asked = asked.of_rows(unsure, len(rows))
                 rows = rows[unsure]
         assert logits is not None
         return Answer(logits, answered)
 
-    def _run(self, i: int, kept: dict[tuple[int, int], Value]) -> Tensor:
-        """Logits of the i-th depth; adds to `kept` the values from which deeper depths start."""
-        y = kept[self._starts[i]]
+    def _run(self, i: int, values: dict[tuple[int, int], Value], asked: Request) -> Tensor:
+        """Logits of the i-th depth; `values` gains those from which deeper depths continue."""
+        y = values[self._branches[i]]
         path = self.net.path(self.depths[i])
-        start = self._starts[i][1]
-        for position in range(start, len(path)):
-            if position == start or (i, position) in kept:  # other depths start from it, too
+        first = self._branches[i][1]
+        for position in range(first, len(path)):
+            if position == first or (i, position) in values:  # other depths continue from it, too
                 y = each(Tensor.clone, y) if overwrites(path[position:]) else y
-            y = path[position](y)
-            if (i, position + 1) in self._starts:
-                kept[i, position + 1] = y
+            y, _ = asked.call(path[position], y, self.net.keywords(self.depths[i])[position])
+            if (i, position + 1) in self._branches:
+                values[i, position + 1] = y
         assert isinstance(y, Tensor)
         return y
 
 
 def _rows(value: Value, chosen: Tensor, images: int) -> Value:
-    """The `chosen` images of a batch, in each tensor that a step hands on.
-
-    Raises:
-        ValueError: a tensor does not hold one row per image.
-    """
+    """The `chosen` images of a batch; ValueError for a tensor that does not have one row per image."""
     for tensor in tensors_of(value):
         if len(tensor) != images:
             raise ValueError(
                 f"a cascade goes on with some images of a batch, but a step hands on a tensor of shape "
-                f"{tuple(tensor.shape)} for {images} images: let it be made where it is used"
+                f"{tuple(tensor.shape)} for {images} images: make it in the step that uses it"
             )
     return each(lambda tensor: tensor[chosen], value)
 
@@ -153,11 +153,11 @@ def _check_thresholds(thresholds: Mapping[str, float], last: str, confidence: Co
             raise ValueError(f"the threshold of depth {depth!r} is {value}: it must be a number")
 
 
-def starts_of(paths: Sequence[Sequence[object]]) -> list[tuple[int, int]]:
-    """For each path, the earlier one it shares most steps with (the first such), and how many."""
-    starts = [(0, 0)]
+def branches_of(paths: Sequence[Sequence[object]]) -> list[tuple[int, int]]:
+    """For each path, the first earlier path with the longest common prefix, and its length."""
+    branches = [(0, 0)]
     for i, path in enumerate(paths[1:], start=1):
         pairs = [zip(path, earlier, strict=False) for earlier in paths[:i]]
         common = [len([*takewhile(lambda pair: pair[0] is pair[1], each)]) for each in pairs]
-        starts.append((common.index(max(common)), max(common)))
-    return starts
+        branches.append((common.index(max(common)), max(common)))
+    return branches

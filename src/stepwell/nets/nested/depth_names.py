@@ -1,4 +1,4 @@
-"""Rules for the names of depths and for the blocks that they keep."""
+"""Rules for the names of depths and for their blocks."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -11,16 +11,9 @@ _RESERVED = ("all", "net", "export")
 
 
 def blocks_of(name: str, blocks: Any, most: tuple[int, ...]) -> tuple[int, ...]:
-    """The blocks per stage of the depth `name` as whole numbers.
-
-    Args:
-        most: the blocks of the full net.
-
-    Raises:
-        ValueError: they are no sequence of whole numbers.
-    """
+    """The blocks per stage of a depth; ValueError if they are no whole numbers, such as `most`."""
     try:
-        return tuple(index(kept) for kept in blocks)
+        return tuple(index(count) for count in blocks)
     except TypeError:
         raise ValueError(
             f"depth {name!r} = {blocks!r}: give the blocks of each stage, one whole number a stage, "
@@ -41,8 +34,8 @@ def check_depth(
     """Refuse a new depth that a nested net cannot have.
 
     Args:
-        blocks: of each stage; an exit may have 0 for the last ones.
-        present: the blocks of the depths that are there already.
+        blocks: per stage; an exit may have 0 for the last stages.
+        present: the blocks of the other depths.
         most: the blocks of the full net, one number for each of `stages`.
         exits: the names in `present` that are exits.
         ends_early: the new depth is an exit.
@@ -65,15 +58,15 @@ def check_depth(
         )
     stop = len(blocks)
     if ends_early:
-        stop = next((i for i, kept in enumerate(blocks) if not kept), stop)
+        stop = next((i for i, count in enumerate(blocks) if not count), stop)
         if not stop or any(blocks[stop:]):
             raise ValueError(
                 f"{what}: an exit runs the first stages, one or more, and 0 blocks of each stage behind"
             )
-    for stage, kept, all_ in zip(stages[:stop], blocks, most, strict=False):
-        if not 1 <= kept <= all_:
+    for stage, count, all_ in zip(stages[:stop], blocks, most, strict=False):
+        if not 1 <= count <= all_:
             raise ValueError(
-                f"{what}: {stage} can keep 1 to {all_} blocks (the full net's), not {kept}"
+                f"{what}: {stage} can keep 1 to {all_} blocks (the full net's), not {count}"
             )
     for other, others in present.items():
         if others == blocks and other not in exits and not ends_early:

@@ -1,9 +1,10 @@
-"""Example inputs for a module, and the shapes that they take on its way."""
+"""Example inputs for a module, and the outputs of its blocks."""
 
 from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from stepwell.nets.nested.plan import Plan
@@ -14,16 +15,11 @@ SIZES = (32, 64, 224, 256, 384)
 
 
 def example_input(module: nn.Module, size: Sequence[int] | None = None) -> Tensor:
-    """Two random examples of a shape that the module takes.
-
-    Modules with an `nn.Embedding` get token ids where they do not run on normal random values.
+    """Two random examples for a module: normal values, or else token ids for an `nn.Embedding`.
 
     Args:
-        size: shape of one example, such as (3, 224, 224), or (16,) for 16 tokens; tried out where it
-            is not given.
-
-    Raises:
-        ValueError: the module does not run on this shape; no shape was found.
+        size: shape of one example, such as (3, 224, 224), or (16,) for 16 tokens; by default found by
+            trial. ValueError if the module does not run on it, or none is found.
     """
     kind = type(module).__name__
     problem = "its first layer is no Conv2d or Linear"
@@ -43,7 +39,9 @@ def example_input(module: nn.Module, size: Sequence[int] | None = None) -> Tenso
     )
 
 
-def outputs_by_block(steps: Sequence[nn.Module], plan: Plan, x: Tensor) -> Iterator[list[Value]]:
+def outputs_by_block(
+    steps: Sequence[nn.Module], plan: Plan, x: Shaped[Tensor, "batch ..."]
+) -> Iterator[list[Value]]:
     """For each stage, the output of each block; `steps` are the full net's."""
     at, value = 0, cast(Value, x)
     for gap, blocks in zip(plan.gaps, plan.blocks, strict=False):

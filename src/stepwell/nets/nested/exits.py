@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from stepwell.nets.nested.steps import Request, Value, feature_of, request
@@ -12,13 +13,7 @@ HEAD = "exit_head"
 
 
 class PooledHead(nn.Module):
-    """Logits of a stage's output: the mean over all positions, then a linear layer.
-
-    Args:
-        channels: of the stage's output.
-        classes: number of logits.
-        channels_last: maps are (batch, height, width, channels).
-    """
+    """Logits of a stage's output: the mean over all positions, then a linear layer."""
 
     def __init__(self, channels: int, classes: int, channels_last: bool = False) -> None:
         super().__init__()
@@ -26,15 +21,20 @@ class PooledHead(nn.Module):
         self.fc = nn.Linear(channels, classes)
 
     @classmethod
-    def like(cls, feature: Tensor, logits: Tensor, channels_last: bool) -> "PooledHead":
-        """A head that turns `feature` into as many logits as `logits` has, on its device."""
+    def like(
+        cls,
+        feature: Float[Tensor, "batch ..."],
+        logits: Float[Tensor, "batch ..."],
+        channels_last: bool,
+    ) -> "PooledHead":
+        """A head from `feature` to logits of the shape of `logits`, on the same device."""
         maps = feature.dim() == 4 and not channels_last
         head = cls(feature.shape[1] if maps else feature.shape[-1], logits.shape[-1], channels_last)
         return head.to(feature.device, feature.dtype)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments that make this head again, with fresh weights."""
+        """The arguments to make this head again, with fresh weights."""
         channels, classes = self.fc.in_features, self.fc.out_features
         return {"channels": channels, "classes": classes, "channels_last": self.channels_last}
 
@@ -53,7 +53,7 @@ HEADS: dict[str, type[PooledHead]] = {"pooled": PooledHead}
 
 
 def describe_head(head: nn.Module) -> dict[str, Any] | None:
-    """The name and arguments of a head for a file's header; None for a head of the caller's own."""
+    """The name and arguments of a head for a file's header; None for a custom head."""
     for name, kind in HEADS.items():
         if type(head) is kind:
             return {"head": name, "arguments": head.arguments}
@@ -70,8 +70,7 @@ class ExitNet(nn.Module):
 
     Args:
         net: the full net without the modules that the exit does not run; its forward is not used.
-        steps: the path of the exit, the head last.
-        keywords: for each step, the names that its forward takes beside its input.
+        steps, keywords: of the exit's `Path`.
     """
 
     def __init__(
@@ -90,12 +89,8 @@ class ExitNet(nn.Module):
             step.train(mode)
         return super().train(mode)
 
-    def forward(self, x: Tensor, **given: Any) -> Tensor:
-        """Logits (batch, classes); `given` are constants of the batch, for the steps that name them.
-
-        Raises:
-            ValueError: no step names a constant.
-        """
+    def forward(self, x: Shaped[Tensor, "batch ..."], **given: Any) -> Float[Tensor, "batch ..."]:
+        """Logits (batch, classes); `given` as for `NestedNet.forward`."""
         value: Value = x
         asked = request(given, (), self._keywords) or Request({}, ())
         for step, keywords in self._steps:
@@ -105,7 +100,7 @@ class ExitNet(nn.Module):
 
 
 def check_head(exit: str, head: nn.Module, net: nn.Module) -> None:
-    """Raise ValueError for a head with weights that `net` has: no file could give it back."""
+    """Raise ValueError for a head that shares weights with `net`: a file could not restore it."""
     known = {id(value) for value in net.state_dict(keep_vars=True).values()}
     for name, value in head.state_dict(keep_vars=True).items():
         if id(value) in known:

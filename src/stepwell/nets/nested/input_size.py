@@ -9,11 +9,9 @@ from stepwell.nets.nested.net import NestedNet
 
 
 def check_size(net: NestedNet, size: int) -> None:
-    """Refuse an image size that the network's strides or patches do not allow.
+    """Raise ValueError for a size of images on which the network cannot run.
 
-    Raises:
-        ValueError: `size` is smaller than the product of the strides, or no multiple of a ViT's
-            patches, which would leave out a border of the images; the network does not run on it.
+    Such sizes are smaller than the product of the strides, or no multiple of a ViT's patches.
     """
     patch = patch_of(net)
     if size % patch:
@@ -37,8 +35,8 @@ def check_size(net: NestedNet, size: int) -> None:
 
     if not (net.builder and builder_of(net.builder[0]).size_argument):
         probe = 256
-        stride = max(1, probe // shape(probe)[2])  # also where channels come last
-        # steps behind the stages may stride, too
+        stride = max(1, probe // shape(probe)[2])
+        # steps after the stages may have strides, too
         stride = next((s for s in (stride, 2 * stride, 4 * stride) if runs(s)), stride)
         if size < stride:
             raise ValueError(

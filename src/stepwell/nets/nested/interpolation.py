@@ -1,4 +1,4 @@
-"""Networks on the straight line between two others of one architecture."""
+"""Networks on the straight line between two networks of one architecture."""
 
 from collections.abc import Iterable
 from copy import deepcopy
@@ -14,9 +14,8 @@ from stepwell.types import Batch
 def between(a: nn.Module, b: nn.Module, share: float) -> nn.Module:
     """A copy of `a` whose weights are (1 - share) · a + share · b; exact at 0 and 1.
 
-    Floating buffers are interpolated, too. For BatchNorm they are then no statistics of the new
-    network: estimate them from data (`calibrate.estimate_all`). Other buffers are copied from `a`.
-    Errors as for `check_line`.
+    Floating buffers are interpolated, too; statistics of BatchNorm need to be estimated again
+    (`calibrate.estimate_all`). Other buffers are those of `a`. Errors as for `check_line`.
     """
     check_line(a, b)
     mixed = deepcopy(a)
@@ -34,17 +33,15 @@ def start_interpolated(
     """Move the weights of `student` to share · teacher + (1 - share) · student.
 
     The probe of Stanton et al. 2021, section 6.2: how near to its teacher must a student start to end
-    in the teacher's basin? Between the two networks, BatchNorm statistics are estimated from `batches`;
-    at 0 and at 1 they are the student's and the teacher's.
+    in the teacher's basin? BatchNorm statistics are estimated from `batches`, unless `share` is 0 or 1.
 
     Args:
         student: changed in place.
         teacher: of the same architecture; unchanged.
-        share: in [0, 1].
-        batches: training images; read where `student` has BatchNorms.
+        batches: training images; read only if `student` has BatchNorms.
 
     Raises:
-        ValueError: `share` is out of range, or the architectures differ.
+        ValueError: `share` is not in [0, 1], or the architectures differ.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"a start between student and teacher is a share in [0, 1], not {share}")

@@ -1,20 +1,22 @@
-"""The joint loss of all paths of a trie: one forward and backward pass behind each fork at a time.
+"""The joint loss of all paths of a trie.
 
-The suffixes behind a fork run one after the other, each forward and backward at once, so that the
-activations of one suffix are in memory at a time. The gradients that the suffixes leave on the fork
-are added up there, and the prefix runs backward once.
+The suffixes behind a fork run one after the other, each forward and backward at once, so only the
+activations of one suffix are in memory. Their gradients are added up at the fork, and the prefix runs
+backward once.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from stepwell.nets.nested.steps import Request, versions
-from stepwell.nets.nested.trie import Fork, Node, State, start
+from stepwell.nets.nested.trie import Fork, Node, State
 from stepwell.types import Exit
 
 LossOf = Callable[[str, Exit, Mapping[str, Exit]], tuple[Tensor, Mapping[str, Tensor]]]
@@ -22,33 +24,25 @@ LossOf = Callable[[str, Exit, Mapping[str, Exit]], tuple[Tensor, Mapping[str, Te
 
 def joint_loss(
     root: Node,
-    x: Tensor,
+    x: Shaped[Tensor, "batch ..."],
     loss_of: LossOf,
     *,
     keep_features: bool = True,
     also: Iterable[nn.Parameter] = (),
     request: Request | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """The sum of the losses of all paths, and its detached parts under "depth/part".
 
-    Behind the first fork everything has run backward when this returns; `backward()` of the sum hands
-    the gradients on and runs the prefix backward. The sum may be scaled and added to other losses,
-    but differentiated once only. The gradients equal those of the naive sum to rounding, and a hook on
-    a parameter (`register_hook`) applies once, to its whole gradient.
+    Everything behind the first fork has run backward when this returns; `backward()` of the sum hands
+    the gradients on and runs the prefix backward. The sum may be scaled and added to other losses, but
+    differentiated only once. The gradients equal those of the naive sum to rounding. A hook on a
+    parameter (`register_hook`) applies once, to its whole gradient.
 
-    Args:
-        keep_features: keep features and extras of the exits in `done`, in memory until all is done.
-        also: parameters outside the paths that the losses share, such as a detector's head.
-        request: constants of the batch, and the extras that the losses need.
-
-    Raises:
-        ValueError: a loss depends on parameters that its depth does not run behind the fork and that
-            are not in `also`: they would get no gradient; the network computes in float16; no
-            step gives one of the extras.
+    Args and errors as for `NestedNet.joint_loss`.
     """
     shared = tuple(p for p in also if p.requires_grad)
     losses = _Losses(loss_of, keep_features, shared, request)
-    fork = start(root, x, request)
+    fork = Fork.at_root(root, x, request)
     if root.children and torch.is_grad_enabled():
         if _in_float16(x):
             raise ValueError(
@@ -64,11 +58,7 @@ def joint_loss(
 
 
 def check_extras(exit: Exit, request: Request | None) -> None:
-    """Refuse a request for extras that the deepest path does not give.
-
-    Raises:
-        ValueError: a name has no tensor.
-    """
+    """Raise ValueError for a requested extra that the deepest path does not give."""
     for name in () if request is None else request.extras:
         if not exit.extras[name]:
             raise ValueError(f"extras {name!r}: no step of the deepest path gives it")
@@ -82,25 +72,19 @@ def _in_float16(x: Tensor) -> bool:
     return x.dtype == torch.float16
 
 
+@dataclass
 class _Losses:
     """Computes the loss of each exit in turn; keeps the parts, and the exits already done.
 
     shared: parameters outside the paths that the losses share.
     """
 
-    def __init__(
-        self,
-        loss_of: LossOf,
-        keep_features: bool,
-        shared: tuple[nn.Parameter, ...],
-        request: Request | None,
-    ) -> None:
-        self.loss_of = loss_of
-        self.keep_features = keep_features
-        self.shared = shared
-        self.request = request
-        self.logs: dict[str, Tensor] = {}
-        self.done: dict[str, Exit] = {}
+    loss_of: LossOf
+    keep_features: bool
+    shared: tuple[nn.Parameter, ...]
+    request: Request | None
+    logs: dict[str, Tensor] = field(default_factory=dict)
+    done: dict[str, Exit] = field(default_factory=dict)
 
     def loss(self, depth: str, exit: Exit) -> Tensor:
         """One depth's loss, with its graph."""
@@ -108,8 +92,7 @@ class _Losses:
             check_extras(exit, self.request)
         loss, parts = self.loss_of(depth, exit, self.done)
         self.logs |= {f"{depth}/{part}": value.detach() for part, value in parts.items()}
-        kept = exit if self.keep_features else Exit(exit.logits)
-        self.done[depth] = kept.detach()
+        self.done[depth] = (exit if self.keep_features else Exit(exit.logits)).detach()
         return loss
 
 
@@ -124,15 +107,12 @@ class _Gradients:
     ) -> None:
         """Add the gradients of `inputs` when `outputs` have the gradients `given`.
 
-        Each gradient is added as soon as it is there, and something without memory handed on in its
-        place: all gradients of a suffix at once would be in memory twice. Hooks that others registered
-        on parameters wait for the whole gradient, which the outer backward brings.
+        Each gradient is added as soon as it is computed, and replaced by a tensor without memory:
+        otherwise all gradients of a suffix would be in memory twice. The caller's hooks on parameters
+        wait for the whole gradient, in the outer backward.
         """
-        waiting = [
-            (own, dict(own))
-            for t in inputs
-            if isinstance(t, nn.Parameter) and (own := t._backward_hooks)
-        ]
+        parameters = (t for t in inputs if isinstance(t, nn.Parameter))
+        waiting = [(own, dict(own)) for t in parameters if (own := t._backward_hooks)]
         for own, _ in waiting:  # torch runs what is in this very dict
             own.clear()
         hooks = [t.register_hook(partial(self._take, id(t))) for t in inputs]
@@ -150,22 +130,22 @@ class _Gradients:
         if key in self._sums:
             self._sums[key].add_(gradient)
         else:
-            # A copy, as autograd may give the same memory to two tensors: made now, when most of the
-            # suffix's activations are gone, and not with the next sum, when the next suffix's are live.
+            # Autograd may give the same memory to two tensors. Copied now, when most activations of
+            # this suffix are gone, and not at the next sum, when those of the next suffix are live.
             self._sums[key] = gradient.clone()
         return gradient.new_zeros(()).expand_as(gradient)
 
     def pop(self, tensor: Tensor) -> Tensor | None:
-        """The sum for `tensor`, given away."""
+        """The sum for `tensor`, which is then forgotten."""
         return self._sums.pop(id(tensor), None)
 
 
 class _Suffixes(torch.autograd.Function):
-    """Everything behind a fork: it runs backward within `forward`; `backward` hands on."""
+    """Everything behind a fork: runs backward inside `forward`; `backward` hands the gradients on."""
 
     @staticmethod
     def forward(ctx: Any, fork: Fork, losses: _Losses, *tensors: Tensor) -> Tensor:
-        """The sum of the losses. `tensors`: those of the fork, then all parameters behind it."""
+        """The sum of the losses. `tensors` are the fork's, then all parameters behind it."""
         gradients = _Gradients()
         with torch.enable_grad():
             total, of_fork = _behind(fork, losses, gradients)
@@ -189,8 +169,7 @@ class _Suffixes(torch.autograd.Function):
 def _behind(fork: Fork, losses: _Losses, gradients: _Gradients) -> tuple[Tensor, list[Tensor | None]]:
     """Run the children of `fork` one by one, forward and backward, then the paths that end there.
 
-    Returns:
-        The sum of their losses, detached, and the gradients of `fork.tensors()`.
+    Gives the detached sum of their losses, and the gradients of `fork.tensors()`.
     """
     cut, leaves = fork.cut()
     sums = []
@@ -232,7 +211,7 @@ def _exits(fork: Fork, losses: _Losses, gradients: _Gradients, inputs: Sequence[
 
 
 def _check_parameters(loss: Tensor, fork: Fork, inputs: Sequence[Tensor]) -> None:
-    """Refuse a loss with parameters that are not behind the fork: they would get no gradient."""
+    """Raise ValueError for a loss with parameters before the fork: they would get no gradient."""
     known = {id(t) for t in inputs}
     seen = {t.grad_fn for t in fork.tensors()}  # the network's own graph need not be searched
     ahead = [loss.grad_fn]

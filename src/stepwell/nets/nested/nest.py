@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stepwell.nets.nested.example import example_input, line_of, outputs_by_block
-from stepwell.nets.nested.net import NestedNet, NormSharing
+from stepwell.nets.nested.net import Inputs, NestedNet, NormSharing
 from stepwell.nets.nested.reading import read
 from stepwell.nets.nested.steps import Value
 from stepwell.train_mode import in_eval_mode
@@ -25,27 +25,26 @@ def nest(
 ) -> NestedNet:
     """Make a nested net around `module`; the two share their weights.
 
-    Every depth runs on random input, in eval mode: the full path must equal the module bit by bit,
-    each sub-net the path it was cut from, and all depths together each one alone.
+    Every depth is checked on random input, in eval mode: the full path must equal the module bit by
+    bit, each path its sub-net, and all depths run together each depth alone.
 
     Args:
-        module: the full net; one tensor in, logits (batch, classes) out. Further arguments of its
-            forward need a default of None (see `NestedNet.forward`, `given`). Where maps between its
+        module: the full net, from one tensor to logits (batch, classes). Further arguments of its
+            forward need a default of None (see `NestedNet.forward`, `given`). If maps between its
             blocks are (batch, height, width, channels), set `module.output_fmt = "NHWC"`. Tied
-            parameters stay tied; a file holds them once.
+            parameters stay tied.
         stages: containers of blocks in the order they run, such as "layer1" or "stages.0.blocks";
-            "features[2:4]" takes some children of one, "features[0:6:3]" three of them a block.
-        depths: blocks per stage of each sub-net, by name; a sub-net keeps the first ones of a stage.
+            "features[2:4]" are some children of one, "features[0:6:3]" blocks of three children.
+        depths: blocks per stage of each sub-net, by name; a sub-net keeps the first blocks of a stage.
         full: the name of the full net's own depth.
         norms: "private" to each depth behind the fork, or "shared" (an ablation; see `NestedNet`).
-        input_size: shape of one input, such as (3, 224, 224), or (16,) for 16 token ids; tried out
-            where it is not given.
-        given: constants for a batch of two inputs, such as a mask, for the same checks with them. Give
-            some if the module's forward takes constants: code that uses one outside of the steps that
-            name it is not part of any path.
+        input_size: shape of one input, such as (3, 224, 224), or (16,) for 16 token ids; found by trial
+            if not given.
+        given: constants for a batch of two inputs, such as a mask, to repeat the checks with. They show
+            code that uses a constant outside of the steps that name it, which no path contains.
 
     Raises:
-        ValueError: a stage is not there; the module cannot be read; a depth drops blocks that change
+        ValueError: a stage does not exist; the module cannot be read; a depth drops blocks that change
             the shape; a path does not equal its network; or a block overwrites its input, which the
             other depths run on, without an attribute `inplace`.
     """
@@ -91,21 +90,16 @@ def _check(net: NestedNet, x: Tensor, given: Mapping[str, Any]) -> None:
             )
 
 
-def check_shapes(net: NestedNet, depths: Mapping[str, Sequence[int]], x: Tensor) -> None:
-    """Raise ValueError for the first depth that drops a block which changes the shape.
-
-    Args:
-        depths: blocks per stage by name; `net` need not have them.
-        x: a batch for the full net.
-    """
+def check_shapes(net: NestedNet, depths: Mapping[str, Sequence[int]], x: Inputs) -> None:
+    """Raise ValueError for the first of `depths` that drops a block which changes the shape of `x`."""
     outputs = outputs_by_block(net.path(), net.plan, x)
     stages = [[_shape_of(value) for value in blocks] for blocks in outputs]
     for depth, blocks in depths.items():
-        for stage, kept, shapes in zip(net.plan.stages, blocks, stages, strict=False):
-            if 1 <= kept <= len(shapes) and shapes[kept - 1] != shapes[-1]:
+        for stage, count, shapes in zip(net.plan.stages, blocks, stages, strict=False):
+            if 1 <= count <= len(shapes) and shapes[count - 1] != shapes[-1]:
                 least = shapes.index(shapes[-1]) + 1
                 raise ValueError(
-                    f"depth {depth!r} keeps {kept} of {len(shapes)} blocks of {stage}, but block "
+                    f"depth {depth!r} keeps {count} of {len(shapes)} blocks of {stage}, but block "
                     f"{least} changes the shape from {shapes[least - 2]} to {shapes[least - 1]}: keep "
                     f"at least {least}, or let another stage begin with that block"
                 )

@@ -1,11 +1,11 @@
 """A nested network: one set of weights that holds several complete networks of different depth.
 
-Each depth is a *path*, a sequence of plain modules. The full net's path is the network that was
-given; a shallower depth keeps the first blocks of every stage. Two paths share a step when they hold
-the very same module object, so the paths form a trie and their common prefix is computed once. After
-the point where two paths first differ their inputs differ in distribution, so from there on each has
-norms of its own (one BatchNorm cannot serve both: in our study the full net lost 7 points by it),
-while convolutions and the classifier stay shared.
+Each depth is a *path*, a sequence of plain modules. The full net's path is the given network; a
+shallower depth keeps the first blocks of every stage. Two paths share a step when they hold the very
+same module object, so the paths form a trie, and a common prefix is computed once. Behind the *fork*,
+the point where two paths first differ, their inputs have different distributions, so each has norms of
+its own (with shared BatchNorms the full net lost 7 points in our study), while convolutions and the
+classifier stay shared.
 
 Nothing is switched by a flag: `forward(x, "18")` walks path "18".
 """
@@ -27,7 +27,7 @@ from stepwell.nets.nested.joint import LossOf, check_extras, joint_loss
 from stepwell.nets.nested.paths import Path
 from stepwell.nets.nested.plan import Plan, channels_last
 from stepwell.nets.nested.steps import Request, Value, feature_of, request
-from stepwell.nets.nested.trie import Node, grow, walk
+from stepwell.nets.nested.trie import Fork, Node, trie_of
 from stepwell.nets.nested.weights import Weights
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Exit
@@ -43,13 +43,12 @@ class NestedNet(Weights):
     Args:
         module: the full net, a plain module; its own names stay its names in files.
         plan: how `module` reads as a path.
-        depths: blocks per stage of each sub-net, by name; each stage keeps at least one block.
+        depths: blocks per stage of each sub-net, by name; at least one per stage.
         full: the name of the full net's own depth.
-        norms: "private" behind the fork; "shared" is the ablation that shows why they must be.
+        norms: "private" behind the fork; "shared" is an ablation.
 
     Raises:
-        ValueError: the blocks of a depth are no whole numbers, too few or too many, or those of
-            another one; its name is taken, or cannot name a file.
+        ValueError: as for `check_depth`, or blocks are no whole numbers.
     """
 
     def __init__(
@@ -69,8 +68,8 @@ class NestedNet(Weights):
         self._status: dict[str, Status] = {}
         self._tries: dict[tuple[str, ...], Node] = {}
         self._keywords: set[str] = set()  # that some step takes
-        self._insert(full, self._maker.full())
-        sizes = self._paths[full].blocks
+        sizes = tuple(len(blocks) for blocks in plan.blocks)
+        self._insert(full, self._maker.of_depth(None, sizes))
         for name, blocks in depths.items():
             if name != full or blocks_of(name, blocks, sizes) != sizes:
                 self.add_depth(name, blocks)
@@ -81,8 +80,7 @@ class NestedNet(Weights):
     def subnets(self) -> dict[str, tuple[int, ...]]:
         """Blocks per stage of the sub-nets and exits in the order they were added.
 
-        The order matters to whoever builds the net again: of two depths that share private norms,
-        the first one owns them.
+        Build the net again in this order: of two depths that share private norms, the first owns them.
         """
         return {d: path.blocks for d, path in self._paths.items() if d != self.full}
 
@@ -97,11 +95,7 @@ class NestedNet(Weights):
         return {depth: self._status[depth] for depth in self.depths}
 
     def mark(self, status: Status, *depths: str) -> None:
-        """Set the status of `depths` (all, when none is named).
-
-        Raises:
-            ValueError: no such depth or status.
-        """
+        """Set the status of `depths` (all, when none is named); ValueError for an unknown one."""
         if status not in get_args(Status):
             raise ValueError(f"no status {status!r}; there are {', '.join(get_args(Status))}")
         for depth in depths or tuple(self._paths):
@@ -109,11 +103,7 @@ class NestedNet(Weights):
             self._status[depth] = status
 
     def require_ready(self, *depths: str) -> None:
-        """Refuse depths (all, when none is named) that are neither trained nor calibrated.
-
-        Raises:
-            ValueError: a depth is fresh; the message says how to calibrate it.
-        """
+        """Raise ValueError for depths (all, when none is named) neither trained nor calibrated."""
         for depth in depths or tuple(self.depths):
             self.path(depth)
             if self._status[depth] == "fresh" and depth in self.exits:
@@ -129,52 +119,41 @@ class NestedNet(Weights):
                 )
 
     def for_budget(
-        self,
-        *,
-        ms: float | None = None,
-        macs: float | None = None,
-        accuracy: float | None = None,
+        self, *, ms: float | None = None, macs: float | None = None, accuracy: float | None = None
     ) -> str:
-        """The name of the depth that fits a budget, by the measured table in `card`.
+        """The depth that fits a budget, by the measured table in `card`; fresh depths are never chosen.
 
-        With `accuracy` it is the cheapest depth that is at least that accurate. Without, it is the most
-        accurate depth (of equals the cheapest; the deepest where an accuracy is unknown). A depth that
-        was never trained or calibrated is never chosen.
+        With `accuracy`, it is the cheapest depth that is at least that accurate; otherwise the most
+        accurate (of equals the cheapest), or the deepest if an accuracy is unknown.
 
         Args:
-            ms: most milliseconds an image, as measured on this device and threads.
-            macs: most multiply-accumulates an image.
-            accuracy: least share of right answers, as a rule on the validation images.
+            ms: most milliseconds per image on this device and number of threads.
+            macs: most multiply-accumulates per image.
+            accuracy: least share of right answers, usually on the validation images.
 
         Raises:
-            ValueError: no times of this device, no depth that fits, none that is ready; the message
-                says what there is, and how to measure.
+            ValueError: no depth is ready or fits, or no times of this device are known.
         """
-        device = next(self.parameters()).device
-        return choose_depth(
-            self.card, self.status, device_name(device), ms=ms, macs=macs, accuracy=accuracy
-        )
+        device = device_name(next(self.parameters()).device)
+        return choose_depth(self.card, self.status, device, ms=ms, macs=macs, accuracy=accuracy)
 
-    # Running it
+    # Running
 
     def forward(
         self, x: Inputs, depth: str | None = None, *, given: Mapping[str, Any] | None = None
     ) -> Float[Tensor, "batch ..."]:
-        """Logits (batch, classes) of one depth, the full net by default.
+        """Logits (batch, classes) of one depth, the full net by default; ValueError if there is none.
 
         Args:
             given: constants of the batch, such as a text's mask, for the steps whose forward names
-                them. No gradient flows to them.
-
-        Raises:
-            ValueError: no such depth; no step names a constant.
+                them (else ValueError). No gradient flows to them.
         """
         path = self._path(depth)
         if not given:
             for step in path.steps:
                 x = step(x)
             return x
-        asked = self._request(given)
+        asked = self.request(given)
         assert asked is not None
         value: Value = x
         for step, keywords in zip(path.steps, path.keywords, strict=True):
@@ -192,36 +171,26 @@ class NestedNet(Weights):
     ) -> dict[str, Exit]:
         """Exits of all depths (or those named), shallow to deep; common prefixes run once.
 
-        Each is equal to the bit to the depth run alone. The exception are layers that draw random
-        numbers in train mode (dropout, stochastic depth): there it holds for the deepest, which runs
-        first.
+        Each exit equals that of the depth run alone, bit by bit. With random layers in train mode
+        (dropout, stochastic depth) this holds only for the deepest depth, which runs first.
 
         Args:
             given: constants of the batch, as for `forward`.
-            extras: names of further outputs, such as "attention". A step that gives some names
-                `extras` in its forward; it gets these names and returns its output and a dict of
-                tensors. An exit has them in `extras`.
+            extras: names of further outputs, such as "attention", for `Exit.extras`. A step that names
+                `extras` in its forward gets these names and returns its output and a dict of tensors.
 
         Raises:
             ValueError: no such depth; no step names a constant; the deepest path has no such extra.
         """
-        asked = self._request(given, extras)
-        exits = dict(walk(self._trie(depths), x, asked))
+        asked = self.request(given, extras)
+        exits = dict(Fork.at_root(self._trie(depths), x, asked).exits(asked))
         check_extras(next(iter(exits.values())), asked)
         return {depth: exits[depth] for depth in self.depths if depth in exits}
 
     def logits_by_depth(
-        self,
-        x: Inputs,
-        depths: Sequence[str] | None = None,
-        *,
-        given: Mapping[str, Any] | None = None,
+        self, x: Inputs, depths: Sequence[str] | None = None, *, given: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
-        """Logits (batch, classes) of all depths (or those named), shallow to deep.
-
-        Args:
-            given: constants of the batch, as for `forward`.
-        """
+        """Logits (batch, classes) of all depths (or those named), shallow to deep."""
         exits = self.forward_all(x, depths, given=given)
         return {depth: exit.logits for depth, exit in exits.items()}
 
@@ -240,8 +209,8 @@ class NestedNet(Weights):
 
         `loss_of(depth, exit, done)` gives the scalar loss of one depth and its parts by name. The
         deepest path comes first; `done` holds the detached exits of the paths already run, so the
-        full net can teach the others. The gradients equal those of the naive sum of the losses, and
-        the activations of one path at a time are in memory (see `nets.nested.joint.joint_loss`).
+        full net can teach the others. The gradients equal those of the naive sum of the losses; only
+        the activations of one path are in memory (see `nets.nested.joint.joint_loss`).
 
         Args:
             keep_features: keep features and extras of the exits in `done`, which takes memory.
@@ -253,9 +222,8 @@ class NestedNet(Weights):
             The scalar sum, to be differentiated once, and the detached parts under "depth/part".
 
         Raises:
-            ValueError: no such depth; a loss depends on parameters that its depth does not run behind
-                the fork and that are not in `also`; the network computes in
-                float16; no step names a constant; the deepest path has no such extra.
+            ValueError: as for `forward_all`; a loss depends on parameters that its depth does not run
+                behind the fork and that are not in `also`; the network computes in float16.
         """
         return joint_loss(
             self._trie(depths),
@@ -263,24 +231,21 @@ class NestedNet(Weights):
             loss_of,
             keep_features=keep_features,
             also=also,
-            request=self._request(given, extras),
+            request=self.request(given, extras),
         )
 
-    def _request(self, given: Mapping[str, Any] | None, extras: Sequence[str] = ()) -> Request | None:
+    def request(self, given: Mapping[str, Any] | None, extras: Sequence[str] = ()) -> Request | None:
+        """The checked constants and extras for the steps of a path; None if there are none."""
         return request(given, extras, self._keywords)
 
-    # Changing it
+    # Changes
 
     def add_depth(self, name: str, blocks: Sequence[int]) -> None:
-        """Add a depth; its private norms start as copies of the full net's. It is "fresh".
-
-        Raises:
-            ValueError: as for the constructor; the net is unchanged.
-        """
+        """Add a "fresh" depth; its private norms copy the full net's. Errors as for the class."""
         most = self._paths[self.full].blocks
-        kept = blocks_of(name, blocks, most)
-        check_depth(name, kept, self.depths, self.plan.stages, most, exits=self.exits)
-        self._insert(name, self._maker.of_depth(name, kept))
+        counts = blocks_of(name, blocks, most)
+        check_depth(name, counts, self.depths, self.plan.stages, most, exits=self.exits)
+        self._insert(name, self._maker.of_depth(name, counts))
 
     def add_exit(
         self,
@@ -292,44 +257,41 @@ class NestedNet(Weights):
     ) -> None:
         """Add a depth that ends early with a head of its own. It is "fresh".
 
-        The norms behind its fork are private, as in every depth.
-
         Args:
             after: blocks of each stage; 0 for the last stages, which it does not run.
-            head: takes the output of the last block that the exit keeps; by default a `PooledHead`.
-            input_size: shape of one input, such as (3, 224, 224), for the size of the default head;
-                tried out where it is not given.
+            head: takes the output of the exit's last block; by default a `PooledHead`.
+            input_size: shape of one input, such as (3, 224, 224), to size the default head; found by
+                trial if not given.
 
         Raises:
             ValueError: the name is taken, or cannot name a file; `after` does not fit the stages; the
                 head shares weights with the network; the network does not run on `input_size`.
         """
         most = self._paths[self.full].blocks
-        kept = blocks_of(name, after, most)
-        check_depth(name, kept, self.depths, self.plan.stages, most, exits=self.exits, ends_early=True)
+        counts = blocks_of(name, after, most)
+        check_depth(
+            name, counts, self.depths, self.plan.stages, most, exits=self.exits, ends_early=True
+        )
         if head is None:
-            head = self._default_head(kept, input_size)
+            head = self._default_head(counts, input_size)
         check_head(name, head, self)
-        self._insert(name, self._maker.of_depth(name, kept, head.train(self.training)))
+        self._insert(name, self._maker.of_depth(name, counts, head.train(self.training)))
 
     @torch.no_grad()
     def _default_head(self, after: Sequence[int], input_size: Sequence[int] | None) -> PooledHead:
-        """A head of the size of the features behind the blocks `after` and of the logits."""
+        """A head from the features behind the blocks `after` to the logits."""
         with in_eval_mode(self):
             x = example_input(self.module, input_size or self.input_size)
             logits, outputs = self(x), [*outputs_by_block(self.path(), self.plan, x)]
-        run = [blocks[kept - 1] for blocks, kept in zip(outputs, after, strict=True) if kept]
+        run = [blocks[count - 1] for blocks, count in zip(outputs, after, strict=True) if count]
         return PooledHead.like(feature_of(run[-1]), logits, channels_last(self.module))
 
     def load_full(self, state: Mapping[str, Tensor]) -> None:
         """Load the full net's weights under its own (torchvision's) names; sub-nets follow.
 
-        Shared weights reach every depth at once, and each private norm starts as the full net's. The
-        sub-nets' norms then hold statistics of another input: they are "fresh" until trained or
-        calibrated. Heads of exits stay as they are.
-
-        Raises:
-            RuntimeError: names or shapes differ (torch's own message).
+        Shared weights change for every depth, and each private norm becomes a copy of the full net's.
+        Its statistics do not fit the sub-nets, so these are "fresh". Heads of exits do not change.
+        RuntimeError if names or shapes differ.
         """
         self.module.load_state_dict(state)
         for private in self._maker.norms:
@@ -348,12 +310,7 @@ class NestedNet(Weights):
             self.path(name)
         if names not in self._tries:
             paths = {d: self._paths[d] for d in reversed(self.depths) if d in names}
-            self._tries[names] = grow(
-                {d: path.steps for d, path in paths.items()},
-                {d: path.ends for d, path in paths.items()},
-                {d: path.keywords for d, path in paths.items()},
-                channels_last=channels_last(self.module),
-            )
+            self._tries[names] = trie_of(paths, channels_last=channels_last(self.module))
         return self._tries[names]
 
     def _insert(self, depth: str, path: Path) -> None:

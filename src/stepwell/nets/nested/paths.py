@@ -1,24 +1,24 @@
-"""The paths of a nested net: which steps each depth runs, and which of them it shares."""
+"""Paths: the steps that each depth of a nested net runs, and the steps that depths share."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
-from stepwell.nets.nested.exits import HEAD, ExitNet
-from stepwell.nets.nested.plan import Plan, fork, leaves, replant
+from stepwell.nets.nested.exits import ExitNet
+from stepwell.nets.nested.plan import Plan, leaves, replant, with_own_norms
 from stepwell.nets.nested.steps import keywords_of
 
 
 class Path(NamedTuple):
     """One depth of a nested net.
 
-    blocks: that it keeps of each stage.
+    blocks: number of blocks of each stage; 0 for stages that an exit does not run.
     steps: the modules that it runs, in order.
-    keywords: for each step, the names that its forward takes beside its input.
+    keywords: for each step, the names of the constants that its forward takes.
     ends: the positions of the steps that complete a stage.
     plain: the network of this depth as a plain module; weights shared.
-    head: of an exit, its own head; the last step.
+    head: the head of an exit, which is the last step; None for other depths.
     """
 
     blocks: tuple[int, ...]
@@ -30,11 +30,7 @@ class Path(NamedTuple):
 
 
 class PrivateNorm(NamedTuple):
-    """A norm that one depth does not share with the full net.
-
-    owner: the depth that brought it; another depth may share it along their common prefix.
-    name: of the full net's norm that it replaces.
-    """
+    """A norm of the depth `owner` in place of the full net's norm `name`; other depths may share it."""
 
     owner: str
     name: str
@@ -42,32 +38,17 @@ class PrivateNorm(NamedTuple):
 
 
 class Paths:
-    """Makes the paths of one network; a prefix that two paths have in common is the same modules.
-
-    Args:
-        module: the full net.
-        plan: how it reads as a path.
-        private: give every path norms of its own behind the fork.
-    """
+    """Make the paths of one network, with `private` norms behind forks; common prefixes are shared."""
 
     def __init__(self, module: nn.Module, plan: Plan, private: bool) -> None:
         self.module, self.plan, self.private = module, plan, private
         self.norms: list[PrivateNorm] = []
         self._steps: dict[tuple[str, ...], nn.Module] = {}
 
-    def full(self) -> Path:
-        """The path of the full net."""
-        return self.of_depth(None, tuple(len(blocks) for blocks in self.plan.blocks))
-
     def of_depth(
         self, depth: str | None, blocks: tuple[int, ...], head: nn.Module | None = None
     ) -> Path:
-        """The path of a new depth (None: the full net's); its private norms are added to `norms`.
-
-        Args:
-            blocks: that it keeps of each stage; of an exit, 0 for the stages that it does not run.
-            head: of an exit.
-        """
+        """Make the path of a depth (None: the full net); `norms` gains its private norms."""
         keys, ends = self._keys(blocks, whole=head is None)
         steps = [self._step(depth, tuple(keys[: i + 1])) for i in range(len(keys))]
         steps += [] if head is None else [head]
@@ -84,7 +65,7 @@ class Paths:
         ends: set[int] = set()
         for gap, steps in enumerate(self.plan.gaps):
             if not whole and not (gap < len(blocks) and blocks[gap]):
-                break  # an exit ends with the last block that it keeps
+                break  # an exit ends with its last block
             keys += [s if isinstance(s, str) else f"{gap}/{i}" for i, s in enumerate(steps)]
             if gap < len(blocks):
                 for names in self.plan.blocks[gap][: blocks[gap]]:
@@ -93,7 +74,7 @@ class Paths:
         return keys, frozenset(ends)
 
     def _step(self, depth: str | None, prefix: tuple[str, ...]) -> nn.Module:
-        """The module at the end of `prefix`: that of another depth, or one of its own."""
+        """The last module of `prefix`: another depth's, or a new one."""
         if prefix in self._steps:
             return self._steps[prefix]
         key = prefix[-1]
@@ -105,7 +86,7 @@ class Paths:
             step = self.module.get_submodule(key)
         if depth is not None and self.private:
             norms: dict[str, nn.Module] = {}
-            step = fork(step, norms, "" if between else key)
+            step = with_own_norms(step, norms, "" if between else key)
             self.norms += [PrivateNorm(depth, name, norm) for name, norm in norms.items()]
         self._steps[prefix] = step
         return step
@@ -130,23 +111,9 @@ class Paths:
 
 
 def _unrelated(module: nn.Module, own: Mapping[str, nn.Module]) -> Iterator[str]:
-    """The names of modules that hold none of `own` and lie in none."""
+    """The names of modules that contain no module of `own` and are inside none."""
     holders = {".".join(name.split(".")[:i]) for name in own for i in range(name.count(".") + 1)}
     for name, _ in module.named_modules(remove_duplicate=False):
         inside = any(name == other or name.startswith(f"{other}.") for other in own)
         if name and not inside and name not in holders:
             yield name
-
-
-def stored_tensors(
-    module: nn.Module, norms: Sequence[PrivateNorm], heads: Mapping[str, nn.Module]
-) -> dict[str, Tensor]:
-    """The very tensors of a nested net by their names in files; a tied one has one name."""
-    named = dict(module.state_dict(keep_vars=True))
-    for owner, name, part in (*norms, *((exit, HEAD, head) for exit, head in heads.items())):
-        for key, value in part.state_dict(keep_vars=True).items():
-            named[f"depths/{owner}/{name}.{key}"] = value
-    first: dict[int, str] = {}
-    for name, value in named.items():
-        first.setdefault(id(value), name)
-    return {name: named[name] for name in first.values()}

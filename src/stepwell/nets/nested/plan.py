@@ -8,6 +8,7 @@ from itertools import chain
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torchvision.models.swin_transformer import SwinTransformer
@@ -21,9 +22,9 @@ class Plan(NamedTuple):
     """A plain module as a path; strings name modules inside it, in the order they run.
 
     stages: containers of the blocks, as for `read`, such as "layer1".
-    blocks: for each stage, the modules that each of its blocks runs; a sub-net keeps the first blocks.
-    gaps: the steps before the first stage, between two, and after the last (so one more than stages).
-        A step is a name or a module, such as code of the forward made into a step.
+    blocks: for each stage, the modules that each block runs; a sub-net keeps the first blocks.
+    gaps: the steps before, between and after the stages, so one gap more than stages. A step is the
+        name of a module, or a module made of code of the forward.
     """
 
     stages: tuple[str, ...]
@@ -38,11 +39,9 @@ class Plan(NamedTuple):
 
 
 class Code:
-    """A function of a step and its input, made from Python source; it can be pickled.
+    """A function of a step and its input that can be pickled: Python `source` of a function `forward`.
 
-    Args:
-        source: defines it, as `forward`.
-        scope: what the source names.
+    The dict `scope` has the values of the source's global names.
     """
 
     def __init__(self, source: str, scope: Mapping[str, Any]) -> None:
@@ -77,12 +76,10 @@ class Holder(nn.Module):
 
 
 class Calls(Holder):
-    """A step made of several calls, which run on the full net's own modules and parameters.
-
-    The children stand under their dotted names in the full net.
+    """A step of several calls on the full net's own modules, its children under their dotted names.
 
     Args:
-        train, eval: what runs in each mode; called with this step and its input.
+        train, eval: the code of each mode, called with this step and its input.
     """
 
     def __init__(
@@ -91,8 +88,8 @@ class Calls(Holder):
         super().__init__()
         self.in_train, self.in_eval = train, eval
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The output of the last step to that of the next block, or the input to the logits."""
+    def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        """The input of the next step, or the logits."""
         return self.in_train(self, x) if self.training else self.in_eval(self, x)
 
 
@@ -117,15 +114,15 @@ def is_norm(module: nn.Module) -> bool:
         return True
     own = any(True for _ in module.parameters(recurse=False))
     named = _NORM_NAME.search(type(module).__name__) is not None
-    # those of its children, too: a "PreNormBlock" with a scale of its own is no norm
+    # of children, too: a "PreNormBlock" with a scale of its own is no norm
     return own and named and all(p.numel() == max(p.shape, default=1) for p in module.parameters())
 
 
 def channels_last(module: nn.Module) -> bool:
     """Check whether the maps between the blocks of `module` are (batch, height, width, channels).
 
-    timm's models have an attribute `output_fmt = "NHWC"`, and a module of your own may, too.
-    torchvision's Swin is recognised. Exits have features (batch, channels, height, width) in any case.
+    Such modules have an attribute `output_fmt = "NHWC"`, as timm's do; torchvision's Swin is recognised
+    without it. Features of an `Exit` are (batch, channels, height, width) in any case.
     """
     parts = (module, *module.children())  # in timm's SAM, the patch embedding has it
     return isinstance(module, SwinTransformer) or any(
@@ -133,16 +130,16 @@ def channels_last(module: nn.Module) -> bool:
     )
 
 
-def fork(module: nn.Module, norms: dict[str, nn.Module], name: str) -> nn.Module:
-    """`module` with norms of its own and everything else shared; itself if it holds no norm.
+def with_own_norms(module: nn.Module, norms: dict[str, nn.Module], name: str) -> nn.Module:
+    """`module` with copies of its norms and everything else shared; itself if it has no norm.
 
-    The new norms, copies of the present ones, are added to `norms` under their dotted names.
+    `norms` gains the copies under their dotted names.
     """
     if is_norm(module):
         norms[name] = deepcopy(module)
         return norms[name]
     children = {
-        n: None if child is None else fork(child, norms, join(name, n))
+        n: None if child is None else with_own_norms(child, norms, join(name, n))
         for n, child in module._modules.items()
     }
     return with_children(module, children)
@@ -153,8 +150,7 @@ def replant(
 ) -> nn.Module:
     """`module` with the children in `own` (by dotted names) and without those in `dropped`.
 
-    A `Sequential` that loses numbered children renumbers the others, as the plain network of that depth
-    does.
+    If numbered children are dropped, the others are renumbered, as in the plain network of that depth.
     """
     children: dict[str, nn.Module | None] = {}
     for n, child in module._modules.items():
@@ -169,10 +165,9 @@ def replant(
 
 
 def with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
-    """A module like `module` over other children (itself if they are its own); the rest is shared.
+    """A module like `module` with other children (itself if they are its own); the rest is shared.
 
-    The dicts of parameters and buffers are the very same objects, so that `.to()`, which replaces
-    buffers inside the dict, reaches both.
+    The dicts of parameters and buffers are the same objects, so that `.to()` reaches both modules.
     """
     before = module._modules
     if children.keys() == before.keys() and all(children[n] is before[n] for n in before):

@@ -1,8 +1,7 @@
-"""Reads any module as a path of plain steps around the blocks of its stages.
+"""Read any module as a path of plain steps around the blocks of its stages.
 
-The forward of the modules around the blocks is traced (`torch.fx`), not the blocks. A call of one
-module becomes that very module; other code between two modules becomes a small step (`Calls`) on the
-full net's own modules and parameters.
+`torch.fx` traces the forward of the modules around the blocks, not the blocks. A call of one module
+becomes that module; other code between two modules becomes a small step (`Calls`).
 """
 
 import inspect
@@ -28,12 +27,12 @@ def read(module: nn.Module, stages: Sequence[str]) -> Plan:
 
     Args:
         stages: in the order they run. "layer1" or "stages.0.blocks": each child of that module is a
-            block. "features[2:4]": the children 2 and 3 of `features` are blocks; "[2:4]": of the
-            module itself. "features[0:6:3]": three children (convolution, norm, activation) make a
+            block. "features[2:4]": the children 2 and 3 of `features` are blocks ("[2:4]": of the
+            module itself). "features[0:6:3]": three children (convolution, norm, activation) make a
             block.
 
     Raises:
-        ValueError: a stage is not there; the forward cannot be traced, runs the blocks in another
+        ValueError: a stage does not exist; the forward cannot be traced, runs the blocks in another
             order, or hands more than one value from block to block.
     """
     if not stages:
@@ -54,10 +53,7 @@ def read(module: nn.Module, stages: Sequence[str]) -> Plan:
 
 
 def find_stages(module: nn.Module) -> tuple[str, ...]:
-    """Names of the innermost containers of like blocks, where most networks have their stages.
-
-    A container counts if its children are of one class and have children of their own.
-    """
+    """The usual stages: innermost containers of children of one class that have children, too."""
     return tuple(_find(module, ""))
 
 
@@ -73,7 +69,7 @@ def _find(module: nn.Module, name: str) -> Iterator[str]:
 
 
 def _candidates(module: nn.Module) -> str:
-    """The end of an error message: the containers in `module` that could be stages."""
+    """The end of an error message: possible stages of `module`."""
     names = [f"{s} ({len(module.get_submodule(s)._modules)} blocks)" for s in find_stages(module)]
     kind = type(module).__name__
     if not names:
@@ -138,7 +134,7 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if id(m) not in self.around:
             return super().call_module(m, forward, args, kwargs)
-        # without what wraps it, such as a checker of types that knows no proxies
+        # without wrappers, such as a type checker that knows no proxies
         plain = inspect.unwrap(m.forward)
         return plain(*args, **kwargs) if hasattr(plain, "__self__") else plain(m, *args, **kwargs)
 
@@ -176,7 +172,7 @@ class _Code(NamedTuple):
 
 
 class _Trace(NamedTuple):
-    """The calls of a network in order; parameters are read where they are used, not in `nodes`."""
+    """The calls of a network in order; `nodes` has no reads of parameters."""
 
     nodes: list[fx.Node]
     source: fx.Node
@@ -227,7 +223,7 @@ class _Trace(NamedTuple):
         return trace
 
     def check(self) -> None:
-        """Refuse blocks that take or leave more than one tensor."""
+        """Raise ValueError for blocks that take or leave more than one tensor."""
         for node in self.blocks:
             name, before = _name(node), node.args[0] if node.args else None
             if not isinstance(before, fx.Node) or not _calls_one(node, before):
@@ -251,20 +247,20 @@ class _Trace(NamedTuple):
 
     def gaps(self, sizes: Sequence[int]) -> Iterator[_Code]:
         """The code before the first stage, between two, and after the last; `sizes` of the stages."""
-        start, source, run = 0, self.source, 0
+        at, source, run = 0, self.source, 0
         for size in sizes:
             first, last = self.blocks[run], self.blocks[run + size - 1]
             stop = self.nodes.index(first)
             (before,) = first.all_input_nodes
-            yield _Code(tuple(self.nodes[start:stop]), source, before)
+            yield _Code(tuple(self.nodes[at:stop]), source, before)
             inside = self.nodes[stop : self.nodes.index(last) + 1]
             if others := [n for n in inside if n not in self.blocks]:
                 raise ValueError(
                     f"between the blocks of one stage, behind {_name(first)!r}, the forward runs "
                     f"{others[0]}: a stage is a plain sequence of blocks, so name two stages"
                 )
-            start, source, run = stop + len(inside), last, run + size
-        yield _Code(tuple(self.nodes[start:]), source, self.result)
+            at, source, run = stop + len(inside), last, run + size
+        yield _Code(tuple(self.nodes[at:]), source, self.result)
 
 
 def _calls_one(node: fx.Node, source: fx.Node) -> bool:
@@ -276,7 +272,7 @@ def _calls_one(node: fx.Node, source: fx.Node) -> bool:
 
 
 def _constants(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes that read a tensor which the forward made itself; the trace keeps its value."""
+    """The nodes that read a tensor made by the forward itself; the trace stores its value."""
     return [n for n in graph.nodes if n.op == "get_attr" and str(n.target).startswith("_tensor_c")]
 
 
@@ -296,20 +292,19 @@ def _steps(module: nn.Module, in_train: _Code, in_eval: _Code) -> Iterator[str |
 
 def _parts(code: _Code) -> Iterator[_Code]:
     """The parts of a gap: calls of one module, and the code between them."""
-    start, source = 0, code.source
-    nodes = code.nodes
+    done, source, nodes = 0, code.source, code.nodes
     trace = _Trace(list(nodes), code.source, code.result, [])
     for i, node in enumerate(nodes):
         if node.op != "call_module" or trace.live(i) != {node}:
             continue
         before = next(iter(trace.live(i - 1)))
         if trace.live(i - 1) == {before} and _calls_one(node, before):
-            if start < i:
-                yield _Code(nodes[start:i], source, before)
+            if done < i:
+                yield _Code(nodes[done:i], source, before)
             yield _Code((node,), before, node)
-            start, source = i + 1, node
-    if start < len(nodes):
-        yield _Code(nodes[start:], source, code.result)
+            done, source = i + 1, node
+    if done < len(nodes):
+        yield _Code(nodes[done:], source, code.result)
 
 
 def _function(graph: fx.Graph) -> Code:
@@ -337,7 +332,7 @@ def _hang(step: Holder, module: nn.Module, path: Sequence[str], whole: bool) -> 
         child = module._modules[name]
         assert child is not None
         here = step._modules.setdefault(name, Holder())
-        if not isinstance(here, Holder):  # stands there whole already
+        if not isinstance(here, Holder):  # the whole module is there already
             return
         step, module = here, child
     if whole:

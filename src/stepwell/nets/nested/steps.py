@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Int64, Shaped
 from torch import Tensor, nn
 
 #: The value that one step hands to the next.
@@ -18,19 +19,19 @@ def tensors_of(value: Value) -> Sequence[Tensor]:
     return (value,) if isinstance(value, Tensor) else value
 
 
-def each(change: Callable[[Tensor], Tensor], value: Value) -> Value:
-    """The value of the same kind whose tensors are changed one by one."""
+def each(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A value like `value`, whose tensors, also inside tuples, lists and dicts, are changed."""
     if isinstance(value, Tensor):
         return change(value)
-    return _like(value, [change(tensor) for tensor in value])
+    if isinstance(value, tuple | list):
+        items = [each(change, item) for item in value]
+        return type(value)._make(items) if hasattr(value, "_make") else type(value)(items)
+    if isinstance(value, Mapping):
+        return {name: each(change, item) for name, item in value.items()}
+    return value
 
 
-def _like(value: Any, items: list[Any]) -> Any:
-    """The items in a tuple (named or not) or list as `value` is one."""
-    return type(value)._make(items) if hasattr(value, "_make") else type(value)(items)
-
-
-def same_memory(a: Tensor, b: Tensor) -> bool:
+def same_memory(a: Shaped[Tensor, "..."], b: Shaped[Tensor, "..."]) -> bool:
     """Check whether two tensors are views of one memory."""
     if torch.compiler.is_compiling():
         return a is b
@@ -43,16 +44,16 @@ def feature_of(value: Value) -> Tensor:
 
 
 def versions(value: Value) -> tuple[int, ...]:
-    """Counts of the changes in place of each tensor; zeros where torch does not count them."""
+    """Number of in-place changes of each tensor; zeros where torch does not count them."""
     if torch.compiler.is_compiling():
         return ()
     return tuple(0 if t.is_inference() else t._version for t in tensors_of(value))
 
 
 def overwrites(steps: Sequence[nn.Module]) -> bool:
-    """Check whether the first of `steps` declares that it overwrites its input, as ReLU(inplace=True).
+    """Check whether the first of `steps` has an attribute `inplace` that is true, as ReLU may.
 
-    A block that overwrites without an attribute `inplace` is refused when it runs, see `Fork.exits`.
+    A block that overwrites its input without this attribute is refused when it runs, see `Fork.exits`.
     """
     for step in steps:
         if getattr(step, "inplace", False):
@@ -65,7 +66,7 @@ def overwrites(steps: Sequence[nn.Module]) -> bool:
 
 
 def keywords_of(step: nn.Module) -> frozenset[str]:
-    """The names that the forward of `step` takes beside its input."""
+    """The names of the arguments of a step's forward, without its input."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     try:
         parameters = [*inspect.signature(step.forward).parameters.values()]
@@ -75,15 +76,23 @@ def keywords_of(step: nn.Module) -> frozenset[str]:
 
 
 class Request(NamedTuple):
-    """Further inputs and outputs of the steps, as a caller gives and asks for them.
+    """Further inputs and outputs of the steps.
 
-    given: constants of the batch, such as a text's mask; a step gets those that its forward names.
-    extras: names of further outputs. A step whose forward names `extras` gets these names, and gives
+    given: constants of the batch, such as a text's mask, for the steps whose forward names them.
+    extras: names of further outputs. A step whose forward names `extras` gets these names, and returns
         a pair: its output, and a dict of tensors by name.
     """
 
     given: Mapping[str, Any]
     extras: tuple[str, ...]
+
+    def of_rows(self, chosen: Int64[Tensor, " chosen"], images: int) -> "Request":
+        """The request for the `chosen` images of a batch; constants without a row per image stay."""
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[chosen] if tensor.shape[:1] == (images,) else tensor
+
+        return self._replace(given=each(cut, self.given))
 
     def call(self, step: nn.Module, x: Value, keywords: frozenset[str]) -> tuple[Value, Any]:
         """The output of a step whose forward takes `keywords`, and its further outputs by name."""
@@ -96,13 +105,10 @@ class Request(NamedTuple):
 def request(
     given: Mapping[str, Any] | None, extras: Sequence[str], known: Collection[str]
 ) -> Request | None:
-    """The request of a caller; None where it is empty. No gradient flows to what is given.
+    """A checked request; None if it is empty. No gradient flows to the constants.
 
-    Args:
-        known: the names that the forwards of all steps take beside their input.
-
-    Raises:
-        ValueError: no step names a constant, or none gives extras; extras are no list.
+    `known` are the names that the steps' forwards take. ValueError for a constant or extras that no
+    step names, or extras that are no list.
     """
     if isinstance(extras, str):
         raise ValueError(f"extras {extras!r}: give a list of names, such as [{extras!r}]")
@@ -119,15 +125,4 @@ def request(
             f"extras {', '.join(extras)}: no step gives any; a step that does names `extras` in its "
             "forward and returns its output and a dict of tensors"
         )
-    return Request({name: _detached(value) for name, value in (given or {}).items()}, (*extras,))
-
-
-def _detached(value: Any) -> Any:
-    """The constant without its graph, tensors inside tuples, lists and dicts included."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, tuple | list):
-        return _like(value, [_detached(item) for item in value])
-    if isinstance(value, Mapping):
-        return {name: _detached(item) for name, item in value.items()}
-    return value
+    return Request(each(Tensor.detach, given or {}), (*extras,))

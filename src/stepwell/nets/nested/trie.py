@@ -1,10 +1,11 @@
-"""Paths that share steps, as a trie: every common prefix runs once."""
+"""A trie of paths: every common prefix runs once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from stepwell.nets.nested.paths import Path
 from stepwell.nets.nested.steps import (
     Request,
     Value,
@@ -21,11 +22,11 @@ Tensors = Mapping[str, tuple[Tensor, ...]]
 
 
 class State(NamedTuple):
-    """The values behind some step of a path.
+    """The values after some step of a path.
 
     value: the output of the step.
-    features: of each depth, the outputs of its stages so far.
-    extras: of each name that a caller asked for, the tensors that the steps gave so far.
+    features: by depth, the outputs of its stages so far.
+    extras: by requested name, the tensors that the steps have given so far.
     """
 
     value: Value
@@ -34,15 +35,13 @@ class State(NamedTuple):
 
 
 class Node(NamedTuple):
-    """A run of steps that `depths` share, and the nodes that follow it.
-
-    A path ends with a node that no child goes on from; other paths of the same node may go on.
+    """Consecutive steps that `depths` share, and the nodes that follow.
 
     ends: for each step, the depths that complete a stage with it.
-    keywords: for each step, the names that its forward takes beside its input.
-    copies: the steps that run on a copy of their input. They would overwrite it, and other steps run
-        on it, or it is a feature.
-    channels_last: maps are (batch, height, width, channels); an exit has them channels first.
+    keywords: for each step, the names of the constants that its forward takes.
+    copies: the steps that run on a copy of their input, because they would overwrite a feature or the
+        input of other steps.
+    channels_last: maps are (batch, height, width, channels); an `Exit` has channels first.
     """
 
     depths: tuple[str, ...]
@@ -54,7 +53,7 @@ class Node(NamedTuple):
     channels_last: bool = False
 
     def run(self, state: State, request: Request | None = None) -> State:
-        """The state behind the last step."""
+        """The state after the last step."""
         x, extras = state.value, state.extras
         features = {depth: state.features[depth] for depth in self.depths}
         for i, (step, ends) in enumerate(zip(self.steps, self.ends, strict=True)):
@@ -83,56 +82,29 @@ class Node(NamedTuple):
         yield from {p: None for step in self.steps for p in step.parameters() if p.requires_grad}
 
     def all_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of this node and of all below it; one may come several times."""
+        """The parameters of this node and of all nodes below it; some may repeat."""
         yield from self.parameters()
         for child in self.children:
             yield from child.all_parameters()
 
 
-def grow(
-    paths: Mapping[str, Sequence[nn.Module]],
-    ends: Mapping[str, frozenset[int]],
-    keywords: Mapping[str, Sequence[frozenset[str]]],
-    start: int = 0,
-    *,
-    channels_last: bool = False,
-) -> Node:
-    """The trie of `paths` (deepest first) from position `start`, up to which they agree.
-
-    Args:
-        ends: for each path, the positions after which a stage is complete.
-        keywords: for each path, the names that each step's forward takes beside its input.
-        channels_last: maps are (batch, height, width, channels).
-    """
-    names = tuple(paths)
-    first = paths[names[0]]
-    stop = start
-    while all(stop < len(p) and p[stop] is first[stop] for p in paths.values()):
+def trie_of(paths: Mapping[str, Path], shared: int = 0, *, channels_last: bool) -> Node:
+    """Build the trie of `paths` (deepest first), from their first step after the `shared` ones."""
+    names, (first, *_) = tuple(paths), paths.values()
+    stop = shared
+    while all(stop < len(p.steps) and p.steps[stop] is first.steps[stop] for p in paths.values()):
         stop += 1
-    branches: dict[int, dict[str, Sequence[nn.Module]]] = {}
+    branches: dict[int, dict[str, Path]] = {}
     for name, path in paths.items():
-        if stop < len(path):
-            branches.setdefault(id(path[stop]), {})[name] = path
-    at = tuple(frozenset(n for n in names if i in ends[n]) for i in range(start, stop))
-    children = tuple(
-        grow(branch, ends, keywords, stop, channels_last=channels_last) for branch in branches.values()
-    )
-    needed = [i for i in range(stop - start) if (at[i - 1] if i else start)]  # inputs others need
-    copies = frozenset(i for i in needed if overwrites(first[start + i :]))
-    own = tuple(keywords[names[0]][start:stop])
-    return Node(names, tuple(first[start:stop]), at, own, children, copies, channels_last)
-
-
-def start(root: Node, x: Value, request: Request | None) -> "Fork":
-    """The root of a trie after it has run on an input."""
-    names = () if request is None else request.extras
-    state = State(x, dict.fromkeys(root.depths, ()), dict.fromkeys(names, ()))
-    return Fork(root, root.run(state, request))
-
-
-def walk(root: Node, x: Value, request: Request | None = None) -> Iterator[tuple[str, Exit]]:
-    """Exits of all paths, in the trie's order (deepest first); a common prefix runs once."""
-    return start(root, x, request).exits(request)
+        if stop < len(path.steps):
+            branches.setdefault(id(path.steps[stop]), {})[name] = path
+    ends = tuple(frozenset(n for n in names if i in paths[n].ends) for i in range(shared, stop))
+    children = tuple(trie_of(p, stop, channels_last=channels_last) for p in branches.values())
+    # features, and what other branches run on, must not be overwritten
+    needed = [i for i in range(stop - shared) if (ends[i - 1] if i else shared)]
+    copies = frozenset(i for i in needed if overwrites(first.steps[shared + i :]))
+    own = slice(shared, stop)
+    return Node(names, first.steps[own], ends, first.keywords[own], children, copies, channels_last)
 
 
 class Fork(NamedTuple):
@@ -141,6 +113,13 @@ class Fork(NamedTuple):
     node: Node
     state: State
 
+    @classmethod
+    def at_root(cls, root: Node, x: Value, request: Request | None) -> "Fork":
+        """Run the root of a trie on an input."""
+        names = () if request is None else request.extras
+        state = State(x, dict.fromkeys(root.depths, ()), dict.fromkeys(names, ()))
+        return cls(root, root.run(state, request))
+
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors of the state, each once."""
         value, features, extras = self.state
@@ -148,7 +127,7 @@ class Fork(NamedTuple):
         return tuple({id(t): t for t in (*tensors_of(value), *of_depths)}.values())
 
     def cut(self) -> tuple["Fork", tuple[Tensor, ...]]:
-        """The same values as leaves of a new graph, and the leaves in the order of `tensors`."""
+        """The same values as leaves of a new autograd graph, and the leaves in order of `tensors`."""
         leaves = {id(t): t.detach().requires_grad_(t.requires_grad) for t in self.tensors()}
         value, features, extras = self.state
         features = {d: tuple(leaves[id(t)] for t in ts) for d, ts in features.items()}
@@ -157,11 +136,7 @@ class Fork(NamedTuple):
         return Fork(self.node, state), tuple(leaves.values())
 
     def exits(self, request: Request | None = None) -> Iterator[tuple[str, Exit]]:
-        """The exits of all paths from here, deepest first.
-
-        Raises:
-            ValueError: a path overwrote what the others run on.
-        """
+        """The exits of all paths from here, deepest first; errors as for `check`."""
         for child in self.node.children:
             before = versions(self.state.value)
             yield from Fork(child, child.run(self.state, request)).exits(request)
@@ -170,12 +145,12 @@ class Fork(NamedTuple):
             yield depth, self.exit(depth)
 
     def check(self, child: Node, before: tuple[int, ...]) -> None:
-        """Refuse a child that changed the value since it had the versions `before`."""
+        """Raise ValueError if a child changed the value that the others run on, by its versions."""
         if versions(self.state.value) != before:
             kind = type(child.steps[0]).__name__
             raise ValueError(
                 f"the {kind} behind the fork of {' and '.join(self.node.depths)} overwrites its input, "
-                "which the other depths run on: let it not work in place"
+                "which the other depths run on: make it work out of place"
             )
 
     def exit(self, depth: str) -> Exit:

@@ -11,11 +11,9 @@ from stepwell.nets.nested.reading import SLICE, read
 def truncate(
     module: nn.Module, stages: Sequence[str], kept: Sequence[int]
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """Make a network of the first blocks of each stage of `module`, and the names of its stages.
+    """Make a network of the first `kept` blocks of each stage of `module`; return it and its stages.
 
-    Args:
-        stages: of `module`, as for `nets.nested.reading.read`.
-        kept: blocks of each stage, from 1 on (else ValueError); with all, the result is `module`.
+    With all blocks it is `module`; a stage needs one or more (else ValueError).
     """
     plan = read(module, stages)
     sizes = tuple(len(blocks) for blocks in plan.blocks)

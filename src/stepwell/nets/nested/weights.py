@@ -5,18 +5,15 @@ from copy import deepcopy
 
 from torch import Tensor, nn
 
-from stepwell.nets.nested.paths import Path, Paths, stored_tensors
+from stepwell.nets.nested.exits import HEAD
+from stepwell.nets.nested.paths import Path, Paths
 from stepwell.nets.nested.plan import Plan, is_norm
 
 
 class Weights(nn.Module):
     """The shared and private modules of all depths; the base of `NestedNet`.
 
-    Args:
-        module: the full net, a plain module.
-        plan: how `module` reads as a path.
-        full: the name of the full net's own depth.
-        private: give every depth norms of its own behind the fork.
+    Arguments as for `NestedNet`; `private` gives every depth norms of its own behind the fork.
     """
 
     def __init__(self, module: nn.Module, plan: Plan, full: str, *, private: bool) -> None:
@@ -49,6 +46,10 @@ class Weights(nn.Module):
         """The modules that `depth` (the full net by default) runs, in order."""
         return self._path(depth).steps
 
+    def keywords(self, depth: str) -> tuple[frozenset[str], ...]:
+        """For each step of `path`, the names of the constants that its forward takes."""
+        return self._path(depth).keywords
+
     def _path(self, depth: str | None) -> Path:
         depth = self.full if depth is None else depth
         if depth not in self._paths:
@@ -58,7 +59,7 @@ class Weights(nn.Module):
     def subnet(self, depth: str | None = None) -> nn.Module:
         """A deep copy of one depth as a plain module; nothing shared.
 
-        It is of the full net's own class; an exit is a module whose forward runs its steps in order.
+        Its class is the full net's; an exit is an `ExitNet`.
         """
         return deepcopy(self._path(depth).plain)
 
@@ -70,35 +71,32 @@ class Weights(nn.Module):
     def train(self, mode: bool = True) -> "Weights":
         """Set the mode of every module, including modules that only a sub-net has."""
         super().train(mode)
-        for path in self._paths.values():
-            for part in (path.plain, *path.steps):
-                part.train(mode)
+        for part in self._parts():
+            part.train(mode)
         return self
 
     def hidden_modules(self) -> Iterator[nn.Module]:
-        """All modules of all depths, including those that only a sub-net has and nobody registers."""
-        for path in self._paths.values():
-            for part in (path.plain, *path.steps):
-                yield from part.modules()
+        """All modules of all depths, including unregistered ones that only a sub-net has."""
+        for part in self._parts():
+            yield from part.modules()
+
+    def _parts(self) -> Iterator[nn.Module]:
+        return (part for path in self._paths.values() for part in (path.plain, *path.steps))
 
     def load_depth(self, depth: str, state: Mapping[str, Tensor]) -> None:
         """Load one depth's weights under its plain network's names; names may be missing.
 
-        What the depth shares changes for all; its private norms are its own.
-
-        Raises:
-            ValueError: no such depth.
-            RuntimeError: an unknown name, or shapes that differ (torch's own message).
+        Shared weights change for all depths. RuntimeError for an unknown name or another shape.
         """
         unknown = self._path(depth).plain.load_state_dict(state, strict=False).unexpected_keys
         if unknown:
             raise RuntimeError(f"depth {depth!r} has no {', '.join(unknown[:5])}")
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors under the names of the file format, each once.
+        """All tensors under the names of the file format, each once; tied tensors have one name.
 
-        The full net's own names, and `depths/NAME/<name>` for what depth NAME does not share. Tied
-        tensors stand under the first of their names.
+        The full net's tensors have their own names, the private tensors of depth NAME have
+        `depths/NAME/<name>`.
         """
         return {name: value.detach() for name, value in self._stored().items()}
 
@@ -106,9 +104,6 @@ class Weights(nn.Module):
         """The name in `tensors` of each tensor of the plain network of `depth`, by its name there.
 
         `{"layer2.0.bn1.weight": "depths/18/layer2.0.bn1.weight", "fc.weight": "fc.weight", ...}`
-
-        Raises:
-            ValueError: no such depth.
         """
         stored = {id(value): name for name, value in self._stored().items()}
         plain = self._path(depth).plain.state_dict(keep_vars=True)
@@ -125,7 +120,16 @@ class Weights(nn.Module):
             part.load_state_dict({k: tensors[names[id(value)]] for k, value in own.items()})
 
     def _stored(self) -> dict[str, Tensor]:
-        return stored_tensors(self.module, self._maker.norms, self.exits)
+        """The stored tensors themselves, by their names in files; a tied tensor has one name."""
+        named = dict(self.module.state_dict(keep_vars=True))
+        heads = ((exit, HEAD, head) for exit, head in self.exits.items())
+        for owner, name, part in (*self._maker.norms, *heads):
+            own = part.state_dict(keep_vars=True)
+            named |= {f"depths/{owner}/{name}.{key}": value for key, value in own.items()}
+        first: dict[int, str] = {}
+        for name, value in named.items():
+            first.setdefault(id(value), name)
+        return {name: named[name] for name in first.values()}
 
     def _insert(self, depth: str, path: Path) -> None:
         self._paths[depth] = path

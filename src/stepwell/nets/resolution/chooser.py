@@ -29,12 +29,9 @@ class Choice(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """A cost penalty and its effect.
+    """A cost penalty (`price`), and its effect: mean MACs, accuracy, and shares of the choices.
 
-    price: the cost penalty.
-    macs: mean of an image.
-    accuracy: share of right answers.
-    shares: of the images, by choice; empty in files of older versions.
+    `shares` is empty in files of older versions.
     """
 
     price: float
@@ -50,12 +47,9 @@ class Budget(NamedTuple):
 class Chooser(nn.Module):
     """The resolution predictor: 3×3 convolutions of stride 2, an average, and a linear layer.
 
-    (The paper's is a residual network of 290 M multiply-accumulates at 128 pixels, 7 % of a ResNet-50's
-    and many times a whole CIFAR network's; this one is a *reconstruction*, of 0.1 % of a ResNet-20's.)
-
-    Args:
-        choices: number of choices.
-        size: height and width of the small copy; three or more layers bring it to about 2×2.
+    It sees a copy of the image of `size` pixels. A *reconstruction*: it has 0.1 % of a ResNet-20's
+    multiply-accumulates; the paper's is a residual network of 290 M of them at 128 pixels, 7 % of a
+    ResNet-50's.
     """
 
     def __init__(self, choices: int, size: int) -> None:
@@ -80,12 +74,7 @@ class Chooser(nn.Module):
 
 
 class Always(nn.Module):
-    """Makes always the same choice, instead of a chooser.
-
-    Args:
-        choices: number of choices.
-        choice: index of the one to make.
-    """
+    """Makes always the same choice, by its index, instead of a chooser."""
 
     def __init__(self, choices: int, choice: int = 0) -> None:
         super().__init__()
@@ -214,11 +203,7 @@ class ResolutionNet(nn.Module):
         return (scores - self.price * self.costs).argmax(1)
 
     def run(self, x: Images, who: Which) -> Iterator[tuple[Tensor, Tensor]]:
-        """Run each choice that some image makes; give the rows of `x` and their logits.
-
-        Args:
-            who: the choice of each image.
-        """
+        """Run each choice that some image makes, by `who`; give the rows of `x` and their logits."""
         for i, (depth, size) in enumerate(self.choices):
             rows = (who == i).nonzero().flatten()
             if len(rows) or (i == 0 and not len(x)):  # no images have logits, too: none

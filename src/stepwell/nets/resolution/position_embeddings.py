@@ -8,6 +8,7 @@ from math import isqrt
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from stepwell.nets.nested.plan import Holder, is_norm, join, with_children
@@ -68,7 +69,9 @@ def resized(module: nn.Module, made: nn.Module, own: dict[str, nn.Module], name:
     return made
 
 
-def moved_positions(value: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
+def moved_positions(
+    value: Float[Tensor, "..."], shape: tuple[int, ...], name: str
+) -> Float[Tensor, "1 tokens channels"]:
     """An embedding (1, tokens, channels) of a square of patches for another square, of this shape.
 
     Tokens before those of the patches stay as they are. Raises ValueError for any other tensor.

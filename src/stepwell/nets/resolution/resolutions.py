@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from stepwell.nets import build, builder_of
 from stepwell.nets.nested.net import NestedNet, NormSharing
-from stepwell.nets.nested.plan import fork, join
+from stepwell.nets.nested.plan import join, with_own_norms
 from stepwell.nets.nested.reading import read
 from stepwell.nets.resolution.position_embeddings import resized
 from stepwell.types import Images, Logits
@@ -137,7 +137,7 @@ class Resolutions(nn.Module):
         if made_for is not None:
             made = made_for(size).to(next(module.parameters()))
             module = resized(module, made, parts)
-        module = fork(module, norms, "")
+        module = with_own_norms(module, norms, "")
         plan = read(module, net.plan.stages)
         twin = NestedNet(module, plan, net.subnets, net.full, norms=net.norm_sharing)
         for depth in net.subnets:
