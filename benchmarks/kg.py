@@ -20,12 +20,11 @@ from benchmarks.timing import ratio, side_by_side
 from stepwell.data.triples import Names
 from stepwell.kg.contexts import Contexts
 from stepwell.kg.embedding import GraphEmbedding, Kind, distance
-from stepwell.kg.objective import DKGE
+from stepwell.kg.objective import DKGE, by_kind, margin_loss
 from stepwell.kg.online import Online
 from stepwell.kg.ranking import distances_to_all, rank_triples
 from stepwell.kg.snapshot import Snapshot
 from stepwell.kg.state import Settings, State
-from stepwell.kg.translation import by_kind, margin_loss
 from stepwell.kg.triple_index import Rows, TripleIndex
 
 YAGO = {"triples": 123_974, "entities": 26_897, "relations": 37}
@@ -202,7 +201,7 @@ def _untrained(rows: Rows, entities: int) -> State:
     settings = Settings(DIM, "full", 15, 4.0, 1, 0)
     torch.manual_seed(0)
     snapshot = Snapshot.of(rows, size=15, seed=0)
-    return State.learnt(settings, settings.net(entities, 37), snapshot, names, relations)
+    return State.learned(settings, settings.net(entities, 37), snapshot, names, relations)
 
 
 def measure() -> dict[str, Any]:

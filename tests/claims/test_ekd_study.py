@@ -10,7 +10,7 @@ from stepwell.claims.kit.judging import judge
 from stepwell.cost import count_macs, count_macs_of_steps
 from stepwell.nets import build
 
-TWO, FOUR = "20 < 32, EKD two phases", "8 < 14 < 20 < 32, EKD two phases"
+TWO, FOUR = "20 < 32, EKD two phases", "8 < 14 < 20 < 32, EKD taught by 32 alone"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_every_claim_can_be_judged_and_has_a_name_of_its_own(judged):
         ("sub-nets-gain/2-depths/ekd-plain", "20 < 32, EKD plain", "20 alone", "20"),
         ("offline-kd/2-depths/ekd-one-run", "20 < 32, EKD one run", "20, offline KD", "20"),
         ("full-net-unharmed/2-depths/ekd-two-phases", TWO, "32 alone", "32"),
-        ("full-net-unharmed/4-depths/ekd-two-phases", FOUR, "32 alone", "32"),
+        ("full-net-unharmed/4-depths/ekd-taught-by-32-alone", FOUR, "32 alone", "32"),
         ("kl-helps", TWO, f"{TWO}, no KL", "20"),
         ("attention-helps", TWO, f"{TWO}, no attention", "20"),
         ("private-norms/20", TWO, f"{TWO}, shared norms", "20"),
@@ -86,7 +86,7 @@ def test_of_several_sub_nets_the_one_that_fares_worst_is_judged(judged, results)
         )
 
     for claim, baseline in (("sub-nets-gain", " alone"), ("offline-kd", ", offline KD")):
-        measured = judged[f"{claim}/4-depths/ekd-two-phases"]["difference"]["mean"]
+        measured = judged[f"{claim}/4-depths/ekd-taught-by-32-alone"]["difference"]["mean"]
         assert measured == pytest.approx(100 * least(baseline))
 
 

@@ -8,9 +8,9 @@ from scipy import stats
 from stepwell.claims import CLAIMS
 from stepwell.claims.ekd import STUDY
 from stepwell.claims.kit import source_digest as sources
-from stepwell.claims.kit.columns import Column
 from stepwell.claims.kit.inference import (
     Spread,
+    equal_spreads,
     interval,
     pooled_spread,
     power,
@@ -19,11 +19,10 @@ from stepwell.claims.kit.inference import (
     summary,
     verdict_of,
 )
-from stepwell.claims.kit.judging import judge, read_claims
+from stepwell.claims.kit.judging import elsewhere, judge
 from stepwell.claims.kit.measures import of_test_if_any
 from stepwell.claims.kit.page import render
-from stepwell.claims.kit.provenance import elsewhere
-from stepwell.claims.kit.study import Arm, Claim, Question, Study, run_study
+from stepwell.claims.kit.study import Arm, Claim, Column, Question, Study, run_study
 from stepwell.claims.kit.verify import verify_system
 from stepwell.console import show_claims, sized
 from stepwell.recipes import load_object
@@ -60,6 +59,44 @@ def test_pairs_that_share_an_arm_have_fewer_degrees_of_freedom():
     assert df == pytest.approx(3.2)
     # one pair twice is one pair
     assert pooled_spread([[0.0, 1.0, 2.0]] * 2, [PAIR] * 2).df == pytest.approx(2.0)
+
+
+def test_a_pair_of_arms_counts_once_in_a_pool_whatever_its_direction_and_measure():
+    first, other = [0.0, 1.0, 2.0], [1.0, 1.0, 4.0]  # variances 1 and 3
+    turned, another = {"a": -1.0, "b": 1.0}, {"c": 1.0, "d": -1.0}
+    twice = pooled_spread([first, first[::-1], other], [PAIR, turned, another])
+    assert twice == pytest.approx(pooled_spread([first, other], [PAIR, another]))
+    # two measures of one pair have one vote: (2 · (1 + 3) / 2 + 2 · 3) / 4 = 2.5
+    std, df = pooled_spread([first, other, other], [PAIR, PAIR, another])
+    assert (std**2, df) == pytest.approx((2.5, 4.0))
+
+
+def test_spreads_are_compared_by_bartletts_test_each_set_of_numbers_once():
+    even, uneven = [0.0, 1.0, 2.0], [0.0, 100.0, -100.0]
+    assert equal_spreads([even, even]) is equal_spreads([even]) is None
+    assert equal_spreads([even, [1.0, 1.0, 4.0]]) == pytest.approx(
+        stats.bartlett(even, [1.0, 1.0, 4.0]).pvalue
+    )
+    assert equal_spreads([even, uneven]) < 0.05
+    assert equal_spreads([even, [1.0, 1.0, 1.0]]) == 0
+
+
+def test_claims_that_do_not_vary_alike_keep_the_wider_of_both_intervals():
+    results = {
+        "a": of_seeds(1.0, 2.0, 3.0),
+        "b": of_seeds(0.0, 100.0, -100.0),
+        "c": of_seeds(0.0, 0.0, 0.0),
+    }
+    claims = [
+        Claim(name, name, "p", "u", {}, lambda r, n=name: r[n]["x"] - r["c"]["x"]) for name in "ab"
+    ]
+    even, uneven = (one["difference"] for one in judge(study_of(*claims), results))
+    assert even["equal_spreads"] == uneven["equal_spreads"] < 0.05
+    pooled = Spread(even["pooled_std"], even["df"])
+    assert (even["low"], even["high"]) == pytest.approx(interval(2.0, 3, pooled, 0.9))
+    assert (uneven["low"], uneven["high"]) == pytest.approx(interval(0.0, 3, Spread(100.0, 2), 0.9))
+    alike = judge(study_of(claims[0]), results)[0]["difference"]
+    assert alike["equal_spreads"] is None
 
 
 def test_several_intervals_are_right_together_at_a_higher_level_each():
@@ -203,17 +240,6 @@ def test_arms_that_were_trained_elsewhere_are_named():
     results["a"][0]["trained_on"] = HERE | {"code": {"recipe": "1"}}  # of one function
     assert elsewhere(results) == {"c": "trained on another machine (Z, 1 thread)"}
     assert elsewhere({"a": units(), "b": units()}) == {}
-
-
-def test_a_file_of_before_verdicts_is_read(tmp_path):
-    def claim(holds, low, high):
-        return {"holds": holds, "margin": 0.0, "difference": {"low": low, "high": high}}
-
-    claims = [claim(True, 1, 2), claim(False, -2, -1), claim(False, -1, 1), claim(None, None, None)]
-    (tmp_path / "claims.json").write_text(json.dumps({"claims": claims}))
-    read = read_claims(tmp_path / "claims.json")["claims"]
-    assert [c["verdict"] for c in read] == ["holds", "refuted", "not decided", "not decided"]
-    assert "holds" not in read[0]
 
 
 def of(arm):
@@ -384,7 +410,6 @@ def test_verify_ekd_quick_runs_and_goes_on_where_it_stopped(tmp_path):
         "offline-kd/2-depths/ekd-two-phases",
         "offline-kd-cost/2-depths/ekd-two-phases",
         "full-net-unharmed/2-depths/ekd-two-phases",
-        "plain/file",
     }  # claims about arms that ran
     missing = {claim["id"] for claim in record["not_run"]}
     assert "kl-helps" in missing

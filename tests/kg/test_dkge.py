@@ -6,11 +6,10 @@ import torch
 from torch.testing import assert_close
 
 from stepwell.kg.embedding import COLUMNS, KINDS, GraphEmbedding
-from stepwell.kg.objective import DKGE, joint_vectors
+from stepwell.kg.objective import DKGE, Corruption, joint_vectors, margin_loss
 from stepwell.kg.online import Online, learn_change
 from stepwell.kg.online_objective import OnlineDKGE, initial_vectors
 from stepwell.kg.snapshot import Snapshot, UpdateTriples
-from stepwell.kg.translation import Corruption, margin_loss
 from stepwell.kg.triple_index import TripleIndex
 
 NONE = np.zeros(0, np.int64)

@@ -8,7 +8,7 @@ import pytest
 
 import stepwell
 from stepwell.kg import Online
-from stepwell.kg import update_history as history
+from stepwell.kg import update_report as history
 from stepwell.recipes import train
 from stepwell.report import write_report
 from stepwell.training import Loop

@@ -1,9 +1,9 @@
 """The contexts of entities and relations: small subgraphs, as ragged tensors.
 
 The context of an entity is its neighbours. The context of a relation is the paths of one or two
-relations that lead from the head to the tail of one of its triples. A large context is cut to a sample
-(`Neighbours`), so the context of a hub changes seldom. An encoder needs D^-1/2 A D^-1/2 of a subgraph;
-that matrix is stored by rows (Wu et al. 2022, section 4; samples and ragged rows are ours).
+relations that lead from the head to the tail of one of its triples. A sample stands for a large context
+(`Neighbours`), so the context of a hub seldom changes. The matrix D^-1/2 A D^-1/2 of a subgraph is
+stored by rows (Wu et al. 2022, section 4; samples and ragged rows are ours).
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64, UInt64
 from torch import Tensor
 
-from stepwell.kg.ragged import starts
+from stepwell.kg.ragged import offsets_of
 from stepwell.kg.relation_paths import LAST_STEP, RelationPaths
 from stepwell.kg.triple_index import (
     RELATION_BITS,
@@ -40,15 +40,15 @@ class Contexts:
     from bag[row] to bag[row + 1]. The first entry of a row has the element CENTRE: it takes the
     knowledge vector of the centre instead.
 
-    rows: (centres + 1,) where the rows of a centre begin.
+    rows: (centres + 1,) offsets of the rows of each centre.
     owner: the centre of each row, by position.
-    bag: (rows + 1,) where the entries of a row begin.
+    bag: (rows + 1,) offsets of the entries of each row.
     digest: equal for equal subgraphs.
     """
 
-    rows: Int64[Tensor, " centre_starts"]
+    rows: Int64[Tensor, " centre_offsets"]
     owner: Int64[Tensor, " rows"]
-    bag: Int64[Tensor, " row_starts"]
+    bag: Int64[Tensor, " row_offsets"]
     element: Int64[Tensor, " entries"]
     weight: Float[Tensor, " entries"]
     digest: UInt64[np.ndarray, " centres"]
@@ -60,14 +60,14 @@ class Contexts:
         """The subgraphs at these positions, in their order."""
         first, last = self.rows[centres], self.rows[centres + 1]
         owner, row = map(torch.from_numpy, spans(first.numpy(), last.numpy()))
-        begin, end = self.bag[first], self.bag[last]
-        entry = torch.from_numpy(spans(begin.numpy(), end.numpy()).value)
-        bag = starts(end - begin)
+        low, high = self.bag[first], self.bag[last]
+        entry = torch.from_numpy(spans(low.numpy(), high.numpy()).value)
+        bag = offsets_of(high - low)
         # the entries of a centre lie together and are moved as a whole
-        bag = torch.cat([self.bag[row] + (bag[:-1] - begin)[owner], bag[-1:]])
+        bag = torch.cat([self.bag[row] + (bag[:-1] - low)[owner], bag[-1:]])
         element, weight = self.element[entry], self.weight[entry]
         digest = self.digest[centres.numpy()]
-        return Contexts(starts(last - first), owner, bag, element, weight, digest)
+        return Contexts(offsets_of(last - first), owner, bag, element, weight, digest)
 
 
 def entity_contexts(neighbours: Neighbours, centres: Ints, size: int) -> Contexts:
@@ -80,8 +80,7 @@ def entity_contexts(neighbours: Neighbours, centres: Ints, size: int) -> Context
 
 def _joined_members(neighbours: Neighbours, members: Ragged, count: int) -> tuple[Ints, Ints]:
     """Ordered pairs of members (as positions) of one centre that share a triple."""
-    start = np.searchsorted(members.owner, np.arange(count + 1))
-    low, high = start[members.owner], start[members.owner + 1]
+    low, high = _fellows(members, count)
     pairs = []
     for block in blocks(high - low, BLOCK):
         owner, second = spans(low[block], high[block])
@@ -92,11 +91,16 @@ def _joined_members(neighbours: Neighbours, members: Ragged, count: int) -> tupl
     return np.concatenate([a, b]), np.concatenate([b, a])
 
 
+def _fellows(members: Ragged, count: int) -> tuple[Ints, Ints]:
+    """The range of positions, for each member, of the members with the same centre."""
+    offsets = np.searchsorted(members.owner, np.arange(count + 1))
+    return offsets[members.owner], offsets[members.owner + 1]
+
+
 def relation_contexts(paths: RelationPaths, relations: Ints, size: int, seed: int) -> Contexts:
     """The contexts of relations: at most `size` sampled paths.
 
-    A path of one relation is joined to the paths of that relation. Only sampled members are compared,
-    so the cost is that of the sample.
+    A path of one relation is joined to the paths of that relation.
     """
     every = paths.of_relations(relations)
     some = sampled(every, size, seed, relations)
@@ -107,8 +111,7 @@ def relation_contexts(paths: RelationPaths, relations: Ints, size: int, seed: in
 
 
 def _joined_paths(paths: RelationPaths, members: Ragged, count: int) -> tuple[Ints, Ints]:
-    start = np.searchsorted(members.owner, np.arange(count + 1))
-    first, second = spans(start[members.owner], start[members.owner + 1])
+    first, second = spans(*_fellows(members, count))
     short = (members.value & LAST_STEP) == 0
     pair = np.stack([first, second])[:, short[first] & (first != second)]
     step, other = members.value[pair]
@@ -118,10 +121,7 @@ def _joined_paths(paths: RelationPaths, members: Ragged, count: int) -> tuple[In
 
 
 def _contexts(
-    count: int,
-    members: Ragged,
-    edges: tuple[Ints, Ints],
-    vectors: Int64[np.ndarray, "members hops"],
+    count: int, members: Ragged, edges: tuple[Ints, Ints], vectors: Int64[np.ndarray, "members hops"]
 ) -> Contexts:
     """Compute the normalised adjacency by rows; a member is the sum of its `vectors` (-1: none)."""
     total = len(members.owner)

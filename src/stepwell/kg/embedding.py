@@ -1,9 +1,9 @@
 """Embeddings of a knowledge graph that combine an element with its context (DKGE).
 
-Wu et al. 2022, section 4: an element (entity or relation) has a knowledge vector, used for itself, and
-a contextual vector, used in the contexts of other elements. An attentive graph convolution turns a
-context into one vector, and a gate mixes it with the knowledge vector to the joint vector o*. A triple
-(h, r, t) is plausible if ||h* + r* - t*|| is small.
+Wu et al. 2022, section 4: an element (entity or relation) has a knowledge vector for itself, and a
+contextual vector for the contexts of other elements. An attentive graph convolution turns a context
+into one vector. A gate mixes it with the knowledge vector to the joint vector o*. A triple (h, r, t) is
+plausible if ||h* + r* - t*|| is small.
 """
 
 import math
@@ -18,14 +18,14 @@ from stepwell.kg.contexts import CENTRE, Contexts
 from stepwell.kg.ragged import attention_sums, weighted_sums
 
 Vectors = Float[Tensor, "elements dim"]
-#: Vectors of one kind, as many as there are; kinds differ in number.
+#: The vectors of one kind of element; kinds differ in number.
 Table = Float[Tensor, "_ _"]
 Kind = Literal["entity", "relation"]
 KINDS: tuple[Kind, Kind] = ("entity", "relation")
 #: The kind of element in each column of a triple.
 COLUMNS: tuple[tuple[int, Kind], ...] = ((0, "entity"), (1, "relation"), (2, "entity"))
 
-#: A net that starts from TransE: the scale of its contextual vectors, and its gates.
+#: After a start from TransE: the scale of contextual vectors, and the gates.
 WARM_CONTEXT, WARM_GATE = 0.1, 1.0
 #: Keeps the gradient of a distance finite at 0.
 EPSILON = 1e-9
@@ -34,14 +34,12 @@ EPSILON = 1e-9
 class ContextEncoder(nn.Module):
     """An attentive graph convolution over contexts and a gate: from knowledge to joint vectors.
 
-    H = ReLU(D^-1/2 A D^-1/2 H0 W); s_i = v · ReLU(H_i ⊙ k); the context is sum_i softmax(s)_i H_i, and
-    the joint vector sigmoid(g) ⊙ k + (1 - sigmoid(g)) ⊙ context. As H >= 0, ReLU(H_i ⊙ k) is
-    H_i ⊙ ReLU(k), so each s_i is one product.
+    H = ReLU(D^-1/2 A D^-1/2 H0 W); s_i = v · ReLU(H_i ⊙ k) = (v ⊙ ReLU(k)) · H_i, as H >= 0; the
+    context is sum_i softmax(s)_i H_i, and the joint vector sigmoid(g) ⊙ k + (1 - sigmoid(g)) ⊙ context.
 
     Args:
-        dim: of all vectors.
         attention: without it, all rows of a context have the same weight.
-        gate: without it, both halves have the same weight.
+        gate: without it, the context and the knowledge vector have the same weight.
     """
 
     def __init__(self, dim: int, *, attention: bool = True, gate: bool = True) -> None:
@@ -76,13 +74,10 @@ class ContextEncoder(nn.Module):
 
 
 def _used(contexts: Contexts, count: int) -> tuple[Tensor, Tensor]:
-    """The used ones of `count` contextual vectors, and the place of each entry among them.
-
-    The places of centres follow.
-    """
+    """The contextual vectors in use, and the place of each entry among them; centres come last."""
     mark = torch.zeros(count + 1, dtype=torch.bool)
     mark[contexts.element] = True
-    mark[CENTRE] = False  # the last place, which no vector has
+    mark[CENTRE] = False  # the last place, without a vector
     used = mark.nonzero().flatten()
     number = torch.zeros(count + 1, dtype=torch.long)
     number[used] = torch.arange(len(used))
@@ -95,8 +90,6 @@ class GraphEmbedding(nn.Module):
     """The vectors of all entities and relations, and the two encoders.
 
     Args:
-        entities, relations: their numbers.
-        dim: of all vectors.
         context: without it the joint vector is the knowledge vector: TransE (Bordes et al. 2013).
         attention, gate: as for `ContextEncoder`.
     """
@@ -149,10 +142,7 @@ class GraphEmbedding(nn.Module):
 
 
 def xavier(count: int, dim: int) -> Float[Tensor, "count dim"]:
-    """Draw new knowledge vectors, uniform as in Glorot and Bengio (2010) for one vector.
-
-    The bound does not depend on `count`, so later elements begin like the first.
-    """
+    """Draw knowledge vectors, uniform as in Glorot and Bengio (2010); the bound ignores `count`."""
     bound = math.sqrt(6 / dim)
     return torch.empty(count, dim).uniform_(-bound, bound)
 

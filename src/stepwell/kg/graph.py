@@ -23,8 +23,7 @@ from stepwell.kg.online import Online
 from stepwell.kg.pending import Pending
 from stepwell.kg.queries import GraphQueries, synchronized
 from stepwell.kg.state import Change
-from stepwell.kg.update_history import record_measures, record_update
-from stepwell.kg.update_report import Report, ReportBuilder
+from stepwell.kg.update_report import Report, ReportBuilder, record_measures, record_update
 
 #: The graph is written to its file when the journal exceeds this share of the file and this size.
 COMPACT_SHARE, COMPACT_BYTES = 0.5, 1 << 20
@@ -36,9 +35,9 @@ _CHANGE, _UPDATE = b"C", b"U"
 class KnowledgeGraph(GraphQueries):
     """An embedded graph that changes. Use it as a context manager, or call `close`.
 
-    `add` and `remove` are on the disk when they return. They wait there for `update`, which learns
-    them. An update is done or not done: after a kill at any moment, nothing acknowledged is lost.
-    Threads may share a graph: one call runs at a time.
+    Changes by `add` and `remove` are on the disk when the call returns, and wait for `update`. After a
+    kill at any moment, no acknowledged change is lost, and an update is done or not done. Threads may
+    share a graph: one call runs at a time.
 
     >>> with stepwell.kg.open("runs/graph") as kg:  # doctest: +SKIP
     ...     kg.add([("Paris", "capital_of", "France")])
@@ -90,10 +89,7 @@ class KnowledgeGraph(GraphQueries):
     @property
     @synchronized
     def waiting(self) -> tuple[list[Fact], list[Fact]]:
-        """Triples that wait for an update: those to add, and those to remove.
-
-        A triple that was added and removed again is in neither list.
-        """
+        """Triples to add, and triples to remove, that wait for an update; without undone changes."""
         return self._pending.waiting()
 
     @property
@@ -134,13 +130,11 @@ class KnowledgeGraph(GraphQueries):
     def remove(self, facts: Iterable[Sequence[str]], *, absent: str = "refuse") -> int:
         """Remove triples. The removal is on the disk when this returns.
 
-        Triples that already wait for removal do not count.
-
         Args:
             absent: `refuse` triples that are not in the graph, or `ignore` them.
 
         Returns:
-            The number of removed triples.
+            The number of removed triples, without triples that already wait for removal.
 
         Raises:
             ValueError: a triple is malformed or absent; nothing was removed.
@@ -214,7 +208,7 @@ class KnowledgeGraph(GraphQueries):
         """Write the whole graph to its file, and empty the journal except for waiting changes."""
         self._check_writable()
         write_state(self._state, self._file)
-        # After a kill here, the numbers of the journal's records tell that the file holds them.
+        # After a kill here, the numbers of the records show that the file holds them.
         self._journal.drop(self._state.applied)
 
     def snapshot(self) -> None:
@@ -265,7 +259,7 @@ class KnowledgeGraph(GraphQueries):
         self._pending = Pending(self._state)
 
     def _size(self) -> list[int]:
-        """The number of entities, relations and triples: they detect the journal of another graph."""
+        """The number of entities, relations and triples; they detect the journal of another graph."""
         return [*(len(self._state.count[kind]) for kind in KINDS), len(self._state.snapshot.index)]
 
     @property

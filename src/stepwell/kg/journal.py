@@ -1,9 +1,8 @@
 """An append-only file of records that survives a kill at any moment.
 
-A record is acknowledged when it is on the disk. After a kill, the file may end with a part of a record
-that was not acknowledged; the next writer cuts it off. A last record with wrong bytes is dropped with a
-warning: the machine stopped before they were on the disk, or they were damaged later. Damage elsewhere
-is an error.
+A record is acknowledged when it is on the disk. After a kill, the file may end with a part of an
+unacknowledged record; the next writer cuts it off. A last record with wrong bytes is dropped with a
+warning. Damage elsewhere is an error.
 """
 
 import os
@@ -20,7 +19,7 @@ from stepwell.files import write_whole
 _HEAD = struct.Struct("<2scQI")
 _CHECK = struct.Struct("<I")
 _MARK = b"sw"
-_START = _HEAD.size + _CHECK.size
+_HEADER = _HEAD.size + _CHECK.size
 
 
 class Record(NamedTuple):
@@ -84,34 +83,34 @@ class Journal:
 
 
 def _whole_records(data: bytes) -> Iterator[tuple[Record, int]]:
-    """The whole records at the start of `data`, each with its end."""
-    start = 0
-    while len(data) - start >= _START:
-        mark, kind, number, length = _HEAD.unpack_from(data, start)
-        end = start + _START + length
-        record = Record(kind, number, data[start + _START : end])
-        if mark != _MARK or end > len(data) or record.packed() != data[start:end]:
+    """The leading whole records of `data`, each with its end."""
+    at = 0
+    while len(data) - at >= _HEADER:
+        mark, kind, number, length = _HEAD.unpack_from(data, at)
+        end = at + _HEADER + length
+        record = Record(kind, number, data[at + _HEADER : end])
+        if mark != _MARK or end > len(data) or record.packed() != data[at:end]:
             return
         yield record, end
-        start = end
+        at = end
 
 
 def _check_rest(data: bytes, end: int, path: Path) -> None:
     """Refuse bytes after the last whole record that a kill cannot have left, or warn of them.
 
-    A kill leaves the beginning of one record, perhaps with zeros for bytes that did not reach the disk.
-    If another whole record follows, an acknowledged record is damaged.
+    A kill leaves the beginning of one record, perhaps with zeros. If another whole record follows, an
+    acknowledged record is damaged.
     """
-    start = data.find(_MARK, end + 1)
-    while start >= 0:
-        if next(_whole_records(data[start:]), None) is not None:
+    at = data.find(_MARK, end + 1)
+    while at >= 0:
+        if next(_whole_records(data[at:]), None) is not None:
             raise ValueError(
                 f"{path} is damaged at byte {end}, and acknowledged changes follow: restore a copy, or "
                 "remove the file to go back to net.safetensors"
             )
-        start = data.find(_MARK, start + 1)
+        at = data.find(_MARK, at + 1)
     rest = data[end:]
-    cut_short = len(rest) < _START or len(rest) < _START + _HEAD.unpack_from(rest)[3]
+    cut_short = len(rest) < _HEADER or len(rest) < _HEADER + _HEAD.unpack_from(rest)[3]
     if not (cut_short and _MARK.startswith(rest[: len(_MARK)])):
         warnings.warn(
             f"{path} is damaged at byte {end}: its last change is dropped. Restore a copy, or make "

@@ -5,9 +5,8 @@ trains the knowledge vectors of affected and new elements, and the contextual ve
 The joint vector of an unaffected element is a constant that is looked up, so the cost of an update
 follows the change.
 
-Ours: removed triples are taught as false, a sample stands for the triples of an affected hub, new
-elements start where their triples place them, and only trained vectors are parameters, so no other
-vector can move.
+Ours: removed triples are taught as false, a sample stands for the triples of an affected hub, triples
+give the initial vectors of new elements, and only trained vectors are parameters.
 """
 
 import math
@@ -22,6 +21,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from stepwell.kg.embedding import KINDS, GraphEmbedding, Kind, Table
+from stepwell.kg.objective import Corruption
 from stepwell.kg.online_objective import OnlineDKGE, initial_vectors
 from stepwell.kg.snapshot import (
     Rule,
@@ -30,7 +30,6 @@ from stepwell.kg.snapshot import (
     affected_entities,
     affected_relations,
 )
-from stepwell.kg.translation import Corruption
 from stepwell.kg.triple_index import Ints, Rows
 from stepwell.ranges import NOT_NEGATIVE, ONE_OR_MORE, POSITIVE, check_number
 
@@ -51,7 +50,7 @@ class Online:
         every epoch.
     batch_size: triples of a step. lr: the highest learning rate, of Adam.
     unlearn: weight of removed triples, which are taught as false; 0 in the paper.
-    seconds: a time limit (0: none). The result of an update that reaches it depends on the machine.
+    seconds: a time limit (0: none); if it is reached, the result depends on the machine.
 
     Raises:
         ValueError: there is no such rule, or a number is out of its range.
@@ -113,17 +112,16 @@ def learn_change(
 ) -> UpdateResult:  # fmt: skip
     """Learn what a change affects; no argument is modified.
 
-    It has a loop of its own because `fit` needs a run directory, has fixed batches and no time limit;
-    an update draws new triples in every epoch and leaves no checkpoints.
+    Its loop is not `fit` because an update has a time limit, draws new triples in every epoch and
+    writes no checkpoints.
 
     Args:
         net, joint: the vectors before the change, with rows for new elements.
         before, after: the graph.
         changes: the triples in just one of the two.
-        new: elements that are new in `after`, by kind, sorted.
+        new: sorted elements that are new in `after`, by kind.
         entities, relations: the elements in any triple of `after`.
-        contextual: initial contextual vectors of new elements, by kind; empty for a net without
-            context.
+        contextual: initial contextual vectors of new elements, by kind; empty without contexts.
         margin, negatives: as for `DKGE`.
         seed: of samples and steps.
     """

@@ -1,4 +1,4 @@
-"""The training rule of an update, and the vectors that new elements start from."""
+"""The training rule of an update, and the initial vectors of new elements."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from stepwell.kg.contexts import CENTRE, Contexts
 from stepwell.kg.embedding import COLUMNS, KINDS, GraphEmbedding, Kind, Table, Vectors, xavier
+from stepwell.kg.objective import Corruption, Translation, Triples
 from stepwell.kg.snapshot import Snapshot
-from stepwell.kg.translation import Corruption, Translation, Triples
 from stepwell.kg.triple_index import Ints, Rows
 
-#: Steps that move the vector of a new element to its start.
-START_STEPS = 8
+#: Steps that move a new element's knowledge vector until its joint vector has its initial value.
+PLACING_STEPS = 8
 
 
 class OnlineDKGE(Translation):
@@ -27,15 +27,15 @@ class OnlineDKGE(Translation):
         net: the whole embedding; it is read only.
         joint: joint vectors of all elements, by kind; rows of trained elements are not used.
         after: the graph after the change.
-        trained: the elements whose knowledge vectors are trained, sorted; with all of `new`.
-        new: the elements whose contextual vectors are trained, sorted.
-        start: initial joint vectors of new elements, by kind. contextual: initial contextual vectors.
+        trained: sorted elements whose knowledge vectors are trained, with all of `new`.
+        new: sorted elements whose contextual vectors are trained.
+        initial: joint vectors of new elements, by kind. contextual: their contextual vectors.
         removed, unlearn, corrupt, margin, negatives: as for `Translation`.
     """
 
     def __init__(
         self, net: GraphEmbedding, joint: Mapping[Kind, Table], after: Snapshot,
-        trained: Mapping[Kind, Ints], new: Mapping[Kind, Ints], start: Mapping[Kind, Table],
+        trained: Mapping[Kind, Ints], new: Mapping[Kind, Ints], initial: Mapping[Kind, Table],
         contextual: Mapping[Kind, Table], removed: Triples, corrupt: Corruption, *, unlearn: float,
         margin: float, negatives: int,
     ) -> None:  # fmt: skip
@@ -51,26 +51,26 @@ class OnlineDKGE(Translation):
         for kind in KINDS:
             own = net.knowledge[kind].detach()[self.trained[kind]]
             place = np.searchsorted(trained[kind], new[kind])
-            own[place] = start[kind]
+            own[place] = initial[kind]
             self.knowledge[kind] = nn.Parameter(own)
             if net.has_context:
                 self.contextual[kind] = nn.Parameter(contextual[kind])
                 self._hold_contexts(kind, net, after.contexts(kind, trained[kind]), new[kind])
-                self._start_at(kind, place, start[kind])
+                self._place(kind, place, initial[kind])
 
     @torch.no_grad()
-    def _start_at(self, kind: Kind, which: Ints, start: Tensor) -> None:
-        """Move the knowledge vectors at positions `which` until their joint vectors are near `start`.
+    def _place(self, kind: Kind, which: Ints, goal: Table) -> None:
+        """Move the knowledge vectors at positions `which` until their joint vectors are near `goal`.
 
-        A joint vector is mostly its knowledge vector, so the difference is added to it, a few times. A
-        nearly closed gate leads away: such a step is undone and the next one is half as long.
+        A step adds the difference. If that leads away, the step is undone and the next one is half as
+        long.
         """
         at = torch.from_numpy(which)
         own, step = self.knowledge[kind], torch.ones(len(which), 1)
-        best, missing = own[at], start - self.trained_joint(kind, at)
-        for _ in range(START_STEPS):
+        best, missing = own[at], goal - self.trained_joint(kind, at)
+        for _ in range(PLACING_STEPS):
             own[at] = best + step * missing
-            now = start - self.trained_joint(kind, at)
+            now = goal - self.trained_joint(kind, at)
             nearer = now.norm(dim=1, keepdim=True) < missing.norm(dim=1, keepdim=True)
             best = torch.where(nearer, own[at], best)
             missing = torch.where(nearer, now, missing)
@@ -112,13 +112,13 @@ def initial_vectors(
     """Compute joint vectors for new elements from their triples.
 
     An entity gets the mean of t* - r* and h* + r* over its triples, and a relation the mean of t* - h*.
-    Only triples whose other elements have a vector count; several passes serve new elements beside new
-    ones. Elements that no pass reaches get a random vector.
+    A triple counts if its other elements have a vector; a later pass uses vectors of the one before.
+    Other new elements get a random vector.
 
     Args:
         joint: joint vectors by kind; rows of new elements are not used.
-        added: triples, with all triples of the new elements among them.
-        new: elements without a vector, by kind, sorted.
+        added: triples, including all triples of new elements.
+        new: sorted elements without a vector, by kind.
     """
     number = {kind: torch.from_numpy(new[kind]) for kind in KINDS}
     vectors = {kind: xavier(len(new[kind]), joint[kind].shape[1]) for kind in KINDS}

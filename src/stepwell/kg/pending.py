@@ -17,7 +17,7 @@ _LIMITS: dict[Kind, tuple[int, str]] = {
 class Pending:
     """The triples that wait for an update of `state`, and the names that will need a number.
 
-    changes: whether each changed triple will be in the graph.
+    changes: True for a triple to add, False for one to remove.
     """
 
     def __init__(self, state: State) -> None:
@@ -35,7 +35,7 @@ class Pending:
         self.changes |= changes
 
     def waiting(self) -> tuple[list[Fact], list[Fact]]:
-        """The triples that the update will add, and remove."""
+        """The triples that the update will add, and the triples that it will remove."""
         effective = {f: a for f, a in self.changes.items() if a != self._learned(f)}
         added = [f for f, is_added in effective.items() if is_added]
         return added, [f for f, is_added in effective.items() if not is_added]
@@ -50,11 +50,7 @@ class Pending:
         return any(a and any(f[i] == name for i in columns) for f, a in self.changes.items())
 
     def check_room(self, facts: Iterable[Fact]) -> None:
-        """Refuse triples whose names exceed the numbers of a graph.
-
-        Raises:
-            ValueError: there would be too many names.
-        """
+        """Raise ValueError if the names in triples exceed the numbers of a graph."""
         facts = list(facts)
         for kind, (limit, plural) in _LIMITS.items():
             new = self._new_names[kind].keys() | set(self._unknown(kind, facts))

@@ -132,22 +132,20 @@ class GraphQueries:
     ) -> dict[str, float]:  # fmt: skip
         """Measure how well true triples rank, and whether old triples were unlearned.
 
-        Ranks are realistic and filtered: other triples of the graph and of `test` do not compete. This
-        holds for `gone` triples, too: an old answer is ranked among wrong answers, without the new
-        answer, so its rank compares with the ranks of `test`.
+        Ranks are realistic and filtered: other triples of the graph and of `test` do not compete. So a
+        `gone` triple is ranked among wrong answers, without the new answer.
 
         Args:
             test: triples that are true. With `ask="tail"` they are questions.
             gone: triples that are no longer true.
-            ask: the ends asked for.
+            ask: the queried ends.
 
         Returns:
             `link_measures` of `test`; with `gone`, the same measures as "gone/...", and "auc": the
             share of pairs in which a gone triple is farther than a test triple. Gone triples were
-            learned once and test triples perhaps never, so "auc" is low before an update: compare with
-            that value, or with a graph trained from scratch. "left_out" and "gone/left_out" count
-            triples with a name that no triple of the graph has. If all of `test` is left out, only
-            these counts are given.
+            learned once, so "auc" is low before an update: compare with that value, or with a graph
+            trained from scratch. "left_out" and "gone/left_out" count triples with a name that no
+            triple of the graph has. If all of `test` is left out, only these counts are given.
         """
         if ask not in ("both", *SIDES):
             raise ValueError(f"ask must be 'both', 'head' or 'tail', got {ask!r}")

@@ -11,7 +11,7 @@ from stepwell.evaluation.link_prediction import Ranks, concatenate, filtered_ran
 from stepwell.kg.embedding import COLUMNS, Kind, Table
 from stepwell.kg.triple_index import HEAD, RELATION, TAIL, Rows, TripleIndex
 
-#: The end of a triple that a query asks for.
+#: The queried end of a triple.
 Side = Literal["head", "tail"]
 SIDES: tuple[Side, Side] = ("head", "tail")
 #: Distances computed at once.
@@ -21,7 +21,7 @@ BLOCK = 1 << 23
 def distances_to_all(
     joint: Mapping[Kind, Table], rows: Rows, side: Side
 ) -> Float[Tensor, "triples entities"]:
-    """||h* + r* - t*|| of each triple, with each entity as the end asked for."""
+    """||h* + r* - t*|| of each triple, with each entity at the queried end."""
     triples = torch.from_numpy(rows)
     given, sign = (HEAD, 1) if side == "tail" else (TAIL, -1)
     relation = joint["relation"][triples[:, RELATION]]
@@ -35,7 +35,7 @@ def distances(joint: Mapping[Kind, Table], rows: Rows) -> Float[Tensor, " triple
     return (h + r - t).norm(dim=1)
 
 
-#: Maps triples and the end asked for to the distances of all entities as that end.
+#: Maps triples and the queried end to the distances of all entities at that end.
 Far = Callable[[Rows, Side], Float[Tensor, "triples entities"]]
 
 
@@ -49,13 +49,13 @@ def rank_triples(
         far: such as `distances_to_all` of joint vectors.
         known: true triples; other true answers do not compete.
         candidate: marks the entities that compete.
-        sides: the ends asked for.
+        sides: the queried ends.
     """
     count = max(1, BLOCK // max(1, len(candidate)))
     parts = [Ranks(torch.zeros(0).double(), torch.zeros(0).long())]
     for side in sides:
-        for start in range(0, len(rows), count):
-            block = rows[start : start + count]
+        for first in range(0, len(rows), count):
+            block = rows[first : first + count]
             h, r, t = block.T
             answers = known.tails(h, r) if side == "tail" else known.heads(r, t)
             right = torch.from_numpy(t if side == "tail" else h)

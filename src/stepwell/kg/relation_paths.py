@@ -1,6 +1,6 @@
-"""The paths of one or two relations that lead where a relation does, counted and kept up to date.
+"""Counts of the paths of one or two relations that are parallel to a relation, updated by changes.
 
-A path is beside a triple if it leads from its head to its tail.
+A path is parallel to a triple, and to its relation, if it leads from the triple's head to its tail.
 """
 
 from dataclasses import dataclass
@@ -31,10 +31,10 @@ _PATH_BITS = 2 * RELATION_BITS
 
 @dataclass(frozen=True)
 class RelationPaths:
-    """The number of times that a path of one or two relations leads where a relation does.
+    """The number of times that a path of one or two relations is parallel to a relation.
 
     keys: sorted; relation, first step, second step + 1 (0: none), 13 bits each.
-    counts: pairs of a triple and a path of triples from its head to its tail.
+    counts: pairs of a triple and a parallel path of triples.
     """
 
     keys: Ints
@@ -42,18 +42,18 @@ class RelationPaths:
 
     @staticmethod
     def of(index: TripleIndex) -> "RelationPaths":
-        """Count the paths beside all triples."""
+        """Count the paths that are parallel to any triple."""
         keys = counts = np.zeros(0, np.int64)
         rows = index.rows
         work = np.minimum(index.out_degree(rows[:, HEAD]), index.in_degree(rows[:, TAIL])) + 1
         for block in blocks(work, BLOCK):
-            keys, counts = _summed(keys, counts, _walks_beside(index, rows[block]), 1)
+            keys, counts = _summed(keys, counts, _parallel_walks(index, rows[block]), 1)
         return RelationPaths(keys, counts)
 
     def changed(
         self, before: TripleIndex, after: TripleIndex, added: Rows, removed: Rows
     ) -> "RelationPaths":
-        """Count the paths of `after`; only paths with a changed triple are counted again.
+        """Count the paths of `after`; only paths with a changed triple are recounted.
 
         Args:
             added, removed: the triples in just one of `before` and `after`.
@@ -68,14 +68,14 @@ class RelationPaths:
         return with_prefix(self.keys, relations, _PATH_BITS)
 
     def hold(self, relations: Ints, paths: Ints) -> Flags:
-        """Check whether paths[i] leads where relations[i] does."""
+        """Check whether paths[i] is parallel to relations[i]."""
         return holds(self.keys, (relations << _PATH_BITS) | paths)
 
     def may_differ(self, other: "RelationPaths") -> Ints:
         """The relations whose contexts may differ in `other`, sorted.
 
-        Such a relation has a path that one of the two lacks. Or it has a path of a single relation for
-        which that is true, because the edges between its paths depend on that relation.
+        Such a relation has a path that one of the two lacks, or a path of a single relation that has
+        one: edges between its paths depend on that relation.
         """
         changed = np.unique(np.setxor1d(self.keys, other.keys, assume_unique=True) >> _PATH_BITS)
         if not len(changed):
@@ -87,7 +87,7 @@ class RelationPaths:
 
 
 class _Walks(NamedTuple):
-    """Triples, each with a path from its head to its tail; `via` is -1 on paths of one step."""
+    """Triples, each with a parallel path; `via` is -1 on paths of one step."""
 
     head: Ints
     relation: Ints
@@ -97,8 +97,8 @@ class _Walks(NamedTuple):
     via: Ints
 
 
-def _walks_beside(index: TripleIndex, rows: Rows) -> _Walks:
-    """All paths beside each of these triples."""
+def _parallel_walks(index: TripleIndex, rows: Rows) -> _Walks:
+    """All paths that are parallel to each of these triples."""
     head, relation, tail = rows.T
     owner, first = index.between(head, tail)
     other = first != relation[owner]
@@ -111,19 +111,19 @@ def _walks_beside(index: TripleIndex, rows: Rows) -> _Walks:
 
 
 def _walks_with(index: TripleIndex, rows: Rows) -> _Walks:
-    """All paths beside triples of `index` that any of `rows` takes part in, each once."""
+    """All pairs of a triple of `index` and a parallel path in which any of `rows` takes part."""
     head, relation, tail = rows.T
-    beside = _walks_beside(index, rows)
-    # as the only step: it leads where another relation of the same pair does
-    short = _Walks(*(column[beside.second < 0] for column in beside))
+    own = _parallel_walks(index, rows)
+    # as the only step, parallel to another relation of the same pair
+    short = _Walks(*(column[own.second < 0] for column in own))
     short = short._replace(relation=short.first, first=short.relation)
-    # as the first step, head -> tail -> end, beside (head, r, end)
+    # as the first step, head -> tail -> end, parallel to (head, r, end)
     owner, second, end, r = _meeting(index, tail, head, from_a=True, from_b=True)
     first_step = _Walks(head[owner], r, end, relation[owner], second, tail[owner])
-    # as the second step, start -> head -> tail, beside (start, r, tail)
-    owner, first, start, r = _meeting(index, head, tail, from_a=False, from_b=False)
-    second_step = _Walks(start, r, tail[owner], first, relation[owner], head[owner])
-    walks = _together(beside, short, first_step, second_step)
+    # as the second step, origin -> head -> tail, parallel to (origin, r, tail)
+    owner, first, origin, r = _meeting(index, head, tail, from_a=False, from_b=False)
+    second_step = _Walks(origin, r, tail[owner], first, relation[owner], head[owner])
+    walks = _together(own, short, first_step, second_step)
     return _Walks(*np.unique(np.stack(walks, axis=1), axis=0).T)
 
 
@@ -132,8 +132,9 @@ def _meeting(
 ) -> tuple[Ints, Ints, Ints, Ints]:
     """Find all entities `via` that one triple joins to a[i] and another triple to b[i].
 
-    The triple leads from a[i] (`from_a`), or from b[i], to `via`; otherwise the other way. The search
-    begins at the end with fewer triples. It returns owner, first relation, `via`, second relation.
+    `from_a`, `from_b`: the triple leads from a[i], or b[i], to `via`; otherwise the other way. The
+    search begins at the end with fewer triples. It returns owner, first relation, `via`, second
+    relation.
     """
     ends = ((a, from_a), (b, from_b))
     degree = [(index.out_degree if ahead else index.in_degree)(end) for end, ahead in ends]
@@ -157,7 +158,7 @@ def _together(*walks: _Walks) -> _Walks:
 
 
 def _summed(keys: Ints, counts: Ints, walks: _Walks, sign: int) -> tuple[Ints, Ints]:
-    """Add the number of walks to the counts of sorted keys, or subtract it."""
+    """Add (`sign` 1) or subtract (-1) the number of walks in the counts of sorted keys."""
     key = (walks.relation << _PATH_BITS) | (walks.first << RELATION_BITS) | (walks.second + 1)
     more, times = np.unique(key, return_counts=True)
     new = more[~holds(keys, more)]

@@ -23,7 +23,7 @@ from stepwell.kg.triple_index import (
     sampled,
 )
 
-#: Triples of affected relations are searched in a sample of the graph of this size.
+#: Size of the sample of the graph in which triples of affected relations are searched.
 SAMPLED_TRIPLES = 8192
 #: The elements that a change affects. `context`: elements with a changed context (the definition in the
 #: paper's text). `neighbour`: entities with a new or vanished neighbour (the authors' code). `touched`:
@@ -76,8 +76,8 @@ class Snapshot:
 def affected_entities(before: Snapshot, after: Snapshot, changes: Rows, rule: Rule) -> Ints:
     """The entities of both snapshots that the change affects, sorted.
 
-    The cost follows the change: only contexts of the ends of changed triples and of the common
-    neighbours of two ends are compared.
+    Only contexts of the ends of changed triples, and of the common neighbours of two ends, are
+    compared.
 
     Args:
         changes: triples in just one of the two snapshots.
@@ -102,7 +102,7 @@ def affected_entities(before: Snapshot, after: Snapshot, changes: Rows, rule: Ru
 def affected_relations(before: Snapshot, after: Snapshot, relations: Ints, rule: Rule) -> Ints:
     """The relations whose context the change affects.
 
-    By the rule `neighbour` there are none: the authors' code compares names, which has no meaning.
+    The rule `neighbour` gives an empty list: the authors' code compares names, which means nothing.
     """
     if rule == "neighbour":
         return relations[:0]
@@ -135,10 +135,11 @@ class UpdateTriples:
     ) -> "UpdateTriples":
         """The triples with any element of `which`.
 
+        Triples of a relation are searched in `added` and in a sample of the graph, because the index
+        has no order by relation.
+
         Args:
-            added: triples that are always trained on if they have an element of `which`. Triples of a
-                relation are searched in them and in a sample of the graph: the index has no order by
-                relation.
+            added: triples that are always included if they have an element of `which`.
             at_most: triples of one entity as head, and as tail.
         """
         index, entities = after.index, which["entity"]
@@ -162,9 +163,9 @@ class UpdateTriples:
 
 def _sides(after: Snapshot, entities: Ints) -> tuple[tuple[Ragged, Rows], ...]:
     """The triples with each entity as head, and with each as tail."""
-    begin, relation, tail = after.index.out(entities)
-    end, other, head = after.index.into(entities)
+    as_head, relation, tail = after.index.out(entities)
+    as_tail, other, head = after.index.into(entities)
     return (
-        (Ragged(begin, tail), np.stack([entities[begin], relation, tail], axis=1)),
-        (Ragged(end, head), np.stack([head, other, entities[end]], axis=1)),
+        (Ragged(as_head, tail), np.stack([entities[as_head], relation, tail], axis=1)),
+        (Ragged(as_tail, head), np.stack([head, other, entities[as_tail]], axis=1)),
     )

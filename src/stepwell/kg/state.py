@@ -52,7 +52,7 @@ class State:
     """A graph, its vectors and its names; tables may have more rows than there are names.
 
     count: the number of triples of each element, by kind; elements without triples are not part of the
-    graph. applied: the number of the last journal record in this state. updates: their number so far.
+    graph. applied: the number of the last journal record in this state. updates: the number of updates.
     """
 
     settings: Settings
@@ -70,7 +70,7 @@ class State:
         self.count = {k: np.bincount(columns[k], minlength=len(self.names[k])) for k in KINDS}
 
     @staticmethod
-    def learnt(settings: Settings, net: GraphEmbedding, snapshot: Snapshot, *names: Names) -> "State":
+    def learned(settings: Settings, net: GraphEmbedding, snapshot: Snapshot, *names: Names) -> "State":
         """The state after training from scratch; `names` of entities and of relations."""
         by_kind = dict(zip(KINDS, names, strict=True))
         return State(settings, net, joint_vectors(net, snapshot), snapshot, by_kind)
@@ -98,10 +98,7 @@ class State:
     def learn(
         self, added: Sequence[Fact], removed: Sequence[Fact], how: Online
     ) -> tuple["Change", UpdateResult]:
-        """Learn a change without applying it; only new names get numbers, and tables get room for them.
-
-        `apply` makes the numbers permanent, `forget_new` takes them back.
-        """
+        """Learn a change without applying it; new names get numbers, which `forget_new` takes back."""
         try:
             change = Change.of(self, added, removed)
             self.make_room()
@@ -124,7 +121,7 @@ class State:
             self.names[kind].truncate(len(self.count[kind]))
 
     def apply(self, change: "Change", tables: Tables, applied: int) -> None:
-        """Apply an update; `tables` are `UpdateResult.tables` of it."""
+        """Apply an update; `tables` are its `UpdateResult.tables`."""
         self.make_room()
         for kind in KINDS:
             for what, table in self.tables(kind).items():
@@ -155,10 +152,9 @@ class State:
                     getattr(self.net, what)[kind] = nn.Parameter(longer, requires_grad=False)
 
     def _drawn_contextual(self, change: "Change") -> dict[Kind, Tensor]:
-        """Draw initial contextual vectors for new elements from the seed and the number of updates.
+        """Draw contextual vectors for new elements, from the seed and the number of updates.
 
-        They get the size of existing ones, which is small after a start from TransE: a new neighbour of
-        the usual size would outweigh all others.
+        They have the size of existing ones: larger ones would outweigh all other neighbours.
         """
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.updates)
         drawn: dict[Kind, Tensor] = {}
@@ -218,5 +214,5 @@ class Change:
 
 
 def _by_kind(rows: Rows) -> dict[Kind, Ints]:
-    """The entities and the relations of triples, as often as they occur."""
+    """The entities and the relations of triples, with repetitions."""
     return {"entity": rows[:, [HEAD, TAIL]].ravel(), "relation": rows[:, RELATION]}

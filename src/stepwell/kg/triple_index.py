@@ -1,8 +1,7 @@
 """A set of triples in sorted arrays: looked up in blocks, changed by merging.
 
-A triple (head, relation, tail) is one key of 63 bits. Keys in three orders answer every query of link
-prediction and every search for contexts by binary search, without a Python loop. A change makes new
-arrays: the old index stays as it was, so that both can be compared.
+A triple (head, relation, tail) is one key of 63 bits. Keys in three orders answer every query by binary
+search, without a Python loop. A change makes new arrays, so the old and the new index can be compared.
 """
 
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
-#: Numbers, one of each element; dimensions that begin with _ may differ within one signature.
+#: A number of each element; dimensions with a leading _ may differ within one signature.
 Ints = Int64[np.ndarray, " _"]
 Flags = Bool[np.ndarray, " _"]
 #: Triples by number: head, relation and tail.
@@ -41,8 +40,8 @@ def spans(low: Ints, high: Ints) -> Ragged:
     """List all positions of the ranges low[i] <= position < high[i], end to end."""
     length = high - low
     owner = np.repeat(np.arange(len(low)), length)
-    start = np.cumsum(length) - length
-    return Ragged(owner, np.arange(len(owner)) - (start - low)[owner])
+    offset = np.cumsum(length) - length
+    return Ragged(owner, np.arange(len(owner)) - (offset - low)[owner])
 
 
 def blocks(work: Ints, size: int) -> list[Ints]:
@@ -63,9 +62,7 @@ def with_prefix(keys: Ints, prefix: Ints, bits: int) -> Ragged:
 
 
 def sampled(lists: Ragged, at_most: int, seed: int, numbers: Ints) -> Ints:
-    """Positions of a sample of each list, of `at_most` items.
-
-    Samples of two lists are independent, even where their items are the same.
+    """Positions of a sample of each list, of `at_most` items; samples of two lists are independent.
 
     Args:
         numbers: (lists,) distinct; with `seed`, they give the order in which items are drawn.
@@ -73,8 +70,8 @@ def sampled(lists: Ragged, at_most: int, seed: int, numbers: Ints) -> Ints:
     owner, value = lists
     own = mixed(numbers, seed).view(np.int64)[owner]
     drawn = mixed(value ^ own, seed) >> np.uint64(1)  # 63 bits, which floats can compare
-    # Sorting a very long list takes long: only items with a low draw are sorted, or all where these
-    # happen to be too few.
+    # Sorting a long list takes long: only items with a low draw are sorted, or all if these are too
+    # few.
     count = np.bincount(owner, minlength=len(numbers))
     low = np.minimum(1.0, (2 * at_most + 20) / np.maximum(count, 1)) * 2.0**63
     likely = drawn <= low[owner]
@@ -162,8 +159,7 @@ class TripleIndex:
 
     def linked(self, head: Ints, tail: Ints) -> Flags:
         """Check whether any triple leads from head[i] to tail[i]."""
-        low, high = _range(self._by_pair, (head << ENTITY_BITS) | tail, RELATION_BITS)
-        return np.asarray(high > low)
+        return np.asarray(_count(self._by_pair, (head << ENTITY_BITS) | tail, RELATION_BITS) > 0)
 
     def out(self, entity: Ints) -> tuple[Ints, Ints, Ints]:
         """Triples with head entity[i]: owner, relation, tail."""
@@ -175,25 +171,19 @@ class TripleIndex:
 
     def out_degree(self, entity: Ints) -> Ints:
         """Number of triples with head entity[i]."""
-        low, high = _range(self._by_head, entity, RELATION_BITS + ENTITY_BITS)
-        return high - low
+        return _count(self._by_head, entity, RELATION_BITS + ENTITY_BITS)
 
     def in_degree(self, entity: Ints) -> Ints:
         """Number of triples with tail entity[i]."""
-        low, high = _range(self._by_tail, entity, RELATION_BITS + ENTITY_BITS)
-        return high - low
+        return _count(self._by_tail, entity, RELATION_BITS + ENTITY_BITS)
 
 
 class Neighbours:
     """The entities that share a triple with an entity, in a random order of its own.
 
-    The first few are a sample of all. It changes only when one of these few changes: a new neighbour
-    of a hub with a thousand enters its sample of ten once in a hundred times. The order is a
-    permutation of all possible entities, computed from `seed` and the entity; it is not stored.
-
-    Args:
-        rows: triples.
-        seed: of the orders.
+    The first few are a sample: a new neighbour of a hub with a thousand enters its sample of ten with a
+    probability of 1 %. The order is a permutation of all possible entities, computed from `seed` and
+    the entity.
     """
 
     def __init__(self, rows: Rows, seed: int) -> None:
@@ -222,8 +212,7 @@ class Neighbours:
 
     def degree(self, entity: Ints) -> Ints:
         """Number of neighbours of entity[i]."""
-        low, high = _range(self._keys, entity, ENTITY_BITS)
-        return high - low
+        return _count(self._keys, entity, ENTITY_BITS)
 
     def joined(self, a: Ints, b: Ints) -> Flags:
         """Check whether a[i] and b[i] share a triple."""
@@ -249,8 +238,8 @@ class Neighbours:
 
 def mixed(values: Ints, seed: int) -> UInt64[np.ndarray, " _"]:
     """Hash each value to 64 well-mixed bits (the finaliser of SplitMix64; Steele et al. 2014)."""
-    start = (seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 64)
-    x = values.astype(np.uint64) + np.uint64(start)
+    shift = (seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 64)
+    x = values.astype(np.uint64) + np.uint64(shift)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(x ^ (x >> np.uint64(31)))
@@ -294,6 +283,11 @@ def _range(keys: Ints, prefix: Ints, bits: int) -> tuple[Ints, Ints]:
     low = np.searchsorted(keys, prefix << bits)
     high = np.searchsorted(keys, ((prefix + 1) << bits) - 1, side="right")
     return low, high
+
+
+def _count(keys: Ints, prefix: Ints, bits: int) -> Ints:
+    low, high = _range(keys, prefix, bits)
+    return high - low
 
 
 def _split(lists: Ragged) -> tuple[Ints, Ints, Ints]:

@@ -1,21 +1,31 @@
-"""The report of an update, and a picture of an entity that it moved."""
+"""The report of an update, a picture of an entity that it moved, and the record of both in the run."""
 
-from collections.abc import Mapping, Sequence
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from stepwell.data.triples import Fact
+from stepwell.files import read_json, write_whole
 from stepwell.kg.embedding import KINDS, Kind
 from stepwell.kg.online import UpdateResult
 from stepwell.kg.ranking import distances
 from stepwell.kg.state import Change, State
-from stepwell.kg.update_history import MAX_PICTURED, picture_of
 
 #: Entities, and removed triples, that a report lists.
 LISTED = 10
+#: The most entities in a picture.
+MAX_PICTURED = 24
+#: The last updates in `updates.json` of the run; only the last one has a picture.
+MAX_UPDATES = 100
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,7 @@ class Report:
     """The effect of an update.
 
     added, removed: numbers of triples. new, gone: names of elements that joined and left the graph.
-    affected: number of old elements that were trained. trained: triples of an epoch.
+    affected: number of trained old elements. trained: triples of an epoch.
     moved: the affected entities whose joint vector moved most, with the distance.
     unlearnt: mean ||h* + r* - t*|| of removed triples before and after; None if none were removed.
     forgotten: the first removed triples, each with that distance before and after.
@@ -107,7 +117,7 @@ class ReportBuilder:
         return [*dict.fromkeys([*near, *self._around(near[1:], at_most=4)])][:MAX_PICTURED]
 
     def _around(self, centres: Sequence[int], at_most: int = MAX_PICTURED // 2) -> list[int]:
-        """Neighbours after and before the update: an entity may have moved because it lost one."""
+        """Neighbours after and before the update, because a lost neighbour moves an entity, too."""
         which = np.array(centres, dtype=np.int64)
         sides = self._change.after.neighbours, self._state.snapshot.neighbours
         return [*dict.fromkeys(i for s in sides for i in s.of(which, at_most).value.tolist())]
@@ -121,3 +131,64 @@ def _moved(state: State, result: UpdateResult) -> list[tuple[str, float]]:
     value, place = moved[torch.from_numpy(affected)].topk(min(LISTED, int(affected.sum())))
     names, numbers = state.names["entity"], which[affected]
     return [(names[numbers[i]], d) for i, d in zip(place.tolist(), value.tolist(), strict=True)]
+
+
+def record_update(
+    run: Path, report: Mapping[str, Any], picture: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Append an update to `updates.json` of a run, for the report page. A failure only warns.
+
+    Args:
+        report: the update's report, for JSON.
+        picture: draws the neighbourhood of an entity that moved much.
+    """
+
+    def append(history: dict[str, Any]) -> None:
+        before = history["updates"]
+        for old in before:
+            old.pop("picture", None)
+        entry = {**report, "when": time.strftime("%Y-%m-%d %H:%M:%S"), "picture": picture()}
+        for key in ("new", "gone"):
+            entry[key] = {kind: len(names) for kind, names in report[key].items()}
+        history["total"] = history.get("total", len(before)) + 1
+        history["updates"] = [*before[1 - MAX_UPDATES :], entry]
+
+    _rewrite(run / "updates.json", append)
+
+
+def record_measures(run: Path, measures: Mapping[str, float]) -> None:
+    """Add measures of test triples to the last update."""
+    _rewrite(run / "updates.json", lambda h: h["updates"][-1].update(measures=dict(measures)))
+
+
+def _rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    try:
+        history = read_json(file, "") if file.exists() else {"updates": []}
+        change(history)
+        write_whole(file, json.dumps(history, indent=1).encode())
+    except Exception as error:  # whatever it is, the update is done
+        warnings.warn(f"{file}: the update was not recorded for the report ({error})", stacklevel=5)
+
+
+def picture_of(
+    names: Sequence[str],
+    before: Float[Tensor, "entities dim"],
+    after: Float[Tensor, "entities dim"],
+    existed: Sequence[bool],
+) -> dict[str, Any]:
+    """Project vectors before and after an update onto their first two principal components.
+
+    Args:
+        names: of the entities; the first is the centre.
+        existed: marks the entities that were in the graph before; other rows of `before` are not used.
+    """
+    both = torch.cat([before[torch.tensor(list(existed))], after])
+    middle = both.mean(0)
+    _, _, axes = torch.linalg.svd(both - middle, full_matrices=False)
+    plane = axes[:2].T
+    places = [((x - middle) @ plane).tolist() for x in (before, after)]
+    return {
+        "names": list(names),
+        "before": [p if old else None for p, old in zip(places[0], existed, strict=True)],
+        "after": places[1],
+    }

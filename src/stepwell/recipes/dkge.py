@@ -112,5 +112,5 @@ def dkge(
             net.start_from({kind: plain.knowledge[kind].detach() for kind in KINDS})
         learn("train", net, training.epochs, training.lr / 3 if warm else training.lr)
         known = known.changed(links.test, links.train[:0])
-        state = State.learnt(shape, net, snapshot, *links.names)
+        state = State.learned(shape, net, snapshot, *links.names)
         return finish_links(run, state, links.test, known)

@@ -29,16 +29,15 @@ from stepwell.training import Loop
 
 #: Passes with the encoder over the passes of translation before.
 SHARE = 1 / 3
-#: How an arm comes from one snapshot to the next: by nothing (new entities are placed by a closed
-#: form), by an update under one of its rules, or by more training of all vectors, on the added triples
-#: or on all.
+#: How an arm follows a snapshot: by nothing (a closed form places new entities), by an update under one
+#: of its rules, or by more training of all vectors, on the added triples or on all.
 Way = Literal["nothing", "touched", "context", "neighbour", "added triples", "all triples"]
 
 
 def first(
     *, out: Path, data: str, steps: int, epochs: int, encoder: Encoder = "full", seed: int = 0
 ) -> dict[str, Any]:
-    """Learn the first snapshot from scratch, the start of every arm that follows."""
+    """Learn the first snapshot from scratch."""
     return _scratch(read_snapshots(data, steps)[0], out, epochs, encoder, seed)
 
 
@@ -46,12 +45,12 @@ def follow(
     *, out: Path, data: str, steps: int, base: Path, way: Way, part: str = "test",
     online_epochs: int = 20, unlearn: float = Online.unlearn, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Follow the snapshots from a graph that was learnt at the first.
+    """Follow the snapshots from the graph `base`, which was learned at the first.
 
     Returns:
         Under "test" the means over steps of `Examined.measures`; "step_seconds", of the processor;
         "affected" and "trained", shares of the entities and of the triples; "stale", the share of
-        entities whose joint vector is not what their context gives.
+        entities whose joint vector differs from the one that their context gives.
     """
     state = read_state(base)
     found, clock = [], time.perf_counter()
@@ -92,7 +91,13 @@ def pykeen_retrain(
     Raises:
         ImportError: pykeen is not installed.
     """
-    pykeen_models()  # its import takes seconds, which are not those of a step
+    try:  # before the clock starts: the import takes seconds
+        import pykeen.models
+        import pykeen.training  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "these arms train by pykeen: pip install 'stepwell[kg]', or leave them out with --arms"
+        ) from error
     found, clock = [], time.perf_counter()
     for start, before, now in _steps(data, steps, part):
         entities, relations = Names("entity"), Names("relation")
@@ -157,7 +162,7 @@ def _step(
 
 
 def _stale(state: State) -> float:
-    """The share of entities whose joint vector is not the one that their context gives."""
+    """The share of entities whose joint vector differs from the one that their context gives."""
     there = state.present()
     fresh = joint_vectors(state.net, state.snapshot)["entity"][: len(there)]
     apart = (fresh - state.vectors()["entity"]).norm(dim=1)[there]
@@ -198,32 +203,18 @@ def _train_on(state: State, added: list[Fact] | None, removed: Rows, how: Online
     state.joint = objective.all_joint()
 
 
-def pykeen_models() -> tuple[Any, Any, Any, Any, Any]:
-    """Pykeen's loss, two models, loop and triples.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        from pykeen.losses import MarginRankingLoss
-        from pykeen.models import RotatE, TransE
-        from pykeen.training import SLCWATrainingLoop
-        from pykeen.triples import CoreTriplesFactory
-    except ImportError as error:
-        raise ImportError(
-            "these arms train by pykeen: pip install 'stepwell[kg]', or leave them out with --arms"
-        ) from error
-    return MarginRankingLoss, TransE, RotatE, SLCWATrainingLoop, CoreTriplesFactory
-
-
 def _pykeen(rows: Rows, entities: int, relations: int, model: str, epochs: int, seed: int) -> Far:
     """Train one of pykeen's models.
 
-    As ours are dimension, optimizer, highest rate, batch, number of false triples, margin, and that no
-    norm is held. False triples are not filtered, and the rate falls once along half a cosine, without a
-    warm-up or clipping.
+    Like ours: dimension, optimizer, highest rate, batch, number of false triples, margin, free norms,
+    and unfiltered false triples. Unlike ours, the rate falls once along half a cosine, without warm-up
+    or clipping.
     """
-    MarginRankingLoss, TransE, RotatE, SLCWATrainingLoop, CoreTriplesFactory = pykeen_models()
+    from pykeen.losses import MarginRankingLoss
+    from pykeen.models import RotatE, TransE
+    from pykeen.training import SLCWATrainingLoop
+    from pykeen.triples import CoreTriplesFactory
+
     factory = CoreTriplesFactory.create(
         torch.from_numpy(rows), num_entities=entities, num_relations=relations
     )

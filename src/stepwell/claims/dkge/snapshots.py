@@ -18,7 +18,7 @@ from stepwell.kg.ranking import Far, rank_triples
 from stepwell.kg.triple_index import HEAD, TAIL, Rows, TripleIndex
 
 PARTS = ("train", "valid", "test")
-#: Learnt triples beside a change that are ranked, drawn by chance.
+#: Learned triples beside a change that are ranked, drawn at random.
 BESIDE = 1000
 
 
@@ -26,8 +26,7 @@ BESIDE = 1000
 class Snapshot:
     """A graph at one moment.
 
-    train: triples that are learnt. held_out: others that are true. judged: of these, those that are
-    ranked.
+    train: learned triples. held_out: other true triples. judged: held-out triples that are ranked.
     """
 
     name: str
@@ -51,15 +50,15 @@ class Question(NamedTuple):
 def read_snapshots(data: str, steps: int, part: str = "test") -> list[Snapshot]:
     """The last `steps` + 1 snapshots of a folder, by name: 9 before 10.
 
-    What any of them holds out is taken out of the training of all: a triple that was learnt once would
-    be remembered, and one that is held out later would be taught as removed.
+    A triple that any of them holds out is in no training: an earlier one would be remembered, and a
+    later one taught as removed.
 
     Args:
         data: a folder of folders with train.tsv, valid.tsv and test.tsv; or `toy`.
-        part: what is judged: `test`, or `valid` to choose settings by.
+        part: `test`, or `valid` to choose settings by.
 
     Raises:
-        ValueError: there are not two.
+        ValueError: there are not two snapshots.
     """
     if data == "toy":
         return _toy(steps)
@@ -103,8 +102,7 @@ def snapshots_digest(arguments: Mapping[str, object]) -> str:
 
 
 def questions(before: Snapshot, now: Snapshot) -> list[Question]:
-    """Questions whose answer has changed: an old answer is gone, and the single one now is learnt
-    and new."""
+    """Questions whose answer has changed: the old one is gone, the only one now is learned and new."""
     gone: dict[tuple[str, str], Fact] = {f[:2]: f for f in sorted(set(before.train) - now.true)}
     answers = Counter(f[:2] for f in now.true)
     came = sorted(set(now.train) - before.true)
@@ -112,14 +110,14 @@ def questions(before: Snapshot, now: Snapshot) -> list[Question]:
 
 
 class Examined:
-    """A graph's measures at one snapshot, whatever gives the distances.
+    """Measures of a graph at one snapshot, for any source of distances.
 
     Args:
-        entities, relations: names by number, all of the snapshot's among them.
-        first: the snapshot at the start. Of what is judged now, triples were true then ("still"), came
-            since between entities that were there ("came"), or have an entity that was not ("new").
-        before: the snapshot before. What was learnt at the start, then and now, and shares an end with
-            a triple that has changed since, is "beside" the change.
+        entities, relations: names by number, with all names of the snapshot.
+        first: the first snapshot. Judged triples were true there ("still"), came later between its
+            entities ("came"), or have a new entity ("new").
+        before: the snapshot before. A triple is "beside" the change if all three snapshots have it and
+            it shares an end with a changed triple.
     """
 
     def __init__(
@@ -139,16 +137,16 @@ class Examined:
             parts["still" if fact in first.true else "came" if old else "new"].append(fact)
         self.parts = {part: rows(facts) for part, facts in parts.items()}
         there = {name for h, _, t in now.train for name in (h, t)}
-        kept = {r for _, r, _ in now.train}
+        relations_now = {r for _, r, _ in now.train}
         ends = {name for h, _, t in {*before.train} ^ {*now.train} for name in (h, t)}
         long = first.true & before.true
         beside = [f for f in now.train if f in long and not ends.isdisjoint((f[0], f[2]))]
         drawn = np.random.default_rng(0).permutation(len(beside))[:BESIDE]
         self.beside = rows([beside[i] for i in drawn])
-        self.gone = rows([f for f in before.train
-                          if f not in now.true and f[1] in kept and {f[0], f[2]} <= there])  # fmt: skip
-        asked = [q for q in questions(before, now) if q.before[2] in there]
-        self.now, self.was = rows([q.now for q in asked]), rows([q.before for q in asked])
+        gone = [f for f in before.train if f not in now.true and f[1] in relations_now]
+        self.gone = rows([f for f in gone if {f[0], f[2]} <= there])
+        answerable = [q for q in questions(before, now) if q.before[2] in there]
+        self.now, self.was = rows([q.now for q in answerable]), rows([q.before for q in answerable])
 
     def measures(self, far: Far) -> dict[str, float]:
         """Link prediction on each part of the held-out triples, unlearning, and questions.
@@ -182,10 +180,7 @@ def _named(part: str, count: int, measures: Mapping[str, float], *which: str) ->
 
 
 def mean_measures(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each measure over steps, of "part/measure" over the triples of all steps together.
-
-    What no step has is left out; of "part/n" it is the sum.
-    """
+    """The mean over steps; of "part/measure" over the triples of all steps, of "part/n" the sum."""
     found = {}
     for name in dict.fromkeys(name for step in steps for name in step):
         having = [step for step in steps if name in step and not math.isnan(step[name])]

@@ -7,7 +7,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -18,15 +22,23 @@ from stepwell.files import config_of, write_whole
 from stepwell.flags import call
 from stepwell.measure.data_parts import Parts, parts_for
 from stepwell.measure.resolution import CHOSEN, Observed, macs_of_choices, observe_choices
+from stepwell.methods.resolution import Mixing
 from stepwell.nets.files.resolution import load_resolution
 from stepwell.nets.nested.cascade import top_probability
 from stepwell.nets.resolution.chooser import ResolutionNet
-from stepwell.recipes.drnet import SHARES, drnet
+from stepwell.recipes.drnet import SHARES, Schedule, drnet
 from stepwell.recipes.supervised import supervised
 from stepwell.training import Loop
 
-#: Mean costs at which networks are compared that choose other things.
+#: Mean costs at which choices of resolution and of depth are compared.
 COSTS = (0.25, 0.4, 0.55, 0.7, 0.85)
+#: Resolutions of the planted task. At the target, half of the images have full size, half the smallest.
+PLANTED, PLANTED_TARGET = (32, 16, 8), 0.53
+#: Scores of the chooser, and the correctness of each choice, for some images.
+Scores = Float[Tensor, "_ choices"]
+Right = Bool[Tensor, "_ choices"]
+#: Cost of each choice, as a share of the costliest.
+Costs = Float[Tensor, " choices"]
 
 
 def learned(
@@ -40,11 +52,11 @@ def learned(
     Args:
         subnets: depths below the full one, of an arm that is `nested`.
         resized: at several resolutions; else at full size alone.
-        options: further ones of the recipe.
+        options: further options of the recipe.
 
     Returns:
-        Under "test": "accuracy" and "cost" of the network as it runs, with the price and "unpriced";
-        "sampled cost", of choices drawn as in training; and, of one depth, the accuracy "at 1",
+        Under "test": "accuracy" and "cost" of the network with its cost penalty, and "unpriced" without
+        it; "sampled cost", of choices drawn as in training; and, of one depth, the accuracy "at 1",
         "at 0.75" and "at 0.5" of the full size for all images.
     """
     full = size or load_images(data, None).train.size
@@ -63,7 +75,7 @@ def learned(
         "sampled cost": found["sampled_cost"],
     }
     if resized and not nested:
-        rows = reversed(list(result["costs"]))  # dear to cheap; the last is the dynamic one
+        rows = reversed(list(result["costs"]))  # costly to cheap; the last is "chosen"
         named = zip(SHARES, rows, strict=False)
         numbers |= {f"at {share:g}": test[f"{row}/accuracy"] for share, row in named}
     return {"test": numbers} | {k: result[k] for k in ("seconds", "cpu_seconds")}
@@ -86,7 +98,7 @@ def alone(
     )  # fmt: skip
     ((depth, _),) = result["costs"].items()
     test = {"accuracy": result["test"][f"{depth}/accuracy"], "nll": result["test"][f"{depth}/nll"]}
-    # of convolutions and one small classifier; those of the choices are counted
+    # nearly all MACs are of convolutions
     test["cost"] = (own / full) ** 2
     return {"test": test} | {k: result[k] for k in ("seconds", "cpu_seconds")}
 
@@ -97,24 +109,18 @@ def controls(
     """Measure other ways to choose, at the mean cost of a dynamic network.
 
     Args:
-        out: a folder, for controls.json.
         fixed: file of a network of one depth, trained at all resolutions; its chooser is not used.
         dynamic: file of the dynamic network.
-        random: file of a network trained like it, with choices drawn by chance.
+        random: file of a network trained like it, with random choices.
 
     Returns:
-        Under "test", accuracies on the test part:
-        "random" and "random, own": of random choices with the dynamic network's histogram, in
-        expectation, by `random` and by the dynamic network itself;
-        "line" and "line, own": of the best mixture of resolutions by chance at the dynamic network's
-        cost, by `fixed` and by the dynamic network itself;
-        "oracle": of the cheapest resolution at which `fixed` is right, with its "oracle cost";
-        "cascade": of `fixed` at a small resolution first, and at a larger one where unsure, with the
-        resolutions and thresholds that are best at this cost on validation images; "cascade cost"
-        counts all resolutions that were run.
-        Areas under the ROC for the images that `fixed` has right at full size alone: "auc", of the
-        chooser's preference for full size over the cheapest choice; "auc of doubt", of the doubt of
-        `fixed` itself at the cheapest choice, which takes a run at that size.
+        Under "test", accuracies on the test part: "random" of random choices with the dynamic network's
+        histogram by `random`, "line" of the best random mixture of resolutions by `fixed`, and both as
+        "NAME, own" by the dynamic network itself; "oracle" of the cheapest resolution at which `fixed`
+        is right; "cascade" as in `best_cascade`; "oracle cost" and "cascade cost". Areas under the ROC
+        for the images that `fixed` has right at full size alone: "auc", of the chooser's preference for
+        full size over the cheapest choice; "auc of doubt", of the doubt of `fixed` itself at the
+        cheapest choice, which takes a run at that size.
 
     Raises:
         ValueError: the runs have no validation part.
@@ -128,13 +134,13 @@ def controls(
     seen = {name: observe_choices(net, parts.test, order) for name, net in nets.items()}
     validation = observe_choices(nets["fixed"], parts.validation, order)
     macs = torch.tensor(macs_of_choices(nets["fixed"], nets["fixed"].net.sizes[0])).double()
-    costs = (macs / macs.max()).flip(0)  # cheap to dear, as the rows of `order`
+    costs = (macs / macs.max()).flip(0)  # cheap to costly, like `order`
     found = at_its_cost(seen["fixed"], seen["dynamic"], seen["random"], order, costs)
     found |= best_cascade(seen["fixed"], validation, order, costs, found["cost"])
     found["auc"] = auc_of_need(preference(nets["dynamic"], parts.test), seen["fixed"], order)
     doubt = -top_probability(seen["fixed"].logits[order[0]])
     found["auc of doubt"] = auc_of_need(doubt, seen["fixed"], order)
-    return _kept(found, out / "controls.json", clocks)
+    return _finished(found, out / "controls.json", clocks)
 
 
 def fronts(
@@ -142,12 +148,9 @@ def fronts(
 ) -> dict[str, Any]:
     """Compare networks that choose the resolution, the depth, or both, at the same costs.
 
-    Args:
-        out: a folder, for fronts.json.
-
     Returns:
-        Under "test": "resolution at 0.4" and the like, accuracy at the price that is best within this
-        mean cost on validation images, where the network's choices reach it; and "cost of" each.
+        Under "test": accuracies such as "resolution at 0.4", at the cost penalty that is best within
+        this mean cost on validation images, where choices reach it; and "cost of" each.
 
     Raises:
         ValueError: the runs have no validation part.
@@ -162,10 +165,10 @@ def fronts(
         for cost, outcome in held_to(COSTS, *known, net.costs).items():
             found[f"{name} at {cost:g}"] = outcome.accuracy
             found[f"cost of {name} at {cost:g}"] = outcome.cost
-    return _kept(found, out / "fronts.json", clocks)
+    return _finished(found, out / "fronts.json", clocks)
 
 
-def _kept(found: dict[str, float], file: Path, clocks: tuple[float, float]) -> dict[str, Any]:
+def _finished(found: dict[str, float], file: Path, clocks: tuple[float, float]) -> dict[str, Any]:
     """Write the numbers, and return them with the seconds since `clocks`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(found, indent=1).encode())
@@ -177,18 +180,12 @@ def _kept(found: dict[str, float], file: Path, clocks: tuple[float, float]) -> d
 
 
 def held_to(
-    wanted: Sequence[float],
-    validation: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    costs: Tensor,
+    wanted: Sequence[float], validation: tuple[Scores, Right], test: tuple[Scores, Right], costs: Costs
 ) -> dict[float, Priced]:
-    """Outcomes on test images at the cost penalties that are best within mean costs on validation
-    images.
+    """Outcomes on test images at the cost penalties that are best on validation images.
 
     Args:
-        wanted: the mean costs; costs that no choice reaches are left out.
-        validation, test: scores, and the correctness of each choice, as `scored` gives them.
-        costs: of each choice, as a share of the costliest.
+        wanted: the largest mean costs; a cost that no choice reaches is left out.
     """
     tried = outcomes(*validation, costs)
     within = {
@@ -214,28 +211,26 @@ def parts_of_run(net: ResolutionNet, file: Path, data: str) -> Parts:
     return parts
 
 
-def scored(net: ResolutionNet, images: Batches) -> tuple[Tensor, Tensor]:
-    """The chooser's scores and the correctness of each choice, both (images, choices)."""
-    seen = observe_choices(net, images, net.names)
-    return scores_of(net, images), _right(seen, net.names).T
+def scored(net: ResolutionNet, images: Batches) -> tuple[Scores, Right]:
+    """The chooser's scores, and the correctness of each choice."""
+    return scores_of(net, images), _right(observe_choices(net, images, net.names), net.names).T
 
 
 @torch.inference_mode()
-def scores_of(net: ResolutionNet, images: Batches) -> Tensor:
-    """The chooser's scores, (images, choices)."""
+def scores_of(net: ResolutionNet, images: Batches) -> Scores:
+    """The chooser's scores."""
     return torch.cat([net.chooser(x) for x, _ in images])
 
 
 def at_its_cost(
-    fixed: Observed, dynamic: Observed, random: Observed, order: Sequence[str], costs: Tensor
+    fixed: Observed, dynamic: Observed, random: Observed, order: Sequence[str], costs: Costs
 ) -> dict[str, float]:
     """Random choices and mixtures of fixed ones at the dynamic network's cost, and the oracle.
 
     Args:
-        order: the choices, cheap to dear.
-        costs: of each, as a share of the costliest.
+        order: the choices, cheap to costly.
     """
-    who = len(order) - 1 - dynamic.who  # choices are dear to cheap
+    who = len(order) - 1 - dynamic.who  # choices are costly to cheap
     shares = torch.bincount(who, minlength=len(order)).double() / len(who)
     cost = float(shares @ costs)
     right = _right(fixed, order)
@@ -243,7 +238,7 @@ def at_its_cost(
         name: _right(each, order).double().mean(1)
         for name, each in {"random": random, "random, own": dynamic}.items()
     }
-    first = right.double().argmax(0)  # the cheapest that is right; the cheapest, if none is
+    first = right.double().argmax(0)  # the cheapest right one, or the cheapest
     return {name: float(shares @ accuracy) for name, accuracy in everywhere.items()} | {
         "cost": cost,
         "line": best_mixture(right.double().mean(1), costs, cost),
@@ -253,12 +248,8 @@ def at_its_cost(
     }
 
 
-def best_mixture(accuracy: Tensor, costs: Tensor, cost: float) -> float:
-    """The best accuracy of choices made by chance whose mean cost is at most `cost`.
-
-    Args:
-        accuracy: of each choice for all images; `costs` likewise, the least of them at most `cost`.
-    """
+def best_mixture(accuracy: Float[Tensor, " choices"], costs: Costs, cost: float) -> float:
+    """The best accuracy of random choices whose mean cost is at most `cost`."""
     best = float(accuracy[costs <= cost].max())
     for low in range(len(costs)):
         for high in range(len(costs)):
@@ -268,23 +259,24 @@ def best_mixture(accuracy: Tensor, costs: Tensor, cost: float) -> float:
     return best
 
 
-def _right(seen: Observed, order: Sequence[str]) -> Tensor:
-    """The correctness of each choice, (choices, images), cheap to expensive."""
+def _right(seen: Observed, order: Sequence[str]) -> Bool[Tensor, "choices images"]:
+    """The correctness of the choices in `order`."""
     return torch.stack([seen.logits[name].argmax(1) == seen.labels for name in order])
 
 
 def best_cascade(
-    test: Observed, validation: Observed, order: Sequence[str], costs: Tensor, target: float
+    test: Observed, validation: Observed, order: Sequence[str], costs: Costs, target: float
 ) -> dict[str, float]:
-    """The cascade of some of the resolutions that is best at a mean cost on validation images.
+    """The cascade that is best at a mean cost on validation images: a larger size where it is unsure.
+
+    Its cost counts all resolutions that were run.
 
     Args:
-        order: the choices, cheap to dear.
-        costs: of each, as a share of the costliest.
+        order: the choices, cheap to costly.
     """
     goal = Goal(cost=target)
 
-    def sure(seen: Observed, names: Sequence[str]) -> Tensor:
+    def sure(seen: Observed, names: Sequence[str]) -> Float[Tensor, "stages images"]:
         return torch.stack([top_probability(seen.logits[name]) for name in names])
 
     best: tuple[Outcome, Outcome] | None = None
@@ -299,21 +291,72 @@ def best_cascade(
     return {"cascade": best[1].accuracy, "cascade cost": best[1].cost}
 
 
-def preference(net: ResolutionNet, test: Batches) -> Tensor:
+def preference(net: ResolutionNet, test: Batches) -> Float[Tensor, " images"]:
     """The chooser's score of full size minus its score of the cheapest choice, for each image."""
     scores = scores_of(net, test)
     return scores[:, 0] - scores[:, -1]
 
 
-def auc_of_need(score: Tensor, seen: Observed, order: Sequence[str]) -> float:
+def auc_of_need(score: Float[Tensor, " images"], seen: Observed, order: Sequence[str]) -> float:
     """The area under a score's ROC, for the images that are right at full size alone.
 
     Args:
-        score: of each image.
-        order: the choices, cheap to dear; an image that is right at the cheapest needs no other.
+        order: the choices, cheap to costly.
     """
     right = _right(seen, order)
     needs = right[-1] & ~right[0]
     if not needs.any() or needs.all():
         return 0.5
     return float(roc_auc_score(needs.numpy(), score.numpy()))
+
+
+def planted(
+    *, out: Path, mixing: Mixing = "expected", schedule: Schedule = "joint", epochs: int = 10,
+    choose_epochs: int = 10, seed: int = 0, loop: Loop = Loop(),
+) -> dict[str, Any]:  # fmt: skip
+    """Train by the recipe `drnet` where the needed resolution is visible.
+
+    Half of the images are small digits in large pictures, which only full size shows; in the others
+    the digit fills the picture, and a quarter of the size shows it as well.
+
+    Returns:
+        Under "test": "accuracy" and "cost"; "line, own" and "auc", as `controls` has them.
+    """
+    data = two_scales(out.with_name("data"))
+    result = call(
+        drnet, out=out, data=str(data), net="resnet8", sizes=PLANTED, target=PLANTED_TARGET,
+        mixing=mixing, schedule=schedule, epochs=epochs, choose_epochs=choose_epochs, flip=False,
+        seed=seed, loop=loop,
+    )  # fmt: skip
+    net = load_resolution(out / "net.safetensors")
+    fingerprint = config_of(out / "net.safetensors", "train it again")["data"]["fingerprint"]
+    parts = parts_for(net.net.net, str(data), fingerprint)
+    order = list(reversed(net.names))
+    seen = observe_choices(net, parts.test, order)
+    found = at_its_cost(seen, seen, seen, order, net.costs.double().flip(0))
+    numbers = {
+        "accuracy": result["test"][f"{CHOSEN}/accuracy"],
+        "unpriced cost": result["drnet"]["unpriced"]["cost"],
+        "auc": auc_of_need(preference(net, parts.test), seen, order),
+    } | {name: found[name] for name in ("cost", "line, own")}
+    return {"test": numbers} | {k: result[k] for k in ("seconds", "cpu_seconds")}
+
+
+def two_scales(folder: Path) -> Path:
+    """Write scikit-learn's digits at two scales, as class folders; a digit's two are in one part.
+
+    Images are of 32 pixels: the digit's 8 × 8 at a random place on black, or enlarged to all of it.
+    """
+    digits = load_digits()
+    generator = np.random.default_rng(0)
+    side = PLANTED[0]
+    for turn, i in enumerate(generator.permutation(len(digits.images)).tolist()):
+        digit = Image.fromarray((digits.images[i] * 15.9).astype("uint8"))
+        small = Image.new("L", (side, side))
+        small.paste(digit, tuple(generator.integers(0, side - digit.width, 2).tolist()))
+        part = "test" if turn < len(digits.images) // 3 else "train"
+        place = folder / part / str(digits.target[i])
+        place.mkdir(parents=True, exist_ok=True)
+        for name, image in {"small": small, "large": digit.resize((side, side))}.items():
+            image.convert("RGB").save(place / f"{i}-{name}.png")
+    return folder

@@ -35,8 +35,7 @@ def compare(
     Returns:
         Under "test" the numbers of `fidelity_measures`, without their intervals, on three sets of
         images: "test/KEY", the data's test part; "train/KEY", the run's training images as they are;
-        "seen/KEY", its first epoch's images as the student saw them: augmented, mixed or replaced; they
-        have no labels.
+        "seen/KEY", its first epoch's images as the student saw them, without labels.
 
     Raises:
         ValueError: the run's data has changed; the networks do not fit to each other or to the data.
@@ -65,7 +64,7 @@ def compare(
     write_whole(out / "fidelity.json", json.dumps(found, indent=1).encode())
     flat = {f"{part}/{k}": v for part, numbers in found.items() for k, v in numbers.items()}
     return {
-        "test": {name: value for name, value in flat.items() if name == _plain(name)},
+        "test": {k: v for k, v in flat.items() if not k.endswith(("/low", "/high"))},
         "seconds": time.perf_counter() - clocks[0],
         "cpu_seconds": time.process_time() - clocks[1],
     }
@@ -76,16 +75,11 @@ def _at(file: Path, depth: str | None) -> str:
     return f"{file}@{depth}" if depth else str(file)
 
 
-def _plain(key: str) -> str:
-    """The key of an estimate, of the key of an end of its interval."""
-    return key.removesuffix("/low").removesuffix("/high")
-
-
 def _logits_of(net: nn.Module) -> Network:
     return lambda images: net(images).logits
 
 
 def _without_labels(train: Batches) -> Iterator[Batch]:
-    """The first epoch's images without labels: mixed and replaced images have no single class."""
+    """The first epoch's images without labels, because mixed images have no single class."""
     for images, labels in train:
         yield Batch(images, torch.full((len(labels),), -1))

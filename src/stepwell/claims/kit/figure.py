@@ -44,16 +44,12 @@ class Plot(NamedTuple):
 
 
 def draw(record: Mapping[str, Any], plot: Plot | None = None) -> bytes:
-    """Draw a study's curves, and below them a row for each primary claim.
+    """Draw a study's curves, and a row for each primary claim (else for the first claims); an SVG file.
 
-    A row has the claim's interval, its margin as a dashed line, and the claimed side shaded. Where no
-    primary claim was judged, the first claims stand in their place.
+    A row has the claim's interval, its margin as a dashed line, and the claimed side shaded.
 
     Args:
         record: the content of claims.json.
-
-    Returns:
-        An SVG file.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure

@@ -2,10 +2,11 @@
 
 import statistics
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from scipy.stats import nct, t
+import numpy as np
+from scipy.stats import bartlett, nct, t
 
 Verdict = Literal["holds", "refuted", "not decided"]
 
@@ -14,6 +15,8 @@ Verdict = Literal["holds", "refuted", "not decided"]
 CONFIDENCE = 0.9
 #: Probability that a planned study decides a claim that is true.
 POWER = 0.8
+#: Level of the test that pairs vary alike; where it rejects, a pair keeps a wider interval of its own.
+UNEQUAL = 0.05
 #: Seeds beyond which a plan is no plan.
 MOST_SEEDS = 1000
 
@@ -36,7 +39,7 @@ def pooled_spread(
 ) -> Spread:
     """Pool the spread of several paired differences.
 
-    With f_i = n_i - 1 and the sample standard deviation s_i of the n_i differences of pair i:
+    Claims about the same arms are one pair i, with f_i = n_i - 1 and the mean s_i² of their variances:
 
         std² = Σ f_i s_i² / Σ f_i
 
@@ -46,27 +49,40 @@ def pooled_spread(
         df = (Σ_i f_i C_ii)² / Σ_ij min(f_i, f_j) C_ij²
 
     Args:
-        differences: of each pair, a number a seed; two seeds or more.
-        contrasts: of each pair, the weights of its arms, such as {"a": 1, "b": -1}.
+        differences: of each claim, a number a seed; two seeds or more.
+        contrasts: of each claim, the weights of its arms, such as {"a": 1, "b": -1}.
     """
-    free = [len(values) - 1 for values in differences]
-    variance = sum(f * statistics.variance(v) for f, v in zip(free, differences, strict=True))
-    covariance = [
-        [sum(weight * other.get(arm, 0.0) for arm, weight in one.items()) for other in contrasts]
-        for one in contrasts
-    ]
-    rows = range(len(free))
-    trace = sum(free[i] * covariance[i][i] for i in rows)
-    square = sum(min(free[i], free[j]) * covariance[i][j] ** 2 for i in rows for j in rows)
-    return Spread((variance / sum(free)) ** 0.5, trace**2 / square)
+    pairs: dict[frozenset[tuple[str, float]], dict[str, Any]] = {}
+    for values, contrast in zip(differences, contrasts, strict=True):
+        arms = frozenset((arm, abs(weight)) for arm, weight in contrast.items())
+        pair = pairs.setdefault(arms, {"contrast": contrast, "free": [], "square": []})
+        pair["free"].append(len(values) - 1)
+        pair["square"].append((len(values) - 1) * statistics.variance(values))
+    free = np.array([statistics.fmean(pair["free"]) for pair in pairs.values()])
+    square = sum(statistics.fmean(pair["square"]) for pair in pairs.values())
+    every = sorted({arm for contrast in contrasts for arm in contrast})
+    weights = np.array([[p["contrast"].get(arm, 0.0) for arm in every] for p in pairs.values()])
+    covariance = weights @ weights.T
+    shared = (np.minimum.outer(free, free) * covariance**2).sum()
+    df = (free * covariance.diagonal()).sum() ** 2 / shared
+    return Spread(float((square / free.sum()) ** 0.5), float(df))
+
+
+def equal_spreads(differences: Iterable[Sequence[float]]) -> float | None:
+    """The p-value of Bartlett's test that differences vary alike; None with fewer than two sets.
+
+    Bartlett's test assumes normal differences, as intervals by Student's t do. Sets of the same numbers
+    count once.
+    """
+    samples = {tuple(values) for values in differences}
+    if len(samples) < 2:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):  # without any spread: inf, or nan
+        return float(bartlett(*sorted(samples)).pvalue)
 
 
 def interval(mean: float, seeds: int, spread: Spread, level: float) -> tuple[float, float]:
-    """The interval of a mean over seeds by Student's t: mean ± t · std / √seeds.
-
-    Args:
-        level: probability that the interval has the true value in it, such as 0.9.
-    """
+    """The interval of a mean over seeds by Student's t: mean ± t · std / √seeds."""
     half = float(t.ppf((1 + level) / 2, spread.df)) * spread.std / seeds**0.5
     return mean - half, mean + half
 
@@ -82,12 +98,8 @@ def simultaneous(claims: int) -> float:
 def verdict_of(low: float, high: float, margin: float, below: bool) -> Verdict:
     """Judge an interval by the side of the margin that it lies on.
 
-    Args:
-        below: the claim is that the true value lies below the margin; else above it.
-
-    Returns:
-        "holds" where the whole interval lies on the claimed side, "refuted" where all of it lies on the
-        other side, "not decided" where it contains the margin.
+    "holds": the whole interval lies on the claimed side, `below` the margin or above it. "refuted": it
+    lies on the other side. "not decided": it contains the margin.
     """
     if low <= margin <= high:
         return "not decided"
@@ -98,10 +110,7 @@ def power(distance: float, seeds: int, spread: Spread, level: float = CONFIDENCE
     """Probability that the interval of a study excludes a margin that is `distance` from the truth.
 
     By the noncentral t distribution with df degrees of freedom and noncentrality
-    |distance| · √seeds / std; on the true side of the margin alone.
-
-    Args:
-        spread: of the planned study, whose degrees of freedom grow with its seeds.
+    |distance| · √seeds / std; on the true side of the margin alone. `spread` is of the planned study.
     """
     if spread.std == 0:
         return float(distance != 0)
@@ -115,9 +124,7 @@ def seeds_needed(
     """The seeds that find a true distance from the margin with 80 % power; None for over 1,000.
 
     Args:
-        std: of the paired difference between seeds.
-        pairs: degrees of freedom of the spread for each seed beyond the first: 1 for a lone pair, more
-            where the spread is pooled.
+        pairs: degrees of freedom of the spread for each seed beyond the first: 1 for a lone pair.
     """
     counts = range(2, MOST_SEEDS + 1)
     found = bisect_left(

@@ -1,33 +1,27 @@
 """Verdicts on claims: paired differences over seeds, their intervals, and the seeds to plan for."""
 
 import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
-from stepwell.claims.kit.inference import (
-    CONFIDENCE,
-    Spread,
-    interval,
-    pooled_spread,
-    power,
-    seeds_needed,
-    simultaneous,
-    summary,
-    verdict_of,
-)
-from stepwell.claims.kit.provenance import not_a_pair
-from stepwell.claims.kit.study import Absent, Claim, Results, Study, with_needed
+from stepwell.claims.kit import inference
+from stepwell.claims.kit.inference import Spread, summary
+from stepwell.claims.kit.study import TRAINED_ON, Absent, Claim, Results, Study, with_needed
+
+#: Entries of a unit's `trained_on`, and the words for units that differ in them.
+DIFFERS = {
+    "machine": "on another machine", "torch": "with another torch", "code": "by other code",
+    "data": "on other data",
+}  # fmt: skip
 
 
 class Observed(NamedTuple):
     """A claim's numbers.
 
-    differences: the judged number, a seed each.
-    measured: the numbers to show, a summary each.
-    compared: the arms that the judged number is of.
-    unpaired: the way in which their units are no pairs, or "".
+    differences: the judged number of each seed. measured: summaries of the numbers to show.
+    compared: the arms of the judged number. unpaired: why their units are no pairs, or "".
     seconds: of all trainings that the claim needs.
     """
 
@@ -46,13 +40,33 @@ class Observed(NamedTuple):
         return {first: 1.0} | dict.fromkeys(others, -1.0 / len(others))
 
 
+class Pooled(NamedTuple):
+    """The spread of claims that pool theirs, and the p-value of the test that they vary alike."""
+
+    spread: Spread
+    equal: float | None
+
+    def interval(
+        self, difference: Mapping[str, Any], level: float
+    ) -> tuple[Spread, tuple[float, float]]:
+        """The interval of a claim of the pool, with the spread that gives it.
+
+        Where the claims do not vary alike, it is the wider one by the pooled and by the own spread.
+        """
+        mean, n = difference["mean"], difference["n"]
+        spreads = [self.spread]
+        if self.equal is not None and self.equal < inference.UNEQUAL:
+            spreads.append(Spread(difference["std"], n - 1))
+        found = [(spread, inference.interval(mean, n, spread, level)) for spread in spreads]
+        return max(found, key=lambda one: one[1][1] - one[1][0])
+
+
 def judge(study: Study, results: Results) -> list[dict[str, Any]]:
     """Judge every claim: its numbers, interval, verdict, and the seeds that would decide it.
 
-    A claim is judged on the seeds that all its arms, and the arms that these need, were run with. It is
-    left out where an arm was not run, where the arms share fewer than two of a study's several
-    seeds, or where the data lacks what it measures. It is "not decided" with one seed, and where its
-    units are no pairs.
+    A claim is judged on the seeds that all its arms and their needed arms share. It is left out if an
+    arm was not run, if they share only one of a study's seeds, or if the data lacks what it measures.
+    It is "not decided" with one seed, and if its units are no pairs.
     """
     enough = 1 if len(set().union(*results.values())) == 1 else 2
     observed = [o for claim in study.claims if (o := _observe(study, claim, results, enough))]
@@ -60,11 +74,14 @@ def judge(study: Study, results: Results) -> list[dict[str, Any]]:
     for one in observed:
         if len(one.differences) > 1 and not one.unpaired:
             pools[one.claim.pooled_with].append(one)
-    spreads = {
-        name: pooled_spread([o.differences for o in pool], [o.contrast for o in pool])
+    pooled = {
+        name: Pooled(
+            inference.pooled_spread([o.differences for o in pool], [o.contrast for o in pool]),
+            inference.equal_spreads(o.differences for o in pool),
+        )
         for name, pool in pools.items()
     }
-    return [_verdict(study, one, spreads.get(one.claim.pooled_with)) for one in observed]
+    return [_verdict(study, one, pooled.get(one.claim.pooled_with)) for one in observed]
 
 
 def _observe(study: Study, claim: Claim, results: Results, enough: int) -> Observed | None:
@@ -89,23 +106,24 @@ def _observe(study: Study, claim: Claim, results: Results, enough: int) -> Obser
     )
 
 
-def _verdict(study: Study, observed: Observed, spread: Spread | None) -> dict[str, Any]:
+def _verdict(study: Study, observed: Observed, pooled: Pooled | None) -> dict[str, Any]:
     """The entry of claims.json of one claim."""
     claim, n = observed.claim, len(observed.differences)
     primary = claim.id in study.primary
-    level = simultaneous(len(study.primary)) if primary else CONFIDENCE
+    level = inference.simultaneous(len(study.primary)) if primary else inference.CONFIDENCE
     difference = summary(observed.differences) | {"unit": claim.judged_in, "level": level}
-    difference |= dict.fromkeys(("low", "high", "pooled_std", "df"))
+    difference |= dict.fromkeys(("low", "high", "pooled_std", "df", "equal_spreads"))
     notes, verdict = [claim.note], "not decided"
     planned: dict[str, Any] = dict.fromkeys(("true_value", "seeds", "power", "to_decide"))
     if observed.unpaired:
         notes.insert(0, f"Not a pair: trained {observed.unpaired}.")
-    elif spread is None or n < 2:
+    elif pooled is None or n < 2:
         notes.insert(0, "One seed: no interval.")
     else:
-        low, high = interval(difference["mean"], n, spread, level)
-        difference |= {"low": low, "high": high, "pooled_std": spread.std, "df": spread.df}
-        verdict = verdict_of(low, high, claim.margin, claim.below)
+        spread, (low, high) = pooled.interval(difference, level)
+        difference |= {"low": low, "high": high, "equal_spreads": pooled.equal}
+        difference |= {"pooled_std": pooled.spread.std, "df": pooled.spread.df}
+        verdict = inference.verdict_of(low, high, claim.margin, claim.below)
         planned = _plan(claim, difference["mean"], n, spread, level)
     return {
         "id": claim.id, "text": f"{claim.text}: {claim.rule}.", "paper": claim.paper,
@@ -116,18 +134,17 @@ def _verdict(study: Study, observed: Observed, spread: Spread | None) -> dict[st
 
 
 def _plan(claim: Claim, mean: float, n: int, spread: Spread, level: float) -> dict[str, Any]:
-    """Seeds that decide the claim with 80 % power, and the power of the present ones.
+    """Seeds for 80 % power, and the power of the present seeds, for the value that the claim expects.
 
-    Under "seeds" and "power" for the true value that the claim expects, by default the measured one;
-    under "to_decide" the seeds for the measured value.
+    The measured value is the default. "to_decide" are the seeds for the measured value.
     """
     true = mean if claim.expected is None else claim.expected
     pairs = spread.df / (n - 1)
     return {
         "true_value": true,
-        "seeds": seeds_needed(true - claim.margin, spread.std, pairs, level),
-        "power": power(true - claim.margin, n, spread, level),
-        "to_decide": seeds_needed(mean - claim.margin, spread.std, pairs, level),
+        "seeds": inference.seeds_needed(true - claim.margin, spread.std, pairs, level),
+        "power": inference.power(true - claim.margin, n, spread, level),
+        "to_decide": inference.seeds_needed(mean - claim.margin, spread.std, pairs, level),
     }
 
 
@@ -160,17 +177,46 @@ def _arms_of(measures: Sequence[Any], results: Results) -> list[str]:
     return [*read]
 
 
-def read_claims(file: Path) -> dict[str, Any]:
-    """Read a claims.json; a file of before verdicts says `holds` in their place.
+def not_a_pair(units: Iterable[Mapping[str, Any]]) -> str:
+    """The way in which results of several arms at one seed are no pair; "" for a pair."""
+    trained = [unit.get(TRAINED_ON, {}) for unit in units]
+    different = {key for pair in combinations(trained, 2) for key in _differing(*pair)}
+    return ", ".join(words for key, words in DIFFERS.items() if key in different)
 
-    There, a claim that does not hold is refuted if its interval lies beyond the margin.
-    """
-    record: dict[str, Any] = json.loads(file.read_text())
-    for claim in record["claims"]:
-        if "holds" in claim:
-            difference, holds = claim["difference"], claim.pop("holds")
-            inside = holds is None or difference["low"] <= claim["margin"] <= difference["high"]
-            claim["verdict"] = "holds" if holds else "not decided" if inside else "refuted"
-            difference |= {"level": CONFIDENCE, "pooled_std": None, "df": None}
-            claim["planned"] = dict.fromkeys(("true_value", "seeds", "power", "to_decide"))
-    return record
+
+def elsewhere(results: Results) -> dict[str, str]:
+    """The arms that were trained in another way than most, each with the difference."""
+    trained = {
+        arm: next(iter(by_seed.values())).get(TRAINED_ON, {}) for arm, by_seed in results.items()
+    }
+    counts = Counter(json.dumps(_comparable(where), sort_keys=True) for where in trained.values())
+    if len(counts) < 2:
+        return {}
+    usual = json.loads(counts.most_common(1)[0][0])
+    different = {arm: _differing(usual, where) for arm, where in trained.items()}
+    return {
+        arm: "trained " + ", ".join(f"{DIFFERS[key]} ({_said(trained[arm][key])})" for key in keys)
+        for arm, keys in different.items()
+        if keys
+    }
+
+
+def _comparable(where: Mapping[str, Any]) -> dict[str, Any]:
+    """A training without the code of single functions, which differs from arm to arm."""
+    code = {name: value for name, value in where.get("code", {}).items() if name == "commit"}
+    return {key: value for key, value in where.items() if key != "code"} | {"code": code}
+
+
+def _said(value: Any) -> str:
+    return ", ".join(map(str, value.values())) if isinstance(value, Mapping) else str(value)
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The entries of both trainings in which they differ; code differs if a function of both does."""
+    return [key for key in DIFFERS if key in one and key in other and _differ(one[key], other[key])]
+
+
+def _differ(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return any(one[name] != other[name] for name in one.keys() & other.keys())
+    return bool(one != other)

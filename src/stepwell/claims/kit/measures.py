@@ -31,11 +31,6 @@ def less(a: Measure, b: Measure) -> Measure:
     return lambda results: a(results) - b(results)
 
 
-def ratio(a: Measure, b: Measure) -> Measure:
-    """The quotient a / b."""
-    return lambda results: a(results) / b(results)
-
-
 def least(measures: list[Measure]) -> Measure:
     """The least of several numbers."""
     return lambda results: min(m(results) for m in measures)
@@ -64,8 +59,8 @@ def times(
 ) -> Claim:  # fmt: skip
     """A claim about the ratio of the first two of the numbers `measured`."""
     first, second, *_ = measured.values()
-    judged = ratio(first, second)
-    return Claim(id, text, paper, unit, measured, judged, margin, judged_in="×", **options)
+    return Claim(id, text, paper, unit, measured, lambda results: first(results) / second(results),
+                 margin, judged_in="×", **options)  # fmt: skip
 
 
 def level(

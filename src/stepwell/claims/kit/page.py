@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from stepwell.claims.kit.columns import Column, columns_by_depth, rows
-from stepwell.claims.kit.inference import CONFIDENCE, MOST_SEEDS
-from stepwell.claims.kit.study import Question, Study
+from stepwell.claims.kit.inference import CONFIDENCE, MOST_SEEDS, UNEQUAL
+from stepwell.claims.kit.study import Column, Question, Study
 from stepwell.console import sized
 
+#: Measures by name, of every arm by its name.
+Arms = Mapping[str, Mapping[str, Any]]
 PERCENT = f"{100 * CONFIDENCE:.0f} %"
 RULE = f"""\
 How to read a verdict. Each claim names a margin and a side. The judged number is a paired difference
@@ -18,10 +19,15 @@ head of each table states the level of its intervals.
 
 Intervals are Student's t over seeds. The spread of the difference is pooled over the study's claims
 about the same quantity (`std, pooled`, with its degrees of freedom `df`); `std, own` is this pair's
-alone. The groups that pool were settled after the published runs. With k primary claims, each of
-their intervals is at 1 - 0.1 / k (Bonferroni), so that all k are right together with {PERCENT}. "To
-decide" is the number of seeds that would decide the claim with 80 % power if the measured value were
-the true one."""
+alone. A pair of arms counts once in a pool, however many claims compare it. Bartlett's test asks at 5 %
+whether the pairs of a pool vary alike. Where it says no (‡), the interval is the wider of two: by the
+pooled spread, and by the pair's own with n - 1 degrees of freedom. The groups that pool were settled
+after the published runs. With k primary claims, each of their intervals is at 1 - 0.1 / k (Bonferroni),
+so that all k are right together with {PERCENT}. "To decide" is the number of seeds that would decide
+the claim with 80 % power if the measured value were the true one.
+
+Exploratory claims that repeated another one, that nobody would ask, or whose answer followed from the
+construction were removed after the published runs (docs/log.md). The tables of arms are complete."""
 
 CAPTION = """\
 In the rows of the picture: the interval of a claim, its margin (dashed) and the claimed side
@@ -29,9 +35,7 @@ In the rows of the picture: the interval of a claim, its margin (dashed) and the
 
 
 def render(record: Mapping[str, Any], study: Study, picture: str) -> str:
-    """Write the page beside claims.json.
-
-    It has the primary claims, then for each question of the study its arms and exploratory claims.
+    """Write the page: the primary claims, then the arms and exploratory claims of each question.
 
     Args:
         record: the content of claims.json.
@@ -161,7 +165,8 @@ def _row(number: int, claim: Mapping[str, Any]) -> str:
     mean, own, *rest = sized(judged["unit"], *values)
     sign = "+" if judged["unit"] == "points" and not mean.startswith("-") else ""
     span = f"{rest[0]} to {rest[1]}" if given else "–"
-    pooled = f"{rest[2]} ({judged['df']:.1f})" if given else "–"
+    unequal = " ‡" * ((judged.get("equal_spreads") or 1.0) < UNEQUAL)
+    pooled = f"{rest[2]} ({judged['df']:.1f}){unequal}" if given else "–"
     means = {name: m["mean"] for name, m in claim["measured"].items()}
     bounds = [value for name, value in means.items() if name.startswith("bound")]
     times = f" ({next(iter(means.values())) / bounds[0]:.2f} × the bound)" if bounds else ""
@@ -217,3 +222,24 @@ def _not_run(claims: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [f"- primary: {claim['text']}" for claim in claims if claim["primary"]]
     others = [f"`{claim['id']}`" for claim in claims if not claim["primary"]]
     return lines + ([f"- exploratory: {', '.join(others)}"] if others else [])
+
+
+def columns_by_depth(arms: Arms) -> list[Column]:
+    """Accuracy, likelihood, calibration and agreement of every depth, and the processor's seconds."""
+    kinds = (
+        ("accuracy", 100.0, ".2f"), ("nll", 1.0, ".3f"), ("ece", 1.0, ".3f"),
+        ("agreement", 100.0, ".1f"),
+    )  # fmt: skip
+    depths = {name.split("/")[0] for arm in arms.values() for name in arm if name.endswith("/accuracy")}
+    columns = [
+        Column(f"{depth}/{kind}", f"{depth} {kind}", scale, form)
+        for depth in sorted(depths, key=lambda depth: (len(depth), depth))
+        for kind, scale, form in kinds
+    ]
+    return [*columns, Column("cpu_seconds", "seconds", 1.0, ".0f")]
+
+
+def rows(arms: Arms, columns: Sequence[Column]) -> dict[str, Mapping[str, Any]]:
+    """The arms that have any of the columns."""
+    keys = {column.key for column in columns}
+    return {name: measures for name, measures in arms.items() if keys & measures.keys()}

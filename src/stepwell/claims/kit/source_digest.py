@@ -40,7 +40,7 @@ def imported_modules(module: str) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module and _is_ours(node.module):
                 ahead.append(node.module)
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
-                ahead += [n for n in names if _is_module(n)]
+                ahead += [n for n in names if _file(n).exists()]
     return found
 
 
@@ -48,17 +48,10 @@ def _is_ours(name: str) -> bool:
     return name == PACKAGE or name.startswith(f"{PACKAGE}.")
 
 
-def _path(name: str) -> Path:
-    return ROOT.joinpath(*name.split(".")[1:])
-
-
-def _is_module(name: str) -> bool:
-    return _path(name).with_suffix(".py").exists() or (_path(name) / "__init__.py").exists()
-
-
 def _file(name: str) -> Path:
-    package = _path(name) / "__init__.py"
-    return package if package.exists() else _path(name).with_suffix(".py")
+    path = ROOT.joinpath(*name.split(".")[1:])
+    package = path / "__init__.py"
+    return package if package.exists() else path.with_suffix(".py")
 
 
 def _drop_docstring(node: ast.AST) -> None:

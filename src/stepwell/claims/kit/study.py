@@ -1,9 +1,8 @@
 """Arms, seeds and claims: how an experiment is run and resumed.
 
-One arm with one seed is one unit of work: a recipe with its arguments, or a comparison of networks
-that other arms trained. A unit is cached in a folder. The folder's name is a hash of the unit's
-arguments, its data and the code that it imports. So claims share arms, an interrupted study goes on
-where it stopped, and a change elsewhere invalidates nothing.
+One arm with one seed is a unit of work, cached in a folder whose name is a hash of its arguments, data
+and imported code. So claims share arms, an interrupted study resumes, and a change elsewhere
+invalidates nothing.
 """
 
 import contextlib
@@ -22,7 +21,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stepwell.claims.kit.columns import Column
 from stepwell.claims.kit.figure import Plot
 from stepwell.claims.kit.source_digest import source_digest
 from stepwell.data import load_images
@@ -37,16 +35,14 @@ from stepwell.training.run import plain
 class Arm:
     """One way of training that a study compares, or a comparison of networks that other arms trained.
 
-    recipe: a recipe's name, or a function "module:name". The function is called as a recipe is. It
-        returns numbers under "test", and "seconds" and "cpu_seconds". It gets the study's common
-        arguments that its signature names.
-    needs: arguments that are files of other arms of the same seed: argument name to arm name, or to
-        the names of several arms where the argument takes several files.
+    recipe: a recipe's name, or a function "module:name" that returns numbers under "test", "seconds"
+        and "cpu_seconds". It gets the study's common arguments that its signature names.
+    needs: arguments that are files of other arms of the same seed: argument to one or several arms.
     scaled: arguments that are a share of the study's epochs, such as {"epochs": 0.5}. A member of a
-        group, such as "distill_data.generator_steps", changes that group among the arm's own arguments.
-    seed_shift: added to the study's seed. Networks of one architecture and one seed begin with the same
-        weights. A teacher and a student that must not do so differ in their shift.
-    title: the name that pages show, where the arm's own name, which names its units, says too much.
+        group is named like "distill_data.generator_steps".
+    seed_shift: added to the study's seed. Networks of one architecture and one seed begin with the
+        same weights; where they must not, their shifts differ.
+    title: the name on pages; by default the arm's own name, which names its units.
     """
 
     recipe: str
@@ -104,11 +100,11 @@ class Claim(NamedTuple):
 
     text: the sentence; pages add the rule.
     measured: numbers to show, by name.
-    difference: the number that is judged, per seed: a paired difference, or a ratio.
+    difference: the judged number of a seed: a paired difference, or a ratio.
     margin, below: the claim is that `difference` lies above the margin, or below it.
     unit, judged_in: of the numbers to show, and of the judged number.
-    pool: claims of one name pool their spread over seeds. By default differences in points and ratios
-        pool by their unit, and every other claim has its own spread.
+    pool: claims with one pool share their spread over seeds. By default differences in points and
+        ratios pool by their unit, and every other claim has its own spread.
     expected: the true value that a study is planned for, such as the paper's number.
     """
 
@@ -138,6 +134,20 @@ class Claim(NamedTuple):
         return self.pool or (f"{self.unit}, {self.judged_in}" if shared else self.id)
 
 
+class Column(NamedTuple):
+    """One measure as a column.
+
+    key: its name among an arm's measures.
+    scale: factor of its values, such as 100 for percent.
+    form: format of a number.
+    """
+
+    key: str
+    title: str
+    scale: float = 100.0
+    form: str = ".2f"
+
+
 class Question(NamedTuple):
     """A question that a study asks: a table of arms, and the exploratory claims about them.
 
@@ -156,12 +166,10 @@ class Study:
     """The experiment of one system.
 
     common: arguments of every arm; `quick` replaces some.
-    fingerprint: arguments, with "data" and "size" among them, to a hash of the data.
-    primary: ids of at most three claims, named from the paper's abstract. They decide whether the paper
-        holds here. All others are exploratory.
-    note: facts about the study that a reader of the page needs.
-    questions: the page's sections.
-    plot: the page's picture, beside the intervals of the primary claims.
+    fingerprint: arguments, including "data" and "size", to a hash of the data.
+    primary: ids of at most three claims, named from the paper's abstract; all others are exploratory.
+    note: facts about the study for a reader of the page.
+    questions: the page's sections. plot: its picture, beside the intervals of the primary claims.
 
     Raises:
         ValueError: more than three primary claims.
@@ -205,8 +213,8 @@ def run_study(
     Args:
         out: folder of the cached units.
         workers: processes of one thread each; 0 runs the units in this process, one by one.
-        done: called for each finished unit with its arm, seed and result, the number of units that this
-            call has trained, and the number that it has yet to train. Other units were read from `out`.
+        done: called for each unit with its arm, seed and result, and the numbers of units that this
+            call has trained and has yet to train. Other units are read from `out`.
     """
     marks = _marks(study, common)
     units = [(name, seed) for seed in seeds for name in study.arms]
@@ -261,10 +269,7 @@ def with_needed(study: Study, arms: set[str]) -> set[str]:
 
 
 def _marks(study: Study, common: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """The fingerprints of every arm's data and code; each is read once.
-
-    An arm that takes no data makes its own, or has the data of the arms that it needs.
-    """
+    """The fingerprints of every arm's data ("" for an arm that takes no data) and code."""
     data: dict[tuple[Any, Any], str] = {(None, None): ""}
     code = cache(source_digest)
     marks = {}
@@ -344,7 +349,7 @@ def _run_unit(function: str, arguments: dict[str, Any], folder: Path) -> dict[st
 
 @contextlib.contextmanager
 def _pool(workers: int) -> Iterator[Callable[..., Future[dict[str, Any]]]]:
-    """Give a `submit` like an executor's; without workers it runs the call at once."""
+    """Give a `submit` like an executor's; without workers it calls at once."""
     if not workers:
         yield _call_now
         return
@@ -363,6 +368,6 @@ def _call_now(call: Callable[..., dict[str, Any]], *args: Any) -> Future[dict[st
 
 
 def _one_thread() -> None:
-    """Arms run side by side, each on a thread of its own, and only the study speaks."""
+    """One thread for each arm; only the study prints."""
     torch.set_num_threads(1)
     os.environ["STEPWELL_QUIET"] = "1"

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from stepwell.claims import CLAIMS
-from stepwell.claims.kit.columns import Column, columns_by_depth
 from stepwell.claims.kit.figure import draw
 from stepwell.claims.kit.inference import summary
-from stepwell.claims.kit.judging import judge
-from stepwell.claims.kit.page import render
-from stepwell.claims.kit.provenance import elsewhere
-from stepwell.claims.kit.study import Results, Study, only, run_study
+from stepwell.claims.kit.judging import elsewhere, judge
+from stepwell.claims.kit.page import columns_by_depth, render
+from stepwell.claims.kit.study import Column, Results, Study, only, run_study
 from stepwell.console import say
 from stepwell.device import processor
 from stepwell.files import write_whole
@@ -96,7 +94,7 @@ def _check_taken(study: Study, names: Collection[str]) -> None:
 
 
 def _origin(common: Mapping[str, Any], *, quick: bool, precision: Precision) -> dict[str, Any]:
-    """The command, versions and machine of results that are trained here and now."""
+    """The command, versions and machine of this run."""
     threads = "" if quick else ", one thread an arm"
     return {
         "command": shlex.join(["stepwell", *sys.argv[1:]]),
@@ -110,11 +108,7 @@ def _origin(common: Mapping[str, Any], *, quick: bool, precision: Precision) -> 
 
 
 def describe_results(study: Study, results: Results, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of claims.json for a study's results.
-
-    Args:
-        origin: the command, versions and machine of the results.
-    """
+    """The content of claims.json; `origin` has the command, versions and machine of the results."""
     every = [r for by_seed in results.values() for r in by_seed.values()]
     claims = judge(study, results)
     judged = {claim["id"] for claim in claims}

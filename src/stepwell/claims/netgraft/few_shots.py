@@ -52,26 +52,59 @@ def few_shots(
         teacher: the file of its network.
         shots: images of each class, drawn by `seed` from the training part with its labels.
         method: `netgraft`, or one network from scratch, by its teacher's soft targets (`kd`) or by the
-            `labels` of the images, in as many steps as both stages of grafting take together where
-            the blocks that are like the teacher's are copied.
+            `labels` of the images, in as many steps as both stages of grafting with copied blocks.
         inits: number of initial values; each has its own order and views, too.
         seed: of the draw.
 
     Returns:
         Under "test" the means over the initial values, such as "14/accuracy" and the processor's
-        "run_seconds", and with several initial values "spread", the standard deviation of their
-        accuracy; "seconds" and "cpu_seconds" of all; and under "images" the fingerprint of the training
-        images of each initial value.
+        "run_seconds", and "spread", the standard deviation of several accuracies; "seconds" and
+        "cpu_seconds" of all; under "images" the fingerprint of each initial value's training images.
 
     Raises:
         ValueError: a class has fewer images than `shots`.
     """
-    arguments = dict(locals()) | {"val_fraction": 0.0, "flip": None}
-    choose = partial(draw, shots=shots, seed=seed)
-    found = [
-        _run(arguments | {"out": out / f"init-{i}", "seed": APART * (i + 1) + seed}, choose)
-        for i in range(inits)
-    ]
+    recorded = dict(locals()) | {"val_fraction": 0.0, "flip": None}  # in config.json
+    stages = Stages(graft_steps, join_steps)
+
+    def train(task: Task, nested: NestedNet, grafting: Callable[..., Grafting]) -> dict[str, Any]:
+        if method == "netgraft":
+            return learn(
+                task, grafting(nested, start=start), stages=stages, schedule=schedule, loss=loss, lr=lr,
+                views=views, trace=trace, loop=loop,
+            )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):  # adaptions draw numbers
+            steps = stages.total(grafting(deepcopy(nested)))
+        assert task.teacher is not None
+        objective: Objective = Supervised(nested.module)
+        if method == "kd":
+            objective = Distill(nested, task.teacher, ce=0.0, temperature=TEMPERATURE)
+        fit(
+            objective, views_of(task.train, views, stages), optimizer_of("adam", lr, weight_decay=0.0),
+            task.run, phase="train", steps=steps, loop=loop,
+        )  # fmt: skip
+        return finish(task, nested)
+
+    def run(folder: Path, own_seed: int) -> dict[str, Any]:
+        taught_by = open_teacher((str(teacher),))
+        source, depth = taught_by.nested
+        torch.manual_seed(own_seed)  # the student's: opening draws numbers, too
+        images = Images(size=size)
+        splits = read_splits(data, folder, images)
+        nested, _ = start_network(splits, student)
+        inputs = prepare_images(
+            splits, images, Optimisation(batch_size=batch_size, val_fraction=0.0, seed=own_seed),
+            teacher=taught_by, choose=partial(draw, shots=shots, seed=seed),
+        )  # fmt: skip
+        saved = recorded | {"out": folder, "seed": own_seed}
+        with open_task("few shots", folder, loop, saved, inputs) as task:
+            side = task.train.images.size
+            grafting = partial(Grafting, teacher=source, depth=depth, input_shape=(3, side, side))
+            result = train(task, nested, grafting)
+            numbers = _numbers(result) | {"run_seconds": result["cpu_seconds"]}
+            return result | {"test": numbers, "images": task.train.images.fingerprint}
+
+    found = [run(out / f"init-{i}", APART * (i + 1) + seed) for i in range(inits)]
     test = {k: statistics.fmean(r["test"][k] for r in found) for k in found[0]["test"]}
     (accuracy,) = (k for k in test if k.endswith("/accuracy") and k.count("/") == 1)
     if inits > 1:
@@ -100,33 +133,6 @@ def draw(train: ImageSet, *, shots: int, seed: int) -> ImageSet:
     return train.subset(torch.cat(chosen))
 
 
-def _run(arguments: dict[str, Any], choose: Callable[[ImageSet], ImageSet]) -> dict[str, Any]:
-    """One initial value on the images chosen."""
-    taught_by = open_teacher((str(arguments["teacher"]),))
-    source, depth = taught_by.nested
-    torch.manual_seed(arguments["seed"])  # the student's: opening draws numbers, too
-    images = Images(size=arguments["size"])
-    training = Optimisation(
-        batch_size=arguments["batch_size"], val_fraction=0.0, seed=arguments["seed"]
-    )
-    splits = read_splits(arguments["data"], arguments["out"], images)
-    nested, _ = start_network(splits, arguments["student"])
-    inputs = prepare_images(splits, images, training, teacher=taught_by, choose=choose)
-    with open_task("few shots", arguments["out"], arguments["loop"], arguments, inputs) as task:
-        size = task.train.images.size
-        grafting = partial(Grafting, teacher=source, depth=depth, input_shape=(3, size, size))
-        if arguments["method"] == "netgraft":
-            own = {k: arguments[k] for k in ("schedule", "loss", "lr", "views", "trace", "loop")}
-            stages = Stages(arguments["graft_steps"], arguments["join_steps"])
-            result = learn(task, grafting(nested, start=arguments["start"]), stages=stages, **own)
-        else:
-            with torch.random.fork_rng(devices=[]):  # adaptions draw numbers
-                counted = grafting(deepcopy(nested))
-            result = _alone(task, nested, counted, arguments)
-        numbers = _numbers(result) | {"run_seconds": result["cpu_seconds"]}
-        return result | {"test": numbers, "images": task.train.images.fingerprint}
-
-
 def _numbers(result: dict[str, Any]) -> dict[str, float]:
     """Test accuracy of the student, and of the teacher with blocks of the student in it."""
     record = result.get("netgraft", {})
@@ -139,31 +145,13 @@ def _numbers(result: dict[str, Any]) -> dict[str, float]:
     return result["test"] | after | untuned
 
 
-def _alone(
-    task: Task, nested: NestedNet, grafting: Grafting, arguments: dict[str, Any]
-) -> dict[str, Any]:
-    """Train a student from scratch on the views that grafting would see, in as many steps."""
-    stages = Stages(arguments["graft_steps"], arguments["join_steps"])
-    assert task.teacher is not None
-    objective: Objective = Supervised(nested.module)
-    if arguments["method"] == "kd":
-        objective = Distill(nested, task.teacher, ce=0.0, temperature=TEMPERATURE)
-    fit(
-        objective, views_of(task.train, arguments["views"], stages),
-        optimizer_of("adam", arguments["lr"], weight_decay=0.0), task.run, phase="train",
-        steps=stages.total(grafting), loop=arguments["loop"],
-    )  # fmt: skip
-    return finish(task, nested)
-
-
 def full_data(
     *, out: Path, data: str, size: int | None, teacher: Path, student: str, epochs: int,
     val_fraction: float, seed: int = 0, loop: Loop = Loop(),
 ) -> dict[str, Any]:  # fmt: skip
-    """Distil on all images with their labels, from the start of a grafted student.
+    """Distil on all images with their labels, from copies of the blocks that are like the teacher's.
 
-    Blocks like the teacher's start as copies, and they train, too. All else has the defaults of
-    `distill`.
+    The copies train, too. All else has the defaults of `distill`.
     """
     taught_by = open_teacher((str(teacher),))
     source, depth = taught_by.nested

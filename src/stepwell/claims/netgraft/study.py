@@ -1,25 +1,21 @@
 """Network grafting: what Shen et al. 2021 claim, and its test on images of 16 pixels.
 
-A teacher sees all training images. Students see K images of each class, drawn anew for each seed; the
-draw looks at labels. All arms of one seed and K see the same images. A student is the teacher with half
-the channels in its last stage ("slim": its first two stages are the teacher's own) or in its last two
-("slimmer": two stages are grafted). No checkpoint is chosen on test images; the authors' code does so.
+A teacher sees all training images. Students see K images of each class, drawn for each seed by their
+labels; all arms of one seed and K see the same images. A student is the teacher with half the channels
+in its last stage ("slim": its first two stages are the teacher's own) or in its last two ("slimmer":
+two stages are grafted). No checkpoint is chosen on test images; the authors' code does so.
 
 The paper lacks the baseline "direct": the same copied blocks, and all others trained at once by the
-same loss. All ways, and stage 1 and stage 2 alone, take as many steps as both stages together. For
-"slim", whose stage 2 joins one block to another, stage 2 alone is "direct".
-
-The paper's numbers of full-data KD could not be read, so the margin of that claim is ours. Its rival
-here sees labels and trains the copied blocks, too. It ends above the teacher, which bounds any
-grafting.
+same loss. All arms take as many steps as both stages together. For "slim", whose stage 2 joins one
+block to another, stage 2 alone is "direct". The paper's numbers of full-data KD could not be read, so
+the margin of that claim is ours.
 """
 
 from typing import Any
 
-from stepwell.claims.kit.columns import Column
 from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import least, less, more, of_test
-from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
+from stepwell.claims.kit.study import Arm, Claim, Column, Measure, Question, Study, image_fingerprint
 
 TEACHER, SLIM, SLIMMER = "resnet14", "resnet14_slim", "resnet14_slimmer"
 SHOTS = (1, 2, 5, 10)
@@ -55,11 +51,6 @@ def few(shots: int, way: str, **changes: Any) -> Arm:
     return Arm("stepwell.claims.netgraft.few_shots:few_shots", own, {"teacher": "teacher"})
 
 
-def slimmer(shots: int, way: str) -> Arm:
-    """The same of the slimmer student, whose two grafted stages take more steps: one initial value."""
-    return few(shots, way, student=SLIMMER, inits=1)
-
-
 def full(student: str) -> Arm:
     """Distillation on all images from the same copied blocks, for its teacher's epochs."""
     recipe = "stepwell.claims.netgraft.few_shots:full_data"
@@ -75,8 +66,13 @@ ARMS: dict[str, Arm] = {
     # from scratch a step takes four times as long, and the end is far below: one initial value
     **{at(way, k): few(k, way, inits=1) for k in SHOTS for way in (KD, LABELS)},
     at(NETGRAFT, MANY): few(MANY, NETGRAFT),
-    **{at(way, k, True): slimmer(k, way) for k in SLIMMER_SHOTS for way in GRAFTED},
-    **{at(way, MOST, True): slimmer(MOST, way) for way in (FIRST, SECOND)},
+    # two grafted stages take more steps: one initial value
+    **{
+        at(way, k, True): few(k, way, student=SLIMMER, inits=1)
+        for k in SLIMMER_SHOTS
+        for way in GRAFTED
+    },
+    **{at(way, MOST, True): few(MOST, way, student=SLIMMER, inits=1) for way in (FIRST, SECOND)},
     at(MSE, MOST): few(MOST, NETGRAFT, loss="mse", inits=1),
     at(FRESH, MOST): few(MOST, NETGRAFT, start="fresh", inits=1),
 }
@@ -89,11 +85,6 @@ SCRATCH = "from scratch"
 def accuracy(arm: str) -> Measure:
     """Test accuracy in percent."""
     return of_test(arm, "14/accuracy", 100)
-
-
-def untuned(shots: int) -> Measure:
-    """Test accuracy of the blocks of stage 1, joined as they are, in percent."""
-    return of_test(at(NETGRAFT, shots), "untuned", 100)
 
 
 def beats(
@@ -129,8 +120,6 @@ def of_one_student(shots: tuple[int, ...], is_slimmer: bool, bound: str) -> list
              ours, "teacher", -2.0),
             ("direct", "NetGraft gains on the same blocks copied and trained directly, as long",
              LACKS, ours, direct, 0.0),
-            ("hints", "NetGraft gains on direct training with hints of every block, too", LACKS,
-             ours, hints, 0.0),
             ("hints-help", "hints of every block help NetGraft", LACKS, hinted, ours, 0.0),
             ("grafting-helps-hints", "NetGraft with hints gains on direct training with hints",
              LACKS, hinted, hints, 0.0),
@@ -146,33 +135,25 @@ def of_one_student(shots: tuple[int, ...], is_slimmer: bool, bound: str) -> list
 BOTH_STAGES = at(NETGRAFT, MOST, True)
 ALONE = {1: at(SECOND, MOST, True), 2: at(FIRST, MOST, True)}
 CLAIMS = [
-    *of_one_student(SHOTS, False, FULL),
-    *of_one_student(SLIMMER_SHOTS, True, FULL_SLIMMER),
+    *of_one_student((1, MOST), False, FULL),
+    *of_one_student((MOST,), True, FULL_SLIMMER),
     Claim("slimmer/stages", f"With K = {MOST} and two stages to graft, both stages are needed: the "
           "lesser gain on either stage alone, in as many steps as both",
           "dual-stage (abstract; numbers not read)", "%",
           {arm: accuracy(arm) for arm in (BOTH_STAGES, *ALONE.values())},
           least([less(accuracy(BOTH_STAGES), accuracy(arm)) for arm in ALONE.values()]),
           pool=f"slimmer/K = {MOST}", expected=2.0),
-    *(beats(f"slimmer/stage-{other}", f"With K = {MOST} and two stages to graft, stage {other} is "
-            f"needed: the gain on stage {3 - other} alone, in as many steps as both", UNREAD,
-            BOTH_STAGES, arm, pool=f"slimmer/K = {MOST}" if other == 1 else "stage 1 alone")
-      for other, arm in ALONE.items()),
+    beats("slimmer/stage-2", f"With K = {MOST} and two stages to graft, stage 2 is needed: the gain on "
+          "stage 1 alone, in as many steps as both", UNREAD, BOTH_STAGES, ALONE[2], pool=""),
     *(beats(f"kd/{k}", f"With K = {k}, NetGraft gains more than 10 points on KD of a student from "
-            "scratch", UNREAD, at(NETGRAFT, k), at(KD, k), 10.0) for k in SHOTS),
-    *(beats(f"labels/{k}", f"With K = {k}, NetGraft gains more than 10 points on training with the "
-            "images' labels", LACKS, at(NETGRAFT, k), at(LABELS, k), 10.0) for k in SHOTS),
-    *(more(f"stage-1/{k}", f"With K = {k}, stage 2 adds to the blocks of stage 1 as they are",
-           UNREAD, (NETGRAFT, accuracy(at(NETGRAFT, k))), ("its stage 1", untuned(k)),
-           pool=f"K = {k}", note="Stage 1 there takes two thirds of the steps.") for k in SHOTS),
+            "scratch", UNREAD, at(NETGRAFT, k), at(KD, k), 10.0, expected=20.0 if k == MOST else None)
+      for k in (1, MOST)),
+    beats(f"labels/{MOST}", f"With K = {MOST}, NetGraft gains more than 10 points on training with the "
+          "images' labels", LACKS, at(NETGRAFT, MOST), at(LABELS, MOST), 10.0),
     beats("saturation", f"{MOST} images a class lose less than 1 point to {MANY}", ON_CIFAR,
           at(NETGRAFT, MOST), at(NETGRAFT, MANY), -1.0, f"K = {MOST}"),
-    beats("saturation/5", f"5 images a class lose less than 1 point to {MOST}", ON_CIFAR,
-          at(NETGRAFT, 5), at(NETGRAFT, MOST), -1.0, "K = 5"),
     beats("one-shot", f"1 image a class loses less than 5 points to {MOST}", ON_CIFAR,
           at(NETGRAFT, 1), at(NETGRAFT, MOST), -5.0, "K = 1"),
-    beats("teacher", "The student is wide enough: full-data KD loses less than 5 points to the "
-          "teacher", LACKS, FULL, "teacher", -5.0, "all images"),
     beats("loss", "The direction of the logits is a better target than their mean squared error",
           "the authors' code's default", at(NETGRAFT, MOST), at(MSE, MOST), 0.0, f"K = {MOST}"),
     beats("copied", "Copied blocks help: the gain on a student of which nothing is copied",
@@ -189,7 +170,9 @@ NOTE = (
     "mean squared error and the student that copies nothing have NetGraft's rate; full-data KD "
     "has the rate of `train distill`. The design was tried before in pilots on the test images of "
     "this study (docs/netgraft.md). Margins were set before the study was run. Full-data KD is no "
-    "fair bound: it sees labels, trains the copied blocks, and ends above the teacher."
+    "fair bound: it sees labels, trains the copied blocks, and ends above the teacher. The paper's "
+    "number for KD from few images could not be read: the seeds of `kd/10` are planned for a gain of "
+    "20 points, twice its margin."
 )
 
 COLUMNS = [
@@ -213,12 +196,12 @@ STUDY = Study(
     note=NOTE,
     questions=[Question("How far does grafting come, and is it better than direct training?",
                         ("teacher", FULL, *OF_SLIM, f"{KD}*", f"{LABELS}*"),
-                        ("par/*", "teacher*", "direct/*", "hints*", "grafting-helps-hints/*",
-                         "kd/*", "labels/*", "saturation*", "one-shot"), COLUMNS),
+                        ("par/*", "teacher/*", "direct/*", "hints-help/*", "grafting-helps-hints/*",
+                         "kd/*", "labels/*", "saturation", "one-shot"), COLUMNS),
                Question("With two stages to graft?", ("*slimmer",), ("slimmer/*",), COLUMNS),
                Question("Which parts of the method matter?",
                         (at(NETGRAFT, MOST), at(MSE, MOST), at(FRESH, MOST)),
-                        ("stage-1/*", "loss", "copied"), COLUMNS)],
+                        ("loss", "copied"), COLUMNS)],
     plot=Plot(Axis("images of each class (K)", log=True, ticks=(*SHOTS, MANY)),
               Axis("test accuracy, %", 100),
               {way: [Point(at(way, k), k, "14/accuracy")
