@@ -1,11 +1,14 @@
 """The card in a network's file: how to use the network, and what it costs."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 #: Kinds of input: pictures, token ids, or plain numbers.
 Input = Literal["image", "text", "vector"]
+#: The largest height and width of an input.
+LARGEST = 1 << 14
 #: Measurements of a depth that hold on every device, and times on one device.
 ANYWHERE = ("blocks", "params", "macs", "peak_bytes")
 CLOCK = ("ms", "ms_low", "ms_high")
@@ -36,6 +39,22 @@ class Card:
     cascade: dict[str, Any] = field(default_factory=dict)
     input: Input = "image"
 
+    def __post_init__(self) -> None:
+        wrong = {
+            "classes": not all(isinstance(name, str) for name in self.classes),
+            "size": not isinstance(self.size, int) or not 0 <= self.size <= LARGEST,
+            "mean": not all(map(_is_number, self.mean)),
+            "std": len(self.std) != len(self.mean)
+            or not all(_is_number(s) and s > 0 for s in self.std),
+            "licence": not isinstance(self.licence, str),
+            "costs": not _is_table(self.costs),
+            "latency": not all(map(_is_table, dict(self.latency).values())),
+            "cascade": not isinstance(self.cascade, Mapping),
+            "input": self.input not in get_args(Input),
+        }
+        for name in (name for name, is_wrong in wrong.items() if is_wrong):
+            raise ValueError(f"a network's card cannot have {name} {getattr(self, name)!r:.60}")
+
     def as_header(self) -> dict[str, Any]:
         """The card for a file's header; without the kind of input of images, which files always had."""
         values = asdict(self)
@@ -52,6 +71,18 @@ class Card:
         known = {d: {"accuracy": value, "accuracy_on": images} for d, value in accuracy.items()}
         known = {depth: self.costs.get(depth, {}) | row for depth, row in known.items()}
         return replace(self, costs=self.costs | known)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_table(rows: object) -> bool:
+    """Check for a measured row by name, whose numbers are finite."""
+    if not isinstance(rows, Mapping) or not all(isinstance(row, Mapping) for row in rows.values()):
+        return False
+    cells = [cell for row in rows.values() for cell in row.values()]
+    return all(_is_number(cell) for cell in cells if not isinstance(cell, str | list | tuple))
 
 
 def _only(names: tuple[str, ...], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ The checksum detects damage that safetensors does not notice. Only weights are u
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def kind_of(path: str | Path) -> str:
     try:
         with safetensors.safe_open(network_file(path), framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("stepwell", "{}"))
-    except (safetensors.SafetensorError, UnicodeDecodeError, json.JSONDecodeError):
+    except (safetensors.SafetensorError, ValueError, RecursionError):
+        return "classifier"
+    if not isinstance(header, dict):
         return "classifier"
     kind = header.get("kind", "resolution" if "beside" in header else "classifier")
     return "graph" if kind == GRAPH else str(kind)
@@ -102,6 +105,25 @@ def read_checked(
     if not sound:
         raise ValueError(damaged)
     return header, tensors, metadata
+
+
+@contextmanager
+def structure_of(path: Path) -> Iterator[None]:
+    """Explain whatever goes wrong with the content of a file in one line that names the file.
+
+    The checksum of a file tells nothing about its content: a newer version, or anybody, may have written
+    it. A ValueError that names the file passes unchanged.
+    """
+    try:
+        yield
+    except Exception as error:  # a wrong header can cause any error
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"{path} is damaged or of another version of Stepwell ({type(error).__name__}: {reason}): copy "
+            "it again, or upgrade"
+        ) from error
 
 
 def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

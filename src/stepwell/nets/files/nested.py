@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
+import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from stepwell.files import write_whole, writing
 from stepwell.nets import build
+from stepwell.nets.build import builder_of
 from stepwell.nets.card import Card
 from stepwell.nets.files.container import (
     digest,
@@ -24,6 +26,7 @@ from stepwell.nets.files.container import (
     network_file,
     read_checked,
     read_state_dict,
+    structure_of,
 )  # fmt: skip
 from stepwell.nets.nested.exits import describe_head, make_head
 from stepwell.nets.nested.net import NestedNet
@@ -34,6 +37,8 @@ from stepwell.nets.nested.reading import read
 FORMAT = 4
 #: Prefix of the tensors beside a nested net in its file.
 BESIDE = "beside/"
+#: Arguments of timm's builders that name other files.
+FOREIGN = ("checkpoint_path", "cache_dir")
 #: Entries of the card that are measurements.
 MEASURED = ("costs", "latency", "cascade")
 
@@ -242,33 +247,60 @@ def assemble(
 
     Args and errors as for `load`; `path` is for messages.
     """
-    norms = header.get("norms", "private")  # files of older versions had no other
-    if "builder" in header:
-        net = build(header["builder"], norms=norms, **header["arguments"])
-    elif module is None:
-        raise ValueError(
-            f"{path} holds a caller's own module, nested by stepwell.nest: give load(path, "
-            f"module=FACTORY), a function without arguments that makes the same module"
-        )
-    else:
+    own = None
+    if "builder" not in header:
+        if module is None:
+            raise ValueError(
+                f"{path} holds a caller's own module, nested by stepwell.nest: give load(path, "
+                f"module=FACTORY), a function without arguments that makes the same module"
+            )
         own = module()
-        net = NestedNet(own, read(own, header["stages"]), {}, header["full"], norms=norms)
-    _add_depths(net, header, path, heads)
-    try:
-        net.load_tensors({k: v for k, v in tensors.items() if not k.startswith(BESIDE)})
-    except RuntimeError as error:
-        if "builder" in header:
-            raise
-        other = f"{path} was made of another module than `module` makes"
-        raise ValueError(f"{other}: {' '.join(str(error).split())}") from error
-    for depth, status in header["status"].items():
-        net.mark(status, depth)
-    net.card = card_of(header)
+    own_heads = {exit: make() for exit, make in heads.items()}
+    with structure_of(path):
+        norms = header.get("norms", "private")  # files of older versions had no other
+        if own is None:
+            _check_arguments(header["builder"], header["arguments"], tensors)
+            net = build(header["builder"], norms=norms, **header["arguments"])
+        else:
+            net = NestedNet(own, read(own, header["stages"]), {}, header["full"], norms=norms)
+        _add_depths(net, header, path, own_heads)
+        try:
+            net.load_tensors({k: v for k, v in tensors.items() if not k.startswith(BESIDE)})
+        except RuntimeError as error:
+            if own is None:
+                raise
+            other = f"{path} was made of another module than `module` makes"
+            raise ValueError(f"{other}: {' '.join(str(error).split())}") from error
+        if name := net.not_finite():
+            raise ValueError(
+                f"{path}: {name} holds values that are not finite, so every answer would be wrong: "
+                "train again, or take an older copy"
+            )
+        for depth, status in header["status"].items():
+            net.mark(status, depth)
+        net.card = card_of(header)
     return net.eval()
 
 
+def _check_arguments(name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse arguments of a builder that read other files, or make far more weights than a file has."""
+    if foreign := [a for a in arguments if a.startswith("pretrained") or a in FOREIGN]:
+        raise ValueError(f"its network would read other files: {foreign[0]}")
+    builder = builder_of(name)
+    own = {k: v for k, v in arguments.items() if k not in ("stages", "kept", "adaptions")}
+    with torch.device("meta"):
+        needed = _numbers_in(builder.make(**own).state_dict())
+        given = _numbers_in(tensors)
+        if needed > given and needed > _numbers_in(builder.make().state_dict()):
+            raise ValueError(f"its network would need {needed:,} numbers, and it has {given:,}")
+
+
+def _numbers_in(tensors: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() for value in tensors.values())
+
+
 def _add_depths(
-    net: NestedNet, header: Mapping[str, Any], path: Path, heads: Mapping[str, Callable[[], nn.Module]]
+    net: NestedNet, header: Mapping[str, Any], path: Path, heads: Mapping[str, nn.Module]
 ) -> None:
     exits = header.get("exits", {})
     own = [exit for exit, described in exits.items() if described is None]
@@ -281,7 +313,7 @@ def _add_depths(
         if depth not in exits:
             net.add_depth(depth, blocks)
         else:
-            head = heads[depth]() if depth in own else make_head(exits[depth])
+            head = heads[depth] if depth in own else make_head(exits[depth])
             net.add_exit(depth, blocks, head)
 
 
@@ -318,6 +350,31 @@ def read_file(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | Non
             "safetensors. Start from its weights with: stepwell train ... --init"
         )
     header, tensors, metadata = read_checked(path, "stepwell", FORMAT)
-    if header is None and plain_too and "stepwell_card" in metadata:
-        header = {"card": json.loads(metadata["stepwell_card"])}
+    with structure_of(path):
+        if header is None and plain_too and "stepwell_card" in metadata:
+            header = {"card": json.loads(metadata["stepwell_card"])}
+        if header is not None:
+            _check_header(header)
     return header, tensors
+
+
+#: The types of a header's entries; all but the card are optional here.
+ENTRIES: dict[str, type] = {
+    "builder": str, "arguments": dict, "stages": list, "full": str, "depths": dict, "norms": str,
+    "status": dict, "exits": dict, "card": dict, "beside": dict,
+}  # fmt: skip
+
+
+def _check_header(header: Mapping[str, Any]) -> None:
+    """Raise ValueError for an entry of another type, and for what only newer versions write."""
+    for name, value in header.items():
+        if name in ENTRIES and not isinstance(value, ENTRIES[name]):
+            raise ValueError(f"its {name} is {value!r:.60}")
+    depths = header.get("depths", {})
+    for depth, blocks in depths.items():
+        if not isinstance(blocks, list) or not all(type(b) is int for b in blocks):
+            raise ValueError(f"the blocks of depth {depth!r} are {blocks!r:.60}")
+    known = depths.keys() | {header.get("full")}
+    if "depths" in header and (missing := known ^ header["status"].keys()):
+        raise ValueError(f"depth {min(map(str, missing))!r} is in one of depths and status alone")
+    card_of(header)

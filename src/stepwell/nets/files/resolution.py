@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from stepwell.nets.files.container import structure_of
 from stepwell.nets.files.nested import Beside, load_both, save
 from stepwell.nets.resolution.chooser import Always, Budget, Choice, Chooser, ResolutionNet
 from stepwell.nets.resolution.resolutions import Resolutions
@@ -47,19 +48,20 @@ def load_resolution(
         raise ValueError(
             f"{path} holds a network of one resolution: `stepwell train drnet` trains one of several"
         )
-    _, about, tensors = beside
-    nested = Resolutions(net, about["sizes"], norms=about["norms"], made_for=made_for)
-    choices = [Choice(*choice) for choice in about["choices"]]
-    count, always, size = len(choices), about.get("always") or 0, about["chooser"]
-    chooser = Always(count, always) if size is None else Chooser(count, size)
-    whole = ResolutionNet(nested, choices, chooser)
-    whole.price.copy_(tensors.pop("price"))
-    whole.costs.copy_(tensors.pop("costs"))
-    of_chooser = [name for name in tensors if name.startswith("chooser/")]
-    chooser.load_state_dict({k.removeprefix("chooser/"): tensors.pop(k) for k in of_chooser})
-    nested.load_own(tensors)
-    whole.budgets = tuple(
-        Budget(price, macs, accuracy, tuple(*shares))
-        for price, macs, accuracy, *shares in about.get("budgets", ())
-    )
-    return whole.eval()
+    with structure_of(Path(path)):
+        _, about, tensors = beside
+        nested = Resolutions(net, about["sizes"], norms=about["norms"], made_for=made_for)
+        choices = [Choice(*choice) for choice in about["choices"]]
+        count, always, size = len(choices), about.get("always") or 0, about["chooser"]
+        chooser = Always(count, always) if size is None else Chooser(count, size)
+        whole = ResolutionNet(nested, choices, chooser)
+        whole.price.copy_(tensors.pop("price"))
+        whole.costs.copy_(tensors.pop("costs"))
+        of_chooser = [name for name in tensors if name.startswith("chooser/")]
+        chooser.load_state_dict({k.removeprefix("chooser/"): tensors.pop(k) for k in of_chooser})
+        nested.load_own(tensors)
+        whole.budgets = tuple(
+            Budget(price, macs, accuracy, tuple(*shares))
+            for price, macs, accuracy, *shares in about.get("budgets", ())
+        )
+        return whole.eval()

@@ -119,6 +119,14 @@ class Weights(nn.Module):
             own = part.state_dict(keep_vars=True)
             part.load_state_dict({k: tensors[names[id(value)]] for k, value in own.items()})
 
+    def not_finite(self) -> str | None:
+        """The name of a parameter, or statistic of a norm, with a value that is NaN or infinite."""
+        for name, value in self._stored().items():
+            learned = isinstance(value, nn.Parameter) or name.endswith(("running_mean", "running_var"))
+            if learned and value.is_floating_point() and not value.isfinite().all():
+                return name
+        return None
+
     def _stored(self) -> dict[str, Tensor]:
         """The stored tensors themselves, by their names in files; a tied tensor has one name."""
         named = dict(self.module.state_dict(keep_vars=True))
