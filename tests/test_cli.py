@@ -1129,7 +1129,7 @@ def test_every_command_has_help_with_examples(stepwell, command):
     assert code == 0
     assert len(out.splitlines()) > 5
     if command != "train":
-        assert f"Example: stepwell {command}" in out
+        assert f"Examples:\n  stepwell {command}" in out
 
 
 def options_of(recipe):
@@ -1143,7 +1143,7 @@ def options_of(recipe):
 def test_every_recipe_has_help_and_says_what_each_flag_means(stepwell, recipe):
     code, out, _ = stepwell("train", recipe, "--help")
     assert code == 0
-    assert f"Example: stepwell train {recipe}" in out
+    assert f"Examples:\n  stepwell train {recipe}" in out
     for name in options_of(load_object(RECIPES[recipe][0])):
         assert f"--{name.replace('_', '-')}" in out
 

@@ -1,5 +1,6 @@
 """Wrong values of flags: one line, exit code 2, and nothing written; of every command and recipe."""
 
+import re
 import typing
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated
@@ -193,3 +194,16 @@ def test_devices_that_are_not_here_are_refused_before_there_is_a_run(monkeypatch
         with pytest.raises(ValueError, match="--devices 3: torch finds 2 of cuda here"):
             Loop(device=device, devices=3).check()
     Loop(device="cpu", devices=3).check()
+
+
+@pytest.mark.parametrize("command", FUNCTIONS)
+def test_help_names_no_type_of_python_and_no_empty_default(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    out = capsys.readouterr().out
+    wrong = r"\b(None|STR|INT|FLOAT|PATH)\b(?!@)|default: \)|default: False|\S[-_]\S+ options"
+    assert not re.search(wrong, out), re.search(wrong, out)
+    shown = re.findall(r"^│ (.*?)\s{2,}(.*?)\s*│$", out, re.MULTILINE)
+    assert shown
+    assert all(words for _, words in shown), shown

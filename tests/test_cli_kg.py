@@ -275,4 +275,4 @@ def test_updates_learn_as_they_do_in_python():
 @pytest.mark.parametrize("command", ["update", "query", "eval"])
 def test_every_command_has_help_with_examples(stepwell, command):
     code, out, _ = stepwell("kg", command, "--help")
-    assert (code, f"Example: stepwell kg {command}" in out) == (0, True)
+    assert (code, f"Examples:\n  stepwell kg {command}" in out) == (0, True)

@@ -89,8 +89,10 @@ def _run(arguments: list[str]) -> None:
         lines = {command: line for command, (_, line) in COMMANDS.items()}
         text = (
             "Train one network, run it at any depth, and teach it by distillation.\n\n"
-            "Start with: stepwell train ekd --data digits --out runs/digits\n\n"
-            "stepwell COMMAND --help shows flags and examples; --version, the version."
+            "Start with:\n"
+            "  stepwell train ekd --data digits --out runs/digits\n"
+            "  stepwell COMMAND --help    (flags and examples of a command)\n"
+            "  stepwell --version"
         )
         show_help("stepwell", lines, arguments, text)
     else:

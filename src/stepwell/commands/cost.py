@@ -34,15 +34,15 @@ def cost(
     Args:
         network: a name (`stepwell list`), a run directory, or the file of a network.
         depths: sub-nets of a network given by name, as for `stepwell train ekd`.
-        size: height and width of the input; a trained network's own, else its family's.
-        num_classes: classes of a network given by name; 1,000 by default.
-        stem: first layers, where the family has two; as in training, small ones below 64 pixels.
-        batch: images at once.
-        save: save the times in the network's file, for this device and number of threads, for
-            `net.for_budget` and `stepwell predict --budget-ms`.
-        accuracy_on: with --save: measure every depth's accuracy again, on this part of the data. By
-            default only unknown accuracies are measured, on the validation part.
-        data: a folder or a name to measure accuracy on; by default the data of the run.
+        size: height and width of the input; by default a trained network's own, else its family's.
+        num_classes: number of classes of a network given by name; 1,000 by default.
+        stem: first layers of a family that has a choice; by default small ones below 64 pixels.
+        batch: number of images at once.
+        save: save the times in the network's file, for this device and number of threads;
+            `stepwell predict --budget-ms` reads them there.
+        accuracy_on: part of the data to measure every accuracy on again, with --save; by default only
+            unknown accuracies are measured, on the validation part.
+        data: images to measure accuracy on: a folder or a name; by default the data of the run.
     """
     trained = Path(network).exists()
     if save and batch != 1:

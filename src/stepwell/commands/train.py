@@ -37,7 +37,7 @@ def train(arguments: list[str]) -> None:
                 raise  # within a phase, which has named its place; or before the first one
             raise KeyboardInterrupt(f"the finished phases are kept in {out}") from None
 
-    more = "--json prints the results as one JSON document."
+    more = "With --json, the results are printed as one JSON document."
     results = call(remembering, f"stepwell train {name}", rest, more)
     if "--json" in arguments:
         print_json(results)

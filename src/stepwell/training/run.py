@@ -168,7 +168,7 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
         if before.get(name) != now.get(name) and not later:
             _refuse_ablation(name, before.get(name), new, out)
             remedy = "resume it with its own arguments, or use another --out"
-            if name in ("epochs", "nest_epochs"):
+            if name.endswith("epochs"):
                 remedy = "its learning rate was planned for those, so " + remedy
                 if "init" in now and (result := out / "net.safetensors").exists():
                     remedy += f", where --init {result} begins with its weights"
