@@ -402,7 +402,7 @@ def test_a_cascade_is_calibrated_kept_and_used(stepwell, trained, tmp_path):
     assert test["full_accuracy"] == found["test"]["20/accuracy"]
     assert load(run / "net.safetensors").card.cascade == validation
     code, out, _ = stepwell("eval", run, "--cascade", "--budget-macs", "1.5e6")
-    assert (code, "cascade: at most 1.5e+06 MACs an image" in out) == (0, True)
+    assert (code, "cascade: at most 1.50 M MACs an image" in out) == (0, True)
     digit_images(tmp_path / "in")
     csv_file = tmp_path / "o.csv"
     code, _, err = stepwell("predict", run, tmp_path / "in", "--cascade", "--csv", csv_file)
@@ -778,7 +778,7 @@ BAD_PAIRS = {
     "nothing before a flag": (["--fidelity", "--json"], "--fidelity: name the teacher after it"),
     "no fidelity": (["--control", "{t}"], "--control and --interpolate need --fidelity"),
     "no teacher": (["--fidelity", "{tmp}/none"], "no teacher '{tmp}/none': name a run directory"),
-    "no run": (["--fidelity", "{tmp}"], "{tmp} is a folder without a run: name a run"),
+    "no run": (["--fidelity", "{tmp}"], "{tmp} is no run directory: name the --out"),
     "no depth": (["--fidelity", "{t}@9"], "no depth '9'; this net has 8"),
     "itself": (["--fidelity", "{s}"], "is the network {s} itself, and has no other depth"),
     "order": (
@@ -975,7 +975,7 @@ BAD = {
         "depth '20' is not shallower than '8'",
     ),
     "patch of what": (["patch", "{tmp}/no", "{tmp}/no", "--out", "{tmp}/x"], "no file"),
-    "report of nothing": (["report", "{tmp}/empty"], "not a run directory"),
+    "report of nothing": (["report", "{tmp}/empty"], "is no run directory"),
     "two reports": (["report", "{run}", "{run}"], "several runs need --out"),
     "verify what": (["verify", "nothing"], "no system 'nothing'"),
     "depth or budget": (

@@ -198,12 +198,12 @@ def test_devices_that_are_not_here_are_refused_before_there_is_a_run(monkeypatch
 
 @pytest.mark.parametrize("command", FUNCTIONS)
 def test_help_names_no_type_of_python_and_no_empty_default(command, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "250")
     with pytest.raises(SystemExit):
         cli.main([*command.split(), "--help"])
     out = capsys.readouterr().out
     wrong = r"\b(None|STR|INT|FLOAT|PATH)\b(?!@)|default: \)|default: False|\S[-_]\S+ options"
     assert not re.search(wrong, out), re.search(wrong, out)
-    shown = re.findall(r"^│ (.*?)\s{2,}(.*?)\s*│$", out, re.MULTILINE)
+    shown = re.findall(r"^. (-.*?)\s{2,}(.*?)\s*.?$", out, re.MULTILINE)
     assert shown
     assert all(words for _, words in shown), shown

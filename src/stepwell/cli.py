@@ -21,7 +21,7 @@ COMMANDS = {
         "list": ("list_", "Name the systems, networks and data sets."),
         "train": ("train", "Train by a recipe, or resume a run."),
         "eval": ("eval_", "Measure accuracy, calibration, churn, MACs and latency."),
-        "cost": ("cost", "Measure params, MACs, memory and milliseconds of every depth."),
+        "cost": ("cost", "Measure params, MACs, memory and milliseconds of every depth or choice."),
         "calibrate": ("calibrate", "Add untrained depths to a network."),
         "predict": ("predict", "Classify images."),
         "export": ("export", "Write depths as files for other programs."),
@@ -100,6 +100,8 @@ def _run(arguments: list[str]) -> None:
 
 
 def _message(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"no file {error.filename}"
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}"

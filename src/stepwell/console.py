@@ -14,7 +14,7 @@ from rich.progress import track as bar
 from rich.table import Table
 from rich.text import Text
 
-from stepwell.measures import MEASURES, Measure, number_in, of_row
+from stepwell.measures import MEASURES, Measure, big, number_in, of_row
 
 
 def show(what: Any, *, style: str | None = None) -> None:
@@ -88,14 +88,6 @@ def written(measure: Measure, value: Any) -> str:
     if measure.unit in forms:
         return forms[measure.unit](value)
     return number_in(measure.unit, value, measure.digits) + " %" * (measure.unit == "percent")
-
-
-def big(number: float) -> str:
-    """A large number with its unit: 1.23 M."""
-    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= scale:
-            return f"{number / scale:.2f} {unit}"
-    return f"{number:.0f}"
 
 
 def sized(unit: str, *values: float) -> list[str]:

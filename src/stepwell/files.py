@@ -12,6 +12,33 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 
+def damaged(path: Path, why: object, remedy: str) -> ValueError:
+    """Give the error about a damaged file."""
+    return ValueError(f"{path} is damaged ({why}): {remedy}")
+
+
+def result_of(run: Path, name: str = "net.safetensors") -> Path:
+    """Give a file that a finished run has in its directory.
+
+    Raises:
+        FileNotFoundError: there is nothing at `run`.
+        ValueError: it is no run directory, or the run is not finished.
+    """
+    file = run / name
+    if file.exists():
+        return file
+    if not run.exists():
+        raise FileNotFoundError(f"no file or run directory {run}")
+    if not (run / "config.json").exists():
+        raise ValueError(
+            f"{run} is no run directory: name the --out folder of a `stepwell train` command"
+        )
+    raise ValueError(
+        f"{run} holds no {name}, so it is no finished run: start its `stepwell train` command again to "
+        "finish it"
+    )
+
+
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """The JSON object in `path`.
 
@@ -24,9 +51,9 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+        raise damaged(path, error, remedy) from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged (it holds no JSON object): {remedy}")
+        raise damaged(path, "it holds no JSON object", remedy)
     return value
 
 

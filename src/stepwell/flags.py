@@ -28,7 +28,7 @@ def flag(metavar: str | None = None, empty: str = "", help: str | None = None) -
 
     Args:
         metavar: a value of the flag; by default its type in a word.
-        empty: the default in words, if it is None or empty; without them the help shows no such default.
+        empty: the default in words, if it is None or empty; without them the help shows none.
         help: help of a flag that several groups or recipes share.
     """
 

@@ -1,13 +1,13 @@
 """`stepwell cost`."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tyro.conf import Positional
 
 from stepwell.commands.arguments import Json
 from stepwell.console import print_json, row_table, show, show_conditions
-from stepwell.kinds import open_network
+from stepwell.kinds import Costs, open_network
 
 COLUMNS = ("blocks", "params", "macs", "peak_bytes", "accuracy", "ms", "ms_low", "ms_high")
 
@@ -25,7 +25,7 @@ def cost(
     data: str | None = None,
     json: Json = False,
 ) -> None:
-    """Measure params, MACs, memory and milliseconds of every depth.
+    """Measure params, MACs, memory and milliseconds of every depth or choice.
 
     Examples:
         stepwell cost resnet34 --depths 18 --size 224
@@ -57,22 +57,22 @@ def cost(
             raise ValueError("--accuracy-on and --data need --save")
         opened = open_network(network, to="cost")
         more = {"batch": None if batch == 1 else batch, "save": save, "data": data}
-        costs, inputs = opened.do("cost", size=size, accuracy_on=accuracy_on, **more)
+        costs: Costs = opened.do("cost", size=size, accuracy_on=accuracy_on, **more)
     else:
         saved = bool(save or accuracy_on or data)
-        costs, inputs = _by_name(network, depths, size, num_classes, stem, batch, saved=saved)
+        costs = _by_name(network, depths, size, num_classes, stem, batch, saved=saved)
     if json:
-        print_json(costs)
+        print_json(costs.rows)
         return
-    show(row_table(f"{network} at {inputs}", COLUMNS, costs))
-    show_conditions(costs)
+    show(row_table(f"{network} at {costs.input}", COLUMNS, costs.rows, row=costs.row))
+    show_conditions(costs.rows)
 
 
 def _by_name(
     name: str, depths: tuple[str, ...], size: int | None, num_classes: int | None,
     stem: Literal["imagenet", "small"] | None, batch: int, *, saved: bool,
-) -> tuple[dict[str, dict[str, Any]], str]:  # fmt: skip
-    """Measure a network with random weights; give the costs of its depths, and its input in words."""
+) -> Costs:  # fmt: skip
+    """Measure the depths of a network with random weights."""
     from stepwell.measure.depths import cost_table
     from stepwell.nets import build, builder_of
     from stepwell.nets.nested.input_size import check_size
@@ -88,4 +88,4 @@ def _by_name(
     arguments = input_arguments(name, size, stem)
     net = build(name, depths, num_classes=num_classes or 1000, **arguments)
     check_size(net, size)
-    return cost_table(net, size, batch=batch), f"{size}×{size}"
+    return Costs(cost_table(net, size, batch=batch), f"{size}×{size}")

@@ -17,8 +17,8 @@ class DistillData(Together):
     """Images that a student is taught on; the teacher labels exactly what the student sees.
 
     Attributes:
-        augment: change of training images: none; standard (crop, and mirror where the data allows it); or standard
-            with rotate (20 degrees), vflip, jitter (of colours) or combined (all of them).
+        augment: change of images: none; standard (crop, and mirror where the data allows it); or
+            standard with rotate (20 degrees), vflip, jitter (of colours) or combined (all of them).
         mix: blend the images of a batch: mixup or cutmix.
         unlabeled: more images without labels: a folder, or a data set (digits).
         unlabeled_share: share of unlabeled images in every batch.

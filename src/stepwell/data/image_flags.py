@@ -20,7 +20,9 @@ class Images:
 
     TITLE: ClassVar = "image"
     size: Annotated[int | None, flag("PIXELS", "their own")] = None
-    flip: Annotated[FlagConversionOff[bool | None], flag("{True,False}", "where the data allows it")] = None
+    flip: Annotated[
+        FlagConversionOff[bool | None], flag("{True,False}", "where the data allows it")
+    ] = None
     part: Annotated[str | None, flag("I/N", "all images")] = None
 
     def check(self) -> None:

@@ -104,7 +104,7 @@ def export_resolution(
         record["weights"] = folders.weights_record(nested, weights)
         rows = []
         for graph in _graphs(net, sample, card):
-            say(f"choice {graph[2]['choice']}: onnx")
+            say(f"writing {graph[0]}")
             rows.append(_write(*graph, weights, sample))
         record["parity"] = _check_loop(net, OpenResolution(place, record), sample)
         folders.write_index(place, before, record, rows)

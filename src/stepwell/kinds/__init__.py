@@ -7,7 +7,7 @@ A module offers those of these names that its kind can do; each takes a `Network
     evaluate(network, **flags)    results, as results.json has them
     predict(network, paths, **flags)    `Predicted`, for files and folders
     export(network, folder, **flags), delta(network, depth, beyond, out)
-    cost(network, **flags)        costs by row, and the input in words
+    cost(network, **flags)        `Costs`
     calibrate(network, depths, **flags)    `Calibrated`
     show_results(results, title, brief=False), show_export(title, result)
     NEXT                          commands to try after a training
@@ -89,6 +89,14 @@ class Predicted(NamedTuple):
     title: str
     row: str = "depth"
     speed: Callable[[], list[str]] | None = None
+
+
+class Costs(NamedTuple):
+    """Costs by row, the input in words, and what the rows are."""
+
+    rows: dict[str, dict[str, Any]]
+    input: str
+    row: str = "depth"
 
 
 class Calibrated(NamedTuple):

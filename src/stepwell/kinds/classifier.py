@@ -174,7 +174,7 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
     show_classes(test)
     show_conditions(costs)
     if "cascade" in results:
-        show_cascade(results["cascade"])
+        show_cascade(results["cascade"], row=rows)
     if "fidelity" in results:
         show_fidelity(results["fidelity"])
 

@@ -18,7 +18,7 @@ def show_churn(churn: Mapping[str, float], *, row: str = "depth") -> None:
     show(table(f"predictions that flip between {row}s", [row, *names], rows))
 
 
-def show_cascade(cascade: Mapping[str, Any]) -> None:
+def show_cascade(cascade: Mapping[str, Any], *, row: str = "depth") -> None:
     """Print a cascade's thresholds, and its accuracy and cost on validation and on test images.
 
     Args:
@@ -28,7 +28,7 @@ def show_cascade(cascade: Mapping[str, Any]) -> None:
     thresholds = [*(f"{t:.4f}" for t in found["thresholds"]), "the rest"]
     shares = ([f"{100 * s:.1f} %" for s in part["shares"]] for part in (found, test))
     rows = zip(found["depths"], thresholds, *shares, strict=True)
-    columns = ["depth", "answers from", "answered, validation", "answered, test"]
+    columns = [row, "answers from", "answered, validation", "answered, test"]
     show(table(f"cascade: {found['goal']}", columns, rows))
     sigma = (found["accuracy"] * (1 - found["accuracy"]) / found["images"]) ** 0.5
     show(

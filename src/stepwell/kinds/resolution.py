@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stepwell.console import big, row_table, say, show, show_conditions
-from stepwell.kinds import Network, Predicted, classifier
+from stepwell.kinds import Costs, Network, Predicted, classifier
 from stepwell.kinds.classifier_tables import show_churn, show_classes
 from stepwell.kinds.resolution_tables import show_budgets, show_choices, show_export
+from stepwell.results import read_results
 
 if TYPE_CHECKING:
     from stepwell.nets.resolution.chooser import ResolutionNet
@@ -23,6 +24,8 @@ __all__ = [
 ]  # fmt: skip
 
 NAME = "a network of several resolutions"
+#: Rows of the nested net inside.
+FULL_SIZE = "depth at full size"
 ADVICE = {
     "calibrate": "a new depth has no norms for its resolutions: name it with --depths when you train"
 }
@@ -52,9 +55,19 @@ def open(path: Path) -> "ResolutionNet":
     return net
 
 
-def at_full_size(network: Network) -> Network:
-    """Give the nested net inside, an image classifier of full-size images."""
-    return network._replace(kind="classifier", net=network.net.net.net)
+def at_full_size(network: Network, *, cascade: bool = False) -> Network:
+    """Give the nested net inside, an image classifier of full-size images.
+
+    Raises:
+        ValueError: a cascade is asked for, and there is one depth.
+    """
+    nested = network.net.net.net
+    if cascade and len(nested.depths) < 2:
+        raise ValueError(
+            f"{network.path} holds {NAME} and one depth, and a cascade needs two: leave --cascade out, "
+            "the network chooses by itself"
+        )
+    return network._replace(kind="classifier", net=nested)
 
 
 def evaluate(
@@ -66,10 +79,12 @@ def evaluate(
     """
     from stepwell.measure import resolution as measuring
     from stepwell.measure.data_parts import parts_of
+    from stepwell.nets.files.kind import network_file
 
     if of_depths:
-        full = at_full_size(network)
-        return classifier.evaluate(full, data=data, budget_macs=budget_macs, **of_depths)
+        full = at_full_size(network, cascade="cascade" in of_depths)
+        results = classifier.evaluate(full, data=data, budget_macs=budget_macs, **of_depths)
+        return results | {"rows": FULL_SIZE}
     net, config = network.net, network.config
     if budget_macs is not None:
         set_budget(net, macs=budget_macs)
@@ -78,9 +93,9 @@ def evaluate(
     table = measuring.choice_table(net, nested.card.size)
     results, _ = measuring.measure_resolution(net, parts.test, table)
     record = results["drnet"]
-    arguments = config.get("arguments", {})
-    if budget_macs is None and arguments.get("schedule") != "resolutions":
-        record["target"] = arguments.get("target")
+    run = network_file(network.path).parent
+    if budget_macs is None and config and (run / "results.json").exists():
+        record["target"] = read_results(run)["drnet"].get("target")
     record["speed"] = measuring.measure_speed(net, measuring.timed_images(parts.test))
     return results
 
@@ -125,8 +140,9 @@ def predict(
     nested = net.net.net
     # a network that never chose has no budgets: a depth fits one
     if cascade or depth in nested.depths or (limits and not net.budgets):
-        full = at_full_size(network)
-        return classifier.predict(full, paths, depth=depth, cascade=cascade, **limits)
+        full = at_full_size(network, cascade=cascade)
+        predicted = classifier.predict(full, paths, depth=depth, cascade=cascade, **limits)
+        return predicted._replace(row=FULL_SIZE)
     if depth is not None:
         net.hold(depth)
         return Predicted([*predict_files(nested, net, expand(paths))], f"choice {depth}", "choice")
@@ -182,6 +198,14 @@ def delta(network: Network, depth: str, beyond: str, out: Path) -> dict[str, Any
     return classifier.delta(at_full_size(network), depth, beyond, out)
 
 
-def cost(network: Network, **flags: Any) -> tuple[dict[str, dict[str, Any]], str]:
-    """Measure the costs of every depth at full size. Flags as for `cost`."""
-    return classifier.cost(at_full_size(network), **flags)
+def cost(network: Network, *, save: bool = False, **saved: Any) -> Costs:
+    """Measure the costs of every choice, or with `save` of every depth at full size."""
+    if save:
+        return classifier.cost(at_full_size(network), save=True, **saved)._replace(row=FULL_SIZE)
+    if saved:
+        flag = next(iter(saved)).replace("_", "-")
+        raise ValueError(f"--{flag} is not for {NAME}, which {network.path} holds: leave it out")
+    from stepwell.measure.resolution import choice_table
+
+    size = network.net.net.net.card.size
+    return Costs(choice_table(network.net, size), f"{size}×{size}", "choice")

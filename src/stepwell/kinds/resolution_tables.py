@@ -61,10 +61,15 @@ def show_export(title: str, result: Mapping[str, Any]) -> None:
         show_depths(title, result)
         return
     rows = [
-        [row["choice"], row["file"], size(row["bytes"]), f"{row['parity']['difference']:.1e}"]
+        [
+            row["file"],
+            row["choice"] if row["file"] in result["choices"] else "",
+            size(row["bytes"]),
+            f"{row['parity']['difference']:.1e}",
+        ]
         for row in result["files"]
     ]
-    show(table(title, ["choice", "file", "size", "largest difference"], rows, words=2))
+    show(table(title, ["file", "choice", "size", "largest difference"], rows, words=2))
     weights, parity = result["weights"], result["parity"]
     show(
         f"all graphs read their weights from {weights['file']} ({size(weights['bytes'])}); the host "

@@ -10,7 +10,9 @@ from stepwell.nets.files.kind import network_file
 from stepwell.teachers import OpenTeacher, open_teacher
 
 Out = Annotated[Path, flag("FOLDER", help="run directory; an unfinished run goes on where it stopped.")]
-Data = Annotated[str, flag("DATA", help="images: class folders in a folder, or a name (`stepwell list`).")]
+Data = Annotated[
+    str, flag("DATA", help="images: class folders in a folder, or a name (`stepwell list`).")
+]
 Net = Annotated[str, flag("NETWORK", help="network to train (`stepwell list`).")]
 Depths = Annotated[
     tuple[str, ...], flag("DEPTH ...", help="sub-nets: a family's name (20), or NAME=BLOCKS,...")
@@ -20,7 +22,8 @@ Calibrated = Annotated[
     flag("DEPTH ...", help="sub-nets added after training, with new norm statistics."),
 ]
 Stages = Annotated[
-    tuple[str, ...], flag("STAGE ...", "the network's own", help='stages of blocks, such as "blocks[0:8]".')
+    tuple[str, ...],
+    flag("STAGE ...", "the network's own", help='stages of blocks, such as "blocks[0:8]".'),
 ]
 Stem = Annotated[
     Literal["auto", "imagenet", "small"],
@@ -36,8 +39,8 @@ TeacherNames = Annotated[
     tuple[str, ...],
     flag(
         "TEACHER ...",
-        help="teacher: run or file (@DEPTH picks a depth), ONNX file, NETWORK=FILE (weights under torchvision's "
-        "or timm's names) or timm/NAME (a download); several teach by their mean.",
+        help="teacher: run or file (@DEPTH picks a depth), ONNX file, NETWORK=FILE (weights under "
+        "torchvision's or timm's names) or timm/NAME (a download); several teach by their mean.",
     ),
 ]
 Mean = tuple[float, float, float]

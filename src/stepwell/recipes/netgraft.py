@@ -126,7 +126,7 @@ def netgraft(
         stepwell train netgraft --teacher runs/alone --keep 1 2 1 --out runs/shrunk
 
     Args:
-        teacher: trained network: run or file (@DEPTH picks a depth), NETWORK=FILE, or a network's name (a download).
+        teacher: trained network: run, file (@DEPTH picks a depth), NETWORK=FILE or name (a download).
         student: network to train (`stepwell list`), unless there is a --keep.
         keep: instead of a student: blocks to keep of each stage of the teacher.
         data: data set whose test part measures the student.

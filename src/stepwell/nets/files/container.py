@@ -15,6 +15,8 @@ import safetensors
 import torch
 from torch import Tensor
 
+from stepwell.files import damaged
+
 #: The `kind` in the header of a knowledge graph's file.
 GRAPH = "stepwell knowledge graph"
 #: Kinds of networks of images, whose files hold a nested net.
@@ -60,7 +62,7 @@ def read_checked(
         )
     expected = header.pop("sha256", None)
     if digest(header, tensors) != expected:
-        raise ValueError(f"{path} is damaged: its checksum does not match. Copy it again")
+        raise damaged(path, "its checksum does not match", "copy it again")
     return header, tensors, metadata
 
 

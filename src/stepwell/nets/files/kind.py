@@ -5,29 +5,17 @@ from pathlib import Path
 
 import safetensors
 
+from stepwell.files import result_of
 from stepwell.nets.files.container import GRAPH
 
 
 def network_file(path: str | Path) -> Path:
     """Give the file of the network at `path`: a run directory, or the file itself.
 
-    Raises FileNotFoundError if there is nothing, and ValueError if the run is not finished.
+    Errors as for `result_of`.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no file or run directory {path}")
-    file = path / "net.safetensors" if path.is_dir() else path
-    if not file.exists() and not (path / "config.json").exists():
-        raise ValueError(
-            f"{path} is no run directory: name the --out folder of a `stepwell train` command, or a "
-            "network's file"
-        )
-    if not file.exists():
-        raise ValueError(
-            f"{path} holds no net.safetensors, so it is no finished run: start its `stepwell train` "
-            "command again to finish it"
-        )
-    return file
+    return path if path.is_file() else result_of(path)
 
 
 def kind_of(path: str | Path) -> str:

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Mapping
 
+from stepwell.measures import in_words
 from stepwell.nets.card import Card
 
 #: Measurements of a depth: "ms", "macs" and "accuracy", where they are known.
 Row = dict[str, float]
-UNITS = {"ms": "ms an image", "macs": "MACs an image", "accuracy": "accuracy"}
+KNOWN = ("ms", "macs", "accuracy")
 
 
 def choose_depth(
@@ -77,7 +78,7 @@ def check_share(accuracy: float | None) -> None:
 
 def _row(card: Card, depth: str, device: str) -> Row:
     known = card.costs.get(depth, {}) | card.latency.get(device, {}).get(depth, {})
-    return {name: float(known[name]) for name in UNITS if name in known}
+    return {name: float(known[name]) for name in KNOWN if name in known}
 
 
 def _fits(row: Row, limits: Row) -> bool:
@@ -88,7 +89,7 @@ def _fits(row: Row, limits: Row) -> bool:
 def _nothing_fits(rows: Mapping[str, Row], limits: Row, cost: str) -> str:
     """The error message: the cheapest depth for limits of cost, the most accurate for accuracy."""
     bounds = [
-        f"{'at least' if n == 'accuracy' else 'at most'} {limit:g} {UNITS[n]}"
+        f"{'at least' if n == 'accuracy' else 'at most'} {in_words(n, limit)}"
         for n, limit in limits.items()
     ]
     ends = []
@@ -97,7 +98,7 @@ def _nothing_fits(rows: Mapping[str, Row], limits: Row, cost: str) -> str:
     if "accuracy" in limits:
         ends.append(("most accurate", max(rows, key=lambda d: rows[d]["accuracy"])))
     parts = [
-        f"the {what}, {depth}, has " + ", ".join(f"{rows[depth][n]:.4g} {UNITS[n]}" for n in limits)
+        f"the {what}, {depth}, has " + ", ".join(in_words(n, rows[depth][n]) for n in limits)
         for what, depth in ends
     ]
     return f"no depth has {' and '.join(bounds)}; {'; '.join(parts)}"
