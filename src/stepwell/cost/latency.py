@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 
@@ -51,7 +52,7 @@ def measure_latencies(
 
 def time_each(
     calls: Mapping[str, Callable[[Tensor], Tensor]],
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Shaped[Tensor, "..."]],
     *,
     seconds: float = 2.0,
     warmup: int = 5,
@@ -89,7 +90,7 @@ def mean_of_medians(times: Sequence[float], who: Sequence[int]) -> float:
     return sum(len(g) * statistics.median(g) for g in groups.values()) / len(times)
 
 
-def synchronised(output: Tensor) -> Tensor:
+def synchronised(output: Shaped[Tensor, "..."]) -> Tensor:
     """Wait for `output` on a GPU, whose calls return before the work is done, and return it."""
     if output.is_cuda:
         torch.cuda.synchronize(output.device)

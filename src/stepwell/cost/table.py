@@ -5,9 +5,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from stepwell.cost.flops import count_macs
+from stepwell.cost.flops import Inputs, count_macs
 from stepwell.cost.latency import measure_latencies, synchronised
 from stepwell.cost.memory import peak_bytes
 from stepwell.train_mode import in_eval_mode
@@ -16,7 +16,7 @@ from stepwell.train_mode import in_eval_mode
 ROUNDS = 5
 
 
-def cost_of(module: nn.Module, x: Tensor, *, seconds: float = 0.5) -> dict[str, Any]:
+def cost_of(module: nn.Module, x: Inputs, *, seconds: float = 0.5) -> dict[str, Any]:
     """Costs of one forward pass of `module` on the batch `x`, without gradients.
 
     Returns:
@@ -27,7 +27,7 @@ def cost_of(module: nn.Module, x: Tensor, *, seconds: float = 0.5) -> dict[str, 
 
 
 def costs_of(
-    modules: Mapping[str, nn.Module], x: Tensor, *, seconds: float = 0.5
+    modules: Mapping[str, nn.Module], x: Inputs, *, seconds: float = 0.5
 ) -> dict[str, dict[str, Any]]:
     """Costs of several networks by name, as in `cost_of`; timed in turns, for `seconds` each."""
     batch = len(x)
@@ -52,5 +52,5 @@ def costs_of(
     }
 
 
-def _run(module: nn.Module, x: Tensor) -> None:
+def _run(module: nn.Module, x: Inputs) -> None:
     synchronised(module(x))

@@ -8,16 +8,15 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from torch import Tensor
-
 from stepwell.export.onnx import require_onnx
 from stepwell.files import write_whole
+from stepwell.types import Images
 
 #: Number of training images for the scales of activations, and the batch size for them.
 CALIBRATION, BATCH = 256, 32
 
 
-def export_int8(model: Path, path: Path, images: Tensor) -> None:
+def export_int8(model: Path, path: Path, images: Images) -> None:
     """Write the int8 version of an exported ONNX depth.
 
     QDQ format. Weights are signed, with a scale for each output channel, and use seven of the eight

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stepwell.export.card import about
 from stepwell.export.check import Parity, compare
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
 from stepwell.nets.files.onnx import file_sha256, require, runner, session
+from stepwell.types import Images
 
 #: The data types of safetensors that a network's weights may have, by their name in ONNX.
 TYPES = {
@@ -37,7 +38,7 @@ class Range(NamedTuple):
 
 
 def export_onnx(
-    net: NestedNet, depth: str, path: Path, images: Tensor, *, weights: Path | None = None
+    net: NestedNet, depth: str, path: Path, images: Images, *, weights: Path | None = None
 ) -> Parity:
     """Write one depth as an ONNX file of any batch size, and check it with onnxruntime.
 
@@ -60,7 +61,7 @@ def export_onnx(
 
 
 def write_onnx(
-    plain: nn.Module, path: Path, images: Tensor, described: Mapping[str, Any],
+    plain: nn.Module, path: Path, images: Images, described: Mapping[str, Any],
     names: Mapping[str, str], weights: Path | None,
 ) -> Parity:  # fmt: skip
     """Write a plain network as an ONNX file of any batch size, checked with onnxruntime before.
@@ -115,7 +116,7 @@ def require_onnx() -> None:
     require("onnx", "onnxruntime", "onnxscript")
 
 
-def _graph(plain: nn.Module, images: Tensor) -> Any:
+def _graph(plain: nn.Module, images: Images) -> Any:
     """The ONNX model of a plain network, for any batch size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals

@@ -6,18 +6,18 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from stepwell.export.card import about
 from stepwell.export.check import Parity, compare
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
+from stepwell.types import Images
 
 #: The entry of the file that holds class names, size, mean and std as JSON.
 CARD = "stepwell.json"
 
 
-def export_pt2(net: NestedNet, depth: str, path: Path, images: Tensor) -> Parity:
+def export_pt2(net: NestedNet, depth: str, path: Path, images: Images) -> Parity:
     """Write one depth as a program that `torch.export.load(path).module()` runs at any batch size.
 
     The file's entry "stepwell.json" holds class names, size, mean and std. Nothing is written unless

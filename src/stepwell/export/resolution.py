@@ -24,6 +24,7 @@ from stepwell.nets.files.onnx import open_onnx, runner
 from stepwell.nets.files.resolution import save_resolution
 from stepwell.nets.nested.cascade import Answer
 from stepwell.nets.resolution.chooser import Chooser, ResolutionNet, gathered
+from stepwell.types import Images
 
 CHOOSER = "chooser.onnx"
 
@@ -166,7 +167,7 @@ class OpenResolution:
         self._chooser = runner(open_onnx(folder / CHOOSER))
         self._graphs = [runner(open_onnx(folder / file)) for file in index["choices"]]
 
-    def __call__(self, images: Tensor | np.ndarray) -> Answer:
+    def __call__(self, images: Images | np.ndarray) -> Answer:
         """Give logits of normalised images of full size, and the index of each image's choice."""
         images = torch.as_tensor(images)
         if not len(images):

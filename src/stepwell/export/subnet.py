@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 
 import torch
+from jaxtyping import Shaped
 from safetensors.torch import load, save
 from torch import Tensor
 
 from stepwell.export.check import Parity, compare
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
+from stepwell.types import Images
 
 
-def export_safetensors(net: NestedNet, depth: str, path: Path, images: Tensor) -> Parity:
+def export_safetensors(net: NestedNet, depth: str, path: Path, images: Images) -> Parity:
     """Write one depth as a safetensors file that its plain network strict-loads.
 
     The header's string "stepwell_card" holds class names, input size, mean and std as JSON. Nothing is
@@ -40,7 +42,7 @@ def plain_bytes(net: NestedNet, depth: str) -> bytes:
     return save(plain_tensors(net, depth), plain_metadata(net))
 
 
-def plain_tensors(net: NestedNet, depth: str) -> dict[str, Tensor]:
+def plain_tensors(net: NestedNet, depth: str) -> dict[str, Shaped[Tensor, "..."]]:
     """The tensors of one depth's plain network under its own names, on the CPU.
 
     A tied tensor stands under each of its names, as the plain network loads it.

@@ -16,6 +16,7 @@ from stepwell.nets import NestedNet
 from stepwell.nets.nested.cascade import Cascade
 from stepwell.nets.resolution.chooser import ResolutionNet
 from stepwell.train_mode import in_eval_mode
+from stepwell.types import Images
 
 
 class Prediction(NamedTuple):
@@ -86,7 +87,7 @@ def predict_files(
             yield prediction
 
 
-def as_batch(net: NestedNet, files: Sequence[Path]) -> Tensor:
+def as_batch(net: NestedNet, files: Sequence[Path]) -> Images:
     """Read images as a batch (n, 3, size, size), sized and normalised for `net`.
 
     Raises:
