@@ -40,14 +40,7 @@ def result_of(run: Path, name: str = "net.safetensors") -> Path:
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in `path`.
-
-    Args:
-        remedy: the fix that the message suggests.
-
-    Raises:
-        ValueError: the file is damaged, or holds no JSON object.
-    """
+    """The JSON object in `path`; ValueError, which suggests the `remedy`, if it is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -86,12 +86,7 @@ def _number_or_name(
 
 
 def show_help(prog: str, lines: dict[str, str], arguments: Sequence[str], text: str) -> None:
-    """Print the help of a group of commands.
-
-    Args:
-        lines: by command, what it does.
-        arguments: such as --help.
-    """
+    """Print the help of a group of commands: by command, what it does."""
 
     def stub(line: str) -> Callable[[], None]:
         def command() -> None: ...
@@ -119,11 +114,7 @@ def description(function: Callable[..., Any]) -> str:
 
 
 def check_place(flag: str, path: Path) -> None:
-    """Refuse a file to write that is a folder, or that lies in no folder.
-
-    Raises:
-        ValueError: the message begins with `flag`.
-    """
+    """Refuse a file to write that is a folder, or that lies in no folder, by the name of its flag."""
     if path.is_dir():
         raise ValueError(f"{flag} {path} is a folder: name a file")
     if not path.parent.is_dir():

@@ -16,12 +16,9 @@ from stepwell.cost import measure_latencies
 from stepwell.cost.table import ROUNDS
 from stepwell.data import Batches
 from stepwell.evaluation import evaluate
-from stepwell.export.card import about
 from stepwell.export.check import Sample, take
-from stepwell.export.int8 import CALIBRATION, export_int8
-from stepwell.export.onnx import export_onnx, ranges, require_onnx
-from stepwell.export.program import export_pt2
-from stepwell.export.subnet import export_safetensors, plain_bytes
+from stepwell.export.onnx import CALIBRATION, export_int8, export_onnx, ranges, require_onnx
+from stepwell.export.subnet import about, export_pt2, export_safetensors, plain_bytes
 from stepwell.files import locked, sync_folder, write_whole
 from stepwell.nets import NestedNet
 from stepwell.nets.files.container import digest
@@ -173,12 +170,8 @@ def named_by_content(file: Path) -> Path:
 def put_in_place(folder: Path) -> Iterator[Path]:
     """Give a temporary folder, whose files move to `folder` at the end: weights, graphs, index.
 
-    Then weights without a graph that points at them are removed. One process exports to a folder at a
-    time.
-
-    Raises:
-        ValueError: `folder` is a file.
-        OSError: another process is exporting to it.
+    Then weights without a graph that points at them are removed. ValueError if `folder` is a file, and
+    OSError while another process is exporting to it.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder")

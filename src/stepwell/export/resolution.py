@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from stepwell.export import folder as folders
-from stepwell.export.card import about
 from stepwell.export.check import TOLERANCE, Sample
 from stepwell.export.onnx import require_onnx, write_onnx
+from stepwell.export.subnet import about
 from stepwell.files import read_json
 from stepwell.nets.files.nested import BESIDE, digest
 from stepwell.nets.files.onnx import open_onnx, runner

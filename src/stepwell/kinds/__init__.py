@@ -113,32 +113,20 @@ class Calibrated(NamedTuple):
 
 
 def kind_module(kind: str) -> ModuleType:
-    """Import the module of a kind.
-
-    Raises:
-        ValueError: this version does not know the kind.
-    """
+    """Import the module of a kind; ValueError if this version does not know it."""
     if kind not in KINDS:
         raise ValueError(f"no kind of network {kind!r} in this version of Stepwell: upgrade")
     return importlib.import_module(KINDS[kind])
 
 
 def sections_of(kind: str) -> list[Callable[..., str]]:
-    """Import the sections of a kind's report page, in order.
-
-    Raises:
-        ValueError: this version does not know the kind.
-    """
+    """Import the sections of a kind's report page, in order; errors as for `kind_module`."""
     places = (path.partition(":") for path in kind_module(kind).SECTIONS)
     return [getattr(importlib.import_module(module), name) for module, _, name in places]
 
 
 def ability(path: Path, kind: str, name: str) -> Callable[..., Any]:
-    """Give a function of a kind.
-
-    Raises:
-        ValueError: the kind of the network at `path` has no such function; the message says what to do.
-    """
+    """Give a function of a kind; ValueError, which says what to do, if the kind lacks it."""
     module = kind_module(kind)
     function: Callable[..., Any] | None = getattr(module, name, None)
     if function is None:

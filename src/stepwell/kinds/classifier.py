@@ -42,11 +42,7 @@ EVALUATED = (
 
 
 def open(path: Path) -> "NestedNet":
-    """Read the network of a run directory or a file.
-
-    Raises:
-        FileNotFoundError, ValueError: as for `stepwell.load`; or its card names no classes or size.
-    """
+    """Read the network of a run or a file; errors as for `stepwell.load` and `check_card`."""
     from stepwell.nets.files.nested import load
 
     net = load(path)
@@ -55,11 +51,7 @@ def open(path: Path) -> "NestedNet":
 
 
 def check_card(path: Path, net: "NestedNet") -> None:
-    """Check that a network's card names its classes and its input size.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Check that a network's card names its classes and its input size; ValueError if not."""
     if not net.card.classes or not net.card.size:
         raise ValueError(
             f"{path} does not say its classes and input size: set net.card = "
@@ -208,11 +200,7 @@ def budget_of(limits: Mapping[str, float]) -> dict[str, float]:
 
 
 def depth_within(net: "NestedNet", budget: Mapping[str, float], path: Path) -> str:
-    """Choose the depth for a budget; costs that the file does not know are measured first.
-
-    Args:
-        budget: "ms", "macs", "accuracy", as for `NestedNet.for_budget`.
-    """
+    """Choose the depth for a budget, as `for_budget`; unknown costs are measured first."""
     from stepwell.device import device_name
     from stepwell.measure.depths import cost_table
 

@@ -42,12 +42,7 @@ EVALUATED = ("params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
 
 
 def open(path: Path) -> "ResolutionNet":
-    """Read the network of a run directory or a file.
-
-    Raises:
-        FileNotFoundError, ValueError: as for `stepwell.load_resolution`; or its card names no classes
-            or size.
-    """
+    """Read the network of a run or a file; errors as for `load_resolution` and `check_card`."""
     from stepwell.nets.files.resolution import load_resolution
 
     net = load_resolution(path)
@@ -56,11 +51,7 @@ def open(path: Path) -> "ResolutionNet":
 
 
 def at_full_size(network: Network, *, cascade: bool = False) -> Network:
-    """Give the nested net inside, an image classifier of full-size images.
-
-    Raises:
-        ValueError: a cascade is asked for, and there is one depth.
-    """
+    """Give the nested net inside, an image classifier of full-size images."""
     nested = network.net.net.net
     if cascade and len(nested.depths) < 2:
         raise ValueError(

@@ -7,24 +7,15 @@ import importlib
 from typing import Any
 
 RECIPES: dict[str, tuple[str, str]] = {
-    "ekd": (
-        "stepwell.recipes.ekd:ekd",
-        "a nested network: all depths in one run, the full net teaching (DDNN + EKD)",
-    ),
-    "supervised": ("stepwell.recipes.supervised:supervised", "one network on labels alone"),
-    "drnet": (
-        "stepwell.recipes.drnet:drnet",
-        "a network that chooses the resolution of each image, and maybe its depth",
-    ),
-    "netgraft": (
-        "stepwell.recipes.netgraft:netgraft",
-        "a student from a trained teacher and a few images without labels, block by block",
-    ),
-    "dkge": (
-        "stepwell.recipes.dkge:dkge",
-        "vectors of a knowledge graph, which `stepwell kg` updates as it changes",
-    ),
-    "distill": ("stepwell.recipes.distill:distill", "a student from a trained teacher, offline"),
+    name: (f"stepwell.recipes.{name}:{name}", line)
+    for name, line in {
+        "ekd": "a nested network: all depths in one run, the full net teaching (DDNN + EKD)",
+        "supervised": "one network on labels alone",
+        "drnet": "a network that chooses the resolution of each image, and maybe its depth",
+        "netgraft": "a student from a trained teacher and a few images without labels, block by block",
+        "dkge": "vectors of a knowledge graph, which `stepwell kg` updates as it changes",
+        "distill": "a student from a trained teacher, offline",
+    }.items()
 }
 
 

@@ -54,11 +54,7 @@ class Losses(flags.Losses):
     hint_stages: Annotated[tuple[str, ...], flag("S ...", "all")] = ()
 
     def check(self) -> None:
-        """Refuse stages of a loss without weight.
-
-        Raises:
-            ValueError: there are such stages.
-        """
+        """Refuse stages of a loss without weight."""
         for name in ("hint", "attention"):
             if (stages := getattr(self, f"{name}_stages")) and not getattr(self, name):
                 raise ValueError(f"--{name}-stages {' '.join(stages)}: give a weight, --{name}")

@@ -78,14 +78,7 @@ class Choosing:
     target: float = 0.6
 
     def image_size(self, size: int | None) -> int | None:
-        """The size of the images: the largest resolution, if there are any.
-
-        Args:
-            size: the size that the user gives.
-
-        Raises:
-            ValueError: a resolution is below 1 or named twice; `size` differs.
-        """
+        """The size of the images: the largest resolution, else `size`; ValueError if they disagree."""
         if not self.sizes:
             return size
         check_sizes(self.sizes)

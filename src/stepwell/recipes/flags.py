@@ -18,8 +18,7 @@ Depths = Annotated[
     tuple[str, ...], flag("DEPTH ...", help="sub-nets: a family's name (20), or NAME=BLOCKS,...")
 ]
 Calibrated = Annotated[
-    tuple[str, ...],
-    flag("DEPTH ...", help="sub-nets added after training, with new norm statistics."),
+    tuple[str, ...], flag("DEPTH ...", help="sub-nets added after training, with new norm statistics.")
 ]
 Stages = Annotated[
     tuple[str, ...],
@@ -60,11 +59,7 @@ class TeacherImages:
     teacher_std: Annotated[Mean | None, flag("R G B", "its own")] = None
 
     def open(self, names: Sequence[str]) -> OpenTeacher:
-        """The teachers of these names, opened.
-
-        Raises:
-            ValueError: as for `open_teacher`.
-        """
+        """The teachers of these names, opened; errors as for `open_teacher`."""
         return open_teacher(names, mean=self.teacher_mean, std=self.teacher_std)
 
 

@@ -14,10 +14,7 @@ OnDrop = Literal["warn", "rollback"]
 def watch_full_net(
     net: NestedNet, task: Task, max_drop: float, start: Start | None, *, trained: bool
 ) -> "FullNetWatch | None":
-    """A watch over a full net that is `trained` before its sub-nets are; else none.
-
-    A warning says so if the net comes from `start` and its accuracy cannot be compared.
-    """
+    """A watch over a full net that is `trained` before its sub-nets are; else none, with a warning."""
     if start is not None and not (trained and task.validation):
         reason = (
             "there is no validation part: set --val-fraction above 0"

@@ -62,11 +62,7 @@ class FewImages(Images):
     views: int = 64
 
     def check(self) -> None:
-        """Refuse a part that does not exist, or a part of images that are not used.
-
-        Raises:
-            ValueError: either.
-        """
+        """Refuse a part that does not exist, or a part of images that are not used."""
         super().check()
         if self.part is not None and self.unlabeled is not None:
             raise ValueError(

@@ -33,11 +33,7 @@ class Prediction(NamedTuple):
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """List files, and every image in folders.
-
-    Raises:
-        ValueError: a path does not exist, or a folder holds no image.
-    """
+    """List files, and every image in folders; ValueError if there is none."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -88,11 +84,7 @@ def predict_files(
 
 
 def as_batch(net: NestedNet, files: Sequence[Path]) -> Images:
-    """Read images as a batch (n, 3, size, size), sized and normalised for `net`.
-
-    Raises:
-        ValueError: one cannot be read.
-    """
+    """Read images as a batch, sized and normalised for `net`; ValueError if one cannot be read."""
     images = torch.stack([read_image(file, net.card.size) for file in files])
     return normalise(images, net.card.mean, net.card.std)
 

@@ -70,11 +70,7 @@ class Task(NamedTuple):
 
 
 def read_splits(data: str, out: Path, images: Images) -> Splits:
-    """The images of `data`, at the size that `images` names.
-
-    Raises:
-        ValueError: `data` cannot be trained on, or `out` lies in it.
-    """
+    """The images of `data`, at the size that `images` names; ValueError if `out` lies in `data`."""
     check_outside(data, out)
     splits = load_images(data, images.size)
     for note in splits.notes:
@@ -158,25 +154,14 @@ def prepare_images(
 def open_task(
     recipe: str, out: Path, loop: Loop, arguments: Mapping[str, Any], inputs: Inputs
 ) -> Iterator[Task]:
-    """Open the run directory of a recipe.
-
-    Args:
-        arguments: the content of config.json: the recipe's arguments by flag.
-
-    Raises:
-        ValueError, OSError: as for `Run.start`.
-    """
+    """Open the run directory of a recipe; errors as for `Run.start`."""
     teacher = "/".join(inputs.weights) or None
     with Run.start(out, recipe, arguments, data=inputs.about, teacher=teacher) as run:
         yield Task(run, *inputs[:4], device_of(loop))
 
 
 def untrained_depths(net: NestedNet, depths: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Blocks per stage of depths that are added to `net` after its training.
-
-    Raises:
-        ValueError: the network cannot have such a depth.
-    """
+    """Blocks per stage of depths that are added after the training; ValueError if one cannot be."""
     assert net.builder is not None
     name, arguments = net.builder
     own = {"stages": arguments["stages"]} if "stages" in arguments else {}
@@ -194,11 +179,7 @@ def tell_measuring(task: Task) -> None:
 
 
 def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:
-    """The builder's arguments for images of `size` pixels: the stem, where there is a choice.
-
-    Raises:
-        ValueError: no such network, or it has no choice.
-    """
+    """The builder's arguments for images of `size` pixels: the stem, where there is a choice."""
     builder = builder_of(net)
     arguments: dict[str, Any] = {}
     if builder.stems:

@@ -59,11 +59,7 @@ def validate_chosen(
 
 
 def set_price(net: ResolutionNet, task: Task, target: float, most: float) -> None:
-    """Set the cost penalty that spends the target, and record other penalties, on the validation part.
-
-    Args:
-        most: the costliest choice's MACs.
-    """
+    """Set the cost penalty that spends the target share of `most` MACs, and record other penalties."""
     part = task.validation
     if part is None:
         warnings.warn(
