@@ -110,13 +110,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def locked(file: Path, what: Path, instead: str = "use another --out") -> FileLock:
-    """Take the lock `file` on `what`; it is held until released, or until the process ends.
+    """Take the lock `file` on `what`, until released or the process ends; OSError if another holds it.
 
     Args:
         instead: the alternative to waiting that the message suggests.
-
-    Raises:
-        OSError: another process holds the lock.
     """
     lock = FileLock(file)
     try:

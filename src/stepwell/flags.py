@@ -40,14 +40,7 @@ def flag(metavar: str | None = None, empty: str = "", help: str | None = None) -
 
 
 def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's arguments as config.json has them; wrong values are refused before time is spent.
-
-    Args:
-        arguments: by parameter; a group with a method `check` is asked to check itself.
-
-    Raises:
-        ValueError: a number is out of range, or a group refuses its values.
-    """
+    """A recipe's arguments as config.json has them; ValueError for wrong values."""
     check_numbers(arguments)
     flat: dict[str, Any] = {}
     for name, value in arguments.items():

@@ -79,11 +79,7 @@ def time_each(
 
 
 def mean_of_medians(times: Sequence[float], who: Sequence[int]) -> float:
-    """The mean of the groups' median times, weighted by size; medians remove the clock's outliers.
-
-    Args:
-        who: the group of each time; entries beyond the last time are ignored.
-    """
+    """The mean of the groups' median times, weighted by size; `who` gives the group of each time."""
     groups: dict[int, list[float]] = {}
     for ms, group in zip(times, who, strict=False):
         groups.setdefault(group, []).append(ms)

@@ -59,10 +59,9 @@ def check_images(net: NestedNet, run: Path) -> Sample:
 def compare(
     plain: nn.Module, exported: Callable[[Images], Logits], images: Images, what: str
 ) -> Parity:
-    """Compare the exported program with the network on `images`, as a batch and on the first alone.
+    """Compare the exported program with the network, on a batch and on its first image alone.
 
-    Raises:
-        ValueError: fewer than two images; a logit differs by more than `TOLERANCE` allows.
+    ValueError if there are fewer than two images, or a logit differs by more than `TOLERANCE` allows.
     """
     if len(images) < 2:
         raise ValueError("checking an export takes at least two images")

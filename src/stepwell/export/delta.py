@@ -63,9 +63,7 @@ def export_delta(net: NestedNet, depth: str, beyond: str, path: Path) -> Delta:
 
 
 def apply_delta(base_file: str | Path, delta_file: str | Path, out: str | Path) -> Path:
-    """Write the deeper depth's plain weights from a delta and its base.
-
-    The file is identical to the deeper depth's export as safetensors.
+    """Write the deeper depth's plain weights, as its export is, from a delta and its base.
 
     Raises:
         FileNotFoundError: a file is missing.

@@ -68,17 +68,13 @@ def write_onnx(
     plain: nn.Module, path: Path, images: Images, described: Mapping[str, Any],
     names: Mapping[str, str], weights: Path | None,
 ) -> Parity:  # fmt: skip
-    """Write a plain network as an ONNX file of any batch size, checked with onnxruntime before.
+    """Write a plain network as an ONNX file, checked with onnxruntime before; errors as `export_onnx`.
 
     Args:
         plain: takes images to logits.
-        images: normalised images to check on; at least two.
         described: the file's metadata.
         names: the name in `weights` of each tensor of the network.
         weights: a file in the folder of `path` for the initialisers to point into, or None.
-
-    Raises:
-        ValueError, ImportError: as for `export_onnx`.
     """
     require_onnx()
     import onnx
@@ -107,9 +103,6 @@ def export_int8(model: Path, path: Path, images: Images) -> None:
     Args:
         model: the depth as `export_onnx` wrote it, with any external weights in place.
         images: normalised training images, without augmentation.
-
-    Raises:
-        ImportError: the extra `onnx` is not installed.
     """
     require_onnx()
     import onnx

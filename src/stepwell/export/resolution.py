@@ -30,12 +30,7 @@ CHOOSER = "chooser.onnx"
 
 
 class Resized(nn.Module):
-    """A network that takes images of another size than its own.
-
-    Args:
-        net: takes images of `size`.
-        full: height and width of the images that come.
-    """
+    """A network that takes images of `full` pixels, and resizes them to its own `size`."""
 
     def __init__(self, net: nn.Module, full: int, size: int) -> None:
         super().__init__()
@@ -70,19 +65,8 @@ def export_resolution(
     """Write a resolution network to `folder`: its file, one graph per choice, and the chooser.
 
     Each graph is checked on `sample`, and so is the host loop (`OpenResolution`) over all of them,
-    before anything is put in place. `export.json` has all that another host loop needs.
-
-    Args:
-        say: gets a line about each long step.
-
-    Returns:
-        The content of `export.json`.
-
-    Raises:
-        ValueError: there is no trained chooser; a graph or the loop gives other logits than the
-            network; `folder` is a file, or holds another network's export.
-        OSError: another process is exporting to it.
-        ImportError: the extra `onnx` is not installed.
+    before anything is put in place. Gives the content of `export.json`, which has all that another host
+    loop needs. Errors as for `export_folder`; ValueError too if there is no trained chooser.
     """
     require_onnx()
     if not isinstance(net.chooser, Chooser):
@@ -150,10 +134,6 @@ class OpenResolution:
     Args:
         folder: written by `export_resolution`.
         index: content of its export.json, if that is not written yet.
-
-    Raises:
-        FileNotFoundError, ValueError: a file is missing or damaged.
-        ImportError: the extra `onnx` is not installed.
     """
 
     def __init__(self, folder: str | Path, index: Mapping[str, Any] | None = None) -> None:

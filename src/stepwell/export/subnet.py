@@ -56,13 +56,7 @@ def export_pt2(net: NestedNet, depth: str, path: Path, images: Images) -> Parity
     """Write one depth as a program that `torch.export.load(path).module()` runs at any batch size.
 
     The file's entry "stepwell.json" holds class names, size, mean and std. Nothing is written unless
-    the reloaded program gives the network's logits.
-
-    Args:
-        images: normalised images for the check; at least two, preferably real ones.
-
-    Raises:
-        ValueError: the depth was never trained or calibrated; fewer than two images; other logits.
+    the reloaded program gives the network's logits. Arguments and errors as for `export_safetensors`.
     """
     net.require_ready(depth)
     plain = net.subnet(depth).cpu().eval()

@@ -238,11 +238,7 @@ def export(
 def sample_of(network: Network, data: str | None, *, calibrated: bool = False) -> tuple[Any, Any]:
     """Give images to check an export on, and the parts of the data if they can be read.
 
-    Args:
-        calibrated: the export also needs training images.
-
-    Raises:
-        ValueError: `data` cannot be used, or is needed.
+    ValueError if `data` cannot be used, or if `calibrated` images of the training are missing.
     """
     from stepwell.export import Sample, check_images, take
     from stepwell.measure.data_parts import parts_of

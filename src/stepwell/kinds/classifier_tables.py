@@ -19,11 +19,7 @@ def show_churn(churn: Mapping[str, float], *, row: str = "depth") -> None:
 
 
 def show_cascade(cascade: Mapping[str, Any], *, row: str = "depth") -> None:
-    """Print a cascade's thresholds, and its accuracy and cost on validation and on test images.
-
-    Args:
-        cascade: "validation", as `calibrate_cascade` gives it, and "test", as `measure_cascade` does.
-    """
+    """Print a cascade's thresholds, accuracy and cost on validation and on test images."""
     found, test = cascade["validation"], cascade["test"]
     thresholds = [*(f"{t:.4f}" for t in found["thresholds"]), "the rest"]
     shares = ([f"{100 * s:.1f} %" for s in part["shares"]] for part in (found, test))

@@ -24,11 +24,8 @@ def train(recipe: str, **flags: Any) -> dict[str, Any]:
 
     `train("ekd", data="digits", out=Path("runs/digits"), epochs=10)`
 
-    It also takes what only studies set (a recipe's `ablation`), by name: `norms="shared"`.
-
-    Raises:
-        ValueError: no such recipe; a wrong value.
-        TypeError: the recipe has no such flag.
+    It also takes what only studies set (a recipe's `ablation`), by name: `norms="shared"`. ValueError
+    for a wrong value, TypeError for an unknown flag.
     """
     from stepwell.flags import call
 

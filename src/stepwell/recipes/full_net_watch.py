@@ -30,10 +30,7 @@ def watch_full_net(
 class FullNetWatch:
     """Compare a trained full net's validation accuracy before and after its sub-nets train.
 
-    Make it before that training: it measures the full net and remembers its weights.
-
-    Args:
-        max_drop: points of accuracy (percent) that the full net may lose.
+    Made before that training, it remembers the weights; `max_drop` are points of accuracy (percent).
     """
 
     def __init__(self, net: NestedNet, task: Task, max_drop: float) -> None:

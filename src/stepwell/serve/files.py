@@ -52,11 +52,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
 def predict_files(
     net: NestedNet, by: str | Cascade | ResolutionNet, files: Sequence[Path], batch_size: int = 64
 ) -> Iterator[Prediction]:
-    """Classify image files in order; an unreadable file gives its error.
-
-    Args:
-        by: the depth that predicts, a cascade of `net`, or the resolution network around `net`.
-    """
+    """Classify image files in order, by `by`; an unreadable file gives its error."""
     if isinstance(by, str):
         net.require_ready(by)
     if not net.card.classes:

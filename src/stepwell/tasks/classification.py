@@ -83,15 +83,12 @@ def start_network(
     stem: Literal["auto", "imagenet", "small"] = "auto", norms: NormSharing = "private",
     init: Literal["pretrained"] | Path | None = None,
 ) -> tuple[NestedNet, Start | None]:  # fmt: skip
-    """Build the network for some data, with its initial weights.
+    """Build the network for some data, with its initial weights, and a record of these.
 
     Args:
         net: a network's name, or a network that is built already.
         stages: stages in place of the network's own, as for `build`.
         init: a file of weights, or "pretrained"; by default the weights are random.
-
-    Returns:
-        The network, and the record of what it took from `init`.
 
     Raises:
         ValueError: no such network or depth; the images are too small; `init` does not fit.
@@ -211,7 +208,7 @@ def finish(
     task: Task, net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None,
     record: Mapping[str, Any] | None = None, trained: Sequence[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure the trained `net` once on the test part, and write the run's results.
+    """Measure the trained `net` once on the test part, write the run's results, and return them.
 
     Everything runs on the task's device; only the times are measured on the CPU. Writes
     net.safetensors, predictions.npz and, last, results.json. A run that has all three keeps them. If
@@ -219,14 +216,10 @@ def finish(
     depths that `stepwell calibrate` added to it.
 
     Args:
-        untrained: depths to add, by blocks per stage; their norms get statistics from the training
-            images.
+        untrained: depths to add, by blocks per stage, with norm statistics from the training images.
         record: further entries of the results.
         trained: depths that training has reached; all by default. Other depths get norm statistics
             from the training images, with a warning.
-
-    Returns:
-        The content of results.json.
     """
     run = task.run
     file, predictions = run.path / "net.safetensors", run.path / "predictions.npz"
@@ -279,9 +272,7 @@ def write_predictions(
     path: Path, logits: Mapping[str, torch.Tensor], labels: torch.Tensor, test: Batches,
     more: Mapping[str, np.ndarray] | None = None,
 ) -> None:  # fmt: skip
-    """Every depth's logits on the test part, and the pictures that a report shows.
-
-    First pictures on which the depths disagree, then others.
+    """Every depth's logits on the test part, and pictures for a report: disagreements of depths first.
 
     Args:
         more: arrays by name that stand beside them.
