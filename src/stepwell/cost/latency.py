@@ -19,13 +19,9 @@ class Latency(NamedTuple):
 
 
 def measure_latencies(
-    calls: Mapping[str, Callable[[], object]],
-    *,
-    seconds: float = 0.5,
-    warmup: int = 5,
-    least: int = 10,
-    rounds: int = 1,
-) -> dict[str, Latency]:
+    calls: Mapping[str, Callable[[], object]], *, seconds: float = 0.5, warmup: int = 5,
+    least: int = 10, rounds: int = 1,
+) -> dict[str, Latency]:  # fmt: skip
     """Time calls in turns, each for about `seconds` and at least `least` times.
 
     Each of the `rounds` turns begins with a warm-up. Turns spread a temporary load of the machine over
@@ -51,13 +47,9 @@ def measure_latencies(
 
 
 def time_each(
-    calls: Mapping[str, Callable[[Tensor], Tensor]],
-    inputs: Sequence[Shaped[Tensor, "..."]],
-    *,
-    seconds: float = 2.0,
-    warmup: int = 5,
-    least: int = 10,
-) -> dict[str, list[float]]:
+    calls: Mapping[str, Callable[[Tensor], Tensor]], inputs: Sequence[Shaped[Tensor, "..."]], *,
+    seconds: float = 2.0, warmup: int = 5, least: int = 10,
+) -> dict[str, list[float]]:  # fmt: skip
     """Milliseconds of each call on each input, for calls whose time depends on the input.
 
     The calls take turns on each input, so a drift of the machine affects all. Timing ends with the last

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stepwell.console import big, row_table, say, show, show_conditions, track
 from stepwell.kinds import Network, Predicted
-from stepwell.kinds.classifier_costs import calibrate, cost
-from stepwell.kinds.classifier_tables import show_cascade, show_churn, show_classes, show_export
-from stepwell.kinds.fidelity_tables import show_fidelity
+from stepwell.kinds import classifier_tables as tables
+from stepwell.kinds.classifier_costs import calibrate as calibrate
+from stepwell.kinds.classifier_costs import cost as cost
+from stepwell.kinds.classifier_tables import show_export as show_export
 
 if TYPE_CHECKING:
     from stepwell.nets import NestedNet
-
-__all__ = [
-    "ADVICE", "NAME", "NEXT", "SECTIONS", "calibrate", "cost", "delta", "evaluate", "export", "open",
-    "predict", "show_export", "show_results",
-]  # fmt: skip
 
 NAME = "an image classifier"
 ADVICE: dict[str, str] = {}
@@ -25,14 +21,14 @@ NEXT = (
     "stepwell eval {run}", "stepwell export {run}", "stepwell report {run}",
     "stepwell predict {run} IMAGE|FOLDER...",
 )  # fmt: skip
-SECTIONS = (
-    "stepwell.report.sections:lead", "stepwell.report.sections:full_net_note",
-    "stepwell.report.sections:facts", "stepwell.report.sections:row_table",
-    "stepwell.report.sections:churn", "stepwell.report.sections:run_figures",
-    "stepwell.report.fidelity:fidelity_section", "stepwell.report.grafting:grafting_section",
-    "stepwell.report.sections:examples", "stepwell.report.sections:classes_table",
-    "stepwell.report.sections:arguments",
-)  # fmt: skip
+SECTIONS = [
+    f"stepwell.report.{section}" for section in (
+        "sections:lead", "sections:full_net_note", "sections:facts", "sections:row_table",
+        "sections:churn", "sections:run_figures", "fidelity:fidelity_section",
+        "grafting:grafting_section", "sections:examples", "sections:classes_table",
+        "sections:arguments",
+    )
+]  # fmt: skip
 #: Columns after a training, and of an evaluation.
 TRAINED = ("blocks", "params", "macs", "accuracy", "ms")
 EVALUATED = (
@@ -162,13 +158,13 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
         show(row_table(title, TRAINED, costs, test, row=rows))
     else:
         show(row_table(title, EVALUATED, costs, test | results["churn"], row=rows))
-        show_churn(results["churn"], row=rows)
-    show_classes(test)
+        tables.show_churn(results["churn"], row=rows)
+    tables.show_classes(test)
     show_conditions(costs)
     if "cascade" in results:
-        show_cascade(results["cascade"], row=rows)
+        tables.show_cascade(results["cascade"], row=rows)
     if "fidelity" in results:
-        show_fidelity(results["fidelity"])
+        tables.show_fidelity(results["fidelity"])
 
 
 def predict(

@@ -9,19 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stepwell.console import big, row_table, say, show, show_conditions
+from stepwell.console import big, row_table, say, show, show_conditions, size, table, written
 from stepwell.kinds import Costs, Network, Predicted, classifier
 from stepwell.kinds.classifier_tables import show_churn, show_classes
-from stepwell.kinds.resolution_tables import show_budgets, show_choices, show_export
+from stepwell.measures import MEASURES, SPEED
 from stepwell.results import read_results
 
 if TYPE_CHECKING:
     from stepwell.nets.resolution.chooser import ResolutionNet
-
-__all__ = [
-    "ADVICE", "NAME", "NEXT", "SECTIONS", "cost", "delta", "evaluate", "export", "open", "predict",
-    "show_export", "show_results",
-]  # fmt: skip
 
 NAME = "a network of several resolutions"
 #: Rows of the nested net inside.
@@ -30,14 +25,20 @@ ADVICE = {
     "calibrate": "a new depth has no norms for its resolutions: name it with --depths when you train"
 }
 NEXT = classifier.NEXT
-SECTIONS = (
-    "stepwell.report.resolution:lead", "stepwell.report.sections:facts",
-    "stepwell.report.sections:row_table", "stepwell.report.sections:churn",
-    "stepwell.report.sections:run_figures", "stepwell.report.fidelity:fidelity_section",
-    "stepwell.report.resolution:resolution_section", "stepwell.report.sections:examples",
-    "stepwell.report.sections:classes_table", "stepwell.report.sections:arguments",
-)  # fmt: skip
+SECTIONS = [
+    f"stepwell.report.{section}" for section in (
+        "resolution:lead", "sections:facts", "sections:row_table", "sections:churn",
+        "sections:run_figures", "fidelity:fidelity_section", "resolution:resolution_section",
+        "sections:examples", "sections:classes_table", "sections:arguments",
+    )
+]  # fmt: skip
 TRAINED = classifier.TRAINED
+#: Budgets to show, about.
+BUDGETS = 6
+#: A share of equal choices above which the network hardly chooses.
+ALIKE = 0.98
+#: A mean cost above this multiple of the target is a miss.
+OVER = 1.1
 EVALUATED = ("params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
 
 
@@ -200,3 +201,67 @@ def cost(network: Network, *, save: bool = False, **saved: Any) -> Costs:
 
     size = network.net.net.net.card.size
     return Costs(choice_table(network.net, size), f"{size}×{size}", "choice")
+
+
+def show_choices(record: Mapping[str, Any]) -> None:
+    """Print the share of each choice, the mean cost, and the speed."""
+    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in record["shares"].items())
+    free, target = record["unpriced"], record.get("target")
+    aim = "" if target is None else f", target {100 * target:.3g} %"
+    show(
+        f"chosen: {shares}; mean cost {100 * record['cost']:.1f} % of the costliest choice's{aim} "
+        f"(cost penalty {record['price']:.3g}; without it {100 * free['cost']:.1f} % and accuracy "
+        f"{100 * free['accuracy']:.2f} %)",
+        style="dim",
+    )
+    if target is not None and record["cost"] > OVER * target:
+        note = (
+            "the mean cost is above the target: the cost penalty meets it on the validation images, "
+            "which may be too few (--val-fraction)"
+        )
+        show(note, style="dim")
+    if max(record["shares"].values()) > ALIKE:
+        note = (
+            "nearly all images make one choice: the images may give no reason for another; more "
+            "epochs, another --target or resolutions further apart may help"
+        )
+        show(note, style="dim")
+    rows = [[written(measure, row[k]) for k, measure in SPEED.items()] for row in record["speed"]]
+    show(table("speed", [measure.title for measure in SPEED.values()], rows))
+
+
+def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
+    """Print a few of the budgets that the network knows, cheapest first."""
+    if not budgets:
+        return
+    every = max(1, round((len(budgets) - 1) / (BUDGETS - 1)))
+    some = budgets[::-every][::-1]  # the most expensive is among them
+    columns = ("macs", "accuracy")
+    rows = [[*(written(MEASURES[c], b[c]) for c in columns), f"{b['price']:.3g}"] for b in some]
+    show(table("budgets", [*(MEASURES[c].title for c in columns), "cost penalty"], rows))
+    flags = "--budget-ms, --budget-macs and --min-accuracy"
+    show(f"for predict's {flags}; measured on validation images", style="dim")
+
+
+def show_export(title: str, result: Mapping[str, Any]) -> None:
+    """Print exported files: a graph a choice, or depths at full size."""
+    if "choices" not in result:
+        classifier.show_export(title, result)
+        return
+    rows = [
+        [
+            row["file"],
+            row["choice"] if row["file"] in result["choices"] else "",
+            size(row["bytes"]),
+            f"{row['parity']['difference']:.1e}",
+        ]
+        for row in result["files"]
+    ]
+    show(table(title, ["file", "choice", "size", "largest difference"], rows, words=2))
+    weights, parity = result["weights"], result["parity"]
+    show(
+        f"all graphs read their weights from {weights['file']} ({size(weights['bytes'])}); the host "
+        f"loop over them differs by {parity['difference']:.1e} in a logit on {parity['images']} "
+        f"{parity['part']} images, and {100 * parity['same_choice']:.0f} % of the choices are equal",
+        style="dim",
+    )
