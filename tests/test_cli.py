@@ -13,6 +13,7 @@ import warnings
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ from stepwell.measure.cascade import measure_cascade
 from stepwell.measure.data_parts import parts_for
 from stepwell.nets import BUILDERS, build
 from stepwell.nets.files.nested import fingerprint, load, rewrite_card, save
-from stepwell.recipes import RECIPES, load_object
+from stepwell.recipes import RECIPES
 
 TRAIN = [
     "train", "ekd", "--data", "digits", "--net", "resnet20", "--depths", "8", "--epochs", "1",
@@ -98,7 +99,7 @@ def test_a_run_directory_holds_what_the_design_names(trained):
     names = {p.name for p in trained.iterdir()}
     assert {"config.json", "metrics.jsonl", "net.safetensors", "predictions.npz", "phases"} <= names
     config = json.loads((trained / "config.json").read_text())
-    recipe = load_object(RECIPES["ekd"][0])
+    recipe = resolve_name(RECIPES["ekd"][0])
     together = {"loop", "ablation"}
     spread = {name: group for name, group in groups_of(recipe).items() if name not in together}
     flags = inspect.signature(recipe).parameters.keys() - spread.keys()
@@ -1144,7 +1145,7 @@ def test_every_recipe_has_help_and_says_what_each_flag_means(stepwell, recipe):
     code, out, _ = stepwell("train", recipe, "--help")
     assert code == 0
     assert f"Examples:\n  stepwell train {recipe}" in out
-    for name in options_of(load_object(RECIPES[recipe][0])):
+    for name in options_of(resolve_name(RECIPES[recipe][0])):
         assert f"--{name.replace('_', '-')}" in out
 
 
@@ -1178,7 +1179,7 @@ def test_the_options_of_the_recipes_are_these():
         "warm_epochs epochs batch_size lr seed",
     }
     for recipe, options in expected.items():
-        assert options_of(load_object(RECIPES[recipe][0])) == set(options.split())
+        assert options_of(resolve_name(RECIPES[recipe][0])) == set(options.split())
 
 
 def test_the_options_for_studies_are_these():
@@ -1190,7 +1191,7 @@ def test_the_options_for_studies_are_these():
         "netgraft": "start statistics adaption_lr trace",
     }
     for recipe, options in expected.items():
-        group = groups_of(load_object(RECIPES[recipe][0]))["ablation"]
+        group = groups_of(resolve_name(RECIPES[recipe][0]))["ablation"]
         assert {field.name for field in fields(group)} == set(options.split())
 
 

@@ -3,6 +3,7 @@
 import re
 import typing
 from dataclasses import dataclass, fields, is_dataclass
+from pkgutil import resolve_name
 from typing import Annotated
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from stepwell import cli
 from stepwell.commands.kg import KG
 from stepwell.ranges import INNER_SHARE, NOT_NEGATIVE, POSITIVE, RANGES, check_numbers
-from stepwell.recipes import RECIPES, load_object
+from stepwell.recipes import RECIPES
 from stepwell.training import Loop
 
 #: By parameter, what nothing can be done with, and the ends of what is accepted.
@@ -101,9 +102,9 @@ NEEDED = {
     "verify": ["ekd"],
 }
 FUNCTIONS = {
-    **{f"train {name}": load_object(path) for name, (path, _) in RECIPES.items()},
+    **{f"train {name}": resolve_name(path) for name, (path, _) in RECIPES.items()},
     **{f"kg {name}": command for name, command in KG.items()},
-    **{name: load_object(path) for name, (path, _) in cli.COMMANDS.items() if name not in cli.GROUPS},
+    **{name: resolve_name(path) for name, (path, _) in cli.COMMANDS.items() if name not in cli.GROUPS},
 }
 
 

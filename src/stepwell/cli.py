@@ -3,11 +3,11 @@
 A command is imported when it is called, so that `--help` is quick.
 """
 
-import importlib
 import os
 import signal
 import sys
 import warnings
+from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 from stepwell import __version__
@@ -79,8 +79,7 @@ def _stop(error: BaseException) -> NoReturn:
 def _run(arguments: list[str]) -> None:
     name, *rest = arguments or ["--help"]
     if name in COMMANDS:
-        module, _, function = COMMANDS[name][0].partition(":")
-        command = getattr(importlib.import_module(module), function)
+        command = resolve_name(COMMANDS[name][0])
         if name in GROUPS:
             command(rest)
         else:

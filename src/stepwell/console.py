@@ -65,11 +65,7 @@ def row_table(
 ) -> Table:  # fmt: skip
     """A line for each row of a network (a depth, a choice), with its costs and test results.
 
-    Args:
-        columns: keys of `MEASURES`, in order; a column that some row lacks is left out.
-        costs: by row.
-        test: by "ROW/measure".
-        row: heads the column of the rows' names.
+    `columns` are keys of `MEASURES`; a column that some row lacks is left out.
     """
     numbers = {name: {**cost, **of_row(test or {}, name)} for name, cost in costs.items()}
     known = [c for c in columns if all(c in values for values in numbers.values())]

@@ -18,21 +18,14 @@ def damaged(path: Path, why: object, remedy: str) -> ValueError:
 
 
 def result_of(run: Path, name: str = "net.safetensors") -> Path:
-    """Give a file that a finished run has in its directory.
-
-    Raises:
-        FileNotFoundError: there is nothing at `run`.
-        ValueError: it is no run directory, or the run is not finished.
-    """
+    """Give a file of a finished run; ValueError or FileNotFoundError if `run` is none."""
     file = run / name
     if file.exists():
         return file
     if not run.exists():
         raise FileNotFoundError(f"no file or run directory {run}")
     if not (run / "config.json").exists():
-        raise ValueError(
-            f"{run} is no run directory: name the --out folder of a `stepwell train` command"
-        )
+        raise ValueError(f"{run} is no run directory: name the --out folder of a `stepwell train`")
     raise ValueError(
         f"{run} holds no {name}, so it is no finished run: start its `stepwell train` command again to "
         "finish it"

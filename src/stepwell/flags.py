@@ -52,11 +52,7 @@ def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def call(function: Callable[..., Any], **flags: Any) -> Any:
-    """Call a function that takes groups with flat flags: `call(ekd, data="digits", epochs=3, ...)`.
-
-    Raises:
-        TypeError: neither the function nor one of its groups has such a flag.
-    """
+    """Call a function that takes groups with flat flags: `call(ekd, data="digits", epochs=3, ...)`."""
     groups = groups_of(function)
     arguments = {name: value for name, value in flags.items() if name not in _owners(groups)}
     for name, group in groups.items():

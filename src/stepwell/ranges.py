@@ -60,9 +60,6 @@ def check_numbers(
         arguments: values by parameter name.
         of: the function or dataclass that takes them; its annotations are read.
         flags: name a number by its flag, as recipes and commands do; otherwise by the parameter.
-
-    Raises:
-        ValueError: a number is out of its range, or not finite; the message begins with its name.
     """
     ranges = (annotated_ranges(of) if of else None) or RANGES
     for name, value in arguments.items():

@@ -31,12 +31,7 @@ INTERRUPTS: list[int] = []
 
 
 def call(function: Callable[..., Any], prog: str, arguments: Sequence[str], more: str = "") -> Any:
-    """Call a function with its flags, once all numbers are in their ranges.
-
-    Args:
-        prog: the command, for its help.
-        more: a paragraph below the function's own description.
-    """
+    """Call a function with its flags, once all numbers are in range; `more` ends its description."""
 
     @functools.wraps(function)
     def checked(**values: Any) -> Any:

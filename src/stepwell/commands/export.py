@@ -55,8 +55,6 @@ def export(
         raise ValueError(f"--out {out} is where --beyond writes; an export goes to the folder --to")
     network = open_network(run, to="export")
     folder = to or (run if run.is_dir() else run.parent) / "export"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--to {folder} is a file: name a folder")
     one = None if depth == "all" else depth
     result = network.do("export", folder, format=format, depth=one, int8=int8, data=data)
     if json:

@@ -21,6 +21,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -121,8 +122,7 @@ def kind_module(kind: str) -> ModuleType:
 
 def sections_of(kind: str) -> list[Callable[..., str]]:
     """Import the sections of a kind's report page, in order; errors as for `kind_module`."""
-    places = (path.partition(":") for path in kind_module(kind).SECTIONS)
-    return [getattr(importlib.import_module(module), name) for module, _, name in places]
+    return [resolve_name(path) for path in kind_module(kind).SECTIONS]
 
 
 def ability(path: Path, kind: str, name: str) -> Callable[..., Any]:

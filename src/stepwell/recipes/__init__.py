@@ -3,7 +3,7 @@
 `RECIPES` maps a name to the function's place and one line of help, so that a list imports nothing.
 """
 
-import importlib
+from pkgutil import resolve_name
 from typing import Any
 
 RECIPES: dict[str, tuple[str, str]] = {
@@ -31,11 +31,5 @@ def train(recipe: str, **flags: Any) -> dict[str, Any]:
 
     if recipe not in RECIPES:
         raise ValueError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
-    results: dict[str, Any] = call(load_object(RECIPES[recipe][0]), **flags)
+    results: dict[str, Any] = call(resolve_name(RECIPES[recipe][0]), **flags)
     return results
-
-
-def load_object(path: str) -> Any:
-    """Import the object that "module:name" names."""
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)

@@ -118,9 +118,6 @@ def prepare_images(
         start, init: the initial weights, which say how images are normalised; without them a
             teacher says it, else the training images do.
         choose: maps the training part to the images that replace it.
-
-    Raises:
-        ValueError: the teacher does not fit the data.
     """
     # A teacher's images can be converted; trained weights expect their own normalisation.
     normalisation = None if start is None else (start.card.mean, start.card.std)
