@@ -18,11 +18,7 @@ from stepwell.measures import MEASURES, Measure, big, number_in, of_row
 
 
 def show(what: Any, *, style: str | None = None) -> None:
-    """Print a table or a line on standard output, as wide as the terminal.
-
-    In a file or a pipe the width is 120 characters. Lines are printed as they are: brackets are no
-    markup.
-    """
+    """Print a table or a line as it is, as wide as the terminal; 120 characters in a file or a pipe."""
     _console().print(_plain(what) if isinstance(what, str) else what, style=style, highlight=False)
 
 

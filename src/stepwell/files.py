@@ -60,10 +60,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """Replace the file `path` by `data` atomically: readers and crashes see the old or the new file.
 
     The bytes go to a temporary file in the same folder, are flushed to disk, and replace `path` by a
-    rename.
-
-    Raises:
-        OSError: the folder does not exist, cannot be written, or the disk is full; `path` is unchanged.
+    rename. After an OSError (no such folder, a full disk), `path` is unchanged.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(

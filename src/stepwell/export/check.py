@@ -41,10 +41,7 @@ def take(batches: Batches, count: int) -> Images:
 
 
 def check_images(net: NestedNet, run: Path) -> Sample:
-    """Images to check a network without its data.
-
-    Test images that its run stores for the report; noise for a network outside a run.
-    """
+    """Images to check a network without its data: those of its run's report, or noise without a run."""
     file = run / "predictions.npz"
     if not file.exists():
         generator = torch.Generator().manual_seed(0)

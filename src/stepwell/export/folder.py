@@ -44,7 +44,7 @@ def export_folder(
     net: NestedNet, folder: Path, sample: Sample, *, format: Format = "onnx",
     depth: str | None = None, int8: Int8 | None = None, say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write depths of `net` to `folder`, each checked on `sample` before any is put in place.
+    """Write depths of `net` to `folder`, each checked on `sample` before, and give the new entries.
 
     Files of earlier exports of this network stay in the folder and in `export.json`. Each file is
     replaced in one step, and weights before the graphs that read them: wherever the process ends, every
@@ -56,9 +56,6 @@ def export_folder(
         int8: adds an int8 version of each ONNX file, and the test accuracy and milliseconds an image
             of both.
         say: gets a line about each long step.
-
-    Returns:
-        The entries of `export.json` about the network and the files of this call.
 
     Raises:
         ValueError: a depth was never trained or calibrated; a file gives other logits than the
@@ -236,8 +233,7 @@ def bytes_of(weights: Path, names: Iterable[str]) -> int:
 def _measure(files: dict[str, Path], test: Batches) -> dict[str, dict[str, Any]]:
     """Measure the test accuracy, and milliseconds of one image, of ONNX files by name.
 
-    The last file is the reference: "agreement" is the share of equal classes. "ms" is the median over
-    calls, "ms_low" and "ms_high" are the 10 % and 90 % quantiles; the files take turns.
+    The last file is the reference: "agreement" is the share of equal classes.
     """
     runners = {name: runner(open_onnx(file)) for name, file in files.items()}
     results = evaluate(lambda x: {name: run(x) for name, run in runners.items()}, test)

@@ -61,10 +61,7 @@ class Network(NamedTuple):
     def do(self, name: str, *arguments: Any, **flags: Any) -> Any:
         """Call a function of the network's kind, with the flags that were given.
 
-        Flags that are None, False or empty were not given.
-
-        Raises:
-            ValueError: the kind cannot do it, or does not know a flag.
+        Flags that are None, False or empty were not given. ValueError if the kind does not know one.
         """
         function = ability(self.path, self.kind, name)
         given = {k: v for k, v in flags.items() if v is not None and v is not False and v != ()}
@@ -151,8 +148,7 @@ def open_network(path: str | Path, *, to: str | None = None) -> Network:
         to: a function that the kind must have, such as "export".
 
     Raises:
-        FileNotFoundError: there is no such file or directory.
-        ValueError: the run is not finished; the file is damaged; the kind is unknown or lacks `to`.
+        FileNotFoundError, ValueError: as for `stepwell.load`; or the kind is unknown or lacks `to`.
     """
     from stepwell.files import config_of
     from stepwell.nets.files.kind import kind_of, network_file

@@ -71,9 +71,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure every depth; also a cascade of them, and fidelity to a teacher. Flags as for `eval`.
 
-    Returns:
-        Results as results.json has them; with "cascade" ("validation" and "test") and "fidelity" (the
-        content of fidelity.json) where they were asked for.
+    Gives results as results.json has them; with "cascade" ("validation" and "test") and "fidelity" (the
+    content of fidelity.json) where they were asked for.
     """
     from stepwell.measure.cascade import check_depths
     from stepwell.measure.data_parts import parts_of

@@ -46,12 +46,9 @@ class FullNetWatch:
         return sum(accuracies) / len(accuracies) - self._lost(values[f"{self.net.full}/accuracy"])
 
     def roll_back(self, on_drop: OnDrop) -> bool:
-        """Give the full net its old weights if it has lost too much and `on_drop` says so.
+        """Give the full net its old weights if it lost too much and `on_drop` says so; True if it did.
 
-        Each private norm then starts as the full net's.
-
-        Returns:
-            Whether it did; the caller then trains the sub-nets' own norms.
+        Each private norm then starts as the full net's, and the caller trains these norms.
         """
         after = self._accuracy()
         self.rolled_back = on_drop == "rollback" and self._lost(after)
