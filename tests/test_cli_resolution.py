@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch.testing import assert_close
 
 from stepwell import cli
-from stepwell.kinds import resolution_tables
+from stepwell.kinds import resolution
 from stepwell.nets.files.container import kind_of
 from stepwell.nets.files.resolution import load_resolution, save_resolution
 
@@ -129,7 +129,7 @@ def test_a_target_is_told_and_so_is_a_miss(shown, stepwell, monkeypatch):
     said = stepwell("eval", "runs/chosen").out
     target = json.loads((shown / "runs" / "chosen" / "results.json").read_text())["drnet"]["target"]
     assert f"target {100 * target:g} %" in said
-    monkeypatch.setattr(resolution_tables, "OVER", 0.01)
+    monkeypatch.setattr(resolution, "OVER", 0.01)
     assert "the mean cost is above the target: the cost penalty" in stepwell("eval", "runs/chosen").out
 
 

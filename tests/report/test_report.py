@@ -326,9 +326,9 @@ def test_epoch_logged_twice_by_a_resumed_run_counts_once(tmp_path):
 def test_unfinished_run_is_refused(tmp_path):
     run = fabricate(tmp_path / "run")
     (run / "results.json").unlink()
-    with pytest.raises(ValueError, match=r"no results\.json yet.*stepwell train ekd") as refusal:
+    with pytest.raises(ValueError, match=r"holds no results\.json.*stepwell train` command") as refusal:
         write_report([run], tmp_path / "report.html")
-    assert str(refusal.value).startswith(f"{run}: ")
+    assert str(refusal.value).startswith(f"{run} ")
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "report.html").exists()
 
@@ -338,7 +338,9 @@ def test_what_is_no_run_directory_is_refused(tmp_path, make):
     folder = tmp_path / "other"
     if make:
         folder.mkdir()
-    with pytest.raises(ValueError, match=r"other: (not a run directory|no such folder).*train"):
+    with pytest.raises(
+        (ValueError, OSError), match=r"other is no run directory.*train|no file or run dir.*other"
+    ):
         write_report([folder], tmp_path / "report.html")
 
 

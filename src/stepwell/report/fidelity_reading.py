@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell.files import read_json
+from stepwell.files import damaged, read_json
 from stepwell.report.run_record import RunRecord, as_mapping, number
 
 
@@ -84,5 +84,5 @@ def read_fidelity(run: Path) -> FidelityRecord | None:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored}
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from error
+            raise damaged(path, error, remedy) from error
     return FidelityRecord(found, arrays)

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from stepwell.files import read_json
+from stepwell.files import damaged, read_json
 from stepwell.report.figures import GREY, OKABE_ITO, Figure, legend_text, svg
 from stepwell.report.markup import ABSENT, as_count, as_decimal, as_duration, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, number
@@ -49,7 +49,7 @@ def read_updates(run: Path) -> tuple[list[Mapping[str, Any]], int]:
     found = read_json(file, "delete it to report without updates")
     last = found.get("updates")
     if not isinstance(last, list) or not all(isinstance(update, dict) for update in last):
-        raise ValueError(f"{file} is damaged: delete it to report without updates")
+        raise damaged(file, "it lists no updates", "delete it to report without updates")
     total = found.get("total")
     return last, total if isinstance(total, int) and total > len(last) else len(last)
 

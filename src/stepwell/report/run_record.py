@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell.files import read_json
+from stepwell.files import damaged, read_json, result_of
 from stepwell.results import read_results, row_name
 
 
@@ -150,20 +150,10 @@ def read_run(path: Path, name: str) -> RunRecord:
     """Read the run directory `path`.
 
     Raises:
-        ValueError: `path` is no run directory, is not finished, or holds a damaged file.
+        FileNotFoundError, ValueError: as for `result_of`; or a file is damaged.
     """
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such folder; give the --out folder of a `stepwell train`")
-    if not (path / "config.json").is_file():
-        remedy = "give the --out folder of a `stepwell train`"
-        raise ValueError(f"{path}: not a run directory (no config.json); {remedy}")
-    config = read_json(path / "config.json", "train the run again")
-    if not (path / "results.json").is_file():
-        raise ValueError(
-            f"{path}: not finished (no results.json yet); wait for its training, or start "
-            f"`stepwell train {config.get('recipe', 'RECIPE')}` again with the same arguments: "
-            "it resumes"
-        )
+    config = read_json(result_of(path, "config.json"), "train the run again")
+    result_of(path, "results.json")
     results = read_results(path)
     predictions = _read_predictions(path / "predictions.npz", results)
     return RunRecord(path, name, config, results, _read_phases(path, results), predictions)
@@ -246,10 +236,10 @@ def _read_predictions(path: Path, results: Mapping[str, Any]) -> Predictions | N
             images = np.asarray(arrays.get("images", np.zeros((0, 1, 1, 3))), dtype=np.uint8)
             index = np.asarray(arrays.get("image_index", np.zeros(0)), dtype=np.int64)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from error
+        raise damaged(path, error, remedy) from error
     sizes = {len(labels), *(len(values) for values in probabilities.values())}
     if len(sizes) != 1 or len(index) != len(images) or (index >= len(labels)).any():
-        raise ValueError(f"{path}: labels, logits and images are of unlike lengths; {remedy}")
+        raise damaged(path, "labels, logits and images are of unlike lengths", remedy)
     return Predictions(labels, probabilities, images, index) if probabilities else None
 
 

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from stepwell.data import seed_of
 from stepwell.files import write_whole
-from stepwell.flags import flag
+from stepwell.flags import Together, flag
 from stepwell.methods import Objective
 from stepwell.teachers import MovingAverage
 from stepwell.train_mode import in_eval_mode
@@ -34,7 +34,7 @@ Precision = Literal["32", "bf16"]
 
 
 @dataclass(frozen=True)
-class Loop:
+class Loop(Together):
     """Device, precision and checkpoints of training.
 
     Attributes:
@@ -47,6 +47,7 @@ class Loop:
         checkpoint_minutes: minutes between checkpoints within an epoch.
     """
 
+    TITLE: ClassVar = "device and checkpoint"
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], flag("{auto,cpu,..}")] = "auto"
     devices: int = 1
     precision: Precision = "32"

@@ -14,6 +14,8 @@ import safetensors
 import torch
 from torch import Tensor
 
+from stepwell.files import damaged, result_of
+
 #: The `kind` in the header of a knowledge graph's file.
 GRAPH = "stepwell knowledge graph"
 #: Kinds of networks of images, whose files hold a nested net.
@@ -23,23 +25,10 @@ IMAGES = ("classifier", "resolution")
 def network_file(path: str | Path) -> Path:
     """Give the file of the network at `path`: a run directory, or the file itself.
 
-    FileNotFoundError if there is nothing, ValueError if the run is not finished.
+    Errors as for `result_of`.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no file or run directory {path}")
-    file = path / "net.safetensors" if path.is_dir() else path
-    if not file.exists() and not (path / "config.json").exists():
-        raise ValueError(
-            f"{path} is no run directory: name the --out folder of a `stepwell train` command, or a "
-            "network's file"
-        )
-    if not file.exists():
-        raise ValueError(
-            f"{path} holds no net.safetensors, so it is no finished run: start its `stepwell train` "
-            "command again to finish it"
-        )
-    return file
+    return path if path.is_file() else result_of(path)
 
 
 def kind_of(path: str | Path) -> str:
@@ -96,7 +85,7 @@ def read_checked(
         )
     expected = header.pop("sha256", None)
     if digest(header, tensors) != expected:
-        raise ValueError(f"{path} is damaged: its checksum does not match. Copy it again")
+        raise damaged(path, "its checksum does not match", "copy it again")
     return header, tensors, metadata
 
 
