@@ -136,8 +136,7 @@ def measure_cascade(
 
     Returns:
         "accuracy", mean "macs" per image, "shares" of images answered by each depth, "images"; "ms",
-        the mean time of one image at a time; and "full_accuracy", "full_macs" and "full_ms" of the full
-        net alone on the same images.
+        the mean time of one image; "full_accuracy", "full_macs" and "full_ms" of the full net alone.
     """
     net, depths = cascade.net, cascade.depths
     device = next(net.parameters()).device

@@ -65,21 +65,14 @@ def _snapshots(record: RunRecord, updates: Sequence[Mapping[str, Any]], skipped:
         measures = as_mapping(update.get("measures"))
         shown = [as_decimal(number(measures.get(k))) for k in ("mrr", "hits@10")]
         seconds = f"{number(update.get('seconds')) or 0:.1f}"
-        rows.append([f"update {i}", change, *counts, _unlearnt(update), seconds, *shown])
+        unlearnt = " → ".join(as_decimal(number(far)) for far in update.get("unlearnt") or ())
+        rows.append([f"update {i}", change, *counts, unlearnt or ABSENT, seconds, *shown])
     note = (
         "Ranks are filtered and realistic, of both ends. An update has an MRR if --test named "
         "triples to rank. The distance of removed triples is the mean before and after the update; a "
         "large distance is implausible."
     )
     return table(head, rows, note)
-
-
-def _unlearnt(update: Mapping[str, Any]) -> str:
-    found = update.get("unlearnt")
-    if not isinstance(found, list) or len(found) != 2:
-        return ABSENT
-    before, after = (as_decimal(number(far)) for far in found)
-    return f"{before} → {after}"
 
 
 def _mrr_and_seconds(
@@ -90,7 +83,6 @@ def _mrr_and_seconds(
     measured = [number(record.test.get("mrr"))]
     measured += [number(as_mapping(u.get("measures")).get("mrr")) for u in updates]
     seconds = [number(record.results.get("seconds")), *(number(u.get("seconds")) for u in updates)]
-
     place = [0, *range(1 + skipped, 1 + skipped + len(updates))]
 
     def paint(drawn: Figure) -> None:

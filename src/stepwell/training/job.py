@@ -140,7 +140,7 @@ class Job:
         )
 
     def cut_off(self) -> str:
-        """The place where a run that was stopped within a step goes on, in words."""
+        """The place where a run resumes that was stopped within a step, in words."""
         checkpoint = self.folder / "last.ckpt"
         if not checkpoint.exists():
             return f"at once, before the first checkpoint of phase {self.phase}"
