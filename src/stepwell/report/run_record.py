@@ -71,6 +71,7 @@ class RunRecord:
 
     @property
     def recipe(self) -> str:
+        """The recipe that trained it."""
         return str(self.config.get("recipe", "run"))
 
     @property
@@ -86,6 +87,7 @@ class RunRecord:
 
     @property
     def data(self) -> Mapping[str, Any]:
+        """What config.json says about the data."""
         return as_mapping(self.config.get("data"))
 
     @property
@@ -95,6 +97,7 @@ class RunRecord:
 
     @property
     def test(self) -> Mapping[str, Any]:
+        """Test results by "ROW/measure"."""
         return as_mapping(self.results.get("test"))
 
     def own(self, system: str) -> Mapping[str, Any]:
