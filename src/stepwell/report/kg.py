@@ -19,13 +19,11 @@ BARS_LABELLED = 8
 def graph_section(record: RunRecord, colours: Mapping[str, str]) -> str:
     """Show the training and the updates of a graph."""
     updates, total = read_updates(record.path)
-    results = record.results
-    triples, entities, relations = (
-        as_count(record.own("dkge").get(key)) for key in ("triples", "entities", "relations")
-    )
+    counts = (as_count(record.own("dkge").get(k)) for k in ("triples", "entities", "relations"))
+    triples, entities, relations = counts
     start = (
         f"{triples} triples of {entities} entities and {relations} relations, embedded in "
-        f"{as_duration(results.get('seconds'))}; {total:,} updates since"
+        f"{as_duration(record.results.get('seconds'))}; {total:,} updates since"
         + (f", the last {len(updates):,} of which are shown." if len(updates) < total else ".")
     )
     drawn = _mrr_and_seconds(record, updates, total - len(updates))
