@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from stepwell.evaluation import churn, evaluate, gather_logits, tally
-from stepwell.evaluation.accuracy import measures
+from stepwell.evaluation.accuracy import Tally
 from stepwell.types import Batch
 
 CLASSES = ("a", "b", "c")
@@ -56,7 +56,7 @@ def test_sums_equal_the_formulas_on_all_logits_at_once():
         [Batch(rows, labels[rows]) for rows in parts],
     )
     got = sums.measures(CLASSES)
-    assert got == measures(named, labels, CLASSES)
+    assert got == Tally().add(named, labels).measures(CLASSES)
     assert sums.churn() == churn(named, labels)
     assert sums.examples == 101
     for name, z in named.items():

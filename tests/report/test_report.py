@@ -14,8 +14,8 @@ from stepwell.evaluation import churn
 from stepwell.report import write_report
 from stepwell.report.fidelity import fidelity_section
 from stepwell.report.figures import accuracy_latency
+from stepwell.report.full_net import full_net_note
 from stepwell.report.run_record import read_run
-from stepwell.report.sections import full_net_note
 
 DEPTHS = ("20", "26", "32")
 CLASSES = ["<b>&", *"123456789"]
@@ -191,6 +191,13 @@ def test_names_from_outside_are_escaped(tmp_path):
     assert "_plain" in joint
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave the figures empty, for a test that reads words and tables alone."""
+    monkeypatch.setattr("stepwell.report.figures.svg", lambda *_: "data:image/svg+xml;base64,")
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_disagreements_are_counted_and_come_first(tmp_path):
     page = page_of(fabricate(tmp_path / "run"))
     assert "The depths disagree on 2 of 360 test examples." in page
@@ -203,6 +210,7 @@ def test_disagreements_are_counted_and_come_first(tmp_path):
     assert 'aria-label="wrong"' in others
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_churn_is_shown_for_each_pair_of_depths(tmp_path):
     page = page_of(fabricate(tmp_path / "run"))
     part = page.split("Predictions that flip between depths")[1].split("</table>")[0]
@@ -221,6 +229,7 @@ def test_churn_is_shown_for_each_pair_of_depths(tmp_path):
     assert "Predictions that flip" not in alone
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_reliability_and_examples_use_the_stored_logits(tmp_path):
     run = fabricate(tmp_path / "run")
     found = arrays(DEPTHS)
@@ -265,6 +274,7 @@ def test_several_runs_are_compared_first(tmp_path):
     assert len(figures_in(page)) == 1 + 2 * (3 + len(DEPTHS))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_on_other_data_are_called_incomparable(tmp_path):
     runs = [fabricate(tmp_path / "one"), fabricate(tmp_path / "two")]
     config = json.loads((runs[1] / "config.json").read_text())
@@ -273,6 +283,7 @@ def test_runs_on_other_data_are_called_incomparable(tmp_path):
     assert "their accuracies do not compare" in page_of(*runs)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_of_one_folder_name_are_told_apart_by_path(tmp_path):
     page = page_of(fabricate(tmp_path / "a" / "run"), fabricate(tmp_path / "b" / "run"))
     assert f"<h2>{tmp_path / 'a' / 'run'}</h2>" in page

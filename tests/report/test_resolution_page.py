@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from stepwell.report.resolution import resolution_section, summary
+from stepwell.report.resolution import lead, resolution_section
 from stepwell.report.run_record import read_run
 
 FOUND = {
@@ -53,9 +53,9 @@ def test_what_is_chosen_is_told_and_drawn(run, tmp_path):
 
 
 def test_the_sentence_of_a_run_names_the_best_single_choice(run):
-    said = summary(run(drnet=FOUND))
+    said = lead(run(drnet=FOUND), {})
     start = "drnet on unnamed data: 90.0% of the test examples right as chosen"
-    assert said == f"{start}; always 32: 91.0%, at 2.25 × the MACs."
+    assert said == f'<p class="lead">{start}; always 32: 91.0%, at 2.25 × the MACs.</p>'
 
 
 def test_runs_of_other_recipes_have_no_such_part(run):

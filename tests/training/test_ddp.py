@@ -23,21 +23,25 @@ sys.path.insert(0, {folder!r})
 from test_ddp import objective_and_batch
 
 dist.init_process_group("gloo")
-objective, batch = objective_and_batch({progress})
-objective.forward = objective.training_step
-ddp = DistributedDataParallel(objective, find_unused_parameters=True)
-half = type(batch)(*(t[dist.get_rank()::2] for t in batch))
-ddp(half).loss.backward()
-if dist.get_rank() == 0:
-    torch.save({{n: p.grad for n, p in objective.named_parameters()}}, {out!r})
-dist.barrier()
+for progress in (0.0, 1.0):
+    objective, batch = objective_and_batch(progress)
+    objective.forward = objective.training_step
+    ddp = DistributedDataParallel(objective, find_unused_parameters=True)
+    half = type(batch)(*(t[dist.get_rank()::2] for t in batch))
+    ddp(half).loss.backward()
+    if dist.get_rank() == 0:
+        found = {{n: p.grad for n, p in objective.named_parameters()}}
+        torch.save(found, f"{out}/{{progress}}.pt")
+    dist.barrier()
 dist.destroy_process_group()
 """
 
 
 RECIPE = """
 import hashlib, os, sys
+from functools import partial
 from pathlib import Path
+from stepwell.measure import depths
 from stepwell.tasks import classification
 from stepwell.recipes import train
 from stepwell.training import Loop
@@ -49,9 +53,11 @@ def digest(task, net, *_, **options):
     return finish(task, net, *_, **options)
 
 finish, classification.finish = classification.finish, digest
+depths.costs_of = partial(depths.costs_of, seconds=0.01)
 train("ekd",
-    data="digits", out=Path({out!r}), net="resnet14", depths=("8",), epochs=2, nest_epochs=2,
-    schedule="two-phase", ema_teacher=0.0, val_fraction={share}, loop=Loop(device="cpu", devices=2),
+    data="digits", part="1/4", out=Path({out!r}), net="resnet14", depths=("8",),
+    epochs=2, nest_epochs=2, schedule="two-phase", ema_teacher=0.0, val_fraction={share},
+    loop=Loop(device="cpu", devices=2),
 )
 """
 
@@ -144,15 +150,13 @@ def mean_over_halves(progress):
 
 
 def test_two_processes_give_the_mean_of_the_half_batches_gradients(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(folder=str(Path(__file__).parent), out=tmp_path))
+    two_processes(script)
     # the full net alone (parameters without gradients), then all depths
     for progress in (0.0, 1.0):
-        script, out = tmp_path / "worker.py", tmp_path / f"{progress}.pt"
-        script.write_text(
-            WORKER.format(folder=str(Path(__file__).parent), progress=progress, out=str(out))
-        )
-        two_processes(script)
         expected = mean_over_halves(progress)
-        got = torch.load(out, weights_only=True)
+        got = torch.load(tmp_path / f"{progress}.pt", weights_only=True)
         assert got.keys() == expected.keys()
         for name, gradient in expected.items():
             if gradient is None:  # DDP may leave zeros where nobody had a gradient
@@ -166,8 +170,11 @@ def test_two_processes_end_with_the_same_weights_and_one_writes(tmp_path, share)
     """The last epoch's, with the norm statistics of the first process, or the best epoch's."""
     script, out = tmp_path / "worker.py", tmp_path / "run"
     script.write_text(RECIPE.format(out=str(out), share=share))
-    done = torchrun(script)
-    assert done.returncode == 0, done.stderr
+    if share:
+        two_processes(script)
+    else:
+        done = torchrun(script)
+        assert done.returncode == 0, done.stderr
     assert (tmp_path / "rank0").read_text() == (tmp_path / "rank1").read_text()
     results = json.loads((out / "results.json").read_text())
     assert {"8/accuracy", "14/accuracy"} <= results["test"].keys()

@@ -1,7 +1,6 @@
 """Measures of predictions; an evaluator takes `predict(batch) -> {name: logits}`."""
 
-from stepwell.evaluation.accuracy import Tally, evaluate, gather_logits, tally
-from stepwell.evaluation.churn import churn
+from stepwell.evaluation.accuracy import Tally, churn, evaluate, gather_logits, tally
 from stepwell.evaluation.cka import cka
 from stepwell.evaluation.fidelity import fidelity, fidelity_of
 

@@ -97,7 +97,7 @@ def evaluate(
     NLL in nats; ECE with 15 bins of equal width (Guo et al. 2017); agreement is the share of examples
     with the same top class as the last name's, the full net's. Where classes are uneven (the largest
     has at least 1.5 times the examples of the smallest), the accuracy of each class and their mean are
-    added. All are sums over the examples, divided once by the examples seen.
+    added. All are sums over the examples, divided once by the examples seen; ValueError without any.
 
     Args:
         predict: images (batch, ...) to logits by name; a lone tensor counts as named "".
@@ -105,18 +105,23 @@ def evaluate(
 
     Returns:
         Flat numbers, such as "20/accuracy", "20/accuracy/cat" or, for a lone tensor, "accuracy".
-
-    Raises:
-        ValueError: there is no batch.
     """
     return tally(predict, batches).measures(classes)
 
 
-def measures(
-    logits: Mapping[str, Logits], labels: Labels, classes: Sequence[str] = ()
-) -> dict[str, float]:
-    """The numbers of `evaluate`, of logits (n, classes) that are at hand."""
-    return Tally().add(logits, labels).measures(classes)
+def churn(logits: Mapping[str, Logits], labels: Labels) -> dict[str, float]:
+    """Share of the predictions that flip between depths.
+
+    Args:
+        logits: (n, classes) by depth, shallow to deep; the last is the full net's.
+        labels: (n,) class indices.
+
+    Returns:
+        "A/churn/B" for each pair: the share whose top class differs; and for each depth
+        "A/negative_flips" (the full net is right, A is wrong) and "A/positive_flips" (the reverse).
+        Nothing for a lone depth.
+    """
+    return Tally().add(logits, labels).churn()
 
 
 @torch.no_grad()

@@ -42,21 +42,14 @@ def reliability(
 
 
 def calibration_error(
-    confidence: Float[Tensor, " n"],
-    right: Bool[Tensor, " n"],
-    bins: int = BINS,
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
+    confidence: Float[Tensor, " n"], right: Bool[Tensor, " n"], bins: int = BINS, *,
+    level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0,
+) -> Interval:  # fmt: skip
     """The expected calibration error, with a basic bootstrap interval over the examples.
 
-    The error of few examples is too large, because chance alone moves the bins of a perfect network
-    apart. The error of a resample is larger still. The basic interval (Davison & Hinkley 1997, section
-    5.2) mirrors the resamples at the estimate and so subtracts this bias; the percentile interval would
-    add it again. The interval is approximate: the true error of a perfectly calibrated network is 0, an
-    end of the range, which the interval easily misses.
+    Chance alone makes the error of few examples too large, and that of a resample larger still. The
+    basic interval (Davison & Hinkley 1997, section 5.2) mirrors the resamples at the estimate, which
+    subtracts this bias. It is approximate, and easily misses an error of 0, an end of the range.
 
     Raises:
         ValueError: no examples; `level` or `resamples` is out of range.

@@ -12,13 +12,9 @@ Kernel = Literal["linear", "rbf"]
 
 
 def cka(
-    x: Float[Tensor, "n p"],
-    y: Float[Tensor, "m q"],
-    *,
-    kernel: Kernel = "linear",
-    debiased: bool = False,
-    level: float = LEVEL,
-) -> Interval:
+    x: Float[Tensor, "n p"], y: Float[Tensor, "m q"], *, kernel: Kernel = "linear",
+    debiased: bool = False, level: float = LEVEL,
+) -> Interval:  # fmt: skip
     """CKA of two sets of features of the same examples, with a jackknife interval.
 
         HSIC(K, L) / sqrt( HSIC(K, K) · HSIC(L, L) ),   HSIC(K, L) = sum(HKH ∘ HLH)
@@ -27,22 +23,16 @@ def cka(
     by a rotation and a scale. With the linear kernel it equals ||Yc'Xc||² / (||Xc'Xc|| · ||Yc'Yc||) of
     centred columns, in Frobenius norms.
 
-    The plain form is too high unless p and q are far below n: unrelated features of 10,000 values seem
-    similar on 1,000 examples. `debiased` uses the unbiased estimator of HSIC (Song et al. 2012): 0 on
-    average for unrelated features, and sometimes negative.
+    The plain form is too high unless p and q are far below n. `debiased` uses the unbiased estimator of
+    HSIC (Song et al. 2012): 0 on average for unrelated features, and sometimes negative.
 
-    The interval is the estimate ± the normal quantile times the jackknife's standard error (leaving out
-    one example at a time). A bootstrap would repeat examples, which are identical to themselves, and so
-    be too high.
+    The interval is of the jackknife. A bootstrap would repeat examples and so be too high.
 
     Args:
-        x, y: one row per example; any widths.
         kernel: "linear", or "rbf": exp(-d² / 2s²) with s the median distance between examples.
-        level: of the interval.
 
     Raises:
-        ValueError: the numbers of examples differ, there are fewer than 5, or all have the same
-            features.
+        ValueError: the numbers of examples differ, or are below 5; or all have the same features.
     """
     return align(gram(x, kernel), gram(y, kernel), debiased=debiased, level=level)
 
@@ -65,11 +55,7 @@ def gram(x: Float[Tensor, "n p"], kernel: Kernel = "linear") -> Float[Tensor, "n
 
 
 def align(
-    k: Float[Tensor, "n n"],
-    l: Float[Tensor, "m m"],
-    *,
-    debiased: bool = False,
-    level: float = LEVEL,
+    k: Float[Tensor, "n n"], l: Float[Tensor, "m m"], *, debiased: bool = False, level: float = LEVEL
 ) -> Interval:
     """CKA of two Gram matrices of the same examples; arguments and errors as for `cka`."""
     if k.shape != l.shape:

@@ -1,4 +1,4 @@
-"""Search for the cost penalty (`price`) that is most accurate within a budget of mean cost."""
+"""Search for the cost penalty (in code: `price`) that is most accurate within a budget of cost."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,14 +7,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-#: Most prices tried, evenly spaced over the prices at which some image changes its choice.
+Scores = Float[Tensor, "n choices"]
+Right = Bool[Tensor, "n choices"]
+#: Most penalties to try, evenly spaced over those at which some image changes its choice.
 TRIED = 1000
 #: Relative tolerance of costs, which are stored in 32 bits.
 WITHIN = 1e-6
 
 
 class Priced(NamedTuple):
-    """A price, and its outcome on the images of the search.
+    """A cost penalty, and its outcome on the images of the search.
 
     accuracy: share of images classified correctly; cost: mean cost; shares: of the images, by choice.
     """
@@ -25,16 +27,10 @@ class Priced(NamedTuple):
     shares: tuple[float, ...]
 
 
-def outcome_at(
-    price: float,
-    scores: Float[Tensor, "n choices"],
-    right: Bool[Tensor, "n choices"],
-    costs: Float[Tensor, " choices"],
-) -> Priced:
+def outcome_at(price: float, scores: Scores, right: Right, costs: Float[Tensor, " choices"]) -> Priced:
     """The outcome if each image takes the choice of the highest score - price · cost.
 
-    Args:
-        right: true where the network classifies an image correctly at a choice.
+    `right` is true where the network classifies an image correctly at a choice.
     """
     choice = (scores - price * costs).argmax(1)
     accuracy = right.gather(1, choice[:, None]).double().mean().item()
@@ -42,17 +38,10 @@ def outcome_at(
     return Priced(price, accuracy, costs[choice].double().mean().item(), tuple(shares.tolist()))
 
 
-def outcomes(
-    scores: Float[Tensor, "n choices"],
-    right: Bool[Tensor, "n choices"],
-    costs: Float[Tensor, " choices"],
-) -> list[Priced]:
-    """The outcomes at price 0 and at every other price that changes a choice (at most `TRIED`).
+def outcomes(scores: Scores, right: Right, costs: Float[Tensor, " choices"]) -> list[Priced]:
+    """The outcomes at penalty 0 and at every other penalty that changes a choice (at most `TRIED`).
 
-    A negative price favours costly choices.
-
-    Args:
-        right: true where the network classifies an image correctly at a choice.
+    A negative penalty favours costly choices. Arguments as for `outcome_at`.
     """
     scores, costs = scores.double(), costs.double()
     apart = costs[:, None] - costs
@@ -65,15 +54,11 @@ def outcomes(
 
 
 def best_within(candidates: Sequence[Priced], target: float, images: int) -> Priced:
-    """The outcome to use, among outcomes of mean cost at most `target`.
+    """The outcome to use, among outcomes on `images` of mean cost at most `target`.
 
-    The most accurate of many prices is partly chance. So of the prices within a standard error of the
-    best accuracy this takes the one nearest to 0, which changes the scores least; of equals, the
-    cheapest.
-
-    Args:
-        target: at least the cheapest choice's cost.
-        images: number of images behind the accuracies.
+    The highest accuracy of many penalties is partly chance. So of the penalties within a standard error
+    of it, this takes the one nearest to 0, which changes the scores least; of equals, the cheapest.
+    `target` is at least the cheapest choice's cost.
     """
     fitting = [o for o in candidates if o.cost <= target * (1 + WITHIN)]
     best = max(o.accuracy for o in fitting)

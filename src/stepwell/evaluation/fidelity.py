@@ -22,21 +22,15 @@ from stepwell.types import Labels
 
 
 def fidelity(
-    teacher: Network,
-    student: Network,
-    batches: Iterable[tuple[Any, Any]],
-    *,
-    control: Network | None = None,
-    classes: Sequence[str] = (),
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, float]:
+    teacher: Network, student: Network, batches: Iterable[tuple[Any, Any]], *,
+    control: Network | None = None, classes: Sequence[str] = (), level: float = LEVEL,
+    resamples: int = RESAMPLES, seed: int = 0,
+) -> dict[str, float]:  # fmt: skip
     """Measure how closely a student matches its teacher's predictions on the same inputs.
 
     All numbers are sums over the examples divided once, so they do not depend on the batches.
-    Probabilities are at temperature 1, whatever the temperature of training. Modules (and methods of
-    modules) run in eval mode; their modes are restored afterwards.
+    Probabilities are at temperature 1. Modules (and methods of modules) run in eval mode; their modes
+    are restored afterwards.
 
     Args:
         teacher: images to logits (batch, classes), a tensor or a numpy array, or to an `Exit`; its
@@ -47,37 +41,33 @@ def fidelity(
         control: a student of *another* teacher (usually of another seed), trained like `student`: one
             network, or one for each of the student's names.
         classes: names of the classes, for numbers by class.
-        level: of the confidence intervals.
-        resamples: of the bootstrap over examples.
+        level: of the confidence intervals; resamples: of the bootstrap over examples.
         seed: of the bootstrap, and of the sample of examples for CKA.
 
     Returns:
         Flat numbers; "KEY/low" and "KEY/high" are the ends of the interval of KEY. Keys of a named
         student begin with "NAME/". Intervals: W (Wilson), B (bootstrap over examples), J (jackknife).
 
-        - "agreement" (W): share of examples with the teacher's top class;
-          "agreement_on_right", "agreement_on_errors" (W): the same on examples that the teacher gets
-          right and wrong; on errors, the student makes the same mistake.
+        - "agreement" (W): share of examples with the teacher's top class; "agreement_on_right",
+          "agreement_on_errors" (W): the same where the teacher is right or wrong.
         - "errors_shared" (W): share of the student's mistakes that are also the teacher's.
         - "kl" (B): mean KL(teacher || student), in nats.
-        - "accuracy" (W), "nll" (B), "ece" (of `BINS` bins; B, basic), and the teacher's:
-          "teacher/accuracy", ...
+        - "accuracy" (W), "nll" (B), "ece" (of `BINS` bins; B, basic), and "teacher/accuracy", ...
         - "gain" (B): the student's accuracy minus the teacher's.
         - "cka/STAGE" (J): debiased linear CKA of the stage; ".../linear" and ".../rbf": the plain
           forms. On at most `CKA_EXAMPLES` examples, drawn from all with `seed`.
         - "control/KEY": the control's own agreement, KL, CKA, accuracy, ...
         - "transfer" (B): agreement minus the control's; "transfer_on_errors" (B): the same on the
           teacher's mistakes; "transfer_kl" (B): the control's KL minus the student's. All are paired.
-        - "class/NAME/agreement" (W), "class/NAME/accuracy" (W): on the examples of one true class;
-          "examples/NAME": the number of these.
+        - "class/NAME/agreement" (W), "class/NAME/accuracy" (W): on the "examples/NAME" examples of one
+          true class.
 
-        Undefined numbers are left out: agreement on errors without errors, accuracy without labels, CKA
-        of features that are equal for all examples.
+        Numbers that are undefined for these examples are left out.
 
     Raises:
-        ValueError: no examples; the networks differ in their number of classes; it is below two, or
-            not that of `classes`; a class is named twice; a network gives probabilities, or logits that
-            are not finite; `control` and `student` have different names.
+        ValueError: no examples; the numbers of classes differ or are below two; a class is named twice;
+            a network gives probabilities, or logits that are not finite; `control` and `student` have
+            different names.
 
     >>> batch = Batch(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
     >>> fidelity(lambda x: x, lambda x: 2 * x, [batch])["agreement"]
@@ -89,20 +79,14 @@ def fidelity(
 
 
 def fidelity_of(
-    teacher: Answer,
-    student: Answer | Mapping[str, Answer],
-    labels: Labels | NDArray[Any],
-    *,
-    control: Answer | Mapping[str, Answer] | None = None,
-    classes: Sequence[str] = (),
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, float]:
+    teacher: Answer, student: Answer | Mapping[str, Answer], labels: Labels | NDArray[Any], *,
+    control: Answer | Mapping[str, Answer] | None = None, classes: Sequence[str] = (),
+    level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0,
+) -> dict[str, float]:  # fmt: skip
     """`fidelity` of given logits (n, classes) or exits, as tensors or arrays; errors as there."""
-    answers: tuple[Network, Network] = (lambda _: teacher, lambda _: student)
+    other = None if control is None else lambda _: control
     return fidelity(
-        *answers, [(labels, labels)], control=None if control is None else lambda _: control,
+        lambda _: teacher, lambda _: student, [(labels, labels)], control=other,
         classes=classes, level=level, resamples=resamples, seed=seed,
     )  # fmt: skip
 
@@ -115,19 +99,10 @@ def agreement_matrix(
 
 
 def fidelity_measures(
-    seen: Observed,
-    classes: Sequence[str] = (),
-    *,
-    stages: Sequence[str] = (),
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, float]:
-    """`fidelity` of networks that `observe` has run.
-
-    Args:
-        stages: names of the student's stages; by default their numbers from 1.
-    """
+    seen: Observed, classes: Sequence[str] = (), *, stages: Sequence[str] = (), level: float = LEVEL,
+    resamples: int = RESAMPLES, seed: int = 0,
+) -> dict[str, float]:  # fmt: skip
+    """`fidelity` of networks that `observe` has run; `stages` names the student's stages."""
     _check_classes(classes)
     if classes and len(classes) != seen.classes:
         raise ValueError(
@@ -171,16 +146,12 @@ class _Measures:
         if not known.any():
             return {}
         right = network.top == labels
-        numbers = _flat(f"{prefix}accuracy", share(right[known], self.level))
-        numbers |= self._means(prefix, {"nll": network.nll[known]})
         confidence = network.confidence[known]
         error = calibration_error(confidence, right[known], level=self.level, **self.bootstrap)
-        numbers |= _flat(f"{prefix}ece", error)
-        for i, name in enumerate(self.classes):
-            if (member := labels == i).any():
-                key = f"{prefix}class/{name}/accuracy"
-                numbers |= _flat(key, share(right[member], self.level))
-        return numbers
+        numbers = self._share(prefix, {"accuracy": right[known]})
+        numbers |= self._means(prefix, {"nll": network.nll[known]}) | _flat(f"{prefix}ece", error)
+        members = {f"class/{c}/accuracy": right[labels == i] for i, c in enumerate(self.classes)}
+        return numbers | self._share(prefix, members)
 
     def pair(self, name: str) -> dict[str, float]:
         """One student compared with the teacher and, if there is one, with the control."""
@@ -214,10 +185,14 @@ class _Measures:
             "errors_shared": known & (student.top != labels),
         }
         groups |= {f"class/{name}/agreement": labels == i for i, name in enumerate(self.classes)}
+        return self._share(prefix, {key: same[group] for key, group in groups.items()})
+
+    def _share(self, prefix: str, columns: Mapping[str, Tensor]) -> dict[str, float]:
+        """The shares of true examples; columns without an example are left out."""
         numbers: dict[str, float] = {}
-        for key, group in groups.items():
-            if group.any():
-                numbers |= _flat(f"{prefix}{key}", share(same[group], self.level))
+        for key, hits in columns.items():
+            if len(hits):
+                numbers |= _flat(f"{prefix}{key}", share(hits, self.level))
         return numbers
 
     def _means(self, prefix: str, columns: Mapping[str, Tensor]) -> dict[str, float]:

@@ -26,11 +26,7 @@ class Interval(NamedTuple):
 
 
 def quantile(level: float) -> float:
-    """The half-width of an interval of this level, in standard errors: 1.96 at 0.95.
-
-    Raises:
-        ValueError: `level` is not between 0 and 1.
-    """
+    """The half-width of an interval in standard errors: 1.96 at 0.95; ValueError beyond (0, 1)."""
     if not 0 < level < 1:
         raise ValueError(f"a confidence level is a share between 0 and 1 (0.95 is 95 %), not {level}")
     return NormalDist().inv_cdf(0.5 + level / 2)
@@ -40,9 +36,6 @@ def share(hits: Shaped[Tensor, " n"], level: float = LEVEL) -> Interval:
     """The share of true examples, with Wilson's interval (Wilson 1927).
 
     Unlike the plain interval it stays within [0, 1], and is not empty if all or none are true.
-
-    Args:
-        hits: (n,) booleans, n > 0.
     """
     n, z = len(hits), quantile(level)
     if not n:
@@ -54,21 +47,13 @@ def share(hits: Shaped[Tensor, " n"], level: float = LEVEL) -> Interval:
 
 
 def means(
-    values: Float[Tensor, "n columns"],
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
+    values: Float[Tensor, "n columns"], *, level: float = LEVEL, resamples: int = RESAMPLES,
     seed: int = 0,
-) -> list[Interval]:
+) -> list[Interval]:  # fmt: skip
     """The mean of every column, with a percentile bootstrap interval (Efron 1979).
 
-    A resample draws n rows with replacement, the same rows for all columns: a column of differences
-    between two networks on the same examples gets a paired interval. The same seed gives the same
-    draws.
-
-    Args:
-        values: one row per example; n > 0.
-        resamples: number of resamples.
+    A resample draws n rows (examples) with replacement, the same for all columns: a column of
+    differences between two networks gets a paired interval. The same seed gives the same draws.
     """
     drawn = resampled(values, resamples=resamples, seed=seed)
     low, high = drawn.quantile(ends(level), dim=0)

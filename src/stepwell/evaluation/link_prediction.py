@@ -31,14 +31,10 @@ def filtered_ranks(
     """The rank of each query's answer among the candidates, without other known answers.
 
     Args:
-        distance: how implausible each entity is as the answer.
+        distance: how implausible each entity is as the answer; ValueError if not finite.
         answer: the true one.
-        known_query, known_entity: distinct pairs of a query and a known right entity. The answer itself
-            may be among them.
+        known_query, known_entity: distinct pairs of a query and a known right entity, maybe the answer.
         candidate: marks the entities that compete; all by default.
-
-    Raises:
-        ValueError: a distance is not finite.
     """
     if not distance.isfinite().all():
         raise ValueError("distances are not finite: the vectors are damaged; train them again")
@@ -75,10 +71,9 @@ def link_measures(ranks: Ranks) -> Mapping[str, float]:
 
 
 def retained_auc(retained: Float[Tensor, " retained"], deleted: Float[Tensor, " deleted"]) -> float:
-    """The share of pairs in which a deleted triple is farther than a retained one.
+    """The share of pairs of distances in which a deleted triple is farther than a retained one.
 
-    The arguments are distances. 0.5 means that nothing was unlearned. Ties count half (the statistic of
-    Mann and Whitney).
+    0.5 means that nothing was unlearned. Ties count half (the statistic of Mann and Whitney).
     """
     retained = retained.sort().values
     below = torch.searchsorted(retained, deleted)

@@ -1,4 +1,4 @@
-"""Run teacher, students and controls on the same inputs once, and keep a few numbers per example."""
+"""Run teacher, students and controls on the same inputs once, and store a few numbers per example."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ Answer = Tensor | NDArray[Any] | Exit
 #: Images (batch, ...) to logits or an exit, or to several of them by name.
 Network = Callable[[Tensor], Answer | Mapping[str, Answer]]
 
-#: Most examples whose features are kept for CKA.
+#: Most examples whose features are stored for CKA.
 CKA_EXAMPLES = 1000
-#: This many rows of logits do not look like probabilities by chance.
+#: Rows of logits that do not all look like probabilities by chance.
 CERTAIN = 16
 #: Most values per example of a stage; larger stages are averaged over windows of positions.
 FEATURE_VALUES = 2**14
@@ -56,17 +56,10 @@ class Observed(NamedTuple):
 
 @torch.no_grad()
 def observe(
-    teacher: Network,
-    student: Network,
-    batches: Iterable[tuple[Any, Any]],
-    *,
-    control: Network | None = None,
-    seed: int = 0,
-) -> Observed:
-    """Run teacher, student and control side by side, once; no inputs or logits are kept.
-
-    Modules run in eval mode, and get their modes back. Arguments and errors as for `fidelity`.
-    """
+    teacher: Network, student: Network, batches: Iterable[tuple[Any, Any]], *,
+    control: Network | None = None, seed: int = 0,
+) -> Observed:  # fmt: skip
+    """Run teacher, student and control side by side, once; arguments and errors as for `fidelity`."""
     records: dict[tuple[str, str], _Record] = {}
     labels: list[Tensor] = []
     sample = _Sample(CKA_EXAMPLES, seed)
@@ -84,7 +77,9 @@ def observe(
                 _check_names(answers)
                 records = {(who, name): _Record(f"{who} {name}".strip()) for who, name in answers}
             if records.keys() != answers.keys():
-                first, now = _listed(records), _listed(answers)
+                first, now = (
+                    ", ".join(" ".join(name).strip() for name in names) for names in (records, answers)
+                )
                 raise ValueError(
                     f"the networks gave {first} for the first batch and {now} for batch "
                     f"{len(labels) + 1}: use the same names in every batch"
@@ -209,10 +204,6 @@ def _one_class(labels: Tensor, classes: int) -> Tensor:
     return labels.long()
 
 
-def _listed(names: Iterable[tuple[str, str]]) -> str:
-    return ", ".join(" ".join(name).strip() for name in names)
-
-
 def _kind(value: object) -> str:
     return f"a {type(value).__name__}"
 
@@ -254,16 +245,15 @@ class _Record:
         if not rows:
             return
         for i, feature in enumerate(exit.features):
-            kept = _flattened(feature[rows])
+            values = _flattened(feature[rows])
             if i == len(self.stages):
-                self.stages.append(torch.empty(CKA_EXAMPLES, kept.shape[1]))
-            self.stages[i][places] = kept
+                self.stages.append(torch.empty(CKA_EXAMPLES, values.shape[1]))
+            self.stages[i][places] = values
 
-    def seen(self, kept: int) -> Seen:
+    def seen(self, sampled: int) -> Seen:
         self._refuse_probabilities()
-        columns = (torch.cat(parts) for parts in zip(*self.columns, strict=True))
-        top, confidence, nll, kl = columns
-        return Seen(top, confidence, nll, kl, tuple(stage[:kept] for stage in self.stages))
+        top, confidence, nll, kl = (torch.cat(parts) for parts in zip(*self.columns, strict=True))
+        return Seen(top, confidence, nll, kl, tuple(stage[:sampled] for stage in self.stages))
 
     def _check(self, logits: Tensor) -> None:
         if not logits.isfinite().all():

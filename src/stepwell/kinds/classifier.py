@@ -1,6 +1,6 @@
 """Image classifiers with one or several depths (`NestedNet`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,12 +23,15 @@ NEXT = (
 )  # fmt: skip
 SECTIONS = [
     f"stepwell.report.{section}" for section in (
-        "sections:lead", "sections:full_net_note", "sections:facts", "sections:row_table",
-        "sections:churn", "sections:run_figures", "fidelity:fidelity_section",
-        "grafting:grafting_section", "sections:examples", "sections:classes_table",
-        "sections:arguments",
+        "sections:lead", "systems:notes", "sections:facts", "sections:row_table", "sections:churn",
+        "sections:run_figures", "fidelity:fidelity_section", "systems:sections", "sections:examples",
+        "sections:classes_table", "sections:arguments",
     )
 ]  # fmt: skip
+#: Tables of what `eval` measures on request, by its key in the results.
+EXTRA: Mapping[str, Callable[..., None]] = {
+    "cascade": tables.show_cascade, "fidelity": lambda found, row: tables.show_fidelity(found)
+}  # fmt: skip
 #: Columns after a training, and of an evaluation.
 TRAINED = ("blocks", "params", "macs", "accuracy", "ms")
 EVALUATED = (
@@ -159,10 +162,9 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
         tables.show_churn(results["churn"], row=rows)
     tables.show_classes(test)
     show_conditions(costs)
-    if "cascade" in results:
-        tables.show_cascade(results["cascade"], row=rows)
-    if "fidelity" in results:
-        tables.show_fidelity(results["fidelity"])
+    for name, show_table in EXTRA.items():
+        if name in results:
+            show_table(results[name], row=rows)
 
 
 def predict(

@@ -28,8 +28,8 @@ NEXT = classifier.NEXT
 SECTIONS = [
     f"stepwell.report.{section}" for section in (
         "resolution:lead", "sections:facts", "sections:row_table", "sections:churn",
-        "sections:run_figures", "fidelity:fidelity_section", "resolution:resolution_section",
-        "sections:examples", "sections:classes_table", "sections:arguments",
+        "sections:run_figures", "fidelity:fidelity_section", "systems:sections", "sections:examples",
+        "sections:classes_table", "sections:arguments",
     )
 ]  # fmt: skip
 TRAINED = classifier.TRAINED

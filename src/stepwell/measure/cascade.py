@@ -11,7 +11,7 @@ from torch import Tensor
 from stepwell.cost import count_macs_of_steps, mean_of_medians, time_each
 from stepwell.evaluation import gather_logits
 from stepwell.evaluation.cascade import Goal, Thresholds, better, find_thresholds, outcome_of
-from stepwell.measure.depths import logits_where_it_is
+from stepwell.measure.depths import blank_image, logits_where_it_is
 from stepwell.measures import in_words
 from stepwell.nets import NestedNet
 from stepwell.nets.nested.budget import check_share
@@ -28,15 +28,10 @@ def cascade_macs(
 ) -> list[int]:
     """Count the MACs of an image answered at each of `depths`, including the shallower depths.
 
-    Common prefixes count once: a deeper depth goes on where its path leaves the others.
-
-    Args:
-        depths: shallow to deep.
-        known: counts of each depth's steps, kept from call to call.
+    `depths` run shallow to deep; common prefixes count once. `known` caches the counts of each depth.
     """
     known = {} if known is None else known
-    device = next(net.parameters()).device
-    x = torch.zeros(1, 3, net.card.size, net.card.size, device=device)
+    x = blank_image(net, net.card.size)
     totals, total = [], 0
     for depth, (_, start) in zip(depths, branches_of([net.path(d) for d in depths]), strict=True):
         if depth not in known:
@@ -47,11 +42,7 @@ def cascade_macs(
 
 
 def check_depths(net: NestedNet) -> list[str]:
-    """Give the depths that a cascade can use.
-
-    Raises:
-        ValueError: there are fewer than two.
-    """
+    """Give the depths that a cascade can use; ValueError if there are fewer than two."""
     ready = [depth for depth, status in net.status.items() if status != "fresh"]
     if len(ready) < 2:
         raise ValueError(
@@ -146,44 +137,32 @@ def _best_chain(
 def measure_cascade(
     cascade: Cascade, batches: Iterable[Batch], *, seconds: float = 2.0, most: int = 500
 ) -> dict[str, Any]:
-    """Measure a cascade on labelled images.
-
-    Args:
-        seconds: about how long to time it.
-        most: images to time, at most.
+    """Measure a cascade on labelled images; time at most `most` of them, for about `seconds`.
 
     Returns:
         "accuracy", mean "macs" per image, "shares" of images answered by each depth, "images"; "ms",
-        the mean time of one image at a time; and "full_accuracy", "full_macs" and "full_ms" of the full
-        net alone on the same images.
+        the mean time of one image; "full_accuracy", "full_macs" and "full_ms" of the full net alone.
     """
-    with in_eval_mode(cascade.net):
-        return _measured(cascade, batches, seconds, most)
-
-
-def _measured(cascade: Cascade, batches: Iterable[Batch], seconds: float, most: int) -> dict[str, Any]:
     net, depths = cascade.net, cascade.depths
     device = next(net.parameters()).device
     answered: list[Tensor] = []
     right: dict[str, list[Tensor]] = {"": [], "full_": []}
     singles: list[Tensor] = []
-    for images, labels in batches:
-        images = images.to(device)
-        answer = cascade(images)
-        with torch.inference_mode():
-            full = net(images)
-        answered.append(answer.depth.cpu())
-        right[""].append(answer.logits.argmax(1).cpu() == labels)
-        right["full_"].append(full.argmax(1).cpu() == labels)
-        singles += [x.contiguous() for x in images.split(1)[: most - len(singles)]]
-    if not answered:
-        raise ValueError("nothing to evaluate: the data gave no batch")
+    with in_eval_mode(net), torch.inference_mode():
+        for images, labels in batches:
+            images = images.to(device)
+            answer, full = cascade(images), net(images)
+            answered.append(answer.depth.cpu())
+            right[""].append(answer.logits.argmax(1).cpu() == labels)
+            right["full_"].append(full.argmax(1).cpu() == labels)
+            singles += [x.contiguous() for x in images.split(1)[: most - len(singles)]]
+        if not answered:
+            raise ValueError("nothing to evaluate: the data gave no batch")
+        runs = {"": lambda x: cascade(x).logits, "full_": net.forward}
+        times = time_each(runs, singles, seconds=seconds)
     who = torch.cat(answered)
     shares = [(who == i).double().mean().item() for i in range(len(depths))]
     costs = cascade_macs(net, depths)
-    with torch.inference_mode():
-        runs = {"": lambda x: cascade(x).logits, "full_": net.forward}
-        times = time_each(runs, singles, seconds=seconds)
     accuracies = {f"{row}accuracy": torch.cat(r).double().mean().item() for row, r in right.items()}
     return {
         "macs": sum(share * cost for share, cost in zip(shares, costs, strict=True)),

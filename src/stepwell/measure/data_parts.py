@@ -1,6 +1,7 @@
 """The images of a run, for its training and for measuring its network."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,40 @@ class Parts(NamedTuple):
     flip: bool = True
     name: str = ""
     fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunImages(Images):
+    """The images of a finished run, as its config.json records them.
+
+    Attributes:
+        data: a folder or a name; fingerprint: of its content.
+    """
+
+    data: str = ""
+    fingerprint: str | None = None
+    batch_size: int = 128
+    val_fraction: float = 0.0
+    seed: int = 0
+    distill_data: DistillData = DistillData()
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "RunImages":
+        """Read them from the content of config.json; defaults where it says nothing."""
+        arguments, own = (
+            config.get("arguments", {}),
+            config.get("arguments", {}).get("distill_data", {}),
+        )
+        folder = {"unlabeled": Path(own["unlabeled"])} if own.get("unlabeled") else {}
+        found = {
+            "fingerprint": config.get("data", {}).get("fingerprint"),
+            "distill_data": recorded(DistillData, own | folder),
+        }
+        return recorded(cls, arguments | found)
+
+    def changes(self, images: ImageSet, may_flip: bool) -> dict[str, Any]:
+        """Give `augment` and `changes` of `Batches`; `may_flip`: a mirror image keeps its class."""
+        return _changes(self.distill_data, self.flip, images, may_flip)
 
 
 def parts_for(
@@ -94,23 +129,14 @@ def parts_of(net: NestedNet, path: Path, config: Mapping[str, Any], data: str | 
         if data is None:
             raise ValueError(f"{path} is not in a run directory, so say what to measure on with --data")
         return parts_for(net, data)
-    own = str(config["arguments"]["data"])
-    return parts_for(
-        net, own if data is None else data, config["data"]["fingerprint"],
-        config["arguments"].get("val_fraction", 0.0), config["arguments"].get("part"),
-        same=data is None or Path(data).resolve() == Path(own).resolve(),
-    )  # fmt: skip
+    run = RunImages.of(config)
+    named = run.data if data is None else data
+    same = data is None or Path(data).resolve() == Path(run.data).resolve()
+    return parts_for(net, named, run.fingerprint, run.val_fraction, run.part, same=same)
 
 
 def fitted(teacher: OpenTeacher, batches: Batches, *, resize: bool = False) -> nn.Module:
-    """Adapt a teacher to the images of `batches`, and try it on a few of them.
-
-    Args:
-        resize: as for `OpenTeacher.for_data`.
-
-    Raises:
-        ValueError: as for `OpenTeacher.for_data`.
-    """
+    """Adapt a teacher to the images of `batches` by `OpenTeacher.for_data`, and try it on a few."""
     few = batches.images.subset(torch.arange(min(16, len(batches.images))))
     (images, _), *_ = batches.with_images(few)
     normalisation = (batches.mean, batches.std)
@@ -122,9 +148,7 @@ def batches_for(
     normalisation: Normalisation | None = None,
     choose: Callable[[ImageSet], ImageSet] | None = None, distill_data: DistillData = DistillData(),
 ) -> tuple[Batches, Batches | None]:  # fmt: skip
-    """The training part, shuffled and augmented, and the validation part.
-
-    The validation part is the data's own, or a `val_fraction` of the training part.
+    """The shuffled, augmented training part, and the validation part: the data's own, or split off.
 
     Args:
         normalisation: mean and deviation of the pixels; by default those of the training part.
@@ -143,16 +167,6 @@ def batches_for(
     return batches, batches.with_images(validation) if validation else None
 
 
-def changes_of(arguments: Mapping[str, Any], images: ImageSet, flip: bool) -> dict[str, Any]:
-    """Changes of a finished run's training images: `augment` and `changes` of `Batches`.
-
-    Args:
-        arguments: of the run's config.json.
-        flip: whether the data allows mirroring.
-    """
-    return _changes(distill_data_of(arguments), arguments.get("flip"), images, flip)
-
-
 def _changes(
     distill_data: DistillData, flip: bool | None, images: ImageSet, may_flip: bool
 ) -> dict[str, Any]:
@@ -163,31 +177,19 @@ def _changes(
     }
 
 
-def distill_data_of(arguments: Mapping[str, Any]) -> DistillData:
-    """The data that a finished run was taught on, by the arguments of its config.json."""
-    own = arguments.get("distill_data", {})
-    folder = own.get("unlabeled")
-    return DistillData(**{**own, "unlabeled": None if folder is None else Path(folder)})
-
-
 def batches_of(run: Path) -> tuple[Batches, Batches]:
     """Read the training batches of a finished run, and its test images, as its network saw them.
 
-    Images of a generator are not stored, so they are left out.
-
-    Raises:
-        ValueError: the data has changed since.
+    Images of a generator are not stored, so they are left out. ValueError if the data has changed.
     """
-    config = read_json(run / "config.json", "name a finished run")
-    arguments = config["arguments"]
-    splits = load_images(arguments["data"], arguments["size"])
-    if config["data"]["fingerprint"] != data_fingerprint(splits):
-        raise ValueError(f"{arguments['data']} has changed since {run} was trained on it")
+    own = RunImages.of(read_json(run / "config.json", "name a finished run"))
+    splits = load_images(own.data, own.size)
+    if own.fingerprint != data_fingerprint(splits):
+        raise ValueError(f"{own.data} has changed since {run} was trained on it")
     card = load(run / "net.safetensors").card
     train, _ = batches_for(
-        splits, recorded(Images, arguments), batch_size=arguments["batch_size"],
-        val_fraction=arguments["val_fraction"], seed=arguments["seed"],
-        normalisation=(card.mean, card.std), distill_data=distill_data_of(arguments),
+        splits, own, batch_size=own.batch_size, val_fraction=own.val_fraction, seed=own.seed,
+        normalisation=(card.mean, card.std), distill_data=own.distill_data,
     )  # fmt: skip
     return train, train.with_images(splits.test)
 
@@ -203,4 +205,5 @@ def _set_aside(
 
 
 def data_fingerprint(splits: Splits) -> str:
+    """Identify the training and the test part by their content."""
     return f"{splits.train.fingerprint}/{splits.test.fingerprint}"

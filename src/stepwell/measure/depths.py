@@ -4,26 +4,28 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from stepwell.cost import costs_of
 from stepwell.data import Batches
 from stepwell.evaluation import Tally, evaluate, tally
 from stepwell.nets.nested.net import NestedNet
+from stepwell.types import Images, Logits
 
 
 def cost_table(net: NestedNet, size: int, *, batch: int = 1) -> dict[str, dict[str, Any]]:
-    """Measure the costs of every depth as a plain network of its own.
-
-    Args:
-        size: height and width of the images in pixels.
-        batch: images at once.
+    """Measure the costs of every depth as a plain network, for `batch` images of `size` pixels at once.
 
     Returns:
         By depth: "blocks", "params", "macs" and "peak_bytes" of a batch's image, "ms" with its spread.
     """
-    x = torch.zeros(batch, 3, size, size, device=next(net.parameters()).device)
-    costs = costs_of({depth: net.subnet(depth) for depth in net.depths}, x)
+    costs = costs_of({d: net.subnet(d) for d in net.depths}, blank_image(net, size, batch))
     return {d: {"blocks": list(blocks)} | costs[d] for d, blocks in net.depths.items()}
+
+
+def blank_image(net: nn.Module, size: int, batch: int = 1) -> Images:
+    """Give black images of `size` pixels, on the network's device."""
+    return torch.zeros(batch, 3, size, size, device=next(net.parameters()).device)
 
 
 def measure_depths(net: NestedNet, test: Batches) -> dict[str, Any]:
@@ -40,12 +42,7 @@ def results_of(
     sums: Tally, classes: Sequence[str], costs: Mapping[str, Mapping[str, Any]],
     kind: str = "classifier", rows: str = "depth",
 ) -> dict[str, Any]:  # fmt: skip
-    """Divide the sums over predictions into results as a run's results.json has them.
-
-    Args:
-        costs: by row.
-        kind, rows: of the results (see `stepwell.results`).
-    """
+    """Divide the sums over predictions into results as `stepwell.results` describes them."""
     return {
         "kind": kind, "rows": rows, "test": sums.measures(classes), "churn": sums.churn(),
         "examples": sums.examples, "costs": costs,
@@ -62,7 +59,7 @@ def accuracy_on(net: NestedNet, batches: Batches, part: str) -> tuple[dict[str, 
 
 def logits_where_it_is(
     net: NestedNet, depths: Sequence[str] | None = None
-) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
+) -> Callable[[Images], dict[str, Logits]]:
     """Give a function from images to logits by depth, on the network's device."""
     device = next(net.parameters()).device
     return lambda images: net.logits_by_depth(images.to(device), depths)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stepwell.data import Batches
 from stepwell.evaluation.calibration import reliability
@@ -18,7 +18,7 @@ from stepwell.evaluation.fidelity import agreement_matrix, fidelity_measures
 from stepwell.evaluation.intervals import LEVEL, RESAMPLES
 from stepwell.evaluation.side_by_side import Observed, observe
 from stepwell.files import config_of, read_json, write_whole, writing
-from stepwell.measure.data_parts import Parts, changes_of, distill_data_of, fitted, parts_of
+from stepwell.measure.data_parts import Parts, RunImages, fitted, parts_of
 from stepwell.measure.fidelity_networks import Pair, folder_of, named, open_pair
 from stepwell.nets import NestedNet
 from stepwell.nets.files.container import network_file
@@ -27,7 +27,7 @@ from stepwell.nets.nested.calibrate import estimate_all
 from stepwell.nets.nested.interpolation import between, differing
 from stepwell.teachers.stages import common_stages, pair_stages
 from stepwell.teachers.teacher import Teacher, stages_of
-from stepwell.types import Exit
+from stepwell.types import Exit, Images
 
 #: Training images to compare on, at most; evenly spaced over all.
 TRAIN_IMAGES = 50_000
@@ -45,17 +45,11 @@ def untracked(steps: Iterable[Any], title: str, total: int) -> Iterable[Any]:
 
 
 def measure_fidelity(
-    student: str | Path,
-    teacher: str | Sequence[str],
-    *,
-    control: str | None = None,
-    data: str | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    interpolate: int = 0,
-    keep: bool = False,
+    student: str | Path, teacher: str | Sequence[str], *, control: str | None = None,
+    data: str | None = None, mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None, interpolate: int = 0, keep: bool = False,
     track: Track = untracked,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Compare every depth of a trained network with a teacher, as `stepwell eval --fidelity` does.
 
     >>> stepwell.measure.measure_fidelity("runs/student", "runs/teacher")  # doctest: +SKIP
@@ -97,9 +91,9 @@ class Fitted(NamedTuple):
     """
 
     pair: Pair
-    student: Callable[[Tensor], dict[str, Exit]]
+    student: Callable[[Images], dict[str, Exit]]
     teacher: Teacher
-    control: Callable[[Tensor], dict[str, Exit]] | None
+    control: Callable[[Images], dict[str, Exit]] | None
     stages: tuple[str, ...]
 
 
@@ -128,10 +122,10 @@ def fit_pair(pair: Pair, test: Batches) -> Fitted:
     if controls:
         of_controls = {d: _places(net, ours, other) for d, other in controls.items()}
 
-        def control(images: Tensor) -> dict[str, Exit]:
+        def control(images: Images) -> dict[str, Exit]:
             return {d: _picked(other(images), of_controls[d]) for d, other in controls.items()}
 
-    def student(images: Tensor) -> dict[str, Exit]:
+    def student(images: Images) -> dict[str, Exit]:
         return {d: _picked(exit, ours) for d, exit in net.forward_all(images, depths).items()}
 
     return Fitted(
@@ -145,11 +139,7 @@ def measure_pair(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Measure fidelity on plain and augmented training images, and on test images.
 
-    On data other than the training's: on test images alone.
-
-    Args:
-        interpolate: points on the line from student to teacher, both ends included; 0: none.
-        track: shows progress.
+    On data other than the training's: on test images alone. Arguments as for `measure_fidelity`.
 
     Returns:
         The content of fidelity.json, and the arrays of fidelity.npz. For each part these are the
@@ -158,13 +148,14 @@ def measure_pair(
         confidence, accuracy. Mixed images have no single class, so their part has no curves.
     """
     pair = networks.pair
-    card = pair.net.card
+    card, file = pair.net.card, folder_of(pair.run) / "results.json"
+    results = read_json(file, "put it right") if pair.config and file.exists() else {}
     compared: dict[str, Batches] = {}
     policy = ""
     if parts.known:
         train = _some(parts.train, TRAIN_IMAGES)
         compared = {"train": train}
-        policy, augmented = _as_taught(train, parts.flip, pair.config.get("arguments", {}))
+        policy, augmented = _as_taught(train, parts.flip, RunImages.of(pair.config))
         if policy:
             compared["augmented"] = augmented
         else:
@@ -177,9 +168,7 @@ def measure_pair(
     found: dict[str, Any] = {
         "data": {"name": parts.name, "fingerprint": parts.fingerprint},
         "student": {
-            "name": str(pair.run),
-            "fingerprint": pair.fingerprint,
-            "trained": _trained(pair),
+            "name": str(pair.run), "fingerprint": pair.fingerprint, "trained": results.get("finished")
         },
         "teacher": {"name": named(pair.teacher), "fingerprint": pair.teacher.fingerprint},
         "controls": {
@@ -204,11 +193,7 @@ def measure_pair(
 
 
 def write_fidelity(folder: Path, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write fidelity.json and fidelity.npz to a run directory, for its report.
-
-    Raises:
-        OSError: another process is writing to it; the disk is full.
-    """
+    """Write fidelity.json and fidelity.npz to a run; OSError if another process writes to it."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     with writing(folder / "net.safetensors"):
@@ -216,14 +201,6 @@ def write_fidelity(folder: Path, found: Mapping[str, Any], arrays: Mapping[str, 
         (folder / "fidelity.json").unlink(missing_ok=True)
         write_whole(folder / "fidelity.npz", buffer.getvalue())
         write_whole(folder / "fidelity.json", json.dumps(found, indent=1).encode())
-
-
-def _trained(pair: Pair) -> str | None:
-    """Read the end time of the student's run; None outside of a run."""
-    results = folder_of(pair.run) / "results.json"
-    if not pair.config or not results.exists():
-        return None
-    return read_json(results, "put it right").get("finished")
 
 
 def _places(net: NestedNet, stages: Sequence[int], other: nn.Module) -> list[int]:
@@ -245,17 +222,17 @@ def _some(batches: Batches, count: int) -> Batches:
     return batches.with_images(images.subset(torch.linspace(0, len(images) - 1, count).long()))
 
 
-def _as_taught(batches: Batches, flip: bool, arguments: Mapping[str, Any]) -> tuple[str, Batches]:
+def _as_taught(batches: Batches, flip: bool, run: RunImages) -> tuple[str, Batches]:
     """Augment the images as the run's training did, one draw each, and name the augmentation.
 
     The name is empty if the training used none. Unlabeled or generated images that joined the batches
     are not included.
     """
-    data = distill_data_of(arguments)
+    data = run.distill_data
     words = [data.augment, data.mix, data.synthetic if data.synthetic in DRAWN_ANEW else "none"]
     augmented = Batches(
         batches.images, batches.batch_size, mean=batches.mean, std=batches.std,
-        **changes_of(arguments, batches.images, flip), seed=arguments.get("seed", 0),
+        **run.changes(batches.images, flip), seed=run.seed,
     )  # fmt: skip
     return " + ".join(word for word in words if word != "none"), augmented
 

@@ -5,16 +5,18 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stepwell.cost import costs_of, count_macs, mean_of_medians, measure_latencies, time_each
 from stepwell.cost.latency import synchronised
 from stepwell.data import Batches
 from stepwell.evaluation import Tally, gather_logits
-from stepwell.measure.depths import results_of
+from stepwell.measure.depths import blank_image, results_of
 from stepwell.nets.resolution.chooser import ResolutionNet
 from stepwell.nets.resolution.resolutions import resize
 from stepwell.train_mode import in_eval_mode
+from stepwell.types import Images, Labels, Logits
 
 #: Name of the row in which the chooser decides for each image.
 CHOSEN = "chosen"
@@ -33,7 +35,7 @@ class AtChoice(nn.Module):
         depth, self.size = net.choices[choice]
         self.net = net.net.at(self.size).subnet(depth)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Images) -> Logits:
         """Resize the images to the resolution, and give their logits."""
         logits: Tensor = self.net(resize(x, self.size))
         return logits
@@ -41,7 +43,7 @@ class AtChoice(nn.Module):
 
 def macs_of_choices(net: ResolutionNet, size: int) -> list[int]:
     """Count the MACs of an image of `size` pixels at each choice, including the chooser's."""
-    x = torch.zeros(1, 3, size, size, device=next(net.parameters()).device)
+    x = blank_image(net, size)
     chooser = count_macs(net.chooser, x)
     return [count_macs(AtChoice(net, i), x) + chooser for i in range(len(net.choices))]
 
@@ -49,14 +51,13 @@ def macs_of_choices(net: ResolutionNet, size: int) -> list[int]:
 def choice_table(net: ResolutionNet, size: int) -> dict[str, dict[str, Any]]:
     """Measure the costs of each choice for all images, cheapest first, without the chooser's."""
     plain = {name: AtChoice(net, i) for i, name in enumerate(net.names)}
-    x = torch.zeros(1, 3, size, size, device=next(net.parameters()).device)
-    costs = costs_of(plain, x)
+    costs = costs_of(plain, blank_image(net, size))
     return {name: costs[name] for name in sorted(costs, key=lambda name: costs[name]["macs"])}
 
 
 def times_of_choices(net: ResolutionNet, size: int) -> list[float]:
     """Measure the milliseconds of one image of `size` pixels at each choice, chooser included."""
-    x = torch.zeros(1, 3, size, size, device=next(net.parameters()).device)
+    x = blank_image(net, size)
     runs = [net.chooser, *(AtChoice(net, i) for i in range(len(net.choices)))]
     with in_eval_mode(*runs), torch.inference_mode():
         calls = {str(i): partial(_each, run, [x]) for i, run in enumerate(runs)}
@@ -72,19 +73,15 @@ class Observed(NamedTuple):
     drawn: the mean share of each choice when drawn as in training, by the softmax of the scores.
     """
 
-    logits: dict[str, Tensor]
-    labels: Tensor
-    who: Tensor
-    unpriced: Tensor
-    drawn: Tensor
+    logits: dict[str, Logits]
+    labels: Labels
+    who: Int[Tensor, " n"]
+    unpriced: Int[Tensor, " n"]
+    drawn: Float[Tensor, " choices"]
 
 
 def observe_choices(net: ResolutionNet, test: Batches, order: Sequence[str]) -> Observed:
-    """Run every choice on all images.
-
-    Args:
-        order: names of the choices, cheapest first.
-    """
+    """Run every choice on all images; `order` names the choices, cheapest first."""
     device = next(net.parameters()).device
 
     def predict(images: Tensor) -> dict[str, Tensor]:
@@ -100,12 +97,8 @@ def observe_choices(net: ResolutionNet, test: Batches, order: Sequence[str]) -> 
     return Observed({CHOSEN: at_choices(net, logits, who)} | logits, labels, who, unpriced, drawn)
 
 
-def at_choices(net: ResolutionNet, logits: Mapping[str, Tensor], who: Tensor) -> Tensor:
-    """Select each image's logits at its own choice.
-
-    Args:
-        who: (n,) the choice of each image.
-    """
+def at_choices(net: ResolutionNet, logits: Mapping[str, Logits], who: Int[Tensor, " batch"]) -> Logits:
+    """Select each image's logits at its own choice, `who`."""
     every = torch.stack([logits[name] for name in net.names], 1)
     return every[torch.arange(len(who)), who]
 
@@ -113,10 +106,7 @@ def at_choices(net: ResolutionNet, logits: Mapping[str, Tensor], who: Tensor) ->
 def measure_resolution(
     net: ResolutionNet, test: Batches, costs: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Any], Observed]:
-    """Measure the network on labelled images: as a whole, and each choice for all images.
-
-    Args:
-        costs: as `choice_table` gives them.
+    """Measure the network as a whole, and each choice for all images; `costs` from `choice_table`.
 
     Returns:
         Results as a run's results.json has them, with the row "chosen" in "test" and "costs". Under
@@ -169,29 +159,24 @@ def _one_by_one(net: ResolutionNet, test: Batches, who: Tensor) -> float:
     return mean_of_medians(times, who.tolist())
 
 
-def timed_images(test: Batches) -> Tensor:
+def timed_images(test: Batches) -> Images:
     """Take the first images of a part, on which speed is measured."""
     return Batches(test.images, TIMED, mean=test.mean, std=test.std).at(0).images
 
 
 @torch.inference_mode()
 def measure_speed(
-    net: ResolutionNet, images: Tensor, *, seconds: float | None = None
+    net: ResolutionNet, images: Images, *, seconds: float | None = None
 ) -> list[dict[str, float]]:
     """Measure images per second with and without the choice, in batches of equal size.
 
-    The two take turns. Images after the last whole batch are not timed.
-
-    Args:
-        images: normalised; at least one.
-        seconds: about how long to time each of the two.
+    The two take turns, for about `seconds` each. Images after the last whole batch are not timed.
 
     Returns:
         For batches of 64 (fewer if there are fewer images) and of one: "batch"; images per second as
         "chosen" and "fixed" (all images at the first choice, without a chooser); "speed_up", their
         ratio; "by_macs", the ratio of the same images' MACs.
     """
-    seconds = SECONDS if seconds is None else seconds
     device = next(net.parameters()).device
     macs = torch.tensor(macs_of_choices(net, images.shape[-1]), dtype=torch.float64)
     depth, size = net.choices[0]
@@ -208,7 +193,7 @@ def measure_speed(
                 "fixed": lambda x: full(resize(x, size), depth),
             }
             calls = {name: partial(_each, run, parts) for name, run in runs.items()}
-            times = measure_latencies(calls, seconds=seconds, warmup=1, least=2, rounds=2)
+            times = measure_latencies(calls, seconds=seconds or SECONDS, warmup=1, least=2, rounds=2)
             speed = {name: 1000 * len(timed) / time.ms for name, time in times.items()}
             speed["speed_up"] = speed["chosen"] / speed["fixed"]
             found.append({"batch": batch, **speed, "by_macs": float(alone / macs[who].mean())})

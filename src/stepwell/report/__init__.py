@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from string import Template
 
+import stepwell.report.figures as figures
 from stepwell.files import write_whole
 from stepwell.measures import MEASURES
-from stepwell.report import figures
-from stepwell.report.grafting import against_shots
 from stepwell.report.markup import ABSENT, Html, figure, table, warning, written
 from stepwell.report.run_record import RunRecord, read_run
 from stepwell.report.sections import run_section
+from stepwell.report.systems import comparisons
 
 __all__ = ["write_report"]
 
@@ -48,32 +49,14 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 def _page(records: Sequence[RunRecord]) -> str:
     colours = figures.row_colours(records)
-    style = files(__name__).joinpath("page.css").read_text(encoding="utf-8")
     title = "Stepwell report: " + ", ".join(record.name for record in records)
     parts = [_comparison(records, colours)] if len(records) > 1 else []
     parts += [run_section(record, f"run-{i}", colours) for i, record in enumerate(records, start=1)]
-    # The policy has the browser enforce what the page promises: it fetches nothing, runs nothing.
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-<header><h1>Stepwell report</h1></header>
-{chr(10).join(parts)}
-</main>
-</body>
-</html>
-"""
+    # The page's policy has the browser enforce its promise: it fetches nothing and runs nothing.
+    shell, style = (
+        files(__name__).joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css")
+    )
+    return Template(shell).substitute(title=escape(title), style=style, sections="\n".join(parts))
 
 
 def _comparison(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str:
@@ -91,12 +74,10 @@ def _comparison(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str
     words = dict.fromkeys(record.row for record in records if record.rows)
     titles = [MEASURES[key].title for key in COMPARED]
     head = ("run", " or ".join(words), *titles, "recipe", "data", "seed")
-    parts = [
-        "<section><h2>Comparison</h2>", *map(warning, _unlike(records)), table(head, rows, words=2),
-    ]  # fmt: skip
     joint = figures.accuracy_latency(records, colours)
     caption = f"Accuracy against latency of all runs; colour is the {' or '.join(words)}."
-    parts += ['<div class="figures">', figure(joint, caption), *against_shots(records)]
+    parts = ["<section><h2>Comparison</h2>", *_unlike(records), table(head, rows, words=2)]
+    parts += ['<div class="figures">', figure(joint, caption), *comparisons(records)]
     return "\n".join([*parts, "</div></section>"])
 
 
@@ -108,4 +89,5 @@ def _unlike(records: Sequence[RunRecord]) -> list[str]:
         "tested on different data: their accuracies": data,
         "timed with different devices, threads or batches: their times": places,
     }
-    return [f"These runs were {n} do not compare." for n, all_ in notes.items() if len(all_) > 1]
+    unlike = [note for note, kinds in notes.items() if len(kinds) > 1]
+    return [warning(f"These runs were {note} do not compare.") for note in unlike]

@@ -3,11 +3,16 @@
 from collections.abc import Iterable, Mapping
 from html import escape
 
+import stepwell.report.fidelity_figures as figures
 from stepwell.measures import FIDELITY, Measure, number_in
-from stepwell.report import fidelity_figures as figures
-from stepwell.report.fidelity_reading import FidelityRecord, read_fidelity
 from stepwell.report.markup import ABSENT, as_percent, figure, table
-from stepwell.report.run_record import RunRecord, as_mapping, number
+from stepwell.report.run_record import (
+    FidelityRecord,
+    RunRecord,
+    as_mapping,
+    number,
+    read_fidelity,
+)
 
 CKA = Measure("CKA", "number", 3)
 SHARE = Measure("agreement", "percent")

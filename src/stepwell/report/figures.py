@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,30 +28,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.")
 
 GREY = "#666666"
-_STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    # What is left to the reader's browser is drawn in its own face; the first one sets the measure.
-    "font.sans-serif": ["DejaVu Sans", "Helvetica Neue", "Roboto", "Arial"],
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": "#222222",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.7,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": "#333333",
-    "ytick.labelcolor": "#333333",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "stepwell",  # the same run gives the same bytes
-    "text.parse_math": False,  # a folder may be called $x
-}
 
 
 def row_colours(records: Sequence[RunRecord]) -> dict[str, str]:
@@ -108,10 +85,7 @@ def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -
 def losses(phases: Sequence[Phase], colours: Mapping[str, str], word: str = "depth") -> str | None:
     """Draw every training loss term by epoch, in its row's colour and its term's dash pattern.
 
-    The legend names rows and terms apart, which takes fewer lines.
-
-    Args:
-        word: for a row.
+    The legend names rows and terms apart, which takes fewer lines; `word` stands for a row.
     """
     own = {"phase", "epoch", "step", "lr", "seconds", "cpu_seconds"}
     keys = [key for key in _keys(phases) if key not in own and not key.startswith("val/")]
@@ -255,7 +229,7 @@ def legend_text(text: str) -> str:
     return f" {short}" if short.startswith("_") else short
 
 
-def whole_legend_text(text: str) -> str:
+def wrapped(text: str) -> str:
     """Wrap `text` for a legend of one column; see `legend_text`."""
     lines = "\n".join(textwrap.wrap(text, 44)) or text
     return f" {lines}" if lines.startswith("_") else lines
@@ -263,11 +237,11 @@ def whole_legend_text(text: str) -> str:
 
 def svg(width: float, height: float, paint: Callable[[Figure], None]) -> str:
     """Give a figure as SVG, drawn by `paint`, of this size in inches, in the page's style."""
-    import matplotlib
+    from matplotlib import style
     from matplotlib.figure import Figure
 
-    file = io.BytesIO()
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    file, page = io.BytesIO(), Path(__file__).with_name("page.mplstyle")
+    with style.context(page), warnings.catch_warnings():
         # The reader's browser chooses the face of a character that matplotlib's own lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure((width, height), layout="constrained")

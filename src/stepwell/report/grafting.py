@@ -6,15 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from stepwell.report.figures import (
-    GREY,
-    MARKERS,
-    OKABE_ITO,
-    Figure,
-    legend_text,
-    svg,
-    whole_legend_text,
-)
+from stepwell.report.figures import GREY, MARKERS, OKABE_ITO, Figure, legend_text, svg, wrapped
 from stepwell.report.markup import ABSENT, as_count, as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number
 
@@ -26,7 +18,7 @@ OWN = ("student", "keep", "unlabeled", "schedule", "loss")
 
 def grafting_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
     """Show the accuracy of each block in the teacher; nothing for a run without grafting."""
-    found = _found(run)
+    found = run.own("netgraft")
     if not found:
         return ""
     grafted, joined = (as_mapping(found.get(kind)) for kind in ("grafted", "joined"))
@@ -59,7 +51,7 @@ def against_shots(records: Sequence[RunRecord]) -> list[str]:
     """
     together: dict[tuple[str, str], list[RunRecord]] = {}
     for record in records:
-        if _found(record):
+        if record.own("netgraft"):
             data, teacher = (str(record.arguments.get(name)) for name in ("data", "teacher"))
             together.setdefault((data, teacher), []).append(record)
     drawn = []
@@ -76,7 +68,7 @@ def against_shots(records: Sequence[RunRecord]) -> list[str]:
 
 def _against_shots(lines: Mapping[str, Mapping[float, list[float]]], teacher: float) -> str:
     ticks = sorted({shots for points in lines.values() for shots in points})
-    names = [whole_legend_text(name) for name in lines]
+    names = [wrapped(name) for name in lines]
     rows = 1 + sum(name.count("\n") + 1 for name in names)
 
     def paint(figure: Figure) -> None:
@@ -106,7 +98,7 @@ def _by_shots(runs: Sequence[RunRecord]) -> dict[str, dict[float, list[float]]]:
     for run in runs:
         shots = number(run.arguments.get("shots"))
         own = [_plain(run.arguments.get(name)) for name in OWN if len(values[name]) > 1]
-        grafted = as_mapping(_found(run).get("grafted"))
+        grafted = as_mapping(run.own("netgraft").get("grafted"))
         measured = {f"{name}{GRAFTED}": value for name, value in grafted.items()}
         if run.rows:
             measured["student"] = run.score(run.rows[-1], "accuracy")
@@ -125,7 +117,7 @@ def _plain(value: Any) -> str:
 
 def _teacher(runs: Sequence[RunRecord]) -> float:
     """Give the accuracy of their teacher; NaN if no run has measured it."""
-    found = [finite(_found(run).get("teacher")) for run in runs]
+    found = [finite(run.own("netgraft").get("teacher")) for run in runs]
     return statistics.fmean([x for x in found if math.isfinite(x)] or [math.nan])
 
 
@@ -150,10 +142,6 @@ def _curve(found: Mapping[str, Any], blocks: Sequence[str]) -> str | None:
         figure.legend(loc="outside lower center", ncols=3)
 
     return svg(4.4, 3.2, paint)
-
-
-def _found(run: RunRecord) -> Mapping[str, Any]:
-    return as_mapping(run.results.get("netgraft"))
 
 
 def _blocks(found: Mapping[str, Any]) -> list[str]:

@@ -19,30 +19,25 @@ BARS_LABELLED = 8
 def graph_section(record: RunRecord, colours: Mapping[str, str]) -> str:
     """Show the training and the updates of a graph."""
     updates, total = read_updates(record.path)
-    results = record.results
-    triples, entities, relations = (
-        as_count(as_mapping(results.get("dkge")).get(key))
-        for key in ("triples", "entities", "relations")
-    )
+    counts = (as_count(record.own("dkge").get(k)) for k in ("triples", "entities", "relations"))
+    triples, entities, relations = counts
     start = (
         f"{triples} triples of {entities} entities and {relations} relations, embedded in "
-        f"{as_duration(results.get('seconds'))}; {total:,} updates since"
+        f"{as_duration(record.results.get('seconds'))}; {total:,} updates since"
         + (f", the last {len(updates):,} of which are shown." if len(updates) < total else ".")
     )
     drawn = _mrr_and_seconds(record, updates, total - len(updates))
     parts = [f'<p class="lead">{escape(start)}</p>', "<h3>Training and updates</h3>"]
     parts += [_snapshots(record, updates, total - len(updates)), '<div class="figures">']
     parts += [figure(drawn, "MRR on test triples, and seconds of learning.")]
-    parts += [figure(_neighbourhood(updates), _caption(updates)), "</div>"]
-    return "\n".join([*parts, _moved(updates), _forgotten(updates)])
+    last = updates[-1] if updates else {}
+    picture = as_mapping(last.get("picture"))
+    parts += [figure(_neighbourhood(picture), _caption(picture)), "</div>"]
+    return "\n".join([*parts, _moved(last), _forgotten(last)])
 
 
 def read_updates(run: Path) -> tuple[list[Mapping[str, Any]], int]:
-    """Read the last updates of a graph from its run, in order, and the number of all updates.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """Read a run's last updates, in order, and the number of all; ValueError if the file is damaged."""
     file = run / "updates.json"
     if not file.exists():
         return [], 0
@@ -58,7 +53,7 @@ def _snapshots(record: RunRecord, updates: Sequence[Mapping[str, Any]], skipped:
     head = ("", "triples", "new entities", "gone", "affected", "removed ones' distance", "seconds",
             "MRR", "Hits@10")  # fmt: skip
     test = record.test
-    first = [as_count(as_mapping(record.results.get("dkge")).get("triples")), *[ABSENT] * 4]
+    first = [as_count(record.own("dkge").get("triples")), *[ABSENT] * 4]
     first += [as_duration(record.results.get("seconds"))]
     rows = [["trained", *first, *(as_decimal(number(test.get(k))) for k in ("mrr", "hits@10"))]]
     for i, update in enumerate(updates, start=1 + skipped):
@@ -68,21 +63,14 @@ def _snapshots(record: RunRecord, updates: Sequence[Mapping[str, Any]], skipped:
         measures = as_mapping(update.get("measures"))
         shown = [as_decimal(number(measures.get(k))) for k in ("mrr", "hits@10")]
         seconds = f"{number(update.get('seconds')) or 0:.1f}"
-        rows.append([f"update {i}", change, *counts, _unlearnt(update), seconds, *shown])
+        unlearnt = " → ".join(as_decimal(number(far)) for far in update.get("unlearnt") or ())
+        rows.append([f"update {i}", change, *counts, unlearnt or ABSENT, seconds, *shown])
     note = (
         "Ranks are filtered and realistic, of both ends. An update has an MRR if --test named "
         "triples to rank. The distance of removed triples is the mean before and after the update; a "
         "large distance is implausible."
     )
     return table(head, rows, note)
-
-
-def _unlearnt(update: Mapping[str, Any]) -> str:
-    found = update.get("unlearnt")
-    if not isinstance(found, list) or len(found) != 2:
-        return ABSENT
-    before, after = (as_decimal(number(far)) for far in found)
-    return f"{before} → {after}"
 
 
 def _mrr_and_seconds(
@@ -93,7 +81,6 @@ def _mrr_and_seconds(
     measured = [number(record.test.get("mrr"))]
     measured += [number(as_mapping(u.get("measures")).get("mrr")) for u in updates]
     seconds = [number(record.results.get("seconds")), *(number(u.get("seconds")) for u in updates)]
-
     place = [0, *range(1 + skipped, 1 + skipped + len(updates))]
 
     def paint(drawn: Figure) -> None:
@@ -112,8 +99,7 @@ def _mrr_and_seconds(
     return svg(7.2, 3.2, paint)
 
 
-def _neighbourhood(updates: Sequence[Mapping[str, Any]]) -> str | None:
-    picture = as_mapping(updates[-1].get("picture")) if updates else {}
+def _neighbourhood(picture: Mapping[str, Any]) -> str | None:
     names, before, after = (picture.get(key) or [] for key in ("names", "before", "after"))
     if not names:
         return None
@@ -136,9 +122,8 @@ def _neighbourhood(updates: Sequence[Mapping[str, Any]]) -> str | None:
     return svg(6.2, 4.2, paint)
 
 
-def _caption(updates: Sequence[Mapping[str, Any]]) -> str:
-    names = as_mapping(updates[-1].get("picture")).get("names") if updates else None
-    who = names[0] if names else ""
+def _caption(picture: Mapping[str, Any]) -> str:
+    who, *_ = picture.get("names") or [""]
     return (
         f"{who}, the best-connected of the entities that the last update moved most, with its "
         "neighbours (removed ones too) and some of theirs. Rings: before; dots: after; green dots "
@@ -146,18 +131,16 @@ def _caption(updates: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _moved(updates: Sequence[Mapping[str, Any]]) -> str:
-    if not updates or not updates[-1].get("moved"):
-        return ""
-    rows = [[str(name), as_decimal(number(far))] for name, far in updates[-1]["moved"]]
-    return "<h3>Moved most by the last update</h3>" + table(("entity", "distance"), rows)
+def _moved(update: Mapping[str, Any]) -> str:
+    rows = [[str(name), as_decimal(number(far))] for name, far in update.get("moved") or ()]
+    shown = table(("entity", "distance"), rows)
+    return f"<h3>Moved most by the last update</h3>{shown}" if rows else ""
 
 
-def _forgotten(updates: Sequence[Mapping[str, Any]]) -> str:
-    if not updates or not updates[-1].get("forgotten"):
-        return ""
+def _forgotten(update: Mapping[str, Any]) -> str:
     rows = [
         [" | ".join(map(str, fact)), *(as_decimal(number(far)) for far in both)]
-        for fact, *both in updates[-1]["forgotten"]
+        for fact, *both in update.get("forgotten") or ()
     ]
-    return "<h3>Removed by the last update</h3>" + table(("triple", "distance before", "now"), rows)
+    shown = table(("triple", "distance before", "now"), rows)
+    return f"<h3>Removed by the last update</h3>{shown}" if rows else ""

@@ -1,6 +1,5 @@
 """The page's sections about resolutions: the choices, their images, accuracy and speed."""
 
-import zipfile
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -11,19 +10,18 @@ from numpy.typing import NDArray
 from stepwell.measures import SPEED
 from stepwell.report.figures import OKABE_ITO, Figure, legend_text, picture, svg
 from stepwell.report.markup import as_count, as_percent, figure, table, written
-from stepwell.report.run_record import RunRecord, as_mapping, finite, number
-from stepwell.report.sections import tested_on
+from stepwell.report.run_record import RunRecord, as_mapping, finite, number, read_arrays
+from stepwell.report.sections import grid, tested_on
 
 CHOSEN = "chosen"
 
 
 def lead(run: RunRecord, colours: Mapping[str, str]) -> str:
-    """Describe the run in a sentence."""
-    return f'<p class="lead">{escape(summary(run))}</p>'
-
-
-def summary(run: RunRecord) -> str:
     """Compare the network as a whole with its best single choice, in a sentence."""
+    return f'<p class="lead">{escape(_summary(run))}</p>'
+
+
+def _summary(run: RunRecord) -> str:
     start, of = tested_on(run)
     if not run.rows:
         return f"{start}; nothing was tested."
@@ -39,7 +37,7 @@ def summary(run: RunRecord) -> str:
 
 def resolution_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
     """Show the choices of the chooser; nothing for a run without one."""
-    found = as_mapping(run.results.get("drnet"))
+    found = run.own("drnet")
     shares = as_mapping(found.get("shares"))
     if not shares:
         return ""
@@ -110,9 +108,9 @@ def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
         axes.plot(xs, ys, "o--", color=OKABE_ITO[0], label="one choice for all images")
         for x, y, name in fixed:
             axes.annotate(name, (x, y), (5, -12), textcoords="offset points")
-        priced = [as_mapping(budget) for budget in found.get("budgets") or ()]
-        macs = [finite(b.get("macs")) / 1e6 for b in priced]
-        right = [100 * finite(b.get("accuracy")) for b in priced]
+        budgets = [as_mapping(budget) for budget in found.get("budgets") or ()]
+        macs = [finite(b.get("macs")) / 1e6 for b in budgets]
+        right = [100 * finite(b.get("accuracy")) for b in budgets]
         label = "other cost penalties, validation"
         axes.plot(macs, right, "-", lw=1, color=OKABE_ITO[1], label=label)
         x, y = points[CHOSEN]
@@ -126,23 +124,20 @@ def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
 
 def _pictures(run: RunRecord, names: list[str]) -> str:
     """Show images of every choice: easy ones at small resolutions, hard ones at large ones."""
-    file = run.path / "predictions.npz"
+    needed = ("choice", "choice_index", "choice_images", "labels")
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            names_of = ("choice", "choice_index", "choice_images", "labels")
-            choice, index, images, labels = (arrays[name] for name in names_of)
-            logits = arrays["logits/" + (CHOSEN if f"logits/{CHOSEN}" in arrays else "dynamic")]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        arrays = read_arrays(run.path / "predictions.npz", "", needed)
+        logits = arrays["logits/" + (CHOSEN if f"logits/{CHOSEN}" in arrays else "dynamic")]
+    except (ValueError, KeyError):
         return ""  # the rest of the page says what is wrong with the file
+    choice, index, images, labels = (arrays[name] for name in needed)
     parts = []
     for i, name in enumerate(names):
-        cards = [
+        cards = grid(
             _card(run, images[k], int(labels[index[k]]), int(logits[index[k]].argmax()))
             for k in np.flatnonzero(choice[index] == i)
-        ]
-        if cards:
-            inside = "\n".join(cards)
-            parts += [f"<h4>{escape(name)}</h4>", f'<div class="examples">{inside}</div>']
+        )
+        parts += [f"<h4>{escape(name)}</h4>", cards] if cards else []
     return "\n".join(["<h3>Images by choice</h3>", *parts]) if parts else ""
 
 

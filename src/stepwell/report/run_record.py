@@ -71,6 +71,7 @@ class RunRecord:
 
     @property
     def recipe(self) -> str:
+        """The recipe that trained it."""
         return str(self.config.get("recipe", "run"))
 
     @property
@@ -86,6 +87,7 @@ class RunRecord:
 
     @property
     def data(self) -> Mapping[str, Any]:
+        """What config.json says about the data."""
         return as_mapping(self.config.get("data"))
 
     @property
@@ -95,7 +97,12 @@ class RunRecord:
 
     @property
     def test(self) -> Mapping[str, Any]:
+        """Test results by "ROW/measure"."""
         return as_mapping(self.results.get("test"))
+
+    def own(self, system: str) -> Mapping[str, Any]:
+        """Give what only one system measured; empty if the run has none of it."""
+        return as_mapping(self.results.get(system))
 
     @property
     def kind(self) -> str:
@@ -146,17 +153,87 @@ class RunRecord:
         return str(names[index]) if index < len(names) else str(index)
 
 
-def read_run(path: Path, name: str) -> RunRecord:
-    """Read the run directory `path`.
+@dataclass(frozen=True)
+class FidelityRecord:
+    """The content of fidelity.json and fidelity.npz."""
 
-    Raises:
-        FileNotFoundError, ValueError: as for `result_of`; or a file is damaged.
-    """
+    found: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]]
+
+    @property
+    def depths(self) -> Sequence[str]:
+        """The depths that were compared with the teacher."""
+        return [str(depth) for depth in self.found.get("depths") or ()]
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of the classes."""
+        return [str(name) for name in self.found.get("classes") or ()]
+
+    @property
+    def parts(self) -> Mapping[str, Mapping[str, Any]]:
+        """By part (train, augmented, test): "images" and "numbers"."""
+        return as_mapping(self.found.get("parts"))
+
+    @property
+    def level(self) -> float:
+        """The level of the confidence intervals."""
+        return number(self.found.get("level")) or 0.95
+
+    def not_of(self, run: RunRecord) -> str:
+        """Name the other data or earlier training that the numbers are of; "" if of this run.
+
+        A record that does not say counts as this run's.
+        """
+        data = as_mapping(self.found.get("data"))
+        if data.get("fingerprint", of := run.data.get("fingerprint")) != of:
+            return f"other data ({data.get('name', 'unnamed')})"
+        trained = as_mapping(self.found.get("student")).get("trained")
+        if trained is not None and trained != run.results.get("finished"):
+            return f"an earlier training, which ended {trained}"
+        return ""
+
+    def number(self, part: str, depth: str, key: str) -> float | None:
+        """Give a number of one depth, or of the teacher."""
+        numbers = as_mapping(as_mapping(self.parts.get(part)).get("numbers"))
+        name = key if key.startswith("teacher/") else f"{depth}/{key}"
+        return number(numbers.get(name))
+
+    def interval(self, part: str, depth: str, key: str) -> tuple[float, float, float] | None:
+        """Give a number and the ends of its interval, which equal the number if it has no interval."""
+        value = self.number(part, depth, key)
+        if value is None:
+            return None
+        low, high = (self.number(part, depth, f"{key}/{end}") for end in ("low", "high"))
+        return value, value if low is None else low, value if high is None else high
+
+
+def read_run(path: Path, name: str) -> RunRecord:
+    """Read the run directory `path`; ValueError if it is none, is not finished or is damaged."""
     config = read_json(result_of(path, "config.json"), "train the run again")
     result_of(path, "results.json")
     results = read_results(path)
     predictions = _read_predictions(path / "predictions.npz", results)
     return RunRecord(path, name, config, results, _read_phases(path, results), predictions)
+
+
+def read_fidelity(run: Path) -> FidelityRecord | None:
+    """Read what `stepwell eval --fidelity` left in a run, if any; ValueError if it is damaged."""
+    remedy = "measure it again with stepwell eval --fidelity, or delete it"
+    if not (run / "fidelity.json").is_file():
+        return None
+    found, path = read_json(run / "fidelity.json", remedy), run / "fidelity.npz"
+    return FidelityRecord(found, read_arrays(path, remedy) if path.is_file() else {})
+
+
+def read_arrays(path: Path, remedy: str, needed: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+    """Read all arrays of an .npz file; ValueError if it is damaged or lacks a `needed` array."""
+    try:
+        # numpy leaves a damaged file open that it has opened itself
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in dict.fromkeys([*needed, *stored])}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise damaged(path, error, remedy) from error
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
@@ -200,7 +277,7 @@ def _read_phases(path: Path, results: Mapping[str, Any]) -> list[Phase]:
         lines: list[Mapping[str, Any]] = []
         for line in group:
             # A run that was cut off and resumed logs an epoch twice: what came last counts.
-            lines = [kept for kept in lines if _epoch(kept) < _epoch(line)] + [line]
+            lines = [earlier for earlier in lines if _epoch(earlier) < _epoch(line)] + [line]
         phases.append(Phase(name, phases[-1].end if phases else 0, lines))
     return phases
 
@@ -225,21 +302,16 @@ def _read_predictions(path: Path, results: Mapping[str, Any]) -> Predictions | N
     remedy = "delete it to report without examples"
     rows = _rows(results)
     name_of = row_name if results["kind"] == "resolution" else str
-    try:
-        # numpy leaves a damaged file open that it has opened itself
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            labels = np.asarray(arrays["labels"], dtype=np.int64)
-            stored = [key.removeprefix("logits/") for key in arrays if key.startswith("logits/")]
-            found = {name_of(row): _softmax(arrays[f"logits/{row}"]) for row in stored}
-            ordered = sorted(found, key=lambda r: rows.index(r) if r in rows else len(rows))
-            probabilities = {row: found[row] for row in ordered}
-            images = np.asarray(arrays.get("images", np.zeros((0, 1, 1, 3))), dtype=np.uint8)
-            index = np.asarray(arrays.get("image_index", np.zeros(0)), dtype=np.int64)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise damaged(path, error, remedy) from error
-    sizes = {len(labels), *(len(values) for values in probabilities.values())}
-    if len(sizes) != 1 or len(index) != len(images) or (index >= len(labels)).any():
+    arrays = read_arrays(path, remedy, ["labels"])
+    labels = np.asarray(arrays["labels"], dtype=np.int64)
+    logits = {name_of(key.removeprefix("logits/")): arrays[key] for key in arrays if "logits/" in key}
+    ordered = sorted(logits, key=lambda r: rows.index(r) if r in rows else len(rows))
+    images = np.asarray(arrays.get("images", np.zeros((0, 1, 1, 3))), dtype=np.uint8)
+    index = np.asarray(arrays.get("image_index", np.zeros(0)), dtype=np.int64)
+    shapes = {(2, len(labels)), *((z.ndim, len(z)) for z in logits.values())}
+    if len(shapes) != 1 or len(index) != len(images) or (index >= len(labels)).any():
         raise damaged(path, "labels, logits and images are of unlike lengths", remedy)
+    probabilities = {row: _softmax(logits[row]) for row in ordered}
     return Predictions(labels, probabilities, images, index) if probabilities else None
 
 

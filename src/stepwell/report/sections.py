@@ -8,9 +8,9 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+import stepwell.report.figures as figures
 from stepwell.kinds import sections_of
 from stepwell.measures import MEASURES
-from stepwell.report import figures
 from stepwell.report.markup import (
     ABSENT,
     as_decimal,
@@ -19,7 +19,6 @@ from stepwell.report.markup import (
     as_percent,
     figure,
     table,
-    warning,
     written,
 )
 from stepwell.report.run_record import Predictions, RunRecord, as_mapping, finite, number
@@ -30,20 +29,10 @@ COLUMNS = ("blocks", "params", "macs", "accuracy", "nll", "ece", "agreement", "m
 
 
 def run_section(record: RunRecord, anchor: str, colours: Colours) -> str:
-    """Put the sections of the run's kind together.
-
-    Args:
-        anchor: id of the section.
-        colours: by row.
-    """
+    """Join the sections of the run's kind; `anchor` is their id, `colours` are by row."""
     parts = [section(record, colours) for section in sections_of(record.kind)]
     start = f'<section class="run" id="{anchor}">\n<h2>{escape(record.name)}</h2>'
     return "\n".join([start, *parts, "</section>"])
-
-
-def lead(record: RunRecord, colours: Colours) -> str:
-    """Describe the run in a sentence."""
-    return f'<p class="lead">{escape(summary(record))}</p>'
 
 
 def tested_on(record: RunRecord) -> tuple[str, str]:
@@ -54,8 +43,12 @@ def tested_on(record: RunRecord) -> tuple[str, str]:
     return start, f" of {count}test examples"
 
 
-def summary(record: RunRecord) -> str:
+def lead(record: RunRecord, colours: Colours) -> str:
     """Describe a run with depths in a sentence."""
+    return f'<p class="lead">{escape(_summary(record))}</p>'
+
+
+def _summary(record: RunRecord) -> str:
     depths = record.rows
     start, of = tested_on(record)
     if not depths:
@@ -74,29 +67,6 @@ def summary(record: RunRecord) -> str:
     change = f"{abs(points):.1f} points {'less' if points < 0 else 'more'} accurate"
     change = change if abs(points) >= 0.05 else "as accurate"
     return f"{start}; depth {first} is {speed} and {change}."
-
-
-def full_net_note(record: RunRecord, colours: Colours | None = None) -> str:
-    """Say how training the sub-nets changed the full net; nothing if the run did not watch it."""
-    found = as_mapping(as_mapping(record.results.get("ekd")).get("full_net"))
-    before, after = number(found.get("before")), number(found.get("after"))
-    if before is None or after is None:
-        return ""
-    limit = number(record.arguments.get("max_drop"))
-    may = f"{0.0 if limit is None else limit:g} points"
-    if found.get("rolled_back"):
-        return warning(
-            f"The full net lost more than {may} of validation accuracy while its sub-nets trained. It "
-            f"was rolled back to its state before ({as_percent(before)}), and only the sub-nets' own "
-            "norms were trained."
-        )
-    change = f"{as_percent(before)} before its sub-nets trained, {as_percent(after)} after"
-    if limit is not None and 100 * (before - after) > limit:
-        return warning(
-            f"The full net lost more than {may} of validation accuracy: {change}. --on-drop rollback "
-            "keeps it as it was."
-        )
-    return f'<p class="note">Validation accuracy of the full net: {change}.</p>'
 
 
 def facts(record: RunRecord, colours: Colours) -> str:
@@ -228,15 +198,16 @@ def examples(record: RunRecord, colours: Colours) -> str:
         count = f"{int(differ.sum()):,} of {len(differ):,}"
         parts.append(f"<h3>Where the {record.row}s disagree</h3>")
         parts.append(f"<p>The {record.row}s disagree on {count} test examples.</p>")
-        parts.append(_grid(card for card, shown in zip(cards, chosen, strict=True) if shown))
-    others = _grid(card for card, shown in zip(cards, chosen, strict=True) if not shown)
+        parts.append(grid(card for card, shown in zip(cards, chosen, strict=True) if shown))
+    others = grid(card for card, shown in zip(cards, chosen, strict=True) if not shown)
     if others:
         title = "Other examples" if len(found.probabilities) > 1 else "Examples"
         parts += [f"<h3>{title}</h3>", others]
     return "\n".join(parts)
 
 
-def _grid(cards: Iterable[str]) -> str:
+def grid(cards: Iterable[str]) -> str:
+    """Arrange the cards of example images; nothing without a card."""
     inside = "\n".join(cards)
     return f'<div class="examples">{inside}</div>' if inside else ""
 

@@ -1,9 +1,9 @@
 """The training loop: the one file that imports Lightning.
 
-Lightning brings devices, precision, gradient clipping and accumulation, and DDP. What it does not
-bring is a run that can be killed at any moment and ends bit-identical: its loader resumes with other
-batches, its checkpoint holds no random state, and its save is not atomic. So a `Job` knows where
-training stands, and Lightning takes the steps.
+Lightning brings devices, precision, gradient clipping and accumulation, and DDP. A run that is killed
+with Lightning alone does not end bit-identical: its loader resumes with other batches, its checkpoint
+holds no random state, and its save is not atomic. So a `Job` holds the state of the training, and
+Lightning takes the steps.
 """
 
 import contextlib
@@ -46,47 +46,39 @@ class _AtOnce(BaseException):
 
 
 def fit(
-    objective: Objective,
-    train: Stream,
-    optim: Optim,
-    run: Run,
-    *,
-    phase: str,
-    epochs: int | None = None,
-    steps: int | None = None,
+    objective: Objective, train: Stream, optim: Optim, run: Run, *, phase: str,
+    epochs: int | None = None, steps: int | None = None,
     validate: Callable[[], Mapping[str, float]] | None = None,
-    select: Callable[[Mapping[str, float]], float] | None = None,
-    loop: Loop = Loop(),
-) -> None:
+    select: Callable[[Mapping[str, float]], float] | None = None, loop: Loop = Loop(),
+) -> None:  # fmt: skip
     """Train `objective`; resume a killed phase, or load the result of a finished one.
 
     The length is given in `epochs`, or in `steps` (batches), which may end amid an epoch. Every epoch
-    appends a line to the run's metrics.jsonl and writes a checkpoint. A finished phase's checkpoint
-    holds only weights. With `validate` the objective ends with the weights of its best epoch, else with
-    the weights of the last epoch.
+    appends a line to the run's metrics.jsonl and writes a checkpoint; a finished phase's holds only
+    weights. The objective ends with the weights of its best epoch if there is `validate`, else of the
+    last.
 
-    What you froze by `.eval()` inside a network in train mode, such as norms, stays in eval mode. A
-    network that is in eval mode as a whole, as `load` gives it, is set to train mode.
+    Modules in eval mode inside a network in train mode, such as frozen norms, stay so. A network that
+    is in eval mode as a whole, as `load` gives it, is set to train mode.
 
     Args:
         train: batches; their seed also seeds the steps (dropout, sampling).
-        phase: a name; its checkpoints are kept under `RUN/phases/NAME`.
+        phase: a name; its checkpoints stand under `RUN/phases/NAME`.
         validate: measures the network on a validation part; gives numbers by name.
         select: maps these numbers to a score, higher is better; by default their mean over names that
             end in "accuracy".
 
     Raises:
-        Diverged: the loss is not finite; the last good checkpoint is kept.
+        Diverged: the loss is not finite; the last good checkpoint stays.
         ValueError: neither `epochs` nor `steps` is given, or both; what is saved is of another network,
             method or moving average.
-        Stopped: a signal asked to stop; the same command goes on from the checkpoint.
-        OSError: the disk is full; the last whole checkpoint is kept.
+        Stopped: a signal asked to stop; the same command resumes from the checkpoint.
+        OSError: the disk is full; the last whole checkpoint stays.
     """
     check_numbers({"epochs": epochs, "steps": steps, "loop": loop})
     if (epochs is None) == (steps is None):
         raise ValueError("give the length of a phase in epochs or in steps, one of the two")
-    total = steps if epochs is None else epochs * len(train)
-    assert total is not None
+    total = (steps or 0) if epochs is None else epochs * len(train)
     loop.check()
     folder = run.phase(phase)
     saved = read_checkpoint(folder / "last.ckpt")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from stepwell.data import seed_of
@@ -27,7 +28,7 @@ from stepwell.training.optim import Optim
 from stepwell.training.progress import Progress
 from stepwell.training.run import Run
 
-#: Losses are read every so many steps: a GPU would wait for each single read.
+#: Steps between two reads of the losses: a GPU would wait for each single read.
 READ_EVERY = 16
 
 Precision = Literal["32", "bf16"]
@@ -57,11 +58,7 @@ class Loop(Together):
     checkpoint_minutes: Annotated[float, flag("M")] = 5.0
 
     def check(self) -> str:
-        """The kind of device to train on, "cpu", "cuda" or "mps".
-
-        Raises:
-            ValueError: there is no such device, or fewer than `devices`.
-        """
+        """The kind of device to train on: cpu, cuda or mps; ValueError if there are too few."""
         counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
         here = next((k for k, n in counts.items() if n), "cpu")
         kind = here if self.device == "auto" else self.device
@@ -75,11 +72,7 @@ class Loop(Together):
 
 
 def device_of(loop: Loop) -> torch.device:
-    """The device that `fit` trains on with this loop; of several devices, the one of this process.
-
-    Raises:
-        ValueError: as for `Loop.check`.
-    """
+    """The device of this process that `fit` trains on with this loop; errors as for `Loop.check`."""
     kind = loop.check()
     if kind == "cpu" or loop.devices == 1:
         return torch.device(kind)
@@ -148,7 +141,7 @@ class Job:
         )
 
     def cut_off(self) -> str:
-        """The place where a run that was stopped within a step goes on, in words."""
+        """The place where a run resumes that was stopped within a step, in words."""
         checkpoint = self.folder / "last.ckpt"
         if not checkpoint.exists():
             return f"at once, before the first checkpoint of phase {self.phase}"
@@ -157,8 +150,7 @@ class Job:
     def begin_step(self, rank: int) -> None:
         """Set the share done, the learning rate and the random numbers of this step."""
         assert self.optimizer is not None
-        progress = self.position / self.total
-        self.objective.progress = progress
+        self.objective.progress = progress = self.position / self.total
         self.objective.accumulating = self.position % self.accumulate > 0
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.optim.factor(progress)
@@ -189,17 +181,13 @@ class Job:
         """Share a signal that one process got, so that all processes stop together."""
         self.signum = self.agree(self.signum)
 
-    def note(self, loss: Tensor, logs: Mapping[str, Tensor]) -> None:
-        """Keep a step's losses until they are read."""
+    def note(self, loss: Shaped[Tensor, ""], logs: Mapping[str, Shaped[Tensor, ""]]) -> None:
+        """Store a step's losses until they are read."""
         values = {"loss": loss.detach()} | {k: v.detach() for k, v in logs.items()}
         self._unread.append((self.position, values))
 
     def read_losses(self) -> None:
-        """Add the waiting losses to the epoch's sums.
-
-        Raises:
-            Diverged: a loss is not finite.
-        """
+        """Add the waiting losses to the epoch's sums; `Diverged` if one is not finite."""
         unread, self._unread = self._unread, []
         for position, values in unread:
             for name, tensor in values.items():
@@ -214,8 +202,10 @@ class Job:
         self.read_losses()
         self._check_finite()
         assert self.optimizer is not None
-        line: dict[str, Any] = {"phase": self.phase, "epoch": self._epoch_at(self.position)}
-        line |= {"step": self.position, "lr": self.optimizer.param_groups[0]["lr"]}
+        line: dict[str, Any] = {
+            "phase": self.phase, "epoch": self._epoch_at(self.position), "step": self.position,
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }  # fmt: skip
         line |= {name: total / count for name, (total, count) in self.sums.items()}
         self.sums = {}
         if self.validate is not None:
@@ -237,15 +227,12 @@ class Job:
         optimizer = self.optimizer_state if self.optimizer is None else self.optimizer.state_dict()
         averaged = None if self.averaged is None else self.averaged.state_dict()
         checkpoint = {
-            "position": self.position,
-            "finished": self.finished,
+            "position": self.position, "finished": self.finished,
             "objective": self.objective.state_dict(),
             "optimizer": None if self.finished else optimizer,
             "average": None if self.finished else averaged,
-            "sums": self.sums,
-            "best": self.best,
-            **self._spent(),
-        }
+            "sums": self.sums, "best": self.best, **self._spent(),
+        }  # fmt: skip
         if self.writes:
             write_checkpoint(self.folder / "last.ckpt", checkpoint)
         self._saved_at = time.monotonic()
@@ -261,12 +248,7 @@ class Job:
         self.finished = True
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go back to a checkpoint.
-
-        Raises:
-            ValueError: the checkpoint is of another network, or only one of checkpoint and job has a
-                moving average.
-        """
+        """Go back to a checkpoint; ValueError if it is of another network or moving average."""
         file = self.folder / "last.ckpt"
         if (saved["average"] is None) != (self.averaged is None):
             has, asked = ("a", "none") if self.averaged is None else ("no", "one")
@@ -340,11 +322,7 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """A checkpoint's content, tensors on the CPU; none if there is no such file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """A checkpoint's content on the CPU; None without a file, ValueError if it is damaged."""
     if not path.exists():
         return None
     try:
@@ -352,17 +330,13 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
     except Exception as error:  # torch raises half a dozen kinds here
         raise ValueError(
             f"{path} is damaged ({str(error).splitlines()[0].split('. ')[0]}): remove it to train this "
-            "phase anew"
+            "phase again"
         ) from error
     return checkpoint
 
 
 def load_checked(module: nn.Module, state: Mapping[str, Any], file: Path) -> None:
-    """Load a module's state from a checkpoint.
-
-    Raises:
-        ValueError: the state belongs to another module.
-    """
+    """Load a module's state from a checkpoint; ValueError if it belongs to another module."""
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

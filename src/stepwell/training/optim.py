@@ -37,7 +37,6 @@ def sgd(lr: float, *, weight_decay: float = 5e-4, momentum: float = 0.9, warmup:
     Args:
         lr: the highest learning rate.
         weight_decay: of matrices and kernels; norms and biases have none.
-        momentum: in [0, 1).
         warmup: share of training over which the rate rises.
     """
     make = partial(torch.optim.SGD, lr=lr, momentum=momentum, nesterov=momentum > 0)
@@ -51,13 +50,11 @@ def optimizer_of(
     """An optimizer by name, under the schedule of `sgd`.
 
     Args:
-        name: `sgd`, with momentum as above; `adam` (Kingma and Ba 2015), where the decay is a part of
-            the gradient; `adamw` (Loshchilov and Hutter 2019), where it shrinks the weights by itself.
-        lr: the highest learning rate; by default the optimizer's own in `RATES`.
-        weight_decay: of matrices and kernels; norms and biases have none.
-        warmup: share of training over which the rate rises.
-        fused: for `adam` and `adamw`: update each parameter in one pass instead of ten. It makes large
-            embeddings faster, which are bound by memory. Training in bf16 refuses it with clipping.
+        name: `sgd`; `adam` (Kingma and Ba 2015), where the decay is a part of the gradient; `adamw`
+            (Loshchilov and Hutter 2019), where it shrinks the weights by itself.
+        lr: by default the optimizer's own in `RATES`.
+        fused: for `adam` and `adamw`: update each parameter in one pass, which makes large embeddings
+            faster. Training in bf16 refuses it with clipping.
     """
     lr = RATES[name] if lr is None else lr
     if name == "sgd":

@@ -26,9 +26,9 @@ LIBRARIES = ("stepwell", "torch", "torchvision", "pytorch-lightning")
 class Run:
     """A run directory under a lock: one process writes to it at a time.
 
-    Use as a context manager. `config.json` is written at the start. A run in the directory is resumed
-    if arguments and data are the same. A run that fails before it has written anything else leaves
-    nothing, so that the corrected command can use the directory.
+    Use as a context manager. `config.json` is written at the start. A run with the same arguments and
+    data is resumed. A run that fails before it has written anything else removes its files, so that the
+    corrected command can use the directory.
     """
 
     def __init__(
@@ -116,8 +116,13 @@ class Run:
         return folder
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        return read_metrics(self.path)
+        """The lines of metrics.jsonl; none if there is no such file. ValueError if it is damaged."""
+        file = self.path / "metrics.jsonl"
+        try:
+            lines = file.read_text().splitlines() if file.exists() else []
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise damaged(file, error, "put it right, or remove it") from error
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Replace metrics.jsonl."""
@@ -127,19 +132,6 @@ class Run:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file of the run, whole or not at all."""
         write_whole(self.path / name, json.dumps(value, indent=1).encode())
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none if there is no such file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    file = path / "metrics.jsonl"
-    try:
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    except ValueError as error:
-        raise damaged(file, error, "put it right, or remove it") from error
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,25 @@
+"""The page's note on the full net of `stepwell train ekd`: what training the sub-nets did to it."""
+
+from collections.abc import Mapping
+
+from stepwell.report.markup import as_percent, warning
+from stepwell.report.run_record import RunRecord, as_mapping, number
+
+
+def full_net_note(record: RunRecord, colours: Mapping[str, str] | None = None) -> str:
+    """Compare the full net before and after its sub-nets trained; nothing if it was not watched."""
+    found = as_mapping(record.own("ekd").get("full_net"))
+    before, after = number(found.get("before")), number(found.get("after"))
+    if before is None or after is None:
+        return ""
+    limit = number(record.arguments.get("max_drop"))
+    start = f"The full net lost more than {limit or 0.0:g} points of validation accuracy"
+    if found.get("rolled_back"):
+        return warning(
+            f"{start} while its sub-nets trained. It was rolled back to its state before "
+            f"({as_percent(before)}), and only the sub-nets' own norms were trained."
+        )
+    change = f"{as_percent(before)} before its sub-nets trained, {as_percent(after)} after"
+    if limit is not None and 100 * (before - after) > limit:
+        return warning(f"{start}: {change}. --on-drop rollback keeps it as it was.")
+    return f'<p class="note">Validation accuracy of the full net: {change}.</p>'
