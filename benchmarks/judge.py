@@ -14,13 +14,13 @@ import sys
 from collections import defaultdict
 from fnmatch import fnmatchcase
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from benchmarks.__main__ import RESULTS
 from stepwell.claims import CLAIMS
 from stepwell.claims.kit.study import TRAINED_ON, Results, Study, slug
 from stepwell.claims.kit.verify import describe_results, write_results
-from stepwell.recipes import load_object
 
 ABOUT = "about.json"
 PUBLISHED = RESULTS / "claims"
@@ -39,7 +39,7 @@ def main() -> None:
 def judged(folder: Path) -> tuple[Study, dict[str, Any]]:
     """The study whose units are in `folder`, and its claims.json by the present claims."""
     origin = about(folder)
-    study: Study = load_object(CLAIMS[origin["system"]][0])
+    study: Study = resolve_name(CLAIMS[origin["system"]][0])
     return study, describe_results(study, units(folder, study), origin["origin"])
 
 

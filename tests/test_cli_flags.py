@@ -1,7 +1,9 @@
 """Wrong values of flags: one line, exit code 2, and nothing written; of every command and recipe."""
 
+import re
 import typing
 from dataclasses import dataclass, fields, is_dataclass
+from pkgutil import resolve_name
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from stepwell import cli
 from stepwell.commands.kg import KG
 from stepwell.ranges import RANGES, check_numbers
-from stepwell.recipes import RECIPES, load_object
+from stepwell.recipes import RECIPES
 from stepwell.training import Loop
 
 #: By parameter, what nothing can be done with, and the ends of what is accepted.
@@ -99,9 +101,9 @@ NEEDED = {
     "verify": ["ekd"],
 }
 FUNCTIONS = {
-    **{f"train {name}": load_object(path) for name, (path, _) in RECIPES.items()},
+    **{f"train {name}": resolve_name(path) for name, (path, _) in RECIPES.items()},
     **{f"kg {name}": command for name, command in KG.items()},
-    **{name: load_object(path) for name, (path, _) in cli.COMMANDS.items() if name not in cli.GROUPS},
+    **{name: resolve_name(path) for name, (path, _) in cli.COMMANDS.items() if name not in cli.GROUPS},
 }
 
 
@@ -186,3 +188,16 @@ def test_devices_that_are_not_here_are_refused_before_there_is_a_run(monkeypatch
         with pytest.raises(ValueError, match="--devices 3: torch finds 2 of cuda here"):
             Loop(device=device, devices=3).check()
     Loop(device="cpu", devices=3).check()
+
+
+@pytest.mark.parametrize("command", FUNCTIONS)
+def test_help_names_no_type_of_python_and_no_empty_default(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "250")
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    out = capsys.readouterr().out
+    wrong = r"\b(None|STR|INT|FLOAT|PATH)\b(?!@)|default: \)|default: False|\S[-_]\S+ options"
+    assert not re.search(wrong, out), re.search(wrong, out)
+    shown = re.findall(r"^. (-.*?)\s{2,}(.*?)\s*.?$", out, re.MULTILINE)
+    assert shown
+    assert all(words for _, words in shown), shown

@@ -107,7 +107,7 @@ def test_change_ask_and_evaluate(stepwell, run, tmp_path):
 
 BAD = {
     "malformed": (["update", "RUN", "--add", "BAD"], "bad.tsv, line 2: 2 fields, not 3"),
-    "no file": (["update", "RUN", "--add", "absent.tsv"], "No such file or directory: absent.tsv"),
+    "no file": (["update", "RUN", "--add", "absent.tsv"], "no file absent.tsv"),
     "absent": (
         ["update", "RUN", "--remove", "ABSENT"],
         "not in the graph: e1 | r0 | e1; nothing was",
@@ -122,7 +122,7 @@ BAD = {
         "--near asks about one entity",
     ),
     "strangers": (["eval", "RUN", "--test", "STRANGE"], "the graph has none of these names"),
-    "no run": (["query", "nothing", "--near", "e1"], "nothing is no finished run"),
+    "no run": (["query", "nothing", "--near", "e1"], "no file or run directory nothing"),
     "no command": (["ask"], "no command kg 'ask'; there are update, query, eval"),
 }
 
@@ -275,4 +275,4 @@ def test_updates_learn_as_they_do_in_python():
 @pytest.mark.parametrize("command", ["update", "query", "eval"])
 def test_every_command_has_help_with_examples(stepwell, command):
     code, out, _ = stepwell("kg", command, "--help")
-    assert (code, f"Example: stepwell kg {command}" in out) == (0, True)
+    assert (code, f"Examples:\n  stepwell kg {command}" in out) == (0, True)

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch.testing import assert_close
 
 from stepwell import cli
-from stepwell.kinds import resolution_tables
+from stepwell.kinds import resolution
 from stepwell.nets.files.container import kind_of
 from stepwell.nets.files.resolution import load_resolution, save_resolution
 
@@ -37,9 +37,7 @@ def shown(quick, tmp_path_factory):
         for line in COMMANDS[:-1]:
             net = "resnet14" if "--depths" in line else "resnet8"
             line = re.sub(r"--epochs \d+", f"--epochs 1 --part 1/6 --net {net}", line)
-            line = re.sub(
-                r"--budget-ms \d+", "--budget-ms 1000000", line
-            )  # however busy the machine is
+            line = re.sub(r"--budget-ms \d+", "--budget-ms 1000000", line)  # on a busy machine, too
             cli.main(shlex.split(line))
     return root
 
@@ -132,7 +130,7 @@ def test_a_target_is_told_and_so_is_a_miss(shown, stepwell, monkeypatch):
     said = stepwell("eval", "runs/chosen").out
     target = json.loads((shown / "runs" / "chosen" / "results.json").read_text())["drnet"]["target"]
     assert f"target {100 * target:g} %" in said
-    monkeypatch.setattr(resolution_tables, "OVER", 0.01)
+    monkeypatch.setattr(resolution, "OVER", 0.01)
     assert "the mean cost is above the target: the cost penalty" in stepwell("eval", "runs/chosen").out
 
 

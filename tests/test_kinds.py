@@ -5,6 +5,7 @@ import sys
 import types
 from collections import Counter
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import torch
@@ -22,7 +23,6 @@ from stepwell.nets.files.nested import fingerprint
 from stepwell.nets.files.resolution import load_resolution, save_resolution
 from stepwell.nets.resolution.chooser import Choice, Chooser, ResolutionNet
 from stepwell.nets.resolution.resolutions import Resolutions
-from stepwell.recipes import load_object
 from stepwell.serve import Prediction
 
 CARD = stepwell.Card(classes=("a", "b", "c"), size=16)
@@ -207,7 +207,7 @@ def test_every_kind_is_whole(kind):
     assert module.NAME
     assert all("{run}" in command for command in module.NEXT)
     for path in module.SECTIONS:
-        assert callable(load_object(path))
+        assert callable(resolve_name(path))
     for name in ("TRAINED", "EVALUATED"):
         assert set(getattr(module, name, ())) <= MEASURES.keys()
 
@@ -215,4 +215,4 @@ def test_every_kind_is_whole(kind):
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_is_there_and_its_line_is_its_docstrings(name):
     path, line = cli.COMMANDS[name]
-    assert " ".join(first_sentence(load_object(path)).split()) == line
+    assert " ".join(first_sentence(resolve_name(path)).split()) == line

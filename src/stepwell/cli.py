@@ -3,11 +3,11 @@
 A command is imported when it is called, so that `--help` is quick.
 """
 
-import importlib
 import os
 import signal
 import sys
 import warnings
+from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 from stepwell import __version__
@@ -21,7 +21,7 @@ COMMANDS = {
         "list": ("list_", "Name the systems, networks and data sets."),
         "train": ("train", "Train by a recipe, or resume a run."),
         "eval": ("eval_", "Measure accuracy, calibration, churn, MACs and latency."),
-        "cost": ("cost", "Measure params, MACs, memory and milliseconds of every depth."),
+        "cost": ("cost", "Measure params, MACs, memory and milliseconds of every depth or choice."),
         "calibrate": ("calibrate", "Add untrained depths to a network."),
         "predict": ("predict", "Classify images."),
         "export": ("export", "Write depths as files for other programs."),
@@ -79,8 +79,7 @@ def _stop(error: BaseException) -> NoReturn:
 def _run(arguments: list[str]) -> None:
     name, *rest = arguments or ["--help"]
     if name in COMMANDS:
-        module, _, function = COMMANDS[name][0].partition(":")
-        command = getattr(importlib.import_module(module), function)
+        command = resolve_name(COMMANDS[name][0])
         if name in GROUPS:
             command(rest)
         else:
@@ -89,8 +88,10 @@ def _run(arguments: list[str]) -> None:
         lines = {command: line for command, (_, line) in COMMANDS.items()}
         text = (
             "Train one network, run it at any depth, and teach it by distillation.\n\n"
-            "Start with: stepwell train ekd --data digits --out runs/digits\n\n"
-            "stepwell COMMAND --help shows flags and examples; --version, the version."
+            "Start with:\n"
+            "  stepwell train ekd --data digits --out runs/digits\n"
+            "  stepwell COMMAND --help    (flags and examples of a command)\n"
+            "  stepwell --version"
         )
         show_help("stepwell", lines, arguments, text)
     else:
@@ -98,6 +99,8 @@ def _run(arguments: list[str]) -> None:
 
 
 def _message(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"no file {error.filename}"
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}"

@@ -14,15 +14,11 @@ from rich.progress import track as bar
 from rich.table import Table
 from rich.text import Text
 
-from stepwell.measures import MEASURES, Measure, number_in, of_row
+from stepwell.measures import MEASURES, Measure, big, number_in, of_row
 
 
 def show(what: Any, *, style: str | None = None) -> None:
-    """Print a table or a line on standard output, as wide as the terminal.
-
-    In a file or a pipe the width is 120 characters. Lines are printed as they are: brackets are no
-    markup.
-    """
+    """Print a table or a line as it is, as wide as the terminal; 120 characters in a file or a pipe."""
     _console().print(_plain(what) if isinstance(what, str) else what, style=style, highlight=False)
 
 
@@ -65,11 +61,7 @@ def row_table(
 ) -> Table:  # fmt: skip
     """A line for each row of a network (a depth, a choice), with its costs and test results.
 
-    Args:
-        columns: keys of `MEASURES`, in order; a column that some row lacks is left out.
-        costs: by row.
-        test: by "ROW/measure".
-        row: heads the column of the rows' names.
+    `columns` are keys of `MEASURES`; a column that some row lacks is left out.
     """
     numbers = {name: {**cost, **of_row(test or {}, name)} for name, cost in costs.items()}
     known = [c for c in columns if all(c in values for values in numbers.values())]
@@ -88,14 +80,6 @@ def written(measure: Measure, value: Any) -> str:
     if measure.unit in forms:
         return forms[measure.unit](value)
     return number_in(measure.unit, value, measure.digits) + " %" * (measure.unit == "percent")
-
-
-def big(number: float) -> str:
-    """A large number with its unit: 1.23 M."""
-    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= scale:
-            return f"{number / scale:.2f} {unit}"
-    return f"{number:.0f}"
 
 
 def sized(unit: str, *values: float) -> list[str]:

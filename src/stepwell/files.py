@@ -12,14 +12,34 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 
+def damaged(path: Path, why: object, remedy: str) -> ValueError:
+    """Give the error about a damaged file."""
+    return ValueError(f"{path} is damaged ({why}): {remedy}")
+
+
+def result_of(run: Path, name: str = "net.safetensors") -> Path:
+    """Give a file of a finished run; ValueError or FileNotFoundError if `run` is none."""
+    file = run / name
+    if file.exists():
+        return file
+    if not run.exists():
+        raise FileNotFoundError(f"no file or run directory {run}")
+    if not (run / "config.json").exists():
+        raise ValueError(f"{run} is no run directory: name the --out folder of a `stepwell train`")
+    raise ValueError(
+        f"{run} holds no {name}, so it is no finished run: start its `stepwell train` command again to "
+        "finish it"
+    )
+
+
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """Read the JSON object in `path`; ValueError if it is damaged, with the fix `remedy`."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+        raise damaged(path, error, remedy) from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged (it holds no JSON object): {remedy}")
+        raise damaged(path, "it holds no JSON object", remedy)
     return value
 
 

@@ -17,50 +17,42 @@ T = TypeVar("T")
 Flags = Annotated[T, tyro.conf.OmitArgPrefixes, tyro.conf.arg(help="")]
 #: A group for studies, which Python sets and the command line does not.
 Hidden = Annotated[T, tyro.conf.Suppress, tyro.conf.Fixed]
-#: Groups that config.json keeps together under their name; all other groups are spread out.
-TOGETHER = ("loop", "distill_data", "ablation")
 
 
-def flag(metavar: str | None = None, empty: str = "none", help: str | None = None) -> Any:
+class Together:
+    """A group that config.json keeps under its parameter's name; all other groups are spread out."""
+
+
+def flag(metavar: str | None = None, empty: str = "", help: str | None = None) -> Any:
     """Give the annotation that says how the help shows a flag.
 
     Args:
-        metavar: a value of the flag; by default its type.
-        empty: the default in words, if it is None or empty.
+        metavar: a value of the flag; by default its type in a word.
+        empty: the default in words, if it is None or empty; without them the help shows none.
         help: help of a flag that several groups or recipes share.
     """
 
     def hint(default: str) -> str:
-        return f"(default: {empty if default in ('', 'None', repr('')) else default})"
+        shown = empty if default in ("", "None", "False", repr("")) else default
+        return f"(default: {shown})" if shown else ""
 
     return tyro.conf.arg(metavar=metavar, help=help, help_behavior_hint=hint)
 
 
 def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's arguments as config.json has them; wrong values are refused before time is spent.
-
-    Args:
-        arguments: by parameter; a group with a method `check` is asked to check itself.
-
-    Raises:
-        ValueError: a number is out of range, or a group refuses its values.
-    """
+    """A recipe's arguments as config.json has them; ValueError for wrong values."""
     check_numbers(arguments)
     flat: dict[str, Any] = {}
     for name, value in arguments.items():
         if check := getattr(value, "check", None):
             check()
-        spread = is_group(value) and name not in TOGETHER
+        spread = is_dataclass(value) and not isinstance(value, Together)
         flat |= vars(value) if spread else {name: value}
     return flat
 
 
 def call(function: Callable[..., Any], **flags: Any) -> Any:
-    """Call a function that takes groups with flat flags: `call(ekd, data="digits", epochs=3, ...)`.
-
-    Raises:
-        TypeError: neither the function nor one of its groups has such a flag.
-    """
+    """Call a function that takes groups with flat flags: `call(ekd, data="digits", epochs=3, ...)`."""
     groups = groups_of(function)
     arguments = {name: value for name, value in flags.items() if name not in _owners(groups)}
     for name, group in groups.items():
@@ -87,11 +79,6 @@ def recorded(group: type[T], arguments: Mapping[str, Any]) -> T:
     """A group as a run's config.json records it, with defaults for flags that came later."""
     names = (f.name for f in fields(group))  # type: ignore[arg-type]
     return group(**{name: arguments[name] for name in names if name in arguments})
-
-
-def is_group(value: object) -> bool:
-    """Check that a value is a group of flags."""
-    return is_dataclass(value) and not isinstance(value, type)
 
 
 def _owners(groups: Mapping[str, type]) -> dict[str, str]:

@@ -92,3 +92,18 @@ def number_in(unit: Unit, value: float, digits: int = 1) -> str:
     scale = 100 if unit in ("percent", "points") else 1
     sign = "+" if unit == "points" else ""
     return f"{scale * value:{sign}.{digits}f}"
+
+
+def big(number: float) -> str:
+    """A large number with its unit: 1.23 M."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.2f} {unit}"
+    return f"{number:.0f}"
+
+
+def in_words(name: str, value: float) -> str:
+    """A budget in words: "ms", "macs" or "accuracy" of an image."""
+    if name == "accuracy":
+        return f"{100 * value:.4g} % accuracy"
+    return f"{big(value)} MACs an image" if name == "macs" else f"{value:.4g} ms an image"

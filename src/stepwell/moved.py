@@ -8,44 +8,35 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+#: Modules that kept their names, by their old and new package.
+_PACKAGES = {
+    ("nets", "nets.families"): "builder resnet vgg densenet mobilenet convnext vit unet timm_models",
+    ("nets", "nets.files"): "container",
+    ("nets", "nets.nested"): "trie plan reading nest budget calibrate cascade input_size",
+    ("nets", "kg"): "contexts ragged triple_index",
+    ("methods", "teachers"): "adapters stages",
+}
 #: Modules that moved, without the package's name: old to new.
 MODULES = {
+    **{
+        f"{old}.{name}": f"{new}.{name}"
+        for (old, new), names in _PACKAGES.items()
+        for name in names.split()
+    },
     "modes": "train_mode",
-    "nets.builder": "nets.families.builder",
-    "nets.resnet": "nets.families.resnet",
-    "nets.vgg": "nets.families.vgg",
-    "nets.densenet": "nets.families.densenet",
-    "nets.mobilenet": "nets.families.mobilenet",
-    "nets.convnext": "nets.families.convnext",
-    "nets.vit": "nets.families.vit",
-    "nets.unet": "nets.families.unet",
-    "nets.timm_models": "nets.families.timm_models",
     "nets.pretrained": "nets.files.initial_weights",
-    "nets.trie": "nets.nested.trie",
-    "nets.plan": "nets.nested.plan",
-    "nets.reading": "nets.nested.reading",
-    "nets.nest": "nets.nested.nest",
     "nets.naming": "nets.nested.depth_names",
-    "nets.budget": "nets.nested.budget",
-    "nets.calibrate": "nets.nested.calibrate",
-    "nets.cascade": "nets.nested.cascade",
     "nets.kept": "nets.nested.truncate",
     "nets.between": "nets.nested.interpolation",
-    "nets.input_size": "nets.nested.input_size",
     "nets.cuts": "nets.grafting.split_points",
-    "nets.merging": "nets.grafting.merging",
     "methods.grafting": "nets.grafting.surgery",
     "nets.dynamic": "nets.resolution.chooser",
     "nets.dynamic_file": "nets.files.resolution",
     "nets.sized": "nets.resolution.position_embeddings",
     "nets.file": "nets.files.nested",
-    "nets.container": "nets.files.container",
     "nets.onnx_file": "nets.files.onnx",
-    "nets.contexts": "kg.contexts",
     "nets.facts": "kg.snapshot",
     "nets.graph": "kg.embedding",
-    "nets.ragged": "kg.ragged",
-    "nets.triple_index": "kg.triple_index",
     "methods.dkge": "kg.objective",
     "methods.dkge_online": "kg.online",
     "methods.translation": "kg.objective",
@@ -54,21 +45,20 @@ MODULES = {
     "kg.live": "kg.graph",
     "kg.outcome": "kg.update_report",
     "methods.teachers": "teachers.opening",
-    "methods.adapters": "teachers.adapters",
     "methods.cache": "teachers.logit_cache",
     "methods.teacher_outputs": "teachers.block_outputs",
-    "methods.stages": "teachers.stages",
     "methods.drnet": "methods.resolution",
     "methods.private_norms": "methods.embedded_kd",
     "losses.logit_direction": "losses.soft_target",
-    "recipes.classification": "tasks.classification",
     "recipes.grafting": "recipes.graft_phases",
     "recipes.full_net": "recipes.full_net_watch",
     "recipes.parts": "measure.data_parts",
     "recipes.dynamic": "measure.resolution",
-    "serve.cascade": "measure.cascade",
     "export.dynamic": "export.resolution",
     "evaluation.price": "evaluation.cost_penalty",
+    "nets.merging": "nets.grafting.merging",
+    "recipes.classification": "tasks.classification",
+    "serve.cascade": "measure.cascade",
     "recipes.distill_data": "data.distill_data",
 }
 
@@ -95,11 +85,7 @@ NAMES = {
 
 
 def moved_name(package: str, name: str) -> object:
-    """Give the object that once stood at `package`.`name`, with a warning.
-
-    Raises:
-        AttributeError: no such name moved.
-    """
+    """Give the object that once stood at `package`.`name`, with a warning, or AttributeError."""
     key = f"{package}.{name}".removeprefix("stepwell.")
     if key not in NAMES:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")

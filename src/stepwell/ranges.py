@@ -56,9 +56,6 @@ def check_numbers(arguments: Mapping[str, Any], *, flags: bool = True) -> None:
     Args:
         arguments: values by parameter name.
         flags: name a number by its flag, as recipes and commands do; otherwise by the parameter.
-
-    Raises:
-        ValueError: a number is out of its range, or not finite; the message begins with its name.
     """
     for name, value in arguments.items():
         if is_dataclass(value) and not isinstance(value, type):

@@ -15,12 +15,7 @@ _OF_GRAPHS = ("entities", "relations", "triples", "loss", "test_seconds")
 
 
 def read_results(run: Path) -> dict[str, Any]:
-    """Read the results of a finished run, with present names.
-
-    Raises:
-        FileNotFoundError: the run is not finished.
-        ValueError: the file is damaged.
-    """
+    """Read the results of a finished run, with present names; errors as for `read_json`."""
     return upgrade(read_json(run / "results.json", "start its `stepwell train` command again"))
 
 

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from pkgutil import resolve_name
 
 import pytest
 from scipy import stats
@@ -25,7 +26,6 @@ from stepwell.claims.kit.page import render
 from stepwell.claims.kit.study import Arm, Claim, Column, Question, Study, run_study
 from stepwell.claims.kit.verify import verify_system
 from stepwell.console import show_claims, sized
-from stepwell.recipes import load_object
 
 
 def test_the_interval_is_students():
@@ -448,7 +448,7 @@ def test_what_cannot_be_verified(tmp_path, system, seeds, message):
 
 @pytest.mark.parametrize("system", CLAIMS)
 def test_every_exploratory_claim_answers_a_question_of_its_study(system):
-    study = load_object(CLAIMS[system][0])
+    study = resolve_name(CLAIMS[system][0])
     ids = [claim.id for claim in study.claims]
     assert len(set(ids)) == len(ids)
     assert set(study.primary) <= set(ids)

@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+from pkgutil import resolve_name
 
 import pytest
 from benchmarks.judge import ABOUT, PUBLISHED, about, judged
@@ -9,7 +10,6 @@ from benchmarks.judge import ABOUT, PUBLISHED, about, judged
 from stepwell.claims import CLAIMS
 from stepwell.claims.kit.page import render
 from stepwell.claims.kit.study import slug
-from stepwell.recipes import load_object
 
 #: Entries of a claim, without sums whose last digits depend on the processor.
 SAID = ("id", "text", "paper", "primary", "unit", "margin", "below", "verdict", "note")
@@ -36,7 +36,7 @@ def test_a_published_page_has_the_verdicts_of_its_units(folder):
 @pytest.mark.parametrize("folder", UNITS, ids=lambda folder: folder.name)
 def test_published_units_are_of_arms_that_their_study_has(folder):
     """Units are found by slug and seed: a renamed arm would lose its units unnoticed."""
-    arms = load_object(CLAIMS[folder.name.partition("-")[0]][0]).arms
+    arms = resolve_name(CLAIMS[folder.name.partition("-")[0]][0]).arms
     slugs = [slug(arm) for arm in arms]
     assert len(set(slugs)) == len(slugs)
     units = {file.stem.rsplit("-", 2)[0] for file in folder.glob("*.json") if file.name != ABOUT}
@@ -48,7 +48,7 @@ def test_published_units_say_where_they_were_trained_and_on_which_data(folder):
     content = about(folder)
     assert content["trained_on"].keys() == {"machine", "torch", "code", "data"}
     assert content["origin"]["data"].keys() == {"layout", "fingerprint"}
-    arms = load_object(CLAIMS[content["system"]][0]).arms
+    arms = resolve_name(CLAIMS[content["system"]][0]).arms
     for other in content.get("elsewhere", []):
         assert all(fnmatch.filter(arms, pattern) for pattern in other["arms"])
 

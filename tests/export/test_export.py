@@ -49,6 +49,17 @@ def test_a_program_gives_the_networks_logits_at_any_batch_size(net, tmp_path):
             assert b"nested.py" not in archive.read(name), "paths of this machine"
 
 
+def test_an_exit_is_exported_as_a_depth(net, tmp_path):
+    net.add_exit("early", after=(1, 1, 0), input_size=(3, 8, 8))
+    net.mark("trained")
+    exporters = {"onnx": export_onnx, "pt2": export_pt2, "safetensors": export_safetensors}
+    images = torch.randn(3, 3, 8, 8)
+    for format, export in exporters.items():
+        assert export(net, "early", tmp_path / f"early.{format}", images).same_class == 1.0
+    program = torch.export.load(tmp_path / "early.pt2").module()
+    assert_close(program(images[:1]), net(images[:1], "early"), rtol=1e-5, atol=1e-5)
+
+
 def test_plain_weights_fit_the_plain_network(net, tmp_path):
     images = torch.randn(2, 3, 8, 8)
     parity = export_safetensors(net, "8", tmp_path / "8.safetensors", images)

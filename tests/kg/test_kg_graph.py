@@ -291,7 +291,7 @@ def test_one_writer_and_no_other_runs(run, tmp_path):
     with pytest.raises(ValueError, match="is closed: open it again to change it"):
         graph.add([("x", "r0", "e1")])
     assert graph.neighbours("e1", k=1)
-    with pytest.raises(ValueError, match="no finished run"):
+    with pytest.raises(FileNotFoundError, match="no file or run directory"):
         stepwell.kg.open(tmp_path / "nothing")
     (run / "config.json").write_text('{"recipe": "ekd"}')
     with pytest.raises(ValueError, match="a run of another recipe"):

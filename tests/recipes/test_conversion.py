@@ -17,11 +17,12 @@ from stepwell.tasks.classification import Task
 from stepwell.training import Loop
 
 ARGUMENTS = {"data": "digits", "epochs": 2, "batch_size": 128, "loop": Loop(device="cpu")}
+pytestmark = pytest.mark.usefixtures("quick")
 NEST = ARGUMENTS | {"net": "resnet14", "depths": ("8",), "nest_epochs": 1}
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(quick, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / "run"
     train("supervised", out=out, net="resnet14", **ARGUMENTS)
     return out / "net.safetensors"

@@ -201,6 +201,7 @@ def test_depths_and_resolutions_together(tmp_path):
 
 def test_a_vision_transformer_has_positions_for_each_resolution(tmp_path):
     options = {"net": "timm/deit_tiny_patch16_224", "sizes": (32, 16), "depths": ("1",)}
+    options |= {"part": "1/30"}
     first = train("drnet", out=tmp_path / "run", **FEW | options)
     net = load_resolution(tmp_path / "run" / "net.safetensors")
     shapes = {

@@ -20,7 +20,9 @@ from stepwell.recipes import train
 from stepwell.teachers import CachedLogits, Frozen
 from stepwell.training import Loop
 
-COMMON = {"data": "digits", "epochs": 2, "batch_size": 256, "loop": Loop(device="cpu")}
+COMMON = {
+    "data": "digits", "part": "1/4", "epochs": 2, "batch_size": 60, "loop": Loop(device="cpu")
+}  # fmt: skip
 
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -55,7 +57,7 @@ def test_with_a_warm_cache_no_teacher_runs_and_every_bit_is_the_same(teach, tmp_
     monkeypatch.setattr(Frozen, "forward", lambda self, *x: (runs.append(1), forward(self, *x))[1])
     cache = tmp_path / "cache"
     teach("plain")
-    images = 2 * 1295  # epochs, and the training part
+    images = 2 * 320  # epochs, and the training part
     runs.clear()
     assert teach("first", cache=cache)["distill"]["cache"] == {"read": 0, "computed": images}
     cold = len(runs)

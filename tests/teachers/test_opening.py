@@ -381,9 +381,9 @@ def test_published_weights_by_name(images, monkeypatch):
         (
             ["{tmp}/begun"],
             {},
-            "begun has no net.safetensors, because the run is not finished: start",
+            "begun holds no net.safetensors, so it is no finished run: start",
         ),
-        (["{tmp}"], {}, "empty is a folder without a run: name a run directory, a file"),
+        (["{tmp}"], {}, "empty is no run directory: name the --out folder"),
         (["{tmp}/model.py"], {}, "model.py is not a network's file: name a run directory, a file"),
         (["{cut}"], {}, "cut.safetensors is damaged or no safetensors file"),
         (["{plain}"], {}, "holds weights only: add the network's name, NETWORK=FILE, such"),

@@ -55,8 +55,9 @@ def digest(task, net, *_, **options):
 finish, classification.finish = classification.finish, digest
 depths.costs_of = partial(depths.costs_of, seconds=0.01)
 train("ekd",
-    data="digits", part="1/4", out=Path({out!r}), net="resnet14", depths=("8",), epochs=2, nest_epochs=2,
-    schedule="two-phase", ema_teacher=0.0, val_fraction={share}, loop=Loop(device="cpu", devices=2),
+    data="digits", part="1/4", out=Path({out!r}), net="resnet14", depths=("8",),
+    epochs=2, nest_epochs=2, schedule="two-phase", ema_teacher=0.0, val_fraction={share},
+    loop=Loop(device="cpu", devices=2),
 )
 """
 

@@ -4,25 +4,34 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
+from stepwell.flags import flag
 from stepwell.ranges import check_numbers
 
-Json = Annotated[bool, tyro.conf.arg(help="print one JSON document instead of a table")]
+Json = Annotated[bool, flag(help="print one JSON document instead of a table")]
+#: Words for values in the help: of a command's flag by its name, else by its type.
+WORDS_BY_NAME = {
+    "run": "RUN", "runs": "RUN ...", "network": "NETWORK|RUN", "files": "IMAGE|FOLDER ...",
+    "data": "DATA", "out": "FILE", "csv": "FILE", "to": "FOLDER", "system": "SYSTEM",
+    "depth": "DEPTH", "depths": "DEPTH ...", "beyond": "DEPTH", "size": "PIXELS", "arms": "ARM ...",
+    "budget_ms": "MS", "budget_macs": "MACS", "min_accuracy": "SHARE", "target_accuracy": "SHARE",
+    "fidelity": "TEACHER ...", "teacher_mean": "R G B", "teacher_std": "R G B", "control": "RUN",
+    "head": "ENTITY", "tail": "ENTITY", "near": "ENTITY", "relation": "RELATION", "test": "FILE",
+    "add": "FILE", "remove": "FILE", "gone": "FILE", "base": "BASE", "delta": "DELTA",
+}  # fmt: skip
+WORDS_BY_TYPE = {int: "N", float: "X", str: "NAME"}
+REGISTRY = tyro.constructors.ConstructorRegistry()
 #: Noted Ctrl-C: an import that it cuts off may end with any error, or swallow it.
 INTERRUPTS: list[int] = []
 
 
 def call(function: Callable[..., Any], prog: str, arguments: Sequence[str], more: str = "") -> Any:
-    """Call a function with its flags, once all numbers are in their ranges.
-
-    Args:
-        prog: the command, for its help.
-        more: a paragraph below the function's own description.
-    """
+    """Call a function with its flags, once all numbers are in range; `more` ends its description."""
 
     @functools.wraps(function)
     def checked(**values: Any) -> Any:
@@ -34,18 +43,45 @@ def call(function: Callable[..., Any], prog: str, arguments: Sequence[str], more
     # tyro reads the docstring of what is wrapped, and wraps each of its lines by itself
     del checked.__wrapped__
     checked.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    checked.__annotations__ = _in_words(function)
     checked.__doc__ = re.sub(r"\n {8,}(?=\S)", " ", inspect.cleandoc(function.__doc__ or ""))
     text = "\n\n".join(filter(None, (description(function), more)))
-    return tyro.cli(checked, prog=prog, args=arguments, description=text)
+    return tyro.cli(
+        checked, prog=prog, args=arguments, description=text, registry=REGISTRY,
+        config=(tyro.conf.DisallowNone,),
+    )  # fmt: skip
+
+
+def _in_words(function: Callable[..., Any]) -> dict[str, Any]:
+    """Give a function's annotations, with words for its values and titles of its groups of flags."""
+
+    def shown(name: str, hint: Any) -> Any:
+        base, *more = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        words = flag(WORDS_BY_NAME.get(name))
+        if is_dataclass(base):
+            words = tyro.conf.arg(name=getattr(base, "TITLE", name))
+        return Annotated[(base, words, *more)]
+
+    hints = get_type_hints(function, include_extras=True)
+    return {name: shown(name, hint) for name, hint in hints.items()}
+
+
+@REGISTRY.primitive_rule
+def _number_or_name(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """Read a value of a plain type as tyro does, under its word."""
+    make: Any = info.type
+    if make not in WORDS_BY_TYPE:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1, metavar=WORDS_BY_TYPE[make], instance_from_str=lambda texts: make(texts[0]),
+        is_instance=lambda value: isinstance(value, make), str_from_instance=lambda value: [str(value)],
+    )  # fmt: skip
 
 
 def show_help(prog: str, lines: dict[str, str], arguments: Sequence[str], text: str) -> None:
-    """Print the help of a group of commands.
-
-    Args:
-        lines: by command, what it does.
-        arguments: such as --help.
-    """
+    """Print the help of a group of commands: by command, what it does."""
 
     def stub(line: str) -> Callable[[], None]:
         def command() -> None: ...
@@ -65,19 +101,15 @@ def first_sentence(function: Callable[..., Any]) -> str:
 
 
 def description(function: Callable[..., Any]) -> str:
-    """Give a function's docstring without arguments, each example as a paragraph of its own."""
+    """Give a function's docstring without arguments, each example on a line of its own."""
     text, _, _ = inspect.cleandoc(function.__doc__ or "").partition("Args:")
     does, _, examples = text.partition("Examples:")
-    lines = [f"Example: {line.strip()}" for line in examples.splitlines() if line.strip()]
-    return "\n\n".join([does.strip(), *lines])
+    lines = [f"  {line.strip()}" for line in examples.splitlines() if line.strip()]
+    return "\n".join([does.strip(), *(["", "Examples:"] if lines else []), *lines])
 
 
 def check_place(flag: str, path: Path) -> None:
-    """Refuse a file to write that is a folder, or that lies in no folder.
-
-    Raises:
-        ValueError: the message begins with `flag`.
-    """
+    """Refuse a file to write that is a folder, or that lies in no folder, by the name of its flag."""
     if path.is_dir():
         raise ValueError(f"{flag} {path} is a folder: name a file")
     if not path.parent.is_dir():

@@ -30,8 +30,8 @@ def calibrate(
 
     Args:
         run: a run directory, or the file of its network.
-        depths: the depths to add, by the family's names (20) or as NAME=BLOCKS,BLOCKS,... a stage.
-        data: a folder or a name; its training part is used. By default the data of the run.
+        depths: the depths to add: a family's name (20), or NAME=BLOCKS,BLOCKS,... by stage.
+        data: images, a folder or a name; their training part is used. By default the run's data.
         out: the file to write; by default the network's own is replaced.
     """
     if out is not None:

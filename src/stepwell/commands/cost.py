@@ -1,13 +1,13 @@
 """`stepwell cost`."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tyro.conf import Positional
 
 from stepwell.commands.arguments import Json
 from stepwell.console import print_json, row_table, show, show_conditions
-from stepwell.kinds import open_network
+from stepwell.kinds import Costs, open_network
 
 COLUMNS = ("blocks", "params", "macs", "peak_bytes", "accuracy", "ms", "ms_low", "ms_high")
 
@@ -25,7 +25,7 @@ def cost(
     data: str | None = None,
     json: Json = False,
 ) -> None:
-    """Measure params, MACs, memory and milliseconds of every depth.
+    """Measure params, MACs, memory and milliseconds of every depth or choice.
 
     Examples:
         stepwell cost resnet34 --depths 18 --size 224
@@ -34,15 +34,15 @@ def cost(
     Args:
         network: a name (`stepwell list`), a run directory, or the file of a network.
         depths: sub-nets of a network given by name, as for `stepwell train ekd`.
-        size: height and width of the input; a trained network's own, else its family's.
-        num_classes: classes of a network given by name; 1,000 by default.
-        stem: first layers, where the family has two; as in training, small ones below 64 pixels.
-        batch: images at once.
-        save: save the times in the network's file, for this device and number of threads, for
-            `net.for_budget` and `stepwell predict --budget-ms`.
-        accuracy_on: with --save: measure every depth's accuracy again, on this part of the data. By
-            default only unknown accuracies are measured, on the validation part.
-        data: a folder or a name to measure accuracy on; by default the data of the run.
+        size: height and width of the input; by default a trained network's own, else its family's.
+        num_classes: number of classes of a network given by name; 1,000 by default.
+        stem: first layers of a family that has a choice; by default small ones below 64 pixels.
+        batch: number of images at once.
+        save: save the times in the network's file, for this device and number of threads;
+            `stepwell predict --budget-ms` reads them there.
+        accuracy_on: part of the data to measure every accuracy on again, with --save; by default only
+            unknown accuracies are measured, on the validation part.
+        data: images to measure accuracy on: a folder or a name; by default the data of the run.
     """
     trained = Path(network).exists()
     if save and batch != 1:
@@ -57,22 +57,22 @@ def cost(
             raise ValueError("--accuracy-on and --data need --save")
         opened = open_network(network, to="cost")
         more = {"batch": None if batch == 1 else batch, "save": save, "data": data}
-        costs, inputs = opened.do("cost", size=size, accuracy_on=accuracy_on, **more)
+        costs: Costs = opened.do("cost", size=size, accuracy_on=accuracy_on, **more)
     else:
         saved = bool(save or accuracy_on or data)
-        costs, inputs = _by_name(network, depths, size, num_classes, stem, batch, saved=saved)
+        costs = _by_name(network, depths, size, num_classes, stem, batch, saved=saved)
     if json:
-        print_json(costs)
+        print_json(costs.rows)
         return
-    show(row_table(f"{network} at {inputs}", COLUMNS, costs))
-    show_conditions(costs)
+    show(row_table(f"{network} at {costs.input}", COLUMNS, costs.rows, row=costs.row))
+    show_conditions(costs.rows)
 
 
 def _by_name(
     name: str, depths: tuple[str, ...], size: int | None, num_classes: int | None,
     stem: Literal["imagenet", "small"] | None, batch: int, *, saved: bool,
-) -> tuple[dict[str, dict[str, Any]], str]:  # fmt: skip
-    """Measure a network with random weights; give the costs of its depths, and its input in words."""
+) -> Costs:  # fmt: skip
+    """Measure the depths of a network with random weights."""
     from stepwell.measure.depths import cost_table
     from stepwell.nets import build, builder_of
     from stepwell.nets.nested.input_size import check_size
@@ -88,4 +88,4 @@ def _by_name(
     arguments = input_arguments(name, size, stem)
     net = build(name, depths, num_classes=num_classes or 1000, **arguments)
     check_size(net, size)
-    return cost_table(net, size, batch=batch), f"{size}×{size}"
+    return Costs(cost_table(net, size, batch=batch), f"{size}×{size}")

@@ -40,19 +40,21 @@ def eval_(
 
     Args:
         run: a run directory, or the file of its network.
-        data: a folder or a name; its test part is used. By default the data of the run.
+        data: images to measure on: a folder or a name; their test part is used. By default the data of
+            the run.
         cascade: also find the best cascade (shallow first, deeper when unsure) on the validation part,
             and measure it on the test part.
-        target_accuracy: of the cascade on the validation part; the full net's own by default.
-        budget_macs: mean MACs an image: of the cascade, instead of a target accuracy; or of a network
-            that chooses resolutions.
+        target_accuracy: accuracy of the cascade on the validation part (0.97 is 97 %); by default the
+            full net's own.
+        budget_macs: mean MACs an image, at most: of the cascade, instead of a target accuracy; or of a
+            network that chooses resolutions.
         save: save the cascade in the network's file, for `stepwell predict --cascade`.
         fidelity: the teacher, as for `stepwell train distill --teacher`: a run directory or the file of
             a network (PATH@DEPTH for a depth), an ONNX file, NETWORK=FILE or timm/NAME; several are an
             ensemble. If it is the run itself, the full net is the teacher of the sub-nets.
-        teacher_mean: of pixels scaled to [0, 1], per channel, for a teacher that does not say how its
-            images are normalised (most ONNX files).
-        teacher_std: as --teacher-mean.
+        teacher_mean: mean of the teacher's images per channel, of pixels in [0, 1], if the teacher does
+            not say it (most ONNX files).
+        teacher_std: standard deviation of the teacher's images, likewise.
         control: a student of another teacher (usually another seed), trained in the same way. Only
             agreement beyond the control's comes from this teacher.
         interpolate: number of points to measure on the straight line from the student's weights to the

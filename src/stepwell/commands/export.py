@@ -37,15 +37,15 @@ def export(
 
     Args:
         run: a run directory, or the file of its network.
-        format: `onnx` (the default): a graph for any batch size; `pt2`: a program of torch.export;
-            `safetensors`: plain weights under torchvision's names.
-        depth: one depth, whose file needs no other, or `all`.
+        format: onnx (the default): a graph for any batch size; pt2: a program of torch.export;
+            safetensors: plain weights under torchvision's names.
+        depth: one depth, whose file needs no other, or all depths.
         int8: also write each depth in integers of eight bits, and measure both on the test part.
-        beyond: write only the weights that `depth` needs in addition to this shallower depth;
+        beyond: write only the weights that --depth needs in addition to this shallower depth;
             `stepwell patch` applies them.
-        data: a folder or a name, for images to check on; by default the data of the run.
-        to: the folder to write to; `export/` beside the network by default.
-        out: with --beyond, the file to write.
+        data: images to check on: a folder or a name; by default the data of the run.
+        to: the folder to write to; by default export/ beside the network.
+        out: the file to write, with --beyond.
     """
     if beyond is not None:
         others = int8 or data or to or format not in (None, "safetensors")
@@ -55,8 +55,6 @@ def export(
         raise ValueError(f"--out {out} is where --beyond writes; an export goes to the folder --to")
     network = open_network(run, to="export")
     folder = to or (run if run.is_dir() else run.parent) / "export"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--to {folder} is a file: name a folder")
     one = None if depth == "all" else depth
     result = network.do("export", folder, format=format, depth=one, int8=int8, data=data)
     if json:

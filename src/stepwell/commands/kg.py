@@ -58,13 +58,13 @@ def update(
 
     Args:
         run: a run of `stepwell train dkge`.
-        add: a file of triples, HEAD<tab>RELATION<tab>TAIL a line. New names join the graph.
-        remove: a file of triples.
+        add: a file of triples to add, HEAD<tab>RELATION<tab>TAIL a line. New names join the graph.
+        remove: a file of triples to remove.
         test: a file of true triples to rank afterwards; the report page shows the MRR of every update.
         ignore_absent: skip triples to remove that are not in the graph.
-        rule: the affected elements: those with a changed context and both ends of each changed triple
-            (`touched`); those with a changed context alone (`context`); or entities with a new or
-            removed neighbour (`neighbour`).
+        rule: the affected elements. touched: those with a changed context, and both ends of each
+            changed triple; context: those with a changed context alone; neighbour: entities with a new
+            or removed neighbour.
         epochs: passes over the triples of the affected elements.
         lr: the highest learning rate.
         unlearn: weight of the loss that moves removed triples farther than true ones (0: removed ones
@@ -159,7 +159,10 @@ def query(
 
     Args:
         run: a run of `stepwell train dkge`.
-        near: an entity, instead of a triple.
+        head: the first entity of a triple, to ask for the last.
+        relation: the relation of the triple.
+        tail: the last entity of a triple, to ask for the first.
+        near: an entity to find the nearest entities of, instead of a triple.
         k: number of answers.
     """
     from stepwell.kg import open as open_graph
@@ -204,7 +207,7 @@ def eval_graph(
         run: a run of `stepwell train dkge`.
         test: a file of true triples.
         gone: a file of triples that are no longer true.
-        ask: the end of each triple to ask for; `tail` answers questions.
+        ask: the end of each triple to ask for; tail answers questions.
     """
     from stepwell.data.triples import read_triples
     from stepwell.kg import open as open_graph

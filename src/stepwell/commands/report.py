@@ -17,7 +17,7 @@ def report(runs: Positional[tuple[Path, ...]], *, out: Path | None = None, json:
 
     Args:
         runs: run directories.
-        out: the page to write; `report.html` in the run's directory by default.
+        out: the page to write; by default report.html in the run's directory.
     """
     from stepwell.report import write_report
 

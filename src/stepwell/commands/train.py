@@ -2,12 +2,13 @@
 
 import functools
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from stepwell.commands.arguments import call, show_help
 from stepwell.console import print_json, say
 from stepwell.kinds import kind_module
-from stepwell.recipes import RECIPES, load_object
+from stepwell.recipes import RECIPES
 
 
 def train(arguments: list[str]) -> None:
@@ -23,7 +24,7 @@ def train(arguments: list[str]) -> None:
     name, *rest = [a for a in arguments if a != "--json"]
     if name not in RECIPES:
         raise ValueError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
-    recipe = load_object(RECIPES[name][0])
+    recipe = resolve_name(RECIPES[name][0])
     started: dict[str, Any] = {}
 
     @functools.wraps(recipe)
@@ -37,7 +38,7 @@ def train(arguments: list[str]) -> None:
                 raise  # within a phase, which has named its place; or before the first one
             raise KeyboardInterrupt(f"the finished phases are kept in {out}") from None
 
-    more = "--json prints the results as one JSON document."
+    more = "With --json, the results are printed as one JSON document."
     results = call(remembering, f"stepwell train {name}", rest, more)
     if "--json" in arguments:
         print_json(results)

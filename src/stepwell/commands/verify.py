@@ -1,12 +1,13 @@
 """`stepwell verify`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
 from stepwell.commands.arguments import Json
 from stepwell.console import print_json, say, show_claims
+from stepwell.flags import flag
 
 
 def verify(
@@ -20,7 +21,7 @@ def verify(
     precision: Literal["32", "bf16"] = "32",
     arms: tuple[str, ...] = (),
     workers: int = 2,
-    out: Path | None = None,
+    out: Annotated[Path | None, flag("FOLDER")] = None,
     json: Json = False,
 ) -> None:
     """Run a system's experiment: paper, measured, verdict.
@@ -35,16 +36,16 @@ def verify(
     Args:
         system: a name (`stepwell list`).
         quick: a tiny version, to check that everything runs; its numbers mean nothing.
-        seeds: trainings of each arm.
+        seeds: number of trainings of each arm.
         data: a folder or a name, instead of the system's own: of images, or, for dkge, of snapshots
             (2008/train.tsv, valid.tsv, test.tsv, 2009/...), of which the last four are used.
-        size: height and width of the images.
-        epochs: passes over the training part, of every arm.
-        precision: of every arm's training; `bf16` pays where the processor has it.
+        size: height and width of the images; by default the system's own.
+        epochs: passes over the training part, of every arm; by default the system's own.
+        precision: number format of every arm's training; bf16 pays where the processor has it.
         arms: names or patterns ("20*") of the arms to run; claims about others are left out. An unknown
             name lists all arms.
-        workers: arms side by side, one thread each.
-        out: the folder of units and results; `runs/verify-SYSTEM` by default.
+        workers: number of arms that train side by side, one thread each.
+        out: the folder of units and results; by default runs/verify-SYSTEM.
     """
     from stepwell.claims.kit.verify import verify_system
 

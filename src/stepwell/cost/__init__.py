@@ -2,8 +2,7 @@
 
 from stepwell.cost.flops import count_joint_macs, count_macs, count_macs_of_steps
 from stepwell.cost.latency import Latency, mean_of_medians, measure_latencies, time_each
-from stepwell.cost.memory import peak_bytes
-from stepwell.cost.table import cost_of, costs_of
+from stepwell.cost.table import cost_of, costs_of, peak_bytes
 
 __all__ = [
     "Latency", "cost_of", "costs_of", "count_joint_macs", "count_macs", "count_macs_of_steps",

@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stepwell.train_mode import in_eval_mode
 
+Inputs = Shaped[Tensor, "batch ..."]
 
-def count_macs(module: nn.Module, x: Tensor) -> int:
+
+def count_macs(module: nn.Module, x: Inputs) -> int:
     """Multiply-accumulates of one forward pass of `module` on `x`, in eval mode.
 
     Half of the FLOPs that torch counts in convolutions, matrix products and attention. Norms,
@@ -21,7 +24,7 @@ def count_macs(module: nn.Module, x: Tensor) -> int:
     return count_macs_of_steps([module], x)[0]
 
 
-def count_joint_macs(net: nn.Module, x: Tensor) -> int:
+def count_joint_macs(net: nn.Module, x: Inputs) -> int:
     """Multiply-accumulates of one `net.forward_all(x)`, where common prefixes run once."""
 
     class AllDepths(nn.Module):
@@ -36,7 +39,7 @@ def count_joint_macs(net: nn.Module, x: Tensor) -> int:
     return count_macs(AllDepths(), x)
 
 
-def count_macs_of_steps(steps: Sequence[nn.Module], x: Tensor) -> list[int]:
+def count_macs_of_steps(steps: Sequence[nn.Module], x: Inputs) -> list[int]:
     """Multiply-accumulates of `steps` in sequence on `x`, summed up to each step."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

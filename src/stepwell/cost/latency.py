@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 
@@ -18,13 +19,9 @@ class Latency(NamedTuple):
 
 
 def measure_latencies(
-    calls: Mapping[str, Callable[[], object]],
-    *,
-    seconds: float = 0.5,
-    warmup: int = 5,
-    least: int = 10,
-    rounds: int = 1,
-) -> dict[str, Latency]:
+    calls: Mapping[str, Callable[[], object]], *, seconds: float = 0.5, warmup: int = 5,
+    least: int = 10, rounds: int = 1,
+) -> dict[str, Latency]:  # fmt: skip
     """Time calls in turns, each for about `seconds` and at least `least` times.
 
     Each of the `rounds` turns begins with a warm-up. Turns spread a temporary load of the machine over
@@ -50,13 +47,9 @@ def measure_latencies(
 
 
 def time_each(
-    calls: Mapping[str, Callable[[Tensor], Tensor]],
-    inputs: Sequence[Tensor],
-    *,
-    seconds: float = 2.0,
-    warmup: int = 5,
-    least: int = 10,
-) -> dict[str, list[float]]:
+    calls: Mapping[str, Callable[[Tensor], Tensor]], inputs: Sequence[Shaped[Tensor, "..."]], *,
+    seconds: float = 2.0, warmup: int = 5, least: int = 10,
+) -> dict[str, list[float]]:  # fmt: skip
     """Milliseconds of each call on each input, for calls whose time depends on the input.
 
     The calls take turns on each input, so a drift of the machine affects all. Timing ends with the last
@@ -78,18 +71,14 @@ def time_each(
 
 
 def mean_of_medians(times: Sequence[float], who: Sequence[int]) -> float:
-    """The mean of the groups' median times, weighted by size; medians remove the clock's outliers.
-
-    Args:
-        who: the group of each time; entries beyond the last time are ignored.
-    """
+    """The mean of the groups' median times, weighted by size; `who` gives the group of each time."""
     groups: dict[int, list[float]] = {}
     for ms, group in zip(times, who, strict=False):
         groups.setdefault(group, []).append(ms)
     return sum(len(g) * statistics.median(g) for g in groups.values()) / len(times)
 
 
-def synchronised(output: Tensor) -> Tensor:
+def synchronised(output: Shaped[Tensor, "..."]) -> Tensor:
     """Wait for `output` on a GPU, whose calls return before the work is done, and return it."""
     if output.is_cuda:
         torch.cuda.synchronize(output.device)

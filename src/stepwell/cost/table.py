@@ -1,22 +1,28 @@
-"""Table of the costs of plain networks."""
+"""Table of the costs of plain networks.
 
-from collections.abc import Mapping
+Memory is the peak of live tensor bytes; the resident size of a process does not show it.
+"""
+
+import weakref
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
-from stepwell.cost.flops import count_macs
+from stepwell.cost.flops import Inputs, count_macs
 from stepwell.cost.latency import measure_latencies, synchronised
-from stepwell.cost.memory import peak_bytes
 from stepwell.train_mode import in_eval_mode
 
 #: Number of turns in which networks are timed.
 ROUNDS = 5
 
 
-def cost_of(module: nn.Module, x: Tensor, *, seconds: float = 0.5) -> dict[str, Any]:
+def cost_of(module: nn.Module, x: Inputs, *, seconds: float = 0.5) -> dict[str, Any]:
     """Costs of one forward pass of `module` on the batch `x`, without gradients.
 
     Returns:
@@ -27,7 +33,7 @@ def cost_of(module: nn.Module, x: Tensor, *, seconds: float = 0.5) -> dict[str, 
 
 
 def costs_of(
-    modules: Mapping[str, nn.Module], x: Tensor, *, seconds: float = 0.5
+    modules: Mapping[str, nn.Module], x: Inputs, *, seconds: float = 0.5
 ) -> dict[str, dict[str, Any]]:
     """Costs of several networks by name, as in `cost_of`; timed in turns, for `seconds` each."""
     batch = len(x)
@@ -52,5 +58,54 @@ def costs_of(
     }
 
 
-def _run(module: nn.Module, x: Tensor) -> None:
+def _run(module: nn.Module, x: Inputs) -> None:
     synchronised(module(x))
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Count the bytes of storages that are created while this mode is on, until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        # by identity: two storages may hold equal bytes
+        self._known = WeakIdKeyDictionary()
+
+    def know(self, value: Any) -> None:
+        """Exclude storages that existed before."""
+        for tensor in tree_leaves(value):
+            if isinstance(tensor, Tensor):
+                self._known[tensor.untyped_storage()] = True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.know((args, kwargs))
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return output
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known[storage] = True
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Peak bytes of the tensors that `call` creates, on any device.
+
+    Memory inside a kernel, such as a convolution's workspace, is not counted.
+    """
+    with _LiveBytes() as mode:
+        call()
+    return mode.peak

@@ -2,23 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from stepwell.data.augment import Policy
 from stepwell.data.images import ImageSet, load_unlabeled
 from stepwell.data.loader import Extra
 from stepwell.data.mixing import Change, Mix, Replace
-from stepwell.flags import flag
+from stepwell.flags import Together, flag
 from stepwell.ranges import check_numbers
 
 
 @dataclass(frozen=True)
-class DistillData:
+class DistillData(Together):
     """Images that a student is taught on; the teacher labels exactly what the student sees.
 
     Attributes:
-        augment: none; standard (crop, and mirror where the data allows it); or standard
-            with rotate (20 degrees), vflip, jitter (of colours) or combined (all of them).
+        augment: change of images: none; standard (crop, and mirror where the data allows it); or
+            standard with rotate (20 degrees), vflip, jitter (of colours) or combined (all of them).
         mix: blend the images of a batch: mixup or cutmix.
         unlabeled: more images without labels: a folder, or a data set (digits).
         unlabeled_share: share of unlabeled images in every batch.
@@ -29,13 +29,14 @@ class DistillData:
         generator_steps: length of the generator's training, rounded to whole epochs.
     """
 
+    TITLE: ClassVar = "training image"
     augment: Annotated[Policy, flag("POLICY")] = "standard"
     mix: Annotated[Literal["none", "mixup", "cutmix"], flag("MIX")] = "none"
-    unlabeled: Annotated[Path | None, flag("FOLDER", "none")] = None
+    unlabeled: Annotated[Path | None, flag("FOLDER")] = None
     unlabeled_share: Annotated[float | None, flag("X", "by number of images")] = None
     synthetic: Annotated[Literal["none", "noise", "composites", "generator"], flag("KIND")] = "none"
     synthetic_share: Annotated[float, flag("X")] = 0.2
-    synthetic_count: Annotated[int | None, flag("INT", "as many as training images")] = None
+    synthetic_count: Annotated[int | None, flag("N", "as many as training images")] = None
     generator_steps: int = 1500
 
     def check(self) -> None:

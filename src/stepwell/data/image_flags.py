@@ -1,7 +1,9 @@
 """The flags of a run that say how it reads its images."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
+
+from tyro.conf import FlagConversionOff
 
 from stepwell.flags import flag
 
@@ -16,8 +18,11 @@ class Images:
         part: use part I of N of the training images.
     """
 
-    size: Annotated[int | None, flag("INT", "their own")] = None
-    flip: Annotated[bool | None, flag("{True,False}", "where the data allows it")] = None
+    TITLE: ClassVar = "image"
+    size: Annotated[int | None, flag("PIXELS", "their own")] = None
+    flip: Annotated[
+        FlagConversionOff[bool | None], flag("{True,False}", "where the data allows it")
+    ] = None
     part: Annotated[str | None, flag("I/N", "all images")] = None
 
     def check(self) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -87,7 +88,7 @@ def find_thresholds(confidence: Scores, right: Right, costs: Sequence[float], go
     Args:
         confidence, right, costs: as for `outcome_of`.
     """
-    best: Thresholds | None = None
+    found: list[Thresholds] = []
     last = len(costs) - 1
     for start in range(len(costs)):
         values = [math.inf] * start + [-math.inf] * (last - start)
@@ -97,11 +98,8 @@ def find_thresholds(confidence: Scores, right: Right, costs: Sequence[float], go
                 values[k] = _best_value(k, values, confidence, right, costs, goal)
             if values == before:
                 break
-        result = Thresholds(tuple(values), outcome_of(values, confidence, right, costs))
-        if best is None or better(result.outcome, best.outcome, goal):
-            best = result
-    assert best is not None
-    return best
+        found.append(Thresholds(tuple(values), outcome_of(values, confidence, right, costs)))
+    return reduce(lambda a, b: b if better(b.outcome, a.outcome, goal) else a, found)
 
 
 def better(a: Outcome, b: Outcome, goal: Goal) -> bool:

@@ -26,8 +26,7 @@ def cka(
     The plain form is too high unless p and q are far below n. `debiased` uses the unbiased estimator of
     HSIC (Song et al. 2012): 0 on average for unrelated features, and sometimes negative.
 
-    The interval is the estimate ± the normal quantile times the jackknife's standard error. A bootstrap
-    would repeat examples, which are identical to themselves, and so be too high.
+    The interval is of the jackknife. A bootstrap would repeat examples and so be too high.
 
     Args:
         kernel: "linear", or "rbf": exp(-d² / 2s²) with s the median distance between examples.

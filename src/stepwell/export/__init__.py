@@ -3,11 +3,9 @@
 from stepwell.export.check import Parity, Sample, check_images, take
 from stepwell.export.delta import Delta, apply_delta, export_delta
 from stepwell.export.folder import Int8, export_folder
-from stepwell.export.int8 import export_int8
-from stepwell.export.onnx import export_onnx
-from stepwell.export.program import export_pt2
+from stepwell.export.onnx import export_int8, export_onnx
 from stepwell.export.resolution import OpenResolution, export_resolution
-from stepwell.export.subnet import export_safetensors
+from stepwell.export.subnet import export_pt2, export_safetensors
 from stepwell.moved import moved_name
 from stepwell.nets.files.onnx import open_onnx
 

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stepwell.data import Batches, normalise
 from stepwell.nets import NestedNet
+from stepwell.types import Images, Logits
 
 #: Largest difference of logits allowed, as a share of the largest logit.
 TOLERANCE = 1e-4
@@ -21,7 +22,7 @@ class Sample(NamedTuple):
     part: "validation" or "test" images of the data, or "noise".
     """
 
-    images: Tensor
+    images: Images
     part: str
 
 
@@ -33,17 +34,14 @@ class Parity(NamedTuple):
     images: int
 
 
-def take(batches: Batches, count: int) -> Tensor:
+def take(batches: Batches, count: int) -> Images:
     """`count` images of a set (all, if it has fewer), evenly spaced over it, normalised."""
     chosen = torch.linspace(0, len(batches.images) - 1, min(count, len(batches.images))).long()
     return normalise(batches.images.pixels[chosen], batches.mean, batches.std)
 
 
 def check_images(net: NestedNet, run: Path) -> Sample:
-    """Images to check a network without its data.
-
-    Test images that its run stores for the report; noise for a network outside a run.
-    """
+    """Images to check a network without its data: those of its run's report, or noise without a run."""
     file = run / "predictions.npz"
     if not file.exists():
         generator = torch.Generator().manual_seed(0)
@@ -56,12 +54,11 @@ def check_images(net: NestedNet, run: Path) -> Sample:
 
 @torch.inference_mode()
 def compare(
-    plain: nn.Module, exported: Callable[[Tensor], Tensor], images: Tensor, what: str
+    plain: nn.Module, exported: Callable[[Images], Logits], images: Images, what: str
 ) -> Parity:
-    """Compare the exported program with the network on `images`, as a batch and on the first alone.
+    """Compare the exported program with the network, on a batch and on its first image alone.
 
-    Raises:
-        ValueError: fewer than two images; a logit differs by more than `TOLERANCE` allows.
+    ValueError if there are fewer than two images, or a logit differs by more than `TOLERANCE` allows.
     """
     if len(images) < 2:
         raise ValueError("checking an export takes at least two images")

@@ -32,11 +32,8 @@ def export_delta(net: NestedNet, depth: str, beyond: str, path: Path) -> Delta:
     """Write the tensors of `depth` that the shallower depth `beyond` lacks.
 
     Tensors that the nested net stores once for both are shared; private norms are not. The header holds
-    the base's name of each shared tensor, and the checksum of all tensors of the base, as
-    `export_safetensors` writes it.
-
-    Raises:
-        ValueError: a depth was never trained or calibrated; `beyond` is not shallower than `depth`.
+    the base's name of each shared tensor, and the checksum of the base as `export_safetensors` writes
+    it. ValueError if a depth was never trained or calibrated, or `beyond` is not shallower.
     """
     net.require_ready(depth, beyond)
     order = list(net.depths)
@@ -63,9 +60,7 @@ def export_delta(net: NestedNet, depth: str, beyond: str, path: Path) -> Delta:
 
 
 def apply_delta(base_file: str | Path, delta_file: str | Path, out: str | Path) -> Path:
-    """Write the deeper depth's plain weights from a delta and its base.
-
-    The file is identical to the deeper depth's export as safetensors.
+    """Write the deeper depth's plain weights, as its export is, from a delta and its base.
 
     Raises:
         FileNotFoundError: a file is missing.

@@ -16,12 +16,9 @@ from stepwell.cost import measure_latencies
 from stepwell.cost.table import ROUNDS
 from stepwell.data import Batches
 from stepwell.evaluation import evaluate
-from stepwell.export.card import about
 from stepwell.export.check import Sample, take
-from stepwell.export.int8 import CALIBRATION, export_int8
-from stepwell.export.onnx import export_onnx, ranges, require_onnx
-from stepwell.export.program import export_pt2
-from stepwell.export.subnet import export_safetensors, plain_bytes
+from stepwell.export.onnx import CALIBRATION, export_int8, export_onnx, ranges, require_onnx
+from stepwell.export.subnet import about, export_pt2, export_safetensors, plain_bytes
 from stepwell.files import locked, sync_folder, write_whole
 from stepwell.nets import NestedNet
 from stepwell.nets.files.container import digest
@@ -47,7 +44,7 @@ def export_folder(
     net: NestedNet, folder: Path, sample: Sample, *, format: Format = "onnx",
     depth: str | None = None, int8: Int8 | None = None, say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write depths of `net` to `folder`, each checked on `sample` before any is put in place.
+    """Write depths of `net` to `folder`, each checked on `sample` before, and give the new entries.
 
     Files of earlier exports of this network stay in the folder and in `export.json`. Each file is
     replaced in one step, and weights before the graphs that read them: wherever the process ends, every
@@ -59,9 +56,6 @@ def export_folder(
         int8: adds an int8 version of each ONNX file, and the test accuracy and milliseconds an image
             of both.
         say: gets a line about each long step.
-
-    Returns:
-        The entries of `export.json` about the network and the files of this call.
 
     Raises:
         ValueError: a depth was never trained or calibrated; a file gives other logits than the
@@ -173,12 +167,8 @@ def named_by_content(file: Path) -> Path:
 def put_in_place(folder: Path) -> Iterator[Path]:
     """Give a temporary folder, whose files move to `folder` at the end: weights, graphs, index.
 
-    Then weights without a graph that points at them are removed. One process exports to a folder at a
-    time.
-
-    Raises:
-        ValueError: `folder` is a file.
-        OSError: another process is exporting to it.
+    Then weights without a graph that points at them are removed. ValueError if `folder` is a file, and
+    OSError while another process is exporting to it.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder")
@@ -243,8 +233,7 @@ def bytes_of(weights: Path, names: Iterable[str]) -> int:
 def _measure(files: dict[str, Path], test: Batches) -> dict[str, dict[str, Any]]:
     """Measure the test accuracy, and milliseconds of one image, of ONNX files by name.
 
-    The last file is the reference: "agreement" is the share of equal classes. "ms" is the median over
-    calls, "ms_low" and "ms_high" are the 10 % and 90 % quantiles; the files take turns.
+    The last file is the reference: "agreement" is the share of equal classes.
     """
     runners = {name: runner(open_onnx(file)) for name, file in files.items()}
     results = evaluate(lambda x: {name: run(x) for name, run in runners.items()}, test)

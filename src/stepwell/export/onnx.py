@@ -6,25 +6,30 @@ values row by row in little-endian order, so a range needs no conversion.
 """
 
 import json
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from stepwell.export.card import about
 from stepwell.export.check import Parity, compare
+from stepwell.export.subnet import about
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
 from stepwell.nets.files.onnx import file_sha256, require, runner, session
+from stepwell.types import Images
 
 #: The data types of safetensors that a network's weights may have, by their name in ONNX.
 TYPES = {
     "F64": "DOUBLE", "F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16", "I64": "INT64",
     "I32": "INT32", "I16": "INT16", "I8": "INT8", "U8": "UINT8", "BOOL": "BOOL",
 }  # fmt: skip
+
+#: Number of training images for the scales of int8 activations, and the batch size for them.
+CALIBRATION, BATCH = 256, 32
 
 
 class Range(NamedTuple):
@@ -37,7 +42,7 @@ class Range(NamedTuple):
 
 
 def export_onnx(
-    net: NestedNet, depth: str, path: Path, images: Tensor, *, weights: Path | None = None
+    net: NestedNet, depth: str, path: Path, images: Images, *, weights: Path | None = None
 ) -> Parity:
     """Write one depth as an ONNX file of any batch size, and check it with onnxruntime.
 
@@ -60,20 +65,16 @@ def export_onnx(
 
 
 def write_onnx(
-    plain: nn.Module, path: Path, images: Tensor, described: Mapping[str, Any],
+    plain: nn.Module, path: Path, images: Images, described: Mapping[str, Any],
     names: Mapping[str, str], weights: Path | None,
 ) -> Parity:  # fmt: skip
-    """Write a plain network as an ONNX file of any batch size, checked with onnxruntime before.
+    """Write a plain network as an ONNX file, checked with onnxruntime before; errors as `export_onnx`.
 
     Args:
         plain: takes images to logits.
-        images: normalised images to check on; at least two.
         described: the file's metadata.
         names: the name in `weights` of each tensor of the network.
         weights: a file in the folder of `path` for the initialisers to point into, or None.
-
-    Raises:
-        ValueError, ImportError: as for `export_onnx`.
     """
     require_onnx()
     import onnx
@@ -92,6 +93,50 @@ def write_onnx(
     return parity
 
 
+def export_int8(model: Path, path: Path, images: Images) -> None:
+    """Write the int8 version of an exported ONNX depth, by static quantisation of onnxruntime.
+
+    Norms are folded into convolutions and every layer has its own scales, so the file shares no weights
+    with other depths. Weights are signed and use seven of the eight bits: without VNNI instructions
+    full-range products overflow, and accuracy would depend on the machine.
+
+    Args:
+        model: the depth as `export_onnx` wrote it, with any external weights in place.
+        images: normalised training images, without augmentation.
+    """
+    require_onnx()
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(images.split(BATCH))
+
+        def get_next(self) -> dict[str, object] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch.contiguous().numpy()}
+
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = Path(name)
+        alone, folded, done = (folder / f"{step}.onnx" for step in ("alone", "folded", "int8"))
+        whole = onnx.load(model)
+        entries = {e.key: e.value for e in whole.metadata_props}
+        described = {k: v for k, v in entries.items() if not k.startswith("weights")}
+        onnx.save(whole, alone)
+        quant_pre_process(str(alone), str(folded), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(folded), str(done), Reader(), per_channel=True, reduce_range=True,
+            quant_format=quantization.QuantFormat.QDQ, weight_type=quantization.QuantType.QInt8,
+            activation_type=quantization.QuantType.QUInt8,
+        )  # fmt: skip
+        quantised = onnx.load(done)
+        del quantised.metadata_props[:]
+        onnx.helper.set_model_props(quantised, described)
+        write_whole(path, quantised.SerializeToString())
+
+
 def ranges(path: Path) -> dict[str, Range]:
     """The position of each tensor in a safetensors file, by name."""
     with path.open("rb") as file:
@@ -107,15 +152,11 @@ def ranges(path: Path) -> dict[str, Range]:
 
 
 def require_onnx() -> None:
-    """Check that the extra `onnx` is installed, including torch's exporter.
-
-    Raises:
-        ImportError: a part of it is missing.
-    """
+    """Check that the extra `onnx` is installed, including torch's exporter, else ImportError."""
     require("onnx", "onnxruntime", "onnxscript")
 
 
-def _graph(plain: nn.Module, images: Tensor) -> Any:
+def _graph(plain: nn.Module, images: Images) -> Any:
     """The ONNX model of a plain network, for any batch size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals

@@ -15,26 +15,22 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from stepwell.export import folder as folders
-from stepwell.export.card import about
 from stepwell.export.check import TOLERANCE, Sample
 from stepwell.export.onnx import require_onnx, write_onnx
+from stepwell.export.subnet import about
 from stepwell.files import read_json
 from stepwell.nets.files.nested import BESIDE, digest
 from stepwell.nets.files.onnx import open_onnx, runner
 from stepwell.nets.files.resolution import save_resolution
 from stepwell.nets.nested.cascade import Answer
 from stepwell.nets.resolution.chooser import Chooser, ResolutionNet, gathered
+from stepwell.types import Images
 
 CHOOSER = "chooser.onnx"
 
 
 class Resized(nn.Module):
-    """A network that takes images of another size than its own.
-
-    Args:
-        net: takes images of `size`.
-        full: height and width of the images that come.
-    """
+    """A network that takes images of `full` pixels, and resizes them to its own `size`."""
 
     def __init__(self, net: nn.Module, full: int, size: int) -> None:
         super().__init__()
@@ -69,19 +65,8 @@ def export_resolution(
     """Write a resolution network to `folder`: its file, one graph per choice, and the chooser.
 
     Each graph is checked on `sample`, and so is the host loop (`OpenResolution`) over all of them,
-    before anything is put in place. `export.json` has all that another host loop needs.
-
-    Args:
-        say: gets a line about each long step.
-
-    Returns:
-        The content of `export.json`.
-
-    Raises:
-        ValueError: there is no trained chooser; a graph or the loop gives other logits than the
-            network; `folder` is a file, or holds another network's export.
-        OSError: another process is exporting to it.
-        ImportError: the extra `onnx` is not installed.
+    before anything is put in place. Gives the content of `export.json`, which has all that another host
+    loop needs. Errors as for `export_folder`; ValueError too if there is no trained chooser.
     """
     require_onnx()
     if not isinstance(net.chooser, Chooser):
@@ -104,7 +89,7 @@ def export_resolution(
         record["weights"] = folders.weights_record(nested, weights)
         rows = []
         for graph in _graphs(net, sample, card):
-            say(f"choice {graph[2]['choice']}: onnx")
+            say(f"writing {graph[0]}")
             rows.append(_write(*graph, weights, sample))
         record["parity"] = _check_loop(net, OpenResolution(place, record), sample)
         folders.write_index(place, before, record, rows)
@@ -149,10 +134,6 @@ class OpenResolution:
     Args:
         folder: written by `export_resolution`.
         index: content of its export.json, if that is not written yet.
-
-    Raises:
-        FileNotFoundError, ValueError: a file is missing or damaged.
-        ImportError: the extra `onnx` is not installed.
     """
 
     def __init__(self, folder: str | Path, index: Mapping[str, Any] | None = None) -> None:
@@ -166,7 +147,7 @@ class OpenResolution:
         self._chooser = runner(open_onnx(folder / CHOOSER))
         self._graphs = [runner(open_onnx(folder / file)) for file in index["choices"]]
 
-    def __call__(self, images: Tensor | np.ndarray) -> Answer:
+    def __call__(self, images: Images | np.ndarray) -> Answer:
         """Give logits of normalised images of full size, and the index of each image's choice."""
         images = torch.as_tensor(images)
         if not len(images):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from stepwell.data.triples import Fact, check_fact
-from stepwell.files import locked, read_json
+from stepwell.files import locked, read_json, result_of
 from stepwell.kg.embedding import KINDS, Kind
 from stepwell.kg.graph_file import applied_in, metadata, read_state, write_state
 from stepwell.kg.journal import Journal, Record
@@ -55,9 +55,8 @@ class KnowledgeGraph(GraphQueries):
 
     def __init__(self, path: str | Path, *, write: bool = True) -> None:
         self.path = path = Path(path)
-        self._file = path / "net.safetensors"
-        if not self._file.exists() or not (path / "results.json").exists():
-            raise ValueError(f"{path} is no finished run of `stepwell train dkge`")
+        self._file = result_of(path)
+        result_of(path, "results.json")
         config = path / "config.json"
         if config.exists() and read_json(config, "repair it").get("recipe") != "dkge":
             raise ValueError(f"{path} is a run of another recipe: name a run of `stepwell train dkge`")

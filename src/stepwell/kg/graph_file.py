@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from stepwell.data.triples import Names
-from stepwell.files import write_whole
+from stepwell.files import damaged, write_whole
 from stepwell.kg.embedding import KINDS, Kind
 from stepwell.kg.snapshot import Snapshot
 from stepwell.kg.state import Settings, State
@@ -21,6 +21,7 @@ from stepwell.nets.files.container import GRAPH, digest
 
 #: Format 1 had no checksum.
 FORMAT = 2
+REMEDY = "restore a copy, or train into another --out"
 
 
 def write_state(state: State, path: Path) -> None:
@@ -57,7 +58,7 @@ def read_state(path: Path) -> State:
         tensors = load(content)
         about = dict(json.loads(metadata(content).get("stepwell", "{}")))
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, error, REMEDY) from error
     if about.get("kind") != GRAPH:
         raise ValueError(f"{path} holds no knowledge graph: name a run of `stepwell train dkge`")
     version = about.get("format")
@@ -66,11 +67,11 @@ def read_state(path: Path) -> State:
             f"{path} has format {version}; this version of Stepwell reads up to {FORMAT}: upgrade"
         )
     if version != 1 and about.pop("sha256", None) != digest(about, tensors):
-        raise _damaged(path, "its checksum does not match")
+        raise damaged(path, "its checksum does not match", REMEDY)
     try:
         return _state_of(about, tensors)
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, error, REMEDY) from error
 
 
 def applied_in(path: Path) -> int:
@@ -85,10 +86,6 @@ def metadata(content: bytes) -> dict[str, str]:
     length = int.from_bytes(content[:8], "little")
     header: dict[str, Any] = json.loads(content[8 : 8 + length])
     return dict(header.get("__metadata__", {}))
-
-
-def _damaged(path: Path, why: str) -> ValueError:
-    return ValueError(f"{path} is damaged ({why}): restore a copy, or train into another --out")
 
 
 def _state_of(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:

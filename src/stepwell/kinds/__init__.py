@@ -7,7 +7,7 @@ A module offers those of these names that its kind can do; each takes a `Network
     evaluate(network, **flags)    results, as results.json has them
     predict(network, paths, **flags)    `Predicted`, for files and folders
     export(network, folder, **flags), delta(network, depth, beyond, out)
-    cost(network, **flags)        costs by row, and the input in words
+    cost(network, **flags)        `Costs`
     calibrate(network, depths, **flags)    `Calibrated`
     show_results(results, title, brief=False), show_export(title, result)
     NEXT                          commands to try after a training
@@ -21,6 +21,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,10 +61,7 @@ class Network(NamedTuple):
     def do(self, name: str, *arguments: Any, **flags: Any) -> Any:
         """Call a function of the network's kind, with the flags that were given.
 
-        Flags that are None, False or empty were not given.
-
-        Raises:
-            ValueError: the kind cannot do it, or does not know a flag.
+        Flags that are None, False or empty were not given. ValueError if the kind does not know one.
         """
         function = ability(self.path, self.kind, name)
         given = {k: v for k, v in flags.items() if v is not None and v is not False and v != ()}
@@ -91,6 +89,14 @@ class Predicted(NamedTuple):
     speed: Callable[[], list[str]] | None = None
 
 
+class Costs(NamedTuple):
+    """Costs by row, the input in words, and what the rows are."""
+
+    rows: dict[str, dict[str, Any]]
+    input: str
+    row: str = "depth"
+
+
 class Calibrated(NamedTuple):
     """Depths that were calibrated, the file that holds them, and the costs of all depths.
 
@@ -105,32 +111,19 @@ class Calibrated(NamedTuple):
 
 
 def kind_module(kind: str) -> ModuleType:
-    """Import the module of a kind.
-
-    Raises:
-        ValueError: this version does not know the kind.
-    """
+    """Import the module of a kind; ValueError if this version does not know it."""
     if kind not in KINDS:
         raise ValueError(f"no kind of network {kind!r} in this version of Stepwell: upgrade")
     return importlib.import_module(KINDS[kind])
 
 
 def sections_of(kind: str) -> list[Callable[..., str]]:
-    """Import the sections of a kind's report page, in order.
-
-    Raises:
-        ValueError: this version does not know the kind.
-    """
-    places = (path.partition(":") for path in kind_module(kind).SECTIONS)
-    return [getattr(importlib.import_module(module), name) for module, _, name in places]
+    """Import the sections of a kind's report page, in order; errors as for `kind_module`."""
+    return [resolve_name(path) for path in kind_module(kind).SECTIONS]
 
 
 def ability(path: Path, kind: str, name: str) -> Callable[..., Any]:
-    """Give a function of a kind.
-
-    Raises:
-        ValueError: the kind of the network at `path` has no such function; the message says what to do.
-    """
+    """Give a function of a kind; ValueError, which says what to do, if the kind lacks it."""
     module = kind_module(kind)
     function: Callable[..., Any] | None = getattr(module, name, None)
     if function is None:
@@ -155,8 +148,7 @@ def open_network(path: str | Path, *, to: str | None = None) -> Network:
         to: a function that the kind must have, such as "export".
 
     Raises:
-        FileNotFoundError: there is no such file or directory.
-        ValueError: the run is not finished; the file is damaged; the kind is unknown or lacks `to`.
+        FileNotFoundError, ValueError: as for `stepwell.load`; or the kind is unknown or lacks `to`.
     """
     from stepwell.files import config_of
     from stepwell.nets.files.container import kind_of, network_file

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stepwell.console import big, row_table, say, show, show_conditions, track
 from stepwell.kinds import Network, Predicted
-from stepwell.kinds.classifier_costs import calibrate, cost
-from stepwell.kinds.classifier_tables import show_cascade, show_churn, show_classes, show_export
-from stepwell.kinds.fidelity_tables import show_fidelity
+from stepwell.kinds import classifier_tables as tables
+from stepwell.kinds.classifier_costs import calibrate as calibrate
+from stepwell.kinds.classifier_costs import cost as cost
+from stepwell.kinds.classifier_tables import show_export as show_export
 
 if TYPE_CHECKING:
     from stepwell.nets import NestedNet
-
-__all__ = [
-    "ADVICE", "NAME", "NEXT", "SECTIONS", "calibrate", "cost", "delta", "evaluate", "export", "open",
-    "predict", "show_export", "show_results",
-]  # fmt: skip
 
 NAME = "an image classifier"
 ADVICE: dict[str, str] = {}
@@ -25,16 +21,17 @@ NEXT = (
     "stepwell eval {run}", "stepwell export {run}", "stepwell report {run}",
     "stepwell predict {run} IMAGE|FOLDER...",
 )  # fmt: skip
-SECTIONS = (
-    "stepwell.report.sections:lead", "stepwell.report.systems:notes",
-    "stepwell.report.sections:facts", "stepwell.report.sections:row_table",
-    "stepwell.report.sections:churn", "stepwell.report.sections:run_figures",
-    "stepwell.report.fidelity:fidelity_section", "stepwell.report.systems:sections",
-    "stepwell.report.sections:examples", "stepwell.report.sections:classes_table",
-    "stepwell.report.sections:arguments",
-)  # fmt: skip
+SECTIONS = [
+    f"stepwell.report.{section}" for section in (
+        "sections:lead", "systems:notes", "sections:facts", "sections:row_table", "sections:churn",
+        "sections:run_figures", "fidelity:fidelity_section", "systems:sections", "sections:examples",
+        "sections:classes_table", "sections:arguments",
+    )
+]  # fmt: skip
 #: Tables of what `eval` measures on request, by its key in the results.
-EXTRA: Mapping[str, Callable[..., None]] = {"cascade": show_cascade, "fidelity": show_fidelity}
+EXTRA: Mapping[str, Callable[..., None]] = {
+    "cascade": tables.show_cascade, "fidelity": lambda found, row: tables.show_fidelity(found)
+}  # fmt: skip
 #: Columns after a training, and of an evaluation.
 TRAINED = ("blocks", "params", "macs", "accuracy", "ms")
 EVALUATED = (
@@ -44,11 +41,7 @@ EVALUATED = (
 
 
 def open(path: Path) -> "NestedNet":
-    """Read the network of a run directory or a file.
-
-    Raises:
-        FileNotFoundError, ValueError: as for `stepwell.load`; or its card names no classes or size.
-    """
+    """Read the network of a run or a file; errors as for `stepwell.load` and `check_card`."""
     from stepwell.nets.files.nested import load
 
     net = load(path)
@@ -57,11 +50,7 @@ def open(path: Path) -> "NestedNet":
 
 
 def check_card(path: Path, net: "NestedNet") -> None:
-    """Check that a network's card names its classes and its input size.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Check that a network's card names its classes and its input size; ValueError if not."""
     if not net.card.classes or not net.card.size:
         raise ValueError(
             f"{path} does not say its classes and input size: set net.card = "
@@ -85,9 +74,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure every depth; also a cascade of them, and fidelity to a teacher. Flags as for `eval`.
 
-    Returns:
-        Results as results.json has them; with "cascade" ("validation" and "test") and "fidelity" (the
-        content of fidelity.json) where they were asked for.
+    Gives results as results.json has them; with "cascade" ("validation" and "test") and "fidelity" (the
+    content of fidelity.json) where they were asked for.
     """
     from stepwell.measure.cascade import check_depths
     from stepwell.measure.data_parts import parts_of
@@ -171,12 +159,12 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
         show(row_table(title, TRAINED, costs, test, row=rows))
     else:
         show(row_table(title, EVALUATED, costs, test | results["churn"], row=rows))
-        show_churn(results["churn"], row=rows)
-    show_classes(test)
+        tables.show_churn(results["churn"], row=rows)
+    tables.show_classes(test)
     show_conditions(costs)
     for name, show_table in EXTRA.items():
         if name in results:
-            show_table(results[name])
+            show_table(results[name], row=rows)
 
 
 def predict(
@@ -208,11 +196,7 @@ def budget_of(limits: Mapping[str, float]) -> dict[str, float]:
 
 
 def depth_within(net: "NestedNet", budget: Mapping[str, float], path: Path) -> str:
-    """Choose the depth for a budget; costs that the file does not know are measured first.
-
-    Args:
-        budget: "ms", "macs", "accuracy", as for `NestedNet.for_budget`.
-    """
+    """Choose the depth for a budget, as `for_budget`; unknown costs are measured first."""
     from stepwell.device import device_name
     from stepwell.measure.depths import cost_table
 
@@ -250,11 +234,7 @@ def export(
 def sample_of(network: Network, data: str | None, *, calibrated: bool = False) -> tuple[Any, Any]:
     """Give images to check an export on, and the parts of the data if they can be read.
 
-    Args:
-        calibrated: the export also needs training images.
-
-    Raises:
-        ValueError: `data` cannot be used, or is needed.
+    ValueError if `data` cannot be used, or if `calibrated` images of the training are missing.
     """
     from stepwell.export import Sample, check_images, take
     from stepwell.measure.data_parts import parts_of

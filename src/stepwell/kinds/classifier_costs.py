@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stepwell.console import say
-from stepwell.kinds import Calibrated, Network
+from stepwell.kinds import Calibrated, Costs, Network
 
 
 def cost(
     network: Network, *, size: int | None = None, batch: int = 1, save: bool = False,
     accuracy_on: Literal["validation", "test"] | None = None, data: str | None = None,
-) -> tuple[dict[str, dict[str, Any]], str]:  # fmt: skip
-    """Measure the costs of every depth; also give the input in words. Flags as for `cost`."""
+) -> Costs:  # fmt: skip
+    """Measure the costs of every depth. Flags as for `cost`."""
     from stepwell.measure.depths import cost_table
     from stepwell.nets.files.container import network_file
     from stepwell.nets.files.nested import check_writable
@@ -28,7 +28,7 @@ def cost(
     costs = cost_table(net, size, batch=batch)
     if save:
         costs = _save_costs(network, costs, accuracy_on, data)
-    return costs, f"{size}×{size}"
+    return Costs(costs, f"{size}×{size}")
 
 
 def _save_costs(

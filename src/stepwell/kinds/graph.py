@@ -23,11 +23,7 @@ SECTIONS = ("stepwell.report.kg:graph_section",)
 
 
 def open(path: Path) -> "KnowledgeGraph":
-    """Open the graph of a run to ask it; `stepwell.kg.open` opens it for changes.
-
-    Raises:
-        ValueError, OSError: as for `stepwell.kg.open`.
-    """
+    """Open the graph of a run to ask it; `stepwell.kg.open` opens it for changes."""
     from stepwell.kg import open as open_graph
 
     return open_graph(path, write=False)

@@ -9,42 +9,41 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stepwell.console import big, row_table, say, show, show_conditions
-from stepwell.kinds import Network, Predicted, classifier
+from stepwell.console import big, row_table, say, show, show_conditions, size, table, written
+from stepwell.kinds import Costs, Network, Predicted, classifier
 from stepwell.kinds.classifier_tables import show_churn, show_classes
-from stepwell.kinds.resolution_tables import show_budgets, show_choices, show_export
+from stepwell.measures import MEASURES, SPEED
+from stepwell.results import read_results
 
 if TYPE_CHECKING:
     from stepwell.nets.resolution.chooser import ResolutionNet
 
-__all__ = [
-    "ADVICE", "NAME", "NEXT", "SECTIONS", "cost", "delta", "evaluate", "export", "open", "predict",
-    "show_export", "show_results",
-]  # fmt: skip
-
 NAME = "a network of several resolutions"
+#: Rows of the nested net inside.
+FULL_SIZE = "depth at full size"
 ADVICE = {
     "calibrate": "a new depth has no norms for its resolutions: name it with --depths when you train"
 }
 NEXT = classifier.NEXT
-SECTIONS = (
-    "stepwell.report.resolution:lead", "stepwell.report.sections:facts",
-    "stepwell.report.sections:row_table", "stepwell.report.sections:churn",
-    "stepwell.report.sections:run_figures", "stepwell.report.fidelity:fidelity_section",
-    "stepwell.report.systems:sections", "stepwell.report.sections:examples",
-    "stepwell.report.sections:classes_table", "stepwell.report.sections:arguments",
-)  # fmt: skip
+SECTIONS = [
+    f"stepwell.report.{section}" for section in (
+        "resolution:lead", "sections:facts", "sections:row_table", "sections:churn",
+        "sections:run_figures", "fidelity:fidelity_section", "systems:sections", "sections:examples",
+        "sections:classes_table", "sections:arguments",
+    )
+]  # fmt: skip
 TRAINED = classifier.TRAINED
+#: Budgets to show, about.
+BUDGETS = 6
+#: A share of equal choices above which the network hardly chooses.
+ALIKE = 0.98
+#: A mean cost above this multiple of the target is a miss.
+OVER = 1.1
 EVALUATED = ("params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
 
 
 def open(path: Path) -> "ResolutionNet":
-    """Read the network of a run directory or a file.
-
-    Raises:
-        FileNotFoundError, ValueError: as for `stepwell.load_resolution`; or its card names no classes
-            or size.
-    """
+    """Read the network of a run or a file; errors as for `load_resolution` and `check_card`."""
     from stepwell.nets.files.resolution import load_resolution
 
     net = load_resolution(path)
@@ -52,9 +51,15 @@ def open(path: Path) -> "ResolutionNet":
     return net
 
 
-def at_full_size(network: Network) -> Network:
+def at_full_size(network: Network, *, cascade: bool = False) -> Network:
     """Give the nested net inside, an image classifier of full-size images."""
-    return network._replace(kind="classifier", net=network.net.net.net)
+    nested = network.net.net.net
+    if cascade and len(nested.depths) < 2:
+        raise ValueError(
+            f"{network.path} holds {NAME} and one depth, and a cascade needs two: leave --cascade out, "
+            "the network chooses by itself"
+        )
+    return network._replace(kind="classifier", net=nested)
 
 
 def evaluate(
@@ -66,10 +71,12 @@ def evaluate(
     """
     from stepwell.measure import resolution as measuring
     from stepwell.measure.data_parts import parts_of
+    from stepwell.nets.files.container import network_file
 
     if of_depths:
-        full = at_full_size(network)
-        return classifier.evaluate(full, data=data, budget_macs=budget_macs, **of_depths)
+        full = at_full_size(network, cascade="cascade" in of_depths)
+        results = classifier.evaluate(full, data=data, budget_macs=budget_macs, **of_depths)
+        return results | {"rows": FULL_SIZE}
     net, config = network.net, network.config
     if budget_macs is not None:
         set_budget(net, macs=budget_macs)
@@ -78,9 +85,9 @@ def evaluate(
     table = measuring.choice_table(net, nested.card.size)
     results, _ = measuring.measure_resolution(net, parts.test, table)
     record = results["drnet"]
-    arguments = config.get("arguments", {})
-    if budget_macs is None and arguments.get("schedule") != "resolutions":
-        record["target"] = arguments.get("target")
+    run = network_file(network.path).parent
+    if budget_macs is None and config and (run / "results.json").exists():
+        record["target"] = read_results(run)["drnet"].get("target")
     record["speed"] = measuring.measure_speed(net, measuring.timed_images(parts.test))
     return results
 
@@ -125,8 +132,9 @@ def predict(
     nested = net.net.net
     # a network that never chose has no budgets: a depth fits one
     if cascade or depth in nested.depths or (limits and not net.budgets):
-        full = at_full_size(network)
-        return classifier.predict(full, paths, depth=depth, cascade=cascade, **limits)
+        full = at_full_size(network, cascade=cascade)
+        predicted = classifier.predict(full, paths, depth=depth, cascade=cascade, **limits)
+        return predicted._replace(row=FULL_SIZE)
     if depth is not None:
         net.hold(depth)
         return Predicted([*predict_files(nested, net, expand(paths))], f"choice {depth}", "choice")
@@ -182,6 +190,78 @@ def delta(network: Network, depth: str, beyond: str, out: Path) -> dict[str, Any
     return classifier.delta(at_full_size(network), depth, beyond, out)
 
 
-def cost(network: Network, **flags: Any) -> tuple[dict[str, dict[str, Any]], str]:
-    """Measure the costs of every depth at full size. Flags as for `cost`."""
-    return classifier.cost(at_full_size(network), **flags)
+def cost(network: Network, *, save: bool = False, **saved: Any) -> Costs:
+    """Measure the costs of every choice, or with `save` of every depth at full size."""
+    if save:
+        return classifier.cost(at_full_size(network), save=True, **saved)._replace(row=FULL_SIZE)
+    if saved:
+        flag = next(iter(saved)).replace("_", "-")
+        raise ValueError(f"--{flag} is not for {NAME}, which {network.path} holds: leave it out")
+    from stepwell.measure.resolution import choice_table
+
+    size = network.net.net.net.card.size
+    return Costs(choice_table(network.net, size), f"{size}×{size}", "choice")
+
+
+def show_choices(record: Mapping[str, Any]) -> None:
+    """Print the share of each choice, the mean cost, and the speed."""
+    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in record["shares"].items())
+    free, target = record["unpriced"], record.get("target")
+    aim = "" if target is None else f", target {100 * target:.3g} %"
+    show(
+        f"chosen: {shares}; mean cost {100 * record['cost']:.1f} % of the costliest choice's{aim} "
+        f"(cost penalty {record['price']:.3g}; without it {100 * free['cost']:.1f} % and accuracy "
+        f"{100 * free['accuracy']:.2f} %)",
+        style="dim",
+    )
+    if target is not None and record["cost"] > OVER * target:
+        note = (
+            "the mean cost is above the target: the cost penalty meets it on the validation images, "
+            "which may be too few (--val-fraction)"
+        )
+        show(note, style="dim")
+    if max(record["shares"].values()) > ALIKE:
+        note = (
+            "nearly all images make one choice: the images may give no reason for another; more "
+            "epochs, another --target or resolutions further apart may help"
+        )
+        show(note, style="dim")
+    rows = [[written(measure, row[k]) for k, measure in SPEED.items()] for row in record["speed"]]
+    show(table("speed", [measure.title for measure in SPEED.values()], rows))
+
+
+def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
+    """Print a few of the budgets that the network knows, cheapest first."""
+    if not budgets:
+        return
+    every = max(1, round((len(budgets) - 1) / (BUDGETS - 1)))
+    some = budgets[::-every][::-1]  # the most expensive is among them
+    columns = ("macs", "accuracy")
+    rows = [[*(written(MEASURES[c], b[c]) for c in columns), f"{b['price']:.3g}"] for b in some]
+    show(table("budgets", [*(MEASURES[c].title for c in columns), "cost penalty"], rows))
+    flags = "--budget-ms, --budget-macs and --min-accuracy"
+    show(f"for predict's {flags}; measured on validation images", style="dim")
+
+
+def show_export(title: str, result: Mapping[str, Any]) -> None:
+    """Print exported files: a graph a choice, or depths at full size."""
+    if "choices" not in result:
+        classifier.show_export(title, result)
+        return
+    rows = [
+        [
+            row["file"],
+            row["choice"] if row["file"] in result["choices"] else "",
+            size(row["bytes"]),
+            f"{row['parity']['difference']:.1e}",
+        ]
+        for row in result["files"]
+    ]
+    show(table(title, ["file", "choice", "size", "largest difference"], rows, words=2))
+    weights, parity = result["weights"], result["parity"]
+    show(
+        f"all graphs read their weights from {weights['file']} ({size(weights['bytes'])}); the host "
+        f"loop over them differs by {parity['difference']:.1e} in a logit on {parity['images']} "
+        f"{parity['part']} images, and {100 * parity['same_choice']:.0f} % of the choices are equal",
+        style="dim",
+    )

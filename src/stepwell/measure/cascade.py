@@ -12,6 +12,7 @@ from stepwell.cost import count_macs_of_steps, mean_of_medians, time_each
 from stepwell.evaluation import gather_logits
 from stepwell.evaluation.cascade import Goal, Thresholds, better, find_thresholds, outcome_of
 from stepwell.measure.depths import blank_image, logits_where_it_is
+from stepwell.measures import in_words
 from stepwell.nets import NestedNet
 from stepwell.nets.nested.budget import check_share
 from stepwell.nets.nested.cascade import Cascade, branches_of, top_probability
@@ -88,14 +89,18 @@ def calibrate_cascade(
         accuracy = right[-1].double().mean().item()
         words = "as accurate as the full net"
     else:
-        words = f"accuracy of {accuracy}" if macs is None else f"at most {macs:g} MACs an image"
+        words = (
+            f"at most {in_words('macs', macs)}"
+            if macs
+            else f"at least {in_words('accuracy', accuracy or 0)}"
+        )
     goal = Goal(accuracy, macs)
     chosen, found = _best_chain(net, ready, confidence, right, goal)
     if not goal.met(found.outcome):
         raise ValueError(
             f"no cascade reaches the goal on the {len(labels)} validation images ({words}): the "
-            f"nearest, of {', '.join(chosen)}, has accuracy {found.outcome.accuracy:.4f} at "
-            f"{found.outcome.cost:.4g} MACs an image"
+            f"nearest, of {', '.join(chosen)}, has {in_words('accuracy', found.outcome.accuracy)} "
+            f"at {in_words('macs', found.outcome.cost)}"
         )
     return {
         "depths": chosen, "thresholds": list(found.values), "goal": words,
@@ -136,8 +141,7 @@ def measure_cascade(
 
     Returns:
         "accuracy", mean "macs" per image, "shares" of images answered by each depth, "images"; "ms",
-        the mean time of one image at a time; and "full_accuracy", "full_macs" and "full_ms" of the full
-        net alone on the same images.
+        the mean time of one image; "full_accuracy", "full_macs" and "full_ms" of the full net alone.
     """
     net, depths = cascade.net, cascade.depths
     device = next(net.parameters()).device

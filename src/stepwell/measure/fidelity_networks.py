@@ -38,22 +38,21 @@ def open_pair(
     control: str | None = None, *, mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None, interpolate: int = 0,
 ) -> Pair:  # fmt: skip
-    """Open teacher and control, and check them as far as possible without images.
+    """Open teacher and control, and check what can be checked without images.
 
     If the teacher is a depth of `net` itself, the other depths are the students.
 
     Args:
-        run: the run directory or file of `net`.
-        config: of the run; empty outside of a run.
+        run: the run directory or file of `net`; config: of the run, empty outside of a run.
         teacher, mean, std: as for `open_teacher`.
         control: as `teacher`; each student is compared with the control's depth of the same name.
-        interpolate: as for `measure_pair`.
+        interpolate: as for `measure_fidelity`.
 
     Raises:
         OSError: another process is writing to the run.
-        FileNotFoundError, ImportError: as for `open_teacher`.
-        ValueError: as for `open_teacher`; a network would be compared with itself; `interpolate` is
-            asked for between unlike architectures, or of a teacher that gives no weights.
+        FileNotFoundError, ImportError, ValueError: as for `open_teacher`.
+        ValueError: a network would be compared with itself; `interpolate` needs two networks of one
+            architecture, with weights.
     """
     if config:
         with writing(folder_of(run) / "net.safetensors"):

@@ -3,28 +3,19 @@
 `RECIPES` maps a name to the function's place and one line of help, so that a list imports nothing.
 """
 
-import importlib
+from pkgutil import resolve_name
 from typing import Any
 
 RECIPES: dict[str, tuple[str, str]] = {
-    "ekd": (
-        "stepwell.recipes.ekd:ekd",
-        "a nested network: all depths in one run, the full net teaching (DDNN + EKD)",
-    ),
-    "supervised": ("stepwell.recipes.supervised:supervised", "one network on labels alone"),
-    "drnet": (
-        "stepwell.recipes.drnet:drnet",
-        "a network that chooses the resolution of each image, and maybe its depth",
-    ),
-    "netgraft": (
-        "stepwell.recipes.netgraft:netgraft",
-        "a student from a trained teacher and a few images without labels, block by block",
-    ),
-    "dkge": (
-        "stepwell.recipes.dkge:dkge",
-        "vectors of a knowledge graph, which `stepwell kg` updates as it changes",
-    ),
-    "distill": ("stepwell.recipes.distill:distill", "a student from a trained teacher, offline"),
+    name: (f"stepwell.recipes.{name}:{name}", line)
+    for name, line in {
+        "ekd": "a nested network: all depths in one run, the full net teaching (DDNN + EKD)",
+        "supervised": "one network on labels alone",
+        "drnet": "a network that chooses the resolution of each image, and maybe its depth",
+        "netgraft": "a student from a trained teacher and a few images without labels, block by block",
+        "dkge": "vectors of a knowledge graph, which `stepwell kg` updates as it changes",
+        "distill": "a student from a trained teacher, offline",
+    }.items()
 }
 
 
@@ -33,21 +24,12 @@ def train(recipe: str, **flags: Any) -> dict[str, Any]:
 
     `train("ekd", data="digits", out=Path("runs/digits"), epochs=10)`
 
-    It also takes what only studies set (a recipe's `ablation`), by name: `norms="shared"`.
-
-    Raises:
-        ValueError: no such recipe; a wrong value.
-        TypeError: the recipe has no such flag.
+    It also takes what only studies set (a recipe's `ablation`), by name: `norms="shared"`. ValueError
+    for a wrong value, TypeError for an unknown flag.
     """
     from stepwell.flags import call
 
     if recipe not in RECIPES:
         raise ValueError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
-    results: dict[str, Any] = call(load_object(RECIPES[recipe][0]), **flags)
+    results: dict[str, Any] = call(resolve_name(RECIPES[recipe][0]), **flags)
     return results
-
-
-def load_object(path: str) -> Any:
-    """Import the object that "module:name" names."""
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)

@@ -11,7 +11,7 @@ from torch import nn
 
 from stepwell.data.distill_data import DistillData
 from stepwell.data.image_flags import Images
-from stepwell.flags import Flags, Hidden, checked, flag
+from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.losses.attention import Attention
 from stepwell.methods import Distill
 from stepwell.nets.nested.interpolation import check_line, start_interpolated
@@ -25,7 +25,7 @@ from stepwell.training.run import plain
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillAblation:
+class DistillAblation(Together):
     """Options for studies.
 
     Attributes:
@@ -54,11 +54,7 @@ class Losses(flags.Losses):
     hint_stages: Annotated[tuple[str, ...], flag("S ...", "all")] = ()
 
     def check(self) -> None:
-        """Refuse stages of a loss without weight.
-
-        Raises:
-            ValueError: there are such stages.
-        """
+        """Refuse stages of a loss without weight."""
         for name in ("hint", "attention"):
             if (stages := getattr(self, f"{name}_stages")) and not getattr(self, name):
                 raise ValueError(f"--{name}-stages {' '.join(stages)}: give a weight, --{name}")
@@ -72,7 +68,7 @@ def distill(
     student: flags.Net = "resnet20",
     stem: flags.Stem = "auto",
     init: flags.Init = None,
-    cache: Annotated[Path | None, flag("FOLDER", "none")] = None,
+    cache: Annotated[Path | None, flag("FOLDER")] = None,
     teacher_images: Flags[flags.TeacherImages] = flags.TeacherImages(),
     images: Flags[Images] = Images(),
     losses: Flags[Losses] = Losses(),

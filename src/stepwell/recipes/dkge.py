@@ -60,10 +60,10 @@ class Training:
 
 def dkge(
     *,
-    triples: Path,
+    triples: Annotated[Path, flag("FILE")],
     out: flags.Out,
-    valid: Annotated[Path | None, flag("FILE", "none: the last epoch is kept")] = None,
-    test: Annotated[Path | None, flag("FILE", "none")] = None,
+    valid: Annotated[Path | None, flag("FILE")] = None,
+    test: Annotated[Path | None, flag("FILE")] = None,
     embedding: Flags[Embedding] = Embedding(),
     training: Flags[Training] = Training(),
     loop: Flags[Loop] = Loop(device="cpu"),
@@ -76,7 +76,7 @@ def dkge(
 
     Args:
         triples: file with one triple a line: head, relation and tail, separated by tabs.
-        valid: triples that choose the best epoch (MRR).
+        valid: triples to choose the best epoch by (MRR); by default the last is kept.
         test: triples to rank; triples with names that --triples lacks are left out.
     """
     check_loop(loop)

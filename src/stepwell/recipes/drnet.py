@@ -4,13 +4,13 @@ import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from stepwell.data.image_flags import Images
-from stepwell.flags import Flags, Hidden, checked, flag
+from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.measure.resolution import macs_of_choices
 from stepwell.methods.resolution import (
     EveryResolution,
@@ -39,7 +39,7 @@ SHARES = (1.0, 0.75, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrnetAblation:
+class DrnetAblation(Together):
     """Options for studies.
 
     Attributes:
@@ -72,19 +72,13 @@ class Choosing:
             keeps to it is set on the validation part.
     """
 
-    sizes: Annotated[tuple[int, ...], flag("INT ...", "the images' size, 3/4 and 1/2 of it")] = ()
+    TITLE: ClassVar = "resolution"
+    sizes: Annotated[tuple[int, ...], flag("PIXELS ...", "the images' size, 3/4 and 1/2 of it")] = ()
     schedule: Annotated[Schedule, flag("SCHEDULE")] = "joint"
     target: float = 0.6
 
     def image_size(self, size: int | None) -> int | None:
-        """The size of the images: the largest resolution, if there are any.
-
-        Args:
-            size: the size that the user gives.
-
-        Raises:
-            ValueError: a resolution is below 1 or named twice; `size` differs.
-        """
+        """The size of the images: the largest resolution, else `size`; ValueError if they disagree."""
         if not self.sizes:
             return size
         check_sizes(self.sizes)
@@ -105,7 +99,7 @@ class Training(SgdTraining):
     """
 
     epochs: int = 20
-    choose_epochs: Annotated[int | None, flag("INT", "as --epochs")] = None
+    choose_epochs: Annotated[int | None, flag("N", "as --epochs")] = None
 
 
 def drnet(

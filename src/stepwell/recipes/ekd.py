@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stepwell.data.image_flags import Images
-from stepwell.flags import Flags, Hidden, checked, flag
+from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.losses.attention import Attention
 from stepwell.methods import EmbeddedKD, PrivateNorms, Supervised
 from stepwell.nets.nested.net import NestedNet, NormSharing
@@ -32,7 +32,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class EkdAblation:
+class EkdAblation(Together):
     """Options for studies.
 
     Attributes:
@@ -64,8 +64,8 @@ class Losses(flags.Losses):
 
     ce: float = 1.0
     attention: float = 2.0
-    full_weight: Annotated[float | None, flag("FLOAT", "1.5 in one-run, else 1")] = None
-    sample: bool = False
+    full_weight: Annotated[float | None, flag("X", "1.5 in one-run, else 1")] = None
+    sample: Annotated[bool, flag()] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +80,11 @@ class Training(SgdTraining):
         nest_epochs: passes of the second phase in two-phase.
         on_drop: if the full net loses more than --max-drop: warn, or rollback, which restores
             it and trains only the sub-nets' own norms.
-        max_drop: points of validation accuracy (percent).
+        max_drop: points of validation accuracy that the full net may lose.
     """
 
     schedule: Annotated[Schedule, flag("SCHEDULE")] = "two-phase"
-    nest_epochs: Annotated[int | None, flag("INT", "half of --epochs")] = None
+    nest_epochs: Annotated[int | None, flag("N", "half of --epochs")] = None
     on_drop: Annotated[OnDrop, flag("ACTION")] = "warn"
     max_drop: float = 0.5
 

@@ -3,24 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from stepwell.flags import flag
 from stepwell.nets.files.container import network_file
 from stepwell.teachers import OpenTeacher, open_teacher
 
-Out = Annotated[Path, flag(help="run directory; an unfinished run goes on where it stopped.")]
-Data = Annotated[str, flag("DATA", help="folder of class folders, or a name (`stepwell list`).")]
+Out = Annotated[Path, flag("FOLDER", help="run directory; an unfinished run goes on where it stopped.")]
+Data = Annotated[
+    str, flag("DATA", help="images: class folders in a folder, or a name (`stepwell list`).")
+]
 Net = Annotated[str, flag("NETWORK", help="network to train (`stepwell list`).")]
 Depths = Annotated[
     tuple[str, ...], flag("DEPTH ...", help="sub-nets: a family's name (20), or NAME=BLOCKS,...")
 ]
 Calibrated = Annotated[
-    tuple[str, ...],
-    flag("DEPTH ...", help="sub-nets added after training, with new norm statistics."),
+    tuple[str, ...], flag("DEPTH ...", help="sub-nets added after training, with new norm statistics.")
 ]
 Stages = Annotated[
-    tuple[str, ...], flag("STAGE ...", "the network's own", help='stages, such as "blocks[0:8]".')
+    tuple[str, ...],
+    flag("STAGE ...", "the network's own", help='stages of blocks, such as "blocks[0:8]".'),
 ]
 Stem = Annotated[
     Literal["auto", "imagenet", "small"],
@@ -30,14 +32,14 @@ Stem = Annotated[
 #: whose union begins with Path reads "pretrained" as a file.
 Init = Annotated[
     Literal["pretrained"] | Path | None,
-    flag("FILE", "random", help="initial weights: run, file, or pretrained (a download)."),
+    flag("RUN|FILE", "random", help="weights: run, file, or pretrained (a download)."),
 ]
 TeacherNames = Annotated[
     tuple[str, ...],
     flag(
         "TEACHER ...",
-        help="run or file (@DEPTH picks a depth), ONNX file, NETWORK=FILE (weights under torchvision's "
-        "or timm's names) or timm/NAME (a download); several teach by their mean.",
+        help="teacher: run or file (@DEPTH picks a depth), ONNX file, NETWORK=FILE (weights under "
+        "torchvision's or timm's names) or timm/NAME (a download); several teach by their mean.",
     ),
 ]
 Mean = tuple[float, float, float]
@@ -52,15 +54,12 @@ class TeacherImages:
         teacher_std: standard deviation of the teacher's images.
     """
 
+    TITLE: ClassVar = "teacher image"
     teacher_mean: Annotated[Mean | None, flag("R G B", "its own")] = None
     teacher_std: Annotated[Mean | None, flag("R G B", "its own")] = None
 
     def open(self, names: Sequence[str]) -> OpenTeacher:
-        """The teachers of these names, opened.
-
-        Raises:
-            ValueError: as for `open_teacher`.
-        """
+        """The teachers of these names, opened; errors as for `open_teacher`."""
         return open_teacher(names, mean=self.teacher_mean, std=self.teacher_std)
 
 
@@ -75,6 +74,7 @@ class Losses:
         attention: weight of attention transfer on the stages' features.
     """
 
+    TITLE: ClassVar = "loss"
     temperature: float = 3.0
     ce: float = 1.0
     kl: float = 1.0

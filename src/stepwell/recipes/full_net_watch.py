@@ -14,10 +14,7 @@ OnDrop = Literal["warn", "rollback"]
 def watch_full_net(
     net: NestedNet, task: Task, max_drop: float, start: Start | None, *, trained: bool
 ) -> "FullNetWatch | None":
-    """A watch over a full net that is `trained` before its sub-nets are; else none.
-
-    A warning says so if the net comes from `start` and its accuracy cannot be compared.
-    """
+    """A watch over a full net that is `trained` before its sub-nets are; else none, with a warning."""
     if start is not None and not (trained and task.validation):
         reason = (
             "there is no validation part: set --val-fraction above 0"
@@ -33,10 +30,7 @@ def watch_full_net(
 class FullNetWatch:
     """Compare a trained full net's validation accuracy before and after its sub-nets train.
 
-    Make it before that training: it measures the full net and remembers its weights.
-
-    Args:
-        max_drop: points of accuracy (percent) that the full net may lose.
+    Made before that training, it remembers the weights; `max_drop` are points of accuracy (percent).
     """
 
     def __init__(self, net: NestedNet, task: Task, max_drop: float) -> None:
@@ -52,12 +46,9 @@ class FullNetWatch:
         return sum(accuracies) / len(accuracies) - self._lost(values[f"{self.net.full}/accuracy"])
 
     def roll_back(self, on_drop: OnDrop) -> bool:
-        """Give the full net its old weights if it has lost too much and `on_drop` says so.
+        """Give the full net its old weights if it lost too much and `on_drop` says so; True if it did.
 
-        Each private norm then starts as the full net's.
-
-        Returns:
-            Whether it did; the caller then trains the sub-nets' own norms.
+        Each private norm then starts as the full net's, and the caller trains these norms.
         """
         after = self._accuracy()
         self.rolled_back = on_drop == "rollback" and self._lost(after)

@@ -64,18 +64,10 @@ def phases_of(grafting: Grafting, schedule: Schedule, stages: Stages) -> Sequenc
 
 
 def learn(
-    task: Task,
-    grafting: Grafting,
-    *,
-    stages: Stages,
-    loop: Loop,
-    schedule: Schedule = "both",
-    loss: GraftLoss = "direction",
-    lr: float = 1e-2,
-    adaption_lr: float = 1e-2,
-    views: int = 64,
+    task: Task, grafting: Grafting, *, stages: Stages, loop: Loop, schedule: Schedule = "both",
+    loss: GraftLoss = "direction", lr: float = 1e-2, adaption_lr: float = 1e-2, views: int = 64,
     trace: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Train the student phase by phase, merge it, measure it; the run's results.
 
     Args:

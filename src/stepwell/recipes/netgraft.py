@@ -15,7 +15,7 @@ from stepwell.data import ImageSet, load_unlabeled, seed_of
 from stepwell.data.decoding import Files
 from stepwell.data.image_flags import Images
 from stepwell.files import config_of
-from stepwell.flags import Flags, Hidden, checked, flag
+from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.methods.netgraft import GraftLoss
 from stepwell.nets import BUILDERS, NestedNet, build
 from stepwell.nets.families.timm_models import PREFIX
@@ -29,7 +29,7 @@ from stepwell.training.optimisation import Optimisation
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetgraftAblation:
+class NetgraftAblation(Together):
     """Options for studies.
 
     Attributes:
@@ -56,17 +56,13 @@ class FewImages(Images):
         views: largest number of augmented views per image.
     """
 
-    size: Annotated[int | None, flag("INT", "the teacher's")] = None
-    unlabeled: Annotated[Path | None, flag("FOLDER", "none")] = None
+    size: Annotated[int | None, flag("PIXELS", "the teacher's")] = None
+    unlabeled: Annotated[Path | None, flag("FOLDER")] = None
     shots: int = 10
     views: int = 64
 
     def check(self) -> None:
-        """Refuse a part that does not exist, or a part of images that are not used.
-
-        Raises:
-            ValueError: either.
-        """
+        """Refuse a part that does not exist, or a part of images that are not used."""
         super().check()
         if self.part is not None and self.unlabeled is not None:
             raise ValueError(
@@ -105,7 +101,7 @@ def netgraft(
     out: flags.Out,
     teacher: Annotated[str, flag("TEACHER")],
     student: Annotated[str, flag("NETWORK")] = "",
-    keep: Annotated[tuple[int, ...], flag("INT ...")] = (),
+    keep: Annotated[tuple[int, ...], flag("N ...")] = (),
     data: Annotated[str | None, flag("DATA", "that of the teacher's run")] = None,
     stem: flags.Stem = "auto",
     blocks: Annotated[tuple[str, ...], flag("STAGE ...", "all that agree")] = (),
@@ -126,8 +122,8 @@ def netgraft(
         stepwell train netgraft --teacher runs/alone --keep 1 2 1 --out runs/shrunk
 
     Args:
-        teacher: run or file (@DEPTH picks a depth), NETWORK=FILE, or a network's name (a download).
-        student: network to train (`stepwell list`).
+        teacher: trained network: run, file (@DEPTH picks a depth), NETWORK=FILE or name (a download).
+        student: network to train (`stepwell list`), unless there is a --keep.
         keep: instead of a student: blocks to keep of each stage of the teacher.
         data: data set whose test part measures the student.
         blocks: stages to cut behind: layer2, or layer2=stages.1.blocks.

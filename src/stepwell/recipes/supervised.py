@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from stepwell.data.image_flags import Images
-from stepwell.flags import Flags, Hidden, checked
+from stepwell.flags import Flags, Hidden, Together, checked
 from stepwell.methods import Supervised
 from stepwell.recipes import flags
 from stepwell.tasks import classification
@@ -20,7 +20,7 @@ class Training(AnyOptimizer, Smoothed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupervisedAblation:
+class SupervisedAblation(Together):
     """Options for studies.
 
     Attributes:

@@ -74,11 +74,9 @@ def _comparison(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str
     words = dict.fromkeys(record.row for record in records if record.rows)
     titles = [MEASURES[key].title for key in COMPARED]
     head = ("run", " or ".join(words), *titles, "recipe", "data", "seed")
-    parts = [
-        "<section><h2>Comparison</h2>", *map(warning, _unlike(records)), table(head, rows, words=2),
-    ]  # fmt: skip
     joint = figures.accuracy_latency(records, colours)
     caption = f"Accuracy against latency of all runs; colour is the {' or '.join(words)}."
+    parts = ["<section><h2>Comparison</h2>", *_unlike(records), table(head, rows, words=2)]
     parts += ['<div class="figures">', figure(joint, caption), *comparisons(records)]
     return "\n".join([*parts, "</div></section>"])
 
@@ -91,4 +89,5 @@ def _unlike(records: Sequence[RunRecord]) -> list[str]:
         "tested on different data: their accuracies": data,
         "timed with different devices, threads or batches: their times": places,
     }
-    return [f"These runs were {n} do not compare." for n, all_ in notes.items() if len(all_) > 1]
+    unlike = [note for note, kinds in notes.items() if len(kinds) > 1]
+    return [warning(f"These runs were {note} do not compare.") for note in unlike]

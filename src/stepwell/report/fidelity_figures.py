@@ -61,11 +61,9 @@ def reliability_pair(student: NDArray[Any], teacher: NDArray[Any], *, colour: st
     def paint(figure: Figure) -> None:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(4, 1.3))
         upper.plot([0, 1], [0, 1], "--", color=GREY, lw=1)
-        kinds = (
-            (teacher, TEACHER, "s", "--", "teacher", 0.2),
-            (student, colour, "o", "-", f"depth {depth}", -0.2),
-        )
-        for curve, paint_in, marker, dashes, label, side in kinds:
+        theirs = (teacher, TEACHER, "s", "--", "teacher", 0.2)
+        ours = (student, colour, "o", "-", f"depth {depth}", -0.2)
+        for curve, paint_in, marker, dashes, label, side in (theirs, ours):
             held, confidence, accuracy = curve
             some = held > 0
             # of few examples the share right is mostly chance: small points, and no line to them

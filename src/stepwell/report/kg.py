@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from stepwell.files import read_json
+from stepwell.files import damaged, read_json
 from stepwell.report.figures import GREY, OKABE_ITO, Figure, legend_text, svg
 from stepwell.report.markup import ABSENT, as_count, as_decimal, as_duration, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, number
@@ -19,13 +19,11 @@ BARS_LABELLED = 8
 def graph_section(record: RunRecord, colours: Mapping[str, str]) -> str:
     """Show the training and the updates of a graph."""
     updates, total = read_updates(record.path)
-    results = record.results
-    triples, entities, relations = (
-        as_count(record.own("dkge").get(key)) for key in ("triples", "entities", "relations")
-    )
+    counts = (as_count(record.own("dkge").get(k)) for k in ("triples", "entities", "relations"))
+    triples, entities, relations = counts
     start = (
         f"{triples} triples of {entities} entities and {relations} relations, embedded in "
-        f"{as_duration(results.get('seconds'))}; {total:,} updates since"
+        f"{as_duration(record.results.get('seconds'))}; {total:,} updates since"
         + (f", the last {len(updates):,} of which are shown." if len(updates) < total else ".")
     )
     drawn = _mrr_and_seconds(record, updates, total - len(updates))
@@ -46,7 +44,7 @@ def read_updates(run: Path) -> tuple[list[Mapping[str, Any]], int]:
     found = read_json(file, "delete it to report without updates")
     last = found.get("updates")
     if not isinstance(last, list) or not all(isinstance(update, dict) for update in last):
-        raise ValueError(f"{file} is damaged: delete it to report without updates")
+        raise damaged(file, "it lists no updates", "delete it to report without updates")
     total = found.get("total")
     return last, total if isinstance(total, int) and total > len(last) else len(last)
 
@@ -65,21 +63,14 @@ def _snapshots(record: RunRecord, updates: Sequence[Mapping[str, Any]], skipped:
         measures = as_mapping(update.get("measures"))
         shown = [as_decimal(number(measures.get(k))) for k in ("mrr", "hits@10")]
         seconds = f"{number(update.get('seconds')) or 0:.1f}"
-        rows.append([f"update {i}", change, *counts, _unlearnt(update), seconds, *shown])
+        unlearnt = " → ".join(as_decimal(number(far)) for far in update.get("unlearnt") or ())
+        rows.append([f"update {i}", change, *counts, unlearnt or ABSENT, seconds, *shown])
     note = (
         "Ranks are filtered and realistic, of both ends. An update has an MRR if --test named "
         "triples to rank. The distance of removed triples is the mean before and after the update; a "
         "large distance is implausible."
     )
     return table(head, rows, note)
-
-
-def _unlearnt(update: Mapping[str, Any]) -> str:
-    found = update.get("unlearnt")
-    if not isinstance(found, list) or len(found) != 2:
-        return ABSENT
-    before, after = (as_decimal(number(far)) for far in found)
-    return f"{before} → {after}"
 
 
 def _mrr_and_seconds(
@@ -90,7 +81,6 @@ def _mrr_and_seconds(
     measured = [number(record.test.get("mrr"))]
     measured += [number(as_mapping(u.get("measures")).get("mrr")) for u in updates]
     seconds = [number(record.results.get("seconds")), *(number(u.get("seconds")) for u in updates)]
-
     place = [0, *range(1 + skipped, 1 + skipped + len(updates))]
 
     def paint(drawn: Figure) -> None:

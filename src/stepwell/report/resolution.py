@@ -11,7 +11,7 @@ from stepwell.measures import SPEED
 from stepwell.report.figures import OKABE_ITO, Figure, legend_text, picture, svg
 from stepwell.report.markup import as_count, as_percent, figure, table, written
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number, read_arrays
-from stepwell.report.sections import tested_on
+from stepwell.report.sections import grid, tested_on
 
 CHOSEN = "chosen"
 
@@ -108,9 +108,9 @@ def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
         axes.plot(xs, ys, "o--", color=OKABE_ITO[0], label="one choice for all images")
         for x, y, name in fixed:
             axes.annotate(name, (x, y), (5, -12), textcoords="offset points")
-        priced = [as_mapping(budget) for budget in found.get("budgets") or ()]
-        macs = [finite(b.get("macs")) / 1e6 for b in priced]
-        right = [100 * finite(b.get("accuracy")) for b in priced]
+        budgets = [as_mapping(budget) for budget in found.get("budgets") or ()]
+        macs = [finite(b.get("macs")) / 1e6 for b in budgets]
+        right = [100 * finite(b.get("accuracy")) for b in budgets]
         label = "other cost penalties, validation"
         axes.plot(macs, right, "-", lw=1, color=OKABE_ITO[1], label=label)
         x, y = points[CHOSEN]
@@ -133,13 +133,11 @@ def _pictures(run: RunRecord, names: list[str]) -> str:
     choice, index, images, labels = (arrays[name] for name in needed)
     parts = []
     for i, name in enumerate(names):
-        cards = [
+        cards = grid(
             _card(run, images[k], int(labels[index[k]]), int(logits[index[k]].argmax()))
             for k in np.flatnonzero(choice[index] == i)
-        ]
-        if cards:
-            inside = "\n".join(cards)
-            parts += [f"<h4>{escape(name)}</h4>", f'<div class="examples">{inside}</div>']
+        )
+        parts += [f"<h4>{escape(name)}</h4>", cards] if cards else []
     return "\n".join(["<h3>Images by choice</h3>", *parts]) if parts else ""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell.files import read_json
+from stepwell.files import damaged, read_json, result_of
 from stepwell.results import read_results, row_name
 
 
@@ -71,6 +71,7 @@ class RunRecord:
 
     @property
     def recipe(self) -> str:
+        """The recipe that trained it."""
         return str(self.config.get("recipe", "run"))
 
     @property
@@ -86,6 +87,7 @@ class RunRecord:
 
     @property
     def data(self) -> Mapping[str, Any]:
+        """What config.json says about the data."""
         return as_mapping(self.config.get("data"))
 
     @property
@@ -95,6 +97,7 @@ class RunRecord:
 
     @property
     def test(self) -> Mapping[str, Any]:
+        """Test results by "ROW/measure"."""
         return as_mapping(self.results.get("test"))
 
     def own(self, system: str) -> Mapping[str, Any]:
@@ -207,18 +210,8 @@ class FidelityRecord:
 
 def read_run(path: Path, name: str) -> RunRecord:
     """Read the run directory `path`; ValueError if it is none, is not finished or is damaged."""
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such folder; give the --out folder of a `stepwell train`")
-    if not (path / "config.json").is_file():
-        remedy = "give the --out folder of a `stepwell train`"
-        raise ValueError(f"{path}: not a run directory (no config.json); {remedy}")
-    config = read_json(path / "config.json", "train the run again")
-    if not (path / "results.json").is_file():
-        raise ValueError(
-            f"{path}: not finished (no results.json yet); wait for its training, or start "
-            f"`stepwell train {config.get('recipe', 'RECIPE')}` again with the same arguments: "
-            "it resumes"
-        )
+    config = read_json(result_of(path, "config.json"), "train the run again")
+    result_of(path, "results.json")
     results = read_results(path)
     predictions = _read_predictions(path / "predictions.npz", results)
     return RunRecord(path, name, config, results, _read_phases(path, results), predictions)
@@ -240,7 +233,7 @@ def read_arrays(path: Path, remedy: str, needed: Sequence[str] = ()) -> dict[str
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in dict.fromkeys([*needed, *stored])}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from error
+        raise damaged(path, error, remedy) from error
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
@@ -317,7 +310,7 @@ def _read_predictions(path: Path, results: Mapping[str, Any]) -> Predictions | N
     index = np.asarray(arrays.get("image_index", np.zeros(0)), dtype=np.int64)
     shapes = {(2, len(labels)), *((z.ndim, len(z)) for z in logits.values())}
     if len(shapes) != 1 or len(index) != len(images) or (index >= len(labels)).any():
-        raise ValueError(f"{path}: labels, logits and images are of unlike lengths; {remedy}")
+        raise damaged(path, "labels, logits and images are of unlike lengths", remedy)
     probabilities = {row: _softmax(logits[row]) for row in ordered}
     return Predictions(labels, probabilities, images, index) if probabilities else None
 

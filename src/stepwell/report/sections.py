@@ -198,15 +198,16 @@ def examples(record: RunRecord, colours: Colours) -> str:
         count = f"{int(differ.sum()):,} of {len(differ):,}"
         parts.append(f"<h3>Where the {record.row}s disagree</h3>")
         parts.append(f"<p>The {record.row}s disagree on {count} test examples.</p>")
-        parts.append(_grid(card for card, shown in zip(cards, chosen, strict=True) if shown))
-    others = _grid(card for card, shown in zip(cards, chosen, strict=True) if not shown)
+        parts.append(grid(card for card, shown in zip(cards, chosen, strict=True) if shown))
+    others = grid(card for card, shown in zip(cards, chosen, strict=True) if not shown)
     if others:
         title = "Other examples" if len(found.probabilities) > 1 else "Examples"
         parts += [f"<h3>{title}</h3>", others]
     return "\n".join(parts)
 
 
-def _grid(cards: Iterable[str]) -> str:
+def grid(cards: Iterable[str]) -> str:
+    """Arrange the cards of example images; nothing without a card."""
     inside = "\n".join(cards)
     return f'<div class="examples">{inside}</div>' if inside else ""
 

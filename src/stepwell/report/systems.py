@@ -15,12 +15,12 @@ COMPARISONS = {"netgraft": against_shots}
 
 
 def notes(record: RunRecord, colours: Mapping[str, str]) -> str:
-    """Show the notes of the systems that left results in the run."""
+    """Show notes of the systems that left results in the run."""
     return "\n".join(note(record, colours) for key, note in NOTES.items() if key in record.results)
 
 
 def sections(record: RunRecord, colours: Mapping[str, str]) -> str:
-    """Show the sections of the systems that left results in the run."""
+    """Show sections of the systems that left results in the run."""
     return "\n".join(part(record, colours) for key, part in SECTIONS.items() if key in record.results)
 
 

@@ -16,6 +16,7 @@ from stepwell.nets import NestedNet
 from stepwell.nets.nested.cascade import Cascade
 from stepwell.nets.resolution.chooser import ResolutionNet
 from stepwell.train_mode import in_eval_mode
+from stepwell.types import Images
 
 
 class Prediction(NamedTuple):
@@ -32,11 +33,7 @@ class Prediction(NamedTuple):
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """List files, and every image in folders.
-
-    Raises:
-        ValueError: a path does not exist, or a folder holds no image.
-    """
+    """List files, and every image in folders; ValueError if there is none."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -55,11 +52,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
 def predict_files(
     net: NestedNet, by: str | Cascade | ResolutionNet, files: Sequence[Path], batch_size: int = 64
 ) -> Iterator[Prediction]:
-    """Classify image files in order; an unreadable file gives its error.
-
-    Args:
-        by: the depth that predicts, a cascade of `net`, or the resolution network around `net`.
-    """
+    """Classify image files in order, by `by`; an unreadable file gives its error."""
     if isinstance(by, str):
         net.require_ready(by)
     if not net.card.classes:
@@ -86,12 +79,8 @@ def predict_files(
             yield prediction
 
 
-def as_batch(net: NestedNet, files: Sequence[Path]) -> Tensor:
-    """Read images as a batch (n, 3, size, size), sized and normalised for `net`.
-
-    Raises:
-        ValueError: one cannot be read.
-    """
+def as_batch(net: NestedNet, files: Sequence[Path]) -> Images:
+    """Read images as a batch, sized and normalised for `net`; ValueError if one cannot be read."""
     images = torch.stack([read_image(file, net.card.size) for file in files])
     return normalise(images, net.card.mean, net.card.std)
 

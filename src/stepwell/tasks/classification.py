@@ -69,11 +69,7 @@ class Task(NamedTuple):
 
 
 def read_splits(data: str, out: Path, images: Images) -> Splits:
-    """The images of `data`, at the size that `images` names.
-
-    Raises:
-        ValueError: `data` cannot be trained on, or `out` lies in it.
-    """
+    """The images of `data`, at the size that `images` names; ValueError if `out` lies in `data`."""
     check_outside(data, out)
     splits = load_images(data, images.size)
     for note in splits.notes:
@@ -86,15 +82,12 @@ def start_network(
     stem: Literal["auto", "imagenet", "small"] = "auto", norms: NormSharing = "private",
     init: Literal["pretrained"] | Path | None = None,
 ) -> tuple[NestedNet, Start | None]:  # fmt: skip
-    """Build the network for some data, with its initial weights.
+    """Build the network for some data, with its initial weights, and a record of these.
 
     Args:
         net: a network's name, or a network that is built already.
         stages: stages in place of the network's own, as for `build`.
         init: a file of weights, or "pretrained"; by default the weights are random.
-
-    Returns:
-        The network, and the record of what it took from `init`.
 
     Raises:
         ValueError: no such network or depth; the images are too small; `init` does not fit.
@@ -124,9 +117,6 @@ def prepare_images(
         start, init: the initial weights, which say how images are normalised; without them a
             teacher says it, else the training images do.
         choose: maps the training part to the images that replace it.
-
-    Raises:
-        ValueError: the teacher does not fit the data.
     """
     # A teacher's images can be converted; trained weights expect their own normalisation.
     normalisation = None if start is None else (start.card.mean, start.card.std)
@@ -157,25 +147,14 @@ def prepare_images(
 def open_task(
     recipe: str, out: Path, loop: Loop, arguments: Mapping[str, Any], inputs: Inputs
 ) -> Iterator[Task]:
-    """Open the run directory of a recipe.
-
-    Args:
-        arguments: the content of config.json: the recipe's arguments by flag.
-
-    Raises:
-        ValueError, OSError: as for `Run.start`.
-    """
+    """Open the run directory of a recipe; errors as for `Run.start`."""
     teacher = "/".join(inputs.weights) or None
     with Run.start(out, recipe, arguments, data=inputs.about, teacher=teacher) as run:
         yield Task(run, *inputs[:4], device_of(loop))
 
 
 def untrained_depths(net: NestedNet, depths: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Blocks per stage of depths that are added to `net` after its training.
-
-    Raises:
-        ValueError: the network cannot have such a depth.
-    """
+    """Blocks per stage of depths that are added after the training; ValueError if one cannot be."""
     assert net.builder is not None
     name, arguments = net.builder
     own = {"stages": arguments["stages"]} if "stages" in arguments else {}
@@ -193,11 +172,7 @@ def tell_measuring(task: Task) -> None:
 
 
 def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:
-    """The builder's arguments for images of `size` pixels: the stem, where there is a choice.
-
-    Raises:
-        ValueError: no such network, or it has no choice.
-    """
+    """The builder's arguments for images of `size` pixels: the stem, where there is a choice."""
     builder = builder_of(net)
     arguments: dict[str, Any] = {}
     if builder.stems:
@@ -229,7 +204,7 @@ def finish(
     task: Task, net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None,
     record: Mapping[str, Any] | None = None, trained: Sequence[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure the trained `net` once on the test part, and write the run's results.
+    """Measure the trained `net` once on the test part, write the run's results, and return them.
 
     Everything runs on the task's device; only the times are measured on the CPU. Writes
     net.safetensors, predictions.npz and, last, results.json. A run that has all three keeps them. If
@@ -237,14 +212,10 @@ def finish(
     depths that `stepwell calibrate` added to it.
 
     Args:
-        untrained: depths to add, by blocks per stage; their norms get statistics from the training
-            images.
+        untrained: depths to add, by blocks per stage, with norm statistics from the training images.
         record: further entries of the results.
         trained: depths that training has reached; all by default. Other depths get norm statistics
             from the training images, with a warning.
-
-    Returns:
-        The content of results.json.
     """
     run = task.run
     file, predictions = run.path / "net.safetensors", run.path / "predictions.npz"
@@ -297,9 +268,7 @@ def write_predictions(
     path: Path, logits: Mapping[str, torch.Tensor], labels: torch.Tensor, test: Batches,
     more: Mapping[str, np.ndarray] | None = None,
 ) -> None:  # fmt: skip
-    """Every depth's logits on the test part, and the pictures that a report shows.
-
-    First pictures on which the depths disagree, then others.
+    """Every depth's logits on the test part, and pictures for a report: disagreements of depths first.
 
     Args:
         more: arrays by name that stand beside them.

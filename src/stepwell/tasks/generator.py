@@ -11,7 +11,7 @@ from safetensors.torch import save as to_bytes
 
 from stepwell.data import Augment, Batches, Extra, ImageSet, seed_of
 from stepwell.data.distill_data import DistillData
-from stepwell.files import write_whole
+from stepwell.files import damaged, write_whole
 from stepwell.methods import FlowMatching
 from stepwell.nets.families.unet import UNet
 from stepwell.training import Loop, Run, fit, optimizer_of
@@ -72,9 +72,7 @@ def _made_before(file: Path) -> torch.Tensor:
     try:
         return load_file(file)["images"]
     except (SafetensorError, KeyError) as error:
-        raise ValueError(
-            f"{file} is damaged ({error}): remove it, and the generator's images are made again"
-        ) from error
+        raise damaged(file, error, "remove it, and the generator's images are made again") from error
 
 
 def _widths(size: int) -> tuple[int, ...]:

@@ -37,11 +37,7 @@ class Links(NamedTuple):
 
 
 def read_links(triples: Path, valid: Path | None, test: Path | None) -> Links:
-    """Read the files of a run's triples.
-
-    Raises:
-        ValueError: a file is damaged, or a triple is in more than one part.
-    """
+    """Read the files of a run's triples; ValueError if a triple is in more than one part."""
     files = {"triples": triples, "valid": valid, "test": test}
     parts = {name: read_triples(file) if file else [] for name, file in files.items()}
     about = _about(parts)
@@ -52,11 +48,7 @@ def read_links(triples: Path, valid: Path | None, test: Path | None) -> Links:
 
 
 def check_loop(loop: Loop) -> None:
-    """Refuse devices and precisions that graphs are not trained on.
-
-    Raises:
-        ValueError: one of these.
-    """
+    """Refuse devices and precisions that graphs are not trained on."""
     if loop.device not in ("auto", "cpu"):
         raise ValueError(f"--device {loop.device}: graphs are embedded on the CPU; use auto or cpu")
     if loop.devices > 1:

@@ -59,11 +59,7 @@ def validate_chosen(
 
 
 def set_price(net: ResolutionNet, task: Task, target: float, most: float) -> None:
-    """Set the cost penalty that spends the target, and record other penalties, on the validation part.
-
-    Args:
-        most: the costliest choice's MACs.
-    """
+    """Set the cost penalty that spends the target share of `most` MACs, and record other penalties."""
     part = task.validation
     if part is None:
         warnings.warn(
@@ -94,16 +90,10 @@ def _priced(net: ResolutionNet, batches: Batches) -> list[Priced]:
 
 
 def finish_resolution(task: Task, net: ResolutionNet, target: float | None) -> dict[str, Any]:
-    """Measure the trained `net` once on the test part, and write the run's results.
-
-    Writes net.safetensors, predictions.npz and, last, results.json. A run that has all three keeps
-    them. If one of the last two is missing or damaged, the network in the file is measured again.
+    """Measure the trained `net` once, write the run's results, and return them; files as for `finish`.
 
     Args:
         target: mean cost that the chooser was trained for; none if it never chooses.
-
-    Returns:
-        The content of results.json.
     """
     run = task.run
     file = run.path / "net.safetensors"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stepwell.nets import BUILDERS, Card, NestedNet, build
 from stepwell.nets.families.timm_models import PREFIX
-from stepwell.nets.files.container import digest
+from stepwell.nets.files.container import digest, network_file
 from stepwell.nets.files.initial_weights import load_plain, start_pretrained
 from stepwell.nets.files.nested import fingerprint, holds_weights_alone, load
 from stepwell.nets.files.onnx import OnnxNet, onnx_fingerprint
@@ -209,14 +209,7 @@ def _open(name: str) -> Source:
 
 
 def _stepwell(name: str, path: Path, depth: str | None) -> Source:
-    file = path / "net.safetensors" if path.is_dir() else path
-    if not file.exists() and (path / "config.json").exists():
-        raise ValueError(
-            f"teacher {path} has no net.safetensors, because the run is not finished: start its "
-            "`stepwell train` command again"
-        )
-    if not file.exists():
-        raise ValueError(f"teacher {path} is a folder without a run: name {KINDS}")
+    file = network_file(path)
     if path.is_file() and holds_weights_alone(path):
         raise ValueError(
             f"teacher {path} holds weights only: add the network's name, NETWORK=FILE, such as "

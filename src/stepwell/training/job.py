@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Shaped
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from stepwell.data import seed_of
 from stepwell.files import write_whole
-from stepwell.flags import flag
+from stepwell.flags import Together, flag
 from stepwell.methods import Objective
 from stepwell.teachers import MovingAverage
 from stepwell.train_mode import in_eval_mode
@@ -41,7 +41,7 @@ Precision = Literal["32", "bf16"]
 
 
 @dataclass(frozen=True)
-class Loop:
+class Loop(Together):
     """Device, precision and checkpoints of training.
 
     Attributes:
@@ -54,6 +54,7 @@ class Loop:
         checkpoint_minutes: minutes between checkpoints within an epoch.
     """
 
+    TITLE: ClassVar = "device and checkpoint"
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], flag("{auto,cpu,..}")] = "auto"
     devices: int = 1
     precision: Precision = "32"
@@ -146,7 +147,7 @@ class Job:
         )
 
     def cut_off(self) -> str:
-        """The place where a run that was stopped within a step goes on, in words."""
+        """The place where a run resumes that was stopped within a step, in words."""
         checkpoint = self.folder / "last.ckpt"
         if not checkpoint.exists():
             return f"at once, before the first checkpoint of phase {self.phase}"

@@ -15,7 +15,7 @@ class Optimisation:
         epochs: passes over the training part.
         batch_size: images in a step.
         weight_decay: decay of matrices and kernels, not of norms and biases.
-        val_fraction: share that chooses the best epoch; zero keeps the last.
+        val_fraction: share of images to choose the epoch by; 0: the last.
         seed: seed of weights, order, augmentation and steps.
     """
 
@@ -62,7 +62,7 @@ class AnyOptimizer(Optimisation):
     """
 
     optimizer: Annotated[OptimizerName, flag("NAME")] = "sgd"
-    lr: Annotated[float | None, flag("FLOAT", "0.1 for sgd, 0.001 for adam, adamw")] = None
+    lr: Annotated[float | None, flag("X", "0.1 for sgd, 0.001 for adam, adamw")] = None
 
     def optim(self) -> Optim:
         """The optimizer under its schedule."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from stepwell.files import locked, read_json, write_whole
+from stepwell.files import damaged, locked, read_json, write_whole
 
 #: Arguments that do not change the result: a resumed run may differ in them.
 HOW = {"out", "cache", "device", "devices", "checkpoint_minutes"}
@@ -122,7 +122,7 @@ class Run:
             lines = file.read_text().splitlines() if file.exists() else []
             return [json.loads(line) for line in lines]
         except ValueError as error:
-            raise ValueError(f"{file} is damaged ({error}): put it right, or remove it") from error
+            raise damaged(file, error, "put it right, or remove it") from error
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Replace metrics.jsonl."""
@@ -147,10 +147,8 @@ def plain(value: Any) -> Any:
 
 def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> None:
     if missing := [key for key in ("recipe", "arguments", "data", "teacher") if key not in old]:
-        raise ValueError(
-            f"{out / 'config.json'} is damaged (it does not say its {missing[0]}): put it right, or "
-            "use another --out"
-        )
+        remedy = "put it right, or use another --out"
+        raise damaged(out / "config.json", f"it does not say its {missing[0]}", remedy)
     if old["recipe"] != new["recipe"]:
         recipes = f"a run of {old['recipe']!r}, not {new['recipe']!r}"
         raise ValueError(f"{out} holds {recipes}: use another --out")
@@ -160,7 +158,7 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
         if before.get(name) != now.get(name) and not later:
             _refuse_ablation(name, before.get(name), new, out)
             remedy = "resume it with its own arguments, or use another --out"
-            if name in ("epochs", "nest_epochs"):
+            if name.endswith("epochs"):
                 remedy = "its learning rate was planned for those, so " + remedy
                 if "init" in now and (result := out / "net.safetensors").exists():
                     remedy += f", where --init {result} begins with its weights"

@@ -90,10 +90,10 @@ def test_what_nobody_trained_is_never_chosen():
     [
         ({}, "name a budget: ms, macs or accuracy"),
         ({"ms": 0.5}, "no depth has at most 0.5 ms an image; the cheapest, 8, has 1 ms an image"),
-        ({"accuracy": 0.9}, "at least 0.9 accuracy; the most accurate, 14, has 0.8 accuracy"),
+        ({"accuracy": 0.9}, "at least 90 % accuracy; the most accurate, 14, has 80 % accuracy"),
         (
             {"macs": 15, "accuracy": 0.75},
-            "the cheapest, 8, has 10 MACs an image, 0.7 accuracy; the most accurate, 14, has 20 MACs",
+            "the cheapest, 8, has 10 MACs an image, 70 % accuracy; the most accurate, 14, has 20 MACs",
         ),
         ({"ms": float("nan")}, "a budget of ms must be a positive number, not nan"),
         ({"macs": -1}, "a budget of macs must be a positive number, not -1"),

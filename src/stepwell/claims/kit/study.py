@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from stepwell.data import load_images
 from stepwell.device import processor
 from stepwell.files import write_whole
 from stepwell.flags import call, flags_of
-from stepwell.recipes import RECIPES, load_object
+from stepwell.recipes import RECIPES
 from stepwell.training.run import plain
 
 
@@ -65,7 +66,7 @@ class Arm:
     @property
     def taken(self) -> Collection[str]:
         """Names of the arguments that its function takes."""
-        return flags_of(load_object(self.function))
+        return flags_of(resolve_name(self.function))
 
     def all_arguments(self, common: Mapping[str, Any]) -> dict[str, Any]:
         """The study's `common` arguments that the arm takes, with the arm's own."""
@@ -335,7 +336,7 @@ def _run_unit(function: str, arguments: dict[str, Any], folder: Path) -> dict[st
     file = folder / RESULT
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        result = call(load_object(function), out=folder / "run", **arguments)
+        result = call(resolve_name(function), out=folder / "run", **arguments)
         module = _module(function)
         trained_on = {
             "machine": f"{processor()}, {torch.get_num_threads()} threads",

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from stepwell.claims import CLAIMS
@@ -21,7 +22,6 @@ from stepwell.console import say
 from stepwell.device import processor
 from stepwell.files import write_whole
 from stepwell.ranges import check_numbers
-from stepwell.recipes import load_object
 from stepwell.training import Loop
 from stepwell.training.job import Precision
 from stepwell.training.run import LIBRARIES, commit
@@ -50,7 +50,7 @@ def verify_system(
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} holds a run: results of an experiment go into another --out")
     check_numbers({"seeds": seeds, "workers": workers, **changes})
-    study: Study = load_object(CLAIMS[system][0])
+    study: Study = resolve_name(CLAIMS[system][0])
     if arms:
         study = only(study, arms)
     common = dict(study.common) | (dict(study.quick) if quick else {}) | dict(changes)

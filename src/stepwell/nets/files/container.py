@@ -15,6 +15,8 @@ import safetensors
 import torch
 from torch import Tensor
 
+from stepwell.files import damaged, result_of
+
 #: The `kind` in the header of a knowledge graph's file.
 GRAPH = "stepwell knowledge graph"
 #: Kinds of networks of images, whose files hold a nested net.
@@ -24,23 +26,10 @@ IMAGES = ("classifier", "resolution")
 def network_file(path: str | Path) -> Path:
     """Give the file of the network at `path`: a run directory, or the file itself.
 
-    FileNotFoundError if there is nothing, ValueError if the run is not finished.
+    Errors as for `result_of`.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no file or run directory {path}")
-    file = path / "net.safetensors" if path.is_dir() else path
-    if not file.exists() and not (path / "config.json").exists():
-        raise ValueError(
-            f"{path} is no run directory: name the --out folder of a `stepwell train` command, or a "
-            "network's file"
-        )
-    if not file.exists():
-        raise ValueError(
-            f"{path} holds no net.safetensors, so it is no finished run: start its `stepwell train` "
-            "command again to finish it"
-        )
-    return file
+    return path if path.is_file() else result_of(path)
 
 
 def kind_of(path: str | Path) -> str:
@@ -89,9 +78,8 @@ def read_checked(
         ) from error
     if header is None:
         return None, tensors, metadata
-    damaged = f"{path} is damaged: its checksum does not match. Copy it again"
     if not isinstance(header, dict):
-        raise ValueError(damaged)
+        raise damaged(path, "its header is no JSON object", "copy it again")
     expected = header.pop("sha256", None)
     sound = digest(header, tensors) == expected
     if (kind := header.get("kind", IMAGES[0])) not in IMAGES and (sound or expected is None):
@@ -103,7 +91,7 @@ def read_checked(
             f"{path} has format {version}; this version of Stepwell reads up to {newest}: upgrade"
         )
     if not sound:
-        raise ValueError(damaged)
+        raise damaged(path, "its checksum does not match", "copy it again")
     return header, tensors, metadata
 
 
@@ -111,8 +99,8 @@ def read_checked(
 def structure_of(path: Path) -> Iterator[None]:
     """Explain whatever goes wrong with the content of a file in one line that names the file.
 
-    The checksum of a file tells nothing about its content: a newer version, or anybody, may have written
-    it. A ValueError that names the file passes unchanged.
+    A right checksum says nothing about the content: a newer version, or anybody, may have written it. A
+    ValueError that names the file passes unchanged.
     """
     try:
         yield
@@ -121,8 +109,8 @@ def structure_of(path: Path) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
-            f"{path} is damaged or of another version of Stepwell ({type(error).__name__}: {reason}): copy "
-            "it again, or upgrade"
+            f"{path} is damaged or of another version of Stepwell ({type(error).__name__}: {reason}): "
+            "copy it again, or upgrade"
         ) from error
 
 

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Mapping
 
+from stepwell.measures import in_words
 from stepwell.nets.card import Card
 
 #: Measurements of a depth: "ms", "macs" and "accuracy", where they are known.
 Row = dict[str, float]
-UNITS = {"ms": "ms an image", "macs": "MACs an image", "accuracy": "accuracy"}
+KNOWN = ("ms", "macs", "accuracy")
 
 
 def choose_depth(card: Card, status: Mapping[str, str], device: str, **budget: float | None) -> str:
@@ -32,7 +33,7 @@ def choose_depth(card: Card, status: Mapping[str, str], device: str, **budget: f
     cost = "ms" if "ms" in limits else "macs"
     times = card.latency.get(device, {})
     known = {d: card.costs.get(d, {}) | times.get(d, {}) for d in ready}
-    rows = {d: {n: float(row[n]) for n in UNITS if n in row} for d, row in known.items()}
+    rows = {d: {n: float(row[n]) for n in KNOWN if n in row} for d, row in known.items()}
     rows = {d: row for d, row in rows.items() if limits.keys() | {cost} <= row.keys()}
     if not rows:
         raise ValueError(
@@ -74,7 +75,7 @@ def _fits(row: Row, limits: Row) -> bool:
 def _nothing_fits(rows: Mapping[str, Row], limits: Row, cost: str) -> str:
     """The error message; it names the cheapest depth, or the most accurate, by the limits."""
     bounds = [
-        f"{'at least' if n == 'accuracy' else 'at most'} {limit:g} {UNITS[n]}"
+        f"{'at least' if n == 'accuracy' else 'at most'} {in_words(n, limit)}"
         for n, limit in limits.items()
     ]
     ends = []
@@ -83,7 +84,7 @@ def _nothing_fits(rows: Mapping[str, Row], limits: Row, cost: str) -> str:
     if "accuracy" in limits:
         ends.append(("most accurate", max(rows, key=lambda d: rows[d]["accuracy"])))
     parts = [
-        f"the {what}, {depth}, has " + ", ".join(f"{rows[depth][n]:.4g} {UNITS[n]}" for n in limits)
+        f"the {what}, {depth}, has " + ", ".join(in_words(n, rows[depth][n]) for n in limits)
         for what, depth in ends
     ]
     return f"no depth has {' and '.join(bounds)}; {'; '.join(parts)}"

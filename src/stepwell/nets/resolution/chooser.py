@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from stepwell.measures import in_words
 from stepwell.nets.nested.cascade import Answer
 from stepwell.nets.resolution.resolutions import Resolutions, resize
 from stepwell.types import Images, Logits
@@ -171,17 +172,15 @@ class ResolutionNet(nn.Module):
         if ms is not None:
             fitting = [b for b in fitting if b.time(times) <= ms]
         if not fitting:
-            asked = [] if ms is None else [f"{ms:.4g} ms an image"]
-            asked += [] if macs is None else [f"{macs:.4g} MACs an image"]
-            asked += [] if accuracy is None else [f"accuracy {accuracy:g}"]
+            goals = {"ms": ms, "macs": macs, "accuracy": accuracy}
+            asked = " with ".join(in_words(n, v) for n, v in goals.items() if v is not None)
             low, high = (
-                f"{b.macs:.4g} MACs" + (f" ({b.time(times):.4g} ms)" if ms is not None else "")
+                f"{in_words('macs', b.macs)}"
+                + (f" ({b.time(times):.4g} ms)" if ms is not None else "")
+                + f" with {in_words('accuracy', b.accuracy)}"
                 for b in (self.budgets[0], self.budgets[-1])
             )
-            raise ValueError(
-                f"no budget gives {' with '.join(asked)}: they reach from {low} at accuracy "
-                f"{self.budgets[0].accuracy:.4g} to {high} at {self.budgets[-1].accuracy:.4g}"
-            )
+            raise ValueError(f"no budget gives {asked}: they reach from {low} to {high}")
         found = fitting[-1] if accuracy is None else fitting[0]
         self.price.fill_(found.price)
         return found
