@@ -86,8 +86,8 @@ def test_a_budget_sets_the_price_that_it_allows():
     assert net.for_budget(macs=1e9) == net.budgets[2]
     assert net.for_budget(accuracy=0.75) == net.budgets[1]  # the cheapest that has as much
     assert net.for_budget(accuracy=0.75, macs=5e6) == net.budgets[1]
-    reach = "they reach from 1e.06 MACs at accuracy 0.7 to 4e.06 MACs at 0.9"
-    with pytest.raises(ValueError, match=rf"no budget gives 5e.05 MACs an image: {reach}"):
+    reach = "they reach from 1.00 M MACs an image with 70 % accuracy to 4.00 M MACs an image with 90 %"
+    with pytest.raises(ValueError, match=rf"no budget gives 500.00 k MACs an image: {reach}"):
         net.for_budget(macs=5e5)
     with pytest.raises(
         ValueError, match=rf"no budget gives 3e.06 MACs an image with accuracy 0.85: {reach}"
@@ -107,7 +107,7 @@ def test_a_budget_of_time_is_of_the_shares_of_choices():
     assert float(net.price) == 1.0
     assert net.for_budget(ms=2.9, times=times) is cheap
     assert net.for_budget(ms=2.9, accuracy=0.7, times=times) is cheap
-    reach = r"from 1e\+06 MACs \(1.25 ms\) at accuracy 0.7 to 2e\+06 MACs \(3 ms\) at 0.8"
+    reach = r"from 1.00 M MACs an image \(1.25 ms\) with 70 % accuracy to 2.00 M MACs an image \(3 ms\)"
     with pytest.raises(ValueError, match=rf"no budget gives 1.2 ms an image: they reach {reach}"):
         net.for_budget(ms=1.2, times=times)
     with pytest.raises(ValueError, match="0 times of 3 choices: ms needs all of them"):
