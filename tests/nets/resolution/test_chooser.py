@@ -90,7 +90,7 @@ def test_a_budget_sets_the_price_that_it_allows():
     with pytest.raises(ValueError, match=rf"no budget gives 500.00 k MACs an image: {reach}"):
         net.for_budget(macs=5e5)
     with pytest.raises(
-        ValueError, match=rf"no budget gives 3e.06 MACs an image with accuracy 0.85: {reach}"
+        ValueError, match=rf"no budget gives 3.00 M MACs an image with 85 % accuracy: {reach}"
     ):
         net.for_budget(macs=3e6, accuracy=0.85)
     with pytest.raises(ValueError, match="give a budget: ms, macs, accuracy or some"):
