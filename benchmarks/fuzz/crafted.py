@@ -109,7 +109,8 @@ def tries(subjects: Subjects, count: int, seed: int = 0) -> Iterator[Tally]:
             about = rewrite(run / "net.safetensors", copied / "net.safetensors", rng)
             arguments = [copied / "net.safetensors" if a == "RUN" else a for a in command]
             if command[0] == "kg":
-                shutil.copy(run / "config.json", copied)
+                for name in ("config.json", "results.json"):
+                    shutil.copy(run / name, copied)
                 arguments = [copied if a == "RUN" else a for a in command]
             outcome = stepwell(*arguments, folder=subjects.folder, seconds=30)
             fault = outcome.fault

@@ -70,8 +70,8 @@ def read_state(path: Path) -> State:
         raise damaged(path, "its checksum does not match", REMEDY)
     try:
         return _state_of(about, tensors)
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise damaged(path, error, REMEDY) from error
+    except Exception as error:  # a wrong header can cause any error
+        raise damaged(path, " ".join(str(error).split())[:200], REMEDY) from error
 
 
 def applied_in(path: Path) -> int:
@@ -90,6 +90,12 @@ def metadata(content: bytes) -> dict[str, str]:
 
 def _state_of(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
     settings = Settings(**about["shape"])
+    for name in ("applied", "updates"):
+        if type(about[name]) is not int or about[name] < 0:
+            raise ValueError(f"{name} is {about[name]!r:.60}")
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{name} is not finite")
     names: dict[Kind, Names] = {}
     for kind in KINDS:
         text = tensors[f"names.{kind}"].numpy().tobytes().decode()

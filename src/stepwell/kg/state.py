@@ -1,5 +1,6 @@
 """An embedded graph in memory: its triples, names and vectors, and a change of them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -41,6 +42,15 @@ class Settings:
     margin: float
     negatives: int
     seed: int
+
+    def __post_init__(self) -> None:
+        counts = (self.dim, self.context_size, self.negatives)
+        if not all(type(n) is int and 1 <= n < 1 << 31 for n in counts):
+            raise ValueError(f"dim, context size and negatives must be positive numbers, not {counts}")
+        if type(self.seed) is not int or not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"the seed must be a whole number from 0, not {self.seed!r:.60}")
+        if not isinstance(self.margin, int | float) or not 0 <= self.margin < math.inf:
+            raise ValueError(f"the margin must be a number from 0, not {self.margin!r:.60}")
 
     def net(self, entities: int, relations: int) -> GraphEmbedding:
         """Build a fresh embedding."""
