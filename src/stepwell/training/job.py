@@ -176,7 +176,7 @@ class Job:
         progress.advance()
         if self.position % len(self.train) == 0 or self.position == self.total:
             self.end_epoch(progress)
-            self._save_due = True
+            self._save_due = self.position < self.total  # `fit` saves the result after the last step
         if self.stop or time.monotonic() - self._saved_at > 60 * self.minutes:
             self._save_due = True
         # Between boundaries there is half a gradient, which a checkpoint does not hold.
