@@ -1,6 +1,13 @@
 """What a training says where there is no terminal."""
 
+import pytest
+
 from stepwell.training.progress import Progress, duration
+
+
+@pytest.fixture(autouse=True)
+def _heard(monkeypatch):
+    monkeypatch.delenv("STEPWELL_QUIET", raising=False)
 
 
 def test_without_a_terminal_lines_say_the_time_left(capsys):
