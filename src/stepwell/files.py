@@ -94,6 +94,12 @@ def write_whole(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def remove_partial(run: Path) -> None:
+    """Remove what killed processes left of `write_whole` in a run directory, whose lock is held."""
+    for leftover in (*run.glob(".*.part"), *(run / "phases").rglob(".*.part")):
+        leftover.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder, so that renames in it survive a crash (Windows needs no such call)."""
     if os.name == "nt":

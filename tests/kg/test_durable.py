@@ -321,3 +321,13 @@ def test_an_update_is_noted_before_its_test_triples_are_ranked(run, monkeypatch)
         graph.update(QUICK, test=[FACTS[0]])
     updates = json.loads((run / "updates.json").read_text())["updates"]
     assert [bool(update["measures"]) for update in updates] == [False, True]
+
+
+def test_what_a_killed_process_left_is_removed(run):
+    leftovers = [run / ".journal.abc.part", run / ".net.safetensors.def.part"]
+    for file in leftovers:
+        file.write_bytes(b"half")
+    stepwell.kg.open(run, write=False).close()
+    assert all(file.exists() for file in leftovers)  # of a process that may still write
+    stepwell.kg.open(run).close()
+    assert not any(file.exists() for file in leftovers)

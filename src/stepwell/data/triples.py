@@ -1,6 +1,7 @@
 """Knowledge graphs as text: one triple per line, with head, relation and tail separated by tabs."""
 
 import hashlib
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
@@ -26,6 +27,8 @@ Fact = tuple[str, str, str]
 LONGEST_NAME = 4096
 #: The most names that are compared letter by letter with an unknown name.
 MAX_COMPARED = 10_000
+#: Characters that end a line or move the cursor.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 #: The first bytes of compressed files.
 PACKED = {b"\x1f\x8b": "gzip", b"PK\3\4": "zip", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 
@@ -69,7 +72,7 @@ def check_fact(fact: object, where: str) -> Fact:
     """Check that a triple has three names that survive a file of triples.
 
     ValueError if there are not three names, or a name is empty, very long or not Unicode text, begins
-    or ends with a blank, or has a tab or a line break.
+    or ends with a blank, or has a control character such as a tab or a line break.
     """
     names = [*fact] if isinstance(fact, Sequence) and not isinstance(fact, str) else []
     if len(names) != 3 or not all(isinstance(name, str) for name in names):
@@ -86,6 +89,8 @@ def _wrong_with(name: str) -> str | None:
         return "it must not be empty or have tabs or line breaks"
     if name != name.strip():
         return "strip the blanks at its ends; a file of triples does not keep them"
+    if found := CONTROL.search(name):
+        return f"it has the control character U+{ord(found[0]):04X}: remove it"
     if len(name) > LONGEST_NAME:
         return f"it has {len(name):,} characters, more than {LONGEST_NAME:,}"
     if any("\ud800" <= letter <= "\udfff" for letter in name):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from stepwell.data.triples import Fact, check_fact
-from stepwell.files import locked, read_json, result_of
+from stepwell.files import locked, read_json, remove_partial, result_of
 from stepwell.kg.embedding import KINDS, Kind
 from stepwell.kg.graph_file import applied_in, metadata, read_state, write_state
 from stepwell.kg.journal import Journal, Record
@@ -65,6 +65,7 @@ class KnowledgeGraph(GraphQueries):
         self._lock: FileLock | None = None
         if write:
             self._lock = locked(path / "lock", path, "only query it (in Python: write=False)")
+            remove_partial(path)
         try:
             self._load()
         except BaseException:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from stepwell.files import damaged, locked, read_json, write_whole
+from stepwell.files import damaged, locked, read_json, remove_partial, write_whole
 
 #: Arguments that do not change the result: a resumed run may differ in them.
 HOW = {"out", "cache", "device", "devices", "checkpoint_minutes"}
@@ -68,7 +68,7 @@ class Run:
         out.mkdir(parents=True, exist_ok=True)
         lock = locked(out / "lock", out) if _rank() == 0 else None
         if lock is not None:
-            _clean(out)
+            remove_partial(out)
         config = {
             "recipe": recipe, "arguments": plain(arguments), "data": dict(data), "teacher": teacher,
             "versions": {"python": sys.version.split()[0]} | {n: version(n) for n in LIBRARIES},
@@ -210,12 +210,6 @@ def _wait_for(file: Path, seconds: float = 120.0) -> None:
         if time.monotonic() > end:
             raise OSError(f"the first of several processes wrote no {file}: see what it says")
         time.sleep(0.05)
-
-
-def _clean(out: Path) -> None:
-    """Remove the partial files of a killed process; `out` is locked, other folders in it are not."""
-    for leftover in (*out.glob(".*.part"), *(out / "phases").rglob(".*.part")):
-        leftover.unlink()
 
 
 def _rank() -> int:
