@@ -1,10 +1,14 @@
 """Initial weights of a network from a file, or published by torchvision and timm."""
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 import torchvision
@@ -158,6 +162,24 @@ def _timm(name: str) -> tuple[dict[str, Tensor], Card]:
     name = name.removeprefix("timm/")
     if not timm.is_model_pretrained(name):
         raise ValueError(f"timm publishes no weights for {name}: give a file of weights instead")
-    model: Any = timm.create_model(name, pretrained=True)
+    with _no_retries_without_network():
+        model: Any = timm.create_model(name, pretrained=True)
     about = model.pretrained_cfg
     return model.state_dict(), Card(mean=tuple(about["mean"]), std=tuple(about["std"]))
+
+
+@contextmanager
+def _no_retries_without_network() -> Iterator[None]:
+    """Let the download library read its cache alone without network; it would retry for a minute."""
+    from huggingface_hub import constants
+
+    server, offline = urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
+    if not offline and not getproxies():
+        try:
+            socket.create_connection((server.hostname or "", server.port or 443), timeout=10).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
