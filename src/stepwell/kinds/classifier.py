@@ -14,6 +14,7 @@ from stepwell.kinds.classifier_tables import show_export as show_export
 
 if TYPE_CHECKING:
     from stepwell.nets import NestedNet
+    from stepwell.serve import Prediction
 
 NAME = "an image classifier"
 ADVICE: dict[str, str] = {}
@@ -32,6 +33,8 @@ SECTIONS = [
 EXTRA: Mapping[str, Callable[..., None]] = {
     "cascade": tables.show_cascade, "fidelity": lambda found, row: tables.show_fidelity(found)
 }  # fmt: skip
+#: A number of images to say before they are classified.
+MANY = 1000
 #: Columns after a training, and of an evaluation.
 TRAINED = ("blocks", "params", "macs", "accuracy", "ms")
 EVALUATED = (
@@ -169,24 +172,33 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
 
 def predict(
     network: Network, paths: Sequence[Path], *, depth: str | None = None, cascade: bool = False,
-    **limits: float,
+    top: int = 1, **limits: float,
 ) -> Predicted:  # fmt: skip
     """Classify images at one depth, within a budget, or by a cascade. Flags as for `predict`."""
     from stepwell.measure.cascade import check_depths
     from stepwell.nets.nested.cascade import Cascade
-    from stepwell.serve import expand, predict_files
 
     net = network.net
     if cascade:
         check_depths(net)
         by = Cascade.of(net)
         title = f"cascade of {', '.join(by.depths)}"
-        return Predicted([*predict_files(net, by, expand(paths))], title)
+        return Predicted(classified(net, by, paths, top), title)
     if limits:
         depth = depth_within(net, budget_of(limits), network.path)
     depth = net.full if depth is None else depth
     net.require_ready(depth)
-    return Predicted([*predict_files(net, depth, expand(paths))], f"depth {depth}")
+    return Predicted(classified(net, depth, paths, top), f"depth {depth}")
+
+
+def classified(net: "NestedNet", by: Any, paths: Sequence[Path], top: int) -> "list[Prediction]":
+    """Classify files and folders by a depth, a cascade or a resolution network, and show progress."""
+    from stepwell.serve import expand, predict_files
+
+    files = expand(paths)
+    if len(files) > MANY:
+        say(f"{len(files):,} images")
+    return [*track(predict_files(net, by, files, top=top), "classifying", len(files))]
 
 
 def budget_of(limits: Mapping[str, float]) -> dict[str, float]:

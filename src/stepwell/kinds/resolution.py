@@ -123,25 +123,23 @@ def set_budget(
 
 def predict(
     network: Network, paths: Sequence[Path], *, depth: str | None = None, cascade: bool = False,
-    **limits: float,
+    top: int = 1, **limits: float,
 ) -> Predicted:  # fmt: skip
     """Classify images as the chooser decides, or at one choice or depth. Flags as for `predict`."""
-    from stepwell.serve import expand, predict_files
-
     net = network.net
     nested = net.net.net
     # a network that never chose has no budgets: a depth fits one
     if cascade or depth in nested.depths or (limits and not net.budgets):
         full = at_full_size(network, cascade=cascade)
-        predicted = classifier.predict(full, paths, depth=depth, cascade=cascade, **limits)
+        predicted = classifier.predict(full, paths, depth=depth, cascade=cascade, top=top, **limits)
         return predicted._replace(row=FULL_SIZE)
     if depth is not None:
         net.hold(depth)
-        return Predicted([*predict_files(nested, net, expand(paths))], f"choice {depth}", "choice")
+        return Predicted(classifier.classified(nested, net, paths, top), f"choice {depth}", "choice")
     if limits:
         set_budget(net, **classifier.budget_of(limits))
-    predictions = [*predict_files(nested, net, expand(paths))]
-    readable = [p.file for p in predictions if not p.error]
+    predictions = classifier.classified(nested, net, paths, top)
+    readable = [p.file for p in predictions if p.file and not p.error]
     held = getattr(net.chooser, "choice", None)
     title = f"chosen of {', '.join(net.names)}" if held is None else f"choice {net.names[held]}"
     return Predicted(predictions, title, "choice", partial(_speed, net, readable))
@@ -150,14 +148,13 @@ def predict(
 def _speed(net: "ResolutionNet", files: Sequence[Path]) -> list[str]:
     """Measure images per second with and without the choice, if there are enough files."""
     from stepwell.measure.resolution import BATCHES, TIMED, measure_speed
-    from stepwell.serve import as_batch
 
     if len(files) < max(BATCHES):
         return []  # the ratio of a few images is chance
     return [
         f"in batches of {row['batch']}: {row['chosen']:.0f} images/s, at full size always "
         f"{row['fixed']:.0f}: {row['speed_up']:.2f} ×, of {row['by_macs']:.2f} × by MACs"
-        for row in measure_speed(net, as_batch(net.net.net, files[:TIMED]))
+        for row in measure_speed(net, net.preprocess(files[:TIMED]))
     ]
 
 
