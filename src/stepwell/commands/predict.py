@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from stepwell.commands.arguments import Json, check_place
+from stepwell.commands.arguments import Json, Module, check_place, imported
 from stepwell.console import fail, print_json, say, show, table
 from stepwell.kinds import Predicted, open_network
 
@@ -29,6 +29,7 @@ def predict(
     cascade: bool = False,
     top: int | None = None,
     csv: Path | None = None,
+    module: Module = None,
     json: Json = False,
 ) -> None:
     """Classify images.
@@ -67,7 +68,7 @@ def predict(
         )
     if csv is not None:
         check_place("--csv", csv)
-    network = open_network(run, to="predict")
+    network = open_network(run, to="predict", module=imported(module))
     predicted: Predicted = network.do("predict", files, **flags)
     predictions = predicted.predictions
     readable = [p for p in predictions if not p.error]

@@ -43,11 +43,11 @@ EVALUATED = (
 )  # fmt: skip
 
 
-def open(path: Path) -> "NestedNet":
+def open(path: Path, module: Callable[[], Any] | None = None) -> "NestedNet":
     """Read the network of a run or a file; errors as for `stepwell.load` and `check_card`."""
     from stepwell.nets.files.nested import load
 
-    net = load(path)
+    net = load(path, module)
     check_card(path, net)
     return net
 
@@ -240,7 +240,18 @@ def export(
     net.require_ready(*(net.depths if depth is None else [depth]))
     sample, parts = sample_of(network, data, calibrated=int8)
     quantised = Int8(parts.train, parts.test) if int8 else None
-    return export_folder(net, folder, sample, format=format, depth=depth, int8=quantised, say=say)
+    own = is_own(network, folder)
+    return export_folder(
+        net, folder, sample, format=format, depth=depth, int8=quantised, own=own, say=say
+    )
+
+
+def is_own(network: Network, folder: Path) -> bool:
+    """Check whether a folder is the default one for exports of a network's run."""
+    from stepwell.nets.files.container import network_file
+
+    run = network_file(network.path).parent
+    return bool(network.config) and folder.resolve() == (run / "export").resolve()
 
 
 def sample_of(network: Network, data: str | None, *, calibrated: bool = False) -> tuple[Any, Any]:

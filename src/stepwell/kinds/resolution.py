@@ -4,7 +4,7 @@ The nested net at full size inside is an image classifier, which does what a cho
 no part in: cascades, fidelity, depths within a budget.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,11 +42,11 @@ OVER = 1.1
 EVALUATED = ("params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
 
 
-def open(path: Path) -> "ResolutionNet":
+def open(path: Path, module: Callable[[], Any] | None = None) -> "ResolutionNet":
     """Read the network of a run or a file; errors as for `load_resolution` and `check_card`."""
     from stepwell.nets.files.resolution import load_resolution
 
-    net = load_resolution(path)
+    net = load_resolution(path, module)
     classifier.check_card(path, net.net.net)
     return net
 
@@ -179,7 +179,8 @@ def export(
         )
     full.net.require_ready(*full.net.depths)
     sample, _ = classifier.sample_of(full, data)
-    return export_resolution(net, folder, sample, say=say)
+    own = classifier.is_own(network, folder)
+    return export_resolution(net, folder, sample, own=own, say=say)
 
 
 def delta(network: Network, depth: str, beyond: str, out: Path) -> dict[str, Any]:
