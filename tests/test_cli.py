@@ -450,11 +450,11 @@ def test_export_checks_on_real_images(stepwell, trained, tmp_path):
     assert (row["parity"]["part"], row["parity"]["images"]) == ("validation", 64)
     assert row["parity"]["difference"] < 1e-4
     assert (tmp_path / "x" / row["file"]).stat().st_size == row["bytes"]
-    code, out, _ = stepwell("export", trained, "--format", "safetensors", "--to", tmp_path / "y")
+    code, out, _ = stepwell("export", trained, "--format", "safetensors", "--out", tmp_path / "y")
     assert code == 0
     assert "checked on 64 validation images" in out
     assert {p.name for p in (tmp_path / "y").iterdir()} == {
-        "8.safetensors", "20.safetensors", "export.json"
+        "8.safetensors", "20.safetensors", "export.json", "preprocess.py"
     }  # fmt: skip
 
 
@@ -968,7 +968,18 @@ BAD = {
         "--int8 calibrates on training images",
     ),
     "int8 program": (["export", "{run}", "--int8", "--format", "pt2"], "format 'pt2' has none"),
-    "export where": (["export", "{run}", "--out", "{tmp}/x"], "is where --beyond writes"),
+    "module of what": (
+        ["predict", "{run}", "{tmp}/i.png", "--module", "torch.nn:Identity"],
+        "names its network, resnet20: load it without",
+    ),
+    "no module": (
+        ["predict", "{run}", "{tmp}/i.png", "--module", "torch.nn:Nothing"],
+        "--module torch.nn:Nothing: module 'torch.nn' has no attribute 'Nothing'; name PACKAGE:CLASS",
+    ),
+    "no class": (
+        ["export", "{run}", "--module", "torch"], "--module torch is no class or function"
+    ),
+    "top of none": (["predict", "{run}", "{tmp}/i.png", "--top", "0"], "--top 0: must be 1 or more"),
     "delta to what": (["export", "{run}", "--beyond", "8"], "--beyond needs --depth"),
     "delta where": (["export", "{run}", "--depth", "20", "--beyond", "8"], "--beyond needs --out"),
     "delta back": (

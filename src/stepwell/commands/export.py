@@ -21,8 +21,7 @@ def export(
     int8: bool = False,
     beyond: str | None = None,
     data: str | None = None,
-    out: Annotated[Path | None, flag("FOLDER|FILE")] = None,
-    to: Annotated[Path | None, tyro.conf.Suppress] = None,
+    out: Annotated[Path | None, flag("FOLDER|FILE"), tyro.conf.arg(aliases=["--to"])] = None,
     module: Module = None,
     json: Json = False,
 ) -> None:
@@ -48,16 +47,13 @@ def export(
             `stepwell patch` applies them.
         data: images to check on: a folder or a name; by default the data of the run.
         out: the folder to write to; by default export/ beside the network. With --beyond, the file.
-        to: the earlier name of --out.
     """
-    if out is not None and to is not None:
-        raise ValueError("--to is the earlier name of --out: give one of them")
     if beyond is not None:
-        others = int8 or data or to or module or format not in (None, "safetensors")
+        others = int8 or data or module or format not in (None, "safetensors")
         _export_delta(run, depth, beyond, out, others, json=json)
         return
     network = open_network(run, to="export", module=imported(module))
-    folder = out or to or (run if run.is_dir() else run.parent) / "export"
+    folder = out or (run if run.is_dir() else run.parent) / "export"
     one = None if depth == "all" else depth
     result = network.do("export", folder, format=format, depth=one, int8=int8, data=data)
     if json:

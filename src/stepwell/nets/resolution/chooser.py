@@ -196,7 +196,7 @@ class ResolutionNet(Predicts, nn.Module):
         """Make one choice for all images, without chooser and budgets; ValueError if there is none."""
         if name not in self.names:
             raise ValueError(f"no choice {name!r}; there are {', '.join(self.names)}")
-        self.chooser = Always(len(self.choices), self.names.index(name))
+        self.chooser = Always(len(self.choices), self.names.index(name)).train(self.training)
         self.price.zero_()
         self.budgets = ()
 
@@ -225,17 +225,17 @@ class ResolutionNet(Predicts, nn.Module):
         """Give the logits of each image and the name of its choice.
 
         Args:
-            depth: a choice for all images, or a depth at full size. ValueError if there is none.
+            depth: a depth at full size, or a choice for all images. ValueError if there is none.
         """
         x = x.to(self.price.device)
         if depth is None:
             answer = self.answer(x)
             return answer.logits, [self.names[i] for i in answer.depth.tolist()]
+        if depth in self.net.net.depths:
+            return self.net.net.answers(x, depth)
         if depth in self.names:
             chosen, size = self.choices[self.names.index(depth)]
             return self.net(x, size, chosen), [depth] * len(x)
-        if depth in self.net.net.depths:
-            return self.net.net.answers(x, depth)
         known = ", ".join(dict.fromkeys([*self.names, *self.net.net.depths]))
         raise ValueError(f"no choice or depth {depth!r}; there are {known}")
 
