@@ -3,6 +3,7 @@
 import csv
 import importlib
 import inspect
+import io
 import json
 import re
 import shlex
@@ -23,9 +24,10 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import stepwell as library
-from stepwell import __version__, cli
+from stepwell import __version__, cli, console
 from stepwell.claims.fidelity.study import STUDY
 from stepwell.claims.kit.study import only
+from stepwell.console import print_json
 from stepwell.cost import costs_of
 from stepwell.data import load_images
 from stepwell.device import device_name
@@ -191,6 +193,48 @@ def test_predict_to_a_table_and_to_csv(stepwell, trained, tmp_path):
         rows = list(csv.DictReader(file))
     assert [Path(r["file"]).name for r in rows] == ["0.png", "1.png", "2.png"]
     assert all(r["class"] in "0123456789" and 0 < float(r["probability"]) <= 1 for r in rows)
+
+
+def test_predict_gives_the_best_classes_and_names_as_they_are(stepwell, trained, tmp_path):
+    (path, other, _) = digit_images(tmp_path / "in")
+    path = path.rename(path.with_name("Öl \x1b[1m\x85.png"))
+    other.write_text("no image")
+    code, out, err = stepwell("predict", trained, path, other, "--top", 3, "--json")
+    rows = json.loads(out)
+    assert (code, "Öl \\u001b[1m\\u0085.png" in out) == (2, True)
+    assert rows[0].keys() == {"file", "class", "probability", "depth", "top"}
+    assert [row["class"] for row in rows[0]["top"]][0] == rows[0]["class"]
+    assert len(rows[0]["top"]) == 3
+    assert rows[1].keys() == {"file", "error"}
+    expected = load(trained).predict(path, top=3)
+    assert rows[0]["top"] == [{"class": c, "probability": p} for c, p in expected.top]
+    code, out, _ = stepwell("predict", trained, path, "--top", 3)
+    assert (code, "Öl \\x1b[1m\\x85.png" in out, out.count(" % ")) == (0, True, 3)
+    stepwell("predict", trained, path, other, "--top", 2, "--csv", tmp_path / "o.csv")
+    with (tmp_path / "o.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert (first["class"], first["class_2"]) == tuple(c for c, _ in expected.top[:2])
+    assert "cannot read image" in second["error"]
+
+
+def test_json_has_no_nan_and_no_more_escapes_than_it_needs(capsys, monkeypatch):
+    value = {"a": [float("nan"), (1.0, -float("inf"))], "ü": "é"}
+    print_json(value)
+    assert capsys.readouterr().out == '{\n "a": [\n  null,\n  [\n   1.0,\n   null\n  ]\n ],\n "ü": "é"\n}\n'
+    few = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", few)
+    print_json(value)
+    few.seek(0)
+    assert json.loads(few.read()) == {"a": [None, [1.0, None]], "ü": "é"}
+
+
+def test_a_long_work_off_a_terminal_says_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(console, "EVERY", 0.0)
+    monkeypatch.delenv("STEPWELL_QUIET", raising=False)
+    assert [*console.track(range(2000), "classifying", 2000)] == [*range(2000)]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("classifying: 1 of 2,000, about ")
+    assert lines[-1] == "classifying: 2,000 of 2,000, about 0.0 minutes left"
 
 
 def test_predict_works_on_a_file_that_was_moved(stepwell, trained, tmp_path):
@@ -1262,5 +1306,6 @@ def test_what_the_guide_shows_runs(stepwell, image_folder, tmp_path, monkeypatch
         code, _, err = stepwell(*shlex.split(line), *short)
         assert code == 0, f"{line}: {err}"
     names = {"stepwell": library}
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     exec(compile(code.replace('"18"', '"14"'), "guide.md", "exec"), names)
+    assert len(names["prediction"].top) == 2
