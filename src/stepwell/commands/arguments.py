@@ -129,7 +129,9 @@ def imported(module: str | None) -> Callable[[], Any] | None:
     try:
         made = pkgutil.resolve_name(f"{package}:{name}") if name else None
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--module {module}: {error}; name PACKAGE:CLASS, importable from here") from error
+        raise ValueError(
+            f"--module {module}: {error}; name PACKAGE:CLASS, importable from here"
+        ) from error
     if not callable(made):
         raise ValueError(f"--module {module} is no class or function: name PACKAGE:CLASS")
     return made

@@ -72,7 +72,9 @@ def _export_delta(
         raise ValueError("--beyond needs --out: the file to write")
     check_place("--out", out)
     if others:
-        raise ValueError("--beyond writes plain weights: leave --int8, --data, --module and --format out")
+        raise ValueError(
+            "--beyond writes plain weights: leave --int8, --data, --module and --format out"
+        )
     delta = open_network(run, to="delta").do("delta", depth, beyond, out)
     if json:
         print_json({"depth": depth, "beyond": beyond} | delta | {"path": str(delta["path"])})

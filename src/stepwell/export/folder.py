@@ -193,9 +193,12 @@ def put_in_place(
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Give a temporary folder, whose files move to `folder` at the end: weights, graphs, index.
 
-    Gives also the index of an earlier export of this `network`. Then files of another state of it are
-    removed, and weights without a graph that points at them. ValueError if `folder` is a file or, unless
-    it is the run's `own`, holds another network's export; OSError while another process exports to it.
+    Gives also the index of an earlier export of this `network`. At the end, files of another state of
+    it are removed, and weights without a graph that points at them.
+
+    Raises:
+        ValueError: `folder` is a file, or holds another network's export and is not the run's `own`.
+        OSError: another process is exporting to it.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepwell.data.loader import normalise
 from stepwell.data.preprocess import Source, squared
@@ -37,8 +37,8 @@ class Prediction(NamedTuple):
     top: tuple[tuple[str, float], ...] = ()
 
 
-class Predicts:
-    """Mixin of networks with a card: images in, classes out."""
+class Predicts(nn.Module):
+    """A network with a card: images in, classes out."""
 
     card: Card
 
@@ -47,7 +47,7 @@ class Predicts:
         raise NotImplementedError
 
     @overload
-    def predict(
+    def predict(  # type: ignore[overload-overlap]  # a path is a sequence, too
         self, images: Source, *, depth: str | None = None, top: int = 1
     ) -> Prediction: ...
 
@@ -147,8 +147,9 @@ def _several(images: Source | Sequence[Source]) -> tuple[Sequence[Any], bool]:
     """Give a sequence of images, and whether it was a single one."""
     if isinstance(images, np.ndarray) and images.ndim == 4:
         return [*images], False
-    single = not isinstance(images, Sequence) or isinstance(images, str)
-    return ([images] if single else images), single
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        return images, False
+    return [images], True
 
 
 def _normalised(pixels: Sequence[Any], card: Card) -> Images:

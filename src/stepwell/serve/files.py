@@ -51,9 +51,7 @@ def predict_files(
     if isinstance(by, str):
         net.require_ready(by)
     whole = by if isinstance(by, ResolutionNet) else net
-    yield from predictions(
-        whole, answers, files, top=top, batch_size=batch_size, skip_unreadable=True
-    )
+    yield from predictions(whole, answers, files, top=top, batch_size=batch_size, skip_unreadable=True)
 
 
 def to_csv(path: Path, predictions: Sequence[Prediction]) -> None:

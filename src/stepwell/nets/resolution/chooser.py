@@ -90,7 +90,7 @@ class Always(nn.Module):
         return scores
 
 
-class ResolutionNet(Predicts, nn.Module):
+class ResolutionNet(Predicts):
     """A network of several resolutions (and depths), and the chooser that picks one for each image.
 
     Args:
