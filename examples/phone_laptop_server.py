@@ -4,7 +4,7 @@
 
 `--data` is a folder of class folders, or a name. "digits" needs no download, but even a shallow network
 reads most digits; on photographs, or on "cifar10", deeper networks are clearly more accurate.
-Exporting needs the extra: pip install 'stepwell[onnx]'.
+Exporting to ONNX needs the extra: pip install 'stepwell[onnx]'.
 """
 
 import argparse
@@ -24,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits")
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--format", default="onnx", help="onnx, pt2 or safetensors")
     parser.add_argument("--out", type=Path, default=Path("runs/places"))
     arguments = parser.parse_args()
 
@@ -50,7 +51,7 @@ def main() -> None:
         assert torch.equal(plain(x), net(x, depth))
         # `for_budget` takes the deepest depth that fits, unless a shallower one is more accurate beyond
         # the deeper one's 95 % interval.
-        exported = network.do("export", arguments.out / place, depth=depth)
+        exported = network.do("export", arguments.out / place, depth=depth, format=arguments.format)
         print(f"{place}: depth {depth}, {arguments.out / place / exported['files'][0]['file']}")
 
 

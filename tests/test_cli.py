@@ -503,6 +503,49 @@ def test_export_checks_on_real_images(stepwell, trained, tmp_path):
     }  # fmt: skip
 
 
+def test_an_export_after_calibration_replaces_the_runs_own(stepwell, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    exports = ["export", tmp_path / "run", "--format", "safetensors"]
+    assert stepwell(*exports, "--depth", "8")[0] == 0
+    assert stepwell("calibrate", tmp_path / "run", "--depths", "14")[0] == 0
+    code, _, err = stepwell(*exports)
+    assert code == 0, err
+    index = json.loads((tmp_path / "run" / "export" / "export.json").read_text())
+    assert [row["depth"] for row in index["files"]] == ["8", "14", "20"]
+    assert {d: row["status"] for d, row in index["depths"].items()} == load(tmp_path / "run").status
+    assert index["depths"]["14"]["accuracy_on"] == "143 validation images"
+
+
+def test_a_module_of_ones_own_on_the_command_line(stepwell, tmp_path, monkeypatch):
+    (tmp_path / "mine_on_the_command_line.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    blocks = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(2)]\n"
+        "    stage = nn.Sequential(*blocks)\n"
+        "    rest = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))\n"
+        "    return nn.Sequential(stage, rest)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)  # which the command does itself, for the current folder
+    monkeypatch.chdir(tmp_path)
+    make = importlib.import_module("mine_on_the_command_line").make
+    net = library.nest(make(), ["0"], {"half": (1,)}, input_size=(3, 8, 8))
+    net.card = library.Card(tuple("0123456789"), 8)
+    net.mark("trained")
+    file = save(net, tmp_path / "mine.safetensors")
+    (path, *_) = digit_images(tmp_path / "in")
+    module = ["--module", "mine_on_the_command_line:make"]
+    code, out, err = stepwell("predict", file, path, *module, "--json")
+    assert code == 0, err
+    assert json.loads(out)[0]["class"] == net.eval().predict(path).label
+    assert stepwell("eval", file, "--data", "digits", *module)[0] == 0
+    code, _, err = stepwell("export", file, "--format", "safetensors", *module)
+    assert (code, (tmp_path / "export" / "half.safetensors").exists()) == (0, True), err
+    code, _, err = stepwell("predict", file, path)
+    assert (code, err.count("\n"), "or --module PACKAGE:FACTORY" in err) == (2, 1, True)
+    code, _, err = stepwell("eval", file, "--cascade", "--save", *module)
+    assert (code, "--save is not for networks with --module" in err) == (2, True)
+
+
 def test_export_of_a_run_whose_data_has_gone(stepwell, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())

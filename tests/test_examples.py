@@ -19,7 +19,7 @@ def run(folder: Path, script: str, *arguments: str) -> str:
 
 
 def test_a_depth_for_each_place_and_a_cascade_of_them(tmp_path):
-    out = run(tmp_path, "phone_laptop_server.py", "--epochs", "1")
+    out = run(tmp_path, "phone_laptop_server.py", "--epochs", "1", "--format", "safetensors")
     places = dict(line.split(": ") for line in out.splitlines()[3:])
     assert list(places) == ["phone", "laptop", "server"]
     for place, chosen in places.items():
