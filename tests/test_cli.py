@@ -3,6 +3,7 @@
 import csv
 import importlib
 import inspect
+import io
 import json
 import re
 import shlex
@@ -23,9 +24,10 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import stepwell as library
-from stepwell import __version__, cli
+from stepwell import __version__, cli, console
 from stepwell.claims.fidelity.study import STUDY
 from stepwell.claims.kit.study import only
+from stepwell.console import print_json
 from stepwell.cost import costs_of
 from stepwell.data import load_images
 from stepwell.device import device_name
@@ -191,6 +193,49 @@ def test_predict_to_a_table_and_to_csv(stepwell, trained, tmp_path):
         rows = list(csv.DictReader(file))
     assert [Path(r["file"]).name for r in rows] == ["0.png", "1.png", "2.png"]
     assert all(r["class"] in "0123456789" and 0 < float(r["probability"]) <= 1 for r in rows)
+
+
+def test_predict_gives_the_best_classes_and_names_as_they_are(stepwell, trained, tmp_path):
+    (path, other, _) = digit_images(tmp_path / "in")
+    path = path.rename(path.with_name("Öl \x1b[1m\x85.png"))
+    other.write_text("no image")
+    code, out, _ = stepwell("predict", trained, path, other, "--top", 3, "--json")
+    rows = json.loads(out)
+    assert (code, "Öl \\u001b[1m\\u0085.png" in out) == (2, True)
+    assert rows[0].keys() == {"file", "class", "probability", "depth", "top"}
+    assert rows[0]["top"][0]["class"] == rows[0]["class"]
+    assert len(rows[0]["top"]) == 3
+    assert rows[1].keys() == {"file", "error"}
+    expected = load(trained).predict(path, top=3)
+    assert rows[0]["top"] == [{"class": c, "probability": p} for c, p in expected.top]
+    code, out, _ = stepwell("predict", trained, path, "--top", 3)
+    assert (code, "Öl \\x1b[1m\\x85.png" in out, out.count(" % ")) == (0, True, 3)
+    stepwell("predict", trained, path, other, "--top", 2, "--csv", tmp_path / "o.csv")
+    with (tmp_path / "o.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert (first["class"], first["class_2"]) == tuple(c for c, _ in expected.top[:2])
+    assert "cannot read image" in second["error"]
+
+
+def test_json_has_no_nan_and_no_more_escapes_than_it_needs(capsys, monkeypatch):
+    value = {"a": [float("nan"), (1.0, -float("inf"))], "ü": "é"}
+    print_json(value)
+    out = capsys.readouterr().out
+    assert "".join(out.split()) == '{"a":[null,[1.0,null]],"ü":"é"}'
+    few = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", few)
+    print_json(value)
+    few.seek(0)
+    assert json.loads(few.read()) == {"a": [None, [1.0, None]], "ü": "é"}
+
+
+def test_a_long_work_off_a_terminal_says_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(console, "EVERY", 0.0)
+    monkeypatch.delenv("STEPWELL_QUIET", raising=False)
+    assert [*console.track(range(2000), "classifying", 2000)] == [*range(2000)]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("classifying: 1 of 2,000, about ")
+    assert lines[-1] == "classifying: 2,000 of 2,000, about 0.0 minutes left"
 
 
 def test_predict_works_on_a_file_that_was_moved(stepwell, trained, tmp_path):
@@ -450,12 +495,55 @@ def test_export_checks_on_real_images(stepwell, trained, tmp_path):
     assert (row["parity"]["part"], row["parity"]["images"]) == ("validation", 64)
     assert row["parity"]["difference"] < 1e-4
     assert (tmp_path / "x" / row["file"]).stat().st_size == row["bytes"]
-    code, out, _ = stepwell("export", trained, "--format", "safetensors", "--to", tmp_path / "y")
+    code, out, _ = stepwell("export", trained, "--format", "safetensors", "--out", tmp_path / "y")
     assert code == 0
     assert "checked on 64 validation images" in out
     assert {p.name for p in (tmp_path / "y").iterdir()} == {
-        "8.safetensors", "20.safetensors", "export.json"
+        "8.safetensors", "20.safetensors", "export.json", "preprocess.py"
     }  # fmt: skip
+
+
+def test_an_export_after_calibration_replaces_the_runs_own(stepwell, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    exports = ["export", tmp_path / "run", "--format", "safetensors"]
+    assert stepwell(*exports, "--depth", "8")[0] == 0
+    assert stepwell("calibrate", tmp_path / "run", "--depths", "14")[0] == 0
+    code, _, err = stepwell(*exports)
+    assert code == 0, err
+    index = json.loads((tmp_path / "run" / "export" / "export.json").read_text())
+    assert [row["depth"] for row in index["files"]] == ["8", "14", "20"]
+    assert {d: row["status"] for d, row in index["depths"].items()} == load(tmp_path / "run").status
+    assert index["depths"]["14"]["accuracy_on"] == "143 validation images"
+
+
+def test_a_module_of_ones_own_on_the_command_line(stepwell, tmp_path, monkeypatch):
+    (tmp_path / "mine_on_the_command_line.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    blocks = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(2)]\n"
+        "    stage = nn.Sequential(*blocks)\n"
+        "    rest = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))\n"
+        "    return nn.Sequential(stage, rest)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)  # which the command does itself, for the current folder
+    monkeypatch.chdir(tmp_path)
+    make = importlib.import_module("mine_on_the_command_line").make
+    net = library.nest(make(), ["0"], {"half": (1,)}, input_size=(3, 8, 8))
+    net.card = library.Card(tuple("0123456789"), 8)
+    net.mark("trained")
+    file = save(net, tmp_path / "mine.safetensors")
+    (path, *_) = digit_images(tmp_path / "in")
+    module = ["--module", "mine_on_the_command_line:make"]
+    code, out, err = stepwell("predict", file, path, *module, "--json")
+    assert code == 0, err
+    assert json.loads(out)[0]["class"] == net.eval().predict(path).label
+    assert stepwell("eval", file, "--data", "digits", *module)[0] == 0
+    code, _, err = stepwell("export", file, "--format", "safetensors", *module)
+    assert (code, (tmp_path / "export" / "half.safetensors").exists()) == (0, True), err
+    code, _, err = stepwell("predict", file, path)
+    assert (code, err.count("\n"), "or --module PACKAGE:FACTORY" in err) == (2, 1, True)
+    code, _, err = stepwell("eval", file, "--cascade", "--save", *module)
+    assert (code, "--save is not for networks with --module" in err) == (2, True)
 
 
 def test_export_of_a_run_whose_data_has_gone(stepwell, trained, tmp_path):
@@ -968,7 +1056,16 @@ BAD = {
         "--int8 calibrates on training images",
     ),
     "int8 program": (["export", "{run}", "--int8", "--format", "pt2"], "format 'pt2' has none"),
-    "export where": (["export", "{run}", "--out", "{tmp}/x"], "is where --beyond writes"),
+    "module of what": (
+        ["predict", "{run}", "{tmp}/i.png", "--module", "torch.nn:Identity"],
+        "names its network, resnet20: load it without",
+    ),
+    "no module": (
+        ["predict", "{run}", "{tmp}/i.png", "--module", "torch.nn:Nothing"],
+        "--module torch.nn:Nothing: module 'torch.nn' has no attribute 'Nothing'; name PACKAGE:CLASS",
+    ),
+    "no class": (["export", "{run}", "--module", "torch"], "--module torch is no class or function"),
+    "top of none": (["predict", "{run}", "{tmp}/i.png", "--top", "0"], "--top 0: must be 1 or more"),
     "delta to what": (["export", "{run}", "--beyond", "8"], "--beyond needs --depth"),
     "delta where": (["export", "{run}", "--depth", "20", "--beyond", "8"], "--beyond needs --out"),
     "delta back": (

@@ -16,6 +16,7 @@ from stepwell.training import Loop
 
 #: By parameter, what nothing can be done with, and the ends of what is accepted.
 WRONG = {
+    "top": ([0, -1], [1]),
     "epochs": ([0, -1], [1]),
     "nest_epochs": ([0, -1], [1]),
     "steps": ([0, -1], [1]),

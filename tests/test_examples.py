@@ -19,8 +19,12 @@ def run(folder: Path, script: str, *arguments: str) -> str:
 
 
 def test_a_depth_for_each_place_and_a_cascade_of_them(tmp_path):
-    out = run(tmp_path, "phone_laptop_server.py", "--epochs", "1")
-    assert [line.split(":")[0] for line in out.splitlines()[3:]] == ["phone", "laptop", "server"]
+    out = run(tmp_path, "phone_laptop_server.py", "--epochs", "1", "--format", "safetensors")
+    places = dict(line.split(": ") for line in out.splitlines()[3:])
+    assert list(places) == ["phone", "laptop", "server"]
+    for place, chosen in places.items():
+        assert (tmp_path / chosen.split(", ")[1]).parent == tmp_path / "runs" / "places" / place
+        assert (tmp_path / chosen.split(", ")[1]).is_file()
     lines = run(tmp_path, "cascade.py").splitlines()
     assert "100% answered by 8" in lines[0]
     assert "0% answered by 8" in lines[-1]

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "console": {"measures"},
     "losses": GROUND,
     "ops": GROUND,
-    "nets": BASE,
+    "nets": BASE | {"data"},  # predictions on images, which data decodes
     "teachers": BASE | {"nets"},
     "methods": BASE | {"nets", "teachers"},
     "data": GROUND,

@@ -3,18 +3,24 @@
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.control import escape_control_codes
 from rich.progress import track as bar
 from rich.table import Table
 from rich.text import Text
 
 from stepwell.measures import MEASURES, Measure, big, number_in, of_row
+
+#: Control characters that a file's name or a class may hold.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+#: Seconds between two lines about progress, where there is no terminal for a bar.
+EVERY = 30.0
 
 
 def show(what: Any, *, style: str | None = None) -> None:
@@ -23,7 +29,12 @@ def show(what: Any, *, style: str | None = None) -> None:
 
 
 def _plain(text: str) -> Text:
-    return Text(escape_control_codes(text))
+    return Text(_escaped(text))
+
+
+def _escaped(text: str) -> str:
+    """Escape control characters, which could change the terminal, except for tabs and line ends."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _console(stderr: bool = False) -> Console:
@@ -32,15 +43,47 @@ def _console(stderr: bool = False) -> Console:
 
 
 def track(steps: Iterable[Any], title: str, total: int) -> Iterable[Any]:
-    """Pass `steps` on, with a progress bar on standard error; STEPWELL_QUIET hides it."""
+    """Pass `steps` on, with a progress bar on standard error, or now and then a line in a file.
+
+    STEPWELL_QUIET hides both.
+    """
     console = _console(stderr=True)
-    hidden = bool(os.environ.get("STEPWELL_QUIET")) or not console.is_terminal
+    hidden = bool(os.environ.get("STEPWELL_QUIET"))
+    if not (hidden or console.is_terminal):
+        return _told(steps, title, total)
     return bar(steps, title, total, console=console, transient=True, disable=hidden)
 
 
+def _told(steps: Iterable[Any], title: str, total: int) -> Iterator[Any]:
+    start = last = time.monotonic()
+    for done, step in enumerate(steps, start=1):
+        yield step
+        now = time.monotonic()
+        if now - last >= EVERY:
+            last = now
+            left = (now - start) * (total - done) / done / 60
+            say(f"{title}: {done:,} of {total:,}, about {left:.1f} minutes left")
+
+
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+    """One JSON document on standard output; numbers that are not finite are null."""
+    value = _finite(value)
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a file's name of other bytes, or a terminal of few characters
+        text = json.dumps(value, indent=1, allow_nan=False)
+    text = CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    sys.stdout.write(text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that are not finite, which JSON lacks, by None."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(
@@ -98,7 +141,7 @@ def sized(unit: str, *values: float) -> list[str]:
 
 def say(text: str) -> None:
     """A line for the person, on standard error."""
-    _console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+    _console(stderr=True).print(_escaped(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def fail(message: str) -> None:

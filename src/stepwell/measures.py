@@ -34,7 +34,8 @@ MEASURES: Mapping[str, Measure] = {
     "agreement": Measure("agreement", "percent"),
     "negative_flips": Measure("made wrong", "percent"),
     "positive_flips": Measure("made right", "percent"),
-    "peak_bytes": Measure("peak memory", "bytes"),
+    "weight_bytes": Measure("weights", "bytes"),
+    "peak_bytes": Measure("activations, at most", "bytes"),
     "ms": Measure("ms per image", "ms"),
     "ms_low": Measure("10 %", "ms"),
     "ms_high": Measure("90 %", "ms"),
@@ -79,6 +80,16 @@ FIDELITY: Mapping[str, Measure] = {
     "ece": Measure("ECE", "number", 3),
     "teacher/ece": Measure("... of the teacher", "number", 3),
 }
+
+
+def share_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Give Wilson's interval (1927) of a share of n examples; `z`: half its width in standard errors.
+
+    Unlike the plain interval it stays within [0, 1], and is not empty if all or none are right.
+    """
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def of_row(numbers: Mapping[str, float], row: str) -> dict[str, float]:

@@ -34,6 +34,15 @@ def in_eval_mode(*modules: nn.Module) -> Iterator[None]:
         yield
 
 
+def check_eval_mode(module: nn.Module) -> None:
+    """Raise ValueError if a module inside `module` is in train mode."""
+    if any(inner.training for inner in _inner(module)):
+        raise ValueError(
+            "the network is in train mode, in which predictions are wrong and change its norms: call "
+            "net.eval() first"
+        )
+
+
 def train_unfrozen(module: nn.Module) -> None:
     """Set train mode for `module`, except modules frozen by `.eval()` inside a network in train mode.
 

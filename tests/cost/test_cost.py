@@ -129,6 +129,7 @@ def test_all_costs_of_a_network():
     assert got["ms_low"] <= got["ms"] <= got["ms_high"]
     assert (got["batch"], got["threads"]) == (4, torch.get_num_threads())
     assert got["peak_bytes"] >= 4 * 16 * 8 * 8 * 4
+    assert got["weight_bytes"] == sum(v.nbytes for v in module.state_dict().values())
     assert module.training
 
 

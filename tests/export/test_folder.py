@@ -22,7 +22,7 @@ import stepwell
 from stepwell.export import check, export_folder, folder, open_onnx
 from stepwell.kinds.classifier_tables import show_export
 
-DOCS = Path(__file__).parents[2] / "docs" / "export.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 #: Another process that exports to a folder, and is not done yet.
 HOLDS = """
@@ -127,7 +127,8 @@ def test_the_index_says_what_each_file_is(exported, net):
         "8.onnx", "8.int8.onnx", "14.onnx", "14.int8.onnx"
     }  # fmt: skip
     assert {p.name for p in place.iterdir()} == {
-        "export.json", index["weights"]["file"], *(row["file"] for row in index["files"])
+        "export.json", "preprocess.py", index["weights"]["file"],
+        *(row["file"] for row in index["files"]),
     }  # fmt: skip
     for row in index["files"]:
         assert row["bytes"] == (place / row["file"]).stat().st_size
@@ -214,7 +215,7 @@ def two_exports(exported, tmp_path_factory, sample, small_net):
     return old, new
 
 
-@pytest.mark.parametrize("survived", range(5))
+@pytest.mark.parametrize("survived", range(6))
 def test_a_kill_between_renames_leaves_graphs_that_run(
     two_exports, net, tmp_path, sample, monkeypatch, survived
 ):
@@ -234,12 +235,13 @@ def test_a_kill_between_renames_leaves_graphs_that_run(
         patch.setattr(os, "replace", dies)
         patch.setitem(folder.EXPORTERS, "onnx", copies(new))
         relicensed(net, "MIT, " * 40)
-        if survived < 4:
+        if survived < 5:
             with pytest.raises(KeyboardInterrupt):
                 export_folder(net, x, sample)
         else:
             export_folder(net, x, sample)
-    order = [*weights_in(new), *sorted(p.name for p in new.glob("*.onnx")), "export.json"]
+    order = [*weights_in(new), *sorted(p.name for p in new.glob("*.onnx"))]
+    order += ["preprocess.py", "export.json"]
     assert made == order[:survived]
     for depth in net.depths:
         name = f"{depth}.onnx"
@@ -248,7 +250,7 @@ def test_a_kill_between_renames_leaves_graphs_that_run(
         for session in (onnxruntime.InferenceSession(x / name), open_onnx(x / name)):
             assert_close(logits_of(session, sample.images), want, rtol=1e-4, atol=1e-4)
     before, after = weights_in(old), weights_in(new)
-    assert weights_in(x) == [before, *3 * [before | after], after][survived]
+    assert weights_in(x) == [before, *4 * [before | after], after][survived]
 
 
 def copies(place):
@@ -302,15 +304,59 @@ def test_what_is_in_the_way_is_named(net, small_net, tmp_path, sample):
         export_folder(net, x, sample)
 
 
-def test_the_documentations_lines_run(exported, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("page", ["export.md", "phone.md"])
+def test_the_documentations_lines_run(exported, tmp_path, monkeypatch, capsys, page):
     place, _ = exported
-    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(place, "export")
-    shutil.copy("export/8.onnx", "export/18.onnx")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL))
+    shutil.copytree(place, tmp_path / "export")
+    monkeypatch.chdir(tmp_path / "export")
+    monkeypatch.syspath_prepend(tmp_path / "export")
+    shutil.copy("8.onnx", "18.onnx")
     Image.new("RGB", (20, 10), (200, 10, 90)).save("photo.jpg")
-    exec(compile(code, "export.md", "exec"), {})
-    assert capsys.readouterr().out.strip() in {"a", "b", "c"}
+    try:
+        exec(compile(code, page, "exec"), {})
+    finally:
+        sys.modules.pop("preprocess", None)
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first in {"a", "b", "c"}
+    assert rest == ([] if page == "export.md" else ["14.onnx None"])
+
+
+def test_the_index_helps_to_choose_a_depth(net, tmp_path, sample):
+    costs = {"8": {"params": 3, "macs": 10, "ms": 0.5, "ms_low": 0.4, "ms_high": 0.6}}
+    net.card = net.card.with_costs(costs, "a phone").with_accuracy({"8": 0.75}, "4 test images")
+    export_folder(net, tmp_path / "x", sample, format="safetensors")
+    depths = json.loads((tmp_path / "x" / "export.json").read_text())["depths"]
+    assert list(depths) == ["8", "14"]
+    assert (depths["8"]["accuracy"], depths["8"]["accuracy_on"]) == (0.75, "4 test images")
+    assert (depths["8"]["params"], depths["8"]["macs"], depths["8"]["status"]) == (3, 10, "trained")
+    assert depths["8"]["latency"]["a phone"]["ms"] == 0.5
+    assert depths["14"]["params"] == sum(p.numel() for p in net.subnet("14").parameters())
+    assert depths["14"]["macs"] > 1000
+    assert (depths["14"]["latency"], "accuracy" in depths["14"]) == ({}, False)
+
+
+def test_an_export_of_more_depths_replaces_the_earlier_one(net, small_net, tmp_path, sample):
+    x = tmp_path / "x"
+    export_folder(net, x, sample, format="safetensors")
+    (x / "mine.txt").write_text("mine")
+    net.add_depth("11", (1, 2, 1))
+    net.mark("calibrated", "11")
+    export_folder(net, x, sample, format="safetensors", depth="11")
+    assert {p.name for p in x.iterdir()} == {
+        "11.safetensors", "export.json", "mine.txt", "preprocess.py"
+    }  # fmt: skip
+    other = small_net(seed=1)
+    with pytest.raises(ValueError, match="x holds the export of another network"):
+        export_folder(other, x, sample, format="safetensors", depth="8")
+    export_folder(other, x, sample, format="safetensors", depth="8", own=True)
+    assert {p.name for p in x.glob("*.safetensors")} == {"8.safetensors"}
+    index = json.loads((x / "export.json").read_text())
+    index["files"].append({"file": "../outside.txt"})
+    (x / "export.json").write_text(json.dumps(index))
+    (tmp_path / "outside.txt").touch()
+    export_folder(net, x, sample, format="safetensors", depth="8", own=True)
+    assert (tmp_path / "outside.txt").exists()
 
 
 def test_what_a_killed_export_left_is_cleared_away(tmp_path, sample, small_net):

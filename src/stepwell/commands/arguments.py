@@ -2,7 +2,10 @@
 
 import functools
 import inspect
+import os
+import pkgutil
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -14,10 +17,18 @@ from stepwell.flags import flag
 from stepwell.ranges import check_numbers
 
 Json = Annotated[bool, flag(help="print one JSON document instead of a table")]
+Module = Annotated[
+    str | None,
+    flag(
+        "PACKAGE:CLASS",
+        help="function or class, importable from here, that makes the module of a network nested by "
+        "stepwell.nest again",
+    ),
+]
 #: Words for values in the help: of a command's flag by its name, else by its type.
 WORDS_BY_NAME = {
     "run": "RUN", "runs": "RUN ...", "network": "NETWORK|RUN", "files": "IMAGE|FOLDER ...",
-    "data": "DATA", "out": "FILE", "csv": "FILE", "to": "FOLDER", "system": "SYSTEM",
+    "data": "DATA", "out": "FILE", "csv": "FILE", "system": "SYSTEM",
     "depth": "DEPTH", "depths": "DEPTH ...", "beyond": "DEPTH", "size": "PIXELS", "arms": "ARM ...",
     "budget_ms": "MS", "budget_macs": "MACS", "min_accuracy": "SHARE", "target_accuracy": "SHARE",
     "fidelity": "TEACHER ...", "teacher_mean": "R G B", "teacher_std": "R G B", "control": "RUN",
@@ -106,6 +117,24 @@ def description(function: Callable[..., Any]) -> str:
     does, _, examples = text.partition("Examples:")
     lines = [f"  {line.strip()}" for line in examples.splitlines() if line.strip()]
     return "\n".join([does.strip(), *(["", "Examples:"] if lines else []), *lines])
+
+
+def imported(module: str | None) -> Callable[[], Any] | None:
+    """Import what --module names, also from the current folder; ValueError if it cannot be used."""
+    if module is None:
+        return None
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    package, _, name = module.partition(":")
+    try:
+        made = pkgutil.resolve_name(f"{package}:{name}") if name else None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"--module {module}: {error}; name PACKAGE:CLASS, importable from here"
+        ) from error
+    if not callable(made):
+        raise ValueError(f"--module {module} is no class or function: name PACKAGE:CLASS")
+    return made
 
 
 def check_place(flag: str, path: Path) -> None:

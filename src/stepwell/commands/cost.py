@@ -9,7 +9,9 @@ from stepwell.commands.arguments import Json
 from stepwell.console import print_json, row_table, show, show_conditions
 from stepwell.kinds import Costs, open_network
 
-COLUMNS = ("blocks", "params", "macs", "peak_bytes", "accuracy", "ms", "ms_low", "ms_high")
+COLUMNS = (
+    "blocks", "params", "macs", "weight_bytes", "peak_bytes", "accuracy", "ms", "ms_low", "ms_high",
+)  # fmt: skip
 
 
 def cost(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from stepwell.commands.arguments import Json
+from stepwell.commands.arguments import Json, Module, imported
 from stepwell.console import print_json
 from stepwell.kinds import kind_module, open_network
 
@@ -22,6 +22,7 @@ def eval_(
     teacher_std: tuple[float, float, float] | None = None,
     control: str | None = None,
     interpolate: int | None = None,
+    module: Module = None,
     json: Json = False,
 ) -> None:
     """Measure accuracy, calibration, churn, MACs and latency.
@@ -60,9 +61,11 @@ def eval_(
         interpolate: number of points to measure on the straight line from the student's weights to the
             teacher's, for equal architectures; each point gets its own BatchNorm statistics.
     """
-    flags = {name: value for name, value in locals().items() if name not in ("run", "json")}
+    flags = {name: value for name, value in locals().items() if name not in ("run", "json", "module")}
     if not cascade and (save or target_accuracy is not None):
         raise ValueError("--target-accuracy and --save need --cascade")
+    if save and module:
+        raise ValueError("--save is not for networks with --module: leave one of them out")
     if fidelity == ():
         raise ValueError(
             "--fidelity: name the teacher after it, such as a run directory, or several for an ensemble"
@@ -70,7 +73,7 @@ def eval_(
     if not fidelity and (teacher_mean or teacher_std or control is not None or interpolate):
         more = "--teacher-mean, --teacher-std, --control and --interpolate"
         raise ValueError(f"{more} need --fidelity")
-    results = open_network(run, to="evaluate").do("evaluate", **flags)
+    results = open_network(run, to="evaluate", module=imported(module)).do("evaluate", **flags)
     if json:
         print_json(results)
     else:

@@ -1,12 +1,14 @@
 """`stepwell export`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from tyro.conf import Positional
 
-from stepwell.commands.arguments import Json, check_place
+from stepwell.commands.arguments import Json, Module, check_place, imported
 from stepwell.console import print_json
+from stepwell.flags import flag
 from stepwell.kinds import kind_module, open_network
 from stepwell.kinds.classifier_tables import show_delta
 
@@ -19,8 +21,8 @@ def export(
     int8: bool = False,
     beyond: str | None = None,
     data: str | None = None,
-    to: Path | None = None,
-    out: Path | None = None,
+    out: Annotated[Path | None, flag("FOLDER|FILE"), tyro.conf.arg(aliases=["--to"])] = None,
+    module: Module = None,
     json: Json = False,
 ) -> None:
     """Write depths as files for other programs.
@@ -31,7 +33,7 @@ def export(
 
     Examples:
         stepwell export runs/digits
-        stepwell export runs/photos --depth 18 --to shipping/
+        stepwell export runs/photos --depth 18 --out shipping/
         stepwell export runs/photos --int8
         stepwell export runs/photos --depth 34 --beyond 18 --out 18-to-34.safetensors
 
@@ -44,17 +46,14 @@ def export(
         beyond: write only the weights that --depth needs in addition to this shallower depth;
             `stepwell patch` applies them.
         data: images to check on: a folder or a name; by default the data of the run.
-        to: the folder to write to; by default export/ beside the network.
-        out: the file to write, with --beyond.
+        out: the folder to write to; by default export/ beside the network. With --beyond, the file.
     """
     if beyond is not None:
-        others = int8 or data or to or format not in (None, "safetensors")
+        others = int8 or data or module or format not in (None, "safetensors")
         _export_delta(run, depth, beyond, out, others, json=json)
         return
-    if out is not None:
-        raise ValueError(f"--out {out} is where --beyond writes; an export goes to the folder --to")
-    network = open_network(run, to="export")
-    folder = to or (run if run.is_dir() else run.parent) / "export"
+    network = open_network(run, to="export", module=imported(module))
+    folder = out or (run if run.is_dir() else run.parent) / "export"
     one = None if depth == "all" else depth
     result = network.do("export", folder, format=format, depth=one, int8=int8, data=data)
     if json:
@@ -73,7 +72,9 @@ def _export_delta(
         raise ValueError("--beyond needs --out: the file to write")
     check_place("--out", out)
     if others:
-        raise ValueError("--beyond writes plain weights: leave --int8, --data, --to and --format out")
+        raise ValueError(
+            "--beyond writes plain weights: leave --int8, --data, --module and --format out"
+        )
     delta = open_network(run, to="delta").do("delta", depth, beyond, out)
     if json:
         print_json({"depth": depth, "beyond": beyond} | delta | {"path": str(delta["path"])})

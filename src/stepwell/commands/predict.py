@@ -1,17 +1,21 @@
 """`stepwell predict`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from stepwell.commands.arguments import Json, check_place
+from stepwell.commands.arguments import Json, Module, check_place, imported
 from stepwell.console import fail, print_json, say, show, table
 from stepwell.kinds import Predicted, open_network
+
+if TYPE_CHECKING:
+    from stepwell.serve import Prediction
 
 #: Unreadable images to name, at most.
 NAMED = 10
 #: Flags for the kind of network.
-FLAGS = ("depth", "budget_ms", "budget_macs", "min_accuracy", "cascade")
+FLAGS = ("depth", "budget_ms", "budget_macs", "min_accuracy", "cascade", "top")
 
 
 def predict(
@@ -23,7 +27,9 @@ def predict(
     budget_macs: float | None = None,
     min_accuracy: float | None = None,
     cascade: bool = False,
+    top: int | None = None,
     csv: Path | None = None,
+    module: Module = None,
     json: Json = False,
 ) -> None:
     """Classify images.
@@ -34,20 +40,22 @@ def predict(
         stepwell predict runs/digits three.png
         stepwell predict runs/photos holiday/ --depth 18 --csv holiday.csv
         stepwell predict runs/photos holiday/ --budget-ms 5
-        stepwell predict runs/photos holiday/ --cascade
+        stepwell predict runs/photos holiday/ --cascade --top 3
 
     Args:
         run: a run directory, or the file of its network.
         files: images, or folders of images.
         depth: the depth that predicts; the full net by default. A network that chooses resolutions
             chooses by default; --depth then also takes one of its choices (24, 14@24).
-        budget_ms: use the most accurate depth that needs at most this many milliseconds an image here,
-            by the table in the network's file (`stepwell cost RUN --save`), else measured now. A
-            network that chooses resolutions keeps the mean within the budget.
+        budget_ms: use the deepest depth that needs at most this many milliseconds an image here, unless
+            a shallower one is clearly more accurate; by the table in the network's file (`stepwell cost
+            RUN --save`), else measured now. A network that chooses resolutions keeps the mean within
+            the budget.
         budget_macs: as --budget-ms, in MACs an image.
         min_accuracy: use the cheapest depth, or the highest cost penalty, with at least this accuracy
             (0.95 is 95 %).
         cascade: shallow first, deeper when unsure, as saved by `stepwell eval RUN --cascade --save`.
+        top: number of most probable classes to give for each image; 1 by default.
         csv: write file, class, probability and depth to this file.
     """
     from stepwell.serve import to_csv
@@ -60,7 +68,7 @@ def predict(
         )
     if csv is not None:
         check_place("--csv", csv)
-    network = open_network(run, to="predict")
+    network = open_network(run, to="predict", module=imported(module))
     predicted: Predicted = network.do("predict", files, **flags)
     predictions = predicted.predictions
     readable = [p for p in predictions if not p.error]
@@ -71,9 +79,13 @@ def predict(
         to_csv(csv, predictions)
         say(f"wrote {len(readable)} predictions to {csv}")
     if json:
-        print_json([p._asdict() | {"file": str(p.file)} for p in predictions])
+        print_json([_as_json(p, top) for p in predictions])
     elif csv is None and readable:
-        rows = [[str(p.file), p.label, f"{100 * p.probability:.1f} %", p.depth] for p in readable]
+        rows = [
+            [str(p.file) if name == p.label else "", name, f"{100 * share:.1f} %", p.depth]
+            for p in readable
+            for name, share in p.top or ((p.label, p.probability),)
+        ]
         columns = ["file", "class", "probability", predicted.row]
         show(table(predicted.title, columns, rows, words=2))
     if unreadable := [p for p in predictions if p.error]:
@@ -81,3 +93,14 @@ def predict(
             fail(p.error)
         more = f"; the first {NAMED} are named above" if len(unreadable) > NAMED else ""
         raise ValueError(f"{len(unreadable)} of {len(predictions)} images could not be read{more}")
+
+
+def _as_json(prediction: "Prediction", top: int | None) -> dict[str, Any]:
+    """Describe a prediction by the words of the table; an unreadable image has its error."""
+    p = prediction
+    found = {"file": str(p.file), "class": p.label, "probability": p.probability, "depth": p.depth}
+    if p.error:
+        return {"file": str(p.file), "error": p.error}
+    if top is not None:
+        found["top"] = [{"class": name, "probability": share} for name, share in p.top]
+    return found

@@ -26,7 +26,8 @@ def cost_of(module: nn.Module, x: Inputs, *, seconds: float = 0.5) -> dict[str, 
     """Costs of one forward pass of `module` on the batch `x`, without gradients.
 
     Returns:
-        "params"; "macs" per example; "peak_bytes" of live tensors for the batch; "ms" per example (the
+        "params"; "macs" per example; "weight_bytes" of parameters and buffers; "peak_bytes" of
+        activations for the batch, which live beside the weights; "ms" per example (the
         median over calls), "ms_low" and "ms_high", its 10 % and 90 % quantiles; "batch" and "threads".
     """
     return costs_of({"": module}, x, seconds=seconds)[""]
@@ -47,6 +48,7 @@ def costs_of(
         name: {
             "params": sum(p.numel() for p in module.parameters()),
             "macs": macs[name] // batch,
+            "weight_bytes": _bytes_of(module),
             "peak_bytes": peak[name],
             "ms": times[name].ms / batch,
             "ms_low": times[name].low / batch,
@@ -56,6 +58,10 @@ def costs_of(
         }
         for name, module in modules.items()
     }
+
+
+def _bytes_of(module: nn.Module) -> int:
+    return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
 
 
 def _run(module: nn.Module, x: Inputs) -> None:
@@ -102,7 +108,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Peak bytes of the tensors that `call` creates, on any device.
+    """Peak bytes of the tensors that `call` creates, on any device, without weights and inputs.
 
     Memory inside a kernel, such as a convolution's workspace, is not counted.
     """

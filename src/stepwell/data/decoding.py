@@ -1,9 +1,8 @@
 """Image files as RGB bytes of one size; sets over `MEMORY` bytes are decoded batch by batch."""
 
 import contextlib
-import struct
+import os
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from stepwell.data.preprocess import UNREADABLE, Source, open_image, squared
 
 #: Most bytes of a set that is decoded into memory at once.
 MEMORY = 2 * 2**30
@@ -26,11 +26,6 @@ DECODERS = 2
 NAMED = 5
 #: Most files of a data set that are opened before training; about 12 s for so many.
 CHECKED = 100_000
-#: The errors that PIL raises on files that are damaged or no images.
-UNREADABLE = (
-    OSError, UnidentifiedImageError, SyntaxError, ValueError, TypeError, IndexError, KeyError,
-    EOFError, struct.error, zlib.error, MemoryError, OverflowError, Image.DecompressionBombError,
-)  # fmt: skip
 
 
 class Files:
@@ -87,7 +82,7 @@ def check_files(paths: Sequence[Path]) -> None:
 
     def check(path: Path) -> None:
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 image.verify()
         except UNREADABLE:  # `verify` also refuses some damage that does no harm
             read_image(path, 1)
@@ -106,7 +101,7 @@ def own_size(paths: Sequence[Path]) -> int:
     """The side of the images if some, evenly chosen, are equal squares; else 224, and a warning."""
     sides: set[int] = set()
     for path in paths[:: max(1, len(paths) // 50)]:
-        with contextlib.suppress(*UNREADABLE), Image.open(path) as image:
+        with contextlib.suppress(*UNREADABLE), open_image(path) as image:
             sides.update(image.size)
     side = sides.pop() if len(sides) == 1 else DIFFERENT
     if sides:
@@ -118,42 +113,16 @@ def own_size(paths: Sequence[Path]) -> int:
     return side
 
 
-def read_image(path: Path, size: int) -> UInt8[Tensor, "3 {size} {size}"]:
-    """Read an image as bytes, shorter side scaled, middle cropped; ValueError names a bad file."""
-    try:
-        with Image.open(path) as file:
-            image = _as_rgb(ImageOps.exif_transpose(file))
-            width, height = image.size
-            if (width, height) != (size, size):
-                scale = size / min(width, height)
-                scaled = max(size, round(width * scale)), max(size, round(height * scale))
-                image = image.resize(scaled, Image.Resampling.BILINEAR)
-                left, top = (image.width - size) // 2, (image.height - size) // 2
-                image = image.crop((left, top, left + size, top + size))
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-    except UNREADABLE as error:
-        raise ValueError(f"cannot read image {path} ({error}): replace or remove it") from error
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a channel; PIL would clip the values of images with more, not scale them."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        low, high = values.min(), values.max()
-        if image.mode == "F":
-            full = 1 if high <= 1 else 255
-        else:
-            full = 255 if image.mode == "I" and high <= 255 else 65535
-        if not (low >= 0 and high <= full):
-            reach = f"run from {low:g} to {high:g}"
-            raise ValueError(f"its values {reach}, and not up to 1, 255 or 65535")
-        scaled = values // 257 if full == 65535 else np.rint(values * (255 / full))
-        image = Image.fromarray(scaled.astype(np.uint8))
-    return image.convert("RGB")
+def read_image(source: Source, size: int) -> UInt8[Tensor, "3 {size} {size}"]:
+    """Read an image as bytes, shorter side scaled, middle cropped; ValueError names a bad one."""
+    return torch.from_numpy(squared(source, size)).permute(2, 0, 1).contiguous()
 
 
 def image_files(folder: Path) -> list[Path]:
     """Every image below `folder`, sorted by path, without hidden files and folders."""
-    images = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
-    parts = {p: p.relative_to(folder).parts for p in images}
-    return sorted(p for p in parts if not any(part.startswith(".") for part in parts[p]))
+    images = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names = (n for n in files if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES)
+        images += [Path(place, name) for name in names]
+    return sorted(images)

@@ -1,4 +1,4 @@
-"""A folder of exported depths, and its index `export.json`: each file, and its check."""
+"""A folder of exported depths, its index `export.json`, and `preprocess.py`, which prepares images."""
 
 import json
 import os
@@ -7,12 +7,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from stepwell.cost import measure_latencies
+from stepwell.cost import count_macs, measure_latencies
 from stepwell.cost.table import ROUNDS
 from stepwell.data import Batches
 from stepwell.evaluation import evaluate
@@ -28,6 +29,8 @@ from stepwell.nets.files.onnx import file_sha256, open_onnx, runner, weights_of
 Format = Literal["onnx", "pt2", "safetensors"]
 INDEX = "export.json"
 LOCK = ".lock"
+#: The file that prepares images without Stepwell.
+PREPROCESS = "preprocess.py"
 #: Digits of a checksum in the name of the file of shared weights.
 DIGITS = 8
 EXPORTERS = {"onnx": export_onnx, "pt2": export_pt2, "safetensors": export_safetensors}
@@ -42,19 +45,21 @@ class Int8(NamedTuple):
 
 def export_folder(
     net: NestedNet, folder: Path, sample: Sample, *, format: Format = "onnx",
-    depth: str | None = None, int8: Int8 | None = None, say: Callable[[str], None] = lambda _: None,
+    depth: str | None = None, int8: Int8 | None = None, own: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write depths of `net` to `folder`, each checked on `sample` before, and give the new entries.
 
-    Files of earlier exports of this network stay in the folder and in `export.json`. Each file is
-    replaced in one step, and weights before the graphs that read them: wherever the process ends, every
-    graph is old or new, and runs. `export.json` goes last.
+    Files of earlier exports of this network stay in the folder and in `export.json`; those of a state
+    with other depths are removed. Each file is replaced in one step, and weights before the graphs that
+    read them: wherever the process ends, every graph is old or new, and runs. `export.json` goes last.
 
     Args:
         depth: one depth, whose files need no other; by default all depths, whose ONNX graphs share the
             weights in one copy of the nested net's file, named by its checksum.
         int8: adds an int8 version of each ONNX file, and the test accuracy and milliseconds an image
             of both.
+        own: the folder belongs to the network's run: it may hold an export of any earlier network.
         say: gets a line about each long step.
 
     Raises:
@@ -71,8 +76,7 @@ def export_folder(
         raise ValueError(f"int8 versions are ONNX files: format {format!r} has none")
     network = _network(net)
     rows: list[dict[str, Any]] = []
-    with put_in_place(folder) as place:
-        before = earlier(folder, network)
+    with put_in_place(folder, network, own=own) as (place, before):
         weights = None
         if format == "onnx" and depth is None:
             weights = named_by_content(save(net, place / "net.safetensors"))
@@ -131,27 +135,47 @@ def _network(net: NestedNet) -> dict[str, Any]:
     card = about(net, net.full)
     return {
         "network": digest({}, tensors),
+        "full_network": digest({}, {n: tensors[n] for n in net.stored_names(net.full).values()}),
         "full": net.full,
         **{name: card[name] for name in ("classes", "size", "mean", "std", "licence")},
+        "depths": {d: _about(net, d) for d, status in net.status.items() if status != "fresh"},
         "threads": torch.get_num_threads(),
     }
 
 
-def earlier(folder: Path, network: dict[str, Any]) -> dict[str, Any]:
-    """Read the index of an earlier export of the same network to this folder."""
+def _about(net: NestedNet, depth: str) -> dict[str, Any]:
+    """Describe a depth for a program that chooses one: costs, accuracy, and times by device."""
+    known = {"blocks": list(net.depths[depth])} | net.card.costs.get(depth, {})
+    if "macs" not in known and net.card.size:
+        plain = net.subnet(depth).cpu()
+        known["params"] = sum(p.numel() for p in plain.parameters())
+        known["macs"] = count_macs(plain, torch.zeros(1, 3, net.card.size, net.card.size))
+    times = {device: rows[depth] for device, rows in net.card.latency.items() if depth in rows}
+    return known | {"status": net.status[depth], "latency": times}
+
+
+def _earlier(folder: Path, network: dict[str, Any], own: bool) -> tuple[dict[str, Any], list[str]]:
+    """Read the index of an earlier export to this folder: what stays of it, and files to remove.
+
+    ValueError for the export of another network, unless the folder is the run's `own`.
+    """
     index = folder / INDEX
     if not index.exists():
-        return {}
+        return {}, []
     try:
         before: dict[str, Any] = json.loads(index.read_text())
-        same = before["network"] == network["network"]
-    except (ValueError, KeyError, TypeError):
-        same = False
-    if not same:
+        files = [str(row["file"]) for row in before["files"]]
+        if before["network"] == network["network"]:
+            return before, []
+        full = before.get("full_network")
+        own = own or (full is not None and full == network.get("full_network"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        files = []
+    if not own:
         raise ValueError(
             f"{folder} holds the export of another network: remove it, or name another folder"
         )
-    return before
+    return {}, [name for name in files if Path(name).name == name]
 
 
 def named_by_content(file: Path) -> Path:
@@ -164,11 +188,17 @@ def named_by_content(file: Path) -> Path:
 
 
 @contextmanager
-def put_in_place(folder: Path) -> Iterator[Path]:
+def put_in_place(
+    folder: Path, network: dict[str, Any], *, own: bool
+) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Give a temporary folder, whose files move to `folder` at the end: weights, graphs, index.
 
-    Then weights without a graph that points at them are removed. ValueError if `folder` is a file, and
-    OSError while another process is exporting to it.
+    Gives also the index of an earlier export of this `network`. At the end, files of another state of
+    it are removed, and weights without a graph that points at them.
+
+    Raises:
+        ValueError: `folder` is a file, or holds another network's export and is not the run's `own`.
+        OSError: another process is exporting to it.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder")
@@ -178,14 +208,21 @@ def put_in_place(folder: Path) -> Iterator[Path]:
     try:
         for leftover in folder.glob(".export-*"):  # of an export that was killed
             shutil.rmtree(leftover, ignore_errors=True)
+        before, stale = _earlier(folder, network, own)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as place:
-            yield Path(place)
+            source = resources.files("stepwell.data").joinpath(PREPROCESS).read_bytes()
+            write_whole(Path(place) / PREPROCESS, source)
+            yield Path(place), before
             weights = _weights_files(Path(place))
             order = {INDEX: 2} | {file.name: 0 for file in weights}
+            new = {file.name for file in Path(place).iterdir()}
             for file in sorted(Path(place).iterdir(), key=lambda f: (order.get(f.name, 1), f.name)):
                 os.replace(file, folder / file.name)
                 sync_folder(folder)  # or a power failure could keep a later one alone
-            if weights:
+            for name in set(stale) - new:
+                with suppress(OSError):  # Windows removes no file that is open: there it stays
+                    (folder / name).unlink()
+            if weights or stale:
                 _remove_unused_weights(folder)
     finally:
         with suppress(OSError):  # Windows removes no file that is open: there it stays

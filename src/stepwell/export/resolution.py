@@ -60,8 +60,9 @@ class Scores(nn.Module):
 
 
 def export_resolution(
-    net: ResolutionNet, folder: Path, sample: Sample, *, say: Callable[[str], None] = lambda _: None
-) -> dict[str, Any]:
+    net: ResolutionNet, folder: Path, sample: Sample, *, own: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
     """Write a resolution network to `folder`: its file, one graph per choice, and the chooser.
 
     Each graph is checked on `sample`, and so is the host loop (`OpenResolution`) over all of them,
@@ -82,9 +83,9 @@ def export_resolution(
         "choices": [f"{name}.onnx" for name in net.names],
         "price": float(net.price),
         "costs": net.costs.tolist(),
+        "budgets": [{"price": b.price, "macs": b.macs, "accuracy": b.accuracy} for b in net.budgets],
     }
-    with folders.put_in_place(folder) as place:
-        before = folders.earlier(folder, record)
+    with folders.put_in_place(folder, record, own=own) as (place, before):
         weights = folders.named_by_content(save_resolution(net, place / "net.safetensors"))
         record["weights"] = folders.weights_record(nested, weights)
         rows = []

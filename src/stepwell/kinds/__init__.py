@@ -3,7 +3,7 @@
 A module offers those of these names that its kind can do; each takes a `Network` first.
 
     NAME                          the kind in messages, with its article
-    open(path)                    the network of a run directory or a file, read once
+    open(path, module=FACTORY)    the network of a run directory or a file, read once
     evaluate(network, **flags)    results, as results.json has them
     predict(network, paths, **flags)    `Predicted`, for files and folders
     export(network, folder, **flags), delta(network, depth, beyond, out)
@@ -135,7 +135,9 @@ def ability(path: Path, kind: str, name: str) -> Callable[..., Any]:
     return function
 
 
-def open_network(path: str | Path, *, to: str | None = None) -> Network:
+def open_network(
+    path: str | Path, *, to: str | None = None, module: Callable[[], Any] | None = None
+) -> Network:
     """Open a trained network of any kind: a run directory, or the file of its network.
 
     The file is read and checked once.
@@ -146,6 +148,7 @@ def open_network(path: str | Path, *, to: str | None = None) -> Network:
 
     Args:
         to: a function that the kind must have, such as "export".
+        module: makes the full net again, for a module of your own nested by `stepwell.nest`.
 
     Raises:
         FileNotFoundError, ValueError: as for `stepwell.load`; or the kind is unknown or lacks `to`.
@@ -157,4 +160,5 @@ def open_network(path: str | Path, *, to: str | None = None) -> Network:
     kind = kind_of(path)
     if to is not None:
         ability(path, kind, to)
-    return Network(path, kind, kind_module(kind).open(path), config_of(network_file(path)))
+    own = {} if module is None else {"module": module}
+    return Network(path, kind, kind_module(kind).open(path, **own), config_of(network_file(path)))

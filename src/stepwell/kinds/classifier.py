@@ -14,6 +14,7 @@ from stepwell.kinds.classifier_tables import show_export as show_export
 
 if TYPE_CHECKING:
     from stepwell.nets import NestedNet
+    from stepwell.serve import Prediction
 
 NAME = "an image classifier"
 ADVICE: dict[str, str] = {}
@@ -32,6 +33,8 @@ SECTIONS = [
 EXTRA: Mapping[str, Callable[..., None]] = {
     "cascade": tables.show_cascade, "fidelity": lambda found, row: tables.show_fidelity(found)
 }  # fmt: skip
+#: A number of images to say before they are classified.
+MANY = 1000
 #: Columns after a training, and of an evaluation.
 TRAINED = ("blocks", "params", "macs", "accuracy", "ms")
 EVALUATED = (
@@ -40,11 +43,11 @@ EVALUATED = (
 )  # fmt: skip
 
 
-def open(path: Path) -> "NestedNet":
+def open(path: Path, module: Callable[[], Any] | None = None) -> "NestedNet":
     """Read the network of a run or a file; errors as for `stepwell.load` and `check_card`."""
     from stepwell.nets.files.nested import load
 
-    net = load(path)
+    net = load(path, module)
     check_card(path, net)
     return net
 
@@ -169,24 +172,33 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
 
 def predict(
     network: Network, paths: Sequence[Path], *, depth: str | None = None, cascade: bool = False,
-    **limits: float,
+    top: int = 1, **limits: float,
 ) -> Predicted:  # fmt: skip
     """Classify images at one depth, within a budget, or by a cascade. Flags as for `predict`."""
     from stepwell.measure.cascade import check_depths
     from stepwell.nets.nested.cascade import Cascade
-    from stepwell.serve import expand, predict_files
 
     net = network.net
     if cascade:
         check_depths(net)
         by = Cascade.of(net)
         title = f"cascade of {', '.join(by.depths)}"
-        return Predicted([*predict_files(net, by, expand(paths))], title)
+        return Predicted(classified(net, by, paths, top), title)
     if limits:
         depth = depth_within(net, budget_of(limits), network.path)
     depth = net.full if depth is None else depth
     net.require_ready(depth)
-    return Predicted([*predict_files(net, depth, expand(paths))], f"depth {depth}")
+    return Predicted(classified(net, depth, paths, top), f"depth {depth}")
+
+
+def classified(net: "NestedNet", by: Any, paths: Sequence[Path], top: int) -> "list[Prediction]":
+    """Classify files and folders by a depth, a cascade or a resolution network, and show progress."""
+    from stepwell.serve import expand, predict_files
+
+    files = expand(paths)
+    if len(files) > MANY:
+        say(f"{len(files):,} images")
+    return [*track(predict_files(net, by, files, top=top), "classifying", len(files))]
 
 
 def budget_of(limits: Mapping[str, float]) -> dict[str, float]:
@@ -228,7 +240,18 @@ def export(
     net.require_ready(*(net.depths if depth is None else [depth]))
     sample, parts = sample_of(network, data, calibrated=int8)
     quantised = Int8(parts.train, parts.test) if int8 else None
-    return export_folder(net, folder, sample, format=format, depth=depth, int8=quantised, say=say)
+    own = is_own(network, folder)
+    return export_folder(
+        net, folder, sample, format=format, depth=depth, int8=quantised, own=own, say=say
+    )
+
+
+def is_own(network: Network, folder: Path) -> bool:
+    """Check whether a folder is the default one for exports of a network's run."""
+    from stepwell.nets.files.container import network_file
+
+    run = network_file(network.path).parent
+    return bool(network.config) and folder.resolve() == (run / "export").resolve()
 
 
 def sample_of(network: Network, data: str | None, *, calibrated: bool = False) -> tuple[Any, Any]:

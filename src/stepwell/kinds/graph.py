@@ -22,8 +22,10 @@ NEXT = (
 SECTIONS = ("stepwell.report.kg:graph_section",)
 
 
-def open(path: Path) -> "KnowledgeGraph":
+def open(path: Path, module: object = None) -> "KnowledgeGraph":
     """Open the graph of a run to ask it; `stepwell.kg.open` opens it for changes."""
+    if module is not None:
+        raise ValueError(f"{path} holds {NAME}, which has no module of its own: leave --module out")
     from stepwell.kg import open as open_graph
 
     return open_graph(path, write=False)

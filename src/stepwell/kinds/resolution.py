@@ -4,7 +4,7 @@ The nested net at full size inside is an image classifier, which does what a cho
 no part in: cascades, fidelity, depths within a budget.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,11 +42,11 @@ OVER = 1.1
 EVALUATED = ("params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
 
 
-def open(path: Path) -> "ResolutionNet":
+def open(path: Path, module: Callable[[], Any] | None = None) -> "ResolutionNet":
     """Read the network of a run or a file; errors as for `load_resolution` and `check_card`."""
     from stepwell.nets.files.resolution import load_resolution
 
-    net = load_resolution(path)
+    net = load_resolution(path, module)
     classifier.check_card(path, net.net.net)
     return net
 
@@ -123,25 +123,23 @@ def set_budget(
 
 def predict(
     network: Network, paths: Sequence[Path], *, depth: str | None = None, cascade: bool = False,
-    **limits: float,
+    top: int = 1, **limits: float,
 ) -> Predicted:  # fmt: skip
     """Classify images as the chooser decides, or at one choice or depth. Flags as for `predict`."""
-    from stepwell.serve import expand, predict_files
-
     net = network.net
     nested = net.net.net
     # a network that never chose has no budgets: a depth fits one
     if cascade or depth in nested.depths or (limits and not net.budgets):
         full = at_full_size(network, cascade=cascade)
-        predicted = classifier.predict(full, paths, depth=depth, cascade=cascade, **limits)
+        predicted = classifier.predict(full, paths, depth=depth, cascade=cascade, top=top, **limits)
         return predicted._replace(row=FULL_SIZE)
     if depth is not None:
         net.hold(depth)
-        return Predicted([*predict_files(nested, net, expand(paths))], f"choice {depth}", "choice")
+        return Predicted(classifier.classified(nested, net, paths, top), f"choice {depth}", "choice")
     if limits:
         set_budget(net, **classifier.budget_of(limits))
-    predictions = [*predict_files(nested, net, expand(paths))]
-    readable = [p.file for p in predictions if not p.error]
+    predictions = classifier.classified(nested, net, paths, top)
+    readable = [p.file for p in predictions if p.file and not p.error]
     held = getattr(net.chooser, "choice", None)
     title = f"chosen of {', '.join(net.names)}" if held is None else f"choice {net.names[held]}"
     return Predicted(predictions, title, "choice", partial(_speed, net, readable))
@@ -150,14 +148,13 @@ def predict(
 def _speed(net: "ResolutionNet", files: Sequence[Path]) -> list[str]:
     """Measure images per second with and without the choice, if there are enough files."""
     from stepwell.measure.resolution import BATCHES, TIMED, measure_speed
-    from stepwell.serve import as_batch
 
     if len(files) < max(BATCHES):
         return []  # the ratio of a few images is chance
     return [
         f"in batches of {row['batch']}: {row['chosen']:.0f} images/s, at full size always "
         f"{row['fixed']:.0f}: {row['speed_up']:.2f} ×, of {row['by_macs']:.2f} × by MACs"
-        for row in measure_speed(net, as_batch(net.net.net, files[:TIMED]))
+        for row in measure_speed(net, net.preprocess(files[:TIMED]))
     ]
 
 
@@ -182,7 +179,8 @@ def export(
         )
     full.net.require_ready(*full.net.depths)
     sample, _ = classifier.sample_of(full, data)
-    return export_resolution(net, folder, sample, say=say)
+    own = classifier.is_own(network, folder)
+    return export_resolution(net, folder, sample, own=own, say=say)
 
 
 def delta(network: Network, depth: str, beyond: str, out: Path) -> dict[str, Any]:

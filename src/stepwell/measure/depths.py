@@ -17,7 +17,7 @@ def cost_table(net: NestedNet, size: int, *, batch: int = 1) -> dict[str, dict[s
     """Measure the costs of every depth as a plain network, for `batch` images of `size` pixels at once.
 
     Returns:
-        By depth: "blocks", "params", "macs" and "peak_bytes" of a batch's image, "ms" with its spread.
+        By depth: "blocks", and the costs of `cost_of`.
     """
     costs = costs_of({d: net.subnet(d) for d in net.depths}, blank_image(net, size, batch))
     return {d: {"blocks": list(blocks)} | costs[d] for d, blocks in net.depths.items()}

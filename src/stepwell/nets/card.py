@@ -10,7 +10,7 @@ Input = Literal["image", "text", "vector"]
 #: The largest height and width of an input.
 LARGEST = 1 << 14
 #: Measurements of a depth that hold on every device, and times on one device.
-ANYWHERE = ("blocks", "params", "macs", "peak_bytes")
+ANYWHERE = ("blocks", "params", "macs", "weight_bytes", "peak_bytes")
 CLOCK = ("ms", "ms_low", "ms_high")
 
 
@@ -21,8 +21,9 @@ class Card:
     classes: class names in the order of the logits.
     size: height and width of the input in pixels.
     mean, std: per channel, of pixels scaled to [0, 1].
-    costs: by depth, the costs that hold on every device: "blocks", "params", "macs" an image and
-        "peak_bytes"; and "accuracy", a share, with "accuracy_on", the images that it was measured on.
+    costs: by depth, the costs that hold on every device: "blocks", "params", "macs" an image,
+        "weight_bytes" and "peak_bytes" (activations of an image, at most); and "accuracy", a share,
+        with "accuracy_on", the images that it was measured on.
     latency: by device (`stepwell.device.device_name`), then by depth: "ms" for one image (a median),
         "ms_low" and "ms_high" (10 % and 90 % quantiles).
     cascade: depths and thresholds that were calibrated on this network (see `nets.nested.cascade`).

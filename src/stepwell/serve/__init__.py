@@ -1,9 +1,10 @@
 """Predictions for image files: at a depth, within a budget, by a cascade."""
 
 from stepwell.moved import moved_name
-from stepwell.serve.files import Prediction, as_batch, expand, predict_files, to_csv
+from stepwell.nets.predictions import Prediction
+from stepwell.serve.files import expand, predict_files, to_csv
 
-__all__ = ["Prediction", "as_batch", "expand", "predict_files", "to_csv"]
+__all__ = ["Prediction", "expand", "predict_files", "to_csv"]
 
 
 def __getattr__(name: str) -> object:

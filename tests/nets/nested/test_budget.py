@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 import stepwell
 from stepwell.device import device_name
+from stepwell.measures import share_interval
 from stepwell.nets import Card, build
 from stepwell.nets.files.nested import fingerprint, rewrite_card
 from stepwell.nets.nested.budget import choose_depth
@@ -62,17 +63,35 @@ def test_the_choice_fits_and_none_that_fits_is_better(rows, ms, macs, accuracy, 
         cost = 0 if "ms" in asked else 1
         assert rows[chosen][cost] == min(rows[d][cost] for d in fitting)
     else:
-        assert rows[chosen][2] == max(rows[d][2] for d in fitting)
+        high = {d: share_interval(rows[d][2], 9)[1] for d in fitting}
+        beaten = [d for i, d in enumerate(fitting) if any(rows[s][2] > high[d] for s in fitting[:i])]
+        assert chosen == next(d for d in reversed(fitting) if d not in beaten)
 
 
 ROWS = {"8": (1.0, 10, 0.7), "14": (2.0, 20, 0.8), "20": (3.0, 30, 0.8)}
 
 
-def test_of_equals_the_cheapest_and_without_accuracy_the_deepest():
-    assert choose_depth(card_of(ROWS), status_of(ROWS), HERE, ms=9) == "14"
+def test_the_deepest_within_the_budget_is_chosen_also_where_an_accuracy_is_unknown():
+    assert choose_depth(card_of(ROWS), status_of(ROWS), HERE, ms=9) == "20"
     unknown = {d: (ms, macs, None if d == "8" else a) for d, (ms, macs, a) in ROWS.items()}
     assert choose_depth(card_of(unknown), status_of(ROWS), HERE, ms=9) == "20"
     assert choose_depth(card_of(unknown), status_of(ROWS), HERE, accuracy=0.1) == "14"
+
+
+@pytest.mark.parametrize(
+    ("images", "accuracies", "chosen"),
+    [
+        ("100 validation images", (0.90, 0.92, 0.90), "20"),  # the interval of 20 ends at 0.945
+        ("100 validation images", (0.90, 0.95, 0.90), "14"),
+        ("10000 validation images", (0.90, 0.92, 0.90), "14"),  # ends at 0.906
+        ("10000 validation images", (0.95, 0.92, 0.90), "8"),
+        ("some images", (0.90, 0.92, 0.91), "14"),  # of an unknown number: no interval
+    ],
+)
+def test_a_shallower_depth_must_be_better_beyond_the_interval(images, accuracies, chosen):
+    accuracy = dict(zip(ROWS, accuracies, strict=True))
+    card = card_of(ROWS).with_accuracy(accuracy, images)
+    assert choose_depth(card, status_of(ROWS), HERE, ms=9) == chosen
 
 
 def test_what_nobody_trained_is_never_chosen():
@@ -117,7 +136,7 @@ def test_times_of_another_device_do_not_count():
     slower = {d: {"ms": 10 * ms, "macs": macs} for d, (ms, macs, _) in ROWS.items()}
     both = card.with_costs(slower, "a phone")
     assert choose_depth(both, status_of(ROWS), "a phone", ms=10) == "8"
-    assert choose_depth(both, status_of(ROWS), HERE, ms=10) == "14"
+    assert choose_depth(both, status_of(ROWS), HERE, ms=10) == "20"
 
 
 def test_what_was_never_measured_is_said_to_be_unknown():

@@ -252,7 +252,8 @@ def assemble(
         if module is None:
             raise ValueError(
                 f"{path} holds a caller's own module, nested by stepwell.nest: give load(path, "
-                f"module=FACTORY), a function without arguments that makes the same module"
+                "module=FACTORY), a function without arguments that makes the same module; or "
+                "--module PACKAGE:FACTORY to predict, eval or export"
             )
         own = module()
     own_heads = {exit: make() for exit, make in heads.items()}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from stepwell.measures import in_words
+from stepwell.measures import in_words, share_interval
 from stepwell.nets.card import Card
 
 #: Measurements of a depth: "ms", "macs" and "accuracy", where they are known.
@@ -45,9 +45,35 @@ def choose_depth(card: Card, status: Mapping[str, str], device: str, **budget: f
         raise ValueError(_nothing_fits(rows, limits, cost))
     if "accuracy" in limits:
         return min(fitting, key=lambda d: fitting[d][cost])
-    if all("accuracy" in row for row in fitting.values()):
-        return max(fitting, key=lambda d: (fitting[d]["accuracy"], -fitting[d][cost]))
-    return list(fitting)[-1]  # the deepest, if no accuracy was measured
+    images = {d: str(known[d].get("accuracy_on", "")) for d in fitting}
+    return _deepest_unbeaten(fitting, {d: _count(words) for d, words in images.items()})
+
+
+def _deepest_unbeaten(rows: Mapping[str, Row], images: Mapping[str, int]) -> str:
+    """The deepest depth, unless a shallower one is more accurate beyond the deeper one's interval.
+
+    A few images more or less that are right say nothing about two depths, and a deeper one is usually
+    better on images that nobody measured. Depths of unknown accuracy neither beat nor are beaten.
+
+    Args:
+        rows: of depths, shallow to deep.
+        images: the number of images behind each accuracy; 0 if unknown, which means no interval.
+    """
+    depths = list(rows)
+    while len(depths) > 1:
+        *shallower, deepest = depths
+        accuracy = rows[deepest].get("accuracy", 1.0)
+        high = share_interval(accuracy, images[deepest])[1] if images[deepest] else accuracy
+        if not any(rows[d].get("accuracy", 0.0) > high for d in shallower):
+            break
+        depths = shallower
+    return depths[-1]
+
+
+def _count(words: str) -> int:
+    """The number of images in words such as "500 validation images"; 0 if there is none."""
+    first = words.partition(" ")[0]
+    return int(first) if first.isdecimal() else 0
 
 
 def _limits(budget: Mapping[str, float | None]) -> Row:

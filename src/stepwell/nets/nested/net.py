@@ -29,6 +29,7 @@ from stepwell.nets.nested.plan import Plan, channels_last
 from stepwell.nets.nested.steps import Request, Value, feature_of, request
 from stepwell.nets.nested.trie import Fork, Node, trie_of
 from stepwell.nets.nested.weights import Weights
+from stepwell.nets.predictions import Answers, Predicts
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Exit
 
@@ -37,7 +38,7 @@ NormSharing = Literal["private", "shared"]
 Inputs = Shaped[Tensor, "batch ..."]
 
 
-class NestedNet(Weights):
+class NestedNet(Predicts, Weights):
     """Several networks of different depth in one set of weights.
 
     Args:
@@ -123,8 +124,9 @@ class NestedNet(Weights):
     ) -> str:
         """The depth that fits a budget, by the measured table in `card`; fresh depths are never chosen.
 
-        With `accuracy`, it is the cheapest depth that is at least that accurate; otherwise the most
-        accurate (of equals the cheapest), or the deepest if an accuracy is unknown.
+        With `accuracy`, it is the cheapest depth that is at least that accurate. Otherwise it is the
+        deepest, unless a shallower one is more accurate beyond the deeper one's 95 % interval, by the
+        number of images in the table.
 
         Args:
             ms: most milliseconds per image on this device and number of threads.
@@ -193,6 +195,15 @@ class NestedNet(Weights):
         """Logits (batch, classes) of all depths (or those named), shallow to deep."""
         exits = self.forward_all(x, depths, given=given)
         return {depth: exit.logits for depth, exit in exits.items()}
+
+    def answers(self, x: Inputs, depth: str | None = None) -> Answers:
+        """Give the logits of one depth, the full net by default, and its name for each row.
+
+        ValueError if the depth was never trained or calibrated.
+        """
+        depth = self.full if depth is None else depth
+        self.require_ready(depth)
+        return self(x.to(next(self.parameters()).device), depth), [depth] * len(x)
 
     def joint_loss(
         self,

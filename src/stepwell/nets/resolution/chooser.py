@@ -12,7 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stepwell.measures import in_words
+from stepwell.nets.card import Card
 from stepwell.nets.nested.cascade import Answer
+from stepwell.nets.predictions import Answers, Predicts
 from stepwell.nets.resolution.resolutions import Resolutions, resize
 from stepwell.types import Images, Logits
 
@@ -88,7 +90,7 @@ class Always(nn.Module):
         return scores
 
 
-class ResolutionNet(nn.Module):
+class ResolutionNet(Predicts):
     """A network of several resolutions (and depths), and the chooser that picks one for each image.
 
     Args:
@@ -124,6 +126,11 @@ class ResolutionNet(nn.Module):
         self.costs: Tensor
         self.register_buffer("price", torch.zeros(()))
         self.register_buffer("costs", torch.zeros(len(choices)))
+
+    @property
+    def card(self) -> Card:  # type: ignore[override]
+        """The card of the network at full size."""
+        return self.net.net.card
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -189,7 +196,7 @@ class ResolutionNet(nn.Module):
         """Make one choice for all images, without chooser and budgets; ValueError if there is none."""
         if name not in self.names:
             raise ValueError(f"no choice {name!r}; there are {', '.join(self.names)}")
-        self.chooser = Always(len(self.choices), self.names.index(name))
+        self.chooser = Always(len(self.choices), self.names.index(name)).train(self.training)
         self.price.zero_()
         self.budgets = ()
 
@@ -213,6 +220,24 @@ class ResolutionNet(nn.Module):
         """Give the logits of each image and the index of its choice; equal choices run together."""
         who = self.choose(x)
         return Answer(gathered(list(self.run(x, who))), who)
+
+    def answers(self, x: Images, depth: str | None = None) -> Answers:
+        """Give the logits of each image and the name of its choice.
+
+        Args:
+            depth: a depth at full size, or a choice for all images. ValueError if there is none.
+        """
+        x = x.to(self.price.device)
+        if depth is None:
+            answer = self.answer(x)
+            return answer.logits, [self.names[i] for i in answer.depth.tolist()]
+        if depth in self.net.net.depths:
+            return self.net.net.answers(x, depth)
+        if depth in self.names:
+            chosen, size = self.choices[self.names.index(depth)]
+            return self.net(x, size, chosen), [depth] * len(x)
+        known = ", ".join(dict.fromkeys([*self.names, *self.net.net.depths]))
+        raise ValueError(f"no choice or depth {depth!r}; there are {known}")
 
     def forward(self, x: Images) -> Logits:
         """Give the logits of each image at its own resolution."""

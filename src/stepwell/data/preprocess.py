@@ -1,0 +1,117 @@
+"""Images as a network of Stepwell takes them. Needs numpy and Pillow, nothing else.
+
+    about = json.loads(Path("export.json").read_text())
+    images = preprocess(["photo.jpg", "scan.png"], about)  # (2, 3, size, size), float32
+
+`stepwell export` copies this file beside the graphs, and Stepwell prepares its own images by it: both
+see the same pixels.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+#: The errors that PIL raises on files that are damaged or no images.
+UNREADABLE = (
+    OSError, UnidentifiedImageError, SyntaxError, ValueError, TypeError, IndexError, KeyError,
+    EOFError, struct.error, zlib.error, MemoryError, OverflowError, Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)  # fmt: skip
+#: An image: its file, a PIL image, or an array (height, width) or (height, width, 3 or 4).
+Source = str | Path | Image.Image | NDArray[Any]
+
+
+def preprocess(sources: Sequence[Source], about: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Give images (batch, 3, size, size) for the network whose export.json is `about`.
+
+    ValueError names an image that cannot be read.
+    """
+    pixels = np.stack([squared(source, about["size"]) for source in sources]).astype(np.float32)
+    mean, std = (np.array(about[name], np.float32) * np.float32(255) for name in ("mean", "std"))
+    return np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2))
+
+
+def squared(source: Source, size: int) -> NDArray[np.uint8]:
+    """Give RGB bytes (size, size, 3) of an image: turned upright, shorter side scaled, middle cropped.
+
+    Transparency is ignored. ValueError names an image that cannot be read.
+    """
+    try:
+        if isinstance(source, Image.Image):
+            return _squared(source, size)
+        if isinstance(source, np.ndarray):
+            return _squared(Image.fromarray(source), size)
+        if isinstance(source, (str, os.PathLike)):
+            with open_image(source) as image:
+                return _squared(image, size)
+    except UNREADABLE as error:
+        if isinstance(source, Image.Image):
+            raise ValueError(f"cannot read the image ({error})") from error
+        if isinstance(source, np.ndarray):
+            raise ValueError(
+                f"cannot read an array of {source.dtype} {source.shape} as an image ({error}): give "
+                "uint8 (height, width, 3), or uint8, uint16 or float32 (height, width)"
+            ) from error
+        raise ValueError(f"cannot read image {source} ({error}): replace or remove it") from error
+    raise ValueError(f"an image is a path, a PIL image or a numpy array, not {type(source).__name__}")
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Open a regular file with an image of a safe number of pixels; else one of `UNREADABLE`."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
+        raise ValueError("it is a folder" if os.path.isdir(path) else "it is no regular file")
+    image = Image.open(path)
+    try:
+        _check_pixels(*image.size)
+    except ValueError:
+        image.close()
+        raise
+    return image
+
+
+def _check_pixels(width: int, height: int) -> None:
+    most = Image.MAX_IMAGE_PIXELS
+    if not (width and height):
+        raise ValueError("it has no pixels")
+    if most is not None and width * height > most:
+        raise ValueError(
+            f"{width} × {height} pixels are more than the {most} that PIL.Image.MAX_IMAGE_PIXELS allows"
+        )
+
+
+def _squared(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    _check_pixels(*image.size)
+    image = _as_rgb(ImageOps.exif_transpose(image))
+    width, height = image.size
+    if (width, height) != (size, size):
+        scale = size / min(width, height)
+        scaled = max(size, round(width * scale)), max(size, round(height * scale))
+        _check_pixels(*scaled)  # a line of one pixel would grow without bound
+        image = image.resize(scaled, Image.Resampling.BILINEAR)
+        left, top = (image.width - size) // 2, (image.height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return np.array(image)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Eight bits a channel; PIL would clip the values of images with more, not scale them."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if image.mode == "F":
+            full = 1 if high <= 1 else 255
+        else:
+            full = 255 if image.mode == "I" and high <= 255 else 65535
+        if not (low >= 0 and high <= full):
+            reach = f"run from {low:g} to {high:g}"
+            raise ValueError(f"its values {reach}, and not up to 1, 255 or 65535")
+        scaled = values // 257 if full == 65535 else np.rint(values * (255 / full))
+        image = Image.fromarray(scaled.astype(np.uint8))
+    return image.convert("RGB")

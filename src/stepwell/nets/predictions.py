@@ -1,0 +1,159 @@
+"""Predict the classes of images on disk or in memory, by any network with a card."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stepwell.data.loader import normalise
+from stepwell.data.preprocess import Source, squared
+from stepwell.nets.card import Card
+from stepwell.train_mode import check_eval_mode
+from stepwell.types import Images
+
+#: Logits of a batch, and for each row the depth or choice that answered.
+Answers = tuple[Tensor, list[str]]
+#: Images at once.
+BATCH = 64
+
+
+class Prediction(NamedTuple):
+    """The most probable classes of one image, or the reason why it could not be read.
+
+    file: the image's path; None for an image in memory.
+    label, probability: of the most probable class.
+    depth: the depth that answered, or the choice of a resolution network.
+    top: the most probable classes and their probabilities, best first.
+    """
+
+    file: Path | None = None
+    label: str = ""
+    probability: float = 0.0
+    error: str = ""
+    depth: str = ""
+    top: tuple[tuple[str, float], ...] = ()
+
+
+class Predicts(nn.Module):
+    """A network with a card: images in, classes out."""
+
+    card: Card
+
+    def answers(self, x: Images, depth: str | None = None) -> Answers:
+        """Give the logits of prepared images, and for each row the depth or choice that answered."""
+        raise NotImplementedError
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a path is a sequence, too
+        self, images: Source, *, depth: str | None = None, top: int = 1
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self, images: Sequence[Source], *, depth: str | None = None, top: int = 1
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self, images: Source | Sequence[Source], *, depth: str | None = None, top: int = 1
+    ) -> Prediction | list[Prediction]:
+        """Classify an image, or several: paths, PIL images, or numpy arrays (height, width, 3).
+
+        Images are prepared as `stepwell predict` does it, and threads may share the network.
+
+        >>> net.predict("photo.jpg", depth="18", top=2).top  # doctest: +SKIP
+        (('cat', 0.93), ('dog', 0.05))
+
+        Args:
+            depth: the depth that answers, the full net by default. A network that chooses resolutions
+                chooses by default, and takes one of its choices or depths.
+            top: number of most probable classes in each prediction.
+
+        Raises:
+            ValueError: an image cannot be read; there is no such depth, or it was never trained; the
+                network is in train mode; its card names no classes.
+        """
+        sources, single = _several(images)
+        found = [*predictions(self, lambda x: self.answers(x, depth), sources, top=top)]
+        return found[0] if single else found
+
+    def preprocess(self, images: Source | Sequence[Source]) -> Images:
+        """Give images (batch, 3, size, size) as this network takes them, on the CPU.
+
+        Orientation (EXIF), 16 bits a channel, palettes and grey are handled; transparency is ignored.
+        The shorter side is scaled and the middle cropped. ValueError names an unreadable image.
+        """
+        check_card(self.card)
+        pixels = [squared(source, self.card.size) for source in _several(images)[0]]
+        return _normalised(pixels, self.card)
+
+
+def predictions(
+    net: Predicts, answers: Callable[[Images], Answers], sources: Sequence[Source], *, top: int = 1,
+    batch_size: int = BATCH, skip_unreadable: bool = False,
+) -> Iterator[Prediction]:  # fmt: skip
+    """Classify images in order, by `answers`; errors as for `Predicts.predict`.
+
+    Args:
+        skip_unreadable: give a prediction with the error for an image that cannot be read.
+    """
+    check_card(net.card)
+    if top < 1:
+        raise ValueError(f"top is a number of classes, 1 or more, not {top}")
+    check_eval_mode(net)  # a change of the mode here would reach all threads
+    for start in range(0, len(sources), batch_size):
+        batch: list[Prediction] = []
+        pixels = []
+        for source in sources[start : start + batch_size]:
+            file = Path(source) if isinstance(source, str | Path) else None
+            try:
+                pixels.append(squared(source, net.card.size))
+                batch.append(Prediction(file))
+            except ValueError as error:
+                if not skip_unreadable:
+                    raise
+                batch.append(Prediction(file, error=str(error)))
+        if pixels:
+            with torch.inference_mode():
+                logits, depths = answers(_normalised(pixels, net.card))
+                values, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
+            rows = zip(values[:, :top].tolist(), order[:, :top].tolist(), depths, strict=True)
+        for prediction in batch:
+            if not prediction.error:
+                shares, indices, depth = next(rows)
+                names = (net.card.classes[i] for i in indices)
+                best = tuple(zip(names, shares, strict=True))
+                label, probability = best[0]
+                prediction = prediction._replace(
+                    label=label, probability=probability, depth=depth, top=best
+                )
+            yield prediction
+
+
+def check_card(card: Card) -> None:
+    """Check that a card describes a classifier of images; ValueError if not."""
+    if card.input != "image":
+        raise ValueError(f"this network takes {card.input} inputs, not images")
+    if not card.classes or not card.size:
+        raise ValueError(
+            "this network names no classes or no input size, so it cannot predict: set net.card = "
+            "stepwell.Card(classes, size, mean, std)"
+        )
+
+
+def _several(images: Source | Sequence[Source]) -> tuple[Sequence[Any], bool]:
+    """Give a sequence of images, and whether it was a single one."""
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return [*images], False
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        return images, False
+    return [images], True
+
+
+def _normalised(pixels: Sequence[Any], card: Card) -> Images:
+    if not pixels:
+        return torch.empty(0, 3, card.size, card.size)
+    batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    return normalise(batch, card.mean, card.std)
