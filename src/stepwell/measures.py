@@ -31,6 +31,7 @@ MEASURES: Mapping[str, Measure] = {
     "accuracy": Measure("accuracy", "percent", 2),
     "nll": Measure("NLL", "number", 3),
     "ece": Measure("ECE", "number", 3),
+    "balanced_accuracy": Measure("balanced", "percent", 2),
     "agreement": Measure("agreement", "percent"),
     "negative_flips": Measure("made wrong", "percent"),
     "positive_flips": Measure("made right", "percent"),
@@ -39,6 +40,9 @@ MEASURES: Mapping[str, Measure] = {
     "ms_low": Measure("10 %", "ms"),
     "ms_high": Measure("90 %", "ms"),
 }
+
+#: Said beside times that were measured while other programs held the processor.
+BUSY = "the machine was busy, so times are unsure"
 
 #: Images per second of a network with and without its chooser.
 SPEED: Mapping[str, Measure] = {
@@ -79,6 +83,16 @@ FIDELITY: Mapping[str, Measure] = {
     "ece": Measure("ECE", "number", 3),
     "teacher/ece": Measure("... of the teacher", "number", 3),
 }
+
+
+def share_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Give Wilson's interval (1927) of a share of n examples; `z`: half its width in standard errors.
+
+    Unlike the plain interval it stays within [0, 1], and is not empty if all or none are right.
+    """
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def of_row(numbers: Mapping[str, float], row: str) -> dict[str, float]:

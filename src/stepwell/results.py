@@ -1,10 +1,10 @@
 """Read a run's results.json, written by any version.
 
 {"kind", "rows": "depth" | "choice" | None, "test": {"ROW/measure": number}, "examples",
-"costs": {ROW: {...}}, "seconds", "cpu_seconds", SYSTEM: {...what only this system measured...}}
+"confusion": {ROW: {TRUE CLASS: {PREDICTED CLASS: examples}}}, "costs": {ROW: {...}}, "seconds", "cpu_seconds", SYSTEM: {...what only this system measured...}}
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +46,20 @@ def row_name(key: str) -> str:
     start = "val/" if key.startswith("val/") else ""  # of metrics.jsonl
     row, slash, measure = key.removeprefix(start).partition("/")
     return f"{start}{'chosen' if row == 'dynamic' else row}{slash}{measure}"
+
+
+def never_right(confusion: Mapping[str, Mapping[str, Mapping[str, int]]]) -> dict[tuple[str, ...], list[str]]:
+    """Group the rows by their classes without one right example; only rows that have such classes."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for row, counts in confusion.items():
+        if names := tuple(name for name, answers in counts.items() if not answers.get(name)):
+            found.setdefault(names, []).append(row)
+    return {tuple(rows): list(names) for names, rows in found.items()}
+
+
+def never_in_words(rows: Sequence[str], names: Sequence[str], row: str = "depth", *, most: int = 4) -> str:
+    """Say it in a sentence without its full stop: "depths 8, 20 get no test example of cat right"."""
+    one = len(rows) == 1
+    listed = ", ".join(names[:most]) + (f" and {len(names) - most} more classes" if len(names) > most else "")
+    verb = "gets" if one else "get"
+    return f"{row}{'' if one else 's'} {', '.join(rows)} {verb} no test example of {listed} right"

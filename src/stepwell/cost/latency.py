@@ -1,21 +1,60 @@
 """Measured time."""
 
+import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 
+#: The calmest turns of a call agree if the slowest of their medians is at most this multiple of the least.
+AGREE = 1.1
+#: Least share of the time in which this thread must have had a processor.
+SERVED = 0.8
+#: Longest time of a call, as a multiple of the planned one.
+PATIENCE = 6
+
+
 class Latency(NamedTuple):
-    """Milliseconds per call: the median, and the 10 % and 90 % quantiles as its spread."""
+    """Milliseconds per call: the median, and the 10 % and 90 % quantiles as its spread.
+
+    unsure: the machine was busy, so that a calm one may be much faster.
+    """
 
     ms: float
     low: float
     high: float
+    unsure: bool = False
+
+    def row(self, batch: int = 1) -> dict[str, Any]:
+        """Give the entries of a cost table, per example; "unsure" only if it is."""
+        times = {"ms": self.ms / batch, "ms_low": self.low / batch, "ms_high": self.high / batch}
+        return times | ({"unsure": True} if self.unsure else {})
+
+
+class Turn(NamedTuple):
+    """The seconds of calls in sequence, and the share of the time in which they had a processor."""
+
+    times: list[float]
+    served: float
+
+
+class Watch:
+    """Measure in a `with` block the share of the time in which this thread has a processor."""
+
+    def __enter__(self) -> "Watch":
+        self._start = time.perf_counter(), time.thread_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall, own = time.perf_counter() - self._start[0], time.thread_time() - self._start[1]
+        self.served = own / wall if wall > 0 else 1.0
+        self.busy = self.served < SERVED
 
 
 def measure_latencies(
@@ -24,26 +63,53 @@ def measure_latencies(
 ) -> dict[str, Latency]:  # fmt: skip
     """Time calls in turns, each for about `seconds` and at least `least` times.
 
-    Each of the `rounds` turns begins with a warm-up. Turns spread a temporary load of the machine over
-    all calls. On a GPU a call must end with a synchronisation.
+    Turns spread a temporary load of the machine over all calls; each begins with a warm-up. After
+    `rounds` turns, further ones follow until the `rounds` calmest turns of every call agree (the k-best
+    scheme of Bryant & O'Hallaron, Computer Systems), for at most `PATIENCE` times as long. Only the
+    calmest turns count. A time is unsure if they disagree, or if other processes held the processor
+    meanwhile. On a GPU a call must end with a synchronisation.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(1, rounds + 1):
+    turns: dict[str, list[Turn]] = {name: [] for name in calls}
+    end = time.perf_counter() + PATIENCE * seconds * len(calls)
+    for turn in itertools.count():
+        agree = all(_agree(_calmest(own, rounds)) for own in turns.values() if turn)
+        if turn >= rounds and (agree or time.perf_counter() > end):
+            break
         for name, call in calls.items():
-            for _ in range(warmup):
-                call()
-            end = time.perf_counter() + seconds / rounds
-            so_far = times[name]
-            while len(so_far) * rounds < least * turn or (
-                time.perf_counter() < end and len(so_far) < 10_000
-            ):
-                start = time.perf_counter()
-                call()
-                so_far.append(time.perf_counter() - start)
-    middle_low_high = torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)
-    columns = {name: torch.tensor(each, dtype=torch.float64) for name, each in times.items()}
-    quantiles = {name: column.quantile(middle_low_high) for name, column in columns.items()}
-    return {name: Latency(*(1000 * each).tolist()) for name, each in quantiles.items()}
+            turns[name].append(_turn(call, seconds / rounds, warmup, math.ceil(least / rounds)))
+    return {name: _latency(_calmest(own, rounds)) for name, own in turns.items()}
+
+
+def _turn(call: Callable[[], object], seconds: float, warmup: int, least: int) -> Turn:
+    end = time.perf_counter() + seconds
+    for _ in range(warmup):
+        call()
+        if time.perf_counter() > end:  # a slow call needs no more
+            break
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    with Watch() as watch:
+        while len(times) < least or (time.perf_counter() < end and len(times) < 10_000):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+    return Turn(times, watch.served)
+
+
+def _calmest(turns: Sequence[Turn], count: int) -> list[Turn]:
+    return sorted(turns, key=lambda turn: statistics.median(turn.times))[:count]
+
+
+def _agree(turns: Sequence[Turn]) -> bool:
+    medians = [statistics.median(turn.times) for turn in turns]
+    served = statistics.mean(turn.served for turn in turns)
+    return max(medians) <= AGREE * min(medians) and served >= SERVED
+
+
+def _latency(turns: Sequence[Turn]) -> Latency:
+    times = torch.tensor([t for turn in turns for t in turn.times], dtype=torch.float64)
+    quantiles = times.quantile(torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64))
+    return Latency(*(1000 * quantiles).tolist(), unsure=not _agree(turns))
 
 
 def time_each(

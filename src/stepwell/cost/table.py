@@ -48,9 +48,7 @@ def costs_of(
             "params": sum(p.numel() for p in module.parameters()),
             "macs": macs[name] // batch,
             "peak_bytes": peak[name],
-            "ms": times[name].ms / batch,
-            "ms_low": times[name].low / batch,
-            "ms_high": times[name].high / batch,
+            **times[name].row(batch),
             "batch": batch,
             "threads": torch.get_num_threads(),
         }

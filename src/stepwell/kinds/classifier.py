@@ -11,6 +11,7 @@ from stepwell.kinds import classifier_tables as tables
 from stepwell.kinds.classifier_costs import calibrate as calibrate
 from stepwell.kinds.classifier_costs import cost as cost
 from stepwell.kinds.classifier_tables import show_export as show_export
+from stepwell.measures import BUSY
 
 if TYPE_CHECKING:
     from stepwell.nets import NestedNet
@@ -33,10 +34,10 @@ EXTRA: Mapping[str, Callable[..., None]] = {
     "cascade": tables.show_cascade, "fidelity": lambda found, row: tables.show_fidelity(found)
 }  # fmt: skip
 #: Columns after a training, and of an evaluation.
-TRAINED = ("blocks", "params", "macs", "accuracy", "ms")
+TRAINED = ("blocks", "params", "macs", "accuracy", "balanced_accuracy", "ms")
 EVALUATED = (
-    "blocks", "params", "macs", "accuracy", "nll", "ece", "agreement", "negative_flips",
-    "positive_flips", "ms",
+    "blocks", "params", "macs", "accuracy", "balanced_accuracy", "nll", "ece", "agreement",
+    "negative_flips", "positive_flips", "ms",
 )  # fmt: skip
 
 
@@ -161,6 +162,7 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
         show(row_table(title, EVALUATED, costs, test | results["churn"], row=rows))
         tables.show_churn(results["churn"], row=rows)
     tables.show_classes(test)
+    tables.show_never_right(results, row=rows)
     show_conditions(costs)
     for name, show_table in EXTRA.items():
         if name in results:
@@ -210,7 +212,8 @@ def depth_within(net: "NestedNet", budget: Mapping[str, float], path: Path) -> s
     row = net.card.costs[depth] | net.card.latency.get(here, {}).get(depth, {})
     facts = [f"{big(row['macs'])} MACs an image"]
     if "ms" in row:
-        facts.append(f"{row['ms']:.2f} ms an image here")
+        doubt = f" ({BUSY}: measure again with `stepwell cost {path} --save`)"
+        facts.append(f"{row['ms']:.2f} ms an image here" + doubt * ("unsure" in row))
     if "accuracy" in row:
         facts.append(f"{100 * row['accuracy']:.2f} % of {row['accuracy_on']} right")
     say(f"depth {depth}: {', '.join(facts)}")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stepwell.console import big, row_table, say, show, show_conditions, size, table, written
 from stepwell.kinds import Costs, Network, Predicted, classifier
-from stepwell.kinds.classifier_tables import show_churn, show_classes
-from stepwell.measures import MEASURES, SPEED
+from stepwell.kinds.classifier_tables import show_churn, show_classes, show_never_right
+from stepwell.measures import BUSY, MEASURES, SPEED
 from stepwell.results import read_results
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ BUDGETS = 6
 ALIKE = 0.98
 #: A mean cost above this multiple of the target is a miss.
 OVER = 1.1
-EVALUATED = ("params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
+EVALUATED = ("params", "macs", "accuracy", "balanced_accuracy", "nll", "ece", "agreement", "ms")
 
 
 def open(path: Path) -> "ResolutionNet":
@@ -99,6 +99,7 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
     if not brief:
         show_churn(results["churn"], row=rows)
     show_classes(test)
+    show_never_right(results, row=rows)
     show_conditions(costs)
     show_choices(record)
     if not brief:
@@ -110,11 +111,14 @@ def set_budget(
     accuracy: float | None = None,
 ) -> None:  # fmt: skip
     """Set the cost penalty for a budget, and say its effect; milliseconds are measured now."""
+    from stepwell.cost import Watch
     from stepwell.measure.resolution import times_of_choices
 
-    times = [] if ms is None else times_of_choices(net, net.net.net.card.size)
+    with Watch() as watch:
+        times = [] if ms is None else times_of_choices(net, net.net.net.card.size)
     budget = net.for_budget(ms=ms, macs=macs, accuracy=accuracy, times=times)
-    by_clock = f" ({budget.time(times):.3g} ms here, one by one)" if times else ""
+    unsure = f"; {BUSY}" if watch.busy else ""
+    by_clock = f" ({budget.time(times):.3g} ms here, one by one{unsure})" if times else ""
     say(
         f"cost penalty {budget.price:.3g}: {big(budget.macs)} MACs an image in the mean{by_clock}, and "
         f"{100 * budget.accuracy:.2f} % right, on the images that set the cost penalty"
@@ -157,6 +161,7 @@ def _speed(net: "ResolutionNet", files: Sequence[Path]) -> list[str]:
     return [
         f"in batches of {row['batch']}: {row['chosen']:.0f} images/s, at full size always "
         f"{row['fixed']:.0f}: {row['speed_up']:.2f} ×, of {row['by_macs']:.2f} × by MACs"
+        + (f"; {BUSY}" if "unsure" in row else "")
         for row in measure_speed(net, as_batch(net.net.net, files[:TIMED]))
     ]
 
@@ -228,6 +233,8 @@ def show_choices(record: Mapping[str, Any]) -> None:
         show(note, style="dim")
     rows = [[written(measure, row[k]) for k, measure in SPEED.items()] for row in record["speed"]]
     show(table("speed", [measure.title for measure in SPEED.values()], rows))
+    if any("unsure" in row for row in record["speed"]):
+        show(BUSY, style="bold")
 
 
 def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:

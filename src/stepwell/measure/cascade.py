@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepwell.cost import count_macs_of_steps, mean_of_medians, time_each
+from stepwell.cost import Watch, count_macs_of_steps, mean_of_medians, time_each
 from stepwell.evaluation import gather_logits
 from stepwell.evaluation.cascade import Goal, Thresholds, better, find_thresholds, outcome_of
 from stepwell.measure.depths import blank_image, logits_where_it_is
@@ -141,7 +141,8 @@ def measure_cascade(
 
     Returns:
         "accuracy", mean "macs" per image, "shares" of images answered by each depth, "images"; "ms",
-        the mean time of one image; "full_accuracy", "full_macs" and "full_ms" of the full net alone.
+        the mean time of one image; "full_accuracy", "full_macs" and "full_ms" of the full net alone;
+        "unsure" if the machine was too busy for certain times.
     """
     net, depths = cascade.net, cascade.depths
     device = next(net.parameters()).device
@@ -159,7 +160,8 @@ def measure_cascade(
         if not answered:
             raise ValueError("nothing to evaluate: the data gave no batch")
         runs = {"": lambda x: cascade(x).logits, "full_": net.forward}
-        times = time_each(runs, singles, seconds=seconds)
+        with Watch() as watch:
+            times = time_each(runs, singles, seconds=seconds)
     who = torch.cat(answered)
     shares = [(who == i).double().mean().item() for i in range(len(depths))]
     costs = cascade_macs(net, depths)
@@ -169,4 +171,4 @@ def measure_cascade(
         "shares": shares, "images": len(who), "full_macs": cascade_macs(net, [net.full])[0],
         **accuracies, "ms": mean_of_medians(times[""], who.tolist()),
         "full_ms": statistics.median(times["full_"]),
-    }  # fmt: skip
+    } | ({"unsure": True} if watch.busy else {})  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stepwell.cost import costs_of, count_macs, mean_of_medians, measure_latencies, time_each
 from stepwell.cost.latency import synchronised
+from stepwell.cost.table import ROUNDS
 from stepwell.data import Batches
 from stepwell.evaluation import Tally, gather_logits
 from stepwell.measure.depths import blank_image, results_of
@@ -61,7 +62,8 @@ def times_of_choices(net: ResolutionNet, size: int) -> list[float]:
     runs = [net.chooser, *(AtChoice(net, i) for i in range(len(net.choices)))]
     with in_eval_mode(*runs), torch.inference_mode():
         calls = {str(i): partial(_each, run, [x]) for i, run in enumerate(runs)}
-        chooser, *times = [t.ms for t in measure_latencies(calls, seconds=SECONDS / 2).values()]
+        found = measure_latencies(calls, seconds=SECONDS / 2, rounds=ROUNDS).values()
+        chooser, *times = [time.ms for time in found]
     return [chooser + ms for ms in times]
 
 
@@ -175,7 +177,8 @@ def measure_speed(
     Returns:
         For batches of 64 (fewer if there are fewer images) and of one: "batch"; images per second as
         "chosen" and "fixed" (all images at the first choice, without a chooser); "speed_up", their
-        ratio; "by_macs", the ratio of the same images' MACs.
+        ratio; "by_macs", the ratio of the same images' MACs; "unsure" if the machine was too busy for
+        certain times.
     """
     device = next(net.parameters()).device
     macs = torch.tensor(macs_of_choices(net, images.shape[-1]), dtype=torch.float64)
@@ -196,7 +199,8 @@ def measure_speed(
             times = measure_latencies(calls, seconds=seconds or SECONDS, warmup=1, least=2, rounds=2)
             speed = {name: 1000 * len(timed) / time.ms for name, time in times.items()}
             speed["speed_up"] = speed["chosen"] / speed["fixed"]
-            found.append({"batch": batch, **speed, "by_macs": float(alone / macs[who].mean())})
+            unsure = {"unsure": True} if any(time.unsure for time in times.values()) else {}
+            found.append({"batch": batch, **speed, "by_macs": float(alone / macs[who].mean())} | unsure)
     return found
 
 
