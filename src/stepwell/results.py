@@ -1,14 +1,18 @@
-"""Read a run's results.json, written by any version.
+"""A run's results.json, written by any version, and its evaluations.json, what was measured later.
 
 {"kind", "rows": "depth" | "choice" | None, "test": {"ROW/measure": number}, "examples",
 "confusion": {ROW: {TRUE CLASS: {PREDICTED CLASS: examples}}}, "costs": {ROW: {...}}, "seconds", "cpu_seconds", SYSTEM: {...what only this system measured...}}
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepwell.files import read_json
+#: Later evaluations of a run, beside its results.json.
+EVALUATIONS = "evaluations.json"
+
+from stepwell.files import damaged, read_json, write_whole, writing
 
 #: Measures of a graph that older versions wrote at the top.
 _OF_GRAPHS = ("entities", "relations", "triples", "loss", "test_seconds")
@@ -17,6 +21,44 @@ _OF_GRAPHS = ("entities", "relations", "triples", "loss", "test_seconds")
 def read_results(run: Path) -> dict[str, Any]:
     """Read the results of a finished run, with present names; errors as for `read_json`."""
     return upgrade(read_json(run / "results.json", "start its `stepwell train` command again"))
+
+
+def read_evaluations(run: Path) -> list[dict[str, Any]]:
+    """Read what `stepwell eval` measured on this training's network, oldest first.
+
+    Each has the form of results.json, with "date", "device" and "data": {"name", "fingerprint", "own"};
+    "at" says the budget in words, if there was one. ValueError if the file is damaged.
+    """
+    file = run / EVALUATIONS
+    if not file.is_file():
+        return []
+    remedy = "delete it, and measure again with stepwell eval"
+    found = read_json(file, remedy).get("evaluations")
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise damaged(file, "it lists no evaluations", remedy)
+    trained = read_results(run).get("finished")
+    return [one for one in found if one.get("trained") == trained]
+
+
+def keep_evaluation(run: Path, results: Mapping[str, Any], *, date: str, device: str) -> None:
+    """Add an evaluation to a run's evaluations.json, in place of the last one of the same.
+
+    The same are those on equal data, of equal rows, within equal budgets. A cascade that this one did
+    not measure stays. ValueError for a damaged file, OSError if it cannot be written.
+    """
+    own = {name: value for name, value in results.items() if name != "fidelity"}
+    new = {"date": date, "device": device, "trained": read_results(run).get("finished")} | own
+
+    def same(one: Mapping[str, Any]) -> bool:
+        data = one.get("data", {}).get("fingerprint") == new["data"]["fingerprint"]
+        return data and all(one.get(key) == new.get(key) for key in ("rows", "at"))
+
+    with writing(run / "net.safetensors"):
+        known = read_evaluations(run)
+        if before := [one for one in known if same(one) and one["costs"].keys() == new["costs"].keys()]:
+            new = {"cascade": before[-1]["cascade"]} | new if "cascade" in before[-1] else new
+        kept = [*(one for one in known if not same(one)), new]
+        write_whole(run / EVALUATIONS, json.dumps({"evaluations": kept}, indent=1).encode())
 
 
 def upgrade(results: Mapping[str, Any]) -> dict[str, Any]:

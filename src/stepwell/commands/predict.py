@@ -50,8 +50,6 @@ def predict(
         cascade: shallow first, deeper when unsure, as saved by `stepwell eval RUN --cascade --save`.
         csv: write file, class, probability and depth to this file.
     """
-    from stepwell.serve import to_csv
-
     flags = {name: value for name, value in locals().items() if name in FLAGS}
     budget = any(value is not None for value in (budget_ms, budget_macs, min_accuracy))
     if (depth is not None) + budget + cascade > 1:
@@ -60,6 +58,8 @@ def predict(
         )
     if csv is not None:
         check_place("--csv", csv)
+    if missing := [file for file in files if not file.exists()]:
+        raise ValueError(f"no file or folder {missing[0]}")
     network = open_network(run, to="predict")
     predicted: Predicted = network.do("predict", files, **flags)
     predictions = predicted.predictions
@@ -68,6 +68,8 @@ def predict(
         for line in predicted.speed():
             say(line)
     if csv is not None:
+        from stepwell.serve import to_csv
+
         to_csv(csv, predictions)
         say(f"wrote {len(readable)} predictions to {csv}")
     if json:

@@ -75,7 +75,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure every depth; also a cascade of them, and fidelity to a teacher. Flags as for `eval`.
 
-    Gives results as results.json has them; with "cascade" ("validation" and "test") and "fidelity" (the
+    Gives results as results.json has them, and the "data"; with "cascade" ("validation" and "test") and "fidelity" (the
     content of fidelity.json) where they were asked for.
     """
     from stepwell.measure.cascade import check_depths
@@ -101,7 +101,7 @@ def evaluate(
         check_writable(network_file(path))
     parts = parts_of(net, path, config, data)
     networks = fit_pair(pair, parts.test) if fidelity else None
-    results = measure_depths(net, parts.test)
+    results = measure_depths(net, parts.test) | {"data": parts.about}
     if cascade:
         results["cascade"] = _cascade(network, parts, target_accuracy, budget_macs, save)
     if networks is not None:

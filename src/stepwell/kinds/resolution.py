@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stepwell.console import big, row_table, say, show, show_conditions, size, table, written
 from stepwell.kinds import Costs, Network, Predicted, classifier
 from stepwell.kinds.classifier_tables import show_churn, show_classes, show_never_right
-from stepwell.measures import BUSY, MEASURES, SPEED
+from stepwell.measures import BUSY, MEASURES, SPEED, in_words
 from stepwell.results import read_results
 
 if TYPE_CHECKING:
@@ -84,6 +84,9 @@ def evaluate(
     parts = parts_of(nested, network.path, config, data)
     table = measuring.choice_table(net, nested.card.size)
     results, _ = measuring.measure_resolution(net, parts.test, table)
+    results["data"] = parts.about
+    if budget_macs is not None:
+        results["at"] = f"at most {in_words('macs', budget_macs)}"
     record = results["drnet"]
     run = network_file(network.path).parent
     if budget_macs is None and config and (run / "results.json").exists():
