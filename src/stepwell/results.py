@@ -1,7 +1,8 @@
 """A run's results.json, written by any version, and its evaluations.json, what was measured later.
 
 {"kind", "rows": "depth" | "choice" | None, "test": {"ROW/measure": number}, "examples",
-"confusion": {ROW: {TRUE CLASS: {PREDICTED CLASS: examples}}}, "costs": {ROW: {...}}, "seconds", "cpu_seconds", SYSTEM: {...what only this system measured...}}
+"confusion": {ROW: {TRUE CLASS: {PREDICTED CLASS: examples}}}, "costs": {ROW: {...}},
+"seconds", "cpu_seconds", SYSTEM: {...what only this system measured...}}
 """
 
 import json
@@ -9,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-#: Later evaluations of a run, beside its results.json.
-EVALUATIONS = "evaluations.json"
-
 from stepwell.files import damaged, read_json, write_whole, writing
 
+#: Later evaluations of a run, beside its results.json.
+EVALUATIONS = "evaluations.json"
 #: Measures of a graph that older versions wrote at the top.
 _OF_GRAPHS = ("entities", "relations", "triples", "loss", "test_seconds")
 
@@ -47,7 +47,8 @@ def keep_evaluation(run: Path, results: Mapping[str, Any], *, date: str, device:
     not measure stays. ValueError for a damaged file, OSError if it cannot be written.
     """
     own = {name: value for name, value in results.items() if name != "fidelity"}
-    new = {"date": date, "device": device, "trained": read_results(run).get("finished")} | own
+    new: dict[str, Any] = {"date": date, "device": device}
+    new |= {"trained": read_results(run).get("finished")} | own
 
     def same(one: Mapping[str, Any]) -> bool:
         data = one.get("data", {}).get("fingerprint") == new["data"]["fingerprint"]
@@ -90,7 +91,9 @@ def row_name(key: str) -> str:
     return f"{start}{'chosen' if row == 'dynamic' else row}{slash}{measure}"
 
 
-def never_right(confusion: Mapping[str, Mapping[str, Mapping[str, int]]]) -> dict[tuple[str, ...], list[str]]:
+def never_right(
+    confusion: Mapping[str, Mapping[str, Mapping[str, int]]],
+) -> dict[tuple[str, ...], list[str]]:
     """Group the rows by their classes without one right example; only rows that have such classes."""
     found: dict[tuple[str, ...], list[str]] = {}
     for row, counts in confusion.items():
@@ -99,9 +102,13 @@ def never_right(confusion: Mapping[str, Mapping[str, Mapping[str, int]]]) -> dic
     return {tuple(rows): list(names) for names, rows in found.items()}
 
 
-def never_in_words(rows: Sequence[str], names: Sequence[str], row: str = "depth", *, most: int = 4) -> str:
+def never_in_words(
+    rows: Sequence[str], names: Sequence[str], row: str = "depth", *, most: int = 4
+) -> str:
     """Say it in a sentence without its full stop: "depths 8, 20 get no test example of cat right"."""
     one = len(rows) == 1
-    listed = ", ".join(names[:most]) + (f" and {len(names) - most} more classes" if len(names) > most else "")
+    listed = ", ".join(names[:most]) + (
+        f" and {len(names) - most} more classes" if len(names) > most else ""
+    )
     verb = "gets" if one else "get"
     return f"{row}{'' if one else 's'} {', '.join(rows)} {verb} no test example of {listed} right"

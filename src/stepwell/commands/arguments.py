@@ -11,7 +11,6 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
-from stepwell.catalog import DATA
 from stepwell.flags import flag
 from stepwell.ranges import check_numbers
 
@@ -56,7 +55,8 @@ def print_completion(
             Annotated[type(name, (), {}), tyro.conf.subcommand(name, constructor=_prepared(member))]
             for name, member in members.items()
         )
-        flat = tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Union[tuple(choices)]]]
+        one = Union[tuple(choices)]  # noqa: UP007
+        flat = tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[one]]
         command.__annotations__["which"] = flat
         return command
 
@@ -145,13 +145,6 @@ def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? There" if near else "there"
     return ValueError(f"no {what} {name!r}; {hint} are {', '.join(names)}")
-
-
-def check_data(data: str | None) -> None:
-    """Refuse data that is neither a folder nor a name, before anything slow is imported."""
-    if data is not None and data not in DATA and not Path(data).is_dir():
-        names = ", ".join(name for name in DATA if name.islower())
-        raise ValueError(f"no data {data!r}: give a folder of class folders, or one of {names}")
 
 
 def check_place(flag: str, path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from stepwell.commands.arguments import Json, check_data, check_place
+from stepwell.commands.arguments import Json, check_place
 from stepwell.console import print_json, row_table, say, show
 from stepwell.kinds import Calibrated, open_network
 
@@ -36,7 +36,6 @@ def calibrate(
     """
     if out is not None:
         check_place("--out", out)
-    check_data(data)
     network = open_network(run, to="calibrate")
     done: Calibrated = network.do("calibrate", depths, data=data, out=out)
     if json:

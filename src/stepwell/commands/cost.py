@@ -5,7 +5,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from stepwell.commands.arguments import Json, check_data
+from stepwell.commands.arguments import Json
 from stepwell.console import print_json, row_table, show, show_conditions
 from stepwell.kinds import Costs, open_network
 
@@ -55,7 +55,6 @@ def cost(
             )
         if not save and (accuracy_on or data):
             raise ValueError("--accuracy-on and --data need --save")
-        check_data(data)
         opened = open_network(network, to="cost")
         more = {"batch": None if batch == 1 else batch, "save": save, "data": data}
         costs: Costs = opened.do("cost", size=size, accuracy_on=accuracy_on, **more)

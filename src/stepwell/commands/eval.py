@@ -7,7 +7,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from stepwell.commands.arguments import Json, check_data
+from stepwell.commands.arguments import Json
 from stepwell.console import print_json, say
 from stepwell.kinds import kind_module, open_network
 
@@ -73,7 +73,6 @@ def eval_(
     if not fidelity and (teacher_mean or teacher_std or control is not None or interpolate):
         more = "--teacher-mean, --teacher-std, --control and --interpolate"
         raise ValueError(f"{more} need --fidelity")
-    check_data(data)
     network = open_network(run, to="evaluate")
     results = network.do("evaluate", **flags)
     if json:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from stepwell.commands.arguments import Json, check_data, check_place
+from stepwell.commands.arguments import Json, check_place
 from stepwell.console import print_json
 from stepwell.kinds import kind_module, open_network
 from stepwell.kinds.classifier_tables import show_delta
@@ -53,7 +53,6 @@ def export(
         return
     if out is not None:
         raise ValueError(f"--out {out} is where --beyond writes; an export goes to the folder --to")
-    check_data(data)
     network = open_network(run, to="export")
     folder = to or (run if run.is_dir() else run.parent) / "export"
     one = None if depth == "all" else depth

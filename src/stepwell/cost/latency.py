@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-
-#: The calmest turns of a call agree if the slowest of their medians is at most this multiple of the least.
+#: The calmest turns of a call agree if their slowest median is at most this multiple of the fastest.
 AGREE = 1.1
 #: Least share of the time in which this thread must have had a processor.
 SERVED = 0.8
@@ -109,7 +108,8 @@ def _agree(turns: Sequence[Turn]) -> bool:
 def _latency(turns: Sequence[Turn]) -> Latency:
     times = torch.tensor([t for turn in turns for t in turn.times], dtype=torch.float64)
     quantiles = times.quantile(torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64))
-    return Latency(*(1000 * quantiles).tolist(), unsure=not _agree(turns))
+    ms, low, high = (1000 * quantiles).tolist()
+    return Latency(ms, low, high, unsure=not _agree(turns))
 
 
 def time_each(

@@ -24,9 +24,10 @@ NEXT = (
 )  # fmt: skip
 SECTIONS = [
     f"stepwell.report.{section}" for section in (
-        "sections:lead", "systems:notes", "sections:facts", "sections:row_table", "sections:churn",
-        "sections:run_figures", "fidelity:fidelity_section", "systems:sections", "sections:examples",
-        "sections:classes_table", "sections:arguments",
+        "sections:lead", "systems:notes", "sections:cost_figures", "sections:row_table",
+        "classes:classes_section", "sections:churn", "evaluations:cascade_section",
+        "evaluations:other_evaluations", "sections:run_figures", "fidelity:fidelity_section",
+        "systems:sections", "sections:examples", "sections:facts", "sections:arguments",
     )
 ]  # fmt: skip
 #: Tables of what `eval` measures on request, by its key in the results.
@@ -75,8 +76,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure every depth; also a cascade of them, and fidelity to a teacher. Flags as for `eval`.
 
-    Gives results as results.json has them, and the "data"; with "cascade" ("validation" and "test") and "fidelity" (the
-    content of fidelity.json) where they were asked for.
+    Gives results as results.json has them, and the "data"; with "cascade" ("validation" and "test") and
+    "fidelity" (the content of fidelity.json) where they were asked for.
     """
     from stepwell.measure.cascade import check_depths
     from stepwell.measure.data_parts import parts_of

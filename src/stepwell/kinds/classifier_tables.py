@@ -58,7 +58,7 @@ def with_wilson(part: Mapping[str, Any]) -> str:
 
 
 def show_classes(test: Mapping[str, float]) -> None:
-    """Print the accuracy of each class, of many the worst, if it was measured: if classes are uneven."""
+    """Print the accuracy of each class, of many the worst, if it was measured (classes are uneven)."""
     found: dict[str, dict[str, float]] = {}
     for name, value in test.items():
         depth, _, rest = name.partition("/accuracy/")

@@ -27,9 +27,10 @@ ADVICE = {
 NEXT = classifier.NEXT
 SECTIONS = [
     f"stepwell.report.{section}" for section in (
-        "resolution:lead", "sections:facts", "sections:row_table", "sections:churn",
-        "sections:run_figures", "fidelity:fidelity_section", "systems:sections", "sections:examples",
-        "sections:classes_table", "sections:arguments",
+        "resolution:lead", "sections:cost_figures", "sections:row_table", "classes:classes_section",
+        "sections:churn", "evaluations:other_evaluations", "sections:run_figures",
+        "fidelity:fidelity_section", "systems:sections", "sections:examples", "sections:facts",
+        "sections:arguments",
     )
 ]  # fmt: skip
 TRAINED = classifier.TRAINED

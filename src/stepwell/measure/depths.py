@@ -32,8 +32,8 @@ def measure_depths(net: NestedNet, test: Batches) -> dict[str, Any]:
     """Measure every depth on labelled images.
 
     Returns:
-        Results as a run's results.json has them: "kind", "rows", "test", "churn", "examples", "confusion",
-        "costs".
+        Results as a run's results.json has them: "kind", "rows", "test", "churn", "examples",
+        "confusion", "costs".
     """
     sums = tally(logits_where_it_is(net), test)
     return results_of(sums, net.card.classes, cost_table(net, net.card.size))
