@@ -19,6 +19,7 @@ from stepwell.report.full_net import full_net_note
 from stepwell.report.run_record import read_run
 from stepwell.report.sections import lead
 from stepwell.results import keep_evaluation
+from stepwell.tasks.classification import in_turn
 
 DEPTHS = ("20", "26", "32")
 CLASSES = ["<b>&", *"123456789"]
@@ -594,3 +595,10 @@ def test_run_facts_stand_at_the_foot(tmp_path, undrawn):
     assert (
         page.index("Other examples") < page.index('class="facts"') < page.index("Arguments of the run")
     )
+
+
+def test_examples_are_of_all_classes_in_turn():
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    assert in_turn(torch.arange(6), labels).tolist() == [0, 3, 5, 1, 4, 2]
+    assert in_turn(torch.tensor([1, 2, 4]), labels).tolist() == [1, 4, 2]
+    assert in_turn(torch.tensor([], dtype=torch.long), labels).tolist() == []
