@@ -46,6 +46,7 @@ def accuracy_cost(
         return None
     several = len(records) > 1
     words = {row: record.row for record in records for row in record.rows}
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -80,6 +81,9 @@ def accuracy_cost(
         xs = [p.x for found in points.values() for p in found]
         if max(ends) > 3 * max(xs):  # a whisker of a busy moment would push the points into a corner
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         elif axes.get_xlim()[0] < 0:
             axes.set_xlim(0)
         low, high = axes.get_ylim()
