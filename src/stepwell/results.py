@@ -106,9 +106,8 @@ def never_in_words(
     rows: Sequence[str], names: Sequence[str], row: str = "depth", *, most: int = 4
 ) -> str:
     """Say it in a sentence without its full stop: "depths 8, 20 get no test example of cat right"."""
-    one = len(rows) == 1
-    listed = ", ".join(names[:most]) + (
-        f" and {len(names) - most} more classes" if len(names) > most else ""
-    )
-    verb = "gets" if one else "get"
-    return f"{row}{'' if one else 's'} {', '.join(rows)} {verb} no test example of {listed} right"
+    plural = "s" if len(rows) > 1 else ""
+    rest = f" and {len(names) - most} more classes" if len(names) > most + 1 else ""
+    listed = ", ".join(names[:most] if rest else names)
+    verb = "get" if plural else "gets"
+    return f"{row}{plural} {', '.join(rows)} {verb} no test example of {listed}{rest} right"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 #: The calmest turns of a call agree if their slowest median is at most this multiple of the fastest.
 AGREE = 1.1
-#: Least share of the time in which this thread must have had a processor.
+#: Least share of a typical call in which its thread must have a processor.
 SERVED = 0.8
 #: Longest time of a call, as a multiple of the planned one.
 PATIENCE = 6
@@ -36,24 +36,29 @@ class Latency(NamedTuple):
         return times | ({"unsure": True} if self.unsure else {})
 
 
-class Turn(NamedTuple):
-    """The seconds of calls in sequence, and the share of the time in which they had a processor."""
-
-    times: list[float]
-    served: float
-
-
 class Watch:
-    """Measure in a `with` block the share of the time in which this thread has a processor."""
+    """Time what runs in `with` blocks, and watch whether this thread had a processor meanwhile.
 
-    def __enter__(self) -> "Watch":
+    times: seconds of each block.
+    served: share of each block in which this thread ran.
+    """
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.served: list[float] = []
+
+    def __enter__(self) -> None:
         self._start = time.perf_counter(), time.thread_time()
-        return self
 
     def __exit__(self, *_: object) -> None:
         wall, own = time.perf_counter() - self._start[0], time.thread_time() - self._start[1]
-        self.served = own / wall if wall > 0 else 1.0
-        self.busy = self.served < SERVED
+        self.times.append(wall)
+        self.served.append(own / wall if wall > 0 else 1.0)
+
+    @property
+    def busy(self) -> bool:
+        """True if even the typical block had to wait for a processor."""
+        return statistics.median(self.served) < SERVED
 
 
 def measure_latencies(
@@ -65,10 +70,10 @@ def measure_latencies(
     Turns spread a temporary load of the machine over all calls; each begins with a warm-up. After
     `rounds` turns, further ones follow until the `rounds` calmest turns of every call agree (the k-best
     scheme of Bryant & O'Hallaron, Computer Systems), for at most `PATIENCE` times as long. Only the
-    calmest turns count. A time is unsure if they disagree, or if other processes held the processor
-    meanwhile. On a GPU a call must end with a synchronisation.
+    calmest turns count. A time is unsure if they disagree, or if the typical call waited for a
+    processor. On a GPU a call must end with a synchronisation.
     """
-    turns: dict[str, list[Turn]] = {name: [] for name in calls}
+    turns: dict[str, list[Watch]] = {name: [] for name in calls}
     end = time.perf_counter() + PATIENCE * seconds * len(calls)
     for turn in itertools.count():
         agree = all(_agree(_calmest(own, rounds)) for own in turns.values() if turn)
@@ -79,33 +84,30 @@ def measure_latencies(
     return {name: _latency(_calmest(own, rounds)) for name, own in turns.items()}
 
 
-def _turn(call: Callable[[], object], seconds: float, warmup: int, least: int) -> Turn:
+def _turn(call: Callable[[], object], seconds: float, warmup: int, least: int) -> Watch:
     end = time.perf_counter() + seconds
     for _ in range(warmup):
         call()
         if time.perf_counter() > end:  # a slow call needs no more
             break
-    times: list[float] = []
+    watch = Watch()
     end = time.perf_counter() + seconds
-    with Watch() as watch:
-        while len(times) < least or (time.perf_counter() < end and len(times) < 10_000):
-            start = time.perf_counter()
+    while len(watch.times) < least or (time.perf_counter() < end and len(watch.times) < 10_000):
+        with watch:
             call()
-            times.append(time.perf_counter() - start)
-    return Turn(times, watch.served)
+    return watch
 
 
-def _calmest(turns: Sequence[Turn], count: int) -> list[Turn]:
+def _calmest(turns: Sequence[Watch], count: int) -> list[Watch]:
     return sorted(turns, key=lambda turn: statistics.median(turn.times))[:count]
 
 
-def _agree(turns: Sequence[Turn]) -> bool:
+def _agree(turns: Sequence[Watch]) -> bool:
     medians = [statistics.median(turn.times) for turn in turns]
-    served = statistics.mean(turn.served for turn in turns)
-    return max(medians) <= AGREE * min(medians) and served >= SERVED
+    return max(medians) <= AGREE * min(medians) and not any(turn.busy for turn in turns)
 
 
-def _latency(turns: Sequence[Turn]) -> Latency:
+def _latency(turns: Sequence[Watch]) -> Latency:
     times = torch.tensor([t for turn in turns for t in turn.times], dtype=torch.float64)
     quantiles = times.quantile(torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64))
     ms, low, high = (1000 * quantiles).tolist()
@@ -115,8 +117,8 @@ def _latency(turns: Sequence[Turn]) -> Latency:
 def time_each(
     calls: Mapping[str, Callable[[Tensor], Tensor]], inputs: Sequence[Shaped[Tensor, "..."]], *,
     seconds: float = 2.0, warmup: int = 5, least: int = 10,
-) -> dict[str, list[float]]:  # fmt: skip
-    """Milliseconds of each call on each input, for calls whose time depends on the input.
+) -> dict[str, Watch]:  # fmt: skip
+    """Time each call on each input, for calls whose time depends on the input.
 
     The calls take turns on each input, so a drift of the machine affects all. Timing ends with the last
     input, or after about `seconds` and at least `least` inputs.
@@ -124,15 +126,14 @@ def time_each(
     for call in calls.values():
         for x in inputs[:warmup]:
             synchronised(call(x))
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times = {name: Watch() for name in calls}
     end = time.perf_counter() + seconds
     for i, x in enumerate(inputs):
         if i >= least and time.perf_counter() > end:
             break
         for name, call in calls.items():
-            start = time.perf_counter()
-            synchronised(call(x))
-            times[name].append(1000 * (time.perf_counter() - start))
+            with times[name]:
+                synchronised(call(x))
     return times
 
 

@@ -115,13 +115,12 @@ def set_budget(
     accuracy: float | None = None,
 ) -> None:  # fmt: skip
     """Set the cost penalty for a budget, and say its effect; milliseconds are measured now."""
-    from stepwell.cost import Watch
-    from stepwell.measure.resolution import times_of_choices
+    from stepwell.measure.resolution import latencies_of_choices
 
-    with Watch() as watch:
-        times = [] if ms is None else times_of_choices(net, net.net.net.card.size)
+    found = [] if ms is None else latencies_of_choices(net, net.net.net.card.size)
+    times = [found[0].ms + choice.ms for choice in found[1:]]
     budget = net.for_budget(ms=ms, macs=macs, accuracy=accuracy, times=times)
-    unsure = f"; {BUSY}" if watch.busy else ""
+    unsure = f"; {BUSY}" if any(time.unsure for time in found) else ""
     by_clock = f" ({budget.time(times):.3g} ms here, one by one{unsure})" if times else ""
     say(
         f"cost penalty {budget.price:.3g}: {big(budget.macs)} MACs an image in the mean{by_clock}, and "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepwell.cost import Watch, count_macs_of_steps, mean_of_medians, time_each
+from stepwell.cost import count_macs_of_steps, mean_of_medians, time_each
 from stepwell.evaluation import gather_logits
 from stepwell.evaluation.cascade import Goal, Thresholds, better, find_thresholds, outcome_of
 from stepwell.measure.depths import blank_image, logits_where_it_is
@@ -160,8 +160,7 @@ def measure_cascade(
         if not answered:
             raise ValueError("nothing to evaluate: the data gave no batch")
         runs = {"": lambda x: cascade(x).logits, "full_": net.forward}
-        with Watch() as watch:
-            times = time_each(runs, singles, seconds=seconds)
+        times = time_each(runs, singles, seconds=seconds)
     who = torch.cat(answered)
     shares = [(who == i).double().mean().item() for i in range(len(depths))]
     costs = cascade_macs(net, depths)
@@ -169,6 +168,6 @@ def measure_cascade(
     return {
         "macs": sum(share * cost for share, cost in zip(shares, costs, strict=True)),
         "shares": shares, "images": len(who), "full_macs": cascade_macs(net, [net.full])[0],
-        **accuracies, "ms": mean_of_medians(times[""], who.tolist()),
-        "full_ms": statistics.median(times["full_"]),
-    } | ({"unsure": True} if watch.busy else {})  # fmt: skip
+        **accuracies, "ms": 1000 * mean_of_medians(times[""].times, who.tolist()),
+        "full_ms": 1000 * statistics.median(times["full_"].times),
+    } | ({"unsure": True} if any(watch.busy for watch in times.values()) else {})  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stepwell.cost import costs_of, count_macs, mean_of_medians, measure_latencies, time_each
+from stepwell.cost import Latency, costs_of, count_macs, mean_of_medians, measure_latencies, time_each
 from stepwell.cost.latency import synchronised
 from stepwell.cost.table import ROUNDS
 from stepwell.data import Batches
@@ -58,13 +58,17 @@ def choice_table(net: ResolutionNet, size: int) -> dict[str, dict[str, Any]]:
 
 def times_of_choices(net: ResolutionNet, size: int) -> list[float]:
     """Measure the milliseconds of one image of `size` pixels at each choice, chooser included."""
+    chooser, *choices = latencies_of_choices(net, size)
+    return [chooser.ms + choice.ms for choice in choices]
+
+
+def latencies_of_choices(net: ResolutionNet, size: int) -> list[Latency]:
+    """Measure the time of one image of `size` pixels: of the chooser, then of each choice."""
     x = blank_image(net, size)
     runs = [net.chooser, *(AtChoice(net, i) for i in range(len(net.choices)))]
     with in_eval_mode(*runs), torch.inference_mode():
         calls = {str(i): partial(_each, run, [x]) for i, run in enumerate(runs)}
-        found = measure_latencies(calls, seconds=SECONDS / 2, rounds=ROUNDS).values()
-        chooser, *times = [time.ms for time in found]
-    return [chooser + ms for ms in times]
+        return [*measure_latencies(calls, seconds=SECONDS / 2, rounds=ROUNDS).values()]
 
 
 class Observed(NamedTuple):
@@ -157,8 +161,8 @@ def _one_by_one(net: ResolutionNet, test: Batches, who: Tensor) -> float:
     device = next(net.parameters()).device
     images = timed_images(test).to(device)
     with in_eval_mode(net):
-        times = time_each({"": net.forward}, images.split(1), seconds=SECONDS)[""]
-    return mean_of_medians(times, who.tolist())
+        times = time_each({"": net.forward}, images.split(1), seconds=SECONDS)[""].times
+    return 1000 * mean_of_medians(times, who.tolist())
 
 
 def timed_images(test: Batches) -> Images:
