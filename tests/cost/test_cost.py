@@ -168,6 +168,17 @@ def test_a_steady_load_is_noticed_by_the_time_without_a_processor(machine):
     assert (found.ms, found.unsure) == (pytest.approx(100), True)
 
 
+def test_calls_that_were_interrupted_do_not_widen_the_spread(machine):
+    served, waited = machine(itertools.repeat(0.01)), machine(itertools.repeat(0.5), served=0.1)
+    count = itertools.count()
+
+    def call():
+        (waited if next(count) % 4 == 3 else served)()
+
+    found = measure_latencies({"a": call}, seconds=0.2, warmup=1, least=20, rounds=2)["a"]
+    assert found == pytest.approx((10, 10, 10, False))
+
+
 def test_all_costs_of_a_network():
     module = build("resnet20", num_classes=10).module
     got = cost_of(module, torch.zeros(4, 3, 8, 8), seconds=0.01)

@@ -70,8 +70,9 @@ def measure_latencies(
     Turns spread a temporary load of the machine over all calls; each begins with a warm-up. After
     `rounds` turns, further ones follow until the `rounds` calmest turns of every call agree (the k-best
     scheme of Bryant & O'Hallaron, Computer Systems), for at most `PATIENCE` times as long. Only the
-    calmest turns count. A time is unsure if they disagree, or if the typical call waited for a
-    processor. On a GPU a call must end with a synchronisation.
+    calmest turns count, and in them the calls that had a processor. A time is unsure if these turns
+    disagree, or if the typical call waited for a processor. On a GPU a call must end with a
+    synchronisation.
     """
     turns: dict[str, list[Watch]] = {name: [] for name in calls}
     end = time.perf_counter() + PATIENCE * seconds * len(calls)
@@ -108,7 +109,10 @@ def _agree(turns: Sequence[Watch]) -> bool:
 
 
 def _latency(turns: Sequence[Watch]) -> Latency:
-    times = torch.tensor([t for turn in turns for t in turn.times], dtype=torch.float64)
+    calls = [call for turn in turns for call in zip(turn.times, turn.served, strict=True)]
+    # a call that had to wait tells of the other programs; without any other it must do
+    own = [seconds for seconds, served in calls if served >= SERVED]
+    times = torch.tensor(own or [seconds for seconds, _ in calls], dtype=torch.float64)
     quantiles = times.quantile(torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64))
     ms, low, high = (1000 * quantiles).tolist()
     return Latency(ms, low, high, unsure=not _agree(turns))
