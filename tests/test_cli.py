@@ -20,6 +20,7 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -448,7 +449,8 @@ def test_a_cascade_is_calibrated_kept_and_used(stepwell, trained, tmp_path):
     assert test["full_accuracy"] == found["test"]["20/accuracy"]
     assert load(run / "net.safetensors").card.cascade == validation
     code, out, _ = stepwell("eval", run, "--cascade", "--budget-macs", "1.5e6")
-    assert (code, "cascade: at most 1.50 M MACs an image" in out) == (0, True)
+    assert (code, "goal on the validation images: at most 1.50 M MACs an image" in out) == (0, True)
+    assert "cascade, set on 143 validation images" in out
     digit_images(tmp_path / "in")
     csv_file = tmp_path / "o.csv"
     code, _, err = stepwell("predict", run, tmp_path / "in", "--cascade", "--csv", csv_file)
@@ -584,6 +586,45 @@ def test_report_writes_one_page(stepwell, trained, tmp_path):
     page = (trained / "report.html").read_text()
     assert "<h1" in page
     assert 'src="http' not in page
+
+
+def test_report_shows_what_eval_measured_last(stepwell, trained, tmp_path, image_folder):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    assert stepwell("calibrate", run, "--depths", "14")[0] == 0
+    code, _, err = stepwell("eval", run, "--cascade")
+    assert (code, f"kept in {run}; next: stepwell report {run}" in err) == (0, True)
+    assert stepwell("eval", run)[0] == 0  # which leaves the cascade
+    for part in ("train", "test"):
+        other = image_folder(tuple("0123456789"), 2, (8, 8), root=tmp_path / "other" / part).parent
+    code, out, err = stepwell("eval", run / "net.safetensors", "--data", other)
+    assert (code, f"on20imagesof{other}" in "".join(out.split())) == (0, True), err
+    assert stepwell("report", run)[0] == 0
+    page = (run / "report.html").read_text()
+    own, others = page.split("<h3>Evaluated on other data</h3>")
+    assert '<td class="word">14</td>' in own.split("Every depth, tested and measured")[1]
+    assert "Cascade, set on 143 validation images" in own
+    assert f"On {other}, by depth" in others
+    with FileLock(run / "lock"):  # another process writes to the run
+        code, out, err = stepwell("eval", run, "--json")
+        assert (code, "note: not kept for the report: another process" in err) == (0, True)
+    assert json.loads(out)["data"]["own"] is True
+
+
+def test_times_of_a_busy_machine_are_doubted(stepwell, trained, tmp_path, monkeypatch):
+    (path, *_) = digit_images(tmp_path / "in")
+    file = shutil.copy(trained / "net.safetensors", tmp_path / "net.safetensors")
+    monkeypatch.setattr("stepwell.cost.latency.SERVED", 1e9)
+    code, out, err = stepwell("cost", file, "--save")
+    assert (code, "1 thread; the machine was busy, so times are unsure" in out) == (0, True), err
+    monkeypatch.undo()
+    monkeypatch.setenv("STEPWELL_QUIET", "1")
+    code, _, err = stepwell("predict", file, path, "--budget-ms", 1e6)
+    assert (code, err.count("\n")) == (0, 1)
+    again = (
+        f"the machine was busy, so times are unsure: measure again with `stepwell cost {file} --save`"
+    )
+    assert again in err
 
 
 def test_other_recipes_train_and_teach(stepwell, trained, tmp_path):
@@ -970,8 +1011,9 @@ def test_a_control_needs_the_depths_of_the_student(stepwell, trained, taught, tm
 
 
 BAD = {
-    "unknown command": (["trian"], "no command 'trian'; there are list, train"),
+    "unknown command": (["trian"], "no command 'trian'; did you mean 'train'? There are list, train"),
     "unknown recipe": (["train", "nothing"], "no recipe 'nothing'; there are ekd"),
+    "near a recipe": (["train", "netgraff"], "no recipe 'netgraff'; did you mean 'netgraft'? There"),
     "unknown data": ([*TRAIN, "--data", "nowhere", "--out", "{tmp}/r"], "no data 'nowhere'"),
     "unknown depth": ([*TRAIN, "--depths", "9", "--out", "{tmp}/r"], "no depth '9' in the family"),
     "too deep": ([*TRAIN, "--depths", "x=3,3,4", "--out", "{tmp}/r"], "can keep 1 to 3 blocks"),
@@ -1075,7 +1117,7 @@ BAD = {
     "patch of what": (["patch", "{tmp}/no", "{tmp}/no", "--out", "{tmp}/x"], "no file"),
     "report of nothing": (["report", "{tmp}/empty"], "is no run directory"),
     "two reports": (["report", "{run}", "{run}"], "several runs need --out"),
-    "verify what": (["verify", "nothing"], "no system 'nothing'"),
+    "verify what": (["verify", "fidelty"], "no system 'fidelty'; did you mean 'fidelity'?"),
     "depth or budget": (
         ["predict", "{run}", "{tmp}/i.png", "--depth", "8", "--budget-ms", "3"],
         "give one of --depth, a budget (--budget-ms, --budget-macs, --min-accuracy), --cascade",
@@ -1213,6 +1255,31 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "stopped\n")
+
+
+def test_an_error_is_red_on_a_terminal_only(monkeypatch, capsys):
+    console.fail("a [b] c")
+    assert capsys.readouterr().err == "error: a [b] c\n"
+    terminal = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=10)
+    monkeypatch.setattr(console, "_console", lambda **_: terminal)
+    console.fail("no file a/long/path [b] c")
+    assert terminal.file.getvalue() == "\x1b[1;31merror:\x1b[0m no file a/long/path [b] c\n"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_a_shell_completes_commands_recipes_and_flags(stepwell, tmp_path):
+    _, script, _ = stepwell("--tyro-print-completion", "bash")
+    (tmp_path / "stepwell.bash").write_text(script)
+    lines = {
+        "stepwell pre": "predict", "stepwell train netg": "netgraft",
+        "stepwell eval --casc": "--cascade", "stepwell kg query --rela": "--relation",
+    }  # fmt: skip
+    for line, expected in lines.items():
+        words = line.split()
+        asked = f"""source {tmp_path}/stepwell.bash; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}
+        COMP_LINE="{line}"; COMP_POINT={len(line)}; _tyro_stepwell; echo "${{COMPREPLY[*]}}" """
+        done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True)
+        assert done.stdout.strip() == expected, done.stderr
 
 
 def test_wrong_flags_keep_the_parsers_box(stepwell):

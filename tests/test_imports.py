@@ -98,6 +98,21 @@ def test_help_and_list_import_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_a_wrong_path_is_told_before_torch_is_imported(tmp_path):
+    (tmp_path / "photos").mkdir()
+    code = f"""
+import sys, stepwell.cli as c
+for command in (["eval"], ["predict", "x.png"], ["export"], ["calibrate"], ["report"], ["cost"]):
+    try:
+        c.main([command[0], {str(tmp_path / "photos")!r}, *command[1:]])
+    except SystemExit as stop:
+        assert stop.code == 2
+assert 'torch' not in sys.modules"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr.count("photos is no run directory") == 5
+    assert "no file or folder x.png" in done.stderr
+
+
 def test_public_names_are_there():
     for name in stepwell.__all__:
         assert getattr(stepwell, name) is not None

@@ -11,7 +11,7 @@ from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 from stepwell import __version__
-from stepwell.commands.arguments import INTERRUPTS, call, show_help
+from stepwell.commands.arguments import INTERRUPTS, call, print_completion, show_help, unknown
 from stepwell.console import fail, say
 
 #: By name: "module:function", and a line of help.
@@ -84,6 +84,8 @@ def _run(arguments: list[str]) -> None:
             command(rest)
         else:
             call(command, f"stepwell {name}", rest)
+    elif name.startswith("--tyro-"):
+        _complete(arguments)
     elif name.startswith("-"):
         lines = {command: line for command, (_, line) in COMMANDS.items()}
         text = (
@@ -95,7 +97,17 @@ def _run(arguments: list[str]) -> None:
         )
         show_help("stepwell", lines, arguments, text)
     else:
-        raise ValueError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
+        raise unknown("command", name, COMMANDS)
+
+
+def _complete(arguments: list[str]) -> None:
+    """Print a shell's completion of every command and recipe, as tyro's own flag asks for it."""
+    from stepwell.commands.kg import KG
+    from stepwell.recipes import RECIPES
+
+    commands = {n: resolve_name(place) for n, (place, _) in COMMANDS.items() if n not in GROUPS}
+    recipes = {name: resolve_name(place) for name, (place, _) in RECIPES.items()}
+    print_completion("stepwell", commands, {"train": recipes, "kg": KG}, arguments)
 
 
 def _message(error: Exception) -> str:

@@ -15,7 +15,7 @@ from rich.progress import track as bar
 from rich.table import Table
 from rich.text import Text
 
-from stepwell.measures import MEASURES, Measure, big, number_in, of_row
+from stepwell.measures import BUSY, MEASURES, Measure, big, number_in, of_row
 
 #: Control characters that a file's name or a class may hold.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -145,15 +145,17 @@ def say(text: str) -> None:
 
 
 def fail(message: str) -> None:
-    """An error as one line."""
-    say(f"error: {' '.join(message.split())}")
+    """An error as one line; "error:" is red on a terminal."""
+    line = Text.assemble(("error:", "bold red"), f" {_escaped(' '.join(message.split()))}")
+    _console(stderr=True).print(line, highlight=False, soft_wrap=True)
 
 
 def show_conditions(costs: Mapping[str, Mapping[str, Any]]) -> None:
     """Print how times were measured."""
     cost = next(iter(costs.values()))
     threads = f"{cost['threads']} thread{'s' * (cost['threads'] != 1)}"
-    show(f"ms: median at batch {cost['batch']} on {threads}", style="dim")
+    unsure = f"; {BUSY}" if any("unsure" in row for row in costs.values()) else ""
+    show(f"ms: median at batch {cost['batch']} on {threads}{unsure}", style="bold" if unsure else "dim")
 
 
 def size(count: int) -> str:

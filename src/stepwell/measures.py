@@ -31,6 +31,7 @@ MEASURES: Mapping[str, Measure] = {
     "accuracy": Measure("accuracy", "percent", 2),
     "nll": Measure("NLL", "number", 3),
     "ece": Measure("ECE", "number", 3),
+    "balanced_accuracy": Measure("balanced", "percent", 2),
     "agreement": Measure("agreement", "percent"),
     "negative_flips": Measure("made wrong", "percent"),
     "positive_flips": Measure("made right", "percent"),
@@ -40,6 +41,9 @@ MEASURES: Mapping[str, Measure] = {
     "ms_low": Measure("10 %", "ms"),
     "ms_high": Measure("90 %", "ms"),
 }
+
+#: Said beside times that were measured while other programs held the processor.
+BUSY = "the machine was busy, so times are unsure"
 
 #: Images per second of a network with and without its chooser.
 SPEED: Mapping[str, Measure] = {

@@ -1,15 +1,19 @@
-"""Read a run's results.json, written by any version.
+"""A run's results.json, written by any version, and its evaluations.json, what was measured later.
 
 {"kind", "rows": "depth" | "choice" | None, "test": {"ROW/measure": number}, "examples",
-"costs": {ROW: {...}}, "seconds", "cpu_seconds", SYSTEM: {...what only this system measured...}}
+"confusion": {ROW: {TRUE CLASS: {PREDICTED CLASS: examples}}}, "costs": {ROW: {...}},
+"seconds", "cpu_seconds", SYSTEM: {...what only this system measured...}}
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepwell.files import read_json
+from stepwell.files import damaged, read_json, write_whole, writing
 
+#: Later evaluations of a run, beside its results.json.
+EVALUATIONS = "evaluations.json"
 #: Measures of a graph that older versions wrote at the top.
 _OF_GRAPHS = ("entities", "relations", "triples", "loss", "test_seconds")
 
@@ -17,6 +21,45 @@ _OF_GRAPHS = ("entities", "relations", "triples", "loss", "test_seconds")
 def read_results(run: Path) -> dict[str, Any]:
     """Read the results of a finished run, with present names; errors as for `read_json`."""
     return upgrade(read_json(run / "results.json", "start its `stepwell train` command again"))
+
+
+def read_evaluations(run: Path) -> list[dict[str, Any]]:
+    """Read what `stepwell eval` measured on this training's network, oldest first.
+
+    Each has the form of results.json, with "date", "device" and "data": {"name", "fingerprint", "own"};
+    "at" says the budget in words, if there was one. ValueError if the file is damaged.
+    """
+    file = run / EVALUATIONS
+    if not file.is_file():
+        return []
+    remedy = "delete it, and measure again with stepwell eval"
+    found = read_json(file, remedy).get("evaluations")
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise damaged(file, "it lists no evaluations", remedy)
+    trained = read_results(run).get("finished")
+    return [one for one in found if one.get("trained") == trained]
+
+
+def keep_evaluation(run: Path, results: Mapping[str, Any], *, date: str, device: str) -> None:
+    """Add an evaluation to a run's evaluations.json, in place of the last one of the same.
+
+    The same are those on equal data, of equal rows, within equal budgets. A cascade that this one did
+    not measure stays. ValueError for a damaged file, OSError if it cannot be written.
+    """
+    own = {name: value for name, value in results.items() if name != "fidelity"}
+    new: dict[str, Any] = {"date": date, "device": device}
+    new |= {"trained": read_results(run).get("finished")} | own
+
+    def same(one: Mapping[str, Any]) -> bool:
+        data = one.get("data", {}).get("fingerprint") == new["data"]["fingerprint"]
+        return data and all(one.get(key) == new.get(key) for key in ("rows", "at"))
+
+    with writing(run / "net.safetensors"):
+        known = read_evaluations(run)
+        if before := [one for one in known if same(one) and one["costs"].keys() == new["costs"].keys()]:
+            new = {"cascade": before[-1]["cascade"]} | new if "cascade" in before[-1] else new
+        kept = [*(one for one in known if not same(one)), new]
+        write_whole(run / EVALUATIONS, json.dumps({"evaluations": kept}, indent=1).encode())
 
 
 def upgrade(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,3 +89,25 @@ def row_name(key: str) -> str:
     start = "val/" if key.startswith("val/") else ""  # of metrics.jsonl
     row, slash, measure = key.removeprefix(start).partition("/")
     return f"{start}{'chosen' if row == 'dynamic' else row}{slash}{measure}"
+
+
+def never_right(
+    confusion: Mapping[str, Mapping[str, Mapping[str, int]]],
+) -> dict[tuple[str, ...], list[str]]:
+    """Group the rows by their classes without one right example; only rows that have such classes."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for row, counts in confusion.items():
+        if names := tuple(name for name, answers in counts.items() if not answers.get(name)):
+            found.setdefault(names, []).append(row)
+    return {tuple(rows): list(names) for names, rows in found.items()}
+
+
+def never_in_words(
+    rows: Sequence[str], names: Sequence[str], row: str = "depth", *, most: int = 4
+) -> str:
+    """Say it in a sentence without its full stop: "depths 8, 20 get no test example of cat right"."""
+    plural = "s" if len(rows) > 1 else ""
+    rest = f" and {len(names) - most} more classes" if len(names) > most + 1 else ""
+    listed = ", ".join(names[:most] if rest else names)
+    verb = "get" if plural else "gets"
+    return f"{row}{plural} {', '.join(rows)} {verb} no test example of {listed}{rest} right"

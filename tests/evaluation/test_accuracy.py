@@ -4,7 +4,10 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.classification import (
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
 
 from stepwell.evaluation import churn, evaluate, gather_logits, tally
 from stepwell.evaluation.accuracy import Tally
@@ -94,6 +97,16 @@ def test_uneven_classes_are_measured_each():
     assert got["1/balanced_accuracy"] == pytest.approx(expected)
     even = evaluate(lambda x: {"1": x[:6]}, [Batch(logits, labels[[0, 1, 10, 11, 14, 15]])], CLASSES)
     assert not any("/accuracy/" in name for name in even)
+
+
+def test_confusion_counts_equal_torchmetrics():
+    logits, labels, batches = data(50, [20, 20, 10])
+    found = tally(lambda x: {"half": x.flip(1), "full": x}, batches).confusion(CLASSES)
+    for name, z in {"half": logits.flip(1), "full": logits}.items():
+        expected = multiclass_confusion_matrix(z, labels, num_classes=3)
+        got = [[found[name].get(true, {}).get(said, 0) for said in CLASSES] for true in CLASSES]
+        assert got == expected.tolist()
+        assert all(count for answers in found[name].values() for count in answers.values())
 
 
 def test_agreement_is_with_the_last_name():

@@ -1,6 +1,7 @@
 """A network's cascade: found on validation data, measured as it runs."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_times_are_of_as_many_images_as_asked_for(net, monkeypatch):
 
     def time_each(calls, inputs, **_):
         timed.extend(inputs)
-        return {name: [1.0] * len(inputs) for name in calls}
+        return {name: SimpleNamespace(times=[1.0] * len(inputs), busy=False) for name in calls}
 
     monkeypatch.setattr("stepwell.measure.cascade.time_each", time_each)
     batches = batches_of(net)

@@ -1,15 +1,16 @@
 """Calling a function by its flags, and checks of arguments."""
 
+import difflib
 import functools
 import inspect
 import os
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -43,6 +44,40 @@ INTERRUPTS: list[int] = []
 
 def call(function: Callable[..., Any], prog: str, arguments: Sequence[str], more: str = "") -> Any:
     """Call a function with its flags, once all numbers are in range; `more` ends its description."""
+    text = "\n\n".join(filter(None, (description(function), more)))
+    return tyro.cli(
+        _prepared(function), prog=prog, args=arguments, description=text, registry=REGISTRY,
+        config=(tyro.conf.DisallowNone,),
+    )  # fmt: skip
+
+
+Members = Mapping[str, Callable[..., Any]]
+
+
+def print_completion(
+    prog: str, commands: Members, groups: Mapping[str, Members], arguments: Sequence[str]
+) -> None:
+    """Print a shell's completion of commands and groups of commands, with their flags."""
+
+    def group(members: Members) -> Callable[..., None]:
+        def command(which: Any) -> None: ...
+
+        choices = (
+            Annotated[type(name, (), {}), tyro.conf.subcommand(name, constructor=_prepared(member))]
+            for name, member in members.items()
+        )
+        one = Union[tuple(choices)]  # noqa: UP007
+        flat = tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[one]]
+        command.__annotations__["which"] = flat
+        return command
+
+    known = {name: _prepared(function) for name, function in commands.items()}
+    known |= {name: group(members) for name, members in groups.items()}
+    tyro.extras.subcommand_cli_from_dict(known, prog=prog, args=arguments, registry=REGISTRY)
+
+
+def _prepared(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function: checked numbers, and help in words for tyro."""
 
     @functools.wraps(function)
     def checked(**values: Any) -> Any:
@@ -56,11 +91,7 @@ def call(function: Callable[..., Any], prog: str, arguments: Sequence[str], more
     checked.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     checked.__annotations__ = _in_words(function)
     checked.__doc__ = re.sub(r"\n {8,}(?=\S)", " ", inspect.cleandoc(function.__doc__ or ""))
-    text = "\n\n".join(filter(None, (description(function), more)))
-    return tyro.cli(
-        checked, prog=prog, args=arguments, description=text, registry=REGISTRY,
-        config=(tyro.conf.DisallowNone,),
-    )  # fmt: skip
+    return checked
 
 
 def _in_words(function: Callable[..., Any]) -> dict[str, Any]:
@@ -135,6 +166,14 @@ def imported(module: str | None) -> Callable[[], Any] | None:
     if not callable(made):
         raise ValueError(f"--module {module} is no class or function: name PACKAGE:CLASS")
     return made
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
+    """Give the error about a name that does not exist, with the nearest that does."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? There" if near else "there"
+    return ValueError(f"no {what} {name!r}; {hint} are {', '.join(names)}")
 
 
 def check_place(flag: str, path: Path) -> None:

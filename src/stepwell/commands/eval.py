@@ -1,11 +1,14 @@
 """`stepwell eval`."""
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
 from stepwell.commands.arguments import Json, Module, imported
-from stepwell.console import print_json
+from stepwell.console import print_json, say
 from stepwell.kinds import kind_module, open_network
 
 
@@ -29,7 +32,7 @@ def eval_(
 
     Every depth of a network is measured. A network that chooses resolutions is measured as a whole, and
     at each choice for all images. With --fidelity, each depth is also compared with a teacher, on the
-    training and test images. The run keeps these numbers for its report if they are of its own data.
+    training and test images. The run keeps the numbers for its report, by the data.
 
     Examples:
         stepwell eval runs/digits
@@ -73,9 +76,28 @@ def eval_(
     if not fidelity and (teacher_mean or teacher_std or control is not None or interpolate):
         more = "--teacher-mean, --teacher-std, --control and --interpolate"
         raise ValueError(f"{more} need --fidelity")
-    results = open_network(run, to="evaluate", module=imported(module)).do("evaluate", **flags)
+    network = open_network(run, to="evaluate", module=imported(module))
+    results = network.do("evaluate", **flags)
     if json:
         print_json(results)
     else:
-        title = f"{run} on {results['examples']} images"
+        where = f" of {results['data']['name']}" if data is not None and "data" in results else ""
+        title = f"{run} on {results['examples']} images{where}"
         kind_module(results["kind"]).show_results(results, title)
+    if network.config and "data" in results:
+        _keep(run if run.is_dir() else run.parent, results)
+
+
+def _keep(run: Path, results: Mapping[str, Any]) -> None:
+    """Keep an evaluation in its run for the report; say so if that cannot be."""
+    from stepwell.device import device_name
+    from stepwell.results import keep_evaluation
+
+    try:
+        keep_evaluation(run, results, date=time.strftime("%Y-%m-%d %H:%M:%S"), device=device_name())
+    except FileNotFoundError:
+        return  # a run that is not finished has no report
+    except OSError as error:
+        say(f"note: not kept for the report: {error}")
+    else:
+        say(f"kept in {run}; next: stepwell report {run}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from stepwell.commands.arguments import Json, call, description, first_sentence, show_help
+from stepwell.commands.arguments import Json, call, description, first_sentence, show_help, unknown
 from stepwell.console import print_json, say, show, table
 from stepwell.kinds.graph import show_ranks
 
@@ -30,7 +30,7 @@ def kg(arguments: list[str]) -> None:
         lines = {n: first_sentence(command) for n, command in KG.items()}
         show_help("stepwell kg", lines, [name], description(kg))
     else:
-        raise ValueError(f"no command kg {name!r}; there are {', '.join(KG)}")
+        raise unknown("command kg", name, KG)
 
 
 def update(

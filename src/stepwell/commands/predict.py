@@ -58,8 +58,6 @@ def predict(
         top: number of most probable classes to give for each image; 1 by default.
         csv: write file, class, probability and depth to this file.
     """
-    from stepwell.serve import to_csv
-
     flags = {name: value for name, value in locals().items() if name in FLAGS}
     budget = any(value is not None for value in (budget_ms, budget_macs, min_accuracy))
     if (depth is not None) + budget + cascade > 1:
@@ -68,6 +66,8 @@ def predict(
         )
     if csv is not None:
         check_place("--csv", csv)
+    if missing := [file for file in files if not file.exists()]:
+        raise ValueError(f"no file or folder {missing[0]}")
     network = open_network(run, to="predict", module=imported(module))
     predicted: Predicted = network.do("predict", files, **flags)
     predictions = predicted.predictions
@@ -76,6 +76,8 @@ def predict(
         for line in predicted.speed():
             say(line)
     if csv is not None:
+        from stepwell.serve import to_csv
+
         to_csv(csv, predictions)
         say(f"wrote {len(readable)} predictions to {csv}")
     if json:

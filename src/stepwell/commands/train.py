@@ -5,7 +5,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from stepwell.commands.arguments import call, show_help
+from stepwell.commands.arguments import call, show_help, unknown
 from stepwell.console import print_json, say
 from stepwell.kinds import kind_module
 from stepwell.recipes import RECIPES
@@ -23,7 +23,7 @@ def train(arguments: list[str]) -> None:
         return
     name, *rest = [a for a in arguments if a != "--json"]
     if name not in RECIPES:
-        raise ValueError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+        raise unknown("recipe", name, RECIPES)
     recipe = resolve_name(RECIPES[name][0])
     started: dict[str, Any] = {}
 

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
-from stepwell.commands.arguments import Json
+from stepwell.claims import CLAIMS
+from stepwell.commands.arguments import Json, unknown
 from stepwell.console import print_json, say, show_claims
 from stepwell.flags import flag
 
@@ -47,6 +48,8 @@ def verify(
         workers: number of arms that train side by side, one thread each.
         out: the folder of units and results; by default runs/verify-SYSTEM.
     """
+    if system not in CLAIMS:
+        raise unknown("system", system, CLAIMS)
     from stepwell.claims.kit.verify import verify_system
 
     changes = {"data": data, "size": size, "epochs": epochs}

@@ -50,9 +50,7 @@ def costs_of(
             "macs": macs[name] // batch,
             "weight_bytes": _bytes_of(module),
             "peak_bytes": peak[name],
-            "ms": times[name].ms / batch,
-            "ms_low": times[name].low / batch,
-            "ms_high": times[name].high / batch,
+            **times[name].row(batch),
             "batch": batch,
             "threads": torch.get_num_threads(),
         }

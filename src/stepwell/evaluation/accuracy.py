@@ -1,5 +1,6 @@
 """Accuracy, likelihood, calibration and agreement of several predictors, summed batch by batch."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 
@@ -31,6 +32,7 @@ class Tally:
             self._right = torch.zeros(names, classes, dtype=torch.long)
             self._nll = torch.zeros(names, dtype=torch.float64)
             self._gaps = torch.zeros(names * BINS, dtype=torch.float64)
+            self._confused: Counter[int] = Counter()
         self.examples += batch
         confidence, top = z.softmax(2).amax(2), z.argmax(2)  # (names, batch)
         right = top == labels
@@ -38,6 +40,8 @@ class Tally:
         self._both_right = self._both_right + (right[:, None] & right).sum(2)
         self._labels.index_add_(0, labels, torch.ones_like(labels))
         self._right.index_add_(1, labels, right.long())
+        cells = (torch.arange(names)[:, None] * classes + labels) * classes + top
+        self._confused.update(cells.flatten().tolist())
         nll = cross_entropy(z.double().flatten(0, 1), labels.repeat(names), reduction="none")
         self._nll = torch.cat([self._nll[:, None], nll.view(names, batch)], 1).cumsum(1)[:, -1]
         places = bins_of(confidence, BINS) + BINS * torch.arange(names)[:, None]
@@ -63,6 +67,15 @@ class Tally:
                 results |= {f"{prefix}accuracy/{c}": value for c, value in per_class.items()}
                 results[f"{prefix}balanced_accuracy"] = sum(shares) / len(shares)
         return results
+
+    def confusion(self, classes: Sequence[str]) -> dict[str, dict[str, dict[str, int]]]:
+        """Count the examples by name, true class and predicted class; empty cells are left out."""
+        found: dict[str, dict[str, dict[str, int]]] = {name: {} for name in self.names}
+        for cell, count in sorted(self._confused.items()):
+            row, top = divmod(cell, len(self._labels))
+            name, label = divmod(row, len(self._labels))
+            found[self.names[name]].setdefault(classes[label], {})[classes[top]] = count
+        return found
 
     def churn(self) -> dict[str, float]:
         """Shares of the examples whose prediction flips between two names, as `churn` returns them."""

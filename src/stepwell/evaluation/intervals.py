@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from stepwell.measures import share_interval
+
 LEVEL = 0.95
 RESAMPLES = 1000
 #: Resamples drawn at a time; bounds the memory.
@@ -35,15 +37,13 @@ def quantile(level: float) -> float:
 def share(hits: Shaped[Tensor, " n"], level: float = LEVEL) -> Interval:
     """The share of true examples, with Wilson's interval (Wilson 1927).
 
-    Unlike the plain interval it stays within [0, 1], and is not empty if all or none are true.
+    ValueError without examples.
     """
     n, z = len(hits), quantile(level)
     if not n:
         raise ValueError("no examples: a share needs at least one")
     p = hits.double().mean().item()
-    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
-    return Interval(p, max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half)))
+    return Interval(p, *share_interval(p, n, z))
 
 
 def means(

@@ -153,10 +153,13 @@ def open_network(
     Raises:
         FileNotFoundError, ValueError: as for `stepwell.load`; or the kind is unknown or lacks `to`.
     """
-    from stepwell.files import config_of
-    from stepwell.nets.files.container import kind_of, network_file
+    from stepwell.files import config_of, result_of
 
     path = Path(path)
+    if not path.is_file():
+        result_of(path)  # a wrong path is told before torch is imported
+    from stepwell.nets.files.container import kind_of, network_file
+
     kind = kind_of(path)
     if to is not None:
         ability(path, kind, to)

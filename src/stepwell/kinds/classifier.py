@@ -11,6 +11,7 @@ from stepwell.kinds import classifier_tables as tables
 from stepwell.kinds.classifier_costs import calibrate as calibrate
 from stepwell.kinds.classifier_costs import cost as cost
 from stepwell.kinds.classifier_tables import show_export as show_export
+from stepwell.measures import BUSY
 
 if TYPE_CHECKING:
     from stepwell.nets import NestedNet
@@ -24,9 +25,10 @@ NEXT = (
 )  # fmt: skip
 SECTIONS = [
     f"stepwell.report.{section}" for section in (
-        "sections:lead", "systems:notes", "sections:facts", "sections:row_table", "sections:churn",
-        "sections:run_figures", "fidelity:fidelity_section", "systems:sections", "sections:examples",
-        "sections:classes_table", "sections:arguments",
+        "sections:lead", "systems:notes", "sections:cost_figures", "sections:row_table",
+        "classes:classes_section", "sections:churn", "evaluations:cascade_section",
+        "evaluations:other_evaluations", "sections:run_figures", "fidelity:fidelity_section",
+        "systems:sections", "sections:examples", "sections:facts", "sections:arguments",
     )
 ]  # fmt: skip
 #: Tables of what `eval` measures on request, by its key in the results.
@@ -36,10 +38,10 @@ EXTRA: Mapping[str, Callable[..., None]] = {
 #: A number of images to say before they are classified.
 MANY = 1000
 #: Columns after a training, and of an evaluation.
-TRAINED = ("blocks", "params", "macs", "accuracy", "ms")
+TRAINED = ("blocks", "params", "macs", "accuracy", "balanced_accuracy", "ms")
 EVALUATED = (
-    "blocks", "params", "macs", "accuracy", "nll", "ece", "agreement", "negative_flips",
-    "positive_flips", "ms",
+    "blocks", "params", "macs", "accuracy", "balanced_accuracy", "nll", "ece", "agreement",
+    "negative_flips", "positive_flips", "ms",
 )  # fmt: skip
 
 
@@ -77,8 +79,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure every depth; also a cascade of them, and fidelity to a teacher. Flags as for `eval`.
 
-    Gives results as results.json has them; with "cascade" ("validation" and "test") and "fidelity" (the
-    content of fidelity.json) where they were asked for.
+    Gives results as results.json has them, and the "data"; with "cascade" ("validation" and "test") and
+    "fidelity" (the content of fidelity.json) where they were asked for.
     """
     from stepwell.measure.cascade import check_depths
     from stepwell.measure.data_parts import parts_of
@@ -103,7 +105,7 @@ def evaluate(
         check_writable(network_file(path))
     parts = parts_of(net, path, config, data)
     networks = fit_pair(pair, parts.test) if fidelity else None
-    results = measure_depths(net, parts.test)
+    results = measure_depths(net, parts.test) | {"data": parts.about}
     if cascade:
         results["cascade"] = _cascade(network, parts, target_accuracy, budget_macs, save)
     if networks is not None:
@@ -164,6 +166,7 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
         show(row_table(title, EVALUATED, costs, test | results["churn"], row=rows))
         tables.show_churn(results["churn"], row=rows)
     tables.show_classes(test)
+    tables.show_never_right(results, row=rows)
     show_conditions(costs)
     for name, show_table in EXTRA.items():
         if name in results:
@@ -222,7 +225,8 @@ def depth_within(net: "NestedNet", budget: Mapping[str, float], path: Path) -> s
     row = net.card.costs[depth] | net.card.latency.get(here, {}).get(depth, {})
     facts = [f"{big(row['macs'])} MACs an image"]
     if "ms" in row:
-        facts.append(f"{row['ms']:.2f} ms an image here")
+        doubt = f" ({BUSY}: measure again with `stepwell cost {path} --save`)"
+        facts.append(f"{row['ms']:.2f} ms an image here" + doubt * ("unsure" in row))
     if "accuracy" in row:
         facts.append(f"{100 * row['accuracy']:.2f} % of {row['accuracy_on']} right")
     say(f"depth {depth}: {', '.join(facts)}")

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepwell.console import big, show, size, table
-from stepwell.measures import FIDELITY, Measure, number_in, of_row
+from stepwell.measures import BUSY, FIDELITY, Measure, number_in, of_row, share_interval
+from stepwell.results import never_in_words, never_right
 
 CKA = Measure("CKA", "number", 3)
 SHARE = Measure("share", "percent")
+#: Classes to list, at most; validation images below which a cascade is hardly decided.
+CLASSES, FEW = 20, 200
 
 
 def show_churn(churn: Mapping[str, float], *, row: str = "depth") -> None:
@@ -29,30 +32,52 @@ def show_cascade(cascade: Mapping[str, Any], *, row: str = "depth") -> None:
     shares = ([f"{100 * s:.1f} %" for s in part["shares"]] for part in (found, test))
     rows = zip(found["depths"], thresholds, *shares, strict=True)
     columns = [row, "answers from", "answered, validation", "answered, test"]
-    show(table(f"cascade: {found['goal']}", columns, rows))
-    sigma = (found["accuracy"] * (1 - found["accuracy"]) / found["images"]) ** 0.5
+    show(table(f"cascade, set on {found['images']} validation images", columns, rows))
+    full = test | {"accuracy": test["full_accuracy"]}
+    unsure = f"; {BUSY}" if "unsure" in test else ""
     show(
-        f"accuracy on {found['images']} validation images, where the thresholds were set: "
-        f"{100 * found['accuracy']:.2f} % (±{196 * sigma:.1f} points)\n"
-        f"accuracy on {test['images']} test images: {100 * test['accuracy']:.2f} % "
-        f"(full net: {100 * test['full_accuracy']:.2f} %)\n"
+        f"goal on the validation images: {found['goal']}; reached there: {with_wilson(found)}\n"
+        f"on {test['images']} test images: {with_wilson(test)} (full net: {with_wilson(full)})\n"
         f"mean MACs an image: {big(found['macs'])} on validation, {big(test['macs'])} on test "
         f"(full net: {big(test['full_macs'])})\n"
-        f"mean ms, one image at a time: {test['ms']:.2f} (full net: {test['full_ms']:.2f})"
+        f"mean ms, one image at a time: {test['ms']:.2f} (full net: {test['full_ms']:.2f}){unsure}"
     )
+    if found["images"] < FEW:
+        show(
+            f"{found['images']} validation images decide little: trust the test images, or set the "
+            "thresholds on more (--data with a larger val/ folder)",
+            style="dim",
+        )
+
+
+def with_wilson(part: Mapping[str, Any]) -> str:
+    """Write an accuracy with the ends of its 95 % interval."""
+    ends = share_interval(part["accuracy"], part["images"])
+    low, high = (f"{100 * end:.1f}" for end in ends)
+    return f"{100 * part['accuracy']:.2f} % ({low} to {high})"
 
 
 def show_classes(test: Mapping[str, float]) -> None:
-    """Print the accuracy of each class, if it was measured: if classes are uneven."""
+    """Print the accuracy of each class, of many the worst, if it was measured (classes are uneven)."""
     found: dict[str, dict[str, float]] = {}
     for name, value in test.items():
         depth, _, rest = name.partition("/accuracy/")
         if rest:
             found.setdefault(rest, {})[depth] = value
     if found:
-        depths = next(iter(found.values()))
-        rows = [[c, *(f"{100 * v[d]:.1f} %" for d in depths)] for c, v in found.items()]
-        show(table("accuracy by class (classes are uneven)", ["class", *depths], rows))
+        depths = list(next(iter(found.values())))
+        shown = found
+        if len(found) > CLASSES:
+            shown = dict(sorted(found.items(), key=lambda item: item[1][depths[-1]])[:CLASSES])
+        which = f"the {CLASSES} worst of {len(found)}; " if len(found) > CLASSES else ""
+        rows = [[c, *(f"{100 * v[d]:.1f} %" for d in depths)] for c, v in shown.items()]
+        show(table(f"accuracy by class ({which}classes are uneven)", ["class", *depths], rows))
+
+
+def show_never_right(results: Mapping[str, Any], *, row: str = "depth") -> None:
+    """Name the classes of which a row has no test image right."""
+    for rows, names in never_right(results.get("confusion", {})).items():
+        show(f"{never_in_words(rows, names, row)}: see the images, their number and their labels")
 
 
 def show_export(title: str, result: Mapping[str, Any]) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stepwell.console import big, row_table, say, show, show_conditions, size, table, written
 from stepwell.kinds import Costs, Network, Predicted, classifier
-from stepwell.kinds.classifier_tables import show_churn, show_classes
-from stepwell.measures import MEASURES, SPEED
+from stepwell.kinds.classifier_tables import show_churn, show_classes, show_never_right
+from stepwell.measures import BUSY, MEASURES, SPEED, in_words
 from stepwell.results import read_results
 
 if TYPE_CHECKING:
@@ -27,9 +27,10 @@ ADVICE = {
 NEXT = classifier.NEXT
 SECTIONS = [
     f"stepwell.report.{section}" for section in (
-        "resolution:lead", "sections:facts", "sections:row_table", "sections:churn",
-        "sections:run_figures", "fidelity:fidelity_section", "systems:sections", "sections:examples",
-        "sections:classes_table", "sections:arguments",
+        "resolution:lead", "sections:cost_figures", "sections:row_table", "classes:classes_section",
+        "sections:churn", "evaluations:other_evaluations", "sections:run_figures",
+        "fidelity:fidelity_section", "systems:sections", "sections:examples", "sections:facts",
+        "sections:arguments",
     )
 ]  # fmt: skip
 TRAINED = classifier.TRAINED
@@ -39,7 +40,7 @@ BUDGETS = 6
 ALIKE = 0.98
 #: A mean cost above this multiple of the target is a miss.
 OVER = 1.1
-EVALUATED = ("params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
+EVALUATED = ("params", "macs", "accuracy", "balanced_accuracy", "nll", "ece", "agreement", "ms")
 
 
 def open(path: Path, module: Callable[[], Any] | None = None) -> "ResolutionNet":
@@ -84,6 +85,9 @@ def evaluate(
     parts = parts_of(nested, network.path, config, data)
     table = measuring.choice_table(net, nested.card.size)
     results, _ = measuring.measure_resolution(net, parts.test, table)
+    results["data"] = parts.about
+    if budget_macs is not None:
+        results["at"] = f"at most {in_words('macs', budget_macs)}"
     record = results["drnet"]
     run = network_file(network.path).parent
     if budget_macs is None and config and (run / "results.json").exists():
@@ -99,6 +103,7 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
     if not brief:
         show_churn(results["churn"], row=rows)
     show_classes(test)
+    show_never_right(results, row=rows)
     show_conditions(costs)
     show_choices(record)
     if not brief:
@@ -110,11 +115,13 @@ def set_budget(
     accuracy: float | None = None,
 ) -> None:  # fmt: skip
     """Set the cost penalty for a budget, and say its effect; milliseconds are measured now."""
-    from stepwell.measure.resolution import times_of_choices
+    from stepwell.measure.resolution import latencies_of_choices
 
-    times = [] if ms is None else times_of_choices(net, net.net.net.card.size)
+    found = [] if ms is None else latencies_of_choices(net, net.net.net.card.size)
+    times = [found[0].ms + choice.ms for choice in found[1:]]
     budget = net.for_budget(ms=ms, macs=macs, accuracy=accuracy, times=times)
-    by_clock = f" ({budget.time(times):.3g} ms here, one by one)" if times else ""
+    unsure = f"; {BUSY}" if any(time.unsure for time in found) else ""
+    by_clock = f" ({budget.time(times):.3g} ms here, one by one{unsure})" if times else ""
     say(
         f"cost penalty {budget.price:.3g}: {big(budget.macs)} MACs an image in the mean{by_clock}, and "
         f"{100 * budget.accuracy:.2f} % right, on the images that set the cost penalty"
@@ -154,6 +161,7 @@ def _speed(net: "ResolutionNet", files: Sequence[Path]) -> list[str]:
     return [
         f"in batches of {row['batch']}: {row['chosen']:.0f} images/s, at full size always "
         f"{row['fixed']:.0f}: {row['speed_up']:.2f} ×, of {row['by_macs']:.2f} × by MACs"
+        + (f"; {BUSY}" if "unsure" in row else "")
         for row in measure_speed(net, net.preprocess(files[:TIMED]))
     ]
 
@@ -226,6 +234,8 @@ def show_choices(record: Mapping[str, Any]) -> None:
         show(note, style="dim")
     rows = [[written(measure, row[k]) for k, measure in SPEED.items()] for row in record["speed"]]
     show(table("speed", [measure.title for measure in SPEED.values()], rows))
+    if any("unsure" in row for row in record["speed"]):
+        show(BUSY, style="bold")
 
 
 def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:

@@ -141,7 +141,8 @@ def measure_cascade(
 
     Returns:
         "accuracy", mean "macs" per image, "shares" of images answered by each depth, "images"; "ms",
-        the mean time of one image; "full_accuracy", "full_macs" and "full_ms" of the full net alone.
+        the mean time of one image; "full_accuracy", "full_macs" and "full_ms" of the full net alone;
+        "unsure" if the machine was too busy for certain times.
     """
     net, depths = cascade.net, cascade.depths
     device = next(net.parameters()).device
@@ -167,6 +168,6 @@ def measure_cascade(
     return {
         "macs": sum(share * cost for share, cost in zip(shares, costs, strict=True)),
         "shares": shares, "images": len(who), "full_macs": cascade_macs(net, [net.full])[0],
-        **accuracies, "ms": mean_of_medians(times[""], who.tolist()),
-        "full_ms": statistics.median(times["full_"]),
-    }  # fmt: skip
+        **accuracies, "ms": 1000 * mean_of_medians(times[""].times, who.tolist()),
+        "full_ms": 1000 * statistics.median(times["full_"].times),
+    } | ({"unsure": True} if any(watch.busy for watch in times.values()) else {})  # fmt: skip

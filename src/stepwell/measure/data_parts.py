@@ -35,6 +35,11 @@ class Parts(NamedTuple):
     name: str = ""
     fingerprint: str = ""
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """The record of the data in an evaluation; "own": the network was trained on it."""
+        return {"name": self.name, "fingerprint": self.fingerprint, "own": self.known}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunImages(Images):

@@ -32,7 +32,8 @@ def measure_depths(net: NestedNet, test: Batches) -> dict[str, Any]:
     """Measure every depth on labelled images.
 
     Returns:
-        Results as a run's results.json has them: "kind", "rows", "test", "churn", "examples", "costs".
+        Results as a run's results.json has them: "kind", "rows", "test", "churn", "examples",
+        "confusion", "costs".
     """
     sums = tally(logits_where_it_is(net), test)
     return results_of(sums, net.card.classes, cost_table(net, net.card.size))
@@ -45,7 +46,7 @@ def results_of(
     """Divide the sums over predictions into results as `stepwell.results` describes them."""
     return {
         "kind": kind, "rows": rows, "test": sums.measures(classes), "churn": sums.churn(),
-        "examples": sums.examples, "costs": costs,
+        "examples": sums.examples, "confusion": sums.confusion(classes), "costs": costs,
     }  # fmt: skip
 
 

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stepwell.cost import costs_of, count_macs, mean_of_medians, measure_latencies, time_each
+from stepwell.cost import Latency, costs_of, count_macs, mean_of_medians, measure_latencies, time_each
 from stepwell.cost.latency import synchronised
+from stepwell.cost.table import ROUNDS
 from stepwell.data import Batches
 from stepwell.evaluation import Tally, gather_logits
 from stepwell.measure.depths import blank_image, results_of
@@ -57,12 +58,17 @@ def choice_table(net: ResolutionNet, size: int) -> dict[str, dict[str, Any]]:
 
 def times_of_choices(net: ResolutionNet, size: int) -> list[float]:
     """Measure the milliseconds of one image of `size` pixels at each choice, chooser included."""
+    chooser, *choices = latencies_of_choices(net, size)
+    return [chooser.ms + choice.ms for choice in choices]
+
+
+def latencies_of_choices(net: ResolutionNet, size: int) -> list[Latency]:
+    """Measure the time of one image of `size` pixels: of the chooser, then of each choice."""
     x = blank_image(net, size)
     runs = [net.chooser, *(AtChoice(net, i) for i in range(len(net.choices)))]
     with in_eval_mode(*runs), torch.inference_mode():
         calls = {str(i): partial(_each, run, [x]) for i, run in enumerate(runs)}
-        chooser, *times = [t.ms for t in measure_latencies(calls, seconds=SECONDS / 2).values()]
-    return [chooser + ms for ms in times]
+        return [*measure_latencies(calls, seconds=SECONDS / 2, rounds=ROUNDS).values()]
 
 
 class Observed(NamedTuple):
@@ -155,8 +161,8 @@ def _one_by_one(net: ResolutionNet, test: Batches, who: Tensor) -> float:
     device = next(net.parameters()).device
     images = timed_images(test).to(device)
     with in_eval_mode(net):
-        times = time_each({"": net.forward}, images.split(1), seconds=SECONDS)[""]
-    return mean_of_medians(times, who.tolist())
+        times = time_each({"": net.forward}, images.split(1), seconds=SECONDS)[""].times
+    return 1000 * mean_of_medians(times, who.tolist())
 
 
 def timed_images(test: Batches) -> Images:
@@ -175,7 +181,8 @@ def measure_speed(
     Returns:
         For batches of 64 (fewer if there are fewer images) and of one: "batch"; images per second as
         "chosen" and "fixed" (all images at the first choice, without a chooser); "speed_up", their
-        ratio; "by_macs", the ratio of the same images' MACs.
+        ratio; "by_macs", the ratio of the same images' MACs; "unsure" if the machine was too busy for
+        certain times.
     """
     device = next(net.parameters()).device
     macs = torch.tensor(macs_of_choices(net, images.shape[-1]), dtype=torch.float64)
@@ -196,7 +203,8 @@ def measure_speed(
             times = measure_latencies(calls, seconds=seconds or SECONDS, warmup=1, least=2, rounds=2)
             speed = {name: 1000 * len(timed) / time.ms for name, time in times.items()}
             speed["speed_up"] = speed["chosen"] / speed["fixed"]
-            found.append({"batch": batch, **speed, "by_macs": float(alone / macs[who].mean())})
+            unsure = {"unsure": True} if any(time.unsure for time in times.values()) else {}
+            found.append({"batch": batch, **speed, "by_macs": float(alone / macs[who].mean())} | unsure)
     return found
 
 

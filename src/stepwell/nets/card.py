@@ -11,7 +11,7 @@ Input = Literal["image", "text", "vector"]
 LARGEST = 1 << 14
 #: Measurements of a depth that hold on every device, and times on one device.
 ANYWHERE = ("blocks", "params", "macs", "weight_bytes", "peak_bytes")
-CLOCK = ("ms", "ms_low", "ms_high")
+CLOCK = ("ms", "ms_low", "ms_high", "unsure")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Card:
         "weight_bytes" and "peak_bytes" (activations of an image, at most); and "accuracy", a share,
         with "accuracy_on", the images that it was measured on.
     latency: by device (`stepwell.device.device_name`), then by depth: "ms" for one image (a median),
-        "ms_low" and "ms_high" (10 % and 90 % quantiles).
+        "ms_low" and "ms_high" (10 % and 90 % quantiles), and "unsure" if the machine was busy.
     cascade: depths and thresholds that were calibrated on this network (see `nets.nested.cascade`).
     input: kind of input that the network takes.
     """

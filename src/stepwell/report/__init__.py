@@ -9,9 +9,9 @@ from string import Template
 import stepwell.report.figures as figures
 from stepwell.files import write_whole
 from stepwell.measures import MEASURES
-from stepwell.report.markup import ABSENT, Html, figure, table, warning, written
+from stepwell.report.markup import ABSENT, Html, table, warning, written
 from stepwell.report.run_record import RunRecord, read_run
-from stepwell.report.sections import run_section
+from stepwell.report.sections import cost_pair, run_section
 from stepwell.report.systems import comparisons
 
 __all__ = ["write_report"]
@@ -74,10 +74,8 @@ def _comparison(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str
     words = dict.fromkeys(record.row for record in records if record.rows)
     titles = [MEASURES[key].title for key in COMPARED]
     head = ("run", " or ".join(words), *titles, "recipe", "data", "seed")
-    joint = figures.accuracy_latency(records, colours)
-    caption = f"Accuracy against latency of all runs; colour is the {' or '.join(words)}."
     parts = ["<section><h2>Comparison</h2>", *_unlike(records), table(head, rows, words=2)]
-    parts += ['<div class="figures">', figure(joint, caption), *comparisons(records)]
+    parts += [cost_pair(records, colours), '<div class="figures">', *comparisons(records)]
     return "\n".join([*parts, "</div></section>"])
 
 

@@ -62,7 +62,7 @@ def _figures(record: FidelityRecord, colours: Mapping[str, str]) -> Iterable[str
         matrix = record.arrays.get(f"test/{depth}/matrix")
         if matrix is not None:
             yield figure(
-                figures.matrix(matrix, record.classes, depth),
+                figures.matrix(matrix, record.classes, f"class by depth {depth}"),
                 f"Which classes depth {depth} gives where its teacher gives each; test images.",
             )
         points = as_mapping(record.found.get("interpolation")).get(depth)

@@ -88,8 +88,10 @@ def reliability_pair(student: NDArray[Any], teacher: NDArray[Any], *, colour: st
     return svg(4.4, 4.3, paint)
 
 
-def matrix(counts: NDArray[Any], classes: Sequence[str], depth: str) -> str:
-    """Draw the student's class by the teacher's class; rows in shares."""
+def matrix(
+    counts: NDArray[Any], classes: Sequence[str], said: str, truth: str = "class by the teacher"
+) -> str:
+    """Draw which class is said (columns) for which truth (rows), in shares of the rows."""
     n = len(counts)
     totals = counts.sum(1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
@@ -114,7 +116,7 @@ def matrix(counts: NDArray[Any], classes: Sequence[str], depth: str) -> str:
             size = 9 if n <= NUMBERED else 6.5
             axes.set_xticks(range(n), names, rotation=90 if upright else 0, fontsize=size)
             axes.set_yticks(range(n), names, fontsize=size)
-        axes.set(xlabel=legend_text(f"class by depth {depth}"), ylabel="class by the teacher")
+        axes.set(xlabel=legend_text(said), ylabel=truth)
         axes.grid(False)
         axes.spines[:].set_visible(False)
         bar = figure.colorbar(image, shrink=0.75, label="share of the row", ticks=[0, 0.1, 0.5, 1])

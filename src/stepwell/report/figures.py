@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell.report.run_record import Phase, RunRecord, finite
+from stepwell.measures import share_interval
+from stepwell.report.run_record import Phase, RunRecord, as_mapping, finite
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
     from matplotlib.axes import Axes
@@ -36,50 +37,61 @@ def row_colours(records: Sequence[RunRecord]) -> dict[str, str]:
     return dict(zip(names, cycle(OKABE_ITO), strict=False))
 
 
-def accuracy_latency(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str | None:
-    """Draw accuracy against measured ms per image, a point a row; None if nothing was measured."""
-    points = {record.name: _operating_points(record) for record in records}
+def accuracy_cost(
+    records: Sequence[RunRecord], colours: Mapping[str, str], cost: Literal["ms", "macs"]
+) -> str | None:
+    """Draw accuracy against ms or MACs per image, a point a row; None if nothing was measured."""
+    points = {record.name: _operating_points(record, cost) for record in records}
     if not any(points.values()):
         return None
     several = len(records) > 1
     words = {row: record.row for record in records for row in record.rows}
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         for i, (name, found) in enumerate(points.items()):
             if not found:
                 continue
-            marker = MARKERS[i % len(MARKERS)]
-            xs, ys = [x for _, x, _, _ in found], [y for *_, y in found]
-            dashes = DASHES[i % len(DASHES)]
-            label = legend_text(name)
-            axes.plot(xs, ys, dashes, color="#9a9a9a", lw=1.1, marker=marker, label=label)
-            for depth, x, spread, y in found:
+            marker, dashes = MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)]
+            ordered = sorted((p for p in found if not p.star), key=lambda point: point.x)
+            xs, ys = [p.x for p in ordered], [p.y for p in ordered]
+            axes.plot(xs, ys, dashes, color="#9a9a9a", lw=1.1, marker=marker, label=legend_text(name))
+            for p in found:
+                colour = colours.get(p.row, GREY)
                 axes.errorbar(
-                    x, y, xerr=[[spread[0]], [spread[1]]], color=colours[depth],
-                    marker=marker, ms=7, lw=1.4, capsize=3,
+                    p.x, p.y, p.y_error, p.x_error, color=colour, marker="*" if p.star else marker,
+                    ms=12 if p.star else 8, lw=1.4, capsize=3,
                 )  # fmt: skip
                 if not several:  # the points of one depth are close together: labels would collide
-                    axes.annotate(
-                        depth, (x, y), (-4, 6), textcoords="offset points", ha="right",
-                        weight="bold",
-                    )  # fmt: skip
+                    place: dict[str, Any] = {
+                        "textcoords": "offset points",
+                        "weight": "bold",
+                        "color": "#222222",
+                    }
+                    aside = (7, -15) if p.star else (7, 5)
+                    axes.annotate(legend_text(p.row), (p.x, p.y), aside, **place)
         if several:
-            for depth, colour in colours.items():
-                axes.plot([], [], "o", color=colour, label=legend_text(f"{words[depth]} {depth}"))
-        axes.margins(x=0.12)
-        axes.set(xlabel="ms per image (whiskers: 10 to 90 %)", ylabel="test accuracy, %")
-        # The whisker of a busy moment would push all points into a corner: it may leave the figure.
-        low, high = axes.get_xlim()
-        slowest = max(x for found in points.values() for _, x, _, _ in found)
-        axes.set_xlim(max(low, 0), min(high, 1.6 * slowest))
-        ys = [y for found in points.values() for *_, y in found]
-        middle, half = (max(ys) + min(ys)) / 2, max(1.0, 0.66 * (max(ys) - min(ys)))
-        axes.set_ylim(middle - half, min(middle + half, 100.3))
+            for row, colour in colours.items():
+                axes.plot([], [], "o", color=colour, label=legend_text(f"{words[row]} {row}"))
+        axes.margins(x=0.16)
+        unit = "ms per image" if cost == "ms" else "million MACs per image"
+        axes.set(xlabel=unit, ylabel="test accuracy, %")
+        ends = [p.x + p.x_error[1][0] for found in points.values() for p in found]
+        xs = [p.x for found in points.values() for p in found]
+        if max(ends) > 3 * max(xs):  # a whisker of a busy moment would push the points into a corner
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        elif axes.get_xlim()[0] < 0:
+            axes.set_xlim(0)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -1), min(high, 100.5))
         if several:
             figure.legend(loc="outside lower center", ncols=2)
 
-    return svg(4.4, 3.2 + (0.1 * (len(records) + len(colours)) if several else 0), paint)
+    return svg(5.6, 3.9 + (0.1 * (len(records) + len(colours)) if several else 0), paint)
 
 
 def losses(phases: Sequence[Phase], colours: Mapping[str, str], word: str = "depth") -> str | None:
@@ -158,17 +170,43 @@ def picture(pixels: NDArray[np.uint8]) -> str:
     return _address("image/png", file.getvalue())
 
 
-def _operating_points(record: RunRecord) -> list[tuple[str, float, tuple[float, float], float]]:
-    """Give (row, ms, distances to the ends of its spread, accuracy in %) of rows with both numbers."""
+class Point(NamedTuple):
+    """A row's cost and accuracy in percent, with the distances to the ends of both whiskers."""
+
+    row: str
+    x: float
+    y: float
+    x_error: list[list[float]]
+    y_error: list[list[float]]
+    star: bool = False
+
+
+def _operating_points(record: RunRecord, cost: str) -> list[Point]:
+    """Give the rows of a run that have this cost and an accuracy, and its cascade."""
+    scale = 1.0 if cost == "ms" else 1e-6
+    rows = [
+        (row, record.cost(row), finite(record.score(row, "accuracy")), False) for row in record.rows
+    ]
+    cascade = as_mapping(as_mapping(record.results.get("cascade")).get("test"))
+    if cascade:
+        rows.append(("cascade", cascade, finite(cascade.get("accuracy")), True))
     found = []
-    for depth in record.rows:
-        cost = record.cost(depth)
-        ms, accuracy = finite(cost.get("ms")), 100 * finite(record.score(depth, "accuracy"))
-        if math.isfinite(ms) and math.isfinite(accuracy):
-            low, high = finite(cost.get("ms_low", ms)), finite(cost.get("ms_high", ms))
-            # max() also turns an end that is NaN into no whisker, as NaN compares false
-            found.append((depth, ms, (max(0.0, ms - low), max(0.0, high - ms)), accuracy))
+    for row, costs, accuracy, star in rows:
+        x = scale * finite(costs.get(cost))
+        if math.isfinite(x) and math.isfinite(accuracy):
+            ends = (scale * finite(costs.get(f"{cost}_{end}")) for end in ("low", "high"))
+            n = record.examples
+            shares = share_interval(accuracy, n) if n else (accuracy, accuracy)
+            found.append(Point(
+                row, x, 100 * accuracy, _whiskers(x, *ends),
+                _whiskers(100 * accuracy, *(100 * share for share in shares)), star,
+            ))  # fmt: skip
     return found
+
+
+def _whiskers(value: float, low: float, high: float) -> list[list[float]]:
+    # max() also turns an end that is NaN into no whisker, as NaN compares false
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
 def _curves(

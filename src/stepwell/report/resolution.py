@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell.measures import SPEED
+from stepwell.measures import BUSY, SPEED
+from stepwell.report.classes import never_right_note
 from stepwell.report.figures import OKABE_ITO, Figure, legend_text, picture, svg
 from stepwell.report.markup import as_count, as_percent, figure, table, written
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number, read_arrays
@@ -27,12 +28,15 @@ def _summary(run: RunRecord) -> str:
         return f"{start}; nothing was tested."
     chosen, *fixed = run.rows
     said = f"{start}: {as_percent(run.score(chosen, 'accuracy'))}{of} right as chosen"
+    if (balanced := run.score(chosen, "balanced_accuracy")) is not None:
+        said += f", {as_percent(balanced)} in the mean over the classes, which are uneven"
     if not fixed:
         return f"{said}."
     best = max(fixed, key=lambda choice: finite(run.score(choice, "accuracy")))
     macs, own = (finite(run.cost(row).get("macs")) for row in (best, chosen))
     times = f", at {macs / own:.2f} × the MACs" if macs > 0 and own > 0 else ""
-    return f"{said}; always {best}: {as_percent(run.score(best, 'accuracy'))}{times}."
+    said += f"; always {best}: {as_percent(run.score(best, 'accuracy'))}{times}."
+    return " ".join(filter(None, (said, never_right_note(run))))
 
 
 def resolution_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
@@ -68,7 +72,9 @@ def _speed(found: Mapping[str, Any]) -> str:
     speed = map(as_mapping, found.get("speed") or ())
     rows = [[written(measure, row.get(k)) for k, measure in SPEED.items()] for row in speed]
     head = [measure.title for measure in SPEED.values()]
-    return f"<p>Speed:</p>\n{table(head, rows)}" if rows else ""
+    unsure = any("unsure" in as_mapping(row) for row in found.get("speed") or ())
+    note = f"{BUSY[0].upper()}{BUSY[1:]}." if unsure else ""
+    return f"<p>Speed:</p>\n{table(head, rows, note)}" if rows else ""
 
 
 def _histogram(found: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwell.files import damaged, read_json, result_of
-from stepwell.results import read_results, row_name
+from stepwell.results import read_evaluations, read_results, row_name
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One finished run, with its `name` on the page."""
+    """One finished run, with its `name` on the page.
+
+    results: of the training; of the last evaluation on the run's own test part where there was one.
+    evaluations: those on other data, of other rows or within a budget.
+    """
 
     path: Path
     name: str
@@ -68,6 +72,7 @@ class RunRecord:
     results: Mapping[str, Any]
     phases: Sequence[Phase]
     predictions: Predictions | None
+    evaluations: Sequence[Mapping[str, Any]] = ()
 
     @property
     def recipe(self) -> str:
@@ -147,6 +152,30 @@ class RunRecord:
         """Give the costs of a row; empty if the run has none."""
         return as_mapping(as_mapping(self.results.get("costs")).get(row))
 
+    @property
+    def measured(self) -> tuple[str, str]:
+        """When and on which device the last evaluation measured; empty if only the training did."""
+        about = (self.results.get(key) for key in ("date", "device"))
+        date, device = (str(value or "") for value in about)
+        return date, device
+
+    def confusion(self, row: str) -> Mapping[str, Mapping[str, int]]:
+        """Count a row's examples by true and predicted class; older runs counted none."""
+        if known := as_mapping(as_mapping(self.results.get("confusion")).get(row)):
+            return known
+        counts: dict[str, dict[str, int]] = {}
+        if self.predictions is not None and row in self.predictions.probabilities:
+            labels, answers = self.predictions.labels, self.predictions.classes(row)
+            for true, answer in sorted(zip(labels.tolist(), answers.tolist(), strict=True)):
+                own = counts.setdefault(self.class_name(true), {})
+                own[self.class_name(answer)] = own.get(self.class_name(answer), 0) + 1
+        return counts
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, if the data has names."""
+        return [str(name) for name in self.data.get("classes") or ()]
+
     def class_name(self, index: int) -> str:
         """Give a class's name, or its number if the data set has no names."""
         names = self.data.get("classes") or ()
@@ -214,7 +243,15 @@ def read_run(path: Path, name: str) -> RunRecord:
     result_of(path, "results.json")
     results = read_results(path)
     predictions = _read_predictions(path / "predictions.npz", results)
-    return RunRecord(path, name, config, results, _read_phases(path, results), predictions)
+    phases = _read_phases(path, results)
+    others = []
+    for one in read_evaluations(path):
+        own = as_mapping(one.get("data")).get("own") and not one.get("at")
+        if own and one.get("rows") == results.get("rows"):
+            results = results | {key: value for key, value in one.items() if key != "data"}
+        else:
+            others.append(one)
+    return RunRecord(path, name, config, results, phases, predictions, others)
 
 
 def read_fidelity(run: Path) -> FidelityRecord | None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 import stepwell.report.figures as figures
 from stepwell.kinds import sections_of
-from stepwell.measures import MEASURES
+from stepwell.measures import BUSY, MEASURES, share_interval
+from stepwell.report.classes import never_right_note
 from stepwell.report.markup import (
     ABSENT,
     as_decimal,
@@ -25,7 +26,11 @@ from stepwell.report.run_record import Predictions, RunRecord, as_mapping, finit
 
 Colours = Mapping[str, str]
 #: Columns of the table of rows.
-COLUMNS = ("blocks", "params", "macs", "accuracy", "nll", "ece", "agreement", "ms")
+COLUMNS = ("blocks", "params", "macs", "accuracy", "balanced_accuracy", "nll", "ece", "agreement", "ms")
+
+#: Said below figures of accuracy, and of time.
+WHISKERS = "whiskers: 95% intervals"
+TIMES = f"{WHISKERS} of accuracy, 10 to 90% of the times"
 
 
 def run_section(record: RunRecord, anchor: str, colours: Colours) -> str:
@@ -55,18 +60,37 @@ def _summary(record: RunRecord) -> str:
         return f"{start}; nothing was tested."
     full, first = depths[-1], depths[0]
     start += f": {as_percent(record.score(full, 'accuracy'))}{of} right"
-    if len(depths) == 1:
-        return f"{start}."
-    start += f" at the full depth {full}"
-    slow, fast = (finite(record.cost(depth).get("ms")) for depth in (full, first))
+    start += f" at the full depth {full}" if len(depths) > 1 else ""
+    if (balanced := record.score(full, "balanced_accuracy")) is not None:
+        start += f", {as_percent(balanced)} in the mean over the classes, which are uneven"
+    if len(depths) > 1 and (compared := _compared(record, first, full)):
+        start += f"; depth {first} {compared}"
+    return " ".join(filter(None, (f"{start}.", never_right_note(record))))
+
+
+def _compared(record: RunRecord, first: str, full: str) -> str:
+    """Say what a depth saves and loses; no factor in time where the times are not clearly apart."""
     low, high = (finite(record.score(depth, "accuracy")) for depth in (first, full))
     points = 100 * (low - high)
-    if math.isnan(points) or not (slow > 0 and fast > 0):
-        return f"{start}."
-    speed = f"{slow / fast:.1f}× faster" if slow >= fast else f"{fast / slow:.1f}× slower"
+    if math.isnan(points):
+        return ""
     change = f"{abs(points):.1f} points {'less' if points < 0 else 'more'} accurate"
-    change = change if abs(points) >= 0.05 else "as accurate"
-    return f"{start}; depth {first} is {speed} and {change}."
+    change = f"is {change if abs(points) >= 0.05 else 'as accurate'}"
+    few, many = (finite(record.cost(depth).get("macs")) for depth in (first, full))
+    said = [f"takes {many / few:.1f}× fewer MACs"] if 0 < few < many else []
+    slow, fast = (finite(record.cost(depth).get("ms")) for depth in (full, first))
+    doubt = ""
+    if slow > 0 and fast > 0:
+        quicker, slower = (first, full) if fast <= slow else (full, first)
+        ends = (record.cost(quicker).get("ms_high", 0), record.cost(slower).get("ms_low", math.inf))
+        if any("unsure" in record.cost(depth) for depth in (first, full)):
+            doubt = f" ({BUSY})"
+        elif finite(ends[0]) >= finite(ends[1]):
+            doubt = " (not measurably faster)"
+        else:
+            factor = f"{slow / fast:.1f}× faster" if slow >= fast else f"{fast / slow:.1f}× slower"
+            said.append(f"is {factor}")
+    return f"{', '.join(said)} and {change}{doubt}" if said else f"{change}{doubt}"
 
 
 def facts(record: RunRecord, colours: Colours) -> str:
@@ -129,13 +153,32 @@ def _note(record: RunRecord) -> str:
             "Time is the median, with its spread; batch of "
             f"{cost.get('batch', ABSENT)}, threads: {threads}."
         )
+        if any("unsure" in record.cost(row) for row in record.rows):
+            notes.append(f"{BUSY[0].upper()}{BUSY[1:]}.")
     accuracy, examples = finite(record.score(full, "accuracy")), record.examples
     if examples and math.isfinite(accuracy):
-        # Agresti & Coull's interval: the plain one is empty when every answer is right.
-        share = (accuracy * examples + 2) / (examples + 4)
-        half = 196 * math.sqrt(share * (1 - share) / (examples + 4))
-        notes.append(f"{examples:,} examples: accuracy is uncertain by ±{half:.1f} points (95%).")
+        low, high = share_interval(accuracy, examples)
+        notes.append(
+            f"{examples:,} examples: the 95% interval of {100 * accuracy:.1f}% is "
+            f"{100 * low:.1f}–{100 * high:.1f}%."
+        )
+    if any(record.measured):
+        notes.append("Measured {} on {}.".format(*record.measured))
     return " ".join(notes)
+
+
+def cost_figures(record: RunRecord, colours: Colours) -> str:
+    """Draw accuracy against MACs and against time, large."""
+    return cost_pair([record], colours)
+
+
+def cost_pair(records: Sequence[RunRecord], colours: Colours) -> str:
+    """Draw the accuracy of all rows of some runs against MACs and against time; empty without any."""
+    shown = [
+        figure(figures.accuracy_cost(records, colours, "macs"), f"Accuracy against MACs; {WHISKERS}."),
+        figure(figures.accuracy_cost(records, colours, "ms"), f"Accuracy against time; {TIMES}."),
+    ]
+    return "\n".join(['<div class="figures large">', *shown, "</div>"]) if any(shown) else ""
 
 
 def churn(record: RunRecord, colours: Colours) -> str:
@@ -158,11 +201,10 @@ def churn(record: RunRecord, colours: Colours) -> str:
 
 
 def run_figures(record: RunRecord, colours: Colours) -> str:
-    """Draw accuracy against latency, training curves, and the reliability of every row."""
+    """Draw training curves, and the reliability of every row."""
     row = record.row
     curves = (record.phases, colours, row)
     shown = [
-        figure(figures.accuracy_latency([record], colours), "Accuracy against measured latency."),
         figure(figures.losses(*curves), "Training loss, by term."),
         figure(figures.validation(*curves), f"Validation accuracy of each {row}."),
     ]
@@ -233,21 +275,6 @@ def _card(record: RunRecord, found: Predictions, i: int) -> str:
         f'alt="test example {example}"><figcaption><span class="truth">truth: <b>{name}</b></span>'
         f"<table>{''.join(rows)}</table></figcaption></figure>"
     )
-
-
-def classes_table(record: RunRecord, colours: Colours) -> str:
-    """Show the accuracy of each class, folded; nothing if it was not measured."""
-    by_class: dict[str, dict[str, float | None]] = {}
-    for key, value in record.test.items():
-        depth, metric, name = (*key.split("/", 2), "", "")[:3]
-        if metric == "accuracy" and name:
-            by_class.setdefault(name, {})[depth] = number(value)
-    if not by_class:
-        return ""
-    depths = [d for d in record.rows if any(d in scores for scores in by_class.values())]
-    rows = [[name, *(as_percent(row.get(d)) for d in depths)] for name, row in by_class.items()]
-    body = table(["class", *(f"{record.row} {depth}" for depth in depths)], rows)
-    return f"<details><summary>Accuracy of each class</summary>{body}</details>"
 
 
 def arguments(record: RunRecord, colours: Colours) -> str:

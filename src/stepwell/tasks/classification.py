@@ -3,12 +3,14 @@
 import contextlib
 import io
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import nn
 
 from stepwell.data import Batches, ImageSet, Splits, load_images
@@ -270,12 +272,14 @@ def write_predictions(
 ) -> None:  # fmt: skip
     """Every depth's logits on the test part, and pictures for a report: disagreements of depths first.
 
+    The pictures are of all classes in turn.
+
     Args:
         more: arrays by name that stand beside them.
     """
     tops = torch.stack([values.argmax(1) for values in logits.values()])
     disagree = (tops != tops[-1]).any(0)
-    unlike, alike = (mask.nonzero().flatten() for mask in (disagree, ~disagree))
+    unlike, alike = (in_turn(mask.nonzero().flatten(), labels) for mask in (disagree, ~disagree))
     chosen = torch.cat([unlike[:PICTURES], alike[: PICTURES // 2]])
     arrays = {f"logits/{name}": values.numpy() for name, values in logits.items()}
     arrays |= {
@@ -285,3 +289,15 @@ def write_predictions(
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_whole(path, buffer.getvalue())
+
+
+def in_turn(
+    indices: Int[torch.Tensor, " some"], labels: Int[torch.Tensor, " n"]
+) -> Int[torch.Tensor, " some"]:
+    """Order examples so that the classes take turns; of a class, the earlier example comes first."""
+    seen: Counter[int] = Counter()
+    turn = []
+    for label in labels[indices].tolist():
+        turn.append(seen[label])
+        seen[label] += 1
+    return indices[torch.tensor(turn, dtype=torch.long).argsort(stable=True)]

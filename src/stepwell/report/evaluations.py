@@ -1,0 +1,62 @@
+"""The page's sections about later evaluations: a cascade, and everything measured on other data."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from html import escape
+from typing import Any
+
+from stepwell.measures import BUSY, share_interval
+from stepwell.report.classes import never_right_note
+from stepwell.report.markup import as_count, as_ms, as_percent, table
+from stepwell.report.run_record import RunRecord, as_mapping, number
+from stepwell.report.sections import row_table
+
+
+def cascade_section(record: RunRecord, colours: Mapping[str, str]) -> str:
+    """Show a cascade's thresholds, and its accuracy with its interval; nothing without one."""
+    cascade = as_mapping(record.results.get("cascade"))
+    found, test = (as_mapping(cascade.get(part)) for part in ("validation", "test"))
+    if not found or not test:
+        return ""
+    thresholds = [*(f"{t:.4f}" for t in found.get("thresholds") or ()), "the rest"]
+    shares = ([as_percent(s) for s in part.get("shares") or ()] for part in (found, test))
+    rows = [list(row) for row in zip(found.get("depths") or (), thresholds, *shares, strict=False)]
+    head = (record.row, "answers from", "answered, validation", "answered, test")
+    images = as_count(found.get("images"))
+    full = {"accuracy": test.get("full_accuracy"), "images": test.get("images")}
+    text = (
+        f"Thresholds set on {images} validation images; goal: {found.get('goal')}. Accuracy there: "
+        f"{_interval(found)}; on {as_count(test.get('images'))} test images: {_interval(test)}, "
+        f"of the full net: {_interval(full)}. Mean MACs an image: {as_count(test.get('macs'))} "
+        f"(full net: {as_count(test.get('full_macs'))}); mean ms, one by one: {as_ms(test.get('ms'))} "
+        f"(full net: {as_ms(test.get('full_ms'))}){'; ' + BUSY if 'unsure' in test else ''}. In "
+        "brackets: 95% intervals."
+    )
+    title = f"<h3>Cascade, set on {images} validation images</h3>"
+    return f"{title}\n<p>{escape(text)}</p>\n{table(head, rows)}"
+
+
+def _interval(part: Mapping[str, Any]) -> str:
+    accuracy, images = number(part.get("accuracy")), number(part.get("images"))
+    if accuracy is None or not images:
+        return as_percent(accuracy)
+    low, high = share_interval(accuracy, int(images))
+    return f"{as_percent(accuracy)} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def other_evaluations(record: RunRecord, colours: Mapping[str, str]) -> str:
+    """Show evaluations on other data, of other rows, or within a budget, each by itself."""
+    parts = []
+    for one in record.evaluations:
+        data = as_mapping(one.get("data"))
+        own = "the run's test part" if data.get("own") else str(data.get("name", "unnamed data"))
+        at = f", {one['at']}" if one.get("at") else ""
+        apart = replace(record, results=one, evaluations=(), predictions=None)
+        text = f"Measured {one.get('date', '')} on {one.get('device', 'an unknown device')}."
+        parts += [
+            f"<h4>On {escape(own + at)}, by {escape(apart.row)}</h4>",
+            f"<p>{escape(' '.join(filter(None, (text, never_right_note(apart)))))}</p>",
+            row_table(apart, colours).partition("</h3>")[2],
+            cascade_section(apart, colours).replace("h3>", "h4>"),
+        ]
+    return "\n".join(["<h3>Evaluated on other data</h3>", *parts]) if parts else ""
