@@ -17,6 +17,7 @@ from stepwell.training import Loop
 #: By parameter, what nothing can be done with, and the ends of what is accepted.
 WRONG = {
     "epochs": ([0, -1], [1]),
+    "patience": ([0, -1], [1]),
     "nest_epochs": ([0, -1], [1]),
     "steps": ([0, -1], [1]),
     "batch_size": ([1, 0, -3], [2]),

@@ -50,7 +50,7 @@ def train(arguments: list[str]) -> None:
     else:
         say(f"trained in {results['seconds']:.0f} s; next, try:")
     for command in kind.NEXT:
-        say(f"  {command.format(run=out)}")
+        say(f"  {command.format(run=out, results=results)}")
 
 
 def _written(run: Path) -> int | None:

@@ -1,24 +1,24 @@
 """Train a nested network: all depths in one run, the full net teaching the others."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 
-from stepwell.data.image_flags import Images
+from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.losses.attention import Attention
 from stepwell.methods import EmbeddedKD, PrivateNorms, Supervised
+from stepwell.nets.build import usual_depths
 from stepwell.nets.nested.net import NestedNet, NormSharing
 from stepwell.recipes import flags
 from stepwell.recipes.full_net_watch import OnDrop, watch_full_net
 from stepwell.tasks import classification
 from stepwell.teachers import Frozen
 from stepwell.training import Loop, fit
-from stepwell.training.optimisation import SgdTraining
+from stepwell.training.optimisation import Smoothed
 
 Schedule = Literal["one-run", "two-phase", "taught", "plain"]
 
@@ -53,6 +53,18 @@ class EkdAblation(Together):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Network:
+    """The network, its depths and its initial weights."""
+
+    net: flags.Net = "resnet32"
+    depths: flags.Depths = None
+    calibrated: flags.Calibrated = ()
+    stages: flags.Stages = ()
+    stem: flags.Stem = "auto"
+    init: flags.Init = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Losses(flags.Losses):
     """Losses of embedded distillation.
 
@@ -69,12 +81,12 @@ class Losses(flags.Losses):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(SgdTraining):
+class Training(Smoothed):
     """Training of the full net and of its sub-nets.
 
     Attributes:
         schedule: two-phase: train the full net (or take it from --init), then its moving
-            average teaches all depths at half the rate; one-run: the full net alone for half of the
+            average teaches all depths at half the rate; one-run: the full net alone for half the
             training, then the same; taught: --teacher teaches all depths; plain: the paper's loss
             from the first step.
         nest_epochs: passes of the second phase in two-phase.
@@ -93,15 +105,9 @@ def ekd(
     *,
     data: flags.Data,
     out: flags.Out,
-    net: flags.Net = "resnet32",
-    depths: flags.Depths = ("20", "26"),
-    calibrated: flags.Calibrated = (),
-    stages: flags.Stages = (),
-    stem: flags.Stem = "auto",
-    init: flags.Init = None,
-    teacher: flags.TeacherNames = (),
-    teacher_images: Flags[flags.TeacherImages] = flags.TeacherImages(),
-    images: Flags[Images] = Images(),
+    network: Flags[Network] = Network(),
+    teachers: Flags[flags.Teachers] = flags.Teachers(),
+    images: Flags[TrainingImages] = TrainingImages(),
     losses: Flags[Losses] = Losses(),
     training: Flags[Training] = Training(),
     loop: Flags[Loop] = Loop(),
@@ -115,16 +121,20 @@ def ekd(
         stepwell train ekd --data photos/ --out runs/own --depths half=3,3,3 tiny=1,1,1
         stepwell train ekd --data photos/ --out runs/by-big --schedule taught --teacher big.onnx
     """
-    init = flags.file_of(init)
+    init, depths = flags.file_of(network.init), network.depths
+    if depths is None:
+        depths = usual_depths(network.net, network.stages)
+    network = replace(network, init=init, depths=depths)
     arguments = checked(locals())
-    _check_teacher(training.schedule, teacher, teacher_images)
-    opened = teacher_images.open(teacher) if teacher else None
+    _check_teacher(training.schedule, teachers)
+    opened = teachers.open(teachers.teacher) if teachers.teacher else None
     torch.manual_seed(training.seed)  # not before: opening a teacher draws numbers, too
-    splits = classification.read_splits(data, out, images)
+    splits = classification.read_splits(data, out, images, network.net)
     nested, start = classification.start_network(
-        splits, net, depths, stages=stages, stem=stem, norms=ablation.norms, init=init
-    )
-    added = classification.untrained_depths(nested, calibrated)
+        splits, network.net, depths, stages=network.stages, stem=network.stem,
+        norms=ablation.norms, init=init,
+    )  # fmt: skip
+    added = classification.untrained_depths(nested, network.calibrated)
     inputs = classification.prepare_images(
         splits, images, training, start=start, init=init, teacher=opened
     )
@@ -135,7 +145,7 @@ def ekd(
     method = partial(_objective, nested, inputs.teacher, losses, training, ablation)
     method()  # refuses options that do not fit, before there is a run
     with classification.open_task("ekd", out, loop, arguments, inputs) as task:
-        learn = partial(fit, train=task.train, run=task.run, loop=loop)
+        learn = partial(fit, train=task.train, run=task.run, loop=loop, patience=training.patience)
         epochs, optim = training.epochs, training.optim()
         if two_phase and not known:
             full = Supervised(nested.module, label_smoothing=training.label_smoothing)
@@ -179,16 +189,14 @@ def _own_options(losses: Losses, ablation: EkdAblation) -> dict[str, Any]:
     return {n: value for n, value in options.items() if value is not None and n != "norms"}
 
 
-def _check_teacher(
-    schedule: Schedule, teacher: Sequence[str], teacher_images: flags.TeacherImages
-) -> None:
+def _check_teacher(schedule: Schedule, teachers: flags.Teachers) -> None:
     """Refuse a teacher that would not teach, and a normalisation without a teacher."""
-    if bool(teacher) != (schedule == "taught"):
+    if bool(teachers.teacher) != (schedule == "taught"):
         raise ValueError(
             "--schedule taught needs a --teacher, and the other schedules bring their own: give both, "
             "or neither"
         )
-    if not teacher and any(vars(teacher_images).values()):
+    if not teachers.teacher and any(vars(teachers).values()):
         raise ValueError("--teacher-mean and --teacher-std need --teacher")
 
 
