@@ -1,8 +1,8 @@
 """Train a nested network: all depths in one run, the full net teaching the others."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -81,14 +81,20 @@ class Losses(flags.Losses):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Teaching(Losses, flags.Teachers):
+    """Who teaches the depths, and by which losses."""
+
+    TITLE: ClassVar = "teaching"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training(Smoothed):
     """Training of the full net and of its sub-nets.
 
     Attributes:
         schedule: two-phase: train the full net (or take it from --init), then its moving
             average teaches all depths at half the rate; one-run: the full net alone for half the
-            training, then the same; taught: --teacher teaches all depths; plain: the paper's loss
-            from the first step.
+            training, then the same; taught: --teacher teaches; plain: the paper's loss throughout.
         nest_epochs: passes of the second phase in two-phase.
         on_drop: if the full net loses more than --max-drop: warn, or rollback, which restores
             it and trains only the sub-nets' own norms.
@@ -106,9 +112,8 @@ def ekd(
     data: flags.Data,
     out: flags.Out,
     network: Flags[Network] = Network(),
-    teachers: Flags[flags.Teachers] = flags.Teachers(),
     images: Flags[TrainingImages] = TrainingImages(),
-    losses: Flags[Losses] = Losses(),
+    teaching: Flags[Teaching] = Teaching(),
     training: Flags[Training] = Training(),
     loop: Flags[Loop] = Loop(),
     ablation: Hidden[EkdAblation] = EkdAblation(),
@@ -126,8 +131,8 @@ def ekd(
         depths = usual_depths(network.net, network.stages)
     network = replace(network, init=init, depths=depths)
     arguments = checked(locals())
-    _check_teacher(training.schedule, teachers)
-    opened = teachers.open(teachers.teacher) if teachers.teacher else None
+    _check_teacher(training.schedule, teaching)
+    opened = teaching.open(teaching.teacher) if teaching.teacher else None
     torch.manual_seed(training.seed)  # not before: opening a teacher draws numbers, too
     splits = classification.read_splits(data, out, images, network.net)
     nested, start = classification.start_network(
@@ -142,8 +147,13 @@ def ekd(
     known = start is not None and not start.fresh  # a full net that is trained already
     if training.on_drop == "rollback":
         _check_rollback(nested, inputs.validation is not None, two_phase or known, init)
-    method = partial(_objective, nested, inputs.teacher, losses, training, ablation)
-    method()  # refuses options that do not fit, before there is a run
+    method = partial(_objective, nested, inputs.teacher, teaching, training, ablation)
+    objective = method()  # refuses options that do not fit, before there is a run
+    if training.patience is not None and objective.distill_from:
+        raise ValueError(
+            f"--patience {training.patience} could stop before the sub-nets begin to train, at "
+            f"{objective.distill_from:g} of --schedule {training.schedule}: use --schedule two-phase"
+        )
     with classification.open_task("ekd", out, loop, arguments, inputs) as task:
         learn = partial(fit, train=task.train, run=task.run, loop=loop, patience=training.patience)
         epochs, optim = training.epochs, training.optim()
@@ -160,7 +170,7 @@ def ekd(
         objective = method()
         learn(objective, phase="nest", select=watch.select if watch else None)
         if watch and watch.roll_back(training.on_drop):
-            own = _own_options(losses, ablation)
+            own = _own_options(teaching, ablation)
             by_schedule = SCHEDULES[training.schedule]
             objective = PrivateNorms(nested, **{n: own[n] for n in own if n not in by_schedule})
             learn(objective, phase="norms")
@@ -185,7 +195,7 @@ def _objective(
 
 def _own_options(losses: Losses, ablation: EkdAblation) -> dict[str, Any]:
     """The options of `EmbeddedKD` that the caller sets."""
-    options = vars(losses) | vars(ablation)
+    options = {f.name: getattr(losses, f.name) for f in fields(Losses)} | vars(ablation)
     return {n: value for n, value in options.items() if value is not None and n != "norms"}
 
 
@@ -196,7 +206,7 @@ def _check_teacher(schedule: Schedule, teachers: flags.Teachers) -> None:
             "--schedule taught needs a --teacher, and the other schedules bring their own: give both, "
             "or neither"
         )
-    if not teachers.teacher and any(vars(teachers).values()):
+    if not teachers.teacher and (teachers.teacher_mean or teachers.teacher_std):
         raise ValueError("--teacher-mean and --teacher-std need --teacher")
 
 

@@ -10,9 +10,7 @@ from stepwell.nets.files.container import network_file
 from stepwell.teachers import OpenTeacher, open_teacher
 
 Out = Annotated[Path, flag("FOLDER", help="run directory; an unfinished run goes on where it stopped.")]
-Data = Annotated[
-    str, flag("DATA", help="class folders in a folder, or a name (`stepwell list`).")
-]
+Data = Annotated[str, flag("DATA", help="class folders in a folder, or a name (`stepwell list`).")]
 Net = Annotated[str, flag("NETWORK", help="network to train (`stepwell list`).")]
 _SUB_NETS = "sub-nets: names of the family (20), or NAME=BLOCKS,..."
 SubNets = Annotated[tuple[str, ...], flag("DEPTH ...", help=_SUB_NETS)]
