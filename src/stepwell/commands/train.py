@@ -45,7 +45,7 @@ def train(arguments: list[str]) -> None:
             raise KeyboardInterrupt(f"the finished phases are kept in {out}") from None
 
     more = (
-        "--json prints the results as JSON; --config RUN/config.json takes the flags of an earlier run."
+        "With --json, results are JSON. --config RUN/config.json takes an earlier run's flags."
     )
     results = call(remembering, f"stepwell train {name}", rest, more)
     if "--json" in arguments:

@@ -94,7 +94,7 @@ class Training(Smoothed):
     Attributes:
         schedule: two-phase: train the full net (or take it from --init), then its moving
             average teaches all depths at half the rate; one-run: the full net alone for half the
-            training, then the same; taught: --teacher teaches; plain: the paper's loss throughout.
+            training, then the same; taught: by --teacher; plain: the paper's loss throughout.
         nest_epochs: passes of the second phase in two-phase.
         on_drop: if the full net loses more than --max-drop: warn, or rollback, which restores
             it and trains only the sub-nets' own norms.
