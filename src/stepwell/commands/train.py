@@ -44,9 +44,7 @@ def train(arguments: list[str]) -> None:
                 raise  # within a phase, which has named its place; or before the first one
             raise KeyboardInterrupt(f"the finished phases are kept in {out}") from None
 
-    more = (
-        "With --json, results are JSON. --config RUN/config.json takes an earlier run's flags."
-    )
+    more = "With --json, results are JSON. --config RUN/config.json takes an earlier run's flags."
     results = call(remembering, f"stepwell train {name}", rest, more)
     if "--json" in arguments:
         print_json(results)

@@ -79,6 +79,7 @@ def learn(
     record = {"images": len(images), "views": len(augmented.images)}
     measure = _Measure(grafting, task)
     if trace:
+        tell_measuring(task)  # here, and again after every phase
         measure.record["teacher"] = measure.accuracy(0, -1)  # alone
     for phase in phases_of(grafting, schedule, stages):
         objective = Graft(
@@ -96,7 +97,7 @@ def learn(
     grafting.to(task.device)
     merged, left = grafting.merged(augmented.with_images(images))
     record |= measure.record | {"adaptions": left}
-    return finish(task, merged, record={"netgraft": record})
+    return finish(task, merged, record={"netgraft": record}, quiet=trace)
 
 
 class _Measure:
@@ -124,7 +125,6 @@ class _Measure:
     def accuracy(self, first: int, last: int) -> float:
         """Measure the teacher with the student's blocks `first` to `last`."""
         device, test = self.task.device, self.task.test
-        tell_measuring(self.task)
         mixed = self.grafting.to(device).mixed(first, last)
         return evaluate(lambda images: mixed(images.to(device)), test)["accuracy"]
 

@@ -30,28 +30,29 @@ def advise(
 
 
 def _on_answers(run: Run, train: ImageSet, logits: Logits, labels: Tensor) -> str:
-    """Name the classes that no test image is put right in."""
+    """Name the only class that is answered, or the classes without a right answer."""
     answers, present = logits.argmax(1), labels.unique()
+    counts = train.labels[train.labels >= 0].bincount(minlength=len(train.classes)).tolist()
+    uneven = max(counts) >= UNEVEN * max(1, min(counts))
     if len(present) > 1 and len(answers.unique()) == 1:
         only = train.classes[int(answers[0])]
-        return (
+        text = (
             f"the network gives the class {only!r} to all {len(labels)} test images, so it has learned "
             "nothing: try more --epochs or another --lr, under another --out"
         )
-    counts = train.labels[train.labels >= 0].bincount(minlength=len(train.classes)).tolist()
-    right = labels[answers == labels].bincount(minlength=len(train.classes))
-    missed = [c for c in present.tolist() if not right[c]]
-    if not missed:
-        return ""
-    shown = {c: f" ({counts[c]} training images)" * any(counts) for c in missed[:NAMED]}
-    named = ", ".join(f"{train.classes[c]}{number}" for c, number in shown.items())
-    more = f" and {len(missed) - NAMED} more" if len(missed) > NAMED else ""
-    text = f"0 % of the test images are right in {len(missed)} classes: {named}{more}"
-    if len(missed) == 1:
-        text = f"0 % of the test images of class {named} are right"
-    uneven = max(counts) >= UNEVEN * max(1, min(counts))
+    else:
+        right = labels[answers == labels].bincount(minlength=len(train.classes))
+        missed = [c for c in present.tolist() if not right[c]]
+        if not missed:
+            return ""
+        shown = {c: f" ({counts[c]} training images)" * any(counts) for c in missed[:NAMED]}
+        named = ", ".join(f"{train.classes[c]}{number}" for c, number in shown.items())
+        more = f" and {len(missed) - NAMED} more" if len(missed) > NAMED else ""
+        text = f"0 % of the test images are right in {len(missed)} classes: {named}{more}"
+        if len(missed) == 1:
+            text = f"0 % of the test images of class {named} are right"
     if uneven and run.config["arguments"].get("balance") is False:
-        text += "; --balance draws every class equally often (under another --out)"
+        text += "; --balance draws every class equally often"
     return text
 
 

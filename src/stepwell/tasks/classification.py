@@ -254,6 +254,7 @@ def validator(
 def finish(
     task: Task, net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None,
     record: Mapping[str, Any] | None = None, trained: Sequence[str] | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the trained `net` once on the test part, write the run's results, and return them.
 
@@ -265,6 +266,7 @@ def finish(
     Args:
         untrained: depths to add, by blocks per stage, with norm statistics from the training images.
         record: further entries of the results.
+        quiet: do not say that the network is being measured.
         trained: depths that training has reached; all by default. Other depths get norm statistics
             from the training images, with a warning.
     """
@@ -278,7 +280,8 @@ def finish(
         _complete(net, untrained or {}, task.train, net.depths if trained is None else trained)
         if task.validation is not None:
             net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
-    tell_measuring(task)
+    if not quiet:
+        tell_measuring(task)
     logits, labels = gather_logits(logits_where_it_is(net), task.test)
     net = net.cpu()
     costs = cost_table(net, task.train.images.size)
