@@ -19,7 +19,7 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import stepwell as library
@@ -586,13 +586,17 @@ def test_what_the_page_on_fidelity_shows_runs(stepwell, taught, monkeypatch):
     exec(compile(code, "fidelity.md", "exec"), names | {"batches": [library.Batch(z, labels)]})
 
 
-def test_what_the_page_on_distillation_shows_runs(stepwell, tmp_path, monkeypatch):
+def test_what_the_page_on_distillation_shows_runs(stepwell, image_folder, tmp_path, monkeypatch):
     page = (Path(__file__).parents[1] / "docs" / "distillation.md").read_text()
-    digit_images(tmp_path / "extra")
+    for folder in ("extra", "photos"):
+        digit_images(tmp_path / folder, 6)
+    image_folder(root=tmp_path / "labelled")
+    save_file(build("timm/resnet18").module.state_dict(), tmp_path / "resnet18.safetensors")
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^    stepwell (.*)$", page, re.MULTILINE)
-    assert len(commands) == 16
+    assert len(commands) == 18
     for line in commands:
+        line = line.replace("--size 64", "--size 64 --epochs 1 --batch-size 4 --device cpu")
         line = line.replace("--epochs 15", "--epochs 1 --batch-size 64 --part 1/4 --device cpu")
         line = line.replace("--generator-steps 1500", "--generator-steps 2 --synthetic-count 16")
         line = line.replace("resnet14", "resnet8").replace("resnet20_ln", "resnet8_ln")

@@ -29,8 +29,8 @@ def teacher(tmp_path):
 def test_a_teacher_of_other_classes_teaches_its_features_only(teacher, tmp_path, quick):
     options = {
         "data": "digits", "size": 32, "student": "resnet8", "part": "1/20", "val_fraction": 0.0,
-        "epochs": 1, "batch_size": 64, "device": "cpu", "teacher": (teacher,), "teacher_mean": (0.5,) * 3,
-        "teacher_std": (0.5,) * 3,
+        "epochs": 1, "batch_size": 64, "device": "cpu", "teacher": (teacher,),
+        "teacher_mean": (0.5,) * 3, "teacher_std": (0.5,) * 3,
     }  # fmt: skip
     message = (
         r"1000 classes .* the data has 10.*`stepwell train supervised --net timm/resnet10t --init \S+ "
