@@ -141,7 +141,7 @@ def distill(
     )  # fmt: skip
     made_for = _made_for(inputs, opened.fingerprint, images, distill_data, loop)
     with (
-        classification.open_task("distill", out, loop, arguments, inputs) as task,
+        classification.open_task("distill", out, loop, arguments, inputs, nested) as task,
         _cached(task, cache, made_for) as source,
     ):
         objective.teacher = source

@@ -137,7 +137,7 @@ def drnet(
     inputs = classification.prepare_images(splits, images, training, start=start, init=init)
     model, costs = _with_chooser(nested, splits.train.size, choosing, ablation.norms)
     target, smoothing = choosing.target, training.label_smoothing
-    with classification.open_task("drnet", out, loop, arguments, inputs) as task:
+    with classification.open_task("drnet", out, loop, arguments, inputs, nested) as task:
         if not _take_norms(model, init, start):
             fit(
                 EveryResolution(model.net, label_smoothing=smoothing), task.train,

@@ -154,7 +154,7 @@ def ekd(
             f"--patience {training.patience} could stop before the sub-nets begin to train, at "
             f"{objective.distill_from:g} of --schedule {training.schedule}: use --schedule two-phase"
         )
-    with classification.open_task("ekd", out, loop, arguments, inputs) as task:
+    with classification.open_task("ekd", out, loop, arguments, inputs, nested) as task:
         learn = partial(fit, train=task.train, run=task.run, loop=loop, patience=training.patience)
         epochs, optim = training.epochs, training.optim()
         if two_phase and not known:

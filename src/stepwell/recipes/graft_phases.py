@@ -14,7 +14,7 @@ from stepwell.methods import Graft
 from stepwell.methods.netgraft import GraftLoss
 from stepwell.nets.grafting.split_points import Adaption
 from stepwell.nets.grafting.surgery import Grafting
-from stepwell.tasks.classification import Task, finish, tell_measuring
+from stepwell.tasks.classification import Task, finish
 from stepwell.training import Loop, fit
 from stepwell.training.optim import Optim, cosine
 from stepwell.training.progress import tell
@@ -79,7 +79,6 @@ def learn(
     record = {"images": len(images), "views": len(augmented.images)}
     measure = _Measure(grafting, task)
     if trace:
-        tell_measuring(task)  # here, and again after every phase
         measure.record["teacher"] = measure.accuracy(0, -1)  # alone
     for phase in phases_of(grafting, schedule, stages):
         objective = Graft(
@@ -97,7 +96,7 @@ def learn(
     grafting.to(task.device)
     merged, left = grafting.merged(augmented.with_images(images))
     record |= measure.record | {"adaptions": left}
-    return finish(task, merged, record={"netgraft": record}, quiet=trace)
+    return finish(task, merged, record={"netgraft": record})
 
 
 class _Measure:

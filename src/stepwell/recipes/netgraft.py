@@ -163,7 +163,7 @@ def netgraft(
         raise ValueError(
             f"--schedule join: only {only} is grafted, and joining needs two grafted blocks"
         )
-    with classification.open_task("netgraft", out, loop, arguments, inputs) as task:
+    with classification.open_task("netgraft", out, loop, arguments, inputs, nested) as task:
         if opened.normalisation is None:
             warnings.warn(
                 "images are normalised by mean and deviation of the "

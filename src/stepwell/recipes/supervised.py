@@ -48,7 +48,7 @@ def supervised(
     splits = classification.read_splits(data, out, images, net)
     nested, start = classification.start_network(splits, net, stem=stem, init=init)
     inputs = classification.prepare_images(splits, images, training, start=start, init=init)
-    with classification.open_task("supervised", out, loop, arguments, inputs) as task:
+    with classification.open_task("supervised", out, loop, arguments, inputs, nested) as task:
         smoothing, average = training.label_smoothing, ablation.ema_teacher
         objective = Supervised(nested.module, label_smoothing=smoothing, ema_teacher=average)
         fit(

@@ -38,7 +38,6 @@ from stepwell.training import Loop, Run
 from stepwell.training.job import device_of
 from stepwell.training.optimisation import Optimisation
 from stepwell.training.progress import tell
-from stepwell.training.run import is_first
 
 #: Largest number of example pictures of each kind in the report.
 PICTURES = 24
@@ -117,7 +116,6 @@ def start_network(
         own = input_arguments(net, size, stem) | ({"stages": stages} if stages else {})
         net = build(net, depths, norms=norms, num_classes=len(classes), **own)
     check_size(net, size)
-    tell_cost(net, size, stem)
     if init is None:
         return net, None
     start = start_pretrained(net, classes) if init == "pretrained" else initialise(net, init, classes)
@@ -176,11 +174,14 @@ def prepare_images(
 
 @contextlib.contextmanager
 def open_task(
-    recipe: str, out: Path, loop: Loop, arguments: Mapping[str, Any], inputs: Inputs
-) -> Iterator[Task]:
-    """Open the run directory of a recipe; errors as for `Run.start`."""
+    recipe: str, out: Path, loop: Loop, arguments: Mapping[str, Any], inputs: Inputs,
+    net: NestedNet | None = None,
+) -> Iterator[Task]:  # fmt: skip
+    """Open the run directory of a recipe, and say what `net` costs; errors as for `Run.start`."""
     teacher = "/".join(inputs.weights) or None
     with Run.start(out, recipe, arguments, data=inputs.about, teacher=teacher) as run:
+        if net is not None and run.writes and not (out / "results.json").exists():
+            tell_cost(net, inputs.train.images.size, arguments.get("stem", "auto"))
         yield Task(run, *inputs[:4], device_of(loop))
 
 
@@ -214,7 +215,7 @@ def tell_cost(net: NestedNet, size: int, stem: str) -> None:
         larger = _macs(build(name, **arguments | {"stem": "imagenet"}), SMALL)
         if larger < macs:
             text += f"; --size {SMALL} takes the imagenet stem and costs less, {big(larger)}"
-    tell(text, quiet=not is_first())
+    tell(text)
 
 
 def _macs(net: NestedNet, size: int) -> int:
@@ -254,7 +255,6 @@ def validator(
 def finish(
     task: Task, net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None,
     record: Mapping[str, Any] | None = None, trained: Sequence[str] | None = None,
-    quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the trained `net` once on the test part, write the run's results, and return them.
 
@@ -266,7 +266,6 @@ def finish(
     Args:
         untrained: depths to add, by blocks per stage, with norm statistics from the training images.
         record: further entries of the results.
-        quiet: do not say that the network is being measured.
         trained: depths that training has reached; all by default. Other depths get norm statistics
             from the training images, with a warning.
     """
@@ -280,8 +279,7 @@ def finish(
         _complete(net, untrained or {}, task.train, net.depths if trained is None else trained)
         if task.validation is not None:
             net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
-    if not quiet:
-        tell_measuring(task)
+    tell_measuring(task)
     logits, labels = gather_logits(logits_where_it_is(net), task.test)
     net = net.cpu()
     costs = cost_table(net, task.train.images.size)

@@ -221,11 +221,6 @@ def _clean(out: Path) -> None:
         leftover.unlink()
 
 
-def is_first() -> bool:
-    """True in the one process that writes, of several that train together."""
-    return _rank() == 0
-
-
 def _rank() -> int:
     """The number of this process among the processes of one training."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
