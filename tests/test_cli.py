@@ -1164,15 +1164,15 @@ def test_version_and_list(stepwell):
 
 def test_the_options_of_the_recipes_are_these():
     """A renamed option breaks scripts and resumed runs: say so in CHANGELOG."""
-    loop = "device devices precision clip accumulate average checkpoint_minutes"
-    common = "data out size flip part stem batch_size lr seed " + loop
-    trained = common + " init epochs weight_decay val_fraction"
+    loop = "device devices precision clip accumulate average checkpoint_minutes log"
+    common = "data out size flip part augment stem batch_size lr seed " + loop
+    trained = common + " init epochs weight_decay val_fraction mix balance optimizer patience"
     teachers = "teacher teacher_mean teacher_std"
     taught = f"{teachers} temperature ce kl attention"
-    shown = "augment mix unlabeled unlabeled_share synthetic synthetic_share synthetic_count "
+    shown = "unlabeled unlabeled_share synthetic synthetic_share synthetic_count "
     expected = {
-        "supervised": f"{trained} net label_smoothing optimizer",
-        "distill": f"{trained} {taught} student attention_stages hint hint_stages cache optimizer "
+        "supervised": f"{trained} net label_smoothing",
+        "distill": f"{trained} {taught} student attention_stages hint hint_stages cache "
         f"{shown} generator_steps",
         "ekd": f"{trained} {taught} net depths calibrated stages nest_epochs schedule full_weight "
         "sample label_smoothing on_drop max_drop",

@@ -108,7 +108,8 @@ class Hints(nn.Module):
     no network.
 
     Raises:
-        ValueError: the student has tokens and the teacher maps, or their numbers of tokens differ.
+        ValueError: the student has tokens and the teacher maps; their numbers of tokens differ; fewer
+            than four tokens make no map.
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
@@ -132,7 +133,8 @@ class Hints(nn.Module):
 
 def _regressor(pair: Pair) -> nn.Module:
     a, b = pair.student_shape, pair.teacher_shape
-    if len(a) < len(b) or (len(a) == 2 and a[0] != b[0]):
+    too_few = len(a) > len(b) and b[0] < 4  # tokens for a map
+    if len(a) < len(b) or too_few or (len(a) == 2 and a[0] != b[0]):
         raise ValueError(
             f"{pair.names} are {_size(a)} and {_size(b)}: hints cannot compare them; name others"
         )
