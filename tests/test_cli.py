@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import stepwell as library
@@ -715,13 +715,17 @@ def test_what_the_page_on_fidelity_shows_runs(stepwell, taught, monkeypatch):
     exec(compile(code, "fidelity.md", "exec"), names | {"batches": [library.Batch(z, labels)]})
 
 
-def test_what_the_page_on_distillation_shows_runs(stepwell, tmp_path, monkeypatch):
+def test_what_the_page_on_distillation_shows_runs(stepwell, image_folder, tmp_path, monkeypatch):
     page = (Path(__file__).parents[1] / "docs" / "distillation.md").read_text()
-    digit_images(tmp_path / "extra")
+    for folder in ("extra", "photos"):
+        digit_images(tmp_path / folder, 6)
+    image_folder(root=tmp_path / "labelled")
+    save_file(build("timm/resnet18").module.state_dict(), tmp_path / "resnet18.safetensors")
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^    stepwell (.*)$", page, re.MULTILINE)
-    assert len(commands) == 16
+    assert len(commands) == 18
     for line in commands:
+        line = line.replace("--size 64", "--size 64 --epochs 1 --batch-size 4 --device cpu")
         line = line.replace("--epochs 15", "--epochs 1 --batch-size 64 --part 1/4 --device cpu")
         line = line.replace("--generator-steps 1500", "--generator-steps 2 --synthetic-count 16")
         line = line.replace("resnet14", "resnet8").replace("resnet20_ln", "resnet8_ln")
@@ -1324,15 +1328,15 @@ def test_version_and_list(stepwell):
 
 def test_the_options_of_the_recipes_are_these():
     """A renamed option breaks scripts and resumed runs: say so in CHANGELOG."""
-    loop = "device devices precision clip accumulate average checkpoint_minutes"
-    common = "data out size flip part stem batch_size lr seed " + loop
-    trained = common + " init epochs weight_decay val_fraction"
+    loop = "device devices precision clip accumulate average checkpoint_minutes log"
+    common = "data out size flip part augment stem batch_size lr seed " + loop
+    trained = common + " init epochs weight_decay val_fraction mix balance optimizer patience"
     teachers = "teacher teacher_mean teacher_std"
     taught = f"{teachers} temperature ce kl attention"
-    shown = "augment mix unlabeled unlabeled_share synthetic synthetic_share synthetic_count "
+    shown = "unlabeled unlabeled_share synthetic synthetic_share synthetic_count "
     expected = {
-        "supervised": f"{trained} net label_smoothing optimizer",
-        "distill": f"{trained} {taught} student attention_stages hint hint_stages cache optimizer "
+        "supervised": f"{trained} net label_smoothing",
+        "distill": f"{trained} {taught} student attention_stages hint hint_stages cache "
         f"{shown} generator_steps",
         "ekd": f"{trained} {taught} net depths calibrated stages nest_epochs schedule full_weight "
         "sample label_smoothing on_drop max_drop",

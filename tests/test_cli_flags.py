@@ -18,6 +18,7 @@ from stepwell.training import Loop
 WRONG = {
     "top": ([0, -1], [1]),
     "epochs": ([0, -1], [1]),
+    "patience": ([0, -1], [1]),
     "nest_epochs": ([0, -1], [1]),
     "steps": ([0, -1], [1]),
     "batch_size": ([1, 0, -3], [2]),

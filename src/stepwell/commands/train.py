@@ -1,12 +1,17 @@
 """`stepwell train`: its flags are the signatures of the recipes."""
 
+import difflib
 import functools
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 from stepwell.commands.arguments import call, show_help, unknown
 from stepwell.console import print_json, say
+from stepwell.files import read_json
+from stepwell.flags import flags_of, groups_of
 from stepwell.kinds import kind_module
 from stepwell.recipes import RECIPES
 
@@ -25,6 +30,7 @@ def train(arguments: list[str]) -> None:
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     recipe = resolve_name(RECIPES[name][0])
+    rest = with_config(name, recipe, rest)
     started: dict[str, Any] = {}
 
     @functools.wraps(recipe)
@@ -38,7 +44,7 @@ def train(arguments: list[str]) -> None:
                 raise  # within a phase, which has named its place; or before the first one
             raise KeyboardInterrupt(f"the finished phases are kept in {out}") from None
 
-    more = "With --json, the results are printed as one JSON document."
+    more = "With --json, results are JSON. --config RUN/config.json takes an earlier run's flags."
     results = call(remembering, f"stepwell train {name}", rest, more)
     if "--json" in arguments:
         print_json(results)
@@ -50,7 +56,56 @@ def train(arguments: list[str]) -> None:
     else:
         say(f"trained in {results['seconds']:.0f} s; next, try:")
     for command in kind.NEXT:
-        say(f"  {command.format(run=out)}")
+        say(f"  {command.format(run=out, results=results)}")
+
+
+def with_config(name: str, recipe: Callable[..., Any], given: Sequence[str]) -> list[str]:
+    """Put the flags that --config FILE holds before the `given` ones, which win.
+
+    The file is a run's config.json, or a JSON object of flags written by hand. ValueError for a file
+    that is neither, of another recipe, or with a flag that the recipe does not take.
+    """
+    if "--config" not in given:
+        return [*given]
+    at = given.index("--config")
+    if at + 1 == len(given):
+        raise ValueError("--config: name a file, such as RUN/config.json")
+    file, rest = Path(given[at + 1]), [*given[:at], *given[at + 2 :]]
+    content = read_json(file / "config.json" if file.is_dir() else file, "name a run's config.json")
+    of_run = {"recipe", "arguments"} <= content.keys()
+    if of_run and content["recipe"] != name:
+        raise ValueError(f"--config {file} is of train {content['recipe']}, not of train {name}")
+    hidden = groups_of(recipe).get("ablation", type(None))
+    only_python = vars(hidden()) if is_dataclass(hidden) else {}
+    known = flags_of(recipe) - only_python.keys()
+    flags: dict[str, Any] = {}
+    for key, value in (content["arguments"] if of_run else content).items():
+        flags |= value if isinstance(value, dict) else {key.replace("-", "_"): value}
+    said = {token.partition("=")[0].strip("-").replace("-", "_") for token in rest if token[:2] == "--"}
+    tokens: list[str] = []
+    for key, value in flags.items():
+        if key in known and not {key, f"no_{key}"} & said:
+            tokens += _tokens(key.replace("_", "-"), value)
+        elif key in only_python and value != only_python[key]:
+            raise ValueError(
+                f"--config {file}: {key} {value} is set in Python only (stepwell.recipes.train)"
+            )
+        # what a recipe records beside its flags is empty
+        elif key not in known | only_python.keys() and (value or not of_run):
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"--config {file}: train {name} has no flag {key}{hint}")
+    return [*tokens, *rest]
+
+
+def _tokens(flag: str, value: Any) -> list[str]:
+    """A flag as the command line has it."""
+    if value is None:
+        return []
+    if isinstance(value, bool) and flag != "flip":
+        return [f"--{flag}"] if value else []
+    values = value if isinstance(value, list) else [value]
+    return [f"--{flag}", *map(str, values)] if values else []
 
 
 def _written(run: Path) -> int | None:

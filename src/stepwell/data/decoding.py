@@ -97,20 +97,26 @@ def pixels_of(paths: Sequence[Path], size: int) -> UInt8[Tensor, "n 3 size size"
     return lazy[torch.arange(len(paths))] if fits else lazy
 
 
-def own_size(paths: Sequence[Path]) -> int:
-    """The side of the images if some, evenly chosen, are equal squares; else 224, and a warning."""
+def own_size(paths: Sequence[Path], usual: int = DIFFERENT) -> int:
+    """The side of the images if some, evenly chosen, are equal squares; else `usual`, and a warning.
+
+    For a network whose `usual` size is below 64, larger squares are brought to it as well.
+    """
     sides: set[int] = set()
     for path in paths[:: max(1, len(paths) // 50)]:
         with contextlib.suppress(*UNREADABLE), open_image(path) as image:
             sides.update(image.size)
-    side = sides.pop() if len(sides) == 1 else DIFFERENT
+    if len(sides) == 1 and not usual < 64 < max(sides):
+        return sides.pop()
     if sides:
+        many = f"{min(sides)} to {max(sides)}" if len(sides) > 1 else min(sides)
+        whose = ", for which the network is made" if usual < 64 else ""
         warnings.warn(
-            f"images have sides of {min(sides)} to {max(sides)} pixels: all are brought to {DIFFERENT} "
-            f"× {DIFFERENT}; --size says another size",
+            f"images have sides of {many} pixels: all are brought to {usual} × {usual}{whose}; --size "
+            "says another size",
             stacklevel=2,
         )
-    return side
+    return usual
 
 
 def read_image(source: Source, size: int) -> UInt8[Tensor, "3 {size} {size}"]:

@@ -4,22 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from stepwell.data.augment import Policy
+from stepwell.data.image_flags import Changes
 from stepwell.data.images import ImageSet, load_unlabeled
 from stepwell.data.loader import Extra
-from stepwell.data.mixing import Change, Mix, Replace
+from stepwell.data.mixing import Change, Replace
 from stepwell.flags import Together, flag
 from stepwell.ranges import check_numbers
 
 
 @dataclass(frozen=True)
-class DistillData(Together):
+class DistillData(Changes, Together):
     """Images that a student is taught on; the teacher labels exactly what the student sees.
 
     Attributes:
-        augment: change of images: none; standard (crop, and mirror where the data allows it); or
-            standard with rotate (20 degrees), vflip, jitter (of colours) or combined (all of them).
-        mix: blend the images of a batch: mixup or cutmix.
         unlabeled: more images without labels: a folder, or a data set (digits).
         unlabeled_share: share of unlabeled images in every batch.
         synthetic: noise or composites of training images, which replace some of every batch;
@@ -30,8 +27,6 @@ class DistillData(Together):
     """
 
     TITLE: ClassVar = "training image"
-    augment: Annotated[Policy, flag("POLICY")] = "standard"
-    mix: Annotated[Literal["none", "mixup", "cutmix"], flag("MIX")] = "none"
     unlabeled: Annotated[Path | None, flag("FOLDER")] = None
     unlabeled_share: Annotated[float | None, flag("X", "by number of images")] = None
     synthetic: Annotated[Literal["none", "noise", "composites", "generator"], flag("KIND")] = "none"
@@ -57,9 +52,7 @@ class DistillData(Together):
         changes: list[Change] = []
         if self.synthetic in ("noise", "composites"):
             changes.append(Replace(self.synthetic, self.synthetic_share))
-        if self.mix != "none":
-            changes.append(Mix(self.mix, classes))
-        return changes
+        return changes + super().changes(classes)
 
     def extra(self, train: ImageSet) -> list[Extra]:
         """The images without labels that join `train`; errors as for `load_unlabeled`."""

@@ -1,10 +1,14 @@
 """The flags of a run that say how it reads its images."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from tyro.conf import FlagConversionOff
+from tyro.conf import FlagConversionOff, FlagCreatePairsOff
 
+from stepwell.data.augment import Policy
+from stepwell.data.images import ImageSet
+from stepwell.data.loader import Extra
+from stepwell.data.mixing import Change, Mix
 from stepwell.flags import flag
 
 
@@ -29,6 +33,59 @@ class Images:
         """Refuse a part that does not exist; errors as for `part_of`."""
         if self.part is not None:
             part_of(self.part)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of each training image.
+
+    Attributes:
+        augment: none; standard: crop, and mirror if the data allows it; or also rotate, vflip,
+            jitter or combined (all).
+    """
+
+    augment: Annotated[Policy, flag("POLICY")] = "standard"
+
+    def changes(self, classes: int) -> list[Change]:
+        """The changes of whole batches with their labels."""
+        return []
+
+    def extra(self, train: ImageSet) -> list[Extra]:
+        """The images without labels that join `train`."""
+        return []
+
+
+@dataclass(frozen=True)
+class Changes(Augmentation):
+    """Random changes of training images and of batches.
+
+    Attributes:
+        mix: blend the images of a batch: mixup or cutmix.
+    """
+
+    mix: Annotated[Literal["none", "mixup", "cutmix"], flag("MIX")] = "none"
+
+    def changes(self, classes: int) -> list[Change]:
+        """The changes of whole batches with their labels."""
+        return [Mix(self.mix, classes)] if self.mix != "none" else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages(Images):
+    """Images that a run trains on with their labels.
+
+    Attributes:
+        balance: draw every class equally often; an epoch stays as long as it is.
+    """
+
+    balance: FlagCreatePairsOff[Annotated[bool, flag()]] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingImages(LabelledImages, Changes):
+    """Images that a run trains on, and how they are changed."""
+
+    TITLE: ClassVar = "image"
 
 
 def part_of(text: str) -> tuple[int, int]:

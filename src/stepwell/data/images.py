@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from stepwell.data.decoding import (
+    DIFFERENT,
     SUFFIXES,
     Files,
     check_files,
@@ -141,7 +142,7 @@ class Splits(NamedTuple):
     validation: ImageSet | None = None
 
 
-def load_images(data: str, size: int | None = None) -> Splits:
+def load_images(data: str, size: int | None = None, usual: int = DIFFERENT) -> Splits:
     """A data set by name (`digits`, `cifar10`, `cifar100`) or by folder.
 
     A folder holds `train/CLASS/*.jpg` and `test/CLASS/*.jpg`, or only `CLASS/*.jpg`; then a fifth of
@@ -150,14 +151,15 @@ def load_images(data: str, size: int | None = None) -> Splits:
 
     Args:
         data: name or folder; an existing folder comes before a name.
-        size: height and width of the images; by default their own, or 224 if they differ. The shorter
-            side is scaled to it, and the middle is cropped.
+        size: height and width of the images; by default their own, or `usual` if they differ. The
+            shorter side is scaled to it, and the middle is cropped.
+        usual: size that the network is made for. If below 64, larger images are brought to it, too.
 
     Raises:
         ValueError: no such data; one class only; an image cannot be read; parts differ in classes.
     """
     if Path(data).is_dir():
-        return _folder(Path(data), size)
+        return _folder(Path(data), size, usual)
     if data == "digits":
         return _digits(size)
     if data in NAMED:
@@ -166,11 +168,13 @@ def load_images(data: str, size: int | None = None) -> Splits:
     raise ValueError(f"no data {data!r}: give a folder of class folders, or one of {names}")
 
 
-def load_unlabeled(folder: Path, size: int, classes: tuple[str, ...]) -> ImageSet:
+def load_unlabeled(
+    folder: Path, size: int | None, classes: tuple[str, ...], usual: int = DIFFERENT
+) -> ImageSet:
     """Every image below `folder`, nested or not, without a label; or a named data set's training part.
 
-    `size` as for `load_images`; `classes` are those of the set that the images join. ValueError if
-    there is no such folder, no image in it, or one cannot be read.
+    `size` and `usual` as for `load_images`; `classes` are those of the set that the images join.
+    ValueError if there is no such folder, no image in it, or one cannot be read.
     """
     if not folder.is_dir() and str(folder) in NAMED:
         named = load_images(str(folder), size).train
@@ -183,16 +187,17 @@ def load_unlabeled(folder: Path, size: int, classes: tuple[str, ...]) -> ImageSe
             f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}): fill it, or leave it out"
         )
     check_files(paths)
-    return ImageSet(pixels_of(paths, size), torch.full((len(paths),), -1), classes)
+    pixels = pixels_of(paths, size or own_size(paths, usual))
+    return ImageSet(pixels, torch.full((len(paths),), -1), classes)
 
 
-def _folder(root: Path, size: int | None) -> Splits:
+def _folder(root: Path, size: int | None, usual: int) -> Splits:
     parts = {name: root / name for name in PARTS if (root / name).is_dir()}
     if "train" in parts:
         unused = [f for f in _folders(root) if f.name.lower() in LIKE_PARTS - parts.keys()]
         notes = tuple(f"{f} is not used: parts are train/, val/ and test/" for f in unused)
         first, *further = _class_files(list(parts.values()))
-        train = _image_set(first, size)
+        train = _image_set(first, size, usual)
         sets = (_image_set(files, train.size) for files in further)
         others = dict(zip([name for name in parts if name != "train"], sets, strict=True))
         for name, part in others.items():
@@ -216,7 +221,7 @@ def _folder(root: Path, size: int | None) -> Splits:
             "val/ and test/"
         )
     (files,) = _class_files([root])
-    return _set_aside(root, _image_set(files, size))
+    return _set_aside(root, _image_set(files, size, usual))
 
 
 def check_outside(data: str, out: Path) -> None:
@@ -264,10 +269,12 @@ def _class_files(roots: Sequence[Path]) -> list[dict[Path, list[Path]]]:
     return parts
 
 
-def _image_set(files: Mapping[Path, Sequence[Path]], size: int | None) -> ImageSet:
+def _image_set(
+    files: Mapping[Path, Sequence[Path]], size: int | None, usual: int = DIFFERENT
+) -> ImageSet:
     paths = [path for of_class in files.values() for path in of_class]
     labels = torch.tensor([i for i, of_class in enumerate(files.values()) for _ in of_class])
-    pixels = pixels_of(paths, size or own_size(paths))
+    pixels = pixels_of(paths, size or own_size(paths, usual))
     return ImageSet(pixels, labels, tuple(folder.name for folder in files))
 
 

@@ -55,6 +55,8 @@ class Batches:
         seed: of order and augmentation.
         extra: sets that join `images` in training; an epoch is one pass over `images`, and the other
             sets repeat in their own orders.
+        balance: draw every class of `images` equally often. An epoch stays as long as it is: images of
+            small classes repeat in it, and images of large classes take turns.
 
     A last batch of a single image is dropped in training, with a warning: BatchNorm cannot train on
     one.
@@ -72,6 +74,7 @@ class Batches:
         shuffle: bool = False,
         seed: int = 0,
         extra: Sequence[Extra] = (),
+        balance: bool = False,
     ) -> None:
         if batch_size < 1 or (shuffle and batch_size < 2):
             raise ValueError(f"a batch size of {batch_size}: training needs at least 2, evaluation 1")
@@ -81,7 +84,7 @@ class Batches:
         self.mean, self.std = mean, std
         self.augment, self.changes = augment, tuple(changes)
         self.shuffle, self.seed = shuffle, seed
-        self.extra = tuple(extra)
+        self.extra, self.balance = tuple(extra), balance
         self.rank, self.world = 0, 1
         self._labels = torch.cat([images.labels for images in self._sets])
         self._quotas = _quotas(batch_size, images, self.extra)
@@ -165,6 +168,7 @@ class Batches:
         return Batches(
             self.images, self.batch_size, mean=self.mean, std=self.std, augment=self.augment,
             changes=self.changes, shuffle=self.shuffle, seed=self.seed, extra=(*self.extra, *extra),
+            balance=self.balance,
         )  # fmt: skip
 
     @property
@@ -241,7 +245,25 @@ class Batches:
         if not self.shuffle:
             return torch.arange(len(images))
         key = (self.seed, "order", turn) if which == 0 else (self.seed, "extra", which, turn)
-        return torch.randperm(len(images), generator=_generator(seed_of(*key)))
+        generator = _generator(seed_of(*key))
+        if self.balance and which == 0:
+            return _balanced(images.labels, generator)
+        return torch.randperm(len(images), generator=generator)
+
+
+def _balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw as many indices as there are labels, from every class equally many, in random order."""
+    classes = labels.unique()
+    classes = classes[torch.randperm(len(classes), generator=generator)]  # the first get the remainder
+    share, more = divmod(len(labels), len(classes))
+    drawn = []
+    for i, label in enumerate(classes):
+        members = (labels == label).nonzero().flatten()
+        count = share + (i < more)
+        turns = -(-count // len(members))
+        order = [torch.randperm(len(members), generator=generator) for _ in range(turns)]
+        drawn += [members[torch.cat(order)[:count]]] if turns else []
+    return torch.cat(drawn)[torch.randperm(len(labels), generator=generator)]
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -33,6 +33,7 @@ KINDS = {
     "classifier": "stepwell.kinds.classifier",
     "resolution": "stepwell.kinds.resolution",
     "graph": "stepwell.kinds.graph",
+    "features": "stepwell.kinds.features",
 }
 #: Commands and participles of what a kind may lack.
 _COMMANDS = {

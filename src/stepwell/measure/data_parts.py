@@ -10,7 +10,7 @@ from torch import nn
 
 from stepwell.data import Augment, Batches, ImageSet, Splits, load_images
 from stepwell.data.distill_data import DistillData
-from stepwell.data.image_flags import Images, part_of
+from stepwell.data.image_flags import Augmentation, Images, LabelledImages, part_of
 from stepwell.files import read_json
 from stepwell.flags import recorded
 from stepwell.nets import NestedNet
@@ -42,7 +42,7 @@ class Parts(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunImages(Images):
+class RunImages(LabelledImages):
     """The images of a finished run, as its config.json records them.
 
     Attributes:
@@ -59,13 +59,13 @@ class RunImages(Images):
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "RunImages":
         """Read them from the content of config.json; defaults where it says nothing."""
-        arguments, own = (
-            config.get("arguments", {}),
-            config.get("arguments", {}).get("distill_data", {}),
-        )
+        arguments, data = config.get("arguments", {}), config.get("data", {})
+        own = {n: arguments[n] for n in ("augment", "mix") if n in arguments}
+        own |= arguments.get("distill_data", {})
         folder = {"unlabeled": Path(own["unlabeled"])} if own.get("unlabeled") else {}
         found = {
-            "fingerprint": config.get("data", {}).get("fingerprint"),
+            "fingerprint": data.get("fingerprint"),
+            "size": arguments.get("size") or data.get("size"),
             "distill_data": recorded(DistillData, own | folder),
         }
         return recorded(cls, arguments | found)
@@ -140,25 +140,31 @@ def parts_of(net: NestedNet, path: Path, config: Mapping[str, Any], data: str | 
     return parts_for(net, named, run.fingerprint, run.val_fraction, run.part, same=same)
 
 
-def fitted(teacher: OpenTeacher, batches: Batches, *, resize: bool = False) -> nn.Module:
-    """Adapt a teacher to the images of `batches` by `OpenTeacher.for_data`, and try it on a few."""
+def fitted(
+    teacher: OpenTeacher, batches: Batches, *, resize: bool = False, logits: bool = True
+) -> nn.Module:
+    """Adapt a teacher to the images of `batches` by `OpenTeacher.for_data`, and try it on a few.
+
+    `logits`: its logits are compared, so it must have the classes of the images.
+    """
     few = batches.images.subset(torch.arange(min(16, len(batches.images))))
     (images, _), *_ = batches.with_images(few)
     normalisation = (batches.mean, batches.std)
-    return teacher.for_data(batches.images.classes, images, normalisation, resize=resize)
+    classes = batches.images.classes if logits else None
+    return teacher.for_data(classes, images, normalisation, resize=resize)
 
 
 def batches_for(
     splits: Splits, images: Images, *, batch_size: int, val_fraction: float, seed: int,
     normalisation: Normalisation | None = None,
-    choose: Callable[[ImageSet], ImageSet] | None = None, distill_data: DistillData = DistillData(),
+    choose: Callable[[ImageSet], ImageSet] | None = None, changes: Augmentation = Augmentation(),
 ) -> tuple[Batches, Batches | None]:  # fmt: skip
     """The shuffled, augmented training part, and the validation part: the data's own, or split off.
 
     Args:
         normalisation: mean and deviation of the pixels; by default those of the training part.
         choose: maps the training part to the images that replace it.
-        distill_data: further changes of the images, and images without labels.
+        changes: of the images, and images without labels that join them.
     """
     train, validation = _set_aside(splits, val_fraction, images.part)
     if choose is not None:
@@ -166,19 +172,19 @@ def batches_for(
     mean, std = normalisation or train.statistics()
     batches = Batches(
         train, batch_size, mean=mean, std=std,
-        **_changes(distill_data, images.flip, train, splits.flip), shuffle=True, seed=seed,
-        extra=distill_data.extra(train),
+        **_changes(changes, images.flip, train, splits.flip), shuffle=True, seed=seed,
+        extra=changes.extra(train), balance=isinstance(images, LabelledImages) and images.balance,
     )  # fmt: skip
     return batches, batches.with_images(validation) if validation else None
 
 
 def _changes(
-    distill_data: DistillData, flip: bool | None, images: ImageSet, may_flip: bool
+    changes: Augmentation, flip: bool | None, images: ImageSet, may_flip: bool
 ) -> dict[str, Any]:
     mirrored = may_flip if flip is None else flip
     return {
-        "augment": Augment.of(distill_data.augment, images.size, mirrored),
-        "changes": distill_data.changes(len(images.classes)),
+        "augment": Augment.of(changes.augment, images.size, mirrored),
+        "changes": changes.changes(len(images.classes)),
     }
 
 
@@ -194,7 +200,7 @@ def batches_of(run: Path) -> tuple[Batches, Batches]:
     card = load(run / "net.safetensors").card
     train, _ = batches_for(
         splits, own, batch_size=own.batch_size, val_fraction=own.val_fraction, seed=own.seed,
-        normalisation=(card.mean, card.std), distill_data=own.distill_data,
+        normalisation=(card.mean, card.std), changes=own.distill_data,
     )  # fmt: skip
     return train, train.with_images(splits.test)
 

@@ -22,6 +22,9 @@ from stepwell.ranges import check_numbers
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Batch, Exit, Images, Labels, Step
 
+#: Shares of the classes, as MixUp and CutMix give them.
+Shares = Float[Tensor, "batch classes"]
+
 #: The choices that a training step runs, and the chooser's loss: see `JointResolution`.
 Mixing = Literal["expected", "chosen", "all", "random"]
 
@@ -210,7 +213,7 @@ class ImitateBest(Objective):
         ce = cross_entropy(self.net.chooser(images), self.best(images, labels))
         return Step(ce, {"choice": ce})
 
-    def best(self, images: Images, labels: Labels) -> Int[Tensor, " batch"]:
+    def best(self, images: Images, labels: Labels | Shares) -> Int[Tensor, " batch"]:
         """The index of each image's target choice."""
         losses = losses_by_choice(self.net, images, labels)
         enough = losses <= losses.amin(1, keepdim=True) + self.slack
@@ -219,7 +222,7 @@ class ImitateBest(Objective):
 
 @torch.no_grad()
 def losses_by_choice(
-    net: ResolutionNet, images: Images, labels: Labels
+    net: ResolutionNet, images: Images, labels: Labels | Shares
 ) -> Float[Tensor, "batch choices"]:
     """The cross entropy of every image at every choice, in eval mode."""
     with in_eval_mode(net.net):

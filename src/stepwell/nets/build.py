@@ -135,6 +135,28 @@ def named_depths(
     return dict(pairs)
 
 
+def usual_depths(name: str, stages: Sequence[str] = ()) -> tuple[str, ...]:
+    """The depths of a network's family that hold about 60 % and 80 % of its blocks.
+
+    ValueError if the family names no other depth, or has other `stages`.
+
+    >>> usual_depths("resnet32"), usual_depths("resnet34")
+    (('20', '26'), ('18',))
+    """
+    family, full = builder_of(name).family, builder_of(name).full
+    blocks = {d: sum(own) for d, own in family.items() if sum(own) < sum(family[full])}
+    if not blocks or stages:
+        half = ",".join(str(-(-b // 2)) for b in family[full])
+        form = "NAME=BLOCKS,..., the blocks of each stage" if stages else f"half={half}"
+        only = f"{name} has no depths by name" + " for other --stages" * bool(stages)
+        if set(family[full]) == {1} and not stages:
+            raise ValueError(f"{name} has one block in each stage, so no sub-net: name a deeper --net")
+        raise ValueError(f"{only}: say which sub-nets to train, such as --depths {form}")
+    shares = (0.6 * sum(family[full]), 0.8 * sum(family[full]))
+    nearest = (min(blocks, key=lambda depth: abs(blocks[depth] - share)) for share in shares)
+    return tuple(dict.fromkeys(nearest))
+
+
 def builder_of(name: str) -> Builder:
     """The builder of a network by name; ValueError if there is none."""
     if name.startswith(PREFIX):

@@ -16,6 +16,7 @@ from stepwell.recipes import flags
 from stepwell.results import read_results
 from stepwell.tasks.links import check_loop, finish_links, measured, read_links
 from stepwell.training import Loop, Run, fit, optimizer_of
+from stepwell.training.progress import tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,11 @@ def dkge(
 
         warm = training.warm_epochs
         if warm:
+            tell(
+                f"{warm} epochs as TransE first (--warm-epochs), then {training.epochs} with the "
+                "encoder",
+                quiet=not run.writes,
+            )
             plain = replace(shape, encoder="none").net(*map(len, links.names))
             learn("warm", plain, warm, training.lr)
             net.start_from({kind: plain.knowledge[kind].detach() for kind in KINDS})

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from stepwell.data.image_flags import Images
+from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.measure.resolution import macs_of_choices
 from stepwell.methods.resolution import (
@@ -31,7 +31,7 @@ from stepwell.recipes import flags
 from stepwell.tasks import classification, resolution
 from stepwell.training import Loop, fit, optimizer_of
 from stepwell.training.optim import Optim
-from stepwell.training.optimisation import SgdTraining
+from stepwell.training.optimisation import Smoothed
 
 Schedule = Literal["joint", "imitate", "resolutions"]
 #: Shares of the images' size that are the default resolutions.
@@ -91,7 +91,7 @@ class Choosing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(SgdTraining):
+class Training(Smoothed):
     """Training of the network, and of the chooser.
 
     Attributes:
@@ -107,11 +107,11 @@ def drnet(
     data: flags.Data,
     out: flags.Out,
     net: flags.Net = "resnet20",
-    depths: flags.Depths = (),
+    depths: flags.SubNets = (),
     stem: flags.Stem = "auto",
     init: flags.Init = None,
     choosing: Flags[Choosing] = Choosing(),
-    images: Flags[Images] = Images(),
+    images: Flags[TrainingImages] = TrainingImages(),
     training: Flags[Training] = Training(),
     loop: Flags[Loop] = Loop(),
     ablation: Hidden[DrnetAblation] = DrnetAblation(),
@@ -132,21 +132,23 @@ def drnet(
     images = replace(images, size=choosing.image_size(images.size))
     arguments["size"] = images.size
     torch.manual_seed(training.seed)
-    splits = classification.read_splits(data, out, images)
+    splits = classification.read_splits(data, out, images, net)
     nested, start = classification.start_network(splits, net, depths, stem=stem, init=init)
     inputs = classification.prepare_images(splits, images, training, start=start, init=init)
     model, costs = _with_chooser(nested, splits.train.size, choosing, ablation.norms)
     target, smoothing = choosing.target, training.label_smoothing
-    with classification.open_task("drnet", out, loop, arguments, inputs) as task:
+    with classification.open_task("drnet", out, loop, arguments, inputs, nested) as task:
         if not _take_norms(model, init, start):
             fit(
                 EveryResolution(model.net, label_smoothing=smoothing), task.train,
                 training.optim(), task.run, phase="resolutions", epochs=training.epochs,
                 validate=resolution.validate_choices(model, task.validation), loop=loop,
+                patience=training.patience,
             )  # fmt: skip
         learn = partial(
             fit, run=task.run, epochs=training.choose_epochs or training.epochs,
             validate=resolution.validate_chosen(model, task.validation, target), loop=loop,
+            patience=training.patience,
         )  # fmt: skip
         if choosing.schedule == "joint":
             joint = JointResolution(

@@ -1,24 +1,24 @@
 """Train a nested network: all depths in one run, the full net teaching the others."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
-from stepwell.data.image_flags import Images
+from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.losses.attention import Attention
 from stepwell.methods import EmbeddedKD, PrivateNorms, Supervised
+from stepwell.nets.build import usual_depths
 from stepwell.nets.nested.net import NestedNet, NormSharing
 from stepwell.recipes import flags
 from stepwell.recipes.full_net_watch import OnDrop, watch_full_net
 from stepwell.tasks import classification
 from stepwell.teachers import Frozen
 from stepwell.training import Loop, fit
-from stepwell.training.optimisation import SgdTraining
+from stepwell.training.optimisation import Smoothed
 
 Schedule = Literal["one-run", "two-phase", "taught", "plain"]
 
@@ -53,6 +53,18 @@ class EkdAblation(Together):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Network:
+    """The network, its depths and its initial weights."""
+
+    net: flags.Net = "resnet32"
+    depths: flags.Depths = None
+    calibrated: flags.Calibrated = ()
+    stages: flags.Stages = ()
+    stem: flags.Stem = "auto"
+    init: flags.Init = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Losses(flags.Losses):
     """Losses of embedded distillation.
 
@@ -69,14 +81,20 @@ class Losses(flags.Losses):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(SgdTraining):
+class Teaching(Losses, flags.Teachers):
+    """Who teaches the depths, and by which losses."""
+
+    TITLE: ClassVar = "teaching"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Smoothed):
     """Training of the full net and of its sub-nets.
 
     Attributes:
         schedule: two-phase: train the full net (or take it from --init), then its moving
-            average teaches all depths at half the rate; one-run: the full net alone for half of the
-            training, then the same; taught: --teacher teaches all depths; plain: the paper's loss
-            from the first step.
+            average teaches all depths at half the rate; one-run: the full net alone for half the
+            training, then the same; taught: by --teacher; plain: the paper's loss throughout.
         nest_epochs: passes of the second phase in two-phase.
         on_drop: if the full net loses more than --max-drop: warn, or rollback, which restores
             it and trains only the sub-nets' own norms.
@@ -93,16 +111,9 @@ def ekd(
     *,
     data: flags.Data,
     out: flags.Out,
-    net: flags.Net = "resnet32",
-    depths: flags.Depths = ("20", "26"),
-    calibrated: flags.Calibrated = (),
-    stages: flags.Stages = (),
-    stem: flags.Stem = "auto",
-    init: flags.Init = None,
-    teacher: flags.TeacherNames = (),
-    teacher_images: Flags[flags.TeacherImages] = flags.TeacherImages(),
-    images: Flags[Images] = Images(),
-    losses: Flags[Losses] = Losses(),
+    network: Flags[Network] = Network(),
+    images: Flags[TrainingImages] = TrainingImages(),
+    teaching: Flags[Teaching] = Teaching(),
     training: Flags[Training] = Training(),
     loop: Flags[Loop] = Loop(),
     ablation: Hidden[EkdAblation] = EkdAblation(),
@@ -115,16 +126,20 @@ def ekd(
         stepwell train ekd --data photos/ --out runs/own --depths half=3,3,3 tiny=1,1,1
         stepwell train ekd --data photos/ --out runs/by-big --schedule taught --teacher big.onnx
     """
-    init = flags.file_of(init)
+    init, depths = flags.file_of(network.init), network.depths
+    if depths is None:
+        depths = usual_depths(network.net, network.stages)
+    network = replace(network, init=init, depths=depths)
     arguments = checked(locals())
-    _check_teacher(training.schedule, teacher, teacher_images)
-    opened = teacher_images.open(teacher) if teacher else None
+    _check_teacher(training.schedule, teaching)
+    opened = teaching.open(teaching.teacher) if teaching.teacher else None
     torch.manual_seed(training.seed)  # not before: opening a teacher draws numbers, too
-    splits = classification.read_splits(data, out, images)
+    splits = classification.read_splits(data, out, images, network.net)
     nested, start = classification.start_network(
-        splits, net, depths, stages=stages, stem=stem, norms=ablation.norms, init=init
-    )
-    added = classification.untrained_depths(nested, calibrated)
+        splits, network.net, depths, stages=network.stages, stem=network.stem,
+        norms=ablation.norms, init=init,
+    )  # fmt: skip
+    added = classification.untrained_depths(nested, network.calibrated)
     inputs = classification.prepare_images(
         splits, images, training, start=start, init=init, teacher=opened
     )
@@ -132,10 +147,15 @@ def ekd(
     known = start is not None and not start.fresh  # a full net that is trained already
     if training.on_drop == "rollback":
         _check_rollback(nested, inputs.validation is not None, two_phase or known, init)
-    method = partial(_objective, nested, inputs.teacher, losses, training, ablation)
-    method()  # refuses options that do not fit, before there is a run
-    with classification.open_task("ekd", out, loop, arguments, inputs) as task:
-        learn = partial(fit, train=task.train, run=task.run, loop=loop)
+    method = partial(_objective, nested, inputs.teacher, teaching, training, ablation)
+    objective = method()  # refuses options that do not fit, before there is a run
+    if training.patience is not None and objective.distill_from:
+        raise ValueError(
+            f"--patience {training.patience} could stop before the sub-nets begin to train, at "
+            f"{objective.distill_from:g} of --schedule {training.schedule}: use --schedule two-phase"
+        )
+    with classification.open_task("ekd", out, loop, arguments, inputs, nested) as task:
+        learn = partial(fit, train=task.train, run=task.run, loop=loop, patience=training.patience)
         epochs, optim = training.epochs, training.optim()
         if two_phase and not known:
             full = Supervised(nested.module, label_smoothing=training.label_smoothing)
@@ -150,7 +170,7 @@ def ekd(
         objective = method()
         learn(objective, phase="nest", select=watch.select if watch else None)
         if watch and watch.roll_back(training.on_drop):
-            own = _own_options(losses, ablation)
+            own = _own_options(teaching, ablation)
             by_schedule = SCHEDULES[training.schedule]
             objective = PrivateNorms(nested, **{n: own[n] for n in own if n not in by_schedule})
             learn(objective, phase="norms")
@@ -175,20 +195,18 @@ def _objective(
 
 def _own_options(losses: Losses, ablation: EkdAblation) -> dict[str, Any]:
     """The options of `EmbeddedKD` that the caller sets."""
-    options = vars(losses) | vars(ablation)
+    options = {f.name: getattr(losses, f.name) for f in fields(Losses)} | vars(ablation)
     return {n: value for n, value in options.items() if value is not None and n != "norms"}
 
 
-def _check_teacher(
-    schedule: Schedule, teacher: Sequence[str], teacher_images: flags.TeacherImages
-) -> None:
+def _check_teacher(schedule: Schedule, teachers: flags.Teachers) -> None:
     """Refuse a teacher that would not teach, and a normalisation without a teacher."""
-    if bool(teacher) != (schedule == "taught"):
+    if bool(teachers.teacher) != (schedule == "taught"):
         raise ValueError(
             "--schedule taught needs a --teacher, and the other schedules bring their own: give both, "
             "or neither"
         )
-    if not teacher and any(vars(teacher_images).values()):
+    if not teachers.teacher and (teachers.teacher_mean or teachers.teacher_std):
         raise ValueError("--teacher-mean and --teacher-std need --teacher")
 
 

@@ -10,13 +10,11 @@ from stepwell.nets.files.container import network_file
 from stepwell.teachers import OpenTeacher, open_teacher
 
 Out = Annotated[Path, flag("FOLDER", help="run directory; an unfinished run goes on where it stopped.")]
-Data = Annotated[
-    str, flag("DATA", help="images: class folders in a folder, or a name (`stepwell list`).")
-]
+Data = Annotated[str, flag("DATA", help="class folders in a folder, or a name (`stepwell list`).")]
 Net = Annotated[str, flag("NETWORK", help="network to train (`stepwell list`).")]
-Depths = Annotated[
-    tuple[str, ...], flag("DEPTH ...", help="sub-nets: a family's name (20), or NAME=BLOCKS,...")
-]
+_SUB_NETS = "sub-nets: names of the family (20), or NAME=BLOCKS,..."
+SubNets = Annotated[tuple[str, ...], flag("DEPTH ...", help=_SUB_NETS)]
+Depths = Annotated[tuple[str, ...] | None, flag("DEPTH ...", "two", help=_SUB_NETS)]
 Calibrated = Annotated[
     tuple[str, ...], flag("DEPTH ...", help="sub-nets added after training, with new norm statistics.")
 ]
@@ -38,8 +36,8 @@ TeacherNames = Annotated[
     tuple[str, ...],
     flag(
         "TEACHER ...",
-        help="teacher: run or file (@DEPTH picks a depth), ONNX file, NETWORK=FILE (weights under "
-        "torchvision's or timm's names) or timm/NAME (a download); several teach by their mean.",
+        help="run or file (@DEPTH picks a depth), ONNX file, NETWORK=FILE (plain weights) or timm/NAME "
+        "(a download); several teach by their mean.",
     ),
 ]
 Mean = tuple[float, float, float]
@@ -64,6 +62,14 @@ class TeacherImages:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Teachers(TeacherImages):
+    """Teachers of all depths, and the normalisation of their images."""
+
+    TITLE: ClassVar = "teacher"
+    teacher: TeacherNames = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Losses:
     """Weights of the losses by which a teacher teaches.
 
@@ -76,8 +82,8 @@ class Losses:
 
     TITLE: ClassVar = "loss"
     temperature: float = 3.0
-    ce: float = 1.0
-    kl: float = 1.0
+    ce: float | None = 1.0
+    kl: float | None = 1.0
     attention: float = 0.0
 
 

@@ -14,7 +14,7 @@ from stepwell.methods import Graft
 from stepwell.methods.netgraft import GraftLoss
 from stepwell.nets.grafting.split_points import Adaption
 from stepwell.nets.grafting.surgery import Grafting
-from stepwell.tasks.classification import Task, finish, tell_measuring
+from stepwell.tasks.classification import Task, finish
 from stepwell.training import Loop, fit
 from stepwell.training.optim import Optim, cosine
 from stepwell.training.progress import tell
@@ -124,7 +124,6 @@ class _Measure:
     def accuracy(self, first: int, last: int) -> float:
         """Measure the teacher with the student's blocks `first` to `last`."""
         device, test = self.task.device, self.task.test
-        tell_measuring(self.task)
         mixed = self.grafting.to(device).mixed(first, last)
         return evaluate(lambda images: mixed(images.to(device)), test)["accuracy"]
 

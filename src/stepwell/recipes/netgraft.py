@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from stepwell.data import ImageSet, load_unlabeled, seed_of
 from stepwell.data.decoding import Files
-from stepwell.data.image_flags import Images
+from stepwell.data.image_flags import Augmentation, Images
 from stepwell.files import config_of
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.methods.netgraft import GraftLoss
@@ -26,6 +26,9 @@ from stepwell.tasks import classification
 from stepwell.teachers import Frozen, OpenTeacher
 from stepwell.training import Loop
 from stepwell.training.optimisation import Optimisation
+
+#: Images per class that are drawn from the training part by default.
+SHOTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ class NetgraftAblation(Together):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewImages(Images):
+class FewImages(Images, Augmentation):
     """The few images that a student is grafted on; no label is read.
 
     Attributes:
@@ -56,9 +59,10 @@ class FewImages(Images):
         views: largest number of augmented views per image.
     """
 
+    TITLE: ClassVar = "image"
     size: Annotated[int | None, flag("PIXELS", "the teacher's")] = None
     unlabeled: Annotated[Path | None, flag("FOLDER")] = None
-    shots: int = 10
+    shots: Annotated[int | None, flag("N", "10; all of --unlabeled")] = None
     views: int = 64
 
     def check(self) -> None:
@@ -133,8 +137,11 @@ def netgraft(
     opened = teacher_images.open((teacher,))
     source, depth = opened.nested
     data = data or _data_of(opened)
-    images = replace(images, size=images.size or opened.sources[0].size or None)
-    arguments |= {"data": data, "size": images.size, "val_fraction": 0.0}
+    images = replace(
+        images, size=images.size or opened.sources[0].size or None,
+        shots=images.shots if images.unlabeled else images.shots or SHOTS,
+    )  # fmt: skip
+    arguments |= {"data": data, "size": images.size, "shots": images.shots, "val_fraction": 0.0}
     torch.manual_seed(training.seed)  # the student's, and not before: opening draws numbers, too
     splits = classification.read_splits(data, out, images)
     network = _shrunk(source, depth, keep, stem) if keep else student
@@ -156,7 +163,7 @@ def netgraft(
         raise ValueError(
             f"--schedule join: only {only} is grafted, and joining needs two grafted blocks"
         )
-    with classification.open_task("netgraft", out, loop, arguments, inputs) as task:
+    with classification.open_task("netgraft", out, loop, arguments, inputs, nested) as task:
         if opened.normalisation is None:
             warnings.warn(
                 "images are normalised by mean and deviation of the "
@@ -236,8 +243,8 @@ def _data_of(teacher: OpenTeacher) -> str:
 def _few(train: ImageSet, *, images: FewImages, seed: int) -> ImageSet:
     """Draw `images.shots` images per class; the draw depends on neither their order nor labels."""
     unlabeled, shots = images.unlabeled, images.shots
-    wanted = shots * len(train.classes)
     pool = train if unlabeled is None else load_unlabeled(unlabeled, train.size, train.classes)
+    wanted = len(pool) if shots is None else shots * len(train.classes)
     if len(pool) < wanted:
         where = f"{unlabeled} holds" if unlabeled else "the training part has"
         most = len(pool) // len(train.classes)

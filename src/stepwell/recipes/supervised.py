@@ -5,18 +5,13 @@ from typing import Any
 
 import torch
 
-from stepwell.data.image_flags import Images
+from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked
 from stepwell.methods import Supervised
 from stepwell.recipes import flags
 from stepwell.tasks import classification
 from stepwell.training import Loop, fit
-from stepwell.training.optimisation import AnyOptimizer, Smoothed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training(AnyOptimizer, Smoothed):
-    """A training on labels by an optimizer of choice."""
+from stepwell.training.optimisation import Smoothed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +32,8 @@ def supervised(
     net: flags.Net = "resnet20",
     stem: flags.Stem = "auto",
     init: flags.Init = None,
-    images: Flags[Images] = Images(),
-    training: Flags[Training] = Training(),
+    images: Flags[TrainingImages] = TrainingImages(),
+    training: Flags[Smoothed] = Smoothed(),
     loop: Flags[Loop] = Loop(),
     ablation: Hidden[SupervisedAblation] = SupervisedAblation(),
 ) -> dict[str, Any]:
@@ -50,14 +45,15 @@ def supervised(
     init = flags.file_of(init)
     arguments = checked(locals())
     torch.manual_seed(training.seed)
-    splits = classification.read_splits(data, out, images)
+    splits = classification.read_splits(data, out, images, net)
     nested, start = classification.start_network(splits, net, stem=stem, init=init)
     inputs = classification.prepare_images(splits, images, training, start=start, init=init)
-    with classification.open_task("supervised", out, loop, arguments, inputs) as task:
+    with classification.open_task("supervised", out, loop, arguments, inputs, nested) as task:
         smoothing, average = training.label_smoothing, ablation.ema_teacher
         objective = Supervised(nested.module, label_smoothing=smoothing, ema_teacher=average)
         fit(
             objective, task.train, training.optim(), task.run, phase="train", loop=loop,
             epochs=training.epochs, validate=classification.validator(nested, task),
+            patience=training.patience,
         )  # fmt: skip
         return classification.finish(task, nested)

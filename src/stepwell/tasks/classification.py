@@ -5,6 +5,7 @@ import io
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,15 +14,17 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
+from stepwell.cost import count_macs
 from stepwell.data import Batches, ImageSet, Splits, load_images
-from stepwell.data.distill_data import DistillData
-from stepwell.data.image_flags import Images
+from stepwell.data.decoding import DIFFERENT
+from stepwell.data.image_flags import Augmentation, Images
 from stepwell.data.images import check_outside
 from stepwell.device import device_name
 from stepwell.evaluation import Tally, evaluate, gather_logits
-from stepwell.files import write_whole
+from stepwell.files import config_of, write_whole
 from stepwell.measure.data_parts import batches_for, data_fingerprint, fitted
 from stepwell.measure.depths import accuracy_on, cost_table, logits_where_it_is, results_of
+from stepwell.measures import big
 from stepwell.nets import Card, NestedNet, build, builder_of, named_depths
 from stepwell.nets.files.initial_weights import Start, initialise, start_pretrained
 from stepwell.nets.files.nested import fingerprint, load, save
@@ -29,6 +32,7 @@ from stepwell.nets.nested.calibrate import calibrate
 from stepwell.nets.nested.depth_names import check_depth
 from stepwell.nets.nested.input_size import check_size
 from stepwell.nets.nested.net import NormSharing
+from stepwell.tasks.advice import advise
 from stepwell.tasks.finishing import finished, spent
 from stepwell.teachers import OpenTeacher
 from stepwell.train_mode import in_eval_mode
@@ -39,6 +43,8 @@ from stepwell.training.progress import tell
 
 #: Largest number of example pictures of each kind in the report.
 PICTURES = 24
+#: Images below this size get the small stem.
+SMALL = 64
 
 
 class Inputs(NamedTuple):
@@ -70,13 +76,26 @@ class Task(NamedTuple):
     device: torch.device = torch.device("cpu")
 
 
-def read_splits(data: str, out: Path, images: Images) -> Splits:
-    """The images of `data`, at the size that `images` names; ValueError if `out` lies in `data`."""
+def read_splits(data: str, out: Path, images: Images, net: str | None = None) -> Splits:
+    """The images of `data`, at the size that `images` names, or their own, or the usual one of `net`.
+
+    ValueError if `out` lies in `data`.
+    """
     check_outside(data, out)
-    splits = load_images(data, images.size)
+    usual = DIFFERENT if net is None else builder_of(net).size
+    splits = load_images(data, images.size or size_of_run(out, data), usual)
     for note in splits.notes:
         warnings.warn(note, stacklevel=3)
     return splits
+
+
+def size_of_run(out: Path, data: str | None) -> int | None:
+    """The size of the images of a run on `data` in `out`, if there is one to be resumed."""
+    config = config_of(out / "net.safetensors", "put it right, or use another --out")
+    if not config or config["arguments"].get("data") != data:
+        return None
+    size: int | None = config["data"].get("size")
+    return size
 
 
 def start_network(
@@ -111,7 +130,8 @@ def start_network(
 def prepare_images(
     splits: Splits, images: Images, training: Optimisation, *, start: Start | None = None,
     init: Literal["pretrained"] | Path | None = None, teacher: OpenTeacher | None = None,
-    choose: Callable[[ImageSet], ImageSet] | None = None, distill_data: DistillData = DistillData(),
+    choose: Callable[[ImageSet], ImageSet] | None = None, changes: Augmentation | None = None,
+    logits: bool = True,
 ) -> Inputs:  # fmt: skip
     """Turn images into batches, and make the teacher ready for them.
 
@@ -119,15 +139,24 @@ def prepare_images(
         start, init: the initial weights, which say how images are normalised; without them a
             teacher says it, else the training images do.
         choose: maps the training part to the images that replace it.
+        changes: of the training images; by default those of `images`.
+        logits: the teacher's logits teach, so its classes must be those of the images.
     """
+    if changes is None:
+        changes = images if isinstance(images, Augmentation) else Augmentation()
     # A teacher's images can be converted; trained weights expect their own normalisation.
     normalisation = None if start is None else (start.card.mean, start.card.std)
     if normalisation is None and teacher is not None:
         normalisation = teacher.normalisation
     train, validation = batches_for(
         splits, images, batch_size=training.batch_size, val_fraction=training.val_fraction,
-        seed=training.seed, normalisation=normalisation, choose=choose, distill_data=distill_data,
+        seed=training.seed, normalisation=normalisation, choose=choose, changes=changes,
     )  # fmt: skip
+    if training.patience is not None and validation is None:
+        raise ValueError(
+            f"--patience {training.patience} counts epochs without a better validation score, and "
+            "there is no validation part: set --val-fraction above 0"
+        )
     about = {
         "name": splits.name, "fingerprint": data_fingerprint(splits),
         "classes": list(splits.train.classes), "train": len(train.images),
@@ -140,18 +169,21 @@ def prepare_images(
         about["unlabeled"] = "/".join(extra.images.fingerprint for extra in train.extra)
     weights = [fingerprint(init)] if isinstance(init, Path) else []
     weights += [] if teacher is None else [teacher.fingerprint]
-    ready = None if teacher is None else fitted(teacher, train)
+    ready = None if teacher is None else fitted(teacher, train, logits=logits)
     test = train.with_images(splits.test)
     return Inputs(train, validation, test, ready, about, tuple(weights))
 
 
 @contextlib.contextmanager
 def open_task(
-    recipe: str, out: Path, loop: Loop, arguments: Mapping[str, Any], inputs: Inputs
-) -> Iterator[Task]:
-    """Open the run directory of a recipe; errors as for `Run.start`."""
+    recipe: str, out: Path, loop: Loop, arguments: Mapping[str, Any], inputs: Inputs,
+    net: NestedNet | None = None,
+) -> Iterator[Task]:  # fmt: skip
+    """Open the run directory of a recipe, and say what `net` costs; errors as for `Run.start`."""
     teacher = "/".join(inputs.weights) or None
     with Run.start(out, recipe, arguments, data=inputs.about, teacher=teacher) as run:
+        if net is not None and run.writes and not (out / "results.json").exists():
+            tell_cost(net, inputs.train.images.size, arguments.get("stem", "auto"))
         yield Task(run, *inputs[:4], device_of(loop))
 
 
@@ -173,12 +205,32 @@ def tell_measuring(task: Task) -> None:
     tell(f"measuring on {len(task.test.images)} test images", quiet=not task.run.writes)
 
 
+def tell_cost(net: NestedNet, size: int, stem: str) -> None:
+    """Say which stem and how many MACs an image takes, and whether a larger image costs less."""
+    assert net.builder is not None
+    name, arguments = net.builder
+    own = arguments.get("stem", "")
+    stems = {"small": " with the small stem (3×3, stride 1)", "imagenet": " with the imagenet stem"}
+    macs = _macs(net, size)
+    text = f"{name}{stems.get(own, '')}: {big(macs)} MACs per image of {size} pixels"
+    if own == "small" and stem == "auto" and 32 < size < SMALL:
+        larger = _macs(build(name, **arguments | {"stem": "imagenet"}), SMALL)
+        if larger < macs:
+            text += f"; --size {SMALL} takes the imagenet stem and costs less, {big(larger)}"
+    tell(text)
+
+
+def _macs(net: NestedNet, size: int) -> int:
+    twin = deepcopy(net.module).to("meta").eval()  # shapes without arithmetic
+    return count_macs(twin, torch.empty(1, 3, size, size, device="meta"))
+
+
 def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:
     """The builder's arguments for images of `size` pixels: the stem, where there is a choice."""
     builder = builder_of(net)
     arguments: dict[str, Any] = {}
     if builder.stems:
-        small = "small" if size < 64 else "imagenet"
+        small = "small" if size < SMALL else "imagenet"
         arguments["stem"] = small if stem in (None, "auto") else stem
     elif stem not in (None, "auto"):
         raise ValueError(f"--stem {stem}: {net} has one stem only")
@@ -243,6 +295,7 @@ def finish(
         results["file_bytes"] = file.stat().st_size
         write_predictions(predictions, logits, labels, task.test)
         run.write_json("results.json", results)
+        advise(run, net, task.train.images, logits[net.full], labels)
     return results
 
 

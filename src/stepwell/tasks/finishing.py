@@ -15,14 +15,19 @@ from stepwell.training import Run
 Net = TypeVar("Net", bound=nn.Module)
 
 
-def finished(run: Run, load: Callable[[Path], Net]) -> tuple[Net | None, dict[str, Any] | None]:
-    """The network in a run's file, if it is whole; and the results, if the run is finished."""
+def finished(
+    run: Run, load: Callable[[Path], Net], *, predictions: bool = True
+) -> tuple[Net | None, dict[str, Any] | None]:
+    """The network in a run's file, if it is whole; and the results, if the run is finished.
+
+    A finished run has `predictions` in a file, unless its kind makes none.
+    """
     net = results = None
     with contextlib.suppress(ValueError, FileNotFoundError):
         net = load(run.path / "net.safetensors")
     with contextlib.suppress(ValueError, FileNotFoundError):
         results = read_results(run.path)
-    whole = net is not None and zipfile.is_zipfile(run.path / "predictions.npz")
+    whole = net is not None and (not predictions or zipfile.is_zipfile(run.path / "predictions.npz"))
     return net, results if whole else None
 
 

@@ -17,6 +17,7 @@ from stepwell.measure.depths import cost_table
 from stepwell.nets import Card
 from stepwell.nets.files.resolution import load_resolution, save_resolution
 from stepwell.nets.resolution.chooser import Budget, ResolutionNet
+from stepwell.tasks.advice import advise
 from stepwell.tasks.classification import Task, tell_measuring, write_predictions
 from stepwell.tasks.finishing import finished, spent
 from stepwell.train_mode import in_eval_mode
@@ -127,6 +128,8 @@ def finish_resolution(task: Task, net: ResolutionNet, target: float | None) -> d
             _pictures(task.test, observed),
         )  # fmt: skip
         run.write_json("results.json", results)
+        chosen = observed.logits.get(measuring.CHOSEN, next(iter(observed.logits.values())))
+        advise(run, net.net.net, task.train.images, chosen, observed.labels)
     return results
 
 

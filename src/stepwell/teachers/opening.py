@@ -110,7 +110,7 @@ class OpenTeacher:
 
     def for_data(
         self,
-        classes: tuple[str, ...],
+        classes: tuple[str, ...] | None,
         images: Images,
         normalisation: Normalisation,
         *,
@@ -123,7 +123,7 @@ class OpenTeacher:
         A single teacher gives features, named by its `stages`, if it has any.
 
         Args:
-            classes: the data's classes.
+            classes: the data's classes; None if only features are compared.
             images: a few images, normalised.
             normalisation: of these and all later images.
             resize: scale images to each teacher's training size, if known.
@@ -249,15 +249,19 @@ def _source(
 
 
 def _ready(
-    source: Source, classes: tuple[str, ...], images: Tensor, normalisation: Normalisation, resize: bool
+    source: Source,
+    classes: tuple[str, ...] | None,
+    images: Tensor,
+    normalisation: Normalisation,
+    resize: bool,
 ) -> nn.Module:
     """Check a source's teacher, and adapt it to this data."""
     name, teacher = source.name, source.teacher
     size = images.shape[-1]
-    if source.classes and source.classes != classes:
+    if classes is not None and source.classes and source.classes != classes:
         raise ValueError(
             f"{_differ(name, source.classes, 'the data', classes)}; both need the same classes in the "
-            "same order"
+            f"same order{_head_first(source)}"
         )
     if source.normalisation is None:
         warnings.warn(
@@ -286,16 +290,20 @@ def _ready(
             f"teacher {name} does not run on images of {size} pixels ({reason[:200]}): set --size to "
             "its training size"
         ) from error
-    if output.dim() != 2 or output.shape[1] != len(classes):
+    if classes is not None and (output.dim() != 2 or output.shape[1] != len(classes)):
         raise ValueError(
             f"teacher {name} has {output.shape[-1]} classes (its output is {tuple(output.shape)}), "
             f"the data has {len(classes)}: both need the same classes in the same order"
+            f"{_head_first(source)}"
         )
     if not output.isfinite().all():
         raise ValueError(
             f"teacher {name} gives outputs that are not finite on images of the data: check its "
             "weights and normalisation"
         )
+    if classes is None:
+        assert isinstance(teacher, nn.Module)
+        return teacher
     if not source.classes:
         warnings.warn(
             f"{name} does not name its classes: assuming the data's order for its {len(classes)} "
@@ -307,6 +315,18 @@ def _ready(
         teacher = OfProbabilities(teacher)
     assert isinstance(teacher, nn.Module)
     return teacher
+
+
+def _head_first(source: Source) -> str:
+    """The way to a teacher of these classes from plain or published weights; else nothing."""
+    network, _, file = source.name.partition("=")
+    if network not in BUILDERS and not network.startswith(PREFIX):
+        return ""
+    init = file or "pretrained"
+    return (
+        f". Train a head first: `stepwell train supervised --net {network} --init {init} ...`, and let "
+        "that run teach; or `stepwell train distill --kl 0 --hint 1` teaches its features alone"
+    )
 
 
 def _differ(a: str, a_classes: tuple[str, ...], b: str, b_classes: tuple[str, ...]) -> str:

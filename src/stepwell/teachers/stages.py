@@ -1,5 +1,6 @@
 """Pairs of a student's and a teacher's stages, for attention transfer and hints."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -101,12 +102,14 @@ class Hints(nn.Module):
     """Sum over pairs of the squared distance between teacher's and student's features (FitNets).
 
     A regressor maps the student's features to the teacher's channels: a 1×1 convolution, or a linear
-    map of tokens. The larger of two resolutions is averaged down to the smaller. The regressors train
-    with the student and belong to no network.
+    map of tokens. The larger of two resolutions is averaged down to the smaller. Where the student has
+    maps and the teacher tokens, the last tokens that fill a square are the teacher's map; those before
+    them (class and register tokens) are left out. The regressors train with the student and belong to
+    no network.
 
     Raises:
-        ValueError: one stage of a pair has maps and the other tokens, or their numbers of tokens
-            differ.
+        ValueError: the student has tokens and the teacher maps; their numbers of tokens differ; fewer
+            than four tokens make no map.
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
@@ -120,6 +123,7 @@ class Hints(nn.Module):
         for pair, regressor in zip(self.pairs, self.regressors, strict=True):
             ours, theirs = student[pair.student], teacher[pair.teacher]
             if ours.dim() == 4:
+                theirs = _as_map(theirs)
                 height, width = map(min, zip(ours.shape[2:], theirs.shape[2:], strict=True))
                 ours = adaptive_avg_pool2d(ours, (height, width))
                 theirs = adaptive_avg_pool2d(theirs, (height, width))
@@ -129,11 +133,20 @@ class Hints(nn.Module):
 
 def _regressor(pair: Pair) -> nn.Module:
     a, b = pair.student_shape, pair.teacher_shape
-    if len(a) != len(b) or (len(a) == 2 and a[0] != b[0]):
+    too_few = len(a) > len(b) and b[0] < 4  # tokens for a map
+    if len(a) < len(b) or too_few or (len(a) == 2 and a[0] != b[0]):
         raise ValueError(
             f"{pair.names} are {_size(a)} and {_size(b)}: hints cannot compare them; name others"
         )
-    return nn.Conv2d(a[0], b[0], 1) if len(a) == 3 else nn.Linear(a[1], b[1])
+    return nn.Linear(a[1], b[1]) if len(a) == 2 else nn.Conv2d(a[0], b[0 if len(b) == 3 else 1], 1)
+
+
+def _as_map(features: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch channels height width"]:
+    """Features as a map: of tokens (batch, tokens, channels), the last ones that fill a square."""
+    if features.dim() == 4:
+        return features
+    side = math.isqrt(features.shape[1])
+    return features[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
 
 
 def _size(shape: tuple[int, ...]) -> str:

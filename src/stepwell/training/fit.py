@@ -9,6 +9,7 @@ Lightning takes the steps.
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import threading
 import warnings
@@ -27,7 +28,7 @@ from stepwell.ranges import check_numbers
 from stepwell.train_mode import train_unfrozen
 from stepwell.training.job import LAST, Job, Loop, Stream, load_checked, read_checkpoint
 from stepwell.training.optim import Optim
-from stepwell.training.progress import Progress
+from stepwell.training.progress import Progress, tell
 from stepwell.training.run import Run
 
 
@@ -51,6 +52,7 @@ def fit(
     epochs: int | None = None, steps: int | None = None,
     validate: Callable[[], Mapping[str, float]] | None = None,
     select: Callable[[Mapping[str, float]], float] | None = None, loop: Loop = Loop(),
+    patience: int | None = None,
 ) -> None:  # fmt: skip
     """Train `objective`; resume a killed phase, or load the result of a finished one.
 
@@ -68,6 +70,8 @@ def fit(
         validate: measures the network on a validation part; gives numbers by name.
         select: maps these numbers to a score, higher is better; by default their mean over names that
             end in "accuracy".
+        patience: epochs without a better score after which the phase ends. The learning rate stays
+            planned for all epochs.
 
     Raises:
         Diverged: the loss is not finite; the last good checkpoint stays.
@@ -76,7 +80,9 @@ def fit(
         Stopped: a signal asked to stop; the same command resumes from the checkpoint.
         OSError: the disk is full; the last whole checkpoint stays.
     """
-    check_numbers({"epochs": epochs, "steps": steps, "loop": loop})
+    check_numbers({"epochs": epochs, "steps": steps, "loop": loop, "patience": patience})
+    if patience is not None and validate is None:
+        raise ValueError(f"patience {patience} counts epochs without a better score: give validate")
     if (epochs is None) == (steps is None):
         raise ValueError("give the length of a phase in epochs or in steps, one of the two")
     total = (steps or 0) if epochs is None else epochs * len(train)
@@ -87,14 +93,21 @@ def fit(
         load_checked(objective, saved["objective"], folder / "last.ckpt")
         _close(folder, run.writes)
         return
-    job = Job(objective, train, optim, run, phase, total, validate, select or _mean_accuracy, loop)
+    job = Job(
+        objective, train, optim, run, phase, total, validate, select or _mean_accuracy, loop, patience
+    )
     if saved is not None:
         job.restore(saved)
-    if job.position < job.total:
+    if job.writes and loop.log != "none":
+        job.log = _logger(job, loop)
+    if job.position < job.total and not job.ended:
         with _signals(job) as install:
             _run_lightning(job, loop, install)
     if job.signum:
         raise Stopped(job.signum, job.where())
+    if job.ended:
+        text = f"{phase}: stopped, because {patience} epochs brought no better validation score"
+        tell(text, quiet=not job.writes)
     if not job.finished:
         job.settle()
     job.save()
@@ -183,7 +196,8 @@ def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) ->
 
         def on_train_end(self) -> None:
             job.hear()
-            if self.trainer.world_size == 1 or job.position < job.total:
+            done = job.ended or job.position == job.total
+            if self.trainer.world_size == 1 or not done:
                 return
             # The checkpoints are the first process's, and so are the statistics of its norms.
             if job.writes:
@@ -209,6 +223,30 @@ def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) ->
         train_unfrozen(job.objective)
         trainer.fit(Steps())
     job.objective.cpu()
+
+
+def _logger(job: Job, loop: Loop) -> Callable[[Mapping[str, Any]], None]:
+    """A call that logs a line of metrics under RUN/logs/PHASE; earlier lines are logged again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+    folder = job.run.path / "logs"
+    shutil.rmtree(folder / job.phase, ignore_errors=True)  # both loggers would add to what is there
+    kind = CSVLogger if loop.log == "csv" else TensorBoardLogger
+    logger = kind(folder, name="", version=job.phase)
+
+    def log(line: Mapping[str, Any]) -> None:
+        numbers: dict[str, Any] = {n: float(v) for n, v in line.items() if n not in ("phase", "step")}
+        logger.log_metrics(numbers, step=line["step"])
+        logger.save()
+        if loop.log == "tensorboard":
+            logger.experiment.flush()
+
+    for line in job.run.metrics():
+        if line["phase"] == job.phase and line["step"] <= job.position:
+            log(line)
+    return log
 
 
 def _largest(number: int, group: Any) -> int:

@@ -5,6 +5,7 @@ of a step are functions of (seed, position), and the checkpoint, written whole, 
 """
 
 import contextlib
+import importlib.util
 import io
 import math
 import os
@@ -52,9 +53,10 @@ class Loop(Together):
         accumulate: batches whose gradients make one step.
         average: decay of a moving average that is the result; zero: none.
         checkpoint_minutes: minutes between checkpoints within an epoch.
+        log: write metrics for another program, too, into RUN/logs.
     """
 
-    TITLE: ClassVar = "device and checkpoint"
+    TITLE: ClassVar = "device, checkpoint and log"
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], flag("{auto,cpu,..}")] = "auto"
     devices: int = 1
     precision: Precision = "32"
@@ -62,9 +64,17 @@ class Loop(Together):
     accumulate: int = 1
     average: float = 0.0
     checkpoint_minutes: Annotated[float, flag("M")] = 5.0
+    log: Annotated[Literal["none", "csv", "tensorboard"], flag("KIND")] = "none"
 
     def check(self) -> str:
-        """The kind of device to train on: cpu, cuda or mps; ValueError if there are too few."""
+        """The kind of device to train on: cpu, cuda or mps.
+
+        ValueError if there are too few, ImportError if the package is missing that writes the log.
+        """
+        if self.log == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+            raise ImportError(
+                "--log tensorboard needs the package tensorboard: pip install tensorboard"
+            )
         counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
         here = next((k for k, n in counts.items() if n), "cpu")
         kind = here if self.device == "auto" else self.device
@@ -114,7 +124,7 @@ class Job:
     def __init__(
         self, objective: Objective, train: Stream, optim: Optim, run: Run, phase: str, total: int,
         validate: Callable[[], Mapping[str, float]] | None,
-        select: Callable[[Mapping[str, float]], float], loop: Loop,
+        select: Callable[[Mapping[str, float]], float], loop: Loop, patience: int | None = None,
     ) -> None:  # fmt: skip
         self.objective, self.train, self.optim = objective, train, optim
         self.run, self.phase, self.total = run, phase, total
@@ -123,7 +133,7 @@ class Job:
         self.averaged = MovingAverage(objective, loop.average) if loop.average else None
         self.folder = run.phase(phase)
         self.position = 0
-        self.best = -math.inf
+        self.best, self.stale, self.patience = -math.inf, 0, patience
         self.seconds = self.cpu_seconds = 0.0
         self.sums: dict[str, tuple[float, int]] = {}
         self.optimizer: torch.optim.Optimizer | None = None
@@ -132,6 +142,8 @@ class Job:
         self.signum = 0  # of a signal that asked to stop; 0: none
         self.stop = False  # after this step
         self.agree: Callable[[int], int] = lambda signum: signum
+        self.ended = False  # before its last step, because the validation score got no better
+        self.log: Callable[[Mapping[str, Any]], None] = lambda line: None
         self.finished = False  # the objective holds the resulting weights
         self._save_due = False
         self._unread: list[tuple[int, dict[str, Tensor]]] = []
@@ -177,6 +189,9 @@ class Job:
         if self.position % len(self.train) == 0 or self.position == self.total:
             self.end_epoch(progress)
             self._save_due = self.position < self.total  # `fit` saves the result after the last step
+            if self.patience:  # one process decides: norms of the others may have other statistics
+                self.ended = self.agree(int(self.writes and self.stale >= self.patience)) > 0
+                self.stop |= self.ended
         if self.stop or time.monotonic() - self._saved_at > 60 * self.minutes:
             self._save_due = True
         # Between boundaries there is half a gradient, which a checkpoint does not hold.
@@ -223,6 +238,7 @@ class Job:
             own, until = self.phase, self.position
             lines = [x for x in self.run.metrics() if x["phase"] != own or x["step"] < until]
             self.run.write_metrics([*lines, line])
+            self.log(line)
         progress.epoch(line)
 
     def save(self) -> None:
@@ -235,7 +251,7 @@ class Job:
             "objective": self.objective.state_dict(),
             "optimizer": None if self.finished else optimizer,
             "average": None if self.finished else averaged,
-            "sums": self.sums, "best": self.best, **self._spent(),
+            "sums": self.sums, "best": self.best, "stale": self.stale, **self._spent(),
         }  # fmt: skip
         if self.writes:
             write_checkpoint(self.folder / "last.ckpt", checkpoint)
@@ -263,6 +279,8 @@ class Job:
         load_checked(self.objective, saved["objective"], file)
         self.optimizer_state, self.position = saved["optimizer"], saved["position"]
         self.sums, self.best = saved["sums"], saved["best"]
+        self.stale = saved.get("stale", 0)  # older versions knew no patience
+        self.ended = bool(self.patience) and self.stale >= (self.patience or 0)
         self.seconds, self.cpu_seconds = saved["seconds"], saved["cpu_seconds"]
         if self.averaged is not None:
             load_checked(self.averaged, saved["average"], file)
@@ -283,8 +301,9 @@ class Job:
 
     def _keep_best(self, values: Mapping[str, float]) -> None:
         score = self.select(values)
+        self.stale += 1
         if score > self.best:
-            self.best = score
+            self.best, self.stale = score, 0
             if self.writes:
                 state = self.objective.state_dict()
                 write_checkpoint(self.folder / "best.ckpt", {"objective": state})

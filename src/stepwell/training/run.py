@@ -17,9 +17,12 @@ import torch
 from filelock import FileLock
 
 from stepwell.files import damaged, locked, read_json, remove_partial, write_whole
+from stepwell.training.optim import RATES
 
 #: Arguments that do not change the result: a resumed run may differ in them.
-HOW = {"out", "cache", "device", "devices", "checkpoint_minutes"}
+HOW = {"out", "cache", "device", "devices", "checkpoint_minutes", "log"}
+#: Flags that older runs do not record, by the value with which they change nothing; or it is None.
+LATER = {"augment": "standard", "mix": "none", "optimizer": "sgd"}
 LIBRARIES = ("stepwell", "torch", "torchvision", "pytorch-lightning")
 
 
@@ -154,7 +157,7 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
         raise ValueError(f"{out} holds {recipes}: use another --out")
     before, now = _flat(old["arguments"]), _flat(new["arguments"])
     for name in sorted((before.keys() | now.keys()) - HOW):
-        later = name not in before and not now[name]  # a newer flag, which is off
+        later = name not in before and now[name] in (LATER.get(name), None, False, 0, "", [])
         if before.get(name) != now.get(name) and not later:
             _refuse_ablation(name, before.get(name), new, out)
             remedy = "resume it with its own arguments, or use another --out"
@@ -222,6 +225,8 @@ def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in arguments.items():
         flat |= value if isinstance(value, dict) else {name: value}
+    if flat.get("lr", 0.0) is None:  # older runs record the rate
+        flat["lr"] = RATES[flat.get("optimizer", "sgd")]
     return flat
 
 

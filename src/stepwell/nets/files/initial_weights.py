@@ -146,6 +146,15 @@ def start_pretrained(net: NestedNet, classes: tuple[str, ...] = ()) -> Start:
     return Start(card, fill(net, state, source, relabelled=differ(card.classes, classes)))
 
 
+def is_published(name: str) -> bool:
+    """Check whether torchvision or timm publish weights of a network."""
+    if name.startswith("timm/"):
+        import timm
+
+        return bool(timm.is_model_pretrained(name.removeprefix("timm/")))
+    return name in torchvision.models.list_models()
+
+
 def _torchvision(name: str) -> tuple[dict[str, Tensor], Card]:
     if name not in torchvision.models.list_models():
         raise ValueError(f"torchvision publishes no weights for {name}: give a file of weights instead")

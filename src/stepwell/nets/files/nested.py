@@ -56,13 +56,15 @@ class Beside(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def save(net: NestedNet, path: str | Path, *, beside: Beside | None = None) -> Path:
+def save(
+    net: NestedNet, path: str | Path, *, beside: Beside | None = None, kind: str = "classifier"
+) -> Path:
     """Write `net` with all its depths to one safetensors file, whole or not at all.
 
-    `beside` are more parts for the same file; `load` skips them, `read_beside` returns them. OSError if
-    the folder does not exist or the disk is full.
+    `beside` are more parts for the same file; `load` skips them, `read_beside` returns them. `kind` is
+    that of `stepwell.kinds`. OSError if the folder does not exist or the disk is full.
     """
-    header = {"kind": "classifier", **_structure(net), "card": net.card.as_header()}
+    header = {"kind": kind, **_structure(net), "card": net.card.as_header()}
     tensors = _on_cpu(net.tensors())
     if beside is not None:
         header |= {"format": max(3, header["format"]), "kind": beside.kind, "beside": beside.about}
