@@ -184,3 +184,9 @@ def test_what_a_network_lacks_is_named(net, photos):
     net.card = stepwell.Card(("a",), input="text")
     with pytest.raises(ValueError, match="takes text inputs, not images"):
         net.preprocess(photos)
+
+
+def test_a_card_of_other_classes_is_refused(net, photos):
+    net.card = stepwell.Card(("a", "b"), 16)
+    with pytest.raises(ValueError, match="the network has 4 logits, and its card names 2 classes"):
+        net.predict(photos[0])

@@ -118,6 +118,11 @@ def predictions(
         if pixels:
             with torch.inference_mode():
                 logits, depths = answers(_normalised(pixels, net.card))
+                if logits.shape[1] != len(net.card.classes):
+                    raise ValueError(
+                        f"the network has {logits.shape[1]} logits, and its card names "
+                        f"{len(net.card.classes)} classes: give it a card with its own classes"
+                    )
                 values, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
             rows = zip(values[:, :top].tolist(), order[:, :top].tolist(), depths, strict=True)
         for prediction in batch:
