@@ -41,7 +41,7 @@ bench: $(VENV)/.installed
 
 # Damaged and crafted files, nonsense command lines, kills, threads: up to 20 minutes; docs/reliability.md has its table.
 fuzz: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --write
 
 clean:
 	rm -rf $(VENV) dist build

@@ -58,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--share", type=float, default=1.0, help="part of the tries to make")
+    parser.add_argument("--write", action="store_true", help=f"write the table to {PAGE.name}")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - PARTS.keys():
         parser.error(f"no part {min(unknown)!r}; there are {', '.join(PARTS)}")
@@ -66,7 +67,7 @@ def main() -> None:
         tallies = run(arguments.parts or [*PARTS], arguments.share, Path(folder))
     text = table(tallies, time.monotonic() - begin)
     sys.stdout.write(text)
-    if not arguments.parts and arguments.share == 1:
+    if arguments.write:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
         PAGE.write_text(f"{before}{BEGIN}\n{text}{END}{rest.partition(END)[2]}", encoding="utf-8")
         faults = [e | {"part": t.part, "what": t.what} for t in tallies for e in t.examples]
