@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Literal
 
 import pytest
 
@@ -133,3 +134,44 @@ def test_what_studies_set_is_an_argument_in_python(tmp_path):
     assert config["arguments"]["epochs"] == 1
     with pytest.raises(ValueError, match="no recipe 'x'"):
         train("x")
+
+
+def typed(
+    *, out: Path, depths: tuple[str, ...] | None = None, schedule: Literal["plain", "taught"] = "plain",
+    init: Literal["pretrained"] | Path | None = None, mean: tuple[float, float] | None = None,
+    rates: Flags[Rates] = Rates(), flip: bool | None = None,
+) -> dict[str, object]:  # fmt: skip
+    return locals()
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ({"out": "runs/x"}, {"out": Path("runs/x")}),
+        ({"depths": ["8", "14"]}, {"depths": ("8", "14")}),
+        ({"depths": "14"}, {"depths": ("14",)}),
+        ({"init": "pretrained"}, {"init": "pretrained"}),
+        ({"init": "net.safetensors"}, {"init": Path("net.safetensors")}),
+        ({"mean": [0, 1]}, {"mean": (0, 1)}),
+        ({"flip": False}, {"flip": False}),
+        ({"lr": 1}, {"rates": Rates(lr=1)}),
+    ],
+)
+def test_a_value_is_taken_as_its_flag_has_it(given, seen):
+    assert call(typed, **{"out": "o"} | given).items() >= seen.items()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epochs": "3"}, r"epochs='3': must be int$"),
+        ({"epochs": True}, r"epochs=True: must be int$"),
+        ({"schedule": "foo"}, r"schedule='foo': must be Literal\['plain', 'taught'\]$"),
+        ({"out": 3}, r"out=3: must be Path$"),
+        ({"mean": (1,)}, r"mean=\(1,\): must be tuple\[float, float\] \| None$"),
+        ({"flip": 1}, r"flip=1: must be bool \| None$"),
+    ],
+)
+def test_a_value_that_its_flag_cannot_have_is_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        call(typed, **{"out": "o"} | given)

@@ -3,10 +3,13 @@
 A group is a frozen dataclass; its docstring is the help of its flags. A recipe takes several groups.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Annotated, Any, TypeVar, get_type_hints
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -54,14 +57,62 @@ def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def call(function: Callable[..., Any], **flags: Any) -> Any:
     """Call a function that takes groups with flat flags: `call(ekd, data="digits", epochs=3, ...)`."""
     groups = groups_of(function)
-    arguments = {name: value for name, value in flags.items() if name not in _owners(groups)}
+    hints = get_type_hints(function)
+    arguments = {
+        name: _fitted(name, value, hints.get(name))
+        for name, value in flags.items()
+        if name not in _owners(groups)
+    }
     for name, group in groups.items():
-        own = {f.name: flags[f.name] for f in fields(group) if f.name in flags}
+        types = get_type_hints(group)
+        own = {
+            f.name: _fitted(f.name, flags[f.name], types[f.name])
+            for f in fields(group)
+            if f.name in flags
+        }
         default = arguments.get(name, inspect.signature(function).parameters[name].default)
         if own:
             missing = default is inspect.Parameter.empty
             arguments[name] = group(**own) if missing else replace(default, **own)
     return function(**arguments)
+
+
+def _fitted(name: str, value: Any, hint: Any) -> Any:
+    """Give a value as the type of its flag has it; ValueError if it cannot be one."""
+    try:
+        return _as(hint, value)
+    except TypeError:
+        words = str(hint).replace("<class '", "").replace("'>", "").replace("typing.", "")
+        words = words.replace("pathlib.", "").replace("NoneType", "None")
+        raise ValueError(f"{name}={value!r}: must be {words}") from None
+
+
+def _as(hint: Any, value: Any) -> Any:
+    """Give `value` as a type has it: text as a path, a list as a tuple, one value as a tuple of one.
+
+    TypeError if it cannot be one.
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        for one in inner:
+            with contextlib.suppress(TypeError):
+                return _as(one, value)
+    elif origin is Literal:
+        if value in inner:
+            return value
+    elif origin is tuple:
+        values = [*value] if isinstance(value, list | tuple) else [value]
+        each = [inner[0]] * len(values) if inner[-1] is Ellipsis else inner
+        if len(each) == len(values):
+            return tuple(_as(one, v) for one, v in zip(each, values, strict=True))
+    elif hint is Path and isinstance(value, str):
+        return Path(value)
+    else:
+        types = (int, float) if hint is float else hint
+        true = isinstance(value, bool) and hint is not bool  # True is an int to Python
+        if not isinstance(hint, type) or (isinstance(value, types) and not true):
+            return value
+    raise TypeError
 
 
 def flags_of(function: Callable[..., Any]) -> set[str]:

@@ -47,10 +47,10 @@ def update(
     max_seconds: float = 0.0,
     json: Json = False,
 ) -> None:
-    """Add and remove triples, and learn the affected vectors; all others stay equal to the bit.
+    """Add and remove triples, and learn the affected vectors; all other vectors stay bit-identical.
 
     Changes are on the disk before they are learnt. After Ctrl-C or a kill, the same command goes on;
-    without files, the command learns waiting changes.
+    without --add and --remove, it learns the changes that are still waiting.
 
     Examples:
         stepwell kg update runs/graph --add new.tsv --remove gone.tsv
@@ -62,9 +62,9 @@ def update(
         remove: a file of triples to remove.
         test: a file of true triples to rank afterwards; the report page shows the MRR of every update.
         ignore_absent: skip triples to remove that are not in the graph.
-        rule: the affected elements. touched: those with a changed context, and both ends of each
-            changed triple; context: those with a changed context alone; neighbour: entities with a new
-            or removed neighbour.
+        rule: the affected elements. touched: elements with a changed context, and both ends of each
+            changed triple; context: only elements with a changed context; neighbour: entities with a
+            new or removed neighbour.
         epochs: passes over the triples of the affected elements.
         lr: the highest learning rate.
         unlearn: weight of the loss that moves removed triples farther than true ones (0: removed ones
@@ -226,7 +226,9 @@ def eval_graph(
         if n := ranks.get(key):
             say(f"note: --{name}: {n:,.0f} triples have names that the graph lacks: left out")
     if learnt := sum(fact in graph for fact in triples):
-        say(f"note: --test: {learnt:,} triples were learnt: how they rank tests memory alone")
+        say(
+            f"note: --test: {learnt:,} triples were in the training graph; their ranks only test memory"
+        )
     if true := sum(fact in graph for fact in old):
         say(f"note: --gone: {true:,} triples are in the graph still")
     show_ranks(f"{run}: {ranks['triples']:,.0f} triples", ranks)

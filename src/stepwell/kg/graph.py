@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from stepwell.data.triples import Fact, check_fact
-from stepwell.files import locked, read_json, remove_partial, result_of
+from stepwell.files import locked, remove_partial, result_of
 from stepwell.kg.embedding import KINDS, Kind
 from stepwell.kg.graph_file import applied_in, metadata, read_state, write_state
 from stepwell.kg.journal import Journal, Record
@@ -57,9 +57,6 @@ class KnowledgeGraph(GraphQueries):
         self.path = path = Path(path)
         self._file = result_of(path)
         result_of(path, "results.json")
-        config = path / "config.json"
-        if config.exists() and read_json(config, "repair it").get("recipe") != "dkge":
-            raise ValueError(f"{path} is a run of another recipe: name a run of `stepwell train dkge`")
         self._writes = write
         self._process, self._one_at_a_time = os.getpid(), threading.RLock()
         self._lock: FileLock | None = None

@@ -78,7 +78,7 @@ class GraphQueries:
                 not a positive whole number.
         """
         if (head is None) == (tail is None):
-            raise ValueError("give a head or a tail, and ask for the other")
+            raise ValueError("give either a head or a tail; the other end is what is asked for")
         _check_count(k)
         side: Side = "tail" if tail is None else "head"
         given = self._number("entity", head if tail is None else tail)

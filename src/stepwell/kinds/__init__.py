@@ -128,6 +128,8 @@ def ability(path: Path, kind: str, name: str) -> Callable[..., Any]:
     module = kind_module(kind)
     function: Callable[..., Any] | None = getattr(module, name, None)
     if function is None:
+        if name not in _COMMANDS:
+            raise ValueError(f"no ability {name!r} of networks; there are {', '.join(_COMMANDS)}")
         command, participle = _COMMANDS[name]
         advice = module.ADVICE.get(name, "see the documentation of its recipe")
         raise ValueError(

@@ -228,8 +228,8 @@ def show_choices(record: Mapping[str, Any]) -> None:
         show(note, style="dim")
     if max(record["shares"].values()) > ALIKE:
         note = (
-            "nearly all images make one choice: the images may give no reason for another; more "
-            "epochs, another --target or resolutions further apart may help"
+            "nearly all images make one choice; perhaps no image needs another one. Try more epochs, "
+            "another --target, or resolutions that differ more"
         )
         show(note, style="dim")
     rows = [[written(measure, row[k]) for k, measure in SPEED.items()] for row in record["speed"]]

@@ -123,6 +123,8 @@ def named_depths(
     stages.
     """
     builder = builder_of(name)
+    if isinstance(depths, str):  # whose letters are no depths
+        raise ValueError(f"depths are a list of names, or blocks by name: [{depths!r}], not {depths!r}")
     if stages is not None:  # their numbers of blocks are not known here
         builder = builder._replace(family={builder.full: (1,) * len(stages)}, stages=tuple(stages))
     if isinstance(depths, Mapping):

@@ -22,7 +22,7 @@ RECIPES: dict[str, tuple[str, str]] = {
 def train(recipe: str, **flags: Any) -> dict[str, Any]:
     """Run a recipe with its flags as arguments, like `stepwell train RECIPE`; returns its results.
 
-    `train("ekd", data="digits", out=Path("runs/digits"), epochs=10)`
+    `train("ekd", data="digits", out="runs/digits", epochs=10)`
 
     It also takes what only studies set (a recipe's `ablation`), by name: `norms="shared"`. ValueError
     for a wrong value, TypeError for an unknown flag.

@@ -77,7 +77,7 @@ def dkge(
 
     Args:
         triples: file with one triple a line: head, relation and tail, separated by tabs.
-        valid: triples to choose the best epoch by (MRR); by default the last is kept.
+        valid: triples to choose the best epoch by (MRR); default: the last epoch.
         test: triples to rank; triples with names that --triples lacks are left out.
     """
     check_loop(loop)

@@ -203,7 +203,7 @@ def _check_teacher(schedule: Schedule, teachers: flags.Teachers) -> None:
     """Refuse a teacher that would not teach, and a normalisation without a teacher."""
     if bool(teachers.teacher) != (schedule == "taught"):
         raise ValueError(
-            "--schedule taught needs a --teacher, and the other schedules bring their own: give both, "
+            "--schedule taught needs --teacher, and the other schedules take no --teacher: give both, "
             "or neither"
         )
     if not teachers.teacher and (teachers.teacher_mean or teachers.teacher_std):

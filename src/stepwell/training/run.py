@@ -178,7 +178,8 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
             raise ValueError(f"{out} holds a run on other {what} ({changes}): use another --out")
     earlier = {"devices": 1} | dict(old)  # older runs do not record it
     for what in ("versions", "commit", "device", "devices", "threads"):
-        if earlier.get(what) != new[what]:
+        unknown = what == "commit" and None in (earlier.get(what), new[what])  # outside of git
+        if earlier.get(what) != new[what] and not unknown:
             warnings.warn(
                 f"{out} was started with {what} {earlier.get(what)}, now {new[what]}: the result may "
                 "differ from an uninterrupted run's in the last bits",

@@ -232,9 +232,9 @@ def test_embedded_distillation_compares_the_stages_that_an_exit_has():
         (
             "e",
             (0, 0, 0),
-            r"exit 'e' = \(0, 0, 0\): an exit runs the first stages, one or more, and 0",
+            r"exit 'e' = \(0, 0, 0\): an exit runs a block of the first stage, and after",
         ),
-        ("e", (1, 0, 1), "an exit runs the first stages"),
+        ("e", (1, 0, 1), "after a stage with 0 blocks all later stages have 0, too"),
         ("e", (4, 1, 0), r"exit 'e' = \(4, 1, 0\): layer1 can keep 1 to 3 blocks"),
         ("e", (-1, 0, 0), "layer1 can keep 1 to 3 blocks"),
         ("e", (1, 0), "names 2 stages; this net has 3"),

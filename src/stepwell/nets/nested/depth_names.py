@@ -61,7 +61,8 @@ def check_depth(
         stop = next((i for i, count in enumerate(blocks) if not count), stop)
         if not stop or any(blocks[stop:]):
             raise ValueError(
-                f"{what}: an exit runs the first stages, one or more, and 0 blocks of each stage behind"
+                f"{what}: an exit runs a block of the first stage, and after a stage with 0 blocks all "
+                "later stages have 0, too"
             )
     for stage, count, all_ in zip(stages[:stop], blocks, most, strict=False):
         if not 1 <= count <= all_:
