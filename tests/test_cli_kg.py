@@ -233,7 +233,9 @@ def test_without_files_an_update_learns_what_waits(stepwell, run):
     assert (code, "+1 -0 triples" in out, "1 earlier changes wait" in err) == (0, True, True)
 
 
-OTHERS = {"eval": [], "calibrate": [], "cost": [], "export": ["--format", "onnx"], "predict": [__file__]}
+OTHERS = {
+    "eval": [], "calibrate": [], "cost": [], "export": ["--format", "onnx"], "predict": [__file__]
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", OTHERS)
