@@ -35,7 +35,7 @@ def calibrate(
         out: the file to write; by default the network's own is replaced.
     """
     if out is not None:
-        check_place("--out", out)
+        check_place("--out", out, ".safetensors")
     network = open_network(run, to="calibrate")
     done: Calibrated = network.do("calibrate", depths, data=data, out=out)
     if json:

@@ -1,5 +1,6 @@
 """`stepwell eval`."""
 
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,4 +101,4 @@ def _keep(run: Path, results: Mapping[str, Any]) -> None:
     except OSError as error:
         say(f"note: not kept for the report: {error}")
     else:
-        say(f"kept in {run}; next: stepwell report {run}")
+        say(f"kept in {run}; next: stepwell report {shlex.quote(str(run))}")

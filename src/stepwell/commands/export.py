@@ -70,7 +70,7 @@ def _export_delta(
         raise ValueError("--beyond needs --depth: the deeper depth that the delta leads to")
     if out is None:
         raise ValueError("--beyond needs --out: the file to write")
-    check_place("--out", out)
+    check_place("--out", out, ".safetensors")
     if others:
         raise ValueError(
             "--beyond writes plain weights: leave --int8, --data, --module and --format out"

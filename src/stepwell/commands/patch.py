@@ -21,7 +21,7 @@ def patch(base: Positional[Path], delta: Positional[Path], *, out: Path, json: J
     """
     from stepwell.export import apply_delta
 
-    check_place("--out", out)
+    check_place("--out", out, ".safetensors")
     apply_delta(base, delta, out)
     if json:
         print_json({"file": str(out), "bytes": out.stat().st_size})

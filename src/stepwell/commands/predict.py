@@ -65,7 +65,7 @@ def predict(
             "give one of --depth, a budget (--budget-ms, --budget-macs, --min-accuracy), --cascade"
         )
     if csv is not None:
-        check_place("--csv", csv)
+        check_place("--csv", csv, ".csv", ".tsv", ".txt")
     if missing := [file for file in files if not file.exists()]:
         raise ValueError(f"no file or folder {missing[0]}")
     network = open_network(run, to="predict", module=imported(module))

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def train(arguments: list[str]) -> None:
     else:
         say(f"trained in {results['seconds']:.0f} s; next, try:")
     for command in kind.NEXT:
-        say(f"  {command.format(run=out, results=results)}")
+        say(f"  {command.format(run=shlex.quote(str(out)), results=results)}")
 
 
 def with_config(name: str, recipe: Callable[..., Any], given: Sequence[str]) -> list[str]:

@@ -24,6 +24,11 @@ class Tally:
     def add(self, logits: Mapping[str, Logits], labels: Labels) -> "Tally":
         """Add a batch: logits (batch, classes) by name, in single precision, and the true classes."""
         z = torch.stack([value.float() for value in logits.values()]).cpu()
+        if not z.isfinite().all():
+            raise ValueError(
+                "logits are not finite, so nothing can be measured: the training diverged. Start again "
+                "with a lower --lr or --clip"
+            )
         names, batch, classes = z.shape
         if not self.examples:
             self.names = tuple(logits)

@@ -100,8 +100,8 @@ def predictions(
         skip_unreadable: give a prediction with the error for an image that cannot be read.
     """
     check_card(net.card)
-    if top < 1:
-        raise ValueError(f"top is a number of classes, 1 or more, not {top}")
+    if type(top) is not int or top < 1:
+        raise ValueError(f"top is a number of classes, 1 or more, not {top!r}")
     check_eval_mode(net)  # a change of the mode here would reach all threads
     for start in range(0, len(sources), batch_size):
         batch: list[Prediction] = []

@@ -34,6 +34,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         raise ValueError("no run to report on: give one or several run directories")
     if out.is_dir():
         raise ValueError(f"{out}: is a folder; give a file name, such as {out / 'report.html'}")
+    if out.is_file() and out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"{out} exists and is no page (.html): name another file, or remove it")
     records = [read_run(path, name) for path, name in zip(runs, _names(runs), strict=True)]
     out.parent.mkdir(parents=True, exist_ok=True)
     # A file name may hold bytes that are no UTF-8; Python keeps them as lone surrogates.

@@ -68,4 +68,4 @@ def to_csv(path: Path, predictions: Sequence[Prediction]) -> None:
         probability = "" if p.error else f"{p.probability:.6f}"
         next_best = [cell for name, share in p.top[1:] for cell in (name, f"{share:.6f}")]
         writer.writerow([p.file, p.label, probability, p.depth, p.error, *next_best])
-    write_whole(path, text.getvalue().encode())
+    write_whole(path, text.getvalue().encode(errors="surrogateescape"))  # the bytes of odd names

@@ -51,6 +51,7 @@ def _on_answers(run: Run, train: ImageSet, logits: Logits, labels: Tensor) -> st
         text = f"0 % of the test images are right in {len(missed)} classes: {named}{more}"
         if len(missed) == 1:
             text = f"0 % of the test images of class {named} are right"
+        uneven = uneven and max(counts[c] for c in missed) * UNEVEN <= max(counts)
     if uneven and run.config["arguments"].get("balance") is False:
         text += "; --balance draws every class equally often"
     return text
