@@ -51,7 +51,7 @@ def pair_stages(
         if len(ours) != len(theirs):
             raise ValueError(
                 f"the student has {len(ours)} stages ({', '.join(ours)}), the teacher {len(theirs)} "
-                f"({', '.join(theirs)}): name pairs to compare, such as {ours[-1]}={theirs[-1]}"
+                f"({', '.join(theirs)}): name pairs to compare: --hint-stages {ours[-1]}={theirs[-1]}"
             )
         names = [f"{a}={b}" for a, b in zip(ours, theirs, strict=True)]
     image = next(student.parameters()).new_zeros(1, *input_shape)
