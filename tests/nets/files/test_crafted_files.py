@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save_file
 import stepwell
 from stepwell.nets.card import Card
 from stepwell.nets.files.container import digest
+from stepwell.nets.files.resolution import load_resolution, save_resolution
+from stepwell.nets.resolution.chooser import Choice, Chooser, ResolutionNet
+from stepwell.nets.resolution.resolutions import Resolutions
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +140,16 @@ def test_a_card_checks_its_entries(entries):
     (name,) = entries
     with pytest.raises(ValueError, match=f"a network's card cannot have {name} "):
         Card(**entries)
+
+
+def test_a_norm_of_one_resolution_that_is_not_finite_is_refused_by_name(tmp_path):
+    nested = Resolutions(stepwell.build("resnet8", num_classes=3), (16, 8))
+    net = ResolutionNet(nested, [Choice("8", 16), Choice("8", 8)], Chooser(2, 8))
+    nested.net.mark("trained")
+    file = save_resolution(net, tmp_path / "net.safetensors")
+    load_resolution(file)
+    with torch.no_grad():
+        next(value for value in nested.own_tensors().values()).view(-1)[0].fill_(math.inf)
+    save_resolution(net, file)
+    with pytest.raises(ValueError, match=r"net\.safetensors: 8/.* holds values that are not finite"):
+        load_resolution(file)

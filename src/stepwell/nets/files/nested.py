@@ -275,14 +275,19 @@ def assemble(
             other = f"{path} was made of another module than `module` makes"
             raise ValueError(f"{other}: {' '.join(str(error).split())}") from error
         if name := net.not_finite():
-            raise ValueError(
-                f"{path}: {name} holds values that are not finite, so every answer would be wrong: "
-                "train again, or take an older copy"
-            )
+            raise not_finite(path, name)
         for depth, status in header["status"].items():
             net.mark(status, depth)
         net.card = card_of(header)
     return net.eval()
+
+
+def not_finite(path: Path, name: str) -> ValueError:
+    """Give the error about a tensor with a value that is NaN or infinite."""
+    return ValueError(
+        f"{path}: {name} holds values that are not finite, so every answer would be wrong: train "
+        "again, or take an older copy"
+    )
 
 
 def _check_arguments(name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
