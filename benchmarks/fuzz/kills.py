@@ -22,7 +22,7 @@ def trainings(subjects: Subjects) -> dict[str, tuple[str, ...]]:
         "drnet": (*subjects.train["resolution"], *often),
         "netgraft": (
             "netgraft", "--teacher", f"{subjects.nested}@14", "--student", "resnet8", "--shots", "3",
-            "--data", "digits", "--device", "cpu", *often,
+            "--data", "digits", "--device", "cpu", "--graft-steps", "20", "--join-steps", "20", *often,
         ),
         "dkge": (*subjects.train["graph"], *often),
     }  # fmt: skip
