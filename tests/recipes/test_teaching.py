@@ -202,7 +202,7 @@ def test_a_nested_net_is_taught_from_outside_as_a_student_is(teach, teacher, tmp
     with pytest.raises(ValueError, match="--teacher-mean and --teacher-std need --teacher"):
         train("ekd", out=tmp_path / "no", **COMMON, teacher_mean=(0.5, 0.5, 0.5))
     for change in ({"teacher": ()}, {"schedule": "one-run"}):
-        with pytest.raises(ValueError, match="--schedule taught needs a --teacher, and the other"):
+        with pytest.raises(ValueError, match="--schedule taught needs --teacher, and the other"):
             train("ekd", out=tmp_path / "no", depths=("8",), **nested | change)
 
 

@@ -180,12 +180,12 @@ def check_place(flag: str, path: Path, *suffixes: str) -> None:
     """Refuse a file to write that is a folder, or that lies in no folder, by the name of its flag.
 
     Args:
-        suffixes: of files that may be replaced; another file that exists is refused.
+        suffixes: of files that may be replaced, like files without one; others are refused.
     """
     if path.is_dir():
         raise ValueError(f"{flag} {path} is a folder: name a file")
     if not path.parent.is_dir():
         raise ValueError(f"{flag} {path}: there is no folder {path.parent}; make it first")
-    if path.is_file() and path.suffix.lower() not in suffixes:
+    if path.is_file() and path.suffix and path.suffix.lower() not in suffixes:
         kinds = " or ".join(suffixes)
         raise ValueError(f"{flag} {path} exists and is no {kinds} file: name another, or remove it")
