@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
 
 class Happened(NamedTuple):
-    """How a step went; `wrong` is empty if as expected."""
+    """The outcome of a step; `wrong` says what differs from the expected outcome, if anything."""
 
     step: Step
     seconds: float
@@ -154,7 +154,7 @@ def in_process_of_its_own(arguments: list[str], folder: Path) -> tuple[int, str]
 
 
 def take(step: Step, code: int, said: str) -> str:
-    """What is wrong with how a step went; nothing if it went as expected."""
+    """Compare an outcome with the expected one; the difference in words, or nothing."""
     if "Traceback" in said:
         return f"a traceback: {said.strip().splitlines()[-1]}"
     if code != step.code:

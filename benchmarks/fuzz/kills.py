@@ -11,7 +11,7 @@ from benchmarks.fuzz.tally import Tally
 
 
 def trainings(subjects: Subjects) -> dict[str, tuple[str, ...]]:
-    """What a training says, by the name of what is killed."""
+    """The arguments of each training to kill, by its recipe."""
     often = ("--checkpoint-minutes", "0")
     return {
         "ekd": (*subjects.train["nested"], *often),

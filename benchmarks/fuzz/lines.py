@@ -20,7 +20,7 @@ FLAG = re.compile(r"(?<=│ )--[a-z][a-z-]*")
 
 
 def values(subjects: Subjects) -> list[str]:
-    """What a person, a script or a hostile user may write for a value."""
+    """Values to try for any flag: usual, wrong and hostile ones."""
     return [
         "", " ", "-1", "0", "1", "3", "1.5", "1e999", "nan", "inf", "-inf", "0x10", "1_000", "10" * 20,
         "digits", "none", "True", "é", "日本語", "\x1b[31m", "a" * 5000, "a/b", "../..", ".",

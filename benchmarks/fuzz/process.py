@@ -16,7 +16,7 @@ LARGE = 1 << 30
 
 
 class Outcome(NamedTuple):
-    """How a command ended.
+    """The outcome of a command.
 
     code: its exit code; minus the signal's number if a signal ended it; None after the time limit.
     memory: peak bytes above those of the process that forked it.
@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
 
     @property
     def fault(self) -> str | None:
-        """What no input may cause, in one word."""
+        """The fault in one word (traceback, hang, memory, ...); None without a fault."""
         if "Traceback (most recent call last)" in self.err:
             return "traceback"
         if self.code is None:

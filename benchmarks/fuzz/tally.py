@@ -1,4 +1,4 @@
-"""What the tries of one kind came to."""
+"""Counts of the tries of one kind by their outcome."""
 
 from collections import Counter
 from dataclasses import dataclass, field

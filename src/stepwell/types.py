@@ -25,6 +25,15 @@ def probabilities_in(logits: Logits, who: str) -> str | None:
     return None
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a value that is NaN or infinite; None without one."""
+    for name, value in tensors.items():
+        # a sum costs a fraction of a test of every value; a large one may overflow without any
+        if value.is_floating_point() and not value.sum().isfinite() and not value.isfinite().all():
+            return name
+    return None
+
+
 class Exit(NamedTuple):
     """The output of a network at one depth.
 

@@ -515,7 +515,10 @@ class Impatient(Supervised):
 
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_says_what_happens_and_leaves_a_checkpoint(batches, run, capfd, name):
+def test_the_first_signal_says_what_happens_and_leaves_a_checkpoint(
+    batches, run, capfd, monkeypatch, name
+):
+    monkeypatch.delenv("STEPWELL_QUIET", raising=False)
     with pytest.raises(Stopped, match="phase t, epoch 2 of 4, step 3"):
         fit(Impatient([name]), batches, sgd(0.1), run, phase="t", epochs=4, loop=Loop(**CPU))
     assert "\nstopping after this step; once more stops at once\n" in capfd.readouterr().err

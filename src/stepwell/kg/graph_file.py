@@ -18,6 +18,7 @@ from stepwell.kg.embedding import KINDS, Kind
 from stepwell.kg.snapshot import Snapshot
 from stepwell.kg.state import Settings, State
 from stepwell.nets.files.container import GRAPH, digest
+from stepwell.types import not_finite
 
 #: Format 1 had no checksum.
 FORMAT = 2
@@ -93,9 +94,8 @@ def _state_of(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
     for name in ("applied", "updates"):
         if type(about[name]) is not int or about[name] < 0:
             raise ValueError(f"{name} is {about[name]!r:.60}")
-    for name, value in tensors.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"{name} is not finite")
+    if wrong := not_finite(tensors):
+        raise ValueError(f"{wrong} is not finite")
     names: dict[Kind, Names] = {}
     for kind in KINDS:
         text = tensors[f"names.{kind}"].numpy().tobytes().decode()

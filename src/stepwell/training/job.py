@@ -29,6 +29,7 @@ from stepwell.train_mode import in_eval_mode
 from stepwell.training.optim import Optim
 from stepwell.training.progress import Progress
 from stepwell.training.run import Run
+from stepwell.types import not_finite
 
 #: What last.ckpt holds.
 LAST = {
@@ -291,13 +292,12 @@ class Job:
         return math.ceil(position / len(self.train))
 
     def _check_state(self) -> None:
-        """Refuse losses or weights that are not finite before they are validated or written."""
+        """Refuse a removed run and values that are not finite, before anything is written."""
         self.read_losses()
         if self.writes and not self.folder.is_dir():
             raise FileNotFoundError(f"{self.run.path} was removed while it trained: start again")
-        for name, value in self.objective.state_dict().items():
-            if value.is_floating_point() and not value.isfinite().all():
-                raise Diverged(self._diverged(f"{name} is not finite", self.position - 1))
+        if name := not_finite(self.objective.state_dict()):
+            raise Diverged(self._diverged(f"{name} is not finite", self.position - 1))
 
     def _keep_best(self, values: Mapping[str, float]) -> None:
         score = self.select(values)

@@ -274,20 +274,20 @@ def assemble(
                 raise
             other = f"{path} was made of another module than `module` makes"
             raise ValueError(f"{other}: {' '.join(str(error).split())}") from error
-        if name := net.not_finite():
-            raise not_finite(path, name)
+        check_finite(path, net.not_finite())
         for depth, status in header["status"].items():
             net.mark(status, depth)
         net.card = card_of(header)
     return net.eval()
 
 
-def not_finite(path: Path, name: str) -> ValueError:
-    """Give the error about a tensor with a value that is NaN or infinite."""
-    return ValueError(
-        f"{path}: {name} holds values that are not finite, so every answer would be wrong: train "
-        "again, or take an older copy"
-    )
+def check_finite(path: Path, wrong: str | None) -> None:
+    """Raise ValueError about the tensor `wrong` of a file, which is not finite; None passes."""
+    if wrong is not None:
+        raise ValueError(
+            f"{path}: {wrong} holds values that are not finite, so every answer would be wrong: train "
+            "again, or take an older copy"
+        )
 
 
 def _check_arguments(name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

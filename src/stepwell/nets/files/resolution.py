@@ -6,9 +6,10 @@ from pathlib import Path
 from torch import nn
 
 from stepwell.nets.files.container import structure_of
-from stepwell.nets.files.nested import Beside, load_both, not_finite, save
+from stepwell.nets.files.nested import Beside, check_finite, load_both, save
 from stepwell.nets.resolution.chooser import Always, Budget, Choice, Chooser, ResolutionNet
 from stepwell.nets.resolution.resolutions import Resolutions
+from stepwell.types import not_finite
 
 KIND = "resolution"
 
@@ -50,9 +51,7 @@ def load_resolution(
         )
     with structure_of(Path(path)):
         _, about, tensors = beside
-        for name, value in tensors.items():
-            if value.is_floating_point() and not value.isfinite().all():
-                raise not_finite(Path(path), name)
+        check_finite(Path(path), not_finite(tensors))
         nested = Resolutions(net, about["sizes"], norms=about["norms"], made_for=made_for)
         choices = [Choice(*choice) for choice in about["choices"]]
         count, always, size = len(choices), about.get("always") or 0, about["chooser"]

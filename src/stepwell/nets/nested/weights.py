@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from stepwell.nets.nested.exits import HEAD
 from stepwell.nets.nested.paths import Path, Paths
 from stepwell.nets.nested.plan import Plan, is_norm
+from stepwell.types import not_finite
 
 
 class Weights(nn.Module):
@@ -121,11 +122,9 @@ class Weights(nn.Module):
 
     def not_finite(self) -> str | None:
         """The name of a parameter, or statistic of a norm, with a value that is NaN or infinite."""
-        for name, value in self._stored().items():
-            learned = isinstance(value, nn.Parameter) or name.endswith(("running_mean", "running_var"))
-            if learned and value.is_floating_point() and not value.isfinite().all():
-                return name
-        return None
+        norms = ("running_mean", "running_var")
+        stored = self._stored().items()
+        return not_finite({n: v for n, v in stored if isinstance(v, nn.Parameter) or n.endswith(norms)})
 
     def _stored(self) -> dict[str, Tensor]:
         """The stored tensors themselves, by their names in files; a tied tensor has one name."""
