@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import track as bar
 from rich.table import Table
 from rich.text import Text
 
-from stepwell.measures import BUSY, MEASURES, Measure, big, number_in, of_row
+from stepwell.measures import BUSY, MEASURES, Measure, big, duration, number_in, of_row
 
 #: Control characters that a file's name or a class may hold.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -61,8 +61,8 @@ def _told(steps: Iterable[Any], title: str, total: int) -> Iterator[Any]:
         now = time.monotonic()
         if now - last >= EVERY:
             last = now
-            left = (now - start) * (total - done) / done / 60
-            say(f"{title}: {done:,} of {total:,}, about {left:.1f} minutes left")
+            left = duration((now - start) * (total - done) / done)
+            say(f"{title}: {done:,} of {total:,}, about {left} left")
 
 
 def print_json(value: Any) -> None:
@@ -88,20 +88,21 @@ def _finite(value: Any) -> Any:
 
 def table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1
-) -> Table:
-    """A table whose first `words` columns are text and whose others are numbers."""
-    made = Table(title=_plain(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+) -> Group:
+    """A table whose first `words` columns are text and whose others are numbers, under its title."""
+    made = Table(box=SIMPLE_HEAD)
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i < words else "right", overflow="fold")
     for row in rows:
         made.add_row(*map(_plain, row))
-    return made
+    # rich would wrap a table's own title at the table's width
+    return Group(Text(_escaped(title), style="bold"), made)
 
 
 def row_table(
     title: str, columns: Sequence[str], costs: Mapping[str, Mapping[str, Any]],
     test: Mapping[str, float] | None = None, *, row: str = "depth",
-) -> Table:  # fmt: skip
+) -> Group:  # fmt: skip
     """A line for each row of a network (a depth, a choice), with its costs and test results.
 
     `columns` are keys of `MEASURES`; a column that some row lacks is left out.

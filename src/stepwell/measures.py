@@ -117,6 +117,14 @@ def big(number: float) -> str:
     return f"{number:.0f}"
 
 
+def duration(seconds: float) -> str:
+    """A time in words: 40 s, 12 min, 3 h 30 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def in_words(name: str, value: float) -> str:
     """A budget in words: "ms", "macs" or "accuracy" of an image."""
     if name == "accuracy":

@@ -7,11 +7,9 @@ from stepwell.recipes import train
 from stepwell.training import Loop
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _quiet():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STEPWELL_QUIET", "1")
-        yield
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setenv("STEPWELL_QUIET", "1")
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +25,10 @@ def base(tmp_path_factory):
         "batch_size": 64,
         "test": test,
     }
-    train("dkge", triples=write_facts(folder / "base.tsv", FACTS), out=folder / "run",
-         loop=Loop(device="cpu"), **options)  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEPWELL_QUIET", "1")
+        train("dkge", triples=write_facts(folder / "base.tsv", FACTS), out=folder / "run",
+             loop=Loop(device="cpu"), **options)  # fmt: skip
     return folder / "run"
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from stepwell.training.progress import Progress, duration
+from stepwell.measures import duration
+from stepwell.training.progress import Progress
 
 
 @pytest.fixture(autouse=True)
@@ -35,5 +36,5 @@ def test_a_resumed_training_estimates_by_its_own_steps(capsys):
 
 def test_durations_in_words():
     assert [duration(s) for s in (3, 89, 90, 5399, 5400, 36000)] == [
-        "3 s", "89 s", "2 min", "90 min", "1.5 h", "10.0 h",
+        "3 s", "89 s", "2 min", "1 h 30 min", "1 h 30 min", "10 h 0 min",
     ]  # fmt: skip

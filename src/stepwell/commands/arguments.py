@@ -122,6 +122,23 @@ def _number_or_name(
     )  # fmt: skip
 
 
+@REGISTRY.primitive_rule
+def _choice_or_nothing(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """Read one of several words; tyro would list None among them where that is the default."""
+    words = [word for one in get_args(info.type) for word in get_args(one)]
+    if type(None) not in get_args(info.type) or not all(isinstance(word, str) for word in words):
+        return None
+    if not words or len(get_args(info.type)) != 2:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1, metavar="{" + ",".join(words) + "}", instance_from_str=lambda texts: texts[0],
+        is_instance=lambda value: value is None or value in words,
+        str_from_instance=lambda value: [str(value)], choices=tuple(words),
+    )  # fmt: skip
+
+
 def show_help(prog: str, lines: dict[str, str], arguments: Sequence[str], text: str) -> None:
     """Print the help of a group of commands: by command, what it does."""
 

@@ -165,8 +165,8 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
     else:
         show(row_table(title, EVALUATED, costs, test | results["churn"], row=rows))
         tables.show_churn(results["churn"], row=rows)
+        tables.show_never_right(results, row=rows)
     tables.show_classes(test)
-    tables.show_never_right(results, row=rows)
     show_conditions(costs)
     for name, show_table in EXTRA.items():
         if name in results:

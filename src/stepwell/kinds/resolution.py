@@ -102,8 +102,8 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
     show(row_table(title, TRAINED if brief else EVALUATED, costs, test, row=rows))
     if not brief:
         show_churn(results["churn"], row=rows)
+        show_never_right(results, row=rows)
     show_classes(test)
-    show_never_right(results, row=rows)
     show_conditions(costs)
     show_choices(record)
     if not brief:

@@ -19,6 +19,7 @@ from stepwell.tasks import classification
 from stepwell.teachers import Frozen
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Smoothed
+from stepwell.training.progress import tell
 
 Schedule = Literal["one-run", "two-phase", "taught", "plain"]
 
@@ -157,13 +158,16 @@ def ekd(
     with classification.open_task("ekd", out, loop, arguments, inputs, nested) as task:
         learn = partial(fit, train=task.train, run=task.run, loop=loop, patience=training.patience)
         epochs, optim = training.epochs, training.optim()
+        nest_epochs = training.nest_epochs or max(1, epochs // 2)
         if two_phase and not known:
+            text = f"two phases: the full net, {epochs} epochs; then all depths, {nest_epochs}"
+            tell(text, quiet=not task.run.writes)
             full = Supervised(nested.module, label_smoothing=training.label_smoothing)
             validate = classification.validator(nested, task, [nested.full])
             learn(full, optim=optim, phase="full", epochs=epochs, validate=validate)
             nested.load_full(nested.module.state_dict())
         if two_phase:
-            epochs, optim = training.nest_epochs or max(1, epochs // 2), training.optim(0.5)
+            epochs, optim = nest_epochs, training.optim(0.5)
         watch = watch_full_net(nested, task, training.max_drop, start, trained=two_phase or known)
         validate = classification.validator(nested, task)
         learn = partial(learn, optim=optim, epochs=epochs, validate=validate)

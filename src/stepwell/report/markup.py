@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
-from stepwell.measures import Measure, number_in
+from stepwell.measures import Measure, duration, number_in
 from stepwell.report.run_record import finite, number
 
 ABSENT = "–"
@@ -108,9 +108,4 @@ def as_count(value: Any) -> str:
 def as_duration(value: Any) -> str:
     """Seconds in the unit a person would say; empty where there are none."""
     seconds = finite(value)
-    if math.isnan(seconds):
-        return ""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    return "" if math.isnan(seconds) else duration(seconds)

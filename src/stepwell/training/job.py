@@ -54,7 +54,7 @@ class Loop(Together):
         accumulate: batches whose gradients make one step.
         average: decay of a moving average that is the result; zero: none.
         checkpoint_minutes: minutes between checkpoints within an epoch.
-        log: write metrics for another program, too, into RUN/logs.
+        log: csv or tensorboard: write metrics into RUN/logs, too.
     """
 
     TITLE: ClassVar = "device, checkpoint and log"

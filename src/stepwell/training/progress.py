@@ -9,6 +9,8 @@ from typing import Any
 from rich import progress as rich
 from rich.console import Console
 
+from stepwell.measures import duration
+
 #: Seconds until the first line about steps, and between two of them, without a terminal.
 FIRST, EVERY = 5.0, 30.0
 
@@ -70,13 +72,6 @@ class Progress:
     def _title(self, news: str) -> str:
         epoch = min(self.epochs, self.done // self.steps + 1)
         return f"{self.phase} {epoch}/{self.epochs}  {news}"
-
-
-def duration(seconds: float) -> str:
-    """A time in words: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def tell(text: str, *, quiet: bool = False) -> None:

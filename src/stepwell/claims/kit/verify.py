@@ -21,6 +21,7 @@ from stepwell.claims.kit.study import Column, Results, Study, only, run_study
 from stepwell.console import say
 from stepwell.device import processor
 from stepwell.files import write_whole
+from stepwell.measures import duration
 from stepwell.ranges import check_numbers
 from stepwell.training import Loop
 from stepwell.training.job import Precision
@@ -72,7 +73,7 @@ def verify_system(
         numbers = ", ".join(f"{c.title}: {format(c.scale * test[c.key], c.form)}" for c in columns)
         left = ""
         if new and ahead:
-            left = f", about {(time.monotonic() - started) / new * ahead / 60:.0f} min left"
+            left = f", about {duration((time.monotonic() - started) / new * ahead)} left"
         say(f"[{finished}/{total}{left}] {arm}, seed {seed}: {numbers}")
 
     units = folder / "units"

@@ -31,6 +31,7 @@ from stepwell.nets.files.container import (
 from stepwell.nets.nested.exits import describe_head, make_head
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.reading import read
+from stepwell.types import not_finite
 
 #: 1: a named builder; 2: the stages given to `nest`, for a caller's own module; 3: 1 or 2 with more
 #: tensors beside the nested net; 4: with exits or tied weights.
@@ -62,8 +63,12 @@ def save(
     """Write `net` with all its depths to one safetensors file, whole or not at all.
 
     `beside` are more parts for the same file; `load` skips them, `read_beside` returns them. `kind` is
-    that of `stepwell.kinds`. OSError if the folder does not exist or the disk is full.
+    that of `stepwell.kinds`. OSError if the folder does not exist or the disk is full; ValueError for
+    weights that are not finite, which `load` would refuse.
     """
+    wrong = net.not_finite() or (beside and not_finite(beside.tensors))
+    if wrong:
+        raise ValueError(f"{path} is not written: {wrong} holds values that are not finite")
     header = {"kind": kind, **_structure(net), "card": net.card.as_header()}
     tensors = _on_cpu(net.tensors())
     if beside is not None:

@@ -54,7 +54,8 @@ class Weights(nn.Module):
     def _path(self, depth: str | None) -> Path:
         depth = self.full if depth is None else depth
         if depth not in self._paths:
-            raise ValueError(f"no depth {depth!r}; this net has {', '.join(self.depths)}")
+            text = f" (depths are text: {str(depth)!r})" if str(depth) in self._paths else ""
+            raise ValueError(f"no depth {depth!r}{text}; this net has {', '.join(self.depths)}")
         return self._paths[depth]
 
     def subnet(self, depth: str | None = None) -> nn.Module:
