@@ -243,6 +243,17 @@ def test_a_file_of_the_first_format_is_read_still(run):
         stepwell.kg.open(run)
 
 
+def test_vectors_of_another_shape_are_refused_by_name(run):
+    file = run / "net.safetensors"
+    tensors = load(file.read_bytes())
+    about = json.loads(metadata(file.read_bytes())["stepwell"])
+    del about["sha256"]
+    tensors["joint.entity"] = tensors["joint.entity"][:0]
+    file.write_bytes(save(tensors, {"stepwell": json.dumps(about | {"format": 1})}))
+    with pytest.raises(ValueError, match=r"is damaged \(joint\.entity has the shape \(0, 8\)\)"):
+        stepwell.kg.open(run)
+
+
 def write_until_killed(run, start, said):
     """Add one triple after the other, and say each that is acknowledged; update now and then."""
     live.COMPACT_BYTES = live.COMPACT_SHARE = 0  # in a process of its own: every update

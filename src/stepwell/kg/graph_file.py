@@ -107,4 +107,7 @@ def _state_of(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
     rows = tensors["triples"].numpy().astype(np.int64)
     snapshot = Snapshot.of(rows, size=settings.context_size, seed=settings.seed)
     joint: dict[Kind, Tensor] = {kind: tensors[f"joint.{kind}"] for kind in KINDS}
+    for kind, vectors in joint.items():
+        if vectors.shape != (len(names[kind]), settings.dim):
+            raise ValueError(f"joint.{kind} has the shape {tuple(vectors.shape)}")
     return State(settings, net, joint, snapshot, names, about["applied"], about["updates"])
