@@ -208,7 +208,7 @@ class Batches:
         batch = torch.cat(members)
         if self.extra:  # or what follows would find each set in one place
             key = seed_of(self.seed, "members", epoch, step)
-            batch = batch[torch.randperm(len(batch), generator=_generator(key))]
+            batch = batch[torch.randperm(len(batch), generator=generator_of(key))]
         if self.world > 1:
             batch = batch.repeat_interleave(-(-2 * self.world // len(batch)))
         return batch[self.rank :: self.world]
@@ -232,11 +232,11 @@ class Batches:
         epoch, step = divmod(position, len(self))
         if self.augment is not None:
             key = seed_of(self.seed, "augment", epoch, step, self.rank)
-            pixels = self.augment(pixels, _generator(key))
+            pixels = self.augment(pixels, generator_of(key))
         labels = self._labels[indices]
         for i, change in enumerate(self.changes):
             key = seed_of(self.seed, "change", i, epoch, step, self.rank)
-            pixels, labels = change(pixels, labels, _generator(key))
+            pixels, labels = change(pixels, labels, generator_of(key))
         return Batch(normalise(pixels, self.mean, self.std), labels)
 
     def _draw_order(self, turn: int, which: int) -> Tensor:
@@ -245,13 +245,13 @@ class Batches:
         if not self.shuffle:
             return torch.arange(len(images))
         key = (self.seed, "order", turn) if which == 0 else (self.seed, "extra", which, turn)
-        generator = _generator(seed_of(*key))
+        generator = generator_of(seed_of(*key))
         if self.balance and which == 0:
-            return _balanced(images.labels, generator)
+            return balanced(images.labels, generator)
         return torch.randperm(len(images), generator=generator)
 
 
-def _balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
+def balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
     """Draw as many indices as there are labels, from every class equally many, in random order."""
     classes = labels.unique()
     classes = classes[torch.randperm(len(classes), generator=generator)]  # the first get the remainder
@@ -266,7 +266,8 @@ def _balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
     return torch.cat(drawn)[torch.randperm(len(labels), generator=generator)]
 
 
-def _generator(seed: int) -> torch.Generator:
+def generator_of(seed: int) -> torch.Generator:
+    """A generator of its own, seeded."""
     return torch.Generator().manual_seed(seed)
 
 

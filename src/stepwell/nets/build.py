@@ -9,6 +9,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from stepwell.nets.families import convnext, densenet, mobilenet, resnet, vgg, vit
 from stepwell.nets.families.builder import Builder
+from stepwell.nets.families.encoders import encoder_builder, is_encoder
 from stepwell.nets.families.timm_models import PREFIX, check_depths, timm_builder
 from stepwell.nets.grafting.merging import with_adaptions
 from stepwell.nets.nested.depth_names import blocks_of
@@ -71,7 +72,8 @@ def build(
     """A nested net with fresh weights.
 
     Args:
-        name: a key of `BUILDERS`, such as "resnet34", or "timm/NAME" for a model of timm's.
+        name: a key of `BUILDERS`, such as "resnet34"; "timm/NAME" for a model of timm's; or a text
+            encoder and its layers, such as "bert/6".
         depths: the sub-nets: blocks per stage by name, `{"18": (2, 2, 2, 2)}`, or a list of names that
             the family knows, `["18"]`; a new name gives its blocks, `["half=2,2,2,2"]`.
         norms: "private" to each depth behind the fork, or "shared" (an ablation; see `NestedNet`).
@@ -163,6 +165,8 @@ def builder_of(name: str) -> Builder:
     """The builder of a network by name; ValueError if there is none."""
     if name.startswith(PREFIX):
         return timm_builder(name.removeprefix(PREFIX))
+    if is_encoder(name):
+        return encoder_builder(name)
     if name not in BUILDERS:
         raise ValueError(f"no network {name!r}; there are {', '.join(BUILDERS)}, {PREFIX}NAME")
     return BUILDERS[name]

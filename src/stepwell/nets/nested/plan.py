@@ -8,11 +8,12 @@ from itertools import chain
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import FrozenBatchNorm2d
+
+from stepwell.nets.nested.steps import Value
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, FrozenBatchNorm2d)
 _NORM_NAME = re.compile(r"Norm(?![a-z])")
@@ -88,7 +89,7 @@ class Calls(Holder):
         super().__init__()
         self.in_train, self.in_eval = train, eval
 
-    def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    def forward(self, x: Value) -> Value:
         """The input of the next step, or the logits."""
         return self.in_train(self, x) if self.training else self.in_eval(self, x)
 

@@ -1,0 +1,176 @@
+"""Texts with labels: tab-separated files with a header, as GLUE's are, read without a CSV parser.
+
+Raw quotes are part of the text, and a tab always ends a column.
+"""
+
+import codecs
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+#: Usual names of the columns of a text, and of a text and its partner, in the order they are tried.
+TEXT_COLUMNS = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
+    ("question", "sentence"), ("text1", "text2"), ("sentence",), ("text",), ("sentence1",),
+)  # fmt: skip
+#: Names that an unread column of GLUE's files may have.
+LABEL = "label"
+
+#: A text, or a pair of texts.
+Text = tuple[str, ...]
+
+
+class Table(NamedTuple):
+    """A file's rows: by column its name; `lines` has each row's number in the file."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    lines: tuple[int, ...]
+
+    def column(self, name: str, what: str) -> list[str]:
+        """The values of a column; ValueError, which names the columns that are there, if it is not."""
+        if name not in self.columns:
+            raise ValueError(
+                f"{self.path} has no column {name!r} for {what}; its columns are "
+                f"{', '.join(self.columns)}"
+            )
+        at = self.columns.index(name)
+        return [row[at] for row in self.rows]
+
+
+class Texts(NamedTuple):
+    """Texts with their labels as they stand in the file; no labels where none were asked for."""
+
+    path: Path
+    texts: tuple[Text, ...]
+    labels: tuple[str, ...]
+    lines: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a label means: the class of an index, or a number.
+
+    classes: names in order of the logits; empty in regression.
+    """
+
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, texts: Texts, *, regression: bool = False) -> "Labels":
+        """The classes of training texts, numbers in their order; ValueError for a single class."""
+        if regression:
+            return cls(())
+        names = set(texts.labels)
+        if len(names) < 2:
+            raise ValueError(
+                f"{texts.path} has one class only, {min(names)!r}: training needs two or more"
+            )
+        whole = all(name.isdecimal() for name in names)
+        return cls(tuple(sorted(names, key=int if whole else str)))
+
+    def numbers(self, texts: Texts) -> list[float]:
+        """The index of each label, or its value; ValueError names the first line that has neither."""
+        index: Mapping[str, float] = {name: i for i, name in enumerate(self.classes)}
+        found = []
+        for label, line in zip(texts.labels, texts.lines, strict=True):
+            value = index.get(label) if self.classes else _number(label)
+            if value is None and self.classes:
+                raise ValueError(
+                    f"{texts.path}, line {line}: no training text has the label {label!r}; there are "
+                    f"{_some(self.classes)}"
+                )
+            if value is None:
+                raise ValueError(
+                    f"{texts.path}, line {line}: {label!r} is no number, which regression needs"
+                )
+            found.append(value)
+        return found
+
+
+def read_table(path: Path) -> Table:
+    """Read a tab-separated file with a header.
+
+    Raises:
+        ValueError: no file; not UTF-8 (with the line); no header or no row; a row with another number
+            of columns (with the line).
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a tab-separated file of texts")
+    if not path.is_file():
+        raise ValueError(f"no file {path}: name a tab-separated file of texts, with a header")
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    if not any(line.strip() for line in lines):
+        raise ValueError(f"{path} is empty: its first line names the columns, with tabs between them")
+    columns: tuple[str, ...] = ()
+    rows, numbers = [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip(b"\r"):
+            continue
+        try:
+            cells = tuple(line.decode().removesuffix("\r").split("\t"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason}): convert it") from None
+        if not columns:
+            columns = cells
+            continue
+        if len(cells) != len(columns):
+            raise ValueError(
+                f"{path}, line {number}: {len(cells)} columns, and the header has {len(columns)} "
+                f"({', '.join(columns)}): a text may hold no tab and no line end"
+            )
+        rows.append(cells)
+        numbers.append(number)
+    if not rows:
+        raise ValueError(f"{path} has a header ({', '.join(columns)}) and no row below it")
+    return Table(path, columns, tuple(rows), tuple(numbers))
+
+
+def read_texts(path: Path, columns: Sequence[str] = (), label: str | None = LABEL) -> Texts:
+    """Read the texts of a tab-separated file, and their labels.
+
+    A second column that is empty in every row does not count.
+
+    Args:
+        columns: one or two columns of text; by default the first of `TEXT_COLUMNS` that are there.
+        label: the column of labels; None: they are not read.
+
+    Raises:
+        ValueError: as for `read_table`; no such column; an empty text (with the line).
+    """
+    table = read_table(path)
+    names = tuple(columns) or _usual(table)
+    parts = [table.column(name, "texts") for name in names]
+    if len(parts) == 2 and not any(parts[1]):
+        parts = parts[:1]
+    labels = () if label is None else tuple(table.column(label, "labels"))
+    for row, line in zip(zip(*parts, strict=True), table.lines, strict=True):
+        if not all(text.strip() for text in row):
+            raise ValueError(f"{path}, line {line}: the text is empty: fill it, or remove the line")
+    return Texts(path, tuple(zip(*parts, strict=True)), labels, table.lines)
+
+
+def _usual(table: Table) -> tuple[str, ...]:
+    for names in TEXT_COLUMNS:
+        if set(names) <= set(table.columns):
+            return names
+    raise ValueError(
+        f"{table.path} has no usual column of texts (such as sentence, text, or sentence1 and "
+        f"sentence2); its columns are {', '.join(table.columns)}: name yours with --text"
+    )
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _some(names: Collection[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(list(names)[:most]) + more

@@ -1,0 +1,217 @@
+"""Text encoders as paths: BERT (and MiniLM), RoBERTa, DistilBERT.
+
+Each is the library's own classifier: its weights, their names, its layers. Only the forward is ours. It
+takes token ids alone, and reads as a path, whose steps hand on a pair: the mask of real tokens and the
+hidden states. A layer gives its attention scores where a loss asks for them (`extras`), through the
+library's interface for attention; otherwise it runs the fused kernel, which costs nothing more.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers.models.bert import modeling_bert as bert
+from transformers.models.distilbert import modeling_distilbert as distilbert
+from transformers.models.roberta import modeling_roberta as roberta
+
+Ids = Int64[Tensor, "batch tokens"]
+Mask = Bool[Tensor, "batch tokens"]
+Hidden = Float[Tensor, "batch tokens width"]
+State = tuple[Mask, Hidden]
+#: The name of our attention in the library's interface, and of its argument that collects scores.
+ATTENTION = "stepwell"
+SCORES = "stepwell_scores"
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor,
+    dropout: float = 0.0, scaling: float | None = None, **rest: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attention by the fused kernel; where a list collects scores, in the open.
+
+    Args:
+        query, key, value: (batch, heads, tokens, width of a head).
+        attention_mask: (batch, 1, 1, tokens), true for real tokens.
+        rest: `SCORES` is a list that gains the scores before mask, softmax and dropout, (batch, heads,
+            tokens, tokens).
+    """
+    collected: list[Tensor] | None = rest.get(SCORES)
+    if collected is None:
+        found = F.scaled_dot_product_attention(
+            query, key, value, attention_mask, dropout_p=dropout, scale=scaling
+        )
+        return found.transpose(1, 2).contiguous(), None
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    collected.append(scores)
+    masked = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    shares = F.dropout(masked.softmax(-1), dropout, dropout > 0)
+    return (shares @ value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, attention)
+
+
+class _Layer(nn.Module):
+    """A layer that takes and gives the mask beside the hidden states.
+
+    Extras: "scores", as of `attention`; "cls", the first token's hidden state (batch, width).
+    """
+
+    def forward(self, state: Any, extras: Sequence[str] = ()) -> Any:
+        mask, hidden = state
+        collected: list[Tensor] = []
+        more = {SCORES: collected} if "scores" in extras else {}
+        # the library's own forward stands next in the order of bases
+        hidden = super().forward(hidden, mask[:, None, None, :], **more)
+        if not extras:
+            return mask, hidden
+        known = {"cls": hidden[:, 0]} | ({"scores": collected[0]} if collected else {})
+        return (mask, hidden), {name: known[name] for name in extras if name in known}
+
+
+class BertLayer(_Layer, bert.BertLayer):
+    """A layer of BERT."""
+
+
+class RobertaLayer(_Layer, roberta.RobertaLayer):
+    """A layer of RoBERTa."""
+
+
+class DistilBertLayer(_Layer, distilbert.TransformerBlock):
+    """A layer of DistilBERT."""
+
+
+class _Input(nn.Module):
+    """Embeddings that take token ids, and give the mask of real tokens beside the hidden states.
+
+    padding, separator: ids of these tokens; without `separator`, sentences have no types.
+    """
+
+    padding: int
+    separator: int | None
+
+    def forward(self, ids: Ids, attention_mask: Mask | None = None) -> State:
+        mask = ids != self.padding if attention_mask is None else attention_mask
+        if self.separator is None:
+            return mask, super().forward(ids)
+        ends = ids == self.separator
+        second = (ends.cumsum(1) > ends.long()) & mask  # behind the first separator
+        return mask, super().forward(ids, token_type_ids=second.long())
+
+
+class BertInput(_Input, bert.BertEmbeddings):
+    """The embeddings of BERT."""
+
+
+class RobertaInput(_Input, roberta.RobertaEmbeddings):
+    """The embeddings of RoBERTa."""
+
+
+class DistilBertInput(_Input, distilbert.Embeddings):
+    """The embeddings of DistilBERT."""
+
+
+class Encoder(PreTrainedModel):
+    """A text encoder with a classifier: token ids (batch, tokens) to logits (batch, classes)."""
+
+    def _as_path(self, embeddings: Any, layers: nn.ModuleList, kind: type, layer: type) -> None:
+        """Give the embeddings and layers, which the library has made, the forward of a path's steps."""
+        self.config._attn_implementation = ATTENTION
+        embeddings.__class__ = kind
+        types = getattr(self.config, "type_vocab_size", 1) > 1
+        embeddings.padding = self.config.pad_token_id
+        embeddings.separator = getattr(self.config, "sep_token_id", None) if types else None
+        for one in layers:
+            one.__class__ = layer
+
+
+class Bert(Encoder, bert.BertForSequenceClassification):
+    """BERT with the library's classifier."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self._as_path(self.bert.embeddings, self.bert.encoder.layer, BertInput, BertLayer)
+
+    def forward(self, ids: Any, attention_mask: Any = None) -> Any:
+        """Logits (batch, classes) of token ids (batch, tokens)."""
+        state = self.bert.embeddings(ids, attention_mask=attention_mask)
+        for layer in self.bert.encoder.layer:
+            state = layer(state)
+        return self.classifier(self.dropout(self.bert.pooler(state[1])))
+
+
+class Roberta(Encoder, roberta.RobertaForSequenceClassification):
+    """RoBERTa with the library's classifier."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self._as_path(self.roberta.embeddings, self.roberta.encoder.layer, RobertaInput, RobertaLayer)
+
+    def forward(self, ids: Any, attention_mask: Any = None) -> Any:
+        """Logits (batch, classes) of token ids (batch, tokens)."""
+        state = self.roberta.embeddings(ids, attention_mask=attention_mask)
+        for layer in self.roberta.encoder.layer:
+            state = layer(state)
+        return self.classifier(state[1])
+
+
+class DistilBert(Encoder, distilbert.DistilBertForSequenceClassification):
+    """DistilBERT with the library's classifier."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self._as_path(
+            self.distilbert.embeddings, self.distilbert.transformer.layer, DistilBertInput,
+            DistilBertLayer,
+        )  # fmt: skip
+
+    def forward(self, ids: Any, attention_mask: Any = None) -> Any:
+        """Logits (batch, classes) of token ids (batch, tokens)."""
+        state = self.distilbert.embeddings(ids, attention_mask=attention_mask)
+        for layer in self.distilbert.transformer.layer:
+            state = layer(state)
+        return self.classifier(self.dropout(F.relu(self.pre_classifier(state[1][:, 0]))))
+
+
+CLASSES: dict[str, type[Encoder]] = {"bert": Bert, "roberta": Roberta, "distilbert": DistilBert}
+
+
+def read_weights(
+    make: type[Encoder], folder: Path, config: PreTrainedConfig
+) -> tuple[Encoder, list[str], list[str]]:
+    """An encoder with the weights of a folder, in eval mode; the names it lacks, and of other shapes.
+
+    A head of other classes counts as lacking.
+    """
+    with _quiet():
+        module, info = make.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=True,
+            output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32,
+        )  # fmt: skip
+    other = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
+    heads = [name for name in other if name.startswith(("classifier.", "pre_classifier."))]
+    missing = [*info["missing_keys"], *heads]
+    return module, sorted(missing), sorted(set(other) - set(heads))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's bars and reports away; we say ourselves what matters."""
+    logger = logging.getLogger("transformers")
+    level, bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()

@@ -1,0 +1,155 @@
+"""Text encoders by the name `ARCHITECTURE/LAYERS` (`bert/6`), and folders of Hugging Face's with one.
+
+The classes are in `encoder_classes`, which imports transformers.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stepwell.files import read_json
+from stepwell.nets.families.builder import Builder
+
+if TYPE_CHECKING:
+    from stepwell.nets.families.encoder_classes import Encoder
+
+#: By architecture: the container of its layers, and the entry of config.json that counts them.
+ARCHITECTURES = {
+    "bert": ("bert.encoder.layer", "num_hidden_layers"),
+    "roberta": ("roberta.encoder.layer", "num_hidden_layers"),
+    "distilbert": ("distilbert.transformer.layer", "n_layers"),
+}
+#: Parameters of heads, which another task does not share; the pooler belongs to BERT's head.
+HEADS = ("classifier.", "pre_classifier.", "bert.pooler.")
+#: The largest number of layers that a name may have.
+MOST_LAYERS = 100
+
+
+class Pretrained(NamedTuple):
+    """A folder of Hugging Face's, read.
+
+    name: of the network, such as "bert/6".
+    config: of config.json, with the separator's token id.
+    tokenizer: the content of tokenizer.json.
+    fresh: parameters that the folder does not hold, all of them of the head.
+    """
+
+    name: str
+    config: dict[str, Any]
+    tokenizer: str
+    module: "Encoder"
+    fresh: tuple[str, ...]
+
+
+def is_encoder(name: str) -> bool:
+    """Check whether a name is that of a text encoder, such as "bert/6"."""
+    architecture, slash, _ = name.partition("/")
+    return bool(slash) and architecture in ARCHITECTURES
+
+
+def encoder_builder(name: str) -> Builder:
+    """The builder of a text encoder; it takes `config`, the content of its config.json.
+
+    The depths are named by their number of layers, as in `bert/6`: 1 to 6. ValueError for another name.
+    """
+    architecture, _, layers = name.partition("/")
+    count = int(layers) if layers.isdecimal() else 0
+    if not 1 <= count <= MOST_LAYERS:
+        raise ValueError(f"no network {name!r}: say the number of layers, such as {architecture}/6")
+    family = {str(n): (n,) for n in range(1, count + 1)}
+    stage, _ = ARCHITECTURES[architecture]
+    return Builder(partial(_make, architecture, count), (stage,), layers, family, size=128)
+
+
+def _make(
+    architecture: str, layers: int, *, config: Mapping[str, Any] = {}, num_classes: int = 2
+) -> "Encoder":
+    with text_extra():
+        from stepwell.nets.families.encoder_classes import CLASSES
+    make = CLASSES[architecture]
+    entry = ARCHITECTURES[architecture][1]
+    own = {k: v for k, v in config.items() if k not in ("architectures", "id2label", "label2id")}
+    return make(make.config_class(**own | {entry: layers, "num_labels": num_classes}))
+
+
+@contextmanager
+def text_extra() -> Iterator[None]:
+    """Say what to install where an import of a text library fails."""
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").split(".")[0] not in ("transformers", "tokenizers"):
+            raise
+        raise ImportError(f"text needs {error.name}: pip install 'stepwell[text]'") from error
+
+
+def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
+    """Read a folder with config.json, tokenizer.json and weights in safetensors; no network is used.
+
+    Raises:
+        ValueError: a file is missing; the weights are a pickle, or of another architecture; a decoder.
+    """
+    config = _config_of(folder)
+    architecture = str(config["model_type"])
+    entry = ARCHITECTURES[architecture][1]
+    config["sep_token_id"] = _separator(folder)
+    with text_extra():
+        from stepwell.nets.families.encoder_classes import CLASSES, read_weights
+    make = CLASSES[architecture]
+    settings = make.config_class(**config | {"num_labels": num_classes})
+    module, missing, mismatched = read_weights(make, folder, settings)
+    own = [n for n in missing if not n.startswith(HEADS)]
+    if own or mismatched:
+        raise ValueError(
+            f"{folder} holds weights of another architecture than its config.json names "
+            f"({architecture}): {(own or mismatched)[0]} is missing or has another shape"
+        )
+    tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    # what the file keeps: settings of this architecture, in JSON
+    kept: dict[str, Any] = json.loads(json.dumps(settings.to_diff_dict(), default=str))
+    return Pretrained(f"{architecture}/{config[entry]}", kept, tokenizer, module, tuple(missing))
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ValueError(
+            f"no folder {folder}: name one with an encoder's config.json, tokenizer.json and "
+            "model.safetensors"
+        )
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: name a folder with an encoder")
+    config = read_json(folder / "config.json", "name a folder with an encoder")
+    kind = config.get("model_type")
+    if kind not in ARCHITECTURES:
+        names = ", ".join(ARCHITECTURES)
+        raise ValueError(f"{folder} holds a {kind or 'model'}; the encoders are {names}")
+    if config.get("is_decoder"):
+        raise ValueError(f"{folder} holds a decoder, whose words see no later ones: name an encoder")
+    layers = config.get(ARCHITECTURES[kind][1])
+    if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
+        raise ValueError(f"{folder}/config.json says {layers!r} layers")
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"{folder} has no tokenizer.json: write it with tokenizer.save_pretrained(folder), of a "
+            "fast tokenizer"
+        )
+    if not any(folder.glob("*.safetensors")):
+        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt")]
+        found = f"holds its weights as a pickle, {pickles[0].name}" if pickles else "holds no weights"
+        raise ValueError(
+            f"{folder} {found}: name a folder with model.safetensors (model.save_pretrained writes it)"
+        )
+    return config
+
+
+def _separator(folder: Path) -> int | None:
+    """The id of the token behind a sentence, or None where a pair's sentences have no types."""
+    content = read_json(folder / "tokenizer.json", "write it again with tokenizer.save_pretrained")
+    added = {token.get("content"): token.get("id") for token in content.get("added_tokens", [])}
+    for name in ("[SEP]", "</s>"):
+        if isinstance(added.get(name), int):
+            return int(added[name])
+    return None
