@@ -41,14 +41,15 @@ def write_encoder(folder: Path, kind: str = "bert", layers: int = 4, width: int 
     if kind == "distilbert":
         config = transformers.DistilBertConfig(
             vocab_size=words, dim=width, hidden_dim=2 * width, n_layers=layers, n_heads=heads,
-            max_position_embeddings=40,
+            max_position_embeddings=40, dropout=0.05, attention_dropout=0.05, initializer_range=0.1,
         )  # fmt: skip
     else:
         make = transformers.RobertaConfig if kind == "roberta" else transformers.BertConfig
         config = make(
             vocab_size=words, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
             num_attention_heads=heads, max_position_embeddings=40, pad_token_id=pad,
-            type_vocab_size=1 if kind == "roberta" else 2, initializer_range=0.3,
+            type_vocab_size=1 if kind == "roberta" else 2, initializer_range=0.1,
+            hidden_dropout_prob=0.05, attention_probs_dropout_prob=0.05,
         )  # fmt: skip
     if labels is None:
         model = transformers.AutoModel.from_config(config)

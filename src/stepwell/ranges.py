@@ -28,7 +28,7 @@ _NAMES = {
     ONE_OR_MORE: (
         "epochs nest_epochs steps keep shots views graft_steps join_steps sizes choose_epochs "
         "synthetic_count generator_steps devices accumulate num_classes batch dim context_size "
-        "negatives k seeds workers top patience"
+        "negatives k seeds workers top patience max_tokens"
     ),
     TWO_OR_MORE: "batch_size size",  # BatchNorm cannot train on one image
     POSITIVE: "lr temperature teacher_std adaption_lr chooser_rate margin budget_ms budget_macs",

@@ -7,7 +7,7 @@ from tyro.conf import Positional
 
 from stepwell.commands.arguments import Json, Module, check_place, imported
 from stepwell.console import fail, print_json, say, show, table
-from stepwell.kinds import Predicted, open_network
+from stepwell.kinds import Predicted, kind_module, open_network, told_kind
 
 if TYPE_CHECKING:
     from stepwell.serve import Prediction
@@ -32,7 +32,7 @@ def predict(
     module: Module = None,
     json: Json = False,
 ) -> None:
-    """Classify images.
+    """Classify images or texts.
 
     Unreadable images are named and skipped; the exit code is then 2.
 
@@ -41,10 +41,12 @@ def predict(
         stepwell predict runs/photos holiday/ --depth 18 --csv holiday.csv
         stepwell predict runs/photos holiday/ --budget-ms 5
         stepwell predict runs/photos holiday/ --cascade --top 3
+        stepwell predict runs/reviews "a lovely film" more.tsv
 
     Args:
         run: a run directory, or the file of its network.
-        files: images, or folders of images.
+        files: images, or folders of images; for a text classifier texts, tab-separated files, or - for
+            the lines of standard input.
         depth: the depth that predicts; the full net by default. A network that chooses resolutions
             chooses by default; --depth then also takes one of its choices (24, 14@24).
         budget_ms: use the deepest depth that needs at most this many milliseconds an image here, unless
@@ -66,7 +68,8 @@ def predict(
         )
     if csv is not None:
         check_place("--csv", csv, ".csv", ".tsv", ".txt")
-    if missing := [file for file in files if not file.exists()]:
+    takes = getattr(kind_module(told_kind(run)), "TAKES", "files")
+    if takes == "files" and (missing := [file for file in files if not file.exists()]):
         raise ValueError(f"no file or folder {missing[0]}")
     network = open_network(run, to="predict", module=imported(module))
     predicted: Predicted = network.do("predict", files, **flags)

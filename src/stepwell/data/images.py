@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Int64
@@ -39,6 +39,8 @@ class ImageSet:
     labels.
     """
 
+    input: ClassVar[Literal["image"]] = "image"
+    NOUN: ClassVar = "images"
     pixels: Tensor | Files
     labels: Tensor
     classes: tuple[str, ...]
@@ -110,6 +112,10 @@ class ImageSet:
         for index, name in enumerate(self.classes):
             members = (self.labels == index).nonzero().flatten()
             yield name, members[torch.randperm(len(members), generator=generator)]
+
+    def shown(self, indices: Int64[Tensor, " n"]) -> dict[str, Any]:
+        """The images at `indices` as arrays for a report."""
+        return {"images": self.pixels[indices].permute(0, 2, 3, 1).numpy()}
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel, pixels scaled to [0, 1], of up to 5,000 images."""

@@ -152,6 +152,20 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         return self.stream(0, len(self))
 
+    @property
+    def examples(self) -> ImageSet:
+        """The images, under the name that batches of other inputs share."""
+        return self.images
+
+    @property
+    def order(self) -> Tensor:
+        """The images in the order of one pass for evaluation."""
+        return torch.arange(len(self.images))
+
+    def with_examples(self, examples: ImageSet) -> "Batches":
+        """As `with_images`, under the name that batches of other inputs share."""
+        return self.with_images(examples)
+
     def with_images(self, images: ImageSet) -> "Batches":
         """Another set, normalised in the same way, in order and without augmentation."""
         return Batches(images, self.batch_size, mean=self.mean, std=self.std)

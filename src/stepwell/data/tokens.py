@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class Tokenizer:
             raise ValueError(f"tokenizer.json cannot be read: {error}") from error
         self._library.no_padding()
         self._library.no_truncation()
-        special = len(self._library.encode("", "").ids)
+        special = int(self._library.num_special_tokens_to_add(True))
         if limit <= special:
             raise ValueError(
                 f"a text of {limit} tokens has no room beside its {special} special ones: allow more "
@@ -89,7 +89,7 @@ class TokenSet:
     texts: the texts themselves. cut: how many were longer than the limit.
     """
 
-    input: ClassVar = "text"
+    input: ClassVar[Literal["text"]] = "text"
     NOUN: ClassVar = "texts"
     ids: Tensor
     starts: Tensor

@@ -11,12 +11,14 @@ A module offers those of these names that its kind can do; each takes a `Network
     calibrate(network, depths, **flags)    `Calibrated`
     show_results(results, title, brief=False), show_export(title, result)
     NEXT                          commands to try after a training
+    TAKES                         what `predict` reads: "files" if it is not there, else "texts"
     SECTIONS                      of its report, as "module:function": (record, colours) -> HTML
     ADVICE                        by a name that it lacks: what to do instead
 
 A new kind adds its module and its entry in `KINDS`; commands and report look up nothing else.
 """
 
+import contextlib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -34,6 +36,7 @@ KINDS = {
     "resolution": "stepwell.kinds.resolution",
     "graph": "stepwell.kinds.graph",
     "features": "stepwell.kinds.features",
+    "text": "stepwell.kinds.text",
 }
 #: Commands and participles of what a kind may lack.
 _COMMANDS = {
@@ -121,6 +124,16 @@ def kind_module(kind: str) -> ModuleType:
 def sections_of(kind: str) -> list[Callable[..., str]]:
     """Import the sections of a kind's report page, in order; errors as for `kind_module`."""
     return [resolve_name(path) for path in kind_module(kind).SECTIONS]
+
+
+def told_kind(path: Path) -> str:
+    """The kind that a run's results.json names, without reading its network; else "classifier"."""
+    from stepwell.results import read_results
+
+    with contextlib.suppress(OSError, ValueError):
+        kind = read_results(path if path.is_dir() else path.parent).get("kind")
+        return str(kind) if kind in KINDS else "classifier"
+    return "classifier"
 
 
 def ability(path: Path, kind: str, name: str) -> Callable[..., Any]:

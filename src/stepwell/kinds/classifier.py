@@ -107,7 +107,7 @@ def evaluate(
     networks = fit_pair(pair, parts.test) if fidelity else None
     results = measure_depths(net, parts.test) | {"data": parts.about}
     if cascade:
-        results["cascade"] = _cascade(network, parts, target_accuracy, budget_macs, save)
+        results["cascade"] = calibrated_cascade(network, parts, target_accuracy, budget_macs, save)
     if networks is not None:
         numbers, arrays = measure_pair(networks, parts, interpolate=interpolate, track=track)
         results["fidelity"] = numbers
@@ -115,7 +115,7 @@ def evaluate(
     return results
 
 
-def _cascade(
+def calibrated_cascade(
     network: Network, parts: Any, accuracy: float | None, macs: float | None, save: bool
 ) -> dict[str, Any]:
     """Calibrate the best cascade on validation images, measure it on test images, and maybe save it."""

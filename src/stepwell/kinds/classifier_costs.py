@@ -1,6 +1,7 @@
 """Measure the costs of image classifiers, and calibrate depths after the training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,19 @@ def cost(
     accuracy_on: Literal["validation", "test"] | None = None, data: str | None = None,
 ) -> Costs:  # fmt: skip
     """Measure the costs of every depth. Flags as for `cost`."""
+    from stepwell.measure.data_parts import parts_of
+
+    read = partial(parts_of, network.net, network.path, network.config)
+    return measured_costs(network, read, size, batch, save, accuracy_on, data)
+
+
+def measured_costs(
+    network: Network, read: Callable[[str | None], Any], size: int | None, batch: int, save: bool,
+    accuracy_on: Literal["validation", "test"] | None, data: str | None,
+) -> Costs:  # fmt: skip
+    """Measure the costs of every depth, and maybe save them; `read` gives the parts of the data."""
     from stepwell.measure.depths import cost_table
+    from stepwell.measure.inputs import INPUTS
     from stepwell.nets.files.container import network_file
     from stepwell.nets.files.nested import check_writable
     from stepwell.nets.nested.input_size import check_size
@@ -27,17 +40,16 @@ def cost(
         check_writable(network_file(network.path))
     costs = cost_table(net, size, batch=batch)
     if save:
-        costs = _save_costs(network, costs, accuracy_on, data)
-    return Costs(costs, f"{size}×{size}")
+        costs = _save_costs(network, costs, read, accuracy_on, data)
+    return Costs(costs, INPUTS[net.card.input].sized(size))
 
 
 def _save_costs(
-    network: Network, costs: Mapping[str, Mapping[str, Any]],
+    network: Network, costs: Mapping[str, Mapping[str, Any]], read: Callable[[str | None], Any],
     part: Literal["validation", "test"] | None, data: str | None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Write measured costs to the network's file, and give them with the accuracies in the file."""
     from stepwell.device import device_name
-    from stepwell.measure.data_parts import parts_of
     from stepwell.measure.depths import accuracy_on
     from stepwell.nets.files.nested import net_digest, rewrite_card, rewriting
 
@@ -46,7 +58,7 @@ def _save_costs(
     ready = (depth for depth, status in net.status.items() if status != "fresh")
     unknown = any("accuracy" not in net.card.costs.get(depth, {}) for depth in ready)
     if part or data or (unknown and config):
-        parts = parts_of(net, network.path, config, data)
+        parts = read(data)
         batches = parts.test if part == "test" else parts.validation
         if batches is None:
             say(

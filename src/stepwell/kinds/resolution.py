@@ -146,7 +146,7 @@ def predict(
     if limits:
         set_budget(net, **classifier.budget_of(limits))
     predictions = classifier.classified(nested, net, paths, top)
-    readable = [p.file for p in predictions if p.file and not p.error]
+    readable = [p.file for p in predictions if isinstance(p.file, Path) and not p.error]
     held = getattr(net.chooser, "choice", None)
     title = f"chosen of {', '.join(net.names)}" if held is None else f"choice {net.names[held]}"
     return Predicted(predictions, title, "choice", partial(_speed, net, readable))

@@ -11,7 +11,8 @@ from torch import Tensor
 from stepwell.cost import count_macs_of_steps, mean_of_medians, time_each
 from stepwell.evaluation import gather_logits
 from stepwell.evaluation.cascade import Goal, Thresholds, better, find_thresholds, outcome_of
-from stepwell.measure.depths import blank_image, logits_where_it_is
+from stepwell.measure.depths import logits_where_it_is
+from stepwell.measure.inputs import blank_inputs
 from stepwell.measures import in_words
 from stepwell.nets import NestedNet
 from stepwell.nets.nested.budget import check_share
@@ -31,7 +32,7 @@ def cascade_macs(
     `depths` run shallow to deep; common prefixes count once. `known` caches the counts of each depth.
     """
     known = {} if known is None else known
-    x = blank_image(net, net.card.size)
+    x = blank_inputs(net, net.card)
     totals, total = [], 0
     for depth, (_, start) in zip(depths, branches_of([net.path(d) for d in depths]), strict=True):
         if depth not in known:

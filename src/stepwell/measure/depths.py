@@ -3,40 +3,41 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor
 
 from stepwell.cost import costs_of
 from stepwell.data import Batches
+from stepwell.data.tokens import TextBatches
 from stepwell.evaluation import Tally, evaluate, tally
+from stepwell.measure.inputs import blank_inputs
 from stepwell.nets.nested.net import NestedNet
-from stepwell.types import Images, Logits
+from stepwell.types import Logits
+
+Examples = Batches | TextBatches
 
 
 def cost_table(net: NestedNet, size: int, *, batch: int = 1) -> dict[str, dict[str, Any]]:
-    """Measure the costs of every depth as a plain network, for `batch` images of `size` pixels at once.
+    """Measure the costs of every depth as a plain network, for `batch` inputs of `size` at once.
+
+    The size is that of images in pixels, or of texts in tokens.
 
     Returns:
         By depth: "blocks", and the costs of `cost_of`.
     """
-    costs = costs_of({d: net.subnet(d) for d in net.depths}, blank_image(net, size, batch))
+    inputs = blank_inputs(net, net.card, size, batch)
+    costs = costs_of({d: net.subnet(d) for d in net.depths}, inputs)
     return {d: {"blocks": list(blocks)} | costs[d] for d, blocks in net.depths.items()}
 
 
-def blank_image(net: nn.Module, size: int, batch: int = 1) -> Images:
-    """Give black images of `size` pixels, on the network's device."""
-    return torch.zeros(batch, 3, size, size, device=next(net.parameters()).device)
-
-
-def measure_depths(net: NestedNet, test: Batches) -> dict[str, Any]:
-    """Measure every depth on labelled images.
+def measure_depths(net: NestedNet, test: Examples, kind: str = "classifier") -> dict[str, Any]:
+    """Measure every depth on labelled examples.
 
     Returns:
         Results as a run's results.json has them: "kind", "rows", "test", "churn", "examples",
         "confusion", "costs".
     """
     sums = tally(logits_where_it_is(net), test)
-    return results_of(sums, net.card.classes, cost_table(net, net.card.size))
+    return results_of(sums, net.card.classes, cost_table(net, net.card.size), kind)
 
 
 def results_of(
@@ -50,17 +51,17 @@ def results_of(
     }  # fmt: skip
 
 
-def accuracy_on(net: NestedNet, batches: Batches, part: str) -> tuple[dict[str, float], str]:
+def accuracy_on(net: NestedNet, batches: Examples, part: str) -> tuple[dict[str, float], str]:
     """Measure the accuracy of every ready depth on one part of the data, in the form of a card."""
     ready = [depth for depth, status in net.status.items() if status != "fresh"]
     measured = evaluate(logits_where_it_is(net, ready), batches)
     accuracy = {depth: measured[f"{depth}/accuracy"] for depth in ready}
-    return accuracy, f"{len(batches.images)} {part} images"
+    return accuracy, f"{len(batches.examples)} {part} {batches.examples.NOUN}"
 
 
 def logits_where_it_is(
     net: NestedNet, depths: Sequence[str] | None = None
-) -> Callable[[Images], dict[str, Logits]]:
-    """Give a function from images to logits by depth, on the network's device."""
+) -> Callable[[Tensor], dict[str, Logits]]:
+    """Give a function from inputs to logits by depth, on the network's device."""
     device = next(net.parameters()).device
-    return lambda images: net.logits_by_depth(images.to(device), depths)
+    return lambda inputs: net.logits_by_depth(inputs.to(device), depths)

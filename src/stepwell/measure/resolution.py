@@ -13,7 +13,8 @@ from stepwell.cost.latency import synchronised
 from stepwell.cost.table import ROUNDS
 from stepwell.data import Batches
 from stepwell.evaluation import Tally, gather_logits
-from stepwell.measure.depths import blank_image, results_of
+from stepwell.measure.depths import results_of
+from stepwell.measure.inputs import blank_image
 from stepwell.nets.resolution.chooser import ResolutionNet
 from stepwell.nets.resolution.resolutions import resize
 from stepwell.train_mode import in_eval_mode

@@ -23,13 +23,13 @@ BATCH = 64
 class Prediction(NamedTuple):
     """The most probable classes of one image, or the reason why it could not be read.
 
-    file: the image's path; None for an image in memory.
+    file: the image's path, or the text; None for an image in memory.
     label, probability: of the most probable class.
     depth: the depth that answered, or the choice of a resolution network.
     top: the most probable classes and their probabilities, best first.
     """
 
-    file: Path | None = None
+    file: Path | str | None = None
     label: str = ""
     probability: float = 0.0
     error: str = ""

@@ -112,6 +112,7 @@ def distill(
     """
     init = flags.file_of(init)
     losses = losses.on(data)
+    training = classification.settled(training)
     arguments = checked(locals())
     _check_cache(cache, losses)
     opened = teacher_images.open(teacher)
@@ -124,7 +125,7 @@ def distill(
     else:
         splits = classification.read_splits(data, out, images, student)
     nested, start = classification.start_network(splits, student, stem=stem, init=init)
-    inputs = classification.prepare_images(
+    inputs = classification.prepare(
         splits, images, training, start=start, init=init, teacher=opened, changes=distill_data,
         logits=losses.kl != 0,
     )  # fmt: skip

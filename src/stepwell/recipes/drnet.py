@@ -98,7 +98,7 @@ class Training(Smoothed):
         choose_epochs: passes of the second phase.
     """
 
-    epochs: int = 20
+    epochs: int | None = 20
     choose_epochs: Annotated[int | None, flag("N", "as --epochs")] = None
 
 
@@ -128,13 +128,14 @@ def drnet(
         stepwell train drnet --data photos/ --out runs/both --net resnet34 --depths 18 --size 64
     """
     init = flags.file_of(init)
+    training = classification.settled(training)
     arguments = checked(locals())
     images = replace(images, size=choosing.image_size(images.size))
     arguments["size"] = images.size
     torch.manual_seed(training.seed)
     splits = classification.read_splits(data, out, images, net)
     nested, start = classification.start_network(splits, net, depths, stem=stem, init=init)
-    inputs = classification.prepare_images(splits, images, training, start=start, init=init)
+    inputs = classification.prepare(splits, images, training, start=start, init=init)
     model, costs = _with_chooser(nested, splits.train.size, choosing, ablation.norms)
     target, smoothing = choosing.target, training.label_smoothing
     with classification.open_task("drnet", out, loop, arguments, inputs, nested) as task:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from stepwell.data.image_flags import TrainingImages
+from stepwell.data.text_files import TextFiles
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.losses.attention import Attention
 from stepwell.methods import EmbeddedKD, PrivateNorms, Supervised
@@ -15,7 +16,7 @@ from stepwell.nets.build import usual_depths
 from stepwell.nets.nested.net import NestedNet, NormSharing
 from stepwell.recipes import flags
 from stepwell.recipes.full_net_watch import OnDrop, watch_full_net
-from stepwell.tasks import classification
+from stepwell.tasks import task_of
 from stepwell.teachers import Frozen
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Smoothed
@@ -114,6 +115,7 @@ def ekd(
     out: flags.Out,
     network: Flags[Network] = Network(),
     images: Flags[TrainingImages] = TrainingImages(),
+    texts: Flags[TextFiles] = TextFiles(),
     teaching: Flags[Teaching] = Teaching(),
     training: Flags[Training] = Training(),
     loop: Flags[Loop] = Loop(),
@@ -129,21 +131,21 @@ def ekd(
     """
     init, depths = flags.file_of(network.init), network.depths
     if depths is None:
-        depths = usual_depths(network.net, network.stages)
+        depths = usual_depths(task_of(data).name_of(network.net), network.stages)
     network = replace(network, init=init, depths=depths)
+    training = task_of(data).settled(training)
     arguments = checked(locals())
+    kind = task_of(data)
     _check_teacher(training.schedule, teaching)
     opened = teaching.open(teaching.teacher) if teaching.teacher else None
     torch.manual_seed(training.seed)  # not before: opening a teacher draws numbers, too
-    splits = classification.read_splits(data, out, images, network.net)
-    nested, start = classification.start_network(
+    splits = kind.read_splits(data, out, images, network.net, texts)
+    nested, start = kind.start_network(
         splits, network.net, depths, stages=network.stages, stem=network.stem,
         norms=ablation.norms, init=init,
     )  # fmt: skip
-    added = classification.untrained_depths(nested, network.calibrated)
-    inputs = classification.prepare_images(
-        splits, images, training, start=start, init=init, teacher=opened
-    )
+    added = kind.untrained_depths(nested, network.calibrated)
+    inputs = kind.prepare(splits, images, training, start=start, init=init, teacher=opened)
     two_phase = training.schedule == "two-phase"
     known = start is not None and not start.fresh  # a full net that is trained already
     if training.on_drop == "rollback":
@@ -155,21 +157,22 @@ def ekd(
             f"--patience {training.patience} could stop before the sub-nets begin to train, at "
             f"{objective.distill_from:g} of --schedule {training.schedule}: use --schedule two-phase"
         )
-    with classification.open_task("ekd", out, loop, arguments, inputs, nested) as task:
+    with kind.open_task("ekd", out, loop, arguments, inputs, nested) as task:
         learn = partial(fit, train=task.train, run=task.run, loop=loop, patience=training.patience)
         epochs, optim = training.epochs, training.optim()
+        assert epochs is not None
         nest_epochs = training.nest_epochs or max(1, epochs // 2)
         if two_phase and not known:
             text = f"two phases: the full net, {epochs} epochs; then all depths, {nest_epochs}"
             tell(text, quiet=not task.run.writes)
             full = Supervised(nested.module, label_smoothing=training.label_smoothing)
-            validate = classification.validator(nested, task, [nested.full])
+            validate = kind.validator(nested, task, [nested.full])
             learn(full, optim=optim, phase="full", epochs=epochs, validate=validate)
             nested.load_full(nested.module.state_dict())
         if two_phase:
             epochs, optim = nest_epochs, training.optim(0.5)
         watch = watch_full_net(nested, task, training.max_drop, start, trained=two_phase or known)
-        validate = classification.validator(nested, task)
+        validate = kind.validator(nested, task)
         learn = partial(learn, optim=optim, epochs=epochs, validate=validate)
         objective = method()
         learn(objective, phase="nest", select=watch.select if watch else None)
@@ -180,7 +183,8 @@ def ekd(
             learn(objective, phase="norms")
             nested.requires_grad_(True)
         record = watch.record() if watch else {}
-        return classification.finish(task, nested, added, record, objective.trained_depths)
+        results: dict[str, Any] = kind.finish(task, nested, added, record, objective.trained_depths)
+        return results
 
 
 def _objective(

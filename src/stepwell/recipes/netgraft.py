@@ -146,7 +146,7 @@ def netgraft(
     splits = classification.read_splits(data, out, images)
     network = _shrunk(source, depth, keep, stem) if keep else student
     nested, _ = classification.start_network(splits, network, stem=stem)
-    inputs = classification.prepare_images(
+    inputs = classification.prepare(
         splits, images,
         Optimisation(batch_size=training.batch_size, val_fraction=0.0, seed=training.seed),
         teacher=opened, choose=partial(_few, images=images, seed=training.seed),

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 
 from stepwell.data.image_flags import TrainingImages
+from stepwell.data.text_files import TextFiles
 from stepwell.flags import Flags, Hidden, Together, checked
 from stepwell.methods import Supervised
 from stepwell.recipes import flags
-from stepwell.tasks import classification
+from stepwell.tasks import task_of
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Smoothed
 
@@ -33,6 +34,7 @@ def supervised(
     stem: flags.Stem = "auto",
     init: flags.Init = None,
     images: Flags[TrainingImages] = TrainingImages(),
+    texts: Flags[TextFiles] = TextFiles(),
     training: Flags[Smoothed] = Smoothed(),
     loop: Flags[Loop] = Loop(),
     ablation: Hidden[SupervisedAblation] = SupervisedAblation(),
@@ -43,17 +45,20 @@ def supervised(
         stepwell train supervised --data digits --out runs/alone --net resnet20
     """
     init = flags.file_of(init)
+    training = task_of(data).settled(training)
     arguments = checked(locals())
+    kind = task_of(data)
     torch.manual_seed(training.seed)
-    splits = classification.read_splits(data, out, images, net)
-    nested, start = classification.start_network(splits, net, stem=stem, init=init)
-    inputs = classification.prepare_images(splits, images, training, start=start, init=init)
-    with classification.open_task("supervised", out, loop, arguments, inputs, nested) as task:
+    splits = kind.read_splits(data, out, images, net, texts)
+    nested, start = kind.start_network(splits, net, stem=stem, init=init)
+    inputs = kind.prepare(splits, images, training, start=start, init=init)
+    with kind.open_task("supervised", out, loop, arguments, inputs, nested) as task:
         smoothing, average = training.label_smoothing, ablation.ema_teacher
         objective = Supervised(nested.module, label_smoothing=smoothing, ema_teacher=average)
         fit(
             objective, task.train, training.optim(), task.run, phase="train", loop=loop,
-            epochs=training.epochs, validate=classification.validator(nested, task),
+            epochs=training.epochs, validate=kind.validator(nested, task),
             patience=training.patience,
         )  # fmt: skip
-        return classification.finish(task, nested)
+        results: dict[str, Any] = kind.finish(task, nested)
+        return results

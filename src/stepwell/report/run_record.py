@@ -22,12 +22,12 @@ class Predictions:
 
     labels: (N,) class indices.
     probabilities: by row (a depth, a choice), in the order of the results, (N, classes).
-    images: (M, H, W, 3) bytes; picture i shows example image_index[i].
+    shown: M examples, (H, W, 3) bytes of a picture each, or a text; the i-th is example image_index[i].
     """
 
     labels: NDArray[np.int64]
     probabilities: Mapping[str, NDArray[np.float64]]
-    images: NDArray[np.uint8]
+    shown: Sequence[NDArray[np.uint8] | str]
     image_index: NDArray[np.int64]
 
     def classes(self, row: str) -> NDArray[np.int64]:
@@ -343,13 +343,14 @@ def _read_predictions(path: Path, results: Mapping[str, Any]) -> Predictions | N
     labels = np.asarray(arrays["labels"], dtype=np.int64)
     logits = {name_of(key.removeprefix("logits/")): arrays[key] for key in arrays if "logits/" in key}
     ordered = sorted(logits, key=lambda r: rows.index(r) if r in rows else len(rows))
-    images = np.asarray(arrays.get("images", np.zeros((0, 1, 1, 3))), dtype=np.uint8)
+    shown: Sequence[NDArray[np.uint8] | str] = [*map(str, arrays.get("texts", ()))]
+    shown = shown or [*np.asarray(arrays.get("images", np.zeros((0, 1, 1, 3))), dtype=np.uint8)]
     index = np.asarray(arrays.get("image_index", np.zeros(0)), dtype=np.int64)
     shapes = {(2, len(labels)), *((z.ndim, len(z)) for z in logits.values())}
-    if len(shapes) != 1 or len(index) != len(images) or (index >= len(labels)).any():
-        raise damaged(path, "labels, logits and images are of unlike lengths", remedy)
+    if len(shapes) != 1 or len(index) != len(shown) or (index >= len(labels)).any():
+        raise damaged(path, "labels, logits and examples are of unlike lengths", remedy)
     probabilities = {row: _softmax(logits[row]) for row in ordered}
-    return Predictions(labels, probabilities, images, index) if probabilities else None
+    return Predictions(labels, probabilities, shown, index) if probabilities else None
 
 
 def _softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

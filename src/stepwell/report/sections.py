@@ -234,7 +234,7 @@ def examples(record: RunRecord, colours: Colours) -> str:
         return ""
     differ = found.disagree()
     chosen = differ[found.image_index]
-    cards = [_card(record, found, i) for i in range(len(found.images))]
+    cards = [_card(record, found, i) for i in range(len(found.shown))]
     parts = []
     if len(found.probabilities) > 1:
         count = f"{int(differ.sum()):,} of {len(differ):,}"
@@ -255,7 +255,6 @@ def grid(cards: Iterable[str]) -> str:
 
 
 def _card(record: RunRecord, found: Predictions, i: int) -> str:
-    pixels: NDArray[np.uint8] = found.images[i]
     example = int(found.image_index[i])
     truth = int(found.labels[example])
     rows = []
@@ -269,12 +268,19 @@ def _card(record: RunRecord, found: Predictions, i: int) -> str:
             f'<td><span role="img" aria-label="{kind}">{mark}</span></td></tr>'
         )
     name = escape(record.class_name(truth))
-    small = ' class="pixels"' if max(pixels.shape[:2]) < 96 else ""
     return (
-        f'<figure class="example"><img{small} src="{figures.picture(pixels)}" '
-        f'alt="test example {example}"><figcaption><span class="truth">truth: <b>{name}</b></span>'
+        f'<figure class="example">{_shown(found.shown[i], example)}<figcaption>'
+        f'<span class="truth">truth: <b>{name}</b></span>'
         f"<table>{''.join(rows)}</table></figcaption></figure>"
     )
+
+
+def _shown(what: NDArray[np.uint8] | str, example: int) -> str:
+    """Show a picture or a text."""
+    if isinstance(what, str):
+        return f"<blockquote>{escape(what)}</blockquote>"
+    small = ' class="pixels"' if max(what.shape[:2]) < 96 else ""
+    return f'<img{small} src="{figures.picture(what)}" alt="test example {example}">'
 
 
 def arguments(record: RunRecord, colours: Colours) -> str:

@@ -1,1 +1,18 @@
-"""Tasks: how a run opens its data and network, and how it measures and writes its results."""
+"""Tasks: how a run opens its data and network, and how it measures and writes its results.
+
+`TASKS` maps a kind of input to the module that opens and finishes a training on labels. Each offers
+`name_of`, `settled`, `read_splits`, `start_network`, `prepare`, `open_task`, `untrained_depths`,
+`validator` and `finish`.
+"""
+
+import importlib
+from types import ModuleType
+
+from stepwell.data.text_files import holds_texts
+
+TASKS = {"image": "stepwell.tasks.classification", "text": "stepwell.tasks.text"}
+
+
+def task_of(data: str) -> ModuleType:
+    """Import the module of the task that `data` is for."""
+    return importlib.import_module(TASKS["text" if holds_texts(data) else "image"])

@@ -6,8 +6,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,11 +20,14 @@ from stepwell.data import Batches, ImageSet, Splits, load_images
 from stepwell.data.decoding import DIFFERENT
 from stepwell.data.image_flags import Augmentation, Images
 from stepwell.data.images import check_outside
+from stepwell.data.text_files import TextFiles
+from stepwell.data.tokens import TokenSet
 from stepwell.device import device_name
 from stepwell.evaluation import Tally, evaluate, gather_logits
 from stepwell.files import config_of, write_whole
 from stepwell.measure.data_parts import batches_for, data_fingerprint, fitted
-from stepwell.measure.depths import accuracy_on, cost_table, logits_where_it_is, results_of
+from stepwell.measure.depths import Examples, accuracy_on, cost_table, logits_where_it_is, results_of
+from stepwell.measure.inputs import INPUTS
 from stepwell.measures import big
 from stepwell.nets import Card, NestedNet, build, builder_of, named_depths
 from stepwell.nets.files.initial_weights import Start, initialise, start_pretrained
@@ -41,46 +45,69 @@ from stepwell.training.job import device_of
 from stepwell.training.optimisation import Optimisation
 from stepwell.training.progress import tell
 
+Training = TypeVar("Training", bound=Optimisation)
+B = TypeVar("B", bound=Examples)
+
+#: Length and batches of a training on images, where the caller does not set them.
+USUAL: dict[str, Any] = {"epochs": 40, "batch_size": 128, "optimizer": "sgd"}
 #: Largest number of example pictures of each kind in the report.
 PICTURES = 24
 #: Images below this size get the small stem.
 SMALL = 64
 
 
-class Inputs(NamedTuple):
-    """Data and teacher of a run before it has a directory; all images are normalised alike.
+@dataclass(frozen=True)
+class Inputs(Generic[B]):
+    """Data and teacher of a run before it has a directory; all parts are prepared alike.
 
     about: the record of the data in config.json.
     weights: fingerprints of the weights that a resumed run must find unchanged.
     """
 
-    train: Batches
-    validation: Batches | None
-    test: Batches
+    train: B
+    validation: B | None
+    test: B
     teacher: nn.Module | None
     about: Mapping[str, Any]
     weights: tuple[str, ...] = ()
 
 
-class Task(NamedTuple):
+@dataclass(frozen=True)
+class Task(Generic[B]):
     """An open run and its data as batches, all normalised alike; and the teacher, if there is one.
 
     device: the device of training and measuring.
     """
 
     run: Run
-    train: Batches
-    validation: Batches | None
-    test: Batches
+    train: B
+    validation: B | None
+    test: B
     teacher: nn.Module | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
-def read_splits(data: str, out: Path, images: Images, net: str | None = None) -> Splits:
+def name_of(net: str) -> str:
+    """The name of the network that --net names, which is itself."""
+    return net
+
+
+def settled(training: Training) -> Training:
+    """The training with the usual settings of images where the caller set none."""
+    return training.settled(**USUAL)
+
+
+def read_splits(
+    data: str, out: Path, images: Images, net: str | None = None, texts: TextFiles = TextFiles()
+) -> Splits:
     """The images of `data`, at the size that `images` names, or their own, or the usual one of `net`.
 
-    ValueError if `out` lies in `data`.
+    ValueError if `out` lies in `data`, or a flag of texts was set.
     """
+    for one in fields(texts):
+        if getattr(texts, one.name) != getattr(TextFiles(), one.name):
+            name = one.name.replace("_", "-")
+            raise ValueError(f"--{name} is for texts, and --data names images: leave it out")
     check_outside(data, out)
     usual = DIFFERENT if net is None else builder_of(net).size
     splits = load_images(data, images.size or size_of_run(out, data), usual)
@@ -127,12 +154,12 @@ def start_network(
     return net, start
 
 
-def prepare_images(
+def prepare(
     splits: Splits, images: Images, training: Optimisation, *, start: Start | None = None,
     init: Literal["pretrained"] | Path | None = None, teacher: OpenTeacher | None = None,
     choose: Callable[[ImageSet], ImageSet] | None = None, changes: Augmentation | None = None,
     logits: bool = True,
-) -> Inputs:  # fmt: skip
+) -> Inputs[Batches]:  # fmt: skip
     """Turn images into batches, and make the teacher ready for them.
 
     Args:
@@ -148,15 +175,12 @@ def prepare_images(
     normalisation = None if start is None else (start.card.mean, start.card.std)
     if normalisation is None and teacher is not None:
         normalisation = teacher.normalisation
+    assert training.batch_size is not None
     train, validation = batches_for(
         splits, images, batch_size=training.batch_size, val_fraction=training.val_fraction,
         seed=training.seed, normalisation=normalisation, choose=choose, changes=changes,
     )  # fmt: skip
-    if training.patience is not None and validation is None:
-        raise ValueError(
-            f"--patience {training.patience} counts epochs without a better validation score, and "
-            "there is no validation part: set --val-fraction above 0"
-        )
+    check_patience(training, validation is not None)
     about = {
         "name": splits.name, "fingerprint": data_fingerprint(splits),
         "classes": list(splits.train.classes), "train": len(train.images),
@@ -174,17 +198,27 @@ def prepare_images(
     return Inputs(train, validation, test, ready, about, tuple(weights))
 
 
+def check_patience(training: Optimisation, validated: bool) -> None:
+    """Refuse patience without a validation part."""
+    if training.patience is not None and not validated:
+        raise ValueError(
+            f"--patience {training.patience} counts epochs without a better validation score, and "
+            "there is no validation part: set --val-fraction above 0"
+        )
+
+
 @contextlib.contextmanager
 def open_task(
-    recipe: str, out: Path, loop: Loop, arguments: Mapping[str, Any], inputs: Inputs,
+    recipe: str, out: Path, loop: Loop, arguments: Mapping[str, Any], inputs: Inputs[B],
     net: NestedNet | None = None,
-) -> Iterator[Task]:  # fmt: skip
+) -> Iterator[Task[B]]:  # fmt: skip
     """Open the run directory of a recipe, and say what `net` costs; errors as for `Run.start`."""
     teacher = "/".join(inputs.weights) or None
     with Run.start(out, recipe, arguments, data=inputs.about, teacher=teacher) as run:
         if net is not None and run.writes and not (out / "results.json").exists():
-            tell_cost(net, inputs.train.images.size, arguments.get("stem", "auto"))
-        yield Task(run, *inputs[:4], device_of(loop))
+            tell_cost(net, inputs.train.examples, arguments.get("stem", "auto"))
+        parts = inputs.train, inputs.validation, inputs.test
+        yield Task(run, *parts, inputs.teacher, device_of(loop))
 
 
 def untrained_depths(net: NestedNet, depths: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -202,27 +236,29 @@ def untrained_depths(net: NestedNet, depths: Sequence[str]) -> dict[str, tuple[i
 
 def tell_measuring(task: Task) -> None:
     """Say that the network is being measured, which takes a while for a large one."""
-    tell(f"measuring on {len(task.test.images)} test images", quiet=not task.run.writes)
+    examples = task.test.examples
+    tell(f"measuring on {len(examples)} test {examples.NOUN}", quiet=not task.run.writes)
 
 
-def tell_cost(net: NestedNet, size: int, stem: str) -> None:
-    """Say which stem and how many MACs an image takes, and whether a larger image costs less."""
+def tell_cost(net: NestedNet, examples: ImageSet | TokenSet, stem: str) -> None:
+    """Say which stem and how many MACs an input takes, and whether a larger image costs less."""
     assert net.builder is not None
     name, arguments = net.builder
+    size, kind = examples.size, INPUTS[examples.input]
     own = arguments.get("stem", "")
     stems = {"small": " with the small stem (3×3, stride 1)", "imagenet": " with the imagenet stem"}
-    macs = _macs(net, size)
-    text = f"{name}{stems.get(own, '')}: {big(macs)} MACs per image of {size} pixels"
+    macs = _macs(net, examples.input, size)
+    text = f"{name}{stems.get(own, '')}: {big(macs)} MACs per {kind.noun} of {size} {kind.unit}"
     if own == "small" and stem == "auto" and 32 < size < SMALL:
-        larger = _macs(build(name, **arguments | {"stem": "imagenet"}), SMALL)
+        larger = _macs(build(name, **arguments | {"stem": "imagenet"}), "image", SMALL)
         if larger < macs:
             text += f"; --size {SMALL} takes the imagenet stem and costs less, {big(larger)}"
     tell(text)
 
 
-def _macs(net: NestedNet, size: int) -> int:
+def _macs(net: NestedNet, kind: str, size: int) -> int:
     twin = deepcopy(net.module).to("meta").eval()  # shapes without arithmetic
-    return count_macs(twin, torch.empty(1, 3, size, size, device="meta"))
+    return count_macs(twin, INPUTS[kind].blank(1, size).to("meta"))
 
 
 def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:
@@ -255,8 +291,10 @@ def validator(
 
 
 def finish(
-    task: Task, net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None,
-    record: Mapping[str, Any] | None = None, trained: Sequence[str] | None = None,
+    task: Task[Any], net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None,
+    record: Mapping[str, Any] | None = None, trained: Sequence[str] | None = None, *,
+    kind: str = "classifier", save: Callable[[NestedNet, Path], object] = save,
+    load: Callable[[Path], NestedNet] = load,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the trained `net` once on the test part, write the run's results, and return them.
 
@@ -270,6 +308,7 @@ def finish(
         record: further entries of the results.
         trained: depths that training has reached; all by default. Other depths get norm statistics
             from the training images, with a warning.
+        kind: of the network. save, load: write and read its file.
     """
     run = task.run
     file, predictions = run.path / "net.safetensors", run.path / "predictions.npz"
@@ -284,23 +323,23 @@ def finish(
     tell_measuring(task)
     logits, labels = gather_logits(logits_where_it_is(net), task.test)
     net = net.cpu()
-    costs = cost_table(net, task.train.images.size)
+    costs = cost_table(net, net.card.size)
     if kept is None:
         net.card = net.card.with_costs(costs, device_name())
     sums = Tally().add(logits, labels)
-    results = {**results_of(sums, net.card.classes, costs), **spent(run), **(record or {})}
+    results = {**results_of(sums, net.card.classes, costs, kind), **spent(run), **(record or {})}
     if run.writes:
         if kept is None:
             save(net, file)
         results["file_bytes"] = file.stat().st_size
         write_predictions(predictions, logits, labels, task.test)
         run.write_json("results.json", results)
-        advise(run, net, task.train.images, logits[net.full], labels)
+        advise(run, net, task.train.examples, logits[net.full], labels)
     return results
 
 
 def _complete(
-    net: NestedNet, untrained: Mapping[str, Sequence[int]], train: Batches, trained: Collection[str]
+    net: NestedNet, untrained: Mapping[str, Sequence[int]], train: Any, trained: Collection[str]
 ) -> None:
     """Add and calibrate the depths that are not trained; write the card."""
     net.eval()
@@ -315,17 +354,18 @@ def _complete(
         )
     for depth, blocks in untrained.items():
         net.add_depth(depth, blocks)
-    calibrate(net, train.with_images(train.images))
-    net.card = Card(train.images.classes, train.images.size, train.mean, train.std)
+    examples = train.examples
+    calibrate(net, train.with_examples(examples))
+    net.card = Card(examples.classes, examples.size, train.mean, train.std, input=examples.input)
 
 
 def write_predictions(
-    path: Path, logits: Mapping[str, torch.Tensor], labels: torch.Tensor, test: Batches,
+    path: Path, logits: Mapping[str, torch.Tensor], labels: torch.Tensor, test: Examples,
     more: Mapping[str, np.ndarray] | None = None,
 ) -> None:  # fmt: skip
-    """Every depth's logits on the test part, and pictures for a report: disagreements of depths first.
+    """Every depth's logits on the test part, and examples for a report: disagreements of depths first.
 
-    The pictures are of all classes in turn.
+    The examples are of all classes in turn.
 
     Args:
         more: arrays by name that stand beside them.
@@ -337,7 +377,7 @@ def write_predictions(
     arrays = {f"logits/{name}": values.numpy() for name, values in logits.items()}
     arrays |= {
         "labels": labels.numpy(), "image_index": chosen.numpy(),
-        "images": test.images.pixels[chosen].permute(0, 2, 3, 1).numpy(), **(more or {}),
+        **test.examples.shown(test.order[chosen]), **(more or {}),
     }  # fmt: skip
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]

@@ -22,7 +22,9 @@ from stepwell.training.optim import RATES
 #: Arguments that do not change the result: a resumed run may differ in them.
 HOW = {"out", "cache", "device", "devices", "checkpoint_minutes", "log"}
 #: Flags that older runs do not record, by the value with which they change nothing; or it is None.
-LATER = {"augment": "standard", "mix": "none", "optimizer": "sgd"}
+LATER = {
+    "augment": "standard", "mix": "none", "optimizer": "sgd", "text": [], "label": "label"
+}  # fmt: skip
 LIBRARIES = ("stepwell", "torch", "torchvision", "pytorch-lightning")
 
 

@@ -24,7 +24,7 @@ from stepwell.tasks.classification import (
     finish,
     input_arguments,
     open_task,
-    prepare_images,
+    prepare,
     read_splits,
     start_network,
 )
@@ -92,7 +92,7 @@ def few_shots(
         images = Images(size=size)
         splits = read_splits(data, folder, images)
         nested, _ = start_network(splits, student)
-        inputs = prepare_images(
+        inputs = prepare(
             splits, images, Optimisation(batch_size=batch_size, val_fraction=0.0, seed=own_seed),
             teacher=taught_by, choose=partial(draw, shots=shots, seed=seed),
         )  # fmt: skip

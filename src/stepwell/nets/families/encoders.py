@@ -113,6 +113,12 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
     return Pretrained(f"{architecture}/{config[entry]}", kept, tokenizer, module, tuple(missing))
 
 
+def encoder_name(folder: Path) -> str:
+    """The name of the encoder in a folder, such as "bert/6"; errors as for `read_pretrained`."""
+    config = _config_of(folder)
+    return f"{config['model_type']}/{config[ARCHITECTURES[config['model_type']][1]]}"
+
+
 def _config_of(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ValueError(

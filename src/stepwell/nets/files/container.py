@@ -19,8 +19,8 @@ from stepwell.files import damaged, result_of
 
 #: The `kind` in the header of a knowledge graph's file.
 GRAPH = "stepwell knowledge graph"
-#: Kinds of networks of images, whose files hold a nested net.
-IMAGES = ("classifier", "resolution", "features")
+#: Kinds of networks whose files hold a nested net.
+NESTED = ("classifier", "resolution", "features", "text")
 
 
 def network_file(path: str | Path) -> Path:
@@ -63,7 +63,7 @@ def read_checked(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, has a later format, or holds no image network.
+        ValueError: it is damaged, has a later format, or holds no nested network.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -82,9 +82,9 @@ def read_checked(
         raise damaged(path, "its header is no JSON object", "copy it again")
     expected = header.pop("sha256", None)
     sound = digest(header, tensors) == expected
-    if (kind := header.get("kind", IMAGES[0])) not in IMAGES and (sound or expected is None):
+    if (kind := header.get("kind", NESTED[0])) not in NESTED and (sound or expected is None):
         kind = str(kind).removeprefix("stepwell ")
-        raise ValueError(f"{path} holds a {kind}, not a network of images")
+        raise ValueError(f"{path} holds a {kind}, not a nested network")
     version = header.get("format")
     if not isinstance(version, int) or version > newest:
         raise ValueError(

@@ -11,8 +11,11 @@ from stepwell.nets.nested.net import NestedNet
 def check_size(net: NestedNet, size: int) -> None:
     """Raise ValueError for a size of images on which the network cannot run.
 
-    Such sizes are smaller than the product of the strides, or no multiple of a ViT's patches.
+    Such sizes are smaller than the product of the strides, or no multiple of a ViT's patches. Networks
+    of other inputs pass.
     """
+    if net.card.input != "image":
+        return
     patch = patch_of(net)
     if size % patch:
         below = max(patch, size // patch * patch)

@@ -8,7 +8,7 @@ from itertools import chain
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import FrozenBatchNorm2d
@@ -84,7 +84,7 @@ class Calls(Holder):
     """
 
     def __init__(
-        self, train: Callable[["Calls", Tensor], Tensor], eval: Callable[["Calls", Tensor], Tensor]
+        self, train: Callable[["Calls", Any], Any], eval: Callable[["Calls", Any], Any]
     ) -> None:
         super().__init__()
         self.in_train, self.in_eval = train, eval

@@ -1,0 +1,66 @@
+"""The files of labelled texts: the flags that name them, and their parts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, NamedTuple
+
+from stepwell.data.text import LABEL
+from stepwell.data.tokens import TokenSet
+from stepwell.flags import flag
+
+#: The training part of a folder of texts, and usual names of its test part.
+TRAIN, TESTS = "train.tsv", ("dev.tsv", "test.tsv")
+#: Share of the training texts that are set aside where there is no test part.
+ASIDE = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFiles:
+    """Files and columns of texts.
+
+    Attributes:
+        test: texts to test on.
+        valid: texts to choose the epoch by, in place of --val-fraction.
+        text: one or two columns of texts.
+        label: column of labels.
+        max_tokens: longest text; a longer one is cut.
+    """
+
+    TITLE: ClassVar = "text"
+    test: Annotated[Path | None, flag("FILE", "dev.tsv beside, or a fifth")] = None
+    valid: Annotated[Path | None, flag("FILE")] = None
+    text: Annotated[tuple[str, ...], flag("COLUMN ...", "usual names")] = ()
+    label: Annotated[str, flag("COLUMN")] = LABEL
+    max_tokens: Annotated[int | None, flag("N", "128")] = None
+
+
+class TextParts(NamedTuple):
+    """The parts of labelled texts; `aside`: the test part is some of the training texts."""
+
+    train: TokenSet
+    test: TokenSet
+    validation: TokenSet | None
+    aside: bool
+
+
+def holds_texts(data: str) -> bool:
+    """Check whether `data` names a tab-separated file, or a folder with a training part of texts."""
+    path = Path(data)
+    return path.suffix == ".tsv" or (path / TRAIN).is_file()
+
+
+def training_file(data: Path) -> Path:
+    """The file of the training part."""
+    return data / TRAIN if data.is_dir() else data
+
+
+def read_parts(data: Path, files: TextFiles, read: Callable[[Path], TokenSet]) -> TextParts:
+    """Read the parts of `data`, a file or a folder, by `read`."""
+    train = read(training_file(data))
+    beside = (data / name for name in TESTS)
+    test = files.test or next((file for file in beside if file.is_file()), None)
+    validation = None if files.valid is None else read(files.valid)
+    if test is not None:
+        return TextParts(train, read(test), validation, False)
+    return TextParts(*train.split(ASIDE), validation, True)

@@ -1,0 +1,132 @@
+"""Text classifiers: a nested encoder with its tokenizer.
+
+The encoder inside does what an image classifier does where no text is read: costs, cascades, tables.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stepwell.console import say
+from stepwell.kinds import Costs, Network, Predicted, classifier
+from stepwell.kinds.classifier import show_results as show_results
+from stepwell.kinds.classifier_tables import show_export as show_export
+
+if TYPE_CHECKING:
+    from stepwell.measure.text import TextClassifier
+
+NAME = "a text classifier"
+#: What `predict` takes beside the run.
+TAKES = "texts"
+ADVICE = {
+    "calibrate": "its norms have no statistics: name the depths with --depths when you train",
+    "delta": "export each depth",
+}
+NEXT = (
+    "stepwell eval {run}", "stepwell export {run}", "stepwell report {run}",
+    "stepwell predict {run} TEXT|FILE.tsv|-",
+)  # fmt: skip
+SECTIONS = [section for section in classifier.SECTIONS if not section.endswith("fidelity_section")]
+#: Standard input as a file.
+STDIN = "-"
+
+
+def open(path: Path, module: Callable[[], Any] | None = None) -> "TextClassifier":
+    """Read the network of a run or a file; errors as for `load_text`."""
+    from stepwell.measure.text import load_text
+    from stepwell.nets.files.container import network_file
+
+    found = load_text(network_file(path), module)
+    classifier.check_card(path, found.net)
+    return found
+
+
+def inside(network: Network) -> Network:
+    """The nested encoder alone."""
+    return network._replace(net=network.net.net)
+
+
+def evaluate(
+    network: Network, *, data: str | None = None, cascade: bool = False,
+    target_accuracy: float | None = None, budget_macs: float | None = None, save: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure every depth, and a cascade of them. Flags as for `eval`."""
+    from stepwell.measure.cascade import check_depths
+    from stepwell.measure.depths import measure_depths
+    from stepwell.measure.text import KIND, text_parts
+    from stepwell.nets.files.container import network_file
+    from stepwell.nets.files.nested import check_writable
+
+    net = network.net.net
+    if budget_macs is not None and not cascade:
+        raise ValueError("--budget-macs needs --cascade")
+    net.require_ready()
+    if cascade:
+        check_depths(net)
+    if save:
+        check_writable(network_file(network.path))
+    parts = text_parts(network.net, network.path, network.config, data)
+    results = measure_depths(net, parts.test, KIND) | {"data": parts.about}
+    if cascade:
+        found = classifier.calibrated_cascade(
+            inside(network), parts, target_accuracy, budget_macs, save
+        )
+        results["cascade"] = found
+    return results
+
+
+def predict(
+    network: Network, paths: Sequence[Path], *, depth: str | None = None, cascade: bool = False,
+    top: int = 1, **limits: float,
+) -> Predicted:  # fmt: skip
+    """Classify texts at one depth, within a budget, or by a cascade. Flags as for `predict`.
+
+    Each of `paths` is a tab-separated file of texts, "-" for lines of standard input, or a text.
+    """
+    from stepwell.measure.cascade import check_depths
+    from stepwell.nets.nested.cascade import Cascade
+
+    text, net = network.net, network.net.net
+    by: Any = net.full if depth is None else depth
+    title = f"depth {by}"
+    if cascade:
+        check_depths(net)
+        by = Cascade.of(net)
+        title = f"cascade of {', '.join(by.depths)}"
+    elif limits:
+        by = classifier.depth_within(net, classifier.budget_of(limits), network.path)
+        title = f"depth {by}"
+    if isinstance(by, str):
+        net.require_ready(by)
+    texts = [row for path in paths for row in read_inputs(path, network)]
+    if len(texts) > classifier.MANY:
+        say(f"{len(texts):,} texts")
+    return Predicted(text.classify(texts, by, top=top), title)
+
+
+def read_inputs(path: Path, network: Network) -> list[tuple[str, ...]]:
+    """The texts that an argument of `predict` names."""
+    import sys
+
+    from stepwell.data.text import read_texts
+
+    if str(path) == STDIN:
+        lines = [line.rstrip("\r\n") for line in sys.stdin]
+        return [tuple(line.split("\t")) for line in lines if line.strip()]
+    if path.suffix == ".tsv" or path.is_file():
+        columns = network.config.get("arguments", {}).get("text", ())
+        return [*read_texts(path, columns, None).texts]
+    return [tuple(str(path).split("\t"))]
+
+
+def cost(
+    network: Network, *, size: int | None = None, batch: int = 1, save: bool = False,
+    accuracy_on: Literal["validation", "test"] | None = None, data: str | None = None,
+) -> Costs:  # fmt: skip
+    """Measure the costs of every depth. Flags as for `cost`; the size is in tokens."""
+    from stepwell.kinds.classifier_costs import measured_costs
+    from stepwell.measure.text import text_parts
+
+    read = partial(text_parts, network.net, network.path, network.config)
+    return measured_costs(inside(network), read, size, batch, save, accuracy_on, data)

@@ -1,0 +1,159 @@
+"""Text classifiers: a nested encoder with its tokenizer, in one file."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stepwell.data.text import LABEL, Labels, Text, read_texts
+from stepwell.data.text_files import TextFiles, read_parts
+from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
+from stepwell.nets.files.nested import Beside, load_both, save
+from stepwell.nets.nested.cascade import Cascade
+from stepwell.nets.nested.net import NestedNet
+from stepwell.nets.predictions import Prediction
+from stepwell.train_mode import check_eval_mode
+
+#: The kind of network in a file's header.
+KIND = "text"
+#: Texts at once.
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class TextClassifier:
+    """A nested encoder and its tokenizer.
+
+    >>> stepwell.open_network("runs/reviews").net.predict("a lovely film")  # doctest: +SKIP
+    Prediction(file=..., label='1', probability=0.98, depth='6', ...)
+    """
+
+    net: NestedNet
+    tokenizer: Tokenizer
+
+    def predict(
+        self, texts: str | Text | Sequence[str | Text], *, depth: str | None = None, top: int = 1
+    ) -> Prediction | list[Prediction]:
+        """Classify a text, or several; a pair of texts is a tuple.
+
+        Args:
+            depth: the depth that answers, the full net by default.
+            top: number of most probable classes in each prediction.
+
+        Raises:
+            ValueError: no such depth, or it was never trained; an empty text; a network in train mode.
+        """
+        if single := isinstance(texts, str) or (isinstance(texts, tuple) and len(texts) <= 2):
+            texts = [texts]
+        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        depth = self.net.full if depth is None else depth
+        self.net.require_ready(depth)
+        found = self.classify(rows, depth, top=top)
+        return found[0] if single else found
+
+    def classify(self, texts: Sequence[Text], by: str | Cascade, *, top: int = 1) -> list[Prediction]:
+        """Classify texts by a depth or a cascade; errors as for `predict`."""
+        if type(top) is not int or top < 1:
+            raise ValueError(f"top is a number of classes, 1 or more, not {top!r}")
+        check_eval_mode(self.net)
+        if empty := [i for i, text in enumerate(texts, 1) if not all(part.strip() for part in text)]:
+            raise ValueError(f"text {empty[0]} is empty")
+        classes = self.net.card.classes
+        examples = TokenSet.of(texts, [-1] * len(texts), classes, self.tokenizer)
+        batches = TextBatches(examples, BATCH)
+        device = next(self.net.parameters()).device
+        found: list[Prediction] = [Prediction()] * len(texts)
+        for position in range(len(batches) if len(texts) else 0):
+            ids = batches.at(position).inputs.to(device)
+            with torch.inference_mode():
+                if isinstance(by, str):
+                    logits, depths = self.net(ids, by), [by] * len(ids)
+                else:
+                    answer = by(ids)
+                    logits, depths = answer.logits, [by.depths[i] for i in answer.depth.tolist()]
+                shares, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
+            for row, index in enumerate(batches.indices(position).tolist()):
+                names = [classes[i] for i in order[row, :top].tolist()]
+                best = tuple(zip(names, shares[row, :top].tolist(), strict=True))
+                text = " ⏐ ".join(texts[index])
+                found[index] = Prediction(text, *best[0], depth=depths[row], top=best)
+        return found
+
+
+def save_text(net: NestedNet, path: Path, *, tokenizer: Tokenizer) -> Path:
+    """Write a nested encoder and its tokenizer to one file; errors as for `stepwell.save`."""
+    content = torch.frombuffer(bytearray(tokenizer.content.encode()), dtype=torch.uint8)
+    about = {"limit": tokenizer.limit, "padding": tokenizer.padding}
+    return save(net, path, beside=Beside(KIND, about, {"tokenizer": content}))
+
+
+def load_text(path: Path, module: Callable[[], nn.Module] | None = None) -> TextClassifier:
+    """Read a text classifier of a run or a file; errors as for `stepwell.load`."""
+    net, beside = load_both(path, module)
+    if beside is None or beside.kind != KIND:
+        raise ValueError(f"{path} holds no tokenizer, so it cannot read texts")
+    content = beside.tensors["tokenizer"].numpy().tobytes().decode()
+    return TextClassifier(net, Tokenizer(content, **beside.about))
+
+
+@dataclass(frozen=True)
+class TextBatchParts:
+    """Texts to measure on; `known`: the network was certainly trained on this data."""
+
+    validation: TextBatches | None
+    test: TextBatches
+    known: bool
+    name: str
+    fingerprint: str
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The record of the data in an evaluation."""
+        return {"name": self.name, "fingerprint": self.fingerprint, "own": self.known}
+
+
+def text_parts(
+    classifier: TextClassifier, path: Path, config: Mapping[str, Any], data: str | None = None
+) -> TextBatchParts:
+    """Read labelled texts to measure a network on: the run's own parts, or the file `data`.
+
+    On other data, all of it is the test part, and there is no validation part.
+
+    Args:
+        path: of the run or the file, for messages.
+        config: the run's config.json; empty for a file outside of a run.
+
+    Raises:
+        ValueError: neither a run nor `data`; the run's data has changed; a label that the network does
+            not know.
+    """
+    labels = Labels(classifier.net.card.classes)
+    arguments = config.get("arguments", {})
+
+    def read(file: Path) -> TokenSet:
+        texts = read_texts(file, arguments.get("text", ()), arguments.get("label", LABEL))
+        return TokenSet.of(texts.texts, labels.numbers(texts), labels.classes, classifier.tokenizer)
+
+    if data is not None:
+        whole = read(Path(data))
+        return TextBatchParts(None, TextBatches(whole, BATCH), False, data, whole.fingerprint)
+    if not config:
+        raise ValueError(f"{path} is not in a run directory, so say what to measure on with --data")
+    test, valid = (None if (n := arguments.get(k)) is None else Path(n) for k in ("test", "valid"))
+    files = TextFiles(test=test, valid=valid)
+    parts = read_parts(Path(arguments["data"]), files, read)
+    train, validation = parts.train, parts.validation
+    found = f"{train.fingerprint}/{parts.test.fingerprint}"
+    if found != config["data"]["fingerprint"]:
+        raise ValueError(
+            f"{arguments['data']} has changed since the network was trained on it, so its test part "
+            "may hold texts of the training: name data to measure on with --data"
+        )
+    if validation is None and arguments.get("val_fraction"):
+        _, validation = train.split(arguments["val_fraction"])
+    aside = None if validation is None else TextBatches(validation, BATCH)
+    tests = TextBatches(parts.test, BATCH)
+    return TextBatchParts(aside, tests, True, config["data"]["name"], found)

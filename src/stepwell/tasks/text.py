@@ -1,0 +1,178 @@
+"""The task of classifying texts: how a run opens its data and network, and writes its results.
+
+It opens and finishes a run as `tasks.classification` does for images. The data, the encoder and the
+tokenizer in the network's file are its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from stepwell.data.image_flags import Images, LabelledImages
+from stepwell.data.text import Labels, read_texts
+from stepwell.data.text_files import TextFiles, read_parts, training_file
+from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
+from stepwell.measure.text import KIND, load_text, save_text
+from stepwell.nets import Card, NestedNet, build
+from stepwell.nets.families.encoders import Pretrained, encoder_name, read_pretrained
+from stepwell.nets.files.initial_weights import Start, initialise
+from stepwell.nets.files.nested import fingerprint
+from stepwell.nets.nested.net import NormSharing
+from stepwell.tasks import classification
+from stepwell.tasks.classification import Inputs, Task, open_task, untrained_depths, validator
+from stepwell.teachers import OpenTeacher
+from stepwell.training.optimisation import Optimisation
+from stepwell.training.progress import tell
+
+Training = TypeVar("Training", bound=Optimisation)
+
+__all__ = [
+    "finish", "name_of", "open_task", "prepare", "read_splits", "settled", "start_network",
+    "untrained_depths", "validator",
+]  # fmt: skip
+#: Tokens of a text, at most, where the encoder takes as many.
+LIMIT = 128
+#: Length, batches and rate of fine-tuning, where the caller does not set them.
+USUAL: dict[str, Any] = {"epochs": 3, "batch_size": 32, "optimizer": "adamw", "lr": 3e-5}
+
+
+class TextSplits(NamedTuple):
+    """The parts of labelled texts as token ids, and the encoder that they are for."""
+
+    name: str
+    train: TokenSet
+    test: TokenSet
+    validation: TokenSet | None
+    encoder: Pretrained
+
+
+def name_of(net: str) -> str:
+    """The name of the encoder in a folder, such as "bert/6"."""
+    return encoder_name(Path(net))
+
+
+def settled(training: Training) -> Training:
+    """The training with the usual settings of fine-tuning where the caller set none."""
+    return training.settled(**USUAL)
+
+
+def read_splits(
+    data: str, out: Path, images: Images, net: str, texts: TextFiles = TextFiles()
+) -> TextSplits:
+    """The texts of `data`, a file or a folder with train.tsv, as token ids of the encoder `net`.
+
+    ValueError for flags of images; a file or folder that cannot be used; labels that do not fit.
+    """
+    refuse_image_flags(images)
+    file = training_file(Path(data))
+    labels = Labels.of(read_texts(file, texts.text, texts.label))
+    encoder = read_pretrained(Path(net), len(labels.classes))
+    limit = limit_of(encoder, texts.max_tokens)
+    tokenizer = Tokenizer(encoder.tokenizer, limit, encoder.config.get("pad_token_id") or 0)
+    if tokenizer.words > encoder.config["vocab_size"]:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.words:,} words and the encoder "
+            f"{encoder.config['vocab_size']:,}: they are not of one model"
+        )
+    parts = read_parts(Path(data), texts, partial(_encoded, texts, labels, tokenizer))
+    if parts.aside:
+        tell(f"note: {file} has no test part: {len(parts.test)} of its texts are set aside for it")
+    return TextSplits(data, parts.train, parts.test, parts.validation, encoder)
+
+
+def _encoded(files: TextFiles, labels: Labels, tokenizer: Tokenizer, path: Path) -> TokenSet:
+    """Read a file as token ids; says how many texts were cut."""
+    texts = read_texts(path, files.text, files.label)
+    found = TokenSet.of(texts.texts, labels.numbers(texts), labels.classes, tokenizer)
+    if found.cut:
+        tell(
+            f"note: {found.cut:,} of {len(found):,} texts in {path} are longer than "
+            f"{tokenizer.limit} tokens and are cut (--max-tokens)"
+        )
+    return found
+
+
+def limit_of(encoder: Pretrained, limit: int | None) -> int:
+    """The most tokens of a text; ValueError for more than the encoder has positions for."""
+    reserved = 2 if encoder.name.startswith("roberta") else 0  # its positions begin behind padding's
+    most: int = encoder.config["max_position_embeddings"] - reserved
+    if limit is None:
+        return min(LIMIT, most)
+    if limit > most:
+        raise ValueError(f"--max-tokens {limit}: this encoder takes at most {most} tokens")
+    return limit
+
+
+def refuse_image_flags(images: Images) -> None:
+    """Raise ValueError for a flag of images that was set."""
+    usual = type(images)()
+    for field in fields(usual):
+        if field.name != "balance" and getattr(images, field.name) != getattr(usual, field.name):
+            raise ValueError(f"--{field.name} is for images, and --data names texts: leave it out")
+
+
+def start_network(
+    splits: TextSplits, net: str, depths: Sequence[str] = (), *, stages: Sequence[str] = (),
+    stem: Literal["auto", "imagenet", "small"] = "auto", norms: NormSharing = "private",
+    init: Literal["pretrained"] | Path | None = None,
+) -> tuple[NestedNet, Start]:  # fmt: skip
+    """Build the nested encoder with the weights of its folder, or of `init`, a run or a file.
+
+    Errors as for `build`; ValueError for a stem, or `init` "pretrained".
+    """
+    if stem != "auto":
+        raise ValueError(f"--stem {stem} is for images, and --data names texts: leave it out")
+    if init == "pretrained":
+        raise ValueError(f"--init pretrained: the weights of {net} are the start already; leave it out")
+    encoder = splits.encoder
+    own: dict[str, Any] = {"stages": stages} if stages else {}
+    nested = build(
+        encoder.name, depths, norms=norms, config=encoder.config,
+        num_classes=len(splits.train.classes), **own,
+    )  # fmt: skip
+    nested.load_full(encoder.module.state_dict())
+    if isinstance(init, Path):
+        return nested, initialise(nested, init, splits.train.classes)
+    return nested, Start(Card(input="text"), encoder.fresh)
+
+
+def prepare(
+    splits: TextSplits, images: Images, training: Optimisation, *, start: Start | None = None,
+    init: Literal["pretrained"] | Path | None = None, teacher: OpenTeacher | None = None,
+) -> Inputs[TextBatches]:  # fmt: skip
+    """Turn token ids into batches; ValueError for a teacher of images."""
+    if teacher is not None:
+        raise ValueError("--teacher teaches images here; for texts use stepwell train bert")
+    train, validation = splits.train, splits.validation
+    if validation is None and training.val_fraction:
+        train, validation = train.split(training.val_fraction)
+    balance = isinstance(images, LabelledImages) and images.balance
+    assert training.batch_size is not None
+    batches = TextBatches(train, training.batch_size, shuffle=True, seed=training.seed, balance=balance)
+    classification.check_patience(training, validation is not None)
+    about = {
+        "name": splits.name, "fingerprint": f"{splits.train.fingerprint}/{splits.test.fingerprint}",
+        "classes": list(train.classes), "train": len(train),
+        "validation": len(validation) if validation else 0, "test": len(splits.test),
+        "size": train.size, "cut": splits.train.cut + splits.test.cut,
+    }  # fmt: skip
+    weights = [fingerprint(init)] if isinstance(init, Path) else []
+    aside = None if validation is None else batches.with_examples(validation)
+    return Inputs(batches, aside, batches.with_examples(splits.test), None, about, tuple(weights))
+
+
+def finish(
+    task: Task[TextBatches], net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None,
+    record: Mapping[str, Any] | None = None, trained: Sequence[str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure the trained `net` on the test part, write the run's results, and return them.
+
+    Args as for `classification.finish`; the tokenizer goes into the network's file.
+    """
+    tokenizer = task.train.examples.tokenizer
+    return classification.finish(
+        task, net, untrained, record, trained, kind=KIND,
+        save=partial(save_text, tokenizer=tokenizer), load=lambda file: load_text(file).net,
+    )  # fmt: skip

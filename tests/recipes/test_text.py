@@ -1,0 +1,230 @@
+"""Nested encoders on texts: trained, measured, used, resumed; and what is refused."""
+
+import io
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import stepwell
+from stepwell.cli import main
+from stepwell.cost import costs_of
+from stepwell.measure import cascade, depths
+from stepwell.measure.cascade import measure_cascade
+from stepwell.recipes import train
+from stepwell.training import Loop
+from tiny_text import texts, write_encoder, write_tsv
+
+SHORT = {"depths": ("1",), "epochs": 5, "batch_size": 16, "lr": 5e-3, "max_tokens": 24,
+         "attention": 0.0, "loop": Loop(device="cpu")}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return write_encoder(tmp_path_factory.mktemp("encoder"), layers=3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    write_tsv(folder / "train.tsv", texts(240))
+    write_tsv(folder / "dev.tsv", texts(60, seed=1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(encoder, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEPWELL_QUIET", "1")
+        train("ekd", data=str(data), net=str(encoder), out=out, **SHORT)
+    return out
+
+
+def told(capsys, *arguments):
+    """Run a command; its code and what it printed, in one line."""
+    code = 0
+    try:
+        main([*map(str, arguments)])
+    except SystemExit as stop:
+        code = stop.code or 0
+    out, err = capsys.readouterr()
+    return code, out, " ".join(err.split())
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch):
+    """What takes long is done shortly: no test here looks at how long anything takes."""
+    monkeypatch.setenv("STEPWELL_QUIET", "1")
+    monkeypatch.setattr(depths, "costs_of", partial(costs_of, seconds=0.01))
+    monkeypatch.setattr(cascade, "measure_cascade", partial(measure_cascade, seconds=0.01))
+
+
+def test_one_run_trains_every_depth(run):
+    results = json.loads((run / "results.json").read_text())
+    assert results["kind"] == "text"
+    assert [*results["costs"]] == ["1", "3"]
+    assert results["examples"] == 60
+    assert results["test"]["3/accuracy"] > 0.8
+    with np.load(run / "predictions.npz") as arrays:
+        shown = arrays["texts"][0]
+    assert any(shown == " ".join(row[:-1]) for row in texts(60, seed=1))
+
+
+def test_every_command_takes_the_run(run, data, tmp_path, capsys, monkeypatch):
+    code, out, _ = told(capsys, "eval", run, "--cascade", "--save", "--json")
+    assert code == 0
+    measured = json.loads(out)
+    before = json.loads((run / "results.json").read_text())["test"]
+    assert measured["test"] == pytest.approx(before, rel=1e-5)  # batches of other sizes
+    assert measured["cascade"]["test"]["images"] == 60
+    code, out, _ = told(capsys, "eval", run, "--data", data / "train.tsv", "--json")
+    assert code == 0
+    assert json.loads(out)["examples"] == 240
+    code, out, _ = told(
+        capsys, "predict", run, "the film is great", data / "dev.tsv", "--json", "--top", "2"
+    )
+    assert code == 0
+    answers = json.loads(out)
+    assert len(answers) == 61
+    assert answers[0]["file"] == "the film is great"
+    right = [a["class"] == row[-1] for a, row in zip(answers[1:], texts(60, seed=1), strict=True)]
+    assert sum(right) / 60 == pytest.approx(measured["test"]["3/accuracy"])
+    monkeypatch.setattr("sys.stdin", io.StringIO("a dull tale\n\na warm tale\n"))
+    code, out, _ = told(capsys, "predict", run, "-", "--depth", "1", "--json")
+    assert [a["depth"] for a in json.loads(out)] == ["1", "1"]
+    for flags in (["--cascade"], ["--budget-ms", "10000"], ["--min-accuracy", "0.1"]):
+        assert told(capsys, "predict", run, "a dull tale", *flags)[0] == 0
+    code, out, _ = told(capsys, "cost", run)
+    assert code == 0
+    assert "at 24 tokens" in out
+    code, out, _ = told(capsys, "report", run, "--out", tmp_path / "page.html")
+    assert code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert any(f"<blockquote>{row[0]}</blockquote>" in page for row in texts(60, seed=1))
+
+
+def test_python_classifies_texts(run):
+    text = stepwell.open_network(run).net
+    one = text.predict("the dog is lovely", depth="1", top=2)
+    assert one.depth == "1"
+    assert len(one.top) == 2
+    rows = texts(40, seed=2)
+    many = text.predict([row[0] for row in rows])
+    assert [p.file for p in many] == [row[0] for row in rows]
+    assert sum(p.label == row[1] for p, row in zip(many, rows, strict=True)) > 32
+    with pytest.raises(ValueError, match="text 2 is empty"):
+        text.predict(["fine", "  "])
+    with pytest.raises(ValueError, match="no depth '2'; this net has 1, 3"):
+        text.predict("fine", depth="2")
+
+
+def test_a_pair_of_texts_is_read_as_one(encoder, tmp_path):
+    data = write_tsv(tmp_path / "pairs.tsv", texts(80, pairs=True))
+    results = train(
+        "supervised", data=str(data), net=str(encoder), out=tmp_path / "run",
+        **{n: v for n, v in SHORT.items() if n not in ("depths", "attention")},
+    )  # fmt: skip
+    assert results["examples"] == 16  # a fifth, set aside
+    text = stepwell.open_network(tmp_path / "run").net
+    assert text.predict(("the tale", "the dog is lovely")).label in ("0", "1")
+
+
+def test_a_stopped_run_ends_with_the_same_weights(run, encoder, data, tmp_path, monkeypatch):
+    from stepwell.training import job
+
+    class Stop(Exception):
+        pass
+
+    steps = 0
+
+    def stopping(self, progress, real=job.Job.end_step):
+        nonlocal steps
+        real(self, progress)
+        steps += 1
+        if steps == 12:
+            raise Stop
+
+    monkeypatch.setattr(job.Job, "end_step", stopping)
+    call = {"data": str(data), "net": str(encoder), "out": tmp_path / "run", **SHORT}
+    with pytest.raises(Stop):
+        train("ekd", **call)
+    monkeypatch.undo()
+    train("ekd", **call)
+    a, b = (stepwell.load(folder / "net.safetensors") for folder in (run, tmp_path / "run"))
+    for name, value in a.tensors().items():
+        assert torch.equal(value, b.tensors()[name]), name
+
+
+REFUSED = {
+    "no net": (["--net", "resnet32"], "no folder resnet32: name one with an encoder's config.json"),
+    "image flag": (["--size", "32"], "--size is for images, and --data names texts: leave it out"),
+    "mix": (["--mix", "mixup"], "--mix is for images, and --data names texts"),
+    "stem": (["--stem", "small"], "--stem small is for images"),
+    "pretrained": (["--init", "pretrained"], "are the start already; leave it out"),
+    "deeper": (["--depths", "6"], "no depth '6' in the family of bert/3: it holds 1, 2"),
+    "column": (["--text", "title"], "train.tsv has no column 'title' for texts; its columns are "
+                                    "sentence, label"),
+    "label": (["--label", "stars"], "has no column 'stars' for labels; its columns are"),
+    "long": (["--max-tokens", "99"], "--max-tokens 99: this encoder takes at most 40 tokens"),
+    "short": (["--max-tokens", "2"], "a text of 2 tokens has no room beside its 3 special ones"),
+    "no test": (["--test", "{tmp}/none.tsv"], "no file {tmp}/none.tsv"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused_in_one_line(case, encoder, data, tmp_path, capsys):
+    flags, message = REFUSED[case]
+    flags = [f.format(tmp=tmp_path) for f in flags]
+    own = [] if "--net" in flags else ["--net", str(encoder)]
+    code, _, err = told(capsys, "train", "ekd", "--data", data, "--out", tmp_path / "r", *own, *flags)
+    assert code == 2
+    assert message.format(tmp=tmp_path) in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_text_flags_are_refused_with_images(tmp_path, capsys):
+    flags = ["--max-tokens", "9", "--out", tmp_path / "r"]
+    code, _, err = told(capsys, "train", "ekd", "--data", "digits", *flags)
+    assert code == 2
+    assert "--max-tokens is for texts, and --data names images: leave it out" in err
+
+
+FILES = {
+    "no file": (None, "no file {path}"),
+    "empty": (b"", "{path} is empty: its first line names the columns"),
+    "only a header": (b"sentence\tlabel\n", "{path} has a header (sentence, label) and no row"),
+    "a tab too many": (b"sentence\tlabel\nfine\t1\na\tb\t0\n",
+                       "{path}, line 3: 3 columns, and the header has 2 (sentence, label)"),
+    "not UTF-8": (b"sentence\tlabel\nfine\t1\n\xff\xfe\t0\n", "{path}, line 3: not UTF-8"),
+    "empty text": (b"sentence\tlabel\nfine\t1\n \t0\n", "{path}, line 3: the text is empty"),
+    "one class": (b"sentence\tlabel\nfine\t1\ngood\t1\n", "{path} has one class only, '1'"),
+    "no usual column": (b"review\tlabel\nfine\t1\ngood\t0\n",
+                        "has no usual column of texts (such as sentence, text, or sentence1 and "
+                        "sentence2); its columns are review, label: name yours with --text"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_files_that_cannot_be_read_are_named(case, encoder, tmp_path, capsys):
+    content, message = FILES[case]
+    path = tmp_path / "own.tsv"
+    if content is not None:
+        path.write_bytes(content)
+    code, _, err = told(
+        capsys, "train", "ekd", "--data", path, "--net", encoder, "--out", tmp_path / "r"
+    )
+    assert code == 2
+    assert message.format(path=path) in err
+
+
+def test_a_label_that_training_lacks_is_named(encoder, data, tmp_path, capsys):
+    test = write_tsv(tmp_path / "test.tsv", [("fine", "1"), ("dull", "7")])
+    code, _, err = told(
+        capsys, "train", "ekd", "--data", data, "--test", test, "--net", encoder,
+        "--out", tmp_path / "r",
+    )  # fmt: skip
+    assert code == 2
+    assert "test.tsv, line 3: no training text has the label '7'; there are 0, 1" in err
