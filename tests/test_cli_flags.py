@@ -17,14 +17,14 @@ from stepwell.training import Loop
 #: By parameter, what nothing can be done with, and the ends of what is accepted.
 WRONG = {
     "top": ([0, -1], [1]),
-    "epochs": ([0, -1], [1]),
+    "epochs": ([0, -1, 10**20], [1, 10**9]),
     "patience": ([0, -1], [1]),
     "nest_epochs": ([0, -1], [1]),
     "max_tokens": ([0, -1], [1]),
     "steps": ([0, -1], [1]),
     "batch_size": ([1, 0, -3], [2]),
     "lr": ([0, -1, "nan", "inf"], [1e-9]),
-    "weight_decay": ([-1e-9, "nan", "inf"], [0]),
+    "weight_decay": ([-1e-9, "nan", "inf", 1e300], [0]),
     "label_smoothing": ([-0.1, 1, "nan"], [0, 0.9]),
     "max_drop": ([-1, "nan"], [0]),
     "val_fraction": ([-0.1, 1, "nan"], [0, 0.9]),

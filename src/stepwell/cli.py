@@ -23,7 +23,7 @@ COMMANDS = {
         "eval": ("eval_", "Measure accuracy, calibration, churn, MACs and latency."),
         "cost": ("cost", "Measure params, MACs, memory and milliseconds of every depth or choice."),
         "calibrate": ("calibrate", "Add untrained depths to a network."),
-        "predict": ("predict", "Classify images."),
+        "predict": ("predict", "Classify images or texts."),
         "export": ("export", "Write depths as files for other programs."),
         "patch": ("patch", "Make the weights of a deeper depth with a delta."),
         "kg": ("kg", "Change, update and ask a knowledge graph."),
@@ -59,9 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if isinstance(error, KeyboardInterrupt) or INTERRUPTS:
             _stop(error)
-        if os.environ.get("STEPWELL_DEBUG") or not isinstance(error, FORESEEN):
+        memory = _asks_memory(error)
+        if os.environ.get("STEPWELL_DEBUG") or not (memory or isinstance(error, FORESEEN)):
             raise
-        fail(_message(error))
+        fail(memory or _message(error))
         raise SystemExit(2) from None
 
 
@@ -108,6 +109,14 @@ def _complete(arguments: list[str]) -> None:
     commands = {n: resolve_name(place) for n, (place, _) in COMMANDS.items() if n not in GROUPS}
     recipes = {name: resolve_name(place) for name, (place, _) in RECIPES.items()}
     print_completion("stepwell", commands, {"train": recipes, "kg": KG}, arguments)
+
+
+def _asks_memory(error: Exception) -> str:
+    """What to say if there was too little memory; else nothing."""
+    words = ("not enough memory", "out of memory", "can't allocate memory")
+    if isinstance(error, MemoryError) or any(word in str(error) for word in words):
+        return "there is too little memory: take a smaller network, batch or size"
+    return ""
 
 
 def _message(error: Exception) -> str:

@@ -19,12 +19,14 @@ from stepwell.measures import BUSY, MEASURES, Measure, big, duration, number_in,
 
 #: Control characters that a file's name or a class may hold.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+#: Width of output that is no terminal's, in characters: no table is wider.
+WIDTH = 160
 #: Seconds between two lines about progress, where there is no terminal for a bar.
 EVERY = 30.0
 
 
 def show(what: Any, *, style: str | None = None) -> None:
-    """Print a table or a line as it is, as wide as the terminal; 120 characters in a file or a pipe."""
+    """Print a table or a line as it is, as wide as the terminal; `WIDTH` in a file or a pipe."""
     _console().print(_plain(what) if isinstance(what, str) else what, style=style, highlight=False)
 
 
@@ -39,7 +41,7 @@ def _escaped(text: str) -> str:
 
 def _console(stderr: bool = False) -> Console:
     console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=120)
+    return console if console.is_terminal else Console(stderr=stderr, width=WIDTH)
 
 
 def track(steps: Iterable[Any], title: str, total: int) -> Iterable[Any]:

@@ -20,8 +20,10 @@ def damaged(path: Path, why: object, remedy: str) -> ValueError:
 def result_of(run: Path, name: str = "net.safetensors") -> Path:
     """Give a file of a finished run; ValueError or FileNotFoundError if `run` is none."""
     file = run / name
-    if file.exists():
+    if file.is_file():
         return file
+    if file.exists():
+        raise ValueError(f"{file} is no regular file: put the run's own file there")
     if not run.exists():
         raise FileNotFoundError(f"no file or run directory {run}")
     if not (run / "config.json").exists():
@@ -34,10 +36,14 @@ def result_of(run: Path, name: str = "net.safetensors") -> Path:
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """Read the JSON object in `path`; ValueError if it is damaged, with the fix `remedy`."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise damaged(path, "it is no regular file", remedy)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise damaged(path, error, remedy) from error
+    except RecursionError as error:
+        raise damaged(path, "it is nested too deeply", remedy) from error
     if not isinstance(value, dict):
         raise damaged(path, "it holds no JSON object", remedy)
     return value

@@ -22,15 +22,20 @@ SHARE = Range("between 0 and 1 (0.95 is 95 %)", lambda v: 0 <= v <= 1)
 SHARE_ABOVE_0 = Range("above 0, at most 1", lambda v: 0 < v <= 1)
 INNER_SHARE = Range("above 0 and below 1", lambda v: 0 < v < 1)
 BELOW_ONE = Range("0 or more and below 1", lambda v: 0 <= v < 1)
+#: Height and width of an image.
+PIXELS = Range("between 2 and 16,384", lambda v: 2 <= v <= 16384)
 SEED = Range("between 0 and 2^63 - 1", lambda v: 0 <= v < 2**63)
 
+#: The largest number that a flag takes: whole, or with a fraction.
+LARGEST, LARGEST_FLOAT = 10**9, 1e15
 _NAMES = {
     ONE_OR_MORE: (
         "epochs nest_epochs steps keep shots views graft_steps join_steps sizes choose_epochs "
         "synthetic_count generator_steps devices accumulate num_classes batch dim context_size "
         "negatives k seeds workers top patience max_tokens"
     ),
-    TWO_OR_MORE: "batch_size size",  # BatchNorm cannot train on one image
+    TWO_OR_MORE: "batch_size",  # BatchNorm cannot train on one image
+    PIXELS: "size",
     POSITIVE: "lr temperature teacher_std adaption_lr chooser_rate margin budget_ms budget_macs",
     NOT_NEGATIVE: (
         "weight_decay max_drop ce kl attention hint full_weight cost_weight slack clip "
@@ -69,6 +74,9 @@ def check_numbers(arguments: Mapping[str, Any], *, flags: bool = True) -> None:
 def check_number(name: str, number: float, within: Range) -> None:
     """Raise ValueError for a number out of range or not finite; the message begins with `name`."""
     words, holds = within
+    most = LARGEST if isinstance(number, int) else LARGEST_FLOAT
+    if math.isfinite(number) and abs(number) > most and within is not SEED:
+        raise ValueError(f"{name} {number:g}: must be at most {most:,g}")
     if not (math.isfinite(number) and holds(number)):
         finite = "" if math.isfinite(number) else " and finite"
         raise ValueError(f"{name} {number}: must be {words}{finite}")

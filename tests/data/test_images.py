@@ -116,6 +116,13 @@ def empty_class(root):
     (root / "empty").mkdir()
 
 
+def empty_class_and_cut_off(root):
+    empty_class(root)
+    file = root / "cat" / "cut.jpg"
+    Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)).save(file)
+    file.write_bytes(file.read_bytes()[:-40])
+
+
 def single(root):
     for p in list((root / "cat").iterdir())[1:]:
         p.unlink()
@@ -150,6 +157,7 @@ def floats(root):
         (lambda root: shutil.rmtree(root / "dog"), "at least two class folders .* only 'cat'"),
         (no_classes, "at least two class folders .* found none"),
         (empty_class, "class folder .*empty holds no image"),
+        (empty_class_and_cut_off, "class folder .*empty holds no image.*; cannot read .*cut.jpg"),
         (single, "class 'cat' has one image only"),
         (other_classes, "differ in classes, such as 'dog'"),
     ],

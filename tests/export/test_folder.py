@@ -297,6 +297,10 @@ def test_what_is_in_the_way_is_named(net, small_net, tmp_path, sample):
         export_folder(small_net(seed=1), x, sample, format="safetensors", depth="8")
     with pytest.raises(ValueError, match="8.safetensors is a file: name a folder"):
         export_folder(net, x / "8.safetensors", sample, format="safetensors")
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "sea.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"holiday holds pictures, such as sea\.jpg"):
+        export_folder(net, tmp_path / "holiday", sample)
     with pytest.raises(ValueError, match="no depth '9'; this net has 8, 14"):
         export_folder(net, x, sample, depth="9")
     net.mark("fresh", "8")

@@ -332,7 +332,9 @@ def test_progress_runs_from_zero_up_and_delayed_starts_follow_it(batches, run):
 
 def test_a_damaged_checkpoint_is_named(batches, run):
     (run.phase("train") / "last.ckpt").write_bytes(b"PK\x03\x04 half a checkpoint")
-    with pytest.raises(ValueError, match=r"last\.ckpt is damaged or no checkpoint .*: remove it"):
+    with pytest.raises(
+        ValueError, match=r"last\.ckpt is damaged or no checkpoint .*: remove .*/train to"
+    ):
         fit(Supervised(tiny()), batches, sgd(0.1), run, phase="train", epochs=1)
 
 
@@ -351,8 +353,52 @@ def test_a_changed_byte_of_a_checkpoint_is_noticed(batches, run):
 @pytest.mark.parametrize("content", [[1], {"objective": {}}, torch.zeros(3)])
 def test_a_pickle_of_something_else_is_no_checkpoint(batches, run, content):
     torch.save(content, run.phase("train") / "last.ckpt")
-    with pytest.raises(ValueError, match=r"last\.ckpt is no checkpoint of a training: remove it"):
+    with pytest.raises(
+        ValueError, match=r"last\.ckpt is no checkpoint of a training: remove .*/train to"
+    ):
         fit(Supervised(tiny()), batches, sgd(0.1), run, phase="train", epochs=1, loop=Loop(**CPU))
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("sums", 3), ("position", "two"), ("position", 10**6), ("best", "high"), ("optimizer", {"a": 1}),
+     ("seconds", None)],
+)  # fmt: skip
+def test_an_altered_checkpoint_is_damaged(batches, run, entry, value, monkeypatch):
+    stop_after(monkeypatch, 3)
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(Supervised(tiny()), batches, sgd(0.1), run, phase="train", epochs=2,
+            loop=Loop(**CPU, checkpoint_minutes=0))  # fmt: skip
+    monkeypatch.undo()
+    file = run.phase("train") / "last.ckpt"
+    torch.save(read_checkpoint(file) | {entry: value}, file)
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged .*: remove .*/train to train this"):
+        fit(Supervised(tiny()), batches, sgd(0.1), run, phase="train", epochs=2, loop=Loop(**CPU))
+
+
+def test_a_missing_best_epoch_is_noticed(batches, run, monkeypatch):
+    call = {"phase": "train", "epochs": 3, "validate": lambda: {"accuracy": 0.5}, "loop": Loop(**CPU)}
+    stop_after(monkeypatch, 6)
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(Supervised(tiny()), batches, sgd(0.1), run, **call)
+    monkeypatch.undo()
+    (run.phase("train") / "best.ckpt").unlink()
+    with pytest.raises(ValueError, match=r"best\.ckpt, the weights of the best epoch, is missing"):
+        fit(Supervised(tiny()), batches, sgd(0.1), run, **call)
+
+
+def stop_after(monkeypatch, steps):
+    """End a training with an error after so many steps."""
+    from stepwell.training.job import Job
+
+    real = Job.end_step
+
+    def stopping(job, progress):
+        real(job, progress)
+        if job.position == steps:
+            raise RuntimeError("stop")
+
+    monkeypatch.setattr(Job, "end_step", stopping)
 
 
 @pytest.mark.parametrize(("epochs", "accumulate", "message"), [(0, 1, "epochs"), (1, 0, "accumulate")])

@@ -1,5 +1,6 @@
 """`stepwell calibrate`."""
 
+import shlex
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -45,3 +46,5 @@ def calibrate(
     if done.validation:
         show(f"accuracy: on {done.validation} validation images", style="dim")
     say(f"calibrated {', '.join(done.new)} on {done.train} training images; wrote {done.file}")
+    if out is None and run.is_dir():
+        say(f"next: stepwell eval {shlex.quote(str(run))} measures them for the report")

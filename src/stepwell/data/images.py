@@ -265,13 +265,15 @@ def _class_files(roots: Sequence[Path]) -> list[dict[Path, list[Path]]]:
             )
         parts.append({folder: image_files(folder) for folder in folders})
     empty = [folder for part in parts for folder, files in part.items() if not files]
-    if len(empty) == 1:
-        raise ValueError(f"class folder {empty[0]} holds no image: fill or remove it")
-    if empty:
-        raise ValueError(
-            f"{len(empty)} class folders hold no image, {some_of(empty)}: fill or remove them"
-        )
-    check_files([path for part in parts for files in part.values() for path in files])
+    wrong = [f"class folder {empty[0]} holds no image: fill or remove it"] if empty else []
+    if len(empty) > 1:
+        wrong = [f"{len(empty)} class folders hold no image, {some_of(empty)}: fill or remove them"]
+    try:
+        check_files([path for part in parts for files in part.values() for path in files])
+    except ValueError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise ValueError("; ".join(wrong))
     return parts
 
 

@@ -59,6 +59,8 @@ def squared(source: Source, size: int) -> NDArray[np.uint8]:
                 f"cannot read an array of {source.dtype} {source.shape} as an image ({error}): give "
                 "uint8 (height, width, 3), or uint8, uint16 or float32 (height, width)"
             ) from error
+        if isinstance(error, FileNotFoundError):
+            raise ValueError(f"no image file {source}") from error
         raise ValueError(f"cannot read image {source} ({error}): replace or remove it") from error
     raise ValueError(f"an image is a path, a PIL image or a numpy array, not {type(source).__name__}")
 

@@ -16,6 +16,7 @@ import torch
 from stepwell.cost import count_macs, measure_latencies
 from stepwell.cost.table import ROUNDS
 from stepwell.data import Batches
+from stepwell.data.decoding import SUFFIXES
 from stepwell.evaluation import evaluate
 from stepwell.export.check import Sample, take
 from stepwell.export.onnx import CALIBRATION, export_int8, export_onnx, ranges, require_onnx
@@ -197,12 +198,16 @@ def put_in_place(
     it are removed, and weights without a graph that points at them.
 
     Raises:
-        ValueError: `folder` is a file, or holds another network's export and is not the run's `own`.
+        ValueError: `folder` is a file, holds pictures, or another network's export and is not the run's
+            `own`.
         OSError: another process is exporting to it.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder")
     existed = folder.exists()
+    strange = [f.name for f in folder.iterdir() if f.suffix in SUFFIXES] if existed else []
+    if strange:
+        raise ValueError(f"{folder} holds pictures, such as {strange[0]}: name a folder of its own")
     folder.mkdir(parents=True, exist_ok=True)
     lock = locked(folder / LOCK, folder)
     try:

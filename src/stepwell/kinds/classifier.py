@@ -35,6 +35,11 @@ SECTIONS = [
 EXTRA: Mapping[str, Callable[..., None]] = {
     "cascade": tables.show_cascade, "fidelity": lambda found, row: tables.show_fidelity(found)
 }  # fmt: skip
+#: Words of the columns of an evaluation.
+LEGEND = (
+    "agreement: same class as the full net; made wrong, made right: answers of the full net that this "
+    "row turns so; NLL, ECE: lower is better"
+)
 #: A number of images to say before they are classified.
 MANY = 1000
 #: Columns after a training, and of an evaluation.
@@ -164,6 +169,8 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
         show(row_table(title, TRAINED, costs, test, row=rows))
     else:
         show(row_table(title, EVALUATED, costs, test | results["churn"], row=rows))
+        if "agreement" in "".join(test):
+            show(LEGEND, style="dim")
         tables.show_churn(results["churn"], row=rows)
         tables.show_never_right(results, row=rows)
     tables.show_classes(test)

@@ -14,7 +14,7 @@ from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
 from stepwell.nets.files.nested import Beside, load_both, save
 from stepwell.nets.nested.cascade import Cascade
 from stepwell.nets.nested.net import NestedNet
-from stepwell.nets.predictions import Prediction
+from stepwell.nets.predictions import Prediction, check_finite
 from stepwell.train_mode import check_eval_mode
 
 #: The kind of network in a file's header.
@@ -74,6 +74,7 @@ class TextClassifier:
                 else:
                     answer = by(ids)
                     logits, depths = answer.logits, [by.depths[i] for i in answer.depth.tolist()]
+                check_finite(logits)
                 shares, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
             for row, index in enumerate(batches.indices(position).tolist()):
                 names = [classes[i] for i in order[row, :top].tolist()]

@@ -11,6 +11,7 @@ Input = Literal["image", "text", "vector"]
 LARGEST = 1 << 14
 #: Measurements of a depth that hold on every device, and times on one device.
 ANYWHERE = ("blocks", "params", "macs", "weight_bytes", "peak_bytes")
+NUMBERS = ("accuracy", "params", "macs", "weight_bytes", "peak_bytes", "ms", "ms_low", "ms_high")
 CLOCK = ("ms", "ms_low", "ms_high", "unsure")
 
 
@@ -42,8 +43,8 @@ class Card:
 
     def __post_init__(self) -> None:
         wrong = {
-            "classes": not all(isinstance(name, str) for name in self.classes),
-            "size": not isinstance(self.size, int) or not 0 <= self.size <= LARGEST,
+            "classes": not all(map(_is_name, self.classes)),
+            "size": type(self.size) is not int or not 0 <= self.size <= LARGEST,
             "mean": not all(map(_is_number, self.mean)),
             "std": len(self.std) != len(self.mean)
             or not all(_is_number(s) and s > 0 for s in self.std),
@@ -74,6 +75,11 @@ class Card:
         return replace(self, costs=self.costs | known)
 
 
+def _is_name(value: object) -> bool:
+    """Check for text that can be written: a lone surrogate cannot."""
+    return isinstance(value, str) and not any(0xD800 <= ord(c) <= 0xDFFF for c in value)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
@@ -82,8 +88,12 @@ def _is_table(rows: object) -> bool:
     """Check for a measured row by name, whose numbers are finite."""
     if not isinstance(rows, Mapping) or not all(isinstance(row, Mapping) for row in rows.values()):
         return False
-    cells = [cell for row in rows.values() for cell in row.values()]
-    return all(_is_number(cell) for cell in cells if not isinstance(cell, str | list | tuple))
+    cells = [(name, cell) for row in rows.values() for name, cell in row.items()]
+    return all(
+        _is_number(cell) and (name not in NUMBERS or cell >= 0)
+        for name, cell in cells
+        if name in NUMBERS or not isinstance(cell, str | list | tuple)
+    )
 
 
 def _only(names: tuple[str, ...], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -123,6 +123,7 @@ def predictions(
                         f"the network has {logits.shape[1]} logits, and its card names "
                         f"{len(net.card.classes)} classes: give it a card with its own classes"
                     )
+                check_finite(logits)
                 values, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
             rows = zip(values[:, :top].tolist(), order[:, :top].tolist(), depths, strict=True)
         for prediction in batch:
@@ -135,6 +136,15 @@ def predictions(
                     label=label, probability=probability, depth=depth, top=best
                 )
             yield prediction
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise ValueError for logits that are not finite: a class of them would mean nothing."""
+    if not logits.isfinite().all():
+        raise ValueError(
+            "the network's logits are not finite, so its weights are of no use: train it again, or "
+            "take an older copy"
+        )
 
 
 def check_card(card: Card) -> None:

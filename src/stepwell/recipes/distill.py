@@ -132,8 +132,7 @@ def distill(
     if origin is not None:
         check_line(nested.module, origin)
     assert inputs.teacher is not None
-    if data is None:
-        losses = features.with_stages(losses, nested, inputs.teacher)
+    losses = features.with_stages(losses, nested, inputs.teacher)
     size = inputs.train.images.size
     # before a generator trains, which draws numbers or, in a run that goes on, has drawn them
     objective = Distill(

@@ -163,7 +163,10 @@ def ekd(
         assert epochs is not None
         nest_epochs = training.nest_epochs or max(1, epochs // 2)
         if two_phase and not known:
-            text = f"two phases: the full net, {epochs} epochs; then all depths, {nest_epochs}"
+            text = (
+                f"two phases: the full net alone (epochs: {epochs}), then all depths together, which "
+                f"it teaches (epochs: {nest_epochs})"
+            )
             tell(text, quiet=not task.run.writes)
             full = Supervised(nested.module, label_smoothing=training.label_smoothing)
             validate = kind.validator(nested, task, [nested.full])

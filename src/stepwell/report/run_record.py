@@ -323,7 +323,7 @@ def _parse(lines: Iterable[str]) -> Iterable[Mapping[str, Any]]:
     for text in lines:
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # a process that was killed can leave half a line
         if isinstance(line, dict) and number(line.get("epoch")) is not None:
             yield line

@@ -106,7 +106,8 @@ def fit(
     if job.signum:
         raise Stopped(job.signum, job.where())
     if job.ended:
-        text = f"{phase}: stopped, because {patience} epochs brought no better validation score"
+        epochs_ = f"{patience} epoch{'s' * (patience != 1)}"
+        text = f"{phase}: stopped, because {epochs_} brought no better validation score"
         tell(text, quiet=not job.writes)
     if not job.finished:
         job.settle()
@@ -162,7 +163,7 @@ def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) ->
             for group in job.optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
             if job.optimizer_state is not None:
-                job.optimizer.load_state_dict(job.optimizer_state)
+                job.load_optimizer()
             return job.optimizer
 
         def on_train_start(self) -> None:

@@ -166,6 +166,19 @@ class Job:
             return f"at once, before the first checkpoint of phase {self.phase}"
         return f"at once; the last checkpoint of phase {self.phase} is {checkpoint}"
 
+    def load_optimizer(self) -> None:
+        """Give the optimizer its state of the checkpoint; ValueError if that does not fit."""
+        assert self.optimizer is not None
+        file = self.folder / "last.ckpt"
+        try:
+            self.optimizer.load_state_dict(self.optimizer_state or {})
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{file} is damaged ({error}): {remedy(file)}") from error
+        for parameter, state in self.optimizer.state.items():
+            tensors = (v for v in state.values() if isinstance(v, Tensor) and v.dim())
+            if any(value.shape != parameter.shape for value in tensors):
+                raise ValueError(f"{file} is damaged (its optimizer): {remedy(file)}")
+
     def begin_step(self, rank: int) -> None:
         """Set the share done, the learning rate and the random numbers of this step."""
         assert self.optimizer is not None
@@ -277,12 +290,26 @@ class Job:
                 f"{file} holds {has} moving average of the weights and {asked} is asked for: go on "
                 "with the `average` that it began with, or use another run directory"
             )
+        try:
+            self._restore(saved, file)
+        except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{file} is damaged ({error}): {remedy(file)}") from error
+        if self.validate is not None and self.best > -math.inf:
+            best = self.folder / "best.ckpt"
+            if not best.is_file():
+                raise ValueError(f"{best}, the weights of the best epoch, is missing: {remedy(file)}")
+            read_checkpoint(best)  # its damage is told now, not after the last epoch
+
+    def _restore(self, saved: dict[str, Any], file: Path) -> None:
         load_checked(self.objective, saved["objective"], file)
         self.optimizer_state, self.position = saved["optimizer"], saved["position"]
-        self.sums, self.best = saved["sums"], saved["best"]
-        self.stale = saved.get("stale", 0)  # older versions knew no patience
+        self.sums = {str(k): (float(total), int(n)) for k, (total, n) in saved["sums"].items()}
+        self.best = saved["best"] + 0.0
+        self.stale = int(saved.get("stale", 0))  # older versions knew no patience
+        if type(self.position) is not int or not 0 <= self.position <= self.total:
+            raise TypeError(f"position {self.position} of {self.total}")
         self.ended = bool(self.patience) and self.stale >= (self.patience or 0)
-        self.seconds, self.cpu_seconds = saved["seconds"], saved["cpu_seconds"]
+        self.seconds, self.cpu_seconds = float(saved["seconds"]), float(saved["cpu_seconds"])
         if self.averaged is not None:
             load_checked(self.averaged, saved["average"], file)
         self._clock, self._cpu_clock = time.monotonic(), time.process_time()
@@ -358,19 +385,24 @@ def read_checkpoint(path: Path, keys: Collection[str] = ("objective",)) -> dict[
     """
     if not path.exists():
         return None
-    remedy = "remove it to train this phase from its beginning"
+    fix = remedy(path)
     try:
         with zipfile.ZipFile(path) as parts:
             damaged = parts.testzip()
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile and torch raise a dozen kinds here
         reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
-        raise ValueError(f"{path} is damaged or no checkpoint ({reason}): {remedy}") from error
+        raise ValueError(f"{path} is damaged or no checkpoint ({reason}): {fix}") from error
     if damaged is not None:
-        raise ValueError(f"{path} is damaged (the checksum of {damaged} does not match): {remedy}")
+        raise ValueError(f"{path} is damaged (the checksum of {damaged} does not match): {fix}")
     if not isinstance(checkpoint, dict) or not set(keys) <= checkpoint.keys():
-        raise ValueError(f"{path} is no checkpoint of a training: {remedy}")
+        raise ValueError(f"{path} is no checkpoint of a training: {fix}")
     return checkpoint
+
+
+def remedy(checkpoint: Path) -> str:
+    """The way out of a damaged checkpoint in words."""
+    return f"remove {checkpoint.parent} to train this phase from its beginning"
 
 
 def load_checked(module: nn.Module, state: Mapping[str, Any], file: Path) -> None:

@@ -13,13 +13,15 @@ from stepwell.measures import duration
 
 #: Seconds until the first line about steps, and between two of them, without a terminal.
 FIRST, EVERY = 5.0, 30.0
+#: Seconds between two lines about epochs, at least.
+LINES = 1.0
 
 
 class Progress:
     """A progress bar on standard error over all `total` steps of a phase, `epoch` in each epoch.
 
-    Without a terminal it is a line per epoch, and between them a line with the time left, the first
-    after a few seconds. The environment variable STEPWELL_QUIET hides it.
+    Without a terminal it is a line per epoch (of short epochs, one a second), and between them a line
+    with the time left, the first after a few seconds. The environment variable STEPWELL_QUIET hides it.
 
     Args:
         clock: gives seconds.
@@ -33,6 +35,7 @@ class Progress:
         self.phase, self.epochs, self.steps = phase, math.ceil(total / epoch), epoch
         self.done, self.total, self.clock = done, total, clock
         self._first, self._begin, self._due = done, clock(), clock() + FIRST
+        self._told = -math.inf
         self._bar = rich.Progress(
             rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=None),
             rich.MofNCompleteColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn(),
@@ -64,7 +67,9 @@ class Progress:
         parts = [f"loss {line['loss']:.3f}"]
         parts += [f"{name.split('/')[1]}: {100 * line[name]:.1f} %" for name in named]
         self._bar.update(self._task, description=self._title("  ".join(parts)))
-        if not self.console.is_terminal:
+        now, last = self.clock(), line["epoch"] == self.epochs
+        if not self.console.is_terminal and (last or now - self._told >= LINES):
+            self._told = now
             start = f"{self.phase}: epoch {line['epoch']}/{self.epochs}"
             text = "  ".join([start, *parts, f"{line['seconds']:.0f} s"])
             self.console.print(text, highlight=False)

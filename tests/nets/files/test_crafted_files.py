@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import stepwell
 from stepwell.nets.card import Card
 from stepwell.nets.files.container import digest
+from stepwell.nets.files.initial_weights import initialise
 from stepwell.nets.files.resolution import load_resolution, save_resolution
 from stepwell.nets.resolution.chooser import Choice, Chooser, ResolutionNet
 from stepwell.nets.resolution.resolutions import Resolutions
@@ -97,6 +98,44 @@ def test_a_file_cannot_make_its_network_read_other_files(craft, argument):
 def test_weights_that_are_not_finite_are_refused_by_name(craft, name, value):
     with pytest.raises(ValueError, match=rf"{name} holds values that are not finite"):
         stepwell.load(craft(lambda header, tensors: tensors[name].view(-1)[0].fill_(value)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        entry("card", "size", value=True), entry("format", value=True), entry("format", value=0),
+        entry("format", value=-1), entry("card", "classes", value=["\ud800"]),
+        entry("card", "latency", value={"cpu": {"8": {"ms": -1.0}}}),
+        entry("card", "costs", value={"8": {"accuracy": "high"}}),
+    ],
+)  # fmt: skip
+def test_entries_that_mean_nothing_are_refused(craft, change):
+    with pytest.raises(ValueError, match=r"net\.safetensors (is damaged|has format)"):
+        stepwell.load(craft(change))
+
+
+def test_a_header_nested_too_deeply_is_damage(whole, tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "deep", {"stepwell": "[" * 100_000})
+    with pytest.raises(ValueError, match="deep is damaged or no safetensors file"):
+        stepwell.load(tmp_path / "deep")
+
+
+def test_logits_that_are_not_finite_are_no_answer():
+    net = stepwell.build("resnet14", ["8"], num_classes=2)
+    net.mark("trained")
+    net.card = Card(("a", "b"), 16)
+    with torch.no_grad():
+        net.module.fc.weight.fill_(3e38)
+    with pytest.raises(ValueError, match="the network's logits are not finite"):
+        net.eval().predict(torch.zeros(16, 16, 3, dtype=torch.uint8).numpy() + 200)
+
+
+def test_initial_weights_that_are_not_finite_are_named(tmp_path):
+    net = stepwell.build("resnet8", num_classes=2)
+    state = net.module.state_dict() | {"fc.bias": torch.tensor([0.0, math.nan])}
+    save_file(state, tmp_path / "nan.safetensors")
+    with pytest.raises(ValueError, match=r"nan\.safetensors: fc\.bias holds values that are not"):
+        initialise(net, tmp_path / "nan.safetensors")
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):

@@ -72,7 +72,7 @@ def read_checked(
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = json.loads(metadata[key]) if key in metadata else None
-    except (safetensors.SafetensorError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error}): copy it again"
         ) from error
@@ -86,7 +86,7 @@ def read_checked(
         kind = str(kind).removeprefix("stepwell ")
         raise ValueError(f"{path} holds a {kind}, not a nested network")
     version = header.get("format")
-    if not isinstance(version, int) or version > newest:
+    if type(version) is not int or not 1 <= version <= newest:
         raise ValueError(
             f"{path} has format {version}; this version of Stepwell reads up to {newest}: upgrade"
         )

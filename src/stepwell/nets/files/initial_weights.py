@@ -18,6 +18,7 @@ from stepwell.nets.build import build, builder_of
 from stepwell.nets.card import Card
 from stepwell.nets.files.nested import BESIDE, assemble, card_of, read_file
 from stepwell.nets.nested.net import NestedNet
+from stepwell.types import not_finite
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -116,14 +117,16 @@ def fill(
             f"{source} does not fit this network: {len(differing)} names differ, such as "
             f"{differing[0]!r}{hint}"
         )
+    if wrong := not_finite(given):
+        raise ValueError(f"{source}: {wrong} holds values that are not finite: name other weights")
     head = tuple(f"{name}." for name in net.plan.head)
     count = net.builder[1].get("num_classes") if net.builder is not None else None
     last = {k for k in own if k.startswith(head) and own[k].shape[:1] == (count,)}
     fresh = tuple(k for k in own if own[k].shape != given[k].shape or (relabelled and k in last))
-    if wrong := [k for k in fresh if not k.startswith(head)]:
+    if unlike := [k for k in fresh if not k.startswith(head)]:
         raise ValueError(
-            f"{source} does not fit this network: {wrong[0]} is {tuple(given[wrong[0]].shape)} there "
-            f"and {tuple(own[wrong[0]].shape)} here"
+            f"{source} does not fit this network: {unlike[0]} is {tuple(given[unlike[0]].shape)} there "
+            f"and {tuple(own[unlike[0]].shape)} here"
         )
     net.load_full(given | {k: own[k] for k in fresh})
     return fresh
