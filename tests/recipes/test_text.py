@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import stepwell
 from stepwell.cli import main
@@ -104,6 +105,42 @@ def test_every_command_takes_the_run(run, data, tmp_path, capsys, monkeypatch):
     assert code == 0
     page = (tmp_path / "page.html").read_text()
     assert any(f"<blockquote>{row[0]}</blockquote>" in page for row in texts(60, seed=1))
+
+
+def test_exports_equal_the_network_on_texts_of_any_length(run, tmp_path, capsys):
+    import onnxruntime
+    import transformers
+    from tokenizers import Tokenizer
+
+    code, out, err = told(capsys, "export", run, "--out", tmp_path / "x")
+    assert code == 0, err
+    assert "validation texts" in out
+    net = stepwell.load(run / "net.safetensors")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "x" / "tokenizer.json"))
+    tokenizer.enable_padding(pad_id=0)
+    for count in (1, 5):
+        rows = tokenizer.encode_batch([row[0] for row in texts(count, seed=3)])
+        ids, mask = (torch.tensor([getattr(r, n) for r in rows]) for n in ("ids", "attention_mask"))
+        for depth in net.depths:
+            session = onnxruntime.InferenceSession(tmp_path / "x" / f"{depth}.onnx")
+            feed = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+            (logits,) = session.run(None, feed)
+            with torch.no_grad():
+                torch.testing.assert_close(torch.from_numpy(logits), net(ids, depth))
+    flags = ["--depth", "1", "--out", tmp_path / "y", "--format"]
+    assert told(capsys, "export", run, *flags, "pt2")[0] == 0
+    program = torch.export.load(tmp_path / "y" / "1.pt2").module()
+    with torch.no_grad():
+        torch.testing.assert_close(program(ids), net(ids, "1"))
+    assert told(capsys, "export", run, *flags, "safetensors")[0] == 0
+    arguments = net.builder[1]["config"] | {"num_hidden_layers": 1}
+    library = transformers.BertForSequenceClassification(transformers.BertConfig(**arguments)).eval()
+    library.load_state_dict(load_file(tmp_path / "y" / "1.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(library(ids, attention_mask=mask).logits, net(ids, "1"))
+    code, _, err = told(capsys, "export", run, "--int8")
+    assert code == 2
+    assert "--int8 is not for a text classifier" in err
 
 
 def test_python_classifies_texts(run):

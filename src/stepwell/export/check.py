@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stepwell.data import Batches, normalise
 from stepwell.nets import NestedNet
@@ -17,12 +17,12 @@ TOLERANCE = 1e-4
 
 
 class Sample(NamedTuple):
-    """Normalised images (n, 3, size, size), and their origin.
+    """Normalised images (n, 3, size, size), or token ids (n, tokens), and their origin.
 
-    part: "validation" or "test" images of the data, or "noise".
+    part: "validation" or "test" part of the data, or "noise".
     """
 
-    images: Images
+    images: Tensor
     part: str
 
 
@@ -54,7 +54,7 @@ def check_images(net: NestedNet, run: Path) -> Sample:
 
 @torch.inference_mode()
 def compare(
-    plain: nn.Module, exported: Callable[[Images], Logits], images: Images, what: str
+    plain: nn.Module, exported: Callable[[Tensor], Logits], images: Tensor, what: str
 ) -> Parity:
     """Compare the exported program with the network, on a batch and on its first image alone.
 

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import resources
@@ -47,7 +47,7 @@ class Int8(NamedTuple):
 def export_folder(
     net: NestedNet, folder: Path, sample: Sample, *, format: Format = "onnx",
     depth: str | None = None, int8: Int8 | None = None, own: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None, beside: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write depths of `net` to `folder`, each checked on `sample` before, and give the new entries.
 
@@ -62,6 +62,7 @@ def export_folder(
             of both.
         own: the folder belongs to the network's run: it may hold an export of any earlier network.
         say: gets a line about each long step.
+        beside: further files by name; by default `preprocess.py`, which prepares images.
 
     Raises:
         ValueError: a depth was never trained or calibrated; a file gives other logits than the
@@ -77,7 +78,7 @@ def export_folder(
         raise ValueError(f"int8 versions are ONNX files: format {format!r} has none")
     network = _network(net)
     rows: list[dict[str, Any]] = []
-    with put_in_place(folder, network, own=own) as (place, before):
+    with put_in_place(folder, network, own=own, beside=beside) as (place, before):
         weights = None
         if format == "onnx" and depth is None:
             weights = named_by_content(save(net, place / "net.safetensors"))
@@ -190,12 +191,13 @@ def named_by_content(file: Path) -> Path:
 
 @contextmanager
 def put_in_place(
-    folder: Path, network: dict[str, Any], *, own: bool
+    folder: Path, network: dict[str, Any], *, own: bool, beside: Mapping[str, bytes] | None = None
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Give a temporary folder, whose files move to `folder` at the end: weights, graphs, index.
 
     Gives also the index of an earlier export of this `network`. At the end, files of another state of
-    it are removed, and weights without a graph that points at them.
+    it are removed, and weights without a graph that points at them. `beside` are files by name, by
+    default `preprocess.py`.
 
     Raises:
         ValueError: `folder` is a file, holds pictures, or another network's export and is not the run's
@@ -215,8 +217,11 @@ def put_in_place(
             shutil.rmtree(leftover, ignore_errors=True)
         before, stale = _earlier(folder, network, own)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as place:
-            source = resources.files("stepwell.data").joinpath(PREPROCESS).read_bytes()
-            write_whole(Path(place) / PREPROCESS, source)
+            if beside is None:
+                source = resources.files("stepwell.data").joinpath(PREPROCESS).read_bytes()
+                beside = {PREPROCESS: source}
+            for name, content in beside.items():
+                write_whole(Path(place) / name, content)
             yield Path(place), before
             weights = _weights_files(Path(place))
             order = {INDEX: 2} | {file.name: 0 for file in weights}

@@ -9,13 +9,15 @@ import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stepwell.export.check import Parity, compare
+from stepwell.export.interface import INTERFACES, Interface
 from stepwell.export.subnet import about
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
@@ -42,15 +44,16 @@ class Range(NamedTuple):
 
 
 def export_onnx(
-    net: NestedNet, depth: str, path: Path, images: Images, *, weights: Path | None = None
+    net: NestedNet, depth: str, path: Path, images: Tensor, *, weights: Path | None = None
 ) -> Parity:
     """Write one depth as an ONNX file of any batch size, and check it with onnxruntime.
 
-    The graph maps normalised `images` (batch, 3, size, size) to `logits` (batch, classes). The metadata
-    holds class names, size, mean and std. Nothing is written unless the check passes.
+    The graph maps normalised `images` (batch, 3, size, size), or `input_ids` and `attention_mask`
+    (batch, tokens), to `logits` (batch, classes). The metadata holds class names, size, mean and std.
+    Nothing is written unless the check passes.
 
     Args:
-        images: normalised images for the check; at least two, preferably real ones.
+        images: normalised images, or token ids, for the check; at least two, preferably real ones.
         weights: the nested net's file, in the folder of `path`, for the initialisers to point into; by
             default the ONNX file holds its weights.
 
@@ -61,12 +64,13 @@ def export_onnx(
     """
     net.require_ready(depth)
     metadata, names = about(net, depth), net.stored_names(depth)
-    return write_onnx(net.subnet(depth), path, images, metadata, names, weights)
+    interface = INTERFACES[net.card.input]
+    return write_onnx(net.subnet(depth), path, images, metadata, names, weights, interface)
 
 
 def write_onnx(
-    plain: nn.Module, path: Path, images: Images, described: Mapping[str, Any],
-    names: Mapping[str, str], weights: Path | None,
+    plain: nn.Module, path: Path, images: Tensor, described: Mapping[str, Any],
+    names: Mapping[str, str], weights: Path | None, interface: Interface = INTERFACES["image"],
 ) -> Parity:  # fmt: skip
     """Write a plain network as an ONNX file, checked with onnxruntime before; errors as `export_onnx`.
 
@@ -75,12 +79,13 @@ def write_onnx(
         described: the file's metadata.
         names: the name in `weights` of each tensor of the network.
         weights: a file in the folder of `path` for the initialisers to point into, or None.
+        interface: the graph's inputs.
     """
     require_onnx()
     import onnx
 
     plain = plain.cpu().eval()
-    proto = _graph(plain, torch.zeros(2, *images.shape[1:]))
+    proto = _graph(plain, torch.zeros_like(images[:2]), interface, int(described["size"]))
     told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in described.items()}
     if weights is not None:
         _point(proto, names, ranges(weights), weights)
@@ -88,7 +93,8 @@ def write_onnx(
     onnx.helper.set_model_props(proto, told)
     data = proto.SerializeToString()
     opened = session(data, None if weights is None else weights.parent)
-    parity = compare(plain, runner(opened), images, path.name)
+    run = runner(opened, interface.names, partial(interface.inputs, plain))
+    parity = compare(plain, run, images, path.name)
     write_whole(path, data)
     return parity
 
@@ -156,14 +162,15 @@ def require_onnx() -> None:
     require("onnx", "onnxruntime", "onnxscript")
 
 
-def _graph(plain: nn.Module, images: Images) -> Any:
-    """The ONNX model of a plain network, for any batch size."""
+def _graph(plain: nn.Module, inputs: Tensor, interface: Interface, limit: int) -> Any:
+    """The ONNX model of a plain network, for any batch size; of texts, for up to `limit` tokens."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         # optimize would fold norms into convolutions that depths share; onnxruntime fuses at load
         program = torch.onnx.export(
-            plain, (images,), dynamo=True, optimize=False, verbose=False, input_names=["images"],
-            output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
+            plain, interface.inputs(plain, inputs), dynamo=True, optimize=False, verbose=False,
+            input_names=[*interface.names], output_names=["logits"],
+            dynamic_shapes=interface.dynamic_shapes(limit),
         )  # fmt: skip
     assert program is not None
     proto = program.model_proto

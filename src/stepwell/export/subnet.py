@@ -12,9 +12,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from stepwell.export.check import Parity, compare
+from stepwell.export.interface import INTERFACES
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
-from stepwell.types import Images
 
 #: The entry of a program's file that holds class names, size, mean and std as JSON.
 CARD = "stepwell.json"
@@ -29,7 +29,7 @@ def about(net: NestedNet, depth: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def export_safetensors(net: NestedNet, depth: str, path: Path, images: Images) -> Parity:
+def export_safetensors(net: NestedNet, depth: str, path: Path, images: Tensor) -> Parity:
     """Write one depth as a safetensors file that its plain network strict-loads.
 
     The header's string "stepwell_card" holds class names, input size, mean and std as JSON. Nothing is
@@ -52,7 +52,7 @@ def export_safetensors(net: NestedNet, depth: str, path: Path, images: Images) -
     return parity
 
 
-def export_pt2(net: NestedNet, depth: str, path: Path, images: Images) -> Parity:
+def export_pt2(net: NestedNet, depth: str, path: Path, images: Tensor) -> Parity:
     """Write one depth as a program that `torch.export.load(path).module()` runs at any batch size.
 
     The file's entry "stepwell.json" holds class names, size, mean and std. Nothing is written unless
@@ -63,8 +63,8 @@ def export_pt2(net: NestedNet, depth: str, path: Path, images: Images) -> Parity
     data = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
-        blank = torch.zeros(2, *images.shape[1:])  # the file keeps it: no image of somebody's
-        shapes = ({0: torch.export.Dim("batch")},)
+        blank = torch.zeros_like(images[:2])  # the file keeps it: no image of somebody's
+        shapes = INTERFACES[net.card.input].dynamic_shapes(net.card.size)[:1]
         program = torch.export.export(plain, (blank,), dynamic_shapes=shapes, strict=False)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # paths of this machine, on every line

@@ -80,7 +80,7 @@ def show_never_right(results: Mapping[str, Any], *, row: str = "depth") -> None:
         show(f"{never_in_words(rows, names, row)}: see the images, their number and their labels")
 
 
-def show_export(title: str, result: Mapping[str, Any]) -> None:
+def show_export(title: str, result: Mapping[str, Any], *, noun: str = "images") -> None:
     """Print exported files: size, check and, if measured, accuracy and time."""
     rows = result["files"]
     checked = next(row["parity"] for row in rows if "parity" in row)
@@ -97,7 +97,7 @@ def show_export(title: str, result: Mapping[str, Any]) -> None:
             cell += [f"{100 * row['accuracy']:.2f} %", agreement, f"{row['ms']:.2f}"]
         cells.append(cell)
     show(table(title, columns, cells, words=2))
-    show(f"checked on {checked['images']} {checked['part']} images", style="dim")
+    show(f"checked on {checked['images']} {checked['part']} {noun}", style="dim")
     if "weights" in result:
         weights = result["weights"]
         share = weights["bytes"] / weights["full_net_bytes"]

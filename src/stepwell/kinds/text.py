@@ -3,15 +3,14 @@
 The encoder inside does what an image classifier does where no text is read: costs, cascades, tables.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stepwell.console import say
-from stepwell.kinds import Costs, Network, Predicted, classifier
+from stepwell.kinds import Costs, Network, Predicted, classifier, classifier_tables
 from stepwell.kinds.classifier import show_results as show_results
-from stepwell.kinds.classifier_tables import show_export as show_export
 
 if TYPE_CHECKING:
     from stepwell.measure.text import TextClassifier
@@ -118,6 +117,34 @@ def read_inputs(path: Path, network: Network) -> list[tuple[str, ...]]:
         columns = network.config.get("arguments", {}).get("text", ())
         return [*read_texts(path, columns, None).texts]
     return [tuple(str(path).split("\t"))]
+
+
+def export(
+    network: Network, folder: Path, *, format: Literal["onnx", "pt2", "safetensors"] = "onnx",
+    depth: str | None = None, data: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write depths as files for other programs, each checked on texts; and the tokenizer.
+
+    Flags as for `export`. A graph takes ids and mask (batch, tokens) of any length.
+    """
+    from stepwell.export import export_folder
+    from stepwell.export.check import Sample
+    from stepwell.measure.text import some_ids, text_parts
+
+    text, net = network.net, network.net.net
+    net.require_ready(*(net.depths if depth is None else [depth]))
+    parts = text_parts(text, network.path, network.config, data)
+    part = "test" if parts.validation is None else "validation"
+    sample = Sample(some_ids(parts.validation or parts.test), part)
+    return export_folder(
+        net, folder, sample, format=format, depth=depth, own=classifier.is_own(network, folder),
+        say=say, beside={"tokenizer.json": text.tokenizer.content.encode()},
+    )  # fmt: skip
+
+
+def show_export(title: str, result: Mapping[str, Any]) -> None:
+    """Print exported files: size and check."""
+    classifier_tables.show_export(title, result, noun="texts")
 
 
 def cost(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stepwell.data.text import LABEL, Labels, Text, read_texts
 from stepwell.data.text_files import TextFiles, read_parts
@@ -82,6 +82,13 @@ class TextClassifier:
                 text = " ⏐ ".join(texts[index])
                 found[index] = Prediction(text, *best[0], depth=depths[row], top=best)
         return found
+
+
+def some_ids(batches: TextBatches, count: int = 64) -> Tensor:
+    """Token ids of `count` texts (all, if there are fewer), evenly spaced over the set, padded."""
+    examples = batches.examples
+    chosen = torch.linspace(0, len(examples) - 1, min(count, len(examples))).long()
+    return examples.rows(chosen)
 
 
 def save_text(net: NestedNet, path: Path, *, tokenizer: Tokenizer) -> Path:

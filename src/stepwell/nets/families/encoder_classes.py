@@ -98,8 +98,8 @@ class _Input(nn.Module):
     padding: int
     separator: int | None
 
-    def forward(self, ids: Ids, attention_mask: Mask | None = None) -> State:
-        mask = ids != self.padding if attention_mask is None else attention_mask
+    def forward(self, ids: Ids, attention_mask: Mask | Ids | None = None) -> State:
+        mask = ids != self.padding if attention_mask is None else attention_mask.bool()
         if self.separator is None:
             return mask, super().forward(ids)
         ends = ids == self.separator
@@ -121,6 +121,11 @@ class DistilBertInput(_Input, distilbert.Embeddings):
 
 class Encoder(PreTrainedModel):
     """A text encoder with a classifier: token ids (batch, tokens) to logits (batch, classes)."""
+
+    @property
+    def padding(self) -> int:
+        """The id of the padding token."""
+        return int(self.config.pad_token_id)
 
     def _as_path(self, embeddings: Any, layers: nn.ModuleList, kind: type, layer: type) -> None:
         """Give the embeddings and layers, which the library has made, the forward of a path's steps."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -141,11 +141,18 @@ def onnx_fingerprint(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def runner(session: Any) -> Callable[[Tensor], Tensor]:
-    """A session of an export as a function of images (n, 3, size, size) to logits (n, classes)."""
+def runner(
+    session: Any, names: Sequence[str] = ("images",),
+    inputs: Callable[[Tensor], Sequence[Tensor]] = lambda x: (x,),
+) -> Callable[[Tensor], Tensor]:  # fmt: skip
+    """A session of an export as a function of a batch to logits (n, classes).
 
-    def run(images: Tensor) -> Tensor:
-        (logits,) = session.run(["logits"], {"images": images.contiguous().numpy()})
+    `inputs` gives the graph's inputs, called `names`, for a batch.
+    """
+
+    def run(x: Tensor) -> Tensor:
+        feed = {n: t.contiguous().numpy() for n, t in zip(names, inputs(x), strict=True)}
+        (logits,) = session.run(["logits"], feed)
         return torch.from_numpy(logits)
 
     return run
