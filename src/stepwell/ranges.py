@@ -32,16 +32,18 @@ _NAMES = {
     ONE_OR_MORE: (
         "epochs nest_epochs steps keep shots views graft_steps join_steps sizes choose_epochs "
         "synthetic_count generator_steps devices accumulate num_classes batch dim context_size "
-        "negatives k seeds workers top patience max_tokens"
+        "negatives k seeds workers top patience max_tokens student_layers teacher_epochs"
     ),
     TWO_OR_MORE: "batch_size",  # BatchNorm cannot train on one image
     PIXELS: "size",
-    POSITIVE: "lr temperature teacher_std adaption_lr chooser_rate margin budget_ms budget_macs",
+    POSITIVE: (
+        "lr temperature teacher_std adaption_lr chooser_rate margin budget_ms budget_macs threshold"
+    ),
     NOT_NEGATIVE: (
-        "weight_decay max_drop ce kl attention hint full_weight cost_weight slack clip "
+        "weight_decay max_drop ce kl attention cls hint full_weight cost_weight slack clip "
         "checkpoint_minutes warm_epochs max_seconds unlearn interpolate"
     ),
-    BELOW_ONE: "label_smoothing val_fraction distill_from ema_teacher average",
+    BELOW_ONE: "label_share label_smoothing val_fraction distill_from ema_teacher average",
     SEED: "seed",
     SHARE: "start_from_teacher target min_accuracy target_accuracy",
     NUMBER: "teacher_mean",

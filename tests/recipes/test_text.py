@@ -2,7 +2,11 @@
 
 import io
 import json
+import re
+import shlex
+import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -265,3 +269,92 @@ def test_a_label_that_training_lacks_is_named(encoder, data, tmp_path, capsys):
     )  # fmt: skip
     assert code == 2
     assert "test.tsv, line 3: no training text has the label '7'; there are 0, 1" in err
+
+
+BERT = {"epochs": 3, "batch_size": 16, "lr": 5e-3, "max_tokens": 24, "student_layers": 2,
+        "loop": Loop(device="cpu")}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    return write_encoder(tmp_path_factory.mktemp("deep"), layers=4)
+
+
+def test_a_folder_is_fine_tuned_and_teaches(deep, data, tmp_path, capsys):
+    results = train("bert", data=str(data), teacher=str(deep), out=tmp_path / "run", **BERT)
+    found = results["bert"]
+    assert found["layers"] == [2, 4]
+    assert all(value > 0 for value in found["attention_kl"] + found["cls_cosine"])
+    assert 0 <= found["agreement"] <= 1
+    assert [*results["costs"]] == ["2"]
+    assert (tmp_path / "run" / "phases" / "teacher" / "done").exists()
+    before = (tmp_path / "run" / "net.safetensors").read_bytes()
+    train("bert", data=str(data), teacher=str(deep), out=tmp_path / "run", **BERT)
+    assert (tmp_path / "run" / "net.safetensors").read_bytes() == before
+    assert told(capsys, "predict", tmp_path / "run", "a dull tale")[0] == 0
+
+
+def test_a_run_teaches_at_once(run, data, tmp_path):
+    results = train(
+        "bert", data=str(data), teacher=str(run), out=tmp_path / "run",
+        **BERT | {"schedule": "stacked", "start": "teacher", "label_share": 0.5},
+    )  # fmt: skip
+    assert not (tmp_path / "run" / "phases" / "teacher").exists()
+    teacher = json.loads((run / "results.json").read_text())["test"]["3/accuracy"]
+    assert results["bert"]["teacher_accuracy"] == pytest.approx(teacher)
+
+
+def test_a_stopped_distillation_ends_with_the_same_weights(run, data, tmp_path, monkeypatch):
+    from stepwell.training import job
+
+    call = {"data": str(data), "teacher": str(run), **BERT, "schedule": "stacked", "threshold": 0.5}
+    train("bert", out=tmp_path / "whole", **call)
+    real = job.Job.end_step
+
+    def stopping(self, progress):
+        real(self, progress)
+        if self.position == 10:
+            raise RuntimeError("stop")
+
+    monkeypatch.setattr(job.Job, "end_step", stopping)
+    with pytest.raises(RuntimeError, match="stop"):
+        train("bert", out=tmp_path / "cut", **call)
+    monkeypatch.undo()
+    train("bert", out=tmp_path / "cut", **call)
+    a, b = (stepwell.load(tmp_path / name / "net.safetensors").tensors() for name in ("whole", "cut"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_teachers_that_do_not_fit_are_refused(deep, run, data, tmp_path, capsys):
+    own = ["train", "bert", "--data", data, "--out", tmp_path / "r"]
+    code, _, err = told(capsys, *own, "--teacher", deep, "--student-layers", "5")
+    assert (code, "--student-layers 5: the teacher has 4" in err) == (2, True)
+    other = write_tsv(tmp_path / "other.tsv", [(t, "yes" if c == "1" else "no") for t, c in texts(40)])
+    code, _, err = told(
+        capsys, "train", "bert", "--data", other, "--teacher", run, "--out", tmp_path / "r"
+    )
+    assert (code, "has the classes 0, 1, and the data no, yes: teach" in err) == (2, True)
+    code, _, err = told(capsys, *own, "--teacher", deep, "--layers", "1", "9", "--student-layers", "2")
+    assert (code, "the layer map names layer 9; the teacher has 1 to 4" in err) == (2, True)
+
+
+def test_the_pages_commands_and_snippets_run(run, deep, data, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "text.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, "runs/reviews")
+    for name, folder in (("minilm", deep), ("reviews", data)):
+        shutil.copytree(folder, name)
+    shutil.copy("reviews/dev.tsv", "more.tsv")
+    commands = re.findall(r"^    stepwell (.*)$", page, re.MULTILINE)
+    assert len(commands) == 8
+    for command in commands:
+        if command.startswith("train ekd"):
+            continue  # the run that is there
+        short = command.replace("--depth 2", "--depth 1")
+        flags = ["--epochs", "1", "--max-tokens", "24"] if command.startswith("train") else []
+        code, _, err = told(capsys, *shlex.split(short), *flags)
+        assert code == 0, (command, err)
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        snippet = snippet.replace('depth="2"', 'depth="1"').replace("2.onnx", "1.onnx")
+        exec(snippet, names := {})
+    assert names["logits"].shape == (1, 2)

@@ -20,7 +20,7 @@ class Interface(NamedTuple):
     inputs: Callable[[nn.Module, Tensor], tuple[Tensor, ...]]
 
     def dynamic_shapes(self, limit: int) -> tuple[dict[int, Any], ...]:
-        """The dimensions of any size, as torch's exporter takes them; but for the batch up to `limit`."""
+        """The dimensions of any size for torch's exporter; all but the batch's end at `limit`."""
         ends = {name: {} if name == "batch" else {"max": limit} for dims in self.dims for name in dims}
         known = {name: torch.export.Dim(name, **end) for name, end in ends.items()}
         return tuple({i: known[name] for i, name in enumerate(dims)} for dims in self.dims)

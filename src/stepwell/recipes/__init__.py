@@ -14,6 +14,7 @@ RECIPES: dict[str, tuple[str, str]] = {
         "drnet": "a network that chooses the resolution of each image, and maybe its depth",
         "netgraft": "a student from a trained teacher and a few images without labels, block by block",
         "dkge": "vectors of a knowledge graph, which `stepwell kg` updates as it changes",
+        "bert": "a shallow text encoder from a deep one, by its attention and [CLS] states",
         "distill": "a student from a trained teacher, offline",
     }.items()
 }

@@ -1,0 +1,231 @@
+"""Distillation from a text encoder's internal representations.
+
+After Aguilar et al. 2020 (arXiv:1910.03723). Layer i of the student learns layer m(i) of the teacher:
+its attention (KL) and its [CLS] state (cosine).
+
+    L_int(i) = a · KL(P_m(i) || P_i) + c · (1 - cos(h_m(i), h_i))
+
+- *all*: every step has all layers and the labels.
+- *progressive*: one layer after the other alone, then the labels alone.
+- *stacked*: layer after layer, each joined by those before it, then the labels alone.
+
+Marked as a *reconstruction* where the paper could not be read: means over heads and examples, and the
+even split of the steps over layers and labels.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor, nn
+
+from stepwell.losses import attention_kl, class_cross_entropy, cls_cosine, soft_target_kl
+from stepwell.methods.objective import Objective
+from stepwell.nets.nested.net import NestedNet
+from stepwell.nets.nested.steps import Request, Value
+from stepwell.ranges import check_numbers
+from stepwell.teachers.teacher import Frozen
+from stepwell.types import Batch, Step
+
+Schedule = Literal["all", "progressive", "stacked"]
+#: Decay of the moving average of the cosine loss that a threshold is compared with.
+SMOOTHING = 0.9
+
+
+def layer_map(student: int, teacher: int) -> tuple[int, ...]:
+    """The teacher's layer of each of the student's, from 1: the upper layer of equal groups.
+
+    >>> layer_map(3, 6), layer_map(4, 6)
+    ((2, 4, 6), (2, 3, 4, 6))
+    """
+    return tuple(max(1, round(i * teacher / student)) for i in range(1, student + 1))
+
+
+class InternalKD(Objective):
+    """Teach a shallow text encoder by a deep one, layer by layer.
+
+    Args:
+        student: an encoder; its full depth learns.
+        teacher: another one, frozen.
+        padding: id of the padding token, which never counts.
+        layers: the teacher's layer of each of the student's, from 1; by default `layer_map`. 0: none.
+        schedule: all, progressive or stacked.
+        attention: a, the weight of attention.
+        cls: c, the weight of the [CLS] states.
+        kl: weight of the teacher's soft targets.
+        ce: weight of the labels.
+        temperature: T of the soft targets.
+        keep_task: keep soft targets and labels in the loss while layers are learned.
+        label_share: share of training at the end for soft targets and labels alone, in progressive and
+            stacked; by default as long as each layer's.
+        threshold: cosine loss below which the next layer begins before its time.
+
+    Raises:
+        ValueError: a value is out of range; a layer that does not exist; unequal numbers of heads, with
+            attention; no loss.
+    """
+
+    def __init__(
+        self,
+        student: NestedNet,
+        teacher: NestedNet,
+        padding: int,
+        *,
+        layers: Sequence[int] | None = None,
+        schedule: str = "all",
+        attention: float = 1.0,
+        cls: float = 1.0,
+        kl: float = 1.0,
+        ce: float = 0.0,
+        temperature: float = 1.0,
+        keep_task: bool = False,
+        label_share: float | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_numbers(locals(), flags=False)
+        if schedule not in get_args(Schedule):
+            raise ValueError(f"no schedule {schedule!r}; there are {', '.join(get_args(Schedule))}")
+        if not (kl or ce or attention or cls):
+            raise ValueError("the student has no loss: attention, cls, kl and ce are all 0")
+        if schedule != "all" and not (kl or ce):
+            raise ValueError(f"schedule {schedule!r} ends with labels: give kl or ce a weight")
+        if schedule != "all" and not (attention or cls):
+            raise ValueError(f"schedule {schedule!r} begins with layers: weigh attention or cls")
+        self.student, self.teacher, self.padding = student, Frozen(teacher), padding
+        self.depth = _layers_of(student)
+        most = _layers_of(teacher)
+        self.layers = tuple(layers) if layers is not None else layer_map(self.depth, most)
+        if len(self.layers) != self.depth:
+            raise ValueError(
+                f"the layer map names {len(self.layers)} layers, and the student has {self.depth}"
+            )
+        if wrong := [m for m in self.layers if not 0 <= m <= most]:
+            raise ValueError(f"the layer map names layer {wrong[0]}; the teacher has 1 to {most}")
+        self.schedule, self.keep_task = schedule, keep_task
+        self.attention, self.cls, self.kl, self.ce = attention, cls, kl, ce
+        self.temperature, self.threshold = temperature, threshold
+        self.label_share = 1 / (self.depth + 1) if label_share is None else label_share
+        (heads, width), (their_heads, their_width) = _shape(student), _shape(teacher)
+        if attention and heads != their_heads:
+            raise ValueError(
+                f"the student has {heads} heads of attention and the teacher {their_heads}: set "
+                "attention to 0, or take a student of as many"
+            )
+        unequal = bool(cls) and width != their_width
+        maps = [nn.Linear(width, their_width) for _ in self.layers] if unequal else []
+        self.projections = nn.ModuleList(maps)
+        # In the state dict: a resumed run goes on in the same stage.
+        self.stage_reached: Tensor
+        self.cosine: Tensor
+        self.register_buffer("stage_reached", torch.ones(()))
+        self.register_buffer("cosine", torch.full((), 2.0))
+
+    def stage(self) -> int:
+        """The layer that is learned now, from 1; one more than there are: the labels."""
+        if self.schedule == "all":
+            return self.depth + 1
+        share = 1 - self.label_share
+        by_time = 1 + math.floor(self.depth * self.progress / share + 1e-9) if share > 0 else math.inf
+        return int(min(self.depth + 1, max(by_time, int(self.stage_reached))))
+
+    def active(self) -> range:
+        """The student's layers with a loss, from 1."""
+        stage = self.stage()
+        if self.schedule == "all":
+            return range(1, self.depth + 1)
+        if stage > self.depth:
+            return range(0)
+        return range(stage if self.schedule == "progressive" else 1, stage + 1)
+
+    def training_step(self, batch: Batch) -> Step:
+        """The loss of the layers and labels of this stage."""
+        ids, labels = batch
+        active = [i for i in self.active() if self.layers[i - 1] and (self.attention or self.cls)]
+        labelled = not self.active() or self.schedule == "all" or self.keep_task
+        extras = [n for n, weight in (("scores", self.attention), ("cls", self.cls)) if weight]
+        soft = self.kl if labelled else 0.0
+        target = None
+        if active or soft:
+            target = self.teacher(ids, extras=extras) if active else self.teacher(ids)
+        logs: dict[str, Tensor] = {}
+        loss = []
+        last = None if labelled else max(self.active())
+        value, internal = self._run(ids, set(active), extras, last)
+        for i in active:
+            assert target is not None
+            for name, weight, one in self._internal(i, internal[i], target.extras, ids):
+                logs[f"{name}/{i}"] = one
+                loss.append(weight * one)
+        if labelled:
+            assert isinstance(value, Tensor)
+            if soft:
+                assert target is not None
+                logs["kl"] = soft_target_kl(value, target.logits, self.temperature)
+                loss.append(soft * logs["kl"])
+            if self.ce:
+                logs["ce"] = class_cross_entropy(value, labels)
+                loss.append(self.ce * logs["ce"])
+        self._note(logs, active)
+        return Step(torch.stack(loss).sum(), logs)
+
+    def _internal(
+        self, i: int, ours: dict[str, Tensor], theirs: object, ids: Int64[Tensor, "batch tokens"]
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        """Name, weight and value of each loss of a student's layer."""
+        assert isinstance(theirs, dict)
+        at = self.layers[i - 1] - 1
+        if self.attention:
+            mask: Bool[Tensor, "batch tokens"] = ids.ne(self.padding)
+            yield "attention", self.attention, attention_kl(ours["scores"], theirs["scores"][at], mask)
+        if self.cls:
+            state = self.projections[i - 1](ours["cls"]) if len(self.projections) else ours["cls"]
+            yield "cls", self.cls, cls_cosine(state, theirs["cls"][at])
+
+    def _run(
+        self, ids: Tensor, asked: set[int], extras: Sequence[str], last: int | None
+    ) -> tuple[Value, dict[int, dict[str, Tensor]]]:
+        """Run the student up to layer `last` (None: to the logits), with extras of the layers asked."""
+        first = len(self.student.plan.gaps[0])
+        path, names = self.student.path(), self.student.keywords(self.student.full)
+        stop = len(path) if last is None else first + last
+        request, internal = Request({}, tuple(extras)), dict[int, dict[str, Tensor]]()
+        value: Value = ids
+        for at in range(stop):
+            layer = at - first + 1
+            if layer in asked:
+                value, internal[layer] = request.call(path[at], value, names[at])
+            else:
+                value = path[at](value)
+        return value, internal
+
+    @torch.no_grad()
+    def _note(self, logs: dict[str, Tensor], active: Sequence[int]) -> None:
+        """Begin the next layer if the cosine loss, a moving average, is below the threshold."""
+        if self.threshold is None or self.schedule == "all" or not (active and self.cls):
+            return
+        stage = self.stage()
+        if stage > self.stage_reached:  # by time
+            self.stage_reached.fill_(stage)
+            self.cosine.fill_(2.0)
+        now = torch.stack([logs[f"cls/{i}"] for i in active]).sum()
+        fresh = self.cosine == 2.0
+        self.cosine.copy_(torch.where(fresh, now, SMOOTHING * self.cosine + (1 - SMOOTHING) * now))
+        if self.cosine < self.threshold:
+            self.stage_reached.fill_(stage + 1)
+            self.cosine.fill_(2.0)
+
+
+def _layers_of(net: NestedNet) -> int:
+    """The number of layers of an encoder."""
+    if len(net.stages) != 1:
+        raise ValueError(f"an encoder has one stage of layers, this network {len(net.stages)}")
+    return net.depths[net.full][0]
+
+
+def _shape(net: NestedNet) -> tuple[int, int]:
+    """The number of heads and the width of an encoder."""
+    config: Any = net.module.config
+    return int(config.num_attention_heads), int(config.hidden_size)

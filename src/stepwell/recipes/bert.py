@@ -1,0 +1,117 @@
+"""Train a shallow text encoder by a deep one's attention maps and [CLS] states, layer by layer."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+
+from stepwell.data.image_flags import LabelledImages
+from stepwell.data.text_files import TextFiles
+from stepwell.flags import Flags, checked, flag
+from stepwell.methods import Supervised
+from stepwell.methods.bert_internal import InternalKD, Schedule
+from stepwell.recipes import flags
+from stepwell.tasks import text
+from stepwell.training import Loop, fit
+from stepwell.training.optimisation import Optimisation
+
+Start = Literal["pretrained", "teacher"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Internal:
+    """What the student learns of the teacher, and when.
+
+    Attributes:
+        schedule: all: layers and soft targets in every step; progressive: one layer after the
+            other, then the soft targets; stacked: layer joins layer, then the soft targets.
+        layers: the teacher's layer of each of the student's, from 1; 0: none.
+        attention: weight of the attention maps (KL).
+        cls: weight of the [CLS] states (cosine).
+        kl: weight of the teacher's soft targets.
+        ce: weight of the labels.
+        temperature: temperature of the soft targets.
+        keep_task: soft targets and labels count in every step.
+        label_share: share of the steps for soft targets and labels alone.
+        threshold: cosine loss below which the next layer begins.
+    """
+
+    TITLE: ClassVar = "teaching"
+    schedule: Annotated[Schedule, flag("SCHEDULE")] = "all"
+    layers: Annotated[tuple[int, ...] | None, flag("N ...", "evenly spaced")] = None
+    attention: float = 1.0
+    cls: float = 1.0
+    kl: float = 1.0
+    ce: float = 0.0
+    temperature: float = 1.0
+    keep_task: Annotated[bool, flag()] = False
+    label_share: Annotated[float | None, flag("X", "as each layer's")] = None
+    threshold: Annotated[float | None, flag("X", "by steps alone")] = None
+
+
+def bert(
+    *,
+    data: Annotated[str, flag("DATA", help="train.tsv, or a folder with it.")],
+    out: flags.Out,
+    teacher: Annotated[str, flag("RUN|FOLDER")],
+    student_layers: Annotated[int, flag("N")] = 3,
+    start: Annotated[Start, flag("START")] = "pretrained",
+    teacher_epochs: Annotated[int | None, flag("N", "as --epochs")] = None,
+    texts: Flags[TextFiles] = TextFiles(),
+    internal: Flags[Internal] = Internal(),
+    training: Flags[Optimisation] = Optimisation(),
+    loop: Flags[Loop] = Loop(),
+) -> dict[str, Any]:
+    """Teach a shallow text encoder by a deep one's internal representations (Aguilar et al. 2020).
+
+    A folder of Hugging Face's is fine-tuned first, and teaches then. A run of `train supervised` or
+    `train ekd` on texts teaches at once.
+
+    Examples:
+        stepwell train bert --teacher minilm/ --data reviews/ --out runs/small
+        stepwell train bert --teacher runs/big --data reviews/ --student-layers 2 --out runs/tiny
+
+    Args:
+        teacher: a text run, or a folder with config.json, tokenizer.json and model.safetensors.
+        student_layers: layers of the student.
+        start: the student's layers begin as those of the teacher that they learn, before its
+            fine-tuning (pretrained) or after it (teacher).
+        teacher_epochs: passes of the teacher's fine-tuning.
+    """
+    training = text.settled(training)
+    arguments = checked(locals())
+    torch.manual_seed(training.seed)
+    folder = text.encoder_folder(teacher)
+    splits = text.read_splits(data, out, LabelledImages(), str(folder), texts)
+    deep, begun = text.start_network(splits, str(folder))
+    trained = text.trained_encoder(teacher, splits)
+    if trained is not None:
+        deep.load_full(trained.module.state_dict())
+    most = deep.depths[deep.full][0]
+    if not 1 <= student_layers <= most:
+        raise ValueError(f"--student-layers {student_layers}: the teacher has {most}")
+    inputs = text.prepare(splits, LabelledImages(), training)
+    padding = splits.train.tokenizer.padding
+    shallow = text.shallow(splits, student_layers)
+    options: dict[str, Any] = vars(internal)
+    InternalKD(shallow, deep, padding, **options)  # refuses what does not fit, before there is a run
+    with text.open_task("bert", out, loop, arguments, inputs, shallow) as task:
+        known = trained is not None or not begun.fresh
+        pretrained = {k: v.clone() for k, v in deep.module.state_dict().items()}
+        if not known:
+            fit(
+                Supervised(deep.module), task.train, training.optim(), task.run, phase="teacher",
+                epochs=teacher_epochs or training.epochs, validate=text.validator(deep, task),
+                loop=loop, patience=training.patience,
+            )  # fmt: skip
+        objective = InternalKD(shallow, deep, padding, **options)
+        source = pretrained if start == "pretrained" else deep.module.state_dict()
+        text.copy_layers(source, shallow, objective.layers)
+        fit(
+            objective, task.train, training.optim(), task.run, phase="student",
+            epochs=training.epochs, validate=text.validator(shallow, task), loop=loop,
+            patience=training.patience,
+        )  # fmt: skip
+        record = {"bert": text.mismatch(shallow, deep, task.test, objective.layers)}
+        results: dict[str, Any] = text.finish(task, shallow, record=record)
+        return results

@@ -1,0 +1,143 @@
+"""Distillation from internal representations: who learns what, and when."""
+
+import pytest
+import torch
+
+from stepwell.losses import attention_kl, cls_cosine, soft_target_kl
+from stepwell.methods.bert_internal import InternalKD, layer_map
+from stepwell.nets import build
+from stepwell.types import Batch
+
+CONFIG = {
+    "vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2,
+    "max_position_embeddings": 12, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.5,
+}  # fmt: skip
+IDS = torch.tensor([[2, 5, 6, 7, 3, 0, 0], [2, 8, 9, 10, 11, 12, 3], [2, 4, 3, 0, 0, 0, 0]])
+BATCH = Batch(IDS, torch.tensor([0, 1, 1]))
+
+
+def encoder(layers, seed=0, **changes):
+    torch.manual_seed(seed)
+    return build(f"bert/{layers}", config=CONFIG | changes, num_classes=2)
+
+
+def made(schedule="all", **options):
+    return InternalKD(encoder(3), encoder(6, seed=1), 0, schedule=schedule, **options)
+
+
+def test_layers_are_the_upper_ones_of_equal_groups():
+    assert layer_map(3, 6) == (2, 4, 6)
+    assert layer_map(6, 12) == (2, 4, 6, 8, 10, 12)
+    assert layer_map(2, 3) == (2, 3)
+
+
+def test_all_layers_and_soft_targets_are_summed():
+    objective = made(attention=2.0, cls=3.0, kl=0.5, ce=0.0)
+    step = objective.training_step(BATCH)
+    net, teacher, mask = objective.student, objective.teacher._net[0], IDS != 0
+    ours, theirs = (n.forward_all(IDS, [n.full], extras=["scores", "cls"])[n.full]
+                    for n in (net, teacher))  # fmt: skip
+    expected = 0.5 * soft_target_kl(ours.logits, theirs.logits, 1.0)
+    for i, at in enumerate((2, 4, 6)):
+        a, b = ours.extras, theirs.extras
+        expected += 2.0 * attention_kl(a["scores"][i], b["scores"][at - 1], mask)
+        expected += 3.0 * cls_cosine(a["cls"][i], b["cls"][at - 1])
+    torch.testing.assert_close(step.loss, expected)
+    assert {*step.logs} == {f"{n}/{i}" for n in ("attention", "cls") for i in (1, 2, 3)} | {"kl"}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stages"),
+    [("progressive", [{1}, {2}, {3}, set()]), ("stacked", [{1}, {1, 2}, {1, 2, 3}, set()])],
+)
+def test_layers_take_turns_and_labels_come_last(schedule, stages):
+    objective = made(schedule)
+    for progress, layers in zip((0.0, 0.25, 0.5, 0.75), stages, strict=True):
+        objective.progress = progress
+        logs = objective.training_step(BATCH).logs
+        learned = {int(name.split("/")[1]) for name in logs if "/" in name}
+        assert learned == layers
+        assert ("kl" in logs) == (not layers)
+
+
+def test_the_label_stage_may_be_longer():
+    objective = made("stacked", label_share=0.7)
+    assert [*objective.active()] == [1]
+    objective.progress = 0.29
+    assert [*objective.active()] == [1, 2, 3]
+    objective.progress = 0.31
+    assert [*objective.active()] == []
+
+
+def test_the_task_may_stay_in_the_loss():
+    objective = made("stacked", keep_task=True, ce=1.0)
+    logs = objective.training_step(BATCH).logs
+    assert {*logs} == {"attention/1", "cls/1", "kl", "ce"}
+
+
+def test_a_stage_runs_no_deeper_layer_and_gives_it_no_gradient():
+    objective = made("stacked")
+    objective.training_step(BATCH).loss.backward()
+    layers = objective.student.module.bert.encoder.layer
+    reached = [any(p.grad is not None for p in layer.parameters()) for layer in layers]
+    assert reached == [True, False, False]
+    assert objective.student.module.classifier.weight.grad is None
+    teacher = objective.teacher._net[0]
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+
+
+def test_a_threshold_ends_a_stage_early_and_is_kept_in_the_state():
+    objective = made("stacked", threshold=2.0)
+    objective.training_step(BATCH)
+    assert objective.stage() == 2
+    other = made("stacked", threshold=2.0)
+    other.load_state_dict(objective.state_dict())
+    assert other.stage() == 2
+    patient = made("stacked", threshold=1e-9)
+    patient.training_step(BATCH)
+    assert patient.stage() == 1
+
+
+def test_unequal_widths_are_mapped_and_unequal_heads_refused():
+    narrow = encoder(3, hidden_size=8)
+    objective = InternalKD(narrow, encoder(6), 0)
+    objective.training_step(BATCH).loss.backward()
+    assert all(m.weight.grad is not None for m in objective.projections)
+    heads = encoder(3, num_attention_heads=4)
+    with pytest.raises(ValueError, match="the student has 4 heads of attention and the teacher 2"):
+        InternalKD(heads, encoder(6), 0)
+    InternalKD(heads, encoder(6), 0, attention=0.0)
+
+
+@pytest.mark.parametrize("schedule", ["all", "progressive", "stacked"])
+def test_the_distance_falls(schedule):
+    objective = made(schedule)
+    optimizer = torch.optim.Adam(objective.student.parameters(), 3e-3)
+    first = last = None
+    for _ in range(30):
+        step = objective.training_step(BATCH)
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+        first = step.loss if first is None else first
+        last = step.loss
+    assert last < 0.7 * first
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": (2, 4)}, "the layer map names 2 layers, and the student has 3"),
+        ({"layers": (2, 4, 7)}, "the layer map names layer 7; the teacher has 1 to 6"),
+        ({"schedule": "some"}, "no schedule 'some'; there are all, progressive, stacked"),
+        ({"attention": 0.0, "cls": 0.0, "kl": 0.0}, "the student has no loss"),
+        ({"schedule": "stacked", "kl": 0.0}, "ends with labels: give kl or ce a weight"),
+        ({"schedule": "stacked", "attention": 0.0, "cls": 0.0}, "begins with layers: weigh attention"),
+        ({"cls": -1.0}, "cls -1.0: must be 0 or more"),
+        ({"label_share": 1.0}, "label_share 1.0: must be 0 or more and below 1"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        made(**options)
