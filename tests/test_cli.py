@@ -238,7 +238,7 @@ def test_a_long_work_off_a_terminal_says_how_far_it_is(capsys, monkeypatch):
     assert [*console.track(range(2000), "classifying", 2000)] == [*range(2000)]
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("classifying: 1 of 2,000, about ")
-    assert lines[-1] == "classifying: 2,000 of 2,000, about 0.0 minutes left"
+    assert lines[-1] == "classifying: 2,000 of 2,000, about 0 s left"
 
 
 def test_predict_works_on_a_file_that_was_moved(stepwell, trained, tmp_path):
@@ -1323,7 +1323,7 @@ def test_version_and_list(stepwell):
     assert stepwell("--version") == (0, f"stepwell {__version__}\n", "")
     code, out, _ = stepwell("list", "--json")
     assert code == 0
-    assert list(json.loads(out)["networks"]) == [*BUILDERS, "timm/NAME"]
+    assert list(json.loads(out)["networks"]) == [*BUILDERS, "FOLDER", "timm/NAME"]
     code, out, _ = stepwell("list")
     assert all(name in out for name in BUILDERS)
 
@@ -1335,13 +1335,17 @@ def test_the_options_of_the_recipes_are_these():
     trained = common + " init epochs weight_decay val_fraction mix balance optimizer patience"
     teachers = "teacher teacher_mean teacher_std"
     taught = f"{teachers} temperature ce kl attention"
+    texts = "test valid text label max_tokens"
     shown = "unlabeled unlabeled_share synthetic synthetic_share synthetic_count "
     expected = {
-        "supervised": f"{trained} net label_smoothing",
+        "supervised": f"{trained} {texts} net label_smoothing",
         "distill": f"{trained} {taught} student attention_stages hint hint_stages cache "
         f"{shown} generator_steps",
-        "ekd": f"{trained} {taught} net depths calibrated stages nest_epochs schedule full_weight "
-        "sample label_smoothing on_drop max_drop",
+        "ekd": f"{trained} {taught} {texts} net depths calibrated stages nest_epochs schedule "
+        "full_weight sample label_smoothing on_drop max_drop",
+        "bert": f"{loop} {texts} data out teacher student_layers start teacher_epochs schedule layers "
+        "attention cls kl ce temperature keep_task label_share threshold epochs batch_size optimizer "
+        "lr weight_decay val_fraction patience seed",
         "drnet": f"{trained} net depths sizes schedule target choose_epochs label_smoothing",
         "netgraft": f"{common} {teachers} student keep unlabeled shots blocks schedule views "
         "graft_steps join_steps loss",

@@ -94,7 +94,7 @@ def test_help_of_ekd_fits_on_a_screen_and_a_half(monkeypatch, capsys):
     assert "ema" not in out
     with pytest.raises(SystemExit):
         cli.main(["train", "distill", "--help"])
-    assert "(default: 0.1 for sgd, 0.001 for adam, adamw)" in capsys.readouterr().out
+    assert "(default: sgd: 0.1; adam: 0.001; texts: 3e-5)" in capsys.readouterr().out
 
 
 @pytest.fixture

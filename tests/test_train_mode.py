@@ -1,6 +1,7 @@
 """Whoever runs a network in eval mode for a while gives each module its own mode back."""
 
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,8 +68,12 @@ USERS = {
     "cascade": cascaded,
     "attention": attended,
     "cost": lambda net, batches: costs_of({"": net}, batches.at(0).images, seconds=0.01),
-    "validator": lambda net, batches: validator(net, Task(None, batches, batches, batches))(),
+    "validator": lambda net, batches: validator(net, task_of(batches))(),
 }
+
+
+def task_of(batches):
+    return Task(Run(Path("none"), {}, None), batches, batches, batches)
 
 
 @pytest.mark.parametrize("use", USERS.values(), ids=USERS)

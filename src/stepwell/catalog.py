@@ -31,6 +31,7 @@ NETWORKS = {
     "convnext_tiny": "torchvision's ConvNeXt (3, 3, 9, 3)",
     "convnext_small": "torchvision's ConvNeXt (3, 3, 27, 3); holds tiny",
     "vit_b_16": "torchvision's vision transformer of 12 blocks; holds 1, 2, ..., 11",
+    "FOLDER": "for texts: a BERT, RoBERTa or DistilBERT of Hugging Face's; 6 layers hold 1, 2, ..., 5",
     "timm/NAME": "a timm model with stages; a ViT or DeiT of 12 blocks holds 1, 2, ..., 11",
 }
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torchvision
+from benchmarks.batches import random_batches
 from torch.testing import assert_close
 
 from stepwell.nets import Card, NestedNet, build
@@ -14,7 +15,7 @@ from stepwell.recipes import train
 from stepwell.recipes.full_net_watch import watch_full_net
 from stepwell.tasks import classification
 from stepwell.tasks.classification import Task
-from stepwell.training import Loop
+from stepwell.training import Loop, Run
 
 ARGUMENTS = {"data": "digits", "epochs": 2, "batch_size": 128, "loop": Loop(device="cpu")}
 pytestmark = pytest.mark.usefixtures("quick")
@@ -79,8 +80,10 @@ def test_a_full_net_that_cannot_be_watched_is_said_not_to_be(other, tmp_path):
         assert "ekd" not in train("ekd", **NEST | brief)
     assert not any("\n" in str(w.message) for w in said)
     net, start = build("resnet8"), Start(Card(), fresh=())
+    noise = random_batches(4, 32, 2, None)
+    task = Task(Run(tmp_path, {}, None), noise, None, noise)
     with pytest.warns(UserWarning, match=r"is not watched .* \(there is no validation part"):
-        watch_full_net(net, Task(None, None, None, None), 0.5, start, trained=True)
+        watch_full_net(net, task, 0.5, start, trained=True)
 
 
 def test_a_sub_net_that_no_step_trained_is_calibrated_and_said_to_be(tmp_path):

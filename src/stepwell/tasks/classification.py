@@ -21,7 +21,6 @@ from stepwell.data.decoding import DIFFERENT
 from stepwell.data.image_flags import Augmentation, Images
 from stepwell.data.images import check_outside
 from stepwell.data.text_files import TextFiles
-from stepwell.data.tokens import TokenSet
 from stepwell.device import device_name
 from stepwell.evaluation import Tally, evaluate, gather_logits
 from stepwell.files import config_of, write_whole
@@ -216,7 +215,8 @@ def open_task(
     teacher = "/".join(inputs.weights) or None
     with Run.start(out, recipe, arguments, data=inputs.about, teacher=teacher) as run:
         if net is not None and run.writes and not (out / "results.json").exists():
-            tell_cost(net, inputs.train.examples, arguments.get("stem", "auto"))
+            examples = inputs.train.examples
+            tell_cost(net, examples.size, arguments.get("stem", "auto"), examples.input)
         parts = inputs.train, inputs.validation, inputs.test
         yield Task(run, *parts, inputs.teacher, device_of(loop))
 
@@ -240,14 +240,14 @@ def tell_measuring(task: Task) -> None:
     tell(f"measuring on {len(examples)} test {examples.NOUN}", quiet=not task.run.writes)
 
 
-def tell_cost(net: NestedNet, examples: ImageSet | TokenSet, stem: str) -> None:
+def tell_cost(net: NestedNet, size: int, stem: str, input: str = "image") -> None:
     """Say which stem and how many MACs an input takes, and whether a larger image costs less."""
     assert net.builder is not None
     name, arguments = net.builder
-    size, kind = examples.size, INPUTS[examples.input]
+    kind = INPUTS[input]
     own = arguments.get("stem", "")
     stems = {"small": " with the small stem (3×3, stride 1)", "imagenet": " with the imagenet stem"}
-    macs = _macs(net, examples.input, size)
+    macs = _macs(net, input, size)
     text = f"{name}{stems.get(own, '')}: {big(macs)} MACs per {kind.noun} of {size} {kind.unit}"
     if own == "small" and stem == "auto" and 32 < size < SMALL:
         larger = _macs(build(name, **arguments | {"stem": "imagenet"}), "image", SMALL)
@@ -293,8 +293,8 @@ def validator(
 def finish(
     task: Task[Any], net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None,
     record: Mapping[str, Any] | None = None, trained: Sequence[str] | None = None, *,
-    kind: str = "classifier", save: Callable[[NestedNet, Path], object] = save,
-    load: Callable[[Path], NestedNet] = load,
+    kind: str = "classifier", write: Callable[[NestedNet, Path], object] | None = None,
+    read: Callable[[Path], NestedNet] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the trained `net` once on the test part, write the run's results, and return them.
 
@@ -308,11 +308,11 @@ def finish(
         record: further entries of the results.
         trained: depths that training has reached; all by default. Other depths get norm statistics
             from the training images, with a warning.
-        kind: of the network. save, load: write and read its file.
+        kind: of the network. write, read: its file, by default as `save` and `load` do.
     """
     run = task.run
     file, predictions = run.path / "net.safetensors", run.path / "predictions.npz"
-    kept, results = finished(run, load)
+    kept, results = finished(run, read or load)
     if results is not None:
         return results
     net = (net if kept is None else kept).to(task.device)
@@ -330,7 +330,7 @@ def finish(
     results = {**results_of(sums, net.card.classes, costs, kind), **spent(run), **(record or {})}
     if run.writes:
         if kept is None:
-            save(net, file)
+            (write or save)(net, file)
         results["file_bytes"] = file.stat().st_size
         write_predictions(predictions, logits, labels, task.test)
         run.write_json("results.json", results)

@@ -296,5 +296,5 @@ def finish(
     tokenizer = task.train.examples.tokenizer
     return classification.finish(
         task, net, untrained, record, trained, kind=KIND,
-        save=partial(save_text, tokenizer=tokenizer), load=lambda file: load_text(file).net,
+        write=partial(save_text, tokenizer=tokenizer), read=lambda file: load_text(file).net,
     )  # fmt: skip

@@ -27,7 +27,7 @@ class Optimisation:
     epochs: Annotated[int | None, flag("N", "40; texts: 3")] = None
     batch_size: Annotated[int | None, flag("N", "128; texts: 32")] = None
     optimizer: Annotated[OptimizerName | None, flag("NAME", "sgd; texts: adamw")] = None
-    lr: Annotated[float | None, flag("X", "sgd: 0.1; adam, adamw: 0.001, texts: 3e-5")] = None
+    lr: Annotated[float | None, flag("X", "sgd: 0.1; adam: 0.001; texts: 3e-5")] = None
     weight_decay: float = 5e-4
     val_fraction: float = 0.1
     patience: Annotated[int | None, flag("N", "never")] = None
