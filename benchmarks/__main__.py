@@ -26,6 +26,7 @@ NAMES = (
     "drnet",
     "precision",
     "kg",
+    "text",
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -1,8 +1,8 @@
 """Trials of the core's settings, on validation images.
 
 `python -m benchmarks.ekd_trials DATA OUT --seeds 100 101 --trials 'labels*' default`: DATA holds train/
-and, as test/, the images to choose by, on which no arm of a study trains or tests. ResNet-32 > 20 > 14 >
-8 at 16 pixels, bf16. Each seed trains the full network once, and every trial starts from it.
+and, as test/, the images to choose by, on which no arm of a study trains or tests. ResNet-32 > 20 > 14
+> 8 at 16 pixels, bf16. Each seed trains the full network once, and every trial starts from it.
 OUT/trials.jsonl gets one line for each trial, and the same command continues.
 """
 

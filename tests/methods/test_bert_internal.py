@@ -6,6 +6,7 @@ import torch
 from stepwell.losses import attention_kl, cls_cosine, soft_target_kl
 from stepwell.methods.bert_internal import InternalKD, layer_map
 from stepwell.nets import build
+from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept, kept_layers
 from stepwell.types import Batch
 
 CONFIG = {
@@ -141,3 +142,21 @@ def test_the_distance_falls(schedule):
 def test_what_cannot_be_learned_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         made(**options)
+
+
+@pytest.mark.parametrize("schedule", ["all", "progressive", "stacked"])
+def test_kept_outputs_give_the_same_losses(schedule, tmp_path):
+    objective, plain = made(schedule), made(schedule)
+    kept = Kept(2, kept_layers(objective.layers), 2, 16)
+    file = tmp_path / "teacher.bin"
+    objective.teacher = EncoderOutputs(plain.teacher, [IDS[1:], IDS[:1, :6]], 0, kept, file)
+    again = EncoderOutputs(None, [IDS[1:], IDS[:1, :6]], 0, kept, file)  # the file is whole
+    for progress in (0.0, 0.3, 0.6, 0.9):
+        objective.progress = plain.progress = progress
+        expected = plain.training_step(BATCH)
+        for teacher in (objective.teacher, again):
+            objective.teacher = teacher
+            step = objective.training_step(BATCH)
+            torch.testing.assert_close(step.loss, expected.loss, rtol=1e-5, atol=1e-6)
+    with pytest.raises(KeyError):
+        objective.teacher(torch.tensor([[2, 19, 3]]))

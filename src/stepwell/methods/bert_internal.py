@@ -94,7 +94,8 @@ class InternalKD(Objective):
             raise ValueError(f"schedule {schedule!r} ends with labels: give kl or ce a weight")
         if schedule != "all" and not (attention or cls):
             raise ValueError(f"schedule {schedule!r} begins with layers: weigh attention or cls")
-        self.student, self.teacher, self.padding = student, Frozen(teacher), padding
+        self.student, self.padding = student, padding
+        self.teacher: nn.Module = Frozen(teacher)
         self.depth = _layers_of(student)
         most = _layers_of(teacher)
         self.layers = tuple(layers) if layers is not None else layer_map(self.depth, most)
@@ -108,7 +109,7 @@ class InternalKD(Objective):
         self.attention, self.cls, self.kl, self.ce = attention, cls, kl, ce
         self.temperature, self.threshold = temperature, threshold
         self.label_share = 1 / (self.depth + 1) if label_share is None else label_share
-        (heads, width), (their_heads, their_width) = _shape(student), _shape(teacher)
+        (heads, width), (their_heads, their_width) = shape_of(student), shape_of(teacher)
         if attention and heads != their_heads:
             raise ValueError(
                 f"the student has {heads} heads of attention and the teacher {their_heads}: set "
@@ -225,7 +226,7 @@ def _layers_of(net: NestedNet) -> int:
     return net.depths[net.full][0]
 
 
-def _shape(net: NestedNet) -> tuple[int, int]:
+def shape_of(net: NestedNet) -> tuple[int, int]:
     """The number of heads and the width of an encoder."""
     config: Any = net.module.config
     return int(config.num_attention_heads), int(config.hidden_size)

@@ -57,6 +57,7 @@ def bert(
     student_layers: Annotated[int, flag("N")] = 3,
     start: Annotated[Start, flag("START")] = "pretrained",
     teacher_epochs: Annotated[int | None, flag("N", "as --epochs")] = None,
+    keep_outputs: bool = True,
     texts: Flags[TextFiles] = TextFiles(),
     internal: Flags[Internal] = Internal(),
     training: Flags[Optimisation] = Optimisation(),
@@ -77,6 +78,7 @@ def bert(
         start: the student's layers begin as those of the teacher that they learn, before its
             fine-tuning (pretrained) or after it (teacher).
         teacher_epochs: passes of the teacher's fine-tuning.
+        keep_outputs: compute the teacher's outputs once, and keep them in the run until its end.
     """
     training = text.settled(training)
     arguments = checked(locals())
@@ -105,6 +107,8 @@ def bert(
                 loop=loop, patience=training.patience,
             )  # fmt: skip
         objective = InternalKD(shallow, deep, padding, **options)
+        if keep_outputs:
+            objective.teacher = text.kept_outputs(task, deep, objective)
         source = pretrained if start == "pretrained" else deep.module.state_dict()
         text.copy_layers(source, shallow, objective.layers)
         fit(
@@ -114,4 +118,5 @@ def bert(
         )  # fmt: skip
         record = {"bert": text.mismatch(shallow, deep, task.test, objective.layers)}
         results: dict[str, Any] = text.finish(task, shallow, record=record)
+        text.drop_outputs(task)
         return results

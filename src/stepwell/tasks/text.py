@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepwell.data.image_flags import Images, LabelledImages
 from stepwell.data.text import Labels, read_texts
@@ -21,6 +21,8 @@ from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
 from stepwell.files import config_of
 from stepwell.losses import attention_kl, cls_cosine
 from stepwell.measure.text import KIND, load_text, save_text
+from stepwell.measures import big
+from stepwell.methods.bert_internal import InternalKD, shape_of
 from stepwell.nets import Card, NestedNet, build
 from stepwell.nets.families.encoders import Pretrained, encoder_name, read_pretrained
 from stepwell.nets.files.container import digest
@@ -30,6 +32,8 @@ from stepwell.nets.nested.net import NormSharing
 from stepwell.tasks import classification
 from stepwell.tasks.classification import Inputs, Task, open_task, untrained_depths, validator
 from stepwell.teachers import OpenTeacher
+from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept, kept_layers
+from stepwell.teachers.teacher import Frozen
 from stepwell.train_mode import in_eval_mode
 from stepwell.training.optimisation import Optimisation
 from stepwell.training.progress import tell
@@ -40,6 +44,8 @@ __all__ = [
     "finish", "name_of", "open_task", "prepare", "read_splits", "settled", "start_network",
     "untrained_depths", "validator",
 ]  # fmt: skip
+#: Most bytes of a teacher's outputs on disk; above it, the teacher runs in every step.
+MOST_BYTES = 8 * 2**30
 #: Tokens of a text, at most, where the encoder takes as many.
 LIMIT = 128
 #: Length, batches and rate of fine-tuning, where the caller does not set them.
@@ -175,6 +181,38 @@ def copy_layers(source: Mapping[str, Tensor], student: NestedNet, layers: Sequen
         if theirs := layers[int(number)]:
             state[name] = source[f"{stage}.{theirs - 1}.{rest}"]
     student.load_full(state)
+
+
+#: The teacher's outputs in a run, while its student learns.
+OUTPUTS = ("student", "teacher.bin")
+
+
+def kept_outputs(task: Task[TextBatches], teacher: NestedNet, objective: InternalKD) -> nn.Module:
+    """The teacher's outputs on the training texts, looked up; the teacher itself if they are too many.
+
+    In a run whose student has learned, or in one of several processes, the teacher itself.
+    """
+    phase, name = OUTPUTS
+    folder, texts = task.run.phase(phase), task.train.examples
+    heads, width = shape_of(teacher)
+    own = Kept(len(texts.classes), kept_layers(objective.layers), heads, width)
+    needed = 4 * sum(own.count(n) for n in texts.lengths.tolist())
+    if (folder / "done").exists() or not task.run.writes:
+        return objective.teacher
+    if needed > MOST_BYTES:
+        tell(f"note: the teacher runs in every step, because its outputs take {big(needed)}B")
+        return objective.teacher
+    batches = [ids for ids, _ in task.train.with_examples(texts)]
+    padding = texts.tokenizer.padding
+    return EncoderOutputs(Frozen(teacher, copy=False), batches, padding, own, folder / name)
+
+
+def drop_outputs(task: Task[TextBatches]) -> None:
+    """Remove the teacher's outputs from a finished run."""
+    phase, name = OUTPUTS
+    if task.run.writes:
+        for file in (task.run.phase(phase) / name, task.run.phase(phase) / f"{name}.done"):
+            file.unlink(missing_ok=True)
 
 
 @torch.no_grad()

@@ -1,0 +1,158 @@
+"""Text encoders: kept teacher outputs, attention that is asked for, batches by length, joint steps.
+
+The encoder has MiniLM's shape (6 layers, 384 wide, 12 heads) and random weights. Lengths of texts are
+drawn from a geometric distribution, much as in GLUE. Times are of forward and backward.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from benchmarks.timing import ratio, side_by_side
+from stepwell.cost import count_joint_macs, count_macs, peak_bytes
+from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
+from stepwell.methods import EmbeddedKD
+from stepwell.methods.bert_internal import InternalKD
+from stepwell.nets import NestedNet, build
+from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept, kept_layers
+from stepwell.types import Batch
+
+CONFIG = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12}
+BATCH, IMAGES, ROUNDS, TOKENS = 32, 640, 4, 48
+#: The first token, the last, and how many words there are.
+FIRST, LAST, WORDS = 101, 102, 30_522
+
+
+class Ids(Tokenizer):
+    """Stands for a tokenizer: what batches ask of one."""
+
+    fingerprint = ""
+
+    def __init__(self) -> None:
+        self.limit, self.padding = TOKENS, 0
+
+
+def texts(count: int) -> TokenSet:
+    """Texts of random words."""
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.empty(count).geometric_(1 / 18, generator=draw).clamp(4, TOKENS).long()
+    ids = torch.randint(1000, WORDS, (int(lengths.sum()),), generator=draw)
+    starts = torch.tensor([0, *lengths.tolist()]).cumsum(0)
+    ids[starts[:-1]], ids[starts[1:] - 1] = FIRST, LAST
+    return TokenSet(ids, starts, torch.arange(count) % 2, ("0", "1"), Ids())
+
+
+def encoder(layers: int, depths: tuple[str, ...] = ()) -> NestedNet:
+    """An encoder of MiniLM's shape."""
+    config = CONFIG | {"sep_token_id": LAST}
+    return build(f"bert/{layers}", depths, config=config, num_classes=2).train()
+
+
+def step(objective: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    """Forward and backward of a loss."""
+
+    def run() -> None:
+        objective.zero_grad()
+        loss().backward()
+
+    return run
+
+
+def measure() -> dict[str, Any]:
+    """Every comparison, as ratios of times in one run."""
+    torch.manual_seed(0)
+    examples = texts(IMAGES)
+    batches = TextBatches(examples, BATCH, shuffle=True)
+    batch = batches.at(0)
+    return {
+        **distillation(examples, batch),
+        "unsorted / by length": lengths(examples),
+        **nested(batch),
+    }
+
+
+def distillation(examples: TokenSet, batch: Batch) -> dict[str, Any]:
+    """Steps of the three schedules, with a teacher in each step and with kept outputs."""
+    student, teacher = encoder(3), encoder(6)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for schedule in ("all", "stacked", "progressive"):
+            plain = InternalKD(student, teacher, 0, schedule=schedule)
+            quick = InternalKD(student, teacher, 0, schedule=schedule)
+            kept = Kept(
+                2, kept_layers(plain.layers), CONFIG["num_attention_heads"], CONFIG["hidden_size"]
+            )
+            ids = [x for x, _ in TextBatches(examples, BATCH)]
+            place = Path(folder) / f"{schedule}.bin"
+            quick.teacher = EncoderOutputs(plain.teacher, ids, 0, kept, place)  # type: ignore[arg-type]
+
+            def whole(objective: InternalKD = plain) -> None:
+                """The plain way: the teacher and the whole student in every step."""
+                for stage in range(4):
+                    objective.progress = (stage + 0.5) / 4
+                    objective.zero_grad()
+                    logits = objective.student(batch.inputs)
+                    (objective.training_step(batch).loss + 0 * logits.sum()).backward()
+
+            def truncated(objective: InternalKD = quick) -> None:
+                """Kept outputs, and the student up to the layer that learns."""
+                for stage in range(4):
+                    objective.progress = (stage + 0.5) / 4
+                    step(objective, lambda: objective.training_step(batch).loss)()
+
+            times = side_by_side({"plain": whole, "kept": truncated}, rounds=ROUNDS)
+            found[f"{schedule}: plain / kept outputs"] = ratio(times, "plain", "kept")
+    asked = InternalKD(student, teacher, 0, cls=0.0)
+    unasked = InternalKD(student, teacher, 0, cls=0.0, attention=0.0)
+    times = side_by_side(
+        {
+            "asked": step(asked, lambda: asked.training_step(batch).loss),
+            "unasked": step(unasked, lambda: unasked.training_step(batch).loss),
+        },
+        rounds=ROUNDS,
+    )
+    return found | {"attention asked / not": ratio(times, "asked", "unasked")}
+
+
+def lengths(examples: TokenSet) -> dict[str, float]:
+    """One pass of fine-tuning in batches of any length, over one in batches of similar length."""
+    net = encoder(3)
+
+    def epoch(by_length: bool) -> Callable[[], None]:
+        batches = TextBatches(examples, BATCH, shuffle=True, by_length=by_length)
+
+        def run() -> None:
+            for ids, labels in batches.stream(0, len(batches)):
+                net.zero_grad()
+                cross_entropy(net(ids), labels).backward()
+
+        return run
+
+    times = side_by_side({"any": epoch(False), "sorted": epoch(True)}, rounds=1)
+    return ratio(times, "any", "sorted")
+
+
+def nested(batch: Batch) -> dict[str, Any]:
+    """A joint step of 6 > 3, over one of the full encoder alone and over its bound by MACs."""
+    net = encoder(6, ("3",))
+    labels = EmbeddedKD(net, distill_from=0.0, kl=0.0, attention=0.0)
+    steps = {
+        "alone": step(net, lambda: cross_entropy(net(batch.inputs), batch.labels)),
+        "joint": step(net, lambda: labels.training_step(batch).loss),
+    }
+    times = side_by_side(steps, rounds=ROUNDS)
+    one = batch.inputs[:1]
+    bound = count_joint_macs(net, one) / count_macs(net.module, one)
+    joint = ratio(times, "joint", "alone")
+    peaks = {}
+    for name, run in steps.items():
+        net.zero_grad()
+        peaks[name] = peak_bytes(run)
+    return {
+        "joint / full encoder alone": joint, "bound by MACs": bound,
+        "joint / bound": joint["median"] / bound, "peak memory": peaks["joint"] / peaks["alone"],
+    }  # fmt: skip
