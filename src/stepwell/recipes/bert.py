@@ -11,7 +11,7 @@ from stepwell.flags import Flags, checked, flag
 from stepwell.methods import Supervised
 from stepwell.methods.bert_internal import InternalKD, Schedule
 from stepwell.recipes import flags
-from stepwell.tasks import text
+from stepwell.tasks import text, text_teaching
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Optimisation
 
@@ -83,10 +83,10 @@ def bert(
     training = text.settled(training)
     arguments = checked(locals())
     torch.manual_seed(training.seed)
-    folder = text.encoder_folder(teacher)
+    folder = text_teaching.encoder_folder(teacher)
     splits = text.read_splits(data, out, LabelledImages(), str(folder), texts)
     deep, begun = text.start_network(splits, str(folder))
-    trained = text.trained_encoder(teacher, splits)
+    trained = text_teaching.trained_encoder(teacher, splits)
     if trained is not None:
         deep.load_full(trained.module.state_dict())
     most = deep.depths[deep.full][0]
@@ -94,7 +94,7 @@ def bert(
         raise ValueError(f"--student-layers {student_layers}: the teacher has {most}")
     inputs = text.prepare(splits, LabelledImages(), training)
     padding = splits.train.tokenizer.padding
-    shallow = text.shallow(splits, student_layers)
+    shallow = text_teaching.shallow(splits, student_layers)
     options: dict[str, Any] = vars(internal)
     InternalKD(shallow, deep, padding, **options)  # refuses what does not fit, before there is a run
     with text.open_task("bert", out, loop, arguments, inputs, shallow) as task:
@@ -108,15 +108,15 @@ def bert(
             )  # fmt: skip
         objective = InternalKD(shallow, deep, padding, **options)
         if keep_outputs:
-            objective.teacher = text.kept_outputs(task, deep, objective)
+            objective.teacher = text_teaching.kept_outputs(task, deep, objective)
         source = pretrained if start == "pretrained" else deep.module.state_dict()
-        text.copy_layers(source, shallow, objective.layers)
+        text_teaching.copy_layers(source, shallow, objective.layers)
         fit(
             objective, task.train, training.optim(), task.run, phase="student",
             epochs=training.epochs, validate=text.validator(shallow, task), loop=loop,
             patience=training.patience,
         )  # fmt: skip
-        record = {"bert": text.mismatch(shallow, deep, task.test, objective.layers)}
+        record = {"bert": text_teaching.mismatch(shallow, deep, task.test, objective.layers)}
         results: dict[str, Any] = text.finish(task, shallow, record=record)
-        text.drop_outputs(task)
+        text_teaching.drop_outputs(task)
         return results
