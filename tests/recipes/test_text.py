@@ -100,6 +100,11 @@ def test_every_command_takes_the_run(run, data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("a dull tale\n\na warm tale\n"))
     code, out, _ = told(capsys, "predict", run, "-", "--depth", "1", "--json")
     assert [a["depth"] for a in json.loads(out)] == ["1", "1"]
+    for wrong, message in (("", "a text is empty"), ("none.tsv", "no file none.tsv")):
+        code, _, err = told(capsys, "predict", run, wrong)
+        assert (code, message in err) == (2, True)
+    _, out, _ = told(capsys, "predict", run, "dull//film" + " a" * 300, "--json")
+    assert json.loads(out)[0]["file"].startswith("dull//film a")
     for flags in (["--cascade"], ["--budget-ms", "10000"], ["--min-accuracy", "0.1"]):
         assert told(capsys, "predict", run, "a dull tale", *flags)[0] == 0
     code, out, _ = told(capsys, "cost", run)

@@ -20,7 +20,7 @@ FLAGS = ("depth", "budget_ms", "budget_macs", "min_accuracy", "cascade", "top")
 
 def predict(
     run: Positional[Path],
-    files: Positional[tuple[Path, ...]],
+    files: Positional[tuple[str, ...]],
     *,
     depth: str | None = None,
     budget_ms: float | None = None,
@@ -68,11 +68,13 @@ def predict(
         )
     if csv is not None:
         check_place("--csv", csv, ".csv", ".tsv", ".txt")
-    takes = getattr(kind_module(told_kind(run)), "TAKES", "files")
-    if takes == "files" and (missing := [file for file in files if not file.exists()]):
+    texts = getattr(kind_module(told_kind(run)), "TAKES", "files") == "texts"
+    if not texts and (missing := [file for file in files if not Path(file).exists()]):
         raise ValueError(f"no file or folder {missing[0]}")
     network = open_network(run, to="predict", module=imported(module))
-    predicted: Predicted = network.do("predict", files, **flags)
+    texts = getattr(kind_module(network.kind), "TAKES", "files") == "texts"  # a file tells no kind
+    named = files if texts else tuple(map(Path, files))
+    predicted: Predicted = network.do("predict", named, **flags)
     predictions = predicted.predictions
     readable = [p for p in predictions if not p.error]
     if predicted.speed is not None and not json:

@@ -3,6 +3,7 @@
 The encoder inside does what an image classifier does where no text is read: costs, cascades, tables.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -76,12 +77,12 @@ def evaluate(
 
 
 def predict(
-    network: Network, paths: Sequence[Path], *, depth: str | None = None, cascade: bool = False,
+    network: Network, inputs: Sequence[str], *, depth: str | None = None, cascade: bool = False,
     top: int = 1, **limits: float,
 ) -> Predicted:  # fmt: skip
     """Classify texts at one depth, within a budget, or by a cascade. Flags as for `predict`.
 
-    Each of `paths` is a tab-separated file of texts, "-" for lines of standard input, or a text.
+    Each of `inputs` is a tab-separated file of texts, "-" for lines of standard input, or a text.
     """
     from stepwell.measure.cascade import check_depths
     from stepwell.nets.nested.cascade import Cascade
@@ -98,25 +99,30 @@ def predict(
         title = f"depth {by}"
     if isinstance(by, str):
         net.require_ready(by)
-    texts = [row for path in paths for row in read_inputs(path, network)]
+    texts = [row for one in inputs for row in read_input(one, network)]
     if len(texts) > classifier.MANY:
         say(f"{len(texts):,} texts")
     return Predicted(text.classify(texts, by, top=top), title)
 
 
-def read_inputs(path: Path, network: Network) -> list[tuple[str, ...]]:
-    """The texts that an argument of `predict` names."""
+def read_input(named: str, network: Network) -> list[tuple[str, ...]]:
+    """The texts that an argument of `predict` names; ValueError for an empty one."""
     import sys
 
     from stepwell.data.text import read_texts
 
-    if str(path) == STDIN:
+    if named == STDIN:
         lines = [line.rstrip("\r\n") for line in sys.stdin]
         return [tuple(line.split("\t")) for line in lines if line.strip()]
-    if path.suffix == ".tsv" or path.is_file():
+    if not named.strip():
+        raise ValueError("a text is empty: give words, a tab-separated file, or -")
+    is_file = named.endswith(".tsv")
+    with contextlib.suppress(OSError, ValueError):  # a long text is no name of a file
+        is_file = is_file or Path(named).is_file()
+    if is_file:
         columns = network.config.get("arguments", {}).get("text", ())
-        return [*read_texts(path, columns, None).texts]
-    return [tuple(str(path).split("\t"))]
+        return [*read_texts(Path(named), columns, None).texts]
+    return [tuple(named.split("\t"))]
 
 
 def export(
