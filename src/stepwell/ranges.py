@@ -27,7 +27,7 @@ PIXELS = Range("between 2 and 16,384", lambda v: 2 <= v <= 16384)
 SEED = Range("between 0 and 2^63 - 1", lambda v: 0 <= v < 2**63)
 
 #: The largest number that a flag takes: whole, or with a fraction.
-LARGEST, LARGEST_FLOAT = 10**9, 1e15
+LARGEST, LARGEST_FLOAT = 10**9, 1e37
 _NAMES = {
     ONE_OR_MORE: (
         "epochs nest_epochs steps keep shots views graft_steps join_steps sizes choose_epochs "
@@ -40,7 +40,7 @@ _NAMES = {
         "lr temperature teacher_std adaption_lr chooser_rate margin budget_ms budget_macs threshold"
     ),
     NOT_NEGATIVE: (
-        "weight_decay max_drop ce kl attention cls hint full_weight cost_weight slack clip "
+        "weight_decay max_drop ce kl attention cls layers hint full_weight cost_weight slack clip "
         "checkpoint_minutes warm_epochs max_seconds unlearn interpolate"
     ),
     BELOW_ONE: "label_share label_smoothing val_fraction distill_from ema_teacher average",

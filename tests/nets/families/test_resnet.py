@@ -7,7 +7,7 @@ from stepwell.nets import BUILDERS, build
 
 
 def test_the_catalog_lists_every_builder():
-    assert list(NETWORKS) == [*BUILDERS, "timm/NAME"]
+    assert list(NETWORKS) == [*BUILDERS, "FOLDER", "timm/NAME"]
 
 
 @pytest.mark.parametrize(
