@@ -105,8 +105,11 @@ class EncoderOutputs(nn.Module):
         scores = torch.zeros(len(layers), batch, heads, tokens, tokens) if "scores" in extras else None
         for row, (key, n) in enumerate(self._keys(ids.cpu())):
             start = self.places[key]
-            numbers = torch.from_numpy(np.array(self._numbers[start : start + self.kept.count(n)]))
+            end = start + (self.kept.count(n) if extras else classes)
+            numbers = torch.from_numpy(np.array(self._numbers[start:end]))
             logits[row], rest = numbers[:classes], numbers[classes:]
+            if not extras:
+                continue
             split = len(layers) * width
             states[:, row] = rest[:split].view(len(layers), width)
             if scores is not None:
