@@ -121,6 +121,10 @@ def distillation(examples: TokenSet, batch: Batch) -> dict[str, Any]:
 
             times = side_by_side({"plain": whole, "kept": truncated}, rounds=ROUNDS)
             found[f"{schedule}: plain / kept outputs"] = ratio(times, "plain", "kept")
+            if schedule == "progressive":
+                quick.freeze = True
+                times = side_by_side({"plain": whole, "kept": truncated}, rounds=ROUNDS)
+                found["progressive, frozen: plain / kept outputs"] = ratio(times, "plain", "kept")
     asked = InternalKD(student, teacher, 0, cls=0.0)
     unasked = InternalKD(student, teacher, 0, cls=0.0, attention=0.0)
     times = side_by_side(

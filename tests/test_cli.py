@@ -1344,7 +1344,7 @@ def test_the_options_of_the_recipes_are_these():
         "ekd": f"{trained} {taught} {texts} net depths calibrated stages nest_epochs schedule "
         "full_weight sample label_smoothing on_drop max_drop",
         "bert": f"{loop} {texts} data out teacher student_layers start teacher_epochs schedule layers "
-        "attention cls kl ce temperature keep_task keep_outputs label_share threshold epochs "
+        "attention cls kl ce temperature keep_task freeze keep_outputs label_share threshold epochs "
         "batch_size optimizer lr weight_decay val_fraction patience seed",
         "drnet": f"{trained} net depths sizes schedule target choose_epochs label_smoothing",
         "netgraft": f"{common} {teachers} student keep unlabeled shots blocks schedule views "

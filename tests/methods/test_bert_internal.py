@@ -88,6 +88,24 @@ def test_a_stage_runs_no_deeper_layer_and_gives_it_no_gradient():
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
 
 
+def test_learned_layers_may_be_frozen():
+    objective = made("progressive", freeze=True)
+    free = made("progressive")
+    for method in (objective, free):
+        method.progress = 0.3
+        method.training_step(BATCH).loss.backward()
+    layers = objective.student.module.bert.encoder.layer
+    reached = [any(p.grad is not None for p in layer.parameters()) for layer in layers]
+    assert reached == [False, True, False]
+    assert objective.student.module.bert.embeddings.word_embeddings.weight.grad is None
+    ours, theirs = (m.student.module.bert.encoder.layer[1] for m in (objective, free))
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    objective.progress = 0.9
+    objective.training_step(BATCH).loss.backward()
+    assert all(p.grad is not None for p in layers[0].parameters())
+
+
 def test_a_threshold_ends_a_stage_early_and_is_kept_in_the_state():
     objective = made("stacked", threshold=2.0)
     objective.training_step(BATCH)
@@ -135,6 +153,7 @@ def test_the_distance_falls(schedule):
         ({"attention": 0.0, "cls": 0.0, "kl": 0.0}, "the student has no loss"),
         ({"schedule": "stacked", "kl": 0.0}, "ends with labels: give kl or ce a weight"),
         ({"schedule": "stacked", "attention": 0.0, "cls": 0.0}, "begins with layers: weigh attention"),
+        ({"freeze": True}, "freeze is for the schedule progressive, not 'all'"),
         ({"cls": -1.0}, "cls -1.0: must be 0 or more"),
         ({"label_share": 1.0}, "label_share 1.0: must be 0 or more and below 1"),
     ],

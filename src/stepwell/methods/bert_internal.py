@@ -58,6 +58,8 @@ class InternalKD(Objective):
         ce: weight of the labels.
         temperature: T of the soft targets.
         keep_task: keep soft targets and labels in the loss while layers are learned.
+        freeze: in progressive, layers that have been learned change no more until the labels' stage,
+            which takes less time.
         label_share: share of training at the end for soft targets and labels alone, in progressive and
             stacked; by default as long as each layer's.
         threshold: cosine loss below which the next layer begins before its time.
@@ -81,6 +83,7 @@ class InternalKD(Objective):
         ce: float = 0.0,
         temperature: float = 1.0,
         keep_task: bool = False,
+        freeze: bool = False,
         label_share: float | None = None,
         threshold: float | None = None,
     ) -> None:
@@ -105,7 +108,9 @@ class InternalKD(Objective):
             )
         if wrong := [m for m in self.layers if not 0 <= m <= most]:
             raise ValueError(f"the layer map names layer {wrong[0]}; the teacher has 1 to {most}")
-        self.schedule, self.keep_task = schedule, keep_task
+        if freeze and schedule != "progressive":
+            raise ValueError(f"freeze is for the schedule progressive, not {schedule!r}")
+        self.schedule, self.keep_task, self.freeze = schedule, keep_task, freeze
         self.attention, self.cls, self.kl, self.ce = attention, cls, kl, ce
         self.temperature, self.threshold = temperature, threshold
         self.label_share = 1 / (self.depth + 1) if label_share is None else label_share
@@ -194,12 +199,15 @@ class InternalKD(Objective):
         stop = len(path) if last is None else first + last
         request, internal = Request({}, tuple(extras)), dict[int, dict[str, Tensor]]()
         value: Value = ids
+        stage = self.stage()
+        frozen = first + stage - 1 if self.freeze and 1 < stage <= self.depth else 0
         for at in range(stop):
             layer = at - first + 1
-            if layer in asked:
-                value, internal[layer] = request.call(path[at], value, names[at])
-            else:
-                value = path[at](value)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and at >= frozen):
+                if layer in asked:
+                    value, internal[layer] = request.call(path[at], value, names[at])
+                else:
+                    value = path[at](value)
         return value, internal
 
     @torch.no_grad()

@@ -32,6 +32,7 @@ class Internal:
         ce: weight of the labels.
         temperature: temperature of the soft targets.
         keep_task: soft targets and labels count in every step.
+        freeze: in progressive, learned layers stay as they are until the soft targets.
         label_share: share of the steps for soft targets and labels alone.
         threshold: cosine loss below which the next layer begins.
     """
@@ -45,6 +46,7 @@ class Internal:
     ce: float = 0.0
     temperature: float = 1.0
     keep_task: Annotated[bool, flag()] = False
+    freeze: Annotated[bool, flag()] = False
     label_share: Annotated[float | None, flag("X", "as each layer's")] = None
     threshold: Annotated[float | None, flag("X", "by steps alone")] = None
 
