@@ -29,7 +29,7 @@ SHORTER = {
     "resnet34": "resnet20", "--depths small=1,1,1,1 18": "--depths small=1,1,1 14",
     "--depths 18 small=1,1,1,1": "--depths 14 small=1,1,1", "--depths 18": "--depths 14",
     "--depths 26=3,3,3,3": "--depths 26=3,2,2", "--depth 34 --beyond 18": "--depth 20 --beyond 14",
-    "--size 64": "--size 32", "--budget-ms 5 ": "--budget-ms 10000 ",
+    "--size 64": "--size 32", "--budget-ms 30 ": "--budget-ms 10000 ",
 }  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def predict(
     Examples:
         stepwell predict runs/digits three.png
         stepwell predict runs/photos holiday/ --depth 18 --csv holiday.csv
-        stepwell predict runs/photos holiday/ --budget-ms 5
+        stepwell predict runs/photos holiday/ --budget-ms 30
         stepwell predict runs/photos holiday/ --cascade --top 3
         stepwell predict runs/reviews "a lovely film" more.tsv
 
