@@ -112,7 +112,7 @@ def _complete(arguments: list[str]) -> None:
 
 
 def _asks_memory(error: Exception) -> str:
-    """What to say if there was too little memory; else nothing."""
+    """Give the message about too little memory; empty for another error."""
     words = ("not enough memory", "out of memory", "can't allocate memory")
     if isinstance(error, MemoryError) or any(word in str(error) for word in words):
         return "there is too little memory: take a smaller network, batch or size"

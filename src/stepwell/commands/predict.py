@@ -7,7 +7,7 @@ from tyro.conf import Positional
 
 from stepwell.commands.arguments import Json, Module, check_place, imported
 from stepwell.console import fail, print_json, say, show, table
-from stepwell.kinds import Predicted, kind_module, open_network, told_kind
+from stepwell.kinds import Predicted, open_network, takes_texts, told_kind
 
 if TYPE_CHECKING:
     from stepwell.serve import Prediction
@@ -68,12 +68,12 @@ def predict(
         )
     if csv is not None:
         check_place("--csv", csv, ".csv", ".tsv", ".txt")
-    texts = getattr(kind_module(told_kind(run)), "TAKES", "files") == "texts"
-    if not texts and (missing := [file for file in files if not Path(file).exists()]):
+    if not takes_texts(told_kind(run)) and (
+        missing := [file for file in files if not Path(file).exists()]
+    ):
         raise ValueError(f"no file or folder {missing[0]}")
     network = open_network(run, to="predict", module=imported(module))
-    texts = getattr(kind_module(network.kind), "TAKES", "files") == "texts"  # a file tells no kind
-    named = files if texts else tuple(map(Path, files))
+    named = files if takes_texts(network.kind) else tuple(map(Path, files))
     predicted: Predicted = network.do("predict", named, **flags)
     predictions = predicted.predictions
     readable = [p for p in predictions if not p.error]

@@ -4,8 +4,8 @@ Raw quotes are part of the text, and a tab always ends a column.
 """
 
 import codecs
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,22 @@ LABEL = "label"
 
 #: A text, or a pair of texts.
 Text = tuple[str, ...]
+
+
+def in_one_line(text: Text) -> str:
+    """A text, or the texts of a pair with a bar between them."""
+    return " ⏐ ".join(text)
+
+
+@contextmanager
+def text_extra() -> Iterator[None]:
+    """Say what to install where an import of a text library fails."""
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").split(".")[0] not in ("transformers", "tokenizers"):
+            raise
+        raise ImportError(f"text needs {error.name}: pip install 'stepwell[text]'") from error
 
 
 class Table(NamedTuple):
@@ -52,18 +68,13 @@ class Texts(NamedTuple):
 
 @dataclass(frozen=True)
 class Labels:
-    """What a label means: the class of an index, or a number.
-
-    classes: names in order of the logits; empty in regression.
-    """
+    """The classes of labels, in order of the logits."""
 
     classes: tuple[str, ...]
 
     @classmethod
-    def of(cls, texts: Texts, *, regression: bool = False) -> "Labels":
+    def of(cls, texts: Texts) -> "Labels":
         """The classes of training texts, numbers in their order; ValueError for a single class."""
-        if regression:
-            return cls(())
         names = set(texts.labels)
         if len(names) < 2:
             raise ValueError(
@@ -72,23 +83,16 @@ class Labels:
         whole = all(name.isdecimal() for name in names)
         return cls(tuple(sorted(names, key=int if whole else str)))
 
-    def numbers(self, texts: Texts) -> list[float]:
-        """The index of each label, or its value; ValueError names the first line that has neither."""
-        index: Mapping[str, float] = {name: i for i, name in enumerate(self.classes)}
-        found = []
+    def numbers(self, texts: Texts) -> list[int]:
+        """The index of each label; ValueError names the first line whose label has none."""
+        index = {name: i for i, name in enumerate(self.classes)}
         for label, line in zip(texts.labels, texts.lines, strict=True):
-            value = index.get(label) if self.classes else _number(label)
-            if value is None and self.classes:
+            if label not in index:
                 raise ValueError(
                     f"{texts.path}, line {line}: no training text has the label {label!r}; there are "
                     f"{_some(self.classes)}"
                 )
-            if value is None:
-                raise ValueError(
-                    f"{texts.path}, line {line}: {label!r} is no number, which regression needs"
-                )
-            found.append(value)
-        return found
+        return [index[label] for label in texts.labels]
 
 
 def read_table(path: Path) -> Table:
@@ -161,14 +165,6 @@ def _usual(table: Table) -> tuple[str, ...]:
         f"{table.path} has no usual column of texts (such as sentence, text, or sentence1 and "
         f"sentence2); its columns are {', '.join(table.columns)}: name yours with --text"
     )
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def _some(names: Collection[str], most: int = 10) -> str:

@@ -14,7 +14,7 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from stepwell.data.loader import balanced, generator_of, seed_of
-from stepwell.data.text import Text
+from stepwell.data.text import Text, in_one_line, text_extra
 from stepwell.types import Batch
 
 #: Batches whose texts are sorted by length together, in training.
@@ -35,10 +35,8 @@ class Tokenizer:
     """
 
     def __init__(self, content: str, limit: int, padding: int) -> None:
-        try:
+        with text_extra():
             from tokenizers import Tokenizer as Library
-        except ImportError as error:
-            raise ImportError("text needs tokenizers: pip install 'stepwell[text]'") from error
         self.content, self.limit, self.padding = content, limit, padding
         try:
             self._library = Library.from_str(content)
@@ -70,14 +68,12 @@ class Tokenizer:
         """
         pairs = [text[0] if len(text) == 1 else text for text in texts]
         self._library.no_truncation()
-        whole = [len(one.ids) for one in self._library.encode_batch_fast(pairs)]
-        self._library.enable_truncation(self.limit, strategy="longest_first")
         ids = [one.ids for one in self._library.encode_batch_fast(pairs)]
-        return ids, sum(length > self.limit for length in whole)
-
-    def words_of(self, ids: Sequence[int]) -> list[str]:
-        """The token of each id, as a person reads it."""
-        return [str(self._library.id_to_token(i)) for i in ids]
+        long = [i for i, one in enumerate(ids) if len(one) > self.limit]
+        self._library.enable_truncation(self.limit, strategy="longest_first")
+        for i, one in zip(long, self._library.encode_batch_fast([pairs[i] for i in long]), strict=True):
+            ids[i] = one.ids
+        return ids, len(long)
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ class TokenSet:
     """Labelled texts as token ids.
 
     ids: of all texts, one after the other (tokens,). starts: where each text begins, and the end.
-    labels: class indices, -1: no label; or numbers, in regression.
+    labels: class indices, -1: no label.
     texts: the texts themselves. cut: how many were longer than the limit.
     """
 
@@ -101,16 +97,15 @@ class TokenSet:
 
     @classmethod
     def of(
-        cls, texts: Sequence[Text], labels: Sequence[float], classes: tuple[str, ...],
+        cls, texts: Sequence[Text], labels: Sequence[int], classes: tuple[str, ...],
         tokenizer: Tokenizer,
     ) -> "TokenSet":  # fmt: skip
-        """Encode texts; the labels are indices of `classes`, or numbers if there are none."""
+        """Encode texts whose labels are indices of `classes`."""
         ids, cut = tokenizer.encode(texts)
         starts = torch.tensor([0, *map(len, ids)]).cumsum(0)
         flat = torch.from_numpy(np.fromiter((i for one in ids for i in one), np.int64))
-        kind = torch.long if classes else torch.float32
         return cls(
-            flat, starts, torch.tensor(labels, dtype=kind), classes, tokenizer, tuple(texts), cut
+            flat, starts, torch.tensor(labels, dtype=torch.long), classes, tokenizer, tuple(texts), cut
         )
 
     def __len__(self) -> int:
@@ -158,15 +153,14 @@ class TokenSet:
             raise ValueError(f"a part to set aside is a share between 0 and 1, not {fraction}")
         order = torch.randperm(len(self), generator=generator_of(0))
         aside = torch.zeros(len(self), dtype=torch.bool)
-        groups = range(len(self.classes)) if self.classes else [None]
-        for group in groups:
-            members = order if group is None else order[self.labels[order] == group]
+        for index in range(len(self.classes)):
+            members = order[self.labels[order] == index]
             aside[members[: min(max(1, round(fraction * len(members))), len(members) - 1)]] = True
         return self.subset((~aside).nonzero().flatten()), self.subset(aside.nonzero().flatten())
 
     def shown(self, indices: Int64[Tensor, " some"]) -> dict[str, Any]:
         """Some texts as arrays for a report."""
-        texts = [" ⏐ ".join(self.texts[i]) for i in indices.tolist()] if self.texts else []
+        texts = [in_one_line(self.texts[i]) for i in indices.tolist()] if self.texts else []
         return {"texts": np.array(texts, dtype=np.str_)}
 
 

@@ -126,6 +126,11 @@ def sections_of(kind: str) -> list[Callable[..., str]]:
     return [resolve_name(path) for path in kind_module(kind).SECTIONS]
 
 
+def takes_texts(kind: str) -> bool:
+    """Check whether `predict` of a kind reads texts; else it reads files."""
+    return getattr(kind_module(kind), "TAKES", "files") == "texts"
+
+
 def told_kind(path: Path) -> str:
     """The kind that a run's results.json names, without reading its network; else "classifier"."""
     from stepwell.results import read_results

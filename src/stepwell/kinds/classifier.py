@@ -169,7 +169,7 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
         show(row_table(title, TRAINED, costs, test, row=rows))
     else:
         show(row_table(title, EVALUATED, costs, test | results["churn"], row=rows))
-        if "agreement" in "".join(test):
+        if any(name.endswith("/agreement") for name in test):
             show(LEGEND, style="dim")
         tables.show_churn(results["churn"], row=rows)
         tables.show_never_right(results, row=rows)

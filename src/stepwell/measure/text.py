@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepwell.data.text import LABEL, Labels, Text, read_texts
+from stepwell.data.text import LABEL, Labels, Text, in_one_line, read_texts
 from stepwell.data.text_files import TextFiles, read_parts
 from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
 from stepwell.nets.files.nested import Beside, load_both, save
@@ -79,7 +79,7 @@ class TextClassifier:
             for row, index in enumerate(batches.indices(position).tolist()):
                 names = [classes[i] for i in order[row, :top].tolist()]
                 best = tuple(zip(names, shares[row, :top].tolist(), strict=True))
-                text = " ⏐ ".join(texts[index])
+                text = in_one_line(texts[index])
                 found[index] = Prediction(text, *best[0], depth=depths[row], top=best)
         return found
 

@@ -20,7 +20,7 @@ Start = Literal["pretrained", "teacher"]
 
 @dataclass(frozen=True, kw_only=True)
 class Internal:
-    """What the student learns of the teacher, and when.
+    """Losses between student and teacher, and their order in time.
 
     Attributes:
         schedule: all: layers and soft targets in every step; progressive: one layer after the

@@ -6,12 +6,12 @@ tokenizer in the network's file are its own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from stepwell.data.image_flags import Images, LabelledImages
-from stepwell.data.text import Labels, read_texts
+from stepwell.data.text import Labels, Texts, read_texts
 from stepwell.data.text_files import TextFiles, read_parts, training_file
 from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
 from stepwell.measure.text import KIND, load_text, save_text
@@ -71,7 +71,8 @@ def read_splits(
     """
     refuse_image_flags(images)
     file = training_file(Path(data))
-    labels = Labels.of(read_texts(file, texts.text, texts.label))
+    read = lru_cache(partial(read_texts, columns=texts.text, label=texts.label))  # each file once
+    labels = Labels.of(read(file))
     encoder = read_pretrained(Path(net), len(labels.classes))
     limit = limit_of(encoder, texts.max_tokens)
     tokenizer = Tokenizer(encoder.tokenizer, limit, encoder.config.get("pad_token_id") or 0)
@@ -80,19 +81,18 @@ def read_splits(
             f"the tokenizer has {tokenizer.words:,} words and the encoder "
             f"{encoder.config['vocab_size']:,}: they are not of one model"
         )
-    parts = read_parts(Path(data), texts, partial(_encoded, texts, labels, tokenizer))
+    parts = read_parts(Path(data), texts, lambda path: _encoded(read(path), labels, tokenizer))
     if parts.aside:
         tell(f"note: {file} has no test part: {len(parts.test)} of its texts are set aside for it")
     return TextSplits(data, parts.train, parts.test, parts.validation, encoder)
 
 
-def _encoded(files: TextFiles, labels: Labels, tokenizer: Tokenizer, path: Path) -> TokenSet:
-    """Read a file as token ids; says how many texts were cut."""
-    texts = read_texts(path, files.text, files.label)
+def _encoded(texts: Texts, labels: Labels, tokenizer: Tokenizer) -> TokenSet:
+    """Turn a file's texts into token ids, and say how many were cut."""
     found = TokenSet.of(texts.texts, labels.numbers(texts), labels.classes, tokenizer)
     if found.cut:
         tell(
-            f"note: {found.cut:,} of {len(found):,} texts in {path} are longer than "
+            f"note: {found.cut:,} of {len(found):,} texts in {texts.path} are longer than "
             f"{tokenizer.limit} tokens and are cut (--max-tokens)"
         )
     return found

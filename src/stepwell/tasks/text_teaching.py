@@ -116,7 +116,7 @@ def drop_outputs(task: Task[TextBatches]) -> None:
 def mismatch(
     student: NestedNet, teacher: NestedNet, batches: TextBatches, layers: Sequence[int]
 ) -> dict[str, Any]:
-    """How far a student's layers and answers are from its teacher's, on labelled texts.
+    """Measure the distance of a student's layers and answers from its teacher's, on labelled texts.
 
     Returns:
         By layer of the student "attention_kl" (nats) and "cls_cosine" (1 - cosine), None where they

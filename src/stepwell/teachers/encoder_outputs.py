@@ -19,7 +19,7 @@ from stepwell.types import Exit
 
 
 class Kept(NamedTuple):
-    """What is kept of a text.
+    """The outputs that are stored for each text.
 
     layers: of the teacher, from 1, whose scores and states are kept.
     """
@@ -46,7 +46,7 @@ class EncoderOutputs(nn.Module):
         teacher: takes token ids (batch, tokens) and `extras`; not needed where the file is whole.
         texts: batches of token ids in a fixed order, which hold every text that will be asked for.
         padding: id of the padding token.
-        kept: what is kept of each text.
+        kept: the outputs that are stored for each text.
         file: place of the numbers, 32 bits each.
 
     Raises:

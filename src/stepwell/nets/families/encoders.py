@@ -4,12 +4,12 @@ The classes are in `encoder_classes`, which imports transformers.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from stepwell.data.text import text_extra
 from stepwell.files import read_json
 from stepwell.nets.families.builder import Builder
 
@@ -73,17 +73,6 @@ def _make(
     entry = ARCHITECTURES[architecture][1]
     own = {k: v for k, v in config.items() if k not in ("architectures", "id2label", "label2id")}
     return make(make.config_class(**own | {entry: layers, "num_labels": num_classes}))
-
-
-@contextmanager
-def text_extra() -> Iterator[None]:
-    """Say what to install where an import of a text library fails."""
-    try:
-        yield
-    except ImportError as error:
-        if (error.name or "").split(".")[0] not in ("transformers", "tokenizers"):
-            raise
-        raise ImportError(f"text needs {error.name}: pip install 'stepwell[text]'") from error
 
 
 def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
