@@ -48,12 +48,16 @@ class Trial(NamedTuple):
 
 LABELS: dict[str, Any] = {"kl": 0.0, "attention": 0.0}
 AVERAGE: dict[str, Any] = {"ema_teacher": 0.99, "teach_full": True, "attention": 0.0}
+SLOW: dict[str, Any] = AVERAGE | {"ema_teacher": 0.999}
 COPY: dict[str, Any] = {"teach_full": True, "attention": 0.0}
 
 TRIALS = {
     "default": Trial(AVERAGE | {"attention": 2.0}),
     "labels, full 1": Trial(LABELS),
     "labels, full 3": Trial(LABELS | {"full_weight": 3.0}),
+    "labels, full 4": Trial(LABELS | {"full_weight": 4.0}),
+    "slow, full 4": Trial(SLOW | {"full_weight": 4.0}),
+    "average, full 4": Trial(AVERAGE | {"full_weight": 4.0}),
     "average, full 3": Trial(AVERAGE | {"full_weight": 3.0}),
     "average, full 3, 8 twice": Trial(AVERAGE | {"full_weight": 3.0, "weights": {"8": 2.0}}),
     "average, full 3, subs only": Trial(AVERAGE | {"full_weight": 3.0, "teach_full": False}),
