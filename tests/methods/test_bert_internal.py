@@ -7,6 +7,7 @@ from stepwell.losses import attention_kl, cls_cosine, soft_target_kl
 from stepwell.methods.bert_internal import InternalKD, layer_map
 from stepwell.nets import build
 from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept, kept_layers
+from stepwell.teachers.teacher import Frozen
 from stepwell.types import Batch
 
 CONFIG = {
@@ -171,8 +172,9 @@ def test_kept_outputs_give_the_same_losses(schedule, tmp_path):
     objective, plain = made(schedule), made(schedule)
     kept = Kept(2, kept_layers(objective.layers), 2, 16)
     file = tmp_path / "teacher.bin"
-    objective.teacher = EncoderOutputs(plain.teacher, [IDS[1:], IDS[:1, :6]], 0, kept, file)
-    again = EncoderOutputs(None, [IDS[1:], IDS[:1, :6]], 0, kept, file)  # the file is whole
+    texts = [IDS[1:], IDS[:1, :6], IDS[:1]]  # a text twice
+    objective.teacher = EncoderOutputs(plain.teacher, texts, 0, kept, file)
+    again = EncoderOutputs(plain.teacher, texts, 0, kept, file)
     for progress in (0.0, 0.3, 0.6, 0.9):
         objective.progress = plain.progress = progress
         expected = plain.training_step(BATCH)
@@ -182,3 +184,38 @@ def test_kept_outputs_give_the_same_losses(schedule, tmp_path):
             torch.testing.assert_close(step.loss, expected.loss, rtol=1e-5, atol=1e-6)
     with pytest.raises(KeyError):
         objective.teacher(torch.tensor([[2, 19, 3]]))
+
+
+def test_kept_outputs_are_computed_anew_where_the_file_does_not_fit(tmp_path, monkeypatch):
+    teacher, other = (Frozen(encoder(4, seed=seed)) for seed in (1, 2))
+    kept, file = Kept(2, (2, 4), 2, 16), tmp_path / "teacher.bin"
+    computed = []
+    real = EncoderOutputs._computed
+    monkeypatch.setattr(EncoderOutputs, "_computed", lambda *args: (computed.append(1), real(*args))[1])
+
+    def times(teacher=teacher, texts=(IDS,), kept=kept):
+        """How often outputs are computed."""
+        computed.clear()
+        found = EncoderOutputs(teacher, texts, 0, kept, file)(texts[0])
+        torch.testing.assert_close(found.logits, teacher(texts[0]).logits)
+        return len(computed)
+
+    assert [times(), times()] == [1, 0]
+    whole = file.read_bytes()
+    for left in (whole[:-4], whole[:40], b"", bytes(len(whole))):
+        file.write_bytes(left)
+        assert times() == 1
+        assert file.read_bytes() == whole
+    longer = IDS.clone()
+    longer[0, 5] = 9  # as another tokenizer would have it
+    assert [times(texts=(longer,)), times(other), times(kept=Kept(2, (1, 4), 2, 16))] == [1, 1, 1]
+
+    def full(*_):
+        yield bytes(8)
+        raise OSError(28, "No space left on device")
+
+    file.unlink()
+    monkeypatch.setattr(EncoderOutputs, "_computed", full)
+    with pytest.raises(OSError, match=r"teacher.bin: No space left on device; --no-keep-outputs"):
+        times()
+    assert not [*tmp_path.iterdir()]

@@ -178,32 +178,6 @@ def test_a_pair_of_texts_is_read_as_one(encoder, tmp_path):
     assert text.predict(("the tale", "the dog is lovely")).label in ("0", "1")
 
 
-def test_a_stopped_run_ends_with_the_same_weights(run, encoder, data, tmp_path, monkeypatch):
-    from stepwell.training import job
-
-    class Stop(Exception):
-        pass
-
-    steps = 0
-
-    def stopping(self, progress, real=job.Job.end_step):
-        nonlocal steps
-        real(self, progress)
-        steps += 1
-        if steps == 12:
-            raise Stop
-
-    monkeypatch.setattr(job.Job, "end_step", stopping)
-    call = {"data": str(data), "net": str(encoder), "out": tmp_path / "run", **SHORT}
-    with pytest.raises(Stop):
-        train("ekd", **call)
-    monkeypatch.undo()
-    train("ekd", **call)
-    a, b = (stepwell.load(folder / "net.safetensors") for folder in (run, tmp_path / "run"))
-    for name, value in a.tensors().items():
-        assert torch.equal(value, b.tensors()[name]), name
-
-
 REFUSED = {
     "no net": (["--net", "resnet32"], "no folder resnet32: name one with an encoder's config.json"),
     "image flag": (["--size", "32"], "--size is for images, and --data names texts: leave it out"),
@@ -307,27 +281,6 @@ def test_a_run_teaches_at_once(run, data, tmp_path):
     assert not (tmp_path / "run" / "phases" / "teacher").exists()
     teacher = json.loads((run / "results.json").read_text())["test"]["3/accuracy"]
     assert results["bert"]["teacher_accuracy"] == pytest.approx(teacher)
-
-
-def test_a_stopped_distillation_ends_with_the_same_weights(run, data, tmp_path, monkeypatch):
-    from stepwell.training import job
-
-    call = {"data": str(data), "teacher": str(run), **BERT, "schedule": "stacked", "threshold": 0.5}
-    train("bert", out=tmp_path / "whole", **call)
-    real = job.Job.end_step
-
-    def stopping(self, progress):
-        real(self, progress)
-        if self.position == 10:
-            raise RuntimeError("stop")
-
-    monkeypatch.setattr(job.Job, "end_step", stopping)
-    with pytest.raises(RuntimeError, match="stop"):
-        train("bert", out=tmp_path / "cut", **call)
-    monkeypatch.undo()
-    train("bert", out=tmp_path / "cut", **call)
-    a, b = (stepwell.load(tmp_path / name / "net.safetensors").tensors() for name in ("whole", "cut"))
-    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_teachers_that_do_not_fit_are_refused(deep, run, data, tmp_path, capsys):

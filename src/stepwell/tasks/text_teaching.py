@@ -108,8 +108,7 @@ def drop_outputs(task: Task[TextBatches]) -> None:
     """Remove the teacher's outputs from a finished run."""
     phase, name = OUTPUTS
     if task.run.writes:
-        for file in (task.run.phase(phase) / name, task.run.phase(phase) / f"{name}.done"):
-            file.unlink(missing_ok=True)
+        (task.run.phase(phase) / name).unlink(missing_ok=True)
 
 
 @torch.no_grad()
