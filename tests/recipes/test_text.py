@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 import stepwell
 from stepwell.cli import main
 from stepwell.cost import costs_of
+from stepwell.data.tokens import Tokenizer
 from stepwell.measure import cascade, depths
 from stepwell.measure.cascade import measure_cascade
+from stepwell.measure.text import save_text
 from stepwell.recipes import train
 from stepwell.training import Loop
 from tiny_text import texts, write_encoder, write_tsv
@@ -114,6 +116,59 @@ def test_every_command_takes_the_run(run, data, tmp_path, capsys, monkeypatch):
     assert code == 0
     page = (tmp_path / "page.html").read_text()
     assert any(f"<blockquote>{row[0]}</blockquote>" in page for row in texts(60, seed=1))
+
+
+def test_fidelity_is_measured_on_texts_as_on_images(run, data, tmp_path, capsys):
+    """Against the full net, against another run with a control; and what cannot be compared."""
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    code, out, err = told(capsys, "eval", own, "--fidelity", own, "--json")
+    assert code == 0, err
+    found = json.loads(out)["fidelity"]
+    assert (found["depths"], [*found["parts"]], found["noun"]) == (["1"], ["train", "test"], "texts")
+    assert found["parts"]["test"]["images"] == 60
+    assert found["stages"] == ["[CLS] of the last layer"]
+    numbers = found["parts"]["test"]["numbers"]
+    text = stepwell.open_network(own).net
+    rows = [row[0] for row in texts(60, seed=1)]
+    shallow, full = ([p.label for p in text.predict(rows, depth=d)] for d in ("1", "3"))
+    assert numbers["1/agreement"] == sum(a == b for a, b in zip(shallow, full, strict=True)) / 60
+    assert 0 < numbers["1/cka/[CLS] of the last layer"] <= 1
+
+    others = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in text.net.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        others.append(save_text(text.net, tmp_path / f"{seed}.safetensors", tokenizer=text.tokenizer))
+    flags = ["--fidelity", f"{others[0]}@1", "--control", others[1]]
+    code, out, err = told(capsys, "eval", own, *flags, "--json")
+    assert code == 0, err
+    assert "3/transfer" in json.loads(out)["fidelity"]["parts"]["test"]["numbers"]
+    with pytest.warns(UserWarning, match="compared on test texts only"):
+        found = stepwell.measure.measure_fidelity(own, [*map(str, others)], data=str(data / "dev.tsv"))
+    assert found["stages"] == []  # of an ensemble
+    code, out, err = told(capsys, "eval", own, *flags)
+    assert code == 0, err
+    assert "intervals over the texts" in out
+    assert told(capsys, "report", own, "--out", tmp_path / "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "test, 60 texts" in page
+    assert "images" not in page.partition("Fidelity to the teacher")[2].partition("<h3>")[0]
+
+    words = Tokenizer(text.tokenizer.content.replace('"tale"', '"tail"'), 24, 0)
+    save_text(text.net, tmp_path / "words.safetensors", tokenizer=words)
+    code, _, err = told(capsys, "eval", own, "--fidelity", tmp_path / "words.safetensors")
+    assert (code, "words.safetensors@3 has another vocabulary than" in err) == (2, True), err
+    net = stepwell.build("resnet20", num_classes=2)
+    net.mark("trained")
+    net.card = stepwell.Card(("0", "1"), 8)
+    stepwell.save(net.eval(), tmp_path / "image.safetensors")
+    code, _, err = told(capsys, "eval", own, "--fidelity", tmp_path / "image.safetensors")
+    assert (code, "is for images, and" in err) == (2, True), err
+    code, _, err = told(capsys, "eval", own, "--fidelity", own, "--interpolate", "3")
+    assert (code, "--interpolate is not for a text classifier" in err) == (2, True), err
 
 
 def test_exports_equal_the_network_on_texts_of_any_length(run, tmp_path, capsys):

@@ -90,7 +90,8 @@ def evaluate(
     from stepwell.measure.cascade import check_depths
     from stepwell.measure.data_parts import parts_of
     from stepwell.measure.depths import measure_depths
-    from stepwell.measure.fidelity import fit_pair, measure_pair
+    from stepwell.measure.fidelity import measure_pair
+    from stepwell.measure.fidelity_fit import fit_pair
     from stepwell.measure.fidelity_networks import open_pair
     from stepwell.nets.files.container import network_file
     from stepwell.nets.files.nested import check_writable
@@ -116,7 +117,7 @@ def evaluate(
     if networks is not None:
         numbers, arrays = measure_pair(networks, parts, interpolate=interpolate, track=track)
         results["fidelity"] = numbers
-        _keep_fidelity(network, parts.known, numbers, arrays)
+        keep_fidelity(network, parts.known, numbers, arrays)
     return results
 
 
@@ -145,7 +146,7 @@ def calibrated_cascade(
     return {"validation": chosen, "test": measured}
 
 
-def _keep_fidelity(
+def keep_fidelity(
     network: Network, known: bool, numbers: Mapping[str, Any], arrays: Mapping[str, Any]
 ) -> None:
     """Keep fidelity in the run for its report, if it was measured on the run's own data."""

@@ -134,6 +134,7 @@ def with_interval(numbers: Mapping[str, float], key: str, measure: Measure) -> s
 def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
     """Print every depth against the teacher on each part, and the classes that agree least."""
     parts = {part: values["numbers"] for part, values in found["parts"].items()}
+    noun = found["noun"]
     titles = {part: part for part in parts} | {"augmented": f"augmented: {found['augmentation']}"}
     for depth in found["depths"]:
         own = {
@@ -152,11 +153,11 @@ def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
         ]
         columns = [f"{titles[part]} ({found['parts'][part]['images']:,})" for part in parts]
         show(table(f"depth {depth} against {found['teacher']['name']}", ["", *columns], rows))
-        if verdict := transfer_verdict(own["test"]):
+        if verdict := transfer_verdict(own["test"], noun):
             show(verdict)
-        _show_least(own["test"], found["classes"], classes)
+        _show_least(own["test"], found["classes"], classes, noun)
     show(
-        f"in brackets: {100 * found['level']:.0f} % intervals over the images, which do not cover "
+        f"in brackets: {100 * found['level']:.0f} % intervals over the {noun}, which do not cover "
         "another training of this pair; CKA: debiased linear",
         style="dim",
     )
@@ -165,7 +166,7 @@ def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
         show(note, style="dim")
 
 
-def transfer_verdict(numbers: Mapping[str, float]) -> str:
+def transfer_verdict(numbers: Mapping[str, float], noun: str = "images") -> str:
     """Judge the agreement beyond the control's in a sentence; empty without a control."""
     if "transfer" not in numbers:
         return ""
@@ -178,12 +179,12 @@ def transfer_verdict(numbers: Mapping[str, float]) -> str:
     points = with_interval(numbers, "transfer", FIDELITY["transfer"])
     nats = with_interval(numbers, "transfer_kl", FIDELITY["transfer_kl"])
     return (
-        f"this teacher's own on test images: {points} points of agreement, {judged('transfer')}; "
+        f"this teacher's own on test {noun}: {points} points of agreement, {judged('transfer')}; "
         f"nearer by {nats} nats, {judged('transfer_kl')}"
     )
 
 
-def _show_least(numbers: Mapping[str, float], classes: Sequence[str], count: int) -> None:
+def _show_least(numbers: Mapping[str, float], classes: Sequence[str], count: int, noun: str) -> None:
     measured = [c for c in classes if f"class/{c}/agreement" in numbers]
     measured.sort(key=lambda c: numbers[f"class/{c}/agreement"])
     keys = ("class/{}/agreement", "class/{}/accuracy", "teacher/class/{}/accuracy")
@@ -193,4 +194,4 @@ def _show_least(numbers: Mapping[str, float], classes: Sequence[str], count: int
     ]
     few = f", the {count} that agree least" if len(measured) > count else ""
     columns = ["class", "agreement", "accuracy", "of the teacher"]
-    show(table(f"test images by class{few}", columns, rows))
+    show(table(f"test {noun} by class{few}", columns, rows))

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stepwell.console import say
+from stepwell.console import say, track
 from stepwell.kinds import Costs, Network, Predicted, classifier, classifier_tables
 from stepwell.kinds.classifier import show_results as show_results
 
@@ -27,7 +27,7 @@ NEXT = (
     "stepwell eval {run}", "stepwell export {run}", "stepwell report {run}",
     "stepwell predict {run} TEXT|FILE.tsv|-",
 )  # fmt: skip
-SECTIONS = [section for section in classifier.SECTIONS if not section.endswith("fidelity_section")]
+SECTIONS = classifier.SECTIONS
 #: Standard input as a file.
 STDIN = "-"
 
@@ -50,10 +50,14 @@ def inside(network: Network) -> Network:
 def evaluate(
     network: Network, *, data: str | None = None, cascade: bool = False,
     target_accuracy: float | None = None, budget_macs: float | None = None, save: bool = False,
+    fidelity: tuple[str, ...] = (), control: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure every depth, and a cascade of them. Flags as for `eval`."""
+    """Measure every depth, a cascade of them, and fidelity to a teacher. Flags as for `eval`."""
     from stepwell.measure.cascade import check_depths
     from stepwell.measure.depths import measure_depths
+    from stepwell.measure.fidelity import measure_pair
+    from stepwell.measure.fidelity_fit import fit_texts
+    from stepwell.measure.fidelity_networks import open_pair
     from stepwell.measure.text import KIND, text_parts
     from stepwell.nets.files.container import network_file
     from stepwell.nets.files.nested import check_writable
@@ -64,15 +68,22 @@ def evaluate(
     net.require_ready()
     if cascade:
         check_depths(net)
+    if fidelity:
+        pair = open_pair(network.path, net, network.config, fidelity, control)
     if save:
         check_writable(network_file(network.path))
     parts = text_parts(network.net, network.path, network.config, data)
+    networks = fit_texts(pair, parts.test) if fidelity else None
     results = measure_depths(net, parts.test, KIND) | {"data": parts.about}
     if cascade:
         found = classifier.calibrated_cascade(
             inside(network), parts, target_accuracy, budget_macs, save
         )
         results["cascade"] = found
+    if networks is not None:
+        numbers, arrays = measure_pair(networks, parts, track=track)
+        results["fidelity"] = numbers
+        classifier.keep_fidelity(network, parts.known, numbers, arrays)
     return results
 
 

@@ -109,13 +109,17 @@ def load_text(path: Path, module: Callable[[], nn.Module] | None = None) -> Text
 
 @dataclass(frozen=True)
 class TextBatchParts:
-    """Texts to measure on; `known`: the network was certainly trained on this data."""
+    """Texts to measure on; `known`: the network was certainly trained on this data.
+
+    train: the training part, of the run's own data only.
+    """
 
     validation: TextBatches | None
     test: TextBatches
     known: bool
     name: str
     fingerprint: str
+    train: TextBatches | None = None
 
     @property
     def about(self) -> dict[str, Any]:
@@ -161,7 +165,8 @@ def text_parts(
             "may hold texts of the training: name data to measure on with --data"
         )
     if validation is None and arguments.get("val_fraction"):
-        _, validation = train.split(arguments["val_fraction"])
+        train, validation = train.split(arguments["val_fraction"])
     aside = None if validation is None else TextBatches(validation, BATCH)
     tests = TextBatches(parts.test, BATCH)
-    return TextBatchParts(aside, tests, True, config["data"]["name"], found)
+    name, own = config["data"]["name"], TextBatches(train, BATCH)
+    return TextBatchParts(aside, tests, True, name, found, own)

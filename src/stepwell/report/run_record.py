@@ -200,6 +200,11 @@ class FidelityRecord:
         return [str(name) for name in self.found.get("classes") or ()]
 
     @property
+    def noun(self) -> str:
+        """The word for examples; older records do not say it."""
+        return str(self.found.get("noun", "images"))
+
+    @property
     def parts(self) -> Mapping[str, Mapping[str, Any]]:
         """By part (train, augmented, test): "images" and "numbers"."""
         return as_mapping(self.found.get("parts"))
