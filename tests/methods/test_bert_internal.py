@@ -92,6 +92,34 @@ def test_a_stage_runs_no_deeper_layer_and_gives_it_no_gradient():
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
 
 
+@pytest.mark.parametrize("schedule", ["all", "progressive", "stacked"])
+def test_losses_and_gradients_equal_those_of_the_whole_student(schedule):
+    """The last layer of a step computes its first token alone."""
+    objective, mask = made(schedule), IDS != 0
+    net, teacher = objective.student, objective.teacher
+    for progress in (0.1, 0.6, 0.9):
+        objective.progress = progress
+        step = objective.training_step(BATCH)
+        mine = torch.autograd.grad(step.loss, [*net.parameters()], allow_unused=True)
+        ours, theirs = (
+            net.forward_all(IDS, extras=["scores", "cls"])["3"],
+            teacher(IDS, extras=["scores", "cls"]),
+        )
+        loss = torch.zeros(())
+        for i in objective.active():
+            a, b, at = ours.extras, theirs.extras, objective.layers[i - 1] - 1
+            loss = loss + attention_kl(a["scores"][i - 1], b["scores"][at], mask)
+            loss = loss + cls_cosine(a["cls"][i - 1], b["cls"][at])
+        if schedule == "all" or not objective.active():
+            loss = loss + soft_target_kl(ours.logits, theirs.logits, 1.0)
+        torch.testing.assert_close(step.loss, loss)
+        whole = torch.autograd.grad(loss, [*net.parameters()], allow_unused=True)
+        for a, b in zip(mine, whole, strict=True):
+            assert (a is None) == (b is None)
+            if b is not None:
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_learned_layers_may_be_frozen():
     objective = made("progressive", freeze=True)
     free = made("progressive")

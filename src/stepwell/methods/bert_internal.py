@@ -198,21 +198,27 @@ class InternalKD(Objective):
     def _run(
         self, ids: Tensor, asked: set[int], extras: Sequence[str], last: int | None
     ) -> tuple[Value, dict[int, dict[str, Tensor]]]:
-        """Run the student up to layer `last` (None: to the logits), with extras of the layers asked."""
+        """Run the student up to layer `last` (None: to the logits), with extras of the layers asked.
+
+        Losses and classifier look at the first token alone of the last layer that runs, and it computes
+        no other behind its attention.
+        """
         first = len(self.student.plan.gaps[0])
         path, names = self.student.path(), self.student.keywords(self.student.full)
         stop = len(path) if last is None else first + last
+        top = min(stop, first + self.depth) - 1
         request, internal = Request({}, tuple(extras)), dict[int, dict[str, Tensor]]()
         value: Value = ids
         stage = self.stage()
         frozen = first + stage - 1 if self.freeze and 1 < stage <= self.depth else 0
         for at in range(stop):
             layer = at - first + 1
+            step: Any = path[at].first if at == top else path[at]
             with torch.set_grad_enabled(torch.is_grad_enabled() and at >= frozen):
                 if layer in asked:
-                    value, internal[layer] = request.call(path[at], value, names[at])
+                    value, internal[layer] = request.call(step, value, names[at])
                 else:
-                    value = path[at](value)
+                    value = step(value)
         return value, internal
 
     @torch.no_grad()

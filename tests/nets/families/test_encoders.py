@@ -45,6 +45,21 @@ def folder(kind, tmp_path):
     return write_encoder(tmp_path / kind, kind, labels=3)
 
 
+def test_a_layer_can_run_for_its_first_token_alone(kind, folder):
+    ids, _, _ = batch(kind)
+    net = nested(folder, kind)
+    path = net.path()
+    with torch.no_grad():
+        state = path[1](path[0](ids))
+        for extras in ((), ("scores", "cls")):
+            whole, first = path[2](state, extras=extras), path[2].first(state, extras=extras)
+            if extras:
+                (whole, more), (first, same) = whole, first
+                torch.testing.assert_close(same, more)
+            assert first[1].shape == (3, 1, 16)
+            torch.testing.assert_close(first[1], whole[1][:, :1])
+
+
 def test_logits_equal_the_librarys_own_on_padded_pairs(kind, folder):
     ids, mask, types = batch(kind)
     library = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
