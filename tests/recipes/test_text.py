@@ -326,6 +326,29 @@ def test_a_folder_is_fine_tuned_and_teaches(deep, data, tmp_path, capsys):
     train("bert", data=str(data), teacher=str(deep), out=tmp_path / "run", **BERT)
     assert (tmp_path / "run" / "net.safetensors").read_bytes() == before
     assert told(capsys, "predict", tmp_path / "run", "a dull tale")[0] == 0
+    shutil.rmtree(tmp_path / "run" / "phases")  # the page needs no teacher
+    code, _, err = told(capsys, "report", tmp_path / "run", "--out", tmp_path / "page.html")
+    assert code == 0, err
+    page = (tmp_path / "page.html").read_text()
+    part = page.partition("<h3>Teacher and student</h3>")[2]
+    assert f"The teacher, with 4 layers, has {100 * found['teacher_accuracy']:.1f}% of the" in part
+    assert f"<td>4</td><td>{found['attention_kl'][1]:.3f}</td>" in part
+    assert "Accuracy against depth" in part
+    with np.load(tmp_path / "run" / "attention.npz") as arrays:
+        maps = {name: arrays[name] for name in arrays}
+    assert len(found["examples"]) == 3
+    for n, example in enumerate(found["examples"]):
+        assert f"<h4>{example['text']}</h4>" in part
+        assert example["tokens"] == ["[CLS]", *example["text"].split(), "[SEP]"]
+        count = len(example["tokens"])
+        for whose in ("teacher", "student"):
+            shares = maps[f"{n}/{whose}"]
+            assert shares.shape == (2, count, count)
+            np.testing.assert_allclose(shares.sum(-1), 1, rtol=1e-5)
+    assert part.count("of the teacher, mean over heads") == 2 * 2 * 3  # alt text and caption
+    (tmp_path / "run" / "attention.npz").write_bytes(b"PK")
+    code, _, err = told(capsys, "report", tmp_path / "run", "--out", tmp_path / "page.html")
+    assert (code, "attention.npz is damaged" in err) == (2, True), err
 
 
 def test_a_run_teaches_at_once(run, data, tmp_path):

@@ -75,6 +75,10 @@ class Tokenizer:
             ids[i] = one.ids
         return ids, len(long)
 
+    def words_of(self, ids: Sequence[int]) -> list[str]:
+        """Each token as a person reads it."""
+        return [self._library.decode([one], skip_special_tokens=False).strip() for one in ids]
+
 
 @dataclass(frozen=True)
 class TokenSet:

@@ -12,6 +12,7 @@ from stepwell.methods import Supervised
 from stepwell.methods.bert_internal import InternalKD, Schedule
 from stepwell.recipes import flags
 from stepwell.tasks import text, text_teaching
+from stepwell.tasks.attention_maps import write_maps
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Optimisation
 
@@ -130,7 +131,9 @@ def bert(
             epochs=training.epochs, validate=text.validator(shallow, task), loop=loop,
             patience=training.patience,
         )  # fmt: skip
-        record = {"bert": text_teaching.mismatch(shallow, deep, task.test, objective.layers)}
-        results: dict[str, Any] = text.finish(task, shallow, record=record)
+        found = text_teaching.mismatch(shallow, deep, task.test, objective.layers)
+        found["examples"] = write_maps(task, shallow, deep, objective.layers)
+        found["teacher"] = text_teaching.cost_of_teacher(deep, splits.train)
+        results: dict[str, Any] = text.finish(task, shallow, record={"bert": found})
         text_teaching.drop_outputs(task)
         return results

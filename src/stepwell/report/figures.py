@@ -101,21 +101,31 @@ def losses(phases: Sequence[Phase], colours: Mapping[str, str], word: str = "dep
     """
     own = {"phase", "epoch", "step", "lr", "seconds", "cpu_seconds"}
     keys = [key for key in _keys(phases) if key not in own and not key.startswith("val/")]
-    order = ["", *colours]  # the total, then the rows, then terms of no row
     owner = {key: key.rpartition("/")[0] for key in keys}
-    keys.sort(key=lambda key: order.index(owner[key]) if owner[key] in order else len(order))
+    # terms with parts of their own, such as one a layer, have a colour as rows have
+    parted = dict.fromkeys(name for name in owner.values() if name and name not in colours)
+    drawn = {
+        **colours,
+        **dict(zip(parted, cycle(OKABE_ITO[len(colours) :] or OKABE_ITO), strict=False)),
+    }
+    order = ["", *drawn]  # the total, then the rows, then terms with parts
+    keys.sort(key=lambda key: order.index(owner[key]))
     terms = list(dict.fromkeys(key.rpartition("/")[2] for key in keys if key != "loss"))
 
     dashes = {term: DASHES[i % len(DASHES)] for i, term in enumerate(terms)}
     total = {"color": "#000000", "lw": 2.6, "alpha": 0.5}
     styles: dict[str, dict[str, Any]] = {
-        key: {"color": colours.get(owner[key], GREY), "ls": dashes.get(key.rpartition("/")[2], "-")}
+        key: {"color": drawn.get(owner[key], GREY), "ls": dashes.get(key.rpartition("/")[2], "-")}
         for key in keys
     }
     legend: list[dict[str, Any]] = [
-        {"color": c, "label": f"{word} {d}"} for d, c in colours.items() if d in owner.values()
+        {"color": c, "label": d if d in parted else f"{word} {d}"}
+        for d, c in drawn.items() if d in owner.values()
+    ]  # fmt: skip
+    legend += [
+        {"color": GREY, "ls": dashes[term], "label": f"layer {term}" if term.isdecimal() else term}
+        for term in terms
     ]
-    legend += [{"color": GREY, "ls": dashes[term], "label": term} for term in terms]
     if "loss" in keys:
         styles["loss"] = total
         legend.insert(0, total | {"label": "total loss"})

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepwell.data.tokens import TextBatches
+from stepwell.data.tokens import TextBatches, TokenSet
 from stepwell.files import config_of
 from stepwell.losses import attention_kl, cls_cosine
+from stepwell.measure.depths import cost_table
 from stepwell.measure.text import load_text
 from stepwell.measures import big
 from stepwell.methods.bert_internal import InternalKD, shape_of
-from stepwell.nets import NestedNet, build
+from stepwell.nets import Card, NestedNet, build
 from stepwell.tasks.classification import Task
 from stepwell.tasks.text import TextSplits
 from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept, kept_layers
@@ -157,6 +158,13 @@ def mismatch(
         "layers": [*layers], "attention_kl": kl, "cls_cosine": cosine,
         "teacher_accuracy": right / count, "agreement": shares[0], "agreement_on_errors": shares[1],
     }  # fmt: skip
+
+
+def cost_of_teacher(teacher: NestedNet, texts: TokenSet) -> dict[str, Any]:
+    """The costs of a teacher, as a run has those of its rows, and its number of layers, "depth"."""
+    teacher = teacher.cpu()
+    teacher.card = Card(texts.classes, texts.size, input=texts.input)
+    return {"depth": teacher.full, **cost_table(teacher, texts.size)[teacher.full]}
 
 
 def _apart(name: str, ours: Tensor, theirs: Tensor, mask: Tensor) -> float:
