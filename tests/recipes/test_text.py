@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+import textwrap
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 import stepwell
 from stepwell.cli import main
 from stepwell.cost import costs_of
+from stepwell.data.text import read_texts
 from stepwell.data.tokens import Tokenizer
 from stepwell.measure import cascade, depths
 from stepwell.measure.cascade import measure_cascade
@@ -382,7 +384,7 @@ def test_the_pages_commands_and_snippets_run(run, deep, data, tmp_path, monkeypa
         shutil.copytree(folder, name)
     shutil.copy("reviews/dev.tsv", "more.tsv")
     commands = re.findall(r"^    stepwell (.*)$", page, re.MULTILINE)
-    assert len(commands) == 8
+    assert len(commands) == 10
     for command in commands:
         if command.startswith("train ekd"):
             continue  # the run that is there
@@ -390,6 +392,9 @@ def test_the_pages_commands_and_snippets_run(run, deep, data, tmp_path, monkeypa
         flags = ["--epochs", "1", "--max-tokens", "24"] if command.startswith("train") else []
         code, _, err = told(capsys, *shlex.split(short), *flags)
         assert code == 0, (command, err)
+    (sample,) = re.findall(r"^ {4}sentence\tlabel\n(?: {4}.*\n)+", page, re.MULTILINE)
+    Path("sample.tsv").write_text(textwrap.dedent(sample))
+    assert read_texts(Path("sample.tsv")).labels == ("1", "0")
     for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         snippet = snippet.replace('depth="2"', 'depth="1"').replace("2.onnx", "1.onnx")
         exec(snippet, names := {})
