@@ -23,6 +23,7 @@ from stepwell.measure import cascade, depths
 from stepwell.measure.cascade import measure_cascade
 from stepwell.measure.text import save_text
 from stepwell.recipes import train
+from stepwell.tasks import attention_maps
 from stepwell.training import Loop
 from tiny_text import texts, write_encoder, write_tsv
 
@@ -353,7 +354,9 @@ def test_a_folder_is_fine_tuned_and_teaches(deep, data, tmp_path, capsys):
     assert (code, "attention.npz is damaged" in err) == (2, True), err
 
 
-def test_a_run_teaches_at_once(run, data, tmp_path):
+def test_a_run_teaches_at_once(run, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(attention_maps, "READABLE", range(90, 99))  # no text is so long
+    monkeypatch.setattr(attention_maps, "TOKENS", 4)
     results = train(
         "bert", data=str(data), teacher=str(run), out=tmp_path / "run",
         **BERT | {"schedule": "stacked", "start": "teacher", "label_share": 0.5},
@@ -361,6 +364,8 @@ def test_a_run_teaches_at_once(run, data, tmp_path):
     assert not (tmp_path / "run" / "phases" / "teacher").exists()
     teacher = json.loads((run / "results.json").read_text())["test"]["3/accuracy"]
     assert results["bert"]["teacher_accuracy"] == pytest.approx(teacher)
+    shown = results["bert"]["examples"]
+    assert [(len(one["tokens"]), one["cut"]) for one in shown] == [(4, True)] * 3
 
 
 def test_teachers_that_do_not_fit_are_refused(deep, run, data, tmp_path, capsys):

@@ -42,6 +42,7 @@ def eval_(
         stepwell eval runs/student --fidelity runs/teacher --control runs/student-of-another
         stepwell eval runs/student --fidelity runs/one@20 two.onnx resnet18=three.pth
         stepwell eval runs/digits --fidelity runs/digits
+        stepwell eval runs/small-encoder --fidelity runs/encoder
 
     Args:
         run: a run directory, or the file of its network.
@@ -55,8 +56,9 @@ def eval_(
             network that chooses resolutions.
         save: save the cascade in the network's file, for `stepwell predict --cascade`.
         fidelity: the teacher, as for `stepwell train distill --teacher`: a run directory or the file of
-            a network (PATH@DEPTH for a depth), an ONNX file, NETWORK=FILE or timm/NAME; several are an
-            ensemble. If it is the run itself, the full net is the teacher of the sub-nets.
+            a network (PATH@DEPTH for a depth), an ONNX file, NETWORK=FILE or timm/NAME; for texts, runs
+            and files of the same tokenizer. Several are an ensemble. If it is the run itself, the full
+            net is the teacher of the sub-nets.
         teacher_mean: mean of the teacher's images per channel, of pixels in [0, 1], if the teacher does
             not say it (most ONNX files).
         teacher_std: standard deviation of the teacher's images, likewise.

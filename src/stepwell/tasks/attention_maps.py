@@ -73,11 +73,11 @@ def write_maps(
 
 
 def _candidates(examples: TokenSet) -> TokenSet:
-    """Some texts of a length that is easy to read; the shortest, if there are none."""
+    """Some texts of a length that is easy to read; the few shortest, if there are none."""
     lengths = examples.lengths
     readable = (lengths >= READABLE.start) & (lengths < READABLE.stop)
     if readable.sum() < SHOWN:
-        return examples.subset(lengths.argsort(stable=True)[:CANDIDATES])
+        return examples.subset(lengths.argsort(stable=True)[:SHOWN])
     some = readable.nonzero().flatten()
     spaced = some[torch.linspace(0, len(some) - 1, min(CANDIDATES, len(some))).long()]
     return examples.subset(spaced[(lengths[spaced] - USUAL).abs().argsort(stable=True)])
