@@ -182,7 +182,7 @@ def _map(shares: NDArray[np.float32], tokens: Sequence[str], title: str, top: fl
 
         axes = picture.add_subplot()
         image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, top))
-        size = 9 if len(names) <= FEW else 6.5
+        size = 9 if len(names) <= FEW else 7.5
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
         axes.set_yticks(range(len(names)), names, fontsize=size)
         axes.set_title(title, fontsize=10)

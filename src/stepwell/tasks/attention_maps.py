@@ -21,7 +21,7 @@ MAPS = "attention.npz"
 #: Tokens of a text whose maps are easy to read, and the usual number.
 READABLE, USUAL = range(6, 19), 12
 #: Texts to choose from, texts that are shown, and tokens of a text, at most.
-CANDIDATES, SHOWN, TOKENS = 64, 3, 32
+CANDIDATES, SHOWN, TOKENS = 64, 3, 24
 
 
 @torch.no_grad()
