@@ -4,8 +4,9 @@ Raw quotes are part of the text, and a tab always ends a column.
 """
 
 import codecs
+import math
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,8 @@ TEXT_COLUMNS = (
 )  # fmt: skip
 #: Names that an unread column of GLUE's files may have.
 LABEL = "label"
+#: More different fractions than this are hardly classes.
+MANY = 10
 
 #: A text, or a pair of texts.
 Text = tuple[str, ...]
@@ -83,6 +86,13 @@ class Labels:
         whole = all(name.isdecimal() for name in names)
         return cls(tuple(sorted(names, key=int if whole else str)))
 
+    @property
+    def measured(self) -> bool:
+        """True if the labels are numbers such as 3.8, so many that they are hardly classes."""
+        fractions = any(not name.isdecimal() for name in self.classes)
+        several = len(self.classes) > MANY and fractions
+        return several and all(_number(name) is not None for name in self.classes)
+
     def numbers(self, texts: Texts) -> list[int]:
         """The index of each label; ValueError names the first line whose label has none."""
         index = {name: i for i, name in enumerate(self.classes)}
@@ -93,6 +103,43 @@ class Labels:
                     f"{_some(self.classes)}"
                 )
         return [index[label] for label in texts.labels]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A column of numbers to predict; `classes` is its name, that of the network's only output."""
+
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, texts: Texts, column: str) -> "Numbers":
+        """The numbers of training texts; ValueError if they are all equal."""
+        found = cls((column,))
+        if len(set(found.numbers(texts))) < 2:
+            raise ValueError(
+                f"{texts.path} has one number only, {texts.labels[0]}: training needs two or more"
+            )
+        return found
+
+    def numbers(self, texts: Texts) -> list[float]:
+        """The number of each text; ValueError names the first line that has none."""
+        found = []
+        for label, line in zip(texts.labels, texts.lines, strict=True):
+            if (value := _number(label)) is None:
+                raise ValueError(
+                    f"{texts.path}, line {line}: {label!r} in column {self.classes[0]!r} is not a "
+                    "number, and --regression needs one in every row"
+                )
+            found.append(value)
+        return found
+
+
+def _number(text: str) -> float | None:
+    """The finite number that a text is; None if it is none."""
+    with suppress(ValueError):
+        value = float(text.replace("_", "x"))
+        return value if math.isfinite(value) else None
+    return None
 
 
 def read_table(path: Path) -> Table:

@@ -24,6 +24,7 @@ class TextFiles:
         valid: texts to choose the epoch by, in place of --val-fraction.
         text: one or two columns of texts.
         label: column of labels.
+        regression: predict numbers; labels are numbers.
         max_tokens: longest text; a longer one is cut.
     """
 
@@ -32,6 +33,7 @@ class TextFiles:
     valid: Annotated[Path | None, flag("FILE")] = None
     text: Annotated[tuple[str, ...], flag("COLUMN ...", "usual names")] = ()
     label: Annotated[str, flag("COLUMN")] = LABEL
+    regression: Annotated[bool, flag()] = False
     max_tokens: Annotated[int | None, flag("N", "128")] = None
 
 
