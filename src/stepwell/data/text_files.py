@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
+from tyro.conf import FlagCreatePairsOff
+
 from stepwell.data.text import LABEL
 from stepwell.data.tokens import TokenSet
 from stepwell.flags import flag
@@ -24,7 +26,7 @@ class TextFiles:
         valid: texts to choose the epoch by, in place of --val-fraction.
         text: one or two columns of texts.
         label: column of labels.
-        regression: predict numbers; labels are numbers.
+        regression: predict the numbers in the column of labels.
         max_tokens: longest text; a longer one is cut.
     """
 
@@ -33,7 +35,7 @@ class TextFiles:
     valid: Annotated[Path | None, flag("FILE")] = None
     text: Annotated[tuple[str, ...], flag("COLUMN ...", "usual names")] = ()
     label: Annotated[str, flag("COLUMN")] = LABEL
-    regression: Annotated[bool, flag()] = False
+    regression: FlagCreatePairsOff[Annotated[bool, flag()]] = False
     max_tokens: Annotated[int | None, flag("N", "128")] = None
 
 

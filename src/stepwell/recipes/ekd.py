@@ -58,7 +58,7 @@ class EkdAblation(Together):
 class Network:
     """The network, its depths and its initial weights."""
 
-    net: flags.NetOrFolder = "resnet32"
+    net: flags.NetOrEncoder = "resnet32"
     depths: flags.Depths = None
     calibrated: flags.Calibrated = ()
     stages: flags.Stages = ()

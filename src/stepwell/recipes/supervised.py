@@ -30,7 +30,7 @@ def supervised(
     *,
     data: flags.Labelled,
     out: flags.Out,
-    net: flags.NetOrFolder = "resnet20",
+    net: flags.NetOrEncoder = "resnet20",
     stem: flags.Stem = "auto",
     init: flags.Init = None,
     images: Flags[TrainingImages] = TrainingImages(),
