@@ -1149,7 +1149,7 @@ BAD = {
         "resnet20 is the name of one with random weights",
     ),
     "accuracy of what": (["cost", "resnet20", "--data", "digits"], "random weights: name a run"),
-    "save batches": (["cost", "{run}", "--save", "--batch", "2"], "one image: leave out --batch"),
+    "save batches": (["cost", "{run}", "--save", "--batch", "2"], "one input: leave out --batch"),
     "save size": (["cost", "{run}", "--save", "--size", "16"], "the network's own size, 8"),
     "nothing to calibrate": (["calibrate", "{run}"], "has no depth to calibrate"),
     "calibrate deeper": (

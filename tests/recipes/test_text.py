@@ -217,6 +217,10 @@ REFUSED = {
     "long": (["--max-tokens", "99"], "--max-tokens 99: this encoder takes at most 40 tokens"),
     "short": (["--max-tokens", "2"], "a text of 2 tokens has no room beside its 3 special ones"),
     "no test": (["--test", "{tmp}/none.tsv"], "no file {tmp}/none.tsv"),
+    "three texts": (["--text", "a", "b", "c"], "--text a b c: a text has one column, or two for a pair"),
+    "smoothed numbers": (["--regression", "--label-smoothing", "0.1"],
+                         "--label-smoothing is for classes, and --regression predicts numbers"),
+    "balanced numbers": (["--regression", "--balance"], "--balance is for classes"),
 }  # fmt: skip
 
 
@@ -235,7 +239,7 @@ def test_text_flags_are_refused_with_images(tmp_path, capsys):
     flags = ["--max-tokens", "9", "--out", tmp_path / "r"]
     code, _, err = told(capsys, "train", "ekd", "--data", "digits", *flags)
     assert code == 2
-    assert "--max-tokens is for texts, and --data names images: leave it out" in err
+    assert "--max-tokens is for texts, and --data digits is no .tsv file and no folder with" in err
 
 
 FILES = {
@@ -247,6 +251,9 @@ FILES = {
     "not UTF-8": (b"sentence\tlabel\nfine\t1\n\xff\xfe\t0\n", "{path}, line 3: not UTF-8"),
     "empty text": (b"sentence\tlabel\nfine\t1\n \t0\n", "{path}, line 3: the text is empty"),
     "one class": (b"sentence\tlabel\nfine\t1\ngood\t1\n", "{path} has one class only, '1'"),
+    "few": (b"sentence\tlabel\nfine\t1\ndull\t0\n", "{path} has 2 texts, too few to set some aside to "
+                                                     "test on: add texts, or name others with --test"),
+    "twice": (b"text\tlabel\tlabel\nfine\t1\t1\ndull\t0\t1\n", "{path} has several columns 'label'"),
     "no usual column": (b"review\tlabel\nfine\t1\ngood\t0\n",
                         "has no usual column of texts (such as sentence, text, or sentence1 and "
                         "sentence2); its columns are review, label: name yours with --text"),
@@ -262,6 +269,28 @@ def test_files_that_cannot_be_read_are_named(case, encoder, tmp_path, capsys):
     code, _, err = told(
         capsys, "train", "ekd", "--data", path, "--net", encoder, "--out", tmp_path / "r"
     )
+    assert code == 2
+    assert message.format(path=path) in err
+
+
+NUMBERS = {
+    "a word": ("3.5", "good", "{path}, line 3: 'good' in column 'label' is not a number, and "),
+    "not finite": ("3.5", "nan", "{path}, line 3: 'nan' in column 'label' is not a number"),
+    "a comma": ("3,5", "1", "{path}, line 2: '3,5' in column 'label' is not a number"),
+    "none": ("3.5", "", "{path}, line 3: '' in column 'label' is not a number"),
+    "equal": ("3.5", "3.5", "{path} has one number only, 3.5: training needs two or more"),
+    "few": ("3.5", "1", "{path} has 2 texts, too few to set some aside to test on"),
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_numbers_that_cannot_be_learned_are_named(case, encoder, tmp_path, capsys):
+    first, second, message = NUMBERS[case]
+    path = write_tsv(tmp_path / "own.tsv", [("fine", first), ("dull", second)])
+    code, _, err = told(
+        capsys, "train", "ekd", "--data", path, "--net", encoder, "--regression", "--out",
+        tmp_path / "r",
+    )  # fmt: skip
     assert code == 2
     assert message.format(path=path) in err
 

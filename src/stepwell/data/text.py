@@ -50,12 +50,14 @@ class Table(NamedTuple):
     lines: tuple[int, ...]
 
     def column(self, name: str, what: str) -> list[str]:
-        """The values of a column; ValueError, which names the columns that are there, if it is not."""
+        """The values of a column; ValueError, which names the columns, if it is not there, or twice."""
         if name not in self.columns:
             raise ValueError(
                 f"{self.path} has no column {name!r} for {what}; its columns are "
                 f"{', '.join(self.columns)}"
             )
+        if self.columns.count(name) > 1:
+            raise ValueError(f"{self.path} has several columns {name!r}: name each otherwise")
         at = self.columns.index(name)
         return [row[at] for row in self.rows]
 
@@ -190,8 +192,10 @@ def read_texts(path: Path, columns: Sequence[str] = (), label: str | None = LABE
         label: the column of labels; None: they are not read.
 
     Raises:
-        ValueError: as for `read_table`; no such column; an empty text (with the line).
+        ValueError: as for `read_table`; no such column, or too many; an empty text (with the line).
     """
+    if len(columns) > 2:
+        raise ValueError(f"--text {' '.join(columns)}: a text has one column, or two for a pair")
     table = read_table(path)
     names = tuple(columns) or _usual(table)
     parts = [table.column(name, "texts") for name in names]

@@ -60,11 +60,17 @@ def training_file(data: Path) -> Path:
 
 
 def read_parts(data: Path, files: TextFiles, read: Callable[[Path], TokenSet]) -> TextParts:
-    """Read the parts of `data`, a file or a folder, by `read`."""
+    """Read the parts of `data`, a file or a folder, by `read`; ValueError if there are too few texts."""
     train = read(training_file(data))
     beside = (data / name for name in TESTS)
     test = files.test or next((file for file in beside if file.is_file()), None)
     validation = None if files.valid is None else read(files.valid)
     if test is not None:
         return TextParts(train, read(test), validation, False)
-    return TextParts(*train.split(ASIDE), validation, True)
+    own, aside = train.split(ASIDE)
+    if not len(aside) or len(own.labels.unique()) < 2:
+        raise ValueError(
+            f"{training_file(data)} has {len(train)} texts, too few to set some aside to test on: add "
+            "texts, or name others with --test"
+        )
+    return TextParts(own, aside, validation, True)

@@ -41,7 +41,10 @@ class Tokenizer:
         try:
             self._library = Library.from_str(content)
         except Exception as error:  # the library raises Exception itself
-            raise ValueError(f"tokenizer.json cannot be read: {error}") from error
+            raise ValueError(
+                f"the encoder's tokenizer.json cannot be read ({error}): write it again with "
+                "tokenizer.save_pretrained"
+            ) from error
         self._library.no_padding()
         self._library.no_truncation()
         special = int(self._library.num_special_tokens_to_add(True))

@@ -113,7 +113,10 @@ def read_splits(
     for one in fields(texts):
         if getattr(texts, one.name) != getattr(TextFiles(), one.name):
             name = one.name.replace("_", "-")
-            raise ValueError(f"--{name} is for texts, and --data names images: leave it out")
+            raise ValueError(
+                f"--{name} is for texts, and --data {data} is no .tsv file and no folder with train.tsv: "
+                "leave it out, or name texts"
+            )
     check_outside(data, out)
     usual = DIFFERENT if net is None else builder_of(net).size
     splits = load_images(data, images.size or size_of_run(out, data), usual)

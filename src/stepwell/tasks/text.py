@@ -54,7 +54,7 @@ class TextSplits(NamedTuple):
         if not self.train.numeric:
             return 0.0, 1.0
         numbers = self.train.labels.double()
-        return float(numbers.mean()), float(numbers.std())
+        return float(numbers.mean()), float(numbers.std(correction=0))
 
 
 def name_of(net: str) -> str:
