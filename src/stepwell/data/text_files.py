@@ -60,7 +60,7 @@ def training_file(data: Path) -> Path:
 
 
 def read_parts(data: Path, files: TextFiles, read: Callable[[Path], TokenSet]) -> TextParts:
-    """Read the parts of `data`, a file or a folder, by `read`; ValueError if there are too few texts."""
+    """Read the parts of `data`, a file or a folder, by `read`; ValueError for too few texts."""
     train = read(training_file(data))
     beside = (data / name for name in TESTS)
     test = files.test or next((file for file in beside if file.is_file()), None)

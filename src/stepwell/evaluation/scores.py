@@ -13,6 +13,7 @@ from stepwell.evaluation.accuracy import Tally, in_single_precision
 class ClassTally(Tally):
     """A tally that also gives MCC (Matthews correlation) and F1 of every name.
 
+    MCC is 0 where all answers or all labels are equal.
     F1 of two classes is that of the second one, as in GLUE; of more, the mean over the classes (macro).
     """
 
@@ -27,7 +28,8 @@ class ClassTally(Tally):
         for i, name in enumerate(self.names):
             pair = top[names == i], true[names == i]
             prefix = f"{name}/" if name else ""
-            mcc = scores.multiclass_matthews_corrcoef(*pair, num_classes=count)
+            varied = all(len(part.unique()) > 1 for part in pair)  # else torchmetrics gives -0.4
+            mcc = scores.multiclass_matthews_corrcoef(*pair, num_classes=count) if varied else 0.0
             f1 = (
                 scores.binary_f1_score(*pair)
                 if count == 2

@@ -114,8 +114,8 @@ def read_splits(
         if getattr(texts, one.name) != getattr(TextFiles(), one.name):
             name = one.name.replace("_", "-")
             raise ValueError(
-                f"--{name} is for texts, and --data {data} is no .tsv file and no folder with train.tsv: "
-                "leave it out, or name texts"
+                f"--{name} is for texts, and --data {data} is no .tsv file and no folder with "
+                "train.tsv: leave it out, or name texts"
             )
     check_outside(data, out)
     usual = DIFFERENT if net is None else builder_of(net).size

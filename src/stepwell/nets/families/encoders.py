@@ -81,7 +81,8 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
     """Read a folder with config.json, tokenizer.json and weights in safetensors; no network is used.
 
     Raises:
-        ValueError: a file is missing or damaged; the weights are a pickle, or of another architecture; a decoder.
+        ValueError: a file is missing or damaged; the weights are a pickle, or of another architecture;
+            a decoder.
     """
     config = _config_of(folder)
     architecture = str(config["model_type"])
