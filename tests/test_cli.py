@@ -1363,6 +1363,7 @@ def test_the_options_for_studies_are_these():
         "ekd": "norms attention_mode distill_from ema_teacher teach_full",
         "drnet": "mixing explore temperature cost_weight slack norms chooser_rate",
         "netgraft": "start statistics adaption_lr trace",
+        "bert": "shuffled",
     }
     for recipe, options in expected.items():
         group = groups_of(resolve_name(RECIPES[recipe][0]))["ablation"]

@@ -90,7 +90,7 @@ def test_help_of_ekd_fits_on_a_screen_and_a_half(monkeypatch, capsys):
         cli.main(["train", "ekd", "--help"])
     out = capsys.readouterr().out
     assert len(out.rstrip().splitlines()) <= 90
-    assert "(default: half of --epochs)" in out
+    assert "(default: as --epochs)" in out
     assert "ema" not in out
     with pytest.raises(SystemExit):
         cli.main(["train", "distill", "--help"])

@@ -33,8 +33,9 @@ def test_layers_are_the_upper_ones_of_equal_groups():
     assert layer_map(2, 3) == (2, 3)
 
 
-def test_all_layers_and_soft_targets_are_summed():
-    objective = made(attention=2.0, cls=3.0, kl=0.5, ce=0.0)
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_all_layers_and_soft_targets_are_summed(shuffled):
+    objective = made(attention=2.0, cls=3.0, kl=0.5, ce=0.0, shuffled=shuffled)
     step = objective.training_step(BATCH)
     net, teacher, mask = objective.student, objective.teacher._net[0], IDS != 0
     ours, theirs = (n.forward_all(IDS, [n.full], extras=["scores", "cls"])[n.full]
@@ -42,6 +43,8 @@ def test_all_layers_and_soft_targets_are_summed():
     expected = 0.5 * soft_target_kl(ours.logits, theirs.logits, 1.0)
     for i, at in enumerate((2, 4, 6)):
         a, b = ours.extras, theirs.extras
+        if shuffled:  # each text with the text before it
+            b = {n: [torch.cat([x[-1:], x[:-1]]) for x in layers] for n, layers in b.items()}
         expected += 2.0 * attention_kl(a["scores"][i], b["scores"][at - 1], mask)
         expected += 3.0 * cls_cosine(a["cls"][i], b["cls"][at - 1])
     torch.testing.assert_close(step.loss, expected)

@@ -63,6 +63,7 @@ class InternalKD(Objective):
         label_share: share of training at the end for soft targets and labels alone, in progressive and
             stacked; by default as long as each layer's.
         threshold: cosine loss below which the next layer begins before its time.
+        shuffled: a control: each text learns the attention and states of another text of its batch.
 
     Raises:
         ValueError: a value is out of range; a layer that does not exist; unequal numbers of heads, with
@@ -86,6 +87,7 @@ class InternalKD(Objective):
         freeze: bool = False,
         label_share: float | None = None,
         threshold: float | None = None,
+        shuffled: bool = False,
     ) -> None:
         super().__init__()
         check_numbers(locals(), flags=False)
@@ -112,7 +114,7 @@ class InternalKD(Objective):
             raise ValueError(f"freeze is for the schedule progressive, not {schedule!r}")
         self.schedule, self.keep_task, self.freeze = schedule, keep_task, freeze
         self.attention, self.cls, self.kl, self.ce = attention, cls, kl, ce
-        self.temperature, self.threshold = temperature, threshold
+        self.temperature, self.threshold, self.shuffled = temperature, threshold, shuffled
         self.label_share = 1 / (self.depth + 1) if label_share is None else label_share
         (heads, width), (their_heads, their_width) = shape_of(student), shape_of(teacher)
         if attention and heads != their_heads:
@@ -162,7 +164,10 @@ class InternalKD(Objective):
         value, internal = self._run(ids, set(active), extras, last)
         for i in active:
             assert target is not None
-            for name, weight, one in self._internal(i, internal[i], target.extras, ids):
+            theirs = target.extras
+            if self.shuffled:
+                theirs = {n: tuple(x.roll(1, 0) for x in layers) for n, layers in theirs.items()}
+            for name, weight, one in self._internal(i, internal[i], theirs, ids):
                 logs[f"{name}/{i}"] = one
                 loss.append(weight * one)
         if labelled:

@@ -7,7 +7,7 @@ import torch
 
 from stepwell.data.image_flags import LabelledImages
 from stepwell.data.text_files import TextFiles
-from stepwell.flags import Flags, checked, flag
+from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.methods import Supervised
 from stepwell.methods.bert_internal import InternalKD, Schedule
 from stepwell.recipes import flags
@@ -51,6 +51,17 @@ class Internal:
     threshold: Annotated[float | None, flag("X", "by steps alone")] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class BertAblation(Together):
+    """Options for studies.
+
+    Attributes:
+        shuffled: each text learns the attention and states of another text of its batch.
+    """
+
+    shuffled: bool = False
+
+
 def bert(
     *,
     data: Annotated[str, flag("DATA", help="train.tsv, or a folder with it.")],
@@ -64,6 +75,7 @@ def bert(
     internal: Flags[Internal] = Internal(),
     training: Flags[Optimisation] = Optimisation(),
     loop: Flags[Loop] = Loop(),
+    ablation: Hidden[BertAblation] = BertAblation(),
 ) -> dict[str, Any]:
     """Teach a shallow text encoder by a deep one's internal representations (Aguilar et al. 2020).
 
@@ -100,7 +112,7 @@ def bert(
     inputs = text.prepare(splits, LabelledImages(), training)
     padding = splits.train.tokenizer.padding
     shallow = text_teaching.shallow(splits, student_layers)
-    options: dict[str, Any] = vars(internal)
+    options: dict[str, Any] = vars(internal) | vars(ablation)
     InternalKD(shallow, deep, padding, **options)  # refuses what does not fit, before there is a run
     with text.open_task("bert", out, loop, arguments, inputs, shallow) as task:
         known = trained is not None or not begun.fresh
