@@ -175,9 +175,9 @@ def ekd(
         if two_phase:
             epochs, optim = nest_epochs, training.optim(0.5)
         validate = kind.validator(nested, task, [nested.full])
-        watched = two_phase or known
+        begun = start if known or init else None  # an encoder's folder alone trains no full net
         watch = watch_full_net(
-            nested, task, training.max_drop, start, trained=watched, validate=validate
+            nested, task, training.max_drop, begun, trained=two_phase or known, validate=validate
         )
         validate = kind.validator(nested, task)
         learn = partial(learn, optim=optim, epochs=epochs, validate=validate)
