@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from stepwell.commands.arguments import Json, Module, imported
 from stepwell.console import print_json, say
-from stepwell.kinds import kind_module, open_network
+from stepwell.kinds import kind_module, noun_of, open_network
 
 
 def eval_(
@@ -46,14 +46,14 @@ def eval_(
 
     Args:
         run: a run directory, or the file of its network.
-        data: images to measure on: a folder or a name; their test part is used. By default the data of
-            the run.
+        data: images to measure on: a folder or a name; their test part is used. Of texts, a
+            tab-separated file. By default the data of the run.
         cascade: also find the best cascade (shallow first, deeper when unsure) on the validation part,
             and measure it on the test part.
         target_accuracy: accuracy of the cascade on the validation part (0.97 is 97 %); by default the
             full net's own.
-        budget_macs: mean MACs an image, at most: of the cascade, instead of a target accuracy; or of a
-            network that chooses resolutions.
+        budget_macs: mean MACs of an input, at most: of the cascade, instead of a target accuracy; or of
+            a network that chooses resolutions.
         save: save the cascade in the network's file, for `stepwell predict --cascade`.
         fidelity: the teacher, as for `stepwell train distill --teacher`: a run directory or the file of
             a network (PATH@DEPTH for a depth), an ONNX file, NETWORK=FILE or timm/NAME; for texts, runs
@@ -85,7 +85,7 @@ def eval_(
         print_json(results)
     else:
         where = f" of {results['data']['name']}" if data is not None and "data" in results else ""
-        title = f"{run} on {results['examples']} images{where}"
+        title = f"{run} on {results['examples']} {noun_of(results['kind'])}s{where}"
         kind_module(results["kind"]).show_results(results, title)
     if network.config and "data" in results:
         _keep(run if run.is_dir() else run.parent, results)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepwell.console import big, show, size, table
-from stepwell.measures import BUSY, FIDELITY, Measure, number_in, of_row, share_interval
+from stepwell.measures import BUSY, FIDELITY, Measure, number_in, of_row, share_interval, with_article
 from stepwell.results import never_in_words, never_right
 
 CKA = Measure("CKA", "number", 3)
@@ -25,27 +25,27 @@ def show_churn(churn: Mapping[str, float], *, row: str = "depth") -> None:
     show(table(f"predictions that flip between {row}s", [row, *names], rows))
 
 
-def show_cascade(cascade: Mapping[str, Any], *, row: str = "depth") -> None:
-    """Print a cascade's thresholds, accuracy and cost on validation and on test images."""
+def show_cascade(cascade: Mapping[str, Any], *, row: str = "depth", noun: str = "image") -> None:
+    """Print a cascade's thresholds, accuracy and cost on validation and on test images, or texts."""
     found, test = cascade["validation"], cascade["test"]
     thresholds = [*(f"{t:.4f}" for t in found["thresholds"]), "the rest"]
     shares = ([f"{100 * s:.1f} %" for s in part["shares"]] for part in (found, test))
     rows = zip(found["depths"], thresholds, *shares, strict=True)
     columns = [row, "answers from", "answered, validation", "answered, test"]
-    show(table(f"cascade, set on {found['images']} validation images", columns, rows))
+    show(table(f"cascade, set on {found['images']} validation {noun}s", columns, rows))
     full = test | {"accuracy": test["full_accuracy"]}
     unsure = f"; {BUSY}" if "unsure" in test else ""
     show(
-        f"goal on the validation images: {found['goal']}; reached there: {with_wilson(found)}\n"
-        f"on {test['images']} test images: {with_wilson(test)} (full net: {with_wilson(full)})\n"
-        f"mean MACs an image: {big(found['macs'])} on validation, {big(test['macs'])} on test "
-        f"(full net: {big(test['full_macs'])})\n"
-        f"mean ms, one image at a time: {test['ms']:.2f} (full net: {test['full_ms']:.2f}){unsure}"
+        f"goal on the validation {noun}s: {found['goal']}; reached there: {with_wilson(found)}\n"
+        f"on {test['images']} test {noun}s: {with_wilson(test)} (full net: {with_wilson(full)})\n"
+        f"mean MACs {with_article(noun)}: {big(found['macs'])} on validation, {big(test['macs'])} on "
+        f"test (full net: {big(test['full_macs'])})\n"
+        f"mean ms, one {noun} at a time: {test['ms']:.2f} (full net: {test['full_ms']:.2f}){unsure}"
     )
     if found["images"] < FEW:
         show(
-            f"{found['images']} validation images decide little: trust the test images, or set the "
-            "thresholds on more (--data with a larger val/ folder)",
+            f"{found['images']} validation {noun}s decide little: trust the test {noun}s, or set the "
+            f"thresholds on more{' (--data with a larger val/ folder)' * (noun == 'image')}",
             style="dim",
         )
 
@@ -74,30 +74,34 @@ def show_classes(test: Mapping[str, float]) -> None:
         show(table(f"accuracy by class ({which}classes are uneven)", ["class", *depths], rows))
 
 
-def show_never_right(results: Mapping[str, Any], *, row: str = "depth") -> None:
-    """Name the classes of which a row has no test image right."""
+def show_never_right(results: Mapping[str, Any], *, row: str = "depth", noun: str = "image") -> None:
+    """Name the classes of which a row has no test example right."""
     for rows, names in never_right(results.get("confusion", {})).items():
-        show(f"{never_in_words(rows, names, row)}: see the images, their number and their labels")
+        show(f"{never_in_words(rows, names, row)}: see the {noun}s, their number and their labels")
 
 
-def show_export(title: str, result: Mapping[str, Any], *, noun: str = "images") -> None:
+def show_export(
+    title: str, result: Mapping[str, Any], *, noun: str = "image", numeric: bool = False
+) -> None:
     """Print exported files: size, check and, if measured, accuracy and time."""
     rows = result["files"]
     checked = next(row["parity"] for row in rows if "parity" in row)
     columns = ["depth", "file", "size", "largest difference", "same class"]
     measured = any("accuracy" in row for row in rows)
     columns += ["accuracy", "agreement", "ms per image"] if measured else []
+    columns = [column for column in columns if not (numeric and column == "same class")]
     cells = []
     for row in rows:
         cell = [row["depth"], row["file"], size(row["bytes"]), "", ""]
         if parity := row.get("parity"):
             cell[3:] = f"{parity['difference']:.1e}", f"{100 * parity['same_class']:.0f} %"
+        cell = cell[: 4 if numeric else 5]
         if measured:
             agreement = f"{100 * row['agreement']:.1f} %" if "agreement" in row else ""
             cell += [f"{100 * row['accuracy']:.2f} %", agreement, f"{row['ms']:.2f}"]
         cells.append(cell)
     show(table(title, columns, cells, words=2))
-    show(f"checked on {checked['images']} {checked['part']} {noun}", style="dim")
+    show(f"checked on {checked['images']} {checked['part']} {noun}s", style="dim")
     if "weights" in result:
         weights = result["weights"]
         share = weights["bytes"] / weights["full_net_bytes"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stepwell.measure.text import TextClassifier
 
 NAME = "a text classifier"
+NOUN, SIZE = "text", "{} tokens"
 #: What `predict` takes beside the run.
 TAKES = "texts"
 ADVICE = {
@@ -58,7 +59,7 @@ def evaluate(
     from stepwell.measure.fidelity import measure_pair
     from stepwell.measure.fidelity_fit import fit_texts
     from stepwell.measure.fidelity_networks import open_pair
-    from stepwell.measure.text import KIND, text_parts
+    from stepwell.measure.text import text_parts
     from stepwell.nets.files.container import network_file
     from stepwell.nets.files.nested import check_writable
 
@@ -74,7 +75,7 @@ def evaluate(
         check_writable(network_file(network.path))
     parts = text_parts(network.net, network.path, network.config, data)
     networks = fit_texts(pair, parts.test) if fidelity else None
-    results = measure_depths(net, parts.test, KIND) | {"data": parts.about}
+    results = measure_depths(net, parts.test, network.kind) | {"data": parts.about}
     if cascade:
         found = classifier.calibrated_cascade(
             inside(network), parts, target_accuracy, budget_macs, save
@@ -113,7 +114,7 @@ def predict(
     texts = [row for one in inputs for row in read_input(one, network)]
     if len(texts) > classifier.MANY:
         say(f"{len(texts):,} texts")
-    return Predicted(text.classify(texts, by, top=top), title)
+    return Predicted(text.classify(texts, by, top=top), title, noun=NOUN)
 
 
 def read_input(named: str, network: Network) -> list[tuple[str, ...]]:
@@ -161,7 +162,7 @@ def export(
 
 def show_export(title: str, result: Mapping[str, Any]) -> None:
     """Print exported files: size and check."""
-    classifier_tables.show_export(title, result, noun="texts")
+    classifier_tables.show_export(title, result, noun=NOUN)
 
 
 def cost(

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
-from stepwell.losses import attention_kl, class_cross_entropy, cls_cosine, soft_target_kl
+from stepwell.losses import attention_kl, cls_cosine, label_loss, teacher_loss
 from stepwell.methods.objective import Objective
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.steps import Request, Value
@@ -54,7 +54,7 @@ class InternalKD(Objective):
         schedule: all, progressive or stacked.
         attention: a, the weight of attention.
         cls: c, the weight of the [CLS] states.
-        kl: weight of the teacher's soft targets.
+        kl: weight of the teacher's soft targets; of numbers, of the squared difference.
         ce: weight of the labels.
         temperature: T of the soft targets.
         keep_task: keep soft targets and labels in the loss while layers are learned.
@@ -174,11 +174,13 @@ class InternalKD(Objective):
             assert isinstance(value, Tensor)
             if soft:
                 assert target is not None
-                logs["kl"] = soft_target_kl(value, target.logits, self.temperature)
-                loss.append(soft * logs["kl"])
+                term = teacher_loss(value, target.logits, self.temperature)
+                logs[term.name] = term.value
+                loss.append(soft * term.value)
             if self.ce:
-                logs["ce"] = class_cross_entropy(value, labels)
-                loss.append(self.ce * logs["ce"])
+                term = label_loss(value, labels)
+                logs[term.name] = term.value
+                loss.append(self.ce * term.value)
         self._note(logs, active)
         return Step(torch.stack(loss).sum(), logs)
 

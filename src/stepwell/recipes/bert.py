@@ -67,7 +67,7 @@ def bert(
     *,
     data: Annotated[str, flag("DATA", help="train.tsv, or a folder with it.")],
     out: flags.Out,
-    teacher: Annotated[str, flag("RUN|FOLDER")],
+    teacher: Annotated[str, flag("RUN|FILE|FOLDER")],
     student_layers: Annotated[int, flag("N")] = 3,
     start: Annotated[Start, flag("START")] = "pretrained",
     teacher_epochs: Annotated[int | None, flag("N", "as --epochs")] = None,
@@ -88,7 +88,8 @@ def bert(
         stepwell train bert --teacher runs/big --data reviews/ --student-layers 2 --out runs/tiny
 
     Args:
-        teacher: a text run, or a folder with config.json, tokenizer.json and model.safetensors.
+        teacher: a run on texts or its file, or a folder with config.json, tokenizer.json and
+            model.safetensors.
         student_layers: layers of the student.
         start: the student's layers begin as those of the teacher that they learn, before its
             fine-tuning (pretrained) or after it (teacher).
@@ -102,8 +103,10 @@ def bert(
     splits = text.read_splits(data, out, LabelledImages(), str(folder), texts)
     deep, begun = text.start_network(splits, str(folder))
     trained = text_teaching.trained_encoder(teacher, splits)
+    pretrained = {k: v.clone() for k, v in deep.module.state_dict().items()}
     if trained is not None:
         deep.load_full(trained.module.state_dict())
+        text.standardise(deep, splits.scale)
     most = deep.depths[deep.full][0]
     if not 1 <= student_layers <= most:
         raise ValueError(f"--student-layers {student_layers}: the teacher has {most}")
@@ -114,7 +117,6 @@ def bert(
     InternalKD(shallow, deep, padding, **options)  # refuses what does not fit, before there is a run
     with text.open_task("bert", out, loop, arguments, inputs, shallow) as task:
         known = trained is not None or not begun.fresh
-        pretrained = {k: v.clone() for k, v in deep.module.state_dict().items()}
         if not known:
             fit(
                 Supervised(deep.module), task.train, training.optim(), task.run, phase="teacher",

@@ -59,7 +59,7 @@ class EkdAblation(Together):
 class Network:
     """The network, its depths and its initial weights."""
 
-    net: flags.Net = "resnet32"
+    net: flags.NetOrEncoder = "resnet32"
     depths: flags.Depths = None
     calibrated: flags.Calibrated = ()
     stages: flags.Stages = ()
@@ -111,7 +111,7 @@ class Training(Smoothed):
 
 def ekd(
     *,
-    data: flags.Data,
+    data: flags.Labelled,
     out: flags.Out,
     network: Flags[Network] = Network(),
     images: Flags[TrainingImages] = TrainingImages(),
@@ -174,7 +174,11 @@ def ekd(
             nested.load_full(nested.module.state_dict())
         if two_phase:
             epochs, optim = nest_epochs, training.optim(0.5)
-        watch = watch_full_net(nested, task, training.max_drop, start, trained=two_phase or known)
+        validate = kind.validator(nested, task, [nested.full])
+        begun = start if known or init else None  # an encoder's folder alone trains no full net
+        watch = watch_full_net(
+            nested, task, training.max_drop, begun, trained=two_phase or known, validate=validate
+        )
         validate = kind.validator(nested, task)
         learn = partial(learn, optim=optim, epochs=epochs, validate=validate)
         objective = method()

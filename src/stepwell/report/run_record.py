@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwell.files import damaged, read_json, result_of
+from stepwell.kinds import noun_of
+from stepwell.measures import score_among
 from stepwell.results import read_evaluations, read_results, row_name
 
 
@@ -129,6 +131,16 @@ class RunRecord:
         """Number of test examples, if the run says it."""
         size = number(self.results.get("examples", self.data.get("test")))
         return None if size is None or math.isnan(size) else int(size)
+
+    @property
+    def noun(self) -> str:
+        """One input in a word."""
+        return noun_of(self.kind)
+
+    @property
+    def measure(self) -> str:
+        """The measure that figures show: accuracy, or that of numbers."""
+        return score_among(self.test)
 
     def score(self, row: str, measure: str) -> float | None:
         """Give a test measure of one row, None if the run has none; may be NaN."""

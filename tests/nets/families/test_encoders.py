@@ -226,6 +226,9 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(tmp_path):
     pickled = write_encoder(tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     refused(pickled, r"holds its weights as a pickle, pytorch_model\.bin: name a folder with model")
+    whole = (deep / "model.safetensors").read_bytes()
+    (deep / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    refused(deep, "the weights in .*deep are damaged .*: copy them again")
     (pickled / "pytorch_model.bin").unlink()
     refused(pickled, "holds no weights")
 

@@ -147,12 +147,23 @@ class DistilBertInput(_Input, distilbert.Embeddings):
 
 
 class Encoder(PreTrainedModel):
-    """A text encoder with a classifier: token ids (batch, tokens) to logits (batch, classes)."""
+    """A text encoder with a classifier: token ids (batch, tokens) to logits (batch, classes).
+
+    With one class, it predicts a number.
+    """
 
     @property
     def padding(self) -> int:
         """The id of the padding token."""
         return int(self.config.pad_token_id)
+
+    @torch.no_grad()
+    def rescale(self, mean: float, std: float) -> None:
+        """Change the head, so that outputs y become mean + std · y."""
+        own: Any = self.classifier
+        head = own if isinstance(own, nn.Linear) else own.out_proj
+        head.weight.mul_(std)
+        head.bias.mul_(std).add_(mean)
 
     def _as_path(self, embeddings: Any, layers: nn.ModuleList, kind: type, layer: type) -> None:
         """Give the embeddings and layers, which the library has made, the forward of a path's steps."""
