@@ -501,6 +501,7 @@ def test_numbers_are_learned_taught_and_predicted(encoder, numbers, tmp_path, ca
     taught = train("bert", teacher=str(run / "net.safetensors"), out=tmp_path / "taught", **BERT, **own)
     assert taught["bert"]["teacher_pearson"] == pytest.approx(test["3/pearson"], abs=1e-4)
     assert taught["bert"]["agreement"] > 0.5
+    assert 50 < float(taught["bert"]["examples"][0]["teacher"]) < 400  # in units of the numbers
     assert taught["test"]["2/rmse"] < 90
 
 

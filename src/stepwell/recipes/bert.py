@@ -134,7 +134,7 @@ def bert(
             patience=training.patience,
         )  # fmt: skip
         found = text_teaching.mismatch(shallow, deep, task.test, objective.layers)
-        found["examples"] = write_maps(task, shallow, deep, objective.layers)
+        found["examples"] = write_maps(task, shallow, deep, objective.layers, splits.scale)
         found["teacher"] = text_teaching.cost_of_teacher(deep, splits.train)
         results: dict[str, Any] = text.finish(task, shallow, record={"bert": found})
         text_teaching.drop_outputs(task)

@@ -26,7 +26,11 @@ CANDIDATES, SHOWN, TOKENS = 64, 3, 24
 
 @torch.no_grad()
 def write_maps(
-    task: Task[TextBatches], student: NestedNet, teacher: NestedNet, layers: Sequence[int]
+    task: Task[TextBatches],
+    student: NestedNet,
+    teacher: NestedNet,
+    layers: Sequence[int],
+    scale: tuple[float, float] = (0.0, 1.0),
 ) -> list[dict[str, Any]]:
     """Write the maps of a few test texts to the run: means over heads, in `MAPS`.
 
@@ -35,6 +39,7 @@ def write_maps(
 
     Args:
         layers: the teacher's layer of each of the student's, from 1; 0: none.
+        scale: mean and standard deviation of numbers that the networks predict standardised.
 
     Returns:
         For each text "text"; "tokens", and whether they are "cut"; "truth", and the answers of
@@ -62,8 +67,8 @@ def write_maps(
             "cut": count < int(mask[row].sum()),
             "tokens": examples.tokenizer.words_of(ids[row, :count].tolist()),
             "truth": _said(examples.labels[row], examples.classes),
-            "teacher": _said(theirs.logits[row], examples.classes),
-            "student": _said(ours.logits[row], examples.classes),
+            "teacher": _said(theirs.logits[row], examples.classes, scale),
+            "student": _said(ours.logits[row], examples.classes, scale),
         })  # fmt: skip
     if task.run.writes:
         buffer = io.BytesIO()
@@ -99,10 +104,11 @@ def _map(exit: Exit, layer: int, row: int, real: Tensor) -> Tensor:
     return scores.masked_fill(~real, -torch.inf).softmax(-1).mean(0)
 
 
-def _said(answer: Tensor, classes: Sequence[str]) -> str:
-    """A class with its probability, a true class, or a number."""
+def _said(answer: Tensor, classes: Sequence[str], scale: tuple[float, float] = (0.0, 1.0)) -> str:
+    """A class with its probability, a true class, or a number, standardised by `scale`."""
     if answer.is_floating_point() and answer.numel() == 1:
-        return f"{float(answer):.2f}"
+        mean, std = scale
+        return f"{float(answer) * std + mean:.2f}"
     if answer.numel() == 1:
         return classes[int(answer)] if int(answer) >= 0 else "unknown"
     share, best = answer.softmax(0).max(0)
