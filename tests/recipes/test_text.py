@@ -413,6 +413,29 @@ def test_a_run_teaches_at_once(run, data, tmp_path, monkeypatch):
     assert [(len(one["tokens"]), one["cut"]) for one in shown] == [(4, True)] * 3
 
 
+def test_a_depth_keeps_the_last_layer_of_the_encoder(encoder, data, tmp_path):
+    import transformers
+
+    out = tmp_path / "run"
+    results = train("ekd", data=str(data), net=str(encoder), out=out, **SHORT | {
+        "depths": ("2",), "epochs": 1})  # fmt: skip
+    assert results["test"].keys() >= {"2/accuracy", "3/accuracy"}
+    net = stepwell.load(out)
+    assert net.depths == {"2": (1, 1), "3": (2, 1)}
+    config = transformers.BertConfig(**net.builder[1]["config"] | {"num_hidden_layers": 2})
+    library = transformers.BertForSequenceClassification(config).eval()
+    library.load_state_dict(net.subnet("2").state_dict())
+    for mine, theirs in ((0, 0), (1, 2)):  # behind the fork, norms alone are the depth's own
+        dense = "bert.encoder.layer.{}.output.dense.weight"
+        state = net.module.state_dict()
+        assert torch.equal(library.state_dict()[dense.format(mine)], state[dense.format(theirs)])
+    ids = torch.tensor([[2, 5, 6, 3]])
+    with torch.no_grad():
+        assert torch.equal(library(ids).logits, net(ids, "2"))
+    taught = train("bert", data=str(data), teacher=str(out), out=tmp_path / "taught", **BERT)
+    assert taught["bert"]["layers"] == [2, 3]
+
+
 def test_a_student_starts_before_or_after_the_fine_tuning(run, encoder, data, tmp_path, monkeypatch):
     from stepwell.recipes import bert
 

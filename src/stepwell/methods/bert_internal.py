@@ -242,9 +242,7 @@ class InternalKD(Objective):
 
 def _layers_of(net: NestedNet) -> int:
     """The number of layers of an encoder."""
-    if len(net.stages) != 1:
-        raise ValueError(f"an encoder has one stage of layers, this network {len(net.stages)}")
-    return net.depths[net.full][0]
+    return sum(net.depths[net.full])
 
 
 def shape_of(net: NestedNet) -> tuple[int, int]:

@@ -107,7 +107,7 @@ def bert(
     if trained is not None:
         deep.load_full(trained.module.state_dict())
         text.standardise(deep, splits.scale)
-    most = deep.depths[deep.full][0]
+    most = sum(deep.depths[deep.full])
     if not 1 <= student_layers <= most:
         raise ValueError(f"--student-layers {student_layers}: the teacher has {most}")
     inputs = text.prepare(splits, LabelledImages(), training)

@@ -16,7 +16,12 @@ from stepwell.data.text_files import TextFiles, read_parts, training_file
 from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
 from stepwell.measure.text import kind_of, load_text, save_text
 from stepwell.nets import Card, NestedNet, build
-from stepwell.nets.families.encoders import Pretrained, encoder_name, read_pretrained
+from stepwell.nets.families.encoders import (
+    ARCHITECTURES,
+    Pretrained,
+    encoder_name,
+    read_pretrained,
+)
 from stepwell.nets.files.container import digest
 from stepwell.nets.files.initial_weights import Start, initialise
 from stepwell.nets.files.nested import fingerprint
@@ -145,6 +150,7 @@ def start_network(
 ) -> tuple[NestedNet, Start]:  # fmt: skip
     """Build the nested encoder with the weights of its folder, or of `init`, a run or a file.
 
+    Depths that are numbers of layers keep the encoder's last layer (`with_last_layer`).
     Errors as for `build`; ValueError for a stem, or `init` "pretrained".
     """
     if stem != "auto":
@@ -152,6 +158,8 @@ def start_network(
     if init == "pretrained":
         raise ValueError(f"--init pretrained: the weights of {net} are the start already; leave it out")
     encoder = splits.encoder
+    if not stages:
+        stages, depths = with_last_layer(encoder.name, depths)
     own: dict[str, Any] = {"stages": stages} if stages else {}
     nested = build(
         encoder.name, depths, norms=norms, config=encoder.config,
@@ -164,6 +172,24 @@ def start_network(
     if not start.fresh:
         standardise(nested, splits.scale)
     return nested, start
+
+
+def with_last_layer(name: str, depths: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Stages and depths of which a depth of k layers is the first k - 1 and the last one.
+
+    The [CLS] state, which the classifier reads, says next to nothing before the last layers of a
+    pretrained encoder, and a depth that ends there can stay at chance. Depths by other names or of one
+    layer are as they are, and there are no stages then.
+
+    >>> with_last_layer("bert/6", ["2", "4"])
+    (('bert.encoder.layer[0:5]', 'bert.encoder.layer[5:6]'), ['2=1,1', '4=3,1'])
+    """
+    layers = int(name.partition("/")[2])
+    if not depths or not all(d.isdecimal() and 2 <= int(d) < layers for d in depths):
+        return (), depths
+    stage, _ = ARCHITECTURES[name.partition("/")[0]]
+    cut = (f"{stage}[0:{layers - 1}]", f"{stage}[{layers - 1}:{layers}]")
+    return cut, [f"{d}={int(d) - 1},1" for d in depths]
 
 
 def standardise(net: NestedNet, scale: tuple[float, float]) -> None:
