@@ -49,7 +49,8 @@ def inside(network: Network) -> Network:
 
 def evaluate(
     network: Network, *, data: str | None = None, cascade: bool = False,
-    target_accuracy: float | None = None, budget_macs: float | None = None, save: bool = False,
+    target_accuracy: float | None = None, budget_macs: float | None = None,
+    criterion: str = "confidence", search: str = "best", temper: bool = False, save: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure every depth, and a cascade of them. Flags as for `eval`."""
     from stepwell.measure.cascade import check_depths
@@ -70,8 +71,9 @@ def evaluate(
     results = measure_depths(net, parts.test, KIND) | {"data": parts.about}
     if cascade:
         found = classifier.calibrated_cascade(
-            inside(network), parts, target_accuracy, budget_macs, save
-        )
+            inside(network), parts, save, accuracy=target_accuracy, macs=budget_macs,
+            criterion=criterion, search=search, temper=temper,
+        )  # fmt: skip
         results["cascade"] = found
     return results
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import stepwell
 from nets.example_text import CLASSES, MASK, TEXT, Encoder
 from stepwell import Cascade
-from stepwell.nets.nested.cascade import top_probability
+from stepwell.nets.nested.criteria import top_probability
 from stepwell.nets.nested.nest import nest
 
 EXACT = {"rtol": 0, "atol": 0}
