@@ -49,14 +49,48 @@ class PooledHead(nn.Module):
         return self.fc(x)
 
 
+def conv_norm(width_in: int, width: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """A convolution that keeps the resolution but for its stride, BatchNorm and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(width_in, width, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    )
+
+
+class ConvHead(nn.Module):
+    """Logits of a stage's output: two strided convolutions, an average, and a linear layer.
+
+    It is the classifier of MSDNet (Huang et al. 2018).
+    """
+
+    def __init__(self, channels: int, classes: int, width: int = 128) -> None:
+        super().__init__()
+        self.first = conv_norm(channels, width, 3, 2)
+        self.second = conv_norm(width, width, 3, 2)
+        self.fc = nn.Linear(width, classes)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments to make this head again, with fresh weights."""
+        channels, width = self.first[0].in_channels, self.fc.in_features
+        return {"channels": channels, "classes": self.fc.out_features, "width": width}
+
+    def forward(self, x: Value) -> Tensor:
+        """Maps (batch, channels, height, width) to logits (batch, classes)."""
+        logits: Tensor = self.fc(self.second(self.first(feature_of(x))).mean((2, 3)))
+        return logits
+
+
 #: The heads that a file can name.
-HEADS: dict[str, type[PooledHead]] = {"pooled": PooledHead}
+HEADS: dict[str, type[PooledHead | ConvHead]] = {"pooled": PooledHead, "conv": ConvHead}
 
 
 def describe_head(head: nn.Module) -> dict[str, Any] | None:
     """The name and arguments of a head for a file's header; None for a custom head."""
     for name, kind in HEADS.items():
         if type(head) is kind:
+            assert isinstance(head, PooledHead | ConvHead)
             return {"head": name, "arguments": head.arguments}
     return None
 

@@ -272,7 +272,8 @@ class NestedNet(Predicts, Weights):
 
         Args:
             after: blocks of each stage; 0 for the last stages, which it does not run.
-            head: takes the output of the exit's last block; by default a `PooledHead`.
+            head: takes the output of the exit's last block; by default a `PooledHead`, or what the
+                network's own `exit_head(channels, classes)` makes.
             input_size: shape of one input, such as (3, 224, 224), to size the default head and to try
                 another one; found by trial if not given. A head is not tried if no shape is found, or
                 if its forward names constants of the batch.
@@ -290,7 +291,11 @@ class NestedNet(Predicts, Weights):
         )
         if head is None:
             logits, feature = self._shapes(counts, input_size)
-            head = PooledHead.like(feature_of(feature), logits, channels_last(self.module))
+            feature, own = feature_of(feature), getattr(self.module, "exit_head", None)
+            if own is None:
+                head = PooledHead.like(feature, logits, channels_last(self.module))
+            else:
+                head = own(feature.shape[1], logits.shape[1])
             like = next(p for p in self.parameters() if p.is_floating_point())
             head = head.to(like.device, like.dtype)
         else:
