@@ -1346,6 +1346,8 @@ def test_the_options_of_the_recipes_are_these():
         "bert": f"{loop} {texts} data out teacher student_layers start teacher_epochs schedule layers "
         "attention cls kl ce temperature keep_task freeze keep_outputs label_share threshold epochs "
         "batch_size optimizer lr weight_decay val_fraction patience seed",
+        "exits": f"{trained} net exits schedule weights kl temperature criterion search temper "
+        "label_smoothing",
         "drnet": f"{trained} net depths sizes schedule target choose_epochs label_smoothing",
         "netgraft": f"{common} {teachers} student keep unlabeled shots blocks schedule views "
         "graft_steps join_steps loss",

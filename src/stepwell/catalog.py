@@ -39,6 +39,36 @@ NETWORKS = {
     "timm/NAME": "a timm model with stages; a ViT or DeiT of 12 blocks holds 1, 2, ..., 11",
 }
 
+#: Dynamic inference, after the survey of Han et al. 2021: by section, then by leaf, the recipe, the
+#: paper and the system whose claims `stepwell verify` tests.
+DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
+    "per example: depth": {
+        "early exits": ("exits", "MSDNet (Huang et al. 2018)", ""),
+        "cascade of depths": ("ekd", "DDNN + EKD", "ekd"),
+        "layer skipping": (
+            "skipping",
+            "ConvNet-AIG (Veit and Belongie 2018), SkipNet",
+            "",
+        ),
+    },
+    "per example: width": {
+        "slimmable layers": ("", "Slimmable networks (Yu et al. 2019)", ""),
+        "mixture of experts": ("", "Sparsely-gated MoE (Shazeer et al. 2017)", ""),
+    },
+    "per example: parameters": {
+        "conditional kernels": ("", "CondConv (Yang et al. 2019), DY-CNN (Chen et al. 2020)", ""),
+    },
+    "per place": {
+        "pixels": ("", "DynConv (Verelst and Tuytelaars 2020)", ""),
+        "regions": ("", "Glance and Focus (Wang et al. 2020)", ""),
+        "resolution": ("drnet", "DRNet (Zhu et al. 2021)", "drnet"),
+    },
+    "per time": {
+        "text": ("", "Skip-RNN (Campos et al. 2018)", ""),
+        "video frames": ("", "AR-Net (Meng et al. 2020)", ""),
+    },
+}
+
 DATA = {
     "digits": "1,797 handwritten digits of 8×8 pixels, 10 classes (scikit-learn; no download)",
     "cifar10": "60,000 photographs of 32×32 pixels, 10 classes (downloaded by torchvision)",

@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -24,6 +24,7 @@ from stepwell.data.text_files import TextFiles
 from stepwell.device import device_name
 from stepwell.evaluation import Tally, evaluate, gather_logits
 from stepwell.files import config_of, write_whole
+from stepwell.measure.cascade import calibrate_cascade, measure_cascade
 from stepwell.measure.data_parts import batches_for, data_fingerprint, fitted
 from stepwell.measure.depths import Examples, accuracy_on, cost_table, logits_where_it_is, results_of
 from stepwell.measure.inputs import INPUTS
@@ -32,6 +33,7 @@ from stepwell.nets import Card, NestedNet, build, builder_of, named_depths
 from stepwell.nets.files.initial_weights import Start, initialise, start_pretrained
 from stepwell.nets.files.nested import fingerprint, load, save
 from stepwell.nets.nested.calibrate import calibrate
+from stepwell.nets.nested.cascade import Cascade
 from stepwell.nets.nested.depth_names import check_depth
 from stepwell.nets.nested.input_size import check_size
 from stepwell.nets.nested.net import NormSharing
@@ -294,7 +296,7 @@ def finish(
     task: Task[Any], net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None,
     record: Mapping[str, Any] | None = None, trained: Sequence[str] | None = None, *,
     kind: str = "classifier", write: Callable[[NestedNet, Path], object] | None = None,
-    read: Callable[[Path], NestedNet] | None = None,
+    read: Callable[[Path], NestedNet] | None = None, cascade: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the trained `net` once on the test part, write the run's results, and return them.
 
@@ -309,6 +311,7 @@ def finish(
         trained: depths that training has reached; all by default. Other depths get norm statistics
             from the training images, with a warning.
         kind: of the network. write, read: its file, by default as `save` and `load` do.
+        cascade: options of `calibrate_cascade`, which sets a cascade on the validation part.
     """
     run = task.run
     file, predictions = run.path / "net.safetensors", run.path / "predictions.npz"
@@ -320,6 +323,15 @@ def finish(
         _complete(net, untrained or {}, task.train, net.depths if trained is None else trained)
         if task.validation is not None:
             net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
+            if cascade is not None:
+                found = calibrate_cascade(net, task.validation, **cascade)
+                net.card = replace(net.card, cascade=found)
+        elif cascade is not None:
+            warnings.warn(
+                "there is no validation part, so the exits have no thresholds: set --val-fraction "
+                "above 0, or `stepwell eval --cascade --save` with --data of a val/ folder",
+                stacklevel=2,
+            )
     tell_measuring(task)
     logits, labels = gather_logits(logits_where_it_is(net), task.test)
     net = net.cpu()
@@ -328,6 +340,9 @@ def finish(
         net.card = net.card.with_costs(costs, device_name())
     sums = Tally().add(logits, labels)
     results = {**results_of(sums, net.card.classes, costs, kind), **spent(run), **(record or {})}
+    if cascade is not None and net.card.cascade:
+        measured = measure_cascade(Cascade.of(net), task.test)
+        results["cascade"] = {"validation": net.card.cascade, "test": measured}
     if run.writes:
         if kept is None:
             (write or save)(net, file)
