@@ -1348,6 +1348,7 @@ def test_the_options_of_the_recipes_are_these():
         "batch_size optimizer lr weight_decay val_fraction patience seed",
         "exits": f"{trained} net exits schedule weights kl temperature criterion search temper "
         "label_smoothing",
+        "skipping": f"{trained} net method target label_smoothing",
         "drnet": f"{trained} net depths sizes schedule target choose_epochs label_smoothing",
         "netgraft": f"{common} {teachers} student keep unlabeled shots blocks schedule views "
         "graft_steps join_steps loss",
@@ -1363,6 +1364,7 @@ def test_the_options_for_studies_are_these():
         "supervised": "ema_teacher",
         "distill": "attention_mode start_from_teacher",
         "ekd": "norms attention_mode distill_from ema_teacher teach_full",
+        "skipping": "estimator temperature rate_weight reward policy_weight",
         "drnet": "mixing explore temperature cost_weight slack norms chooser_rate",
         "netgraft": "start statistics adaption_lr trace",
     }

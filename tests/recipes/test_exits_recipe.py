@@ -18,7 +18,7 @@ from stepwell.training import Loop
 from stepwell.types import Batch
 
 pytestmark = pytest.mark.usefixtures("quick")
-FEW = {"data": "digits", "net": "resnet8", "part": "1/4", "epochs": 2, "loop": Loop(device="cpu")}
+FEW = {"data": "digits", "net": "resnet8", "part": "1/6", "epochs": 1, "loop": Loop(device="cpu")}
 
 
 @pytest.fixture(scope="module")

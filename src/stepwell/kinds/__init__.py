@@ -37,6 +37,7 @@ KINDS = {
     "graph": "stepwell.kinds.graph",
     "features": "stepwell.kinds.features",
     "text": "stepwell.kinds.text",
+    "skipping": "stepwell.kinds.skipping",
 }
 #: Commands and participles of what a kind may lack.
 _COMMANDS = {

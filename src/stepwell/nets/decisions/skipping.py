@@ -53,7 +53,8 @@ class Gated(nn.Module):
             y, choice = base + self.branch(x), draw(x.new_zeros(len(x), 2))
         else:
             scores = self.gate(x)
-            if self.training or draw is not None or torch.compiler.is_compiling():
+            static = torch.compiler.is_compiling() or x.is_meta  # no branch on values
+            if self.training or draw is not None or static:
                 default = Draw() if self.training else Draw("threshold")
                 choice = (default if draw is None else draw)(scores)
                 y = base + choice[:, 1, None, None, None].to(base.dtype) * self.branch(x)
@@ -108,3 +109,9 @@ def gated_blocks(module: nn.Module) -> Iterator[tuple[str, Gated]]:
     for name, inner in module.named_modules():
         if isinstance(inner, Gated):
             yield name, inner
+
+
+def use_break_even(module: nn.Module, table: Mapping[str, Mapping[str, float]]) -> None:
+    """Set the break-even shares of gated blocks, by their name and the batch size."""
+    for name, block in gated_blocks(module):
+        block.break_even = {int(size): share for size, share in table.get(name, {}).items()}
