@@ -27,6 +27,7 @@ from torch.testing import assert_close
 
 import stepwell as library
 from stepwell import __version__, cli, console
+from stepwell.claims import CLAIMS
 from stepwell.claims.fidelity.study import STUDY
 from stepwell.claims.kit.study import only
 from stepwell.console import print_json
@@ -1326,6 +1327,16 @@ def test_version_and_list(stepwell):
     assert list(json.loads(out)["networks"]) == [*BUILDERS, "FOLDER", "timm/NAME"]
     code, out, _ = stepwell("list")
     assert all(name in out for name in BUILDERS)
+
+
+def test_list_dynamic_names_recipes_and_claims_that_are_there(stepwell):
+    code, out, _ = stepwell("list", "dynamic")
+    assert code == 0
+    assert all(word in out for word in ("early exits", "train skipping", "verify drnet", "not there"))
+    code, out, _ = stepwell("list", "dynamic", "--json")
+    leaves = [leaf for section in json.loads(out).values() for leaf in section.values()]
+    assert {leaf["recipe"] for leaf in leaves} - {""} <= RECIPES.keys()
+    assert {leaf["verified"] for leaf in leaves} - {""} <= CLAIMS.keys()
 
 
 def test_the_options_of_the_recipes_are_these():
