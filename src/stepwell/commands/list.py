@@ -7,7 +7,7 @@ from tyro.conf import Positional
 from stepwell.catalog import DATA, DYNAMIC, NETWORKS
 from stepwell.claims import CLAIMS
 from stepwell.commands.arguments import Json
-from stepwell.console import print_json, show, table
+from stepwell.console import print_json, show, table, tree
 from stepwell.recipes import RECIPES
 
 
@@ -43,10 +43,12 @@ def _list_dynamic(*, json: bool) -> None:
             for section, leaves in DYNAMIC.items()
         })  # fmt: skip
         return
-    for section, leaves in DYNAMIC.items():
-        rows = [
-            [leaf, f"train {recipe}" if recipe else "not there", paper,
-             f"verify {system}" if system else "no"]
+    branches = {
+        section: [
+            f"{leaf}: {f'train {recipe}' if recipe else 'not there'} · {paper} · "
+            f"{f'verify {system}' if system else 'not verified'}"
             for leaf, (recipe, paper, system) in leaves.items()
-        ]  # fmt: skip
-        show(table(section, ["leaf", "recipe", "paper", "verified"], rows, words=4))
+        ]
+        for section, leaves in DYNAMIC.items()
+    }
+    show(tree("dynamic inference: leaf, recipe, paper, claims tested by", branches))
