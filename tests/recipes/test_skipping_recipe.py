@@ -19,6 +19,7 @@ from stepwell.measure.skipping import (
     skipping_macs,
     without_gates,
 )
+from stepwell.methods.skipping import Skipping
 from stepwell.nets.decisions.skipping import gated_blocks
 from stepwell.nets.files.container import kind_of
 from stepwell.nets.files.nested import fingerprint, load, rewrite_card
@@ -32,7 +33,28 @@ FEW = {"data": "digits", "net": "resnet8", "part": "1/6", "epochs": 1, "loop": L
 @pytest.fixture(scope="module")
 def trained(quick, tmp_path_factory):
     out = tmp_path_factory.mktemp("skipping") / "run"
-    return out, train("skipping", out=out, target=0.5, **FEW)
+    return out, train("skipping", out=out, target=0.5, **FEW | {"epochs": 2})
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):
+    steps, real = [], Skipping.training_step
+
+    def stop_in_the_second_epoch(self, batch):
+        steps.append(1)
+        if len(steps) == 4:
+            raise RuntimeError("stopped")
+        return real(self, batch)
+
+    more = {"out": tmp_path / "r", "target": 0.5} | FEW | {"epochs": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(Skipping, "training_step", stop_in_the_second_epoch)
+        with pytest.raises(RuntimeError, match="stopped"):
+            train("skipping", **more)
+    again = train("skipping", **more)
+    out, results = trained
+    for name, value in load(out).state_dict().items():
+        assert_close(load(tmp_path / "r").state_dict()[name], value, rtol=0, atol=0)
+    assert again["test"] == results["test"]
 
 
 def test_a_run_has_both_rows_and_all_numbers(trained):
@@ -45,7 +67,7 @@ def test_a_run_has_both_rows_and_all_numbers(trained):
     assert found["mean"] == pytest.approx(sum(found["open"].values()) / 3)
     assert found["target"] == 0.5
     assert [row["batch"] for row in found["speed"]] == [64, 1]
-    assert train("skipping", out=out, target=0.5, **FEW) == results
+    assert train("skipping", out=out, target=0.5, **FEW | {"epochs": 2}) == results
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {"8/open", "8/rate", "val/8/accuracy"} <= lines[-1].keys()
 
