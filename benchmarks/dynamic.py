@@ -48,6 +48,7 @@ def skipping(size: int, batch: int) -> dict[str, Any]:
     plain.load_full(state)
     blocks, dense = net.module.layer1, plain.module.layer1
     x = torch.randn(batch, 64, size, size, generator=torch.Generator().manual_seed(0)).relu()
+    x = x.contiguous(memory_format=torch.channels_last)
     table = measure_break_even(net, size, seconds=SECONDS)
     gates = [Forced(block.gate) for block in blocks]
     of_gates = sum(count_macs(gate, x[:1]) for gate in gates) / count_macs(dense, x[:1])
@@ -76,6 +77,7 @@ def exits(size: int, batch: int) -> dict[str, Any]:
     net.mark("trained")
     net.card = Card(size=size)
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last)
     found = {}
     for leaving in (0.0, 0.3, 0.5):  # of the images that come to an exit
         cascade = Cascade(

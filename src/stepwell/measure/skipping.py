@@ -109,6 +109,7 @@ def measure_break_even(
     found: dict[str, dict[str, float]] = {}
     for batch in BATCHES:
         x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+        x = x.contiguous(memory_format=torch.channels_last)
         for name, block, given in _inputs(net, x.to(next(net.parameters()).device)):
             found.setdefault(name, {})[str(batch)] = _break_even(block, given, seconds)
     return found

@@ -93,6 +93,10 @@ def test_rows_that_skip_are_not_computed():
     assert_close(with_branch(base, x, torch.arange(4), branch), base + 2 * x)
     assert seen == [2, 2, 4, 4]
     assert_close(base, torch.ones(4, 1))
+    maps = torch.randn(4, 3, 5, 2).contiguous(memory_format=torch.channels_last)
+    found = with_branch(maps, maps, rows, branch)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert_close(found, maps + torch.tensor([0, 2, 0, 2])[:, None, None, None] * maps)
 
 
 def test_the_input_of_a_skipped_block_stays_as_it_is():

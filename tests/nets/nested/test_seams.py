@@ -589,7 +589,7 @@ def test_a_cascade_refuses_steps_that_hand_on_tensors_without_images():
 
     net = nest(Net(), ["blocks"], {"1": (1,)}, input_size=(3, 2, 2)).eval()
     net.mark("trained")
-    cascade = stepwell.Cascade(net, {"1": 1.0})
-    cascade.confidence = lambda logits: torch.arange(len(logits)).float()  # sure of all but the first
+    # sure of all but the first
+    cascade = stepwell.Cascade(net, {"1": 1.0}, criterion=lambda z: torch.arange(len(z)).float())
     with pytest.raises(ValueError, match=r"hands on a tensor of shape \(12,\) for 4 images"):
         cascade(torch.randn(4, 3, 2, 2))

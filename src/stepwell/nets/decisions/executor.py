@@ -56,4 +56,16 @@ def with_branch(
         if count > break_even[nearest] * batch:
             mask = base.new_zeros(batch, *(1,) * (base.dim() - 1))
             return base + mask.index_fill(0, rows, 1) * branch(x)
-    return base.index_add(0, rows, branch(x[rows]))
+    return _added(base, rows, branch(x[rows]))
+
+
+def _added(base: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """Add values to some rows; maps whose channels are last in memory are added as they lie.
+
+    torch adds them element by element otherwise, 10 to 20 times as slowly.
+    """
+    if base.dim() == 4 and not base.is_contiguous():
+        # (batch, channels, height, width) to (batch, height, width, channels), and back
+        lying = base.permute(0, 2, 3, 1).index_add(0, rows, values.permute(0, 2, 3, 1))
+        return lying.permute(0, 3, 1, 2)
+    return base.index_add(0, rows, values)

@@ -48,7 +48,7 @@ class Gated(nn.Module):
     ) -> Maps | tuple[Maps, Mapping[str, Tensor]]:
         """The block's output; with `extras`, also its choices and scores by name."""
         base = x if self.downsample is None else self.downsample(x)
-        scores = None
+        scores = choice = None
         if draw is not None and draw.estimator == "always":  # the block without its gate
             y, choice = base + self.branch(x), draw(x.new_zeros(len(x), 2))
         else:
@@ -59,12 +59,13 @@ class Gated(nn.Module):
                 choice = (default if draw is None else draw)(scores)
                 y = base + choice[:, 1, None, None, None].to(base.dtype) * self.branch(x)
             else:
-                choice = Draw("threshold")(scores)
-                rows = choice[:, 1].nonzero().flatten()
+                rows = (scores[:, 1] > scores[:, 0]).nonzero().flatten()
                 y = with_branch(base, x, rows, self.branch, self.break_even)
         y = relu(y)  # not in place: a skipped block may give its input
         if not extras:
             return y
+        if choice is None:
+            choice = Draw("threshold")(scores)
         return y, {"choice": choice, "scores": choice if scores is None else scores}
 
 
