@@ -60,6 +60,11 @@ SPEED: Mapping[str, Measure] = {
     "by_macs": Measure("by MACs", "times"),
 }
 
+#: The same of a network with and without the choice of its blocks.
+BLOCKS_SPEED: Mapping[str, Measure] = {
+    **SPEED, "fixed": SPEED["fixed"]._replace(title="all blocks, images/s")
+}  # fmt: skip
+
 #: Ranks of true triples among all entities.
 RANKS: Mapping[str, Measure] = {
     "mrr": Measure("MRR", "number", 3),

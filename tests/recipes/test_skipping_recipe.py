@@ -131,6 +131,8 @@ def test_every_command_takes_the_run(trained, tmp_path, capsys, image_folder):
     cli.main(["report", str(out)])
     page = (out / "report.html").read_text()
     assert "right as chosen" in page
+    assert "<h3>Gates</h3>" in page
+    assert "all blocks, images/s" in page
     capsys.readouterr()
     for command in (["calibrate"], ["eval", "--cascade"], ["cost"]):
         with pytest.raises(SystemExit):

@@ -8,7 +8,7 @@ from stepwell.console import row_table, say, show, show_conditions, table, writt
 from stepwell.kinds import Network, Predicted, classifier
 from stepwell.kinds.classifier_tables import show_classes, show_never_right
 from stepwell.kinds.classifier_tables import show_export as show_export
-from stepwell.measures import BUSY, SPEED
+from stepwell.measures import BLOCKS_SPEED, BUSY
 
 if TYPE_CHECKING:
     from stepwell.nets import NestedNet
@@ -86,8 +86,7 @@ def show_gates(record: Mapping[str, Any]) -> None:
     )
     if record["mean"] > ALL_OPEN:
         show("nearly all blocks run: try a lower --target, or more epochs", style="dim")
-    columns = {**SPEED, "fixed": SPEED["fixed"]._replace(title="all blocks, images/s")}
-    rows = [[written(measure, row[k]) for k, measure in columns.items()] for row in record["speed"]]
-    show(table("speed", [measure.title for measure in columns.values()], rows))
+    rows = [[written(m, row[k]) for k, m in BLOCKS_SPEED.items()] for row in record["speed"]]
+    show(table("speed", [measure.title for measure in BLOCKS_SPEED.values()], rows))
     if any("unsure" in row for row in record["speed"]):
         show(BUSY, style="bold")

@@ -55,7 +55,7 @@ def with_branch(
         nearest = min(break_even, key=lambda size: abs(math.log(size / batch)))
         if count > break_even[nearest] * batch:
             mask = base.new_zeros(batch, *(1,) * (base.dim() - 1))
-            return base + mask.index_fill(0, rows, 1) * branch(x)
+            return torch.addcmul(base, mask.index_fill(0, rows, 1), branch(x))  # in one pass
     return _added(base, rows, branch(x[rows]))
 
 

@@ -64,8 +64,9 @@ class Gated(nn.Module):
         y = relu(y)  # not in place: a skipped block may give its input
         if not extras:
             return y
-        if choice is None:
+        if choice is None and scores is not None:
             choice = Draw("threshold")(scores)
+        assert choice is not None
         return y, {"choice": choice, "scores": choice if scores is None else scores}
 
 
