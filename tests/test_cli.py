@@ -1135,7 +1135,7 @@ BAD = {
     ),
     "whose target": (
         ["eval", "{run}", "--target-accuracy", "0.9"],
-        "--target-accuracy and --save need --cascade",
+        "--temper and --save need --cascade",
     ),
     "no such target": (
         ["eval", "{run}", "--cascade", "--budget-macs", "10"],
