@@ -1,8 +1,8 @@
 """Draw README's figure and print its table: `python -m benchmarks.readme_figure`.
 
 Accuracy over MACs of networks trained alone, distilled one by one, and nested in one network. The
-numbers come from the units of `results/claims/units/ekd-cifar10-16`. Only arms of one machine and one
-code appear; `about.json` names the others.
+numbers come from the units of `results/claims/units/ablation-cifar10-16`. Only arms of one machine and
+one code appear; `about.json` names the others.
 """
 
 import io
@@ -16,7 +16,7 @@ from stepwell.claims.kit.study import slug
 from stepwell.files import write_whole
 from stepwell.report.figures import OKABE_ITO
 
-FOLDER = PUBLISHED / "units" / "ekd-cifar10-16"
+FOLDER = PUBLISHED / "units" / "ablation-cifar10-16"
 OUT = Path(__file__).parents[1] / "docs" / "accuracy-macs.svg"
 DEPTHS = ("8", "14", "20", "32")
 TEACHER = "32 alone"

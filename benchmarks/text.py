@@ -1,10 +1,14 @@
-"""Text encoders: kept teacher outputs, attention that is asked for, batches by length, joint steps.
+"""Text encoders: fine-tuning, kept teacher outputs, attention that is asked for, joint steps.
 
 The encoder has MiniLM's shape (6 layers, 384 wide, 12 heads) and random weights. Lengths of texts are
-drawn from a geometric distribution, much as in GLUE. Times are of forward and backward.
+drawn from a geometric distribution, much as in GLUE. Times are the processor's, of forward and
+backward; those beside Hugging Face's Trainer are of whole trainings, optimizer and set-up included.
 """
 
+import importlib.util
+import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +20,15 @@ from benchmarks.timing import ratio, side_by_side
 from stepwell.cost import count_joint_macs, count_macs, peak_bytes
 from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
 from stepwell.losses import attention_kl, cls_cosine, soft_target_kl
-from stepwell.methods import EmbeddedKD
+from stepwell.methods import EmbeddedKD, Supervised
 from stepwell.methods.bert_internal import InternalKD
 from stepwell.nets import NestedNet, build
 from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept, kept_layers
+from stepwell.training import Loop, Run, fit, optimizer_of
 from stepwell.types import Batch
 
 CONFIG = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12}
-BATCH, IMAGES, ROUNDS, TOKENS = 32, 640, 4, 48
+BATCH, IMAGES, ROUNDS, TOKENS, LAYERS = 32, 640, 4, 48, 6
 #: The first token, the last, and how many words there are.
 FIRST, LAST, WORDS = 101, 102, 30_522
 
@@ -51,6 +56,11 @@ def encoder(layers: int, depths: tuple[str, ...] = ()) -> NestedNet:
     """An encoder of MiniLM's shape."""
     config = CONFIG | {"sep_token_id": LAST}
     return build(f"bert/{layers}", depths, config=config, num_classes=2).train()
+
+
+def compared(calls: dict[str, Callable[[], None]], *, rounds: int) -> dict[str, list[float]]:
+    """Seconds of the processor, which a busy machine disturbs less than those of the clock."""
+    return side_by_side(calls, rounds=rounds, clock=time.process_time)
 
 
 def step(objective: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
@@ -85,10 +95,69 @@ def measure() -> dict[str, Any]:
     examples = texts(IMAGES)
     batches = TextBatches(examples, BATCH, shuffle=True)
     batch = batches.at(0)
-    return {
+    found = {
         **distillation(examples, batch),
         "unsorted / by length": lengths(examples),
         **nested(batch),
+    }
+    if importlib.util.find_spec("accelerate"):  # of the extra studies; the Trainer needs it
+        found |= fine_tuning(examples)
+    return found
+
+
+def fine_tuning(examples: TokenSet) -> dict[str, Any]:
+    """Tokens per second of an epoch of fine-tuning by `fit`, over those by Hugging Face's Trainer.
+
+    Both have AdamW, a clipped gradient and no validation; the Trainer's batches are in any order, as it
+    has them by default, or of similar length.
+    """
+    import transformers
+
+    os.environ["STEPWELL_QUIET"] = "1"
+    transformers.utils.logging.set_verbosity_error()
+    settings = transformers.BertConfig(**CONFIG, num_hidden_layers=LAYERS, num_labels=2)
+    rows = [
+        {"input_ids": examples.ids[a:b].tolist(), "labels": int(label)}
+        for a, b, label in zip(
+            examples.starts[:-1], examples.starts[1:], examples.labels, strict=True
+        )
+    ]  # fmt: skip
+
+    def collate(some: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(row["input_ids"]) for row in some], batch_first=True
+        )
+        labels = torch.tensor([row["labels"] for row in some])
+        return {"input_ids": ids, "attention_mask": ids.ne(0).long(), "labels": labels}
+
+    def theirs(order: str) -> Callable[[], None]:
+        def run() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                given = transformers.TrainingArguments(
+                    folder, num_train_epochs=1, per_device_train_batch_size=BATCH, use_cpu=True,
+                    learning_rate=3e-5, max_grad_norm=5.0, save_strategy="no", report_to=[],
+                    logging_strategy="no", disable_tqdm=True, train_sampling_strategy=order,
+                )  # fmt: skip
+                model = transformers.BertForSequenceClassification(settings)
+                transformers.Trainer(model, given, train_dataset=rows, data_collator=collate).train()
+
+        return run
+
+    def ours() -> None:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Run.start(Path(folder), "b", {}, data={}) as run,
+        ):
+            fit(
+                Supervised(encoder(LAYERS).module), TextBatches(examples, BATCH, shuffle=True),
+                optimizer_of("adamw", 3e-5), run, phase="t", epochs=1, loop=Loop(device="cpu"),
+            )  # fmt: skip
+
+    calls = {"ours": ours, "any": theirs("random"), "sorted": theirs("group_by_length")}
+    times = compared(calls, rounds=max(1, ROUNDS // 2))
+    return {
+        "tokens/s over the Trainer's, as it is": ratio(times, "any", "ours"),
+        "tokens/s over the Trainer's, by length": ratio(times, "sorted", "ours"),
     }
 
 
@@ -119,15 +188,15 @@ def distillation(examples: TokenSet, batch: Batch) -> dict[str, Any]:
                     objective.progress = (stage + 0.5) / 4
                     step(objective, lambda: objective.training_step(batch).loss)()
 
-            times = side_by_side({"plain": whole, "kept": truncated}, rounds=ROUNDS)
+            times = compared({"plain": whole, "kept": truncated}, rounds=ROUNDS)
             found[f"{schedule}: plain / kept outputs"] = ratio(times, "plain", "kept")
             if schedule == "progressive":
                 quick.freeze = True
-                times = side_by_side({"plain": whole, "kept": truncated}, rounds=ROUNDS)
+                times = compared({"plain": whole, "kept": truncated}, rounds=ROUNDS)
                 found["progressive, frozen: plain / kept outputs"] = ratio(times, "plain", "kept")
     asked = InternalKD(student, teacher, 0, cls=0.0)
     unasked = InternalKD(student, teacher, 0, cls=0.0, attention=0.0)
-    times = side_by_side(
+    times = compared(
         {
             "asked": step(asked, lambda: asked.training_step(batch).loss),
             "unasked": step(unasked, lambda: unasked.training_step(batch).loss),
@@ -151,7 +220,7 @@ def lengths(examples: TokenSet) -> dict[str, float]:
 
         return run
 
-    times = side_by_side({"any": epoch(False), "sorted": epoch(True)}, rounds=1)
+    times = compared({"any": epoch(False), "sorted": epoch(True)}, rounds=1)
     return ratio(times, "any", "sorted")
 
 
@@ -163,7 +232,7 @@ def nested(batch: Batch) -> dict[str, Any]:
         "alone": step(net, lambda: cross_entropy(net(batch.inputs), batch.labels)),
         "joint": step(net, lambda: labels.training_step(batch).loss),
     }
-    times = side_by_side(steps, rounds=ROUNDS)
+    times = compared(steps, rounds=ROUNDS)
     one = batch.inputs[:1]
     bound = count_joint_macs(net, one) / count_macs(net.module, one)
     joint = ratio(times, "joint", "alone")

@@ -1150,7 +1150,7 @@ BAD = {
         "resnet20 is the name of one with random weights",
     ),
     "accuracy of what": (["cost", "resnet20", "--data", "digits"], "random weights: name a run"),
-    "save batches": (["cost", "{run}", "--save", "--batch", "2"], "one image: leave out --batch"),
+    "save batches": (["cost", "{run}", "--save", "--batch", "2"], "one input: leave out --batch"),
     "save size": (["cost", "{run}", "--save", "--size", "16"], "the network's own size, 8"),
     "nothing to calibrate": (["calibrate", "{run}"], "has no depth to calibrate"),
     "calibrate deeper": (
@@ -1346,7 +1346,7 @@ def test_the_options_of_the_recipes_are_these():
     trained = common + " init epochs weight_decay val_fraction mix balance optimizer patience"
     teachers = "teacher teacher_mean teacher_std"
     taught = f"{teachers} temperature ce kl attention"
-    texts = "test valid text label max_tokens"
+    texts = "test valid text label regression max_tokens"
     shown = "unlabeled unlabeled_share synthetic synthetic_share synthetic_count "
     expected = {
         "supervised": f"{trained} {texts} net label_smoothing",
@@ -1378,6 +1378,7 @@ def test_the_options_for_studies_are_these():
         "skipping": "estimator temperature rate_weight reward policy_weight",
         "drnet": "mixing explore temperature cost_weight slack norms chooser_rate",
         "netgraft": "start statistics adaption_lr trace",
+        "bert": "shuffled",
     }
     for recipe, options in expected.items():
         group = groups_of(resolve_name(RECIPES[recipe][0]))["ablation"]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tiny_text import texts, write_encoder, write_tsv
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -36,6 +38,17 @@ def test_a_loop_of_ones_own(tmp_path):
 
 def test_a_module_of_ones_own(tmp_path):
     assert "holds depths half, full" in run(tmp_path, "own_module.py", "--steps", "3")
+
+
+def test_texts_to_three_depths_in_onnx(tmp_path):
+    write_encoder(tmp_path / "minilm", layers=3)
+    write_tsv(tmp_path / "reviews.tsv", texts(60))
+    flags = ["--data", "reviews.tsv", "--net", "minilm", "--depths", "1", "2", "--epochs", "1"]
+    lines = run(tmp_path, "texts.py", *flags).splitlines()[-3:]
+    assert [line.split(":")[0] for line in lines] == ["depth 1", "depth 2", "depth 3"]
+    assert all(line.endswith("as in Python: True") for line in lines)
+    names = {p.name for p in (tmp_path / "runs" / "texts" / "export").iterdir()}
+    assert {"1.onnx", "2.onnx", "3.onnx", "tokenizer.json"} <= names
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in EXAMPLES.glob("*.py")))

@@ -90,7 +90,7 @@ def test_help_of_ekd_fits_on_a_screen_and_a_half(monkeypatch, capsys):
         cli.main(["train", "ekd", "--help"])
     out = capsys.readouterr().out
     assert len(out.rstrip().splitlines()) <= 90
-    assert "(default: half of --epochs)" in out
+    assert "(default: as --epochs)" in out
     assert "ema" not in out
     with pytest.raises(SystemExit):
         cli.main(["train", "distill", "--help"])
@@ -139,7 +139,7 @@ def test_what_studies_set_is_an_argument_in_python(tmp_path):
 def typed(
     *, out: Path, depths: tuple[str, ...] | None = None, schedule: Literal["plain", "taught"] = "plain",
     init: Literal["pretrained"] | Path | None = None, mean: tuple[float, float] | None = None,
-    rates: Flags[Rates] = Rates(), flip: bool | None = None,
+    rates: Flags[Rates] = Rates(), flip: bool | None = None, net: str = "",
 ) -> dict[str, object]:  # fmt: skip
     return locals()
 
@@ -148,6 +148,7 @@ def typed(
     ("given", "seen"),
     [
         ({"out": "runs/x"}, {"out": Path("runs/x")}),
+        ({"net": Path("runs/x")}, {"net": "runs/x"}),
         ({"depths": ["8", "14"]}, {"depths": ("8", "14")}),
         ({"depths": "14"}, {"depths": ("14",)}),
         ({"init": "pretrained"}, {"init": "pretrained"}),

@@ -114,18 +114,19 @@ def tree(title: str, branches: Mapping[str, Iterable[str]]) -> Tree:
 
 def row_table(
     title: str, columns: Sequence[str], costs: Mapping[str, Mapping[str, Any]],
-    test: Mapping[str, float] | None = None, *, row: str = "depth",
+    test: Mapping[str, float] | None = None, *, row: str = "depth", noun: str = "image",
 ) -> Group:  # fmt: skip
     """A line for each row of a network (a depth, a choice), with its costs and test results.
 
-    `columns` are keys of `MEASURES`; a column that some row lacks is left out.
+    `columns` are keys of `MEASURES`; a column that some row lacks is left out. `noun` is a word for one
+    input.
     """
     numbers = {name: {**cost, **of_row(test or {}, name)} for name, cost in costs.items()}
     known = [c for c in columns if all(c in values for values in numbers.values())]
     rows = [
         [name, *(written(MEASURES[c], values[c]) for c in known)] for name, values in numbers.items()
     ]
-    return table(title, [row, *(MEASURES[c].title for c in known)], rows)
+    return table(title, [row, *(MEASURES[c].of(noun) for c in known)], rows)
 
 
 def written(measure: Measure, value: Any) -> str:

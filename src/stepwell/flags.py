@@ -88,7 +88,7 @@ def _fitted(name: str, value: Any, hint: Any) -> Any:
 
 
 def _as(hint: Any, value: Any) -> Any:
-    """Give `value` as a type has it: text as a path, a list as a tuple, one value as a tuple of one.
+    """Give `value` as a type has it: text as a path or a path as text, a list or one value as a tuple.
 
     TypeError if it cannot be one.
     """
@@ -107,6 +107,8 @@ def _as(hint: Any, value: Any) -> Any:
             return tuple(_as(one, v) for one, v in zip(each, values, strict=True))
     elif hint is Path and isinstance(value, str):
         return Path(value)
+    elif hint is str and isinstance(value, Path):
+        return str(value)
     else:
         types = (int, float) if hint is float else hint
         true = isinstance(value, bool) and hint is not bool  # True is an int to Python

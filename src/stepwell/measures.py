@@ -4,16 +4,24 @@ A share of 0.95 is shown in percent; "points" are differences of shares. The ter
 write units in their own typography (`console.written`, `report.markup.written`).
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 Unit = Literal["percent", "points", "number", "count", "ms", "bytes", "blocks", "times"]
 
 
+#: The measure that chooses epochs and stands in figures: of classes, and of numbers. It is 1 at most.
+SCORES = ("accuracy", "pearson")
+#: Said of MCC and F1, and of the scores of numbers.
+OF_CLASSES = "MCC: Matthews correlation; F1: of two classes that of the second, else the mean over them"
+OF_NUMBERS = "Pearson, Spearman: correlation with the true numbers; RMSE: root mean squared error"
+
+
 class Measure(NamedTuple):
     """A measured quantity.
 
-    title: heads its column.
+    title: heads its column; a word for one input stands in the place of "image".
     unit: how it is written.
     digits: decimals, for units that have a fixed number of them.
     """
@@ -21,6 +29,10 @@ class Measure(NamedTuple):
     title: str
     unit: Unit
     digits: int = 1
+
+    def of(self, noun: str) -> str:
+        """The title for another input than images."""
+        return self.title.replace("image", noun)
 
 
 #: Costs and test results of the rows of a network: of depths, choices, exits.
@@ -32,6 +44,11 @@ MEASURES: Mapping[str, Measure] = {
     "nll": Measure("NLL", "number", 3),
     "ece": Measure("ECE", "number", 3),
     "balanced_accuracy": Measure("balanced", "percent", 2),
+    "mcc": Measure("MCC", "number", 3),
+    "f1": Measure("F1", "percent", 2),
+    "pearson": Measure("Pearson", "number", 3),
+    "spearman": Measure("Spearman", "number", 3),
+    "rmse": Measure("RMSE", "number", 3),
     "agreement": Measure("agreement", "percent"),
     "negative_flips": Measure("made wrong", "percent"),
     "positive_flips": Measure("made right", "percent"),
@@ -113,10 +130,24 @@ def threshold_title(cascade: Mapping[str, Any]) -> str:
     return "answers from" if criterion == "confidence" else f"answers from, {CRITERIA[criterion]}"
 
 
+def correlation_interval(r: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Give Fisher's interval of a correlation of n examples; `z` as for `share_interval`."""
+    if n <= 3 or abs(r) >= 1:
+        return r, r
+    middle, half = math.atanh(r), z / math.sqrt(n - 3)
+    return math.tanh(middle - half), math.tanh(middle + half)
+
+
 def of_row(numbers: Mapping[str, float], row: str) -> dict[str, float]:
     """The numbers of one row by measure, of numbers by "ROW/measure"."""
     start = f"{row}/"
     return {k.removeprefix(start): v for k, v in numbers.items() if k.startswith(start)}
+
+
+def score_among(names: Iterable[str]) -> str:
+    """The score among measures by "ROW/measure": accuracy, or that of numbers."""
+    found = {name.rpartition("/")[2] for name in names}
+    return next((score for score in SCORES if score in found), SCORES[0])
 
 
 def number_in(unit: Unit, value: float, digits: int = 1) -> str:
@@ -142,8 +173,14 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def in_words(name: str, value: float) -> str:
-    """A budget in words: "ms", "macs" or "accuracy" of an image."""
+def in_words(name: str, value: float, noun: str = "image") -> str:
+    """A budget in words: "ms", "macs" or "accuracy" of an image, or of another input."""
     if name == "accuracy":
         return f"{100 * value:.4g} % accuracy"
-    return f"{big(value)} MACs an image" if name == "macs" else f"{value:.4g} ms an image"
+    each = with_article(noun)
+    return f"{big(value)} MACs {each}" if name == "macs" else f"{value:.4g} ms {each}"
+
+
+def with_article(noun: str) -> str:
+    """A word with its article: an image, a text."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

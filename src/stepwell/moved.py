@@ -3,7 +3,7 @@
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -98,7 +98,7 @@ class _Finder(MetaPathFinder, Loader):
     """Finds a module under its old name. It is asked only where no module has that name."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self, fullname: str, path: Iterable[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname.removeprefix("stepwell.") in MODULES:
             return ModuleSpec(fullname, self)

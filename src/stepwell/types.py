@@ -8,6 +8,8 @@ from torch import Tensor
 
 Logits = Float[Tensor, "batch classes"]
 Labels = Int[Tensor, "batch"]
+#: Class indices, or numbers to predict.
+Targets = Int[Tensor, "batch"] | Float[Tensor, "batch"]
 Images = Float[Tensor, "batch channels height width"]
 
 
@@ -20,6 +22,8 @@ def probabilities_in(logits: Logits, who: str) -> str | None:
 
     A few rows of logits may look like probabilities by chance, above all of two classes.
     """
+    if logits.shape[1] == 1:  # a number
+        return None
     if (logits >= 0).all() and ((logits.sum(1) - 1).abs() < SUM).all():
         return f"{who} gives probabilities, not logits (no negative numbers, each row sums to 1)"
     return None
@@ -71,7 +75,7 @@ class Batch(NamedTuple):
     inputs: images (batch, channels, height, width) as normalised floats, token ids (batch, tokens), or
         whatever the network takes.
     labels: class indices (batch,), -1 for no label; of mixed images, shares of the classes
-        (batch, classes).
+        (batch, classes); or numbers to predict (batch,), which are floats.
     """
 
     inputs: Tensor

@@ -1,41 +1,32 @@
-"""The claims about nested depths compare what their words say."""
+"""The claims about the default recipe compare what their words say, and its arms are that recipe."""
 
 from itertools import count
 
 import pytest
-import torch
 
-from stepwell.claims.ekd import ARMS, STUDY, joint_macs
+from stepwell.claims.ekd import ARMS, PRIMARY, STUDY
 from stepwell.claims.kit.judging import judge
-from stepwell.cost import count_macs, count_macs_of_steps
-from stepwell.nets import build
+from stepwell.recipes.ekd import Losses, Training
 
-TWO, FOUR = "20 < 32, EKD two phases", "8 < 14 < 20 < 32, EKD taught by 32 alone"
+DEPTHS = ("8", "14", "20", "32")
+NESTED = "8 < 14 < 20 < 32, nested"
 
 
 @pytest.fixture(scope="module")
 def results():
     """Every arm with numbers that no other arm and no other depth has."""
     number = count(1)
-
-    def result(arm):
-        made = ARMS[arm].arguments
-        full = made.get("net") or made["student"]
-        subs = [d.partition("=")[0] for d in (*made.get("depths", ()), *made.get("calibrated", ()))]
-        depths = [*subs, full.removeprefix("resnet")]
-        return {
-            "test": {
-                f"{d}/{kind}": next(number) ** 0.5 / 100
-                for kind in ("accuracy", "agreement")
-                for d in depths
-            },
-            "costs": {d: {"macs": next(number)} for d in depths},
-            "file_bytes": next(number),
-            "seconds": 1.0,
-            "cpu_seconds": next(number) ** 0.5,
+    return {
+        arm: {
+            0: {
+                "test": {f"{d}/accuracy": next(number) ** 0.5 / 100 for d in DEPTHS},
+                "costs": {d: {"macs": next(number)} for d in DEPTHS},
+                "seconds": 1.0,
+                "cpu_seconds": next(number) ** 0.5,
+            }
         }
-
-    return {arm: {0: result(arm)} for arm in ARMS}
+        for arm in ARMS
+    }
 
 
 @pytest.fixture(scope="module")
@@ -43,77 +34,59 @@ def judged(results):
     return {claim["id"]: claim for claim in judge(STUDY, results)}
 
 
+@pytest.fixture(scope="module")
+def gain(results):
+    def points(arm, depth):
+        return 100 * results[arm][0]["test"][f"{depth}/accuracy"]
+
+    return lambda rival, depth: points(NESTED, depth) - points(rival.format(depth), depth)
+
+
+OFFLINE, LABELS = "{}, offline KD", f"{NESTED}, labels only"
+
+
 def test_every_claim_can_be_judged_and_has_a_name_of_its_own(judged):
     assert list(judged) == [claim.id for claim in STUDY.claims]
-    assert set(STUDY.primary) <= judged.keys()
-    assert {need for arm in ARMS.values() for need in arm.needed} <= ARMS.keys()
+    assert set(PRIMARY) <= judged.keys()
 
 
 @pytest.mark.parametrize(
-    ("claim", "a", "b", "depth"),
-    [
-        ("sub-nets-gain/2-depths/ekd-two-phases", TWO, "20 alone", "20"),
-        ("sub-nets-gain/2-depths/ekd-plain", "20 < 32, EKD plain", "20 alone", "20"),
-        ("offline-kd/2-depths/ekd-one-run", "20 < 32, EKD one run", "20, offline KD", "20"),
-        ("full-net-unharmed/2-depths/ekd-two-phases", TWO, "32 alone", "32"),
-        ("full-net-unharmed/4-depths/ekd-taught-by-32-alone", FOUR, "32 alone", "32"),
-        ("kl-helps", TWO, f"{TWO}, no KL", "20"),
-        ("attention-helps", TWO, f"{TWO}, no attention", "20"),
-        ("private-norms/20", TWO, f"{TWO}, shared norms", "20"),
-        ("ekd-helps/32", TWO, f"{TWO}, labels only", "32"),
-        ("beyond-longer/20", TWO, "20 alone, longer", "20"),
-        ("beyond-longer/32", TWO, "32 alone, longer", "32"),
-        ("beyond-self-taught/20", "20 < 32, EKD one run", "20, self-taught", "20"),
-        ("moving-teacher/20", TWO, f"{TWO}, frozen teacher", "20"),
-    ],
+    ("claim", "rival"), [("better-than-offline", OFFLINE), ("teaching-pays", LABELS)]
 )
-def test_a_difference_is_of_the_arms_and_the_depth_that_the_claim_names(
-    judged, results, claim, a, b, depth
-):
-    def points(arm):
-        return 100 * results[arm][0]["test"][f"{depth}/accuracy"]
-
-    assert judged[claim]["difference"]["mean"] == pytest.approx(points(a) - points(b))
-    assert {m["mean"] for m in judged[claim]["measured"].values()} >= {points(a), points(b)}
+def test_a_primary_claim_is_the_lesser_of_the_mean_and_of_depth_8(judged, gain, claim, rival):
+    mean = sum(gain(rival, d) for d in DEPTHS) / 4
+    expected = min(mean, gain(rival, "8") - 0.5)
+    assert judged[claim]["difference"]["mean"] == pytest.approx(expected)
 
 
-def test_of_several_sub_nets_the_one_that_fares_worst_is_judged(judged, results):
-    def least(baseline):
-        return min(
-            results[FOUR][0]["test"][f"{d}/accuracy"]
-            - results[f"{d}{baseline}"][0]["test"][f"{d}/accuracy"]
-            for d in ("8", "14", "20")
-        )
-
-    for claim, baseline in (("sub-nets-gain", " alone"), ("offline-kd", ", offline KD")):
-        measured = judged[f"{claim}/4-depths/ekd-taught-by-32-alone"]["difference"]["mean"]
-        assert measured == pytest.approx(100 * least(baseline))
+def test_the_full_net_is_compared_with_labels_only_and_with_itself_alone(judged, gain):
+    expected = min(gain(LABELS, "32") + 0.5, gain("{} alone", "32") - 1.0)
+    assert judged["full-net-unharmed"]["difference"]["mean"] == pytest.approx(expected)
 
 
-def test_a_cost_counts_the_trainings_that_came_before(judged, results):
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_every_depth_is_compared_with_its_own_rival(judged, gain, depth):
+    rivals = {"offline": OFFLINE, "labels": LABELS, "alone": "{} alone",
+              "apart": "{} alone, equal seconds"}  # fmt: skip
+    for slug, rival in rivals.items():
+        found = judged[f"{slug}/{depth}"]["difference"]["mean"]
+        assert found == pytest.approx(gain(rival, depth))
+
+
+def test_a_cost_counts_the_full_net_once(judged, results):
     def seconds(*arms):
         return sum(results[arm][0]["cpu_seconds"] for arm in arms)
 
-    assert judged["cost/2-depths/ekd-two-phases"]["difference"]["mean"] == pytest.approx(
-        seconds(TWO, "32 alone") / seconds("32 alone", "20 alone")
-    )
-    assert judged["offline-kd-cost/2-depths/ekd-two-phases"]["difference"]["mean"] == pytest.approx(
-        seconds(TWO, "32 alone") / seconds("32 alone", "20, offline KD")
-    )
-    one_run = judged["cost/2-depths/ekd-one-run"]
-    assert one_run["difference"]["mean"] == pytest.approx(
-        seconds("20 < 32, EKD one run") / seconds("32 alone", "20 alone")
-    )
+    for depths, subs in (("4", DEPTHS), ("2", ("20", "32"))):
+        ours = f"{' < '.join(subs)}, nested"
+        expected = seconds(ours, "32 alone") / seconds("32 alone", *map(OFFLINE.format, subs))
+        assert judged[f"cost/{depths}-depths"]["difference"]["mean"] == pytest.approx(expected)
 
 
-def test_the_bound_runs_the_common_prefix_once(judged, results):
-    net, x = build("resnet32", ["20"]), torch.zeros(1, 3, 32, 32)
-    full, sub = (count_macs(net.subnet(depth), x) for depth in ("32", "20"))
-    shared = [a for a, b in zip(net.path("20"), net.path(), strict=False) if a is b]
-    prefix = count_macs_of_steps(shared, x)[-1]
-    assert joint_macs(("20",)) == pytest.approx((full + sub - prefix) / full)
-    alone = results["32 alone"][0]["cpu_seconds"]
-    joint = joint_macs(("20",))  # one run: the full net alone for half of it
-    for kind, epochs in (("ekd-one-run", 0.5 + 0.5 * joint), ("ekd-two-phases", 1 + 0.5 * joint)):
-        bound = judged[f"cost/2-depths/{kind}"]["measured"]["bound: as the MACs say"]["mean"]
-        assert bound == pytest.approx(epochs * alone)
+def test_the_nested_arms_are_the_default_recipe():
+    own = {"net", "depths", "calibrated", "init", "nest_epochs"}
+    for arm in (NESTED, "20 < 32, nested"):
+        assert ARMS[arm].arguments.keys() <= own
+        assert ARMS[arm].scaled == {"nest_epochs": 1.0}  # as --epochs
+    assert (Training.schedule, Training.nest_epochs) == ("two-phase", None)
+    assert (Losses.attention, Losses.full_weight) == (0.0, None)

@@ -54,7 +54,7 @@ def test_published_units_say_where_they_were_trained_and_on_which_data(folder):
 
 
 def test_arms_of_another_machine_are_marked_and_decide_nothing():
-    _, record = judged(PUBLISHED / "units" / "ekd-cifar10-16")
+    _, record = judged(PUBLISHED / "units" / "ablation-cifar10-16")
     born_again = "32, born again"
     assert "on another machine (Intel Xeon" in record["elsewhere"][born_again]
     claims = {claim["id"]: claim for claim in record["claims"]}

@@ -16,8 +16,11 @@ from stepwell.losses import (
     feature_mse,
     feature_nmse,
     label_cross_entropy,
+    label_loss,
     logit_direction,
     soft_target_kl,
+    squared_error,
+    teacher_loss,
 )
 
 
@@ -33,6 +36,31 @@ def test_kl_equals_the_sum_over_classes_written_out(temperature):
     p, q = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
     expected = temperature**2 * (p * (p / q).log()).sum() / 5
     assert_close(soft_target_kl(student, teacher, temperature), expected)
+
+
+def test_the_type_of_a_target_chooses_its_loss():
+    logits, labels, shares = torch.randn(4, 3), torch.randint(3, (4,)), torch.rand(4, 3)
+    for target in (labels, shares):
+        name, value = label_loss(logits, target, label_smoothing=0.1)
+        assert name == "ce"
+        assert torch.equal(value, class_cross_entropy(logits, target, label_smoothing=0.1))
+    name, value = teacher_loss(logits, logits.flip(0), 2.0)
+    assert (name, value) == ("kl", soft_target_kl(logits, logits.flip(0), 2.0))
+    numbers = torch.randn(4, 1, requires_grad=True)
+    truth = torch.randn(4)
+    name, value = label_loss(numbers, truth)
+    assert name == "mse"
+    assert_close(value, (numbers[:, 0] - truth).square().sum() / 4)
+    teacher = torch.randn(4, 1, requires_grad=True)
+    name, value = teacher_loss(numbers, teacher, 2.0)
+    value.backward()
+    assert name == "teacher_mse"
+    assert_close(numbers.grad, 2 * (numbers - teacher).detach() / 4)
+    assert teacher.grad is None
+    half = [x.detach().bfloat16() for x in (numbers, teacher)]
+    assert squared_error(*half).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"outputs \(4, 3\) and numbers \(4, 1\) .*num_classes=1"):
+        label_loss(logits, truth)
 
 
 def test_kl_is_zero_for_the_teacher_itself_and_positive_otherwise():

@@ -7,6 +7,7 @@ from stepwell.losses import attention_kl, cls_cosine, soft_target_kl
 from stepwell.methods.bert_internal import InternalKD, layer_map
 from stepwell.nets import build
 from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept, kept_layers
+from stepwell.teachers.teacher import Frozen
 from stepwell.types import Batch
 
 CONFIG = {
@@ -33,8 +34,9 @@ def test_layers_are_the_upper_ones_of_equal_groups():
     assert layer_map(2, 3) == (2, 3)
 
 
-def test_all_layers_and_soft_targets_are_summed():
-    objective = made(attention=2.0, cls=3.0, kl=0.5, ce=0.0)
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_all_layers_and_soft_targets_are_summed(shuffled):
+    objective = made(attention=2.0, cls=3.0, kl=0.5, ce=0.0, shuffled=shuffled)
     step = objective.training_step(BATCH)
     net, teacher, mask = objective.student, objective.teacher._net[0], IDS != 0
     ours, theirs = (n.forward_all(IDS, [n.full], extras=["scores", "cls"])[n.full]
@@ -42,6 +44,8 @@ def test_all_layers_and_soft_targets_are_summed():
     expected = 0.5 * soft_target_kl(ours.logits, theirs.logits, 1.0)
     for i, at in enumerate((2, 4, 6)):
         a, b = ours.extras, theirs.extras
+        if shuffled:  # each text with the text before it
+            b = {n: [torch.cat([x[-1:], x[:-1]]) for x in layers] for n, layers in b.items()}
         expected += 2.0 * attention_kl(a["scores"][i], b["scores"][at - 1], mask)
         expected += 3.0 * cls_cosine(a["cls"][i], b["cls"][at - 1])
     torch.testing.assert_close(step.loss, expected)
@@ -86,6 +90,34 @@ def test_a_stage_runs_no_deeper_layer_and_gives_it_no_gradient():
     assert objective.student.module.classifier.weight.grad is None
     teacher = objective.teacher._net[0]
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("schedule", ["all", "progressive", "stacked"])
+def test_losses_and_gradients_equal_those_of_the_whole_student(schedule):
+    """The last layer of a step computes its first token alone."""
+    objective, mask = made(schedule), IDS != 0
+    net, teacher = objective.student, objective.teacher
+    for progress in (0.1, 0.6, 0.9):
+        objective.progress = progress
+        step = objective.training_step(BATCH)
+        mine = torch.autograd.grad(step.loss, [*net.parameters()], allow_unused=True)
+        ours, theirs = (
+            net.forward_all(IDS, extras=["scores", "cls"])["3"],
+            teacher(IDS, extras=["scores", "cls"]),
+        )
+        loss = torch.zeros(())
+        for i in objective.active():
+            a, b, at = ours.extras, theirs.extras, objective.layers[i - 1] - 1
+            loss = loss + attention_kl(a["scores"][i - 1], b["scores"][at], mask)
+            loss = loss + cls_cosine(a["cls"][i - 1], b["cls"][at])
+        if schedule == "all" or not objective.active():
+            loss = loss + soft_target_kl(ours.logits, theirs.logits, 1.0)
+        torch.testing.assert_close(step.loss, loss)
+        whole = torch.autograd.grad(loss, [*net.parameters()], allow_unused=True)
+        for a, b in zip(mine, whole, strict=True):
+            assert (a is None) == (b is None)
+            if b is not None:
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_learned_layers_may_be_frozen():
@@ -168,8 +200,9 @@ def test_kept_outputs_give_the_same_losses(schedule, tmp_path):
     objective, plain = made(schedule), made(schedule)
     kept = Kept(2, kept_layers(objective.layers), 2, 16)
     file = tmp_path / "teacher.bin"
-    objective.teacher = EncoderOutputs(plain.teacher, [IDS[1:], IDS[:1, :6]], 0, kept, file)
-    again = EncoderOutputs(None, [IDS[1:], IDS[:1, :6]], 0, kept, file)  # the file is whole
+    texts = [IDS[1:], IDS[:1, :6], IDS[:1]]  # a text twice
+    objective.teacher = EncoderOutputs(plain.teacher, texts, 0, kept, file)
+    again = EncoderOutputs(plain.teacher, texts, 0, kept, file)
     for progress in (0.0, 0.3, 0.6, 0.9):
         objective.progress = plain.progress = progress
         expected = plain.training_step(BATCH)
@@ -179,3 +212,38 @@ def test_kept_outputs_give_the_same_losses(schedule, tmp_path):
             torch.testing.assert_close(step.loss, expected.loss, rtol=1e-5, atol=1e-6)
     with pytest.raises(KeyError):
         objective.teacher(torch.tensor([[2, 19, 3]]))
+
+
+def test_kept_outputs_are_computed_anew_where_the_file_does_not_fit(tmp_path, monkeypatch):
+    teacher, other = (Frozen(encoder(4, seed=seed)) for seed in (1, 2))
+    kept, file = Kept(2, (2, 4), 2, 16), tmp_path / "teacher.bin"
+    computed = []
+    real = EncoderOutputs._computed
+    monkeypatch.setattr(EncoderOutputs, "_computed", lambda *args: (computed.append(1), real(*args))[1])
+
+    def times(teacher=teacher, texts=(IDS,), kept=kept):
+        """How often outputs are computed."""
+        computed.clear()
+        found = EncoderOutputs(teacher, texts, 0, kept, file)(texts[0])
+        torch.testing.assert_close(found.logits, teacher(texts[0]).logits)
+        return len(computed)
+
+    assert [times(), times()] == [1, 0]
+    whole = file.read_bytes()
+    for left in (whole[:-4], whole[:40], b"", bytes(len(whole))):
+        file.write_bytes(left)
+        assert times() == 1
+        assert file.read_bytes() == whole
+    longer = IDS.clone()
+    longer[0, 5] = 9  # as another tokenizer would have it
+    assert [times(texts=(longer,)), times(other), times(kept=Kept(2, (1, 4), 2, 16))] == [1, 1, 1]
+
+    def full(*_):
+        yield bytes(8)
+        raise OSError(28, "No space left on device")
+
+    file.unlink()
+    monkeypatch.setattr(EncoderOutputs, "_computed", full)
+    with pytest.raises(OSError, match=r"teacher.bin: No space left on device; --no-keep-outputs"):
+        times()
+    assert not [*tmp_path.iterdir()]

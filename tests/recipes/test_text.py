@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+import textwrap
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +17,15 @@ from safetensors.torch import load_file
 import stepwell
 from stepwell.cli import main
 from stepwell.cost import costs_of
+from stepwell.data.text import read_texts
+from stepwell.data.tokens import Tokenizer
 from stepwell.measure import cascade, depths
 from stepwell.measure.cascade import measure_cascade
+from stepwell.measure.text import save_text
 from stepwell.recipes import train
+from stepwell.report.internal import internal_section
+from stepwell.report.run_record import read_run
+from stepwell.tasks import attention_maps
 from stepwell.training import Loop
 from tiny_text import texts, write_encoder, write_tsv
 
@@ -73,6 +80,7 @@ def test_one_run_trains_every_depth(run):
     assert [*results["costs"]] == ["1", "3"]
     assert results["examples"] == 60
     assert results["test"]["3/accuracy"] > 0.8
+    assert {"3/mcc", "3/f1", "1/mcc", "1/f1"} <= results["test"].keys()
     with np.load(run / "predictions.npz") as arrays:
         shown = arrays["texts"][0]
     assert any(shown == " ".join(row[:-1]) for row in texts(60, seed=1))
@@ -107,13 +115,78 @@ def test_every_command_takes_the_run(run, data, tmp_path, capsys, monkeypatch):
     assert json.loads(out)[0]["file"].startswith("dull//film a")
     for flags in (["--cascade"], ["--budget-ms", "10000"], ["--min-accuracy", "0.1"]):
         assert told(capsys, "predict", run, "a dull tale", *flags)[0] == 0
-    code, out, _ = told(capsys, "cost", run)
-    assert code == 0
-    assert "at 24 tokens" in out
+    shown = [told(capsys, *line) for line in (
+        ["cost", run], ["eval", run, "--cascade"], ["predict", run, "fine", "--budget-ms", "10000"],
+        ["predict", run, "fine", "--budget-macs", "1"],
+        ["eval", run, "--cascade", "--data", data / "dev.tsv"],
+    )]  # fmt: skip
+    assert [code for code, _, _ in shown] == [0, 0, 0, 2, 2]
+    said = "\n".join(out + err for _, out, err in shown)
+    assert "image" not in said
+    for words in ("at 24 tokens", "ms per text", " on 60 texts", "F1: of two classes that of the",
+                  "MACs a text", "validation texts decide little", "no depth has at most 1 MACs a text",
+                  "leave --data out, of a run trained with --valid"):  # fmt: skip
+        assert words in said
     code, out, _ = told(capsys, "report", run, "--out", tmp_path / "page.html")
     assert code == 0
     page = (tmp_path / "page.html").read_text()
+    assert "ms per text" in page
+    assert "MCC" in page
+    assert "24 tokens" in page
     assert any(f"<blockquote>{row[0]}</blockquote>" in page for row in texts(60, seed=1))
+
+
+def test_fidelity_is_measured_on_texts_as_on_images(run, data, tmp_path, capsys):
+    """Against the full net, against another run with a control; and what cannot be compared."""
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    code, out, err = told(capsys, "eval", own, "--fidelity", own, "--json")
+    assert code == 0, err
+    found = json.loads(out)["fidelity"]
+    assert (found["depths"], [*found["parts"]], found["noun"]) == (["1"], ["train", "test"], "texts")
+    assert found["parts"]["test"]["images"] == 60
+    assert found["stages"] == ["[CLS] of the last layer"]
+    numbers = found["parts"]["test"]["numbers"]
+    text = stepwell.open_network(own).net
+    rows = [row[0] for row in texts(60, seed=1)]
+    shallow, full = ([p.label for p in text.predict(rows, depth=d)] for d in ("1", "3"))
+    assert numbers["1/agreement"] == sum(a == b for a, b in zip(shallow, full, strict=True)) / 60
+    assert 0 < numbers["1/cka/[CLS] of the last layer"] <= 1
+
+    others = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in text.net.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        others.append(save_text(text.net, tmp_path / f"{seed}.safetensors", tokenizer=text.tokenizer))
+    flags = ["--fidelity", f"{others[0]}@1", "--control", others[1]]
+    code, out, err = told(capsys, "eval", own, *flags, "--json")
+    assert code == 0, err
+    assert "3/transfer" in json.loads(out)["fidelity"]["parts"]["test"]["numbers"]
+    with pytest.warns(UserWarning, match="compared on test texts only"):
+        found = stepwell.measure.measure_fidelity(own, [*map(str, others)], data=str(data / "dev.tsv"))
+    assert found["stages"] == []  # of an ensemble
+    code, out, err = told(capsys, "eval", own, *flags)
+    assert code == 0, err
+    assert "intervals over the texts" in out
+    assert told(capsys, "report", own, "--out", tmp_path / "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "test, 60 texts" in page
+    assert "images" not in page.partition("Fidelity to the teacher")[2].partition("<h3>")[0]
+
+    words = Tokenizer(text.tokenizer.content.replace('"tale"', '"tail"'), 24, 0)
+    save_text(text.net, tmp_path / "words.safetensors", tokenizer=words)
+    code, _, err = told(capsys, "eval", own, "--fidelity", tmp_path / "words.safetensors")
+    assert (code, "words.safetensors@3 has another vocabulary than" in err) == (2, True), err
+    net = stepwell.build("resnet20", num_classes=2)
+    net.mark("trained")
+    net.card = stepwell.Card(("0", "1"), 8)
+    stepwell.save(net.eval(), tmp_path / "image.safetensors")
+    code, _, err = told(capsys, "eval", own, "--fidelity", tmp_path / "image.safetensors")
+    assert (code, "is for images, and" in err) == (2, True), err
+    code, _, err = told(capsys, "eval", own, "--fidelity", own, "--interpolate", "3")
+    assert (code, "--interpolate is not for a text classifier" in err) == (2, True), err
 
 
 def test_exports_equal_the_network_on_texts_of_any_length(run, tmp_path, capsys):
@@ -178,32 +251,6 @@ def test_a_pair_of_texts_is_read_as_one(encoder, tmp_path):
     assert text.predict(("the tale", "the dog is lovely")).label in ("0", "1")
 
 
-def test_a_stopped_run_ends_with_the_same_weights(run, encoder, data, tmp_path, monkeypatch):
-    from stepwell.training import job
-
-    class Stop(Exception):
-        pass
-
-    steps = 0
-
-    def stopping(self, progress, real=job.Job.end_step):
-        nonlocal steps
-        real(self, progress)
-        steps += 1
-        if steps == 12:
-            raise Stop
-
-    monkeypatch.setattr(job.Job, "end_step", stopping)
-    call = {"data": str(data), "net": str(encoder), "out": tmp_path / "run", **SHORT}
-    with pytest.raises(Stop):
-        train("ekd", **call)
-    monkeypatch.undo()
-    train("ekd", **call)
-    a, b = (stepwell.load(folder / "net.safetensors") for folder in (run, tmp_path / "run"))
-    for name, value in a.tensors().items():
-        assert torch.equal(value, b.tensors()[name]), name
-
-
 REFUSED = {
     "no net": (["--net", "resnet32"], "no folder resnet32: name one with an encoder's config.json"),
     "image flag": (["--size", "32"], "--size is for images, and --data names texts: leave it out"),
@@ -217,6 +264,10 @@ REFUSED = {
     "long": (["--max-tokens", "99"], "--max-tokens 99: this encoder takes at most 40 tokens"),
     "short": (["--max-tokens", "2"], "a text of 2 tokens has no room beside its 3 special ones"),
     "no test": (["--test", "{tmp}/none.tsv"], "no file {tmp}/none.tsv"),
+    "three texts": (["--text", "a", "b", "c"], "--text a b c: a text has one column, or two"),
+    "smoothed numbers": (["--regression", "--label-smoothing", "0.1"],
+                         "--label-smoothing is for classes, and --regression predicts numbers"),
+    "balanced numbers": (["--regression", "--balance"], "--balance is for classes"),
 }  # fmt: skip
 
 
@@ -235,7 +286,7 @@ def test_text_flags_are_refused_with_images(tmp_path, capsys):
     flags = ["--max-tokens", "9", "--out", tmp_path / "r"]
     code, _, err = told(capsys, "train", "ekd", "--data", "digits", *flags)
     assert code == 2
-    assert "--max-tokens is for texts, and --data names images: leave it out" in err
+    assert "--max-tokens is for texts, and --data digits is no .tsv file and no folder with" in err
 
 
 FILES = {
@@ -247,6 +298,9 @@ FILES = {
     "not UTF-8": (b"sentence\tlabel\nfine\t1\n\xff\xfe\t0\n", "{path}, line 3: not UTF-8"),
     "empty text": (b"sentence\tlabel\nfine\t1\n \t0\n", "{path}, line 3: the text is empty"),
     "one class": (b"sentence\tlabel\nfine\t1\ngood\t1\n", "{path} has one class only, '1'"),
+    "few": (b"sentence\tlabel\nfine\t1\ndull\t0\n", "{path} has 2 texts, too few to set some aside to "
+                                                     "test on: add texts, or name others with --test"),
+    "twice": (b"text\tlabel\tlabel\nfine\t1\t1\ndull\t0\t1\n", "{path} has several columns 'label'"),
     "no usual column": (b"review\tlabel\nfine\t1\ngood\t0\n",
                         "has no usual column of texts (such as sentence, text, or sentence1 and "
                         "sentence2); its columns are review, label: name yours with --text"),
@@ -262,6 +316,28 @@ def test_files_that_cannot_be_read_are_named(case, encoder, tmp_path, capsys):
     code, _, err = told(
         capsys, "train", "ekd", "--data", path, "--net", encoder, "--out", tmp_path / "r"
     )
+    assert code == 2
+    assert message.format(path=path) in err
+
+
+NUMBERS = {
+    "a word": ("3.5", "good", "{path}, line 3: 'good' in column 'label' is not a number, and "),
+    "not finite": ("3.5", "nan", "{path}, line 3: 'nan' in column 'label' is not a number"),
+    "a comma": ("3,5", "1", "{path}, line 2: '3,5' in column 'label' is not a number"),
+    "none": ("3.5", "", "{path}, line 3: '' in column 'label' is not a number"),
+    "equal": ("3.5", "3.5", "{path} has one number only, 3.5: training needs two or more"),
+    "few": ("3.5", "1", "{path} has 2 texts, too few to set some aside to test on"),
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_numbers_that_cannot_be_learned_are_named(case, encoder, tmp_path, capsys):
+    first, second, message = NUMBERS[case]
+    path = write_tsv(tmp_path / "own.tsv", [("fine", first), ("dull", second)])
+    code, _, err = told(
+        capsys, "train", "ekd", "--data", path, "--net", encoder, "--regression", "--out",
+        tmp_path / "r",
+    )  # fmt: skip
     assert code == 2
     assert message.format(path=path) in err
 
@@ -285,7 +361,8 @@ def deep(tmp_path_factory):
     return write_encoder(tmp_path_factory.mktemp("deep"), layers=4)
 
 
-def test_a_folder_is_fine_tuned_and_teaches(deep, data, tmp_path, capsys):
+def test_a_folder_is_fine_tuned_and_teaches(deep, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(attention_maps, "SHOWN", 1)
     results = train("bert", data=str(data), teacher=str(deep), out=tmp_path / "run", **BERT)
     found = results["bert"]
     assert found["layers"] == [2, 4]
@@ -297,37 +374,154 @@ def test_a_folder_is_fine_tuned_and_teaches(deep, data, tmp_path, capsys):
     train("bert", data=str(data), teacher=str(deep), out=tmp_path / "run", **BERT)
     assert (tmp_path / "run" / "net.safetensors").read_bytes() == before
     assert told(capsys, "predict", tmp_path / "run", "a dull tale")[0] == 0
+    shutil.rmtree(tmp_path / "run" / "phases")  # the page needs no teacher
+    code, _, err = told(capsys, "report", tmp_path / "run", "--out", tmp_path / "page.html")
+    assert code == 0, err
+    page = (tmp_path / "page.html").read_text()
+    part = page.partition("<h3>Teacher and student</h3>")[2]
+    assert f"The teacher, with 4 layers, has {100 * found['teacher_accuracy']:.1f}% of the" in part
+    assert f"<td>4</td><td>{found['attention_kl'][1]:.3f}</td>" in part
+    assert "Accuracy against depth" in part
+    with np.load(tmp_path / "run" / "attention.npz") as arrays:
+        maps = {name: arrays[name] for name in arrays}
+    assert len(found["examples"]) == 1
+    for n, example in enumerate(found["examples"]):
+        assert f"<h4>{example['text']}</h4>" in part
+        assert example["tokens"] == ["[CLS]", *example["text"].split(), "[SEP]"]
+        count = len(example["tokens"])
+        for whose in ("teacher", "student"):
+            shares = maps[f"{n}/{whose}"]
+            assert shares.shape == (2, count, count)
+            np.testing.assert_allclose(shares.sum(-1), 1, rtol=1e-5)
+    assert part.count("of the teacher, mean over heads") == 2 * 2  # layers; alt text and caption
+    (tmp_path / "run" / "attention.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"attention\.npz is damaged"):
+        internal_section(read_run(tmp_path / "run", "run"), {})
 
 
-def test_a_run_teaches_at_once(run, data, tmp_path):
+def test_a_run_teaches_at_once(run, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(attention_maps, "READABLE", range(90, 99))  # no text is so long
+    monkeypatch.setattr(attention_maps, "TOKENS", 4)
     results = train(
-        "bert", data=str(data), teacher=str(run), out=tmp_path / "run",
+        "bert", data=str(data), teacher=str(run / "net.safetensors"), out=tmp_path / "run",
         **BERT | {"schedule": "stacked", "start": "teacher", "label_share": 0.5},
     )  # fmt: skip
     assert not (tmp_path / "run" / "phases" / "teacher").exists()
     teacher = json.loads((run / "results.json").read_text())["test"]["3/accuracy"]
     assert results["bert"]["teacher_accuracy"] == pytest.approx(teacher)
+    shown = results["bert"]["examples"]
+    assert [(len(one["tokens"]), one["cut"]) for one in shown] == [(4, True)] * 3
 
 
-def test_a_stopped_distillation_ends_with_the_same_weights(run, data, tmp_path, monkeypatch):
-    from stepwell.training import job
+def test_a_student_starts_before_or_after_the_fine_tuning(run, encoder, data, tmp_path, monkeypatch):
+    from stepwell.recipes import bert
 
-    call = {"data": str(data), "teacher": str(run), **BERT, "schedule": "stacked", "threshold": 0.5}
-    train("bert", out=tmp_path / "whole", **call)
-    real = job.Job.end_step
+    class Stop(Exception):
+        pass
 
-    def stopping(self, progress):
-        real(self, progress)
-        if self.position == 10:
-            raise RuntimeError("stop")
+    def stop(source, student, layers):
+        raise Stop(source)
 
-    monkeypatch.setattr(job.Job, "end_step", stopping)
-    with pytest.raises(RuntimeError, match="stop"):
-        train("bert", out=tmp_path / "cut", **call)
-    monkeypatch.undo()
-    train("bert", out=tmp_path / "cut", **call)
-    a, b = (stepwell.load(tmp_path / name / "net.safetensors").tensors() for name in ("whole", "cut"))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    monkeypatch.setattr(bert.text_teaching, "copy_layers", stop)
+    name = "bert.encoder.layer.0.output.dense.weight"
+    for start, file in (("pretrained", encoder / "model.safetensors"), ("teacher", run)):
+        with pytest.raises(Stop) as stopped:
+            train("bert", data=str(data), teacher=str(run), out=tmp_path / start, start=start, **BERT)
+        begun = stopped.value.args[0][name]
+        state = stepwell.load(run).module.state_dict() if file == run else load_file(file)
+        assert torch.equal(begun, state.get(name, state.get(name.removeprefix("bert."))))
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory):
+    """Texts with a number: about 300 with a good word, about 100 with a bad one."""
+    folder = tmp_path_factory.mktemp("numbers")
+    for part, count, seed in (("train", 240, 0), ("dev", 60, 1)):
+        rows = [(t, f"{100 + 200 * int(c) + i % 7:.1f}") for i, (t, c) in enumerate(texts(count, seed))]
+        write_tsv(folder / f"{part}.tsv", rows, ("sentence", "price"))
+    return folder
+
+
+def test_numbers_are_learned_taught_and_predicted(encoder, numbers, tmp_path, capsys):
+    import transformers
+
+    own = {"data": str(numbers), "label": "price", "regression": True}
+    run = tmp_path / "run"
+    results = train("ekd", net=str(encoder), out=run, **SHORT, **own)
+    assert results["kind"] == "text-numbers"
+    test = results["test"]
+    assert {*test} == {f"{d}/{m}" for d in ("1", "3") for m in ("pearson", "spearman", "rmse")}
+    assert test["3/pearson"] > 0.8
+    assert test["3/rmse"] < 70  # in units of the numbers; that of their mean is 100
+    terms = {name.rpartition("/")[2] for line in (run / "metrics.jsonl").read_text().splitlines()
+             for name in json.loads(line)}  # fmt: skip
+    assert {"mse", "teacher_mse", "pearson"} <= terms
+    assert not {"ce", "kl", "accuracy"} & terms
+
+    _, out, _ = told(capsys, "eval", run, "--json")
+    assert json.loads(out)["test"] == pytest.approx(test, rel=1e-4)
+    code, out, _ = told(capsys, "predict", run, "a lovely film", "a dull film", "--depth", "3")
+    assert code == 0
+    assert "price" in out
+    _, out, _ = told(capsys, "predict", run, numbers / "dev.tsv", "--json")
+    truth = [float(line.split("\t")[1]) for line in (numbers / "dev.tsv").read_text().splitlines()[1:]]
+    said = [answer["number"] for answer in json.loads(out)]
+    assert np.corrcoef(said, truth)[0, 1] == pytest.approx(test["3/pearson"], abs=1e-4)
+    assert told(capsys, "predict", run, "fine", "dull", "--csv", tmp_path / "n.csv")[0] == 0
+    assert (tmp_path / "n.csv").read_text().startswith("file,number,depth\nfine,")
+    assert told(capsys, "cost", run, "--save")[0] == 0
+    assert told(capsys, "predict", run, "fine", "--budget-macs", "1e9")[0] == 0
+    for refused in (["eval", run, "--cascade"], ["predict", run, "fine", "--cascade"],
+                    ["predict", run, "fine", "--top", "2"],
+                    ["predict", run, "fine", "--min-accuracy", "0.5"]):  # fmt: skip
+        code, _, err = told(capsys, *refused)
+        assert (code, "is not for a network that predicts numbers, which" in err) == (2, True)
+
+    flags = ["--format", "safetensors", "--depth", "1", "--out", tmp_path / "x"]
+    code, out, _ = told(capsys, "export", run, *flags)
+    assert code == 0
+    assert "same class" not in out
+    net, ids = stepwell.load(run), torch.tensor([[2, 5, 6, 3]])
+    config = transformers.BertConfig(**net.builder[1]["config"] | {"num_hidden_layers": 1})
+    library = transformers.BertForSequenceClassification(config).eval()
+    library.load_state_dict(load_file(tmp_path / "x" / "1.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(library(ids).logits, net(ids, "1"))
+    assert told(capsys, "report", run, "--out", tmp_path / "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "Predicted and true numbers" in page
+    assert "Largest errors of depth 3" in page
+    assert "accuracy" not in page.lower().partition("arguments of the run")[0]
+
+    again = train("supervised", net=str(encoder), out=tmp_path / "more", init=run, **own,
+                  **{n: v for n, v in SHORT.items() if n not in ("depths", "attention")} | {
+                      "epochs": 1, "lr": 1e-9})  # fmt: skip
+    for name in ("pearson", "rmse"):  # begins where the run ended
+        assert again["test"][f"3/{name}"] == pytest.approx(test[f"3/{name}"], rel=1e-3)
+    taught = train("bert", teacher=str(run / "net.safetensors"), out=tmp_path / "taught", **BERT, **own)
+    assert taught["bert"]["teacher_pearson"] == pytest.approx(test["3/pearson"], abs=1e-4)
+    assert taught["bert"]["agreement"] > 0.5
+    assert 50 < float(taught["bert"]["examples"][0]["teacher"]) < 400  # in units of the numbers
+    assert taught["test"]["2/rmse"] < 90
+
+
+def test_numbers_and_classes_do_not_teach_each_other(run, numbers, tmp_path, capsys):
+    own = ["train", "bert", "--data", numbers, "--label", "price", "--out", tmp_path / "r"]
+    code, _, err = told(capsys, *own, "--regression", "--teacher", run)
+    assert code == 2
+    assert "gives classes, and the labels are numbers (with --regression): teach what it gives" in err
+    code, _, err = told(capsys, *own, "--test", numbers / "train.tsv", "--teacher", tmp_path / "none")
+    assert (code, "no teacher" in err) == (2, True)
+
+
+def test_many_fractions_as_classes_are_told(encoder, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("STEPWELL_QUIET")
+    rows = [("fine", f"{i / 8}") for i in range(12)]
+    data = write_tsv(tmp_path / "own.tsv", rows)
+    flags = ["--data", data, "--net", encoder, "--out", tmp_path / "r", "--test", data, "--size", "9"]
+    code, _, err = told(capsys, "train", "ekd", *flags[:-2], "--max-tokens", "99")
+    assert code == 2
+    assert "12 different numbers as labels, and each is a class of its own: --regression" in err
 
 
 def test_teachers_that_do_not_fit_are_refused(deep, run, data, tmp_path, capsys):
@@ -339,6 +533,24 @@ def test_teachers_that_do_not_fit_are_refused(deep, run, data, tmp_path, capsys)
         capsys, "train", "bert", "--data", other, "--teacher", run, "--out", tmp_path / "r"
     )
     assert (code, "has the classes 0, 1, and the data no, yes: teach" in err) == (2, True)
+    shutil.copy(run / "net.safetensors", tmp_path / "moved.safetensors")
+    shutil.copytree(run, tmp_path / "student")
+    record = json.loads((run / "config.json").read_text())
+    record["arguments"] = {"teacher": record["arguments"].pop("net")}
+    (tmp_path / "student" / "config.json").write_text(json.dumps(record))
+    stepwell.save(stepwell.build("resnet20"), tmp_path / "images.safetensors")
+    for teacher, message in (
+        (deep / "model.safetensors", f"name its folder, {deep}"),
+        (
+            tmp_path / "moved.safetensors",
+            "is a file outside of its run, which cannot teach: name a run",
+        ),
+        (tmp_path / "student", "is a run of train bert, which cannot teach: name a run of train"),
+        (tmp_path / "images.safetensors", "holds no network of texts: name a run"),
+        (tmp_path / "none", "none: name a run of train supervised or train ekd on texts, its net."),
+    ):
+        code, _, err = told(capsys, *own, "--teacher", teacher)
+        assert (code, message in err) == (2, True), err
     code, _, err = told(capsys, *own, "--teacher", deep, "--layers", "1", "9", "--student-layers", "2")
     assert (code, "the layer map names layer 9; the teacher has 1 to 4" in err) == (2, True)
 
@@ -346,19 +558,24 @@ def test_teachers_that_do_not_fit_are_refused(deep, run, data, tmp_path, capsys)
 def test_the_pages_commands_and_snippets_run(run, deep, data, tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[2] / "docs" / "text.md").read_text()
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(run, "runs/reviews")
+    monkeypatch.setattr(attention_maps, "SHOWN", 1)
+    for name in ("reviews", "sts"):
+        shutil.copytree(run, f"runs/{name}")
     for name, folder in (("minilm", deep), ("reviews", data)):
         shutil.copytree(folder, name)
     shutil.copy("reviews/dev.tsv", "more.tsv")
     commands = re.findall(r"^    stepwell (.*)$", page, re.MULTILINE)
-    assert len(commands) == 8
+    assert len(commands) == 12
     for command in commands:
         if command.startswith("train ekd"):
-            continue  # the run that is there
+            continue  # the runs that are there
         short = command.replace("--depth 2", "--depth 1")
         flags = ["--epochs", "1", "--max-tokens", "24"] if command.startswith("train") else []
         code, _, err = told(capsys, *shlex.split(short), *flags)
         assert code == 0, (command, err)
+    (sample,) = re.findall(r"^ {4}sentence\tlabel\n(?: {4}.*\n)+", page, re.MULTILINE)
+    Path("sample.tsv").write_text(textwrap.dedent(sample))
+    assert read_texts(Path("sample.tsv")).labels == ("1", "0")
     for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         snippet = snippet.replace('depth="2"', 'depth="1"').replace("2.onnx", "1.onnx")
         exec(snippet, names := {})

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ from torch.testing import assert_close
 
 from stepwell import cli
 from stepwell.nets.files.nested import fingerprint
+from stepwell.recipes import train
+from stepwell.tasks import text_teaching
+from stepwell.teachers.encoder_outputs import EncoderOutputs
+from stepwell.training import Loop
+from stepwell.training.job import Job
+from tiny_text import texts, write_encoder, write_tsv
 
 pytestmark = pytest.mark.usefixtures("quick")
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "STEPWELL_QUIET": "1"}
@@ -159,3 +166,94 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(whole, tmp_path):
     assert checkpoint.read_bytes() == before
     finish(out)
     same_result(out, whole)
+
+
+class Kill:
+    """Stands for a function, and kills its process at the `at`-th call, before or after it."""
+
+    def __init__(self, real, at=1, *, after=False):
+        self.real, self.left, self.after = real, at, after
+
+    def __get__(self, owner, _=None):
+        return lambda *args, **kw: self(owner, *args, **kw)
+
+    def __call__(self, *args, **keywords):
+        self.left -= 1
+        found = self.real(*args, **keywords) if self.after or self.left else None
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+
+def slowly(real, *args):
+    """The first of the teacher's outputs, and then a kill."""
+    yield next(real(*args))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+#: Places where a training on texts is killed: the owner of a function, its name, what replaces it.
+PLACES = {
+    "bert": [
+        (Job, "end_step", lambda real: Kill(real, 2, after=True)),  # of the teacher
+        (EncoderOutputs, "_computed", lambda real: lambda *args: slowly(real, *args)),
+        (Job, "end_step", lambda real: Kill(real, 7, after=True)),  # of the student
+        (text_teaching, "mismatch", Kill),  # the student has learned
+        (text_teaching, "drop_outputs", Kill),  # the results are written
+    ],
+    "ekd": [
+        (Job, "end_step", lambda real: Kill(real, 3, after=True)),
+        (Job, "end_step", lambda real: Kill(real, 9)),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("words")
+    write_tsv(folder / "train.tsv", texts(70))
+    write_tsv(folder / "dev.tsv", texts(20, seed=1))
+    return {"data": str(folder), "net": write_encoder(folder / "encoder", layers=3)}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("recipe", PLACES)
+def test_a_run_on_texts_killed_at_each_place_ends_bit_identical(recipe, words, tmp_path):
+    call = {
+        "data": words["data"], "epochs": 2, "batch_size": 16, "lr": 5e-3, "max_tokens": 24,
+        "loop": Loop(device="cpu", checkpoint_minutes=0),
+    }  # fmt: skip
+    if recipe == "bert":
+        call |= {"teacher": str(words["net"]), "student_layers": 2}
+        call |= {"schedule": "stacked", "threshold": 0.5}
+    else:
+        call |= {"net": str(words["net"]), "depths": ("1",)}
+    train(recipe, out=tmp_path / "whole", **call)
+    assert not [*(tmp_path / "whole").rglob("*teacher.bin*")]
+    for owner, name, replace in PLACES[recipe]:
+        assert killed(recipe, owner, name, replace, out=tmp_path / "run", **call), name
+    train(recipe, out=tmp_path / "run", **call)
+    same_result(tmp_path / "run", tmp_path / "whole")
+    assert not [*(tmp_path / "run").rglob("*teacher.bin*")]
+    if recipe == "bert":
+        ends = [tmp_path / name for name in ("whole", "run")]
+        found = [json.loads((end / "results.json").read_text())["bert"] for end in ends]
+        costs = [one.pop("teacher") for one in found]
+        assert costs[0]["macs"] == costs[1]["macs"]  # its times are a clock's
+        assert found[0] == found[1]
+        maps = [(end / "attention.npz").read_bytes() for end in ends]
+        assert maps[0] == maps[1]
+
+
+def killed(recipe, owner, name, replace, **call) -> bool:
+    """Train in a process of its own that is killed at a place; whether it was."""
+    with warnings.catch_warnings():  # newer Pythons warn that threads do not survive a fork
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            setattr(owner, name, replace(getattr(owner, name)))
+            train(recipe, **call)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL

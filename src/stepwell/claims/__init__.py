@@ -6,6 +6,10 @@
 CLAIMS: dict[str, tuple[str, str]] = {
     "ekd": ("stepwell.claims.ekd:STUDY",
             "nested depths with embedded distillation against training alone and offline"),
+    "ablation": ("stepwell.claims.ablation:STUDY",
+                 "schedules and parts of embedded distillation: the first study of nested depths"),
+    "bert": ("stepwell.claims.bert.study:STUDY",
+             "a text encoder's internal representations against its soft targets alone"),
     "dkge": ("stepwell.claims.dkge.study:STUDY",
              "graphs that change: updates against no update, more training, and training from scratch"),
     "drnet": ("stepwell.claims.drnet.study:STUDY",

@@ -36,19 +36,21 @@ def cost(
     Args:
         network: a name (`stepwell list`), a run directory, or the file of a network.
         depths: sub-nets of a network given by name, as for `stepwell train ekd`.
-        size: height and width of the input; by default a trained network's own, else its family's.
+        size: height and width of the input, or tokens of a text; by default a trained network's own,
+            else its family's.
         num_classes: number of classes of a network given by name; 1,000 by default.
         stem: first layers of a family that has a choice; by default small ones below 64 pixels.
-        batch: number of images at once.
+        batch: number of inputs at once.
         save: save the times in the network's file, for this device and number of threads;
             `stepwell predict --budget-ms` reads them there.
         accuracy_on: part of the data to measure every accuracy on again, with --save; by default only
             unknown accuracies are measured, on the validation part.
-        data: images to measure accuracy on: a folder or a name; by default the data of the run.
+        data: images (a folder or a name) or texts (a tab-separated file) to measure accuracy on; by
+            default the data of the run.
     """
     trained = Path(network).exists()
     if save and batch != 1:
-        raise ValueError("--save measures the times of one image: leave out --batch")
+        raise ValueError("--save measures the times of one input: leave out --batch")
     if trained:
         of_names = {"depths": depths, "num-classes": num_classes, "stem": stem}
         if given := [flag for flag, value in of_names.items() if value]:
@@ -66,7 +68,8 @@ def cost(
     if json:
         print_json(costs.rows)
         return
-    show(row_table(f"{network} at {costs.input}", COLUMNS, costs.rows, row=costs.row))
+    title = f"{network} at {costs.input}"
+    show(row_table(title, COLUMNS, costs.rows, row=costs.row, noun=costs.noun))
     show_conditions(costs.rows)
 
 

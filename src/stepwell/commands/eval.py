@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from stepwell.commands.arguments import Json, Module, imported
 from stepwell.console import print_json, say
-from stepwell.kinds import kind_module, open_network
+from stepwell.kinds import kind_module, noun_of, open_network
 
 
 def eval_(
@@ -45,17 +45,18 @@ def eval_(
         stepwell eval runs/student --fidelity runs/teacher --control runs/student-of-another
         stepwell eval runs/student --fidelity runs/one@20 two.onnx resnet18=three.pth
         stepwell eval runs/digits --fidelity runs/digits
+        stepwell eval runs/small-encoder --fidelity runs/encoder
 
     Args:
         run: a run directory, or the file of its network.
-        data: images to measure on: a folder or a name; their test part is used. By default the data of
-            the run.
+        data: images to measure on: a folder or a name; their test part is used. Of texts, a
+            tab-separated file. By default the data of the run.
         cascade: also find the best cascade (shallow first, deeper when unsure) on the validation part,
             and measure it on the test part.
         target_accuracy: accuracy of the cascade on the validation part (0.97 is 97 %); by default the
             full net's own.
-        budget_macs: mean MACs an image, at most: of the cascade, instead of a target accuracy; or of a
-            network that chooses resolutions.
+        budget_macs: mean MACs of an input, at most: of the cascade, instead of a target accuracy; or of
+            a network that chooses resolutions.
         criterion: measure of how sure a depth is: the top probability (confidence, the default), the
             entropy, the number of depths in a row that agree (patience), or the probability to be
             right, fitted on the validation part (learned).
@@ -64,8 +65,9 @@ def eval_(
         temper: divide the logits of each depth by the temperature that fits the validation part.
         save: save the cascade in the network's file, for `stepwell predict --cascade`.
         fidelity: the teacher, as for `stepwell train distill --teacher`: a run directory or the file of
-            a network (PATH@DEPTH for a depth), an ONNX file, NETWORK=FILE or timm/NAME; several are an
-            ensemble. If it is the run itself, the full net is the teacher of the sub-nets.
+            a network (PATH@DEPTH for a depth), an ONNX file, NETWORK=FILE or timm/NAME; for texts, runs
+            and files of the same tokenizer. Several are an ensemble. If it is the run itself, the full
+            net is the teacher of the sub-nets.
         teacher_mean: mean of the teacher's images per channel, of pixels in [0, 1], if the teacher does
             not say it (most ONNX files).
         teacher_std: standard deviation of the teacher's images, likewise.
@@ -92,7 +94,7 @@ def eval_(
         print_json(results)
     else:
         where = f" of {results['data']['name']}" if data is not None and "data" in results else ""
-        title = f"{run} on {results['examples']} images{where}"
+        title = f"{run} on {results['examples']} {noun_of(results['kind'])}s{where}"
         kind_module(results["kind"]).show_results(results, title)
     if network.config and "data" in results:
         _keep(run if run.is_dir() else run.parent, results)

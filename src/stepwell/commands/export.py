@@ -45,7 +45,8 @@ def export(
         int8: also write each depth in integers of eight bits, and measure both on the test part.
         beyond: write only the weights that --depth needs in addition to this shallower depth;
             `stepwell patch` applies them.
-        data: images to check on: a folder or a name; by default the data of the run.
+        data: images (a folder or a name) or texts (a tab-separated file) to check on; by default the
+            data of the run.
         out: the folder to write to; by default export/ beside the network. With --beyond, the file.
     """
     if beyond is not None:

@@ -34,7 +34,8 @@ def predict(
 ) -> None:
     """Classify images or texts.
 
-    Unreadable images are named and skipped; the exit code is then 2.
+    A network that was trained with --regression predicts a number for each text. Unreadable images are
+    named and skipped; the exit code is then 2.
 
     Examples:
         stepwell predict runs/digits three.png
@@ -45,20 +46,20 @@ def predict(
 
     Args:
         run: a run directory, or the file of its network.
-        files: images, or folders of images; for a text classifier texts, tab-separated files, or - for
-            the lines of standard input.
+        files: images, or folders of images; for a network of texts: texts, tab-separated files, or -
+            for the lines of standard input.
         depth: the depth that predicts; the full net by default. A network that chooses resolutions
             chooses by default; --depth then also takes one of its choices (24, 14@24).
-        budget_ms: use the deepest depth that needs at most this many milliseconds an image here, unless
+        budget_ms: use the deepest depth that needs at most this many milliseconds an input here, unless
             a shallower one is clearly more accurate; by the table in the network's file (`stepwell cost
             RUN --save`), else measured now. A network that chooses resolutions keeps the mean within
             the budget.
-        budget_macs: as --budget-ms, in MACs an image.
+        budget_macs: as --budget-ms, in MACs an input.
         min_accuracy: use the cheapest depth, or the highest cost penalty, with at least this accuracy
             (0.95 is 95 %).
         cascade: shallow first, deeper when unsure, as saved by `stepwell eval RUN --cascade --save`.
-        top: number of most probable classes to give for each image; 1 by default.
-        csv: write file, class, probability and depth to this file.
+        top: number of most probable classes to give for each input; 1 by default.
+        csv: write file, class and probability (or number), and depth to this file.
     """
     flags = {name: value for name, value in locals().items() if name in FLAGS}
     budget = any(value is not None for value in (budget_ms, budget_macs, min_accuracy))
@@ -88,13 +89,7 @@ def predict(
     if json:
         print_json([_as_json(p, top) for p in predictions])
     elif csv is None and readable:
-        rows = [
-            [str(p.file) if name == p.label else "", name, f"{100 * share:.1f} %", p.depth]
-            for p in readable
-            for name, share in p.top or ((p.label, p.probability),)
-        ]
-        columns = ["file", "class", "probability", predicted.row]
-        show(table(predicted.title, columns, rows, words=2))
+        show(_table(predicted, readable))
     if unreadable := [p for p in predictions if p.error]:
         for p in unreadable[:NAMED]:
             fail(p.error)
@@ -102,9 +97,26 @@ def predict(
         raise ValueError(f"{len(unreadable)} of {len(predictions)} images could not be read{more}")
 
 
+def _table(predicted: Predicted, readable: "list[Prediction]") -> Any:
+    """A table of classes and probabilities, or of numbers."""
+    first, *_ = readable
+    if first.value is not None:
+        numbers = [[str(p.file), f"{p.value:.4g}", p.depth] for p in readable]
+        return table(predicted.title, [predicted.noun, first.label, predicted.row], numbers)
+    rows = [
+        [str(p.file) if name == p.label else "", name, f"{100 * share:.1f} %", p.depth]
+        for p in readable
+        for name, share in p.top or ((p.label, p.probability),)
+    ]
+    columns = [predicted.noun, "class", "probability", predicted.row]
+    return table(predicted.title, columns, rows, words=2)
+
+
 def _as_json(prediction: "Prediction", top: int | None) -> dict[str, Any]:
     """Describe a prediction by the words of the table; an unreadable image has its error."""
     p = prediction
+    if p.value is not None:
+        return {"file": str(p.file), "number": p.value, "depth": p.depth}
     found = {"file": str(p.file), "class": p.label, "probability": p.probability, "depth": p.depth}
     if p.error:
         return {"file": str(p.file), "error": p.error}

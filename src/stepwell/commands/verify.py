@@ -19,6 +19,7 @@ def verify(
     data: str | None = None,
     size: int | None = None,
     epochs: int | None = None,
+    net: Annotated[str | None, flag("FOLDER")] = None,
     precision: Literal["32", "bf16"] = "32",
     arms: tuple[str, ...] = (),
     workers: int = 2,
@@ -33,15 +34,18 @@ def verify(
         stepwell verify ekd --quick
         stepwell verify ekd --data cifar10/ --size 16 --seeds 3
         stepwell verify dkge --data snapshots/ --arms "DKGE*" --workers 1
+        stepwell verify bert --data sst2/ --net minilm/ --seeds 10
 
     Args:
         system: a name (`stepwell list`).
         quick: a tiny version, to check that everything runs; its numbers mean nothing.
         seeds: number of trainings of each arm.
-        data: a folder or a name, instead of the system's own: of images, or, for dkge, of snapshots
-            (2008/train.tsv, valid.tsv, test.tsv, 2009/...), of which the last four are used.
+        data: a folder or a name, instead of the system's own: of images; for dkge of snapshots
+            (2008/train.tsv, valid.tsv, test.tsv, 2009/...), of which the last four are used; for bert
+            of texts (train.tsv, dev.tsv).
         size: height and width of the images; by default the system's own.
         epochs: passes over the training part, of every arm; by default the system's own.
+        net: of bert: the encoder's folder (config.json, tokenizer.json, model.safetensors).
         precision: number format of every arm's training; bf16 pays where the processor has it.
         arms: names or patterns ("20*") of the arms to run; claims about others are left out. An unknown
             name lists all arms.
@@ -52,7 +56,7 @@ def verify(
         raise unknown("system", system, CLAIMS)
     from stepwell.claims.kit.verify import verify_system
 
-    changes = {"data": data, "size": size, "epochs": epochs}
+    changes = {"data": data, "size": size, "epochs": epochs, "net": net}
     result, page = verify_system(
         system, {name: value for name, value in changes.items() if value is not None}, quick=quick,
         seeds=seeds, workers=workers, arms=arms, precision=precision,

@@ -4,8 +4,9 @@ Raw quotes are part of the text, and a tab always ends a column.
 """
 
 import codecs
+import math
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,8 @@ TEXT_COLUMNS = (
 )  # fmt: skip
 #: Names that an unread column of GLUE's files may have.
 LABEL = "label"
+#: More different fractions than this are hardly classes.
+MANY = 10
 
 #: A text, or a pair of texts.
 Text = tuple[str, ...]
@@ -47,12 +50,14 @@ class Table(NamedTuple):
     lines: tuple[int, ...]
 
     def column(self, name: str, what: str) -> list[str]:
-        """The values of a column; ValueError, which names the columns that are there, if it is not."""
+        """The values of a column; ValueError, which names the columns, if it is not there, or twice."""
         if name not in self.columns:
             raise ValueError(
                 f"{self.path} has no column {name!r} for {what}; its columns are "
                 f"{', '.join(self.columns)}"
             )
+        if self.columns.count(name) > 1:
+            raise ValueError(f"{self.path} has several columns {name!r}: name each otherwise")
         at = self.columns.index(name)
         return [row[at] for row in self.rows]
 
@@ -83,6 +88,13 @@ class Labels:
         whole = all(name.isdecimal() for name in names)
         return cls(tuple(sorted(names, key=int if whole else str)))
 
+    @property
+    def measured(self) -> bool:
+        """True if the labels are numbers such as 3.8, so many that they are hardly classes."""
+        fractions = any(not name.isdecimal() for name in self.classes)
+        several = len(self.classes) > MANY and fractions
+        return several and all(_number(name) is not None for name in self.classes)
+
     def numbers(self, texts: Texts) -> list[int]:
         """The index of each label; ValueError names the first line whose label has none."""
         index = {name: i for i, name in enumerate(self.classes)}
@@ -93,6 +105,43 @@ class Labels:
                     f"{_some(self.classes)}"
                 )
         return [index[label] for label in texts.labels]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A column of numbers to predict; `classes` is its name, that of the network's only output."""
+
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, texts: Texts, column: str) -> "Numbers":
+        """The numbers of training texts; ValueError if they are all equal."""
+        found = cls((column,))
+        if len(set(found.numbers(texts))) < 2:
+            raise ValueError(
+                f"{texts.path} has one number only, {texts.labels[0]}: training needs two or more"
+            )
+        return found
+
+    def numbers(self, texts: Texts) -> list[float]:
+        """The number of each text; ValueError names the first line that has none."""
+        found = []
+        for label, line in zip(texts.labels, texts.lines, strict=True):
+            if (value := _number(label)) is None:
+                raise ValueError(
+                    f"{texts.path}, line {line}: {label!r} in column {self.classes[0]!r} is not a "
+                    "number, and --regression needs one in every row"
+                )
+            found.append(value)
+        return found
+
+
+def _number(text: str) -> float | None:
+    """The finite number that a text is; None if it is none."""
+    with suppress(ValueError):
+        value = float(text.replace("_", "x"))
+        return value if math.isfinite(value) else None
+    return None
 
 
 def read_table(path: Path) -> Table:
@@ -143,8 +192,10 @@ def read_texts(path: Path, columns: Sequence[str] = (), label: str | None = LABE
         label: the column of labels; None: they are not read.
 
     Raises:
-        ValueError: as for `read_table`; no such column; an empty text (with the line).
+        ValueError: as for `read_table`; no such column, or too many; an empty text (with the line).
     """
+    if len(columns) > 2:
+        raise ValueError(f"--text {' '.join(columns)}: a text has one column, or two for a pair")
     table = read_table(path)
     names = tuple(columns) or _usual(table)
     parts = [table.column(name, "texts") for name in names]

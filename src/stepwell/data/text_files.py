@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
+from tyro.conf import FlagCreatePairsOff
+
 from stepwell.data.text import LABEL
 from stepwell.data.tokens import TokenSet
 from stepwell.flags import flag
@@ -24,6 +26,7 @@ class TextFiles:
         valid: texts to choose the epoch by, in place of --val-fraction.
         text: one or two columns of texts.
         label: column of labels.
+        regression: predict the numbers in the column of labels.
         max_tokens: longest text; a longer one is cut.
     """
 
@@ -32,6 +35,7 @@ class TextFiles:
     valid: Annotated[Path | None, flag("FILE")] = None
     text: Annotated[tuple[str, ...], flag("COLUMN ...", "usual names")] = ()
     label: Annotated[str, flag("COLUMN")] = LABEL
+    regression: FlagCreatePairsOff[Annotated[bool, flag()]] = False
     max_tokens: Annotated[int | None, flag("N", "128")] = None
 
 
@@ -56,11 +60,17 @@ def training_file(data: Path) -> Path:
 
 
 def read_parts(data: Path, files: TextFiles, read: Callable[[Path], TokenSet]) -> TextParts:
-    """Read the parts of `data`, a file or a folder, by `read`."""
+    """Read the parts of `data`, a file or a folder, by `read`; ValueError for too few texts."""
     train = read(training_file(data))
     beside = (data / name for name in TESTS)
     test = files.test or next((file for file in beside if file.is_file()), None)
     validation = None if files.valid is None else read(files.valid)
     if test is not None:
         return TextParts(train, read(test), validation, False)
-    return TextParts(*train.split(ASIDE), validation, True)
+    own, aside = train.split(ASIDE)
+    if not len(aside) or len(own.labels.unique()) < 2:
+        raise ValueError(
+            f"{training_file(data)} has {len(train)} texts, too few to set some aside to test on: add "
+            "texts, or name others with --test"
+        )
+    return TextParts(own, aside, validation, True)

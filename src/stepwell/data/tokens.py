@@ -41,7 +41,10 @@ class Tokenizer:
         try:
             self._library = Library.from_str(content)
         except Exception as error:  # the library raises Exception itself
-            raise ValueError(f"tokenizer.json cannot be read: {error}") from error
+            raise ValueError(
+                f"the encoder's tokenizer.json cannot be read ({error}): write it again with "
+                "tokenizer.save_pretrained"
+            ) from error
         self._library.no_padding()
         self._library.no_truncation()
         special = int(self._library.num_special_tokens_to_add(True))
@@ -75,13 +78,19 @@ class Tokenizer:
             ids[i] = one.ids
         return ids, len(long)
 
+    def words_of(self, ids: Sequence[int]) -> list[str]:
+        """Each token as a person reads it."""
+        return [self._library.decode([one], skip_special_tokens=False).strip() for one in ids]
+
 
 @dataclass(frozen=True)
 class TokenSet:
     """Labelled texts as token ids.
 
     ids: of all texts, one after the other (tokens,). starts: where each text begins, and the end.
-    labels: class indices, -1: no label.
+    labels: class indices, -1: no label; or numbers to predict, which are floats.
+    classes: names of the classes; of numbers, their one name.
+    scale: mean and standard deviation that numbers were divided by (see `standardised`).
     texts: the texts themselves. cut: how many were longer than the limit.
     """
 
@@ -94,19 +103,18 @@ class TokenSet:
     tokenizer: Tokenizer
     texts: tuple[Text, ...] = field(default=(), repr=False)
     cut: int = 0
+    scale: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
     def of(
-        cls, texts: Sequence[Text], labels: Sequence[int], classes: tuple[str, ...],
+        cls, texts: Sequence[Text], labels: Sequence[float], classes: tuple[str, ...],
         tokenizer: Tokenizer,
     ) -> "TokenSet":  # fmt: skip
-        """Encode texts whose labels are indices of `classes`."""
+        """Encode texts whose labels are indices of `classes`, or numbers, which are floats."""
         ids, cut = tokenizer.encode(texts)
         starts = torch.tensor([0, *map(len, ids)]).cumsum(0)
         flat = torch.from_numpy(np.fromiter((i for one in ids for i in one), np.int64))
-        return cls(
-            flat, starts, torch.tensor(labels, dtype=torch.long), classes, tokenizer, tuple(texts), cut
-        )
+        return cls(flat, starts, torch.tensor(labels), classes, tokenizer, tuple(texts), cut)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -138,6 +146,16 @@ class TokenSet:
         real = at < lengths[:, None]
         return torch.where(real, self.ids[places.clamp(max=len(self.ids) - 1)], self.tokenizer.padding)
 
+    @property
+    def numeric(self) -> bool:
+        """True if the labels are numbers to predict."""
+        return self.labels.is_floating_point()
+
+    def standardised(self, scale: tuple[float, float]) -> "TokenSet":
+        """The same texts, their numbers less a mean and divided by a standard deviation."""
+        mean, std = scale
+        return replace(self, labels=(self.labels - mean) / std, scale=scale)
+
     def subset(self, indices: Int64[Tensor, " some"]) -> "TokenSet":
         """The texts at `indices`."""
         chosen = indices.tolist()
@@ -148,13 +166,17 @@ class TokenSet:
         return replace(self, ids=ids, starts=starts, labels=self.labels[indices], texts=texts, cut=0)
 
     def split(self, fraction: float) -> tuple["TokenSet", "TokenSet"]:
-        """Two parts, the second with about `fraction` of every class; the same at every call."""
+        """Two parts, the second with about `fraction` of every class; the same at every call.
+
+        Of numbers, with about `fraction` of all.
+        """
         if not 0 < fraction < 1:
             raise ValueError(f"a part to set aside is a share between 0 and 1, not {fraction}")
         order = torch.randperm(len(self), generator=generator_of(0))
         aside = torch.zeros(len(self), dtype=torch.bool)
+        strata = torch.zeros(len(self), dtype=torch.long) if self.numeric else self.labels
         for index in range(len(self.classes)):
-            members = order[self.labels[order] == index]
+            members = order[strata[order] == index]
             aside[members[: min(max(1, round(fraction * len(members))), len(members) - 1)]] = True
         return self.subset((~aside).nonzero().flatten()), self.subset(aside.nonzero().flatten())
 

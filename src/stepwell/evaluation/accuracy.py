@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stepwell.evaluation.calibration import BINS, bins_of
-from stepwell.types import Batch, Labels, Logits, Predict
+from stepwell.types import Batch, Labels, Logits, Predict, Targets
 
 
 class Tally:
@@ -23,12 +24,7 @@ class Tally:
 
     def add(self, logits: Mapping[str, Logits], labels: Labels) -> "Tally":
         """Add a batch: logits (batch, classes) by name, in single precision, and the true classes."""
-        z = torch.stack([value.float() for value in logits.values()]).cpu()
-        if not z.isfinite().all():
-            raise ValueError(
-                "logits are not finite, so nothing can be measured: the training diverged. Start again "
-                "with a lower --lr or --clip"
-            )
+        z = in_single_precision(logits)
         names, batch, classes = z.shape
         if not self.examples:
             self.names = tuple(logits)
@@ -98,10 +94,24 @@ class Tally:
         return results
 
 
+def in_single_precision(logits: Mapping[str, Tensor]) -> Float[Tensor, "names batch classes"]:
+    """The logits of all names together, on the CPU; ValueError if one is not finite."""
+    z = torch.stack([value.float() for value in logits.values()]).cpu()
+    if not z.isfinite().all():
+        raise ValueError(
+            "logits are not finite, so nothing can be measured: the training diverged. Start again "
+            "with a lower --lr or --clip"
+        )
+    return z
+
+
 @torch.no_grad()
-def tally(predict: Predict, batches: Iterable[Batch]) -> Tally:
-    """Run `predict` over the batches, and sum in constant memory; ValueError without a batch."""
-    sums = Tally()
+def tally(predict: Predict, batches: Iterable[Batch], sums: Tally | None = None) -> Tally:
+    """Run `predict` over the batches, and add to `sums`; ValueError without a batch.
+
+    By default accuracy is counted, in constant memory.
+    """
+    sums = Tally() if sums is None else sums
     for logits, labels in _predictions(predict, batches):
         sums.add(logits, labels)
     return sums
@@ -143,7 +153,7 @@ def churn(logits: Mapping[str, Logits], labels: Labels) -> dict[str, float]:
 
 
 @torch.no_grad()
-def gather_logits(predict: Predict, batches: Iterable[Batch]) -> tuple[dict[str, Logits], Labels]:
+def gather_logits(predict: Predict, batches: Iterable[Batch]) -> tuple[dict[str, Logits], Targets]:
     """Logits (n, classes) of every name that `predict` gives, and the labels (n,), on the CPU.
 
     `tally` needs no such memory. Raises ValueError if there is no batch.

@@ -11,6 +11,8 @@ A module offers those of these names that its kind can do; each takes a `Network
     calibrate(network, depths, **flags)    `Calibrated`
     show_results(results, title, brief=False), show_export(title, result)
     NEXT                          commands to try after a training
+    NOUN                          one input in a word: "image" if it is not there
+    SIZE                          form of an input's size: pixels, if it is not there
     TAKES                         what `predict` reads: "files" if it is not there, else "texts"
     SECTIONS                      of its report, as "module:function": (record, colours) -> HTML
     ADVICE                        by a name that it lacks: what to do instead
@@ -38,6 +40,7 @@ KINDS = {
     "features": "stepwell.kinds.features",
     "text": "stepwell.kinds.text",
     "skipping": "stepwell.kinds.skipping",
+    "text-numbers": "stepwell.kinds.text_numbers",
 }
 #: Commands and participles of what a kind may lack.
 _COMMANDS = {
@@ -84,7 +87,7 @@ class Network(NamedTuple):
 class Predicted(NamedTuple):
     """Predictions for files, and how to show them.
 
-    title: of the table; row: names its last column, the row that answered.
+    title: of the table; row: names its last column, the row that answered. noun: one input in a word.
     speed: measures images per second, and gives lines about it.
     """
 
@@ -92,14 +95,16 @@ class Predicted(NamedTuple):
     title: str
     row: str = "depth"
     speed: Callable[[], list[str]] | None = None
+    noun: str = "file"
 
 
 class Costs(NamedTuple):
-    """Costs by row, the input in words, and what the rows are."""
+    """Costs by row, the input in words, what the rows are, and a word for one input."""
 
     rows: dict[str, dict[str, Any]]
     input: str
     row: str = "depth"
+    noun: str = "image"
 
 
 class Calibrated(NamedTuple):
@@ -125,6 +130,16 @@ def kind_module(kind: str) -> ModuleType:
 def sections_of(kind: str) -> list[Callable[..., str]]:
     """Import the sections of a kind's report page, in order; errors as for `kind_module`."""
     return [resolve_name(path) for path in kind_module(kind).SECTIONS]
+
+
+def noun_of(kind: str) -> str:
+    """One input of a kind in a word."""
+    return str(getattr(kind_module(kind), "NOUN", "image"))
+
+
+def size_in_words(kind: str, size: int) -> str:
+    """The size of an input of a kind."""
+    return str(getattr(kind_module(kind), "SIZE", "{0}×{0}")).format(size)
 
 
 def takes_texts(kind: str) -> bool:

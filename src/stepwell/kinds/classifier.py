@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stepwell.console import big, row_table, say, show, show_conditions, track
-from stepwell.kinds import Network, Predicted
+from stepwell.kinds import Network, Predicted, noun_of
 from stepwell.kinds import classifier_tables as tables
 from stepwell.kinds.classifier_costs import calibrate as calibrate
 from stepwell.kinds.classifier_costs import cost as cost
 from stepwell.kinds.classifier_tables import show_export as show_export
-from stepwell.measures import BUSY
+from stepwell.measures import BUSY, OF_CLASSES, OF_NUMBERS, with_article
 
 if TYPE_CHECKING:
     from stepwell.nets import NestedNet
     from stepwell.serve import Prediction
 
 NAME = "an image classifier"
+NOUN = "image"
 ADVICE: dict[str, str] = {}
 NEXT = (
     "stepwell eval {run}", "stepwell export {run}", "stepwell report {run}",
@@ -33,20 +34,26 @@ SECTIONS = [
 ]  # fmt: skip
 #: Tables of what `eval` measures on request, by its key in the results.
 EXTRA: Mapping[str, Callable[..., None]] = {
-    "cascade": tables.show_cascade, "fidelity": lambda found, row: tables.show_fidelity(found)
+    "cascade": tables.show_cascade,
+    "fidelity": lambda found, row, noun: tables.show_fidelity(found),
 }  # fmt: skip
 #: Words of the columns of an evaluation.
 LEGEND = (
     "agreement: same class as the full net; made wrong, made right: answers of the full net that this "
     "row turns so; NLL, ECE: lower is better"
 )
+#: Words below a table that has the measure.
+LEGENDS = {"f1": OF_CLASSES, "rmse": OF_NUMBERS, "agreement": LEGEND}
 #: A number of images to say before they are classified.
 MANY = 1000
 #: Columns after a training, and of an evaluation.
-TRAINED = ("blocks", "params", "macs", "accuracy", "balanced_accuracy", "ms")
+TRAINED = (
+    "blocks", "params", "macs", "accuracy", "balanced_accuracy", "mcc", "f1", "pearson", "spearman",
+    "rmse", "ms",
+)  # fmt: skip
 EVALUATED = (
-    "blocks", "params", "macs", "accuracy", "balanced_accuracy", "nll", "ece", "agreement",
-    "negative_flips", "positive_flips", "ms",
+    "blocks", "params", "macs", "accuracy", "balanced_accuracy", "mcc", "f1", "pearson", "spearman",
+    "rmse", "nll", "ece", "agreement", "negative_flips", "positive_flips", "ms",
 )  # fmt: skip
 
 
@@ -93,7 +100,8 @@ def evaluate(
     from stepwell.measure.cascade import check_depths
     from stepwell.measure.data_parts import parts_of
     from stepwell.measure.depths import measure_depths
-    from stepwell.measure.fidelity import fit_pair, measure_pair
+    from stepwell.measure.fidelity import measure_pair
+    from stepwell.measure.fidelity_fit import fit_pair
     from stepwell.measure.fidelity_networks import open_pair
     from stepwell.nets.files.container import network_file
     from stepwell.nets.files.nested import check_writable
@@ -122,7 +130,7 @@ def evaluate(
     if networks is not None:
         numbers, arrays = measure_pair(networks, parts, interpolate=interpolate, track=track)
         results["fidelity"] = numbers
-        _keep_fidelity(network, parts.known, numbers, arrays)
+        keep_fidelity(network, parts.known, numbers, arrays)
     return results
 
 
@@ -132,15 +140,16 @@ def calibrated_cascade(network: Network, parts: Any, save: bool, **how: Any) -> 
     `how` are the goal, the criterion and the search of `calibrate_cascade`.
     """
     from stepwell.measure.cascade import calibrate_cascade, measure_cascade
+    from stepwell.measure.inputs import INPUTS
     from stepwell.nets.files.nested import net_digest, rewrite_card, rewriting
     from stepwell.nets.nested.cascade import Cascade
 
     net = network.net
+    kind = INPUTS[net.card.input]
     if parts.validation is None:
         raise ValueError(
             "there is no validation part that the network was surely not trained on, and thresholds "
-            "set on test images would look better than they are: name data with a val/ folder with "
-            "--data"
+            f"set on test {kind.noun}s would look better than they are: {kind.aside}"
         )
     chosen = calibrate_cascade(net, parts.validation, **how)
     net.card = replace(net.card, cascade=chosen)
@@ -152,7 +161,7 @@ def calibrated_cascade(network: Network, parts: Any, save: bool, **how: Any) -> 
     return {"validation": chosen, "test": measured}
 
 
-def _keep_fidelity(
+def keep_fidelity(
     network: Network, known: bool, numbers: Mapping[str, Any], arrays: Mapping[str, Any]
 ) -> None:
     """Keep fidelity in the run for its report, if it was measured on the run's own data."""
@@ -172,19 +181,20 @@ def _keep_fidelity(
 def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False) -> None:
     """Print results as tables; `brief`: as after a training."""
     costs, test, rows = results["costs"], results["test"], results["rows"]
-    if brief:
-        show(row_table(title, TRAINED, costs, test, row=rows))
-    else:
-        show(row_table(title, EVALUATED, costs, test | results["churn"], row=rows))
-        if any(name.endswith("/agreement") for name in test):
-            show(LEGEND, style="dim")
+    noun = noun_of(results["kind"])
+    columns, numbers = (TRAINED, test) if brief else (EVALUATED, test | results["churn"])
+    show(row_table(title, columns, costs, numbers, row=rows, noun=noun))
+    for measure, words in LEGENDS.items():
+        if any(name.endswith(f"/{measure}") for name in numbers) and not (brief and words is LEGEND):
+            show(words, style="dim")
+    if not brief:
         tables.show_churn(results["churn"], row=rows)
-        tables.show_never_right(results, row=rows)
+        tables.show_never_right(results, row=rows, noun=noun)
     tables.show_classes(test)
     show_conditions(costs)
     for name, show_table in EXTRA.items():
         if name in results:
-            show_table(results[name], row=rows)
+            show_table(results[name], row=rows, noun=noun)
 
 
 def predict(
@@ -237,10 +247,11 @@ def depth_within(net: "NestedNet", budget: Mapping[str, float], path: Path) -> s
         net.card = net.card.with_costs(cost_table(net, net.card.size), here)
     depth: str = net.for_budget(**budget)
     row = net.card.costs[depth] | net.card.latency.get(here, {}).get(depth, {})
-    facts = [f"{big(row['macs'])} MACs an image"]
+    each = with_article(net.card.input)
+    facts = [f"{big(row['macs'])} MACs {each}"]
     if "ms" in row:
         doubt = f" ({BUSY}: measure again with `stepwell cost {path} --save`)"
-        facts.append(f"{row['ms']:.2f} ms an image here" + doubt * ("unsure" in row))
+        facts.append(f"{row['ms']:.2f} ms {each} here" + doubt * ("unsure" in row))
     if "accuracy" in row:
         facts.append(f"{100 * row['accuracy']:.2f} % of {row['accuracy_on']} right")
     say(f"depth {depth}: {', '.join(facts)}")

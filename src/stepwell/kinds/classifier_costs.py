@@ -41,7 +41,8 @@ def measured_costs(
     costs = cost_table(net, size, batch=batch)
     if save:
         costs = _save_costs(network, costs, read, accuracy_on, data)
-    return Costs(costs, INPUTS[net.card.input].sized(size))
+    kind = INPUTS[net.card.input]
+    return Costs(costs, kind.sized(size), noun=kind.noun)
 
 
 def _save_costs(
@@ -51,19 +52,21 @@ def _save_costs(
     """Write measured costs to the network's file, and give them with the accuracies in the file."""
     from stepwell.device import device_name
     from stepwell.measure.depths import accuracy_on
+    from stepwell.measure.inputs import INPUTS
     from stepwell.nets.files.nested import net_digest, rewrite_card, rewriting
 
     net, config = network.net, network.config
     accuracy: tuple[dict[str, float], str] | None = None
-    ready = (depth for depth, status in net.status.items() if status != "fresh")
+    ready = [depth for depth, status in net.status.items() if status != "fresh"]
     unknown = any("accuracy" not in net.card.costs.get(depth, {}) for depth in ready)
+    unknown = unknown and not net.card.numeric
     if part or data or (unknown and config):
         parts = read(data)
         batches = parts.test if part == "test" else parts.validation
         if batches is None:
             say(
-                "note: no validation part that the network was surely not trained on: name data with a "
-                "val/ folder with --data, or --accuracy-on test"
+                "note: no validation part that the network was surely not trained on: "
+                f"{INPUTS[net.card.input].aside}, or --accuracy-on test"
             )
         else:
             accuracy = accuracy_on(net, batches, part or "validation")

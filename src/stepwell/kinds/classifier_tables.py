@@ -12,6 +12,7 @@ from stepwell.measures import (
     of_row,
     share_interval,
     threshold_title,
+    with_article,
 )
 from stepwell.results import never_in_words, never_right
 
@@ -33,27 +34,27 @@ def show_churn(churn: Mapping[str, float], *, row: str = "depth") -> None:
     show(table(f"predictions that flip between {row}s", [row, *names], rows))
 
 
-def show_cascade(cascade: Mapping[str, Any], *, row: str = "depth") -> None:
-    """Print a cascade's thresholds, accuracy and cost on validation and on test images."""
+def show_cascade(cascade: Mapping[str, Any], *, row: str = "depth", noun: str = "image") -> None:
+    """Print a cascade's thresholds, accuracy and cost on validation and on test images, or texts."""
     found, test = cascade["validation"], cascade["test"]
     thresholds = [*(f"{t:.4f}" for t in found["thresholds"]), "the rest"]
     shares = ([f"{100 * s:.1f} %" for s in part["shares"]] for part in (found, test))
     rows = zip(found["depths"], thresholds, *shares, strict=True)
     columns = [row, threshold_title(found), "answered, validation", "answered, test"]
-    show(table(f"cascade, set on {found['images']} validation images", columns, rows))
+    show(table(f"cascade, set on {found['images']} validation {noun}s", columns, rows))
     full = test | {"accuracy": test["full_accuracy"]}
     unsure = f"; {BUSY}" if "unsure" in test else ""
     show(
-        f"goal on the validation images: {found['goal']}; reached there: {with_wilson(found)}\n"
-        f"on {test['images']} test images: {with_wilson(test)} (full net: {with_wilson(full)})\n"
-        f"mean MACs an image: {big(found['macs'])} on validation, {big(test['macs'])} on test "
-        f"(full net: {big(test['full_macs'])})\n"
-        f"mean ms, one image at a time: {test['ms']:.2f} (full net: {test['full_ms']:.2f}){unsure}"
+        f"goal on the validation {noun}s: {found['goal']}; reached there: {with_wilson(found)}\n"
+        f"on {test['images']} test {noun}s: {with_wilson(test)} (full net: {with_wilson(full)})\n"
+        f"mean MACs {with_article(noun)}: {big(found['macs'])} on validation, {big(test['macs'])} on "
+        f"test (full net: {big(test['full_macs'])})\n"
+        f"mean ms, one {noun} at a time: {test['ms']:.2f} (full net: {test['full_ms']:.2f}){unsure}"
     )
     if found["images"] < FEW:
         show(
-            f"{found['images']} validation images decide little: trust the test images, or set the "
-            "thresholds on more (--data with a larger val/ folder)",
+            f"{found['images']} validation {noun}s decide little: trust the test {noun}s, or set the "
+            f"thresholds on more{' (--data with a larger val/ folder)' * (noun == 'image')}",
             style="dim",
         )
 
@@ -82,30 +83,34 @@ def show_classes(test: Mapping[str, float]) -> None:
         show(table(f"accuracy by class ({which}classes are uneven)", ["class", *depths], rows))
 
 
-def show_never_right(results: Mapping[str, Any], *, row: str = "depth") -> None:
-    """Name the classes of which a row has no test image right."""
+def show_never_right(results: Mapping[str, Any], *, row: str = "depth", noun: str = "image") -> None:
+    """Name the classes of which a row has no test example right."""
     for rows, names in never_right(results.get("confusion", {})).items():
-        show(f"{never_in_words(rows, names, row)}: see the images, their number and their labels")
+        show(f"{never_in_words(rows, names, row)}: see the {noun}s, their number and their labels")
 
 
-def show_export(title: str, result: Mapping[str, Any], *, noun: str = "images") -> None:
+def show_export(
+    title: str, result: Mapping[str, Any], *, noun: str = "image", numeric: bool = False
+) -> None:
     """Print exported files: size, check and, if measured, accuracy and time."""
     rows = result["files"]
     checked = next(row["parity"] for row in rows if "parity" in row)
     columns = ["depth", "file", "size", "largest difference", "same class"]
     measured = any("accuracy" in row for row in rows)
     columns += ["accuracy", "agreement", "ms per image"] if measured else []
+    columns = [column for column in columns if not (numeric and column == "same class")]
     cells = []
     for row in rows:
         cell = [row["depth"], row["file"], size(row["bytes"]), "", ""]
         if parity := row.get("parity"):
             cell[3:] = f"{parity['difference']:.1e}", f"{100 * parity['same_class']:.0f} %"
+        cell = cell[: 4 if numeric else 5]
         if measured:
             agreement = f"{100 * row['agreement']:.1f} %" if "agreement" in row else ""
             cell += [f"{100 * row['accuracy']:.2f} %", agreement, f"{row['ms']:.2f}"]
         cells.append(cell)
     show(table(title, columns, cells, words=2))
-    show(f"checked on {checked['images']} {checked['part']} {noun}", style="dim")
+    show(f"checked on {checked['images']} {checked['part']} {noun}s", style="dim")
     if "weights" in result:
         weights = result["weights"]
         share = weights["bytes"] / weights["full_net_bytes"]
@@ -142,6 +147,7 @@ def with_interval(numbers: Mapping[str, float], key: str, measure: Measure) -> s
 def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
     """Print every depth against the teacher on each part, and the classes that agree least."""
     parts = {part: values["numbers"] for part, values in found["parts"].items()}
+    noun = found["noun"]
     titles = {part: part for part in parts} | {"augmented": f"augmented: {found['augmentation']}"}
     for depth in found["depths"]:
         own = {
@@ -160,11 +166,11 @@ def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
         ]
         columns = [f"{titles[part]} ({found['parts'][part]['images']:,})" for part in parts]
         show(table(f"depth {depth} against {found['teacher']['name']}", ["", *columns], rows))
-        if verdict := transfer_verdict(own["test"]):
+        if verdict := transfer_verdict(own["test"], noun):
             show(verdict)
-        _show_least(own["test"], found["classes"], classes)
+        _show_least(own["test"], found["classes"], classes, noun)
     show(
-        f"in brackets: {100 * found['level']:.0f} % intervals over the images, which do not cover "
+        f"in brackets: {100 * found['level']:.0f} % intervals over the {noun}, which do not cover "
         "another training of this pair; CKA: debiased linear",
         style="dim",
     )
@@ -173,7 +179,7 @@ def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
         show(note, style="dim")
 
 
-def transfer_verdict(numbers: Mapping[str, float]) -> str:
+def transfer_verdict(numbers: Mapping[str, float], noun: str = "images") -> str:
     """Judge the agreement beyond the control's in a sentence; empty without a control."""
     if "transfer" not in numbers:
         return ""
@@ -186,12 +192,12 @@ def transfer_verdict(numbers: Mapping[str, float]) -> str:
     points = with_interval(numbers, "transfer", FIDELITY["transfer"])
     nats = with_interval(numbers, "transfer_kl", FIDELITY["transfer_kl"])
     return (
-        f"this teacher's own on test images: {points} points of agreement, {judged('transfer')}; "
+        f"this teacher's own on test {noun}: {points} points of agreement, {judged('transfer')}; "
         f"nearer by {nats} nats, {judged('transfer_kl')}"
     )
 
 
-def _show_least(numbers: Mapping[str, float], classes: Sequence[str], count: int) -> None:
+def _show_least(numbers: Mapping[str, float], classes: Sequence[str], count: int, noun: str) -> None:
     measured = [c for c in classes if f"class/{c}/agreement" in numbers]
     measured.sort(key=lambda c: numbers[f"class/{c}/agreement"])
     keys = ("class/{}/agreement", "class/{}/accuracy", "teacher/class/{}/accuracy")
@@ -201,4 +207,4 @@ def _show_least(numbers: Mapping[str, float], classes: Sequence[str], count: int
     ]
     few = f", the {count} that agree least" if len(measured) > count else ""
     columns = ["class", "agreement", "accuracy", "of the teacher"]
-    show(table(f"test images by class{few}", columns, rows))
+    show(table(f"test {noun} by class{few}", columns, rows))

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stepwell.console import say
+from stepwell.console import say, track
 from stepwell.kinds import Costs, Network, Predicted, classifier, classifier_tables
 from stepwell.kinds.classifier import show_results as show_results
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stepwell.measure.text import TextClassifier
 
 NAME = "a text classifier"
+NOUN, SIZE = "text", "{} tokens"
 #: What `predict` takes beside the run.
 TAKES = "texts"
 ADVICE = {
@@ -27,7 +28,7 @@ NEXT = (
     "stepwell eval {run}", "stepwell export {run}", "stepwell report {run}",
     "stepwell predict {run} TEXT|FILE.tsv|-",
 )  # fmt: skip
-SECTIONS = [section for section in classifier.SECTIONS if not section.endswith("fidelity_section")]
+SECTIONS = classifier.SECTIONS
 #: Standard input as a file.
 STDIN = "-"
 
@@ -51,11 +52,15 @@ def evaluate(
     network: Network, *, data: str | None = None, cascade: bool = False,
     target_accuracy: float | None = None, budget_macs: float | None = None,
     criterion: str = "confidence", search: str = "best", temper: bool = False, save: bool = False,
+    fidelity: tuple[str, ...] = (), control: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure every depth, and a cascade of them. Flags as for `eval`."""
+    """Measure every depth, a cascade of them, and fidelity to a teacher. Flags as for `eval`."""
     from stepwell.measure.cascade import check_depths
     from stepwell.measure.depths import measure_depths
-    from stepwell.measure.text import KIND, text_parts
+    from stepwell.measure.fidelity import measure_pair
+    from stepwell.measure.fidelity_fit import fit_texts
+    from stepwell.measure.fidelity_networks import open_pair
+    from stepwell.measure.text import text_parts
     from stepwell.nets.files.container import network_file
     from stepwell.nets.files.nested import check_writable
 
@@ -65,16 +70,23 @@ def evaluate(
     net.require_ready()
     if cascade:
         check_depths(net)
+    if fidelity:
+        pair = open_pair(network.path, net, network.config, fidelity, control)
     if save:
         check_writable(network_file(network.path))
     parts = text_parts(network.net, network.path, network.config, data)
-    results = measure_depths(net, parts.test, KIND) | {"data": parts.about}
+    networks = fit_texts(pair, parts.test) if fidelity else None
+    results = measure_depths(net, parts.test, network.kind) | {"data": parts.about}
     if cascade:
         found = classifier.calibrated_cascade(
             inside(network), parts, save, accuracy=target_accuracy, macs=budget_macs,
             criterion=criterion, search=search, temper=temper,
         )  # fmt: skip
         results["cascade"] = found
+    if networks is not None:
+        numbers, arrays = measure_pair(networks, parts, track=track)
+        results["fidelity"] = numbers
+        classifier.keep_fidelity(network, parts.known, numbers, arrays)
     return results
 
 
@@ -104,7 +116,7 @@ def predict(
     texts = [row for one in inputs for row in read_input(one, network)]
     if len(texts) > classifier.MANY:
         say(f"{len(texts):,} texts")
-    return Predicted(text.classify(texts, by, top=top), title)
+    return Predicted(text.classify(texts, by, top=top), title, noun=NOUN)
 
 
 def read_input(named: str, network: Network) -> list[tuple[str, ...]]:
@@ -152,7 +164,7 @@ def export(
 
 def show_export(title: str, result: Mapping[str, Any]) -> None:
     """Print exported files: size and check."""
-    classifier_tables.show_export(title, result, noun="texts")
+    classifier_tables.show_export(title, result, noun=NOUN)
 
 
 def cost(

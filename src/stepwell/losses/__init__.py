@@ -13,10 +13,11 @@ from stepwell.losses.hint import feature_mse, feature_nmse
 from stepwell.losses.internal import attention_kl, cls_cosine
 from stepwell.losses.labels import class_cross_entropy, label_cross_entropy
 from stepwell.losses.soft_target import ensemble_logits, logit_direction, soft_target_kl
+from stepwell.losses.targets import label_loss, squared_error, teacher_loss
 
 __all__ = [
     "ATTENTION", "attention_at", "attention_gram", "attention_kl", "attention_loss",
     "attention_sad", "class_cross_entropy", "cls_cosine", "cost_above_target", "ensemble_logits",
-    "feature_mse", "feature_nmse", "label_cross_entropy", "logit_direction", "open_rate_loss",
-    "reinforce_loss", "soft_target_kl",
+    "feature_mse", "feature_nmse", "label_cross_entropy", "label_loss", "logit_direction",
+    "open_rate_loss", "reinforce_loss", "soft_target_kl", "squared_error", "teacher_loss",
 ]  # fmt: skip

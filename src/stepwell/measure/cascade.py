@@ -116,7 +116,7 @@ def calibrate_cascade(
         words = "as accurate as the full net"
     else:
         words = (
-            f"at most {in_words('macs', macs)}"
+            f"at most {in_words('macs', macs, net.card.input)}"
             if macs
             else f"at least {in_words('accuracy', accuracy or 0)}"
         )
@@ -124,9 +124,9 @@ def calibrate_cascade(
     chosen, found = _best_chain(net, ready, known, search, goal)
     if not goal.met(found.outcome):
         raise ValueError(
-            f"no cascade reaches the goal on the {len(labels)} validation images ({words}): the "
-            f"nearest, of {', '.join(chosen)}, has {in_words('accuracy', found.outcome.accuracy)} "
-            f"at {in_words('macs', found.outcome.cost)}"
+            f"no cascade reaches the goal on the {len(labels)} validation {net.card.input}s ({words}): "
+            f"the nearest, of {', '.join(chosen)}, has {in_words('accuracy', found.outcome.accuracy)} "
+            f"at {in_words('macs', found.outcome.cost, net.card.input)}"
         )
     own: dict[str, Any] = {"criterion": criterion, "search": search}
     if temper:

@@ -8,12 +8,19 @@ from torch import Tensor
 from stepwell.cost import costs_of
 from stepwell.data import Batches
 from stepwell.data.tokens import TextBatches
-from stepwell.evaluation import Tally, evaluate, tally
+from stepwell.evaluation import ClassTally, NumberTally, Tally, evaluate, tally
 from stepwell.measure.inputs import blank_inputs
 from stepwell.nets.nested.net import NestedNet
 from stepwell.types import Logits
 
 Examples = Batches | TextBatches
+#: Sums over predictions by kind of network; the other kinds have a `Tally`.
+TALLIES: Mapping[str, type[Tally]] = {"text": ClassTally, "text-numbers": NumberTally}
+
+
+def tally_of(kind: str) -> Tally:
+    """The empty sums for predictions of a kind of network."""
+    return TALLIES.get(kind, Tally)()
 
 
 def cost_table(net: NestedNet, size: int, *, batch: int = 1) -> dict[str, dict[str, Any]]:
@@ -36,7 +43,7 @@ def measure_depths(net: NestedNet, test: Examples, kind: str = "classifier") -> 
         Results as a run's results.json has them: "kind", "rows", "test", "churn", "examples",
         "confusion", "costs".
     """
-    sums = tally(logits_where_it_is(net), test)
+    sums = tally(logits_where_it_is(net), test, tally_of(kind))
     return results_of(sums, net.card.classes, cost_table(net, net.card.size), kind)
 
 

@@ -1,4 +1,4 @@
-"""Fidelity: compare the depths of a network with a teacher, on training and test images."""
+"""Fidelity: compare the depths of a network with a teacher, on training and test examples."""
 
 import io
 import json
@@ -6,37 +6,37 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from stepwell.data import Batches
+from stepwell.data.tokens import TextBatches
 from stepwell.evaluation.calibration import reliability
 from stepwell.evaluation.fidelity import agreement_matrix, fidelity_measures
 from stepwell.evaluation.intervals import LEVEL, RESAMPLES
 from stepwell.evaluation.side_by_side import Observed, observe
 from stepwell.files import config_of, read_json, write_whole, writing
-from stepwell.measure.data_parts import Parts, RunImages, fitted, parts_of
-from stepwell.measure.fidelity_networks import Pair, folder_of, named, open_pair
-from stepwell.nets import NestedNet
+from stepwell.measure.data_parts import Parts, RunImages, parts_of
+from stepwell.measure.fidelity_fit import Fitted, fit_pair, fit_texts
+from stepwell.measure.fidelity_networks import folder_of, named, open_pair
+from stepwell.measure.text import TextBatchParts, load_text, text_parts
 from stepwell.nets.files.container import network_file
 from stepwell.nets.files.nested import load
 from stepwell.nets.nested.calibrate import estimate_all
 from stepwell.nets.nested.interpolation import between, differing
-from stepwell.teachers.stages import common_stages, pair_stages
-from stepwell.teachers.teacher import Teacher, stages_of
-from stepwell.types import Exit, Images
 
-#: Training images to compare on, at most; evenly spaced over all.
-TRAIN_IMAGES = 50_000
+#: Training examples to compare on, at most; evenly spaced over all.
+TRAIN_EXAMPLES = 50_000
 #: Images of each part to measure the line between two networks on.
 LINE_IMAGES = 5_000
 #: Synthetic images that are drawn again in each epoch, as part of the augmentation.
 DRAWN_ANEW = ("noise", "composites")
 #: Passes batches on, in order, and shows progress: (steps, title, number of steps).
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+#: Batches of any kind.
+B = TypeVar("B", Batches, TextBatches)
 
 
 def untracked(steps: Iterable[Any], title: str, total: int) -> Iterable[Any]:
@@ -75,71 +75,25 @@ def measure_fidelity(
     net, config = load(file), config_of(file)
     names = [teacher] if isinstance(teacher, str) else teacher
     pair = open_pair(path, net, config, names, control, mean=mean, std=std, interpolate=interpolate)
-    parts = parts_of(net, path, config, data)
-    networks = fit_pair(pair, parts.test)
+    parts: Parts | TextBatchParts
+    if net.card.input == "text":
+        texts = text_parts(load_text(file), path, config, data)
+        parts, networks = texts, fit_texts(pair, texts.test)
+    else:
+        images = parts_of(net, path, config, data)
+        parts, networks = images, fit_pair(pair, images.test)
     found, arrays = measure_pair(networks, parts, interpolate=interpolate, track=track)
     if keep:
         write_fidelity(folder_of(path), found, arrays)
     return found
 
 
-class Fitted(NamedTuple):
-    """A pair of networks adapted to the images of some data.
-
-    stages: names of the compared stages. The exits hold the features of these stages alone, in this
-        order; a control without these stages gives none.
-    """
-
-    pair: Pair
-    student: Callable[[Images], dict[str, Exit]]
-    teacher: Teacher
-    control: Callable[[Images], dict[str, Exit]] | None
-    stages: tuple[str, ...]
-
-
-def fit_pair(pair: Pair, test: Batches) -> Fitted:
-    """Adapt the networks to the images of `test`, and try them on a few.
-
-    All networks see the student's pixels, in their own normalisation and size.
-
-    Raises:
-        ValueError: a network has other classes, in number, names or order, or does not run on the
-            images; as for `OpenTeacher.for_data`.
-    """
-    net, depths = pair.net, pair.depths
-    teacher = fitted(pair.teacher, test, resize=True)
-    controls = {d: fitted(opened, test, resize=True) for d, opened in pair.controls.items()}
-    names = common_stages(net, teacher)
-    if not names:
-        warnings.warn(
-            f"no CKA: {named(pair.teacher)} gives no features of stages that {pair.run} has, too",
-            stacklevel=2,
-        )
-    size = test.images.size
-    pairs = pair_stages(net, teacher, names, (3, size, size)) if names else []
-    ours = [p.student for p in pairs]
-    control = None
-    if controls:
-        of_controls = {d: _places(net, ours, other) for d, other in controls.items()}
-
-        def control(images: Images) -> dict[str, Exit]:
-            return {d: _picked(other(images), of_controls[d]) for d, other in controls.items()}
-
-    def student(images: Images) -> dict[str, Exit]:
-        return {d: _picked(exit, ours) for d, exit in net.forward_all(images, depths).items()}
-
-    return Fitted(
-        pair, student, lambda images: _picked(teacher(images), [p.teacher for p in pairs]), control,
-        tuple(names),
-    )  # fmt: skip
-
-
 def measure_pair(
-    networks: Fitted, parts: Parts, *, interpolate: int = 0, track: Track = untracked
+    networks: Fitted, parts: Parts | TextBatchParts, *, interpolate: int = 0, track: Track = untracked
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Measure fidelity on plain and augmented training images, and on test images.
+    """Measure fidelity on the training examples, on images augmented as in training, and on the test's.
 
-    On data other than the training's: on test images alone. Arguments as for `measure_fidelity`.
+    On data other than the training's: on test examples alone. Arguments as for `measure_fidelity`.
 
     Returns:
         The content of fidelity.json, and the arrays of fidelity.npz. For each part these are the
@@ -150,21 +104,8 @@ def measure_pair(
     pair = networks.pair
     card, file = pair.net.card, folder_of(pair.run) / "results.json"
     results = read_json(file, "put it right") if pair.config and file.exists() else {}
-    compared: dict[str, Batches] = {}
-    policy = ""
-    if parts.known:
-        train = _some(parts.train, TRAIN_IMAGES)
-        compared = {"train": train}
-        policy, augmented = _as_taught(train, parts.flip, RunImages.of(pair.config))
-        if policy:
-            compared["augmented"] = augmented
-        else:
-            note = "was trained without augmentation, so no augmented images are compared"
-            warnings.warn(f"{pair.run} {note}", stacklevel=2)
-    else:
-        note = "compared on test images only: the network may have been trained on other data"
-        warnings.warn(note, stacklevel=2)
-    compared["test"] = parts.test
+    compared, policy = _compared(networks, parts)
+    noun = parts.test.examples.NOUN
     found: dict[str, Any] = {
         "data": {"name": parts.name, "fingerprint": parts.fingerprint},
         "student": {
@@ -176,18 +117,19 @@ def measure_pair(
             for depth, opened in pair.controls.items()
         },
         "depths": [*pair.depths], "stages": [*networks.stages], "classes": [*card.classes],
-        "level": LEVEL, "resamples": RESAMPLES, "augmentation": policy, "parts": {},
+        "level": LEVEL, "resamples": RESAMPLES, "augmentation": policy, "noun": noun,
+        "parts": {},
     }  # fmt: skip
     arrays: dict[str, np.ndarray] = {}
     for part, batches in compared.items():
         seen = observe(
-            networks.teacher, networks.student, track(batches, f"{part} images", len(batches)),
+            networks.teacher, networks.student, track(batches, f"{part} {noun}", len(batches)),
             control=networks.control,
         )  # fmt: skip
         numbers = fidelity_measures(seen, card.classes, stages=networks.stages)
         found["parts"][part] = {"images": len(seen.labels), "numbers": numbers}
         arrays |= {f"{part}/{name}": value for name, value in _arrays(seen).items()}
-    if interpolate:
+    if interpolate and isinstance(parts, Parts):
         found["interpolation"] = _lines(networks, parts, interpolate, track)
     return found | {"finished": time.strftime("%Y-%m-%d %H:%M:%S")}, arrays
 
@@ -203,23 +145,39 @@ def write_fidelity(folder: Path, found: Mapping[str, Any], arrays: Mapping[str, 
         write_whole(folder / "fidelity.json", json.dumps(found, indent=1).encode())
 
 
-def _places(net: NestedNet, stages: Sequence[int], other: nn.Module) -> list[int]:
-    """Find these stages of `net` among another network's, by name; empty if any is missing."""
-    theirs = stages_of(other)
-    names = [net.stages[i] for i in stages]
-    return [theirs.index(name) for name in names] if set(names) <= set(theirs) else []
+def _compared(
+    networks: Fitted, parts: Parts | TextBatchParts
+) -> tuple[dict[str, Batches | TextBatches], str]:
+    """The parts to compare on, by name, and the name of the augmentation."""
+    pair, policy = networks.pair, ""
+    if not parts.known:
+        warnings.warn(
+            f"compared on test {parts.test.examples.NOUN} only: the network may have been trained on "
+            "other data",
+            stacklevel=3,
+        )
+        return {"test": parts.test}, policy
+    if isinstance(parts, TextBatchParts):
+        assert parts.train is not None
+        return {"train": _some(parts.train, TRAIN_EXAMPLES), "test": parts.test}, policy
+    train = _some(parts.train, TRAIN_EXAMPLES)
+    compared: dict[str, Batches | TextBatches] = {"train": train}
+    policy, augmented = _as_taught(train, parts.flip, RunImages.of(pair.config))
+    if policy:
+        compared["augmented"] = augmented
+    else:
+        note = "was trained without augmentation, so no augmented images are compared"
+        warnings.warn(f"{pair.run} {note}", stacklevel=3)
+    return compared | {"test": parts.test}, policy
 
 
-def _picked(exit: Exit, places: Sequence[int]) -> Exit:
-    return Exit(exit.logits, tuple(exit.features[i] for i in places))
-
-
-def _some(batches: Batches, count: int) -> Batches:
-    """Take at most `count` of the images, evenly spaced over all."""
-    images = batches.images
-    if len(images) <= count:
+def _some(batches: B, count: int) -> B:
+    """Take at most `count` of the examples, evenly spaced over all."""
+    examples = batches.examples
+    if len(examples) <= count:
         return batches
-    return batches.with_images(images.subset(torch.linspace(0, len(images) - 1, count).long()))
+    chosen = torch.linspace(0, len(examples) - 1, count).long()
+    return batches.with_examples(examples.subset(chosen))
 
 
 def _as_taught(batches: Batches, flip: bool, run: RunImages) -> tuple[str, Batches]:

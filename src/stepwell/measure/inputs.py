@@ -19,21 +19,31 @@ class Input(NamedTuple):
     noun, unit: words for one, and for its size.
     blank: makes a batch of inputs that mean nothing, of a size.
     sized: writes a size.
+    aside: says how to have a validation part.
     """
 
     noun: str
     unit: str
     blank: Callable[[int, int], Tensor]
     sized: Callable[[int], str]
+    aside: str
 
 
 #: By the kind of input in a card.
 INPUTS = {
     "image": Input(
-        "image", "pixels", lambda batch, size: torch.zeros(batch, 3, size, size), "{0}×{0}".format
+        "image",
+        "pixels",
+        lambda batch, size: torch.zeros(batch, 3, size, size),
+        "{0}×{0}".format,
+        "name data with a val/ folder with --data",
     ),
     "text": Input(
-        "text", "tokens", lambda batch, size: torch.full((batch, size), TOKEN), "{} tokens".format
+        "text",
+        "tokens",
+        lambda batch, size: torch.full((batch, size), TOKEN),
+        "{} tokens".format,
+        "leave --data out, of a run trained with --valid or a --val-fraction",
     ),
 }
 

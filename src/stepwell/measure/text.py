@@ -1,4 +1,4 @@
-"""Text classifiers: a nested encoder with its tokenizer, in one file."""
+"""Networks of texts: a nested encoder with its tokenizer, in one file. They give classes or numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepwell.data.text import LABEL, Labels, Text, in_one_line, read_texts
+from stepwell.data.text import LABEL, Labels, Numbers, Text, in_one_line, read_texts
 from stepwell.data.text_files import TextFiles, read_parts
 from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
 from stepwell.nets.files.nested import Beside, load_both, save
@@ -17,15 +17,15 @@ from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.predictions import Prediction, check_finite
 from stepwell.train_mode import check_eval_mode
 
-#: The kind of network in a file's header.
-KIND = "text"
+#: Kinds of networks in a file's header: of classes, and of numbers.
+KIND, NUMBERS = "text", "text-numbers"
 #: Texts at once.
 BATCH = 64
 
 
 @dataclass(frozen=True)
 class TextClassifier:
-    """A nested encoder and its tokenizer.
+    """A nested encoder and its tokenizer. An encoder with one output predicts a number.
 
     >>> stepwell.open_network("runs/reviews").net.predict("a lovely film")  # doctest: +SKIP
     Prediction(file=..., label='1', probability=0.98, depth='6', ...)
@@ -37,7 +37,7 @@ class TextClassifier:
     def predict(
         self, texts: str | Text | Sequence[str | Text], *, depth: str | None = None, top: int = 1
     ) -> Prediction | list[Prediction]:
-        """Classify a text, or several; a pair of texts is a tuple.
+        """Classify a text, or several, or predict their numbers; a pair of texts is a tuple.
 
         Args:
             depth: the depth that answers, the full net by default.
@@ -77,9 +77,13 @@ class TextClassifier:
                 check_finite(logits)
                 shares, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
             for row, index in enumerate(batches.indices(position).tolist()):
+                text = in_one_line(texts[index])
+                if self.net.card.numeric:
+                    value = float(logits[row, 0])
+                    found[index] = Prediction(text, classes[0], depth=depths[row], value=value)
+                    continue
                 names = [classes[i] for i in order[row, :top].tolist()]
                 best = tuple(zip(names, shares[row, :top].tolist(), strict=True))
-                text = in_one_line(texts[index])
                 found[index] = Prediction(text, *best[0], depth=depths[row], top=best)
         return found
 
@@ -91,17 +95,22 @@ def some_ids(batches: TextBatches, count: int = 64) -> Tensor:
     return examples.rows(chosen)
 
 
-def save_text(net: NestedNet, path: Path, *, tokenizer: Tokenizer) -> Path:
+def kind_of(examples: TokenSet) -> str:
+    """The kind of network for texts: of numbers, or of classes."""
+    return NUMBERS if examples.numeric else KIND
+
+
+def save_text(net: NestedNet, path: Path, *, tokenizer: Tokenizer, kind: str = KIND) -> Path:
     """Write a nested encoder and its tokenizer to one file; errors as for `stepwell.save`."""
     content = torch.frombuffer(bytearray(tokenizer.content.encode()), dtype=torch.uint8)
     about = {"limit": tokenizer.limit, "padding": tokenizer.padding}
-    return save(net, path, beside=Beside(KIND, about, {"tokenizer": content}))
+    return save(net, path, beside=Beside(kind, about, {"tokenizer": content}))
 
 
 def load_text(path: Path, module: Callable[[], nn.Module] | None = None) -> TextClassifier:
-    """Read a text classifier of a run or a file; errors as for `stepwell.load`."""
+    """Read a network of texts of a run or a file; errors as for `stepwell.load`."""
     net, beside = load_both(path, module)
-    if beside is None or beside.kind != KIND:
+    if beside is None or beside.kind not in (KIND, NUMBERS):
         raise ValueError(f"{path} holds no tokenizer, so it cannot read texts")
     content = beside.tensors["tokenizer"].numpy().tobytes().decode()
     return TextClassifier(net, Tokenizer(content, **beside.about))
@@ -109,13 +118,17 @@ def load_text(path: Path, module: Callable[[], nn.Module] | None = None) -> Text
 
 @dataclass(frozen=True)
 class TextBatchParts:
-    """Texts to measure on; `known`: the network was certainly trained on this data."""
+    """Texts to measure on; `known`: the network was certainly trained on this data.
+
+    train: the training part, of the run's own data only.
+    """
 
     validation: TextBatches | None
     test: TextBatches
     known: bool
     name: str
     fingerprint: str
+    train: TextBatches | None = None
 
     @property
     def about(self) -> dict[str, Any]:
@@ -138,11 +151,13 @@ def text_parts(
         ValueError: neither a run nor `data`; the run's data has changed; a label that the network does
             not know.
     """
-    labels = Labels(classifier.net.card.classes)
+    card = classifier.net.card
+    labels = Numbers(card.classes) if card.numeric else Labels(card.classes)
     arguments = config.get("arguments", {})
+    column = arguments.get("label", card.classes[0] if card.numeric else LABEL)
 
     def read(file: Path) -> TokenSet:
-        texts = read_texts(file, arguments.get("text", ()), arguments.get("label", LABEL))
+        texts = read_texts(file, arguments.get("text", ()), column)
         return TokenSet.of(texts.texts, labels.numbers(texts), labels.classes, classifier.tokenizer)
 
     if data is not None:
@@ -161,7 +176,8 @@ def text_parts(
             "may hold texts of the training: name data to measure on with --data"
         )
     if validation is None and arguments.get("val_fraction"):
-        _, validation = train.split(arguments["val_fraction"])
+        train, validation = train.split(arguments["val_fraction"])
     aside = None if validation is None else TextBatches(validation, BATCH)
     tests = TextBatches(parts.test, BATCH)
-    return TextBatchParts(aside, tests, True, config["data"]["name"], found)
+    name, own = config["data"]["name"], TextBatches(train, BATCH)
+    return TextBatchParts(aside, tests, True, name, found, own)

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
-from stepwell.losses import attention_kl, class_cross_entropy, cls_cosine, soft_target_kl
+from stepwell.losses import attention_kl, cls_cosine, label_loss, teacher_loss
 from stepwell.methods.objective import Objective
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.steps import Request, Value
@@ -54,7 +54,7 @@ class InternalKD(Objective):
         schedule: all, progressive or stacked.
         attention: a, the weight of attention.
         cls: c, the weight of the [CLS] states.
-        kl: weight of the teacher's soft targets.
+        kl: weight of the teacher's soft targets; of numbers, of the squared difference.
         ce: weight of the labels.
         temperature: T of the soft targets.
         keep_task: keep soft targets and labels in the loss while layers are learned.
@@ -63,6 +63,7 @@ class InternalKD(Objective):
         label_share: share of training at the end for soft targets and labels alone, in progressive and
             stacked; by default as long as each layer's.
         threshold: cosine loss below which the next layer begins before its time.
+        shuffled: a control: each text learns the attention and states of another text of its batch.
 
     Raises:
         ValueError: a value is out of range; a layer that does not exist; unequal numbers of heads, with
@@ -86,6 +87,7 @@ class InternalKD(Objective):
         freeze: bool = False,
         label_share: float | None = None,
         threshold: float | None = None,
+        shuffled: bool = False,
     ) -> None:
         super().__init__()
         check_numbers(locals(), flags=False)
@@ -112,7 +114,7 @@ class InternalKD(Objective):
             raise ValueError(f"freeze is for the schedule progressive, not {schedule!r}")
         self.schedule, self.keep_task, self.freeze = schedule, keep_task, freeze
         self.attention, self.cls, self.kl, self.ce = attention, cls, kl, ce
-        self.temperature, self.threshold = temperature, threshold
+        self.temperature, self.threshold, self.shuffled = temperature, threshold, shuffled
         self.label_share = 1 / (self.depth + 1) if label_share is None else label_share
         (heads, width), (their_heads, their_width) = shape_of(student), shape_of(teacher)
         if attention and heads != their_heads:
@@ -162,18 +164,23 @@ class InternalKD(Objective):
         value, internal = self._run(ids, set(active), extras, last)
         for i in active:
             assert target is not None
-            for name, weight, one in self._internal(i, internal[i], target.extras, ids):
+            theirs = target.extras
+            if self.shuffled:
+                theirs = {n: tuple(x.roll(1, 0) for x in layers) for n, layers in theirs.items()}
+            for name, weight, one in self._internal(i, internal[i], theirs, ids):
                 logs[f"{name}/{i}"] = one
                 loss.append(weight * one)
         if labelled:
             assert isinstance(value, Tensor)
             if soft:
                 assert target is not None
-                logs["kl"] = soft_target_kl(value, target.logits, self.temperature)
-                loss.append(soft * logs["kl"])
+                term = teacher_loss(value, target.logits, self.temperature)
+                logs[term.name] = term.value
+                loss.append(soft * term.value)
             if self.ce:
-                logs["ce"] = class_cross_entropy(value, labels)
-                loss.append(self.ce * logs["ce"])
+                term = label_loss(value, labels)
+                logs[term.name] = term.value
+                loss.append(self.ce * term.value)
         self._note(logs, active)
         return Step(torch.stack(loss).sum(), logs)
 
@@ -193,21 +200,27 @@ class InternalKD(Objective):
     def _run(
         self, ids: Tensor, asked: set[int], extras: Sequence[str], last: int | None
     ) -> tuple[Value, dict[int, dict[str, Tensor]]]:
-        """Run the student up to layer `last` (None: to the logits), with extras of the layers asked."""
+        """Run the student up to layer `last` (None: to the logits), with extras of the layers asked.
+
+        Losses and classifier look at the first token alone of the last layer that runs, and it computes
+        no other behind its attention.
+        """
         first = len(self.student.plan.gaps[0])
         path, names = self.student.path(), self.student.keywords(self.student.full)
         stop = len(path) if last is None else first + last
+        top = min(stop, first + self.depth) - 1
         request, internal = Request({}, tuple(extras)), dict[int, dict[str, Tensor]]()
         value: Value = ids
         stage = self.stage()
         frozen = first + stage - 1 if self.freeze and 1 < stage <= self.depth else 0
         for at in range(stop):
             layer = at - first + 1
+            step: Any = path[at].first if at == top else path[at]
             with torch.set_grad_enabled(torch.is_grad_enabled() and at >= frozen):
                 if layer in asked:
-                    value, internal[layer] = request.call(path[at], value, names[at])
+                    value, internal[layer] = request.call(step, value, names[at])
                 else:
-                    value = path[at](value)
+                    value = step(value)
         return value, internal
 
     @torch.no_grad()

@@ -6,9 +6,10 @@ abstract is public; the equations are a *reconstruction*:
     L = w_F · CE(full) + Σ_k w_k · [ a · CE(sub_k) + b · T² · KL( softmax(z_F/T) || softmax(z_k/T) )
                                      + g · Σ_stages A( sg(F_full,s), F_k,s ) ]
 
-`sg` stops the gradient. `distill_from`, `ema_teacher` and `teach_full` are additions: the full net
-teaches nothing useful in the first steps, and in our experiments the plain loss then pulls the shared
-weights towards the sub-nets (see the results of `stepwell verify ekd`).
+`sg` stops the gradient. Where labels are numbers, CE and KL are squared errors. `distill_from`,
+`ema_teacher` and `teach_full` are additions: the full net teaches nothing useful in the first steps,
+and in our experiments the plain loss then pulls the shared weights towards the sub-nets (see the
+results of `stepwell verify ekd`).
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from stepwell.losses import attention_loss, class_cross_entropy, soft_target_kl
+from stepwell.losses import attention_loss, label_loss, teacher_loss
 from stepwell.losses.attention import Attention
 from stepwell.methods.objective import Objective
 from stepwell.nets.nested.net import NestedNet
@@ -161,20 +162,22 @@ class EmbeddedKD(Objective):
     def _full_loss(
         self, exit: Exit, labels: Tensor, target: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        ce = class_cross_entropy(exit.logits, labels, label_smoothing=self.label_smoothing)
+        own = label_loss(exit.logits, labels, label_smoothing=self.label_smoothing)
         if target is None:
-            return self.full_weight * ce, {"ce": ce}
-        kl = soft_target_kl(exit.logits, target, self.temperature)
-        return self.full_weight * (ce + self.kl * kl), {"ce": ce, "kl": kl}
+            return self.full_weight * own.value, dict([own])
+        soft = teacher_loss(exit.logits, target, self.temperature)
+        return self.full_weight * (own.value + self.kl * soft.value), dict([own, soft])
 
     def _sub_loss(
         self, depth: str, exit: Exit, labels: Tensor, full: Exit, target: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         weighted: dict[str, tuple[float, Tensor]] = {}
         if self.ce:
-            weighted["ce"] = (self.ce, class_cross_entropy(exit.logits, labels))
+            name, value = label_loss(exit.logits, labels)
+            weighted[name] = (self.ce, value)
         if self.kl:
-            weighted["kl"] = (self.kl, soft_target_kl(exit.logits, target, self.temperature))
+            name, value = teacher_loss(exit.logits, target, self.temperature)
+            weighted[name] = (self.kl, value)
         if self.attention:
             # An exit has the features of the stages that it runs, which are the first ones.
             pairs = zip(exit.features, full.features[: len(exit.features)], strict=True)

@@ -3,14 +3,14 @@
 import torch
 from torch import nn
 
-from stepwell.losses import class_cross_entropy, soft_target_kl
+from stepwell.losses import label_loss, teacher_loss
 from stepwell.methods.objective import Objective
 from stepwell.teachers.teacher import MovingAverage, as_exit
 from stepwell.types import Batch, Step
 
 
 class Supervised(Objective):
-    """Cross entropy of one network's logits.
+    """The loss of one network's labels: cross entropy, or of numbers the squared error.
 
     Args:
         net: gives logits or an `Exit`.
@@ -37,14 +37,14 @@ class Supervised(Objective):
         self.distill_from = distill_from
 
     def training_step(self, batch: Batch) -> Step:
-        """Cross entropy, plus the divergence from the moving average if there is one."""
+        """The loss of the labels, and of the moving average's outputs if there is one."""
         images, labels = batch
         logits = as_exit(self.net(images)).logits
-        logs = {"ce": class_cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
+        terms = [label_loss(logits, labels, label_smoothing=self.label_smoothing)]
         if self.average is not None:
             if not self.accumulating:
                 self.average.update(self.net)
             if self.progress >= self.distill_from:
                 teacher = self.average(images).logits
-                logs["kl"] = soft_target_kl(logits, teacher, self.temperature)
-        return Step(torch.stack(list(logs.values())).sum(), logs)
+                terms.append(teacher_loss(logits, teacher, self.temperature))
+        return Step(torch.stack([term.value for term in terms]).sum(), dict(terms))

@@ -19,8 +19,8 @@ CLOCK = ("ms", "ms_low", "ms_high", "unsure")
 class Card:
     """Facts that a person needs to use the network on files of their own.
 
-    classes: class names in the order of the logits.
-    size: height and width of the input in pixels.
+    classes: class names in the order of the logits; a single one names the number that is predicted.
+    size: height and width of the input in pixels, or its length in tokens.
     mean, std: per channel, of pixels scaled to [0, 1].
     costs: by depth, the costs that hold on every device: "blocks", "params", "macs" an image,
         "weight_bytes" and "peak_bytes" (activations of an image, at most); and "accuracy", a share,
@@ -60,6 +60,11 @@ class Card:
         }
         for name in (name for name, is_wrong in wrong.items() if is_wrong):
             raise ValueError(f"a network's card cannot have {name} {getattr(self, name)!r:.60}")
+
+    @property
+    def numeric(self) -> bool:
+        """True if the network predicts a number."""
+        return len(self.classes) == 1
 
     def as_header(self) -> dict[str, Any]:
         """The card for a file's header; without what says the same as in files that lack it."""

@@ -27,6 +27,7 @@ class Prediction(NamedTuple):
     label, probability: of the most probable class.
     depth: the depth that answered, or the choice of a resolution network.
     top: the most probable classes and their probabilities, best first.
+    value: the number, by a network that predicts one; `label` is its name.
     """
 
     file: Path | str | None = None
@@ -35,6 +36,7 @@ class Prediction(NamedTuple):
     error: str = ""
     depth: str = ""
     top: tuple[tuple[str, float], ...] = ()
+    value: float | None = None
 
 
 class Predicts(nn.Module):

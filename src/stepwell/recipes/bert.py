@@ -7,11 +7,12 @@ import torch
 
 from stepwell.data.image_flags import LabelledImages
 from stepwell.data.text_files import TextFiles
-from stepwell.flags import Flags, checked, flag
+from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.methods import Supervised
 from stepwell.methods.bert_internal import InternalKD, Schedule
 from stepwell.recipes import flags
 from stepwell.tasks import text, text_teaching
+from stepwell.tasks.attention_maps import write_maps
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Optimisation
 
@@ -51,11 +52,22 @@ class Internal:
     threshold: Annotated[float | None, flag("X", "by steps alone")] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class BertAblation(Together):
+    """Options for studies.
+
+    Attributes:
+        shuffled: each text learns the attention and states of another text of its batch.
+    """
+
+    shuffled: bool = False
+
+
 def bert(
     *,
     data: Annotated[str, flag("DATA", help="train.tsv, or a folder with it.")],
     out: flags.Out,
-    teacher: Annotated[str, flag("RUN|FOLDER")],
+    teacher: Annotated[str, flag("RUN|FILE|FOLDER")],
     student_layers: Annotated[int, flag("N")] = 3,
     start: Annotated[Start, flag("START")] = "pretrained",
     teacher_epochs: Annotated[int | None, flag("N", "as --epochs")] = None,
@@ -64,6 +76,7 @@ def bert(
     internal: Flags[Internal] = Internal(),
     training: Flags[Optimisation] = Optimisation(),
     loop: Flags[Loop] = Loop(),
+    ablation: Hidden[BertAblation] = BertAblation(),
 ) -> dict[str, Any]:
     """Teach a shallow text encoder by a deep one's internal representations (Aguilar et al. 2020).
 
@@ -75,7 +88,8 @@ def bert(
         stepwell train bert --teacher runs/big --data reviews/ --student-layers 2 --out runs/tiny
 
     Args:
-        teacher: a text run, or a folder with config.json, tokenizer.json and model.safetensors.
+        teacher: a run on texts or its file, or a folder with config.json, tokenizer.json and
+            model.safetensors.
         student_layers: layers of the student.
         start: the student's layers begin as those of the teacher that they learn, before its
             fine-tuning (pretrained) or after it (teacher).
@@ -89,19 +103,20 @@ def bert(
     splits = text.read_splits(data, out, LabelledImages(), str(folder), texts)
     deep, begun = text.start_network(splits, str(folder))
     trained = text_teaching.trained_encoder(teacher, splits)
+    pretrained = {k: v.clone() for k, v in deep.module.state_dict().items()}
     if trained is not None:
         deep.load_full(trained.module.state_dict())
+        text.standardise(deep, splits.scale)
     most = deep.depths[deep.full][0]
     if not 1 <= student_layers <= most:
         raise ValueError(f"--student-layers {student_layers}: the teacher has {most}")
     inputs = text.prepare(splits, LabelledImages(), training)
     padding = splits.train.tokenizer.padding
     shallow = text_teaching.shallow(splits, student_layers)
-    options: dict[str, Any] = vars(internal)
+    options: dict[str, Any] = vars(internal) | vars(ablation)
     InternalKD(shallow, deep, padding, **options)  # refuses what does not fit, before there is a run
     with text.open_task("bert", out, loop, arguments, inputs, shallow) as task:
         known = trained is not None or not begun.fresh
-        pretrained = {k: v.clone() for k, v in deep.module.state_dict().items()}
         if not known:
             fit(
                 Supervised(deep.module), task.train, training.optim(), task.run, phase="teacher",
@@ -118,7 +133,9 @@ def bert(
             epochs=training.epochs, validate=text.validator(shallow, task), loop=loop,
             patience=training.patience,
         )  # fmt: skip
-        record = {"bert": text_teaching.mismatch(shallow, deep, task.test, objective.layers)}
-        results: dict[str, Any] = text.finish(task, shallow, record=record)
+        found = text_teaching.mismatch(shallow, deep, task.test, objective.layers)
+        found["examples"] = write_maps(task, shallow, deep, objective.layers, splits.scale)
+        found["teacher"] = text_teaching.cost_of_teacher(deep, splits.train)
+        results: dict[str, Any] = text.finish(task, shallow, record={"bert": found})
         text_teaching.drop_outputs(task)
         return results

@@ -24,10 +24,11 @@ from stepwell.training.progress import tell
 
 Schedule = Literal["one-run", "two-phase", "taught", "plain"]
 
-#: What each schedule sets where the caller does not.
+#: What each schedule sets where the caller does not. In two-phase the full net's own loss counts as
+#: many times as there are depths: the sum of the sub-nets' losses on shared weights harms it else.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "one-run": {"full_weight": 1.5, "distill_from": 0.5, "ema_teacher": 0.99, "teach_full": True},
-    "two-phase": {"full_weight": 1.0, "distill_from": 0.0, "ema_teacher": 0.99, "teach_full": True},
+    "two-phase": {"distill_from": 0.0, "ema_teacher": 0.99, "teach_full": True},
     "taught": {"full_weight": 1.0, "distill_from": 0.0, "ema_teacher": 0.0, "teach_full": True},
     "plain": {"full_weight": 1.0, "distill_from": 0.0, "ema_teacher": 0.0, "teach_full": False},
 }
@@ -58,7 +59,7 @@ class EkdAblation(Together):
 class Network:
     """The network, its depths and its initial weights."""
 
-    net: flags.Net = "resnet32"
+    net: flags.NetOrEncoder = "resnet32"
     depths: flags.Depths = None
     calibrated: flags.Calibrated = ()
     stages: flags.Stages = ()
@@ -77,8 +78,7 @@ class Losses(flags.Losses):
     """
 
     ce: float = 1.0
-    attention: float = 2.0
-    full_weight: Annotated[float | None, flag("X", "1.5 in one-run, else 1")] = None
+    full_weight: Annotated[float | None, flag("X", "two-phase: number of depths; else 1, 1.5")] = None
     sample: Annotated[bool, flag()] = False
 
 
@@ -104,14 +104,14 @@ class Training(Smoothed):
     """
 
     schedule: Annotated[Schedule, flag("SCHEDULE")] = "two-phase"
-    nest_epochs: Annotated[int | None, flag("N", "half of --epochs")] = None
+    nest_epochs: Annotated[int | None, flag("N", "as --epochs")] = None
     on_drop: Annotated[OnDrop, flag("ACTION")] = "warn"
     max_drop: float = 0.5
 
 
 def ekd(
     *,
-    data: flags.Data,
+    data: flags.Labelled,
     out: flags.Out,
     network: Flags[Network] = Network(),
     images: Flags[TrainingImages] = TrainingImages(),
@@ -161,7 +161,7 @@ def ekd(
         learn = partial(fit, train=task.train, run=task.run, loop=loop, patience=training.patience)
         epochs, optim = training.epochs, training.optim()
         assert epochs is not None
-        nest_epochs = training.nest_epochs or max(1, epochs // 2)
+        nest_epochs = training.nest_epochs or epochs
         if two_phase and not known:
             text = (
                 f"two phases: the full net alone (epochs: {epochs}), then all depths together, which "
@@ -174,7 +174,11 @@ def ekd(
             nested.load_full(nested.module.state_dict())
         if two_phase:
             epochs, optim = nest_epochs, training.optim(0.5)
-        watch = watch_full_net(nested, task, training.max_drop, start, trained=two_phase or known)
+        validate = kind.validator(nested, task, [nested.full])
+        begun = start if known or init else None  # an encoder's folder alone trains no full net
+        watch = watch_full_net(
+            nested, task, training.max_drop, begun, trained=two_phase or known, validate=validate
+        )
         validate = kind.validator(nested, task)
         learn = partial(learn, optim=optim, epochs=epochs, validate=validate)
         objective = method()
@@ -198,7 +202,7 @@ def _objective(
     schedule = SCHEDULES[training.schedule]
     if not losses.kl:  # no soft targets to teach by
         schedule = schedule | {"teach_full": False}
-    options = schedule | _own_options(losses, ablation)
+    options = {"full_weight": float(len(net.depths))} | schedule | _own_options(losses, ablation)
     if training.schedule == "two-phase" and not options["ema_teacher"]:
         teacher = Frozen(net.module)
     return EmbeddedKD(net, teacher=teacher, label_smoothing=training.label_smoothing, **options)

@@ -11,7 +11,11 @@ from stepwell.teachers import OpenTeacher, open_teacher
 
 Out = Annotated[Path, flag("FOLDER", help="run directory; an unfinished run goes on where it stopped.")]
 Data = Annotated[str, flag("DATA", help="class folders in a folder, or a name (`stepwell list`).")]
+_LABELLED = "class folders, train.tsv, or a name (`stepwell list`)."
+Labelled = Annotated[str, flag("DATA", help=_LABELLED)]
 Net = Annotated[str, flag("NETWORK", help="network to train (`stepwell list`).")]
+_NETWORK = "network (`stepwell list`), or text encoder (folder)."
+NetOrEncoder = Annotated[str, flag("NETWORK", help=_NETWORK)]
 _SUB_NETS = "sub-nets: names of the family (20), or NAME=BLOCKS,..."
 SubNets = Annotated[tuple[str, ...], flag("DEPTH ...", help=_SUB_NETS)]
 Depths = Annotated[tuple[str, ...] | None, flag("DEPTH ...", "two", help=_SUB_NETS)]

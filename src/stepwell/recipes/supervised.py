@@ -28,9 +28,9 @@ class SupervisedAblation(Together):
 
 def supervised(
     *,
-    data: flags.Data,
+    data: flags.Labelled,
     out: flags.Out,
-    net: flags.Net = "resnet20",
+    net: flags.NetOrEncoder = "resnet20",
     stem: flags.Stem = "auto",
     init: flags.Init = None,
     images: Flags[TrainingImages] = TrainingImages(),

@@ -17,7 +17,7 @@ from stepwell.report.systems import comparisons
 __all__ = ["write_report"]
 
 #: Measures of the table that compares runs.
-COMPARED = ("accuracy", "ms", "macs")
+COMPARED = ("ms", "macs")
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
@@ -64,17 +64,21 @@ def _page(records: Sequence[RunRecord]) -> str:
 def _comparison(records: Sequence[RunRecord], colours: Mapping[str, str]) -> str:
     """Compare several runs: one table, one figure, and reasons against the comparison."""
     rows: list[list[str]] = []
+    scores = list(dict.fromkeys(record.measure for record in records))
+    compared = [*scores, *COMPARED]
+    nouns = {record.noun for record in records}
+    noun = nouns.pop() if len(nouns) == 1 else "input"
     for i, record in enumerate(records, start=1):
         name: str = Html(f'<a href="#run-{i}">{escape(record.name)}</a>')
         seed = ABSENT if record.seed is None else str(record.seed)
         about = [record.recipe, str(record.data.get("name", ABSENT)), seed]
         for row in record.rows:
-            values = {"accuracy": record.score(row, "accuracy"), **record.cost(row)}
-            numbers = [written(MEASURES[key], values.get(key)) for key in COMPARED]
+            values = {score: record.score(row, score) for score in scores} | {**record.cost(row)}
+            numbers = [written(MEASURES[key], values.get(key)) for key in compared]
             rows.append([name, row, *numbers, *about])
             name, about = "", ["", "", ""]  # the run is described once, at its first row
     words = dict.fromkeys(record.row for record in records if record.rows)
-    titles = [MEASURES[key].title for key in COMPARED]
+    titles = [MEASURES[key].of(noun) for key in compared]
     head = ("run", " or ".join(words), *titles, "recipe", "data", "seed")
     parts = ["<section><h2>Comparison</h2>", *_unlike(records), table(head, rows, words=2)]
     parts += [cost_pair(records, colours), '<div class="figures">', *comparisons(records)]

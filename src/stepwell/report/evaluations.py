@@ -5,7 +5,7 @@ from dataclasses import replace
 from html import escape
 from typing import Any
 
-from stepwell.measures import BUSY, share_interval, threshold_title
+from stepwell.measures import BUSY, share_interval, threshold_title, with_article
 from stepwell.report.classes import never_right_note
 from stepwell.report.markup import as_count, as_ms, as_percent, table
 from stepwell.report.run_record import RunRecord, as_mapping, number
@@ -22,17 +22,17 @@ def cascade_section(record: RunRecord, colours: Mapping[str, str]) -> str:
     shares = ([as_percent(s) for s in part.get("shares") or ()] for part in (found, test))
     rows = [list(row) for row in zip(found.get("depths") or (), thresholds, *shares, strict=False)]
     head = (record.row, threshold_title(found), "answered, validation", "answered, test")
-    images = as_count(found.get("images"))
+    images, noun = as_count(found.get("images")), record.noun
     full = {"accuracy": test.get("full_accuracy"), "images": test.get("images")}
     text = (
-        f"Thresholds set on {images} validation images; goal: {found.get('goal')}. Accuracy there: "
-        f"{_interval(found)}; on {as_count(test.get('images'))} test images: {_interval(test)}, "
-        f"of the full net: {_interval(full)}. Mean MACs an image: {as_count(test.get('macs'))} "
-        f"(full net: {as_count(test.get('full_macs'))}); mean ms, one by one: {as_ms(test.get('ms'))} "
-        f"(full net: {as_ms(test.get('full_ms'))}){'; ' + BUSY if 'unsure' in test else ''}. In "
-        "brackets: 95% intervals."
+        f"Thresholds set on {images} validation {noun}s; goal: {found.get('goal')}. Accuracy there: "
+        f"{_interval(found)}; on {as_count(test.get('images'))} test {noun}s: {_interval(test)}, "
+        f"of the full net: {_interval(full)}. Mean MACs {with_article(noun)}: "
+        f"{as_count(test.get('macs'))} (full net: {as_count(test.get('full_macs'))}); mean ms, one by "
+        f"one: {as_ms(test.get('ms'))} (full net: {as_ms(test.get('full_ms'))})"
+        f"{'; ' + BUSY if 'unsure' in test else ''}. In brackets: 95% intervals."
     )
-    title = f"<h3>Cascade, set on {images} validation images</h3>"
+    title = f"<h3>Cascade, set on {images} validation {noun}s</h3>"
     return f"{title}\n<p>{escape(text)}</p>\n{table(head, rows)}"
 
 

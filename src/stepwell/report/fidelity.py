@@ -55,15 +55,15 @@ def _figures(record: FidelityRecord, colours: Mapping[str, str]) -> Iterable[str
         if curves[0] is not None and curves[1] is not None:
             yield figure(
                 figures.reliability_pair(curves[0], curves[1], colour=colour, depth=depth),
-                f"Reliability of depth {depth} and of its teacher on test images: on the dashed line a "
-                "network is right as often as it claims. Small points stand for few images; bins of "
-                f"fewer than {figures.JOINED} are not joined.",
+                f"Reliability of depth {depth} and of its teacher on test {record.noun}: on the dashed "
+                "line a network is right as often as it claims. Small points stand for few "
+                f"{record.noun}; bins of fewer than {figures.JOINED} are not joined.",
             )
         matrix = record.arrays.get(f"test/{depth}/matrix")
         if matrix is not None:
             yield figure(
                 figures.matrix(matrix, record.classes, f"class by depth {depth}"),
-                f"Which classes depth {depth} gives where its teacher gives each; test images.",
+                f"Which classes depth {depth} gives where its teacher gives each; test {record.noun}.",
             )
         points = as_mapping(record.found.get("interpolation")).get(depth)
         if points:
@@ -86,12 +86,12 @@ def _table(record: FidelityRecord, depth: str) -> str:
         if any(cells := [_cell(record, part, depth, f"cka/{stage}", CKA) for part in record.parts])
     ]
     head = [f"depth {depth}"] + [
-        f"{part}, {int(number(values.get('images')) or 0):,} images"
+        f"{part}, {int(number(values.get('images')) or 0):,} {record.noun}"
         for part, values in record.parts.items()
     ]
     note = (
-        f"In brackets: {100 * record.level:.0f}% intervals over the images, which do not cover another "
-        "training of this pair. CKA is debiased linear."
+        f"In brackets: {100 * record.level:.0f}% intervals over the {record.noun}, which do not cover "
+        "another training of this pair. CKA is debiased linear."
     )
     if "augmented" in record.parts:
         note += (
@@ -126,5 +126,5 @@ def _classes(record: FidelityRecord, depth: str) -> str:
         agreement = _cell(record, "test", depth, f"class/{name}/agreement", SHARE) or ABSENT
         rows.append([name, agreement, *(percent(key.format(name)) for key in keys)])
     body = table(("class", "agreement", "of the control", "accuracy", "of the teacher"), rows)
-    title = escape(f"Agreement of depth {depth} by class, on test images")
+    title = escape(f"Agreement of depth {depth} by class, on test {record.noun}")
     return f"<details><summary>{title}</summary>{body}</details>"

@@ -44,7 +44,7 @@ def agreement_points(record: FidelityRecord, colours: Mapping[str, str]) -> str 
                 ls="", label=None if label in labels else legend_text(label),
             )  # fmt: skip
             labels.add(label)
-        axes.set_xticks(range(len(parts)), [f"{part} images" for part in parts])
+        axes.set_xticks(range(len(parts)), [f"{part} {record.noun}" for part in parts])
         axes.set_xlim(-0.5, len(parts) - 0.5)
         axes.set_ylabel("agreement with the teacher, %")
         axes.grid(False, axis="x")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell.measures import share_interval
+from stepwell.measures import MEASURES, correlation_interval, score_among, share_interval
 from stepwell.report.run_record import Phase, RunRecord, as_mapping, finite
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page takes to write
@@ -40,7 +40,7 @@ def row_colours(records: Sequence[RunRecord]) -> dict[str, str]:
 def accuracy_cost(
     records: Sequence[RunRecord], colours: Mapping[str, str], cost: Literal["ms", "macs"]
 ) -> str | None:
-    """Draw accuracy against ms or MACs per image, a point a row; None if nothing was measured."""
+    """Draw accuracy (or Pearson) against ms or MACs, a point a row; None if nothing was measured."""
     points = {record.name: _operating_points(record, cost) for record in records}
     if not any(points.values()):
         return None
@@ -75,8 +75,11 @@ def accuracy_cost(
             for row, colour in colours.items():
                 axes.plot([], [], "o", color=colour, label=legend_text(f"{words[row]} {row}"))
         axes.margins(x=0.16)
-        unit = "ms per image" if cost == "ms" else "million MACs per image"
-        axes.set(xlabel=unit, ylabel="test accuracy, %")
+        nouns = {record.noun for record in records}
+        noun = nouns.pop() if len(nouns) == 1 else "input"
+        unit = f"ms per {noun}" if cost == "ms" else f"million MACs per {noun}"
+        titles = " or ".join(dict.fromkeys(MEASURES[record.measure].title for record in records))
+        axes.set(xlabel=unit, ylabel=f"test {titles}, {'%' if titles == 'accuracy' else '× 100'}")
         ends = [p.x + p.x_error[1][0] for found in points.values() for p in found]
         xs = [p.x for found in points.values() for p in found]
         if max(ends) > 3 * max(xs):  # a whisker of a busy moment would push the points into a corner
@@ -101,21 +104,31 @@ def losses(phases: Sequence[Phase], colours: Mapping[str, str], word: str = "dep
     """
     own = {"phase", "epoch", "step", "lr", "seconds", "cpu_seconds"}
     keys = [key for key in _keys(phases) if key not in own and not key.startswith("val/")]
-    order = ["", *colours]  # the total, then the rows, then terms of no row
     owner = {key: key.rpartition("/")[0] for key in keys}
-    keys.sort(key=lambda key: order.index(owner[key]) if owner[key] in order else len(order))
+    # terms with parts of their own, such as one a layer, have a colour as rows have
+    parted = dict.fromkeys(name for name in owner.values() if name and name not in colours)
+    drawn = {
+        **colours,
+        **dict(zip(parted, cycle(OKABE_ITO[len(colours) :] or OKABE_ITO), strict=False)),
+    }
+    order = ["", *drawn]  # the total, then the rows, then terms with parts
+    keys.sort(key=lambda key: order.index(owner[key]))
     terms = list(dict.fromkeys(key.rpartition("/")[2] for key in keys if key != "loss"))
 
     dashes = {term: DASHES[i % len(DASHES)] for i, term in enumerate(terms)}
     total = {"color": "#000000", "lw": 2.6, "alpha": 0.5}
     styles: dict[str, dict[str, Any]] = {
-        key: {"color": colours.get(owner[key], GREY), "ls": dashes.get(key.rpartition("/")[2], "-")}
+        key: {"color": drawn.get(owner[key], GREY), "ls": dashes.get(key.rpartition("/")[2], "-")}
         for key in keys
     }
     legend: list[dict[str, Any]] = [
-        {"color": c, "label": f"{word} {d}"} for d, c in colours.items() if d in owner.values()
+        {"color": c, "label": d if d in parted else f"{word} {d}"}
+        for d, c in drawn.items() if d in owner.values()
+    ]  # fmt: skip
+    legend += [
+        {"color": GREY, "ls": dashes[term], "label": f"layer {term}" if term.isdecimal() else term}
+        for term in terms
     ]
-    legend += [{"color": GREY, "ls": dashes[term], "label": term} for term in terms]
     if "loss" in keys:
         styles["loss"] = total
         legend.insert(0, total | {"label": "total loss"})
@@ -123,13 +136,16 @@ def losses(phases: Sequence[Phase], colours: Mapping[str, str], word: str = "dep
 
 
 def validation(phases: Sequence[Phase], colours: Mapping[str, str], word: str = "depth") -> str | None:
-    """Draw the validation accuracy of every row by epoch; `word` stands for a row."""
-    keys = {depth: f"val/{depth}/accuracy" for depth in colours}
-    styles = {keys[depth]: {"color": colour} for depth, colour in colours.items()}
+    """Draw the validation accuracy (or Pearson) of every row by epoch; `word` stands for a row."""
     present = _keys(phases)
+    score = score_among(key for key in present if key.startswith("val/"))
+    keys = {depth: f"val/{depth}/{score}" for depth in colours}
+    styles = {keys[depth]: {"color": colour} for depth, colour in colours.items()}
     known = {depth: colour for depth, colour in colours.items() if keys[depth] in present}
     legend = [{"color": colour, "label": f"{word} {depth}"} for depth, colour in known.items()]
-    return _curves(phases, styles, "validation accuracy, %", scale=100, legend=legend)
+    share = score == "accuracy"
+    label = "validation accuracy, %" if share else f"validation {MEASURES[score].title}"
+    return _curves(phases, styles, label, scale=100 if share else 1, legend=legend)
 
 
 def reliability(
@@ -161,6 +177,21 @@ def reliability(
     return svg(3.9, 4.3, paint)
 
 
+def against_truth(
+    truth: NDArray[np.float64], predicted: NDArray[Any], *, colour: str, name: str
+) -> str:
+    """Draw predicted against true numbers, a point an example."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
+        axes.plot(ends, ends, "--", color=GREY, lw=1)
+        axes.plot(truth, predicted, ".", color=colour, alpha=0.5, ms=5)
+        axes.set(xlabel=f"true {legend_text(name)}", ylabel="predicted")
+
+    return svg(3.9, 3.9, paint)
+
+
 def picture(pixels: NDArray[np.uint8]) -> str:
     """Encode one example picture, (H, W, 3) bytes."""
     from matplotlib.image import imsave
@@ -185,7 +216,7 @@ def _operating_points(record: RunRecord, cost: str) -> list[Point]:
     """Give the rows of a run that have this cost and an accuracy, and its cascade."""
     scale = 1.0 if cost == "ms" else 1e-6
     rows = [
-        (row, record.cost(row), finite(record.score(row, "accuracy")), False) for row in record.rows
+        (row, record.cost(row), finite(record.score(row, record.measure)), False) for row in record.rows
     ]
     cascade = as_mapping(as_mapping(record.results.get("cascade")).get("test"))
     if cascade:
@@ -196,7 +227,8 @@ def _operating_points(record: RunRecord, cost: str) -> list[Point]:
         if math.isfinite(x) and math.isfinite(accuracy):
             ends = (scale * finite(costs.get(f"{cost}_{end}")) for end in ("low", "high"))
             n = record.examples
-            shares = share_interval(accuracy, n) if n else (accuracy, accuracy)
+            interval = share_interval if record.measure == "accuracy" else correlation_interval
+            shares = interval(accuracy, n) if n else (accuracy, accuracy)
             found.append(Point(
                 row, x, 100 * accuracy, _whiskers(x, *ends),
                 _whiskers(100 * accuracy, *(100 * share for share in shares)), star,

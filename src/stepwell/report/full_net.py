@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from stepwell.report.markup import as_percent, warning
+from stepwell.measures import MEASURES
+from stepwell.report.markup import warning, written
 from stepwell.report.run_record import RunRecord, as_mapping, number
 
 
@@ -13,13 +14,15 @@ def full_net_note(record: RunRecord, colours: Mapping[str, str] | None = None) -
     if before is None or after is None:
         return ""
     limit = number(record.arguments.get("max_drop"))
-    start = f"The full net lost more than {limit or 0.0:g} points of validation accuracy"
+    measure = MEASURES[str(found.get("score", "accuracy"))]
+    word = measure.title
+    start = f"The full net lost more than {limit or 0.0:g} points of validation {word}"
     if found.get("rolled_back"):
         return warning(
             f"{start} while its sub-nets trained. It was rolled back to its state before "
-            f"({as_percent(before)}), and only the sub-nets' own norms were trained."
+            f"({written(measure, before)}), and only the sub-nets' own norms were trained."
         )
-    change = f"{as_percent(before)} before its sub-nets trained, {as_percent(after)} after"
+    change = f"{written(measure, before)} before its sub-nets trained, {written(measure, after)} after"
     if limit is not None and 100 * (before - after) > limit:
         return warning(f"{start}: {change}. --on-drop rollback keeps it as it was.")
-    return f'<p class="note">Validation accuracy of the full net: {change}.</p>'
+    return f'<p class="note">Validation {word} of the full net: {change}.</p>'

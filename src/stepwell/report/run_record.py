@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwell.files import damaged, read_json, result_of
+from stepwell.kinds import noun_of
+from stepwell.measures import score_among
 from stepwell.results import read_evaluations, read_results, row_name
 
 
@@ -130,6 +132,16 @@ class RunRecord:
         size = number(self.results.get("examples", self.data.get("test")))
         return None if size is None or math.isnan(size) else int(size)
 
+    @property
+    def noun(self) -> str:
+        """One input in a word."""
+        return noun_of(self.kind)
+
+    @property
+    def measure(self) -> str:
+        """The measure that figures show: accuracy, or that of numbers."""
+        return score_among(self.test)
+
     def score(self, row: str, measure: str) -> float | None:
         """Give a test measure of one row, None if the run has none; may be NaN."""
         return number(self.test.get(f"{row}/{measure}"))
@@ -198,6 +210,11 @@ class FidelityRecord:
     def classes(self) -> Sequence[str]:
         """The names of the classes."""
         return [str(name) for name in self.found.get("classes") or ()]
+
+    @property
+    def noun(self) -> str:
+        """The word for examples; older records do not say it."""
+        return str(self.found.get("noun", "images"))
 
     @property
     def parts(self) -> Mapping[str, Mapping[str, Any]]:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import stepwell.report.figures as figures
-from stepwell.kinds import sections_of
-from stepwell.measures import BUSY, MEASURES, share_interval
+from stepwell.kinds import sections_of, size_in_words
+from stepwell.measures import BUSY, MEASURES, OF_CLASSES, OF_NUMBERS, share_interval
 from stepwell.report.classes import never_right_note
 from stepwell.report.markup import (
     ABSENT,
@@ -26,11 +26,14 @@ from stepwell.report.run_record import Predictions, RunRecord, as_mapping, finit
 
 Colours = Mapping[str, str]
 #: Columns of the table of rows.
-COLUMNS = ("blocks", "params", "macs", "accuracy", "balanced_accuracy", "nll", "ece", "agreement", "ms")
+COLUMNS = (
+    "blocks", "params", "macs", "accuracy", "balanced_accuracy", "mcc", "f1", "pearson", "spearman",
+    "rmse", "nll", "ece", "agreement", "ms",
+)  # fmt: skip
 
 #: Said below figures of accuracy, and of time.
 WHISKERS = "whiskers: 95% intervals"
-TIMES = f"{WHISKERS} of accuracy, 10 to 90% of the times"
+TIMES = f"{WHISKERS} of {{}}, 10 to 90% of the times"
 
 
 def run_section(record: RunRecord, anchor: str, colours: Colours) -> str:
@@ -103,8 +106,9 @@ def facts(record: RunRecord, colours: Colours) -> str:
         "data": data.get("name"),
         "trained on": f"{own:,.0f} images of {record.unlabeled}" if own is not None else None,
         "examples": ", ".join(f"{n:,.0f} {part}" for part, n in sizes.items() if n is not None),
-        "classes": len(data.get("classes") or ()) or None,
-        "image size": f"{size}×{size}" if isinstance(size, int) else size,
+        "classes": len(record.classes) if len(record.classes) > 1 else None,
+        "predicts": record.classes[0] if len(record.classes) == 1 else None,
+        f"{record.noun} size": size_in_words(record.kind, size) if isinstance(size, int) else size,
         "seed": record.seed,
         "run time": as_duration(record.results.get("seconds")),
         "device": record.config.get("device"),
@@ -128,7 +132,7 @@ def row_table(record: RunRecord, colours: Colours) -> str:
     names = [*record.rows]
     if record.row == "depth" and len(names) > 1:
         names[-1] += " (full)"
-    head = [record.row, *(MEASURES[key].title for key in cells)]
+    head = [record.row, *(MEASURES[key].of(record.noun) for key in cells)]
     rows = [list(row) for row in zip(names, *cells.values(), strict=True)]
     return f"{title}\n{table(head, rows, _note(record))}"
 
@@ -145,7 +149,10 @@ def _note(record: RunRecord) -> str:
     """Say how the table's numbers were measured, and how uncertain the accuracy is."""
     full, several = record.rows[-1], len(record.rows) > 1
     last = "the full net" if record.row == "depth" else f"{record.row} {full}"
-    notes = [f"Agreement is with the answers of {last}."] if several else []
+    agree = several and record.score(full, "agreement") is not None
+    notes = [f"Agreement is with the answers of {last}."] if agree else []
+    legends = {"f1": OF_CLASSES, "rmse": OF_NUMBERS}
+    notes += [f"{words}." for key, words in legends.items() if record.score(full, key) is not None]
     cost = record.cost(full)
     if number(cost.get("ms")) is not None:
         threads = cost.get("threads", record.config.get("threads", ABSENT))
@@ -174,9 +181,11 @@ def cost_figures(record: RunRecord, colours: Colours) -> str:
 
 def cost_pair(records: Sequence[RunRecord], colours: Colours) -> str:
     """Draw the accuracy of all rows of some runs against MACs and against time; empty without any."""
+    titles = " or ".join(dict.fromkeys(MEASURES[record.measure].title for record in records))
+    title, times = f"{titles[0].upper()}{titles[1:]}", TIMES.format(titles)
     shown = [
-        figure(figures.accuracy_cost(records, colours, "macs"), f"Accuracy against MACs; {WHISKERS}."),
-        figure(figures.accuracy_cost(records, colours, "ms"), f"Accuracy against time; {TIMES}."),
+        figure(figures.accuracy_cost(records, colours, "macs"), f"{title} against MACs; {WHISKERS}."),
+        figure(figures.accuracy_cost(records, colours, "ms"), f"{title} against time; {times}."),
     ]
     return "\n".join(['<div class="figures large">', *shown, "</div>"]) if any(shown) else ""
 
@@ -203,10 +212,11 @@ def churn(record: RunRecord, colours: Colours) -> str:
 def run_figures(record: RunRecord, colours: Colours) -> str:
     """Draw training curves, and the reliability of every row."""
     row = record.row
+    title = MEASURES[record.measure].title
     curves = (record.phases, colours, row)
     shown = [
         figure(figures.losses(*curves), "Training loss, by term."),
-        figure(figures.validation(*curves), f"Validation accuracy of each {row}."),
+        figure(figures.validation(*curves), f"Validation {title} of each {row}."),
     ]
     found = record.predictions
     parts = ["<h3>Figures</h3>", '<div class="figures">', *shown, "</div>"] if any(shown) else []

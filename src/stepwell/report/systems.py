@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from stepwell.report.full_net import full_net_note
 from stepwell.report.grafting import against_shots, grafting_section
+from stepwell.report.internal import internal_section
 from stepwell.report.resolution import resolution_section
 from stepwell.report.run_record import RunRecord
 from stepwell.report.skipping import skipping_section
@@ -12,8 +13,11 @@ Part = Callable[[RunRecord, Mapping[str, str]], str]
 #: Notes below the lead, sections, and figures that compare several runs, by system.
 NOTES: Mapping[str, Part] = {"ekd": full_net_note}
 SECTIONS: Mapping[str, Part] = {
-    "drnet": resolution_section, "netgraft": grafting_section, "skipping": skipping_section,
-}  # fmt: skip
+    "bert": internal_section,
+    "drnet": resolution_section,
+    "netgraft": grafting_section,
+    "skipping": skipping_section,
+}
 COMPARISONS = {"netgraft": against_shots}
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from stepwell.data.decoding import image_files
 from stepwell.files import write_whole
@@ -57,15 +58,27 @@ def predict_files(
 def to_csv(path: Path, predictions: Sequence[Prediction]) -> None:
     """Write a CSV file of file, class, probability, depth or choice, and error.
 
-    Columns class_2, probability_2, ... hold the next classes of predictions that have some.
+    Columns class_2, probability_2, ... hold the next classes of predictions that have some. Numbers
+    have the columns file, number and depth.
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    numeric = any(p.value is not None for p in predictions)
+    rows = _numbers(predictions) if numeric else _classes(predictions)
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_whole(path, text.getvalue().encode(errors="surrogateescape"))  # the bytes of odd names
+
+
+def _numbers(predictions: Sequence[Prediction]) -> Iterator[list[Any]]:
+    yield ["file", "number", "depth"]
+    for p in predictions:
+        yield [p.file, p.value, p.depth]
+
+
+def _classes(predictions: Sequence[Prediction]) -> Iterator[list[Any]]:
     more = range(1, max((len(p.top) for p in predictions), default=1))
     further = [name for i in more for name in (f"class_{i + 1}", f"probability_{i + 1}")]
-    writer.writerow(["file", "class", "probability", "depth", "error", *further])
+    yield ["file", "class", "probability", "depth", "error", *further]
     for p in predictions:
         probability = "" if p.error else f"{p.probability:.6f}"
         next_best = [cell for name, share in p.top[1:] for cell in (name, f"{share:.6f}")]
-        writer.writerow([p.file, p.label, probability, p.depth, p.error, *next_best])
-    write_whole(path, text.getvalue().encode(errors="surrogateescape"))  # the bytes of odd names
+        yield [p.file, p.label, probability, p.depth, p.error, *next_best]

@@ -23,11 +23,18 @@ from stepwell.data.image_flags import Augmentation, Images
 from stepwell.data.images import check_outside
 from stepwell.data.text_files import TextFiles
 from stepwell.device import device_name
-from stepwell.evaluation import Tally, evaluate, gather_logits
+from stepwell.evaluation import gather_logits, tally
 from stepwell.files import config_of, write_whole
 from stepwell.measure.cascade import calibrate_cascade, measure_cascade
 from stepwell.measure.data_parts import batches_for, data_fingerprint, fitted
-from stepwell.measure.depths import Examples, accuracy_on, cost_table, logits_where_it_is, results_of
+from stepwell.measure.depths import (
+    Examples,
+    accuracy_on,
+    cost_table,
+    logits_where_it_is,
+    results_of,
+    tally_of,
+)
 from stepwell.measure.inputs import INPUTS
 from stepwell.measures import big
 from stepwell.nets import Card, NestedNet, build, builder_of, named_depths
@@ -109,7 +116,10 @@ def read_splits(
     for one in fields(texts):
         if getattr(texts, one.name) != getattr(TextFiles(), one.name):
             name = one.name.replace("_", "-")
-            raise ValueError(f"--{name} is for texts, and --data names images: leave it out")
+            raise ValueError(
+                f"--{name} is for texts, and --data {data} is no .tsv file and no folder with "
+                "train.tsv: leave it out, or name texts"
+            )
     check_outside(data, out)
     usual = DIFFERENT if net is None else builder_of(net).size
     splits = load_images(data, images.size or size_of_run(out, data), usual)
@@ -279,16 +289,16 @@ def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:
 
 
 def validator(
-    net: NestedNet, task: Task, depths: Sequence[str] | None = None
+    net: NestedNet, task: Task, depths: Sequence[str] | None = None, kind: str = "classifier"
 ) -> Callable[[], dict[str, float]] | None:
-    """A call that measures `net` on the validation part; none without such a part."""
+    """A call that measures `net`, of a `kind`, on the validation part; none without such a part."""
     batches = task.validation
     if batches is None:
         return None
 
     def validate() -> dict[str, float]:
         with in_eval_mode(net):
-            return evaluate(logits_where_it_is(net, depths), batches)
+            return tally(logits_where_it_is(net, depths), batches, tally_of(kind)).measures()
 
     return validate
 
@@ -333,7 +343,7 @@ def finish(
     net = (net if kept is None else kept).to(task.device)
     if kept is None:
         _complete(net, untrained or {}, task.train, net.depths if trained is None else trained)
-        if task.validation is not None:
+        if task.validation is not None and not net.card.numeric:
             net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
             if cascade is not None:
                 found = calibrate_cascade(net, task.validation, **cascade)
@@ -358,8 +368,9 @@ def finish(
         results["file_bytes"] = file.stat().st_size
         write_predictions(predictions, seen.logits, seen.labels, task.test)
         run.write_json("results.json", results)
-        answers = seen.logits.get(net.full, next(iter(seen.logits.values())))
-        advise(run, net, task.train.examples, answers, seen.labels)
+        if not net.card.numeric:
+            answers = seen.logits.get(net.full, next(iter(seen.logits.values())))
+            advise(run, net, task.train.examples, answers, seen.labels)
     return results
 
 
@@ -367,7 +378,7 @@ def _measured(net: NestedNet, test: Any, kind: str) -> Measured:
     """Measure every depth; the network is on the CPU afterwards."""
     logits, labels = gather_logits(logits_where_it_is(net), test)
     costs = cost_table(net.cpu(), net.card.size)
-    results = results_of(Tally().add(logits, labels), net.card.classes, costs, kind)
+    results = results_of(tally_of(kind).add(logits, labels), net.card.classes, costs, kind)
     return Measured(results, logits, labels, costs)
 
 
@@ -396,18 +407,25 @@ def write_predictions(
     path: Path, logits: Mapping[str, torch.Tensor], labels: torch.Tensor, test: Examples,
     more: Mapping[str, np.ndarray] | None = None,
 ) -> None:  # fmt: skip
-    """Every depth's logits on the test part, and examples for a report: disagreements of depths first.
+    """Every depth's outputs on the test part, and examples for a report.
 
-    The examples are of all classes in turn.
+    Disagreements of depths come first, of all classes in turn; of numbers, the full net's largest
+    errors.
 
     Args:
         more: arrays by name that stand beside them.
     """
-    tops = torch.stack([values.argmax(1) for values in logits.values()])
-    disagree = (tops != tops[-1]).any(0)
-    unlike, alike = (in_turn(mask.nonzero().flatten(), labels) for mask in (disagree, ~disagree))
-    chosen = torch.cat([unlike[:PICTURES], alike[: PICTURES // 2]])
-    arrays = {f"logits/{name}": values.numpy() for name, values in logits.items()}
+    *_, full = logits.values()
+    numeric = labels.is_floating_point()
+    if numeric:
+        chosen = (full[:, 0] - labels).abs().argsort(descending=True)[:PICTURES]
+    else:
+        tops = torch.stack([values.argmax(1) for values in logits.values()])
+        disagree = (tops != tops[-1]).any(0)
+        unlike, alike = (in_turn(mask.nonzero().flatten(), labels) for mask in (disagree, ~disagree))
+        chosen = torch.cat([unlike[:PICTURES], alike[: PICTURES // 2]])
+    what = "numbers" if numeric else "logits"
+    arrays = {f"{what}/{name}": values.numpy() for name, values in logits.items()}
     arrays |= {
         "labels": labels.numpy(), "image_index": chosen.numpy(),
         **test.examples.shown(test.order[chosen]), **(more or {}),

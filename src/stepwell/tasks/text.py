@@ -1,20 +1,20 @@
-"""The task of classifying texts: how a run opens its data and network, and writes its results.
+"""The task of texts with classes or numbers: how a run opens its data and network, and ends.
 
 It opens and finishes a run as `tasks.classification` does for images. The data, the encoder and the
 tokenizer in the network's file are its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from stepwell.data.image_flags import Images, LabelledImages
-from stepwell.data.text import Labels, Texts, read_texts
+from stepwell.data.text import Labels, Numbers, Texts, read_texts
 from stepwell.data.text_files import TextFiles, read_parts, training_file
 from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
-from stepwell.measure.text import KIND, load_text, save_text
+from stepwell.measure.text import kind_of, load_text, save_text
 from stepwell.nets import Card, NestedNet, build
 from stepwell.nets.families.encoders import Pretrained, encoder_name, read_pretrained
 from stepwell.nets.files.container import digest
@@ -22,9 +22,9 @@ from stepwell.nets.files.initial_weights import Start, initialise
 from stepwell.nets.files.nested import fingerprint
 from stepwell.nets.nested.net import NormSharing
 from stepwell.tasks import classification
-from stepwell.tasks.classification import Inputs, Task, open_task, untrained_depths, validator
+from stepwell.tasks.classification import Inputs, Task, open_task, untrained_depths
 from stepwell.teachers import OpenTeacher
-from stepwell.training.optimisation import Optimisation
+from stepwell.training.optimisation import Optimisation, Smoothed
 from stepwell.training.progress import tell
 
 Training = TypeVar("Training", bound=Optimisation)
@@ -47,6 +47,14 @@ class TextSplits(NamedTuple):
     test: TokenSet
     validation: TokenSet | None
     encoder: Pretrained
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Mean and standard deviation of the training texts' numbers; of classes, 0 and 1."""
+        if not self.train.numeric:
+            return 0.0, 1.0
+        numbers = self.train.labels.double()
+        return float(numbers.mean()), float(numbers.std(correction=0))
 
 
 def name_of(net: str) -> str:
@@ -72,7 +80,7 @@ def read_splits(
     refuse_image_flags(images)
     file = training_file(Path(data))
     read = lru_cache(partial(read_texts, columns=texts.text, label=texts.label))  # each file once
-    labels = Labels.of(read(file))
+    labels = labels_of(read(file), texts)
     encoder = read_pretrained(Path(net), len(labels.classes))
     limit = limit_of(encoder, texts.max_tokens)
     tokenizer = Tokenizer(encoder.tokenizer, limit, encoder.config.get("pad_token_id") or 0)
@@ -87,7 +95,20 @@ def read_splits(
     return TextSplits(data, parts.train, parts.test, parts.validation, encoder)
 
 
-def _encoded(texts: Texts, labels: Labels, tokenizer: Tokenizer) -> TokenSet:
+def labels_of(texts: Texts, files: TextFiles) -> Labels | Numbers:
+    """The classes of training texts, or the numbers; errors as for `Labels.of` and `Numbers.of`."""
+    if files.regression:
+        return Numbers.of(texts, files.label)
+    labels = Labels.of(texts)
+    if labels.measured:
+        tell(
+            f"note: {texts.path} has {len(labels.classes)} different numbers as labels, and each is a "
+            "class of its own: --regression predicts the number instead"
+        )
+    return labels
+
+
+def _encoded(texts: Texts, labels: Labels | Numbers, tokenizer: Tokenizer) -> TokenSet:
     """Turn a file's texts into token ids, and say how many were cut."""
     found = TokenSet.of(texts.texts, labels.numbers(texts), labels.classes, tokenizer)
     if found.cut:
@@ -137,22 +158,45 @@ def start_network(
         num_classes=len(splits.train.classes), **own,
     )  # fmt: skip
     nested.load_full(encoder.module.state_dict())
+    start = Start(Card(input="text"), encoder.fresh)
     if isinstance(init, Path):
-        return nested, initialise(nested, init, splits.train.classes)
-    return nested, Start(Card(input="text"), encoder.fresh)
+        start = initialise(nested, init, splits.train.classes)
+    if not start.fresh:
+        standardise(nested, splits.scale)
+    return nested, start
+
+
+def standardise(net: NestedNet, scale: tuple[float, float]) -> None:
+    """Let a network that predicts numbers predict them less a mean, divided by a standard deviation."""
+    mean, std = scale
+    module: Any = net.module
+    if scale != (0.0, 1.0):
+        module.rescale(-mean / std, 1 / std)
 
 
 def prepare(
     splits: TextSplits, images: Images, training: Optimisation, *, start: Start | None = None,
     init: Literal["pretrained"] | Path | None = None, teacher: OpenTeacher | None = None,
 ) -> Inputs[TextBatches]:  # fmt: skip
-    """Turn token ids into batches; ValueError for a teacher of images."""
+    """Turn token ids into batches; ValueError for a teacher of images, or a flag of classes.
+
+    Numbers to train on are standardised: the same learning rates and weights suit all columns.
+    """
     if teacher is not None:
         raise ValueError("--teacher teaches images here; for texts use stepwell train bert")
     train, validation = splits.train, splits.validation
     if validation is None and training.val_fraction:
         train, validation = train.split(training.val_fraction)
     balance = isinstance(images, LabelledImages) and images.balance
+    if train.numeric:
+        smoothed = isinstance(training, Smoothed) and training.label_smoothing
+        for name, value in (("balance", balance), ("label-smoothing", smoothed)):
+            if value:
+                raise ValueError(
+                    f"--{name} is for classes, and --regression predicts numbers: leave it out"
+                )
+        train = train.standardised(splits.scale)
+        validation = None if validation is None else validation.standardised(splits.scale)
     assert training.batch_size is not None
     batches = TextBatches(train, training.batch_size, shuffle=True, seed=training.seed, balance=balance)
     classification.check_patience(training, validation is not None)
@@ -176,10 +220,24 @@ def finish(
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the trained `net` on the test part, write the run's results, and return them.
 
-    Args as for `classification.finish`; the tokenizer goes into the network's file.
+    Args as for `classification.finish`; the tokenizer goes into the network's file, whose network
+    predicts numbers as they stand in the data.
     """
-    tokenizer = task.train.examples.tokenizer
+    examples = task.train.examples
+    mean, std = examples.scale
+    module: Any = net.module
+    if examples.numeric:
+        module.rescale(mean, std)
+    kind = kind_of(examples)
     return classification.finish(
-        task, net, untrained, record, trained, kind=KIND,
-        write=partial(save_text, tokenizer=tokenizer), read=lambda file: load_text(file).net,
+        task, net, untrained, record, trained, kind=kind,
+        write=partial(save_text, tokenizer=examples.tokenizer, kind=kind),
+        read=lambda file: load_text(file).net,
     )  # fmt: skip
+
+
+def validator(
+    net: NestedNet, task: Task[TextBatches], depths: Sequence[str] | None = None
+) -> Callable[[], dict[str, float]] | None:
+    """A call that measures `net` on the validation part; none without such a part."""
+    return classification.validator(net, task, depths, kind_of(task.train.examples))

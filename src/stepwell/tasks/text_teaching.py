@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepwell.data.tokens import TextBatches
+from stepwell.data.tokens import TextBatches, TokenSet
+from stepwell.evaluation import NumberTally
 from stepwell.files import config_of
 from stepwell.losses import attention_kl, cls_cosine
-from stepwell.measure.text import load_text
+from stepwell.measure.depths import cost_table
+from stepwell.measure.text import KIND, NUMBERS, load_text
 from stepwell.measures import big
 from stepwell.methods.bert_internal import InternalKD, shape_of
-from stepwell.nets import NestedNet, build
+from stepwell.nets import Card, NestedNet, build
+from stepwell.nets.files.container import kind_of
 from stepwell.tasks.classification import Task
 from stepwell.tasks.text import TextSplits
 from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept, kept_layers
@@ -28,32 +31,67 @@ MOST_BYTES = 8 * 2**30
 OUTPUTS = ("student", "teacher.bin")
 
 
+#: What may teach, in messages.
+FITS = (
+    "name a run of train supervised or train ekd on texts, its net.safetensors, or a folder with "
+    "config.json, tokenizer.json and model.safetensors"
+)
+
+
 def encoder_folder(teacher: str) -> Path:
     """The folder of an encoder: `teacher` itself, or the one that a text run began with.
 
     ValueError if it is neither, or the run's folder is gone.
     """
     path = Path(teacher)
-    if not (path / "net.safetensors").is_file():
+    if not path.exists():
+        raise ValueError(f"no teacher {teacher}: {FITS}")
+    file = _file_of(path)
+    if file is None:
         return path
-    net = config_of(path / "net.safetensors").get("arguments", {}).get("net")
-    if not net or not Path(net).is_dir():
+    if path.is_file() and (path.parent / "tokenizer.json").is_file():
+        raise ValueError(f"--teacher {teacher}: name its folder, {path.parent}")
+    if kind_of(file) not in (KIND, NUMBERS):
+        raise ValueError(f"{teacher} holds no network of texts: {FITS}")
+    arguments = config_of(file).get("arguments", {})
+    net = arguments.get("net")
+    if net is None:
+        whose = "a run of train bert" if arguments else "a file outside of its run"
+        raise ValueError(f"{teacher} is {whose}, which cannot teach: {FITS}")
+    if not Path(net).is_dir():
         raise ValueError(
             f"{teacher} is a run whose encoder's folder ({net}) is not there, and its tokenizer and "
-            "pretrained weights are needed: name that folder as --teacher"
+            "pretrained weights are needed: put it there again, or name another teacher"
         )
     return Path(net)
 
 
+def _file_of(path: Path) -> Path | None:
+    """The file of a trained network at a path; None for the folder of an encoder."""
+    file = path / "net.safetensors" if path.is_dir() else path
+    return file if file.is_file() else None
+
+
 def trained_encoder(teacher: str, splits: TextSplits) -> NestedNet | None:
-    """The trained encoder of a text run, to teach these classes; None if `teacher` is a folder."""
-    if not (Path(teacher) / "net.safetensors").is_file():
+    """The trained encoder of a text run, to teach these classes or numbers; None for a folder.
+
+    ValueError if it has other classes, or another vocabulary.
+    """
+    file = _file_of(Path(teacher))
+    if file is None:
         return None
-    found = load_text(Path(teacher) / "net.safetensors")
-    if found.net.card.classes != splits.train.classes:
+    found = load_text(file)
+    theirs, ours = found.net.card, splits.train
+    if theirs.numeric != ours.numeric:
+        gives, are = ("numbers", "classes") if theirs.numeric else ("classes", "numbers")
         raise ValueError(
-            f"{teacher} has the classes {', '.join(found.net.card.classes)}, and the data "
-            f"{', '.join(splits.train.classes)}: teach its own classes"
+            f"{teacher} gives {gives}, and the labels are {are} "
+            f"({'with' if ours.numeric else 'without'} --regression): teach what it gives"
+        )
+    if theirs.classes != ours.classes and not ours.numeric:
+        raise ValueError(
+            f"{teacher} has the classes {', '.join(theirs.classes)}, and the data "
+            f"{', '.join(ours.classes)}: teach its own classes"
         )
     if found.tokenizer.fingerprint != splits.train.tokenizer.fingerprint:
         raise ValueError(f"{teacher} has another vocabulary than its encoder's folder has now")
@@ -108,8 +146,7 @@ def drop_outputs(task: Task[TextBatches]) -> None:
     """Remove the teacher's outputs from a finished run."""
     phase, name = OUTPUTS
     if task.run.writes:
-        for file in (task.run.phase(phase) / name, task.run.phase(phase) / f"{name}.done"):
-            file.unlink(missing_ok=True)
+        (task.run.phase(phase) / name).unlink(missing_ok=True)
 
 
 @torch.no_grad()
@@ -121,13 +158,14 @@ def mismatch(
     Returns:
         By layer of the student "attention_kl" (nats) and "cls_cosine" (1 - cosine), None where they
         cannot be compared; "layers", the teacher's; "teacher_accuracy"; "agreement" of the two; and
-        "agreement_on_errors", on texts where the teacher is wrong (None without any).
+        "agreement_on_errors", on texts where the teacher is wrong (None without any). Of numbers,
+        "teacher_pearson" and "agreement", the correlations of the teacher with the true numbers and
+        with the student.
     """
     device = next(student.parameters()).device
     teacher = teacher.to(device)
     sums, count = torch.zeros(2, len(layers), dtype=torch.double), 0
-    alike = [torch.zeros(2, dtype=torch.long) for _ in range(2)]  # all texts, and the teacher's errors
-    right = 0
+    answers: list[tuple[Tensor, Tensor, Tensor]] = []
     padding = batches.examples.tokenizer.padding
     with in_eval_mode(student), in_eval_mode(teacher):
         for ids, labels in batches:
@@ -145,19 +183,41 @@ def mismatch(
                         [_apart(name, a, b, mask) for name, a, b in parts], dtype=torch.double
                     )
             count += len(ids)
-            answers, truth = ours.logits.argmax(1).cpu(), theirs.logits.argmax(1).cpu()
-            right += int((truth == labels).sum())
-            for tally, chosen in zip(alike, (labels >= 0, truth != labels), strict=True):
-                tally += torch.tensor([int((answers == truth)[chosen].sum()), int(chosen.sum())])
+            answers.append((ours.logits.cpu(), theirs.logits.cpu(), labels))
     kl, cosine = (
         [None if not at or value != value else value for at, value in zip(layers, row, strict=True)]
         for row in (sums / count).tolist()
     )
-    shares = [int(same) / int(n) if n else None for same, n in alike]
+    student_says, teacher_says, truth = (torch.cat(parts) for parts in zip(*answers, strict=True))
     return {
         "layers": [*layers], "attention_kl": kl, "cls_cosine": cosine,
-        "teacher_accuracy": right / count, "agreement": shares[0], "agreement_on_errors": shares[1],
+        **_alike(student_says, teacher_says, truth),
     }  # fmt: skip
+
+
+def _alike(student: Tensor, teacher: Tensor, truth: Tensor) -> dict[str, float | None]:
+    """How often the answers of student and teacher are alike; or of numbers, their correlations."""
+    if truth.is_floating_point():
+        of_teacher = NumberTally().add({"": teacher}, truth).measures()["pearson"]
+        of_both = NumberTally().add({"": student}, teacher[:, 0]).measures()["pearson"]
+        return {"teacher_pearson": of_teacher, "agreement": of_both}
+    answers, theirs = student.argmax(1), teacher.argmax(1)
+    same, right = answers == theirs, theirs == truth
+
+    def share(of: Tensor) -> float | None:
+        return int(of.sum()) / len(of) if len(of) else None
+
+    return {
+        "teacher_accuracy": share(right), "agreement": share(same),
+        "agreement_on_errors": share(same[~right]),
+    }  # fmt: skip
+
+
+def cost_of_teacher(teacher: NestedNet, texts: TokenSet) -> dict[str, Any]:
+    """The costs of a teacher, as a run has those of its rows, and its number of layers, "depth"."""
+    teacher = teacher.cpu()
+    teacher.card = Card(texts.classes, texts.size, input=texts.input)
+    return {"depth": teacher.full, **cost_table(teacher, texts.size)[teacher.full]}
 
 
 def _apart(name: str, ours: Tensor, theirs: Tensor, mask: Tensor) -> float:

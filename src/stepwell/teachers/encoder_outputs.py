@@ -4,16 +4,20 @@ All texts are computed in one fixed order before the training begins. So a train
 goes on finds the same numbers, to the bit, in whatever order it asks for them.
 """
 
+import contextlib
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from stepwell.files import write_whole
+from stepwell.files import sync_folder
+from stepwell.nets.files.container import digest
 from stepwell.teachers.teacher import Frozen
 from stepwell.types import Exit
 
@@ -42,55 +46,65 @@ def kept_layers(layers: Sequence[int]) -> tuple[int, ...]:
 class EncoderOutputs(nn.Module):
     """A teacher that looks its outputs up; computes them first where the file is not whole.
 
+    A file that was cut off, or is of another teacher or other texts, is computed anew.
+
     Args:
-        teacher: takes token ids (batch, tokens) and `extras`; not needed where the file is whole.
+        teacher: takes token ids (batch, tokens) and `extras`.
         texts: batches of token ids in a fixed order, which hold every text that will be asked for.
         padding: id of the padding token.
         kept: the outputs that are stored for each text.
-        file: place of the numbers, 32 bits each.
+        file: place of the numbers, 32 bits each, behind a hash of the texts and the teacher.
 
     Raises:
         KeyError: in a step, a text that `texts` did not hold.
+        OSError: the file cannot be written, such as on a full disk.
     """
 
     def __init__(
-        self, teacher: Frozen | None, texts: Sequence[Tensor], padding: int, kept: Kept, file: Path
+        self, teacher: Frozen, texts: Sequence[Tensor], padding: int, kept: Kept, file: Path
     ) -> None:
         super().__init__()
         self.kept, self.padding = kept, padding
         self.places: dict[bytes, int] = {}
+        weights = {name: value.cpu() for name, value in teacher._net[0].state_dict().items()}
+        mark = hashlib.sha256(repr((kept, digest({}, weights))).encode())
         end = 0
         for ids in texts:
             for key, tokens in self._keys(ids):
                 if key not in self.places:
+                    mark.update(key)
                     self.places[key] = end
                     end += self.kept.count(tokens)
-        done = file.with_name(f"{file.name}.done")
-        if not done.is_file():
-            assert teacher is not None
-            self._compute(teacher, texts, file, end)
-            write_whole(done, b"")
-        self._numbers = np.memmap(file, np.float32, "r", shape=(end,))
+        head = mark.digest()
+        if not _is_whole(file, head, len(head) + 4 * end):
+            with _writing(file) as out:
+                out.write(head)
+                for numbers in self._computed(teacher, texts):
+                    out.write(numbers)
+        self._numbers = np.memmap(file, np.float32, "r", len(head), (end,))
 
     def _keys(self, ids: Int64[Tensor, "batch tokens"]) -> Iterator[tuple[bytes, int]]:
         """The key and the number of tokens of each text."""
         for row, length in zip(ids, ids.ne(self.padding).sum(1).tolist(), strict=True):
             yield row[:length].numpy().tobytes(), int(length)
 
-    def _compute(self, teacher: Frozen, texts: Sequence[Tensor], file: Path, size: int) -> None:
-        numbers = np.memmap(file, np.float32, "w+", shape=(size,))
+    def _computed(self, teacher: Frozen, texts: Sequence[Tensor]) -> Iterator[bytes]:
+        """The numbers of each text in the order of their places."""
         device = next(teacher._net[0].parameters()).device
+        written = 0
         for ids in texts:
             exit = teacher(ids.to(device), extras=["scores", "cls"])
             scores = [exit.extras["scores"][at - 1].float().cpu() for at in self.kept.layers]
             states = [exit.extras["cls"][at - 1].float().cpu() for at in self.kept.layers]
             logits = exit.logits.float().cpu()
             for row, (key, n) in enumerate(self._keys(ids)):
+                if self.places[key] != written:
+                    continue  # the same text as an earlier one
                 parts = [logits[row], *(s[row] for s in states)]
                 parts += [s[row, :, :n, :n].flatten() for s in scores]
-                whole = torch.cat(parts).numpy()
-                numbers[self.places[key] : self.places[key] + len(whole)] = whole
-        numbers.flush()
+                numbers = torch.cat(parts).numpy()
+                written += len(numbers)
+                yield numbers.tobytes()
 
     @torch.no_grad()
     def forward(self, ids: Int64[Tensor, "batch tokens"], extras: Sequence[str] = ()) -> Exit:
@@ -124,3 +138,31 @@ class EncoderOutputs(nn.Module):
             by_layer = dict(zip(layers, kept.to(ids.device), strict=True))
             given[name] = tuple(by_layer.get(at, empty) for at in range(1, most + 1))
         return Exit(logits.to(ids.device), (), given)
+
+
+def _is_whole(file: Path, head: bytes, size: int) -> bool:
+    """Check that a file begins with `head` and has `size` bytes."""
+    if not file.is_file() or file.stat().st_size != size:
+        return False
+    with file.open("rb") as content:
+        return content.read(len(head)) == head
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[BinaryIO]:
+    """A temporary file that replaces `file` when it is whole; a run removes what a kill left of it."""
+    part = file.with_name(f".{file.name}.part")
+    try:
+        with part.open("wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(part, file)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(
+                error.errno, f"cannot write {file}: {error.strerror}; --no-keep-outputs needs no file"
+            ) from error
+        raise
+    sync_folder(file.parent)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from stepwell.nets import BUILDERS, Card, NestedNet, build
@@ -17,7 +18,7 @@ from stepwell.nets.files.nested import fingerprint, holds_weights_alone, load
 from stepwell.nets.files.onnx import OnnxNet, onnx_fingerprint
 from stepwell.teachers.adapters import Ensemble, Normalisation, OfProbabilities, Renormalised, Resized
 from stepwell.teachers.teacher import Frozen, Teacher, as_exit
-from stepwell.types import Images, probabilities_in
+from stepwell.types import probabilities_in
 
 #: The forms of a teacher's name, for errors.
 KINDS = (
@@ -111,7 +112,7 @@ class OpenTeacher:
     def for_data(
         self,
         classes: tuple[str, ...] | None,
-        images: Images,
+        images: Shaped[Tensor, "batch ..."],
         normalisation: Normalisation,
         *,
         resize: bool = False,
@@ -124,7 +125,7 @@ class OpenTeacher:
 
         Args:
             classes: the data's classes; None if only features are compared.
-            images: a few images, normalised.
+            images: a few images, normalised; or texts as token ids.
             normalisation: of these and all later images.
             resize: scale images to each teacher's training size, if known.
 
@@ -285,10 +286,14 @@ def _ready(
         with torch.no_grad():
             output = as_exit(teacher(images)).logits
     except Exception as error:  # onnxruntime has its own kinds
-        reason = re.sub(r"\s+", " ", str(error))
+        reason = re.sub(r"\s+", " ", str(error))[:200]
+        if not images.is_floating_point():
+            raise ValueError(
+                f"teacher {name} does not run on texts of {size} tokens ({reason}): name another"
+            ) from error
         raise ValueError(
-            f"teacher {name} does not run on images of {size} pixels ({reason[:200]}): set --size to "
-            "its training size"
+            f"teacher {name} does not run on images of {size} pixels ({reason}): set --size to its "
+            "training size"
         ) from error
     if classes is not None and (output.dim() != 2 or output.shape[1] != len(classes)):
         raise ValueError(

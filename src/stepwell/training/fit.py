@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from stepwell.files import write_whole
+from stepwell.measures import SCORES
 from stepwell.methods import Objective
 from stepwell.ranges import check_numbers
 from stepwell.train_mode import train_unfrozen
@@ -69,7 +70,7 @@ def fit(
         phase: a name; its checkpoints stand under `RUN/phases/NAME`.
         validate: measures the network on a validation part; gives numbers by name.
         select: maps these numbers to a score, higher is better; by default their mean over names that
-            end in "accuracy".
+            end in "accuracy", or "pearson" of numbers.
         patience: epochs without a better score after which the phase ends. The learning rate stays
             planned for all epochs.
 
@@ -94,7 +95,7 @@ def fit(
         _close(folder, run.writes)
         return
     job = Job(
-        objective, train, optim, run, phase, total, validate, select or _mean_accuracy, loop, patience
+        objective, train, optim, run, phase, total, validate, select or _mean_score, loop, patience
     )
     if saved is not None:
         job.restore(saved)
@@ -294,8 +295,8 @@ def _signals(job: Job) -> Iterator[Callable[[], None]]:
             signal.signal(name, handler)
 
 
-def _mean_accuracy(values: Mapping[str, float]) -> float:
-    accuracies = [v for name, v in values.items() if name.endswith("accuracy")]
-    if not accuracies:
-        raise ValueError("validate gives no accuracy: say what to select by")
-    return sum(accuracies) / len(accuracies)
+def _mean_score(values: Mapping[str, float]) -> float:
+    scores = [v for name, v in values.items() if name.endswith(SCORES)]
+    if not scores:
+        raise ValueError(f"validate gives no {' or '.join(SCORES)}: say what to select by")
+    return sum(scores) / len(scores)

@@ -19,7 +19,7 @@ class Optimisation:
         optimizer: sgd (with momentum), adam or adamw.
         lr: highest learning rate.
         weight_decay: decay of matrices and kernels.
-        val_fraction: share of the training part to choose the epoch by; 0: the last.
+        val_fraction: share of training that chooses the epoch; 0: the last.
         patience: stop after N epochs without a better validation score.
         seed: seed of weights, order, augmentation and steps.
     """

@@ -9,7 +9,7 @@ from typing import Any
 from rich import progress as rich
 from rich.console import Console
 
-from stepwell.measures import duration
+from stepwell.measures import SCORES, duration
 
 #: Seconds until the first line about steps, and between two of them, without a terminal.
 FIRST, EVERY = 5.0, 30.0
@@ -62,10 +62,13 @@ class Progress:
             self.console.print(text, highlight=False)
 
     def epoch(self, line: Mapping[str, Any]) -> None:
-        """Show the losses and accuracies of an epoch."""
-        named = [n for n in line if n.startswith("val/") and n.endswith("accuracy")]
+        """Show the losses of an epoch, and the accuracies or correlations."""
+        named = [n for n in line if n.startswith("val/") and n.endswith(SCORES)]
         parts = [f"loss {line['loss']:.3f}"]
-        parts += [f"{name.split('/')[1]}: {100 * line[name]:.1f} %" for name in named]
+        for name in named:
+            share = name.endswith("accuracy")
+            value = f"{100 * line[name]:.1f} %" if share else f"{line[name]:.3f}"
+            parts.append(f"{name.split('/')[1]}: {value}")
         self._bar.update(self._task, description=self._title("  ".join(parts)))
         now, last = self.clock(), line["epoch"] == self.epochs
         if not self.console.is_terminal and (last or now - self._told >= LINES):

@@ -45,6 +45,21 @@ def folder(kind, tmp_path):
     return write_encoder(tmp_path / kind, kind, labels=3)
 
 
+def test_a_layer_can_run_for_its_first_token_alone(kind, folder):
+    ids, _, _ = batch(kind)
+    net = nested(folder, kind)
+    path = net.path()
+    with torch.no_grad():
+        state = path[1](path[0](ids))
+        for extras in ((), ("scores", "cls")):
+            whole, first = path[2](state, extras=extras), path[2].first(state, extras=extras)
+            if extras:
+                (whole, more), (first, same) = whole, first
+                torch.testing.assert_close(same, more)
+            assert first[1].shape == (3, 1, 16)
+            torch.testing.assert_close(first[1], whole[1][:, :1])
+
+
 def test_logits_equal_the_librarys_own_on_padded_pairs(kind, folder):
     ids, mask, types = batch(kind)
     library = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -211,6 +226,9 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(tmp_path):
     pickled = write_encoder(tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     refused(pickled, r"holds its weights as a pickle, pytorch_model\.bin: name a folder with model")
+    whole = (deep / "model.safetensors").read_bytes()
+    (deep / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    refused(deep, "the weights in .*deep are damaged .*: copy them again")
     (pickled / "pytorch_model.bin").unlink()
     refused(pickled, "holds no weights")
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stepwell.claims.ekd import UNTAUGHT
+from stepwell.claims.ablation import FIRST, UNTAUGHT
 from stepwell.claims.kit import measures
 from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import greatest, least, less, of_test
@@ -73,9 +73,9 @@ def compared(kind: str, by: tuple[str, ...], control: str = "", **arguments: Any
 
 
 def nested(shift: int = 0, **arguments: Any) -> Arm:
-    """A nested net with a small sub-net, by the default recipe, on the teachers' half."""
-    own = {"net": NET, "depths": (SMALLER,), "part": TAUGHT_HALF} | arguments
-    return Arm("ekd", own, {}, {"nest_epochs": 0.5}, shift)
+    """A nested net with a small sub-net, by the first default recipe, on the teachers' half."""
+    own = {"net": NET, "depths": (SMALLER,), "part": TAUGHT_HALF, "full_weight": 1.0}
+    return Arm("ekd", FIRST | own | arguments, {}, {"nest_epochs": 0.5}, shift)
 
 
 def both(kind: str, by: tuple[str, ...], control: str = "", **arguments: Any) -> dict[str, Arm]:
@@ -96,7 +96,7 @@ NESTED_OTHER, OFFLINE_OTHER = "EKD of another seed", "offline KD of another teac
 AGAINST_SUBNETS, SHARED_ONLY = "EKD, 8 in 14, against sub-nets", "nested with labels only, 8 in 14"
 OFFLINE_OWN = "offline KD, 8 by 14, EKD's losses"
 OFFLINE_OWN_OTHER = "offline KD of another teacher, EKD's losses"
-#: The losses of the default recipe of `train ekd`, for an offline student.
+#: The losses of these nested nets, for an offline student.
 EKD_LOSSES: dict[str, Any] = {
     "student": "resnet8", "ce": 1.0, "kl": 1.0, "attention": 2.0, "temperature": 3.0
 }  # fmt: skip

@@ -166,7 +166,8 @@ class Question(NamedTuple):
 class Study:
     """The experiment of one system.
 
-    common: arguments of every arm; `quick` replaces some.
+    common: arguments of every arm.
+    quick: what replaces some; or a function that makes small data in a folder and gives them.
     fingerprint: arguments, including "data" and "size", to a hash of the data.
     primary: ids of at most three claims, named from the paper's abstract; all others are exploratory.
     note: facts about the study for a reader of the page.
@@ -180,7 +181,7 @@ class Study:
     arms: Mapping[str, Arm]
     claims: Sequence[Claim]
     common: Mapping[str, Any]
-    quick: Mapping[str, Any]
+    quick: Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]
     fingerprint: Callable[[Mapping[str, Any]], str]
     primary: Sequence[str] = ()
     note: str = ""

@@ -54,7 +54,10 @@ def verify_system(
     study: Study = resolve_name(CLAIMS[system][0])
     if arms:
         study = only(study, arms)
-    common = dict(study.common) | (dict(study.quick) if quick else {}) | dict(changes)
+    small: Mapping[str, Any] = {}
+    if quick:
+        small = study.quick(folder / "quick") if callable(study.quick) else study.quick
+    common = {**study.common, **small, **changes}
     if precision != Loop.precision:
         common["loop"] = Loop(precision=precision)
     _check_taken(study, {*changes, *(["loop"] if "loop" in common else [])})

@@ -7,10 +7,10 @@ library's interface for attention; otherwise it runs the fused kernel, which cos
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -26,6 +26,7 @@ Ids = Int64[Tensor, "batch tokens"]
 Mask = Bool[Tensor, "batch tokens"]
 Hidden = Float[Tensor, "batch tokens width"]
 State = tuple[Mask, Hidden]
+First = Float[Tensor, "batch 1 width"]
 #: The name of our attention in the library's interface, and of its argument that collects scores.
 ATTENTION = "stepwell"
 SCORES = "stepwell_scores"
@@ -66,27 +67,53 @@ class _Layer(nn.Module):
     """
 
     def forward(self, state: Any, extras: Sequence[str] = ()) -> Any:
+        # the library's own forward stands next in the order of bases
+        return self._with_extras(super().forward, state, extras)
+
+    def first(self, state: Any, extras: Sequence[str] = ()) -> Any:
+        """As `forward`, of the first token alone: nothing else is computed behind the attention."""
+        return self._with_extras(self._first, state, extras)
+
+    def _first(self, hidden: Hidden, mask: Tensor, **more: Any) -> First:
+        raise NotImplementedError
+
+    def _with_extras(self, run: Callable[..., Tensor], state: State, extras: Sequence[str]) -> Any:
         mask, hidden = state
         collected: list[Tensor] = []
         more = {SCORES: collected} if "scores" in extras else {}
-        # the library's own forward stands next in the order of bases
-        hidden = super().forward(hidden, mask[:, None, None, :], **more)
+        hidden = run(hidden, mask[:, None, None, :], **more)
         if not extras:
             return mask, hidden
         known = {"cls": hidden[:, 0]} | ({"scores": collected[0]} if collected else {})
         return (mask, hidden), {name: known[name] for name in extras if name in known}
 
 
-class BertLayer(_Layer, bert.BertLayer):
+class _BertLike(_Layer):
+    """A layer of BERT or RoBERTa."""
+
+    def _first(self, hidden: Hidden, mask: Tensor, **more: Any) -> First:
+        own: Any = self
+        context, _ = own.attention.self(hidden, mask, **more)
+        attended = own.attention.output(context[:, :1], hidden[:, :1])
+        return cast(Tensor, own.feed_forward_chunk(attended))
+
+
+class BertLayer(_BertLike, bert.BertLayer):
     """A layer of BERT."""
 
 
-class RobertaLayer(_Layer, roberta.RobertaLayer):
+class RobertaLayer(_BertLike, roberta.RobertaLayer):
     """A layer of RoBERTa."""
 
 
 class DistilBertLayer(_Layer, distilbert.TransformerBlock):
     """A layer of DistilBERT."""
+
+    def _first(self, hidden: Hidden, mask: Tensor, **more: Any) -> First:
+        own: Any = self
+        context, _ = own.attention(hidden, mask, **more)
+        attended = own.sa_layer_norm(context[:, :1] + hidden[:, :1])
+        return cast(Tensor, own.output_layer_norm(own.ffn(attended) + attended))
 
 
 class _Input(nn.Module):
@@ -120,12 +147,23 @@ class DistilBertInput(_Input, distilbert.Embeddings):
 
 
 class Encoder(PreTrainedModel):
-    """A text encoder with a classifier: token ids (batch, tokens) to logits (batch, classes)."""
+    """A text encoder with a classifier: token ids (batch, tokens) to logits (batch, classes).
+
+    With one class, it predicts a number.
+    """
 
     @property
     def padding(self) -> int:
         """The id of the padding token."""
         return int(self.config.pad_token_id)
+
+    @torch.no_grad()
+    def rescale(self, mean: float, std: float) -> None:
+        """Change the head, so that outputs y become mean + std · y."""
+        own: Any = self.classifier
+        head = own if isinstance(own, nn.Linear) else own.out_proj
+        head.weight.mul_(std)
+        head.bias.mul_(std).add_(mean)
 
     def _as_path(self, embeddings: Any, layers: nn.ModuleList, kind: type, layer: type) -> None:
         """Give the embeddings and layers, which the library has made, the forward of a path's steps."""

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from safetensors import SafetensorError
+
 from stepwell.data.text import text_extra
 from stepwell.files import read_json
 from stepwell.nets.families.builder import Builder
@@ -79,7 +81,8 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
     """Read a folder with config.json, tokenizer.json and weights in safetensors; no network is used.
 
     Raises:
-        ValueError: a file is missing; the weights are a pickle, or of another architecture; a decoder.
+        ValueError: a file is missing or damaged; the weights are a pickle, or of another architecture;
+            a decoder.
     """
     config = _config_of(folder)
     architecture = str(config["model_type"])
@@ -89,7 +92,13 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
         from stepwell.nets.families.encoder_classes import CLASSES, read_weights
     make = CLASSES[architecture]
     settings = make.config_class(**config | {"num_labels": num_classes})
-    module, missing, mismatched = read_weights(make, folder, settings)
+    try:
+        module, missing, mismatched = read_weights(make, folder, settings)
+    except SafetensorError as error:
+        raise ValueError(
+            f"the weights in {folder} are damaged ({error}): copy them again, or write them with "
+            "model.save_pretrained"
+        ) from error
     own = [n for n in missing if not n.startswith(HEADS)]
     if own or mismatched:
         raise ValueError(

@@ -42,7 +42,7 @@ def choose_depth(card: Card, status: Mapping[str, str], device: str, **budget: f
         )
     fitting = {d: row for d, row in rows.items() if _fits(row, limits)}
     if not fitting:
-        raise ValueError(_nothing_fits(rows, limits, cost))
+        raise ValueError(_nothing_fits(rows, limits, cost, card.input))
     if "accuracy" in limits:
         return min(fitting, key=lambda d: fitting[d][cost])
     images = {d: str(known[d].get("accuracy_on", "")) for d in fitting}
@@ -98,10 +98,10 @@ def _fits(row: Row, limits: Row) -> bool:
     return enough and all(row[n] <= limit for n, limit in limits.items() if n != "accuracy")
 
 
-def _nothing_fits(rows: Mapping[str, Row], limits: Row, cost: str) -> str:
+def _nothing_fits(rows: Mapping[str, Row], limits: Row, cost: str, noun: str) -> str:
     """The error message; it names the cheapest depth, or the most accurate, by the limits."""
     bounds = [
-        f"{'at least' if n == 'accuracy' else 'at most'} {in_words(n, limit)}"
+        f"{'at least' if n == 'accuracy' else 'at most'} {in_words(n, limit, noun)}"
         for n, limit in limits.items()
     ]
     ends = []
@@ -110,7 +110,7 @@ def _nothing_fits(rows: Mapping[str, Row], limits: Row, cost: str) -> str:
     if "accuracy" in limits:
         ends.append(("most accurate", max(rows, key=lambda d: rows[d]["accuracy"])))
     parts = [
-        f"the {what}, {depth}, has " + ", ".join(in_words(n, rows[depth][n]) for n in limits)
+        f"the {what}, {depth}, has " + ", ".join(in_words(n, rows[depth][n], noun) for n in limits)
         for what, depth in ends
     ]
     return f"no depth has {' and '.join(bounds)}; {'; '.join(parts)}"

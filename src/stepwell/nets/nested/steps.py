@@ -94,7 +94,7 @@ class Request(NamedTuple):
 
         return self._replace(given=each(cut, self.given))
 
-    def call(self, step: nn.Module, x: Value, keywords: frozenset[str]) -> tuple[Value, Any]:
+    def call(self, step: Callable[..., Any], x: Value, keywords: frozenset[str]) -> tuple[Value, Any]:
         """The output of a step whose forward takes `keywords`, and its further outputs by name."""
         named = {name: self.given[name] for name in keywords if name in self.given}
         if self.extras and "extras" in keywords:
