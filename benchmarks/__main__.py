@@ -24,6 +24,7 @@ NAMES = (
     "logit_cache",
     "netgraft",
     "drnet",
+    "dynamic",
     "precision",
     "kg",
     "text",

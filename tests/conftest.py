@@ -21,13 +21,14 @@ def _seed():
 def quick():
     """Training says nothing, and no time is spent on times: no test that asks for it looks at any."""
     from stepwell.cost import costs_of
-    from stepwell.measure import depths, resolution
+    from stepwell.measure import depths, resolution, speed
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEPWELL_QUIET", "1")
         for module in (depths, resolution):
             patch.setattr(module, "costs_of", partial(costs_of, seconds=0.01))
-        patch.setattr(resolution, "SECONDS", 0.01)
+        for module in (resolution, speed):
+            patch.setattr(module, "SECONDS", 0.01)
         yield
 
 

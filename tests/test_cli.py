@@ -27,6 +27,7 @@ from torch.testing import assert_close
 
 import stepwell as library
 from stepwell import __version__, cli, console
+from stepwell.claims import CLAIMS
 from stepwell.claims.fidelity.study import STUDY
 from stepwell.claims.kit.study import only
 from stepwell.console import print_json
@@ -1134,7 +1135,7 @@ BAD = {
     ),
     "whose target": (
         ["eval", "{run}", "--target-accuracy", "0.9"],
-        "--target-accuracy and --save need --cascade",
+        "--temper and --save need --cascade",
     ),
     "no such target": (
         ["eval", "{run}", "--cascade", "--budget-macs", "10"],
@@ -1328,6 +1329,16 @@ def test_version_and_list(stepwell):
     assert all(name in out for name in BUILDERS)
 
 
+def test_list_dynamic_names_recipes_and_claims_that_are_there(stepwell):
+    code, out, _ = stepwell("list", "dynamic")
+    assert code == 0
+    assert all(word in out for word in ("early exits", "train skipping", "verify drnet", "not there"))
+    code, out, _ = stepwell("list", "dynamic", "--json")
+    leaves = [leaf for section in json.loads(out).values() for leaf in section.values()]
+    assert {leaf["recipe"] for leaf in leaves} - {""} <= RECIPES.keys()
+    assert {leaf["verified"] for leaf in leaves} - {""} <= CLAIMS.keys()
+
+
 def test_the_options_of_the_recipes_are_these():
     """A renamed option breaks scripts and resumed runs: say so in CHANGELOG."""
     loop = "device devices precision clip accumulate average checkpoint_minutes log"
@@ -1346,6 +1357,9 @@ def test_the_options_of_the_recipes_are_these():
         "bert": f"{loop} {texts} data out teacher student_layers start teacher_epochs schedule layers "
         "attention cls kl ce temperature keep_task freeze keep_outputs label_share threshold epochs "
         "batch_size optimizer lr weight_decay val_fraction patience seed",
+        "exits": f"{trained} net exits schedule weights kl temperature criterion search temper "
+        "label_smoothing",
+        "skipping": f"{trained} net method target label_smoothing",
         "drnet": f"{trained} net depths sizes schedule target choose_epochs label_smoothing",
         "netgraft": f"{common} {teachers} student keep unlabeled shots blocks schedule views "
         "graft_steps join_steps loss",
@@ -1361,6 +1375,7 @@ def test_the_options_for_studies_are_these():
         "supervised": "ema_teacher",
         "distill": "attention_mode start_from_teacher",
         "ekd": "norms attention_mode distill_from ema_teacher teach_full",
+        "skipping": "estimator temperature rate_weight reward policy_weight",
         "drnet": "mixing explore temperature cost_weight slack norms chooser_rate",
         "netgraft": "start statistics adaption_lr trace",
         "bert": "shuffled",

@@ -30,9 +30,43 @@ NETWORKS = {
     "mobilenet_v2": "torchvision's MobileNetV2 of 17 inverted residuals; holds 7, 11",
     "convnext_tiny": "torchvision's ConvNeXt (3, 3, 9, 3)",
     "convnext_small": "torchvision's ConvNeXt (3, 3, 27, 3); holds tiny",
+    "msdnet10": "MSDNet of 10 layers in 4 blocks, for exits behind each",
+    "msdnet15": "MSDNet of 15 layers in 5 blocks, for exits behind each",
+    "msdnet21": "MSDNet of 21 layers in 6 blocks, for exits behind each",
+    "msdnet24": "MSDNet of 24 layers in 11 blocks, for exits behind each (anytime prediction)",
     "vit_b_16": "torchvision's vision transformer of 12 blocks; holds 1, 2, ..., 11",
     "FOLDER": "for texts: a BERT, RoBERTa or DistilBERT of Hugging Face's; 6 layers hold 1, 2, ..., 5",
     "timm/NAME": "a timm model with stages; a ViT or DeiT of 12 blocks holds 1, 2, ..., 11",
+}
+
+#: Dynamic inference, after the survey of Han et al. 2021: by section, then by leaf, the recipe, the
+#: paper and the system whose claims `stepwell verify` tests.
+DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
+    "per example: depth": {
+        "early exits": ("exits", "MSDNet (Huang et al. 2018)", ""),
+        "cascade of depths": ("ekd", "DDNN + EKD", "ekd"),
+        "layer skipping": (
+            "skipping",
+            "ConvNet-AIG (Veit and Belongie 2018), SkipNet",
+            "",
+        ),
+    },
+    "per example: width": {
+        "slimmable layers": ("", "Slimmable networks (Yu et al. 2019)", ""),
+        "mixture of experts": ("", "Sparsely-gated MoE (Shazeer et al. 2017)", ""),
+    },
+    "per example: parameters": {
+        "conditional kernels": ("", "CondConv (Yang et al. 2019), DY-CNN (Chen et al. 2020)", ""),
+    },
+    "per place": {
+        "pixels": ("", "DynConv (Verelst and Tuytelaars 2020)", ""),
+        "regions": ("", "Glance and Focus (Wang et al. 2020)", ""),
+        "resolution": ("drnet", "DRNet (Zhu et al. 2021)", "drnet"),
+    },
+    "per time": {
+        "text": ("", "Skip-RNN (Campos et al. 2018)", ""),
+        "video frames": ("", "AR-Net (Meng et al. 2020)", ""),
+    },
 }
 
 DATA = {

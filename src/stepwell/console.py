@@ -14,6 +14,7 @@ from rich.console import Console, Group
 from rich.progress import track as bar
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from stepwell.measures import BUSY, MEASURES, Measure, big, duration, number_in, of_row
 
@@ -99,6 +100,16 @@ def table(
         made.add_row(*map(_plain, row))
     # rich would wrap a table's own title at the table's width
     return Group(Text(_escaped(title), style="bold"), made)
+
+
+def tree(title: str, branches: Mapping[str, Iterable[str]]) -> Tree:
+    """A title, its branches, and the leaves of each."""
+    made = Tree(_plain(title))
+    for name, leaves in branches.items():
+        branch = made.add(_plain(name))
+        for leaf in leaves:
+            branch.add(_plain(leaf))
+    return made
 
 
 def row_table(

@@ -6,7 +6,7 @@ write units in their own typography (`console.written`, `report.markup.written`)
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Unit = Literal["percent", "points", "number", "count", "ms", "bytes", "blocks", "times"]
 
@@ -62,6 +62,12 @@ MEASURES: Mapping[str, Measure] = {
 #: Said beside times that were measured while other programs held the processor.
 BUSY = "the machine was busy, so times are unsure"
 
+#: Scores of a cascade's criteria.
+CRITERIA: Mapping[str, str] = {
+    "confidence": "top probability", "entropy": "1 - entropy / log(classes)",
+    "patience": "depths that agree", "learned": "probability to be right",
+}  # fmt: skip
+
 #: Images per second of a network with and without its chooser.
 SPEED: Mapping[str, Measure] = {
     "batch": Measure("batch", "number", 0),
@@ -70,6 +76,11 @@ SPEED: Mapping[str, Measure] = {
     "speed_up": Measure("speed-up", "times"),
     "by_macs": Measure("by MACs", "times"),
 }
+
+#: The same of a network with and without the choice of its blocks.
+BLOCKS_SPEED: Mapping[str, Measure] = {
+    **SPEED, "fixed": SPEED["fixed"]._replace(title="all blocks, images/s")
+}  # fmt: skip
 
 #: Ranks of true triples among all entities.
 RANKS: Mapping[str, Measure] = {
@@ -111,6 +122,12 @@ def share_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, fl
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
     return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
+
+
+def threshold_title(cascade: Mapping[str, Any]) -> str:
+    """The title of a cascade's thresholds: "answers from", and the score unless it is the usual one."""
+    criterion = cascade.get("criterion", "confidence")
+    return "answers from" if criterion == "confidence" else f"answers from, {CRITERIA[criterion]}"
 
 
 def correlation_interval(r: float, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -41,7 +41,8 @@ _NAMES = {
     ),
     NOT_NEGATIVE: (
         "weight_decay max_drop ce kl attention cls layers hint full_weight cost_weight slack clip "
-        "checkpoint_minutes warm_epochs max_seconds unlearn interpolate"
+        "checkpoint_minutes warm_epochs max_seconds unlearn interpolate "
+        "rate_weight reward policy_weight"
     ),
     BELOW_ONE: "label_share label_smoothing val_fraction distill_from ema_teacher average",
     SEED: "seed",

@@ -8,7 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepwell.evaluation.cascade import Goal, find_thresholds, outcome_of
+from stepwell.evaluation.calibration import best_temperature
+from stepwell.evaluation.cascade import (
+    Goal,
+    find_geometric,
+    find_patience,
+    find_thresholds,
+    geometric_thresholds,
+    outcome_of,
+)
+from stepwell.evaluation.logistic import logistic_fit
 
 COSTS = [1.0, 1.75, 3.0]
 
@@ -95,3 +104,67 @@ def test_three_depths_come_near_the_best_there_is():
         gaps.append(find_thresholds(confidence, right, COSTS, goal).outcome.cost / best[1] - 1)
     assert min(gaps) >= -1e-9
     assert sum(gaps) / len(gaps) < 0.05
+
+
+def naive_geometric(confidence, q):
+    """One depth after the other, example by example."""
+    depths, n = confidence.shape
+    total = sum(q**k for k in range(1, depths + 1))
+    gone, values = set(), []
+    for k in range(depths - 1):
+        wanted, seen, value = int(n * q ** (k + 1) / total), 0, math.inf
+        for i in sorted(range(n), key=lambda i: -float(confidence[k, i])):
+            if i not in gone:
+                seen += 1
+                if seen == wanted:
+                    value = float(confidence[k, i])
+                    break
+        values.append(value)
+        gone |= {i for i in range(n) if confidence[k, i] >= value}
+    return tuple(values)
+
+
+@given(st.integers(0, 9999), st.sampled_from([0.05, 0.5, 0.95, 1.4, 1.95]))
+def test_geometric_thresholds_are_those_of_a_walk_down_the_examples(seed, q):
+    confidence, _ = scores(4, 40, seed, levels=25)
+    assert geometric_thresholds(confidence, q) == pytest.approx(naive_geometric(confidence, q))
+
+
+def test_geometric_shares_are_as_planned_without_ties():
+    confidence = torch.rand(3, 700, generator=torch.Generator().manual_seed(0))
+    values = geometric_thresholds(confidence, 0.5)
+    shares = outcome_of(values, confidence, torch.ones(3, 700, dtype=torch.bool), COSTS).shares
+    assert shares == pytest.approx((4 / 7, 2 / 7, 1 / 7), abs=2 / 700)
+    goal = Goal(cost=1.5)
+    confidence, right = scores(3, 700, 1, levels=100)
+    found = find_geometric(confidence, right, COSTS, goal).outcome
+    assert found.cost <= 1.5
+    assert found.accuracy <= find_thresholds(confidence, right, COSTS, goal).outcome.accuracy
+
+
+def test_patience_is_one_number_for_all_depths():
+    agreed = torch.tensor([[0, 0, 0, 0], [1, 0, 1, 0], [2, 1, 0, 0]]).double()
+    right = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    cheap = find_patience(agreed, right, COSTS, Goal(accuracy=0.7))
+    assert (cheap.values, cheap.outcome.shares) == ((1.0, 1.0), (0.0, 0.5, 0.5))
+    assert find_patience(agreed, right, COSTS, Goal(accuracy=1.0)).values == (2.0, 2.0)
+
+
+def test_the_best_temperature_undoes_a_scaling():
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(4000, 5, generator=g).double()
+    labels = torch.multinomial(logits.softmax(1), 1, generator=g)[:, 0]
+    assert best_temperature(3 * logits, labels) == pytest.approx(3, rel=0.1)
+    tried = [best_temperature(logits, labels) * f for f in (0.95, 1.0, 1.05)]
+    losses = [torch.nn.functional.cross_entropy(logits / t, labels) for t in tried]
+    assert losses[1] == min(losses)
+    assert best_temperature(logits, logits.argmax(1)) == pytest.approx(0.01)  # all right
+
+
+def test_a_logistic_fit_gives_the_share_of_right_answers():
+    x = torch.tensor([[0.0], [1.0]]).repeat_interleave(300, 0)
+    right = (torch.arange(600) % 300) < torch.where(x[:, 0] > 0, 240, 90)
+    bias, weight = logistic_fit(x, right)
+    assert 1 / (1 + math.exp(-bias)) == pytest.approx(0.3, abs=0.01)
+    assert 1 / (1 + math.exp(-bias - weight)) == pytest.approx(0.8, abs=0.01)
+    assert logistic_fit(x, right | True) == [math.log(601), 0.0]

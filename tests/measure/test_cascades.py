@@ -10,6 +10,7 @@ from torch import nn
 from stepwell.cost import count_macs
 from stepwell.measure.cascade import calibrate_cascade, cascade_macs, measure_cascade
 from stepwell.nets import Card, build
+from stepwell.nets.files.nested import load, save
 from stepwell.nets.nested.cascade import Cascade
 from stepwell.types import Batch
 
@@ -139,3 +140,38 @@ def test_goals_that_cannot_be_reached_say_what_can(net):
         calibrate_cascade(net, batches, accuracy=90)
     with pytest.raises(ValueError, match="must be a positive number, not nan"):
         calibrate_cascade(net, batches, macs=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("how", "names"),
+    [
+        ({"criterion": "entropy"}, set()),
+        ({"criterion": "patience"}, set()),
+        ({"criterion": "learned", "temper": True}, {"temperatures", "weights"}),
+        ({"search": "geometric"}, set()),
+    ],
+)
+def test_what_a_search_found_is_what_the_saved_cascade_does(net, how, names, tmp_path):
+    batches = batches_of(net, n=60, flips=0.3)
+    found = calibrate_cascade(net, batches, macs=cascade_macs(net, ["8", "14"])[1] * 1.2, **how)
+    assert how.items() - {("temper", True)} <= found.items()
+    assert names <= found.keys()
+    net.card = replace(net.card, cascade=found)
+    save(net, tmp_path / "net")
+    cascade = Cascade.of(load(tmp_path / "net"))
+    measured = measure_cascade(cascade, batches, seconds=0.01)
+    assert measured["shares"] == pytest.approx(found["shares"], abs=0.1 * ("weights" in names))
+    if "weights" not in names:  # its scores in the search come from fits on the other half
+        assert measured["accuracy"] == pytest.approx(found["accuracy"])
+    if how.get("criterion") == "patience":
+        assert cascade.depths == tuple(net.depths)
+        assert len(set(found["thresholds"])) == 1
+
+
+def test_searches_that_do_not_fit_are_refused(net):
+    with pytest.raises(ValueError, match="no criterion 'luck' of a cascade"):
+        calibrate_cascade(net, [], criterion="luck")
+    with pytest.raises(ValueError, match="no search 'grid' for a cascade; there are best, geometric"):
+        calibrate_cascade(net, [], search="grid")
+    with pytest.raises(ValueError, match="patience has a few whole numbers as thresholds"):
+        calibrate_cascade(net, [], criterion="patience", search="geometric")

@@ -142,7 +142,7 @@ def test_exploring_leaves_the_statistics_of_norms_as_they_are(batch, monkeypatch
     """All images draw the first choice; the others run for the chooser alone."""
     net = dynamic().train()
     first = one_hot(torch.zeros(8, dtype=torch.long), 3).float()
-    monkeypatch.setattr("stepwell.methods.resolution.gumbel_softmax", lambda *_, hard: first)
+    monkeypatch.setattr("stepwell.nets.decisions.estimators.gumbel_softmax", lambda *_, hard: first)
     before = {name: value.clone() for name, value in net.net.own_tensors().items()}
     JointResolution(net, COSTS, target=0.5, explore=1.0).training_step(batch)
     for name, value in net.net.own_tensors().items():  # of the other resolutions
@@ -216,7 +216,7 @@ def test_norms_learn_from_the_images_that_chose_their_resolution(batch, monkeypa
     """Five images at 16 pixels, none at 12, and one at 8, which is too few for statistics."""
     net = dynamic().train()
     hard = one_hot(torch.tensor([0, 0, 2, 0, 0, 0]), 3).float()
-    monkeypatch.setattr("stepwell.methods.resolution.gumbel_softmax", lambda *_, hard: one_hot_)
+    monkeypatch.setattr("stepwell.nets.decisions.estimators.gumbel_softmax", lambda *_, hard: one_hot_)
     one_hot_ = hard
     few = Batch(batch.images[:6], batch.labels[:6])
     before = {name: value.clone() for name, value in net.net.own_tensors().items()}

@@ -4,7 +4,7 @@ import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -20,6 +20,9 @@ def eval_(
     cascade: bool = False,
     target_accuracy: float | None = None,
     budget_macs: float | None = None,
+    criterion: Literal["confidence", "entropy", "patience", "learned"] | None = None,
+    search: Literal["best", "geometric"] | None = None,
+    temper: bool = False,
     save: bool = False,
     fidelity: tuple[str, ...] | None = None,
     teacher_mean: tuple[float, float, float] | None = None,
@@ -54,6 +57,12 @@ def eval_(
             full net's own.
         budget_macs: mean MACs of an input, at most: of the cascade, instead of a target accuracy; or of
             a network that chooses resolutions.
+        criterion: measure of how sure a depth is: the top probability (confidence, the default), the
+            entropy, the number of depths in a row that agree (patience), or the probability to be
+            right, fitted on the validation part (learned).
+        search: of the thresholds: best for the goal (the default), or geometric shares of the images
+            (MSDNet's baseline).
+        temper: divide the logits of each depth by the temperature that fits the validation part.
         save: save the cascade in the network's file, for `stepwell predict --cascade`.
         fidelity: the teacher, as for `stepwell train distill --teacher`: a run directory or the file of
             a network (PATH@DEPTH for a depth), an ONNX file, NETWORK=FILE or timm/NAME; for texts, runs
@@ -68,8 +77,8 @@ def eval_(
             teacher's, for equal architectures; each point gets its own BatchNorm statistics.
     """
     flags = {name: value for name, value in locals().items() if name not in ("run", "json", "module")}
-    if not cascade and (save or target_accuracy is not None):
-        raise ValueError("--target-accuracy and --save need --cascade")
+    if not cascade and (save or temper or {target_accuracy, criterion, search} != {None}):
+        raise ValueError("--target-accuracy, --criterion, --search, --temper and --save need --cascade")
     if save and module:
         raise ValueError("--save is not for networks with --module: leave one of them out")
     if fidelity == ():

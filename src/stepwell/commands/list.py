@@ -1,18 +1,29 @@
 """`stepwell list`."""
 
-from stepwell.catalog import DATA, NETWORKS
+from typing import Literal
+
+from tyro.conf import Positional
+
+from stepwell.catalog import DATA, DYNAMIC, NETWORKS
 from stepwell.claims import CLAIMS
 from stepwell.commands.arguments import Json
-from stepwell.console import print_json, show, table
+from stepwell.console import print_json, show, table, tree
 from stepwell.recipes import RECIPES
 
 
-def list_(*, json: Json = False) -> None:
+def list_(what: Positional[Literal["all", "dynamic"]] = "all", *, json: Json = False) -> None:
     """Name the systems, networks and data sets.
 
     Examples:
         stepwell list
+        stepwell list dynamic
+
+    Args:
+        what: all, or dynamic: the ways to spend less on easy inputs, as a tree.
     """
+    if what == "dynamic":
+        _list_dynamic(json=json)
+        return
     recipes, claims = ({n: line for n, (_, line) in g.items()} for g in (RECIPES, CLAIMS))
     groups = {"recipes": recipes, "claims": claims, "networks": NETWORKS, "data": DATA}
     if json:
@@ -21,3 +32,23 @@ def list_(*, json: Json = False) -> None:
     titles = ("train RECIPE", "verify SYSTEM", "--net NETWORK", "--data D")
     for title, entries in zip(titles, groups.values(), strict=True):
         show(table(title, ["name", "description"], entries.items(), words=2))
+
+
+def _list_dynamic(*, json: bool) -> None:
+    """Print the leaves of dynamic inference: recipe, paper, and whether its claims were tested."""
+    if json:
+        keys = ("recipe", "paper", "verified")
+        print_json({
+            section: {leaf: dict(zip(keys, entry, strict=True)) for leaf, entry in leaves.items()}
+            for section, leaves in DYNAMIC.items()
+        })  # fmt: skip
+        return
+    branches = {
+        section: [
+            f"{leaf}: {f'train {recipe}' if recipe else 'not there'} · {paper} · "
+            f"{f'verify {system}' if system else 'not verified'}"
+            for leaf, (recipe, paper, system) in leaves.items()
+        ]
+        for section, leaves in DYNAMIC.items()
+    }
+    show(tree("dynamic inference: leaf, recipe, paper, claims tested by", branches))

@@ -10,6 +10,8 @@ from stepwell.evaluation.intervals import LEVEL, RESAMPLES, Interval, ends, resa
 
 #: Bins of the expected calibration error.
 BINS = 15
+#: Largest temperature, and number of bisections for the best one.
+COLDEST, HALVED = 100.0, 60
 
 
 class Reliability(NamedTuple):
@@ -60,6 +62,21 @@ def calibration_error(
     value = gaps.mean(0).abs().sum().item()
     low, high = drawn.quantile(ends(level)).tolist()
     return Interval(value, min(value, max(0.0, 2 * value - high)), max(value, 2 * value - low))
+
+
+def best_temperature(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> float:
+    """The temperature that minimises the cross entropy of softmax(logits / T) (Guo et al. 2017).
+
+    The loss is convex in 1/T, so it bisects its derivative; the result lies in [1/COLDEST, COLDEST].
+    """
+    logits = logits.double()
+    right = logits.gather(1, labels[:, None])[:, 0]
+    low, high = 1 / COLDEST, COLDEST  # of 1/T
+    for _ in range(HALVED):
+        middle = (low * high) ** 0.5
+        slope = ((middle * logits).softmax(1) * logits).sum(1).sub(right).mean()
+        low, high = (middle, high) if slope < 0 else (low, middle)
+    return (low * high) ** -0.5
 
 
 def bins_of(confidence: Float[Tensor, "*n"], bins: int) -> Int[Tensor, "*n"]:

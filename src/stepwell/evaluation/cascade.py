@@ -1,7 +1,7 @@
 """Search for a cascade's thresholds on given scores."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import NamedTuple
 
@@ -13,6 +13,8 @@ Scores = Float[Tensor, "depths n"]
 Right = Bool[Tensor, "depths n"]
 #: Most rounds over all depths; the search ends earlier once a round changes nothing.
 ROUNDS = 20
+#: Ratios of geometric series of target shares: below 1, more examples leave early.
+SERIES = tuple(i / 20 for i in range(1, 40))
 
 
 class Outcome(NamedTuple):
@@ -88,7 +90,7 @@ def find_thresholds(confidence: Scores, right: Right, costs: Sequence[float], go
     Args:
         confidence, right, costs: as for `outcome_of`.
     """
-    found: list[Thresholds] = []
+    found: list[tuple[float, ...]] = []
     last = len(costs) - 1
     for start in range(len(costs)):
         values = [math.inf] * start + [-math.inf] * (last - start)
@@ -98,7 +100,48 @@ def find_thresholds(confidence: Scores, right: Right, costs: Sequence[float], go
                 values[k] = _best_value(k, values, confidence, right, costs, goal)
             if values == before:
                 break
-        found.append(Thresholds(tuple(values), outcome_of(values, confidence, right, costs)))
+        found.append(tuple(values))
+    return _best(found, confidence, right, costs, goal)
+
+
+def geometric_thresholds(confidence: Scores, q: float) -> tuple[float, ...]:
+    """Thresholds that let each depth answer its target share of a geometric series (MSDNet).
+
+    Depth k of K is to answer q^k / (q^1 + ... + q^K) of the examples: the most confident ones of those
+    still unanswered. Examples that tie at a threshold are answered, too. inf where a share is no whole
+    example, or too few examples remain.
+    """
+    n = confidence.shape[1]
+    shares = q ** torch.arange(1, len(confidence) + 1, dtype=torch.float64)
+    counts = (n * shares / shares.sum()).floor().long().tolist()
+    remaining = torch.ones(n, dtype=torch.bool)
+    values = []
+    for scores, count in zip(confidence[:-1], counts, strict=False):
+        ranked = scores[remaining].sort(descending=True).values
+        values.append(ranked[count - 1].item() if 0 < count <= len(ranked) else math.inf)
+        remaining &= ~(scores >= values[-1])
+    return tuple(values)
+
+
+def find_geometric(confidence: Scores, right: Right, costs: Sequence[float], goal: Goal) -> Thresholds:
+    """The geometric thresholds nearest to `goal`, of the series in `SERIES`; args as `find_thresholds`.
+
+    It is the search of "budgeted batch classification" (Huang et al. 2018, arXiv 1703.09844).
+    """
+    return _best((geometric_thresholds(confidence, q) for q in SERIES), confidence, right, costs, goal)
+
+
+def find_patience(agreed: Scores, right: Right, costs: Sequence[float], goal: Goal) -> Thresholds:
+    """The patience nearest to `goal`, one for all depths; `agreed` counts the depths that agree."""
+    last = len(costs) - 1
+    return _best(((float(n),) * last for n in range(1, last + 1)), agreed, right, costs, goal)
+
+
+def _best(
+    tried: Iterable[tuple[float, ...]], scores: Tensor, right: Tensor, costs: Sequence[float],
+    goal: Goal,
+) -> Thresholds:  # fmt: skip
+    found = [Thresholds(values, outcome_of(values, scores, right, costs)) for values in tried]
     return reduce(lambda a, b: b if better(b.outcome, a.outcome, goal) else a, found)
 
 

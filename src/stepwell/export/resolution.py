@@ -19,11 +19,12 @@ from stepwell.export.check import TOLERANCE, Sample
 from stepwell.export.onnx import require_onnx, write_onnx
 from stepwell.export.subnet import about
 from stepwell.files import read_json
+from stepwell.nets.decisions.executor import gathered, groups
 from stepwell.nets.files.nested import BESIDE, digest
 from stepwell.nets.files.onnx import open_onnx, runner
 from stepwell.nets.files.resolution import save_resolution
 from stepwell.nets.nested.cascade import Answer
-from stepwell.nets.resolution.chooser import Chooser, ResolutionNet, gathered
+from stepwell.nets.resolution.chooser import Chooser, ResolutionNet
 from stepwell.types import Images
 
 CHOOSER = "chooser.onnx"
@@ -154,12 +155,8 @@ class OpenResolution:
         if not len(images):
             return Answer(torch.empty(0, self.classes), torch.empty(0, dtype=torch.long))
         who = (self._chooser(images) - self.price * self.costs).argmax(1)
-        parts = []
-        for i, run in enumerate(self._graphs):
-            rows = (who == i).nonzero().flatten()
-            if len(rows):
-                parts.append((rows, run(images[rows])))
-        return Answer(gathered(parts), who)
+        parts = ((rows, self._graphs[i](images[rows])) for i, rows in groups(who, len(self._graphs)))
+        return Answer(gathered([*parts]), who)
 
 
 def _stored(name: str) -> str:

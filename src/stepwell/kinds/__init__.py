@@ -39,6 +39,7 @@ KINDS = {
     "graph": "stepwell.kinds.graph",
     "features": "stepwell.kinds.features",
     "text": "stepwell.kinds.text",
+    "skipping": "stepwell.kinds.skipping",
     "text-numbers": "stepwell.kinds.text_numbers",
 }
 #: Commands and participles of what a kind may lack.

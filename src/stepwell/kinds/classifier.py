@@ -82,6 +82,9 @@ def evaluate(
     cascade: bool = False,
     target_accuracy: float | None = None,
     budget_macs: float | None = None,
+    criterion: str = "confidence",
+    search: str = "best",
+    temper: bool = False,
     save: bool = False,
     fidelity: tuple[str, ...] = (),
     teacher_mean: tuple[float, float, float] | None = None,
@@ -120,7 +123,10 @@ def evaluate(
     networks = fit_pair(pair, parts.test) if fidelity else None
     results = measure_depths(net, parts.test) | {"data": parts.about}
     if cascade:
-        results["cascade"] = calibrated_cascade(network, parts, target_accuracy, budget_macs, save)
+        results["cascade"] = calibrated_cascade(
+            network, parts, save, accuracy=target_accuracy, macs=budget_macs, criterion=criterion,
+            search=search, temper=temper,
+        )  # fmt: skip
     if networks is not None:
         numbers, arrays = measure_pair(networks, parts, interpolate=interpolate, track=track)
         results["fidelity"] = numbers
@@ -128,10 +134,11 @@ def evaluate(
     return results
 
 
-def calibrated_cascade(
-    network: Network, parts: Any, accuracy: float | None, macs: float | None, save: bool
-) -> dict[str, Any]:
-    """Calibrate the best cascade on validation images, measure it on test images, and maybe save it."""
+def calibrated_cascade(network: Network, parts: Any, save: bool, **how: Any) -> dict[str, Any]:
+    """Calibrate the best cascade on validation images, measure it on test images, and maybe save it.
+
+    `how` are the goal, the criterion and the search of `calibrate_cascade`.
+    """
     from stepwell.measure.cascade import calibrate_cascade, measure_cascade
     from stepwell.measure.inputs import INPUTS
     from stepwell.nets.files.nested import net_digest, rewrite_card, rewriting
@@ -144,7 +151,7 @@ def calibrated_cascade(
             "there is no validation part that the network was surely not trained on, and thresholds "
             f"set on test {kind.noun}s would look better than they are: {kind.aside}"
         )
-    chosen = calibrate_cascade(net, parts.validation, accuracy=accuracy, macs=macs)
+    chosen = calibrate_cascade(net, parts.validation, **how)
     net.card = replace(net.card, cascade=chosen)
     measured = measure_cascade(Cascade.of(net), parts.test)
     if save:

@@ -4,7 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepwell.console import big, show, size, table
-from stepwell.measures import BUSY, FIDELITY, Measure, number_in, of_row, share_interval, with_article
+from stepwell.measures import (
+    BUSY,
+    FIDELITY,
+    Measure,
+    number_in,
+    of_row,
+    share_interval,
+    threshold_title,
+    with_article,
+)
 from stepwell.results import never_in_words, never_right
 
 CKA = Measure("CKA", "number", 3)
@@ -31,7 +40,7 @@ def show_cascade(cascade: Mapping[str, Any], *, row: str = "depth", noun: str = 
     thresholds = [*(f"{t:.4f}" for t in found["thresholds"]), "the rest"]
     shares = ([f"{100 * s:.1f} %" for s in part["shares"]] for part in (found, test))
     rows = zip(found["depths"], thresholds, *shares, strict=True)
-    columns = [row, "answers from", "answered, validation", "answered, test"]
+    columns = [row, threshold_title(found), "answered, validation", "answered, test"]
     show(table(f"cascade, set on {found['images']} validation {noun}s", columns, rows))
     full = test | {"accuracy": test["full_accuracy"]}
     unsure = f"; {BUSY}" if "unsure" in test else ""

@@ -154,7 +154,8 @@ def predict(
 
 def _speed(net: "ResolutionNet", files: Sequence[Path]) -> list[str]:
     """Measure images per second with and without the choice, if there are enough files."""
-    from stepwell.measure.resolution import BATCHES, TIMED, measure_speed
+    from stepwell.measure.resolution import TIMED, measure_speed
+    from stepwell.measure.speed import BATCHES
 
     if len(files) < max(BATCHES):
         return []  # the ratio of a few images is chance

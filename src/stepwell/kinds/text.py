@@ -50,7 +50,8 @@ def inside(network: Network) -> Network:
 
 def evaluate(
     network: Network, *, data: str | None = None, cascade: bool = False,
-    target_accuracy: float | None = None, budget_macs: float | None = None, save: bool = False,
+    target_accuracy: float | None = None, budget_macs: float | None = None,
+    criterion: str = "confidence", search: str = "best", temper: bool = False, save: bool = False,
     fidelity: tuple[str, ...] = (), control: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure every depth, a cascade of them, and fidelity to a teacher. Flags as for `eval`."""
@@ -78,8 +79,9 @@ def evaluate(
     results = measure_depths(net, parts.test, network.kind) | {"data": parts.about}
     if cascade:
         found = classifier.calibrated_cascade(
-            inside(network), parts, target_accuracy, budget_macs, save
-        )
+            inside(network), parts, save, accuracy=target_accuracy, macs=budget_macs,
+            criterion=criterion, search=search, temper=temper,
+        )  # fmt: skip
         results["cascade"] = found
     if networks is not None:
         numbers, arrays = measure_pair(networks, parts, track=track)

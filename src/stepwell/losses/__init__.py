@@ -8,6 +8,7 @@ from stepwell.losses.attention import (
     attention_sad,
 )  # fmt: skip
 from stepwell.losses.budget import cost_above_target
+from stepwell.losses.decisions import open_rate_loss, reinforce_loss
 from stepwell.losses.hint import feature_mse, feature_nmse
 from stepwell.losses.internal import attention_kl, cls_cosine
 from stepwell.losses.labels import class_cross_entropy, label_cross_entropy
@@ -18,5 +19,5 @@ __all__ = [
     "ATTENTION", "attention_at", "attention_gram", "attention_kl", "attention_loss",
     "attention_sad", "class_cross_entropy", "cls_cosine", "cost_above_target", "ensemble_logits",
     "feature_mse", "feature_nmse", "label_cross_entropy", "label_loss", "logit_direction",
-    "soft_target_kl", "squared_error", "teacher_loss",
+    "open_rate_loss", "reinforce_loss", "soft_target_kl", "squared_error", "teacher_loss",
 ]  # fmt: skip

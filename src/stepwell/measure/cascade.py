@@ -1,7 +1,7 @@
 """Cascades: depths and thresholds from validation data, and their accuracy and cost on test data."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -10,18 +10,30 @@ from torch import Tensor
 
 from stepwell.cost import count_macs_of_steps, mean_of_medians, time_each
 from stepwell.evaluation import gather_logits
-from stepwell.evaluation.cascade import Goal, Thresholds, better, find_thresholds, outcome_of
+from stepwell.evaluation.calibration import best_temperature
+from stepwell.evaluation.cascade import (
+    Goal,
+    Thresholds,
+    better,
+    find_geometric,
+    find_patience,
+    find_thresholds,
+    outcome_of,
+)
+from stepwell.evaluation.logistic import logistic_fit
 from stepwell.measure.depths import logits_where_it_is
 from stepwell.measure.inputs import blank_inputs
 from stepwell.measures import in_words
 from stepwell.nets import NestedNet
 from stepwell.nets.nested.budget import check_share
-from stepwell.nets.nested.cascade import Cascade, branches_of, top_probability
+from stepwell.nets.nested.cascade import Cascade, branches_of
+from stepwell.nets.nested.criteria import agreement, criterion_of, features_of
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Batch
 
 #: Depths in one cascade, at most.
 LONGEST = 4
+SEARCHES = {"best": find_thresholds, "geometric": find_geometric}
 
 
 def cascade_macs(
@@ -55,7 +67,8 @@ def check_depths(net: NestedNet) -> list[str]:
 
 def calibrate_cascade(
     net: NestedNet, validation: Iterable[Batch], *, accuracy: float | None = None,
-    macs: float | None = None,
+    macs: float | None = None, criterion: str = "confidence", search: str = "best",
+    temper: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Find the best cascade of `net` for a goal, for `net.card.cascade`.
 
@@ -65,29 +78,41 @@ def calibrate_cascade(
         accuracy: the least accuracy on the validation images, at the lowest mean MACs; by default the
             full net's own.
         macs: instead, the highest mean MACs per image, at the best accuracy.
+        criterion: measure of how sure a depth is (`nets.nested.criteria`). With "patience", all depths
+            run and share one threshold.
+        search: "geometric" lets all depths answer shares of a geometric series (MSDNet's baseline).
+        temper: divide the logits of each depth by the temperature that fits the validation images.
 
     Returns:
-        "depths"; "thresholds" of all but the last; "goal", in words; and on the validation images:
-        "accuracy", mean "macs" per image, "shares" of images answered by each depth, and the number of
-        "images".
+        "depths"; "thresholds" of all but the last, and their "temperatures" and "weights" where there
+        are some; "criterion" and "search"; "goal", in words; and on the validation images: "accuracy",
+        mean "macs" per image, "shares" of images answered by each depth, and the number of "images".
 
     Raises:
         ValueError: both goals are given; no cascade reaches the goal; fewer than two depths, or not
-            the full net, are ready.
+            the full net, are ready; no such criterion or search, or they do not fit.
     """
     if accuracy is not None and macs is not None:
         raise ValueError("a cascade has one goal: a target accuracy or a budget of MACs, not both")
     check_share(accuracy)
     if macs is not None and not macs > 0:
         raise ValueError(f"a budget of MACs must be a positive number, not {macs}")
+    criterion_of(criterion)
+    if search not in SEARCHES:
+        raise ValueError(f"no search {search!r} for a cascade; there are {', '.join(SEARCHES)}")
+    if criterion == "patience" and search != "best":
+        raise ValueError(
+            "patience has a few whole numbers as thresholds, so no geometric shares of images: leave "
+            "one of them out"
+        )
     net.require_ready(net.full)
     ready = check_depths(net)
     with in_eval_mode(net):
         logits, labels = gather_logits(logits_where_it_is(net, ready), validation)
-    confidence = torch.stack([top_probability(values) for values in logits.values()])
-    right = torch.stack([values.argmax(1) == labels for values in logits.values()])
+    temperatures = {d: best_temperature(y, labels) if temper else 1.0 for d, y in logits.items()}
+    known = _Known({d: y / temperatures[d] for d, y in logits.items()}, labels, criterion)
     if accuracy is None and macs is None:
-        accuracy = right[-1].double().mean().item()
+        accuracy = known.right[net.full].double().mean().item()
         words = "as accurate as the full net"
     else:
         words = (
@@ -96,41 +121,87 @@ def calibrate_cascade(
             else f"at least {in_words('accuracy', accuracy or 0)}"
         )
     goal = Goal(accuracy, macs)
-    chosen, found = _best_chain(net, ready, confidence, right, goal)
+    chosen, found = _best_chain(net, ready, known, search, goal)
     if not goal.met(found.outcome):
         raise ValueError(
             f"no cascade reaches the goal on the {len(labels)} validation {net.card.input}s ({words}): "
             f"the nearest, of {', '.join(chosen)}, has {in_words('accuracy', found.outcome.accuracy)} "
             f"at {in_words('macs', found.outcome.cost, net.card.input)}"
         )
+    own: dict[str, Any] = {"criterion": criterion, "search": search}
+    if temper:
+        own["temperatures"] = [temperatures[depth] for depth in chosen[:-1]]
+    if criterion == "learned":
+        own["weights"] = [known.weights(pair) for pair in zip(("", *chosen), chosen[:-1], strict=False)]
     return {
-        "depths": chosen, "thresholds": list(found.values), "goal": words,
+        "depths": chosen, "thresholds": list(found.values), **own, "goal": words,
         "accuracy": found.outcome.accuracy, "macs": found.outcome.cost,
         "shares": list(found.outcome.shares), "images": len(labels),
     }  # fmt: skip
 
 
+class _Known:
+    """The answers of all depths on validation images, and their scores by a criterion."""
+
+    def __init__(self, logits: Mapping[str, Tensor], labels: Tensor, criterion: str) -> None:
+        self.logits, self.criterion = logits, criterion
+        self.classes = {depth: y.argmax(1) for depth, y in logits.items()}
+        self.right = {depth: classes == labels for depth, classes in self.classes.items()}
+        self._learned: dict[tuple[str, str], tuple[Tensor, list[float]]] = {}
+
+    def of(self, chain: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The scores and the correctness of the depths of a cascade, (depths, images) each."""
+        before = torch.full_like(self.classes[chain[0]], -1)
+        agreed, scores = torch.zeros_like(before), []
+        for last, depth in zip(("", *chain), chain, strict=False):
+            agreed = agreement(self.classes[depth], before, agreed)
+            before = self.classes[depth]
+            if self.criterion == "learned":
+                scores.append(self._fit((last, depth), agreed)[0])
+            else:
+                scores.append(criterion_of(self.criterion).score(self.logits[depth], agreed, ()))
+        return torch.stack(scores), torch.stack([self.right[depth] for depth in chain])
+
+    def weights(self, pair: tuple[str, str]) -> list[float]:
+        """The learned weights of a depth behind the one before it ("" for the first)."""
+        return self._learned[pair][1]
+
+    def _fit(self, pair: tuple[str, str], agreed: Tensor) -> tuple[Tensor, list[float]]:
+        """Scores of images that a fit on the other half has not seen, and the weights by all images."""
+        if pair not in self._learned:
+            x, right = features_of(self.logits[pair[1]], agreed), self.right[pair[1]]
+            scores = torch.empty(len(x), dtype=torch.float64)
+            for half in range(2):
+                bias, *slopes = logistic_fit(x[1 - half :: 2], right[1 - half :: 2])
+                scores[half::2] = (x[half::2].double() @ torch.tensor(slopes).double() + bias).sigmoid()
+            self._learned[pair] = scores, logistic_fit(x, right)
+        return self._learned[pair]
+
+
 def _best_chain(
-    net: NestedNet, ready: Sequence[str], confidence: Tensor, right: Tensor, goal: Goal
+    net: NestedNet, ready: Sequence[str], known: _Known, search: str, goal: Goal
 ) -> tuple[list[str], Thresholds]:
     """Search all sets of depths for the best; of equals, the one with fewer depths."""
-    known: dict[str, list[int]] = {}
+    counted: dict[str, list[int]] = {}
     best: tuple[list[str], Thresholds] | None = None
-    for length in range(1, min(LONGEST, len(ready)) + 1):
-        for rows in combinations(range(len(ready)), length):
-            costs = cascade_macs(net, [ready[i] for i in rows], known)
-            found = find_thresholds(confidence[list(rows)], right[list(rows)], costs, goal)
+    patient = known.criterion == "patience"
+    find = find_patience if patient else SEARCHES[search]
+    lengths = range(1, min(LONGEST, len(ready)) + 1)
+    if patient or search != "best":  # they take the depths as they are
+        lengths = range(len(ready), len(ready) + 1)
+    for length in lengths:
+        for chain in combinations(ready, length):
+            costs = cascade_macs(net, chain, counted)
+            found = find(*known.of(chain), costs, goal)
             # a depth that answers nothing would still be run
-            scores_of = zip(rows, (*found.values, 0.0), strict=True)
-            rows = tuple(row for row, threshold in scores_of if threshold < torch.inf)
-            chain = [ready[i] for i in rows]
-            if len(rows) < length:
+            scores_of = zip(chain, (*found.values, 0.0), strict=True)
+            kept = [depth for depth, threshold in scores_of if threshold < torch.inf]
+            if len(kept) < length:
                 values = tuple(t for t in found.values if t < torch.inf)
-                costs = cascade_macs(net, chain, known)
-                scores = confidence[list(rows)], right[list(rows)]
-                found = Thresholds(values, outcome_of(values, *scores, costs))
+                costs = cascade_macs(net, kept, counted)
+                found = Thresholds(values, outcome_of(values, *known.of(kept), costs))
             if best is None or better(found.outcome, best[1].outcome, goal):
-                best = chain, found
+                best = kept, found
     assert best is not None
     return best
 

@@ -1,6 +1,6 @@
 """Resolution networks: costs, accuracy and speed of each choice and of the network as a whole."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,12 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stepwell.cost import Latency, costs_of, count_macs, mean_of_medians, measure_latencies, time_each
-from stepwell.cost.latency import synchronised
 from stepwell.cost.table import ROUNDS
 from stepwell.data import Batches
 from stepwell.evaluation import Tally, gather_logits
 from stepwell.measure.depths import results_of
 from stepwell.measure.inputs import blank_image
+from stepwell.measure.speed import compare_speed, run_each
 from stepwell.nets.resolution.chooser import ResolutionNet
 from stepwell.nets.resolution.resolutions import resize
 from stepwell.train_mode import in_eval_mode
@@ -22,10 +22,8 @@ from stepwell.types import Images, Labels, Logits
 
 #: Name of the row in which the chooser decides for each image.
 CHOSEN = "chosen"
-#: Batch sizes at which speed is measured.
-BATCHES = (64, 1)
-#: Images to time, at most; batches of each size, at most; seconds to time, about.
-TIMED, PARTS = 512, 64
+#: Images to time, at most; seconds to time, about.
+TIMED = 512
 SECONDS = 1.0
 
 
@@ -68,7 +66,7 @@ def latencies_of_choices(net: ResolutionNet, size: int) -> list[Latency]:
     x = blank_image(net, size)
     runs = [net.chooser, *(AtChoice(net, i) for i in range(len(net.choices)))]
     with in_eval_mode(*runs), torch.inference_mode():
-        calls = {str(i): partial(_each, run, [x]) for i, run in enumerate(runs)}
+        calls = {str(i): partial(run_each, run, [x]) for i, run in enumerate(runs)}
         return [*measure_latencies(calls, seconds=SECONDS / 2, rounds=ROUNDS).values()]
 
 
@@ -175,40 +173,18 @@ def timed_images(test: Batches) -> Images:
 def measure_speed(
     net: ResolutionNet, images: Images, *, seconds: float | None = None
 ) -> list[dict[str, float]]:
-    """Measure images per second with and without the choice, in batches of equal size.
-
-    The two take turns, for about `seconds` each. Images after the last whole batch are not timed.
-
-    Returns:
-        For batches of 64 (fewer if there are fewer images) and of one: "batch"; images per second as
-        "chosen" and "fixed" (all images at the first choice, without a chooser); "speed_up", their
-        ratio; "by_macs", the ratio of the same images' MACs; "unsure" if the machine was too busy for
-        certain times.
-    """
-    device = next(net.parameters()).device
+    """Measure images per second with the chooser, and at the first choice; as `compare_speed`."""
+    images = images.to(next(net.parameters()).device)
     macs = torch.tensor(macs_of_choices(net, images.shape[-1]), dtype=torch.float64)
     depth, size = net.choices[0]
     full = net.net.at(size)
-    alone = count_macs(full.subnet(depth), resize(images[:1].to(device), size))
-    found = []
+    alone = count_macs(full.subnet(depth), resize(images[:1], size))
+
+    def by_macs(parts: Sequence[Tensor]) -> float:
+        return float(alone / macs[torch.cat([net.choose(x) for x in parts]).cpu()].mean())
+
     with in_eval_mode(net):
-        for batch in dict.fromkeys(min(b, len(images)) for b in BATCHES):
-            timed = images[: min(len(images) // batch, PARTS) * batch].to(device)
-            parts = [x.contiguous(memory_format=torch.channels_last) for x in timed.split(batch)]
-            who = torch.cat([net.choose(x) for x in parts]).cpu()
-            runs: dict[str, Callable[[Tensor], Tensor]] = {
-                "chosen": net.forward,
-                "fixed": lambda x: full(resize(x, size), depth),
-            }
-            calls = {name: partial(_each, run, parts) for name, run in runs.items()}
-            times = measure_latencies(calls, seconds=seconds or SECONDS, warmup=1, least=2, rounds=2)
-            speed = {name: 1000 * len(timed) / time.ms for name, time in times.items()}
-            speed["speed_up"] = speed["chosen"] / speed["fixed"]
-            unsure = {"unsure": True} if any(time.unsure for time in times.values()) else {}
-            found.append({"batch": batch, **speed, "by_macs": float(alone / macs[who].mean())} | unsure)
-    return found
-
-
-def _each(run: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> None:
-    for x in parts:
-        synchronised(run(x))
+        return compare_speed(
+            net.forward, lambda x: full(resize(x, size), depth), images, by_macs,
+            seconds=seconds or SECONDS,
+        )  # fmt: skip

@@ -1,7 +1,7 @@
 """Training rules: each is an `Objective`, a module whose `training_step` returns a loss."""
 
 from stepwell.methods.distill import Distill
-from stepwell.methods.embedded_kd import EmbeddedKD, PrivateNorms
+from stepwell.methods.embedded_kd import EmbeddedKD, ExitHeads, PrivateNorms
 from stepwell.methods.flow_matching import FlowMatching
 from stepwell.methods.netgraft import Graft
 from stepwell.methods.objective import Objective
@@ -9,7 +9,8 @@ from stepwell.methods.supervised import Supervised
 from stepwell.moved import moved_name
 
 __all__ = [
-    "Distill", "EmbeddedKD", "FlowMatching", "Graft", "Objective", "PrivateNorms", "Supervised",
+    "Distill", "EmbeddedKD", "ExitHeads", "FlowMatching", "Graft", "Objective", "PrivateNorms",
+    "Supervised",
 ]  # fmt: skip
 
 

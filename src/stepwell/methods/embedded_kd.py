@@ -13,7 +13,7 @@ results of `stepwell verify ekd`).
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -188,11 +188,32 @@ class EmbeddedKD(Objective):
         return self.weights.get(depth, 1.0) * loss, {k: v for k, (_, v) in weighted.items()}
 
 
-class PrivateNorms(EmbeddedKD):
-    """Embedded distillation that trains the sub-nets' private norms only.
+class _PartOnly(EmbeddedKD):
+    """Embedded distillation that trains one part of the net only.
 
     All other weights of `net` have `requires_grad=False` afterwards (`net.requires_grad_(True)` undoes
     it), and the shared norms stay in eval mode: the full net's outputs do not change by a bit.
+    """
+
+    part: ClassVar[str]
+    lacking: ClassVar[str]
+
+    def __init__(self, net: NestedNet, **arguments: Any) -> None:
+        super().__init__(net, distill_from=0.0, **arguments)
+        if not len(net.get_submodule(self.part)._modules):
+            raise ValueError(self.lacking)
+        net.requires_grad_(False)
+        net.get_submodule(self.part).requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "_PartOnly":
+        """Set the mode of the part; everything else stays in eval mode."""
+        super().train(False)
+        self.net.get_submodule(self.part).train(mode)
+        return self
+
+
+class PrivateNorms(_PartOnly):
+    """Embedded distillation that trains the sub-nets' private norms only; the full net stays as it is.
 
     Args:
         net: a nested net whose sub-nets have private norms.
@@ -202,15 +223,13 @@ class PrivateNorms(EmbeddedKD):
         ValueError: the sub-nets share all their norms, so there is nothing to train.
     """
 
-    def __init__(self, net: NestedNet, **arguments: Any) -> None:
-        super().__init__(net, distill_from=0.0, **arguments)
-        if not len(net.private_norms):
-            raise ValueError("the sub-nets of this net have no private norms to train")
-        net.requires_grad_(False)
-        net.private_norms.requires_grad_(True)
+    part, lacking = "private_norms", "the sub-nets of this net have no private norms to train"
 
-    def train(self, mode: bool = True) -> "PrivateNorms":
-        """Set the mode of the private norms; everything else stays in eval mode."""
-        super().train(False)
-        self.net.private_norms.train(mode)
-        return self
+
+class ExitHeads(_PartOnly):
+    """Embedded distillation that trains the exits' heads only (as DeeBERT, Xin et al. 2020).
+
+    The full net stays as it is. Args as for `EmbeddedKD`; ValueError for a net without exits.
+    """
+
+    part, lacking = "exit_heads", "this net has no exits: add them with net.add_exit"

@@ -12,11 +12,13 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy, gumbel_softmax
+from torch.nn.functional import cross_entropy
 
 from stepwell.losses import class_cross_entropy, cost_above_target
 from stepwell.methods.objective import Objective
-from stepwell.nets.resolution.chooser import ResolutionNet, gathered
+from stepwell.nets.decisions.estimators import Draw
+from stepwell.nets.decisions.executor import gathered, groups
+from stepwell.nets.resolution.chooser import ResolutionNet
 from stepwell.nets.resolution.resolutions import Resolutions, resize
 from stepwell.ranges import check_numbers
 from stepwell.train_mode import in_eval_mode
@@ -135,9 +137,9 @@ class JointResolution(Objective):
         images, labels = batch
         if self.mixing == "random":
             scores = self._even.log().expand(len(images), -1)
-        else:  # in 32 bits, even under autocast: Gumbel noise has a long tail
+        else:
             scores = self.net.chooser(images).float()
-        choice = gumbel_softmax(scores, self.temperature, hard=True)
+        choice = Draw("gumbel", self.temperature)(scores)
         through = self.mixing in ("chosen", "all")
         run = self._all if self.mixing == "all" else self._chosen
         logits = run(images, choice if through else choice.detach())
@@ -161,14 +163,13 @@ class JointResolution(Objective):
         """Run each image at its own choice, in one group per choice."""
 
         def parts() -> Iterator[tuple[Tensor, Tensor]]:
-            for i, (depth, size) in enumerate(self.net.choices):
-                rows = choice.detach()[:, i].nonzero().flatten()
-                if len(rows):
-                    net = self.net.net
-                    alone = in_eval_mode(net.at(size)) if len(rows) == 1 else nullcontext()
-                    with alone:
-                        logits = net(images[rows], size, depth)
-                    yield rows, choice[rows, i, None] * logits
+            for i, rows in groups(choice.detach().argmax(1), len(self.net.choices)):
+                depth, size = self.net.choices[i]
+                net = self.net.net
+                alone = in_eval_mode(net.at(size)) if len(rows) == 1 else nullcontext()
+                with alone:
+                    logits = net(images[rows], size, depth)
+                yield rows, choice[rows, i, None] * logits
 
         return gathered(list(parts()))
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from stepwell.nets.families import convnext, densenet, mobilenet, resnet, vgg, vit
+from stepwell.nets.families import convnext, densenet, mobilenet, msdnet, resnet, vgg, vit
 from stepwell.nets.families.builder import Builder
 from stepwell.nets.families.encoders import encoder_builder, is_encoder
 from stepwell.nets.families.timm_models import PREFIX, check_depths, timm_builder
@@ -52,6 +52,12 @@ BUILDERS: dict[str, Builder] = {
     **{
         f"convnext_{size}": _stem(convnext.convnext, convnext.FAMILY, convnext.STAGES, size)
         for size in convnext.FAMILY
+    },
+    **{
+        f"msdnet{n}": Builder(
+            partial(msdnet.MSDNet, layers), msdnet.stages_of(n), n, {n: (1,) * len(layers)}, size=32
+        )
+        for n, layers in msdnet.LAYERS.items()
     },
     "vit_b_16": Builder(
         vit.vit_b, vit.STAGES, "12", vit.FAMILY, stems=True, size_argument="image_size"

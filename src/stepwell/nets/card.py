@@ -29,6 +29,8 @@ class Card:
         "ms_low" and "ms_high" (10 % and 90 % quantiles), and "unsure" if the machine was busy.
     cascade: depths and thresholds that were calibrated on this network (see `nets.nested.cascade`).
     input: kind of input that the network takes.
+    break_even: by device, then by gated block, then by batch size: the largest share of a batch at
+        which the block is faster on its images alone (see `nets.decisions.executor`).
     """
 
     classes: tuple[str, ...] = ()
@@ -40,6 +42,7 @@ class Card:
     latency: dict[str, Any] = field(default_factory=dict)
     cascade: dict[str, Any] = field(default_factory=dict)
     input: Input = "image"
+    break_even: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wrong = {
@@ -53,6 +56,7 @@ class Card:
             "latency": not all(map(_is_table, dict(self.latency).values())),
             "cascade": not isinstance(self.cascade, Mapping),
             "input": self.input not in get_args(Input),
+            "break_even": not all(map(_is_shares, dict(self.break_even).values())),
         }
         for name in (name for name, is_wrong in wrong.items() if is_wrong):
             raise ValueError(f"a network's card cannot have {name} {getattr(self, name)!r:.60}")
@@ -63,9 +67,10 @@ class Card:
         return len(self.classes) == 1
 
     def as_header(self) -> dict[str, Any]:
-        """The card for a file's header; without the kind of input of images, which files always had."""
-        values = asdict(self)
-        return {k: v for k, v in values.items() if (k, v) != ("input", "image")}
+        """The card for a file's header; without what says the same as in files that lack it."""
+        usual = Card()
+        left_out = {"input": usual.input, "break_even": usual.break_even}
+        return {k: v for k, v in asdict(self).items() if k not in left_out or v != left_out[k]}
 
     def with_costs(self, costs: Mapping[str, Mapping[str, Any]], device: str) -> "Card":
         """This card with the measured costs of every depth (see `cost_of`) on `device`."""
@@ -98,6 +103,17 @@ def _is_table(rows: object) -> bool:
         _is_number(cell) and (name not in NUMBERS or cell >= 0)
         for name, cell in cells
         if name in NUMBERS or not isinstance(cell, str | list | tuple)
+    )
+
+
+def _is_shares(blocks: object) -> bool:
+    """Check for a share in [0, 1] by batch size, by block."""
+    if not isinstance(blocks, Mapping) or not all(isinstance(b, Mapping) for b in blocks.values()):
+        return False
+    return all(
+        str(size).isdecimal() and int(size) > 0 and _is_number(share) and 0 <= share <= 1
+        for shares in blocks.values()
+        for size, share in shares.items()
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from html import escape
 from typing import Any
 
-from stepwell.measures import BUSY, share_interval, with_article
+from stepwell.measures import BUSY, share_interval, threshold_title, with_article
 from stepwell.report.classes import never_right_note
 from stepwell.report.markup import as_count, as_ms, as_percent, table
 from stepwell.report.run_record import RunRecord, as_mapping, number
@@ -21,7 +21,7 @@ def cascade_section(record: RunRecord, colours: Mapping[str, str]) -> str:
     thresholds = [*(f"{t:.4f}" for t in found.get("thresholds") or ()), "the rest"]
     shares = ([as_percent(s) for s in part.get("shares") or ()] for part in (found, test))
     rows = [list(row) for row in zip(found.get("depths") or (), thresholds, *shares, strict=False)]
-    head = (record.row, "answers from", "answered, validation", "answered, test")
+    head = (record.row, threshold_title(found), "answered, validation", "answered, test")
     images, noun = as_count(found.get("images")), record.noun
     full = {"accuracy": test.get("full_accuracy"), "images": test.get("images")}
     text = (

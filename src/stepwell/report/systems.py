@@ -7,6 +7,7 @@ from stepwell.report.grafting import against_shots, grafting_section
 from stepwell.report.internal import internal_section
 from stepwell.report.resolution import resolution_section
 from stepwell.report.run_record import RunRecord
+from stepwell.report.skipping import skipping_section
 
 Part = Callable[[RunRecord, Mapping[str, str]], str]
 #: Notes below the lead, sections, and figures that compare several runs, by system.
@@ -15,6 +16,7 @@ SECTIONS: Mapping[str, Part] = {
     "bert": internal_section,
     "drnet": resolution_section,
     "netgraft": grafting_section,
+    "skipping": skipping_section,
 }
 COMPARISONS = {"netgraft": against_shots}
 

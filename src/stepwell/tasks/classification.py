@@ -6,9 +6,10 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from stepwell.data.text_files import TextFiles
 from stepwell.device import device_name
 from stepwell.evaluation import gather_logits, tally
 from stepwell.files import config_of, write_whole
+from stepwell.measure.cascade import calibrate_cascade, measure_cascade
 from stepwell.measure.data_parts import batches_for, data_fingerprint, fitted
 from stepwell.measure.depths import (
     Examples,
@@ -39,6 +41,7 @@ from stepwell.nets import Card, NestedNet, build, builder_of, named_depths
 from stepwell.nets.files.initial_weights import Start, initialise, start_pretrained
 from stepwell.nets.files.nested import fingerprint, load, save
 from stepwell.nets.nested.calibrate import calibrate
+from stepwell.nets.nested.cascade import Cascade
 from stepwell.nets.nested.depth_names import check_depth
 from stepwell.nets.nested.input_size import check_size
 from stepwell.nets.nested.net import NormSharing
@@ -300,11 +303,21 @@ def validator(
     return validate
 
 
+class Measured(NamedTuple):
+    """A network measured on the test part: results, logits by row with the labels, costs by depth."""
+
+    results: dict[str, Any]
+    logits: Mapping[str, torch.Tensor]
+    labels: torch.Tensor
+    costs: Mapping[str, Mapping[str, Any]]
+
+
 def finish(
     task: Task[Any], net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None,
     record: Mapping[str, Any] | None = None, trained: Sequence[str] | None = None, *,
     kind: str = "classifier", write: Callable[[NestedNet, Path], object] | None = None,
-    read: Callable[[Path], NestedNet] | None = None,
+    read: Callable[[Path], NestedNet] | None = None, cascade: Mapping[str, Any] | None = None,
+    measure: Callable[[NestedNet, Any], Measured] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the trained `net` once on the test part, write the run's results, and return them.
 
@@ -319,6 +332,8 @@ def finish(
         trained: depths that training has reached; all by default. Other depths get norm statistics
             from the training images, with a warning.
         kind: of the network. write, read: its file, by default as `save` and `load` do.
+        cascade: options of `calibrate_cascade`, which sets a cascade on the validation part.
+        measure: measures the network on the test part, and leaves it on the CPU; by default each depth.
     """
     run = task.run
     file, predictions = run.path / "net.safetensors", run.path / "predictions.npz"
@@ -330,23 +345,41 @@ def finish(
         _complete(net, untrained or {}, task.train, net.depths if trained is None else trained)
         if task.validation is not None and not net.card.numeric:
             net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
+            if cascade is not None:
+                found = calibrate_cascade(net, task.validation, **cascade)
+                net.card = replace(net.card, cascade=found)
+        elif cascade is not None:
+            warnings.warn(
+                "there is no validation part, so the exits have no thresholds: set --val-fraction "
+                "above 0, or `stepwell eval --cascade --save` with --data of a val/ folder",
+                stacklevel=2,
+            )
     tell_measuring(task)
-    logits, labels = gather_logits(logits_where_it_is(net), task.test)
-    net = net.cpu()
-    costs = cost_table(net, net.card.size)
+    seen = (measure or partial(_measured, kind=kind))(net, task.test)
     if kept is None:
-        net.card = net.card.with_costs(costs, device_name())
-    sums = tally_of(kind).add(logits, labels)
-    results = {**results_of(sums, net.card.classes, costs, kind), **spent(run), **(record or {})}
+        net.card = net.card.with_costs(seen.costs, device_name())
+    results = {**seen.results, **spent(run), **(record or {})}
+    if cascade is not None and net.card.cascade:
+        measured = measure_cascade(Cascade.of(net), task.test)
+        results["cascade"] = {"validation": net.card.cascade, "test": measured}
     if run.writes:
         if kept is None:
             (write or save)(net, file)
         results["file_bytes"] = file.stat().st_size
-        write_predictions(predictions, logits, labels, task.test)
+        write_predictions(predictions, seen.logits, seen.labels, task.test)
         run.write_json("results.json", results)
         if not net.card.numeric:
-            advise(run, net, task.train.examples, logits[net.full], labels)
+            answers = seen.logits.get(net.full, next(iter(seen.logits.values())))
+            advise(run, net, task.train.examples, answers, seen.labels)
     return results
+
+
+def _measured(net: NestedNet, test: Any, kind: str) -> Measured:
+    """Measure every depth; the network is on the CPU afterwards."""
+    logits, labels = gather_logits(logits_where_it_is(net), test)
+    costs = cost_table(net.cpu(), net.card.size)
+    results = results_of(tally_of(kind).add(logits, labels), net.card.classes, costs, kind)
+    return Measured(results, logits, labels, costs)
 
 
 def _complete(

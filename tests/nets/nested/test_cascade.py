@@ -1,5 +1,6 @@
 """Cascades: every image by the shallowest depth first, deeper ones on from the common prefix."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from torch.testing import assert_close
 from nets.example_nets import FAMILIES, lively
 from stepwell import Cascade
 from stepwell.nets import build
-from stepwell.nets.nested.cascade import top_probability
+from stepwell.nets.nested.criteria import CRITERIA, certainty, features_of, top_probability
 from stepwell.nets.nested.nest import nest
 
 EXACT = {"rtol": 0, "atol": 0}
@@ -137,9 +138,9 @@ def test_bad_cascades_are_refused(net):
         with pytest.raises(ValueError, match=f"'8' is {bad}: it must be between 0 and 1"):
             Cascade(net, {"8": bad})
     minus_entropy = lambda z: (z.softmax(1) * z.log_softmax(1)).sum(1)  # noqa: E731
-    assert Cascade(net, {"8": -0.5}, confidence=minus_entropy).thresholds == {"8": -0.5}
+    assert Cascade(net, {"8": -0.5}, criterion=minus_entropy).thresholds == {"8": -0.5}
     with pytest.raises(ValueError, match="'8' is nan: it must be a number"):
-        Cascade(net, {"8": float("nan")}, confidence=minus_entropy)
+        Cascade(net, {"8": float("nan")}, criterion=minus_entropy)
     net.mark("fresh", "8")
     try:
         with pytest.raises(ValueError, match="depth '8' was never trained or calibrated"):
@@ -152,3 +153,93 @@ def test_bad_cascades_are_refused(net):
             Cascade(net, {"8": 0.5})(torch.zeros(2, 3, 8, 8))
     finally:
         net.eval()
+
+
+WEIGHTS = dict.fromkeys(DEPTHS, (0.1, 1.0, -2.0, 0.5, 0.3))
+
+
+def naive_answer(net, x, thresholds, score):
+    """One image after the other, each depth run whole."""
+    with torch.no_grad():
+        whole = net.logits_by_depth(x)
+    depths, answers = [*(d for d in net.depths if d in thresholds), net.full], []
+    for i in range(len(x)):
+        agreed, before = 0, -1
+        for k, depth in enumerate(depths):
+            y = whole[depth][i : i + 1]
+            agreed = agreed + 1 if int(y.argmax()) == before else 0
+            before = int(y.argmax())
+            sure = depth in thresholds and score(depth, y, agreed) >= thresholds[depth]
+            if sure or depth not in thresholds:
+                answers.append((k, y[0]))
+                break
+    return answers
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_each_criterion_answers_as_a_naive_loop_and_a_batch_as_its_images_alone(net, name):
+    x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    temperatures = {"8": 0.5, "14": 2.0}
+
+    def score(depth, y, agreed):
+        y = y / temperatures.get(depth, 1.0)
+        p = y.softmax(1)[0]
+        first, second = p.sort(descending=True).values[:2].tolist()
+        sure = 1 + float((p * p.log()).sum()) / math.log(5)
+        bias, *slopes = WEIGHTS[depth]
+        features = (first, first - second, sure, float(agreed > 0))
+        z = bias + sum(w * f for w, f in zip(slopes, features, strict=True))
+        return {"confidence": first, "entropy": sure, "patience": agreed,
+                "learned": 1 / (1 + math.exp(-z))}[name]  # fmt: skip
+
+    with torch.no_grad():
+        whole = net.logits_by_depth(x)
+    middle = {
+        d: 1.0 if name == "patience" else sorted(score(d, y[None], 0) for y in whole[d])[40]
+        for d in DEPTHS
+    }
+    if name != "patience":  # not between two scores that are equal to rounding
+        middle = {d: value + 1e-4 for d, value in middle.items()}
+    cascade = Cascade(net, middle, criterion=name, temperatures=temperatures, weights=WEIGHTS)
+    answer = cascade(x)
+    expected = naive_answer(net, x, middle, score)
+    assert answer.depth.tolist() == [k for k, _ in expected]
+    assert len(set(answer.depth.tolist())) > 1
+    assert_close(answer.logits, torch.stack([y for _, y in expected]), rtol=1e-4, atol=1e-5)
+    alone = [cascade(image) for image in x.split(1)]
+    assert torch.equal(torch.cat([a.depth for a in alone]), answer.depth)
+    assert_close(torch.cat([a.logits for a in alone]), answer.logits, rtol=1e-4, atol=1e-5)
+    assert cascade(x[:0]).logits.shape == (0, 5)
+
+
+def test_criterion_temperatures_and_weights_are_read_from_the_card(net):
+    saved = {
+        "depths": ["8", "14"], "thresholds": [0.5], "criterion": "learned", "temperatures": [1.5],
+        "weights": [[0.0, 1.0, 1.0, 1.0, 1.0]],
+    }  # fmt: skip
+    before, net.card = net.card, replace(net.card, cascade=saved)
+    try:
+        cascade = Cascade.of(net)
+    finally:
+        net.card = before
+    assert (cascade.criterion, cascade.temperatures) == ("learned", {"8": 1.5})
+    assert cascade.weights == {"8": [0.0, 1.0, 1.0, 1.0, 1.0]}
+
+
+def test_bad_criteria_are_refused(net):
+    with pytest.raises(ValueError, match="no criterion 'luck' of a cascade; there are confidence"):
+        Cascade(net, {"8": 0.5}, criterion="luck")
+    with pytest.raises(ValueError, match="temperature of depth '8' is 0: must be above 0"):
+        Cascade(net, {"8": 0.5}, temperatures={"8": 0})
+    with pytest.raises(ValueError, match="'8' is 0.5: it must be a whole number of depths that agree"):
+        Cascade(net, {"8": 0.5}, criterion="patience")
+    with pytest.raises(ValueError, match="a learned criterion has weights for every depth .* '8'"):
+        Cascade(net, {"8": 0.5}, criterion="learned")
+
+
+def test_certainty_is_one_minus_the_entropys_share_of_its_largest():
+    p = torch.tensor([[0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3]])
+    expected = 1 - (0.5 * math.log(2) + 0.5 * math.log(4)) / math.log(3)
+    assert_close(certainty(p.log()), torch.tensor([expected, 0.0]), rtol=1e-5, atol=1e-6)
+    assert_close(features_of(p.log(), torch.tensor([0, 2]))[:, [0, 1, 3]],
+                 torch.tensor([[0.5, 0.25, 0.0], [1 / 3, 0.0, 1.0]]))  # fmt: skip

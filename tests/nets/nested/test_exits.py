@@ -1,6 +1,6 @@
 """Exits: depths that end early with a head of their own."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from copy import deepcopy
 
 import pytest
@@ -171,7 +171,8 @@ def test_every_family_has_exits(name):
     net = nest(module, family.stages, family.subnets, input_size=family.input_size)
     first = family.blocks[0]
     behind = (0,) * (len(family.blocks) - 1)
-    net.add_exit("whole", (first, *behind), input_size=family.input_size)
+    if behind:
+        net.add_exit("whole", (first, *behind), input_size=family.input_size)
     if first > 1:
         net.add_exit("part", (first - 1, *behind), input_size=family.input_size)
     lively(net).eval()
@@ -238,6 +239,7 @@ def test_embedded_distillation_compares_the_stages_that_an_exit_has():
         ("e", (4, 1, 0), r"exit 'e' = \(4, 1, 0\): layer1 can keep 1 to 3 blocks"),
         ("e", (-1, 0, 0), "layer1 can keep 1 to 3 blocks"),
         ("e", (1, 0), "names 2 stages; this net has 3"),
+        ("e", (3, 3, 3), r"\(3, 3, 3\): the full net ends behind its last block with its own head"),
         ("8", (1, 1, 0), "this net already has '8'"),
         ("all", (1, 1, 0), "'all' cannot name a depth"),
     ],
@@ -254,19 +256,49 @@ def test_a_head_that_shares_weights_with_the_network_is_refused():
     net = build("resnet20", num_classes=5)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.module.fc)
     with pytest.raises(ValueError, match=r"the head of exit 'e' shares '2.weight' with the network"):
-        net.add_exit("e", (3, 3, 3), head)
+        net.add_exit("e", (3, 3, 2), head)
 
 
-def test_two_exits_may_end_at_one_place_and_an_exit_where_a_depth_does():
+def test_an_exit_may_end_where_a_depth_does_and_not_where_an_exit_does():
     net = build("resnet20", num_classes=5)
-    net.add_exit("a", (3, 3, 3))
-    net.add_exit("b", (3, 3, 3))
+    net.add_exit("a", (2, 3, 0))
+    with pytest.raises(ValueError, match=r"exit 'b' = \(2, 3, 0\) ends where exit 'a' does: drop one"):
+        net.add_exit("b", (2, 3, 0))
     net.add_exit("c", (1, 1, 1))
     net.add_depth("8", (1, 1, 1))
     net.eval()
     for depth, exit in net.forward_all(X).items():
         assert_close(exit.logits, net(X, depth), **EXACT)
         assert_close(net.subnet(depth)(X), net(X, depth), **EXACT)
+
+
+def test_a_head_of_other_classes_or_channels_is_refused():
+    net = build("resnet20", num_classes=5)
+    with pytest.raises(
+        ValueError, match=r"exit 'e' gives \(2, 7\) where .* shape \(2, 5\): make it for 5"
+    ):
+        net.add_exit("e", (2, 0, 0), PooledHead(16, 7))
+    with pytest.raises(ValueError, match="exit 'e' does not take the output of its block, of shape"):
+        net.add_exit("e", (2, 1, 0), own_head())
+    assert list(net.depths) == ["20"]
+
+
+def test_exits_run_the_steps_that_they_share_once():
+    """Three exits on the full net's path: one pass, and a joint loss, call every step once."""
+    net = build("resnet20", num_classes=5).train()
+    for name, after in (("a", (1, 0, 0)), ("b", (3, 1, 0)), ("c", (3, 3, 2))):
+        net.add_exit(name, after)
+    calls = Counter()
+    for depth in net.depths:
+        for step in net.path(depth):
+            step.register_forward_hook(lambda module, *_: calls.update([id(module)]))
+    assert len({id(s) for d in net.depths for s in net.path(d)}) == len(net.path()) + 3
+    for run in (lambda: net.forward_all(X), lambda: net.joint_loss(X, loss_of)[0].backward()):
+        calls.clear()
+        run()
+        uses = Counter(id(s) for s in {id(s): s for d in net.depths for s in net.path(d)}.values())
+        hooks = {id(s): len(s._forward_hooks) for d in net.depths for s in net.path(d)}
+        assert calls == Counter({s: n * hooks[s] for s, n in uses.items()})
 
 
 def test_the_default_head_asks_for_a_size_where_none_is_found():

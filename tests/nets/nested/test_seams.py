@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import stepwell
 from nets.example_text import CLASSES, MASK, TEXT, Encoder
 from stepwell import Cascade
-from stepwell.nets.nested.cascade import top_probability
+from stepwell.nets.nested.criteria import top_probability
 from stepwell.nets.nested.nest import nest
 
 EXACT = {"rtol": 0, "atol": 0}
@@ -589,7 +589,7 @@ def test_a_cascade_refuses_steps_that_hand_on_tensors_without_images():
 
     net = nest(Net(), ["blocks"], {"1": (1,)}, input_size=(3, 2, 2)).eval()
     net.mark("trained")
-    cascade = stepwell.Cascade(net, {"1": 1.0})
-    cascade.confidence = lambda logits: torch.arange(len(logits)).float()  # sure of all but the first
+    # sure of all but the first
+    cascade = stepwell.Cascade(net, {"1": 1.0}, criterion=lambda z: torch.arange(len(z)).float())
     with pytest.raises(ValueError, match=r"hands on a tensor of shape \(12,\) for 4 images"):
         cascade(torch.randn(4, 3, 2, 2))

@@ -24,7 +24,7 @@ from stepwell.measure.data_parts import Parts, parts_for
 from stepwell.measure.resolution import CHOSEN, Observed, macs_of_choices, observe_choices
 from stepwell.methods.resolution import Mixing
 from stepwell.nets.files.resolution import load_resolution
-from stepwell.nets.nested.cascade import top_probability
+from stepwell.nets.nested.criteria import top_probability
 from stepwell.nets.resolution.chooser import ResolutionNet
 from stepwell.recipes.drnet import SHARES, Schedule, drnet
 from stepwell.recipes.supervised import supervised

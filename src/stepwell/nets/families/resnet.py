@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from stepwell.nets.decisions.skipping import GATED, GatedBasicBlock
 from stepwell.nets.families.builder import Stem
 from stepwell.types import Images, Logits
 
@@ -31,13 +32,21 @@ def resnet(
     num_classes: int = 1000,
     stem: Stem = "imagenet",
     zero_init_residual: bool = True,
+    gates: bool = False,
 ) -> ResNet:
     """torchvision's ResNet; with `stem="small"` a 3×3 stem of stride 1 for images of about 32 pixels.
 
     The last BatchNorm of every residual block starts at zero (Goyal et al. 2017, section 5.1), so a
     block that a sub-net newly enters starts as the identity.
+
+    With `gates`, every block has a gate by which an image may skip it (`nets.decisions.skipping`).
     """
-    net = ResNet(block, list(blocks), num_classes, zero_init_residual=zero_init_residual)
+    net = ResNet(
+        GATED[block] if gates else block,
+        list(blocks),
+        num_classes,
+        zero_init_residual=zero_init_residual,
+    )
     if stem == "small":
         net.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -57,6 +66,7 @@ class CifarResNet(nn.Module):
             predictions in training, too. Studies of distillation need it (Stanton et al. 2021, section
             6.2).
         widths: channels of the three stages.
+        gates: as for `resnet`.
     """
 
     def __init__(
@@ -67,6 +77,7 @@ class CifarResNet(nn.Module):
         zero_init_residual: bool = True,
         norm: Literal["batch", "layer"] = "batch",
         widths: tuple[int, int, int] = (16, 32, 64),
+        gates: bool = False,
     ) -> None:
         super().__init__()
         norm_of = nn.BatchNorm2d if norm == "batch" else partial(nn.GroupNorm, 1)
@@ -74,9 +85,10 @@ class CifarResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, first, kernel_size=3, padding=1, bias=False)
         self.bn1 = norm_of(first)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _cifar_stage(first, first, blocks[0], stride=1, norm_of=norm_of)
-        self.layer2 = _cifar_stage(first, second, blocks[1], stride=2, norm_of=norm_of)
-        self.layer3 = _cifar_stage(second, third, blocks[2], stride=2, norm_of=norm_of)
+        stage = partial(_cifar_stage, GatedBasicBlock if gates else BasicBlock, norm_of=norm_of)
+        self.layer1 = stage(first, first, blocks[0], stride=1)
+        self.layer2 = stage(first, second, blocks[1], stride=2)
+        self.layer3 = stage(second, third, blocks[2], stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(third, num_classes)
         for module in self.modules():
@@ -93,13 +105,14 @@ class CifarResNet(nn.Module):
 
 
 def _cifar_stage(
-    width_in: int, width: int, blocks: int, *, stride: int, norm_of: Callable[[int], nn.Module]
-) -> nn.Sequential:
+    block: type[BasicBlock], width_in: int, width: int, blocks: int, *, stride: int,
+    norm_of: Callable[[int], nn.Module],
+) -> nn.Sequential:  # fmt: skip
     shortcut: Callable[[Tensor], Tensor] | None = None
     if stride != 1 or width_in != width:
         shortcut = nn.Sequential(
             nn.Conv2d(width_in, width, kernel_size=1, stride=stride, bias=False), norm_of(width)
         )
-    first = BasicBlock(width_in, width, stride, shortcut, norm_layer=norm_of)
-    others = (BasicBlock(width, width, norm_layer=norm_of) for _ in range(blocks - 1))
+    first = block(width_in, width, stride, shortcut, norm_layer=norm_of)
+    others = (block(width, width, norm_layer=norm_of) for _ in range(blocks - 1))
     return nn.Sequential(first, *others)

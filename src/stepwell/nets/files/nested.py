@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from stepwell.device import device_name
 from stepwell.files import write_whole, writing
 from stepwell.nets import build
 from stepwell.nets.build import builder_of
 from stepwell.nets.card import Card
+from stepwell.nets.decisions.skipping import use_break_even
 from stepwell.nets.files.container import (
     digest,
     is_pickle,
@@ -41,7 +43,7 @@ BESIDE = "beside/"
 #: Arguments of timm's builders that name other files.
 FOREIGN = ("checkpoint_path", "cache_dir")
 #: Entries of the card that are measurements.
-MEASURED = ("costs", "latency", "cascade")
+MEASURED = ("costs", "latency", "cascade", "break_even")
 
 
 class Beside(NamedTuple):
@@ -283,6 +285,7 @@ def assemble(
         for depth, status in header["status"].items():
             net.mark(status, depth)
         net.card = card_of(header)
+        use_break_even(net.module, net.card.break_even.get(device_name(), {}))
     return net.eval()
 
 

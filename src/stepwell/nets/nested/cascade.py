@@ -12,17 +12,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stepwell.nets.nested.criteria import (
+    Criterion,
+    Weights,
+    agreement,
+    criterion_of,
+)
 from stepwell.nets.nested.net import Inputs, NestedNet
 from stepwell.nets.nested.steps import Request, Value, each, overwrites, tensors_of
-from stepwell.types import Logits
+from stepwell.ranges import POSITIVE, check_number
 
-#: Maps logits (batch, classes) to confidence (batch,); a depth answers an image from its threshold on.
+#: Maps logits (batch, classes) to confidence (batch,).
 Confidence = Callable[[Tensor], Tensor]
-
-
-def top_probability(logits: Logits) -> Float[Tensor, " batch"]:
-    """The largest softmax probability of each row."""
-    return logits.softmax(1).amax(1)
 
 
 class Answer(NamedTuple):
@@ -36,14 +37,17 @@ class Cascade:
     """Several depths of `net`, shallow to deep; the last one answers the remaining images.
 
     Args:
-        thresholds: by depth, without the last. A depth answers the images whose confidence reaches its
-            threshold, from 0 to 1 with the default `confidence`.
+        thresholds: by depth, without the last. A depth answers the images whose score reaches its
+            threshold: from 0 to 1, or the number of depths that agree with `criterion="patience"`.
         last: the depth that answers the remaining images; the full net by default.
-        confidence: the measure of confidence, the same for all depths.
+        criterion: a key of `nets.nested.criteria.CRITERIA`, or a function of logits.
+        temperatures: by depth; the criterion sees logits divided by it. 1 for the depths not named.
+        weights: by depth, of `criterion="learned"`.
 
     Raises:
         ValueError: no such depth, a depth that is neither trained nor calibrated, or one deeper than
-            `last`; a threshold for `last` itself, or one that is nan or out of range.
+            `last`; a threshold for `last` itself, or one that is nan or out of range; no such
+            criterion, a temperature that is not positive, or weights that are missing.
     """
 
     def __init__(
@@ -51,11 +55,23 @@ class Cascade:
         net: NestedNet,
         thresholds: Mapping[str, float],
         last: str | None = None,
-        confidence: Confidence = top_probability,
+        criterion: str | Confidence = "confidence",
+        *,
+        temperatures: Mapping[str, float] | None = None,
+        weights: Mapping[str, Weights] | None = None,
     ) -> None:
         last = net.full if last is None else last
         net.require_ready(*thresholds, last)
-        _check_thresholds(thresholds, last, confidence)
+        own = criterion_of(criterion) if isinstance(criterion, str) else None
+        _check_thresholds(thresholds, last, own)
+        self.temperatures, self.weights = dict(temperatures or {}), dict(weights or {})
+        for depth, temperature in self.temperatures.items():
+            check_number(f"the temperature of depth {depth!r} is", temperature, POSITIVE)
+        if lacking := [d for d in thresholds if criterion == "learned" and d not in self.weights]:
+            raise ValueError(
+                f"a learned criterion has weights for every depth with a threshold, and {lacking[0]!r} "
+                "has none: `stepwell eval RUN --cascade --criterion learned --save` fits them"
+            )
         self.net = net
         self.depths = (*(d for d in net.depths if d in thresholds), last)
         if list(self.depths) != [d for d in net.depths if d in (*thresholds, last)]:
@@ -64,7 +80,8 @@ class Cascade:
                 f"{', '.join(thresholds)}"
             )
         self.thresholds = {d: float(thresholds[d]) for d in self.depths[:-1]}
-        self.confidence = confidence
+        self.criterion = criterion
+        self._score = own.score if own else lambda logits, agreed, weights: criterion(logits)  # type: ignore[operator]
         self._branches = branches_of([net.path(d) for d in self.depths])
 
     @classmethod
@@ -76,7 +93,13 @@ class Cascade:
                 "this network has no cascade yet: `stepwell eval RUN --cascade --save` calibrates one"
             )
         *shallow, last = saved["depths"]
-        return cls(net, dict(zip(shallow, saved["thresholds"], strict=True)), last)
+        values, *more = (
+            dict(zip(shallow, saved[name], strict=True)) if name in saved else None
+            for name in ("thresholds", "temperatures", "weights")
+        )
+        temperatures, weights = more
+        criterion = saved.get("criterion", "confidence")  # older files had no other
+        return cls(net, values or {}, last, criterion, temperatures=temperatures, weights=weights)
 
     @torch.inference_mode()
     def __call__(self, x: Inputs, *, given: Mapping[str, Any] | None = None) -> Answer:
@@ -92,14 +115,17 @@ class Cascade:
         rows = torch.arange(len(x), device=x.device)  # of the batch: the images still unanswered
         values: dict[tuple[int, int], Value] = {(0, 0): x}
         logits, answered = None, torch.zeros_like(rows)
+        classes, agreed = torch.full_like(rows, -1), torch.zeros_like(rows)
         for i, depth in enumerate(self.depths):
             y = self._run(i, values, asked)
+            agreed = agreement(y.argmax(1), classes, agreed)
+            classes = y.argmax(1)
             logits = torch.empty_like(y) if logits is None else logits
             logits[rows] = y
             answered[rows] = i
             if depth not in self.thresholds:
                 break
-            unsure = (~(self.confidence(y) >= self.thresholds[depth])).nonzero().flatten()
+            unsure = (~(self._scores(depth, y, agreed) >= self.thresholds[depth])).nonzero().flatten()
             if not len(unsure):
                 break
             needed = self._branches[i + 1 :]
@@ -107,9 +133,14 @@ class Cascade:
             if len(unsure) < len(rows):
                 values = {at: _rows(y, unsure, len(rows)) for at, y in values.items()}
                 asked = asked.of_rows(unsure, len(rows))
-                rows = rows[unsure]
+                rows, classes, agreed = rows[unsure], classes[unsure], agreed[unsure]
         assert logits is not None
         return Answer(logits, answered)
+
+    def _scores(self, depth: str, logits: Tensor, agreed: Tensor) -> Tensor:
+        """The criterion's score of each image at a depth."""
+        tempered = logits / self.temperatures.get(depth, 1.0)
+        return self._score(tempered, agreed, self.weights.get(depth, ()))
 
     def _run(self, i: int, values: dict[tuple[int, int], Value], asked: Request) -> Tensor:
         """Logits of the i-th depth; `values` gains those from which deeper depths continue."""
@@ -137,17 +168,17 @@ def _rows(value: Value, chosen: Tensor, images: int) -> Value:
     return each(lambda tensor: tensor[chosen], value)
 
 
-def _check_thresholds(thresholds: Mapping[str, float], last: str, confidence: Confidence) -> None:
+def _check_thresholds(thresholds: Mapping[str, float], last: str, criterion: Criterion | None) -> None:
     if last in thresholds:
         raise ValueError(
             f"the last depth of a cascade, {last!r}, answers all remaining images and takes no "
             "threshold: leave its own out, or name a deeper depth as last"
         )
     for depth, value in thresholds.items():
-        if confidence is top_probability and not 0 <= value <= 1:
+        if criterion and not (math.isfinite(value) and criterion.within.holds(value)):
             raise ValueError(
-                f"the threshold of depth {depth!r} is {value}: it must be between 0 and 1 (0.9: answer "
-                "where the top probability reaches 90 %); leave out a depth that is to answer nothing"
+                f"the threshold of depth {depth!r} is {value}: it must be {criterion.within.words}; "
+                "leave out a depth that is to answer nothing"
             )
         if math.isnan(value):  # other measures, such as minus the entropy, may be negative
             raise ValueError(f"the threshold of depth {depth!r} is {value}: it must be a number")

@@ -42,7 +42,7 @@ def check_depth(
 
     Raises:
         ValueError: its name cannot name a file, or is taken; a wrong number of stages or blocks; it is
-            the same network as another depth.
+            the same network as another depth; an exit ends with the full net, or where another does.
     """
     what = f"{'exit' if ends_early else 'depth'} {name!r} = {blocks}"
     if not _NAME.fullmatch(name) or name in _RESERVED or name.endswith(".int8"):
@@ -69,6 +69,11 @@ def check_depth(
             raise ValueError(
                 f"{what}: {stage} can keep 1 to {all_} blocks (the full net's), not {count}"
             )
+    if ends_early and blocks == most:
+        raise ValueError(
+            f"{what}: the full net ends behind its last block with its own head: keep fewer blocks"
+        )
     for other, others in present.items():
-        if others == blocks and other not in exits and not ends_early:
-            raise ValueError(f"{what} is the same network as depth {other!r}: drop one of them")
+        if others == blocks and (other in exits) == ends_early:
+            same = "ends where exit" if ends_early else "is the same network as depth"
+            raise ValueError(f"{what} {same} {other!r}{' does' * ends_early}: drop one of them")

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from stepwell.nets.nested.plan import Plan
 from stepwell.nets.nested.steps import Value
 
+
+class UnknownShapeError(ValueError):
+    """No input was found that a module runs on."""
+
+
 #: Heights and widths tried, in this order, for images of unknown size.
 SIZES = (32, 64, 224, 256, 384)
 
@@ -19,7 +24,7 @@ def example_input(module: nn.Module, size: Sequence[int] | None = None) -> Tenso
 
     Args:
         size: shape of one example, such as (3, 224, 224), or (16,) for 16 tokens; by default found by
-            trial. ValueError if the module does not run on it, or none is found.
+            trial. ValueError if the module does not run on it, UnknownShapeError if none is found.
     """
     kind = type(module).__name__
     problem = "its first layer is no Conv2d or Linear"
@@ -33,7 +38,7 @@ def example_input(module: nn.Module, size: Sequence[int] | None = None) -> Tenso
                 return x
     if size is not None:
         raise ValueError(f"{kind} does not run on input of shape {(2, *size)}: {problem}")
-    raise ValueError(
+    raise UnknownShapeError(
         f"the shape of {kind}'s input could not be found ({problem}): give that of one example, "
         "such as input_size=(3, 224, 224)"
     )

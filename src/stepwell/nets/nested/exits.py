@@ -1,12 +1,14 @@
 """Exits: depths that end early with a head of their own."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from stepwell.nets.nested.steps import Request, Value, feature_of, request
+from stepwell.nets.nested.example import line_of
+from stepwell.nets.nested.steps import Request, Value, feature_of, request, tensors_of
 
 #: The name of an exit's head in the plain network of the exit, and in files.
 HEAD = "exit_head"
@@ -27,10 +29,9 @@ class PooledHead(nn.Module):
         logits: Float[Tensor, "batch ..."],
         channels_last: bool,
     ) -> "PooledHead":
-        """A head from `feature` to logits of the shape of `logits`, on the same device."""
+        """A head from `feature` to logits of the shape of `logits`."""
         maps = feature.dim() == 4 and not channels_last
-        head = cls(feature.shape[1] if maps else feature.shape[-1], logits.shape[-1], channels_last)
-        return head.to(feature.device, feature.dtype)
+        return cls(feature.shape[1] if maps else feature.shape[-1], logits.shape[-1], channels_last)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -48,14 +49,48 @@ class PooledHead(nn.Module):
         return self.fc(x)
 
 
+def conv_norm(width_in: int, width: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """A convolution that keeps the resolution but for its stride, BatchNorm and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(width_in, width, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    )
+
+
+class ConvHead(nn.Module):
+    """Logits of a stage's output: two strided convolutions, an average, and a linear layer.
+
+    It is the classifier of MSDNet (Huang et al. 2018).
+    """
+
+    def __init__(self, channels: int, classes: int, width: int = 128) -> None:
+        super().__init__()
+        self.first = conv_norm(channels, width, 3, 2)
+        self.second = conv_norm(width, width, 3, 2)
+        self.fc = nn.Linear(width, classes)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments to make this head again, with fresh weights."""
+        channels, width = self.first[0].in_channels, self.fc.in_features
+        return {"channels": channels, "classes": self.fc.out_features, "width": width}
+
+    def forward(self, x: Value) -> Tensor:
+        """Maps (batch, channels, height, width) to logits (batch, classes)."""
+        logits: Tensor = self.fc(self.second(self.first(feature_of(x))).mean((2, 3)))
+        return logits
+
+
 #: The heads that a file can name.
-HEADS: dict[str, type[PooledHead]] = {"pooled": PooledHead}
+HEADS: dict[str, type[PooledHead | ConvHead]] = {"pooled": PooledHead, "conv": ConvHead}
 
 
 def describe_head(head: nn.Module) -> dict[str, Any] | None:
     """The name and arguments of a head for a file's header; None for a custom head."""
     for name, kind in HEADS.items():
         if type(head) is kind:
+            assert isinstance(head, PooledHead | ConvHead)
             return {"head": name, "arguments": head.arguments}
     return None
 
@@ -97,6 +132,29 @@ class ExitNet(nn.Module):
             value, _ = asked.call(step, value, keywords)
         assert isinstance(value, Tensor)
         return value
+
+
+def check_classes(
+    exit: str, head: nn.Module, logits: Float[Tensor, "batch ..."], output: Value
+) -> None:
+    """Raise ValueError for a head that does not take a block's output to logits like the full net's.
+
+    `logits` and `output` are tensors on torch's meta device, which have a shape and no values.
+    """
+    try:
+        found = deepcopy(head).to("meta").eval()(output)
+    except Exception as error:  # whatever the head's own code raises
+        shape = ", ".join(str(tuple(t.shape)) for t in tensors_of(output))
+        raise ValueError(
+            f"the head of exit {exit!r} does not take the output of its block, of shape {shape}: "
+            f"{line_of(error)}"
+        ) from error
+    if not isinstance(found, Tensor) or found.shape != logits.shape:
+        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"the head of exit {exit!r} gives {given} where the network gives logits of shape "
+            f"{tuple(logits.shape)}: make it for {logits.shape[-1]} classes"
+        )
 
 
 def check_head(exit: str, head: nn.Module, net: nn.Module) -> None:

@@ -10,6 +10,7 @@ classifier stay shared.
 Nothing is switched by a flag: `forward(x, "18")` walks path "18".
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -21,12 +22,12 @@ from stepwell.device import device_name
 from stepwell.nets.card import Card
 from stepwell.nets.nested.budget import choose_depth
 from stepwell.nets.nested.depth_names import blocks_of, check_depth
-from stepwell.nets.nested.example import example_input, outputs_by_block
-from stepwell.nets.nested.exits import PooledHead, check_head
+from stepwell.nets.nested.example import UnknownShapeError, example_input, outputs_by_block
+from stepwell.nets.nested.exits import PooledHead, check_classes, check_head
 from stepwell.nets.nested.joint import LossOf, check_extras, joint_loss
 from stepwell.nets.nested.paths import Path
 from stepwell.nets.nested.plan import Plan, channels_last
-from stepwell.nets.nested.steps import Request, Value, feature_of, request
+from stepwell.nets.nested.steps import Request, Value, each, feature_of, keywords_of, request
 from stepwell.nets.nested.trie import Fork, Node, trie_of
 from stepwell.nets.nested.weights import Weights
 from stepwell.nets.predictions import Answers, Predicts
@@ -68,6 +69,7 @@ class NestedNet(Predicts, Weights):
         self.input_size: Sequence[int] | None = None  # of one example, if `nest` was told
         self._status: dict[str, Status] = {}
         self._tries: dict[tuple[str, ...], Node] = {}
+        self._tried: dict[tuple[int, ...], tuple[Tensor, list[list[Value]]]] = {}  # by input size
         self._keywords: set[str] = set()  # that some step takes
         sizes = tuple(len(blocks) for blocks in plan.blocks)
         self._insert(full, self._maker.of_depth(None, sizes))
@@ -270,13 +272,17 @@ class NestedNet(Predicts, Weights):
 
         Args:
             after: blocks of each stage; 0 for the last stages, which it does not run.
-            head: takes the output of the exit's last block; by default a `PooledHead`.
-            input_size: shape of one input, such as (3, 224, 224), to size the default head; found by
-                trial if not given.
+            head: takes the output of the exit's last block; by default a `PooledHead`, or what the
+                network's own `exit_head(channels, classes)` makes.
+            input_size: shape of one input, such as (3, 224, 224), to size the default head and to try
+                another one; found by trial if not given. A head is not tried if no shape is found, or
+                if its forward names constants of the batch.
 
         Raises:
-            ValueError: the name is taken, or cannot name a file; `after` does not fit the stages; the
-                head shares weights with the network; the network does not run on `input_size`.
+            ValueError: the name is taken, or cannot name a file; `after` does not fit the stages, or
+                another exit ends there; the head shares weights with the network, does not take the
+                block's output or gives another number of classes; the network does not run on
+                `input_size`.
         """
         most = self._paths[self.full].blocks
         counts = blocks_of(name, after, most)
@@ -284,18 +290,33 @@ class NestedNet(Predicts, Weights):
             name, counts, self.depths, self.plan.stages, most, exits=self.exits, ends_early=True
         )
         if head is None:
-            head = self._default_head(counts, input_size)
-        check_head(name, head, self)
+            logits, feature = self._shapes(counts, input_size)
+            feature, own = feature_of(feature), getattr(self.module, "exit_head", None)
+            if own is None:
+                head = PooledHead.like(feature, logits, channels_last(self.module))
+            else:
+                head = own(feature.shape[1], logits.shape[1])
+            like = next(p for p in self.parameters() if p.is_floating_point())
+            head = head.to(like.device, like.dtype)
+        else:
+            check_head(name, head, self)
+            if not keywords_of(head):
+                with contextlib.suppress(UnknownShapeError):
+                    check_classes(name, head, *self._shapes(counts, input_size))
         self._insert(name, self._maker.of_depth(name, counts, head.train(self.training)))
 
     @torch.no_grad()
-    def _default_head(self, after: Sequence[int], input_size: Sequence[int] | None) -> PooledHead:
-        """A head from the features behind the blocks `after` to the logits."""
-        with in_eval_mode(self):
-            x = example_input(self.module, input_size or self.input_size)
-            logits, outputs = self(x), [*outputs_by_block(self.path(), self.plan, x)]
-        run = [blocks[count - 1] for blocks, count in zip(outputs, after, strict=True) if count]
-        return PooledHead.like(feature_of(run[-1]), logits, channels_last(self.module))
+    def _shapes(self, after: Sequence[int], input_size: Sequence[int] | None) -> tuple[Tensor, Value]:
+        """The logits and the output of the last of the blocks `after`, as tensors without memory."""
+        size = tuple(input_size or self.input_size or ())
+        if size not in self._tried:
+            with in_eval_mode(self):
+                x = example_input(self.module, size or None)
+                outputs = [*outputs_by_block(self.path(), self.plan, x)]
+                self._tried[size] = each(lambda t: t.to("meta"), (self(x), outputs))
+        logits, outputs = self._tried[size]
+        stage = max(i for i, count in enumerate(after) if count)
+        return logits, outputs[stage][after[stage] - 1]
 
     def load_full(self, state: Mapping[str, Tensor]) -> None:
         """Load the full net's weights under its own (torchvision's) names; sub-nets follow.

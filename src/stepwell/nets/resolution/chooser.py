@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stepwell.measures import in_words
 from stepwell.nets.card import Card
+from stepwell.nets.decisions.executor import gathered, groups
 from stepwell.nets.nested.cascade import Answer
 from stepwell.nets.predictions import Answers, Predicts
 from stepwell.nets.resolution.resolutions import Resolutions, resize
@@ -210,11 +211,11 @@ class ResolutionNet(Predicts):
 
     def run(self, x: Images, who: Which) -> Iterator[tuple[Tensor, Tensor]]:
         """Run each choice that some image makes, by `who`; give the rows of `x` and their logits."""
-        for i, (depth, size) in enumerate(self.choices):
-            rows = (who == i).nonzero().flatten()
-            if len(rows) or (i == 0 and not len(x)):  # no images have logits, too: none
-                part = x if len(rows) == len(x) else x[rows]
-                yield rows, self.net(part, size, depth)
+        none = [(0, who)] * (not len(x))  # no images have logits, too: none
+        for i, rows in none or groups(who, len(self.choices)):
+            depth, size = self.choices[i]
+            part = x if len(rows) == len(x) else x[rows]
+            yield rows, self.net(part, size, depth)
 
     def answer(self, x: Images) -> Answer:
         """Give the logits of each image and the index of its choice; equal choices run together."""
@@ -251,13 +252,3 @@ class ResolutionNet(Predicts):
             by_depth = self.net.at(size).logits_by_depth(resize(x, size), depths)
             found |= {Choice(depth, size): logits for depth, logits in by_depth.items()}
         return {name: found[c] for name, c in zip(self.names, self.choices, strict=True)}
-
-
-def gathered(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Join parts of a batch by their rows."""
-    (rows, values), *others = parts
-    if not others:
-        return values
-    order = torch.cat([rows, *(r for r, _ in others)])
-    joined = torch.cat([values, *(v for _, v in others)])
-    return torch.empty_like(joined).index_copy(0, order, joined)

@@ -1,0 +1,119 @@
+"""Time of decisions per image over the time of the network that makes none, on one thread.
+
+Decisions are set, not learnt, so that each share of active work is met exactly; the gates' own time
+counts.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.timing import ratio, side_by_side
+from stepwell import Card, Cascade, build
+from stepwell.cost import count_macs
+from stepwell.measure.cascade import cascade_macs
+from stepwell.measure.skipping import measure_break_even
+from stepwell.nets.decisions.skipping import gated_blocks, use_break_even
+
+#: Images in a batch, rounds, seconds to measure a block's break-even, and pixels by case.
+IMAGES, ROUNDS, SECONDS = 64, 9, 1.0
+CASES = {"32 pixels": 32}
+SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+class Forced(nn.Module):
+    """A gate that computes its scores and then opens for the first images of a batch."""
+
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.gate, self.share = gate, 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores that open for a share of the images."""
+        scores: Tensor = self.gate(x)
+        scores[:, 0] = 0
+        scores[:, 1] = -1
+        scores[: round(self.share * len(x)), 1] = 1
+        return scores
+
+
+def skipping(size: int, batch: int) -> dict[str, Any]:
+    """A stage of three basic blocks of 64 channels with gates, over the same blocks without."""
+    widths = (64, 64, 64)
+    net = build("resnet20", widths=widths, gates=True, zero_init_residual=False).eval()
+    plain = build("resnet20", widths=widths).eval()
+    state = {k: v for k, v in net.module.state_dict().items() if ".gate." not in k}
+    plain.load_full(state)
+    blocks, dense = net.module.layer1, plain.module.layer1
+    x = torch.randn(batch, 64, size, size, generator=torch.Generator().manual_seed(0)).relu()
+    x = x.contiguous(memory_format=torch.channels_last)
+    table = measure_break_even(net, size, seconds=SECONDS)
+    gates = [Forced(block.gate) for block in blocks]
+    of_gates = sum(count_macs(gate, x[:1]) for gate in gates) / count_macs(dense, x[:1])
+    found = {}
+    for adaptive in (False, True):
+        use_break_even(net.module, table if adaptive else {})
+        for block, gate in zip(blocks, gates, strict=True):
+            block.gate = gate
+        for share in SHARES if batch > 1 else (0.0, 1.0):
+            for gate in gates:
+                gate.share = share
+            runs = {"gated": partial(blocks, x), "dense": partial(dense, x)}
+            clock = ratio(side_by_side(runs, rounds=ROUNDS), "gated", "dense")
+            name = f"open {share:.2f}" + ", dense above the break-even" * adaptive
+            found[name] = {"over dense": clock, "by MACs": share + of_gates}
+    values = [share for name, _ in gated_blocks(net.module) if "layer1" in name
+              for size_, share in table[name].items() if int(size_) == 64]  # fmt: skip
+    return {"shares": found, "break-even": sorted(values)}
+
+
+def exits(size: int, batch: int) -> dict[str, Any]:
+    """ResNet-18 with three exits, of which each answers a set share of the images."""
+    net = build("resnet18", stem="small", num_classes=10).eval()
+    for i, after in enumerate([(2, 0, 0, 0), (2, 2, 0, 0), (2, 2, 2, 0)], start=1):
+        net.add_exit(f"exit{i}", after, input_size=(3, size, size))
+    net.mark("trained")
+    net.card = Card(size=size)
+    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last)
+    found = {}
+    for leaving in (0.0, 0.3, 0.5):  # of the images that come to an exit
+        cascade = Cascade(
+            net, dict.fromkeys(("exit1", "exit2", "exit3"), 0.0), criterion=First(leaving)
+        )
+        with torch.inference_mode():
+            answered = cascade(x).depth
+        costs = torch.tensor(cascade_macs(net, cascade.depths), dtype=torch.float64)
+        full = cascade_macs(net, [net.full])[0]
+        runs = {"cascade": partial(cascade, x), "full": partial(net, x)}
+        clock = ratio(side_by_side(runs, rounds=ROUNDS), "cascade", "full")
+        by_macs = float(costs[answered].mean()) / full
+        found[f"leaving {leaving:.1f}"] = {"over full": clock, "by MACs": by_macs}
+    return found
+
+
+class First:
+    """A criterion that is sure of the first images of a batch, a share of them."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """0 for sure, below it for unsure."""
+        sure = torch.arange(len(logits)) < round(self.share * len(logits))
+        return sure.float() - 1
+
+
+@torch.inference_mode()
+def measure() -> dict[str, Any]:
+    """Ratios of times at batch 64 and batch 1."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return {
+        f"{run.__name__}, {name}, batch {batch}": run(size, batch)
+        for name, size in CASES.items()
+        for run in (skipping, exits)
+        for batch in (IMAGES, 1)
+    }

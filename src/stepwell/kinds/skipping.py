@@ -1,0 +1,92 @@
+"""Image classifiers whose blocks an image may skip."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stepwell.console import row_table, say, show, show_conditions, table, written
+from stepwell.kinds import Network, Predicted, classifier
+from stepwell.kinds.classifier_tables import show_classes, show_never_right
+from stepwell.kinds.classifier_tables import show_export as show_export
+from stepwell.measures import BLOCKS_SPEED, BUSY
+
+if TYPE_CHECKING:
+    from stepwell.nets import NestedNet
+
+NAME = "a network that skips blocks"
+ADVICE = {
+    "calibrate": "it has one depth: train it again, or train a nested one (`stepwell train ekd`)",
+    "delta": "it has one depth: export it as a whole",
+    "cost": "`stepwell eval` measures its costs, which depend on the images",
+}
+NEXT = classifier.NEXT
+SECTIONS = [
+    f"stepwell.report.{section}" for section in (
+        "resolution:lead", "sections:cost_figures", "sections:row_table", "classes:classes_section",
+        "sections:churn", "evaluations:other_evaluations", "sections:run_figures", "systems:sections",
+        "sections:examples", "sections:facts", "sections:arguments",
+    )
+]  # fmt: skip
+EVALUATED = ("params", "macs", "accuracy", "balanced_accuracy", "nll", "ece", "ms")
+#: A mean open rate outside of which the gates hardly choose.
+ALL_OPEN = 0.98
+
+
+def open(path: Path, module: Callable[[], Any] | None = None) -> "NestedNet":
+    """Read the network of a run or a file; errors as for `stepwell.load` and `check_card`."""
+    return classifier.open(path, module)
+
+
+def evaluate(network: Network, *, data: str | None = None) -> dict[str, Any]:
+    """Measure the network as its gates decide, and with every block. Flags as for `eval`."""
+    from stepwell.measure.data_parts import parts_of
+    from stepwell.measure.skipping import measure_skipping
+
+    parts = parts_of(network.net, network.path, network.config, data)
+    results, _ = measure_skipping(network.net, parts.test)
+    return results | {"data": parts.about}
+
+
+def predict(
+    network: Network, paths: Sequence[Path], *, depth: str | None = None, top: int = 1
+) -> Predicted:
+    """Classify images; each runs the blocks that its gates open. Flags as for `predict`."""
+    return classifier.predict(network, paths, depth=depth, top=top)
+
+
+def export(
+    network: Network, folder: Path, *, format: Literal["onnx", "pt2", "safetensors"] = "onnx",
+    depth: str | None = None, data: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the network for other programs, whose graph runs every block. Flags as for `export`."""
+    result = classifier.export(network, folder, format=format, depth=depth, data=data)
+    if format != "safetensors":
+        say("note: the graph decides as the network does, but computes every block and saves no time")
+    return result
+
+
+def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False) -> None:
+    """Print results as tables; `brief`: as after a training."""
+    costs, test, rows, record = (results[k] for k in ("costs", "test", "rows", "skipping"))
+    show(row_table(title, classifier.TRAINED if brief else EVALUATED, costs, test, row=rows))
+    if not brief:
+        show_never_right(results, row=rows)
+    show_classes(test)
+    show_conditions(costs)
+    show_gates(record)
+
+
+def show_gates(record: Mapping[str, Any]) -> None:
+    """Print the open rates, the cost and the speed of a network with gates."""
+    rows = [[name, f"{100 * rate:.1f} %"] for name, rate in record["open"].items()]
+    show(table("open rates", ["block", "images that run it"], rows))
+    show(
+        f"an image runs {100 * record['mean']:.1f} % of the blocks in the mean, and costs "
+        f"{100 * record['cost']:.1f} % of the MACs of all blocks, gates included"
+    )
+    if record["mean"] > ALL_OPEN:
+        show("nearly all blocks run: try a lower --target, or more epochs", style="dim")
+    rows = [[written(m, row[k]) for k, m in BLOCKS_SPEED.items()] for row in record["speed"]]
+    show(table("speed", [measure.title for measure in BLOCKS_SPEED.values()], rows))
+    if any("unsure" in row for row in record["speed"]):
+        show(BUSY, style="bold")

@@ -1,0 +1,48 @@
+"""Losses of decisions: how often a block runs, and the policy gradient."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from stepwell.losses.precision import in_full_precision
+
+
+@in_full_precision
+def open_rate_loss(
+    open: Float[Tensor, "gates batch"], target: float | Sequence[float]
+) -> Float[Tensor, ""]:
+    """The mean squared distance of each gate's open rate from its target (Veit and Belongie 2018).
+
+        mean over gates l of (target_l - mean over the batch of open_l)^2
+
+    Args:
+        open: 1 where an image runs the gate's block, else 0; with the gradient of its estimator.
+        target: one rate for all gates, or one for each.
+    """
+    return (open.new_tensor(target) - open.mean(1)).square().mean()
+
+
+@in_full_precision
+def reinforce_loss(
+    log_probability: Float[Tensor, "*decisions batch"], reward: Float[Tensor, "*decisions batch"]
+) -> Float[Tensor, ""]:
+    """REINFORCE (Williams 1992): its gradient is that of the expected reward, with the sign of a loss.
+
+        - mean over images i of (reward_i - mean over the other images of reward) · log_probability_i
+
+    The mean of the other images is a baseline that does not depend on the image's own draw, so the
+    estimate stays unbiased. Decisions are summed. No gradient reaches `reward`.
+
+    Args:
+        log_probability: of the choice that was drawn.
+
+    Raises:
+        ValueError: a batch of one image has no others.
+    """
+    count = reward.shape[-1]
+    if count < 2:
+        raise ValueError("a baseline of the other images needs a batch of two or more")
+    # reward - (sum - reward) / (n - 1) = (reward - mean) · n / (n - 1)
+    advantage = (reward - reward.mean(-1, keepdim=True)).detach() * (count / (count - 1))
+    return -(advantage * log_probability).sum() / count

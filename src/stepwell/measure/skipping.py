@@ -1,0 +1,233 @@
+"""Networks whose blocks an image may skip: open rates, costs, speed, and where skipping pays."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stepwell.cost import cost_of, count_macs, mean_of_medians, measure_latencies, time_each
+from stepwell.data import Batches
+from stepwell.device import device_name
+from stepwell.evaluation import Tally, gather_logits
+from stepwell.measure import speed
+from stepwell.measure.depths import results_of
+from stepwell.measure.inputs import blank_image
+from stepwell.measure.resolution import timed_images
+from stepwell.nets import NestedNet, build
+from stepwell.nets.decisions.estimators import Draw
+from stepwell.nets.decisions.executor import with_branch
+from stepwell.nets.decisions.skipping import Gated, gated_blocks, use_break_even
+from stepwell.train_mode import in_eval_mode
+from stepwell.types import Labels, Logits
+
+#: Rows of the results: the gates decide, or every block runs, without gates.
+CHOSEN, ALL = "chosen", "all"
+#: Shares of a batch, and batch sizes, at which blocks are timed.
+SHARES, BATCHES = (0.25, 0.5, 0.75), (8, 64)
+
+
+class Branch(nn.Module):
+    """The residual branch of a gated block alone."""
+
+    def __init__(self, block: Gated) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The branch of the block's input."""
+        return self.block.branch(x)
+
+
+def without_gates(net: NestedNet) -> nn.Module:
+    """The plain network that runs every block: the same weights, no gates; nothing is shared."""
+    assert net.builder is not None, "a network with gates is built by name"
+    name, arguments = net.builder
+    plain = build(name, **{k: v for k, v in arguments.items() if k != "gates"})
+    state = {k: v for k, v in net.module.state_dict().items() if ".gate." not in k}
+    plain.load_full(state)
+    return plain.module.eval().to(next(net.parameters()).device)
+
+
+class SkippingMacs(NamedTuple):
+    """MACs of an image: of what always runs (`gates` among it), and of each gated branch in order."""
+
+    fixed: int
+    branches: tuple[int, ...]
+    gates: int
+
+    @property
+    def all(self) -> int:
+        """MACs of every block, without gates."""
+        return self.fixed - self.gates + sum(self.branches)
+
+    def at(self, open: Float[Tensor, "*images gates"]) -> Float[Tensor, "*images"]:
+        """MACs by the gates that are open, or by their rates; gates count, too."""
+        return self.fixed + open.double() @ torch.tensor(self.branches, dtype=torch.float64)
+
+
+@torch.no_grad()
+def skipping_macs(net: NestedNet, size: int) -> SkippingMacs:
+    """Count the MACs of the full net for images of `size` pixels."""
+    found = [
+        (count_macs(Branch(block), x), count_macs(block.gate, x))
+        for _, block, x in _inputs(net, blank_image(net, size))
+    ]
+    branches, gates = zip(*found, strict=True)
+    whole = count_macs(without_gates(net), blank_image(net, size))
+    return SkippingMacs(whole - sum(branches) + sum(gates), branches, sum(gates))
+
+
+def _inputs(net: NestedNet, x: Tensor) -> Iterator[tuple[str, Gated, Tensor]]:
+    """Each gated block of the full net by name, and its input when every block runs."""
+    names = {block: name for name, block in gated_blocks(net.module)}
+    with in_eval_mode(net):
+        for step in net.path():
+            if isinstance(step, Gated):
+                yield names[step], step, x
+                x = step(x, draw=Draw("always"))
+            else:
+                x = step(x)
+
+
+@torch.no_grad()
+def measure_break_even(
+    net: NestedNet, size: int, *, seconds: float | None = None
+) -> dict[str, dict[str, float]]:
+    """Measure the share of a batch below which each gated block is faster on its images alone.
+
+    The time of the compacted form is a line in the share, fitted at `SHARES`. It meets the time of the
+    dense form, which runs all images and multiplies by zero, at the break-even.
+
+    Returns:
+        By block, then by batch size as text: a share in [0, 1], for `Card.break_even`.
+    """
+    seconds = (speed.SECONDS if seconds is None else seconds) / 10
+    found: dict[str, dict[str, float]] = {}
+    for batch in BATCHES:
+        x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+        x = x.contiguous(memory_format=torch.channels_last)
+        for name, block, given in _inputs(net, x.to(next(net.parameters()).device)):
+            found.setdefault(name, {})[str(batch)] = _break_even(block, given, seconds)
+    return found
+
+
+def _break_even(block: Gated, x: Tensor, seconds: float) -> float:
+    base = x if block.downsample is None else block.downsample(x)
+    counts = sorted({max(1, round(share * len(x))) for share in SHARES})
+    rows = {count: torch.linspace(0, len(x) - 1, count).long().to(x.device) for count in counts}
+    calls = {
+        str(count): partial(with_branch, base, x, chosen, block.branch)
+        for count, chosen in rows.items()
+    }
+    # at a break-even of 0, any open row makes the form dense
+    calls["dense"] = partial(with_branch, base, x, rows[counts[-1]], block.branch, {len(x): 0.0})
+    times = measure_latencies(calls, seconds=seconds, warmup=2, least=5, rounds=2)
+    shares = torch.tensor([[1.0, count / len(x)] for count in counts], dtype=torch.float64)
+    ms = torch.tensor([[times[str(count)].ms] for count in counts], dtype=torch.float64)
+    start, slope = torch.linalg.lstsq(shares, ms).solution[:, 0].tolist()
+    if slope <= 0:  # too noisy to tell: the time does not grow with the share
+        return 1.0 if times["dense"].ms >= float(ms.mean()) else 0.0
+    return min(1.0, max(0.0, (times["dense"].ms - start) / slope))
+
+
+def with_break_even(net: NestedNet) -> None:
+    """Measure break-even shares where the card has none for this device, and use them."""
+    device = device_name(next(net.parameters()).device)
+    if device not in net.card.break_even:
+        table = measure_break_even(net, net.card.size)
+        net.card = replace(net.card, break_even=net.card.break_even | {device: table})
+    use_break_even(net.module, net.card.break_even[device])
+
+
+class Observed(NamedTuple):
+    """Answers for the test images, on the CPU.
+
+    logits: by row, `CHOSEN` and `ALL`.
+    open: 1 where an image runs a gate's block.
+    """
+
+    logits: dict[str, Logits]
+    labels: Labels
+    open: Float[Tensor, "n gates"]
+
+
+def observe_skipping(net: NestedNet, test: Batches) -> Observed:
+    """Run the network as its gates decide, and with every block, on all test images."""
+    device = next(net.parameters()).device
+
+    def predict(images: Tensor) -> dict[str, Tensor]:
+        images = images.to(device)
+        exit = net.forward_all(images, [net.full], extras=("choice",))[net.full]
+        every = net(images, given={"draw": Draw("always")})
+        open = torch.stack(exit.extras["choice"], 2)[:, 1]
+        return {CHOSEN: exit.logits, ALL: every, "open": open}
+
+    with in_eval_mode(net):
+        logits, labels = gather_logits(predict, test)
+    return Observed(logits, labels, logits.pop("open"))
+
+
+def measure_skipping(net: NestedNet, test: Batches) -> tuple[dict[str, Any], Observed]:
+    """Measure the network as its gates decide, and with every block.
+
+    Times use break-even shares, measured where the card has none; answers do not, so that no result
+    depends on a clock.
+
+    Returns:
+        Results as a run's results.json has them, with the rows "chosen" and "all". Under "skipping":
+        the "open" rate of each block, their "mean"; "cost", the share of the MACs of every block;
+        "gate_macs"; "speed" of both, as `compare_speed`. Then the network's answers.
+    """
+    use_break_even(net.module, {})
+    seen = observe_skipping(net, test)
+    with_break_even(net)
+    macs = skipping_macs(net, net.card.size)
+    costs = _costs(net, test, seen, macs)
+    names = [name for name, _ in gated_blocks(net.module)]
+    rates = seen.open.double().mean(0)
+    record = {
+        "open": dict(zip(names, rates.tolist(), strict=True)), "mean": float(rates.mean()),
+        "cost": costs[CHOSEN]["macs"] / macs.all, "gate_macs": macs.gates,
+        "speed": measure_speed(net, timed_images(test), macs),
+    }  # fmt: skip
+    sums = Tally().add(seen.logits, seen.labels)
+    results = results_of(sums, net.card.classes, costs, "skipping", "choice")
+    return results | {"skipping": record}, seen
+
+
+def _costs(
+    net: NestedNet, test: Batches, seen: Observed, macs: SkippingMacs
+) -> dict[str, dict[str, Any]]:
+    images = timed_images(test).to(next(net.parameters()).device)
+    with in_eval_mode(net), torch.inference_mode():
+        times = time_each({"": net.forward}, images.split(1), seconds=speed.SECONDS)[""].times
+    groups = seen.open.sum(1).long().tolist()  # images of equally many blocks take equally long
+    chosen = {
+        "params": sum(p.numel() for p in net.module.parameters()),
+        "macs": round(float(macs.at(seen.open).mean())),
+        "ms": 1000 * mean_of_medians(times, groups[: len(times)]),
+        "batch": 1, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    plain = without_gates(net).cpu()
+    every = cost_of(plain, blank_image(plain, net.card.size), seconds=speed.SECONDS / 2)
+    return {CHOSEN: chosen, ALL: every}
+
+
+@torch.inference_mode()
+def measure_speed(net: NestedNet, images: Tensor, macs: SkippingMacs) -> list[dict[str, float]]:
+    """Measure images per second as the gates decide, and of the plain network; as `compare_speed`."""
+    plain = without_gates(net)
+
+    def by_macs(parts: Sequence[Tensor]) -> float:
+        exits = (net.forward_all(x, [net.full], extras=("choice",))[net.full] for x in parts)
+        open = torch.cat([torch.stack(e.extras["choice"], 2)[:, 1] for e in exits])
+        return float(macs.all / macs.at(open.cpu()).mean())
+
+    with in_eval_mode(net):
+        return speed.compare_speed(
+            net.forward, plain, images.to(next(net.parameters()).device), by_macs
+        )

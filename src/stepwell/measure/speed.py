@@ -1,0 +1,54 @@
+"""Images per second of a network that decides, beside one that does not."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from stepwell.cost import measure_latencies
+from stepwell.cost.latency import synchronised
+from stepwell.types import Images
+
+#: Batch sizes at which speed is measured.
+BATCHES = (64, 1)
+#: Batches of each size, at most; seconds to time, about.
+PARTS, SECONDS = 64, 1.0
+
+
+@torch.inference_mode()
+def compare_speed(
+    chosen: Callable[[Tensor], Tensor], fixed: Callable[[Tensor], Tensor], images: Images,
+    by_macs: Callable[[Sequence[Images]], float], *, seconds: float | None = None,
+) -> list[dict[str, float]]:  # fmt: skip
+    """Measure images per second with and without the decisions, in batches of equal size.
+
+    The two take turns, for about `seconds` each. Images after the last whole batch are not timed.
+
+    Args:
+        by_macs: gives the ratio of the MACs of both on these batches.
+
+    Returns:
+        For batches of 64 (fewer if there are fewer images) and of one: "batch"; images per second as
+        "chosen" and "fixed"; "speed_up", their ratio; "by_macs"; "unsure" if the machine was too busy
+        for certain times.
+    """
+    found = []
+    for batch in dict.fromkeys(min(b, len(images)) for b in BATCHES):
+        timed = images[: min(len(images) // batch, PARTS) * batch]
+        parts = [x.contiguous(memory_format=torch.channels_last) for x in timed.split(batch)]
+        ratio = by_macs(parts)
+        runs = {"chosen": chosen, "fixed": fixed}
+        calls = {name: partial(run_each, run, parts) for name, run in runs.items()}
+        times = measure_latencies(calls, seconds=seconds or SECONDS, warmup=1, least=2, rounds=2)
+        speed = {name: 1000 * len(timed) / time.ms for name, time in times.items()}
+        speed["speed_up"] = speed["chosen"] / speed["fixed"]
+        unsure = {"unsure": True} if any(time.unsure for time in times.values()) else {}
+        found.append({"batch": batch, **speed, "by_macs": ratio} | unsure)
+    return found
+
+
+def run_each(run: Callable[[Tensor], Tensor], parts: Sequence[Images]) -> None:
+    """Run a call on each batch."""
+    for x in parts:
+        synchronised(run(x))

@@ -1,0 +1,119 @@
+"""Residual blocks that an image may skip, after ConvNet-AIG (Veit and Belongie 2018).
+
+y = relu(shortcut(x) + z(x) · branch(x)),  z in {0, 1}
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import relu
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from stepwell.nets.decisions.estimators import Draw
+from stepwell.nets.decisions.executor import BreakEven, with_branch
+from stepwell.nets.decisions.gates import Gate
+
+Maps = Float[Tensor, "batch _ _ _"]
+#: The further outputs of a gated block: its choices as one-hot rows ("skip", "run"), and their scores.
+EXTRAS = ("choice", "scores")
+
+
+class Gated(nn.Module):
+    """A residual block behind a gate; the base of the classes below.
+
+    In training, and in eval with a `draw`, the branch runs on every image and is multiplied by the
+    choice. In eval without one, the gate's better score decides, and the branch runs on the images that
+    take it, or on all where `break_even` says that this is faster.
+    """
+
+    gate: Gate
+    downsample: nn.Module | None
+    conv1: nn.Module
+    conv2: nn.Module
+    bn1: nn.Module
+    bn2: nn.Module
+    relu: nn.Module
+    break_even: BreakEven = MappingProxyType({})
+
+    def branch(self, x: Maps) -> Maps:
+        """The residual branch alone."""
+        raise NotImplementedError
+
+    def forward(
+        self, x: Maps, extras: Collection[str] = (), draw: Draw | None = None
+    ) -> Maps | tuple[Maps, Mapping[str, Tensor]]:
+        """The block's output; with `extras`, also its choices and scores by name."""
+        base = x if self.downsample is None else self.downsample(x)
+        scores = choice = None
+        if draw is not None and draw.estimator == "always":  # the block without its gate
+            y, choice = base + self.branch(x), draw(x.new_zeros(len(x), 2))
+        else:
+            scores = self.gate(x)
+            static = torch.compiler.is_compiling() or x.is_meta  # no branch on values
+            if self.training or draw is not None or static:
+                default = Draw() if self.training else Draw("threshold")
+                choice = (default if draw is None else draw)(scores)
+                y = base + choice[:, 1, None, None, None].to(base.dtype) * self.branch(x)
+            else:
+                rows = (scores[:, 1] > scores[:, 0]).nonzero().flatten()
+                y = with_branch(base, x, rows, self.branch, self.break_even)
+        y = relu(y)  # not in place: a skipped block may give its input
+        if not extras:
+            return y
+        if choice is None and scores is not None:
+            choice = Draw("threshold")(scores)
+        assert choice is not None
+        return y, {"choice": choice, "scores": choice if scores is None else scores}
+
+
+class GatedBasicBlock(Gated, BasicBlock):
+    """torchvision's basic block behind a gate; arguments as there."""
+
+    def __init__(self, inplanes: int, planes: int, *arguments: Any, **options: Any) -> None:
+        super().__init__(inplanes, planes, *arguments, **options)
+        self.gate = Gate(inplanes)
+
+    def branch(self, x: Maps) -> Maps:
+        """Two 3×3 convolutions with norms."""
+        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+
+
+class GatedBottleneck(Gated, Bottleneck):
+    """torchvision's bottleneck behind a gate; arguments as there."""
+
+    conv3: nn.Module
+    bn3: nn.Module
+
+    def __init__(self, inplanes: int, planes: int, *arguments: Any, **options: Any) -> None:
+        super().__init__(inplanes, planes, *arguments, **options)
+        self.gate = Gate(inplanes)
+
+    def branch(self, x: Maps) -> Maps:
+        """A 1×1, a 3×3 and a 1×1 convolution with norms."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        return self.bn3(self.conv3(y))
+
+
+#: The blocks by the class that they are without a gate.
+GATED: Mapping[type[nn.Module], type[Gated]] = {
+    BasicBlock: GatedBasicBlock,
+    Bottleneck: GatedBottleneck,
+}
+
+
+def gated_blocks(module: nn.Module) -> Iterator[tuple[str, Gated]]:
+    """The gated blocks of a network by name, in order."""
+    for name, inner in module.named_modules():
+        if isinstance(inner, Gated):
+            yield name, inner
+
+
+def use_break_even(module: nn.Module, table: Mapping[str, Mapping[str, float]]) -> None:
+    """Set the break-even shares of gated blocks, by their name and the batch size."""
+    for name, block in gated_blocks(module):
+        block.break_even = {int(size): share for size, share in table.get(name, {}).items()}

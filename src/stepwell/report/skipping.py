@@ -1,0 +1,29 @@
+"""The page's section about blocks that an image may skip."""
+
+from collections.abc import Mapping
+from html import escape
+
+from stepwell.measures import BLOCKS_SPEED
+from stepwell.report.markup import as_count, as_percent, table, written
+from stepwell.report.run_record import RunRecord, as_mapping, number
+
+
+def skipping_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
+    """Show how often each block runs, and the speed; nothing for a run without gates."""
+    found = run.own("skipping")
+    rates = as_mapping(found.get("open"))
+    if not rates:
+        return ""
+    text = (
+        f"An image runs {as_percent(number(found.get('mean')))} of the blocks in the mean, and costs "
+        f"{as_percent(number(found.get('cost')))} of the MACs of all blocks. The gates take "
+        f"{as_count(found.get('gate_macs'))} MACs."
+    )
+    rows = [[name, as_percent(number(rate))] for name, rate in rates.items()]
+    speed = [
+        [written(measure, row.get(key)) for key, measure in BLOCKS_SPEED.items()]
+        for row in map(as_mapping, found.get("speed") or ())
+    ]
+    head = [measure.title for measure in BLOCKS_SPEED.values()]
+    parts = ["<h3>Gates</h3>", f"<p>{escape(text)}</p>", table(("block", "images that run it"), rows)]
+    return "\n".join([*parts, "<p>Speed:</p>", table(head, speed)] if speed else parts)

@@ -1,0 +1,159 @@
+"""The recipe of layer skipping: its run, its measurements, and what every command does with it."""
+
+import json
+from dataclasses import replace
+from shutil import copyfile
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import stepwell
+from stepwell import cli
+from stepwell.cost import count_macs
+from stepwell.device import device_name
+from stepwell.measure.data_parts import parts_of
+from stepwell.measure.skipping import (
+    measure_break_even,
+    observe_skipping,
+    skipping_macs,
+    without_gates,
+)
+from stepwell.methods.skipping import Skipping
+from stepwell.nets.decisions.skipping import gated_blocks
+from stepwell.nets.files.container import kind_of
+from stepwell.nets.files.nested import fingerprint, load, rewrite_card
+from stepwell.recipes import train
+from stepwell.training import Loop
+
+pytestmark = pytest.mark.usefixtures("quick")
+FEW = {"data": "digits", "net": "resnet8", "part": "1/6", "epochs": 1, "loop": Loop(device="cpu")}
+
+
+@pytest.fixture(scope="module")
+def trained(quick, tmp_path_factory):
+    out = tmp_path_factory.mktemp("skipping") / "run"
+    return out, train("skipping", out=out, target=0.5, **FEW | {"epochs": 2})
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):
+    steps, real = [], Skipping.training_step
+
+    def stop_in_the_second_epoch(self, batch):
+        steps.append(1)
+        if len(steps) == 4:
+            raise RuntimeError("stopped")
+        return real(self, batch)
+
+    more = {"out": tmp_path / "r", "target": 0.5} | FEW | {"epochs": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(Skipping, "training_step", stop_in_the_second_epoch)
+        with pytest.raises(RuntimeError, match="stopped"):
+            train("skipping", **more)
+    again = train("skipping", **more)
+    out, results = trained
+    for name, value in load(out).state_dict().items():
+        assert_close(load(tmp_path / "r").state_dict()[name], value, rtol=0, atol=0)
+    assert again["test"] == results["test"]
+
+
+def test_a_run_has_both_rows_and_all_numbers(trained):
+    out, results = trained
+    assert (results["kind"], results["rows"], kind_of(out)) == ("skipping", "choice", "skipping")
+    assert list(results["costs"]) == ["chosen", "all"]
+    assert {"chosen/accuracy", "all/accuracy"} <= results["test"].keys()
+    found = results["skipping"]
+    assert list(found["open"]) == ["layer1.0", "layer2.0", "layer3.0"]
+    assert found["mean"] == pytest.approx(sum(found["open"].values()) / 3)
+    assert found["target"] == 0.5
+    assert [row["batch"] for row in found["speed"]] == [64, 1]
+    assert train("skipping", out=out, target=0.5, **FEW | {"epochs": 2}) == results
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {"8/open", "8/rate", "val/8/accuracy"} <= lines[-1].keys()
+
+
+def test_macs_are_those_of_the_blocks_that_run(trained):
+    out, results = trained
+    net = load(out)
+    macs = skipping_macs(net, 8)
+    assert macs.all == count_macs(without_gates(net), torch.zeros(1, 3, 8, 8))
+    everything = macs.at(torch.ones(1, 3))
+    assert float(everything) == macs.all + macs.gates
+    branch = net.module.layer2[0]
+    x = torch.zeros(1, 16, 8, 8)
+    convs = count_macs(branch.conv1, x) + count_macs(branch.conv2, torch.zeros(1, 32, 4, 4))
+    assert macs.branches[1] == convs
+    assert float(everything - macs.at(torch.tensor([[1.0, 0.0, 1.0]]))) == convs
+    run = stepwell.open_network(out)
+    seen = observe_skipping(net, parts_of(run.net, out, run.config, None).test)
+    mean = float(macs.at(seen.open).mean())
+    assert results["costs"]["chosen"]["macs"] == round(mean)
+    assert results["skipping"]["cost"] == pytest.approx(mean / macs.all, rel=1e-4)
+
+
+def test_break_even_shares_are_in_the_file_by_device_and_change_no_fingerprint(trained, tmp_path):
+    out, _ = trained
+    net = load(out)
+    table = net.card.break_even[device_name()]
+    names = [name for name, _ in gated_blocks(net.module)]
+    assert list(table) == names
+    for (name, block), shares in zip(gated_blocks(net.module), table.values(), strict=True):
+        assert block.break_even == {8: shares["8"], 64: shares["64"]}, name
+        assert all(0 <= share <= 1 for share in shares.values())
+    copy = tmp_path / "net.safetensors"
+    copyfile(out / "net.safetensors", copy)
+    mark = fingerprint(copy)
+    rewrite_card(copy, replace(net.card, break_even={"another machine": table}))
+    assert fingerprint(copy) == mark
+    other = load(copy)  # no entry for this device: only the chosen images run
+    assert all(not block.break_even for _, block in gated_blocks(other.module))
+    x = torch.randn(16, 3, 8, 8)
+    with torch.no_grad():
+        assert_close(other(x), net(x), rtol=1e-4, atol=1e-4)
+    assert measure_break_even(net, 8, seconds=0.01).keys() == set(names)
+
+
+def test_every_command_takes_the_run(trained, tmp_path, capsys, image_folder):
+    out, results = trained
+    pictures = image_folder(("a",), 3, (8, 8))
+    cli.main(["eval", str(out), "--json"])
+    again = json.loads(capsys.readouterr().out)
+    assert again["test"] == results["test"]
+    assert again["skipping"]["open"] == results["skipping"]["open"]
+    cli.main(["eval", str(out)])
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("open rates", "layer3.0", "gates included", "speed-up"))
+    cli.main(["predict", str(out), str(pictures)])
+    assert "depth 8" in capsys.readouterr().out
+    cli.main(["export", str(out), "--out", str(tmp_path / "e"), "--json"])
+    row = json.loads(capsys.readouterr().out)["files"][0]
+    assert (row["file"], row["parity"]["same_class"]) == ("8.onnx", 1.0)
+    cli.main(["report", str(out)])
+    page = (out / "report.html").read_text()
+    assert "right as chosen" in page
+    assert "<h3>Gates</h3>" in page
+    assert "all blocks, images/s" in page
+    capsys.readouterr()
+    for command in (["calibrate"], ["eval", "--cascade"], ["cost"]):
+        with pytest.raises(SystemExit):
+            cli.main([command[0], str(out), *command[1:]])
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_skipnet_has_two_phases_and_a_plain_network_is_a_start(tmp_path):
+    train("supervised", out=tmp_path / "plain", **FEW)
+    out = tmp_path / "r"
+    results = train("skipping", out=out, method="skipnet", init=tmp_path / "plain", **FEW)
+    phases = sorted((out / "phases").iterdir(), key=lambda p: p.stat().st_mtime)
+    assert [p.name for p in phases] == ["supervised", "policy"]
+    assert "target" not in results["skipping"]
+
+
+def test_what_cannot_skip_is_refused_before_there_is_a_run(tmp_path):
+    with pytest.raises(ValueError, match="gates are for residual blocks, so name a ResNet"):
+        train("skipping", out=tmp_path / "r", **FEW | {"net": "vgg13_bn"})
+    with pytest.raises(ValueError, match="--target 1.2: must be between 0 and 1"):
+        train("skipping", out=tmp_path / "r", target=1.2, **FEW)
+    with pytest.raises(ValueError, match="estimator 'threshold' teaches a decision nothing"):
+        train("skipping", out=tmp_path / "r", estimator="threshold", **FEW)
+    assert not (tmp_path / "r").exists()
