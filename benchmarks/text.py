@@ -23,7 +23,7 @@ from stepwell.losses import attention_kl, cls_cosine, soft_target_kl
 from stepwell.methods import EmbeddedKD, Supervised
 from stepwell.methods.bert_internal import InternalKD
 from stepwell.nets import NestedNet, build
-from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept, kept_layers
+from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept
 from stepwell.training import Loop, Run, fit, optimizer_of
 from stepwell.types import Batch
 
@@ -169,9 +169,7 @@ def distillation(examples: TokenSet, batch: Batch) -> dict[str, Any]:
         for schedule in ("all", "stacked", "progressive"):
             plain = InternalKD(student, teacher, 0, schedule=schedule)
             quick = InternalKD(student, teacher, 0, schedule=schedule)
-            kept = Kept(
-                2, kept_layers(plain.layers), CONFIG["num_attention_heads"], CONFIG["hidden_size"]
-            )
+            kept = Kept(2, plain.taught_by, CONFIG["num_attention_heads"], CONFIG["hidden_size"])
             ids = [x for x, _ in TextBatches(examples, BATCH)]
             place = Path(folder) / f"{schedule}.bin"
             quick.teacher = EncoderOutputs(plain.teacher, ids, 0, kept, place)  # type: ignore[arg-type]

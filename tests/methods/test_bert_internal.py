@@ -6,7 +6,7 @@ import torch
 from stepwell.losses import attention_kl, cls_cosine, soft_target_kl
 from stepwell.methods.bert_internal import InternalKD, layer_map
 from stepwell.nets import build
-from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept, kept_layers
+from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept
 from stepwell.teachers.teacher import Frozen
 from stepwell.types import Batch
 
@@ -195,10 +195,12 @@ def test_what_cannot_be_learned_is_refused(options, message):
         made(**options)
 
 
-@pytest.mark.parametrize("schedule", ["all", "progressive", "stacked"])
+@pytest.mark.parametrize("schedule", ["all", "progressive", "stacked", ""])  # "": soft targets alone
 def test_kept_outputs_give_the_same_losses(schedule, tmp_path):
-    objective, plain = made(schedule), made(schedule)
-    kept = Kept(2, kept_layers(objective.layers), 2, 16)
+    options = {"schedule": schedule} if schedule else {"attention": 0.0, "cls": 0.0}
+    objective, plain = made(**options), made(**options)
+    assert objective.taught_by == ((2, 4, 6) if schedule else ())
+    kept = Kept(2, objective.taught_by, 2, 16)
     file = tmp_path / "teacher.bin"
     texts = [IDS[1:], IDS[:1, :6], IDS[:1]]  # a text twice
     objective.teacher = EncoderOutputs(plain.teacher, texts, 0, kept, file)

@@ -588,6 +588,7 @@ def test_the_pages_commands_and_snippets_run(run, deep, data, tmp_path, monkeypa
         shutil.copytree(folder, name)
     shutil.copy("reviews/dev.tsv", "more.tsv")
     commands = re.findall(r"^    stepwell (.*)$", page, re.MULTILINE)
+    commands = [command for command in commands if not command.startswith("verify")]
     assert len(commands) == 12
     for command in commands:
         if command.startswith("train ekd"):

@@ -148,6 +148,11 @@ class InternalKD(Objective):
             return range(0)
         return range(stage if self.schedule == "progressive" else 1, stage + 1)
 
+    @property
+    def taught_by(self) -> tuple[int, ...]:
+        """The teacher's layers whose attention or states the losses read, from 1."""
+        return tuple(sorted(set(self.layers) - {0})) if self.attention or self.cls else ()
+
     def training_step(self, batch: Batch) -> Step:
         """The loss of the layers and labels of this stage."""
         ids, labels = batch

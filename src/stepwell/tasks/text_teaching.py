@@ -20,7 +20,7 @@ from stepwell.nets import Card, NestedNet, build
 from stepwell.nets.files.container import kind_of
 from stepwell.tasks.classification import Task
 from stepwell.tasks.text import TextSplits
-from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept, kept_layers
+from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept
 from stepwell.teachers.teacher import Frozen
 from stepwell.train_mode import in_eval_mode
 from stepwell.training.progress import tell
@@ -130,7 +130,7 @@ def kept_outputs(task: Task[TextBatches], teacher: NestedNet, objective: Interna
     phase, name = OUTPUTS
     folder, texts = task.run.phase(phase), task.train.examples
     heads, width = shape_of(teacher)
-    own = Kept(len(texts.classes), kept_layers(objective.layers), heads, width)
+    own = Kept(len(texts.classes), objective.taught_by, heads, width)
     needed = 4 * sum(own.count(n) for n in texts.lengths.tolist())
     if (folder / "done").exists() or not task.run.writes:
         return objective.teacher

@@ -38,11 +38,6 @@ class Kept(NamedTuple):
         return self.classes + len(self.layers) * (self.width + self.heads * tokens**2)
 
 
-def kept_layers(layers: Sequence[int]) -> tuple[int, ...]:
-    """The layers of a teacher that a layer map names."""
-    return tuple(sorted(set(layers) - {0}))
-
-
 class EncoderOutputs(nn.Module):
     """A teacher that looks its outputs up; computes them first where the file is not whole.
 
@@ -93,7 +88,7 @@ class EncoderOutputs(nn.Module):
         device = next(teacher._net[0].parameters()).device
         written = 0
         for ids in texts:
-            exit = teacher(ids.to(device), extras=["scores", "cls"])
+            exit = teacher(ids.to(device), extras=["scores", "cls"] if self.kept.layers else [])
             scores = [exit.extras["scores"][at - 1].float().cpu() for at in self.kept.layers]
             states = [exit.extras["cls"][at - 1].float().cpu() for at in self.kept.layers]
             logits = exit.logits.float().cpu()
