@@ -29,6 +29,7 @@ def quick():
             patch.setattr(module, "costs_of", partial(costs_of, seconds=0.01))
         for module in (resolution, speed):
             patch.setattr(module, "SECONDS", 0.01)
+        patch.setattr(speed, "PARTS", 2)
         yield
 
 

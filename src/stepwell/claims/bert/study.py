@@ -25,7 +25,7 @@ from stepwell.data.text_files import TESTS, TRAIN
 DEEP, SHALLOW = "6", "3"
 TEACHER, LABELS, SOFT = "teacher", "labels", "soft targets"
 ALL, STACKED, PROGRESSIVE = "all layers", "stacked", "progressive"
-KL, COSINE, KEPT = "attention alone", "[CLS] alone", "stacked, soft targets kept"
+KL, COSINE, KEPT = "attention alone", "CLS alone", "stacked, soft targets kept"
 HALF = "stacked, half of the steps for soft targets"
 REVERSED, SHUFFLED = "all layers, reversed", "all layers, of another text"
 NESTED, NESTED_LABELS = "nested 3 < 6", "nested 3 < 6, labels only"

@@ -233,7 +233,8 @@ def run_study(
         while units or running:
             for unit in [u for u in units if ready(u)][: max(1, workers) - len(running)]:
                 units.remove(unit)
-                running[submit(_run_unit, *_job(study, *unit, common, folders))] = unit
+                code = marks[unit[0]][1]
+                running[submit(_run_unit, *_job(study, *unit, common, folders), code)] = unit
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name, seed = running.pop(future)
                 try:
@@ -332,17 +333,16 @@ def _job(
     return arm.function, arguments, folders[name, seed]
 
 
-def _run_unit(function: str, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Run one unit, or read its result where it ran before."""
+def _run_unit(function: str, arguments: dict[str, Any], folder: Path, code: str) -> dict[str, Any]:
+    """Run one unit, or read its result where it ran before; `code`: the hash of its modules."""
     file = folder / RESULT
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         result = call(resolve_name(function), out=folder / "run", **arguments)
-        module = _module(function)
         trained_on = {
             "machine": f"{processor()}, {torch.get_num_threads()} threads",
             "torch": torch.__version__,
-            "code": {module: source_digest(module)},
+            "code": {_module(function): code},
         }
         write_whole(file, json.dumps(result | {TRAINED_ON: trained_on}).encode())
     cached: dict[str, Any] = json.loads(file.read_text())
