@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from stepwell.data import Augment, Batches, load_images
-from stepwell.evaluation import evaluate
+from stepwell.evaluation import Tally, gather_logits
+from stepwell.evaluation.calibration import best_temperature
 from stepwell.methods import Distill, EmbeddedKD, Supervised
 from stepwell.methods.objective import Objective
 from stepwell.nets import NestedNet, build
@@ -142,7 +144,9 @@ class Bench:
         predict = net.logits_by_depth if len(net.depths) > 1 else partial(_alone, net)
         line = {"trial": name, "seed": self.seed, "seconds": round(seconds, 1)}
         with torch.no_grad():
-            line |= {k: round(v, 4) for k, v in evaluate(predict, self.judge).items()}
+            logits, labels = gather_logits(predict, self.judge)
+        found = Tally().add(logits, labels).measures() | tempered(logits, labels)
+        line |= {k: round(v, 4) for k, v in found.items()}
         with self.record.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -151,6 +155,16 @@ class Bench:
             return False
         lines = map(json.loads, self.record.read_text().splitlines())
         return any((line["trial"], line["seed"]) == (name, self.seed) for line in lines)
+
+
+def tempered(logits: Mapping[str, torch.Tensor], labels: torch.Tensor) -> dict[str, float]:
+    """By depth the temperature that fits every second image, and the NLL of the others with it."""
+    found = {}
+    for depth, y in logits.items():
+        temperature = best_temperature(y[::2].float(), labels[::2])
+        nll = cross_entropy(y[1::2].float() / temperature, labels[1::2])
+        found |= {f"{depth}/temperature": temperature, f"{depth}/tempered_nll": nll.item()}
+    return found
 
 
 def _alone(net: NestedNet, images: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import Named, least, less, more, of_test, times
+from stepwell.claims.kit.measures import Named, least, less, more, of_test, seconds, times
 from stepwell.claims.kit.study import Arm, Claim, Column, Measure, Question, Study, image_fingerprint
 from stepwell.cost import count_joint_macs, count_macs
 from stepwell.nets import build
@@ -137,11 +137,6 @@ def agreement(arm: str) -> Measure:
 def pair(a: str, b: str, depth: str) -> tuple[Named, Named]:
     """The accuracies of one depth in two arms."""
     return (a, accuracy(a, depth)), (b, accuracy(b, depth))
-
-
-def seconds(*arms: str) -> Measure:
-    """Processor seconds of training, of several arms together."""
-    return lambda results: float(sum(results[arm]["cpu_seconds"] for arm in arms))
 
 
 def cost(arm: str) -> Measure:

@@ -27,7 +27,7 @@ from stepwell.claims.ablation import (
     offline,
 )
 from stepwell.claims.kit.figure import Axis, Plot
-from stepwell.claims.kit.measures import least, less, more, times
+from stepwell.claims.kit.measures import least, less, more, seconds, times
 from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
 
 ALL = (*FOUR, FULL)
@@ -77,10 +77,9 @@ ARMS: dict[str, Arm] = {
 }  # fmt: skip
 
 
-def seconds(arms: Iterable[str]) -> Measure:
+def cost(arms: Iterable[str]) -> Measure:
     """Processor seconds of several arms, and of the full net that they learn from."""
-    needed = dict.fromkeys(need for arm in arms for need in (arm, *ARMS[arm].needed))
-    return lambda results: float(sum(results[arm]["cpu_seconds"] for arm in needed))
+    return seconds(*dict.fromkeys(need for arm in arms for need in (arm, *ARMS[arm].needed)))
 
 
 def mean(measures: Iterable[Measure]) -> Measure:
@@ -99,7 +98,7 @@ class Rivals(NamedTuple):
     rivals: Mapping[str, str]
 
     def gain(self, depth: str) -> Measure:
-        """What the nested net gains at a depth, in points."""
+        """Accuracy of the nested net at a depth minus that of its rival, in points."""
         return less(accuracy(self.arm, depth), accuracy(self.rivals[depth], depth))
 
     @property
@@ -115,7 +114,7 @@ class Rivals(NamedTuple):
 
     def claims(self, slug: str, text: str) -> list[Claim]:
         """Exploratory claims: the mean, and every depth within half a point."""
-        mean = Claim(f"{slug}/mean", f"{text}, in the mean over its depths", "not asked", ACCURACY,
+        mean = Claim(f"{slug}/mean", f"{text}, on average over its depths", "not asked", ACCURACY,
                      self.shown, self.mean_gain, pool=f"{slug}/mean")  # fmt: skip
         each = [
             more(f"{slug}/{d}", f"{text}, at depth {d}, within half a point", "not asked",
@@ -160,12 +159,12 @@ CLAIMS = [
           expected=0.5),
     times("cost/4-depths", "It takes at most 0.8 of the seconds of offline distillation",
           "one run costs less than training each", SECONDS,
-          {BEST: seconds([BEST]), "offline, born again included": seconds(map(offline, ALL))}, 0.8,
+          {BEST: cost([BEST]), "offline, born again included": cost(map(offline, ALL))}, 0.8,
           below=True),
     times("cost/2-depths", "Two depths take at most 0.9 of the seconds of offline distillation",
           "one run costs less than training each", SECONDS,
-          {nest(TWO): seconds([nest(TWO)]),
-           "offline, born again included": seconds(map(offline, (*TWO, FULL)))}, 0.9, below=True),
+          {nest(TWO): cost([nest(TWO)]),
+           "offline, born again included": cost(map(offline, (*TWO, FULL)))}, 0.9, below=True),
     *OFFLINE.claims("offline", "The nested net is above offline distillation"),
     *LABELS.claims("labels", "The nested net is above itself on labels only, of as many seconds"),
     *ALONE.claims("alone", "The nested net is above networks trained alone"),

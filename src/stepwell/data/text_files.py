@@ -59,11 +59,15 @@ def training_file(data: Path) -> Path:
     return data / TRAIN if data.is_dir() else data
 
 
+def test_file(data: Path) -> Path | None:
+    """The file of the test part in a folder; None if there is none."""
+    return next((file for name in TESTS if (file := data / name).is_file()), None)
+
+
 def read_parts(data: Path, files: TextFiles, read: Callable[[Path], TokenSet]) -> TextParts:
     """Read the parts of `data`, a file or a folder, by `read`; ValueError for too few texts."""
     train = read(training_file(data))
-    beside = (data / name for name in TESTS)
-    test = files.test or next((file for file in beside if file.is_file()), None)
+    test = files.test or test_file(data)
     validation = None if files.valid is None else read(files.valid)
     if test is not None:
         return TextParts(train, read(test), validation, False)

@@ -81,7 +81,7 @@ def show_gates(record: Mapping[str, Any]) -> None:
     rows = [[name, f"{100 * rate:.1f} %"] for name, rate in record["open"].items()]
     show(table("open rates", ["block", "images that run it"], rows))
     show(
-        f"an image runs {100 * record['mean']:.1f} % of the blocks in the mean, and costs "
+        f"an image runs {100 * record['mean']:.1f} % of the blocks on average, and costs "
         f"{100 * record['cost']:.1f} % of the MACs of all blocks, gates included"
     )
     if record["mean"] > ALL_OPEN:

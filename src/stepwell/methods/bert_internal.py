@@ -101,8 +101,8 @@ class InternalKD(Objective):
             raise ValueError(f"schedule {schedule!r} begins with layers: weigh attention or cls")
         self.student, self.padding = student, padding
         self.teacher: nn.Module = Frozen(teacher)
-        self.depth = _layers_of(student)
-        most = _layers_of(teacher)
+        self.depth = layers_of(student)
+        most = layers_of(teacher)
         self.layers = tuple(layers) if layers is not None else layer_map(self.depth, most)
         if len(self.layers) != self.depth:
             raise ValueError(
@@ -245,7 +245,7 @@ class InternalKD(Objective):
             self.cosine.fill_(2.0)
 
 
-def _layers_of(net: NestedNet) -> int:
+def layers_of(net: NestedNet) -> int:
     """The number of layers of an encoder."""
     return sum(net.depths[net.full])
 

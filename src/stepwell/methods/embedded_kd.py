@@ -9,7 +9,7 @@ abstract is public; the equations are a *reconstruction*:
 `sg` stops the gradient. Where labels are numbers, CE and KL are squared errors. `distill_from`,
 `ema_teacher` and `teach_full` are additions: the full net teaches nothing useful in the first steps,
 and in our experiments the plain loss then pulls the shared weights towards the sub-nets (see the
-results of `stepwell verify ekd`).
+results of `stepwell verify ablation`).
 """
 
 from collections.abc import Mapping

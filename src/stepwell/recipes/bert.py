@@ -9,7 +9,7 @@ from stepwell.data.image_flags import LabelledImages
 from stepwell.data.text_files import TextFiles
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.methods import Supervised
-from stepwell.methods.bert_internal import InternalKD, Schedule
+from stepwell.methods.bert_internal import InternalKD, Schedule, layers_of
 from stepwell.recipes import flags
 from stepwell.tasks import text, text_teaching
 from stepwell.tasks.attention_maps import write_maps
@@ -107,7 +107,7 @@ def bert(
     if trained is not None:
         deep.load_full(trained.module.state_dict())
         text.standardise(deep, splits.scale)
-    most = sum(deep.depths[deep.full])
+    most = layers_of(deep)
     if not 1 <= student_layers <= most:
         raise ValueError(f"--student-layers {student_layers}: the teacher has {most}")
     inputs = text.prepare(splits, LabelledImages(), training)

@@ -25,7 +25,7 @@ from stepwell.training.progress import tell
 Schedule = Literal["one-run", "two-phase", "taught", "plain"]
 
 #: What each schedule sets where the caller does not. In two-phase the full net's own loss counts as
-#: many times as there are depths: the sum of the sub-nets' losses on shared weights harms it else.
+#: many times as there are depths: otherwise the sum of the sub-nets' losses on shared weights harms it.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "one-run": {"full_weight": 1.5, "distill_from": 0.5, "ema_teacher": 0.99, "teach_full": True},
     "two-phase": {"distill_from": 0.0, "ema_teacher": 0.99, "teach_full": True},
@@ -73,12 +73,13 @@ class Losses(flags.Losses):
 
     Attributes:
         ce: weight of the labels for each sub-net.
-        full_weight: weight of the full net's own loss.
+        full_weight: weight of the full net's own loss. two-phase: the number of depths;
+            one-run: 1.5; else 1.
         sample: train one drawn sub-net and the full net in each step.
     """
 
     ce: float = 1.0
-    full_weight: Annotated[float | None, flag("X", "two-phase: number of depths; else 1, 1.5")] = None
+    full_weight: Annotated[float | None, flag("X", "by --schedule")] = None
     sample: Annotated[bool, flag()] = False
 
 

@@ -15,7 +15,7 @@ def skipping_section(run: RunRecord, colours: Mapping[str, str] | None = None) -
     if not rates:
         return ""
     text = (
-        f"An image runs {as_percent(number(found.get('mean')))} of the blocks in the mean, and costs "
+        f"An image runs {as_percent(number(found.get('mean')))} of the blocks on average, and costs "
         f"{as_percent(number(found.get('cost')))} of the MACs of all blocks. The gates take "
         f"{as_count(found.get('gate_macs'))} MACs."
     )

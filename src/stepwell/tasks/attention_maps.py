@@ -78,7 +78,7 @@ def write_maps(
 
 
 def _candidates(examples: TokenSet) -> TokenSet:
-    """Some texts of a length that is easy to read; the few shortest, if there are none."""
+    """Texts that are short enough to read easily; the shortest ones, if there are too few of those."""
     lengths = examples.lengths
     readable = (lengths >= READABLE.start) & (lengths < READABLE.stop)
     if readable.sum() < SHOWN:

@@ -18,9 +18,9 @@ from typing import Any
 
 from stepwell.claims.bert.tiny import small_study
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import least, less, more, of_test, times
+from stepwell.claims.kit.measures import least, less, more, of_test, seconds, times
 from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study
-from stepwell.data.text_files import TESTS, TRAIN
+from stepwell.data.text_files import TESTS, TRAIN, test_file
 
 DEEP, SHALLOW = "6", "3"
 TEACHER, LABELS, SOFT = "teacher", "labels", "soft targets"
@@ -93,11 +93,6 @@ def on_errors(arm: str) -> Measure:
     return lambda results: 100 * results[arm]["bert"]["agreement_on_errors"]
 
 
-def seconds(*arms: str) -> Measure:
-    """Processor seconds of several trainings together."""
-    return lambda results: float(sum(results[arm]["cpu_seconds"] for arm in arms))
-
-
 #: Named from the paper's abstract (internal representations are stronger than soft targets
 #: alone; of several algorithms the stacked one is best), and for nested encoders, before the runs.
 PRIMARY = ("internal-helps", "stacked-best", "nested")
@@ -154,7 +149,7 @@ CLAIMS = [
 def fingerprint(arguments: Mapping[str, Any]) -> str:
     """Hash of the texts and of the pretrained encoder; ValueError if a file is not there."""
     data, net = Path(arguments["data"]), Path(arguments["net"])
-    files = [data / TRAIN, next((data / n for n in TESTS if (data / n).is_file()), data / TESTS[0])]
+    files = [data / TRAIN, test_file(data) or data / TESTS[0]]
     files += [net / name for name in ("config.json", "tokenizer.json", "model.safetensors")]
     digest = hashlib.sha256()
     for file in files:

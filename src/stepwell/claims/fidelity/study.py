@@ -338,7 +338,7 @@ STUDY = Study(
     key="fidelity", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
     note=("The primary claims are the first three findings of the paper's abstract. They were "
           "reduced to three after these runs. Agreement of a sub-net with its full net comes from "
-          "*sharing* weights first: `stepwell verify ekd` measures 93.9 % for a net nested with "
+          "*sharing* weights first: `stepwell verify ablation` measures 93.9 % for a net nested with "
           "labels only, and 92.9 % for one that teaches. The arms `EKD, 8 in 14` and `offline KD, "
           "8 by 14` have an unfair control and rival, offline nets without labels. No claim "
           "compares them. The fair arms (sub-nets of another seed, an offline student with EKD's "

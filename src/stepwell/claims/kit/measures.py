@@ -26,6 +26,11 @@ def of_test_if_any(arm: str, key: str, scale: float = 1.0) -> Measure:
     return measure
 
 
+def seconds(*arms: str) -> Measure:
+    """Processor seconds of several arms together."""
+    return lambda results: float(sum(results[arm]["cpu_seconds"] for arm in arms))
+
+
 def less(a: Measure, b: Measure) -> Measure:
     """The difference a - b."""
     return lambda results: a(results) - b(results)

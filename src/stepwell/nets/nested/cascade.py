@@ -93,13 +93,12 @@ class Cascade:
                 "this network has no cascade yet: `stepwell eval RUN --cascade --save` calibrates one"
             )
         *shallow, last = saved["depths"]
-        values, *more = (
-            dict(zip(shallow, saved[name], strict=True)) if name in saved else None
+        thresholds, *own = (
+            dict(zip(shallow, saved[name], strict=True)) if name in saved else {}
             for name in ("thresholds", "temperatures", "weights")
         )
-        temperatures, weights = more
         criterion = saved.get("criterion", "confidence")  # older files had no other
-        return cls(net, values or {}, last, criterion, temperatures=temperatures, weights=weights)
+        return cls(net, thresholds, last, criterion, temperatures=own[0], weights=own[1])
 
     @torch.inference_mode()
     def __call__(self, x: Inputs, *, given: Mapping[str, Any] | None = None) -> Answer:
@@ -118,8 +117,8 @@ class Cascade:
         classes, agreed = torch.full_like(rows, -1), torch.zeros_like(rows)
         for i, depth in enumerate(self.depths):
             y = self._run(i, values, asked)
-            agreed = agreement(y.argmax(1), classes, agreed)
-            classes = y.argmax(1)
+            before, classes = classes, y.argmax(1)
+            agreed = agreement(classes, before, agreed)
             logits = torch.empty_like(y) if logits is None else logits
             logits[rows] = y
             answered[rows] = i
