@@ -6,8 +6,11 @@ from typing import Any
 from stepwell.console import big, show, size, table
 from stepwell.measures import (
     BUSY,
+    CURVE,
     FIDELITY,
     Measure,
+    chance_in_words,
+    curve_rows,
     number_in,
     of_row,
     share_interval,
@@ -51,6 +54,10 @@ def show_cascade(cascade: Mapping[str, Any], *, row: str = "depth", noun: str = 
         f"test (full net: {big(test['full_macs'])})\n"
         f"mean ms, one {noun} at a time: {test['ms']:.2f} (full net: {test['full_ms']:.2f}){unsure}"
     )
+    if words := chance_in_words(test, noun):
+        show(words)
+    if curve := curve_rows(cascade):
+        show(table(f"cascades within budgets of MACs, on test {noun}s", CURVE, curve))
     if found["images"] < FEW:
         show(
             f"{found['images']} validation {noun}s decide little: trust the test {noun}s, or set the "

@@ -30,7 +30,7 @@ class Gated(nn.Module):
     take it, or on all where `break_even` says that this is faster.
     """
 
-    gate: Gate
+    gate: nn.Module
     downsample: nn.Module | None
     conv1: nn.Module
     conv2: nn.Module

@@ -21,6 +21,7 @@ from stepwell.nets.nested.criteria import (
 from stepwell.nets.nested.net import Inputs, NestedNet
 from stepwell.nets.nested.steps import Request, Value, each, overwrites, tensors_of
 from stepwell.ranges import POSITIVE, check_number
+from stepwell.types import Logits
 
 #: Maps logits (batch, classes) to confidence (batch,).
 Confidence = Callable[[Tensor], Tensor]
@@ -85,9 +86,12 @@ class Cascade:
         self._branches = branches_of([net.path(d) for d in self.depths])
 
     @classmethod
-    def of(cls, net: NestedNet) -> "Cascade":
-        """The cascade that was calibrated on `net` and saved with it; ValueError if there is none."""
-        saved = net.card.cascade
+    def of(cls, net: NestedNet, record: Mapping[str, Any] | None = None) -> "Cascade":
+        """The cascade of a record of `calibrate_cascade`, by default the one saved with `net`.
+
+        ValueError if there is none.
+        """
+        saved = net.card.cascade if record is None else record
         if not saved:
             raise ValueError(
                 "this network has no cascade yet: `stepwell eval RUN --cascade --save` calibrates one"
@@ -135,6 +139,21 @@ class Cascade:
                 rows, classes, agreed = rows[unsure], classes[unsure], agreed[unsure]
         assert logits is not None
         return Answer(logits, answered)
+
+    def decide(self, logits: Mapping[str, Logits]) -> Answer:
+        """What the cascade answers to images whose logits at all of its depths are known."""
+        first = logits[self.depths[0]]
+        answered = torch.full((len(first),), len(self.depths) - 1, device=first.device)
+        unsure = torch.ones_like(answered, dtype=torch.bool)
+        classes, agreed = torch.full_like(answered, -1), torch.zeros_like(answered)
+        for i, depth in enumerate(self.depths[:-1]):
+            before, classes = classes, logits[depth].argmax(1)
+            agreed = agreement(classes, before, agreed)
+            sure = unsure & (self._scores(depth, logits[depth], agreed) >= self.thresholds[depth])
+            answered[sure] = i
+            unsure &= ~sure
+        known = torch.stack([logits[depth] for depth in self.depths])
+        return Answer(known[answered, torch.arange(len(first), device=first.device)], answered)
 
     def _scores(self, depth: str, logits: Tensor, agreed: Tensor) -> Tensor:
         """The criterion's score of each image at a depth."""
