@@ -102,7 +102,8 @@ def show_export(
     """Print exported files: size, check and, if measured, accuracy and time."""
     rows = result["files"]
     checked = next(row["parity"] for row in rows if "parity" in row)
-    columns = ["depth", "file", "size", "largest difference", "same class"]
+    same = "same depth" if "same_choice" in checked else "same class"
+    columns = ["depth", "file", "size", "largest difference", same]
     measured = any("accuracy" in row for row in rows)
     columns += ["accuracy", "agreement", "ms per image"] if measured else []
     columns = [column for column in columns if not (numeric and column == "same class")]
@@ -110,7 +111,8 @@ def show_export(
     for row in rows:
         cell = [row["depth"], row["file"], size(row["bytes"]), "", ""]
         if parity := row.get("parity"):
-            cell[3:] = f"{parity['difference']:.1e}", f"{100 * parity['same_class']:.0f} %"
+            same = parity.get("same_class", parity.get("same_choice"))
+            cell[3:] = f"{parity['difference']:.1e}", f"{100 * same:.0f} %"
         cell = cell[: 4 if numeric else 5]
         if measured:
             agreement = f"{100 * row['agreement']:.1f} %" if "agreement" in row else ""

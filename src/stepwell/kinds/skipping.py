@@ -58,10 +58,10 @@ def export(
     network: Network, folder: Path, *, format: Literal["onnx", "pt2", "safetensors"] = "onnx",
     depth: str | None = None, data: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write the network for other programs, whose graph runs every block. Flags as for `export`."""
+    """Write the network for other programs; an ONNX graph skips blocks, too. Flags as for `export`."""
     result = classifier.export(network, folder, format=format, depth=depth, data=data)
-    if format != "safetensors":
-        say("note: the graph decides as the network does, but computes every block and saves no time")
+    if format == "pt2":
+        say("note: the program decides as the network does, but computes every block: ONNX saves time")
     return result
 
 

@@ -46,6 +46,9 @@ def with_branch(
         break_even: above its share of rows, for the nearest batch size, all rows are computed and the
             others multiplied by zero. Without it only the chosen rows are computed.
     """
+    if torch.onnx.is_in_onnx_export():  # the graph runs for any number of rows, also for none
+        not_empty_for_export(rows)
+        return base.index_add(0, rows, branch(x.index_select(0, rows)))
     count, batch = len(rows), len(x)
     if not count:
         return base
@@ -57,6 +60,14 @@ def with_branch(
             mask = base.new_zeros(batch, *(1,) * (base.dim() - 1))
             return torch.addcmul(base, mask.index_fill(0, rows, 1), branch(x))  # in one pass
     return _added(base, rows, branch(x[rows]))
+
+
+def not_empty_for_export(rows: Rows) -> None:
+    """Let torch's exporter trace steps on some rows of a batch, whose number only the values tell.
+
+    It knows no convolution of no rows. The graph that it writes for ONNX does not keep the check.
+    """
+    torch._check(rows.shape[0] != 0)
 
 
 def _added(base: Tensor, rows: Tensor, values: Tensor) -> Tensor:

@@ -53,7 +53,9 @@ class Gated(nn.Module):
             y, choice = base + self.branch(x), draw(x.new_zeros(len(x), 2))
         else:
             scores = self.gate(x)
-            static = torch.compiler.is_compiling() or x.is_meta  # no branch on values
+            # no branch on values, but a graph of ONNX may hold as many rows as the values say
+            static = torch.compiler.is_compiling() or x.is_meta
+            static = static and not torch.onnx.is_in_onnx_export()
             if self.training or draw is not None or static:
                 default = Draw() if self.training else Draw("threshold")
                 choice = (default if draw is None else draw)(scores)
