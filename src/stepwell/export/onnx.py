@@ -6,9 +6,11 @@ values row by row in little-endian order, so a range needs no conversion.
 """
 
 import json
+import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,7 +174,7 @@ def graph_of(
     """
     import onnx
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet("onnx_ir"):
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         # optimize would fold norms into convolutions that depths share; onnxruntime fuses at load
         program = torch.onnx.export(
@@ -189,6 +191,18 @@ def graph_of(
     told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in described.items()}
     onnx.helper.set_model_props(proto, told)
     return proto
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Keep a library's warnings off the screen."""
+    found = logging.getLogger(logger)
+    level = found.level
+    found.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        found.setLevel(level)
 
 
 def _drop_zero_biases(graph: Any) -> None:
