@@ -477,9 +477,8 @@ def test_workers_end_with_the_study(tmp_path):
     )
     (tmp_path / "study.py").write_text(code)
     command = [sys.executable, str(tmp_path / "study.py")]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as study:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, **pipes) as study:
         assert study.stdout is not None
         worker = int(study.stdout.readline())
         study.kill()
