@@ -84,7 +84,7 @@ def plain_loss(objective: InternalKD, batch: Batch) -> torch.Tensor:
         at = objective.layers[i - 1] - 1
         terms.append(attention_kl(ours.extras["scores"][i - 1], theirs.extras["scores"][at], ids != 0))
         terms.append(cls_cosine(ours.extras["cls"][i - 1], theirs.extras["cls"][at]))
-    if objective.schedule == "all" or not terms:
+    if objective.stage == len(objective.stages):
         terms.append(soft_target_kl(ours.logits, theirs.logits, 1.0))
     return torch.stack(terms).sum()
 
@@ -177,13 +177,13 @@ def distillation(examples: TokenSet, batch: Batch) -> dict[str, Any]:
             def whole(objective: InternalKD = plain) -> None:
                 """The plain way: the teacher and the whole student in every step."""
                 for stage in range(4):
-                    objective.progress = (stage + 0.5) / 4
+                    objective.begin(min(stage + 1, len(objective.stages)))
                     step(objective, lambda: plain_loss(objective, batch))()
 
             def truncated(objective: InternalKD = quick) -> None:
                 """Kept outputs, and the student up to the layer that learns."""
                 for stage in range(4):
-                    objective.progress = (stage + 0.5) / 4
+                    objective.begin(min(stage + 1, len(objective.stages)))
                     step(objective, lambda: objective.training_step(batch).loss)()
 
             times = compared({"plain": whole, "kept": truncated}, rounds=ROUNDS)

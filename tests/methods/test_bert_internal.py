@@ -58,21 +58,32 @@ def test_all_layers_and_soft_targets_are_summed(shuffled):
 )
 def test_layers_take_turns_and_labels_come_last(schedule, stages):
     objective = made(schedule)
-    for progress, layers in zip((0.0, 0.25, 0.5, 0.75), stages, strict=True):
-        objective.progress = progress
+    for stage, layers in enumerate(stages, 1):
+        objective.begin(stage)
         logs = objective.training_step(BATCH).logs
         learned = {int(name.split("/")[1]) for name in logs if "/" in name}
         assert learned == layers
         assert ("kl" in logs) == (not layers)
 
 
-def test_the_label_stage_may_be_longer():
-    objective = made("stacked", label_share=0.7)
-    assert [*objective.active()] == [1]
-    objective.progress = 0.29
-    assert [*objective.active()] == [1, 2, 3]
-    objective.progress = 0.31
-    assert [*objective.active()] == []
+def test_steps_are_split_over_the_stages():
+    assert made("stacked").lengths(100) == (25, 25, 25, 25)
+    assert made("stacked", label_share=0.7).lengths(100) == (10, 10, 10, 70)
+    assert made().lengths(7) == (7,)
+    with pytest.raises(ValueError, match=r"3 steps are too few for 4 stages \(label_share 0.25\)"):
+        made("progressive").lengths(3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stages"), [("progressive", ((2,), (3,), ())), ("stacked", ((2,), (2, 3), ()))]
+)
+def test_a_layer_of_0_has_no_stage(schedule, stages):
+    objective = made(schedule, layers=(0, 3, 6))
+    assert objective.stages == stages
+    assert objective.lengths(9) == (3, 3, 3)
+    for stage in (1, 2, 3):
+        objective.begin(stage)
+        assert objective.training_step(BATCH).loss > 0
 
 
 def test_the_task_may_stay_in_the_loss():
@@ -97,8 +108,8 @@ def test_losses_and_gradients_equal_those_of_the_whole_student(schedule):
     """The last layer of a step computes its first token alone."""
     objective, mask = made(schedule), IDS != 0
     net, teacher = objective.student, objective.teacher
-    for progress in (0.1, 0.6, 0.9):
-        objective.progress = progress
+    for stage in range(1, len(objective.stages) + 1):
+        objective.begin(stage)
         step = objective.training_step(BATCH)
         mine = torch.autograd.grad(step.loss, [*net.parameters()], allow_unused=True)
         ours, theirs = (
@@ -110,7 +121,7 @@ def test_losses_and_gradients_equal_those_of_the_whole_student(schedule):
             a, b, at = ours.extras, theirs.extras, objective.layers[i - 1] - 1
             loss = loss + attention_kl(a["scores"][i - 1], b["scores"][at], mask)
             loss = loss + cls_cosine(a["cls"][i - 1], b["cls"][at])
-        if schedule == "all" or not objective.active():
+        if stage == len(objective.stages):
             loss = loss + soft_target_kl(ours.logits, theirs.logits, 1.0)
         torch.testing.assert_close(step.loss, loss)
         whole = torch.autograd.grad(loss, [*net.parameters()], allow_unused=True)
@@ -124,7 +135,7 @@ def test_learned_layers_may_be_frozen():
     objective = made("progressive", freeze=True)
     free = made("progressive")
     for method in (objective, free):
-        method.progress = 0.3
+        method.begin(2)
         method.training_step(BATCH).loss.backward()
     layers = objective.student.module.bert.encoder.layer
     reached = [any(p.grad is not None for p in layer.parameters()) for layer in layers]
@@ -133,21 +144,41 @@ def test_learned_layers_may_be_frozen():
     ours, theirs = (m.student.module.bert.encoder.layer[1] for m in (objective, free))
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
-    objective.progress = 0.9
+    objective.begin(4)
     objective.training_step(BATCH).loss.backward()
     assert all(p.grad is not None for p in layers[0].parameters())
 
 
-def test_a_threshold_ends_a_stage_early_and_is_kept_in_the_state():
-    objective = made("stacked", threshold=2.0)
-    objective.training_step(BATCH)
-    assert objective.stage() == 2
-    other = made("stacked", threshold=2.0)
+def test_a_threshold_ends_a_stage_by_the_mean_over_its_layers_and_many_steps():
+    objective = made("stacked", threshold=0.5)
+    assert made().done is made("stacked").done is None
+    objective.begin(2)
+
+    def after(*losses):
+        """Take steps with these cosine losses of both layers."""
+        for first, second in losses:
+            logs = {"cls/1": torch.tensor(first), "cls/2": torch.tensor(second)}
+            objective._note(logs, objective.active())
+        return objective.done
+
+    assert not after((0.0, 0.0))  # one batch says little
+    assert not after(*[(0.4, 0.5)] * 8)
+    assert after((0.4, 0.5))  # ten steps; the sum is 0.9
+    other = made("stacked", threshold=0.5)
+    other.begin(2)
     other.load_state_dict(objective.state_dict())
-    assert other.stage() == 2
-    patient = made("stacked", threshold=1e-9)
-    patient.training_step(BATCH)
-    assert patient.stage() == 1
+    assert other.done
+    objective.begin(3)
+    assert not objective.done
+    objective.begin(2)
+    assert not after(*[(0.6, 0.8)] * 20, (0.0, 0.0))  # an outlier among many
+    objective.begin(4)
+    assert objective.done is None
+
+
+def test_checkpoints_of_older_versions_fit():
+    older = made().state_dict() | {"stage_reached": torch.ones(()), "cosine": torch.tensor(2.0)}
+    made().load_state_dict(older)
 
 
 def test_unequal_widths_are_mapped_and_unequal_heads_refused():
@@ -180,6 +211,8 @@ def test_the_distance_falls(schedule):
     ("options", "message"),
     [
         ({"layers": (2, 4)}, "the layer map names 2 layers, and the student has 3"),
+        ({"layers": (0, 0, 0), "kl": 0.0}, "no loss: the layer map names no layer, kl and ce are 0"),
+        ({"layers": (0, 0, 0), "schedule": "stacked"}, "the layer map names none"),
         ({"layers": (2, 4, 7)}, "the layer map names layer 7; the teacher has 1 to 6"),
         ({"schedule": "some"}, "no schedule 'some'; there are all, progressive, stacked"),
         ({"attention": 0.0, "cls": 0.0, "kl": 0.0}, "the student has no loss"),
@@ -205,8 +238,9 @@ def test_kept_outputs_give_the_same_losses(schedule, tmp_path):
     texts = [IDS[1:], IDS[:1, :6], IDS[:1]]  # a text twice
     objective.teacher = EncoderOutputs(plain.teacher, texts, 0, kept, file)
     again = EncoderOutputs(plain.teacher, texts, 0, kept, file)
-    for progress in (0.0, 0.3, 0.6, 0.9):
-        objective.progress = plain.progress = progress
+    for stage in range(1, len(plain.stages) + 1):
+        objective.begin(stage)
+        plain.begin(stage)
         expected = plain.training_step(BATCH)
         for teacher in (objective.teacher, again):
             objective.teacher = teacher

@@ -409,6 +409,22 @@ def test_a_run_teaches_at_once(run, data, tmp_path, monkeypatch):
         **BERT | {"schedule": "stacked", "start": "teacher", "label_share": 0.5},
     )  # fmt: skip
     assert not (tmp_path / "run" / "phases" / "teacher").exists()
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = {line["phase"]: line for line in lines}
+    assert {phase: line["step"] for phase, line in last.items()} == {
+        "stage-1": 11,
+        "stage-2": 10,
+        "student": 21,
+    }  # of 3 epochs of 14 batches
+    assert all(line["lr"] < 0.03 * BERT["lr"] for line in last.values())  # each decays
+    before = (tmp_path / "run" / "net.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "phases" / "stage-1")  # as in a run of an older version
+    train(
+        "bert", data=str(data), teacher=str(run / "net.safetensors"), out=tmp_path / "run",
+        **BERT | {"schedule": "stacked", "start": "teacher", "label_share": 0.5},
+    )  # fmt: skip
+    assert not (tmp_path / "run" / "phases" / "stage-1").exists()
+    assert (tmp_path / "run" / "net.safetensors").read_bytes() == before
     teacher = json.loads((run / "results.json").read_text())["test"]["3/accuracy"]
     assert results["bert"]["teacher_accuracy"] == pytest.approx(teacher)
     shown = results["bert"]["examples"]

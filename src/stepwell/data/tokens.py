@@ -214,6 +214,7 @@ class TextBatches:
         self.shuffle, self.seed = shuffle, seed
         self.balance, self.by_length = balance, by_length
         self.rank, self.world = 0, 1
+        self.first = 0
         self._keep_orders()
 
     def _keep_orders(self) -> None:
@@ -236,13 +237,19 @@ class TextBatches:
         other._keep_orders()
         return other
 
+    def after(self, position: int) -> "TextBatches":
+        """The same batches from `position` on, for the next phase of a training."""
+        rest = copy(self)
+        rest.first = self.first + position
+        return rest
+
     def with_examples(self, examples: TokenSet) -> "TextBatches":
         """Another set, in one pass."""
         return TextBatches(examples, self.batch_size)
 
     def indices(self, position: int) -> Int64[Tensor, " batch"]:
         """The texts of this process in the batch at `position`."""
-        epoch, step = divmod(position, len(self))
+        epoch, step = divmod(self.first + position, len(self))
         batch = self._order(epoch)[step]
         if self.world > 1:
             batch = batch.repeat_interleave(-(-self.world // len(batch)))

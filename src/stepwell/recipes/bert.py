@@ -1,6 +1,7 @@
 """Train a shallow text encoder by a deep one's attention maps and [CLS] states, layer by layer."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -25,7 +26,8 @@ class Internal:
 
     Attributes:
         schedule: all: layers and soft targets in every step; progressive: one layer after the
-            other, then the soft targets; stacked: layer joins layer, then the soft targets.
+            other, then the task stage (soft targets, labels); stacked: layer joins layer, then
+            the task stage.
         layers: the teacher's layer of each of the student's, from 1; 0: none.
         attention: weight of the attention maps (KL).
         cls: weight of the [CLS] states (cosine).
@@ -33,9 +35,9 @@ class Internal:
         ce: weight of the labels.
         temperature: temperature of the soft targets.
         keep_task: soft targets and labels count in every step.
-        freeze: in progressive, learned layers stay as they are until the soft targets.
-        label_share: share of the steps for soft targets and labels alone.
-        threshold: cosine loss below which the next layer begins.
+        freeze: freeze learned layers until the task stage, in progressive.
+        label_share: share of the steps of the task stage, in progressive and stacked.
+        threshold: a stage ends early once its mean cosine loss is below this.
     """
 
     TITLE: ClassVar = "teaching"
@@ -48,7 +50,7 @@ class Internal:
     temperature: float = 1.0
     keep_task: Annotated[bool, flag()] = False
     freeze: Annotated[bool, flag()] = False
-    label_share: Annotated[float | None, flag("X", "as each layer's")] = None
+    label_share: Annotated[float | None, flag("X", "equal stages")] = None
     threshold: Annotated[float | None, flag("X", "by steps alone")] = None
 
 
@@ -114,7 +116,10 @@ def bert(
     padding = splits.train.tokenizer.padding
     shallow = text_teaching.shallow(splits, student_layers)
     options: dict[str, Any] = vars(internal) | vars(ablation)
-    InternalKD(shallow, deep, padding, **options)  # refuses what does not fit, before there is a run
+    assert training.epochs is not None
+    # refuses what does not fit, before there is a run
+    method = partial(InternalKD, shallow, deep, padding, **options)
+    lengths = method().lengths(training.epochs * len(inputs.train))
     with text.open_task("bert", out, loop, arguments, inputs, shallow) as task:
         known = trained is not None or not begun.fresh
         if not known:
@@ -123,15 +128,21 @@ def bert(
                 epochs=teacher_epochs or training.epochs, validate=text.validator(deep, task),
                 loop=loop, patience=training.patience,
             )  # fmt: skip
-        objective = InternalKD(shallow, deep, padding, **options)
+        objective = method()
         if keep_outputs:
             objective.teacher = text_teaching.kept_outputs(task, deep, objective)
         source = pretrained if start == "pretrained" else deep.module.state_dict()
         text_teaching.copy_layers(source, shallow, objective.layers)
-        fit(
-            objective, task.train, training.optim(), task.run, phase="student",
-            epochs=training.epochs, validate=text.validator(shallow, task), loop=loop,
-            patience=training.patience,
+        learn = partial(fit, objective, optim=training.optim(), run=task.run, loop=loop)
+        taken = 0
+        for stage in text_teaching.layer_stages(task, len(lengths)):
+            objective.begin(stage)  # each has its own warm-up and decay
+            steps = lengths[stage - 1]
+            taken += learn(train=task.train.after(taken), phase=f"stage-{stage}", steps=steps)
+        objective.begin(len(lengths))
+        learn(
+            train=task.train.after(taken), phase="student", steps=sum(lengths) - taken,
+            validate=text.validator(shallow, task), patience=training.patience,
         )  # fmt: skip
         found = text_teaching.mismatch(shallow, deep, task.test, objective.layers)
         found["examples"] = write_maps(task, shallow, deep, objective.layers, splits.scale)

@@ -142,6 +142,20 @@ def kept_outputs(task: Task[TextBatches], teacher: NestedNet, objective: Interna
     return EncoderOutputs(Frozen(teacher, copy=False), batches, padding, own, folder / name)
 
 
+def layer_stages(task: Task[TextBatches], stages: int) -> range:
+    """The stages before the task stage, from 1; none if the student has learned already.
+
+    A student that an older version began had one learning rate schedule for all stages; it learns
+    anew.
+    """
+    student = task.run.phase(OUTPUTS[0])
+    if (student / "done").exists():
+        return range(0)
+    if stages > 1 and task.run.writes and not (task.run.phase("stage-1") / "last.ckpt").exists():
+        (student / "last.ckpt").unlink(missing_ok=True)
+    return range(1, stages)
+
+
 def drop_outputs(task: Task[TextBatches]) -> None:
     """Remove the teacher's outputs from a finished run."""
     phase, name = OUTPUTS
