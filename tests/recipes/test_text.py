@@ -461,13 +461,15 @@ def test_a_student_starts_before_or_after_the_fine_tuning(run, encoder, data, tm
         pass
 
     def stop(source, student, layers):
-        raise Stop(source)
+        raise Stop(source, layers)
 
     monkeypatch.setattr(bert.text_teaching, "copy_layers", stop)
     name = "bert.encoder.layer.0.output.dense.weight"
     for start, file in (("pretrained", encoder / "model.safetensors"), ("teacher", run)):
         with pytest.raises(Stop) as stopped:
-            train("bert", data=str(data), teacher=str(run), out=tmp_path / start, start=start, **BERT)
+            own = BERT | {"layers": (3, 1)}  # a map in disorder changes no initial weight
+            train("bert", data=str(data), teacher=str(run), out=tmp_path / start, start=start, **own)
+        assert stopped.value.args[1] == (2, 3)
         begun = stopped.value.args[0][name]
         state = stepwell.load(run).module.state_dict() if file == run else load_file(file)
         assert torch.equal(begun, state.get(name, state.get(name.removeprefix("bert."))))

@@ -37,10 +37,12 @@ SMOOTHING, FEWEST = 0.9, 10
 
 
 def layer_map(student: int, teacher: int) -> tuple[int, ...]:
-    """The teacher's layer of each of the student's, from 1: the upper layer of equal groups.
+    """The teacher's layer of each of the student's, from 1: evenly spaced, and the last one for the last.
 
-    >>> layer_map(3, 6), layer_map(4, 6)
-    ((2, 4, 6), (2, 3, 4, 6))
+    In equal groups, it is the upper layer of each; otherwise the nearest layer, the even one of two.
+
+    >>> layer_map(3, 6), layer_map(4, 6), layer_map(2, 5)
+    ((2, 4, 6), (2, 3, 4, 6), (2, 5))
     """
     return tuple(max(1, round(i * teacher / student)) for i in range(1, student + 1))
 

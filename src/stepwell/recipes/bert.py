@@ -10,7 +10,7 @@ from stepwell.data.image_flags import LabelledImages
 from stepwell.data.text_files import TextFiles
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.methods import Supervised
-from stepwell.methods.bert_internal import InternalKD, Schedule, layers_of
+from stepwell.methods.bert_internal import InternalKD, Schedule, layer_map, layers_of
 from stepwell.recipes import flags
 from stepwell.tasks import text, text_teaching
 from stepwell.tasks.attention_maps import write_maps
@@ -93,7 +93,7 @@ def bert(
         teacher: a run on texts or its file, or a folder with config.json, tokenizer.json and
             model.safetensors.
         student_layers: layers of the student.
-        start: the student's layers begin as those of the teacher that they learn, before its
+        start: the student begins with evenly spaced layers of the teacher, before its
             fine-tuning (pretrained) or after it (teacher).
         teacher_epochs: passes of the teacher's fine-tuning.
         keep_outputs: compute the teacher's outputs once, and keep them in the run until its end.
@@ -132,7 +132,7 @@ def bert(
         if keep_outputs:
             objective.teacher = text_teaching.kept_outputs(task, deep, objective)
         source = pretrained if start == "pretrained" else deep.module.state_dict()
-        text_teaching.copy_layers(source, shallow, objective.layers)
+        text_teaching.copy_layers(source, shallow, layer_map(student_layers, most))
         learn = partial(fit, objective, optim=training.optim(), run=task.run, loop=loop)
         taken = 0
         for stage in text_teaching.layer_stages(task, len(lengths)):

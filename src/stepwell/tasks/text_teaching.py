@@ -106,10 +106,7 @@ def shallow(splits: TextSplits, layers: int) -> NestedNet:
 
 
 def copy_layers(source: Mapping[str, Tensor], student: NestedNet, layers: Sequence[int]) -> None:
-    """Start a student with the weights of a deeper encoder, its layers with those of `layers`, from 1.
-
-    A layer of 0 stays as it is.
-    """
+    """Start a student with the weights of a deeper encoder, its layers with `layers` of that, from 1."""
     (stage,) = student.stages
     state = dict(student.module.state_dict())
     for name in state:
@@ -117,8 +114,7 @@ def copy_layers(source: Mapping[str, Tensor], student: NestedNet, layers: Sequen
             state[name] = source[name]
             continue
         number, _, rest = name.removeprefix(f"{stage}.").partition(".")
-        if theirs := layers[int(number)]:
-            state[name] = source[f"{stage}.{theirs - 1}.{rest}"]
+        state[name] = source[f"{stage}.{layers[int(number)] - 1}.{rest}"]
     student.load_full(state)
 
 
