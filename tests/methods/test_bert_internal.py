@@ -44,7 +44,8 @@ def test_all_layers_and_soft_targets_are_summed(shuffled):
     expected = 0.5 * soft_target_kl(ours.logits, theirs.logits, 1.0)
     for i, at in enumerate((2, 4, 6)):
         a, b = ours.extras, theirs.extras
-        if shuffled:  # each text with the text before it
+        if shuffled:  # each text with the text before it, where both have tokens
+            mask = (IDS != 0) & torch.stack([IDS[2], IDS[0], IDS[1]]).ne(0)
             b = {n: [torch.cat([x[-1:], x[:-1]]) for x in layers] for n, layers in b.items()}
         expected += 2.0 * attention_kl(a["scores"][i], b["scores"][at - 1], mask)
         expected += 3.0 * cls_cosine(a["cls"][i], b["cls"][at - 1])
@@ -228,9 +229,16 @@ def test_what_cannot_be_learned_is_refused(options, message):
         made(**options)
 
 
-@pytest.mark.parametrize("schedule", ["all", "progressive", "stacked", ""])  # "": soft targets alone
+def test_a_text_alone_in_its_batch_learns_no_attention_of_another():
+    alone = Batch(BATCH.inputs[:1], BATCH.labels[:1])
+    assert made(shuffled=True, kl=0.0).training_step(alone).loss == 0
+    assert made(kl=0.0).training_step(alone).loss > 0
+
+
+@pytest.mark.parametrize("schedule", ["all", "progressive", "stacked", "", "shuffled"])
 def test_kept_outputs_give_the_same_losses(schedule, tmp_path):
-    options = {"schedule": schedule} if schedule else {"attention": 0.0, "cls": 0.0}
+    options = {"schedule": schedule} if schedule else {"attention": 0.0, "cls": 0.0}  # soft targets
+    options = {"shuffled": True} if schedule == "shuffled" else options
     objective, plain = made(**options), made(**options)
     assert objective.taught_by == ((2, 4, 6) if schedule else ())
     kept = Kept(2, objective.taught_by, 2, 16)

@@ -14,12 +14,12 @@ and the task stage, are a *reconstruction*.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from stepwell.losses import attention_kl, cls_cosine, label_loss, teacher_loss
@@ -199,10 +199,7 @@ class InternalKD(Objective):
         value, internal = self._run(ids, set(active), extras, last)
         for i in active:
             assert target is not None
-            theirs = target.extras
-            if self.shuffled:
-                theirs = {n: tuple(x.roll(1, 0) for x in layers) for n, layers in theirs.items()}
-            for name, weight, one in self._internal(i, internal[i], theirs, ids):
+            for name, weight, one in self._internal(i, internal[i], target.extras, ids):
                 logs[f"{name}/{i}"] = one
                 loss.append(weight * one)
         if labelled:
@@ -220,17 +217,20 @@ class InternalKD(Objective):
         return Step(torch.stack(loss).sum(), logs)
 
     def _internal(
-        self, i: int, ours: dict[str, Tensor], theirs: object, ids: Int64[Tensor, "batch tokens"]
-    ) -> Iterator[tuple[str, float, Tensor]]:
+        self, i: int, ours: Mapping[str, Tensor], theirs: Mapping[str, Sequence[Tensor]],
+        ids: Int64[Tensor, "batch tokens"],
+    ) -> Iterator[tuple[str, float, Float[Tensor, ""]]]:  # fmt: skip
         """Name, weight and value of each loss of a student's layer."""
-        assert isinstance(theirs, dict)
         at = self.layers[i - 1] - 1
+        turn = int(self.shuffled)  # to the text before it
+        share = float(len(ids) > turn)
         if self.attention:
-            mask: Bool[Tensor, "batch tokens"] = ids.ne(self.padding)
-            yield "attention", self.attention, attention_kl(ours["scores"], theirs["scores"][at], mask)
+            real: Bool[Tensor, "batch tokens"] = ids.ne(self.padding)
+            scores, mask = theirs["scores"][at].roll(turn, 0), real & real.roll(turn, 0)
+            yield "attention", share * self.attention, attention_kl(ours["scores"], scores, mask)
         if self.cls:
             state = self.projections[i - 1](ours["cls"]) if len(self.projections) else ours["cls"]
-            yield "cls", self.cls, cls_cosine(state, theirs["cls"][at])
+            yield "cls", share * self.cls, cls_cosine(state, theirs["cls"][at].roll(turn, 0))
 
     def _run(
         self, ids: Tensor, asked: set[int], extras: Sequence[str], last: int | None
