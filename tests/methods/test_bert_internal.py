@@ -243,17 +243,20 @@ def test_kept_outputs_give_the_same_losses(schedule, tmp_path):
     assert objective.taught_by == ((2, 4, 6) if schedule else ())
     kept = Kept(2, objective.taught_by, 2, 16)
     file = tmp_path / "teacher.bin"
-    texts = [IDS[1:], IDS[:1, :6], IDS[:1]]  # a text twice
+    padded = IDS.clone()
+    padded[1, 2] = padded[0, 3] = 0  # texts that hold the padding token
+    texts = [padded, IDS[1:], IDS[:1, :6], IDS[:1]]  # a text twice
     objective.teacher = EncoderOutputs(plain.teacher, texts, 0, kept, file)
     again = EncoderOutputs(plain.teacher, texts, 0, kept, file)
     for stage in range(1, len(plain.stages) + 1):
         objective.begin(stage)
         plain.begin(stage)
-        expected = plain.training_step(BATCH)
-        for teacher in (objective.teacher, again):
-            objective.teacher = teacher
-            step = objective.training_step(BATCH)
-            torch.testing.assert_close(step.loss, expected.loss, rtol=1e-5, atol=1e-6)
+        for batch in (BATCH, Batch(padded, BATCH.labels)):
+            expected = plain.training_step(batch)
+            for teacher in (objective.teacher, again):
+                objective.teacher = teacher
+                step = objective.training_step(batch)
+                torch.testing.assert_close(step.loss, expected.loss, rtol=1e-5, atol=1e-6)
     with pytest.raises(KeyError):
         objective.teacher(torch.tensor([[2, 19, 3]]))
 

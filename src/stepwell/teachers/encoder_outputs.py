@@ -79,8 +79,9 @@ class EncoderOutputs(nn.Module):
         self._numbers = np.memmap(file, np.float32, "r", len(head), (end,))
 
     def _keys(self, ids: Int64[Tensor, "batch tokens"]) -> Iterator[tuple[bytes, int]]:
-        """The key and the number of tokens of each text."""
-        for row, length in zip(ids, ids.ne(self.padding).sum(1).tolist(), strict=True):
+        """The key and the number of tokens of each text, which may hold the padding token itself."""
+        ends = torch.arange(1, ids.shape[1] + 1) * ids.ne(self.padding)
+        for row, length in zip(ids, ends.amax(1).tolist(), strict=True):
             yield row[:length].numpy().tobytes(), int(length)
 
     def _computed(self, teacher: Frozen, texts: Sequence[Tensor]) -> Iterator[bytes]:
