@@ -167,8 +167,8 @@ def distillation(examples: TokenSet, batch: Batch) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for schedule in ("all", "stacked", "progressive"):
-            plain = InternalKD(student, teacher, 0, schedule=schedule)
-            quick = InternalKD(student, teacher, 0, schedule=schedule)
+            plain = InternalKD(student, teacher, schedule=schedule)
+            quick = InternalKD(student, teacher, schedule=schedule)
             kept = Kept(2, plain.taught_by, CONFIG["num_attention_heads"], CONFIG["hidden_size"])
             ids = [x for x, _ in TextBatches(examples, BATCH)]
             place = Path(folder) / f"{schedule}.bin"
@@ -192,8 +192,8 @@ def distillation(examples: TokenSet, batch: Batch) -> dict[str, Any]:
                 quick.freeze = True
                 times = compared({"plain": whole, "kept": truncated}, rounds=ROUNDS)
                 found["progressive, frozen: plain / kept outputs"] = ratio(times, "plain", "kept")
-    asked = InternalKD(student, teacher, 0, cls=0.0)
-    unasked = InternalKD(student, teacher, 0, cls=0.0, attention=0.0)
+    asked = InternalKD(student, teacher, cls=0.0)
+    unasked = InternalKD(student, teacher, cls=0.0, attention=0.0)
     times = compared(
         {
             "asked": step(asked, lambda: asked.training_step(batch).loss),

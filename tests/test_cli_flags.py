@@ -25,7 +25,7 @@ WRONG = {
     "teacher_epochs": ([0, -1], [1]),
     "layers": ([-1], [0, 6]),
     "cls": ([-1, "nan"], [0]),
-    "label_share": ([-0.1, 1, "nan"], [0, 0.9]),
+    "label_share": ([-0.1, 0, 1, "nan"], [0.1, 0.9]),
     "threshold": ([0, -1, "nan"], [1e-3]),
     "steps": ([0, -1], [1]),
     "batch_size": ([1, 0, -3], [2]),

@@ -44,12 +44,12 @@ _NAMES = {
         "checkpoint_minutes warm_epochs max_seconds unlearn interpolate "
         "rate_weight reward policy_weight"
     ),
-    BELOW_ONE: "label_share label_smoothing val_fraction distill_from ema_teacher average",
+    BELOW_ONE: "label_smoothing val_fraction distill_from ema_teacher average",
     SEED: "seed",
     SHARE: "start_from_teacher target min_accuracy target_accuracy",
     NUMBER: "teacher_mean",
     SHARE_ABOVE_0: "explore",
-    INNER_SHARE: "unlabeled_share synthetic_share",
+    INNER_SHARE: "unlabeled_share synthetic_share label_share",
 }
 #: By parameter name, which means the same in every command, recipe and objective.
 RANGES = {name: within for within, names in _NAMES.items() for name in names.split()}

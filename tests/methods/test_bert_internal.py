@@ -25,7 +25,7 @@ def encoder(layers, seed=0, **changes):
 
 
 def made(schedule="all", **options):
-    return InternalKD(encoder(3), encoder(6, seed=1), 0, schedule=schedule, **options)
+    return InternalKD(encoder(3), encoder(6, seed=1), schedule=schedule, **options)
 
 
 def test_layers_are_the_upper_ones_of_equal_groups():
@@ -184,13 +184,21 @@ def test_checkpoints_of_older_versions_fit():
 
 def test_unequal_widths_are_mapped_and_unequal_heads_refused():
     narrow = encoder(3, hidden_size=8)
-    objective = InternalKD(narrow, encoder(6), 0)
+    objective = InternalKD(narrow, encoder(6))
     objective.training_step(BATCH).loss.backward()
     assert all(m.weight.grad is not None for m in objective.projections)
     heads = encoder(3, num_attention_heads=4)
     with pytest.raises(ValueError, match="the student has 4 heads of attention and the teacher 2"):
-        InternalKD(heads, encoder(6), 0)
-    InternalKD(heads, encoder(6), 0, attention=0.0)
+        InternalKD(heads, encoder(6))
+    InternalKD(heads, encoder(6), attention=0.0)
+
+
+def test_other_vocabularies_are_refused():
+    message = "the student has 20 tokens and padding 0, the teacher 30 and 0: their vocabularies must"
+    with pytest.raises(ValueError, match=message):
+        InternalKD(encoder(3), encoder(6, vocab_size=30))
+    with pytest.raises(ValueError, match="padding 1, the teacher 20 and 0"):
+        InternalKD(encoder(3, pad_token_id=1), encoder(6))
 
 
 @pytest.mark.parametrize("schedule", ["all", "progressive", "stacked"])
@@ -221,7 +229,12 @@ def test_the_distance_falls(schedule):
         ({"schedule": "stacked", "attention": 0.0, "cls": 0.0}, "begins with layers: weigh attention"),
         ({"freeze": True}, "freeze is for the schedule progressive, not 'all'"),
         ({"cls": -1.0}, "cls -1.0: must be 0 or more"),
-        ({"label_share": 1.0}, "label_share 1.0: must be 0 or more and below 1"),
+        ({"schedule": "stacked", "label_share": 1.0}, "label_share 1.0: must be above 0 and below 1"),
+        ({"schedule": "stacked", "label_share": 0.0}, "label_share 0.0: must be above 0 and below 1"),
+        ({"label_share": 0.5}, "label_share is for the schedules progressive and stacked, not 'all'"),
+        ({"threshold": 0.5}, "threshold is for the schedules progressive and stacked"),
+        ({"keep_task": True}, "keep_task is for the schedules progressive and stacked"),
+        ({"schedule": "stacked", "threshold": 0.5, "cls": 0.0}, "threshold compares the loss of"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(options, message):

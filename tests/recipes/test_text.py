@@ -299,6 +299,7 @@ FILES = {
                        "{path}, line 3: 3 columns, and the header has 2 (sentence, label)"),
     "not UTF-8": (b"sentence\tlabel\nfine\t1\n\xff\xfe\t0\n", "{path}, line 3: not UTF-8"),
     "empty text": (b"sentence\tlabel\nfine\t1\n \t0\n", "{path}, line 3: the text is empty"),
+    "empty label": (b"sentence\tlabel\nfine\t1\ngood\t \n", "{path}, line 3: the label is empty"),
     "one class": (b"sentence\tlabel\nfine\t1\ngood\t1\n", "{path} has one class only, '1'"),
     "few": (b"sentence\tlabel\nfine\t1\ndull\t0\n", "{path} has 2 texts, too few to set some aside to "
                                                      "test on: add texts, or name others with --test"),

@@ -79,8 +79,16 @@ class Labels:
 
     @classmethod
     def of(cls, texts: Texts) -> "Labels":
-        """The classes of training texts, numbers in their order; ValueError for a single class."""
+        """The classes of training texts, numbers in their order.
+
+        ValueError for a single class, and for an empty label (with the line).
+        """
         names = set(texts.labels)
+        for label, line in zip(texts.labels, texts.lines, strict=True):
+            if not label.strip():
+                raise ValueError(
+                    f"{texts.path}, line {line}: the label is empty: fill it, or remove the line"
+                )
         if len(names) < 2:
             raise ValueError(
                 f"{texts.path} has one class only, {min(names)!r}: training needs two or more"

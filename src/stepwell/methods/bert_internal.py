@@ -56,7 +56,6 @@ class InternalKD(Objective):
     Args:
         student: an encoder; its full depth learns.
         teacher: another one, frozen.
-        padding: id of the padding token, which never counts.
         layers: the teacher's layer of each of the student's, from 1; by default `layer_map`. 0: none.
         schedule: all, progressive or stacked.
         attention: a, the weight of attention.
@@ -74,15 +73,14 @@ class InternalKD(Objective):
             A text alone in its batch learns neither.
 
     Raises:
-        ValueError: a value is out of range; a layer that does not exist; unequal numbers of heads, with
-            attention; no loss.
+        ValueError: a value is out of range, or has no effect; a layer that does not exist; other
+            vocabularies; unequal numbers of heads, with attention; no loss.
     """
 
     def __init__(
         self,
         student: NestedNet,
         teacher: NestedNet,
-        padding: int,
         *,
         layers: Sequence[int] | None = None,
         schedule: str = "all",
@@ -107,7 +105,21 @@ class InternalKD(Objective):
             raise ValueError(f"schedule {schedule!r} ends with labels: give kl or ce a weight")
         if schedule != "all" and not (attention or cls):
             raise ValueError(f"schedule {schedule!r} begins with layers: weigh attention or cls")
-        self.student, self.padding = student, padding
+        staged = {"threshold": threshold, "label_share": label_share, "keep_task": keep_task}
+        if schedule == "all" and (ignored := [n for n, v in staged.items() if v not in (None, False)]):
+            raise ValueError(f"{ignored[0]} is for the schedules progressive and stacked, not 'all'")
+        if threshold is not None and not cls:
+            raise ValueError("threshold compares the loss of [CLS] states: give cls a weight")
+        ours, theirs = (
+            (net.module.config.vocab_size, net.module.padding)  # type: ignore[union-attr]
+            for net in (student, teacher)
+        )
+        if ours != theirs:
+            raise ValueError(
+                f"the student has {ours[0]:,} tokens and padding {ours[1]}, the teacher {theirs[0]:,} "
+                f"and {theirs[1]}: their vocabularies must be the same"
+            )
+        self.student, self.padding = student, int(student.module.padding)  # type: ignore[arg-type]
         self.teacher: nn.Module = Frozen(teacher)
         self.depth = layers_of(student)
         most = layers_of(teacher)

@@ -113,12 +113,11 @@ def bert(
     if not 1 <= student_layers <= most:
         raise ValueError(f"--student-layers {student_layers}: the teacher has {most}")
     inputs = text.prepare(splits, LabelledImages(), training)
-    padding = splits.train.tokenizer.padding
     shallow = text_teaching.shallow(splits, student_layers)
     options: dict[str, Any] = vars(internal) | vars(ablation)
     assert training.epochs is not None
     # refuses what does not fit, before there is a run
-    method = partial(InternalKD, shallow, deep, padding, **options)
+    method = partial(InternalKD, shallow, deep, **options)
     lengths = method().lengths(training.epochs * len(inputs.train))
     with text.open_task("bert", out, loop, arguments, inputs, shallow) as task:
         known = trained is not None or not begun.fresh
