@@ -402,6 +402,26 @@ def test_a_folder_is_fine_tuned_and_teaches(deep, data, tmp_path, capsys, monkey
         internal_section(read_run(tmp_path / "run", "run"), {})
 
 
+@pytest.mark.parametrize(("names", "at_once"), [(("0", "1"), True), (("1", "0"), False), ((), False)])
+def test_a_head_of_these_classes_teaches_at_once(names, at_once, data, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stop(objective, *args, **options):
+        raise Stop(options["phase"])
+
+    folder = write_encoder(tmp_path / "encoder", layers=2, labels=2)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("id2label", None)
+    config |= {"id2label": dict(enumerate(names))} if names else {}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("stepwell.recipes.bert.fit", stop)
+    own = {"data": str(data), "teacher": str(folder), "out": tmp_path / "run", "keep_outputs": False}
+    with pytest.raises(Stop) as stopped:
+        train("bert", **own, **BERT)
+    assert stopped.value.args[0] == ("student" if at_once else "teacher")
+
+
 def test_a_run_teaches_at_once(run, data, tmp_path, monkeypatch):
     monkeypatch.setattr(attention_maps, "READABLE", range(90, 99))  # no text is so long
     monkeypatch.setattr(attention_maps, "TOKENS", 4)
@@ -467,8 +487,8 @@ def test_a_student_starts_before_or_after_the_fine_tuning(run, encoder, data, tm
     monkeypatch.setattr(bert.text_teaching, "copy_layers", stop)
     name = "bert.encoder.layer.0.output.dense.weight"
     for start, file in (("pretrained", encoder / "model.safetensors"), ("teacher", run)):
+        own = BERT | {"layers": (3, 1)}  # a map in disorder changes no initial weight
         with pytest.raises(Stop) as stopped:
-            own = BERT | {"layers": (3, 1)}  # a map in disorder changes no initial weight
             train("bert", data=str(data), teacher=str(run), out=tmp_path / start, start=start, **own)
         assert stopped.value.args[1] == (2, 3)
         begun = stopped.value.args[0][name]

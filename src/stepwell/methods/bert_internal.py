@@ -37,7 +37,7 @@ SMOOTHING, FEWEST = 0.9, 10
 
 
 def layer_map(student: int, teacher: int) -> tuple[int, ...]:
-    """The teacher's layer of each of the student's, from 1: evenly spaced, and the last one for the last.
+    """The teacher's layer of each of the student's, from 1, evenly spaced up to the last one.
 
     In equal groups, it is the upper layer of each; otherwise the nearest layer, the even one of two.
 

@@ -82,8 +82,9 @@ def bert(
 ) -> dict[str, Any]:
     """Teach a shallow text encoder by a deep one's internal representations (Aguilar et al. 2020).
 
-    A folder of Hugging Face's is fine-tuned first, and teaches then. A run of `train supervised` or
-    `train ekd` on texts teaches at once.
+    A folder of Hugging Face's is fine-tuned first, and teaches then, unless its config.json (id2label)
+    names these classes in this order. A run of `train supervised` or `train ekd` on texts teaches at
+    once.
 
     Examples:
         stepwell train bert --teacher minilm/ --data reviews/ --out runs/small
@@ -120,7 +121,8 @@ def bert(
     method = partial(InternalKD, shallow, deep, **options)
     lengths = method().lengths(training.epochs * len(inputs.train))
     with text.open_task("bert", out, loop, arguments, inputs, shallow) as task:
-        known = trained is not None or not begun.fresh
+        named = splits.encoder.classes == splits.train.classes  # a head of these classes
+        known = trained is not None or (named and not begun.fresh)
         if not known:
             fit(
                 Supervised(deep.module), task.train, training.optim(), task.run, phase="teacher",

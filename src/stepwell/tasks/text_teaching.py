@@ -106,7 +106,7 @@ def shallow(splits: TextSplits, layers: int) -> NestedNet:
 
 
 def copy_layers(source: Mapping[str, Tensor], student: NestedNet, layers: Sequence[int]) -> None:
-    """Start a student with the weights of a deeper encoder, its layers with `layers` of that, from 1."""
+    """Start a student with the weights of a deeper encoder: its layers are `layers` of that, from 1."""
     (stage,) = student.stages
     state = dict(student.module.state_dict())
     for name in state:

@@ -37,6 +37,7 @@ class Pretrained(NamedTuple):
     config: of config.json, with the separator's token id.
     tokenizer: the content of tokenizer.json.
     fresh: parameters that the folder does not hold, all of them of the head.
+    classes: names of the head's classes in config.json (`id2label`), in order.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Pretrained(NamedTuple):
     tokenizer: str
     module: "Encoder"
     fresh: tuple[str, ...]
+    classes: tuple[str, ...] = ()
 
 
 def is_encoder(name: str) -> bool:
@@ -108,7 +110,9 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
     tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
     # what the file keeps: settings of this architecture, in JSON
     kept: dict[str, Any] = json.loads(json.dumps(settings.to_diff_dict(), default=str))
-    return Pretrained(f"{architecture}/{config[entry]}", kept, tokenizer, module, tuple(missing))
+    name, labels = f"{architecture}/{config[entry]}", config.get("id2label") or {}
+    classes = tuple(str(labels[i]) for i in sorted(labels, key=int))
+    return Pretrained(name, kept, tokenizer, module, tuple(missing), classes)
 
 
 def encoder_name(folder: Path) -> str:
