@@ -619,6 +619,34 @@ def test_teachers_that_do_not_fit_are_refused(deep, run, data, tmp_path, capsys)
     assert (code, "the layer map names layer 9; the teacher has 1 to 4" in err) == (2, True)
 
 
+def test_another_teacher_or_validation_file_is_noticed_on_resume(run, data, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "teacher")
+    valid = write_tsv(tmp_path / "valid.tsv", texts(20, seed=3))
+    call = {"data": str(data), "teacher": str(tmp_path / "teacher"), "valid": valid,
+            "out": tmp_path / "run", **BERT, "epochs": 1}  # fmt: skip
+    results = train("bert", **call)
+    file = tmp_path / "run" / "config.json"
+    record = file.read_text()
+
+    older = json.loads(record)  # as earlier versions wrote it
+    older["teacher"] = older["teacher"].partition("/")[0]
+    del older["data"]["valid"]
+    file.write_text(json.dumps(older))
+    assert train("bert", **call) == results
+    file.write_text(record)
+
+    write_tsv(valid, texts(20, seed=4))
+    with pytest.raises(ValueError, match=r"holds a run on other data \(valid was .* and is"):
+        train("bert", **call)
+    write_tsv(valid, texts(20, seed=3))
+    text = stepwell.open_network(tmp_path / "teacher").net
+    with torch.no_grad():
+        text.net.module.classifier.bias.add_(1)
+    save_text(text.net, tmp_path / "teacher" / "net.safetensors", tokenizer=text.tokenizer)
+    with pytest.raises(ValueError, match=r"holds a run on other teacher \(teacher was .* and is"):
+        train("bert", **call)
+
+
 def test_the_pages_commands_and_snippets_run(run, deep, data, tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[2] / "docs" / "text.md").read_text()
     monkeypatch.chdir(tmp_path)

@@ -113,7 +113,7 @@ def bert(
     most = layers_of(deep)
     if not 1 <= student_layers <= most:
         raise ValueError(f"--student-layers {student_layers}: the teacher has {most}")
-    inputs = text.prepare(splits, LabelledImages(), training)
+    inputs = text.prepare(splits, LabelledImages(), training, init=text_teaching.file_of(teacher))
     shallow = text_teaching.shallow(splits, student_layers)
     options: dict[str, Any] = vars(internal) | vars(ablation)
     assert training.epochs is not None

@@ -226,12 +226,14 @@ def prepare(
     assert training.batch_size is not None
     batches = TextBatches(train, training.batch_size, shuffle=True, seed=training.seed, balance=balance)
     classification.check_patience(training, validation is not None)
-    about = {
+    about: dict[str, Any] = {
         "name": splits.name, "fingerprint": f"{splits.train.fingerprint}/{splits.test.fingerprint}",
         "classes": list(train.classes), "train": len(train),
         "validation": len(validation) if validation else 0, "test": len(splits.test),
         "size": train.size, "cut": splits.train.cut + splits.test.cut,
     }  # fmt: skip
+    if splits.validation is not None:
+        about["valid"] = splits.validation.fingerprint
     known = splits.encoder.module.state_dict()
     pretrained = {k: v for k, v in known.items() if k not in splits.encoder.fresh}
     weights = [digest({}, pretrained)[:16]]  # a resumed run must find the same encoder

@@ -46,7 +46,7 @@ def encoder_folder(teacher: str) -> Path:
     path = Path(teacher)
     if not path.exists():
         raise ValueError(f"no teacher {teacher}: {FITS}")
-    file = _file_of(path)
+    file = file_of(path)
     if file is None:
         return path
     if path.is_file() and (path.parent / "tokenizer.json").is_file():
@@ -66,7 +66,7 @@ def encoder_folder(teacher: str) -> Path:
     return Path(net)
 
 
-def _file_of(path: Path) -> Path | None:
+def file_of(path: Path) -> Path | None:
     """The file of a trained network at a path; None for the folder of an encoder."""
     file = path / "net.safetensors" if path.is_dir() else path
     return file if file.is_file() else None
@@ -77,7 +77,7 @@ def trained_encoder(teacher: str, splits: TextSplits) -> NestedNet | None:
 
     ValueError if it has other classes, or another vocabulary.
     """
-    file = _file_of(Path(teacher))
+    file = file_of(Path(teacher))
     if file is None:
         return None
     found = load_text(file)
