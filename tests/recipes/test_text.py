@@ -260,6 +260,9 @@ REFUSED = {
     "stem": (["--stem", "small"], "--stem small is for images"),
     "pretrained": (["--init", "pretrained"], "are the start already; leave it out"),
     "deeper": (["--depths", "6"], "no depth '6' in the family of bert/3: it holds 1, 2"),
+    "both kinds": (["--depths", "1", "2"], "--depths 1 2: 2 keeps the encoder's last layer and 1 does "
+                   "not, and one encoder holds one kind: leave 1 out, or name first layers alone with "
+                   "--depths 1=1 2=2"),
     "column": (["--text", "title"], "train.tsv has no column 'title' for texts; its columns are "
                                     "sentence, label"),
     "label": (["--label", "stars"], "has no column 'stars' for labels; its columns are"),

@@ -177,16 +177,24 @@ def start_network(
 def with_last_layer(name: str, depths: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """Stages and depths of which a depth of k layers is the first k - 1 and the last one.
 
-    The [CLS] state, which the classifier reads, says next to nothing before the last layers of a
+    The [CLS] state, which the classifier reads, carries little information before the last layers of a
     pretrained encoder, and a depth that ends there can stay at chance. Depths by other names or of one
-    layer are as they are, and there are no stages then.
+    layer are first layers alone, without stages; ValueError for both kinds in one encoder.
 
     >>> with_last_layer("bert/6", ["2", "4"])
     (('bert.encoder.layer[0:5]', 'bert.encoder.layer[5:6]'), ['2=1,1', '4=3,1'])
     """
     layers = int(name.partition("/")[2])
-    if not depths or not all(d.isdecimal() and 2 <= int(d) < layers for d in depths):
+    keeping = [d for d in depths if d.isdecimal() and 2 <= int(d) < layers]
+    if not keeping or any(d.isdecimal() and int(d) >= layers for d in depths):  # refused by `build`
         return (), depths
+    if first := [d for d in depths if d not in keeping]:
+        all_first = " ".join(f"{d}={d}" if d.isdecimal() else d for d in depths)
+        raise ValueError(
+            f"--depths {' '.join(depths)}: {keeping[0]} keeps the encoder's last layer and {first[0]} "
+            f"does not, and one encoder holds one kind: leave {first[0]} out, or name first layers "
+            f"alone with --depths {all_first}"
+        )
     stage, _ = ARCHITECTURES[name.partition("/")[0]]
     cut = (f"{stage}[0:{layers - 1}]", f"{stage}[{layers - 1}:{layers}]")
     return cut, [f"{d}={int(d) - 1},1" for d in depths]
