@@ -23,7 +23,7 @@ from stepwell.losses import attention_kl, cls_cosine, soft_target_kl
 from stepwell.methods import EmbeddedKD, Supervised
 from stepwell.methods.bert_internal import InternalKD
 from stepwell.nets import NestedNet, build
-from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept
+from stepwell.teachers.encoder_outputs import EncoderOutputs, StoredOutputs
 from stepwell.training import Loop, Run, fit, optimizer_of
 from stepwell.types import Batch
 
@@ -169,10 +169,12 @@ def distillation(examples: TokenSet, batch: Batch) -> dict[str, Any]:
         for schedule in ("all", "stacked", "progressive"):
             plain = InternalKD(student, teacher, schedule=schedule)
             quick = InternalKD(student, teacher, schedule=schedule)
-            kept = Kept(2, plain.taught_by, CONFIG["num_attention_heads"], CONFIG["hidden_size"])
+            stored = StoredOutputs(
+                2, plain.taught_by, CONFIG["num_attention_heads"], CONFIG["hidden_size"]
+            )
             ids = [x for x, _ in TextBatches(examples, BATCH)]
             place = Path(folder) / f"{schedule}.bin"
-            quick.teacher = EncoderOutputs(plain.teacher, ids, 0, kept, place)  # type: ignore[arg-type]
+            quick.teacher = EncoderOutputs(plain.teacher, ids, 0, stored, place)  # type: ignore[arg-type]
 
             def whole(objective: InternalKD = plain) -> None:
                 """The plain way: the teacher and the whole student in every step."""
@@ -181,7 +183,7 @@ def distillation(examples: TokenSet, batch: Batch) -> dict[str, Any]:
                     step(objective, lambda: plain_loss(objective, batch))()
 
             def truncated(objective: InternalKD = quick) -> None:
-                """Kept outputs, and the student up to the layer that learns."""
+                """StoredOutputs outputs, and the student up to the layer that learns."""
                 for stage in range(4):
                     objective.begin(min(stage + 1, len(objective.stages)))
                     step(objective, lambda: objective.training_step(batch).loss)()

@@ -6,7 +6,7 @@ import torch
 from stepwell.losses import attention_kl, cls_cosine, soft_target_kl
 from stepwell.methods.bert_internal import InternalKD, layer_map
 from stepwell.nets import build
-from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept
+from stepwell.teachers.encoder_outputs import EncoderOutputs, StoredOutputs
 from stepwell.teachers.teacher import Frozen
 from stepwell.types import Batch
 
@@ -248,19 +248,34 @@ def test_a_text_alone_in_its_batch_learns_no_attention_of_another():
     assert made(kl=0.0).training_step(alone).loss > 0
 
 
+@pytest.mark.parametrize("options", [{"attention": 0.0}, {"cls": 0.0}])
+def test_only_what_the_losses_read_is_stored_in_full_precision(options, tmp_path):
+    objective, plain = made(**options), made(**options)
+    heads, width = (0, 16) if "attention" in options else (2, 0)
+    stored = StoredOutputs(2, (2, 4, 6), heads, width)
+    file = tmp_path / "teacher.bin"
+    objective.teacher = EncoderOutputs(plain.teacher, [IDS], 0, stored, file)
+    assert file.stat().st_size == 32 + 4 * sum(2 + 3 * (width + heads * n**2) for n in (5, 7, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = [method.training_step(BATCH).loss for method in (objective, plain)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
+    assert objective.reads_teacher
+    assert not made(attention=0.0, cls=0.0, kl=0.0, ce=1.0).reads_teacher
+
+
 @pytest.mark.parametrize("schedule", ["all", "progressive", "stacked", "", "shuffled"])
-def test_kept_outputs_give_the_same_losses(schedule, tmp_path):
+def test_stored_outputs_give_the_same_losses(schedule, tmp_path):
     options = {"schedule": schedule} if schedule else {"attention": 0.0, "cls": 0.0}  # soft targets
     options = {"shuffled": True} if schedule == "shuffled" else options
     objective, plain = made(**options), made(**options)
     assert objective.taught_by == ((2, 4, 6) if schedule else ())
-    kept = Kept(2, objective.taught_by, 2, 16)
+    stored = StoredOutputs(2, objective.taught_by, 2, 16)
     file = tmp_path / "teacher.bin"
     padded = IDS.clone()
     padded[1, 2] = padded[0, 3] = 0  # texts that hold the padding token
     texts = [padded, IDS[1:], IDS[:1, :6], IDS[:1]]  # a text twice
-    objective.teacher = EncoderOutputs(plain.teacher, texts, 0, kept, file)
-    again = EncoderOutputs(plain.teacher, texts, 0, kept, file)
+    objective.teacher = EncoderOutputs(plain.teacher, texts, 0, stored, file)
+    again = EncoderOutputs(plain.teacher, texts, 0, stored, file)
     for stage in range(1, len(plain.stages) + 1):
         objective.begin(stage)
         plain.begin(stage)
@@ -274,17 +289,17 @@ def test_kept_outputs_give_the_same_losses(schedule, tmp_path):
         objective.teacher(torch.tensor([[2, 19, 3]]))
 
 
-def test_kept_outputs_are_computed_anew_where_the_file_does_not_fit(tmp_path, monkeypatch):
+def test_stored_outputs_are_computed_anew_where_the_file_does_not_fit(tmp_path, monkeypatch):
     teacher, other = (Frozen(encoder(4, seed=seed)) for seed in (1, 2))
-    kept, file = Kept(2, (2, 4), 2, 16), tmp_path / "teacher.bin"
+    stored, file = StoredOutputs(2, (2, 4), 2, 16), tmp_path / "teacher.bin"
     computed = []
     real = EncoderOutputs._computed
     monkeypatch.setattr(EncoderOutputs, "_computed", lambda *args: (computed.append(1), real(*args))[1])
 
-    def times(teacher=teacher, texts=(IDS,), kept=kept):
+    def times(teacher=teacher, texts=(IDS,), stored=stored):
         """How often outputs are computed."""
         computed.clear()
-        found = EncoderOutputs(teacher, texts, 0, kept, file)(texts[0])
+        found = EncoderOutputs(teacher, texts, 0, stored, file)(texts[0])
         torch.testing.assert_close(found.logits, teacher(texts[0]).logits)
         return len(computed)
 
@@ -296,7 +311,11 @@ def test_kept_outputs_are_computed_anew_where_the_file_does_not_fit(tmp_path, mo
         assert file.read_bytes() == whole
     longer = IDS.clone()
     longer[0, 5] = 9  # as another tokenizer would have it
-    assert [times(texts=(longer,)), times(other), times(kept=Kept(2, (1, 4), 2, 16))] == [1, 1, 1]
+    assert [times(texts=(longer,)), times(other), times(stored=StoredOutputs(2, (1, 4), 2, 16))] == [
+        1,
+        1,
+        1,
+    ]
 
     def full(*_):
         yield bytes(8)

@@ -136,6 +136,7 @@ class InternalKD(Objective):
         self.attention, self.cls, self.kl, self.ce = attention, cls, kl, ce
         self.temperature, self.threshold, self.shuffled = temperature, threshold, shuffled
         learned = [i for i, at in enumerate(self.layers, 1) if at and (attention or cls)]
+        self.extras = [n for n, weight in (("scores", attention), ("cls", cls)) if weight and learned]
         self.stages = _stages(schedule, learned)
         if not (kl or ce or learned):
             raise ValueError("the student has no loss: the layer map names no layer, kl and ce are 0")
@@ -193,22 +194,27 @@ class InternalKD(Objective):
     @property
     def taught_by(self) -> tuple[int, ...]:
         """The teacher's layers whose attention or states the losses read, from 1."""
-        return tuple(sorted(set(self.layers) - {0})) if self.attention or self.cls else ()
+        return tuple(sorted(set(self.layers) - {0})) if self.extras else ()
+
+    @property
+    def reads_teacher(self) -> bool:
+        """True if a loss reads the teacher's outputs."""
+        return bool(self.kl or self.extras)
 
     def training_step(self, batch: Batch) -> Step:
         """The loss of this stage: of its layers, its task, or both."""
         ids, labels = batch
         active = self.active()
         labelled = self.stage == len(self.stages) or self.keep_task
-        extras = [n for n, weight in (("scores", self.attention), ("cls", self.cls)) if weight]
         soft = self.kl if labelled else 0.0
         target = None
         if active or soft:
-            target = self.teacher(ids, extras=extras) if active else self.teacher(ids)
+            with torch.autocast(ids.device.type, enabled=False):  # as stored outputs are computed
+                target = self.teacher(ids, extras=self.extras) if active else self.teacher(ids)
         logs: dict[str, Tensor] = {}
         loss = []
         last = None if labelled else max(active)
-        value, internal = self._run(ids, set(active), extras, last)
+        value, internal = self._run(ids, set(active), last)
         for i in active:
             assert target is not None
             for name, weight, one in self._internal(i, internal[i], target.extras, ids):
@@ -245,18 +251,18 @@ class InternalKD(Objective):
             yield "cls", share * self.cls, cls_cosine(state, theirs["cls"][at].roll(turn, 0))
 
     def _run(
-        self, ids: Tensor, asked: set[int], extras: Sequence[str], last: int | None
+        self, ids: Int64[Tensor, "batch tokens"], learning: set[int], last: int | None
     ) -> tuple[Value, dict[int, dict[str, Tensor]]]:
-        """Run the student up to layer `last` (None: to the logits), with extras of the layers asked.
+        """Run the student up to layer `last` (None: to the logits), with extras of layers that learn.
 
-        Losses and classifier look at the first token alone of the last layer that runs, and it computes
-        no other behind its attention.
+        Losses and classifier read only the first token of the last layer that runs. So this layer
+        computes no other token after its attention.
         """
         first = len(self.student.plan.gaps[0])
         path, names = self.student.path(), self.student.keywords(self.student.full)
         stop = len(path) if last is None else first + last
         top = min(stop, first + self.depth) - 1
-        request, internal = Request({}, tuple(extras)), dict[int, dict[str, Tensor]]()
+        request, internal = Request({}, tuple(self.extras)), dict[int, dict[str, Tensor]]()
         value: Value = ids
         frozen = (
             first + min(self.active()) - 1 if self.freeze and self.stage > 1 and self.active() else 0
@@ -265,7 +271,7 @@ class InternalKD(Objective):
             layer = at - first + 1
             step: Any = path[at].first if at == top else path[at]
             with torch.set_grad_enabled(torch.is_grad_enabled() and at >= frozen):
-                if layer in asked:
+                if layer in learning:
                     value, internal[layer] = request.call(step, value, names[at])
                 else:
                     value = step(value)

@@ -97,7 +97,8 @@ def bert(
         start: the student begins with evenly spaced layers of the teacher, before its
             fine-tuning (pretrained) or after it (teacher).
         teacher_epochs: passes of the teacher's fine-tuning.
-        keep_outputs: compute the teacher's outputs once, and keep them in the run until its end.
+        keep_outputs: compute the teacher's outputs once, and store them in the run until its end
+            (of one process).
     """
     training = text.settled(training)
     arguments = checked(locals())
@@ -130,8 +131,8 @@ def bert(
                 loop=loop, patience=training.patience,
             )  # fmt: skip
         objective = method()
-        if keep_outputs:
-            objective.teacher = text_teaching.kept_outputs(task, deep, objective)
+        if keep_outputs and loop.devices == 1:  # all processes have one kind of teacher
+            objective.teacher = text_teaching.stored_outputs(task, deep, objective)
         source = pretrained if start == "pretrained" else deep.module.state_dict()
         text_teaching.copy_layers(source, shallow, layer_map(student_layers, most))
         learn = partial(fit, objective, optim=training.optim(), run=task.run, loop=loop)

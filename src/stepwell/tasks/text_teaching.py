@@ -20,7 +20,7 @@ from stepwell.nets import Card, NestedNet, build
 from stepwell.nets.files.container import kind_of
 from stepwell.tasks.classification import Task
 from stepwell.tasks.text import TextSplits
-from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept
+from stepwell.teachers.encoder_outputs import EncoderOutputs, StoredOutputs
 from stepwell.teachers.teacher import Frozen
 from stepwell.train_mode import in_eval_mode
 from stepwell.training.progress import tell
@@ -118,17 +118,18 @@ def copy_layers(source: Mapping[str, Tensor], student: NestedNet, layers: Sequen
     student.load_full(state)
 
 
-def kept_outputs(task: Task[TextBatches], teacher: NestedNet, objective: InternalKD) -> nn.Module:
+def stored_outputs(task: Task[TextBatches], teacher: NestedNet, objective: InternalKD) -> nn.Module:
     """The teacher's outputs on the training texts, looked up; the teacher itself if they are too many.
 
-    In a run whose student has learned, or in one of several processes, the teacher itself.
+    The teacher itself, too, if no loss reads it, or the student has learned already.
     """
     phase, name = OUTPUTS
     folder, texts = task.run.phase(phase), task.train.examples
     heads, width = shape_of(teacher)
-    own = Kept(len(texts.classes), objective.taught_by, heads, width)
+    heads, width = heads * bool(objective.attention), width * bool(objective.cls)
+    own = StoredOutputs(len(texts.classes), objective.taught_by, heads, width)
     needed = 4 * sum(own.count(n) for n in texts.lengths.tolist())
-    if (folder / "done").exists() or not task.run.writes:
+    if (folder / "done").exists() or not objective.reads_teacher:
         return objective.teacher
     if needed > MOST_BYTES:
         tell(f"note: the teacher runs in every step, because its outputs take {big(needed)}B")
