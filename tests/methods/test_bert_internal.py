@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
 from stepwell.losses import attention_kl, cls_cosine, soft_target_kl
 from stepwell.methods.bert_internal import InternalKD, layer_map
 from stepwell.nets import build
+from stepwell.tasks.text_teaching import mismatch
 from stepwell.teachers.encoder_outputs import EncoderOutputs, StoredOutputs
 from stepwell.teachers.teacher import Frozen
 from stepwell.types import Batch
@@ -287,6 +289,32 @@ def test_stored_outputs_give_the_same_losses(schedule, tmp_path):
                 torch.testing.assert_close(step.loss, expected.loss, rtol=1e-5, atol=1e-6)
     with pytest.raises(KeyError):
         objective.teacher(torch.tensor([[2, 19, 3]]))
+
+
+def test_the_mismatch_of_layers_depends_on_no_batch_size():
+    class Ids(Tokenizer):
+        def __init__(self):
+            self.limit, self.padding = 12, 0
+
+    ids = torch.cat([row[row != 0] for row in IDS])
+    starts = torch.tensor([0, *(IDS != 0).sum(1)]).cumsum(0)
+    examples = TokenSet(ids, starts, BATCH.labels, ("0", "1"), Ids())
+    student, teacher = encoder(3).eval(), encoder(6, seed=1).eval()
+    whole, *others = (
+        mismatch(student, teacher, TextBatches(examples, size), (2, 0, 6)) for size in (3, 2, 1)
+    )
+    ours, theirs = (
+        net.forward_all(IDS, extras=["scores", "cls"])[net.full].extras for net in (student, teacher)
+    )
+    for i, at in ((0, 1), (2, 5)):
+        kl = attention_kl(ours["scores"][i], theirs["scores"][at], IDS != 0)
+        assert whole["attention_kl"][i] == pytest.approx(float(kl), rel=1e-5)
+        cosine = cls_cosine(ours["cls"][i], theirs["cls"][at])
+        assert whole["cls_cosine"][i] == pytest.approx(float(cosine), rel=1e-4)
+    for other in others:
+        for name in ("attention_kl", "cls_cosine"):
+            assert other[name][1] is None
+            assert other[name][::2] == pytest.approx(whole[name][::2], rel=1e-4)
 
 
 def test_stored_outputs_are_computed_anew_where_the_file_does_not_fit(tmp_path, monkeypatch):

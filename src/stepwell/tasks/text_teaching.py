@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from stepwell.data.tokens import TextBatches, TokenSet
@@ -167,15 +168,15 @@ def mismatch(
     """Measure the distance of a student's layers and answers from its teacher's, on labelled texts.
 
     Returns:
-        By layer of the student "attention_kl" (nats) and "cls_cosine" (1 - cosine), None where they
-        cannot be compared; "layers", the teacher's; "teacher_accuracy"; "agreement" of the two; and
-        "agreement_on_errors", on texts where the teacher is wrong (None without any). Of numbers,
-        "teacher_pearson" and "agreement", the correlations of the teacher with the true numbers and
-        with the student.
+        By layer of the student "attention_kl" (nats, mean over rows of attention) and "cls_cosine"
+        (1 - cosine, mean over texts), None where they cannot be compared; "layers", the teacher's;
+        "teacher_accuracy"; "agreement" of the two; and "agreement_on_errors", on texts where the
+        teacher is wrong (None without any). Of numbers, "teacher_pearson" and "agreement", the
+        correlations of the teacher with the true numbers and with the student.
     """
     device = next(student.parameters()).device
     teacher = teacher.to(device)
-    sums, count = torch.zeros(2, len(layers), dtype=torch.double), 0
+    sums, counts = torch.zeros(2, len(layers), dtype=torch.double), torch.zeros(2, 1)
     answers: list[tuple[Tensor, Tensor, Tensor]] = []
     padding = batches.examples.tokenizer.padding
     with in_eval_mode(student), in_eval_mode(teacher):
@@ -185,29 +186,33 @@ def mismatch(
                 net.forward_all(x, [net.full], extras=["scores", "cls"])[net.full]
                 for net in (student, teacher)
             )
+            batch = torch.tensor([[int(mask.sum())], [len(ids)]])  # rows of attention, and texts
             for i, at in enumerate(layers):
                 if at:
                     parts = [
                         (n, ours.extras[n][i], theirs.extras[n][at - 1]) for n in ("scores", "cls")
                     ]
-                    sums[:, i] += len(ids) * torch.tensor(
-                        [_apart(name, a, b, mask) for name, a, b in parts], dtype=torch.double
-                    )
-            count += len(ids)
+                    means = torch.tensor([_distance(name, a, b, mask) for name, a, b in parts])
+                    sums[:, i] += batch[:, 0] * means
+            counts += batch
             answers.append((ours.logits.cpu(), theirs.logits.cpu(), labels))
     kl, cosine = (
         [None if not at or value != value else value for at, value in zip(layers, row, strict=True)]
-        for row in (sums / count).tolist()
+        for row in (sums / counts).tolist()
     )
-    student_says, teacher_says, truth = (torch.cat(parts) for parts in zip(*answers, strict=True))
+    student_logits, teacher_logits, truth = (torch.cat(parts) for parts in zip(*answers, strict=True))
     return {
         "layers": [*layers], "attention_kl": kl, "cls_cosine": cosine,
-        **_alike(student_says, teacher_says, truth),
+        **_agreement(student_logits, teacher_logits, truth),
     }  # fmt: skip
 
 
-def _alike(student: Tensor, teacher: Tensor, truth: Tensor) -> dict[str, float | None]:
-    """How often the answers of student and teacher are alike; or of numbers, their correlations."""
+def _agreement(
+    student: Float[Tensor, "n outputs"],
+    teacher: Float[Tensor, "n outputs"],
+    truth: Shaped[Tensor, " n"],
+) -> dict[str, float | None]:
+    """Agreement of the answers of student and teacher; of numbers, their correlations."""
     if truth.is_floating_point():
         of_teacher = NumberTally().add({"": teacher}, truth).measures()["pearson"]
         of_both = NumberTally().add({"": student}, teacher[:, 0]).measures()["pearson"]
@@ -231,7 +236,10 @@ def cost_of_teacher(teacher: NestedNet, texts: TokenSet) -> dict[str, Any]:
     return {"depth": teacher.full, **cost_table(teacher, texts.size)[teacher.full]}
 
 
-def _apart(name: str, ours: Tensor, theirs: Tensor, mask: Tensor) -> float:
+def _distance(
+    name: str, ours: Float[Tensor, "batch ..."], theirs: Float[Tensor, "batch ..."],
+    mask: Bool[Tensor, "batch tokens"],
+) -> float:  # fmt: skip
     """The distance of scores or [CLS] states; not a number if their shapes differ."""
     if ours.shape != theirs.shape:
         return math.nan
