@@ -14,14 +14,19 @@ class Objective(nn.Module, ABC):
     It knows nothing of epochs, devices or loops. The training loop sets two attributes before each
     batch. `progress` is the share of training already done, for schedules inside a method.
     `accumulating` is true if this batch adds its gradient to an earlier batch's, with the same weights.
-
-    `done` is read after each step: true ends the training before its last step. It follows from the
-    state dict, so that a resumed training ends at the same step. None: it ends at its last step.
     """
 
     progress: float = 0.0
     accumulating: bool = False
-    done: bool | None = None
+
+    @property
+    def done(self) -> bool | None:
+        """True ends the training before its last step; None: never.
+
+        It is read after each step, and follows from the state dict: a resumed training ends at the same
+        step.
+        """
+        return None
 
     @abstractmethod
     def training_step(self, batch: Any) -> Step:

@@ -47,7 +47,7 @@ def encoder_folder(teacher: str) -> Path:
     path = Path(teacher)
     if not path.exists():
         raise ValueError(f"no teacher {teacher}: {FITS}")
-    file = file_of(path)
+    file = file_of(teacher)
     if file is None:
         return path
     if path.is_file() and (path.parent / "tokenizer.json").is_file():
@@ -67,8 +67,9 @@ def encoder_folder(teacher: str) -> Path:
     return Path(net)
 
 
-def file_of(path: Path) -> Path | None:
-    """The file of a trained network at a path; None for the folder of an encoder."""
+def file_of(teacher: str) -> Path | None:
+    """The file of a teacher that is a trained network; None for the folder of an encoder."""
+    path = Path(teacher)
     file = path / "net.safetensors" if path.is_dir() else path
     return file if file.is_file() else None
 
@@ -78,7 +79,7 @@ def trained_encoder(teacher: str, splits: TextSplits) -> NestedNet | None:
 
     ValueError if it has other classes, or another vocabulary.
     """
-    file = file_of(Path(teacher))
+    file = file_of(teacher)
     if file is None:
         return None
     found = load_text(file)

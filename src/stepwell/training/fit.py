@@ -113,8 +113,8 @@ def fit(
         epochs_ = f"{patience} epoch{'s' * (patience != 1)}"
         text = f"{phase}: stopped, because {epochs_} brought no better validation score"
         if objective.done:
-            steps = f"{job.position:,} of {job.total:,} steps"
-            text = f"{phase}: stopped after {steps}, because its loss is below the threshold"
+            taken = f"{job.position:,} of {job.total:,} steps"
+            text = f"{phase}: stopped after {taken}, because its loss is below the threshold"
         tell(text, quiet=not job.writes)
     if not job.finished:
         job.settle()
