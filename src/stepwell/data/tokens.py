@@ -87,7 +87,7 @@ class Tokenizer:
 class TokenSet:
     """Labelled texts as token ids.
 
-    ids: of all texts, one after the other (tokens,). starts: where each text begins, and the end.
+    ids: of all texts, one after the other. starts: where each text begins, and the end.
     labels: class indices, -1: no label; or numbers to predict, which are floats.
     classes: names of the classes; of numbers, their one name.
     scale: mean and standard deviation that numbers were divided by (see `standardised`).
@@ -96,9 +96,9 @@ class TokenSet:
 
     input: ClassVar[Literal["text"]] = "text"
     NOUN: ClassVar = "texts"
-    ids: Tensor
-    starts: Tensor
-    labels: Tensor
+    ids: Int64[Tensor, " tokens"]
+    starts: Int64[Tensor, " edges"]
+    labels: Shaped[Tensor, " texts"]
     classes: tuple[str, ...]
     tokenizer: Tokenizer
     texts: tuple[Text, ...] = field(default=(), repr=False)

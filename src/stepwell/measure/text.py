@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from stepwell.data.text import LABEL, Labels, Numbers, Text, in_one_line, read_texts
@@ -88,7 +89,7 @@ class TextClassifier:
         return found
 
 
-def some_ids(batches: TextBatches, count: int = 64) -> Tensor:
+def some_ids(batches: TextBatches, count: int = 64) -> Int64[Tensor, "texts tokens"]:
     """Token ids of `count` texts (all, if there are fewer), evenly spaced over the set, padded."""
     examples = batches.examples
     chosen = torch.linspace(0, len(examples) - 1, min(count, len(examples))).long()

@@ -107,7 +107,9 @@ def shallow(splits: TextSplits, layers: int) -> NestedNet:
     return build(f"{architecture}/{layers}", config=splits.encoder.config, num_classes=classes)
 
 
-def copy_layers(source: Mapping[str, Tensor], student: NestedNet, layers: Sequence[int]) -> None:
+def copy_layers(
+    source: Mapping[str, Shaped[Tensor, "..."]], student: NestedNet, layers: Sequence[int]
+) -> None:
     """Start a student with the weights of a deeper encoder: its layers are `layers` of that, from 1."""
     (stage,) = student.stages
     state = dict(student.module.state_dict())

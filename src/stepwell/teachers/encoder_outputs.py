@@ -57,8 +57,9 @@ class EncoderOutputs(nn.Module):
     """
 
     def __init__(
-        self, teacher: Frozen, texts: Sequence[Tensor], padding: int, stored: StoredOutputs, file: Path
-    ) -> None:
+        self, teacher: Frozen, texts: Sequence[Int64[Tensor, "_ _"]], padding: int,
+        stored: StoredOutputs, file: Path,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.stored, self.padding = stored, padding
         self.places: dict[bytes, int] = {}
