@@ -9,7 +9,7 @@ import importlib.util
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from stepwell.losses import attention_kl, cls_cosine, soft_target_kl
 from stepwell.methods import EmbeddedKD, Supervised
 from stepwell.methods.bert_internal import InternalKD
 from stepwell.nets import NestedNet, build
+from stepwell.tasks.text import with_last_layer
 from stepwell.teachers.encoder_outputs import EncoderOutputs, StoredOutputs
 from stepwell.training import Loop, Run, fit, optimizer_of
 from stepwell.types import Batch
@@ -52,10 +53,11 @@ def texts(count: int) -> TokenSet:
     return TokenSet(ids, starts, torch.arange(count) % 2, ("0", "1"), Ids())
 
 
-def encoder(layers: int, depths: tuple[str, ...] = ()) -> NestedNet:
+def encoder(layers: int, stages: Sequence[str] = (), depths: Sequence[str] = ()) -> NestedNet:
     """An encoder of MiniLM's shape."""
-    config = CONFIG | {"sep_token_id": LAST}
-    return build(f"bert/{layers}", depths, config=config, num_classes=2).train()
+    own: dict[str, Any] = {"config": CONFIG | {"sep_token_id": LAST}}
+    own |= {"stages": stages} if stages else {}
+    return build(f"bert/{layers}", depths, num_classes=2, **own).train()
 
 
 def compared(calls: dict[str, Callable[[], None]], *, rounds: int) -> dict[str, list[float]]:
@@ -98,7 +100,8 @@ def measure() -> dict[str, Any]:
     found = {
         **distillation(examples, batch),
         "unsorted / by length": lengths(examples),
-        **nested(batch),
+        **nested(batch, *with_last_layer(f"bert/{LAYERS}", ["3"])),
+        **{f"{name}, first layers alone": value for name, value in nested(batch, (), ["3"]).items()},
     }
     if importlib.util.find_spec("accelerate"):  # of the extra studies; the Trainer needs it
         found |= fine_tuning(examples)
@@ -224,9 +227,9 @@ def lengths(examples: TokenSet) -> dict[str, float]:
     return ratio(times, "any", "sorted")
 
 
-def nested(batch: Batch) -> dict[str, Any]:
+def nested(batch: Batch, stages: Sequence[str], depths: Sequence[str]) -> dict[str, Any]:
     """A joint step of 6 > 3, over one of the full encoder alone and over its bound by MACs."""
-    net = encoder(6, ("3",))
+    net = encoder(LAYERS, stages, depths)
     labels = EmbeddedKD(net, distill_from=0.0, kl=0.0, attention=0.0)
     steps = {
         "alone": step(net, lambda: cross_entropy(net(batch.inputs), batch.labels)),
