@@ -16,7 +16,7 @@ TEXT_COLUMNS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
     ("question", "sentence"), ("text1", "text2"), ("sentence",), ("text",), ("sentence1",),
 )  # fmt: skip
-#: Names that an unread column of GLUE's files may have.
+#: The usual name of the column of labels.
 LABEL = "label"
 #: More different fractions than this are hardly classes.
 MANY = 10

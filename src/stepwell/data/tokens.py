@@ -64,6 +64,14 @@ class Tokenizer:
         """A hash of the vocabulary and its rules."""
         return hashlib.sha256(self.content.encode()).hexdigest()[:16]
 
+    @property
+    def separator(self) -> int | None:
+        """The id of the token after the first text of a pair; None if there is none."""
+        pair = self._library.encode("a", "b")
+        ends = [i for i, text in enumerate(pair.sequence_ids, 1) if text == 0]
+        after = ends[-1] if ends else len(pair.ids)
+        return pair.ids[after] if None in pair.sequence_ids[after : after + 1] else None
+
     def encode(self, texts: Sequence[Text]) -> tuple[list[list[int]], int]:
         """The token ids of each text or pair, cut to the limit, and the number of texts that were cut.
 

@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
-from stepwell.data.image_flags import LabelledImages
 from stepwell.data.text_files import TextFiles
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.methods import Supervised
@@ -14,6 +13,7 @@ from stepwell.methods.bert_internal import InternalKD, Schedule, layer_map, laye
 from stepwell.recipes import flags
 from stepwell.tasks import text, text_teaching
 from stepwell.tasks.attention_maps import write_maps
+from stepwell.teachers import Frozen
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Optimisation
 
@@ -104,7 +104,7 @@ def bert(
     arguments = checked(locals())
     torch.manual_seed(training.seed)
     folder = text_teaching.encoder_folder(teacher)
-    splits = text.read_splits(data, out, LabelledImages(), str(folder), texts)
+    splits = text.read_texts_of(data, str(folder), texts)
     deep, begun = text.start_network(splits, str(folder))
     trained = text_teaching.trained_encoder(teacher, splits)
     pretrained = {k: v.clone() for k, v in deep.module.state_dict().items()}
@@ -114,13 +114,12 @@ def bert(
     most = layers_of(deep)
     if not 1 <= student_layers <= most:
         raise ValueError(f"--student-layers {student_layers}: the teacher has {most}")
-    inputs = text.prepare(splits, LabelledImages(), training, init=text_teaching.file_of(teacher))
+    inputs = text.prepare(splits, None, training, init=text_teaching.file_of(teacher))
     shallow = text_teaching.shallow(splits, student_layers)
     options: dict[str, Any] = vars(internal) | vars(ablation)
     assert training.epochs is not None
-    # refuses what does not fit, before there is a run
-    method = partial(InternalKD, shallow, deep, **options)
-    lengths = method().lengths(training.epochs * len(inputs.train))
+    objective = InternalKD(shallow, deep, **options)  # its errors come before there is a run
+    lengths = objective.lengths(training.epochs * len(inputs.train))
     with text.open_task("bert", out, loop, arguments, inputs, shallow) as task:
         named = splits.encoder.classes == splits.train.classes  # a head of these classes
         known = trained is not None or (named and not begun.fresh)
@@ -130,7 +129,7 @@ def bert(
                 epochs=teacher_epochs or training.epochs, validate=text.validator(deep, task),
                 loop=loop, patience=training.patience,
             )  # fmt: skip
-        objective = method()
+        objective.teacher = Frozen(deep, copy=False)
         if keep_outputs and loop.devices == 1:  # all processes have one kind of teacher
             objective.teacher = text_teaching.stored_outputs(task, deep, objective)
         source = pretrained if start == "pretrained" else deep.module.state_dict()

@@ -11,6 +11,7 @@ from stepwell.measures import BUSY, share_interval
 from stepwell.report.figures import GREY, OKABE_ITO, Figure, legend_text, svg
 from stepwell.report.markup import ABSENT, as_decimal, as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number, read_arrays
+from stepwell.results import MAPS
 
 #: The colour and the marker of the teacher.
 TEACHER = {"color": "#222222", "marker": "s"}
@@ -133,7 +134,7 @@ def _beside(run: RunRecord, points: Sequence[tuple[Any, ...]], xs: Sequence[floa
 
 def _maps(run: RunRecord, found: Mapping[str, Any], layers: Sequence[int]) -> Iterable[str]:
     """Show attention maps of a few texts: those of the last layer, and the others folded."""
-    file, examples = run.path / "attention.npz", found.get("examples") or ()
+    file, examples = run.path / MAPS, found.get("examples") or ()
     if not file.is_file() or not examples:
         return
     arrays = read_arrays(file, "delete it to report without attention maps")

@@ -12,12 +12,11 @@ from stepwell.data.text import in_one_line
 from stepwell.data.tokens import TextBatches, TokenSet
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
+from stepwell.results import MAPS
 from stepwell.tasks.classification import Task
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Exit
 
-#: The file of the maps in a run.
-MAPS = "attention.npz"
 #: Tokens of a text whose maps are easy to read, and the usual number.
 READABLE, USUAL = range(6, 19), 12
 #: Texts to choose from, texts that are shown, and tokens of a text, at most.
@@ -110,6 +109,6 @@ def _said(answer: Tensor, classes: Sequence[str], scale: tuple[float, float] = (
         mean, std = scale
         return f"{float(answer) * std + mean:.2f}"
     if answer.numel() == 1:
-        return classes[int(answer)] if int(answer) >= 0 else "unknown"
+        return classes[int(answer)]
     share, best = answer.softmax(0).max(0)
     return f"{classes[int(best)]} ({100 * float(share):.0f}%)"

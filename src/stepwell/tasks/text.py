@@ -80,15 +80,23 @@ def read_splits(
 ) -> TextSplits:
     """The texts of `data`, a file or a folder with train.tsv, as token ids of the encoder `net`.
 
-    ValueError for flags of images; a file or folder that cannot be used; labels that do not fit.
+    ValueError for flags of images; otherwise as for `read_texts_of`.
     """
     refuse_image_flags(images)
+    return read_texts_of(data, net, texts)
+
+
+def read_texts_of(data: str, net: str, texts: TextFiles) -> TextSplits:
+    """The texts of `data` as token ids of the encoder in the folder `net`.
+
+    ValueError for a file or folder that cannot be used, and for labels that do not fit.
+    """
     file = training_file(Path(data))
     read = lru_cache(partial(read_texts, columns=texts.text, label=texts.label))  # each file once
     labels = labels_of(read(file), texts)
     encoder = read_pretrained(Path(net), len(labels.classes))
     limit = limit_of(encoder, texts.max_tokens)
-    tokenizer = Tokenizer(encoder.tokenizer, limit, encoder.config.get("pad_token_id") or 0)
+    tokenizer = Tokenizer(encoder.tokenizer, limit, encoder.module.padding)
     if tokenizer.words > encoder.config["vocab_size"]:
         raise ValueError(
             f"the tokenizer has {tokenizer.words:,} words and the encoder "
@@ -126,7 +134,8 @@ def _encoded(texts: Texts, labels: Labels | Numbers, tokenizer: Tokenizer) -> To
 
 def limit_of(encoder: Pretrained, limit: int | None) -> int:
     """The most tokens of a text; ValueError for more than the encoder has positions for."""
-    reserved = 2 if encoder.name.startswith("roberta") else 0  # its positions begin behind padding's
+    # RoBERTa's positions start at padding id + 1
+    reserved = encoder.module.padding + 1 if encoder.name.startswith("roberta") else 0
     most: int = encoder.config["max_position_embeddings"] - reserved
     if limit is None:
         return min(LIMIT, most)
@@ -209,7 +218,7 @@ def standardise(net: NestedNet, scale: tuple[float, float]) -> None:
 
 
 def prepare(
-    splits: TextSplits, images: Images, training: Optimisation, *, start: Start | None = None,
+    splits: TextSplits, images: Images | None, training: Optimisation, *, start: Start | None = None,
     init: Literal["pretrained"] | Path | None = None, teacher: OpenTeacher | None = None,
 ) -> Inputs[TextBatches]:  # fmt: skip
     """Turn token ids into batches; ValueError for a teacher of images, or a flag of classes.

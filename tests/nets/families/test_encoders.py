@@ -1,5 +1,7 @@
 """Text encoders: equal to the library's own models, nested, and safe to read."""
 
+import json
+
 import pytest
 import torch
 import transformers
@@ -89,6 +91,18 @@ def test_a_shallow_depth_is_the_librarys_model_of_so_many_layers(kind, folder, t
         for depth, exit in net.forward_all(ids).items():
             assert torch.equal(exit.logits, net(ids, depth))
             assert exit.features[0].shape == (3, 12, 16)
+
+
+@pytest.mark.parametrize("name", ["[SEP]", "<sep>"])
+def test_any_separator_of_a_pair_gives_types(name, tmp_path):
+    folder = write_encoder(tmp_path / "encoder", layers=1)
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace("[SEP]", name))
+    ids = {token["content"]: token["id"] for token in json.loads(file.read_text())["added_tokens"]}
+    assert read_pretrained(folder, 2).config["sep_token_id"] == ids[name]
+    alone = json.loads(file.read_text()) | {"post_processor": None}
+    file.write_text(json.dumps(alone))
+    assert read_pretrained(folder, 2).config["sep_token_id"] is None
 
 
 def test_padding_changes_no_answer(kind, folder):

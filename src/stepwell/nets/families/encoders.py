@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from safetensors import SafetensorError
 
 from stepwell.data.text import text_extra
+from stepwell.data.tokens import Tokenizer
 from stepwell.files import read_json
 from stepwell.nets.families.builder import Builder
+from stepwell.ranges import LARGEST
 
 if TYPE_CHECKING:
     from stepwell.nets.families.encoder_classes import Encoder
@@ -154,10 +156,6 @@ def _config_of(folder: Path) -> dict[str, Any]:
 
 
 def _separator(folder: Path) -> int | None:
-    """The id of the token behind a sentence, or None where a pair's sentences have no types."""
-    content = read_json(folder / "tokenizer.json", "write it again with tokenizer.save_pretrained")
-    added = {token.get("content"): token.get("id") for token in content.get("added_tokens", [])}
-    for name in ("[SEP]", "</s>"):
-        if isinstance(added.get(name), int):
-            return int(added[name])
-    return None
+    """The id of the token after the first text of a pair; None if the tokenizer adds none."""
+    content = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    return Tokenizer(content, LARGEST, 0).separator
