@@ -63,7 +63,7 @@ class Table(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """Texts with their labels as they stand in the file; no labels where none were asked for."""
+    """Texts with their labels as they stand in the file; no labels if they were not read."""
 
     path: Path
     texts: tuple[Text, ...]
@@ -98,7 +98,7 @@ class Labels:
 
     @property
     def measured(self) -> bool:
-        """True if the labels are numbers such as 3.8, so many that they are hardly classes."""
+        """True if the labels are numbers such as 3.8, and too many to be classes."""
         fractions = any(not name.isdecimal() for name in self.classes)
         several = len(self.classes) > MANY and fractions
         return several and all(_number(name) is not None for name in self.classes)
@@ -124,24 +124,24 @@ class Numbers:
     @classmethod
     def of(cls, texts: Texts, column: str) -> "Numbers":
         """The numbers of training texts; ValueError if they are all equal."""
-        found = cls((column,))
-        if len(set(found.numbers(texts))) < 2:
+        numbers = cls((column,))
+        if len(set(numbers.numbers(texts))) < 2:
             raise ValueError(
                 f"{texts.path} has one number only, {texts.labels[0]}: training needs two or more"
             )
-        return found
+        return numbers
 
     def numbers(self, texts: Texts) -> list[float]:
         """The number of each text; ValueError names the first line that has none."""
-        found = []
+        values = []
         for label, line in zip(texts.labels, texts.lines, strict=True):
             if (value := _number(label)) is None:
                 raise ValueError(
                     f"{texts.path}, line {line}: {label!r} in column {self.classes[0]!r} is not a "
                     "number, and --regression needs one in every row"
                 )
-            found.append(value)
-        return found
+            values.append(value)
+        return values
 
 
 def _number(text: str) -> float | None:

@@ -152,7 +152,7 @@ class InternalKD(Objective):
         unequal = bool(cls) and width != their_width
         maps = [nn.Linear(width, their_width) for _ in self.layers] if unequal else []
         self.projections = nn.ModuleList(maps)
-        self.stage = 1  # the present one, from 1; the last is the task stage
+        self.stage = 1  # the current one, from 1; the last is the task stage
         if threshold is not None:  # in the state dict: a resumed stage ends at the same step
             self.cosine: Tensor
             self.cosine_steps: Tensor

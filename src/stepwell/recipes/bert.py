@@ -105,7 +105,7 @@ def bert(
     torch.manual_seed(training.seed)
     folder = text_teaching.encoder_folder(teacher)
     splits = text.read_texts_of(data, str(folder), texts)
-    deep, begun = text.start_network(splits, str(folder))
+    deep, initial = text.start_network(splits, str(folder))
     trained = text_teaching.trained_encoder(teacher, splits)
     pretrained = {k: v.clone() for k, v in deep.module.state_dict().items()}
     if trained is not None:
@@ -122,7 +122,7 @@ def bert(
     lengths = objective.lengths(training.epochs * len(inputs.train))
     with text.open_task("bert", out, loop, arguments, inputs, shallow) as task:
         named = splits.encoder.classes == splits.train.classes  # a head of these classes
-        known = trained is not None or (named and not begun.fresh)
+        known = trained is not None or (named and not initial.fresh)
         if not known:
             fit(
                 Supervised(deep.module), task.train, training.optim(), task.run, phase="teacher",
@@ -145,9 +145,9 @@ def bert(
             train=task.train.after(taken), phase="student", steps=sum(lengths) - taken,
             validate=text.validator(shallow, task), patience=training.patience,
         )  # fmt: skip
-        found = text_teaching.mismatch(shallow, deep, task.test, objective.layers)
-        found["examples"] = write_maps(task, shallow, deep, objective.layers, splits.scale)
-        found["teacher"] = text_teaching.cost_of_teacher(deep, splits.train)
-        results: dict[str, Any] = text.finish(task, shallow, record={"bert": found})
+        record = text_teaching.mismatch(shallow, deep, task.test, objective.layers)
+        record["examples"] = write_maps(task, shallow, deep, objective.layers, splits.scale)
+        record["teacher"] = text_teaching.cost_of_teacher(deep, splits.train)
+        results: dict[str, Any] = text.finish(task, shallow, record={"bert": record})
         text_teaching.drop_outputs(task)
         return results

@@ -65,9 +65,9 @@ def write_maps(
             "text": in_one_line(examples.texts[row]) if examples.texts else "",
             "cut": count < int(mask[row].sum()),
             "tokens": examples.tokenizer.words_of(ids[row, :count].tolist()),
-            "truth": _said(examples.labels[row], examples.classes),
-            "teacher": _said(theirs.logits[row], examples.classes, scale),
-            "student": _said(ours.logits[row], examples.classes, scale),
+            "truth": _in_words(examples.labels[row], examples.classes),
+            "teacher": _in_words(theirs.logits[row], examples.classes, scale),
+            "student": _in_words(ours.logits[row], examples.classes, scale),
         })  # fmt: skip
     if task.run.writes:
         buffer = io.BytesIO()
@@ -93,8 +93,8 @@ def _chosen(student: Tensor, teacher: Tensor, labels: Tensor) -> list[int]:
     if not labels.is_floating_point():
         answers, theirs = student.argmax(1).cpu(), teacher.argmax(1).cpu()
         kinds = [(answers == labels) & (theirs == labels), theirs != labels, answers != theirs]
-    found = [int(kind.nonzero()[0]) for kind in kinds if kind.any()]
-    return [*dict.fromkeys([*found, *range(len(labels))])][:SHOWN]
+    first = [int(kind.nonzero()[0]) for kind in kinds if kind.any()]
+    return [*dict.fromkeys([*first, *range(len(labels))])][:SHOWN]
 
 
 def _map(exit: Exit, layer: int, row: int, real: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def _map(exit: Exit, layer: int, row: int, real: Tensor) -> Tensor:
     return scores.masked_fill(~real, -torch.inf).softmax(-1).mean(0)
 
 
-def _said(answer: Tensor, classes: Sequence[str], scale: tuple[float, float] = (0.0, 1.0)) -> str:
+def _in_words(answer: Tensor, classes: Sequence[str], scale: tuple[float, float] = (0.0, 1.0)) -> str:
     """A class with its probability, a true class, or a number, standardised by `scale`."""
     if answer.is_floating_point() and answer.numel() == 1:
         mean, std = scale

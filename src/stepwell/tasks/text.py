@@ -123,13 +123,13 @@ def labels_of(texts: Texts, files: TextFiles) -> Labels | Numbers:
 
 def _encoded(texts: Texts, labels: Labels | Numbers, tokenizer: Tokenizer) -> TokenSet:
     """Turn a file's texts into token ids, and say how many were cut."""
-    found = TokenSet.of(texts.texts, labels.numbers(texts), labels.classes, tokenizer)
-    if found.cut:
+    encoded = TokenSet.of(texts.texts, labels.numbers(texts), labels.classes, tokenizer)
+    if encoded.cut:
         tell(
-            f"note: {found.cut:,} of {len(found):,} texts in {texts.path} are longer than "
+            f"note: {encoded.cut:,} of {len(encoded):,} texts in {texts.path} are longer than "
             f"{tokenizer.limit} tokens and are cut (--max-tokens)"
         )
-    return found
+    return encoded
 
 
 def limit_of(encoder: Pretrained, limit: int | None) -> int:

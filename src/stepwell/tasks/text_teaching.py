@@ -82,8 +82,8 @@ def trained_encoder(teacher: str, splits: TextSplits) -> NestedNet | None:
     file = file_of(teacher)
     if file is None:
         return None
-    found = load_text(file)
-    theirs, ours = found.net.card, splits.train
+    network = load_text(file)
+    theirs, ours = network.net.card, splits.train
     if theirs.numeric != ours.numeric:
         gives, are = ("numbers", "classes") if theirs.numeric else ("classes", "numbers")
         raise ValueError(
@@ -95,9 +95,9 @@ def trained_encoder(teacher: str, splits: TextSplits) -> NestedNet | None:
             f"{teacher} has the classes {', '.join(theirs.classes)}, and the data "
             f"{', '.join(ours.classes)}: teach its own classes"
         )
-    if found.tokenizer.fingerprint != splits.train.tokenizer.fingerprint:
+    if network.tokenizer.fingerprint != splits.train.tokenizer.fingerprint:
         raise ValueError(f"{teacher} has another vocabulary than its encoder's folder has now")
-    return found.net
+    return network.net
 
 
 def shallow(splits: TextSplits, layers: int) -> NestedNet:

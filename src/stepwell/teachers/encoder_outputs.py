@@ -46,10 +46,10 @@ class EncoderOutputs(nn.Module):
 
     Args:
         teacher: takes token ids (batch, tokens) and `extras`.
-        texts: batches of token ids in a fixed order, which hold every text that will be asked for.
+        texts: batches of token ids in a fixed order, which hold every text of the training.
         padding: id of the padding token.
         stored: the outputs that are stored for each text.
-        file: place of the numbers, 32 bits each, behind a hash of the texts and the teacher.
+        file: place of the numbers, 32 bits each, after a hash of the texts and the teacher.
 
     Raises:
         KeyError: in a step, a text that `texts` did not hold.

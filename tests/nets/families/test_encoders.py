@@ -76,7 +76,7 @@ def test_logits_equal_the_librarys_own_on_padded_pairs(kind, folder):
         torch.testing.assert_close(net(whole), library(whole, **own).logits)
 
 
-def test_a_shallow_depth_is_the_librarys_model_of_so_many_layers(kind, folder, tmp_path):
+def test_depth_k_equals_the_library_model_with_k_layers(kind, folder, tmp_path):
     ids, mask, types = batch(kind)
     net = nested(folder, kind)
     entry = "n_layers" if kind == "distilbert" else "num_hidden_layers"
@@ -224,7 +224,7 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(tmp_path):
     refused(empty, r"config\.json")
     decoder = write_encoder(tmp_path / "decoder")
     change_config(decoder, is_decoder=True)
-    refused(decoder, "holds a decoder, whose words see no later ones")
+    refused(decoder, "holds a decoder (causal attention): name an encoder")
     gpt = write_encoder(tmp_path / "gpt")
     change_config(gpt, model_type="gpt2")
     refused(gpt, "holds a gpt2; the encoders are bert, roberta, distilbert")

@@ -54,10 +54,10 @@ def attention(
     """
     collected: list[Tensor] | None = rest.get(SCORES)
     if collected is None:
-        found = F.scaled_dot_product_attention(
+        context = F.scaled_dot_product_attention(
             query, key, value, attention_mask, dropout_p=dropout, scale=scaling
         )
-        return found.transpose(1, 2).contiguous(), None
+        return context.transpose(1, 2).contiguous(), None
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     collected.append(scores)
     masked = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
@@ -140,7 +140,7 @@ class _Input(nn.Module):
         if self.separator is None:
             return mask, super().forward(ids)
         ends = ids == self.separator
-        second = (ends.cumsum(1) > ends.long()) & mask  # behind the first separator
+        second = (ends.cumsum(1) > ends.long()) & mask  # after the first separator
         return mask, super().forward(ids, token_type_ids=second.long())
 
 

@@ -110,11 +110,11 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
             f"({architecture}): {(own or mismatched)[0]} is missing or has another shape"
         )
     tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    # what the file keeps: settings of this architecture, in JSON
-    kept: dict[str, Any] = json.loads(json.dumps(settings.to_diff_dict(), default=str))
+    # settings of this architecture alone, in JSON
+    plain: dict[str, Any] = json.loads(json.dumps(settings.to_diff_dict(), default=str))
     name, labels = f"{architecture}/{config[entry]}", config.get("id2label") or {}
     classes = tuple(str(labels[i]) for i in sorted(labels, key=int))
-    return Pretrained(name, kept, tokenizer, module, tuple(missing), classes)
+    return Pretrained(name, plain, tokenizer, module, tuple(missing), classes)
 
 
 def encoder_name(folder: Path) -> str:
@@ -137,7 +137,7 @@ def _config_of(folder: Path) -> dict[str, Any]:
         names = ", ".join(ARCHITECTURES)
         raise ValueError(f"{folder} holds a {kind or 'model'}; the encoders are {names}")
     if config.get("is_decoder"):
-        raise ValueError(f"{folder} holds a decoder, whose words see no later ones: name an encoder")
+        raise ValueError(f"{folder} holds a decoder (causal attention): name an encoder")
     layers = config.get(ARCHITECTURES[kind][1])
     if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
         raise ValueError(f"{folder}/config.json says {layers!r} layers")
@@ -148,9 +148,9 @@ def _config_of(folder: Path) -> dict[str, Any]:
         )
     if not any(folder.glob("*.safetensors")):
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt")]
-        found = f"holds its weights as a pickle, {pickles[0].name}" if pickles else "holds no weights"
+        state = f"holds its weights as a pickle, {pickles[0].name}" if pickles else "holds no weights"
         raise ValueError(
-            f"{folder} {found}: name a folder with model.safetensors (model.save_pretrained writes it)"
+            f"{folder} {state}: name a folder with model.safetensors (model.save_pretrained writes it)"
         )
     return config
 
