@@ -64,7 +64,7 @@ def test_scores_of_padding_that_are_not_finite_change_nothing(hidden):
     loss = attention_kl(student, teacher, mask)
     expected = attention_kl(short, teacher[..., :2, :2], mask[:, :2])
     torch.testing.assert_close(loss, expected)
-    assert expected > 0.01
+    assert expected > 1e-3
     loss.backward()
     expected.backward()
     torch.testing.assert_close(student.grad[..., :2, :2], short.grad)

@@ -291,6 +291,7 @@ def test_stored_outputs_give_the_same_losses(schedule, tmp_path):
         objective.teacher(torch.tensor([[2, 19, 3]]))
 
 
+@torch.no_grad()
 def test_the_mismatch_of_layers_depends_on_no_batch_size():
     class Ids(Tokenizer):
         def __init__(self):
