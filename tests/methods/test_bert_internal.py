@@ -59,7 +59,7 @@ def test_all_layers_and_soft_targets_are_summed(shuffled):
     ("schedule", "stages"),
     [("progressive", [{1}, {2}, {3}, set()]), ("stacked", [{1}, {1, 2}, {1, 2, 3}, set()])],
 )
-def test_layers_take_turns_and_labels_come_last(schedule, stages):
+def test_layers_take_turns_and_the_task_comes_last(schedule, stages):
     objective = made(schedule)
     for stage, layers in enumerate(stages, 1):
         objective.begin(stage)
@@ -227,7 +227,7 @@ def test_the_distance_falls(schedule):
         ({"layers": (2, 4, 7)}, "the layer map names layer 7; the teacher has 1 to 6"),
         ({"schedule": "some"}, "no schedule 'some'; there are all, progressive, stacked"),
         ({"attention": 0.0, "cls": 0.0, "kl": 0.0}, "the student has no loss"),
-        ({"schedule": "stacked", "kl": 0.0}, "ends with labels: give kl or ce a weight"),
+        ({"schedule": "stacked", "kl": 0.0}, "ends with a task stage: give kl or ce a weight"),
         ({"schedule": "stacked", "attention": 0.0, "cls": 0.0}, "begins with layers: weigh attention"),
         ({"freeze": True}, "freeze is for the schedule progressive, not 'all'"),
         ({"cls": -1.0}, "cls -1.0: must be 0 or more"),

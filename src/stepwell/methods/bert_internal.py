@@ -102,7 +102,7 @@ class InternalKD(Objective):
         if not (kl or ce or attention or cls):
             raise ValueError("the student has no loss: attention, cls, kl and ce are all 0")
         if schedule != "all" and not (kl or ce):
-            raise ValueError(f"schedule {schedule!r} ends with labels: give kl or ce a weight")
+            raise ValueError(f"schedule {schedule!r} ends with a task stage: give kl or ce a weight")
         if schedule != "all" and not (attention or cls):
             raise ValueError(f"schedule {schedule!r} begins with layers: weigh attention or cls")
         staged = {"threshold": threshold, "label_share": label_share, "keep_task": keep_task}
@@ -205,22 +205,22 @@ class InternalKD(Objective):
         """The loss of this stage: of its layers, its task, or both."""
         ids, labels = batch
         active = self.active()
-        labelled = self.stage == len(self.stages) or self.keep_task
-        soft = self.kl if labelled else 0.0
+        with_task = self.stage == len(self.stages) or self.keep_task
+        soft = self.kl if with_task else 0.0
         target = None
         if active or soft:
             with torch.autocast(ids.device.type, enabled=False):  # as stored outputs are computed
                 target = self.teacher(ids, extras=self.extras) if active else self.teacher(ids)
         logs: dict[str, Tensor] = {}
         loss = []
-        last = None if labelled else max(active)
+        last = None if with_task else max(active)
         value, internal = self._run(ids, set(active), last)
         for i in active:
             assert target is not None
             for name, weight, one in self._internal(i, internal[i], target.extras, ids):
                 logs[f"{name}/{i}"] = one
                 loss.append(weight * one)
-        if labelled:
+        if with_task:
             assert isinstance(value, Tensor)
             if soft:
                 assert target is not None
