@@ -35,6 +35,7 @@ NETWORKS = {
     "msdnet21": "MSDNet of 21 layers in 6 blocks, for exits behind each",
     "msdnet24": "MSDNet of 24 layers in 11 blocks, for exits behind each (anytime prediction)",
     "vit_b_16": "torchvision's vision transformer of 12 blocks; holds 1, 2, ..., 11",
+    "vit6": "a vision transformer of 6 blocks and 96 channels for about 32 pixels; holds 1, 2, ..., 5",
     "FOLDER": "for texts: a BERT, RoBERTa or DistilBERT of Hugging Face's; 6 layers hold 1, 2, ..., 5",
     "timm/NAME": "a timm model with stages; a ViT or DeiT of 12 blocks holds 1, 2, ..., 11",
 }

@@ -11,7 +11,7 @@ from stepwell.kinds import classifier_tables as tables
 from stepwell.kinds.classifier_costs import calibrate as calibrate
 from stepwell.kinds.classifier_costs import cost as cost
 from stepwell.kinds.classifier_tables import show_export as show_export
-from stepwell.measures import BUSY, OF_CLASSES, OF_NUMBERS, with_article
+from stepwell.measures import BUSY, MIXTURES, OF_CLASSES, OF_NUMBERS, with_article
 
 if TYPE_CHECKING:
     from stepwell.nets import NestedNet
@@ -36,6 +36,7 @@ SECTIONS = [
 EXTRA: Mapping[str, Callable[..., None]] = {
     "cascade": tables.show_cascade,
     "fidelity": lambda found, row, noun: tables.show_fidelity(found),
+    **{k: lambda found, key=k, **_: tables.show_mixture(key, found) for k in MIXTURES},
 }  # fmt: skip
 #: Words of the columns of an evaluation.
 LEGEND = (
@@ -264,15 +265,20 @@ def export(
 ) -> dict[str, Any]:  # fmt: skip
     """Write depths as files for other programs, each checked on images. Flags as for `export`."""
     from stepwell.export import Int8, export_folder
+    from stepwell.nets.decisions.deciding import deciding_parts
 
     net = network.net
     net.require_ready(*(net.depths if depth is None else [depth]))
     sample, parts = sample_of(network, data, calibrated=int8)
     quantised = Int8(parts.train, parts.test) if int8 else None
     own = is_own(network, folder)
-    return export_folder(
+    result = export_folder(
         net, folder, sample, format=format, depth=depth, int8=quantised, own=own, say=say
     )
+    if format != "safetensors":
+        for does in {part.in_graphs: None for _, part in deciding_parts(net.module)}:
+            say(f"note: the graph gives the network's answers, but {does}")
+    return result
 
 
 def is_own(network: Network, folder: Path) -> bool:

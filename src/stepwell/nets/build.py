@@ -32,7 +32,7 @@ def _stem(
 
 
 def _cifar(name: str, **arguments: Any) -> Builder:
-    make = partial(resnet.CifarResNet, resnet.CIFAR[name], **arguments)
+    make = partial(resnet.cifar_resnet, resnet.CIFAR[name], **arguments)
     return Builder(make, resnet.CIFAR_STAGES, name, resnet.CIFAR, size=32)
 
 
@@ -62,6 +62,7 @@ BUILDERS: dict[str, Builder] = {
     "vit_b_16": Builder(
         vit.vit_b, vit.STAGES, "12", vit.FAMILY, stems=True, size_argument="image_size"
     ),
+    "vit6": Builder(vit.vit6, vit.STAGES, "6", vit.SMALL, size=32, size_argument="image_size"),
 }
 
 

@@ -13,6 +13,8 @@ RECIPES: dict[str, tuple[str, str]] = {
         "supervised": "one network on labels alone",
         "exits": "a network with early exits, and a cascade that stops where it is sure",
         "skipping": "a ResNet whose gates decide which blocks an image runs",
+        "experts": "a vision transformer whose MLPs are experts, of which a token runs one or a few",
+        "kernels": "a ResNet that mixes the kernels of its convolutions for each image",
         "drnet": "a network that chooses the resolution of each image, and maybe its depth",
         "netgraft": "a student from a trained teacher and a few images without labels, block by block",
         "dkge": "vectors of a knowledge graph, which `stepwell kg` updates as it changes",

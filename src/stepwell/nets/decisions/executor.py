@@ -51,12 +51,51 @@ def with_branch(
         return base
     if count == batch:
         return base + branch(x)
-    if break_even:
-        nearest = min(break_even, key=lambda size: abs(math.log(size / batch)))
-        if count > break_even[nearest] * batch:
-            mask = base.new_zeros(batch, *(1,) * (base.dim() - 1))
-            return torch.addcmul(base, mask.index_fill(0, rows, 1), branch(x))  # in one pass
+    if count > limit(break_even, batch) * batch:
+        mask = base.new_zeros(batch, *(1,) * (base.dim() - 1))
+        return torch.addcmul(base, mask.index_fill(0, rows, 1), branch(x))  # in one pass
     return _added(base, rows, branch(x[rows]))
+
+
+def limit(break_even: BreakEven | None, batch: int) -> float:
+    """The break-even share for the nearest batch size; 1 where none is known, or the batch is empty."""
+    if not break_even or not batch:
+        return 1.0
+    return break_even[min(break_even, key=lambda size: abs(math.log(size / batch)))]
+
+
+def mixture(
+    x: Float[Tensor, "rows width"], who: Int[Tensor, "rows k"], weights: Float[Tensor, "rows k"],
+    parts: Sequence[Callable[[Tensor], Tensor]], break_even: BreakEven | None = None,
+) -> Float[Tensor, "rows width"]:  # fmt: skip
+    """The sum of each row's k parts, `who`, times their weights; each part runs on its own rows.
+
+    The rows are sorted by part, so that a part runs once on contiguous rows, and sorted back. Gradients
+    flow through it.
+
+    Args:
+        break_even: where k is a larger share of the parts than it allows, all parts run on all rows,
+            and weights of zero drop most results. A graph that is exported does this, too.
+    """
+    rows, k = who.shape
+    if torch.compiler.is_compiling() or k > limit(break_even, rows) * len(parts):
+        shares = weights.new_zeros(rows, len(parts)).scatter(1, who, weights)
+        every = (shares[:, i, None] * part(x) for i, part in enumerate(parts))
+        return torch.stack([*every]).sum(0)
+    flat = who.flatten()
+    if x.is_meta:  # no values: equally many rows for each part
+        counts = [(i + 1) * len(flat) // len(parts) - i * len(flat) // len(parts) for i in range(len(parts))]
+    else:
+        counts = flat.bincount(minlength=len(parts)).tolist()
+    order = flat.argsort(stable=True)
+    sorted_rows = x.index_select(0, order // k if k > 1 else order).split(counts)
+    every_part = torch.is_grad_enabled() or not rows  # each has a gradient, if only of zeros
+    values = torch.cat(
+        [part(own) for part, own in zip(parts, sorted_rows, strict=True) if every_part or len(own)]
+    )
+    back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
+    values = values.index_select(0, back).unflatten(0, (rows, k))
+    return (values * weights[..., None]).sum(1)
 
 
 def _added(base: Tensor, rows: Tensor, values: Tensor) -> Tensor:

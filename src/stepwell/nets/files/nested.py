@@ -21,7 +21,7 @@ from stepwell.files import write_whole, writing
 from stepwell.nets import build
 from stepwell.nets.build import builder_of
 from stepwell.nets.card import Card
-from stepwell.nets.decisions.skipping import use_break_even
+from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.files.container import (
     digest,
     is_pickle,
