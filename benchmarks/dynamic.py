@@ -4,22 +4,31 @@ Decisions are set, not learnt, so that each share of active work is met exactly;
 counts.
 """
 
+import time
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from benchmarks.timing import ratio, side_by_side
 from stepwell import Card, Cascade, build
 from stepwell.cost import count_macs
 from stepwell.measure.cascade import cascade_macs
+from stepwell.measure.mixtures import break_even_of
 from stepwell.measure.skipping import measure_break_even
-from stepwell.nets.decisions.skipping import gated_blocks, use_break_even
+from stepwell.nets.decisions.deciding import use_break_even
+from stepwell.nets.decisions.experts import Experts
+from stepwell.nets.decisions.kernels import MixedConv2d
+from stepwell.nets.decisions.skipping import gated_blocks
 
 #: Images in a batch, rounds, seconds to measure a block's break-even, and pixels by case.
 IMAGES, ROUNDS, SECONDS = 64, 9, 1.0
 CASES = {"32 pixels": 32}
+#: Layers alone are short: other programs disturb the processor's own clock less.
+CLOCK: dict[str, Any] = {"clock": time.process_time, "warmup": 3}
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
@@ -106,12 +115,69 @@ class First:
         return sure.float() - 1
 
 
+def experts(tokens: int, top_k: int) -> dict[str, Any]:
+    """A mixture of four MLPs of 128 and 512 channels, `tokens` a chosen expert, and its plain forms.
+
+    "all" runs every expert on every token; "mlp" is one MLP. The router counts.
+    """
+    mlp = nn.Sequential(nn.Linear(128, 512), nn.GELU(), nn.Linear(512, 128))
+    layer = Experts(mlp, 128, 4, top_k, "switch").eval()
+    nn.init.normal_(layer.router.weight)
+    every = deepcopy(layer)
+    every.break_even = {1: 0.0}
+    x = torch.randn(4 * tokens // top_k, 128)
+    adaptive = deepcopy(layer)
+    share = break_even_of(adaptive, len(x), SECONDS)
+    adaptive.break_even = {len(x): share}
+    runs = {"mixture": layer, "all": every, "mlp": mlp, "adaptive": adaptive}
+    times = side_by_side({k: partial(run, x) for k, run in runs.items()}, rounds=2 * ROUNDS, **CLOCK)
+    return {
+        "over all": ratio(times, "mixture", "all"), "over one mlp": ratio(times, "mixture", "mlp"),
+        "dense above the break-even, over all": ratio(times, "adaptive", "all"),
+        "by MACs, over all": count_macs(layer, x) / (count_macs(layer.router, x) + 4 * count_macs(mlp, x)),
+        "break-even": share,
+    }  # fmt: skip
+
+
+def kernels(size: int, batch: int) -> dict[str, Any]:
+    """Four mixed kernels of 64 channels, over the plain convolution and over four convolutions."""
+    conv = nn.Conv2d(64, 64, 3, padding=1, bias=False)
+    layer = MixedConv2d(conv, 4, "dynamic").eval()
+    x = torch.randn(batch, 64, size, size)
+
+    def every(x: Tensor) -> Tensor:
+        shares = layer.shares(x)
+        convs = (conv2d(x, kernel, padding=1) for kernel in layer.weight.chunk(4))
+        parts = [shares[:, i, None, None, None] * y for i, y in enumerate(convs)]
+        return torch.stack(parts).sum(0)
+
+    runs = {"mixed": layer, "plain": conv, "every kernel": every}
+    times = side_by_side({k: partial(run, x) for k, run in runs.items()}, rounds=2 * ROUNDS, **CLOCK)
+    return {
+        "over plain": ratio(times, "mixed", "plain"),
+        "over every kernel": ratio(times, "mixed", "every kernel"),
+    }
+
+
+@torch.inference_mode()
+def measure_mixtures() -> dict[str, Any]:
+    """Ratios of times of experts and mixed kernels."""
+    found = {
+        f"experts, {tokens} tokens an expert, top {k} of 4": experts(tokens, k)
+        for k in (1, 2) for tokens in (4, 64, 256)
+    }  # fmt: skip
+    return found | {
+        f"kernels, {size} pixels, batch {batch}": kernels(size, batch)
+        for size in (16, 32) for batch in (32, 1)
+    }  # fmt: skip
+
+
 @torch.inference_mode()
 def measure() -> dict[str, Any]:
     """Ratios of times at batch 64 and batch 1."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    return {
+    return measure_mixtures() | {
         f"{run.__name__}, {name}, batch {batch}": run(size, batch)
         for name, size in CASES.items()
         for run in (skipping, exits)

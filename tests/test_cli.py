@@ -1360,6 +1360,8 @@ def test_the_options_of_the_recipes_are_these():
         "exits": f"{trained} net exits schedule weights kl temperature criterion search temper "
         "label_smoothing",
         "skipping": f"{trained} net method target label_smoothing",
+        "experts": f"{trained} net experts top_k router balance_weight label_smoothing",
+        "kernels": f"{trained} net method kernels label_smoothing",
         "drnet": f"{trained} net depths sizes schedule target choose_epochs label_smoothing",
         "netgraft": f"{common} {teachers} student keep unlabeled shots blocks schedule views "
         "graft_steps join_steps loss",

@@ -54,10 +54,14 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "per example: width": {
         "slimmable layers": ("", "Slimmable networks (Yu et al. 2019)", ""),
-        "mixture of experts": ("", "Sparsely-gated MoE (Shazeer et al. 2017)", ""),
+        "mixture of experts": ("experts", "Sparsely-gated MoE (Shazeer et al. 2017), Switch", ""),
     },
     "per example: parameters": {
-        "conditional kernels": ("", "CondConv (Yang et al. 2019), DY-CNN (Chen et al. 2020)", ""),
+        "conditional kernels": (
+            "kernels",
+            "CondConv (Yang et al. 2019), DY-CNN (Chen et al. 2020)",
+            "",
+        ),
     },
     "per place": {
         "pixels": ("", "DynConv (Verelst and Tuytelaars 2020)", ""),

@@ -83,7 +83,6 @@ BLOCKS_SPEED: Mapping[str, Measure] = {
 }  # fmt: skip
 
 
-
 class Mixture(NamedTuple):
     """Words about the parts that a network mixes for each example.
 
@@ -104,8 +103,9 @@ class Mixture(NamedTuple):
     def legend(self) -> str:
         """What the numbers by layer are."""
         return (
-            f"{self.share} by layer; CV: standard deviation over the {self.parts} by the mean, 0 where all "
-            "are used alike; by class: share of the variance between images that the classes explain"
+            f"{self.share} by layer; CV: standard deviation over the {self.parts} by the mean, 0 where "
+            "all are used alike; by class: share of the variance between images that their classes "
+            "explain"
         )
 
 

@@ -35,8 +35,8 @@ def mixture_record(net: NestedNet, test: Batches) -> dict[str, Any]:
 
     Returns:
         Under "experts" or "kernels": by "layers", the "shares" of the parts, the mean over the images;
-        "cv", the coefficient of variation of these; "by_class", the share of the variance between images
-        that their classes explain. "speed" as of `compare_speed`, where "fixed" runs all experts of
+        "cv", the coefficient of variation of these; "by_class", the share of the variance between
+        images that their classes explain. "speed" as of `compare_speed`; "fixed" runs all experts of
         every token, or plain kernels.
     """
     for key, layers_of, fixed_of in (
@@ -58,11 +58,12 @@ def observe_shares(net: NestedNet, test: Batches) -> tuple[Shares, Labels]:
 
     def predict(images: Tensor) -> dict[str, Tensor]:
         exit = net.forward_all(images.to(device), [net.full], extras=("shares",))[net.full]
-        return {"shares": torch.cat(exit.extras["shares"], 1)}
+        layers = torch.cat(exit.extras["shares"], 1).unbind(1)
+        return {str(i): shares for i, shares in enumerate(layers)}
 
     with in_eval_mode(net):
         found, labels = gather_logits(predict, test)
-    return found["shares"], labels
+    return torch.stack([*found.values()], 1), labels
 
 
 def _use(shares: Float[Tensor, "n parts"], labels: Labels) -> dict[str, Any]:
@@ -99,7 +100,10 @@ def plain_kernels(net: NestedNet) -> nn.Module:
 @torch.inference_mode()
 def _speed(net: NestedNet, fixed: nn.Module, test: Batches) -> list[dict[str, float]]:
     x = blank_image(net, net.card.size)
-    by_macs = count_macs(fixed, x) / count_macs(net.module, x)
+    counted = deepcopy(fixed)
+    for _, layer in expert_layers(counted):
+        layer.top_k = len(layer.experts)
+    by_macs = count_macs(counted, x) / count_macs(net.module, x)
 
     def ratio(parts: Sequence[Tensor]) -> float:
         return by_macs
@@ -126,12 +130,13 @@ def measure_break_even(
     for name, layer in expert_layers(net.module):
         shape = f"{layer.top_k} of {layer}"
         if shape not in by_shape:
-            by_shape[shape] = {str(n): _break_even(layer, n, seconds) for n in TOKENS}
+            by_shape[shape] = {str(n): break_even_of(layer, n, seconds) for n in TOKENS}
         found[name] = by_shape[shape]
     return found
 
 
-def _break_even(layer: Experts, tokens: int, seconds: float) -> float:
+def break_even_of(layer: Experts, tokens: int, seconds: float) -> float:
+    """The break-even share of one layer for a number of tokens; as `measure_break_even`."""
     generator = torch.Generator().manual_seed(0)
     like = layer.router.weight
     count, k = len(layer.experts), layer.top_k

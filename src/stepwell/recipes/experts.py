@@ -36,7 +36,7 @@ class Mixture:
         """Refuse more experts of a token than there are."""
         if self.top_k > self.experts:
             raise ValueError(
-                f"--top-k {self.top_k}: there are {self.experts} experts, so name {self.experts} or fewer"
+                f"--top-k {self.top_k}: there are {self.experts} experts: name at most {self.experts}"
             )
 
 
@@ -65,10 +65,14 @@ def experts(
     training = classification.settled(training)
     arguments = checked(locals())
     if not net.startswith(("vit", "timm/")):
-        raise ValueError(f"--net {net}: experts take the place of a transformer's MLPs: name a ViT (vit6)")
+        raise ValueError(
+            f"--net {net}: experts take the place of a transformer's MLPs: name a ViT (vit6)"
+        )
     parts = {name: getattr(mixture, name) for name in ("experts", "top_k", "router")}
     objective_of = partial(
-        MixtureOfExperts, balance_weight=mixture.balance_weight, label_smoothing=training.label_smoothing
+        MixtureOfExperts,
+        balance_weight=mixture.balance_weight,
+        label_smoothing=training.label_smoothing,
     )
     return train_mixture(
         "experts", arguments, data=data, out=out, net=net, stem=stem, init=init, images=images,

@@ -20,7 +20,7 @@ def train_mixture(
     init: Literal["pretrained"] | Path | None, images: TrainingImages, training: Smoothed, loop: Loop,
     parts: Mapping[str, Any], objective_of: Callable[[NestedNet], Objective],
 ) -> dict[str, Any]:  # fmt: skip
-    """Train `net`, built with the options `parts`, by an objective, and measure it; returns the results.
+    """Train `net`, built with the options `parts`, by an objective, and measure it.
 
     `arguments` are those of the recipe for config.json.
     """

@@ -1,4 +1,4 @@
-"""Mixed kernels: grouped equals a loop over the examples, gradients too; temperature, starts, exports."""
+"""Mixed kernels: grouped equals a loop over the examples; temperature, starts, exports."""
 
 from copy import deepcopy
 
@@ -24,7 +24,9 @@ NETS = {"resnet8": {}, "resnet14": {}, "resnet26": {"stem": "small"}}
 def mixed(name="resnet14", depths=(), **options):
     """A network whose kernels' weights depend much on the image."""
     torch.manual_seed(0)
-    net = build(name, depths, num_classes=5, kernels=3, zero_init_residual=False, **NETS[name], **options)
+    net = build(
+        name, depths, num_classes=5, kernels=3, zero_init_residual=False, **NETS[name], **options
+    )
     lively(net).eval()
     for _, layer in kernel_layers(net.module):
         for part in layer.routing.modules():

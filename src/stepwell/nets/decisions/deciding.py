@@ -1,4 +1,4 @@
-"""Parts of a network that decide by example: their places, their speed tables, and starts from plain weights."""
+"""Parts of a network that decide by example: where they are, and their start from plain weights."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType

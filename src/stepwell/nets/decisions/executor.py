@@ -75,16 +75,20 @@ def mixture(
 
     Args:
         break_even: where k is a larger share of the parts than it allows, all parts run on all rows,
-            and weights of zero drop most results. A graph that is exported does this, too.
+            and weights of zero drop most results. It was measured without gradients, and counts only
+            without them. A graph that is exported runs all parts, too.
     """
     rows, k = who.shape
-    if torch.compiler.is_compiling() or k > limit(break_even, rows) * len(parts):
+    too_large = not torch.is_grad_enabled() and k > limit(break_even, rows) * len(parts)
+    if too_large or torch.compiler.is_compiling():
         shares = weights.new_zeros(rows, len(parts)).scatter(1, who, weights)
         every = (shares[:, i, None] * part(x) for i, part in enumerate(parts))
         return torch.stack([*every]).sum(0)
     flat = who.flatten()
     if x.is_meta:  # no values: equally many rows for each part
-        counts = [(i + 1) * len(flat) // len(parts) - i * len(flat) // len(parts) for i in range(len(parts))]
+        counts = [
+            (i + 1) * len(flat) // len(parts) - i * len(flat) // len(parts) for i in range(len(parts))
+        ]
     else:
         counts = flat.bincount(minlength=len(parts)).tolist()
     order = flat.argsort(stable=True)

@@ -31,7 +31,8 @@ class Routes(NamedTuple):
 
     who, weights: the k experts of each token and their weights G.
     shares: softmax of the scores.
-    load: the probability that an expert would be chosen if its noise were drawn again; None without noise.
+    load: the probability that an expert would be chosen if its noise were drawn again; None without
+        noise.
     """
 
     who: Int[Tensor, "rows k"]
@@ -57,8 +58,9 @@ class Routes(NamedTuple):
 class Experts(Deciding):
     """A router, and the experts that it chooses from.
 
-    The router's scores are linear in the token. The weights G of the k chosen experts are the softmax of
-    their scores; with k = 1 the softmax over all experts, which is not one, so that the router learns.
+    The router's scores are linear in the token. The weights G of the k chosen experts are the softmax
+    of their scores; with k = 1 the softmax over all experts, which is not one, so that the router
+    learns.
 
     Args:
         expert: an MLP; the experts are like it, with random weights of their own.
@@ -133,11 +135,15 @@ class Experts(Deciding):
         """
         if any(name.startswith("experts.") for name in plain):
             return dict(plain)
-        *_, last = (name for name, part in self.experts[0].named_modules() if isinstance(part, nn.Linear))
+        *_, last = (
+            name for name, part in self.experts[0].named_modules() if isinstance(part, nn.Linear)
+        )
         scale = len(self.experts) if self.top_k == 1 else 1
         copies = {k: v * scale if k.rpartition(".")[0] == last else v for k, v in plain.items()}
         router = {k: v for k, v in own.items() if not k.startswith("experts.")}
-        return router | {f"experts.{i}.{k}": v for i in range(len(self.experts)) for k, v in copies.items()}
+        return router | {
+            f"experts.{i}.{k}": v for i in range(len(self.experts)) for k, v in copies.items()
+        }
 
 
 def _full(scores: Tensor) -> Tensor:
@@ -239,8 +245,8 @@ def with_experts(
     found = [(name, block, kind) for name, block, kind in named if kind is not None]
     if not found:
         raise ValueError(
-            f"{type(module).__name__} has no blocks of a vision transformer, whose MLPs could be experts: "
-            "name a ViT or DeiT"
+            f"{type(module).__name__} has no blocks of a vision transformer, whose MLPs could be "
+            "experts: name a ViT or DeiT"
         )
     for name, block, kind in found:
         mlp = block.get_submodule("mlp")

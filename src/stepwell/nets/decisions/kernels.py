@@ -7,7 +7,7 @@ CondConv (Yang et al. 2019): r = sigmoid(R · mean of x over positions). Dynamic
 """
 
 from collections.abc import Collection, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -43,9 +43,11 @@ class MixedConv2d(Deciding):
             raise ValueError(f"a mixed convolution takes two kernels or more, not {kernels}")
         if routing not in get_args(Routing):
             raise ValueError(f"no routing {routing!r}; there are {', '.join(get_args(Routing))}")
-        assert conv.bias is None and conv.groups == 1 and conv.padding_mode == "zeros"
+        assert (conv.bias, conv.groups, conv.padding_mode) == (None, 1, "zeros")
         self.kind = routing
-        self.options = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+        self.options: dict[str, Any] = {
+            name: getattr(conv, name) for name in ("stride", "padding", "dilation")
+        }
         self.kernels = kernels
         # kernel by kernel: (kernels · channels out, channels in, height, width)
         self.weight = nn.Parameter(torch.cat([drawn_anew(conv.weight) for _ in range(kernels)]))
@@ -54,7 +56,9 @@ class MixedConv2d(Deciding):
             nn.Linear(channels, kernels, bias=False)
             if routing == "condconv"
             else nn.Sequential(
-                nn.Linear(channels, max(1, channels // 4)), nn.ReLU(), nn.Linear(max(1, channels // 4), kernels)
+                nn.Linear(channels, max(1, channels // 4)),
+                nn.ReLU(),
+                nn.Linear(max(1, channels // 4), kernels),
             )
         )
 
@@ -65,7 +69,9 @@ class MixedConv2d(Deciding):
         """
         check_number("the temperature of mixed kernels is", temperature, POSITIVE)
         scores = self.routing(x.mean((2, 3)))
-        found: Tensor = scores.sigmoid() if self.kind == "condconv" else (scores / temperature).softmax(1)
+        found: Tensor = (
+            scores.sigmoid() if self.kind == "condconv" else (scores / temperature).softmax(1)
+        )
         return found
 
     def run(self, x: Maps, shares: Shares) -> Maps:
@@ -101,7 +107,7 @@ class MixedConv2d(Deciding):
     def from_plain(self, plain: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies of one kernel, and this part's own routing.
 
-        They begin as the plain convolution: weights of softmax sum to one, and sigmoids are near a half.
+        They begin as the plain convolution: softmax sums to one, and sigmoids are near a half.
         """
         kernel = plain.get("weight")
         if kernel is None or len(plain) > 1:
@@ -132,10 +138,8 @@ class MixedBlock(nn.Module):
         return (y, {"shares": torch.stack(shares, 1)}) if extras else y
 
 
-def with_kernels(
-    module: nn.Module, *, kernels: int = 0, routing: Routing = "dynamic"
-) -> nn.Module:
-    """A ResNet whose blocks mix `kernels` in each convolution (0: as it is); arguments of `MixedConv2d`.
+def with_kernels(module: nn.Module, *, kernels: int = 0, routing: Routing = "dynamic") -> nn.Module:
+    """A ResNet whose blocks mix `kernels` in each convolution (0: as it is); see `MixedConv2d`.
 
     "condconv" changes the last stage, "dynamic" all blocks. First layer and shortcuts stay plain.
     """

@@ -66,7 +66,7 @@ def check_options(gates: bool, mixed: Mapping[str, Any]) -> None:
 
 def cifar_resnet(blocks: Sequence[int], *, gates: bool = False, **options: Any) -> nn.Module:
     """A `CifarResNet`; `options` may be those of `with_kernels`, too, for networks without gates."""
-    mixed = {k: options.pop(k) for k in ("kernels", "routing") if k in options}
+    mixed: dict[str, Any] = {k: options.pop(k) for k in ("kernels", "routing") if k in options}
     check_options(gates, mixed)
     return with_kernels(CifarResNet(blocks, gates=gates, **options), **mixed)
 

@@ -1,4 +1,4 @@
-"""Vision transformers, whose depths are their numbers of blocks: torchvision's ViT-B/16, and a small one."""
+"""Vision transformers, whose depths are their numbers of blocks: ViT-B/16, and a small one."""
 
 from typing import Any
 
@@ -35,7 +35,8 @@ def vit6(
 ) -> nn.Module:
     """torchvision's ViT with 6 blocks of 96 channels, for small images.
 
-    Patches have 4×4 pixels, of images below 16 pixels 2×2. `mixture` are the arguments of `with_experts`.
+    Patches have 4×4 pixels, of images below 16 pixels 2×2. `mixture` are the arguments of
+    `with_experts`.
     """
     patch = 4 if image_size >= 16 else 2
     if image_size % patch:
