@@ -134,7 +134,7 @@ def experts(tokens: int, top_k: int) -> dict[str, Any]:
     return {
         "over all": ratio(times, "mixture", "all"), "over one mlp": ratio(times, "mixture", "mlp"),
         "dense above the break-even, over all": ratio(times, "adaptive", "all"),
-        "by MACs, over all": count_macs(layer, x) / (count_macs(layer.router, x) + 4 * count_macs(mlp, x)),
+        "by MACs, over all": count_macs(layer, x) / (4 * count_macs(mlp, x) + len(x) * 4 * 128),
         "break-even": share,
     }  # fmt: skip
 

@@ -99,7 +99,7 @@ def mixture(
     )
     back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
     values = values.index_select(0, back).unflatten(0, (rows, k))
-    return (values * weights[..., None]).sum(1)
+    return values[:, 0] * weights if k == 1 else (values * weights[..., None]).sum(1)
 
 
 def _added(base: Tensor, rows: Tensor, values: Tensor) -> Tensor:

@@ -30,14 +30,14 @@ class Routes(NamedTuple):
     """The experts of each token.
 
     who, weights: the k experts of each token and their weights G.
-    shares: softmax of the scores.
+    scores: of all experts.
     load: the probability that an expert would be chosen if its noise were drawn again; None without
         noise.
     """
 
     who: Int[Tensor, "rows k"]
     weights: Float[Tensor, "rows k"]
-    shares: Float[Tensor, "rows experts"]
+    scores: Float[Tensor, "rows experts"]
     load: Float[Tensor, "rows experts"] | None = None
 
     def extras(self, batch: int) -> dict[str, Tensor]:
@@ -48,10 +48,10 @@ class Routes(NamedTuple):
             noise the softmax of the scores.
         shares: (batch, 1, experts), the share of each expert in the choices of an image's tokens.
         """
-        none = torch.zeros_like(self.shares)
+        none = torch.zeros_like(self.scores)
         gates = none.scatter(1, self.who, self.weights)
         chosen = none.scatter(1, self.who, 1.0).view(batch, 1, -1, none.shape[1])
-        load = self.shares if self.load is None else self.load
+        load = self.scores.softmax(1) if self.load is None else self.load
         return {"gates": gates, "load": load, "shares": chosen.mean(2) / self.who.shape[1]}
 
 
@@ -107,16 +107,18 @@ class Experts(Deciding):
             scores = clean + torch.randn_like(clean) * spread
         best, order = scores.topk(min(self.top_k + 1, len(self.experts)), 1)
         who = order[:, : self.top_k]
-        shares = scores.softmax(1)
-        weights = shares.gather(1, who) if self.top_k == 1 else best[:, : self.top_k].softmax(1)
+        if self.top_k == 1:
+            weights = (best[:, :1] - scores.logsumexp(1, keepdim=True)).exp()
+        else:
+            weights = best[:, : self.top_k].softmax(1)
         if spread is None:
-            return Routes(who, weights, shares)
+            return Routes(who, weights, scores)
         if self.top_k == len(self.experts):
-            return Routes(who, weights, shares, torch.ones_like(shares))
+            return Routes(who, weights, scores, torch.ones_like(scores))
         # the k-th best score of the others: one further down for an expert that is chosen
-        chosen = torch.zeros_like(shares).scatter(1, who, 1.0)
+        chosen = torch.zeros_like(scores).scatter(1, who, 1.0)
         bound = torch.where(chosen > 0, best[:, -1:], best[:, -2:-1])
-        return Routes(who, weights, shares, ndtr((clean - bound) / spread))
+        return Routes(who, weights, scores, ndtr((clean - bound) / spread))
 
     def run(self, x: Tokens, routes: Routes) -> Tokens:
         """Run the chosen experts."""
@@ -130,8 +132,8 @@ class Experts(Deciding):
     def from_plain(self, plain: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies of one MLP as every expert, and this part's own router ("sparse upcycling").
 
-        With k = 1 the last layer is multiplied by the number of experts, because the weight of a token's
-        expert is about one share of them at first: so the network starts as the plain one.
+        With k = 1 the last layer is multiplied by the number of experts E, because the weight of the
+        chosen expert is about 1 / E at first: so the network starts as the plain one.
         """
         if any(name.startswith("experts.") for name in plain):
             return dict(plain)
