@@ -25,6 +25,7 @@ NAMES = (
     "netgraft",
     "drnet",
     "dynamic",
+    "dynamic_graphs",
     "precision",
     "kg",
     "text",

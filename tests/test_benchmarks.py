@@ -21,6 +21,7 @@ CASES = {
     "evaluation": {"8": {"name": "resnet14", "depths": ["8"], "batch": 2, "size": 8}},
     "drnet": {"8": ("resnet8", {"num_classes": 3}, (16, 12, 8), 64)},
     "dynamic": {"8": 8},
+    "dynamic_graphs": {"8": 8},
     "file_size": {"8": ("resnet14", ["8"], 3, 16)},
 }
 

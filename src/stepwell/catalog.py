@@ -44,12 +44,12 @@ NETWORKS = {
 #: paper and the system whose claims `stepwell verify` tests.
 DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
     "per example: depth": {
-        "early exits": ("exits", "MSDNet (Huang et al. 2018)", ""),
+        "early exits": ("exits", "MSDNet (Huang et al. 2018)", "exits"),
         "cascade of depths": ("ekd", "DDNN + EKD", "ekd"),
         "layer skipping": (
             "skipping",
             "ConvNet-AIG (Veit and Belongie 2018), SkipNet",
-            "",
+            "skipping",
         ),
     },
     "per example: width": {

@@ -217,3 +217,26 @@ def in_words(name: str, value: float, noun: str = "image") -> str:
 def with_article(noun: str) -> str:
     """A word with its article: an image, a text."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+#: Titles of `curve_rows`.
+CURVE = ("mean MACs", "accuracy", "with random depths")
+
+
+def curve_rows(cascade: Mapping[str, Any]) -> list[list[str]]:
+    """The cascades of `cascade_curve` as rows of a table; none if they were not measured."""
+    return [
+        [big(point["macs"]), *(f"{100 * point[k]:.2f} %" for k in ("accuracy", "random_accuracy"))]
+        for point in cascade.get("curve") or ()
+    ]
+
+
+def chance_in_words(test: Mapping[str, Any], noun: str) -> str:
+    """Say what random depths and perfect choices would reach; nothing if it was not measured."""
+    if "oracle_macs" not in test:
+        return ""
+    return (
+        f"as many {noun}s at each depth, drawn at random: {100 * test['random_accuracy']:.2f} %; the "
+        f"cheapest depth that is right: {100 * test['oracle_accuracy']:.2f} % at "
+        f"{big(test['oracle_macs'])} MACs"
+    )

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from nets.example_nets import lively
 from stepwell.export import OpenResolution, Sample, export_resolution
-from stepwell.export.resolution import Resized, _check_loop
+from stepwell.export.check import compare_answers
+from stepwell.export.resolution import Resized
 from stepwell.nets import Card, build
 from stepwell.nets.files.resolution import load_resolution
 from stepwell.nets.nested.cascade import Answer
@@ -105,9 +106,9 @@ def test_another_network_does_not_mix_in_and_nothing_half_is_left(net, images, e
 def test_a_loop_that_gives_other_logits_or_choices_is_no_export(net, images):
     sample = Sample(images, "noise")
     for other in (lambda x: net.answer(x + 0.1), lambda x: Answer(net(x), 1 - net.choose(x))):
-        with pytest.raises(ValueError, match="in their loop differ .* nothing was written"):
-            _check_loop(net, other, sample)
-    assert _check_loop(net, net.answer, sample)["same_choice"] == 1.0
+        with pytest.raises(ValueError, match="graphs differ .* nothing was written"):
+            compare_answers(net.answer, other, sample, "graphs")
+    assert compare_answers(net.answer, net.answer, sample, "graphs")["same_choice"] == 1.0
 
 
 def test_without_a_chooser_there_is_nothing_to_loop_over(net, images, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stepwell.cost import count_macs
-from stepwell.measure.cascade import calibrate_cascade, cascade_macs, measure_cascade
+from stepwell.measure.cascade import calibrate_cascade, cascade_curve, cascade_macs, measure_cascade
 from stepwell.nets import Card, build
 from stepwell.nets.files.nested import load, save
 from stepwell.nets.nested.cascade import Cascade
@@ -75,6 +75,19 @@ def test_measured_mean_macs_equal_a_naive_sum_over_the_images(net):
     assert found["macs"] == pytest.approx(macs / 40)
     assert found["shares"] == [s / 40 for s in shares]
     assert found["full_macs"] == count_macs(net.module, torch.zeros(1, 3, 8, 8))
+    of_depth = dict.fromkeys(cascade.depths, 0)
+    oracle, oracle_macs = 0, 0
+    for images, labels in batches:
+        logits = net.logits_by_depth(images)
+        for i, label in enumerate(labels):
+            right_at = [int(logits[d][i].argmax() == label) for d in cascade.depths]
+            of_depth = {d: n + r for (d, n), r in zip(of_depth.items(), right_at, strict=True)}
+            oracle += max(right_at)
+            oracle_macs += costs[right_at.index(max(right_at))]
+    drawn = sum(s * n / 40 for s, n in zip(found["shares"], of_depth.values(), strict=True))
+    assert found["random_accuracy"] == pytest.approx(drawn)
+    assert found["oracle_accuracy"] == pytest.approx(oracle / 40)
+    assert found["oracle_macs"] == pytest.approx(oracle_macs / 40)
     assert found["ms"] > 0
     assert found["full_ms"] > 0
 
@@ -118,6 +131,17 @@ def test_a_budget_of_macs_is_kept(net):
         assert found["accuracy"] >= last
         last = found["accuracy"]
     assert calibrate_cascade(net, batches, macs=lowest)["depths"] == ["8"]
+
+
+def test_a_curve_of_budgets_is_what_cascades_set_to_them_do(net):
+    batches = batches_of(net)
+    how = {"criterion": "entropy", "temper": True}
+    curve = cascade_curve(net, batches, batches, points=3, **how)
+    low, high = (cascade_macs(net, [depth])[0] for depth in (next(iter(net.depths)), net.full))
+    for point, share in zip(curve, (0.25, 0.5, 0.75), strict=True):
+        record = calibrate_cascade(net, batches, macs=low + share * (high - low), **how)
+        measured = measure_cascade(Cascade.of(net, record), batches, seconds=0.01)
+        assert point == pytest.approx({k: measured[k] for k in point})
 
 
 def test_depths_that_nobody_trained_take_no_part(net):

@@ -36,6 +36,9 @@ def test_a_run_has_every_exit_and_a_cascade(trained):
     found, test = results["cascade"]["validation"], results["cascade"]["test"]
     assert (found["criterion"], found["search"]) == ("learned", "best")
     assert sum(test["shares"]) == pytest.approx(1)
+    for point in results["cascade"]["curve"]:
+        assert macs[0] <= point["macs"] <= macs[-1]
+        assert 0 <= point["random_accuracy"] <= 1
     net = stepwell.load(out)
     assert net.card.cascade == found
     assert net.status == dict.fromkeys(("exit1", "exit2", "8"), "trained")
@@ -46,6 +49,10 @@ def test_a_run_has_every_exit_and_a_cascade(trained):
 def test_every_command_takes_the_run(trained, tmp_path, capsys, image_folder):
     out, _ = trained
     pictures = image_folder(("a",), 3, (8, 8))
+    cli.main(["report", str(out)])
+    page = (out / "report.html").read_text()
+    assert "Cascades within budgets of MACs" in page
+    assert "Chance and the best: as many images" in page
     cli.main(["eval", str(out), "--cascade", "--criterion", "patience", "--save", "--json"])
     found = json.loads(capsys.readouterr().out)["cascade"]["validation"]
     assert found["criterion"] == "patience"

@@ -14,6 +14,7 @@ from stepwell.cost import count_macs
 from stepwell.device import device_name
 from stepwell.measure.data_parts import parts_of
 from stepwell.measure.skipping import (
+    at_random,
     measure_break_even,
     observe_skipping,
     skipping_macs,
@@ -158,3 +159,17 @@ def test_what_cannot_skip_is_refused_before_there_is_a_run(tmp_path):
     with pytest.raises(ValueError, match="estimator 'threshold' teaches a decision nothing"):
         train("skipping", out=tmp_path / "r", estimator="threshold", **FEW)
     assert not (tmp_path / "r").exists()
+
+
+def test_gates_that_open_by_chance_open_as_often(trained):
+    out, results = trained
+    net = load(out)
+    assert 0 <= results["skipping"]["random_accuracy"] <= 1
+    gates = [block.gate for _, block in gated_blocks(net.module)]
+    rates = torch.tensor([0.0, 0.3, 1.0])
+    with at_random(net.eval(), rates) as given, torch.no_grad():
+        exits = net.forward_all(torch.randn(4000, 3, 8, 8), ["8"], given=given, extras=("choice",))
+    opened = torch.stack(exits["8"].extras["choice"], 2)[:, 1].mean(0)
+    assert_close(opened, rates, rtol=0, atol=0.03)
+    assert opened[[0, 2]].tolist() == [0, 1]
+    assert [block.gate for _, block in gated_blocks(net.module)] == gates

@@ -93,6 +93,8 @@ def test_every_command_takes_the_run(run, data, tmp_path, capsys, monkeypatch):
     before = json.loads((run / "results.json").read_text())["test"]
     assert measured["test"] == pytest.approx(before, rel=1e-5)  # batches of other sizes
     assert measured["cascade"]["test"]["images"] == 60
+    code, out, _ = told(capsys, "export", run, "--cascade", "--out", tmp_path / "whole", "--json")
+    assert (code, json.loads(out)["files"][0]["parity"]["same_choice"]) == (0, 1)
     code, out, _ = told(capsys, "eval", run, "--data", data / "train.tsv", "--json")
     assert code == 0
     assert json.loads(out)["examples"] == 240

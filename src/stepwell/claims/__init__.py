@@ -14,6 +14,10 @@ CLAIMS: dict[str, tuple[str, str]] = {
              "graphs that change: updates against no update, more training, and training from scratch"),
     "drnet": ("stepwell.claims.drnet.study:STUDY",
               "chosen resolutions against fixed ones, random ones, cascades and the oracle"),
+    "exits": ("stepwell.claims.exits:STUDY",
+              "cascades of early exits against static networks, chance and the oracle"),
+    "skipping": ("stepwell.claims.skipping:STUDY",
+                 "gates that skip blocks against static networks and random blocks"),
     "fidelity": ("stepwell.claims.fidelity.study:STUDY", "does distillation work? agreement of "
                  "students with their teachers, and its causes"),
     "netgraft": ("stepwell.claims.netgraft.study:STUDY",

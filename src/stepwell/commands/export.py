@@ -19,6 +19,7 @@ def export(
     format: Literal["onnx", "pt2", "safetensors"] | None = None,
     depth: str = "all",
     int8: bool = False,
+    cascade: bool = False,
     beyond: str | None = None,
     data: str | None = None,
     out: Annotated[Path | None, flag("FOLDER|FILE"), tyro.conf.arg(aliases=["--to"])] = None,
@@ -35,6 +36,7 @@ def export(
         stepwell export runs/digits
         stepwell export runs/photos --depth 18 --out shipping/
         stepwell export runs/photos --int8
+        stepwell export runs/photos --cascade
         stepwell export runs/photos --depth 34 --beyond 18 --out 18-to-34.safetensors
 
     Args:
@@ -43,6 +45,8 @@ def export(
             safetensors: plain weights under torchvision's names.
         depth: one depth, whose file needs no other, or all depths.
         int8: also write each depth in integers of eight bits, and measure both on the test part.
+        cascade: write the saved cascade instead, as one ONNX graph: an image stops at the depth that is
+            sure of it, and the output "depth" says at which (0 for the shallowest).
         beyond: write only the weights that --depth needs in addition to this shallower depth;
             `stepwell patch` applies them.
         data: images (a folder or a name) or texts (a tab-separated file) to check on; by default the
@@ -50,13 +54,15 @@ def export(
         out: the folder to write to; by default export/ beside the network. With --beyond, the file.
     """
     if beyond is not None:
-        others = int8 or data or module or format not in (None, "safetensors")
+        others = int8 or cascade or data or module or format not in (None, "safetensors")
         _export_delta(run, depth, beyond, out, others, json=json)
         return
     network = open_network(run, to="export", module=imported(module))
     folder = out or (run if run.is_dir() else run.parent) / "export"
     one = None if depth == "all" else depth
-    result = network.do("export", folder, format=format, depth=one, int8=int8, data=data)
+    result = network.do(
+        "export", folder, format=format, depth=one, int8=int8, cascade=cascade, data=data
+    )
     if json:
         print_json(result | {"folder": str(folder)})
     else:
@@ -74,7 +80,7 @@ def _export_delta(
     check_place("--out", out, ".safetensors")
     if others:
         raise ValueError(
-            "--beyond writes plain weights: leave --int8, --data, --module and --format out"
+            "--beyond writes plain weights: leave --int8, --cascade, --data, --module and --format out"
         )
     delta = open_network(run, to="delta").do("delta", depth, beyond, out)
     if json:

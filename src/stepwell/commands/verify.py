@@ -1,14 +1,19 @@
 """`stepwell verify`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
+from stepwell.catalog import DYNAMIC
 from stepwell.claims import CLAIMS
 from stepwell.commands.arguments import Json, unknown
 from stepwell.console import print_json, say, show_claims
 from stepwell.flags import flag
+
+#: Stands for all systems of dynamic inference.
+ALL_DYNAMIC = "dynamic"
 
 
 def verify(
@@ -37,7 +42,7 @@ def verify(
         stepwell verify bert --data sst2/ --net minilm/ --seeds 10
 
     Args:
-        system: a name (`stepwell list`).
+        system: a name (`stepwell list`), or dynamic: every leaf of `stepwell list dynamic`.
         quick: a tiny version, to check that everything runs; its numbers mean nothing.
         seeds: number of trainings of each arm.
         data: a folder or a name, instead of the system's own: of images; for dkge of snapshots
@@ -52,18 +57,28 @@ def verify(
         workers: number of arms that train side by side, one thread each.
         out: the folder of units and results; by default runs/verify-SYSTEM.
     """
-    if system not in CLAIMS:
-        raise unknown("system", system, CLAIMS)
+    if system not in (*CLAIMS, ALL_DYNAMIC):
+        raise unknown("system", system, {ALL_DYNAMIC: "", **CLAIMS})
     from stepwell.claims.kit.verify import verify_system
 
     changes = {"data": data, "size": size, "epochs": epochs, "net": net}
-    result, page = verify_system(
-        system, {name: value for name, value in changes.items() if value is not None}, quick=quick,
-        seeds=seeds, workers=workers, arms=arms, precision=precision,
-        folder=out or Path("runs") / f"verify-{system}",
+    verified = partial(
+        verify_system, changes={name: value for name, value in changes.items() if value is not None},
+        quick=quick, seeds=seeds, workers=workers, arms=arms, precision=precision,
     )  # fmt: skip
+    folder = out or Path("runs") / f"verify-{system}"
+    results = {}
+    for name in dynamic_systems() if system == ALL_DYNAMIC else [system]:
+        own = folder / name if system == ALL_DYNAMIC else folder
+        results[name], page = verified(name, folder=own)
+        if not json:
+            show_claims(results[name])
+            say(f"wrote {page}")
     if json:
-        print_json(result)
-    else:
-        show_claims(result)
-        say(f"wrote {page}")
+        print_json(results if system == ALL_DYNAMIC else results[system])
+
+
+def dynamic_systems() -> list[str]:
+    """The systems that test a leaf of dynamic inference, each once."""
+    leaves = [leaf for section in DYNAMIC.values() for leaf in section.values()]
+    return list(dict.fromkeys(system for _, _, system in leaves if system))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stepwell.data import Batches, normalise
 from stepwell.nets import NestedNet
+from stepwell.nets.nested.cascade import Answer
 from stepwell.types import Images, Logits
 
 #: Largest difference of logits allowed, as a share of the largest logit.
@@ -73,3 +74,32 @@ def compare(
         )
     same = (whole.argmax(1) == expected.argmax(1)).double().mean().item()
     return Parity(difference, same, len(images))
+
+
+@torch.inference_mode()
+def compare_answers(
+    network: Callable[[Tensor], Answer], exported: Callable[[Tensor], Answer], sample: Sample, what: str
+) -> dict[str, Any]:
+    """Compare exported graphs that decide with their network, in one batch and image by image.
+
+    One image of a batch may have another choice, as scores may tie to the last digit.
+
+    Returns:
+        "difference", the largest of logits; "same_choice", the share of images; their number and part.
+
+    Raises:
+        ValueError: a logit differs by more than `TOLERANCE` allows, or more choices differ.
+    """
+    expected, found = network(sample.images), exported(sample.images)
+    alone = torch.cat([exported(image).logits for image in sample.images.split(1)])
+    agree = expected.depth == found.depth
+    apart = torch.stack([found.logits - expected.logits, alone - found.logits])[:, agree]
+    difference = float(apart.abs().max()) if agree.any() else torch.inf
+    allowed = TOLERANCE * max(1.0, float(expected.logits.abs().max()))
+    if not difference <= allowed or int((~agree).sum()) > 1:
+        raise ValueError(
+            f"{what} differ from the network by {difference:.2g} in a logit (allowed: {allowed:.2g}), "
+            f"and {int((~agree).sum())} of {len(agree)} choices differ; nothing was written"
+        )
+    share = float(agree.double().mean())
+    return {"difference": difference, "same_choice": share, "images": len(agree), "part": sample.part}

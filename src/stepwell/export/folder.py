@@ -18,6 +18,8 @@ from stepwell.cost.table import ROUNDS
 from stepwell.data import Batches
 from stepwell.data.decoding import SUFFIXES
 from stepwell.evaluation import evaluate
+from stepwell.export.cascade import NAME as CASCADE
+from stepwell.export.cascade import export_cascade
 from stepwell.export.check import Sample, take
 from stepwell.export.onnx import CALIBRATION, export_int8, export_onnx, ranges, require_onnx
 from stepwell.export.subnet import about, export_pt2, export_safetensors, plain_bytes
@@ -26,6 +28,7 @@ from stepwell.nets import NestedNet
 from stepwell.nets.files.container import digest
 from stepwell.nets.files.nested import save
 from stepwell.nets.files.onnx import file_sha256, open_onnx, runner, weights_of
+from stepwell.nets.nested.cascade import Cascade
 
 Format = Literal["onnx", "pt2", "safetensors"]
 INDEX = "export.json"
@@ -48,6 +51,7 @@ def export_folder(
     net: NestedNet, folder: Path, sample: Sample, *, format: Format = "onnx",
     depth: str | None = None, int8: Int8 | None = None, own: bool = False,
     say: Callable[[str], None] = lambda _: None, beside: Mapping[str, bytes] | None = None,
+    cascade: Cascade | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write depths of `net` to `folder`, each checked on `sample` before, and give the new entries.
 
@@ -63,6 +67,7 @@ def export_folder(
         own: the folder belongs to the network's run: it may hold an export of any earlier network.
         say: gets a line about each long step.
         beside: further files by name; by default `preprocess.py`, which prepares images.
+        cascade: write this cascade instead of depths, as one ONNX graph, `cascade.onnx`.
 
     Raises:
         ValueError: a depth was never trained or calibrated; a file gives other logits than the
@@ -80,7 +85,11 @@ def export_folder(
     rows: list[dict[str, Any]] = []
     with put_in_place(folder, network, own=own, beside=beside) as (place, before):
         weights = None
-        if format == "onnx" and depth is None:
+        if cascade is not None:
+            say("the cascade: onnx")
+            rows.append(_write_cascade(cascade, place, sample))
+            chosen = []
+        elif format == "onnx" and depth is None:
             weights = named_by_content(save(net, place / "net.safetensors"))
             network["weights"] = weights_record(net, weights)
         for name in chosen:
@@ -107,6 +116,14 @@ def _write_depth(
             "weights_bytes": bytes_of(weights, net.stored_names(depth).values()),
         }
     return row | {"parity": parity._asdict() | {"part": sample.part}}
+
+
+def _write_cascade(cascade: Cascade, place: Path, sample: Sample) -> dict[str, Any]:
+    """Write a cascade as one graph, check it, and describe the file."""
+    file = place / f"{CASCADE}.onnx"
+    parity = export_cascade(cascade, file, sample)
+    row = _row(cascade.net, cascade.depths[-1], "onnx", file)
+    return row | {"depth": CASCADE, "depths": list(cascade.depths), "parity": parity}
 
 
 def _write_int8(

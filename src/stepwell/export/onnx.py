@@ -6,9 +6,11 @@ values row by row in little-endian order, so a range needs no conversion.
 """
 
 import json
+import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,15 +84,13 @@ def write_onnx(
         interface: the graph's inputs.
     """
     require_onnx()
-    import onnx
-
     plain = plain.cpu().eval()
-    proto = _graph(plain, torch.zeros_like(images[:2]), interface, int(described["size"]))
-    told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in described.items()}
+    told = dict(described)
+    if weights is not None:
+        told |= {"weights": weights.name, "weights_sha256": file_sha256(weights)}
+    proto = graph_of(plain, torch.zeros_like(images[:2]), interface, told)
     if weights is not None:
         _point(proto, names, ranges(weights), weights)
-        told |= {"weights": weights.name, "weights_sha256": file_sha256(weights)}
-    onnx.helper.set_model_props(proto, told)
     data = proto.SerializeToString()
     opened = session(data, None if weights is None else weights.parent)
     run = runner(opened, interface.names, partial(interface.inputs, plain))
@@ -162,15 +162,25 @@ def require_onnx() -> None:
     require("onnx", "onnxruntime", "onnxscript")
 
 
-def _graph(plain: nn.Module, inputs: Tensor, interface: Interface, limit: int) -> Any:
-    """The ONNX model of a plain network, for any batch size; of texts, for up to `limit` tokens."""
-    with warnings.catch_warnings():
+def graph_of(
+    plain: nn.Module, inputs: Tensor, interface: Interface, described: Mapping[str, Any],
+    outputs: Sequence[str] = ("logits",),
+) -> Any:  # fmt: skip
+    """The ONNX model of a plain network, for any batch size; of texts, for up to "size" tokens.
+
+    Args:
+        inputs: two examples.
+        described: the metadata.
+    """
+    import onnx
+
+    with warnings.catch_warnings(), _quiet("onnx_ir"):
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         # optimize would fold norms into convolutions that depths share; onnxruntime fuses at load
         program = torch.onnx.export(
             plain, interface.inputs(plain, inputs), dynamo=True, optimize=False, verbose=False,
-            input_names=[*interface.names], output_names=["logits"],
-            dynamic_shapes=interface.dynamic_shapes(limit),
+            input_names=[*interface.names], output_names=[*outputs],
+            dynamic_shapes=interface.dynamic_shapes(int(described["size"])),
         )  # fmt: skip
     assert program is not None
     proto = program.model_proto
@@ -178,7 +188,21 @@ def _graph(plain: nn.Module, inputs: Tensor, interface: Interface, limit: int) -
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.functions):
         del part.metadata_props[:]
     _drop_zero_biases(proto.graph)
+    told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in described.items()}
+    onnx.helper.set_model_props(proto, told)
     return proto
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Keep a library's warnings off the screen."""
+    found = logging.getLogger(logger)
+    level = found.level
+    found.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        found.setLevel(level)
 
 
 def _drop_zero_biases(graph: Any) -> None:

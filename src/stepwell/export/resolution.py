@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from stepwell.export import folder as folders
-from stepwell.export.check import TOLERANCE, Sample
+from stepwell.export.check import Sample, compare_answers
 from stepwell.export.onnx import require_onnx, write_onnx
 from stepwell.export.subnet import about
 from stepwell.files import read_json
@@ -93,7 +93,9 @@ def export_resolution(
         for graph in _graphs(net, sample, card):
             say(f"writing {graph[0]}")
             rows.append(_write(*graph, weights, sample))
-        record["parity"] = _check_loop(net, OpenResolution(place, record), sample)
+        loop = OpenResolution(place, record)
+        words = "the exported graphs in their loop"
+        record["parity"] = compare_answers(net.cpu().eval().answer, loop, sample, words)
         folders.write_index(place, before, record, rows)
     return record | {"files": rows}
 
@@ -162,26 +164,3 @@ class OpenResolution:
 def _stored(name: str) -> str:
     """Name a tensor of one resolution in the file."""
     return BESIDE + name if name.partition("/")[0].isdecimal() else name
-
-
-@torch.inference_mode()
-def _check_loop(net: ResolutionNet, loop: Callable[[Tensor], Answer], sample: Sample) -> dict[str, Any]:
-    """Compare the host loop with the network, in one batch and image by image.
-
-    One image of a batch may have another choice, as scores may tie to the last digit.
-    """
-    expected, found = net.cpu().eval().answer(sample.images), loop(sample.images)
-    alone = torch.cat([loop(image).logits for image in sample.images.split(1)])
-    agree = expected.depth == found.depth
-    apart = torch.stack([found.logits - expected.logits, alone - found.logits])[:, agree]
-    difference = float(apart.abs().max()) if agree.any() else torch.inf
-    allowed = TOLERANCE * max(1.0, float(expected.logits.abs().max()))
-    if not difference <= allowed or int((~agree).sum()) > 1:
-        raise ValueError(
-            f"the exported graphs in their loop differ from the network by {difference:.2g} in a logit "
-            f"(allowed: {allowed:.2g}), and {int((~agree).sum())} of {len(agree)} choices differ; "
-            "nothing was written"
-        )
-    share = float(agree.double().mean())
-    counts = {"images": len(agree), "part": sample.part}
-    return {"difference": difference, "same_choice": share, **counts}

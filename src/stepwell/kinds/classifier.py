@@ -261,7 +261,7 @@ def depth_within(net: "NestedNet", budget: Mapping[str, float], path: Path) -> s
 
 def export(
     network: Network, folder: Path, *, format: Literal["onnx", "pt2", "safetensors"] = "onnx",
-    depth: str | None = None, int8: bool = False, data: str | None = None,
+    depth: str | None = None, int8: bool = False, cascade: bool = False, data: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write depths as files for other programs, each checked on images. Flags as for `export`."""
     from stepwell.export import Int8, export_folder
@@ -269,16 +269,29 @@ def export(
 
     net = network.net
     net.require_ready(*(net.depths if depth is None else [depth]))
+    whole = exported_cascade(net, format, depth, int8) if cascade else None
     sample, parts = sample_of(network, data, calibrated=int8)
     quantised = Int8(parts.train, parts.test) if int8 else None
     own = is_own(network, folder)
     result = export_folder(
-        net, folder, sample, format=format, depth=depth, int8=quantised, own=own, say=say
-    )
-    if format != "safetensors":
-        for does in {part.in_graphs: None for _, part in deciding_parts(net.module)}:
-            say(f"note: the graph gives the network's answers, but {does}")
+        net, folder, sample, format=format, depth=depth, int8=quantised, own=own, say=say,
+        cascade=whole,
+    )  # fmt: skip
+    in_vain = {part.in_graphs.get(format): None for _, part in deciding_parts(net.module)}
+    for what in filter(None, in_vain):
+        say(f"note: the graph gives the network's answers, but computes {what}")
     return result
+
+
+def exported_cascade(net: "NestedNet", format: str, depth: str | None, int8: bool = False) -> Any:
+    """The saved cascade of a network, for its graph; ValueError for flags that do not go with it."""
+    from stepwell.nets.nested.cascade import Cascade
+
+    if format != "onnx" or depth is not None or int8:
+        raise ValueError(
+            "--cascade writes one ONNX graph of several depths: leave --depth, --int8 and --format out"
+        )
+    return Cascade.of(net.eval())
 
 
 def is_own(network: Network, folder: Path) -> bool:

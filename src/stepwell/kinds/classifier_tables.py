@@ -6,9 +6,12 @@ from typing import Any
 from stepwell.console import big, show, size, table, written
 from stepwell.measures import (
     BUSY,
+    CURVE,
     FIDELITY,
     MIXTURES,
     Measure,
+    chance_in_words,
+    curve_rows,
     number_in,
     of_row,
     share_interval,
@@ -52,6 +55,10 @@ def show_cascade(cascade: Mapping[str, Any], *, row: str = "depth", noun: str = 
         f"test (full net: {big(test['full_macs'])})\n"
         f"mean ms, one {noun} at a time: {test['ms']:.2f} (full net: {test['full_ms']:.2f}){unsure}"
     )
+    if words := chance_in_words(test, noun):
+        show(words)
+    if curve := curve_rows(cascade):
+        show(table(f"cascades within budgets of MACs, on test {noun}s", CURVE, curve))
     if found["images"] < FEW:
         show(
             f"{found['images']} validation {noun}s decide little: trust the test {noun}s, or set the "
@@ -96,7 +103,8 @@ def show_export(
     """Print exported files: size, check and, if measured, accuracy and time."""
     rows = result["files"]
     checked = next(row["parity"] for row in rows if "parity" in row)
-    columns = ["depth", "file", "size", "largest difference", "same class"]
+    same = "same depth" if "same_choice" in checked else "same class"
+    columns = ["depth", "file", "size", "largest difference", same]
     measured = any("accuracy" in row for row in rows)
     columns += ["accuracy", "agreement", "ms per image"] if measured else []
     columns = [column for column in columns if not (numeric and column == "same class")]
@@ -104,7 +112,8 @@ def show_export(
     for row in rows:
         cell = [row["depth"], row["file"], size(row["bytes"]), "", ""]
         if parity := row.get("parity"):
-            cell[3:] = f"{parity['difference']:.1e}", f"{100 * parity['same_class']:.0f} %"
+            same = parity.get("same_class", parity.get("same_choice"))
+            cell[3:] = f"{parity['difference']:.1e}", f"{100 * same:.0f} %"
         cell = cell[: 4 if numeric else 5]
         if measured:
             agreement = f"{100 * row['agreement']:.1f} %" if "agreement" in row else ""

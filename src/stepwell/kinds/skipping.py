@@ -58,7 +58,7 @@ def export(
     network: Network, folder: Path, *, format: Literal["onnx", "pt2", "safetensors"] = "onnx",
     depth: str | None = None, data: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write the network for other programs, whose graph runs every block. Flags as for `export`."""
+    """Write the network for other programs; an ONNX graph skips blocks, too. Flags as for `export`."""
     return classifier.export(network, folder, format=format, depth=depth, data=data)
 
 
@@ -81,6 +81,11 @@ def show_gates(record: Mapping[str, Any]) -> None:
         f"an image runs {100 * record['mean']:.1f} % of the blocks on average, and costs "
         f"{100 * record['cost']:.1f} % of the MACs of all blocks, gates included"
     )
+    if "random_accuracy" in record:  # older results lack it
+        show(
+            "each block for as many images, drawn at random: "
+            f"{100 * record['random_accuracy']:.2f} % accuracy"
+        )
     if record["mean"] > ALL_OPEN:
         show("nearly all blocks run: try a lower --target, or more epochs", style="dim")
     rows = [[written(m, row[k]) for k, m in BLOCKS_SPEED.items()] for row in record["speed"]]

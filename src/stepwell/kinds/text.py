@@ -141,7 +141,7 @@ def read_input(named: str, network: Network) -> list[tuple[str, ...]]:
 
 def export(
     network: Network, folder: Path, *, format: Literal["onnx", "pt2", "safetensors"] = "onnx",
-    depth: str | None = None, data: str | None = None,
+    depth: str | None = None, cascade: bool = False, data: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write depths as files for other programs, each checked on texts; and the tokenizer.
 
@@ -153,12 +153,13 @@ def export(
 
     text, net = network.net, network.net.net
     net.require_ready(*(net.depths if depth is None else [depth]))
+    whole = classifier.exported_cascade(net, format, depth) if cascade else None
     parts = text_parts(text, network.path, network.config, data)
     part = "test" if parts.validation is None else "validation"
     sample = Sample(some_ids(parts.validation or parts.test), part)
     return export_folder(
         net, folder, sample, format=format, depth=depth, own=classifier.is_own(network, folder),
-        say=say, beside={"tokenizer.json": text.tokenizer.content.encode()},
+        say=say, beside={"tokenizer.json": text.tokenizer.content.encode()}, cascade=whole,
     )  # fmt: skip
 
 

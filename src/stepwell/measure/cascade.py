@@ -1,7 +1,7 @@
 """Cascades: depths and thresholds from validation data, and their accuracy and cost on test data."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -13,6 +13,7 @@ from stepwell.evaluation import gather_logits
 from stepwell.evaluation.calibration import best_temperature
 from stepwell.evaluation.cascade import (
     Goal,
+    Outcome,
     Thresholds,
     better,
     find_geometric,
@@ -97,20 +98,7 @@ def calibrate_cascade(
     check_share(accuracy)
     if macs is not None and not macs > 0:
         raise ValueError(f"a budget of MACs must be a positive number, not {macs}")
-    criterion_of(criterion)
-    if search not in SEARCHES:
-        raise ValueError(f"no search {search!r} for a cascade; there are {', '.join(SEARCHES)}")
-    if criterion == "patience" and search != "best":
-        raise ValueError(
-            "patience has a few whole numbers as thresholds, so no geometric shares of images: leave "
-            "one of them out"
-        )
-    net.require_ready(net.full)
-    ready = check_depths(net)
-    with in_eval_mode(net):
-        logits, labels = gather_logits(logits_where_it_is(net, ready), validation)
-    temperatures = {d: best_temperature(y, labels) if temper else 1.0 for d, y in logits.items()}
-    known = _Known({d: y / temperatures[d] for d, y in logits.items()}, labels, criterion)
+    known = _Known(net, validation, criterion, search, temper=temper)
     if accuracy is None and macs is None:
         accuracy = known.right[net.full].double().mean().item()
         words = "as accurate as the full net"
@@ -121,33 +109,99 @@ def calibrate_cascade(
             else f"at least {in_words('accuracy', accuracy or 0)}"
         )
     goal = Goal(accuracy, macs)
-    chosen, found = _best_chain(net, ready, known, search, goal)
-    if not goal.met(found.outcome):
+    record = known.best(goal) | {"goal": words}
+    if not goal.met(Outcome(record["accuracy"], record["macs"], ())):
         raise ValueError(
-            f"no cascade reaches the goal on the {len(labels)} validation {net.card.input}s ({words}): "
-            f"the nearest, of {', '.join(chosen)}, has {in_words('accuracy', found.outcome.accuracy)} "
-            f"at {in_words('macs', found.outcome.cost, net.card.input)}"
+            f"no cascade reaches the goal on the {record['images']} validation {net.card.input}s "
+            f"({words}): the nearest, of {', '.join(record['depths'])}, has "
+            f"{in_words('accuracy', record['accuracy'])} at "
+            f"{in_words('macs', record['macs'], net.card.input)}"
         )
-    own: dict[str, Any] = {"criterion": criterion, "search": search}
-    if temper:
-        own["temperatures"] = [temperatures[depth] for depth in chosen[:-1]]
-    if criterion == "learned":
-        own["weights"] = [known.weights(pair) for pair in zip(("", *chosen), chosen[:-1], strict=False)]
-    return {
-        "depths": chosen, "thresholds": list(found.values), **own, "goal": words,
-        "accuracy": found.outcome.accuracy, "macs": found.outcome.cost,
-        "shares": list(found.outcome.shares), "images": len(labels),
-    }  # fmt: skip
+    return record
+
+
+def cascade_curve(
+    net: NestedNet, validation: Iterable[Batch], test: Iterable[Batch], *,
+    criterion: str = "confidence", search: str = "best", temper: bool = False, points: int = 5,
+) -> list[dict[str, float]]:  # fmt: skip
+    """Cascades for mean MACs between those of the cheapest depth and those of the full net.
+
+    The thresholds are set on validation images, and all numbers are of test images: "accuracy" and
+    mean "macs" an image, and "random_accuracy", expected of as many images at each depth, drawn at
+    random.
+
+    Args:
+        points: number of budgets, evenly spaced. A budget that no cascade keeps is left out.
+        criterion, search, temper: as for `calibrate_cascade`.
+    """
+    known = _Known(net, validation, criterion, search, temper=temper)
+    with in_eval_mode(net):
+        logits, labels = gather_logits(logits_where_it_is(net, known.depths), test)
+    right = {depth: y.argmax(1) == labels for depth, y in logits.items()}
+    low, high = (cascade_macs(net, [depth])[0] for depth in (known.depths[0], net.full))
+    curve = []
+    for i in range(1, points + 1):
+        goal = Goal(cost=low + (high - low) * i / (points + 1))
+        record = known.best(goal)
+        if record["macs"] > goal.cost:
+            continue
+        answer = Cascade.of(net, record).decide(logits)
+        costs = torch.tensor(cascade_macs(net, record["depths"]), dtype=torch.float64)
+        curve.append({
+            "macs": float(costs[answer.depth].mean()),
+            "accuracy": (answer.logits.argmax(1) == labels).double().mean().item(),
+            "random_accuracy": _at_random(answer.depth, [right[d] for d in record["depths"]]),
+        })  # fmt: skip
+    return curve
+
+
+def _at_random(answered: Tensor, right: Sequence[Tensor]) -> float:
+    """The accuracy expected if each depth answers as many images as in `answered`, drawn at random."""
+    shares = [(answered == k).double().mean() for k in range(len(right))]
+    return float(sum(share * r.double().mean() for share, r in zip(shares, right, strict=True)))
 
 
 class _Known:
-    """The answers of all depths on validation images, and their scores by a criterion."""
+    """The answers of all depths on validation images, and the best cascades there."""
 
-    def __init__(self, logits: Mapping[str, Tensor], labels: Tensor, criterion: str) -> None:
-        self.logits, self.criterion = logits, criterion
-        self.classes = {depth: y.argmax(1) for depth, y in logits.items()}
+    def __init__(
+        self, net: NestedNet, validation: Iterable[Batch], criterion: str, search: str, *, temper: bool
+    ) -> None:
+        criterion_of(criterion)
+        if search not in SEARCHES:
+            raise ValueError(f"no search {search!r} for a cascade; there are {', '.join(SEARCHES)}")
+        if criterion == "patience" and search != "best":
+            raise ValueError(
+                "patience has a few whole numbers as thresholds, so no geometric shares of images: "
+                "leave one of them out"
+            )
+        net.require_ready(net.full)
+        self.net, self.criterion, self.search = net, criterion, search
+        self.depths = check_depths(net)
+        with in_eval_mode(net):
+            logits, labels = gather_logits(logits_where_it_is(net, self.depths), validation)
+        self.temperatures = (
+            {d: best_temperature(y, labels) for d, y in logits.items()} if temper else {}
+        )
+        self.logits = {d: y / self.temperatures.get(d, 1.0) for d, y in logits.items()}
+        self.classes = {depth: y.argmax(1) for depth, y in self.logits.items()}
         self.right = {depth: classes == labels for depth, classes in self.classes.items()}
         self._learned: dict[tuple[str, str], tuple[Tensor, list[float]]] = {}
+
+    def best(self, goal: Goal) -> dict[str, Any]:
+        """The record of the cascade nearest to a goal, without the goal."""
+        chosen, found = _best_chain(self, goal)
+        own: dict[str, Any] = {"criterion": self.criterion, "search": self.search}
+        if self.temperatures:
+            own["temperatures"] = [self.temperatures[depth] for depth in chosen[:-1]]
+        if self.criterion == "learned":
+            pairs = zip(("", *chosen), chosen[:-1], strict=False)
+            own["weights"] = [self._learned[pair][1] for pair in pairs]
+        return {
+            "depths": chosen, "thresholds": list(found.values), **own,
+            "accuracy": found.outcome.accuracy, "macs": found.outcome.cost,
+            "shares": list(found.outcome.shares), "images": len(self.right[self.net.full]),
+        }  # fmt: skip
 
     def of(self, chain: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The scores and the correctness of the depths of a cascade, (depths, images) each."""
@@ -162,12 +216,11 @@ class _Known:
                 scores.append(criterion_of(self.criterion).score(self.logits[depth], agreed, ()))
         return torch.stack(scores), torch.stack([self.right[depth] for depth in chain])
 
-    def weights(self, pair: tuple[str, str]) -> list[float]:
-        """The learned weights of a depth behind the one before it ("" for the first)."""
-        return self._learned[pair][1]
-
     def _fit(self, pair: tuple[str, str], agreed: Tensor) -> tuple[Tensor, list[float]]:
-        """Scores of images that a fit on the other half has not seen, and the weights by all images."""
+        """Scores of images that a fit on the other half has not seen, and the weights by all images.
+
+        pair: the depth before ("" for the first one), and the depth.
+        """
         if pair not in self._learned:
             x, right = features_of(self.logits[pair[1]], agreed), self.right[pair[1]]
             scores = torch.empty(len(x), dtype=torch.float64)
@@ -178,10 +231,9 @@ class _Known:
         return self._learned[pair]
 
 
-def _best_chain(
-    net: NestedNet, ready: Sequence[str], known: _Known, search: str, goal: Goal
-) -> tuple[list[str], Thresholds]:
+def _best_chain(known: _Known, goal: Goal) -> tuple[list[str], Thresholds]:
     """Search all sets of depths for the best; of equals, the one with fewer depths."""
+    net, ready, search = known.net, known.depths, known.search
     counted: dict[str, list[int]] = {}
     best: tuple[list[str], Thresholds] | None = None
     patient = known.criterion == "patience"
@@ -214,20 +266,23 @@ def measure_cascade(
     Returns:
         "accuracy", mean "macs" per image, "shares" of images answered by each depth, "images"; "ms",
         the mean time of one image; "full_accuracy", "full_macs" and "full_ms" of the full net alone;
-        "unsure" if the machine was too busy for certain times.
+        "random_accuracy", expected of as many images at each depth, drawn at random; "oracle_accuracy"
+        and "oracle_macs" of the cheapest depth that is right, or the cheapest of all; "unsure" if the
+        machine was too busy for certain times.
     """
     net, depths = cascade.net, cascade.depths
     device = next(net.parameters()).device
     answered: list[Tensor] = []
-    right: dict[str, list[Tensor]] = {"": [], "full_": []}
+    every = list(dict.fromkeys((*depths, net.full)))
+    right: dict[str, list[Tensor]] = {row: [] for row in ("", *every)}
     singles: list[Tensor] = []
     with in_eval_mode(net), torch.inference_mode():
         for images, labels in batches:
             images = images.to(device)
-            answer, full = cascade(images), net(images)
+            answer = cascade(images)
             answered.append(answer.depth.cpu())
-            right[""].append(answer.logits.argmax(1).cpu() == labels)
-            right["full_"].append(full.argmax(1).cpu() == labels)
+            for row, logits in {"": answer.logits, **net.logits_by_depth(images, every)}.items():
+                right[row].append(logits.argmax(1).cpu() == labels)
             singles += [x.contiguous() for x in images.split(1)[: most - len(singles)]]
         if not answered:
             raise ValueError("nothing to evaluate: the data gave no batch")
@@ -235,11 +290,17 @@ def measure_cascade(
         times = time_each(runs, singles, seconds=seconds)
     who = torch.cat(answered)
     shares = [(who == i).double().mean().item() for i in range(len(depths))]
-    costs = cascade_macs(net, depths)
-    accuracies = {f"{row}accuracy": torch.cat(r).double().mean().item() for row, r in right.items()}
+    costs = torch.tensor(cascade_macs(net, depths), dtype=torch.float64)
+    known = {row: torch.cat(parts) for row, parts in right.items()}
+    each = torch.stack([known[depth] for depth in depths])
     return {
-        "macs": sum(share * cost for share, cost in zip(shares, costs, strict=True)),
+        "macs": float(costs[who].mean()),
         "shares": shares, "images": len(who), "full_macs": cascade_macs(net, [net.full])[0],
-        **accuracies, "ms": 1000 * mean_of_medians(times[""].times, who.tolist()),
+        "accuracy": known[""].double().mean().item(),
+        "full_accuracy": known[net.full].double().mean().item(),
+        "random_accuracy": _at_random(who, [*each]),
+        "oracle_accuracy": each.any(0).double().mean().item(),
+        "oracle_macs": float(costs[each.double().argmax(0)].mean()),
+        "ms": 1000 * mean_of_medians(times[""].times, who.tolist()),
         "full_ms": 1000 * statistics.median(times["full_"].times),
     } | ({"unsure": True} if any(watch.busy for watch in times.values()) else {})  # fmt: skip

@@ -1,6 +1,7 @@
 """Networks whose blocks an image may skip: open rates, costs, speed, and where skipping pays."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from stepwell.measure.inputs import blank_image
 from stepwell.measure.resolution import timed_images
 from stepwell.nets import NestedNet, build
 from stepwell.nets.decisions.deciding import use_break_even
-from stepwell.nets.decisions.estimators import Draw
+from stepwell.nets.decisions.estimators import Draw, Scores
 from stepwell.nets.decisions.executor import with_branch
 from stepwell.nets.decisions.skipping import Gated, gated_blocks
 from stepwell.train_mode import in_eval_mode
@@ -162,6 +163,43 @@ def observe_skipping(net: NestedNet, test: Batches) -> Observed:
     return Observed(logits, labels, logits.pop("open"))
 
 
+class Chance(nn.Module):
+    """Stands for a gate: the same scores for every image, of two choices with given probabilities."""
+
+    def __init__(self, open: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scores", torch.stack([1 - open, open]).log().float())
+
+    def forward(self, x: Tensor) -> Scores:
+        """Scores of the choices of a batch, by which "reinforce" draws."""
+        return self.get_buffer("scores").expand(len(x), -1)
+
+
+@contextmanager
+def at_random(net: NestedNet, rates: Float[Tensor, " gates"]) -> Iterator[Mapping[str, Any]]:
+    """Let each gate open by chance, as often as its rate; gives the constants that a call needs."""
+    blocks = [block for _, block in gated_blocks(net.module)]
+    gates = [block.gate for block in blocks]
+    try:
+        for block, rate in zip(blocks, rates.to(next(net.parameters()).device), strict=True):
+            block.gate = Chance(rate)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            yield {"draw": Draw("reinforce")}
+    finally:
+        for block, gate in zip(blocks, gates, strict=True):
+            block.gate = gate
+
+
+def accuracy_at_random(net: NestedNet, test: Batches, rates: Float[Tensor, " gates"]) -> float:
+    """The accuracy on test images if each gate opens by chance, as often as it does."""
+    with in_eval_mode(net), at_random(net, rates) as given:
+        logits, labels = gather_logits(
+            lambda x: {"": net(x.to(next(net.parameters()).device), given=given)}, test
+        )
+    return (logits[""].argmax(1) == labels).double().mean().item()
+
+
 def measure_skipping(net: NestedNet, test: Batches) -> tuple[dict[str, Any], Observed]:
     """Measure the network as its gates decide, and with every block.
 
@@ -171,7 +209,8 @@ def measure_skipping(net: NestedNet, test: Batches) -> tuple[dict[str, Any], Obs
     Returns:
         Results as a run's results.json has them, with the rows "chosen" and "all". Under "skipping":
         the "open" rate of each block, their "mean"; "cost", the share of the MACs of every block;
-        "gate_macs"; "speed" of both, as `compare_speed`. Then the network's answers.
+        "gate_macs"; "speed" of both, as `compare_speed`; "random_accuracy", where each block runs as
+        often, for images drawn at random. Then the network's answers.
     """
     use_break_even(net.module, {})
     seen = observe_skipping(net, test)
@@ -184,6 +223,7 @@ def measure_skipping(net: NestedNet, test: Batches) -> tuple[dict[str, Any], Obs
         "open": dict(zip(names, rates.tolist(), strict=True)), "mean": float(rates.mean()),
         "cost": costs[CHOSEN]["macs"] / macs.all, "gate_macs": macs.gates,
         "speed": measure_speed(net, timed_images(test), macs),
+        "random_accuracy": accuracy_at_random(net, test, rates),
     }  # fmt: skip
     sums = Tally().add(seen.logits, seen.labels)
     results = results_of(sums, net.card.classes, costs, "skipping", "choice")

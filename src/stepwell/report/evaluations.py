@@ -5,7 +5,15 @@ from dataclasses import replace
 from html import escape
 from typing import Any
 
-from stepwell.measures import BUSY, share_interval, threshold_title, with_article
+from stepwell.measures import (
+    BUSY,
+    CURVE,
+    chance_in_words,
+    curve_rows,
+    share_interval,
+    threshold_title,
+    with_article,
+)
 from stepwell.report.classes import never_right_note
 from stepwell.report.markup import as_count, as_ms, as_percent, table
 from stepwell.report.run_record import RunRecord, as_mapping, number
@@ -32,8 +40,15 @@ def cascade_section(record: RunRecord, colours: Mapping[str, str]) -> str:
         f"one: {as_ms(test.get('ms'))} (full net: {as_ms(test.get('full_ms'))})"
         f"{'; ' + BUSY if 'unsure' in test else ''}. In brackets: 95% intervals."
     )
-    title = f"<h3>Cascade, set on {images} validation {noun}s</h3>"
-    return f"{title}\n<p>{escape(text)}</p>\n{table(head, rows)}"
+    parts = [
+        f"<h3>Cascade, set on {images} validation {noun}s</h3>", f"<p>{escape(text)}</p>",
+        table(head, rows),
+    ]  # fmt: skip
+    if words := chance_in_words(test, noun):
+        parts.append(f"<p>Chance and the best: {escape(words)}.</p>")
+    if curve := curve_rows(cascade):
+        parts += [f"<p>Cascades within budgets of MACs, on test {noun}s:</p>", table(CURVE, curve)]
+    return "\n".join(parts)
 
 
 def _interval(part: Mapping[str, Any]) -> str:

@@ -19,6 +19,10 @@ def skipping_section(run: RunRecord, colours: Mapping[str, str] | None = None) -
         f"{as_percent(number(found.get('cost')))} of the MACs of all blocks. The gates take "
         f"{as_count(found.get('gate_macs'))} MACs."
     )
+    if (chance := number(found.get("random_accuracy"))) is not None:
+        text += (
+            f" If each block ran for as many images, drawn at random: {as_percent(chance)} accuracy."
+        )
     rows = [[name, as_percent(number(rate))] for name, rate in rates.items()]
     speed = [
         [written(measure, row.get(key)) for key, measure in BLOCKS_SPEED.items()]

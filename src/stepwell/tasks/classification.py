@@ -25,7 +25,7 @@ from stepwell.data.text_files import TextFiles
 from stepwell.device import device_name
 from stepwell.evaluation import gather_logits, tally
 from stepwell.files import config_of, write_whole
-from stepwell.measure.cascade import calibrate_cascade, measure_cascade
+from stepwell.measure.cascade import calibrate_cascade, cascade_curve, measure_cascade
 from stepwell.measure.data_parts import batches_for, data_fingerprint, fitted
 from stepwell.measure.depths import (
     Examples,
@@ -364,6 +364,8 @@ def finish(
     if cascade is not None and net.card.cascade:
         measured = measure_cascade(Cascade.of(net), task.test)
         results["cascade"] = {"validation": net.card.cascade, "test": measured}
+        if task.validation is not None:
+            results["cascade"]["curve"] = cascade_curve(net, task.validation, task.test, **cascade)
     if run.writes:
         if kept is None:
             (write or save)(net, file)

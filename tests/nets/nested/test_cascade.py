@@ -58,6 +58,8 @@ def test_going_on_from_the_prefix_equals_running_whole_paths(net, depths, values
     answer = cascade(x)
     with torch.no_grad():
         whole = net.logits_by_depth(x)
+    assert torch.equal(cascade.decide(whole).depth, answer.depth)
+    assert_close(cascade.decide(whole).logits, answer.logits, rtol=1e-4, atol=1e-5)
     for i, depth in enumerate(answer.depth.tolist()):
         name = cascade.depths[depth]
         assert_close(answer.logits[i], whole[name][i], rtol=1e-4, atol=1e-5)

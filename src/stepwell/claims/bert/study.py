@@ -30,8 +30,8 @@ HALF = "stacked, half of the steps for soft targets"
 REVERSED, SHUFFLED = "all layers, reversed", "all layers, of another text"
 NESTED, NESTED_LABELS = "nested 3 < 6", "nested 3 < 6, labels only"
 
-#: Rates of fine-tuning, chosen on validation texts for the teacher, for students of three layers (one
-#: rate for all), and for nested encoders.
+#: Rates of fine-tuning, chosen on validation texts: of the whole encoder, nested or not, and of
+#: students of three layers.
 DEEP_RATE, RATE = 1e-4, 3e-4
 NONE: dict[str, Any] = {"attention": 0.0, "cls": 0.0}
 NO_ATTENTION, NO_CLS = {"attention": 0.0}, {"cls": 0.0}
@@ -44,8 +44,9 @@ def student(**arguments: Any) -> Arm:
 
 
 def nested(**arguments: Any) -> Arm:
-    """An encoder that holds both depths."""
-    return Arm("ekd", {"depths": (SHALLOW,), "lr": RATE} | arguments)
+    """An encoder that holds both depths, and takes about as long as teacher and student together."""
+    own = {"depths": (SHALLOW,), "lr": DEEP_RATE, "full_weight": 2.0}
+    return Arm("ekd", own | arguments, scaled={"epochs": 4 / 3})
 
 
 ARMS: dict[str, Arm] = {
@@ -53,7 +54,7 @@ ARMS: dict[str, Arm] = {
     SOFT: student(**NONE),
     ALL: student(),
     STACKED: student(schedule="stacked"),
-    NESTED: nested(),
+    NESTED: nested(schedule="one-run", distill_from=0.0),
     LABELS: student(**NONE, kl=0.0, ce=1.0),
     PROGRESSIVE: student(schedule="progressive"),
     KL: student(**NO_CLS),
@@ -62,7 +63,7 @@ ARMS: dict[str, Arm] = {
     HALF: student(schedule="stacked", label_share=0.5),
     REVERSED: student(layers=(6, 4, 2)),
     SHUFFLED: student(shuffled=True),
-    NESTED_LABELS: nested(kl=0.0),
+    NESTED_LABELS: nested(schedule="plain", kl=0.0),
 }
 
 ACCURACY, SECONDS = "% accuracy", "processor seconds"

@@ -16,11 +16,11 @@ class Deciding(nn.Module):
     """A part that decides by example; the base of gated blocks, experts and conditional kernels.
 
     break_even: where its compacted form is the faster one on this device; empty if nobody measured it.
-    in_graphs: what a static graph does in place of deciding, which takes its time.
+    in_graphs: by the format of an export, what its graph computes in vain because it cannot decide.
     """
 
     break_even: BreakEven = MappingProxyType({})
-    in_graphs: ClassVar[str]
+    in_graphs: ClassVar[Mapping[str, str]]
 
     def from_plain(self, plain: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of this part from those of a network without decisions, by their names in the part.

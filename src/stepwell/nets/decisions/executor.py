@@ -46,6 +46,9 @@ def with_branch(
         break_even: above its share of rows, for the nearest batch size, all rows are computed and the
             others multiplied by zero. Without it only the chosen rows are computed.
     """
+    if torch.onnx.is_in_onnx_export():  # the graph runs for any number of rows, also for none
+        not_empty_for_export(rows)
+        return base.index_add(0, rows, branch(x.index_select(0, rows)))
     count, batch = len(rows), len(x)
     if not count:
         return base
@@ -76,9 +79,15 @@ def mixture(
     Args:
         break_even: where k is a larger share of the parts than it allows, all parts run on all rows,
             and weights of zero drop most results. It was measured without gradients, and counts only
-            without them. A graph that is exported runs all parts, too.
+            without them. Compiled and exported graphs run all parts, too, except those of ONNX.
     """
     rows, k = who.shape
+    if torch.onnx.is_in_onnx_export():  # a graph may hold as many rows as the values say
+        y = torch.zeros_like(x)
+        for i, part in enumerate(parts):
+            own, place = (who == i).nonzero(as_tuple=True)
+            y = y.index_add(0, own, part(x[own]) * weights[own, place, None])
+        return y
     too_large = not torch.is_grad_enabled() and k > limit(break_even, rows) * len(parts)
     if too_large or torch.compiler.is_compiling():
         shares = weights.new_zeros(rows, len(parts)).scatter(1, who, weights)
@@ -100,6 +109,14 @@ def mixture(
     back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
     values = values.index_select(0, back).unflatten(0, (rows, k))
     return values[:, 0] * weights if k == 1 else (values * weights[..., None]).sum(1)
+
+
+def not_empty_for_export(rows: Rows) -> None:
+    """Let torch's exporter trace steps on some rows of a batch, whose number only the values tell.
+
+    It knows no convolution of no rows. The graph that it writes for ONNX does not keep the check.
+    """
+    torch._check(rows.shape[0] != 0)
 
 
 def _added(base: Tensor, rows: Tensor, values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ CondConv (Yang et al. 2019): r = sigmoid(R · mean of x over positions). Dynamic
 """
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import torch
@@ -35,7 +36,9 @@ class MixedConv2d(Deciding):
         ValueError: fewer than two kernels; no such routing.
     """
 
-    in_graphs = "runs every kernel of a mixed convolution and takes that much longer"
+    in_graphs = MappingProxyType(
+        dict.fromkeys(("onnx", "pt2"), "every kernel of a mixed convolution, which takes longer")
+    )
 
     def __init__(self, conv: nn.Conv2d, kernels: int, routing: Routing) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stepwell.nets.decisions.executor import not_empty_for_export
 from stepwell.nets.nested.criteria import (
     Criterion,
     Weights,
@@ -21,6 +22,7 @@ from stepwell.nets.nested.criteria import (
 from stepwell.nets.nested.net import Inputs, NestedNet
 from stepwell.nets.nested.steps import Request, Value, each, overwrites, tensors_of
 from stepwell.ranges import POSITIVE, check_number
+from stepwell.types import Logits
 
 #: Maps logits (batch, classes) to confidence (batch,).
 Confidence = Callable[[Tensor], Tensor]
@@ -85,9 +87,12 @@ class Cascade:
         self._branches = branches_of([net.path(d) for d in self.depths])
 
     @classmethod
-    def of(cls, net: NestedNet) -> "Cascade":
-        """The cascade that was calibrated on `net` and saved with it; ValueError if there is none."""
-        saved = net.card.cascade
+    def of(cls, net: NestedNet, record: Mapping[str, Any] | None = None) -> "Cascade":
+        """The cascade of a record of `calibrate_cascade`, by default the one saved with `net`.
+
+        ValueError if there is none.
+        """
+        saved = net.card.cascade if record is None else record
         if not saved:
             raise ValueError(
                 "this network has no cascade yet: `stepwell eval RUN --cascade --save` calibrates one"
@@ -108,10 +113,14 @@ class Cascade:
             given: constants of the batch, as for `NestedNet.forward`. A tensor of one row per image is
                 cut to the images still unanswered.
         """
+        return self.answer(x, self.net.request(given) or Request({}, ()))
+
+    def answer(self, x: Inputs, asked: Request) -> Answer:
+        """As a call, but also for tracing: a graph goes on with as many images as the values say."""
         if self.net.training:
             raise ValueError("a cascade runs a network in eval mode: call net.eval() first")
-        asked = self.net.request(given) or Request({}, ())
-        rows = torch.arange(len(x), device=x.device)  # of the batch: the images still unanswered
+        traced = torch.compiler.is_compiling()
+        rows = torch.arange(x.shape[0], device=x.device)  # of the batch: the images still unanswered
         values: dict[tuple[int, int], Value] = {(0, 0): x}
         logits, answered = None, torch.zeros_like(rows)
         classes, agreed = torch.full_like(rows, -1), torch.zeros_like(rows)
@@ -125,16 +134,34 @@ class Cascade:
             if depth not in self.thresholds:
                 break
             unsure = (~(self._scores(depth, y, agreed) >= self.thresholds[depth])).nonzero().flatten()
-            if not len(unsure):
+            if traced:
+                not_empty_for_export(unsure)
+            elif not len(unsure):
                 break
             needed = self._branches[i + 1 :]
             values = {at: y for at, y in values.items() if at in needed}
-            if len(unsure) < len(rows):
-                values = {at: _rows(y, unsure, len(rows)) for at, y in values.items()}
-                asked = asked.of_rows(unsure, len(rows))
+            if traced or len(unsure) < len(rows):
+                count = rows.shape[0]
+                values = {at: _rows(y, unsure, count) for at, y in values.items()}
+                asked = asked.of_rows(unsure, count)
                 rows, classes, agreed = rows[unsure], classes[unsure], agreed[unsure]
         assert logits is not None
         return Answer(logits, answered)
+
+    def decide(self, logits: Mapping[str, Logits]) -> Answer:
+        """What the cascade answers to images whose logits at all of its depths are known."""
+        first = logits[self.depths[0]]
+        answered = torch.full((len(first),), len(self.depths) - 1, device=first.device)
+        unsure = torch.ones_like(answered, dtype=torch.bool)
+        classes, agreed = torch.full_like(answered, -1), torch.zeros_like(answered)
+        for i, depth in enumerate(self.depths[:-1]):
+            before, classes = classes, logits[depth].argmax(1)
+            agreed = agreement(classes, before, agreed)
+            sure = unsure & (self._scores(depth, logits[depth], agreed) >= self.thresholds[depth])
+            answered[sure] = i
+            unsure &= ~sure
+        known = torch.stack([logits[depth] for depth in self.depths])
+        return Answer(known[answered, torch.arange(len(first), device=first.device)], answered)
 
     def _scores(self, depth: str, logits: Tensor, agreed: Tensor) -> Tensor:
         """The criterion's score of each image at a depth."""
@@ -156,10 +183,10 @@ class Cascade:
         return y
 
 
-def _rows(value: Value, chosen: Tensor, images: int) -> Value:
+def _rows(value: Value, chosen: Tensor, images: int | torch.SymInt) -> Value:
     """The `chosen` images of a batch; ValueError for a tensor that does not have one row per image."""
     for tensor in tensors_of(value):
-        if len(tensor) != images:
+        if tensor.shape[0] != images:
             raise ValueError(
                 f"a cascade goes on with some images of a batch, but a step hands on a tensor of shape "
                 f"{tuple(tensor.shape)} for {images} images: make it in the step that uses it"

@@ -86,7 +86,7 @@ class Request(NamedTuple):
     given: Mapping[str, Any]
     extras: tuple[str, ...]
 
-    def of_rows(self, chosen: Int64[Tensor, " chosen"], images: int) -> "Request":
+    def of_rows(self, chosen: Int64[Tensor, " chosen"], images: int | torch.SymInt) -> "Request":
         """The request for the `chosen` images of a batch; constants without a row per image stay."""
 
         def cut(tensor: Tensor) -> Tensor:

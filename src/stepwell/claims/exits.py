@@ -1,0 +1,210 @@
+"""Early exits: does a network that stops where it is sure gain over static networks of its cost?
+
+ResNet-20 with an exit behind each of its first two stages, trained jointly (the sum of all cross
+entropies, as MSDNet is), and cascades of its exits by confidence. Thresholds are set on validation
+images; every accuracy is of test images. A cascade at a cost between two measured ones is a mixture of
+both: the measured curve is joined by straight lines, which random choices between two cascades reach.
+
+Controls: networks without exits, of about the mean cost and of the full one; as many images at each
+exit, drawn at random; the cheapest exit that is right (an oracle).
+"""
+
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from stepwell.claims.kit.figure import Axis, Plot, Point
+from stepwell.claims.kit.measures import greatest, more, of_test, times
+from stepwell.claims.kit.study import Arm, Measure, Question, Study, image_fingerprint
+from stepwell.files import config_of
+from stepwell.measure.cascade import cascade_curve
+from stepwell.measure.data_parts import parts_of
+from stepwell.nets.files.nested import load
+
+FULL, SMALL, SMALLEST = "20", "14", "8"
+EXITS, TAUGHT, FROZEN, MSDNET = (
+    "exits", "exits, the last one teaches", "exits on a frozen network", "MSDNet"
+)  # fmt: skip
+#: Cascades within as many budgets, cheap to costly, are called "1" to "5".
+BUDGETS = 5
+
+
+def cascades(
+    *, out: Path, exits: Path, data: str, criterion: str = "confidence", search: str = "best",
+    temper: bool = False, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Set cascades of a trained network to budgets on its validation images.
+
+    Args:
+        exits: file of the network.
+        criterion, search, temper: as for `calibrate_cascade`.
+
+    Returns:
+        Under "test", by budget: "1/accuracy", "1/random_accuracy" and "1/mean_macs" on test images.
+
+    Raises:
+        ValueError: the run has no validation part.
+    """
+    clocks = time.perf_counter(), time.process_time()
+    net = load(exits).eval()
+    parts = parts_of(net, exits, config_of(exits, "train it again"), data)
+    if parts.validation is None:
+        raise ValueError(f"{exits} has no validation part, which thresholds are found on")
+    how: dict[str, Any] = {"criterion": criterion, "search": search, "temper": temper}
+    curve = cascade_curve(net, parts.validation, parts.test, points=BUDGETS, **how)
+    test = {
+        f"{i}/{name}": value
+        for i, point in enumerate(curve, start=1)
+        for name, value in {**point, "mean_macs": point["macs"]}.items()
+        if name != "macs"
+    }
+    seconds = {"seconds": time.perf_counter() - clocks[0]}
+    return {"test": test} | seconds | {"cpu_seconds": time.process_time() - clocks[1]}
+
+
+def alone(depth: str) -> str:
+    """The arm of a network without exits."""
+    return f"{depth} alone"
+
+
+def of(arm: str, how: str = "confidence") -> str:
+    """The arm of the cascades of another arm's network."""
+    return f"{arm}, by {how}"
+
+
+def exits(**arguments: Any) -> Arm:
+    """ResNet-20 with its usual exits."""
+    return Arm("exits", {"net": f"resnet{FULL}"} | arguments)
+
+
+def cascades_of(arm: str, **how: Any) -> Arm:
+    """Cascades of the network of an arm."""
+    return Arm("stepwell.claims.exits:cascades", how, {"exits": arm})
+
+
+#: Ways to set cascades, by name.
+HOW: dict[str, dict[str, Any]] = {
+    "entropy": {"criterion": "entropy"},
+    "a learned criterion": {"criterion": "learned"},
+    "confidence, a temperature an exit": {"temper": True},
+    "geometric shares": {"search": "geometric"},
+}
+ARMS: dict[str, Arm] = {
+    **{alone(d): Arm("supervised", {"net": f"resnet{d}"}) for d in (FULL, SMALL)},
+    EXITS: exits(),
+    of(EXITS): cascades_of(EXITS),
+    **{of(EXITS, name): cascades_of(EXITS, **how) for name, how in HOW.items()},
+    TAUGHT: exits(kl=1.0),
+    FROZEN: exits(schedule="frozen"),
+    MSDNET: exits(net="msdnet10"),
+    **{of(arm): cascades_of(arm) for arm in (TAUGHT, FROZEN, MSDNET)},
+    alone(SMALLEST): Arm("supervised", {"net": f"resnet{SMALLEST}"}),
+}
+
+ACCURACY = "% accuracy"
+
+
+def accuracy(arm: str, depth: str) -> Measure:
+    """Test accuracy of an exit or of a network in percent."""
+    return of_test(arm, f"{depth}/accuracy", 100)
+
+
+def within(arm: str, macs: Measure) -> Measure:
+    """Accuracy in percent of an arm's cascades at a mean cost, on straight lines between them."""
+    import numpy as np
+
+    def measure(results: Any) -> float:
+        test = results[arm]["test"]
+        budgets = range(1, BUDGETS + 1)
+        curve = sorted((test[f"{i}/mean_macs"], test[f"{i}/accuracy"]) for i in budgets)
+        costs, heights = (np.array(values) for values in zip(*curve, strict=True))
+        return 100 * float(np.interp(macs(results), costs, heights))
+
+    return measure
+
+
+def over_budgets(key: str) -> Measure:
+    """A measure of the cascades by confidence in percent, a mean over budgets."""
+    return lambda results: (
+        100 * fmean(results[of(EXITS)]["test"][f"{i}/{key}"] for i in range(1, BUDGETS + 1))
+    )
+
+
+def of_cascade(key: str) -> Measure:
+    """A number of the saved cascade, set to the network's accuracy on validation images."""
+    return lambda results: float(results[EXITS]["cascade"]["test"][key])
+
+
+def ratio(a: str, b: str) -> Measure:
+    """A ratio of two numbers of the saved cascade."""
+    return lambda results: of_cascade(a)(results) / of_cascade(b)(results)
+
+
+COST: Measure = lambda results: float(results[alone(SMALL)]["costs"][SMALL]["macs"])  # noqa: E731
+BY_CONFIDENCE = within(of(EXITS), COST)
+BEST = greatest([accuracy(of(EXITS), str(i)) for i in range(1, BUDGETS + 1)])
+#: Named before the runs: a dynamic network is better than a static one of its cost, by its decisions,
+#: and exits do not harm the network.
+PRIMARY = ("better-than-static", "better-than-chance", "network-unharmed")
+CLAIMS = [
+    more(PRIMARY[0], f"At the cost of ResNet-{SMALL}, the cascade of exits is more accurate than "
+         f"ResNet-{SMALL} trained alone", "above networks of the same budget (Fig. 7 of MSDNet)",
+         (EXITS, BY_CONFIDENCE), (alone(SMALL), accuracy(alone(SMALL), SMALL)), 0.0, ACCURACY,
+         expected=1.0),
+    more(PRIMARY[1], "Confidence decides better than chance: over all budgets, the cascades are more "
+         "than half a point above as many images at each exit, drawn at random", "not asked",
+         ("by confidence", over_budgets("accuracy")), ("by chance", over_budgets("random_accuracy")),
+         0.5, ACCURACY, expected=1.2),
+    more(PRIMARY[2], "Exits do not harm the network: its last exit is at most 1 point below it trained "
+         "alone", "exits harm ResNets, and MSDNet mends it (section 3 of MSDNet)",
+         (f"{EXITS}: {FULL}", accuracy(EXITS, FULL)), (alone(FULL), accuracy(alone(FULL), FULL)), -1.0,
+         ACCURACY, expected=0.5),
+    times("saves/macs", "Set to the network's accuracy on validation images, the cascade takes at most "
+          "0.75 of its MACs", "not asked", "MACs",
+          {"cascade": of_cascade("macs"), "network": of_cascade("full_macs")}, 0.75, below=True),
+    times("saves/ms", "One by one, its speed-up is at least 0.8 of that by MACs", "not asked", "×",
+          {"by the clock": ratio("full_ms", "ms"), "by MACs": ratio("full_macs", "macs")}, 0.8),
+    more("static", "The best cascade is as accurate as the network trained alone, within half a point",
+         "not asked", (of(EXITS), BEST), (alone(FULL), accuracy(alone(FULL), FULL)), -0.5, ACCURACY),
+    more("exit1", f"The first exit is as accurate as ResNet-{SMALLEST} alone, within half a point",
+         "not asked", (EXITS, accuracy(EXITS, "exit1")),
+         (alone(SMALLEST), accuracy(alone(SMALLEST), SMALLEST)), -0.5, ACCURACY),
+    more("oracle", "The first right exit of the saved cascade, an oracle, is more than 3 points above "
+         "the best cascade: better decisions would pay", "not asked",
+         ("oracle", lambda results: 100 * of_cascade("oracle_accuracy")(results)), (of(EXITS), BEST),
+         3.0, ACCURACY),
+    *[more(f"other/{slug}", text, paper, (arm, within(arm, COST)), (of(EXITS), BY_CONFIDENCE), 0.0,
+           ACCURACY)
+      for slug, arm, text, paper in (
+          ("taught", of(TAUGHT), "Soft targets of the last exit help cascades", "not asked"),
+          ("frozen", of(FROZEN), "Exits trained on a frozen network give better cascades than joint "
+           "ones", "keeps the network as it is (DeeBERT)"),
+          ("msdnet", of(MSDNET), "MSDNet gives better cascades than ResNet-20 at this cost",
+           "far above ResNets with exits (Fig. 7 of MSDNet)"),
+          *((f"by/{i}", of(EXITS, name), f"Cascades by {name} are better than by confidence",
+             "not asked") for i, name in enumerate(HOW, start=1)))],
+]  # fmt: skip
+
+STUDY = Study(
+    key="exits", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
+    note=("The paper's curves are figures (ImageNet, CIFAR-100): none of its numbers is beside ours. "
+          "A tenth of the training images sets the thresholds; all arms leave it out."),
+    common={"data": "cifar10", "size": 16, "epochs": 30, "batch_size": 128, "val_fraction": 0.1},
+    quick={"data": "digits", "part": "1/4", "size": None, "epochs": 1, "batch_size": 128},
+    fingerprint=image_fingerprint,
+    questions=[
+        Question("Are cascades of exits better than static networks?",
+                 (alone("*"), EXITS, of(EXITS)), ("saves/*", "static", "exit1", "oracle")),
+        Question("Which exits, and which criterion?", (f"{EXITS}*", f"{MSDNET}*"), ("other/*",)),
+    ],
+    plot=Plot(Axis("million MACs an image", 1e-6), Axis("test accuracy, %", 100), {
+        "networks trained alone": [Point(alone(d), f"{d}/macs", f"{d}/accuracy")
+                                   for d in (SMALLEST, SMALL, FULL)],
+        "exits": [Point(EXITS, f"{d}/macs", f"{d}/accuracy") for d in ("exit1", "exit2", FULL)],
+        "cascades by confidence": [Point(of(EXITS), f"{i}/mean_macs", f"{i}/accuracy")
+                                   for i in range(1, BUDGETS + 1)],
+        "cascades of MSDNet": [Point(of(MSDNET), f"{i}/mean_macs", f"{i}/accuracy")
+                               for i in range(1, BUDGETS + 1)],
+    }),
+)  # fmt: skip

@@ -1,0 +1,105 @@
+"""The studies of early exits and of gates: their claims compare what they say, and their arms run."""
+
+import pytest
+
+from stepwell import cli
+from stepwell.claims import exits, skipping
+from stepwell.claims.kit.judging import judge
+from stepwell.claims.kit.verify import verify_system
+from stepwell.commands.verify import dynamic_systems
+
+
+def network(depth, macs, accuracy):
+    return {"test": {f"{depth}/accuracy": accuracy}, "costs": {depth: {"macs": macs}}}
+
+
+def judged(study, results):
+    whole = {arm: {0: {"seconds": 1.0, "cpu_seconds": 1.0} | found} for arm, found in results.items()}
+    return {claim["id"]: claim["difference"]["mean"] for claim in judge(study, whole)}
+
+
+def test_cascades_are_compared_at_the_cost_of_the_static_network():
+    def curve(shift):
+        heights = {1: 0.5, 2: 0.6, 3: 0.7, 4: 0.72, 5: 0.74}
+        return {"test": {
+            key: value
+            for i, y in heights.items()
+            for key, value in ((f"{i}/accuracy", y + shift), (f"{i}/random_accuracy", y - 0.02),
+                               (f"{i}/mean_macs", 100.0 * i))
+        }}  # fmt: skip
+
+    saved = {"macs": 300, "full_macs": 600, "ms": 4.0, "full_ms": 6.0, "oracle_accuracy": 0.8}
+    trained = network("exit1", 90, 0.45)
+    trained["test"]["20/accuracy"] = 0.75
+    trained["cascade"] = {"test": saved}
+    results = {
+        exits.alone("20"): network("20", 600, 0.76), exits.alone("14"): network("14", 250, 0.63),
+        exits.alone("8"): network("8", 90, 0.46), exits.EXITS: trained,
+        exits.of(exits.EXITS): curve(0.0),
+    }  # fmt: skip
+    others = [exits.TAUGHT, exits.FROZEN, exits.MSDNET]
+    results |= {exits.of(arm): curve(0.01) for arm in others} | dict.fromkeys(others, trained)
+    results |= {exits.of(exits.EXITS, how): curve(-0.01) for how in exits.HOW}
+    assert results.keys() == exits.ARMS.keys()
+    found = judged(exits.STUDY, results)
+    assert found["better-than-static"] == pytest.approx(65 - 63)  # halfway between two cascades
+    assert found["better-than-chance"] == pytest.approx(2)
+    assert found["network-unharmed"] == pytest.approx(-1)
+    assert found["saves/macs"] == pytest.approx(0.5)
+    assert found["saves/ms"] == pytest.approx(1.5 / 2)
+    assert found["static"] == pytest.approx(-2)
+    assert found["exit1"] == pytest.approx(-1)
+    assert found["oracle"] == pytest.approx(6)
+    assert found["other/msdnet"] == pytest.approx(1)
+    assert found["other/by/4"] == pytest.approx(-1)
+
+
+def test_gates_are_compared_at_their_own_cost():
+    def gated(accuracy, macs, mean):
+        speed = [
+            {"batch": 64, "speed_up": 1.2, "by_macs": 1.5},
+            {"batch": 1, "speed_up": 1, "by_macs": 1},
+        ]
+        return network("chosen", macs, accuracy) | {
+            "skipping": {"mean": mean, "random_accuracy": accuracy - 0.03, "speed": speed}
+        }
+
+    results = {
+        skipping.alone("20"): network("20", 100, 0.7), skipping.alone("14"): network("14", 60, 0.66),
+        skipping.alone("8"): network("8", 20, 0.5), skipping.FIRST: network("20", 100, 0.6),
+        skipping.AIG: gated(0.69, 80, 0.62), skipping.TIGHT: gated(0.6, 40, 0.4),
+        skipping.SKIPNET: gated(0.7, 100, 0.95), skipping.FRESH: gated(0.62, 80, 0.6),
+    }  # fmt: skip
+    assert results.keys() == skipping.ARMS.keys()
+    found = judged(skipping.STUDY, results)
+    assert found == pytest.approx({
+        "keeps-accuracy": -1, "better-than-static": 69 - 68, "better-than-chance": 3,
+        "saves/macs": 0.8, "saves/time": 1.2 / 1.5, "open-rate": 0.02,
+        "tight/static": 60 - 58, "skipnet/static": 0, "skipnet/cost": 5, "fresh": -7,
+    })  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_quick_study_of_exits_sets_cascades_of_its_network(tmp_path):
+    arms = ("14 alone", "exits, by confidence")
+    result, page = verify_system(
+        "exits", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms
+    )
+    test = result["arms"]["exits, by confidence"]
+    assert test["1/mean_macs"]["mean"] <= test["5/mean_macs"]["mean"]
+    assert "better-than-static" in page.read_text() or "At the cost of ResNet-14" in page.read_text()
+
+
+def test_dynamic_stands_for_every_leaf_that_is_tested(monkeypatch, tmp_path, capsys):
+    assert dynamic_systems()[:2] == ["exits", "ekd"]
+    assert {"skipping", "drnet"} <= {*dynamic_systems()}
+    seen = []
+
+    def verify(system, *, folder, **_):
+        seen.append((system, folder))
+        return {"system": system}, folder / "page.md"
+
+    monkeypatch.setattr("stepwell.claims.kit.verify.verify_system", verify)
+    cli.main(["verify", "dynamic", "--out", str(tmp_path), "--json"])
+    assert seen == [(name, tmp_path / name) for name in dynamic_systems()]
+    assert '"system": "skipping"' in capsys.readouterr().out
