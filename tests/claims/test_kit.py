@@ -1,7 +1,13 @@
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 from scipy import stats
@@ -458,3 +464,31 @@ def test_every_exploratory_claim_answers_a_question_of_its_study(system):
     assert all(any(fnmatchcase(arm, pattern) for arm in study.arms) for pattern in arms)
     points = [p for curve in study.plot.curves.values() for p in curve]
     assert {point.arm for point in points} <= study.arms.keys()
+
+
+def test_workers_end_with_the_study(tmp_path):
+    """A killed study leaves no worker that trains on."""
+    code = (
+        "import os, time\nfrom stepwell.claims.kit.study import _pool\n"
+        "if __name__ == '__main__':\n"
+        "    with _pool(1) as submit:\n"
+        "        print(submit(os.getpid).result(), flush=True)\n"
+        "        submit(time.sleep, 600).result()\n"
+    )
+    (tmp_path / "study.py").write_text(code)
+    command = [sys.executable, str(tmp_path / "study.py")]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, **pipes) as study:
+        assert study.stdout is not None
+        worker = int(study.stdout.readline())
+        study.kill()
+    for _ in range(200):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        if (stat := Path(f"/proc/{worker}/stat")).exists() and ") Z " in stat.read_text():
+            return  # it has ended, and nobody has asked for its status
+        time.sleep(0.1)
+    os.kill(worker, 9)
+    raise AssertionError("the worker goes on")

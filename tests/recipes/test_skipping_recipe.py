@@ -17,6 +17,7 @@ from stepwell.measure.skipping import (
     at_random,
     measure_break_even,
     observe_skipping,
+    settle_open_rate,
     skipping_macs,
     without_gates,
 )
@@ -26,6 +27,7 @@ from stepwell.nets.files.container import kind_of
 from stepwell.nets.files.nested import fingerprint, load, rewrite_card
 from stepwell.recipes import train
 from stepwell.training import Loop
+from stepwell.types import Batch
 
 pytestmark = pytest.mark.usefixtures("quick")
 FEW = {"data": "digits", "net": "resnet8", "part": "1/6", "epochs": 1, "loop": Loop(device="cpu")}
@@ -173,3 +175,16 @@ def test_gates_that_open_by_chance_open_as_often(trained):
     assert_close(opened, rates, rtol=0, atol=0.03)
     assert opened[[0, 2]].tolist() == [0, 1]
     assert [block.gate for _, block in gated_blocks(net.module)] == gates
+
+
+def test_gates_in_use_keep_the_mean_of_their_target(trained):
+    net = load(trained[0]).eval()
+    for _, block in gated_blocks(net.module):
+        torch.nn.init.normal_(block.gate.scores.weight, std=3.0)
+    images = torch.randn(600, 3, 8, 8)
+    for target in (0.3, 0.8):
+        settle_open_rate(net, [Batch(images, torch.zeros(600, dtype=torch.long))], target)
+        with torch.no_grad():
+            exit = net.forward_all(images, ["8"], extras=("choice",))["8"]
+        rate = torch.stack(exit.extras["choice"])[:, :, 1].mean()
+        assert float(rate) == pytest.approx(target, abs=0.02)

@@ -1,6 +1,6 @@
 """Networks whose blocks an image may skip: open rates, costs, speed, and where skipping pays."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,10 +23,12 @@ from stepwell.nets.decisions.estimators import Draw, Scores
 from stepwell.nets.decisions.executor import with_branch
 from stepwell.nets.decisions.skipping import Gated, gated_blocks
 from stepwell.train_mode import in_eval_mode
-from stepwell.types import Labels, Logits
+from stepwell.types import Batch, Labels, Logits
 
 #: Rows of the results: the gates decide, or every block runs, without gates.
 CHOSEN, ALL = "chosen", "all"
+#: Images to settle the open rate on; the largest shift of scores, and halvings of its range.
+SETTLING, MOST_SHIFT, HALVINGS = 1024, 16.0, 14
 #: Shares of a batch, and batch sizes, at which blocks are timed.
 SHARES, BATCHES = (0.25, 0.5, 0.75), (8, 64)
 
@@ -161,6 +163,43 @@ def observe_skipping(net: NestedNet, test: Batches) -> Observed:
     with in_eval_mode(net):
         logits, labels = gather_logits(predict, test)
     return Observed(logits, labels, logits.pop("open"))
+
+
+@torch.no_grad()
+def settle_open_rate(net: NestedNet, batches: Iterable[Batch], target: float) -> float:
+    """Shift the scores of all gates by one number, so that their mean open rate is `target`.
+
+    Gates that are drawn in training keep to a target that the better scores, which decide in use, do
+    not keep. The shift goes into the biases of the gates.
+
+    Args:
+        batches: images to open for; about the first `SETTLING` are used.
+
+    Returns:
+        The shift of the scores "run".
+    """
+    images, count = [], 0
+    for batch in batches:
+        images.append(batch.images.to(next(net.parameters()).device))
+        if (count := count + len(batch.images)) >= SETTLING:
+            break
+    biases = [block.gate.get_parameter("scores.bias") for _, block in gated_blocks(net.module)]
+    trained = [bias[1].clone() for bias in biases]
+
+    def rate(shift: float) -> float:
+        for bias, value in zip(biases, trained, strict=True):
+            bias[1] = value + shift
+        exits = (net.forward_all(x, [net.full], extras=("choice",))[net.full] for x in images)
+        return float(torch.cat([torch.stack(e.extras["choice"], 2)[:, 1] for e in exits]).mean())
+
+    low, high = -MOST_SHIFT, MOST_SHIFT
+    with in_eval_mode(net):
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if rate(middle) < target else (low, middle)
+        best = min((high, low), key=lambda shift: abs(rate(shift) - target))
+        rate(best)
+    return best
 
 
 class Chance(nn.Module):

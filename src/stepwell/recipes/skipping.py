@@ -8,7 +8,7 @@ import torch
 
 from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked, flag
-from stepwell.measure.skipping import measure_skipping
+from stepwell.measure.skipping import measure_skipping, settle_open_rate
 from stepwell.methods.skipping import Skipping
 from stepwell.nets.build import build
 from stepwell.nets.files.nested import save
@@ -49,7 +49,7 @@ class Gates:
     Attributes:
         method: aig: gates are drawn and kept near an open rate (ConvNet-AIG); skipnet: labels alone
             teach them, then a reward for each skipped block (two phases, SkipNet).
-        target: open rate of every gate, with aig.
+        target: open rate, with aig: of every gate in training, and on average in use.
     """
 
     TITLE: ClassVar = "gate"
@@ -105,9 +105,10 @@ def skipping(
             batches = task.train.reseeded("policy")
             learn(policy, batches, training.optim(POLICY_RATE), phase="policy")
         target = {"target": gates.target} if aig else {}
+        settled = partial(settle_open_rate, batches=task.validation or task.train, target=gates.target)
         return classification.finish(
             task, nested, kind=KIND, write=partial(save, kind=KIND),
-            measure=partial(_measured, target=target),
+            measure=partial(_measured, target=target), settle=settled if aig else None,
         )  # fmt: skip
 
 

@@ -320,6 +320,7 @@ def finish(
     kind: str = "classifier", write: Callable[[NestedNet, Path], object] | None = None,
     read: Callable[[Path], NestedNet] | None = None, cascade: Mapping[str, Any] | None = None,
     measure: Callable[[NestedNet, Any], Measured] | None = None,
+    settle: Callable[[NestedNet], object] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the trained `net` once on the test part, write the run's results, and return them.
 
@@ -335,6 +336,7 @@ def finish(
             from the training images, with a warning.
         kind: of the network. write, read: its file, by default as `save` and `load` do.
         cascade: options of `calibrate_cascade`, which sets a cascade on the validation part.
+        settle: sets what decisions of the trained network need, before it is measured and written.
         measure: measures the network on the test part, and leaves it on the CPU; by default each depth.
     """
     run = task.run
@@ -345,6 +347,8 @@ def finish(
     net = (net if kept is None else kept).to(task.device)
     if kept is None:
         _complete(net, untrained or {}, task.train, net.depths if trained is None else trained)
+        if settle is not None:
+            settle(net)
         if task.validation is not None and not net.card.numeric:
             net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
             if cascade is not None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -356,7 +357,7 @@ def _pool(workers: int) -> Iterator[Callable[..., Future[dict[str, Any]]]]:
         yield _call_now
         return
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, context, initializer=_one_thread)
+    executor = ProcessPoolExecutor(workers, context, initializer=_begin_worker)
     try:
         yield executor.submit
     finally:
@@ -369,7 +370,18 @@ def _call_now(call: Callable[..., dict[str, Any]], *args: Any) -> Future[dict[st
     return future
 
 
-def _one_thread() -> None:
-    """One thread for each arm; only the study prints."""
+def _begin_worker() -> None:
+    """One thread for each arm; only the study prints; and a worker ends with the study.
+
+    Without the last, the worker of a study that was killed would train its arm to the end.
+    """
     torch.set_num_threads(1)
     os.environ["STEPWELL_QUIET"] = "1"
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(process: Any) -> None:
+    process.join()
+    os._exit(1)
