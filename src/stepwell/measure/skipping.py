@@ -14,9 +14,9 @@ from stepwell.data import Batches
 from stepwell.device import device_name
 from stepwell.evaluation import Tally, gather_logits
 from stepwell.measure import speed
+from stepwell.measure.choices import timed_images
 from stepwell.measure.depths import results_of
 from stepwell.measure.inputs import blank_image
-from stepwell.measure.resolution import timed_images
 from stepwell.nets import NestedNet, build
 from stepwell.nets.decisions.estimators import Draw
 from stepwell.nets.decisions.executor import with_branch

@@ -13,6 +13,7 @@ RECIPES: dict[str, tuple[str, str]] = {
         "supervised": "one network on labels alone",
         "exits": "a network with early exits, and a cascade that stops where it is sure",
         "skipping": "a ResNet whose gates decide which blocks an image runs",
+        "widths": "a ResNet of several widths, and a gate that chooses one for each image",
         "drnet": "a network that chooses the resolution of each image, and maybe its depth",
         "netgraft": "a student from a trained teacher and a few images without labels, block by block",
         "dkge": "vectors of a knowledge graph, which `stepwell kg` updates as it changes",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from stepwell.report.full_net import full_net_note
 from stepwell.report.grafting import against_shots, grafting_section
 from stepwell.report.internal import internal_section
-from stepwell.report.resolution import resolution_section
+from stepwell.report.resolution import resolution_section, widths_section
 from stepwell.report.run_record import RunRecord
 from stepwell.report.skipping import skipping_section
 
@@ -17,6 +17,7 @@ SECTIONS: Mapping[str, Part] = {
     "drnet": resolution_section,
     "netgraft": grafting_section,
     "skipping": skipping_section,
+    "widths": widths_section,
 }
 COMPARISONS = {"netgraft": against_shots}
 
