@@ -31,8 +31,8 @@ LARGEST, LARGEST_FLOAT = 10**9, 1e37
 _NAMES = {
     ONE_OR_MORE: (
         "epochs nest_epochs steps keep shots views graft_steps join_steps sizes choose_epochs "
-        "gate_epochs synthetic_count generator_steps devices accumulate num_classes batch dim context_size "
-        "negatives k seeds workers top patience max_tokens student_layers teacher_epochs"
+        "synthetic_count generator_steps devices accumulate num_classes batch dim context_size "
+        "gate_epochs negatives k seeds workers top patience max_tokens student_layers teacher_epochs"
     ),
     TWO_OR_MORE: "batch_size",  # BatchNorm cannot train on one image
     PIXELS: "size",

@@ -11,7 +11,7 @@ from typing import Any
 from stepwell.export.check import Sample
 from stepwell.export.choices import CHOOSER, Graph, export_choices
 from stepwell.export.subnet import about
-from stepwell.nets.decisions.widths import StemGate, WidthNet
+from stepwell.nets.decisions.widths import PathGate, WidthNet
 from stepwell.nets.files.widths import save_widths
 
 
@@ -29,6 +29,6 @@ def _graphs(net: WidthNet, card: dict[str, Any]) -> Iterator[Graph]:
     for i, name in enumerate(net.names):
         names = net.nested.stored_names(name)
         yield Graph(f"{name}.onnx", net.plain(i), card | {"depth": name, "choice": name}, names)
-    assert isinstance(net.chooser, StemGate)
+    assert isinstance(net.chooser, PathGate)
     metadata = card | {"choice": "chooser", "scores": list(net.names)}
     yield Graph(CHOOSER, net.chooser.alone(), metadata, {})

@@ -40,7 +40,11 @@ def macs_of_choices(net: ChoosingNet, size: int) -> list[int]:
     """Count the MACs of an image of `size` pixels at each choice, including the chooser's."""
     x = blank_image(net, size)
     chooser = count_macs(net.chooser, x)
-    return [count_macs(net.plain(i), x) + chooser for i in range(len(net.names))]
+    macs = [count_macs(net.plain(i), x) + chooser for i in range(len(net.names))]
+    if net.reused is not None:
+        choice, part = net.reused
+        macs[choice] -= count_macs(part, x)
+    return macs
 
 
 def choice_table(net: ChoosingNet, size: int) -> dict[str, dict[str, Any]]:

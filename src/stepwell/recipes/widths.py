@@ -14,7 +14,8 @@ from stepwell.measure.widths import with_group_times
 from stepwell.methods.resolution import check_target
 from stepwell.methods.widths import ChooserAlone, Slimmable
 from stepwell.nets.build import build
-from stepwell.nets.decisions.widths import WidthNet
+from stepwell.nets.decisions.estimators import Draw
+from stepwell.nets.decisions.widths import GateAt, WidthNet
 from stepwell.nets.files.widths import load_widths, save_widths
 from stepwell.recipes import flags
 from stepwell.tasks import choices, classification
@@ -48,6 +49,8 @@ class Widths:
             the others (US-Nets); otherwise all widths learn from the labels.
         target_cost: mean cost of an image, as a share of the MACs at full width. A cost penalty that
             keeps to it is set on the validation part.
+        gate: what the gate sees: doubt: how sure the narrowest width is, which runs for every image;
+            stem: the stem's output (DS-Net).
         gate_fraction: share of the training images that only the gate learns on; 0: it learns on those
             of the network.
     """
@@ -56,6 +59,7 @@ class Widths:
     widths: Annotated[tuple[float, ...], flag("SHARE ...")] = (0.25, 0.5, 0.75, 1.0)
     sandwich: Annotated[bool, flag()] = False
     target_cost: float = 0.5
+    gate: Annotated[GateAt, flag("NAME")] = "doubt"
     gate_fraction: float = 0.1
 
     def parts(self, train: Batches) -> tuple[Batches, Batches]:
@@ -109,14 +113,15 @@ def widths(
     try:
         slimmable = build(net, num_classes=len(classes), multipliers=width.widths, **own)
     except ValueError as error:
-        raise ValueError(f"--net {net} --widths: {error}") from error
+        raise ValueError(f"--net {net}: {error}") from error
     nested, start = classification.start_network(splits, slimmable, init=init)
     inputs = classification.prepare(splits, images, training, start=start, init=init)
-    model = WidthNet(nested)
+    model = WidthNet(nested, width.gate)
     costs = macs_of_choices(model, size)
     check_target(costs, width.target_cost)
     of_network, of_gate = width.parts(inputs.train)
     method = Slimmable(nested, sandwich=width.sandwich, label_smoothing=training.label_smoothing)
+    Draw(ablation.estimator, ablation.temperature).check(training=True)
     with classification.open_task("widths", out, loop, arguments, inputs, nested) as task:
         learn = partial(fit, run=task.run, loop=loop, patience=training.patience)
         learn(

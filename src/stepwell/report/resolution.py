@@ -78,10 +78,9 @@ def _choices(run: RunRecord, found: Mapping[str, Any], speed: Mapping[str, Measu
 
 def _controls(found: Mapping[str, Any]) -> str:
     """Show the accuracy of other ways to choose; nothing where they were not measured."""
-    rows = [
-        [words, as_percent(number(found[name]))] for name, words in CONTROLS.items() if name in found
-    ]
-    note = f"The oracle's mean cost: {as_percent(number(found.get('oracle cost')))} of the costliest choice's."
+    rows = [[words, as_percent(number(found[n]))] for n, words in CONTROLS.items() if n in found]
+    cost = as_percent(number(found.get("oracle cost")))
+    note = f"The last has a mean cost of {cost} of the costliest choice's."
     text = "<p>Other ways to choose, at the same mean cost:</p>"
     return f"{text}\n{table(('choice', 'accuracy'), rows, note)}" if rows else ""
 

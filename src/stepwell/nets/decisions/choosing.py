@@ -80,6 +80,11 @@ class ChoosingNet(Predicts):
         """The nested net inside."""
         raise NotImplementedError
 
+    @property
+    def reused(self) -> tuple[int, nn.Module] | None:
+        """The index of a choice that the chooser has begun to run, if there is one, and that part."""
+        return None
+
     def mark_trained(self) -> None:
         """Set the status of all that the choices run to "trained"."""
         raise NotImplementedError

@@ -20,7 +20,7 @@ def save_widths(net: WidthNet, path: str | Path) -> Path:
 
     `load` reads the slimmable network from it. Shared weights are stored once.
     """
-    about = {"budgets": budgets_for_file(net)}
+    about = {"gate_at": net.gate_at, "budgets": budgets_for_file(net)}
     return save(net.nested, path, beside=Beside(KIND, about, chooser_tensors(net)))
 
 
@@ -36,7 +36,7 @@ def load_widths(path: str | Path, module: Callable[[], nn.Module] | None = None)
         )
     with structure_of(Path(path)):
         check_finite(Path(path), not_finite(beside.tensors))
-        net = WidthNet(nested)
+        net = WidthNet(nested, beside.about["gate_at"])
         restore_chooser(net, beside.about, beside.tensors)
         use_group_times(net)
         return net.eval()

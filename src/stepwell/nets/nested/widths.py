@@ -116,11 +116,11 @@ def _narrow_layer(
         return Narrow(layer, round(share * layer.out_channels), inputs)
     norm = deepcopy(layer)
     norm.num_features = round(share * layer.num_features)
-    for own in (norm._parameters, norm._buffers):
-        for key, value in own.items():
-            if value is not None and value.dim():
-                first = value.detach()[: norm.num_features].clone()
-                own[key] = nn.Parameter(first) if isinstance(value, nn.Parameter) else first
+    for key, value in [*norm.named_parameters()]:
+        setattr(norm, key, nn.Parameter(value.detach()[: norm.num_features].clone()))
+    for key, statistic in [*norm.named_buffers()]:
+        if statistic.dim():
+            setattr(norm, key, statistic[: norm.num_features].clone())
     norms[name] = norm
     return norm
 
