@@ -99,6 +99,7 @@ NEEDED = {
     "train drnet": ["--data", "digits", "--out", "r"],
     "train exits": ["--data", "digits", "--out", "r"],
     "train skipping": ["--data", "digits", "--out", "r"],
+    "train widths": ["--data", "digits", "--out", "r"],
     "train bert": ["--data", "d", "--teacher", "t", "--out", "r"],
     "train dkge": ["--triples", "t", "--out", "r"],
     "kg update": ["run"],

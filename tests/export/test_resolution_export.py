@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from nets.example_nets import lively
 from stepwell.export import OpenChoices, Sample, export_resolution
-from stepwell.export.resolution import Resized, _check_loop
+from stepwell.export.choices import _check_loop
+from stepwell.export.resolution import Resized
 from stepwell.nets import Card, build
 from stepwell.nets.files.resolution import load_resolution
 from stepwell.nets.nested.cascade import Answer

@@ -57,7 +57,7 @@ def fewer_groups(counts: Sequence[int], times: Sequence[GroupTimes]) -> list[int
         for start in range(stop):
             images = sum(counts[i] for i in made[start:stop])
             tried.append((best[start][0] + time_of(times[made[start]], images), start))
-        best.append(min(tried))
+        best.append(min(tried, key=lambda t: (t[0], -t[1])))  # of equals, more groups
     runs = [*range(len(counts))]
     stop = len(made)
     while stop:
