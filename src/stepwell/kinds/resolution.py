@@ -280,8 +280,13 @@ def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
     show(f"for predict's {flags}; measured on validation images", style="dim")
 
 
-def show_export(title: str, result: Mapping[str, Any]) -> None:
-    """Print exported files: a graph a choice, or depths at full size."""
+def show_export(
+    title: str, result: Mapping[str, Any], readers: str = "all graphs read their weights"
+) -> None:
+    """Print exported files: a graph a choice, or depths at full size.
+
+    `readers` says what is read from the file of weights.
+    """
     if "choices" not in result:
         classifier.show_export(title, result)
         return
@@ -297,7 +302,7 @@ def show_export(title: str, result: Mapping[str, Any]) -> None:
     show(table(title, ["file", "choice", "size", "largest difference"], rows, words=2))
     weights, parity = result["weights"], result["parity"]
     show(
-        f"all graphs read their weights from {weights['file']} ({size(weights['bytes'])}); the host "
+        f"{readers} from {weights['file']} ({size(weights['bytes'])}); the host "
         f"loop over them differs by {parity['difference']:.1e} in a logit on {parity['images']} "
         f"{parity['part']} images, and {100 * parity['same_choice']:.0f} % of the choices are equal",
         style="dim",

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stepwell.console import say
 from stepwell.kinds import Costs, Network, Predicted, classifier, resolution
-from stepwell.kinds.resolution import show_export as show_export
 from stepwell.measures import WIDTHS_SPEED
 
 if TYPE_CHECKING:
@@ -96,3 +95,9 @@ def export(
 def cost(network: Network, **flags: Any) -> Costs:
     """Measure the costs of every width. Flags as for `cost`."""
     return classifier.cost(slimmable(network), **flags)._replace(row=WIDTH)
+
+
+def show_export(title: str, result: Mapping[str, Any]) -> None:
+    """Print exported files: a graph a width and one for the gate, or widths as networks."""
+    readers = "the widest graph reads its weights, and all widths their norms,"
+    resolution.show_export(title, result, readers)

@@ -47,8 +47,8 @@ class Widths:
         widths: shares of the channels; the largest is 1.
         sandwich: a step trains the widest, the narrowest and two drawn widths, and the widest teaches
             the others (US-Nets); otherwise all widths learn from the labels.
-        target_cost: mean cost of an image, as a share of the MACs at full width. A cost penalty that
-            keeps to it is set on the validation part.
+        target_cost: mean MACs of an image, as a share of one at full width, gate included. A cost
+            penalty that keeps to it is set on the validation part.
         gate: what the gate sees: doubt: how sure the narrowest width is, which runs for every image;
             stem: the stem's output (DS-Net).
         gate_fraction: share of the training images that only the gate learns on; 0: it learns on those

@@ -4,7 +4,7 @@ DS-Net's gate sees the mean of the stem's output ("stem", a *reconstruction*). O
 narrowest width is ("doubt").
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -65,6 +65,19 @@ class PathGate(nn.Module):
             looked = features_of(looked, none)[:, :DOUBTS, None, None]
         scores: Tensor = self.gate(looked)
         return scores
+
+    def train(self, mode: bool = True) -> "PathGate":
+        """Set the mode of the gate; the steps follow into eval mode only."""
+        super().train(mode)
+        if not mode:
+            for step in self.steps:
+                step.eval()
+        return self
+
+    def hidden_modules(self) -> Iterator[nn.Module]:
+        """Iterate over the modules of the steps, which are not registered."""
+        for step in self.steps:
+            yield from step.modules()
 
     def alone(self) -> "PathGate":
         """A copy with steps of its own, which are registered."""
