@@ -15,7 +15,7 @@ from stepwell.nets.files.widths import use_group_times
 from stepwell.train_mode import in_eval_mode
 
 #: Numbers of images in a group that is timed.
-GROUPS = (1, 4, 16, 64)
+GROUPS = (1, 4, 16, 32, 48, 64)
 
 
 @torch.inference_mode()

@@ -104,7 +104,9 @@ def test_joined_groups_take_the_least_time_of_all_ways_to_join():
 
         def spent(runs, counts=counts, times=times):
             groups = {r: sum(c for c, s in zip(counts, runs, strict=True) if s == r) for r in set(runs)}
-            return sum(time_of(times[r], n) for r, n in groups.items() if n)
+            taken = [time_of(times[r], n) for r, n in sorted(groups.items()) if n]
+            first = next((i for i, count in enumerate(counts) if count), 0)
+            return sum(taken) + 0.03 * time_of(times[first], sum(counts)) * (len(taken) - 1)
 
         found = fewer_groups(counts, times)
         made = [i for i, count in enumerate(counts) if count]

@@ -33,6 +33,8 @@ def gathered(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.empty_like(joined).index_copy(0, order, joined)
 
 
+#: The share of a batch's time in one group that a further group must save.
+MARGIN = 0.03
 #: By number of images, the time of a group of so many.
 GroupTimes = Mapping[int, float]
 
@@ -40,7 +42,8 @@ GroupTimes = Mapping[int, float]
 def fewer_groups(counts: Sequence[int], times: Sequence[GroupTimes]) -> list[int]:
     """Join groups of a batch with costlier ones, so that the whole batch takes the least time.
 
-    A batch of few images is faster in one group, because each group has a constant cost.
+    A batch of few images is faster in one group, because each group has a constant cost. A further
+    group must save `MARGIN` of the batch's time, because sizes between the measured ones may be slower.
 
     Args:
         counts: images of each choice, from costly to cheap.
@@ -50,13 +53,14 @@ def fewer_groups(counts: Sequence[int], times: Sequence[GroupTimes]) -> list[int
         For each choice the one that its images run at: itself, or a costlier one of the batch.
     """
     made = [i for i, count in enumerate(counts) if count]
+    margin = MARGIN * time_of(times[made[0]], sum(counts)) if made else 0.0
     # for each number of the costliest choices made, the least time, and where its last group begins
     best: list[tuple[float, int]] = [(0.0, 0)]
     for stop in range(1, len(made) + 1):
         tried = []
         for start in range(stop):
-            images = sum(counts[i] for i in made[start:stop])
-            tried.append((best[start][0] + time_of(times[made[start]], images), start))
+            time = time_of(times[made[start]], sum(counts[i] for i in made[start:stop]))
+            tried.append((best[start][0] + time + margin * (start > 0 and time > 0), start))
         best.append(min(tried, key=lambda t: (t[0], -t[1])))  # of equals, more groups
     runs = [*range(len(counts))]
     stop = len(made)
