@@ -17,12 +17,15 @@ from benchmarks.timing import ratio, side_by_side
 from stepwell import Card, Cascade, build
 from stepwell.cost import count_macs
 from stepwell.measure.cascade import cascade_macs
+from stepwell.measure.choices import macs_of_choices
 from stepwell.measure.mixtures import break_even_of
 from stepwell.measure.skipping import measure_break_even
+from stepwell.measure.widths import measure_groups
 from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.decisions.experts import Experts
 from stepwell.nets.decisions.kernels import MixedConv2d
 from stepwell.nets.decisions.skipping import gated_blocks
+from stepwell.nets.decisions.widths import GateAt, WidthNet
 
 #: Images in a batch, rounds, seconds to measure a block's break-even, and pixels by case.
 IMAGES, ROUNDS, SECONDS = 64, 9, 1.0
@@ -103,6 +106,57 @@ def exits(size: int, batch: int) -> dict[str, Any]:
     return found
 
 
+class Planned(nn.Module):
+    """A gate that computes its scores and then chooses set widths."""
+
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.gate = gate
+        self.who = torch.zeros(1, dtype=torch.long)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores that are best at each image's set width."""
+        scores: Tensor = self.gate(x)
+        return scores.zero_().index_put_((torch.arange(len(x)), self.who), torch.ones(()))
+
+
+def widths(size: int, batch: int, gate_at: GateAt = "stem") -> dict[str, Any]:
+    """A network of 64 channels and four widths, over the same network at full width."""
+    nested = build("resnet8", widths=(64, 64, 64), multipliers=(0.25, 0.5, 0.75, 1.0))
+    net = WidthNet(nested, gate_at).eval()
+    net.nested.card = Card(size=size)
+    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last)
+    table = measure_groups(net, size, seconds=SECONDS)
+    plain, planned = net.plain(0).eval(), Planned(net.chooser.gate)
+    macs = torch.tensor(macs_of_choices(net, size)) / count_macs(plain, x[:1])
+    net.chooser.gate = planned
+    plans = {f"full {share:.2f}, else 0.25": (share, 0, 0, 1 - share) for share in SHARES}
+    plans["a quarter each"] = (0.25, 0.25, 0.25, 0.25)
+    found = {}
+    for adaptive in (False, True):
+        net.times = (
+            {name: {int(n): ms for n, ms in row.items()} for name, row in table.items()}
+            if adaptive
+            else {}
+        )
+        for name, shares in plans.items():
+            counts = [round(share * batch) for share in shares]
+            if sum(counts) != batch:
+                continue  # one image has one width
+            planned.who = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))
+            runs = {"chosen": partial(net, x), "full": partial(plain, x)}
+            clock = ratio(side_by_side(runs, rounds=ROUNDS), "chosen", "full")
+            by_macs = float(macs[planned.who].mean())
+            found[name + ", joined" * adaptive] = {"over full": clock, "by MACs": by_macs}
+    return {"shares": found}
+
+
+def widths_by_doubt(size: int, batch: int) -> dict[str, Any]:
+    """The same with a gate that sees how sure the narrowest width is."""
+    return widths(size, batch, "doubt")
+
+
 class First:
     """A criterion that is sure of the first images of a batch, a share of them."""
 
@@ -180,6 +234,6 @@ def measure() -> dict[str, Any]:
     return measure_mixtures() | {
         f"{run.__name__}, {name}, batch {batch}": run(size, batch)
         for name, size in CASES.items()
-        for run in (skipping, exits)
+        for run in (skipping, exits, widths, widths_by_doubt)
         for batch in (IMAGES, 1)
     }

@@ -103,6 +103,7 @@ NEEDED = {
     "train drnet": ["--data", "digits", "--out", "r"],
     "train exits": ["--data", "digits", "--out", "r"],
     "train skipping": ["--data", "digits", "--out", "r"],
+    "train widths": ["--data", "digits", "--out", "r"],
     "train experts": ["--data", "digits", "--out", "r"],
     "train kernels": ["--data", "digits", "--out", "r"],
     "train bert": ["--data", "d", "--teacher", "t", "--out", "r"],

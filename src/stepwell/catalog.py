@@ -53,7 +53,7 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
         ),
     },
     "per example: width": {
-        "slimmable layers": ("", "Slimmable networks (Yu et al. 2019)", ""),
+        "slimmable layers": ("widths", "Slimmable networks (Yu et al. 2019)", ""),
         "mixture of experts": ("experts", "Sparsely-gated MoE (Shazeer et al. 2017), Switch", ""),
     },
     "per example: parameters": {

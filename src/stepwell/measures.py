@@ -82,6 +82,18 @@ BLOCKS_SPEED: Mapping[str, Measure] = {
     **SPEED, "fixed": SPEED["fixed"]._replace(title="all blocks, images/s")
 }  # fmt: skip
 
+#: The same of a network with and without the choice of its width.
+WIDTHS_SPEED: Mapping[str, Measure] = {
+    **SPEED, "fixed": SPEED["fixed"]._replace(title="full width, images/s")
+}  # fmt: skip
+
+#: Other ways to choose, beside a chooser.
+CONTROLS: Mapping[str, str] = {
+    "random": "at random, each choice as often",
+    "line": "at random between two choices, the best mixture",
+    "oracle": "the cheapest that is right",
+}
+
 
 class Mixture(NamedTuple):
     """Words about the parts that a network mixes for each example.

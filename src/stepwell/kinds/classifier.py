@@ -109,7 +109,7 @@ def evaluate(
 
     path, net, config = network.path, network.net, network.config
     if budget_macs is not None and not cascade:
-        raise ValueError("--budget-macs needs --cascade, or a network that chooses resolutions")
+        raise ValueError("--budget-macs needs --cascade, or a network that chooses")
     net.require_ready()
     if cascade:
         check_depths(net)

@@ -14,9 +14,9 @@ from stepwell.data import Batches
 from stepwell.evaluation import Tally, gather_logits
 from stepwell.measure import speed
 from stepwell.measure.break_even import with_break_even
+from stepwell.measure.choices import timed_images
 from stepwell.measure.depths import results_of
 from stepwell.measure.inputs import blank_image
-from stepwell.measure.resolution import timed_images
 from stepwell.nets import NestedNet, build
 from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.decisions.estimators import Draw, Scores

@@ -7,7 +7,7 @@ from stepwell.report.full_net import full_net_note
 from stepwell.report.grafting import against_shots, grafting_section
 from stepwell.report.internal import internal_section
 from stepwell.report.mixtures import mixture_section
-from stepwell.report.resolution import resolution_section
+from stepwell.report.resolution import resolution_section, widths_section
 from stepwell.report.run_record import RunRecord
 from stepwell.report.skipping import skipping_section
 
@@ -20,6 +20,7 @@ SECTIONS: Mapping[str, Part] = {
     **{key: mixture_section(key) for key in MIXTURES},
     "netgraft": grafting_section,
     "skipping": skipping_section,
+    "widths": widths_section,
 }
 COMPARISONS = {"netgraft": against_shots}
 

@@ -6,6 +6,7 @@ eval mode; in training, norms see other examples.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -30,6 +31,57 @@ def gathered(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     order = torch.cat([rows, *(r for r, _ in others)])
     joined = torch.cat([values, *(v for _, v in others)])
     return torch.empty_like(joined).index_copy(0, order, joined)
+
+
+#: The share of a batch's time in one group that a further group must save.
+MARGIN = 0.03
+#: By number of images, the time of a group of so many.
+GroupTimes = Mapping[int, float]
+
+
+def fewer_groups(counts: Sequence[int], times: Sequence[GroupTimes]) -> list[int]:
+    """Join groups of a batch with costlier ones, so that the whole batch takes the least time.
+
+    A batch of few images is faster in one group, because each group has a constant cost. A further
+    group must save `MARGIN` of the batch's time, because sizes between the measured ones may be slower.
+
+    Args:
+        counts: images of each choice, from costly to cheap.
+        times: of each choice.
+
+    Returns:
+        For each choice the one that its images run at: itself, or a costlier one of the batch.
+    """
+    made = [i for i, count in enumerate(counts) if count]
+    margin = MARGIN * time_of(times[made[0]], sum(counts)) if made else 0.0
+    # for each number of the costliest choices made, the least time, and where its last group begins
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for stop in range(1, len(made) + 1):
+        tried = []
+        for start in range(stop):
+            time = time_of(times[made[start]], sum(counts[i] for i in made[start:stop]))
+            tried.append((best[start][0] + time + margin * (start > 0 and time > 0), start))
+        best.append(min(tried, key=lambda t: (t[0], -t[1])))  # of equals, more groups
+    runs = [*range(len(counts))]
+    stop = len(made)
+    while stop:
+        start = best[stop][1]
+        for i in made[start:stop]:
+            runs[i] = made[start]
+        stop = start
+    return runs
+
+
+def time_of(times: GroupTimes, images: int) -> float:
+    """The time of a group, by lines between the measured sizes, and beyond the largest through 0."""
+    sizes = sorted(times)
+    if images >= sizes[-1]:
+        return times[sizes[-1]] * images / sizes[-1]
+    if images <= sizes[0]:
+        return times[sizes[0]]
+    low, high = next((a, b) for a, b in pairwise(sizes) if a <= images <= b)
+    share = (images - low) / (high - low)
+    return times[low] + share * (times[high] - times[low])
 
 
 #: By batch size, the largest share of the examples at which the compacted form is the faster one.
