@@ -49,7 +49,7 @@ _NAMES = {
     SEED: "seed",
     SHARE: "start_from_teacher target target_cost min_accuracy target_accuracy",
     NUMBER: "teacher_mean",
-    SHARE_ABOVE_0: "explore anneal",
+    SHARE_ABOVE_0: "explore anneal widths",
     INNER_SHARE: "unlabeled_share synthetic_share label_share",
 }
 #: By parameter name, which means the same in every command, recipe and objective.

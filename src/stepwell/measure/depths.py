@@ -47,7 +47,7 @@ def measure_depths(net: NestedNet, test: Examples, kind: str = "classifier") -> 
     """
     use_break_even(net.module, {})  # answers do not depend on a clock
     sums = tally(logits_where_it_is(net), test, tally_of(kind))
-    record = mixture_record(net, test) if isinstance(test, Batches) else {}
+    record = mixture_record(net, test)
     return results_of(sums, net.card.classes, cost_table(net, net.card.size), kind) | record
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stepwell.cost import count_macs, measure_latencies
 from stepwell.data import Batches
+from stepwell.data.tokens import TextBatches
 from stepwell.evaluation import gather_logits
 from stepwell.measure import speed
 from stepwell.measure.break_even import with_break_even
@@ -28,7 +29,7 @@ IMAGES, TOKENS = 512, (8, 64, 512)
 Shares = Float[Tensor, "n layers parts"]
 
 
-def mixture_record(net: NestedNet, test: Batches) -> dict[str, Any]:
+def mixture_record(net: NestedNet, test: Batches | TextBatches) -> dict[str, Any]:
     """Measure the experts, or the mixed kernels, of a network on test images; empty without either.
 
     Break-even shares of experts are measured where the card has none.
@@ -43,6 +44,7 @@ def mixture_record(net: NestedNet, test: Batches) -> dict[str, Any]:
         ("experts", expert_layers, all_experts), ("kernels", kernel_layers, plain_kernels),
     ):  # fmt: skip
         if layers := layers_of(net.module):
+            assert isinstance(test, Batches), "networks of texts have no mixtures"
             if key == "experts":
                 with_break_even(net, measure_break_even)
             shares, labels = observe_shares(net, test)
