@@ -39,7 +39,7 @@ class StoredOutputs(NamedTuple):
     width: int
 
     def count(self, tokens: int) -> int:
-        """How many numbers a text of `tokens` takes."""
+        """The number of stored values of a text of `tokens` tokens."""
         return self.classes + len(self.layers) * (self.width + self.heads * tokens**2)
 
 
