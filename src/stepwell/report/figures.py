@@ -57,7 +57,7 @@ def accuracy_cost(
             ordered = sorted((p for p in found if not p.star), key=lambda point: point.x)
             xs, ys = [p.x for p in ordered], [p.y for p in ordered]
             axes.plot(xs, ys, dashes, color="#9a9a9a", lw=1.1, marker=marker, label=legend_text(name))
-            if cost == "macs" and (curve := _cascades(records[i])):
+            if cost == "macs" and (curve := cascades_of(records[i])):
                 axes.plot(*zip(*curve, strict=True), ":", color=GREY, lw=1.1, marker=".", zorder=1)
             for p in found:
                 colour = colours.get(p.row, GREY)
@@ -243,7 +243,7 @@ def _operating_points(record: RunRecord, cost: str) -> list[Point]:
     return found
 
 
-def _cascades(record: RunRecord) -> list[tuple[float, float]]:
+def cascades_of(record: RunRecord) -> list[tuple[float, float]]:
     """Million MACs and accuracy in percent of the run's cascades within budgets."""
     curve = as_mapping(record.results.get("cascade")).get("curve")
     return [

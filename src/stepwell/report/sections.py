@@ -184,8 +184,10 @@ def cost_pair(records: Sequence[RunRecord], colours: Colours) -> str:
     """Draw the accuracy of all rows of some runs against MACs and against time; empty without any."""
     titles = " or ".join(dict.fromkeys(MEASURES[record.measure].title for record in records))
     title, times = f"{titles[0].upper()}{titles[1:]}", TIMES.format(titles)
+    dots = "; dotted: cascades within budgets" * any(map(figures.cascades_of, records))
+    by_macs = f"{title} against MACs; {WHISKERS}{dots}."
     shown = [
-        figure(figures.accuracy_cost(records, colours, "macs"), f"{title} against MACs; {WHISKERS}."),
+        figure(figures.accuracy_cost(records, colours, "macs"), by_macs),
         figure(figures.accuracy_cost(records, colours, "ms"), f"{title} against time; {times}."),
     ]
     return "\n".join(['<div class="figures large">', *shown, "</div>"]) if any(shown) else ""
