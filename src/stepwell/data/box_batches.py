@@ -134,7 +134,9 @@ class BoxBatches:
 
     def _batch(self, indices: Sequence[int], generator: torch.Generator) -> BoxBatch:
         files = [self.examples.files[i] for i in indices]
-        pixels = decode(files, self.size) if self._pixels is None else [self._pixels[i] for i in indices]
+        pixels = (
+            decode(files, self.size) if self._pixels is None else [self._pixels[i] for i in indices]
+        )
         images, truth = [], []
         for i, own in zip(indices, pixels, strict=True):
             high, wide = self.examples.sizes[i]
@@ -198,7 +200,9 @@ def flipped(found: Boxes, width: float) -> Boxes:
 
 def scaled(found: Boxes, x: float, y: float) -> Boxes:
     """The boxes of a scaled image."""
-    return found._replace(boxes=found.boxes * found.boxes.new_tensor([x, y, x, y]), areas=found.areas * x * y)
+    return found._replace(
+        boxes=found.boxes * found.boxes.new_tensor([x, y, x, y]), areas=found.areas * x * y
+    )
 
 
 def restored(

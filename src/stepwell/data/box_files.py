@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
-from tyro.conf import FlagCreatePairsOff
+from tyro.conf import FlagConversionOff
 
 from stepwell.data.boxes import BoxSet, check_apart, read_boxes, some, unlisted
 from stepwell.flags import flag
@@ -26,7 +26,7 @@ class BoxFiles:
         test: COCO json to test on.
         valid: COCO json to choose the epoch by, in place of --val-fraction.
         size: longer side of each image in pixels; images keep their shape.
-        flip: mirror training images.
+        flip: mirror half of the training images.
         zoom: smallest scale of a training image; 1: none is scaled.
     """
 
@@ -35,7 +35,7 @@ class BoxFiles:
     test: Annotated[Path | None, flag("FILE", "test.json, or a fifth")] = None
     valid: Annotated[Path | None, flag("FILE", "val.json")] = None
     size: Annotated[int, flag("PIXELS")] = 320
-    flip: FlagCreatePairsOff[Annotated[bool, flag()]] = False
+    flip: FlagConversionOff[Annotated[bool, flag("{True,False}")]] = True
     zoom: Annotated[float, flag("X")] = 1.0
 
     def check(self) -> None:

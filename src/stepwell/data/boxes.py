@@ -114,7 +114,8 @@ class BoxSet:
         """The images at `indices`, in that order."""
         chosen = [*indices]
         files, ids, sizes, truth = (
-            tuple(values[i] for i in chosen) for values in (self.files, self.ids, self.sizes, self.truth)
+            tuple(values[i] for i in chosen)
+            for values in (self.files, self.ids, self.sizes, self.truth)
         )
         return replace(self, files=files, ids=ids, sizes=sizes, truth=truth, notes=())
 
@@ -147,7 +148,9 @@ class BoxSet:
             {"id": id, "file_name": str(file), "width": w, "height": h}
             for id, file, (h, w) in zip(self.ids, self.files, self.sizes, strict=True)
         ]
-        rows = [row for id, truth in zip(self.ids, self.truth, strict=True) for row in self._rows(id, truth)]
+        rows = [
+            row for id, truth in zip(self.ids, self.truth, strict=True) for row in self._rows(id, truth)
+        ]
         annotations = [{"id": i, **row} for i, row in enumerate(rows, start=1)]
         categories = [
             {"id": id, "name": name} for id, name in zip(self.categories, self.classes, strict=True)
@@ -414,14 +417,22 @@ def _categories(
                 f"{file}: category {name} (id {id}) stands twice, or shares its id: give each its own"
             )
         names[id] = name
-    used = {entry.get("category_id") for entry in content["annotations"] if _hashable(entry.get("category_id"))}
+    used = {
+        entry.get("category_id")
+        for entry in content["annotations"]
+        if _hashable(entry.get("category_id"))
+    }
     notes = []
-    if background := [i for i, name in names.items() if name.casefold() == _BACKGROUND and i not in used]:
+    if background := [
+        i for i, name in names.items() if name.casefold() == _BACKGROUND and i not in used
+    ]:
         del names[background[0]]
         notes.append(f"{file}: category {_BACKGROUND} has no box and is no class here: it was left out")
     if not names:
         raise ValueError(f"{file} has no category: a detector needs one or more")
-    if classes is not None and (unknown := [names[i] for i in names if i in used and names[i] not in classes]):
+    if classes is not None and (
+        unknown := [names[i] for i in names if i in used and names[i] not in classes]
+    ):
         raise ValueError(
             f"{file} has boxes of {some(unknown)}, which no training image has: the classes are "
             f"{some(list(classes))}"
@@ -436,7 +447,9 @@ def _row(
     """One annotation of an image of `size`, its box clipped to the image."""
     category, box = entry.get("category_id"), entry.get("bbox")
     if not _hashable(category) or category not in names:
-        raise ValueError(f"{file}: a box of {path.name} has category {category!r:.40}, which is not listed")
+        raise ValueError(
+            f"{file}: a box of {path.name} has category {category!r:.40}, which is not listed"
+        )
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         raise ValueError(
             f"{file}: a box of {path.name} is {box!r:.80}, not four finite numbers [x, y, width, height]"
@@ -469,7 +482,9 @@ def _boxes_of(rows: Sequence[_Row]) -> Boxes:
     return found._replace(crowd=crowd, areas=torch.tensor([r.area for r in rows]))
 
 
-def _notes(file: Path, images: Path, paths: Sequence[Path], rows: Sequence[Sequence[_Row]]) -> list[str]:
+def _notes(
+    file: Path, images: Path, paths: Sequence[Path], rows: Sequence[Sequence[_Row]]
+) -> list[str]:
     """What was repaired or left out, and what may be forgotten."""
     own = [(path.name, row) for path, found in zip(paths, rows, strict=True) for row in found]
     no_area = [name for name, row in own if not row.area]
@@ -479,7 +494,9 @@ def _notes(file: Path, images: Path, paths: Sequence[Path], rows: Sequence[Seque
     if no_area:
         notes.append(f"{file}: {len(no_area)} boxes of no area were left out, of {some(no_area)}")
     if out:
-        notes.append(f"{file}: {len(out)} boxes beyond their image were cut at its edge, of {some(out)}")
+        notes.append(
+            f"{file}: {len(out)} boxes beyond their image were cut at its edge, of {some(out)}"
+        )
     if empty:
         count = f"{len(empty)} of {len(paths)} images"
         notes.append(f"{file}: {count} have no box and count as background, {some(empty)}")
