@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,30 +13,16 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from stepwell.data.boxes import Boxes, BoxSet
+from stepwell.data.boxes import BoxSet
 from stepwell.data.decoding import DECODERS, MEMORY
 from stepwell.data.loader import generator_of, normalise, seed_of
 from stepwell.data.preprocess import whole
-from stepwell.types import Images
+from stepwell.types import BoxBatch, Boxes, Images
 
 #: Batches are padded to a multiple of this, which the strides of all pyramids divide.
 STRIDE = 32
 #: Mean and standard deviation of the pixels, those of ImageNet, which published backbones expect.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class BoxBatch(NamedTuple):
-    """Images with boxes.
-
-    images: (batch, 3, height, width), normalised; smaller images stand in the upper left corner, and
-        zeros fill the rest.
-    sizes: height and width of each image.
-    truth: the boxes of each image, in its pixels here.
-    """
-
-    images: Images
-    sizes: tuple[tuple[int, int], ...]
-    truth: tuple[Boxes, ...]
 
 
 class BoxBatches:

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
 from PIL import ExifTags
-from torch import Tensor
 
 from stepwell.data.decoding import NAMED, check_files, image_files
 from stepwell.data.loader import generator_of, seed_of
 from stepwell.data.preprocess import UNREADABLE, open_image
 from stepwell.files import damaged
+from stepwell.types import Boxes
 
 #: Largest json file that is read into memory.
 LARGEST = 1 << 30
@@ -34,44 +33,6 @@ SWAPPED = (5, 6, 7, 8)
 #: Pixels that a box may stick out of its image without a note: labelling tools round.
 ROUNDING = 1.0
 _BACKGROUND = "background"
-
-
-class Boxes(NamedTuple):
-    """The boxes of one image.
-
-    boxes: (n, 4), as x1, y1, x2, y2 in pixels.
-    labels: (n,) classes.
-    crowd: (n,) True for a region of many objects, which training ignores and COCO's evaluation skips.
-    areas: (n,) in square pixels, for COCO's sizes; of an outline, less than its box's.
-    scores: (n,) of predicted boxes; 1 for true ones.
-    """
-
-    boxes: Float[Tensor, "n 4"]
-    labels: Int64[Tensor, " n"]
-    crowd: Bool[Tensor, " n"]
-    areas: Float[Tensor, " n"]
-    scores: Float[Tensor, " n"]
-
-    @classmethod
-    def of(
-        cls, boxes: Sequence[Sequence[float]] | Tensor, labels: Sequence[int] | Tensor,
-        scores: Sequence[float] | Tensor | None = None,
-    ) -> "Boxes":  # fmt: skip
-        """Boxes that are no crowd; `scores` are 1 if not given."""
-        corners = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-        classes = torch.as_tensor(labels, dtype=torch.long).reshape(-1)
-        crowd = torch.zeros(len(corners), dtype=torch.bool)
-        areas = (corners[:, 2:] - corners[:, :2]).prod(1)
-        sure = torch.ones(len(corners)) if scores is None else torch.as_tensor(scores).float()
-        return cls(corners, classes, crowd, areas, sure)
-
-    def __getitem__(self, which: Any) -> "Boxes":  # type: ignore[override]
-        return Boxes(*(values[which] for values in tuple(self)))
-
-    @property
-    def count(self) -> int:
-        """The number of boxes."""
-        return len(tuple(self)[0])
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ KINDS = {
     "features": "stepwell.kinds.features",
     "text": "stepwell.kinds.text",
     "skipping": "stepwell.kinds.skipping",
+    "detector": "stepwell.kinds.detector",
     "text-numbers": "stepwell.kinds.text_numbers",
 }
 #: Commands and participles of what a kind may lack.

@@ -9,14 +9,12 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork
 
-from stepwell.data.box_batches import BoxBatch
-from stepwell.data.boxes import Boxes
 from stepwell.nets.build import build
 from stepwell.nets.detection.heads import DETECTORS, Maps, check_name, levels_of, usual_convs
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.plan import with_children
 from stepwell.train_mode import in_eval_mode
-from stepwell.types import Images
+from stepwell.types import BoxBatch, Boxes, Images
 
 #: A logit that no loss notices: its sigmoid is 0.
 _NEVER = -1e4
