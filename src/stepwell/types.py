@@ -1,7 +1,7 @@
 """Types that every part of the library shares."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64
@@ -117,13 +117,14 @@ class Boxes(NamedTuple):
         sure = torch.ones(len(corners)) if scores is None else torch.as_tensor(scores).float()
         return cls(corners, classes, crowd, areas, sure)
 
-    def __getitem__(self, which: Any) -> "Boxes":  # type: ignore[override]
-        return Boxes(*(values[which] for values in tuple(self)))
+    def chosen(self, which: Bool[Tensor, " n"] | Int64[Tensor, " some"]) -> "Boxes":
+        """Some of the boxes, by a mask or by their numbers."""
+        return Boxes(*(values[which] for values in self))
 
     @property
     def count(self) -> int:
         """The number of boxes."""
-        return len(tuple(self)[0])
+        return len(self.boxes)
 
 
 class BoxBatch(NamedTuple):

@@ -65,7 +65,7 @@ class BoxBatches:
         return len(self._batches(0))
 
     def sharded(self, rank: int, world: int) -> "BoxBatches":
-        """This process's share: every `world`-th image of each batch; a small batch repeats its images."""
+        """This process's share: every `world`-th image of each batch; small batches repeat images."""
         share = copy(self)
         share.rank, share.world = rank, world
         share._keep_orders()
@@ -145,7 +145,7 @@ class BoxBatches:
         return image, boxes
 
 
-def collated(images: Sequence[UInt8[Tensor, "3 h w"]]) -> tuple[Images, tuple[tuple[int, int], ...]]:
+def collated(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[Images, tuple[tuple[int, int], ...]]:
     """Bytes of images as one normalised batch, padded by zeros; and their heights and widths."""
     sizes = tuple((image.shape[1], image.shape[2]) for image in images)
     batch = torch.zeros(len(images), 3, *padded(sizes)).to(memory_format=torch.channels_last)
@@ -167,7 +167,7 @@ def scaled_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
     return high, wide
 
 
-def decode(files: Sequence[Path], longest: int) -> list[UInt8[Tensor, "3 h w"]]:
+def decode(files: Sequence[Path], longest: int) -> list[UInt8[Tensor, "3 _ _"]]:
     """Image files as RGB bytes, upright, the longer side scaled; ValueError names an unreadable one."""
 
     def read(file: Path) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The files of images with boxes: how a folder names its parts, and the flags that name others."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
@@ -99,6 +100,17 @@ def read_parts(data: Path, files: BoxFiles = BoxFiles()) -> BoxParts:
         train, test = train.split(ASIDE)
         notes.append(f"{train_file} has no test part: {len(test)} of its images are set aside for it")
     return BoxParts(train, test, validation, tuple(notes))
+
+
+def read_test(data: Path, classes: Sequence[str]) -> BoxSet:
+    """Other data to measure a detector of `classes` on: a json file, or the test part of a folder.
+
+    Errors as for `read_boxes`.
+    """
+    file = data if data.suffix == ".json" else _json_of(data, "test") or _json_of(data, "valid")
+    if file is None:
+        raise ValueError(f"{data} holds no test.json and no val.json: name the COCO json itself")
+    return read_boxes(file, _images_of(file, data, BoxFiles()), classes)
 
 
 def _json_of(data: Path, part: str) -> Path | None:

@@ -1,8 +1,8 @@
 """Images with boxes: COCO json beside a folder of images, checked before training.
 
-Boxes are (x1, y1, x2, y2) in pixels of the upright picture, as image viewers show it (EXIF). Classes are
-counted from 0 in the order of the categories' ids, whatever holes these have; which heads of detectors
-count a background class is the heads' own business.
+Boxes are (x1, y1, x2, y2) in pixels of the upright picture, as image viewers show it (EXIF). Classes
+are counted from 0 in the order of the categories' ids, which may have holes. A head that needs a
+background class adds it.
 """
 
 import contextlib
@@ -93,6 +93,12 @@ class BoxSet:
         count = min(max(1, round(fraction * len(self))), len(self) - 1)
         return self.subset(sorted(order[count:])), self.subset(sorted(order[:count]))
 
+    def with_boxes(self, found: Sequence[Boxes]) -> "BoxSet":
+        """The images with other boxes, such as predicted ones, one entry an image."""
+        if len(found) != len(self):
+            raise ValueError(f"{len(found)} entries of boxes for {len(self)} images")
+        return replace(self, truth=tuple(found), labelled=True, notes=())
+
     @property
     def fingerprint(self) -> str:
         """A hash of the images and of their boxes."""
@@ -162,8 +168,9 @@ def read_boxes(file: Path, images: Path, classes: Sequence[str] | None = None) -
     for path, said, own in zip(paths, sizes, upright, strict=True):
         if said is not None and said != own:
             raise ValueError(
-                f"{path} has {own[1]} × {own[0]} pixels as viewers show it, and {file} says {said[1]} × "
-                f"{said[0]}: its boxes would be of another picture; put the json or the image right"
+                f"{path} has {own[1]} × {own[0]} pixels as viewers show it, and {file} says "
+                f"{said[1]} × {said[0]}: its boxes would be of another "
+                "picture; put the json or the image right"
             )
     numbers = {id: i for i, id in enumerate(ids)}
     names, notes = _categories(file, content, classes)
@@ -173,8 +180,8 @@ def read_boxes(file: Path, images: Path, classes: Sequence[str] | None = None) -
         at = numbers.get(entry.get("image_id")) if _hashable(entry.get("image_id")) else None
         if at is None:
             raise ValueError(
-                f"{file}: annotation {entry.get('id')!r:.40} is of image {entry.get('image_id')!r:.40}, "
-                "which is not listed: remove it, or add the image"
+                f"{file}: annotation {entry.get('id')!r:.40} is of image "
+                f"{entry.get('image_id')!r:.40}, which is not listed: remove it, or add the image"
             )
         rows[at].append(_row(file, paths[at], upright[at], entry, names, kept))
     notes += _notes(file, images, paths, rows)
@@ -199,7 +206,7 @@ def read_images(folder: Path, classes: Sequence[str] = ()) -> BoxSet:
 
 
 def unlabelled(files: Sequence[Path], classes: Sequence[str] = (), where: Path | None = None) -> BoxSet:
-    """Images without labels, in the order of `files`; ValueError names bad ones, or `where` has none."""
+    """Images without labels, in order of `files`; ValueError names bad ones, or `where` without one."""
     if not files:
         raise ValueError(f"{where} holds no image")
     check_files(files)
@@ -244,14 +251,14 @@ def read_predictions(source: Path, images: BoxSet) -> tuple[Boxes, ...]:
                 at = next(iter(_by_name(file, images, {0: entry["file_name"]}).values()))
             if at is None:
                 raise ValueError(
-                    f"{file}: a prediction is of image {entry.get('image_id')!r:.40}, which is not among "
-                    f"the {len(images)} images: name the images that it was made for"
+                    f"{file}: a prediction is of image {entry.get('image_id')!r:.40}, which is not "
+                    f"among the {len(images)} images: name the images that it was made for"
                 )
             score = entry.get("score")
             if not _is_number(score) or not 0 <= score <= 1:
                 raise ValueError(
-                    f"{file}: a box of {images.files[at].name} has the score {score!r:.40}, which is none "
-                    "from 0 to 1"
+                    f"{file}: a box of {images.files[at].name} has the score {score!r:.40}, which "
+                    "is none from 0 to 1"
                 )
             row = _row(file, images.files[at], images.sizes[at], entry, own_names, images.classes)
             rows[at].append(row._replace(score=float(score)))
@@ -276,7 +283,7 @@ def content_of(file: Path) -> bytes:
 
 
 def read_content(file: Path) -> Any:
-    """The content of a json file; ValueError if it is missing, too large, cut off or otherwise damaged."""
+    """The content of a json file; ValueError if it is missing, too large or damaged."""
     if not file.is_file():
         raise ValueError(f"no file {file}: name a COCO json")
     if file.stat().st_size > LARGEST:
@@ -332,7 +339,8 @@ def _listed(
             same = by_name.get(Path(name).name, []) if name == Path(name).name else []
             if len(same) > 1:
                 raise ValueError(
-                    f"{file}: image {name} may be {same[0]} or {same[1]}: name it by its path below {images}"
+                    f"{file}: image {name} may be {same[0]} or {same[1]}: name it by its path "
+                    f"below {images}"
                 )
             path = same[0] if same else path
             if not same:
@@ -342,8 +350,8 @@ def _listed(
         listed[id] = path, said  # type: ignore[assignment]
     if missing:
         raise ValueError(
-            f"{file} lists {len(missing)} of {len(listed)} images that do not exist, {some(missing)}: add "
-            "them, or remove their entries"
+            f"{file} lists {len(missing)} of {len(listed)} images that do not exist, {some(missing)}: "
+            "add them, or remove their entries"
         )
     return listed
 
@@ -413,7 +421,8 @@ def _row(
         )
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         raise ValueError(
-            f"{file}: a box of {path.name} is {box!r:.80}, not four finite numbers [x, y, width, height]"
+            f"{file}: a box of {path.name} is {box!r:.80}, not four finite numbers [x, y, "
+            "width, height]"
         )
     x, y, width, height = map(float, box)
     shown = f"[{x:g}, {y:g}, {width:g}, {height:g}]"
@@ -426,8 +435,8 @@ def _row(
     x1, y1, x2, y2 = max(0.0, x), max(0.0, y), min(float(wide), x + width), min(float(high), y + height)
     if x2 < x1 or y2 < y1 or (width * height > 0 and (x2 <= x1 or y2 <= y1)):
         raise ValueError(
-            f"{file}: a box of {path.name}, {shown}, lies outside of its {wide} × {high} pixels: put it "
-            "right, or remove it"
+            f"{file}: a box of {path.name}, {shown}, lies outside of its {wide} × {high} pixels: "
+            "put it right, or remove it"
         )
     clipped = max(x1 - x, y1 - y, x + width - x2, y + height - y2)
     area = entry.get("area")

@@ -35,8 +35,8 @@ def average_precision(
         classes: measure each class, too.
 
     Returns:
-        "ap", the mean over overlaps (IoU) of 0.5, 0.55, ..., 0.95 and over classes; "ap50" and "ap75" at
-        one overlap; "ap_small", "ap_medium", "ap_large" of objects below 32², below 96² and from 96²
+        "ap", the mean over overlaps (IoU) of 0.5, 0.55, ..., 0.95 and over classes; "ap50" and "ap75"
+        at one overlap; "ap_small", "ap_medium", "ap_large" of objects below 32², below 96² and from 96²
         square pixels; "ap/CLASS" and "ap50/CLASS". Without true boxes there is no such number.
 
     Raises:
@@ -61,7 +61,7 @@ def average_precision(
 
 
 def _precision(truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Precision by overlap, recall, class and area, -1 where there is no true box; 100 boxes an image."""
+    """Precision by overlap, recall, class and area, of 100 boxes an image; -1 without a true box."""
     with detection_extra():
         from faster_coco_eval import COCO, COCOeval_faster
 

@@ -18,7 +18,8 @@ from stepwell.losses.targets import label_loss, squared_error, teacher_loss
 
 __all__ = [
     "ATTENTION", "attention_at", "attention_gram", "attention_kl", "attention_loss",
-    "attention_sad", "box_distance", "class_cross_entropy", "cls_cosine", "cost_above_target", "ensemble_logits",
-    "feature_mse", "feature_nmse", "label_cross_entropy", "label_loss", "logit_direction",
-    "open_rate_loss", "reinforce_loss", "score_distance", "soft_target_kl", "squared_error", "teacher_loss",
+    "attention_sad", "box_distance", "class_cross_entropy", "cls_cosine", "cost_above_target",
+    "ensemble_logits", "feature_mse", "feature_nmse", "label_cross_entropy", "label_loss",
+    "logit_direction", "open_rate_loss", "reinforce_loss", "score_distance", "soft_target_kl",
+    "squared_error", "teacher_loss",
 ]  # fmt: skip

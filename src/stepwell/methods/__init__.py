@@ -10,8 +10,8 @@ from stepwell.methods.supervised import Supervised
 from stepwell.moved import moved_name
 
 __all__ = [
-    "Detection", "Distill", "EmbeddedKD", "ExitHeads", "FlowMatching", "Graft", "Objective", "PrivateNorms",
-    "Supervised",
+    "Detection", "Distill", "EmbeddedKD", "ExitHeads", "FlowMatching", "Graft", "Objective",
+    "PrivateNorms", "Supervised",
 ]  # fmt: skip
 
 

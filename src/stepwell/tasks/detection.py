@@ -71,8 +71,8 @@ def _start_as(detector: Detector, init: Path) -> None:
     other = load_detector(init)
     if (other.name, other.width) != (detector.name, detector.width):
         raise ValueError(
-            f"--init {init} is a {other.name} of width {other.width}, and this one a {detector.name} of "
-            f"width {detector.width}: name the same head and --width"
+            f"--init {init} is a {other.name} of width {other.width}, and this one a {detector.name} "
+            f"of width {detector.width}: name the same head and --width"
         )
     for own, theirs in ((detector.pyramid, other.pyramid), (detector.head, other.head)):
         state = own.state_dict()

@@ -210,7 +210,7 @@ def _within(points: Tensor, boxes: Tensor) -> Tensor:
     """True for each point (n, 2) that lies in one of the boxes (m, 4)."""
     x, y = points[:, None, 0], points[:, None, 1]
     x1, y1, x2, y2 = boxes.unbind(1)
-    return ((x > x1) & (x < x2) & (y > y1) & (y < y2)).any(1)
+    return ((x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)).any(1)
 
 
 class _Given(nn.Module):

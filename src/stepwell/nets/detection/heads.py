@@ -1,7 +1,7 @@
 """torchvision's detectors by name, on maps of any width and strides.
 
 torchvision's own classes stay whole: their losses, anchors and decoding are used as they are. Only the
-backbone and the transform of the images are ours, because a nested backbone gives the maps of any depth.
+backbone and the transform of the images are ours: a nested backbone gives the maps of any depth.
 """
 
 from collections.abc import Callable, Sequence
@@ -129,8 +129,8 @@ def check_name(name: str) -> tuple[str, str]:
     head, slash, backbone = name.partition("/")
     if head not in DETECTORS or not slash or not backbone:
         raise ValueError(
-            f"no detector {name!r}: write HEAD/BACKBONE, such as fcos/resnet14_s4 or retinanet/resnet18; "
-            f"heads are {', '.join(DETECTORS)}"
+            f"no detector {name!r}: write HEAD/BACKBONE, such as fcos/resnet14_s4 or "
+            f"retinanet/resnet18; heads are {', '.join(DETECTORS)}"
         )
     return head, backbone
 
@@ -144,7 +144,7 @@ def levels_of(strides: Sequence[int]) -> list[int]:
     chosen = [i for stride, i in last.items() if stride >= max(4, strides[-1] // 4)]
     if len(chosen) < 2:
         raise ValueError(
-            f"its stages have strides {', '.join(map(str, strides))}, and a pyramid needs two or more of "
-            "4 pixels at least: name another backbone, such as resnet14_s4 or resnet18"
+            f"its stages have strides {', '.join(map(str, strides))}, and a pyramid needs two or more "
+            "of at least 4 pixels: name another backbone, such as resnet14_s4 or resnet18"
         )
     return chosen

@@ -67,8 +67,8 @@ class CifarResNet(nn.Module):
             6.2).
         widths: channels of the three stages.
         gates: as for `resnet`.
-        stride: of the first convolution; with 4, the stages have strides 4, 8 and 16 in place of 1, 2 and
-            4, as detectors need them.
+        stride: of the first convolution; with 4, the stages have strides 4, 8 and 16 in place of 1, 2
+            and 4, as detectors need them.
     """
 
     def __init__(
