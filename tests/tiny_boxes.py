@@ -10,7 +10,7 @@ CLASSES = ("square", "disc")
 
 
 def write_boxes(root: Path, name: str = "train", count: int = 8, seed: int = 0, size=(64, 48)) -> Path:
-    """Write `count` images (width, height) below root/images and root/NAME.json, with category ids 3 and 7."""
+    """Write `count` images below root/images and root/NAME.json, with category ids 3 and 7."""
     (root / "images").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     images, annotations = [], []

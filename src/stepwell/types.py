@@ -122,7 +122,7 @@ class Boxes(NamedTuple):
         return Boxes(*(values[which] for values in self))
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """The number of boxes."""
         return len(self.boxes)
 

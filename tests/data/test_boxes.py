@@ -44,6 +44,18 @@ def test_classes_count_from_zero_in_the_order_of_ids_that_have_holes(root):
     assert rows[0]["bbox"] == json.loads((root / "train.json").read_text())["annotations"][0]["bbox"]
 
 
+def more(entries="images", **entry):
+    return {entries: lambda rows: [*rows, entry]}
+
+
+def again(**changes):
+    return {"images": lambda rows: [*rows, rows[0] | changes]}
+
+
+def turned(rows):
+    return [rows[0] | {"width": 48, "height": 64}, *rows[1:]]
+
+
 def with_box(box, **more):
     return {
         "annotations": lambda rows: [
@@ -62,12 +74,12 @@ def with_box(box, **more):
         (with_box([1, 2, 5]), "train-2.png is .* not four finite numbers"),
         (with_box([1, 2, 5, 5], category_id=4), "train-2.png has category 4, which is not listed"),
         (with_box([1, 2, 5, 5], image_id=77), "annotation 99 is of image 77, which is not listed"),
-        ({"images": lambda rows: [*rows, rows[0] | {"id": 50}]}, "lists image train-1.png .* twice, by its file"),
-        ({"images": lambda rows: [*rows, rows[0] | {"file_name": "a.png"}]}, "twice, by its id"),
-        ({"images": lambda rows: [*rows, {"id": 9, "file_name": "no.png"}]}, "1 of 9 images that do not exist, .*no.png"),
-        ({"images": lambda rows: [*rows, {"id": 9, "file_name": "../x.png"}]}, "x.png lies outside of"),
-        ({"images": lambda rows: [rows[0] | {"width": 48, "height": 64}, *rows[1:]]}, "train-1.png has 64 × 48 pixels as viewers"),
-        ({"categories": lambda rows: [*rows, {"id": 9, "name": "disc"}]}, "category disc .id 9. stands twice"),
+        (again(id=50), "lists image train-1.png .* twice, by its file"),
+        (again(file_name="a.png"), "twice, by its id"),
+        (more(id=9, file_name="no.png"), "1 of 9 images that do not exist, .*no.png"),
+        (more(id=9, file_name="../x.png"), "x.png lies outside of"),
+        ({"images": turned}, "train-1.png has 64 × 48 pixels as viewers"),
+        (more("categories", id=9, name="disc"), "category disc .id 9. stands twice"),
         ({"categories": []}, "has no category"),
         ({"annotations": []}, "no box in any image"),
         ({"images": 3}, "its images are no list"),
@@ -109,7 +121,7 @@ def test_what_can_be_repaired_is_repaired_and_told(root):
     Image.new("RGB", (40, 30)).save(root / "images" / "empty.png")
     found = read(root)
     assert found.truth[0].boxes[2].tolist() == [0, 40, 16, 48]
-    assert [found.truth[i].count for i in (1, 2, 8)] == [2, 3, 0]
+    assert [found.truth[i].total for i in (1, 2, 8)] == [2, 3, 0]
     assert found.truth[2].crowd.tolist() == [False, False, True]
     assert found.classes == ("square", "disc", "star")  # background is the head's business
     assert found.sizes[8] == (30, 40)
@@ -276,7 +288,7 @@ def test_predictions_made_elsewhere_are_read_by_id_or_by_name(root, tmp_path):
     content = images.with_boxes(images.truth).coco()
     (folder / "b.json").write_text(json.dumps(content))
     found = read_predictions(folder, images)
-    assert [one.count for one in found] == [3, 2, 3, *[2] * 5]
+    assert [one.total for one in found] == [3, 2, 3, *[2] * 5]
     assert found[2].boxes[0].tolist() == [1, 2, 4, 6]
     assert (found[2].scores[0], found[2].labels[0]) == (0.5, 1)
     for wrong, message in (

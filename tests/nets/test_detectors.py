@@ -60,7 +60,7 @@ def test_every_head_trains_at_all_depths_and_its_file_finds_the_same_boxes(head,
                 assert torch.equal(row.boxes, again.boxes)
                 assert (row.labels >= 0).all()
                 assert (row.labels < 2).all()  # the background is no class
-                assert not row.count or row.boxes.max() <= 64
+                assert not row.total or row.boxes.max() <= 64
     assert stepwell.load(tmp_path / "net.safetensors").depths == {"8": (1, 1, 1), "14": (2, 2, 2)}
     assert open_network(tmp_path / "net.safetensors").kind == "detector"
 

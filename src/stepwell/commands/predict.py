@@ -136,7 +136,7 @@ def _box_table(predicted: Predicted, readable: "list[Prediction]") -> Any:
 
 
 def _cells(p: "Prediction") -> list[str]:
-    if p.box is None:
+    if not p.box:
         return ["", ""]
     return [f"{100 * p.probability:.1f} %", ", ".join(f"{value:.0f}" for value in p.box)]
 
@@ -150,6 +150,8 @@ def _as_json(prediction: "Prediction", top: int | None) -> dict[str, Any]:
     if p.error:
         return {"file": str(p.file), "error": p.error}
     if p.box is not None:
+        if not p.box:
+            return {"file": str(p.file), "class": None, "depth": p.depth}
         found["box"] = [round(value, 2) for value in p.box]
     if top is not None:
         found["top"] = [{"class": name, "probability": share} for name, share in p.top]

@@ -63,7 +63,7 @@ class BoxSet:
     @property
     def boxes(self) -> int:
         """The number of boxes of all images, crowds included."""
-        return sum(truth.count for truth in self.truth)
+        return sum(truth.total for truth in self.truth)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -74,11 +74,14 @@ class BoxSet:
     def subset(self, indices: Iterable[int]) -> "BoxSet":
         """The images at `indices`, in that order."""
         chosen = [*indices]
-        files, ids, sizes, truth = (
-            tuple(values[i] for i in chosen)
-            for values in (self.files, self.ids, self.sizes, self.truth)
+        return replace(
+            self,
+            files=tuple(self.files[i] for i in chosen),
+            ids=tuple(self.ids[i] for i in chosen),
+            sizes=tuple(self.sizes[i] for i in chosen),
+            truth=tuple(self.truth[i] for i in chosen),
+            notes=(),
         )
-        return replace(self, files=files, ids=ids, sizes=sizes, truth=truth, notes=())
 
     def split(self, fraction: float) -> tuple["BoxSet", "BoxSet"]:
         """Two parts, the second with about `fraction` of the images; the same at every call.
@@ -414,7 +417,8 @@ def _row(
     classes: Sequence[str],
 ) -> _Row:  # fmt: skip
     """One annotation of an image of `size`, its box clipped to the image."""
-    category, box = entry.get("category_id"), entry.get("bbox")
+    category: Any = entry.get("category_id")
+    box = entry.get("bbox")
     if not _hashable(category) or category not in names:
         raise ValueError(
             f"{file}: a box of {path.name} has category {category!r:.40}, which is not listed"
@@ -439,9 +443,9 @@ def _row(
             "put it right, or remove it"
         )
     clipped = max(x1 - x, y1 - y, x + width - x2, y + height - y2)
-    area = entry.get("area")
+    area: Any = entry.get("area")
     own = (x2 - x1) * (y2 - y1)
-    area = float(area) if _is_number(area) and area > 0 and own > 0 else own  # type: ignore[arg-type]
+    area = float(area) if _is_number(area) and area > 0 and own > 0 else own
     crowd = entry.get("iscrowd", 0) == 1
     return _Row((x1, y1, x2, y2), classes.index(names[category]), crowd, area, 1.0, clipped)
 

@@ -74,7 +74,8 @@ def _as_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def predict(
     network: Network, paths: Sequence[Path], *, depth: str | None = None, min_score: float = SCORE,
-    coco: Path | None = None, draw: Path | None = None, **limits: float,
+    coco: Path | None = None, draw: Path | None = None, budget_ms: float | None = None,
+    budget_macs: float | None = None,
 ) -> Predicted:  # fmt: skip
     """Find objects in images, at one depth or within a budget. Flags as for `predict`."""
     from stepwell.data.box_batches import BoxBatches
@@ -87,10 +88,9 @@ def predict(
     detector, net = network.net, network.net.net
     if not 0 <= min_score <= 1:
         raise ValueError(f"--min-score {min_score}: scores lie between 0 and 1")
-    if limits:
-        depth = classifier.depth_within(
-            net, classifier.budget_of(limits), network.path, lambda: _costs(detector)
-        )
+    budget = {"ms": budget_ms, "macs": budget_macs}
+    if limits := {name: value for name, value in budget.items() if value is not None}:
+        depth = classifier.depth_within(net, limits, network.path, lambda: _costs(detector))
     depth = net.full if depth is None else depth
     net.require_ready(depth)
     files, unreadable = _readable(expand(paths))
@@ -138,7 +138,7 @@ def _predictions(file: Path, found: "Boxes", classes: Sequence[str], depth: str)
         Prediction(file, classes[label], score, depth=depth, box=tuple(box))
         for box, label, score in rows
     ]
-    return each or [Prediction(file, depth=depth)]
+    return each or [Prediction(file, depth=depth, box=())]
 
 
 def _draw(

@@ -29,7 +29,7 @@ class Prediction(NamedTuple):
     top: the most probable classes and their probabilities, best first.
     value: the number, by a network that predicts one; `label` is its name.
     box: corners x1, y1, x2, y2 of one object in pixels of the upright image, by a detector. An image
-        has a prediction for each object; without any, one whose `label` is empty.
+        has a prediction for each object; without any, one whose box is empty.
     """
 
     file: Path | str | None = None

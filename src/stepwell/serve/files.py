@@ -79,8 +79,8 @@ def _numbers(predictions: Sequence[Prediction]) -> Iterator[list[Any]]:
 def _boxes(predictions: Sequence[Prediction]) -> Iterator[list[Any]]:
     yield ["file", "class", "probability", "depth", "error", "x1", "y1", "x2", "y2"]
     for p in predictions:
-        corners = [""] * 4 if p.box is None else [f"{value:.2f}" for value in p.box]
-        probability = "" if p.box is None else f"{p.probability:.6f}"
+        corners = [""] * 4 if not p.box else [f"{value:.2f}" for value in p.box]
+        probability = f"{p.probability:.6f}" if p.box else ""
         yield [p.file, p.label, probability, p.depth, p.error, *corners]
 
 

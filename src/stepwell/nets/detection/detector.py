@@ -61,7 +61,7 @@ class Detector(nn.Module):
         self.pyramid = FeaturePyramidNetwork(
             [channels[i] for i in self.levels], width, make_more(width) if make_more else None
         )
-        self.head = architecture.make(Maps((*own, *more), len(own), width), classes, convs)
+        self.head: Any = architecture.make(Maps((*own, *more), len(own), width), classes, convs)
         self.head.transform = nn.Identity()  # images are scaled and normalised before
         used = {f"{stage}." for stage in net.plan.head}
         for parameter_name, parameter in net.module.named_parameters():
