@@ -70,7 +70,7 @@ def with_box(box, **more):
     [
         (with_box([70, 2, 5, 5]), r"train-2.png, \[70, 2, 5, 5\], lies outside of its 64 × 48 pixels"),
         (with_box([20, 2, -5, 5]), r"train-2.png is reversed, \[20, 2, -5, 5\]"),
-        (with_box([float("nan"), 2, 5, 5]), r"train-2.png is \[nan, 2, 5, 5\], not four finite numbers"),
+        (with_box([float("nan"), 2, 5, 5]), r"train-2.png is \[nan, 2, 5, 5\], not four finite"),
         (with_box([1, 2, 5]), "train-2.png is .* not four finite numbers"),
         (with_box([1, 2, 5, 5], category_id=4), "train-2.png has category 4, which is not listed"),
         (with_box([1, 2, 5, 5], image_id=77), "annotation 99 is of image 77, which is not listed"),
