@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from stepwell.evaluation.intervals import LEVEL, ends
+
 #: By name, where a number stands in COCO's table of precisions: threshold of overlap, and area.
 _SUMMARY: Mapping[str, tuple[float | None, int]] = {
     "ap": (None, 0), "ap50": (0.5, 0), "ap75": (0.75, 0), "ap_small": (None, 1),
@@ -58,6 +60,48 @@ def average_precision(
         note(f"ap/{name}", precision[:, :, i, 0])
         note(f"ap50/{name}", precision[0, :, i, 0])
     return numbers
+
+
+def precision_interval(
+    truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], *, resamples: int = 100,
+    level: float = LEVEL, seed: int = 0,
+) -> tuple[float, float]:  # fmt: skip
+    """The ends of a percentile bootstrap interval of "ap" over images (Efron 1979).
+
+    A resample draws as many images as there are, with replacement, with all their boxes; the same seed
+    gives the same draws. Args as for `average_precision`. NaN without true boxes.
+    """
+    images = [row["id"] for row in truth["images"]]
+    true, boxes = (_by_image(rows) for rows in (truth["annotations"], found))
+    generator = np.random.default_rng(seed)
+    values = []
+    for _ in range(resamples):
+        drawn = [images[i] for i in generator.integers(len(images), size=len(images))]
+        again = {
+            "images": [{"id": i} for i in range(1, len(drawn) + 1)],
+            "annotations": _renumbered(true, drawn), "categories": truth["categories"],
+        }  # fmt: skip
+        resampled = average_precision(again, _renumbered(boxes, drawn), classes=False)
+        values += [resampled["ap"]] if "ap" in resampled else []
+    if not values:
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, ends(level).numpy())
+    return float(low), float(high)
+
+
+def _by_image(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
+    found: dict[int, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["image_id"], []).append(row)
+    return found
+
+
+def _renumbered(
+    rows: Mapping[int, Sequence[Mapping[str, Any]]], images: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The rows of images that may stand several times, each time as an image of its own."""
+    drawn = [{**row, "image_id": i} for i, id in enumerate(images, 1) for row in rows.get(id, ())]
+    return [{**row, "id": i} for i, row in enumerate(drawn, 1)]
 
 
 def _precision(truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> np.ndarray:

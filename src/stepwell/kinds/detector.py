@@ -24,13 +24,16 @@ NEXT = (
     "stepwell predict {run} IMAGE|FOLDER... --draw PICTURES",
 )  # fmt: skip
 SECTIONS = [
-    f"stepwell.report.sections:{name}" for name in ("row_table", "run_figures", "facts", "arguments")
+    f"stepwell.report.sections:{name}"
+    for name in ("cost_figures", "row_table", "run_figures", "facts", "arguments")
 ]
 #: Columns after a training, and of an evaluation.
 TRAINED = ("blocks", "params", "macs", "ap", "ap50", "ms")
 EVALUATED = (*TRAINED[:3], "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ms")
 #: Least score of a predicted box; classes in a table, at most; images of a batch.
 SCORE, CLASSES, BATCH = 0.3, 30, 16
+#: Most images of which an interval is computed; a hundred resamples of more would take minutes.
+RESAMPLED = 1000
 
 
 def open(path: Path, module: Callable[[], Any] | None = None) -> "Detector":
@@ -49,7 +52,7 @@ def evaluate(network: Network, *, data: str | None = None) -> dict[str, Any]:
     from stepwell.data.box_batches import BoxBatches
     from stepwell.data.box_files import BoxFiles, read_parts, read_test
     from stepwell.flags import recorded
-    from stepwell.measure.detection import measure_detector
+    from stepwell.measure.detection import intervals, measure_detector
 
     net, arguments = network.net.net, network.config.get("arguments", {})
     net.require_ready()
@@ -60,7 +63,11 @@ def evaluate(network: Network, *, data: str | None = None) -> dict[str, Any]:
         test = read_parts(Path(name), recorded(BoxFiles, _as_paths(arguments))).test
     else:
         test = read_test(Path(name), net.card.classes)
-    results, _ = measure_detector(network.net, BoxBatches(test, BATCH, size=net.card.size), track=track)
+    results, found = measure_detector(
+        network.net, BoxBatches(test, BATCH, size=net.card.size), track=track
+    )
+    if len(test) <= RESAMPLED:
+        results["test"] |= intervals(test, found)
     fingerprint = test.fingerprint
     own = network.config.get("data", {}).get("fingerprint", "").endswith(fingerprint)
     return results | {"data": {"name": name, "fingerprint": fingerprint, "own": own}}
@@ -206,6 +213,10 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
     """Print results as tables; `brief`: as after a training."""
     costs, test, rows = (results[k] for k in ("costs", "test", "rows"))
     show(row_table(title, TRAINED if brief else EVALUATED, costs, test, row=rows))
+    for row in costs:
+        if f"{row}/ap_low" in test:
+            ends = (f"{100 * test[f'{row}/ap_{end}']:.1f}" for end in ("low", "high"))
+            show(f"{rows} {row}: the 95 % interval of AP over images is {' to '.join(ends)} %")
     show_classes(test, results["detect"]["boxes"], [*costs])
     show(
         "AP: mean over overlaps (IoU) of 0.5 to 0.95 and over classes, as COCO defines it; AP50: at an "

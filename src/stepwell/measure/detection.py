@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from stepwell.cost import costs_of
 from stepwell.data.box_batches import BoxBatches, restored
 from stepwell.data.boxes import BoxSet
-from stepwell.evaluation.detection import average_precision
+from stepwell.evaluation.detection import average_precision, precision_interval
 from stepwell.nets.detection.detector import Detector
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Boxes, Images
@@ -50,6 +50,16 @@ def precisions(examples: BoxSet, found: Mapping[str, Sequence[Boxes]]) -> dict[s
         for row, boxes in found.items()
         for name, value in average_precision(truth, examples.results(boxes)).items()
     }
+
+
+def intervals(examples: BoxSet, found: Mapping[str, Sequence[Boxes]]) -> dict[str, float]:
+    """The ends of the 95 % interval over images of each row's average precision."""
+    truth = examples.coco()
+    numbers: dict[str, float] = {}
+    for row, boxes in found.items():
+        low, high = precision_interval(truth, examples.results(boxes))
+        numbers |= {f"{row}/ap_low": low, f"{row}/ap_high": high}
+    return numbers
 
 
 def cost_table(detector: Detector, x: Images) -> dict[str, dict[str, Any]]:

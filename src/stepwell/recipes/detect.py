@@ -81,6 +81,6 @@ def detect(
         fit(
             objective, task.train, training.optim(), task.run, phase="train", loop=loop,
             epochs=training.epochs, validate=kind.validator(detector, task),
-            select=kind.mean_precision, patience=training.patience,
+            patience=training.patience,
         )  # fmt: skip
         return kind.finish(task, detector)

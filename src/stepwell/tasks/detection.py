@@ -118,12 +118,6 @@ def validator(detector: Detector, task: Task[BoxBatches]) -> Callable[[], dict[s
     return validate
 
 
-def mean_precision(measured: Mapping[str, float]) -> float:
-    """The mean over depths of the average precision, which chooses the epoch."""
-    found = [value for name, value in measured.items() if name.endswith("/ap")]
-    return sum(found) / max(1, len(found))
-
-
 def finish(
     task: Task[BoxBatches], detector: Detector, record: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
