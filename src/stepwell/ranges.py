@@ -32,7 +32,8 @@ _NAMES = {
     ONE_OR_MORE: (
         "epochs nest_epochs steps keep shots views graft_steps join_steps sizes choose_epochs "
         "synthetic_count generator_steps devices accumulate num_classes batch dim context_size "
-        "negatives k seeds workers top patience max_tokens student_layers teacher_epochs"
+        "negatives k seeds workers top patience max_tokens student_layers teacher_epochs "
+        "width convs"
     ),
     TWO_OR_MORE: "batch_size",  # BatchNorm cannot train on one image
     PIXELS: "size",
@@ -42,13 +43,13 @@ _NAMES = {
     NOT_NEGATIVE: (
         "weight_decay max_drop ce kl attention cls layers hint full_weight cost_weight slack clip "
         "checkpoint_minutes warm_epochs max_seconds unlearn interpolate "
-        "rate_weight reward policy_weight"
+        "rate_weight reward policy_weight teach"
     ),
     BELOW_ONE: "label_share label_smoothing val_fraction distill_from ema_teacher average",
     SEED: "seed",
-    SHARE: "start_from_teacher target min_accuracy target_accuracy",
+    SHARE: "start_from_teacher target min_accuracy target_accuracy min_score",
     NUMBER: "teacher_mean",
-    SHARE_ABOVE_0: "explore",
+    SHARE_ABOVE_0: "explore zoom",
     INNER_SHARE: "unlabeled_share synthetic_share",
 }
 #: By parameter name, which means the same in every command, recipe and objective.

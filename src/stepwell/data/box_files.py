@@ -40,11 +40,9 @@ class BoxFiles:
     zoom: Annotated[float, flag("X")] = 1.0
 
     def check(self) -> None:
-        """Refuse sizes and scales that no detector could use."""
+        """Refuse sizes that no detector could use."""
         if not 32 <= self.size <= 4096:
             raise ValueError(f"--size {self.size}: the longer side of images has 32 to 4096 pixels")
-        if not 0 < self.zoom <= 1:
-            raise ValueError(f"--zoom {self.zoom}: a scale above 0 and up to 1, such as 0.5")
 
 
 class BoxParts(NamedTuple):

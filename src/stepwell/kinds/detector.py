@@ -93,8 +93,6 @@ def predict(
     from stepwell.serve import expand
 
     detector, net = network.net, network.net.net
-    if not 0 <= min_score <= 1:
-        raise ValueError(f"--min-score {min_score}: scores lie between 0 and 1")
     budget = {"ms": budget_ms, "macs": budget_macs}
     if limits := {name: value for name, value in budget.items() if value is not None}:
         depth = classifier.depth_within(net, limits, network.path, lambda: _costs(detector))

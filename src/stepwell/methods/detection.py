@@ -8,7 +8,7 @@ from torch import Tensor
 from stepwell.losses import box_distance, score_distance
 from stepwell.methods.objective import Objective
 from stepwell.nets.detection.detector import Detector, Outputs
-from stepwell.ranges import NOT_NEGATIVE, check_number
+from stepwell.ranges import check_numbers
 from stepwell.types import BoxBatch, Exit, Step
 
 
@@ -33,8 +33,8 @@ class Detection(Objective):
         distill_from: float = 0.3,
     ) -> None:  # fmt: skip
         super().__init__()
-        for name, value in (("full_weight", full_weight), ("teach", teach)):
-            check_number(name, value, NOT_NEGATIVE)
+        numbers = {"full_weight": full_weight, "teach": teach, "distill_from": distill_from}
+        check_numbers(numbers, flags=False)
         self.detector = detector
         self.full_weight, self.teach, self.distill_from = full_weight, teach, distill_from
 
