@@ -33,6 +33,8 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEPWELL_QUIET", "1")
         patch.setattr(measure, "costs_of", partial(costs_of, seconds=0.01))
+        few = partial(precision_interval, resamples=10)
+        patch.setattr(measure, "precision_interval", few)
         yield
 
 
