@@ -32,8 +32,6 @@ TRAINED = ("blocks", "params", "macs", "ap", "ap50", "ms")
 EVALUATED = (*TRAINED[:3], "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ms")
 #: Least score of a predicted box; classes in a table, at most; images of a batch.
 SCORE, CLASSES, BATCH = 0.3, 30, 16
-#: Most images of which an interval is computed; a hundred resamples of more would take minutes.
-RESAMPLED = 1000
 
 
 def open(path: Path, module: Callable[[], Any] | None = None) -> "Detector":
@@ -52,7 +50,7 @@ def evaluate(network: Network, *, data: str | None = None) -> dict[str, Any]:
     from stepwell.data.box_batches import BoxBatches
     from stepwell.data.box_files import BoxFiles, read_parts, read_test
     from stepwell.flags import recorded
-    from stepwell.measure.detection import intervals, measure_detector
+    from stepwell.measure.detection import measure_detector
 
     net, arguments = network.net.net, network.config.get("arguments", {})
     net.require_ready()
@@ -63,11 +61,7 @@ def evaluate(network: Network, *, data: str | None = None) -> dict[str, Any]:
         test = read_parts(Path(name), recorded(BoxFiles, _as_paths(arguments))).test
     else:
         test = read_test(Path(name), net.card.classes)
-    results, found = measure_detector(
-        network.net, BoxBatches(test, BATCH, size=net.card.size), track=track
-    )
-    if len(test) <= RESAMPLED:
-        results["test"] |= intervals(test, found)
+    results, _ = measure_detector(network.net, BoxBatches(test, BATCH, size=net.card.size), track=track)
     fingerprint = test.fingerprint
     own = network.config.get("data", {}).get("fingerprint", "").endswith(fingerprint)
     return results | {"data": {"name": name, "fingerprint": fingerprint, "own": own}}

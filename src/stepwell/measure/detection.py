@@ -14,6 +14,8 @@ from stepwell.nets.detection.detector import Detector
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Boxes, Images
 
+#: Most images of which an interval is computed; a hundred resamples of more would take minutes.
+RESAMPLED = 1000
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
@@ -88,8 +90,11 @@ def measure_detector(
     """
     found = detect(detector, test, track=track)
     costs = cost_table(detector.cpu(), test.at(0).images[:1])
+    numbers = precisions(test.examples, found)
+    if len(test.examples) <= RESAMPLED:
+        numbers |= intervals(test.examples, found)
     results = {
-        "kind": "detector", "rows": "depth", "test": precisions(test.examples, found),
+        "kind": "detector", "rows": "depth", "test": numbers,
         "examples": len(test.examples), "costs": costs,
         "detect": {"boxes": test.examples.counts, "size": test.size},
     }  # fmt: skip

@@ -232,12 +232,18 @@ def _operating_points(record: RunRecord, cost: str) -> list[Point]:
             ends = (scale * finite(costs.get(f"{cost}_{end}")) for end in ("low", "high"))
             n = record.examples
             interval = INTERVALS.get(record.measure)
-            shares = interval(accuracy, n) if n and interval else (accuracy, accuracy)
+            shares = interval(accuracy, n) if n and interval else _resampled(record, row)
             found.append(Point(
                 row, x, 100 * accuracy, _whiskers(x, *ends),
                 _whiskers(100 * accuracy, *(100 * share for share in shares)), star,
             ))  # fmt: skip
     return found
+
+
+def _resampled(record: RunRecord, row: str) -> tuple[float, float]:
+    """The ends of the interval of a row's score that was measured with it; NaN without one."""
+    low, high = (finite(record.score(row, f"{record.measure}_{end}")) for end in ("low", "high"))
+    return low, high
 
 
 def _curve(record: RunRecord) -> list[tuple[float, float]]:
