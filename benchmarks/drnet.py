@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepwell.measure.resolution import measure_speed
+from stepwell.measure.choices import measure_speed
 from stepwell.nets import build
 from stepwell.nets.resolution.chooser import Choice, Chooser, ResolutionNet
 from stepwell.nets.resolution.resolutions import Resolutions

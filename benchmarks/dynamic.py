@@ -4,22 +4,34 @@ Decisions are set, not learnt, so that each share of active work is met exactly;
 counts.
 """
 
+import time
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from benchmarks.timing import ratio, side_by_side
 from stepwell import Card, Cascade, build
 from stepwell.cost import count_macs
 from stepwell.measure.cascade import cascade_macs
+from stepwell.measure.choices import macs_of_choices
+from stepwell.measure.mixtures import break_even_of
 from stepwell.measure.skipping import measure_break_even
-from stepwell.nets.decisions.skipping import gated_blocks, use_break_even
+from stepwell.measure.widths import measure_groups
+from stepwell.nets.decisions.deciding import use_break_even
+from stepwell.nets.decisions.experts import Experts
+from stepwell.nets.decisions.kernels import MixedConv2d
+from stepwell.nets.decisions.skipping import gated_blocks
+from stepwell.nets.decisions.widths import GateAt, WidthNet
 
 #: Images in a batch, rounds, seconds to measure a block's break-even, and pixels by case.
 IMAGES, ROUNDS, SECONDS = 64, 9, 1.0
 CASES = {"32 pixels": 32}
+#: Layers alone are short: other programs disturb the processor's own clock less.
+CLOCK: dict[str, Any] = {"clock": time.process_time, "warmup": 3}
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
@@ -94,6 +106,57 @@ def exits(size: int, batch: int) -> dict[str, Any]:
     return found
 
 
+class Planned(nn.Module):
+    """A gate that computes its scores and then chooses set widths."""
+
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.gate = gate
+        self.who = torch.zeros(1, dtype=torch.long)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores that are best at each image's set width."""
+        scores: Tensor = self.gate(x)
+        return scores.zero_().index_put_((torch.arange(len(x)), self.who), torch.ones(()))
+
+
+def widths(size: int, batch: int, gate_at: GateAt = "stem") -> dict[str, Any]:
+    """A network of 64 channels and four widths, over the same network at full width."""
+    nested = build("resnet8", widths=(64, 64, 64), multipliers=(0.25, 0.5, 0.75, 1.0))
+    net = WidthNet(nested, gate_at).eval()
+    net.nested.card = Card(size=size)
+    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last)
+    table = measure_groups(net, size, seconds=SECONDS)
+    plain, planned = net.plain(0).eval(), Planned(net.chooser.gate)
+    macs = torch.tensor(macs_of_choices(net, size)) / count_macs(plain, x[:1])
+    net.chooser.gate = planned
+    plans = {f"full {share:.2f}, else 0.25": (share, 0, 0, 1 - share) for share in SHARES}
+    plans["a quarter each"] = (0.25, 0.25, 0.25, 0.25)
+    found = {}
+    for adaptive in (False, True):
+        net.times = (
+            {name: {int(n): ms for n, ms in row.items()} for name, row in table.items()}
+            if adaptive
+            else {}
+        )
+        for name, shares in plans.items():
+            counts = [round(share * batch) for share in shares]
+            if sum(counts) != batch:
+                continue  # one image has one width
+            planned.who = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))
+            runs = {"chosen": partial(net, x), "full": partial(plain, x)}
+            clock = ratio(side_by_side(runs, rounds=ROUNDS), "chosen", "full")
+            by_macs = float(macs[planned.who].mean())
+            found[name + ", joined" * adaptive] = {"over full": clock, "by MACs": by_macs}
+    return {"shares": found}
+
+
+def widths_by_doubt(size: int, batch: int) -> dict[str, Any]:
+    """The same with a gate that sees how sure the narrowest width is."""
+    return widths(size, batch, "doubt")
+
+
 class First:
     """A criterion that is sure of the first images of a batch, a share of them."""
 
@@ -106,14 +169,71 @@ class First:
         return sure.float() - 1
 
 
+def experts(tokens: int, top_k: int) -> dict[str, Any]:
+    """A mixture of four MLPs of 128 and 512 channels, `tokens` a chosen expert, and its plain forms.
+
+    "all" runs every expert on every token; "mlp" is one MLP. The router counts.
+    """
+    mlp = nn.Sequential(nn.Linear(128, 512), nn.GELU(), nn.Linear(512, 128))
+    layer = Experts(mlp, 128, 4, top_k, "switch").eval()
+    nn.init.normal_(layer.router.weight)
+    every = deepcopy(layer)
+    every.break_even = {1: 0.0}
+    x = torch.randn(4 * tokens // top_k, 128)
+    adaptive = deepcopy(layer)
+    share = break_even_of(adaptive, len(x), SECONDS)
+    adaptive.break_even = {len(x): share}
+    runs = {"mixture": layer, "all": every, "mlp": mlp, "adaptive": adaptive}
+    times = side_by_side({k: partial(run, x) for k, run in runs.items()}, rounds=2 * ROUNDS, **CLOCK)
+    return {
+        "over all": ratio(times, "mixture", "all"), "over one mlp": ratio(times, "mixture", "mlp"),
+        "dense above the break-even, over all": ratio(times, "adaptive", "all"),
+        "by MACs, over all": count_macs(layer, x) / (4 * count_macs(mlp, x) + len(x) * 4 * 128),
+        "break-even": share,
+    }  # fmt: skip
+
+
+def kernels(size: int, batch: int) -> dict[str, Any]:
+    """Four mixed kernels of 64 channels, over the plain convolution and over four convolutions."""
+    conv = nn.Conv2d(64, 64, 3, padding=1, bias=False)
+    layer = MixedConv2d(conv, 4, "dynamic").eval()
+    x = torch.randn(batch, 64, size, size)
+
+    def every(x: Tensor) -> Tensor:
+        shares = layer.shares(x)
+        convs = (conv2d(x, kernel, padding=1) for kernel in layer.weight.chunk(4))
+        parts = [shares[:, i, None, None, None] * y for i, y in enumerate(convs)]
+        return torch.stack(parts).sum(0)
+
+    runs = {"mixed": layer, "plain": conv, "every kernel": every}
+    times = side_by_side({k: partial(run, x) for k, run in runs.items()}, rounds=2 * ROUNDS, **CLOCK)
+    return {
+        "over plain": ratio(times, "mixed", "plain"),
+        "over every kernel": ratio(times, "mixed", "every kernel"),
+    }
+
+
+@torch.inference_mode()
+def measure_mixtures() -> dict[str, Any]:
+    """Ratios of times of experts and mixed kernels."""
+    found = {
+        f"experts, {tokens} tokens an expert, top {k} of 4": experts(tokens, k)
+        for k in (1, 2) for tokens in (4, 64, 256)
+    }  # fmt: skip
+    return found | {
+        f"kernels, {size} pixels, batch {batch}": kernels(size, batch)
+        for size in (16, 32) for batch in (32, 1)
+    }  # fmt: skip
+
+
 @torch.inference_mode()
 def measure() -> dict[str, Any]:
     """Ratios of times at batch 64 and batch 1."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    return {
+    return measure_mixtures() | {
         f"{run.__name__}, {name}, batch {batch}": run(size, batch)
         for name, size in CASES.items()
-        for run in (skipping, exits)
+        for run in (skipping, exits, widths, widths_by_doubt)
         for batch in (IMAGES, 1)
     }

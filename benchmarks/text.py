@@ -9,7 +9,7 @@ import importlib.util
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from stepwell.losses import attention_kl, cls_cosine, soft_target_kl
 from stepwell.methods import EmbeddedKD, Supervised
 from stepwell.methods.bert_internal import InternalKD
 from stepwell.nets import NestedNet, build
-from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept
+from stepwell.tasks.text import with_last_layer
+from stepwell.teachers.encoder_outputs import EncoderOutputs, StoredOutputs
 from stepwell.training import Loop, Run, fit, optimizer_of
 from stepwell.types import Batch
 
@@ -52,10 +53,11 @@ def texts(count: int) -> TokenSet:
     return TokenSet(ids, starts, torch.arange(count) % 2, ("0", "1"), Ids())
 
 
-def encoder(layers: int, depths: tuple[str, ...] = ()) -> NestedNet:
+def encoder(layers: int, stages: Sequence[str] = (), depths: Sequence[str] = ()) -> NestedNet:
     """An encoder of MiniLM's shape."""
-    config = CONFIG | {"sep_token_id": LAST}
-    return build(f"bert/{layers}", depths, config=config, num_classes=2).train()
+    own: dict[str, Any] = {"config": CONFIG | {"sep_token_id": LAST}}
+    own |= {"stages": stages} if stages else {}
+    return build(f"bert/{layers}", depths, num_classes=2, **own).train()
 
 
 def compared(calls: dict[str, Callable[[], None]], *, rounds: int) -> dict[str, list[float]]:
@@ -84,7 +86,7 @@ def plain_loss(objective: InternalKD, batch: Batch) -> torch.Tensor:
         at = objective.layers[i - 1] - 1
         terms.append(attention_kl(ours.extras["scores"][i - 1], theirs.extras["scores"][at], ids != 0))
         terms.append(cls_cosine(ours.extras["cls"][i - 1], theirs.extras["cls"][at]))
-    if objective.schedule == "all" or not terms:
+    if objective.stage == len(objective.stages):
         terms.append(soft_target_kl(ours.logits, theirs.logits, 1.0))
     return torch.stack(terms).sum()
 
@@ -98,7 +100,8 @@ def measure() -> dict[str, Any]:
     found = {
         **distillation(examples, batch),
         "unsorted / by length": lengths(examples),
-        **nested(batch),
+        **nested(batch, *with_last_layer(f"bert/{LAYERS}", ["3"])),
+        **{f"{name}, first layers alone": value for name, value in nested(batch, (), ["3"]).items()},
     }
     if importlib.util.find_spec("accelerate"):  # of the extra studies; the Trainer needs it
         found |= fine_tuning(examples)
@@ -167,23 +170,25 @@ def distillation(examples: TokenSet, batch: Batch) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for schedule in ("all", "stacked", "progressive"):
-            plain = InternalKD(student, teacher, 0, schedule=schedule)
-            quick = InternalKD(student, teacher, 0, schedule=schedule)
-            kept = Kept(2, plain.taught_by, CONFIG["num_attention_heads"], CONFIG["hidden_size"])
+            plain = InternalKD(student, teacher, schedule=schedule)
+            quick = InternalKD(student, teacher, schedule=schedule)
+            stored = StoredOutputs(
+                2, plain.taught_by, CONFIG["num_attention_heads"], CONFIG["hidden_size"]
+            )
             ids = [x for x, _ in TextBatches(examples, BATCH)]
             place = Path(folder) / f"{schedule}.bin"
-            quick.teacher = EncoderOutputs(plain.teacher, ids, 0, kept, place)  # type: ignore[arg-type]
+            quick.teacher = EncoderOutputs(plain.teacher, ids, 0, stored, place)  # type: ignore[arg-type]
 
             def whole(objective: InternalKD = plain) -> None:
                 """The plain way: the teacher and the whole student in every step."""
                 for stage in range(4):
-                    objective.progress = (stage + 0.5) / 4
+                    objective.begin(min(stage + 1, len(objective.stages)))
                     step(objective, lambda: plain_loss(objective, batch))()
 
             def truncated(objective: InternalKD = quick) -> None:
-                """Kept outputs, and the student up to the layer that learns."""
+                """StoredOutputs outputs, and the student up to the layer that learns."""
                 for stage in range(4):
-                    objective.progress = (stage + 0.5) / 4
+                    objective.begin(min(stage + 1, len(objective.stages)))
                     step(objective, lambda: objective.training_step(batch).loss)()
 
             times = compared({"plain": whole, "kept": truncated}, rounds=ROUNDS)
@@ -192,8 +197,8 @@ def distillation(examples: TokenSet, batch: Batch) -> dict[str, Any]:
                 quick.freeze = True
                 times = compared({"plain": whole, "kept": truncated}, rounds=ROUNDS)
                 found["progressive, frozen: plain / kept outputs"] = ratio(times, "plain", "kept")
-    asked = InternalKD(student, teacher, 0, cls=0.0)
-    unasked = InternalKD(student, teacher, 0, cls=0.0, attention=0.0)
+    asked = InternalKD(student, teacher, cls=0.0)
+    unasked = InternalKD(student, teacher, cls=0.0, attention=0.0)
     times = compared(
         {
             "asked": step(asked, lambda: asked.training_step(batch).loss),
@@ -222,9 +227,9 @@ def lengths(examples: TokenSet) -> dict[str, float]:
     return ratio(times, "any", "sorted")
 
 
-def nested(batch: Batch) -> dict[str, Any]:
+def nested(batch: Batch, stages: Sequence[str], depths: Sequence[str]) -> dict[str, Any]:
     """A joint step of 6 > 3, over one of the full encoder alone and over its bound by MACs."""
-    net = encoder(6, ("3",))
+    net = encoder(LAYERS, stages, depths)
     labels = EmbeddedKD(net, distill_from=0.0, kl=0.0, attention=0.0)
     steps = {
         "alone": step(net, lambda: cross_entropy(net(batch.inputs), batch.labels)),

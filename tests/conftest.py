@@ -21,13 +21,13 @@ def _seed():
 def quick():
     """Training says nothing, and no time is spent on times: no test that asks for it looks at any."""
     from stepwell.cost import costs_of
-    from stepwell.measure import depths, resolution, speed
+    from stepwell.measure import choices, depths, speed
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEPWELL_QUIET", "1")
-        for module in (depths, resolution):
+        for module in (depths, choices):
             patch.setattr(module, "costs_of", partial(costs_of, seconds=0.01))
-        for module in (resolution, speed):
+        for module in (choices, speed):
             patch.setattr(module, "SECONDS", 0.01)
         patch.setattr(speed, "PARTS", 2)
         yield

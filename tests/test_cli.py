@@ -1360,6 +1360,10 @@ def test_the_options_of_the_recipes_are_these():
         "exits": f"{trained} net exits schedule weights kl temperature criterion search temper "
         "label_smoothing",
         "skipping": f"{trained} net method target label_smoothing",
+        "widths": f"{trained} net widths sandwich target_cost gate gate_fraction gate_epochs "
+        "label_smoothing",
+        "experts": f"{trained} net experts top_k router balance_weight label_smoothing",
+        "kernels": f"{trained} net method kernels label_smoothing",
         "drnet": f"{trained} net depths sizes schedule target choose_epochs label_smoothing",
         "netgraft": f"{common} {teachers} student keep unlabeled shots blocks schedule views "
         "graft_steps join_steps loss",
@@ -1376,6 +1380,7 @@ def test_the_options_for_studies_are_these():
         "distill": "attention_mode start_from_teacher",
         "ekd": "norms attention_mode distill_from ema_teacher teach_full",
         "skipping": "estimator temperature rate_weight reward policy_weight",
+        "widths": "estimator temperature cost_weight",
         "drnet": "mixing explore temperature cost_weight slack norms chooser_rate",
         "netgraft": "start statistics adaption_lr trace",
         "bert": "shuffled",

@@ -75,7 +75,7 @@ def test_predict_names_the_choice_and_the_speed(stepwell):
     rows = json.loads(stepwell("predict", "runs/chosen", "photos", "--json").out)
     assert {row["depth"] for row in rows} <= {"8", "6", "4"}
     said = stepwell("predict", "runs/chosen", "photos")
-    assert re.search(r"in batches of 64: \d+ images/s, at full size always \d+: ", said.err)
+    assert re.search(r"in batches of 64: \d+ images/s, at the costliest choice always \d+: ", said.err)
     assert "in batches of 1: " in said.err
     assert "chosen of 8, 6, 4" in said.out
     assert "images/s" not in stepwell("predict", "runs/chosen", "photos/1.png").err  # too few

@@ -39,6 +39,7 @@ NETWORKS = {
     "msdnet21": "MSDNet of 21 layers in 6 blocks, for exits behind each",
     "msdnet24": "MSDNet of 24 layers in 11 blocks, for exits behind each (anytime prediction)",
     "vit_b_16": "torchvision's vision transformer of 12 blocks; holds 1, 2, ..., 11",
+    "vit6": "a vision transformer of 6 blocks and 96 channels for about 32 pixels; holds 1, 2, ..., 5",
     "FOLDER": "for texts: a BERT, RoBERTa or DistilBERT of Hugging Face's; 6 layers hold 1, 2, ..., 5",
     "timm/NAME": "a timm model with stages; a ViT or DeiT of 12 blocks holds 1, 2, ..., 11",
 }
@@ -56,11 +57,15 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
         ),
     },
     "per example: width": {
-        "slimmable layers": ("", "Slimmable networks (Yu et al. 2019)", ""),
-        "mixture of experts": ("", "Sparsely-gated MoE (Shazeer et al. 2017)", ""),
+        "slimmable layers": ("widths", "Slimmable networks (Yu et al. 2019)", ""),
+        "mixture of experts": ("experts", "Sparsely-gated MoE (Shazeer et al. 2017), Switch", ""),
     },
     "per example: parameters": {
-        "conditional kernels": ("", "CondConv (Yang et al. 2019), DY-CNN (Chen et al. 2020)", ""),
+        "conditional kernels": (
+            "kernels",
+            "CondConv (Yang et al. 2019), DY-CNN (Chen et al. 2020)",
+            "",
+        ),
     },
     "per place": {
         "pixels": ("", "DynConv (Verelst and Tuytelaars 2020)", ""),

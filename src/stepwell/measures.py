@@ -89,6 +89,51 @@ BLOCKS_SPEED: Mapping[str, Measure] = {
     **SPEED, "fixed": SPEED["fixed"]._replace(title="all blocks, images/s")
 }  # fmt: skip
 
+#: The same of a network with and without the choice of its width.
+WIDTHS_SPEED: Mapping[str, Measure] = {
+    **SPEED, "fixed": SPEED["fixed"]._replace(title="full width, images/s")
+}  # fmt: skip
+
+#: Other ways to choose, beside a chooser.
+CONTROLS: Mapping[str, str] = {
+    "random": "at random, each choice as often",
+    "line": "at random between two choices, the best mixture",
+    "oracle": "the cheapest that is right",
+}
+
+
+class Mixture(NamedTuple):
+    """Words about the parts that a network mixes for each example.
+
+    parts: their name. share: the number that tells their use. plain: the network to compare speed with.
+    """
+
+    parts: str
+    share: str
+    plain: str
+
+    @property
+    def speed(self) -> Mapping[str, Measure]:
+        """Images per second with and without the mixture."""
+        plain = SPEED["fixed"]._replace(title=f"{self.plain}, images/s")
+        return {**SPEED, "chosen": SPEED["chosen"]._replace(title="mixed, images/s"), "fixed": plain}
+
+    @property
+    def legend(self) -> str:
+        """What the numbers by layer are."""
+        return (
+            f"{self.share} by layer; CV: standard deviation over the {self.parts} by the mean, 0 where "
+            "all are used alike; by class: share of the variance between images that their classes "
+            "explain"
+        )
+
+
+#: By the key in the results.
+MIXTURES: Mapping[str, Mixture] = {
+    "experts": Mixture("experts", "share of the tokens", "all experts"),
+    "kernels": Mixture("kernels", "mean weight", "plain kernels"),
+}
+
 #: Ranks of true triples among all entities.
 RANKS: Mapping[str, Measure] = {
     "mrr": Measure("MRR", "number", 3),

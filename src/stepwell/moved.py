@@ -53,7 +53,9 @@ MODULES = {
     "recipes.grafting": "recipes.graft_phases",
     "recipes.full_net": "recipes.full_net_watch",
     "recipes.parts": "measure.data_parts",
-    "recipes.dynamic": "measure.resolution",
+    "recipes.dynamic": "measure.choices",
+    "measure.resolution": "measure.choices",
+    "tasks.resolution": "tasks.choices",
     "export.dynamic": "export.resolution",
     "evaluation.price": "evaluation.cost_penalty",
     "nets.merging": "nets.grafting.merging",
@@ -67,7 +69,8 @@ NAMES = {
     "load_dynamic": "nets.files.resolution.load_resolution",
     "nets.nested.NestedNet": "nets.nested.net.NestedNet",
     "nets.resolution.Resolutions": "nets.resolution.resolutions.Resolutions",
-    "export.OpenDynamic": "export.OpenResolution",
+    "export.OpenDynamic": "export.OpenChoices",
+    "export.OpenResolution": "export.OpenChoices",
     "export.export_dynamic": "export.export_resolution",
     **{
         f"methods.{name}": f"teachers.{name}"

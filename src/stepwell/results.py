@@ -14,6 +14,8 @@ from stepwell.files import damaged, read_json, write_whole, writing
 
 #: Later evaluations of a run, beside its results.json.
 EVALUATIONS = "evaluations.json"
+#: Attention maps of a text encoder and its teacher, in a run.
+MAPS = "attention.npz"
 #: Measures of a graph that older versions wrote at the top.
 _OF_GRAPHS = ("entities", "relations", "triples", "loss", "test_seconds")
 

@@ -47,6 +47,19 @@ def test_every_claim_can_be_judged(judged):
     assert set(PRIMARY) <= judged.keys()
 
 
+def test_a_teacher_without_errors_leaves_the_claim_about_them_out(results, judged):
+    def with_share(share, one):
+        return one | {"bert": one["bert"] | {"agreement_on_errors": share}}
+
+    for shares in ([None], [0.5, None]):  # by seed
+        flawless = {
+            arm: {seed: with_share(share, own[0]) for seed, share in enumerate(shares)}
+            for arm, own in results.items()
+        }
+        names = {claim["id"] for claim in judge(STUDY, flawless)}
+        assert names == judged.keys() - {"errors"}
+
+
 def test_differences_are_of_the_arms_that_claims_name(judged, results):
     def points(arm, depth="3"):
         return 100 * results[arm][0]["test"][f"{depth}/accuracy"]

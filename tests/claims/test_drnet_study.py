@@ -11,7 +11,6 @@ from stepwell.claims.drnet.arms import (
     at_its_cost,
     auc_of_need,
     best_cascade,
-    best_mixture,
     held_to,
     two_scales,
 )
@@ -38,7 +37,7 @@ from stepwell.claims.drnet.study import (
 from stepwell.claims.kit.judging import judge
 from stepwell.claims.kit.study import slug
 from stepwell.claims.kit.verify import verify_system
-from stepwell.measure.resolution import Observed
+from stepwell.measure.choices import Observed, best_mixture
 
 pytestmark = pytest.mark.usefixtures("quick")
 ORDER, COSTS = ["16", "24", "32"], torch.tensor([0.25, 0.5625, 1.0], dtype=torch.float64)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from nets.example_nets import lively
-from stepwell.export import OpenResolution, Sample, export_resolution
+from stepwell.export import OpenChoices, Sample, export_resolution
 from stepwell.export.check import compare_answers
 from stepwell.export.resolution import Resized
 from stepwell.nets import Card, build
@@ -52,7 +52,7 @@ def exported(net, images, tmp_path_factory):
 
 def test_the_loop_over_the_graphs_is_the_network(net, images, exported):
     folder, result = exported
-    loop = OpenResolution(folder)
+    loop = OpenChoices(folder)
     assert loop.names == net.names == ("14@12", "8@8")
     with torch.inference_mode():
         expected, found = net.answer(images), loop(images)
@@ -60,7 +60,7 @@ def test_the_loop_over_the_graphs_is_the_network(net, images, exported):
     assert found.depth.equal(expected.depth)
     assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
     assert_close(loop(images.numpy()).logits, found.logits, rtol=0, atol=0)
-    none = OpenResolution(str(folder))(images[:0])
+    none = OpenChoices(str(folder))(images[:0])
     assert (none.logits.shape, none.depth.shape) == ((0, 5), (0,))
     assert result["parity"]["same_choice"] == 1.0
     assert {row["parity"]["same_class"] for row in result["files"]} == {1.0}

@@ -55,8 +55,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypa
             train("skipping", **more)
     again = train("skipping", **more)
     out, results = trained
+    ours = load(tmp_path / "r").state_dict()
     for name, value in load(out).state_dict().items():
-        assert_close(load(tmp_path / "r").state_dict()[name], value, rtol=0, atol=0)
+        assert_close(ours[name], value, rtol=0, atol=0)
     assert again["test"] == results["test"]
 
 

@@ -260,6 +260,9 @@ REFUSED = {
     "stem": (["--stem", "small"], "--stem small is for images"),
     "pretrained": (["--init", "pretrained"], "are the start already; leave it out"),
     "deeper": (["--depths", "6"], "no depth '6' in the family of bert/3: it holds 1, 2"),
+    "both kinds": (["--depths", "1", "2"], "--depths 1 2: 2 keeps the encoder's last layer and 1 does "
+                   "not, and one encoder holds one kind: leave 1 out, or name first layers alone with "
+                   "--depths 1=1 2=2"),
     "column": (["--text", "title"], "train.tsv has no column 'title' for texts; its columns are "
                                     "sentence, label"),
     "label": (["--label", "stars"], "has no column 'stars' for labels; its columns are"),
@@ -299,6 +302,7 @@ FILES = {
                        "{path}, line 3: 3 columns, and the header has 2 (sentence, label)"),
     "not UTF-8": (b"sentence\tlabel\nfine\t1\n\xff\xfe\t0\n", "{path}, line 3: not UTF-8"),
     "empty text": (b"sentence\tlabel\nfine\t1\n \t0\n", "{path}, line 3: the text is empty"),
+    "empty label": (b"sentence\tlabel\nfine\t1\ngood\t \n", "{path}, line 3: the label is empty"),
     "one class": (b"sentence\tlabel\nfine\t1\ngood\t1\n", "{path} has one class only, '1'"),
     "few": (b"sentence\tlabel\nfine\t1\ndull\t0\n", "{path} has 2 texts, too few to set some aside to "
                                                      "test on: add texts, or name others with --test"),
@@ -401,6 +405,26 @@ def test_a_folder_is_fine_tuned_and_teaches(deep, data, tmp_path, capsys, monkey
         internal_section(read_run(tmp_path / "run", "run"), {})
 
 
+@pytest.mark.parametrize(("names", "at_once"), [(("0", "1"), True), (("1", "0"), False), ((), False)])
+def test_a_head_of_these_classes_teaches_at_once(names, at_once, data, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stop(objective, *args, **options):
+        raise Stop(options["phase"])
+
+    folder = write_encoder(tmp_path / "encoder", layers=2, labels=2)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("id2label", None)
+    config |= {"id2label": dict(enumerate(names))} if names else {}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("stepwell.recipes.bert.fit", stop)
+    own = {"data": str(data), "teacher": str(folder), "out": tmp_path / "run", "keep_outputs": False}
+    with pytest.raises(Stop) as stopped:
+        train("bert", **own, **BERT)
+    assert stopped.value.args[0] == ("student" if at_once else "teacher")
+
+
 def test_a_run_teaches_at_once(run, data, tmp_path, monkeypatch):
     monkeypatch.setattr(attention_maps, "READABLE", range(90, 99))  # no text is so long
     monkeypatch.setattr(attention_maps, "TOKENS", 4)
@@ -409,6 +433,22 @@ def test_a_run_teaches_at_once(run, data, tmp_path, monkeypatch):
         **BERT | {"schedule": "stacked", "start": "teacher", "label_share": 0.5},
     )  # fmt: skip
     assert not (tmp_path / "run" / "phases" / "teacher").exists()
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = {line["phase"]: line for line in lines}
+    assert {phase: line["step"] for phase, line in last.items()} == {
+        "stage-1": 11,
+        "stage-2": 10,
+        "student": 21,
+    }  # of 3 epochs of 14 batches
+    assert all(line["lr"] < 0.03 * BERT["lr"] for line in last.values())  # each decays
+    before = (tmp_path / "run" / "net.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "phases" / "stage-1")  # as in a run of an older version
+    train(
+        "bert", data=str(data), teacher=str(run / "net.safetensors"), out=tmp_path / "run",
+        **BERT | {"schedule": "stacked", "start": "teacher", "label_share": 0.5},
+    )  # fmt: skip
+    assert not (tmp_path / "run" / "phases" / "stage-1").exists()
+    assert (tmp_path / "run" / "net.safetensors").read_bytes() == before
     teacher = json.loads((run / "results.json").read_text())["test"]["3/accuracy"]
     assert results["bert"]["teacher_accuracy"] == pytest.approx(teacher)
     shown = results["bert"]["examples"]
@@ -445,13 +485,15 @@ def test_a_student_starts_before_or_after_the_fine_tuning(run, encoder, data, tm
         pass
 
     def stop(source, student, layers):
-        raise Stop(source)
+        raise Stop(source, layers)
 
     monkeypatch.setattr(bert.text_teaching, "copy_layers", stop)
     name = "bert.encoder.layer.0.output.dense.weight"
     for start, file in (("pretrained", encoder / "model.safetensors"), ("teacher", run)):
+        own = BERT | {"layers": (3, 1)}  # a map in disorder changes no initial weight
         with pytest.raises(Stop) as stopped:
-            train("bert", data=str(data), teacher=str(run), out=tmp_path / start, start=start, **BERT)
+            train("bert", data=str(data), teacher=str(run), out=tmp_path / start, start=start, **own)
+        assert stopped.value.args[1] == (2, 3)
         begun = stopped.value.args[0][name]
         state = stepwell.load(run).module.state_dict() if file == run else load_file(file)
         assert torch.equal(begun, state.get(name, state.get(name.removeprefix("bert."))))
@@ -578,6 +620,34 @@ def test_teachers_that_do_not_fit_are_refused(deep, run, data, tmp_path, capsys)
         assert (code, message in err) == (2, True), err
     code, _, err = told(capsys, *own, "--teacher", deep, "--layers", "1", "9", "--student-layers", "2")
     assert (code, "the layer map names layer 9; the teacher has 1 to 4" in err) == (2, True)
+
+
+def test_another_teacher_or_validation_file_is_noticed_on_resume(run, data, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "teacher")
+    valid = write_tsv(tmp_path / "valid.tsv", texts(20, seed=3))
+    call = {"data": str(data), "teacher": str(tmp_path / "teacher"), "valid": valid,
+            "out": tmp_path / "run", **BERT, "epochs": 1}  # fmt: skip
+    results = train("bert", **call)
+    file = tmp_path / "run" / "config.json"
+    record = file.read_text()
+
+    older = json.loads(record)  # as earlier versions wrote it
+    older["teacher"] = older["teacher"].partition("/")[0]
+    del older["data"]["valid"]
+    file.write_text(json.dumps(older))
+    assert train("bert", **call) == results
+    file.write_text(record)
+
+    write_tsv(valid, texts(20, seed=4))
+    with pytest.raises(ValueError, match=r"holds a run on other data \(valid was .* and is"):
+        train("bert", **call)
+    write_tsv(valid, texts(20, seed=3))
+    text = stepwell.open_network(tmp_path / "teacher").net
+    with torch.no_grad():
+        text.net.module.classifier.bias.add_(1)
+    save_text(text.net, tmp_path / "teacher" / "net.safetensors", tokenizer=text.tokenizer)
+    with pytest.raises(ValueError, match=r"holds a run on other teacher \(teacher was .* and is"):
+        train("bert", **call)
 
 
 def test_the_pages_commands_and_snippets_run(run, deep, data, tmp_path, monkeypatch, capsys):

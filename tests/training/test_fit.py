@@ -100,6 +100,41 @@ def test_fit_is_a_plain_loop(batches, run, precision):
     states_equal(objective, twin, atol=0.0 if precision == "32" else 1e-7)
 
 
+class Until(Supervised):
+    """Is done after a number of steps, which its state dict counts; stops at one, as if killed."""
+
+    def __init__(self, steps, kill=-1):
+        super().__init__(tiny())
+        self.steps, self.kill = steps, kill
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    @property
+    def done(self):
+        return int(self.count) >= self.steps
+
+    def training_step(self, batch):
+        if self.count == self.kill:
+            raise RuntimeError("stopped here")
+        self.count += 1
+        return super().training_step(batch)
+
+
+def test_an_objective_that_is_done_ends_its_phase_at_the_same_step_when_resumed(
+    batches, run, capsys, monkeypatch
+):
+    monkeypatch.delenv("STEPWELL_QUIET", raising=False)
+    options = {"epochs": 3, "loop": Loop(checkpoint_minutes=0, accumulate=2, **CPU)}
+    whole, first, again = Until(5), Until(5, kill=3), Until(5)
+    assert fit(whole, batches, sgd(0.1), run, phase="whole", **options) == 6  # the next full step
+    assert "stopped after 6 of 12 steps, because its loss is below" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="stopped here"):
+        fit(first, batches, sgd(0.1), run, phase="cut", **options)
+    assert fit(again, batches, sgd(0.1), run, phase="cut", **options) == 6
+    assert again.count == 6
+    assert fit(Until(5), batches, sgd(0.1), run, phase="cut", **options) == 6  # a finished phase
+    assert [line["step"] for line in run.metrics() if line["phase"] == "whole"] == [4, 6]
+
+
 def test_prepare_changes_the_gradients_once_a_step_before_they_are_clipped(batches, run):
     objective, seen = Supervised(tiny()), []
 

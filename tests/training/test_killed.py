@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from stepwell import cli
+from stepwell.methods import bert_internal
 from stepwell.nets.files.nested import fingerprint
 from stepwell.recipes import train
 from stepwell.tasks import text_teaching
@@ -196,7 +197,8 @@ PLACES = {
     "bert": [
         (Job, "end_step", lambda real: Kill(real, 2, after=True)),  # of the teacher
         (EncoderOutputs, "_computed", lambda real: lambda *args: slowly(real, *args)),
-        (Job, "end_step", lambda real: Kill(real, 7, after=True)),  # of the student
+        (Job, "end_step", lambda real: Kill(real, 1, after=True)),  # of the first stage, its last
+        (Job, "end_step", lambda real: Kill(real, 2, after=True)),  # of the task stage
         (text_teaching, "mismatch", Kill),  # the student has learned
         (text_teaching, "drop_outputs", Kill),  # the results are written
     ],
@@ -217,7 +219,8 @@ def words(tmp_path_factory):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("recipe", PLACES)
-def test_a_run_on_texts_killed_at_each_place_ends_bit_identical(recipe, words, tmp_path):
+def test_a_run_on_texts_killed_at_each_place_ends_bit_identical(recipe, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(bert_internal, "FEWEST", 1)  # steps of a stage that a threshold ends
     call = {
         "data": words["data"], "epochs": 2, "batch_size": 16, "lr": 5e-3, "max_tokens": 24,
         "loop": Loop(device="cpu", checkpoint_minutes=0),
@@ -229,6 +232,10 @@ def test_a_run_on_texts_killed_at_each_place_ends_bit_identical(recipe, words, t
         call |= {"net": str(words["net"]), "depths": ("1",)}
     train(recipe, out=tmp_path / "whole", **call)
     assert not [*(tmp_path / "whole").rglob("*teacher.bin*")]
+    if recipe == "bert":
+        lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+        steps = {one["phase"]: one["step"] for one in map(json.loads, lines)}
+        assert steps == {"teacher": 8, "stage-1": 1, "stage-2": 1, "student": 6}
     for owner, name, replace in PLACES[recipe]:
         assert killed(recipe, owner, name, replace, out=tmp_path / "run", **call), name
     train(recipe, out=tmp_path / "run", **call)

@@ -34,9 +34,10 @@ def eval_(
 ) -> None:
     """Measure accuracy, calibration, churn, MACs and latency.
 
-    Every depth of a network is measured. A network that chooses resolutions is measured as a whole, and
-    at each choice for all images. With --fidelity, each depth is also compared with a teacher, on the
-    training and test images. The run keeps the numbers for its report, by the data.
+    Every depth of a network is measured. A network that chooses resolutions or
+    widths is measured as a whole, and at each choice for all images. With --fidelity, each depth is
+    also compared with a teacher, on the training and test images. The run keeps the numbers for its
+    report, by the data.
 
     Examples:
         stepwell eval runs/digits
@@ -56,7 +57,7 @@ def eval_(
         target_accuracy: accuracy of the cascade on the validation part (0.97 is 97 %); by default the
             full net's own.
         budget_macs: mean MACs of an input, at most: of the cascade, instead of a target accuracy; or of
-            a network that chooses resolutions.
+            a network that chooses resolutions or widths.
         criterion: measure of how sure a depth is: the top probability (confidence, the default), the
             entropy, the number of depths in a row that agree (patience), or the probability to be
             right, fitted on the validation part (learned).

@@ -30,7 +30,7 @@ def export(
 
     Each file is checked against the network, except int8 versions and --beyond. `--depth all` with ONNX
     writes the weights once, net-CHECKSUM.safetensors, and a small graph a depth that points into it. A
-    network that chooses resolutions gives a graph a choice, and one for its chooser.
+    network that chooses resolutions or widths gives a graph a choice, and one for its chooser.
 
     Examples:
         stepwell export runs/digits

@@ -57,11 +57,10 @@ def predict(
         files: images, or folders of images; for a network of texts: texts, tab-separated files, or -
             for the lines of standard input.
         depth: the depth that predicts; the full net by default. A network that chooses resolutions
-            chooses by default; --depth then also takes one of its choices (24, 14@24).
+            or widths chooses by default; --depth then also takes one of its choices (24, 0.5).
         budget_ms: use the deepest depth that needs at most this many milliseconds an input here, unless
             a shallower one is clearly more accurate; by the table in the network's file (`stepwell cost
-            RUN --save`), else measured now. A network that chooses resolutions keeps the mean within
-            the budget.
+            RUN --save`), else measured now. A network that chooses keeps the mean within the budget.
         budget_macs: as --budget-ms, in MACs an input.
         min_accuracy: use the cheapest depth, or the highest cost penalty, with at least this accuracy
             (0.95 is 95 %).

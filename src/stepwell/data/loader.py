@@ -170,6 +170,10 @@ class Batches:
         """Another set, normalised in the same way, in order and without augmentation."""
         return Batches(images, self.batch_size, mean=self.mean, std=self.std)
 
+    def of(self, images: ImageSet) -> "Batches":
+        """The same training on other images."""
+        return self._like(images, self.extra)
+
     def reseeded(self, *key: object) -> "Batches":
         """The same images in another order and with other augmentation, for another phase of a run."""
         other = copy(self)
@@ -179,9 +183,12 @@ class Batches:
 
     def joined_by(self, *extra: Extra) -> "Batches":
         """The same batches with further sets in them."""
+        return self._like(self.images, (*self.extra, *extra))
+
+    def _like(self, images: ImageSet, extra: Sequence[Extra]) -> "Batches":
         return Batches(
-            self.images, self.batch_size, mean=self.mean, std=self.std, augment=self.augment,
-            changes=self.changes, shuffle=self.shuffle, seed=self.seed, extra=(*self.extra, *extra),
+            images, self.batch_size, mean=self.mean, std=self.std, augment=self.augment,
+            changes=self.changes, shuffle=self.shuffle, seed=self.seed, extra=extra,
             balance=self.balance,
         )  # fmt: skip
 

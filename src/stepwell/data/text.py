@@ -16,7 +16,7 @@ TEXT_COLUMNS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
     ("question", "sentence"), ("text1", "text2"), ("sentence",), ("text",), ("sentence1",),
 )  # fmt: skip
-#: Names that an unread column of GLUE's files may have.
+#: The usual name of the column of labels.
 LABEL = "label"
 #: More different fractions than this are hardly classes.
 MANY = 10
@@ -63,7 +63,7 @@ class Table(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """Texts with their labels as they stand in the file; no labels where none were asked for."""
+    """Texts with their labels as they stand in the file; no labels if they were not read."""
 
     path: Path
     texts: tuple[Text, ...]
@@ -79,8 +79,16 @@ class Labels:
 
     @classmethod
     def of(cls, texts: Texts) -> "Labels":
-        """The classes of training texts, numbers in their order; ValueError for a single class."""
+        """The classes of training texts, numbers in their order.
+
+        ValueError for a single class, and for an empty label (with the line).
+        """
         names = set(texts.labels)
+        for label, line in zip(texts.labels, texts.lines, strict=True):
+            if not label.strip():
+                raise ValueError(
+                    f"{texts.path}, line {line}: the label is empty: fill it, or remove the line"
+                )
         if len(names) < 2:
             raise ValueError(
                 f"{texts.path} has one class only, {min(names)!r}: training needs two or more"
@@ -90,7 +98,7 @@ class Labels:
 
     @property
     def measured(self) -> bool:
-        """True if the labels are numbers such as 3.8, so many that they are hardly classes."""
+        """True if the labels are numbers such as 3.8, and too many to be classes."""
         fractions = any(not name.isdecimal() for name in self.classes)
         several = len(self.classes) > MANY and fractions
         return several and all(_number(name) is not None for name in self.classes)
@@ -116,24 +124,24 @@ class Numbers:
     @classmethod
     def of(cls, texts: Texts, column: str) -> "Numbers":
         """The numbers of training texts; ValueError if they are all equal."""
-        found = cls((column,))
-        if len(set(found.numbers(texts))) < 2:
+        numbers = cls((column,))
+        if len(set(numbers.numbers(texts))) < 2:
             raise ValueError(
                 f"{texts.path} has one number only, {texts.labels[0]}: training needs two or more"
             )
-        return found
+        return numbers
 
     def numbers(self, texts: Texts) -> list[float]:
         """The number of each text; ValueError names the first line that has none."""
-        found = []
+        values = []
         for label, line in zip(texts.labels, texts.lines, strict=True):
             if (value := _number(label)) is None:
                 raise ValueError(
                     f"{texts.path}, line {line}: {label!r} in column {self.classes[0]!r} is not a "
                     "number, and --regression needs one in every row"
                 )
-            found.append(value)
-        return found
+            values.append(value)
+        return values
 
 
 def _number(text: str) -> float | None:

@@ -64,6 +64,14 @@ class Tokenizer:
         """A hash of the vocabulary and its rules."""
         return hashlib.sha256(self.content.encode()).hexdigest()[:16]
 
+    @property
+    def separator(self) -> int | None:
+        """The id of the token after the first text of a pair; None if there is none."""
+        pair = self._library.encode("a", "b")
+        ends = [i for i, text in enumerate(pair.sequence_ids, 1) if text == 0]
+        after = ends[-1] if ends else len(pair.ids)
+        return pair.ids[after] if None in pair.sequence_ids[after : after + 1] else None
+
     def encode(self, texts: Sequence[Text]) -> tuple[list[list[int]], int]:
         """The token ids of each text or pair, cut to the limit, and the number of texts that were cut.
 
@@ -87,7 +95,7 @@ class Tokenizer:
 class TokenSet:
     """Labelled texts as token ids.
 
-    ids: of all texts, one after the other (tokens,). starts: where each text begins, and the end.
+    ids: of all texts, one after the other. starts: where each text begins, and the end.
     labels: class indices, -1: no label; or numbers to predict, which are floats.
     classes: names of the classes; of numbers, their one name.
     scale: mean and standard deviation that numbers were divided by (see `standardised`).
@@ -96,9 +104,9 @@ class TokenSet:
 
     input: ClassVar[Literal["text"]] = "text"
     NOUN: ClassVar = "texts"
-    ids: Tensor
-    starts: Tensor
-    labels: Tensor
+    ids: Int64[Tensor, " tokens"]
+    starts: Int64[Tensor, " edges"]
+    labels: Shaped[Tensor, " texts"]
     classes: tuple[str, ...]
     tokenizer: Tokenizer
     texts: tuple[Text, ...] = field(default=(), repr=False)
@@ -214,6 +222,7 @@ class TextBatches:
         self.shuffle, self.seed = shuffle, seed
         self.balance, self.by_length = balance, by_length
         self.rank, self.world = 0, 1
+        self.first = 0
         self._keep_orders()
 
     def _keep_orders(self) -> None:
@@ -236,13 +245,19 @@ class TextBatches:
         other._keep_orders()
         return other
 
+    def after(self, position: int) -> "TextBatches":
+        """The same batches from `position` on, for the next phase of a training."""
+        rest = copy(self)
+        rest.first = self.first + position
+        return rest
+
     def with_examples(self, examples: TokenSet) -> "TextBatches":
         """Another set, in one pass."""
         return TextBatches(examples, self.batch_size)
 
     def indices(self, position: int) -> Int64[Tensor, " batch"]:
         """The texts of this process in the batch at `position`."""
-        epoch, step = divmod(position, len(self))
+        epoch, step = divmod(self.first + position, len(self))
         batch = self._order(epoch)[step]
         if self.world > 1:
             batch = batch.repeat_interleave(-(-self.world // len(batch)))

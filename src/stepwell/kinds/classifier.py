@@ -11,7 +11,7 @@ from stepwell.kinds import classifier_tables as tables
 from stepwell.kinds.classifier_costs import calibrate as calibrate
 from stepwell.kinds.classifier_costs import cost as cost
 from stepwell.kinds.classifier_tables import show_export as show_export
-from stepwell.measures import BUSY, OF_CLASSES, OF_NUMBERS, with_article
+from stepwell.measures import BUSY, MIXTURES, OF_CLASSES, OF_NUMBERS, with_article
 
 if TYPE_CHECKING:
     from stepwell.nets import NestedNet
@@ -36,6 +36,7 @@ SECTIONS = [
 EXTRA: Mapping[str, Callable[..., None]] = {
     "cascade": tables.show_cascade,
     "fidelity": lambda found, row, noun: tables.show_fidelity(found),
+    **{k: lambda found, key=k, **_: tables.show_mixture(key, found) for k in MIXTURES},
 }  # fmt: skip
 #: Words of the columns of an evaluation.
 LEGEND = (
@@ -108,7 +109,7 @@ def evaluate(
 
     path, net, config = network.path, network.net, network.config
     if budget_macs is not None and not cascade:
-        raise ValueError("--budget-macs needs --cascade, or a network that chooses resolutions")
+        raise ValueError("--budget-macs needs --cascade, or a network that chooses")
     net.require_ready()
     if cascade:
         check_depths(net)
@@ -267,6 +268,7 @@ def export(
 ) -> dict[str, Any]:  # fmt: skip
     """Write depths as files for other programs, each checked on images. Flags as for `export`."""
     from stepwell.export import Int8, export_folder
+    from stepwell.nets.decisions.deciding import deciding_parts
 
     net = network.net
     net.require_ready(*(net.depths if depth is None else [depth]))
@@ -274,10 +276,14 @@ def export(
     sample, parts = sample_of(network, data, calibrated=int8)
     quantised = Int8(parts.train, parts.test) if int8 else None
     own = is_own(network, folder)
-    return export_folder(
+    result = export_folder(
         net, folder, sample, format=format, depth=depth, int8=quantised, own=own, say=say,
         cascade=whole,
     )  # fmt: skip
+    in_vain = {part.in_graphs.get(format): None for _, part in deciding_parts(net.module)}
+    for what in filter(None, in_vain):
+        say(f"note: the graph gives the network's answers, but computes {what}")
+    return result
 
 
 def exported_cascade(net: "NestedNet", format: str, depth: str | None, int8: bool = False) -> Any:

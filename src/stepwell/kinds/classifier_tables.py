@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepwell.console import big, show, size, table
+from stepwell.console import big, show, size, table, written
 from stepwell.measures import (
     BUSY,
     CURVE,
     FIDELITY,
+    MIXTURES,
     Measure,
     chance_in_words,
     curve_rows,
@@ -141,6 +142,24 @@ def show_delta(depth: str, beyond: str, delta: Mapping[str, Any]) -> None:
         for key, name in names.items()
     ]
     show(table(f"wrote {delta['path']}", ["weights", "size", f"of depth {depth}"], rows))
+
+
+def show_mixture(key: str, found: Mapping[str, Any]) -> None:
+    """Print the use of experts or mixed kernels in each layer, and their speed."""
+    words = MIXTURES[key]
+    layers = found["layers"]
+    numbers = range(1, 1 + max(len(layer["shares"]) for layer in layers.values()))
+    rows = [
+        [name, *(written(SHARE, s) for s in layer["shares"]), f"{layer['cv']:.2f}",
+         written(SHARE, layer["by_class"])]
+        for name, layer in layers.items()
+    ]  # fmt: skip
+    show(table(words.parts, ["layer", *map(str, numbers), "CV", "by class"], rows))
+    show(words.legend, style="dim")
+    rows = [[written(m, row[k]) for k, m in words.speed.items()] for row in found["speed"]]
+    show(table("speed", [measure.title for measure in words.speed.values()], rows))
+    if any("unsure" in row for row in found["speed"]):
+        show(BUSY, style="bold")
 
 
 def with_interval(numbers: Mapping[str, float], key: str, measure: Measure) -> str:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from stepwell.console import big, row_table, say, show, show_conditions, size, table, written
 from stepwell.kinds import Costs, Network, Predicted, classifier
 from stepwell.kinds.classifier_tables import show_churn, show_classes, show_never_right
-from stepwell.measures import BUSY, MEASURES, SPEED, in_words
+from stepwell.measures import BUSY, CONTROLS, MEASURES, SPEED, Measure, in_words
 from stepwell.results import read_results
 
 if TYPE_CHECKING:
+    from stepwell.measure.choices import System
+    from stepwell.nets.decisions.choosing import ChoosingNet
     from stepwell.nets.resolution.chooser import ResolutionNet
 
 NAME = "a network of several resolutions"
@@ -48,13 +50,13 @@ def open(path: Path, module: Callable[[], Any] | None = None) -> "ResolutionNet"
     from stepwell.nets.files.resolution import load_resolution
 
     net = load_resolution(path, module)
-    classifier.check_card(path, net.net.net)
+    classifier.check_card(path, net.nested)
     return net
 
 
 def at_full_size(network: Network, *, cascade: bool = False) -> Network:
     """Give the nested net inside, an image classifier of full-size images."""
-    nested = network.net.net.net
+    nested = network.net.nested
     if cascade and len(nested.depths) < 2:
         raise ValueError(
             f"{network.path} holds {NAME} and one depth, and a cascade needs two: leave --cascade out, "
@@ -70,54 +72,70 @@ def evaluate(
 
     With a cascade or a teacher, the depths at full size are measured instead.
     """
-    from stepwell.measure import resolution as measuring
-    from stepwell.measure.data_parts import parts_of
-    from stepwell.nets.files.container import network_file
+    from stepwell.measure import choices as measuring
 
     if of_depths:
         full = at_full_size(network, cascade="cascade" in of_depths)
         results = classifier.evaluate(full, data=data, budget_macs=budget_macs, **of_depths)
         return results | {"rows": FULL_SIZE}
+    return measured(network, data, budget_macs, measuring.RESOLUTION)
+
+
+def measured(
+    network: Network, data: str | None, budget_macs: float | None, system: "System"
+) -> dict[str, Any]:
+    """Measure a network that chooses as a whole, and each of its choices for all images."""
+    from stepwell.measure import choices as measuring
+    from stepwell.measure.data_parts import parts_of
+    from stepwell.nets.files.container import network_file
+
     net, config = network.net, network.config
     if budget_macs is not None:
         set_budget(net, macs=budget_macs)
-    nested = net.net.net
-    parts = parts_of(nested, network.path, config, data)
-    table = measuring.choice_table(net, nested.card.size)
-    results, _ = measuring.measure_resolution(net, parts.test, table)
+    parts = parts_of(net.nested, network.path, config, data)
+    table = measuring.choice_table(net, net.card.size)
+    results, _ = measuring.measure_choices(net, parts.test, table, system)
     results["data"] = parts.about
     if budget_macs is not None:
         results["at"] = f"at most {in_words('macs', budget_macs)}"
-    record = results["drnet"]
+    record = results[system.key]
     run = network_file(network.path).parent
     if budget_macs is None and config and (run / "results.json").exists():
-        record["target"] = read_results(run)["drnet"].get("target")
+        record["target"] = read_results(run)[system.key].get("target")
     record["speed"] = measuring.measure_speed(net, measuring.timed_images(parts.test))
     return results
 
 
 def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False) -> None:
     """Print results as tables; `brief`: as after a training."""
-    costs, test, rows, record = (results[k] for k in ("costs", "test", "rows", "drnet"))
+    show_rows(results, "drnet", title, brief=brief)
+
+
+def show_rows(
+    results: Mapping[str, Any], key: str, title: str, *, brief: bool = False,
+    speed: Mapping[str, Measure] = SPEED,
+) -> None:  # fmt: skip
+    """Print results of a network that chooses, whose own ones stand at `key`."""
+    costs, test, rows, record = (results[k] for k in ("costs", "test", "rows", key))
     show(row_table(title, TRAINED if brief else EVALUATED, costs, test, row=rows))
     if not brief:
         show_churn(results["churn"], row=rows)
         show_never_right(results, row=rows)
     show_classes(test)
     show_conditions(costs)
-    show_choices(record)
+    show_choices(record, speed)
     if not brief:
         show_budgets(record["budgets"])
 
 
 def set_budget(
-    net: "ResolutionNet", *, ms: float | None = None, macs: float | None = None,
+    net: "ChoosingNet", *, ms: float | None = None, macs: float | None = None,
     accuracy: float | None = None,
 ) -> None:  # fmt: skip
     """Set the cost penalty for a budget, and say its effect; milliseconds are measured now."""
-    from stepwell.measure.resolution import latencies_of_choices
+    from stepwell.measure.choices import latencies_of_choices
 
-    found = [] if ms is None else latencies_of_choices(net, net.net.net.card.size)
+    found = [] if ms is None else latencies_of_choices(net, net.nested.card.size)
     times = [found[0].ms + choice.ms for choice in found[1:]]
     budget = net.for_budget(ms=ms, macs=macs, accuracy=accuracy, times=times)
     unsure = f"; {BUSY}" if any(time.unsure for time in found) else ""
@@ -134,7 +152,7 @@ def predict(
 ) -> Predicted:  # fmt: skip
     """Classify images as the chooser decides, or at one choice or depth. Flags as for `predict`."""
     net = network.net
-    nested = net.net.net
+    nested = net.nested
     # a network that never chose has no budgets: a depth fits one
     if cascade or depth in nested.depths or (limits and not net.budgets):
         full = at_full_size(network, cascade=cascade)
@@ -152,15 +170,15 @@ def predict(
     return Predicted(predictions, title, "choice", partial(_speed, net, readable))
 
 
-def _speed(net: "ResolutionNet", files: Sequence[Path]) -> list[str]:
+def _speed(net: "ChoosingNet", files: Sequence[Path]) -> list[str]:
     """Measure images per second with and without the choice, if there are enough files."""
-    from stepwell.measure.resolution import TIMED, measure_speed
+    from stepwell.measure.choices import TIMED, measure_speed
     from stepwell.measure.speed import BATCHES
 
     if len(files) < max(BATCHES):
         return []  # the ratio of a few images is chance
     return [
-        f"in batches of {row['batch']}: {row['chosen']:.0f} images/s, at full size always "
+        f"in batches of {row['batch']}: {row['chosen']:.0f} images/s, at the costliest choice always "
         f"{row['fixed']:.0f}: {row['speed_up']:.2f} ×, of {row['by_macs']:.2f} × by MACs"
         + (f"; {BUSY}" if "unsure" in row else "")
         for row in measure_speed(net, net.preprocess(files[:TIMED]))
@@ -204,13 +222,13 @@ def cost(network: Network, *, save: bool = False, **saved: Any) -> Costs:
     if saved:
         flag = next(iter(saved)).replace("_", "-")
         raise ValueError(f"--{flag} is not for {NAME}, which {network.path} holds: leave it out")
-    from stepwell.measure.resolution import choice_table
+    from stepwell.measure.choices import choice_table
 
-    size = network.net.net.net.card.size
+    size = network.net.nested.card.size
     return Costs(choice_table(network.net, size), f"{size}×{size}", "choice")
 
 
-def show_choices(record: Mapping[str, Any]) -> None:
+def show_choices(record: Mapping[str, Any], speed: Mapping[str, Measure] = SPEED) -> None:
     """Print the share of each choice, the mean cost, and the speed."""
     shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in record["shares"].items())
     free, target = record["unpriced"], record.get("target")
@@ -230,13 +248,23 @@ def show_choices(record: Mapping[str, Any]) -> None:
     if max(record["shares"].values()) > ALIKE:
         note = (
             "nearly all images make one choice; perhaps no image needs another one. Try more epochs, "
-            "another --target, or resolutions that differ more"
+            "another target, or choices that differ more"
         )
         show(note, style="dim")
-    rows = [[written(measure, row[k]) for k, measure in SPEED.items()] for row in record["speed"]]
-    show(table("speed", [measure.title for measure in SPEED.values()], rows))
+    show_controls(record.get("controls", {}))
+    rows = [[written(measure, row[k]) for k, measure in speed.items()] for row in record["speed"]]
+    show(table("speed", [measure.title for measure in speed.values()], rows))
     if any("unsure" in row for row in record["speed"]):
         show(BUSY, style="bold")
+
+
+def show_controls(controls: Mapping[str, float]) -> None:
+    """Print the accuracy of other ways to choose at the same mean cost."""
+    if controls:
+        rows = [[words, f"{100 * controls[name]:.2f} %"] for name, words in CONTROLS.items()]
+        cost = f"{100 * controls['oracle cost']:.1f} %"
+        rows[-1][0] += f" (its mean cost: {cost} of the costliest choice's)"
+        show(table("other ways to choose, at the same mean cost", ["choice", "accuracy"], rows))
 
 
 def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
@@ -252,8 +280,13 @@ def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
     show(f"for predict's {flags}; measured on validation images", style="dim")
 
 
-def show_export(title: str, result: Mapping[str, Any]) -> None:
-    """Print exported files: a graph a choice, or depths at full size."""
+def show_export(
+    title: str, result: Mapping[str, Any], readers: str = "all graphs read their weights"
+) -> None:
+    """Print exported files: a graph a choice, or depths at full size.
+
+    `readers` says what is read from the file of weights.
+    """
     if "choices" not in result:
         classifier.show_export(title, result)
         return
@@ -269,7 +302,7 @@ def show_export(title: str, result: Mapping[str, Any]) -> None:
     show(table(title, ["file", "choice", "size", "largest difference"], rows, words=2))
     weights, parity = result["weights"], result["parity"]
     show(
-        f"all graphs read their weights from {weights['file']} ({size(weights['bytes'])}); the host "
+        f"{readers} from {weights['file']} ({size(weights['bytes'])}); the host "
         f"loop over them differs by {parity['difference']:.1e} in a logit on {parity['images']} "
         f"{parity['part']} images, and {100 * parity['same_choice']:.0f} % of the choices are equal",
         style="dim",

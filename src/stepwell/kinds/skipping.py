@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stepwell.console import row_table, say, show, show_conditions, table, written
+from stepwell.console import row_table, show, show_conditions, table, written
 from stepwell.kinds import Network, Predicted, classifier
 from stepwell.kinds.classifier_tables import show_classes, show_never_right
 from stepwell.kinds.classifier_tables import show_export as show_export
@@ -59,10 +59,7 @@ def export(
     depth: str | None = None, data: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the network for other programs; an ONNX graph skips blocks, too. Flags as for `export`."""
-    result = classifier.export(network, folder, format=format, depth=depth, data=data)
-    if format == "pt2":
-        say("note: the program decides as the network does, but computes every block: ONNX saves time")
-    return result
+    return classifier.export(network, folder, format=format, depth=depth, data=data)
 
 
 def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False) -> None:

@@ -38,9 +38,9 @@ def open(path: Path, module: Callable[[], Any] | None = None) -> "TextClassifier
     from stepwell.measure.text import load_text
     from stepwell.nets.files.container import network_file
 
-    found = load_text(network_file(path), module)
-    classifier.check_card(path, found.net)
-    return found
+    network = load_text(network_file(path), module)
+    classifier.check_card(path, network.net)
+    return network
 
 
 def inside(network: Network) -> Network:
@@ -78,11 +78,10 @@ def evaluate(
     networks = fit_texts(pair, parts.test) if fidelity else None
     results = measure_depths(net, parts.test, network.kind) | {"data": parts.about}
     if cascade:
-        found = classifier.calibrated_cascade(
+        results["cascade"] = classifier.calibrated_cascade(
             inside(network), parts, save, accuracy=target_accuracy, macs=budget_macs,
             criterion=criterion, search=search, temper=temper,
         )  # fmt: skip
-        results["cascade"] = found
     if networks is not None:
         numbers, arrays = measure_pair(networks, parts, track=track)
         results["fidelity"] = numbers

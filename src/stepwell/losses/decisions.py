@@ -46,3 +46,37 @@ def reinforce_loss(
     # reward - (sum - reward) / (n - 1) = (reward - mean) · n / (n - 1)
     advantage = (reward - reward.mean(-1, keepdim=True)).detach() * (count / (count - 1))
     return -(advantage * log_probability).sum() / count
+
+
+@in_full_precision
+def load_balance_loss(
+    gates: Float[Tensor, "rows experts"], load: Float[Tensor, "rows experts"]
+) -> Float[Tensor, ""]:
+    """The importance and the load loss of a noisy mixture of experts (Shazeer et al. 2017, section 4).
+
+        CV(sum over rows of gates)^2 + CV(sum over rows of load)^2,  CV^2 = variance / (mean^2 + 1e-10)
+
+    Args:
+        gates: weights of the experts, zero for those that do not run.
+        load: probability that an expert would run if its noise were drawn again.
+    """
+
+    def variation(total: Tensor) -> Tensor:
+        return total.var(correction=0) / (total.mean().square() + 1e-10)
+
+    return variation(gates.sum(0)) + variation(load.sum(0))
+
+
+@in_full_precision
+def switch_balance_loss(
+    shares: Float[Tensor, "images experts"], probability: Float[Tensor, "rows experts"]
+) -> Float[Tensor, ""]:
+    """The balance loss of Switch transformers (Fedus et al. 2021, section 2.2): 1 where all is even.
+
+        E · sum over experts i of f_i · p_i
+
+    Args:
+        shares: f, the share of each expert in the choices of an image's tokens; without gradient.
+        probability: p, the router's probabilities of a token.
+    """
+    return shares.shape[1] * (shares.mean(0).detach() * probability.mean(0)).sum()

@@ -1,6 +1,6 @@
 """Losses on an encoder's internal representations (Aguilar et al. 2020, arXiv:1910.03723).
 
-Whether the paper means over heads and examples could not be read: our means are a reconstruction.
+The paper's averaging could not be read; ours, over heads and examples, is a reconstruction.
 """
 
 import torch
@@ -36,14 +36,13 @@ def attention_kl(
             f"attention of {tuple(student.shape)} and {tuple(teacher.shape)} (batch, heads, tokens, "
             "tokens) cannot be compared: the numbers of heads must agree"
         )
-    hidden = ~mask[:, None, None, :]
+    hidden = ~(mask[:, None, :, None] & mask[:, None, None, :])
     # a finite number, so that 0 * log P stays 0, and its gradient, too
     low = torch.finfo(student.dtype).min / 2
     log_student = student.masked_fill(hidden, low).log_softmax(-1)
     log_teacher = teacher.detach().masked_fill(hidden, low).log_softmax(-1)
-    kl = (log_teacher.exp() * (log_teacher - log_student)).masked_fill(hidden, 0.0).sum(-1)
-    rows = mask[:, None, :].expand_as(kl)
-    return kl.masked_fill(~rows, 0.0).sum() / rows.sum()
+    kl = (log_teacher.exp() * (log_teacher - log_student)).masked_fill(hidden, 0.0)
+    return kl.sum() / (student.shape[1] * mask.sum())
 
 
 @in_full_precision

@@ -10,6 +10,8 @@ from stepwell.data import Batches
 from stepwell.data.tokens import TextBatches
 from stepwell.evaluation import ClassTally, NumberTally, Tally, evaluate, tally
 from stepwell.measure.inputs import blank_inputs
+from stepwell.measure.mixtures import mixture_record
+from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.nested.net import NestedNet
 from stepwell.types import Logits
 
@@ -41,10 +43,12 @@ def measure_depths(net: NestedNet, test: Examples, kind: str = "classifier") -> 
 
     Returns:
         Results as a run's results.json has them: "kind", "rows", "test", "churn", "examples",
-        "confusion", "costs".
+        "confusion", "costs"; and what `mixture_record` gives.
     """
+    use_break_even(net.module, {})  # answers do not depend on a clock
     sums = tally(logits_where_it_is(net), test, tally_of(kind))
-    return results_of(sums, net.card.classes, cost_table(net, net.card.size), kind)
+    record = mixture_record(net, test)
+    return results_of(sums, net.card.classes, cost_table(net, net.card.size), kind) | record
 
 
 def results_of(

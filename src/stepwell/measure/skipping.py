@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,16 +11,17 @@ from torch import Tensor, nn
 
 from stepwell.cost import cost_of, count_macs, mean_of_medians, measure_latencies, time_each
 from stepwell.data import Batches
-from stepwell.device import device_name
 from stepwell.evaluation import Tally, gather_logits
 from stepwell.measure import speed
+from stepwell.measure.break_even import with_break_even
+from stepwell.measure.choices import timed_images
 from stepwell.measure.depths import results_of
 from stepwell.measure.inputs import blank_image
-from stepwell.measure.resolution import timed_images
 from stepwell.nets import NestedNet, build
+from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.decisions.estimators import Draw, Scores
 from stepwell.nets.decisions.executor import with_branch
-from stepwell.nets.decisions.skipping import Gated, gated_blocks, use_break_even
+from stepwell.nets.decisions.skipping import Gated, gated_blocks
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Batch, Labels, Logits
 
@@ -135,15 +135,6 @@ def _break_even(block: Gated, x: Tensor, seconds: float) -> float:
     if slope <= 0:  # too noisy to tell: the time does not grow with the share
         return 1.0 if times["dense"].ms >= float(ms.mean()) else 0.0
     return min(1.0, max(0.0, (times["dense"].ms - start) / slope))
-
-
-def with_break_even(net: NestedNet) -> None:
-    """Measure break-even shares where the card has none for this device, and use them."""
-    device = device_name(next(net.parameters()).device)
-    if device not in net.card.break_even:
-        table = measure_break_even(net, net.card.size)
-        net.card = replace(net.card, break_even=net.card.break_even | {device: table})
-    use_break_even(net.module, net.card.break_even[device])
 
 
 class Observed(NamedTuple):
@@ -262,7 +253,7 @@ def measure_skipping(net: NestedNet, test: Batches) -> tuple[dict[str, Any], Obs
     """
     use_break_even(net.module, {})
     seen = observe_skipping(net, test)
-    with_break_even(net)
+    with_break_even(net, measure_break_even)
     macs = skipping_macs(net, net.card.size)
     costs = _costs(net, test, seen, macs)
     names = [name for name, _ in gated_blocks(net.module)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from stepwell.data.text import LABEL, Labels, Numbers, Text, in_one_line, read_texts
@@ -51,8 +52,8 @@ class TextClassifier:
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         depth = self.net.full if depth is None else depth
         self.net.require_ready(depth)
-        found = self.classify(rows, depth, top=top)
-        return found[0] if single else found
+        predictions = self.classify(rows, depth, top=top)
+        return predictions[0] if single else predictions
 
     def classify(self, texts: Sequence[Text], by: str | Cascade, *, top: int = 1) -> list[Prediction]:
         """Classify texts by a depth or a cascade; errors as for `predict`."""
@@ -65,7 +66,7 @@ class TextClassifier:
         examples = TokenSet.of(texts, [-1] * len(texts), classes, self.tokenizer)
         batches = TextBatches(examples, BATCH)
         device = next(self.net.parameters()).device
-        found: list[Prediction] = [Prediction()] * len(texts)
+        predictions: list[Prediction] = [Prediction()] * len(texts)
         for position in range(len(batches) if len(texts) else 0):
             ids = batches.at(position).inputs.to(device)
             with torch.inference_mode():
@@ -80,15 +81,15 @@ class TextClassifier:
                 text = in_one_line(texts[index])
                 if self.net.card.numeric:
                     value = float(logits[row, 0])
-                    found[index] = Prediction(text, classes[0], depth=depths[row], value=value)
+                    predictions[index] = Prediction(text, classes[0], depth=depths[row], value=value)
                     continue
                 names = [classes[i] for i in order[row, :top].tolist()]
                 best = tuple(zip(names, shares[row, :top].tolist(), strict=True))
-                found[index] = Prediction(text, *best[0], depth=depths[row], top=best)
-        return found
+                predictions[index] = Prediction(text, *best[0], depth=depths[row], top=best)
+        return predictions
 
 
-def some_ids(batches: TextBatches, count: int = 64) -> Tensor:
+def some_ids(batches: TextBatches, count: int = 64) -> Int64[Tensor, "texts tokens"]:
     """Token ids of `count` texts (all, if there are fewer), evenly spaced over the set, padded."""
     examples = batches.examples
     chosen = torch.linspace(0, len(examples) - 1, min(count, len(examples))).long()
@@ -169,8 +170,8 @@ def text_parts(
     files = TextFiles(test=test, valid=valid)
     parts = read_parts(Path(arguments["data"]), files, read)
     train, validation = parts.train, parts.validation
-    found = f"{train.fingerprint}/{parts.test.fingerprint}"
-    if found != config["data"]["fingerprint"]:
+    fingerprint = f"{train.fingerprint}/{parts.test.fingerprint}"
+    if fingerprint != config["data"]["fingerprint"]:
         raise ValueError(
             f"{arguments['data']} has changed since the network was trained on it, so its test part "
             "may hold texts of the training: name data to measure on with --data"
@@ -180,4 +181,4 @@ def text_parts(
     aside = None if validation is None else TextBatches(validation, BATCH)
     tests = TextBatches(parts.test, BATCH)
     name, own = config["data"]["name"], TextBatches(train, BATCH)
-    return TextBatchParts(aside, tests, True, name, found, own)
+    return TextBatchParts(aside, tests, True, name, fingerprint, own)

@@ -5,20 +5,21 @@ its attention (KL) and its [CLS] state (cosine).
 
     L_int(i) = a · KL(P_m(i) || P_i) + c · (1 - cos(h_m(i), h_i))
 
-- *all*: every step has all layers and the labels.
-- *progressive*: one layer after the other alone, then the labels alone.
-- *stacked*: layer after layer, each joined by those before it, then the labels alone.
+- *all*: every step has all layers and the task (soft targets, labels).
+- *progressive*: one layer after the other, then the task stage.
+- *stacked*: layer after layer, each joined by the layers before it, then the task stage.
 
-Marked as a *reconstruction* where the paper could not be read: means over heads and examples, and the
-even split of the steps over layers and labels.
+The paper could not be read: means over heads and examples, and the even split of the steps over layers
+and the task stage, are a *reconstruction*.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from stepwell.losses import attention_kl, cls_cosine, label_loss, teacher_loss
@@ -30,15 +31,18 @@ from stepwell.teachers.teacher import Frozen
 from stepwell.types import Batch, Step
 
 Schedule = Literal["all", "progressive", "stacked"]
-#: Decay of the moving average of the cosine loss that a threshold is compared with.
-SMOOTHING = 0.9
+#: Decay of the moving average of the cosine loss that a threshold is compared with, and the steps that
+#: a stage takes at least.
+SMOOTHING, FEWEST = 0.9, 10
 
 
 def layer_map(student: int, teacher: int) -> tuple[int, ...]:
-    """The teacher's layer of each of the student's, from 1: the upper layer of equal groups.
+    """The teacher's layer of each of the student's, from 1, evenly spaced up to the last one.
 
-    >>> layer_map(3, 6), layer_map(4, 6)
-    ((2, 4, 6), (2, 3, 4, 6))
+    In equal groups, it is the upper layer of each; otherwise the nearest layer, the even one of two.
+
+    >>> layer_map(3, 6), layer_map(4, 6), layer_map(2, 5)
+    ((2, 4, 6), (2, 3, 4, 6), (2, 5))
     """
     return tuple(max(1, round(i * teacher / student)) for i in range(1, student + 1))
 
@@ -46,10 +50,12 @@ def layer_map(student: int, teacher: int) -> tuple[int, ...]:
 class InternalKD(Objective):
     """Teach a shallow text encoder by a deep one, layer by layer.
 
+    The caller runs the stages: `begin` starts one, `lengths` says how many steps each takes. So each
+    stage can have an optimizer and a schedule of its own.
+
     Args:
         student: an encoder; its full depth learns.
         teacher: another one, frozen.
-        padding: id of the padding token, which never counts.
         layers: the teacher's layer of each of the student's, from 1; by default `layer_map`. 0: none.
         schedule: all, progressive or stacked.
         attention: a, the weight of attention.
@@ -58,23 +64,23 @@ class InternalKD(Objective):
         ce: weight of the labels.
         temperature: T of the soft targets.
         keep_task: keep soft targets and labels in the loss while layers are learned.
-        freeze: in progressive, layers that have been learned change no more until the labels' stage,
-            which takes less time.
-        label_share: share of training at the end for soft targets and labels alone, in progressive and
-            stacked; by default as long as each layer's.
-        threshold: cosine loss below which the next layer begins before its time.
+        freeze: freeze learned layers until the task stage, in progressive. These steps take less time.
+        label_share: share of the steps of the task stage, in progressive and stacked; by default, the
+            task stage is as long as the stage of one layer.
+        threshold: a stage may end before its time once the cosine loss is below it: the mean over the
+            stage's layers, in a moving average over steps.
         shuffled: a control: each text learns the attention and states of another text of its batch.
+            A text alone in its batch learns neither.
 
     Raises:
-        ValueError: a value is out of range; a layer that does not exist; unequal numbers of heads, with
-            attention; no loss.
+        ValueError: a value is out of range, or has no effect; a layer that does not exist; other
+            vocabularies; unequal numbers of heads, with attention; no loss.
     """
 
     def __init__(
         self,
         student: NestedNet,
         teacher: NestedNet,
-        padding: int,
         *,
         layers: Sequence[int] | None = None,
         schedule: str = "all",
@@ -96,10 +102,24 @@ class InternalKD(Objective):
         if not (kl or ce or attention or cls):
             raise ValueError("the student has no loss: attention, cls, kl and ce are all 0")
         if schedule != "all" and not (kl or ce):
-            raise ValueError(f"schedule {schedule!r} ends with labels: give kl or ce a weight")
+            raise ValueError(f"schedule {schedule!r} ends with a task stage: give kl or ce a weight")
         if schedule != "all" and not (attention or cls):
             raise ValueError(f"schedule {schedule!r} begins with layers: weigh attention or cls")
-        self.student, self.padding = student, padding
+        staged = {"threshold": threshold, "label_share": label_share, "keep_task": keep_task}
+        if schedule == "all" and (ignored := [n for n, v in staged.items() if v not in (None, False)]):
+            raise ValueError(f"{ignored[0]} is for the schedules progressive and stacked, not 'all'")
+        if threshold is not None and not cls:
+            raise ValueError("threshold compares the loss of [CLS] states: give cls a weight")
+        ours, theirs = (
+            (net.module.config.vocab_size, net.module.padding)  # type: ignore[union-attr]
+            for net in (student, teacher)
+        )
+        if ours != theirs:
+            raise ValueError(
+                f"the student has {ours[0]:,} tokens and padding {ours[1]}, the teacher {theirs[0]:,} "
+                f"and {theirs[1]}: their vocabularies must be the same"
+            )
+        self.student, self.padding = student, int(student.module.padding)  # type: ignore[arg-type]
         self.teacher: nn.Module = Frozen(teacher)
         self.depth = layers_of(student)
         most = layers_of(teacher)
@@ -112,10 +132,17 @@ class InternalKD(Objective):
             raise ValueError(f"the layer map names layer {wrong[0]}; the teacher has 1 to {most}")
         if freeze and schedule != "progressive":
             raise ValueError(f"freeze is for the schedule progressive, not {schedule!r}")
-        self.schedule, self.keep_task, self.freeze = schedule, keep_task, freeze
+        self.keep_task, self.freeze = keep_task, freeze
         self.attention, self.cls, self.kl, self.ce = attention, cls, kl, ce
         self.temperature, self.threshold, self.shuffled = temperature, threshold, shuffled
-        self.label_share = 1 / (self.depth + 1) if label_share is None else label_share
+        learned = [i for i, at in enumerate(self.layers, 1) if at and (attention or cls)]
+        self.extras = [n for n, weight in (("scores", attention), ("cls", cls)) if weight and learned]
+        self.stages = _stages(schedule, learned)
+        if not (kl or ce or learned):
+            raise ValueError("the student has no loss: the layer map names no layer, kl and ce are 0")
+        if schedule != "all" and not learned:
+            raise ValueError(f"schedule {schedule!r} begins with layers: the layer map names none")
+        self.label_share = 1 / len(self.stages) if label_share is None else label_share
         (heads, width), (their_heads, their_width) = shape_of(student), shape_of(teacher)
         if attention and heads != their_heads:
             raise ValueError(
@@ -125,57 +152,75 @@ class InternalKD(Objective):
         unequal = bool(cls) and width != their_width
         maps = [nn.Linear(width, their_width) for _ in self.layers] if unequal else []
         self.projections = nn.ModuleList(maps)
-        # In the state dict: a resumed run goes on in the same stage.
-        self.stage_reached: Tensor
-        self.cosine: Tensor
-        self.register_buffer("stage_reached", torch.ones(()))
-        self.register_buffer("cosine", torch.full((), 2.0))
+        self.stage = 1  # the current one, from 1; the last is the task stage
+        if threshold is not None:  # in the state dict: a resumed stage ends at the same step
+            self.cosine: Tensor
+            self.cosine_steps: Tensor
+            self.register_buffer("cosine", torch.zeros(()))
+            self.register_buffer("cosine_steps", torch.zeros((), dtype=torch.long))
 
-    def stage(self) -> int:
-        """The layer that is learned now, from 1; one more than there are: the labels."""
-        if self.schedule == "all":
-            return self.depth + 1
-        share = 1 - self.label_share
-        by_time = 1 + math.floor(self.depth * self.progress / share + 1e-9) if share > 0 else math.inf
-        return int(min(self.depth + 1, max(by_time, int(self.stage_reached))))
+    def lengths(self, steps: int) -> tuple[int, ...]:
+        """The steps of each stage, of a training of `steps`; ValueError for too few."""
+        *layers, _ = self.stages
+        share = (1 - self.label_share) / max(1, len(layers))
+        ends = [math.ceil(steps * share * k - 1e-9) for k in range(len(self.stages))] + [steps]
+        lengths = tuple(b - a for a, b in pairwise(ends))
+        if min(lengths) < 1:
+            raise ValueError(
+                f"{steps} steps are too few for {len(lengths)} stages (label_share "
+                f"{self.label_share:g}): train for more epochs"
+            )
+        return lengths
 
-    def active(self) -> range:
-        """The student's layers with a loss, from 1."""
-        stage = self.stage()
-        if self.schedule == "all":
-            return range(1, self.depth + 1)
-        if stage > self.depth:
-            return range(0)
-        return range(stage if self.schedule == "progressive" else 1, stage + 1)
+    def begin(self, stage: int) -> None:
+        """Begin a stage, from 1 to the number of `stages`."""
+        self.stage = stage
+        if self.threshold is not None:
+            self.cosine.zero_()
+            self.cosine_steps.zero_()
+
+    @property
+    def done(self) -> bool | None:
+        """True if this stage may end, because its cosine loss is below the threshold; None: never."""
+        if self.threshold is None or not self.active():
+            return None
+        steps = int(self.cosine_steps)
+        return steps >= FEWEST and float(self.cosine) / (1 - SMOOTHING**steps) < self.threshold
+
+    def active(self) -> tuple[int, ...]:
+        """The student's layers with a loss in this stage, from 1."""
+        return self.stages[self.stage - 1]
 
     @property
     def taught_by(self) -> tuple[int, ...]:
         """The teacher's layers whose attention or states the losses read, from 1."""
-        return tuple(sorted(set(self.layers) - {0})) if self.attention or self.cls else ()
+        return tuple(sorted(set(self.layers) - {0})) if self.extras else ()
+
+    @property
+    def reads_teacher(self) -> bool:
+        """True if a loss reads the teacher's outputs."""
+        return bool(self.kl or self.extras)
 
     def training_step(self, batch: Batch) -> Step:
-        """The loss of the layers and labels of this stage."""
+        """The loss of this stage: of its layers, its task, or both."""
         ids, labels = batch
-        active = [i for i in self.active() if self.layers[i - 1] and (self.attention or self.cls)]
-        labelled = not self.active() or self.schedule == "all" or self.keep_task
-        extras = [n for n, weight in (("scores", self.attention), ("cls", self.cls)) if weight]
-        soft = self.kl if labelled else 0.0
+        active = self.active()
+        with_task = self.stage == len(self.stages) or self.keep_task
+        soft = self.kl if with_task else 0.0
         target = None
         if active or soft:
-            target = self.teacher(ids, extras=extras) if active else self.teacher(ids)
+            with torch.autocast(ids.device.type, enabled=False):  # as stored outputs are computed
+                target = self.teacher(ids, extras=self.extras) if active else self.teacher(ids)
         logs: dict[str, Tensor] = {}
         loss = []
-        last = None if labelled else max(self.active())
-        value, internal = self._run(ids, set(active), extras, last)
+        last = None if with_task else max(active)
+        value, internal = self._run(ids, set(active), last)
         for i in active:
             assert target is not None
-            theirs = target.extras
-            if self.shuffled:
-                theirs = {n: tuple(x.roll(1, 0) for x in layers) for n, layers in theirs.items()}
-            for name, weight, one in self._internal(i, internal[i], theirs, ids):
+            for name, weight, one in self._internal(i, internal[i], target.extras, ids):
                 logs[f"{name}/{i}"] = one
                 loss.append(weight * one)
-        if labelled:
+        if with_task:
             assert isinstance(value, Tensor)
             if soft:
                 assert target is not None
@@ -190,39 +235,43 @@ class InternalKD(Objective):
         return Step(torch.stack(loss).sum(), logs)
 
     def _internal(
-        self, i: int, ours: dict[str, Tensor], theirs: object, ids: Int64[Tensor, "batch tokens"]
-    ) -> Iterator[tuple[str, float, Tensor]]:
+        self, i: int, ours: Mapping[str, Tensor], theirs: Mapping[str, Sequence[Tensor]],
+        ids: Int64[Tensor, "batch tokens"],
+    ) -> Iterator[tuple[str, float, Float[Tensor, ""]]]:  # fmt: skip
         """Name, weight and value of each loss of a student's layer."""
-        assert isinstance(theirs, dict)
         at = self.layers[i - 1] - 1
+        turn = int(self.shuffled)  # to the text before it
+        share = float(len(ids) > turn)
         if self.attention:
-            mask: Bool[Tensor, "batch tokens"] = ids.ne(self.padding)
-            yield "attention", self.attention, attention_kl(ours["scores"], theirs["scores"][at], mask)
+            real: Bool[Tensor, "batch tokens"] = ids.ne(self.padding)
+            scores, mask = theirs["scores"][at].roll(turn, 0), real & real.roll(turn, 0)
+            yield "attention", share * self.attention, attention_kl(ours["scores"], scores, mask)
         if self.cls:
             state = self.projections[i - 1](ours["cls"]) if len(self.projections) else ours["cls"]
-            yield "cls", self.cls, cls_cosine(state, theirs["cls"][at])
+            yield "cls", share * self.cls, cls_cosine(state, theirs["cls"][at].roll(turn, 0))
 
     def _run(
-        self, ids: Tensor, asked: set[int], extras: Sequence[str], last: int | None
+        self, ids: Int64[Tensor, "batch tokens"], learning: set[int], last: int | None
     ) -> tuple[Value, dict[int, dict[str, Tensor]]]:
-        """Run the student up to layer `last` (None: to the logits), with extras of the layers asked.
+        """Run the student up to layer `last` (None: to the logits), with extras of layers that learn.
 
-        Losses and classifier look at the first token alone of the last layer that runs, and it computes
-        no other behind its attention.
+        Losses and classifier read only the first token of the last layer that runs. So this layer
+        computes no other token after its attention.
         """
         first = len(self.student.plan.gaps[0])
         path, names = self.student.path(), self.student.keywords(self.student.full)
         stop = len(path) if last is None else first + last
         top = min(stop, first + self.depth) - 1
-        request, internal = Request({}, tuple(extras)), dict[int, dict[str, Tensor]]()
+        request, internal = Request({}, tuple(self.extras)), dict[int, dict[str, Tensor]]()
         value: Value = ids
-        stage = self.stage()
-        frozen = first + stage - 1 if self.freeze and 1 < stage <= self.depth else 0
+        frozen = (
+            first + min(self.active()) - 1 if self.freeze and self.stage > 1 and self.active() else 0
+        )
         for at in range(stop):
             layer = at - first + 1
             step: Any = path[at].first if at == top else path[at]
             with torch.set_grad_enabled(torch.is_grad_enabled() and at >= frozen):
-                if layer in asked:
+                if layer in learning:
                     value, internal[layer] = request.call(step, value, names[at])
                 else:
                     value = step(value)
@@ -230,19 +279,24 @@ class InternalKD(Objective):
 
     @torch.no_grad()
     def _note(self, logs: dict[str, Tensor], active: Sequence[int]) -> None:
-        """Begin the next layer if the cosine loss, a moving average, is below the threshold."""
-        if self.threshold is None or self.schedule == "all" or not (active and self.cls):
-            return
-        stage = self.stage()
-        if stage > self.stage_reached:  # by time
-            self.stage_reached.fill_(stage)
-            self.cosine.fill_(2.0)
-        now = torch.stack([logs[f"cls/{i}"] for i in active]).sum()
-        fresh = self.cosine == 2.0
-        self.cosine.copy_(torch.where(fresh, now, SMOOTHING * self.cosine + (1 - SMOOTHING) * now))
-        if self.cosine < self.threshold:
-            self.stage_reached.fill_(stage + 1)
-            self.cosine.fill_(2.0)
+        """Add the cosine loss of a step to its moving average, which `done` reads."""
+        if self.threshold is not None and active:
+            now = torch.stack([logs[f"cls/{i}"] for i in active]).mean()
+            self.cosine.lerp_(now.to(self.cosine.dtype), 1 - SMOOTHING)
+            self.cosine_steps.add_(1)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if state.pop(f"{prefix}stage_reached", None) is not None:  # of an older version
+            state.pop(f"{prefix}cosine", None)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def _stages(schedule: str, learned: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The student's layers with a loss in each stage; the task stage is the last."""
+    if schedule == "all":
+        return (tuple(learned),)
+    firsts = range(len(learned)) if schedule == "progressive" else [0] * len(learned)
+    return (*(tuple(learned[first : k + 1]) for k, first in enumerate(firsts)), ())
 
 
 def layers_of(net: NestedNet) -> int:

@@ -19,6 +19,15 @@ class Objective(nn.Module, ABC):
     progress: float = 0.0
     accumulating: bool = False
 
+    @property
+    def done(self) -> bool | None:
+        """True ends the training before its last step; None: never.
+
+        It is read after each step, and follows from the state dict: a resumed training ends at the same
+        step.
+        """
+        return None
+
     @abstractmethod
     def training_step(self, batch: Any) -> Step:
         """The loss of one batch, and its parts by name; most methods take a `Batch` of images."""

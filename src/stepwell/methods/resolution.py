@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from stepwell.losses import class_cross_entropy, cost_above_target
 from stepwell.methods.objective import Objective
+from stepwell.nets.decisions.choosing import ChoosingNet
 from stepwell.nets.decisions.estimators import Draw
 from stepwell.nets.decisions.executor import gathered, groups
 from stepwell.nets.resolution.chooser import ResolutionNet
@@ -223,7 +224,7 @@ class ImitateBest(Objective):
 
 @torch.no_grad()
 def losses_by_choice(
-    net: ResolutionNet, images: Images, labels: Labels | Shares
+    net: ChoosingNet, images: Images, labels: Labels | Shares
 ) -> Float[Tensor, "batch choices"]:
     """The cross entropy of every image at every choice, in eval mode."""
     with in_eval_mode(net.net):

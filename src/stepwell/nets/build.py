@@ -16,6 +16,7 @@ from stepwell.nets.nested.depth_names import blocks_of
 from stepwell.nets.nested.net import NestedNet, NormSharing
 from stepwell.nets.nested.reading import read
 from stepwell.nets.nested.truncate import truncate
+from stepwell.nets.nested.widths import check_widths, width_name
 from stepwell.ranges import check_numbers
 
 
@@ -32,7 +33,7 @@ def _stem(
 
 
 def _cifar(name: str, **arguments: Any) -> Builder:
-    make = partial(resnet.CifarResNet, resnet.CIFAR[name], **arguments)
+    make = partial(resnet.cifar_resnet, resnet.CIFAR[name], **arguments)
     return Builder(make, resnet.CIFAR_STAGES, name, resnet.CIFAR, size=32)
 
 
@@ -63,6 +64,7 @@ BUILDERS: dict[str, Builder] = {
     "vit_b_16": Builder(
         vit.vit_b, vit.STAGES, "12", vit.FAMILY, stems=True, size_argument="image_size"
     ),
+    "vit6": Builder(vit.vit6, vit.STAGES, "6", vit.SMALL, size=32, size_argument="image_size"),
 }
 
 
@@ -74,6 +76,7 @@ def build(
     stages: Sequence[str] | None = None,
     kept: Sequence[int] | None = None,
     adaptions: Mapping[str, Sequence[int]] | None = None,
+    multipliers: Sequence[float] | None = None,
     **arguments: Any,
 ) -> NestedNet:
     """A nested net with fresh weights.
@@ -89,10 +92,13 @@ def build(
             drops the blocks 4 to 7 and keeps the last four. The family's names do not apply.
         kept: blocks per stage of the full net itself, the first ones.
         adaptions: 1×1 convolutions that grafting could not merge, as for `with_adaptions`.
+        multipliers: widths of a slimmable ResNet, as shares of its channels: `(0.25, 0.5, 1)` gives
+            the depths "0.25", "0.5" and "1", the full net.
         arguments: for the builder, such as `num_classes=100` or `stem="small"`.
 
     Raises:
-        ValueError: no such network, depth or argument.
+        ValueError: no such network, depth or argument; depths with `multipliers`; a width that gives
+            no whole number of channels, or of a network that cannot be narrowed.
 
     >>> build("resnet32", ["20", "26"], num_classes=10).depths
     {'20': (3, 3, 3), '26': (4, 4, 4), '32': (5, 5, 5)}
@@ -118,7 +124,14 @@ def build(
     if adaptions:
         module = with_adaptions(module, adaptions)
         changes["adaptions"] = adaptions
+    if multipliers is not None:
+        if depths:
+            raise ValueError(f"{name}: a network of several widths has one depth: leave depths out")
+        shares = check_widths(multipliers, module)
+        full, changes["multipliers"] = width_name(shares[-1]), list(shares)
     net = NestedNet(module, read(module, stages), depths, full, norms=norms)
+    for share in () if multipliers is None else shares[:-1]:
+        net.add_width(width_name(share), share)
     net.builder = (name, arguments | changes)
     return net
 

@@ -31,6 +31,8 @@ class Card:
     input: kind of input that the network takes.
     break_even: by device, then by gated block, then by batch size: the largest share of a batch at
         which the block is faster on its images alone (see `nets.decisions.executor`).
+    group_ms: by device, then by width, then by number of images: milliseconds of a group that runs at
+        the width (see `nets.decisions.executor`).
     """
 
     classes: tuple[str, ...] = ()
@@ -43,6 +45,7 @@ class Card:
     cascade: dict[str, Any] = field(default_factory=dict)
     input: Input = "image"
     break_even: dict[str, Any] = field(default_factory=dict)
+    group_ms: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wrong = {
@@ -56,7 +59,8 @@ class Card:
             "latency": not all(map(_is_table, dict(self.latency).values())),
             "cascade": not isinstance(self.cascade, Mapping),
             "input": self.input not in get_args(Input),
-            "break_even": not all(map(_is_shares, dict(self.break_even).values())),
+            "break_even": not _by_size(self.break_even, 1.0),
+            "group_ms": not _by_size(self.group_ms, math.inf),
         }
         for name in (name for name, is_wrong in wrong.items() if is_wrong):
             raise ValueError(f"a network's card cannot have {name} {getattr(self, name)!r:.60}")
@@ -69,8 +73,8 @@ class Card:
     def as_header(self) -> dict[str, Any]:
         """The card for a file's header; without what says the same as in files that lack it."""
         usual = Card()
-        left_out = {"input": usual.input, "break_even": usual.break_even}
-        return {k: v for k, v in asdict(self).items() if k not in left_out or v != left_out[k]}
+        left_out = ("input", "break_even", "group_ms")
+        return {k: v for k, v in asdict(self).items() if k not in left_out or v != getattr(usual, k)}
 
     def with_costs(self, costs: Mapping[str, Mapping[str, Any]], device: str) -> "Card":
         """This card with the measured costs of every depth (see `cost_of`) on `device`."""
@@ -106,14 +110,13 @@ def _is_table(rows: object) -> bool:
     )
 
 
-def _is_shares(blocks: object) -> bool:
-    """Check for a share in [0, 1] by batch size, by block."""
-    if not isinstance(blocks, Mapping) or not all(isinstance(b, Mapping) for b in blocks.values()):
-        return False
-    return all(
-        str(size).isdecimal() and int(size) > 0 and _is_number(share) and 0 <= share <= 1
-        for shares in blocks.values()
-        for size, share in shares.items()
+def _by_size(table: Mapping[str, Any], most: float) -> bool:
+    """Check for a number in [0, `most`] by batch size, by part of a network, by device."""
+    parts = [part for rows in dict(table).values() for part in dict(rows).values()]
+    return all(isinstance(part, Mapping) for part in parts) and all(
+        str(size).isdecimal() and int(size) > 0 and _is_number(value) and 0 <= value <= most
+        for part in parts
+        for size, value in part.items()
     )
 
 

@@ -1,18 +1,19 @@
 """Train a shallow text encoder by a deep one's attention maps and [CLS] states, layer by layer."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
-from stepwell.data.image_flags import LabelledImages
 from stepwell.data.text_files import TextFiles
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.methods import Supervised
-from stepwell.methods.bert_internal import InternalKD, Schedule, layers_of
+from stepwell.methods.bert_internal import InternalKD, Schedule, layer_map, layers_of
 from stepwell.recipes import flags
 from stepwell.tasks import text, text_teaching
 from stepwell.tasks.attention_maps import write_maps
+from stepwell.teachers import Frozen
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Optimisation
 
@@ -25,7 +26,8 @@ class Internal:
 
     Attributes:
         schedule: all: layers and soft targets in every step; progressive: one layer after the
-            other, then the soft targets; stacked: layer joins layer, then the soft targets.
+            other, then the task stage (soft targets, labels); stacked: layer joins layer, then
+            the task stage.
         layers: the teacher's layer of each of the student's, from 1; 0: none.
         attention: weight of the attention maps (KL).
         cls: weight of the [CLS] states (cosine).
@@ -33,9 +35,9 @@ class Internal:
         ce: weight of the labels.
         temperature: temperature of the soft targets.
         keep_task: soft targets and labels count in every step.
-        freeze: in progressive, learned layers stay as they are until the soft targets.
-        label_share: share of the steps for soft targets and labels alone.
-        threshold: cosine loss below which the next layer begins.
+        freeze: freeze learned layers until the task stage, in progressive.
+        label_share: share of the steps of the task stage, in progressive and stacked.
+        threshold: a stage ends early once its mean cosine loss is below this.
     """
 
     TITLE: ClassVar = "teaching"
@@ -48,7 +50,7 @@ class Internal:
     temperature: float = 1.0
     keep_task: Annotated[bool, flag()] = False
     freeze: Annotated[bool, flag()] = False
-    label_share: Annotated[float | None, flag("X", "as each layer's")] = None
+    label_share: Annotated[float | None, flag("X", "equal stages")] = None
     threshold: Annotated[float | None, flag("X", "by steps alone")] = None
 
 
@@ -80,8 +82,9 @@ def bert(
 ) -> dict[str, Any]:
     """Teach a shallow text encoder by a deep one's internal representations (Aguilar et al. 2020).
 
-    A folder of Hugging Face's is fine-tuned first, and teaches then. A run of `train supervised` or
-    `train ekd` on texts teaches at once.
+    A folder of Hugging Face's is fine-tuned first, and teaches then, unless its config.json (id2label)
+    names these classes in this order. A run of `train supervised` or `train ekd` on texts teaches at
+    once.
 
     Examples:
         stepwell train bert --teacher minilm/ --data reviews/ --out runs/small
@@ -91,17 +94,18 @@ def bert(
         teacher: a run on texts or its file, or a folder with config.json, tokenizer.json and
             model.safetensors.
         student_layers: layers of the student.
-        start: the student's layers begin as those of the teacher that they learn, before its
+        start: the student begins with evenly spaced layers of the teacher, before its
             fine-tuning (pretrained) or after it (teacher).
         teacher_epochs: passes of the teacher's fine-tuning.
-        keep_outputs: compute the teacher's outputs once, and keep them in the run until its end.
+        keep_outputs: compute the teacher's outputs once, and store them in the run until its end
+            (of one process).
     """
     training = text.settled(training)
     arguments = checked(locals())
     torch.manual_seed(training.seed)
     folder = text_teaching.encoder_folder(teacher)
-    splits = text.read_splits(data, out, LabelledImages(), str(folder), texts)
-    deep, begun = text.start_network(splits, str(folder))
+    splits = text.read_texts_of(data, str(folder), texts)
+    deep, initial = text.start_network(splits, str(folder))
     trained = text_teaching.trained_encoder(teacher, splits)
     pretrained = {k: v.clone() for k, v in deep.module.state_dict().items()}
     if trained is not None:
@@ -110,32 +114,40 @@ def bert(
     most = layers_of(deep)
     if not 1 <= student_layers <= most:
         raise ValueError(f"--student-layers {student_layers}: the teacher has {most}")
-    inputs = text.prepare(splits, LabelledImages(), training)
-    padding = splits.train.tokenizer.padding
+    inputs = text.prepare(splits, None, training, init=text_teaching.file_of(teacher))
     shallow = text_teaching.shallow(splits, student_layers)
     options: dict[str, Any] = vars(internal) | vars(ablation)
-    InternalKD(shallow, deep, padding, **options)  # refuses what does not fit, before there is a run
+    assert training.epochs is not None
+    objective = InternalKD(shallow, deep, **options)  # its errors come before there is a run
+    lengths = objective.lengths(training.epochs * len(inputs.train))
     with text.open_task("bert", out, loop, arguments, inputs, shallow) as task:
-        known = trained is not None or not begun.fresh
+        named = splits.encoder.classes == splits.train.classes  # a head of these classes
+        known = trained is not None or (named and not initial.fresh)
         if not known:
             fit(
                 Supervised(deep.module), task.train, training.optim(), task.run, phase="teacher",
                 epochs=teacher_epochs or training.epochs, validate=text.validator(deep, task),
                 loop=loop, patience=training.patience,
             )  # fmt: skip
-        objective = InternalKD(shallow, deep, padding, **options)
-        if keep_outputs:
-            objective.teacher = text_teaching.kept_outputs(task, deep, objective)
+        objective.teacher = Frozen(deep, copy=False)
+        if keep_outputs and loop.devices == 1:  # all processes have one kind of teacher
+            objective.teacher = text_teaching.stored_outputs(task, deep, objective)
         source = pretrained if start == "pretrained" else deep.module.state_dict()
-        text_teaching.copy_layers(source, shallow, objective.layers)
-        fit(
-            objective, task.train, training.optim(), task.run, phase="student",
-            epochs=training.epochs, validate=text.validator(shallow, task), loop=loop,
-            patience=training.patience,
+        text_teaching.copy_layers(source, shallow, layer_map(student_layers, most))
+        learn = partial(fit, objective, optim=training.optim(), run=task.run, loop=loop)
+        taken = 0
+        for stage in text_teaching.layer_stages(task, len(lengths)):
+            objective.begin(stage)  # each has its own warm-up and decay
+            steps = lengths[stage - 1]
+            taken += learn(train=task.train.after(taken), phase=f"stage-{stage}", steps=steps)
+        objective.begin(len(lengths))
+        learn(
+            train=task.train.after(taken), phase="student", steps=sum(lengths) - taken,
+            validate=text.validator(shallow, task), patience=training.patience,
         )  # fmt: skip
-        found = text_teaching.mismatch(shallow, deep, task.test, objective.layers)
-        found["examples"] = write_maps(task, shallow, deep, objective.layers, splits.scale)
-        found["teacher"] = text_teaching.cost_of_teacher(deep, splits.train)
-        results: dict[str, Any] = text.finish(task, shallow, record={"bert": found})
+        record = text_teaching.mismatch(shallow, deep, task.test, objective.layers)
+        record["examples"] = write_maps(task, shallow, deep, objective.layers, splits.scale)
+        record["teacher"] = text_teaching.cost_of_teacher(deep, splits.train)
+        results: dict[str, Any] = text.finish(task, shallow, record={"bert": record})
         text_teaching.drop_outputs(task)
         return results

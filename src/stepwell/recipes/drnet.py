@@ -11,7 +11,7 @@ from torch import nn
 
 from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked, flag
-from stepwell.measure.resolution import macs_of_choices
+from stepwell.measure.choices import RESOLUTION, macs_of_choices
 from stepwell.methods.resolution import (
     EveryResolution,
     ImitateBest,
@@ -20,15 +20,16 @@ from stepwell.methods.resolution import (
     check_target,
 )
 from stepwell.nets import NestedNet
+from stepwell.nets.decisions.choosing import Always
 from stepwell.nets.files.initial_weights import Start
 from stepwell.nets.files.nested import read_beside
-from stepwell.nets.files.resolution import load_resolution
+from stepwell.nets.files.resolution import load_resolution, save_resolution
 from stepwell.nets.nested.input_size import check_size, patch_of
 from stepwell.nets.nested.net import NormSharing
-from stepwell.nets.resolution.chooser import Always, Choice, Chooser, ResolutionNet
+from stepwell.nets.resolution.chooser import Choice, Chooser, ResolutionNet
 from stepwell.nets.resolution.resolutions import Resolutions, check_sizes
 from stepwell.recipes import flags
-from stepwell.tasks import classification, resolution
+from stepwell.tasks import choices, classification
 from stepwell.training import Loop, fit, optimizer_of
 from stepwell.training.optim import Optim
 from stepwell.training.optimisation import Smoothed
@@ -143,12 +144,12 @@ def drnet(
             fit(
                 EveryResolution(model.net, label_smoothing=smoothing), task.train,
                 training.optim(), task.run, phase="resolutions", epochs=training.epochs,
-                validate=resolution.validate_choices(model, task.validation), loop=loop,
+                validate=choices.validate_choices(model, task.validation), loop=loop,
                 patience=training.patience,
             )  # fmt: skip
         learn = partial(
             fit, run=task.run, epochs=training.choose_epochs or training.epochs,
-            validate=resolution.validate_chosen(model, task.validation, target), loop=loop,
+            validate=choices.validate_chosen(model, task.validation, target), loop=loop,
             patience=training.patience,
         )  # fmt: skip
         if choosing.schedule == "joint":
@@ -165,10 +166,14 @@ def drnet(
             adam = optimizer_of("adam", weight_decay=training.weight_decay)
             learn(imitate, task.train.reseeded("imitate"), adam, phase="imitate")
             model.requires_grad_(True)
+        finish = partial(
+            choices.finish_choices, task, model, load=load_resolution, save=save_resolution,
+            system=RESOLUTION,
+        )  # fmt: skip
         if choosing.schedule == "resolutions":
-            return resolution.finish_resolution(task, model, None)
-        resolution.set_price(model, task, target, max(costs))
-        return resolution.finish_resolution(task, model, target)
+            return finish(None)
+        choices.set_price(model, task, target, max(costs))
+        return finish(target)
 
 
 def _with_chooser(

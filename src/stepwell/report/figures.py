@@ -129,10 +129,15 @@ def losses(phases: Sequence[Phase], colours: Mapping[str, str], word: str = "dep
         {"color": c, "label": d if d in parted else f"{word} {d}"}
         for d, c in drawn.items() if d in owner.values()
     ]  # fmt: skip
+    shares = {key.rpartition("/")[2] for key in keys if owner[key] == "share"}  # of the choices
     legend += [
-        {"color": GREY, "ls": dashes[term], "label": f"layer {term}" if term.isdecimal() else term}
+        {
+            "color": GREY, "ls": dashes[term],
+            "label": f"{word} {term}" if term in shares
+            else f"layer {term}" if term.isdecimal() else term,
+        }
         for term in terms
-    ]
+    ]  # fmt: skip
     if "loss" in keys:
         styles["loss"] = total
         legend.insert(0, total | {"label": "total loss"})

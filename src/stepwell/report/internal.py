@@ -11,6 +11,7 @@ from stepwell.measures import BUSY, share_interval
 from stepwell.report.figures import GREY, OKABE_ITO, Figure, legend_text, svg
 from stepwell.report.markup import ABSENT, as_decimal, as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number, read_arrays
+from stepwell.results import MAPS
 
 #: The colour and the marker of the teacher.
 TEACHER = {"color": "#222222", "marker": "s"}
@@ -22,52 +23,52 @@ LETTERS, FEW = 12, 16
 
 def internal_section(run: RunRecord, colours: Mapping[str, str]) -> str:
     """Show how far student and teacher are apart; nothing for a run without layers to learn."""
-    found = run.own("bert")
-    layers = found.get("layers") or ()
+    own = run.own("bert")
+    layers = own.get("layers") or ()
     if not layers:
         return ""
     rows = [
-        [str(i), str(at or ABSENT), *(as_decimal(_at(found, key, i)) for key in DISTANCES)]
+        [str(i), str(at or ABSENT), *(as_decimal(_at(own, key, i)) for key in DISTANCES)]
         for i, at in enumerate(layers, 1)
     ]
     head = ("layer", "of the teacher", "attention, KL", "[CLS], 1 − cosine")
     note = "Means over the test texts, KL in nats; 0: equal. A dash: nothing to compare."
     parts = [
-        "<h3>Teacher and student</h3>", f"<p>{escape(_answers(run, found))}</p>",
+        "<h3>Teacher and student</h3>", f"<p>{escape(_answers(run, own))}</p>",
         table(head, rows, note), '<div class="figures">',
-        figure(_by_layer(found, layers), "Distance from the teacher by layer of the student."),
-        *_costs(run, found, colours), "</div>", *_maps(run, found, layers),
+        figure(_by_layer(own, layers), "Distance from the teacher by layer of the student."),
+        *_costs(run, own, colours), "</div>", *_maps(run, own, layers),
     ]  # fmt: skip
     return "\n".join(parts)
 
 
-def _at(found: Mapping[str, Any], key: str, layer: int) -> float | None:
-    values = found.get(key) or ()
+def _at(own: Mapping[str, Any], key: str, layer: int) -> float | None:
+    values = own.get(key) or ()
     return number(values[layer - 1]) if layer <= len(values) else None
 
 
-def _answers(run: RunRecord, found: Mapping[str, Any]) -> str:
+def _answers(run: RunRecord, own: Mapping[str, Any]) -> str:
     """Say how often the teacher is right, and how often the student answers as it does."""
-    depth = as_mapping(found.get("teacher")).get("depth")
+    depth = as_mapping(own.get("teacher")).get("depth")
     deep = f"The teacher, with {depth} layers," if depth else "The teacher"
-    accuracy = number(found.get("teacher_accuracy"))
-    agreement = number(found.get("agreement"))
+    accuracy = number(own.get("teacher_accuracy"))
+    agreement = number(own.get("agreement"))
     if accuracy is None:  # numbers, not classes
         return f"{deep} and the student correlate with r = {as_decimal(agreement)} on the test texts."
     text = (
         f"{deep} has {as_percent(accuracy)} of the test texts right, the student "
         f"{as_percent(run.score(run.rows[-1], 'accuracy'))}. They agree on {as_percent(agreement)}"
     )
-    among = number(found.get("agreement_on_errors"))
+    among = number(own.get("agreement_on_errors"))
     if among is None:
         return f"{text}; the teacher makes no error."
     errors = f"{round((1 - accuracy) * run.examples):,} " if run.examples else ""
     return f"{text}, and on {as_percent(among)} of the {errors}texts where the teacher is wrong."
 
 
-def _by_layer(found: Mapping[str, Any], layers: Sequence[int]) -> str | None:
+def _by_layer(own: Mapping[str, Any], layers: Sequence[int]) -> str | None:
     """Draw the divergence of attention and the distance of [CLS] states by layer."""
-    values = {key: [finite(_at(found, key, i)) for i in range(1, len(layers) + 1)] for key in DISTANCES}
+    values = {key: [finite(_at(own, key, i)) for i in range(1, len(layers) + 1)] for key in DISTANCES}
     values = {key: ys for key, ys in values.items() if np.isfinite(ys).any()}
     if not values:
         return None
@@ -86,10 +87,10 @@ def _by_layer(found: Mapping[str, Any], layers: Sequence[int]) -> str | None:
     return svg(4.4, 1.0 + 1.4 * len(values), paint)
 
 
-def _costs(run: RunRecord, found: Mapping[str, Any], colours: Mapping[str, str]) -> Iterable[str]:
+def _costs(run: RunRecord, own: Mapping[str, Any], colours: Mapping[str, str]) -> Iterable[str]:
     """Draw accuracy against the number of layers and against time, the teacher beside the student."""
-    teacher = as_mapping(found.get("teacher"))
-    accuracy = finite(found.get("teacher_accuracy"))
+    teacher = as_mapping(own.get("teacher"))
+    accuracy = finite(own.get("teacher_accuracy"))
     points = [
         (row, run.cost(row), finite(run.score(row, "accuracy")), {"color": colours.get(row, GREY)})
         for row in run.rows
@@ -131,9 +132,9 @@ def _beside(run: RunRecord, points: Sequence[tuple[Any, ...]], xs: Sequence[floa
     return svg(4.4, 3.4, paint)
 
 
-def _maps(run: RunRecord, found: Mapping[str, Any], layers: Sequence[int]) -> Iterable[str]:
+def _maps(run: RunRecord, own: Mapping[str, Any], layers: Sequence[int]) -> Iterable[str]:
     """Show attention maps of a few texts: those of the last layer, and the others folded."""
-    file, examples = run.path / "attention.npz", found.get("examples") or ()
+    file, examples = run.path / MAPS, own.get("examples") or ()
     if not file.is_file() or not examples:
         return
     arrays = read_arrays(file, "delete it to report without attention maps")
@@ -148,9 +149,11 @@ def _maps(run: RunRecord, found: Mapping[str, Any], layers: Sequence[int]) -> It
         maps = [arrays.get(f"{n}/{whose}", np.empty(0)) for whose in ("teacher", "student")]
         if not pairs or any(m.shape != (len(pairs), len(tokens), len(tokens)) for m in maps):
             continue
-        said = ", ".join(f"{whose}: {example.get(whose)}" for whose in ("truth", "teacher", "student"))
+        answers = ", ".join(
+            f"{whose}: {example.get(whose)}" for whose in ("truth", "teacher", "student")
+        )
         cut = f"; the first {len(tokens)} tokens" if example.get("cut") else ""
-        yield f"<h4>{escape(str(example.get('text')))}</h4><p>{escape(said + cut)}</p>"
+        yield f"<h4>{escape(str(example.get('text')))}</h4><p>{escape(answers + cut)}</p>"
         tops = np.maximum(*(m.max((1, 2)) for m in maps))
         drawn = [
             [

@@ -1,4 +1,4 @@
-"""The page's sections about resolutions: the choices, their images, accuracy and speed."""
+"""The page's sections about resolutions and widths: the choices, their images, accuracy and speed."""
 
 from collections.abc import Mapping
 from html import escape
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell.measures import BUSY, SPEED
+from stepwell.measures import BUSY, CONTROLS, SPEED, WIDTHS_SPEED, Measure
 from stepwell.report.classes import never_right_note
 from stepwell.report.figures import OKABE_ITO, Figure, legend_text, picture, svg
 from stepwell.report.markup import as_count, as_percent, figure, table, written
@@ -40,8 +40,16 @@ def _summary(run: RunRecord) -> str:
 
 
 def resolution_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
-    """Show the choices of the chooser; nothing for a run without one."""
-    found = run.own("drnet")
+    """Show the choices of resolution; nothing for a run without a chooser."""
+    return _choices(run, run.own("drnet"), SPEED)
+
+
+def widths_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
+    """Show the choices of width; nothing for a run without a gate."""
+    return _choices(run, run.own("widths"), WIDTHS_SPEED)
+
+
+def _choices(run: RunRecord, found: Mapping[str, Any], speed: Mapping[str, Measure]) -> str:
     shares = as_mapping(found.get("shares"))
     if not shares:
         return ""
@@ -61,17 +69,27 @@ def resolution_section(run: RunRecord, colours: Mapping[str, str] | None = None)
         "Accuracy against MACs. On test images: each choice for all, and the chooser. On validation "
         "images, where it looks better: other cost penalties (--budget-macs)."
     )
-    parts = ["<h3>Choices</h3>", f"<p>{escape(text)}</p>", table(head, rows), _speed(found)]
+    parts = ["<h3>Choices</h3>", f"<p>{escape(text)}</p>", table(head, rows)]
+    parts += [_controls(as_mapping(found.get("controls"))), _speed(found, speed)]
     bars = figure(_histogram(found), "How often each choice is made, of all images and by class.")
     parts += ['<div class="figures">', bars, figure(_front(run, found), caption), "</div>"]
     return "\n".join([*parts, _pictures(run, list(shares))])
 
 
-def _speed(found: Mapping[str, Any]) -> str:
+def _controls(found: Mapping[str, Any]) -> str:
+    """Show the accuracy of other ways to choose; nothing where they were not measured."""
+    rows = [[words, as_percent(number(found[n]))] for n, words in CONTROLS.items() if n in found]
+    cost = as_percent(number(found.get("oracle cost")))
+    note = f"The last has a mean cost of {cost} of the costliest choice's."
+    text = "<p>Other ways to choose, at the same mean cost:</p>"
+    return f"{text}\n{table(('choice', 'accuracy'), rows, note)}" if rows else ""
+
+
+def _speed(found: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
     """Show images per second, in batches and one by one."""
     speed = map(as_mapping, found.get("speed") or ())
-    rows = [[written(measure, row.get(k)) for k, measure in SPEED.items()] for row in speed]
-    head = [measure.title for measure in SPEED.values()]
+    rows = [[written(measure, row.get(k)) for k, measure in measures.items()] for row in speed]
+    head = [measure.title for measure in measures.values()]
     unsure = any("unsure" in as_mapping(row) for row in found.get("speed") or ())
     note = f"{BUSY[0].upper()}{BUSY[1:]}." if unsure else ""
     return f"<p>Speed:</p>\n{table(head, rows, note)}" if rows else ""

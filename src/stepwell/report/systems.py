@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from stepwell.measures import MIXTURES
 from stepwell.report.full_net import full_net_note
 from stepwell.report.grafting import against_shots, grafting_section
 from stepwell.report.internal import internal_section
-from stepwell.report.resolution import resolution_section
+from stepwell.report.mixtures import mixture_section
+from stepwell.report.resolution import resolution_section, widths_section
 from stepwell.report.run_record import RunRecord
 from stepwell.report.skipping import skipping_section
 
@@ -15,8 +17,10 @@ NOTES: Mapping[str, Part] = {"ekd": full_net_note}
 SECTIONS: Mapping[str, Part] = {
     "bert": internal_section,
     "drnet": resolution_section,
+    **{key: mixture_section(key) for key in MIXTURES},
     "netgraft": grafting_section,
     "skipping": skipping_section,
+    "widths": widths_section,
 }
 COMPARISONS = {"netgraft": against_shots}
 

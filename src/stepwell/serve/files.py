@@ -9,9 +9,9 @@ from typing import Any
 from stepwell.data.decoding import image_files
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
+from stepwell.nets.decisions.choosing import ChoosingNet
 from stepwell.nets.nested.cascade import Cascade
 from stepwell.nets.predictions import BATCH, Answers, Prediction, predictions
-from stepwell.nets.resolution.chooser import ResolutionNet
 from stepwell.types import Images
 
 
@@ -33,7 +33,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
 
 
 def predict_files(
-    net: NestedNet, by: str | Cascade | ResolutionNet, files: Sequence[Path], batch_size: int = BATCH,
+    net: NestedNet, by: str | Cascade | ChoosingNet, files: Sequence[Path], batch_size: int = BATCH,
     *, top: int = 1,
 ) -> Iterator[Prediction]:  # fmt: skip
     """Classify image files in order, by `by`; an unreadable file gives its error.
@@ -44,14 +44,14 @@ def predict_files(
     def answers(x: Images) -> Answers:
         if isinstance(by, str):
             return net.answers(x, by)
-        if isinstance(by, ResolutionNet):
+        if isinstance(by, ChoosingNet):
             return by.answers(x)
         answer = by(x)
         return answer.logits, [by.depths[i] for i in answer.depth.tolist()]
 
     if isinstance(by, str):
         net.require_ready(by)
-    whole = by if isinstance(by, ResolutionNet) else net
+    whole = by if isinstance(by, ChoosingNet) else net
     yield from predictions(whole, answers, files, top=top, batch_size=batch_size, skip_unreadable=True)
 
 

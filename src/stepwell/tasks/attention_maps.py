@@ -12,12 +12,11 @@ from stepwell.data.text import in_one_line
 from stepwell.data.tokens import TextBatches, TokenSet
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
+from stepwell.results import MAPS
 from stepwell.tasks.classification import Task
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Exit
 
-#: The file of the maps in a run.
-MAPS = "attention.npz"
 #: Tokens of a text whose maps are easy to read, and the usual number.
 READABLE, USUAL = range(6, 19), 12
 #: Texts to choose from, texts that are shown, and tokens of a text, at most.
@@ -66,9 +65,9 @@ def write_maps(
             "text": in_one_line(examples.texts[row]) if examples.texts else "",
             "cut": count < int(mask[row].sum()),
             "tokens": examples.tokenizer.words_of(ids[row, :count].tolist()),
-            "truth": _said(examples.labels[row], examples.classes),
-            "teacher": _said(theirs.logits[row], examples.classes, scale),
-            "student": _said(ours.logits[row], examples.classes, scale),
+            "truth": _in_words(examples.labels[row], examples.classes),
+            "teacher": _in_words(theirs.logits[row], examples.classes, scale),
+            "student": _in_words(ours.logits[row], examples.classes, scale),
         })  # fmt: skip
     if task.run.writes:
         buffer = io.BytesIO()
@@ -94,8 +93,8 @@ def _chosen(student: Tensor, teacher: Tensor, labels: Tensor) -> list[int]:
     if not labels.is_floating_point():
         answers, theirs = student.argmax(1).cpu(), teacher.argmax(1).cpu()
         kinds = [(answers == labels) & (theirs == labels), theirs != labels, answers != theirs]
-    found = [int(kind.nonzero()[0]) for kind in kinds if kind.any()]
-    return [*dict.fromkeys([*found, *range(len(labels))])][:SHOWN]
+    first = [int(kind.nonzero()[0]) for kind in kinds if kind.any()]
+    return [*dict.fromkeys([*first, *range(len(labels))])][:SHOWN]
 
 
 def _map(exit: Exit, layer: int, row: int, real: Tensor) -> Tensor:
@@ -104,12 +103,12 @@ def _map(exit: Exit, layer: int, row: int, real: Tensor) -> Tensor:
     return scores.masked_fill(~real, -torch.inf).softmax(-1).mean(0)
 
 
-def _said(answer: Tensor, classes: Sequence[str], scale: tuple[float, float] = (0.0, 1.0)) -> str:
+def _in_words(answer: Tensor, classes: Sequence[str], scale: tuple[float, float] = (0.0, 1.0)) -> str:
     """A class with its probability, a true class, or a number, standardised by `scale`."""
     if answer.is_floating_point() and answer.numel() == 1:
         mean, std = scale
         return f"{float(answer) * std + mean:.2f}"
     if answer.numel() == 1:
-        return classes[int(answer)] if int(answer) >= 0 else "unknown"
+        return classes[int(answer)]
     share, best = answer.softmax(0).max(0)
     return f"{classes[int(best)]} ({100 * float(share):.0f}%)"

@@ -36,8 +36,10 @@ from stepwell.measure.depths import (
     tally_of,
 )
 from stepwell.measure.inputs import INPUTS
+from stepwell.measure.mixtures import mixture_record
 from stepwell.measures import big
 from stepwell.nets import Card, NestedNet, build, builder_of, named_depths
+from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.files.initial_weights import Start, initialise, start_pretrained
 from stepwell.nets.files.nested import fingerprint, load, save
 from stepwell.nets.nested.calibrate import calibrate
@@ -383,10 +385,12 @@ def finish(
 
 def _measured(net: NestedNet, test: Any, kind: str) -> Measured:
     """Measure every depth; the network is on the CPU afterwards."""
+    use_break_even(net.module, {})  # answers do not depend on a clock
     logits, labels = gather_logits(logits_where_it_is(net), test)
-    costs = cost_table(net.cpu(), net.card.size)
+    record = mixture_record(net.cpu(), test)
+    costs = cost_table(net, net.card.size)
     results = results_of(tally_of(kind).add(logits, labels), net.card.classes, costs, kind)
-    return Measured(results, logits, labels, costs)
+    return Measured(results | record, logits, labels, costs)
 
 
 def _complete(

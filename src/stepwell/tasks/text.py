@@ -80,15 +80,23 @@ def read_splits(
 ) -> TextSplits:
     """The texts of `data`, a file or a folder with train.tsv, as token ids of the encoder `net`.
 
-    ValueError for flags of images; a file or folder that cannot be used; labels that do not fit.
+    ValueError for flags of images; otherwise as for `read_texts_of`.
     """
     refuse_image_flags(images)
+    return read_texts_of(data, net, texts)
+
+
+def read_texts_of(data: str, net: str, texts: TextFiles) -> TextSplits:
+    """The texts of `data` as token ids of the encoder in the folder `net`.
+
+    ValueError for a file or folder that cannot be used, and for labels that do not fit.
+    """
     file = training_file(Path(data))
     read = lru_cache(partial(read_texts, columns=texts.text, label=texts.label))  # each file once
     labels = labels_of(read(file), texts)
     encoder = read_pretrained(Path(net), len(labels.classes))
     limit = limit_of(encoder, texts.max_tokens)
-    tokenizer = Tokenizer(encoder.tokenizer, limit, encoder.config.get("pad_token_id") or 0)
+    tokenizer = Tokenizer(encoder.tokenizer, limit, encoder.module.padding)
     if tokenizer.words > encoder.config["vocab_size"]:
         raise ValueError(
             f"the tokenizer has {tokenizer.words:,} words and the encoder "
@@ -115,18 +123,19 @@ def labels_of(texts: Texts, files: TextFiles) -> Labels | Numbers:
 
 def _encoded(texts: Texts, labels: Labels | Numbers, tokenizer: Tokenizer) -> TokenSet:
     """Turn a file's texts into token ids, and say how many were cut."""
-    found = TokenSet.of(texts.texts, labels.numbers(texts), labels.classes, tokenizer)
-    if found.cut:
+    encoded = TokenSet.of(texts.texts, labels.numbers(texts), labels.classes, tokenizer)
+    if encoded.cut:
         tell(
-            f"note: {found.cut:,} of {len(found):,} texts in {texts.path} are longer than "
+            f"note: {encoded.cut:,} of {len(encoded):,} texts in {texts.path} are longer than "
             f"{tokenizer.limit} tokens and are cut (--max-tokens)"
         )
-    return found
+    return encoded
 
 
 def limit_of(encoder: Pretrained, limit: int | None) -> int:
     """The most tokens of a text; ValueError for more than the encoder has positions for."""
-    reserved = 2 if encoder.name.startswith("roberta") else 0  # its positions begin behind padding's
+    # RoBERTa's positions start at padding id + 1
+    reserved = encoder.module.padding + 1 if encoder.name.startswith("roberta") else 0
     most: int = encoder.config["max_position_embeddings"] - reserved
     if limit is None:
         return min(LIMIT, most)
@@ -177,16 +186,24 @@ def start_network(
 def with_last_layer(name: str, depths: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """Stages and depths of which a depth of k layers is the first k - 1 and the last one.
 
-    The [CLS] state, which the classifier reads, says next to nothing before the last layers of a
+    The [CLS] state, which the classifier reads, carries little information before the last layers of a
     pretrained encoder, and a depth that ends there can stay at chance. Depths by other names or of one
-    layer are as they are, and there are no stages then.
+    layer are first layers alone, without stages; ValueError for both kinds in one encoder.
 
     >>> with_last_layer("bert/6", ["2", "4"])
     (('bert.encoder.layer[0:5]', 'bert.encoder.layer[5:6]'), ['2=1,1', '4=3,1'])
     """
     layers = int(name.partition("/")[2])
-    if not depths or not all(d.isdecimal() and 2 <= int(d) < layers for d in depths):
+    keeping = [d for d in depths if d.isdecimal() and 2 <= int(d) < layers]
+    if not keeping or any(d.isdecimal() and int(d) >= layers for d in depths):  # refused by `build`
         return (), depths
+    if first := [d for d in depths if d not in keeping]:
+        all_first = " ".join(f"{d}={d}" if d.isdecimal() else d for d in depths)
+        raise ValueError(
+            f"--depths {' '.join(depths)}: {keeping[0]} keeps the encoder's last layer and {first[0]} "
+            f"does not, and one encoder holds one kind: leave {first[0]} out, or name first layers "
+            f"alone with --depths {all_first}"
+        )
     stage, _ = ARCHITECTURES[name.partition("/")[0]]
     cut = (f"{stage}[0:{layers - 1}]", f"{stage}[{layers - 1}:{layers}]")
     return cut, [f"{d}={int(d) - 1},1" for d in depths]
@@ -201,7 +218,7 @@ def standardise(net: NestedNet, scale: tuple[float, float]) -> None:
 
 
 def prepare(
-    splits: TextSplits, images: Images, training: Optimisation, *, start: Start | None = None,
+    splits: TextSplits, images: Images | None, training: Optimisation, *, start: Start | None = None,
     init: Literal["pretrained"] | Path | None = None, teacher: OpenTeacher | None = None,
 ) -> Inputs[TextBatches]:  # fmt: skip
     """Turn token ids into batches; ValueError for a teacher of images, or a flag of classes.
@@ -226,12 +243,14 @@ def prepare(
     assert training.batch_size is not None
     batches = TextBatches(train, training.batch_size, shuffle=True, seed=training.seed, balance=balance)
     classification.check_patience(training, validation is not None)
-    about = {
+    about: dict[str, Any] = {
         "name": splits.name, "fingerprint": f"{splits.train.fingerprint}/{splits.test.fingerprint}",
         "classes": list(train.classes), "train": len(train),
         "validation": len(validation) if validation else 0, "test": len(splits.test),
         "size": train.size, "cut": splits.train.cut + splits.test.cut,
     }  # fmt: skip
+    if splits.validation is not None:
+        about["valid"] = splits.validation.fingerprint
     known = splits.encoder.module.state_dict()
     pretrained = {k: v for k, v in known.items() if k not in splits.encoder.fresh}
     weights = [digest({}, pretrained)[:16]]  # a resumed run must find the same encoder

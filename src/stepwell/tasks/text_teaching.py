@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from stepwell.data.tokens import TextBatches, TokenSet
@@ -20,7 +21,7 @@ from stepwell.nets import Card, NestedNet, build
 from stepwell.nets.files.container import kind_of
 from stepwell.tasks.classification import Task
 from stepwell.tasks.text import TextSplits
-from stepwell.teachers.encoder_outputs import EncoderOutputs, Kept
+from stepwell.teachers.encoder_outputs import EncoderOutputs, StoredOutputs
 from stepwell.teachers.teacher import Frozen
 from stepwell.train_mode import in_eval_mode
 from stepwell.training.progress import tell
@@ -46,7 +47,7 @@ def encoder_folder(teacher: str) -> Path:
     path = Path(teacher)
     if not path.exists():
         raise ValueError(f"no teacher {teacher}: {FITS}")
-    file = _file_of(path)
+    file = file_of(teacher)
     if file is None:
         return path
     if path.is_file() and (path.parent / "tokenizer.json").is_file():
@@ -66,8 +67,9 @@ def encoder_folder(teacher: str) -> Path:
     return Path(net)
 
 
-def _file_of(path: Path) -> Path | None:
-    """The file of a trained network at a path; None for the folder of an encoder."""
+def file_of(teacher: str) -> Path | None:
+    """The file of a teacher that is a trained network; None for the folder of an encoder."""
+    path = Path(teacher)
     file = path / "net.safetensors" if path.is_dir() else path
     return file if file.is_file() else None
 
@@ -77,11 +79,11 @@ def trained_encoder(teacher: str, splits: TextSplits) -> NestedNet | None:
 
     ValueError if it has other classes, or another vocabulary.
     """
-    file = _file_of(Path(teacher))
+    file = file_of(teacher)
     if file is None:
         return None
-    found = load_text(file)
-    theirs, ours = found.net.card, splits.train
+    network = load_text(file)
+    theirs, ours = network.net.card, splits.train
     if theirs.numeric != ours.numeric:
         gives, are = ("numbers", "classes") if theirs.numeric else ("classes", "numbers")
         raise ValueError(
@@ -93,9 +95,9 @@ def trained_encoder(teacher: str, splits: TextSplits) -> NestedNet | None:
             f"{teacher} has the classes {', '.join(theirs.classes)}, and the data "
             f"{', '.join(ours.classes)}: teach its own classes"
         )
-    if found.tokenizer.fingerprint != splits.train.tokenizer.fingerprint:
+    if network.tokenizer.fingerprint != splits.train.tokenizer.fingerprint:
         raise ValueError(f"{teacher} has another vocabulary than its encoder's folder has now")
-    return found.net
+    return network.net
 
 
 def shallow(splits: TextSplits, layers: int) -> NestedNet:
@@ -105,11 +107,10 @@ def shallow(splits: TextSplits, layers: int) -> NestedNet:
     return build(f"{architecture}/{layers}", config=splits.encoder.config, num_classes=classes)
 
 
-def copy_layers(source: Mapping[str, Tensor], student: NestedNet, layers: Sequence[int]) -> None:
-    """Start a student with the weights of a deeper encoder, its layers with those of `layers`, from 1.
-
-    A layer of 0 stays as it is.
-    """
+def copy_layers(
+    source: Mapping[str, Shaped[Tensor, "..."]], student: NestedNet, layers: Sequence[int]
+) -> None:
+    """Start a student with the weights of a deeper encoder: its layers are `layers` of that, from 1."""
     (stage,) = student.stages
     state = dict(student.module.state_dict())
     for name in state:
@@ -117,22 +118,22 @@ def copy_layers(source: Mapping[str, Tensor], student: NestedNet, layers: Sequen
             state[name] = source[name]
             continue
         number, _, rest = name.removeprefix(f"{stage}.").partition(".")
-        if theirs := layers[int(number)]:
-            state[name] = source[f"{stage}.{theirs - 1}.{rest}"]
+        state[name] = source[f"{stage}.{layers[int(number)] - 1}.{rest}"]
     student.load_full(state)
 
 
-def kept_outputs(task: Task[TextBatches], teacher: NestedNet, objective: InternalKD) -> nn.Module:
+def stored_outputs(task: Task[TextBatches], teacher: NestedNet, objective: InternalKD) -> nn.Module:
     """The teacher's outputs on the training texts, looked up; the teacher itself if they are too many.
 
-    In a run whose student has learned, or in one of several processes, the teacher itself.
+    The teacher itself, too, if no loss reads it, or the student has learned already.
     """
     phase, name = OUTPUTS
     folder, texts = task.run.phase(phase), task.train.examples
     heads, width = shape_of(teacher)
-    own = Kept(len(texts.classes), objective.taught_by, heads, width)
+    heads, width = heads * bool(objective.attention), width * bool(objective.cls)
+    own = StoredOutputs(len(texts.classes), objective.taught_by, heads, width)
     needed = 4 * sum(own.count(n) for n in texts.lengths.tolist())
-    if (folder / "done").exists() or not task.run.writes:
+    if (folder / "done").exists() or not objective.reads_teacher:
         return objective.teacher
     if needed > MOST_BYTES:
         tell(f"note: the teacher runs in every step, because its outputs take {big(needed)}B")
@@ -140,6 +141,20 @@ def kept_outputs(task: Task[TextBatches], teacher: NestedNet, objective: Interna
     batches = [ids for ids, _ in task.train.with_examples(texts)]
     padding = texts.tokenizer.padding
     return EncoderOutputs(Frozen(teacher, copy=False), batches, padding, own, folder / name)
+
+
+def layer_stages(task: Task[TextBatches], stages: int) -> range:
+    """The stages before the task stage, from 1; none if the student has learned already.
+
+    A student that an older version began had one learning rate schedule for all stages; it learns
+    anew.
+    """
+    student = task.run.phase(OUTPUTS[0])
+    if (student / "done").exists():
+        return range(0)
+    if stages > 1 and task.run.writes and not (task.run.phase("stage-1") / "last.ckpt").exists():
+        (student / "last.ckpt").unlink(missing_ok=True)
+    return range(1, stages)
 
 
 def drop_outputs(task: Task[TextBatches]) -> None:
@@ -156,15 +171,15 @@ def mismatch(
     """Measure the distance of a student's layers and answers from its teacher's, on labelled texts.
 
     Returns:
-        By layer of the student "attention_kl" (nats) and "cls_cosine" (1 - cosine), None where they
-        cannot be compared; "layers", the teacher's; "teacher_accuracy"; "agreement" of the two; and
-        "agreement_on_errors", on texts where the teacher is wrong (None without any). Of numbers,
-        "teacher_pearson" and "agreement", the correlations of the teacher with the true numbers and
-        with the student.
+        By layer of the student "attention_kl" (nats, mean over rows of attention) and "cls_cosine"
+        (1 - cosine, mean over texts), None where they cannot be compared; "layers", the teacher's;
+        "teacher_accuracy"; "agreement" of the two; and "agreement_on_errors", on texts where the
+        teacher is wrong (None without any). Of numbers, "teacher_pearson" and "agreement", the
+        correlations of the teacher with the true numbers and with the student.
     """
     device = next(student.parameters()).device
     teacher = teacher.to(device)
-    sums, count = torch.zeros(2, len(layers), dtype=torch.double), 0
+    sums, counts = torch.zeros(2, len(layers), dtype=torch.double), torch.zeros(2, 1)
     answers: list[tuple[Tensor, Tensor, Tensor]] = []
     padding = batches.examples.tokenizer.padding
     with in_eval_mode(student), in_eval_mode(teacher):
@@ -174,29 +189,33 @@ def mismatch(
                 net.forward_all(x, [net.full], extras=["scores", "cls"])[net.full]
                 for net in (student, teacher)
             )
+            batch = torch.tensor([[int(mask.sum())], [len(ids)]])  # rows of attention, and texts
             for i, at in enumerate(layers):
                 if at:
                     parts = [
                         (n, ours.extras[n][i], theirs.extras[n][at - 1]) for n in ("scores", "cls")
                     ]
-                    sums[:, i] += len(ids) * torch.tensor(
-                        [_apart(name, a, b, mask) for name, a, b in parts], dtype=torch.double
-                    )
-            count += len(ids)
+                    means = torch.tensor([_distance(name, a, b, mask) for name, a, b in parts])
+                    sums[:, i] += batch[:, 0] * means
+            counts += batch
             answers.append((ours.logits.cpu(), theirs.logits.cpu(), labels))
     kl, cosine = (
         [None if not at or value != value else value for at, value in zip(layers, row, strict=True)]
-        for row in (sums / count).tolist()
+        for row in (sums / counts).tolist()
     )
-    student_says, teacher_says, truth = (torch.cat(parts) for parts in zip(*answers, strict=True))
+    student_logits, teacher_logits, truth = (torch.cat(parts) for parts in zip(*answers, strict=True))
     return {
         "layers": [*layers], "attention_kl": kl, "cls_cosine": cosine,
-        **_alike(student_says, teacher_says, truth),
+        **_agreement(student_logits, teacher_logits, truth),
     }  # fmt: skip
 
 
-def _alike(student: Tensor, teacher: Tensor, truth: Tensor) -> dict[str, float | None]:
-    """How often the answers of student and teacher are alike; or of numbers, their correlations."""
+def _agreement(
+    student: Float[Tensor, "n outputs"],
+    teacher: Float[Tensor, "n outputs"],
+    truth: Shaped[Tensor, " n"],
+) -> dict[str, float | None]:
+    """Agreement of the answers of student and teacher; of numbers, their correlations."""
     if truth.is_floating_point():
         of_teacher = NumberTally().add({"": teacher}, truth).measures()["pearson"]
         of_both = NumberTally().add({"": student}, teacher[:, 0]).measures()["pearson"]
@@ -220,7 +239,10 @@ def cost_of_teacher(teacher: NestedNet, texts: TokenSet) -> dict[str, Any]:
     return {"depth": teacher.full, **cost_table(teacher, texts.size)[teacher.full]}
 
 
-def _apart(name: str, ours: Tensor, theirs: Tensor, mask: Tensor) -> float:
+def _distance(
+    name: str, ours: Float[Tensor, "batch ..."], theirs: Float[Tensor, "batch ..."],
+    mask: Bool[Tensor, "batch tokens"],
+) -> float:  # fmt: skip
     """The distance of scores or [CLS] states; not a number if their shapes differ."""
     if ours.shape != theirs.shape:
         return math.nan

@@ -1,4 +1,4 @@
-"""A text teacher's outputs, computed once and kept in a file: logits, attention scores, [CLS] states.
+"""A text teacher's outputs, computed once and stored in a file: logits, attention scores, [CLS] states.
 
 All texts are computed in one fixed order before the training begins. So a training that is killed and
 goes on finds the same numbers, to the bit, in whatever order it asks for them.
@@ -22,10 +22,11 @@ from stepwell.teachers.teacher import Frozen
 from stepwell.types import Exit
 
 
-class Kept(NamedTuple):
+class StoredOutputs(NamedTuple):
     """The outputs that are stored for each text.
 
-    layers: of the teacher, from 1, whose scores and states are kept.
+    layers: the teacher's layers, from 1, whose scores and [CLS] states are stored.
+    heads: 0 to store no scores. width: 0 to store no states.
     """
 
     classes: int
@@ -34,7 +35,7 @@ class Kept(NamedTuple):
     width: int
 
     def count(self, tokens: int) -> int:
-        """The numbers of a text of so many tokens."""
+        """How many numbers a text of `tokens` takes."""
         return self.classes + len(self.layers) * (self.width + self.heads * tokens**2)
 
 
@@ -45,10 +46,10 @@ class EncoderOutputs(nn.Module):
 
     Args:
         teacher: takes token ids (batch, tokens) and `extras`.
-        texts: batches of token ids in a fixed order, which hold every text that will be asked for.
+        texts: batches of token ids in a fixed order, which hold every text of the training.
         padding: id of the padding token.
-        kept: the outputs that are stored for each text.
-        file: place of the numbers, 32 bits each, behind a hash of the texts and the teacher.
+        stored: the outputs that are stored for each text.
+        file: place of the numbers, 32 bits each, after a hash of the texts and the teacher.
 
     Raises:
         KeyError: in a step, a text that `texts` did not hold.
@@ -56,20 +57,21 @@ class EncoderOutputs(nn.Module):
     """
 
     def __init__(
-        self, teacher: Frozen, texts: Sequence[Tensor], padding: int, kept: Kept, file: Path
-    ) -> None:
+        self, teacher: Frozen, texts: Sequence[Int64[Tensor, "_ _"]], padding: int,
+        stored: StoredOutputs, file: Path,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.kept, self.padding = kept, padding
+        self.stored, self.padding = stored, padding
         self.places: dict[bytes, int] = {}
         weights = {name: value.cpu() for name, value in teacher._net[0].state_dict().items()}
-        mark = hashlib.sha256(repr((kept, digest({}, weights))).encode())
+        mark = hashlib.sha256(repr((stored, digest({}, weights))).encode())
         end = 0
         for ids in texts:
             for key, tokens in self._keys(ids):
                 if key not in self.places:
                     mark.update(key)
                     self.places[key] = end
-                    end += self.kept.count(tokens)
+                    end += self.stored.count(tokens)
         head = mark.digest()
         if not _is_whole(file, head, len(head) + 4 * end):
             with _writing(file) as out:
@@ -79,18 +81,23 @@ class EncoderOutputs(nn.Module):
         self._numbers = np.memmap(file, np.float32, "r", len(head), (end,))
 
     def _keys(self, ids: Int64[Tensor, "batch tokens"]) -> Iterator[tuple[bytes, int]]:
-        """The key and the number of tokens of each text."""
-        for row, length in zip(ids, ids.ne(self.padding).sum(1).tolist(), strict=True):
+        """The key and the number of tokens of each text, which may hold the padding token itself."""
+        ends = torch.arange(1, ids.shape[1] + 1) * ids.ne(self.padding)
+        for row, length in zip(ids, ends.amax(1).tolist(), strict=True):
             yield row[:length].numpy().tobytes(), int(length)
 
     def _computed(self, teacher: Frozen, texts: Sequence[Tensor]) -> Iterator[bytes]:
         """The numbers of each text in the order of their places."""
         device = next(teacher._net[0].parameters()).device
         written = 0
+        _, layers, heads, width = self.stored
+        extras = [name for name, size in (("scores", heads), ("cls", width)) if layers and size]
         for ids in texts:
-            exit = teacher(ids.to(device), extras=["scores", "cls"] if self.kept.layers else [])
-            scores = [exit.extras["scores"][at - 1].float().cpu() for at in self.kept.layers]
-            states = [exit.extras["cls"][at - 1].float().cpu() for at in self.kept.layers]
+            exit = teacher(ids.to(device), extras=extras)
+            scores, states = (
+                [exit.extras[name][at - 1].float().cpu() for at in layers if name in extras]
+                for name in ("scores", "cls")
+            )
             logits = exit.logits.float().cpu()
             for row, (key, n) in enumerate(self._keys(ids)):
                 if self.places[key] != written:
@@ -103,18 +110,18 @@ class EncoderOutputs(nn.Module):
 
     @torch.no_grad()
     def forward(self, ids: Int64[Tensor, "batch tokens"], extras: Sequence[str] = ()) -> Exit:
-        """Logits; with `extras`, scores and [CLS] states, a tuple of one tensor a layer.
+        """Logits; with `extras`, stored scores or [CLS] states, a tuple of one tensor a layer.
 
-        Layers that are not kept are empty. Scores of padding are 0.
+        Layers that are not stored are empty. Scores of padding are 0.
         """
-        classes, layers, heads, width = self.kept
+        classes, layers, heads, width = self.stored
         batch, tokens = ids.shape
         logits = torch.empty(batch, classes)
         states = torch.empty(len(layers), batch, width)
         scores = torch.zeros(len(layers), batch, heads, tokens, tokens) if "scores" in extras else None
         for row, (key, n) in enumerate(self._keys(ids.cpu())):
             start = self.places[key]
-            end = start + (self.kept.count(n) if extras else classes)
+            end = start + (self.stored.count(n) if extras else classes)
             numbers = torch.from_numpy(np.array(self._numbers[start:end]))
             logits[row], rest = numbers[:classes], numbers[classes:]
             if not extras:
@@ -123,14 +130,11 @@ class EncoderOutputs(nn.Module):
             states[:, row] = rest[:split].view(len(layers), width)
             if scores is not None:
                 scores[:, row, :, :n, :n] = rest[split:].view(len(layers), heads, n, n)
-        found = {"cls": states, "scores": scores}
-        most = max(layers, default=0)
-        empty = torch.empty(0)
+        most, empty = max(layers, default=0), torch.empty(0)
         given = {}
         for name in extras:
-            kept = found[name]
-            assert kept is not None
-            by_layer = dict(zip(layers, kept.to(ids.device), strict=True))
+            values = states if scores is None or name == "cls" else scores
+            by_layer = dict(zip(layers, values.to(ids.device), strict=True))
             given[name] = tuple(by_layer.get(at, empty) for at in range(1, most + 1))
         return Exit(logits.to(ids.device), (), given)
 

@@ -54,7 +54,7 @@ def fit(
     validate: Callable[[], Mapping[str, float]] | None = None,
     select: Callable[[Mapping[str, float]], float] | None = None, loop: Loop = Loop(),
     patience: int | None = None,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Train `objective`; resume a killed phase, or load the result of a finished one.
 
     The length is given in `epochs`, or in `steps` (batches), which may end amid an epoch. Every epoch
@@ -73,6 +73,9 @@ def fit(
             end in "accuracy", or "pearson" of numbers.
         patience: epochs without a better score after which the phase ends. The learning rate stays
             planned for all epochs.
+
+    Returns:
+        The steps of the phase; fewer than planned if `patience` or the objective (`done`) ended it.
 
     Raises:
         Diverged: the loss is not finite; the last good checkpoint stays.
@@ -93,7 +96,7 @@ def fit(
     if saved is not None and saved["finished"]:
         load_checked(objective, saved["objective"], folder / "last.ckpt")
         _close(folder, run.writes)
-        return
+        return int(saved["position"])
     job = Job(
         objective, train, optim, run, phase, total, validate, select or _mean_score, loop, patience
     )
@@ -109,11 +112,15 @@ def fit(
     if job.ended:
         epochs_ = f"{patience} epoch{'s' * (patience != 1)}"
         text = f"{phase}: stopped, because {epochs_} brought no better validation score"
+        if objective.done:
+            taken = f"{job.position:,} of {job.total:,} steps"
+            text = f"{phase}: stopped after {taken}, because its loss is below the threshold"
         tell(text, quiet=not job.writes)
     if not job.finished:
         job.settle()
     job.save()
     _close(folder, job.writes)
+    return job.position
 
 
 def _close(folder: Path, writes: bool) -> None:

@@ -143,7 +143,7 @@ class Job:
         self.signum = 0  # of a signal that asked to stop; 0: none
         self.stop = False  # after this step
         self.agree: Callable[[int], int] = lambda signum: signum
-        self.ended = False  # before its last step, because the validation score got no better
+        self.ended = False  # before its last step: the score got no better, or the objective is done
         self.log: Callable[[Mapping[str, Any]], None] = lambda line: None
         self.finished = False  # the objective holds the resulting weights
         self._save_due = False
@@ -195,16 +195,20 @@ class Job:
         if boundary:
             self.hear()
             self.stop = self.signum > 0
+            if self.objective.done is not None:
+                self.ended = self.agree(int(self.objective.done)) > 0
+                self.stop |= self.ended
         if self.averaged is not None and boundary:
             self.averaged.update(self.objective)
         if len(self._unread) >= READ_EVERY:
             self.read_losses()
         progress.advance()
-        if self.position % len(self.train) == 0 or self.position == self.total:
+        last = self.ended or self.position == self.total
+        if self.position % len(self.train) == 0 or last:
             self.end_epoch(progress)
             self._save_due = self.position < self.total  # `fit` saves the result after the last step
             if self.patience:  # one process decides: norms of the others may have other statistics
-                self.ended = self.agree(int(self.writes and self.stale >= self.patience)) > 0
+                self.ended |= self.agree(int(self.writes and self.stale >= self.patience)) > 0
                 self.stop |= self.ended
         if self.stop or time.monotonic() - self._saved_at > 60 * self.minutes:
             self._save_due = True
@@ -309,6 +313,7 @@ class Job:
         if type(self.position) is not int or not 0 <= self.position <= self.total:
             raise TypeError(f"position {self.position} of {self.total}")
         self.ended = bool(self.patience) and self.stale >= (self.patience or 0)
+        self.ended |= bool(self.objective.done)
         self.seconds, self.cpu_seconds = float(saved["seconds"]), float(saved["cpu_seconds"])
         if self.averaged is not None:
             load_checked(self.averaged, saved["average"], file)

@@ -172,11 +172,10 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
                 f"{out} holds a run with --{flag} {before.get(name)}, not {now.get(name)}: {remedy}"
             )
     for what in ("data", "teacher"):
-        if old[what] != new[what]:
-            both = (old[what], new[what])
-            then, now_ = (x if isinstance(x, dict) else {what: x} for x in both)
-            differing = [k for k in now_ if then.get(k) != now_[k]]
-            changes = ", ".join(f"{k} was {then.get(k)} and is {now_[k]}" for k in differing)
+        both = (old[what], new[what])
+        then, now_ = (x if isinstance(x, dict) else {what: x} for x in both)
+        if differing := [k for k in {**then, **now_} if not _alike(then, now_, k)]:
+            changes = ", ".join(f"{k} was {then.get(k)} and is {now_.get(k)}" for k in differing)
             raise ValueError(f"{out} holds a run on other {what} ({changes}): use another --out")
     earlier = {"devices": 1} | dict(old)  # older runs do not record it
     for what in ("versions", "commit", "device", "devices", "threads"):
@@ -187,6 +186,13 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
                 "differ from an uninterrupted run's in the last bits",
                 stacklevel=3,
             )
+
+
+def _alike(then: Mapping[str, Any], now: Mapping[str, Any], name: str) -> bool:
+    """Check an entry about data or teacher; older runs record fewer fingerprints."""
+    if name == "teacher" and then[name]:
+        return f"{now[name]}/".startswith(f"{then[name]}/")
+    return then.get(name) == now.get(name) or (name == "valid" and name not in then)
 
 
 def _refuse_ablation(name: str, value: object, new: Mapping[str, Any], out: Path) -> None:

@@ -1,5 +1,7 @@
 """Text encoders: equal to the library's own models, nested, and safe to read."""
 
+import json
+
 import pytest
 import torch
 import transformers
@@ -74,7 +76,7 @@ def test_logits_equal_the_librarys_own_on_padded_pairs(kind, folder):
         torch.testing.assert_close(net(whole), library(whole, **own).logits)
 
 
-def test_a_shallow_depth_is_the_librarys_model_of_so_many_layers(kind, folder, tmp_path):
+def test_depth_k_equals_the_library_model_with_k_layers(kind, folder, tmp_path):
     ids, mask, types = batch(kind)
     net = nested(folder, kind)
     entry = "n_layers" if kind == "distilbert" else "num_hidden_layers"
@@ -89,6 +91,18 @@ def test_a_shallow_depth_is_the_librarys_model_of_so_many_layers(kind, folder, t
         for depth, exit in net.forward_all(ids).items():
             assert torch.equal(exit.logits, net(ids, depth))
             assert exit.features[0].shape == (3, 12, 16)
+
+
+@pytest.mark.parametrize("name", ["[SEP]", "<sep>"])
+def test_any_separator_of_a_pair_gives_types(name, tmp_path):
+    folder = write_encoder(tmp_path / "encoder", layers=1)
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace("[SEP]", name))
+    ids = {token["content"]: token["id"] for token in json.loads(file.read_text())["added_tokens"]}
+    assert read_pretrained(folder, 2).config["sep_token_id"] == ids[name]
+    alone = json.loads(file.read_text()) | {"post_processor": None}
+    file.write_text(json.dumps(alone))
+    assert read_pretrained(folder, 2).config["sep_token_id"] is None
 
 
 def test_padding_changes_no_answer(kind, folder):
@@ -210,7 +224,7 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(tmp_path):
     refused(empty, r"config\.json")
     decoder = write_encoder(tmp_path / "decoder")
     change_config(decoder, is_decoder=True)
-    refused(decoder, "holds a decoder, whose words see no later ones")
+    refused(decoder, r"holds a decoder \(causal attention\): name an encoder")
     gpt = write_encoder(tmp_path / "gpt")
     change_config(gpt, model_type="gpt2")
     refused(gpt, "holds a gpt2; the encoders are bert, roberta, distilbert")
@@ -221,6 +235,8 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(tmp_path):
     change_config(deep, num_hidden_layers=6)
     refused(deep, r"weights of another .*encoder\.layer\.4")
     mute = write_encoder(tmp_path / "mute")
+    (mute / "tokenizer.json").write_text("{")
+    refused(mute, r"tokenizer\.json cannot be read .*: write it again with tokenizer\.save_pretrained")
     (mute / "tokenizer.json").unlink()
     refused(mute, r"has no tokenizer\.json: write it with tokenizer\.save_pretrained")
     pickled = write_encoder(tmp_path / "pickled")

@@ -19,7 +19,7 @@ from typing import Any
 from stepwell.claims.bert.tiny import small_study
 from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import least, less, more, of_test, seconds, times
-from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study
+from stepwell.claims.kit.study import Absent, Arm, Claim, Measure, Question, Study
 from stepwell.data.text_files import TESTS, TRAIN, test_file
 
 DEEP, SHALLOW = "6", "3"
@@ -90,8 +90,15 @@ def attention_distance(arm: str) -> Measure:
 
 
 def on_errors(arm: str) -> Measure:
-    """Share of the texts where the teacher is wrong on which the student agrees with it, in percent."""
-    return lambda results: 100 * results[arm]["bert"]["agreement_on_errors"]
+    """Agreement of student and teacher on the texts where the teacher is wrong, in percent."""
+
+    def measure(results: Mapping[str, Mapping[str, Any]]) -> float:
+        share: float | None = results[arm]["bert"]["agreement_on_errors"]
+        if share is None:
+            raise Absent("agreement_on_errors")  # a teacher without errors
+        return 100 * share
+
+    return measure
 
 
 #: Named from the paper's abstract (internal representations are stronger than soft targets

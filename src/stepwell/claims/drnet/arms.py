@@ -20,8 +20,15 @@ from stepwell.evaluation.cascade import Goal, Outcome, better, find_thresholds, 
 from stepwell.evaluation.cost_penalty import Priced, best_within, outcome_at, outcomes
 from stepwell.files import config_of, write_whole
 from stepwell.flags import call
+from stepwell.measure.choices import (
+    CHOSEN,
+    Observed,
+    controls_of,
+    macs_of_choices,
+    observe_choices,
+    right_of,
+)
 from stepwell.measure.data_parts import Parts, parts_for
-from stepwell.measure.resolution import CHOSEN, Observed, macs_of_choices, observe_choices
 from stepwell.methods.resolution import Mixing
 from stepwell.nets.files.resolution import load_resolution
 from stepwell.nets.nested.criteria import top_probability
@@ -205,7 +212,7 @@ def parts_of_run(net: ResolutionNet, file: Path, data: str) -> Parts:
     config = config_of(file, "train it again")
     arguments = config["arguments"]
     own = config["data"]["fingerprint"], arguments["val_fraction"], arguments["part"]
-    parts = parts_for(net.net.net, data, *own)
+    parts = parts_for(net.nested, data, *own)
     if parts.validation is None:
         raise ValueError(f"{file} has no validation part, which thresholds and prices are found on")
     return parts
@@ -213,7 +220,7 @@ def parts_of_run(net: ResolutionNet, file: Path, data: str) -> Parts:
 
 def scored(net: ResolutionNet, images: Batches) -> tuple[Scores, Right]:
     """The chooser's scores, and the correctness of each choice."""
-    return scores_of(net, images), _right(observe_choices(net, images, net.names), net.names).T
+    return scores_of(net, images), right_of(observe_choices(net, images, net.names), net.names).T
 
 
 @torch.inference_mode()
@@ -232,36 +239,18 @@ def at_its_cost(
     """
     who = len(order) - 1 - dynamic.who  # choices are costly to cheap
     shares = torch.bincount(who, minlength=len(order)).double() / len(who)
-    cost = float(shares @ costs)
-    right = _right(fixed, order)
-    everywhere = {
-        name: _right(each, order).double().mean(1)
-        for name, each in {"random": random, "random, own": dynamic}.items()
+    by_chance, own, at_fixed = (
+        controls_of(right_of(each, order), shares, costs) for each in (random, dynamic, fixed)
+    )
+    return {
+        "random": by_chance["random"],
+        "random, own": own["random"],
+        "cost": float(shares @ costs),
+        "line": at_fixed["line"],
+        "line, own": own["line"],
+        "oracle": at_fixed["oracle"],
+        "oracle cost": at_fixed["oracle cost"],
     }
-    first = right.double().argmax(0)  # the cheapest right one, or the cheapest
-    return {name: float(shares @ accuracy) for name, accuracy in everywhere.items()} | {
-        "cost": cost,
-        "line": best_mixture(right.double().mean(1), costs, cost),
-        "line, own": best_mixture(everywhere["random, own"], costs, cost),
-        "oracle": right.any(0).double().mean().item(),
-        "oracle cost": costs[first].mean().item(),
-    }
-
-
-def best_mixture(accuracy: Float[Tensor, " choices"], costs: Costs, cost: float) -> float:
-    """The best accuracy of random choices whose mean cost is at most `cost`."""
-    best = float(accuracy[costs <= cost].max())
-    for low in range(len(costs)):
-        for high in range(len(costs)):
-            if costs[low] < cost < costs[high]:
-                share = (cost - costs[low]) / (costs[high] - costs[low])
-                best = max(best, float(accuracy[low] + share * (accuracy[high] - accuracy[low])))
-    return best
-
-
-def _right(seen: Observed, order: Sequence[str]) -> Bool[Tensor, "choices images"]:
-    """The correctness of the choices in `order`."""
-    return torch.stack([seen.logits[name].argmax(1) == seen.labels for name in order])
 
 
 def best_cascade(
@@ -283,10 +272,10 @@ def best_cascade(
     for count in range(1, len(order) + 1):
         for taken in combinations(range(len(order)), count):
             names, paid = [order[i] for i in taken], costs[list(taken)].cumsum(0).tolist()
-            known = sure(validation, names), _right(validation, names)
+            known = sure(validation, names), right_of(validation, names)
             values, outcome = find_thresholds(*known, paid, goal)
             if best is None or better(outcome, best[0], goal):
-                best = outcome, outcome_of(values, sure(test, names), _right(test, names), paid)
+                best = outcome, outcome_of(values, sure(test, names), right_of(test, names), paid)
     assert best is not None
     return {"cascade": best[1].accuracy, "cascade cost": best[1].cost}
 
@@ -303,7 +292,7 @@ def auc_of_need(score: Float[Tensor, " images"], seen: Observed, order: Sequence
     Args:
         order: the choices, cheap to costly.
     """
-    right = _right(seen, order)
+    right = right_of(seen, order)
     needs = right[-1] & ~right[0]
     if not needs.any() or needs.all():
         return 0.5
@@ -330,7 +319,7 @@ def planted(
     )  # fmt: skip
     net = load_resolution(out / "net.safetensors")
     fingerprint = config_of(out / "net.safetensors", "train it again")["data"]["fingerprint"]
-    parts = parts_for(net.net.net, str(data), fingerprint)
+    parts = parts_for(net.nested, str(data), fingerprint)
     order = list(reversed(net.names))
     seen = observe_choices(net, parts.test, order)
     found = at_its_cost(seen, seen, seen, order, net.costs.double().flip(0))

@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -86,11 +87,15 @@ def judge(study: Study, results: Results) -> list[dict[str, Any]]:
 
 def _observe(study: Study, claim: Claim, results: Results, enough: int) -> Observed | None:
     """A claim's numbers; None where it cannot be judged."""
-    try:
-        compared = _arms_of([claim.difference], results)
-        arms = with_needed(study, {*compared, *_arms_of([*claim.measured.values()], results)})
-    except Absent:
-        return None
+    with suppress(Absent):
+        return _measured(study, claim, results, enough)
+    return None
+
+
+def _measured(study: Study, claim: Claim, results: Results, enough: int) -> Observed | None:
+    """A claim's numbers; None for too few seeds. `Absent` if an arm lacks what the claim measures."""
+    compared = _arms_of([claim.difference], results)
+    arms = with_needed(study, {*compared, *_arms_of([*claim.measured.values()], results)})
     seeds = sorted(set.intersection(*(set(results.get(arm, ())) for arm in arms)))
     if len(seeds) < enough:
         return None

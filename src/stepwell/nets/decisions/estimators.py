@@ -47,11 +47,13 @@ class Estimator(NamedTuple):
     """An estimator by name.
 
     choose: of scores and a temperature.
+    draws: the choices are random.
     learns: the choices have a gradient, so a loss of the network's output teaches the scores.
     by_policy: the scores learn from log probabilities instead (`losses.reinforce_loss`).
     """
 
     choose: Callable[[Scores, float], Choices]
+    draws: bool = False
     learns: bool = False
     by_policy: bool = False
 
@@ -62,10 +64,19 @@ class Estimator(NamedTuple):
 ESTIMATORS: Mapping[str, Estimator] = {
     "threshold": Estimator(_threshold),
     "straight-through": Estimator(_straight_through, learns=True),
-    "gumbel": Estimator(_gumbel, learns=True),
-    "reinforce": Estimator(_reinforce, by_policy=True),
+    "gumbel": Estimator(_gumbel, draws=True, learns=True),
+    "reinforce": Estimator(_reinforce, draws=True, by_policy=True),
     "always": Estimator(_always),
 }
+
+
+def refuse_in_graphs() -> None:
+    """Raise ValueError while a graph is exported, which would keep random numbers for ever."""
+    if torch.compiler.is_exporting():
+        raise ValueError(
+            "a decision that draws random numbers cannot be exported: call .eval() on the network, and "
+            "give it no draw, so that the best score decides"
+        )
 
 
 class Draw(NamedTuple):
@@ -78,8 +89,14 @@ class Draw(NamedTuple):
     temperature: float = 1.0
 
     def __call__(self, scores: Scores) -> Choices:
-        """The choices, in 32 bits even under autocast, because Gumbel noise has a long tail."""
-        return ESTIMATORS[self.estimator].choose(scores.float(), self.temperature)
+        """The choices, in 32 bits even under autocast, because Gumbel noise has a long tail.
+
+        ValueError for draws while a graph is exported.
+        """
+        found = ESTIMATORS[self.estimator]
+        if found.draws:
+            refuse_in_graphs()
+        return found.choose(scores.float(), self.temperature)
 
     def check(self, *, training: bool = False) -> Estimator:
         """The estimator; ValueError for an unknown one, or a temperature that is not positive.

@@ -6,6 +6,7 @@ eval mode; in training, norms see other examples.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +33,57 @@ def gathered(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.empty_like(joined).index_copy(0, order, joined)
 
 
+#: The share of a batch's time in one group that a further group must save.
+MARGIN = 0.03
+#: By number of images, the time of a group of so many.
+GroupTimes = Mapping[int, float]
+
+
+def fewer_groups(counts: Sequence[int], times: Sequence[GroupTimes]) -> list[int]:
+    """Join groups of a batch with costlier ones, so that the whole batch takes the least time.
+
+    A batch of few images is faster in one group, because each group has a constant cost. A further
+    group must save `MARGIN` of the batch's time, because sizes between the measured ones may be slower.
+
+    Args:
+        counts: images of each choice, from costly to cheap.
+        times: of each choice.
+
+    Returns:
+        For each choice the one that its images run at: itself, or a costlier one of the batch.
+    """
+    made = [i for i, count in enumerate(counts) if count]
+    margin = MARGIN * time_of(times[made[0]], sum(counts)) if made else 0.0
+    # for each number of the costliest choices made, the least time, and where its last group begins
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for stop in range(1, len(made) + 1):
+        tried = []
+        for start in range(stop):
+            time = time_of(times[made[start]], sum(counts[i] for i in made[start:stop]))
+            tried.append((best[start][0] + time + margin * (start > 0 and time > 0), start))
+        best.append(min(tried, key=lambda t: (t[0], -t[1])))  # of equals, more groups
+    runs = [*range(len(counts))]
+    stop = len(made)
+    while stop:
+        start = best[stop][1]
+        for i in made[start:stop]:
+            runs[i] = made[start]
+        stop = start
+    return runs
+
+
+def time_of(times: GroupTimes, images: int) -> float:
+    """The time of a group, by lines between the measured sizes, and beyond the largest through 0."""
+    sizes = sorted(times)
+    if images >= sizes[-1]:
+        return times[sizes[-1]] * images / sizes[-1]
+    if images <= sizes[0]:
+        return times[sizes[0]]
+    low, high = next((a, b) for a, b in pairwise(sizes) if a <= images <= b)
+    share = (images - low) / (high - low)
+    return times[low] + share * (times[high] - times[low])
+
+
 #: By batch size, the largest share of the examples at which the compacted form is the faster one.
 BreakEven = Mapping[int, float]
 
@@ -54,12 +106,61 @@ def with_branch(
         return base
     if count == batch:
         return base + branch(x)
-    if break_even:
-        nearest = min(break_even, key=lambda size: abs(math.log(size / batch)))
-        if count > break_even[nearest] * batch:
-            mask = base.new_zeros(batch, *(1,) * (base.dim() - 1))
-            return torch.addcmul(base, mask.index_fill(0, rows, 1), branch(x))  # in one pass
+    if count > limit(break_even, batch) * batch:
+        mask = base.new_zeros(batch, *(1,) * (base.dim() - 1))
+        return torch.addcmul(base, mask.index_fill(0, rows, 1), branch(x))  # in one pass
     return _added(base, rows, branch(x[rows]))
+
+
+def limit(break_even: BreakEven | None, batch: int) -> float:
+    """The break-even share for the nearest batch size; 1 where none is known, or the batch is empty."""
+    if not break_even or not batch:
+        return 1.0
+    return break_even[min(break_even, key=lambda size: abs(math.log(size / batch)))]
+
+
+def mixture(
+    x: Float[Tensor, "rows width"], who: Int[Tensor, "rows k"], weights: Float[Tensor, "rows k"],
+    parts: Sequence[Callable[[Tensor], Tensor]], break_even: BreakEven | None = None,
+) -> Float[Tensor, "rows width"]:  # fmt: skip
+    """The sum of each row's k parts, `who`, times their weights; each part runs on its own rows.
+
+    The rows are sorted by part, so that a part runs once on contiguous rows, and sorted back. Gradients
+    flow through it.
+
+    Args:
+        break_even: where k is a larger share of the parts than it allows, all parts run on all rows,
+            and weights of zero drop most results. It was measured without gradients, and counts only
+            without them. Compiled and exported graphs run all parts, too, except those of ONNX.
+    """
+    rows, k = who.shape
+    if torch.onnx.is_in_onnx_export():  # a graph may hold as many rows as the values say
+        y = torch.zeros_like(x)
+        for i, part in enumerate(parts):
+            own, place = (who == i).nonzero(as_tuple=True)
+            y = y.index_add(0, own, part(x[own]) * weights[own, place, None])
+        return y
+    too_large = not torch.is_grad_enabled() and k > limit(break_even, rows) * len(parts)
+    if too_large or torch.compiler.is_compiling():
+        shares = weights.new_zeros(rows, len(parts)).scatter(1, who, weights)
+        every = (shares[:, i, None] * part(x) for i, part in enumerate(parts))
+        return torch.stack([*every]).sum(0)
+    flat = who.flatten()
+    if x.is_meta:  # no values: equally many rows for each part
+        counts = [
+            (i + 1) * len(flat) // len(parts) - i * len(flat) // len(parts) for i in range(len(parts))
+        ]
+    else:
+        counts = flat.bincount(minlength=len(parts)).tolist()
+    order = flat.argsort(stable=True)
+    sorted_rows = x.index_select(0, order // k if k > 1 else order).split(counts)
+    every_part = torch.is_grad_enabled() or not rows  # each has a gradient, if only of zeros
+    values = torch.cat(
+        [part(own) for part, own in zip(parts, sorted_rows, strict=True) if every_part or len(own)]
+    )
+    back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
+    values = values.index_select(0, back).unflatten(0, (rows, k))
+    return values[:, 0] * weights if k == 1 else (values * weights[..., None]).sum(1)
 
 
 def not_empty_for_export(rows: Rows) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from stepwell.nets.decisions.deciding import Deciding
 from stepwell.nets.decisions.estimators import Draw
-from stepwell.nets.decisions.executor import BreakEven, with_branch
+from stepwell.nets.decisions.executor import with_branch
 from stepwell.nets.decisions.gates import Gate
 
 Maps = Float[Tensor, "batch _ _ _"]
@@ -22,7 +23,7 @@ Maps = Float[Tensor, "batch _ _ _"]
 EXTRAS = ("choice", "scores")
 
 
-class Gated(nn.Module):
+class Gated(Deciding):
     """A residual block behind a gate; the base of the classes below.
 
     In training, and in eval with a `draw`, the branch runs on every image and is multiplied by the
@@ -37,11 +38,15 @@ class Gated(nn.Module):
     bn1: nn.Module
     bn2: nn.Module
     relu: nn.Module
-    break_even: BreakEven = MappingProxyType({})
+    in_graphs = MappingProxyType({"pt2": "every block: ONNX saves time"})
 
     def branch(self, x: Maps) -> Maps:
         """The residual branch alone."""
         raise NotImplementedError
+
+    def from_plain(self, plain: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The block's own gate, where the plain block has none."""
+        return {k: value for k, value in own.items() if k.startswith("gate.")} | dict(plain)
 
     def forward(
         self, x: Maps, extras: Collection[str] = (), draw: Draw | None = None
@@ -113,9 +118,3 @@ def gated_blocks(module: nn.Module) -> Iterator[tuple[str, Gated]]:
     for name, inner in module.named_modules():
         if isinstance(inner, Gated):
             yield name, inner
-
-
-def use_break_even(module: nn.Module, table: Mapping[str, Mapping[str, float]]) -> None:
-    """Set the break-even shares of gated blocks, by their name and the batch size."""
-    for name, block in gated_blocks(module):
-        block.break_even = {int(size): share for size, share in table.get(name, {}).items()}

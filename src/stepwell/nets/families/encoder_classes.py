@@ -27,29 +27,37 @@ Mask = Bool[Tensor, "batch tokens"]
 Hidden = Float[Tensor, "batch tokens width"]
 State = tuple[Mask, Hidden]
 First = Float[Tensor, "batch 1 width"]
+Logits = Float[Tensor, "batch classes"]
+#: What a layer gives beside its state: "scores" (batch, heads, tokens, tokens), "cls" (batch, width).
+Extras = dict[str, Float[Tensor, "batch ..."]]
 #: The name of our attention in the library's interface, and of its argument that collects scores.
 ATTENTION = "stepwell"
 SCORES = "stepwell_scores"
 
 
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor,
-    dropout: float = 0.0, scaling: float | None = None, **rest: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention by the fused kernel; where a list collects scores, in the open.
+    module: nn.Module,
+    query: Float[Tensor, "batch heads tokens head_width"],
+    key: Float[Tensor, "batch heads tokens head_width"],
+    value: Float[Tensor, "batch heads tokens head_width"],
+    attention_mask: Bool[Tensor, "batch 1 1 tokens"],
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **rest: Any,
+) -> tuple[Float[Tensor, "batch tokens heads head_width"], None]:
+    """Attention by the fused kernel; by matrix products if a list collects scores.
 
     Args:
-        query, key, value: (batch, heads, tokens, width of a head).
-        attention_mask: (batch, 1, 1, tokens), true for real tokens.
+        attention_mask: true for real tokens.
         rest: `SCORES` is a list that gains the scores before mask, softmax and dropout, (batch, heads,
             tokens, tokens).
     """
     collected: list[Tensor] | None = rest.get(SCORES)
     if collected is None:
-        found = F.scaled_dot_product_attention(
+        context = F.scaled_dot_product_attention(
             query, key, value, attention_mask, dropout_p=dropout, scale=scaling
         )
-        return found.transpose(1, 2).contiguous(), None
+        return context.transpose(1, 2).contiguous(), None
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     collected.append(scores)
     masked = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
@@ -66,12 +74,14 @@ class _Layer(nn.Module):
     Extras: "scores", as of `attention`; "cls", the first token's hidden state (batch, width).
     """
 
-    def forward(self, state: Any, extras: Sequence[str] = ()) -> Any:
+    def forward(self, state: State, extras: Sequence[str] = ()) -> State | tuple[State, Extras]:
         # the library's own forward stands next in the order of bases
         return self._with_extras(super().forward, state, extras)
 
-    def first(self, state: Any, extras: Sequence[str] = ()) -> Any:
-        """As `forward`, of the first token alone: nothing else is computed behind the attention."""
+    def first(
+        self, state: State, extras: Sequence[str] = ()
+    ) -> tuple[Mask, First] | tuple[tuple[Mask, First], Extras]:
+        """As `forward`, of the first token alone: no other is computed after the attention."""
         return self._with_extras(self._first, state, extras)
 
     def _first(self, hidden: Hidden, mask: Tensor, **more: Any) -> First:
@@ -130,7 +140,7 @@ class _Input(nn.Module):
         if self.separator is None:
             return mask, super().forward(ids)
         ends = ids == self.separator
-        second = (ends.cumsum(1) > ends.long()) & mask  # behind the first separator
+        second = (ends.cumsum(1) > ends.long()) & mask  # after the first separator
         return mask, super().forward(ids, token_type_ids=second.long())
 
 
@@ -183,8 +193,8 @@ class Bert(Encoder, bert.BertForSequenceClassification):
         super().__init__(config)
         self._as_path(self.bert.embeddings, self.bert.encoder.layer, BertInput, BertLayer)
 
-    def forward(self, ids: Any, attention_mask: Any = None) -> Any:
-        """Logits (batch, classes) of token ids (batch, tokens)."""
+    def forward(self, ids: Ids, attention_mask: Mask | Ids | None = None) -> Logits:
+        """Logits of token ids; the mask is 1 or true for real tokens, by default all but padding."""
         state = self.bert.embeddings(ids, attention_mask=attention_mask)
         for layer in self.bert.encoder.layer:
             state = layer(state)
@@ -198,8 +208,8 @@ class Roberta(Encoder, roberta.RobertaForSequenceClassification):
         super().__init__(config)
         self._as_path(self.roberta.embeddings, self.roberta.encoder.layer, RobertaInput, RobertaLayer)
 
-    def forward(self, ids: Any, attention_mask: Any = None) -> Any:
-        """Logits (batch, classes) of token ids (batch, tokens)."""
+    def forward(self, ids: Ids, attention_mask: Mask | Ids | None = None) -> Logits:
+        """Logits of token ids; the mask is 1 or true for real tokens, by default all but padding."""
         state = self.roberta.embeddings(ids, attention_mask=attention_mask)
         for layer in self.roberta.encoder.layer:
             state = layer(state)
@@ -216,8 +226,8 @@ class DistilBert(Encoder, distilbert.DistilBertForSequenceClassification):
             DistilBertLayer,
         )  # fmt: skip
 
-    def forward(self, ids: Any, attention_mask: Any = None) -> Any:
-        """Logits (batch, classes) of token ids (batch, tokens)."""
+    def forward(self, ids: Ids, attention_mask: Mask | Ids | None = None) -> Logits:
+        """Logits of token ids; the mask is 1 or true for real tokens, by default all but padding."""
         state = self.distilbert.embeddings(ids, attention_mask=attention_mask)
         for layer in self.distilbert.transformer.layer:
             state = layer(state)

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from safetensors import SafetensorError
 
 from stepwell.data.text import text_extra
+from stepwell.data.tokens import Tokenizer
 from stepwell.files import read_json
 from stepwell.nets.families.builder import Builder
+from stepwell.ranges import LARGEST
 
 if TYPE_CHECKING:
     from stepwell.nets.families.encoder_classes import Encoder
@@ -37,6 +39,7 @@ class Pretrained(NamedTuple):
     config: of config.json, with the separator's token id.
     tokenizer: the content of tokenizer.json.
     fresh: parameters that the folder does not hold, all of them of the head.
+    classes: names of the head's classes in config.json (`id2label`), in order.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Pretrained(NamedTuple):
     tokenizer: str
     module: "Encoder"
     fresh: tuple[str, ...]
+    classes: tuple[str, ...] = ()
 
 
 def is_encoder(name: str) -> bool:
@@ -106,9 +110,11 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
             f"({architecture}): {(own or mismatched)[0]} is missing or has another shape"
         )
     tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    # what the file keeps: settings of this architecture, in JSON
-    kept: dict[str, Any] = json.loads(json.dumps(settings.to_diff_dict(), default=str))
-    return Pretrained(f"{architecture}/{config[entry]}", kept, tokenizer, module, tuple(missing))
+    # settings of this architecture alone, in JSON
+    plain: dict[str, Any] = json.loads(json.dumps(settings.to_diff_dict(), default=str))
+    name, labels = f"{architecture}/{config[entry]}", config.get("id2label") or {}
+    classes = tuple(str(labels[i]) for i in sorted(labels, key=int))
+    return Pretrained(name, plain, tokenizer, module, tuple(missing), classes)
 
 
 def encoder_name(folder: Path) -> str:
@@ -131,7 +137,7 @@ def _config_of(folder: Path) -> dict[str, Any]:
         names = ", ".join(ARCHITECTURES)
         raise ValueError(f"{folder} holds a {kind or 'model'}; the encoders are {names}")
     if config.get("is_decoder"):
-        raise ValueError(f"{folder} holds a decoder, whose words see no later ones: name an encoder")
+        raise ValueError(f"{folder} holds a decoder (causal attention): name an encoder")
     layers = config.get(ARCHITECTURES[kind][1])
     if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
         raise ValueError(f"{folder}/config.json says {layers!r} layers")
@@ -142,18 +148,14 @@ def _config_of(folder: Path) -> dict[str, Any]:
         )
     if not any(folder.glob("*.safetensors")):
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt")]
-        found = f"holds its weights as a pickle, {pickles[0].name}" if pickles else "holds no weights"
+        state = f"holds its weights as a pickle, {pickles[0].name}" if pickles else "holds no weights"
         raise ValueError(
-            f"{folder} {found}: name a folder with model.safetensors (model.save_pretrained writes it)"
+            f"{folder} {state}: name a folder with model.safetensors (model.save_pretrained writes it)"
         )
     return config
 
 
 def _separator(folder: Path) -> int | None:
-    """The id of the token behind a sentence, or None where a pair's sentences have no types."""
-    content = read_json(folder / "tokenizer.json", "write it again with tokenizer.save_pretrained")
-    added = {token.get("content"): token.get("id") for token in content.get("added_tokens", [])}
-    for name in ("[SEP]", "</s>"):
-        if isinstance(added.get(name), int):
-            return int(added[name])
-    return None
+    """The id of the token after the first text of a pair; None if the tokenizer adds none."""
+    content = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    return Tokenizer(content, LARGEST, 0).separator

@@ -3,13 +3,14 @@
 ResNet-18 and 34 have basic blocks; 26, 50 and deeper have bottlenecks, so 18 and 50 share no weight.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from stepwell.nets.decisions.kernels import with_kernels
 from stepwell.nets.decisions.skipping import GATED, GatedBasicBlock
 from stepwell.nets.families.builder import Stem
 from stepwell.types import Images, Logits
@@ -33,14 +34,17 @@ def resnet(
     stem: Stem = "imagenet",
     zero_init_residual: bool = True,
     gates: bool = False,
-) -> ResNet:
+    **mixed: Any,
+) -> nn.Module:
     """torchvision's ResNet; with `stem="small"` a 3×3 stem of stride 1 for images of about 32 pixels.
 
     The last BatchNorm of every residual block starts at zero (Goyal et al. 2017, section 5.1), so a
     block that a sub-net newly enters starts as the identity.
 
     With `gates`, every block has a gate by which an image may skip it (`nets.decisions.skipping`).
+    `mixed` are the arguments of `with_kernels`, for networks without gates.
     """
+    check_options(gates, mixed)
     net = ResNet(
         GATED[block] if gates else block,
         list(blocks),
@@ -51,7 +55,20 @@ def resnet(
         net.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()
-    return net
+    return with_kernels(net, **mixed)
+
+
+def check_options(gates: bool, mixed: Mapping[str, Any]) -> None:
+    """Refuse blocks with gates and mixed kernels at once."""
+    if gates and mixed.get("kernels"):
+        raise ValueError("a block has gates or mixed kernels: leave out gates=True or kernels=")
+
+
+def cifar_resnet(blocks: Sequence[int], *, gates: bool = False, **options: Any) -> nn.Module:
+    """A `CifarResNet`; `options` may be those of `with_kernels`, too, for networks without gates."""
+    mixed: dict[str, Any] = {k: options.pop(k) for k in ("kernels", "routing") if k in options}
+    check_options(gates, mixed)
+    return with_kernels(CifarResNet(blocks, gates=gates, **options), **mixed)
 
 
 class CifarResNet(nn.Module):

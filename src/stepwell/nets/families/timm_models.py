@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stepwell.nets.decisions.experts import with_experts
 from stepwell.nets.families.builder import Builder
 from stepwell.nets.nested.nest import check_shapes
 from stepwell.nets.nested.net import NestedNet
@@ -79,8 +80,10 @@ def check_depths(
 
 
 def _make(name: str, **arguments: Any) -> nn.Module:
+    """A timm model; `arguments` may be those of `with_experts`, too."""
     import timm
 
     if arguments.get("pretrained"):
         raise ValueError("pretrained=True: use --init pretrained for published weights")
-    return timm.create_model(name, **arguments)
+    mixture = {k: arguments.pop(k) for k in ("experts", "top_k", "router") if k in arguments}
+    return with_experts(timm.create_model(name, **arguments), **mixture)

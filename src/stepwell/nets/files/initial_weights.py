@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stepwell.nets.build import build, builder_of
 from stepwell.nets.card import Card
-from stepwell.nets.decisions.skipping import gated_blocks
+from stepwell.nets.decisions.deciding import from_plain
 from stepwell.nets.files.nested import BESIDE, assemble, card_of, read_file
 from stepwell.nets.nested.net import NestedNet
 from stepwell.types import not_finite
@@ -111,8 +111,7 @@ def fill(
     given = {k: v for k, v in tensors.items() if not k.startswith(("depths/", BESIDE))}
     stored = net.stored_names()
     given |= {k: given[stored[k]] for k in own.keys() - given.keys() if stored[k] in given}  # tied
-    gates = tuple(f"{name}.gate." for name, _ in gated_blocks(net.module))
-    given |= {k: own[k] for k in own.keys() - given.keys() if k.startswith(gates)}  # these stay fresh
+    given = from_plain(net.module, given)
     if differing := sorted(own.keys() ^ given.keys()):
         wrapped = all(name.startswith("module.") for name in given)
         hint = "; all begin with 'module.': save model.module.state_dict()" if wrapped else ""

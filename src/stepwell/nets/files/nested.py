@@ -21,7 +21,7 @@ from stepwell.files import write_whole, writing
 from stepwell.nets import build
 from stepwell.nets.build import builder_of
 from stepwell.nets.card import Card
-from stepwell.nets.decisions.skipping import use_break_even
+from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.files.container import (
     digest,
     is_pickle,
@@ -42,8 +42,10 @@ FORMAT = 4
 BESIDE = "beside/"
 #: Arguments of timm's builders that name other files.
 FOREIGN = ("checkpoint_path", "cache_dir")
+#: Arguments of `build` itself in a file's header.
+OF_BUILD = ("stages", "kept", "adaptions", "multipliers")
 #: Entries of the card that are measurements.
-MEASURED = ("costs", "latency", "cascade", "break_even")
+MEASURED = ("costs", "latency", "cascade", "break_even", "group_ms")
 
 
 class Beside(NamedTuple):
@@ -303,7 +305,7 @@ def _check_arguments(name: str, arguments: Mapping[str, Any], tensors: Mapping[s
     if foreign := [a for a in arguments if a.startswith("pretrained") or a in FOREIGN]:
         raise ValueError(f"its network would read other files: {foreign[0]}")
     builder = builder_of(name)
-    own = {k: v for k, v in arguments.items() if k not in ("stages", "kept", "adaptions")}
+    own = {k: v for k, v in arguments.items() if k not in OF_BUILD}
     with torch.device("meta"):
         needed = _numbers_in(builder.make(**own).state_dict())
         given = _numbers_in(tensors)
@@ -326,6 +328,8 @@ def _add_depths(
             f"heads={{{missing[0]!r}: FACTORY}}), a function without arguments that makes the same head"
         )
     for depth, blocks in header["depths"].items():
+        if depth in net.subnets:  # a width, which `build` has made
+            continue
         if depth not in exits:
             net.add_depth(depth, blocks)
         else:

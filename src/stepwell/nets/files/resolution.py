@@ -5,9 +5,11 @@ from pathlib import Path
 
 from torch import nn
 
+from stepwell.nets.decisions.choosing import Always
+from stepwell.nets.files.choosing import budgets_for_file, chooser_tensors, restore_chooser
 from stepwell.nets.files.container import structure_of
 from stepwell.nets.files.nested import Beside, check_finite, load_both, save
-from stepwell.nets.resolution.chooser import Always, Budget, Choice, Chooser, ResolutionNet
+from stepwell.nets.resolution.chooser import Choice, Chooser, ResolutionNet
 from stepwell.nets.resolution.resolutions import Resolutions
 from stepwell.types import not_finite
 
@@ -26,10 +28,9 @@ def save_resolution(net: ResolutionNet, path: str | Path) -> Path:
         "choices": [list(choice) for choice in net.choices],
         "chooser": chooser.size if isinstance(chooser, Chooser) else None,
         "always": chooser.choice if isinstance(chooser, Always) else None,
-        "budgets": [list(budget) for budget in net.budgets],
+        "budgets": budgets_for_file(net),
     }
-    tensors = nested.own_tensors() | {"price": net.price, "costs": net.costs}
-    tensors |= {f"chooser/{name}": value for name, value in chooser.state_dict().items()}
+    tensors = nested.own_tensors() | chooser_tensors(net)
     return save(nested.net, path, beside=Beside(KIND, about, tensors))
 
 
@@ -57,13 +58,6 @@ def load_resolution(
         count, always, size = len(choices), about.get("always") or 0, about["chooser"]
         chooser = Always(count, always) if size is None else Chooser(count, size)
         whole = ResolutionNet(nested, choices, chooser)
-        whole.price.copy_(tensors.pop("price"))
-        whole.costs.copy_(tensors.pop("costs"))
-        of_chooser = [name for name in tensors if name.startswith("chooser/")]
-        chooser.load_state_dict({k.removeprefix("chooser/"): tensors.pop(k) for k in of_chooser})
+        restore_chooser(whole, about, tensors)
         nested.load_own(tensors)
-        whole.budgets = tuple(
-            Budget(price, macs, accuracy, tuple(*shares))
-            for price, macs, accuracy, *shares in about.get("budgets", ())
-        )
         return whole.eval()

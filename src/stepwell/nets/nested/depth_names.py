@@ -21,6 +21,17 @@ def blocks_of(name: str, blocks: Any, most: tuple[int, ...]) -> tuple[int, ...]:
         ) from None
 
 
+def check_name(name: str, present: Mapping[str, tuple[int, ...]], what: str | None = None) -> None:
+    """Raise ValueError, which begins with `what`, for a name that cannot name a file, or is taken."""
+    if not _NAME.fullmatch(name) or name in _RESERVED or name.endswith(".int8"):
+        raise ValueError(
+            f"{name!r} cannot name a depth, which also names files: use letters, digits, '_', '-', "
+            f"'+' and '.', 64 at most, and none of {', '.join(_RESERVED)}, *.int8"
+        )
+    if name in present:
+        raise ValueError(f"{what or name!r}: this net already has {name!r} = {present[name]}")
+
+
 def check_depth(
     name: str,
     blocks: tuple[int, ...],
@@ -45,13 +56,7 @@ def check_depth(
             the same network as another depth; an exit ends with the full net, or where another does.
     """
     what = f"{'exit' if ends_early else 'depth'} {name!r} = {blocks}"
-    if not _NAME.fullmatch(name) or name in _RESERVED or name.endswith(".int8"):
-        raise ValueError(
-            f"{name!r} cannot name a depth, which also names files: use letters, digits, '_', '-', "
-            f"'+' and '.', 64 at most, and none of {', '.join(_RESERVED)}, *.int8"
-        )
-    if name in present:
-        raise ValueError(f"{what}: this net already has {name!r} = {present[name]}")
+    check_name(name, present, what)
     if len(blocks) != len(most):
         raise ValueError(
             f"{what} names {len(blocks)} stages; this net has {len(most)}: {', '.join(stages)}"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from stepwell.device import device_name
 from stepwell.nets.card import Card
 from stepwell.nets.nested.budget import choose_depth
-from stepwell.nets.nested.depth_names import blocks_of, check_depth
+from stepwell.nets.nested.depth_names import blocks_of, check_depth, check_name
 from stepwell.nets.nested.example import UnknownShapeError, example_input, outputs_by_block
 from stepwell.nets.nested.exits import PooledHead, check_classes, check_head
 from stepwell.nets.nested.joint import LossOf, check_extras, joint_loss
@@ -86,6 +86,11 @@ class NestedNet(Predicts, Weights):
         Build the net again in this order: of two depths that share private norms, the first owns them.
         """
         return {d: path.blocks for d, path in self._paths.items() if d != self.full}
+
+    @property
+    def widths(self) -> tuple[str, ...]:
+        """The depths that run all blocks at a share of the channels, in the order they were added."""
+        return tuple(d for d, path in self._paths.items() if path.share < 1)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -260,6 +265,16 @@ class NestedNet(Predicts, Weights):
         check_depth(name, counts, self.depths, self.plan.stages, most, exits=self.exits)
         self._insert(name, self._maker.of_depth(name, counts))
 
+    def add_width(self, name: str, share: float) -> None:
+        """Add a "fresh" depth of all blocks at a share of the channels (see `nets.nested.widths`).
+
+        Its private norms start as the full net's. ValueError if the name is taken or cannot name a
+        file, or the network has layers that cannot be narrowed.
+        """
+        check_name(name, self.depths)
+        blocks = self._paths[self.full].blocks
+        self._insert(name, self._maker.of_width(name, blocks, share))
+
     def add_exit(
         self,
         name: str,
@@ -327,7 +342,11 @@ class NestedNet(Predicts, Weights):
         """
         self.module.load_state_dict(state)
         for private in self._maker.norms:
-            private.norm.load_state_dict(self.module.get_submodule(private.name).state_dict())
+            full = self.module.get_submodule(private.name).state_dict()
+            shapes = {k: v.shape for k, v in private.norm.state_dict().items()}
+            # a width has the first channels
+            first = {k: v[: shapes[k][0]] if shapes[k] else v for k, v in full.items()}
+            private.norm.load_state_dict(first)
         self.mark("fresh")
         self.mark("trained", self.full)
 

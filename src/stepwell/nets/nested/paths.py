@@ -8,6 +8,7 @@ from torch import nn
 from stepwell.nets.nested.exits import ExitNet
 from stepwell.nets.nested.plan import Plan, leaves, replant, with_own_norms
 from stepwell.nets.nested.steps import keywords_of
+from stepwell.nets.nested.widths import narrowed
 
 
 class Path(NamedTuple):
@@ -19,6 +20,7 @@ class Path(NamedTuple):
     ends: the positions of the steps that complete a stage.
     plain: the network of this depth as a plain module; weights shared.
     head: the head of an exit, which is the last step; None for other depths.
+    share: of the channels that the layers keep.
     """
 
     blocks: tuple[int, ...]
@@ -27,6 +29,7 @@ class Path(NamedTuple):
     ends: frozenset[int]
     plain: nn.Module
     head: nn.Module | None = None
+    share: float = 1.0
 
 
 class PrivateNorm(NamedTuple):
@@ -58,6 +61,19 @@ class Paths:
             plain = self._plain(keys, steps, blocks, head)
             plain = plain if head is None else ExitNet(plain, steps, keywords)
         return Path(blocks, tuple(steps), keywords, ends, plain, head)
+
+    def of_width(self, depth: str, blocks: tuple[int, ...], share: float) -> Path:
+        """Make the path of all `blocks` at a share of the channels; `norms` gains its norms."""
+        keys, ends = self._keys(blocks, whole=True)
+        steps, norms = [], dict[str, nn.Module]()
+        full = [self._step(None, tuple(keys[: i + 1])) for i in range(len(keys))]
+        entry = next(m for step in full for m in step.modules() if isinstance(m, nn.Conv2d))
+        for key, step in zip(keys, full, strict=True):
+            steps.append(narrowed(step, share, norms, "" if "/" in key else key, entry))
+        self.norms += [PrivateNorm(depth, name, norm) for name, norm in norms.items()]
+        keywords = tuple(keywords_of(step) for step in steps)
+        plain = self._plain(keys, steps, blocks, None)
+        return Path(blocks, tuple(steps), keywords, ends, plain, share=share)
 
     def _keys(self, blocks: Sequence[int], *, whole: bool) -> tuple[list[str], frozenset[int]]:
         """A key for each step, its name or "GAP/INDEX" of code between blocks; the stages' ends."""

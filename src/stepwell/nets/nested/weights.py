@@ -1,13 +1,13 @@
 """The modules of a nested net, and their tensors by name."""
 
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 
 from torch import Tensor, nn
 
 from stepwell.nets.nested.exits import HEAD
 from stepwell.nets.nested.paths import Path, Paths
 from stepwell.nets.nested.plan import Plan, is_norm
+from stepwell.nets.nested.widths import Narrow, alone
 from stepwell.types import not_finite
 
 
@@ -63,7 +63,7 @@ class Weights(nn.Module):
 
         Its class is the full net's; an exit is an `ExitNet`.
         """
-        return deepcopy(self._path(depth).plain)
+        return alone(self._path(depth).plain)
 
     def norms(self, depth: str) -> Iterator[nn.Module]:
         """Every norm on the path of `depth`, shared and private."""
@@ -105,11 +105,15 @@ class Weights(nn.Module):
     def stored_names(self, depth: str | None = None) -> dict[str, str]:
         """The name in `tensors` of each tensor of the plain network of `depth`, by its name there.
 
+        Weights of a width, which are a part of the full ones, are left out.
+
         `{"layer2.0.bn1.weight": "depths/18/layer2.0.bn1.weight", "fc.weight": "fc.weight", ...}`
         """
         stored = {id(value): name for name, value in self._stored().items()}
-        plain = self._path(depth).plain.state_dict(keep_vars=True)
-        return {name: stored[id(value)] for name, value in plain.items() if id(value) in stored}
+        plain = self._path(depth).plain
+        parts = tuple(f"{n}.layer." for n, m in plain.named_modules() if isinstance(m, Narrow))
+        own = {k: v for k, v in plain.state_dict(keep_vars=True).items() if not k.startswith(parts)}
+        return {name: stored[id(value)] for name, value in own.items() if id(value) in stored}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `tensors`; RuntimeError if names or shapes differ."""

@@ -1,8 +1,9 @@
-"""The task of choosing each image's resolution: validation, cost penalty and results of a run."""
+"""The task of choosing for each image: validation, cost penalty and results of a run."""
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,16 +13,16 @@ from stepwell.data import Batches
 from stepwell.device import device_name
 from stepwell.evaluation import evaluate, gather_logits
 from stepwell.evaluation.cost_penalty import Priced, best_within, front, outcomes
-from stepwell.measure import resolution as measuring
+from stepwell.measure import choices as measuring
 from stepwell.measure.depths import cost_table
 from stepwell.nets import Card
-from stepwell.nets.files.resolution import load_resolution, save_resolution
-from stepwell.nets.resolution.chooser import Budget, ResolutionNet
+from stepwell.nets.decisions.choosing import Budget, ChoosingNet
 from stepwell.tasks.advice import advise
 from stepwell.tasks.classification import Task, tell_measuring, write_predictions
 from stepwell.tasks.finishing import finished, spent
 from stepwell.train_mode import in_eval_mode
 
+Net = TypeVar("Net", bound=ChoosingNet)
 #: Largest number of pictures of each choice in the report.
 PICTURES = 12
 #: Largest number of cost penalties in the file.
@@ -29,7 +30,7 @@ BUDGETS = 32
 
 
 def validate_choices(
-    net: ResolutionNet, batches: Batches | None
+    net: ChoosingNet, batches: Batches | None
 ) -> Callable[[], dict[str, float]] | None:
     """A call that measures every choice on the validation part; none without such a part."""
     if batches is None:
@@ -44,7 +45,7 @@ def validate_choices(
 
 
 def validate_chosen(
-    net: ResolutionNet, batches: Batches | None, target: float
+    net: ChoosingNet, batches: Batches | None, target: float
 ) -> Callable[[], dict[str, float]] | None:
     """A call that measures the chooser on the validation part, at the best cost penalty."""
     if batches is None:
@@ -59,7 +60,7 @@ def validate_chosen(
     return validate
 
 
-def set_price(net: ResolutionNet, task: Task, target: float, most: float) -> None:
+def set_price(net: ChoosingNet, task: Task, target: float, most: float) -> None:
     """Set the cost penalty that spends the target share of `most` MACs, and record other penalties."""
     part = task.validation
     if part is None:
@@ -75,7 +76,7 @@ def set_price(net: ResolutionNet, task: Task, target: float, most: float) -> Non
     net.budgets = tuple(Budget(o.price, o.cost * most, o.accuracy, o.shares) for o in kept)
 
 
-def _priced(net: ResolutionNet, batches: Batches) -> list[Priced]:
+def _priced(net: ChoosingNet, batches: Batches) -> list[Priced]:
     """Cost and accuracy of the choices on these images, without a penalty and at every penalty."""
     device = next(net.parameters()).device
 
@@ -90,36 +91,42 @@ def _priced(net: ResolutionNet, batches: Batches) -> list[Priced]:
     return outcomes(scores, right, net.costs.cpu())
 
 
-def finish_resolution(task: Task, net: ResolutionNet, target: float | None) -> dict[str, Any]:
+def finish_choices(
+    task: Task, net: Net, target: float | None, *, load: Callable[[Path], Net],
+    save: Callable[[Net, Path], object], system: measuring.System,
+    complete: Callable[[Net], object] = lambda net: None,
+) -> dict[str, Any]:  # fmt: skip
     """Measure the trained `net` once, write the run's results, and return them; files as for `finish`.
 
     Args:
         target: mean cost that the chooser was trained for; none if it never chooses.
+        load, save: read and write the network's file.
+        complete: adds what else the file keeps, when the card is written.
     """
     run = task.run
     file = run.path / "net.safetensors"
-    kept, results = finished(run, load_resolution)
+    kept, results = finished(run, load)
     if results is not None:
         return results
     if kept is None:
         net.cpu().eval()
-        for size in net.net.sizes:
-            net.net.at(size).mark("trained")
+        net.mark_trained()
         images = task.train.images
         card = Card(images.classes, images.size, task.train.mean, task.train.std)
-        nested = net.net.net
-        nested.card = card
-        nested.card = card.with_costs(cost_table(nested, card.size), device_name())
+        net.nested.card = card
+        net.nested.card = card.with_costs(cost_table(net.nested, card.size), device_name())
+        complete(net)
         if run.writes:
-            save_resolution(net, file)
+            save(net, file)
     else:
         net = kept
     tell_measuring(task)
-    costs = measuring.choice_table(net, net.net.net.card.size)
-    results, observed = measuring.measure_resolution(net, task.test, costs)
-    results["drnet"]["speed"] = measuring.measure_speed(net, measuring.timed_images(task.test))
+    costs = measuring.choice_table(net, net.card.size)
+    results, observed = measuring.measure_choices(net, task.test, costs, system)
+    own = results[system.key]
+    own["speed"] = measuring.measure_speed(net, measuring.timed_images(task.test))
     if target is not None:
-        results["drnet"]["target"] = target
+        own["target"] = target
     results |= spent(run)
     if run.writes:
         results["file_bytes"] = file.stat().st_size
@@ -129,7 +136,7 @@ def finish_resolution(task: Task, net: ResolutionNet, target: float | None) -> d
         )  # fmt: skip
         run.write_json("results.json", results)
         chosen = observed.logits.get(measuring.CHOSEN, next(iter(observed.logits.values())))
-        advise(run, net.net.net, task.train.images, chosen, observed.labels)
+        advise(run, net.nested, task.train.images, chosen, observed.labels)
     return results
 
 

@@ -1,12 +1,12 @@
-"""Resolution networks: costs, accuracy and speed of each choice and of the network as a whole."""
+"""Networks that choose: costs, accuracy and speed of each choice and of the network as a whole."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from stepwell.cost import Latency, costs_of, count_macs, mean_of_medians, measure_latencies, time_each
 from stepwell.cost.table import ROUNDS
@@ -15,8 +15,7 @@ from stepwell.evaluation import Tally, gather_logits
 from stepwell.measure.depths import results_of
 from stepwell.measure.inputs import blank_image
 from stepwell.measure.speed import compare_speed, run_each
-from stepwell.nets.resolution.chooser import ResolutionNet
-from stepwell.nets.resolution.resolutions import resize
+from stepwell.nets.decisions.choosing import ChoosingNet
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Images, Labels, Logits
 
@@ -27,51 +26,51 @@ TIMED = 512
 SECONDS = 1.0
 
 
-class AtChoice(nn.Module):
-    """One depth at one resolution as a plain network; it takes images of any size."""
+class System(NamedTuple):
+    """A kind of network that chooses, and the key of its own measurements in results.json."""
 
-    def __init__(self, net: ResolutionNet, choice: int) -> None:
-        super().__init__()
-        depth, self.size = net.choices[choice]
-        self.net = net.net.at(self.size).subnet(depth)
-
-    def forward(self, x: Images) -> Logits:
-        """Resize the images to the resolution, and give their logits."""
-        logits: Tensor = self.net(resize(x, self.size))
-        return logits
+    kind: str
+    key: str
 
 
-def macs_of_choices(net: ResolutionNet, size: int) -> list[int]:
+RESOLUTION, WIDTHS = System("resolution", "drnet"), System("widths", "widths")
+
+
+def macs_of_choices(net: ChoosingNet, size: int) -> list[int]:
     """Count the MACs of an image of `size` pixels at each choice, including the chooser's."""
     x = blank_image(net, size)
     chooser = count_macs(net.chooser, x)
-    return [count_macs(AtChoice(net, i), x) + chooser for i in range(len(net.choices))]
+    macs = [count_macs(net.plain(i), x) + chooser for i in range(len(net.names))]
+    if net.reused is not None:
+        choice, part = net.reused
+        macs[choice] -= count_macs(part, x)
+    return macs
 
 
-def choice_table(net: ResolutionNet, size: int) -> dict[str, dict[str, Any]]:
+def choice_table(net: ChoosingNet, size: int) -> dict[str, dict[str, Any]]:
     """Measure the costs of each choice for all images, cheapest first, without the chooser's."""
-    plain = {name: AtChoice(net, i) for i, name in enumerate(net.names)}
+    plain = {name: net.plain(i) for i, name in enumerate(net.names)}
     costs = costs_of(plain, blank_image(net, size))
     return {name: costs[name] for name in sorted(costs, key=lambda name: costs[name]["macs"])}
 
 
-def times_of_choices(net: ResolutionNet, size: int) -> list[float]:
+def times_of_choices(net: ChoosingNet, size: int) -> list[float]:
     """Measure the milliseconds of one image of `size` pixels at each choice, chooser included."""
     chooser, *choices = latencies_of_choices(net, size)
     return [chooser.ms + choice.ms for choice in choices]
 
 
-def latencies_of_choices(net: ResolutionNet, size: int) -> list[Latency]:
+def latencies_of_choices(net: ChoosingNet, size: int) -> list[Latency]:
     """Measure the time of one image of `size` pixels: of the chooser, then of each choice."""
     x = blank_image(net, size)
-    runs = [net.chooser, *(AtChoice(net, i) for i in range(len(net.choices)))]
+    runs = [net.chooser, *(net.plain(i) for i in range(len(net.names)))]
     with in_eval_mode(*runs), torch.inference_mode():
         calls = {str(i): partial(run_each, run, [x]) for i, run in enumerate(runs)}
         return [*measure_latencies(calls, seconds=SECONDS / 2, rounds=ROUNDS).values()]
 
 
 class Observed(NamedTuple):
-    """Answers of a resolution network for the test images, on the CPU.
+    """Answers of a network that chooses for the test images, on the CPU.
 
     logits: by row: "chosen", then each choice for all images, cheapest first.
     who: each image's choice; unpriced: without the cost penalty.
@@ -85,7 +84,7 @@ class Observed(NamedTuple):
     drawn: Float[Tensor, " choices"]
 
 
-def observe_choices(net: ResolutionNet, test: Batches, order: Sequence[str]) -> Observed:
+def observe_choices(net: ChoosingNet, test: Batches, order: Sequence[str]) -> Observed:
     """Run every choice on all images; `order` names the choices, cheapest first."""
     device = next(net.parameters()).device
 
@@ -102,23 +101,23 @@ def observe_choices(net: ResolutionNet, test: Batches, order: Sequence[str]) -> 
     return Observed({CHOSEN: at_choices(net, logits, who)} | logits, labels, who, unpriced, drawn)
 
 
-def at_choices(net: ResolutionNet, logits: Mapping[str, Logits], who: Int[Tensor, " batch"]) -> Logits:
+def at_choices(net: ChoosingNet, logits: Mapping[str, Logits], who: Int[Tensor, " batch"]) -> Logits:
     """Select each image's logits at its own choice, `who`."""
     every = torch.stack([logits[name] for name in net.names], 1)
     return every[torch.arange(len(who)), who]
 
 
-def measure_resolution(
-    net: ResolutionNet, test: Batches, costs: Mapping[str, Mapping[str, Any]]
+def measure_choices(
+    net: ChoosingNet, test: Batches, costs: Mapping[str, Mapping[str, Any]], system: System = RESOLUTION
 ) -> tuple[dict[str, Any], Observed]:
     """Measure the network as a whole, and each choice for all images; `costs` from `choice_table`.
 
     Returns:
         Results as a run's results.json has them, with the row "chosen" in "test" and "costs". Under
-        "drnet": "shares" of images by choice, and by "classes"; the mean "cost" as a share of the
-        costliest choice; "price", the cost penalty; the network's "budgets"; accuracy and cost
-        "unpriced"; "sampled_cost" of choices drawn as in training; and "chooser_macs". Then the
-        network's answers.
+        the system's key: "shares" of images by choice, and by "classes"; the mean "cost" as a share of
+        the costliest choice; "price", the cost penalty; the network's "budgets"; accuracy and cost
+        "unpriced"; "sampled_cost" of choices drawn as in training; "chooser_macs"; and "controls", see
+        `controls_of`. Then the network's answers.
     """
     seen = observe_choices(net, test, list(costs))
     size = test.images.size
@@ -128,7 +127,9 @@ def measure_resolution(
         "params": sum(p.numel() for p in net.parameters()), "macs": round(mean),
         "ms": _one_by_one(net, test, seen.who), "batch": 1, "threads": torch.get_num_threads(),
     }  # fmt: skip
-    classes = net.net.net.card.classes or test.images.classes
+    order = [net.names.index(name) for name in costs]
+    counts = torch.bincount(seen.who, minlength=len(order)).double()
+    classes = net.card.classes or test.images.classes
     by_class = {c: seen.who[seen.labels == i] for i, c in enumerate(classes)}
     free = at_choices(net, seen.logits, seen.unpriced).argmax(1) == seen.labels
     record = {
@@ -143,10 +144,57 @@ def measure_resolution(
         },
         "sampled_cost": float(seen.drawn.double() @ macs / macs.max()),
         "chooser_macs": count_macs(net.chooser, torch.zeros(1, 3, size, size)),
+        "controls": controls_of(
+            right_of(seen, list(costs)), counts[order] / len(seen.who), (macs / macs.max())[order]
+        ),
     }
     sums = Tally().add(seen.logits, seen.labels)
-    results = results_of(sums, classes, {CHOSEN: whole} | dict(costs), "resolution", "choice")
-    return results | {"drnet": record}, seen
+    results = results_of(sums, classes, {CHOSEN: whole} | dict(costs), system.kind, "choice")
+    return results | {system.key: record}, seen
+
+
+def controls_of(
+    right: Bool[Tensor, "choices images"], shares: Float[Tensor, " choices"],
+    costs: Float[Tensor, " choices"],
+) -> dict[str, float]:  # fmt: skip
+    """Accuracies of other ways to choose, at the mean cost of some choices.
+
+    Args:
+        right: true where a choice, from cheap to costly, classifies an image correctly.
+        shares: of the images, by choice.
+        costs: of each choice, as a share of the costliest.
+
+    Returns:
+        "random": as many images at each choice, but drawn at random; "line": the best mixture of two
+        choices at this cost; "oracle": the cheapest choice that is right, and "oracle cost", its mean
+        cost.
+    """
+    accuracy = right.double().mean(1)
+    first = right.double().argmax(0)  # the cheapest right one, or the cheapest
+    return {
+        "random": float(shares @ accuracy),
+        "line": best_mixture(accuracy, costs, float(shares @ costs)),
+        "oracle": right.any(0).double().mean().item(),
+        "oracle cost": costs[first].mean().item(),
+    }
+
+
+def right_of(seen: Observed, order: Sequence[str]) -> Bool[Tensor, "choices images"]:
+    """The correctness of the choices in `order` on each image."""
+    return torch.stack([seen.logits[name].argmax(1) == seen.labels for name in order])
+
+
+def best_mixture(
+    accuracy: Float[Tensor, " choices"], costs: Float[Tensor, " choices"], cost: float
+) -> float:
+    """The best accuracy of random choices whose mean cost is at most `cost`."""
+    best = float(accuracy[costs <= cost].max())
+    for low in range(len(costs)):
+        for high in range(len(costs)):
+            if costs[low] < cost < costs[high]:
+                share = (cost - costs[low]) / (costs[high] - costs[low])
+                best = max(best, float(accuracy[low] + share * (accuracy[high] - accuracy[low])))
+    return best
 
 
 def _shares(names: Sequence[str], who: Tensor) -> dict[str, float]:
@@ -155,7 +203,7 @@ def _shares(names: Sequence[str], who: Tensor) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def _one_by_one(net: ResolutionNet, test: Batches, who: Tensor) -> float:
+def _one_by_one(net: ChoosingNet, test: Batches, who: Tensor) -> float:
     """Measure the mean milliseconds of one image at a time, from the median of each choice."""
     device = next(net.parameters()).device
     images = timed_images(test).to(device)
@@ -171,20 +219,16 @@ def timed_images(test: Batches) -> Images:
 
 @torch.inference_mode()
 def measure_speed(
-    net: ResolutionNet, images: Images, *, seconds: float | None = None
+    net: ChoosingNet, images: Images, *, seconds: float | None = None
 ) -> list[dict[str, float]]:
     """Measure images per second with the chooser, and at the first choice; as `compare_speed`."""
     images = images.to(next(net.parameters()).device)
     macs = torch.tensor(macs_of_choices(net, images.shape[-1]), dtype=torch.float64)
-    depth, size = net.choices[0]
-    full = net.net.at(size)
-    alone = count_macs(full.subnet(depth), resize(images[:1], size))
+    full = net.plain(0)
+    alone = count_macs(full, images[:1])
 
     def by_macs(parts: Sequence[Tensor]) -> float:
         return float(alone / macs[torch.cat([net.choose(x) for x in parts]).cpu()].mean())
 
-    with in_eval_mode(net):
-        return compare_speed(
-            net.forward, lambda x: full(resize(x, size), depth), images, by_macs,
-            seconds=seconds or SECONDS,
-        )  # fmt: skip
+    with in_eval_mode(net, full):
+        return compare_speed(net.forward, full, images, by_macs, seconds=seconds or SECONDS)

@@ -1,0 +1,120 @@
+"""A network that chooses as ONNX: a small graph a choice, one for the chooser, and the weights once.
+
+The host only loops: score, choose, run equal choices together. onnxruntime is all that it needs.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from stepwell.export import folder as folders
+from stepwell.export.check import Sample, compare_answers
+from stepwell.export.onnx import require_onnx, write_onnx
+from stepwell.files import read_json
+from stepwell.nets.decisions.choosing import ChoosingNet
+from stepwell.nets.decisions.executor import gathered, groups
+from stepwell.nets.files.container import digest
+from stepwell.nets.files.onnx import open_onnx, runner
+from stepwell.nets.nested.cascade import Answer
+from stepwell.types import Images
+
+CHOOSER = "chooser.onnx"
+
+
+class Graph(NamedTuple):
+    """A graph to write.
+
+    file: its name. plain: the network. metadata: for the file. names: the stored name of each tensor
+    that it reads from the shared weights.
+    """
+
+    file: str
+    plain: nn.Module
+    metadata: dict[str, Any]
+    names: dict[str, str]
+
+
+def export_choices(
+    net: ChoosingNet, graphs: Iterable[Graph], save: Callable[[Path], Path], card: Mapping[str, Any],
+    folder: Path, sample: Sample, *, own: bool = False, say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write a network that chooses to `folder`: its file, one graph per choice, and the chooser.
+
+    Each graph is checked on `sample`, and so is the host loop (`OpenChoices`) over all of them, before
+    anything is put in place. Gives the content of `export.json`, which has all that another host loop
+    needs. Errors as for `export_folder`.
+
+    Args:
+        graphs: of all choices, in the order of the network's names, then of the chooser (`CHOOSER`).
+        save: writes the network's file, and gives its place.
+        card: of the nested net, see `about`.
+    """
+    require_onnx()
+    record: dict[str, Any] = {
+        "network": digest({}, {k: v.cpu().contiguous() for k, v in net.state_dict().items()}),
+        **{name: card[name] for name in ("classes", "size", "mean", "std", "licence")},
+        "choices": [f"{name}.onnx" for name in net.names],
+        "price": float(net.price),
+        "costs": net.costs.tolist(),
+        "budgets": [{"price": b.price, "macs": b.macs, "accuracy": b.accuracy} for b in net.budgets],
+    }
+    with folders.put_in_place(folder, record, own=own) as (place, before):
+        weights = folders.named_by_content(save(place / "net.safetensors"))
+        record["weights"] = folders.weights_record(net.nested, weights)
+        rows = []
+        for graph in graphs:
+            say(f"writing {graph.file}")
+            rows.append(_write(*graph, weights, sample))
+        loop = OpenChoices(place, record)
+        words = "the exported graphs in their loop"
+        record["parity"] = compare_answers(net.cpu().eval().answer, loop, sample, words)
+        folders.write_index(place, before, record, rows)
+    return record | {"files": rows}
+
+
+def _write(
+    name: str, plain: nn.Module, metadata: dict[str, Any], names: dict[str, str], weights: Path,
+    sample: Sample,
+) -> dict[str, Any]:  # fmt: skip
+    """Write one graph, check it, and describe the file."""
+    file = weights.parent / name
+    parity = write_onnx(plain, file, sample.images, metadata, names, weights)
+    return {
+        "choice": metadata["choice"], "format": "onnx", "file": file.name,
+        "bytes": file.stat().st_size, "weights": weights.name,
+        "weights_bytes": folders.bytes_of(weights, names.values()),
+        "parity": parity._asdict() | {"part": sample.part},
+    }  # fmt: skip
+
+
+class OpenChoices:
+    """The host loop of an exported network that chooses, run by onnxruntime.
+
+    Args:
+        folder: written by `export_choices`.
+        index: content of its export.json, if that is not written yet.
+    """
+
+    def __init__(self, folder: str | Path, index: Mapping[str, Any] | None = None) -> None:
+        folder = Path(folder)
+        index = read_json(folder / folders.INDEX, "export it again") if index is None else index
+        if "price" not in index:
+            raise ValueError(f"{folder} holds the export of a network that chooses nothing")
+        self.price, self.costs = index["price"], torch.tensor(index["costs"])
+        self.classes = len(index["classes"])
+        self.names = tuple(file.removesuffix(".onnx") for file in index["choices"])
+        self._chooser = runner(open_onnx(folder / CHOOSER))
+        self._graphs = [runner(open_onnx(folder / file)) for file in index["choices"]]
+
+    def __call__(self, images: Images | np.ndarray) -> Answer:
+        """Give logits of normalised images of full size, and the index of each image's choice."""
+        images = torch.as_tensor(images)
+        if not len(images):
+            return Answer(torch.empty(0, self.classes), torch.empty(0, dtype=torch.long))
+        who = (self._chooser(images) - self.price * self.costs).argmax(1)
+        parts = ((rows, self._graphs[i](images[rows])) for i, rows in groups(who, len(self._graphs)))
+        return Answer(gathered([*parts]), who)

@@ -1,0 +1,34 @@
+"""A network that chooses widths as ONNX, see `export.choices`.
+
+A graph of a width holds its own weights: slices of the shared ones are no ranges of their file.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stepwell.export.check import Sample
+from stepwell.export.choices import CHOOSER, Graph, export_choices
+from stepwell.export.subnet import about
+from stepwell.nets.decisions.widths import PathGate, WidthNet
+from stepwell.nets.files.widths import save_widths
+
+
+def export_widths(
+    net: WidthNet, folder: Path, sample: Sample, *, own: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write a network that chooses widths to `folder`, as `export_choices` does."""
+    card = about(net.nested, net.nested.full)
+    graphs, save = _graphs(net, card), partial(save_widths, net)
+    return export_choices(net, graphs, save, card, folder, sample, own=own, say=say)
+
+
+def _graphs(net: WidthNet, card: dict[str, Any]) -> Iterator[Graph]:
+    for i, name in enumerate(net.names):
+        names = net.nested.stored_names(name)
+        yield Graph(f"{name}.onnx", net.plain(i), card | {"depth": name, "choice": name}, names)
+    assert isinstance(net.chooser, PathGate)
+    metadata = card | {"choice": "chooser", "scores": list(net.names)}
+    yield Graph(CHOOSER, net.chooser.alone(), metadata, {})

@@ -1,0 +1,35 @@
+"""The page's sections about experts and mixed kernels: their use by layer, and the speed."""
+
+from collections.abc import Callable, Mapping
+
+from stepwell.measures import BUSY, MIXTURES
+from stepwell.report.markup import as_decimal, as_percent, table, written
+from stepwell.report.run_record import RunRecord, as_mapping, number
+
+
+def mixture_section(key: str) -> Callable[[RunRecord, Mapping[str, str]], str]:
+    """The section of results under a key of `MIXTURES`."""
+    words = MIXTURES[key]
+
+    def section(run: RunRecord, colours: Mapping[str, str]) -> str:
+        found = run.own(key)
+        layers = {name: as_mapping(layer) for name, layer in as_mapping(found.get("layers")).items()}
+        if not layers:
+            return ""
+        shares = {name: [*map(number, layer.get("shares") or ())] for name, layer in layers.items()}
+        most = max(map(len, shares.values()))
+        rows = [
+            [name, *map(as_percent, shares[name]), *[""] * (most - len(shares[name])),
+             as_decimal(number(layer.get("cv"))), as_percent(number(layer.get("by_class")))]
+            for name, layer in layers.items()
+        ]  # fmt: skip
+        head = ("layer", *(str(i) for i in range(1, most + 1)), "CV", "by class")
+        title = f"<h3>{words.parts.capitalize()}</h3>"
+        use = table(head, rows, f"{words.legend[0].upper()}{words.legend[1:]}.")
+        timed = [as_mapping(row) for row in found.get("speed") or ()]
+        cells = [[written(m, row.get(k)) for k, m in words.speed.items()] for row in timed]
+        note = f"{BUSY[0].upper()}{BUSY[1:]}." if any("unsure" in row for row in timed) else ""
+        speed = table([m.title for m in words.speed.values()], cells, note)
+        return "\n".join([title, use, *(["<p>Speed:</p>", speed] if cells else [])])
+
+    return section
