@@ -21,6 +21,7 @@ from stepwell.measure.choices import macs_of_choices
 from stepwell.measure.mixtures import break_even_of
 from stepwell.measure.skipping import measure_break_even
 from stepwell.measure.widths import measure_groups
+from stepwell.nets import NestedNet
 from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.decisions.experts import Experts
 from stepwell.nets.decisions.kernels import MixedConv2d
@@ -51,13 +52,28 @@ class Forced(nn.Module):
         return scores
 
 
+def gated_and_plain() -> tuple[NestedNet, NestedNet]:
+    """ResNet-20 of 64 channels throughout with gates, and the same network without."""
+    arguments = {"widths": (64, 64, 64), "num_classes": 10}
+    net = build("resnet20", gates=True, zero_init_residual=False, **arguments).eval()
+    plain = build("resnet20", **arguments).eval()
+    plain.load_full({k: v for k, v in net.module.state_dict().items() if ".gate." not in k})
+    return net, plain
+
+
+def with_exits(size: int) -> NestedNet:
+    """ResNet-18 with three exits, for images of `size` pixels."""
+    net = build("resnet18", stem="small", num_classes=10).eval()
+    for i, after in enumerate([(2, 0, 0, 0), (2, 2, 0, 0), (2, 2, 2, 0)], start=1):
+        net.add_exit(f"exit{i}", after, input_size=(3, size, size))
+    net.mark("trained")
+    net.card = Card(tuple("abcdefghij"), size)
+    return net
+
+
 def skipping(size: int, batch: int) -> dict[str, Any]:
     """A stage of three basic blocks of 64 channels with gates, over the same blocks without."""
-    widths = (64, 64, 64)
-    net = build("resnet20", widths=widths, gates=True, zero_init_residual=False).eval()
-    plain = build("resnet20", widths=widths).eval()
-    state = {k: v for k, v in net.module.state_dict().items() if ".gate." not in k}
-    plain.load_full(state)
+    net, plain = gated_and_plain()
     blocks, dense = net.module.layer1, plain.module.layer1
     x = torch.randn(batch, 64, size, size, generator=torch.Generator().manual_seed(0)).relu()
     x = x.contiguous(memory_format=torch.channels_last)
@@ -83,11 +99,7 @@ def skipping(size: int, batch: int) -> dict[str, Any]:
 
 def exits(size: int, batch: int) -> dict[str, Any]:
     """ResNet-18 with three exits, of which each answers a set share of the images."""
-    net = build("resnet18", stem="small", num_classes=10).eval()
-    for i, after in enumerate([(2, 0, 0, 0), (2, 2, 0, 0), (2, 2, 2, 0)], start=1):
-        net.add_exit(f"exit{i}", after, input_size=(3, size, size))
-    net.mark("trained")
-    net.card = Card(size=size)
+    net = with_exits(size)
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     x = x.contiguous(memory_format=torch.channels_last)
     found = {}

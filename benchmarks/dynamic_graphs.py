@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.dynamic import gated_and_plain, with_exits
 from benchmarks.timing import ratio, side_by_side
-from stepwell import Card, Cascade, build
+from stepwell import Card, Cascade
 from stepwell.export import Sample, export_onnx
 from stepwell.export.cascade import export_cascade
 from stepwell.measure.cascade import cascade_macs
@@ -73,9 +74,7 @@ def timed(graph: Path, plain: Path, images: Images) -> dict[str, Any]:
 
 def skipping(size: int, images: Images, folder: Path) -> dict[str, Any]:
     """ResNet-20 of 64 channels throughout with gates, over the same network without."""
-    widths = {"widths": (64, 64, 64), "num_classes": 10, "zero_init_residual": False}
-    net, plain = build("resnet20", gates=True, **widths).eval(), build("resnet20", **widths).eval()
-    plain.load_full({k: v for k, v in net.module.state_dict().items() if ".gate." not in k})
+    net, plain = gated_and_plain()
     for each in (net, plain):
         each.mark("trained")
         each.card = Card(tuple("abcdefghij"), size)
@@ -91,11 +90,7 @@ def skipping(size: int, images: Images, folder: Path) -> dict[str, Any]:
 
 def exits(size: int, images: Images, folder: Path) -> dict[str, Any]:
     """ResNet-18 with three exits as one graph, over the network without exits."""
-    net = build("resnet18", stem="small", num_classes=10).eval()
-    for i, after in enumerate([(2, 0, 0, 0), (2, 2, 0, 0), (2, 2, 2, 0)], start=1):
-        net.add_exit(f"exit{i}", after, input_size=(3, size, size))
-    net.mark("trained")
-    net.card = Card(tuple("abcdefghij"), size)
+    net = with_exits(size)
     export_onnx(net, net.full, folder / "plain.onnx", images[:2])
     found = {}
     for share in LEAVING:

@@ -120,7 +120,7 @@ class Mixture(NamedTuple):
 
     @property
     def legend(self) -> str:
-        """What the numbers by layer are."""
+        """Explanation of the numbers of a layer."""
         return (
             f"{self.share} by layer; CV: standard deviation over the {self.parts} by the mean, 0 where "
             "all are used alike; by class: share of the variance between images that their classes "

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from stepwell.cost import count_macs
+from stepwell.evaluation import gather_logits
 from stepwell.measure.cascade import calibrate_cascade, cascade_curve, cascade_macs, measure_cascade
 from stepwell.nets import Card, build
 from stepwell.nets.files.nested import load, save
@@ -136,7 +137,8 @@ def test_a_budget_of_macs_is_kept(net):
 def test_a_curve_of_budgets_is_what_cascades_set_to_them_do(net):
     batches = batches_of(net)
     how = {"criterion": "entropy", "temper": True}
-    curve = cascade_curve(net, batches, batches, points=3, **how)
+    known = gather_logits(net.logits_by_depth, batches)
+    curve = cascade_curve(net, batches, *known, points=3, **how)
     low, high = (cascade_macs(net, [depth])[0] for depth in (next(iter(net.depths)), net.full))
     for point, share in zip(curve, (0.25, 0.5, 0.75), strict=True):
         record = calibrate_cascade(net, batches, macs=low + share * (high - low), **how)

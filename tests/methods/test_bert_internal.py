@@ -257,7 +257,7 @@ def test_only_what_the_losses_read_is_stored_in_full_precision(options, tmp_path
     stored = StoredOutputs(2, (2, 4, 6), heads, width)
     file = tmp_path / "teacher.bin"
     objective.teacher = EncoderOutputs(plain.teacher, [IDS], 0, stored, file)
-    assert file.stat().st_size == 32 + 4 * sum(2 + 3 * (width + heads * n**2) for n in (5, 7, 3))
+    assert file.stat().st_size == 32 + 4 + 4 * sum(2 + 3 * (width + heads * n**2) for n in (5, 7, 3))
     with torch.autocast("cpu", torch.bfloat16):
         losses = [method.training_step(BATCH).loss for method in (objective, plain)]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
@@ -334,7 +334,8 @@ def test_stored_outputs_are_computed_anew_where_the_file_does_not_fit(tmp_path, 
 
     assert [times(), times()] == [1, 0]
     whole = file.read_bytes()
-    for left in (whole[:-4], whole[:40], b"", bytes(len(whole))):
+    altered = whole[:-40] + bytes(20) + whole[-20:]
+    for left in (whole[:-4], whole[:40], b"", bytes(len(whole)), altered):
         file.write_bytes(left)
         assert times() == 1
         assert file.read_bytes() == whole

@@ -52,6 +52,7 @@ def test_every_command_takes_the_run(trained, tmp_path, capsys, image_folder):
     cli.main(["report", str(out)])
     page = (out / "report.html").read_text()
     assert "Cascades within budgets of MACs" in page
+    assert "whiskers: 95% intervals; dotted: cascades within budgets." in page
     assert "Chance and the best: as many images" in page
     cli.main(["eval", str(out), "--cascade", "--criterion", "patience", "--save", "--json"])
     found = json.loads(capsys.readouterr().out)["cascade"]["validation"]

@@ -107,11 +107,22 @@ def test_every_command_takes_the_run(run, data, tmp_path, capsys, monkeypatch):
     assert answers[0]["file"] == "the film is great"
     right = [a["class"] == row[-1] for a, row in zip(answers[1:], texts(60, seed=1), strict=True)]
     assert sum(right) / 60 == pytest.approx(measured["test"]["3/accuracy"])
-    monkeypatch.setattr("sys.stdin", io.StringIO("a dull tale\n\na warm tale\n"))
+    typed = b"a dull tale\r\na warm tale\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed)))
     code, out, _ = told(capsys, "predict", run, "-", "--depth", "1", "--json")
     assert [a["depth"] for a in json.loads(out)] == ["1", "1"]
-    for wrong, message in (("", "a text is empty"), ("none.tsv", "no file none.tsv")):
+    for wrong, message in (
+        ("", "a text is empty"), ("none.tsv", "no file none.tsv"),
+        (str(tmp_path), f"{tmp_path} is a folder: give words"),
+    ):  # fmt: skip
         code, _, err = told(capsys, "predict", run, wrong)
+        assert (code, message in err) == (2, True)
+    for typed, message in (
+        (b"fine\n\n", "standard input, line 2: the text is empty: remove the line"),
+        (b"caf\xe9\n", "standard input, line 1, is not UTF-8"), (b"", "there is no text to classify"),
+    ):  # fmt: skip
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed)))
+        code, _, err = told(capsys, "predict", run, "-")
         assert (code, message in err) == (2, True)
     _, out, _ = told(capsys, "predict", run, "dull//film" + " a" * 300, "--json")
     assert json.loads(out)[0]["file"].startswith("dull//film a")
@@ -269,6 +280,8 @@ REFUSED = {
     "long": (["--max-tokens", "99"], "--max-tokens 99: this encoder takes at most 40 tokens"),
     "short": (["--max-tokens", "2"], "a text of 2 tokens has no room beside its 3 special ones"),
     "no test": (["--test", "{tmp}/none.tsv"], "no file {tmp}/none.tsv"),
+    "label as text": (["--text", "sentence", "label"], "name each column once, and not 'label', that"),
+    "one text twice": (["--text", "sentence", "sentence"], "name each column once"),
     "three texts": (["--text", "a", "b", "c"], "--text a b c: a text has one column, or two"),
     "smoothed numbers": (["--regression", "--label-smoothing", "0.1"],
                          "--label-smoothing is for classes, and --regression predicts numbers"),
@@ -303,6 +316,7 @@ FILES = {
     "not UTF-8": (b"sentence\tlabel\nfine\t1\n\xff\xfe\t0\n", "{path}, line 3: not UTF-8"),
     "empty text": (b"sentence\tlabel\nfine\t1\n \t0\n", "{path}, line 3: the text is empty"),
     "empty label": (b"sentence\tlabel\nfine\t1\ngood\t \n", "{path}, line 3: the label is empty"),
+    "one class but for spaces": (b"sentence\tlabel\nfine\t1 \ngood\t1\n", "has one class only, '1'"),
     "one class": (b"sentence\tlabel\nfine\t1\ngood\t1\n", "{path} has one class only, '1'"),
     "few": (b"sentence\tlabel\nfine\t1\ndull\t0\n", "{path} has 2 texts, too few to set some aside to "
                                                      "test on: add texts, or name others with --test"),

@@ -18,7 +18,16 @@ from typing import Any
 import torch
 
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import Named, least, less, more, of_test, seconds, times
+from stepwell.claims.kit.measures import (
+    Named,
+    accuracy,
+    least,
+    less,
+    more,
+    of_test,
+    seconds,
+    times,
+)
 from stepwell.claims.kit.study import Arm, Claim, Column, Measure, Question, Study, image_fingerprint
 from stepwell.cost import count_joint_macs, count_macs
 from stepwell.nets import build
@@ -122,11 +131,6 @@ ARMS: dict[str, Arm] = {
     nest(FOUR, "ADN-like"): replace(nested(("8",), ("14", "20"), **ADN),
                                     title=nest(FOUR, f"{UNLABELED}; 14 and 20 not trained")),
 }  # fmt: skip
-
-
-def accuracy(arm: str, depth: str) -> Measure:
-    """Test accuracy of a depth in percent."""
-    return of_test(arm, f"{depth}/accuracy", 100)
 
 
 def agreement(arm: str) -> Measure:

@@ -21,13 +21,12 @@ from stepwell.claims.ablation import (
     FULL,
     TWO,
     UNTAUGHT,
-    accuracy,
     alone,
     depths_of,
     offline,
 )
 from stepwell.claims.kit.figure import Axis, Plot
-from stepwell.claims.kit.measures import least, less, more, seconds, times
+from stepwell.claims.kit.measures import accuracy, least, less, more, seconds, times
 from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
 
 ALL = (*FOUR, FULL)

@@ -9,17 +9,17 @@ Controls: networks without exits, of about the mean cost and of the full one; as
 exit, drawn at random; the cheapest exit that is right (an oracle).
 """
 
-import time
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import greatest, more, of_test, times
+from stepwell.claims.kit.measures import accuracy, greatest, more, on_lines, times
+from stepwell.claims.kit.measuring import Clock, validated_parts
 from stepwell.claims.kit.study import Arm, Measure, Question, Study, image_fingerprint
-from stepwell.files import config_of
+from stepwell.evaluation import gather_logits
 from stepwell.measure.cascade import cascade_curve
-from stepwell.measure.data_parts import parts_of
+from stepwell.measure.depths import logits_where_it_is
 from stepwell.nets.files.nested import load
 
 FULL, SMALL, SMALLEST = "20", "14", "8"
@@ -46,21 +46,19 @@ def cascades(
     Raises:
         ValueError: the run has no validation part.
     """
-    clocks = time.perf_counter(), time.process_time()
-    net = load(exits).eval()
-    parts = parts_of(net, exits, config_of(exits, "train it again"), data)
-    if parts.validation is None:
-        raise ValueError(f"{exits} has no validation part, which thresholds are found on")
+    clock, net = Clock(), load(exits).eval()
+    parts = validated_parts(net, exits, data)
+    assert parts.validation is not None
+    known = gather_logits(logits_where_it_is(net), parts.test)
     how: dict[str, Any] = {"criterion": criterion, "search": search, "temper": temper}
-    curve = cascade_curve(net, parts.validation, parts.test, points=BUDGETS, **how)
+    curve = cascade_curve(net, parts.validation, *known, points=BUDGETS, **how)
     test = {
         f"{i}/{name}": value
         for i, point in enumerate(curve, start=1)
         for name, value in {**point, "mean_macs": point["macs"]}.items()
         if name != "macs"
     }
-    seconds = {"seconds": time.perf_counter() - clocks[0]}
-    return {"test": test} | seconds | {"cpu_seconds": time.process_time() - clocks[1]}
+    return clock.result(test)
 
 
 def alone(depth: str) -> str:
@@ -105,21 +103,14 @@ ARMS: dict[str, Arm] = {
 ACCURACY = "% accuracy"
 
 
-def accuracy(arm: str, depth: str) -> Measure:
-    """Test accuracy of an exit or of a network in percent."""
-    return of_test(arm, f"{depth}/accuracy", 100)
-
-
 def within(arm: str, macs: Measure) -> Measure:
     """Accuracy in percent of an arm's cascades at a mean cost, on straight lines between them."""
-    import numpy as np
 
     def measure(results: Any) -> float:
         test = results[arm]["test"]
         budgets = range(1, BUDGETS + 1)
         curve = sorted((test[f"{i}/mean_macs"], test[f"{i}/accuracy"]) for i in budgets)
-        costs, heights = (np.array(values) for values in zip(*curve, strict=True))
-        return 100 * float(np.interp(macs(results), costs, heights))
+        return 100 * on_lines(curve, macs(results))
 
     return measure
 

@@ -11,7 +11,7 @@ epochs in all; SkipNet's two phases. An oracle would try every set of blocks, an
 from typing import Any
 
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import less, level, more, of_test, times
+from stepwell.claims.kit.measures import accuracy, less, level, more, on_lines, times
 from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
 
 FULL, SMALL, SMALLEST = "20", "14", "8"
@@ -43,11 +43,6 @@ ARMS: dict[str, Arm] = {
 ACCURACY = "% accuracy"
 
 
-def accuracy(arm: str, row: str) -> Measure:
-    """Test accuracy of a row in percent."""
-    return of_test(arm, f"{row}/accuracy", 100)
-
-
 def chosen(arm: str) -> Measure:
     """Accuracy of the blocks that the gates choose."""
     return accuracy(arm, "chosen")
@@ -65,13 +60,13 @@ def percent(measure: Measure) -> Measure:
 
 def static_at(arm: str) -> Measure:
     """Accuracy of networks alone at the mean cost of an arm, on straight lines between them."""
-    import numpy as np
 
     def measure(results: Any) -> float:
-        rivals = [(results[alone(d)]["costs"][d]["macs"], results[alone(d)]["test"][f"{d}/accuracy"])
-                  for d in (SMALLEST, SMALL, FULL)]  # fmt: skip
-        costs, heights = (np.array(values) for values in zip(*rivals, strict=True))
-        return 100 * float(np.interp(results[arm]["costs"]["chosen"]["macs"], costs, heights))
+        rivals = [
+            (results[alone(d)]["costs"][d]["macs"], accuracy(alone(d), d)(results))
+            for d in (SMALLEST, SMALL, FULL)
+        ]
+        return on_lines(rivals, results[arm]["costs"]["chosen"]["macs"])
 
     return measure
 

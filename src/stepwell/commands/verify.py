@@ -66,16 +66,16 @@ def verify(
         verify_system, changes={name: value for name, value in changes.items() if value is not None},
         quick=quick, seeds=seeds, workers=workers, arms=arms, precision=precision,
     )  # fmt: skip
-    folder = out or Path("runs") / f"verify-{system}"
+    folder, several = out or Path("runs") / f"verify-{system}", system == ALL_DYNAMIC
+    folders = {name: folder / name for name in dynamic_systems()} if several else {system: folder}
     results = {}
-    for name in dynamic_systems() if system == ALL_DYNAMIC else [system]:
-        own = folder / name if system == ALL_DYNAMIC else folder
+    for name, own in folders.items():
         results[name], page = verified(name, folder=own)
         if not json:
             show_claims(results[name])
             say(f"wrote {page}")
     if json:
-        print_json(results if system == ALL_DYNAMIC else results[system])
+        print_json(results if several else results[system])
 
 
 def dynamic_systems() -> list[str]:

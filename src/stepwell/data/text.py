@@ -204,12 +204,17 @@ def read_texts(path: Path, columns: Sequence[str] = (), label: str | None = LABE
     """
     if len(columns) > 2:
         raise ValueError(f"--text {' '.join(columns)}: a text has one column, or two for a pair")
+    if label in columns or len(set(columns)) < len(columns):
+        raise ValueError(
+            f"--text {' '.join(columns)}: name each column once, and not {label!r}, that of the labels"
+        )
     table = read_table(path)
     names = tuple(columns) or _usual(table)
     parts = [table.column(name, "texts") for name in names]
     if len(parts) == 2 and not any(parts[1]):
         parts = parts[:1]
-    labels = () if label is None else tuple(table.column(label, "labels"))
+    # a space at the end of a label would be a class of its own, which no one sees
+    labels = () if label is None else tuple(one.strip() for one in table.column(label, "labels"))
     for row, line in zip(zip(*parts, strict=True), table.lines, strict=True):
         if not all(text.strip() for text in row):
             raise ValueError(f"{path}, line {line}: the text is empty: fill it, or remove the line")

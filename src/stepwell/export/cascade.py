@@ -16,7 +16,7 @@ from stepwell.export.interface import INTERFACES, Interface
 from stepwell.export.onnx import graph_of, require_onnx
 from stepwell.export.subnet import about
 from stepwell.files import write_whole
-from stepwell.nets.files.onnx import session
+from stepwell.nets.files.onnx import outputs_of, session
 from stepwell.nets.nested.cascade import Answer, Cascade
 from stepwell.nets.nested.steps import Request
 
@@ -71,6 +71,4 @@ def export_cascade(cascade: Cascade, path: Path, sample: Sample) -> dict[str, An
 
 
 def _answer(opened: Any, interface: Interface, graph: nn.Module, x: Tensor) -> Answer:
-    tensors = interface.inputs(graph, x)
-    feed = {n: t.contiguous().numpy() for n, t in zip(interface.names, tensors, strict=True)}
-    return Answer(*(torch.from_numpy(y) for y in opened.run(list(OUTPUTS), feed)))
+    return Answer(*outputs_of(opened, interface.names, interface.inputs(graph, x), OUTPUTS))

@@ -156,9 +156,14 @@ def show_mixture(key: str, found: Mapping[str, Any]) -> None:
     ]  # fmt: skip
     show(table(words.parts, ["layer", *map(str, numbers), "CV", "by class"], rows))
     show(words.legend, style="dim")
-    rows = [[written(m, row[k]) for k, m in words.speed.items()] for row in found["speed"]]
-    show(table("speed", [measure.title for measure in words.speed.values()], rows))
-    if any("unsure" in row for row in found["speed"]):
+    show_speed(found["speed"], words.speed)
+
+
+def show_speed(speed: Sequence[Mapping[str, float]], measures: Mapping[str, Measure]) -> None:
+    """Print images per second, as `compare_speed` gives them, and a note if they are unsure."""
+    rows = [[written(measure, row[key]) for key, measure in measures.items()] for row in speed]
+    show(table("speed", [measure.title for measure in measures.values()], rows))
+    if any("unsure" in row for row in speed):
         show(BUSY, style="bold")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stepwell.console import big, row_table, say, show, show_conditions, size, table, written
 from stepwell.kinds import Costs, Network, Predicted, classifier
-from stepwell.kinds.classifier_tables import show_churn, show_classes, show_never_right
+from stepwell.kinds.classifier_tables import show_churn, show_classes, show_never_right, show_speed
 from stepwell.measures import BUSY, CONTROLS, MEASURES, SPEED, Measure, in_words
 from stepwell.results import read_results
 
@@ -87,6 +87,7 @@ def measured(
     """Measure a network that chooses as a whole, and each of its choices for all images."""
     from stepwell.measure import choices as measuring
     from stepwell.measure.data_parts import parts_of
+    from stepwell.measure.speed import timed_images
     from stepwell.nets.files.container import network_file
 
     net, config = network.net, network.config
@@ -102,7 +103,7 @@ def measured(
     run = network_file(network.path).parent
     if budget_macs is None and config and (run / "results.json").exists():
         record["target"] = read_results(run)[system.key].get("target")
-    record["speed"] = measuring.measure_speed(net, measuring.timed_images(parts.test))
+    record["speed"] = measuring.measure_speed(net, timed_images(parts.test))
     return results
 
 
@@ -172,8 +173,8 @@ def predict(
 
 def _speed(net: "ChoosingNet", files: Sequence[Path]) -> list[str]:
     """Measure images per second with and without the choice, if there are enough files."""
-    from stepwell.measure.choices import TIMED, measure_speed
-    from stepwell.measure.speed import BATCHES
+    from stepwell.measure.choices import measure_speed
+    from stepwell.measure.speed import BATCHES, TIMED
 
     if len(files) < max(BATCHES):
         return []  # the ratio of a few images is chance
@@ -252,10 +253,7 @@ def show_choices(record: Mapping[str, Any], speed: Mapping[str, Measure] = SPEED
         )
         show(note, style="dim")
     show_controls(record.get("controls", {}))
-    rows = [[written(measure, row[k]) for k, measure in speed.items()] for row in record["speed"]]
-    show(table("speed", [measure.title for measure in speed.values()], rows))
-    if any("unsure" in row for row in record["speed"]):
-        show(BUSY, style="bold")
+    show_speed(record["speed"], speed)
 
 
 def show_controls(controls: Mapping[str, float]) -> None:

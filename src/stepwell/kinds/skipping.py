@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stepwell.console import row_table, show, show_conditions, table, written
+from stepwell.console import row_table, show, show_conditions, table
 from stepwell.kinds import Network, Predicted, classifier
-from stepwell.kinds.classifier_tables import show_classes, show_never_right
+from stepwell.kinds.classifier_tables import show_classes, show_never_right, show_speed
 from stepwell.kinds.classifier_tables import show_export as show_export
-from stepwell.measures import BLOCKS_SPEED, BUSY
+from stepwell.measures import BLOCKS_SPEED
 
 if TYPE_CHECKING:
     from stepwell.nets import NestedNet
@@ -88,7 +88,4 @@ def show_gates(record: Mapping[str, Any]) -> None:
         )
     if record["mean"] > ALL_OPEN:
         show("nearly all blocks run: try a lower --target, or more epochs", style="dim")
-    rows = [[written(m, row[k]) for k, m in BLOCKS_SPEED.items()] for row in record["speed"]]
-    show(table("speed", [measure.title for measure in BLOCKS_SPEED.values()], rows))
-    if any("unsure" in row for row in record["speed"]):
-        show(BUSY, style="bold")
+    show_speed(record["speed"], BLOCKS_SPEED)

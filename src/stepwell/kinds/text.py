@@ -113,6 +113,8 @@ def predict(
     if isinstance(by, str):
         net.require_ready(by)
     texts = [row for one in inputs for row in read_input(one, network)]
+    if not texts:
+        raise ValueError("there is no text to classify: give words, a tab-separated file, or -")
     if len(texts) > classifier.MANY:
         say(f"{len(texts):,} texts")
     return Predicted(text.classify(texts, by, top=top), title, noun=NOUN)
@@ -125,17 +127,29 @@ def read_input(named: str, network: Network) -> list[tuple[str, ...]]:
     from stepwell.data.text import read_texts
 
     if named == STDIN:
-        lines = [line.rstrip("\r\n") for line in sys.stdin]
-        return [tuple(line.split("\t")) for line in lines if line.strip()]
+        return [read_line(line, i) for i, line in enumerate(sys.stdin.buffer, start=1)]
     if not named.strip():
         raise ValueError("a text is empty: give words, a tab-separated file, or -")
-    is_file = named.endswith(".tsv")
+    is_file, is_folder = named.endswith(".tsv"), False
     with contextlib.suppress(OSError, ValueError):  # a long text is no name of a file
-        is_file = is_file or Path(named).is_file()
+        is_file, is_folder = is_file or Path(named).is_file(), Path(named).is_dir()
+    if is_folder:
+        raise ValueError(f"{named} is a folder: give words, a tab-separated file, or -")
     if is_file:
         columns = network.config.get("arguments", {}).get("text", ())
         return [*read_texts(Path(named), columns, None).texts]
     return [tuple(named.split("\t"))]
+
+
+def read_line(line: bytes, number: int) -> tuple[str, ...]:
+    """A text, or a pair with a tab between, of a line of standard input; ValueError for no text."""
+    try:
+        text = line.decode().rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input, line {number}, is not UTF-8: convert it first") from error
+    if not text.strip():
+        raise ValueError(f"standard input, line {number}: the text is empty: remove the line")
+    return tuple(text.split("\t"))
 
 
 def export(

@@ -1,7 +1,7 @@
 """Cascades: depths and thresholds from validation data, and their accuracy and cost on test data."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -30,7 +30,7 @@ from stepwell.nets.nested.budget import check_share
 from stepwell.nets.nested.cascade import Cascade, branches_of
 from stepwell.nets.nested.criteria import agreement, criterion_of, features_of
 from stepwell.train_mode import in_eval_mode
-from stepwell.types import Batch
+from stepwell.types import Batch, Labels, Logits
 
 #: Depths in one cascade, at most.
 LONGEST = 4
@@ -121,7 +121,7 @@ def calibrate_cascade(
 
 
 def cascade_curve(
-    net: NestedNet, validation: Iterable[Batch], test: Iterable[Batch], *,
+    net: NestedNet, validation: Iterable[Batch], logits: Mapping[str, Logits], labels: Labels, *,
     criterion: str = "confidence", search: str = "best", temper: bool = False, points: int = 5,
 ) -> list[dict[str, float]]:  # fmt: skip
     """Cascades for mean MACs between those of the cheapest depth and those of the full net.
@@ -131,12 +131,11 @@ def cascade_curve(
     random.
 
     Args:
+        logits, labels: of the test images, by depth.
         points: number of budgets, evenly spaced. A budget that no cascade keeps is left out.
         criterion, search, temper: as for `calibrate_cascade`.
     """
     known = _Known(net, validation, criterion, search, temper=temper)
-    with in_eval_mode(net):
-        logits, labels = gather_logits(logits_where_it_is(net, known.depths), test)
     right = {depth: y.argmax(1) == labels for depth, y in logits.items()}
     low, high = (cascade_macs(net, [depth])[0] for depth in (known.depths[0], net.full))
     curve = []

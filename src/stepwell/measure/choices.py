@@ -14,15 +14,14 @@ from stepwell.data import Batches
 from stepwell.evaluation import Tally, gather_logits
 from stepwell.measure.depths import results_of
 from stepwell.measure.inputs import blank_image
-from stepwell.measure.speed import compare_speed, run_each
+from stepwell.measure.speed import compare_speed, run_each, timed_images
 from stepwell.nets.decisions.choosing import ChoosingNet
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Images, Labels, Logits
 
 #: Name of the row in which the chooser decides for each image.
 CHOSEN = "chosen"
-#: Images to time, at most; seconds to time, about.
-TIMED = 512
+#: Seconds to time, about.
 SECONDS = 1.0
 
 
@@ -210,11 +209,6 @@ def _one_by_one(net: ChoosingNet, test: Batches, who: Tensor) -> float:
     with in_eval_mode(net):
         times = time_each({"": net.forward}, images.split(1), seconds=SECONDS)[""].times
     return 1000 * mean_of_medians(times, who.tolist())
-
-
-def timed_images(test: Batches) -> Images:
-    """Take the first images of a part, on which speed is measured."""
-    return Batches(test.images, TIMED, mean=test.mean, std=test.std).at(0).images
 
 
 @torch.inference_mode()

@@ -23,8 +23,8 @@ from stepwell.nets.decisions.kernels import kernel_layers
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Labels
 
-#: Images to time, at most, and numbers of tokens at which experts are timed.
-IMAGES, TOKENS = 512, (8, 64, 512)
+#: Numbers of tokens at which experts are timed.
+TOKENS = (8, 64, 512)
 #: Shares of the parts: for each image and layer, of the tokens (experts) or the mean weight (kernels).
 Shares = Float[Tensor, "n layers parts"]
 
@@ -111,7 +111,7 @@ def _speed(net: NestedNet, fixed: nn.Module, test: Batches) -> list[dict[str, fl
         return by_macs
 
     with in_eval_mode(net):
-        images = Batches(test.images, IMAGES, mean=test.mean, std=test.std).at(0).images.to(x.device)
+        images = speed.timed_images(test).to(x.device)
         return speed.compare_speed(net.forward, fixed, images, ratio, seconds=speed.SECONDS)
 
 

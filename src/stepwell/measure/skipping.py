@@ -14,7 +14,6 @@ from stepwell.data import Batches
 from stepwell.evaluation import Tally, gather_logits
 from stepwell.measure import speed
 from stepwell.measure.break_even import with_break_even
-from stepwell.measure.choices import timed_images
 from stepwell.measure.depths import results_of
 from stepwell.measure.inputs import blank_image
 from stepwell.nets import NestedNet, build
@@ -261,7 +260,7 @@ def measure_skipping(net: NestedNet, test: Batches) -> tuple[dict[str, Any], Obs
     record = {
         "open": dict(zip(names, rates.tolist(), strict=True)), "mean": float(rates.mean()),
         "cost": costs[CHOSEN]["macs"] / macs.all, "gate_macs": macs.gates,
-        "speed": measure_speed(net, timed_images(test), macs),
+        "speed": measure_speed(net, speed.timed_images(test), macs),
         "random_accuracy": accuracy_at_random(net, test, rates),
     }  # fmt: skip
     sums = Tally().add(seen.logits, seen.labels)
@@ -272,7 +271,7 @@ def measure_skipping(net: NestedNet, test: Batches) -> tuple[dict[str, Any], Obs
 def _costs(
     net: NestedNet, test: Batches, seen: Observed, macs: SkippingMacs
 ) -> dict[str, dict[str, Any]]:
-    images = timed_images(test).to(next(net.parameters()).device)
+    images = speed.timed_images(test).to(next(net.parameters()).device)
     with in_eval_mode(net), torch.inference_mode():
         times = time_each({"": net.forward}, images.split(1), seconds=speed.SECONDS)[""].times
     groups = seen.open.sum(1).long().tolist()  # images of equally many blocks take equally long

@@ -8,12 +8,20 @@ from torch import Tensor
 
 from stepwell.cost import measure_latencies
 from stepwell.cost.latency import synchronised
+from stepwell.data import Batches
 from stepwell.types import Images
 
 #: Batch sizes at which speed is measured.
 BATCHES = (64, 1)
 #: Batches of each size, at most; seconds to time, about.
 PARTS, SECONDS = 64, 1.0
+#: Images of a test part on which speed is measured, at most.
+TIMED = 512
+
+
+def timed_images(test: Batches) -> Images:
+    """Take the first images of a part, on which speed is measured."""
+    return Batches(test.images, TIMED, mean=test.mean, std=test.std).at(0).images
 
 
 @torch.inference_mode()

@@ -8,7 +8,6 @@ import torch
 
 from stepwell.data.image_flags import TrainingImages
 from stepwell.methods.objective import Objective
-from stepwell.nets.build import build
 from stepwell.nets.nested.net import NestedNet
 from stepwell.tasks import classification
 from stepwell.training import Loop, fit
@@ -16,7 +15,8 @@ from stepwell.training.optimisation import Smoothed
 
 
 def train_mixture(
-    recipe: str, arguments: Mapping[str, Any], *, data: str, out: Path, net: str, stem: str | None,
+    recipe: str, arguments: Mapping[str, Any], *, data: str, out: Path, net: str,
+    stem: Literal["auto", "imagenet", "small"],
     init: Literal["pretrained"] | Path | None, images: TrainingImages, training: Smoothed, loop: Loop,
     parts: Mapping[str, Any], objective_of: Callable[[NestedNet], Objective],
 ) -> dict[str, Any]:  # fmt: skip
@@ -26,9 +26,7 @@ def train_mixture(
     """
     torch.manual_seed(training.seed)
     splits = classification.read_splits(data, out, images, net)
-    own = classification.input_arguments(net, splits.train.size, stem)
-    built = build(net, num_classes=len(splits.train.classes), **own, **parts)
-    nested, start = classification.start_network(splits, built, init=init)
+    nested, start = classification.start_network(splits, net, stem=stem, init=init, **parts)
     inputs = classification.prepare(splits, images, training, start=start, init=init)
     objective = objective_of(nested)
     with classification.open_task(recipe, out, loop, arguments, inputs, nested) as task:

@@ -10,7 +10,6 @@ from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.measure.skipping import measure_skipping, settle_open_rate
 from stepwell.methods.skipping import Skipping
-from stepwell.nets.build import build
 from stepwell.nets.files.nested import save
 from stepwell.nets.nested.net import NestedNet
 from stepwell.recipes import flags
@@ -85,10 +84,7 @@ def skipping(
         raise ValueError(f"--net {net}: gates are for residual blocks, so name a ResNet (resnet20)")
     torch.manual_seed(training.seed)
     splits = classification.read_splits(data, out, images, net)
-    size, classes = splits.train.size, splits.train.classes
-    own = classification.input_arguments(net, size, stem)
-    gated = build(net, num_classes=len(classes), gates=True, **own)
-    nested, start = classification.start_network(splits, gated, init=init)
+    nested, start = classification.start_network(splits, net, stem=stem, init=init, gates=True)
     inputs = classification.prepare(splits, images, training, start=start, init=init)
     method = partial(Skipping, nested, target=gates.target, label_smoothing=training.label_smoothing)
     own_options = vars(ablation)

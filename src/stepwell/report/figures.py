@@ -59,7 +59,7 @@ def accuracy_cost(
             ordered = sorted((p for p in found if not p.star), key=lambda point: point.x)
             xs, ys = [p.x for p in ordered], [p.y for p in ordered]
             axes.plot(xs, ys, dashes, color="#9a9a9a", lw=1.1, marker=marker, label=legend_text(name))
-            if cost == "macs" and (curve := _curve(records[i])):
+            if cost == "macs" and (curve := cascades_of(records[i])):
                 axes.plot(*zip(*curve, strict=True), ":", color=GREY, lw=1.1, marker=".", zorder=1)
             for p in found:
                 colour = colours.get(p.row, GREY)
@@ -251,7 +251,7 @@ def _resampled(record: RunRecord, row: str) -> tuple[float, float]:
     return low, high
 
 
-def _curve(record: RunRecord) -> list[tuple[float, float]]:
+def cascades_of(record: RunRecord) -> list[tuple[float, float]]:
     """Million MACs and accuracy in percent of the run's cascades within budgets."""
     curve = as_mapping(record.results.get("cascade")).get("curve")
     return [

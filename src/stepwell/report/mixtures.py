@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
-from stepwell.measures import BUSY, MIXTURES
-from stepwell.report.markup import as_decimal, as_percent, table, written
+from stepwell.measures import MIXTURES
+from stepwell.report.markup import as_decimal, as_percent, table
 from stepwell.report.run_record import RunRecord, as_mapping, number
+from stepwell.report.sections import speed_table
 
 
 def mixture_section(key: str) -> Callable[[RunRecord, Mapping[str, str]], str]:
@@ -26,10 +27,6 @@ def mixture_section(key: str) -> Callable[[RunRecord, Mapping[str, str]], str]:
         head = ("layer", *(str(i) for i in range(1, most + 1)), "CV", "by class")
         title = f"<h3>{words.parts.capitalize()}</h3>"
         use = table(head, rows, f"{words.legend[0].upper()}{words.legend[1:]}.")
-        timed = [as_mapping(row) for row in found.get("speed") or ()]
-        cells = [[written(m, row.get(k)) for k, m in words.speed.items()] for row in timed]
-        note = f"{BUSY[0].upper()}{BUSY[1:]}." if any("unsure" in row for row in timed) else ""
-        speed = table([m.title for m in words.speed.values()], cells, note)
-        return "\n".join([title, use, *(["<p>Speed:</p>", speed] if cells else [])])
+        return "\n".join(filter(None, (title, use, speed_table(found, words.speed))))
 
     return section

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell.measures import BUSY, CONTROLS, SPEED, WIDTHS_SPEED, Measure
+from stepwell.measures import CONTROLS, SPEED, WIDTHS_SPEED, Measure
 from stepwell.report.classes import never_right_note
 from stepwell.report.figures import OKABE_ITO, Figure, legend_text, picture, svg
-from stepwell.report.markup import as_count, as_percent, figure, table, written
+from stepwell.report.markup import as_count, as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number, read_arrays
-from stepwell.report.sections import grid, tested_on
+from stepwell.report.sections import grid, speed_table, tested_on
 
 CHOSEN = "chosen"
 
@@ -70,7 +70,7 @@ def _choices(run: RunRecord, found: Mapping[str, Any], speed: Mapping[str, Measu
         "images, where it looks better: other cost penalties (--budget-macs)."
     )
     parts = ["<h3>Choices</h3>", f"<p>{escape(text)}</p>", table(head, rows)]
-    parts += [_controls(as_mapping(found.get("controls"))), _speed(found, speed)]
+    parts += [_controls(as_mapping(found.get("controls"))), speed_table(found, speed)]
     bars = figure(_histogram(found), "How often each choice is made, of all images and by class.")
     parts += ['<div class="figures">', bars, figure(_front(run, found), caption), "</div>"]
     return "\n".join([*parts, _pictures(run, list(shares))])
@@ -83,16 +83,6 @@ def _controls(found: Mapping[str, Any]) -> str:
     note = f"The last has a mean cost of {cost} of the costliest choice's."
     text = "<p>Other ways to choose, at the same mean cost:</p>"
     return f"{text}\n{table(('choice', 'accuracy'), rows, note)}" if rows else ""
-
-
-def _speed(found: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
-    """Show images per second, in batches and one by one."""
-    speed = map(as_mapping, found.get("speed") or ())
-    rows = [[written(measure, row.get(k)) for k, measure in measures.items()] for row in speed]
-    head = [measure.title for measure in measures.values()]
-    unsure = any("unsure" in as_mapping(row) for row in found.get("speed") or ())
-    note = f"{BUSY[0].upper()}{BUSY[1:]}." if unsure else ""
-    return f"<p>Speed:</p>\n{table(head, rows, note)}" if rows else ""
 
 
 def _histogram(found: Mapping[str, Any]) -> str | None:

@@ -4,13 +4,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import stepwell.report.figures as figures
 from stepwell.kinds import sections_of, size_in_words
-from stepwell.measures import BUSY, MEASURES, OF_CLASSES, OF_NUMBERS, share_interval
+from stepwell.measures import BUSY, MEASURES, OF_CLASSES, OF_NUMBERS, Measure, share_interval
 from stepwell.report.classes import never_right_note
 from stepwell.report.markup import (
     ABSENT,
@@ -161,7 +162,7 @@ def _note(record: RunRecord) -> str:
             f"{cost.get('batch', ABSENT)}, threads: {threads}."
         )
         if any("unsure" in record.cost(row) for row in record.rows):
-            notes.append(f"{BUSY[0].upper()}{BUSY[1:]}.")
+            notes.append(f"{BUSY.capitalize()}.")
     accuracy, examples = finite(record.score(full, "accuracy")), record.examples
     if examples and math.isfinite(accuracy):
         low, high = share_interval(accuracy, examples)
@@ -183,8 +184,10 @@ def cost_pair(records: Sequence[RunRecord], colours: Colours) -> str:
     """Draw the accuracy of all rows of some runs against MACs and against time; empty without any."""
     titles = " or ".join(dict.fromkeys(MEASURES[record.measure].title for record in records))
     title, times = f"{titles[0].upper()}{titles[1:]}", TIMES.format(titles)
+    dots = "; dotted: cascades within budgets" * any(map(figures.cascades_of, records))
+    by_macs = f"{title} against MACs; {WHISKERS}{dots}."
     shown = [
-        figure(figures.accuracy_cost(records, colours, "macs"), f"{title} against MACs; {WHISKERS}."),
+        figure(figures.accuracy_cost(records, colours, "macs"), by_macs),
         figure(figures.accuracy_cost(records, colours, "ms"), f"{title} against time; {times}."),
     ]
     return "\n".join(['<div class="figures large">', *shown, "</div>"]) if any(shown) else ""
@@ -302,3 +305,12 @@ def arguments(record: RunRecord, colours: Colours) -> str:
     body = table(("argument", "value"), rows, words=2)
     place = f"<p>Read from <code>{escape(str(record.path))}</code></p>"
     return f"<details><summary>Arguments of the run</summary>{place}{body}</details>"
+
+
+def speed_table(found: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
+    """Show images per second, in batches and one by one; nothing where they were not measured."""
+    speed = [as_mapping(row) for row in found.get("speed") or ()]
+    rows = [[written(measure, row.get(k)) for k, measure in measures.items()] for row in speed]
+    head = [measure.title for measure in measures.values()]
+    note = f"{BUSY.capitalize()}." if any("unsure" in row for row in speed) else ""
+    return f"<p>Speed:</p>\n{table(head, rows, note)}" if rows else ""

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from html import escape
 
 from stepwell.measures import BLOCKS_SPEED
-from stepwell.report.markup import as_count, as_percent, table, written
+from stepwell.report.markup import as_count, as_percent, table
 from stepwell.report.run_record import RunRecord, as_mapping, number
+from stepwell.report.sections import speed_table
 
 
 def skipping_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
@@ -24,10 +25,5 @@ def skipping_section(run: RunRecord, colours: Mapping[str, str] | None = None) -
             f" If each block ran for as many images, drawn at random: {as_percent(chance)} accuracy."
         )
     rows = [[name, as_percent(number(rate))] for name, rate in rates.items()]
-    speed = [
-        [written(measure, row.get(key)) for key, measure in BLOCKS_SPEED.items()]
-        for row in map(as_mapping, found.get("speed") or ())
-    ]
-    head = [measure.title for measure in BLOCKS_SPEED.values()]
     parts = ["<h3>Gates</h3>", f"<p>{escape(text)}</p>", table(("block", "images that run it"), rows)]
-    return "\n".join([*parts, "<p>Speed:</p>", table(head, speed)] if speed else parts)
+    return "\n".join(filter(None, (*parts, speed_table(found, BLOCKS_SPEED))))

@@ -15,6 +15,7 @@ from stepwell.evaluation import evaluate, gather_logits
 from stepwell.evaluation.cost_penalty import Priced, best_within, front, outcomes
 from stepwell.measure import choices as measuring
 from stepwell.measure.depths import cost_table
+from stepwell.measure.speed import timed_images
 from stepwell.nets import Card
 from stepwell.nets.decisions.choosing import Budget, ChoosingNet
 from stepwell.tasks.advice import advise
@@ -124,7 +125,7 @@ def finish_choices(
     costs = measuring.choice_table(net, net.card.size)
     results, observed = measuring.measure_choices(net, task.test, costs, system)
     own = results[system.key]
-    own["speed"] = measuring.measure_speed(net, measuring.timed_images(task.test))
+    own["speed"] = measuring.measure_speed(net, timed_images(task.test))
     if target is not None:
         own["target"] = target
     results |= spent(run)

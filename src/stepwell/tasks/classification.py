@@ -142,7 +142,7 @@ def size_of_run(out: Path, data: str | None) -> int | None:
 def start_network(
     splits: Splits, net: str | NestedNet, depths: Sequence[str] = (), *, stages: Sequence[str] = (),
     stem: Literal["auto", "imagenet", "small"] = "auto", norms: NormSharing = "private",
-    init: Literal["pretrained"] | Path | None = None,
+    init: Literal["pretrained"] | Path | None = None, **parts: Any,
 ) -> tuple[NestedNet, Start | None]:  # fmt: skip
     """Build the network for some data, with its initial weights, and a record of these.
 
@@ -150,6 +150,7 @@ def start_network(
         net: a network's name, or a network that is built already.
         stages: stages in place of the network's own, as for `build`.
         init: a file of weights, or "pretrained"; by default the weights are random.
+        parts: further arguments of `build`, such as gates.
 
     Raises:
         ValueError: no such network or depth; the images are too small; `init` does not fit.
@@ -157,7 +158,7 @@ def start_network(
     size, classes = splits.train.size, splits.train.classes
     if isinstance(net, str):
         own = input_arguments(net, size, stem) | ({"stages": stages} if stages else {})
-        net = build(net, depths, norms=norms, num_classes=len(classes), **own)
+        net = build(net, depths, norms=norms, num_classes=len(classes), **own, **parts)
     check_size(net, size)
     if init is None:
         return net, None
@@ -370,7 +371,8 @@ def finish(
         measured = measure_cascade(Cascade.of(net), task.test)
         results["cascade"] = {"validation": net.card.cascade, "test": measured}
         if task.validation is not None:
-            results["cascade"]["curve"] = cascade_curve(net, task.validation, task.test, **cascade)
+            known = seen.logits, seen.labels
+            results["cascade"]["curve"] = cascade_curve(net, task.validation, *known, **cascade)
     if run.writes:
         if kept is None:
             (write or save)(net, file)

@@ -146,8 +146,8 @@ def stored_outputs(task: Task[TextBatches], teacher: NestedNet, objective: Inter
 def layer_stages(task: Task[TextBatches], stages: int) -> range:
     """The stages before the task stage, from 1; none if the student has learned already.
 
-    A student that an older version began had one learning rate schedule for all stages; it learns
-    anew.
+    Older versions had one learning rate schedule for all stages. A student that one of them began
+    starts again.
     """
     student = task.run.phase(OUTPUTS[0])
     if (student / "done").exists():

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from stepwell.files import sync_folder
 from stepwell.nets.files.container import digest
 from stepwell.teachers.teacher import Frozen
 from stepwell.types import Exit
+
+#: Bytes of the checksum at the end of the file, and of the parts in which it is read for it.
+CHECKSUM, CHUNK = 4, 1 << 22
 
 
 class StoredOutputs(NamedTuple):
@@ -35,7 +39,7 @@ class StoredOutputs(NamedTuple):
     width: int
 
     def count(self, tokens: int) -> int:
-        """How many numbers a text of `tokens` takes."""
+        """The number of stored values of a text of `tokens` tokens."""
         return self.classes + len(self.layers) * (self.width + self.heads * tokens**2)
 
 
@@ -76,8 +80,11 @@ class EncoderOutputs(nn.Module):
         if not _is_whole(file, head, len(head) + 4 * end):
             with _writing(file) as out:
                 out.write(head)
+                checksum = 0
                 for numbers in self._computed(teacher, texts):
+                    checksum = crc32(numbers, checksum)
                     out.write(numbers)
+                out.write(checksum.to_bytes(CHECKSUM))
         self._numbers = np.memmap(file, np.float32, "r", len(head), (end,))
 
     def _keys(self, ids: Int64[Tensor, "batch tokens"]) -> Iterator[tuple[bytes, int]]:
@@ -140,11 +147,16 @@ class EncoderOutputs(nn.Module):
 
 
 def _is_whole(file: Path, head: bytes, size: int) -> bool:
-    """Check that a file begins with `head` and has `size` bytes."""
-    if not file.is_file() or file.stat().st_size != size:
+    """Check that a file begins with `head`, and ends after `size` bytes with their right checksum."""
+    if not file.is_file() or file.stat().st_size != size + CHECKSUM:
         return False
     with file.open("rb") as content:
-        return content.read(len(head)) == head
+        if content.read(len(head)) != head:
+            return False
+        checksum, left = 0, size - len(head)
+        while part := content.read(min(left, CHUNK)):
+            checksum, left = crc32(part, checksum), left - len(part)
+        return content.read() == checksum.to_bytes(CHECKSUM)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Arms of the study of dynamic resolution: networks that choose, others, and controls of a choice."""
 
 import json
-import time
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from stepwell.claims.kit.measuring import Clock, validated_parts
 from stepwell.data import Batches, load_images
 from stepwell.evaluation.cascade import Goal, Outcome, better, find_thresholds, outcome_of
 from stepwell.evaluation.cost_penalty import Priced, best_within, outcome_at, outcomes
@@ -28,7 +28,7 @@ from stepwell.measure.choices import (
     observe_choices,
     right_of,
 )
-from stepwell.measure.data_parts import Parts, parts_for
+from stepwell.measure.data_parts import parts_for
 from stepwell.methods.resolution import Mixing
 from stepwell.nets.files.resolution import load_resolution
 from stepwell.nets.nested.criteria import top_probability
@@ -132,10 +132,10 @@ def controls(
     Raises:
         ValueError: the runs have no validation part.
     """
-    clocks = time.perf_counter(), time.process_time()
+    clock = Clock()
     files = {"fixed": fixed, "dynamic": dynamic, "random": random}
     nets = {name: load_resolution(file) for name, file in files.items()}
-    parts = parts_of_run(nets["dynamic"], dynamic, data)
+    parts = validated_parts(nets["dynamic"].nested, dynamic, data)
     assert parts.validation is not None
     order = list(reversed(nets["fixed"].names))
     seen = {name: observe_choices(net, parts.test, order) for name, net in nets.items()}
@@ -147,7 +147,7 @@ def controls(
     found["auc"] = auc_of_need(preference(nets["dynamic"], parts.test), seen["fixed"], order)
     doubt = -top_probability(seen["fixed"].logits[order[0]])
     found["auc of doubt"] = auc_of_need(doubt, seen["fixed"], order)
-    return _finished(found, out / "controls.json", clocks)
+    return _finished(found, out / "controls.json", clock)
 
 
 def fronts(
@@ -162,28 +162,24 @@ def fronts(
     Raises:
         ValueError: the runs have no validation part.
     """
-    clocks = time.perf_counter(), time.process_time()
+    clock = Clock()
     found: dict[str, float] = {}
     for name, file in {"resolution": resolution, "depth": depth, "both": both}.items():
         net = load_resolution(file)
-        parts = parts_of_run(net, file, data)
+        parts = validated_parts(net.nested, file, data)
         assert parts.validation is not None
         known = scored(net, parts.validation), scored(net, parts.test)
         for cost, outcome in held_to(COSTS, *known, net.costs).items():
             found[f"{name} at {cost:g}"] = outcome.accuracy
             found[f"cost of {name} at {cost:g}"] = outcome.cost
-    return _finished(found, out / "fronts.json", clocks)
+    return _finished(found, out / "fronts.json", clock)
 
 
-def _finished(found: dict[str, float], file: Path, clocks: tuple[float, float]) -> dict[str, Any]:
-    """Write the numbers, and return them with the seconds since `clocks`."""
+def _finished(found: dict[str, float], file: Path, clock: Clock) -> dict[str, Any]:
+    """Write the numbers, and return the arm's result."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(found, indent=1).encode())
-    return {
-        "test": found,
-        "seconds": time.perf_counter() - clocks[0],
-        "cpu_seconds": time.process_time() - clocks[1],
-    }
+    return clock.result(found)
 
 
 def held_to(
@@ -201,21 +197,6 @@ def held_to(
         if cost >= float(costs.min())
     }
     return {cost: outcome_at(best.price, *test, costs) for cost, best in within.items()}
-
-
-def parts_of_run(net: ResolutionNet, file: Path, data: str) -> Parts:
-    """The parts of the data as the run of `file` had them.
-
-    Raises:
-        ValueError: it has no validation part.
-    """
-    config = config_of(file, "train it again")
-    arguments = config["arguments"]
-    own = config["data"]["fingerprint"], arguments["val_fraction"], arguments["part"]
-    parts = parts_for(net.nested, data, *own)
-    if parts.validation is None:
-        raise ValueError(f"{file} has no validation part, which thresholds and prices are found on")
-    return parts
 
 
 def scored(net: ResolutionNet, images: Batches) -> tuple[Scores, Right]:

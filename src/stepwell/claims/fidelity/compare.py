@@ -1,7 +1,6 @@
 """A comparison as an arm of a study: agreement of a trained student with its teacher."""
 
 import json
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stepwell.claims.kit.measuring import Clock
 from stepwell.data import Batches
 from stepwell.evaluation.fidelity import fidelity_measures
 from stepwell.evaluation.side_by_side import Network, observe
@@ -40,7 +40,7 @@ def compare(
     Raises:
         ValueError: the run's data has changed; the networks do not fit to each other or to the data.
     """
-    clocks = time.perf_counter(), time.process_time()
+    clock = Clock()
     train, test = batches_of(student.parent)
     names = {
         "teacher": teacher,
@@ -63,11 +63,7 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "fidelity.json", json.dumps(found, indent=1).encode())
     flat = {f"{part}/{k}": v for part, numbers in found.items() for k, v in numbers.items()}
-    return {
-        "test": {k: v for k, v in flat.items() if not k.endswith(("/low", "/high"))},
-        "seconds": time.perf_counter() - clocks[0],
-        "cpu_seconds": time.process_time() - clocks[1],
-    }
+    return clock.result({k: v for k, v in flat.items() if not k.endswith(("/low", "/high"))})
 
 
 def _at(file: Path, depth: str | None) -> str:

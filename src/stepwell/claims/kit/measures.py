@@ -1,7 +1,9 @@
 """Numbers that claims compare, taken from the results of the arms at one seed, and kinds of claims."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from stepwell.claims.kit.study import Absent, Claim, Measure
 
@@ -24,6 +26,17 @@ def of_test_if_any(arm: str, key: str, scale: float = 1.0) -> Measure:
         return scale * test[key]
 
     return measure
+
+
+def accuracy(arm: str, row: str) -> Measure:
+    """Test accuracy of a depth, or another row of an arm's results, in percent."""
+    return of_test(arm, f"{row}/accuracy", 100)
+
+
+def on_lines(points: Sequence[tuple[float, float]], x: float) -> float:
+    """The height at x of straight lines between points, from left to right; beyond them, of the end."""
+    xs, ys = (np.array(values) for values in zip(*points, strict=True))
+    return float(np.interp(x, xs, ys))
 
 
 def seconds(*arms: str) -> Measure:

@@ -171,7 +171,7 @@ class RoutedBlock(nn.Module):
         raise NotImplementedError
 
     def dropped(self, y: Tokens) -> Tokens:
-        """What the residual gains by the MLP's output."""
+        """The output of the MLP as the residual connection adds it."""
         return y
 
     def forward(

@@ -150,12 +150,15 @@ def runner(
     `inputs` gives the graph's inputs, called `names`, for a batch.
     """
 
-    def run(x: Tensor) -> Tensor:
-        feed = {n: t.contiguous().numpy() for n, t in zip(names, inputs(x), strict=True)}
-        (logits,) = session.run(["logits"], feed)
-        return torch.from_numpy(logits)
+    return lambda x: outputs_of(session, names, inputs(x), ["logits"])[0]
 
-    return run
+
+def outputs_of(
+    session: Any, names: Sequence[str], inputs: Sequence[Tensor], outputs: Sequence[str]
+) -> list[Tensor]:
+    """The outputs of a session, by their names, for inputs called `names`."""
+    feed = {name: x.contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
+    return [torch.from_numpy(y) for y in session.run([*outputs], feed)]
 
 
 def file_sha256(path: Path) -> str:

@@ -149,7 +149,7 @@ class Cascade:
         return Answer(logits, answered)
 
     def decide(self, logits: Mapping[str, Logits]) -> Answer:
-        """What the cascade answers to images whose logits at all of its depths are known."""
+        """The cascade's answers to images, from their logits at all of its depths."""
         first = logits[self.depths[0]]
         answered = torch.full((len(first),), len(self.depths) - 1, device=first.device)
         unsure = torch.ones_like(answered, dtype=torch.bool)
