@@ -98,6 +98,11 @@ WRONG = {
     "interpolate": ([-1], [0]),
     "seeds": ([0, -1], [1]),
     "workers": ([0, -1], [1]),
+    "width": ([0, -1], [32]),
+    "convs": ([0, -1], [1]),
+    "teach": ([-1, "nan"], [0]),
+    "zoom": ([0, 1.1, "nan"], [1e-3, 1]),
+    "min_score": ([-0.1, 1.1, "nan"], [0, 1]),
 }
 #: A number is asked for three times, in these.
 THREE = {"teacher_mean", "teacher_std"}
@@ -108,6 +113,7 @@ NEEDED = {
     "train drnet": ["--data", "digits", "--out", "r"],
     "train exits": ["--data", "digits", "--out", "r"],
     "train skipping": ["--data", "digits", "--out", "r"],
+    "train detect": ["--data", "d", "--out", "r"],
     "train widths": ["--data", "digits", "--out", "r"],
     "train experts": ["--data", "digits", "--out", "r"],
     "train kernels": ["--data", "digits", "--out", "r"],

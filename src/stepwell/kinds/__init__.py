@@ -41,6 +41,7 @@ KINDS = {
     "text": "stepwell.kinds.text",
     "skipping": "stepwell.kinds.skipping",
     "widths": "stepwell.kinds.widths",
+    "detector": "stepwell.kinds.detector",
     "text-numbers": "stepwell.kinds.text_numbers",
 }
 #: Commands and participles of what a kind may lack.

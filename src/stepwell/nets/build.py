@@ -47,6 +47,7 @@ BUILDERS: dict[str, Builder] = {
     **{f"resnet{n}_ln": _cifar(n, norm="layer") for n in ("8", "14", "20", "56")},
     **{f"resnet{n}_slim": _cifar(n, widths=resnet.SLIM) for n in ("8", "14", "20")},
     **{f"resnet{n}_slimmer": _cifar(n, widths=resnet.SLIMMER) for n in ("14", "20")},
+    **{f"resnet{n}_s4": _cifar(n, stride=4) for n in ("8", "14", "20", "32")},
     **{f"vgg{n}_bn": _stem(vgg.vgg_bn, vgg.FAMILY, vgg.stages, n) for n in vgg.FAMILY},
     "densenet201": _stem(densenet.DenseNet, densenet.FAMILY, densenet.STAGES, "201"),
     "mobilenet_v2": _stem(mobilenet.mobilenet_v2, mobilenet.FAMILY, mobilenet.stages, "17"),

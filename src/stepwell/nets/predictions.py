@@ -28,6 +28,8 @@ class Prediction(NamedTuple):
     depth: the depth that answered, or the choice of a resolution network.
     top: the most probable classes and their probabilities, best first.
     value: the number, by a network that predicts one; `label` is its name.
+    box: corners x1, y1, x2, y2 of one object in pixels of the upright image, by a detector. An image
+        has a prediction for each object; without any, one whose box is empty.
     """
 
     file: Path | str | None = None
@@ -37,6 +39,7 @@ class Prediction(NamedTuple):
     depth: str = ""
     top: tuple[tuple[str, float], ...] = ()
     value: float | None = None
+    box: tuple[float, ...] | None = None
 
 
 class Predicts(nn.Module):

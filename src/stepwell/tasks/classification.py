@@ -52,12 +52,12 @@ from stepwell.tasks.finishing import finished, spent
 from stepwell.teachers import OpenTeacher
 from stepwell.train_mode import in_eval_mode
 from stepwell.training import Loop, Run
-from stepwell.training.job import device_of
+from stepwell.training.job import Stream, device_of
 from stepwell.training.optimisation import Optimisation
 from stepwell.training.progress import tell
 
 Training = TypeVar("Training", bound=Optimisation)
-B = TypeVar("B", bound=Examples)
+B = TypeVar("B", bound=Stream)
 
 #: Length and batches of a training on images, where the caller does not set them.
 USUAL: dict[str, Any] = {"epochs": 40, "batch_size": 128, "optimizer": "sgd"}
@@ -231,7 +231,8 @@ def open_task(
     teacher = "/".join(inputs.weights) or None
     with Run.start(out, recipe, arguments, data=inputs.about, teacher=teacher) as run:
         if net is not None and run.writes and not (out / "results.json").exists():
-            examples = inputs.train.examples
+            batches: Any = inputs.train
+            examples = batches.examples
             tell_cost(net, examples.size, arguments.get("stem", "auto"), examples.input)
         parts = inputs.train, inputs.validation, inputs.test
         yield Task(run, *parts, inputs.teacher, device_of(loop))

@@ -1,0 +1,239 @@
+"""Detectors: a nested backbone with a pyramid and a head."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepwell.console import row_table, say, show, show_conditions, table, track, written
+from stepwell.kinds import Costs, Network, Predicted, classifier
+from stepwell.measures import MEASURES, of_row
+
+if TYPE_CHECKING:
+    from stepwell.nets.detection.detector import Detector
+    from stepwell.types import Boxes
+
+NAME = "a detector"
+#: The input's size is its longer side.
+SIZE = "{} pixels (longer side)"
+ADVICE = dict.fromkeys(("export", "delta"), "use it from Python: stepwell.open_network(RUN).net") | {
+    "calibrate": "its norms have no statistics: name the depths with --depths when you train",
+}
+NEXT = (
+    "stepwell eval {run}", "stepwell report {run}",
+    "stepwell predict {run} IMAGE|FOLDER... --draw PICTURES",
+)  # fmt: skip
+SECTIONS = [
+    f"stepwell.report.sections:{name}"
+    for name in ("cost_figures", "row_table", "run_figures", "facts", "arguments")
+]
+#: Columns after a training, and of an evaluation.
+TRAINED = ("blocks", "params", "macs", "ap", "ap50", "ms")
+EVALUATED = (*TRAINED[:3], "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ms")
+#: Least score of a predicted box; classes in a table, at most; images of a batch.
+SCORE, CLASSES, BATCH = 0.3, 30, 16
+
+
+def open(path: Path, module: Callable[[], Any] | None = None) -> "Detector":
+    """Read the detector of a run or a file; errors as for `load_detector`."""
+    if module is not None:
+        raise ValueError(f"{path} holds {NAME}, which has no module of its own: leave --module out")
+    from stepwell.nets.detection.file import load_detector
+
+    found = load_detector(path)
+    classifier.check_card(path, found.net)
+    return found
+
+
+def evaluate(network: Network, *, data: str | None = None) -> dict[str, Any]:
+    """Measure every depth on the test part of the run's data or of other data. Flags as for `eval`."""
+    from stepwell.data.box_batches import BoxBatches
+    from stepwell.data.box_files import BoxFiles, read_parts, read_test
+    from stepwell.flags import recorded
+    from stepwell.measure.detection import measure_detector
+
+    net, arguments = network.net.net, network.config.get("arguments", {})
+    net.require_ready()
+    name = data or arguments.get("data")
+    if name is None:
+        raise ValueError(f"{network.path} does not say its data: name some with --data")
+    if data is None:
+        test = read_parts(Path(name), recorded(BoxFiles, _as_paths(arguments))).test
+    else:
+        test = read_test(Path(name), net.card.classes)
+    results, _ = measure_detector(network.net, BoxBatches(test, BATCH, size=net.card.size), track=track)
+    fingerprint = test.fingerprint
+    own = network.config.get("data", {}).get("fingerprint", "").endswith(fingerprint)
+    return results | {"data": {"name": name, "fingerprint": fingerprint, "own": own}}
+
+
+def _as_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's arguments, in which names of files are paths."""
+    files = ("images", "test", "valid")
+    return {k: Path(v) if k in files and v is not None else v for k, v in arguments.items()}
+
+
+def predict(
+    network: Network, paths: Sequence[Path], *, depth: str | None = None, min_score: float = SCORE,
+    coco: Path | None = None, draw: Path | None = None, budget_ms: float | None = None,
+    budget_macs: float | None = None,
+) -> Predicted:  # fmt: skip
+    """Find objects in images, at one depth or within a budget. Flags as for `predict`."""
+    from stepwell.data.box_batches import BoxBatches
+    from stepwell.data.boxes import unlabelled
+    from stepwell.files import write_whole
+    from stepwell.measure.detection import detect
+    from stepwell.nets.predictions import Prediction
+    from stepwell.serve import expand
+
+    detector, net = network.net, network.net.net
+    budget = {"ms": budget_ms, "macs": budget_macs}
+    if limits := {name: value for name, value in budget.items() if value is not None}:
+        depth = classifier.depth_within(net, limits, network.path, lambda: _costs(detector))
+    depth = net.full if depth is None else depth
+    net.require_ready(depth)
+    files, unreadable = _readable(expand(paths))
+    predictions = [Prediction(file, error=error) for file, error in unreadable.items()]
+    if files:
+        images = unlabelled(files, net.card.classes)
+        batches = BoxBatches(images, BATCH, size=net.card.size)
+        boxes = detect(detector, batches, [depth], track=track)[depth]
+        sure = [own.chosen(own.scores >= min_score) for own in boxes]
+        predictions += [
+            one
+            for file, own in zip(files, sure, strict=True)
+            for one in _predictions(file, own, net.card.classes, depth)
+        ]
+        if coco is not None:
+            content = images.with_boxes(sure).coco()
+            write_whole(coco, json.dumps(content).encode())
+            say(f"wrote {len(content['annotations'])} boxes to {coco}")
+        if draw is not None:
+            _draw(draw, files, sure, net.card.classes)
+    return Predicted(predictions, f"depth {depth}")
+
+
+def _readable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """The files that are whole images, and the errors of the others."""
+    from stepwell.data.decoding import check_files
+
+    good: list[Path] = []
+    bad: dict[Path, str] = {}
+    for file in files:
+        try:
+            check_files([file])
+            good.append(file)
+        except ValueError as error:
+            bad[file] = str(error)
+    return good, bad
+
+
+def _predictions(file: Path, found: "Boxes", classes: Sequence[str], depth: str) -> list[Any]:
+    """A prediction for each box, best first; one without a box for an image without any."""
+    from stepwell.nets.predictions import Prediction
+
+    rows = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
+    each = [
+        Prediction(file, classes[label], score, depth=depth, box=tuple(box))
+        for box, label, score in rows
+    ]
+    return each or [Prediction(file, depth=depth, box=())]
+
+
+def _draw(
+    folder: Path, files: Sequence[Path], found: Sequence["Boxes"], classes: Sequence[str]
+) -> None:
+    """Write the images with their boxes as PNG files; ValueError for two files of one name."""
+    import torch
+    from PIL import Image
+    from torchvision.utils import draw_bounding_boxes
+
+    from stepwell.data.preprocess import whole
+
+    names = [file.stem for file in files]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"--draw: two images have the name {twice[0]!r}: name their folders one by one"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, own in zip(files, found, strict=True):
+        pixels = torch.from_numpy(whole(file)).permute(2, 0, 1)
+        rows = zip(own.labels.tolist(), own.scores.tolist(), strict=True)
+        labels = [f"{classes[label]} {score:.2f}" for label, score in rows]
+        colours = [COLOURS[label % len(COLOURS)] for label in own.labels.tolist()]
+        if labels:
+            pixels = draw_bounding_boxes(pixels, own.boxes, labels, colours, width=2)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{file.stem}.png")
+    say(f"drew {len(files)} images in {folder}")
+
+
+#: Colours of classes in drawn images.
+COLOURS = (
+    "#1b6ca8", "#d1495b", "#2e8b57", "#e08e00", "#7b4fa3", "#00a6a6", "#8c564b", "#b8336a",
+)  # fmt: skip
+
+
+def _costs(detector: "Detector", size: int | None = None, batch: int = 1) -> dict[str, dict[str, Any]]:
+    import torch
+
+    from stepwell.measure.detection import cost_table
+
+    side = -(-(size or detector.net.card.size) // 32) * 32
+    return cost_table(detector, torch.zeros(batch, 3, side, side))
+
+
+def cost(network: Network, *, size: int | None = None, batch: int = 1, save: bool = False) -> Costs:
+    """Measure the costs of every depth on an empty square image. Flags as for `cost`.
+
+    With `save`, they are kept in the file, for `predict --budget-ms`.
+    """
+    from stepwell.device import device_name
+    from stepwell.nets.files.nested import net_digest, rewrite_card, rewriting
+
+    detector, net = network.net, network.net.net
+    costs = _costs(detector, size, batch)
+    if save:
+        if size not in (None, net.card.size):
+            raise ValueError(f"--save measures images of {net.card.size} pixels: leave out --size")
+        with rewriting(network.path, net_digest(net)) as (file, card):
+            rewrite_card(file, card.with_costs(costs, device_name()))
+    side = size or net.card.size
+    return Costs(costs, f"{side}×{side}")
+
+
+def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False) -> None:
+    """Print results as tables; `brief`: as after a training."""
+    costs, test, rows = (results[k] for k in ("costs", "test", "rows"))
+    show(row_table(title, TRAINED if brief else EVALUATED, costs, test, row=rows))
+    for row in costs:
+        if f"{row}/ap_low" in test:
+            ends = (f"{100 * test[f'{row}/ap_{end}']:.1f}" for end in ("low", "high"))
+            show(f"{rows} {row}: the 95 % interval of AP over images is {' to '.join(ends)} %")
+    show_classes(test, results["detect"]["boxes"], [*costs])
+    show(
+        "AP: mean over overlaps (IoU) of 0.5 to 0.95 and over classes, as COCO defines it; AP50: at an "
+        "overlap of 0.5",
+        style="dim",
+    )
+    show_conditions(costs)
+
+
+def show_classes(test: Mapping[str, float], boxes: Mapping[str, int], rows: Sequence[str]) -> None:
+    """Print the average precision of each class, of many the worst at the last row."""
+    last = of_row(test, rows[-1])
+    names = [name for name in boxes if f"ap/{name}" in last]
+    if len(names) < 2:
+        return
+    names.sort(key=lambda name: last[f"ap/{name}"])
+    few = f", the {CLASSES} worst of {len(names)}" if len(names) > CLASSES else ""
+    columns = [f"{measure} {row}" for row in rows for measure in ("AP", "AP50")]
+    cells = [
+        [name, str(boxes[name])]
+        + [
+            written(MEASURES[key], of_row(test, row)[f"{key}/{name}"])
+            for row in rows
+            for key in ("ap", "ap50")
+        ]
+        for name in names[:CLASSES]
+    ]
+    show(table(f"by class{few}", ["class", "true boxes", *columns], cells))
