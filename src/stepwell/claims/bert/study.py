@@ -1,13 +1,15 @@
 """Internal representations of a text encoder: what Aguilar et al. 2020 claim, and its test on SST-2.
 
 A fine-tuned encoder of six layers (MiniLM-L6) teaches one of three, which begins with layers 2, 4 and 6
-of the pretrained encoder. All students take as many optimizer steps, at one rate. "labels" learns from
-labels alone, "soft targets" from the teacher's probabilities alone, all others from attention maps and
-[CLS] states as well.
+of the pretrained encoder. All students take as many optimizer steps; the rate of each was the best of
+three on validation sentences. "labels" learns from labels alone, "soft targets" from the teacher's
+probabilities alone, all others from attention maps and [CLS] states as well.
 
 Controls tell knowledge from regularisation: the layer map reversed; attention and states of another
 text of the batch. A nested encoder (`train ekd`) is compared with the paper's method: it holds both
-depths in one file, and its seconds are those of teacher and student together.
+depths in one file, and may take as long as teacher and student together. Its rival at the shallow depth
+is the arm of the paper's method that was best on validation sentences, so that the test does not choose
+it.
 """
 
 import hashlib
