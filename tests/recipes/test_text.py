@@ -305,7 +305,8 @@ REFUSED = {
                    "--depths 1=1 2=2"),
     "column": (["--text", "title"], "train.tsv has no column 'title' for texts; its columns are "
                                     "sentence, label"),
-    "label": (["--label", "stars"], "has no column 'stars' for labels; its columns are"),
+    "label": (["--label", "stars"], "has no column 'stars' for labels; its columns are sentence, "
+              "label: name yours with --text and --label"),
     "long": (["--max-tokens", "99"], "--max-tokens 99: this encoder takes at most 40 tokens"),
     "short": (["--max-tokens", "2"], "a text of 2 tokens has no room beside its 3 special ones: allow "
               "4 or more (--max-tokens)"),
@@ -387,7 +388,8 @@ FILES = {
     "twice": (b"text\tlabel\tlabel\nfine\t1\t1\ndull\t0\t1\n", "{path} has several columns 'label'"),
     "no usual column": (b"review\tlabel\nfine\t1\ngood\t0\n",
                         "has no usual column of texts (such as sentence, text, or sentence1 and "
-                        "sentence2); its columns are review, label: name yours with --text"),
+                        "sentence2); its first line names review, label: name yours with --text and"),
+    "commas": (b"text,label\nfine,1\ngood,0\n", "{path} is separated by commas: write it with tabs"),
 }  # fmt: skip
 
 

@@ -129,6 +129,7 @@ def read_input(named: str, network: Network) -> "list[tuple[str, Text]]":
     import sys
 
     from stepwell.data.text import read_texts
+    from stepwell.measure.text import AS_TRAINED
 
     if named == STDIN:
         lines = enumerate(sys.stdin.buffer, start=1)
@@ -142,7 +143,7 @@ def read_input(named: str, network: Network) -> "list[tuple[str, Text]]":
         raise ValueError(f"{named} is a folder: give words, a tab-separated file, or -")
     if is_file:
         columns = network.config.get("arguments", {}).get("text", ())
-        texts = read_texts(Path(named), columns, None)
+        texts = read_texts(Path(named), columns, None, AS_TRAINED)
         return [*zip(texts.places, texts.texts, strict=True)]
     return [(f"the text {named[:SHOWN]!r}", tuple(named.split("\t")))]
 

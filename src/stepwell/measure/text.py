@@ -23,6 +23,8 @@ from stepwell.train_mode import check_eval_mode
 KIND, NUMBERS = "text", "text-numbers"
 #: Texts at once.
 BATCH = 64
+#: What to do about a column that a file of other texts lacks.
+AS_TRAINED = "name the columns as in the training"
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ def text_parts(
     column = arguments.get("label", card.classes[0] if card.numeric else LABEL)
 
     def read(file: Path) -> TokenSet:
-        texts = read_texts(file, arguments.get("text", ()), column)
+        texts = read_texts(file, arguments.get("text", ()), column, AS_TRAINED)
         classifier.check(texts.texts, texts.places)
         return TokenSet.of(texts.texts, labels.numbers(texts), labels.classes, classifier.tokenizer)
 
