@@ -5,6 +5,7 @@ a flag that makes compiled modules refuse to run. Here one trace runs at a time,
 run as ever, and nobody else sees the flag.
 """
 
+import inspect
 import threading
 from collections.abc import Callable
 from types import FunctionType
@@ -14,10 +15,10 @@ from torch import fx, nn
 
 _ONE_AT_A_TIME = threading.RLock()
 #: torch's function with globals of its own: its flag `_is_fx_tracing_flag` is a global variable.
+_own = inspect.unwrap(fx.Tracer.trace)  # torch's compiler wraps it once it is imported
 _trace: Any = FunctionType(
-    fx.Tracer.trace.__code__, dict(vars(fx._symbolic_trace)), "trace", fx.Tracer.trace.__defaults__,
-    fx.Tracer.trace.__closure__,
-)  # fmt: skip
+    _own.__code__, dict(vars(fx._symbolic_trace)), "trace", _own.__defaults__, _own.__closure__
+)
 
 
 class Tracer(fx.Tracer):
