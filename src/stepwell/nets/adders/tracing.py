@@ -6,15 +6,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from stepwell.nets.adders.layers import AdderConv2d, NormedLinear
-from stepwell.nets.nested.tracing import Tracer
+from stepwell.nets.nested.tracing import Around, Whole
 from stepwell.train_mode import keeping_modes
-
-
-class _Layers(Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        own = isinstance(m, AdderConv2d | NormedLinear)
-        return own or super().is_leaf_module(m, module_qualified_name)
 
 
 class LayerValues:
@@ -28,22 +21,25 @@ class LayerValues:
 
     def __init__(self, module: nn.Module, layers: Collection[str]) -> None:
         self.layers = frozenset(layers)
+        whole = Whole(module)
+        parents = {".".join(n.split(".")[:i]) for n in layers for i in range(n.count(".") + 1)}
+        around = {id(whole), *(id(module.get_submodule(parent)) for parent in parents or {""})}
         with keeping_modes(module):
             try:
-                self.graph = _Layers().trace(module.train())
-            except Exception as error:
+                self.graph = Around(around).trace(whole.train())
+            except Exception as error:  # whatever the network's own code raises when it meets a proxy
                 raise ValueError(
                     f"{type(module).__name__} cannot be traced, so its layers give no features: {error}"
                 ) from error
         run = {node.target for node in self.graph.nodes if node.op == "call_module"}
-        if missing := self.layers - run:
-            raise ValueError(f"{type(module).__name__} does not run a layer {min(missing)!r}")
+        if missing := [layer for layer in layers if f"net.{layer}" not in run]:
+            raise ValueError(f"{type(module).__name__} does not run a layer {missing[0]!r}")
 
     def __call__(
         self, module: nn.Module, x: Float[Tensor, "batch ..."]
     ) -> tuple[Float[Tensor, "batch classes"], dict[str, tuple[Tensor, Tensor]]]:
         """The network's output, and by layer its input and output."""
-        run = _Recording(module, self.graph, self.layers)
+        run = _Recording(Whole(module), self.graph, self.layers)
         return run.run(x), run.values
 
 
@@ -55,6 +51,7 @@ class _Recording(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         output = super().call_module(target, args, kwargs)
-        if target in self.layers:
-            self.values[target] = args[0], output
+        name = target.removeprefix("net.")
+        if name in self.layers:
+            self.values[name] = args[0], output
         return output

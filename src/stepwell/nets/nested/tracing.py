@@ -46,3 +46,35 @@ class Tracer(fx.Tracer):
         if threading.get_ident() != self._thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+class Whole(nn.Module):
+    """Calls a network with its input alone; other arguments keep their defaults."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Any) -> Any:
+        """The network's output."""
+        return self.net(x)
+
+
+class Around(Tracer):
+    """Traces through the modules whose ids are in `around`; a call of any other module is one node."""
+
+    def __init__(self, around: set[int]) -> None:
+        super().__init__()
+        self.around = around
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Check whether a call of `m` is one node."""
+        return id(m) not in self.around
+
+    def record(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record a call of a leaf; trace through another module."""
+        if id(m) not in self.around:
+            return super().record(m, forward, args, kwargs)
+        # without wrappers, such as a type checker that knows no proxies
+        plain = inspect.unwrap(m.forward)
+        return plain(*args, **kwargs) if hasattr(plain, "__self__") else plain(m, *args, **kwargs)
