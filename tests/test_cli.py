@@ -1364,6 +1364,7 @@ def test_the_options_of_the_recipes_are_these():
         "label_smoothing",
         "experts": f"{trained} net experts top_k router balance_weight label_smoothing",
         "kernels": f"{trained} net method kernels label_smoothing",
+        "pkkd": f"{trained} net alpha beta features".replace(" init ", " "),
         "drnet": f"{trained} net depths sizes schedule target choose_epochs label_smoothing",
         "netgraft": f"{common} {teachers} student keep unlabeled shots blocks schedule views "
         "graft_steps join_steps loss",
@@ -1384,6 +1385,7 @@ def test_the_options_for_studies_are_these():
         "drnet": "mixing explore temperature cost_weight slack norms chooser_rate",
         "netgraft": "start statistics adaption_lr trace",
         "bert": "shuffled",
+        "pkkd": "local_rate gradient normed_logits everywhere",
     }
     for recipe, options in expected.items():
         group = groups_of(resolve_name(RECIPES[recipe][0]))["ablation"]

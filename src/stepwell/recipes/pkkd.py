@@ -1,6 +1,7 @@
 """Train an adder network by its convolutional twin, which trains at the same time."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -84,7 +85,8 @@ def pkkd(
     with classification.open_task("pkkd", out, loop, arguments, inputs, nested) as task:
         fit(
             objective, task.train, optim, task.run, phase="train", loop=loop, epochs=training.epochs,
-            validate=classification.validator(nested, task), patience=training.patience,
+            validate=adders.validator(nested, task), patience=training.patience,
         )  # fmt: skip
         record = adders.record(objective, task)
-        return classification.finish(task, nested, record={"pkkd": record})
+        settle = partial(adders.settle, task=task)
+        return classification.finish(task, nested, record={"pkkd": record}, settle=settle)
