@@ -48,7 +48,7 @@ def open(path: Path, module: Callable[[], Any] | None = None) -> "Detector":
 def evaluate(network: Network, *, data: str | None = None) -> dict[str, Any]:
     """Measure every depth on the test part of the run's data or of other data. Flags as for `eval`."""
     from stepwell.data.box_batches import BoxBatches
-    from stepwell.data.box_files import BoxFiles, read_parts, read_test
+    from stepwell.data.box_files import BoxFiles, read_kept, read_parts, read_test
     from stepwell.flags import recorded
     from stepwell.measure.detection import measure_detector
 
@@ -57,7 +57,9 @@ def evaluate(network: Network, *, data: str | None = None) -> dict[str, Any]:
     name = data or arguments.get("data")
     if name is None:
         raise ValueError(f"{network.path} does not say its data: name some with --data")
-    if data is None:
+    if data is None and (kept := read_kept(network.path, net.card.classes)) is not None:
+        test = kept
+    elif data is None:
         test = read_parts(Path(name), recorded(BoxFiles, _as_paths(arguments))).test
     else:
         test = read_test(Path(name), net.card.classes)

@@ -28,13 +28,18 @@ from stepwell.training.progress import tell
 FOUND = "predictions.json"
 
 
+def check_extra() -> None:
+    """Raise ImportError without the extra that evaluates boxes: not after an epoch of training."""
+    with detection_extra():
+        import faster_coco_eval  # noqa: F401
+
+
 def read_boxes_of(data: str, out: Path, files: BoxFiles) -> BoxParts:
     """The parts of `data`, with its notes told.
 
     Errors as for `read_parts`; ImportError without the extra that evaluates boxes.
     """
-    with detection_extra():
-        import faster_coco_eval  # noqa: F401  # not after an epoch of training
+    check_extra()
     parts = read_parts(Path(data), files)
     for note in parts.notes:
         warnings.warn(note, stacklevel=3)
@@ -119,11 +124,16 @@ def validator(detector: Detector, task: Task[BoxBatches]) -> Callable[[], dict[s
 
 
 def finish(
-    task: Task[BoxBatches], detector: Detector, record: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+    task: Task[BoxBatches], detector: Detector, record: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Measure the trained detector once on the test part, write the run's results, and return them.
 
     Writes net.safetensors, predictions.json and, last, results.json. A finished run keeps them.
+
+    Args:
+        record: further entries of the results.
+        beside: boxes of others on the test part, as COCO's results, for predictions.json.
     """
     run, file = task.run, task.run.path / "net.safetensors"
     kept, results = finished(run, load_detector, predictions=False)
@@ -146,7 +156,7 @@ def finish(
             net.card = net.card.with_costs(seen["costs"], device_name())
             save_detector(detector, file)
         results["file_bytes"] = file.stat().st_size
-        rows = {depth: test.results(boxes) for depth, boxes in found.items()}
+        rows = {depth: test.results(boxes) for depth, boxes in found.items()} | dict(beside or {})
         write_whole(run.path / FOUND, json.dumps(rows).encode())
         run.write_json("results.json", results)
     return results
