@@ -231,14 +231,20 @@ def read_pool(
     if labelled is not None and test is None:
         labelled, test = labelled.split(ASIDE)
         notes.append(f"there is no test part: {len(test)} of the labelled images are set aside for it")
-    if labelled is not None and fraction < 1:
-        order = torch.randperm(len(labelled), generator=generator_of(seed_of("labels", seed)))
-        count = max(1, round(fraction * len(labelled)))
-        labelled = labelled.subset(sorted(order[:count].tolist()))
+    if labelled is not None:
+        labelled = drawn(labelled, fraction, seed)
     if labelled is not None and validation is None and val_fraction:
         labelled, validation = labelled.split(val_fraction)
     images, left = _unlabelled_of(folder, classes, labelled, test, validation)
     return BoxPool(images, labelled, test, validation, (*notes, *left))
+
+
+def drawn(images: BoxSet, fraction: float, seed: int) -> BoxSet:
+    """A share of the images, drawn by `seed`; all for a fraction of 1."""
+    if fraction == 1:
+        return images
+    order = torch.randperm(len(images), generator=generator_of(seed_of("labels", seed)))
+    return images.subset(sorted(order[: max(1, round(fraction * len(images)))].tolist()))
 
 
 def _unlabelled_of(

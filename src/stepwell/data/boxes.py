@@ -32,6 +32,8 @@ LARGEST = 1 << 30
 COMPARED = 1 << 16
 #: Orientations of EXIF that swap height and width.
 SWAPPED = (5, 6, 7, 8)
+#: Least side of a box in pixels; a smaller one has no area.
+SMALLEST = 0.01
 #: Pixels that a box may stick out of its image without a note: labelling tools round.
 ROUNDING = 1.0
 _BACKGROUND = "background"
@@ -537,7 +539,7 @@ def _row(
         )
     clipped = max(x1 - x, y1 - y, x + width - x2, y + height - y2)
     area: Any = entry.get("area")
-    own = (x2 - x1) * (y2 - y1)
+    own = (x2 - x1) * (y2 - y1) if min(x2 - x1, y2 - y1) >= SMALLEST else 0.0
     area = float(area) if _is_number(area) and area > 0 and own > 0 else own
     crowd = entry.get("iscrowd", 0) == 1
     return _Row((x1, y1, x2, y2), classes.index(names[category]), crowd, area, 1.0, clipped)

@@ -148,7 +148,7 @@ class Judge:
             truth = [own.chosen(covered[own.labels]) for own in images.truth]
             seen = matched([self._mapped(k, own) for own in boxes], truth, classes)
             self.calibrations[k] = calibration(seen)
-            if self.calibrations[k] is None:
+            if self.calibrations[k] is None and 0 < int(seen.right.sum()) < len(seen.right):
                 self.notes.append(
                     f"{self.names[k]}: its surer boxes are not more often right on {len(images)} "
                     "labelled images, so its scores stay as they are"

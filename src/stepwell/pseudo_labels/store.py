@@ -104,9 +104,9 @@ class Store:
         for id, boxes in zip(ids, own.truth, strict=True):
             corners, labels, scores = (v.tolist() for v in (boxes.boxes, boxes.labels, boxes.scores))
             for (x1, y1, x2, y2), label, score in zip(corners, labels, scores, strict=True):
-                if not classes[label] or x2 <= x1 or y2 <= y1:
-                    continue
                 box = [round(value, _PIXELS) for value in (x1, y1, x2 - x1, y2 - y1)]
+                if not classes[label] or min(box[2:]) <= 0:
+                    continue
                 rows.append({
                     "id": len(rows) + 1, "image_id": id, "category_id": label + 1, "bbox": box,
                     "area": round(box[2] * box[3], _PIXELS), "iscrowd": 0,

@@ -102,7 +102,10 @@ class Calibration(NamedTuple):
 
 
 def calibration(matches: Matches) -> Calibration | None:
-    """Fit a calibration to matched boxes; None if higher scores are not more often right."""
+    """Fit a calibration to matched boxes; None if higher scores are not more often right.
+
+    None, too, where all boxes are right, or all wrong: every score would become the same.
+    """
     if not len(matches.scores):
         return None
     logits = matches.scores.double().clamp(_EDGE, 1 - _EDGE).logit()

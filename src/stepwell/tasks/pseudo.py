@@ -300,11 +300,7 @@ def _teachers_on(
             for k in range(len(names))
         ]
         rows |= {name: judge.fused(own).boxes for name, own in zip(names, alone, strict=True)}
-    measured = precisions(test, rows)
-    return {
-        "teacher_test": measured,
-        "teacher_boxes": test.results(fused.boxes),
-    }
+    return {"teacher_test": precisions(test, rows), "found": fused.boxes}
 
 
 def _told(task: Task[BoxBatches], part: str) -> Callable[[int], Any]:
@@ -328,8 +324,8 @@ def finish(labelled: Labelled, objective: Detection) -> dict[str, Any]:
     """Measure the trained detector, and write the run's results and its test part."""
     if labelled.task.run.writes:
         keep_test(labelled.task.run.path, labelled.task.test.examples)
-    record = {k: v for k, v in labelled.record.items() if k != "teacher_boxes"}
+    record = {k: v for k, v in labelled.record.items() if k != "found"}
     return detection.finish(
         labelled.task, objective.detector, record={"pseudo": record},
-        beside={"teachers": labelled.record["teacher_boxes"]},
+        others={"teachers": labelled.record["found"]},
     )  # fmt: skip
