@@ -2,11 +2,14 @@
 
 import io
 import json
+import re
+import shlex
 import shutil
 import sys
 import warnings
 from contextlib import redirect_stdout
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +25,8 @@ from stepwell.methods import Detection
 from stepwell.nets.detection.file import save_detector
 from stepwell.pseudo_labels import store as stores
 from stepwell.recipes import train
+from stepwell.tasks import detection as detection_task
+from stepwell.tasks import pseudo as pseudo_task
 from stepwell.tasks.detection import start_detector
 from stepwell.training import Loop
 from tiny_boxes import change, write_boxes
@@ -219,3 +224,36 @@ def test_copies_of_test_images_are_left_out_of_the_images_to_label(data, tmp_pat
     assert pool.labelled is None
     assert "1 images equal test or validation images under another name" in pool.notes[-1]
     assert "holiday.png" in pool.notes[-1]
+
+
+def test_the_pages_commands_and_snippets_run(run, data, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "detection.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for name in ("pets", "cells", "nested"):
+        shutil.copytree(run, f"runs/{name}")
+    shutil.copytree(data, "cells")
+    for name in ("slides", "holiday"):
+        Path(name).mkdir()
+        shutil.copy(data / "images" / "test-1.png", name)
+
+    def reached(*_, **__):
+        raise ValueError("all flags are known")
+
+    monkeypatch.setattr(pseudo_task, "open_sources", reached)
+    monkeypatch.setattr(detection_task, "read_boxes_of", reached)
+    commands = re.findall(r"^    stepwell (.*)$", page, re.MULTILINE)
+    assert len(commands) == 16
+    for command in commands:
+        if command.startswith("verify"):
+            continue
+        code, text = told(*shlex.split(command))
+        if command.startswith("train"):
+            assert "all flags are known" in text, (command, text)
+        else:
+            assert code == 0, (command, text)
+    shown = Path("runs/pets/report.html").read_text()
+    assert "Labels from teachers" in shown
+    assert "Worst images" in shown
+    assert shown.count("<rect") > 10
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(snippet, {})

@@ -24,7 +24,7 @@ def boxes_section(record: RunRecord, colours: Mapping[str, str]) -> str:
     """Show test images with boxes, precision by class, and what teachers' labels were made of."""
     file = record.path / BOXES
     page = read_json(file, "train the run again") if file.is_file() else {}
-    parts = [*_made(record), *_by_class(record, page), *_images(page)]
+    parts = [*_made(record), *_by_class(record, page), *_images(page, record)]
     return "\n".join(parts)
 
 
@@ -90,7 +90,10 @@ def _by_class(record: RunRecord, page: Mapping[str, Any]) -> list[str]:
     more = f" The {CLASSES} worst of {len(names)} classes." if len(names) > CLASSES else ""
     curves = as_mapping(page.get("curves"))
     shown = [
-        figure(_curves(as_mapping(curves.get(row)), names), f"Precision over recall, {row}; IoU 0.5.")
+        figure(
+            _curves(as_mapping(curves.get(row)), names),
+            f"Precision over recall, {_title(row, record)}; IoU 0.5.",
+        )
         for row in curves
     ]
     parts = ["<h3>Every class</h3>", table(head, rows, f"Worst first.{more}")]
@@ -117,7 +120,7 @@ def _curves(curves: Mapping[str, Any], names: Sequence[str]) -> str | None:
     return svg(4.4, 3.2, paint)
 
 
-def _images(page: Mapping[str, Any]) -> list[str]:
+def _images(page: Mapping[str, Any], record: RunRecord) -> list[str]:
     """Test images with boxes side by side, worst first; nothing without any."""
     images = page.get("images")
     if not isinstance(images, list) or not images:
@@ -131,21 +134,28 @@ def _images(page: Mapping[str, Any]) -> list[str]:
         order = [name for name in ("truth", "teachers", judged) if name in boxes]
         cells = [
             f"<figure>{_drawn(image, boxes[name], classes, f'photo-{key}-{k}', first=not i)}"
-            f"<figcaption>{escape(_title(name, judged))}</figcaption></figure>"
+            f"<figcaption>{escape(_title(name, record))}</figcaption></figure>"
             for i, name in enumerate(order)
         ]
         count = f"{finite(image.get('errors')):.0f} errors"
         label = f"<p><b>{escape(str(image.get('file', '')))}</b>: {count}</p>"
         rows.append(f'<div class="boxes">{label}{"".join(cells)}</div>')
     note = (
-        f"<p>The {len(rows)} test images with most errors of {escape(judged)}: missed boxes, and wrong "
-        f"ones with a score of at least {finite(page.get('score')):g}.</p>"
+        f"<p>The {len(rows)} test images with most errors of {escape(_title(judged, record))}: missed "
+        f"boxes, and wrong ones with a score of at least {finite(page.get('score')):g}. "
+        f"{_legend(classes)}</p>"
     )
     return ["<h3>Worst images</h3>", note, *rows]
 
 
-def _title(name: str, judged: str) -> str:
-    return f"student, {name}" if name == judged else name
+def _legend(classes: Sequence[str]) -> str:
+    """The colours of some classes."""
+    shown = zip(classes[: len(OKABE_ITO)], OKABE_ITO, strict=False)
+    return ", ".join(f'<b style="color:{colour}">{escape(name)}</b>' for name, colour in shown)
+
+
+def _title(name: str, record: RunRecord) -> str:
+    return f"{record.row} {name}" if name in record.rows else name
 
 
 def _drawn(

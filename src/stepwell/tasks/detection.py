@@ -121,12 +121,16 @@ def prepare(
     return Inputs(batches, aside, batches.with_examples(parts.test), None, about, weights)
 
 
-def shown(test: BoxSet, found: Mapping[str, Sequence[Boxes]], judged: str) -> dict[str, Any]:
+def shown(
+    test: BoxSet, found: Mapping[str, Sequence[Boxes]], judged: str,
+    pictured: Mapping[str, Sequence[Boxes]],
+) -> dict[str, Any]:  # fmt: skip
     """What a run's page shows: the test images where `judged` errs most, with boxes; and curves.
 
     Errors are missed true boxes, and wrong boxes with a score of at least `SURE`.
     """
     sure = {name: [own.chosen(own.scores >= SURE) for own in boxes] for name, boxes in found.items()}
+    sure |= {name: [*boxes] for name, boxes in pictured.items()}
     errors = []
     for own, true in zip(sure[judged], test.truth, strict=True):
         seen = matched([own], [true], len(test.classes))
@@ -178,6 +182,7 @@ def validator(detector: Detector, task: Task[BoxBatches]) -> Callable[[], dict[s
 def finish(
     task: Task[BoxBatches], detector: Detector, record: Mapping[str, Any] | None = None,
     others: Mapping[str, Sequence[Boxes]] | None = None,
+    pictured: Mapping[str, Sequence[Boxes]] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the trained detector once on the test part, write the run's results, and return them.
 
@@ -187,6 +192,7 @@ def finish(
     Args:
         record: further entries of the results.
         others: boxes of others on the test part, such as teachers, by name.
+        pictured: which of them the page draws; by default those with a score of at least `SURE`.
     """
     run, file = task.run, task.run.path / "net.safetensors"
     kept, results = finished(run, load_detector, predictions=False)
@@ -212,7 +218,7 @@ def finish(
         every = found | dict(others or {})
         rows = {name: test.results(boxes) for name, boxes in every.items()}
         write_whole(run.path / FOUND, json.dumps(rows).encode())
-        page = shown(test, every, [*found][-1])
+        page = shown(test, every, [*found][-1], pictured or {})
         write_whole(run.path / BOXES, json.dumps(page).encode())
         run.write_json("results.json", results)
     return results

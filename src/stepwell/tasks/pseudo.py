@@ -234,7 +234,9 @@ def label(
     test = parts["test"]
     assert test is not None
     record["truth"] = "labels" if pool.labelled is not None or pool.test is not None else "teacher"
-    record |= _teachers_on(test.examples, judge, found(test.examples, "test"), sources.names)
+    on_test = found(test.examples, "test")
+    record |= _teachers_on(test.examples, judge, on_test, sources.names)
+    record["labels_of_test"] = judge.made(test.examples, on_test).images.truth
     if run.writes:
         write_whole(run.path / LABELS, json.dumps(made.images.coco()).encode())
     train = task.train.others(images)
@@ -324,8 +326,9 @@ def finish(labelled: Labelled, objective: Detection) -> dict[str, Any]:
     """Measure the trained detector, and write the run's results and its test part."""
     if labelled.task.run.writes:
         keep_test(labelled.task.run.path, labelled.task.test.examples)
-    record = {k: v for k, v in labelled.record.items() if k != "found"}
+    own = labelled.record
+    record = {k: v for k, v in own.items() if k not in ("found", "labels_of_test")}
     return detection.finish(
         labelled.task, objective.detector, record={"pseudo": record},
-        others={"teachers": labelled.record["found"]},
+        others={"teachers": own["found"]}, pictured={"teachers": own["labels_of_test"]},
     )  # fmt: skip
