@@ -57,14 +57,18 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
         ),
     },
     "per example: width": {
-        "slimmable layers": ("widths", "Slimmable networks (Yu et al. 2019)", ""),
-        "mixture of experts": ("experts", "Sparsely-gated MoE (Shazeer et al. 2017), Switch", ""),
+        "slimmable layers": ("widths", "Slimmable networks (Yu et al. 2019)", "widths"),
+        "mixture of experts": (
+            "experts",
+            "Sparsely-gated MoE (Shazeer et al. 2017), Switch",
+            "experts",
+        ),
     },
     "per example: parameters": {
         "conditional kernels": (
             "kernels",
             "CondConv (Yang et al. 2019), DY-CNN (Chen et al. 2020)",
-            "",
+            "kernels",
         ),
     },
     "per place": {

@@ -243,11 +243,15 @@ CURVE = ("mean MACs", "accuracy", "with random depths")
 
 
 def curve_rows(cascade: Mapping[str, Any]) -> list[list[str]]:
-    """The cascades of `cascade_curve` as rows of a table; none if they were not measured."""
-    return [
+    """The cascades of `cascade_curve` as rows of a table; none if they were not measured.
+
+    Budgets that make the same cascade share a row.
+    """
+    rows = [
         [big(point["macs"]), *(f"{100 * point[k]:.2f} %" for k in ("accuracy", "random_accuracy"))]
         for point in cascade.get("curve") or ()
     ]
+    return [row for i, row in enumerate(rows) if row not in rows[:i]]
 
 
 def chance_in_words(test: Mapping[str, Any], noun: str) -> str:

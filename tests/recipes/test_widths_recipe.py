@@ -9,11 +9,11 @@ from torch.testing import assert_close
 
 import stepwell
 from stepwell import cli
-from stepwell.cost import count_macs
+from stepwell.cost import Latency, count_macs
 from stepwell.data import Batches, load_images
 from stepwell.device import device_name
 from stepwell.export import OpenChoices
-from stepwell.measure.choices import macs_of_choices
+from stepwell.measure.choices import macs_of_choices, times_of_choices
 from stepwell.measure.widths import measure_groups
 from stepwell.methods.widths import ChooserAlone
 from stepwell.nets.files.container import kind_of
@@ -84,6 +84,16 @@ def test_a_run_has_a_row_a_width_and_all_numbers(trained):
     assert phases == ["gate", "widths"]
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {"share/0.25", "mean cost", "val/chosen/accuracy"} <= lines[-1].keys()
+
+
+def test_the_time_of_a_choice_counts_once_what_the_gate_has_run(trained, monkeypatch):
+    ms = [3.0, 2.5, 9.0, 6.0, 2.75]  # gate, its part of the narrowest, then widths 1, 0.5, 0.25
+
+    def measure(calls, **_):
+        return {name: Latency(t, t, t) for name, t in zip(calls, ms, strict=True)}
+
+    monkeypatch.setattr("stepwell.measure.choices.measure_latencies", measure)
+    assert times_of_choices(load_widths(trained[0]), 8) == [12.0, 9.0, 3.25]
 
 
 def test_the_gate_has_images_of_its_own():

@@ -81,11 +81,10 @@ def predict(
         check_place("--csv", csv, ".csv", ".tsv", ".txt")
     if coco is not None:
         check_place("--coco", coco, ".json")
-    if not takes_texts(told_kind(run)) and (
-        missing := [file for file in files if not Path(file).exists()]
-    ):
-        raise ValueError(f"no file or folder {missing[0]}")
+    if kind := told_kind(run):
+        _check_there(files, kind)
     network = open_network(run, to="predict", module=imported(module))
+    _check_there(files, network.kind)
     named = files if takes_texts(network.kind) else tuple(map(Path, files))
     predicted: Predicted = network.do("predict", named, **flags)
     predictions = predicted.predictions
@@ -107,6 +106,14 @@ def predict(
             fail(p.error)
         more = f"; the first {NAMED} are named above" if len(unreadable) > NAMED else ""
         raise ValueError(f"{len(unreadable)} of {len(predictions)} images could not be read{more}")
+
+
+def _check_there(files: tuple[str, ...], kind: str) -> None:
+    """Raise ValueError for files that do not exist, unless the kind of network reads texts."""
+    if not takes_texts(kind):
+        for file in files:
+            if not Path(file).exists():
+                raise ValueError(f"no file or folder {file}")
 
 
 def _table(predicted: Predicted, readable: "list[Prediction]") -> Any:

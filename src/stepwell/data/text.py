@@ -5,6 +5,7 @@ Raw quotes are part of the text, and a tab always ends a column.
 
 import codecs
 import math
+from array import array
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ TEXT_COLUMNS = (
 )  # fmt: skip
 #: The usual name of the column of labels.
 LABEL = "label"
-#: More different fractions than this are hardly classes.
-MANY = 10
+#: More different fractions, or whole numbers, than this are hardly classes.
+MANY, MANY_WHOLE = 10, 1000
+#: Numbers to predict lie below this: their squares are finite in 32 bits.
+LARGEST = 1e15
 
 #: A text, or a pair of texts.
 Text = tuple[str, ...]
@@ -70,6 +73,11 @@ class Texts(NamedTuple):
     labels: tuple[str, ...]
     lines: tuple[int, ...]
 
+    @property
+    def places(self) -> list[str]:
+        """Where each text stands."""
+        return [f"{self.path}, line {line}," for line in self.lines]
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -78,10 +86,11 @@ class Labels:
     classes: tuple[str, ...]
 
     @classmethod
-    def of(cls, texts: Texts) -> "Labels":
+    def of(cls, texts: Texts, column: str) -> "Labels":
         """The classes of training texts, numbers in their order.
 
-        ValueError for a single class, and for an empty label (with the line).
+        ValueError for a single class, for labels of which most stand beside one text only, and for an
+        empty label (with the line).
         """
         names = set(texts.labels)
         for label, line in zip(texts.labels, texts.lines, strict=True):
@@ -93,14 +102,20 @@ class Labels:
             raise ValueError(
                 f"{texts.path} has one class only, {min(names)!r}: training needs two or more"
             )
+        if len(names) > MANY and 2 * len(names) > len(texts.labels):
+            raise ValueError(
+                f"{texts.path}: {len(texts.labels):,} texts have {len(names):,} different labels in "
+                f"column {column!r}, too many for classes: name the column of classes with --label, or "
+                "predict numbers with --regression"
+            )
         whole = all(name.isdecimal() for name in names)
         return cls(tuple(sorted(names, key=int if whole else str)))
 
     @property
     def measured(self) -> bool:
-        """True if the labels are numbers such as 3.8, and too many to be classes."""
+        """True if the labels are numbers, such as 3.8, and too many to be classes."""
         fractions = any(not name.isdecimal() for name in self.classes)
-        several = len(self.classes) > MANY and fractions
+        several = len(self.classes) > (MANY if fractions else MANY_WHOLE)
         return several and all(_number(name) is not None for name in self.classes)
 
     def numbers(self, texts: Texts) -> list[int]:
@@ -123,9 +138,9 @@ class Numbers:
 
     @classmethod
     def of(cls, texts: Texts, column: str) -> "Numbers":
-        """The numbers of training texts; ValueError if they are all equal."""
+        """The numbers of training texts; ValueError if they are all equal, in 32 bits."""
         numbers = cls((column,))
-        if len(set(numbers.numbers(texts))) < 2:
+        if len(set(array("f", numbers.numbers(texts)))) < 2:
             raise ValueError(
                 f"{texts.path} has one number only, {texts.labels[0]}: training needs two or more"
             )
@@ -139,6 +154,11 @@ class Numbers:
                 raise ValueError(
                     f"{texts.path}, line {line}: {label!r} in column {self.classes[0]!r} is not a "
                     "number, and --regression needs one in every row"
+                )
+            if abs(value) > LARGEST:
+                raise ValueError(
+                    f"{texts.path}, line {line}: {label} in column {self.classes[0]!r} is too large to "
+                    f"predict: take another unit, so that all numbers are below {LARGEST:g}"
                 )
             values.append(value)
         return values
@@ -166,6 +186,10 @@ def read_table(path: Path) -> Table:
     lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     if not any(line.strip() for line in lines):
         raise ValueError(f"{path} is empty: its first line names the columns, with tabs between them")
+    if b"\r" in lines[0].rstrip(b"\r") and not any(lines[1:]):
+        raise ValueError(
+            f"{path} ends its lines by CR alone: save it with LF or CR LF (Unix or Windows)"
+        )
     columns: tuple[str, ...] = ()
     rows, numbers = [], []
     for number, line in enumerate(lines, start=1):
@@ -180,8 +204,8 @@ def read_table(path: Path) -> Table:
             continue
         if len(cells) != len(columns):
             raise ValueError(
-                f"{path}, line {number}: {len(cells)} columns, and the header has {len(columns)} "
-                f"({', '.join(columns)}): a text may hold no tab and no line end"
+                f"{path}, line {number}: {len(cells)} column{'s' * (len(cells) != 1)}, and the header "
+                f"has {len(columns)} ({', '.join(columns)}): a text may hold no tab and no line end"
             )
         rows.append(cells)
         numbers.append(number)

@@ -150,13 +150,13 @@ def takes_texts(kind: str) -> bool:
 
 
 def told_kind(path: Path) -> str:
-    """The kind that a run's results.json names, without reading its network; else "classifier"."""
+    """The kind that a run's results.json names, without reading its network; empty if it names none."""
     from stepwell.results import read_results
 
     with contextlib.suppress(OSError, ValueError):
         kind = read_results(path if path.is_dir() else path.parent).get("kind")
-        return str(kind) if kind in KINDS else "classifier"
-    return "classifier"
+        return str(kind) if kind in KINDS else ""
+    return ""
 
 
 def ability(path: Path, kind: str, name: str) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from stepwell.kinds import Costs, Network, Predicted, classifier, classifier_tab
 from stepwell.kinds.classifier import show_results as show_results
 
 if TYPE_CHECKING:
+    from stepwell.data.text import Text
     from stepwell.measure.text import TextClassifier
 
 NAME = "a text classifier"
@@ -31,6 +32,8 @@ NEXT = (
 SECTIONS = classifier.SECTIONS
 #: Standard input as a file.
 STDIN = "-"
+#: Letters of a text in a message.
+SHOWN = 40
 
 
 def open(path: Path, module: Callable[[], Any] | None = None) -> "TextClassifier":
@@ -112,22 +115,24 @@ def predict(
         title = f"depth {by}"
     if isinstance(by, str):
         net.require_ready(by)
-    texts = [row for one in inputs for row in read_input(one, network)]
-    if not texts:
+    rows = [row for one in inputs for row in read_input(one, network)]
+    if not rows:
         raise ValueError("there is no text to classify: give words, a tab-separated file, or -")
-    if len(texts) > classifier.MANY:
-        say(f"{len(texts):,} texts")
-    return Predicted(text.classify(texts, by, top=top), title, noun=NOUN)
+    if len(rows) > classifier.MANY:
+        say(f"{len(rows):,} texts")
+    places, texts = zip(*rows, strict=True)
+    return Predicted(text.classify(texts, by, top=top, places=places), title, noun=NOUN)
 
 
-def read_input(named: str, network: Network) -> list[tuple[str, ...]]:
-    """The texts that an argument of `predict` names; ValueError for an empty one."""
+def read_input(named: str, network: Network) -> "list[tuple[str, Text]]":
+    """The texts that an argument of `predict` names, each after its place; ValueError for no text."""
     import sys
 
     from stepwell.data.text import read_texts
 
     if named == STDIN:
-        return [read_line(line, i) for i, line in enumerate(sys.stdin.buffer, start=1)]
+        lines = enumerate(sys.stdin.buffer, start=1)
+        return [(f"standard input, line {i},", read_line(line, i)) for i, line in lines]
     if not named.strip():
         raise ValueError("a text is empty: give words, a tab-separated file, or -")
     is_file, is_folder = named.endswith(".tsv"), False
@@ -137,11 +142,12 @@ def read_input(named: str, network: Network) -> list[tuple[str, ...]]:
         raise ValueError(f"{named} is a folder: give words, a tab-separated file, or -")
     if is_file:
         columns = network.config.get("arguments", {}).get("text", ())
-        return [*read_texts(Path(named), columns, None).texts]
-    return [tuple(named.split("\t"))]
+        texts = read_texts(Path(named), columns, None)
+        return [*zip(texts.places, texts.texts, strict=True)]
+    return [(f"the text {named[:SHOWN]!r}", tuple(named.split("\t")))]
 
 
-def read_line(line: bytes, number: int) -> tuple[str, ...]:
+def read_line(line: bytes, number: int) -> "Text":
     """A text, or a pair with a tab between, of a line of standard input; ValueError for no text."""
     try:
         text = line.decode().rstrip("\r\n")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -187,6 +188,8 @@ def builder_of(name: str) -> Builder:
         return timm_builder(name.removeprefix(PREFIX))
     if is_encoder(name):
         return encoder_builder(name)
+    if name not in BUILDERS and Path(name).is_dir():
+        raise ValueError(f"no network {name!r}: a folder is a text encoder, and --data holds no texts")
     if name not in BUILDERS:
         raise ValueError(f"no network {name!r}; there are {', '.join(BUILDERS)}, {PREFIX}NAME")
     return BUILDERS[name]

@@ -155,7 +155,8 @@ def check_finite(logits: Tensor) -> None:
 def check_card(card: Card) -> None:
     """Check that a card describes a classifier of images; ValueError if not."""
     if card.input != "image":
-        raise ValueError(f"this network takes {card.input} inputs, not images")
+        texts = "; stepwell.open_network(RUN).net.predict takes texts" * (card.input == "text")
+        raise ValueError(f"this network takes {card.input} inputs, not images{texts}")
     if not card.classes or not card.size:
         raise ValueError(
             "this network names no classes or no input size, so it cannot predict: set net.card = "

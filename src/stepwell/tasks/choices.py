@@ -17,7 +17,8 @@ from stepwell.measure import choices as measuring
 from stepwell.measure.depths import cost_table
 from stepwell.measure.speed import timed_images
 from stepwell.nets import Card
-from stepwell.nets.decisions.choosing import Budget, ChoosingNet
+from stepwell.nets.decisions.budgets import Budget
+from stepwell.nets.decisions.choosing import ChoosingNet
 from stepwell.tasks.advice import advise
 from stepwell.tasks.classification import Task, tell_measuring, write_predictions
 from stepwell.tasks.finishing import finished, spent

@@ -18,7 +18,7 @@ from typing import Any
 
 from stepwell.claims.bert.tiny import small_study
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import least, less, more, of_test, seconds, times
+from stepwell.claims.kit.measures import accuracy, least, less, more, seconds, times
 from stepwell.claims.kit.study import Absent, Arm, Claim, Measure, Question, Study
 from stepwell.data.text_files import TESTS, TRAIN, test_file
 
@@ -70,18 +70,12 @@ ACCURACY, SECONDS = "% accuracy", "processor seconds"
 UNREAD = "not read"
 
 
-def accuracy(arm: str, depth: str = SHALLOW) -> Measure:
-    """Test accuracy of a depth in percent."""
-    return of_test(arm, f"{depth}/accuracy", 100)
-
-
 def beats(
     id: str, text: str, paper: str, a: str, b: str, margin: float = 0.0, expected: float | None = None
 ) -> Claim:
     """A claim that the student of arm `a` is more accurate than that of arm `b`."""
-    return more(
-        id, text, paper, (a, accuracy(a)), (b, accuracy(b)), margin, ACCURACY, expected=expected
-    )
+    of_a, of_b = (a, accuracy(a, SHALLOW)), (b, accuracy(b, SHALLOW))
+    return more(id, text, paper, of_a, of_b, margin, ACCURACY, expected=expected)
 
 
 def attention_distance(arm: str) -> Measure:
@@ -113,9 +107,9 @@ CLAIMS = [
     Claim(PRIMARY[2], "Every depth of the nested encoder is as good as the paper's method, within half "
           "a point: depth 3 as the student of all layers, depth 6 as the teacher (the depth that fares "
           "worst)", "not asked", ACCURACY,
-          {f"{NESTED}: 3": accuracy(NESTED), ALL: accuracy(ALL),
+          {f"{NESTED}: 3": accuracy(NESTED, SHALLOW), ALL: accuracy(ALL, SHALLOW),
            f"{NESTED}: 6": accuracy(NESTED, DEEP), TEACHER: accuracy(TEACHER, DEEP)},
-          least([less(accuracy(NESTED), accuracy(ALL)),
+          least([less(accuracy(NESTED, SHALLOW), accuracy(ALL, SHALLOW)),
                  less(accuracy(NESTED, DEEP), accuracy(TEACHER, DEEP))]),
           margin=-0.5, expected=0.3),
     times("nested-cost", "The nested encoder takes at most 1.1 of the seconds of teacher and student",

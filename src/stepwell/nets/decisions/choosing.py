@@ -1,15 +1,13 @@
 """A network that chooses for each image: a chooser scores the choices, and each image runs one."""
 
 from collections.abc import Iterator, Sequence
-from math import inf
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from stepwell.measures import in_words
 from stepwell.nets.card import Card
+from stepwell.nets.decisions.budgets import Budget, best_budget
 from stepwell.nets.decisions.estimators import Scores
 from stepwell.nets.decisions.executor import gathered, groups
 from stepwell.nets.nested.cascade import Answer
@@ -18,22 +16,6 @@ from stepwell.nets.predictions import Answers, Predicts
 from stepwell.types import Images, Logits
 
 Which = Int[Tensor, "batch"]
-
-
-class Budget(NamedTuple):
-    """A cost penalty (`price`), and its effect: mean MACs, accuracy, and shares of the choices.
-
-    `shares` is empty in files of older versions.
-    """
-
-    price: float
-    macs: float
-    accuracy: float
-    shares: tuple[float, ...] = ()
-
-    def time(self, times: Sequence[float]) -> float:
-        """Give the mean time of an image, from its `times` at each choice."""
-        return sum(share * time for share, time in zip(self.shares, times, strict=True))
 
 
 class Always(nn.Module):
@@ -128,35 +110,9 @@ class ChoosingNet(Predicts):
         Raises:
             ValueError: no budgets were measured, or none fits; the message names the reachable ones.
         """
-        if ms is None and macs is None and accuracy is None:
-            raise ValueError("give a budget: ms, macs, accuracy or some of them")
-        if not self.budgets:
-            raise ValueError(
-                "this network knows no budgets: it never chose, or its file was saved by an older "
-                "version and the network must be trained again"
-            )
-        if ms is not None and len(times) != len(self.names):
+        if ms is not None and self.budgets and len(times) != len(self.names):
             raise ValueError(f"{len(times)} times of {len(self.names)} choices: ms needs all of them")
-        if ms is not None and not all(b.shares for b in self.budgets):
-            raise ValueError(
-                "this file was saved by a version without latency budgets: name macs or accuracy, or "
-                "train the network again"
-            )
-        most, least = inf if macs is None else macs, accuracy or 0.0
-        fitting = [b for b in self.budgets if b.macs <= most and b.accuracy >= least]
-        if ms is not None:
-            fitting = [b for b in fitting if b.time(times) <= ms]
-        if not fitting:
-            goals = {"ms": ms, "macs": macs, "accuracy": accuracy}
-            asked = " with ".join(in_words(n, v) for n, v in goals.items() if v is not None)
-            low, high = (
-                f"{in_words('macs', b.macs)}"
-                + (f" ({b.time(times):.4g} ms)" if ms is not None else "")
-                + f" with {in_words('accuracy', b.accuracy)}"
-                for b in (self.budgets[0], self.budgets[-1])
-            )
-            raise ValueError(f"no budget gives {asked}: they reach from {low} to {high}")
-        found = fitting[-1] if accuracy is None else fitting[0]
+        found = best_budget(self.budgets, ms=ms, macs=macs, accuracy=accuracy, times=times)
         self.price.fill_(found.price)
         return found
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from stepwell.nets.decisions.budgets import Budget as Budget
 from stepwell.nets.decisions.choosing import Always as Always
-from stepwell.nets.decisions.choosing import Budget as Budget
 from stepwell.nets.decisions.choosing import ChoosingNet
 from stepwell.nets.decisions.estimators import Scores
 from stepwell.nets.nested.net import NestedNet
