@@ -127,6 +127,16 @@ def test_graphs_of_other_programs_name_their_outputs_once(outputs, about, tmp_pa
     assert session.shape == (1, 3, 64, 64)
 
 
+def test_outputs_under_wrong_names_are_one_line(tmp_path):
+    from stepwell.nets.detection.onnx import OnnxDetector
+
+    about = {"classes": ["a"], "size": 64, "outputs": {"rows": "r"}}
+    (tmp_path / "net.json").write_text(json.dumps(about))
+    detector = OnnxDetector.open(tmp_path / "net.onnx", Session(r=np.zeros((3, 4), np.float32)))
+    with pytest.raises(ValueError, match=r"shapes that do not fit their names \(rows \(3, 4\)\)"):
+        detector.find(torch.zeros(3, 48, 64, dtype=torch.uint8))
+
+
 @pytest.mark.parametrize(("about", "message"), [
     (None, "does not say what its outputs are: write"),
     ({"classes": [], "size": 64, "outputs": {"rows": "r"}}, '"classes" is no list of names'),

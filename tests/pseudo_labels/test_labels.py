@@ -161,6 +161,14 @@ def test_a_store_labels_an_image_once_and_other_tools_open_it(data, teacher, tmp
         Store(shards[0], teacher)
 
 
+def test_boxes_that_are_no_numbers_are_refused(data, teacher, tmp_path):
+    def find(loaded):
+        return [Boxes.of([[0, 0, float("nan"), 5]], [1], [0.5])] * len(loaded)
+
+    with pytest.raises(ValueError, match=r"teacher guesser gives boxes of .*train-1.png that are not"):
+        Store(tmp_path, teacher._replace(find=find)).boxes(read_images(data / "images"))
+
+
 def test_a_store_that_was_interrupted_goes_on_with_the_same_shards(data, tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "SHARD", 2)
     images = read_images(data / "images")
@@ -168,7 +176,7 @@ def test_a_store_that_was_interrupted_goes_on_with_the_same_shards(data, tmp_pat
     asked = []
 
     def find(loaded, stop):
-        asked.append(len(loaded.images))
+        asked.append(len(loaded))
         if len(asked) > stop:
             raise KeyboardInterrupt
         return whole.find(loaded)

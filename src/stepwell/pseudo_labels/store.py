@@ -98,6 +98,12 @@ class Store:
         """A shard as COCO's json; each image also has a hash of its content."""
         classes = self.teacher.classes
         own = images.with_boxes([one or Boxes.of([], []) for one in found])
+        for file, boxes in zip(own.files, own.truth, strict=True):
+            if not (boxes.boxes.isfinite().all() and ((boxes.scores >= 0) & (boxes.scores <= 1)).all()):
+                raise ValueError(
+                    f"teacher {self.teacher.name} gives boxes of {file} that are not finite, or scores "
+                    "outside of 0 to 1: check its weights, or the names of its outputs"
+                )
         ids = tuple(range(1, len(own) + 1))
         categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1) if name]
         rows: list[dict[str, Any]] = []

@@ -1,7 +1,8 @@
 """Teachers that predict boxes: detectors of Stepwell, torchvision and ONNX, or files of predictions."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,19 +54,32 @@ class BoxTeacher(NamedTuple):
     keeps: bool = True
 
 
-class Pixels(NamedTuple):
-    """Images in memory: RGB bytes of each, and height and width on disk."""
+class Pixels:
+    """Images that are decoded one ahead of their use, so that large photographs need little memory.
 
-    images: list[Tensor]
-    originals: tuple[tuple[int, int], ...]
+    size: longer side to which they are scaled; their own by default.
+    """
 
-    @classmethod
-    def of(cls, images: BoxSet, size: int | None) -> "Pixels":
-        """Decode images, the longer side scaled to `size`, or not scaled."""
-        sides = (
-            ([file], size or max(own)) for file, own in zip(images.files, images.sizes, strict=True)
-        )
-        return cls([decode(files, side)[0] for files, side in sides], images.sizes)
+    def __init__(self, images: BoxSet, size: int | None) -> None:
+        self.images, self.size = images, size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+        """RGB bytes of each image, and its height and width on disk."""
+
+        def read(file: Path, original: tuple[int, int]) -> Tensor:
+            return decode([file], self.size or max(original))[0]
+
+        pairs = [*zip(self.images.files, self.images.sizes, strict=True)]
+        with ThreadPoolExecutor(1) as pool:
+            ahead = [pool.submit(read, *pair) for pair in pairs[:1]]
+            for i, (_, original) in enumerate(pairs):
+                pixels = ahead.pop().result()
+                if i + 1 < len(pairs):
+                    ahead.append(pool.submit(read, *pairs[i + 1]))
+                yield pixels, original
 
 
 def module_teacher(
@@ -82,7 +96,7 @@ def module_teacher(
     """
     names = tuple("" if name in NO_CLASS else name for name in classes)
     module = module.eval().requires_grad_(False)
-    load = partial(Pixels.of, size=size)
+    load = partial(Pixels, size=size)
     return BoxTeacher(name, f"{mark}:{size}", names, load, partial(_by_module, module))
 
 
@@ -126,7 +140,7 @@ def _open(name: str, size: int | None, known: BoxSet | None) -> BoxTeacher:
         sides = "" if size is None else f":{size}"
         return BoxTeacher(
             name, f"{onnx_fingerprint(path)}{found.mark}{sides}", found.classes,
-            partial(Pixels.of, size=found.longest(size)), partial(_by_onnx, found),
+            partial(Pixels, size=found.longest(size)), partial(_by_onnx, found),
         )  # fmt: skip
     is_run = (path / "config.json").exists() or (path / "net.safetensors").exists()
     if path.suffix == ".json" or (path.is_dir() and not is_run and any(path.glob("*.json"))):
@@ -226,7 +240,7 @@ def _predictions(name: str, path: Path, known: BoxSet | None) -> BoxTeacher:
 @torch.inference_mode()
 def _by_module(module: nn.Module, loaded: Pixels) -> list[Boxes]:
     found = []
-    for pixels, original in zip(*loaded, strict=True):
+    for pixels, original in loaded:
         (row,) = module([pixels.float() / 255])
         boxes = restored(row["boxes"].cpu(), (pixels.shape[1], pixels.shape[2]), original)
         found.append(Boxes.of(boxes, row["labels"].cpu(), row["scores"].cpu()))
@@ -235,7 +249,7 @@ def _by_module(module: nn.Module, loaded: Pixels) -> list[Boxes]:
 
 def _by_onnx(detector: OnnxDetector, loaded: Pixels) -> list[Boxes]:
     found = []
-    for pixels, original in zip(*loaded, strict=True):
+    for pixels, original in loaded:
         own = detector.find(pixels)
         boxes = restored(own.boxes, (pixels.shape[1], pixels.shape[2]), original)
         found.append(Boxes.of(boxes, own.labels, own.scores))

@@ -126,18 +126,18 @@ def _with(parts: BoxParts, classes: tuple[str, ...]) -> BoxParts:
 
 def taught(
     *, out: Path, data: str, net: str, size: int, epochs: int, teacher: tuple[str, ...],
-    label_fraction: float = 1.0, labels: bool = True, seed: int = 0, **flags: Any,
+    label_fraction: float = 1.0, labels: bool = True, min_score: float = 0.5, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a detector by `train pseudo` on a folder with train.json, for as many steps as on labels.
 
     Args:
         labels: False: the teachers' boxes alone.
-        flags: further ones of the recipe.
+        min_score: threshold without labels, and of a class that they do not decide.
     """
     file = Path(data) / "train.json" if labels else None
     results: dict[str, Any] = call(
         pseudo, out=out, data=data, teacher=teacher, labels=file, label_fraction=label_fraction,
         net=net, size=size, epochs=epochs, seed=seed, keep_empty=True, loop=Loop(device="cpu"),
-        **flags,
+        min_score=min_score,
     )  # fmt: skip
     return results

@@ -100,9 +100,23 @@ class OnnxDetector:
         mean, std = (np.array(about.get(k, v), np.float32) for k, v in (("mean", 0), ("std", 1)))
         x[0, :, :high, :wide] = ((image / np.float32(255) - mean) / std).transpose(2, 0, 1)
         named = dict(about["outputs"])
-        values = self.session.run([*named.values()], {self.session.get_inputs()[0].name: x})
+        try:
+            values = self.session.run([*named.values()], {self.session.get_inputs()[0].name: x})
+        except Exception as error:  # onnxruntime has its own kinds
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"the graph does not run on an image of {columns} × {rows} pixels ({reason}): correct "
+                '"size" or "square" in its json file'
+            ) from error
         outputs = {k: np.asarray(v) for k, v in zip(named, values, strict=True)}
-        boxes, scores, labels = _as_found(outputs)
+        try:
+            boxes, scores, labels = _as_found(outputs)
+        except (ValueError, IndexError) as error:
+            shapes = ", ".join(f"{k} {v.shape}" for k, v in outputs.items())
+            raise ValueError(
+                f"the graph's outputs have shapes that do not fit their names ({shapes}): correct "
+                '"outputs" in its json file'
+            ) from error
         boxes = _corners(boxes.astype(np.float64), about.get("form", _usual_form(outputs)))
         if about.get("relative", False):
             boxes = boxes * np.array([columns, rows] * 2)
