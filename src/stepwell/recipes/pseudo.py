@@ -120,7 +120,7 @@ def pseudo(
     inputs = kind.prepare(sources, boxes, training, data)
     with open_task("pseudo", out, loop, arguments, inputs) as task:
         ready = kind.label(
-            task, sources, training, store=making.store, keep_empty=making.keep_empty,
+            task, sources, store=making.store, keep_empty=making.keep_empty,
             share=making.label_share, mask=not ablation.no_mask,
         )  # fmt: skip
         objective = Detection(detector, teach=training.teach)

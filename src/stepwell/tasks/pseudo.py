@@ -71,7 +71,7 @@ class Labelled(NamedTuple):
 
 def open_sources(
     data: str, names: Sequence[str], labels: Path | None, fraction: float, files: BoxFiles,
-    training: Optimisation, *, making: Making | None = None, size: int | None = None,
+    training: Optimisation, *, size: int | None = None,
     renames: Sequence[str] = (), classes: Sequence[str] = (), **how: Any,
 ) -> Sources:  # fmt: skip
     """Open teachers and images; every possible mistake in them is told before any training.
@@ -79,7 +79,7 @@ def open_sources(
     Args:
         names: of the teachers.
         fraction: share of the labels that are used.
-        making, how: how labels are made; `how` with thresholds and calibration that may be None.
+        how: how labels are made, as `Making` has it; thresholds and calibration may be None.
 
     Raises:
         ValueError, FileNotFoundError: as for `open_box_teachers`, `merged` and `read_pool`; labels of a
@@ -100,8 +100,7 @@ def open_sources(
     )  # fmt: skip
     for note in (*categories.notes, *pool.notes):
         warnings.warn(note, stacklevel=3)
-    if making is None:
-        making = _settled(pool.labelled is not None, len(teachers), **how)
+    making = _settled(pool.labelled is not None, len(teachers), **how)
     return Sources(teachers, categories, pool, making)
 
 
@@ -188,8 +187,8 @@ def _apart(
 
 
 def label(
-    task: Task[BoxBatches], sources: Sources, training: Optimisation, *, store: Path | None,
-    keep_empty: bool, share: float, mask: bool = True,
+    task: Task[BoxBatches], sources: Sources, *, store: Path | None, keep_empty: bool, share: float,
+    mask: bool = True,
 ) -> Labelled:  # fmt: skip
     """Let the teachers label all parts without labels, and measure them on the test part.
 
@@ -223,7 +222,8 @@ def label(
     images, empty = (made.images, 0) if keep_empty else without_empty(made.images)
     images = images if mask else replace(images, known=None)
     if empty:
-        tell(f"note: {empty} images without a box are left out; with --keep-empty they are background")
+        text = f"note: {empty} images without a box are left out; with --keep-empty they are background"
+        tell(text, quiet=not run.writes)
     record = dict(made.record)
     parts: dict[str, BoxBatches | None] = {"test": task.test, "validation": task.validation}
     for name, batches in parts.items():
@@ -242,7 +242,9 @@ def label(
     train = task.train.others(images)
     labels = None
     if pool.labelled is not None:
-        whole = _completed(pool.labelled, judge.made(pool.labelled, found(pool.labelled, "labelled")))
+        whole = pool.labelled
+        if whole.known is not None:
+            whole = _completed(whole, judge.made(whole, found(whole, "labelled")))
         few = task.train.others(whole).reseeded("labels")
         labels = few.repeated(max(1, round(len(train) / len(few))))
         record["labels"] = {"images": len(whole), "share": share}
@@ -278,8 +280,7 @@ def _reference(pool: BoxPool) -> BoxSet | None:
 
 def _completed(labelled: BoxSet, made: Made) -> BoxSet:
     """Labelled images with the teachers' boxes of the classes that the labels do not tell of."""
-    if labelled.known is None:
-        return labelled
+    assert labelled.known is not None
     told = labelled.known[0]
     seen = torch.ones_like(labelled.known) if made.images.known is None else made.images.known
     truth = []
