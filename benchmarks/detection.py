@@ -126,7 +126,8 @@ def _boxes(rng: np.random.Generator) -> Boxes:
     low = rng.uniform(0, 80, (count, 2))
     corners = np.concatenate([low, np.minimum(low + rng.uniform(2, 20, (count, 2)), 100)], 1)
     labels = rng.integers(0, CLASSES, count)
-    return Boxes.of(torch.from_numpy(corners), torch.from_numpy(labels), rng.uniform(0, 1, count))
+    scores = torch.from_numpy(rng.uniform(0, 1, count))
+    return Boxes.of(torch.from_numpy(corners), torch.from_numpy(labels), scores)
 
 
 def evaluation() -> dict[str, Any]:
