@@ -103,6 +103,10 @@ WRONG = {
     "teach": ([-1, "nan"], [0]),
     "zoom": ([0, 1.1, "nan"], [1e-3, 1]),
     "min_score": ([-0.1, 1.1, "nan"], [0, 1]),
+    "ignore_from": ([-0.1, 1.1, "nan"], [0, 1]),
+    "teacher_size": ([1, 0, -1], [2]),
+    "label_fraction": ([0, 1.1, "nan"], [1e-3, 1]),
+    "label_rate": ([0, 1.1, "nan"], [1e-3, 1]),
 }
 #: A number is asked for three times, in these.
 THREE = {"teacher_mean", "teacher_std"}
@@ -114,6 +118,7 @@ NEEDED = {
     "train exits": ["--data", "digits", "--out", "r"],
     "train skipping": ["--data", "digits", "--out", "r"],
     "train detect": ["--data", "d", "--out", "r"],
+    "train pseudo": ["--data", "d", "--teacher", "t", "--out", "r"],
     "train widths": ["--data", "digits", "--out", "r"],
     "train experts": ["--data", "digits", "--out", "r"],
     "train kernels": ["--data", "digits", "--out", "r"],

@@ -36,7 +36,7 @@ _NAMES = {
         "teacher_epochs width convs"
     ),
     TWO_OR_MORE: "batch_size experts kernels",  # BatchNorm cannot train on one image
-    PIXELS: "size",
+    PIXELS: "size teacher_size",
     POSITIVE: (
         "lr temperature teacher_std adaption_lr chooser_rate margin budget_ms budget_macs threshold"
     ),
@@ -47,9 +47,9 @@ _NAMES = {
     ),
     BELOW_ONE: "label_smoothing val_fraction distill_from ema_teacher average gate_fraction",
     SEED: "seed",
-    SHARE: "start_from_teacher target target_cost min_accuracy target_accuracy min_score",
+    SHARE: "start_from_teacher target target_cost min_accuracy target_accuracy min_score ignore_from",
     NUMBER: "teacher_mean",
-    SHARE_ABOVE_0: "explore anneal widths zoom",
+    SHARE_ABOVE_0: "explore anneal widths zoom label_fraction label_rate",
     INNER_SHARE: "unlabeled_share synthetic_share label_share",
 }
 #: By parameter name, which means the same in every command, recipe and objective.
