@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from stepwell.console import say, track
 from stepwell.kinds import Costs, Network, Predicted, classifier, classifier_tables
 from stepwell.kinds.classifier import show_results as show_results
+from stepwell.kinds.serving import Engine, depth_rows
 
 if TYPE_CHECKING:
     from stepwell.measure.text import TextClassifier
+    from stepwell.nets.predictions import Prediction
+    from stepwell.serve.served import Served
 
 NAME = "a text classifier"
 NOUN, SIZE = "text", "{} tokens"
@@ -29,6 +32,8 @@ NEXT = (
     "stepwell predict {run} TEXT|FILE.tsv|-",
 )  # fmt: skip
 SECTIONS = classifier.SECTIONS
+#: Words of the text that a server measures times with.
+WORDS = 32
 #: Standard input as a file.
 STDIN = "-"
 
@@ -118,6 +123,30 @@ def predict(
     if len(texts) > classifier.MANY:
         say(f"{len(texts):,} texts")
     return Predicted(text.classify(texts, by, top=top), title, noun=NOUN)
+
+
+def serve(network: Network, *, engine: Engine = "torch", cascade: bool = False) -> "Served":
+    """Give every depth to a server, and the saved cascade. Flags as for `serve`."""
+    from stepwell.data.text import Text
+    from stepwell.serve.served import Served
+
+    text, net = network.net, network.net.net
+    rows, default, answers = depth_rows(network, net, engine, cascade)
+
+    def read(given: str | Sequence[str]) -> Text:
+        parts = (given,) if isinstance(given, str) else tuple(given)
+        if not 1 <= len(parts) <= 2 or not all(part.strip() for part in parts):
+            raise ValueError("a text is empty, or no text and no pair of texts")
+        return parts
+
+    def run(texts: Sequence[Text], row: str, top: int) -> "list[Prediction]":
+        found: list[Prediction] = text.classify(texts, lambda ids: answers(ids, row), top=top)
+        return found
+
+    example = (" ".join(["the"] * WORDS),)
+    return Served(
+        tuple(rows), default, read, run, example, net.card.costs, noun=NOUN, takes=TAKES
+    )  # fmt: skip
 
 
 def read_input(named: str, network: Network) -> list[tuple[str, ...]]:
