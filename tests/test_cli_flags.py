@@ -98,6 +98,14 @@ WRONG = {
     "interpolate": ([-1], [0]),
     "seeds": ([0, -1], [1]),
     "workers": ([0, -1], [1]),
+    "slo_ms": ([0, -1, "nan", "inf"], [1e-3]),
+    "port": ([-1, 65536], [0, 65535]),
+    "hysteresis": ([-0.1, 1, "nan"], [0, 0.9]),
+    "max_batch": ([0, -1], [1]),
+    "max_queue": ([0, -1], [1]),
+    "max_bytes": ([0, -1], [1]),
+    "max_pixels": ([0, -1], [1]),
+    "threads": ([0, -1], [1]),
 }
 #: A number is asked for three times, in these.
 THREE = {"teacher_mean", "teacher_std"}
@@ -122,6 +130,7 @@ NEEDED = {
     "cost": ["resnet20"],
     "calibrate": ["run"],
     "predict": ["run", "i.png"],
+    "serve": ["run"],
     "export": ["run"],
     "patch": ["a", "b", "--out", "c"],
     "report": ["run"],
