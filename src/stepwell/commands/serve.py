@@ -108,10 +108,9 @@ def bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         made.close()
         if error.errno == errno.EADDRINUSE:
-            words = (
-                f"port {port} of {host} is in use: name another one with --port, or 0 for a free one"
-            )
-            raise ValueError(words) from error
+            raise ValueError(
+                f"port {port} of {host} is in use: name another --port, or 0 for a free one"
+            ) from error
         raise ValueError(f"cannot listen on port {port} of {host}: {error.strerror}") from error
     return made
 
