@@ -122,6 +122,22 @@ def test_a_full_server_refuses_and_says_for_how_long():
     queue.admit(0.1, 0.0, "a")
 
 
+def test_an_idle_server_takes_a_request_so_that_a_wrong_table_is_put_right():
+    queue = scheduler(a=10)
+    for _ in range(20):
+        queue.controller.table.correct("a", 1, 1.0)
+    assert queue.controller.table.bound("a") > 0.1
+    for now in np.arange(40.0):
+        queue.admit(now + 0.1, now)
+        queue.add(Job("x", now, now + 0.1))
+        if now == 0:
+            with pytest.raises(FullError):
+                queue.admit(now + 0.1, now)
+        batch = queue.next(now)
+        queue.finished(batch.row, 1, 0.01)
+    assert queue.controller.table.seconds("a") == pytest.approx(0.01, rel=0.05)
+
+
 def test_late_requests_wait_for_those_in_time_but_not_for_ever():
     queue = scheduler(a=10)
     late, good = Job("late", 0.0, 0.1), Job("good", 0.1, 0.15)

@@ -169,7 +169,7 @@ class Engine:
             return
         if not 0 < budget_ms < 1e9:
             raise ValueError(f"budget_ms {budget_ms:g}: must be a number of milliseconds above 0")
-        fastest = 1000 * self.table.seconds(self.ladder[0])
+        fastest = 1000 * self.table.measured(self.ladder[0])
         if row is None and budget_ms < fastest:
             raise ValueError(
                 f"budget_ms {budget_ms:g} is too short: the fastest {self.served.row}, "

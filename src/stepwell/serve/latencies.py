@@ -50,7 +50,7 @@ class LatencyTable:
 
     def seconds(self, row: str, size: int = 1) -> float:
         """The expected time of a batch; sizes between two measured ones are interpolated."""
-        return self._measured(row, size) * self._own[row] * self._pace
+        return self.measured(row, size) * self._own[row] * self._pace
 
     def bound(self, row: str, size: int = 1) -> float:
         """The expected time plus a margin for its usual error."""
@@ -63,7 +63,8 @@ class LatencyTable:
         self._pace *= ratio**PACE
         self._own[row] *= ratio**OWN
 
-    def _measured(self, row: str, size: int) -> float:
+    def measured(self, row: str, size: int = 1) -> float:
+        """The time of a batch as it was measured at the start."""
         sizes, seconds = self._sizes[row], self._seconds[row]
         if size >= sizes[-1]:  # behind the largest, time grows with the size
             return seconds[-1] * size / sizes[-1]

@@ -73,7 +73,9 @@ class Scheduler:
         wait = self._wait(now)
         if len(self.queue) + self.coming >= self.most:
             raise FullError(wait)
-        if row is None and now + wait > due:
+        # an idle server takes a request whatever the table says, or it could not correct the table
+        idle = not self.queue and not self.coming and self._until is None
+        if row is None and now + wait > due and not idle:
             raise FullError(now + wait - due)
         self.coming += 1
 
