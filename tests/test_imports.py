@@ -46,10 +46,11 @@ MAY_IMPORT = {
     "serve": GROUND | MEASURED | {"nets"},
     "measure": GROUND | MEASURED | {"nets", "teachers"},
     "kg": NETS | {"data", "evaluation"},
+    "pseudo_labels": NETS | MEASURED | {"measure"},
     "report": GROUND | {"kinds"},
 }
 MAY_IMPORT["kinds"] = MAY_IMPORT["measure"] | {"measure", "export", "serve", "kg", "console"}
-MAY_IMPORT["tasks"] = NETS | MEASURED | {"training", "measure", "kg"}
+MAY_IMPORT["tasks"] = NETS | MEASURED | {"training", "measure", "kg", "pseudo_labels"}
 MAY_IMPORT["recipes"] = MAY_IMPORT["tasks"] | {"tasks"}
 MAY_IMPORT["claims"] = MAY_IMPORT["recipes"] | {"recipes", "console"}
 ROOT = Path(stepwell.__file__).parent

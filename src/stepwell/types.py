@@ -134,11 +134,14 @@ class BoxBatch(NamedTuple):
         zeros fill the rest.
     sizes: height and width of each image.
     truth: the boxes of each image, in its pixels here.
+    known: for each image, True for each class that its boxes tell of (classes,); other classes are no
+        negatives there. None: all classes of all images.
     """
 
     images: Images
     sizes: tuple[tuple[int, int], ...]
     truth: tuple[Boxes, ...]
+    known: tuple[Bool[Tensor, " classes"], ...] | None = None
 
 
 #: Maps a batch of inputs to logits by name, or to one lone tensor of logits.

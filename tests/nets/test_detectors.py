@@ -9,7 +9,12 @@ import stepwell
 from stepwell.data.box_batches import BoxBatches
 from stepwell.data.boxes import read_boxes
 from stepwell.kinds import open_network
-from stepwell.losses import box_distance, score_distance
+from stepwell.losses import (
+    box_distance,
+    map_correlation_loss,
+    map_imitation_loss,
+    score_distance,
+)
 from stepwell.methods import Detection
 from stepwell.nets.detection.detector import build_detector
 from stepwell.nets.detection.file import load_detector, save_detector
@@ -182,3 +187,16 @@ def test_distances_of_outputs_by_hand():
     assert box_distance(boxes, true, teacher - 9) == 0
     score_distance(student, teacher).backward()
     assert student.grad[0, 1, 0] < 0  # a step along -gradient raises the score
+
+
+def test_distances_of_maps_by_hand():
+    student = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[1.0, 1.0], [1.0, 1.0]]]], requires_grad=True)
+    teacher = torch.tensor([[[[7.0, 5.0], [3.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]]])
+    assert_close(map_correlation_loss(student, teacher), torch.tensor(1.5))  # -1, and none
+    assert_close(map_correlation_loss(3 * student.detach() + 1, student.detach()), torch.tensor(0.5))
+    inside = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    expected = torch.tensor(((36 + 1) / 2 + (9 + 0) / 2) / 2)
+    assert_close(map_imitation_loss(student, teacher, inside), expected)
+    assert map_imitation_loss(student, teacher, 0 * inside) == 0
+    map_imitation_loss(student, teacher, inside).backward()
+    assert student.grad[0, 0, 0, 0] < 0  # a step along -gradient goes to the teacher

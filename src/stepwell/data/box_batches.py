@@ -38,11 +38,13 @@ class BoxBatches:
         zoom: draw the scale of a training image between this and 1.
         shuffle: draw a new order every epoch; for training.
         seed: of order and augmentation.
+        passes: through the images in an epoch, each in a new order; of few images, an epoch would
+            otherwise be very short.
     """
 
     def __init__(
         self, examples: BoxSet, batch_size: int, *, size: int, flip: bool = False, zoom: float = 1.0,
-        shuffle: bool = False, seed: int = 0,
+        shuffle: bool = False, seed: int = 0, passes: int = 1,
     ) -> None:  # fmt: skip
         if batch_size < 1:
             raise ValueError(f"a batch has 1 image or more, not {batch_size}")
@@ -50,6 +52,7 @@ class BoxBatches:
             raise ValueError(f"zoom is a scale above 0 and up to 1, not {zoom}")
         self.examples, self.batch_size, self.size = examples, batch_size, size
         self.flip, self.zoom, self.shuffle, self.seed = flip, zoom, shuffle, seed
+        self.passes = passes
         self.mean, self.std = MEAN, STD
         self.rank, self.world = 0, 1
         self._scaled = [scaled_size(own, size) for own in examples.sizes]
@@ -75,6 +78,20 @@ class BoxBatches:
         """The same images in another order and with other augmentation, for another phase of a run."""
         other = copy(self)
         other.seed = seed_of(self.seed, *key)
+        other._keep_orders()
+        return other
+
+    def others(self, examples: BoxSet) -> "BoxBatches":
+        """Other images, with the same order and augmentation."""
+        return BoxBatches(
+            examples, self.batch_size, size=self.size, flip=self.flip, zoom=self.zoom,
+            shuffle=self.shuffle, seed=self.seed, passes=self.passes,
+        )  # fmt: skip
+
+    def repeated(self, passes: int) -> "BoxBatches":
+        """The same images, several passes through them in an epoch."""
+        other = copy(self)
+        other.passes = passes
         other._keep_orders()
         return other
 
@@ -108,7 +125,10 @@ class BoxBatches:
         """The images of each batch of an epoch."""
         if self.shuffle:
             generator = generator_of(seed_of(self.seed, "order", epoch))
-            groups = [torch.randperm(len(self.examples), generator=generator).tolist()]
+            groups = [
+                torch.randperm(len(self.examples), generator=generator).tolist()
+                for _ in range(self.passes)
+            ]
         else:
             shapes: dict[tuple[int, int], list[int]] = {}
             for i, own in enumerate(self._scaled):
@@ -129,7 +149,9 @@ class BoxBatches:
             image, boxes = self._augmented(own, boxes, generator)
             images.append(image)
             truth.append(boxes)
-        return BoxBatch(*collated(images), tuple(truth))
+        known = self.examples.known
+        tells = None if known is None else tuple(known[i] for i in indices)
+        return BoxBatch(*collated(images), tuple(truth), tells)
 
     def _augmented(
         self, image: UInt8[Tensor, "3 h w"], boxes: Boxes, generator: torch.Generator

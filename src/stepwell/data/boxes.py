@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool
 from PIL import ExifTags
+from torch import Tensor
 
 from stepwell.data.decoding import NAMED, check_files, image_files
 from stepwell.data.loader import generator_of, seed_of
@@ -30,9 +32,13 @@ LARGEST = 1 << 30
 COMPARED = 1 << 16
 #: Orientations of EXIF that swap height and width.
 SWAPPED = (5, 6, 7, 8)
+#: Least side of a box in pixels; a smaller one has no area.
+SMALLEST = 0.01
 #: Pixels that a box may stick out of its image without a note: labelling tools round.
 ROUNDING = 1.0
 _BACKGROUND = "background"
+#: What a COCO json holds.
+_LISTS = ("images", "annotations", "categories")
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class BoxSet:
     sizes: height and width of each upright picture.
     labelled: False for images without annotations: no boxes says nothing about them.
     categories: ids of the classes in the json.
+    known: True for the classes that the boxes of an image tell of; None: all.
     notes: what was repaired or left out, a line each.
     """
 
@@ -55,6 +62,7 @@ class BoxSet:
     classes: tuple[str, ...]
     categories: tuple[int, ...]
     labelled: bool = True
+    known: Bool[Tensor, "images classes"] | None = field(default=None, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __len__(self) -> int:
@@ -80,6 +88,7 @@ class BoxSet:
             ids=tuple(self.ids[i] for i in chosen),
             sizes=tuple(self.sizes[i] for i in chosen),
             truth=tuple(self.truth[i] for i in chosen),
+            known=None if self.known is None else self.known[chosen],
             notes=(),
         )
 
@@ -96,6 +105,28 @@ class BoxSet:
         count = min(max(1, round(fraction * len(self))), len(self) - 1)
         return self.subset(sorted(order[count:])), self.subset(sorted(order[:count]))
 
+    def with_classes(
+        self, names: Sequence[str], of: Sequence[int], told: Sequence[bool] | None = None
+    ) -> "BoxSet":
+        """The images with labels of other classes.
+
+        Args:
+            names: the other classes.
+            of: the number of each own class among them; -1 drops its boxes.
+            told: True for the classes that the boxes tell of; all by default.
+        """
+        numbers = torch.tensor([*of])
+        truth = []
+        for own in self.truth:
+            labels = numbers[own.labels]
+            truth.append(own._replace(labels=labels).chosen(labels >= 0))
+        whole = told is None or all(told)
+        known = None if whole else torch.tensor([told]).repeat(len(self), 1)
+        categories = tuple(range(1, len(names) + 1))
+        return replace(
+            self, truth=tuple(truth), classes=tuple(names), categories=categories, known=known
+        )
+
     def with_boxes(self, found: Sequence[Boxes]) -> "BoxSet":
         """The images with other boxes, such as predicted ones, one entry an image."""
         if len(found) != len(self):
@@ -110,13 +141,19 @@ class BoxSet:
             found.update(content_of(file))
             for values in (truth.boxes, truth.labels, truth.crowd, truth.scores):
                 found.update(values.contiguous().numpy().tobytes())
+        if self.known is not None:
+            found.update(self.known.contiguous().numpy().tobytes())
         return found.hexdigest()[:16]
 
-    def coco(self) -> dict[str, Any]:
-        """The images and boxes as COCO's json has them; predicted boxes have a "score", too."""
+    def coco(self, below: Path | None = None) -> dict[str, Any]:
+        """The images and boxes as COCO's json has them; predicted boxes have a "score", too.
+
+        Files are named by their paths below the folder `below`, by default as they were given.
+        """
+        names = [file if below is None else file.resolve().relative_to(below) for file in self.files]
         images = [
             {"id": id, "file_name": str(file), "width": w, "height": h}
-            for id, file, (h, w) in zip(self.ids, self.files, self.sizes, strict=True)
+            for id, file, (h, w) in zip(self.ids, names, self.sizes, strict=True)
         ]
         rows = [
             row for id, truth in zip(self.ids, self.truth, strict=True) for row in self._rows(id, truth)
@@ -156,11 +193,9 @@ def read_boxes(file: Path, images: Path, classes: Sequence[str] | None = None) -
             none of `classes`. The message names the image or the entry.
     """
     content = read_content(file)
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+    if not isinstance(content, dict) or not content.keys() >= set(_LISTS):
         raise ValueError(f"{file} is no COCO json: it needs images, annotations and categories")
-    for name in ("images", "annotations", "categories"):
-        if not isinstance(content[name], list) or not all(isinstance(e, dict) for e in content[name]):
-            raise ValueError(f"{file}: its {name} are no list of entries")
+    _check_lists(file, content)
     listed = _listed(file, content["images"], images)
     ids = [*listed]
     paths, sizes = [path for path, _ in listed.values()], [size for _, size in listed.values()]
@@ -232,31 +267,79 @@ def read_predictions(source: Path, images: BoxSet) -> tuple[Boxes, ...]:
         ValueError: no such file; it is damaged; an entry is of another image or category, has no score
             in [0, 1], or a box that is not finite, reversed or outside of its image.
     """
+    found = _predictions(source, images, strict=True)
+    return tuple(_boxes_of([row for row in own or () if row.area > 0]) for own in found)
+
+
+def predictions_for(
+    source: Path, images: BoxSet, classes: Sequence[str], known: BoxSet | None = None
+) -> list[Boxes | None]:
+    """Read boxes of `classes` that another program predicted, of `images` among others.
+
+    Args:
+        source: as for `read_predictions`.
+        known: labelled images, by whose ids and categories a list of results counts.
+
+    Returns:
+        The boxes of each image; None for an image that no file lists.
+
+    Raises:
+        ValueError: as for `read_predictions`, but for images that are not asked for.
+    """
+    ids = dict(zip(known.files, known.ids, strict=True)) if known is not None else {}
+    own = replace(
+        images,
+        ids=tuple(ids.get(file, -1 - i) for i, file in enumerate(images.files)),
+        classes=tuple(classes),
+        categories=known.categories if known is not None else tuple(range(1, len(classes) + 1)),
+    )
+    found = _predictions(source, own, strict=False)
+    return [None if o is None else _boxes_of([row for row in o if row.area > 0]) for o in found]
+
+
+def _predictions(source: Path, images: BoxSet, *, strict: bool) -> list[list["_Row"] | None]:
+    """The predicted boxes of each image; None for one that no file lists."""
     files = sorted(source.glob("*.json")) if source.is_dir() else [source]
     if not files:
         raise ValueError(f"{source} holds no .json file of predictions")
     by_id = {id: i for i, id in enumerate(images.ids)}
-    names = dict(zip(images.categories, images.classes, strict=True))
-    rows: list[list[_Row]] = [[] for _ in images.files]
+    names = dict(zip(images.categories, images.classes, strict=False))
+    numbers: dict[str, list[int]] = {}
+    for i, path in enumerate(images.files):
+        numbers.setdefault(path.name, []).append(i)
+    rows: list[list[_Row] | None] = [None] * len(images)
     for file in files:
         content = read_content(file)
         own_names, own_ids = names, by_id
-        if isinstance(content, dict) and {"annotations", "categories", "images"} <= content.keys():
+        if isinstance(content, dict) and content.keys() >= set(_LISTS):
+            _check_lists(file, content)
             own_names, _ = _categories(file, content, images.classes)
-            listed = {entry.get("id"): entry.get("file_name") for entry in content["images"]}
-            own_ids = _by_name(file, images, listed)
+            listed = {
+                entry["id"]: entry.get("file_name")
+                for entry in content["images"]
+                if _hashable(entry.get("id"))
+            }
+            own_ids = _by_name(file, images, listed, numbers, strict=strict)
+            for at in own_ids.values():
+                rows[at] = rows[at] or []
             content = content["annotations"]
         if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
             raise ValueError(f"{file} is no list of COCO results, and no COCO json")
         for entry in content:
-            at = own_ids.get(entry.get("image_id"))
-            if at is None and "file_name" in entry:
-                at = next(iter(_by_name(file, images, {0: entry["file_name"]}).values()))
-            if at is None:
+            id = entry.get("image_id")
+            place = own_ids.get(id) if _hashable(id) else None
+            if place is None and "file_name" in entry:
+                listed = {0: entry["file_name"]}
+                named = _by_name(file, images, listed, numbers, strict=strict)
+                place = next(iter(named.values()), None)
+            if place is None and not strict:
+                continue
+            if place is None:
                 raise ValueError(
                     f"{file}: a prediction is of image {entry.get('image_id')!r:.40}, which is not "
                     f"among the {len(images)} images: name the images that it was made for"
                 )
+            at = place
             score = entry.get("score")
             if not _is_number(score) or not 0 <= score <= 1:
                 raise ValueError(
@@ -264,8 +347,8 @@ def read_predictions(source: Path, images: BoxSet) -> tuple[Boxes, ...]:
                     "is none from 0 to 1"
                 )
             row = _row(file, images.files[at], images.sizes[at], entry, own_names, images.classes)
-            rows[at].append(row._replace(score=float(score)))
-    return tuple(_boxes_of([row for row in own if row.area > 0]) for own in rows)
+            rows[at] = [*(rows[at] or ()), row._replace(score=float(score))]
+    return rows
 
 
 def check_apart(train: BoxSet, test: BoxSet, part: str = "test") -> None:
@@ -316,6 +399,12 @@ class _Row(NamedTuple):
     clipped: float
 
 
+def _check_lists(file: Path, content: Mapping[str, Any]) -> None:
+    for name in _LISTS:
+        if not isinstance(content[name], list) or not all(isinstance(e, dict) for e in content[name]):
+            raise ValueError(f"{file}: its {name} are no list of entries")
+
+
 def _listed(
     file: Path, entries: Sequence[Mapping[str, Any]], images: Path
 ) -> dict[int, tuple[Path, tuple[int, int] | None]]:
@@ -359,15 +448,21 @@ def _listed(
     return listed
 
 
-def _by_name(file: Path, images: BoxSet, listed: Mapping[Any, Any]) -> dict[Any, int]:
-    """The number of each image of `listed`, file names by id, among `images`; ValueError for others."""
-    names: dict[str, list[int]] = {}
-    for i, path in enumerate(images.files):
-        names.setdefault(path.name, []).append(i)
+def _by_name(
+    file: Path, images: BoxSet, listed: Mapping[Any, Any], names: Mapping[str, Sequence[int]], *,
+    strict: bool,
+) -> dict[Any, int]:  # fmt: skip
+    """The number of each image of `listed`, file names by id, among `images`.
+
+    `names` has the numbers of images by the last part of their paths. ValueError for a name of several
+    images, and, if `strict`, of none.
+    """
     found = {}
     for id, name in listed.items():
         same = names.get(Path(str(name)).name, [])
         ends = [i for i in same if str(images.files[i]).endswith(f"/{name}")] if len(same) > 1 else same
+        if not ends and not strict:
+            continue
         if len(ends) != 1:
             why = "is none of the images" if not ends else "has the name of several images"
             raise ValueError(f"{file}: image {name!r:.80} {why}: name it by its path")
@@ -444,7 +539,7 @@ def _row(
         )
     clipped = max(x1 - x, y1 - y, x + width - x2, y + height - y2)
     area: Any = entry.get("area")
-    own = (x2 - x1) * (y2 - y1)
+    own = (x2 - x1) * (y2 - y1) if min(x2 - x1, y2 - y1) >= SMALLEST else 0.0
     area = float(area) if _is_number(area) and area > 0 and own > 0 else own
     crowd = entry.get("iscrowd", 0) == 1
     return _Row((x1, y1, x2, y2), classes.index(names[category]), crowd, area, 1.0, clipped)

@@ -62,6 +62,20 @@ def average_precision(
     return numbers
 
 
+def precision_recall(
+    truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]]
+) -> dict[str, list[float]]:
+    """Precision of each class at recalls of 0, 0.01, ..., 1 and an overlap (IoU) of 0.5.
+
+    Args as for `average_precision`. A class without true boxes is left out; recalls that no box reaches
+    have precision 0.
+    """
+    table = _precision(truth, found)[0, :, :, 0]
+    names = [row["name"] for row in sorted(truth["categories"], key=lambda row: row["id"])]
+    columns = zip(names, table.T, strict=True)
+    return {name: [round(float(p), 4) for p in own] for name, own in columns if own[0] > -1}
+
+
 def precision_interval(
     truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], *, resamples: int = 100,
     level: float = LEVEL, seed: int = 0,

@@ -5,33 +5,38 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwell.console import row_table, say, show, show_conditions, table, track, written
+from stepwell.console import row_table, say, show, show_conditions, size, table, track, written
 from stepwell.kinds import Costs, Network, Predicted, classifier
 from stepwell.measures import MEASURES, of_row
 
 if TYPE_CHECKING:
+    from stepwell.data.boxes import BoxSet
     from stepwell.nets.detection.detector import Detector
     from stepwell.types import Boxes
 
 NAME = "a detector"
 #: The input's size is its longer side.
 SIZE = "{} pixels (longer side)"
-ADVICE = dict.fromkeys(("export", "delta"), "use it from Python: stepwell.open_network(RUN).net") | {
+ADVICE = {
+    "delta": "export each depth",
     "calibrate": "its norms have no statistics: name the depths with --depths when you train",
 }
 NEXT = (
-    "stepwell eval {run}", "stepwell report {run}",
+    "stepwell eval {run}", "stepwell export {run}", "stepwell report {run}",
     "stepwell predict {run} IMAGE|FOLDER... --draw PICTURES",
 )  # fmt: skip
-SECTIONS = [
-    f"stepwell.report.sections:{name}"
-    for name in ("cost_figures", "row_table", "run_figures", "facts", "arguments")
-]
+SECTIONS = (
+    [f"stepwell.report.sections:{name}" for name in ("cost_figures", "row_table", "run_figures")]
+    + ["stepwell.report.detection:boxes_section"]
+    + [f"stepwell.report.sections:{name}" for name in ("facts", "arguments")]
+)
 #: Columns after a training, and of an evaluation.
 TRAINED = ("blocks", "params", "macs", "ap", "ap50", "ms")
 EVALUATED = (*TRAINED[:3], "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ms")
 #: Least score of a predicted box; classes in a table, at most; images of a batch.
 SCORE, CLASSES, BATCH = 0.3, 30, 16
+#: Images on which an export is checked.
+CHECKED = 16
 
 
 def open(path: Path, module: Callable[[], Any] | None = None) -> "Detector":
@@ -48,23 +53,31 @@ def open(path: Path, module: Callable[[], Any] | None = None) -> "Detector":
 def evaluate(network: Network, *, data: str | None = None) -> dict[str, Any]:
     """Measure every depth on the test part of the run's data or of other data. Flags as for `eval`."""
     from stepwell.data.box_batches import BoxBatches
-    from stepwell.data.box_files import BoxFiles, read_parts, read_test
-    from stepwell.flags import recorded
     from stepwell.measure.detection import measure_detector
 
-    net, arguments = network.net.net, network.config.get("arguments", {})
+    net = network.net.net
     net.require_ready()
-    name = data or arguments.get("data")
+    name = data or network.config.get("arguments", {}).get("data")
     if name is None:
         raise ValueError(f"{network.path} does not say its data: name some with --data")
-    if data is None:
-        test = read_parts(Path(name), recorded(BoxFiles, _as_paths(arguments))).test
-    else:
-        test = read_test(Path(name), net.card.classes)
+    test = _test_part(network, data)
     results, _ = measure_detector(network.net, BoxBatches(test, BATCH, size=net.card.size), track=track)
     fingerprint = test.fingerprint
     own = network.config.get("data", {}).get("fingerprint", "").endswith(fingerprint)
     return results | {"data": {"name": name, "fingerprint": fingerprint, "own": own}}
+
+
+def _test_part(network: Network, data: str | None) -> "BoxSet":
+    """The test part of the run's data, or of other data; errors as for `read_boxes`."""
+    from stepwell.data.box_files import BoxFiles, read_kept, read_parts, read_test
+    from stepwell.flags import recorded
+
+    classes, arguments = network.net.net.card.classes, network.config.get("arguments", {})
+    if data is not None:
+        return read_test(Path(data), classes)
+    kept = read_kept(network.path, classes)
+    files = recorded(BoxFiles, _as_paths(arguments))
+    return read_parts(Path(arguments["data"]), files).test if kept is None else kept
 
 
 def _as_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,6 +214,46 @@ def cost(network: Network, *, size: int | None = None, batch: int = 1, save: boo
     return Costs(costs, f"{side}×{side}")
 
 
+def export(
+    network: Network, folder: Path, *, format: str = "onnx", depth: str | None = None,
+    data: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write depths as ONNX graphs with a host loop, checked on images. Flags as for `export`."""
+    from stepwell.data.box_batches import decode
+    from stepwell.export.detector import export_detector, noise
+
+    if format != "onnx":
+        raise ValueError(f"--format {format}: a detector is exported as onnx")
+    net = network.net.net
+    images, part = noise(net.card.size), "noise"
+    if data or network.config.get("arguments", {}).get("data"):
+        try:
+            test = _test_part(network, data)
+            images, part = decode(test.files[:CHECKED], net.card.size), "test"
+        except ValueError as error:
+            if data:
+                raise
+            say(f"note: checked on noise, because the run's data cannot be used: {error}")
+    own = classifier.is_own(network, folder)
+    return export_detector(network.net, folder, images, part, depth=depth, own=own, say=say)
+
+
+def show_export(title: str, result: Mapping[str, Any]) -> None:
+    """Print exported files: size and check."""
+    rows = [
+        [
+            row["depth"], row["file"], size(row["bytes"]), f"{row['parity']['difference']:.1e}",
+            f"{100 * row['parity']['same_boxes']:.1f} %",
+        ]
+        for row in result["files"]
+    ]  # fmt: skip
+    columns = ["depth", "file", "size", "largest difference", "same boxes"]
+    show(table(title, columns, rows, words=2))
+    parity = result["files"][0]["parity"]
+    counts = f"{parity['boxes']} boxes in {parity['images']} {parity['part']} images"
+    show(f"checked on {counts}; detect.py runs a graph with onnxruntime and numpy", style="dim")
+
+
 def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False) -> None:
     """Print results as tables; `brief`: as after a training."""
     costs, test, rows = (results[k] for k in ("costs", "test", "rows"))
@@ -210,12 +263,30 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
             ends = (f"{100 * test[f'{row}/ap_{end}']:.1f}" for end in ("low", "high"))
             show(f"{rows} {row}: the 95 % interval of AP over images is {' to '.join(ends)} %")
     show_classes(test, results["detect"]["boxes"], [*costs])
+    if made := results.get("pseudo"):
+        show_labels(made)
     show(
         "AP: mean over overlaps (IoU) of 0.5 to 0.95 and over classes, as COCO defines it; AP50: at an "
         "overlap of 0.5",
         style="dim",
     )
     show_conditions(costs)
+
+
+def show_labels(made: Mapping[str, Any]) -> None:
+    """Print what the labels of teachers were made of, of many classes the first."""
+    rows = [
+        [name, f"{row['threshold']:.2f}", str(row["boxes"]),
+         *(f"{100 * row[key]:.0f} %" if key in row else "" for key in ("precision", "recall"))]
+        for name, row in [*made["classes"].items()][:CLASSES]
+    ]  # fmt: skip
+    show(table("labels from teachers", ["class", "threshold", "boxes", "precision", "recall"], rows))
+    ap = made["teacher_test"].get("teachers/ap")
+    told = "" if ap is None else f"; the teachers have an AP of {100 * ap:.1f} % on the test part"
+    if made["truth"] == "teacher":
+        told = "; there are no labels, so the test part has the teachers' boxes, and AP says how well "
+        told += "the student agrees with them"
+    show(f"{made['boxes']:,} boxes in {made['images']:,} training images{told}", style="dim")
 
 
 def show_classes(test: Mapping[str, float], boxes: Mapping[str, int], rows: Sequence[str]) -> None:

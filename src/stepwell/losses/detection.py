@@ -44,3 +44,34 @@ def box_distance(
     weight = torch.where(best >= sure, best, 0.0)
     apart = F.smooth_l1_loss(student, teacher.detach(), reduction="none").mean(2)
     return (weight * apart).sum() / weight.sum().clamp(min=1e-6)
+
+
+@in_full_precision
+def map_correlation_loss(
+    student: Float[Tensor, "batch channels h w"], teacher: Float[Tensor, "batch channels h w"]
+) -> Float[Tensor, ""]:
+    """1 - Pearson's correlation of two maps, a mean over channels (PKD, Cao et al. 2022, eq. 5).
+
+    Each channel is normalised over the batch and all places; a constant one counts as uncorrelated. No
+    gradient reaches `teacher`.
+    """
+    own, other = (
+        (x - x.mean((0, 2, 3), keepdim=True)) for x in (student, teacher.detach())
+    )  # fmt: skip
+    norms = own.square().sum((0, 2, 3)).sqrt() * other.square().sum((0, 2, 3)).sqrt()
+    return (1 - (own * other).sum((0, 2, 3)) / norms.clamp(min=1e-6)).mean()
+
+
+@in_full_precision
+def map_imitation_loss(
+    student: Float[Tensor, "batch channels h w"],
+    teacher: Float[Tensor, "batch channels h w"],
+    inside: Float[Tensor, "batch h w"],
+) -> Float[Tensor, ""]:
+    """Squared difference of two maps, a mean over channels and the places that `inside` marks by 1.
+
+    0 without a place (after Wang et al. 2019, with whole boxes for places near anchors). No gradient
+    reaches `teacher`.
+    """
+    apart = (student - teacher.detach()).square().mean(1)
+    return (apart * inside).sum() / inside.sum().clamp(min=1.0)

@@ -16,6 +16,8 @@ from stepwell.types import Boxes, Images
 
 #: Most images of which an interval is computed; a hundred resamples of more would take minutes.
 RESAMPLED = 1000
+#: Least score of a predicted box that a person is shown.
+SURE = 0.3
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 

@@ -48,7 +48,7 @@ class Detection(Objective):
         ) -> tuple[Tensor, Mapping[str, Tensor]]:
             maps = detector.maps(exit.features)
             outputs = detector.outputs(maps)
-            terms = detector.losses(maps, outputs, batch)
+            terms = detector.losses(maps, outputs, batch, known=batch.known)
             loss = torch.stack([*terms.values()]).sum()
             if depth == net.full:
                 if outputs is not None:

@@ -1,17 +1,23 @@
 """The task of detection: how a run opens images with boxes and a detector, and ends."""
 
+import base64
+import io
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from stepwell.data.box_batches import MEAN, STD, BoxBatches
+from PIL import Image
+
+from stepwell.data.box_batches import MEAN, STD, BoxBatches, scaled
 from stepwell.data.box_files import BoxFiles, BoxParts, read_parts
+from stepwell.data.boxes import BoxSet
+from stepwell.data.preprocess import whole
 from stepwell.device import device_name
-from stepwell.evaluation.detection import detection_extra
+from stepwell.evaluation.detection import detection_extra, precision_recall
 from stepwell.files import write_whole
-from stepwell.measure.detection import detect, measure_detector, precisions
+from stepwell.measure.detection import SURE, detect, measure_detector, precisions
 from stepwell.nets import Card
 from stepwell.nets.detection.detector import Detector, build_detector
 from stepwell.nets.detection.file import KIND, load_detector, save_detector
@@ -19,13 +25,24 @@ from stepwell.nets.detection.heads import check_name
 from stepwell.nets.files.container import kind_of
 from stepwell.nets.files.initial_weights import initialise, start_pretrained
 from stepwell.nets.files.nested import fingerprint
+from stepwell.pseudo_labels.thresholds import matched
+from stepwell.results import BOXES
 from stepwell.tasks.classification import Inputs, Task, check_patience, input_arguments
 from stepwell.tasks.finishing import finished, spent
 from stepwell.training.optimisation import Optimisation
 from stepwell.training.progress import tell
+from stepwell.types import Boxes
 
 #: What each depth found on the test images, beside a run's results.
 FOUND = "predictions.json"
+#: Images on a run's page, at most, and their longer side.
+PICTURES, SIDE = 12, 320
+
+
+def check_extra() -> None:
+    """Raise ImportError without the extra that evaluates boxes: not after an epoch of training."""
+    with detection_extra():
+        import faster_coco_eval  # noqa: F401
 
 
 def read_boxes_of(data: str, out: Path, files: BoxFiles) -> BoxParts:
@@ -33,8 +50,7 @@ def read_boxes_of(data: str, out: Path, files: BoxFiles) -> BoxParts:
 
     Errors as for `read_parts`; ImportError without the extra that evaluates boxes.
     """
-    with detection_extra():
-        import faster_coco_eval  # noqa: F401  # not after an epoch of training
+    check_extra()
     parts = read_parts(Path(data), files)
     for note in parts.notes:
         warnings.warn(note, stacklevel=3)
@@ -105,6 +121,51 @@ def prepare(
     return Inputs(batches, aside, batches.with_examples(parts.test), None, about, weights)
 
 
+def shown(
+    test: BoxSet, found: Mapping[str, Sequence[Boxes]], judged: str,
+    pictured: Mapping[str, Sequence[Boxes]],
+) -> dict[str, Any]:  # fmt: skip
+    """What a run's page shows: the test images where `judged` errs most, with boxes; and curves.
+
+    Errors are missed true boxes, and wrong boxes with a score of at least `SURE`.
+    """
+    sure = {name: [own.chosen(own.scores >= SURE) for own in boxes] for name, boxes in found.items()}
+    sure |= {name: [*boxes] for name, boxes in pictured.items()}
+    errors = []
+    for own, true in zip(sure[judged], test.truth, strict=True):
+        seen = matched([own], [true], len(test.classes))
+        errors.append(len(seen.right) + int(seen.true.sum()) - 2 * int(seen.right.sum()))
+    worst = sorted(range(len(test)), key=lambda i: -errors[i])[:PICTURES]
+    images = []
+    for i in worst:
+        pixels = whole(test.files[i], SIDE)
+        high, wide = pixels.shape[:2]
+        scale = wide / test.sizes[i][1], high / test.sizes[i][0]
+        jpeg = io.BytesIO()
+        Image.fromarray(pixels).save(jpeg, "JPEG", quality=80)
+        boxes = {"truth": test.truth[i]} | {name: own[i] for name, own in sure.items()}
+        images.append({
+            "file": test.files[i].name, "size": [high, wide], "errors": errors[i],
+            "jpeg": base64.b64encode(jpeg.getvalue()).decode(),
+            "boxes": {name: _rounded(scaled(own, *scale)) for name, own in boxes.items()},
+        })  # fmt: skip
+    truth = test.coco()
+    curves = {name: precision_recall(truth, test.results(boxes)) for name, boxes in found.items()}
+    return {
+        "score": SURE,
+        "classes": [*test.classes],
+        "judged": judged,
+        "images": images,
+        "curves": curves,
+    }
+
+
+def _rounded(boxes: Boxes) -> list[list[float]]:
+    """The corners, class and score of each box, short enough for a page."""
+    rows = zip(boxes.boxes.tolist(), boxes.labels.tolist(), boxes.scores.tolist(), strict=True)
+    return [[*(round(v, 1) for v in box), label, round(score, 3)] for box, label, score in rows]
+
+
 def validator(detector: Detector, task: Task[BoxBatches]) -> Callable[[], dict[str, float]] | None:
     """A call that measures all depths on the validation part; none without such a part."""
     batches = task.validation
@@ -119,11 +180,19 @@ def validator(detector: Detector, task: Task[BoxBatches]) -> Callable[[], dict[s
 
 
 def finish(
-    task: Task[BoxBatches], detector: Detector, record: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+    task: Task[BoxBatches], detector: Detector, record: Mapping[str, Any] | None = None,
+    others: Mapping[str, Sequence[Boxes]] | None = None,
+    pictured: Mapping[str, Sequence[Boxes]] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Measure the trained detector once on the test part, write the run's results, and return them.
 
-    Writes net.safetensors, predictions.json and, last, results.json. A finished run keeps them.
+    Writes net.safetensors, predictions.json, boxes.json for the page and, last, results.json. A
+    finished run keeps them.
+
+    Args:
+        record: further entries of the results.
+        others: boxes of others on the test part, such as teachers, by name.
+        pictured: which of them the page draws; by default those with a score of at least `SURE`.
     """
     run, file = task.run, task.run.path / "net.safetensors"
     kept, results = finished(run, load_detector, predictions=False)
@@ -146,7 +215,10 @@ def finish(
             net.card = net.card.with_costs(seen["costs"], device_name())
             save_detector(detector, file)
         results["file_bytes"] = file.stat().st_size
-        rows = {depth: test.results(boxes) for depth, boxes in found.items()}
+        every = found | dict(others or {})
+        rows = {name: test.results(boxes) for name, boxes in every.items()}
         write_whole(run.path / FOUND, json.dumps(rows).encode())
+        page = shown(test, every, [*found][-1], pictured or {})
+        write_whole(run.path / BOXES, json.dumps(page).encode())
         run.write_json("results.json", results)
     return results

@@ -56,6 +56,7 @@ class Detector(nn.Module):
         make_more, count = architecture.more if own[-1] >= 32 else (None, 0)
         more = [own[-1] * 2**i for i in range(1, count + 1)]
         self.name, self.width, self.convs, self.classes = head, width, convs, classes
+        self.strides, self.own_levels = (*own, *more), len(own)
         self.background, self.sigmoid = architecture.background, architecture.sigmoid
         self.net = net
         self.pyramid = FeaturePyramidNetwork(
