@@ -29,6 +29,7 @@ NAMES = (
     "precision",
     "kg",
     "text",
+    "adder",
     "detection",
 )
 RESULTS = Path(__file__).parent / "results"

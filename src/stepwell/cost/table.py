@@ -67,7 +67,7 @@ def _operations(counts: Mapping[str, int], batch: int) -> dict[str, int | float]
     macs = sum(counts.values()) // 2 // batch
     if counts["additions"] == counts["multiplications"]:
         return {"macs": macs}
-    return {"macs": macs, **each, "model_uj": energy(**each)}
+    return {"macs": macs, **each, "model_uj": energy(each["additions"], each["multiplications"])}
 
 
 def _bytes_of(module: nn.Module) -> int:

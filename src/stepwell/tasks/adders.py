@@ -1,10 +1,12 @@
 """Runs of adder networks: norm statistics before they are measured, and what is recorded beside."""
 
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import islice
 from typing import Any
 
+from stepwell.cost import energy
 from stepwell.data import Batches
 from stepwell.measure.depths import accuracy_on, cost_table
 from stepwell.methods.pkkd import ProgressiveKernelKD
@@ -28,9 +30,12 @@ def settle(net: NestedNet, task: Task[Any], images: int | None = None) -> None:
         images: most images to take, in whole batches; by default all.
     """
     train = task.train
-    batches = Batches(  # in random order, because folders are in the order of their classes
-        train.images, train.batch_size, mean=train.mean, std=train.std, shuffle=True, seed=train.seed
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a last batch of one image the training has warned
+        batches = Batches(  # in random order, because folders are in the order of their classes
+            train.images, train.batch_size, mean=train.mean, std=train.std, shuffle=True,
+            seed=train.seed,
+        )  # fmt: skip
     most = None if images is None else -(-images // train.batch_size)
     estimate_all(net, islice(batches, most))
 
@@ -57,7 +62,9 @@ def record(objective: ProgressiveKernelKD, task: Task[Any]) -> dict[str, Any]:
     accuracy, _ = accuracy_on(twin, task.test, "test")
     size = task.train.images.size
     costs = cost_table(twin.cpu(), size)[twin.full]
-    return {"gradients": gradients, "twin": {"accuracy": accuracy[twin.full], **costs}}
+    macs = costs["macs"]
+    operations = {"additions": macs, "multiplications": macs, "model_uj": energy(macs, macs)}
+    return {"gradients": gradients, "twin": {"accuracy": accuracy[twin.full], **costs, **operations}}
 
 
 def filter_gradients(objective: ProgressiveKernelKD, batch: Any) -> dict[str, float]:

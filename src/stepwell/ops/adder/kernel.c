@@ -129,8 +129,12 @@ INLINE void forward_block(const int R, const int V, const Layer *l, const float 
             for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++) {
+#ifdef PRODUCTS  // the loop of a convolution, which benchmarks compare with
+                    sum[r][v] += x[r * step + k] * filters[v];
+#else
                     vec d = difference(x[r * step + k], filters[v], one);
                     sum[r][v] += (vec)((ivec)d & positive);
+#endif
                 }
         }
     for (int r = 0; r < R; r++)
