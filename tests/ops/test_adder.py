@@ -107,7 +107,7 @@ def test_long_sums_and_the_form_for_graphs_are_exact():
     x, weight = torch.randn(2, 64, 9, 8).relu(), torch.randn(20, 64, 3, 3)
     exact = naive(x.double(), weight.double(), (2, 1), (1, 2))
     for found in (adder_conv2d(x, weight, (2, 1), (1, 2)), by_taps(x, weight, (2, 1), (1, 2))):
-        assert (found - exact).abs().max() < 1e-4  # of sums of about 500
+        assert (found - exact).abs().max() < 2e-4  # of sums of about 500
 
 
 def test_half_precision_and_autocast_are_summed_in_float32():

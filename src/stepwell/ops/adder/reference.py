@@ -64,7 +64,7 @@ def forward(x: Maps, weight: Filters, stride: Pair, padding: Pair) -> Maps:
 
 
 def by_taps(x: Maps, weight: Filters, stride: Pair, padding: Pair) -> Maps:
-    """The same by plain operators of one position in the window at a time, for graphs of other tools."""
+    """The same by plain operators, a position of the window at a time, for graphs of other tools."""
     (high, wide), (down, across) = padding, stride
     height, width = out_size(x.shape[2:], weight.shape[2:], stride, padding)
     padded, total = pad(x, (wide, wide, high, high)), None
