@@ -29,6 +29,7 @@ NAMES = (
     "precision",
     "kg",
     "text",
+    "serve",
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -86,7 +86,8 @@ BODIES: dict[str, dict[str, Any]] = {
         "requestBody": {
             "required": True,
             "content": {
-                "multipart/form-data": _FORM, "image/*": _BYTES, "application/octet-stream": _BYTES
+                "multipart/form-data": _FORM, "image/png": _BYTES, "image/jpeg": _BYTES,
+                "application/octet-stream": _BYTES,
             },
         }
     },
