@@ -30,6 +30,7 @@ NAMES = (
     "kg",
     "text",
     "serve",
+    "detection",
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -1347,6 +1347,8 @@ def test_the_options_of_the_recipes_are_these():
     teachers = "teacher teacher_mean teacher_std"
     taught = f"{teachers} temperature ce kl attention"
     texts = "test valid text label regression max_tokens"
+    detector = "net depths width convs init images test valid size flip epochs batch_size optimizer "
+    detector += "lr weight_decay val_fraction patience seed teach"
     shown = "unlabeled unlabeled_share synthetic synthetic_share synthetic_count "
     expected = {
         "supervised": f"{trained} {texts} net label_smoothing",
@@ -1367,6 +1369,9 @@ def test_the_options_of_the_recipes_are_these():
         "drnet": f"{trained} net depths sizes schedule target choose_epochs label_smoothing",
         "netgraft": f"{common} {teachers} student keep unlabeled shots blocks schedule views "
         "graft_steps join_steps loss",
+        "detect": f"{loop} {detector} zoom data out",
+        "pseudo": f"{loop} {detector} zoom data out teacher labels label_fraction thresholds min_score "
+        "ignore_from calibrate classes rename teacher_size store keep_empty label_share label_rate",
         "dkge": f"{loop} triples out valid test encoder dim context_size margin negatives "
         "warm_epochs epochs batch_size lr seed",
     }
@@ -1384,6 +1389,7 @@ def test_the_options_for_studies_are_these():
         "drnet": "mixing explore temperature cost_weight slack norms chooser_rate",
         "netgraft": "start statistics adaption_lr trace",
         "bert": "shuffled",
+        "pseudo": "plain_fusion no_mask",
     }
     for recipe, options in expected.items():
         group = groups_of(resolve_name(RECIPES[recipe][0]))["ablation"]

@@ -23,6 +23,10 @@ NETWORKS = {
     "resnet20_slim": "resnet20 with half the channels in its last stage; holds 8, 14",
     "resnet14_slimmer": "resnet14 with half the channels in its last two stages; holds 8",
     "resnet20_slimmer": "resnet20 with half the channels in its last two stages; holds 8, 14",
+    "resnet8_s4": "resnet8 behind a first convolution of stride 4, for detectors",
+    "resnet14_s4": "resnet14 behind a first convolution of stride 4, for detectors; holds 8",
+    "resnet20_s4": "resnet20 behind a first convolution of stride 4, for detectors; holds 8, 14",
+    "resnet32_s4": "resnet32 behind a first convolution of stride 4; holds 8, 14, 20, 26",
     "vgg13_bn": "torchvision's VGG with BatchNorm, (2, 2, 2, 2, 2)",
     "vgg16_bn": "torchvision's VGG with BatchNorm, (2, 2, 3, 3, 3); holds 13",
     "vgg19_bn": "torchvision's VGG with BatchNorm, (2, 2, 4, 4, 4); holds 13, 16",
@@ -53,14 +57,18 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
         ),
     },
     "per example: width": {
-        "slimmable layers": ("widths", "Slimmable networks (Yu et al. 2019)", ""),
-        "mixture of experts": ("experts", "Sparsely-gated MoE (Shazeer et al. 2017), Switch", ""),
+        "slimmable layers": ("widths", "Slimmable networks (Yu et al. 2019)", "widths"),
+        "mixture of experts": (
+            "experts",
+            "Sparsely-gated MoE (Shazeer et al. 2017), Switch",
+            "experts",
+        ),
     },
     "per example: parameters": {
         "conditional kernels": (
             "kernels",
             "CondConv (Yang et al. 2019), DY-CNN (Chen et al. 2020)",
-            "",
+            "kernels",
         ),
     },
     "per place": {

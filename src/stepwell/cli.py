@@ -23,7 +23,7 @@ COMMANDS = {
         "eval": ("eval_", "Measure accuracy, calibration, churn, MACs and latency."),
         "cost": ("cost", "Measure params, MACs, memory and milliseconds of every depth or choice."),
         "calibrate": ("calibrate", "Add untrained depths to a network."),
-        "predict": ("predict", "Classify images or texts."),
+        "predict": ("predict", "Classify images or texts, or find the objects in images."),
         "export": ("export", "Write depths as files for other programs."),
         "patch": ("patch", "Make the weights of a deeper depth with a delta."),
         "kg": ("kg", "Change, update and ask a knowledge graph."),

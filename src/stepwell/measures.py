@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 Unit = Literal["percent", "points", "number", "count", "ms", "bytes", "blocks", "times"]
 
 
-#: The measure that chooses epochs and stands in figures: of classes, and of numbers. It is 1 at most.
-SCORES = ("accuracy", "pearson")
+#: The measure that chooses epochs and stands in figures: of classes, of numbers, and of boxes. It is 1
+#: at most.
+SCORES = ("accuracy", "pearson", "ap")
 #: Said of MCC and F1, and of the scores of numbers.
 OF_CLASSES = "MCC: Matthews correlation; F1: of two classes that of the second, else the mean over them"
 OF_NUMBERS = "Pearson, Spearman: correlation with the true numbers; RMSE: root mean squared error"
@@ -49,6 +50,12 @@ MEASURES: Mapping[str, Measure] = {
     "pearson": Measure("Pearson", "number", 3),
     "spearman": Measure("Spearman", "number", 3),
     "rmse": Measure("RMSE", "number", 3),
+    "ap": Measure("AP", "percent"),
+    "ap50": Measure("AP50", "percent"),
+    "ap75": Measure("AP75", "percent"),
+    "ap_small": Measure("small", "percent"),
+    "ap_medium": Measure("medium", "percent"),
+    "ap_large": Measure("large", "percent"),
     "agreement": Measure("agreement", "percent"),
     "negative_flips": Measure("made wrong", "percent"),
     "positive_flips": Measure("made right", "percent"),
@@ -236,11 +243,15 @@ CURVE = ("mean MACs", "accuracy", "with random depths")
 
 
 def curve_rows(cascade: Mapping[str, Any]) -> list[list[str]]:
-    """The cascades of `cascade_curve` as rows of a table; none if they were not measured."""
-    return [
+    """The cascades of `cascade_curve` as rows of a table; none if they were not measured.
+
+    Budgets that make the same cascade share a row.
+    """
+    rows = [
         [big(point["macs"]), *(f"{100 * point[k]:.2f} %" for k in ("accuracy", "random_accuracy"))]
         for point in cascade.get("curve") or ()
     ]
+    return [row for i, row in enumerate(rows) if row not in rows[:i]]
 
 
 def chance_in_words(test: Mapping[str, Any], noun: str) -> str:

@@ -34,10 +34,10 @@ _NAMES = {
         "epochs nest_epochs steps keep shots views graft_steps join_steps sizes choose_epochs "
         "synthetic_count generator_steps devices accumulate num_classes batch dim context_size "
         "gate_epochs negatives k top_k seeds workers top patience max_tokens student_layers "
-        "teacher_epochs threads max_batch max_queue max_bytes max_pixels"
+        "teacher_epochs width convs threads max_batch max_queue max_bytes max_pixels"
     ),
     TWO_OR_MORE: "batch_size experts kernels",  # BatchNorm cannot train on one image
-    PIXELS: "size",
+    PIXELS: "size teacher_size",
     POSITIVE: (
         "lr temperature teacher_std adaption_lr chooser_rate margin budget_ms budget_macs threshold "
         "slo_ms"
@@ -45,14 +45,14 @@ _NAMES = {
     NOT_NEGATIVE: (
         "weight_decay max_drop ce kl attention cls layers hint full_weight cost_weight slack clip "
         "checkpoint_minutes warm_epochs max_seconds unlearn interpolate "
-        "rate_weight reward policy_weight balance_weight"
+        "rate_weight reward policy_weight balance_weight teach"
     ),
     BELOW_ONE: "hysteresis label_smoothing val_fraction distill_from ema_teacher average gate_fraction",
     SEED: "seed",
     PORT: "port",
-    SHARE: "start_from_teacher target target_cost min_accuracy target_accuracy",
+    SHARE: "start_from_teacher target target_cost min_accuracy target_accuracy min_score ignore_from",
     NUMBER: "teacher_mean",
-    SHARE_ABOVE_0: "explore anneal widths",
+    SHARE_ABOVE_0: "explore anneal widths zoom label_fraction label_rate",
     INNER_SHARE: "unlabeled_share synthetic_share label_share",
 }
 #: By parameter name, which means the same in every command, recipe and objective.

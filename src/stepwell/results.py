@@ -16,6 +16,8 @@ from stepwell.files import damaged, read_json, write_whole, writing
 EVALUATIONS = "evaluations.json"
 #: Attention maps of a text encoder and its teacher, in a run.
 MAPS = "attention.npz"
+#: Test images with boxes, and curves of precision, in a run of a detector.
+BOXES = "boxes.json"
 #: Measures of a graph that older versions wrote at the top.
 _OF_GRAPHS = ("entities", "relations", "triples", "loss", "test_seconds")
 

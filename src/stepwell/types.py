@@ -1,9 +1,10 @@
 """Types that every part of the library shares."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 Logits = Float[Tensor, "batch classes"]
@@ -85,6 +86,62 @@ class Batch(NamedTuple):
     def images(self) -> Tensor:
         """The inputs, where they are images."""
         return self.inputs
+
+
+class Boxes(NamedTuple):
+    """The boxes of one image.
+
+    boxes: (n, 4), as x1, y1, x2, y2 in pixels.
+    labels: (n,) classes.
+    crowd: (n,) True for a region of many objects, which training ignores and COCO's evaluation skips.
+    areas: (n,) in square pixels, for COCO's sizes; of an outline, less than its box's.
+    scores: (n,) of predicted boxes; 1 for true ones.
+    """
+
+    boxes: Float[Tensor, "n 4"]
+    labels: Int64[Tensor, " n"]
+    crowd: Bool[Tensor, " n"]
+    areas: Float[Tensor, " n"]
+    scores: Float[Tensor, " n"]
+
+    @classmethod
+    def of(
+        cls, boxes: Sequence[Sequence[float]] | Tensor, labels: Sequence[int] | Tensor,
+        scores: Sequence[float] | Tensor | None = None,
+    ) -> "Boxes":  # fmt: skip
+        """Boxes that are no crowd; `scores` are 1 if not given."""
+        corners = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        classes = torch.as_tensor(labels, dtype=torch.long).reshape(-1)
+        crowd = torch.zeros(len(corners), dtype=torch.bool)
+        areas = (corners[:, 2:] - corners[:, :2]).prod(1)
+        sure = torch.ones(len(corners)) if scores is None else torch.as_tensor(scores).float()
+        return cls(corners, classes, crowd, areas, sure)
+
+    def chosen(self, which: Bool[Tensor, " n"] | Int64[Tensor, " some"]) -> "Boxes":
+        """Some of the boxes, by a mask or by their numbers."""
+        return Boxes(*(values[which] for values in self))
+
+    @property
+    def total(self) -> int:
+        """The number of boxes."""
+        return len(self.boxes)
+
+
+class BoxBatch(NamedTuple):
+    """Images with boxes.
+
+    images: (batch, 3, height, width), normalised; smaller images stand in the upper left corner, and
+        zeros fill the rest.
+    sizes: height and width of each image.
+    truth: the boxes of each image, in its pixels here.
+    known: for each image, True for each class that its boxes tell of (classes,); other classes are no
+        negatives there. None: all classes of all images.
+    """
+
+    images: Images
+    sizes: tuple[tuple[int, int], ...]
+    truth: tuple[Boxes, ...]
+    known: tuple[Bool[Tensor, " classes"], ...] | None = None
 
 
 #: Maps a batch of inputs to logits by name, or to one lone tensor of logits.

@@ -1,9 +1,9 @@
-"""The studies of early exits and of gates: their claims compare what they say, and their arms run."""
+"""The studies of dynamic inference: their claims compare what they say, and their arms run."""
 
 import pytest
 
 from stepwell import cli
-from stepwell.claims import exits, skipping
+from stepwell.claims import exits, experts, kernels, skipping, widths
 from stepwell.claims.kit.judging import judge
 from stepwell.claims.kit.verify import verify_system
 from stepwell.commands.verify import dynamic_systems
@@ -79,6 +79,61 @@ def test_gates_are_compared_at_their_own_cost():
     })  # fmt: skip
 
 
+def rows(chosen=1.2, fixed=1.0, by_macs=1.5):
+    speed = {"batch": 64, "chosen": chosen, "fixed": fixed, "by_macs": by_macs}
+    return {"speed": [speed | {"speed_up": chosen / fixed}, {"batch": 1}]}
+
+
+def test_widths_are_compared_at_their_own_cost_and_with_their_own_controls():
+    def chosen(accuracy, macs, random):
+        found = network("chosen", macs, accuracy)
+        found["test"] |= {"1/accuracy": 0.69, "0.25/accuracy": 0.5}
+        controls = {"random": random, "line": 0.66, "oracle": 0.8}
+        return found | {"widths": rows() | {"controls": controls, "cost": macs / 100}}
+
+    results = {
+        widths.alone("20"): network("20", 100, 0.7), widths.alone("14"): network("14", 60, 0.66),
+        widths.alone("8"): network("8", 20, 0.5), widths.DOUBT: chosen(0.67, 50, 0.65),
+        widths.STEM: chosen(0.64, 50, 0.65), widths.TIGHT: chosen(0.6, 30, 0.59),
+        widths.SANDWICH: chosen(0.68, 50, 0.6), widths.SEEN: chosen(0.66, 50, 0.65),
+    }  # fmt: skip
+    assert results.keys() == widths.ARMS.keys()
+    found = judged(widths.STUDY, results)
+    assert found == pytest.approx({
+        "better-than-static": 67 - 62, "better-than-chance": 2, "network-unharmed": -1,
+        "keeps-target": 0, "saves/time": 0.8, "line": 1, "tight/static": 60 - 54, "tight/chance": 1,
+        "stem/chance": -1, "seen/chance": 1, "sandwich": 0, "oracle": 13,
+    })  # fmt: skip
+
+
+def test_experts_are_compared_with_one_mlp():
+    def trained(accuracy, cv, macs=103):
+        layers = {"a": {"cv": cv}, "b": {"cv": cv + 0.2}}
+        return network("6", macs, accuracy) | {"experts": rows() | {"layers": layers}}
+
+    results = {arm: trained(0.5, 0.2) for arm in experts.ARMS}
+    results |= {experts.DENSE: network("6", 100, 0.48), experts.UNBALANCED: trained(0.5, 0.9)}
+    found = judged(experts.STUDY, results)
+    assert found == pytest.approx({
+        "better-at-equal-cost": 2, "all-are-used": 0.3, "saves-time": 0.8, "cost": 1.03, "noisy": 0,
+        "two": 0, "eight": 0, "balance": 0.7,
+    })  # fmt: skip
+
+
+def test_kernels_are_compared_with_one_kernel():
+    layers = {"first": {"by_class": 0.05}, "last": {"by_class": 0.25}}
+    mixed = network("14", 102, 0.64) | {"kernels": rows(1.0, 1.5) | {"layers": layers}}
+    results = dict.fromkeys(kernels.ARMS, mixed)
+    results |= {
+        kernels.alone("14"): network("14", 100, 0.62), kernels.alone("20"): network("20", 150, 0.65),
+    }  # fmt: skip
+    found = judged(kernels.STUDY, results)
+    assert found == pytest.approx({
+        "better-at-equal-width": 2, "by-content": 20, "costs-little": 1.5, "cost": 1.02, "deeper": -1,
+        "condconv": 2, "eight": 0,
+    })  # fmt: skip
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_quick_study_of_exits_sets_cascades_of_its_network(tmp_path):
     arms = ("14 alone", "exits, by confidence")
@@ -92,7 +147,7 @@ def test_a_quick_study_of_exits_sets_cascades_of_its_network(tmp_path):
 
 def test_dynamic_stands_for_every_leaf_that_is_tested(monkeypatch, tmp_path, capsys):
     assert dynamic_systems()[:2] == ["exits", "ekd"]
-    assert {"skipping", "drnet"} <= {*dynamic_systems()}
+    assert {"skipping", "drnet", "widths", "experts", "kernels"} <= {*dynamic_systems()}
     seen = []
 
     def verify(system, *, folder, **_):

@@ -73,7 +73,7 @@ def test_steps_are_split_over_the_stages():
     assert made("stacked").lengths(100) == (25, 25, 25, 25)
     assert made("stacked", label_share=0.7).lengths(100) == (10, 10, 10, 70)
     assert made().lengths(7) == (7,)
-    with pytest.raises(ValueError, match=r"3 steps are too few for 4 stages \(label_share 0.25\)"):
+    with pytest.raises(ValueError, match=r"3 steps are too few for 4 stages \(--label-share 0.25\)"):
         made("progressive").lengths(3)
 
 
@@ -221,22 +221,22 @@ def test_the_distance_falls(schedule):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": (2, 4)}, "the layer map names 2 layers, and the student has 3"),
-        ({"layers": (0, 0, 0), "kl": 0.0}, "no loss: the layer map names no layer, kl and ce are 0"),
-        ({"layers": (0, 0, 0), "schedule": "stacked"}, "the layer map names none"),
+        ({"layers": (2,)}, "the layer map names 1 layer, and the student has 3"),
+        ({"layers": (0, 0, 0), "kl": 0.0}, "no loss: --layers names none, --kl and --ce are 0"),
+        ({"layers": (0, 0, 0), "schedule": "stacked"}, "--layers names none"),
         ({"layers": (2, 4, 7)}, "the layer map names layer 7; the teacher has 1 to 6"),
         ({"schedule": "some"}, "no schedule 'some'; there are all, progressive, stacked"),
-        ({"attention": 0.0, "cls": 0.0, "kl": 0.0}, "the student has no loss"),
-        ({"schedule": "stacked", "kl": 0.0}, "ends with a task stage: give kl or ce a weight"),
-        ({"schedule": "stacked", "attention": 0.0, "cls": 0.0}, "begins with layers: weigh attention"),
-        ({"freeze": True}, "freeze is for the schedule progressive, not 'all'"),
+        ({"attention": 0.0, "cls": 0.0, "kl": 0.0}, "the student has no loss: --attention, --cls"),
+        ({"schedule": "stacked", "kl": 0.0}, "ends with a task stage: set --kl or --ce above 0"),
+        ({"schedule": "stacked", "attention": 0.0, "cls": 0.0}, "begins with layers: set --attention"),
+        ({"freeze": True}, "--freeze is for the schedule progressive, not 'all'"),
         ({"cls": -1.0}, "cls -1.0: must be 0 or more"),
         ({"schedule": "stacked", "label_share": 1.0}, "label_share 1.0: must be above 0 and below 1"),
         ({"schedule": "stacked", "label_share": 0.0}, "label_share 0.0: must be above 0 and below 1"),
-        ({"label_share": 0.5}, "label_share is for the schedules progressive and stacked, not 'all'"),
-        ({"threshold": 0.5}, "threshold is for the schedules progressive and stacked"),
-        ({"keep_task": True}, "keep_task is for the schedules progressive and stacked"),
-        ({"schedule": "stacked", "threshold": 0.5, "cls": 0.0}, "threshold compares the loss of"),
+        ({"label_share": 0.5}, "--label-share is for the schedules progressive and stacked, not 'all'"),
+        ({"threshold": 0.5}, "--threshold is for the schedules progressive and stacked"),
+        ({"keep_task": True}, "--keep-task is for the schedules progressive and stacked"),
+        ({"schedule": "stacked", "threshold": 0.5, "cls": 0.0}, "--threshold compares the loss of"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(options, message):

@@ -182,7 +182,7 @@ def test_what_a_network_lacks_is_named(net, photos):
     with pytest.raises(ValueError, match="names no classes or no input size"):
         net.predict(photos)
     net.card = stepwell.Card(("a",), input="text")
-    with pytest.raises(ValueError, match="takes text inputs, not images"):
+    with pytest.raises(ValueError, match="takes text inputs, not images; stepwell.open_network"):
         net.preprocess(photos)
 
 

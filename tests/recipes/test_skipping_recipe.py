@@ -22,7 +22,7 @@ from stepwell.measure.skipping import (
     without_gates,
 )
 from stepwell.methods.skipping import Skipping
-from stepwell.nets.decisions.skipping import gated_blocks
+from stepwell.nets.decisions.skipping import add_price, gated_blocks
 from stepwell.nets.files.container import kind_of
 from stepwell.nets.files.nested import fingerprint, load, rewrite_card
 from stepwell.recipes import train
@@ -37,6 +37,33 @@ FEW = {"data": "digits", "net": "resnet8", "part": "1/6", "epochs": 1, "loop": L
 def trained(quick, tmp_path_factory):
     out = tmp_path_factory.mktemp("skipping") / "run"
     return out, train("skipping", out=out, target=0.5, **FEW | {"epochs": 2})
+
+
+def test_a_budget_shifts_all_gates(trained, capsys, image_folder):
+    out, _ = trained
+    net = load(out)
+    budgets = net.card.gate_budgets
+    assert [b[1] for b in budgets] == sorted({b[1] for b in budgets})
+    assert [b[2] for b in budgets] == sorted({b[2] for b in budgets})  # none costs more for nothing
+    low, high = budgets[0][1], budgets[-1][1]
+    (part := parts_of(net, out, json.loads((out / "config.json").read_text()), None).validation)
+    settled = observe_skipping(net, part).open.mean()
+    add_price(net.module, 2.0)
+    assert observe_skipping(net, part).open.mean() <= settled
+    results = stepwell.open_network(out).do("evaluate", budget_macs=low)
+    most = skipping_macs(net, 8).all
+    assert results["costs"]["chosen"]["macs"] < most
+    photo = image_folder(("a",), 1, (8, 8))
+    cli.main(["predict", str(out), str(photo), "--budget-macs", f"{high}"])
+    assert f"cost penalty {budgets[-1][0]:g}: " in capsys.readouterr().err
+    for flags, message in (
+        (["--budget-macs", "10"], "no budget gives 10 MACs an image: "),
+        (["--budget-ms", "10"], "the time of gates depends on the images: give --budget-macs instead"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["predict", str(out), str(photo), *flags])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):

@@ -6,6 +6,8 @@ import re
 import shlex
 import shutil
 import textwrap
+import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -59,10 +61,12 @@ def run(encoder, data, tmp_path_factory):
 def told(capsys, *arguments):
     """Run a command; its code and what it printed, in one line."""
     code = 0
-    try:
-        main([*map(str, arguments)])
-    except SystemExit as stop:
-        code = stop.code or 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)  # a user reads them as notes
+        try:
+            main([*map(str, arguments)])
+        except SystemExit as stop:
+            code = stop.code or 0
     out, err = capsys.readouterr()
     return code, out, " ".join(err.split())
 
@@ -125,8 +129,22 @@ def test_every_command_takes_the_run(run, data, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed)))
         code, _, err = told(capsys, "predict", run, "-")
         assert (code, message in err) == (2, True)
-    _, out, _ = told(capsys, "predict", run, "dull//film" + " a" * 300, "--json")
-    assert json.loads(out)[0]["file"].startswith("dull//film a")
+    _, out, err = told(capsys, "predict", run, "fine", "dull//film" + " a" * 300, "--json")
+    assert err == "note: 1 of 2 texts is longer than 24 tokens and is cut"
+    assert json.loads(out)[1]["file"].startswith("dull//film a")
+    long = write_tsv(tmp_path / "long.tsv", [("a" + " b" * 30, "1"), ("fine", "0")])
+    code, _, err = told(capsys, "eval", run, "--data", long, "--json")
+    assert (code, f"note: {long}: 1 of 2 texts is longer than 24 tokens and" in err) == (0, True), err
+    pairs = write_tsv(tmp_path / "pairs.tsv", [("a", "b", "1")])
+    of_pairs = f"{pairs}, line 2, is a pair of texts with a tab between, and an input of this network"
+    for line, message in (
+        (["predict", run, "fine", pairs], of_pairs), (["eval", run, "--data", pairs], of_pairs),
+        (["predict", run, "a\tb\tc"], r"the text 'a\tb\tc' is 3 texts with tabs between: give one"),
+    ):  # fmt: skip
+        code, _, err = told(capsys, *line)
+        assert (code, message in err) == (2, True), err
+    shutil.copy(run / "net.safetensors", tmp_path / "moved.safetensors")
+    assert told(capsys, "predict", tmp_path / "moved.safetensors", "a text, and no file")[0] == 0
     for flags in (["--cascade"], ["--budget-ms", "10000"], ["--min-accuracy", "0.1"]):
         assert told(capsys, "predict", run, "a dull tale", *flags)[0] == 0
     shown = [told(capsys, *line) for line in (
@@ -256,20 +274,24 @@ def test_python_classifies_texts(run):
         text.predict(["fine", "  "])
     with pytest.raises(ValueError, match="no depth '2'; this net has 1, 3"):
         text.predict("fine", depth="2")
+    with pytest.raises(
+        AttributeError, match=r"no attribute 'depths' \(the encoder inside, .net, has it"
+    ):
+        _ = text.depths
+    older = replace(text, pairs=None)  # as read of a file that does not say it
+    with pytest.raises(ValueError, match="text 2 is a pair .*, and text 1 is a single text"):
+        older.predict(["fine", ("fine", "dull")])
     served = stepwell.open_network(run).do("serve")
-    assert (served.takes, served.noun, served.rows, served.default) == (
-        "texts",
-        "text",
-        ("1", "3"),
-        "3",
-    )
-    inputs = [served.read(given) for given in ("the dog is lovely", ["the dog", "is lovely"])]
-    first, pair = served.run(inputs, "1", 2)
+    about = (served.takes, served.noun, served.rows, served.default)
+    assert about == ("texts", "text", ("1", "3"), "3")
+    (first,) = served.run([served.read("the dog is lovely")], "1", 2)
     assert (first.file, first.label, first.depth) == (one.file, one.label, "1")
     assert first.probability == pytest.approx(one.probability)
-    assert pair.file == "the dog\tis lovely"
-    for wrong in ("  ", ["a", ""], ["a", "b", "c"], []):
-        with pytest.raises(ValueError, match="a text is empty, or no text and no pair of texts"):
+    for wrong, message in (
+        ("  ", "the text is empty"), (["a", ""], "the text is empty"), ([], "there is no text"),
+        (["a", "b"], "the text is a pair of texts"), (["a", "b", "c"], "the text is 3 texts"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
             served.read(wrong)
 
 
@@ -282,10 +304,14 @@ def test_a_pair_of_texts_is_read_as_one(encoder, tmp_path):
     assert results["examples"] == 16  # a fifth, set aside
     text = stepwell.open_network(tmp_path / "run").net
     assert text.predict(("the tale", "the dog is lovely")).label in ("0", "1")
+    with pytest.raises(
+        ValueError, match="text 1 is a single text, and an input of this network is a pair"
+    ):
+        text.predict("the tale")
 
 
 REFUSED = {
-    "no net": (["--net", "resnet32"], "no folder resnet32: name one with an encoder's config.json"),
+    "no net": (["--net", "resnet32"], "no folder resnet32: texts need an encoder's folder (--net)"),
     "image flag": (["--size", "32"], "--size is for images, and --data names texts: leave it out"),
     "mix": (["--mix", "mixup"], "--mix is for images, and --data names texts"),
     "stem": (["--stem", "small"], "--stem small is for images"),
@@ -296,9 +322,11 @@ REFUSED = {
                    "--depths 1=1 2=2"),
     "column": (["--text", "title"], "train.tsv has no column 'title' for texts; its columns are "
                                     "sentence, label"),
-    "label": (["--label", "stars"], "has no column 'stars' for labels; its columns are"),
+    "label": (["--label", "stars"], "has no column 'stars' for labels; its columns are sentence, "
+              "label: name yours with --text and --label"),
     "long": (["--max-tokens", "99"], "--max-tokens 99: this encoder takes at most 40 tokens"),
-    "short": (["--max-tokens", "2"], "a text of 2 tokens has no room beside its 3 special ones"),
+    "short": (["--max-tokens", "2"], "a text of 2 tokens has no room beside its 3 special ones: allow "
+              "4 or more (--max-tokens)"),
     "no test": (["--test", "{tmp}/none.tsv"], "no file {tmp}/none.tsv"),
     "label as text": (["--text", "sentence", "label"], "name each column once, and not 'label', that"),
     "one text twice": (["--text", "sentence", "sentence"], "name each column once"),
@@ -325,10 +353,44 @@ def test_text_flags_are_refused_with_images(tmp_path, capsys):
     code, _, err = told(capsys, "train", "ekd", "--data", "digits", *flags)
     assert code == 2
     assert "--max-tokens is for texts, and --data digits is no .tsv file and no folder with" in err
+    code, _, err = told(capsys, "train", "exits", "--data", "digits", *flags)
+    assert code == 2
+    assert "--max-tokens is for texts, and train exits takes none: leave it out" in err
+
+
+def test_images_and_texts_are_not_taken_for_each_other(encoder, data, tmp_path, capsys):
+    for name in ("empty", "test only"):
+        (tmp_path / name).mkdir()
+    shutil.copy(data / "dev.tsv", tmp_path / "test only")
+    pairs = write_tsv(tmp_path / "pairs.tsv", texts(9, pairs=True))
+    lacks = "{} has no train.tsv: name a tab-separated file of texts with a header, or a folder with"
+    only = f"--data {data} holds texts, and this recipe takes images only:"
+    for line, message in (
+        (["bert", "--data", data, "--teacher", encoder, "--size", "9"],
+         "--size is for images, and train bert takes none: leave it out"),
+        (["bert", "--data", tmp_path / "empty", "--teacher", encoder],
+         lacks.format(f"{tmp_path}/empty")),
+        (["ekd", "--data", tmp_path / "empty", "--net", encoder], lacks.format(f"{tmp_path}/empty")),
+        (["supervised", "--data", tmp_path / "test only"], lacks.format(tmp_path / "test only")),
+        (["ekd", "--data", data, "--net", encoder, "--test", pairs],
+         f"train.tsv has single texts and {pairs} has pairs: name the same columns"),
+        (["drnet", "--data", data], f"{only} texts are for train ekd, supervised and bert"),
+        (["exits", "--data", data], f"{only} the depths of an encoder are its exits (train ekd --net"),
+        (["exits", "--data", "digits", "--net", encoder], "a folder is a text encoder, and --data"),
+    ):  # fmt: skip
+        code, _, err = told(capsys, "train", *line, "--out", tmp_path / "r")
+        assert (code, message in err) == (2, True), err
+    code, _, err = told(capsys, "predict", tmp_path / "r", "a text")
+    assert (code, f"no file or run directory {tmp_path / 'r'}" in err) == (2, True), err
 
 
 FILES = {
-    "no file": (None, "no file {path}"),
+    "no file": (None, "no file or folder {path}: name a tab-separated file of texts with a header, or"),
+    "CR alone": (b"sentence\tlabel\rfine\t1\rdull\t0\r", "{path} ends its lines by CR alone: save it"),
+    "no tab": (b"sentence\tlabel\nfine\n", "{path}, line 2: 1 column, and the header has 2 (sentence,"),
+    "no classes": (b"sentence\tlabel\n" + b"".join(b"a film\tlabel %d\n" % i for i in range(11)),
+                   "{path}: 11 texts have 11 different labels in column 'label', too many for classes: "
+                   "name the column of classes with --label, or predict numbers with --regression"),
     "empty": (b"", "{path} is empty: its first line names the columns"),
     "only a header": (b"sentence\tlabel\n", "{path} has a header (sentence, label) and no row"),
     "a tab too many": (b"sentence\tlabel\nfine\t1\na\tb\t0\n",
@@ -343,7 +405,8 @@ FILES = {
     "twice": (b"text\tlabel\tlabel\nfine\t1\t1\ndull\t0\t1\n", "{path} has several columns 'label'"),
     "no usual column": (b"review\tlabel\nfine\t1\ngood\t0\n",
                         "has no usual column of texts (such as sentence, text, or sentence1 and "
-                        "sentence2); its columns are review, label: name yours with --text"),
+                        "sentence2); its first line names review, label: name yours with --text and"),
+    "commas": (b"text,label\nfine,1\ngood,0\n", "{path} is separated by commas: write it with tabs"),
 }  # fmt: skip
 
 
@@ -365,6 +428,13 @@ NUMBERS = {
     "not finite": ("3.5", "nan", "{path}, line 3: 'nan' in column 'label' is not a number"),
     "a comma": ("3,5", "1", "{path}, line 2: '3,5' in column 'label' is not a number"),
     "none": ("3.5", "", "{path}, line 3: '' in column 'label' is not a number"),
+    "too large": (
+        "3.5",
+        "1e300",
+        "{path}, line 3: 1e300 in column 'label' is too large to predict: take "
+        "another unit, so that all numbers are below 1e+15",
+    ),
+    "equal in 32 bits": ("16777216", "16777217", "{path} has one number only, 16777216: training"),
     "equal": ("3.5", "3.5", "{path} has one number only, 3.5: training needs two or more"),
     "few": ("3.5", "1", "{path} has 2 texts, too few to set some aside to test on"),
 }
@@ -619,7 +689,7 @@ def test_numbers_and_classes_do_not_teach_each_other(run, numbers, tmp_path, cap
 
 def test_many_fractions_as_classes_are_told(encoder, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("STEPWELL_QUIET")
-    rows = [("fine", f"{i / 8}") for i in range(12)]
+    rows = [("fine", f"{i / 8}") for i in range(12)] * 2
     data = write_tsv(tmp_path / "own.tsv", rows)
     flags = ["--data", data, "--net", encoder, "--out", tmp_path / "r", "--test", data, "--size", "9"]
     code, _, err = told(capsys, "train", "ekd", *flags[:-2], "--max-tokens", "99")

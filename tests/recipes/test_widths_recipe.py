@@ -9,18 +9,18 @@ from torch.testing import assert_close
 
 import stepwell
 from stepwell import cli
-from stepwell.cost import count_macs
+from stepwell.cost import Latency, count_macs
 from stepwell.data import Batches, load_images
 from stepwell.device import device_name
 from stepwell.export import OpenChoices
-from stepwell.measure.choices import macs_of_choices
+from stepwell.measure.choices import macs_of_choices, times_of_choices
 from stepwell.measure.widths import measure_groups
 from stepwell.methods.widths import ChooserAlone
 from stepwell.nets.files.container import kind_of
 from stepwell.nets.files.nested import rewrite_card
 from stepwell.nets.files.widths import load_widths
 from stepwell.recipes import train
-from stepwell.recipes.widths import Widths
+from stepwell.tasks.choices import parts_for_chooser
 from stepwell.training import Loop
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -86,16 +86,26 @@ def test_a_run_has_a_row_a_width_and_all_numbers(trained):
     assert {"share/0.25", "mean cost", "val/chosen/accuracy"} <= lines[-1].keys()
 
 
+def test_the_time_of_a_choice_counts_once_what_the_gate_has_run(trained, monkeypatch):
+    ms = [3.0, 2.5, 9.0, 6.0, 2.75]  # gate, its part of the narrowest, then widths 1, 0.5, 0.25
+
+    def measure(calls, **_):
+        return {name: Latency(t, t, t) for name, t in zip(calls, ms, strict=True)}
+
+    monkeypatch.setattr("stepwell.measure.choices.measure_latencies", measure)
+    assert times_of_choices(load_widths(trained[0]), 8) == [12.0, 9.0, 3.25]
+
+
 def test_the_gate_has_images_of_its_own():
     images = load_images("digits").train
     batches = Batches(images, 32, mean=(0.5,) * 3, std=(0.5,) * 3, shuffle=True)
-    network, gate = Widths(gate_fraction=0.25).parts(batches)
+    network, gate = parts_for_chooser(batches, 0.25)
     both = len(network.images), len(gate.images)
     assert sum(both) == len(batches.images)
     assert both[1] / sum(both) == pytest.approx(0.25, abs=0.02)
     assert (network.shuffle, gate.shuffle) == (True, True)
     assert gate.seed != network.seed
-    same, again = Widths(gate_fraction=0.0).parts(batches)
+    same, again = parts_for_chooser(batches, 0.0)
     assert same is batches
     assert again.images is same.images
 

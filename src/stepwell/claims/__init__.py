@@ -18,6 +18,14 @@ CLAIMS: dict[str, tuple[str, str]] = {
               "cascades of early exits against static networks, chance and the oracle"),
     "skipping": ("stepwell.claims.skipping:STUDY",
                  "gates that skip blocks against static networks and random blocks"),
+    "widths": ("stepwell.claims.widths:STUDY",
+               "widths that a gate chooses against static networks, chance and the oracle"),
+    "experts": ("stepwell.claims.experts:STUDY",
+                "experts of each token against one MLP of the same cost"),
+    "kernels": ("stepwell.claims.kernels:STUDY",
+                "kernels mixed for each image against one kernel, and a deeper network"),
+    "pseudo": ("stepwell.claims.pseudo.study:STUDY", "detectors from boxes of teachers against labels "
+               "and features alone, and detectors of several depths"),
     "fidelity": ("stepwell.claims.fidelity.study:STUDY", "does distillation work? agreement of "
                  "students with their teachers, and its causes"),
     "netgraft": ("stepwell.claims.netgraft.study:STUDY",

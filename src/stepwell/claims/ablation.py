@@ -21,6 +21,7 @@ from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import (
     Named,
     accuracy,
+    alone,
     least,
     less,
     more,
@@ -40,11 +41,6 @@ TWO, FOUR = ("20",), ("8", "14", "20")
 
 #: Weights that every arm has, unless it says otherwise.
 FIRST: dict[str, Any] = {"attention": 2.0}
-
-
-def alone(depth: str) -> str:
-    """The arm that trains one network on labels alone."""
-    return f"{depth} alone"
 
 
 def offline(depth: str) -> str:

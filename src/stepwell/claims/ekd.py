@@ -21,12 +21,11 @@ from stepwell.claims.ablation import (
     FULL,
     TWO,
     UNTAUGHT,
-    alone,
     depths_of,
     offline,
 )
 from stepwell.claims.kit.figure import Axis, Plot
-from stepwell.claims.kit.measures import accuracy, least, less, more, seconds, times
+from stepwell.claims.kit.measures import accuracy, alone, least, less, more, seconds, times
 from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
 
 ALL = (*FOUR, FULL)

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import accuracy, greatest, more, on_lines, times
+from stepwell.claims.kit.measures import accuracy, alone, greatest, macs_of, more, on_lines, times
 from stepwell.claims.kit.measuring import Clock, validated_parts
 from stepwell.claims.kit.study import Arm, Measure, Question, Study, image_fingerprint
 from stepwell.evaluation import gather_logits
@@ -59,11 +59,6 @@ def cascades(
         if name != "macs"
     }
     return clock.result(test)
-
-
-def alone(depth: str) -> str:
-    """The arm of a network without exits."""
-    return f"{depth} alone"
 
 
 def of(arm: str, how: str = "confidence") -> str:
@@ -132,7 +127,7 @@ def ratio(a: str, b: str) -> Measure:
     return lambda results: of_cascade(a)(results) / of_cascade(b)(results)
 
 
-COST: Measure = lambda results: float(results[alone(SMALL)]["costs"][SMALL]["macs"])  # noqa: E731
+COST = macs_of(alone(SMALL), SMALL)
 BY_CONFIDENCE = within(of(EXITS), COST)
 BEST = greatest([accuracy(of(EXITS), str(i)) for i in range(1, BUDGETS + 1)])
 #: Named before the runs: a dynamic network is better than a static one of its cost, by its decisions,

@@ -11,18 +11,23 @@ epochs in all; SkipNet's two phases. An oracle would try every set of blocks, an
 from typing import Any
 
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import accuracy, less, level, more, on_lines, times
+from stepwell.claims.kit.measures import (
+    accuracy,
+    alone,
+    less,
+    level,
+    macs_of,
+    more,
+    of_speed,
+    static_at,
+    times,
+)
 from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
 
 FULL, SMALL, SMALLEST = "20", "14", "8"
 FIRST, AIG = "20, first half", "gates"
 TIGHT, FRESH, SKIPNET = "gates, open rate 0.4", "gates from the start", "SkipNet"
 TARGET = 0.6
-
-
-def alone(depth: str) -> str:
-    """The arm of a network without gates."""
-    return f"{depth} alone"
 
 
 def gates(**arguments: Any) -> Arm:
@@ -58,24 +63,9 @@ def percent(measure: Measure) -> Measure:
     return lambda results: 100 * measure(results)
 
 
-def static_at(arm: str) -> Measure:
-    """Accuracy of networks alone at the mean cost of an arm, on straight lines between them."""
-
-    def measure(results: Any) -> float:
-        rivals = [
-            (results[alone(d)]["costs"][d]["macs"], accuracy(alone(d), d)(results))
-            for d in (SMALLEST, SMALL, FULL)
-        ]
-        return on_lines(rivals, results[arm]["costs"]["chosen"]["macs"])
-
-    return measure
-
-
-def speed(arm: str, key: str, batch: int) -> Measure:
-    """Speed-up of an arm over the network without gates, by the clock or by MACs."""
-    return lambda results: next(
-        float(row[key]) for row in results[arm]["skipping"]["speed"] if row["batch"] == batch
-    )
+def rivals(arm: str) -> Measure:
+    """Networks alone, at the mean cost of an arm."""
+    return static_at((SMALLEST, SMALL, FULL), macs_of(arm, "chosen"))
 
 
 def versus(
@@ -96,24 +86,24 @@ CLAIMS = [
            "above ResNet-50 with 20 % less computation (abstract of ConvNet-AIG)", AIG,
            accuracy(alone(FULL), FULL), alone(FULL), -1.0, expected=0.0),
     versus(PRIMARY[1], "Gates are better than static networks of their mean cost, of as many epochs",
-           "as above", AIG, static_at(AIG),
+           "as above", AIG, rivals(AIG),
            "static networks at its cost", expected=0.8),
     versus(PRIMARY[2], "Which images skip a block matters: gates are more than half a point above "
            "blocks that run for as many images, drawn at random", "not asked", AIG,
            percent(record(AIG, "random_accuracy")), "random images", 0.5, expected=1.5),
     times("saves/macs", "Gates take at most 0.75 of the MACs, themselves included",
           "20 % and 38 % less (abstract of ConvNet-AIG)", "MACs",
-          {AIG: lambda r: float(r[AIG]["costs"]["chosen"]["macs"]),
-           alone(FULL): lambda r: float(r[alone(FULL)]["costs"][FULL]["macs"])}, 0.75, below=True),
+          {AIG: macs_of(AIG, "chosen"), alone(FULL): macs_of(alone(FULL), FULL)}, 0.75, below=True),
     times("saves/time", "In batches of 64, the speed-up is at least 0.9 of that by MACs", "not asked",
-          "×", {"by the clock": speed(AIG, "speed_up", 64), "by MACs": speed(AIG, "by_macs", 64)}, 0.9),
+          "×", {"by the clock": of_speed(AIG, "skipping", "speed_up"),
+           "by MACs": of_speed(AIG, "skipping", "by_macs")}, 0.9),
     level("open-rate", f"The mean open rate is at most 0.05 above its target of {TARGET}",
           "near the target", ("above the target", lambda r: r[AIG]["skipping"]["mean"] - TARGET), 0.05,
           "of the blocks", below=True),
     versus("tight/static", "At open rates of 0.4, gates are better than static networks of their cost",
-           "not asked", TIGHT, static_at(TIGHT), "static networks at its cost"),
+           "not asked", TIGHT, rivals(TIGHT), "static networks at its cost"),
     versus("skipnet/static", "SkipNet is better than static networks of its mean cost",
-           "not asked", SKIPNET, static_at(SKIPNET),
+           "not asked", SKIPNET, rivals(SKIPNET),
            "static networks at its cost"),
     Claim("skipnet/cost", "SkipNet's reward lets images skip more than a tenth of the blocks",
           "70 to 50 % of the computation (SkipNet's code)", "% of the blocks",

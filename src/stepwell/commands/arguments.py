@@ -29,7 +29,7 @@ Module = Annotated[
 #: Words for values in the help: of a command's flag by its name, else by its type.
 WORDS_BY_NAME = {
     "run": "RUN", "runs": "RUN ...", "network": "NETWORK|RUN", "files": "IMAGE|FOLDER|TEXT ...",
-    "data": "DATA", "out": "FILE", "csv": "FILE", "system": "SYSTEM",
+    "data": "DATA", "out": "FILE", "csv": "FILE", "coco": "FILE", "draw": "FOLDER", "system": "SYSTEM",
     "depth": "DEPTH", "depths": "DEPTH ...", "beyond": "DEPTH", "size": "PIXELS", "arms": "ARM ...",
     "budget_ms": "MS", "budget_macs": "MACS", "min_accuracy": "SHARE", "target_accuracy": "SHARE",
     "fidelity": "TEACHER ...", "teacher_mean": "R G B", "teacher_std": "R G B", "control": "RUN",

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 #: Unreadable images to name, at most.
 NAMED = 10
+#: Boxes to show, at most.
+SHOWN = 50
 #: Flags for the kind of network.
-FLAGS = ("depth", "budget_ms", "budget_macs", "min_accuracy", "cascade", "top")
+FLAGS = (
+    "depth", "budget_ms", "budget_macs", "min_accuracy", "cascade", "top", "min_score", "coco", "draw"
+)  # fmt: skip
 
 
 def predict(
@@ -28,11 +32,14 @@ def predict(
     min_accuracy: float | None = None,
     cascade: bool = False,
     top: int | None = None,
+    min_score: float | None = None,
+    coco: Path | None = None,
+    draw: Path | None = None,
     csv: Path | None = None,
     module: Module = None,
     json: Json = False,
 ) -> None:
-    """Classify images or texts.
+    """Classify images or texts, or find the objects in images.
 
     A network that was trained with --regression predicts a number for each text. Unreadable images are
     named and skipped; the exit code is then 2.
@@ -43,6 +50,7 @@ def predict(
         stepwell predict runs/photos holiday/ --budget-ms 30
         stepwell predict runs/photos holiday/ --cascade --top 3
         stepwell predict runs/reviews "a lovely film" more.tsv
+        stepwell predict runs/cells slides/ --coco cells.json --draw pictures/
 
     Args:
         run: a run directory, or the file of its network.
@@ -58,7 +66,10 @@ def predict(
             (0.95 is 95 %).
         cascade: shallow first, deeper when unsure, as saved by `stepwell eval RUN --cascade --save`.
         top: number of most probable classes to give for each input; 1 by default.
-        csv: write file, class and probability (or number), and depth to this file.
+        min_score: least score of a box that a detector predicts; 0.3 by default.
+        coco: write the boxes of a detector to this file, as COCO json with scores.
+        draw: write the images with the boxes of a detector drawn in them to this folder.
+        csv: write file, class and probability (or number), depth and box to this file.
     """
     flags = {name: value for name, value in locals().items() if name in FLAGS}
     budget = any(value is not None for value in (budget_ms, budget_macs, min_accuracy))
@@ -68,11 +79,12 @@ def predict(
         )
     if csv is not None:
         check_place("--csv", csv, ".csv", ".tsv", ".txt")
-    if not takes_texts(told_kind(run)) and (
-        missing := [file for file in files if not Path(file).exists()]
-    ):
-        raise ValueError(f"no file or folder {missing[0]}")
+    if coco is not None:
+        check_place("--coco", coco, ".json")
+    if kind := told_kind(run):
+        _check_there(files, kind)
     network = open_network(run, to="predict", module=imported(module))
+    _check_there(files, network.kind)
     named = files if takes_texts(network.kind) else tuple(map(Path, files))
     predicted: Predicted = network.do("predict", named, **flags)
     predictions = predicted.predictions
@@ -96,12 +108,22 @@ def predict(
         raise ValueError(f"{len(unreadable)} of {len(predictions)} images could not be read{more}")
 
 
+def _check_there(files: tuple[str, ...], kind: str) -> None:
+    """Raise ValueError for files that do not exist, unless the kind of network reads texts."""
+    if not takes_texts(kind):
+        for file in files:
+            if not Path(file).exists():
+                raise ValueError(f"no file or folder {file}")
+
+
 def _table(predicted: Predicted, readable: "list[Prediction]") -> Any:
     """A table of classes and probabilities, or of numbers."""
     first, *_ = readable
     if first.value is not None:
         numbers = [[str(p.file), f"{p.value:.4g}", p.depth] for p in readable]
         return table(predicted.title, [predicted.noun, first.label, predicted.row], numbers)
+    if any(p.box is not None for p in readable):
+        return _box_table(predicted, readable)
     rows = [
         [str(p.file) if name == p.label else "", name, f"{100 * share:.1f} %", p.depth]
         for p in readable
@@ -109,6 +131,20 @@ def _table(predicted: Predicted, readable: "list[Prediction]") -> Any:
     ]
     columns = [predicted.noun, "class", "probability", predicted.row]
     return table(predicted.title, columns, rows, words=2)
+
+
+def _box_table(predicted: Predicted, readable: "list[Prediction]") -> Any:
+    """A table of the first boxes."""
+    rows = [[str(p.file), p.label or "nothing", *_cells(p), p.depth] for p in readable[:SHOWN]]
+    more = f", the first {SHOWN} of {len(readable)}" if len(readable) > SHOWN else ""
+    columns = [predicted.noun, "class", "score", "x1, y1, x2, y2", predicted.row]
+    return table(f"{predicted.title}{more}", columns, rows, words=2)
+
+
+def _cells(p: "Prediction") -> list[str]:
+    if not p.box:
+        return ["", ""]
+    return [f"{100 * p.probability:.1f} %", ", ".join(f"{value:.0f}" for value in p.box)]
 
 
 def _as_json(prediction: "Prediction", top: int | None) -> dict[str, Any]:
@@ -119,6 +155,10 @@ def _as_json(prediction: "Prediction", top: int | None) -> dict[str, Any]:
     found = {"file": str(p.file), "class": p.label, "probability": p.probability, "depth": p.depth}
     if p.error:
         return {"file": str(p.file), "error": p.error}
+    if p.box is not None:
+        if not p.box:
+            return {"file": str(p.file), "class": None, "depth": p.depth}
+        found["box"] = [round(value, 2) for value in p.box]
     if top is not None:
         found["top"] = [{"class": name, "probability": share} for name, share in p.top]
     return found

@@ -4,7 +4,7 @@ import difflib
 import functools
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -32,6 +32,7 @@ def train(arguments: list[str]) -> None:
         raise unknown("recipe", name, RECIPES)
     recipe = resolve_name(RECIPES[name][0])
     rest = with_config(name, recipe, rest)
+    refuse_flags_of_others(name, recipe, rest)
     started: dict[str, Any] = {}
 
     @functools.wraps(recipe)
@@ -82,7 +83,7 @@ def with_config(name: str, recipe: Callable[..., Any], given: Sequence[str]) -> 
     flags: dict[str, Any] = {}
     for key, value in (content["arguments"] if of_run else content).items():
         flags |= value if isinstance(value, dict) else {key.replace("-", "_"): value}
-    said = {token.partition("=")[0].strip("-").replace("-", "_") for token in rest if token[:2] == "--"}
+    said = _said(rest)
     tokens: list[str] = []
     for key, value in flags.items():
         if key in known and not {key, f"no_{key}"} & said:
@@ -97,6 +98,27 @@ def with_config(name: str, recipe: Callable[..., Any], given: Sequence[str]) -> 
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"--config {file}: train {name} has no flag {key}{hint}")
     return [*tokens, *rest]
+
+
+def refuse_flags_of_others(name: str, recipe: Callable[..., Any], given: Sequence[str]) -> None:
+    """Raise ValueError for a flag of images or texts that was given to a recipe that takes none."""
+    from stepwell.data.box_files import BoxFiles
+    from stepwell.data.image_flags import Images, TrainingImages
+    from stepwell.data.text_files import TextFiles
+
+    groups, known = [*groups_of(recipe).values()], flags_of(recipe)
+    images = [f.name for f in fields(TrainingImages) if f.name != "balance"] + ["stem"]
+    texts = [f.name for f in fields(TextFiles)]
+    for noun, of_noun, group in (("images", images, (Images, BoxFiles)), ("texts", texts, TextFiles)):
+        wrong = [f for f in of_noun if f in _said(given) - known]
+        if wrong and not any(issubclass(own, group) for own in groups):
+            flag = wrong[0].replace("_", "-")
+            raise ValueError(f"--{flag} is for {noun}, and train {name} takes none: leave it out")
+
+
+def _said(tokens: Sequence[str]) -> set[str]:
+    """The names of the flags among the words of a command line."""
+    return {t.partition("=")[0].strip("-").replace("-", "_") for t in tokens if t[:2] == "--"}
 
 
 def _tokens(flag: str, value: Any) -> list[str]:

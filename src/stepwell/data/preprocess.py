@@ -10,7 +10,7 @@ see the same pixels.
 import os
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,26 @@ def squared(source: Source, size: int) -> NDArray[np.uint8]:
 
     Transparency is ignored. ValueError names an image that cannot be read.
     """
+    return _read(source, lambda image: _squared(image, size))
+
+
+def whole(source: Source, longest: int | None = None) -> NDArray[np.uint8]:
+    """Give RGB bytes (height, width, 3) of an image: turned upright, longer side scaled to `longest`.
+
+    Transparency is ignored. ValueError names an image that cannot be read.
+    """
+    return _read(source, lambda image: _whole(image, longest))
+
+
+def _read(source: Source, form: Callable[[Image.Image], NDArray[np.uint8]]) -> NDArray[np.uint8]:
     try:
         if isinstance(source, Image.Image):
-            return _squared(source, size)
+            return form(source)
         if isinstance(source, np.ndarray):
-            return _squared(Image.fromarray(source), size)
+            return form(Image.fromarray(source))
         if isinstance(source, (str, os.PathLike)):
             with open_image(source) as image:
-                return _squared(image, size)
+                return form(image)
     except UNREADABLE as error:
         if isinstance(source, Image.Image):
             raise ValueError(f"cannot read the image ({error})") from error
@@ -88,9 +100,22 @@ def _check_pixels(width: int, height: int) -> None:
         )
 
 
-def _squared(image: Image.Image, size: int) -> NDArray[np.uint8]:
+def _upright(image: Image.Image) -> Image.Image:
     _check_pixels(*image.size)
-    image = _as_rgb(ImageOps.exif_transpose(image))
+    return _as_rgb(ImageOps.exif_transpose(image))
+
+
+def _whole(image: Image.Image, longest: int | None) -> NDArray[np.uint8]:
+    image = _upright(image)
+    if longest is not None and max(image.size) != longest:
+        scale = longest / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(image)
+
+
+def _squared(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    image = _upright(image)
     width, height = image.size
     if (width, height) != (size, size):
         scale = size / min(width, height)

@@ -5,6 +5,7 @@ Raw quotes are part of the text, and a tab always ends a column.
 
 import codecs
 import math
+from array import array
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,8 +19,12 @@ TEXT_COLUMNS = (
 )  # fmt: skip
 #: The usual name of the column of labels.
 LABEL = "label"
-#: More different fractions than this are hardly classes.
-MANY = 10
+#: All usual names.
+USUAL = {LABEL}.union(*TEXT_COLUMNS)
+#: More different fractions, or whole numbers, than this are hardly classes.
+MANY, MANY_WHOLE = 10, 1000
+#: Numbers to predict lie below this: their squares are finite in 32 bits.
+LARGEST = 1e15
 
 #: A text, or a pair of texts.
 Text = tuple[str, ...]
@@ -49,12 +54,12 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
     lines: tuple[int, ...]
 
-    def column(self, name: str, what: str) -> list[str]:
+    def column(self, name: str, what: str, remedy: str) -> list[str]:
         """The values of a column; ValueError, which names the columns, if it is not there, or twice."""
         if name not in self.columns:
             raise ValueError(
                 f"{self.path} has no column {name!r} for {what}; its columns are "
-                f"{', '.join(self.columns)}"
+                f"{', '.join(self.columns)}: {remedy}"
             )
         if self.columns.count(name) > 1:
             raise ValueError(f"{self.path} has several columns {name!r}: name each otherwise")
@@ -70,6 +75,11 @@ class Texts(NamedTuple):
     labels: tuple[str, ...]
     lines: tuple[int, ...]
 
+    @property
+    def places(self) -> list[str]:
+        """Where each text stands."""
+        return [f"{self.path}, line {line}," for line in self.lines]
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -78,10 +88,11 @@ class Labels:
     classes: tuple[str, ...]
 
     @classmethod
-    def of(cls, texts: Texts) -> "Labels":
+    def of(cls, texts: Texts, column: str) -> "Labels":
         """The classes of training texts, numbers in their order.
 
-        ValueError for a single class, and for an empty label (with the line).
+        ValueError for a single class, for labels of which most stand beside one text only, and for an
+        empty label (with the line).
         """
         names = set(texts.labels)
         for label, line in zip(texts.labels, texts.lines, strict=True):
@@ -93,14 +104,20 @@ class Labels:
             raise ValueError(
                 f"{texts.path} has one class only, {min(names)!r}: training needs two or more"
             )
+        if len(names) > MANY and 2 * len(names) > len(texts.labels):
+            raise ValueError(
+                f"{texts.path}: {len(texts.labels):,} texts have {len(names):,} different labels in "
+                f"column {column!r}, too many for classes: name the column of classes with --label, or "
+                "predict numbers with --regression"
+            )
         whole = all(name.isdecimal() for name in names)
         return cls(tuple(sorted(names, key=int if whole else str)))
 
     @property
     def measured(self) -> bool:
-        """True if the labels are numbers such as 3.8, and too many to be classes."""
+        """True if the labels are numbers, such as 3.8, and too many to be classes."""
         fractions = any(not name.isdecimal() for name in self.classes)
-        several = len(self.classes) > MANY and fractions
+        several = len(self.classes) > (MANY if fractions else MANY_WHOLE)
         return several and all(_number(name) is not None for name in self.classes)
 
     def numbers(self, texts: Texts) -> list[int]:
@@ -123,9 +140,9 @@ class Numbers:
 
     @classmethod
     def of(cls, texts: Texts, column: str) -> "Numbers":
-        """The numbers of training texts; ValueError if they are all equal."""
+        """The numbers of training texts; ValueError if they are all equal, in 32 bits."""
         numbers = cls((column,))
-        if len(set(numbers.numbers(texts))) < 2:
+        if len(set(array("f", numbers.numbers(texts)))) < 2:
             raise ValueError(
                 f"{texts.path} has one number only, {texts.labels[0]}: training needs two or more"
             )
@@ -139,6 +156,11 @@ class Numbers:
                 raise ValueError(
                     f"{texts.path}, line {line}: {label!r} in column {self.classes[0]!r} is not a "
                     "number, and --regression needs one in every row"
+                )
+            if abs(value) > LARGEST:
+                raise ValueError(
+                    f"{texts.path}, line {line}: {label} in column {self.classes[0]!r} is too large to "
+                    f"predict: take another unit, so that all numbers are below {LARGEST:g}"
                 )
             values.append(value)
         return values
@@ -166,6 +188,10 @@ def read_table(path: Path) -> Table:
     lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     if not any(line.strip() for line in lines):
         raise ValueError(f"{path} is empty: its first line names the columns, with tabs between them")
+    if b"\r" in lines[0].rstrip(b"\r") and not any(lines[1:]):
+        raise ValueError(
+            f"{path} ends its lines by CR alone: save it with LF or CR LF (Unix or Windows)"
+        )
     columns: tuple[str, ...] = ()
     rows, numbers = [], []
     for number, line in enumerate(lines, start=1):
@@ -180,17 +206,23 @@ def read_table(path: Path) -> Table:
             continue
         if len(cells) != len(columns):
             raise ValueError(
-                f"{path}, line {number}: {len(cells)} columns, and the header has {len(columns)} "
-                f"({', '.join(columns)}): a text may hold no tab and no line end"
+                f"{path}, line {number}: {len(cells)} column{'s' * (len(cells) != 1)}, and the header "
+                f"has {len(columns)} ({', '.join(columns)}): a text may hold no tab and no line end"
             )
         rows.append(cells)
         numbers.append(number)
+    by_commas = {name.strip('" ') for name in columns[0].split(",")}
+    if len(columns) == 1 and len(by_commas) > 1 and by_commas & USUAL:
+        raise ValueError(f"{path} is separated by commas: write it with tabs, and texts without quotes")
     if not rows:
         raise ValueError(f"{path} has a header ({', '.join(columns)}) and no row below it")
     return Table(path, columns, tuple(rows), tuple(numbers))
 
 
-def read_texts(path: Path, columns: Sequence[str] = (), label: str | None = LABEL) -> Texts:
+def read_texts(
+    path: Path, columns: Sequence[str] = (), label: str | None = LABEL,
+    remedy: str = "name yours with --text and --label",
+) -> Texts:  # fmt: skip
     """Read the texts of a tab-separated file, and their labels.
 
     A second column that is empty in every row does not count.
@@ -198,6 +230,7 @@ def read_texts(path: Path, columns: Sequence[str] = (), label: str | None = LABE
     Args:
         columns: one or two columns of text; by default the first of `TEXT_COLUMNS` that are there.
         label: the column of labels; None: they are not read.
+        remedy: what to do about a column that is not there.
 
     Raises:
         ValueError: as for `read_table`; no such column, or too many; an empty text (with the line).
@@ -209,25 +242,25 @@ def read_texts(path: Path, columns: Sequence[str] = (), label: str | None = LABE
             f"--text {' '.join(columns)}: name each column once, and not {label!r}, that of the labels"
         )
     table = read_table(path)
-    names = tuple(columns) or _usual(table)
-    parts = [table.column(name, "texts") for name in names]
+    names = tuple(columns) or _usual(table, remedy)
+    parts = [table.column(name, "texts", remedy) for name in names]
     if len(parts) == 2 and not any(parts[1]):
         parts = parts[:1]
     # a space at the end of a label would be a class of its own, which no one sees
-    labels = () if label is None else tuple(one.strip() for one in table.column(label, "labels"))
+    labels = () if label is None else tuple(map(str.strip, table.column(label, "labels", remedy)))
     for row, line in zip(zip(*parts, strict=True), table.lines, strict=True):
         if not all(text.strip() for text in row):
             raise ValueError(f"{path}, line {line}: the text is empty: fill it, or remove the line")
     return Texts(path, tuple(zip(*parts, strict=True)), labels, table.lines)
 
 
-def _usual(table: Table) -> tuple[str, ...]:
+def _usual(table: Table, remedy: str) -> tuple[str, ...]:
     for names in TEXT_COLUMNS:
         if set(names) <= set(table.columns):
             return names
     raise ValueError(
         f"{table.path} has no usual column of texts (such as sentence, text, or sentence1 and "
-        f"sentence2); its columns are {', '.join(table.columns)}: name yours with --text"
+        f"sentence2); its first line names {', '.join(table.columns)}: {remedy}"
     )
 
 

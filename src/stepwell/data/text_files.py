@@ -49,14 +49,23 @@ class TextParts(NamedTuple):
 
 
 def holds_texts(data: str) -> bool:
-    """Check whether `data` names a tab-separated file, or a folder with a training part of texts."""
+    """Check whether `data` names a tab-separated file, or a folder of them without folders in it."""
     path = Path(data)
-    return path.suffix == ".tsv" or (path / TRAIN).is_file()
+    if path.suffix == ".tsv" or (path / TRAIN).is_file():
+        return True
+    return any(path.glob("*.tsv")) and not any(p.is_dir() for p in path.glob("[!.]*"))
 
 
 def training_file(data: Path) -> Path:
-    """The file of the training part."""
-    return data / TRAIN if data.is_dir() else data
+    """The file of the training part; ValueError, which says what is needed, if it is not there."""
+    file = data / TRAIN if data.is_dir() else data
+    if not file.is_file():
+        where = f"{data} has no {TRAIN}" if data.is_dir() else f"no file or folder {data}"
+        raise ValueError(
+            f"{where}: name a tab-separated file of texts with a header, or a folder with {TRAIN} and, "
+            f"to test on, {' or '.join(TESTS)}"
+        )
+    return file
 
 
 def test_file(data: Path) -> Path | None:

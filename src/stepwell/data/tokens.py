@@ -50,8 +50,8 @@ class Tokenizer:
         special = int(self._library.num_special_tokens_to_add(True))
         if limit <= special:
             raise ValueError(
-                f"a text of {limit} tokens has no room beside its {special} special ones: allow more "
-                "tokens"
+                f"a text of {limit} token{'s' * (limit != 1)} has no room beside its {special} special "
+                f"ones: allow {special + 1} or more (--max-tokens)"
             )
 
     @property
@@ -131,6 +131,19 @@ class TokenSet:
     def size(self) -> int:
         """The most tokens of a text."""
         return self.tokenizer.limit
+
+    @property
+    def cut_note(self) -> str:
+        """How many texts were cut, in words; empty if none was."""
+        count, s = len(self), "s" * (len(self) != 1)
+        are = "are" if self.cut > 1 else "is"
+        words = f"{self.cut:,} of {count:,} text{s} {are} longer than {self.size} tokens and {are} cut"
+        return words if self.cut else ""
+
+    @property
+    def pairs(self) -> bool | None:
+        """True for pairs of texts; None if the texts are not kept."""
+        return len(self.texts[0]) == 2 if self.texts else None
 
     @property
     def lengths(self) -> Int64[Tensor, " n"]:

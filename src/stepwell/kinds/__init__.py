@@ -42,6 +42,7 @@ KINDS = {
     "text": "stepwell.kinds.text",
     "skipping": "stepwell.kinds.skipping",
     "widths": "stepwell.kinds.widths",
+    "detector": "stepwell.kinds.detector",
     "text-numbers": "stepwell.kinds.text_numbers",
 }
 #: Commands and participles of what a kind may lack.
@@ -151,13 +152,13 @@ def takes_texts(kind: str) -> bool:
 
 
 def told_kind(path: Path) -> str:
-    """The kind that a run's results.json names, without reading its network; else "classifier"."""
+    """The kind that a run's results.json names, without reading its network; empty if it names none."""
     from stepwell.results import read_results
 
     with contextlib.suppress(OSError, ValueError):
         kind = read_results(path if path.is_dir() else path.parent).get("kind")
-        return str(kind) if kind in KINDS else "classifier"
-    return "classifier"
+        return str(kind) if kind in KINDS else ""
+    return ""
 
 
 def ability(path: Path, kind: str, name: str) -> Callable[..., Any]:

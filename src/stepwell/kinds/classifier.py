@@ -242,8 +242,11 @@ def budget_of(limits: Mapping[str, float]) -> dict[str, float]:
     return {names[flag]: value for flag, value in limits.items()}
 
 
-def depth_within(net: "NestedNet", budget: Mapping[str, float], path: Path) -> str:
-    """Choose the depth for a budget, as `for_budget`; unknown costs are measured first."""
+def depth_within(
+    net: "NestedNet", budget: Mapping[str, float], path: Path,
+    costs: Callable[[], Mapping[str, Any]] | None = None,
+) -> str:  # fmt: skip
+    """Choose the depth for a budget, as `for_budget`; unknown costs are measured first, by `costs`."""
     from stepwell.device import device_name
     from stepwell.measure.depths import cost_table
 
@@ -252,7 +255,7 @@ def depth_within(net: "NestedNet", budget: Mapping[str, float], path: Path) -> s
     if any(depth not in known for depth, status in net.status.items() if status != "fresh"):
         missing = f"no times of {here}" if "ms" in budget else "not the costs of every depth"
         say(f"note: {path} has {missing}: measuring now; `stepwell cost {path} --save` keeps them")
-        net.card = net.card.with_costs(cost_table(net, net.card.size), here)
+        net.card = net.card.with_costs(costs() if costs else cost_table(net, net.card.size), here)
     depth: str = net.for_budget(**budget)
     row = net.card.costs[depth] | net.card.latency.get(here, {}).get(depth, {})
     each = with_article(net.card.input)

@@ -139,7 +139,7 @@ def set_budget(
     from stepwell.measure.choices import latencies_of_choices
 
     found = [] if ms is None else latencies_of_choices(net, net.nested.card.size)
-    times = [found[0].ms + choice.ms for choice in found[1:]]
+    times = [choice.ms for choice in found]
     budget = net.for_budget(ms=ms, macs=macs, accuracy=accuracy, times=times)
     unsure = f"; {BUSY}" if any(time.unsure for time in found) else ""
     by_clock = f" ({budget.time(times):.3g} ms here, one by one{unsure})" if times else ""

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stepwell.console import row_table, show, show_conditions, table
+from stepwell.console import big, row_table, say, show, show_conditions, table
 from stepwell.kinds import Network, Predicted, classifier
 from stepwell.kinds.classifier_tables import show_classes, show_never_right, show_speed
 from stepwell.kinds.classifier_tables import show_export as show_export
 from stepwell.kinds.serving import Engine, serve_depths
-from stepwell.measures import BLOCKS_SPEED
+from stepwell.measures import BLOCKS_SPEED, in_words
 
 if TYPE_CHECKING:
     from stepwell.nets import NestedNet
@@ -39,20 +39,42 @@ def open(path: Path, module: Callable[[], Any] | None = None) -> "NestedNet":
     return classifier.open(path, module)
 
 
-def evaluate(network: Network, *, data: str | None = None) -> dict[str, Any]:
+def set_budget(net: "NestedNet", limits: Mapping[str, Any]) -> None:
+    """Set the gates' cost penalty for a budget ("macs", "accuracy"), and say its effect."""
+    from stepwell.nets.decisions.budgets import Budget, best_budget
+    from stepwell.nets.decisions.skipping import add_price
+
+    if "ms" in limits:
+        raise ValueError("the time of gates depends on the images: give --budget-macs instead")
+    found = best_budget([Budget(row[0], row[1], row[2]) for row in net.card.gate_budgets], **limits)
+    add_price(net.module, found.price)
+    say(
+        f"cost penalty {found.price:g}: {big(found.macs)} MACs an image in the mean, and "
+        f"{100 * found.accuracy:.2f} % right, on validation images"
+    )
+
+
+def evaluate(
+    network: Network, *, data: str | None = None, budget_macs: float | None = None
+) -> dict[str, Any]:
     """Measure the network as its gates decide, and with every block. Flags as for `eval`."""
     from stepwell.measure.data_parts import parts_of
     from stepwell.measure.skipping import measure_skipping
 
+    if budget_macs is not None:
+        set_budget(network.net, {"macs": budget_macs})
     parts = parts_of(network.net, network.path, network.config, data)
     results, _ = measure_skipping(network.net, parts.test)
-    return results | {"data": parts.about}
+    at = {} if budget_macs is None else {"at": f"at most {in_words('macs', budget_macs)}"}
+    return results | {"data": parts.about} | at
 
 
 def predict(
-    network: Network, paths: Sequence[Path], *, depth: str | None = None, top: int = 1
-) -> Predicted:
+    network: Network, paths: Sequence[Path], *, depth: str | None = None, top: int = 1, **limits: float,
+) -> Predicted:  # fmt: skip
     """Classify images; each runs the blocks that its gates open. Flags as for `predict`."""
+    if limits:
+        set_budget(network.net, classifier.budget_of(limits))
     return classifier.predict(network, paths, depth=depth, top=top)
 
 

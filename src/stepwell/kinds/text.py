@@ -15,6 +15,7 @@ from stepwell.kinds.classifier import show_results as show_results
 from stepwell.kinds.serving import Engine, depth_rows
 
 if TYPE_CHECKING:
+    from stepwell.data.text import Text
     from stepwell.measure.text import TextClassifier
     from stepwell.nets.predictions import Prediction
     from stepwell.serve.served import Served
@@ -36,6 +37,8 @@ SECTIONS = classifier.SECTIONS
 WORDS = 32
 #: Standard input as a file.
 STDIN = "-"
+#: Letters of a text in a message.
+SHOWN = 40
 
 
 def open(path: Path, module: Callable[[], Any] | None = None) -> "TextClassifier":
@@ -117,12 +120,13 @@ def predict(
         title = f"depth {by}"
     if isinstance(by, str):
         net.require_ready(by)
-    texts = [row for one in inputs for row in read_input(one, network)]
-    if not texts:
+    rows = [row for one in inputs for row in read_input(one, network)]
+    if not rows:
         raise ValueError("there is no text to classify: give words, a tab-separated file, or -")
-    if len(texts) > classifier.MANY:
-        say(f"{len(texts):,} texts")
-    return Predicted(text.classify(texts, by, top=top), title, noun=NOUN)
+    if len(rows) > classifier.MANY:
+        say(f"{len(rows):,} texts")
+    places, texts = zip(*rows, strict=True)
+    return Predicted(text.classify(texts, by, top=top, places=places), title, noun=NOUN)
 
 
 def serve(network: Network, *, engine: Engine = "torch", cascade: bool = False) -> "Served":
@@ -135,28 +139,29 @@ def serve(network: Network, *, engine: Engine = "torch", cascade: bool = False) 
 
     def read(given: str | Sequence[str]) -> Text:
         parts = (given,) if isinstance(given, str) else tuple(given)
-        if not 1 <= len(parts) <= 2 or not all(part.strip() for part in parts):
-            raise ValueError("a text is empty, or no text and no pair of texts")
+        if not parts:
+            raise ValueError("there is no text")
+        text.check([parts], ["the text"])
         return parts
 
     def run(texts: Sequence[Text], row: str, top: int) -> "list[Prediction]":
         found: list[Prediction] = text.classify(texts, lambda ids: answers(ids, row), top=top)
         return found
 
-    example = (" ".join(["the"] * WORDS),)
-    return Served(
-        tuple(rows), default, read, run, example, net.card.costs, noun=NOUN, takes=TAKES
-    )  # fmt: skip
+    example = (" ".join(["the"] * WORDS),) * (1 + bool(text.pairs))
+    return Served(tuple(rows), default, read, run, example, net.card.costs, noun=NOUN, takes=TAKES)
 
 
-def read_input(named: str, network: Network) -> list[tuple[str, ...]]:
-    """The texts that an argument of `predict` names; ValueError for an empty one."""
+def read_input(named: str, network: Network) -> "list[tuple[str, Text]]":
+    """The texts that an argument of `predict` names, each after its place; ValueError for no text."""
     import sys
 
     from stepwell.data.text import read_texts
+    from stepwell.measure.text import AS_TRAINED
 
     if named == STDIN:
-        return [read_line(line, i) for i, line in enumerate(sys.stdin.buffer, start=1)]
+        lines = enumerate(sys.stdin.buffer, start=1)
+        return [(f"standard input, line {i},", read_line(line, i)) for i, line in lines]
     if not named.strip():
         raise ValueError("a text is empty: give words, a tab-separated file, or -")
     is_file, is_folder = named.endswith(".tsv"), False
@@ -166,11 +171,12 @@ def read_input(named: str, network: Network) -> list[tuple[str, ...]]:
         raise ValueError(f"{named} is a folder: give words, a tab-separated file, or -")
     if is_file:
         columns = network.config.get("arguments", {}).get("text", ())
-        return [*read_texts(Path(named), columns, None).texts]
-    return [tuple(named.split("\t"))]
+        texts = read_texts(Path(named), columns, None, AS_TRAINED)
+        return [*zip(texts.places, texts.texts, strict=True)]
+    return [(f"the text {named[:SHOWN]!r}", tuple(named.split("\t")))]
 
 
-def read_line(line: bytes, number: int) -> tuple[str, ...]:
+def read_line(line: bytes, number: int) -> "Text":
     """A text, or a pair with a tab between, of a line of standard input; ValueError for no text."""
     try:
         text = line.decode().rstrip("\r\n")

@@ -14,6 +14,12 @@ from stepwell.losses.decisions import (
     reinforce_loss,
     switch_balance_loss,
 )
+from stepwell.losses.detection import (
+    box_distance,
+    map_correlation_loss,
+    map_imitation_loss,
+    score_distance,
+)
 from stepwell.losses.hint import feature_mse, feature_nmse
 from stepwell.losses.internal import attention_kl, cls_cosine
 from stepwell.losses.labels import class_cross_entropy, label_cross_entropy
@@ -22,8 +28,9 @@ from stepwell.losses.targets import label_loss, squared_error, teacher_loss
 
 __all__ = [
     "ATTENTION", "attention_at", "attention_gram", "attention_kl", "attention_loss",
-    "attention_sad", "class_cross_entropy", "cls_cosine", "cost_above_target", "ensemble_logits",
-    "feature_mse", "feature_nmse", "label_cross_entropy", "label_loss", "load_balance_loss",
-    "logit_direction", "open_rate_loss", "reinforce_loss", "soft_target_kl", "squared_error",
+    "attention_sad", "box_distance", "class_cross_entropy", "cls_cosine", "cost_above_target",
+    "ensemble_logits", "feature_mse", "feature_nmse", "label_cross_entropy", "label_loss",
+    "load_balance_loss", "logit_direction", "map_correlation_loss", "map_imitation_loss",
+    "open_rate_loss", "reinforce_loss", "score_distance", "soft_target_kl", "squared_error",
     "switch_balance_loss", "teacher_loss",
 ]  # fmt: skip

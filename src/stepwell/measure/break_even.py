@@ -1,7 +1,8 @@
-"""Tables of where the compacted form of a part that decides is faster, by device."""
+"""Tables of times that decisions use, by device: where the compacted form of a part is faster."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any, Literal
 
 from stepwell.device import device_name
 from stepwell.nets import NestedNet
@@ -16,8 +17,20 @@ def with_break_even(
     Args:
         measure: gives them by part, then by batch size as text, for inputs of a size.
     """
-    device = device_name(next(net.parameters()).device)
-    if device not in net.card.break_even:
-        table = measure(net, net.card.size)
-        net.card = replace(net.card, break_even=net.card.break_even | {device: table})
-    use_break_even(net.module, net.card.break_even[device])
+    use_break_even(net.module, table_of_device(net, "break_even", lambda size: measure(net, size)))
+
+
+def table_of_device(
+    net: NestedNet, name: Literal["break_even", "group_ms"],
+    measure: Callable[[int], Mapping[str, Mapping[str, float]]],
+) -> Any:  # fmt: skip
+    """The table `name` of the card for this device; measured and kept where the card has none.
+
+    Args:
+        measure: gives it for inputs of a size.
+    """
+    device, tables = device_name(next(net.parameters()).device), getattr(net.card, name)
+    if device not in tables:
+        tables = tables | {device: measure(net.card.size)}
+        net.card = replace(net.card, **{name: tables})
+    return tables[device]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepwell.cost import Latency, costs_of, count_macs, mean_of_medians, measure_latencies, time_each
 from stepwell.cost.table import ROUNDS
@@ -55,17 +55,28 @@ def choice_table(net: ChoosingNet, size: int) -> dict[str, dict[str, Any]]:
 
 def times_of_choices(net: ChoosingNet, size: int) -> list[float]:
     """Measure the milliseconds of one image of `size` pixels at each choice, chooser included."""
-    chooser, *choices = latencies_of_choices(net, size)
-    return [chooser.ms + choice.ms for choice in choices]
+    return [time.ms for time in latencies_of_choices(net, size)]
 
 
 def latencies_of_choices(net: ChoosingNet, size: int) -> list[Latency]:
-    """Measure the time of one image of `size` pixels: of the chooser, then of each choice."""
+    """Measure the time of one image of `size` pixels at each choice, chooser included.
+
+    What the chooser has run of a choice counts once.
+    """
     x = blank_image(net, size)
-    runs = [net.chooser, *(net.plain(i) for i in range(len(net.names)))]
+    begun, part = net.reused or (-1, nn.Identity())
+    runs = [net.chooser, part, *(net.plain(i) for i in range(len(net.names)))]
     with in_eval_mode(*runs), torch.inference_mode():
         calls = {str(i): partial(run_each, run, [x]) for i, run in enumerate(runs)}
-        return [*measure_latencies(calls, seconds=SECONDS / 2, rounds=ROUNDS).values()]
+        times = measure_latencies(calls, seconds=SECONDS / 2, rounds=ROUNDS)
+    chooser, again, *choices = times.values()
+    found = []
+    for i, choice in enumerate(choices):
+        twice = again[:3] if i == begun else (0.0, 0.0, 0.0)
+        ends = zip(chooser[:3], choice[:3], twice, strict=True)
+        ms, low, high = (first + max(0.0, time - once) for first, time, once in ends)
+        found.append(Latency(ms, low, high, chooser.unsure or choice.unsure))
+    return found
 
 
 class Observed(NamedTuple):

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from stepwell.cost import cost_of, count_macs, mean_of_medians, measure_latencies, time_each
 from stepwell.data import Batches
 from stepwell.evaluation import Tally, gather_logits
+from stepwell.evaluation.cost_penalty import Priced, front
 from stepwell.measure import speed
 from stepwell.measure.break_even import with_break_even
 from stepwell.measure.depths import results_of
 from stepwell.measure.inputs import blank_image
 from stepwell.nets import NestedNet, build
+from stepwell.nets.decisions.budgets import Budget
 from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.decisions.estimators import Draw, Scores
 from stepwell.nets.decisions.executor import with_branch
-from stepwell.nets.decisions.skipping import Gated, gated_blocks
+from stepwell.nets.decisions.skipping import Gated, add_price, gated_blocks
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Batch, Labels, Logits
 
@@ -28,6 +30,8 @@ from stepwell.types import Batch, Labels, Logits
 CHOSEN, ALL = "chosen", "all"
 #: Images to settle the open rate on; the largest shift of scores, and halvings of its range.
 SETTLING, MOST_SHIFT, HALVINGS = 1024, 16.0, 14
+#: Cost penalties of budgets; the first leaves the gates as they are.
+PRICES = (0.0, *(step / 2 for step in range(-3, 7) if step))
 #: Shares of a batch, and batch sizes, at which blocks are timed.
 SHARES, BATCHES = (0.25, 0.5, 0.75), (8, 64)
 
@@ -199,6 +203,35 @@ def settle_open_rate(net: NestedNet, batches: Iterable[Batch], target: float) ->
         best = min((high, low), key=lambda shift: abs(rate(shift) - target))
         rate(best)
     return best
+
+
+@torch.no_grad()
+def gate_budgets(net: NestedNet, batches: Batches) -> tuple[Budget, ...]:
+    """Measure accuracy and mean MACs of the full net at several cost penalties, cheapest first.
+
+    A penalty is subtracted from every gate's score "run" (`add_price`). Only those stay that no other
+    beats in both.
+    """
+    macs = skipping_macs(net, batches.images.size)
+    device = next(net.parameters()).device
+
+    def predict(images: Tensor) -> dict[str, Tensor]:
+        exit = net.forward_all(images.to(device), [net.full], extras=("choice",))[net.full]
+        return {CHOSEN: exit.logits, "open": torch.stack(exit.extras["choice"], 2)[:, 1]}
+
+    found = []
+    trained = [block.gate.get_parameter("scores.bias") for _, block in gated_blocks(net.module)]
+    before = [bias.clone() for bias in trained]
+    for price in PRICES:
+        add_price(net.module, price)
+        with in_eval_mode(net):
+            answers, labels = gather_logits(predict, batches)
+        for bias, value in zip(trained, before, strict=True):
+            bias.copy_(value)
+        right = (answers[CHOSEN].argmax(1) == labels).double().mean().item()
+        found.append(Priced(price, right, float(macs.at(answers["open"]).mean()), ()))
+    kept = front(found, len(found))
+    return tuple(Budget(o.price, o.cost, o.accuracy) for o in kept)
 
 
 class Chance(nn.Module):

@@ -1,6 +1,7 @@
 """Networks of texts: a nested encoder with its tokenizer, in one file. They give classes or numbers."""
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from stepwell.train_mode import check_eval_mode
 KIND, NUMBERS = "text", "text-numbers"
 #: Texts at once.
 BATCH = 64
+#: What to do about a column that a file of other texts lacks.
+AS_TRAINED = "name the columns as in the training"
 #: Token ids of a batch, padded.
 Ids = Int64[Tensor, "texts tokens"]
 
@@ -30,24 +33,38 @@ Ids = Int64[Tensor, "texts tokens"]
 class TextClassifier:
     """A nested encoder and its tokenizer. An encoder with one output predicts a number.
 
+    pairs: it was trained on pairs of texts; None: the file does not say it.
+
     >>> stepwell.open_network("runs/reviews").net.predict("a lovely film")  # doctest: +SKIP
     Prediction(file=..., label='1', probability=0.98, depth='6', ...)
     """
 
     net: NestedNet
     tokenizer: Tokenizer
+    pairs: bool | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        inside = " (the encoder inside, .net, has it)" * hasattr(self.__dict__.get("net"), name)
+        raise AttributeError(
+            f"a network of texts has no attribute {name!r}{inside}: it has predict, classify, net and "
+            "tokenizer"
+        )
 
     def predict(
-        self, texts: str | Text | Sequence[str | Text], *, depth: str | None = None, top: int = 1
+        self, texts: str | Text | Iterable[str | Text], *, depth: str | None = None, top: int = 1
     ) -> Prediction | list[Prediction]:
         """Classify a text, or several, or predict their numbers; a pair of texts is a tuple.
+
+        Warns of texts that are cut.
 
         Args:
             depth: the depth that answers, the full net by default.
             top: number of most probable classes in each prediction.
 
         Raises:
-            ValueError: no such depth, or it was never trained; an empty text; a network in train mode.
+            ValueError: no such depth, or it was never trained; an empty text; pairs among single
+                texts, or where the network was trained on these, or the reverse; a network in train
+                mode.
         """
         if single := isinstance(texts, str) or (isinstance(texts, tuple) and len(texts) <= 2):
             texts = [texts]
@@ -58,16 +75,21 @@ class TextClassifier:
         return predictions[0] if single else predictions
 
     def classify(
-        self, texts: Sequence[Text], by: str | Cascade | Callable[[Ids], Answers], *, top: int = 1
-    ) -> list[Prediction]:
-        """Classify texts by a depth, a cascade, or a function of token ids; errors as for `predict`."""
+        self, texts: Sequence[Text], by: str | Cascade | Callable[[Ids], Answers], *, top: int = 1,
+        places: Sequence[str] = (),
+    ) -> list[Prediction]:  # fmt: skip
+        """Classify texts by a depth, a cascade, or a function of token ids.
+
+        Errors, as for `predict`, name texts by `places`.
+        """
         if type(top) is not int or top < 1:
             raise ValueError(f"top is a number of classes, 1 or more, not {top!r}")
         check_eval_mode(self.net)
-        if empty := [i for i, text in enumerate(texts, 1) if not all(part.strip() for part in text)]:
-            raise ValueError(f"text {empty[0]} is empty")
+        self.check(texts, places or [f"text {i}" for i in range(1, len(texts) + 1)])
         classes = self.net.card.classes
         examples = TokenSet.of(texts, [-1] * len(texts), classes, self.tokenizer)
+        if examples.cut:
+            warnings.warn(examples.cut_note, stacklevel=2)
         batches = TextBatches(examples, BATCH)
         device = next(self.net.parameters()).device
         predictions: list[Prediction] = [Prediction()] * len(texts)
@@ -94,6 +116,20 @@ class TextClassifier:
                 predictions[index] = Prediction(text, *best[0], depth=depths[row], top=best)
         return predictions
 
+    def check(self, texts: Sequence[Text], places: Sequence[str]) -> None:
+        """Refuse empty texts, and pairs among single texts or the reverse; errors as for `predict`."""
+        kinds = {1: "a single text", 2: "a pair of texts with a tab between"}
+        known = self.pairs is not None
+        for text, place in zip(texts, places, strict=True):
+            if not all(part.strip() for part in text):
+                raise ValueError(f"{place} is empty")
+            if len(text) not in kinds:
+                raise ValueError(f"{place} is {len(text)} texts with tabs between: give one, or a pair")
+            usual = 1 + bool(self.pairs) if known else len(texts[0])
+            if len(text) != usual:
+                whose = "an input of this network" if known else places[0]
+                raise ValueError(f"{place} is {kinds[len(text)]}, and {whose} is {kinds[usual]}")
+
 
 def some_ids(batches: TextBatches, count: int = 64) -> Ids:
     """Token ids of `count` texts (all, if there are fewer), evenly spaced over the set, padded."""
@@ -107,10 +143,15 @@ def kind_of(examples: TokenSet) -> str:
     return NUMBERS if examples.numeric else KIND
 
 
-def save_text(net: NestedNet, path: Path, *, tokenizer: Tokenizer, kind: str = KIND) -> Path:
-    """Write a nested encoder and its tokenizer to one file; errors as for `stepwell.save`."""
+def save_text(
+    net: NestedNet, path: Path, *, tokenizer: Tokenizer, kind: str = KIND, pairs: bool | None = None
+) -> Path:
+    """Write a nested encoder and its tokenizer to one file; errors as for `stepwell.save`.
+
+    `pairs` as of `TextClassifier`.
+    """
     content = torch.frombuffer(bytearray(tokenizer.content.encode()), dtype=torch.uint8)
-    about = {"limit": tokenizer.limit, "padding": tokenizer.padding}
+    about = {"limit": tokenizer.limit, "padding": tokenizer.padding, "pairs": pairs}
     return save(net, path, beside=Beside(kind, about, {"tokenizer": content}))
 
 
@@ -120,7 +161,8 @@ def load_text(path: Path, module: Callable[[], nn.Module] | None = None) -> Text
     if beside is None or beside.kind not in (KIND, NUMBERS):
         raise ValueError(f"{path} holds no tokenizer, so it cannot read texts")
     content = beside.tensors["tokenizer"].numpy().tobytes().decode()
-    return TextClassifier(net, Tokenizer(content, **beside.about))
+    about = {"pairs": None} | beside.about
+    return TextClassifier(net, Tokenizer(content, about["limit"], about["padding"]), about["pairs"])
 
 
 @dataclass(frozen=True)
@@ -164,11 +206,14 @@ def text_parts(
     column = arguments.get("label", card.classes[0] if card.numeric else LABEL)
 
     def read(file: Path) -> TokenSet:
-        texts = read_texts(file, arguments.get("text", ()), column)
+        texts = read_texts(file, arguments.get("text", ()), column, AS_TRAINED)
+        classifier.check(texts.texts, texts.places)
         return TokenSet.of(texts.texts, labels.numbers(texts), labels.classes, classifier.tokenizer)
 
     if data is not None:
         whole = read(Path(data))
+        if whole.cut:
+            warnings.warn(f"{data}: {whole.cut_note}", stacklevel=2)
         return TextBatchParts(None, TextBatches(whole, BATCH), False, data, whole.fingerprint)
     if not config:
         raise ValueError(f"{path} is not in a run directory, so say what to measure on with --data")

@@ -1,13 +1,12 @@
 """Networks that choose widths: the times of groups, and where a wider group is the faster one."""
 
-from dataclasses import replace
 from functools import partial
 
 import torch
 
 from stepwell.cost import measure_latencies
-from stepwell.device import device_name
 from stepwell.measure import speed
+from stepwell.measure.break_even import table_of_device
 from stepwell.measure.inputs import blank_image
 from stepwell.measure.speed import run_each
 from stepwell.nets.decisions.widths import WidthNet
@@ -44,8 +43,5 @@ def measure_groups(
 
 def with_group_times(net: WidthNet) -> None:
     """Measure the times of groups where the card has none for this device, and use them."""
-    device = device_name(next(net.parameters()).device)
-    if device not in net.card.group_ms:
-        table = measure_groups(net, net.card.size)
-        net.nested.card = replace(net.card, group_ms=net.card.group_ms | {device: table})
+    table_of_device(net.nested, "group_ms", partial(measure_groups, net))
     use_group_times(net)

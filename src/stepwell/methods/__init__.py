@@ -1,5 +1,6 @@
 """Training rules: each is an `Objective`, a module whose `training_step` returns a loss."""
 
+from stepwell.methods.detection import Detection
 from stepwell.methods.distill import Distill
 from stepwell.methods.embedded_kd import EmbeddedKD, ExitHeads, PrivateNorms
 from stepwell.methods.flow_matching import FlowMatching
@@ -9,8 +10,8 @@ from stepwell.methods.supervised import Supervised
 from stepwell.moved import moved_name
 
 __all__ = [
-    "Distill", "EmbeddedKD", "ExitHeads", "FlowMatching", "Graft", "Objective", "PrivateNorms",
-    "Supervised",
+    "Detection", "Distill", "EmbeddedKD", "ExitHeads", "FlowMatching", "Graft", "Objective",
+    "PrivateNorms", "Supervised",
 ]  # fmt: skip
 
 

@@ -100,16 +100,19 @@ class InternalKD(Objective):
         if schedule not in get_args(Schedule):
             raise ValueError(f"no schedule {schedule!r}; there are {', '.join(get_args(Schedule))}")
         if not (kl or ce or attention or cls):
-            raise ValueError("the student has no loss: attention, cls, kl and ce are all 0")
+            raise ValueError("the student has no loss: --attention, --cls, --kl and --ce are all 0")
         if schedule != "all" and not (kl or ce):
-            raise ValueError(f"schedule {schedule!r} ends with a task stage: give kl or ce a weight")
+            raise ValueError(f"schedule {schedule!r} ends with a task stage: set --kl or --ce above 0")
         if schedule != "all" and not (attention or cls):
-            raise ValueError(f"schedule {schedule!r} begins with layers: weigh attention or cls")
+            raise ValueError(
+                f"schedule {schedule!r} begins with layers: set --attention or --cls above 0"
+            )
         staged = {"threshold": threshold, "label_share": label_share, "keep_task": keep_task}
         if schedule == "all" and (ignored := [n for n, v in staged.items() if v not in (None, False)]):
-            raise ValueError(f"{ignored[0]} is for the schedules progressive and stacked, not 'all'")
+            flag = ignored[0].replace("_", "-")
+            raise ValueError(f"--{flag} is for the schedules progressive and stacked, not 'all'")
         if threshold is not None and not cls:
-            raise ValueError("threshold compares the loss of [CLS] states: give cls a weight")
+            raise ValueError("--threshold compares the loss of [CLS] states: set --cls above 0")
         ours, theirs = (
             (net.module.config.vocab_size, net.module.padding)  # type: ignore[union-attr]
             for net in (student, teacher)
@@ -126,12 +129,13 @@ class InternalKD(Objective):
         self.layers = tuple(layers) if layers is not None else layer_map(self.depth, most)
         if len(self.layers) != self.depth:
             raise ValueError(
-                f"the layer map names {len(self.layers)} layers, and the student has {self.depth}"
+                f"the layer map names {len(self.layers)} layer{'s' * (len(self.layers) != 1)}, and the "
+                f"student has {self.depth}"
             )
         if wrong := [m for m in self.layers if not 0 <= m <= most]:
             raise ValueError(f"the layer map names layer {wrong[0]}; the teacher has 1 to {most}")
         if freeze and schedule != "progressive":
-            raise ValueError(f"freeze is for the schedule progressive, not {schedule!r}")
+            raise ValueError(f"--freeze is for the schedule progressive, not {schedule!r}")
         self.keep_task, self.freeze = keep_task, freeze
         self.attention, self.cls, self.kl, self.ce = attention, cls, kl, ce
         self.temperature, self.threshold, self.shuffled = temperature, threshold, shuffled
@@ -139,15 +143,15 @@ class InternalKD(Objective):
         self.extras = [n for n, weight in (("scores", attention), ("cls", cls)) if weight and learned]
         self.stages = _stages(schedule, learned)
         if not (kl or ce or learned):
-            raise ValueError("the student has no loss: the layer map names no layer, kl and ce are 0")
+            raise ValueError("the student has no loss: --layers names none, --kl and --ce are 0")
         if schedule != "all" and not learned:
-            raise ValueError(f"schedule {schedule!r} begins with layers: the layer map names none")
+            raise ValueError(f"schedule {schedule!r} begins with layers: --layers names none")
         self.label_share = 1 / len(self.stages) if label_share is None else label_share
         (heads, width), (their_heads, their_width) = shape_of(student), shape_of(teacher)
         if attention and heads != their_heads:
             raise ValueError(
                 f"the student has {heads} heads of attention and the teacher {their_heads}: set "
-                "attention to 0, or take a student of as many"
+                "--attention to 0, or take a student of as many"
             )
         unequal = bool(cls) and width != their_width
         maps = [nn.Linear(width, their_width) for _ in self.layers] if unequal else []
@@ -167,7 +171,7 @@ class InternalKD(Objective):
         lengths = tuple(b - a for a, b in pairwise(ends))
         if min(lengths) < 1:
             raise ValueError(
-                f"{steps} steps are too few for {len(lengths)} stages (label_share "
+                f"{steps} steps are too few for {len(lengths)} stages (--label-share "
                 f"{self.label_share:g}): train for more epochs"
             )
         return lengths

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -47,6 +48,7 @@ BUILDERS: dict[str, Builder] = {
     **{f"resnet{n}_ln": _cifar(n, norm="layer") for n in ("8", "14", "20", "56")},
     **{f"resnet{n}_slim": _cifar(n, widths=resnet.SLIM) for n in ("8", "14", "20")},
     **{f"resnet{n}_slimmer": _cifar(n, widths=resnet.SLIMMER) for n in ("14", "20")},
+    **{f"resnet{n}_s4": _cifar(n, stride=4) for n in ("8", "14", "20", "32")},
     **{f"vgg{n}_bn": _stem(vgg.vgg_bn, vgg.FAMILY, vgg.stages, n) for n in vgg.FAMILY},
     "densenet201": _stem(densenet.DenseNet, densenet.FAMILY, densenet.STAGES, "201"),
     "mobilenet_v2": _stem(mobilenet.mobilenet_v2, mobilenet.FAMILY, mobilenet.stages, "17"),
@@ -186,6 +188,8 @@ def builder_of(name: str) -> Builder:
         return timm_builder(name.removeprefix(PREFIX))
     if is_encoder(name):
         return encoder_builder(name)
+    if name not in BUILDERS and Path(name).is_dir():
+        raise ValueError(f"no network {name!r}: a folder is a text encoder, and --data holds no texts")
     if name not in BUILDERS:
         raise ValueError(f"no network {name!r}; there are {', '.join(BUILDERS)}, {PREFIX}NAME")
     return BUILDERS[name]

@@ -1,7 +1,7 @@
 """The card in a network's file: how to use the network, and what it costs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -31,6 +31,7 @@ class Card:
     input: kind of input that the network takes.
     break_even: by device, then by gated block, then by batch size: the largest share of a batch at
         which the block is faster on its images alone (see `nets.decisions.executor`).
+    gate_budgets: of gates that skip blocks: cost penalty, mean MACs and accuracy, cheapest first.
     group_ms: by device, then by width, then by number of images: milliseconds of a group that runs at
         the width (see `nets.decisions.executor`).
     """
@@ -46,6 +47,7 @@ class Card:
     input: Input = "image"
     break_even: dict[str, Any] = field(default_factory=dict)
     group_ms: dict[str, Any] = field(default_factory=dict)
+    gate_budgets: Sequence[Sequence[float]] = ()
 
     def __post_init__(self) -> None:
         wrong = {
@@ -61,6 +63,9 @@ class Card:
             "input": self.input not in get_args(Input),
             "break_even": not _by_size(self.break_even, 1.0),
             "group_ms": not _by_size(self.group_ms, math.inf),
+            "gate_budgets": not all(
+                len(row) == 3 and all(map(_is_number, row)) for row in self.gate_budgets
+            ),
         }
         for name in (name for name, is_wrong in wrong.items() if is_wrong):
             raise ValueError(f"a network's card cannot have {name} {getattr(self, name)!r:.60}")
@@ -73,7 +78,7 @@ class Card:
     def as_header(self) -> dict[str, Any]:
         """The card for a file's header; without what says the same as in files that lack it."""
         usual = Card()
-        left_out = ("input", "break_even", "group_ms")
+        left_out = ("input", "break_even", "group_ms", "gate_budgets")
         return {k: v for k, v in asdict(self).items() if k not in left_out or v != getattr(usual, k)}
 
     def with_costs(self, costs: Mapping[str, Mapping[str, Any]], device: str) -> "Card":

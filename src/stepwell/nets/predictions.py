@@ -28,6 +28,9 @@ class Prediction(NamedTuple):
     depth: the depth that answered, or the choice of a resolution network.
     top: the most probable classes and their probabilities, best first.
     value: the number, by a network that predicts one; `label` is its name.
+    box: corners x1, y1, x2, y2 of one object in pixels of the upright image, by a detector. An image
+        has a prediction for each object; without any, one whose box is empty.
+    objects: by a server, which gives one prediction for an image: its objects, each with a box.
     """
 
     file: Path | str | None = None
@@ -37,6 +40,8 @@ class Prediction(NamedTuple):
     depth: str = ""
     top: tuple[tuple[str, float], ...] = ()
     value: float | None = None
+    box: tuple[float, ...] | None = None
+    objects: tuple["Prediction", ...] | None = None
 
 
 class Predicts(nn.Module):
@@ -159,7 +164,8 @@ def check_finite(logits: Tensor) -> None:
 def check_card(card: Card) -> None:
     """Check that a card describes a classifier of images; ValueError if not."""
     if card.input != "image":
-        raise ValueError(f"this network takes {card.input} inputs, not images")
+        texts = "; stepwell.open_network(RUN).net.predict takes texts" * (card.input == "text")
+        raise ValueError(f"this network takes {card.input} inputs, not images{texts}")
     if not card.classes or not card.size:
         raise ValueError(
             "this network names no classes or no input size, so it cannot predict: set net.card = "

@@ -18,6 +18,8 @@ RECIPES: dict[str, tuple[str, str]] = {
         "kernels": "a ResNet that mixes the kernels of its convolutions for each image",
         "drnet": "a network that chooses the resolution of each image, and maybe its depth",
         "netgraft": "a student from a trained teacher and a few images without labels, block by block",
+        "detect": "a detector from images with boxes, at one depth or several",
+        "pseudo": "a detector from the boxes that other detectors predict, and then labels, if any",
         "dkge": "vectors of a knowledge graph, which `stepwell kg` updates as it changes",
         "bert": "a shallow text encoder from a deep one, by its attention and [CLS] states",
         "distill": "a student from a trained teacher, offline",

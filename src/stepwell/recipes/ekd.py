@@ -132,11 +132,11 @@ def ekd(
     """
     init, depths = flags.file_of(network.init), network.depths
     if depths is None:
-        depths = usual_depths(task_of(data).name_of(network.net), network.stages)
+        depths = usual_depths(task_of(data, network.net).name_of(network.net), network.stages)
     network = replace(network, init=init, depths=depths)
-    training = task_of(data).settled(training)
+    training = task_of(data, network.net).settled(training)
     arguments = checked(locals())
-    kind = task_of(data)
+    kind = task_of(data, network.net)
     _check_teacher(training.schedule, teaching)
     opened = teaching.open(teaching.teacher) if teaching.teacher else None
     torch.manual_seed(training.seed)  # not before: opening a teacher draws numbers, too

@@ -18,6 +18,11 @@ from stepwell.training.optimisation import Smoothed
 from stepwell.training.progress import tell
 
 Schedule = Literal["joint", "frozen"]
+#: What has early exits on texts.
+ON_TEXTS = (
+    "the depths of an encoder are its exits (train ekd --net ENCODER --depths 2 4), and their cascade "
+    "stops where it is sure (eval RUN --cascade --save)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,7 @@ def exits(
         stepwell train exits --data photos/ --out runs/photos --net resnet34 --exits a=3,0,0,0 b=3,4,0,0
         stepwell train exits --data cifar10 --out runs/msdnet --net msdnet10 --search geometric
     """
+    classification.refuse_texts(data, ON_TEXTS)
     init = flags.file_of(init)
     training = classification.settled(training)
     arguments = checked(locals())

@@ -1,6 +1,6 @@
 """Train a network whose gates skip blocks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -8,7 +8,7 @@ import torch
 
 from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked, flag
-from stepwell.measure.skipping import measure_skipping, settle_open_rate
+from stepwell.measure.skipping import gate_budgets, measure_skipping, settle_open_rate
 from stepwell.methods.skipping import Skipping
 from stepwell.nets.files.nested import save
 from stepwell.nets.nested.net import NestedNet
@@ -101,10 +101,16 @@ def skipping(
             batches = task.train.reseeded("policy")
             learn(policy, batches, training.optim(POLICY_RATE), phase="policy")
         target = {"target": gates.target} if aig else {}
-        settled = partial(settle_open_rate, batches=task.validation or task.train, target=gates.target)
+
+        def settle(net: NestedNet) -> None:
+            part = task.validation or task.train.with_images(task.train.images)
+            if aig:
+                settle_open_rate(net, part, gates.target)
+            net.card = replace(net.card, gate_budgets=tuple(b[:3] for b in gate_budgets(net, part)))
+
         return classification.finish(
             task, nested, kind=KIND, write=partial(save, kind=KIND),
-            measure=partial(_measured, target=target), settle=settled if aig else None,
+            measure=partial(_measured, target=target), settle=settle,
         )  # fmt: skip
 
 

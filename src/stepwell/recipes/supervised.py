@@ -45,9 +45,9 @@ def supervised(
         stepwell train supervised --data digits --out runs/alone --net resnet20
     """
     init = flags.file_of(init)
-    training = task_of(data).settled(training)
+    training = task_of(data, net).settled(training)
     arguments = checked(locals())
-    kind = task_of(data)
+    kind = task_of(data, net)
     torch.manual_seed(training.seed)
     splits = kind.read_splits(data, out, images, net, texts)
     nested, start = kind.start_network(splits, net, stem=stem, init=init)

@@ -29,6 +29,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.")
 
 GREY = "#666666"
+#: Intervals over examples of the scores that have a closed form.
+INTERVALS = {"accuracy": share_interval, "pearson": correlation_interval}
 
 
 def row_colours(records: Sequence[RunRecord]) -> dict[str, str]:
@@ -234,13 +236,19 @@ def _operating_points(record: RunRecord, cost: str) -> list[Point]:
         if math.isfinite(x) and math.isfinite(accuracy):
             ends = (scale * finite(costs.get(f"{cost}_{end}")) for end in ("low", "high"))
             n = record.examples
-            interval = share_interval if record.measure == "accuracy" else correlation_interval
-            shares = interval(accuracy, n) if n else (accuracy, accuracy)
+            interval = INTERVALS.get(record.measure)
+            shares = interval(accuracy, n) if n and interval else _resampled(record, row)
             found.append(Point(
                 row, x, 100 * accuracy, _whiskers(x, *ends),
                 _whiskers(100 * accuracy, *(100 * share for share in shares)), star,
             ))  # fmt: skip
     return found
+
+
+def _resampled(record: RunRecord, row: str) -> tuple[float, float]:
+    """The ends of the interval of a row's score that was measured with it; NaN without one."""
+    low, high = (finite(record.score(row, f"{record.measure}_{end}")) for end in ("low", "high"))
+    return low, high
 
 
 def cascades_of(record: RunRecord) -> list[tuple[float, float]]:

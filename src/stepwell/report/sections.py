@@ -29,7 +29,7 @@ Colours = Mapping[str, str]
 #: Columns of the table of rows.
 COLUMNS = (
     "blocks", "params", "macs", "accuracy", "balanced_accuracy", "mcc", "f1", "pearson", "spearman",
-    "rmse", "nll", "ece", "agreement", "ms",
+    "rmse", "nll", "ece", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "agreement", "ms",
 )  # fmt: skip
 
 #: Said below figures of accuracy, and of time.

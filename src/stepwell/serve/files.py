@@ -59,11 +59,13 @@ def to_csv(path: Path, predictions: Sequence[Prediction]) -> None:
     """Write a CSV file of file, class, probability, depth or choice, and error.
 
     Columns class_2, probability_2, ... hold the next classes of predictions that have some. Numbers
-    have the columns file, number and depth.
+    have the columns file, number and depth; boxes have x1, y1, x2 and y2 behind the error.
     """
     text = io.StringIO()
     numeric = any(p.value is not None for p in predictions)
-    rows = _numbers(predictions) if numeric else _classes(predictions)
+    boxes = any(p.box is not None for p in predictions)
+    form = _numbers if numeric else _boxes if boxes else _classes
+    rows = form(predictions)
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_whole(path, text.getvalue().encode(errors="surrogateescape"))  # the bytes of odd names
 
@@ -72,6 +74,14 @@ def _numbers(predictions: Sequence[Prediction]) -> Iterator[list[Any]]:
     yield ["file", "number", "depth"]
     for p in predictions:
         yield [p.file, p.value, p.depth]
+
+
+def _boxes(predictions: Sequence[Prediction]) -> Iterator[list[Any]]:
+    yield ["file", "class", "probability", "depth", "error", "x1", "y1", "x2", "y2"]
+    for p in predictions:
+        corners = [""] * 4 if not p.box else [f"{value:.2f}" for value in p.box]
+        probability = f"{p.probability:.6f}" if p.box else ""
+        yield [p.file, p.label, probability, p.depth, p.error, *corners]
 
 
 def _classes(predictions: Sequence[Prediction]) -> Iterator[list[Any]]:

@@ -6,13 +6,16 @@
 """
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 from stepwell.data.text_files import holds_texts
+from stepwell.nets import BUILDERS
 
 TASKS = {"image": "stepwell.tasks.classification", "text": "stepwell.tasks.text"}
 
 
-def task_of(data: str) -> ModuleType:
-    """Import the module of the task that `data` is for."""
-    return importlib.import_module(TASKS["text" if holds_texts(data) else "image"])
+def task_of(data: str, net: str) -> ModuleType:
+    """Import the module of the task that `data` is for, or `net`: a folder is a text encoder."""
+    texts = holds_texts(data) or (net not in BUILDERS and Path(net).is_dir())
+    return importlib.import_module(TASKS["text" if texts else "image"])

@@ -17,7 +17,8 @@ from stepwell.measure import choices as measuring
 from stepwell.measure.depths import cost_table
 from stepwell.measure.speed import timed_images
 from stepwell.nets import Card
-from stepwell.nets.decisions.choosing import Budget, ChoosingNet
+from stepwell.nets.decisions.budgets import Budget
+from stepwell.nets.decisions.choosing import ChoosingNet
 from stepwell.tasks.advice import advise
 from stepwell.tasks.classification import Task, tell_measuring, write_predictions
 from stepwell.tasks.finishing import finished, spent
@@ -59,6 +60,17 @@ def validate_chosen(
         return {f"{measuring.CHOSEN}/accuracy": best.accuracy} | costs
 
     return validate
+
+
+def parts_for_chooser(train: Batches, fraction: float) -> tuple[Batches, Batches]:
+    """The batches of the network, and those that only the chooser learns on: a share of the images.
+
+    With a share of 0 it learns on those of the network.
+    """
+    if not fraction:
+        return train, train.reseeded("gate")
+    network, chooser = train.images.split(fraction)
+    return train.of(network), train.of(chooser).reseeded("gate")
 
 
 def set_price(net: ChoosingNet, task: Task, target: float, most: float) -> None:

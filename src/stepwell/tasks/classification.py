@@ -21,7 +21,7 @@ from stepwell.data import Batches, ImageSet, Splits, load_images
 from stepwell.data.decoding import DIFFERENT
 from stepwell.data.image_flags import Augmentation, Images
 from stepwell.data.images import check_outside
-from stepwell.data.text_files import TextFiles
+from stepwell.data.text_files import TextFiles, holds_texts
 from stepwell.device import device_name
 from stepwell.evaluation import gather_logits, tally
 from stepwell.files import config_of, write_whole
@@ -52,12 +52,12 @@ from stepwell.tasks.finishing import finished, spent
 from stepwell.teachers import OpenTeacher
 from stepwell.train_mode import in_eval_mode
 from stepwell.training import Loop, Run
-from stepwell.training.job import device_of
+from stepwell.training.job import Stream, device_of
 from stepwell.training.optimisation import Optimisation
 from stepwell.training.progress import tell
 
 Training = TypeVar("Training", bound=Optimisation)
-B = TypeVar("B", bound=Examples)
+B = TypeVar("B", bound=Stream)
 
 #: Length and batches of a training on images, where the caller does not set them.
 USUAL: dict[str, Any] = {"epochs": 40, "batch_size": 128, "optimizer": "sgd"}
@@ -113,8 +113,9 @@ def read_splits(
 ) -> Splits:
     """The images of `data`, at the size that `images` names, or their own, or the usual one of `net`.
 
-    ValueError if `out` lies in `data`, or a flag of texts was set.
+    ValueError if `out` lies in `data`, `data` are texts, or a flag of texts was set.
     """
+    refuse_texts(data)
     for one in fields(texts):
         if getattr(texts, one.name) != getattr(TextFiles(), one.name):
             name = one.name.replace("_", "-")
@@ -128,6 +129,12 @@ def read_splits(
     for note in splits.notes:
         warnings.warn(note, stacklevel=3)
     return splits
+
+
+def refuse_texts(data: str, instead: str = "texts are for train ekd, supervised and bert") -> None:
+    """Raise ValueError for data of texts, which says what to do `instead`."""
+    if holds_texts(data):
+        raise ValueError(f"--data {data} holds texts, and this recipe takes images only: {instead}")
 
 
 def size_of_run(out: Path, data: str | None) -> int | None:
@@ -231,7 +238,8 @@ def open_task(
     teacher = "/".join(inputs.weights) or None
     with Run.start(out, recipe, arguments, data=inputs.about, teacher=teacher) as run:
         if net is not None and run.writes and not (out / "results.json").exists():
-            examples = inputs.train.examples
+            batches: Any = inputs.train
+            examples = batches.examples
             tell_cost(net, examples.size, arguments.get("stem", "auto"), examples.input)
         parts = inputs.train, inputs.validation, inputs.test
         yield Task(run, *parts, inputs.teacher, device_of(loop))
@@ -404,8 +412,7 @@ def _complete(
         net.mark("fresh", *missing)
         warnings.warn(
             f"in the weights that are kept, no step has trained depth {', '.join(missing)}: norms get "
-            'statistics from the training images, and the status is "calibrated". Train for more '
-            "--epochs",
+            'statistics from the training data, and the status is "calibrated": use more --epochs',
             stacklevel=3,
         )
     for depth, blocks in untrained.items():

@@ -102,7 +102,8 @@ def read_texts_of(data: str, net: str, texts: TextFiles) -> TextSplits:
             f"the tokenizer has {tokenizer.words:,} words and the encoder "
             f"{encoder.config['vocab_size']:,}: they are not of one model"
         )
-    parts = read_parts(Path(data), texts, lambda path: _encoded(read(path), labels, tokenizer))
+    like = read(file)
+    parts = read_parts(Path(data), texts, lambda path: _encoded(read(path), like, labels, tokenizer))
     if parts.aside:
         tell(f"note: {file} has no test part: {len(parts.test)} of its texts are set aside for it")
     return TextSplits(data, parts.train, parts.test, parts.validation, encoder)
@@ -112,7 +113,7 @@ def labels_of(texts: Texts, files: TextFiles) -> Labels | Numbers:
     """The classes of training texts, or the numbers; errors as for `Labels.of` and `Numbers.of`."""
     if files.regression:
         return Numbers.of(texts, files.label)
-    labels = Labels.of(texts)
+    labels = Labels.of(texts, files.label)
     if labels.measured:
         tell(
             f"note: {texts.path} has {len(labels.classes)} different numbers as labels, and each is a "
@@ -121,14 +122,20 @@ def labels_of(texts: Texts, files: TextFiles) -> Labels | Numbers:
     return labels
 
 
-def _encoded(texts: Texts, labels: Labels | Numbers, tokenizer: Tokenizer) -> TokenSet:
-    """Turn a file's texts into token ids, and say how many were cut."""
+def _encoded(texts: Texts, like: Texts, labels: Labels | Numbers, tokenizer: Tokenizer) -> TokenSet:
+    """Turn a file's texts into token ids, and say how many were cut.
+
+    ValueError for pairs where the training texts, `like`, are single ones, or the reverse.
+    """
+    if len(texts.texts[0]) != len(like.texts[0]):
+        both = sorted((like, texts), key=lambda one: len(one.texts[0]))
+        raise ValueError(
+            f"{both[0].path} has single texts and {both[1].path} has pairs: name the same columns "
+            "with --text"
+        )
     encoded = TokenSet.of(texts.texts, labels.numbers(texts), labels.classes, tokenizer)
     if encoded.cut:
-        tell(
-            f"note: {encoded.cut:,} of {len(encoded):,} texts in {texts.path} are longer than "
-            f"{tokenizer.limit} tokens and are cut (--max-tokens)"
-        )
+        tell(f"note: {texts.path}: {encoded.cut_note} (--max-tokens)")
     return encoded
 
 
@@ -149,7 +156,8 @@ def refuse_image_flags(images: Images) -> None:
     usual = type(images)()
     for field in fields(usual):
         if field.name != "balance" and getattr(images, field.name) != getattr(usual, field.name):
-            raise ValueError(f"--{field.name} is for images, and --data names texts: leave it out")
+            name = field.name.replace("_", "-")
+            raise ValueError(f"--{name} is for images, and --data names texts: leave it out")
 
 
 def start_network(
@@ -276,7 +284,7 @@ def finish(
     kind = kind_of(examples)
     return classification.finish(
         task, net, untrained, record, trained, kind=kind,
-        write=partial(save_text, tokenizer=examples.tokenizer, kind=kind),
+        write=partial(save_text, tokenizer=examples.tokenizer, kind=kind, pairs=examples.pairs),
         read=lambda file: load_text(file).net,
     )  # fmt: skip
 

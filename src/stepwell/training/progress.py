@@ -62,11 +62,11 @@ class Progress:
             self.console.print(text, highlight=False)
 
     def epoch(self, line: Mapping[str, Any]) -> None:
-        """Show the losses of an epoch, and the accuracies or correlations."""
+        """Show the losses of an epoch, and the accuracies, precisions or correlations."""
         named = [n for n in line if n.startswith("val/") and n.endswith(SCORES)]
         parts = [f"loss {line['loss']:.3f}"]
         for name in named:
-            share = name.endswith("accuracy")
+            share = not name.endswith("pearson")
             value = f"{100 * line[name]:.1f} %" if share else f"{line[name]:.3f}"
             parts.append(f"{name.split('/')[1]}: {value}")
         self._bar.update(self._task, description=self._title("  ".join(parts)))

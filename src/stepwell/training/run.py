@@ -20,7 +20,7 @@ from stepwell.files import damaged, locked, read_json, remove_partial, write_who
 from stepwell.training.optim import RATES
 
 #: Arguments that do not change the result: a resumed run may differ in them.
-HOW = {"out", "cache", "device", "devices", "checkpoint_minutes", "log"}
+HOW = {"out", "cache", "store", "device", "devices", "checkpoint_minutes", "log"}
 #: Flags that older runs do not record, by the value with which they change nothing; or it is None.
 LATER = {
     "augment": "standard", "mix": "none", "optimizer": "sgd", "text": [], "label": "label"

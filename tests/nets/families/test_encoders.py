@@ -108,9 +108,11 @@ def test_any_separator_of_a_pair_gives_types(name, tmp_path):
 def test_padding_changes_no_answer(kind, folder):
     ids, _, _ = batch(kind)
     net = nested(folder, kind)
+    net.add_exit("exit", after=(1,))
     longer = torch.nn.functional.pad(ids, (0, 5), value=1 if kind == "roberta" else 0)
     with torch.no_grad():
-        torch.testing.assert_close(net(longer), net(ids))
+        for depth in (net.full, "exit"):
+            torch.testing.assert_close(net(longer, depth), net(ids, depth))
 
 
 def test_scores_and_cls_are_those_of_the_library(kind, folder):
@@ -218,7 +220,7 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(tmp_path):
             read_pretrained(folder, 2)
         assert "\n" not in str(caught.value)
 
-    refused(tmp_path / "none", "no folder .*none: name one with an encoder's config.json")
+    refused(tmp_path / "none", "no folder .*none: texts need an encoder's folder")
     empty = tmp_path / "empty"
     empty.mkdir()
     refused(empty, r"config\.json")

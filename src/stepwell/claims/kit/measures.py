@@ -44,6 +44,40 @@ def seconds(*arms: str) -> Measure:
     return lambda results: float(sum(results[arm]["cpu_seconds"] for arm in arms))
 
 
+def alone(depth: str) -> str:
+    """The arm that trains a network of one depth on labels, without anything else."""
+    return f"{depth} alone"
+
+
+def static_at(depths: Sequence[str], macs: Measure) -> Measure:
+    """Accuracy in percent of networks alone at a number of MACs, on straight lines between them."""
+
+    def measure(results: Mapping[str, Mapping[str, Any]]) -> float:
+        rivals = [
+            (results[alone(d)]["costs"][d]["macs"], accuracy(alone(d), d)(results)) for d in depths
+        ]
+        return on_lines(sorted(rivals), macs(results))
+
+    return measure
+
+
+def macs_of(arm: str, row: str) -> Measure:
+    """MACs of an input at a depth, or at another row of an arm's results."""
+    return lambda results: float(results[arm]["costs"][row]["macs"])
+
+
+def of_speed(arm: str, system: str, key: str, batch: int = 64) -> Measure:
+    """An entry of the rows that `compare_speed` gave the arm, in batches of this size.
+
+    Args:
+        system: the key of results.json that has the rows under "speed".
+        key: "chosen" or "fixed" (images a second), "speed_up" or "by_macs".
+    """
+    return lambda results: next(
+        float(row[key]) for row in results[arm][system]["speed"] if row["batch"] == batch
+    )
+
+
 def less(a: Measure, b: Measure) -> Measure:
     """The difference a - b."""
     return lambda results: a(results) - b(results)

@@ -1,39 +1,22 @@
 """A network that chooses for each image: a chooser scores the choices, and each image runs one."""
 
-from collections.abc import Iterator, Sequence
-from math import inf
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from stepwell.measures import in_words
 from stepwell.nets.card import Card
+from stepwell.nets.decisions.budgets import Budget, best_budget
 from stepwell.nets.decisions.estimators import Scores
 from stepwell.nets.decisions.executor import gathered, groups
+from stepwell.nets.decisions.path_gate import PathGate
 from stepwell.nets.nested.cascade import Answer
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.predictions import Answers, Predicts
 from stepwell.types import Images, Logits
 
 Which = Int[Tensor, "batch"]
-
-
-class Budget(NamedTuple):
-    """A cost penalty (`price`), and its effect: mean MACs, accuracy, and shares of the choices.
-
-    `shares` is empty in files of older versions.
-    """
-
-    price: float
-    macs: float
-    accuracy: float
-    shares: tuple[float, ...] = ()
-
-    def time(self, times: Sequence[float]) -> float:
-        """Give the mean time of an image, from its `times` at each choice."""
-        return sum(share * time for share, time in zip(self.shares, times, strict=True))
 
 
 class Always(nn.Module):
@@ -83,7 +66,9 @@ class ChoosingNet(Predicts):
     @property
     def reused(self) -> tuple[int, nn.Module] | None:
         """The index of a choice that the chooser has begun to run, if there is one, and that part."""
-        return None
+        if not isinstance(self.chooser, PathGate):
+            return None
+        return self.chooser.looks_at, nn.Sequential(*self.chooser.steps)
 
     def mark_trained(self) -> None:
         """Set the status of all that the choices run to "trained"."""
@@ -128,35 +113,9 @@ class ChoosingNet(Predicts):
         Raises:
             ValueError: no budgets were measured, or none fits; the message names the reachable ones.
         """
-        if ms is None and macs is None and accuracy is None:
-            raise ValueError("give a budget: ms, macs, accuracy or some of them")
-        if not self.budgets:
-            raise ValueError(
-                "this network knows no budgets: it never chose, or its file was saved by an older "
-                "version and the network must be trained again"
-            )
-        if ms is not None and len(times) != len(self.names):
+        if ms is not None and self.budgets and len(times) != len(self.names):
             raise ValueError(f"{len(times)} times of {len(self.names)} choices: ms needs all of them")
-        if ms is not None and not all(b.shares for b in self.budgets):
-            raise ValueError(
-                "this file was saved by a version without latency budgets: name macs or accuracy, or "
-                "train the network again"
-            )
-        most, least = inf if macs is None else macs, accuracy or 0.0
-        fitting = [b for b in self.budgets if b.macs <= most and b.accuracy >= least]
-        if ms is not None:
-            fitting = [b for b in fitting if b.time(times) <= ms]
-        if not fitting:
-            goals = {"ms": ms, "macs": macs, "accuracy": accuracy}
-            asked = " with ".join(in_words(n, v) for n, v in goals.items() if v is not None)
-            low, high = (
-                f"{in_words('macs', b.macs)}"
-                + (f" ({b.time(times):.4g} ms)" if ms is not None else "")
-                + f" with {in_words('accuracy', b.accuracy)}"
-                for b in (self.budgets[0], self.budgets[-1])
-            )
-            raise ValueError(f"no budget gives {asked}: they reach from {low} to {high}")
-        found = fitting[-1] if accuracy is None else fitting[0]
+        found = best_budget(self.budgets, ms=ms, macs=macs, accuracy=accuracy, times=times)
         self.price.fill_(found.price)
         return found
 
@@ -176,20 +135,29 @@ class ChoosingNet(Predicts):
         """Give the index of the best choice by the chooser's scores, minus the cost penalty."""
         return (scores - self.price * self.costs).argmax(1)
 
-    def run(self, x: Images, who: Which) -> Iterator[tuple[Tensor, Tensor]]:
-        """Run each choice that some image makes, by `who`; give the rows of `x` and their logits."""
-        none = [(0, who)] * (not len(x))  # no images have logits, too: none
-        for i, rows in none or groups(who, len(self.names)):
-            yield rows, self.at(x if len(rows) == len(x) else x[rows], i)
-
     def settle(self, who: Which) -> Which:
         """Give the choices to run in place of the images' own; other choices must be costlier."""
         return who
 
     def answer(self, x: Images) -> Answer:
-        """Give the logits of each image and the index of its choice; equal choices run together."""
-        who = self.settle(self.choose(x))
-        return Answer(gathered(list(self.run(x, who))), who)
+        """Give the logits of each image and the index of its choice; equal choices run together.
+
+        The choice that a gate looks at goes on from there.
+        """
+        gate = self.chooser if isinstance(self.chooser, PathGate) else None
+        looked = x if gate is None else gate.look(x)
+        who = self.settle(self.pick(self.chooser(x) if gate is None else gate.scores(looked)))
+
+        def run(i: int, rows: Tensor | slice) -> Logits:
+            if gate is not None and i == gate.looks_at:
+                return gate.go_on(looked[rows])
+            return self.at(x[rows], i)
+
+        parts = [
+            (rows, run(i, slice(None) if len(rows) == len(x) else rows))
+            for i, rows in groups(who, len(self.names))
+        ]
+        return Answer(gathered(parts or [(who, self.at(x, 0))]), who)  # no images: no logits
 
     def answers(self, x: Images, depth: str | None = None) -> Answers:
         """Give the logits of each image and the name of its choice.

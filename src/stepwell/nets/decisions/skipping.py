@@ -106,6 +106,13 @@ class GatedBottleneck(Gated, Bottleneck):
         return self.bn3(self.conv3(y))
 
 
+@torch.no_grad()
+def add_price(module: nn.Module, price: float) -> None:
+    """Subtract a cost penalty from every gate's score "run": the higher, the fewer blocks run."""
+    for _, block in gated_blocks(module):
+        block.gate.get_parameter("scores.bias")[1] -= price
+
+
 #: The blocks by the class that they are without a gate.
 GATED: Mapping[type[nn.Module], type[Gated]] = {
     BasicBlock: GatedBasicBlock,

@@ -126,8 +126,8 @@ def encoder_name(folder: Path) -> str:
 def _config_of(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ValueError(
-            f"no folder {folder}: name one with an encoder's config.json, tokenizer.json and "
-            "model.safetensors"
+            f"no folder {folder}: texts need an encoder's folder (--net), with config.json, "
+            "tokenizer.json and model.safetensors"
         )
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: name a folder with an encoder")
@@ -140,7 +140,10 @@ def _config_of(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} holds a decoder (causal attention): name an encoder")
     layers = config.get(ARCHITECTURES[kind][1])
     if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
-        raise ValueError(f"{folder}/config.json says {layers!r} layers")
+        raise ValueError(
+            f"{folder}/config.json: the number of layers is {layers!r}, not 1 to {MOST_LAYERS}: put it "
+            "right"
+        )
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(
             f"{folder} has no tokenizer.json: write it with tokenizer.save_pretrained(folder), of a "

@@ -84,6 +84,8 @@ class CifarResNet(nn.Module):
             6.2).
         widths: channels of the three stages.
         gates: as for `resnet`.
+        stride: of the first convolution; with 4, the stages have strides 4, 8 and 16 in place of 1, 2
+            and 4, as detectors need them.
     """
 
     def __init__(
@@ -95,11 +97,13 @@ class CifarResNet(nn.Module):
         norm: Literal["batch", "layer"] = "batch",
         widths: tuple[int, int, int] = (16, 32, 64),
         gates: bool = False,
+        stride: int = 1,
     ) -> None:
         super().__init__()
         norm_of = nn.BatchNorm2d if norm == "batch" else partial(nn.GroupNorm, 1)
         first, second, third = widths
-        self.conv1 = nn.Conv2d(3, first, kernel_size=3, padding=1, bias=False)
+        kernel = max(3, 2 * stride - 1)
+        self.conv1 = nn.Conv2d(3, first, kernel, stride=stride, padding=kernel // 2, bias=False)
         self.bn1 = norm_of(first)
         self.relu = nn.ReLU(inplace=True)
         stage = partial(_cifar_stage, GatedBasicBlock if gates else BasicBlock, norm_of=norm_of)

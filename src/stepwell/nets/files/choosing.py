@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from stepwell.nets.decisions.choosing import Budget, ChoosingNet
+from stepwell.nets.decisions.budgets import Budget
+from stepwell.nets.decisions.choosing import ChoosingNet
 
 
 def budgets_for_file(net: ChoosingNet) -> list[list[Any]]:

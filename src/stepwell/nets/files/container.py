@@ -20,7 +20,9 @@ from stepwell.files import damaged, result_of
 #: The `kind` in the header of a knowledge graph's file.
 GRAPH = "stepwell knowledge graph"
 #: Kinds of networks whose files hold a nested net.
-NESTED = ("classifier", "resolution", "features", "text", "text-numbers", "skipping", "widths")
+NESTED = (
+    "classifier", "resolution", "features", "text", "text-numbers", "skipping", "widths", "detector"
+)  # fmt: skip
 
 
 def network_file(path: str | Path) -> Path:

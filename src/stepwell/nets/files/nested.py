@@ -45,7 +45,7 @@ FOREIGN = ("checkpoint_path", "cache_dir")
 #: Arguments of `build` itself in a file's header.
 OF_BUILD = ("stages", "kept", "adaptions", "multipliers")
 #: Entries of the card that are measurements.
-MEASURED = ("costs", "latency", "cascade", "break_even", "group_ms")
+MEASURED = ("costs", "latency", "cascade", "break_even", "group_ms", "gate_budgets")
 
 
 class Beside(NamedTuple):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
@@ -15,7 +16,10 @@ HEAD = "exit_head"
 
 
 class PooledHead(nn.Module):
-    """Logits of a stage's output: the mean over all positions, then a linear layer."""
+    """Logits of a stage's output: the mean over all positions, then a linear layer.
+
+    Where the stage hands on a mask (batch, tokens) beside its tokens, the mean is over real tokens.
+    """
 
     def __init__(self, channels: int, classes: int, channels_last: bool = False) -> None:
         super().__init__()
@@ -41,9 +45,13 @@ class PooledHead(nn.Module):
 
     def forward(self, x: Value) -> Tensor:
         """Maps, tokens (batch, tokens, channels) or vectors to logits (batch, classes)."""
+        masks = [t for t in tensors_of(x) if t.dtype == torch.bool]
         x = feature_of(x)
         if x.dim() == 4:
             x = x.mean((1, 2) if self.channels_last else (2, 3))
+        elif x.dim() == 3 and masks:
+            real = masks[0][:, :, None].to(x.dtype)
+            x = (x * real).sum(1) / real.sum(1).clamp(min=1)
         elif x.dim() == 3:
             x = x.mean(1)
         return self.fc(x)

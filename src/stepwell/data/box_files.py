@@ -1,0 +1,277 @@
+"""The files of images with boxes: how a folder names its parts, and the flags that name others."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, NamedTuple
+
+import torch
+from tyro.conf import FlagConversionOff
+
+from stepwell.data.boxes import (
+    BoxSet,
+    check_apart,
+    content_of,
+    read_boxes,
+    some,
+    unlabelled,
+    unlisted,
+)
+from stepwell.data.decoding import image_files
+from stepwell.data.loader import generator_of, seed_of
+from stepwell.files import write_whole
+from stepwell.flags import flag
+
+#: Usual names of the parts.
+PARTS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
+#: The json inside the folder of a part, as Roboflow writes it.
+INSIDE = "_annotations.coco.json"
+#: The test part of a run, if no file of its data holds it.
+KEPT = "test.json"
+#: Share of the images that is set aside where there is no test part.
+ASIDE = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxFiles:
+    """Images with boxes: their files, size and changes.
+
+    Attributes:
+        images: folder of the images, if not beside the json files.
+        test: COCO json to test on.
+        valid: COCO json to choose the epoch by, in place of --val-fraction.
+        size: longer side of each image in pixels; images keep their shape.
+        flip: mirror half of the training images.
+        zoom: smallest scale of a training image; 1: none is scaled.
+    """
+
+    TITLE: ClassVar = "data"
+    images: Annotated[Path | None, flag("FOLDER", "images/, or beside")] = None
+    test: Annotated[Path | None, flag("FILE", "test.json, or a fifth")] = None
+    valid: Annotated[Path | None, flag("FILE", "val.json")] = None
+    size: Annotated[int, flag("PIXELS")] = 320
+    flip: FlagConversionOff[Annotated[bool, flag("{True,False}")]] = True
+    zoom: Annotated[float, flag("X")] = 1.0
+
+    def check(self) -> None:
+        """Refuse sizes that no detector could use."""
+        if not 32 <= self.size <= 4096:
+            raise ValueError(f"--size {self.size}: the longer side of images has 32 to 4096 pixels")
+
+
+class BoxParts(NamedTuple):
+    """The parts of images with boxes; `notes`: a line each about what was repaired."""
+
+    train: BoxSet
+    test: BoxSet
+    validation: BoxSet | None
+    notes: tuple[str, ...]
+
+
+def read_parts(data: Path, files: BoxFiles = BoxFiles()) -> BoxParts:
+    """Read the parts of `data`, a COCO json or a folder with some.
+
+    A folder holds train.json, val.json and test.json beside images/; annotations/instances_train.json
+    beside train/, as COCO; or a folder a part with `_annotations.coco.json`, as Roboflow. A
+    validation part without a test part is the test part.
+
+    Raises:
+        ValueError: as for `read_boxes`; no json of a training part; a test or validation image is among
+            the training images.
+    """
+    train_file = data if data.suffix == ".json" else _json_of(data, "train")
+    if train_file is None:
+        raise ValueError(
+            f"{data} holds no train.json, annotations/instances_train*.json or train/{INSIDE}: name a "
+            "folder with COCO json, or the json file"
+        )
+    train = read_boxes(train_file, _images_of(train_file, data, files))
+    test_file, valid_file = files.test, files.valid
+    if data.is_dir():
+        valid_file = valid_file or _json_of(data, "valid")
+        test_file = test_file or _json_of(data, "test")
+    if test_file is None and files.valid is None:
+        test_file, valid_file = valid_file, None
+    notes, parts = [*train.notes], []
+    for name, file in (("test", test_file), ("validation", valid_file)):
+        part = None
+        if file is not None:
+            part = read_boxes(file, _images_of(file, data, files), train.classes)
+            check_apart(train, part, name)
+            notes += part.notes
+        parts.append(part)
+    test, validation = parts
+    if test is not None and validation is not None:
+        check_apart(validation, test)
+    folder = _images_of(train_file, data, files)
+    read = [part for part in (train, test, validation) if part is not None]
+    if left := unlisted(folder, *read):
+        shown = some([file.name for file in left])
+        notes.append(f"{folder}: no json lists {len(left)} images, which are left out: {shown}")
+    if test is None:
+        train, test = train.split(ASIDE)
+        notes.append(f"{train_file} has no test part: {len(test)} of its images are set aside for it")
+    return BoxParts(train, test, validation, tuple(notes))
+
+
+def keep_test(run: Path, test: BoxSet) -> None:
+    """Write a run's test part, which no file of its data holds, to the run."""
+    root = Path(test.files[0].resolve().anchor)
+    write_whole(run / KEPT, json.dumps(test.coco(root)).encode())
+
+
+def read_kept(run: Path, classes: Sequence[str]) -> BoxSet | None:
+    """A run's test part as `keep_test` wrote it; None without. Errors as for `read_boxes`."""
+    file = run / KEPT
+    return read_boxes(file, Path(file.resolve().anchor), classes) if file.is_file() else None
+
+
+def read_test(data: Path, classes: Sequence[str]) -> BoxSet:
+    """Other data to measure a detector of `classes` on: a json file, or the test part of a folder.
+
+    Errors as for `read_boxes`.
+    """
+    file = data if data.suffix == ".json" else _json_of(data, "test") or _json_of(data, "valid")
+    if file is None:
+        raise ValueError(f"{data} holds no test.json and no val.json: name the COCO json itself")
+    return read_boxes(file, _images_of(file, data, BoxFiles()), classes)
+
+
+def _json_of(data: Path, part: str) -> Path | None:
+    """The json of a part of a folder; None without one, ValueError for several."""
+    for name in PARTS[part]:
+        for file in (data / f"{name}.json", data / name / INSIDE):
+            if file.is_file():
+                return file
+        found = sorted((data / "annotations").glob(f"instances_{name}*.json"))
+        if len(found) > 1:
+            raise ValueError(f"{data} has {found[0].name} and {found[1].name}: name one with --data")
+        if found:
+            return found[0]
+    return None
+
+
+def _images_of(file: Path, data: Path, files: BoxFiles) -> Path:
+    """The folder of the images that a json lists."""
+    if files.images is not None:
+        if not files.images.is_dir():
+            raise ValueError(f"--images {files.images} is no folder")
+        return files.images
+    if file.name == INSIDE:
+        return file.parent
+    name = file.stem.removeprefix("instances_")
+    root = file.parent.parent if file.parent.name == "annotations" else file.parent
+    places = (root / "images" / name, root / name, root / "images", root)
+    return next(place for place in places if place.is_dir())
+
+
+class BoxPool(NamedTuple):
+    """Images that teachers label, and the parts with labels; no image stands in two of them.
+
+    images: for training, the labelled ones among them, without their labels.
+    labelled: the training images with labels; None without labels.
+    test, validation: None if there is none; teachers then label a part of `images`.
+    notes: a line each about what was repaired or left out.
+    """
+
+    images: BoxSet
+    labelled: BoxSet | None
+    test: BoxSet | None
+    validation: BoxSet | None
+    notes: tuple[str, ...]
+
+
+def read_labels(labels: Path, data: Path, files: BoxFiles) -> BoxSet:
+    """Read the json of labelled training images; errors as for `read_boxes`."""
+    return read_boxes(labels, _images_of(labels, data, files))
+
+
+def read_pool(
+    data: Path, files: BoxFiles, classes: Sequence[str], labelled: BoxSet | None, *,
+    fraction: float = 1.0, val_fraction: float = 0.0, seed: int = 0,
+) -> BoxPool:  # fmt: skip
+    """Read the images that teachers label: those below `data`, and the labelled ones.
+
+    `data` is a folder of images, or one that `read_parts` reads, whose training labels are not read.
+    Images of a test or validation part are left out, whatever their names.
+
+    Args:
+        classes: the student's.
+        labelled: training images with labels of `classes`.
+        fraction: share of these that keep their labels; `seed` draws them.
+        val_fraction: share of the labels that is set aside, without a validation part.
+
+    Raises:
+        ValueError: as for `read_boxes`; there is no image; a test or validation image is labelled for
+            training.
+    """
+    if not data.is_dir():
+        raise ValueError(f"no folder {data}: name a folder of images")
+    train_file = _json_of(data, "train")
+    folder = data if train_file is None else _images_of(train_file, data, files)
+    if files.images is not None:
+        folder = files.images
+    valid_file, test_file = files.valid or _json_of(data, "valid"), files.test or _json_of(data, "test")
+    if test_file is None and files.valid is None:
+        test_file, valid_file = valid_file, None
+    notes = [*(labelled.notes if labelled is not None else ())]
+    parts: list[BoxSet | None] = []
+    for name, file in (("test", test_file), ("validation", valid_file)):
+        part = None
+        if file is not None:
+            part = read_boxes(file, _images_of(file, data, files), classes)
+            notes += part.notes
+            if labelled is not None:
+                check_apart(labelled, part, name)
+        parts.append(part)
+    test, validation = parts
+    if test is not None and validation is not None:
+        check_apart(validation, test)
+    if labelled is not None and test is None:
+        labelled, test = labelled.split(ASIDE)
+        notes.append(f"there is no test part: {len(test)} of the labelled images are set aside for it")
+    if labelled is not None:
+        labelled = drawn(labelled, fraction, seed)
+    if labelled is not None and validation is None and val_fraction:
+        labelled, validation = labelled.split(val_fraction)
+    images, left = _unlabelled_of(folder, classes, labelled, test, validation)
+    return BoxPool(images, labelled, test, validation, (*notes, *left))
+
+
+def drawn(images: BoxSet, fraction: float, seed: int) -> BoxSet:
+    """A share of the images, drawn by `seed`; all for a fraction of 1."""
+    if fraction == 1:
+        return images
+    order = torch.randperm(len(images), generator=generator_of(seed_of("labels", seed)))
+    return images.subset(sorted(order[: max(1, round(fraction * len(images)))].tolist()))
+
+
+def _unlabelled_of(
+    folder: Path, classes: Sequence[str], labelled: BoxSet | None, *apart: BoxSet | None
+) -> tuple[BoxSet, list[str]]:
+    """The images below a folder and the labelled ones, each once, without those of other parts."""
+    own = {} if labelled is None else {content_of(file): file for file in labelled.files}
+    taken = {content_of(file): file for part in apart if part is not None for file in part.files}
+    chosen = dict(own)
+    twice, elsewhere = [], []
+    for file in image_files(folder):
+        content = content_of(file)
+        if content in taken:
+            if file.resolve() != taken[content].resolve():
+                elsewhere.append(file.name)
+        elif content not in chosen:
+            chosen[content] = file
+        elif file.resolve() != chosen[content].resolve():
+            twice.append(file.name)
+    if not chosen:
+        raise ValueError(f"{folder} holds no image besides those of the test and validation parts")
+    notes = []
+    if elsewhere:
+        notes.append(
+            f"{folder}: {len(elsewhere)} images equal test or validation images under another name, "
+            f"and are left out: {some(elsewhere)}"
+        )
+    if twice:
+        notes.append(f"{folder}: {len(twice)} images are there twice, and count once: {some(twice)}")
+    return unlabelled(sorted(chosen.values()), classes), notes

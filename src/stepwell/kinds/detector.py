@@ -1,0 +1,350 @@
+"""Detectors: a nested backbone with a pyramid and a head."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepwell.console import row_table, say, show, show_conditions, size, table, track, written
+from stepwell.kinds import Costs, Network, Predicted, classifier
+from stepwell.kinds.serving import Engine
+from stepwell.measures import MEASURES, of_row
+
+if TYPE_CHECKING:
+    from stepwell.data.boxes import BoxSet
+    from stepwell.nets.detection.detector import Detector
+    from stepwell.nets.predictions import Prediction
+    from stepwell.serve.served import Served
+    from stepwell.types import Boxes
+
+NAME = "a detector"
+#: The input's size is its longer side.
+SIZE = "{} pixels (longer side)"
+ADVICE = {
+    "delta": "export each depth",
+    "calibrate": "its norms have no statistics: name the depths with --depths when you train",
+}
+NEXT = (
+    "stepwell eval {run}", "stepwell export {run}", "stepwell report {run}",
+    "stepwell predict {run} IMAGE|FOLDER... --draw PICTURES",
+)  # fmt: skip
+SECTIONS = (
+    [f"stepwell.report.sections:{name}" for name in ("cost_figures", "row_table", "run_figures")]
+    + ["stepwell.report.detection:boxes_section"]
+    + [f"stepwell.report.sections:{name}" for name in ("facts", "arguments")]
+)
+#: Columns after a training, and of an evaluation.
+TRAINED = ("blocks", "params", "macs", "ap", "ap50", "ms")
+EVALUATED = (*TRAINED[:3], "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ms")
+#: Least score of a predicted box; classes in a table, at most; images of a batch.
+SCORE, CLASSES, BATCH = 0.3, 30, 16
+#: Images on which an export is checked.
+CHECKED = 16
+
+
+def open(path: Path, module: Callable[[], Any] | None = None) -> "Detector":
+    """Read the detector of a run or a file; errors as for `load_detector`."""
+    if module is not None:
+        raise ValueError(f"{path} holds {NAME}, which has no module of its own: leave --module out")
+    from stepwell.nets.detection.file import load_detector
+
+    found = load_detector(path)
+    classifier.check_card(path, found.net)
+    return found
+
+
+def evaluate(network: Network, *, data: str | None = None) -> dict[str, Any]:
+    """Measure every depth on the test part of the run's data or of other data. Flags as for `eval`."""
+    from stepwell.data.box_batches import BoxBatches
+    from stepwell.measure.detection import measure_detector
+
+    net = network.net.net
+    net.require_ready()
+    name = data or network.config.get("arguments", {}).get("data")
+    if name is None:
+        raise ValueError(f"{network.path} does not say its data: name some with --data")
+    test = _test_part(network, data)
+    results, _ = measure_detector(network.net, BoxBatches(test, BATCH, size=net.card.size), track=track)
+    fingerprint = test.fingerprint
+    own = network.config.get("data", {}).get("fingerprint", "").endswith(fingerprint)
+    return results | {"data": {"name": name, "fingerprint": fingerprint, "own": own}}
+
+
+def _test_part(network: Network, data: str | None) -> "BoxSet":
+    """The test part of the run's data, or of other data; errors as for `read_boxes`."""
+    from stepwell.data.box_files import BoxFiles, read_kept, read_parts, read_test
+    from stepwell.flags import recorded
+
+    classes, arguments = network.net.net.card.classes, network.config.get("arguments", {})
+    if data is not None:
+        return read_test(Path(data), classes)
+    kept = read_kept(network.path, classes)
+    files = recorded(BoxFiles, _as_paths(arguments))
+    return read_parts(Path(arguments["data"]), files).test if kept is None else kept
+
+
+def _as_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's arguments, in which names of files are paths."""
+    files = ("images", "test", "valid")
+    return {k: Path(v) if k in files and v is not None else v for k, v in arguments.items()}
+
+
+def predict(
+    network: Network, paths: Sequence[Path], *, depth: str | None = None, min_score: float = SCORE,
+    coco: Path | None = None, draw: Path | None = None, budget_ms: float | None = None,
+    budget_macs: float | None = None,
+) -> Predicted:  # fmt: skip
+    """Find objects in images, at one depth or within a budget. Flags as for `predict`."""
+    from stepwell.data.box_batches import BoxBatches
+    from stepwell.data.boxes import unlabelled
+    from stepwell.files import write_whole
+    from stepwell.measure.detection import detect
+    from stepwell.nets.predictions import Prediction
+    from stepwell.serve import expand
+
+    detector, net = network.net, network.net.net
+    budget = {"ms": budget_ms, "macs": budget_macs}
+    if limits := {name: value for name, value in budget.items() if value is not None}:
+        depth = classifier.depth_within(net, limits, network.path, lambda: _costs(detector))
+    depth = net.full if depth is None else depth
+    net.require_ready(depth)
+    files, unreadable = _readable(expand(paths))
+    predictions = [Prediction(file, error=error) for file, error in unreadable.items()]
+    if files:
+        images = unlabelled(files, net.card.classes)
+        batches = BoxBatches(images, BATCH, size=net.card.size)
+        boxes = detect(detector, batches, [depth], track=track)[depth]
+        sure = [own.chosen(own.scores >= min_score) for own in boxes]
+        predictions += [
+            one
+            for file, own in zip(files, sure, strict=True)
+            for one in _predictions(file, own, net.card.classes, depth)
+        ]
+        if coco is not None:
+            content = images.with_boxes(sure).coco()
+            write_whole(coco, json.dumps(content).encode())
+            say(f"wrote {len(content['annotations'])} boxes to {coco}")
+        if draw is not None:
+            _draw(draw, files, sure, net.card.classes)
+    return Predicted(predictions, f"depth {depth}")
+
+
+def serve(network: Network, *, engine: Engine = "torch") -> "Served":
+    """Give every depth to a server. Flags as for `serve`."""
+    import torch
+
+    from stepwell.data.box_batches import collated, restored
+    from stepwell.data.preprocess import whole
+    from stepwell.nets.predictions import Prediction
+    from stepwell.serve.served import Served, read_image, upright_size
+
+    if engine != "torch":
+        raise ValueError(f"a detector runs in torch: leave --engine {engine} out")
+    detector, net = network.net.eval(), network.net.net
+    card = net.card
+    net.require_ready(net.full)
+    rows = tuple(depth for depth, status in net.status.items() if status != "fresh")
+
+    def read(content: bytes) -> Any:
+        return read_image(content, lambda image: (whole(image, card.size), upright_size(image)))
+
+    def run(inputs: Sequence[Any], row: str, top: int) -> "list[Prediction]":
+        pixels = [torch.from_numpy(own).permute(2, 0, 1) for own, _ in inputs]
+        with torch.inference_mode():
+            images, sizes = collated(pixels)
+            found = detector.by_depth(images, sizes, [row])[row]
+        answers = []
+        for own, scaled, (_, original) in zip(found, sizes, inputs, strict=True):
+            sure = own.chosen(own.scores >= SCORE)
+            sure = sure._replace(boxes=restored(sure.boxes, scaled, original))
+            objects = tuple(one for one in _predictions(Path(), sure, card.classes, row) if one.box)
+            answers.append(Prediction(depth=row, objects=objects))
+        return answers
+
+    side = -(-card.size // 32) * 32
+    example = torch.zeros(side, side, 3, dtype=torch.uint8).numpy(), (side, side)
+    return Served(rows, net.full, read, run, example, card.costs)
+
+
+def _readable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """The files that are whole images, and the errors of the others."""
+    from stepwell.data.decoding import check_files
+
+    good: list[Path] = []
+    bad: dict[Path, str] = {}
+    for file in files:
+        try:
+            check_files([file])
+            good.append(file)
+        except ValueError as error:
+            bad[file] = str(error)
+    return good, bad
+
+
+def _predictions(file: Path, found: "Boxes", classes: Sequence[str], depth: str) -> list[Any]:
+    """A prediction for each box, best first; one without a box for an image without any."""
+    from stepwell.nets.predictions import Prediction
+
+    rows = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
+    each = [
+        Prediction(file, classes[label], score, depth=depth, box=tuple(box))
+        for box, label, score in rows
+    ]
+    return each or [Prediction(file, depth=depth, box=())]
+
+
+def _draw(
+    folder: Path, files: Sequence[Path], found: Sequence["Boxes"], classes: Sequence[str]
+) -> None:
+    """Write the images with their boxes as PNG files; ValueError for two files of one name."""
+    import torch
+    from PIL import Image
+    from torchvision.utils import draw_bounding_boxes
+
+    from stepwell.data.preprocess import whole
+
+    names = [file.stem for file in files]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"--draw: two images have the name {twice[0]!r}: name their folders one by one"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, own in zip(files, found, strict=True):
+        pixels = torch.from_numpy(whole(file)).permute(2, 0, 1)
+        rows = zip(own.labels.tolist(), own.scores.tolist(), strict=True)
+        labels = [f"{classes[label]} {score:.2f}" for label, score in rows]
+        colours = [COLOURS[label % len(COLOURS)] for label in own.labels.tolist()]
+        if labels:
+            pixels = draw_bounding_boxes(pixels, own.boxes, labels, colours, width=2)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{file.stem}.png")
+    say(f"drew {len(files)} images in {folder}")
+
+
+#: Colours of classes in drawn images.
+COLOURS = (
+    "#1b6ca8", "#d1495b", "#2e8b57", "#e08e00", "#7b4fa3", "#00a6a6", "#8c564b", "#b8336a",
+)  # fmt: skip
+
+
+def _costs(detector: "Detector", size: int | None = None, batch: int = 1) -> dict[str, dict[str, Any]]:
+    import torch
+
+    from stepwell.measure.detection import cost_table
+
+    side = -(-(size or detector.net.card.size) // 32) * 32
+    return cost_table(detector, torch.zeros(batch, 3, side, side))
+
+
+def cost(network: Network, *, size: int | None = None, batch: int = 1, save: bool = False) -> Costs:
+    """Measure the costs of every depth on an empty square image. Flags as for `cost`.
+
+    With `save`, they are kept in the file, for `predict --budget-ms`.
+    """
+    from stepwell.device import device_name
+    from stepwell.nets.files.nested import net_digest, rewrite_card, rewriting
+
+    detector, net = network.net, network.net.net
+    costs = _costs(detector, size, batch)
+    if save:
+        if size not in (None, net.card.size):
+            raise ValueError(f"--save measures images of {net.card.size} pixels: leave out --size")
+        with rewriting(network.path, net_digest(net)) as (file, card):
+            rewrite_card(file, card.with_costs(costs, device_name()))
+    side = size or net.card.size
+    return Costs(costs, f"{side}×{side}")
+
+
+def export(
+    network: Network, folder: Path, *, format: str = "onnx", depth: str | None = None,
+    data: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write depths as ONNX graphs with a host loop, checked on images. Flags as for `export`."""
+    from stepwell.data.box_batches import decode
+    from stepwell.export.detector import export_detector, noise
+
+    if format != "onnx":
+        raise ValueError(f"--format {format}: a detector is exported as onnx")
+    net = network.net.net
+    images, part = noise(net.card.size), "noise"
+    if data or network.config.get("arguments", {}).get("data"):
+        try:
+            test = _test_part(network, data)
+            images, part = decode(test.files[:CHECKED], net.card.size), "test"
+        except ValueError as error:
+            if data:
+                raise
+            say(f"note: checked on noise, because the run's data cannot be used: {error}")
+    own = classifier.is_own(network, folder)
+    return export_detector(network.net, folder, images, part, depth=depth, own=own, say=say)
+
+
+def show_export(title: str, result: Mapping[str, Any]) -> None:
+    """Print exported files: size and check."""
+    rows = [
+        [
+            row["depth"], row["file"], size(row["bytes"]), f"{row['parity']['difference']:.1e}",
+            f"{100 * row['parity']['same_boxes']:.1f} %",
+        ]
+        for row in result["files"]
+    ]  # fmt: skip
+    columns = ["depth", "file", "size", "largest difference", "same boxes"]
+    show(table(title, columns, rows, words=2))
+    parity = result["files"][0]["parity"]
+    counts = f"{parity['boxes']} boxes in {parity['images']} {parity['part']} images"
+    show(f"checked on {counts}; detect.py runs a graph with onnxruntime and numpy", style="dim")
+
+
+def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False) -> None:
+    """Print results as tables; `brief`: as after a training."""
+    costs, test, rows = (results[k] for k in ("costs", "test", "rows"))
+    show(row_table(title, TRAINED if brief else EVALUATED, costs, test, row=rows))
+    for row in costs:
+        if f"{row}/ap_low" in test:
+            ends = (f"{100 * test[f'{row}/ap_{end}']:.1f}" for end in ("low", "high"))
+            show(f"{rows} {row}: the 95 % interval of AP over images is {' to '.join(ends)} %")
+    show_classes(test, results["detect"]["boxes"], [*costs])
+    if made := results.get("pseudo"):
+        show_labels(made)
+    show(
+        "AP: mean over overlaps (IoU) of 0.5 to 0.95 and over classes, as COCO defines it; AP50: at an "
+        "overlap of 0.5",
+        style="dim",
+    )
+    show_conditions(costs)
+
+
+def show_labels(made: Mapping[str, Any]) -> None:
+    """Print what the labels of teachers were made of, of many classes the first."""
+    rows = [
+        [name, f"{row['threshold']:.2f}", str(row["boxes"]),
+         *(f"{100 * row[key]:.0f} %" if key in row else "" for key in ("precision", "recall"))]
+        for name, row in [*made["classes"].items()][:CLASSES]
+    ]  # fmt: skip
+    show(table("labels from teachers", ["class", "threshold", "boxes", "precision", "recall"], rows))
+    ap = made["teacher_test"].get("teachers/ap")
+    told = "" if ap is None else f"; the teachers have an AP of {100 * ap:.1f} % on the test part"
+    if made["truth"] == "teacher":
+        told = "; there are no labels, so the test part has the teachers' boxes, and AP says how well "
+        told += "the student agrees with them"
+    show(f"{made['boxes']:,} boxes in {made['images']:,} training images{told}", style="dim")
+
+
+def show_classes(test: Mapping[str, float], boxes: Mapping[str, int], rows: Sequence[str]) -> None:
+    """Print the average precision of each class, of many the worst at the last row."""
+    last = of_row(test, rows[-1])
+    names = [name for name in boxes if f"ap/{name}" in last]
+    if len(names) < 2:
+        return
+    names.sort(key=lambda name: last[f"ap/{name}"])
+    few = f", the {CLASSES} worst of {len(names)}" if len(names) > CLASSES else ""
+    columns = [f"{measure} {row}" for row in rows for measure in ("AP", "AP50")]
+    cells = [
+        [name, str(boxes[name])]
+        + [
+            written(MEASURES[key], of_row(test, row)[f"{key}/{name}"])
+            for row in rows
+            for key in ("ap", "ap50")
+        ]
+        for name in names[:CLASSES]
+    ]
+    show(table(f"by class{few}", ["class", "true boxes", *columns], cells))

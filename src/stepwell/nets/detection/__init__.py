@@ -1,0 +1,1 @@
+"""Detectors: torchvision's heads on a pyramid of a nested backbone."""

@@ -1,0 +1,151 @@
+"""One list of classes for teachers and labels that name their categories differently."""
+
+from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from stepwell.data.boxes import some
+
+#: Names at least this similar may mean one class.
+SIMILAR = 0.8
+
+
+class Categories(NamedTuple):
+    """The classes of a student, and how each teacher's classes map to them.
+
+    names: of the classes; those of the labels first, in their order.
+    maps: for each teacher, the class of each of its own classes; -1 for one that is left out.
+    labelled: True for the classes that the labels tell of.
+    notes: lines about what merged and what did not.
+    """
+
+    names: tuple[str, ...]
+    maps: tuple[Int64[Tensor, " own"], ...]
+    labelled: Bool[Tensor, " classes"]
+    notes: tuple[str, ...]
+
+    @property
+    def covers(self) -> Bool[Tensor, "teachers classes"]:
+        """True for the classes that a teacher tells of."""
+        found = torch.zeros(len(self.maps), len(self.names), dtype=torch.bool)
+        for row, own in zip(found, self.maps, strict=True):
+            row[own[own >= 0]] = True
+        return found
+
+
+def merged(
+    teachers: Mapping[str, Sequence[str]], labels: Sequence[str] = (), *,
+    renames: Sequence[str] = (), chosen: Sequence[str] = (),
+) -> Categories:  # fmt: skip
+    """Merge the classes of teachers and labels by name; upper case, spaces, - and _ do not matter.
+
+    Args:
+        teachers: classes of each teacher by its name.
+        labels: classes of the labels; empty without labels.
+        renames: "OLD=NEW" gives a teacher's class another name, "OLD=" leaves it out, and "2:OLD=NEW"
+            is for the second teacher alone.
+        chosen: the student's classes; all by default.
+
+    Raises:
+        ValueError: a rename fits no class; two classes of one teacher, or of the labels, have one name;
+            a chosen class is nobody's; no teacher has a class of the student's.
+    """
+    own = [[*classes] for classes in teachers.values()]
+    for rename in renames:
+        _rename(rename, own, [*teachers])
+    names: dict[str, str] = {}
+    sources = {"the labels": [*labels]} | dict(zip(teachers, own, strict=True))
+    for source, classes in sources.items():
+        keys = [_key(name) for name in classes if name]
+        if twice := [name for name in classes if name and keys.count(_key(name)) > 1]:
+            many = source != "the labels"
+            fix = f"rename or leave out one with --rename {twice[0]}=" if many else "rename one"
+            raise ValueError(f"two classes of {source} have the name {twice[0]!r}: {fix}")
+        for name in classes:
+            if name:
+                names.setdefault(_key(name), name)
+    if chosen:
+        if unknown := [name for name in chosen if _key(name) not in names]:
+            raise ValueError(
+                f"--classes {unknown[0]}: no teacher has it, and no label; there are "
+                f"{some([*names.values()])}"
+            )
+        names = {_key(name): names[_key(name)] for name in chosen}
+    at = {key: i for i, key in enumerate(names)}
+    maps = tuple(torch.tensor([at.get(_key(c), -1) if c else -1 for c in cs]) for cs in own)
+    for teacher, own_map in zip(teachers, maps, strict=True):
+        if not (own_map >= 0).any():
+            raise ValueError(
+                f"{teacher} has no class that is trained here ({some([*names.values()])}): name its "
+                "classes with --classes, or map them with --rename OLD=NEW"
+            )
+    of_labels = torch.zeros(len(names), dtype=torch.bool)
+    of_labels[[at[_key(name)] for name in labels if _key(name) in at]] = True
+    found = Categories(tuple(names.values()), maps, of_labels, ())
+    return found._replace(notes=_notes(found, sources))
+
+
+def _rename(rename: str, own: list[list[str]], teachers: Sequence[str]) -> None:
+    """Give classes of teachers another name."""
+    which, colon, rest = rename.partition(":")
+    number = int(which) if colon and which.isdecimal() else None
+    old, equals, new = (rest if number is not None else rename).partition("=")
+    if not equals or not old or (number is not None and not 1 <= number <= len(own)):
+        raise ValueError(
+            f"--rename {rename}: write OLD=NEW, OLD= to leave a class out, or 2:OLD=NEW for the second "
+            f"of {len(own)} teachers"
+        )
+    hit = False
+    for i, classes in enumerate(own):
+        for j, name in enumerate(classes):
+            if name and _key(name) == _key(old) and number in (None, i + 1):
+                classes[j], hit = new.strip(), True
+    if not hit:
+        who = f"teacher {teachers[number - 1]}" if number else "a teacher"
+        known = [name for i, classes in enumerate(own) if number in (None, i + 1) for name in classes]
+        raise ValueError(f"--rename {rename}: {who} has no class {old!r}; there are {some(known)}")
+
+
+def _key(name: str) -> str:
+    """The form in which names are compared."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def _notes(found: Categories, sources: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Lines about classes that one source alone has, and names that may mean one class."""
+    notes = []
+    known = {name: {_key(c) for c in classes if c} for name, classes in sources.items()}
+    seen = found.covers
+    if nobody := [n for i, n in enumerate(found.names) if not seen[:, i].any()]:
+        notes.append(
+            f"no teacher knows {some(nobody)}: these classes are learned from labels alone, and are no "
+            "background in images without labels"
+        )
+    if len(seen) > 1 and not (seen.sum(0) > 1).any():
+        notes.append(
+            "the teachers share no class, so no boxes are fused; if two names mean one class, map them "
+            "with --rename OLD=NEW"
+        )
+    names = {name: [c for c in classes if c] for name, classes in sources.items()}
+    pairs = [
+        f"{a!r} of {one} and {b!r} of {other}"
+        for i, (one, mine) in enumerate(names.items())
+        for other, theirs in [*names.items()][i + 1 :]
+        for a in mine
+        for b in theirs
+        if _key(a) not in known[other] and _key(b) not in known[one] and _similar(a, b)
+    ]
+    if pairs:
+        notes.append(
+            f"these count as different classes: {some(pairs)}; map them with --rename OLD=NEW if they "
+            "are one"
+        )
+    return tuple(notes)
+
+
+def _similar(a: str, b: str) -> bool:
+    return SequenceMatcher(None, _key(a), _key(b)).ratio() >= SIMILAR

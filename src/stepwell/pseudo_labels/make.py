@@ -1,0 +1,274 @@
+"""Labels from what teachers predict: merged classes, calibrated scores, fusion, thresholds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torchvision.ops import batched_nms, box_iou
+
+from stepwell.data.boxes import BoxSet, some
+from stepwell.pseudo_labels.categories import Categories
+from stepwell.pseudo_labels.fusion import fuse, without_doubles
+from stepwell.pseudo_labels.thresholds import Calibration, as_many, best_f1, calibration, matched
+from stepwell.types import Boxes
+
+Thresholds = Literal["f1", "count", "fixed"]
+#: Overlap above which the less sure of two boxes of one teacher and class is dropped.
+SAME = 0.6
+#: Images that are searched for classes that lie on each other; boxes of a class, at least.
+LOOKED_AT, FEW = 1000, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """How labels are made of predictions.
+
+    thresholds: of each class: the best F1 on labelled images, as many boxes an image as these have, or
+        `min_score`.
+    ignore_from: boxes from this score up to their threshold count neither as objects nor as background;
+        None: they are background.
+    calibrate: map each teacher's scores to the share of right boxes on labelled images.
+    plain_fusion: divide by all teachers, also where some do not cover the class; for studies.
+    """
+
+    thresholds: Thresholds
+    min_score: float = 0.5
+    ignore_from: float | None = None
+    calibrate: bool = False
+    plain_fusion: bool = False
+
+
+class Made(NamedTuple):
+    """Images with labels that teachers made.
+
+    images: with boxes, and what they tell of.
+    record: what thresholds and fusion did, for the report.
+    notes: a line each.
+    """
+
+    images: BoxSet
+    record: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+class Fused(NamedTuple):
+    """Boxes of several teachers as one set: of each image, and the classes that they tell of."""
+
+    boxes: list[Boxes]
+    known: Bool[Tensor, "images classes"]
+
+
+class Judge:
+    """Teachers' predictions made into one set of boxes, with thresholds from labelled images.
+
+    Args:
+        names: of the teachers.
+        reference: labelled images, and what each teacher found in them; None without labels.
+
+    Raises:
+        ValueError: thresholds or calibrations need labelled images, and there are none.
+    """
+
+    def __init__(
+        self, names: Sequence[str], categories: Categories, making: Making,
+        reference: tuple[BoxSet, Sequence[Sequence[Boxes | None]]] | None = None,
+    ) -> None:  # fmt: skip
+        self.names, self.categories, self.making = tuple(names), categories, making
+        self.calibrations: list[Calibration | None] = [None] * len(names)
+        self.notes: list[str] = []
+        if reference is None:
+            if making.thresholds != "fixed" or making.calibrate:
+                raise ValueError(
+                    f"--thresholds {making.thresholds} and --calibrate need labelled images: name "
+                    "--labels, or use --thresholds fixed"
+                )
+            return
+        images, found = reference
+        if making.calibrate:
+            self._calibrate(images, found)
+        self.reference = images
+        fused = self.fused(found)
+        self.matches = matched(fused.boxes, images.truth, len(categories.names))
+
+    def fused(self, found: Sequence[Sequence[Boxes | None]]) -> Fused:
+        """The boxes of all teachers in each image as one set.
+
+        Args:
+            found: of each teacher, its boxes in each image; None where it says nothing.
+        """
+        covers = self.categories.covers[:, None].repeat(1, len(found[0]), 1)
+        mapped = []
+        for k, boxes in enumerate(found):
+            covers[k, [own is None for own in boxes]] = False
+            mapped.append([self._mapped(k, own) for own in boxes])
+        known = covers.any(0)
+        if self.making.plain_fusion:
+            covers = torch.ones_like(covers)
+        fused = mapped[0] if len(found) == 1 else fuse(mapped, covers)
+        return Fused(without_doubles(fused, covers), known)
+
+    def settle(self, images: BoxSet, found: Sequence[Sequence[Boxes | None]]) -> None:
+        """Set the thresholds, on the training images; ValueError if no box reaches them."""
+        fused = self.fused(found)
+        own = [boxes for boxes in fused.boxes if boxes.total]
+        labels, scores = (
+            torch.cat([getattr(boxes, name) for boxes in own]) if own else torch.zeros(0)
+            for name in ("labels", "scores")
+        )
+        self.limits = self._limits(labels.long(), scores, len(images))
+        if not (scores >= self.limits[labels.long()]).any():
+            self._refuse(scores, len(images))
+
+    def made(self, images: BoxSet, found: Sequence[Sequence[Boxes | None]]) -> Made:
+        """The images with labels: boxes at or above their class's threshold, once these are set."""
+        fused, limits = self.fused(found), self.limits
+        truth = tuple(self._cut(boxes, limits) for boxes in fused.boxes)
+        whole = None if bool(fused.known.all()) else fused.known
+        labelled = replace(images, truth=truth, labelled=True, known=whole, notes=())
+        record = self._record(found, fused, labelled, limits)
+        return Made(labelled, record, tuple(self.notes + self._doubts(labelled)))
+
+    def _mapped(self, teacher: int, boxes: Boxes | None) -> Boxes:
+        """A teacher's boxes with the common classes and calibrated scores."""
+        if boxes is None:
+            return Boxes.of([], [])
+        labels = self.categories.maps[teacher][boxes.labels]
+        own = boxes._replace(labels=labels).chosen(labels >= 0)
+        own = own.chosen(batched_nms(own.boxes, own.scores, own.labels, SAME))
+        adjust = self.calibrations[teacher]
+        return own if adjust is None else own._replace(scores=adjust(own.scores))
+
+    def _calibrate(self, images: BoxSet, found: Sequence[Sequence[Boxes | None]]) -> None:
+        classes = len(self.categories.names)
+        for k, boxes in enumerate(found):
+            covered = self.categories.covers[k]
+            truth = [own.chosen(covered[own.labels]) for own in images.truth]
+            seen = matched([self._mapped(k, own) for own in boxes], truth, classes)
+            self.calibrations[k] = calibration(seen)
+            if self.calibrations[k] is None and 0 < int(seen.right.sum()) < len(seen.right):
+                self.notes.append(
+                    f"{self.names[k]}: its surer boxes are not more often right on {len(images)} "
+                    "labelled images, so its scores stay as they are"
+                )
+
+    def _limits(self, labels: Tensor, scores: Tensor, images: int) -> Float[Tensor, " classes"]:
+        """The threshold of each class."""
+        making, classes = self.making, len(self.categories.names)
+        if making.thresholds == "fixed":
+            return torch.full((classes,), making.min_score)
+        if making.thresholds == "f1":
+            return best_f1(self.matches, making.min_score)
+        wanted = self.matches.true.double() / len(self.reference) * images
+        return as_many(labels, scores, wanted.tolist(), making.min_score)
+
+    def _cut(self, boxes: Boxes, limits: Tensor) -> Boxes:
+        """The boxes from their thresholds on; those in the band below are crowds: no loss sees them."""
+        own = limits[boxes.labels]
+        low = own if self.making.ignore_from is None else own.clamp(max=self.making.ignore_from)
+        kept = boxes._replace(crowd=boxes.scores < own)
+        return kept.chosen(boxes.scores >= low)
+
+    def _refuse(self, scores: Tensor, images: int) -> None:
+        """Say that there is no label, and which threshold would give some."""
+        who = " and ".join(self.names)
+        if not len(scores):
+            raise ValueError(
+                f"{who}: no box in {images} images, of any score: name another teacher, or other images"
+            )
+        best = float(scores.max())
+        lower = float(f"{0.9 * best:.1g}")
+        count = int((scores >= lower).sum())
+        raise ValueError(
+            f"{who}: no box reaches --min-score {self.making.min_score:g} in {images} images; the best "
+            f"has {best:.3g}, and from {lower:g} on there would be {count}: set --thresholds fixed "
+            f"--min-score {lower:g}"
+        )
+
+    def _record(
+        self, found: Sequence[Sequence[Boxes | None]], fused: Fused, made: BoxSet, limits: Tensor
+    ) -> dict[str, Any]:
+        """Numbers by class and by teacher."""
+        names, seen = self.categories.names, self.categories.covers
+        kept = made.counts
+        ignored = [int(own.crowd.sum()) for own in made.truth]
+        classes: dict[str, Any] = {
+            name: {"threshold": round(float(limits[i]), 4), "boxes": kept[name],
+                   "teachers": int(seen[:, i].sum())}
+            for i, name in enumerate(names)
+        }  # fmt: skip
+        record: dict[str, Any] = {
+            "images": len(made), "boxes": sum(kept.values()), "ignored": sum(ignored),
+            "empty": sum(own.total == 0 for own in made.truth),
+            "fused": sum(own.total for own in fused.boxes), "thresholds": self.making.thresholds,
+            "teachers": {
+                name: {"boxes": sum(own.total for own in boxes if own is not None)}
+                for name, boxes in zip(self.names, found, strict=True)
+            },
+            "classes": classes,
+        }  # fmt: skip
+        for name, adjust in zip(self.names, self.calibrations, strict=True):
+            if adjust is not None:
+                record["teachers"][name]["calibration"] = [*adjust]
+        if hasattr(self, "matches"):
+            for i, name in enumerate(names):
+                own = self.matches.labels == i
+                above = own & (self.matches.scores >= limits[i])
+                right, true = int((above & self.matches.right).sum()), int(self.matches.true[i])
+                classes[name] |= {
+                    "precision": right / max(1, int(above.sum())), "recall": right / max(1, true),
+                    "labelled": true, "prior": true / len(self.reference),
+                }  # fmt: skip
+        return record
+
+    def _doubts(self, made: BoxSet) -> list[str]:
+        """Lines about classes without boxes, and pairs of classes that lie on each other."""
+        empty = [name for name, count in made.counts.items() if not count]
+        covered = self.categories.covers.any(0)
+        none = [n for n in empty if covered[self.categories.names.index(n)]]
+        notes = []
+        if none:
+            notes.append(f"the teachers' boxes above the thresholds have none of {some(none)}")
+        if len(self.names) > 1 and (pairs := _twins(made, self.categories)):
+            notes.append(
+                f"boxes of two classes often lie on each other: {some(pairs)}; map one to the other "
+                "with --rename OLD=NEW if they are one"
+            )
+        return notes
+
+
+def _twins(made: BoxSet, categories: Categories) -> list[str]:
+    """Pairs of classes of different teachers, most boxes of one of which lie on boxes of the other."""
+    classes = len(categories.names)
+    both = torch.zeros(classes, classes)
+    for own in made.truth[:LOOKED_AT]:
+        near = (box_iou(own.boxes, own.boxes) > SAME).nonzero()
+        a, b = own.labels[near[:, 0]], own.labels[near[:, 1]]
+        both.index_put_((a, b), torch.ones(len(a)), accumulate=True)
+    number = both.diagonal().clone()
+    apart = (categories.covers.T[:, None] != categories.covers.T[None]).any(2)
+    share = both / number[:, None].clamp(min=1)
+    often = (apart & (share > 0.5) & (number >= FEW)[:, None]).nonzero().tolist()
+    return [
+        f"{100 * float(share[a, b]):.0f} % of {categories.names[a]} on {categories.names[b]}"
+        for a, b in often
+    ]
+
+
+def without_empty(made: BoxSet) -> tuple[BoxSet, int]:
+    """The images with a box, and the number of the others."""
+    full = [i for i, own in enumerate(made.truth) if own.total]
+    return (made, 0) if len(full) == len(made) else (made.subset(full), len(made) - len(full))
+
+
+def described(categories: Categories, names: Sequence[str]) -> Mapping[str, Any]:
+    """The merged classes, for a run's record."""
+    return {
+        "classes": [*categories.names],
+        "covers": {
+            name: [c for c, known in zip(categories.names, row.tolist(), strict=True) if known]
+            for name, row in zip(names, categories.covers, strict=True)
+        },
+    }

@@ -1,0 +1,335 @@
+"""The task of detection by pseudo labels: how a run opens its teachers, and labels images."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from stepwell.data.box_batches import BoxBatches
+from stepwell.data.box_files import ASIDE, BoxFiles, BoxPool, keep_test, read_labels, read_pool
+from stepwell.data.boxes import BoxSet, some
+from stepwell.files import write_whole
+from stepwell.measure.detection import precisions
+from stepwell.methods import Detection
+from stepwell.nets.detection.detector import Detector
+from stepwell.pseudo_labels.categories import Categories, merged
+from stepwell.pseudo_labels.make import (
+    Fused,
+    Judge,
+    Made,
+    Making,
+    Thresholds,
+    described,
+    without_empty,
+)
+from stepwell.pseudo_labels.store import Store
+from stepwell.pseudo_labels.teachers import BoxTeacher, open_box_teachers
+from stepwell.tasks import detection
+from stepwell.tasks.classification import Inputs, Task
+from stepwell.training.optimisation import Optimisation
+from stepwell.training.progress import Progress, tell
+from stepwell.types import Boxes
+
+#: The labels that teachers made of the training images, in a run.
+LABELS = "pseudo_labels.json"
+#: Validation images from which on they alone decide thresholds.
+ENOUGH = 20
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Teachers, merged classes, and images before the teachers have labelled them."""
+
+    teachers: Sequence[BoxTeacher]
+    categories: Categories
+    pool: BoxPool
+    making: Making
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the teachers."""
+        return [teacher.name for teacher in self.teachers]
+
+
+class Labelled(NamedTuple):
+    """The parts of a run after the teachers have labelled them.
+
+    train: training images with the teachers' boxes. labels: images of the labels phase; None without.
+    task: the run with these parts. record: what thresholds and fusion did.
+    """
+
+    train: BoxBatches
+    labels: BoxBatches | None
+    task: Task[BoxBatches]
+    record: dict[str, Any]
+
+
+def open_sources(
+    data: str, names: Sequence[str], labels: Path | None, fraction: float, files: BoxFiles,
+    training: Optimisation, *, size: int | None = None,
+    renames: Sequence[str] = (), classes: Sequence[str] = (), **how: Any,
+) -> Sources:  # fmt: skip
+    """Open teachers and images; every possible mistake in them is told before any training.
+
+    Args:
+        names: of the teachers.
+        fraction: share of the labels that are used.
+        how: how labels are made, as `Making` has it; thresholds and calibration may be None.
+
+    Raises:
+        ValueError, FileNotFoundError: as for `open_box_teachers`, `merged` and `read_pool`; labels of a
+            class that is not trained.
+        ImportError: an extra is missing.
+    """
+    folder = Path(data)
+    labelled = None if labels is None else read_labels(labels, folder, files)
+    teachers = open_box_teachers(names, size=size, known=labelled)
+    listed = {teacher.name: teacher.classes for teacher in teachers}
+    own = () if labelled is None else labelled.classes
+    categories = merged(listed, own, renames=renames, chosen=classes)
+    if labelled is not None:
+        labelled = _of_classes(labelled, categories, labels)
+    pool = read_pool(
+        folder, files, categories.names, labelled, fraction=fraction,
+        val_fraction=training.val_fraction, seed=training.seed,
+    )  # fmt: skip
+    for note in (*categories.notes, *pool.notes):
+        warnings.warn(note, stacklevel=3)
+    making = _settled(pool.labelled is not None, len(teachers), **how)
+    return Sources(teachers, categories, pool, making)
+
+
+def _settled(
+    labels: bool, teachers: int, *, thresholds: Any, calibrate: bool | None, **how: Any
+) -> Making:
+    """How labels are made, with the usual settings of what is None."""
+    usual: Thresholds = ("f1" if labels else "fixed") if thresholds is None else thresholds
+    adjust = labels and teachers > 1 if calibrate is None else calibrate
+    return Making(thresholds=usual, calibrate=adjust, **how)
+
+
+def _of_classes(labelled: BoxSet, categories: Categories, file: Path | None) -> BoxSet:
+    """Labelled images with the student's classes; ValueError for boxes of another class."""
+    at = {name: i for i, name in enumerate(categories.names)}
+    of = [at.get(name, -1) for name in labelled.classes]
+    if lost := [name for name, i in zip(labelled.classes, of, strict=True)
+                if i < 0 and labelled.counts[name]]:  # fmt: skip
+        raise ValueError(
+            f"{file} has boxes of {some(lost)}, which --classes does not name: name it too, or remove "
+            "its boxes"
+        )
+    return labelled.with_classes(categories.names, of, categories.labelled.tolist())
+
+
+def check_head(detector: Detector, sources: Sources) -> None:
+    """Refuse a head that cannot leave a class open, where one must be."""
+    if detector.sigmoid:
+        return
+    covers = sources.categories.covers.any(0)
+    from_file = [teacher.name for teacher in sources.teachers if not teacher.keeps]
+    refused = None
+    if not covers.all():
+        names = [n for n, c in zip(sources.categories.names, covers.tolist(), strict=True) if not c]
+        refused = f"no teacher knows {some(names)}"
+    elif not sources.categories.labelled.all() and sources.pool.labelled is not None:
+        refused = "the labels tell of some classes only"
+    elif len(sources.teachers) > 1 and from_file:
+        refused = f"{from_file[0]} may tell of some images only"
+    elif sources.making.ignore_from is not None:
+        refused = "--ignore-from leaves boxes open"
+    if refused:
+        raise ValueError(
+            f"{detector.name} scores classes against each other, so it needs all classes in all "
+            f"images, and {refused}: use fcos or retinanet"
+        )
+
+
+def prepare(sources: Sources, files: BoxFiles, training: Optimisation, name: str) -> Inputs[BoxBatches]:
+    """The images as batches, before the teachers have labelled them."""
+    images, labelled, test, validation, _ = sources.pool
+    if labelled is None:
+        images, test, validation = _apart(images, test, validation, training.val_fraction)
+    detection.check_patience(training, validation is not None)
+    assert training.batch_size is not None
+    batches = BoxBatches(
+        images, training.batch_size, size=files.size, flip=files.flip, zoom=files.zoom, shuffle=True,
+        seed=training.seed,
+    )  # fmt: skip
+    assert test is not None
+    about = {
+        "name": name, "size": files.size, "train": len(images),
+        "labels": len(labelled) if labelled is not None else 0,
+        "validation": len(validation) if validation is not None else 0, "test": len(test),
+        "fingerprint": "/".join(
+            part.fingerprint for part in (images, labelled, validation, test) if part is not None
+        ),
+        **described(sources.categories, sources.names),
+    }  # fmt: skip
+    marks = tuple(teacher.fingerprint for teacher in sources.teachers)
+    aside = None if validation is None else batches.with_examples(validation)
+    return Inputs(batches, aside, batches.with_examples(test), None, about, marks)
+
+
+def _apart(
+    images: BoxSet, test: BoxSet | None, validation: BoxSet | None, fraction: float
+) -> tuple[BoxSet, BoxSet, BoxSet | None]:
+    """Images without labels in training, test and validation parts."""
+    if test is None:
+        images, test = images.split(ASIDE)
+    if validation is None and fraction:
+        images, validation = images.split(fraction)
+    return images, test, validation
+
+
+def label(
+    task: Task[BoxBatches], sources: Sources, *, store: Path | None, keep_empty: bool, share: float,
+    mask: bool = True,
+) -> Labelled:  # fmt: skip
+    """Let the teachers label all parts without labels, and measure them on the test part.
+
+    Writes the labels to the run's pseudo_labels.json. Errors as for `Judge`.
+
+    Args:
+        store: folder of the teachers' boxes; by default in the run.
+        keep_empty: images without a box are background.
+        share: of the training's steps that the labels phase gets.
+        mask: False: a class that no teacher covers is background; for studies.
+    """
+    run, pool = task.run, sources.pool
+    root = run.path / "boxes" if store is None else store
+    stores = [Store(root, t) if t.keeps else None for t in sources.teachers]
+
+    def found(images: BoxSet, part: str) -> list[Sequence[Boxes | None]]:
+        return [
+            teacher.find(images) if kept is None else kept.boxes(images, progress=_told(task, part))
+            for teacher, kept in zip(sources.teachers, stores, strict=True)
+        ]
+
+    reference = _reference(pool)
+    labelled_before = None if reference is None else (reference, found(reference, "labelled"))
+    judge = Judge(sources.names, sources.categories, sources.making, labelled_before)
+    own = task.train.examples
+    seen = found(own, "training")
+    judge.settle(own, seen)
+    made = judge.made(own, seen)
+    for note in made.notes:
+        warnings.warn(note, stacklevel=2)
+    images, empty = (made.images, 0) if keep_empty else without_empty(made.images)
+    images = images if mask else replace(images, known=None)
+    if empty:
+        text = f"note: {empty} images without a box are left out; with --keep-empty they are background"
+        tell(text, quiet=not run.writes)
+    record = dict(made.record)
+    parts: dict[str, BoxBatches | None] = {"test": task.test, "validation": task.validation}
+    for name, batches in parts.items():
+        if batches is not None and not batches.examples.labelled:
+            guessed = judge.made(batches.examples, found(batches.examples, name)).images
+            certain = [boxes._replace(scores=torch.ones(boxes.total)) for boxes in guessed.truth]
+            parts[name] = batches.with_examples(replace(guessed, truth=tuple(certain)))
+    test = parts["test"]
+    assert test is not None
+    record["truth"] = "labels" if pool.labelled is not None or pool.test is not None else "teacher"
+    on_test = found(test.examples, "test")
+    record |= _teachers_on(test.examples, judge, on_test, sources.names)
+    record["labels_of_test"] = judge.made(test.examples, on_test).images.truth
+    if run.writes:
+        write_whole(run.path / LABELS, json.dumps(made.images.coco()).encode())
+    train = task.train.others(images)
+    labels = None
+    if pool.labelled is not None:
+        whole = pool.labelled
+        if whole.known is not None:
+            whole = _completed(whole, judge.made(whole, found(whole, "labelled")))
+        few = task.train.others(whole).reseeded("labels")
+        labels = few.repeated(max(1, round(len(train) / len(few))))
+        record["labels"] = {"images": len(whole), "share": share}
+    return Labelled(
+        train, labels, replace(task, train=train, test=test, validation=parts["validation"]), record
+    )
+
+
+def _reference(pool: BoxPool) -> BoxSet | None:
+    """The labelled images that decide thresholds; None without labels.
+
+    A teacher that was trained on the labels is too sure of them, so validation images decide alone if
+    there are enough.
+    """
+    parts = [part for part in (pool.validation, pool.labelled) if part is not None]
+    if pool.validation is not None and len(pool.validation) >= ENOUGH:
+        return pool.validation
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    first, second = parts
+    known = None
+    if first.known is not None or second.known is not None:
+        each = [
+            torch.ones(len(p), len(p.classes), dtype=torch.bool) if p.known is None else p.known
+            for p in parts
+        ]
+        known = torch.cat(each)
+    return replace(
+        first, files=first.files + second.files, ids=tuple(range(1, len(first) + len(second) + 1)),
+        sizes=first.sizes + second.sizes, truth=first.truth + second.truth, known=known, notes=(),
+    )  # fmt: skip
+
+
+def _completed(labelled: BoxSet, made: Made) -> BoxSet:
+    """Labelled images with the teachers' boxes of the classes that the labels do not tell of."""
+    assert labelled.known is not None
+    told = labelled.known[0]
+    seen = torch.ones_like(labelled.known) if made.images.known is None else made.images.known
+    truth = []
+    for own, other in zip(labelled.truth, made.images.truth, strict=True):
+        more = other.chosen(~told[other.labels])
+        truth.append(Boxes(*(torch.cat(values) for values in zip(own, more, strict=True))))
+    known = labelled.known | seen
+    return replace(labelled, truth=tuple(truth), known=None if bool(known.all()) else known)
+
+
+def _teachers_on(
+    test: BoxSet, judge: Judge, found: Sequence[Sequence[Boxes | None]], names: Sequence[str]
+) -> dict[str, Any]:
+    """Average precision of the teachers together, and of each, on the test part."""
+    fused: Fused = judge.fused(found)
+    rows = {"teachers": fused.boxes}
+    if len(names) > 1:
+        alone = [
+            [boxes if k == i else [None] * len(test) for i, boxes in enumerate(found)]
+            for k in range(len(names))
+        ]
+        rows |= {name: judge.fused(own).boxes for name, own in zip(names, alone, strict=True)}
+    return {"teacher_test": precisions(test, rows), "found": fused.boxes}
+
+
+def _told(task: Task[BoxBatches], part: str) -> Callable[[int], Any]:
+    @contextmanager
+    def progress(steps: int) -> Iterator[Callable[[], object]]:
+        phase = f"labels of {part} images"
+        with Progress(phase, 0, steps, steps, quiet=not task.run.writes) as bar:
+            yield bar.advance
+
+    return progress
+
+
+def lengths(labelled: Labelled, epochs: int, share: float) -> tuple[int, int]:
+    """Steps of the two phases: of the teachers' boxes, and of labels; together the whole training."""
+    total = epochs * len(labelled.train)
+    tuned = max(1, round(share * total)) if labelled.labels is not None else 0
+    return max(1, total - tuned), tuned
+
+
+def finish(labelled: Labelled, objective: Detection) -> dict[str, Any]:
+    """Measure the trained detector, and write the run's results and its test part."""
+    if labelled.task.run.writes:
+        keep_test(labelled.task.run.path, labelled.task.test.examples)
+    own = labelled.record
+    record = {k: v for k, v in own.items() if k not in ("found", "labels_of_test")}
+    return detection.finish(
+        labelled.task, objective.detector, record={"pseudo": record},
+        others={"teachers": own["found"]}, pictured={"teachers": own["labels_of_test"]},
+    )  # fmt: skip

@@ -1,0 +1,259 @@
+"""Detectors trained on boxes of teachers: with and without labels, resumed; and what is refused."""
+
+import io
+import json
+import re
+import shlex
+import shutil
+import sys
+import warnings
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import stepwell
+from stepwell.cli import main
+from stepwell.cost import costs_of
+from stepwell.data.box_files import BoxFiles, read_pool
+from stepwell.evaluation.detection import precision_interval
+from stepwell.measure import detection as measure
+from stepwell.methods import Detection
+from stepwell.nets.detection.file import save_detector
+from stepwell.pseudo_labels import store as stores
+from stepwell.recipes import train
+from stepwell.tasks import detection as detection_task
+from stepwell.tasks import pseudo as pseudo_task
+from stepwell.tasks.detection import start_detector
+from stepwell.training import Loop
+from tiny_boxes import change, write_boxes
+
+SHORT = {"net": "fcos/resnet14_s4", "depths": ("8",), "size": 64, "epochs": 3, "batch_size": 8,
+         "lr": 5e-3, "flip": False, "loop": Loop(device="cpu", checkpoint_minutes=0.0)}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEPWELL_QUIET", "1")
+        patch.setattr(measure, "costs_of", partial(costs_of, seconds=0.01))
+        patch.setattr(measure, "precision_interval", partial(precision_interval, resamples=3))
+        patch.setattr(stores, "SHARD", 8)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("boxes")
+    for name, count, seed in (("train", 24, 0), ("val", 4, 1), ("test", 4, 2)):
+        write_boxes(root, name, count, seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def teachers(data, tmp_path_factory):
+    """A file of predictions, true boxes of squares and discs; and a detector, which guesses."""
+    folder = tmp_path_factory.mktemp("teachers")
+    images, rows = [], []
+    for part in ("train", "val", "test"):
+        content = json.loads((data / f"{part}.json").read_text())
+        first = len(images)
+        images += [{**row, "id": row["id"] + first} for row in content["images"]]
+        rows += [
+            {**row, "image_id": row["image_id"] + first, "score": 0.6 + row["id"] / 400}
+            for row in content["annotations"]
+        ]
+    content = {"images": images, "annotations": rows, "categories": content["categories"]}
+    (folder / "found.json").write_text(json.dumps(content))
+    torch.manual_seed(1)
+    guesser = start_detector("fcos/resnet8_s4", ("Square", "triangle")).eval()
+    guesser.net.mark("trained")
+    guesser.net.card = stepwell.Card(("Square", "triangle"), 64)
+    save_detector(guesser, folder / "guesser.safetensors")
+    return str(folder / "found.json"), str(folder / "guesser.safetensors")
+
+
+def labelled(data, teachers, out):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is no triangle
+        return train(
+            "pseudo", teacher=teachers, data=str(data), labels=data / "train.json", out=out,
+            label_fraction=0.5, label_share=0.4, classes=("square", "disc", "triangle"), **SHORT,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(data, teachers, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    labelled(data, teachers, out)
+    return out
+
+
+def told(*arguments):
+    """Run a command; its exit code and what it printed, errors too."""
+    printed, code = io.StringIO(), 0
+    with redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", printed)
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as stop:
+            code = stop.code
+    return code, " ".join(printed.getvalue().split())
+
+
+def test_teachers_label_images_once_and_a_student_learns_from_them_and_from_labels(run, data):
+    results = json.loads((run / "results.json").read_text())
+    made = results["pseudo"]
+    assert made["labels"] == {"images": 12, "share": 0.4}
+    assert (made["images"], made["truth"]) == (24, "labels")
+    assert made["classes"]["square"]["teachers"] == 2
+    assert made["classes"]["disc"]["recall"] == 1
+    assert made["teacher_test"]["teachers/ap/disc"] == pytest.approx(1)
+    assert {"8/ap", "14/ap/disc"} <= results["test"].keys()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = {line["phase"]: line["step"] for line in lines}
+    assert steps == {"pseudo": 5, "labels": 4}
+    assert lines[1]["loss"] < lines[0]["loss"]
+    labels = json.loads((run / "pseudo_labels.json").read_text())
+    assert {row["category_id"] for row in labels["annotations"]} == {1, 2}
+    assert all(0 < row["score"] <= 1 for row in labels["annotations"])
+    code, text = told("eval", run, "--json")
+    assert code == 0
+    measured = json.loads(text[: text.rindex("}") + 1])
+    assert measured["test"] == pytest.approx(results["test"], abs=1e-6)
+    assert measured["data"]["own"]
+
+
+@pytest.mark.parametrize("where", ["labelling", "labels"])
+def test_a_run_stopped_anywhere_ends_bit_identical(where, run, data, teachers, tmp_path, monkeypatch):
+    plain, whole = Detection.training_step, stores.Store._write
+    count = iter(range(99))
+
+    def stopping(self, *arguments):
+        if next(count) == (1 if where == "labelling" else 6):
+            raise RuntimeError("stopped")
+        return (whole if where == "labelling" else plain)(self, *arguments)
+
+    owner, name = (stores.Store, "_write") if where == "labelling" else (Detection, "training_step")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, stopping)
+        with pytest.raises(RuntimeError, match="stopped"):
+            labelled(data, teachers, tmp_path / "run")
+    labelled(data, teachers, tmp_path / "run")
+    one, two = (load_file(path / "net.safetensors") for path in (run, tmp_path / "run"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_folder_of_photographs_is_enough_and_the_teacher_is_the_truth(data, teachers, tmp_path):
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for file in sorted((data / "images").glob("train-*")):
+        shutil.copy(file, photographs / file.name)
+    shutil.copy(data / "images" / "train-1.png", photographs / "twice.png")
+    more = SHORT | {"epochs": 1}
+    with pytest.warns(UserWarning, match="1 images are there twice, and count once: twice.png"):
+        results = train(
+            "pseudo", teacher=teachers[:1], data=str(photographs), out=tmp_path / "run",
+            store=tmp_path / "store", **more,
+        )  # fmt: skip
+    made = results["pseudo"]
+    assert (made["truth"], results["examples"]) == ("teacher", 5)
+    assert made["thresholds"] == "fixed"
+    assert results["detect"]["boxes"]["square"] > 0
+    assert not (tmp_path / "run" / "phases" / "labels").exists()
+    code, text = told("eval", tmp_path / "run")
+    assert (code, "by class" in text) == (0, True)
+
+
+def test_a_class_that_no_teacher_covers_is_learned_from_labels_alone(
+    data, teachers, tmp_path, monkeypatch
+):
+    seen, plain = [], Detection.training_step
+
+    def watching(self, batch):
+        seen.append(batch.known)
+        return plain(self, batch)
+
+    monkeypatch.setattr(Detection, "training_step", watching)
+    learn = partial(train, "pseudo", teacher=teachers[1:], data=str(data), labels=data / "train.json")
+    with pytest.warns(UserWarning, match="no teacher knows disc"):
+        learn(out=tmp_path / "run", thresholds="fixed", min_score=0.01, **SHORT | {"epochs": 1})
+    first, last = seen[0], seen[-1]
+    assert [known.tolist() for known in first] == [[True, False, True]] * len(first)
+    assert last is None  # the labels, and the teacher's triangles
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--data", "IMAGES", "--thresholds", "f1"], "--calibrate need labelled images"),
+    (["--min-score", "0.99"], "no box reaches --min-score 0.99 in"),
+    (["--classes", "cow"], "--classes cow: no teacher has it"),
+    (["--rename", "cow=cat"], "a teacher has no class 'cow'"),
+    (["--net", "ssdlite/resnet8_s4", "--ignore-from", "0.1"], "ssdlite scores classes against each"),
+    (["--labels", "TRAIN", "--classes", "square"], "has boxes of disc, which --classes does not name"),
+    (["--labels", "TEST"], "is training image"),
+    (["--labels", "CUT"], "is damaged"),
+    (["--data", "nowhere"], "no folder nowhere"),
+    (["--teacher", "nowhere"], "no teacher 'nowhere'"),
+])  # fmt: skip
+def test_what_cannot_be_is_one_line(flags, message, data, teachers, tmp_path):
+    cut = tmp_path / "cut.json"
+    cut.write_text((data / "train.json").read_text()[:-20])
+    named = {
+        "IMAGES": data / "images",
+        "TRAIN": data / "train.json",
+        "TEST": data / "test.json",
+        "CUT": cut,
+    }
+    given = ["--teacher", teachers[0], "--data", data, "--size", "64", "--out", tmp_path / "out"]
+    code, text = told("train", "pseudo", *given, *(named.get(flag, flag) for flag in flags))
+    assert code == 2
+    assert message in text
+
+
+def test_copies_of_test_images_are_left_out_of_the_images_to_label(data, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    shutil.copy(copy / "images" / "test-1.png", copy / "images" / "holiday.png")
+    change(copy / "train.json", images=[], annotations=[])  # not read without --labels
+    pool = read_pool(copy, BoxFiles(), ("square", "disc"), None)
+    assert (len(pool.images), len(pool.test), len(pool.validation)) == (24, 4, 4)
+    assert pool.labelled is None
+    assert "1 images equal test or validation images under another name" in pool.notes[-1]
+    assert "holiday.png" in pool.notes[-1]
+
+
+def test_the_pages_commands_and_snippets_run(run, data, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "detection.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for name in ("pets", "cells", "nested"):
+        shutil.copytree(run, f"runs/{name}")
+    shutil.copytree(data, "cells")
+    for name in ("slides", "holiday"):
+        Path(name).mkdir()
+        shutil.copy(data / "images" / "test-1.png", name)
+
+    def reached(*_, **__):
+        raise ValueError("all flags are known")
+
+    monkeypatch.setattr(pseudo_task, "open_sources", reached)
+    monkeypatch.setattr(detection_task, "read_boxes_of", reached)
+    commands = re.findall(r"^    stepwell (.*)$", page, re.MULTILINE)
+    assert len(commands) == 16
+    for command in commands:
+        if command.startswith("verify"):
+            continue
+        code, text = told(*shlex.split(command.replace("--budget-ms 20", "--budget-ms 9e9")))
+        if command.startswith("train"):
+            assert "all flags are known" in text, (command, text)
+        else:
+            assert code == 0, (command, text)
+    shown = Path("runs/pets/report.html").read_text()
+    assert "Labels from teachers" in shown
+    assert "Worst images" in shown
+    assert shown.count("<rect") > 10
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(snippet, {})
