@@ -86,7 +86,7 @@ class Generator:
         """Status, seconds, class and depth of one prediction."""
         async with self.free:
             start = time.perf_counter()
-            reader, writer = self.idle.pop() if self.idle else await self._connect()
+            reader, writer = await self._connection()
             head = (
                 f"POST /predict HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: image/png\r\n"
                 f"Content-Length: {len(picture)}\r\n\r\n"
@@ -100,7 +100,13 @@ class Generator:
             seconds = time.perf_counter() - start
             return int(text.split()[1]), seconds, told.get("class", ""), told.get("depth", "")
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """An open connection that the server has not closed meanwhile, or a new one."""
+        while self.idle:
+            reader, writer = self.idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
         return await asyncio.open_connection(self.host, self.port)
 
     def close(self) -> None:
