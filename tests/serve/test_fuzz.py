@@ -36,7 +36,7 @@ def try_out(operation, mode, url: str, statuses: set[int]) -> None:
 def test_no_request_of_the_openapi_document_is_a_server_error(takes):
     served = replace(Toy().served(), takes=takes, read=lambda given: float(len(given)))
     statuses: set[int] = set()
-    with running(Engine(served, 500, table=table()), Limits(body=5000, seconds=1)) as url:
+    with running(Engine(served, 5000, table=table()), Limits(body=5000, seconds=1)) as url:
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
         for mode in schemathesis.GenerationMode:
             try_out(schema["/predict"]["POST"], mode, url, statuses)
