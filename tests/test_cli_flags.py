@@ -107,6 +107,14 @@ WRONG = {
     "teacher_size": ([1, 0, -1], [2]),
     "label_fraction": ([0, 1.1, "nan"], [1e-3, 1]),
     "label_rate": ([0, 1.1, "nan"], [1e-3, 1]),
+    "slo_ms": ([0, -1, "nan", "inf"], [1e-3]),
+    "port": ([-1, 65536], [0, 65535]),
+    "hysteresis": ([-0.1, 1, "nan"], [0, 0.9]),
+    "max_batch": ([0, -1], [1]),
+    "max_queue": ([0, -1], [1]),
+    "max_bytes": ([0, -1], [1]),
+    "max_pixels": ([0, -1], [1]),
+    "threads": ([0, -1], [1]),
 }
 #: A number is asked for three times, in these.
 THREE = {"teacher_mean", "teacher_std"}
@@ -133,6 +141,7 @@ NEEDED = {
     "cost": ["resnet20"],
     "calibrate": ["run"],
     "predict": ["run", "i.png"],
+    "serve": ["run"],
     "export": ["run"],
     "patch": ["a", "b", "--out", "c"],
     "report": ["run"],

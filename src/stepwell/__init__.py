@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from stepwell.nets.nested.calibrate import calibrate as calibrate
     from stepwell.nets.nested.cascade import Cascade as Cascade
     from stepwell.nets.nested.nest import nest as nest
+    from stepwell.serve.budget_runner import BudgetRunner as BudgetRunner
+    from stepwell.serve.client import Client as Client
     from stepwell.teachers import Ensemble as Ensemble
     from stepwell.teachers import Frozen as Frozen
     from stepwell.teachers import open_teacher as open_teacher
@@ -66,7 +68,9 @@ _WHERE = {
     "Card": "nets",
     "NestedNet": "nets",
     "build": "nets",
+    "BudgetRunner": "serve.budget_runner",
     "Cascade": "nets.nested.cascade",
+    "Client": "serve.client",
     "calibrate": "nets.nested.calibrate",
     "load_resolution": "nets.files.resolution",
     "load": "nets.files.nested",

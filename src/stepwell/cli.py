@@ -27,6 +27,7 @@ COMMANDS = {
         "export": ("export", "Write depths as files for other programs."),
         "patch": ("patch", "Make the weights of a deeper depth with a delta."),
         "kg": ("kg", "Change, update and ask a knowledge graph."),
+        "serve": ("serve", "Answer requests over HTTP within a promised time."),
         "report": ("report", "Write a self-contained page about runs, with figures."),
         "verify": ("verify", "Run a system's experiment: paper, measured, verdict."),
     }.items()

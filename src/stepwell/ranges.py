@@ -24,6 +24,7 @@ INNER_SHARE = Range("above 0 and below 1", lambda v: 0 < v < 1)
 BELOW_ONE = Range("0 or more and below 1", lambda v: 0 <= v < 1)
 #: Height and width of an image.
 PIXELS = Range("between 2 and 16,384", lambda v: 2 <= v <= 16384)
+PORT = Range("between 0 and 65,535", lambda v: 0 <= v <= 65535)
 SEED = Range("between 0 and 2^63 - 1", lambda v: 0 <= v < 2**63)
 
 #: The largest number that a flag takes: whole, or with a fraction.
@@ -33,20 +34,22 @@ _NAMES = {
         "epochs nest_epochs steps keep shots views graft_steps join_steps sizes choose_epochs "
         "synthetic_count generator_steps devices accumulate num_classes batch dim context_size "
         "gate_epochs negatives k top_k seeds workers top patience max_tokens student_layers "
-        "teacher_epochs width convs"
+        "teacher_epochs width convs threads max_batch max_queue max_bytes max_pixels"
     ),
     TWO_OR_MORE: "batch_size experts kernels",  # BatchNorm cannot train on one image
     PIXELS: "size teacher_size",
     POSITIVE: (
-        "lr temperature teacher_std adaption_lr chooser_rate margin budget_ms budget_macs threshold"
+        "lr temperature teacher_std adaption_lr chooser_rate margin budget_ms budget_macs threshold "
+        "slo_ms"
     ),
     NOT_NEGATIVE: (
         "weight_decay max_drop ce kl attention cls layers hint full_weight cost_weight slack clip "
         "checkpoint_minutes warm_epochs max_seconds unlearn interpolate "
         "rate_weight reward policy_weight balance_weight teach"
     ),
-    BELOW_ONE: "label_smoothing val_fraction distill_from ema_teacher average gate_fraction",
+    BELOW_ONE: "hysteresis label_smoothing val_fraction distill_from ema_teacher average gate_fraction",
     SEED: "seed",
+    PORT: "port",
     SHARE: "start_from_teacher target target_cost min_accuracy target_accuracy min_score ignore_from",
     NUMBER: "teacher_mean",
     SHARE_ABOVE_0: "explore anneal widths zoom label_fraction label_rate",

@@ -5,7 +5,7 @@ from pkgutil import resolve_name
 
 import pytest
 
-from stepwell.claims.bert.study import ARMS, PRIMARY, STUDY
+from stepwell.claims.bert.study import ARMS, PRIMARY, RIVAL, STUDY
 from stepwell.claims.kit.judging import judge
 from stepwell.claims.kit.verify import verify_system
 from stepwell.flags import flags_of
@@ -74,8 +74,8 @@ def test_differences_are_of_the_arms_that_claims_name(judged, results):
     expected = {
         "internal-helps": points("all layers") - points("soft targets"),
         "stacked-best": points("stacked") - points("all layers"),
-        "nested": min(points(ours) - points("all layers"), points(ours, "6") - points("teacher", "6")),
-        "nested-cost": seconds(ours) / seconds("teacher", "all layers"),
+        "nested": min(points(ours) - points(RIVAL), points(ours, "6") - points("teacher", "6")),
+        "nested-cost": seconds(ours) / seconds("teacher", RIVAL),
         "mismatch": kl("soft targets") / kl("all layers"),
         "control/shuffled": points("all layers") - points("all layers, of another text"),
     }
@@ -88,7 +88,7 @@ def test_an_arm_sets_flags_that_its_recipe_has(arm):
 
 
 def test_verify_bert_quick_runs(tmp_path):
-    arms = ["all layers", "nested 3 < 6"]
+    arms = [RIVAL, "nested 3 < 6"]
     record, page = verify_system("bert", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms)
     assert set(record["arms"]) == {*arms, "teacher"}
     assert {claim["id"] for claim in record["claims"]} == {"nested", "nested-cost"}

@@ -13,7 +13,8 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from stepwell import cli
 from stepwell.cost import count_macs
-from stepwell.export import Sample, export_resolution
+from stepwell.export import OpenChoices, Sample, export_resolution
+from stepwell.measure.choices import macs_of_choices
 from stepwell.measure.data_parts import batches_of
 from stepwell.nets.files.container import kind_of
 from stepwell.nets.files.nested import load, read_beside, rewrite_card, save
@@ -189,6 +190,29 @@ def test_the_first_phase_alone_is_always_at_full_size(tmp_path, capsys):
     assert "depth 8: " in capsys.readouterr().err  # no price to set: its depths fit budgets
 
 
+def test_the_doubt_of_the_cheapest_choice_may_decide(tmp_path):
+    out = tmp_path / "run"
+    results = train("drnet", out=out, schedule="doubt", gate_fraction=0.25, **FEW)
+    assert phases(out) == ["resolutions", "doubt"]
+    net = load_resolution(out)
+    x = torch.randn(9, 3, 8, 8)
+    with torch.inference_mode():
+        answer = net.answer(x)
+        fixed = net.logits_by_choice(x)
+        again = torch.stack([fixed[net.names[i]][row] for row, i in enumerate(answer.depth.tolist())])
+    assert_close(answer.logits, again, rtol=1e-4, atol=1e-4)
+    # the cheapest choice costs what the chooser has run, and a costlier one costs that, too
+    sizes = [count_macs(net.net.at(s).module, torch.zeros(1, 3, s, s)) for s in net.net.sizes]
+    chooser = count_macs(net.chooser, x[:1])
+    assert macs_of_choices(net, 8) == [sizes[0] + chooser, sizes[1] + chooser, chooser]
+    assert results["drnet"]["chooser_macs"] == chooser > sizes[2]
+    net.price.fill_(0.01)  # shares of all choices
+    loop = export_resolution(net, tmp_path / "onnx", Sample(x, "noise"))
+    assert loop["parity"]
+    with torch.inference_mode():
+        assert OpenChoices(tmp_path / "onnx")(x).depth.equal(net.answer(x).depth)
+
+
 def test_depths_and_resolutions_together(tmp_path):
     options = FEW | {"net": "resnet14", "depths": ("8",), "sizes": (8, 4)}
     with pytest.warns(UserWarning, match="the cost penalty is set on training images"):
@@ -231,6 +255,7 @@ def test_a_vision_transformer_has_positions_for_each_resolution(tmp_path):
             {"net": "timm/deit_tiny_patch16_224", "sizes": (48, 40)},
             "--sizes 40: images of 40 pixels are no multiple of the patches' 16, .*: use 32 or 48",
         ),
+        ({"gate_fraction": 0.2}, "--gate-fraction is for --schedule doubt, not joint: leave it out"),
         ({"target": 0.2}, "a target of 0.2 .* the cheapest choice has 0.257, the costliest 1"),
     ],
 )

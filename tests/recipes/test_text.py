@@ -21,6 +21,7 @@ from stepwell.cli import main
 from stepwell.cost import costs_of
 from stepwell.data.text import read_texts
 from stepwell.data.tokens import Tokenizer
+from stepwell.export.folder import open_depths
 from stepwell.measure import cascade, depths
 from stepwell.measure.cascade import measure_cascade
 from stepwell.measure.text import save_text
@@ -240,6 +241,10 @@ def test_exports_equal_the_network_on_texts_of_any_length(run, tmp_path, capsys)
             (logits,) = session.run(None, feed)
             with torch.no_grad():
                 torch.testing.assert_close(torch.from_numpy(logits), net(ids, depth))
+    shared = open_depths(net, tmp_path / "x", [*net.depths])
+    with torch.no_grad():
+        for depth in net.depths:
+            torch.testing.assert_close(shared[depth](ids), net(ids, depth))
     flags = ["--depth", "1", "--out", tmp_path / "y", "--format"]
     assert told(capsys, "export", run, *flags, "pt2")[0] == 0
     program = torch.export.load(tmp_path / "y" / "1.pt2").module()
@@ -276,6 +281,18 @@ def test_python_classifies_texts(run):
     older = replace(text, pairs=None)  # as read of a file that does not say it
     with pytest.raises(ValueError, match="text 2 is a pair .*, and text 1 is a single text"):
         older.predict(["fine", ("fine", "dull")])
+    served = stepwell.open_network(run).do("serve")
+    about = (served.takes, served.noun, served.rows, served.default)
+    assert about == ("texts", "text", ("1", "3"), "3")
+    (first,) = served.run([served.read("the dog is lovely")], "1", 2)
+    assert (first.file, first.label, first.depth) == (one.file, one.label, "1")
+    assert first.probability == pytest.approx(one.probability)
+    for wrong, message in (
+        ("  ", "the text is empty"), (["a", ""], "the text is empty"), ([], "there is no text"),
+        (["a", "b"], "the text is a pair of texts"), (["a", "b", "c"], "the text is 3 texts"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            served.read(wrong)
 
 
 def test_a_pair_of_texts_is_read_as_one(encoder, tmp_path):
@@ -305,7 +322,8 @@ REFUSED = {
                    "--depths 1=1 2=2"),
     "column": (["--text", "title"], "train.tsv has no column 'title' for texts; its columns are "
                                     "sentence, label"),
-    "label": (["--label", "stars"], "has no column 'stars' for labels; its columns are"),
+    "label": (["--label", "stars"], "has no column 'stars' for labels; its columns are sentence, "
+              "label: name yours with --text and --label"),
     "long": (["--max-tokens", "99"], "--max-tokens 99: this encoder takes at most 40 tokens"),
     "short": (["--max-tokens", "2"], "a text of 2 tokens has no room beside its 3 special ones: allow "
               "4 or more (--max-tokens)"),
@@ -387,7 +405,8 @@ FILES = {
     "twice": (b"text\tlabel\tlabel\nfine\t1\t1\ndull\t0\t1\n", "{path} has several columns 'label'"),
     "no usual column": (b"review\tlabel\nfine\t1\ngood\t0\n",
                         "has no usual column of texts (such as sentence, text, or sentence1 and "
-                        "sentence2); its columns are review, label: name yours with --text"),
+                        "sentence2); its first line names review, label: name yours with --text and"),
+    "commas": (b"text,label\nfine,1\ngood,0\n", "{path} is separated by commas: write it with tabs"),
 }  # fmt: skip
 
 
@@ -612,6 +631,8 @@ def test_numbers_are_learned_taught_and_predicted(encoder, numbers, tmp_path, ca
 
     _, out, _ = told(capsys, "eval", run, "--json")
     assert json.loads(out)["test"] == pytest.approx(test, rel=1e-4)
+    served = stepwell.open_network(run).do("serve")
+    assert served.run([served.read("a lovely film")], "3", 1)[0].value is not None
     code, out, _ = told(capsys, "predict", run, "a lovely film", "a dull film", "--depth", "3")
     assert code == 0
     assert "price" in out

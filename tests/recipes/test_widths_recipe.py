@@ -20,7 +20,7 @@ from stepwell.nets.files.container import kind_of
 from stepwell.nets.files.nested import rewrite_card
 from stepwell.nets.files.widths import load_widths
 from stepwell.recipes import train
-from stepwell.recipes.widths import Widths
+from stepwell.tasks.choices import parts_for_chooser
 from stepwell.training import Loop
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -99,13 +99,13 @@ def test_the_time_of_a_choice_counts_once_what_the_gate_has_run(trained, monkeyp
 def test_the_gate_has_images_of_its_own():
     images = load_images("digits").train
     batches = Batches(images, 32, mean=(0.5,) * 3, std=(0.5,) * 3, shuffle=True)
-    network, gate = Widths(gate_fraction=0.25).parts(batches)
+    network, gate = parts_for_chooser(batches, 0.25)
     both = len(network.images), len(gate.images)
     assert sum(both) == len(batches.images)
     assert both[1] / sum(both) == pytest.approx(0.25, abs=0.02)
     assert (network.shuffle, gate.shuffle) == (True, True)
     assert gate.seed != network.seed
-    same, again = Widths(gate_fraction=0.0).parts(batches)
+    same, again = parts_for_chooser(batches, 0.0)
     assert same is batches
     assert again.images is same.images
 

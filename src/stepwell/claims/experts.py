@@ -11,6 +11,7 @@ experts a token, which cost more.
 from statistics import fmean
 from typing import Any
 
+from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import accuracy, level, macs_of, more, of_speed, times
 from stepwell.claims.kit.study import Arm, Measure, Question, Study, image_fingerprint
 
@@ -93,4 +94,8 @@ STUDY = Study(
         Question("Which router, and how many experts?", (SWITCH, NOISY, UNBALANCED, EIGHT),
                  ("noisy", "eight", "balance")),
     ],
+    plot=Plot(Axis("million MACs an image", 1e-6), Axis("test accuracy, %", 100), {
+        "no experts": [Point(DENSE, f"{DEPTH}/macs", f"{DEPTH}/accuracy")],
+        "experts": [Point(arm, f"{DEPTH}/macs", f"{DEPTH}/accuracy") for arm in (SWITCH, TWO)],
+    }),
 )  # fmt: skip

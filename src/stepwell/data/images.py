@@ -171,6 +171,10 @@ def load_images(data: str, size: int | None = None, usual: int = DIFFERENT) -> S
     if data in NAMED:
         return _cifar(data, size)
     names = ", ".join(NAMED)
+    if Path(data).is_file():
+        raise ValueError(
+            f"{data} is a file: images stand in a folder of class folders, and texts in a .tsv file"
+        )
     raise ValueError(f"no data {data!r}: give a folder of class folders, or one of {names}")
 
 

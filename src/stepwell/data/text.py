@@ -19,6 +19,8 @@ TEXT_COLUMNS = (
 )  # fmt: skip
 #: The usual name of the column of labels.
 LABEL = "label"
+#: All usual names.
+USUAL = {LABEL}.union(*TEXT_COLUMNS)
 #: More different fractions, or whole numbers, than this are hardly classes.
 MANY, MANY_WHOLE = 10, 1000
 #: Numbers to predict lie below this: their squares are finite in 32 bits.
@@ -52,12 +54,12 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
     lines: tuple[int, ...]
 
-    def column(self, name: str, what: str) -> list[str]:
+    def column(self, name: str, what: str, remedy: str) -> list[str]:
         """The values of a column; ValueError, which names the columns, if it is not there, or twice."""
         if name not in self.columns:
             raise ValueError(
                 f"{self.path} has no column {name!r} for {what}; its columns are "
-                f"{', '.join(self.columns)}"
+                f"{', '.join(self.columns)}: {remedy}"
             )
         if self.columns.count(name) > 1:
             raise ValueError(f"{self.path} has several columns {name!r}: name each otherwise")
@@ -209,12 +211,18 @@ def read_table(path: Path) -> Table:
             )
         rows.append(cells)
         numbers.append(number)
+    by_commas = {name.strip('" ') for name in columns[0].split(",")}
+    if len(columns) == 1 and len(by_commas) > 1 and by_commas & USUAL:
+        raise ValueError(f"{path} is separated by commas: write it with tabs, and texts without quotes")
     if not rows:
         raise ValueError(f"{path} has a header ({', '.join(columns)}) and no row below it")
     return Table(path, columns, tuple(rows), tuple(numbers))
 
 
-def read_texts(path: Path, columns: Sequence[str] = (), label: str | None = LABEL) -> Texts:
+def read_texts(
+    path: Path, columns: Sequence[str] = (), label: str | None = LABEL,
+    remedy: str = "name yours with --text and --label",
+) -> Texts:  # fmt: skip
     """Read the texts of a tab-separated file, and their labels.
 
     A second column that is empty in every row does not count.
@@ -222,6 +230,7 @@ def read_texts(path: Path, columns: Sequence[str] = (), label: str | None = LABE
     Args:
         columns: one or two columns of text; by default the first of `TEXT_COLUMNS` that are there.
         label: the column of labels; None: they are not read.
+        remedy: what to do about a column that is not there.
 
     Raises:
         ValueError: as for `read_table`; no such column, or too many; an empty text (with the line).
@@ -233,25 +242,25 @@ def read_texts(path: Path, columns: Sequence[str] = (), label: str | None = LABE
             f"--text {' '.join(columns)}: name each column once, and not {label!r}, that of the labels"
         )
     table = read_table(path)
-    names = tuple(columns) or _usual(table)
-    parts = [table.column(name, "texts") for name in names]
+    names = tuple(columns) or _usual(table, remedy)
+    parts = [table.column(name, "texts", remedy) for name in names]
     if len(parts) == 2 and not any(parts[1]):
         parts = parts[:1]
     # a space at the end of a label would be a class of its own, which no one sees
-    labels = () if label is None else tuple(one.strip() for one in table.column(label, "labels"))
+    labels = () if label is None else tuple(map(str.strip, table.column(label, "labels", remedy)))
     for row, line in zip(zip(*parts, strict=True), table.lines, strict=True):
         if not all(text.strip() for text in row):
             raise ValueError(f"{path}, line {line}: the text is empty: fill it, or remove the line")
     return Texts(path, tuple(zip(*parts, strict=True)), labels, table.lines)
 
 
-def _usual(table: Table) -> tuple[str, ...]:
+def _usual(table: Table, remedy: str) -> tuple[str, ...]:
     for names in TEXT_COLUMNS:
         if set(names) <= set(table.columns):
             return names
     raise ValueError(
         f"{table.path} has no usual column of texts (such as sentence, text, or sentence1 and "
-        f"sentence2); its columns are {', '.join(table.columns)}: name yours with --text"
+        f"sentence2); its first line names {', '.join(table.columns)}: {remedy}"
     )
 
 

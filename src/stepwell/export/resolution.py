@@ -5,6 +5,7 @@ Every graph takes images of full size and resizes them itself, by two products w
 """
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn.functional import interpolate
 from stepwell.export.check import Sample
 from stepwell.export.choices import CHOOSER, Graph, export_choices
 from stepwell.export.subnet import about
+from stepwell.nets.decisions.path_gate import PathGate
 from stepwell.nets.files.nested import BESIDE
 from stepwell.nets.files.resolution import save_resolution
 from stepwell.nets.resolution.chooser import Chooser, ResolutionNet
@@ -59,7 +61,7 @@ def export_resolution(
 
     ValueError, too, if there is no trained chooser.
     """
-    if not isinstance(net.chooser, Chooser):
+    if not isinstance(net.chooser, Chooser | PathGate):
         raise ValueError(
             "this network was trained at several resolutions without a chooser: export it at full size "
             f"with --depth {net.nested.full}"
@@ -77,11 +79,16 @@ def _graphs(net: ResolutionNet, sample: Sample, card: dict[str, Any]) -> Iterato
         plain = Resized(net.net.at(size).subnet(depth), full, size)
         metadata = card | {"depth": depth, "resolution": size, "choice": name}
         yield Graph(f"{name}.onnx", plain, metadata, names)
-    chooser = net.chooser
-    assert isinstance(chooser, Chooser)
+    chooser, metadata = net.chooser, card | {"choice": "chooser", "scores": list(net.names)}
     names = {f"net.{k}": f"{BESIDE}chooser/{k}" for k in chooser.state_dict()}
-    plain = Resized(Scores(chooser), full, chooser.size)
-    yield Graph(CHOOSER, plain, card | {"choice": "chooser", "scores": list(net.names)}, names)
+    if isinstance(chooser, Chooser):
+        yield Graph(CHOOSER, Resized(Scores(chooser), full, chooser.size), metadata, names)
+        return
+    assert isinstance(chooser, PathGate)
+    inside = copy(chooser)
+    inside.steps = chooser.steps[1:]  # the graph resizes by itself
+    size = net.choices[chooser.looks_at].size
+    yield Graph(CHOOSER, Resized(inside.alone(), full, size), metadata, names)
 
 
 def _stored(name: str) -> str:

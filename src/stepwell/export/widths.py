@@ -11,7 +11,8 @@ from typing import Any
 from stepwell.export.check import Sample
 from stepwell.export.choices import CHOOSER, Graph, export_choices
 from stepwell.export.subnet import about
-from stepwell.nets.decisions.widths import PathGate, WidthNet
+from stepwell.nets.decisions.path_gate import PathGate
+from stepwell.nets.decisions.widths import WidthNet
 from stepwell.nets.files.widths import save_widths
 
 

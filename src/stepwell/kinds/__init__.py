@@ -9,6 +9,7 @@ A module offers those of these names that its kind can do; each takes a `Network
     export(network, folder, **flags), delta(network, depth, beyond, out)
     cost(network, **flags)        `Costs`
     calibrate(network, depths, **flags)    `Calibrated`
+    serve(network, **flags)       `stepwell.serve.served.Served`
     show_results(results, title, brief=False), show_export(title, result)
     NEXT                          commands to try after a training
     NOUN                          one input in a word: "image" if it is not there
@@ -52,6 +53,7 @@ _COMMANDS = {
     "delta": ("export --beyond", "exported as a delta"),
     "cost": ("cost", "measured for its cost"),
     "calibrate": ("calibrate", "calibrated"),
+    "serve": ("serve", "served"),
 }
 
 

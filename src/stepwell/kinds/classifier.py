@@ -11,11 +11,13 @@ from stepwell.kinds import classifier_tables as tables
 from stepwell.kinds.classifier_costs import calibrate as calibrate
 from stepwell.kinds.classifier_costs import cost as cost
 from stepwell.kinds.classifier_tables import show_export as show_export
+from stepwell.kinds.serving import Engine, serve_depths
 from stepwell.measures import BUSY, MIXTURES, OF_CLASSES, OF_NUMBERS, with_article
 
 if TYPE_CHECKING:
     from stepwell.nets import NestedNet
     from stepwell.serve import Prediction
+    from stepwell.serve.served import Served
 
 NAME = "an image classifier"
 NOUN = "image"
@@ -217,6 +219,11 @@ def predict(
     depth = net.full if depth is None else depth
     net.require_ready(depth)
     return Predicted(classified(net, depth, paths, top), f"depth {depth}")
+
+
+def serve(network: Network, *, engine: Engine = "torch", cascade: bool = False) -> "Served":
+    """Give every depth to a server, and the saved cascade. Flags as for `serve`."""
+    return serve_depths(network, engine, cascade)
 
 
 def classified(net: "NestedNet", by: Any, paths: Sequence[Path], top: int) -> "list[Prediction]":

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 NAME = "features without a classifier"
 _HEAD = "train one: stepwell train supervised --data LABELLED --net NETWORK --init RUN --out FOLDER"
-ADVICE = dict.fromkeys(("evaluate", "predict", "export", "delta", "cost", "calibrate"), _HEAD)
+ADVICE = dict.fromkeys(("evaluate", "predict", "export", "delta", "cost", "calibrate", "serve"), _HEAD)
 NEXT = (
     "stepwell train supervised --data LABELLED --net {results[features][net]} "
     "--size {results[features][size]} --init {run} --out FOLDER",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from stepwell.kg import KnowledgeGraph
 
 NAME = "a knowledge graph"
-ADVICE = dict.fromkeys(("predict", "export", "delta", "cost"), "stepwell kg query asks it") | {
+ADVICE = dict.fromkeys(("predict", "export", "delta", "cost", "serve"), "stepwell kg query asks it") | {
     "evaluate": "stepwell kg eval ranks test triples",
     "calibrate": "stepwell kg update adds and removes triples",
 }

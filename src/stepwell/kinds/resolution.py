@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stepwell.console import big, row_table, say, show, show_conditions, size, table, written
 from stepwell.kinds import Costs, Network, Predicted, classifier
 from stepwell.kinds.classifier_tables import show_churn, show_classes, show_never_right, show_speed
+from stepwell.kinds.serving import Engine, serve_choices
 from stepwell.measures import BUSY, CONTROLS, MEASURES, SPEED, Measure, in_words
 from stepwell.results import read_results
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from stepwell.measure.choices import System
     from stepwell.nets.decisions.choosing import ChoosingNet
     from stepwell.nets.resolution.chooser import ResolutionNet
+    from stepwell.serve.served import Served
 
 NAME = "a network of several resolutions"
 #: Rows of the nested net inside.
@@ -169,6 +171,11 @@ def predict(
     held = getattr(net.chooser, "choice", None)
     title = f"chosen of {', '.join(net.names)}" if held is None else f"choice {net.names[held]}"
     return Predicted(predictions, title, "choice", partial(_speed, net, readable))
+
+
+def serve(network: Network, *, engine: Engine = "torch") -> "Served":
+    """Give every choice to a server, and the network's own choice. Flags as for `serve`."""
+    return serve_choices(network, engine)
 
 
 def _speed(net: "ChoosingNet", files: Sequence[Path]) -> list[str]:

@@ -8,10 +8,12 @@ from stepwell.console import big, row_table, say, show, show_conditions, table
 from stepwell.kinds import Network, Predicted, classifier
 from stepwell.kinds.classifier_tables import show_classes, show_never_right, show_speed
 from stepwell.kinds.classifier_tables import show_export as show_export
+from stepwell.kinds.serving import Engine, serve_depths
 from stepwell.measures import BLOCKS_SPEED, in_words
 
 if TYPE_CHECKING:
     from stepwell.nets import NestedNet
+    from stepwell.serve.served import Served
 
 NAME = "a network that skips blocks"
 ADVICE = {
@@ -74,6 +76,11 @@ def predict(
     if limits:
         set_budget(network.net, classifier.budget_of(limits))
     return classifier.predict(network, paths, depth=depth, top=top)
+
+
+def serve(network: Network, *, engine: Engine = "torch") -> "Served":
+    """Give the network to a server; each image runs the blocks that its gates open."""
+    return serve_depths(network, engine, cascade=False)
 
 
 def export(

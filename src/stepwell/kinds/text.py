@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from stepwell.console import say, track
 from stepwell.kinds import Costs, Network, Predicted, classifier, classifier_tables
 from stepwell.kinds.classifier import show_results as show_results
+from stepwell.kinds.serving import Engine, depth_rows
 
 if TYPE_CHECKING:
     from stepwell.data.text import Text
     from stepwell.measure.text import TextClassifier
+    from stepwell.nets.predictions import Prediction
+    from stepwell.serve.served import Served
 
 NAME = "a text classifier"
 NOUN, SIZE = "text", "{} tokens"
@@ -30,6 +33,8 @@ NEXT = (
     "stepwell predict {run} TEXT|FILE.tsv|-",
 )  # fmt: skip
 SECTIONS = classifier.SECTIONS
+#: Words of the text that a server measures times with.
+WORDS = 32
 #: Standard input as a file.
 STDIN = "-"
 #: Letters of a text in a message.
@@ -124,11 +129,35 @@ def predict(
     return Predicted(text.classify(texts, by, top=top, places=places), title, noun=NOUN)
 
 
+def serve(network: Network, *, engine: Engine = "torch", cascade: bool = False) -> "Served":
+    """Give every depth to a server, and the saved cascade. Flags as for `serve`."""
+    from stepwell.data.text import Text
+    from stepwell.serve.served import Served
+
+    text, net = network.net, network.net.net
+    rows, default, answers = depth_rows(network, net, engine, cascade)
+
+    def read(given: str | Sequence[str]) -> Text:
+        parts = (given,) if isinstance(given, str) else tuple(given)
+        if not parts:
+            raise ValueError("there is no text")
+        text.check([parts], ["the text"])
+        return parts
+
+    def run(texts: Sequence[Text], row: str, top: int) -> "list[Prediction]":
+        found: list[Prediction] = text.classify(texts, lambda ids: answers(ids, row), top=top)
+        return found
+
+    example = (" ".join(["the"] * WORDS),) * (1 + bool(text.pairs))
+    return Served(tuple(rows), default, read, run, example, net.card.costs, noun=NOUN, takes=TAKES)
+
+
 def read_input(named: str, network: Network) -> "list[tuple[str, Text]]":
     """The texts that an argument of `predict` names, each after its place; ValueError for no text."""
     import sys
 
     from stepwell.data.text import read_texts
+    from stepwell.measure.text import AS_TRAINED
 
     if named == STDIN:
         lines = enumerate(sys.stdin.buffer, start=1)
@@ -142,7 +171,7 @@ def read_input(named: str, network: Network) -> "list[tuple[str, Text]]":
         raise ValueError(f"{named} is a folder: give words, a tab-separated file, or -")
     if is_file:
         columns = network.config.get("arguments", {}).get("text", ())
-        texts = read_texts(Path(named), columns, None)
+        texts = read_texts(Path(named), columns, None, AS_TRAINED)
         return [*zip(texts.places, texts.texts, strict=True)]
     return [(f"the text {named[:SHOWN]!r}", tuple(named.split("\t")))]
 

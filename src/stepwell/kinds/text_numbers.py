@@ -4,12 +4,16 @@ A number has no classes and no confidence, so there are no cascades and no proba
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepwell.kinds import Costs, Network, Predicted, classifier_tables, text
 from stepwell.kinds.classifier import show_results as show_results
+from stepwell.kinds.serving import Engine
 from stepwell.kinds.text import export as export
 from stepwell.kinds.text import open as open
+
+if TYPE_CHECKING:
+    from stepwell.serve.served import Served
 
 NAME = "a network that predicts numbers"
 NOUN, SIZE, TAKES = text.NOUN, text.SIZE, text.TAKES
@@ -36,6 +40,11 @@ def predict(
     limits = {"budget_ms": budget_ms, "budget_macs": budget_macs}
     given: Any = {name: value for name, value in limits.items() if value is not None}
     return text.predict(network, inputs, depth=depth, **given)
+
+
+def serve(network: Network, *, engine: Engine = "torch") -> "Served":
+    """Give every depth to a server. Flags as for `serve`."""
+    return text.serve(network, engine=engine)
 
 
 def cost(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stepwell.console import say
 from stepwell.kinds import Costs, Network, Predicted, classifier, resolution
+from stepwell.kinds.resolution import serve as serve
 from stepwell.measures import WIDTHS_SPEED
 
 if TYPE_CHECKING:

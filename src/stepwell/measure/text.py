@@ -16,13 +16,17 @@ from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
 from stepwell.nets.files.nested import Beside, load_both, save
 from stepwell.nets.nested.cascade import Cascade
 from stepwell.nets.nested.net import NestedNet
-from stepwell.nets.predictions import Prediction, check_finite
+from stepwell.nets.predictions import Answers, Prediction, check_finite
 from stepwell.train_mode import check_eval_mode
 
 #: Kinds of networks in a file's header: of classes, and of numbers.
 KIND, NUMBERS = "text", "text-numbers"
 #: Texts at once.
 BATCH = 64
+#: What to do about a column that a file of other texts lacks.
+AS_TRAINED = "name the columns as in the training"
+#: Token ids of a batch, padded.
+Ids = Int64[Tensor, "texts tokens"]
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,13 @@ class TextClassifier:
         return predictions[0] if single else predictions
 
     def classify(
-        self, texts: Sequence[Text], by: str | Cascade, *, top: int = 1, places: Sequence[str] = ()
-    ) -> list[Prediction]:
-        """Classify texts by a depth or a cascade; errors, as for `predict`, name texts by `places`."""
+        self, texts: Sequence[Text], by: str | Cascade | Callable[[Ids], Answers], *, top: int = 1,
+        places: Sequence[str] = (),
+    ) -> list[Prediction]:  # fmt: skip
+        """Classify texts by a depth, a cascade, or a function of token ids.
+
+        Errors, as for `predict`, name texts by `places`.
+        """
         if type(top) is not int or top < 1:
             raise ValueError(f"top is a number of classes, 1 or more, not {top!r}")
         check_eval_mode(self.net)
@@ -90,9 +98,11 @@ class TextClassifier:
             with torch.inference_mode():
                 if isinstance(by, str):
                     logits, depths = self.net(ids, by), [by] * len(ids)
-                else:
+                elif isinstance(by, Cascade):
                     answer = by(ids)
                     logits, depths = answer.logits, [by.depths[i] for i in answer.depth.tolist()]
+                else:
+                    logits, depths = by(ids)
                 check_finite(logits)
                 shares, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
             for row, index in enumerate(batches.indices(position).tolist()):
@@ -121,7 +131,7 @@ class TextClassifier:
                 raise ValueError(f"{place} is {kinds[len(text)]}, and {whose} is {kinds[usual]}")
 
 
-def some_ids(batches: TextBatches, count: int = 64) -> Int64[Tensor, "texts tokens"]:
+def some_ids(batches: TextBatches, count: int = 64) -> Ids:
     """Token ids of `count` texts (all, if there are fewer), evenly spaced over the set, padded."""
     examples = batches.examples
     chosen = torch.linspace(0, len(examples) - 1, min(count, len(examples))).long()
@@ -196,7 +206,7 @@ def text_parts(
     column = arguments.get("label", card.classes[0] if card.numeric else LABEL)
 
     def read(file: Path) -> TokenSet:
-        texts = read_texts(file, arguments.get("text", ()), column)
+        texts = read_texts(file, arguments.get("text", ()), column, AS_TRAINED)
         classifier.check(texts.texts, texts.places)
         return TokenSet.of(texts.texts, labels.numbers(texts), labels.classes, classifier.tokenizer)
 

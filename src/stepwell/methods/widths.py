@@ -18,6 +18,9 @@ from stepwell.nets.nested.net import NestedNet
 from stepwell.ranges import check_numbers
 from stepwell.types import Batch, Exit, Step
 
+#: Learning rate of a chooser that learns alone, by Adam.
+GATE_RATE = 0.01
+
 
 class Slimmable(Objective):
     """The network learns at all widths in one step (Yu et al. 2019): the sum of their cross entropies.

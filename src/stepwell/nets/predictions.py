@@ -92,7 +92,7 @@ class Predicts(nn.Module):
         """
         check_card(self.card)
         pixels = [squared(source, self.card.size) for source in _several(images)[0]]
-        return _normalised(pixels, self.card)
+        return normalised(pixels, self.card)
 
 
 def predictions(
@@ -122,25 +122,32 @@ def predictions(
                 batch.append(Prediction(file, error=str(error)))
         if pixels:
             with torch.inference_mode():
-                logits, depths = answers(_normalised(pixels, net.card))
-                if logits.shape[1] != len(net.card.classes):
-                    raise ValueError(
-                        f"the network has {logits.shape[1]} logits, and its card names "
-                        f"{len(net.card.classes)} classes: give it a card with its own classes"
-                    )
-                check_finite(logits)
-                values, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
-            rows = zip(values[:, :top].tolist(), order[:, :top].tolist(), depths, strict=True)
+                logits, depths = answers(normalised(pixels, net.card))
+            found = iter(labelled(logits, depths, net.card, top))
         for prediction in batch:
             if not prediction.error:
-                shares, indices, depth = next(rows)
-                names = (net.card.classes[i] for i in indices)
-                best = tuple(zip(names, shares, strict=True))
-                label, probability = best[0]
-                prediction = prediction._replace(
-                    label=label, probability=probability, depth=depth, top=best
-                )
+                prediction = next(found)._replace(file=prediction.file)
             yield prediction
+
+
+def labelled(logits: Tensor, depths: Sequence[str], card: Card, top: int = 1) -> list[Prediction]:
+    """Predictions of a batch from its logits, by the classes of a card.
+
+    ValueError if the logits are not finite, or are not as many as the classes.
+    """
+    if logits.shape[1] != len(card.classes):
+        raise ValueError(
+            f"the network has {logits.shape[1]} logits, and its card names {len(card.classes)} "
+            "classes: give it a card with its own classes"
+        )
+    check_finite(logits)
+    values, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
+    rows = zip(values[:, :top].tolist(), order[:, :top].tolist(), depths, strict=True)
+    predictions = []
+    for shares, indices, depth in rows:
+        best = tuple(zip((card.classes[i] for i in indices), shares, strict=True))
+        predictions.append(Prediction(None, *best[0], depth=depth, top=best))
+    return predictions
 
 
 def check_finite(logits: Tensor) -> None:
@@ -173,7 +180,8 @@ def _several(images: Source | Sequence[Source]) -> tuple[Sequence[Any], bool]:
     return [images], True
 
 
-def _normalised(pixels: Sequence[Any], card: Card) -> Images:
+def normalised(pixels: Sequence[Any], card: Card) -> Images:
+    """Images (batch, 3, size, size) from bytes (size, size, 3) of each."""
     if not pixels:
         return torch.empty(0, 3, card.size, card.size)
     batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)

@@ -19,6 +19,7 @@ from stepwell.methods.resolution import (
     Mixing,
     check_target,
 )
+from stepwell.methods.widths import GATE_RATE, ChooserAlone
 from stepwell.nets import NestedNet
 from stepwell.nets.decisions.choosing import Always
 from stepwell.nets.files.initial_weights import Start
@@ -26,7 +27,7 @@ from stepwell.nets.files.nested import read_beside
 from stepwell.nets.files.resolution import load_resolution, save_resolution
 from stepwell.nets.nested.input_size import check_size, patch_of
 from stepwell.nets.nested.net import NormSharing
-from stepwell.nets.resolution.chooser import Choice, Chooser, ResolutionNet
+from stepwell.nets.resolution.chooser import Choice, Chooser, ResolutionNet, doubt_gate
 from stepwell.nets.resolution.resolutions import Resolutions, check_sizes
 from stepwell.recipes import flags
 from stepwell.tasks import choices, classification
@@ -34,7 +35,9 @@ from stepwell.training import Loop, fit, optimizer_of
 from stepwell.training.optim import Optim
 from stepwell.training.optimisation import Smoothed
 
-Schedule = Literal["joint", "imitate", "resolutions"]
+Schedule = Literal["joint", "imitate", "doubt", "resolutions"]
+#: Share of the training images that only the chooser learns on, in `doubt`.
+FRACTION = 0.1
 #: Shares of the images' size that are the default resolutions.
 SHARES = (1.0, 0.75, 0.5)
 
@@ -67,16 +70,32 @@ class Choosing:
     Attributes:
         sizes: resolutions in pixels; the largest is the images' size.
         schedule: joint: network and chooser train together; imitate: the chooser alone learns
-            the cheapest choice that is nearly as good as the best one; resolutions: no chooser, always
-            full size.
+            the cheapest choice that is nearly as good as the best one; doubt: the cheapest choice runs
+            for every image, and how sure it is decides; resolutions: no chooser, always full size.
         target: mean cost of an image, as a share of the MACs at full size. A cost penalty that
             keeps to it is set on the validation part.
+        gate_fraction: share of the training images that only the chooser learns on, in doubt.
     """
 
     TITLE: ClassVar = "resolution"
     sizes: Annotated[tuple[int, ...], flag("PIXELS ...", "the images' size, 3/4 and 1/2 of it")] = ()
     schedule: Annotated[Schedule, flag("SCHEDULE")] = "joint"
     target: float = 0.6
+    gate_fraction: Annotated[float | None, flag("X", f"{FRACTION:g} in doubt")] = None
+
+    def check(self) -> None:
+        """Refuse images of the chooser's own where it has none."""
+        if self.gate_fraction is not None and self.schedule != "doubt":
+            raise ValueError(
+                f"--gate-fraction is for --schedule doubt, not {self.schedule}: leave it out"
+            )
+
+    @property
+    def held_out(self) -> float:
+        """The share of the training images that only the chooser learns on."""
+        if self.schedule != "doubt":
+            return 0.0
+        return FRACTION if self.gate_fraction is None else self.gate_fraction
 
     def image_size(self, size: int | None) -> int | None:
         """The size of the images: the largest resolution, else `size`; ValueError if they disagree."""
@@ -139,10 +158,13 @@ def drnet(
     inputs = classification.prepare(splits, images, training, start=start, init=init)
     model, costs = _with_chooser(nested, splits.train.size, choosing, ablation.norms)
     target, smoothing = choosing.target, training.label_smoothing
+    network, apart = inputs.train, inputs.train
+    if choosing.held_out:
+        network, apart = choices.parts_for_chooser(inputs.train, choosing.held_out)
     with classification.open_task("drnet", out, loop, arguments, inputs, nested) as task:
         if not _take_norms(model, init, start):
             fit(
-                EveryResolution(model.net, label_smoothing=smoothing), task.train,
+                EveryResolution(model.net, label_smoothing=smoothing), network,
                 training.optim(), task.run, phase="resolutions", epochs=training.epochs,
                 validate=choices.validate_choices(model, task.validation), loop=loop,
                 patience=training.patience,
@@ -165,6 +187,11 @@ def drnet(
             imitate = ImitateBest(model, costs, slack=ablation.slack)
             adam = optimizer_of("adam", weight_decay=training.weight_decay)
             learn(imitate, task.train.reseeded("imitate"), adam, phase="imitate")
+            model.requires_grad_(True)
+        if choosing.schedule == "doubt":
+            gate = ChooserAlone(model, costs, target=target, cost_weight=ablation.cost_weight)
+            adam = optimizer_of("adam", GATE_RATE, weight_decay=training.weight_decay)
+            learn(gate, apart, adam, phase="doubt")
             model.requires_grad_(True)
         finish = partial(
             choices.finish_choices, task, model, load=load_resolution, save=save_resolution,
@@ -190,7 +217,9 @@ def _with_chooser(
             raise ValueError(f"--sizes {size}: {error}") from error
     choices = [Choice(depth, size) for size in net.sizes for depth in reversed(nested.depths)]
     count, alone = len(choices), choosing.schedule == "resolutions"
-    chooser = Always(count) if alone else Chooser(count, max(1, full // 2))
+    chooser: nn.Module = Always(count) if alone else Chooser(count, max(1, full // 2))
+    if choosing.schedule == "doubt":
+        chooser = doubt_gate(net, choices)
     model = ResolutionNet(net, choices, chooser)
     macs = macs_of_choices(model, full)
     if not alone:

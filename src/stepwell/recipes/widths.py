@@ -6,13 +6,12 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 
-from stepwell.data import Batches
 from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.measure.choices import WIDTHS, macs_of_choices
 from stepwell.measure.widths import with_group_times
 from stepwell.methods.resolution import check_target
-from stepwell.methods.widths import ChooserAlone, Slimmable
+from stepwell.methods.widths import GATE_RATE, ChooserAlone, Slimmable
 from stepwell.nets.build import build
 from stepwell.nets.decisions.estimators import Draw
 from stepwell.nets.decisions.widths import GateAt, WidthNet
@@ -21,9 +20,6 @@ from stepwell.recipes import flags
 from stepwell.tasks import choices, classification
 from stepwell.training import Loop, fit, optimizer_of
 from stepwell.training.optimisation import Smoothed
-
-#: Learning rate of the gate, by Adam.
-GATE_RATE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +57,6 @@ class Widths:
     target_cost: float = 0.5
     gate: Annotated[GateAt, flag("NAME")] = "doubt"
     gate_fraction: float = 0.1
-
-    def parts(self, train: Batches) -> tuple[Batches, Batches]:
-        """The batches of the network, and those of the gate."""
-        if not self.gate_fraction:
-            return train, train.reseeded("gate")
-        network, gate = train.images.split(self.gate_fraction)
-        return train.of(network), train.of(gate).reseeded("gate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +108,7 @@ def widths(
     model = WidthNet(nested, width.gate)
     costs = macs_of_choices(model, size)
     check_target(costs, width.target_cost)
-    of_network, of_gate = width.parts(inputs.train)
+    of_network, of_gate = choices.parts_for_chooser(inputs.train, width.gate_fraction)
     method = Slimmable(nested, sandwich=width.sandwich, label_smoothing=training.label_smoothing)
     Draw(ablation.estimator, ablation.temperature).check(training=True)
     with classification.open_task("widths", out, loop, arguments, inputs, nested) as task:

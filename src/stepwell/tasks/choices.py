@@ -62,6 +62,17 @@ def validate_chosen(
     return validate
 
 
+def parts_for_chooser(train: Batches, fraction: float) -> tuple[Batches, Batches]:
+    """The batches of the network, and those that only the chooser learns on: a share of the images.
+
+    With a share of 0 it learns on those of the network.
+    """
+    if not fraction:
+        return train, train.reseeded("gate")
+    network, chooser = train.images.split(fraction)
+    return train.of(network), train.of(chooser).reseeded("gate")
+
+
 def set_price(net: ChoosingNet, task: Task, target: float, most: float) -> None:
     """Set the cost penalty that spends the target share of `most` MACs, and record other penalties."""
     part = task.validation

@@ -1,13 +1,15 @@
 """Internal representations of a text encoder: what Aguilar et al. 2020 claim, and its test on SST-2.
 
 A fine-tuned encoder of six layers (MiniLM-L6) teaches one of three, which begins with layers 2, 4 and 6
-of the pretrained encoder. All students take as many optimizer steps, at one rate. "labels" learns from
-labels alone, "soft targets" from the teacher's probabilities alone, all others from attention maps and
-[CLS] states as well.
+of the pretrained encoder. All students take as many optimizer steps; the rate of each was the best of
+three on validation sentences. "labels" learns from labels alone, "soft targets" from the teacher's
+probabilities alone, all others from attention maps and [CLS] states as well.
 
 Controls tell knowledge from regularisation: the layer map reversed; attention and states of another
 text of the batch. A nested encoder (`train ekd`) is compared with the paper's method: it holds both
-depths in one file, and its seconds are those of teacher and student together.
+depths in one file, and may take as long as teacher and student together. Its rival at the shallow depth
+is the arm of the paper's method that was best on validation sentences, so that the test does not choose
+it.
 """
 
 import hashlib
@@ -30,9 +32,11 @@ HALF = "stacked, half of the steps for soft targets"
 REVERSED, SHUFFLED = "all layers, reversed", "all layers, of another text"
 NESTED, NESTED_LABELS = "nested 3 < 6", "nested 3 < 6, labels only"
 
-#: Rates of fine-tuning, chosen on validation texts: of the whole encoder, nested or not, and of
-#: students of three layers.
-DEEP_RATE, RATE = 1e-4, 3e-4
+#: Rates of fine-tuning, each the best on validation sentences: of the whole encoder alone and nested;
+#: of students that learn from outputs alone, and from layers, too.
+DEEP_RATE, NESTED_RATE, OUTPUTS_RATE, RATE = 1e-4, 2e-4, 1e-4, 3e-4
+#: The arm of the paper's method that was best on validation sentences.
+RIVAL = HALF
 NONE: dict[str, Any] = {"attention": 0.0, "cls": 0.0}
 NO_ATTENTION, NO_CLS = {"attention": 0.0}, {"cls": 0.0}
 
@@ -44,23 +48,22 @@ def student(**arguments: Any) -> Arm:
 
 
 def nested(**arguments: Any) -> Arm:
-    """An encoder that holds both depths, and takes about as long as teacher and student together."""
-    own = {"depths": (SHALLOW,), "lr": DEEP_RATE, "full_weight": 2.0}
-    return Arm("ekd", own | arguments, scaled={"epochs": 4 / 3})
+    """An encoder that holds both depths, of as many steps as the teacher."""
+    return Arm("ekd", {"depths": (SHALLOW,), "lr": NESTED_RATE, "full_weight": 2.0} | arguments)
 
 
 ARMS: dict[str, Arm] = {
     TEACHER: Arm("supervised", {"lr": DEEP_RATE}),
-    SOFT: student(**NONE),
+    SOFT: student(**NONE, lr=OUTPUTS_RATE),
     ALL: student(),
     STACKED: student(schedule="stacked"),
+    HALF: student(schedule="stacked", label_share=0.5),
     NESTED: nested(schedule="one-run", distill_from=0.0),
-    LABELS: student(**NONE, kl=0.0, ce=1.0),
+    LABELS: student(**NONE, kl=0.0, ce=1.0, lr=OUTPUTS_RATE),
     PROGRESSIVE: student(schedule="progressive"),
     KL: student(**NO_CLS),
     COSINE: student(**NO_ATTENTION),
     KEPT: student(schedule="stacked", keep_task=True),
-    HALF: student(schedule="stacked", label_share=0.5),
     REVERSED: student(layers=(6, 4, 2)),
     SHUFFLED: student(shuffled=True),
     NESTED_LABELS: nested(schedule="plain", kl=0.0),
@@ -105,16 +108,16 @@ CLAIMS = [
     beats(PRIMARY[1], "Stacked distillation is better than all layers at once, in as many steps",
           "stacked is best on most sets (numbers not read)", STACKED, ALL, expected=0.8),
     Claim(PRIMARY[2], "Every depth of the nested encoder is as good as the paper's method, within half "
-          "a point: depth 3 as the student of all layers, depth 6 as the teacher (the depth that fares "
-          "worst)", "not asked", ACCURACY,
-          {f"{NESTED}: 3": accuracy(NESTED, SHALLOW), ALL: accuracy(ALL, SHALLOW),
+          "a point: depth 3 as the student that was best on validation sentences, depth 6 as the "
+          "teacher (the depth that fares worst)", "not asked", ACCURACY,
+          {f"{NESTED}: 3": accuracy(NESTED, SHALLOW), RIVAL: accuracy(RIVAL, SHALLOW),
            f"{NESTED}: 6": accuracy(NESTED, DEEP), TEACHER: accuracy(TEACHER, DEEP)},
-          least([less(accuracy(NESTED, SHALLOW), accuracy(ALL, SHALLOW)),
+          least([less(accuracy(NESTED, SHALLOW), accuracy(RIVAL, SHALLOW)),
                  less(accuracy(NESTED, DEEP), accuracy(TEACHER, DEEP))]),
           margin=-0.5, expected=0.3),
     times("nested-cost", "The nested encoder takes at most 1.1 of the seconds of teacher and student",
           "not asked", SECONDS,
-          {NESTED: seconds(NESTED), f"{TEACHER}, {ALL}": seconds(TEACHER, ALL)}, 1.1, below=True),
+          {NESTED: seconds(NESTED), f"{TEACHER}, {RIVAL}": seconds(TEACHER, RIVAL)}, 1.1, below=True),
     beats("nested-teaching", "Teaching gives depth 3 of the nested encoder more than labels only",
           "not asked", NESTED, NESTED_LABELS),
     beats("nested-soft", "Depth 3 of the nested encoder is above a student of soft targets",

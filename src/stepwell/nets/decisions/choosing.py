@@ -1,6 +1,6 @@
 """A network that chooses for each image: a chooser scores the choices, and each image runs one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int
@@ -10,6 +10,7 @@ from stepwell.nets.card import Card
 from stepwell.nets.decisions.budgets import Budget, best_budget
 from stepwell.nets.decisions.estimators import Scores
 from stepwell.nets.decisions.executor import gathered, groups
+from stepwell.nets.decisions.path_gate import PathGate
 from stepwell.nets.nested.cascade import Answer
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.predictions import Answers, Predicts
@@ -65,7 +66,9 @@ class ChoosingNet(Predicts):
     @property
     def reused(self) -> tuple[int, nn.Module] | None:
         """The index of a choice that the chooser has begun to run, if there is one, and that part."""
-        return None
+        if not isinstance(self.chooser, PathGate):
+            return None
+        return self.chooser.looks_at, nn.Sequential(*self.chooser.steps)
 
     def mark_trained(self) -> None:
         """Set the status of all that the choices run to "trained"."""
@@ -132,20 +135,29 @@ class ChoosingNet(Predicts):
         """Give the index of the best choice by the chooser's scores, minus the cost penalty."""
         return (scores - self.price * self.costs).argmax(1)
 
-    def run(self, x: Images, who: Which) -> Iterator[tuple[Tensor, Tensor]]:
-        """Run each choice that some image makes, by `who`; give the rows of `x` and their logits."""
-        none = [(0, who)] * (not len(x))  # no images have logits, too: none
-        for i, rows in none or groups(who, len(self.names)):
-            yield rows, self.at(x if len(rows) == len(x) else x[rows], i)
-
     def settle(self, who: Which) -> Which:
         """Give the choices to run in place of the images' own; other choices must be costlier."""
         return who
 
     def answer(self, x: Images) -> Answer:
-        """Give the logits of each image and the index of its choice; equal choices run together."""
-        who = self.settle(self.choose(x))
-        return Answer(gathered(list(self.run(x, who))), who)
+        """Give the logits of each image and the index of its choice; equal choices run together.
+
+        The choice that a gate looks at goes on from there.
+        """
+        gate = self.chooser if isinstance(self.chooser, PathGate) else None
+        looked = x if gate is None else gate.look(x)
+        who = self.settle(self.pick(self.chooser(x) if gate is None else gate.scores(looked)))
+
+        def run(i: int, rows: Tensor | slice) -> Logits:
+            if gate is not None and i == gate.looks_at:
+                return gate.go_on(looked[rows])
+            return self.at(x[rows], i)
+
+        parts = [
+            (rows, run(i, slice(None) if len(rows) == len(x) else rows))
+            for i, rows in groups(who, len(self.names))
+        ]
+        return Answer(gathered(parts or [(who, self.at(x, 0))]), who)  # no images: no logits
 
     def answers(self, x: Images, depth: str | None = None) -> Answers:
         """Give the logits of each image and the name of its choice.

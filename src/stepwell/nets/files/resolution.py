@@ -6,10 +6,11 @@ from pathlib import Path
 from torch import nn
 
 from stepwell.nets.decisions.choosing import Always
+from stepwell.nets.decisions.path_gate import PathGate
 from stepwell.nets.files.choosing import budgets_for_file, chooser_tensors, restore_chooser
 from stepwell.nets.files.container import structure_of
 from stepwell.nets.files.nested import Beside, check_finite, load_both, save
-from stepwell.nets.resolution.chooser import Choice, Chooser, ResolutionNet
+from stepwell.nets.resolution.chooser import Choice, Chooser, ResolutionNet, doubt_gate
 from stepwell.nets.resolution.resolutions import Resolutions
 from stepwell.types import not_finite
 
@@ -30,6 +31,8 @@ def save_resolution(net: ResolutionNet, path: str | Path) -> Path:
         "always": chooser.choice if isinstance(chooser, Always) else None,
         "budgets": budgets_for_file(net),
     }
+    if isinstance(chooser, PathGate):  # older versions know no such chooser, and need no such key
+        about["doubt"] = True
     tensors = nested.own_tensors() | chooser_tensors(net)
     return save(nested.net, path, beside=Beside(KIND, about, tensors))
 
@@ -56,7 +59,8 @@ def load_resolution(
         nested = Resolutions(net, about["sizes"], norms=about["norms"], made_for=made_for)
         choices = [Choice(*choice) for choice in about["choices"]]
         count, always, size = len(choices), about.get("always") or 0, about["chooser"]
-        chooser = Always(count, always) if size is None else Chooser(count, size)
+        by_size = Always(count, always) if size is None else Chooser(count, size)
+        chooser = doubt_gate(nested, choices) if about.get("doubt") else by_size
         whole = ResolutionNet(nested, choices, chooser)
         restore_chooser(whole, about, tensors)
         nested.load_own(tensors)

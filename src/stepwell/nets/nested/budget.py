@@ -46,7 +46,7 @@ def choose_depth(card: Card, status: Mapping[str, str], device: str, **budget: f
     if "accuracy" in limits:
         return min(fitting, key=lambda d: fitting[d][cost])
     images = {d: str(known[d].get("accuracy_on", "")) for d in fitting}
-    return _deepest_unbeaten(fitting, {d: _count(words) for d, words in images.items()})
+    return _deepest_unbeaten(fitting, {d: count_in(words) for d, words in images.items()})
 
 
 def _deepest_unbeaten(rows: Mapping[str, Row], images: Mapping[str, int]) -> str:
@@ -70,7 +70,7 @@ def _deepest_unbeaten(rows: Mapping[str, Row], images: Mapping[str, int]) -> str
     return depths[-1]
 
 
-def _count(words: str) -> int:
+def count_in(words: str) -> int:
     """The number of images in words such as "500 validation images"; 0 if there is none."""
     first = words.partition(" ")[0]
     return int(first) if first.isdecimal() else 0

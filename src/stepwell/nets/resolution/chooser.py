@@ -13,8 +13,9 @@ from stepwell.nets.decisions.budgets import Budget as Budget
 from stepwell.nets.decisions.choosing import Always as Always
 from stepwell.nets.decisions.choosing import ChoosingNet
 from stepwell.nets.decisions.estimators import Scores
+from stepwell.nets.decisions.path_gate import PathGate
 from stepwell.nets.nested.net import NestedNet
-from stepwell.nets.resolution.resolutions import Resolutions, resize
+from stepwell.nets.resolution.resolutions import Resize, Resolutions, resize
 from stepwell.types import Images, Logits
 
 #: Channels of the chooser's first layer; each further one has twice as many.
@@ -57,6 +58,12 @@ class Chooser(nn.Module):
         return scores
 
 
+def doubt_gate(net: Resolutions, choices: Sequence[Choice]) -> PathGate:
+    """A chooser by how sure the last choice is, which then runs for every image."""
+    depth, size = choices[-1]
+    return PathGate([Resize(size), *net.at(size).path(depth)], len(choices) - 1, len(choices))
+
+
 class AtChoice(nn.Module):
     """One depth at one resolution as a plain network; it takes images of any size."""
 
@@ -78,7 +85,7 @@ class ResolutionNet(ChoosingNet):
         net: the network.
         choices: depths and resolutions of it, in the order of the chooser's scores. They are named
             "24", or "14@24" with several depths.
-        chooser: scores the choices: a `Chooser`, or `Always`.
+        chooser: scores the choices: a `Chooser`, what `doubt_gate` gives, or `Always`.
 
     Raises:
         ValueError: fewer than two choices, or one that the network does not have.

@@ -27,6 +27,18 @@ def resize(x: Images, size: int) -> Float[Tensor, "batch channels {size} {size}"
     return interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
+class Resize(nn.Module):
+    """`resize` as a step of a network."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Images) -> Tensor:
+        """Resize the images."""
+        return resize(x, self.size)
+
+
 class Resolutions(nn.Module):
     """A nested net that runs at several input sizes.
 

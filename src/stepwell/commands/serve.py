@@ -1,0 +1,150 @@
+"""`stepwell serve`."""
+
+import errno
+import importlib.util
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from stepwell.commands.arguments import Module, imported
+from stepwell.console import say
+from stepwell.kinds import open_network
+
+if TYPE_CHECKING:
+    from stepwell.serve.engine import Engine
+
+#: Open files and connections to ask the system for.
+FILES = 16_384
+
+
+def serve(
+    run: Positional[Path],
+    *,
+    slo_ms: float = 100,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    engine: Literal["torch", "onnx", "onnx-copies"] = "torch",
+    depths: tuple[str, ...] = (),
+    cascade: bool = False,
+    hysteresis: float = 0.2,
+    max_batch: int = 16,
+    max_queue: int = 256,
+    max_bytes: int = 16 * 2**20,
+    max_pixels: int = 50_000_000,
+    threads: int | None = None,
+    module: Module = None,
+) -> None:
+    """Answer requests over HTTP within a promised time.
+
+    Each batch runs at the deepest depth with which all waiting requests are in time. A request that
+    would be late at every depth is refused with status 429. SIGTERM answers what was accepted, then
+    ends. There is no login: the default host takes requests of this machine only.
+
+    Examples:
+        stepwell serve runs/photos --slo-ms 50
+        stepwell serve runs/photos --slo-ms 50 --engine onnx --threads 2
+        curl -F file=@photo.jpg http://127.0.0.1:8000/predict
+
+    Args:
+        run: a run directory, or the file of its network.
+        slo_ms: milliseconds from the arrival of a request to its answer: the promise.
+        host: address to listen on; 0.0.0.0 takes requests from other machines.
+        port: port to listen on; 0 takes a free one.
+        engine: what runs the network. onnx reads the export in RUN/export, and holds its weights in
+            memory once; onnx-copies is faster, and holds them for each depth.
+        depths: depths to choose from; by default the full net and all faster ones, without those that
+            a faster one clearly beats.
+        cascade: the deepest answer is the cascade that `stepwell eval RUN --cascade --save` has saved.
+        hysteresis: share of a request's time that must stay free before a deeper depth is taken.
+        max_batch: inputs that run together, at most.
+        max_queue: requests that may wait, at most.
+        max_bytes: size of a request, at most.
+        max_pixels: pixels of an image, at most.
+        threads: threads of the network; by default as many as torch takes.
+    """
+    require()
+    with bound(host, port) as listening:
+        network = open_network(run, to="serve", module=imported(module))
+        set_threads(threads)
+        from PIL import Image
+
+        from stepwell.serve.app import Limits, make_app
+        from stepwell.serve.engine import Engine
+        from stepwell.serve.http import run_server
+
+        Image.MAX_IMAGE_PIXELS = max_pixels
+        served = network.do("serve", engine=engine, cascade=cascade)
+        say(f"measuring the {served.row}s of {run}")
+        made = Engine(
+            served, slo_ms, rows=depths, batch=max_batch, queue=max_queue, hysteresis=hysteresis
+        )  # fmt: skip
+        app = make_app(made, Limits(body=max_bytes, bodies=max(16 * max_bytes, 256 * 2**20)))
+        more_connections()
+        run_server(app, listening, lambda: say(greeting(made, run, listening)))
+
+
+def require() -> None:
+    """Raise ImportError for a missing package of the extra `serve`."""
+    for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"stepwell serve needs {name}: pip install 'stepwell[serve]'")
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket with an address; OSError if it cannot be had."""
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except socket.gaierror as error:
+        raise ValueError(f"--host {host}: no such address ({error.strerror})") from error
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind(address)
+    except OSError as error:
+        made.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(
+                f"port {port} of {host} is in use: name another --port, or 0 for a free one"
+            ) from error
+        raise ValueError(f"cannot listen on port {port} of {host}: {error.strerror}") from error
+    return made
+
+
+def set_threads(threads: int | None) -> None:
+    """Set the threads of torch, and note when there are more than cores."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if (count := torch.get_num_threads()) > cores:
+        say(f"note: {count} threads are more than the {cores} cores: try --threads {cores}")
+
+
+def more_connections() -> None:
+    """Raise the limit of open connections to what the system allows, up to `FILES`."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def greeting(engine: "Engine", run: Path, listening: socket.socket) -> str:
+    """Say where the server listens and what it may answer with."""
+    host, port = listening.getsockname()[:2]
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    times = engine.times()
+    rows = ", ".join(f"{row} ({times[row]:.3g} ms)" for row in engine.ladder)
+    open_to = (
+        "" if host in ("127.0.0.1", "::1") else "\nnote: other machines can use it: there is no login"
+    )
+    return f"serving {run} on http://{where}: {rows}; promise {engine.promise_ms:g} ms{open_to}"
