@@ -35,8 +35,8 @@ NESTED, NESTED_LABELS = "nested 3 < 6", "nested 3 < 6, labels only"
 #: Rates of fine-tuning, each the best on validation sentences: of the whole encoder alone and nested;
 #: of students that learn from outputs alone, and from layers, too.
 DEEP_RATE, NESTED_RATE, OUTPUTS_RATE, RATE = 1e-4, 2e-4, 1e-4, 3e-4
-#: The arm of the paper's method that was best on validation sentences.
-RIVAL = HALF
+#: The arm of the paper's method that was best on validation sentences (81.3 %, as `HALF`; two seeds).
+RIVAL = ALL
 NONE: dict[str, Any] = {"attention": 0.0, "cls": 0.0}
 NO_ATTENTION, NO_CLS = {"attention": 0.0}, {"cls": 0.0}
 
@@ -57,13 +57,13 @@ ARMS: dict[str, Arm] = {
     SOFT: student(**NONE, lr=OUTPUTS_RATE),
     ALL: student(),
     STACKED: student(schedule="stacked"),
-    HALF: student(schedule="stacked", label_share=0.5),
     NESTED: nested(schedule="one-run", distill_from=0.0),
     LABELS: student(**NONE, kl=0.0, ce=1.0, lr=OUTPUTS_RATE),
     PROGRESSIVE: student(schedule="progressive"),
     KL: student(**NO_CLS),
     COSINE: student(**NO_ATTENTION),
     KEPT: student(schedule="stacked", keep_task=True),
+    HALF: student(schedule="stacked", label_share=0.5),
     REVERSED: student(layers=(6, 4, 2)),
     SHUFFLED: student(shuffled=True),
     NESTED_LABELS: nested(schedule="plain", kl=0.0),
