@@ -22,6 +22,7 @@ NAME = "a detector"
 SIZE = "{} pixels (longer side)"
 ADVICE = {
     "delta": "export each depth",
+    "serve": "use stepwell predict, or its export",
     "calibrate": "its norms have no statistics: name the depths with --depths when you train",
 }
 NEXT = (
@@ -315,12 +316,16 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
 
 def show_labels(made: Mapping[str, Any]) -> None:
     """Print what the labels of teachers were made of, of many classes the first."""
+    classes = [*made["classes"].items()][:CLASSES]
+    known = [key for key in ("precision", "recall") if all(key in row for _, row in classes)]
     rows = [
-        [name, f"{row['threshold']:.2f}", str(row["boxes"]),
-         *(f"{100 * row[key]:.0f} %" if key in row else "" for key in ("precision", "recall"))]
-        for name, row in [*made["classes"].items()][:CLASSES]
+        [
+            name, f"{row['threshold']:.2f}", str(row["boxes"]),
+            *(f"{100 * row[key]:.0f} %" for key in known),
+        ]
+        for name, row in classes
     ]  # fmt: skip
-    show(table("labels from teachers", ["class", "threshold", "boxes", "precision", "recall"], rows))
+    show(table("labels from teachers", ["class", "threshold", "boxes", *known], rows))
     ap = made["teacher_test"].get("teachers/ap")
     told = "" if ap is None else f"; the teachers have an AP of {100 * ap:.1f} % on the test part"
     if made["truth"] == "teacher":
