@@ -30,6 +30,7 @@ NAMES = (
     "kg",
     "text",
     "serve",
+    "adder",
     "detection",
 )
 RESULTS = Path(__file__).parent / "results"

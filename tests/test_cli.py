@@ -1366,6 +1366,7 @@ def test_the_options_of_the_recipes_are_these():
         "label_smoothing",
         "experts": f"{trained} net experts top_k router balance_weight label_smoothing",
         "kernels": f"{trained} net method kernels label_smoothing",
+        "pkkd": f"{trained} net alpha beta features".replace(" init ", " "),
         "drnet": f"{trained} net depths sizes schedule target choose_epochs label_smoothing",
         "netgraft": f"{common} {teachers} student keep unlabeled shots blocks schedule views "
         "graft_steps join_steps loss",
@@ -1389,6 +1390,7 @@ def test_the_options_for_studies_are_these():
         "drnet": "mixing explore temperature cost_weight slack norms chooser_rate",
         "netgraft": "start statistics adaption_lr trace",
         "bert": "shuffled",
+        "pkkd": "local_rate gradient normed_logits everywhere",
         "pseudo": "plain_fusion no_mask",
     }
     for recipe, options in expected.items():

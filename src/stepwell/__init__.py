@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from stepwell.nets import Card as Card
     from stepwell.nets import NestedNet as NestedNet
     from stepwell.nets import build as build
+    from stepwell.nets.adders.converting import to_adder as to_adder
     from stepwell.nets.files.nested import load as load
     from stepwell.nets.files.nested import save as save
     from stepwell.nets.files.resolution import load_resolution as load_resolution
@@ -76,6 +77,7 @@ _WHERE = {
     "load": "nets.files.nested",
     "save": "nets.files.nested",
     "nest": "nets.nested.nest",
+    "to_adder": "nets.adders.converting",
     "Batch": "types",
     "Exit": "types",
     "Step": "types",

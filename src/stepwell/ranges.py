@@ -45,12 +45,14 @@ _NAMES = {
     NOT_NEGATIVE: (
         "weight_decay max_drop ce kl attention cls layers hint full_weight cost_weight slack clip "
         "checkpoint_minutes warm_epochs max_seconds unlearn interpolate "
-        "rate_weight reward policy_weight balance_weight teach"
+        "rate_weight reward policy_weight balance_weight teach beta"
     ),
     BELOW_ONE: "hysteresis label_smoothing val_fraction distill_from ema_teacher average gate_fraction",
     SEED: "seed",
     PORT: "port",
-    SHARE: "start_from_teacher target target_cost min_accuracy target_accuracy min_score ignore_from",
+    SHARE: (
+        "alpha start_from_teacher target target_cost min_accuracy target_accuracy min_score ignore_from"
+    ),
     NUMBER: "teacher_mean",
     SHARE_ABOVE_0: "explore anneal widths zoom label_fraction label_rate",
     INNER_SHARE: "unlabeled_share synthetic_share label_share",

@@ -10,7 +10,8 @@ from stepwell.console import print_json, row_table, show, show_conditions
 from stepwell.kinds import Costs, open_network
 
 COLUMNS = (
-    "blocks", "params", "macs", "weight_bytes", "peak_bytes", "accuracy", "ms", "ms_low", "ms_high",
+    "blocks", "params", "macs", "additions", "multiplications", "model_uj",
+    "weight_bytes", "peak_bytes", "accuracy", "ms", "ms_low", "ms_high",
 )  # fmt: skip
 
 

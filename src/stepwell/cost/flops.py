@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from stepwell.train_mode import in_eval_mode
 
 Inputs = Shaped[Tensor, "batch ..."]
+#: The operator of adder layers.
+ADDER = "stepwell.adder_conv2d"
 
 
 def count_macs(module: nn.Module, x: Inputs) -> int:
@@ -39,8 +41,23 @@ def count_joint_macs(net: nn.Module, x: Inputs) -> int:
     return count_macs(AllDepths(), x)
 
 
+def count_operations(module: nn.Module, x: Inputs) -> dict[str, int]:
+    """Count "additions" and "multiplications" of one forward pass of `module` on `x`, in eval mode.
+
+    A multiply-accumulate is one of each; a pair of numbers in an adder layer is two additions, and
+    counts as a multiply-accumulate elsewhere. The rest counts as zero, as in `count_macs`.
+    """
+    macs, pairs = _count([module], x)[0]
+    return {"additions": macs + pairs, "multiplications": macs - pairs}
+
+
 def count_macs_of_steps(steps: Sequence[nn.Module], x: Inputs) -> list[int]:
     """Multiply-accumulates of `steps` in sequence on `x`, summed up to each step."""
+    return [macs for macs, _ in _count(steps, x)]
+
+
+def _count(steps: Sequence[nn.Module], x: Inputs) -> list[tuple[int, int]]:
+    """Multiply-accumulates up to each step, and how many of them are pairs in adder layers."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     totals = []
@@ -53,7 +70,9 @@ def count_macs_of_steps(steps: Sequence[nn.Module], x: Inputs) -> list[int]:
         ):
             for step in steps:
                 x = step(x)
-                totals.append(counter.get_total_flops() // 2)
+                counts = counter.get_flop_counts()["Global"]
+                pairs = sum(flops for operator, flops in counts.items() if str(operator) == ADDER)
+                totals.append((counter.get_total_flops() // 2, pairs // 2))
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     return totals

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from stepwell.cost.flops import Inputs, count_macs
+from stepwell.cost.energy import energy
+from stepwell.cost.flops import Inputs, count_operations
 from stepwell.cost.latency import measure_latencies, synchronised
 from stepwell.train_mode import in_eval_mode
 
@@ -29,6 +30,8 @@ def cost_of(module: nn.Module, x: Inputs, *, seconds: float = 0.5) -> dict[str, 
         "params"; "macs" per example; "weight_bytes" of parameters and buffers; "peak_bytes" of
         activations for the batch, which live beside the weights; "ms" per example (the
         median over calls), "ms_low" and "ms_high", its 10 % and 90 % quantiles; "batch" and "threads".
+        A network of adder layers has "additions", "multiplications" and "model_uj", too: microjoules by
+        the model of `stepwell.cost.energy`.
     """
     return costs_of({"": module}, x, seconds=seconds)[""]
 
@@ -39,7 +42,7 @@ def costs_of(
     """Costs of several networks by name, as in `cost_of`; timed in turns, for `seconds` each."""
     batch = len(x)
     with in_eval_mode(*modules.values()):
-        macs = {name: count_macs(module, x) for name, module in modules.items()}
+        counts = {name: count_operations(module, x) for name, module in modules.items()}
         with torch.inference_mode():
             peak = {name: peak_bytes(partial(m, x)) for name, m in modules.items()}
             calls = {name: partial(_run, module, x) for name, module in modules.items()}
@@ -47,7 +50,7 @@ def costs_of(
     return {
         name: {
             "params": sum(p.numel() for p in module.parameters()),
-            "macs": macs[name] // batch,
+            **_operations(counts[name], batch),
             "weight_bytes": _bytes_of(module),
             "peak_bytes": peak[name],
             **times[name].row(batch),
@@ -56,6 +59,15 @@ def costs_of(
         }
         for name, module in modules.items()
     }
+
+
+def _operations(counts: Mapping[str, int], batch: int) -> dict[str, int | float]:
+    """MACs per example, and what a network of adder layers has beside them."""
+    each = {name: count // batch for name, count in counts.items()}
+    macs = sum(counts.values()) // 2 // batch
+    if counts["additions"] == counts["multiplications"]:
+        return {"macs": macs}
+    return {"macs": macs, **each, "model_uj": energy(each["additions"], each["multiplications"])}
 
 
 def _bytes_of(module: nn.Module) -> int:

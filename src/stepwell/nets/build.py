@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from stepwell.nets.adders.converting import to_adder
 from stepwell.nets.families import convnext, densenet, mobilenet, msdnet, resnet, vgg, vit
 from stepwell.nets.families.builder import Builder
 from stepwell.nets.families.encoders import encoder_builder, is_encoder
@@ -78,6 +79,7 @@ def build(
     kept: Sequence[int] | None = None,
     adaptions: Mapping[str, Sequence[int]] | None = None,
     multipliers: Sequence[float] | None = None,
+    adder: bool | Mapping[str, Any] = False,
     **arguments: Any,
 ) -> NestedNet:
     """A nested net with fresh weights.
@@ -95,11 +97,14 @@ def build(
         adaptions: 1×1 convolutions that grafting could not merge, as for `with_adaptions`.
         multipliers: widths of a slimmable ResNet, as shares of its channels: `(0.25, 0.5, 1)` gives
             the depths "0.25", "0.5" and "1", the full net.
+        adder: turn the convolutions into adder layers, with these arguments of `to_adder` if they are
+            no plain True.
         arguments: for the builder, such as `num_classes=100` or `stem="small"`.
 
     Raises:
-        ValueError: no such network, depth or argument; depths with `multipliers`; a width that gives
-            no whole number of channels, or of a network that cannot be narrowed.
+        ValueError: no such network, depth or argument; depths or `adder` with `multipliers`; a width
+            that gives no whole number of channels, or of a network that cannot be narrowed; a network
+            that has no adder form (see `to_adder`).
 
     >>> build("resnet32", ["20", "26"], num_classes=10).depths
     {'20': (3, 3, 3), '26': (4, 4, 4), '32': (5, 5, 5)}
@@ -115,6 +120,9 @@ def build(
         if name.startswith(PREFIX) and depths:
             check_depths(name.removeprefix(PREFIX), depths, stages, arguments)
         module = builder.make(**arguments)
+        if adder is not False:
+            module = to_adder(module, **({} if adder is True else adder))
+            changes["adder"] = adder if adder is True else dict(adder)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from error
     if kept is not None:
@@ -125,6 +133,8 @@ def build(
     if adaptions:
         module = with_adaptions(module, adaptions)
         changes["adaptions"] = adaptions
+    if adder is not False and multipliers is not None:
+        raise ValueError(f"{name}: adder layers have one width: leave out adder or multipliers")
     if multipliers is not None:
         if depths:
             raise ValueError(f"{name}: a network of several widths has one depth: leave depths out")

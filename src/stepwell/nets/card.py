@@ -10,8 +10,11 @@ Input = Literal["image", "text", "vector"]
 #: The largest height and width of an input.
 LARGEST = 1 << 14
 #: Measurements of a depth that hold on every device, and times on one device.
-ANYWHERE = ("blocks", "params", "macs", "weight_bytes", "peak_bytes")
-NUMBERS = ("accuracy", "params", "macs", "weight_bytes", "peak_bytes", "ms", "ms_low", "ms_high")
+ANYWHERE = (
+    "blocks", "params", "macs", "additions", "multiplications", "model_uj", "weight_bytes",
+    "peak_bytes",
+)  # fmt: skip
+NUMBERS = ("accuracy", *ANYWHERE[1:], "ms", "ms_low", "ms_high")
 CLOCK = ("ms", "ms_low", "ms_high", "unsure")
 
 

@@ -16,6 +16,7 @@ RECIPES: dict[str, tuple[str, str]] = {
         "widths": "a ResNet of several widths, and a gate that chooses one for each image",
         "experts": "a vision transformer whose MLPs are experts, of which a token runs one or a few",
         "kernels": "a ResNet that mixes the kernels of its convolutions for each image",
+        "pkkd": "an adder network, whose convolutions only add, by its convolutional twin",
         "drnet": "a network that chooses the resolution of each image, and maybe its depth",
         "netgraft": "a student from a trained teacher and a few images without labels, block by block",
         "detect": "a detector from images with boxes, at one depth or several",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from stepwell.measures import MIXTURES
+from stepwell.report.adders import adder_section
 from stepwell.report.full_net import full_net_note
 from stepwell.report.grafting import against_shots, grafting_section
 from stepwell.report.internal import internal_section
@@ -19,6 +20,7 @@ SECTIONS: Mapping[str, Part] = {
     "drnet": resolution_section,
     **{key: mixture_section(key) for key in MIXTURES},
     "netgraft": grafting_section,
+    "pkkd": adder_section,
     "skipping": skipping_section,
     "widths": widths_section,
 }

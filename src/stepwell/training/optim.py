@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from stepwell.methods.objective import Objective
+from stepwell.nets.adders.layers import adder_layers
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 #: The default highest learning rate of each optimizer.
@@ -79,3 +80,27 @@ def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, object]]:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+
+
+def with_local_rates(optim: Optim, rate: float = 0.2) -> Optim:
+    """`optim`, with the adaptive local learning rate of adder layers (AdderNet, Chen et al. 2020).
+
+    Once a step, each adder layer's filter gradient g of n numbers becomes rate · √n · g / ||g||, so the
+    root of its mean square is `rate`. That is before the optimizer adds weight decay and momentum, and
+    after gradients were accumulated and averaged over processes. A zero gradient stays.
+
+    Train without clipping: the norm of all gradients is then about 100 in a ResNet-20, and clipping it
+    to 5 would divide those of all other layers by 20.
+    """
+    return optim._replace(prepare=partial(scale_filter_gradients, rate=rate))
+
+
+@torch.no_grad()
+def scale_filter_gradients(module: nn.Module, rate: float) -> None:
+    """Set the root mean square of each adder layer's filter gradient to `rate`, in place."""
+    for layer in adder_layers(module).values():
+        gradient = layer.weight.grad
+        if gradient is not None:
+            norm = gradient.norm()
+            scale = rate * math.sqrt(gradient.numel()) / norm
+            gradient.mul_(torch.where(norm > 0, scale, torch.ones_like(norm)))

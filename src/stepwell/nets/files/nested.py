@@ -43,7 +43,7 @@ BESIDE = "beside/"
 #: Arguments of timm's builders that name other files.
 FOREIGN = ("checkpoint_path", "cache_dir")
 #: Arguments of `build` itself in a file's header.
-OF_BUILD = ("stages", "kept", "adaptions", "multipliers")
+OF_BUILD = ("stages", "kept", "adaptions", "multipliers", "adder")
 #: Entries of the card that are measurements.
 MEASURED = ("costs", "latency", "cascade", "break_even", "group_ms", "gate_budgets")
 

@@ -7,15 +7,15 @@ becomes that module; other code between two modules becomes a small step (`Calls
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import fx, nn
 
 from stepwell.nets.nested.example import line_of
 from stepwell.nets.nested.plan import Calls, Code, Holder, Plan, join
-from stepwell.nets.nested.tracing import Tracer
+from stepwell.nets.nested.tracing import Around, Whole
 from stepwell.train_mode import keeping_modes
 
 #: A stage that is some children of a container.
@@ -111,35 +111,6 @@ def _blocks(module: nn.Module, stage: str) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(full[i : i + size]) for i in range(0, len(full), size))
 
 
-class _Whole(nn.Module):
-    """Calls a network with its input alone; other arguments keep their defaults."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Any) -> Any:
-        return self.net(x)
-
-
-class _Tracer(Tracer):
-    """Traces through modules that hold blocks; a call of any other module is one node."""
-
-    def __init__(self, around: set[int]) -> None:
-        super().__init__()
-        self.around = around
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return id(m) not in self.around
-
-    def record(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if id(m) not in self.around:
-            return super().record(m, forward, args, kwargs)
-        # without wrappers, such as a type checker that knows no proxies
-        plain = inspect.unwrap(m.forward)
-        return plain(*args, **kwargs) if hasattr(plain, "__self__") else plain(m, *args, **kwargs)
-
-
 class _Code(NamedTuple):
     """Nodes of a trace that take one tensor to another."""
 
@@ -183,12 +154,12 @@ class _Trace(NamedTuple):
     @staticmethod
     def of(module: nn.Module, names: Sequence[str]) -> "_Trace":
         """The trace of `module` in its present mode; `names` are the blocks' modules in order."""
-        whole = _Whole(module)
+        whole = Whole(module)
         parents = {".".join(n.split(".")[:i]) for n in names for i in range(n.count(".") + 1)}
         around = {id(whole)} | {id(module.get_submodule(p)) for p in parents}
         kind = type(module).__name__
         try:
-            graph, again = (_Tracer(around).trace(whole) for _ in range(2))
+            graph, again = (Around(around).trace(whole) for _ in range(2))
         except Exception as error:  # whatever the network's own code raises when it meets a proxy
             raise ValueError(
                 f"{kind} cannot be read as a path: {_reason(error)}; the forward around the blocks "

@@ -1,0 +1,138 @@
+"""Progressive kernel-based knowledge distillation of an adder network (PKKD, Xu et al. 2020).
+
+A convolutional twin of the same shape is trained on the labels at the same time, from its own random
+start, and teaches the adder network. The paper's text was not reachable, so every equation here is a
+*reconstruction* from its abstract and its reviews; signs, weights and constants are unverified:
+
+    adder network:  a · CE(z, y) + (1 - a) · T² · KL( softmax(z_twin/T) || softmax(z/T) )
+                    + b · Σ_layers mean( (P_l(h_l) - h_twin,l)² )
+    twin:           CE(z_twin, y)
+
+h are kernels of a layer's inputs and filters (see `stepwell.losses.kernels`): a Laplace kernel of the
+adder layer, a Gaussian one of the convolution. P_l is a linear map of the filters (a 1×1 convolution),
+which trains with the network and is no part of it afterwards. The twin's side has no map: if both had
+one, zero features would minimise the loss. No gradient of the adder network's loss reaches the twin.
+
+Both networks take their step at once, so the adder network learns from the twin before its step; the
+reviews let the twin step first.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from stepwell.losses import label_cross_entropy, soft_target_kl
+from stepwell.losses.kernels import gaussian_exponent, kernel_features
+from stepwell.methods.objective import Objective
+from stepwell.nets.adders.layers import AdderConv2d, adder_layers
+from stepwell.nets.adders.tracing import LayerValues
+from stepwell.nets.nested.net import NestedNet
+from stepwell.ranges import check_numbers
+from stepwell.types import Batch, Step
+
+#: mapped: kernels and linear maps, as PKKD; kernel: without the maps; raw: the layers' outputs,
+#: standardised, without kernels; none: soft labels alone.
+Features = Literal["mapped", "kernel", "raw", "none"]
+
+
+class ProgressiveKernelKD(Objective):
+    """Train an adder network and its convolutional twin; the twin teaches (PKKD).
+
+    Args:
+        net: the adder network, of one depth.
+        twin: a network of the same layers, with convolutions in place of the adder layers.
+        alpha: a, the share of the labels; the rest is the twin's soft targets.
+        beta: b, the weight of the features; by default one over the number of adder layers.
+        temperature: T of the soft targets.
+        features: what is compared.
+
+    Raises:
+        ValueError: a value is out of range; `net` has no adder layer, or sub-nets; the twin has no
+            convolution for an adder layer, or one of another shape.
+    """
+
+    def __init__(
+        self, net: NestedNet, twin: NestedNet, *, alpha: float = 0.5, beta: float | None = None,
+        temperature: float = 1.0, features: Features = "mapped",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        check_numbers(locals(), flags=False)
+        layers = adder_layers(net.module)
+        if not layers:
+            raise ValueError("the network has no adder layer: build it with adder=True")
+        if net.subnets:
+            raise ValueError(f"PKKD trains one depth, and this network has {', '.join(net.depths)}")
+        for name, layer in layers.items():
+            _check_twin(name, layer, dict(twin.module.named_modules()).get(name))
+        self.net, self.twin = net, twin
+        self.alpha, self.temperature, self.features = alpha, temperature, features
+        self.beta = 1 / len(layers) if beta is None else beta
+        self.layers = tuple(layers) if features != "none" else ()
+        self.maps = nn.ModuleList()
+        for name in self.layers if features == "mapped" else ():
+            self.maps.append(_identity(layers[name].out_channels))
+        self._ours = LayerValues(net.module, self.layers)
+        self._theirs = LayerValues(twin.module, self.layers)
+
+    def training_step(self, batch: Batch) -> Step:
+        """The losses of both networks on one batch."""
+        images, labels = batch
+        logits, ours = self._ours(self.net.module, images)
+        target, theirs = self._theirs(self.twin.module, images)
+        logs = {
+            "ce": label_cross_entropy(logits, labels),
+            "twin ce": label_cross_entropy(target, labels),
+        }
+        loss = self.alpha * logs["ce"] + logs["twin ce"]
+        if self.alpha < 1:
+            logs["kl"] = soft_target_kl(logits, target, self.temperature)
+            loss = loss + (1 - self.alpha) * logs["kl"]
+        if self.layers:
+            apart = [self._apart(i, ours[n], theirs[n]) for i, n in enumerate(self.layers)]
+            logs["features"] = torch.stack(apart).sum()
+            loss = loss + self.beta * logs["features"]
+        return Step(loss, logs)
+
+    def _apart(self, index: int, ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> Tensor:
+        """The distance of the features of one layer."""
+        conv = self.twin.module.get_submodule(self.layers[index])
+        assert isinstance(conv, nn.Conv2d)
+        output = ours[1].float()
+        inputs, outputs = (value.detach().float() for value in theirs)
+        if self.features == "raw":
+            return mse_loss(_standardised(output), _standardised(outputs))
+        stride, padding = _pair(conv.stride), _pair(conv.padding)
+        weight = conv.weight.detach().float()
+        target = kernel_features(gaussian_exponent(inputs, outputs, weight, stride, padding))
+        own = kernel_features(output)
+        if self.features == "mapped":
+            own = self.maps[index](own)
+        return mse_loss(own.float(), target)
+
+
+def _check_twin(name: str, layer: AdderConv2d, conv: nn.Module | None) -> None:
+    if not isinstance(conv, nn.Conv2d) or conv.weight.shape != layer.weight.shape:
+        raise ValueError(f"the twin has no convolution {name!r} like the adder layer of this name")
+    if (conv.stride, conv.padding) != (layer.stride, layer.padding) or conv.bias is not None:
+        raise ValueError(f"the twin's convolution {name!r} has another stride or padding, or a bias")
+
+
+def _identity(channels: int) -> nn.Conv2d:
+    """A linear map of the filters that begins as the identity."""
+    made = nn.Conv2d(channels, channels, 1)
+    nn.init.dirac_(made.weight)
+    assert made.bias is not None
+    nn.init.zeros_(made.bias)
+    return made
+
+
+def _standardised(maps: Tensor) -> Tensor:
+    fixed = maps.detach()
+    return (maps - fixed.mean()) / fixed.std(correction=0).clamp_min(1e-12)
+
+
+def _pair(value: tuple[int, ...] | str) -> tuple[int, int]:
+    assert not isinstance(value, str)
+    return value[0], value[1]

@@ -1,0 +1,1 @@
+"""Adder networks: layers that only add, in place of convolutions."""

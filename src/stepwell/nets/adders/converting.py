@@ -1,0 +1,87 @@
+"""Turn the convolutions of a network into adder layers."""
+
+from collections.abc import Collection
+
+from torch import nn
+
+from stepwell.nets.adders.layers import AdderConv2d, NormedLinear
+from stepwell.nets.decisions.deciding import deciding_parts
+from stepwell.nets.nested.plan import is_norm
+from stepwell.ops.adder import Gradient
+
+
+def to_adder(
+    module: nn.Module,
+    *,
+    keep: Collection[str] = (),
+    everywhere: bool = False,
+    normed_logits: bool = True,
+    gradient: Gradient = "clipped",
+) -> nn.Module:
+    """Replace the convolutions of `module` by adder layers with fresh filters, in place.
+
+    The first convolution and the last layer stay, as in AdderNet: to replace them costs accuracy. The
+    norms behind adder layers begin at one, also where the network had them begin at zero.
+
+    Args:
+        keep: names of further convolutions that stay, such as those of groups.
+        everywhere: replace the first convolution, too (and the last layer if it is one).
+        normed_logits: normalise the logits over the batch, in place of the classifier's bias.
+        gradient: as for `adder_conv2d`.
+
+    Returns:
+        `module` itself; nest it with `stepwell.nest`.
+
+    Raises:
+        ValueError: there is no convolution to convert; one has groups, dilation or a padding that
+            adder layers do not have; no norm follows it; the network decides by example; `keep`
+            names no convolution. The module is unchanged.
+    """
+    for name, part in deciding_parts(module):
+        raise ValueError(
+            f"{name} is a {type(part).__name__}: networks with such parts have no adder form"
+        )
+    layers = {n: m for n, m in module.named_modules() if not m._modules}
+    names = [n for n, m in layers.items() if isinstance(m, nn.Conv2d | nn.Linear)]
+    convolutions = [n for n in names if isinstance(layers[n], nn.Conv2d)]
+    if unknown := [n for n in keep if n not in convolutions]:
+        raise ValueError(f"keep {unknown[0]!r}: no convolution has this name")
+    fixed = set(keep) if everywhere else {*keep, *convolutions[:1], *names[-1:]}
+    chosen = [n for n in convolutions if n not in fixed]
+    if not chosen:
+        raise ValueError(
+            f"{type(module).__name__} has no convolution to convert: first and last layer stay as they "
+            "are, and adder layers replace nn.Conv2d alone"
+        )
+    behind = {n: _norm_behind(n, layers) for n in chosen}
+    made = {}
+    for name in chosen:
+        conv = layers[name]
+        assert isinstance(conv, nn.Conv2d)
+        try:
+            made[name] = AdderConv2d(conv, gradient=gradient)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; keep it as it is with keep=[{name!r}]") from None
+    for name, layer in made.items():
+        module.set_submodule(name, layer.train(module.training))
+        if isinstance(weight := behind[name].weight, nn.Parameter):
+            nn.init.ones_(weight)
+    last = layers[names[-1]]
+    if normed_logits and isinstance(last, nn.Linear):
+        module.set_submodule(names[-1], NormedLinear(last).train(module.training))
+    return module
+
+
+def _norm_behind(name: str, layers: dict[str, nn.Module]) -> nn.Module:
+    """The norm that follows a convolution, in the order in which a module names its layers."""
+    names = [*layers]
+    for other in names[names.index(name) + 1 :]:
+        layer = layers[other]
+        if is_norm(layer):
+            return layer
+        if any(True for _ in layer.parameters()):
+            break
+    raise ValueError(
+        f"no norm follows the convolution {name!r}: its outputs would be large and negative, so "
+        f"without a BatchNorm behind it the network cannot train; keep it with keep=[{name!r}]"
+    )

@@ -1,0 +1,88 @@
+"""The layers of an adder network."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from stepwell.ops.adder import Gradient, adder_conv2d
+
+
+class AdderConv2d(nn.Module):
+    """A layer that gives minus the L1 distance of patches and filters, in place of a convolution.
+
+    Its filters begin as normal numbers of variance 1 (AdderNet's code), have the shape of the
+    convolution's, and stand under the same name. A bias would be lost in the norm behind it.
+
+    Args:
+        conv: the convolution that it replaces.
+        gradient: as for `adder_conv2d`.
+
+    Raises:
+        ValueError: groups, dilation, or a padding that adder layers do not have.
+    """
+
+    def __init__(self, conv: nn.Conv2d, *, gradient: Gradient = "clipped") -> None:
+        super().__init__()
+        if conv.groups != 1:
+            raise ValueError(f"a convolution of {conv.groups} groups has no adder layer")
+        if conv.dilation != (1, 1):
+            raise ValueError(f"a convolution of dilation {conv.dilation} has no adder layer")
+        if conv.padding_mode != "zeros":
+            raise ValueError(f"a convolution of padding mode {conv.padding_mode!r} has no adder layer")
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size, self.stride = conv.kernel_size, _two(conv.stride)
+        self.padding = _padding(conv)
+        self.gradient: Gradient = gradient
+        self.weight = nn.Parameter(torch.empty_like(conv.weight))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the filters."""
+        nn.init.normal_(self.weight)
+
+    def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
+        """Maps (batch, channels, height, width) to maps, none of whose values is positive."""
+        return adder_conv2d(x, self.weight, self.stride, self.padding, gradient=self.gradient)
+
+    def extra_repr(self) -> str:
+        """The sizes, as torch prints a convolution's."""
+        sizes = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        return f"{sizes}, stride={self.stride}, padding={self.padding}"
+
+
+def _two(numbers: tuple[int, ...]) -> tuple[int, int]:
+    return numbers[0], numbers[1]
+
+
+def _padding(conv: nn.Conv2d) -> tuple[int, int]:
+    if not isinstance(conv.padding, str):
+        return _two(conv.padding)
+    high, wide = conv.kernel_size
+    if conv.padding == "valid":
+        return 0, 0
+    if high % 2 and wide % 2:
+        return high // 2, wide // 2
+    raise ValueError(f'padding="same" of a kernel of {high}×{wide} is uneven: no adder layer has it')
+
+
+class NormedLinear(nn.Linear):
+    """A classifier whose logits are normalised over the batch, as in AdderNet's code.
+
+    The norm takes the place of the bias, so depths have one of their own where they have norms.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=False, device=layer.weight.device)
+        self.weight = layer.weight
+        self.norm = nn.BatchNorm1d(layer.out_features, device=layer.weight.device)
+
+    def forward(self, input: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+        """Features to logits."""
+        logits: Tensor = self.norm(linear(input, self.weight))
+        return logits
+
+
+def adder_layers(module: nn.Module) -> dict[str, AdderConv2d]:
+    """The adder layers of a network by name, in order."""
+    return {n: m for n, m in module.named_modules() if isinstance(m, AdderConv2d)}

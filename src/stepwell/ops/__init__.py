@@ -1,0 +1,1 @@
+"""Kernels: operators of torch's with an implementation of their own."""

@@ -1,0 +1,117 @@
+"""The compiled kernels on tensors: maps and filters with channels last in memory."""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from stepwell.ops.adder.reference import Filters, Gradient, Maps, Pair, out_size
+
+#: Fewer pairs of numbers than this are the work of one thread.
+PARALLEL = 1_000_000
+
+
+class _Layer(ctypes.Structure):
+    """`Layer` of kernel.c."""
+
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in (
+            "images", "height", "width", "channels", "filters", "kernel_h", "kernel_w", "stride_h",
+            "stride_w", "padding_h", "padding_w", "out_h", "out_w", "op", "zero",
+        )
+    ] + [(name, ctypes.c_void_p) for name in ("x", "weight", "grad", "out")]  # fmt: skip
+
+
+def _last(maps: Tensor) -> Tensor:
+    """Maps as the kernels read them; those that lie so already are not copied."""
+    # a view with channels last that is contiguous: torch's own check passes maps of one pixel
+    return maps.permute(0, 2, 3, 1).contiguous()
+
+
+def _call(
+    name: str, library: ctypes.CDLL, shape: Sequence[int], kernel: Sequence[int], stride: Pair,
+    padding: Pair, out: Tensor, *, x: Tensor, weight: Tensor, grad: Tensor | None = None, op: int = 0,
+    zero: int = 0,
+) -> None:  # fmt: skip
+    """Call a kernel for an input of `shape` and filters of shape `kernel`, as torch has them."""
+    images, channels, *size = shape
+    filters, _, *window = kernel
+    after = out_size(size, window, stride, padding)
+    numbers = [images, *size, channels, filters, *window, *stride, *padding, *after, op, zero]
+    pointers = [t.data_ptr() if t is not None else None for t in (x, weight, grad, out)]
+    if not out.numel():
+        return
+    pairs = images * channels * filters * window[0] * window[1] * after[0] * after[1]
+    threads = torch.get_num_threads() if pairs >= PARALLEL else 1
+    if getattr(library, f"adder_{name}")(ctypes.byref(_Layer(*numbers, *pointers)), threads):
+        raise MemoryError("no memory for the rows of an adder layer: use a smaller batch or images")
+
+
+def _filled(tensor: Tensor, last: int) -> Tensor:
+    """Fill the last dimension with zeros to a multiple of `last`."""
+    return pad(tensor, (0, -tensor.shape[-1] % last))
+
+
+def forward(library: ctypes.CDLL, x: Maps, weight: Filters, stride: Pair, padding: Pair) -> Maps:
+    """Minus the L1 distance of each patch and each filter, in float32, with channels last."""
+    lanes = library.adder_lanes()
+    # (height, width, channels, filters) -> vectors of filters, each (height, width, channels, lanes)
+    lying = _filled(weight.float().permute(2, 3, 1, 0), lanes).unflatten(3, (-1, lanes))
+    lying = lying.permute(3, 0, 1, 2, 4).contiguous()
+    size = out_size(x.shape[2:], weight.shape[2:], stride, padding)
+    out = x.new_empty((len(x), *size, len(weight)), dtype=torch.float32)
+    _call(
+        "forward", library, x.shape, weight.shape, stride, padding, out, x=_last(x.float()),
+        weight=lying,
+    )  # fmt: skip
+    return out.permute(0, 3, 1, 2)
+
+
+def input_gradient(
+    library: ctypes.CDLL, grad: Maps, x: Maps, weight: Filters, stride: Pair, padding: Pair,
+    gradient: Gradient,
+) -> Maps:  # fmt: skip
+    """Gradient of the input, in float32, with channels last; "clipped" or "sign"."""
+    lanes = library.adder_lanes()
+    # (filters, height, width, channels) -> vectors of channels, each (height, width, filters, lanes)
+    lying = _filled(weight.float().permute(0, 2, 3, 1), lanes).unflatten(3, (-1, lanes))
+    lying = lying.permute(3, 1, 2, 0, 4).contiguous()
+    out = torch.zeros_like(
+        x.permute(0, 2, 3, 1), dtype=torch.float32, memory_format=torch.contiguous_format
+    )
+    _call(
+        "input_gradient", library, x.shape, weight.shape, stride, padding, out, x=_last(x.float()),
+        weight=lying, grad=_last(grad.float()), op=int(gradient == "sign"),
+    )  # fmt: skip
+    return out.permute(0, 3, 1, 2)
+
+
+def sign_weight_gradient(
+    library: ctypes.CDLL, grad: Maps, x: Maps, weight: Filters, stride: Pair, padding: Pair
+) -> Filters:
+    """The true gradient of the filters, in float32."""
+    lanes = library.adder_lanes()
+    lying = _filled(weight.float().permute(0, 2, 3, 1), lanes).contiguous()
+    out = torch.zeros_like(lying)
+    _call(
+        "weight_gradient", library, x.shape, weight.shape, stride, padding, out, x=_last(x.float()),
+        weight=lying, grad=_last(grad.float()), op=1,
+    )  # fmt: skip
+    return out[..., : weight.shape[1]].permute(0, 3, 1, 2)
+
+
+def sad(
+    library: ctypes.CDLL, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, zero: int
+) -> Tensor:
+    """Sums of absolute differences of uint8 maps and filters, in int32, with channels last."""
+    lying = _filled(weight.permute(0, 2, 3, 1).flatten(1), 64)
+    lying = pad(lying, (0, 0, 0, -len(lying) % 4)).contiguous()
+    size = out_size(x.shape[2:], weight.shape[2:], stride, padding)
+    out = x.new_empty((len(x), *size, len(weight)), dtype=torch.int32)
+    _call(
+        "sad", library, x.shape, weight.shape, stride, padding, out, x=_last(x), weight=lying, zero=zero
+    )
+    return out.permute(0, 3, 1, 2)

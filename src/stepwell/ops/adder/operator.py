@@ -1,0 +1,164 @@
+"""The adder layer as an operator of torch's: seen by autograd, compile, export and the FLOP counter."""
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from stepwell.ops.adder import cpu, reference
+from stepwell.ops.adder.compiled import library
+from stepwell.ops.adder.reference import Filters, Gradient, Maps, out_size
+
+
+def adder_conv2d(
+    input: Maps,
+    weight: Filters,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    *,
+    gradient: Gradient = "clipped",
+) -> Maps:
+    """Minus the L1 distance of each patch of `input` and each filter: a convolution that only adds.
+
+    Sums are float32 (float64 for float64), also under autocast. The output has the wider of both dtypes
+    and lies with channels last. Padding is with zeros, whose distance to a filter is not zero. The
+    gradients are not the derivative: see `stepwell.ops.adder.reference`.
+
+    Args:
+        gradient: "clipped" as in AdderNet; "difference" without the clip, or "sign", for studies.
+
+    Raises:
+        ValueError: shapes do not fit, as with groups; there would be no output pixel; no such gradient.
+    """
+    stride, padding = checked_pair("stride", stride, 1), checked_pair("padding", padding, 0)
+    checked_shapes(input, weight, stride, padding)
+    if gradient not in get_args(Gradient):
+        raise ValueError(f"no gradient {gradient!r}; there are {', '.join(get_args(Gradient))}")
+    found: Tensor = torch.ops.stepwell.adder_conv2d(input, weight, stride, padding, gradient)
+    return found
+
+
+def checked_pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
+    """A number for height and width as two; ValueError if one is no whole number of `least` or more."""
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
+        raise ValueError(f"{name} is a whole number of {least} or more, or two of them, not {value!r}")
+    return pair
+
+
+def checked_shapes(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> None:
+    """Raise ValueError for shapes that do not fit, or leave no output pixel."""
+    if x.ndim != 4 or weight.ndim != 4:
+        raise ValueError(
+            "an adder layer takes maps (batch, channels, height, width) and filters of four "
+            f"dimensions, not {tuple(x.shape)} and {tuple(weight.shape)}"
+        )
+    if x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"filters for {weight.shape[1]} channels, and maps of {x.shape[1]}: adder layers have no "
+            "groups"
+        )
+    if min(out_size(x.shape[2:], weight.shape[2:], stride, padding)) < 1:
+        raise ValueError(
+            f"maps of {x.shape[2]}×{x.shape[3]} with padding {tuple(padding)} are smaller than filters "
+            f"of {weight.shape[2]}×{weight.shape[3]}"
+        )
+
+
+@torch.library.custom_op("stepwell::adder_conv2d", mutates_args=())
+def _forward(
+    input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], gradient: str
+) -> Tensor:
+    kernels = _kernels(input, weight)
+    if kernels is not None:
+        found = cpu.forward(kernels, input, weight, stride, padding)
+    else:
+        found = reference.forward(input, weight, stride, padding)
+    dtype = torch.promote_types(input.dtype, weight.dtype)
+    return found.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.custom_op("stepwell::adder_conv2d_backward", mutates_args=())
+def _backward(
+    grad: Tensor, input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int],
+    gradient: str, needed: Sequence[bool],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The gradients of input and filters; of those that are not needed, a tensor without numbers."""
+    kernels = _kernels(input, weight)
+    options: Any = (stride, padding, gradient)
+    of_input = of_weight = None
+    if needed[0] and kernels is not None and gradient != "difference":
+        of_input = cpu.input_gradient(kernels, grad, input, weight, *options)
+    elif needed[0]:
+        of_input = reference.input_gradient(grad, input, weight, *options)
+    if needed[1] and kernels is not None and gradient == "sign":
+        of_weight = cpu.sign_weight_gradient(kernels, grad, input, weight, *options[:2])
+    elif needed[1]:
+        of_weight = reference.weight_gradient(grad, input, weight, *options)
+    return _like(of_input, input), _like(of_weight, weight)
+
+
+def _kernels(input: Tensor, weight: Tensor) -> Any:
+    """The compiled kernels if they compute for these tensors."""
+    double = torch.float64 in (input.dtype, weight.dtype)
+    return library() if input.device.type == "cpu" and not double else None
+
+
+def _like(gradient: Tensor | None, tensor: Tensor) -> Tensor:
+    if gradient is None:
+        return tensor.new_empty(0)
+    return gradient.to(tensor.dtype).contiguous(memory_format=_layout(tensor))
+
+
+def _layout(tensor: Tensor) -> torch.memory_format:
+    last = tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+@_forward.register_fake
+def _(
+    input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], gradient: str
+) -> Tensor:
+    size = out_size(input.shape[2:], weight.shape[2:], stride, padding)
+    dtype = torch.promote_types(input.dtype, weight.dtype)
+    found = input.new_empty((input.shape[0], weight.shape[0], *size), dtype=dtype)
+    return found.contiguous(memory_format=torch.channels_last)
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor, input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int],
+    gradient: str, needed: Sequence[bool],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    one, two = (
+        torch.empty_like(t, memory_format=_layout(t)) if need else t.new_empty(0)
+        for t, need in zip((input, weight), needed, strict=True)
+    )
+    return one, two
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, *ctx.options = inputs
+    ctx.save_for_backward(input, weight)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight = ctx.saved_tensors
+    needed = [*ctx.needs_input_grad[:2]]
+    found = torch.ops.stepwell.adder_conv2d_backward(grad, input, weight, *ctx.options, needed)
+    of_input, of_weight = (g if need else None for g, need in zip(found, needed, strict=True))
+    return of_input, of_weight, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_remember)
+
+
+@register_flop_formula(torch.ops.stepwell.adder_conv2d)
+def _flops(
+    input: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any
+) -> int:
+    """Two additions for each pair of numbers, as a convolution has a multiplication and an addition."""
+    batch, filters, *size = out_shape
+    return 2 * batch * filters * size[0] * size[1] * weight[1] * weight[2] * weight[3]

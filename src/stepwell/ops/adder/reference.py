@@ -1,0 +1,112 @@
+"""The adder layer in plain torch (Chen et al. 2020, AdderNet: arXiv 1912.13200).
+
+For patches X of the input (positions p, K = channels · height · width numbers each) and filters F:
+
+    Y[m,p]  = -sum_k |X[k,p] - F[m,k]|
+
+The true gradient has signs alone and trains badly. AdderNet replaces it:
+
+    gF[m,k] = sum_p (X[k,p] - F[m,k]) · g[m,p]               the gradient of -½ |X - F|²
+    gX[k,p] = sum_m clip(F[m,k] - X[k,p], -1, 1) · g[m,p]    the clip is HardTanh
+
+gF is two matrix products: g Xᵀ, a convolution's own weight gradient, minus F[m,k] · sum_p g[m,p].
+
+Everything here works on every device and in float64; half precision is summed in float32.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import fold, unfold
+
+#: clipped: the two formulas above. difference: without the clip. sign: the true gradient.
+Gradient = Literal["clipped", "difference", "sign"]
+#: (batch, channels, height, width) and (filters, channels, height, width)
+Maps = Float[Tensor, "batch _ _ _"]
+Filters = Float[Tensor, "_ _ _ _"]
+Pair = Sequence[int]
+
+
+def out_size(size: Sequence[Any], kernel: Sequence[Any], stride: Pair, padding: Pair) -> list[Any]:
+    """Height and width of the output; symbols in a graph of torch's.
+
+    >>> out_size((8, 9), (3, 3), (2, 2), (1, 1))
+    [4, 5]
+    """
+    found = zip(size, kernel, stride, padding, strict=True)
+    return [(s + 2 * p - k) // step + 1 for s, k, step, p in found]
+
+
+def wide(*tensors: Tensor) -> list[Tensor]:
+    """Give tensors as float64 if one is, else as float32."""
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return [t.to(dtype) for t in tensors]
+
+
+def _patches(
+    x: Maps, weight: Filters, stride: Pair, padding: Pair
+) -> Float[Tensor, "batch _ positions"]:
+    return unfold(x, weight.shape[2:], padding=tuple(padding), stride=tuple(stride))
+
+
+def forward(x: Maps, weight: Filters, stride: Pair, padding: Pair) -> Maps:
+    """Minus the L1 distance of each patch and each filter, in float32 or float64."""
+    x, weight = wide(x, weight)
+    size = out_size(x.shape[2:], weight.shape[2:], stride, padding)
+    if x.device.type == "cpu":
+        return _distances(x, weight, stride, padding).unflatten(2, size)
+    patches = _patches(x, weight, stride, padding)  # (batch, K, positions)
+    rows = [-(patches - f[:, None]).abs().sum(1) for f in weight.flatten(1)]
+    return torch.stack(rows, 1).unflatten(2, size)
+
+
+def _distances(
+    x: Maps, weight: Filters, stride: Pair, padding: Pair
+) -> Float[Tensor, "batch _ positions"]:
+    """The same by `torch.cdist`, the fastest of torch's own on a CPU, a few images at a time."""
+    flat = weight.flatten(1)
+    numbers = flat.shape[1] * x.shape[2] * x.shape[3]
+    found = []
+    for some in x.split(max(1, 4_000_000 // max(1, numbers))):
+        patches = _patches(some, weight, stride, padding).mT
+        found.append(-torch.cdist(patches.contiguous(), flat, p=1.0).mT)
+    return torch.cat(found)
+
+
+def weight_gradient(
+    grad: Maps, x: Maps, weight: Filters, stride: Pair, padding: Pair, gradient: Gradient
+) -> Filters:
+    """Gradient of the filters; see above."""
+    grad, x, weight = wide(grad, x, weight)
+    if gradient != "sign":
+        mask = [False, True, False]
+        own = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, mask
+        )
+        products: Tensor = own[1]
+        return products - weight * grad.sum((0, 2, 3))[:, None, None, None]
+    patches = _patches(x, weight, stride, padding)
+    pairs = zip(grad.flatten(2).unbind(1), weight.flatten(1), strict=True)
+    rows = [((patches - f[:, None]).sign() * g[:, None]).sum((0, 2)) for g, f in pairs]
+    return torch.stack(rows).view_as(weight)
+
+
+def input_gradient(
+    grad: Maps, x: Maps, weight: Filters, stride: Pair, padding: Pair, gradient: Gradient
+) -> Maps:
+    """Gradient of the input; see above."""
+    grad, x, weight = wide(grad, x, weight)
+    patches = _patches(x, weight, stride, padding)
+    total = torch.zeros_like(patches)
+    for g, f in zip(grad.flatten(2).unbind(1), weight.flatten(1), strict=True):
+        distance = f[:, None] - patches
+        if gradient == "clipped":
+            distance = distance.clamp_(-1, 1)
+        elif gradient == "sign":
+            distance = distance.sign_()
+        total += distance.mul_(g[:, None])
+    options: Any = {"padding": tuple(padding), "stride": tuple(stride)}
+    return fold(total, x.shape[2:], weight.shape[2:], **options)

@@ -1,0 +1,92 @@
+"""Train an adder network by its convolutional twin, which trains at the same time."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, ClassVar
+
+import torch
+
+from stepwell.data.image_flags import LabelledImages
+from stepwell.flags import Flags, Hidden, Together, checked, flag
+from stepwell.methods.pkkd import Features, ProgressiveKernelKD
+from stepwell.ops.adder import Gradient
+from stepwell.recipes import flags
+from stepwell.tasks import adders, classification
+from stepwell.training import Loop, fit
+from stepwell.training.optim import with_local_rates
+from stepwell.training.optimisation import Optimisation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twin:
+    """Teaching by the twin.
+
+    Attributes:
+        alpha: share of the labels; the rest is the twin's soft targets.
+        beta: weight of the layers' features.
+        features: what is compared: kernels and linear maps, kernels, raw outputs, or nothing.
+    """
+
+    TITLE: ClassVar = "twin"
+    alpha: float = 0.5
+    beta: Annotated[float | None, flag("X", "1 / number of layers")] = None
+    features: Features = "mapped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PkkdAblation(Together):
+    """Options for studies.
+
+    Attributes:
+        local_rate: root mean square of each filter gradient; 0: as it is.
+        gradient: of the adder layers, as for `adder_conv2d`.
+        normed_logits: normalise the logits over the batch.
+        everywhere: the first layer adds, too.
+    """
+
+    local_rate: float = 0.2
+    gradient: Gradient = "clipped"
+    normed_logits: bool = True
+    everywhere: bool = False
+
+
+def pkkd(
+    *,
+    data: flags.Data,
+    out: flags.Out,
+    net: flags.Net = "resnet20",
+    stem: flags.Stem = "auto",
+    twin: Flags[Twin] = Twin(),
+    images: Flags[LabelledImages] = LabelledImages(),
+    training: Flags[Optimisation] = Optimisation(),
+    loop: Flags[Loop] = Loop(clip=0.0),
+    ablation: Hidden[PkkdAblation] = PkkdAblation(),
+) -> dict[str, Any]:
+    """Train an adder network, whose convolutions only add, by its convolutional twin (PKKD).
+
+    Gradients are not clipped: the local learning rate makes those of the adder layers large.
+
+    Examples:
+        stepwell train pkkd --data digits --out runs/adder --net resnet8
+        stepwell train pkkd --data cifar10 --out runs/adder --net resnet20 --epochs 100
+    """
+    training = classification.settled(training)
+    arguments = checked(locals())
+    torch.manual_seed(training.seed)
+    splits = classification.read_splits(data, out, images, net)
+    adder = {n: getattr(ablation, n) for n in ("gradient", "normed_logits", "everywhere")}
+    nested, _ = classification.start_network(splits, net, stem=stem, adder=adder)
+    other, _ = classification.start_network(splits, net, stem=stem)
+    inputs = classification.prepare(splits, images, training)
+    objective = ProgressiveKernelKD(nested, other, **vars(twin))
+    optim = training.optim()
+    if ablation.local_rate:
+        optim = with_local_rates(optim, ablation.local_rate)
+    with classification.open_task("pkkd", out, loop, arguments, inputs, nested) as task:
+        fit(
+            objective, task.train, optim, task.run, phase="train", loop=loop, epochs=training.epochs,
+            validate=adders.validator(nested, task), patience=training.patience,
+        )  # fmt: skip
+        record = adders.record(objective, task)
+        settle = partial(adders.settle, task=task)
+        return classification.finish(task, nested, record={"pkkd": record}, settle=settle)

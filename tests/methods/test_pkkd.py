@@ -1,0 +1,127 @@
+"""PKKD: the loss by hand, who gets gradients, and the local learning rate."""
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, kl_div, unfold
+from torch.testing import assert_close
+
+from stepwell.losses.kernels import gaussian_exponent, kernel_features
+from stepwell.methods.pkkd import ProgressiveKernelKD
+from stepwell.nets import build
+from stepwell.nets.adders.layers import adder_layers
+from stepwell.training.optim import scale_filter_gradients, sgd, with_local_rates
+from stepwell.types import Batch
+
+
+def pair(**options):
+    net = build("resnet8", num_classes=5, adder=True)
+    return ProgressiveKernelKD(net, build("resnet8", num_classes=5), **options)
+
+
+@pytest.fixture
+def batch():
+    return Batch(torch.randn(6, 3, 16, 16), torch.randint(5, (6,)))
+
+
+def test_the_gaussian_exponent_is_the_distance_of_patches_and_filters():
+    x, weight = torch.randn(2, 3, 7, 6), torch.randn(4, 3, 3, 2)
+    y = torch.nn.functional.conv2d(x, weight, stride=(2, 1), padding=(1, 2))
+    patches = unfold(x, (3, 2), padding=(1, 2), stride=(2, 1))
+    apart = -(patches[:, None] - weight.flatten(1)[None, :, :, None]).square().sum(2)
+    found = gaussian_exponent(x, y, weight, (2, 1), (1, 2))
+    assert_close(found.flatten(2), apart, rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_do_not_vanish_at_real_sizes():
+    exponent = (torch.randn(8, 64, 4, 4) * 18 - 554).requires_grad_()  # 576 numbers a filter
+    assert exponent.exp().sum() == 0
+    features = kernel_features(exponent)
+    fixed = exponent.detach()
+    expected = ((fixed - fixed.mean()) / fixed.std(correction=0)).clamp(max=5).exp()
+    assert_close(features.detach(), expected)
+    assert 1 < features.mean() < 2.5
+    features.sum().backward()
+    assert exponent.grad.abs().min() > 0
+    assert kernel_features(torch.full((1, 1, 2, 2), -3.0)).eq(1).all()
+
+
+def test_the_loss_is_that_of_the_equations(batch):
+    objective = pair(alpha=0.3, beta=0.2, temperature=2.0)
+    for linear in objective.maps:
+        torch.nn.init.normal_(linear.weight)
+    copied = deepcopy(objective)
+    step = objective.training_step(batch)
+    z, twin = copied.net(batch.images), copied.twin(batch.images)
+    soft = 4 * kl_div((z / 2).log_softmax(1), (twin / 2).softmax(1), reduction="batchmean")
+    assert_close(step.logs["kl"], soft, rtol=1e-4, atol=1e-5)
+    expected = 0.3 * cross_entropy(z, batch.labels) + 0.7 * soft + cross_entropy(twin, batch.labels)
+    assert_close(step.loss, expected + 0.2 * step.logs["features"], rtol=1e-4, atol=1e-4)
+    # the first adder layer by hand
+    name, layer = next(iter(adder_layers(copied.net.module).items()))
+    conv = copied.twin.module.get_submodule(name)
+    ours = copied.net.module.relu(copied.net.module.bn1(copied.net.module.conv1(batch.images)))
+    theirs = copied.twin.module.relu(copied.twin.module.bn1(copied.twin.module.conv1(batch.images)))
+    target = kernel_features(gaussian_exponent(theirs, conv(theirs), conv.weight, (1, 1), (1, 1)))
+    alone = copied.maps[0](kernel_features(layer(ours)))
+    values = [
+        copied._ours(copied.net.module, batch.images)[1],
+        copied._theirs(copied.twin.module, batch.images)[1],
+    ]
+    assert_close(copied._apart(0, *(v[name] for v in values)), (alone - target).square().mean())
+
+
+def test_every_layer_is_taught_and_the_twin_is_not(batch):
+    for features in ("mapped", "kernel", "raw"):
+        objective = pair(features=features, alpha=1.0, beta=1.0)
+        step = objective.training_step(batch)
+        step.logs["features"].backward()
+        for name, layer in adder_layers(objective.net.module).items():
+            assert layer.weight.grad.abs().max() > 0, (features, name)
+        assert all(p.grad is None for p in objective.twin.parameters())
+        assert len(objective.maps) == (len(objective.layers) if features == "mapped" else 0)
+    objective = pair(features="none")
+    objective.training_step(batch).loss.backward()
+    assert objective.layers == ()
+    assert all(p.grad is not None for p in objective.parameters())
+
+
+def test_the_local_rate_acts_on_the_filters_of_adder_layers_alone(batch):
+    objective = pair()
+    for _ in range(2):  # accumulated
+        (objective.training_step(batch).loss / 2).backward()
+    before = {n: p.grad.clone() for n, p in objective.named_parameters()}
+    layers = {f"net.module.{n}.weight" for n in adder_layers(objective.net.module)}
+    silent = next(iter(layers))
+    objective.get_parameter(silent).grad.zero_()
+    prepare = with_local_rates(sgd(0.1)).prepare
+    prepare(objective)
+    for name, parameter in objective.named_parameters():
+        if name == silent:
+            assert parameter.grad.eq(0).all()
+        elif name in layers:
+            assert parameter.grad.square().mean().sqrt() == pytest.approx(0.2, rel=1e-4)
+            along = torch.cosine_similarity(parameter.grad.flatten(), before[name].flatten(), dim=0)
+            assert along == pytest.approx(1, abs=1e-4)
+        else:
+            assert torch.equal(parameter.grad, before[name])
+    scale_filter_gradients(objective, 1.0)
+    norm = math.sqrt(sum(objective.get_parameter(n).numel() for n in layers - {silent}))
+    found = torch.stack([objective.get_parameter(n).grad.norm() for n in layers]).norm()
+    assert found == pytest.approx(norm, rel=1e-4)
+
+
+def test_networks_that_are_no_twins_are_refused():
+    net = build("resnet8", num_classes=5, adder=True)
+    with pytest.raises(ValueError, match="the network has no adder layer: build it with adder=True"):
+        ProgressiveKernelKD(build("resnet8"), build("resnet8"))
+    with pytest.raises(ValueError, match="no convolution 'layer1.0.conv1' like the adder layer"):
+        ProgressiveKernelKD(net, net)
+    with pytest.raises(ValueError, match="no convolution 'layer3.0.conv1' like the adder layer"):
+        ProgressiveKernelKD(net, build("resnet8_slim"))
+    with pytest.raises(ValueError, match="PKKD trains one depth, and this network has 8, 14"):
+        ProgressiveKernelKD(build("resnet14", ["8"], adder=True), build("resnet14"))
+    with pytest.raises(ValueError, match="alpha 1.5: must be between 0 and 1"):
+        pair(alpha=1.5)

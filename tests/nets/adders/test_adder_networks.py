@@ -1,0 +1,140 @@
+"""Networks of adder layers: built, converted, nested and filed."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.testing import assert_close
+
+import stepwell
+from stepwell.cost import count_macs
+from stepwell.nets.adders.layers import NormedLinear, adder_layers
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return stepwell.build("resnet14", ["8"], num_classes=10, adder=True)
+
+
+def test_first_and_last_layer_stay_and_the_file_knows_the_rest(net, tmp_path):
+    plain = stepwell.build("resnet14", ["8"], num_classes=10)
+    layers = adder_layers(net.module)
+    assert len(layers) == 12 + 2  # and the shortcuts
+    assert "layer2.0.downsample.0" in layers
+    assert type(net.module.conv1) is nn.Conv2d
+    assert isinstance(net.module.fc, NormedLinear)
+    assert all(m.weight.eq(1).all() for m in net.module.modules() if isinstance(m, nn.BatchNorm2d))
+    x = torch.randn(2, 3, 16, 16)
+    assert count_macs(net, x) == count_macs(plain, x)  # a pair of additions stands for a product
+    with torch.no_grad():  # statistics and norms that are not those of a fresh network
+        for value in (*net.parameters(), *net.buffers()):
+            if value.is_floating_point():
+                value.add_(torch.rand_like(value))
+    net.eval().mark("trained")
+    loaded = stepwell.load(stepwell.save(net, tmp_path / "net.safetensors"))
+    assert loaded.builder == ("resnet14", {"num_classes": 10, "adder": True})
+    for depth in ("8", "14"):
+        assert torch.equal(loaded(x, depth), net(x, depth))
+        assert torch.equal(net.subnet(depth)(x), net(x, depth))
+    names = net.module.state_dict().keys() - plain.module.state_dict().keys()
+    assert {name.rpartition(".")[0] for name in names} == {"fc.norm"}
+    net.train()
+
+
+def test_joint_gradients_equal_the_naive_sum(net):
+    x, labels = torch.randn(6, 3, 16, 16), torch.randint(10, (6,))
+    other = deepcopy(net)
+    net.zero_grad(), other.zero_grad()
+
+    def loss_of(depth, exit, done):
+        return cross_entropy(exit.logits, labels), {}
+
+    loss, _ = net.joint_loss(x, loss_of)
+    loss.backward()
+    apart = [cross_entropy(other(x, depth), labels) for depth in reversed(other.depths)]
+    sum(apart).backward()
+    assert_close(loss, sum(apart))
+    for (name, one), two in zip(net.named_parameters(), other.parameters(), strict=True):
+        scale = two.grad.abs().max()
+        assert scale > 0, name
+        assert_close(one.grad / scale, two.grad / scale, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_depths_get_statistics_from_data(net):
+    net = deepcopy(net)
+    net.mark("trained")
+    net.add_depth("late", (1, 2, 1))
+    stepwell.calibrate(net, [(torch.randn(8, 3, 16, 16), None)] * 2)
+    assert net.status["late"] == "calibrated"
+    assert net.eval()(torch.randn(2, 3, 16, 16), "late").isfinite().all()
+
+
+class Own(nn.Module):
+    def __init__(self, *layers, norm=True):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3)
+        self.body = nn.Sequential(*layers)
+        if norm:
+            self.norm = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.body(self.first(x))
+        x = self.norm(x) if hasattr(self, "norm") else x
+        return self.fc(x.mean((2, 3)))
+
+
+def test_a_module_of_ones_own_is_converted_and_nested():
+    own = Own(*(nn.Sequential(nn.Conv2d(8, 8, 3, padding="same"), nn.BatchNorm2d(8)) for _ in range(3)))
+    net = stepwell.nest(stepwell.to_adder(own), ["body"], {"one": (1,)})
+    net(torch.randn(4, 3, 9, 9), "one").sum().backward()
+    assert own.body[0][0].padding == (1, 1)
+    assert own.body[0][0].weight.grad.abs().sum() > 0
+    every = Own(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    assert [*adder_layers(stepwell.to_adder(every, everywhere=True))] == ["first", "body.1"]
+    with torch.device("meta"):
+        vgg = stepwell.to_adder(torchvision.models.vgg11_bn(num_classes=5), normed_logits=False)
+    assert len(adder_layers(vgg)) == 7
+    assert type(vgg.classifier[-1]) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Conv2d(8, 8, 3, groups=8), "body.0: a convolution of 8 groups has no adder layer; keep"),
+        (nn.Conv2d(8, 8, 3, dilation=2), "body.0: a convolution of dilation \\(2, 2\\) has no"),
+        (
+            nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
+            "body.0: .* padding mode 'reflect' has",
+        ),
+        (nn.Conv2d(8, 8, 2, padding="same"), 'body.0: padding="same" of a kernel of 2×2 is uneven'),
+        (nn.ReLU(), "Own has no convolution to convert: first and last layer stay as they are"),
+    ],
+)
+def test_what_has_no_adder_form_is_refused(layer, message):
+    own = Own(layer)
+    with pytest.raises(ValueError, match=message):
+        stepwell.to_adder(own)
+    assert own.body[0] is layer
+
+
+def test_other_networks_without_an_adder_form():
+    with pytest.raises(ValueError, match="no norm follows the convolution 'body.0': .* cannot train"):
+        stepwell.to_adder(Own(nn.Conv2d(8, 8, 3), norm=False))
+    with pytest.raises(ValueError, match="keep 'fc': no convolution has this name"):
+        stepwell.to_adder(Own(nn.Conv2d(8, 8, 3)), keep=["fc"])
+    kept = Own(nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    assert [*adder_layers(stepwell.to_adder(kept, keep=["body.0"]))] == ["body.1"]
+    for name, options, message in (
+        ("resnet8", {"gates": True}, "layer1.0 is a GatedBasicBlock: networks with such parts have no"),
+        ("resnet8", {"multipliers": (0.5, 1)}, "resnet8: adder layers have one width: leave out adder"),
+        ("resnet8", {"adder": {"other": 1}}, "resnet8: .*unexpected keyword argument 'other'"),
+        ("mobilenet_v2", {}, "features.1.conv.0.0: a convolution of 32 groups has no adder layer"),
+        ("vit6", {}, "VisionTransformer has no convolution to convert"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stepwell.build(name, **{"adder": True, **options})
