@@ -29,6 +29,7 @@ NAMES = (
     "precision",
     "kg",
     "text",
+    "serve",
     "adder",
     "detection",
 )

@@ -25,6 +25,7 @@ from stepwell.cost import count_joint_macs, count_macs
 from stepwell.data.box_batches import BoxBatches
 from stepwell.data.boxes import BoxSet, read_boxes
 from stepwell.evaluation.detection import average_precision
+from stepwell.export.detector import Heads
 from stepwell.measure.detection import detect
 from stepwell.methods import Detection
 from stepwell.nets.detection.detector import Detector, build_detector
@@ -244,21 +245,9 @@ def steps(images: BoxSet) -> dict[str, Any]:
 def _bound(detector: Detector, x: Tensor) -> float:
     """MACs of a nested step over those of the full depth: each depth runs pyramid and head."""
 
-    class Behind(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.pyramid, self.head = detector.pyramid, detector.head.head
-
-        def forward(self, *features: Tensor) -> Tensor:
-            outputs = detector.outputs(detector.maps(features))
-            assert outputs is not None
-            return outputs["cls_logits"]
-
-    detector.eval()
-    net = detector.net
-    (exit,) = net.forward_all(x, [net.full]).values()
-    behind = count_macs(Behind(), *exit.features)
+    net = detector.eval().net
     full, joint = count_macs(net.subnet(net.full), x), count_joint_macs(net, x)
+    behind = count_macs(Heads(detector, net.full), x) - full
     detector.train()
     return (joint + len(net.depths) * behind) / (full + behind)
 

@@ -1367,7 +1367,8 @@ def test_the_options_of_the_recipes_are_these():
         "experts": f"{trained} net experts top_k router balance_weight label_smoothing",
         "kernels": f"{trained} net method kernels label_smoothing",
         "pkkd": f"{trained} net alpha beta features".replace(" init ", " "),
-        "drnet": f"{trained} net depths sizes schedule target choose_epochs label_smoothing",
+        "drnet": f"{trained} net depths sizes schedule target gate_fraction choose_epochs "
+        "label_smoothing",
         "netgraft": f"{common} {teachers} student keep unlabeled shots blocks schedule views "
         "graft_steps join_steps loss",
         "detect": f"{loop} {detector} zoom data out",

@@ -221,7 +221,7 @@ def test_what_cannot_be_is_one_line(run, data, tmp_path, monkeypatch):
         (("train", "detect", "--data", copy, *out), "is training image"),
         (("train", "detect", "--data", data, *out, "--net", "resnet20"), "no detector 'resnet20'"),
         (("train", "detect", "--data", data, *out, "--size", "20"), "the longer side of images"),
-        (("export", run), "holds a detector, which cannot be exported"),
+        (("export", run, "--format", "pt2"), "a detector is exported as onnx"),
         (("predict", run, data / "images" / "test-1.png", "--top", "2"), "--top is not for a detector"),
     ):
         code, text = told(*arguments)

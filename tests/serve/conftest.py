@@ -41,7 +41,7 @@ def toy() -> Toy:
 
 @pytest.fixture
 def server(toy: Toy) -> Iterator[str]:
-    with running(Engine(toy.served(), 500, table=table()), Limits(body=5000, seconds=0.5)) as url:
+    with running(Engine(toy.served(), 5000, table=table()), Limits(body=5000, seconds=0.5)) as url:
         yield url
 
 

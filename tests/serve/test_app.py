@@ -55,7 +55,7 @@ def test_one_image_is_answered_in_json_and_headers(server):
         "large",
         True,
     )
-    assert 10 <= row["ms"] < 500
+    assert 10 <= row["ms"] < 5000
     told = {k.lower(): v for k, v in headers.items() if k.lower().startswith("stepwell")}
     assert told == {
         "stepwell-class": "minus", "stepwell-probability": "0.9", "stepwell-depth": "large",
@@ -121,12 +121,12 @@ def test_health_metrics_and_the_last_seconds(server):
     metrics = get(f"{server}/metrics")
     for line in (
         'stepwell_answers_total{depth="large"} 1.0', 'stepwell_answers_total{depth="small"} 1.0',
-        "stepwell_refused_total 0.0", "stepwell_queue 0.0", "stepwell_promise_seconds 0.5",
+        "stepwell_refused_total 0.0", "stepwell_queue 0.0", "stepwell_promise_seconds 5.0",
         "stepwell_answer_seconds_count 2.0", "process_resident_memory_bytes",
     ):  # fmt: skip
         assert line in metrics
     live = json.loads(get(f"{server}/live"))
-    assert live["promise_ms"] == 500
+    assert live["promise_ms"] == 5000
     assert sum(second["answers"] for second in live["seconds"]) == 2
     about = json.loads(get(f"{server}/about"))
     assert [row["name"] for row in about["rows"]] == ["small", "large"]
@@ -147,7 +147,7 @@ def test_the_client_gives_predictions_and_the_servers_words(server, client, tmp_
     one = client.predict(tmp_path / "a", depth="small")
     assert (one.file, one.depth, one.top) == (tmp_path / "a", "small", (("plus", 0.9),))
     assert client.predict(b"-1").label == "minus"
-    assert client.about()["promise_ms"] == 500
+    assert client.about()["promise_ms"] == 5000
     with pytest.raises(ValueError, match=r"no depth 'x'; there are small, large \(status 400\)"):
         client.predict(b"1", depth="x")
     with pytest.raises(ValueError, match="is no address of a server: write http://HOST:PORT"):
@@ -213,7 +213,7 @@ def test_slow_clients_half_closed_ones_and_bodies_without_a_length(server):
 def test_uploads_have_a_limit_together(toy):
     limits = Limits(body=1000, bodies=1500, seconds=2.0)
     with (
-        running(Engine(toy.served(), 500, table=table()), limits) as url,
+        running(Engine(toy.served(), 5000, table=table()), limits) as url,
         ThreadPoolExecutor(1) as pool,
     ):
         slow = pool.submit(raw, url, HEAD + b"Content-Length: 900\r\n\r\n", b"0" * 900, wait=0.3)
@@ -232,7 +232,7 @@ def test_an_error_of_the_network_is_told_as_one_and_texts_are_json(toy):
     from dataclasses import replace
 
     served = replace(served, takes="texts", noun="text", read=read)
-    with running(Engine(served, 500, table=table())) as url, Client(url) as client:
+    with running(Engine(served, 5000, table=table())) as url, Client(url) as client:
         one, pair = client.predict_texts(["a text", ("a", "pair")])
         assert (one.file, one.label, pair.label) == ("a text", "plus", "minus")
         for body, words in (

@@ -17,7 +17,7 @@ from stepwell.serve.scheduler import FullError
 
 def test_requests_are_answered_in_batches_and_counted():
     toy, told = Toy(), []
-    engine = Engine(toy.served(), 200, table=table())
+    engine = Engine(toy.served(), 2000, table=table())
     engine.observers.append(told.append)
     with engine:
         first = engine.submit(1.0).result(5)
@@ -32,7 +32,7 @@ def test_requests_are_answered_in_batches_and_counted():
 
 
 def test_a_request_names_its_row_or_its_time():
-    with Engine(Toy().served(), 200, table=table()) as engine:
+    with Engine(Toy().served(), 2000, table=table()) as engine:
         assert engine.submit(1.0, row="small").result(5).row == "small"
         assert engine.submit(1.0, budget_ms=8).result(5).row == "small"
         with pytest.raises(ValueError, match="no depth 'huge'; there are small, large"):
@@ -63,7 +63,7 @@ def test_an_engine_that_closes_answers_what_it_accepted():
 
 
 def test_an_error_goes_to_those_who_wait_and_the_engine_goes_on():
-    with Engine(Toy().served(), 200, table=table()) as engine:
+    with Engine(Toy().served(), 2000, table=table()) as engine:
         with pytest.raises(RuntimeError, match="not a number"):
             engine.submit(float("nan")).result(5)
         assert engine.submit(1.0).result(5).prediction.label == "plus"

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from stepwell.console import row_table, say, show, show_conditions, size, table, track, written
 from stepwell.kinds import Costs, Network, Predicted, classifier
+from stepwell.kinds.serving import Engine
 from stepwell.measures import MEASURES, of_row
 
 if TYPE_CHECKING:
     from stepwell.data.boxes import BoxSet
     from stepwell.nets.detection.detector import Detector
+    from stepwell.nets.predictions import Prediction
+    from stepwell.serve.served import Served
     from stepwell.types import Boxes
 
 NAME = "a detector"
@@ -19,6 +22,7 @@ NAME = "a detector"
 SIZE = "{} pixels (longer side)"
 ADVICE = {
     "delta": "export each depth",
+    "serve": "use stepwell predict, or its export",
     "calibrate": "its norms have no statistics: name the depths with --depths when you train",
 }
 NEXT = (
@@ -124,6 +128,43 @@ def predict(
         if draw is not None:
             _draw(draw, files, sure, net.card.classes)
     return Predicted(predictions, f"depth {depth}")
+
+
+def serve(network: Network, *, engine: Engine = "torch") -> "Served":
+    """Give every depth to a server. Flags as for `serve`."""
+    import torch
+
+    from stepwell.data.box_batches import collated, restored
+    from stepwell.data.preprocess import whole
+    from stepwell.nets.predictions import Prediction
+    from stepwell.serve.served import Served, read_image, upright_size
+
+    if engine != "torch":
+        raise ValueError(f"a detector runs in torch: leave --engine {engine} out")
+    detector, net = network.net.eval(), network.net.net
+    card = net.card
+    net.require_ready(net.full)
+    rows = tuple(depth for depth, status in net.status.items() if status != "fresh")
+
+    def read(content: bytes) -> Any:
+        return read_image(content, lambda image: (whole(image, card.size), upright_size(image)))
+
+    def run(inputs: Sequence[Any], row: str, top: int) -> "list[Prediction]":
+        pixels = [torch.from_numpy(own).permute(2, 0, 1) for own, _ in inputs]
+        with torch.inference_mode():
+            images, sizes = collated(pixels)
+            found = detector.by_depth(images, sizes, [row])[row]
+        answers = []
+        for own, scaled, (_, original) in zip(found, sizes, inputs, strict=True):
+            sure = own.chosen(own.scores >= SCORE)
+            sure = sure._replace(boxes=restored(sure.boxes, scaled, original))
+            objects = tuple(one for one in _predictions(Path(), sure, card.classes, row) if one.box)
+            answers.append(Prediction(depth=row, objects=objects))
+        return answers
+
+    side = -(-card.size // 32) * 32
+    example = torch.zeros(side, side, 3, dtype=torch.uint8).numpy(), (side, side)
+    return Served(rows, net.full, read, run, example, card.costs)
 
 
 def _readable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
@@ -275,12 +316,16 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
 
 def show_labels(made: Mapping[str, Any]) -> None:
     """Print what the labels of teachers were made of, of many classes the first."""
+    classes = [*made["classes"].items()][:CLASSES]
+    known = [key for key in ("precision", "recall") if all(key in row for _, row in classes)]
     rows = [
-        [name, f"{row['threshold']:.2f}", str(row["boxes"]),
-         *(f"{100 * row[key]:.0f} %" if key in row else "" for key in ("precision", "recall"))]
-        for name, row in [*made["classes"].items()][:CLASSES]
+        [
+            name, f"{row['threshold']:.2f}", str(row["boxes"]),
+            *(f"{100 * row[key]:.0f} %" for key in known),
+        ]
+        for name, row in classes
     ]  # fmt: skip
-    show(table("labels from teachers", ["class", "threshold", "boxes", "precision", "recall"], rows))
+    show(table("labels from teachers", ["class", "threshold", "boxes", *known], rows))
     ap = made["teacher_test"].get("teachers/ap")
     told = "" if ap is None else f"; the teachers have an AP of {100 * ap:.1f} % on the test part"
     if made["truth"] == "teacher":

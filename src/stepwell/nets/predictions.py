@@ -30,6 +30,7 @@ class Prediction(NamedTuple):
     value: the number, by a network that predicts one; `label` is its name.
     box: corners x1, y1, x2, y2 of one object in pixels of the upright image, by a detector. An image
         has a prediction for each object; without any, one whose box is empty.
+    objects: by a server, which gives one prediction for an image: its objects, each with a box.
     """
 
     file: Path | str | None = None
@@ -40,6 +41,7 @@ class Prediction(NamedTuple):
     top: tuple[tuple[str, float], ...] = ()
     value: float | None = None
     box: tuple[float, ...] | None = None
+    objects: tuple["Prediction", ...] | None = None
 
 
 class Predicts(nn.Module):

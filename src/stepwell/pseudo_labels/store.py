@@ -20,7 +20,7 @@ from stepwell.types import Boxes
 
 FORMAT = 1
 #: Images of a shard: so many are labelled again, at most, after a process was killed.
-SHARD = 128
+SHARD = 64
 _REMEDY = "remove it: its images are labelled again"
 #: Decimals of coordinates and of scores in a shard.
 _PIXELS, _SCORES = 2, 5
@@ -81,12 +81,10 @@ class Store:
                     if k + 1 < len(parts):
                         ahead = reader.submit(self.teacher.load, parts[k + 1])
                     found = self.teacher.find(loaded)
-                    own = [contents[i] for i in shard]
-                    content = self._content(part, found, own)
-                    self._known |= _boxes_in(self.folder, content)  # as if read: rounded alike
                     for last in written:
                         last.result()
-                    written = [writer.submit(self._write, own, content)]
+                    own = [contents[i] for i in shard]
+                    written = [writer.submit(self._keep, part, found, own)]
                     advance()
             for last in written:
                 last.result()
@@ -123,6 +121,12 @@ class Store:
             for id, file, (h, w), content in zip(ids, own.files, own.sizes, contents, strict=True)
         ]
         return {"images": listed, "annotations": rows, "categories": categories}
+
+    def _keep(self, images: BoxSet, found: Sequence[Boxes | None], contents: Sequence[str]) -> None:
+        """Write a shard, and take its boxes as if they were read: they are rounded."""
+        content = self._content(images, found, contents)
+        self._write(contents, content)
+        self._known |= _boxes_in(self.folder, content)
 
     def _write(self, contents: Sequence[str], content: Mapping[str, Any]) -> None:
         name = hashlib.sha256("".join(contents).encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 
-from stepwell.data.image_flags import LabelledImages
+from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.methods.pkkd import Features, ProgressiveKernelKD
 from stepwell.ops.adder import Gradient
@@ -57,7 +57,7 @@ def pkkd(
     net: flags.Net = "resnet20",
     stem: flags.Stem = "auto",
     twin: Flags[Twin] = Twin(),
-    images: Flags[LabelledImages] = LabelledImages(),
+    images: Flags[TrainingImages] = TrainingImages(),
     training: Flags[Optimisation] = Optimisation(),
     loop: Flags[Loop] = Loop(clip=0.0),
     ablation: Hidden[PkkdAblation] = PkkdAblation(),

@@ -279,7 +279,12 @@ def _row(name: str, answer: Answer) -> dict[str, Any]:
     """An answer as JSON, with the words of `stepwell predict --json`."""
     p = answer.prediction
     row: dict[str, Any] = {"file": name} if name else {}
-    if p.value is not None:
+    if p.objects is not None:
+        row["objects"] = [
+            {"class": o.label, "probability": o.probability, "box": [round(x, 2) for x in o.box or ()]}
+            for o in p.objects
+        ]
+    elif p.value is not None:
         row["number"] = p.value
     else:
         row |= {"class": p.label, "probability": p.probability}

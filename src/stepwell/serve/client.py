@@ -123,6 +123,14 @@ class Client:
 
 
 def _prediction(row: dict[str, Any], file: Path | str | None) -> Prediction:
+    if "objects" in row:
+        objects = tuple(
+            Prediction(
+                file, one["class"], one["probability"], depth=row["depth"], box=tuple(one["box"])
+            )
+            for one in row["objects"]
+        )
+        return Prediction(file, depth=row["depth"], objects=objects)
     if "number" in row:
         return Prediction(file, depth=row["depth"], value=row["number"])
     best = ((row["class"], row["probability"]),)

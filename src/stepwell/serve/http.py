@@ -8,6 +8,8 @@ from fastapi import FastAPI
 
 #: Seconds to answer accepted requests after SIGTERM, at most.
 DRAIN = 30
+#: Seconds that an idle connection is kept.
+IDLE = 30
 #: Connections that may wait to be taken.
 BACKLOG = 4096
 
@@ -27,6 +29,6 @@ def run_server(app: FastAPI, listening: socket.socket, started: Callable[[], Non
     """Serve until SIGTERM or Ctrl-C, then answer what was accepted; calls `started` when it listens."""
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, backlog=BACKLOG,
-        timeout_graceful_shutdown=DRAIN,
+        timeout_graceful_shutdown=DRAIN, timeout_keep_alive=IDLE,
     )  # fmt: skip
     _Server(config, started).run(sockets=[listening])

@@ -10,6 +10,18 @@ _ROW = {
         "class": {"type": "string"},
         "probability": {"type": "number"},
         "number": {"type": "number", "description": "of a network that predicts numbers"},
+        "objects": {
+            "type": "array",
+            "description": "of a detector: boxes are x1, y1, x2, y2 in pixels of the upright image",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "class": {"type": "string"},
+                    "probability": {"type": "number"},
+                    "box": {"type": "array", "items": {"type": "number"}},
+                },
+            },
+        },
         "depth": {"type": "string", "description": "the depth that answered"},
         "ms": {"type": "number", "description": "milliseconds from arrival to answer"},
         "in_time": {"type": "boolean", "description": "false if the promise was broken"},
@@ -86,7 +98,8 @@ BODIES: dict[str, dict[str, Any]] = {
         "requestBody": {
             "required": True,
             "content": {
-                "multipart/form-data": _FORM, "image/*": _BYTES, "application/octet-stream": _BYTES
+                "multipart/form-data": _FORM, "image/png": _BYTES, "image/jpeg": _BYTES,
+                "application/octet-stream": _BYTES,
             },
         }
     },

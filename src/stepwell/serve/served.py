@@ -4,7 +4,8 @@ import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from stepwell.nets.predictions import Answers, Prediction, Predicts, check_card,
 from stepwell.train_mode import check_eval_mode
 from stepwell.types import Images
 
+T = TypeVar("T")
+#: The EXIF tag whose values from 5 on turn an image on its side.
+ORIENTATION = 0x0112
 #: Formats that a server decodes; Pillow would run another program for some others.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
@@ -61,7 +65,7 @@ def serve_images(
     check_eval_mode(net)
 
     def read(content: bytes) -> np.ndarray:
-        return read_image(content, card.size)
+        return read_image(content, partial(squared, size=card.size))
 
     def run(pixels: Sequence[np.ndarray], row: str, top: int) -> list[Prediction]:
         with torch.inference_mode():
@@ -72,8 +76,8 @@ def serve_images(
     return Served(tuple(rows), default, read, run, noise, about, row)
 
 
-def read_image(content: bytes, size: int) -> np.ndarray:
-    """Decode an image as `stepwell predict` does; bytes (size, size, 3).
+def read_image(content: bytes, form: Callable[[Image.Image], T]) -> T:
+    """Decode an image, and give its `form`, such as the pixels of its middle square.
 
     ValueError if the bytes are no image of `FORMATS`, or of more than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
@@ -83,7 +87,7 @@ def read_image(content: bytes, size: int) -> np.ndarray:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         with image:
             check_pixels(image)
-            return squared(image, size)
+            return form(image)
     except UNREADABLE as error:
         if isinstance(error, ValueError):
             raise
@@ -100,3 +104,10 @@ def check_pixels(image: Image.Image) -> None:
         raise ValueError(
             f"the image has {width} × {height} pixels, and the server takes {most:,}: make it smaller"
         )
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an image that is turned upright by its EXIF orientation."""
+    width, height = image.size
+    turned = image.getexif().get(ORIENTATION, 1) >= 5
+    return (width, height) if turned else (height, width)

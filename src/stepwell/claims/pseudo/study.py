@@ -109,7 +109,7 @@ STUDY = Study(
     key="pseudo", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
     note=("Real images: blood cells under the microscope (BCCD), three classes. The recipe is a "
           "reconstruction where the paper could not be read."),
-    common={"data": "bccd", "size": 160, "epochs": 30},
+    common={"data": "bccd", "size": 160, "epochs": 50},
     quick=small_study,
     fingerprint=fingerprint,
     questions=[

@@ -128,7 +128,7 @@ class SharedWeights:
     """External weights of graphs, each mapped once; it must live as long as its sessions."""
 
     def __init__(self) -> None:
-        self._values: dict[tuple[str, str, tuple[int, ...]], Any] = {}
+        self.values: dict[tuple[str, str, tuple[int, ...]], Any] = {}
 
     def session(self, path: str) -> Any:
         """A session of a graph that reads its external weights here."""
@@ -153,12 +153,12 @@ class SharedWeights:
 
         entry = {e.key: e.value for e in tensor.external_data}
         place = entry["location"], entry["offset"], tuple(tensor.dims)
-        if place not in self._values:
+        if place not in self.values:
             kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             file, start = folder / entry["location"], int(entry["offset"])
             mapped = np.memmap(file, kind, "r", start, tuple(tensor.dims))
-            self._values[place] = onnxruntime.OrtValue.ortvalue_from_numpy(mapped)
-        return self._values[place]
+            self.values[place] = onnxruntime.OrtValue.ortvalue_from_numpy(mapped)
+        return self.values[place]
 
 
 def check_weights(path: Path) -> None:
