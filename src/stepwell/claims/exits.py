@@ -159,7 +159,7 @@ CLAIMS = [
     more("oracle", "The first right exit of the saved cascade, an oracle, is more than 3 points above "
          "the best cascade: better decisions would pay", "not asked",
          ("oracle", lambda results: 100 * of_cascade("oracle_accuracy")(results)), (of(EXITS), BEST),
-         3.0, ACCURACY),
+         3.0, ACCURACY, pool="oracle"),
     *[more(f"other/{slug}", text, paper, (arm, within(arm, COST)), (of(EXITS), BY_CONFIDENCE), 0.0,
            ACCURACY)
       for slug, arm, text, paper in (
