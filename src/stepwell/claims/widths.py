@@ -2,7 +2,8 @@
 
 ResNet-20 of four widths (slimmable), and a gate that learns on images that the network has not seen.
 A tenth of the training images sets the cost penalty, another tenth teaches the gate; networks alone
-leave out the first tenth only.
+leave out the first tenth only. So the arm whose gate learns on the network's own images tells what four
+widths cost the widest.
 
 Controls: networks of one width and fewer blocks, at the mean cost; as many images at each width, drawn
 at random; the cheapest width that is right (an oracle).
@@ -14,7 +15,6 @@ from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import (
     accuracy,
     alone,
-    level,
     macs_of,
     more,
     of_speed,
@@ -79,11 +79,8 @@ CLAIMS = [
          expected=0.6),
     more(PRIMARY[2], "Four widths in one network do not harm the widest by more than 1.5 points",
          "24.0 % error of ResNet-50 at full width (README of slimmable networks)",
-         (f"{DOUBT}: 1", accuracy(DOUBT, "1")), (alone(FULL), accuracy(alone(FULL), FULL)), -1.5,
+         (f"{SEEN}: 1", accuracy(SEEN, "1")), (alone(FULL), accuracy(alone(FULL), FULL)), -1.5,
          ACCURACY, expected=0.0),
-    level("keeps-target", f"The mean cost is at most 0.03 above the target of {TARGET}", "not asked",
-          ("above the target", lambda r: r[DOUBT]["widths"]["cost"] - TARGET), 0.03, "of the MACs",
-          below=True),
     times("saves/time", "In batches of 64, the speed-up is at least 0.8 of that by MACs", "not asked",
           "×", {"by the clock": of_speed(DOUBT, "widths", "speed_up"),
                 "by MACs": of_speed(DOUBT, "widths", "by_macs")}, 0.8),
@@ -101,7 +98,7 @@ CLAIMS = [
          (SANDWICH, accuracy(SANDWICH, "0.25")), (DOUBT, accuracy(DOUBT, "0.25")), 0.0, ACCURACY),
     more("oracle", "The cheapest right width, an oracle, is more than 3 points above the gate: better "
          "decisions would pay", "not asked", ("oracle", control(DOUBT, "oracle")),
-         (DOUBT, accuracy(DOUBT, "chosen")), 3.0, ACCURACY),
+         (DOUBT, accuracy(DOUBT, "chosen")), 3.0, ACCURACY, pool="oracle"),
 ]  # fmt: skip
 
 STUDY = Study(
@@ -112,7 +109,7 @@ STUDY = Study(
     fingerprint=image_fingerprint,
     questions=[
         Question("Are widths and a gate better than static networks?", (alone("*"), DOUBT, TIGHT),
-                 ("keeps-target", "saves/*", "line", "tight/*", "oracle")),
+                 ("saves/*", "line", "tight/*", "oracle")),
         Question("Which gate, and which training?", ("gate *",), ("stem/*", "seen/*", "sandwich")),
     ],
     plot=Plot(Axis("million MACs an image", 1e-6), Axis("test accuracy, %", 100), {

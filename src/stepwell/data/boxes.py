@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +29,6 @@ from stepwell.types import Boxes
 
 #: Largest json file that is read into memory.
 LARGEST = 1 << 30
-#: Bytes of a file, and its length, that say whether two images are equal.
-COMPARED = 1 << 16
 #: Orientations of EXIF that swap height and width.
 SWAPPED = (5, 6, 7, 8)
 #: Least side of a box in pixels; a smaller one has no area.
@@ -362,10 +361,9 @@ def check_apart(train: BoxSet, test: BoxSet, part: str = "test") -> None:
 
 
 def content_of(file: Path) -> bytes:
-    """A hash of a file's length and first bytes, equal for copies under any name."""
+    """A hash of a file's content, equal for copies under any name."""
     with file.open("rb") as opened:
-        start = opened.read(COMPARED)
-    return hashlib.blake2b(start + str(file.stat().st_size).encode(), digest_size=16).digest()
+        return hashlib.file_digest(opened, partial(hashlib.blake2b, digest_size=16)).digest()
 
 
 def read_content(file: Path) -> Any:
