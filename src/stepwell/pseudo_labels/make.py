@@ -13,7 +13,14 @@ from torchvision.ops import batched_nms, box_iou
 from stepwell.data.boxes import BoxSet, some
 from stepwell.pseudo_labels.categories import Categories
 from stepwell.pseudo_labels.fusion import fuse, without_doubles
-from stepwell.pseudo_labels.thresholds import Calibration, as_many, best_f1, calibration, matched
+from stepwell.pseudo_labels.thresholds import (
+    Calibration,
+    Matches,
+    as_many,
+    best_f1,
+    calibration,
+    matched,
+)
 from stepwell.types import Boxes
 
 Thresholds = Literal["f1", "count", "fixed"]
@@ -25,7 +32,7 @@ LOOKED_AT, FEW = 1000, 5
 
 @dataclass(frozen=True, kw_only=True)
 class Making:
-    """How labels are made of predictions.
+    """Settings that turn predictions into labels.
 
     thresholds: of each class: the best F1 on labelled images, as many boxes an image as these have, or
         `min_score`.
@@ -80,6 +87,7 @@ class Judge:
         self.names, self.categories, self.making = tuple(names), categories, making
         self.calibrations: list[Calibration | None] = [None] * len(names)
         self.notes: list[str] = []
+        self.matches: Matches | None = None
         if reference is None:
             if making.thresholds != "fixed" or making.calibrate:
                 raise ValueError(
@@ -169,6 +177,7 @@ class Judge:
         making, classes = self.making, len(self.categories.names)
         if making.thresholds == "fixed":
             return torch.full((classes,), making.min_score)
+        assert self.matches is not None, "labels decide these thresholds"
         if making.thresholds == "f1":
             return best_f1(self.matches, making.min_score)
         wanted = self.matches.true.double() / len(self.reference) * images
@@ -223,7 +232,7 @@ class Judge:
         for name, adjust in zip(self.names, self.calibrations, strict=True):
             if adjust is not None:
                 record["teachers"][name]["calibration"] = [*adjust]
-        if hasattr(self, "matches"):
+        if self.matches is not None:
             for i, name in enumerate(names):
                 own = self.matches.labels == i
                 if not (own.any() or self.matches.true[i]):

@@ -27,7 +27,7 @@ _BOX_TEACHERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabels:
-    """How the teachers' boxes become labels.
+    """Settings that turn the teachers' boxes into labels.
 
     Attributes:
         thresholds: of each class: best F1 on labelled images, or as many boxes as they have; fixed:

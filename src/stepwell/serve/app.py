@@ -48,7 +48,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request asks for beside its inputs."""
+    """The options of a request."""
 
     depth: str | None
     budget_ms: float | None

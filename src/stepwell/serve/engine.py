@@ -21,7 +21,7 @@ class StoppedError(Exception):
 
 
 class Answer(NamedTuple):
-    """What a request gets.
+    """The answer to a request.
 
     row: that was run; `prediction.depth` may name the depth within it, of a cascade or a chooser.
     ms: milliseconds from arrival to answer. batch: inputs that ran together. late: after the deadline.
