@@ -51,6 +51,19 @@ def image_folder(tmp_path: Path):
     return write
 
 
+@pytest.fixture(scope="session")
+def three_shades(tmp_path_factory):
+    """The folder of small images in three classes, which tell by their brightness."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for part in ("train", "test"):
+        for shade, name in enumerate(("dark", "grey", "light")):
+            (root / part / name).mkdir(parents=True)
+            for i in range(12):
+                pixels = rng.integers(0, 60, (8, 8, 3)) + 90 * shade
+                Image.fromarray(pixels.astype(np.uint8)).save(root / part / name / f"{i}.png")
+    return str(root)
+
+
 @pytest.fixture
 def foreign_onnx():
     """Writes an ONNX file as others do: names of its own, no metadata, probabilities, maybe a fixed

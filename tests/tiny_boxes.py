@@ -6,7 +6,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stepwell.training import Loop
+
 CLASSES = ("square", "disc")
+#: A short training on such images.
+SHORT = {"net": "fcos/resnet14_s4", "depths": ("8",), "size": 64, "epochs": 3, "batch_size": 8,
+         "lr": 5e-3, "flip": False, "loop": Loop(device="cpu", checkpoint_minutes=0.0)}  # fmt: skip
 
 
 def write_boxes(root: Path, name: str = "train", count: int = 8, seed: int = 0, size=(64, 48)) -> Path:

@@ -219,6 +219,8 @@ def test_bytes_without_a_kernel(monkeypatch):
     assert torch.equal(sum_of_absolute_differences(x, weight, 2, 1, zero=9), found)
     with pytest.raises(ValueError, match="zero is a byte, 0 to 255, not 300"):
         sum_of_absolute_differences(x, weight, zero=300)
+    with pytest.raises((ValueError, TypeError), match="be torch.uint8|Type-check"):
+        sum_of_absolute_differences(x.float(), weight)
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import stepwell
-from stepwell.cli import main
+from running import stopped, told
 from stepwell.cost import costs_of
 from stepwell.data.box_files import read_parts
 from stepwell.evaluation.detection import average_precision, precision_interval
 from stepwell.measure import detection as measure
 from stepwell.methods import Detection
 from stepwell.recipes import train
-from stepwell.training import Loop
-from tiny_boxes import write_boxes
-
-SHORT = {"net": "fcos/resnet14_s4", "depths": ("8",), "size": 64, "epochs": 3, "batch_size": 8,
-         "lr": 5e-3, "flip": False, "loop": Loop(device="cpu", checkpoint_minutes=0.0)}  # fmt: skip
+from tiny_boxes import SHORT, write_boxes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,18 +49,6 @@ def run(data, tmp_path_factory):
     return out
 
 
-def told(*arguments):
-    """Run a command; its exit code and what it printed, errors too."""
-    printed, code = io.StringIO(), 0
-    with redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stderr", printed)
-        try:
-            main([str(a) for a in arguments])
-        except SystemExit as stop:
-            code = stop.code
-    return code, " ".join(printed.getvalue().split())
-
-
 def test_a_detector_learns_at_all_depths_in_one_run(run, data):
     results = json.loads((run / "results.json").read_text())
     assert (results["kind"], results["rows"], results["examples"]) == ("detector", "depth", 6)
@@ -81,19 +65,10 @@ def test_a_detector_learns_at_all_depths_in_one_run(run, data):
     assert again["ap"] == results["test"]["8/ap"]
 
 
-def test_a_run_stopped_at_any_step_ends_bit_identical(run, data, tmp_path, monkeypatch):
-    out, plain = tmp_path / "run", Detection.training_step
-    steps = iter(range(10))
-
-    def stopping(self, batch):
-        if next(steps) == 3:
-            raise RuntimeError("stopped")
-        return plain(self, batch)
-
-    monkeypatch.setattr(Detection, "training_step", stopping)
-    with pytest.raises(RuntimeError, match="stopped"):
+def test_a_run_stopped_at_any_step_ends_bit_identical(run, data, tmp_path):
+    out = tmp_path / "run"
+    with stopped(Detection, 4):
         train("detect", data=str(data), out=out, **SHORT)
-    monkeypatch.setattr(Detection, "training_step", plain)
     train("detect", data=str(data), out=out, **SHORT)
     one, two = (load_file(path / "net.safetensors") for path in (run, out))
     assert one.keys() == two.keys()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from running import stopped
 from stepwell.cost import cost_of
 from stepwell.data import Augment, Batches, ImageSet
 from stepwell.measure.data_parts import parts_for
@@ -135,20 +136,9 @@ def test_norms_with_frozen_statistics_have_seen_every_view_once(graft, tmp_path)
 def test_a_run_that_was_stopped_ends_the_same(graft, tmp_path, monkeypatch, statistics):
     graft = partial(graft, statistics=statistics)
     graft("whole")
-    training_step = Graft.training_step
     for stop in (1, 7):  # within a graft, and within a join
-        left = [stop]
-
-        def stopping(self, batch, left=left):
-            left[0] -= 1
-            if left[0] < 0:
-                raise RuntimeError("stopped")
-            return training_step(self, batch)
-
-        monkeypatch.setattr(Graft, "training_step", stopping)
-        with pytest.raises(RuntimeError, match="stopped"):
+        with stopped(Graft, stop + 1):
             graft(f"cut {stop}")
-        monkeypatch.setattr(Graft, "training_step", training_step)
         graft(f"cut {stop}")
         assert same_net(tmp_path / "whole", tmp_path / f"cut {stop}")
 

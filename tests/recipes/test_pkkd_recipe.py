@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 import stepwell
+from running import stopped
 from stepwell import cli
 from stepwell.measure.data_parts import parts_of
 from stepwell.methods.pkkd import ProgressiveKernelKD
@@ -23,18 +24,8 @@ FEW["loop"] = Loop(device="cpu", clip=0.0)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    import numpy as np
-    from PIL import Image
-
-    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for part in ("train", "test"):
-        for shade, name in enumerate(("dark", "grey", "light")):
-            (root / part / name).mkdir(parents=True)
-            for i in range(12):
-                pixels = rng.integers(0, 60, (8, 8, 3)) + 90 * shade
-                Image.fromarray(pixels.astype(np.uint8)).save(root / part / name / f"{i}.png")
-    return str(root)
+def data(three_shades):
+    return three_shades
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +34,10 @@ def trained(quick, data, tmp_path_factory):
     return out, train("pkkd", data=data, out=out, **FEW)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(trained, data, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_to_the_same_bits(trained, data, tmp_path):
     out, results = trained
-    steps, real = [], ProgressiveKernelKD.training_step
-
-    def stop_in_the_second_epoch(self, batch):
-        steps.append(1)
-        if len(steps) == 6:
-            raise RuntimeError("stopped")
-        return real(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ProgressiveKernelKD, "training_step", stop_in_the_second_epoch)
-        with pytest.raises(RuntimeError, match="stopped"):
-            train("pkkd", data=data, out=tmp_path / "r", **FEW)
+    with stopped(ProgressiveKernelKD, 6):  # in the second epoch
+        train("pkkd", data=data, out=tmp_path / "r", **FEW)
     again = train("pkkd", data=data, out=tmp_path / "r", **FEW)
     ours = load(tmp_path / "r").state_dict()
     for name, value in load(out).state_dict().items():

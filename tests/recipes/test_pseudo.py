@@ -1,13 +1,10 @@
 """Detectors trained on boxes of teachers: with and without labels, resumed; and what is refused."""
 
-import io
 import json
 import re
 import shlex
 import shutil
-import sys
 import warnings
-from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import stepwell
-from stepwell.cli import main
+from running import stopped, told
 from stepwell.cost import costs_of
 from stepwell.data.box_files import BoxFiles, read_pool
 from stepwell.evaluation.detection import precision_interval
@@ -29,11 +26,7 @@ from stepwell.recipes import train
 from stepwell.tasks import detection as detection_task
 from stepwell.tasks import pseudo as pseudo_task
 from stepwell.tasks.detection import start_detector
-from stepwell.training import Loop
-from tiny_boxes import change, write_boxes
-
-SHORT = {"net": "fcos/resnet14_s4", "depths": ("8",), "size": 64, "epochs": 3, "batch_size": 8,
-         "lr": 5e-3, "flip": False, "loop": Loop(device="cpu", checkpoint_minutes=0.0)}  # fmt: skip
+from tiny_boxes import SHORT, change, write_boxes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,18 +86,6 @@ def run(data, teachers, tmp_path_factory):
     return out
 
 
-def told(*arguments):
-    """Run a command; its exit code and what it printed, errors too."""
-    printed, code = io.StringIO(), 0
-    with redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stderr", printed)
-        try:
-            main([str(a) for a in arguments])
-        except SystemExit as stop:
-            code = stop.code
-    return code, " ".join(printed.getvalue().split())
-
-
 def test_teachers_label_images_once_and_a_student_learns_from_them_and_from_labels(run, data):
     results = json.loads((run / "results.json").read_text())
     made = results["pseudo"]
@@ -129,20 +110,10 @@ def test_teachers_label_images_once_and_a_student_learns_from_them_and_from_labe
 
 
 @pytest.mark.parametrize("where", ["labelling", "labels"])
-def test_a_run_stopped_anywhere_ends_bit_identical(where, run, data, teachers, tmp_path, monkeypatch):
-    plain, whole = Detection.training_step, stores.Store._write
-    count = iter(range(99))
-
-    def stopping(self, *arguments):
-        if next(count) == (1 if where == "labelling" else 6):
-            raise RuntimeError("stopped")
-        return (whole if where == "labelling" else plain)(self, *arguments)
-
-    owner, name = (stores.Store, "_write") if where == "labelling" else (Detection, "training_step")
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, stopping)
-        with pytest.raises(RuntimeError, match="stopped"):
-            labelled(data, teachers, tmp_path / "run")
+def test_a_run_stopped_anywhere_ends_bit_identical(where, run, data, teachers, tmp_path):
+    places = {"labelling": (stores.Store, 2, "_write"), "labels": (Detection, 7)}
+    with stopped(*places[where]):
+        labelled(data, teachers, tmp_path / "run")
     labelled(data, teachers, tmp_path / "run")
     one, two = (load_file(path / "net.safetensors") for path in (run, tmp_path / "run"))
     assert one.keys() == two.keys()

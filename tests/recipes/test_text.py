@@ -289,6 +289,7 @@ def test_python_classifies_texts(run):
     assert first.probability == pytest.approx(one.probability)
     for wrong, message in (
         ("  ", "the text is empty"), (["a", ""], "the text is empty"), ([], "there is no text"),
+        ("\ud800", "half of a surrogate pair"), ("a" * 100_001, "100,001 characters: send at most"),
         (["a", "b"], "the text is a pair of texts"), (["a", "b", "c"], "the text is 3 texts"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):

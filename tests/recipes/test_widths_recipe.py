@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 import stepwell
+from running import stopped
 from stepwell import cli
 from stepwell.cost import Latency, count_macs
 from stepwell.data import Batches, load_images
@@ -36,19 +37,9 @@ def trained(quick, tmp_path_factory):
     return out, train("widths", out=out, **FEW)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):
-    steps, real = [], ChooserAlone.training_step
-
-    def stop_in_the_second_step(self, batch):
-        steps.append(1)
-        if len(steps) == 2:
-            raise RuntimeError("stopped")
-        return real(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ChooserAlone, "training_step", stop_in_the_second_step)
-        with pytest.raises(RuntimeError, match="stopped"):
-            train("widths", out=tmp_path / "r", **FEW)
+def test_an_interrupted_run_goes_on_to_the_same_bits(trained, tmp_path):
+    with stopped(ChooserAlone, 2):
+        train("widths", out=tmp_path / "r", **FEW)
     again = train("widths", out=tmp_path / "r", **FEW)
     out, results = trained
     for name, value in load_widths(out).state_dict().items():

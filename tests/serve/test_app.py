@@ -177,7 +177,7 @@ def test_a_busy_server_refuses_and_never_fails():
 
 
 def raw(url: str, *parts: bytes, wait: float = 0.0, close: bool = False) -> bytes:
-    """What a server says to bytes as they are."""
+    """Send bytes as they are to a server, and give its answer."""
     where = urlsplit(url)
     with socket.create_connection((where.hostname, where.port), timeout=10) as link:
         for part in parts:

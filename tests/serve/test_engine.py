@@ -67,6 +67,11 @@ def test_an_error_goes_to_those_who_wait_and_the_engine_goes_on():
         with pytest.raises(RuntimeError, match="not a number"):
             engine.submit(float("nan")).result(5)
         assert engine.submit(1.0).result(5).prediction.label == "plus"
+    with Engine(Toy().served(), 50, table=table()) as engine:
+        with pytest.raises(RuntimeError, match="not a number"):
+            engine.submit(float("nan")).result(5)
+        time.sleep(0.2)  # longer than the promise: the failed batch must not count as running
+        assert engine.submit(1.0).result(5).prediction.label == "plus"
 
 
 def test_a_client_that_is_gone_costs_nothing_and_a_full_queue_refuses():

@@ -1,4 +1,4 @@
-"""What the pages about serving show runs as it stands there."""
+"""The commands and code on the pages about serving run as they stand there."""
 
 import inspect
 import re

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import accuracy, alone, greatest, macs_of, more, on_lines, times
+from stepwell.claims.kit.measures import accuracy, alone, macs_of, more, on_lines, times
 from stepwell.claims.kit.measuring import Clock, validated_parts
 from stepwell.claims.kit.study import Arm, Measure, Question, Study, image_fingerprint
 from stepwell.evaluation import gather_logits
@@ -89,7 +89,7 @@ ARMS: dict[str, Arm] = {
     of(EXITS): cascades_of(EXITS),
     **{of(EXITS, name): cascades_of(EXITS, **how) for name, how in HOW.items()},
     TAUGHT: exits(kl=1.0),
-    FROZEN: exits(schedule="frozen"),
+    FROZEN: Arm("exits", {"net": f"resnet{FULL}", "schedule": "frozen"}, scaled={"epochs": 0.5}),
     MSDNET: exits(net="msdnet10"),
     **{of(arm): cascades_of(arm) for arm in (TAUGHT, FROZEN, MSDNET)},
     alone(SMALLEST): Arm("supervised", {"net": f"resnet{SMALLEST}"}),
@@ -129,7 +129,7 @@ def ratio(a: str, b: str) -> Measure:
 
 COST = macs_of(alone(SMALL), SMALL)
 BY_CONFIDENCE = within(of(EXITS), COST)
-BEST = greatest([accuracy(of(EXITS), str(i)) for i in range(1, BUDGETS + 1)])
+COSTLIEST = accuracy(of(EXITS), str(BUDGETS))
 #: Named before the runs: a dynamic network is better than a static one of its cost, by its decisions,
 #: and exits do not harm the network.
 PRIMARY = ("better-than-static", "better-than-chance", "network-unharmed")
@@ -151,15 +151,16 @@ CLAIMS = [
           {"cascade": of_cascade("macs"), "network": of_cascade("full_macs")}, 0.75, below=True),
     times("saves/ms", "One by one, its speed-up is at least 0.8 of that by MACs", "not asked", "×",
           {"by the clock": ratio("full_ms", "ms"), "by MACs": ratio("full_macs", "macs")}, 0.8),
-    more("static", "The best cascade is as accurate as the network trained alone, within half a point",
-         "not asked", (of(EXITS), BEST), (alone(FULL), accuracy(alone(FULL), FULL)), -0.5, ACCURACY),
+    more("static", "The costliest cascade is as accurate as the network trained alone, within half a "
+         "point", "not asked", (of(EXITS), COSTLIEST), (alone(FULL), accuracy(alone(FULL), FULL)),
+         -0.5, ACCURACY),
     more("exit1", f"The first exit is as accurate as ResNet-{SMALLEST} alone, within half a point",
          "not asked", (EXITS, accuracy(EXITS, "exit1")),
          (alone(SMALLEST), accuracy(alone(SMALLEST), SMALLEST)), -0.5, ACCURACY),
     more("oracle", "The first right exit of the saved cascade, an oracle, is more than 3 points above "
-         "the best cascade: better decisions would pay", "not asked",
-         ("oracle", lambda results: 100 * of_cascade("oracle_accuracy")(results)), (of(EXITS), BEST),
-         3.0, ACCURACY),
+         "the costliest cascade: better decisions would pay", "not asked",
+         ("oracle", lambda results: 100 * of_cascade("oracle_accuracy")(results)),
+         (of(EXITS), COSTLIEST), 3.0, ACCURACY, pool="oracle"),
     *[more(f"other/{slug}", text, paper, (arm, within(arm, COST)), (of(EXITS), BY_CONFIDENCE), 0.0,
            ACCURACY)
       for slug, arm, text, paper in (

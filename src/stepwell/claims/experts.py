@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import accuracy, level, macs_of, more, of_speed, times
+from stepwell.claims.kit.measures import correct, level, macs_of, more, of_speed, times
 from stepwell.claims.kit.study import Arm, Measure, Question, Study, image_fingerprint
 
 DEPTH = "6"
@@ -46,11 +46,6 @@ ARMS: dict[str, Arm] = {
 ACCURACY = "% accuracy"
 
 
-def correct(arm: str) -> tuple[str, Measure]:
-    """Test accuracy of an arm, by its name."""
-    return arm, accuracy(arm, DEPTH)
-
-
 def spread_of_use(arm: str) -> Measure:
     """Coefficient of variation of the experts' shares of tokens, a mean over layers."""
     return lambda results: fmean(layer["cv"] for layer in results[arm]["experts"]["layers"].values())
@@ -60,8 +55,8 @@ def spread_of_use(arm: str) -> Measure:
 PRIMARY = ("better-at-equal-cost", "all-are-used", "saves-time")
 CLAIMS = [
     more(PRIMARY[0], "Four experts, one a token, are better than one MLP of as many MACs, in as many "
-         "steps", "better at equal computation, in language models (not read)", correct(SWITCH),
-         correct(DENSE), 0.0, ACCURACY, expected=1.5),
+         "steps", "better at equal computation, in language models (not read)", correct(SWITCH, DEPTH),
+         correct(DENSE, DEPTH), 0.0, ACCURACY, expected=1.5),
     level(PRIMARY[1], "All experts are used: the coefficient of variation of their shares is below 0.5",
           "the balance loss is for it (Shazeer et al.)",
           (SWITCH, spread_of_use(SWITCH)), 0.5, "of the mean share", below=True, expected=0.3),
@@ -72,11 +67,11 @@ CLAIMS = [
     times("cost", "The router adds at most 3 % of MACs", "not asked", "MACs",
           {SWITCH: macs_of(SWITCH, DEPTH), DENSE: macs_of(DENSE, DEPTH)}, 1.03, below=True),
     more("noisy", "Noisy scores are as good as Switch, within half a point", "not compared",
-         correct(NOISY), correct(SWITCH), -0.5, ACCURACY),
-    more("two", "Two experts a token are better than one", "not compared", correct(TWO),
-         correct(SWITCH), 0.0, ACCURACY),
+         correct(NOISY, DEPTH), correct(SWITCH, DEPTH), -0.5, ACCURACY),
+    more("two", "Two experts a token are better than one", "not compared", correct(TWO, DEPTH),
+         correct(SWITCH, DEPTH), 0.0, ACCURACY),
     more("eight", "Eight experts are better than four", "not read",
-         correct(EIGHT), correct(SWITCH), 0.0, ACCURACY),
+         correct(EIGHT, DEPTH), correct(SWITCH, DEPTH), 0.0, ACCURACY),
     more("balance", "The balance loss keeps experts in use: without it their shares vary more",
          "not read",
          (UNBALANCED, spread_of_use(UNBALANCED)), (SWITCH, spread_of_use(SWITCH)), 0.0,

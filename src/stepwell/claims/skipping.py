@@ -15,8 +15,6 @@ from stepwell.claims.kit.measures import (
     accuracy,
     alone,
     less,
-    level,
-    macs_of,
     more,
     of_speed,
     static_at,
@@ -24,7 +22,7 @@ from stepwell.claims.kit.measures import (
 )
 from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
 
-FULL, SMALL, SMALLEST = "20", "14", "8"
+STATIC = SMALLEST, SMALL, FULL = "8", "14", "20"
 FIRST, AIG = "20, first half", "gates"
 TIGHT, FRESH, SKIPNET = "gates, open rate 0.4", "gates from the start", "SkipNet"
 TARGET = 0.6
@@ -41,7 +39,10 @@ ARMS: dict[str, Arm] = {
     AIG: gates(),
     **{alone(d): Arm("supervised", {"net": f"resnet{d}"}) for d in (FULL, SMALL, SMALLEST)},
     TIGHT: gates(target=0.4),
-    SKIPNET: gates(method="skipnet"),
+    # two phases of as many epochs each
+    SKIPNET: Arm(
+        "skipping", {"net": f"resnet{FULL}", "method": "skipnet"}, {"init": FIRST}, {"epochs": 0.25}
+    ),
     FRESH: Arm("skipping", {"net": f"resnet{FULL}", "target": TARGET}),
 }
 
@@ -63,11 +64,6 @@ def percent(measure: Measure) -> Measure:
     return lambda results: 100 * measure(results)
 
 
-def rivals(arm: str) -> Measure:
-    """Networks alone, at the mean cost of an arm."""
-    return static_at((SMALLEST, SMALL, FULL), macs_of(arm, "chosen"))
-
-
 def versus(
     id: str, text: str, paper: str, arm: str, rival: Measure, named: str, margin: float = 0.0,
     expected: float | None = None,
@@ -86,24 +82,18 @@ CLAIMS = [
            "above ResNet-50 with 20 % less computation (abstract of ConvNet-AIG)", AIG,
            accuracy(alone(FULL), FULL), alone(FULL), -1.0, expected=0.0),
     versus(PRIMARY[1], "Gates are better than static networks of their mean cost, of as many epochs",
-           "as above", AIG, rivals(AIG),
+           "as above", AIG, static_at(STATIC, AIG),
            "static networks at its cost", expected=0.8),
     versus(PRIMARY[2], "Which images skip a block matters: gates are more than half a point above "
            "blocks that run for as many images, drawn at random", "not asked", AIG,
            percent(record(AIG, "random_accuracy")), "random images", 0.5, expected=1.5),
-    times("saves/macs", "Gates take at most 0.75 of the MACs, themselves included",
-          "20 % and 38 % less (abstract of ConvNet-AIG)", "MACs",
-          {AIG: macs_of(AIG, "chosen"), alone(FULL): macs_of(alone(FULL), FULL)}, 0.75, below=True),
     times("saves/time", "In batches of 64, the speed-up is at least 0.9 of that by MACs", "not asked",
           "×", {"by the clock": of_speed(AIG, "skipping", "speed_up"),
            "by MACs": of_speed(AIG, "skipping", "by_macs")}, 0.9),
-    level("open-rate", f"The mean open rate is at most 0.05 above its target of {TARGET}",
-          "near the target", ("above the target", lambda r: r[AIG]["skipping"]["mean"] - TARGET), 0.05,
-          "of the blocks", below=True),
     versus("tight/static", "At open rates of 0.4, gates are better than static networks of their cost",
-           "not asked", TIGHT, rivals(TIGHT), "static networks at its cost"),
+           "not asked", TIGHT, static_at(STATIC, TIGHT), "static networks at its cost"),
     versus("skipnet/static", "SkipNet is better than static networks of its mean cost",
-           "not asked", SKIPNET, rivals(SKIPNET),
+           "not asked", SKIPNET, static_at(STATIC, SKIPNET),
            "static networks at its cost"),
     Claim("skipnet/cost", "SkipNet's reward lets images skip more than a tenth of the blocks",
           "70 to 50 % of the computation (SkipNet's code)", "% of the blocks",
@@ -122,7 +112,7 @@ STUDY = Study(
     fingerprint=image_fingerprint,
     questions=[
         Question("Are gates better than static networks?", (alone("*"), f"{AIG}*"),
-                 ("saves/*", "open-rate", "tight/*")),
+                 ("saves/*", "tight/*")),
         Question("Other ways to train gates", (AIG, FRESH, SKIPNET), ("skipnet/*", "fresh")),
     ],
     plot=Plot(Axis("million MACs an image", 1e-6), Axis("test accuracy, %", 100), {

@@ -2,7 +2,8 @@
 
 ResNet-20 of four widths (slimmable), and a gate that learns on images that the network has not seen.
 A tenth of the training images sets the cost penalty, another tenth teaches the gate; networks alone
-leave out the first tenth only.
+leave out the first tenth only. So the arm whose gate learns on the network's own images tells what four
+widths cost the widest.
 
 Controls: networks of one width and fewer blocks, at the mean cost; as many images at each width, drawn
 at random; the cheapest width that is right (an oracle).
@@ -14,8 +15,6 @@ from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import (
     accuracy,
     alone,
-    level,
-    macs_of,
     more,
     of_speed,
     static_at,
@@ -23,7 +22,7 @@ from stepwell.claims.kit.measures import (
 )
 from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
 
-FULL, SMALL, SMALLEST = "20", "14", "8"
+STATIC = SMALLEST, SMALL, FULL = "8", "14", "20"
 DOUBT, STEM, TIGHT = "gate by doubt", "gate on the stem", "gate by doubt, target 0.3"
 SANDWICH, SEEN = "gate by doubt, sandwich", "gate by doubt, on images of the network"
 TARGET = 0.5
@@ -51,11 +50,6 @@ def control(arm: str, key: str) -> Measure:
     return lambda results: 100 * float(results[arm]["widths"]["controls"][key])
 
 
-def rivals(arm: str) -> Measure:
-    """Networks alone, at the mean cost of an arm."""
-    return static_at((SMALLEST, SMALL, FULL), macs_of(arm, "chosen"))
-
-
 def gain(
     id: str, text: str, arm: str, named: str, rival: Measure, margin: float = 0.0,
     expected: float | None = None, paper: str = "not asked",
@@ -72,25 +66,22 @@ def gain(
 PRIMARY = ("better-than-static", "better-than-chance", "network-unharmed")
 CLAIMS = [
     gain(PRIMARY[0], "Widths and gate are better than static networks of their mean cost", DOUBT,
-         "static networks at its cost", rivals(DOUBT), expected=1.0,
+         "static networks at its cost", static_at(STATIC, DOUBT), expected=1.0,
          paper="a figure (DS-Net)"),
     gain(PRIMARY[1], "Which image runs at which width matters: the gate is better than as many images "
          "at each width, drawn at random", DOUBT, "random images", control(DOUBT, "random"),
          expected=0.6),
     more(PRIMARY[2], "Four widths in one network do not harm the widest by more than 1.5 points",
          "24.0 % error of ResNet-50 at full width (README of slimmable networks)",
-         (f"{DOUBT}: 1", accuracy(DOUBT, "1")), (alone(FULL), accuracy(alone(FULL), FULL)), -1.5,
+         (f"{SEEN}: 1", accuracy(SEEN, "1")), (alone(FULL), accuracy(alone(FULL), FULL)), -1.5,
          ACCURACY, expected=0.0),
-    level("keeps-target", f"The mean cost is at most 0.03 above the target of {TARGET}", "not asked",
-          ("above the target", lambda r: r[DOUBT]["widths"]["cost"] - TARGET), 0.03, "of the MACs",
-          below=True),
     times("saves/time", "In batches of 64, the speed-up is at least 0.8 of that by MACs", "not asked",
           "×", {"by the clock": of_speed(DOUBT, "widths", "speed_up"),
                 "by MACs": of_speed(DOUBT, "widths", "by_macs")}, 0.8),
     gain("line", "The gate is better than the best mixture of two widths at its cost", DOUBT,
          "mixture of two widths", control(DOUBT, "line")),
     gain("tight/static", "At a target of 0.3, it is better than static networks of its cost", TIGHT,
-         "static networks at its cost", rivals(TIGHT)),
+         "static networks at its cost", static_at(STATIC, TIGHT)),
     gain("tight/chance", "At a target of 0.3, it is better than random images", TIGHT,
          "random images", control(TIGHT, "random")),
     gain("stem/chance", "A gate on the stem is better than random images", STEM, "random images",
@@ -101,7 +92,7 @@ CLAIMS = [
          (SANDWICH, accuracy(SANDWICH, "0.25")), (DOUBT, accuracy(DOUBT, "0.25")), 0.0, ACCURACY),
     more("oracle", "The cheapest right width, an oracle, is more than 3 points above the gate: better "
          "decisions would pay", "not asked", ("oracle", control(DOUBT, "oracle")),
-         (DOUBT, accuracy(DOUBT, "chosen")), 3.0, ACCURACY),
+         (DOUBT, accuracy(DOUBT, "chosen")), 3.0, ACCURACY, pool="oracle"),
 ]  # fmt: skip
 
 STUDY = Study(
@@ -112,7 +103,7 @@ STUDY = Study(
     fingerprint=image_fingerprint,
     questions=[
         Question("Are widths and a gate better than static networks?", (alone("*"), DOUBT, TIGHT),
-                 ("keeps-target", "saves/*", "line", "tight/*", "oracle")),
+                 ("saves/*", "line", "tight/*", "oracle")),
         Question("Which gate, and which training?", ("gate *",), ("stem/*", "seen/*", "sandwich")),
     ],
     plot=Plot(Axis("million MACs an image", 1e-6), Axis("test accuracy, %", 100), {

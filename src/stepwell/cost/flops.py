@@ -70,7 +70,7 @@ def _count(steps: Sequence[nn.Module], x: Inputs) -> list[tuple[int, int]]:
         ):
             for step in steps:
                 x = step(x)
-                counts = counter.get_flop_counts()["Global"]
+                counts = counter.get_flop_counts().get("Global", {})  # nothing was counted yet
                 pairs = sum(flops for operator, flops in counts.items() if str(operator) == ADDER)
                 totals.append((counter.get_total_flops() // 2, pairs // 2))
     finally:

@@ -251,8 +251,13 @@ def _unlabelled_of(
     folder: Path, classes: Sequence[str], labelled: BoxSet | None, *apart: BoxSet | None
 ) -> tuple[BoxSet, list[str]]:
     """The images below a folder and the labelled ones, each once, without those of other parts."""
-    own = {} if labelled is None else {content_of(file): file for file in labelled.files}
-    taken = {content_of(file): file for part in apart if part is not None for file in part.files}
+    own = {} if labelled is None else dict(zip(labelled.contents, labelled.files, strict=True))
+    taken = {
+        content: file
+        for part in apart
+        if part is not None
+        for content, file in zip(part.contents, part.files, strict=True)
+    }
     chosen = dict(own)
     twice, elsewhere = [], []
     for file in image_files(folder):

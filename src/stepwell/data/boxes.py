@@ -5,33 +5,28 @@ are counted from 0 in the order of the categories' ids, which may have holes. A 
 background class adds it.
 """
 
-import contextlib
 import hashlib
 import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool
-from PIL import ExifTags
 from torch import Tensor
 
 from stepwell.data.decoding import NAMED, check_files, image_files
 from stepwell.data.loader import generator_of, seed_of
-from stepwell.data.preprocess import UNREADABLE, open_image
+from stepwell.data.preprocess import open_image, upright_size
 from stepwell.files import damaged
 from stepwell.types import Boxes
 
 #: Largest json file that is read into memory.
 LARGEST = 1 << 30
-#: Bytes of a file, and its length, that say whether two images are equal.
-COMPARED = 1 << 16
-#: Orientations of EXIF that swap height and width.
-SWAPPED = (5, 6, 7, 8)
 #: Least side of a box in pixels; a smaller one has no area.
 SMALLEST = 0.01
 #: Pixels that a box may stick out of its image without a note: labelling tools round.
@@ -133,12 +128,17 @@ class BoxSet:
             raise ValueError(f"{len(found)} entries of boxes for {len(self)} images")
         return replace(self, truth=tuple(found), labelled=True, notes=())
 
+    @cached_property
+    def contents(self) -> tuple[bytes, ...]:
+        """`content_of` every image; the files are read once."""
+        return tuple(map(content_of, self.files))
+
     @property
     def fingerprint(self) -> str:
         """A hash of the images and of their boxes."""
         found = hashlib.sha256(json.dumps([self.classes, self.labelled]).encode())
-        for file, truth in zip(self.files, self.truth, strict=True):
-            found.update(content_of(file))
+        for content, truth in zip(self.contents, self.truth, strict=True):
+            found.update(content)
             for values in (truth.boxes, truth.labels, truth.crowd, truth.scores):
                 found.update(values.contiguous().numpy().tobytes())
         if self.known is not None:
@@ -353,19 +353,18 @@ def _predictions(source: Path, images: BoxSet, *, strict: bool) -> list[list["_R
 
 def check_apart(train: BoxSet, test: BoxSet, part: str = "test") -> None:
     """Raise ValueError if an image of `test` is among those of `train`, under whatever name."""
-    known = {content_of(file): file for file in train.files}
-    for file in test.files:
-        if (twin := known.get(content_of(file))) is not None:
+    known = dict(zip(train.contents, train.files, strict=True))
+    for content, file in zip(test.contents, test.files, strict=True):
+        if (twin := known.get(content)) is not None:
             raise ValueError(
                 f"{part} image {file} is training image {twin} (equal content): remove one of them"
             )
 
 
 def content_of(file: Path) -> bytes:
-    """A hash of a file's length and first bytes, equal for copies under any name."""
+    """A hash of a file's content, equal for copies under any name."""
     with file.open("rb") as opened:
-        start = opened.read(COMPARED)
-    return hashlib.blake2b(start + str(file.stat().st_size).encode(), digest_size=16).digest()
+        return hashlib.file_digest(opened, partial(hashlib.blake2b, digest_size=16)).digest()
 
 
 def read_content(file: Path) -> Any:
@@ -554,7 +553,7 @@ def _boxes_of(rows: Sequence[_Row]) -> Boxes:
 def _notes(
     file: Path, images: Path, paths: Sequence[Path], rows: Sequence[Sequence[_Row]]
 ) -> list[str]:
-    """What was repaired or left out, and what may be forgotten."""
+    """Lines about repaired and left out entries, and about entries that may be forgotten."""
     own = [(path.name, row) for path, found in zip(paths, rows, strict=True) for row in found]
     no_area = [name for name, row in own if not row.area]
     out = [name for name, row in own if row.clipped > ROUNDING]
@@ -583,11 +582,7 @@ def unlisted(images: Path, *parts: BoxSet) -> list[Path]:
 def _upright_size(path: Path) -> tuple[int, int]:
     """Height and width of an image as viewers show it, from its header."""
     with open_image(path) as image:
-        width, height = image.size
-        orientation = None
-        with contextlib.suppress(*UNREADABLE):  # damaged EXIF; the pixels are fine
-            orientation = image.getexif().get(ExifTags.Base.Orientation)
-    return (width, height) if orientation in SWAPPED else (height, width)
+        return upright_size(image)
 
 
 def _is_number(value: Any) -> bool:

@@ -7,6 +7,7 @@
 see the same pixels.
 """
 
+import contextlib
 import os
 import struct
 import zlib
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 #: The errors that PIL raises on files that are damaged or no images.
 UNREADABLE = (
@@ -24,6 +25,8 @@ UNREADABLE = (
     EOFError, struct.error, zlib.error, MemoryError, OverflowError, Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )  # fmt: skip
+#: Orientations of EXIF that swap height and width.
+SWAPPED = (5, 6, 7, 8)
 #: An image: its file, a PIL image, or an array (height, width) or (height, width, 3 or 4).
 Source = str | Path | Image.Image | NDArray[Any]
 
@@ -52,6 +55,15 @@ def whole(source: Source, longest: int | None = None) -> NDArray[np.uint8]:
     Transparency is ignored. ValueError names an image that cannot be read.
     """
     return _read(source, lambda image: _whole(image, longest))
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Give height and width of an image as viewers show it, from its header."""
+    width, height = image.size
+    orientation = None
+    with contextlib.suppress(*UNREADABLE):  # damaged EXIF; the pixels are fine
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    return (width, height) if orientation in SWAPPED else (height, width)
 
 
 def _read(source: Source, form: Callable[[Image.Image], NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -77,7 +77,7 @@ class Texts(NamedTuple):
 
     @property
     def places(self) -> list[str]:
-        """Where each text stands."""
+        """The place of each text: file and line, or number."""
         return [f"{self.path}, line {line}," for line in self.lines]
 
 

@@ -134,7 +134,7 @@ class TokenSet:
 
     @property
     def cut_note(self) -> str:
-        """How many texts were cut, in words; empty if none was."""
+        """A sentence with the number of texts that were cut; empty if none was."""
         count, s = len(self), "s" * (len(self) != 1)
         are = "are" if self.cut > 1 else "is"
         words = f"{self.cut:,} of {count:,} text{s} {are} longer than {self.size} tokens and {are} cut"

@@ -22,7 +22,6 @@ NAME = "a detector"
 SIZE = "{} pixels (longer side)"
 ADVICE = {
     "delta": "export each depth",
-    "serve": "use stepwell predict, or its export",
     "calibrate": "its norms have no statistics: name the depths with --depths when you train",
 }
 NEXT = (
@@ -135,9 +134,9 @@ def serve(network: Network, *, engine: Engine = "torch") -> "Served":
     import torch
 
     from stepwell.data.box_batches import collated, restored
-    from stepwell.data.preprocess import whole
+    from stepwell.data.preprocess import upright_size, whole
     from stepwell.nets.predictions import Prediction
-    from stepwell.serve.served import Served, read_image, upright_size
+    from stepwell.serve.served import Served, read_image
 
     if engine != "torch":
         raise ValueError(f"a detector runs in torch: leave --engine {engine} out")

@@ -49,8 +49,8 @@ def set_budget(net: "NestedNet", limits: Mapping[str, Any]) -> None:
     found = best_budget([Budget(row[0], row[1], row[2]) for row in net.card.gate_budgets], **limits)
     add_price(net.module, found.price)
     say(
-        f"cost penalty {found.price:g}: {big(found.macs)} MACs an image in the mean, and "
-        f"{100 * found.accuracy:.2f} % right, on validation images"
+        f"cost penalty {found.price:g}: a mean of {big(found.macs)} MACs an image, and "
+        f"{100 * found.accuracy:.2f} % of the validation images right"
     )
 
 

@@ -33,8 +33,8 @@ NEXT = (
     "stepwell predict {run} TEXT|FILE.tsv|-",
 )  # fmt: skip
 SECTIONS = classifier.SECTIONS
-#: Words of the text that a server measures times with.
-WORDS = 32
+#: Words of the text that a server measures times with, and characters of a text that it takes.
+WORDS, LONGEST = 32, 100_000
 #: Standard input as a file.
 STDIN = "-"
 #: Letters of a text in a message.
@@ -141,6 +141,10 @@ def serve(network: Network, *, engine: Engine = "torch", cascade: bool = False) 
         parts = (given,) if isinstance(given, str) else tuple(given)
         if not parts:
             raise ValueError("there is no text")
+        if any(0xD800 <= ord(letter) <= 0xDFFF for part in parts for letter in part):
+            raise ValueError("the text holds half of a surrogate pair: send whole characters")
+        if (count := sum(map(len, parts))) > LONGEST:
+            raise ValueError(f"the text has {count:,} characters: send at most {LONGEST:,}")
         text.check([parts], ["the text"])
         return parts
 

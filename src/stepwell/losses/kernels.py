@@ -41,11 +41,16 @@ def gaussian_exponent(
 
 
 @in_full_precision
+def standardised(maps: Maps) -> Maps:
+    """(m - mean) / std over the batch; mean and deviation are constants for the gradient."""
+    fixed = maps.detach()
+    return (maps - fixed.mean()) / fixed.std(correction=0).clamp_min(1e-12)
+
+
+@in_full_precision
 def kernel_features(exponent: Maps) -> Maps:
-    """exp((e - mean) / std) over the batch; mean and deviation are constants for the gradient.
+    """exp((e - mean) / std), see `standardised`.
 
     Exponents above `LARGEST` deviations are cut there. Equal exponents give ones.
     """
-    fixed = exponent.detach()
-    scale = fixed.std(correction=0).clamp_min(1e-12)
-    return ((exponent - fixed.mean()) / scale).clamp(max=LARGEST).exp()
+    return standardised(exponent).clamp(max=LARGEST).exp()

@@ -66,7 +66,7 @@ class Detection(Objective):
 
 
 def _distances(own: Outputs, full: Outputs) -> dict[str, Tensor]:
-    """How far a depth's outputs are from the full depth's."""
+    """The distance of a depth's outputs from the full depth's."""
     logits = full["cls_logits"]
     found = {
         "scores": score_distance(own["cls_logits"], logits),

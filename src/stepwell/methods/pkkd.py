@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from stepwell.losses import label_cross_entropy, soft_target_kl
-from stepwell.losses.kernels import gaussian_exponent, kernel_features
+from stepwell.losses.kernels import gaussian_exponent, kernel_features, standardised
 from stepwell.methods.objective import Objective
 from stepwell.nets.adders.layers import AdderConv2d, adder_layers
 from stepwell.nets.adders.tracing import LayerValues
@@ -102,7 +102,7 @@ class ProgressiveKernelKD(Objective):
         output = ours[1].float()
         inputs, outputs = (value.detach().float() for value in theirs)
         if self.features == "raw":
-            return mse_loss(_standardised(output), _standardised(outputs))
+            return mse_loss(standardised(output), standardised(outputs))
         stride, padding = _pair(conv.stride), _pair(conv.padding)
         weight = conv.weight.detach().float()
         target = kernel_features(gaussian_exponent(inputs, outputs, weight, stride, padding))
@@ -126,11 +126,6 @@ def _identity(channels: int) -> nn.Conv2d:
     assert made.bias is not None
     nn.init.zeros_(made.bias)
     return made
-
-
-def _standardised(maps: Tensor) -> Tensor:
-    fixed = maps.detach()
-    return (maps - fixed.mean()) / fixed.std(correction=0).clamp_min(1e-12)
 
 
 def _pair(value: tuple[int, ...] | str) -> tuple[int, int]:

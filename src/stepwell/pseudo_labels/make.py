@@ -1,5 +1,6 @@
 """Labels from what teachers predict: merged classes, calibrated scores, fusion, thresholds."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -12,7 +13,14 @@ from torchvision.ops import batched_nms, box_iou
 from stepwell.data.boxes import BoxSet, some
 from stepwell.pseudo_labels.categories import Categories
 from stepwell.pseudo_labels.fusion import fuse, without_doubles
-from stepwell.pseudo_labels.thresholds import Calibration, as_many, best_f1, calibration, matched
+from stepwell.pseudo_labels.thresholds import (
+    Calibration,
+    Matches,
+    as_many,
+    best_f1,
+    calibration,
+    matched,
+)
 from stepwell.types import Boxes
 
 Thresholds = Literal["f1", "count", "fixed"]
@@ -24,7 +32,7 @@ LOOKED_AT, FEW = 1000, 5
 
 @dataclass(frozen=True, kw_only=True)
 class Making:
-    """How labels are made of predictions.
+    """Settings that turn predictions into labels.
 
     thresholds: of each class: the best F1 on labelled images, as many boxes an image as these have, or
         `min_score`.
@@ -79,6 +87,7 @@ class Judge:
         self.names, self.categories, self.making = tuple(names), categories, making
         self.calibrations: list[Calibration | None] = [None] * len(names)
         self.notes: list[str] = []
+        self.matches: Matches | None = None
         if reference is None:
             if making.thresholds != "fixed" or making.calibrate:
                 raise ValueError(
@@ -91,7 +100,7 @@ class Judge:
             self._calibrate(images, found)
         self.reference = images
         fused = self.fused(found)
-        self.matches = matched(fused.boxes, images.truth, len(categories.names))
+        self.matches = matched(self._told(images, fused.boxes), images.truth, len(categories.names))
 
     def fused(self, found: Sequence[Sequence[Boxes | None]]) -> Fused:
         """The boxes of all teachers in each image as one set.
@@ -131,6 +140,14 @@ class Judge:
         record = self._record(found, fused, labelled, limits)
         return Made(labelled, record, tuple(self.notes + self._doubts(labelled)))
 
+    def _told(self, images: BoxSet, found: Sequence[Boxes]) -> list[Boxes]:
+        """The boxes of the classes that the labels tell of: of others nobody knows which are right."""
+        known = images.known
+        if known is None:
+            labelled = self.categories.labelled
+            known = (labelled if labelled.any() else ~labelled).expand(len(images), -1)
+        return [own.chosen(row[own.labels]) for own, row in zip(found, known, strict=True)]
+
     def _mapped(self, teacher: int, boxes: Boxes | None) -> Boxes:
         """A teacher's boxes with the common classes and calibrated scores."""
         if boxes is None:
@@ -146,7 +163,8 @@ class Judge:
         for k, boxes in enumerate(found):
             covered = self.categories.covers[k]
             truth = [own.chosen(covered[own.labels]) for own in images.truth]
-            seen = matched([self._mapped(k, own) for own in boxes], truth, classes)
+            mapped = [self._mapped(k, own) for own in boxes]
+            seen = matched(self._told(images, mapped), truth, classes)
             self.calibrations[k] = calibration(seen)
             if self.calibrations[k] is None and 0 < int(seen.right.sum()) < len(seen.right):
                 self.notes.append(
@@ -159,6 +177,7 @@ class Judge:
         making, classes = self.making, len(self.categories.names)
         if making.thresholds == "fixed":
             return torch.full((classes,), making.min_score)
+        assert self.matches is not None, "labels decide these thresholds"
         if making.thresholds == "f1":
             return best_f1(self.matches, making.min_score)
         wanted = self.matches.true.double() / len(self.reference) * images
@@ -179,7 +198,8 @@ class Judge:
                 f"{who}: no box in {images} images, of any score: name another teacher, or other images"
             )
         best = float(scores.max())
-        lower = float(f"{0.9 * best:.1g}")
+        digit = 10.0 ** math.floor(math.log10(0.9 * best))
+        lower = round(math.floor(0.9 * best / digit) * digit, 10)  # rounded down: the best reaches it
         count = int((scores >= lower).sum())
         raise ValueError(
             f"{who}: no box reaches --min-score {self.making.min_score:g} in {images} images; the best "
@@ -212,9 +232,11 @@ class Judge:
         for name, adjust in zip(self.names, self.calibrations, strict=True):
             if adjust is not None:
                 record["teachers"][name]["calibration"] = [*adjust]
-        if hasattr(self, "matches"):
+        if self.matches is not None:
             for i, name in enumerate(names):
                 own = self.matches.labels == i
+                if not (own.any() or self.matches.true[i]):
+                    continue  # nothing is known of it
                 above = own & (self.matches.scores >= limits[i])
                 right, true = int((above & self.matches.right).sum()), int(self.matches.true[i])
                 classes[name] |= {

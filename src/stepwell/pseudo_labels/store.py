@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from stepwell.data.boxes import BoxSet, content_of
+from stepwell.data.boxes import BoxSet
 from stepwell.files import damaged, read_json, write_whole
 from stepwell.pseudo_labels.teachers import BoxTeacher
 from stepwell.types import Boxes
@@ -63,7 +63,7 @@ class Store:
         The next images are read, and the last boxes written, while the teacher runs. `progress` gets
         the number of shards, and gives a call to make after each.
         """
-        contents = [content_of(file).hex() for file in images.files]
+        contents = [content.hex() for content in images.contents]
         unknown = {c: i for i, c in reversed([*enumerate(contents)]) if c not in self._known}
         missing = sorted(unknown.values())
         if not missing:

@@ -19,6 +19,7 @@ from stepwell.nets.detection.onnx import OnnxDetector
 from stepwell.nets.files.container import kind_of, network_file
 from stepwell.nets.files.nested import fingerprint
 from stepwell.nets.files.onnx import file_sha256, onnx_fingerprint, open_onnx
+from stepwell.teachers.opening import path_and_depth
 from stepwell.types import Boxes
 
 #: The forms of a teacher's name, for errors.
@@ -129,12 +130,7 @@ def _open(name: str, size: int | None, known: BoxSet | None) -> BoxTeacher:
     builder, equals, file = name.partition("=")
     if equals and not path.exists():
         return _torchvision(name, builder.removeprefix(PREFIX), Path(file), size)
-    depth = None
-    if not path.exists() and "@" in name:
-        before, _, depth = name.rpartition("@")
-        path = Path(before)
-    if not name or not path.exists():
-        raise FileNotFoundError(f"no teacher {name!r}: name {KINDS}")
+    path, depth = path_and_depth(name, KINDS)
     if path.suffix == ".onnx":
         found = OnnxDetector.open(path, open_onnx(path))
         sides = "" if size is None else f":{size}"

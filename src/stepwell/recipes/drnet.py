@@ -160,7 +160,7 @@ def drnet(
     target, smoothing = choosing.target, training.label_smoothing
     network, apart = inputs.train, inputs.train
     if choosing.held_out:
-        network, apart = choices.parts_for_chooser(inputs.train, choosing.held_out)
+        network, apart = choices.parts_for_chooser(inputs.train, choosing.held_out, init)
     with classification.open_task("drnet", out, loop, arguments, inputs, nested) as task:
         if not _take_norms(model, init, start):
             fit(

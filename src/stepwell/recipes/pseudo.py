@@ -27,11 +27,11 @@ _BOX_TEACHERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabels:
-    """How the teachers' boxes become labels.
+    """Settings that turn the teachers' boxes into labels.
 
     Attributes:
-        thresholds: of each class: best F1 on labelled images, as many boxes as these have (count), or
-            --min-score for all.
+        thresholds: of each class: best F1 on labelled images, or as many boxes as they have; fixed:
+            the same for all, by --min-score.
         min_score: threshold if fixed, and of a class that the labels do not decide.
         ignore_from: boxes from this score up to the threshold are neither objects nor background.
         calibrate: map each teacher's scores to its share of right boxes on labelled images.

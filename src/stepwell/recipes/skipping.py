@@ -106,7 +106,10 @@ def skipping(
             part = task.validation or task.train.with_images(task.train.images)
             if aig:
                 settle_open_rate(net, part, gates.target)
-            net.card = replace(net.card, gate_budgets=tuple(b[:3] for b in gate_budgets(net, part)))
+            if task.validation is not None:  # accuracies of training images would mislead
+                budgets = gate_budgets(net, task.validation)
+                kept = tuple((b.price, b.macs, b.accuracy) for b in budgets)
+                net.card = replace(net.card, gate_budgets=kept)
 
         return classification.finish(
             task, nested, kind=KIND, write=partial(save, kind=KIND),

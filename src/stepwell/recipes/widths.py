@@ -108,7 +108,7 @@ def widths(
     model = WidthNet(nested, width.gate)
     costs = macs_of_choices(model, size)
     check_target(costs, width.target_cost)
-    of_network, of_gate = choices.parts_for_chooser(inputs.train, width.gate_fraction)
+    of_network, of_gate = choices.parts_for_chooser(inputs.train, width.gate_fraction, init)
     method = Slimmable(nested, sandwich=width.sandwich, label_smoothing=training.label_smoothing)
     Draw(ablation.estimator, ablation.temperature).check(training=True)
     with classification.open_task("widths", out, loop, arguments, inputs, nested) as task:

@@ -15,6 +15,7 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 import stepwell
 from stepwell.serve.engine import Answer, Engine, StoppedError, describe
@@ -47,7 +48,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request asks for beside its inputs."""
+    """The options of a request."""
 
     depth: str | None
     budget_ms: float | None
@@ -144,6 +145,8 @@ class Uploads:
         try:
             async with asyncio.timeout(self.limits.seconds):
                 return await self._read(request, most)
+        except ClientDisconnect:
+            raise HTTPException(400, "the client has gone") from None
         except TimeoutError:
             words = f"the request did not arrive within {self.limits.seconds:g} s"
             raise HTTPException(408, words, {"Connection": "close"}) from None

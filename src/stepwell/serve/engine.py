@@ -21,7 +21,7 @@ class StoppedError(Exception):
 
 
 class Answer(NamedTuple):
-    """What a request gets.
+    """The answer to a request.
 
     row: that was run; `prediction.depth` may name the depth within it, of a cascade or a chooser.
     ms: milliseconds from arrival to answer. batch: inputs that ran together. late: after the deadline.
@@ -194,22 +194,25 @@ class Engine:
                     if self._closing and not self.scheduler.coming:
                         return
                     self._changed.wait()
-            self._answer(batch)
+            try:
+                self._answer(batch)
+            except Exception as error:  # goes to those who wait; the thread must not end
+                for job in batch.jobs:
+                    if not job.future.done():
+                        job.future.set_exception(error)
+            finally:
+                with self._changed:
+                    self.scheduler.ended()
 
     def _answer(self, batch: Batch) -> None:
-        # a client that has gone cancels its request
+        # a cancelled request does not run
         jobs = [job for job in batch.jobs if job.future.set_running_or_notify_cancel()]
         if not jobs:
             return
         start = time.monotonic()
-        try:
-            predictions = self.served.run(
-                [job.input for job in jobs], batch.row, max(job.top for job in jobs)
-            )
-        except Exception as error:  # goes to those who wait; the thread must not end
-            for job in jobs:
-                job.future.set_exception(error)
-            return
+        predictions = self.served.run(
+            [job.input for job in jobs], batch.row, max(job.top for job in jobs)
+        )
         end = time.monotonic()
         with self._changed:
             self.scheduler.finished(batch.row, len(jobs), end - start)

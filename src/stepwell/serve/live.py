@@ -1,4 +1,4 @@
-"""What a server did lately: numbers for Prometheus, and the seconds of the page's chart."""
+"""Counts of a server: metrics for Prometheus, and the last seconds for the page's chart."""
 
 import threading
 import time

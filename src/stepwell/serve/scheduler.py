@@ -121,6 +121,10 @@ class Scheduler:
     def finished(self, row: str, size: int, seconds: float) -> None:
         """Correct the table of times by a batch that has run."""
         self.controller.table.correct(row, size, seconds)
+        self.ended()
+
+    def ended(self) -> None:
+        """Note that no batch runs, however the last one ended."""
         self._until = None
 
     def _wait(self, now: float) -> float:

@@ -1,4 +1,4 @@
-"""What a kind of network gives to be served, and images as a server reads them."""
+"""The interface between a kind of network and the server, and the server's reader of images."""
 
 import io
 import warnings
@@ -18,7 +18,6 @@ from stepwell.types import Images
 
 T = TypeVar("T")
 #: The EXIF tag whose values from 5 on turn an image on its side.
-ORIENTATION = 0x0112
 #: Formats that a server decodes; Pillow would run another program for some others.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
@@ -104,10 +103,3 @@ def check_pixels(image: Image.Image) -> None:
         raise ValueError(
             f"the image has {width} × {height} pixels, and the server takes {most:,}: make it smaller"
         )
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width of an image that is turned upright by its EXIF orientation."""
-    width, height = image.size
-    turned = image.getexif().get(ORIENTATION, 1) >= 5
-    return (width, height) if turned else (height, width)

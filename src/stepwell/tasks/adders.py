@@ -23,15 +23,15 @@ IMAGES = 2048
 def settle(net: NestedNet, task: Task[Any], images: int | None = None) -> None:
     """Replace the norms' statistics by those of training images without augmentation.
 
-    The filters of adder layers change fast, and the moving averages of training lag behind: of a short
-    training, they made 53 % of 95 % accuracy.
+    The filters of adder layers change fast, and the moving averages of training lag behind: after a
+    short training, the same weights are far less accurate with them.
 
     Args:
         images: most images to take, in whole batches; by default all.
     """
     train = task.train
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a last batch of one image the training has warned
+        warnings.simplefilter("ignore")  # the training has told of a last batch of one image
         batches = Batches(  # in random order, because folders are in the order of their classes
             train.images, train.batch_size, mean=train.mean, std=train.std, shuffle=True,
             seed=train.seed,

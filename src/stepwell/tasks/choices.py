@@ -62,13 +62,20 @@ def validate_chosen(
     return validate
 
 
-def parts_for_chooser(train: Batches, fraction: float) -> tuple[Batches, Batches]:
+def parts_for_chooser(train: Batches, fraction: float, init: object = None) -> tuple[Batches, Batches]:
     """The batches of the network, and those that only the chooser learns on: a share of the images.
 
-    With a share of 0 it learns on those of the network.
+    With a share of 0 it learns on those of the network. Weights of `init` may have learned all images:
+    a warning says so.
     """
     if not fraction:
         return train, train.reseeded("gate")
+    if isinstance(init, Path):
+        warnings.warn(
+            f"the network of {init} may have learned the images that only the chooser should learn on, "
+            "and be too sure there: leave --init out, or set --gate-fraction 0 knowingly",
+            stacklevel=3,
+        )
     network, chooser = train.images.split(fraction)
     return train.of(network), train.of(chooser).reseeded("gate")
 

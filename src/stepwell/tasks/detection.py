@@ -125,7 +125,7 @@ def shown(
     test: BoxSet, found: Mapping[str, Sequence[Boxes]], judged: str,
     pictured: Mapping[str, Sequence[Boxes]],
 ) -> dict[str, Any]:  # fmt: skip
-    """What a run's page shows: the test images where `judged` errs most, with boxes; and curves.
+    """Write the pictures and curves of a run's page: the test images on which `judged` errs most.
 
     Errors are missed true boxes, and wrong boxes with a score of at least `SURE`.
     """

@@ -107,7 +107,7 @@ def open_sources(
 def _settled(
     labels: bool, teachers: int, *, thresholds: Any, calibrate: bool | None, **how: Any
 ) -> Making:
-    """How labels are made, with the usual settings of what is None."""
+    """The settings, with the usual value in place of each None."""
     usual: Thresholds = ("f1" if labels else "fixed") if thresholds is None else thresholds
     adjust = labels and teachers > 1 if calibrate is None else calibrate
     return Making(thresholds=usual, calibrate=adjust, **how)

@@ -190,23 +190,30 @@ def _open(name: str) -> Source:
         card = start_pretrained(net).card
         mark = digest({"network": name}, dict(net.module.state_dict()))[:16]
         return _source(name, net, mark, card)._replace(normalisation=(card.mean, card.std))
-    path, depth = Path(name), None
+    path = Path(name)
     network, _, file = name.partition("=")
     if not path.exists() and (network in BUILDERS or network.startswith(PREFIX)):
         net, plain_card = load_plain(network, Path(file))
         mark = f"{network}={fingerprint(Path(file))}"
         return _source(name, net, mark, plain_card)
-    if not path.exists() and "@" in name:
-        before, _, depth = name.rpartition("@")
-        path = Path(before)
-    if not name or not path.exists():
-        raise FileNotFoundError(f"no teacher {name!r}: name {KINDS}")
+    path, depth = path_and_depth(name, KINDS)
     if path.suffix == ".onnx":
         if depth is not None:
             raise ValueError(f"{name}: an ONNX file has one depth; drop @{depth}")
         onnx = OnnxNet(path)
         return _source(str(path), onnx, onnx_fingerprint(path), onnx.card)
     return _stepwell(name, path, depth)
+
+
+def path_and_depth(name: str, kinds: str) -> tuple[Path, str | None]:
+    """The path of a teacher, and its depth in PATH@DEPTH; FileNotFoundError, which names `kinds`."""
+    path, depth = Path(name), None
+    if not path.exists() and "@" in name:
+        before, _, depth = name.rpartition("@")
+        path = Path(before)
+    if not name or not path.exists():
+        raise FileNotFoundError(f"no teacher {name!r}: name {kinds}")
+    return path, depth
 
 
 def _stepwell(name: str, path: Path, depth: str | None) -> Source:

@@ -33,6 +33,11 @@ def accuracy(arm: str, row: str) -> Measure:
     return of_test(arm, f"{row}/accuracy", 100)
 
 
+def correct(arm: str, row: str) -> Named:
+    """`accuracy`, with the arm's name."""
+    return arm, accuracy(arm, row)
+
+
 def on_lines(points: Sequence[tuple[float, float]], x: float) -> float:
     """The height at x of straight lines between points, from left to right; beyond them, of the end."""
     xs, ys = (np.array(values) for values in zip(*points, strict=True))
@@ -49,8 +54,13 @@ def alone(depth: str) -> str:
     return f"{depth} alone"
 
 
-def static_at(depths: Sequence[str], macs: Measure) -> Measure:
-    """Accuracy in percent of networks alone at a number of MACs, on straight lines between them."""
+def static_at(depths: Sequence[str], arm: str) -> Measure:
+    """Accuracy in percent of networks alone at the mean MACs of an arm's choices.
+
+    It lies on straight lines between these networks; beyond them it is that of the cheapest or
+    costliest one.
+    """
+    macs = macs_of(arm, "chosen")
 
     def measure(results: Mapping[str, Mapping[str, Any]]) -> float:
         rivals = [

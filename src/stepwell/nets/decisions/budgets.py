@@ -43,8 +43,8 @@ def best_budget(
         raise ValueError("give a budget: ms, macs, accuracy or some of them")
     if not budgets:
         raise ValueError(
-            "this network knows no budgets: it never chose, or its file was saved by an older "
-            "version and the network must be trained again"
+            "this network knows no budgets: it never chose, had no validation images, or was saved by "
+            "an older version; train it again with --val-fraction above 0"
         )
     if ms is not None and not all(b.shares for b in budgets):
         raise ValueError(

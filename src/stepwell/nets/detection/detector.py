@@ -81,7 +81,7 @@ class Detector(nn.Module):
         return found
 
     def outputs(self, maps: Mapping[str, Tensor]) -> Outputs | None:
-        """What the head gives at every place of the maps; None of a detector of two stages."""
+        """The outputs of the head at every place of the maps; None for a detector of two stages."""
         if not hasattr(self.head, "head"):
             return None
         given: Outputs = self.head.head([*maps.values()])

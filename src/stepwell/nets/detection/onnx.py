@@ -130,7 +130,7 @@ class OnnxDetector:
 
 
 def _problem(about: Mapping[str, Any], outputs: list[str]) -> str | None:
-    """What is wrong with the json file beside a graph, in words; None if nothing is."""
+    """A sentence about the fault of the json file beside a graph; None if it has none."""
     classes, named, size = (about.get(name) for name in ("classes", "outputs", "size"))
     if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
         return '"classes" is no list of names'

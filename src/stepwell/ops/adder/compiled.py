@@ -1,5 +1,6 @@
 """C compiled at first use, and kept in the user's cache folder under a hash of all it depends on."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -68,8 +69,9 @@ def _file(more: Sequence[str]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for damaged in folder.glob(f"adder-{key}-*.so"):
-            if damaged.name == file.name or damaged.name != _name(key, damaged.read_bytes()):
-                damaged.unlink()
+            with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                if damaged.name != _name(key, damaged.read_bytes()):
+                    damaged.unlink()
         write_whole(file, binary)
     except OSError as error:
         warnings.warn(
@@ -114,7 +116,7 @@ def compile_source(more: Sequence[str] = ()) -> bytes:
 
 
 def processor() -> str:
-    """What tells one kind of processor from another, for a home that several machines share."""
+    """The kind of this processor in words, for a home that several machines share."""
     words = [platform.system(), platform.machine(), platform.processor()]
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()

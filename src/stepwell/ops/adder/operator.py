@@ -49,12 +49,14 @@ def checked_pair(name: str, value: int | tuple[int, int], least: int) -> tuple[i
 
 
 def checked_shapes(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> None:
-    """Raise ValueError for shapes that do not fit, or leave no output pixel."""
+    """Raise ValueError for shapes that do not fit, no output pixel, or tensors on two devices."""
     if x.ndim != 4 or weight.ndim != 4:
         raise ValueError(
             "an adder layer takes maps (batch, channels, height, width) and filters of four "
             f"dimensions, not {tuple(x.shape)} and {tuple(weight.shape)}"
         )
+    if x.device != weight.device:
+        raise ValueError(f"maps on {x.device}, and filters on {weight.device}: move one of them")
     if x.shape[1] != weight.shape[1]:
         raise ValueError(
             f"filters for {weight.shape[1]} channels, and maps of {x.shape[1]}: adder layers have no "

@@ -25,10 +25,16 @@ def sum_of_absolute_differences(
         zero: the byte that stands for 0, with which the maps are padded.
 
     Raises:
-        ValueError: shapes do not fit, `zero` is no byte, or a sum could exceed an int32.
+        ValueError: shapes do not fit, the tensors are no bytes on one device, `zero` is no byte, or a
+            sum could exceed an int32.
     """
     stride, padding = checked_pair("stride", stride, 1), checked_pair("padding", padding, 0)
     checked_shapes(x, weight, stride, padding)
+    if (x.dtype, weight.dtype) != (torch.uint8, torch.uint8) or x.device != weight.device:
+        raise ValueError(
+            f"maps of {x.dtype} on {x.device}, filters of {weight.dtype} on {weight.device}: both must "
+            "be torch.uint8 on one device"
+        )
     if not 0 <= zero <= 255:
         raise ValueError(f"zero is a byte, 0 to 255, not {zero}")
     if weight[:1].numel() * 255 >= 2**31:
