@@ -42,6 +42,7 @@ NETWORKS = {
     "vit6": "a vision transformer of 6 blocks and 96 channels for about 32 pixels; holds 1, 2, ..., 5",
     "FOLDER": "for texts: a BERT, RoBERTa or DistilBERT of Hugging Face's; 6 layers hold 1, 2, ..., 5",
     "timm/NAME": "a timm model with stages; a ViT or DeiT of 12 blocks holds 1, 2, ..., 11",
+    "adder/NAME": "one of these networks, with convolutions that only add (AdderNet)",
 }
 
 #: Dynamic inference, after the survey of Han et al. 2021: by section, then by leaf, the recipe, the

@@ -24,6 +24,8 @@ CLAIMS: dict[str, tuple[str, str]] = {
                 "experts of each token against one MLP of the same cost"),
     "kernels": ("stepwell.claims.kernels:STUDY",
                 "kernels mixed for each image against one kernel, and a deeper network"),
+    "pkkd": ("stepwell.claims.pkkd:STUDY",
+             "adder networks taught by a convolutional twin, and the same teaching of a convolution"),
     "pseudo": ("stepwell.claims.pseudo.study:STUDY", "detectors from boxes of teachers against labels "
                "and features alone, and detectors of several depths"),
     "fidelity": ("stepwell.claims.fidelity.study:STUDY", "does distillation work? agreement of "

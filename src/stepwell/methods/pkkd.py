@@ -47,19 +47,21 @@ class ProgressiveKernelKD(Objective):
         beta: b, the weight of the features; by default one over the number of adder layers.
         temperature: T of the soft targets.
         features: what is compared.
+        convolutional: `net` is a convolutional network, too: a control that tells whether a gain is
+            that of adder layers. Both sides have the Gaussian kernel, in all convolutions but the first.
 
     Raises:
         ValueError: a value is out of range; `net` has no adder layer, or sub-nets; the twin has no
-            convolution for an adder layer, or one of another shape.
+            convolution for a layer, or one of another shape.
     """
 
     def __init__(
         self, net: NestedNet, twin: NestedNet, *, alpha: float = 0.5, beta: float | None = None,
-        temperature: float = 1.0, features: Features = "mapped",
+        temperature: float = 1.0, features: Features = "mapped", convolutional: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         check_numbers(locals(), flags=False)
-        layers = adder_layers(net.module)
+        layers = _convolutions(net.module) if convolutional else adder_layers(net.module)
         if not layers:
             raise ValueError("the network has no adder layer: build it with adder=True")
         if net.subnets:
@@ -98,21 +100,32 @@ class ProgressiveKernelKD(Objective):
     def _apart(self, index: int, ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> Tensor:
         """The distance of the features of one layer."""
         conv = self.twin.module.get_submodule(self.layers[index])
-        assert isinstance(conv, nn.Conv2d)
-        output = ours[1].float()
-        inputs, outputs = (value.detach().float() for value in theirs)
+        layer = self.net.module.get_submodule(self.layers[index])
+        theirs = theirs[0].detach(), theirs[1].detach()
         if self.features == "raw":
-            return mse_loss(standardised(output), standardised(outputs))
-        stride, padding = _pair(conv.stride), _pair(conv.padding)
-        weight = conv.weight.detach().float()
-        target = kernel_features(gaussian_exponent(inputs, outputs, weight, stride, padding))
-        own = kernel_features(output)
+            return mse_loss(standardised(ours[1]), standardised(theirs[1]))
+        with torch.no_grad():
+            target = kernel_features(_exponent(conv, theirs))
+        own = kernel_features(_exponent(layer, ours))
         if self.features == "mapped":
             own = self.maps[index](own)
         return mse_loss(own.float(), target)
 
 
-def _check_twin(name: str, layer: AdderConv2d, conv: nn.Module | None) -> None:
+def _convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
+    """All convolutions but the first, which stays one in adder networks."""
+    found = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d)}
+    return dict([*found.items()][1:])
+
+
+def _exponent(layer: nn.Module, values: tuple[Tensor, Tensor]) -> Tensor:
+    """The exponent of a layer's kernel, of its input and output."""
+    if not isinstance(layer, nn.Conv2d):
+        return values[1]
+    return gaussian_exponent(*values, layer.weight, _pair(layer.stride), _pair(layer.padding))
+
+
+def _check_twin(name: str, layer: AdderConv2d | nn.Conv2d, conv: nn.Module | None) -> None:
     if not isinstance(conv, nn.Conv2d) or conv.weight.shape != layer.weight.shape:
         raise ValueError(f"the twin has no convolution {name!r} like the adder layer of this name")
     if (conv.stride, conv.padding) != (layer.stride, layer.padding) or conv.bias is not None:

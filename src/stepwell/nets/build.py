@@ -21,6 +21,9 @@ from stepwell.nets.nested.truncate import truncate
 from stepwell.nets.nested.widths import check_widths, width_name
 from stepwell.ranges import check_numbers
 
+#: Begins the name of a network whose convolutions add, such as "adder/resnet20".
+ADDER = "adder/"
+
 
 def _stem(
     make: Callable[..., nn.Module],
@@ -85,8 +88,8 @@ def build(
     """A nested net with fresh weights.
 
     Args:
-        name: a key of `BUILDERS`, such as "resnet34"; "timm/NAME" for a model of timm's; or a text
-            encoder and its layers, such as "bert/6".
+        name: a key of `BUILDERS`, such as "resnet34"; "timm/NAME" for a model of timm's; "adder/NAME"
+            for one of these with `adder=True`; or a text encoder and its layers, such as "bert/6".
         depths: the sub-nets: blocks per stage by name, `{"18": (2, 2, 2, 2)}`, or a list of names that
             the family knows, `["18"]`; a new name gives its blocks, `["half=2,2,2,2"]`.
         norms: "private" to each depth behind the fork, or "shared" (an ablation; see `NestedNet`).
@@ -109,6 +112,8 @@ def build(
     >>> build("resnet32", ["20", "26"], num_classes=10).depths
     {'20': (3, 3, 3), '26': (4, 4, 4), '32': (5, 5, 5)}
     """
+    if name.startswith(ADDER):
+        name, adder = name.removeprefix(ADDER), True if adder is False else adder
     builder = builder_of(name)
     depths = named_depths(name, depths, stages)
     full, changes = builder.full, dict[str, Any]()
@@ -192,8 +197,15 @@ def usual_depths(name: str, stages: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(dict.fromkeys(nearest))
 
 
+def is_network(name: str) -> bool:
+    """Check whether a text is a network's name, of those that images take."""
+    name = name.removeprefix(ADDER)
+    return name in BUILDERS or name.startswith(PREFIX)
+
+
 def builder_of(name: str) -> Builder:
     """The builder of a network by name; ValueError if there is none."""
+    name = name.removeprefix(ADDER)
     if name.startswith(PREFIX):
         return timm_builder(name.removeprefix(PREFIX))
     if is_encoder(name):
@@ -201,7 +213,7 @@ def builder_of(name: str) -> Builder:
     if name not in BUILDERS and Path(name).is_dir():
         raise ValueError(f"no network {name!r}: a folder is a text encoder, and --data holds no texts")
     if name not in BUILDERS:
-        raise ValueError(f"no network {name!r}; there are {', '.join(BUILDERS)}, {PREFIX}NAME")
+        raise ValueError(f"no network {name!r}; there are {', '.join(BUILDERS)}, {PREFIX}NAME, {ADDER}NAME")
     return BUILDERS[name]
 
 

@@ -17,7 +17,7 @@ from stepwell.data.image_flags import Augmentation, Images
 from stepwell.files import config_of
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.methods.netgraft import GraftLoss
-from stepwell.nets import BUILDERS, NestedNet, build
+from stepwell.nets import NestedNet, build, is_network
 from stepwell.nets.families.timm_models import PREFIX
 from stepwell.nets.grafting.surgery import Grafting, Start, Statistics
 from stepwell.recipes import flags
@@ -190,7 +190,7 @@ def _check_student(student: str, keep: Sequence[int]) -> None:
         raise ValueError(
             "say what to train: --student NAME, or --keep BLOCKS of each stage of the teacher"
         )
-    by_name = not student or student in BUILDERS or student.startswith(PREFIX)
+    by_name = not student or is_network(student)
     if not by_name and Path(student.partition("@")[0]).exists():
         raise ValueError(
             f"--student {student} is a file or a folder: name a network (`stepwell list`); for a "

@@ -1,7 +1,6 @@
 """Train an adder network by its convolutional twin, which trains at the same time."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -9,6 +8,7 @@ import torch
 from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.methods.pkkd import Features, ProgressiveKernelKD
+from stepwell.nets.build import ADDER
 from stepwell.ops.adder import Gradient
 from stepwell.recipes import flags
 from stepwell.tasks import adders, classification
@@ -42,12 +42,14 @@ class PkkdAblation(Together):
         gradient: of the adder layers, as for `adder_conv2d`.
         normed_logits: normalise the logits over the batch.
         everywhere: the first layer adds, too.
+        convolutional: the student is a convolutional network like the twin, from another random start.
     """
 
     local_rate: float = 0.2
     gradient: Gradient = "clipped"
     normed_logits: bool = True
     everywhere: bool = False
+    convolutional: bool = False
 
 
 def pkkd(
@@ -74,19 +76,20 @@ def pkkd(
     arguments = checked(locals())
     torch.manual_seed(training.seed)
     splits = classification.read_splits(data, out, images, net)
+    net = net.removeprefix(ADDER)
     adder = {n: getattr(ablation, n) for n in ("gradient", "normed_logits", "everywhere")}
-    nested, _ = classification.start_network(splits, net, stem=stem, adder=adder)
+    parts = {} if ablation.convolutional else {"adder": adder}
+    nested, _ = classification.start_network(splits, net, stem=stem, **parts)
     other, _ = classification.start_network(splits, net, stem=stem)
     inputs = classification.prepare(splits, images, training)
-    objective = ProgressiveKernelKD(nested, other, **vars(twin))
-    optim = training.optim()
-    if ablation.local_rate:
-        optim = with_local_rates(optim, ablation.local_rate)
+    objective = ProgressiveKernelKD(
+        nested, other, convolutional=ablation.convolutional, **vars(twin)
+    )
+    optim = with_local_rates(training.optim(), ablation.local_rate)
     with classification.open_task("pkkd", out, loop, arguments, inputs, nested) as task:
         fit(
             objective, task.train, optim, task.run, phase="train", loop=loop, epochs=training.epochs,
-            validate=adders.validator(nested, task), patience=training.patience,
+            validate=classification.validator(nested, task), patience=training.patience,
         )  # fmt: skip
         record = adders.record(objective, task)
-        settle = partial(adders.settle, task=task)
-        return classification.finish(task, nested, record={"pkkd": record}, settle=settle)
+        return classification.finish(task, nested, record={"pkkd": record})

@@ -102,7 +102,7 @@ def skipping(
             learn(policy, batches, training.optim(POLICY_RATE), phase="policy")
         target = {"target": gates.target} if aig else {}
 
-        def settle(net: NestedNet) -> None:
+        def decide(net: NestedNet) -> None:
             part = task.validation or task.train.with_images(task.train.images)
             if aig:
                 settle_open_rate(net, part, gates.target)
@@ -113,7 +113,7 @@ def skipping(
 
         return classification.finish(
             task, nested, kind=KIND, write=partial(save, kind=KIND),
-            measure=partial(_measured, target=target), settle=settle,
+            measure=partial(_measured, target=target), decide=decide,
         )  # fmt: skip
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import ModuleType
 
 from stepwell.data.text_files import holds_texts
-from stepwell.nets import BUILDERS
+from stepwell.nets import is_network
 
 TASKS = {"image": "stepwell.tasks.classification", "text": "stepwell.tasks.text"}
 
 
 def task_of(data: str, net: str) -> ModuleType:
     """Import the module of the task that `data` is for, or `net`: a folder is a text encoder."""
-    texts = holds_texts(data) or (net not in BUILDERS and Path(net).is_dir())
+    texts = holds_texts(data) or (not is_network(net) and Path(net).is_dir())
     return importlib.import_module(TASKS["text" if texts else "image"])

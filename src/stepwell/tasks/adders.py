@@ -1,56 +1,14 @@
-"""Runs of adder networks: norm statistics before they are measured, and what is recorded beside."""
+"""The record of a run of PKKD: the twin, and the gradients of the adder network's layers."""
 
-import warnings
-from collections.abc import Callable
 from copy import deepcopy
-from itertools import islice
 from typing import Any
 
 from stepwell.cost import energy
-from stepwell.data import Batches
 from stepwell.measure.depths import accuracy_on, cost_table
 from stepwell.methods.pkkd import ProgressiveKernelKD
 from stepwell.nets.adders.layers import adder_layers
-from stepwell.nets.nested.calibrate import estimate_all
-from stepwell.nets.nested.net import NestedNet
 from stepwell.tasks import classification
 from stepwell.tasks.classification import Task
-
-#: Images that give norms their statistics before a validation.
-IMAGES = 2048
-
-
-def settle(net: NestedNet, task: Task[Any], images: int | None = None) -> None:
-    """Replace the norms' statistics by those of training images without augmentation.
-
-    The filters of adder layers change fast, and the moving averages of training lag behind: after a
-    short training, the same weights are far less accurate with them.
-
-    Args:
-        images: most images to take, in whole batches; by default all.
-    """
-    train = task.train
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the training has told of a last batch of one image
-        batches = Batches(  # in random order, because folders are in the order of their classes
-            train.images, train.batch_size, mean=train.mean, std=train.std, shuffle=True,
-            seed=train.seed,
-        )  # fmt: skip
-    most = None if images is None else -(-images // train.batch_size)
-    estimate_all(net, islice(batches, most))
-
-
-def validator(net: NestedNet, task: Task[Any]) -> Callable[[], dict[str, float]] | None:
-    """As `classification.validator`, with present norm statistics."""
-    validate = classification.validator(net, task)
-    if validate is None:
-        return None
-
-    def settled() -> dict[str, float]:
-        settle(net, task, IMAGES)
-        return validate()
-
-    return settled
 
 
 def record(objective: ProgressiveKernelKD, task: Task[Any]) -> dict[str, Any]:
@@ -58,7 +16,7 @@ def record(objective: ProgressiveKernelKD, task: Task[Any]) -> dict[str, Any]:
     gradients = filter_gradients(objective, next(iter(task.train)))
     twin = deepcopy(objective.twin).eval().to(task.device)
     twin.mark("trained")
-    settle(twin, task)
+    classification.settle(twin, task.train)
     accuracy, _ = accuracy_on(twin, task.test, "test")
     size = task.train.images.size
     costs = cost_table(twin.cpu(), size)[twin.full]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -39,10 +40,11 @@ from stepwell.measure.inputs import INPUTS
 from stepwell.measure.mixtures import mixture_record
 from stepwell.measures import big
 from stepwell.nets import Card, NestedNet, build, builder_of, named_depths
+from stepwell.nets.adders.layers import adder_layers
 from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.files.initial_weights import Start, initialise, start_pretrained
 from stepwell.nets.files.nested import fingerprint, load, save
-from stepwell.nets.nested.calibrate import calibrate
+from stepwell.nets.nested.calibrate import calibrate, estimate_all
 from stepwell.nets.nested.cascade import Cascade
 from stepwell.nets.nested.depth_names import check_depth
 from stepwell.nets.nested.input_size import check_size
@@ -63,6 +65,8 @@ B = TypeVar("B", bound=Stream)
 USUAL: dict[str, Any] = {"epochs": 40, "batch_size": 128, "optimizer": "sgd"}
 #: Largest number of example pictures of each kind in the report.
 PICTURES = 24
+#: Images that give the norms of an adder network their statistics before a validation.
+SETTLING = 2048
 #: Images below this size get the small stem.
 SMALL = 64
 
@@ -302,16 +306,40 @@ def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:
 def validator(
     net: NestedNet, task: Task, depths: Sequence[str] | None = None, kind: str = "classifier"
 ) -> Callable[[], dict[str, float]] | None:
-    """A call that measures `net`, of a `kind`, on the validation part; none without such a part."""
+    """A call that measures `net`, of a `kind`, on the validation part; none without such a part.
+
+    The norms of an adder network get present statistics before (see `settle`).
+    """
     batches = task.validation
     if batches is None:
         return None
 
     def validate() -> dict[str, float]:
+        if adder_layers(net.module):
+            settle(net, task.train, SETTLING)
         with in_eval_mode(net):
             return tally(logits_where_it_is(net, depths), batches, tally_of(kind)).measures()
 
     return validate
+
+
+def settle(net: NestedNet, train: Batches, images: int | None = None) -> None:
+    """Replace the norms' statistics by those of training images without augmentation.
+
+    The filters of adder layers change fast, and the moving averages of training lag behind: after a
+    short training, the same weights are far less accurate with them.
+
+    Args:
+        images: most images to take, in whole batches; by default all.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the training has told of a last batch of one image
+        batches = Batches(  # in random order, because folders are in the order of their classes
+            train.images, train.batch_size, mean=train.mean, std=train.std, shuffle=True,
+            seed=train.seed,
+        )  # fmt: skip
+    most = None if images is None else -(-images // train.batch_size)
+    estimate_all(net, islice(batches, most))
 
 
 class Measured(NamedTuple):
@@ -329,7 +357,7 @@ def finish(
     kind: str = "classifier", write: Callable[[NestedNet, Path], object] | None = None,
     read: Callable[[Path], NestedNet] | None = None, cascade: Mapping[str, Any] | None = None,
     measure: Callable[[NestedNet, Any], Measured] | None = None,
-    settle: Callable[[NestedNet], object] | None = None,
+    decide: Callable[[NestedNet], object] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the trained `net` once on the test part, write the run's results, and return them.
 
@@ -345,7 +373,7 @@ def finish(
             from the training images, with a warning.
         kind: of the network. write, read: its file, by default as `save` and `load` do.
         cascade: options of `calibrate_cascade`, which sets a cascade on the validation part.
-        settle: sets what decisions of the trained network need, before it is measured and written.
+        decide: sets what decisions of the trained network need, before it is measured and written.
         measure: measures the network on the test part, and leaves it on the CPU; by default each depth.
     """
     run = task.run
@@ -356,8 +384,10 @@ def finish(
     net = (net if kept is None else kept).to(task.device)
     if kept is None:
         _complete(net, untrained or {}, task.train, net.depths if trained is None else trained)
-        if settle is not None:
-            settle(net)
+        if adder_layers(net.module):
+            settle(net, task.train)
+        if decide is not None:
+            decide(net)
         if task.validation is not None and not net.card.numeric:
             net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
             if cascade is not None:

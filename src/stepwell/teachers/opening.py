@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from stepwell.nets import BUILDERS, Card, NestedNet, build
+from stepwell.nets import Card, NestedNet, build, is_network
 from stepwell.nets.families.timm_models import PREFIX
 from stepwell.nets.files.container import digest, network_file
 from stepwell.nets.files.initial_weights import load_plain, start_pretrained
@@ -184,15 +184,14 @@ def open_teacher(
 
 
 def _open(name: str) -> Source:
-    by_name = name in BUILDERS or (name.startswith(PREFIX) and "=" not in name)
-    if by_name and not Path(name).exists():
+    if is_network(name) and "=" not in name and not Path(name).exists():
         net = build(name)
         card = start_pretrained(net).card
         mark = digest({"network": name}, dict(net.module.state_dict()))[:16]
         return _source(name, net, mark, card)._replace(normalisation=(card.mean, card.std))
     path = Path(name)
     network, _, file = name.partition("=")
-    if not path.exists() and (network in BUILDERS or network.startswith(PREFIX)):
+    if not path.exists() and is_network(network):
         net, plain_card = load_plain(network, Path(file))
         mark = f"{network}={fingerprint(Path(file))}"
         return _source(name, net, mark, plain_card)
@@ -332,7 +331,7 @@ def _ready(
 def _head_first(source: Source) -> str:
     """The way to a teacher of these classes from plain or published weights; else nothing."""
     network, _, file = source.name.partition("=")
-    if network not in BUILDERS and not network.startswith(PREFIX):
+    if not is_network(network):
         return ""
     init = file or "pretrained"
     return (

@@ -28,7 +28,7 @@ from stepwell.methods import Objective
 from stepwell.ranges import check_numbers
 from stepwell.train_mode import train_unfrozen
 from stepwell.training.job import LAST, Job, Loop, Stream, load_checked, read_checkpoint
-from stepwell.training.optim import Optim
+from stepwell.training.optim import Optim, suited
 from stepwell.training.progress import Progress, tell
 from stepwell.training.run import Run
 
@@ -61,6 +61,8 @@ def fit(
     appends a line to the run's metrics.jsonl and writes a checkpoint; a finished phase's holds only
     weights. The objective ends with the weights of its best epoch if there is `validate`, else of the
     last.
+
+    The filters of adder layers get the adaptive local learning rate, unless `optim` prepares gradients.
 
     Modules in eval mode inside a network in train mode, such as frozen norms, stay so. A network that
     is in eval mode as a whole, as `load` gives it, is set to train mode.
@@ -98,7 +100,7 @@ def fit(
         _close(folder, run.writes)
         return int(saved["position"])
     job = Job(
-        objective, train, optim, run, phase, total, validate, select or _mean_score, loop, patience
+        objective, train, suited(optim, objective), run, phase, total, validate, select or _mean_score, loop, patience
     )
     if saved is not None:
         job.restore(saved)
@@ -195,9 +197,13 @@ def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) ->
             self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None,
             gradient_clip_algorithm: str | None = None,
         ) -> None:  # fmt: skip
-            if job.optim.prepare is not None:
-                job.optim.prepare(job.objective)
+            prepared = job.optim.prepare(job.objective) if job.optim.prepare is not None else ()
+            gradients = [(parameter, parameter.grad) for parameter in prepared]
+            for parameter in prepared:
+                parameter.grad = None
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
 
         def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
             job.end_step(progress)

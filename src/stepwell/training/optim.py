@@ -1,7 +1,7 @@
 """Optimizers with their schedules, as plain values."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -24,12 +24,12 @@ class Optim(NamedTuple):
     factor: maps the share of training done, in [0, 1], to a factor of the learning rate. It is a closed
         form, so a resumed run needs no scheduler state.
     prepare: called with the objective once a step, after backward and before gradients are clipped; it
-        may change the gradients in place.
+        may change the gradients in place. It gives the parameters that clipping leaves out.
     """
 
     make: Callable[[nn.Module], Optimizer]
     factor: Callable[[float], float]
-    prepare: Callable[[Objective], None] | None = None
+    prepare: Callable[[Objective], Collection[nn.Parameter]] | None = None
 
 
 def sgd(lr: float, *, weight_decay: float = 5e-4, momentum: float = 0.9, warmup: float = 0.05) -> Optim:
@@ -87,20 +87,31 @@ def with_local_rates(optim: Optim, rate: float = 0.2) -> Optim:
 
     Once a step, each adder layer's filter gradient g of n numbers becomes rate · √n · g / ||g||, so the
     root of its mean square is `rate`. That is before the optimizer adds weight decay and momentum, and
-    after gradients were accumulated and averaged over processes. A zero gradient stays.
+    after gradients were accumulated and averaged over processes. A zero gradient stays. With a rate of 0,
+    all gradients stay as they are.
 
-    Train without clipping: the norm of all gradients is then about 100 in a ResNet-20, and clipping it
-    to 5 would divide those of all other layers by 20.
+    Clipping leaves these filters out: their gradients have a norm of about 100 in a ResNet-20, and
+    clipping all to 5 would divide the gradients of the other layers by 20.
     """
     return optim._replace(prepare=partial(scale_filter_gradients, rate=rate))
 
 
+def suited(optim: Optim, objective: nn.Module) -> Optim:
+    """`optim` with local rates if `objective` trains adder layers and nothing else is prepared."""
+    return with_local_rates(optim) if optim.prepare is None and adder_layers(objective) else optim
+
+
 @torch.no_grad()
-def scale_filter_gradients(module: nn.Module, rate: float) -> None:
-    """Set the root mean square of each adder layer's filter gradient to `rate`, in place."""
-    for layer in adder_layers(module).values():
-        gradient = layer.weight.grad
+def scale_filter_gradients(module: nn.Module, rate: float) -> list[nn.Parameter]:
+    """Set the root mean square of each adder layer's filter gradient to `rate`, in place.
+
+    Gives the filters. A rate of 0 changes nothing and gives none.
+    """
+    filters = [layer.weight for layer in adder_layers(module).values()] if rate else []
+    for weight in filters:
+        gradient = weight.grad
         if gradient is not None:
             norm = gradient.norm()
             scale = rate * math.sqrt(gradient.numel()) / norm
             gradient.mul_(torch.where(norm > 0, scale, torch.ones_like(norm)))
+    return filters

@@ -140,7 +140,9 @@ def start_pretrained(net: NestedNet, classes: tuple[str, ...] = ()) -> Start:
     A classifier of another size, or of other `classes`, stays fresh. Private norms start as the full
     net's. ValueError if no weights are published, they do not fit, or the download fails.
     """
-    name = net.builder[0] if net.builder is not None else "this network"
+    name, arguments = net.builder if net.builder is not None else ("this network", {})
+    if arguments.get("adder"):
+        raise ValueError("no weights of adder networks are published: give a file of weights instead")
     try:
         state, card = _timm(name) if name.startswith("timm/") else _torchvision(name)
     except OSError as error:

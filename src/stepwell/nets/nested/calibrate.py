@@ -51,10 +51,14 @@ def calibrate(net: NestedNet, batches: Iterable[tuple[Any, Any]]) -> None:
 
 
 def estimate_all(net: nn.Module, batches: Iterable[tuple[Any, Any]]) -> None:
-    """Apply `estimate` to every BatchNorm in `net`; without any, `batches` is not read."""
+    """Apply `estimate` to every BatchNorm in `net`, at every depth of a nested one.
+
+    Without BatchNorm, `batches` is not read.
+    """
+    run = net.forward_all if isinstance(net, NestedNet) else net
     norms = [m for m in net.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
     if norms:
-        estimate(net, norms, batches, lambda x, given: net(x, **given))
+        estimate(net, norms, batches, lambda x, given: run(x, **(given if run is net else {"given": given})))
 
 
 @torch.no_grad()
