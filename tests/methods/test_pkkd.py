@@ -113,6 +113,29 @@ def test_the_local_rate_acts_on_the_filters_of_adder_layers_alone(batch):
     assert found == pytest.approx(norm, rel=1e-4)
 
 
+def test_a_convolutional_student_is_taught_in_the_same_layers(batch):
+    student, twin = build("resnet8", num_classes=5), build("resnet8", num_classes=5)
+    objective = ProgressiveKernelKD(student, twin, convolutional=True, features="kernel")
+    assert objective.layers == pair().layers
+    loss = objective.training_step(batch).logs["features"]
+    own, theirs = (
+        run(net.module, batch.images)[1]
+        for run, net in ((objective._ours, student), (objective._theirs, twin))
+    )
+    expected = 0.0
+    for name in objective.layers:
+        conv, other = (net.module.get_submodule(name) for net in (student, twin))
+        one, two = (
+            kernel_features(gaussian_exponent(*v[name], c.weight, c.stride, c.padding))
+            for v, c in ((own, conv), (theirs, other))
+        )
+        expected = expected + (one - two).square().mean()
+    assert_close(loss, expected, rtol=1e-3, atol=1e-3)
+    loss.backward()
+    assert all(student.module.get_submodule(n).weight.grad.abs().max() > 0 for n in objective.layers)
+    assert all(p.grad is None for p in twin.parameters())
+
+
 def test_networks_that_are_no_twins_are_refused():
     net = build("resnet8", num_classes=5, adder=True)
     with pytest.raises(ValueError, match="the network has no adder layer: build it with adder=True"):

@@ -84,6 +84,43 @@ def test_every_command_takes_an_adder_network(trained, data, tmp_path, capsys):
     assert all(words in page for words in ("convolutional twin", "by a model", "layer3.0.conv2"))
 
 
+def test_the_twin_changes_nothing_where_it_does_not_teach(data, tmp_path):
+    few = FEW | {"epochs": 1}
+    train("supervised", data=data, out=tmp_path / "alone", **few | {"net": "adder/resnet8"})
+    train("pkkd", data=data, out=tmp_path / "pkkd", alpha=1.0, features="none", **few)
+    alone, other = (load(tmp_path / name).state_dict() for name in ("alone", "pkkd"))
+    for name, value in alone.items():
+        assert_close(other[name], value, rtol=0, atol=0)
+
+
+def test_depths_of_an_adder_network_train_by_any_recipe(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    few = FEW | {"epochs": 1, "net": "adder/resnet14", "depths": ("8",), "loop": Loop(device="cpu")}
+    results = train("ekd", data=data, out=out, **few)
+    opened = stepwell.open_network(out)
+    assert opened.net.builder[1]["adder"] is True
+    settled = deepcopy(opened.net)
+    estimate_all(settled, parts_of(opened.net, out, opened.config, None).train)
+    private = 0
+    for name, value in settled.state_dict().items():
+        if name.endswith("running_mean"):
+            private += name.startswith("private")
+            assert_close(opened.net.state_dict()[name], value, rtol=0.3, atol=0.3)
+    assert private > 3  # norms of the sub-net alone
+    capsys.readouterr()
+    cli.main(["eval", str(out), "--bits", "8", "2", "--json"])
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["test"] == pytest.approx(results["test"])
+    for depth, by_bits in measured["adder_bits"].items():
+        assert by_bits.keys() == {"float", "8", "2"}
+        assert by_bits["float"] == pytest.approx(results["test"][f"{depth}/accuracy"])
+    cli.main(["report", str(out)])
+    assert "Adder layers of few bits" in (out / "report.html").read_text()
+    macs = str(results["costs"]["8"]["macs"])
+    cli.main(["predict", str(out), f"{data}/test/dark/0.png", "--budget-macs", macs])
+    assert "depth 8" in capsys.readouterr().out
+
+
 def test_what_cannot_add_is_refused_before_there_is_a_run(tmp_path):
     for options, message in (
         ({"net": "vit6"}, "VisionTransformer has no convolution to convert"),

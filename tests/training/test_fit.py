@@ -16,6 +16,7 @@ from stepwell.data import Augment, Batches, ImageSet
 from stepwell.files import write_whole
 from stepwell.methods import EmbeddedKD, Objective, Supervised
 from stepwell.nets import build
+from stepwell.nets.adders.layers import AdderConv2d
 from stepwell.training import Loop, Run, fit, optimizer_of, sgd
 from stepwell.training.fit import Stopped
 from stepwell.training.job import Diverged, read_checkpoint
@@ -71,6 +72,18 @@ class StopAt(Supervised):
             raise RuntimeError("stopped here")
         self.count += 1
         return super().training_step(batch)
+
+
+def test_filters_of_adder_layers_have_a_rate_of_their_own_and_are_not_clipped(batches, run):
+    adder = AdderConv2d(nn.Conv2d(4, 4, 3))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), adder, nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3))
+    before = {name: value.detach().clone() for name, value in net.named_parameters()}
+    optim = Optim(lambda module: torch.optim.SGD(module.parameters(), lr=1.0), lambda progress: 1.0)
+    fit(Supervised(net), batches, optim, run, phase="train", steps=1, loop=Loop(clip=0.01, **CPU))
+    steps = {name: value.detach() - before[name] for name, value in net.named_parameters()}
+    assert steps.pop("1.weight").square().mean().sqrt() == pytest.approx(0.2, rel=1e-3)
+    norm = torch.cat([step.flatten() for step in steps.values()]).norm()
+    assert norm == pytest.approx(0.01, rel=1e-2)
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])

@@ -24,6 +24,7 @@ def eval_(
     search: Literal["best", "geometric"] | None = None,
     temper: bool = False,
     save: bool = False,
+    bits: tuple[int, ...] = (),
     fidelity: tuple[str, ...] | None = None,
     teacher_mean: tuple[float, float, float] | None = None,
     teacher_std: tuple[float, float, float] | None = None,
@@ -46,6 +47,7 @@ def eval_(
         stepwell eval runs/student --fidelity runs/teacher --control runs/student-of-another
         stepwell eval runs/student --fidelity runs/one@20 two.onnx resnet18=three.pth
         stepwell eval runs/digits --fidelity runs/digits
+        stepwell eval runs/adder --bits 8 6 5 4
         stepwell eval runs/small-encoder --fidelity runs/encoder
 
     Args:
@@ -65,6 +67,8 @@ def eval_(
             (MSDNet's baseline).
         temper: divide the logits of each depth by the temperature that fits the validation part.
         save: save the cascade in the network's file, for `stepwell predict --cascade`.
+        bits: of an adder network: also measure it with adder layers of this many bits, such as 8 6 5 4,
+            without training. Training images set the ranges.
         fidelity: the teacher, as for `stepwell train distill --teacher`: a run directory or the file of
             a network (PATH@DEPTH for a depth), an ONNX file, NETWORK=FILE or timm/NAME; for texts, runs
             and files of the same tokenizer. Several are an ensemble. If it is the run itself, the full

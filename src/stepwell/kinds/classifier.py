@@ -37,6 +37,7 @@ SECTIONS = [
 #: Tables of what `eval` measures on request, by its key in the results.
 EXTRA: Mapping[str, Callable[..., None]] = {
     "cascade": tables.show_cascade,
+    "adder_bits": lambda found, row, noun: tables.show_bits(found, row=row),
     "fidelity": lambda found, row, noun: tables.show_fidelity(found),
     **{k: lambda found, key=k, **_: tables.show_mixture(key, found) for k in MIXTURES},
 }  # fmt: skip
@@ -89,17 +90,20 @@ def evaluate(
     search: str = "best",
     temper: bool = False,
     save: bool = False,
+    bits: tuple[int, ...] = (),
     fidelity: tuple[str, ...] = (),
     teacher_mean: tuple[float, float, float] | None = None,
     teacher_std: tuple[float, float, float] | None = None,
     control: str | None = None,
     interpolate: int = 0,
 ) -> dict[str, Any]:
-    """Measure every depth; also a cascade of them, and fidelity to a teacher. Flags as for `eval`.
+    """Measure every depth; also a cascade, layers of bits, fidelity to a teacher. Flags as for `eval`.
 
-    Gives results as results.json has them, and the "data"; with "cascade" ("validation" and "test") and
-    "fidelity" (the content of fidelity.json) where they were asked for.
+    Gives results as results.json has them, and the "data"; with "cascade" ("validation" and "test"),
+    "adder_bits" (of `measure_bits`) and "fidelity" (the content of fidelity.json) where they were asked
+    for.
     """
+    from stepwell.measure.adders import measure_bits
     from stepwell.measure.cascade import check_depths
     from stepwell.measure.data_parts import parts_of
     from stepwell.measure.depths import measure_depths
@@ -124,7 +128,8 @@ def evaluate(
         check_writable(network_file(path))
     parts = parts_of(net, path, config, data)
     networks = fit_pair(pair, parts.test) if fidelity else None
-    results = measure_depths(net, parts.test) | {"data": parts.about}
+    by_bits = {"adder_bits": measure_bits(net, parts, bits)} if bits else {}
+    results = measure_depths(net, parts.test) | {"data": parts.about} | by_bits
     if cascade:
         results["cascade"] = calibrated_cascade(
             network, parts, save, accuracy=target_accuracy, macs=budget_macs, criterion=criterion,

@@ -38,6 +38,13 @@ def show_churn(churn: Mapping[str, float], *, row: str = "depth") -> None:
     show(table(f"predictions that flip between {row}s", [row, *names], rows))
 
 
+def show_bits(found: Mapping[str, Mapping[str, float]], *, row: str = "depth") -> None:
+    """Print the accuracy of every depth by the number of bits of its adder layers."""
+    columns = [name if name == "float" else f"{name} bits" for name in next(iter(found.values()))]
+    rows = [[depth, *(f"{100 * v:.2f} %" for v in own.values())] for depth, own in found.items()]
+    show(table("accuracy by the bits of adder layers, without training", [row, *columns], rows))
+
+
 def show_cascade(cascade: Mapping[str, Any], *, row: str = "depth", noun: str = "image") -> None:
     """Print a cascade's thresholds, accuracy and cost on validation and on test images, or texts."""
     found, test = cascade["validation"], cascade["test"]

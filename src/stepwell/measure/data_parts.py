@@ -1,5 +1,6 @@
 """The images of a run, for its training and for measuring its network."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,16 @@ class RunImages(LabelledImages):
     def changes(self, images: ImageSet, may_flip: bool) -> dict[str, Any]:
         """Give `augment` and `changes` of `Batches`; `may_flip`: a mirror image keeps its class."""
         return _changes(self.distill_data, self.flip, images, may_flip)
+
+
+def in_random_order(train: Batches) -> Batches:
+    """Training images without augmentation, in random order: folders are in the order of classes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the training has told of a last batch of one image
+        return Batches(
+            train.images, train.batch_size, mean=train.mean, std=train.std, shuffle=True,
+            seed=train.seed,
+        )  # fmt: skip
 
 
 def parts_for(

@@ -48,7 +48,8 @@ class ProgressiveKernelKD(Objective):
         temperature: T of the soft targets.
         features: what is compared.
         convolutional: `net` is a convolutional network, too: a control that tells whether a gain is
-            that of adder layers. Both sides have the Gaussian kernel, in all convolutions but the first.
+            that of adder layers. Both sides have the Gaussian kernel, in all convolutions but one, the
+            first.
 
     Raises:
         ValueError: a value is out of range; `net` has no adder layer, or sub-nets; the twin has no

@@ -8,6 +8,7 @@ from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.plan import Plan
 
 __all__ = [
-    "BUILDERS", "Builder", "Card", "NestedNet", "Plan", "build", "builder_of", "is_network", "named_depths",
+    "BUILDERS", "Builder", "Card", "NestedNet", "Plan", "build", "builder_of", "is_network",
+    "named_depths",
     "nest",
 ]  # fmt: skip

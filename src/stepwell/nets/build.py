@@ -112,9 +112,9 @@ def build(
     >>> build("resnet32", ["20", "26"], num_classes=10).depths
     {'20': (3, 3, 3), '26': (4, 4, 4), '32': (5, 5, 5)}
     """
+    builder = builder_of(name)
     if name.startswith(ADDER):
         name, adder = name.removeprefix(ADDER), True if adder is False else adder
-    builder = builder_of(name)
     depths = named_depths(name, depths, stages)
     full, changes = builder.full, dict[str, Any]()
     if stages is not None:
@@ -205,7 +205,7 @@ def is_network(name: str) -> bool:
 
 def builder_of(name: str) -> Builder:
     """The builder of a network by name; ValueError if there is none."""
-    name = name.removeprefix(ADDER)
+    given, name = name, name.removeprefix(ADDER)
     if name.startswith(PREFIX):
         return timm_builder(name.removeprefix(PREFIX))
     if is_encoder(name):
@@ -213,7 +213,9 @@ def builder_of(name: str) -> Builder:
     if name not in BUILDERS and Path(name).is_dir():
         raise ValueError(f"no network {name!r}: a folder is a text encoder, and --data holds no texts")
     if name not in BUILDERS:
-        raise ValueError(f"no network {name!r}; there are {', '.join(BUILDERS)}, {PREFIX}NAME, {ADDER}NAME")
+        raise ValueError(
+            f"no network {given!r}; there are {', '.join(BUILDERS)}, {PREFIX}NAME, {ADDER}NAME"
+        )
     return BUILDERS[name]
 
 

@@ -18,7 +18,6 @@ from stepwell.files import config_of
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.methods.netgraft import GraftLoss
 from stepwell.nets import NestedNet, build, is_network
-from stepwell.nets.families.timm_models import PREFIX
 from stepwell.nets.grafting.surgery import Grafting, Start, Statistics
 from stepwell.recipes import flags
 from stepwell.recipes.graft_phases import Schedule, Stages, learn

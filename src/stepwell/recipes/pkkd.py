@@ -78,13 +78,11 @@ def pkkd(
     splits = classification.read_splits(data, out, images, net)
     net = net.removeprefix(ADDER)
     adder = {n: getattr(ablation, n) for n in ("gradient", "normed_logits", "everywhere")}
-    parts = {} if ablation.convolutional else {"adder": adder}
+    parts: dict[str, Any] = {} if ablation.convolutional else {"adder": adder}
     nested, _ = classification.start_network(splits, net, stem=stem, **parts)
     other, _ = classification.start_network(splits, net, stem=stem)
     inputs = classification.prepare(splits, images, training)
-    objective = ProgressiveKernelKD(
-        nested, other, convolutional=ablation.convolutional, **vars(twin)
-    )
+    objective = ProgressiveKernelKD(nested, other, convolutional=ablation.convolutional, **vars(twin))
     optim = with_local_rates(training.optim(), ablation.local_rate)
     with classification.open_task("pkkd", out, loop, arguments, inputs, nested) as task:
         fit(

@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 
 from stepwell.measures import MEASURES
-from stepwell.report.markup import table, written
+from stepwell.report.markup import as_percent, table, written
 from stepwell.report.run_record import RunRecord, as_mapping, number
 
 NUMBERS = ("accuracy", "additions", "multiplications", "model_uj", "ms")
+BITS = (
+    "Inputs and filters of the adder layers are whole numbers of this many bits, without training; all "
+    "other layers are float32."
+)
 NOTE = (
     "µJ: the arithmetic of one image by a model (0.9 pJ an addition, 3.7 pJ a multiplication of "
     "float32, Horowitz 2014), without memory. It is no measurement; the milliseconds are."
@@ -39,3 +43,14 @@ def adder_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> s
             table(("layer", "filter gradient"), layers, note),
         ]
     )
+
+
+def bits_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
+    """Show the accuracy of every depth by the number of bits of its adder layers."""
+    found = {depth: as_mapping(own) for depth, own in as_mapping(run.results.get("adder_bits")).items()}
+    if not found:
+        return ""
+    names = list(dict.fromkeys(name for own in found.values() for name in own))
+    rows = [[depth, *(as_percent(own.get(name)) for name in names)] for depth, own in found.items()]
+    head = (run.row, *(name if name == "float" else f"{name} bits" for name in names))
+    return "<h3>Adder layers of few bits</h3>" + table(head, rows, BITS)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from stepwell.measures import MIXTURES
-from stepwell.report.adders import adder_section
+from stepwell.report.adders import adder_section, bits_section
 from stepwell.report.full_net import full_net_note
 from stepwell.report.grafting import against_shots, grafting_section
 from stepwell.report.internal import internal_section
@@ -16,6 +16,7 @@ Part = Callable[[RunRecord, Mapping[str, str]], str]
 #: Notes below the lead, sections, and figures that compare several runs, by system.
 NOTES: Mapping[str, Part] = {"ekd": full_net_note}
 SECTIONS: Mapping[str, Part] = {
+    "adder_bits": bits_section,
     "bert": internal_section,
     "drnet": resolution_section,
     **{key: mixture_section(key) for key in MIXTURES},

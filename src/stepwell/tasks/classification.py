@@ -27,7 +27,7 @@ from stepwell.device import device_name
 from stepwell.evaluation import gather_logits, tally
 from stepwell.files import config_of, write_whole
 from stepwell.measure.cascade import calibrate_cascade, cascade_curve, measure_cascade
-from stepwell.measure.data_parts import batches_for, data_fingerprint, fitted
+from stepwell.measure.data_parts import batches_for, data_fingerprint, fitted, in_random_order
 from stepwell.measure.depths import (
     Examples,
     accuracy_on,
@@ -332,14 +332,8 @@ def settle(net: NestedNet, train: Batches, images: int | None = None) -> None:
     Args:
         images: most images to take, in whole batches; by default all.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the training has told of a last batch of one image
-        batches = Batches(  # in random order, because folders are in the order of their classes
-            train.images, train.batch_size, mean=train.mean, std=train.std, shuffle=True,
-            seed=train.seed,
-        )  # fmt: skip
     most = None if images is None else -(-images // train.batch_size)
-    estimate_all(net, islice(batches, most))
+    estimate_all(net, islice(in_random_order(train), most))
 
 
 class Measured(NamedTuple):

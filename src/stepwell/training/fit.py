@@ -100,7 +100,16 @@ def fit(
         _close(folder, run.writes)
         return int(saved["position"])
     job = Job(
-        objective, train, suited(optim, objective), run, phase, total, validate, select or _mean_score, loop, patience
+        objective,
+        train,
+        suited(optim, objective),
+        run,
+        phase,
+        total,
+        validate,
+        select or _mean_score,
+        loop,
+        patience,
     )
     if saved is not None:
         job.restore(saved)

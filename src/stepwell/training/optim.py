@@ -87,8 +87,8 @@ def with_local_rates(optim: Optim, rate: float = 0.2) -> Optim:
 
     Once a step, each adder layer's filter gradient g of n numbers becomes rate · √n · g / ||g||, so the
     root of its mean square is `rate`. That is before the optimizer adds weight decay and momentum, and
-    after gradients were accumulated and averaged over processes. A zero gradient stays. With a rate of 0,
-    all gradients stay as they are.
+    after gradients were accumulated and averaged over processes. A zero gradient stays. With a
+    rate of 0, all gradients stay as they are.
 
     Clipping leaves these filters out: their gradients have a norm of about 100 in a ResNet-20, and
     clipping all to 5 would divide the gradients of the other layers by 20.

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 import stepwell
 from stepwell.cost import count_macs
 from stepwell.nets.adders.layers import NormedLinear, adder_layers
+from stepwell.nets.files.initial_weights import start_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +132,20 @@ def test_other_networks_without_an_adder_form():
     assert [*adder_layers(stepwell.to_adder(kept, keep=["body.0"]))] == ["body.1"]
     for name, options, message in (
         ("resnet8", {"gates": True}, "layer1.0 is a GatedBasicBlock: networks with such parts have no"),
-        ("resnet8", {"multipliers": (0.5, 1)}, "resnet8: adder layers have one width: leave out adder"),
+        (
+            "adder/resnet8",
+            {"multipliers": (0.5, 1)},
+            "resnet8: adder layers have one width: leave out adder",
+        ),
         ("resnet8", {"adder": {"other": 1}}, "resnet8: .*unexpected keyword argument 'other'"),
         ("mobilenet_v2", {}, "features.1.conv.0.0: a convolution of 32 groups has no adder layer"),
         ("vit6", {}, "VisionTransformer has no convolution to convert"),
     ):
         with pytest.raises(ValueError, match=message):
             stepwell.build(name, **{"adder": True, **options})
+    net = stepwell.build("adder/resnet14", ["8"], adder={"normed_logits": False})
+    assert net.builder == ("resnet14", {"adder": {"normed_logits": False}})
+    with pytest.raises(ValueError, match="no weights of adder networks are published"):
+        start_pretrained(stepwell.build("adder/resnet18", stem="small"))
+    with pytest.raises(ValueError, match="no network 'adder/none'; there are .*, adder/NAME"):
+        stepwell.build("adder/none")

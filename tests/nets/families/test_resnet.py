@@ -7,7 +7,7 @@ from stepwell.nets import BUILDERS, build
 
 
 def test_the_catalog_lists_every_builder():
-    assert list(NETWORKS) == [*BUILDERS, "FOLDER", "timm/NAME"]
+    assert list(NETWORKS) == [*BUILDERS, "FOLDER", "timm/NAME", "adder/NAME"]
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,9 @@ def estimate_all(net: nn.Module, batches: Iterable[tuple[Any, Any]]) -> None:
     run = net.forward_all if isinstance(net, NestedNet) else net
     norms = [m for m in net.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
     if norms:
-        estimate(net, norms, batches, lambda x, given: run(x, **(given if run is net else {"given": given})))
+        estimate(
+            net, norms, batches, lambda x, given: run(x, **(given if run is net else {"given": given}))
+        )
 
 
 @torch.no_grad()
