@@ -1,13 +1,16 @@
 """PKKD: the loss by hand, who gets gradients, and the local learning rate."""
 
 import math
+from collections import OrderedDict
 from copy import deepcopy
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, unfold
 from torch.testing import assert_close
 
+from stepwell import nest, to_adder
 from stepwell.losses.kernels import gaussian_exponent, kernel_features
 from stepwell.methods.pkkd import ProgressiveKernelKD
 from stepwell.nets import build
@@ -111,6 +114,25 @@ def test_the_local_rate_acts_on_the_filters_of_adder_layers_alone(batch):
     norm = math.sqrt(sum(objective.get_parameter(n).numel() for n in layers - {silent}))
     found = torch.stack([objective.get_parameter(n).grad.norm() for n in layers]).norm()
     assert found == pytest.approx(norm, rel=1e-4)
+
+
+def test_biases_of_the_twin_are_no_part_of_its_kernels(batch):
+    def small(adder):
+        layers = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)) for _ in range(2)]
+        module = nn.Sequential(OrderedDict(
+            first=nn.Conv2d(3, 8, 3), body=nn.Sequential(*layers), pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(), fc=nn.Linear(8, 5),
+        ))  # fmt: skip
+        return nest(to_adder(module) if adder else module, ["body"], {})
+
+    net, twin = small(True), small(False)
+    objective = ProgressiveKernelKD(net, twin)
+    losses = []
+    for bias in (0.0, 3.0):
+        for layer in twin.module.body:
+            nn.init.constant_(layer[0].bias, bias)
+        losses.append(objective.training_step(batch).logs["features"].detach())
+    assert_close(*losses, rtol=1e-3, atol=1e-4)
 
 
 def test_a_convolutional_student_is_taught_in_the_same_layers(batch):

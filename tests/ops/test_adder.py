@@ -1,6 +1,8 @@
 """The adder layer: kernels, operator and the cache of compiled kernels."""
 
+import platform
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,14 @@ from torch.nn.functional import pad
 from torch.testing import assert_close
 
 from stepwell.cost import count_macs
-from stepwell.ops.adder import adder_conv2d, compiled, operator, sum_of_absolute_differences
+from stepwell.ops.adder import (
+    adder_conv2d,
+    compiled,
+    cpu,
+    operator,
+    reference,
+    sum_of_absolute_differences,
+)
 from stepwell.ops.adder.reference import by_taps
 
 MODES = ("clipped", "difference", "sign")
@@ -261,6 +270,10 @@ def test_compiled_kernels_are_kept_and_damaged_ones_made_anew(home, monkeypatch)
         compiled.library.cache_clear()
         with pytest.warns(UserWarning, match="there is no C compiler"):
             assert compiled.library() is None
+        patch.setattr(compiled, "compiler_version", lambda: "another version")
+        compiled.library.cache_clear()
+        with pytest.warns(UserWarning, match="there is no C compiler"):
+            assert compiled.library() is None
     for bad in (whole[:1000], b"", b"something else"):
         file.unlink()  # a library that is open is not written over
         file.write_bytes(bad)
@@ -290,3 +303,53 @@ def test_a_read_only_home_compiles_for_this_process_alone(home, monkeypatch):
     home.parent.write_text("a file where the folder would be")
     with pytest.warns(UserWarning, match="is not kept .* set XDG_CACHE_HOME"):
         assert compiled.library().adder_lanes() == 16
+
+
+def test_a_home_that_runs_no_programs_is_copied_from(home, monkeypatch):
+    load = compiled._open
+
+    def refusing(file):
+        if file.parent == home:
+            raise OSError(f"{file}: failed to map segment from shared object")
+        return load(file)
+
+    monkeypatch.setattr(compiled, "_open", refusing)
+    with pytest.warns(UserWarning, match="cannot be loaded .*failed to map .*holds programs") as notes:
+        assert compiled.library().adder_lanes() == 16
+    assert len(notes) == 1
+
+
+#: Compiler flags of other processors than this one.
+TARGETS = {"AVX2": ("-mno-avx512f",), "generic": ("-march=x86-64",)}
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="targets are of x86")
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels_of_other_processors_equal_the_reference(target, monkeypatch):
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if target == "AVX2" and "avx2" not in flags:
+        pytest.skip("this processor has no AVX2")
+    kernels = compiled.library(("-O1", *TARGETS[target]))
+    if kernels is None:
+        pytest.skip("there is no C compiler")
+    assert kernels.adder_lanes() == {"AVX2": 8, "generic": 4}[target]
+    torch.manual_seed(0)
+    for shape, kernel, stride, padding in (
+        ((2, 35, 9, 13), (70, 3, 3), (1, 1), (1, 1)), ((1, 5, 6, 7), (9, 3, 2), (2, 1), (2, 0)),
+        ((2, 16, 5, 4), (16, 1, 1), (1, 1), (0, 0)), ((1, 70, 4, 5), (3, 2, 3), (3, 2), (1, 2)),
+    ):  # fmt: skip
+        x, weight = torch.randn(shape), torch.randn(kernel[0], shape[1], *kernel[1:])
+        found = cpu.forward(kernels, x, weight, stride, padding)
+        assert_close(found, reference.forward(x, weight, stride, padding), rtol=1e-5, atol=1e-4)
+        grad = torch.randn_like(found)
+        for mode in ("clipped", "sign"):
+            own = cpu.input_gradient(kernels, grad, x, weight, stride, padding, mode)
+            true = reference.input_gradient(grad, x, weight, stride, padding, mode)
+            assert_close(own, true, rtol=1e-4, atol=1e-3)
+        own = cpu.sign_weight_gradient(kernels, grad, x, weight, stride, padding)
+        true = reference.weight_gradient(grad, x, weight, stride, padding, "sign")
+        assert_close(own, true, rtol=1e-4, atol=1e-3)
+        maps, filters = (t.mul(40).add(128).clamp(0, 255).byte() for t in (x, weight))
+        own = cpu.sad(kernels, maps, filters, stride, padding, 7)
+        true = naive(maps.long() - 7, filters.long() - 7, stride, padding)
+        assert torch.equal(own.long(), -true)

@@ -123,14 +123,17 @@ def _exponent(layer: nn.Module, values: tuple[Tensor, Tensor]) -> Tensor:
     """The exponent of a layer's kernel, of its input and output."""
     if not isinstance(layer, nn.Conv2d):
         return values[1]
-    return gaussian_exponent(*values, layer.weight, _pair(layer.stride), _pair(layer.padding))
+    inputs, outputs = values
+    if layer.bias is not None:  # which is no part of the kernel, and lost in the norm
+        outputs = outputs - layer.bias[:, None, None]
+    return gaussian_exponent(inputs, outputs, layer.weight, _pair(layer.stride), _pair(layer.padding))
 
 
 def _check_twin(name: str, layer: AdderConv2d | nn.Conv2d, conv: nn.Module | None) -> None:
     if not isinstance(conv, nn.Conv2d) or conv.weight.shape != layer.weight.shape:
         raise ValueError(f"the twin has no convolution {name!r} like the adder layer of this name")
-    if (conv.stride, conv.padding) != (layer.stride, layer.padding) or conv.bias is not None:
-        raise ValueError(f"the twin's convolution {name!r} has another stride or padding, or a bias")
+    if (conv.stride, conv.padding) != (layer.stride, layer.padding):
+        raise ValueError(f"the twin's convolution {name!r} has another stride or padding")
 
 
 def _identity(channels: int) -> nn.Conv2d:

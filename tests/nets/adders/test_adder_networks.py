@@ -126,6 +126,11 @@ def test_what_has_no_adder_form_is_refused(layer, message):
 def test_other_networks_without_an_adder_form():
     with pytest.raises(ValueError, match="no norm follows the convolution 'body.0': .* cannot train"):
         stepwell.to_adder(Own(nn.Conv2d(8, 8, 3), norm=False))
+    early = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.BatchNorm2d(8))
+    with pytest.raises(ValueError, match="body.0.1, a ReLU, stands between the convolution 'body.0.0'"):
+        stepwell.to_adder(Own(early))
+    early[1] = nn.LeakyReLU()  # which loses nothing
+    assert [*adder_layers(stepwell.to_adder(Own(early)))] == ["body.0.0"]
     with pytest.raises(ValueError, match="keep 'fc': no convolution has this name"):
         stepwell.to_adder(Own(nn.Conv2d(8, 8, 3)), keep=["fc"])
     kept = Own(nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+import torch
 from torch import nn
 
 from stepwell.nets.adders.layers import AdderConv2d, NormedLinear
@@ -53,7 +54,7 @@ def to_adder(
             f"{type(module).__name__} has no convolution to convert: first and last layer stay as they "
             "are, and adder layers replace nn.Conv2d alone"
         )
-    behind = {n: _norm_behind(n, layers) for n in chosen}
+    behind = {n: _norm_behind(n, module, layers) for n in chosen}
     made = {}
     for name in chosen:
         conv = layers[name]
@@ -72,16 +73,35 @@ def to_adder(
     return module
 
 
-def _norm_behind(name: str, layers: dict[str, nn.Module]) -> nn.Module:
-    """The norm that follows a convolution, in the order in which a module names its layers."""
-    names = [*layers]
+def _norm_behind(name: str, module: nn.Module, layers: dict[str, nn.Module]) -> nn.Module:
+    """The norm that follows a convolution, in the order in which a module names its layers.
+
+    Within an nn.Sequential this is the order in which they run, so nothing before the norm may lose the
+    outputs.
+    """
+    names, parent = [*layers], name.rpartition(".")[0]
+    ordered = isinstance(module.get_submodule(parent), nn.Sequential)
     for other in names[names.index(name) + 1 :]:
         layer = layers[other]
         if is_norm(layer):
             return layer
         if any(True for _ in layer.parameters()):
             break
+        if ordered and other.rpartition(".")[0] == parent and _loses_negatives(layer):
+            raise ValueError(
+                f"{other}, a {type(layer).__name__}, stands between the convolution {name!r} and its "
+                "norm, and would lose all outputs of an adder layer, which are negative: put it behind "
+                f"the norm, or keep the convolution with keep=[{name!r}]"
+            )
     raise ValueError(
         f"no norm follows the convolution {name!r}: its outputs would be large and negative, so "
         f"without a BatchNorm behind it the network cannot train; keep it with keep=[{name!r}]"
     )
+
+
+def _loses_negatives(layer: nn.Module) -> bool:
+    """Check for an activation that gives all large negative numbers one value, as ReLU does."""
+    if type(layer).__module__ != nn.ReLU.__module__:
+        return False
+    one, other = layer(torch.tensor([-100.0, -200.0], device="cpu")).tolist()
+    return bool(abs(one - other) < 1e-3)

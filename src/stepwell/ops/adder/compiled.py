@@ -29,7 +29,11 @@ class CompileError(Exception):
 def library(more: Sequence[str] = ()) -> ctypes.CDLL | None:
     """The kernels, compiled with `more` flags; None with one warning where that is impossible."""
     try:
-        return _open(_file(more))
+        file = _file(more)
+        try:
+            return _open(file)
+        except OSError as error:
+            return _open(_for_this_process(file.name, file.read_bytes(), f"cannot be loaded ({error})"))
     except (CompileError, OSError) as error:
         warnings.warn(
             f"adder layers run up to ten times slower, by torch.cdist, because their kernel is not "
@@ -55,37 +59,51 @@ def _file(more: Sequence[str]) -> Path:
     """A sound library of this source for this processor.
 
     The name holds a hash of what it was made from and of its own bytes. So a damaged file is not
-    loaded, and processes that compile at once do not disturb each other.
+    loaded, and processes that compile at once do not disturb each other. Another compiler, or another
+    version of it, makes a file of its own; without a compiler, a file of any will do.
     """
-    made_from = "\n".join([SOURCE.read_text(), *FLAGS, *more, os.environ.get("CC", ""), processor()])
-    key = hashlib.sha256(made_from.encode()).hexdigest()[:16]
+    made_from = "\n".join([SOURCE.read_text(), *FLAGS, *more, processor()])
+    key, version = hash_of(made_from), compiler_version()
+    any_compiler, key = key, f"{key}-{hash_of(version)}"
     folder = cache_folder()
     if folder.is_dir():
-        for file in sorted(folder.glob(f"adder-{key}-*.so")):
-            if file.is_file() and file.name == _name(key, file.read_bytes()):
+        for file in sorted(folder.glob(f"adder-{key if version else any_compiler}-*.so")):
+            if file.is_file() and file.name == _name(file.name.rpartition("-")[0], file.read_bytes()):
                 return file
     binary = compile_source(more)
-    file = folder / _name(key, binary)
+    file = folder / _name(f"adder-{key}", binary)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for damaged in folder.glob(f"adder-{key}-*.so"):
             with contextlib.suppress(FileNotFoundError):  # another process has removed it
-                if damaged.name != _name(key, damaged.read_bytes()):
+                if damaged.name != _name(f"adder-{key}", damaged.read_bytes()):
                     damaged.unlink()
         write_whole(file, binary)
     except OSError as error:
-        warnings.warn(
-            f"the compiled adder kernel is not kept ({error}), so each process compiles it again: set "
-            "XDG_CACHE_HOME to a folder that can be written",
-            stacklevel=3,
-        )
-        file = Path(_own_folder().name) / file.name
-        file.write_bytes(binary)
+        return _for_this_process(file.name, binary, f"is not kept ({error})")
     return file
 
 
-def _name(key: str, binary: bytes) -> str:
-    return f"adder-{key}-{hashlib.sha256(binary).hexdigest()[:16]}.so"
+def _for_this_process(name: str, binary: bytes, problem: str) -> Path:
+    """A library in a folder of this process, with a note."""
+    warnings.warn(
+        f"the compiled adder kernel {problem}, so each process makes a copy of its own: set "
+        "XDG_CACHE_HOME to a folder that can be written and holds programs",
+        stacklevel=4,
+    )
+    # a new folder each time: a library that is open must not be written over
+    file = Path(tempfile.mkdtemp(dir=_own_folder().name)) / name
+    file.write_bytes(binary)
+    return file
+
+
+def hash_of(text: str | bytes) -> str:
+    """Sixteen digits of a hash."""
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()[:16]
+
+
+def _name(stem: str, binary: bytes) -> str:
+    return f"{stem}-{hash_of(binary)}.so"
 
 
 @functools.cache
@@ -96,8 +114,8 @@ def _own_folder() -> "tempfile.TemporaryDirectory[str]":
 
 def compile_source(more: Sequence[str] = ()) -> bytes:
     """The bytes of the library; CompileError says why there is none."""
-    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
-    if compiler is None:
+    compiler = compiler_command()
+    if not compiler:
         raise CompileError("there is no C compiler")
     with tempfile.TemporaryDirectory(prefix="stepwell-") as folder:
         out = Path(folder) / "adder.so"
@@ -113,6 +131,27 @@ def compile_source(more: Sequence[str] = ()) -> bytes:
             wrong = next((line for line in said if "error" in line), said[0])
             raise CompileError(f"{compiler} fails: {wrong}")
         return out.read_bytes()
+
+
+def compiler_command() -> str:
+    """The C compiler: of CC, else the first of the usual ones; empty without any."""
+    usual = filter(shutil.which, ("cc", "gcc", "clang"))
+    return os.environ.get("CC") or next(usual, "")
+
+
+def compiler_version() -> str:
+    """The compiler and its version in words; empty without one."""
+    compiler = compiler_command()
+    if not compiler:
+        return ""
+    try:
+        done = subprocess.run(
+            [*compiler.split(), "--version"], capture_output=True, text=True, timeout=PATIENCE,
+            check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return compiler
+    return f"{compiler}\n{done.stdout}"
 
 
 def processor() -> str:
