@@ -102,13 +102,16 @@ static void copy_rows(const Layer *l, int image, int out_y, float *rows, int ste
     }
 }
 
-// x - f. With FMA the multiplier takes it, so that the adder is free for the sum; `one` is 1.
-INLINE vec difference(float x, vec f, vec one) {
+// sum + |x - f|. With FMA the multipliers take the sum, so that the adders are free for the difference;
+// `one` is 1.
+INLINE vec plus_distance(vec sum, float x, vec f, vec one) {
+    const ivec positive = 0x7fffffff - (ivec){0};
+    const vec distance = (vec)((ivec)(x - f) & positive);
 #ifdef __FMA__
-    return x * one - f;
+    return distance * one + sum;
 #else
     (void)one;
-    return x - f;
+    return distance + sum;
 #endif
 }
 
@@ -119,7 +122,6 @@ INLINE void forward_block(const int R, const int V, const Layer *l, const float 
     const int run = l->kernel_w * l->channels, out_step = padded(l->filters);
     const size_t vector = (size_t)l->kernel_h * run * LANES;  // filters of the next vector
     const vec one = unity - (vec){0};
-    const ivec positive = 0x7fffffff - (ivec){0};
     vec sum[16][4];
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) sum[r][v] = (vec){0};
@@ -137,8 +139,7 @@ INLINE void forward_block(const int R, const int V, const Layer *l, const float 
 #ifdef PRODUCTS  // the loop of a convolution, which benchmarks compare with
                         sum[r][v] += x[r * step + k] * filters[v];
 #else
-                        vec d = difference(x[r * step + k], filters[v], one);
-                        sum[r][v] += (vec)((ivec)d & positive);
+                        sum[r][v] = plus_distance(sum[r][v], x[r * step + k], filters[v], one);
 #endif
                     }
             }
@@ -190,7 +191,7 @@ static void forward_row(const Layer *l, int unit, char *scratch) {
         int most = PIXELS;
         width = vectors - v >= 2 ? 2 : 1;
 #if LANES == 16
-        if (vectors - v >= 4 && l->out_w <= 6) width = 4;
+        if (vectors - v >= 4) width = 4, most = 6;  // fewer loads for as many sums
 #endif
         if (width == 1) most = 12;
         const float *f = (const float *)l->weight + (size_t)v * LANES * l->kernel_h * l->kernel_w * l->channels;
