@@ -1,11 +1,13 @@
 """Adder layers: the kernels against the official way, a convolution and an FMA loop of the same shape.
 
 64 to 64 channels, kernels of 3×3, maps of 16×16, a batch of 64, with channels last. The official way
-(AdderNet's code) is plain torch by broadcasting; it runs on fewer images, and its time is scaled.
-Compilation is timed once, without the cache.
+(AdderNet's code) is plain torch by broadcasting; it runs on one image, and its time is scaled.
+Compilation is timed once, without the cache. Times of one thread and of training steps are the
+processor's, which a busy machine disturbs less.
 """
 
 import ctypes
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +24,7 @@ from stepwell.ops.adder import adder_conv2d, compiled, cpu, reference, sum_of_ab
 
 IMAGES, CHANNELS, PIXELS, ROUNDS = 64, 64, 16, 5
 #: Images of the official way, which needs much memory.
-OFFICIAL = 4
+OFFICIAL = 1
 SHAPE: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1))  # stride and padding
 
 
@@ -31,6 +33,7 @@ def measure() -> dict[str, Any]:
     start = time.perf_counter()
     compiled.compile_source()
     record: dict[str, Any] = {"compile_seconds": time.perf_counter() - start}
+    record["load"] = os.getloadavg()[0]  # processes that wanted a processor in the last minute
     record["threads"] = {str(n): _kernels(n) for n in dict.fromkeys((1, torch.get_num_threads()))}
     record["memory"] = _memory()
     record["step"] = _steps()
@@ -75,12 +78,14 @@ def _kernels(threads: int) -> dict[str, Any]:
         "cdist": partial(reference.forward, few, weight, *SHAPE),
         "both": partial(_both, x, weight, grad),
         "uint8": partial(sum_of_absolute_differences, bytes_x, bytes_w, 1, 1),
+        "onnxruntime_int8": _int8_convolution(bytes_x.contiguous(), bytes_w, threads),
     }
     for name, library in kernels.items():
         if library is not None:
             calls[name] = partial(_forward, library, x, weight)
     try:
-        times = side_by_side(calls, rounds=ROUNDS)
+        clock = time.process_time if threads == 1 else time.perf_counter
+        times = side_by_side(calls, rounds=ROUNDS, clock=clock)
     finally:
         torch.set_num_threads(before)
     for name in ("official", "official_both", "cdist"):
@@ -88,12 +93,34 @@ def _kernels(threads: int) -> dict[str, Any]:
     pairs = [
         ("official", "adder"), ("official", "avx2"), ("official", "cdist"), ("adder", "conv2d"),
         ("avx2", "conv2d"), ("adder", "fma"), ("official_both", "both"), ("adder", "uint8"),
+        ("uint8", "onnxruntime_int8"),
     ]  # fmt: skip
     work = IMAGES * CHANNELS * CHANNELS * 9 * PIXELS * PIXELS / 1e9
     return {
         "pairs_per_ns": {name: work / min(own) for name, own in times.items()},
         **{f"{a}/{b}": ratio(times, a, b) for a, b in pairs if {a, b} <= times.keys()},
     }
+
+
+def _int8_convolution(x: Tensor, weight: Tensor, threads: int) -> Callable[[], object]:
+    """The same convolution in integers of eight bits, by onnxruntime."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = {"step": 0.02, "large": 2.0}
+    values = [helper.make_tensor(n, TensorProto.FLOAT, [], [v]) for n, v in constants.items()]
+    values.append(helper.make_tensor("zero", TensorProto.UINT8, [], [128]))
+    values.append(helper.make_tensor("none", TensorProto.INT8, [], [0]))
+    values.append(numpy_helper.from_array((weight.int() - 128).to(torch.int8).numpy(), "filters"))
+    inputs = ["x", "step", "zero", "filters", "step", "none", "large", "zero"]
+    node = helper.make_node("QLinearConv", inputs, ["y"], pads=[1, 1, 1, 1])
+    ends = [helper.make_tensor_value_info(n, TensorProto.UINT8, [*x.shape]) for n in ("x", "y")]
+    graph = helper.make_graph([node], "convolution", ends[:1], ends[1:], values)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return partial(session.run, None, {"x": x.numpy()})
 
 
 def _forward(library: ctypes.CDLL, x: Tensor, weight: Tensor) -> Tensor:
@@ -124,7 +151,8 @@ def _steps() -> dict[str, Any]:
     for name, adder in (("adder", True), ("convolutions", False)):
         net = build("resnet20", num_classes=10, adder=adder).to(memory_format=torch.channels_last)
         calls[name] = partial(_step, net, x, labels)
-    return {"adder/convolutions": ratio(side_by_side(calls, rounds=ROUNDS), "adder", "convolutions")}
+    times = side_by_side(calls, rounds=ROUNDS, clock=time.process_time)
+    return {"adder/convolutions": ratio(times, "adder", "convolutions")}
 
 
 def _step(net: nn.Module, x: Tensor, labels: Tensor) -> None:

@@ -11,6 +11,7 @@ start than its twin. If it gains as much, the gain is not that of adder layers.
 
 from typing import Any
 
+from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import accuracy, correct, less, more
 from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
 
@@ -123,4 +124,13 @@ STUDY = Study(
         Question("Which features?", (PROGRESSIVE, RAW, KERNELS, PKKD), ("kernels", "maps")),
         Question("Which parts does an adder network need?", (ADDER, "adder, *"), ("parts/*",)),
     ],
+    plot=Plot(Axis("processor seconds of training, twin included"), Axis("test accuracy, %", 100), {
+        title: [Point(arm, "cpu_seconds", f"{DEPTH}/accuracy") for arm in arms]
+        for title, arms in {
+            "networks alone": (CONVOLUTION, ADDER),
+            "adder networks, soft targets": (FIXED, PROGRESSIVE),
+            "adder networks, features too": (RAW, KERNELS, PKKD),
+            "convolutional student": (CONTROL,),
+        }.items()
+    }),
 )  # fmt: skip
