@@ -13,6 +13,7 @@ from stepwell import cli
 from stepwell.measure.data_parts import parts_of
 from stepwell.methods.pkkd import ProgressiveKernelKD
 from stepwell.nets.adders.layers import adder_layers
+from stepwell.nets.detection.detector import build_detector
 from stepwell.nets.files.nested import load
 from stepwell.nets.nested.calibrate import estimate_all
 from stepwell.recipes import train
@@ -122,6 +123,10 @@ def test_depths_of_an_adder_network_train_by_any_recipe(data, tmp_path, capsys):
 
 
 def test_what_cannot_add_is_refused_before_there_is_a_run(tmp_path):
+    with pytest.raises(ValueError, match="networks that choose resolutions have no adder form"):
+        train("drnet", data="digits", out=tmp_path / "r", net="adder/resnet8")
+    with pytest.raises(ValueError, match="detectors have no adder form: name resnet8_s4"):
+        build_detector("fcos/adder/resnet8_s4", 2)
     for options, message in (
         ({"net": "vit6"}, "VisionTransformer has no convolution to convert"),
         ({"net": "mobilenet_v2"}, "a convolution of 32 groups has no adder layer"),

@@ -44,7 +44,8 @@ class ProgressiveKernelKD(Objective):
         net: the adder network, of one depth.
         twin: a network of the same layers, with convolutions in place of the adder layers.
         alpha: a, the share of the labels; the rest is the twin's soft targets.
-        beta: b, the weight of the features; by default one over the number of adder layers.
+        beta: b, the weight of the features; by default 0.1 over the number of adder layers. With 1 over
+            it, their gradients are several times those of the task, and the network learns less.
         temperature: T of the soft targets.
         features: what is compared.
         convolutional: `net` is a convolutional network, too: a control that tells whether a gain is
@@ -71,7 +72,7 @@ class ProgressiveKernelKD(Objective):
             _check_twin(name, layer, dict(twin.module.named_modules()).get(name))
         self.net, self.twin = net, twin
         self.alpha, self.temperature, self.features = alpha, temperature, features
-        self.beta = 1 / len(layers) if beta is None else beta
+        self.beta = 0.1 / len(layers) if beta is None else beta
         self.layers = tuple(layers) if features != "none" else ()
         self.maps = nn.ModuleList()
         for name in self.layers if features == "mapped" else ():

@@ -203,6 +203,12 @@ def is_network(name: str) -> bool:
     return name in BUILDERS or name.startswith(PREFIX)
 
 
+def refuse_adders(name: str, what: str) -> None:
+    """Raise ValueError for the name of an adder network where `what`, a noun, takes none."""
+    if name.startswith(ADDER):
+        raise ValueError(f"{name}: {what} have no adder form: name {name.removeprefix(ADDER)}")
+
+
 def builder_of(name: str) -> Builder:
     """The builder of a network by name; ValueError if there is none."""
     given, name = name, name.removeprefix(ADDER)

@@ -21,6 +21,7 @@ from stepwell.methods.resolution import (
 )
 from stepwell.methods.widths import GATE_RATE, ChooserAlone
 from stepwell.nets import NestedNet
+from stepwell.nets.build import refuse_adders
 from stepwell.nets.decisions.choosing import Always
 from stepwell.nets.files.initial_weights import Start
 from stepwell.nets.files.nested import read_beside
@@ -153,6 +154,7 @@ def drnet(
     images = replace(images, size=choosing.image_size(images.size))
     arguments["size"] = images.size
     torch.manual_seed(training.seed)
+    refuse_adders(net, "networks that choose resolutions")
     splits = classification.read_splits(data, out, images, net)
     nested, start = classification.start_network(splits, net, depths, stem=stem, init=init)
     inputs = classification.prepare(splits, images, training, start=start, init=init)

@@ -29,7 +29,7 @@ class Twin:
 
     TITLE: ClassVar = "twin"
     alpha: float = 0.5
-    beta: Annotated[float | None, flag("X", "1 / number of layers")] = None
+    beta: Annotated[float | None, flag("X", "0.1 / number of layers")] = None
     features: Features = "mapped"
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork
 
-from stepwell.nets.build import build
+from stepwell.nets.build import build, refuse_adders
 from stepwell.nets.detection.heads import DETECTORS, Maps, check_name, levels_of, usual_convs
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.plan import with_children
@@ -191,6 +191,7 @@ def build_detector(
     Further arguments are those of `build`. ValueError for an unknown name, depth or argument.
     """
     head, backbone = check_name(name)
+    refuse_adders(backbone, "detectors")
     net = build(backbone, depths, num_classes=max(2, classes), **arguments)
     return Detector(net, head, classes, width=width, convs=convs)
 
