@@ -11,13 +11,8 @@ from PIL import Image
 
 from stepwell.data.box_batches import BoxBatches, flipped, restored, scaled
 from stepwell.data.box_files import BoxFiles, read_parts
-from stepwell.data.boxes import (
-    check_apart,
-    read_boxes,
-    read_images,
-    read_predictions,
-    unlabelled,
-)
+from stepwell.data.box_predictions import read_predictions
+from stepwell.data.boxes import check_apart, read_boxes, read_images, unlabelled
 from stepwell.types import Boxes
 from tiny_boxes import change, write_boxes, write_json
 

@@ -12,7 +12,8 @@ import torch
 
 from stepwell.data.box_batches import BoxBatches
 from stepwell.data.box_files import ASIDE, BoxFiles, BoxPool, keep_test, read_labels, read_pool
-from stepwell.data.boxes import BoxSet, some
+from stepwell.data.boxes import BoxSet
+from stepwell.data.coco import some
 from stepwell.files import write_whole
 from stepwell.measure.detection import precisions
 from stepwell.methods import Detection
@@ -265,17 +266,7 @@ def _reference(pool: BoxPool) -> BoxSet | None:
     if len(parts) < 2:
         return parts[0] if parts else None
     first, second = parts
-    known = None
-    if first.known is not None or second.known is not None:
-        each = [
-            torch.ones(len(p), len(p.classes), dtype=torch.bool) if p.known is None else p.known
-            for p in parts
-        ]
-        known = torch.cat(each)
-    return replace(
-        first, files=first.files + second.files, ids=tuple(range(1, len(first) + len(second) + 1)),
-        sizes=first.sizes + second.sizes, truth=first.truth + second.truth, known=known, notes=(),
-    )  # fmt: skip
+    return first.joined(second)
 
 
 def _completed(labelled: BoxSet, made: Made) -> BoxSet:
