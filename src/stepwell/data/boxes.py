@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from os.path import abspath
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +163,9 @@ class BoxSet:
     def coco(self, below: Path | None = None) -> dict[str, Any]:
         """The images and boxes as COCO's json has them; predicted boxes have a "score", too.
 
-        Files are named by their paths below the folder `below`, by default as they were given.
+        Files are named by their paths below the absolute folder `below`, by default as they were given.
         """
-        names = [file if below is None else file.resolve().relative_to(below) for file in self.files]
+        names = [f if below is None else Path(abspath(f)).relative_to(below) for f in self.files]
         images = [
             {"id": id, "file_name": str(file), "width": w, "height": h}
             for id, file, (h, w) in zip(self.ids, names, self.sizes, strict=True)

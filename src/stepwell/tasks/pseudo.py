@@ -1,6 +1,7 @@
 """The task of detection by pseudo labels: how a run opens its teachers, and labels images."""
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -239,7 +240,7 @@ def label(
     record |= _teachers_on(test.examples, judge, on_test, sources.names)
     record["labels_of_test"] = judge.made(test.examples, on_test).images.truth
     if run.writes:
-        write_whole(run.path / LABELS, json.dumps(made.images.coco()).encode())
+        _write_labels(run.path, made.images)
     train = task.train.others(images)
     labels = None
     if pool.labelled is not None:
@@ -252,6 +253,14 @@ def label(
     return Labelled(
         train, labels, replace(task, train=train, test=test, validation=parts["validation"]), record
     )
+
+
+def _write_labels(run: Path, made: BoxSet) -> None:
+    """Write the teachers' labels; files are named below a folder, and that one from the run on."""
+    folder = os.path.commonpath([os.path.abspath(file.parent) for file in made.files])
+    info = {"images": os.path.relpath(folder, run)}
+    content = {"info": info, **made.coco(Path(folder))}
+    write_whole(run / LABELS, json.dumps(content).encode())
 
 
 def _reference(pool: BoxPool) -> BoxSet | None:
