@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.utils import Bunch
 
+from stepwell.claims.drnet import arms as drnet_arms
 from stepwell.claims.drnet.arms import (
     at_its_cost,
     auc_of_need,
@@ -43,14 +46,21 @@ pytestmark = pytest.mark.usefixtures("quick")
 ORDER, COSTS = ["16", "24", "32"], torch.tensor([0.25, 0.5625, 1.0], dtype=torch.float64)
 
 
+def few_digits():
+    digits = load_digits()
+    return Bunch(images=digits.images[:300], target=digits.target[:300])
+
+
 @pytest.fixture(scope="module")
 def verified(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("verify")
     arms = [control(MIDDLE), FRONTS, STATIC, PLANTED]
     changes = {"part": "1/6"}
-    record, page = verify_system(
-        "drnet", changes, quick=True, seeds=1, workers=1, arms=arms, folder=folder
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drnet_arms, "load_digits", few_digits)
+        record, page = verify_system(
+            "drnet", changes, quick=True, seeds=1, workers=1, arms=arms, folder=folder
+        )
     return record, page, folder
 
 
