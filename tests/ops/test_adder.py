@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from stepwell.cost import count_macs
 from stepwell.ops.adder import adder_conv2d, compiled, operator, sum_of_absolute_differences
+from stepwell.ops.adder.reference import by_taps
 
 MODES = ("clipped", "difference", "sign")
 
@@ -99,6 +100,14 @@ def test_without_a_kernel_torch_computes_the_same_and_double_stays_exact(mode, m
     monkeypatch.setattr(operator, "library", lambda: None)
     for found, true in zip(run(torch.float32), with_kernel, strict=True):
         assert_close(found, true, rtol=1e-4, atol=1e-4)
+
+
+def test_long_sums_and_the_form_for_graphs_are_exact():
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 64, 9, 8).relu(), torch.randn(20, 64, 3, 3)
+    exact = naive(x.double(), weight.double(), (2, 1), (1, 2))
+    for found in (adder_conv2d(x, weight, (2, 1), (1, 2)), by_taps(x, weight, (2, 1), (1, 2))):
+        assert (found - exact).abs().max() < 2e-4  # of sums of about 500
 
 
 def test_half_precision_and_autocast_are_summed_in_float32():

@@ -68,7 +68,7 @@ def test_a_run_has_operations_gradients_and_the_twin(trained):
             assert_close(run.net.state_dict()[name], value, rtol=0.3, atol=0.3)
 
 
-def test_every_command_takes_an_adder_network(trained, data, capsys):
+def test_every_command_takes_an_adder_network(trained, data, tmp_path, capsys):
     out, results = trained
     capsys.readouterr()
     cli.main(["cost", str(out), "--json"])
@@ -77,6 +77,8 @@ def test_every_command_takes_an_adder_network(trained, data, capsys):
     assert json.loads(capsys.readouterr().out)["test"] == pytest.approx(results["test"])
     cli.main(["predict", str(out), f"{data}/test/dark/0.png"])
     assert "dark" in capsys.readouterr().out or torch.tensor(results["test"]["8/accuracy"]) < 1
+    cli.main(["export", str(out), "--format", "onnx", "--out", str(tmp_path / "graphs")])
+    assert (tmp_path / "graphs" / "8.onnx").exists()  # equal to the network, or it is not written
     cli.main(["report", str(out)])
     page = (out / "report.html").read_text()
     assert all(words in page for words in ("convolutional twin", "by a model", "layer3.0.conv2"))

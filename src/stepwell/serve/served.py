@@ -17,7 +17,6 @@ from stepwell.train_mode import check_eval_mode
 from stepwell.types import Images
 
 T = TypeVar("T")
-#: The EXIF tag whose values from 5 on turn an image on its side.
 #: Formats that a server decodes; Pillow would run another program for some others.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 

@@ -110,7 +110,8 @@ def compile_source(more: Sequence[str] = ()) -> bytes:
             raise CompileError(f"{compiler}: {error}") from error
         if done.returncode or not out.is_file():
             said = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
-            raise CompileError(f"{compiler} fails: {said[0]}")
+            wrong = next((line for line in said if "error" in line), said[0])
+            raise CompileError(f"{compiler} fails: {wrong}")
         return out.read_bytes()
 
 

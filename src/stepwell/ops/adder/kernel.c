@@ -43,6 +43,9 @@ typedef struct {
     void *out;
 } Layer;
 
+// Terms of a partial sum: one long sum would lose digits, and norms behind it amplify that.
+#define CHUNK 64
+
 enum { CLIPPED = 0, SIGN = 1 };
 typedef void (*Work)(const Layer *, int, char *);
 
@@ -121,24 +124,34 @@ INLINE void forward_block(const int R, const int V, const Layer *l, const float 
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) sum[r][v] = (vec){0};
     for (int i = 0; i < l->kernel_h; i++, x += wide)
-        for (int k = 0; k < run; k++, f += LANES) {
-            vec filters[4];
+        for (int start = 0; start < run; start += CHUNK) {
+            const int end = start + CHUNK < run ? start + CHUNK : run;
+            for (int k = start; k < end; k++, f += LANES) {
+                vec filters[4];
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++) filters[v] = *(const vec *)(f + v * vector);
+                for (int v = 0; v < V; v++) filters[v] = *(const vec *)(f + v * vector);
 #pragma GCC unroll 16
-            for (int r = 0; r < R; r++)
+                for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-                for (int v = 0; v < V; v++) {
+                    for (int v = 0; v < V; v++) {
 #ifdef PRODUCTS  // the loop of a convolution, which benchmarks compare with
-                    sum[r][v] += x[r * step + k] * filters[v];
+                        sum[r][v] += x[r * step + k] * filters[v];
 #else
-                    vec d = difference(x[r * step + k], filters[v], one);
-                    sum[r][v] += (vec)((ivec)d & positive);
+                        vec d = difference(x[r * step + k], filters[v], one);
+                        sum[r][v] += (vec)((ivec)d & positive);
 #endif
+                    }
+            }
+            for (int r = 0; r < R; r++)
+                for (int v = 0; v < V; v++) {
+                    vec *to = (vec *)(out + r * out_step + v * LANES);
+                    if (i || start)
+                        *to -= sum[r][v];
+                    else
+                        *to = -sum[r][v];
+                    sum[r][v] = (vec){0};
                 }
         }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) *(vec *)(out + r * out_step + v * LANES) = -sum[r][v];
 }
 
 #define CASE(R, V) \

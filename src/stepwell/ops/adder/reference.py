@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import fold, unfold
+from torch.nn.functional import fold, pad, unfold
 
 #: clipped: the two formulas above. difference: without the clip. sign: the true gradient.
 Gradient = Literal["clipped", "difference", "sign"]
@@ -61,6 +61,21 @@ def forward(x: Maps, weight: Filters, stride: Pair, padding: Pair) -> Maps:
     patches = _patches(x, weight, stride, padding)  # (batch, K, positions)
     rows = [-(patches - f[:, None]).abs().sum(1) for f in weight.flatten(1)]
     return torch.stack(rows, 1).unflatten(2, size)
+
+
+def by_taps(x: Maps, weight: Filters, stride: Pair, padding: Pair) -> Maps:
+    """The same by plain operators, a position of the window at a time, for graphs of other tools."""
+    (high, wide), (down, across) = padding, stride
+    height, width = out_size(x.shape[2:], weight.shape[2:], stride, padding)
+    padded, total = pad(x, (wide, wide, high, high)), None
+    for i in range(weight.shape[2]):
+        for j in range(weight.shape[3]):
+            rows, columns = slice(i, i + down * height, down), slice(j, j + across * width, across)
+            apart = padded[:, None, :, rows, columns] - weight[None, :, :, i, j, None, None]
+            part = apart.abs().sum(2)  # (batch, filters, height, width)
+            total = part if total is None else total + part
+    assert total is not None
+    return -total
 
 
 def _distances(
