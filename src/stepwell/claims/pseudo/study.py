@@ -137,7 +137,7 @@ STUDY = Study(
     note=("Real images: blood cells under the microscope (BCCD), three classes. The recipe is a "
           "reconstruction where the paper could not be read. No teacher has seen an image of the "
           "students. 20 validation images have labels in all arms but one."),
-    common={"data": "bccd", "size": 160, "epochs": 40},
+    common={"data": "bccd", "size": 160, "epochs": 50},
     quick=small_study,
     fingerprint=fingerprint,
     questions=[
