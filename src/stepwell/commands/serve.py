@@ -4,14 +4,15 @@ import errno
 import importlib.util
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional
 
 from stepwell.commands.arguments import Module, imported
 from stepwell.console import say
-from stepwell.kinds import open_network
+from stepwell.flags import flag
 
 if TYPE_CHECKING:
     from stepwell.serve.engine import Engine
@@ -35,6 +36,8 @@ def serve(
     max_bytes: int = 16 * 2**20,
     max_pixels: int = 50_000_000,
     threads: int | None = None,
+    ray: bool = False,
+    replicas: Annotated[tuple[int, int], flag("LEAST MOST")] = (1, 2),
     module: Module = None,
 ) -> None:
     """Answer requests over HTTP within a promised time.
@@ -46,6 +49,7 @@ def serve(
     Examples:
         stepwell serve runs/photos --slo-ms 50
         stepwell serve runs/photos --slo-ms 50 --engine onnx --threads 2
+        stepwell serve runs/photos --slo-ms 50 --ray --replicas 2 8
         curl -F file=@photo.jpg http://127.0.0.1:8000/predict
 
     Args:
@@ -63,34 +67,45 @@ def serve(
         max_queue: requests that may wait, at most.
         max_bytes: size of a request, at most.
         max_pixels: pixels of an image, at most.
-        threads: threads of the network; by default as many as torch takes.
+        threads: threads of the network, with --ray of each replica; by default as many as torch takes,
+            and 1 with --ray.
+        ray: serve from replicas in Ray, on this machine or on the Ray cluster that it belongs to.
+        replicas: of --ray, how many at least and at most; Ray adds some when many requests wait.
     """
-    require()
+    require(("ray",) if ray else ())
+    if not ray and replicas != (1, 2):
+        raise ValueError("--replicas is for --ray: add it, or leave --replicas out")
     with bound(host, port) as listening:
-        network = open_network(run, to="serve", module=imported(module))
-        set_threads(threads)
-        from PIL import Image
+        name, number = listening.getsockname()[:2]
+        address = name, number
+        set_threads(threads or (1 if ray else None))
+        from stepwell.serve.settings import Settings
 
-        from stepwell.serve.app import Limits, make_app
-        from stepwell.serve.engine import Engine
-        from stepwell.serve.http import run_server
-
-        Image.MAX_IMAGE_PIXELS = max_pixels
-        served = network.do("serve", engine=engine, cascade=cascade)
-        say(f"measuring the {served.row}s of {run}")
-        made = Engine(
-            served, slo_ms, rows=depths, batch=max_batch, queue=max_queue, hysteresis=hysteresis
+        made = Settings(
+            run=run, slo_ms=slo_ms, engine=engine, depths=depths, cascade=cascade,
+            hysteresis=hysteresis, max_batch=max_batch, max_queue=max_queue, max_bytes=max_bytes,
+            max_pixels=max_pixels, module=imported(module),
         )  # fmt: skip
-        app = make_app(made, Limits(body=max_bytes, bodies=max(16 * max_bytes, 256 * 2**20)))
+        opened, app = made.open(say)
         more_connections()
-        run_server(app, listening, lambda: say(greeting(made, run, listening)))
+        if not ray:
+            from stepwell.serve.http import run_server
+
+            run_server(app, listening, lambda: say(greeting(opened, run, address)))
+            return
+    from stepwell.serve.on_ray import run_replicas
+
+    run_replicas(
+        made, name, number, replicas, threads or 1, lambda: say(greeting(opened, run, address))
+    )
 
 
-def require() -> None:
-    """Raise ImportError for a missing package of the extra `serve`."""
-    for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+def require(more: Sequence[str] = ()) -> None:
+    """Raise ImportError for a missing package of the extras `serve`, or `ray`."""
+    for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", *more):
         if importlib.util.find_spec(name) is None:
-            raise ImportError(f"stepwell serve needs {name}: pip install 'stepwell[serve]'")
+            extra = name if name in more else "serve"
+            raise ImportError(f"stepwell serve needs {name}: pip install 'stepwell[{extra}]'")
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -138,9 +153,9 @@ def more_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def greeting(engine: "Engine", run: Path, listening: socket.socket) -> str:
+def greeting(engine: "Engine", run: Path, address: tuple[str, int]) -> str:
     """Say where the server listens and what it may answer with."""
-    host, port = listening.getsockname()[:2]
+    host, port = address
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     times = engine.times()
     rows = ", ".join(f"{row} ({times[row]:.3g} ms)" for row in engine.ladder)
