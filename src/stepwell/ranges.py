@@ -34,7 +34,7 @@ _NAMES = {
         "epochs nest_epochs steps keep shots views graft_steps join_steps sizes choose_epochs "
         "synthetic_count generator_steps devices accumulate num_classes batch dim context_size "
         "gate_epochs negatives k top_k seeds workers top patience max_tokens student_layers "
-        "teacher_epochs width convs threads max_batch max_queue max_bytes max_pixels"
+        "teacher_epochs width convs threads max_batch max_queue max_bytes max_pixels replicas"
     ),
     TWO_OR_MORE: "batch_size experts kernels",  # BatchNorm cannot train on one image
     PIXELS: "size teacher_size",

@@ -4,17 +4,22 @@ import errno
 import importlib.util
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional
 
 from stepwell.commands.arguments import Module, imported
 from stepwell.console import say
 from stepwell.flags import flag
+from stepwell.kinds import open_network
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from stepwell.serve.engine import Engine
 
 #: Open files and connections to ask the system for.
@@ -79,14 +84,12 @@ def serve(
         name, number = listening.getsockname()[:2]
         address = name, number
         set_threads(threads or (1 if ray else None))
-        from stepwell.serve.settings import Settings
-
-        made = Settings(
-            run=run, slo_ms=slo_ms, engine=engine, depths=depths, cascade=cascade,
-            hysteresis=hysteresis, max_batch=max_batch, max_queue=max_queue, max_bytes=max_bytes,
-            max_pixels=max_pixels, module=imported(module),
+        settings = Settings(
+            run=run.resolve() if ray else run, slo_ms=slo_ms, engine=engine, depths=depths,
+            cascade=cascade, hysteresis=hysteresis, max_batch=max_batch, max_queue=max_queue,
+            max_bytes=max_bytes, max_pixels=max_pixels, module=imported(module),
         )  # fmt: skip
-        opened, app = made.open(say)
+        opened, app = application(settings, say)
         more_connections()
         if not ray:
             from stepwell.serve.http import run_server
@@ -96,8 +99,59 @@ def serve(
     from stepwell.serve.on_ray import run_replicas
 
     run_replicas(
-        made, name, number, replicas, threads or 1, lambda: say(greeting(opened, run, address))
-    )
+        partial(replica, settings), name, number, replicas, threads or 1,
+        lambda: say(greeting(opened, run, address)), max_batch=max_batch, max_queue=max_queue,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The network that a server answers with, and its limits; fields as the flags of `serve`."""
+
+    run: Path
+    slo_ms: float
+    engine: Literal["torch", "onnx", "onnx-copies"]
+    depths: tuple[str, ...]
+    cascade: bool
+    hysteresis: float
+    max_batch: int
+    max_queue: int
+    max_bytes: int
+    max_pixels: int
+    module: Callable[[], Any] | None
+
+
+def application(
+    settings: Settings, say: Callable[[str], object] = lambda _: None
+) -> "tuple[Engine, FastAPI]":
+    """Open the network, measure its rows, and make the application.
+
+    Args:
+        say: is told before the rows are measured.
+
+    Raises:
+        ValueError: the network cannot be served, or not so.
+    """
+    network = open_network(settings.run, to="serve", module=settings.module)
+    from PIL import Image
+
+    from stepwell.serve.app import Limits, make_app
+    from stepwell.serve.engine import Engine
+
+    Image.MAX_IMAGE_PIXELS = settings.max_pixels
+    served = network.do("serve", engine=settings.engine, cascade=settings.cascade)
+    say(f"measuring the {served.row}s of {settings.run}")
+    engine = Engine(
+        served, settings.slo_ms, rows=settings.depths, batch=settings.max_batch,
+        queue=settings.max_queue, hysteresis=settings.hysteresis,
+    )  # fmt: skip
+    most = settings.max_bytes
+    return engine, make_app(engine, Limits(body=most, bodies=max(16 * most, 256 * 2**20)))
+
+
+def replica(settings: Settings) -> "FastAPI":
+    """The application of a replica in Ray."""
+    return application(settings)[1]
 
 
 def require(more: Sequence[str] = ()) -> None:

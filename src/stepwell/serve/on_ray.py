@@ -9,12 +9,9 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from fastapi import FastAPI
-
-from stepwell.serve.settings import Settings
 
 #: Name of the application in Ray.
 NAME = "stepwell"
@@ -24,13 +21,16 @@ FULL = 0.5
 
 @contextmanager
 def deployed(
-    settings: Settings, host: str, port: int, replicas: tuple[int, int], threads: int = 1
-) -> Iterator[None]:
+    build: Callable[[], FastAPI], host: str, port: int, replicas: tuple[int, int], threads: int, *,
+    max_batch: int, max_queue: int,
+) -> Iterator[None]:  # fmt: skip
     """Serve from replicas until the end of the context, on the Ray that is there, or a new local one.
 
     Args:
+        build: makes the application of a replica.
         replicas: how many at least and at most.
         threads: processor threads of each.
+        max_batch, max_queue: of the application: inputs that run together, and requests that wait.
 
     Raises:
         ValueError: these are no numbers of replicas.
@@ -44,11 +44,10 @@ def deployed(
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    settings = replace(settings, run=settings.run.resolve())
 
-    def build() -> FastAPI:
+    def application() -> FastAPI:
         torch.set_num_threads(threads)
-        return settings.open()[1]
+        return build()
 
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING, log_to_driver=False)
     try:
@@ -56,13 +55,13 @@ def deployed(
         server = serve.deployment(
             name="Server",
             # a full replica says so itself: 429
-            max_ongoing_requests=settings.max_queue + settings.max_batch,
+            max_ongoing_requests=max_queue + max_batch,
             autoscaling_config={
                 "min_replicas": least, "max_replicas": most,
-                "target_ongoing_requests": max(1.0, FULL * settings.max_batch),
+                "target_ongoing_requests": max(1.0, FULL * max_batch),
             },
             ray_actor_options={"num_cpus": threads},
-        )(serve.ingress(build)())  # fmt: skip
+        )(serve.ingress(application)())  # fmt: skip
         serve.run(server.bind(), name=NAME, route_prefix="/")
         yield
     finally:
@@ -71,12 +70,12 @@ def deployed(
 
 
 def run_replicas(
-    settings: Settings, host: str, port: int, replicas: tuple[int, int], threads: int,
-    started: Callable[[], None],
+    build: Callable[[], FastAPI], host: str, port: int, replicas: tuple[int, int], threads: int,
+    started: Callable[[], None], **limits: int,
 ) -> None:  # fmt: skip
-    """Serve until SIGTERM or Ctrl-C; calls `started` when all replicas answer."""
+    """Serve until SIGTERM or Ctrl-C; calls `started` when all replicas answer. See `deployed`."""
     stop = signal.SIGTERM, signal.SIGINT
-    with deployed(settings, host, port, replicas, threads):
+    with deployed(build, host, port, replicas, threads, **limits):
         signal.pthread_sigmask(signal.SIG_BLOCK, stop)
         started()
         signal.sigwait(stop)
