@@ -207,8 +207,10 @@ def test_loops_copies_and_size_obey_the_flags():
             parse_network(content, "", HOW | {"max_edges": 1})
     with pytest.raises(ValueError, match="name one for a grey picture, or three"):
         Pictures(channels=("counts", "span")).check()
-    with pytest.raises(ValueError, match="--window 0: at least 1"):
+    with pytest.raises(ValueError, match="--window 0: must be 1 or more"):
         Pictures(window=0).check()
+    with pytest.raises(ValueError, match="at most 100,000 nodes"):
+        Pictures(walks=10**6).check()
 
 
 def folder_of_networks(root, count=4, nodes=30):

@@ -6,7 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from tyro.conf import FlagConversionOff
 
 from stepwell.flags import flag
+from stepwell.ranges import check_numbers
 
+#: Nodes on the walks from one node, and numbers of a node's vector, at most.
+MOST_STEPS, MOST_DIMENSIONS = 100_000, 128
 Channel = Literal["counts", "linear", "degree", "span", "counts13", "counts23"]
 
 
@@ -44,11 +47,15 @@ class Pictures:
     max_edges: int = 1_000_000
 
     def check(self) -> None:
-        """Refuse numbers out of range; ValueError."""
-        least = {"walks": 1, "walk_length": 2, "window": 1, "dimensions": 3, "max_edges": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least {low}")
+        """Refuse numbers that fill the memory, and two channels; ValueError."""
+        check_numbers(vars(self))
+        if self.walks * self.walk_length > MOST_STEPS:
+            raise ValueError(
+                f"--walks {self.walks} of --walk-length {self.walk_length}: at most {MOST_STEPS:,} "
+                "nodes on the walks from one node"
+            )
+        if self.dimensions > MOST_DIMENSIONS:
+            raise ValueError(f"--dimensions {self.dimensions}: at most {MOST_DIMENSIONS}")
         if len(self.channels) not in (1, 3):
             raise ValueError(
                 f"--channels {' '.join(self.channels)}: name one for a grey picture, or three"

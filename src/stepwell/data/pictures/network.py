@@ -1,8 +1,8 @@
 """Complex networks, read from edge lists and GraphML. Needs numpy, nothing else.
 
 The order of lines in a file does not matter: nodes are numbered by the colours of Weisfeiler and
-Leman's refinement, and by name only where colours are equal. So copies of a network under other names
-have nearly the same numbers, too.
+Leman's refinement, and by name only where colours are equal. So copies of a network under other
+names have nearly the same numbers, too.
 """
 
 import math
