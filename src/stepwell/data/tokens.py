@@ -103,6 +103,7 @@ class TokenSet:
     """
 
     input: ClassVar[Literal["text"]] = "text"
+    drawing: ClassVar[dict[str, Any]] = {}
     NOUN: ClassVar = "texts"
     ids: Int64[Tensor, " tokens"]
     starts: Int64[Tensor, " edges"]

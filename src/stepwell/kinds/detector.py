@@ -135,9 +135,10 @@ def serve(network: Network, *, engine: Engine = "torch") -> "Served":
     import torch
 
     from stepwell.data.box_batches import collated, padded, restored
+    from stepwell.data.decoding import decoded
     from stepwell.data.preprocess import upright_size, whole
     from stepwell.nets.predictions import Prediction
-    from stepwell.serve.served import Served, read_image
+    from stepwell.serve.served import Served
 
     if engine != "torch":
         raise ValueError(f"a detector runs in torch: leave --engine {engine} out")
@@ -147,7 +148,7 @@ def serve(network: Network, *, engine: Engine = "torch") -> "Served":
     rows = tuple(depth for depth, status in net.status.items() if status != "fresh")
 
     def read(content: bytes) -> Any:
-        return read_image(content, lambda image: (whole(image, card.size), upright_size(image)))
+        return decoded(content, lambda image: (whole(image, card.size), upright_size(image)))
 
     def run(inputs: Sequence[Any], row: str, top: int) -> "list[Prediction]":
         answers = [Prediction()] * len(inputs)
