@@ -44,12 +44,14 @@ def hardware() -> str:
 def main() -> None:
     """Run the benchmarks named, or all."""
     for name in sys.argv[1:] or NAMES:
+        load = os.getloadavg()[0]
         result = import_module(f"benchmarks.{name}").measure()
         record = {
             "benchmark": name,
             "command": f"python -m benchmarks {name}",
             "date": time.strftime("%Y-%m-%d"),
             "hardware": hardware(),
+            "load": [round(load, 1), round(os.getloadavg()[0], 1)],  # before and after
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,

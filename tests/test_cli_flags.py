@@ -83,6 +83,9 @@ WRONG = {
     "average": ([-0.1, 1, "nan"], [0, 0.9]),
     "checkpoint_minutes": ([-1, "nan"], [0]),
     "size": ([1, 0, -1], [2]),
+    **dict.fromkeys(("walks", "window", "dimensions", "max_edges"), ([0, -1], [1])),
+    "walk_length": ([1, 0, -1], [2]),
+    "walk_seed": ([-1, 2**63], [0, 2**63 - 1]),
     "num_classes": ([0, -1], [1]),
     "batch": ([0, -1], [1]),
     "dim": ([0, -1], [1]),
@@ -117,13 +120,15 @@ WRONG = {
     "max_bytes": ([0, -1], [1]),
     "max_pixels": ([0, -1], [1]),
     "threads": ([0, -1], [1]),
+    "replicas": ([0, -1], [1]),
 }
-#: A number is asked for three times, in these.
-THREE = {"teacher_mean", "teacher_std"}
+#: How often a number is asked for, in these.
+TIMES = {"teacher_mean": 3, "teacher_std": 3, "replicas": 2}
 NEEDED = {
     "train ekd": ["--data", "digits", "--out", "r"],
     "train supervised": ["--data", "digits", "--out", "r"],
     "train distill": ["--data", "digits", "--out", "r", "--teacher", "t"],
+    "train cnc": ["--data", "digits", "--out", "r"],
     "train drnet": ["--data", "digits", "--out", "r"],
     "train exits": ["--data", "digits", "--out", "r"],
     "train skipping": ["--data", "digits", "--out", "r"],
@@ -184,7 +189,7 @@ def test_a_number_out_of_range_is_one_line(command, name, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     flag = f"--{name.replace('_', '-')}"
     value, *_ = WRONG[name][0]
-    given = [flag, *[str(value)] * (3 if name in THREE else 1)]
+    given = [flag, *[str(value)] * TIMES.get(name, 1)]
     with pytest.raises(SystemExit) as stop:
         cli.main([*command.split(), *NEEDED[command], *given])
     out, err = capsys.readouterr()

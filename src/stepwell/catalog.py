@@ -38,6 +38,8 @@ NETWORKS = {
     "msdnet15": "MSDNet of 15 layers in 5 blocks, for exits behind each",
     "msdnet21": "MSDNet of 21 layers in 6 blocks, for exits behind each",
     "msdnet24": "MSDNet of 24 layers in 11 blocks, for exits behind each (anytime prediction)",
+    "cnc": "the CNN of 2 convolutions for pictures of complex networks (Xin et al. 2020)",
+    "cnc_wide": "cnc with 16 and 32 channels and BatchNorm",
     "vit_b_16": "torchvision's vision transformer of 12 blocks; holds 1, 2, ..., 11",
     "vit6": "a vision transformer of 6 blocks and 96 channels for about 32 pixels; holds 1, 2, ..., 5",
     "FOLDER": "for texts: a BERT, RoBERTa or DistilBERT of Hugging Face's; 6 layers hold 1, 2, ..., 5",
@@ -88,4 +90,5 @@ DATA = {
     "cifar10": "60,000 photographs of 32×32 pixels, 10 classes (downloaded by torchvision)",
     "cifar100": "60,000 photographs of 32×32 pixels, 100 classes (downloaded by torchvision)",
     "FOLDER": "class folders of images, or train/ and test/ (or val/) with class folders in them",
+    "FOLDER of networks": "the same with a complex network in each file (.edges, .tsv, .csv, .graphml)",
 }

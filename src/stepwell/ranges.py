@@ -34,9 +34,10 @@ _NAMES = {
         "epochs nest_epochs steps keep shots views graft_steps join_steps sizes choose_epochs "
         "synthetic_count generator_steps devices accumulate num_classes batch dim context_size "
         "gate_epochs negatives k top_k seeds workers top patience max_tokens student_layers "
-        "teacher_epochs width convs threads max_batch max_queue max_bytes max_pixels"
+        "teacher_epochs width convs threads max_batch max_queue max_bytes max_pixels replicas "
+        "walks window dimensions max_edges"
     ),
-    TWO_OR_MORE: "batch_size experts kernels",  # BatchNorm cannot train on one image
+    TWO_OR_MORE: "batch_size experts kernels walk_length",  # BatchNorm cannot train on one image
     PIXELS: "size teacher_size",
     POSITIVE: (
         "lr temperature teacher_std adaption_lr chooser_rate margin budget_ms budget_macs threshold "
@@ -48,7 +49,7 @@ _NAMES = {
         "rate_weight reward policy_weight balance_weight teach beta"
     ),
     BELOW_ONE: "hysteresis label_smoothing val_fraction distill_from ema_teacher average gate_fraction",
-    SEED: "seed",
+    SEED: "seed walk_seed",
     PORT: "port",
     SHARE: (
         "alpha start_from_teacher target target_cost min_accuracy target_accuracy min_score ignore_from"

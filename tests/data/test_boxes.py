@@ -9,15 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from stepwell.data.box_batches import BoxBatches, flipped, restored, scaled
+from stepwell.data.box_batches import MEAN, STD, BoxBatches, collated, flipped, restored, scaled
 from stepwell.data.box_files import BoxFiles, read_parts
-from stepwell.data.boxes import (
-    check_apart,
-    read_boxes,
-    read_images,
-    read_predictions,
-    unlabelled,
-)
+from stepwell.data.box_predictions import read_predictions
+from stepwell.data.boxes import check_apart, read_boxes, read_images, unlabelled
+from stepwell.data.loader import normalise
 from stepwell.types import Boxes
 from tiny_boxes import change, write_boxes, write_json
 
@@ -310,3 +306,13 @@ def test_a_folder_without_labels_is_read_and_its_bad_images_named(root):
     (root / "images" / "bad.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cannot read image .*bad.jpg"):
         read_images(root / "images")
+
+
+def test_a_batch_of_two_shapes_has_zeros_beside_the_smaller_image():
+    large, small = (torch.randint(256, (3, *size), dtype=torch.uint8) for size in ((64, 40), (20, 64)))
+    batch, sizes = collated([large, small])
+    assert (tuple(batch.shape), sizes) == ((2, 3, 64, 64), ((64, 40), (20, 64)))
+    for row, image, (high, wide) in zip(batch, (large, small), sizes, strict=True):
+        assert torch.equal(row[:, :high, :wide], normalise(image[None], MEAN, STD)[0])
+        assert not row[:, high:].any()
+        assert not row[:, :, wide:].any()

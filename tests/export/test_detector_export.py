@@ -1,8 +1,10 @@
 """Detectors as ONNX: graph and host loop find what the detector finds, here and without Stepwell."""
 
 import importlib.util
+import io
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -43,6 +45,22 @@ def exported(tmp_path_factory):
     return folder, export_detector(
         fresh("fcos/resnet14_s4", ["8"]), folder, noise(96), "noise", depth="8"
     )
+
+
+def test_served_boxes_do_not_depend_on_the_other_images_of_a_batch():
+    served = Network(Path("net"), "detector", fresh("fcos/resnet14_s4", ["8"]), {}).do("serve")
+    inputs = []
+    for image in (*noise(96, 2), noise(96)[0][:, :40]):
+        content = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(content, "PNG")
+        inputs.append(served.read(content.getvalue()))
+    together = served.run(inputs, "8", 1)
+    for own, given in zip(together, inputs, strict=True):
+        (alone,) = served.run([given], "8", 1)
+        assert [o.label for o in own.objects] == [o.label for o in alone.objects]
+        boxes = [[o.box for o in answer.objects] for answer in (own, alone)]
+        assert len(boxes[0])
+        assert np.allclose(*boxes, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["fcos/resnet8_s4", "retinanet/resnet18", "ssdlite/resnet8_s4"])

@@ -153,6 +153,19 @@ def test_no_loss_sees_a_crowd_or_a_class_that_nobody_labelled(batch):
         Boxes(*(torch.cat(v) for v in zip(own, everywhere, strict=True))) for own in batch.truth
     ))  # fmt: skip
     assert 0 < gradient(objects)[0] < gradient(batch)[0]  # what is labelled inside a crowd still counts
+    told, grown = gradient(batch, known=known)  # a disc where nobody tells of discs is one all the same
+    assert 0 < told < gradient(batch)[0]
+    assert grown[1] > 0
+
+
+def test_a_positive_that_the_head_matches_outside_of_its_box_is_never_silent(batch):
+    detector = build_detector("retinanet/resnet8_s4", 2)
+    small = Boxes.of([[1.5, 1.5, 2.5, 2.5], [0, 0, 64, 64]], [1, 0])  # between the centres of anchors
+    inside_crowd = small._replace(crowd=torch.tensor([False, True]))
+    known = [torch.tensor([True, False])] * 4
+    for truth, told in ((inside_crowd, None), (small.chosen(torch.tensor([0])), known)):
+        loss = losses_of(detector, batch._replace(truth=(truth,) * 4), known=told)["classification"]
+        assert 0 < loss < 100
 
 
 def test_the_joint_gradients_are_those_of_the_plain_sum(batch):

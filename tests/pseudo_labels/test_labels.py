@@ -1,6 +1,7 @@
 """Thresholds, calibration, merged categories, the store, and teachers of every kind."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -240,6 +241,9 @@ def test_predictions_of_other_programs_teach_the_images_that_they_list(data, tmp
     found = teacher.find(images)
     assert [one is None for one in found] == [True, False, True, True, True, True]
     assert found[1].labels.tolist() == [1]
+    holes = replace(known, classes=("N/A", "square", "disc"), categories=(1, 3, 7))
+    (teacher,) = open_box_teachers([str(tmp_path / "results.json")], known=holes)
+    assert [teacher.classes[i] for i in teacher.find(images)[1].labels] == ["disc"]
     (tmp_path / "found.json").write_text(json.dumps(content)[:-9])
     with pytest.raises(ValueError, match=r"found.json is damaged .*it may be cut off"):
         open_box_teachers([str(tmp_path / "found.json")])

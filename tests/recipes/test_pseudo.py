@@ -16,6 +16,7 @@ import stepwell
 from running import stopped, told
 from stepwell.cost import costs_of
 from stepwell.data.box_files import BoxFiles, read_pool
+from stepwell.data.boxes import read_boxes
 from stepwell.evaluation.detection import precision_interval
 from stepwell.export import detector as exports
 from stepwell.measure import detection as measure
@@ -102,6 +103,9 @@ def test_teachers_label_images_once_and_a_student_learns_from_them_and_from_labe
     labels = json.loads((run / "pseudo_labels.json").read_text())
     assert {row["category_id"] for row in labels["annotations"]} == {1, 2}
     assert all(0 < row["score"] <= 1 for row in labels["annotations"])
+    folder = run / labels["info"]["images"]
+    assert not Path(labels["info"]["images"]).is_absolute()
+    assert len(read_boxes(run / "pseudo_labels.json", folder)) == 24  # names are paths below it
     code, text = told("eval", run, "--json")
     assert code == 0
     measured = json.loads(text[: text.rindex("}") + 1])

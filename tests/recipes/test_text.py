@@ -287,6 +287,9 @@ def test_python_classifies_texts(run):
     (first,) = served.run([served.read("the dog is lovely")], "1", 2)
     assert (first.file, first.label, first.depth) == (one.file, one.label, "1")
     assert first.probability == pytest.approx(one.probability)
+    short, same = served.run([served.read(text) for text in ("dull", "the dog is lovely")], "1", 2)
+    assert (short.file, same.probability) == ("dull", pytest.approx(one.probability))
+    assert int(served.example.lengths.max()) == served.example.size  # the longest text is measured
     for wrong, message in (
         ("  ", "the text is empty"), (["a", ""], "the text is empty"), ([], "there is no text"),
         ("\ud800", "half of a surrogate pair"), ("a" * 100_001, "100,001 characters: send at most"),

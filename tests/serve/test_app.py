@@ -210,6 +210,21 @@ def test_slow_clients_half_closed_ones_and_bodies_without_a_length(server):
     assert post(server)[0] == 200
 
 
+def test_a_request_whose_client_has_gone_does_not_run():
+    toy = Toy(hold=0.3)
+    with running(Engine(toy.served(), 5000, table=table(), batch=1)) as url:
+        where = urlsplit(url)
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(post, url)
+            time.sleep(0.1)
+            with socket.create_connection((where.hostname, where.port), timeout=10) as link:
+                link.sendall(HEAD + b"Content-Length: 2\r\n\r\n-1")
+                time.sleep(0.1)
+            assert first.result()[0] == 200
+        assert post(url)[1]["predictions"][0]["class"] == "plus"
+    assert len(toy.batches) == 2
+
+
 def test_uploads_have_a_limit_together(toy):
     limits = Limits(body=1000, bodies=1500, seconds=2.0)
     with (

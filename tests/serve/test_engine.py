@@ -86,6 +86,7 @@ def test_a_client_that_is_gone_costs_nothing_and_a_full_queue_refuses():
         with pytest.raises(FullError):
             engine.submit(1.0)
         assert gone.cancel()
+        assert engine.waiting() == 1
         running.result(5), waiting.result(5)
     assert len(toy.batches) == 2
     assert refusals == [None]

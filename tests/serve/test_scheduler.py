@@ -118,6 +118,11 @@ def test_a_full_server_refuses_and_says_for_how_long():
     queue.admit(0.1, 0.0, "a")  # asks for its row, in time or not
     with pytest.raises(FullError):
         queue.admit(0.1, 0.0, "a")  # three wait already
+    queue = scheduler(a=40, b=500)
+    for _ in range(3):
+        queue.admit(0.1, 0.0, "b")  # begins in time, however long it takes
+    with pytest.raises(FullError):
+        queue.admit(0.1, 0.0, "b")
     queue.withdraw()
     queue.admit(0.1, 0.0, "a")
 

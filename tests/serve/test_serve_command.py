@@ -143,6 +143,7 @@ def test_what_cannot_be_served_is_one_line(network, tmp_path, capsys, monkeypatc
         capsys, *own, "--engine", "onnx"
     )
     assert "no file or run directory nothing" in refused(capsys, "nothing", "--port", 0)
+    assert "--replicas is for --ray: add it" in refused(capsys, *own, "--replicas", 2, 3)
     net = classifier()
     net.mark("fresh")
     untrained = stepwell.save(net, tmp_path / "fresh")
@@ -156,6 +157,10 @@ def test_what_cannot_be_served_is_one_line(network, tmp_path, capsys, monkeypatc
         command.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else real(name)
     )
     assert "stepwell serve needs uvicorn: pip install 'stepwell[serve]'" in refused(capsys, *own)
+    monkeypatch.setattr(
+        command.importlib.util, "find_spec", lambda name: None if name == "ray" else real(name)
+    )
+    assert "stepwell serve needs ray: pip install 'stepwell[ray]'" in refused(capsys, *own, "--ray")
 
 
 def test_more_threads_than_cores_are_a_note(capsys):

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 import stepwell
+from stepwell.data.decoding import decoded
 from stepwell.data.preprocess import squared
 from stepwell.kinds import KINDS, kind_module
 from stepwell.nets.files.resolution import save_resolution
 from stepwell.serve.engine import Engine
 from stepwell.serve.latencies import LatencyTable
-from stepwell.serve.served import read_image
 from test_kinds import classifier, resolution
 
 square = partial(squared, size=16)
@@ -101,7 +101,7 @@ def test_pictures_of_every_format_are_read_as_predict_reads_them(form, tmp_path)
     net = classifier()
     with Image.open(tmp_path / "i") as image:
         expected = net.preprocess(image)
-    found = torch.from_numpy(read_image(content, square)).permute(2, 0, 1) / 255
+    found = torch.from_numpy(decoded(content, square)).permute(2, 0, 1) / 255
     assert torch.allclose(expected[0] * 0.5 + 0.5, found, atol=1e-6)
 
 
@@ -131,7 +131,7 @@ BROKEN = {
 def test_broken_huge_and_crafted_images_are_refused_in_one_line(name, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000_000)
     with pytest.raises(ValueError, match=r"pixels|cannot read the image") as refused:
-        read_image(BROKEN[name], square)
+        decoded(BROKEN[name], square)
     assert "\n" not in str(refused.value)
     if name == "huge":
         assert "9000 × 8000 pixels, and the server takes 50,000,000" in str(refused.value)

@@ -4,16 +4,22 @@ import errno
 import importlib.util
 import os
 import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional
 
 from stepwell.commands.arguments import Module, imported
 from stepwell.console import say
+from stepwell.flags import flag
 from stepwell.kinds import open_network
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from stepwell.serve.engine import Engine
 
 #: Open files and connections to ask the system for.
@@ -35,6 +41,8 @@ def serve(
     max_bytes: int = 16 * 2**20,
     max_pixels: int = 50_000_000,
     threads: int | None = None,
+    ray: bool = False,
+    replicas: Annotated[tuple[int, int], flag("LEAST MOST")] = (1, 2),
     module: Module = None,
 ) -> None:
     """Answer requests over HTTP within a promised time.
@@ -46,6 +54,7 @@ def serve(
     Examples:
         stepwell serve runs/photos --slo-ms 50
         stepwell serve runs/photos --slo-ms 50 --engine onnx --threads 2
+        stepwell serve runs/photos --slo-ms 50 --ray --replicas 2 8
         curl -F file=@photo.jpg http://127.0.0.1:8000/predict
 
     Args:
@@ -63,34 +72,94 @@ def serve(
         max_queue: requests that may wait, at most.
         max_bytes: size of a request, at most.
         max_pixels: pixels of an image, at most.
-        threads: threads of the network; by default as many as torch takes.
+        threads: threads of the network, with --ray of each replica; by default as many as torch takes,
+            and 1 with --ray.
+        ray: serve from replicas in Ray, on this machine or on the Ray cluster that it belongs to.
+        replicas: of --ray, how many at least and at most; Ray adds some when many requests wait.
     """
-    require()
+    require(("ray",) if ray else ())
+    if not ray and replicas != (1, 2):
+        raise ValueError("--replicas is for --ray: add it, or leave --replicas out")
     with bound(host, port) as listening:
-        network = open_network(run, to="serve", module=imported(module))
-        set_threads(threads)
-        from PIL import Image
-
-        from stepwell.serve.app import Limits, make_app
-        from stepwell.serve.engine import Engine
-        from stepwell.serve.http import run_server
-
-        Image.MAX_IMAGE_PIXELS = max_pixels
-        served = network.do("serve", engine=engine, cascade=cascade)
-        say(f"measuring the {served.row}s of {run}")
-        made = Engine(
-            served, slo_ms, rows=depths, batch=max_batch, queue=max_queue, hysteresis=hysteresis
+        name, number = listening.getsockname()[:2]
+        address = name, number
+        set_threads(threads or (1 if ray else None))
+        settings = Settings(
+            run=run.resolve() if ray else run, slo_ms=slo_ms, engine=engine, depths=depths,
+            cascade=cascade, hysteresis=hysteresis, max_batch=max_batch, max_queue=max_queue,
+            max_bytes=max_bytes, max_pixels=max_pixels, module=imported(module),
         )  # fmt: skip
-        app = make_app(made, Limits(body=max_bytes, bodies=max(16 * max_bytes, 256 * 2**20)))
+        opened, app = application(settings, say)
         more_connections()
-        run_server(app, listening, lambda: say(greeting(made, run, listening)))
+        if not ray:
+            from stepwell.serve.http import run_server
+
+            run_server(app, listening, lambda: say(greeting(opened, run, address)))
+            return
+    from stepwell.serve.on_ray import run_replicas
+
+    run_replicas(
+        partial(replica, settings), name, number, replicas, threads or 1,
+        lambda: say(greeting(opened, run, address)), max_batch=max_batch, max_queue=max_queue,
+    )  # fmt: skip
 
 
-def require() -> None:
-    """Raise ImportError for a missing package of the extra `serve`."""
-    for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The network that a server answers with, and its limits; fields as the flags of `serve`."""
+
+    run: Path
+    slo_ms: float
+    engine: Literal["torch", "onnx", "onnx-copies"]
+    depths: tuple[str, ...]
+    cascade: bool
+    hysteresis: float
+    max_batch: int
+    max_queue: int
+    max_bytes: int
+    max_pixels: int
+    module: Callable[[], Any] | None
+
+
+def application(
+    settings: Settings, say: Callable[[str], object] = lambda _: None
+) -> "tuple[Engine, FastAPI]":
+    """Open the network, measure its rows, and make the application.
+
+    Args:
+        say: is told before the rows are measured.
+
+    Raises:
+        ValueError: the network cannot be served, or not so.
+    """
+    network = open_network(settings.run, to="serve", module=settings.module)
+    from PIL import Image
+
+    from stepwell.serve.app import Limits, make_app
+    from stepwell.serve.engine import Engine
+
+    Image.MAX_IMAGE_PIXELS = settings.max_pixels
+    served = network.do("serve", engine=settings.engine, cascade=settings.cascade)
+    say(f"measuring the {served.row}s of {settings.run}")
+    engine = Engine(
+        served, settings.slo_ms, rows=settings.depths, batch=settings.max_batch,
+        queue=settings.max_queue, hysteresis=settings.hysteresis,
+    )  # fmt: skip
+    most = settings.max_bytes
+    return engine, make_app(engine, Limits(body=most, bodies=max(16 * most, 256 * 2**20)))
+
+
+def replica(settings: Settings) -> "FastAPI":
+    """The application of a replica in Ray."""
+    return application(settings)[1]
+
+
+def require(more: Sequence[str] = ()) -> None:
+    """Raise ImportError for a missing package of the extras `serve`, or `ray`."""
+    for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", *more):
         if importlib.util.find_spec(name) is None:
-            raise ImportError(f"stepwell serve needs {name}: pip install 'stepwell[serve]'")
+            extra = name if name in more else "serve"
+            raise ImportError(f"stepwell serve needs {name}: pip install 'stepwell[{extra}]'")
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -138,9 +207,9 @@ def more_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def greeting(engine: "Engine", run: Path, listening: socket.socket) -> str:
+def greeting(engine: "Engine", run: Path, address: tuple[str, int]) -> str:
     """Say where the server listens and what it may answer with."""
-    host, port = listening.getsockname()[:2]
+    host, port = address
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     times = engine.times()
     rows = ", ".join(f"{row} ({times[row]:.3g} ms)" for row in engine.ladder)

@@ -170,9 +170,13 @@ class BoxBatches:
 def collated(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[Images, tuple[tuple[int, int], ...]]:
     """Bytes of images as one normalised batch, padded by zeros; and their heights and widths."""
     sizes = tuple((image.shape[1], image.shape[2]) for image in images)
-    batch = torch.zeros(len(images), 3, *padded(sizes)).to(memory_format=torch.channels_last)
-    for row, image, (high, wide) in zip(batch, images, sizes, strict=True):
-        row[:, :high, :wide] = normalise(image[None], MEAN, STD)[0]
+    pixels = torch.zeros(len(images), *padded(sizes), 3, dtype=torch.uint8)
+    for row, image, (high, wide) in zip(pixels, images, sizes, strict=True):
+        row[:high, :wide] = image.permute(1, 2, 0)
+    batch = normalise(pixels.permute(0, 3, 1, 2), MEAN, STD)
+    for row, (high, wide) in zip(batch, sizes, strict=True):
+        row[:, high:] = 0
+        row[:, :, wide:] = 0
     return batch, sizes
 
 

@@ -14,10 +14,10 @@ from stepwell.data.boxes import (
     check_apart,
     content_of,
     read_boxes,
-    some,
     unlabelled,
     unlisted,
 )
+from stepwell.data.coco import some
 from stepwell.data.decoding import image_files
 from stepwell.data.loader import generator_of, seed_of
 from stepwell.files import write_whole

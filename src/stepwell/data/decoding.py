@@ -1,20 +1,23 @@
 """Image files as RGB bytes of one size; sets over `MEMORY` bytes are decoded batch by batch."""
 
 import contextlib
+import io
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
+from PIL import Image
 from torch import Tensor
 
 from stepwell.data.preprocess import UNREADABLE, Source, open_image, squared
 
+T = TypeVar("T")
 #: Most bytes of a set that is decoded into memory at once.
 MEMORY = 2 * 2**30
 #: Height and width of images that differ in size, or are no squares.
@@ -22,6 +25,8 @@ DIFFERENT = 224
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 #: Number of decoding threads. PIL releases the interpreter; more threads would slow down training.
 DECODERS = 2
+#: Formats of images from the network; Pillow would run another program for some others.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 #: Most bad files or folders that a message names.
 NAMED = 5
 #: Most files of a data set that are opened before training; about 12 s for so many.
@@ -133,11 +138,41 @@ def read_image(source: Source, size: int) -> UInt8[Tensor, "3 {size} {size}"]:
     return torch.from_numpy(squared(source, size)).permute(2, 0, 1).contiguous()
 
 
-def image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
     """Every image below `folder`, sorted by path, without hidden files and folders."""
     images = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        names = (n for n in files if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES)
+        names = (n for n in files if not n.startswith(".") and Path(n).suffix.lower() in suffixes)
         images += [Path(place, name) for name in names]
     return sorted(images)
+
+
+def decoded(content: bytes, form: Callable[[Image.Image], T]) -> T:
+    """Decode an image, and give its `form`, such as the pixels of its middle square.
+
+    ValueError if the bytes are no image of `FORMATS`, or of more than `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_pixels` refuses
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        with image:
+            _check_pixels(image)
+            return form(image)
+    except UNREADABLE as error:
+        if isinstance(error, ValueError):
+            raise
+        too_large = isinstance(error, Image.DecompressionBombError)
+        reason = "too many pixels" if too_large else f"damaged, or none of {', '.join(FORMATS)}"
+        raise ValueError(f"cannot read the image ({reason})") from error
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Raise ValueError for an image of too many pixels, by its header."""
+    most = Image.MAX_IMAGE_PIXELS
+    width, height = image.size
+    if most is not None and width * height > most:
+        raise ValueError(
+            f"the image has {width} × {height} pixels, and the server takes {most:,}: make it smaller"
+        )

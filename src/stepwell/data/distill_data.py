@@ -58,5 +58,5 @@ class DistillData(Changes, Together):
         """The images without labels that join `train`; errors as for `load_unlabeled`."""
         if self.unlabeled is None:
             return []
-        images = load_unlabeled(self.unlabeled, train.size, train.classes)
+        images = load_unlabeled(self.unlabeled, train.size, train.classes, form=train.form)
         return [Extra(images, self.unlabeled_share)]

@@ -3,29 +3,25 @@
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Int64
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from stepwell.data.decoding import (
-    DIFFERENT,
-    SUFFIXES,
-    Files,
-    check_files,
-    image_files,
-    own_size,
-    pixels_of,
-    some_of,
-)
+from stepwell.data.decoding import DIFFERENT, Files, some_of
+from stepwell.data.formats import PHOTOGRAPHS, Format, at, format_of
+from stepwell.data.groups import groups_of, read_groups, set_aside, shared_groups
 
 #: Data sets by name.
 NAMED = ("digits", "cifar10", "cifar100")
+#: How complex networks are drawn where nobody says it.
+DRAWING = {"format": "network"}
 #: The parts of a data set, and their other names.
 PARTS = ("train", "test", "val")
 LIKE_PARTS = {*PARTS, "training", "testing", "valid", "validation"}
@@ -37,13 +33,17 @@ class ImageSet:
 
     Labels index `classes`, -1: no label. ValueError for a label out of range, or another number of
     labels.
+
+    form: the format of the files. about: facts about each image, by name: "group": images of one group
+        are not split; "content": a hash of the file, in place of the pixels.
     """
 
     input: ClassVar[Literal["image"]] = "image"
-    NOUN: ClassVar = "images"
     pixels: Tensor | Files
     labels: Tensor
     classes: tuple[str, ...]
+    form: Format = PHOTOGRAPHS
+    about: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.pixels) != len(self.labels):
@@ -65,25 +65,44 @@ class ImageSet:
         """Height and width in pixels."""
         return self.pixels.size if isinstance(self.pixels, Files) else self.pixels.shape[-1]
 
+    @property
+    def NOUN(self) -> str:
+        """The examples in a word."""
+        return f"{self.form.NOUN}s"
+
+    @property
+    def drawing(self) -> Mapping[str, Any]:
+        """How the images are drawn, as a card records it; empty of photographs."""
+        return self.form.record
+
     def subset(self, indices: Int64[Tensor, " n"]) -> "ImageSet":
         """The images at `indices`."""
         if isinstance(self.pixels, Files):
-            paths = [self.pixels.paths[i] for i in indices.tolist()]
-            return replace(self, pixels=Files(paths, self.size), labels=self.labels[indices])
-        return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
+            pixels: Files | Tensor = Files([self.pixels.paths[i] for i in indices.tolist()], self.size)
+        else:
+            pixels = self.pixels[indices]
+        return replace(self, pixels=pixels, labels=self.labels[indices], about=at(self.about, indices))
 
     def split(self, fraction: float) -> tuple["ImageSet", "ImageSet"]:
         """Two parts, the second with about `fraction` of every class (at least one image of each).
 
-        The draw is the same at every call: it depends on the data, not on a run's seed. ValueError if
-        `fraction` is not between 0 and 1, or a class has only one image.
+        The draw is the same at every call: it depends on the data, not on a run's seed. Groups of
+        images stay whole. ValueError if `fraction` is not between 0 and 1, or a class has only one
+        image or group.
         """
         if not 0 < fraction < 1:
             raise ValueError(f"a part to set aside is a share between 0 and 1, not {fraction}")
+        if "group" in self.about:
+            chosen = torch.from_numpy(
+                set_aside(self.about["group"], self.labels.numpy(), self.classes, fraction)
+            )
+            return self.subset((~chosen).nonzero().flatten()), self.subset(chosen.nonzero().flatten())
         aside = torch.zeros(len(self), dtype=torch.bool)
         for name, members in self._shuffled_classes():
             if len(members) == 1:
-                raise ValueError(f"class {name!r} has one image only: it cannot be split in two")
+                raise ValueError(
+                    f"class {name!r} has one {self.form.NOUN} only: it cannot be split in two"
+                )
             count = min(max(1, round(fraction * len(members))), len(members) - 1)
             aside[members[: max(0, count)]] = True
         return self.subset((~aside).nonzero().flatten()), self.subset(aside.nonzero().flatten())
@@ -129,7 +148,9 @@ class ImageSet:
         """A hash of the set's content: the bytes in memory, or the names and sizes of the files."""
         digest = hashlib.sha256(repr((self.classes, self.size)).encode())
         digest.update(self.labels.numpy().tobytes())
-        if isinstance(self.pixels, Files):
+        if "content" in self.about:
+            digest.update(repr((dict(self.form.record), self.about["content"].tolist())).encode())
+        elif isinstance(self.pixels, Files):
             for path in self.pixels.paths:
                 digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}".encode())
         else:
@@ -148,7 +169,9 @@ class Splits(NamedTuple):
     validation: ImageSet | None = None
 
 
-def load_images(data: str, size: int | None = None, usual: int = DIFFERENT) -> Splits:
+def load_images(
+    data: str, size: int | None = None, usual: int = DIFFERENT, drawing: Mapping[str, Any] | None = None
+) -> Splits:
     """A data set by name (`digits`, `cifar10`, `cifar100`) or by folder.
 
     A folder holds `train/CLASS/*.jpg` and `test/CLASS/*.jpg`, or only `CLASS/*.jpg`; then a fifth of
@@ -160,12 +183,14 @@ def load_images(data: str, size: int | None = None, usual: int = DIFFERENT) -> S
         size: height and width of the images; by default their own, or `usual` if they differ. The
             shorter side is scaled to it, and the middle is cropped.
         usual: size that the network is made for. If below 64, larger images are brought to it, too.
+        drawing: how files of complex networks are drawn, as a card records it; see
+            `data.pictures.flags`.
 
     Raises:
         ValueError: no such data; one class only; an image cannot be read; parts differ in classes.
     """
     if Path(data).is_dir():
-        return _folder(Path(data), size, usual)
+        return _folder(Path(data), size, usual, drawing or DRAWING)
     if data == "digits":
         return _digits(size)
     if data in NAMED:
@@ -179,11 +204,13 @@ def load_images(data: str, size: int | None = None, usual: int = DIFFERENT) -> S
 
 
 def load_unlabeled(
-    folder: Path, size: int | None, classes: tuple[str, ...], usual: int = DIFFERENT
-) -> ImageSet:
+    folder: Path, size: int | None, classes: tuple[str, ...], usual: int = DIFFERENT,
+    form: Format = PHOTOGRAPHS,
+) -> ImageSet:  # fmt: skip
     """Every image below `folder`, nested or not, without a label; or a named data set's training part.
 
-    `size` and `usual` as for `load_images`; `classes` are those of the set that the images join.
+    `size` and `usual` as for `load_images`; `classes` and `form` are those of the set that the images
+    join.
     ValueError if there is no such folder, no image in it, or one cannot be read.
     """
     if not folder.is_dir() and str(folder) in NAMED:
@@ -191,24 +218,26 @@ def load_unlabeled(
         return ImageSet(named.pixels, torch.full((len(named),), -1), classes)
     if not folder.is_dir():
         raise ValueError(f"no folder of images {folder}, nor one of {', '.join(NAMED)}")
-    paths = image_files(folder)
+    paths = form.files(folder)
     if not paths:
         raise ValueError(
-            f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}): fill it, or leave it out"
+            f"{folder} holds no {form.NOUN} ({', '.join(sorted(form.suffixes))}): fill it, or leave it "
+            "out"
         )
-    check_files(paths)
-    pixels = pixels_of(paths, size or own_size(paths, usual))
-    return ImageSet(pixels, torch.full((len(paths),), -1), classes)
+    form.check(paths)
+    pixels, about = form.load(paths, size or form.own_size(paths, usual))
+    return ImageSet(pixels, torch.full((len(paths),), -1), classes, form, about)
 
 
-def _folder(root: Path, size: int | None, usual: int) -> Splits:
+def _folder(root: Path, size: int | None, usual: int, drawing: Mapping[str, Any]) -> Splits:
     parts = {name: root / name for name in PARTS if (root / name).is_dir()}
     if "train" in parts:
         unused = [f for f in _folders(root) if f.name.lower() in LIKE_PARTS - parts.keys()]
         notes = tuple(f"{f} is not used: parts are train/, val/ and test/" for f in unused)
-        first, *further = _class_files(list(parts.values()))
-        train = _image_set(first, size, usual)
-        sets = (_image_set(files, train.size) for files in further)
+        form, (first, *further) = _class_files(list(parts.values()), drawing)
+        groups = read_groups(root)
+        train = _image_set(first, size, usual, form, groups)
+        sets = (_image_set(files, train.size, usual, form, groups) for files in further)
         others = dict(zip([name for name in parts if name != "train"], sets, strict=True))
         for name, part in others.items():
             if part.classes != train.classes:
@@ -217,6 +246,7 @@ def _folder(root: Path, size: int | None, usual: int) -> Splits:
                     f"{root / name} and {root / 'train'} differ in classes, such as {odd[0]!r}: "
                     "both need the same class folders"
                 )
+        notes = (*notes, *form.notes(train), *shared_groups(train, others))
         if "test" in others:
             val = others.get("val")
             return Splits(str(root), train, others["test"], notes=notes, validation=val)
@@ -230,8 +260,9 @@ def _folder(root: Path, size: int | None, usual: int) -> Splits:
             f"{folders[0]} looks like a part of the data, not like a class: call the parts train/, "
             "val/ and test/"
         )
-    (files,) = _class_files([root])
-    return _set_aside(root, _image_set(files, size, usual))
+    form, (files,) = _class_files([root], drawing)
+    images = _image_set(files, size, usual, form, read_groups(root))
+    return _set_aside(root, images, *form.notes(images))
 
 
 def check_outside(data: str, out: Path) -> None:
@@ -253,12 +284,16 @@ def _folders(root: Path) -> list[Path]:
 
 def _set_aside(root: Path, images: ImageSet, *notes: str) -> Splits:
     train, test = images.split(0.2)
-    note = f"{root} has no test part: {len(test)} of its {len(images)} images are set aside for it"
+    what = f"{images.form.NOUN}s" + ", whole groups," * ("group" in images.about)
+    note = f"{root} has no test part: {len(test)} of its {len(images)} {what} are set aside for it"
     return Splits(str(root), train, test, notes=(*notes, note))
 
 
-def _class_files(roots: Sequence[Path]) -> list[dict[Path, list[Path]]]:
-    """The images of each class folder, by part; one error names the bad ones of all parts."""
+def _class_files(
+    roots: Sequence[Path], drawing: Mapping[str, Any]
+) -> tuple[Format, list[dict[Path, list[Path]]]]:
+    """The format, and the images of each class folder, by part; one error names the bad ones of all."""
+    form = _form_in([folder for root in roots for folder in _folders(root)], drawing)
     parts = []
     for root in roots:
         folders = _folders(root)
@@ -267,27 +302,47 @@ def _class_files(roots: Sequence[Path]) -> list[dict[Path, list[Path]]]:
             raise ValueError(
                 f"{root} needs at least two class folders with images in them; found {number}"
             )
-        parts.append({folder: image_files(folder) for folder in folders})
+        parts.append({folder: form.files(folder) for folder in folders})
     empty = [folder for part in parts for folder, files in part.items() if not files]
-    wrong = [f"class folder {empty[0]} holds no image: fill or remove it"] if empty else []
+    noun = form.NOUN
+    wrong = [f"class folder {empty[0]} holds no {noun}: fill or remove it"] if empty else []
     if len(empty) > 1:
-        wrong = [f"{len(empty)} class folders hold no image, {some_of(empty)}: fill or remove them"]
+        wrong = [f"{len(empty)} class folders hold no {noun}, {some_of(empty)}: fill or remove them"]
     try:
-        check_files([path for part in parts for files in part.values() for path in files])
+        form.check([path for part in parts for files in part.values() for path in files])
     except ValueError as error:
         wrong.append(str(error))
     if wrong:
         raise ValueError("; ".join(wrong))
-    return parts
+    return form, parts
+
+
+def _form_in(folders: Sequence[Path], drawing: Mapping[str, Any]) -> Format:
+    """The format of the files in class folders; ValueError if images and networks are mixed.
+
+    Tables beside photographs are none of them, whatever they hold.
+    """
+    other = format_of(drawing)
+    photographs = {folder for folder in folders if PHOTOGRAPHS.files(folder)}
+    drawn = {folder for folder in folders if other.files(folder)} - photographs
+    if photographs and drawn:
+        raise ValueError(
+            f"{min(photographs)} holds images and {min(drawn)} holds {other.NOUN}s: a data set needs "
+            "one kind"
+        )
+    return other if drawn else PHOTOGRAPHS
 
 
 def _image_set(
-    files: Mapping[Path, Sequence[Path]], size: int | None, usual: int = DIFFERENT
-) -> ImageSet:
+    files: Mapping[Path, Sequence[Path]], size: int | None, usual: int, form: Format,
+    groups: Mapping[Path, str],
+) -> ImageSet:  # fmt: skip
     paths = [path for of_class in files.values() for path in of_class]
     labels = torch.tensor([i for i, of_class in enumerate(files.values()) for _ in of_class])
-    pixels = pixels_of(paths, size or own_size(paths, usual))
-    return ImageSet(pixels, labels, tuple(folder.name for folder in files))
+    pixels, about = form.load(paths, size or form.own_size(paths, usual))
+    if groups:
+        about["group"] = groups_of(paths, groups)
+    return ImageSet(pixels, labels, tuple(folder.name for folder in files), form, about)
 
 
 def _digits(size: int | None) -> Splits:

@@ -103,6 +103,7 @@ class TokenSet:
     """
 
     input: ClassVar[Literal["text"]] = "text"
+    drawing: ClassVar[dict[str, Any]] = {}
     NOUN: ClassVar = "texts"
     ids: Int64[Tensor, " tokens"]
     starts: Int64[Tensor, " edges"]
@@ -123,6 +124,16 @@ class TokenSet:
         starts = torch.tensor([0, *map(len, ids)]).cumsum(0)
         flat = torch.from_numpy(np.fromiter((i for one in ids for i in one), np.int64))
         return cls(flat, starts, torch.tensor(labels), classes, tokenizer, tuple(texts), cut)
+
+    @classmethod
+    def joined(cls, sets: Sequence["TokenSet"]) -> "TokenSet":
+        """Texts of several sets with the same classes and tokenizer, one after the other."""
+        lengths = [torch.zeros(1, dtype=torch.int64), *(own.lengths for own in sets)]
+        return replace(
+            sets[0], ids=torch.cat([own.ids for own in sets]), starts=torch.cat(lengths).cumsum(0),
+            labels=torch.cat([own.labels for own in sets]),
+            texts=sum((own.texts for own in sets), ()), cut=sum(own.cut for own in sets),
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -18,6 +18,7 @@ from stepwell.cost import count_macs, measure_latencies
 from stepwell.cost.table import ROUNDS
 from stepwell.data import Batches
 from stepwell.data.decoding import SUFFIXES
+from stepwell.data.formats import format_of
 from stepwell.evaluation import evaluate
 from stepwell.export.cascade import NAME as CASCADE
 from stepwell.export.cascade import export_cascade
@@ -68,7 +69,8 @@ def export_folder(
             of both.
         own: the folder belongs to the network's run: it may hold an export of any earlier network.
         say: gets a line about each long step.
-        beside: further files by name; by default `preprocess.py`, which prepares images.
+        beside: further files by name; by default programs that prepare images, such as
+            `preprocess.py`.
         cascade: write this cascade instead of depths, as one ONNX graph, `cascade.onnx`.
 
     Raises:
@@ -85,6 +87,8 @@ def export_folder(
         raise ValueError(f"int8 versions are ONNX files: format {format!r} has none")
     network = _network(net)
     rows: list[dict[str, Any]] = []
+    if beside is None:
+        beside = format_of(net.card.drawing).programs()
     with put_in_place(folder, network, own=own, beside=beside) as (place, before):
         weights = None
         if cascade is not None:
@@ -196,6 +200,7 @@ def _network(net: NestedNet) -> dict[str, Any]:
         "full": net.full,
         **{name: card[name] for name in ("classes", "size", "mean", "std", "licence")},
         "depths": {d: _about(net, d) for d, status in net.status.items() if status != "fresh"},
+        **({"drawing": dict(net.card.drawing)} if net.card.drawing else {}),
         "threads": torch.get_num_threads(),
     }
 

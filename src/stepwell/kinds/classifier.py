@@ -233,9 +233,10 @@ def serve(network: Network, *, engine: Engine = "torch", cascade: bool = False) 
 
 def classified(net: "NestedNet", by: Any, paths: Sequence[Path], top: int) -> "list[Prediction]":
     """Classify files and folders by a depth, a cascade or a resolution network, and show progress."""
+    from stepwell.data.formats import format_of
     from stepwell.serve import expand, predict_files
 
-    files = expand(paths)
+    files = expand(paths, format_of(net.card.drawing))
     if len(files) > MANY:
         say(f"{len(files):,} images")
     return [*track(predict_files(net, by, files, top=top), "classifying", len(files))]

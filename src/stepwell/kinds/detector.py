@@ -1,6 +1,7 @@
 """Detectors: a nested backbone with a pyramid and a head."""
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,10 +134,11 @@ def serve(network: Network, *, engine: Engine = "torch") -> "Served":
     """Give every depth to a server. Flags as for `serve`."""
     import torch
 
-    from stepwell.data.box_batches import collated, restored
+    from stepwell.data.box_batches import collated, padded, restored
+    from stepwell.data.decoding import decoded
     from stepwell.data.preprocess import upright_size, whole
     from stepwell.nets.predictions import Prediction
-    from stepwell.serve.served import Served, read_image
+    from stepwell.serve.served import Served
 
     if engine != "torch":
         raise ValueError(f"a detector runs in torch: leave --engine {engine} out")
@@ -146,19 +148,22 @@ def serve(network: Network, *, engine: Engine = "torch") -> "Served":
     rows = tuple(depth for depth, status in net.status.items() if status != "fresh")
 
     def read(content: bytes) -> Any:
-        return read_image(content, lambda image: (whole(image, card.size), upright_size(image)))
+        return decoded(content, lambda image: (whole(image, card.size), upright_size(image)))
 
     def run(inputs: Sequence[Any], row: str, top: int) -> "list[Prediction]":
-        pixels = [torch.from_numpy(own).permute(2, 0, 1) for own, _ in inputs]
-        with torch.inference_mode():
-            images, sizes = collated(pixels)
-            found = detector.by_depth(images, sizes, [row])[row]
-        answers = []
-        for own, scaled, (_, original) in zip(found, sizes, inputs, strict=True):
-            sure = own.chosen(own.scores >= SCORE)
-            sure = sure._replace(boxes=restored(sure.boxes, scaled, original))
-            objects = tuple(one for one in _predictions(Path(), sure, card.classes, row) if one.box)
-            answers.append(Prediction(depth=row, objects=objects))
+        answers = [Prediction()] * len(inputs)
+        by_shape = defaultdict(list)  # an image's boxes must not depend on the others' padding
+        for i, (own, _) in enumerate(inputs):
+            by_shape[padded([own.shape[:2]])].append(i)
+        for alike in by_shape.values():
+            images, sizes = collated([torch.from_numpy(inputs[i][0]).permute(2, 0, 1) for i in alike])
+            with torch.inference_mode():
+                found = detector.by_depth(images, sizes, [row])[row]
+            for i, own, scaled in zip(alike, found, sizes, strict=True):
+                sure = own.chosen(own.scores >= SCORE)
+                sure = sure._replace(boxes=restored(sure.boxes, scaled, inputs[i][1]))
+                objects = tuple(one for one in _predictions(Path(), sure, card.classes, row) if one.box)
+                answers[i] = Prediction(depth=row, objects=objects)
         return answers
 
     side = -(-card.size // 32) * 32

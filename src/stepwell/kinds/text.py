@@ -33,8 +33,8 @@ NEXT = (
     "stepwell predict {run} TEXT|FILE.tsv|-",
 )  # fmt: skip
 SECTIONS = classifier.SECTIONS
-#: Words of the text that a server measures times with, and characters of a text that it takes.
-WORDS, LONGEST = 32, 100_000
+#: Characters of a text that a server takes.
+LONGEST = 100_000
 #: Standard input as a file.
 STDIN = "-"
 #: Letters of a text in a message.
@@ -131,13 +131,13 @@ def predict(
 
 def serve(network: Network, *, engine: Engine = "torch", cascade: bool = False) -> "Served":
     """Give every depth to a server, and the saved cascade. Flags as for `serve`."""
-    from stepwell.data.text import Text
+    from stepwell.data.tokens import TokenSet
     from stepwell.serve.served import Served
 
     text, net = network.net, network.net.net
     rows, default, answers = depth_rows(network, net, engine, cascade)
 
-    def read(given: str | Sequence[str]) -> Text:
+    def read(given: str | Sequence[str]) -> TokenSet:
         parts = (given,) if isinstance(given, str) else tuple(given)
         if not parts:
             raise ValueError("there is no text")
@@ -145,14 +145,17 @@ def serve(network: Network, *, engine: Engine = "torch", cascade: bool = False) 
             raise ValueError("the text holds half of a surrogate pair: send whole characters")
         if (count := sum(map(len, parts))) > LONGEST:
             raise ValueError(f"the text has {count:,} characters: send at most {LONGEST:,}")
-        text.check([parts], ["the text"])
-        return parts
+        encoded: TokenSet = text.encoded([parts], ["the text"])
+        return encoded
 
-    def run(texts: Sequence[Text], row: str, top: int) -> "list[Prediction]":
-        found: list[Prediction] = text.classify(texts, lambda ids: answers(ids, row), top=top)
+    def run(texts: Sequence[TokenSet], row: str, top: int) -> "list[Prediction]":
+        joined = TokenSet.joined(texts)
+        found: list[Prediction] = text.classify_encoded(joined, lambda ids: answers(ids, row), top=top)
         return found
 
-    example = (" ".join(["the"] * WORDS),) * (1 + bool(text.pairs))
+    # as long as a text may be, so that the promise holds for every one
+    longest = " ".join(["the"] * text.tokenizer.limit)
+    example = text.encoded([(longest,) * (1 + bool(text.pairs))], ["the text"])
     return Served(tuple(rows), default, read, run, example, net.card.costs, noun=NOUN, takes=TAKES)
 
 

@@ -109,7 +109,7 @@ def parts_for(
     card = net.card
     if not card.classes:
         raise ValueError("this network names no classes, so nothing can be measured: set net.card")
-    splits = load_images(data, card.size)
+    splits = load_images(data, card.size, drawing=card.drawing)
     found = data_fingerprint(splits)
     known = fingerprint == found
     if same and not known:
@@ -205,10 +205,10 @@ def batches_of(run: Path) -> tuple[Batches, Batches]:
     Images of a generator are not stored, so they are left out. ValueError if the data has changed.
     """
     own = RunImages.of(read_json(run / "config.json", "name a finished run"))
-    splits = load_images(own.data, own.size)
+    card = load(run / "net.safetensors").card
+    splits = load_images(own.data, own.size, drawing=card.drawing)
     if own.fingerprint != data_fingerprint(splits):
         raise ValueError(f"{own.data} has changed since {run} was trained on it")
-    card = load(run / "net.safetensors").card
     train, _ = batches_for(
         splits, own, batch_size=own.batch_size, val_fraction=own.val_fraction, seed=own.seed,
         normalisation=(card.mean, card.std), changes=own.distill_data,

@@ -85,11 +85,21 @@ class TextClassifier:
         if type(top) is not int or top < 1:
             raise ValueError(f"top is a number of classes, 1 or more, not {top!r}")
         check_eval_mode(self.net)
-        self.check(texts, places or [f"text {i}" for i in range(1, len(texts) + 1)])
-        classes = self.net.card.classes
-        examples = TokenSet.of(texts, [-1] * len(texts), classes, self.tokenizer)
+        examples = self.encoded(texts, places or [f"text {i}" for i in range(1, len(texts) + 1)])
         if examples.cut:
             warnings.warn(examples.cut_note, stacklevel=2)
+        return self.classify_encoded(examples, by, top=top)
+
+    def encoded(self, texts: Sequence[Text], places: Sequence[str]) -> TokenSet:
+        """The token ids of texts; errors, as for `predict`, name them by `places`."""
+        self.check(texts, places)
+        return TokenSet.of(texts, [-1] * len(texts), self.net.card.classes, self.tokenizer)
+
+    def classify_encoded(
+        self, examples: TokenSet, by: str | Cascade | Callable[[Ids], Answers], *, top: int = 1
+    ) -> list[Prediction]:
+        """Classify texts that are token ids already; arguments as for `classify`."""
+        classes, texts = self.net.card.classes, examples.texts
         batches = TextBatches(examples, BATCH)
         device = next(self.net.parameters()).device
         predictions: list[Prediction] = [Prediction()] * len(texts)

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from stepwell.nets.adders.converting import to_adder
-from stepwell.nets.families import convnext, densenet, mobilenet, msdnet, resnet, vgg, vit
+from stepwell.nets.families import cnc, convnext, densenet, mobilenet, msdnet, resnet, vgg, vit
 from stepwell.nets.families.builder import Builder
 from stepwell.nets.families.encoders import encoder_builder, is_encoder
 from stepwell.nets.families.timm_models import PREFIX, check_depths, timm_builder
@@ -66,6 +66,22 @@ BUILDERS: dict[str, Builder] = {
         )
         for n, layers in msdnet.LAYERS.items()
     },
+    "cnc": Builder(
+        partial(cnc.picture_cnn, cnc.PAPER),
+        cnc.STAGES,
+        "2",
+        cnc.FAMILY,
+        size=cnc.SIZE,
+        size_argument="image_size",
+    ),
+    "cnc_wide": Builder(
+        partial(cnc.picture_cnn, cnc.WIDE, norm=True),
+        cnc.STAGES,
+        "2",
+        cnc.FAMILY,
+        size=cnc.SIZE,
+        size_argument="image_size",
+    ),
     "vit_b_16": Builder(
         vit.vit_b, vit.STAGES, "12", vit.FAMILY, stems=True, size_argument="image_size"
     ),

@@ -35,6 +35,7 @@ class Card:
     break_even: by device, then by gated block, then by batch size: the largest share of a batch at
         which the block is faster on its images alone (see `nets.decisions.executor`).
     gate_budgets: of gates that skip blocks: cost penalty, mean MACs and accuracy, cheapest first.
+    drawing: how the images are drawn, if they are no photographs (see `data.formats`).
     group_ms: by device, then by width, then by number of images: milliseconds of a group that runs at
         the width (see `nets.decisions.executor`).
     """
@@ -51,6 +52,7 @@ class Card:
     break_even: dict[str, Any] = field(default_factory=dict)
     group_ms: dict[str, Any] = field(default_factory=dict)
     gate_budgets: Sequence[Sequence[float]] = ()
+    drawing: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wrong = {
@@ -69,6 +71,7 @@ class Card:
             "gate_budgets": not all(
                 len(row) == 3 and all(map(_is_number, row)) for row in self.gate_budgets
             ),
+            "drawing": not isinstance(self.drawing, Mapping),
         }
         for name in (name for name, is_wrong in wrong.items() if is_wrong):
             raise ValueError(f"a network's card cannot have {name} {getattr(self, name)!r:.60}")
@@ -81,7 +84,7 @@ class Card:
     def as_header(self) -> dict[str, Any]:
         """The card for a file's header; without what says the same as in files that lack it."""
         usual = Card()
-        left_out = ("input", "break_even", "group_ms", "gate_budgets")
+        left_out = ("input", "break_even", "group_ms", "gate_budgets", "drawing")
         return {k: v for k, v in asdict(self).items() if k not in left_out or v != getattr(usual, k)}
 
     def with_costs(self, costs: Mapping[str, Mapping[str, Any]], device: str) -> "Card":

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stepwell.data.formats import format_of
 from stepwell.data.loader import normalise
-from stepwell.data.preprocess import Source, squared
+from stepwell.data.preprocess import Source
 from stepwell.nets.card import Card
 from stepwell.train_mode import check_eval_mode
 from stepwell.types import Images
@@ -93,7 +94,8 @@ class Predicts(nn.Module):
         The shorter side is scaled and the middle cropped. ValueError names an unreadable image.
         """
         check_card(self.card)
-        pixels = [squared(source, self.card.size) for source in _several(images)[0]]
+        form, size = format_of(self.card.drawing), self.card.size
+        pixels = [form.squared(source, size) for source in _several(images)[0]]
         return normalised(pixels, self.card)
 
 
@@ -110,13 +112,14 @@ def predictions(
     if type(top) is not int or top < 1:
         raise ValueError(f"top is a number of classes, 1 or more, not {top!r}")
     check_eval_mode(net)  # a change of the mode here would reach all threads
+    form = format_of(net.card.drawing)
     for start in range(0, len(sources), batch_size):
         batch: list[Prediction] = []
         pixels = []
         for source in sources[start : start + batch_size]:
             file = Path(source) if isinstance(source, str | Path) else None
             try:
-                pixels.append(squared(source, net.card.size))
+                pixels.append(form.squared(source, net.card.size))
                 batch.append(Prediction(file))
             except ValueError as error:
                 if not skip_unreadable:

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
-from stepwell.data.boxes import BoxSet, some
+from stepwell.data.boxes import BoxSet
+from stepwell.data.coco import some
 from stepwell.pseudo_labels.categories import Categories
 from stepwell.pseudo_labels.fusion import fuse, without_doubles
 from stepwell.pseudo_labels.thresholds import (

@@ -10,8 +10,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from stepwell.data.boxes import BoxSet
 from stepwell.files import damaged, read_json, write_whole
@@ -95,30 +99,38 @@ class Store:
     ) -> dict[str, Any]:
         """A shard as COCO's json; each image also has a hash of its content."""
         classes = self.teacher.classes
-        own = images.with_boxes([one or Boxes.of([], []) for one in found])
-        for file, boxes in zip(own.files, own.truth, strict=True):
-            if not (boxes.boxes.isfinite().all() and ((boxes.scores >= 0) & (boxes.scores <= 1)).all()):
-                raise ValueError(
-                    f"teacher {self.teacher.name} gives boxes of {file} that are not finite, or scores "
-                    "outside of 0 to 1: check its weights, or the names of its outputs"
-                )
-        ids = tuple(range(1, len(own) + 1))
+        every = [one or Boxes.of([], []) for one in found]
+        counts = [own.total for own in every]
+        corners, labels, scores = (
+            torch.cat([getattr(own, name) for own in every]).numpy()
+            for name in ("boxes", "labels", "scores")
+        )
+        number = np.repeat(np.arange(len(every)), counts)
+        good = np.isfinite(corners).all(1) & (scores >= 0) & (scores <= 1)
+        if not good.all():
+            file = images.files[number[~good][0]]
+            raise ValueError(
+                f"teacher {self.teacher.name} gives boxes of {file} that are not finite, or scores "
+                "outside of 0 to 1: check its weights, or the names of its outputs"
+            )
+        low, high = np.split(corners.astype(np.float64), 2, axis=1)
+        boxes = np.round(np.concatenate([low, high - low], 1), _PIXELS)
+        areas = np.round(boxes[:, 2:].prod(1), _PIXELS)
+        sure = np.round(scores.astype(np.float64), _SCORES)
+        named = np.array([bool(name) for name in classes])
+        kept = np.flatnonzero(named[labels] & (boxes[:, 2:] > 0).all(1))
+        columns = (values[kept].tolist() for values in (number + 1, labels + 1, boxes, areas, sure))
+        rows = [
+            {"id": id, "image_id": image, "category_id": category, "bbox": box, "area": area,
+             "iscrowd": 0, "score": score}
+            for id, (image, category, box, area, score) in enumerate(zip(*columns, strict=True), 1)
+        ]  # fmt: skip
         categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1) if name]
-        rows: list[dict[str, Any]] = []
-        for id, boxes in zip(ids, own.truth, strict=True):
-            corners, labels, scores = (v.tolist() for v in (boxes.boxes, boxes.labels, boxes.scores))
-            for (x1, y1, x2, y2), label, score in zip(corners, labels, scores, strict=True):
-                box = [round(value, _PIXELS) for value in (x1, y1, x2 - x1, y2 - y1)]
-                if not classes[label] or min(box[2:]) <= 0:
-                    continue
-                rows.append({
-                    "id": len(rows) + 1, "image_id": id, "category_id": label + 1, "bbox": box,
-                    "area": round(box[2] * box[3], _PIXELS), "iscrowd": 0,
-                    "score": round(score, _SCORES),
-                })  # fmt: skip
         listed = [
             {"id": id, "file_name": str(file), "width": w, "height": h, "content": content}
-            for id, file, (h, w), content in zip(ids, own.files, own.sizes, contents, strict=True)
+            for id, (file, (h, w), content) in enumerate(
+                zip(images.files, images.sizes, contents, strict=True), 1
+            )
         ]
         return {"images": listed, "annotations": rows, "categories": categories}
 
@@ -137,14 +149,18 @@ def _boxes_in(file: Path, content: Mapping[str, Any]) -> dict[str, Boxes]:
     """The boxes of each image in a shard, by the hash of its content."""
     try:
         hashes = {row["id"]: row["content"] for row in content["images"]}
-        rows: dict[int, list[tuple[list[float], int, float]]] = {id: [] for id in hashes}
-        for row in content["annotations"]:
-            x, y, w, h = row["bbox"]
-            box = [x, y, x + w, y + h]
-            rows[row["image_id"]].append((box, row["category_id"] - 1, row["score"]))
+        ids, rows = sorted(hashes), sorted(content["annotations"], key=itemgetter("image_id"))
+        whose = [row["image_id"] for row in rows]
+        boxes = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        if not np.isfinite(boxes).all() or not hashes.keys() >= {*whose}:
+            raise ValueError("a box is not finite, or of no image")
+        labels = np.array([row["category_id"] for row in rows], np.int64) - 1
+        scores = np.array([row["score"] for row in rows], np.float64)
+        ends = np.searchsorted(np.array(whose, np.int64), ids[1:]).tolist()
+        parts = (torch.from_numpy(values).tensor_split(ends) for values in (boxes, labels, scores))
         return {
-            hashes[id]: Boxes.of([r[0] for r in own], [r[1] for r in own], [r[2] for r in own])
-            for id, own in rows.items()
+            hashes[id]: Boxes.of(*own) for id, own in zip(ids, zip(*parts, strict=True), strict=True)
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(file, f"{type(error).__name__}: {error}", _REMEDY) from error

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from stepwell.data.box_batches import BoxBatches, decode, restored
-from stepwell.data.boxes import BoxSet, predictions_for, read_content
+from stepwell.data.box_predictions import predictions_for
+from stepwell.data.boxes import BoxSet
+from stepwell.data.coco import read_content
 from stepwell.files import read_json
 from stepwell.measure.detection import detect
 from stepwell.nets.detection.file import load_detector

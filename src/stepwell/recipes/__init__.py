@@ -23,6 +23,7 @@ RECIPES: dict[str, tuple[str, str]] = {
         "pseudo": "a detector from the boxes that other detectors predict, and then labels, if any",
         "dkge": "vectors of a knowledge graph, which `stepwell kg` updates as it changes",
         "bert": "a shallow text encoder from a deep one, by its attention and [CLS] states",
+        "cnc": "a small CNN that classifies whole complex networks by their pictures",
         "distill": "a student from a trained teacher, offline",
     }.items()
 }

@@ -11,6 +11,7 @@ from torch import nn
 
 from stepwell.data.distill_data import DistillData
 from stepwell.data.image_flags import LabelledImages
+from stepwell.data.pictures.flags import Pictures
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.losses.attention import Attention
 from stepwell.methods import Distill
@@ -87,6 +88,7 @@ def distill(
     cache: Annotated[Path | None, flag("FOLDER")] = None,
     teacher_images: Flags[flags.TeacherImages] = flags.TeacherImages(),
     images: Flags[LabelledImages] = LabelledImages(),
+    pictures: Flags[Pictures] = Pictures(),
     losses: Flags[Losses] = Losses(),
     training: Flags[Optimisation] = Optimisation(),
     distill_data: Flags[DistillData] = DistillData(),
@@ -123,7 +125,7 @@ def distill(
         splits = features.read_unlabeled(distill_data.unlabeled, out, images, student)
         distill_data = replace(distill_data, unlabeled=None)
     else:
-        splits = classification.read_splits(data, out, images, student)
+        splits = classification.read_splits(data, out, images, student, pictures=pictures)
     nested, start = classification.start_network(splits, student, stem=stem, init=init)
     inputs = classification.prepare(
         splits, images, training, start=start, init=init, teacher=opened, changes=distill_data,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from stepwell.data.image_flags import TrainingImages
+from stepwell.data.pictures.flags import Pictures
 from stepwell.data.text_files import TextFiles
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.losses.attention import Attention
@@ -117,6 +118,7 @@ def ekd(
     network: Flags[Network] = Network(),
     images: Flags[TrainingImages] = TrainingImages(),
     texts: Flags[TextFiles] = TextFiles(),
+    pictures: Flags[Pictures] = Pictures(),
     teaching: Flags[Teaching] = Teaching(),
     training: Flags[Training] = Training(),
     loop: Flags[Loop] = Loop(),
@@ -140,7 +142,7 @@ def ekd(
     _check_teacher(training.schedule, teaching)
     opened = teaching.open(teaching.teacher) if teaching.teacher else None
     torch.manual_seed(training.seed)  # not before: opening a teacher draws numbers, too
-    splits = kind.read_splits(data, out, images, network.net, texts)
+    splits = kind.read_splits(data, out, images, network.net, texts, pictures)
     nested, start = kind.start_network(
         splits, network.net, depths, stages=network.stages, stem=network.stem,
         norms=ablation.norms, init=init,

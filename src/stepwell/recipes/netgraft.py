@@ -242,7 +242,9 @@ def _data_of(teacher: OpenTeacher) -> str:
 def _few(train: ImageSet, *, images: FewImages, seed: int) -> ImageSet:
     """Draw `images.shots` images per class; the draw depends on neither their order nor labels."""
     unlabeled, shots = images.unlabeled, images.shots
-    pool = train if unlabeled is None else load_unlabeled(unlabeled, train.size, train.classes)
+    pool = train
+    if unlabeled is not None:
+        pool = load_unlabeled(unlabeled, train.size, train.classes, form=train.form)
     wanted = len(pool) if shots is None else shots * len(train.classes)
     if len(pool) < wanted:
         where = f"{unlabeled} holds" if unlabeled else "the training part has"
@@ -259,4 +261,4 @@ def _few(train: ImageSet, *, images: FewImages, seed: int) -> ImageSet:
     digests = [hashlib.blake2b(salt + key, digest_size=16).digest() for key in keys]
     chosen = sorted(range(len(pool)), key=lambda i: digests[i])[:wanted]
     few = pool.subset(torch.tensor(chosen))
-    return ImageSet(few.pixels, torch.full((wanted,), -1), train.classes)
+    return replace(few, labels=torch.full((wanted,), -1), classes=train.classes)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from stepwell.data.image_flags import TrainingImages
+from stepwell.data.pictures.flags import Pictures
 from stepwell.data.text_files import TextFiles
 from stepwell.flags import Flags, Hidden, Together, checked
 from stepwell.methods import Supervised
@@ -35,6 +36,7 @@ def supervised(
     init: flags.Init = None,
     images: Flags[TrainingImages] = TrainingImages(),
     texts: Flags[TextFiles] = TextFiles(),
+    pictures: Flags[Pictures] = Pictures(),
     training: Flags[Smoothed] = Smoothed(),
     loop: Flags[Loop] = Loop(),
     ablation: Hidden[SupervisedAblation] = SupervisedAblation(),
@@ -49,7 +51,7 @@ def supervised(
     arguments = checked(locals())
     kind = task_of(data, net)
     torch.manual_seed(training.seed)
-    splits = kind.read_splits(data, out, images, net, texts)
+    splits = kind.read_splits(data, out, images, net, texts, pictures)
     nested, start = kind.start_network(splits, net, stem=stem, init=init)
     inputs = kind.prepare(splits, images, training, start=start, init=init)
     with kind.open_task("supervised", out, loop, arguments, inputs, nested) as task:

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any
@@ -87,10 +87,14 @@ def make_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
             raise HTTPException(400, f"no parameter {unknown[0]!r}; there are {', '.join(QUERY)}")
         with _told():
             engine.check(depth, budget_ms)
-        inputs = await INPUTS_OF[engine.served.takes](request, uploads)
         asked = Asked(depth, budget_ms, top)
-        answers = await _answers(engine, readers, inputs, asked)
-        return _response([name for name, _ in inputs], answers)
+        async with AsyncExitStack() as held:
+            inputs = await INPUTS_OF[engine.served.takes](request, uploads, held)
+            jobs = await _admitted(engine, readers, inputs, asked)
+        names = [name for name, _ in inputs]
+        del inputs  # the bytes
+        futures = [asyncio.wrap_future(engine.add(job)) for job in jobs]
+        return _response(names, await _unless_gone(request, futures))
 
     @app.get("/healthz", response_class=PlainTextResponse)
     def healthz() -> str:
@@ -128,13 +132,17 @@ def make_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
 
 
 class Uploads:
-    """The bytes of requests that arrive at the same time, within limits."""
+    """The bytes of requests that arrive or are being read, within limits."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits, self._held = limits, 0
 
-    async def body(self, request: Request) -> bytes:
-        """Read a request's body; HTTPException if it is too large or slow, or too many come."""
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """A request's body, which counts until the end of the context.
+
+        HTTPException if it is too large or slow, or too many come.
+        """
         most = self.limits.body
         size = int(request.headers.get("content-length", most))
         if size > most:
@@ -143,37 +151,43 @@ class Uploads:
             raise HTTPException(429, "too many uploads: try again in 1 s", {"Retry-After": "1"})
         self._held += size
         try:
-            async with asyncio.timeout(self.limits.seconds):
-                return await self._read(request, most)
-        except ClientDisconnect:
-            raise HTTPException(400, "the client has gone") from None
-        except TimeoutError:
-            words = f"the request did not arrive within {self.limits.seconds:g} s"
-            raise HTTPException(408, words, {"Connection": "close"}) from None
+            yield await self._read(request, most)
         finally:
             self._held -= size
 
     async def _read(self, request: Request, most: int) -> bytes:
         content = bytearray()
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > most:
-                raise _too_large(most)
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                async for chunk in request.stream():
+                    content += chunk
+                    if len(content) > most:
+                        raise _too_large(most)
+        except ClientDisconnect:
+            raise _gone() from None
+        except TimeoutError:
+            words = f"the request did not arrive within {self.limits.seconds:g} s"
+            raise HTTPException(408, words, {"Connection": "close"}) from None
         return bytes(content)
+
+
+def _gone() -> HTTPException:
+    """The response to a client that has closed its connection."""
+    return HTTPException(400, "the client has gone")
 
 
 def _too_large(most: int) -> HTTPException:
     return HTTPException(413, f"the request is larger than {most:,} bytes", {"Connection": "close"})
 
 
-async def _files(request: Request, uploads: Uploads) -> list[tuple[str, Any]]:
-    """The names and contents of a request's files."""
+async def _files(request: Request, uploads: Uploads, held: AsyncExitStack) -> list[tuple[str, Any]]:
+    """The names and contents of a request's files, which count as uploads while they are `held`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("multipart/form-data", "application/octet-stream") and kind[:6] != "image/":
         raise HTTPException(
             415, "send multipart/form-data with fields `file`, or an image as the body with its type"
         )
-    body = await uploads.body(request)
+    body = await held.enter_async_context(uploads.body(request))
     if kind != "multipart/form-data":
         return [("", body)]
 
@@ -193,13 +207,13 @@ async def _files(request: Request, uploads: Uploads) -> list[tuple[str, Any]]:
         await form.close()
 
 
-async def _texts(request: Request, uploads: Uploads) -> list[tuple[str, Any]]:
-    """The texts of a request, without names."""
+async def _texts(request: Request, uploads: Uploads, held: AsyncExitStack) -> list[tuple[str, Any]]:
+    """The texts of a request, without names; see `_files`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, 'send application/json: {"text": "..."} or {"texts": ["...", "..."]}')
     try:
-        given = json.loads(await uploads.body(request))
+        given = json.loads(await held.enter_async_context(uploads.body(request)))
     except (ValueError, RecursionError):
         raise HTTPException(400, "the body is no JSON") from None
     texts: Any = None
@@ -225,10 +239,10 @@ def _check_count(count: int, noun: str) -> None:
         raise HTTPException(400, f"{count} {noun}s in the request: send 1 to {INPUTS} as `{noun}`")
 
 
-async def _answers(
+async def _admitted(
     engine: Engine, readers: ThreadPoolExecutor, inputs: Sequence[tuple[str, Any]], asked: Asked
-) -> list[Answer]:
-    """Answer the inputs of a request; HTTPException if they are bad, or the server is busy.
+) -> list[Job]:
+    """Read the inputs of a request; HTTPException if they are bad, or the server is busy.
 
     Each further input of a request has a further promise of time.
     """
@@ -252,7 +266,28 @@ async def _answers(
             for _ in jobs:
                 engine.withdraw()
             raise
-        return await asyncio.gather(*(asyncio.wrap_future(engine.add(job)) for job in jobs))
+    return jobs
+
+
+async def _unless_gone(request: Request, futures: "list[asyncio.Future[Answer]]") -> list[Answer]:
+    """Wait for answers; if the client goes, those that nobody will read are not computed."""
+    answers = asyncio.gather(*futures)
+    watch = asyncio.ensure_future(_disconnected(request))
+    either: list[asyncio.Future[Any]] = [answers, watch]
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not answers.done():
+            raise _gone()
+        with _told():
+            return answers.result()
+    finally:
+        watch.cancel()
+        answers.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 @contextmanager

@@ -118,7 +118,7 @@ class Engine:
 
         Args:
             input: from `served.read`.
-            row: the row that must answer, whatever its time.
+            row: the row that must answer, however long it takes.
             budget_ms: milliseconds for this request, in place of the promise.
             top: number of most probable classes to give.
 
@@ -148,12 +148,20 @@ class Engine:
         return job
 
     def add(self, job: Job) -> "Future[Answer]":
-        """Put an admitted request with its input into the queue, and give its answer later."""
+        """Put an admitted request with its input into the queue, and give its answer later.
+
+        A request whose future is cancelled leaves the queue.
+        """
+        future: Future[Answer] = job.future
         with self._changed:
             self.scheduler.add(job)
             self._changed.notify_all()
-        future: Future[Answer] = job.future
+        future.add_done_callback(lambda done: self._forget(job) if done.cancelled() else None)
         return future
+
+    def _forget(self, job: Job) -> None:
+        with self._changed:
+            self.scheduler.forget(job)
 
     def withdraw(self) -> None:
         """Forget an admitted request."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepwell.data.decoding import image_files
+from stepwell.data.formats import PHOTOGRAPHS, Format
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
 from stepwell.nets.decisions.choosing import ChoosingNet
@@ -15,20 +15,20 @@ from stepwell.nets.predictions import BATCH, Answers, Prediction, predictions
 from stepwell.types import Images
 
 
-def expand(paths: Sequence[Path]) -> list[Path]:
-    """List files, and every image in folders; ValueError if there is none."""
+def expand(paths: Sequence[Path], form: Format = PHOTOGRAPHS) -> list[Path]:
+    """List files, and every file of a format in folders; ValueError if there is none."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            if not (images := image_files(path)):
-                raise ValueError(f"folder {path} holds no image")
+            if not (images := form.files(path)):
+                raise ValueError(f"folder {path} holds no {form.NOUN}")
             files += images
         elif path.exists():
             files.append(path)
         else:
             raise ValueError(f"no file or folder {path}")
     if not files:
-        raise ValueError("name images, or folders of images, to predict")
+        raise ValueError(f"name {form.NOUN}s, or folders of {form.NOUN}s, to predict")
     return files
 
 

@@ -67,7 +67,10 @@ class Scheduler:
         self._window = max(RATE_SECONDS, RATE_PROMISES * promise)
 
     def admit(self, due: float, now: float, row: str | None = None) -> None:
-        """Let a request in; FullError if the queue is full, or if the request would surely be late."""
+        """Let a request in; FullError if the queue is full, or if the request would surely be late.
+
+        One that asks for a row counts as late if its batch would begin after `due`.
+        """
         self._rate = self.rate(now) + 1 / self._window
         self._last = now
         wait = self._wait(now)
@@ -75,13 +78,19 @@ class Scheduler:
             raise FullError(wait)
         # an idle server takes a request whatever the table says, or it could not correct the table
         idle = not self.queue and not self.coming and self._until is None
-        if row is None and now + wait > due and not idle:
-            raise FullError(now + wait - due)
+        # a row that was asked for may take longer than the promise, but it does not wait longer
+        late = now + wait - due - (0.0 if row is None else self._fastest)
+        if late > 0 and not idle:
+            raise FullError(late)
         self.coming += 1
 
     def withdraw(self) -> None:
         """Forget an admitted request, whose input could not be read."""
         self.coming -= 1
+
+    def forget(self, job: Job) -> None:
+        """Take a request out of the queue, if it is there: nobody waits for its answer."""
+        self.queue = [waiting for waiting in self.queue if waiting is not job]
 
     def add(self, job: Job) -> None:
         """Put an admitted request into the queue."""
@@ -132,11 +141,15 @@ class Scheduler:
         control = self.controller
         asked = sum(control.table.bound(job.row) for job in self.queue if job.row is not None)
         free = sum(job.row is None for job in self.queue) + self.coming + 1
-        first = control.table.bound(control.fastest)
-        queue = max(first, free / control.capacity(control.fastest))
+        queue = max(self._fastest, free / control.capacity(control.fastest))
         # a batch that is overdue may take as long again
         running = 0.0 if self._until is None else abs(self._until - now)
         return running + asked + queue
+
+    @property
+    def _fastest(self) -> float:
+        """A bound on the seconds of one input at the fastest row."""
+        return self.controller.table.bound(self.controller.fastest)
 
     def _postpone(self, now: float) -> None:
         """Give requests that are too late a second deadline."""

@@ -1,25 +1,16 @@
-"""The interface between a kind of network and the server, and the server's reader of images."""
+"""The interface between a kind of network and the server."""
 
-import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from stepwell.data.preprocess import UNREADABLE, squared
+from stepwell.data.formats import format_of
 from stepwell.nets.predictions import Answers, Prediction, Predicts, check_card, labelled, normalised
 from stepwell.train_mode import check_eval_mode
 from stepwell.types import Images
-
-T = TypeVar("T")
-#: The EXIF tag whose values from 5 on turn an image on its side.
-#: Formats that a server decodes; Pillow would run another program for some others.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 @dataclass(frozen=True)
@@ -62,9 +53,10 @@ def serve_images(
     card = net.card
     check_card(card)
     check_eval_mode(net)
+    decode = format_of(card.drawing).decoded
 
     def read(content: bytes) -> np.ndarray:
-        return read_image(content, partial(squared, size=card.size))
+        return decode(content, card.size)
 
     def run(pixels: Sequence[np.ndarray], row: str, top: int) -> list[Prediction]:
         with torch.inference_mode():
@@ -73,33 +65,3 @@ def serve_images(
 
     noise = np.random.default_rng(0).integers(0, 256, (card.size, card.size, 3), dtype=np.uint8)
     return Served(tuple(rows), default, read, run, noise, about, row)
-
-
-def read_image(content: bytes, form: Callable[[Image.Image], T]) -> T:
-    """Decode an image, and give its `form`, such as the pixels of its middle square.
-
-    ValueError if the bytes are no image of `FORMATS`, or of more than `PIL.Image.MAX_IMAGE_PIXELS`.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `check_pixels` refuses
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-        with image:
-            check_pixels(image)
-            return form(image)
-    except UNREADABLE as error:
-        if isinstance(error, ValueError):
-            raise
-        too_large = isinstance(error, Image.DecompressionBombError)
-        reason = "too many pixels" if too_large else f"damaged, or none of {', '.join(FORMATS)}"
-        raise ValueError(f"cannot read the image ({reason})") from error
-
-
-def check_pixels(image: Image.Image) -> None:
-    """Raise ValueError for an image of too many pixels, by its header."""
-    most = Image.MAX_IMAGE_PIXELS
-    width, height = image.size
-    if most is not None and width * height > most:
-        raise ValueError(
-            f"the image has {width} × {height} pixels, and the server takes {most:,}: make it smaller"
-        )

@@ -22,6 +22,7 @@ from stepwell.data import Batches, ImageSet, Splits, load_images
 from stepwell.data.decoding import DIFFERENT
 from stepwell.data.image_flags import Augmentation, Images
 from stepwell.data.images import check_outside
+from stepwell.data.pictures.flags import Pictures
 from stepwell.data.text_files import TextFiles, holds_texts
 from stepwell.device import device_name
 from stepwell.evaluation import gather_logits, tally
@@ -113,11 +114,13 @@ def settled(training: Training) -> Training:
 
 
 def read_splits(
-    data: str, out: Path, images: Images, net: str | None = None, texts: TextFiles = TextFiles()
-) -> Splits:
+    data: str, out: Path, images: Images, net: str | None = None, texts: TextFiles = TextFiles(),
+    pictures: Pictures = Pictures(),
+) -> Splits:  # fmt: skip
     """The images of `data`, at the size that `images` names, or their own, or the usual one of `net`.
 
-    ValueError if `out` lies in `data`, `data` are texts, or a flag of texts was set.
+    ValueError if `out` lies in `data`, `data` are texts, a flag of texts was set, or one of pictures
+    of networks and `data` are none.
     """
     refuse_texts(data)
     for one in fields(texts):
@@ -129,7 +132,12 @@ def read_splits(
             )
     check_outside(data, out)
     usual = DIFFERENT if net is None else builder_of(net).size
-    splits = load_images(data, images.size or size_of_run(out, data), usual)
+    size = images.size or size_of_run(out, data)
+    splits = load_images(data, size, usual, drawing=pictures.record)
+    if not splits.train.drawing and (flag := pictures.changed):
+        raise ValueError(
+            f"--{flag} is for complex networks, and --data {data} holds none: leave it out"
+        )
     for note in splits.notes:
         warnings.warn(note, stacklevel=3)
     return splits
@@ -443,7 +451,10 @@ def _complete(
         net.add_depth(depth, blocks)
     examples = train.examples
     calibrate(net, train.with_examples(examples))
-    net.card = Card(examples.classes, examples.size, train.mean, train.std, input=examples.input)
+    net.card = Card(
+        examples.classes, examples.size, train.mean, train.std, input=examples.input,
+        drawing=examples.drawing,
+    )  # fmt: skip
 
 
 def write_predictions(

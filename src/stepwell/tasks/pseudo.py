@@ -1,6 +1,7 @@
 """The task of detection by pseudo labels: how a run opens its teachers, and labels images."""
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ import torch
 
 from stepwell.data.box_batches import BoxBatches
 from stepwell.data.box_files import ASIDE, BoxFiles, BoxPool, keep_test, read_labels, read_pool
-from stepwell.data.boxes import BoxSet, some
+from stepwell.data.boxes import BoxSet
+from stepwell.data.coco import some
 from stepwell.files import write_whole
 from stepwell.measure.detection import precisions
 from stepwell.methods import Detection
@@ -238,7 +240,7 @@ def label(
     record |= _teachers_on(test.examples, judge, on_test, sources.names)
     record["labels_of_test"] = judge.made(test.examples, on_test).images.truth
     if run.writes:
-        write_whole(run.path / LABELS, json.dumps(made.images.coco()).encode())
+        _write_labels(run.path, made.images)
     train = task.train.others(images)
     labels = None
     if pool.labelled is not None:
@@ -253,6 +255,14 @@ def label(
     )
 
 
+def _write_labels(run: Path, made: BoxSet) -> None:
+    """Write the teachers' labels; files are named below a folder, and that one from the run on."""
+    folder = os.path.commonpath([os.path.abspath(file.parent) for file in made.files])
+    info = {"images": os.path.relpath(folder, run)}
+    content = {"info": info, **made.coco(Path(folder))}
+    write_whole(run / LABELS, json.dumps(content).encode())
+
+
 def _reference(pool: BoxPool) -> BoxSet | None:
     """The labelled images that decide thresholds; None without labels.
 
@@ -265,17 +275,7 @@ def _reference(pool: BoxPool) -> BoxSet | None:
     if len(parts) < 2:
         return parts[0] if parts else None
     first, second = parts
-    known = None
-    if first.known is not None or second.known is not None:
-        each = [
-            torch.ones(len(p), len(p.classes), dtype=torch.bool) if p.known is None else p.known
-            for p in parts
-        ]
-        known = torch.cat(each)
-    return replace(
-        first, files=first.files + second.files, ids=tuple(range(1, len(first) + len(second) + 1)),
-        sizes=first.sizes + second.sizes, truth=first.truth + second.truth, known=known, notes=(),
-    )  # fmt: skip
+    return first.joined(second)
 
 
 def _completed(labelled: BoxSet, made: Made) -> BoxSet:

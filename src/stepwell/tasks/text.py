@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from stepwell.data.image_flags import Images, LabelledImages
+from stepwell.data.pictures.flags import Pictures
 from stepwell.data.text import Labels, Numbers, Texts, read_texts
 from stepwell.data.text_files import TextFiles, read_parts, training_file
 from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
@@ -76,13 +77,16 @@ def settled(training: Training) -> Training:
 
 
 def read_splits(
-    data: str, out: Path, images: Images, net: str, texts: TextFiles = TextFiles()
-) -> TextSplits:
+    data: str, out: Path, images: Images, net: str, texts: TextFiles = TextFiles(),
+    pictures: Pictures = Pictures(),
+) -> TextSplits:  # fmt: skip
     """The texts of `data`, a file or a folder with train.tsv, as token ids of the encoder `net`.
 
     ValueError for flags of images; otherwise as for `read_texts_of`.
     """
     refuse_image_flags(images)
+    if flag := pictures.changed:
+        raise ValueError(f"--{flag} is for complex networks, and --data names texts: leave it out")
     return read_texts_of(data, net, texts)
 
 

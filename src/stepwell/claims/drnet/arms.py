@@ -63,7 +63,8 @@ def learned(
 
     Returns:
         Under "test": "accuracy" and "cost" of the network with its cost penalty, and "unpriced" without
-        it; "sampled cost", of choices drawn as in training; and, of one depth, the accuracy "at 1",
+        it; "sampled cost", of choices drawn as in training; "random, own" and "line, own" of random
+        choices at this cost, chooser included; and, of one depth, the accuracy "at 1",
         "at 0.75" and "at 0.5" of the full size for all images.
     """
     full = size or load_images(data, None).train.size
@@ -80,6 +81,7 @@ def learned(
         "unpriced accuracy": found["unpriced"]["accuracy"],
         "unpriced cost": found["unpriced"]["cost"],
         "sampled cost": found["sampled_cost"],
+        **{f"{how}, own": found["controls"][how] for how in ("random", "line")},
     }
     if resized and not nested:
         rows = reversed(list(result["costs"]))  # costly to cheap; the last is "chosen"

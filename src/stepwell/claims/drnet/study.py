@@ -36,6 +36,9 @@ FREE = "dynamic, no target"
 TEXT, CODE = "dynamic, paper's text", "dynamic, paper's code"
 SHARED, IMITATE = "dynamic, shared norms", "imitation"
 FRONTS = "fronts"
+#: How sure the network is at the cheapest resolution decides, taught on images that it has not seen, or
+#: on those it trained on.
+DOUBT, SEEN = "doubt", "doubt, seen images"
 PLANTED = "planted"
 #: Ways to the chooser on the planted task, by arm.
 PLANTED_ARMS: dict[str, dict[str, Any]] = {
@@ -86,6 +89,12 @@ def choosing(target: float, start: str = "start", epochs: float = EXPECTED, **op
     return Arm(LEARNED, {"target": target} | options, {"init": start}, {"choose_epochs": epochs})
 
 
+def by_doubt(held_out: float, epochs: float, choose_epochs: float) -> Arm:
+    """Both phases, with a share of the images that only the chooser learns on."""
+    options = {"schedule": "doubt", "target": MIDDLE, "gate_fraction": held_out}
+    return Arm(LEARNED, options | THIRD, {}, {"epochs": epochs, "choose_epochs": choose_epochs})
+
+
 DEEP = {"nested": True}
 ONE = {"nested": True, "resized": False}
 ARMS: dict[str, Arm] = {
@@ -104,6 +113,9 @@ ARMS: dict[str, Arm] = {
        for every, targets in ((EVERY, TARGETS), (EVERY_LONGER, (LONGER,))) for t in targets},
     control(IMITATE): Arm("stepwell.claims.drnet.arms:controls", {},
                           {"fixed": IMITATE, "dynamic": IMITATE, "random": random(MIDDLE)}),
+    # a tenth of the images is the chooser's: nine tenths for ten ninths of the epochs are as many steps
+    DOUBT: by_doubt(0.1, 4 / 3, 4),
+    SEEN: by_doubt(0.0, 1.2, 0.4),
     FREE: choosing(1.0),
     TEXT: choosing(MIDDLE, epochs=1, mixing="chosen"),
     CODE: choosing(MIDDLE, epochs=EVERYWHERE, mixing="all", **THIRD),
@@ -141,6 +153,11 @@ def whole(arm: str) -> Named:
 def of(target: float | str, what: str) -> Named:
     """A control at the cost of the dynamic network of this target."""
     return what, accuracy(control(target), what)
+
+
+def gain(arm: str) -> Named:
+    """What an arm's choices gain on random ones of the same shares, in its own network."""
+    return f"{arm}: gain", lambda r: accuracy(arm)(r) - accuracy(arm, "random, own")(r)
 
 
 def at(target: float | str) -> str:
@@ -199,6 +216,16 @@ CLAIMS = [
            whole(dynamic(MIDDLE)), whole(arm)) for what, arm in (("text", TEXT), ("code", CODE))),
     more("joint", "Learning the choice jointly beats imitating the cheapest good choice", LACKS,
          whole(dynamic(MIDDLE)), whole(IMITATE)),
+    more("doubt/random", f"{at(MIDDLE)}, choices by doubt beat random choices of the same shares "
+         "in the same network", LACKS, whole(DOUBT),
+         (f"{DOUBT}: random", accuracy(DOUBT, "random, own")), pool=WITHIN),
+    more("doubt/line", f"{at(MIDDLE)}, choices by doubt beat the best mixture by chance of its "
+         "resolutions at their cost", LACKS, whole(DOUBT),
+         (f"{DOUBT}: line", accuracy(DOUBT, "line, own")), pool=WITHIN,
+         note="The smallest resolution runs for every image, and counts."),
+    more("doubt/seen", "Images that the network has not seen teach the chooser better than those it "
+         "trained on: its gain on random choices is larger", LACKS, gain(DOUBT), gain(SEEN),
+         pool=WITHIN),
     level("useful", "The chooser's scores tell the images that need full size: their AUC", LACKS,
           (control(MIDDLE), of_test(control(MIDDLE), "auc", 1)), 0.55, "AUC"),
     level("useful/doubt", "A small copy tells the images that need full size: the AUC of the same "
@@ -262,6 +289,8 @@ STUDY = Study(
                Question("Which parts of the method matter?",
                         (f"dynamic, {MIDDLE:g}", "dynamic, *", IMITATE),
                         ("norms", "expected/*", "joint"), COLUMNS),
+               Question("A chooser by the network's own doubt?", (f"{DOUBT}*",), ("doubt/*",),
+                        [*COLUMNS, CONTROLS[1], CONTROLS[3]]),
                Question("Depth and resolution together?",
                         ("depth*", f"dynamic, {TARGETS[0]:g}", f"dynamic, {MIDDLE:g}"),
                         ("both/*",), COLUMNS[:2]),

@@ -1,32 +1,72 @@
-"""Arms of the study: detectors on labels, on features, and on boxes of teachers, in equal steps."""
+"""Arms of the study: detectors on labels, on features, and on boxes of teachers, in equal steps.
 
+The images with labels that are not for tests are drawn apart by the seed: some for validation, half of
+the others for teachers, and half for students. A teacher has seen no image of the students.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from stepwell.data.box_files import BoxFiles, BoxParts, drawn
-from stepwell.flags import call
+from stepwell.data.box_batches import BoxBatches
+from stepwell.data.box_files import BoxFiles, BoxParts, BoxPool, drawn
+from stepwell.data.boxes import BoxSet
+from stepwell.data.loader import generator_of, seed_of
 from stepwell.losses import map_correlation_loss, map_imitation_loss
+from stepwell.measure.detection import SURE
 from stepwell.methods import Detection
+from stepwell.methods.objective import Objective
 from stepwell.nets.detection.file import load_detector
+from stepwell.pseudo_labels.categories import merged
+from stepwell.pseudo_labels.make import Making
+from stepwell.pseudo_labels.teachers import open_box_teachers
 from stepwell.recipes.detect import DetectorTraining
-from stepwell.recipes.pseudo import pseudo
+from stepwell.recipes.pseudo import PseudoLabels
 from stepwell.tasks import detection
-from stepwell.tasks.classification import open_task
+from stepwell.tasks import pseudo as kind
+from stepwell.tasks.classification import Task, open_task
 from stepwell.training import Loop, fit
-from stepwell.types import BoxBatch, Step
+from stepwell.types import BoxBatch, Boxes, Step
 
 Features = Literal["pkd", "imitation"]
+#: Images that choose epochs and thresholds, at most.
+VALIDATION = 20
+_LOOP = Loop(device="cpu")
+
+
+class Parts(NamedTuple):
+    """The images of teachers, of students, of validation and of tests; no image stands in two."""
+
+    teachers: BoxSet
+    students: BoxSet
+    validation: BoxSet
+    test: BoxSet
+
+
+def read_apart(data: str, out: Path, files: BoxFiles, seed: int) -> Parts:
+    """Draw the parts of a folder's images by `seed`; errors as for `read_parts`."""
+    train, test, validation, _ = detection.read_boxes_of(data, out, files)
+    every = train if validation is None else train.joined(validation)
+    order = torch.randperm(len(every), generator=generator_of(seed_of("study", seed))).tolist()
+    aside = min(VALIDATION, len(every) // 3)
+    half = aside + (len(every) - aside) // 2
+    parts = (every.subset(sorted(own)) for own in (order[aside:half], order[half:], order[:aside]))
+    teachers, students, chosen = parts
+    return Parts(teachers, students, chosen, test)
 
 
 class FeatureTaught(Detection):
-    """A detector's losses on labels, and a distance of its pyramid's maps from a teacher's.
+    """A detector's losses where there are labels, and a distance of its maps from a teacher's.
 
     Args:
         teacher: a detector with maps of the same shapes.
-        features: pkd: 1 - correlation; imitation: squared differences inside of true boxes.
+        features: pkd: 1 - correlation, a sum over levels; imitation: squared differences inside of true
+            boxes, or of the teacher's where there are no labels.
         weight: of the distance.
     """
 
@@ -41,16 +81,31 @@ class FeatureTaught(Detection):
         own = _maps(detector, batch)
         with torch.no_grad():
             taught = _maps(teacher, batch)
-        terms = detector.losses(own, detector.outputs(own), batch)
+        terms = detector.losses(own, detector.outputs(own), batch, known=batch.known)
+        loss = torch.stack([*terms.values()]).sum()
+        boxes = [true.boxes for true in batch.truth]
+        if self.features == "imitation" and batch.known is not None:
+            boxes = self._objects(taught, batch)
         distances = []
         for level, other in zip(own.values(), taught.values(), strict=True):
             if self.features == "pkd":
                 distances.append(map_correlation_loss(level, other))
             else:
-                distances.append(map_imitation_loss(level, other, _inside(level, batch)))
-        terms = {**terms, "features": torch.stack(distances).mean()}
-        loss = torch.stack([v for k, v in terms.items() if k != "features"]).sum()
-        return Step(loss + self.weight * terms["features"], terms)
+                inside = _inside(level, boxes, batch.images.shape[2] / level.shape[2])
+                distances.append(map_imitation_loss(level, other, inside))
+        distance = torch.stack(distances).sum()
+        return Step(loss + self.weight * distance, {**terms, "features": distance})
+
+    @torch.no_grad()
+    def _objects(self, maps: Any, batch: BoxBatch) -> list[Tensor]:
+        """True boxes of images with labels, and the teacher's of the others."""
+        (teacher,) = self._teacher
+        found = teacher.found(maps, teacher.outputs(maps), batch.images, batch.sizes)
+        assert batch.known is not None
+        rows = zip(found, batch.truth, batch.known, strict=True)
+        return [
+            true.boxes if known.any() else own.boxes[own.scores >= SURE] for own, true, known in rows
+        ]
 
 
 def _maps(detector: Any, batch: BoxBatch) -> Any:
@@ -59,85 +114,161 @@ def _maps(detector: Any, batch: BoxBatch) -> Any:
     return detector.maps(exit.features)
 
 
-def _inside(level: Tensor, batch: BoxBatch) -> Tensor:
-    """1 for the places of a map (batch, h, w) that lie in a true box."""
+def _inside(level: Tensor, boxes: Sequence[Tensor], stride: float) -> Tensor:
+    """1 for the places of a map (batch, h, w) that lie in a box."""
     mark = level.new_zeros(level.shape[0], *level.shape[2:])
-    stride = batch.images.shape[2] / level.shape[2]
-    for row, own in zip(mark, batch.truth, strict=True):
-        for x1, y1, x2, y2 in (own.boxes / stride).tolist():
+    for row, own in zip(mark, boxes, strict=True):
+        for x1, y1, x2, y2 in (own / stride).tolist():
             row[int(y1) : int(y2) + 1, int(x1) : int(x2) + 1] = 1
     return mark
 
 
+class Setting(NamedTuple):
+    """Images and lengths that all arms of a seed share.
+
+    labelled: images of the students' part whose labels are there.
+    steps: of the whole training; epoch: of one pass through the students' images.
+    """
+
+    parts: Parts
+    labelled: BoxSet
+    files: BoxFiles
+    training: DetectorTraining
+    steps: int
+    epoch: int
+
+    def as_long(self, batches: BoxBatches) -> BoxBatches:
+        """As many passes through the images as make an epoch of the students' length."""
+        return batches.repeated(max(1, round(self.epoch / len(batches.repeated(1)))))
+
+    def tested(self, train: BoxSet) -> BoxParts:
+        """Training images with the setting's validation and test part."""
+        return BoxParts(train, self.parts.test, self.parts.validation, ())
+
+
+def _setting(data: str, out: Path, size: int, epochs: int, seed: int, label_fraction: float) -> Setting:
+    training = DetectorTraining(epochs=epochs, seed=seed)
+    files = BoxFiles(size=size)
+    parts = read_apart(data, out, files, seed)
+    labelled = drawn(parts.students, label_fraction, seed)
+    epoch = -(-len(parts.students) // training.batch_size)
+    return Setting(parts, labelled, files, training, epochs * epoch, epoch)
+
+
 def labels_alone(
     *, out: Path, data: str, net: str, size: int, epochs: int, depths: tuple[str, ...] = (),
-    label_fraction: float = 1.0, classes: tuple[int, ...] = (), teacher: Path | None = None,
-    features: Features = "pkd", weight: float = 1.0, batch_size: int = 16, lr: float = 1e-3,
-    seed: int = 0,
+    label_fraction: float = 1.0, teachers: bool = False, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train a detector on labels, for as many steps whatever their number; a teacher adds features.
+    """Train a detector on labels, for as many steps whatever their number.
 
     Args:
-        label_fraction: share of the training images that are there.
-        classes: numbers of the classes whose labels are there; all by default.
-        teacher: file of a detector, whose pyramid's maps the student imitates.
-        features, weight: as for `FeatureTaught`.
+        label_fraction: share of the students' images that are there.
+        teachers: train on the teachers' images.
     """
-    training = DetectorTraining(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
-    files, loop = BoxFiles(size=size), Loop(device="cpu")
-    parts = detection.read_boxes_of(data, out, files)
-    if classes:
-        parts = _with(parts, tuple(parts.train.classes[i] for i in classes))
-    whole = len(parts.train)
-    parts = parts._replace(train=drawn(parts.train, label_fraction, seed))
-    torch.manual_seed(seed)
-    detector = detection.start_detector(net, parts.train.classes, depths)
-    inputs = detection.prepare(parts, files, training, data)
-    few = inputs.train.repeated(max(1, round(whole / len(parts.train))))
-    arguments = {
-        "data": data, "net": net, "size": size, "epochs": epochs, "depths": depths,
-        "label_fraction": label_fraction, "classes": classes, "features": features, "weight": weight,
-        "teacher": teacher, "seed": seed, "lr": lr, "batch_size": batch_size,
-    }  # fmt: skip
-    objective = Detection(detector)
-    if teacher is not None:
-        objective = FeatureTaught(detector, load_detector(teacher), features=features, weight=weight)
-    with open_task("detect", out, loop, arguments, inputs) as task:
-        steps = epochs * -(-whole // batch_size)
+    arguments = {k: v for k, v in locals().items() if k != "out"}
+    setting = _setting(data, out, size, epochs, seed, label_fraction)
+    labelled = setting.parts.teachers if teachers else setting.labelled
+    detector = _start(net, labelled.classes, seed, depths)
+    inputs = detection.prepare(setting.tested(labelled), setting.files, setting.training, data)
+    with open_task("detect", out, _LOOP, arguments, inputs) as task:
+        validate = detection.validator(detector, task)
         fit(
-            objective, few, training.optim(), task.run, phase="train", loop=loop, steps=steps,
-            validate=detection.validator(detector, task),
+            Detection(detector), setting.as_long(task.train), setting.training.optim(), task.run,
+            phase="train", steps=setting.steps, validate=validate, loop=_LOOP,
         )  # fmt: skip
         return detection.finish(task, detector)
 
 
-def _with(parts: BoxParts, classes: tuple[str, ...]) -> BoxParts:
-    """The parts with labels of some classes alone."""
+def features_taught(
+    *, out: Path, data: str, net: str, size: int, epochs: int, teacher: Path, label_fraction: float,
+    features: Features, weight: float, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Train a detector to imitate a teacher on all images of the students, and on the labels.
 
-    def few(part: Any) -> Any:
-        at = {name: i for i, name in enumerate(classes)}
-        of = [at.get(name, -1) for name in part.classes]
-        return part.with_classes(classes, of)
+    Its two phases are as long as those of `taught`: all images, then the labelled ones.
 
-    aside = parts.validation
-    valid = None if aside is None else few(aside)
-    return BoxParts(few(parts.train), few(parts.test), valid, parts.notes)
+    Args:
+        teacher: file of a detector, whose pyramid's maps the student imitates.
+        features, weight: as for `FeatureTaught`.
+    """
+    arguments = {k: v for k, v in locals().items() if k != "out"}
+    setting = _setting(data, out, size, epochs, seed, label_fraction)
+    detector = _start(net, setting.labelled.classes, seed)
+    every = _partly(setting.parts.students, setting.labelled)
+    inputs = detection.prepare(setting.tested(every), setting.files, setting.training, data)
+    objective = FeatureTaught(detector, load_detector(teacher), features=features, weight=weight)
+    with open_task("detect", out, _LOOP, arguments, inputs) as task:
+        labels = task.train.others(setting.labelled).reseeded("labels")
+        _two_phases(objective, setting, task, task.train, labels, detection.validator(detector, task))
+        return detection.finish(task, detector)
 
 
 def taught(
     *, out: Path, data: str, net: str, size: int, epochs: int, teacher: tuple[str, ...],
-    label_fraction: float = 1.0, labels: bool = True, min_score: float = 0.5, seed: int = 0,
+    label_fraction: float, labels: bool = True, unlabelled: bool = True, disjoint: bool = False,
+    min_score: float = 0.5, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train a detector by `train pseudo` on a folder with train.json, for as many steps as on labels.
+    """Train a detector on boxes of teachers, then on labels, as `train pseudo` does.
 
     Args:
-        labels: False: the teachers' boxes alone.
-        min_score: threshold without labels, and of a class that they do not decide.
+        labels: False: the teachers' boxes alone, which also choose the epoch; thresholds are
+            `min_score`.
+        unlabelled: False: the teachers label the labelled images alone.
+        disjoint: the first teacher's first class alone counts, and the other classes of the others.
     """
-    file = Path(data) / "train.json" if labels else None
-    results: dict[str, Any] = call(
-        pseudo, out=out, data=data, teacher=teacher, labels=file, label_fraction=label_fraction,
-        net=net, size=size, epochs=epochs, seed=seed, keep_empty=True, loop=Loop(device="cpu"),
-        min_score=min_score,
+    arguments = {k: v for k, v in locals().items() if k != "out"}
+    setting = _setting(data, out, size, epochs, seed, label_fraction)
+    parts, names = setting.parts, setting.labelled.classes
+    teachers = open_box_teachers(teacher)
+    first, others = names[:1], names[1:]
+    renames = [f"1:{name}=" for name in others] + [f"2:{name}=" for name in first]
+    categories = merged(
+        {one.name: one.classes for one in teachers}, names, renames=renames if disjoint else ()
+    )
+    images = _without_labels(parts.students if unlabelled else setting.labelled)
+    validation = parts.validation if labels else _without_labels(parts.validation)
+    pool = BoxPool(images, setting.labelled if labels else None, parts.test, validation, ())
+    making = Making(
+        thresholds="f1" if labels else "fixed", min_score=min_score,
+        calibrate=labels and len(teachers) > 1,
     )  # fmt: skip
-    return results
+    sources = kind.Sources(teachers, categories, pool, making)
+    detector = _start(net, names, seed)
+    inputs = kind.prepare(sources, setting.files, setting.training, data)
+    with open_task("pseudo", out, _LOOP, arguments, inputs) as task:
+        ready = kind.label(task, sources, store=None, keep_empty=True, share=PseudoLabels.label_share)
+        objective, validate = Detection(detector), detection.validator(detector, ready.task)
+        _two_phases(objective, setting, task, ready.train, ready.labels, validate)
+        return kind.finish(ready, objective)
+
+
+def _start(net: str, classes: Sequence[str], seed: int, depths: Sequence[str] = ()) -> Any:
+    torch.manual_seed(seed)
+    return detection.start_detector(net, classes, depths)
+
+
+def _two_phases(
+    objective: Objective, setting: Setting, task: Task[BoxBatches], every: BoxBatches,
+    labels: BoxBatches | None, validate: Callable[[], dict[str, float]] | None,
+) -> None:  # fmt: skip
+    """Train on all images, then on labels at a lower rate, as `train pseudo` does."""
+    tuned = 0 if labels is None else max(1, round(PseudoLabels.label_share * setting.steps))
+    learn = partial(fit, objective, run=task.run, loop=_LOOP, validate=validate)
+    optim = setting.training.optim
+    learn(setting.as_long(every), optim(), phase="all", steps=max(1, setting.steps - tuned))
+    if labels is not None:
+        rate = PseudoLabels.label_rate
+        learn(setting.as_long(labels), optim(rate), phase="labels", steps=tuned)
+
+
+def _partly(images: BoxSet, labelled: BoxSet) -> BoxSet:
+    """Images of which some have labels; the others tell of no class."""
+    own = {*labelled.files}
+    has = torch.tensor([file in own for file in images.files])
+    rows = zip(images.truth, has.tolist(), strict=True)
+    truth = tuple(true if one else Boxes.of([], []) for true, one in rows)
+    return replace(images, truth=truth, known=has[:, None].expand(-1, len(images.classes)))
+
+
+def _without_labels(images: BoxSet) -> BoxSet:
+    return replace(images, truth=(Boxes.of([], []),) * len(images), labelled=False)

@@ -86,6 +86,6 @@ def _paste(
 
 def small_study(folder: Path) -> dict[str, object]:
     """Write composites of three digits into a folder; gives the study's arguments for them."""
-    for part, count in (("train", 32), ("val", 8), ("test", 8)):
+    for part, count in (("train", 52), ("val", 8), ("test", 8)):
         write_composites(folder / "composites", part, count, classes=3)
-    return {"data": str(folder / "composites"), "size": SIZE, "epochs": 1, "min_score": 0.06}
+    return {"data": str(folder / "composites"), "size": SIZE, "epochs": 8, "min_score": 0.06}

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import FeaturePyramidNetwork, box_iou
 
 from stepwell.nets.build import build, refuse_adders
 from stepwell.nets.detection.heads import DETECTORS, Maps, check_name, levels_of, usual_convs
@@ -98,7 +99,8 @@ class Detector(nn.Module):
 
         Args:
             known: for each image, True for each class that its boxes tell of (classes,). The other
-                classes are no negatives there. ValueError if the head does not score by sigmoid.
+                classes are no negatives there; a box of one is a positive all the same. ValueError if
+                the head does not score by sigmoid.
         """
         if known is not None and not self.sigmoid:
             raise ValueError(
@@ -111,8 +113,7 @@ class Detector(nn.Module):
         ]
         crowds = [own.boxes[own.crowd] for own in batch.truth]
         if outputs is not None and self.sigmoid and (known is not None or any(map(len, crowds))):
-            boxes = [target["boxes"] for target in targets]
-            silent = self._silent(maps, batch, outputs["cls_logits"], boxes, crowds, known)
+            silent = self._silent(maps, batch, outputs["cls_logits"], targets, crowds, known)
             outputs = {**outputs, "cls_logits": outputs["cls_logits"].masked_fill(silent, _NEVER)}
         found: dict[str, Tensor] = self._whole(maps, batch.sizes, outputs)(batch.images, targets)
         return found
@@ -168,18 +169,29 @@ class Detector(nn.Module):
         return with_children(self.head, dict(self.head._modules) | given)
 
     def _silent(
-        self, maps: Mapping[str, Tensor], batch: BoxBatch, logits: Tensor, boxes: Sequence[Tensor],
-        crowds: Sequence[Tensor], known: Sequence[Tensor] | None,
+        self, maps: Mapping[str, Tensor], batch: BoxBatch, logits: Tensor,
+        targets: Sequence[Mapping[str, Tensor]], crowds: Sequence[Tensor],
+        known: Sequence[Tensor] | None,
     ) -> Tensor:  # fmt: skip
-        """True for the scores that no loss may see (batch, places, classes)."""
+        """True for the scores that no loss may see (batch, places, classes); no positive is one."""
         anchors = self.head.anchor_generator(ImageList(batch.images, [*batch.sizes]), [*maps.values()])
         silent = torch.zeros_like(logits, dtype=torch.bool)
-        for i, (own, true, crowd) in enumerate(zip(anchors, boxes, crowds, strict=True)):
+        for i, (own, true, crowd) in enumerate(zip(anchors, targets, crowds, strict=True)):
             centres = (own[:, :2] + own[:, 2:]) / 2
-            silent[i] = (_within(centres, crowd) & ~_within(centres, true))[:, None]
+            near = self._near(own, centres, true["boxes"])
+            silent[i] = (_within(centres, crowd).any(1) & ~near.any(1))[:, None]
             if known is not None:
-                silent[i] |= ~known[i]
+                positive = near.to(logits.dtype) @ one_hot(true["labels"], self.classes).to(logits)
+                silent[i] |= ~known[i] & (positive == 0)
         return silent
+
+    def _near(self, anchors: Tensor, centres: Tensor, boxes: Tensor) -> Tensor:
+        """True where a place lies in a box, or the head matches it with the box (places, boxes)."""
+        near = _within(centres, boxes)
+        if len(boxes) and hasattr(self.head, "proposal_matcher"):
+            matched = self.head.proposal_matcher(box_iou(boxes, anchors))
+            near |= matched[:, None] == torch.arange(len(boxes), device=boxes.device)
+        return near
 
 
 def build_detector(
@@ -209,10 +221,10 @@ def _maps_of(net: NestedNet) -> tuple[list[int], list[int]]:
 
 
 def _within(points: Tensor, boxes: Tensor) -> Tensor:
-    """True for each point (n, 2) that lies in one of the boxes (m, 4)."""
+    """True for each of the boxes (m, 4) in which a point (n, 2) lies (n, m)."""
     x, y = points[:, None, 0], points[:, None, 1]
     x1, y1, x2, y2 = boxes.unbind(1)
-    return ((x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)).any(1)
+    return (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)
 
 
 class _Given(nn.Module):

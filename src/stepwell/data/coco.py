@@ -1,0 +1,145 @@
+"""The entries of a COCO json: categories and annotations, checked one by one."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from stepwell.data.decoding import NAMED
+from stepwell.files import damaged
+from stepwell.types import Boxes
+
+#: Largest json file that is read into memory.
+LARGEST = 1 << 30
+#: Least side of a box in pixels; a smaller one has no area.
+SMALLEST = 0.01
+_BACKGROUND = "background"
+#: Lists that a COCO json holds.
+LISTS = ("images", "annotations", "categories")
+
+
+def read_content(file: Path) -> Any:
+    """The content of a json file; ValueError if it is missing, too large or damaged."""
+    if not file.is_file():
+        raise ValueError(f"no file {file}: name a COCO json")
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"{file} is larger than {LARGEST >> 20} MiB: split it")
+    try:
+        return json.loads(file.read_bytes())
+    except RecursionError:
+        raise damaged(file, "it is nested too deeply", "write it again") from None
+    except ValueError as error:
+        raise damaged(file, error, "it may be cut off; write it again") from None
+
+
+def some(names: Sequence[Any]) -> str:
+    """The first names, and the number of the others."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(str, names[:NAMED])) + more
+
+
+class Row(NamedTuple):
+    """One annotation: `clipped`, by how many pixels it stuck out of its image."""
+
+    box: tuple[float, float, float, float]
+    label: int
+    crowd: bool
+    area: float
+    score: float
+    clipped: float
+
+
+def check_lists(file: Path, content: Mapping[str, Any]) -> None:
+    for name in LISTS:
+        if not isinstance(content[name], list) or not all(isinstance(e, dict) for e in content[name]):
+            raise ValueError(f"{file}: its {name} are no list of entries")
+
+
+def categories_of(
+    file: Path, content: Mapping[str, Any], classes: Sequence[str] | None
+) -> tuple[dict[int, str], list[str]]:
+    """The name of each category by its id, in the order of ids; and notes."""
+    names: dict[int, str] = {}
+    for entry in content["categories"]:
+        id, name = entry.get("id"), entry.get("name")
+        if type(id) is not int or not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{file}: category {entry!r:.80} needs an id (a number) and a name")
+        if id in names or name in names.values():
+            raise ValueError(
+                f"{file}: category {name} (id {id}) stands twice, or shares its id: give each its own"
+            )
+        names[id] = name
+    used = {
+        entry.get("category_id") for entry in content["annotations"] if is_id(entry.get("category_id"))
+    }
+    notes = []
+    if background := [
+        i for i, name in names.items() if name.casefold() == _BACKGROUND and i not in used
+    ]:
+        del names[background[0]]
+        notes.append(f"{file}: category {_BACKGROUND} has no box and is no class here: it was left out")
+    if not names:
+        raise ValueError(f"{file} has no category: a detector needs one or more")
+    if classes is not None and (
+        unknown := [names[i] for i in names if i in used and names[i] not in classes]
+    ):
+        raise ValueError(
+            f"{file} has boxes of {some(unknown)}, which no training image has: the classes are "
+            f"{some(list(classes))}"
+        )
+    return dict(sorted(names.items())), notes
+
+
+def row_of(
+    file: Path, path: Path, size: tuple[int, int], entry: Mapping[str, Any], names: Mapping[int, str],
+    classes: Sequence[str],
+) -> Row:  # fmt: skip
+    """One annotation of an image of `size`, its box clipped to the image."""
+    category: Any = entry.get("category_id")
+    box = entry.get("bbox")
+    if not is_id(category) or category not in names:
+        raise ValueError(
+            f"{file}: a box of {path.name} has category {category!r:.40}, which is not listed"
+        )
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        raise ValueError(
+            f"{file}: a box of {path.name} is {box!r:.80}, not four finite numbers [x, y, "
+            "width, height]"
+        )
+    x, y, width, height = map(float, box)
+    shown = f"[{x:g}, {y:g}, {width:g}, {height:g}]"
+    if width < 0 or height < 0:
+        raise ValueError(
+            f"{file}: a box of {path.name} is reversed, {shown} with a negative width or height: write "
+            "[x, y, width, height] from its upper left corner"
+        )
+    high, wide = size
+    x1, y1, x2, y2 = max(0.0, x), max(0.0, y), min(float(wide), x + width), min(float(high), y + height)
+    if x2 < x1 or y2 < y1 or (width * height > 0 and (x2 <= x1 or y2 <= y1)):
+        raise ValueError(
+            f"{file}: a box of {path.name}, {shown}, lies outside of its {wide} × {high} pixels: "
+            "put it right, or remove it"
+        )
+    clipped = max(x1 - x, y1 - y, x + width - x2, y + height - y2)
+    area: Any = entry.get("area")
+    own = (x2 - x1) * (y2 - y1) if min(x2 - x1, y2 - y1) >= SMALLEST else 0.0
+    area = float(area) if is_number(area) and area > 0 and own > 0 else own
+    crowd = entry.get("iscrowd", 0) == 1
+    return Row((x1, y1, x2, y2), classes.index(names[category]), crowd, area, 1.0, clipped)
+
+
+def boxes_of(rows: Sequence[Row]) -> Boxes:
+    found = Boxes.of([r.box for r in rows], [r.label for r in rows], [r.score for r in rows])
+    crowd = torch.tensor([r.crowd for r in rows], dtype=torch.bool)
+    return found._replace(crowd=crowd, areas=torch.tensor([r.area for r in rows]))
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_id(value: Any) -> bool:
+    return isinstance(value, int | str | float)

@@ -1,0 +1,97 @@
+"""Formats of files that images come from: photographs, and pictures of complex networks.
+
+A format reads files as RGB bytes of one size. A network's card records the format of its images, so
+that later images are read in the same way.
+"""
+
+import importlib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stepwell.data import preprocess
+from stepwell.data.decoding import (
+    SUFFIXES,
+    Files,
+    check_files,
+    decoded,
+    image_files,
+    own_size,
+    pixels_of,
+)
+from stepwell.data.preprocess import Source, squared
+
+#: Module and class of a format by its name in a card.
+FORMATS = {"network": ("stepwell.data.pictures.format", "NetworkPictures")}
+
+
+class Format:
+    """Image files: the usual format.
+
+    record: what a card records; without it, images are photographs.
+    suffixes: of files in this format.
+    """
+
+    record: Mapping[str, Any] = {}
+    suffixes: Collection[str] = SUFFIXES
+    NOUN: ClassVar = "image"
+
+    def files(self, folder: Path) -> list[Path]:
+        """Every file of the format below `folder`, sorted by path, without hidden files and folders."""
+        return image_files(folder, self.suffixes)
+
+    def check(self, paths: Sequence[Path]) -> None:
+        """Open files before a training; ValueError names the bad ones."""
+        check_files(paths)
+
+    def own_size(self, paths: Sequence[Path], usual: int) -> int:
+        """The side of the images where the caller names none."""
+        return own_size(paths, usual)
+
+    def load(
+        self, paths: Sequence[Path], size: int
+    ) -> tuple[UInt8[Tensor, "n 3 size size"] | Files, dict[str, NDArray[Any]]]:
+        """The images, and further facts about each by name; ValueError names unreadable files."""
+        return pixels_of(paths, size), {}
+
+    def squared(self, source: Source, size: int) -> NDArray[np.uint8]:
+        """RGB bytes (size, size, 3) of one file; ValueError names an unreadable one."""
+        return squared(source, size)
+
+    def decoded(self, content: bytes, size: int) -> NDArray[np.uint8]:
+        """RGB bytes (size, size, 3) of the content of a file; ValueError if it is no image."""
+        return decoded(content, lambda image: squared(image, size))
+
+    def notes(self, images: Any) -> tuple[str, ...]:
+        """Lines about a data set that a person should read before the training."""
+        return ()
+
+    def programs(self) -> dict[str, bytes]:
+        """Files by name that prepare images without Stepwell, for an export."""
+        return {"preprocess.py": Path(preprocess.__file__).read_bytes()}
+
+
+PHOTOGRAPHS = Format()
+
+
+def format_of(record: Mapping[str, Any]) -> Format:
+    """The format that a card records; ValueError if this version does not know it."""
+    if not record:
+        return PHOTOGRAPHS
+    if record.get("format") not in FORMATS:
+        raise ValueError(f"no format of images {record.get('format')!r} in this version: upgrade")
+    module, name = FORMATS[record["format"]]
+    found: Format = getattr(importlib.import_module(module), name)(record)
+    return found
+
+
+def at(about: Mapping[str, NDArray[Any]], indices: Tensor) -> dict[str, NDArray[Any]]:
+    """The facts about the images at `indices`."""
+    rows = torch.as_tensor(indices).numpy()
+    return {name: values[rows] for name, values in about.items()}

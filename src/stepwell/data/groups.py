@@ -1,0 +1,90 @@
+"""Groups of examples that belong together, so that no split divides them: `groups.tsv`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: The file in a data folder: path from the folder, tab, name of the group.
+FILE = "groups.tsv"
+
+
+def read_groups(root: Path) -> dict[Path, str]:
+    """The group of each file that groups.tsv in a data folder names; empty without such a file.
+
+    ValueError for a line without two columns, or a file that is named twice.
+    """
+    file = root / FILE
+    if not file.is_file():
+        return {}
+    groups: dict[Path, str] = {}
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no UTF-8 text ({error.reason}): write it again") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name, tab, group = line.partition("\t")
+        if not tab or not group.strip() or "\t" in group:
+            raise ValueError(f"{file}, line {number}: two columns are needed, file and group")
+        if root / name in groups:
+            raise ValueError(f"{file}, line {number}: {name} is there twice")
+        groups[root / name] = group.strip()
+    return groups
+
+
+def groups_of(paths: Sequence[Path], groups: Mapping[Path, str]) -> NDArray[Any]:
+    """The group of each file; ValueError names a file without one."""
+    if missing := [path for path in paths if path not in groups]:
+        raise ValueError(f"{FILE} names no group of {missing[0]}: add a line for every file")
+    return np.array([groups[path] for path in paths])
+
+
+def set_aside(
+    groups: NDArray[Any], labels: NDArray[np.int64], classes: Sequence[str], fraction: float
+) -> NDArray[np.bool_]:
+    """Choose whole groups with about `fraction` of every class, the same ones at every call.
+
+    ValueError for a class whose examples are all in one group.
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    table = np.zeros((len(names), len(classes)))
+    np.add.at(table, (group[labels >= 0], labels[labels >= 0]), 1)
+    for index, count in enumerate((table > 0).sum(0).tolist()):
+        if count == 1:
+            raise ValueError(f"class {classes[index]!r} has one group only: it cannot be split in two")
+    sizes = table.sum(0)
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(names))
+    order = order[np.argsort(-table[order].sum(1), kind="stable")]  # small groups fill up
+    chosen = np.zeros(len(names), bool)
+    for index in np.argsort(sizes, kind="stable").tolist():  # small classes have the least choice
+        for one in order.tolist():
+            inside = table[chosen, index].sum()
+            wanted = fraction * sizes[index] - inside
+            left = ((table[~chosen] > 0)[:, table[one] > 0].sum(0) > 1).all()
+            if (
+                table[one, index]
+                and not chosen[one]
+                and left
+                and table[one, index] <= max(2 * wanted, 0)
+            ):
+                chosen[one] = True
+        if not table[chosen, index].sum():
+            able = [g for g in order[::-1].tolist() if table[g, index]]
+            chosen[able[0]] = True
+    return chosen[group]
+
+
+def shared_groups(train: Any, others: Mapping[str, Any]) -> Iterator[str]:
+    """Notes about groups that stand in the training part and in another one."""
+    for name, part in others.items():
+        if "group" in train.about:
+            both = np.intersect1d(train.about["group"], part.about["group"])
+            if len(both):
+                yield (
+                    f"{len(both)} groups, such as {both[0]!r}, are in train/ and in {name}/: results "
+                    "there look better than they are"
+                )

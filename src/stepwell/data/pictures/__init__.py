@@ -1,0 +1,1 @@
+"""Pictures of complex networks: files of networks as one more image format."""

@@ -1,0 +1,181 @@
+"""Complex networks as a format of images: checked, drawn once, and kept by content."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stepwell.data.decoding import some_of
+from stepwell.data.formats import Format
+from stepwell.data.pictures import network, picture, store, word2vec
+from stepwell.data.pictures.flags import Pictures
+from stepwell.data.pictures.network import SUFFIXES, Network, read_network
+
+#: Height and width of the paper's pictures.
+SIZE = 48
+#: Area under the ROC curve above which the number of nodes alone tells two classes apart.
+APART = 0.95
+#: Margins below which an axis may change its place or sign with small changes of the network.
+NEAR = 0.02
+#: Settings with few values.
+WORDS = {
+    "format": ("network",), "embedding": ("ppmi", "cbow", "skipgram"), "directed": (None, False, True),
+    "loops": ("keep", "drop", "refuse"), "multi_edges": ("merge", "keep", "refuse"),
+}  # fmt: skip
+
+
+class NetworkPictures(Format):
+    """Complex networks in edge lists or GraphML, drawn as a `Pictures.record` says.
+
+    ValueError for a record that is none.
+    """
+
+    suffixes = SUFFIXES
+    NOUN: ClassVar = "network"
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        usual = Pictures().record
+        wrong = [name for name, value in record.items() if not _like(usual, name, value)]
+        if wrong:
+            raise ValueError(f"pictures of networks cannot have {wrong[0]} {record[wrong[0]]!r:.40}")
+        own: dict[str, Any] = {
+            n: tuple(v) if n == "channels" else v for n, v in record.items() if n != "format"
+        }
+        pictures = Pictures(**own)
+        pictures.check()
+        self.record = pictures.record
+
+    def check(self, paths: Sequence[Path]) -> None:
+        """Refuse classes of files in several formats; `load` reads every file."""
+        folders: dict[Path, set[str]] = {}
+        for path in paths:
+            folders.setdefault(path.parent, set()).add(path.suffix.lower())
+        for folder, suffixes in folders.items():
+            if len(suffixes) > 1:
+                raise ValueError(
+                    f"{folder} mixes {' and '.join(sorted(suffixes))} files: a class needs one format"
+                )
+
+    def own_size(self, paths: Sequence[Path], usual: int) -> int:
+        """The size of the paper's pictures: that of a network has no meaning of its own."""
+        return SIZE
+
+    def load(
+        self, paths: Sequence[Path], size: int
+    ) -> tuple[UInt8[Tensor, "n 3 size size"], dict[str, NDArray[Any]]]:
+        """The pictures, drawn or from the cache; "content", "path" and the facts of `store.FACTS`."""
+        drawn, bad = store.pictures(paths, self.record, size)
+        if bad:
+            error = next(iter(bad.values()))
+            if len(bad) == 1:
+                raise error
+            raise ValueError(f"cannot read {len(bad)} networks, {some_of(bad)} (the first: {error})")
+        pixels = np.stack([one.pixels for one in drawn]).transpose(0, 3, 1, 2)
+        facts = np.array([one.facts for one in drawn])
+        about = {name: facts[:, i] for i, name in enumerate(store.FACTS)}
+        about |= {"content": np.array([one.key for one in drawn]), "path": np.array([*map(str, paths)])}
+        return torch.from_numpy(np.ascontiguousarray(pixels)), about
+
+    def squared(self, source: Any, size: int) -> NDArray[np.uint8]:
+        """The picture (size, size, 3) of one network: a file, the content of one, or a `Network`."""
+        if isinstance(source, bytes):
+            network.check_bytes(len(source), self.record)
+            source = network.parse_network(source, "", self.record)
+        elif not isinstance(source, Network):
+            if not isinstance(source, str | Path):
+                what = f"a {type(source).__name__}"
+                raise ValueError(f"{what} is no network: give the path of an edge list or GraphML")
+            source = read_network(source, self.record)
+        with store.one_thread():
+            return picture.draw(source, self.record, size).pixels
+
+    def decoded(self, content: bytes, size: int) -> NDArray[np.uint8]:
+        """The picture of the content of a file; GraphML if it begins with "<", else an edge list."""
+        return self.squared(content, size)
+
+    def notes(self, images: Any) -> tuple[str, ...]:
+        """Say what makes a result doubtful: parts, uncertain axes, sizes that tell classes apart."""
+        about, count = images.about, len(images)
+        if not about:
+            return ()
+        if count > 1 and bool((images.pixels == images.pixels[:1]).all()):
+            raise ValueError(
+                "the pictures of all networks are alike, so nothing can be learned from them"
+            )
+        notes = []
+        if parts := int((about["parts"] > 1).sum()):
+            notes.append(f"{parts} of {count} networks have several parts, which one picture shows")
+        if near := int((np.minimum(about["axis_gap"], about["skewness"]) < NEAR).sum()):
+            notes.append(
+                f"the axes of {near} of {count} pictures are uncertain (two nearly equal, or nearly "
+                "symmetric)"
+            )
+        return (*notes, *_apart(about["nodes"], images.labels.numpy(), images.classes))
+
+    def programs(self) -> dict[str, bytes]:
+        """The functions of this package that draw a network, as files that need numpy and scipy."""
+        files = {f"{m.__name__.rpartition('.')[2]}.py": inspect.getsource(m) for m in (
+            network, picture, word2vec
+        )}  # fmt: skip
+        files["preprocess.py"] = PREPROCESS
+        return {
+            name: text.replace("from stepwell.data.pictures.", "from ").encode()
+            for name, text in files.items()
+        }
+
+
+def _like(usual: Mapping[str, Any], name: str, value: object) -> bool:
+    """Check that a setting exists and its value has the type of the usual one, or is a known word."""
+    if name == "channels":
+        return isinstance(value, list | tuple) and all(v in picture.CHANNELS for v in value)
+    if name in WORDS:
+        return value in WORDS[name]
+    return name in usual and type(value) is type(usual[name])
+
+
+def _apart(nodes: NDArray[Any], labels: NDArray[Any], classes: Sequence[str]) -> list[str]:
+    """A note if the number of nodes alone tells two classes apart."""
+    from scipy.stats import rankdata
+
+    for a in range(len(classes)):
+        for b in range(a):
+            one, other = nodes[labels == a], nodes[labels == b]
+            if len(one) and len(other):
+                ranks = rankdata(np.append(one, other))[: len(one)]
+                area = (ranks.mean() - (len(one) + 1) / 2) / len(other)
+                if max(area, 1 - area) > APART:
+                    return [
+                        f"the number of nodes alone tells {classes[b]!r} and {classes[a]!r} apart "
+                        f"(area under the curve {max(area, 1 - area):.2f}): compare with it"
+                    ]
+    return []
+
+
+PREPROCESS = '''"""Pictures of networks as a network of Stepwell takes them. Needs numpy and scipy.
+
+    about = json.loads(Path("export.json").read_text())
+    images = preprocess(["trade.graphml", "friends.edges"], about)  # (2, 3, size, size), float32
+
+`stepwell export` writes this file beside the graphs. network.py, picture.py and word2vec.py are
+Stepwell's own.
+"""
+
+import numpy as np
+
+from network import read_network
+from picture import draw
+
+
+def preprocess(sources, about):
+    """Draw the networks in files for the network whose export.json is `about`."""
+    how, size = about["drawing"], about["size"]
+    pixels = np.stack([draw(read_network(s, how), how, size).pixels for s in sources])
+    mean, std = (np.array(about[name], np.float32) * np.float32(255) for name in ("mean", "std"))
+    return np.ascontiguousarray(((pixels.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2))
+'''

@@ -1,0 +1,196 @@
+"""Pictures of networks, drawn once: each stands in a cache under a hash of its file and its settings.
+
+Large sets are drawn by two processes or more. A process that is killed leaves whole pictures only, and
+the next one draws the others: a picture depends on its file and settings alone.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepwell.data.pictures.network import Network, check_bytes, parse_network
+from stepwell.data.pictures.picture import draw
+
+#: Changes when the same file and settings give another picture.
+VERSION = 1
+#: Numbers about each network and its picture.
+FACTS = (
+    "nodes", "edges", "parts", "loops", "repeated", "degree_mean", "degree_std", "degree_max",
+    "axis_gap", "skewness", "drawn",
+)  # fmt: skip
+#: Bytes of the checksum at the end of a file in the cache.
+CHECKSUM = 16
+#: Networks to draw from which on a second process pays off.
+MANY = 200
+#: Variable of the environment that keeps drawing in one process.
+ALONE = "STEPWELL_ONE_PROCESS"
+
+
+class Drawn(NamedTuple):
+    """A picture (size, size, 3) with the hash of its file and the numbers of `FACTS`."""
+
+    key: str
+    pixels: NDArray[np.uint8]
+    facts: NDArray[np.float64]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let linear algebra run on one thread: sums, and so pictures, do not depend on their number."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):
+        yield
+
+
+def pictures(
+    paths: Sequence[Path], how: Mapping[str, Any], size: int
+) -> tuple[list[Drawn], dict[Path, ValueError]]:
+    """The pictures of files, from the cache or drawn now; and the errors of files that are no networks.
+
+    `how` and `size` as for `draw`.
+    """
+    cache = _folder(how, size)
+    missing = [path for path in paths if not _known(path, cache, how)]
+    helpers = _helpers(missing, how, size)
+    drawn, bad = [], dict[Path, ValueError]()
+    try:
+        with one_thread():
+            for path in _shown(missing[:: len(helpers) + 1], quiet=not helpers and len(missing) < MANY):
+                with contextlib.suppress(ValueError):
+                    _picture(path, cache, how, size)
+            for helper in helpers:
+                helper.wait()
+            for path in paths:
+                try:
+                    drawn.append(_picture(path, cache, how, size))
+                except ValueError as error:
+                    bad[path] = error
+    finally:
+        for helper in helpers:
+            helper.kill()
+    return drawn, bad
+
+
+def _helpers(missing: Sequence[Path], how: Mapping[str, Any], size: int) -> list[Any]:
+    """Processes that draw the files which this process leaves to them."""
+    count = min((os.cpu_count() or 1) - 1, len(missing) // MANY) * (os.environ.get(ALONE) is None)
+    started = []
+    for number in range(1, count + 1):
+        job = {"how": dict(how), "size": size, "paths": [str(p) for p in missing[number :: count + 1]]}
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"from {__name__} import work; work()"],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # this process draws what is missing in the end
+            process.stdin.write(json.dumps(job))
+            process.stdin.close()
+        started.append(process)
+    return started
+
+
+def work() -> None:
+    """Draw the files of a job, which standard input names, into the cache; for a helper process."""
+    job = json.load(sys.stdin)
+    cache = _folder(job["how"], job["size"])
+    with one_thread():
+        for path in map(Path, job["paths"]):
+            if os.getppid() == 1:  # the process that asked is gone
+                return
+            with contextlib.suppress(ValueError):
+                _picture(path, cache, job["how"], job["size"])
+
+
+def _shown(paths: Sequence[Path], *, quiet: bool) -> Iterator[Path]:
+    """The paths, with a progress bar on standard error where a person sees it."""
+    if quiet or not sys.stderr.isatty() or os.environ.get("STEPWELL_QUIET"):
+        yield from paths
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(paths, "drawing networks", console=Console(stderr=True))
+
+
+def _folder(how: Mapping[str, Any], size: int) -> Path:
+    """The part of the cache for some settings."""
+    root = Path(os.environ.get("STEPWELL_DATA", Path.home() / ".cache" / "stepwell")) / "pictures"
+    settings = json.dumps([VERSION, size, {**how, "max_edges": 0}], sort_keys=True)
+    return root / hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+
+def _content(path: Path, how: Mapping[str, Any]) -> bytes:
+    """The content of a file; ValueError names one that cannot be read."""
+    try:
+        check_bytes(path.stat().st_size, how)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read network {path} ({error}): correct or remove it") from error
+
+
+def _key(content: bytes, path: Path) -> str:
+    return hashlib.blake2b(content, digest_size=16, key=path.suffix.lower().encode()).hexdigest()
+
+
+def _known(path: Path, cache: Path, how: Mapping[str, Any]) -> bool:
+    with contextlib.suppress(ValueError):
+        key = _key(_content(path, how), path)
+        return (cache / key[:2] / key).exists()
+    return False
+
+
+def _picture(path: Path, cache: Path, how: Mapping[str, Any], size: int) -> Drawn:
+    """The picture of a file, from the cache or drawn now and kept; ValueError names a bad file."""
+    content = _content(path, how)
+    key = _key(content, path)
+    place = cache / key[:2] / key
+    with contextlib.suppress(OSError):
+        stored = place.read_bytes()
+        whole, mark = stored[:-CHECKSUM], stored[-CHECKSUM:]
+        if len(whole) == size * size * 3 + 8 * len(FACTS) and mark == _checksum(whole):
+            pixels = np.frombuffer(whole[: size * size * 3], np.uint8).reshape(size, size, 3)
+            facts = np.frombuffer(whole[size * size * 3 :], np.float64)
+            if facts[1] <= how["max_edges"]:
+                return Drawn(key, pixels, facts)
+    try:
+        network = parse_network(content, path.suffix.lower(), how)
+    except ValueError as error:
+        raise ValueError(f"cannot read network {path} ({error}): correct or remove it") from error
+    one = draw(network, how, size)
+    met = float((one.cells[:, 0] >= 0).sum())
+    facts = np.array([*_facts(network), one.axis_gap, one.skewness, met])
+    whole = one.pixels.tobytes() + facts.tobytes()
+    with contextlib.suppress(OSError):  # a full disk, or one that cannot be written, costs time only
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
+            file.write(whole + _checksum(whole))
+        os.replace(file.name, place)
+    return Drawn(key, one.pixels, facts)
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=CHECKSUM).digest()
+
+
+def _facts(network: Network) -> list[float]:
+    """The first numbers of `FACTS`."""
+    from scipy import sparse
+    from scipy.sparse.csgraph import connected_components
+
+    nodes = len(network.names)
+    table = sparse.csr_array((network.weights, network.neighbours, network.start), shape=(nodes, nodes))
+    parts, _ = connected_components(table, directed=False)
+    degrees = network.degrees
+    numbers = [nodes, network.edges, parts, network.loops, network.repeated]
+    return [*map(float, numbers), degrees.mean(), degrees.std(), float(degrees.max())]

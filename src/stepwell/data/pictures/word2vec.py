@@ -1,0 +1,86 @@
+"""CBOW and skip-gram with negative sampling on walks (Mikolov et al. 2013), batch by batch in numpy."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Settings of gensim in 2017, which the paper's code uses.
+EPOCHS, NEGATIVES, RATE, LEAST_RATE, POWER = 5, 5, 0.025, 1e-4, 0.75
+
+
+def word2vec(
+    walks: NDArray[np.int64], nodes: int, window: int, dimensions: int, rng: np.random.Generator,
+    cbow: bool,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Learn a vector of each node (nodes, dimensions) that predicts the nodes beside it on walks.
+
+    Each position draws a window of 1 to `window` nodes. CBOW predicts a node by the mean of the vectors
+    in its window, skip-gram each node of the window by the node. A batch is one position of all walks;
+    its gradients are summed, which equals gensim's one by one where a batch holds each node rarely.
+
+    Args:
+        walks: (length, walks); -1 where a walk has ended.
+    """
+    length, count = walks.shape
+    vectors = (rng.random((nodes, dimensions)) - 0.5) / dimensions
+    outputs = np.zeros((nodes, dimensions))
+    occurrences = np.bincount(walks[walks >= 0], minlength=nodes)
+    chances = np.cumsum(occurrences**POWER)
+    chances /= chances[-1]
+    parts = max(1, count // max(64, nodes))
+    total, done = EPOCHS * length * parts, 0
+    for _ in range(EPOCHS):
+        for part in np.array_split(rng.permutation(count), parts):
+            paths = walks[:, part]
+            for at in range(length):
+                rate = max(LEAST_RATE, RATE * (1 - done / total))
+                done += 1
+                reach = rng.integers(1, window + 1, len(part))
+                offsets = [t for t in range(-window, window + 1) if t and 0 <= at + t < length]
+                beside = paths[[at + t for t in offsets]]  # (window, walks)
+                inside = (abs(np.array(offsets))[:, None] <= reach) & (beside >= 0) & (paths[at] >= 0)
+                _step(vectors, outputs, paths[at], beside, inside, chances, rate, rng, cbow)
+    return vectors
+
+
+def _step(
+    vectors: NDArray[np.float64], outputs: NDArray[np.float64], centre: NDArray[np.int64],
+    beside: NDArray[np.int64], inside: NDArray[np.bool_], chances: NDArray[np.float64], rate: float,
+    rng: np.random.Generator, cbow: bool,
+) -> None:  # fmt: skip
+    """One step of gradient descent, in place."""
+    if cbow:
+        used = inside.any(0)
+        inside, beside, target = inside[:, used], beside[:, used], centre[used]
+        members = np.where(inside, beside, 0)
+        share = inside / inside.sum(0)
+        hidden = np.einsum("wb,wbd->bd", share, vectors[members])
+    else:
+        position, walk = np.nonzero(inside)
+        source, target = centre[walk], beside[position, walk]
+        hidden = vectors[source]
+    drawn = np.searchsorted(chances, rng.random((len(target), NEGATIVES)))
+    asked = np.concatenate([target[:, None], drawn], 1)  # (batch, 1 + negatives)
+    wanted = np.zeros(asked.shape)
+    wanted[:, 0] = 1
+    skipped = asked == target[:, None]
+    skipped[:, 0] = False
+    out = outputs[asked]
+    scores = np.einsum("bd,bkd->bk", hidden, out)
+    error = rate * (wanted - 1 / (1 + np.exp(-np.clip(scores, -30, 30)))) * ~skipped
+    slope = np.einsum("bk,bkd->bd", error, out)
+    _add(outputs, asked.ravel(), (error[:, :, None] * hidden[:, None]).reshape(-1, hidden.shape[1]))
+    if cbow:  # gensim gives each vector of the window the whole gradient of the mean
+        at, column = np.nonzero(inside)
+        _add(vectors, members[at, column], slope[column] / inside.sum(0)[column, None])
+    else:
+        _add(vectors, source, slope)
+
+
+def _add(table: NDArray[np.float64], rows: NDArray[np.int64], values: NDArray[np.float64]) -> None:
+    """Add values to rows of a table, of which some are there several times."""
+    from scipy import sparse
+
+    chosen = sparse.csr_array(
+        (np.ones(len(rows)), rows, np.arange(len(rows) + 1)), (len(rows), len(table))
+    )
+    table += chosen.T @ values

@@ -1,0 +1,47 @@
+"""The task of classifying complex networks: images, and what counts and degrees say without them."""
+
+from typing import Any, TypeVar
+
+from stepwell.data import Splits
+from stepwell.measure.networks import baselines
+from stepwell.nets import NestedNet
+from stepwell.tasks import classification
+from stepwell.tasks.classification import Task
+from stepwell.training.optimisation import Optimisation
+from stepwell.training.progress import tell
+
+Training = TypeVar("Training", bound=Optimisation)
+#: A training on pictures, where the caller does not set it.
+USUAL: dict[str, Any] = {"epochs": 40, "batch_size": 64, "optimizer": "adam"}
+#: The key of results that only networks have.
+KEY = "cnc"
+
+
+def settled(training: Training) -> Training:
+    """The training with the usual settings of pictures where the caller set none."""
+    return training.settled(**USUAL)
+
+
+def check_networks(splits: Splits, data: str) -> None:
+    """Refuse data that are no complex networks; ValueError says which recipe takes them."""
+    if not splits.train.drawing:
+        raise ValueError(
+            f"--data {data} holds images, and train cnc takes complex networks: use train supervised"
+        )
+
+
+def finish(task: Task, net: NestedNet, splits: Splits) -> dict[str, Any]:
+    """Finish as for images, and add baselines without a picture to the results."""
+    found = baselines(splits.train, splits.test)
+    results = classification.finish(task, net, record={KEY: {"baselines": found}})
+    reached = results["test"][f"{net.full}/accuracy"]
+    lines = ", ".join(f"{name} {100 * one['accuracy']:.1f} %" for name, one in found.items())
+    best = max(found, key=lambda name: found[name]["accuracy"])
+    tell(f"without a picture, by logistic regression: {lines}", quiet=not task.run.writes)
+    if found[best]["accuracy"] >= reached:
+        tell(
+            f"note: {best} alone explain {100 * found[best]['accuracy']:.1f} % of the classes, as many "
+            f"as the pictures or more ({100 * reached:.1f} %): use them in place of a network",
+            quiet=not task.run.writes,
+        )
+    return results

@@ -1,0 +1,351 @@
+"""Complex networks as images: reading, drawing, orientation, cache, groups, and bad files."""
+
+import io
+import os
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from threadpoolctl import threadpool_limits
+
+from stepwell.data import load_images
+from stepwell.data.formats import PHOTOGRAPHS, format_of
+from stepwell.data.groups import set_aside
+from stepwell.data.pictures import picture, store
+from stepwell.data.pictures.flags import Pictures
+from stepwell.data.pictures.generate import (
+    barabasi_albert,
+    rewired,
+    watts_strogatz,
+    without_edges,
+    write_networks,
+)
+from stepwell.data.pictures.network import edge_list, parse_network, read_network
+from stepwell.data.pictures.word2vec import word2vec
+
+HOW = Pictures().record
+RING = b"0 1\n1 2\n2 3\n3 0\n0 4\n"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEPWELL_DATA", str(tmp_path / "cache"))
+
+
+def lines_of(edges) -> list[str]:
+    return [f"{a} {b}\n" for a, b in edges.tolist()]
+
+
+def text_of(edges) -> bytes:
+    return "".join(lines_of(edges)).encode()
+
+
+def test_the_order_of_lines_does_not_matter_to_the_byte():
+    rng = np.random.default_rng(0)
+    for nodes in (60, 240):  # exact and sampled co-occurrences
+        edges = watts_strogatz(nodes, 6, 0.2)(rng)
+        shuffled = rng.permutation(edges)
+        shuffled[::2] = shuffled[::2, ::-1]
+        one, other = (
+            picture.draw(parse_network(text_of(e), ".edges", HOW), HOW, 48) for e in (edges, shuffled)
+        )
+        assert (one.pixels == other.pixels).all()
+        assert (one.cells == other.cells).all()
+
+
+def test_other_names_of_the_nodes_give_the_same_picture():
+    rng = np.random.default_rng(1)
+    edges = barabasi_albert(240, 3)(rng)
+    shown = picture.draw(parse_network(text_of(edges), ".edges", HOW), HOW, 48).pixels
+    for _ in range(3):
+        renamed = rng.permutation(240)[edges]
+        assert (picture.draw(parse_network(text_of(renamed), "", HOW), HOW, 48).pixels == shown).all()
+
+
+def test_every_embedding_draws_every_node_once_and_is_repeatable():
+    edges = barabasi_albert(70, 2)(np.random.default_rng(2))
+    network = parse_network(text_of(edges), ".edges", HOW)
+    for embedding in ("ppmi", "cbow", "skipgram"):
+        how = HOW | {"embedding": embedding, "channels": ["linear"], "walk_length": 3, "window": 2}
+        one = picture.draw(network, how, 16)
+        assert one.pixels[:, :, 0].sum() == 70
+        assert one.pixels.shape == (16, 16, 3)
+        assert (one.pixels == picture.draw(network, how, 16).pixels).all()
+
+
+def test_the_raster_is_the_papers():
+    places = np.array([[0.0, 0.0], [1.0, 1.0], [0.5, 0.49]])
+    assert picture.cells_of(places, 48).tolist() == [[47, 0], [0, 47], [24, 23]]
+
+
+def test_the_longer_tail_points_up_whatever_the_sign():
+    x = np.random.default_rng(0).exponential(size=(50, 4)) * [4, 2, 1, 0.5]
+    y, gap, skewness = picture.projection(x)
+    mirrored, *_ = picture.projection(-x)
+    np.testing.assert_allclose(picture.projection(x[:, ::-1])[0], y, atol=1e-9)
+    assert ((y**3).sum(0) >= 0).all()
+    assert ((mirrored**3).sum(0) >= 0).all()
+    assert 0 < gap < 1
+    assert skewness > 0
+
+
+def test_sampled_co_occurrences_approach_the_exact_ones(monkeypatch):
+    network = parse_network(text_of(watts_strogatz(20, 4, 0.3)(np.random.default_rng(3))), "", HOW)
+    how = HOW | {"walk_length": 6, "window": 2, "walks": 4000}
+    exact = picture.co_occurrences(network, how, np.random.default_rng(0)).toarray() * 4000
+    monkeypatch.setattr(picture, "EXACT", 0)
+    sampled = picture.co_occurrences(network, how, np.random.default_rng(0)).toarray()
+    assert abs(sampled - exact).max() < 0.05 * exact.max()
+    assert (sampled == sampled.T).all()
+
+
+def test_walks_follow_weights_and_arrows():
+    network = parse_network(b"# directed weighted\na b 3\na c 1\nb d 1\n", "", HOW)
+    at = {name: i for i, name in enumerate(network.names)}
+    paths = picture.walks(network, 4000, 3, np.random.default_rng(0))
+    first = paths[:, paths[0] == at["a"]]
+    assert (first[1] == at["b"]).mean() == pytest.approx(0.75, abs=0.03)
+    assert (paths[1:, paths[0] == at["d"]] == -1).all()  # no edge leaves d
+
+
+def test_word2vec_brings_nodes_of_one_part_together():
+    rng = np.random.default_rng(0)
+    walks = np.concatenate([rng.integers(0, 5, (8, 400)), 5 + rng.integers(0, 5, (8, 400))], 1)
+    for cbow in (True, False):
+        x = word2vec(walks, 10, 3, 6, np.random.default_rng(1), cbow)
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        near = x @ x.T
+        assert near[:5, :5].mean() > near[:5, 5:].mean() + 0.2
+
+
+def test_generators_keep_their_promises():
+    ba = barabasi_albert(90, 4)
+    one, null = (of(np.random.default_rng(5)) for of in (ba, rewired(ba)))
+    assert len(one) == 4 * 86
+    assert (np.bincount(one.ravel()) == np.bincount(null.ravel())).all()
+    for edges in (one, null, watts_strogatz(90, 8, 0.3)(np.random.default_rng(5))):
+        pairs = {frozenset(pair) for pair in edges.tolist()}
+        assert len(pairs) == len(edges)
+        assert min(map(len, pairs)) == 2
+    assert 0 < len(without_edges(barabasi_albert(90, 4), 0.5)(np.random.default_rng(5))) < len(one)
+
+
+GRAPHML = """<graphml xmlns="http://graphml.graphdrawing.org/xmlns">
+<key id="w" for="edge" attr.name="weight" attr.type="double"/>
+<graph edgedefault="{kind}"><node id="a"/><node id="b"/><node id="c"/><node id="lone"/>
+<edge source="a" target="b"><data key="w">2.5</data></edge><edge source="b" target="c"/>
+</graph></graphml>"""
+
+
+def test_graphml_and_edge_lists_say_the_same():
+    one = parse_network(GRAPHML.format(kind="undirected").encode(), ".graphml", HOW)
+    listed = "".join(edge_list(one)).encode()
+    other = parse_network(listed, ".tsv", HOW)
+    assert set(one.names) == {"a", "b", "c", "lone"}
+    assert sorted(one.weights) == sorted(other.weights) == [1, 1, 2.5, 2.5]
+    assert parse_network(GRAPHML.format(kind="directed").encode(), "", HOW).directed
+    with_head = parse_network(b"source,target,weight\na,b,2.5\nb,c,1\n", ".csv", HOW)
+    assert sorted(with_head.names) == ["a", "b", "c"]
+    assert len(parse_network(b"# undirected nodes=9\n0 1\n", ".edges", HOW).names) == 9
+
+
+def test_networkx_reads_its_own_graphml_here(tmp_path):
+    networkx = pytest.importorskip("networkx")
+    graph = networkx.les_miserables_graph()
+    networkx.write_graphml(graph, tmp_path / "miserables.graphml")
+    network = read_network(tmp_path / "miserables.graphml", HOW)
+    assert (len(network.names), network.edges) == (77, 254)
+    assert network.weights.sum() == 2 * sum(w for *_, w in graph.edges(data="weight"))
+
+
+BOMB = b"""<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>
+<graphml>&b;</graphml>"""
+BAD = {
+    "empty.edges": (b"", "no edge between two nodes"),
+    "alone.edges": (b"# undirected nodes=1\n", "1 node and no edge"),
+    "loop.edges": (b"a a\n", "1 node and no edge"),
+    "words.tsv": (b"a\tb\theavy\n", "line 1: the weight 'heavy' is no number"),
+    "minus.csv": (b"a,b,1\nb,c,-2\n", "line 2: the weight -2 is negative"),
+    "nan.csv": (b"a,b,nan\n", "negative or not finite"),
+    "short.edges": (b"a b\n\nc\n", "line 3 has 1: 2 columns are needed"),
+    "wide.edges": (b"a b 1 2\n", "line 1 has 4: 2 or 3 columns"),
+    "bytes.edges": (b"\xff\xfe\x00", "no UTF-8 text"),
+    "bomb.graphml": (BOMB, "a document type or an entity"),
+    "deep.graphml": (b"<graphml>" + b"<a>" * 99, "nested more than 64 deep"),
+    "cut.graphml": (b"<graphml><graph>", "no XML"),
+    "other.graphml": (b"<svg/>", "instead of <graphml>"),
+    "hyper.graphml": (b"<graphml><graph><hyperedge/></graph></graphml>", "hyperedges"),
+    "end.graphml": (
+        b"<graphml><graph><edge source='a'/></graph></graphml>",
+        "without source and target",
+    ),
+    "picture.png": (b"", "is no network file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_named_in_one_line(name, tmp_path):
+    content, message = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name) as error:
+        read_network(tmp_path / name, HOW)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_loops_copies_and_size_obey_the_flags():
+    twice = b"a b 2\nb a 3\nb b 1\nb c 1\n"
+    assert parse_network(twice, "", HOW).weights.max() == 3
+    assert parse_network(twice, "", HOW | {"multi_edges": "keep"}).weights.max() == 5
+    assert parse_network(twice, "", HOW | {"loops": "keep"}).loops == 1
+    for flag in ("loops", "multi_edges"):
+        with pytest.raises(ValueError, match=f"--{flag.replace('_', '-')}"):
+            parse_network(twice, "", HOW | {flag: "refuse"})
+    for content in (twice, GRAPHML.encode()):
+        with pytest.raises(ValueError, match="raise --max-edges"):
+            parse_network(content, "", HOW | {"max_edges": 1})
+    with pytest.raises(ValueError, match="name one for a grey picture, or three"):
+        Pictures(channels=("counts", "span")).check()
+    with pytest.raises(ValueError, match="--window 0: must be 1 or more"):
+        Pictures(window=0).check()
+    with pytest.raises(ValueError, match="at most 100,000 nodes"):
+        Pictures(walks=10**6).check()
+
+
+def folder_of_networks(root, count=4, nodes=30):
+    classes = {"ba": barabasi_albert(nodes, 3), "ws": watts_strogatz(nodes, 6, 0.1)}
+    write_networks(root, classes, count, 2)
+    return root
+
+
+def test_a_folder_of_networks_is_a_folder_of_images_and_drawn_once(tmp_path, monkeypatch):
+    splits = load_images(str(folder_of_networks(tmp_path / "d")))
+    assert splits.train.pixels.shape == (8, 3, 48, 48)
+    assert splits.train.drawing == HOW
+    assert splits.train.NOUN == "networks"
+    again = store.pictures.__globals__
+    monkeypatch.setitem(again, "draw", lambda *_: pytest.fail("drawn twice"))
+    other = load_images(str(tmp_path / "d"))
+    assert (other.train.pixels == splits.train.pixels).all()
+    assert other.train.fingerprint == splits.train.fingerprint
+    kept = [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+    kept[0].write_bytes(kept[0].read_bytes()[:-1] + b"?")  # a damaged picture is drawn again
+    monkeypatch.undo()
+    monkeypatch.setenv("STEPWELL_DATA", str(tmp_path / "cache"))
+    assert (load_images(str(tmp_path / "d")).test.pixels == splits.test.pixels).all()
+    smaller = load_images(str(tmp_path / "d"), size=16, drawing=HOW | {"channels": ["linear"]})
+    assert smaller.train.pixels[:, 0].sum() == 8 * 30
+    assert smaller.train.fingerprint != splits.train.fingerprint
+
+
+def test_threads_and_helpers_draw_the_same_bytes(tmp_path, monkeypatch):
+    folder = folder_of_networks(tmp_path / "d", nodes=210)
+    paths = sorted((folder / "train").rglob("*.edges"))[::4]
+    alone, _ = store.pictures(paths, HOW, 24)
+    jobs = []
+
+    class Helper:  # as the other process does it, in this one
+        def __init__(self, command, **_):
+            assert command[-1] == "from stepwell.data.pictures.store import work; work()"
+            self.stdin = io.StringIO()
+            self.stdin.close = lambda: jobs.append(self.stdin.getvalue())
+
+        def wait(self):
+            monkeypatch.setattr(sys, "stdin", io.StringIO(jobs.pop()))
+            store.work()
+
+        def kill(self):
+            pass
+
+    monkeypatch.setenv("STEPWELL_DATA", str(tmp_path / "other"))
+    monkeypatch.setattr(store, "MANY", 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(store.subprocess, "Popen", Helper)
+    with threadpool_limits(3):
+        helped, bad = store.pictures(paths, HOW, 24)
+    assert not bad
+    assert not jobs
+    for one, other in zip(alone, helped, strict=True):
+        assert (one.pixels == other.pixels).all()
+        assert (one.facts == other.facts).all()
+
+
+def test_bad_folders_are_told_in_one_line(tmp_path):
+    root = folder_of_networks(tmp_path / "d")
+    bad = root / "train" / "ba" / "00000.edges"
+    good = bad.read_bytes()
+    bad.write_bytes(b"a\n")
+    with pytest.raises(ValueError, match=r"00000.edges \(line 1 has 1"):
+        load_images(str(root))
+    bad.write_bytes(good)
+    (root / "train" / "ba" / "more.csv").write_bytes(b"a,b\n")
+    with pytest.raises(ValueError, match="mixes .csv and .edges files"):
+        load_images(str(root))
+    (root / "train" / "ba" / "more.csv").unlink()
+    for part in ("train", "test"):
+        (root / part / "photos").mkdir()
+        Image.new("RGB", (8, 8)).save(root / part / "photos" / "a.png")
+    with pytest.raises(ValueError, match="holds images and .* holds networks"):
+        load_images(str(root))
+    ring = tmp_path / "rings"
+    for name in ("a/1", "a/2", "b/1", "b/2"):
+        (ring / name).parent.mkdir(parents=True, exist_ok=True)
+        (ring / f"{name}.edges").write_bytes(RING)
+    with pytest.raises(ValueError, match="pictures of all networks are alike"):
+        load_images(str(ring))
+
+
+def test_notes_tell_of_parts_axes_and_sizes(tmp_path):
+    for name, count in (("small", 5), ("large", 9)):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for i in range(4):
+            lines = "".join(f"{a} {a + 1}\n" for a in range(count + i % 2)) + "x y\n"
+            (tmp_path / "d" / name / f"{i}.edges").write_text(lines)
+    notes = " ".join(load_images(str(tmp_path / "d")).notes)
+    assert "8 of 8 networks have several parts" in notes
+    assert "the number of nodes alone tells 'large' and 'small' apart" in notes
+    assert "axes of" in notes
+
+
+def test_groups_stay_whole(tmp_path):
+    root = tmp_path / "d"
+    lines = []
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        for i in range(10):
+            (root / name / f"{i}.edges").write_bytes(RING + f"{i % 3} z\nz {name}\n".encode())
+            lines.append(f"{name}/{i}.edges\tg{i // 2}\n")
+    (root / "groups.tsv").write_text("".join(lines))
+    splits = load_images(str(root))
+    assert not set(splits.train.about["group"]) & set(splits.test.about["group"])
+    assert "whole groups," in splits.notes[-1]
+    assert splits.test.labels.unique().tolist() == [0, 1]
+    train, validation = splits.train.split(0.2)
+    assert not set(train.about["group"]) & set(validation.about["group"])
+    (root / "groups.tsv").write_text("".join(lines[1:]))
+    with pytest.raises(ValueError, match="names no group of"):
+        load_images(str(root))
+    (root / "groups.tsv").write_text("a\n")
+    with pytest.raises(ValueError, match=r"groups.tsv, line 1: two columns"):
+        load_images(str(root))
+    with pytest.raises(ValueError, match="class 'b' has one group only"):
+        set_aside(np.array(["x", "y", "y"]), np.array([0, 0, 1]), ("a", "b"), 0.2)
+
+
+def test_a_card_records_the_format_and_refuses_nonsense():
+    assert format_of({}) is PHOTOGRAPHS
+    assert format_of({"format": "network"}).record == HOW
+    for record in (
+        {"format": "x"},
+        HOW | {"walks": "many"},
+        HOW | {"other": 1},
+        HOW | {"channels": ["x"]},
+    ):
+        with pytest.raises(ValueError, match="pictures|format|channels"):
+            format_of(record)
+    pixels = format_of(HOW).squared(RING, 16)
+    assert pixels.shape == (16, 16, 3)
+    with pytest.raises(ValueError, match="is no network"):
+        format_of(HOW).squared(np.zeros((8, 8, 3)), 16)
+    assert pixels.max() > 0
