@@ -185,7 +185,8 @@ def features_taught(
 ) -> dict[str, Any]:  # fmt: skip
     """Train a detector to imitate a teacher on all images of the students, and on the labels.
 
-    Its two phases are as long as those of `taught`: all images, then the labelled ones.
+    Its two phases are as long as those of `taught`: all images, half of each batch with labels; then
+    the labelled ones.
 
     Args:
         teacher: file of a detector, whose pyramid's maps the student imitates.
@@ -262,12 +263,18 @@ def _two_phases(
 
 
 def _partly(images: BoxSet, labelled: BoxSet) -> BoxSet:
-    """Images of which some have labels; the others tell of no class."""
+    """Images of which some have labels; the others tell of no class.
+
+    Labelled images repeat, so that they are half of a batch: of few, a batch would learn no boxes.
+    """
     own = {*labelled.files}
     has = torch.tensor([file in own for file in images.files])
     rows = zip(images.truth, has.tolist(), strict=True)
     truth = tuple(true if one else Boxes.of([], []) for true, one in rows)
-    return replace(images, truth=truth, known=has[:, None].expand(-1, len(images.classes)))
+    known = has[:, None].repeat(1, len(images.classes))
+    with_labels, others = (which.nonzero()[:, 0].tolist() for which in (has, ~has))
+    repeats = max(1, round(len(others) / len(with_labels)))
+    return replace(images, truth=truth, known=known).subset(others + repeats * with_labels)
 
 
 def _without_labels(images: BoxSet) -> BoxSet:

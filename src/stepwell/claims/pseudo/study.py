@@ -10,8 +10,8 @@ epoch is chosen by its teacher's boxes.
 
 All arms take as many optimizer steps. Students of a teacher have two phases: all images of the
 students, then a fifth of the steps on the labelled ones at a fifth of the rate. A baseline of features
-imitates its teacher on the images without labels, too; the weight of PKD is 10 a level, as in mmrazor's
-published settings for RetinaNet.
+imitates its teacher on the images without labels, too, and half of each batch has labels; the weight of
+PKD is 10 a level, as in mmrazor's published settings for RetinaNet.
 
 Left out, for their cost: 1 and 2 times as many images without labels; 5, 10 and 50 % of the labels;
 another domain; a class that no teacher covers, without its mask; and plain fusion, whose halved scores
