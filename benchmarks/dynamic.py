@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from benchmarks.text import LAYERS, WORDS, encoder
 from benchmarks.timing import ratio, side_by_side
 from stepwell import Card, Cascade, build
 from stepwell.cost import count_macs
@@ -102,11 +103,15 @@ def exits(size: int, batch: int) -> dict[str, Any]:
     net = with_exits(size)
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     x = x.contiguous(memory_format=torch.channels_last)
+    return cascades(net, x, [0.0, 0.3, 0.5])
+
+
+def cascades(net: NestedNet, x: Tensor, leaving: list[float]) -> dict[str, Any]:
+    """Cascades of all depths, over the full net: shares of the inputs that come to an exit leave there."""
     found = {}
-    for leaving in (0.0, 0.3, 0.5):  # of the images that come to an exit
-        cascade = Cascade(
-            net, dict.fromkeys(("exit1", "exit2", "exit3"), 0.0), criterion=First(leaving)
-        )
+    for share in leaving:
+        *shallow, _ = net.depths
+        cascade = Cascade(net, dict.fromkeys(shallow, 0.0), criterion=First(share))
         with torch.inference_mode():
             answered = cascade(x).depth
         costs = torch.tensor(cascade_macs(net, cascade.depths), dtype=torch.float64)
@@ -114,8 +119,19 @@ def exits(size: int, batch: int) -> dict[str, Any]:
         runs = {"cascade": partial(cascade, x), "full": partial(net, x)}
         clock = ratio(side_by_side(runs, rounds=ROUNDS), "cascade", "full")
         by_macs = float(costs[answered].mean()) / full
-        found[f"leaving {leaving:.1f}"] = {"over full": clock, "by MACs": by_macs}
+        found[f"leaving {share}"] = {"over full": clock, "by MACs": by_macs}
     return found
+
+
+def exits_on_texts(tokens: int, batch: int) -> dict[str, Any]:
+    """An encoder of MiniLM's shape with an exit behind each layer, over the encoder without exits."""
+    net = encoder(LAYERS).eval()
+    for layer in range(1, LAYERS):
+        net.add_exit(f"exit{layer}", (layer,), input_size=(tokens,))
+    net.mark("trained")
+    net.card = Card(("0", "1"), tokens, input="text")
+    ids = torch.randint(1000, WORDS, (batch, tokens), generator=torch.Generator().manual_seed(0))
+    return cascades(net, ids, [0.0, 0.15, 0.3, 0.5])
 
 
 class Planned(nn.Module):
@@ -239,11 +255,20 @@ def measure_mixtures() -> dict[str, Any]:
 
 
 @torch.inference_mode()
+def measure_in_time() -> dict[str, Any]:
+    """Ratios of times of texts that leave an encoder early."""
+    return {
+        f"exits of an encoder, {tokens} tokens, batch {batch}": exits_on_texts(tokens, batch)
+        for tokens in (32, 64) for batch in (32, 1)
+    }  # fmt: skip
+
+
+@torch.inference_mode()
 def measure() -> dict[str, Any]:
     """Ratios of times at batch 64 and batch 1."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    return measure_mixtures() | {
+    return measure_mixtures() | measure_in_time() | {
         f"{run.__name__}, {name}, batch {batch}": run(size, batch)
         for name, size in CASES.items()
         for run in (skipping, exits, widths, widths_by_doubt)

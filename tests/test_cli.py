@@ -1359,7 +1359,7 @@ def test_the_options_of_the_recipes_are_these():
         "bert": f"{loop} {texts} data out teacher student_layers start teacher_epochs schedule layers "
         "attention cls kl ce temperature keep_task freeze keep_outputs label_share threshold epochs "
         "batch_size optimizer lr weight_decay val_fraction patience seed",
-        "exits": f"{trained} net exits schedule weights kl temperature criterion search temper "
+        "exits": f"{trained} {texts} net exits schedule weights kl temperature criterion search temper "
         "label_smoothing",
         "skipping": f"{trained} net method target label_smoothing",
         "widths": f"{trained} net widths sandwich target_cost gate gate_fraction gate_epochs "

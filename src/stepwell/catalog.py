@@ -50,6 +50,7 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
     "per example: depth": {
         "early exits": ("exits", "MSDNet (Huang et al. 2018)", "exits"),
         "cascade of depths": ("ekd", "DDNN + EKD", "ekd"),
+        "early exits of texts": ("exits", "PABEE (Zhou et al. 2020), DeeBERT", "textexits"),
         "layer skipping": (
             "skipping",
             "ConvNet-AIG (Veit and Belongie 2018), SkipNet",

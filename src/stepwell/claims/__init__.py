@@ -16,6 +16,8 @@ CLAIMS: dict[str, tuple[str, str]] = {
               "chosen resolutions against fixed ones, random ones, cascades and the oracle"),
     "exits": ("stepwell.claims.exits:STUDY",
               "cascades of early exits against static networks, chance and the oracle"),
+    "textexits": ("stepwell.claims.textexits:STUDY",
+                  "cascades of a text encoder's exits against a shallower encoder, chance and oracle"),
     "skipping": ("stepwell.claims.skipping:STUDY",
                  "gates that skip blocks against static networks and random blocks"),
     "widths": ("stepwell.claims.widths:STUDY",
