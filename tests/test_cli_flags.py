@@ -127,6 +127,7 @@ NEEDED = {
     "train drnet": ["--data", "digits", "--out", "r"],
     "train exits": ["--data", "digits", "--out", "r"],
     "train skipping": ["--data", "digits", "--out", "r"],
+    "train pixels": ["--data", "digits", "--out", "r"],
     "train detect": ["--data", "d", "--out", "r"],
     "train pseudo": ["--data", "d", "--teacher", "t", "--out", "r"],
     "train widths": ["--data", "digits", "--out", "r"],

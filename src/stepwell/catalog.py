@@ -73,7 +73,7 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
         ),
     },
     "per place": {
-        "pixels": ("", "DynConv (Verelst and Tuytelaars 2020)", ""),
+        "pixels": ("pixels", "DynConv (Verelst and Tuytelaars 2020)", "pixels"),
         "regions": ("", "Glance and Focus (Wang et al. 2020)", ""),
         "resolution": ("drnet", "DRNet (Zhu et al. 2021)", "drnet"),
     },
