@@ -12,23 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from benchmarks.text import LAYERS, WORDS, encoder
 from benchmarks.timing import ratio, side_by_side
 from stepwell import Card, Cascade, build
 from stepwell.cost import count_macs
 from stepwell.measure.cascade import cascade_macs
 from stepwell.measure.choices import macs_of_choices
 from stepwell.measure.mixtures import break_even_of
-from stepwell.measure.skipping import break_even_of as break_even_of_block
 from stepwell.measure.skipping import measure_break_even
 from stepwell.measure.widths import measure_groups
 from stepwell.nets import NestedNet
 from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.decisions.experts import Experts
 from stepwell.nets.decisions.kernels import MixedConv2d
-from stepwell.nets.decisions.pixels import Masked, MaskedBasicBlock, MaskedBottleneck
 from stepwell.nets.decisions.skipping import gated_blocks
 from stepwell.nets.decisions.widths import GateAt, WidthNet
 
@@ -38,11 +34,6 @@ CASES = {"32 pixels": 32}
 #: Layers alone are short: other programs disturb the processor's own clock less.
 CLOCK: dict[str, Any] = {"clock": time.process_time, "warmup": 3}
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
-#: Blocks with masks: the plain and the masked class, channels, width, pixels.
-BLOCKS: dict[str, tuple[Any, Any, int, int, int]] = {
-    "basic block, 64 channels, 32 pixels": (BasicBlock, MaskedBasicBlock, 64, 64, 32),
-    "bottleneck, 256 channels, 56 pixels": (Bottleneck, MaskedBottleneck, 256, 64, 56),
-}
 
 
 class Forced(nn.Module):
@@ -68,45 +59,6 @@ def gated_and_plain() -> tuple[NestedNet, NestedNet]:
     plain = build("resnet20", **arguments).eval()
     plain.load_full({k: v for k, v in net.module.state_dict().items() if ".gate." not in k})
     return net, plain
-
-
-class Square(nn.Module):
-    """A mask unit that computes its scores and then opens a square in the middle, of a set share."""
-
-    def __init__(self, block: Masked) -> None:
-        super().__init__()
-        self.gate, self.some, self.share = block.gate, block.some, 0.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scores that open for a share of the positions."""
-        scores: Tensor = self.gate(x)
-        mask = self.some(x, self.share) if self.share else torch.zeros_like(scores, dtype=torch.bool)
-        return torch.where(mask, scores.abs() + 1, -1)
-
-
-def pixels(name: str, batch: int) -> dict[str, Any]:
-    """A residual block that runs at a share of the positions, over the same block without a mask.
-
-    Twice: alone at these positions, and everywhere above the break-even.
-    """
-    plain_block, masked_block, channels, width, size = BLOCKS[name]
-    plain, block = plain_block(channels, width).eval(), masked_block(channels, width).eval()
-    x = torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(0)).relu()
-    x = x.contiguous(memory_format=torch.channels_last)
-    share = break_even_of_block(block, x, SECONDS)
-    macs = sum(block.work) * size * size
-    block.gate, of_gate = Square(block), count_macs(block.gate, x[:1]) / macs
-    found = {}
-    for adaptive in (False, True):
-        block.break_even = {batch: share} if adaptive else {}
-        for active in (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0):
-            block.gate.share = active
-            runs = {"masked": partial(block, x), "dense": partial(plain, x)}
-            times = side_by_side(runs, rounds=2 * ROUNDS, **CLOCK)
-            work = block.share_of(block.gate(x) > 0, batch)
-            key = f"active {active}" + ", dense above the break-even" * adaptive
-            found[key] = {"over dense": ratio(times, "masked", "dense"), "by MACs": work + of_gate}
-    return {"shares": found, "break-even": share}
 
 
 def with_exits(size: int) -> NestedNet:
@@ -153,8 +105,14 @@ def exits(size: int, batch: int) -> dict[str, Any]:
     return cascades(net, x, [0.0, 0.3, 0.5])
 
 
-def cascades(net: NestedNet, x: Tensor, leaving: list[float]) -> dict[str, Any]:
-    """Cascades of all depths, over the full net: shares of the inputs that come to an exit leave there."""
+def cascades(
+    net: NestedNet, x: Tensor, leaving: list[float], rounds: int = ROUNDS, **options: Any
+) -> dict[str, Any]:
+    """Cascades of all depths, over the full net: shares of the inputs that come to an exit leave there.
+
+    Args:
+        options: of `side_by_side`.
+    """
     found = {}
     for share in leaving:
         *shallow, _ = net.depths
@@ -164,21 +122,10 @@ def cascades(net: NestedNet, x: Tensor, leaving: list[float]) -> dict[str, Any]:
         costs = torch.tensor(cascade_macs(net, cascade.depths), dtype=torch.float64)
         full = cascade_macs(net, [net.full])[0]
         runs = {"cascade": partial(cascade, x), "full": partial(net, x)}
-        clock = ratio(side_by_side(runs, rounds=ROUNDS), "cascade", "full")
+        clock = ratio(side_by_side(runs, rounds=rounds, **options), "cascade", "full")
         by_macs = float(costs[answered].mean()) / full
         found[f"leaving {share}"] = {"over full": clock, "by MACs": by_macs}
     return found
-
-
-def exits_on_texts(tokens: int, batch: int) -> dict[str, Any]:
-    """An encoder of MiniLM's shape with an exit behind each layer, over the encoder without exits."""
-    net = encoder(LAYERS).eval()
-    for layer in range(1, LAYERS):
-        net.add_exit(f"exit{layer}", (layer,), input_size=(tokens,))
-    net.mark("trained")
-    net.card = Card(("0", "1"), tokens, input="text")
-    ids = torch.randint(1000, WORDS, (batch, tokens), generator=torch.Generator().manual_seed(0))
-    return cascades(net, ids, [0.0, 0.15, 0.3, 0.5])
 
 
 class Planned(nn.Module):
@@ -302,27 +249,11 @@ def measure_mixtures() -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def measure_in_time() -> dict[str, Any]:
-    """Ratios of times of texts that leave an encoder early."""
-    return {
-        f"exits of an encoder, {tokens} tokens, batch {batch}": exits_on_texts(tokens, batch)
-        for tokens in (32, 64) for batch in (32, 1)
-    }  # fmt: skip
-
-
-@torch.inference_mode()
-def measure_in_space() -> dict[str, Any]:
-    """Ratios of times of blocks that run at some positions."""
-    return {f"pixels, {name}, batch {batch}": pixels(name, batch)
-            for name in BLOCKS for batch in (8, 1)}  # fmt: skip
-
-
-@torch.inference_mode()
 def measure() -> dict[str, Any]:
     """Ratios of times at batch 64 and batch 1."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    return measure_mixtures() | measure_in_space() | measure_in_time() | {
+    return measure_mixtures() | {
         f"{run.__name__}, {name}, batch {batch}": run(size, batch)
         for name, size in CASES.items()
         for run in (skipping, exits, widths, widths_by_doubt)

@@ -56,7 +56,9 @@ def test_every_command_takes_the_run(trained, tmp_path, capsys, image_folder):
     assert again["pixels"]["open"] == results["pixels"]["open"]
     cli.main(["eval", str(out)])
     text = capsys.readouterr().out
-    assert all(word in text for word in ("work that runs", "layer3.0", "with the mask of another image"))
+    assert all(
+        word in text for word in ("work that runs", "layer3.0", "with the mask of another image")
+    )
     (penalty, macs, _), *_ = load(out).card.gate_budgets
     cli.main(["predict", str(out), str(pictures), "--budget-macs", f"{macs}"])
     assert f"cost penalty {penalty:g}: " in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Early exits of text encoders: texts leave a batch one by one, and what every command does with the run."""
+"""Early exits of text encoders: texts leave a batch one by one; every command takes the run."""
 
 import json
 from functools import partial
@@ -116,7 +116,10 @@ def test_usual_places_of_an_encoder():
     ("flags", "message"),
     [
         (["--regression"], "--regression: exits decide by classes; train ekd predicts numbers"),
-        (["--init", "pretrained"], "--init pretrained: the weights of the encoder's folder (--net) are"),
+        (
+            ["--init", "pretrained"],
+            "--init pretrained: the weights of the encoder's folder (--net) are",
+        ),
         (["--exits", "late=3"], "the full net ends behind its last block"),
         (["--size", "32"], "--size is for images, and --data names texts"),
     ],

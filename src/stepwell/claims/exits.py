@@ -101,7 +101,9 @@ def within(arm: str, macs: Measure) -> Measure:
     """Accuracy in percent of an arm's cascades at a mean cost, on straight lines between them."""
 
     def measure(results: Any) -> float:
-        curve = [*zip(*(budgets_of(results[arm], key) for key in ("mean_macs", "accuracy")), strict=True)]
+        curve = [
+            *zip(*(budgets_of(results[arm], key) for key in ("mean_macs", "accuracy")), strict=True)
+        ]
         return 100 * on_lines(sorted(curve), macs(results))
 
     return measure
@@ -144,7 +146,8 @@ CLAIMS = [
          expected=1.0),
     more(PRIMARY[1], "Confidence decides better than chance: over all budgets, the cascades are more "
          "than half a point above as many images at each exit, drawn at random", "not asked",
-         ("by confidence", over_budgets(of(EXITS), "accuracy")), ("by chance", over_budgets(of(EXITS), "random_accuracy")),
+         ("by confidence", over_budgets(of(EXITS), "accuracy")),
+         ("by chance", over_budgets(of(EXITS), "random_accuracy")),
          0.5, ACCURACY, expected=1.2),
     more(PRIMARY[2], "Exits do not harm the network: its last exit is at most 1 point below it trained "
          "alone", "exits harm ResNets, and MSDNet mends it (section 3 of MSDNet)",

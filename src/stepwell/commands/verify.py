@@ -48,11 +48,12 @@ def verify(
         quick: a tiny version, to check that everything runs; its numbers mean nothing.
         seeds: number of trainings of each arm.
         data: a folder or a name, instead of the system's own: of images; for dkge of snapshots
-            (2008/train.tsv, valid.tsv, test.tsv, 2009/...), of which the last four are used; for bert and
-            textexits of texts (train.tsv, dev.tsv).
+            (2008/train.tsv, valid.tsv, test.tsv, 2009/...), of which the last four are used; for bert
+            and textexits of texts (train.tsv, dev.tsv).
         size: height and width of the images; by default the system's own.
         epochs: passes over the training part, of every arm; by default the system's own.
-        net: of bert and textexits: the encoder's folder (config.json, tokenizer.json, model.safetensors).
+        net: of bert and textexits: the encoder's folder (config.json, tokenizer.json,
+            model.safetensors).
         precision: number format of every arm's training; bf16 pays where the processor has it.
         arms: names or patterns ("20*") of the arms to run; claims about others are left out. An unknown
             name lists all arms.

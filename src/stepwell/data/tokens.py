@@ -126,8 +126,8 @@ class TokenSet:
         for text, one in zip(texts, ids, strict=True):
             if all(token == tokenizer.padding for token in one):
                 raise ValueError(
-                    f"the text {in_one_line(text)!r} is padding only, which no layer can read: leave it "
-                    "out"
+                    f"the text {in_one_line(text)!r} is padding only, which no layer can read: leave "
+                    "it out"
                 )
         starts = torch.tensor([0, *map(len, ids)]).cumsum(0)
         flat = torch.from_numpy(np.fromiter((i for one in ids for i in one), np.int64))

@@ -1,4 +1,4 @@
-"""Image classifiers whose blocks run at some positions of an image; commands as for `kinds.skipping`."""
+"""Image classifiers whose blocks run at some positions of an image; see `kinds.skipping`."""
 
 from stepwell.kinds.skipping import ADVICE as ADVICE
 from stepwell.kinds.skipping import NEXT as NEXT

@@ -124,9 +124,7 @@ def break_even_of(block: Gated, x: Tensor, seconds: float) -> float:
     """The share of the block's work below which running it in part is faster, for a batch like `x`."""
     base = x if block.downsample is None else block.downsample(x)
     decisions = {block.share_of(d, len(x)): d for d in (block.some(x, share) for share in SHARES)}
-    calls = {
-        str(share): partial(block.run, base, x, decision) for share, decision in decisions.items()
-    }
+    calls = {str(share): partial(block.run, base, x, decision) for share, decision in decisions.items()}
     # at a break-even of 0, any decision makes the form dense
     calls["dense"] = partial(block.run, base, x, decisions[max(decisions)], {len(x): 0.0})
     times = measure_latencies(calls, seconds=seconds, warmup=2, least=5, rounds=2)
@@ -269,7 +267,7 @@ def measure_skipping(
         Results as a run's results.json has them, with the rows "chosen" and "all". Under `kind`: the
         "open" rate of each block, their "mean"; "cost", the share of the MACs of every block;
         "gate_macs"; "speed" of both, as `compare_speed`; "random_accuracy", where each block runs as
-        often, for images (or with masks of positions of images) drawn at random. Then the network's answers.
+        often, for images (or with masks of images) drawn at random. Then the network's answers.
     """
     use_break_even(net.module, {})
     seen = observe_skipping(net, test)

@@ -51,8 +51,8 @@ class Pixels(Objective):
         self.draw = Draw(estimator, temperature)
         if self.draw.check(training=True).by_policy:
             raise ValueError(
-                f"estimator {estimator!r} gives no gradient to the masks of positions: train with gumbel "
-                "or straight-through"
+                f"estimator {estimator!r} gives no gradient to the masks of positions: train with "
+                "gumbel or straight-through"
             )
         self.target, self.sparsity_weight = target, sparsity_weight
         self.label_smoothing = label_smoothing

@@ -8,7 +8,6 @@ from stepwell.report.markup import as_count, as_percent, table
 from stepwell.report.run_record import RunRecord, as_mapping, number
 from stepwell.report.sections import speed_table
 
-
 #: Words for shares of blocks, and for what stands beside the accuracy.
 WORK = "' work"
 AT_RANDOM = "If each block ran for as many images, drawn at random"

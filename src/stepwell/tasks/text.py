@@ -162,13 +162,14 @@ def refuse_image_flags(images: Images) -> None:
 
 def start_network(
     splits: TextSplits, net: str | NestedNet, depths: Sequence[str] = (), *,
-    stages: Sequence[str] = (), stem: Literal["auto", "imagenet", "small"] = "auto", norms: NormSharing = "private",
-    init: Literal["pretrained"] | Path | None = None,
+    stages: Sequence[str] = (), stem: Literal["auto", "imagenet", "small"] = "auto",
+    norms: NormSharing = "private", init: Literal["pretrained"] | Path | None = None,
 ) -> tuple[NestedNet, Start]:  # fmt: skip
     """Build the nested encoder with the weights of its folder, or of `init`, a run or a file.
 
-    `net` is the folder, or an encoder that is built from it already. Depths that are numbers of layers keep the encoder's last layer (`with_last_layer`).
-    Errors as for `build`; ValueError for a stem, or `init` "pretrained".
+    `net` is the folder, or an encoder that is built from it already. Depths that are numbers of layers
+    keep the encoder's last layer (`with_last_layer`). Errors as for `build`; ValueError for a stem, or
+    `init` "pretrained".
     """
     if stem != "auto":
         raise ValueError(f"--stem {stem} is for images, and --data names texts: leave it out")

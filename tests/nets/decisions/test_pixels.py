@@ -13,7 +13,7 @@ from stepwell.methods.pixels import Pixels
 from stepwell.nets import build
 from stepwell.nets.decisions import executor
 from stepwell.nets.decisions.estimators import Draw
-from stepwell.nets.decisions.pixels import Masked, MaskUnit, OfAnother, chosen
+from stepwell.nets.decisions.pixels import MaskUnit, OfAnother, chosen
 from stepwell.nets.decisions.skipping import gated_blocks
 from stepwell.types import Batch
 
@@ -73,7 +73,9 @@ def test_masked_is_the_formula_and_always_is_the_network_without_masks():
             base = y if block.downsample is None else block.downsample(y)
             inner = torch.relu(block.bn1(block.conv1(y)))
             wide = torch.zeros_like(mask)
-            for i, j in ((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)):  # neighbours, without wrapping
+            for i, j in (
+                (i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)
+            ):  # neighbours, without wrapping
                 moved = nn.functional.pad(mask, (1, 1, 1, 1)).roll((i, j), (1, 2))[:, 1:-1, 1:-1]
                 wide = torch.maximum(wide, moved)
             first, second = block.conv1.weight.numel(), block.conv2.weight.numel()
@@ -164,9 +166,18 @@ def test_a_mask_of_another_image_is_that_of_the_one_before():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Pixels(build("resnet8", num_classes=2)), 'has no masks: build a ResNet with gates="pix'),
-        (lambda: Pixels(build("resnet8", gates="pixels"), target=0.0), "target=0.0.*above 0, at most 1"),
-        (lambda: Pixels(build("resnet8", gates="pixels"), estimator="reinforce"), "gives no gradient to"),
+        (
+            lambda: Pixels(build("resnet8", num_classes=2)),
+            'has no masks: build a ResNet with gates="pix',
+        ),
+        (
+            lambda: Pixels(build("resnet8", gates="pixels"), target=0.0),
+            "target=0.0.*above 0, at most 1",
+        ),
+        (
+            lambda: Pixels(build("resnet8", gates="pixels"), estimator="reinforce"),
+            "gives no gradient to",
+        ),
         (lambda: build("resnet8_ln", gates="pixels"), "masks of positions need BatchNorm"),
         (lambda: build("resnet8", gates="pixels", kernels=2), "a block has gates or mixed kernels"),
     ],

@@ -245,7 +245,8 @@ def at_positions(
         conv: 1×1 of stride 1, or 3×3 with a padding of one; without groups or a bias.
     """
     assert isinstance(conv, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
     # (out, in, height, width) to (height · width · in, out)

@@ -104,12 +104,14 @@ class Masked(Gated):
         """The MACs of the branch's convolutions, at a position of the output."""
         raise NotImplementedError
 
-    def compacted(self, x: Maps, mask: Mask, wide: Wide) -> tuple[Positions, Float[Tensor, "n channels"]]:
+    def compacted(
+        self, x: Maps, mask: Mask, wide: Wide
+    ) -> tuple[Positions, Float[Tensor, "n channels"]]:
         """The positions of the mask, and the branch's values there."""
         raise NotImplementedError
 
     def widened(self, mask: Float[Tensor, "batch height width"]) -> Tensor:
-        """The mask dilated by one position, at the resolution of what lies before the 3×3 convolution."""
+        """The mask dilated by one position, at the resolution of the 3×3 convolution's input."""
         return F.max_pool2d(mask[:, None], 3, 1, 1)[:, 0]
 
     def share(self, mask: Float[Tensor, "batch height width"]) -> Float[Tensor, " batch"]:
@@ -138,7 +140,7 @@ class Masked(Gated):
     def run(
         self, base: Maps, x: Maps, decision: Mask, break_even: Mapping[int, float] | None = None
     ) -> Maps:
-        """Add the branch to `base` where the mask is true, which alone is computed where that is faster."""
+        """Add the branch to `base` where the mask is true; above the break-even all is computed."""
         if not decision.any():
             return base
         most = limit(break_even, len(x))
@@ -195,7 +197,9 @@ class MaskedBasicBlock(Masked, GatedBasicBlock):
         """Two 3×3 convolutions; the second reads the neighbours of the first."""
         return Work(_macs(self.conv1), _macs(self.conv2))
 
-    def compacted(self, x: Maps, mask: Mask, wide: Wide) -> tuple[Positions, Float[Tensor, "n channels"]]:
+    def compacted(
+        self, x: Maps, mask: Mask, wide: Wide
+    ) -> tuple[Positions, Float[Tensor, "n channels"]]:
         """The positions of the mask, and the branch's values there."""
         inner = Positions.of(wide)
         y = at_positions(x, inner, self.conv1, self.bn1, relu=True)
@@ -224,7 +228,9 @@ class MaskedBottleneck(Masked, GatedBottleneck):
             mask = torch.kron(mask.contiguous(), place)
         return super().widened(mask)
 
-    def compacted(self, x: Maps, mask: Mask, wide: Wide) -> tuple[Positions, Float[Tensor, "n channels"]]:
+    def compacted(
+        self, x: Maps, mask: Mask, wide: Wide
+    ) -> tuple[Positions, Float[Tensor, "n channels"]]:
         """The positions of the mask, and the branch's values there."""
         inner = Positions.of(wide[:, : x.shape[2], : x.shape[3]])
         y = at_positions(x, inner, self.conv1, self.bn1, relu=True)

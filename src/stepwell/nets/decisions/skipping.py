@@ -19,8 +19,8 @@ from stepwell.nets.decisions.executor import BreakEven, with_branch
 from stepwell.nets.decisions.gates import Gate
 
 Maps = Float[Tensor, "batch _ _ _"]
-#: Further outputs of a gated block: its choices as one-hot rows ("skip", "run"), and their scores. There
-#: is also "open", the share of the branch that runs for each image.
+#: Further outputs of a gated block: its choices as one-hot rows ("skip", "run"), and their scores.
+#: Another is "open", the share of the branch that runs for each image.
 EXTRAS = ("choice", "scores")
 
 
