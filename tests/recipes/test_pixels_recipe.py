@@ -34,6 +34,7 @@ def test_a_run_has_both_rows_and_all_numbers(trained):
     assert list(found["open"]) == ["layer1.0", "layer2.0", "layer3.0"]
     assert found["target"] == 0.4
     assert 0 <= found["random_accuracy"] <= 1
+    assert 0 < found["work"] < 1
     assert [row["batch"] for row in found["speed"]] == [64, 1]
     net = load(out)
     macs = skipping_macs(net, 8)

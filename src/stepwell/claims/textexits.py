@@ -2,8 +2,8 @@
 
 MiniLM-L6 with an exit behind each of its layers, trained jointly, and cascades of the exits: patience
 (PABEE: as many exits in a row agree), entropy (DeeBERT) and confidence. Thresholds are set on
-validation sentences; every accuracy is of test sentences. Between two cascades, straight lines join the measured
-points, which random choices between the two reach.
+validation sentences; every accuracy is of test sentences. Between two cascades, straight lines join the
+measured points, which random choices between the two reach.
 
 Controls: the encoder alone; three of its six layers alone, about the mean cost of a cascade (evenly
 spaced layers of the pretrained encoder, labels only); as many texts at each exit, drawn at random; the

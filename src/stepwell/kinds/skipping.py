@@ -30,17 +30,18 @@ SECTIONS = [
     )
 ]  # fmt: skip
 EVALUATED = ("params", "macs", "accuracy", "balanced_accuracy", "nll", "ece", "ms")
-#: A mean open rate outside of which the gates hardly choose.
-ALL_OPEN = 0.98
-#: Words by kind: title and column of the rates, what an image runs, the rates at random, all open.
-WORDS: Mapping[str, tuple[str, str, str, str, str]] = {
+#: A mean open rate outside of which the gates hardly choose; a distance from the target worth a note.
+ALL_OPEN, FAR = 0.98, 0.1
+#: Words by kind: title and column of the rates, what an image runs (with its key in the record), the
+#: rates at random, and what is open.
+WORDS: Mapping[str, tuple[str, str, tuple[str, str], str, str]] = {
     "skipping": (
-        "open rates", "images that run it", "of the blocks", "each block for as many images, drawn at "
-        "random", "blocks",
+        "open rates", "images that run it", ("mean", "of the blocks"),
+        "each block for as many images, drawn at random", "blocks",
     ),
     "pixels": (
-        "work that runs", "share of its MACs", "of the blocks' work", "with the mask of another image",
-        "positions",
+        "work that runs", "share of its MACs", ("work", "of the blocks' work"),
+        "with the mask of another image", "positions",
     ),
 }  # fmt: skip
 
@@ -115,17 +116,19 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
 
 def show_gates(record: Mapping[str, Any], kind: str) -> None:
     """Print the open rates, the cost and the speed of a network with gates."""
-    title, column, of_blocks, at_random, unit = WORDS[kind]
+    title, column, (key, of_blocks), at_random, unit = WORDS[kind]
     rows = [[name, f"{100 * rate:.1f} %"] for name, rate in record["open"].items()]
     show(table(title, ["block", column], rows))
     show(
-        f"an image runs {100 * record['mean']:.1f} % {of_blocks} on average, and costs "
+        f"an image runs {100 * record[key]:.1f} % {of_blocks} on average, and costs "
         f"{100 * record['cost']:.1f} % of the MACs of all blocks, gates included"
     )
     if "random_accuracy" in record:  # older results lack it
         show(f"{at_random}: {100 * record['random_accuracy']:.2f} % accuracy")
     if record["mean"] > ALL_OPEN:
         show(f"nearly all {unit} run: try a lower --target, or more epochs", style="dim")
+    if abs(record.get("target", record[key]) - record[key]) > FAR:
+        show(f"the target was {100 * record['target']:.0f} %: more epochs may come nearer", style="dim")
     if idle := [name for name, rate in record["open"].items() if not rate]:
         show(f"these blocks run for no image: {', '.join(idle)}", style="dim")
     show_speed(record["speed"], BLOCKS_SPEED)

@@ -265,9 +265,10 @@ def measure_skipping(
 
     Returns:
         Results as a run's results.json has them, with the rows "chosen" and "all". Under `kind`: the
-        "open" rate of each block, their "mean"; "cost", the share of the MACs of every block;
-        "gate_macs"; "speed" of both, as `compare_speed`; "random_accuracy", where each block runs as
-        often, for images (or with masks of images) drawn at random. Then the network's answers.
+        "open" rate of each block, their "mean"; "work", the share of the blocks' MACs that runs;
+        "cost", the share of the MACs of every block; "gate_macs"; "speed" of both, as `compare_speed`;
+        "random_accuracy", where each block runs as often, for images (or with masks of images) drawn at
+        random. Then the network's answers.
     """
     use_break_even(net.module, {})
     seen = observe_skipping(net, test)
@@ -276,8 +277,10 @@ def measure_skipping(
     costs = _costs(net, test, seen, macs)
     names = [name for name, _ in gated_blocks(net.module)]
     rates = seen.open.double().mean(0)
+    branches = torch.tensor(macs.branches, dtype=torch.float64)
     record = {
         "open": dict(zip(names, rates.tolist(), strict=True)), "mean": float(rates.mean()),
+        "work": float(rates @ branches / branches.sum()),
         "cost": costs[CHOSEN]["macs"] / macs.all, "gate_macs": macs.gates,
         "speed": measure_speed(net, speed.timed_images(test), macs),
         "random_accuracy": accuracy_at_random(net, test, rates),

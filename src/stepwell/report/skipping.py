@@ -20,9 +20,9 @@ def skipping_section(run: RunRecord, colours: Mapping[str, str] | None = None) -
     if not rates:
         return ""
     text = (
-        f"An image runs {as_percent(number(found.get('mean')))} of the blocks{WORK * of_places} on "
-        f"average, and costs {as_percent(number(found.get('cost')))} of the MACs of all blocks. The "
-        f"gates take {as_count(found.get('gate_macs'))} MACs."
+        f"An image runs {as_percent(number(found.get('work' if of_places else 'mean')))} of the "
+        f"blocks{WORK * of_places} on average, and costs {as_percent(number(found.get('cost')))} of "
+        f"the MACs of all blocks. The gates take {as_count(found.get('gate_macs'))} MACs."
     )
     if (chance := number(found.get("random_accuracy"))) is not None:
         at_random = "With the mask of another image" if of_places else AT_RANDOM
