@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from benchmarks.dynamic import cascades
-from benchmarks.text import LAYERS, WORDS, encoder
+from benchmarks.text import CONFIG, LAYERS, WORDS
 from benchmarks.timing import ratio, side_by_side
-from stepwell import Card
+from stepwell import Card, build
 from stepwell.cost import count_macs
 from stepwell.measure.skipping import break_even_of
 from stepwell.nets.decisions.pixels import Masked, MaskedBasicBlock, MaskedBottleneck
@@ -25,7 +25,7 @@ ROUNDS, SECONDS = 7, 1.0
 #: Other programs disturb the processor's own clock less.
 CLOCK: dict[str, Any] = {"clock": time.process_time, "warmup": 2}
 #: Blocks with masks: the plain and the masked class, channels, width, pixels.
-BLOCKS: dict[str, tuple[Any, Any, int, int, int]] = {
+CASES: dict[str, tuple[Any, Any, int, int, int]] = {
     "basic block, 64 channels, 32 pixels": (BasicBlock, MaskedBasicBlock, 64, 64, 32),
     "basic block, 16 channels, 32 pixels": (BasicBlock, MaskedBasicBlock, 16, 16, 32),
     "bottleneck, 256 channels, 56 pixels": (Bottleneck, MaskedBottleneck, 256, 64, 56),
@@ -51,7 +51,7 @@ def pixels(name: str, batch: int) -> dict[str, Any]:
 
     Twice: alone at these positions, and everywhere above the break-even.
     """
-    plain_block, masked_block, channels, width, size = BLOCKS[name]
+    plain_block, masked_block, channels, width, size = CASES[name]
     plain, block = plain_block(channels, width).eval(), masked_block(channels, width).eval()
     x = torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(0)).relu()
     x = x.contiguous(memory_format=torch.channels_last)
@@ -73,7 +73,7 @@ def pixels(name: str, batch: int) -> dict[str, Any]:
 
 def exits_on_texts(tokens: int, batch: int) -> dict[str, Any]:
     """An encoder of MiniLM's shape with an exit behind each layer, over the encoder without exits."""
-    net = encoder(LAYERS).eval()
+    net = build(f"bert/{LAYERS}", config=CONFIG, num_classes=2).eval()
     for layer in range(1, LAYERS):
         net.add_exit(f"exit{layer}", (layer,), input_size=(tokens,))
     net.mark("trained")
@@ -88,7 +88,7 @@ def measure() -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     found = {f"pixels, {name}, batch {batch}": pixels(name, batch)
-             for name in BLOCKS for batch in (8, 1)}  # fmt: skip
+             for name in CASES for batch in (8, 1)}  # fmt: skip
     return found | {
         f"exits of an encoder, 32 tokens, batch {batch}": exits_on_texts(32, batch) for batch in (32, 1)
     }

@@ -66,6 +66,7 @@ WRONG = {
     "kernels": ([0, 1, -1], [2]),
     "top_k": ([0, -1], [1]),
     "balance_weight": ([-1, "nan"], [0]),
+    "sparsity_weight": ([-1, "nan"], [0]),
     "gate_epochs": ([0, -1], [1]),
     "gate_fraction": ([-0.1, 1, "nan"], [0, 0.9]),
     "target_cost": ([-0.1, 1.1, "nan"], [0, 1]),

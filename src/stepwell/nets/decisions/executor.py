@@ -190,17 +190,18 @@ PIECE = 256
 
 
 class Positions(NamedTuple):
-    """Some positions of maps: their indices in (batch, height, width), flattened."""
+    """Some positions of maps: their indices in (batch, height, width), as it lies flat."""
 
     batch: int
     height: int
     width: int
-    index: Int[Tensor, " n"]
+    flat: Int[Tensor, " n"]
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "batch height width"]) -> "Positions":
         """The positions where a mask is true."""
-        return cls(*mask.shape, mask.flatten().nonzero().flatten())
+        batch, height, width = mask.shape
+        return cls(batch, height, width, mask.flatten().nonzero().flatten())
 
     def padded(self, stride: int, height: int, width: int) -> Int[Tensor, " n"]:
         """Indices of the first value that a 3×3 kernel reads, in maps padded by one on each side.
@@ -208,9 +209,9 @@ class Positions(NamedTuple):
         Args:
             height, width: of the maps that it reads, without padding.
         """
-        line = self.index // self.width
+        line = self.flat // self.width
         image, row = line // self.height, line % self.height
-        column = self.index % self.width
+        column = self.flat % self.width
         return (image * (height + 2) + row * stride) * (width + 2) + column * stride
 
     def spread(self, values: Float[Tensor, "n channels"]) -> "Padded":
@@ -246,6 +247,7 @@ def at_positions(
     """
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
@@ -253,7 +255,7 @@ def at_positions(
     weight = (conv.weight.permute(2, 3, 1, 0) * scale).flatten(0, 2)
     if conv.kernel_size == (1, 1):
         if not isinstance(x, Padded) and x.dim() == 4:
-            x = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).index_select(0, where.index)
+            x = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).index_select(0, where.flat)
         assert isinstance(x, Tensor)
         y = torch.addmm(shift, x, weight)
         return y.relu_() if relu else y
@@ -276,5 +278,5 @@ def with_added_rows(
 ) -> Float[Tensor, "batch channels height width"]:  # fmt: skip
     """Add values to some positions of maps."""
     lying = base.permute(0, 2, 3, 1)  # (batch, height, width, channels)
-    rows = lying.reshape(-1, base.shape[1]).index_add(0, where.index, values)
+    rows = lying.reshape(-1, base.shape[1]).index_add(0, where.flat, values)
     return rows.view(lying.shape).permute(0, 3, 1, 2)
