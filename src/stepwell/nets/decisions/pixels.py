@@ -144,7 +144,9 @@ class Masked(Gated):
         if not decision.any():
             return base
         most = limit(break_even, len(x))
-        if bool(decision.all()) or (most < 1 and self.share_of(decision, len(x)) > most):
+        if bool(decision.all()):
+            return base + self.branch(x)
+        if most < 1 and self.share_of(decision, len(x)) > most:
             return torch.addcmul(base, decision[:, None].to(base.dtype), self.branch(x))
         wide = self.widened(decision.to(x.dtype)) > 0
         positions, values = self.compacted(x, decision, wide)
@@ -169,7 +171,7 @@ class Masked(Gated):
                 decision = scores > 0
                 mask = decision.float()
                 y = self.run(base, x, decision, self.break_even)
-        y = F.relu(y)  # not in place: a block may give its input
+        y = F.relu(y, inplace=y is not base)  # a mask without positions may give the block's input
         if not extras:
             return y
         return y, {"open": self.share(mask), "scores": scores, "mask": mask}
