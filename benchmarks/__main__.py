@@ -26,6 +26,7 @@ NAMES = (
     "drnet",
     "dynamic",
     "dynamic_graphs",
+    "dynamic_places",
     "precision",
     "kg",
     "text",

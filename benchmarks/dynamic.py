@@ -102,19 +102,29 @@ def exits(size: int, batch: int) -> dict[str, Any]:
     net = with_exits(size)
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     x = x.contiguous(memory_format=torch.channels_last)
+    return cascades(net, x, [0.0, 0.3, 0.5])
+
+
+def cascades(
+    net: NestedNet, x: Tensor, leaving: list[float], rounds: int = ROUNDS, **options: Any
+) -> dict[str, Any]:
+    """Cascades of all depths, over the full net: shares of the inputs that come to an exit leave there.
+
+    Args:
+        options: of `side_by_side`.
+    """
     found = {}
-    for leaving in (0.0, 0.3, 0.5):  # of the images that come to an exit
-        cascade = Cascade(
-            net, dict.fromkeys(("exit1", "exit2", "exit3"), 0.0), criterion=First(leaving)
-        )
+    for share in leaving:
+        *shallow, _ = net.depths
+        cascade = Cascade(net, dict.fromkeys(shallow, 0.0), criterion=First(share))
         with torch.inference_mode():
             answered = cascade(x).depth
         costs = torch.tensor(cascade_macs(net, cascade.depths), dtype=torch.float64)
         full = cascade_macs(net, [net.full])[0]
         runs = {"cascade": partial(cascade, x), "full": partial(net, x)}
-        clock = ratio(side_by_side(runs, rounds=ROUNDS), "cascade", "full")
+        clock = ratio(side_by_side(runs, rounds=rounds, **options), "cascade", "full")
         by_macs = float(costs[answered].mean()) / full
-        found[f"leaving {leaving:.1f}"] = {"over full": clock, "by MACs": by_macs}
+        found[f"leaving {share}"] = {"over full": clock, "by MACs": by_macs}
     return found
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from benchmarks import timing
 from benchmarks.__main__ import NAMES
+from torchvision.models.resnet import BasicBlock
+
+from stepwell.nets.decisions.pixels import MaskedBasicBlock
 
 FOLDER = Path(timing.__file__).parent
 #: Sizes of the smallest case, for the constants that a benchmark has.
@@ -22,6 +25,7 @@ CASES = {
     "drnet": {"8": ("resnet8", {"num_classes": 3}, (16, 12, 8), 64)},
     "dynamic": {"8": 8},
     "dynamic_graphs": {"8": 8},
+    "dynamic_places": {"8": (BasicBlock, MaskedBasicBlock, 8, 8, 8)},
     "file_size": {"8": ("resnet14", ["8"], 3, 16)},
 }
 

@@ -1359,9 +1359,10 @@ def test_the_options_of_the_recipes_are_these():
         "bert": f"{loop} {texts} data out teacher student_layers start teacher_epochs schedule layers "
         "attention cls kl ce temperature keep_task freeze keep_outputs label_share threshold epochs "
         "batch_size optimizer lr weight_decay val_fraction patience seed",
-        "exits": f"{trained} net exits schedule weights kl temperature criterion search temper "
+        "exits": f"{trained} {texts} net exits schedule weights kl temperature criterion search temper "
         "label_smoothing",
         "skipping": f"{trained} net method target label_smoothing",
+        "pixels": f"{trained} net target sparsity_weight label_smoothing",
         "widths": f"{trained} net widths sandwich target_cost gate gate_fraction gate_epochs "
         "label_smoothing",
         "experts": f"{trained} net experts top_k router balance_weight label_smoothing",
@@ -1387,6 +1388,7 @@ def test_the_options_for_studies_are_these():
         "distill": "attention_mode start_from_teacher",
         "ekd": "norms attention_mode distill_from ema_teacher teach_full",
         "skipping": "estimator temperature rate_weight reward policy_weight",
+        "pixels": "estimator temperature",
         "widths": "estimator temperature cost_weight",
         "drnet": "mixing explore temperature cost_weight slack norms chooser_rate",
         "netgraft": "start statistics adaption_lr trace",

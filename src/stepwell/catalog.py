@@ -53,6 +53,7 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
     "per example: depth": {
         "early exits": ("exits", "MSDNet (Huang et al. 2018)", "exits"),
         "cascade of depths": ("ekd", "DDNN + EKD", "ekd"),
+        "early exits of texts": ("exits", "PABEE (Zhou et al. 2020), DeeBERT", "textexits"),
         "layer skipping": (
             "skipping",
             "ConvNet-AIG (Veit and Belongie 2018), SkipNet",
@@ -75,7 +76,7 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
         ),
     },
     "per place": {
-        "pixels": ("", "DynConv (Verelst and Tuytelaars 2020)", ""),
+        "pixels": ("pixels", "DynConv (Verelst and Tuytelaars 2020)", "pixels"),
         "regions": ("", "Glance and Focus (Wang et al. 2020)", ""),
         "resolution": ("drnet", "DRNet (Zhu et al. 2021)", "drnet"),
     },

@@ -46,7 +46,7 @@ _NAMES = {
     NOT_NEGATIVE: (
         "weight_decay max_drop ce kl attention cls layers hint full_weight cost_weight slack clip "
         "checkpoint_minutes warm_epochs max_seconds unlearn interpolate "
-        "rate_weight reward policy_weight balance_weight teach beta"
+        "rate_weight reward policy_weight balance_weight sparsity_weight teach beta"
     ),
     BELOW_ONE: "hysteresis label_smoothing val_fraction distill_from ema_teacher average gate_fraction",
     SEED: "seed walk_seed",

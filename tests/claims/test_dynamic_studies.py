@@ -3,10 +3,10 @@
 import pytest
 
 from stepwell import cli
-from stepwell.claims import exits, experts, kernels, skipping, widths
+from stepwell.claims import exits, experts, kernels, pixels, skipping, textexits, widths
 from stepwell.claims.kit.judging import judge
 from stepwell.claims.kit.verify import verify_system
-from stepwell.commands.verify import dynamic_systems
+from stepwell.commands.verify import ON_TEXTS, dynamic_systems
 
 
 def network(depth, macs, accuracy):
@@ -79,6 +79,55 @@ def test_gates_are_compared_at_their_own_cost():
     })  # fmt: skip
 
 
+def test_masks_are_compared_at_their_own_cost():
+    def masked(accuracy, macs):
+        speed = [
+            {"batch": 64, "speed_up": 0.9, "by_macs": 1.8},
+            {"batch": 1, "speed_up": 1, "by_macs": 1},
+        ]
+        record = {"random_accuracy": accuracy - 0.03, "speed": speed}
+        return network("chosen", macs, accuracy) | {"pixels": record}
+
+    results = {
+        pixels.alone("20"): network("20", 100, 0.7), pixels.alone("14"): network("14", 60, 0.66),
+        pixels.alone("8"): network("8", 20, 0.5), pixels.FIRST: network("20", 100, 0.6),
+        pixels.MASKS: masked(0.69, 60), pixels.TIGHT: masked(0.6, 40), pixels.WIDE: masked(0.7, 80),
+        pixels.CERTAIN: masked(0.68, 60), pixels.FRESH: masked(0.62, 60),
+    }  # fmt: skip
+    assert results.keys() == pixels.ARMS.keys()
+    assert judged(pixels.STUDY, results) == pytest.approx({
+        "keeps-accuracy": -1, "better-than-static": 3, "better-than-chance": 3, "saves/time": 0.5,
+        "saves/clock": 0.9, "tight/static": 60 - 58, "wide/static": 70 - 68, "noise": 1, "fresh": -7,
+    })  # fmt: skip
+
+
+def test_exits_of_texts_are_compared_at_the_cost_of_three_layers():
+    def curve(shift):
+        points = [(100, 0.6), (300, 0.8)]  # patience keeps to two budgets of five
+        return {"test": {
+            key: value
+            for i, (macs, y) in enumerate(points, start=1)
+            for key, value in ((f"{i}/accuracy", y + shift), (f"{i}/random_accuracy", y - 0.02),
+                               (f"{i}/mean_macs", macs))
+        }}  # fmt: skip
+
+    saved = {"macs": 300, "full_macs": 600, "ms": 4.0, "full_ms": 6.0, "oracle_accuracy": 0.9}
+    trained = network("6", 600, 0.85) | {"cascade": {"test": saved}}
+    results = {
+        arm: trained if arm.endswith(("alone", "exits", "more", "teaches", "encoder")) else curve(0.01)
+        for arm in textexits.ARMS
+    } | {textexits.alone("3"): network("3", 200, 0.68), textexits.of(textexits.EXITS): curve(0)}
+    found = judged(textexits.STUDY, results)
+    assert found["better-than-static"] == pytest.approx(70 - 68)
+    assert found["better-than-chance"] == pytest.approx(2)
+    assert found["network-unharmed"] == pytest.approx(0)
+    assert found["saves/ms"] == pytest.approx(1.5 / 2)
+    assert found["oracle"] == pytest.approx(5)
+    assert found["other/patience"] == found["other/frozen"] == pytest.approx(1)
+    results[textexits.PATIENCE] = {"test": {}}  # no cascade keeps to a budget
+    assert "other/patience" not in judged(textexits.STUDY, results)
+
+
 def rows(chosen=1.2, fixed=1.0, by_macs=1.5):
     speed = {"batch": 64, "chosen": chosen, "fixed": fixed, "by_macs": by_macs}
     return {"speed": [speed | {"speed_up": chosen / fixed}, {"batch": 1}]}
@@ -147,7 +196,7 @@ def test_a_quick_study_of_exits_sets_cascades_of_its_network(tmp_path):
 
 def test_dynamic_stands_for_every_leaf_that_is_tested(monkeypatch, tmp_path, capsys):
     assert dynamic_systems()[:2] == ["exits", "ekd"]
-    assert {"skipping", "drnet", "widths", "experts", "kernels"} <= {*dynamic_systems()}
+    assert {"skipping", "drnet", "widths", "experts", "kernels", "pixels"} <= {*dynamic_systems()}
     seen = []
 
     def verify(system, *, folder, **_):
@@ -156,5 +205,10 @@ def test_dynamic_stands_for_every_leaf_that_is_tested(monkeypatch, tmp_path, cap
 
     monkeypatch.setattr("stepwell.claims.kit.verify.verify_system", verify)
     cli.main(["verify", "dynamic", "--out", str(tmp_path), "--json"])
-    assert seen == [(name, tmp_path / name) for name in dynamic_systems()]
+    of_images = [name for name in dynamic_systems() if name not in ON_TEXTS]
+    assert len(of_images) < len(dynamic_systems())
+    assert seen == [(name, tmp_path / name) for name in of_images]
+    seen.clear()
+    cli.main(["verify", "dynamic", "--quick", "--out", str(tmp_path), "--json"])
+    assert [name for name, _ in seen] == dynamic_systems()
     assert '"system": "skipping"' in capsys.readouterr().out

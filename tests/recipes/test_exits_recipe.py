@@ -87,7 +87,7 @@ def test_the_frozen_schedule_trains_the_heads_alone(tmp_path):
 
 def test_weights_of_the_losses():
     net = build("resnet8", num_classes=3)
-    Exits().added_to(net, 8)
+    Exits().added_to(net, (3, 8, 8))
     assert Exits().weights_of(net) == ({"exit1": 1.0, "exit2": 1.0}, 1.0)
     assert Exits(weights="depth").weights_of(net) == ({"exit1": 1 / 6, "exit2": 1 / 3}, 0.5)
 

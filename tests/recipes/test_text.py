@@ -359,7 +359,7 @@ def test_text_flags_are_refused_with_images(tmp_path, capsys):
     assert "--max-tokens is for texts, and --data digits is no .tsv file and no folder with" in err
     code, _, err = told(capsys, "train", "exits", "--data", "digits", *flags)
     assert code == 2
-    assert "--max-tokens is for texts, and train exits takes none: leave it out" in err
+    assert "--max-tokens is for texts, and --data digits is no .tsv file and no folder with" in err
 
 
 def test_images_and_texts_are_not_taken_for_each_other(encoder, data, tmp_path, capsys):
@@ -378,9 +378,9 @@ def test_images_and_texts_are_not_taken_for_each_other(encoder, data, tmp_path, 
         (["supervised", "--data", tmp_path / "test only"], lacks.format(tmp_path / "test only")),
         (["ekd", "--data", data, "--net", encoder, "--test", pairs],
          f"train.tsv has single texts and {pairs} has pairs: name the same columns"),
-        (["drnet", "--data", data], f"{only} texts are for train ekd, supervised and bert"),
-        (["exits", "--data", data], f"{only} the depths of an encoder are its exits (train ekd --net"),
-        (["exits", "--data", "digits", "--net", encoder], "a folder is a text encoder, and --data"),
+        (["drnet", "--data", data], f"{only} texts are for train ekd, supervised, exits and bert"),
+        (["skipping", "--data", data], f"{only} texts are for train ekd, supervised, exits and bert"),
+        (["exits", "--data", "digits", "--net", encoder], "no file or folder digits: name a tab-"),
     ):  # fmt: skip
         code, _, err = told(capsys, "train", *line, "--out", tmp_path / "r")
         assert (code, message in err) == (2, True), err

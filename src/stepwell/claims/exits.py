@@ -9,18 +9,18 @@ Controls: networks without exits, of about the mean cost and of the full one; as
 exit, drawn at random; the cheapest exit that is right (an oracle).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import accuracy, alone, macs_of, more, on_lines, times
-from stepwell.claims.kit.measuring import Clock, validated_parts
-from stepwell.claims.kit.study import Arm, Measure, Question, Study, image_fingerprint
+from stepwell.claims.kit.measuring import Clock, open_nested
+from stepwell.claims.kit.study import Absent, Arm, Measure, Question, Study, image_fingerprint
 from stepwell.evaluation import gather_logits
 from stepwell.measure.cascade import cascade_curve
 from stepwell.measure.depths import logits_where_it_is
-from stepwell.nets.files.nested import load
 
 FULL, SMALL, SMALLEST = "20", "14", "8"
 EXITS, TAUGHT, FROZEN, MSDNET = (
@@ -46,12 +46,11 @@ def cascades(
     Raises:
         ValueError: the run has no validation part.
     """
-    clock, net = Clock(), load(exits).eval()
-    parts = validated_parts(net, exits, data)
-    assert parts.validation is not None
-    known = gather_logits(logits_where_it_is(net), parts.test)
+    clock = Clock()
+    net, validation, tests = open_nested(exits, data)
+    known = gather_logits(logits_where_it_is(net), tests)
     how: dict[str, Any] = {"criterion": criterion, "search": search, "temper": temper}
-    curve = cascade_curve(net, parts.validation, *known, points=BUDGETS, **how)
+    curve = cascade_curve(net, validation, *known, points=BUDGETS, **how)
     test = {
         f"{i}/{name}": value
         for i, point in enumerate(curve, start=1)
@@ -102,29 +101,36 @@ def within(arm: str, macs: Measure) -> Measure:
     """Accuracy in percent of an arm's cascades at a mean cost, on straight lines between them."""
 
     def measure(results: Any) -> float:
-        test = results[arm]["test"]
-        budgets = range(1, BUDGETS + 1)
-        curve = sorted((test[f"{i}/mean_macs"], test[f"{i}/accuracy"]) for i in budgets)
-        return 100 * on_lines(curve, macs(results))
+        curve = [
+            *zip(*(budgets_of(results[arm], key) for key in ("mean_macs", "accuracy")), strict=True)
+        ]
+        return 100 * on_lines(sorted(curve), macs(results))
 
     return measure
 
 
-def over_budgets(key: str) -> Measure:
-    """A measure of the cascades by confidence in percent, a mean over budgets."""
-    return lambda results: (
-        100 * fmean(results[of(EXITS)]["test"][f"{i}/{key}"] for i in range(1, BUDGETS + 1))
-    )
+def budgets_of(result: Mapping[str, Any], key: str) -> list[float]:
+    """A measure of an arm's cascades, of those budgets that one keeps to; `Absent` if none does."""
+    test = result["test"]
+    found = [test[name] for i in range(1, BUDGETS + 1) if (name := f"{i}/{key}") in test]
+    if not found:
+        raise Absent(key)
+    return found
 
 
-def of_cascade(key: str) -> Measure:
-    """A number of the saved cascade, set to the network's accuracy on validation images."""
-    return lambda results: float(results[EXITS]["cascade"]["test"][key])
+def over_budgets(arm: str, key: str) -> Measure:
+    """A measure of an arm's cascades in percent, a mean over budgets."""
+    return lambda results: 100 * fmean(budgets_of(results[arm], key))
 
 
-def ratio(a: str, b: str) -> Measure:
-    """A ratio of two numbers of the saved cascade."""
-    return lambda results: of_cascade(a)(results) / of_cascade(b)(results)
+def of_cascade(key: str, arm: str = EXITS) -> Measure:
+    """A number of an arm's saved cascade, set to the network's accuracy on validation examples."""
+    return lambda results: float(results[arm]["cascade"]["test"][key])
+
+
+def ratio(a: str, b: str, arm: str = EXITS) -> Measure:
+    """A ratio of two numbers of an arm's saved cascade."""
+    return lambda results: of_cascade(a, arm)(results) / of_cascade(b, arm)(results)
 
 
 COST = macs_of(alone(SMALL), SMALL)
@@ -140,7 +146,8 @@ CLAIMS = [
          expected=1.0),
     more(PRIMARY[1], "Confidence decides better than chance: over all budgets, the cascades are more "
          "than half a point above as many images at each exit, drawn at random", "not asked",
-         ("by confidence", over_budgets("accuracy")), ("by chance", over_budgets("random_accuracy")),
+         ("by confidence", over_budgets(of(EXITS), "accuracy")),
+         ("by chance", over_budgets(of(EXITS), "random_accuracy")),
          0.5, ACCURACY, expected=1.2),
     more(PRIMARY[2], "Exits do not harm the network: its last exit is at most 1 point below it trained "
          "alone", "exits harm ResNets, and MSDNet mends it (section 3 of MSDNet)",

@@ -14,6 +14,8 @@ from stepwell.flags import flag
 
 #: Stands for all systems of dynamic inference.
 ALL_DYNAMIC = "dynamic"
+#: Leaves whose studies take texts, where the others take images.
+ON_TEXTS = ("textexits",)
 
 
 def verify(
@@ -47,10 +49,11 @@ def verify(
         seeds: number of trainings of each arm.
         data: a folder or a name, instead of the system's own: of images; for dkge of snapshots
             (2008/train.tsv, valid.tsv, test.tsv, 2009/...), of which the last four are used; for bert
-            of texts (train.tsv, dev.tsv).
+            and textexits of texts (train.tsv, dev.tsv).
         size: height and width of the images; by default the system's own.
         epochs: passes over the training part, of every arm; by default the system's own.
-        net: of bert: the encoder's folder (config.json, tokenizer.json, model.safetensors).
+        net: of bert and textexits: the encoder's folder (config.json, tokenizer.json,
+            model.safetensors).
         precision: number format of every arm's training; bf16 pays where the processor has it.
         arms: names or patterns ("20*") of the arms to run; claims about others are left out. An unknown
             name lists all arms.
@@ -67,7 +70,10 @@ def verify(
         quick=quick, seeds=seeds, workers=workers, arms=arms, precision=precision,
     )  # fmt: skip
     folder, several = out or Path("runs") / f"verify-{system}", system == ALL_DYNAMIC
-    folders = {name: folder / name for name in dynamic_systems()} if several else {system: folder}
+    systems = [name for name in dynamic_systems() if quick or name not in ON_TEXTS]
+    folders = {name: folder / name for name in systems} if several else {system: folder}
+    if several and not quick:
+        say(f"note: {', '.join(ON_TEXTS)} needs texts and an encoder, so run it by its own name")
     results = {}
     for name, own in folders.items():
         results[name], page = verified(name, folder=own)

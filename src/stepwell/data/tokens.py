@@ -119,8 +119,17 @@ class TokenSet:
         cls, texts: Sequence[Text], labels: Sequence[float], classes: tuple[str, ...],
         tokenizer: Tokenizer,
     ) -> "TokenSet":  # fmt: skip
-        """Encode texts whose labels are indices of `classes`, or numbers, which are floats."""
+        """Encode texts whose labels are indices of `classes`, or numbers, which are floats.
+
+        ValueError for a text of padding alone.
+        """
         ids, cut = tokenizer.encode(texts)
+        for text, one in zip(texts, ids, strict=True):
+            if all(token == tokenizer.padding for token in one):
+                raise ValueError(
+                    f"the text {in_one_line(text)!r} is padding only, which no layer can read: leave "
+                    "it out"
+                )
         starts = torch.tensor([0, *map(len, ids)]).cumsum(0)
         flat = torch.from_numpy(np.fromiter((i for one in ids for i in one), np.int64))
         return cls(flat, starts, torch.tensor(labels), classes, tokenizer, tuple(texts), cut)

@@ -41,6 +41,7 @@ KINDS = {
     "features": "stepwell.kinds.features",
     "text": "stepwell.kinds.text",
     "skipping": "stepwell.kinds.skipping",
+    "pixels": "stepwell.kinds.pixels",
     "widths": "stepwell.kinds.widths",
     "detector": "stepwell.kinds.detector",
     "text-numbers": "stepwell.kinds.text_numbers",

@@ -30,8 +30,20 @@ SECTIONS = [
     )
 ]  # fmt: skip
 EVALUATED = ("params", "macs", "accuracy", "balanced_accuracy", "nll", "ece", "ms")
-#: A mean open rate outside of which the gates hardly choose.
-ALL_OPEN = 0.98
+#: A mean open rate outside of which the gates hardly choose; a distance from the target worth a note.
+ALL_OPEN, FAR = 0.98, 0.1
+#: Words by kind: title and column of the rates, what an image runs (with its key in the record), the
+#: rates at random, and what is open.
+WORDS: Mapping[str, tuple[str, str, tuple[str, str], str, str]] = {
+    "skipping": (
+        "open rates", "images that run it", ("mean", "of the blocks"),
+        "each block for as many images, drawn at random", "blocks",
+    ),
+    "pixels": (
+        "work that runs", "share of its MACs", ("work", "of the blocks' work"),
+        "with the mask of another image", "positions",
+    ),
+}  # fmt: skip
 
 
 def open(path: Path, module: Callable[[], Any] | None = None) -> "NestedNet":
@@ -64,7 +76,7 @@ def evaluate(
     if budget_macs is not None:
         set_budget(network.net, {"macs": budget_macs})
     parts = parts_of(network.net, network.path, network.config, data)
-    results, _ = measure_skipping(network.net, parts.test)
+    results, _ = measure_skipping(network.net, parts.test, network.kind)
     at = {} if budget_macs is None else {"at": f"at most {in_words('macs', budget_macs)}"}
     return results | {"data": parts.about} | at
 
@@ -72,7 +84,7 @@ def evaluate(
 def predict(
     network: Network, paths: Sequence[Path], *, depth: str | None = None, top: int = 1, **limits: float,
 ) -> Predicted:  # fmt: skip
-    """Classify images; each runs the blocks that its gates open. Flags as for `predict`."""
+    """Classify images; each runs what its gates open. Flags as for `predict`."""
     if limits:
         set_budget(network.net, classifier.budget_of(limits))
     return classifier.predict(network, paths, depth=depth, top=top)
@@ -93,28 +105,30 @@ def export(
 
 def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False) -> None:
     """Print results as tables; `brief`: as after a training."""
-    costs, test, rows, record = (results[k] for k in ("costs", "test", "rows", "skipping"))
+    costs, test, rows, kind = (results[k] for k in ("costs", "test", "rows", "kind"))
     show(row_table(title, classifier.TRAINED if brief else EVALUATED, costs, test, row=rows))
     if not brief:
         show_never_right(results, row=rows)
     show_classes(test)
     show_conditions(costs)
-    show_gates(record)
+    show_gates(results[kind], kind)
 
 
-def show_gates(record: Mapping[str, Any]) -> None:
+def show_gates(record: Mapping[str, Any], kind: str) -> None:
     """Print the open rates, the cost and the speed of a network with gates."""
+    title, column, (key, of_blocks), at_random, unit = WORDS[kind]
     rows = [[name, f"{100 * rate:.1f} %"] for name, rate in record["open"].items()]
-    show(table("open rates", ["block", "images that run it"], rows))
+    show(table(title, ["block", column], rows))
     show(
-        f"an image runs {100 * record['mean']:.1f} % of the blocks on average, and costs "
+        f"an image runs {100 * record[key]:.1f} % {of_blocks} on average, and costs "
         f"{100 * record['cost']:.1f} % of the MACs of all blocks, gates included"
     )
     if "random_accuracy" in record:  # older results lack it
-        show(
-            "each block for as many images, drawn at random: "
-            f"{100 * record['random_accuracy']:.2f} % accuracy"
-        )
+        show(f"{at_random}: {100 * record['random_accuracy']:.2f} % accuracy")
     if record["mean"] > ALL_OPEN:
-        show("nearly all blocks run: try a lower --target, or more epochs", style="dim")
+        show(f"nearly all {unit} run: try a lower --target, or more epochs", style="dim")
+    if abs(record.get("target", record[key]) - record[key]) > FAR:
+        show(f"the target was {100 * record['target']:.0f} %: more epochs may come nearer", style="dim")
+    if idle := [name for name, rate in record["open"].items() if not rate]:
+        show(f"these blocks run for no image: {', '.join(idle)}", style="dim")
     show_speed(record["speed"], BLOCKS_SPEED)

@@ -12,6 +12,7 @@ from stepwell.losses.decisions import (
     load_balance_loss,
     open_rate_loss,
     reinforce_loss,
+    sparsity_loss,
     switch_balance_loss,
 )
 from stepwell.losses.detection import (
@@ -31,6 +32,6 @@ __all__ = [
     "attention_sad", "box_distance", "class_cross_entropy", "cls_cosine", "cost_above_target",
     "ensemble_logits", "feature_mse", "feature_nmse", "label_cross_entropy", "label_loss",
     "load_balance_loss", "logit_direction", "map_correlation_loss", "map_imitation_loss",
-    "open_rate_loss", "reinforce_loss", "score_distance", "soft_target_kl", "squared_error",
-    "switch_balance_loss", "teacher_loss",
+    "open_rate_loss", "reinforce_loss", "score_distance", "soft_target_kl", "sparsity_loss",
+    "squared_error", "switch_balance_loss", "teacher_loss",
 ]  # fmt: skip

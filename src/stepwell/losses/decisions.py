@@ -1,5 +1,6 @@
 """Losses of decisions: how often a block runs, and the policy gradient."""
 
+import math
 from collections.abc import Sequence
 
 from jaxtyping import Float
@@ -21,6 +22,34 @@ def open_rate_loss(
         target: one rate for all gates, or one for each.
     """
     return (open.new_tensor(target) - open.mean(1)).square().mean()
+
+
+#: Share of the training in which the bounds of `sparsity_loss` for single blocks widen to [0, 1].
+WIDENING = 1 / 3
+
+
+@in_full_precision
+def sparsity_loss(
+    shares: Float[Tensor, " blocks"], costs: Float[Tensor, " blocks"], target: float, progress: float
+) -> Float[Tensor, ""]:
+    """The distance of the executed work from a target: of the network, and of each block (DynConv).
+
+        (sum of costs_b · shares_b / sum of costs_b - target)^2
+        + mean over blocks of max(0, shares_b - upper)^2 + max(0, lower - shares_b)^2
+
+    The bounds of a block begin at the target and widen to [0, 1] in the first third of the training:
+    lower = p · target, upper = 1 - p · (1 - target), p = cos(π/2 · min(1, 3 · progress))^2 (Verelst and
+    Tuytelaars 2020, section 3.2).
+
+    Args:
+        shares: of each block's work that runs, a mean over the batch.
+        costs: MACs of each whole block.
+        progress: of the training, in [0, 1].
+    """
+    tight = math.cos(math.pi / 2 * min(1.0, max(0.0, progress) / WIDENING)) ** 2
+    lower, upper = tight * target, 1 - tight * (1 - target)
+    network = ((shares * costs).sum() / costs.sum() - target).square()
+    return network + ((shares - upper).relu().square() + (lower - shares).relu().square()).mean()
 
 
 @in_full_precision

@@ -20,8 +20,7 @@ from stepwell.measure.inputs import blank_image
 from stepwell.nets import NestedNet, build
 from stepwell.nets.decisions.budgets import Budget
 from stepwell.nets.decisions.deciding import use_break_even
-from stepwell.nets.decisions.estimators import Draw, Scores
-from stepwell.nets.decisions.executor import with_branch
+from stepwell.nets.decisions.estimators import Draw
 from stepwell.nets.decisions.skipping import Gated, add_price, gated_blocks
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Batch, Labels, Logits
@@ -117,23 +116,20 @@ def measure_break_even(
         x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
         x = x.contiguous(memory_format=torch.channels_last)
         for name, block, given in _inputs(net, x.to(next(net.parameters()).device)):
-            found.setdefault(name, {})[str(batch)] = _break_even(block, given, seconds)
+            found.setdefault(name, {})[str(batch)] = break_even_of(block, given, seconds)
     return found
 
 
-def _break_even(block: Gated, x: Tensor, seconds: float) -> float:
+def break_even_of(block: Gated, x: Tensor, seconds: float) -> float:
+    """The share of the block's work below which running it in part is faster, for a batch like `x`."""
     base = x if block.downsample is None else block.downsample(x)
-    counts = sorted({max(1, round(share * len(x))) for share in SHARES})
-    rows = {count: torch.linspace(0, len(x) - 1, count).long().to(x.device) for count in counts}
-    calls = {
-        str(count): partial(with_branch, base, x, chosen, block.branch)
-        for count, chosen in rows.items()
-    }
-    # at a break-even of 0, any open row makes the form dense
-    calls["dense"] = partial(with_branch, base, x, rows[counts[-1]], block.branch, {len(x): 0.0})
+    decisions = {block.share_of(d, len(x)): d for d in (block.some(x, share) for share in SHARES)}
+    calls = {str(share): partial(block.run, base, x, decision) for share, decision in decisions.items()}
+    # at a break-even of 0, any decision makes the form dense
+    calls["dense"] = partial(block.run, base, x, decisions[max(decisions)], {len(x): 0.0})
     times = measure_latencies(calls, seconds=seconds, warmup=2, least=5, rounds=2)
-    shares = torch.tensor([[1.0, count / len(x)] for count in counts], dtype=torch.float64)
-    ms = torch.tensor([[times[str(count)].ms] for count in counts], dtype=torch.float64)
+    shares = torch.tensor([[1.0, share] for share in decisions], dtype=torch.float64)
+    ms = torch.tensor([[times[str(share)].ms] for share in decisions], dtype=torch.float64)
     start, slope = torch.linalg.lstsq(shares, ms).solution[:, 0].tolist()
     if slope <= 0:  # too noisy to tell: the time does not grow with the share
         return 1.0 if times["dense"].ms >= float(ms.mean()) else 0.0
@@ -144,7 +140,7 @@ class Observed(NamedTuple):
     """Answers for the test images, on the CPU.
 
     logits: by row, `CHOSEN` and `ALL`.
-    open: 1 where an image runs a gate's block.
+    open: 1 where an image runs a gate's block; of positions, the share of the block that runs.
     """
 
     logits: dict[str, Logits]
@@ -158,9 +154,9 @@ def observe_skipping(net: NestedNet, test: Batches) -> Observed:
 
     def predict(images: Tensor) -> dict[str, Tensor]:
         images = images.to(device)
-        exit = net.forward_all(images, [net.full], extras=("choice",))[net.full]
+        exit = net.forward_all(images, [net.full], extras=("open",))[net.full]
         every = net(images, given={"draw": Draw("always")})
-        open = torch.stack(exit.extras["choice"], 2)[:, 1]
+        open = torch.stack(exit.extras["open"], 1)
         return {CHOSEN: exit.logits, ALL: every, "open": open}
 
     with in_eval_mode(net):
@@ -187,13 +183,13 @@ def settle_open_rate(net: NestedNet, batches: Iterable[Batch], target: float) ->
         if (count := count + len(batch.images)) >= SETTLING:
             break
     biases = [block.gate.get_parameter("scores.bias") for _, block in gated_blocks(net.module)]
-    trained = [bias[1].clone() for bias in biases]
+    trained = [bias[-1].clone() for bias in biases]
 
     def rate(shift: float) -> float:
         for bias, value in zip(biases, trained, strict=True):
-            bias[1] = value + shift
-        exits = (net.forward_all(x, [net.full], extras=("choice",))[net.full] for x in images)
-        return float(torch.cat([torch.stack(e.extras["choice"], 2)[:, 1] for e in exits]).mean())
+            bias[-1] = value + shift
+        exits = (net.forward_all(x, [net.full], extras=("open",))[net.full] for x in images)
+        return float(torch.cat([torch.stack(e.extras["open"], 1) for e in exits]).mean())
 
     low, high = -MOST_SHIFT, MOST_SHIFT
     with in_eval_mode(net):
@@ -216,8 +212,8 @@ def gate_budgets(net: NestedNet, batches: Batches) -> tuple[Budget, ...]:
     device = next(net.parameters()).device
 
     def predict(images: Tensor) -> dict[str, Tensor]:
-        exit = net.forward_all(images.to(device), [net.full], extras=("choice",))[net.full]
-        return {CHOSEN: exit.logits, "open": torch.stack(exit.extras["choice"], 2)[:, 1]}
+        exit = net.forward_all(images.to(device), [net.full], extras=("open",))[net.full]
+        return {CHOSEN: exit.logits, "open": torch.stack(exit.extras["open"], 1)}
 
     found = []
     trained = [block.gate.get_parameter("scores.bias") for _, block in gated_blocks(net.module)]
@@ -234,18 +230,6 @@ def gate_budgets(net: NestedNet, batches: Batches) -> tuple[Budget, ...]:
     return tuple(Budget(o.price, o.cost, o.accuracy) for o in kept)
 
 
-class Chance(nn.Module):
-    """Stands for a gate: the same scores for every image, of two choices with given probabilities."""
-
-    def __init__(self, open: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("scores", torch.stack([1 - open, open]).log().float())
-
-    def forward(self, x: Tensor) -> Scores:
-        """Scores of the choices of a batch, by which "reinforce" draws."""
-        return self.get_buffer("scores").expand(len(x), -1)
-
-
 @contextmanager
 def at_random(net: NestedNet, rates: Float[Tensor, " gates"]) -> Iterator[Mapping[str, Any]]:
     """Let each gate open by chance, as often as its rate; gives the constants that a call needs."""
@@ -253,7 +237,7 @@ def at_random(net: NestedNet, rates: Float[Tensor, " gates"]) -> Iterator[Mappin
     gates = [block.gate for block in blocks]
     try:
         for block, rate in zip(blocks, rates.to(next(net.parameters()).device), strict=True):
-            block.gate = Chance(rate)
+            block.gate = block.chance(rate)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             yield {"draw": Draw("reinforce")}
@@ -271,17 +255,20 @@ def accuracy_at_random(net: NestedNet, test: Batches, rates: Float[Tensor, " gat
     return (logits[""].argmax(1) == labels).double().mean().item()
 
 
-def measure_skipping(net: NestedNet, test: Batches) -> tuple[dict[str, Any], Observed]:
+def measure_skipping(
+    net: NestedNet, test: Batches, kind: str = "skipping"
+) -> tuple[dict[str, Any], Observed]:
     """Measure the network as its gates decide, and with every block.
 
     Times use break-even shares, measured where the card has none; answers do not, so that no result
     depends on a clock.
 
     Returns:
-        Results as a run's results.json has them, with the rows "chosen" and "all". Under "skipping":
-        the "open" rate of each block, their "mean"; "cost", the share of the MACs of every block;
-        "gate_macs"; "speed" of both, as `compare_speed`; "random_accuracy", where each block runs as
-        often, for images drawn at random. Then the network's answers.
+        Results as a run's results.json has them, with the rows "chosen" and "all". Under `kind`: the
+        "open" rate of each block, their "mean"; "work", the share of the blocks' MACs that runs;
+        "cost", the share of the MACs of every block; "gate_macs"; "speed" of both, as `compare_speed`;
+        "random_accuracy", where each block runs as often, for images (or with masks of images) drawn at
+        random. Then the network's answers.
     """
     use_break_even(net.module, {})
     seen = observe_skipping(net, test)
@@ -290,15 +277,17 @@ def measure_skipping(net: NestedNet, test: Batches) -> tuple[dict[str, Any], Obs
     costs = _costs(net, test, seen, macs)
     names = [name for name, _ in gated_blocks(net.module)]
     rates = seen.open.double().mean(0)
+    branches = torch.tensor(macs.branches, dtype=torch.float64)
     record = {
         "open": dict(zip(names, rates.tolist(), strict=True)), "mean": float(rates.mean()),
+        "work": float(rates @ branches / branches.sum()),
         "cost": costs[CHOSEN]["macs"] / macs.all, "gate_macs": macs.gates,
         "speed": measure_speed(net, speed.timed_images(test), macs),
         "random_accuracy": accuracy_at_random(net, test, rates),
     }  # fmt: skip
     sums = Tally().add(seen.logits, seen.labels)
-    results = results_of(sums, net.card.classes, costs, "skipping", "choice")
-    return results | {"skipping": record}, seen
+    results = results_of(sums, net.card.classes, costs, kind, "choice")
+    return results | {kind: record}, seen
 
 
 def _costs(
@@ -325,8 +314,8 @@ def measure_speed(net: NestedNet, images: Tensor, macs: SkippingMacs) -> list[di
     plain = without_gates(net)
 
     def by_macs(parts: Sequence[Tensor]) -> float:
-        exits = (net.forward_all(x, [net.full], extras=("choice",))[net.full] for x in parts)
-        open = torch.cat([torch.stack(e.extras["choice"], 2)[:, 1] for e in exits])
+        exits = (net.forward_all(x, [net.full], extras=("open",))[net.full] for x in parts)
+        open = torch.cat([torch.stack(e.extras["open"], 1) for e in exits])
         return float(macs.all / macs.at(open.cpu()).mean())
 
     with in_eval_mode(net):

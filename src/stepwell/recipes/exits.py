@@ -8,21 +8,19 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 
 from stepwell.data.image_flags import TrainingImages
+from stepwell.data.text_files import TextFiles
 from stepwell.flags import Flags, checked, flag
 from stepwell.methods import EmbeddedKD, ExitHeads, Supervised
 from stepwell.nets.nested.net import NestedNet
 from stepwell.recipes import flags
-from stepwell.tasks import classification
+from stepwell.tasks import task_of
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Smoothed
 from stepwell.training.progress import tell
 
 Schedule = Literal["joint", "frozen"]
-#: What has early exits on texts.
-ON_TEXTS = (
-    "the depths of an encoder are its exits (train ekd --net ENCODER --depths 2 4), and their cascade "
-    "stops where it is sure (eval RUN --cascade --save)"
-)
+#: Exits of a network of one stage, where the caller names none: of images, and of texts.
+IN_ONE_STAGE = {"image": 2, "text": 5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,7 @@ class Exits:
     """
 
     TITLE: ClassVar = "exit"
-    exits: Annotated[tuple[str, ...], flag("NAME=BLOCKS ...", "behind each stage")] = ()
+    exits: Annotated[tuple[str, ...], flag("NAME=BLOCKS ...", "behind each stage or layer")] = ()
     schedule: Annotated[Schedule, flag("SCHEDULE")] = "joint"
     weights: Annotated[Literal["equal", "depth"], flag("NAME")] = "equal"
     kl: float = 0.0
@@ -53,10 +51,13 @@ class Exits:
     search: Annotated[Literal["best", "geometric"], flag("NAME")] = "best"
     temper: Annotated[bool, flag()] = False
 
-    def added_to(self, net: NestedNet, size: int) -> None:
-        """Add the exits to a network for images of `size` pixels; ValueError if one cannot be."""
-        for name, blocks in (places_of(self.exits) or usual_places(net)).items():
-            net.add_exit(name, blocks, input_size=(3, size, size))
+    def added_to(self, net: NestedNet, input_size: Sequence[int], most: int = 2) -> None:
+        """Add the exits to a network for inputs of a shape; ValueError if one cannot be.
+
+        `most`: as for `usual_places`.
+        """
+        for name, blocks in (places_of(self.exits) or usual_places(net, most)).items():
+            net.add_exit(name, blocks, input_size=input_size)
 
     def weights_of(self, net: NestedNet) -> tuple[dict[str, float], float]:
         """The weights of the exits' losses by name, and that of the full net's."""
@@ -69,17 +70,18 @@ class Exits:
 
 def exits(
     *,
-    data: flags.Data,
+    data: flags.Labelled,
     out: flags.Out,
-    net: flags.Net = "resnet20",
+    net: flags.NetOrEncoder = "resnet20",
     stem: flags.Stem = "auto",
     init: flags.Init = None,
     ending: Flags[Exits] = Exits(),
     images: Flags[TrainingImages] = TrainingImages(),
+    texts: Flags[TextFiles] = TextFiles(),
     training: Flags[Smoothed] = Smoothed(),
     loop: Flags[Loop] = Loop(),
 ) -> dict[str, Any]:
-    """Train a network with early exits, and find where each image may leave (MSDNet and others).
+    """Train a network with early exits, and find where each input may leave (MSDNet, PABEE and others).
 
     The thresholds are set on the validation part; `stepwell predict RUN --cascade` uses them.
 
@@ -87,17 +89,22 @@ def exits(
         stepwell train exits --data digits --out runs/exits
         stepwell train exits --data photos/ --out runs/photos --net resnet34 --exits a=3,0,0,0 b=3,4,0,0
         stepwell train exits --data cifar10 --out runs/msdnet --net msdnet10 --search geometric
+        stepwell train exits --data reviews/ --out runs/reviews --net minilm/ --criterion patience
     """
-    classification.refuse_texts(data, ON_TEXTS)
     init = flags.file_of(init)
-    training = classification.settled(training)
+    training = task_of(data, net).settled(training)
     arguments = checked(locals())
+    kind = task_of(data, net)
     torch.manual_seed(training.seed)
-    splits = classification.read_splits(data, out, images, net)
-    nested, _ = classification.start_network(splits, net, stem=stem)
-    ending.added_to(nested, splits.train.size)
-    nested, start = classification.start_network(splits, nested, init=init)
-    inputs = classification.prepare(splits, images, training, start=start, init=init)
+    if texts.regression:
+        raise ValueError("--regression: exits decide by classes; train ekd predicts numbers at depths")
+    splits = kind.read_splits(data, out, images, net, texts)
+    nested, start = kind.start_network(splits, net, stem=stem)
+    size, input = splits.train.size, splits.train.input
+    ending.added_to(nested, (size,) if input == "text" else (3, size, size), IN_ONE_STAGE[input])
+    nested, begun = kind.start_network(splits, nested, init=init)
+    start = begun or start
+    inputs = kind.prepare(splits, images, training, start=start, init=init)
     weights, full_weight = ending.weights_of(nested)
     frozen, smoothing = ending.schedule == "frozen", training.label_smoothing
     method = ExitHeads if frozen else partial(EmbeddedKD, distill_from=0.0)
@@ -105,7 +112,7 @@ def exits(
         "weights": weights, "full_weight": full_weight, "kl": ending.kl,
         "temperature": ending.temperature, "attention": 0.0, "label_smoothing": smoothing,
     }  # fmt: skip
-    with classification.open_task("exits", out, loop, arguments, inputs, nested) as task:
+    with kind.open_task("exits", out, loop, arguments, inputs, nested) as task:
         learn = partial(
             fit, train=task.train, run=task.run, loop=loop, epochs=training.epochs,
             patience=training.patience,
@@ -114,14 +121,15 @@ def exits(
             tell(f"two phases: the network alone, then its exits (epochs: {training.epochs} each)",
                  quiet=not task.run.writes)  # fmt: skip
             alone = Supervised(nested.module, label_smoothing=smoothing)
-            validate = classification.validator(nested, task, [nested.full])
+            validate = kind.validator(nested, task, [nested.full])
             learn(alone, optim=training.optim(), phase="full", validate=validate)
         objective = method(nested, **options)
         learn(objective, optim=training.optim(), phase="exits",
-              validate=classification.validator(nested, task))  # fmt: skip
+              validate=kind.validator(nested, task))  # fmt: skip
         nested.requires_grad_(True)
         cascade = {name: getattr(ending, name) for name in ("criterion", "search", "temper")}
-        return classification.finish(task, nested, cascade=cascade)
+        results: dict[str, Any] = kind.finish(task, nested, cascade=cascade)
+        return results
 
 
 def places_of(exits: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -141,16 +149,17 @@ def places_of(exits: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def usual_places(net: NestedNet) -> Mapping[str, tuple[int, ...]]:
-    """An exit behind every stage but the last; of one stage, behind each third of its blocks.
+def usual_places(net: NestedNet, most: int = 2) -> Mapping[str, tuple[int, ...]]:
+    """An exit behind every stage but the last; of one stage, `most` exits behind equal parts of it.
 
-    ValueError for a network of one block.
+    A stage of few blocks has an exit behind each. ValueError for a network of one block.
     """
     full = net.depths[net.full]
     if len(full) > 1:
         places = [(*full[:i], *(0,) * (len(full) - i)) for i in range(1, len(full))]
     else:
-        counts = dict.fromkeys(round(full[0] * share / 3) for share in (1, 2))
+        parts = range(1, most + 1)
+        counts = dict.fromkeys(round(full[0] * part / (most + 1)) for part in parts)
         places = [(count,) for count in counts if 0 < count < full[0]]
     if not places:
         raise ValueError(f"a network of {full[0]} block has no place for an exit: name a deeper --net")

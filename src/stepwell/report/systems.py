@@ -21,6 +21,7 @@ SECTIONS: Mapping[str, Part] = {
     "drnet": resolution_section,
     **{key: mixture_section(key) for key in MIXTURES},
     "netgraft": grafting_section,
+    "pixels": skipping_section,
     "pkkd": adder_section,
     "skipping": skipping_section,
     "widths": widths_section,

@@ -143,7 +143,9 @@ def read_splits(
     return splits
 
 
-def refuse_texts(data: str, instead: str = "texts are for train ekd, supervised and bert") -> None:
+def refuse_texts(
+    data: str, instead: str = "texts are for train ekd, supervised, exits and bert"
+) -> None:
     """Raise ValueError for data of texts, which says what to do `instead`."""
     if holds_texts(data):
         raise ValueError(f"--data {data} holds texts, and this recipe takes images only: {instead}")

@@ -165,28 +165,34 @@ def refuse_image_flags(images: Images) -> None:
 
 
 def start_network(
-    splits: TextSplits, net: str, depths: Sequence[str] = (), *, stages: Sequence[str] = (),
-    stem: Literal["auto", "imagenet", "small"] = "auto", norms: NormSharing = "private",
-    init: Literal["pretrained"] | Path | None = None,
+    splits: TextSplits, net: str | NestedNet, depths: Sequence[str] = (), *,
+    stages: Sequence[str] = (), stem: Literal["auto", "imagenet", "small"] = "auto",
+    norms: NormSharing = "private", init: Literal["pretrained"] | Path | None = None,
 ) -> tuple[NestedNet, Start]:  # fmt: skip
     """Build the nested encoder with the weights of its folder, or of `init`, a run or a file.
 
-    Depths that are numbers of layers keep the encoder's last layer (`with_last_layer`).
-    Errors as for `build`; ValueError for a stem, or `init` "pretrained".
+    `net` is the folder, or an encoder that is built from it already. Depths that are numbers of layers
+    keep the encoder's last layer (`with_last_layer`). Errors as for `build`; ValueError for a stem, or
+    `init` "pretrained".
     """
     if stem != "auto":
         raise ValueError(f"--stem {stem} is for images, and --data names texts: leave it out")
     if init == "pretrained":
-        raise ValueError(f"--init pretrained: the weights of {net} are the start already; leave it out")
+        raise ValueError(
+            "--init pretrained: the weights of the encoder's folder (--net) are the start already; "
+            "leave it out"
+        )
     encoder = splits.encoder
-    if not stages:
-        stages, depths = with_last_layer(encoder.name, depths)
-    own: dict[str, Any] = {"stages": stages} if stages else {}
-    nested = build(
-        encoder.name, depths, norms=norms, config=encoder.config,
-        num_classes=len(splits.train.classes), **own,
-    )  # fmt: skip
-    nested.load_full(encoder.module.state_dict())
+    if isinstance(net, str):
+        if not stages:
+            stages, depths = with_last_layer(encoder.name, depths)
+        own: dict[str, Any] = {"stages": stages} if stages else {}
+        net = build(
+            encoder.name, depths, norms=norms, config=encoder.config,
+            num_classes=len(splits.train.classes), **own,
+        )  # fmt: skip
+        net.load_full(encoder.module.state_dict())
+    nested = net
     start = Start(Card(input="text"), encoder.fresh)
     if isinstance(init, Path):
         start = initialise(nested, init, splits.train.classes)
@@ -273,7 +279,8 @@ def prepare(
 
 def finish(
     task: Task[TextBatches], net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None,
-    record: Mapping[str, Any] | None = None, trained: Sequence[str] | None = None,
+    record: Mapping[str, Any] | None = None, trained: Sequence[str] | None = None, *,
+    cascade: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the trained `net` on the test part, write the run's results, and return them.
 
@@ -287,7 +294,7 @@ def finish(
         module.rescale(mean, std)
     kind = kind_of(examples)
     return classification.finish(
-        task, net, untrained, record, trained, kind=kind,
+        task, net, untrained, record, trained, kind=kind, cascade=cascade,
         write=partial(save_text, tokenizer=examples.tokenizer, kind=kind, pairs=examples.pairs),
         read=lambda file: load_text(file).net,
     )  # fmt: skip

@@ -5,9 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stepwell.data import Batches
+from stepwell.data.tokens import TextBatches
 from stepwell.files import config_of
 from stepwell.measure.data_parts import Parts, parts_of
+from stepwell.measure.text import KIND, load_text, text_parts
 from stepwell.nets import NestedNet
+from stepwell.nets.files.container import kind_of
+from stepwell.nets.files.nested import load
 
 
 class Clock:
@@ -32,3 +37,22 @@ def validated_parts(net: NestedNet, file: Path, data: str) -> Parts:
     if parts.validation is None:
         raise ValueError(f"{file} has no validation part, which thresholds and prices are found on")
     return parts
+
+
+def open_nested(
+    file: Path, data: str
+) -> tuple[NestedNet, Batches | TextBatches, Batches | TextBatches]:
+    """The network of a run on images or texts in eval mode, and its validation and test part.
+
+    ValueError without a validation part.
+    """
+    if kind_of(file) != KIND:
+        net = load(file)
+        images = validated_parts(net, file, data)
+        assert images.validation is not None
+        return net.eval(), images.validation, images.test
+    text = load_text(file)
+    texts = text_parts(text, file, config_of(file, "train it again"))
+    if texts.validation is None:
+        raise ValueError(f"{file} has no validation part, which thresholds are found on")
+    return text.net.eval(), texts.validation, texts.test

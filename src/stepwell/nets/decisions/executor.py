@@ -7,10 +7,12 @@ eval mode; in training, norms see other examples.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 Rows = Int[Tensor, " rows"]
 
@@ -181,3 +183,100 @@ def _added(base: Tensor, rows: Tensor, values: Tensor) -> Tensor:
         lying = base.permute(0, 2, 3, 1).index_add(0, rows, values.permute(0, 2, 3, 1))
         return lying.permute(0, 3, 1, 2)
     return base.index_add(0, rows, values)
+
+
+#: Positions that a convolution computes at once; their inputs stay in a processor's cache.
+PIECE = 256
+
+
+class Positions(NamedTuple):
+    """Some positions of maps: their indices in (batch, height, width), as it lies flat."""
+
+    batch: int
+    height: int
+    width: int
+    flat: Int[Tensor, " n"]
+
+    @classmethod
+    def of(cls, mask: Bool[Tensor, "batch height width"]) -> "Positions":
+        """The positions where a mask is true."""
+        batch, height, width = mask.shape
+        return cls(batch, height, width, mask.flatten().nonzero().flatten())
+
+    def padded(self, stride: int, height: int, width: int) -> Int[Tensor, " n"]:
+        """Indices of the first value that a 3×3 kernel reads, in maps padded by one on each side.
+
+        Args:
+            height, width: of the maps that it reads, without padding.
+        """
+        line = self.flat // self.width
+        image, row = line // self.height, line % self.height
+        column = self.flat % self.width
+        return (image * (height + 2) + row * stride) * (width + 2) + column * stride
+
+    def spread(self, values: Float[Tensor, "n channels"]) -> "Padded":
+        """Put values at the positions of maps that are zero elsewhere."""
+        rows = values.new_zeros(self.batch * (self.height + 2) * (self.width + 2), values.shape[1])
+        at = self.padded(1, self.height, self.width) + self.width + 3  # the middle of the kernel
+        return Padded(rows.index_copy_(0, at, values), self.height, self.width)
+
+
+class Padded(NamedTuple):
+    """Maps padded by one on each side, a row of channels for each position."""
+
+    rows: Float[Tensor, "positions channels"]
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "batch channels height width"]) -> "Padded":
+        """Maps, padded."""
+        rows = pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+        return cls(rows.reshape(-1, x.shape[1]), x.shape[2], x.shape[3])
+
+
+def at_positions(
+    x: Float[Tensor, "..."] | Padded, where: Positions, conv: nn.Module, norm: nn.Module, *,
+    relu: bool = False,
+) -> Float[Tensor, "n channels"]:  # fmt: skip
+    """A convolution and its BatchNorm in eval mode, at some positions of the output.
+
+    Args:
+        x: maps, padded maps, or of a 1×1 convolution its inputs at the positions (n, channels).
+        conv: 1×1 of stride 1, or 3×3 with a padding of one; without groups or a bias.
+    """
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    # (out, in, height, width) to (height · width · in, out)
+    weight = (conv.weight.permute(2, 3, 1, 0) * scale).flatten(0, 2)
+    if conv.kernel_size == (1, 1):
+        if not isinstance(x, Padded) and x.dim() == 4:
+            x = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).index_select(0, where.flat)
+        assert isinstance(x, Tensor)
+        y = torch.addmm(shift, x, weight)
+        return y.relu_() if relu else y
+    if not isinstance(x, Padded):
+        x = Padded.of(x)
+    first = where.padded(conv.stride[0], x.height, x.width)
+    steps = torch.arange(3, device=first.device)
+    kernel = (steps[:, None] * (x.width + 2) + steps).flatten()
+    y = x.rows.new_empty(len(first), weight.shape[1])
+    for start in range(0, len(first), PIECE):
+        piece = first[start : start + PIECE]
+        read = x.rows.index_select(0, (piece[:, None] + kernel).flatten())
+        torch.addmm(shift, read.view(len(piece), -1), weight, out=y[start : start + PIECE])
+    return y.relu_() if relu else y
+
+
+def with_added_rows(
+    base: Float[Tensor, "batch channels height width"], where: Positions,
+    values: Float[Tensor, "n channels"],
+) -> Float[Tensor, "batch channels height width"]:  # fmt: skip
+    """Add values to some positions of maps."""
+    lying = base.permute(0, 2, 3, 1)  # (batch, height, width, channels)
+    rows = lying.reshape(-1, base.shape[1]).index_add(0, where.flat, values)
+    return rows.view(lying.shape).permute(0, 3, 1, 2)

@@ -14,13 +14,26 @@ from torch.nn.functional import relu
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from stepwell.nets.decisions.deciding import Deciding
-from stepwell.nets.decisions.estimators import Draw
-from stepwell.nets.decisions.executor import with_branch
+from stepwell.nets.decisions.estimators import Draw, Scores
+from stepwell.nets.decisions.executor import BreakEven, with_branch
 from stepwell.nets.decisions.gates import Gate
 
 Maps = Float[Tensor, "batch _ _ _"]
-#: The further outputs of a gated block: its choices as one-hot rows ("skip", "run"), and their scores.
+#: Further outputs of a gated block: its choices as one-hot rows ("skip", "run"), and their scores.
+#: Another is "open", the share of the branch that runs for each image.
 EXTRAS = ("choice", "scores")
+
+
+class Chance(nn.Module):
+    """Stands for a gate: the same scores for every image, of two choices with given probabilities."""
+
+    def __init__(self, open: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scores", torch.stack([1 - open, open]).log().float())
+
+    def forward(self, x: Maps) -> Scores:
+        """Scores of the choices of a batch, by which "reinforce" draws."""
+        return self.get_buffer("scores").expand(len(x), -1)
 
 
 class Gated(Deciding):
@@ -43,6 +56,23 @@ class Gated(Deciding):
     def branch(self, x: Maps) -> Maps:
         """The residual branch alone."""
         raise NotImplementedError
+
+    def chance(self, rate: Tensor) -> nn.Module:
+        """Stands for the gate: it opens by chance, as often as this rate."""
+        return Chance(rate)
+
+    def some(self, x: Maps, share: float) -> Any:
+        """A decision to run the branch for about this share of a batch."""
+        count = max(1, round(share * len(x)))
+        return torch.linspace(0, len(x) - 1, count).long().to(x.device)
+
+    def share_of(self, decision: Any, batch: int) -> float:
+        """The share of the branch's work that a decision runs."""
+        return len(decision) / batch
+
+    def run(self, base: Maps, x: Maps, decision: Any, break_even: BreakEven | None = None) -> Maps:
+        """Add the branch to `base` as decided; above the break-even all of it is computed."""
+        return with_branch(base, x, decision, self.branch, break_even)
 
     def from_plain(self, plain: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The block's own gate, where the plain block has none."""
@@ -67,14 +97,15 @@ class Gated(Deciding):
                 y = base + choice[:, 1, None, None, None].to(base.dtype) * self.branch(x)
             else:
                 rows = (scores[:, 1] > scores[:, 0]).nonzero().flatten()
-                y = with_branch(base, x, rows, self.branch, self.break_even)
+                y = self.run(base, x, rows, self.break_even)
         y = relu(y)  # not in place: a skipped block may give its input
         if not extras:
             return y
         if choice is None and scores is not None:
             choice = Draw("threshold")(scores)
         assert choice is not None
-        return y, {"choice": choice, "scores": choice if scores is None else scores}
+        own = {"choice": choice, "scores": choice if scores is None else scores}
+        return y, own | {"open": choice[:, 1]}
 
 
 class GatedBasicBlock(Gated, BasicBlock):
@@ -110,7 +141,7 @@ class GatedBottleneck(Gated, Bottleneck):
 def add_price(module: nn.Module, price: float) -> None:
     """Subtract a cost penalty from every gate's score "run": the higher, the fewer blocks run."""
     for _, block in gated_blocks(module):
-        block.gate.get_parameter("scores.bias")[1] -= price
+        block.gate.get_parameter("scores.bias")[-1] -= price
 
 
 #: The blocks by the class that they are without a gate.

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from stepwell.nets.decisions.kernels import with_kernels
-from stepwell.nets.decisions.skipping import GATED, GatedBasicBlock
+from stepwell.nets.decisions.pixels import MASKED
+from stepwell.nets.decisions.skipping import GATED, Gated
 from stepwell.nets.families.builder import Stem
 from stepwell.types import Images, Logits
 
@@ -19,6 +20,9 @@ BASIC = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3)}
 BOTTLENECK = {"26": (2, 2, 2, 2), "50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
 #: 6n + 2 layers for n blocks a stage (He et al. 2016, section 4.2).
 CIFAR = {str(6 * n + 2): (n, n, n) for n in range(1, 19)}
+
+#: Gates of all blocks: none, one for each image, or one for each position.
+Gates = bool | Literal["pixels"]
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 CIFAR_STAGES = STAGES[:3]
@@ -33,7 +37,7 @@ def resnet(
     num_classes: int = 1000,
     stem: Stem = "imagenet",
     zero_init_residual: bool = True,
-    gates: bool = False,
+    gates: Gates = False,
     **mixed: Any,
 ) -> nn.Module:
     """torchvision's ResNet; with `stem="small"` a 3×3 stem of stride 1 for images of about 32 pixels.
@@ -41,12 +45,13 @@ def resnet(
     The last BatchNorm of every residual block starts at zero (Goyal et al. 2017, section 5.1), so a
     block that a sub-net newly enters starts as the identity.
 
-    With `gates`, every block has a gate by which an image may skip it (`nets.decisions.skipping`).
+    With `gates`, every block has a gate by which an image may skip it (`nets.decisions.skipping`); with
+    "pixels", a mask of the positions that run it (`nets.decisions.pixels`).
     `mixed` are the arguments of `with_kernels`, for networks without gates.
     """
     check_options(gates, mixed)
     net = ResNet(
-        GATED[block] if gates else block,
+        block_of(block, gates),
         list(blocks),
         num_classes,
         zero_init_residual=zero_init_residual,
@@ -58,13 +63,20 @@ def resnet(
     return with_kernels(net, **mixed)
 
 
-def check_options(gates: bool, mixed: Mapping[str, Any]) -> None:
+def block_of(
+    plain: type[BasicBlock | Bottleneck], gates: Gates
+) -> type[BasicBlock | Bottleneck | Gated]:
+    """The class of the blocks with these gates."""
+    return plain if not gates else MASKED[plain] if gates == "pixels" else GATED[plain]
+
+
+def check_options(gates: Gates, mixed: Mapping[str, Any]) -> None:
     """Refuse blocks with gates and mixed kernels at once."""
     if gates and mixed.get("kernels"):
         raise ValueError("a block has gates or mixed kernels: leave out gates=True or kernels=")
 
 
-def cifar_resnet(blocks: Sequence[int], *, gates: bool = False, **options: Any) -> nn.Module:
+def cifar_resnet(blocks: Sequence[int], *, gates: Gates = False, **options: Any) -> nn.Module:
     """A `CifarResNet`; `options` may be those of `with_kernels`, too, for networks without gates."""
     mixed: dict[str, Any] = {k: options.pop(k) for k in ("kernels", "routing") if k in options}
     check_options(gates, mixed)
@@ -96,17 +108,19 @@ class CifarResNet(nn.Module):
         zero_init_residual: bool = True,
         norm: Literal["batch", "layer"] = "batch",
         widths: tuple[int, int, int] = (16, 32, 64),
-        gates: bool = False,
+        gates: Gates = False,
         stride: int = 1,
     ) -> None:
         super().__init__()
+        if gates == "pixels" and norm != "batch":
+            raise ValueError("masks of positions need BatchNorm: leave out norm=, or name resnet20")
         norm_of = nn.BatchNorm2d if norm == "batch" else partial(nn.GroupNorm, 1)
         first, second, third = widths
         kernel = max(3, 2 * stride - 1)
         self.conv1 = nn.Conv2d(3, first, kernel, stride=stride, padding=kernel // 2, bias=False)
         self.bn1 = norm_of(first)
         self.relu = nn.ReLU(inplace=True)
-        stage = partial(_cifar_stage, GatedBasicBlock if gates else BasicBlock, norm_of=norm_of)
+        stage = partial(_cifar_stage, block_of(BasicBlock, gates), norm_of=norm_of)
         self.layer1 = stage(first, first, blocks[0], stride=1)
         self.layer2 = stage(first, second, blocks[1], stride=2)
         self.layer3 = stage(second, third, blocks[2], stride=2)

@@ -1,0 +1,104 @@
+"""Train a network whose blocks run at some positions of an image."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+
+from stepwell.data.image_flags import TrainingImages
+from stepwell.flags import Flags, Hidden, Together, checked
+from stepwell.measure.skipping import gate_budgets, measure_skipping
+from stepwell.methods.pixels import Pixels
+from stepwell.nets.files.nested import save
+from stepwell.nets.nested.net import NestedNet
+from stepwell.recipes import flags
+from stepwell.tasks import classification
+from stepwell.tasks.classification import Measured
+from stepwell.training import Loop, fit
+from stepwell.training.optimisation import Smoothed
+
+KIND = "pixels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelsAblation(Together):
+    """Options for studies.
+
+    Attributes:
+        estimator, temperature: of the masks: see `Draw`.
+    """
+
+    estimator: str = "gumbel"
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masks:
+    """Masks of the positions that run a block.
+
+    Attributes:
+        target: share of the MACs of all blocks that runs, on average over images.
+        sparsity_weight: weight of the distance from the target.
+    """
+
+    TITLE: ClassVar = "mask"
+    target: float = 0.5
+    sparsity_weight: float = 10.0
+
+
+def pixels(
+    *,
+    data: flags.Data,
+    out: flags.Out,
+    net: flags.Net = "resnet20",
+    stem: flags.Stem = "auto",
+    init: flags.Init = None,
+    masks: Flags[Masks] = Masks(),
+    images: Flags[TrainingImages] = TrainingImages(),
+    training: Flags[Smoothed] = Smoothed(),
+    loop: Flags[Loop] = Loop(),
+    ablation: Hidden[PixelsAblation] = PixelsAblation(),
+) -> dict[str, Any]:
+    """Train a ResNet whose blocks run only where an image needs them (DynConv).
+
+    With --init RUN of a plain ResNet, its weights are the start and the masks are fresh.
+
+    Examples:
+        stepwell train pixels --data digits --out runs/pixels
+        stepwell train pixels --data photos/ --out runs/third --net resnet50 --target 0.3
+    """
+    init = flags.file_of(init)
+    training = classification.settled(training)
+    arguments = checked(locals())
+    if not net.startswith("resnet"):
+        raise ValueError(f"--net {net}: masks are for residual blocks, so name a ResNet (resnet20)")
+    if not masks.target:
+        raise ValueError("--target 0: no position would run a block: give a share above 0, such as 0.3")
+    torch.manual_seed(training.seed)
+    splits = classification.read_splits(data, out, images, net)
+    nested, start = classification.start_network(splits, net, stem=stem, init=init, gates="pixels")
+    inputs = classification.prepare(splits, images, training, start=start, init=init)
+    objective = Pixels(
+        nested, label_smoothing=training.label_smoothing, **vars(masks), **vars(ablation)
+    )
+    with classification.open_task("pixels", out, loop, arguments, inputs, nested) as task:
+        fit(
+            objective, task.train, training.optim(), task.run, phase="masks", epochs=training.epochs,
+            validate=classification.validator(nested, task), loop=loop, patience=training.patience,
+        )  # fmt: skip
+
+        def settle(net: NestedNet) -> None:
+            if task.validation is not None:  # accuracies of training images would mislead
+                budgets = gate_budgets(net, task.validation)
+                kept = tuple((b.price, b.macs, b.accuracy) for b in budgets)
+                net.card = replace(net.card, gate_budgets=kept)
+
+        def measure(net: NestedNet, test: Any) -> Measured:
+            results, seen = measure_skipping(net.cpu(), test, KIND)
+            results[KIND] |= {"target": masks.target}
+            return Measured(results, seen.logits, seen.labels, {net.full: results["costs"]["chosen"]})
+
+        return classification.finish(
+            task, nested, kind=KIND, write=partial(save, kind=KIND), measure=measure, settle=settle
+        )
