@@ -206,7 +206,8 @@ def _run_lightning(job: Job, loop: Loop, install_signals: Callable[[], None]) ->
             self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None,
             gradient_clip_algorithm: str | None = None,
         ) -> None:  # fmt: skip
-            prepared = job.optim.prepare(job.objective) if job.optim.prepare is not None else ()
+            prepare = job.optim.prepare
+            prepared = (None if prepare is None else prepare(job.objective)) or ()
             gradients = [(parameter, parameter.grad) for parameter in prepared]
             for parameter in prepared:
                 parameter.grad = None

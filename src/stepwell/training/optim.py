@@ -24,12 +24,12 @@ class Optim(NamedTuple):
     factor: maps the share of training done, in [0, 1], to a factor of the learning rate. It is a closed
         form, so a resumed run needs no scheduler state.
     prepare: called with the objective once a step, after backward and before gradients are clipped; it
-        may change the gradients in place. It gives the parameters that clipping leaves out.
+        may change the gradients in place. It gives the parameters that clipping leaves out, if any.
     """
 
     make: Callable[[nn.Module], Optimizer]
     factor: Callable[[float], float]
-    prepare: Callable[[Objective], Collection[nn.Parameter]] | None = None
+    prepare: Callable[[Objective], Collection[nn.Parameter] | None] | None = None
 
 
 def sgd(lr: float, *, weight_decay: float = 5e-4, momentum: float = 0.9, warmup: float = 0.05) -> Optim:
