@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -202,6 +203,12 @@ def settle_open_rate(net: NestedNet, batches: Iterable[Batch], target: float) ->
 
 
 @torch.no_grad()
+def keep_budgets(net: NestedNet, batches: Batches) -> None:
+    """Measure `gate_budgets`, and keep them on the card of the network."""
+    kept = tuple((b.price, b.macs, b.accuracy) for b in gate_budgets(net, batches))
+    net.card = replace(net.card, gate_budgets=kept)
+
+
 def gate_budgets(net: NestedNet, batches: Batches) -> tuple[Budget, ...]:
     """Measure accuracy and mean MACs of the full net at several cost penalties, cheapest first.
 

@@ -1,6 +1,6 @@
 """Train a network whose blocks run at some positions of an image."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -8,7 +8,7 @@ import torch
 
 from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked
-from stepwell.measure.skipping import gate_budgets, measure_skipping
+from stepwell.measure.skipping import keep_budgets, measure_skipping
 from stepwell.methods.pixels import Pixels
 from stepwell.nets.files.nested import save
 from stepwell.nets.nested.net import NestedNet
@@ -88,11 +88,9 @@ def pixels(
             validate=classification.validator(nested, task), loop=loop, patience=training.patience,
         )  # fmt: skip
 
-        def settle(net: NestedNet) -> None:
+        def decide(net: NestedNet) -> None:
             if task.validation is not None:  # accuracies of training images would mislead
-                budgets = gate_budgets(net, task.validation)
-                kept = tuple((b.price, b.macs, b.accuracy) for b in budgets)
-                net.card = replace(net.card, gate_budgets=kept)
+                keep_budgets(net, task.validation)
 
         def measure(net: NestedNet, test: Any) -> Measured:
             results, seen = measure_skipping(net.cpu(), test, KIND)
@@ -100,5 +98,5 @@ def pixels(
             return Measured(results, seen.logits, seen.labels, {net.full: results["costs"]["chosen"]})
 
         return classification.finish(
-            task, nested, kind=KIND, write=partial(save, kind=KIND), measure=measure, settle=settle
+            task, nested, kind=KIND, write=partial(save, kind=KIND), measure=measure, decide=decide
         )

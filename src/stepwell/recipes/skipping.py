@@ -1,6 +1,6 @@
 """Train a network whose gates skip blocks."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -8,7 +8,7 @@ import torch
 
 from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked, flag
-from stepwell.measure.skipping import gate_budgets, measure_skipping, settle_open_rate
+from stepwell.measure.skipping import keep_budgets, measure_skipping, settle_open_rate
 from stepwell.methods.skipping import Skipping
 from stepwell.nets.files.nested import save
 from stepwell.nets.nested.net import NestedNet
@@ -107,9 +107,7 @@ def skipping(
             if aig:
                 settle_open_rate(net, part, gates.target)
             if task.validation is not None:  # accuracies of training images would mislead
-                budgets = gate_budgets(net, task.validation)
-                kept = tuple((b.price, b.macs, b.accuracy) for b in budgets)
-                net.card = replace(net.card, gate_budgets=kept)
+                keep_budgets(net, task.validation)
 
         return classification.finish(
             task, nested, kind=KIND, write=partial(save, kind=KIND),
