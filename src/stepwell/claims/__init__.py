@@ -24,6 +24,8 @@ CLAIMS: dict[str, tuple[str, str]] = {
                 "experts of each token against one MLP of the same cost"),
     "kernels": ("stepwell.claims.kernels:STUDY",
                 "kernels mixed for each image against one kernel, and a deeper network"),
+    "cnc": ("stepwell.claims.cnc.study:STUDY",
+            "pictures of complex networks against degrees, structure and the published split"),
     "pseudo": ("stepwell.claims.pseudo.study:STUDY", "detectors from boxes of teachers against labels "
                "and features alone, and detectors of several depths"),
     "fidelity": ("stepwell.claims.fidelity.study:STUDY", "does distillation work? agreement of "

@@ -51,8 +51,8 @@ class Pictures:
         check_numbers(vars(self))
         if self.walks * self.walk_length > MOST_STEPS:
             raise ValueError(
-                f"--walks {self.walks} of --walk-length {self.walk_length}: at most {MOST_STEPS:,} nodes "
-                "on the walks from one node"
+                f"--walks {self.walks} of --walk-length {self.walk_length}: at most {MOST_STEPS:,} "
+                "nodes on the walks from one node"
             )
         if self.dimensions > MOST_DIMENSIONS:
             raise ValueError(f"--dimensions {self.dimensions}: at most {MOST_DIMENSIONS}")
