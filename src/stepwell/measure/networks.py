@@ -72,7 +72,7 @@ def saliency(net: NestedNet, pixels: NDArray[np.uint8], label: int) -> Table:
     with in_eval_mode(net), torch.enable_grad():
         logits = net(x)
         rest = [i for i in range(logits.shape[1]) if i != label]
-        (logits[0, label] - logits[0, rest].mean()).backward()  # type: ignore[no-untyped-call]
+        (logits[0, label] - logits[0, rest].mean()).backward()
     assert x.grad is not None
     found: Table = (x.grad * (x.detach() - black)).sum(1)[0].numpy().astype(np.float64)
     return found
@@ -142,7 +142,7 @@ def explain(net: NestedNet, test: ImageSet, classes: Sequence[str], seed: int = 
             margins = [_margin(row, label) for row in (logits, *net(normalised(drawn, net.card)))]
             falls.append((margins[0] - margins[1], margins[0] - margins[2]))
     table = np.array(falls).reshape(-1, 2)
-    deletion = {"n": len(table)}
+    deletion: dict[str, float] = {"n": len(table)}
     if len(table):
         salient, other = table.mean(0).tolist()
         larger = float((table[:, 0] > table[:, 1]).mean())

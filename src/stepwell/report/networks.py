@@ -68,7 +68,7 @@ def _caption(one: Mapping[str, Any]) -> str:
 
 
 def _means(means: Mapping[str, Any]) -> str | None:
-    return _row([(name, np.array(pixels, np.uint8)) for name, pixels in means.items()])
+    return _row([(name, _bright(pixels)) for name, pixels in means.items()])
 
 
 def _filters(filters: Sequence[Any]) -> str | None:
@@ -77,6 +77,12 @@ def _filters(filters: Sequence[Any]) -> str | None:
         return None
     top = max(abs(table).max(), 1e-12)
     return _row([("", (one / top + 1) / 2) for one in table[:16]])
+
+
+def _bright(pixels: Any) -> Any:
+    """Scale each channel of a picture to the full range."""
+    values = np.array(pixels, float)
+    return (255 * values / np.maximum(values.max((0, 1)), 1)).astype(np.uint8)
 
 
 def _row(pictures: Sequence[tuple[str, Any]]) -> str | None:
@@ -97,14 +103,14 @@ def _row(pictures: Sequence[tuple[str, Any]]) -> str | None:
 
 def _example(one: Mapping[str, Any]) -> str:
     """Draw a picture, its saliency, and the salient nodes with their edges."""
-    pixels, cells = np.array(one["pixels"], np.uint8), np.array(one["saliency"])
+    pixels, cells = _bright(one["pixels"]), np.array(one["saliency"])
     nodes, edges = np.array(one["cells"]).reshape(-1, 2), np.array(one["edges"]).reshape(-1, 2, 2)
 
     def paint(figure: Figure) -> None:
         first, second, third = (figure.add_subplot(1, 3, i) for i in (1, 2, 3))
         first.imshow(pixels, interpolation="nearest")
         second.imshow(cells, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-        third.imshow(pixels // 2 + 127, interpolation="nearest")
+        third.imshow(255 - pixels // 3, interpolation="nearest")
         for (a, b), (c, d) in edges.tolist():
             third.plot([b, d], [a, c], color="#666666", linewidth=0.4)
         third.plot(nodes[:, 1], nodes[:, 0], "o", color="#D55E00", markersize=3)

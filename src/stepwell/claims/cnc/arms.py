@@ -133,7 +133,7 @@ def published_split(
         ):
             for index, name in enumerate(splits.train.classes):
                 (place / part / name).mkdir(parents=True)
-                members = source.pixels[source.labels == index].numpy()  # type: ignore[index]
+                members = source.pixels[source.labels == index].numpy()
                 pairs = rng.integers(0, len(members), (test if images is None else train, 2))
                 summed = [members[a].astype(int) + members[b] for a, b in pairs.tolist()]
                 every = summed if images is None else [*members, *summed]
