@@ -51,7 +51,12 @@ def test_statistics_are_those_of_a_triangle_with_a_tail():
     assert found[7] < 0 < found[-1] == pytest.approx(1)
 
 
-def test_verify_cnc_quick_runs(tmp_path):
+@pytest.mark.filterwarnings(
+    "ignore:the axes of", "ignore:.*images are set aside", "ignore:.*parts, which"
+)
+def test_verify_cnc_quick_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEPWELL_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("STEPWELL_ONE_PROCESS", "1")
     arms = [PICTURE, DEGREES]
     record, page = verify_system("cnc", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms)
     assert record["arms"][PICTURE]["copies/same"]["n"] == 1

@@ -16,6 +16,13 @@ from stepwell.recipes import train
 QUICK = {"epochs": 1, "size": 16, "batch_size": 8, "device": "cpu"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEPWELL_DATA", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
     root = tmp_path_factory.mktemp("networks")
