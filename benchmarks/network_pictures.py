@@ -38,7 +38,7 @@ def gensim_embedding(network: Network, *, cbow: bool) -> None:
 
     paths = walks(network, HOW["walks"], HOW["walk_length"], np.random.default_rng(0)).T
     model = Word2Vec(
-        [[str(node) for node in path] for path in paths.tolist()], vector_size=HOW["dimensions"],
+        [[str(node) for node in path] for path in paths.tolist()], vector_size=20,
         window=HOW["window"], min_count=1, sg=int(not cbow), workers=1, seed=0,
     )  # fmt: skip
     PCA(2).fit_transform(model.wv.vectors)
@@ -52,7 +52,9 @@ def main() -> None:
     given = parser.parse_args()
     network = network_of(NODES)
     calls: dict[str, Callable[[], object]] = {
-        name: lambda name=name: draw(network, HOW | {"embedding": name}, SIZE)
+        name: lambda name=name: draw(
+            network, HOW | {"embedding": name, "dimensions": 8 if name == "ppmi" else 20}, SIZE
+        )
         for name in ("ppmi", "cbow", "skipgram")
     }
     try:

@@ -60,9 +60,7 @@ def test_verify_cnc_quick_runs(tmp_path, monkeypatch):
     arms = [PICTURE, DEGREES]
     record, page = verify_system("cnc", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms)
     assert record["arms"][PICTURE]["copies/same"]["n"] == 1
-    assert {"beyond-degrees/ws-null", "robust/size"} - {c["id"] for c in record["claims"]} == {
-        "robust/size"
-    }
+    assert {"headline", "copies", "robust/size"} <= {claim["id"] for claim in record["claims"]}
     assert page.exists()
     with pytest.raises(ValueError, match="verify cnc needs real networks"):
         verify_system("cnc", {}, quick=False, seeds=1, workers=1, folder=tmp_path, arms=arms)

@@ -59,7 +59,7 @@ def pictures(
 
     Args:
         train, test: networks of each class. epochs, field_epochs: passes on generated and real ones.
-        changed: also test the networks of the first task on other sizes, densities and relabelled
+        changed: also test the CNN of ba-ws on other sizes, densities and relabelled
             copies, and delete salient nodes. repeats: networks of each such test.
         drawing: flags of `train cnc`.
     """
@@ -70,7 +70,7 @@ def pictures(
             run = out / f"{task} run"
             results = call(cnc, data=str(folder), out=run, epochs=epochs, **how)
             found |= _rates(task, results["test"], results["rows"])
-            if changed and task == tasks[0]:
+            if changed and task == "ba-ws":
                 found |= _changed(load(run / "net.safetensors").eval(), folder, nodes, repeats, seed)
             if changed:
                 found |= _deleted(task, load(run / "net.safetensors").eval(), folder, seed)
@@ -356,5 +356,5 @@ def write_quick(folder: Path) -> dict[str, Any]:
     (place / "groups.tsv").write_text("".join(lines), encoding="utf-8")
     return {
         "data": str(place), "nodes": 30, "train": 4, "test": 3, "epochs": 1, "field_epochs": 1,
-        "repeats": 1, "tasks": ("ws-null",),
+        "repeats": 1, "tasks": ("ba-ws",),
     }  # fmt: skip

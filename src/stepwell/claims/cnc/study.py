@@ -24,11 +24,13 @@ def drawn(**flags: object) -> Arm:
 
 ARMS: dict[str, Arm] = {
     PICTURE: drawn(changed=True),
-    CBOW: drawn(embedding="cbow", channels=("counts",), fields=False),
+    CBOW: drawn(embedding="cbow", dimensions=20, channels=("counts",), fields=False),
     DEGREES: Arm(f"{PLACE}:statistics", {"features": "degrees"}),
     STRUCTURE: Arm(f"{PLACE}:statistics", {"features": "structure"}),
     GREY: drawn(channels=("counts",)),
-    SKIPGRAM: drawn(embedding="skipgram", channels=("counts",), fields=False, tasks=("ws-null",)),
+    SKIPGRAM: drawn(
+        embedding="skipgram", dimensions=20, channels=("counts",), fields=False, tasks=("ws-null",)
+    ),
     COUNTS: Arm(f"{PLACE}:statistics", {"features": "counts"}),
     SUMS: Arm(f"{PLACE}:sums"),
     PUBLISHED: Arm(f"{PLACE}:published_split"),
@@ -108,8 +110,9 @@ CHANGES = [
 
 STUDY = Study(
     key="cnc", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
-    note=("The channels degree and span were chosen on networks of 500 nodes of the four tasks, with "
-          "another seed of graphs. The regressions have the same networks and no tuning."),
+    note=("The channels degree and span, and 8 dimensions, were chosen on networks of 500 nodes of "
+          "the four tasks, with another seed of graphs. The regressions have the same networks and no "
+          "tuning."),
     common={"data": "", "nodes": 300, "train": 100, "test": 250, "epochs": 20,
             "field_epochs": 20, "repeats": 30},
     quick=write_quick,
