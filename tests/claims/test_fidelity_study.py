@@ -198,7 +198,7 @@ def test_a_student_with_its_teachers_seed_begins_with_its_weights(tmp_path):
 def test_data_that_has_changed_is_not_compared_on(verified, monkeypatch, tmp_path):
     _, folder, _ = verified
     other = load_images("digits", 10)
-    monkeypatch.setattr(parts, "load_images", lambda *_: other)
+    monkeypatch.setattr(parts, "load_images", lambda *_, **__: other)
     run = unit(folder, student(SELF)) / "run"
     with pytest.raises(ValueError, match="digits has changed since"):
         compare(out=tmp_path, student=run / "net.safetensors", teacher=(str(run),))

@@ -2,7 +2,9 @@
 
 import io
 import os
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -349,3 +351,11 @@ def test_a_card_records_the_format_and_refuses_nonsense():
     with pytest.raises(ValueError, match="is no network"):
         format_of(HOW).squared(np.zeros((8, 8, 3)), 16)
     assert pixels.max() > 0
+
+
+def test_the_lines_of_the_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[2] / "docs" / "network-pictures.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    exec(compile(code.replace("train=20", "train=2"), "network-pictures.md", "exec"), {})
+    assert len(load_images("networks").train) == 4

@@ -16,6 +16,13 @@ from stepwell.recipes import train
 QUICK = {"epochs": 1, "size": 16, "batch_size": 8, "device": "cpu"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEPWELL_DATA", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
     root = tmp_path_factory.mktemp("networks")
@@ -37,6 +44,17 @@ def test_results_say_what_degrees_reach_without_a_picture(run):
     baselines = results["cnc"]["baselines"]
     assert set(baselines) == {"nodes and edges", "degrees", "sum of the picture"}
     assert baselines["degrees"]["accuracy"] == 1  # Barabási-Albert networks have hubs
+
+
+def test_the_page_shows_which_nodes_decide(run):
+    from stepwell.report import write_report
+
+    deletion = json.loads((run / "results.json").read_text())["cnc"]["deletion"]
+    assert deletion["n"] == 6
+    assert set(deletion) == {"n", "salient", "equal degree", "larger"}
+    page = write_report([run], run / "report.html").read_text()
+    for words in ("Without a picture", "the most salient nodes", "mean picture of each class"):
+        assert words in page
 
 
 def test_the_file_draws_new_networks_as_the_training_did(run, networks):
@@ -63,6 +81,11 @@ def test_one_folder_is_for_every_recipe_of_images(run, networks, tmp_path):
     own = train("supervised", data=str(networks), out=tmp_path / "own", net="cnc", walks=3, **QUICK)
     assert own["examples"] == 6
     assert stepwell.open_network(tmp_path / "own").net.card.drawing["walks"] == 3
+    with pytest.raises(ValueError, match="saw pictures with --walks 10"):
+        train(
+            "distill", data=str(networks), out=tmp_path / "other", teacher=(str(run),), student="cnc",
+            walks=3, **QUICK,
+        )  # fmt: skip
     with pytest.raises(ValueError, match="--walks 5, not 3|--walks 3, not 5"):
         train("supervised", data=str(networks), out=tmp_path / "own", net="cnc", walks=5, **QUICK)
 

@@ -30,6 +30,8 @@ CLAIMS: dict[str, tuple[str, str]] = {
                 "kernels mixed for each image against one kernel, and a deeper network"),
     "pkkd": ("stepwell.claims.pkkd:STUDY",
              "adder networks taught by a convolutional twin, and the same teaching of a convolution"),
+    "cnc": ("stepwell.claims.cnc.study:STUDY",
+            "pictures of complex networks against degrees, structure and the published split"),
     "pseudo": ("stepwell.claims.pseudo.study:STUDY", "detectors from boxes of teachers against labels "
                "and features alone, and detectors of several depths"),
     "fidelity": ("stepwell.claims.fidelity.study:STUDY", "does distillation work? agreement of "

@@ -49,7 +49,7 @@ def verify(
         seeds: number of trainings of each arm.
         data: a folder or a name, instead of the system's own: of images; for dkge of snapshots
             (2008/train.tsv, valid.tsv, test.tsv, 2009/...), of which the last four are used; for bert
-            and textexits of texts (train.tsv, dev.tsv).
+            and textexits of texts (train.tsv, dev.tsv); for cnc of complex networks with groups.tsv.
         size: height and width of the images; by default the system's own.
         epochs: passes over the training part, of every arm; by default the system's own.
         net: of bert and textexits: the encoder's folder (config.json, tokenizer.json,

@@ -95,3 +95,9 @@ def at(about: Mapping[str, NDArray[Any]], indices: Tensor) -> dict[str, NDArray[
     """The facts about the images at `indices`."""
     rows = torch.as_tensor(indices).numpy()
     return {name: values[rows] for name, values in about.items()}
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The first setting in which two records of a format draw another image; empty if none does."""
+    names = (n for n in one if n != "max_edges" and one[n] != other.get(n))
+    return next(names, "").replace("_", "-")

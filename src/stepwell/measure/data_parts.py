@@ -11,6 +11,7 @@ from torch import nn
 
 from stepwell.data import Augment, Batches, ImageSet, Splits, load_images
 from stepwell.data.distill_data import DistillData
+from stepwell.data.formats import differing
 from stepwell.data.image_flags import Augmentation, Images, LabelledImages, part_of
 from stepwell.files import read_json
 from stepwell.flags import recorded
@@ -156,8 +157,15 @@ def fitted(
 ) -> nn.Module:
     """Adapt a teacher to the images of `batches` by `OpenTeacher.for_data`, and try it on a few.
 
-    `logits`: its logits are compared, so it must have the classes of the images.
+    `logits`: its logits are compared, so it must have the classes of the images. ValueError for a
+    teacher whose pictures of networks are drawn otherwise.
     """
+    for source in teacher.sources:
+        if source.drawing and (name := differing(source.drawing, batches.images.drawing)):
+            raise ValueError(
+                f"the teacher {source.name} saw pictures with --{name} {source.drawing.get(name)}, and "
+                "these are drawn otherwise: give the same flags"
+            )
     few = batches.images.subset(torch.arange(min(16, len(batches.images))))
     (images, _), *_ = batches.with_images(few)
     normalisation = (batches.mean, batches.std)

@@ -1,11 +1,19 @@
-"""What classifies complex networks without their pictures: counts of nodes and edges, and degrees."""
+"""Pictures of complex networks explained: what needs no picture, and which nodes decide."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from stepwell.data import ImageSet
+from stepwell.data.pictures import store
+from stepwell.data.pictures.network import Network, edge_list, parse_network, read_network
+from stepwell.data.pictures.picture import Picture, draw
+from stepwell.nets import NestedNet
+from stepwell.nets.predictions import normalised
+from stepwell.train_mode import in_eval_mode
 
 Table = NDArray[np.float64]
 #: Facts about networks by the name of the baseline that reads them.
@@ -13,6 +21,10 @@ BASELINES: Mapping[str, Sequence[str]] = {
     "nodes and edges": ("nodes", "edges"),
     "degrees": ("degree_mean", "degree_std", "degree_max"),
 }
+#: Share of the nodes that count as salient, and networks of the deletion test.
+SALIENT, DELETED = 0.05, 40
+#: Networks that the page shows, edges that it draws of each, and edges of a network to explain at most.
+SHOWN, EDGES, LARGE = 6, 400, 20_000
 #: The baseline that reads the sums of the picture's channels alone.
 SUMS = "sum of the picture"
 
@@ -50,6 +62,124 @@ def _logarithms(table: Table) -> Table:
 
 
 def _pixels(part: ImageSet) -> Table:
-    import torch
-
     return part.pixels[torch.arange(len(part))].numpy().astype(np.float64)
+
+
+def saliency(net: NestedNet, pixels: NDArray[np.uint8], label: int) -> Table:
+    """How much each cell of a picture speaks for a class: gradient times input, (size, size)."""
+    x = normalised([pixels], net.card).requires_grad_(True)
+    black = normalised([np.zeros_like(pixels)], net.card)
+    with in_eval_mode(net), torch.enable_grad():
+        logits = net(x)
+        rest = [i for i in range(logits.shape[1]) if i != label]
+        (logits[0, label] - logits[0, rest].mean()).backward()
+    assert x.grad is not None
+    found: Table = (x.grad * (x.detach() - black)).sum(1)[0].numpy().astype(np.float64)
+    return found
+
+
+def salient_nodes(shown: Picture, cells: Table) -> NDArray[np.int64]:
+    """The nodes in the most salient cells, the most salient first."""
+    met = np.flatnonzero(shown.cells[:, 0] >= 0)
+    row, column = shown.cells[met].T
+    crowd = np.zeros(cells.shape)
+    np.add.at(crowd, (row, column), 1)
+    scores = cells[row, column] / crowd[row, column]
+    return met[np.argsort(-scores, kind="stable")][: max(1, round(SALIENT * len(met)))]
+
+
+def alike(network: Network, nodes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """As many other nodes of equal degree, or the nearest one, drawn at random."""
+    free = np.setdiff1d(np.arange(len(network.names)), nodes)
+    drawn = []
+    for node in nodes.tolist():
+        if not len(free):
+            break
+        apart = abs(network.degrees[free] - network.degrees[node]) + rng.random(len(free)) / 2
+        drawn.append(free[apart.argmin()])
+        free = free[free != drawn[-1]]
+    return np.array(drawn, np.int64)
+
+
+def without(network: Network, nodes: NDArray[np.int64], how: Mapping[str, Any]) -> Network:
+    """The network without some nodes; ValueError if no edge is left."""
+    gone = {network.names[i] for i in nodes.tolist()}
+    lines = [line for line in edge_list(network) if not gone & {*line.rstrip("\n").split("\t")[:2]}]
+    return parse_network("".join(lines).encode(), ".tsv", how)
+
+
+def explain(net: NestedNet, test: ImageSet, classes: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """Which cells and nodes decide on some test networks, and whether deleting these matters more.
+
+    Returns:
+        "examples" for the page; "deletion": the mean fall of the margin between the predicted class
+        and the others without the salient nodes, and without as many others of equal degree, the
+        share of networks where the first is larger, and their number "n".
+    """
+    how, size = net.card.drawing, net.card.size
+    rng = np.random.default_rng(seed)
+    small = np.flatnonzero(test.about["edges"] <= LARGE)
+    some = rng.permutation(small)[:DELETED].tolist()
+    examples, falls = list[dict[str, Any]](), list[tuple[float, float]]()
+    with store.one_thread(), torch.no_grad():
+        for index in some:
+            network = read_network(str(test.about["path"][index]), how)
+            shown = draw(network, how, size)
+            logits = net(normalised([shown.pixels], net.card))[0]
+            label = int(logits.argmax())
+            cells = saliency(net, shown.pixels, label)
+            nodes = salient_nodes(shown, cells)
+            if len(examples) < SHOWN:
+                true = classes[int(test.labels[index])]
+                examples.append(_example(network, shown, cells, nodes) | {
+                    "file": str(test.about["path"][index]), "class": true, "answer": classes[label],
+                })  # fmt: skip
+            try:
+                rivals = (nodes, alike(network, nodes, rng))
+                drawn = [draw(without(network, gone, how), how, size).pixels for gone in rivals]
+            except ValueError:  # too small to lose a node
+                continue
+            margins = [_margin(row, label) for row in (logits, *net(normalised(drawn, net.card)))]
+            falls.append((margins[0] - margins[1], margins[0] - margins[2]))
+    table = np.array(falls).reshape(-1, 2)
+    deletion: dict[str, float] = {"n": len(table)}
+    if len(table):
+        salient, other = table.mean(0).tolist()
+        larger = float((table[:, 0] > table[:, 1]).mean())
+        deletion |= {"salient": salient, "equal degree": other, "larger": larger}
+    return {"examples": examples, "deletion": deletion}
+
+
+def _margin(logits: torch.Tensor, label: int) -> float:
+    rest = torch.cat([logits[:label], logits[label + 1 :]])
+    return float(logits[label] - rest.mean())
+
+
+def _example(
+    network: Network, shown: Picture, cells: Table, nodes: NDArray[np.int64]
+) -> dict[str, Any]:
+    """A picture, its salient cells, and the salient nodes with their edges, as JSON holds them."""
+    sources = np.repeat(np.arange(len(network.names)), network.degrees)
+    near = np.isin(sources, nodes) & (shown.cells[network.neighbours, 0] >= 0)
+    ends = np.stack([sources[near], network.neighbours[near]], 1)[:EDGES]
+    scale = max(abs(cells).max(), np.finfo(float).tiny)
+    return {
+        "pixels": shown.pixels.tolist(), "saliency": np.round(cells / scale, 3).tolist(),
+        "nodes": [network.names[i] for i in nodes.tolist()], "cells": shown.cells[nodes].tolist(),
+        "edges": shown.cells[ends].tolist(),
+    }  # fmt: skip
+
+
+def class_means(part: ImageSet) -> dict[str, Any]:
+    """The mean picture of each class, as JSON holds it."""
+    pixels, labels = _pixels(part), part.labels.numpy()
+    means = {c: pixels[labels == i].mean(0) for i, c in enumerate(part.classes) if (labels == i).any()}
+    return {
+        name: np.round(mean).astype(int).transpose(1, 2, 0).tolist() for name, mean in means.items()
+    }
+
+
+def first_filters(net: NestedNet) -> Any:
+    """The filters of the first convolution (filters, height, width, channels), as JSON holds them."""
+    weights = next(p for p in net.module.parameters() if p.ndim == 4).detach()
+    return np.round(weights.permute(0, 2, 3, 1).numpy(), 4).tolist()

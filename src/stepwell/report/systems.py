@@ -8,6 +8,7 @@ from stepwell.report.full_net import full_net_note
 from stepwell.report.grafting import against_shots, grafting_section
 from stepwell.report.internal import internal_section
 from stepwell.report.mixtures import mixture_section
+from stepwell.report.networks import networks_section
 from stepwell.report.resolution import resolution_section, widths_section
 from stepwell.report.run_record import RunRecord
 from stepwell.report.skipping import skipping_section
@@ -18,6 +19,7 @@ NOTES: Mapping[str, Part] = {"ekd": full_net_note}
 SECTIONS: Mapping[str, Part] = {
     "adder_bits": bits_section,
     "bert": internal_section,
+    "cnc": networks_section,
     "drnet": resolution_section,
     **{key: mixture_section(key) for key in MIXTURES},
     "netgraft": grafting_section,

@@ -1,9 +1,11 @@
 """The task of classifying complex networks: images, and what counts and degrees say without them."""
 
+import json
 from typing import Any, TypeVar
 
 from stepwell.data import Splits
-from stepwell.measure.networks import baselines
+from stepwell.files import write_whole
+from stepwell.measure.networks import baselines, class_means, explain, first_filters
 from stepwell.nets import NestedNet
 from stepwell.tasks import classification
 from stepwell.tasks.classification import Task
@@ -13,6 +15,8 @@ from stepwell.training.progress import tell
 Training = TypeVar("Training", bound=Optimisation)
 #: A training on pictures, where the caller does not set it.
 USUAL: dict[str, Any] = {"epochs": 40, "batch_size": 64, "optimizer": "adam"}
+#: The file of a run with examples for its page.
+EXPLAINED = "explained.json"
 #: The key of results that only networks have.
 KEY = "cnc"
 
@@ -31,9 +35,23 @@ def check_networks(splits: Splits, data: str) -> None:
 
 
 def finish(task: Task, net: NestedNet, splits: Splits) -> dict[str, Any]:
-    """Finish as for images, and add baselines without a picture to the results."""
+    """Finish as for images, and add to the results what needs no picture, and which nodes decide.
+
+    The examples for the page stand in explained.json.
+    """
     found = baselines(splits.train, splits.test)
-    results = classification.finish(task, net, record={KEY: {"baselines": found}})
+    record: dict[str, Any] = {"baselines": found}
+
+    def settle(net: NestedNet) -> None:
+        on_cpu = net.cpu().eval()
+        explained = explain(on_cpu, splits.test, splits.test.classes)
+        record["deletion"] = explained.pop("deletion")
+        if task.run.writes:
+            page = explained | {"means": class_means(splits.train), "filters": first_filters(on_cpu)}
+            write_whole(task.run.path / EXPLAINED, json.dumps(page).encode())
+        net.to(task.device)
+
+    results = classification.finish(task, net, record={KEY: record}, settle=settle)
     reached = results["test"][f"{net.full}/accuracy"]
     lines = ", ".join(f"{name} {100 * one['accuracy']:.1f} %" for name, one in found.items())
     best = max(found, key=lambda name: found[name]["accuracy"])

@@ -2,9 +2,9 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Shaped
@@ -42,6 +42,7 @@ class Source(NamedTuple):
     depth: the depth in `file` that teaches.
     depths: all depths, if the name does not choose one; the full net then teaches.
     weights: a hash of its weights only, the same for every depth.
+    drawing: how its images are drawn, if they are no photographs.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Source(NamedTuple):
     depth: str = ""
     depths: tuple[str, ...] = ()
     weights: str = ""
+    drawing: Mapping[str, Any] = {}
 
     def __str__(self) -> str:
         return f"{self.name}@{self.depth}" if self.depths else self.name
@@ -252,7 +254,9 @@ def _source(
         return source
     own = (card.mean, card.std)
     known = own if card.classes or own != (Card().mean, Card().std) else None
-    return source._replace(classes=card.classes, size=card.size, normalisation=known)
+    return source._replace(
+        classes=card.classes, size=card.size, normalisation=known, drawing=card.drawing
+    )
 
 
 def _ready(

@@ -24,7 +24,7 @@ HOW = {"out", "cache", "store", "device", "devices", "checkpoint_minutes", "log"
 #: Flags that older runs do not record, by the value with which they change nothing; or it is None.
 LATER = {
     "augment": "standard", "mix": "none", "optimizer": "sgd", "text": [], "label": "label",
-    "embedding": "ppmi", "walks": 10, "walk_length": 10, "window": 5, "dimensions": 20,
+    "embedding": "ppmi", "walks": 10, "walk_length": 10, "window": 5, "dimensions": 8,
     "channels": ["counts", "degree", "span"], "loops": "drop", "multi_edges": "merge",
     "max_edges": 1_000_000,
 }  # fmt: skip

@@ -38,7 +38,7 @@ class Pictures:
     walks: int = 10
     walk_length: int = 10
     window: int = 5
-    dimensions: int = 20
+    dimensions: int = 8
     channels: Annotated[tuple[Channel, ...], flag("NAME ...")] = ("counts", "degree", "span")
     walk_seed: int = 0
     directed: Annotated[FlagConversionOff[bool | None], flag("{True,False}", "as the file says")] = None

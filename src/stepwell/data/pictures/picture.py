@@ -26,7 +26,7 @@ EXACT = DENSE = 200
 #: Walks of a network at least.
 FEWEST = 2000
 #: Accuracy of eigenvalues, and digits of a coordinate that decide its cell.
-TOLERANCE, DECIMALS = 1e-4, 7
+TOLERANCE, DECIMALS = 1e-2, 7
 #: Brightness of each doubling, of counts and of degrees.
 COUNT_STEP, DEGREE_STEP = 32, 16
 #: What a channel can show.

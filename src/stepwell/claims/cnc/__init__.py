@@ -1,0 +1,1 @@
+"""The study of complex networks classified by their pictures."""

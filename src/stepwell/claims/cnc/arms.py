@@ -1,0 +1,360 @@
+"""The arms of the study of complex networks: pictures and statistics on the same networks."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from stepwell.data import ImageSet, load_images
+from stepwell.data.groups import set_aside
+from stepwell.data.pictures import store
+from stepwell.data.pictures.flags import Pictures
+from stepwell.data.pictures.generate import (
+    Generator,
+    barabasi_albert,
+    rewired,
+    watts_strogatz,
+    without_edges,
+    write_networks,
+)
+from stepwell.data.pictures.network import Network, edge_list, parse_network, read_network
+from stepwell.data.pictures.picture import draw
+from stepwell.flags import call
+from stepwell.measure.networks import explain, regression
+from stepwell.nets import NestedNet
+from stepwell.nets.files.nested import load
+from stepwell.nets.predictions import normalised
+from stepwell.recipes.cnc import cnc
+
+#: The pilot's tasks: the paper's, two whose classes have equal degrees, and near rewiring rates.
+TASKS: Mapping[str, Callable[[int], dict[str, Generator]]] = {
+    "ba-ws": lambda n: {"ba": barabasi_albert(n, 4), "ws": watts_strogatz(n, 8, 0.1)},
+    "ws-null": lambda n: {"ws": watts_strogatz(n, 8, 0.1), "null": rewired(watts_strogatz(n, 8, 0.1))},
+    "ba-null": lambda n: {"ba": barabasi_albert(n, 4), "null": rewired(barabasi_albert(n, 4))},
+    "ws-ws": lambda n: {"0.1": watts_strogatz(n, 8, 0.1), "0.2": watts_strogatz(n, 8, 0.2)},
+}
+#: Sets of statistics of a network; each holds the ones before it.
+Features = Literal["counts", "degrees", "structure"]
+#: Eigenvalues of the normalised adjacency matrix, and nodes up to which they are computed.
+SPECTRUM, DENSE = 8, 1000
+
+
+def pictures(
+    *, out: Path, data: str, nodes: int, train: int, test: int, epochs: int, field_epochs: int,
+    repeats: int = 30, seed: int = 0, tasks: Sequence[str] = tuple(TASKS), fields: bool = True,
+    changed: bool = False,
+    **drawing: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """A CNN on pictures, on every task and on the real fields of `data`.
+
+    Args:
+        train, test: networks of each class. epochs, field_epochs: passes on generated and real ones.
+        changed: also test the CNN of ba-ws on other sizes, densities and relabelled
+            copies, and delete salient nodes. repeats: networks of each such test.
+        drawing: flags of `train cnc`.
+    """
+    clock, found = _Clock(), dict[str, float]()
+    how: dict[str, Any] = {"seed": seed, "val_fraction": 0.0} | drawing
+    for task in tasks:
+        with _networks(out / task, TASKS[task](nodes), train, test, seed) as folder:
+            run = out / f"{task} run"
+            results = call(cnc, data=str(folder), out=run, epochs=epochs, **how)
+            found |= _rates(task, results["test"], results["rows"])
+            if changed and task == "ba-ws":
+                found |= _changed(load(run / "net.safetensors").eval(), folder, nodes, repeats, seed)
+            if changed:
+                found |= _deleted(task, load(run / "net.safetensors").eval(), folder, seed)
+            shutil.rmtree(run)
+    if fields:
+        with _fields(out / "fields", Path(data), seed) as folder:
+            results = call(cnc, data=str(folder), out=out / "fields run", epochs=field_epochs, **how)
+            found |= _rates("fields", results["test"], results["rows"])
+            shutil.rmtree(out / "fields run")
+    return _result(found, clock)
+
+
+def statistics(
+    *, out: Path, data: str, nodes: int, train: int, test: int, features: Features, seed: int = 0
+) -> dict[str, Any]:  # fmt: skip
+    """Logistic regression on statistics of the network, without a picture."""
+    clock, found = _Clock(), dict[str, float]()
+    for task, classes in TASKS.items():
+        with _networks(out / task, classes(nodes), train, test, seed) as folder:
+            found |= _regressed(task, folder, features)
+    with _fields(out / "fields", Path(data), seed) as folder:
+        found |= _regressed("fields", folder, features)
+    return _result(found, clock)
+
+
+def sums(*, out: Path, data: str, nodes: int, train: int, test: int, seed: int = 0) -> dict[str, Any]:
+    """Logistic regression on the sums of the picture's channels."""
+    clock, found = _Clock(), dict[str, float]()
+    places: dict[str, Any] = {
+        task: _networks(out / task, classes(nodes), train, test, seed)
+        for task, classes in TASKS.items()
+    }
+    for task, place in (places | {"fields": _fields(out / "fields", Path(data), seed)}).items():
+        with place as folder:
+            splits = load_images(str(folder))
+            tables = [_sums(part) for part in (splits.train, splits.test)]
+            labels = (splits.train.labels.numpy(), splits.test.labels.numpy())
+            found |= _named(task, regression(tables[0], tables[1], *labels))
+    return _result(found, clock)
+
+
+def published_split(
+    *, out: Path, nodes: int, train: int, test: int, epochs: int, seed: int = 0, leak: bool = True
+) -> dict[str, Any]:
+    """Grey pictures of a task near chance, where test pictures are sums of two training pictures.
+
+    `leak` False: sums of two test pictures, of networks that were not trained on.
+    """
+    from stepwell.recipes.supervised import supervised
+
+    clock = _Clock()
+    grey = Pictures(channels=("linear",)).record
+    with _networks(out / "networks", TASKS["ba-null"](nodes), train, test, seed) as folder:
+        splits = load_images(str(folder), drawing=grey)
+        rng = np.random.default_rng(seed)
+        place = out / "sums"
+        for part, source, images in (
+            ("train", splits.train, splits.train),
+            ("test", splits.train if leak else splits.test, None),
+        ):
+            for index, name in enumerate(splits.train.classes):
+                (place / part / name).mkdir(parents=True)
+                members = source.pixels[source.labels == index].numpy()
+                pairs = rng.integers(0, len(members), (test if images is None else train, 2))
+                summed = [members[a].astype(int) + members[b] for a, b in pairs.tolist()]
+                every = summed if images is None else [*members, *summed]
+                for number, pixels in enumerate(every):
+                    picture = Image.fromarray(np.clip(16 * pixels, 0, 255).astype(np.uint8)[0])
+                    picture.save(place / part / name / f"{number}.png")
+        results = call(
+            supervised, data=str(place), out=out / "sums run", epochs=epochs, seed=seed, net="cnc_wide",
+            optimizer="adam", batch_size=64, val_fraction=0.0,
+        )  # fmt: skip
+        shutil.rmtree(place)
+    return _result(_rates("ba-null", results["test"], results["rows"]), clock)
+
+
+class _Clock:
+    """Seconds of the wall and of the processor since it was made."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter(), time.process_time()
+
+    @property
+    def spent(self) -> dict[str, float]:
+        now = time.perf_counter(), time.process_time()
+        return {
+            name: after - before
+            for name, before, after in zip(("seconds", "cpu_seconds"), self.start, now, strict=True)
+        }
+
+
+def _result(found: dict[str, float], clock: _Clock) -> dict[str, Any]:
+    every = [found[f"{task}/accuracy"] for task in TASKS if f"{task}/accuracy" in found]
+    return {"test": {"mean/accuracy": float(np.mean(every)), **found}, **clock.spent}
+
+
+@contextmanager
+def _networks(
+    folder: Path, classes: Mapping[str, Generator], train: int, test: int, seed: int
+) -> Iterator[Path]:
+    """Write a task's networks, the same for every arm of a seed, and remove them in the end."""
+    os.environ[store.ALONE] = "1"  # arms run side by side already
+    shutil.rmtree(folder, ignore_errors=True)
+    write_networks(folder, classes, train, test, seed)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def _fields(folder: Path, data: Path, seed: int) -> Iterator[Path]:
+    """Lay out real networks by links, with another choice of whole groups to test on for every seed."""
+    os.environ[store.ALONE] = "1"
+    shutil.rmtree(folder, ignore_errors=True)
+    paths, labels, groups = _listed(data)
+    classes = sorted({path.parent.name for path in paths})
+    shuffled = np.random.default_rng(seed).permutation(int(groups.max()) + 1)[groups]
+    aside = set_aside(shuffled, labels, classes, 0.25)
+    for path, away in zip(paths, aside.tolist(), strict=True):
+        place = folder / ("test" if away else "train") / path.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / path.name).symlink_to(path.resolve())
+    yield folder
+    shutil.rmtree(folder)
+
+
+@cache
+def _listed(data: Path) -> tuple[tuple[Path, ...], NDArray[np.int64], NDArray[np.int64]]:
+    """The files of a folder of networks with their classes and groups, as numbers."""
+    splits = load_images(str(data))
+    parts = [splits.train, splits.test]
+    paths = [Path(path) for part in parts for path in part.about["path"]]
+    labels = torch.cat([part.labels for part in parts]).numpy()
+    about = [part.about["group"] if "group" in part.about else part.about["path"] for part in parts]
+    _, groups = np.unique(np.concatenate(about), return_inverse=True)
+    return tuple(paths), labels, groups
+
+
+def _rates(task: str, test: Mapping[str, float], rows: str) -> dict[str, float]:
+    accuracy = next(value for name, value in test.items() if name.endswith("/accuracy"))
+    balanced = next((v for name, v in test.items() if name.endswith("/balanced_accuracy")), accuracy)
+    return _named(task, {"accuracy": accuracy, "balanced_accuracy": balanced})
+
+
+def _named(task: str, rates: Mapping[str, float]) -> dict[str, float]:
+    return {f"{task}/{name}": value for name, value in rates.items()}
+
+
+def _sums(part: ImageSet) -> NDArray[np.float64]:
+    pixels = part.pixels[torch.arange(len(part))].numpy().astype(float)
+    return pixels.reshape(len(part), 3, -1).sum(2)
+
+
+def _regressed(task: str, folder: Path, features: Features) -> dict[str, float]:
+    tables, labels = [], []
+    for part in ("train", "test"):
+        files = sorted((folder / part).glob("*/*"))
+        classes = sorted({file.parent.name for file in files})
+        tables.append(
+            np.array([numbers_of(read_network(f, Pictures().record), features) for f in files])
+        )
+        labels.append(np.array([classes.index(file.parent.name) for file in files]))
+    return _named(task, regression(tables[0], tables[1], labels[0], labels[1]))
+
+
+def numbers_of(network: Network, features: Features) -> list[float]:
+    """Statistics of a network: counts; degrees; transitivity, assortativity and spectrum."""
+    from scipy import sparse
+
+    nodes, degrees = len(network.names), network.degrees.astype(float)
+    numbers = [float(nodes), float(network.edges)]
+    if features == "counts":
+        return numbers
+    numbers += [degrees.mean(), degrees.std(), degrees.max()]
+    if features == "degrees":
+        return numbers
+    table = sparse.csr_array(
+        (np.ones(len(network.neighbours)), network.neighbours, network.start), (nodes, nodes)
+    )
+    wedges = float((degrees * (degrees - 1)).sum())
+    closed = float((table @ table).multiply(table).sum())
+    sources = np.repeat(degrees, network.degrees)
+    targets = degrees[network.neighbours]
+    spread = sources.std() * targets.std()
+    mixing = ((sources * targets).mean() - sources.mean() * targets.mean()) / spread if spread else 0
+    scale = 1 / np.sqrt(np.maximum(degrees, 1))
+    spectrum = np.zeros(SPECTRUM)
+    if nodes <= DENSE:
+        values = np.linalg.eigvalsh(table.toarray() * scale[:, None] * scale)
+        spectrum = np.quantile(values, np.linspace(0, 1, SPECTRUM))
+    return [*numbers, closed / wedges if wedges else 0.0, float(mixing), *spectrum.tolist()]
+
+
+def _changed(net: NestedNet, folder: Path, nodes: int, repeats: int, seed: int) -> dict[str, float]:
+    """Recall of each class on networks unlike the training ones, and answers to relabelled copies."""
+    classes, found = net.card.classes, dict[str, float]()
+    kinds: dict[str, dict[str, Generator]] = {}
+    for times in (0.5, 1.5):
+        size = int(times * nodes)
+        kinds[f"{times:g} × nodes"] = {
+            "ba": barabasi_albert(size, 4),
+            "ws": watts_strogatz(size, 8, 0.1),
+        }
+    for each in (2, 3, 6, 8):
+        kinds[f"m {each}"] = {
+            "ba": barabasi_albert(nodes, each), "ws": watts_strogatz(nodes, 2 * each, 0.1),
+        }  # fmt: skip
+    for rate in (0.3, 0.6, 1.0):
+        kinds[f"p {rate:g}"] = {"ws": watts_strogatz(nodes, 8, rate)}
+    for share in (0.05, 0.1, 0.2):
+        usual = {"ba": barabasi_albert(nodes, 4), "ws": watts_strogatz(nodes, 8, 0.1)}
+        kinds[f"-{share:.0%} edges"] = {c: without_edges(of, share) for c, of in usual.items()}
+    for kind, generators in kinds.items():
+        for name, of in generators.items():
+            rng = np.random.default_rng([seed, 1])
+            answers = _answers(net, [_read(of(rng)) for _ in range(repeats)])
+            found[f"{kind}: {name}/recall"] = float((answers == classes.index(name)).mean())
+    files = sorted((folder / "test").glob("*/*"))
+    files = files[:: max(1, len(files) // (2 * repeats))]
+    same, cells = [], []
+    rng = np.random.default_rng([seed, 2])
+    for file in files:
+        network = read_network(file, net.card.drawing)
+        copies = [network, *(_renamed(network, rng) for _ in range(2))]
+        pixels = [draw(one, net.card.drawing, net.card.size).pixels for one in copies]
+        with torch.no_grad():
+            answers = net(normalised(pixels, net.card)).argmax(1)
+        same += (answers[1:] == answers[0]).tolist()
+        cells += [float((other != pixels[0]).any(2).mean()) for other in pixels[1:]]
+    return found | {"copies/same": float(np.mean(same)), "copies/cells": float(np.mean(cells))}
+
+
+def _deleted(task: str, net: NestedNet, folder: Path, seed: int) -> dict[str, float]:
+    test = load_images(str(folder), net.card.size, drawing=net.card.drawing).test
+    found = explain(net, test, test.classes, seed)["deletion"]
+    return {f"{task}/{key}": float(found[key]) for key in ("salient", "equal degree") if key in found}
+
+
+def _read(edges: NDArray[np.int64]) -> Network:
+    return parse_network(
+        "".join(f"{a} {b}\n" for a, b in edges.tolist()).encode(), "", Pictures().record
+    )
+
+
+def _renamed(network: Network, rng: np.random.Generator) -> Network:
+    """A copy under other names, with its lines in another order."""
+    names = rng.permutation(len(network.names))
+    listed = replace(network, names=tuple(f"x{i}" for i in names.tolist()))
+    lines = [*edge_list(listed)]
+    body = rng.permutation(np.array(lines[1:], dtype=object)).tolist()
+    return parse_network("".join([lines[0], *body]).encode(), ".tsv", Pictures().record)
+
+
+def _answers(net: NestedNet, networks: Sequence[Network]) -> NDArray[np.int64]:
+    pixels = [draw(network, net.card.drawing, net.card.size).pixels for network in networks]
+    with torch.no_grad():
+        found: NDArray[np.int64] = net(normalised(pixels, net.card)).argmax(1).numpy()
+    return found
+
+
+def networks_digest(arguments: Mapping[str, Any]) -> str:
+    """Hash of the real networks; ValueError if none are named."""
+    if not arguments["data"]:
+        raise ValueError(
+            "verify cnc needs real networks: name a folder of class folders with a groups.tsv, --data"
+        )
+    splits = load_images(arguments["data"])
+    return f"{splits.train.fingerprint}/{splits.test.fingerprint}"
+
+
+def write_quick(folder: Path) -> dict[str, Any]:
+    """Small networks in two fields, with groups, for a quick run of the study."""
+    place = folder / "fields"
+    lines = []
+    kinds = {"one": barabasi_albert(20, 2), "other": watts_strogatz(20, 4, 0.2)}
+    for index, (name, of) in enumerate(kinds.items()):
+        (place / name).mkdir(parents=True, exist_ok=True)
+        for number in range(8):
+            edges = of(np.random.default_rng([index, number]))
+            text = "".join(f"{a} {b}\n" for a, b in edges.tolist())
+            (place / name / f"{number}.edges").write_text(text, encoding="utf-8")
+            lines.append(f"{name}/{number}.edges\t{name}{number // 2}\n")
+    (place / "groups.tsv").write_text("".join(lines), encoding="utf-8")
+    return {
+        "data": str(place), "nodes": 30, "train": 4, "test": 3, "epochs": 1, "field_epochs": 1,
+        "repeats": 1, "tasks": ("ba-ws",),
+    }  # fmt: skip

@@ -1,0 +1,133 @@
+"""Do pictures classify complex networks, and do they say more than degrees?
+
+Four tasks on generated networks: the paper's (Barabási-Albert or Watts-Strogatz, which degrees alone
+separate), two against nulls of equal degrees, and Watts-Strogatz of near rewiring rates; and real
+networks by field, whose groups are split as wholes. Every arm of a seed has the same networks.
+"""
+
+from stepwell.claims.cnc.arms import networks_digest, write_quick
+from stepwell.claims.kit.figure import Axis, Plot, Point
+from stepwell.claims.kit.measures import Named, level, more, of_test_if_any
+from stepwell.claims.kit.study import Arm, Claim, Column, Question, Study
+
+PICTURE, CBOW = "three channels", "counts, CBOW (the paper's)"
+COUNTS, DEGREES, STRUCTURE = "nodes and edges", "degrees", "degrees and structure"
+GREY, SKIPGRAM, SUMS = "counts, PPMI", "counts, skip-gram", "sums of the channels"
+PUBLISHED, UNSEEN = "sums of training pictures", "sums of unseen pictures"
+PLACE = "stepwell.claims.cnc.arms"
+
+
+def drawn(**flags: object) -> Arm:
+    """A CNN on pictures drawn by these flags."""
+    return Arm(f"{PLACE}:pictures", flags)
+
+
+ARMS: dict[str, Arm] = {
+    PICTURE: drawn(changed=True),
+    CBOW: drawn(embedding="cbow", dimensions=20, channels=("counts",), fields=False),
+    DEGREES: Arm(f"{PLACE}:statistics", {"features": "degrees"}),
+    STRUCTURE: Arm(f"{PLACE}:statistics", {"features": "structure"}),
+    GREY: drawn(channels=("counts",)),
+    SKIPGRAM: drawn(
+        embedding="skipgram", dimensions=20, channels=("counts",), fields=False, tasks=("ws-null",)
+    ),
+    COUNTS: Arm(f"{PLACE}:statistics", {"features": "counts"}),
+    SUMS: Arm(f"{PLACE}:sums"),
+    PUBLISHED: Arm(f"{PLACE}:published_split"),
+    UNSEEN: Arm(f"{PLACE}:published_split", {"leak": False}),
+}
+
+
+def right(arm: str, task: str, rate: str = "accuracy") -> Named:
+    """The accuracy of an arm on a task, in percent."""
+    return arm, of_test_if_any(arm, f"{task}/{rate}", 100)
+
+
+def beats(
+    id: str, text: str, paper: str, arm: str, rival: str, task: str, margin: float = 0.0,
+    expected: float | None = None, rate: str = "accuracy",
+) -> Claim:  # fmt: skip
+    """A claim that one arm is more accurate on a task than another."""
+    sides = right(arm, task, rate), right(rival, task, rate)
+    return more(id, text, paper, *sides, margin, "% accuracy", expected=expected, pool=f"{task} {rate}")
+
+
+#: Named before the runs: the paper's own task; pictures against degrees and structure on real networks
+#: whose groups are new; and the default embedding against the paper's.
+PRIMARY = ("headline", "beyond-structure/fields", "embedding")
+FIELDS = "balanced_accuracy"
+CLAIMS = [
+    level(PRIMARY[0], "The picture tells Barabási-Albert from Watts-Strogatz networks: at least 97 %",
+          "0.1 % error (project page)", right(PICTURE, "ba-ws"), 97.0, expected=99.5),
+    beats(PRIMARY[1], "On real networks of new groups, the picture is better than degrees, "
+          "transitivity, assortativity and spectrum by logistic regression", "not compared", PICTURE,
+          STRUCTURE, "fields", rate=FIELDS, expected=-5.0),
+    beats(PRIMARY[2], "Counts drawn from PPMI + SVD are at most 2 points below counts from CBOW, in "
+          "the mean of the four tasks", "CBOW (code)", GREY, CBOW, "mean", -2.0, expected=3.0),
+    level("degrees-suffice", "Degrees alone reach at least 97 % on the paper's task", "not compared",
+          right(DEGREES, "ba-ws"), 97.0),
+    *(beats(f"beyond-degrees/{task}", f"The picture is better than degrees: {task}", "not compared",
+            PICTURE, DEGREES, task) for task in ("ws-null", "ba-null", "ws-ws")),
+    *(beats(f"beyond-structure/{task}", f"The picture is better than degrees and structure: {task}",
+            "not compared", PICTURE, STRUCTURE, task) for task in ("ws-null", "ba-null", "ws-ws")),
+    beats("beyond-degrees/fields", "On real networks of new groups, the picture is better than degrees",
+          "not compared", PICTURE, DEGREES, "fields", rate=FIELDS),
+    *(beats(f"channels/{task}", f"Degree and span as channels beat counts alone: {task}", "not asked",
+            PICTURE, GREY, task) for task in ("ws-null", "ba-null", "ws-ws")),
+    beats("channels/fields", "Degree and span as channels beat counts alone on real networks",
+          "not asked", PICTURE, GREY, "fields", rate=FIELDS),
+    *(beats(f"beyond-sums/{task}", f"The picture is better than the sums of its channels: {task}",
+            "not compared", PICTURE, SUMS, task) for task in ("ws-null", "ba-null")),
+    beats("skip-gram", "Skip-gram, which the text names, is better than CBOW, which the code runs: "
+          "ws-null", "DeepWalk (text)", SKIPGRAM, CBOW, "ws-null"),
+    beats("leak", "A test on sums of training pictures shows more than a test on sums of unseen ones: "
+          "ba-null", "96.3 % on trade networks (log)", PUBLISHED, UNSEEN, "ba-null"),
+    level("robust/size", "Barabási-Albert networks of half the nodes are recognised: at least 95 %",
+          "holds (page)", (PICTURE, of_test_if_any(PICTURE, "0.5 × nodes: ba/recall", 100)), 95.0),
+    level("robust/density", "Barabási-Albert networks of half the edges are recognised: at least 95 %",
+          "only above the training density (page)",
+          (PICTURE, of_test_if_any(PICTURE, "m 2: ba/recall", 100)), 95.0),
+    level("robust/edges", "Networks without a fifth of their edges are recognised: at least 95 %",
+          "not asked", (PICTURE, of_test_if_any(PICTURE, "-20% edges: ba/recall", 100)), 95.0),
+    level("copies", "At least 99 % of relabelled copies get the same class", "not asked",
+          (PICTURE, of_test_if_any(PICTURE, "copies/same", 100)), 99.0),
+    more("salient", "Deleting salient nodes lowers the margin of the class more than deleting as many "
+         "of equal degree: ws-null", "shown by examples",
+         ("salient", of_test_if_any(PICTURE, "ws-null/salient")),
+         ("equal degree", of_test_if_any(PICTURE, "ws-null/equal degree")), unit="logits",
+         judged_in="logits"),
+]  # fmt: skip
+
+ACCURACIES = [
+    *(Column(f"{task}/accuracy", task) for task in ("ba-ws", "ws-null", "ba-null", "ws-ws")),
+    Column("fields/balanced_accuracy", "fields, balanced"), Column("mean/accuracy", "mean of four"),
+]  # fmt: skip
+CHANGES = [
+    *(Column(f"{kind}: {name}/recall", f"{kind}, {name}") for kind in ("m 2", "m 8", "-20% edges")
+      for name in ("ba", "ws")),
+    Column("copies/same", "copies alike"), Column("copies/cells", "changed cells", form=".4f"),
+]  # fmt: skip
+
+STUDY = Study(
+    key="cnc", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
+    note=("The channels degree and span, and 8 dimensions, were chosen on networks of 500 nodes of "
+          "the four tasks, with another seed of graphs. The regressions have the same networks and no "
+          "tuning."),
+    common={"data": "", "nodes": 300, "train": 100, "test": 250, "epochs": 20,
+            "field_epochs": 20, "repeats": 30},
+    quick=write_quick,
+    fingerprint=networks_digest,
+    questions=[
+        Question("Do pictures say more than degrees?", (PICTURE, COUNTS, DEGREES, STRUCTURE, SUMS),
+                 ("degrees-suffice", "beyond-*"), ACCURACIES),
+        Question("Which picture?", (PICTURE, GREY, CBOW, SKIPGRAM), ("channels/*", "skip-gram"),
+                 ACCURACIES),
+        Question("What does the published split show?", (PUBLISHED, UNSEEN), ("leak",), ACCURACIES),
+        Question("Are the answers stable?", (PICTURE,), ("robust/*", "copies", "salient"), CHANGES),
+    ],
+    plot=Plot(Axis("processor seconds of an arm", log=True),
+              Axis("mean accuracy of four tasks, %", 100), {
+        arm: [Point(arm, "cpu_seconds", "mean/accuracy")]
+        for arm in (PICTURE, GREY, CBOW, DEGREES, STRUCTURE)
+    }),
+)  # fmt: skip

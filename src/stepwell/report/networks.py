@@ -1,0 +1,120 @@
+"""The page's section about pictures of complex networks: what decides, and what needs no picture."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from stepwell.files import read_json
+from stepwell.report.figures import Figure, svg
+from stepwell.report.markup import as_decimal, as_percent, figure, table
+from stepwell.report.run_record import RunRecord, as_mapping, number
+
+#: The file of the run with its examples.
+FILE = "explained.json"
+
+
+def networks_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
+    """Show baselines, pictures by class, filters, and the nodes that decide, with their edges."""
+    own = run.own("cnc")
+    baselines = {k: as_mapping(v) for k, v in as_mapping(own.get("baselines")).items()}
+    if not baselines or not run.rows:
+        return ""
+    rows = [
+        [name, *(as_percent(number(found.get(key))) for key in ("accuracy", "balanced_accuracy"))]
+        for name, found in baselines.items()
+    ]
+    scores = [run.score(run.rows[-1], key) for key in ("accuracy", "balanced_accuracy")]
+    rows.append(["the pictures", as_percent(scores[0]), as_percent(scores[1] or scores[0])])
+    note = "Logistic regressions on a few numbers, with the same training and test networks."
+    parts = [
+        "<h3>Without a picture</h3>", table(("", "accuracy", "balanced"), rows, note),
+        *_deletion(as_mapping(own.get("deletion"))),
+    ]  # fmt: skip
+    if (run.path / FILE).is_file():
+        found = read_json(run.path / FILE, "train the run again")
+        examples = [e for e in found.get("examples", ()) if isinstance(e, dict)]
+        parts += [
+            "<h3>What decides</h3>", '<div class="figures">',
+            figure(_means(as_mapping(found.get("means"))), "The mean picture of each class."),
+            figure(_filters(found.get("filters") or ()), "The filters of the first convolution."),
+            *(figure(_example(one), _caption(one)) for one in examples), "</div>",
+        ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def _deletion(found: Mapping[str, Any]) -> list[str]:
+    """Say what deleting the salient nodes changes, against others of equal degree."""
+    if not number(found.get("n")) or "salient" not in found:
+        return []
+    salient, other = (as_decimal(number(found.get(k))) for k in ("salient", "equal degree"))
+    text = (
+        f"Without the most salient nodes, the margin of the predicted class falls by {salient} in the "
+        f"mean over {found['n']} test networks; without as many nodes of equal degree, by {other}. The "
+        f"first fall is the larger one in {as_percent(number(found.get('larger')))} of the networks. "
+        "If both were equal, saliency would say nothing about nodes."
+    )
+    return [f"<p>{escape(text)}</p>"]
+
+
+def _caption(one: Mapping[str, Any]) -> str:
+    names = ", ".join(map(str, one["nodes"][:5])) + ", …" * (len(one["nodes"]) > 5)
+    return (
+        f"{one['file']}, of class {one['class']}, answered {one['answer']}: its picture; the cells "
+        f"that speak for the answer (red) and against it (blue); the most salient nodes ({names}) "
+        "and the edges to their neighbours."
+    )
+
+
+def _means(means: Mapping[str, Any]) -> str | None:
+    return _row([(name, _bright(pixels)) for name, pixels in means.items()])
+
+
+def _filters(filters: Sequence[Any]) -> str | None:
+    table = np.array(filters)
+    if table.ndim != 4:
+        return None
+    top = max(abs(table).max(), 1e-12)
+    return _row([("", (one / top + 1) / 2) for one in table[:16]])
+
+
+def _bright(pixels: Any) -> Any:
+    """Scale each channel of a picture to the full range."""
+    values = np.array(pixels, float)
+    return (255 * values / np.maximum(values.max((0, 1)), 1)).astype(np.uint8)
+
+
+def _row(pictures: Sequence[tuple[str, Any]]) -> str | None:
+    """Draw pictures side by side, in rows of eight."""
+    if not pictures:
+        return None
+
+    def paint(figure: Figure) -> None:
+        columns = min(8, len(pictures))
+        for i, (title, pixels) in enumerate(pictures):
+            axes = figure.add_subplot(-(-len(pictures) // columns), columns, i + 1)
+            axes.imshow(pixels, interpolation="nearest")
+            axes.set_title(title, fontsize=8)
+            axes.set_axis_off()
+
+    return svg(6.4, 1.0 + 1.0 * -(-len(pictures) // 8), paint)
+
+
+def _example(one: Mapping[str, Any]) -> str:
+    """Draw a picture, its saliency, and the salient nodes with their edges."""
+    pixels, cells = _bright(one["pixels"]), np.array(one["saliency"])
+    nodes, edges = np.array(one["cells"]).reshape(-1, 2), np.array(one["edges"]).reshape(-1, 2, 2)
+
+    def paint(figure: Figure) -> None:
+        first, second, third = (figure.add_subplot(1, 3, i) for i in (1, 2, 3))
+        first.imshow(pixels, interpolation="nearest")
+        second.imshow(cells, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        third.imshow(255 - pixels // 3, interpolation="nearest")
+        for (a, b), (c, d) in edges.tolist():
+            third.plot([b, d], [a, c], color="#666666", linewidth=0.4)
+        third.plot(nodes[:, 1], nodes[:, 0], "o", color="#D55E00", markersize=3)
+        for axes in (first, second, third):
+            axes.set_axis_off()
+
+    return svg(6.4, 2.3, paint)
