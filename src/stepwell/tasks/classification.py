@@ -404,13 +404,13 @@ def finish(
                 stacklevel=2,
             )
     tell_measuring(task)
-    seen = (measure or partial(_measured, kind=kind))(net, task.test)
+    seen = (measure or partial(measured, kind=kind))(net, task.test)
     if kept is None:
         net.card = net.card.with_costs(seen.costs, device_name())
     results = {**seen.results, **spent(run), **(record or {})}
     if cascade is not None and net.card.cascade:
-        measured = measure_cascade(Cascade.of(net), task.test)
-        results["cascade"] = {"validation": net.card.cascade, "test": measured}
+        on_test = measure_cascade(Cascade.of(net), task.test)
+        results["cascade"] = {"validation": net.card.cascade, "test": on_test}
         if task.validation is not None:
             known = seen.logits, seen.labels
             results["cascade"]["curve"] = cascade_curve(net, task.validation, *known, **cascade)
@@ -426,7 +426,7 @@ def finish(
     return results
 
 
-def _measured(net: NestedNet, test: Any, kind: str) -> Measured:
+def measured(net: NestedNet, test: Any, kind: str = "classifier") -> Measured:
     """Measure every depth; the network is on the CPU afterwards."""
     use_break_even(net.module, {})  # answers do not depend on a clock
     logits, labels = gather_logits(logits_where_it_is(net), test)

@@ -8,7 +8,7 @@ from stepwell.files import write_whole
 from stepwell.measure.networks import baselines, class_means, explain, first_filters
 from stepwell.nets import NestedNet
 from stepwell.tasks import classification
-from stepwell.tasks.classification import Task
+from stepwell.tasks.classification import Measured, Task
 from stepwell.training.optimisation import Optimisation
 from stepwell.training.progress import tell
 
@@ -40,18 +40,17 @@ def finish(task: Task, net: NestedNet, splits: Splits) -> dict[str, Any]:
     The examples for the page stand in explained.json.
     """
     found = baselines(splits.train, splits.test)
-    record: dict[str, Any] = {"baselines": found}
 
-    def settle(net: NestedNet) -> None:
-        on_cpu = net.cpu().eval()
-        explained = explain(on_cpu, splits.test, splits.test.classes)
-        record["deletion"] = explained.pop("deletion")
+    def measure(net: NestedNet, test: Any) -> Measured:
+        seen = classification.measured(net, test)
+        explained = explain(net.eval(), splits.test, splits.test.classes)
+        own = {KEY: {"baselines": found, "deletion": explained.pop("deletion")}}
         if task.run.writes:
-            page = explained | {"means": class_means(splits.train), "filters": first_filters(on_cpu)}
+            page = explained | {"means": class_means(splits.train), "filters": first_filters(net)}
             write_whole(task.run.path / EXPLAINED, json.dumps(page).encode())
-        net.to(task.device)
+        return seen._replace(results=seen.results | own)
 
-    results = classification.finish(task, net, record={KEY: record}, settle=settle)
+    results = classification.finish(task, net, measure=measure)
     reached = results["test"][f"{net.full}/accuracy"]
     lines = ", ".join(f"{name} {100 * one['accuracy']:.1f} %" for name, one in found.items())
     best = max(found, key=lambda name: found[name]["accuracy"])
