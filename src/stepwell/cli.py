@@ -4,6 +4,7 @@ A command is imported when it is called, so that `--help` is quick.
 """
 
 import os
+import re
 import signal
 import sys
 import warnings
@@ -34,6 +35,8 @@ COMMANDS = {
 }
 #: Commands that parse their own arguments.
 GROUPS = ("train", "kg")
+#: Characters of a message that would break its line.
+CONTROLS = re.compile(r"[\x00-\x1f\x7f]+")
 #: Errors of bad input, of the machine, or of a missing extra; any other error is a bug.
 FORESEEN = (ValueError, OSError, ImportError)
 
@@ -63,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
         memory = _asks_memory(error)
         if os.environ.get("STEPWELL_DEBUG") or not (memory or isinstance(error, FORESEEN)):
             raise
-        fail(memory or _message(error))
+        fail(memory or CONTROLS.sub(" ", _message(error)))
         raise SystemExit(2) from None
 
 

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from stepwell.claims.cnc.arms import TASKS, numbers_of, published_split
-from stepwell.claims.cnc.study import ARMS, CBOW, DEGREES, GREY, PICTURE, PRIMARY, STRUCTURE, STUDY
+from stepwell.claims.cnc.study import (
+    ARMS,
+    CBOW,
+    DEGREES,
+    GREY,
+    PAPER,
+    PICTURE,
+    PRIMARY,
+    STRUCTURE,
+    STUDY,
+)
 from stepwell.claims.kit.judging import judge
 from stepwell.claims.kit.verify import verify_system
 from stepwell.data.pictures.flags import Pictures
@@ -28,7 +38,7 @@ def test_claims_compare_the_arms_that_they_name():
         return 100 * results[arm][0]["test"][key]
 
     expected = {
-        PRIMARY[0]: rate(PICTURE, "ba-ws/accuracy"),
+        PRIMARY[0]: rate(PAPER, "ba-ws/accuracy"),
         PRIMARY[1]: rate(PICTURE, "fields/balanced_accuracy")
         - rate(STRUCTURE, "fields/balanced_accuracy"),
         PRIMARY[2]: rate(GREY, "mean/accuracy") - rate(CBOW, "mean/accuracy"),
@@ -39,7 +49,7 @@ def test_claims_compare_the_arms_that_they_name():
 @pytest.mark.parametrize("arm", ARMS)
 def test_an_arm_sets_arguments_that_its_function_has(arm):
     known = inspect.signature(resolve_name(ARMS[arm].function)).parameters
-    flags = {*Pictures.__dataclass_fields__} if "drawing" in known else set()
+    flags = {"net", *Pictures.__dataclass_fields__} if "drawing" in known else set()
     assert {*ARMS[arm].arguments} <= known.keys() | flags
 
 
@@ -57,7 +67,7 @@ def test_statistics_are_those_of_a_triangle_with_a_tail():
 def test_verify_cnc_quick_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("STEPWELL_DATA", str(tmp_path / "cache"))
     monkeypatch.setenv("STEPWELL_ONE_PROCESS", "1")
-    arms = [PICTURE, DEGREES]
+    arms = [PICTURE, PAPER, DEGREES]
     record, page = verify_system("cnc", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms)
     assert record["arms"][PICTURE]["copies/same"]["n"] == 1
     assert {"headline", "copies", "robust/size"} <= {claim["id"] for claim in record["claims"]}

@@ -13,6 +13,7 @@ from stepwell.data.box_batches import MEAN, STD, BoxBatches, collated, flipped, 
 from stepwell.data.box_files import BoxFiles, read_parts
 from stepwell.data.box_predictions import read_predictions
 from stepwell.data.boxes import check_apart, read_boxes, read_images, unlabelled
+from stepwell.data.coco import is_number
 from stepwell.data.loader import normalise
 from stepwell.types import Boxes
 from tiny_boxes import change, write_boxes, write_json
@@ -316,3 +317,10 @@ def test_a_batch_of_two_shapes_has_zeros_beside_the_smaller_image():
         assert torch.equal(row[:, :high, :wide], normalise(image[None], MEAN, STD)[0])
         assert not row[:, high:].any()
         assert not row[:, :, wide:].any()
+
+
+def test_numbers_beyond_floats_are_none():
+    assert [is_number(value) for value in (10**400, float("inf"), float("nan"), True, "1")] == [
+        False
+    ] * 5
+    assert is_number(-3)

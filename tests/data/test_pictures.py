@@ -65,6 +65,22 @@ def test_other_names_of_the_nodes_give_the_same_picture():
         assert (picture.draw(parse_network(text_of(renamed), "", HOW), HOW, 48).pixels == shown).all()
 
 
+def test_isolated_nodes_are_left_out_of_sampled_walks_and_walks_have_a_limit():
+    text = text_of(barabasi_albert(260, 3)(np.random.default_rng(0)))
+    network = parse_network(b"# undirected nodes=270\n" + text, ".edges", HOW)
+    apart = picture.draw(network, HOW, 48).cells[:, 0] < 0
+    assert (apart == (network.degrees == 0)).all()
+    assert apart.sum() == 10
+    few = parse_network(b"# undirected nodes=2000000\n0 1\n", ".edges", HOW)
+    assert picture.draw(few, HOW, 48).pixels.any()  # walks begin at two nodes alone
+    rng = np.random.default_rng(0)
+    network = parse_network(text, ".edges", HOW)
+    with pytest.raises(
+        ValueError, match=r"30000 walks of 10 nodes from each of 260 are more than 50,000"
+    ):
+        picture.walks(network, 30_000, 10, rng)
+
+
 def test_every_embedding_draws_every_node_once_and_is_repeatable():
     edges = barabasi_albert(70, 2)(np.random.default_rng(2))
     network = parse_network(text_of(edges), ".edges", HOW)
@@ -150,6 +166,28 @@ def test_graphml_and_edge_lists_say_the_same():
     with_head = parse_network(b"source,target,weight\na,b,2.5\nb,c,1\n", ".csv", HOW)
     assert sorted(with_head.names) == ["a", "b", "c"]
     assert len(parse_network(b"# undirected nodes=9\n0 1\n", ".edges", HOW).names) == 9
+
+
+GRAPH = (
+    '<graphml><key id="w" for="{where}" attr.name="weight" attr.type="double">{usual}</key>'
+    '<key id="n" for="node" attr.name="weight" attr.type="double"/><graph edgedefault="undirected">'
+    '<node id="a"/><edge source="a" target="b"><data key="w">3</data></edge>'
+    '<node id="b"><data key="n">9</data></node><edge source="b" target="c"/></graph></graphml>'
+)
+
+
+def test_weights_of_graphml_are_those_of_edges():
+    def weights(**how):
+        return sorted(parse_network(GRAPH.format(**how).encode(), ".graphml", HOW).weights.tolist())
+
+    assert weights(where="edge", usual="<default>2</default>") == [2, 2, 3, 3]
+    assert weights(where="all", usual="") == [1, 1, 3, 3]
+    assert weights(where="node", usual="") == [1, 1, 1, 1]
+
+
+def test_a_header_is_no_edge_and_nodes_may_be_called_like_one():
+    assert parse_network(b"u,v\n0,1\n", ".csv", HOW).names == ("0", "1")
+    assert set(parse_network(b"u v\nv u2\nu v\n", ".edges", HOW).names) == {"u", "v", "u2"}
 
 
 def test_networkx_reads_its_own_graphml_here(tmp_path):

@@ -81,6 +81,11 @@ def test_one_folder_is_for_every_recipe_of_images(run, networks, tmp_path):
     own = train("supervised", data=str(networks), out=tmp_path / "own", net="cnc", walks=3, **QUICK)
     assert own["examples"] == 6
     assert stepwell.open_network(tmp_path / "own").net.card.drawing["walks"] == 3
+    with pytest.raises(ValueError, match="saw pictures with --walk-seed 0, and these"):
+        train(
+            "distill", data=str(networks), out=tmp_path / "seed", teacher=(str(run),), student="cnc",
+            walk_seed=3, **QUICK,
+        )  # fmt: skip
     with pytest.raises(ValueError, match="saw pictures with --walks 10"):
         train(
             "distill", data=str(networks), out=tmp_path / "other", teacher=(str(run),), student="cnc",

@@ -114,7 +114,9 @@ def _predictions(source: Path, images: BoxSet, *, strict: bool) -> list[list[Row
                     "is none from 0 to 1"
                 )
             row = row_of(file, images.files[at], images.sizes[at], entry, own_names, images.classes)
-            rows[at] = [*(rows[at] or ()), row._replace(score=float(score))]
+            mine = rows[at] or []
+            mine.append(row._replace(score=float(score)))
+            rows[at] = mine
     return rows
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from os.path import abspath
+from os.path import abspath, isfile
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +306,7 @@ def _listed(
             raise ValueError(f"{file}: image {name} lies outside of {images}: name it by a path below")
         names[name] = id
         path = images / name
-        if not path.is_file():
+        if not isfile(path):  # False, too, for a name that the system cannot have
             if not by_name:
                 for one in image_files(images):
                     by_name.setdefault(one.name, []).append(one)

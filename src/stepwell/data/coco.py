@@ -1,7 +1,7 @@
 """The entries of a COCO json: categories and annotations, checked one by one."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,7 +138,8 @@ def boxes_of(rows: Sequence[Row]) -> Boxes:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max  # a whole number may be larger than any float
 
 
 def is_id(value: Any) -> bool:

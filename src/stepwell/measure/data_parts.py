@@ -161,10 +161,18 @@ def fitted(
     teacher whose pictures of networks are drawn otherwise.
     """
     for source in teacher.sources:
-        if source.drawing and (name := differing(source.drawing, batches.images.drawing)):
+        if not source.drawing:
+            continue
+        if not batches.images.drawing:
             raise ValueError(
-                f"the teacher {source.name} saw pictures with --{name} {source.drawing.get(name)}, and "
-                "these are drawn otherwise: give the same flags"
+                f"the teacher {source.name} saw pictures of complex networks, and these are images: "
+                "give it complex networks"
+            )
+        if name := differing(source.drawing, batches.images.drawing):
+            value = source.drawing.get(name.replace("-", "_"))
+            raise ValueError(
+                f"the teacher {source.name} saw pictures with --{name} {value}, and these are drawn "
+                "otherwise: give the same flags"
             )
     few = batches.images.subset(torch.arange(min(16, len(batches.images))))
     (images, _), *_ = batches.with_images(few)

@@ -33,7 +33,7 @@ def deployed(
         max_batch, max_queue: of the application: inputs that run together, and requests that wait.
 
     Raises:
-        ValueError: these are no numbers of replicas.
+        ValueError: these are no numbers of replicas, or Ray Serve runs there already.
         RuntimeError: the replicas did not start.
     """
     least, most = replicas
@@ -50,7 +50,14 @@ def deployed(
         return build()
 
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING, log_to_driver=False)
+    mine = False
     try:
+        if serve.status().proxies:
+            raise ValueError(
+                "Ray Serve runs in this cluster already, at an address of its own: stop it "
+                "(`serve shutdown`), or serve without --ray"
+            )
+        mine = True
         serve.start(http_options={"host": host, "port": port})
         server = serve.deployment(
             name="Server",
@@ -65,7 +72,8 @@ def deployed(
         serve.run(server.bind(), name=NAME, route_prefix="/")
         yield
     finally:
-        serve.shutdown()
+        if mine:
+            serve.shutdown()
         ray.shutdown()
 
 

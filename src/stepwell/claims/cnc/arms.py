@@ -70,17 +70,23 @@ def pictures(
             run = out / f"{task} run"
             results = call(cnc, data=str(folder), out=run, epochs=epochs, **how)
             found |= _rates(task, results["test"], results["rows"])
-            if changed and task == "ba-ws":
-                found |= _changed(load(run / "net.safetensors").eval(), folder, nodes, repeats, seed)
             if changed:
-                found |= _deleted(task, load(run / "net.safetensors").eval(), folder, seed)
+                with clock.paused():
+                    net = load(run / "net.safetensors").eval()
+                    found |= _deleted(task, net, folder, seed)
+                    if task == "ba-ws":
+                        found |= _changed(net, nodes, repeats, seed)
             shutil.rmtree(run)
+    spent = clock.spent
     if fields:
         with _fields(out / "fields", Path(data), seed) as folder:
             results = call(cnc, data=str(folder), out=out / "fields run", epochs=field_epochs, **how)
             found |= _rates("fields", results["test"], results["rows"])
+            if changed:
+                net = load(out / "fields run" / "net.safetensors").eval()
+                found |= _copied(net, folder, 2 * repeats, seed)
             shutil.rmtree(out / "fields run")
-    return _result(found, clock)
+    return _result(found, spent)
 
 
 def statistics(
@@ -91,9 +97,10 @@ def statistics(
     for task, classes in TASKS.items():
         with _networks(out / task, classes(nodes), train, test, seed) as folder:
             found |= _regressed(task, folder, features)
+    spent = clock.spent
     with _fields(out / "fields", Path(data), seed) as folder:
         found |= _regressed("fields", folder, features)
-    return _result(found, clock)
+    return _result(found, spent)
 
 
 def sums(*, out: Path, data: str, nodes: int, train: int, test: int, seed: int = 0) -> dict[str, Any]:
@@ -109,7 +116,7 @@ def sums(*, out: Path, data: str, nodes: int, train: int, test: int, seed: int =
             tables = [_sums(part) for part in (splits.train, splits.test)]
             labels = (splits.train.labels.numpy(), splits.test.labels.numpy())
             found |= _named(task, regression(tables[0], tables[1], *labels))
-    return _result(found, clock)
+    return _result(found, clock.spent)
 
 
 def published_split(
@@ -127,6 +134,7 @@ def published_split(
         splits = load_images(str(folder), drawing=grey)
         rng = np.random.default_rng(seed)
         place = out / "sums"
+        shutil.rmtree(place, ignore_errors=True)  # of a run that was stopped
         for part, source, images in (
             ("train", splits.train, splits.train),
             ("test", splits.train if leak else splits.test, None),
@@ -145,27 +153,36 @@ def published_split(
             optimizer="adam", batch_size=64, val_fraction=0.0,
         )  # fmt: skip
         shutil.rmtree(place)
-    return _result(_rates("ba-null", results["test"], results["rows"]), clock)
+    return _result(_rates("ba-null", results["test"], results["rows"]), clock.spent)
 
 
 class _Clock:
-    """Seconds of the wall and of the processor since it was made."""
+    """Seconds of the wall and of the processor since it was made, without its pauses."""
 
     def __init__(self) -> None:
-        self.start = time.perf_counter(), time.process_time()
+        self.start = np.array(self._now())
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        before = np.array(self._now())
+        yield
+        self.start += self._now() - before
 
     @property
     def spent(self) -> dict[str, float]:
-        now = time.perf_counter(), time.process_time()
-        return {
-            name: after - before
-            for name, before, after in zip(("seconds", "cpu_seconds"), self.start, now, strict=True)
-        }
+        seconds, processor = (self._now() - self.start).tolist()
+        return {"seconds": seconds, "cpu_seconds": processor}
 
 
-def _result(found: dict[str, float], clock: _Clock) -> dict[str, Any]:
+def _result(found: dict[str, float], spent: dict[str, float]) -> dict[str, Any]:
+    """The results of an arm, with the mean over the tasks if all are there."""
     every = [found[f"{task}/accuracy"] for task in TASKS if f"{task}/accuracy" in found]
-    return {"test": {"mean/accuracy": float(np.mean(every)), **found}, **clock.spent}
+    mean = {"mean/accuracy": float(np.mean(every))} if len(every) == len(TASKS) else {}
+    return {"test": mean | found, **spent}
 
 
 @contextmanager
@@ -173,17 +190,28 @@ def _networks(
     folder: Path, classes: Mapping[str, Generator], train: int, test: int, seed: int
 ) -> Iterator[Path]:
     """Write a task's networks, the same for every arm of a seed, and remove them in the end."""
-    os.environ[store.ALONE] = "1"  # arms run side by side already
     shutil.rmtree(folder, ignore_errors=True)
     write_networks(folder, classes, train, test, seed)
-    yield folder
+    with _alone():
+        yield folder
     shutil.rmtree(folder)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Draw in this process: arms run side by side already."""
+    before = os.environ.get(store.ALONE)
+    os.environ[store.ALONE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[store.ALONE]
 
 
 @contextmanager
 def _fields(folder: Path, data: Path, seed: int) -> Iterator[Path]:
     """Lay out real networks by links, with another choice of whole groups to test on for every seed."""
-    os.environ[store.ALONE] = "1"
     shutil.rmtree(folder, ignore_errors=True)
     paths, labels, groups = _listed(data)
     classes = sorted({path.parent.name for path in paths})
@@ -193,7 +221,8 @@ def _fields(folder: Path, data: Path, seed: int) -> Iterator[Path]:
         place = folder / ("test" if away else "train") / path.parent.name
         place.mkdir(parents=True, exist_ok=True)
         (place / path.name).symlink_to(path.resolve())
-    yield folder
+    with _alone():
+        yield folder
     shutil.rmtree(folder)
 
 
@@ -240,20 +269,23 @@ def numbers_of(network: Network, features: Features) -> list[float]:
     """Statistics of a network: counts; degrees; transitivity, assortativity and spectrum."""
     from scipy import sparse
 
-    nodes, degrees = len(network.names), network.degrees.astype(float)
+    nodes = len(network.names)
     numbers = [float(nodes), float(network.edges)]
     if features == "counts":
-        return numbers
-    numbers += [degrees.mean(), degrees.std(), degrees.max()]
-    if features == "degrees":
         return numbers
     table = sparse.csr_array(
         (np.ones(len(network.neighbours)), network.neighbours, network.start), (nodes, nodes)
     )
+    if network.directed:
+        table = table.maximum(table.T).tocsr()
+    degrees = np.diff(table.indptr).astype(float)
+    numbers += [degrees.mean(), degrees.std(), degrees.max()]
+    if features == "degrees":
+        return numbers
     wedges = float((degrees * (degrees - 1)).sum())
     closed = float((table @ table).multiply(table).sum())
-    sources = np.repeat(degrees, network.degrees)
-    targets = degrees[network.neighbours]
+    sources = np.repeat(degrees, np.diff(table.indptr))
+    targets = degrees[table.indices]
     spread = sources.std() * targets.std()
     mixing = ((sources * targets).mean() - sources.mean() * targets.mean()) / spread if spread else 0
     scale = 1 / np.sqrt(np.maximum(degrees, 1))
@@ -264,8 +296,8 @@ def numbers_of(network: Network, features: Features) -> list[float]:
     return [*numbers, closed / wedges if wedges else 0.0, float(mixing), *spectrum.tolist()]
 
 
-def _changed(net: NestedNet, folder: Path, nodes: int, repeats: int, seed: int) -> dict[str, float]:
-    """Recall of each class on networks unlike the training ones, and answers to relabelled copies."""
+def _changed(net: NestedNet, nodes: int, repeats: int, seed: int) -> dict[str, float]:
+    """Recall of each class on networks unlike the training ones."""
     classes, found = net.card.classes, dict[str, float]()
     kinds: dict[str, dict[str, Generator]] = {}
     for times in (0.5, 1.5):
@@ -283,24 +315,31 @@ def _changed(net: NestedNet, folder: Path, nodes: int, repeats: int, seed: int) 
     for share in (0.05, 0.1, 0.2):
         usual = {"ba": barabasi_albert(nodes, 4), "ws": watts_strogatz(nodes, 8, 0.1)}
         kinds[f"-{share:.0%} edges"] = {c: without_edges(of, share) for c, of in usual.items()}
-    for kind, generators in kinds.items():
+    for number, (kind, generators) in enumerate(kinds.items()):
         for name, of in generators.items():
-            rng = np.random.default_rng([seed, 1])
+            # four numbers: others than those of `write_networks`
+            rng = np.random.default_rng([seed, 1, number, 1 + classes.index(name)])
             answers = _answers(net, [_read(of(rng)) for _ in range(repeats)])
             found[f"{kind}: {name}/recall"] = float((answers == classes.index(name)).mean())
+    return found
+
+
+def _copied(net: NestedNet, folder: Path, count: int, seed: int) -> dict[str, float]:
+    """Answers to two copies, under other names, of some real networks, and cells that differ."""
     files = sorted((folder / "test").glob("*/*"))
-    files = files[:: max(1, len(files) // (2 * repeats))]
+    files = files[:: max(1, len(files) // count)]
     same, cells = [], []
-    rng = np.random.default_rng([seed, 2])
+    rng = np.random.default_rng([seed, 2, 0, 1])
     for file in files:
         network = read_network(file, net.card.drawing)
         copies = [network, *(_renamed(network, rng) for _ in range(2))]
-        pixels = [draw(one, net.card.drawing, net.card.size).pixels for one in copies]
+        with store.one_thread():
+            pixels = [draw(one, net.card.drawing, net.card.size).pixels for one in copies]
         with torch.no_grad():
             answers = net(normalised(pixels, net.card)).argmax(1)
         same += (answers[1:] == answers[0]).tolist()
         cells += [float((other != pixels[0]).any(2).mean()) for other in pixels[1:]]
-    return found | {"copies/same": float(np.mean(same)), "copies/cells": float(np.mean(cells))}
+    return {"copies/same": float(np.mean(same)), "copies/cells": float(np.mean(cells))}
 
 
 def _deleted(task: str, net: NestedNet, folder: Path, seed: int) -> dict[str, float]:
@@ -325,7 +364,8 @@ def _renamed(network: Network, rng: np.random.Generator) -> Network:
 
 
 def _answers(net: NestedNet, networks: Sequence[Network]) -> NDArray[np.int64]:
-    pixels = [draw(network, net.card.drawing, net.card.size).pixels for network in networks]
+    with store.one_thread():
+        pixels = [draw(network, net.card.drawing, net.card.size).pixels for network in networks]
     with torch.no_grad():
         found: NDArray[np.int64] = net(normalised(pixels, net.card)).argmax(1).numpy()
     return found

@@ -7,14 +7,16 @@ networks by field, whose groups are split as wholes. Every arm of a seed has the
 
 from stepwell.claims.cnc.arms import networks_digest, write_quick
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import Named, level, more, of_test_if_any
-from stepwell.claims.kit.study import Arm, Claim, Column, Question, Study
+from stepwell.claims.kit.measures import Named, least, level, more, of_test_if_any
+from stepwell.claims.kit.study import Arm, Claim, Column, Measure, Question, Study
 
-PICTURE, CBOW = "three channels", "counts, CBOW (the paper's)"
+PICTURE, PAPER, CBOW = "three channels", "the paper's picture and CNN", "counts, CBOW"
 COUNTS, DEGREES, STRUCTURE = "nodes and edges", "degrees", "degrees and structure"
 GREY, SKIPGRAM, SUMS = "counts, PPMI", "counts, skip-gram", "sums of the channels"
 PUBLISHED, UNSEEN = "sums of training pictures", "sums of unseen pictures"
 PLACE = "stepwell.claims.cnc.arms"
+#: The paper's embedding, by its code.
+WORD2VEC: dict[str, object] = {"embedding": "cbow", "dimensions": 20}
 
 
 def drawn(**flags: object) -> Arm:
@@ -24,12 +26,13 @@ def drawn(**flags: object) -> Arm:
 
 ARMS: dict[str, Arm] = {
     PICTURE: drawn(changed=True),
-    CBOW: drawn(embedding="cbow", dimensions=20, channels=("counts",), fields=False),
+    PAPER: drawn(**WORD2VEC, channels=("linear",), net="cnc", fields=False, tasks=("ba-ws",)),
+    CBOW: drawn(**WORD2VEC, channels=("counts",), fields=False),
     DEGREES: Arm(f"{PLACE}:statistics", {"features": "degrees"}),
     STRUCTURE: Arm(f"{PLACE}:statistics", {"features": "structure"}),
-    GREY: drawn(channels=("counts",)),
+    GREY: drawn(dimensions=20, channels=("counts",)),
     SKIPGRAM: drawn(
-        embedding="skipgram", dimensions=20, channels=("counts",), fields=False, tasks=("ws-null",)
+        **(WORD2VEC | {"embedding": "skipgram"}), channels=("counts",), fields=False, tasks=("ws-null",)
     ),
     COUNTS: Arm(f"{PLACE}:statistics", {"features": "counts"}),
     SUMS: Arm(f"{PLACE}:sums"),
@@ -52,13 +55,18 @@ def beats(
     return more(id, text, paper, *sides, margin, "% accuracy", expected=expected, pool=f"{task} {rate}")
 
 
+def worse(kind: str) -> Measure:
+    """The recall of the class that fares worse on networks of a kind, in percent."""
+    return least([of_test_if_any(PICTURE, f"{kind}: {name}/recall", 100) for name in ("ba", "ws")])
+
+
 #: Named before the runs: the paper's own task; pictures against degrees and structure on real networks
 #: whose groups are new; and the default embedding against the paper's.
 PRIMARY = ("headline", "beyond-structure/fields", "embedding")
 FIELDS = "balanced_accuracy"
 CLAIMS = [
-    level(PRIMARY[0], "The picture tells Barabási-Albert from Watts-Strogatz networks: at least 97 %",
-          "0.1 % error (project page)", right(PICTURE, "ba-ws"), 97.0, expected=99.5),
+    level(PRIMARY[0], "The paper's picture and CNN tell Barabási-Albert from Watts-Strogatz networks: "
+          "at least 97 %", "0.1 % error (project page)", right(PAPER, "ba-ws"), 97.0, expected=99.0),
     beats(PRIMARY[1], "On real networks of new groups, the picture is better than degrees, "
           "transitivity, assortativity and spectrum by logistic regression", "not compared", PICTURE,
           STRUCTURE, "fields", rate=FIELDS, expected=-5.0),
@@ -82,15 +90,13 @@ CLAIMS = [
           "ws-null", "DeepWalk (text)", SKIPGRAM, CBOW, "ws-null"),
     beats("leak", "A test on sums of training pictures shows more than a test on sums of unseen ones: "
           "ba-null", "96.3 % on trade networks (log)", PUBLISHED, UNSEEN, "ba-null"),
-    level("robust/size", "Barabási-Albert networks of half the nodes are recognised: at least 95 %",
-          "holds (page)", (PICTURE, of_test_if_any(PICTURE, "0.5 × nodes: ba/recall", 100)), 95.0),
-    level("robust/density", "Barabási-Albert networks of half the edges are recognised: at least 95 %",
-          "only above the training density (page)",
-          (PICTURE, of_test_if_any(PICTURE, "m 2: ba/recall", 100)), 95.0),
-    level("robust/edges", "Networks without a fifth of their edges are recognised: at least 95 %",
-          "not asked", (PICTURE, of_test_if_any(PICTURE, "-20% edges: ba/recall", 100)), 95.0),
-    level("copies", "At least 99 % of relabelled copies get the same class", "not asked",
-          (PICTURE, of_test_if_any(PICTURE, "copies/same", 100)), 99.0),
+    *(level(f"robust/{id}", f"Networks {text} are recognised: at least 95 % of the class that fares "
+            "worse", paper, (PICTURE, worse(kind)), 95.0) for id, text, paper, kind in (
+        ("size", "of half the nodes", "holds (page)", "0.5 × nodes"),
+        ("density", "of half the edges", "only above the training density (page)", "m 2"),
+        ("edges", "without a fifth of their edges", "not asked", "-20% edges"))),
+    level("copies", "At least 99 % of relabelled copies of real networks get the same class",
+          "not asked", (PICTURE, of_test_if_any(PICTURE, "copies/same", 100)), 99.0),
     more("salient", "Deleting salient nodes lowers the margin of the class more than deleting as many "
          "of equal degree: ws-null", "shown by examples",
          ("salient", of_test_if_any(PICTURE, "ws-null/salient")),
@@ -110,9 +116,10 @@ CHANGES = [
 
 STUDY = Study(
     key="cnc", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
-    note=("The channels degree and span, and 8 dimensions, were chosen on networks of 500 nodes of "
-          "the four tasks, with another seed of graphs. The regressions have the same networks and no "
-          "tuning."),
+    note=("The channels degree and span, and 8 dimensions for them, were chosen on networks of 500 "
+          "nodes of the four tasks, with another seed of graphs; the arms of counts alone have the "
+          "paper's 20. The regressions have the same networks and no tuning. Seconds are those of the "
+          "four tasks. Left out: graph kernels, graph neural networks, molecules, films and trade."),
     common={"data": "", "nodes": 300, "train": 100, "test": 250, "epochs": 20,
             "field_epochs": 20, "repeats": 30},
     quick=write_quick,
@@ -120,12 +127,12 @@ STUDY = Study(
     questions=[
         Question("Do pictures say more than degrees?", (PICTURE, COUNTS, DEGREES, STRUCTURE, SUMS),
                  ("degrees-suffice", "beyond-*"), ACCURACIES),
-        Question("Which picture?", (PICTURE, GREY, CBOW, SKIPGRAM), ("channels/*", "skip-gram"),
+        Question("Which picture?", (PICTURE, PAPER, GREY, CBOW, SKIPGRAM), ("channels/*", "skip-gram"),
                  ACCURACIES),
         Question("What does the published split show?", (PUBLISHED, UNSEEN), ("leak",), ACCURACIES),
         Question("Are the answers stable?", (PICTURE,), ("robust/*", "copies", "salient"), CHANGES),
     ],
-    plot=Plot(Axis("processor seconds of an arm", log=True),
+    plot=Plot(Axis("processor seconds of four tasks", log=True),
               Axis("mean accuracy of four tasks, %", 100), {
         arm: [Point(arm, "cpu_seconds", "mean/accuracy")]
         for arm in (PICTURE, GREY, CBOW, DEGREES, STRUCTURE)

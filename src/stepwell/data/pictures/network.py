@@ -5,6 +5,7 @@ Leman's refinement, and by name only where colours are equal. So copies of a net
 names have nearly the same numbers, too.
 """
 
+import io
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -112,24 +113,24 @@ def parse_network(content: bytes, suffix: str, how: Mapping[str, Any]) -> Networ
 def _edge_list(content: bytes, mark: str | None, most: int) -> _Lines:
     """Two or three columns: source, target, weight; maybe behind a head, "# directed weighted"."""
     try:
-        text = content.decode("utf-8-sig")
+        content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is no UTF-8 text") from error
-    if "\0" in text:
+    if b"\0" in content:
         raise ValueError("a zero byte: it is no text")
     rows, words = list[tuple[int, str]](), set[str]()
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig"), 1):
         if line[:1] == "#":
             words |= set() if rows else {*line[1:].lower().split()}
         elif line.strip():
-            rows.append((number, line))
-    if len(rows) > most + 1:
-        raise ValueError(f"{len(rows):,} edges are more than {most:,}: raise --max-edges")
+            rows.append((number, line.rstrip("\n")))
+            if len(rows) > most + 1:
+                raise ValueError(f"more than {most:,} edges: raise --max-edges")
     if mark == "?":
         first = rows[0][1] if rows else ""
         mark = next((m for m in ("\t", ",") if m in first), None)
     table = [(number, line.split(mark)) for number, line in rows]
-    if table and {c.strip().strip('"').lower() for c in table[0][1]} <= HEADER:
+    if table and _is_header(table[0][1]) and not any(_is_header(cells) for _, cells in table[1:]):
         del table[0]
     width = len(table[0][1]) if table else 2
     for number, cells in table:
@@ -146,6 +147,10 @@ def _edge_list(content: bytes, mark: str | None, most: int) -> _Lines:
         raise ValueError(f"{nodes:,} nodes are more than twice {most:,}: raise --max-edges")
     alone = [str(i) for i in range(nodes)] if {*sources, *targets} <= {*map(str, range(nodes))} else []
     return _Lines(sources, targets, weights, alone, "directed" in words)
+
+
+def _is_header(cells: list[str]) -> bool:
+    return {cell.strip().strip('"').lower() for cell in cells[:2]} <= HEADER
 
 
 def _weight(text: str, where: str) -> float:
@@ -166,6 +171,8 @@ class _GraphML:
         self.lines = _Lines([], [], [], [], False)
         self.directed: bool | None = None
         self.key = ""  # of the weights
+        self.usual = 1.0  # weight of an edge that has none
+        self.inside = ""  # "key" of the weights, or "edge"
         self.text: list[str] | None = None  # of the weight that is being read
         self.parser = expat.ParserCreate(namespace_separator=" ")
         self.parser.StartElementHandler = self.start
@@ -187,8 +194,10 @@ class _GraphML:
             raise ValueError(f"it begins with <{tag[:20]}> instead of <graphml>")
         if tag == "hyperedge":
             raise ValueError(f"{where}: hyperedges join more than two nodes, which no picture shows")
-        if tag == "key" and attributes.get("attr.name") == "weight":
-            self.key = attributes.get("id", "")
+        if tag == "key":
+            of_edges = attributes.get("for", "all") in ("edge", "all")
+            if of_edges and attributes.get("attr.name") == "weight":
+                self.key, self.inside = attributes.get("id", ""), "key"
         elif tag == "graph":
             if self.directed is not None:
                 raise ValueError(f"{where}: a second graph: one file holds one network")
@@ -205,9 +214,12 @@ class _GraphML:
             self.lines.sources.append(attributes["source"])
             self.lines.targets.append(attributes["target"])
             assert self.lines.weights is not None
-            self.lines.weights.append(1.0)
+            self.lines.weights.append(self.usual)
+            self.inside = "edge"
             self.check(len(self.lines.sources), "edges")
-        elif tag == "data" and self.key and attributes.get("key") == self.key and self.lines.sources:
+        elif (
+            tag == "data" and self.inside == "edge" and attributes.get("key") == (self.key or None)
+        ) or (tag == "default" and self.inside == "key"):
             self.text = []
 
     def check(self, count: float, what: str) -> None:
@@ -224,9 +236,14 @@ class _GraphML:
         self.depth -= 1
         if self.text is not None:
             assert self.lines.weights is not None
-            where = f"line {self.parser.CurrentLineNumber}"
-            self.lines.weights[-1] = _weight("".join(self.text), where)
+            weight = _weight("".join(self.text), f"line {self.parser.CurrentLineNumber}")
             self.text = None
+            if self.inside == "edge":
+                self.lines.weights[-1] = weight
+            else:
+                self.usual = weight
+        elif tag.rpartition(" ")[2] in ("key", "edge"):
+            self.inside = ""
 
 
 def _graphml(content: bytes, most: int) -> _Lines:

@@ -23,8 +23,8 @@ from stepwell.data.pictures.word2vec import word2vec
 
 #: Nodes up to which co-occurrences are exact, and up to which matrices are dense.
 EXACT = DENSE = 200
-#: Walks of a network at least.
-FEWEST = 2000
+#: Walks of a network at least, and steps of all its walks at most (some gigabytes).
+FEWEST, MOST_STEPS = 2000, 50_000_000
 #: Accuracy of eigenvalues, and digits of a coordinate that decide its cell.
 TOLERANCE, DECIMALS = 1e-2, 7
 #: Brightness of each doubling, of counts and of degrees.
@@ -82,17 +82,23 @@ def draw(network: Network, how: Mapping[str, Any], size: int) -> Picture:
 
 
 def walks(network: Network, each: int, length: int, rng: np.random.Generator) -> Integers:
-    """Random walks (length, walks): `each` from every node, at least `FEWEST` in all.
+    """Random walks (length, walks): `each` from every node that an edge leaves, `FEWEST` at least.
 
     A step goes along an edge with probability in proportion to its weight. A walk ends, with -1, where
-    no edge leaves a node.
+    no edge leaves a node. ValueError for walks that would fill the memory.
     """
-    nodes, degrees = len(network.names), network.degrees
-    each = max(each, -(-FEWEST // nodes))
+    degrees = network.degrees
+    starts = np.flatnonzero(degrees)
+    each = max(each, -(-FEWEST // len(starts)))
+    if each * length * len(starts) > MOST_STEPS:
+        raise ValueError(
+            f"{each} walks of {length} nodes from each of {len(starts):,} are more than {MOST_STEPS:,} "
+            "steps: lower --walks"
+        )
     sums = np.append(0.0, np.cumsum(network.weights))
     even = bool((network.weights == network.weights[0]).all())
-    paths = np.empty((length, nodes * each), np.int64)
-    here = paths[0] = np.tile(np.arange(nodes), each)
+    paths = np.empty((length, len(starts) * each), np.int64)
+    here = paths[0] = np.tile(starts, each)
     for step in range(1, length):
         chance = rng.random(len(here))
         first, last = network.start[here], network.start[here + 1] - 1
@@ -160,7 +166,10 @@ def ppmi_embedding(pairs: Any, dimensions: int) -> Floats:
     else:
         ppmi.eliminate_zeros()
         first = np.ones(nodes) + np.arange(nodes) / nodes
-        values, vectors = eigsh(ppmi, k=dimensions, v0=first, tol=TOLERANCE)
+        try:
+            values, vectors = eigsh(ppmi, k=dimensions, v0=first, tol=TOLERANCE)
+        except RuntimeError as error:  # of ARPACK
+            raise ValueError(f"its nodes cannot be embedded ({error}): try --embedding cbow") from error
     return vectors * np.sqrt(abs(values))
 
 

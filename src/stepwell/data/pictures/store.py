@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ FACTS = (
 CHECKSUM = 16
 #: Networks to draw from which on a second process pays off.
 MANY = 200
+#: The limit of threads, and a place for each thread that draws within it.
+_LOCK, _LIMITS = threading.Lock(), list[Any]()
 #: Variable of the environment that keeps drawing in one process.
 ALONE = "STEPWELL_ONE_PROCESS"
 
@@ -46,11 +49,22 @@ class Drawn(NamedTuple):
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let linear algebra run on one thread: sums, and so pictures, do not depend on their number."""
+    """Let linear algebra run on one thread: sums, and so pictures, do not depend on their number.
+
+    The limit is one of the process, so threads that draw side by side share it.
+    """
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1, "blas"):
+    with _LOCK:
+        _LIMITS.append(threadpool_limits(1, "blas") if not _LIMITS else None)
+    try:
         yield
+    finally:
+        with _LOCK:
+            first = _LIMITS[0]
+            _LIMITS.pop()
+            if not _LIMITS and first is not None:
+                first.restore_original_limits()
 
 
 def pictures(
@@ -84,12 +98,14 @@ def pictures(
 
 def _helpers(missing: Sequence[Path], how: Mapping[str, Any], size: int) -> list[Any]:
     """Processes that draw the files which this process leaves to them."""
-    count = min((os.cpu_count() or 1) - 1, len(missing) // MANY) * (os.environ.get(ALONE) is None)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(cores - 1, len(missing) // MANY) * (os.environ.get(ALONE) is None)
     started = []
     for number in range(1, count + 1):
-        job = {"how": dict(how), "size": size, "paths": [str(p) for p in missing[number :: count + 1]]}
+        paths = [str(path.resolve()) for path in missing[number :: count + 1]]
+        job = {"how": dict(how), "size": size, "paths": paths, "parent": os.getpid()}
         process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import work; work()"],
+            [sys.executable, "-P", "-c", f"from {__name__} import work; work()"],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         assert process.stdin is not None
@@ -106,7 +122,7 @@ def work() -> None:
     cache = _folder(job["how"], job["size"])
     with one_thread():
         for path in map(Path, job["paths"]):
-            if os.getppid() == 1:  # the process that asked is gone
+            if os.getppid() != job["parent"]:  # the process that asked is gone
                 return
             with contextlib.suppress(ValueError):
                 _picture(path, cache, job["how"], job["size"])
@@ -165,9 +181,9 @@ def _picture(path: Path, cache: Path, how: Mapping[str, Any], size: int) -> Draw
                 return Drawn(key, pixels, facts)
     try:
         network = parse_network(content, path.suffix.lower(), how)
+        one = draw(network, how, size)
     except ValueError as error:
         raise ValueError(f"cannot read network {path} ({error}): correct or remove it") from error
-    one = draw(network, how, size)
     met = float((one.cells[:, 0] >= 0).sum())
     facts = np.array([*_facts(network), one.axis_gap, one.skewness, met])
     whole = one.pixels.tobytes() + facts.tobytes()
@@ -192,5 +208,7 @@ def _facts(network: Network) -> list[float]:
     table = sparse.csr_array((network.weights, network.neighbours, network.start), shape=(nodes, nodes))
     parts, _ = connected_components(table, directed=False)
     degrees = network.degrees
+    if network.directed:
+        degrees = degrees + np.bincount(network.neighbours, minlength=nodes)
     numbers = [nodes, network.edges, parts, network.loops, network.repeated]
     return [*map(float, numbers), degrees.mean(), degrees.std(), float(degrees.max())]
