@@ -17,6 +17,7 @@ from stepwell.measure import skipping as measure
 from stepwell.measure.skipping import (
     Branch,
     accuracy_at_random,
+    gate_budgets,
     settle_open_rate,
     with_masks_of_others,
 )
@@ -230,6 +231,8 @@ def test_images_of_one_class_get_masks_of_other_classes_and_one_image_has_no_oth
     assert found is not None
     one = tests.with_images(tests.images.subset(torch.tensor([0])))
     assert accuracy_at_random(net, one, torch.ones(3)) is None
+    budgets = gate_budgets(net, one)  # which moves the scores, and gradients are enabled here
+    assert budgets[0].macs <= budgets[-1].macs
 
 
 def test_masks_pass_gradients_and_are_counted_in_eval_mode():
