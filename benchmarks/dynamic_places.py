@@ -65,7 +65,7 @@ def pixels(name: str, batch: int) -> dict[str, Any]:
             block.gate.share = active
             runs = {"masked": partial(block, x), "dense": partial(plain, x)}
             times = side_by_side(runs, rounds=ROUNDS, **CLOCK)
-            work = block.share_of(block.gate(x) > 0, batch)
+            work = block.share_of(block.gate(x) > 0, x)
             key = f"active {active}" + ", dense above the break-even" * adaptive
             found[key] = {"over dense": ratio(times, "masked", "dense"), "by MACs": work + of_gate}
     return {"shares": found, "break-even": share}

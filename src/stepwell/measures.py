@@ -137,6 +137,36 @@ MIXTURES: Mapping[str, Mixture] = {
     "kernels": Mixture("kernels", "mean weight", "plain kernels"),
 }
 
+
+class Gates(NamedTuple):
+    """Words for the results of a network whose blocks run in part.
+
+    title, column: of the table of blocks.
+    key: of what an image runs, in the results; of_blocks: its words.
+    at_random: the case of the accuracy at random.
+    unit: what runs.
+    """
+
+    title: str
+    column: str
+    key: str
+    of_blocks: str
+    at_random: str
+    unit: str
+
+
+#: By the key in the results.
+GATES: Mapping[str, Gates] = {
+    "skipping": Gates(
+        "open rates", "images that run it", "mean", "of the blocks",
+        "if each block ran for as many images, drawn at random", "blocks",
+    ),
+    "pixels": Gates(
+        "work that runs", "share of its MACs", "work", "of the blocks' work",
+        "with the masks of another image", "positions",
+    ),
+}  # fmt: skip
+
 #: Ranks of true triples among all entities.
 RANKS: Mapping[str, Measure] = {
     "mrr": Measure("MRR", "number", 3),

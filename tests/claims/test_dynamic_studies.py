@@ -126,6 +126,10 @@ def test_exits_of_texts_are_compared_at_the_cost_of_three_layers():
     assert found["other/patience"] == found["other/frozen"] == pytest.approx(1)
     results[textexits.PATIENCE] = {"test": {}}  # no cascade keeps to a budget
     assert "other/patience" not in judged(textexits.STUDY, results)
+    results[textexits.alone("3")] = network("3", 90, 0.68)  # cheaper than every cascade
+    found = judged(textexits.STUDY, results)
+    assert "better-than-static" not in found
+    assert "better-than-chance" in found
 
 
 def rows(chosen=1.2, fixed=1.0, by_macs=1.5):
@@ -192,6 +196,23 @@ def test_a_quick_study_of_exits_sets_cascades_of_its_network(tmp_path):
     test = result["arms"]["exits, by confidence"]
     assert test["1/mean_macs"]["mean"] <= test["5/mean_macs"]["mean"]
     assert "better-than-static" in page.read_text() or "At the cost of ResNet-14" in page.read_text()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_quick_study_of_masks_adds_them_to_a_trained_network(tmp_path):
+    arms = (pixels.MASKS,)
+    result, _ = verify_system("pixels", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms)
+    assert {*result["arms"]} == {pixels.FIRST, pixels.MASKS}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_quick_study_of_texts_sets_cascades_of_its_encoder(tmp_path):
+    arms = (textexits.PATIENCE,)
+    result, _ = verify_system(
+        "textexits", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms
+    )
+    assert {*result["arms"]} == {textexits.EXITS, textexits.PATIENCE}
+    assert result["arms"][textexits.PATIENCE]["1/mean_macs"]["mean"] > 0
 
 
 def test_dynamic_stands_for_every_leaf_that_is_tested(monkeypatch, tmp_path, capsys):

@@ -162,9 +162,14 @@ def test_networks_that_are_no_twins_are_refused():
     net = build("resnet8", num_classes=5, adder=True)
     with pytest.raises(ValueError, match="the network has no adder layer: build it with adder=True"):
         ProgressiveKernelKD(build("resnet8"), build("resnet8"))
-    with pytest.raises(ValueError, match="no convolution 'layer1.0.conv1' like the adder layer"):
+    body = nn.Sequential(nn.ReLU(), nn.ReLU())
+    layers = OrderedDict(first=nn.Conv2d(3, 4, 3), body=body, fc=nn.Flatten())
+    single = nest(nn.Sequential(layers), ["body"], {})
+    with pytest.raises(ValueError, match="the network has no convolution behind the first: none"):
+        ProgressiveKernelKD(single, single, convolutional=True)
+    with pytest.raises(ValueError, match="no convolution 'layer1.0.conv1' like the layer"):
         ProgressiveKernelKD(net, net)
-    with pytest.raises(ValueError, match="no convolution 'layer3.0.conv1' like the adder layer"):
+    with pytest.raises(ValueError, match="no convolution 'layer3.0.conv1' like the layer"):
         ProgressiveKernelKD(net, build("resnet8_slim"))
     with pytest.raises(ValueError, match="PKKD trains one depth, and this network has 8, 14"):
         ProgressiveKernelKD(build("resnet14", ["8"], adder=True), build("resnet14"))

@@ -20,6 +20,7 @@ import stepwell
 from stepwell.cli import main
 from stepwell.cost import costs_of
 from stepwell.data.text import read_texts
+from stepwell.data.text_files import TextFiles
 from stepwell.data.tokens import Tokenizer
 from stepwell.export.folder import open_depths
 from stepwell.measure import cascade, depths
@@ -28,7 +29,7 @@ from stepwell.measure.text import save_text
 from stepwell.recipes import train
 from stepwell.report.internal import internal_section
 from stepwell.report.run_record import read_run
-from stepwell.tasks import attention_maps
+from stepwell.tasks import attention_maps, text
 from stepwell.training import Loop
 from tiny_text import texts, write_encoder, write_tsv
 
@@ -468,6 +469,14 @@ def test_a_label_that_training_lacks_is_named(encoder, data, tmp_path, capsys):
 
 BERT = {"epochs": 3, "batch_size": 16, "lr": 5e-3, "max_tokens": 24, "student_layers": 2,
         "loop": Loop(device="cpu")}  # fmt: skip
+
+
+def test_an_encoder_that_is_built_stays_as_it_is(encoder, data):
+    splits = text.read_texts_of(str(data), str(encoder), TextFiles())
+    net, _ = text.start_network(splits, str(encoder))
+    assert text.start_network(splits, net)[0] is net
+    with pytest.raises(ValueError, match="depths, stages and norms are for an encoder's folder"):
+        text.start_network(splits, net, ["2"])
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ CLAIMS: dict[str, tuple[str, str]] = {
     "skipping": ("stepwell.claims.skipping:STUDY",
                  "gates that skip blocks against static networks and random blocks"),
     "pixels": ("stepwell.claims.pixels:STUDY",
-               "blocks that run at some positions against smaller images and masks of other images"),
+               "blocks that run at some positions against smaller networks and masks of other images"),
     "widths": ("stepwell.claims.widths:STUDY",
                "widths that a gate chooses against static networks, chance and the oracle"),
     "experts": ("stepwell.claims.experts:STUDY",

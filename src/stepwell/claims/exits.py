@@ -98,12 +98,17 @@ ACCURACY = "% accuracy"
 
 
 def within(arm: str, macs: Measure) -> Measure:
-    """Accuracy in percent of an arm's cascades at a mean cost, on straight lines between them."""
+    """Accuracy in percent of an arm's cascades at a mean cost, on straight lines between them.
+
+    `Absent` for a cost below that of every cascade: none is as cheap.
+    """
 
     def measure(results: Any) -> float:
         curve = [
             *zip(*(budgets_of(results[arm], key) for key in ("mean_macs", "accuracy")), strict=True)
         ]
+        if macs(results) < min(curve)[0]:
+            raise Absent(arm)
         return 100 * on_lines(sorted(curve), macs(results))
 
     return measure

@@ -1,4 +1,4 @@
-"""Image classifiers whose blocks an image may skip."""
+"""Image classifiers whose gates or masks decide what each image runs of every block."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from stepwell.kinds import Network, Predicted, classifier
 from stepwell.kinds.classifier_tables import show_classes, show_never_right, show_speed
 from stepwell.kinds.classifier_tables import show_export as show_export
 from stepwell.kinds.serving import Engine, serve_depths
-from stepwell.measures import BLOCKS_SPEED, in_words
+from stepwell.measures import BLOCKS_SPEED, GATES, in_words
 
 if TYPE_CHECKING:
     from stepwell.nets import NestedNet
@@ -32,18 +32,6 @@ SECTIONS = [
 EVALUATED = ("params", "macs", "accuracy", "balanced_accuracy", "nll", "ece", "ms")
 #: A mean open rate outside of which the gates hardly choose; a distance from the target worth a note.
 ALL_OPEN, FAR = 0.98, 0.1
-#: Words by kind: title and column of the rates, what an image runs (with its key in the record), the
-#: rates at random, and what is open.
-WORDS: Mapping[str, tuple[str, str, tuple[str, str], str, str]] = {
-    "skipping": (
-        "open rates", "images that run it", ("mean", "of the blocks"),
-        "each block for as many images, drawn at random", "blocks",
-    ),
-    "pixels": (
-        "work that runs", "share of its MACs", ("work", "of the blocks' work"),
-        "with the mask of another image", "positions",
-    ),
-}  # fmt: skip
 
 
 def open(path: Path, module: Callable[[], Any] | None = None) -> "NestedNet":
@@ -52,12 +40,12 @@ def open(path: Path, module: Callable[[], Any] | None = None) -> "NestedNet":
 
 
 def set_budget(net: "NestedNet", limits: Mapping[str, Any]) -> None:
-    """Set the gates' cost penalty for a budget ("macs", "accuracy"), and say its effect."""
+    """Set the cost penalty of the scores for a budget ("macs", "accuracy"), and say its effect."""
     from stepwell.nets.decisions.budgets import Budget, best_budget
     from stepwell.nets.decisions.skipping import add_price
 
     if "ms" in limits:
-        raise ValueError("the time of gates depends on the images: give --budget-macs instead")
+        raise ValueError("the time of an image depends on the images: give --budget-macs instead")
     found = best_budget([Budget(row[0], row[1], row[2]) for row in net.card.gate_budgets], **limits)
     add_price(net.module, found.price)
     say(
@@ -69,7 +57,7 @@ def set_budget(net: "NestedNet", limits: Mapping[str, Any]) -> None:
 def evaluate(
     network: Network, *, data: str | None = None, budget_macs: float | None = None
 ) -> dict[str, Any]:
-    """Measure the network as its gates decide, and with every block. Flags as for `eval`."""
+    """Measure the network as it decides, and with every block. Flags as for `eval`."""
     from stepwell.measure.data_parts import parts_of
     from stepwell.measure.skipping import measure_skipping
 
@@ -84,14 +72,14 @@ def evaluate(
 def predict(
     network: Network, paths: Sequence[Path], *, depth: str | None = None, top: int = 1, **limits: float,
 ) -> Predicted:  # fmt: skip
-    """Classify images; each runs what its gates open. Flags as for `predict`."""
+    """Classify images; each runs what the network decides. Flags as for `predict`."""
     if limits:
         set_budget(network.net, classifier.budget_of(limits))
     return classifier.predict(network, paths, depth=depth, top=top)
 
 
 def serve(network: Network, *, engine: Engine = "torch") -> "Served":
-    """Give the network to a server; each image runs the blocks that its gates open."""
+    """Give the network to a server; each image runs what the network decides."""
     return serve_depths(network, engine, cascade=False)
 
 
@@ -99,7 +87,7 @@ def export(
     network: Network, folder: Path, *, format: Literal["onnx", "pt2", "safetensors"] = "onnx",
     depth: str | None = None, data: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write the network for other programs; an ONNX graph skips blocks, too. Flags as for `export`."""
+    """Write the network for other programs; gates skip blocks in ONNX, too. Flags as for `export`."""
     return classifier.export(network, folder, format=format, depth=depth, data=data)
 
 
@@ -115,8 +103,8 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
 
 
 def show_gates(record: Mapping[str, Any], kind: str) -> None:
-    """Print the open rates, the cost and the speed of a network with gates."""
-    title, column, (key, of_blocks), at_random, unit = WORDS[kind]
+    """Print what runs of each block, the cost and the speed."""
+    title, column, key, of_blocks, at_random, unit = GATES[kind]
     rows = [[name, f"{100 * rate:.1f} %"] for name, rate in record["open"].items()]
     show(table(title, ["block", column], rows))
     show(
@@ -128,7 +116,11 @@ def show_gates(record: Mapping[str, Any], kind: str) -> None:
     if record["mean"] > ALL_OPEN:
         show(f"nearly all {unit} run: try a lower --target, or more epochs", style="dim")
     if abs(record.get("target", record[key]) - record[key]) > FAR:
-        show(f"the target was {100 * record['target']:.0f} %: more epochs may come nearer", style="dim")
+        show(
+            f"the target was {100 * record['target']:.0f} %: it was set on validation images, or "
+            "without them on training images, which differ from the test images",
+            style="dim",
+        )
     if idle := [name for name, rate in record["open"].items() if not rate]:
         show(f"these blocks run for no image: {', '.join(idle)}", style="dim")
     show_speed(record["speed"], BLOCKS_SPEED)

@@ -16,13 +16,15 @@ from stepwell.evaluation import Tally, gather_logits
 from stepwell.evaluation.cost_penalty import Priced, front
 from stepwell.measure import speed
 from stepwell.measure.break_even import with_break_even
+from stepwell.measure.data_parts import in_random_order
 from stepwell.measure.depths import results_of
 from stepwell.measure.inputs import blank_image
 from stepwell.nets import NestedNet, build
 from stepwell.nets.decisions.budgets import Budget
 from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.decisions.estimators import Draw
-from stepwell.nets.decisions.skipping import Gated, add_price, gated_blocks
+from stepwell.nets.decisions.pixels import Given, Masked
+from stepwell.nets.decisions.skipping import Chance, Gated, add_price, gated_blocks
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Batch, Labels, Logits
 
@@ -124,7 +126,7 @@ def measure_break_even(
 def break_even_of(block: Gated, x: Tensor, seconds: float) -> float:
     """The share of the block's work below which running it in part is faster, for a batch like `x`."""
     base = x if block.downsample is None else block.downsample(x)
-    decisions = {block.share_of(d, len(x)): d for d in (block.some(x, share) for share in SHARES)}
+    decisions = {block.share_of(d, x): d for d in (block.some(x, share) for share in SHARES)}
     calls = {str(share): partial(block.run, base, x, decision) for share, decision in decisions.items()}
     # at a break-even of 0, any decision makes the form dense
     calls["dense"] = partial(block.run, base, x, decisions[max(decisions)], {len(x): 0.0})
@@ -166,7 +168,9 @@ def observe_skipping(net: NestedNet, test: Batches) -> Observed:
 
 
 @torch.no_grad()
-def settle_open_rate(net: NestedNet, batches: Iterable[Batch], target: float) -> float:
+def settle_open_rate(
+    net: NestedNet, batches: Iterable[Batch], target: float, costs: Sequence[float] | None = None
+) -> float:
     """Shift the scores of all gates by one number, so that their mean open rate is `target`.
 
     Gates that are drawn in training keep to a target that the better scores, which decide in use, do
@@ -174,6 +178,7 @@ def settle_open_rate(net: NestedNet, batches: Iterable[Batch], target: float) ->
 
     Args:
         batches: images to open for; about the first `SETTLING` are used.
+        costs: weights of the gates in the mean, such as the MACs of their blocks; equal by default.
 
     Returns:
         The shift of the scores "run".
@@ -190,7 +195,11 @@ def settle_open_rate(net: NestedNet, batches: Iterable[Batch], target: float) ->
         for bias, value in zip(biases, trained, strict=True):
             bias[-1] = value + shift
         exits = (net.forward_all(x, [net.full], extras=("open",))[net.full] for x in images)
-        return float(torch.cat([torch.stack(e.extras["open"], 1) for e in exits]).mean())
+        open = torch.cat([torch.stack(e.extras["open"], 1) for e in exits])
+        if costs is None:
+            return float(open.mean())
+        weights = open.new_tensor(costs)
+        return float(open.mean(0) @ weights / weights.sum())
 
     low, high = -MOST_SHIFT, MOST_SHIFT
     with in_eval_mode(net):
@@ -209,6 +218,7 @@ def keep_budgets(net: NestedNet, batches: Batches) -> None:
     net.card = replace(net.card, gate_budgets=kept)
 
 
+@torch.no_grad()
 def gate_budgets(net: NestedNet, batches: Batches) -> tuple[Budget, ...]:
     """Measure accuracy and mean MACs of the full net at several cost penalties, cheapest first.
 
@@ -238,28 +248,64 @@ def gate_budgets(net: NestedNet, batches: Batches) -> tuple[Budget, ...]:
 
 
 @contextmanager
-def at_random(net: NestedNet, rates: Float[Tensor, " gates"]) -> Iterator[Mapping[str, Any]]:
-    """Let each gate open by chance, as often as its rate; gives the constants that a call needs."""
+def other_gates(net: NestedNet, others: Iterable[nn.Module]) -> Iterator[None]:
+    """Let other modules stand for the gates of a network's blocks, in order."""
     blocks = [block for _, block in gated_blocks(net.module)]
     gates = [block.gate for block in blocks]
     try:
-        for block, rate in zip(blocks, rates.to(next(net.parameters()).device), strict=True):
-            block.gate = block.chance(rate)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            yield {"draw": Draw("reinforce")}
+        for block, other in zip(blocks, others, strict=True):
+            block.gate = other
+        yield
     finally:
         for block, gate in zip(blocks, gates, strict=True):
             block.gate = gate
 
 
-def accuracy_at_random(net: NestedNet, test: Batches, rates: Float[Tensor, " gates"]) -> float:
-    """The accuracy on test images if each gate opens by chance, as often as it does."""
-    with in_eval_mode(net), at_random(net, rates) as given:
-        logits, labels = gather_logits(
-            lambda x: {"": net(x.to(next(net.parameters()).device), given=given)}, test
-        )
+@contextmanager
+def at_random(net: NestedNet, rates: Float[Tensor, " gates"]) -> Iterator[Mapping[str, Any]]:
+    """Let each gate open by chance, as often as its rate; gives the constants that a call needs."""
+    chances = map(Chance, rates.to(next(net.parameters()).device))
+    with other_gates(net, chances), torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield {"draw": Draw("reinforce")}
+
+
+def with_masks_of_others(net: NestedNet, images: Tensor) -> Logits:
+    """Answers where each image has all masks of the image before it in the batch, and so its work.
+
+    The masks are those that the other image has by itself.
+    """
+    given = {"draw": Draw("threshold")}
+    exit = net.forward_all(images, [net.full], given=given, extras=("mask",))[net.full]
+    with other_gates(net, (Given(mask.roll(1, 0)) for mask in exit.extras["mask"])):
+        return net(images, given=given)
+
+
+def accuracy_at_random(net: NestedNet, test: Batches, rates: Float[Tensor, " gates"]) -> float | None:
+    """The accuracy on test images if each gate opens by chance, as often as it does.
+
+    Of masks: if each image has the masks of another one. They come from batches in random order,
+    because neighbours in a folder are mostly of one class; a last batch of one image is left out. None
+    for a single test image.
+    """
+    device = next(net.parameters()).device
+    with in_eval_mode(net):
+        if has_masks(net):
+            if len(test.images) < 2:
+                return None
+            answers = gather_logits(
+                lambda x: {"": with_masks_of_others(net, x.to(device))}, in_random_order(test)
+            )
+        else:
+            with at_random(net, rates) as given:
+                answers = gather_logits(lambda x: {"": net(x.to(device), given=given)}, test)
+    logits, labels = answers
     return (logits[""].argmax(1) == labels).double().mean().item()
+
+
+def has_masks(net: NestedNet) -> bool:
+    """Whether the network's blocks run at some positions, not for some images."""
+    return any(isinstance(block, Masked) for _, block in gated_blocks(net.module))
 
 
 def measure_skipping(
@@ -274,8 +320,7 @@ def measure_skipping(
         Results as a run's results.json has them, with the rows "chosen" and "all". Under `kind`: the
         "open" rate of each block, their "mean"; "work", the share of the blocks' MACs that runs;
         "cost", the share of the MACs of every block; "gate_macs"; "speed" of both, as `compare_speed`;
-        "random_accuracy", where each block runs as often, for images (or with masks of images) drawn at
-        random. Then the network's answers.
+        "random_accuracy" by `accuracy_at_random`, if there is one. Then the network's answers.
     """
     use_break_even(net.module, {})
     seen = observe_skipping(net, test)
@@ -290,8 +335,9 @@ def measure_skipping(
         "work": float(rates @ branches / branches.sum()),
         "cost": costs[CHOSEN]["macs"] / macs.all, "gate_macs": macs.gates,
         "speed": measure_speed(net, speed.timed_images(test), macs),
-        "random_accuracy": accuracy_at_random(net, test, rates),
     }  # fmt: skip
+    if (chance := accuracy_at_random(net, test, rates)) is not None:
+        record["random_accuracy"] = chance
     sums = Tally().add(seen.logits, seen.labels)
     results = results_of(sums, net.card.classes, costs, kind, "choice")
     return results | {kind: record}, seen
@@ -303,7 +349,8 @@ def _costs(
     images = speed.timed_images(test).to(next(net.parameters()).device)
     with in_eval_mode(net), torch.inference_mode():
         times = time_each({"": net.forward}, images.split(1), seconds=speed.SECONDS)[""].times
-    groups = seen.open.sum(1).long().tolist()  # images of equally many blocks take equally long
+    # images of equally many blocks, or of about equally much of their work, take equally long
+    groups = seen.open.sum(1).round().long().tolist()
     chosen = {
         "params": sum(p.numel() for p in net.module.parameters()),
         "macs": round(float(macs.at(seen.open).mean())),

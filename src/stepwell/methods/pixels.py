@@ -44,8 +44,7 @@ class Pixels(Objective):
         super().__init__()
         check_numbers(locals(), flags=False)
         check_number(f"target={target}", target, SHARE_ABOVE_0)  # at 0, no position would run
-        self.blocks = tuple(b for _, b in gated_blocks(net.module) if isinstance(b, Masked))
-        if not self.blocks:
+        if not any(isinstance(block, Masked) for _, block in gated_blocks(net.module)):
             raise ValueError('this network has no masks: build a ResNet with gates="pixels"')
         self.net = net
         self.draw = Draw(estimator, temperature)
@@ -68,14 +67,11 @@ class Pixels(Objective):
         ) -> tuple[Tensor, dict[str, Tensor]]:
             ce = class_cross_entropy(exit.logits, labels, label_smoothing=self.label_smoothing)
             shares = torch.stack([open.mean() for open in exit.extras["open"]])
-            positions = [mask[0].numel() for mask in exit.extras["mask"]]
-            costs = shares.new_tensor(
-                [sum(b.work) * n for b, n in zip(self.blocks, positions, strict=True)]
-            )
+            costs = torch.stack(exit.extras["macs"]).to(shares.dtype)
             sparsity = sparsity_loss(shares, costs, self.target, self.progress)
             open = (shares * costs).sum() / costs.sum()
             logs = {"ce": ce, "sparsity": sparsity, "open": open}
             return ce + self.sparsity_weight * sparsity, logs
 
         given = {"draw": draw}
-        return Step(*self.net.joint_loss(images, loss_of, given=given, extras=("open", "mask")))
+        return Step(*self.net.joint_loss(images, loss_of, given=given, extras=("open", "macs")))

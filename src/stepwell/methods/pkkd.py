@@ -64,6 +64,8 @@ class ProgressiveKernelKD(Objective):
         super().__init__()
         check_numbers(locals(), flags=False)
         layers = _convolutions(net.module) if convolutional else adder_layers(net.module)
+        if not layers and convolutional:
+            raise ValueError("the network has no convolution behind the first: none would be taught")
         if not layers:
             raise ValueError("the network has no adder layer: build it with adder=True")
         if net.subnets:
@@ -132,7 +134,7 @@ def _exponent(layer: nn.Module, values: tuple[Tensor, Tensor]) -> Tensor:
 
 def _check_twin(name: str, layer: AdderConv2d | nn.Conv2d, conv: nn.Module | None) -> None:
     if not isinstance(conv, nn.Conv2d) or conv.weight.shape != layer.weight.shape:
-        raise ValueError(f"the twin has no convolution {name!r} like the adder layer of this name")
+        raise ValueError(f"the twin has no convolution {name!r} like the layer of this name")
     if (conv.stride, conv.padding) != (layer.stride, layer.padding):
         raise ValueError(f"the twin's convolution {name!r} has another stride or padding")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from stepwell.losses import class_cross_entropy, open_rate_loss, reinforce_loss
 from stepwell.methods.objective import Objective
 from stepwell.nets.decisions.estimators import Draw
+from stepwell.nets.decisions.pixels import Masked
 from stepwell.nets.decisions.skipping import EXTRAS, gated_blocks
 from stepwell.nets.nested.net import NestedNet
 from stepwell.ranges import check_numbers
@@ -46,8 +47,14 @@ class Skipping(Objective):
     ) -> None:  # fmt: skip
         super().__init__()
         check_numbers(locals(), flags=False)
-        if not any(True for _ in gated_blocks(net.module)):
+        blocks = [block for _, block in gated_blocks(net.module)]
+        if not blocks:
             raise ValueError("this network has no gates: build a ResNet with gates=True")
+        if any(isinstance(block, Masked) for block in blocks):
+            raise ValueError(
+                "this network has masks of positions: train it with Pixels (stepwell.methods.pixels), "
+                "or build it with gates=True"
+            )
         self.net = net
         self.draw = Draw(estimator, temperature)
         self.by_policy = self.draw.check(training=True).by_policy

@@ -66,7 +66,8 @@ def pkkd(
 ) -> dict[str, Any]:
     """Train an adder network, whose convolutions only add, by its convolutional twin (PKKD).
 
-    Gradients are not clipped: the local learning rate makes those of the adder layers large.
+    By default gradients are not clipped, as in AdderNet's code; --clip leaves the filters of adder
+    layers out, whose local rate sets their size.
 
     Examples:
         stepwell train pkkd --data digits --out runs/adder --net resnet8

@@ -171,9 +171,9 @@ def start_network(
 ) -> tuple[NestedNet, Start]:  # fmt: skip
     """Build the nested encoder with the weights of its folder, or of `init`, a run or a file.
 
-    `net` is the folder, or an encoder that is built from it already. Depths that are numbers of layers
-    keep the encoder's last layer (`with_last_layer`). Errors as for `build`; ValueError for a stem, or
-    `init` "pretrained".
+    `net` is the folder, or an encoder that is built from it already, and stays as it is without `init`.
+    Depths that are numbers of layers keep the encoder's last layer (`with_last_layer`). Errors as for
+    `build`; ValueError for a stem, `init` "pretrained", or depths of an encoder that is built already.
     """
     if stem != "auto":
         raise ValueError(f"--stem {stem} is for images, and --data names texts: leave it out")
@@ -183,7 +183,13 @@ def start_network(
             "leave it out"
         )
     encoder = splits.encoder
-    if isinstance(net, str):
+    start = Start(Card(input="text"), encoder.fresh)
+    if isinstance(net, NestedNet):
+        if depths or stages or norms != "private":
+            raise ValueError("depths, stages and norms are for an encoder's folder: this one is built")
+        if init is None:
+            return net, start
+    else:
         if not stages:
             stages, depths = with_last_layer(encoder.name, depths)
         own: dict[str, Any] = {"stages": stages} if stages else {}
@@ -193,7 +199,6 @@ def start_network(
         )  # fmt: skip
         net.load_full(encoder.module.state_dict())
     nested = net
-    start = Start(Card(input="text"), encoder.fresh)
     if isinstance(init, Path):
         start = initialise(nested, init, splits.train.classes)
     if not start.fresh:

@@ -6,6 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import stepwell
+from stepwell.nets.adders import quantised
 from stepwell.nets.adders.layers import AdderConv2d, adder_layers
 from stepwell.nets.adders.quantised import ByteAdderConv2d, quantise
 from stepwell.nets.nested.calibrate import estimate_all
@@ -67,3 +68,12 @@ def test_a_network_of_bytes_answers_nearly_as_the_trained_one():
         quantise(stepwell.build("resnet8").module, images, (8,))
     with pytest.raises(ValueError, match="ranges of adder layers need at least one batch"):
         quantise(module, [], (8,))
+
+
+def test_a_sample_of_the_inputs_sees_every_column(monkeypatch):
+    monkeypatch.setattr(quantised, "SAMPLED", 150)  # every second number
+    x = torch.zeros(1, 7, 6, 8)
+    x[..., 1::2] = 5.0
+    observed = quantised._Observed(layer_of())
+    observed(x)
+    assert observed.range() == (0.0, 5.0)

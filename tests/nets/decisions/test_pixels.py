@@ -1,20 +1,34 @@
 """Masks of positions: compacted equals masked, masked equals a naive formula, and masks learn."""
 
 import math
+from inspect import unwrap
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torchvision.models.resnet import BasicBlock
 
 from nets.example_nets import lively
+from stepwell.cost import count_macs
+from stepwell.data import Batches, ImageSet
 from stepwell.losses import sparsity_loss
+from stepwell.measure import skipping as measure
+from stepwell.measure.skipping import (
+    Branch,
+    accuracy_at_random,
+    gate_budgets,
+    settle_open_rate,
+    with_masks_of_others,
+)
 from stepwell.methods.pixels import Pixels
-from stepwell.nets import build
+from stepwell.methods.skipping import Skipping
+from stepwell.nets import Card, build
 from stepwell.nets.decisions import executor
 from stepwell.nets.decisions.estimators import Draw
-from stepwell.nets.decisions.pixels import MaskUnit, OfAnother, chosen
+from stepwell.nets.decisions.pixels import Given, Masked, chosen
 from stepwell.nets.decisions.skipping import gated_blocks
+from stepwell.nets.families.resnet import block_of
 from stepwell.types import Batch
 
 EXACT = {"rtol": 0, "atol": 0}
@@ -56,6 +70,22 @@ def test_compacted_equals_masked_and_a_batch_equals_its_images_alone(name, monke
             block.break_even = {3: 0.0}  # dense wherever it is not all or nothing
         assert_close(net(x), found, **CLOSE)
         assert net(x[:0]).shape == (0, 5)
+
+
+def test_a_bottleneck_counts_the_positions_that_its_odd_map_has():
+    net, _ = masked("resnet26")
+    block = next(b for _, b in gated_blocks(net.module) if b.stride == 2)
+    maps = torch.randn(2, block.conv1.in_channels, 9, 9)
+    with torch.no_grad():
+        _, extras = block(maps, extras=("open", "mask", "macs"))
+    mask, conv = extras["mask"], [block.conv1, block.conv2, block.conv3]
+    first, *others = (c.weight.numel() for c in conv)
+    assert extras["macs"] == 81 * first + 25 * sum(others) == count_macs(Branch(block), maps[:1])
+    wide = torch.zeros(2, 9, 9)
+    for image, row, column in mask.nonzero().tolist():
+        wide[image, max(0, 2 * row - 1) : 2 * row + 2, max(0, 2 * column - 1) : 2 * column + 2] = 1
+    work = first * wide.sum((1, 2)) + sum(others) * mask.sum((1, 2))
+    assert_close(extras["open"], work / extras["macs"])
 
 
 def test_masked_is_the_formula_and_always_is_the_network_without_masks():
@@ -153,14 +183,68 @@ def test_masks_learn_and_meet_their_target():
     assert logs[0]["8/open"] == logs[1]["8/open"]  # without noise at the end
 
 
-def test_a_mask_of_another_image_is_that_of_the_one_before():
-    unit = MaskUnit(4)
-    nn.init.normal_(unit.place.weight)
-    nn.init.zeros_(unit.scores.bias)
-    x = torch.randn(5, 4, 6, 6)
-    scores = OfAnother(unit)(x)
-    assert torch.equal(scores > 0, (unit(x) > 0).roll(1, 0))
-    assert torch.equal(chosen(scores, Draw("reinforce")), (scores > 0).float())  # a certain draw
+def test_masks_of_several_depths_learn_together():
+    net = build("resnet14", ["8"], num_classes=2, gates="pixels")
+    step = Pixels(net).train().training_step(Batch(torch.randn(2, 3, 8, 8), torch.arange(2)))
+    assert {"8/open", "14/open"} <= step.logs.keys()
+
+
+def test_the_work_of_masks_is_set_to_their_target():
+    net, x = masked()
+    costs = [1.0, 2.0, 5.0]
+    settle_open_rate(net, [Batch(x, torch.zeros(3))], 0.3, costs)
+    with torch.no_grad():
+        open = torch.stack(net.forward_all(x, extras=("open",))[net.full].extras["open"], 1)
+    assert float(open.mean(0) @ torch.tensor(costs)) / 8 == pytest.approx(0.3, abs=0.02)
+
+
+def test_masks_of_another_image_are_those_that_it_has_by_itself():
+    net, x = masked()
+    blocks = [block for _, block in gated_blocks(net.module)]
+    with torch.no_grad():
+        own = net.forward_all(x, extras=("mask",))[net.full].extras["mask"]
+        seen = []
+        hooks = [
+            b.register_forward_hook(
+                lambda b, inputs, y: seen.append(b.gate(inputs[0]) > 0)) for b in blocks
+        ]  # fmt: skip
+        swapped = with_masks_of_others(net, x)
+        for hook in hooks:
+            hook.remove()
+        assert not torch.equal(swapped, net(x))
+    for mask, other in zip(own, seen[-len(blocks) :], strict=True):
+        assert torch.equal(mask.roll(1, 0), other.float())
+    assert all(isinstance(b, Masked) and not isinstance(b.gate, Given) for b in blocks)
+
+
+def test_images_of_one_class_get_masks_of_other_classes_and_one_image_has_no_other():
+    net, _ = masked()
+    net.card = Card(tuple("abcde"), 15)
+    pixels = torch.randint(0, 256, (9, 3, 15, 15), dtype=torch.uint8)
+    labels = torch.arange(9) // 3  # in the order of classes, as folders are
+    tests = Batches(ImageSet(pixels, labels, net.card.classes), 4, mean=(0.5,) * 3, std=(0.5,) * 3)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "with_masks_of_others", lambda net, x: seen.append(len(x)) or net(x))
+        found = accuracy_at_random(net, tests, torch.ones(3))
+    assert seen == [4, 4]  # a batch of one image has no other one
+    assert found is not None
+    one = tests.with_images(tests.images.subset(torch.tensor([0])))
+    assert accuracy_at_random(net, one, torch.ones(3)) is None
+    budgets = gate_budgets(net, one)  # which moves the scores, and gradients are enabled here
+    assert budgets[0].macs <= budgets[-1].macs
+
+
+def test_masks_pass_gradients_and_are_counted_in_eval_mode():
+    net, x = masked()
+    assert torch.is_grad_enabled()
+    net(x).sum().backward()
+    _, block = next(gated_blocks(net.module))
+    found = block.conv1.weight.grad.clone()
+    net.zero_grad()
+    net(x, given={"draw": Draw("threshold")}).sum().backward()
+    assert_close(found, block.conv1.weight.grad, rtol=1e-3, atol=1e-3)
+    assert count_macs(net, x) > 0
 
 
 @pytest.mark.parametrize(
@@ -178,6 +262,8 @@ def test_a_mask_of_another_image_is_that_of_the_one_before():
             lambda: Pixels(build("resnet8", gates="pixels"), estimator="reinforce"),
             "gives no gradient to",
         ),
+        (lambda: Skipping(build("resnet8", gates="pixels")), "train it with Pixels"),
+        (lambda: unwrap(block_of)(BasicBlock, "pixel"), "gates='pixel': True, False or 'pixels'"),
         (lambda: build("resnet8_ln", gates="pixels"), "masks of positions need BatchNorm"),
         (lambda: build("resnet8", gates="pixels", kernels=2), "a block has gates or mixed kernels"),
     ],

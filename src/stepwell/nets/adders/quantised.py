@@ -2,11 +2,12 @@
 
 Inputs a and filters f of a layer have one scale s and one zero point, as |a - f| needs:
 
-    a lies in [lo, hi], which holds 0 and all inputs but the outer 0.03 %; s = (hi - lo) / (2^bits - 1)
+    a lies in [lo, hi], which holds 0 and all inputs but 0.03 % at each end
+    s = (hi - lo) / (2^bits - 1)
     |a - f| = |a - c| + |f - c|  with c = f clipped to [lo, hi]
     y = -s · Σ |q(a) - q(c)| - Σ |f - c|  with q(v) = round(v / s) + zero, cut to 0 ... 2^bits - 1
 
-The second line is exact for every a in the range, so wide filters take no bits: behind a ReLU, all
+The third line is exact for every a in the range, so wide filters take no bits: behind a ReLU, all
 negative numbers of a filter are in the last sum, a constant of the filter. It is the weight clamp of
 AdderQuant (Nie et al. 2022), with one group of filters and one scale for both sides in full range.
 """
@@ -35,7 +36,7 @@ class _Observed(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
         some = x.float().flatten()
-        some = some[:: max(1, len(some) // SAMPLED)]
+        some = some[:: len(some) // SAMPLED | 1]  # odd: an even step could keep to some columns
         self.ranges.append(some.quantile(some.new_tensor([1 - WITHIN, WITHIN])))
         y: Tensor = self.layer(x)
         return y

@@ -264,11 +264,17 @@ def at_positions(
     first = where.padded(conv.stride[0], x.height, x.width)
     steps = torch.arange(3, device=first.device)
     kernel = (steps[:, None] * (x.width + 2) + steps).flatten()
-    y = x.rows.new_empty(len(first), weight.shape[1])
-    for start in range(0, len(first), PIECE):
-        piece = first[start : start + PIECE]
-        read = x.rows.index_select(0, (piece[:, None] + kernel).flatten())
-        torch.addmm(shift, read.view(len(piece), -1), weight, out=y[start : start + PIECE])
+    rows, pieces = x.rows, first.split(PIECE)
+
+    def read(piece: Int[Tensor, " n"]) -> Float[Tensor, "n values"]:
+        return rows.index_select(0, (piece[:, None] + kernel).flatten()).view(len(piece), -1)
+
+    if torch.is_grad_enabled():  # which forbids to write into a part of y
+        y = torch.cat([torch.addmm(shift, read(piece), weight) for piece in pieces])
+        return y.relu() if relu else y
+    y = rows.new_empty(len(first), weight.shape[1])
+    for piece, part in zip(pieces, y.split(PIECE), strict=True):
+        torch.addmm(shift, read(piece), weight, out=part)
     return y.relu_() if relu else y
 
 

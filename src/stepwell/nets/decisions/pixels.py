@@ -59,23 +59,20 @@ class MaskUnit(nn.Module):
         return y
 
 
-class OfAnother(nn.Module):
-    """Stands for a mask unit: each image has the mask of the one before it in its batch.
+class Given(nn.Module):
+    """Stands for a mask unit: it gives a mask that is there already, whatever the maps are."""
 
-    The scores are so large that a draw is certain.
-    """
-
-    def __init__(self, unit: nn.Module) -> None:
+    def __init__(self, mask: Float[Tensor, "batch height width"]) -> None:
         super().__init__()
-        self.unit = unit
+        self.register_buffer("mask", mask)
 
     def forward(self, x: Maps) -> Float[Tensor, "batch height width"]:
-        """Scores of the masks, each of another image."""
-        return torch.where(self.unit(x).roll(1, 0) > 0, 1e4, -1e4)
+        """Scores of the mask: positive where it is 1."""
+        return self.get_buffer("mask") - 0.5
 
 
 class Work(NamedTuple):
-    """The convolutions of a branch: MACs at one position of the output, by the mask that they run on.
+    """The convolutions of a branch: MACs at one position, by the mask that they run on.
 
     wide: before the 3×3 convolution that reads neighbours, on the dilated mask.
     narrow: on the mask itself.
@@ -110,19 +107,22 @@ class Masked(Gated):
         """The positions of the mask, and the branch's values there."""
         raise NotImplementedError
 
-    def widened(self, mask: Float[Tensor, "batch height width"]) -> Tensor:
-        """The mask dilated by one position, at the resolution of the 3×3 convolution's input."""
+    def widened(self, mask: Float[Tensor, "batch height width"], x: Maps) -> Tensor:
+        """The mask dilated by one position, at the resolution of what the dilated mask is for."""
         return F.max_pool2d(mask[:, None], 3, 1, 1)[:, 0]
 
-    def share(self, mask: Float[Tensor, "batch height width"]) -> Float[Tensor, " batch"]:
-        """The share of the branch's MACs that runs, of each image; with the mask's gradient."""
-        wide, narrow = self.work
-        dilated = self.widened(mask).mean((1, 2)) if wide else 0
-        return (wide * dilated + narrow * mask.mean((1, 2))) / (wide + narrow)
+    def counted(
+        self, mask: Float[Tensor, "batch height width"], x: Maps
+    ) -> tuple[Float[Tensor, " batch"], float]:
+        """The share of the branch's MACs that runs, of each image, and the MACs of all positions.
 
-    def chance(self, rate: Tensor) -> nn.Module:
-        """Stands for the gate: the mask of the image before in the batch."""
-        return OfAnother(self.gate)
+        The share has the mask's gradient.
+        """
+        dilated = self.widened(mask, x)
+        wide = self.work.wide * dilated.shape[1:].numel()
+        narrow = self.work.narrow * mask.shape[1:].numel()
+        open = wide * dilated.mean((1, 2)) + narrow * mask.mean((1, 2))
+        return open / (wide + narrow), wide + narrow
 
     def some(self, x: Maps, share: float) -> Mask:
         """A mask of about this share of the positions: a square in the middle of each map."""
@@ -133,9 +133,9 @@ class Masked(Gated):
         mask[:, top : top + tall, left : left + broad] = True
         return mask
 
-    def share_of(self, decision: Mask, batch: int) -> float:
+    def share_of(self, decision: Mask, x: Maps) -> float:
         """The share of the branch's MACs of a mask."""
-        return float(self.share(decision.float()).mean())
+        return float(self.counted(decision.float(), x)[0].mean())
 
     def run(
         self, base: Maps, x: Maps, decision: Mask, break_even: Mapping[int, float] | None = None
@@ -146,16 +146,20 @@ class Masked(Gated):
         most = limit(break_even, len(x))
         if bool(decision.all()):
             return base + self.branch(x)
-        if most < 1 and self.share_of(decision, len(x)) > most:
+        if most < 1 and self.share_of(decision, x) > most:
             return torch.addcmul(base, decision[:, None].to(base.dtype), self.branch(x))
-        wide = self.widened(decision.to(x.dtype)) > 0
+        wide = self.widened(decision.to(x.dtype), x) > 0
         positions, values = self.compacted(x, decision, wide)
         return with_added_rows(base, positions, values)
 
     def forward(
         self, x: Maps, extras: Collection[str] = (), draw: Draw | None = None
     ) -> Maps | tuple[Maps, Mapping[str, Tensor]]:
-        """The block's output; with `extras`, also its scores, and the share of the branch that runs."""
+        """The block's output; with `extras`, also what its mask decided, by name.
+
+        "mask" and "scores" have a number for each position; "open" is the share of the branch's MACs
+        that runs, of each image, and "macs" all of its MACs.
+        """
         base = x if self.downsample is None else self.downsample(x)
         static = torch.compiler.is_compiling() or x.is_meta
         if draw is not None and draw.estimator == "always":  # the block without its mask
@@ -174,7 +178,8 @@ class Masked(Gated):
         y = F.relu(y, inplace=y is not base)  # a mask without positions may give the block's input
         if not extras:
             return y
-        return y, {"open": self.share(mask), "scores": scores, "mask": mask}
+        open, macs = self.counted(mask, x)
+        return y, {"open": open, "macs": open.new_full((), macs), "scores": scores, "mask": mask}
 
 
 def chosen(scores: Float[Tensor, "batch height width"], draw: Draw) -> Tensor:
@@ -219,22 +224,22 @@ class MaskedBottleneck(Masked, GatedBottleneck):
     @property
     def work(self) -> Work:
         """A 1×1 convolution before the 3×3 one, at the input's resolution, and the two others."""
-        return Work(self.stride**2 * _macs(self.conv1), _macs(self.conv2) + _macs(self.conv3))
+        return Work(_macs(self.conv1), _macs(self.conv2) + _macs(self.conv3))
 
-    def widened(self, mask: Float[Tensor, "batch height width"]) -> Tensor:
+    def widened(self, mask: Float[Tensor, "batch height width"], x: Maps) -> Tensor:
         """The positions of the input that the 3×3 convolution reads."""
         stride = self.stride
         if stride > 1:  # a position of the output lies on every stride-th of the input
             place = mask.new_zeros(stride, stride)
             place[0, 0] = 1
-            mask = torch.kron(mask.contiguous(), place)
-        return super().widened(mask)
+            mask = torch.kron(mask.contiguous(), place)[:, : x.shape[2], : x.shape[3]]
+        return super().widened(mask, x)
 
     def compacted(
         self, x: Maps, mask: Mask, wide: Wide
     ) -> tuple[Positions, Float[Tensor, "n channels"]]:
         """The positions of the mask, and the branch's values there."""
-        inner = Positions.of(wide[:, : x.shape[2], : x.shape[3]])
+        inner = Positions.of(wide)
         y = at_positions(x, inner, self.conv1, self.bn1, relu=True)
         outer = Positions.of(mask)
         y = at_positions(inner.spread(y), outer, self.conv2, self.bn2, relu=True)

@@ -57,18 +57,14 @@ class Gated(Deciding):
         """The residual branch alone."""
         raise NotImplementedError
 
-    def chance(self, rate: Tensor) -> nn.Module:
-        """Stands for the gate: it opens by chance, as often as this rate."""
-        return Chance(rate)
-
     def some(self, x: Maps, share: float) -> Any:
         """A decision to run the branch for about this share of a batch."""
         count = max(1, round(share * len(x)))
         return torch.linspace(0, len(x) - 1, count).long().to(x.device)
 
-    def share_of(self, decision: Any, batch: int) -> float:
+    def share_of(self, decision: Any, x: Maps) -> float:
         """The share of the branch's work that a decision runs."""
-        return len(decision) / batch
+        return len(decision) / len(x)
 
     def run(self, base: Maps, x: Maps, decision: Any, break_even: BreakEven | None = None) -> Maps:
         """Add the branch to `base` as decided; above the break-even all of it is computed."""

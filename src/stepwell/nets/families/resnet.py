@@ -66,7 +66,9 @@ def resnet(
 def block_of(
     plain: type[BasicBlock | Bottleneck], gates: Gates
 ) -> type[BasicBlock | Bottleneck | Gated]:
-    """The class of the blocks with these gates."""
+    """The class of the blocks with these gates; ValueError for gates that there are not."""
+    if gates not in (True, False, "pixels"):
+        raise ValueError(f"gates={gates!r}: True, False or 'pixels'")
     return plain if not gates else MASKED[plain] if gates == "pixels" else GATED[plain]
 
 
