@@ -1347,15 +1347,18 @@ def test_the_options_of_the_recipes_are_these():
     teachers = "teacher teacher_mean teacher_std"
     taught = f"{teachers} temperature ce kl attention"
     texts = "test valid text label regression max_tokens"
+    pictures = "embedding walks walk_length window dimensions channels walk_seed directed loops "
+    pictures += "multi_edges max_edges"
     detector = "net depths width convs init images test valid size flip epochs batch_size optimizer "
     detector += "lr weight_decay val_fraction patience seed teach"
     shown = "unlabeled unlabeled_share synthetic synthetic_share synthetic_count "
     expected = {
-        "supervised": f"{trained} {texts} net label_smoothing",
-        "distill": f"{trained} {taught} student attention_stages hint hint_stages cache "
+        "supervised": f"{trained} {texts} {pictures} net label_smoothing",
+        "cnc": f"{trained} {pictures} net label_smoothing",
+        "distill": f"{trained} {taught} {pictures} student attention_stages hint hint_stages cache "
         f"{shown} generator_steps",
-        "ekd": f"{trained} {taught} {texts} net depths calibrated stages nest_epochs schedule "
-        "full_weight sample label_smoothing on_drop max_drop",
+        "ekd": f"{trained} {taught} {texts} {pictures} net depths calibrated stages nest_epochs "
+        "schedule full_weight sample label_smoothing on_drop max_drop",
         "bert": f"{loop} {texts} data out teacher student_layers start teacher_epochs schedule layers "
         "attention cls kl ce temperature keep_task freeze keep_outputs label_share threshold epochs "
         "batch_size optimizer lr weight_decay val_fraction patience seed",

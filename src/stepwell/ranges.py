@@ -24,6 +24,8 @@ INNER_SHARE = Range("above 0 and below 1", lambda v: 0 < v < 1)
 BELOW_ONE = Range("0 or more and below 1", lambda v: 0 <= v < 1)
 #: Height and width of an image.
 PIXELS = Range("between 2 and 16,384", lambda v: 2 <= v <= 16384)
+#: Bits of an adder layer.
+BITS = Range("between 2 and 8", lambda v: 2 <= v <= 8)
 PORT = Range("between 0 and 65,535", lambda v: 0 <= v <= 65535)
 SEED = Range("between 0 and 2^63 - 1", lambda v: 0 <= v < 2**63)
 
@@ -51,6 +53,7 @@ _NAMES = {
     BELOW_ONE: "hysteresis label_smoothing val_fraction distill_from ema_teacher average gate_fraction",
     SEED: "seed walk_seed",
     PORT: "port",
+    BITS: "bits",
     SHARE: (
         "alpha start_from_teacher target target_cost min_accuracy target_accuracy min_score ignore_from"
     ),
