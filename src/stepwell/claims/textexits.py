@@ -89,7 +89,7 @@ CLAIMS = [
 ]  # fmt: skip
 
 STUDY = Study(
-    key="textexits", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
+    key="textexits", noun="texts", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
     note=("The papers measure BERT and ALBERT on GLUE; their numbers stand beside other networks. A "
           "tenth of the training sentences sets the thresholds; all arms leave it out."),
     common={"data": "sst2", "net": "minilm", "epochs": 4, "batch_size": 32, "val_fraction": 0.1},

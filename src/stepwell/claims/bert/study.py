@@ -167,7 +167,7 @@ def fingerprint(arguments: Mapping[str, Any]) -> str:
 
 STUDENTS = (LABELS, SOFT, KL, COSINE, ALL, PROGRESSIVE, STACKED, KEPT, HALF, REVERSED, SHUFFLED)
 STUDY = Study(
-    key="bert", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
+    key="bert", noun="texts", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
     note=("Rates and the schedule of the nested encoder were chosen on validation texts, the claims "
           "before the runs. The method is a reconstruction where the paper could not be read."),
     common={"data": "sst2", "net": "minilm", "epochs": 3, "batch_size": 32, "val_fraction": 0.0},

@@ -115,7 +115,7 @@ CHANGES = [
 ]  # fmt: skip
 
 STUDY = Study(
-    key="cnc", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
+    key="cnc", noun="networks", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
     note=("The channels degree and span, and 8 dimensions for them, were chosen on networks of 500 "
           "nodes of the four tasks, with another seed of graphs; the arms of counts alone have the "
           "paper's 20. The regressions have the same networks and no tuning. Seconds are those of the "

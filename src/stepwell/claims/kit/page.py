@@ -46,7 +46,7 @@ def render(record: Mapping[str, Any], study: Study, picture: str) -> str:
         lines += ["*A quick run: it shows that everything runs; its numbers mean nothing.*", ""]
     if record["note"]:
         lines += [record["note"], ""]
-    lines += [*_origin(record), "", RULE, ""]
+    lines += [*_origin(record, study.noun), "", RULE, ""]
     numbered = dict(enumerate(record["claims"], 1))
     primary = {i: claim for i, claim in numbered.items() if claim["primary"]}
     lines += ["## Primary claims, named from the paper's abstract", ""]
@@ -62,7 +62,7 @@ def render(record: Mapping[str, Any], study: Study, picture: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _origin(record: Mapping[str, Any]) -> list[str]:
+def _origin(record: Mapping[str, Any], noun: str) -> list[str]:
     """The command, data, versions and machine of a study."""
     arguments = ", ".join(f"{k} {v}" for k, v in record["arguments"].items())
     versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
@@ -77,8 +77,8 @@ def _origin(record: Mapping[str, Any]) -> list[str]:
     if examples := record.get("test_examples"):
         noise = 100 * (0.7 * 0.3 / examples) ** 0.5
         lines.append(
-            f"- test noise: {examples:,} test images give an accuracy of 70 % a standard error of "
-            f"{noise:.1f} points; all arms share these images, and intervals over seeds leave it out"
+            f"- test noise: {examples:,} test {noun} give an accuracy of 70 % a standard error of "
+            f"{noise:.1f} points; all arms share these {noun}, and intervals over seeds leave it out"
         )
     return lines
 

@@ -172,6 +172,7 @@ class Study:
     fingerprint: arguments, including "data" and "size", to a hash of the data.
     primary: ids of at most three claims, named from the paper's abstract; all others are exploratory.
     note: facts about the study for a reader of the page.
+    noun: examples of the data, in a word.
     questions: the page's sections. plot: its picture, beside the intervals of the primary claims.
 
     Raises:
@@ -186,6 +187,7 @@ class Study:
     fingerprint: Callable[[Mapping[str, Any]], str]
     primary: Sequence[str] = ()
     note: str = ""
+    noun: str = "images"
     questions: Sequence[Question] = ()
     plot: Plot | None = None
 
