@@ -59,7 +59,7 @@ def test_a_budget_shifts_all_gates(trained, capsys, image_folder):
     assert f"cost penalty {budgets[-1][0]:g}: " in capsys.readouterr().err
     for flags, message in (
         (["--budget-macs", "10"], "no budget gives 10 MACs an image: "),
-        (["--budget-ms", "10"], "the time of gates depends on the images: give --budget-macs instead"),
+        (["--budget-ms", "10"], "the time depends on the image: give --budget-macs instead"),
     ):
         with pytest.raises(SystemExit) as end:
             cli.main(["predict", str(out), str(photo), *flags])

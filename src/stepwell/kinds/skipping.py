@@ -45,7 +45,7 @@ def set_budget(net: "NestedNet", limits: Mapping[str, Any]) -> None:
     from stepwell.nets.decisions.skipping import add_price
 
     if "ms" in limits:
-        raise ValueError("the time of an image depends on the images: give --budget-macs instead")
+        raise ValueError("the time depends on the image: give --budget-macs instead")
     found = best_budget([Budget(row[0], row[1], row[2]) for row in net.card.gate_budgets], **limits)
     add_price(net.module, found.price)
     say(
