@@ -27,6 +27,8 @@ from sklearn.datasets import load_digits
 from benchmarks.serve_simulation import bursts
 
 SIZE, DEPTHS, FULL = 32, ("8", "20"), "32"
+#: Of each phase of the training.
+EPOCHS = 6
 #: Multiples of the full net's capacity; seconds of a trace; promise as a multiple of its time.
 LOADS, SECONDS, PROMISE, ROUNDS = (0.5, 1.0, 1.5, 2.0, 3.0), 20.0, 10, 3
 #: Requests to find the capacity with; seconds of the run that looks for growth.
@@ -39,7 +41,7 @@ def train(out: Path) -> None:
     """Train the network."""
     command = [
         sys.executable, "-m", "stepwell", "train", "ekd", "--data", "digits", "--net", f"resnet{FULL}",
-        "--depths", *DEPTHS, "--size", str(SIZE), "--epochs", "6", "--out", str(out),
+        "--depths", *DEPTHS, "--size", str(SIZE), "--epochs", str(EPOCHS), "--out", str(out),
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
