@@ -1,6 +1,7 @@
 """Runs of commands and of trainings that tests share."""
 
 import io
+import json
 import sys
 from contextlib import contextmanager, redirect_stdout
 
@@ -36,3 +37,11 @@ def told(*arguments):
         except SystemExit as stop:
             code = stop.code
     return code, " ".join(printed.getvalue().split())
+
+
+def same_measured(capsys, out, results, system, key):
+    """Check that `eval` of a run measures what its training did; its numbers of a system, too."""
+    main(["eval", str(out), "--json"])
+    again = json.loads(capsys.readouterr().out)
+    assert again["test"] == results["test"]
+    assert again[system][key] == results[system][key]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import stepwell
+from running import same_measured
 from stepwell import cli
 from stepwell.cost import count_macs
 from stepwell.device import device_name
@@ -51,10 +52,7 @@ def test_a_run_has_both_rows_and_all_numbers(trained):
 def test_every_command_takes_the_run(trained, tmp_path, capsys, image_folder):
     out, results = trained
     pictures = image_folder(("a",), 3, (8, 8))
-    cli.main(["eval", str(out), "--json"])
-    again = json.loads(capsys.readouterr().out)
-    assert again["test"] == results["test"]
-    assert again["pixels"]["open"] == results["pixels"]["open"]
+    same_measured(capsys, out, results, "pixels", "open")
     cli.main(["eval", str(out)])
     text = capsys.readouterr().out
     assert all(

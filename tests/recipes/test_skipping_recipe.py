@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 import stepwell
-from running import stopped
+from running import same_measured, stopped
 from stepwell import cli
 from stepwell.cost import count_macs
 from stepwell.device import device_name
@@ -138,10 +138,7 @@ def test_break_even_shares_are_in_the_file_by_device_and_change_no_fingerprint(t
 def test_every_command_takes_the_run(trained, tmp_path, capsys, image_folder):
     out, results = trained
     pictures = image_folder(("a",), 3, (8, 8))
-    cli.main(["eval", str(out), "--json"])
-    again = json.loads(capsys.readouterr().out)
-    assert again["test"] == results["test"]
-    assert again["skipping"]["open"] == results["skipping"]["open"]
+    same_measured(capsys, out, results, "skipping", "open")
     cli.main(["eval", str(out)])
     text = capsys.readouterr().out
     assert all(word in text for word in ("open rates", "layer3.0", "gates included", "speed-up"))

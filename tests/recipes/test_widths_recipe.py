@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 import stepwell
-from running import stopped
+from running import same_measured, stopped
 from stepwell import cli
 from stepwell.cost import Latency, count_macs
 from stepwell.data import Batches, load_images
@@ -120,10 +120,7 @@ def test_times_of_groups_are_measured_where_the_file_has_none(trained, tmp_path)
 def test_every_command_takes_the_run(trained, tmp_path, capsys, image_folder):
     out, results = trained
     pictures = image_folder(("a",), 3, (8, 8))
-    cli.main(["eval", str(out), "--json"])
-    again = json.loads(capsys.readouterr().out)
-    assert again["test"] == results["test"]
-    assert again["widths"]["shares"] == results["widths"]["shares"]
+    same_measured(capsys, out, results, "widths", "shares")
     cli.main(["eval", str(out)])
     text = capsys.readouterr().out
     for words in ("0.25", "chosen: 1 ", "at random, each choice as often", "full width, images/s"):

@@ -9,15 +9,15 @@ Controls: networks without exits, of about the mean cost and of the full one; as
 exit, drawn at random; the cheapest exit that is right (an oracle).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import accuracy, alone, macs_of, more, on_lines, times
+from stepwell.claims.kit.measures import ACCURACY, accuracy, alone, macs_of, more, on_lines, times
 from stepwell.claims.kit.measuring import Clock, open_nested
-from stepwell.claims.kit.study import Absent, Arm, Measure, Question, Study, image_fingerprint
+from stepwell.claims.kit.study import Absent, Arm, Claim, Measure, Question, Study, image_fingerprint
 from stepwell.evaluation import gather_logits
 from stepwell.measure.cascade import cascade_curve
 from stepwell.measure.depths import logits_where_it_is
@@ -94,8 +94,6 @@ ARMS: dict[str, Arm] = {
     alone(SMALLEST): Arm("supervised", {"net": f"resnet{SMALLEST}"}),
 }
 
-ACCURACY = "% accuracy"
-
 
 def within(arm: str, macs: Measure) -> Measure:
     """Accuracy in percent of an arm's cascades at a mean cost, on straight lines between them.
@@ -138,6 +136,33 @@ def ratio(a: str, b: str, arm: str = EXITS) -> Measure:
     return lambda results: of_cascade(a, arm)(results) / of_cascade(b, arm)(results)
 
 
+def beyond_chance(id: str, noun: str) -> Claim:
+    """The claim that confidence decides better than chance."""
+    return more(
+        id, "Confidence decides better than chance: over all budgets, the cascades are more than half "
+        f"a point above as many {noun} at each exit, drawn at random", "not asked",
+        ("by confidence", over_budgets(of(EXITS), "accuracy")),
+        ("by chance", over_budgets(of(EXITS), "random_accuracy")), 0.5, ACCURACY, expected=1.2,
+    )  # fmt: skip
+
+
+def one_by_one() -> Claim:
+    """The claim about the time of single examples."""
+    return times(
+        "saves/ms", "One by one, its speed-up is at least 0.8 of that by MACs", "not asked", "×",
+        {"by the clock": ratio("full_ms", "ms"), "by MACs": ratio("full_macs", "macs")}, 0.8,
+    )  # fmt: skip
+
+
+def others(cases: Iterable[tuple[str, str, str, str]], cost: Measure) -> list[Claim]:
+    """Claims that cascades (id, arm, text, paper) are better at a cost than those by confidence."""
+    usual = of(EXITS), within(of(EXITS), cost)
+    return [
+        more(f"other/{id}", text, paper, (arm, within(arm, cost)), usual, 0.0, ACCURACY)
+        for id, arm, text, paper in cases
+    ]
+
+
 COST = macs_of(alone(SMALL), SMALL)
 BY_CONFIDENCE = within(of(EXITS), COST)
 COSTLIEST = accuracy(of(EXITS), str(BUDGETS))
@@ -149,11 +174,7 @@ CLAIMS = [
          f"ResNet-{SMALL} trained alone", "above networks of the same budget (Fig. 7 of MSDNet)",
          (EXITS, BY_CONFIDENCE), (alone(SMALL), accuracy(alone(SMALL), SMALL)), 0.0, ACCURACY,
          expected=1.0),
-    more(PRIMARY[1], "Confidence decides better than chance: over all budgets, the cascades are more "
-         "than half a point above as many images at each exit, drawn at random", "not asked",
-         ("by confidence", over_budgets(of(EXITS), "accuracy")),
-         ("by chance", over_budgets(of(EXITS), "random_accuracy")),
-         0.5, ACCURACY, expected=1.2),
+    beyond_chance(PRIMARY[1], "images"),
     more(PRIMARY[2], "Exits do not harm the network: its last exit is at most 1 point below it trained "
          "alone", "exits harm ResNets, and MSDNet mends it (section 3 of MSDNet)",
          (f"{EXITS}: {FULL}", accuracy(EXITS, FULL)), (alone(FULL), accuracy(alone(FULL), FULL)), -1.0,
@@ -161,8 +182,7 @@ CLAIMS = [
     times("saves/macs", "Set to the network's accuracy on validation images, the cascade takes at most "
           "0.75 of its MACs", "not asked", "MACs",
           {"cascade": of_cascade("macs"), "network": of_cascade("full_macs")}, 0.75, below=True),
-    times("saves/ms", "One by one, its speed-up is at least 0.8 of that by MACs", "not asked", "×",
-          {"by the clock": ratio("full_ms", "ms"), "by MACs": ratio("full_macs", "macs")}, 0.8),
+    one_by_one(),
     more("static", "The costliest cascade is as accurate as the network trained alone, within half a "
          "point", "not asked", (of(EXITS), COSTLIEST), (alone(FULL), accuracy(alone(FULL), FULL)),
          -0.5, ACCURACY),
@@ -173,16 +193,14 @@ CLAIMS = [
          "the costliest cascade: better decisions would pay", "not asked",
          ("oracle", lambda results: 100 * of_cascade("oracle_accuracy")(results)),
          (of(EXITS), COSTLIEST), 3.0, ACCURACY, pool="oracle"),
-    *[more(f"other/{slug}", text, paper, (arm, within(arm, COST)), (of(EXITS), BY_CONFIDENCE), 0.0,
-           ACCURACY)
-      for slug, arm, text, paper in (
+    *others((
           ("taught", of(TAUGHT), "Soft targets of the last exit help cascades", "not asked"),
           ("frozen", of(FROZEN), "Exits trained on a frozen network give better cascades than joint "
            "ones", "keeps the network as it is (DeeBERT)"),
           ("msdnet", of(MSDNET), "MSDNet gives better cascades than ResNet-20 at this cost",
            "far above ResNets with exits (Fig. 7 of MSDNet)"),
           *((f"by/{i}", of(EXITS, name), f"Cascades by {name} are better than by confidence",
-             "not asked") for i, name in enumerate(HOW, start=1)))],
+             "not asked") for i, name in enumerate(HOW, start=1))), COST),
 ]  # fmt: skip
 
 STUDY = Study(

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import correct, level, macs_of, more, of_speed, times
+from stepwell.claims.kit.measures import ACCURACY, correct, level, macs_of, more, of_speed, times
 from stepwell.claims.kit.study import Arm, Measure, Question, Study, image_fingerprint
 
 DEPTH = "6"
@@ -42,8 +42,6 @@ ARMS: dict[str, Arm] = {
     UNBALANCED: experts(balance_weight=0.0),
     EIGHT: experts(experts=8),
 }
-
-ACCURACY = "% accuracy"
 
 
 def spread_of_use(arm: str) -> Measure:

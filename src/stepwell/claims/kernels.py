@@ -10,7 +10,7 @@ decisions or from the number of parameters, no arm tells.
 from typing import Any
 
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import alone, correct, less, macs_of, more, of_speed, times
+from stepwell.claims.kit.measures import ACCURACY, alone, correct, less, macs_of, more, of_speed, times
 from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
 
 DEPTH, DEEPER = "14", "20"
@@ -28,8 +28,6 @@ ARMS: dict[str, Arm] = {
     COND: kernels(method="condconv", kernels=8),
     EIGHT: kernels(kernels=8),
 }
-
-ACCURACY = "% accuracy"
 
 
 def by_class(arm: str, layer: int) -> Measure:

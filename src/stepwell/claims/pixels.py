@@ -16,12 +16,12 @@ from stepwell.claims.kit.measures import (
     accuracy,
     alone,
     level,
-    more,
     of_speed,
     static_at,
     times,
+    versus,
 )
-from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
+from stepwell.claims.kit.study import Arm, Measure, Question, Study, image_fingerprint
 
 STATIC = SMALLEST, SMALL, FULL = "8", "14", "20"
 FIRST, MASKS = "20, first half", "masks"
@@ -47,21 +47,10 @@ ARMS: dict[str, Arm] = {
     FRESH: Arm("pixels", {"net": f"resnet{FULL}", "target": TARGET}),
 }
 
-ACCURACY = "% accuracy"
-
 
 def record(arm: str, key: str) -> Measure:
     """A number of the measurement of masks, in percent."""
     return lambda results: 100 * float(results[arm]["pixels"][key])
-
-
-def versus(
-    id: str, text: str, paper: str, arm: str, rival: Measure, named: str, margin: float = 0.0,
-    expected: float | None = None,
-) -> Claim:  # fmt: skip
-    """A claim that the masks of an arm are more accurate than a rival."""
-    own = arm, accuracy(arm, "chosen")
-    return more(id, text, paper, own, (named, rival), margin, ACCURACY, expected=expected)
 
 
 #: Named before the runs: masks keep the accuracy, beat a static network of their cost, and lie where

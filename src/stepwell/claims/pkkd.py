@@ -12,7 +12,7 @@ start than its twin. If it gains as much, the gain is not that of adder layers.
 from typing import Any
 
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import accuracy, correct, less, more
+from stepwell.claims.kit.measures import ACCURACY, accuracy, correct, less, more
 from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
 
 DEPTH = "14"
@@ -55,8 +55,6 @@ ARMS: dict[str, Arm] = {
     UNNORMED: ablated(normed_logits=False),
     EVERYWHERE: ablated(everywhere=True),
 }  # fmt: skip
-
-ACCURACY = "% accuracy"
 
 
 def of(arm: str) -> Measure:

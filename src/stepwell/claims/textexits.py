@@ -14,9 +14,18 @@ from typing import Any
 
 from stepwell.claims.bert.study import fingerprint
 from stepwell.claims.bert.tiny import small_study
-from stepwell.claims.exits import BUDGETS, cascades_of, of, of_cascade, over_budgets, ratio, within
+from stepwell.claims.exits import (
+    BUDGETS,
+    beyond_chance,
+    cascades_of,
+    of,
+    of_cascade,
+    one_by_one,
+    others,
+    within,
+)
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import accuracy, alone, macs_of, more, times
+from stepwell.claims.kit.measures import ACCURACY, accuracy, alone, macs_of, more, times
 from stepwell.claims.kit.study import Arm, Question, Study
 
 FULL, SMALL = "6", "3"
@@ -49,7 +58,6 @@ ARMS: dict[str, Arm] = {
     **{of(arm): cascades_of(arm) for arm in (WEIGHTED, TAUGHT, FROZEN)},
 }
 
-ACCURACY = "% accuracy"
 COST = macs_of(alone(SMALL), SMALL)
 BY_CONFIDENCE = within(of(EXITS), COST)
 #: Named before the runs, as for exits on images.
@@ -59,10 +67,7 @@ CLAIMS = [
          f"an encoder of {SMALL} layers alone", "1.6 times as fast as BERT at its accuracy less 0.9 "
          "points (MNLI, PABEE's example code)", (EXITS, BY_CONFIDENCE),
          (alone(SMALL), accuracy(alone(SMALL), SMALL)), 0.0, ACCURACY, expected=1.0),
-    more(PRIMARY[1], "Confidence decides better than chance: over all budgets, the cascades are more "
-         "than half a point above as many texts at each exit, drawn at random", "not asked",
-         ("by confidence", over_budgets(of(EXITS), "accuracy")),
-         ("by chance", over_budgets(of(EXITS), "random_accuracy")), 0.5, ACCURACY, expected=1.2),
+    beyond_chance(PRIMARY[1], "texts"),
     more(PRIMARY[2], "Exits do not harm the encoder: its last exit is at most 1 point below it trained "
          "alone", "above it for ALBERT (84.6 to 85.1 % on MNLI, PABEE's example code)",
          (f"{EXITS}: {FULL}", accuracy(EXITS, FULL)), (alone(FULL), accuracy(alone(FULL), FULL)), -1.0,
@@ -70,22 +75,19 @@ CLAIMS = [
     times("saves/macs", "Set to the encoder's accuracy on validation texts, the cascade takes at most "
           "0.75 of its MACs", "about 0.6 of the time (DeeBERT's abstract)", "MACs",
           {"cascade": of_cascade("macs"), "encoder": of_cascade("full_macs")}, 0.75, below=True),
-    times("saves/ms", "One by one, its speed-up is at least 0.8 of that by MACs", "not asked", "×",
-          {"by the clock": ratio("full_ms", "ms"), "by MACs": ratio("full_macs", "macs")}, 0.8),
+    one_by_one(),
     more("oracle", "The first right exit of the saved cascade, an oracle, is more than 3 points above "
          "its last exit: better decisions would pay", "not asked",
          ("oracle", lambda results: 100 * of_cascade("oracle_accuracy")(results)),
          (f"{EXITS}: {FULL}", accuracy(EXITS, FULL)), 3.0, ACCURACY, pool="oracle"),
-    *[more(f"other/{slug}", text, paper, (arm, within(arm, COST)), (of(EXITS), BY_CONFIDENCE), 0.0,
-           ACCURACY)
-      for slug, arm, text, paper in (
+    *others((
           ("patience", PATIENCE, "Patience is better than confidence",
            "above confidence at equal speed (Fig. 1 of PABEE)"),
           ("entropy", ENTROPY, "Entropy is better than confidence", "not asked"),
           ("weighted", of(WEIGHTED), "Weights that grow with the exit help cascades", "not asked"),
           ("taught", of(TAUGHT), "Soft targets of the last exit help cascades", "not asked"),
           ("frozen", of(FROZEN), "Exits on a frozen encoder give better cascades than joint ones",
-           "not asked"))],
+           "not asked")), COST),
 ]  # fmt: skip
 
 STUDY = Study(

@@ -13,14 +13,16 @@ from typing import Any
 
 from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import (
+    ACCURACY,
     accuracy,
     alone,
     more,
     of_speed,
     static_at,
     times,
+    versus,
 )
-from stepwell.claims.kit.study import Arm, Claim, Measure, Question, Study, image_fingerprint
+from stepwell.claims.kit.study import Arm, Measure, Question, Study, image_fingerprint
 
 STATIC = SMALLEST, SMALL, FULL = "8", "14", "20"
 DOUBT, STEM, TIGHT = "gate by doubt", "gate on the stem", "gate by doubt, target 0.3"
@@ -42,35 +44,22 @@ ARMS: dict[str, Arm] = {
     SEEN: widths(gate_fraction=0.0),
 }
 
-ACCURACY = "% accuracy"
-
 
 def control(arm: str, key: str) -> Measure:
     """Accuracy in percent of another way to choose widths at the arm's mean cost."""
     return lambda results: 100 * float(results[arm]["widths"]["controls"][key])
 
 
-def gain(
-    id: str, text: str, arm: str, named: str, rival: Measure, margin: float = 0.0,
-    expected: float | None = None, paper: str = "not asked",
-) -> Claim:  # fmt: skip
-    """A claim that the widths an arm's gate chooses are more accurate than a rival."""
-    return more(
-        id, text, paper, (arm, accuracy(arm, "chosen")), (named, rival), margin, ACCURACY,
-        expected=expected,
-    )  # fmt: skip
-
-
 #: Named before the runs: widths and gate beat static networks of their cost, the gate's choices
 #: matter, and the network of all widths is as good as one of full width.
 PRIMARY = ("better-than-static", "better-than-chance", "network-unharmed")
 CLAIMS = [
-    gain(PRIMARY[0], "Widths and gate are better than static networks of their mean cost", DOUBT,
-         "static networks at its cost", static_at(STATIC, DOUBT), expected=1.0,
-         paper="a figure (DS-Net)"),
-    gain(PRIMARY[1], "Which image runs at which width matters: the gate is better than as many images "
-         "at each width, drawn at random", DOUBT, "random images", control(DOUBT, "random"),
-         expected=0.6),
+    versus(PRIMARY[0], "Widths and gate are better than static networks of their mean cost",
+           "a figure (DS-Net)", DOUBT, static_at(STATIC, DOUBT), "static networks at its cost",
+           expected=1.0),
+    versus(PRIMARY[1], "Which image runs at which width matters: the gate is better than as many "
+           "images at each width, drawn at random", "not asked", DOUBT, control(DOUBT, "random"),
+           "random images", expected=0.6),
     more(PRIMARY[2], "Four widths in one network do not harm the widest by more than 1.5 points",
          "24.0 % error of ResNet-50 at full width (README of slimmable networks)",
          (f"{SEEN}: 1", accuracy(SEEN, "1")), (alone(FULL), accuracy(alone(FULL), FULL)), -1.5,
@@ -78,16 +67,16 @@ CLAIMS = [
     times("saves/time", "In batches of 64, the speed-up is at least 0.8 of that by MACs", "not asked",
           "×", {"by the clock": of_speed(DOUBT, "widths", "speed_up"),
                 "by MACs": of_speed(DOUBT, "widths", "by_macs")}, 0.8),
-    gain("line", "The gate is better than the best mixture of two widths at its cost", DOUBT,
-         "mixture of two widths", control(DOUBT, "line")),
-    gain("tight/static", "At a target of 0.3, it is better than static networks of its cost", TIGHT,
-         "static networks at its cost", static_at(STATIC, TIGHT)),
-    gain("tight/chance", "At a target of 0.3, it is better than random images", TIGHT,
-         "random images", control(TIGHT, "random")),
-    gain("stem/chance", "A gate on the stem is better than random images", STEM, "random images",
-         control(STEM, "random"), paper="a gate in the network (DS-Net)"),
-    gain("seen/chance", "A gate that learns on the network's own images is better than random images",
-         SEEN, "random images", control(SEEN, "random")),
+    versus("line", "The gate is better than the best mixture of two widths at its cost", "not asked",
+           DOUBT, control(DOUBT, "line"), "mixture of two widths"),
+    versus("tight/static", "At a target of 0.3, it is better than static networks of its cost",
+           "not asked", TIGHT, static_at(STATIC, TIGHT), "static networks at its cost"),
+    versus("tight/chance", "At a target of 0.3, it is better than random images", "not asked", TIGHT,
+           control(TIGHT, "random"), "random images"),
+    versus("stem/chance", "A gate on the stem is better than random images",
+           "a gate in the network (DS-Net)", STEM, control(STEM, "random"), "random images"),
+    versus("seen/chance", "A gate that learns on the network's own images is better than random images",
+           "not asked", SEEN, control(SEEN, "random"), "random images"),
     more("sandwich", "The sandwich rule helps the narrowest width", "part of the method (US-Nets)",
          (SANDWICH, accuracy(SANDWICH, "0.25")), (DOUBT, accuracy(DOUBT, "0.25")), 0.0, ACCURACY),
     more("oracle", "The cheapest right width, an oracle, is more than 3 points above the gate: better "

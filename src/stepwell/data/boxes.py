@@ -91,7 +91,7 @@ class BoxSet:
         )
 
     def joined(self, other: "BoxSet") -> "BoxSet":
-        """These images and others of the same classes, with new ids."""
+        """This set and another of the same classes as one set, with new ids."""
         known = None
         if self.known is not None or other.known is not None:
             every = (torch.ones(len(p), len(p.classes), dtype=torch.bool) for p in (self, other))

@@ -20,7 +20,7 @@ from stepwell.data.groups import groups_of, read_groups, set_aside, shared_group
 
 #: Data sets by name.
 NAMED = ("digits", "cifar10", "cifar100")
-#: How complex networks are drawn where nobody says it.
+#: The usual settings of pictures of complex networks.
 DRAWING = {"format": "network"}
 #: The parts of a data set, and their other names.
 PARTS = ("train", "test", "val")
@@ -72,7 +72,7 @@ class ImageSet:
 
     @property
     def drawing(self) -> Mapping[str, Any]:
-        """How the images are drawn, as a card records it; empty of photographs."""
+        """The settings of pictures of networks, as a card records them; empty for photographs."""
         return self.form.record
 
     def subset(self, indices: Int64[Tensor, " n"]) -> "ImageSet":
@@ -320,7 +320,7 @@ def _class_files(
 def _form_in(folders: Sequence[Path], drawing: Mapping[str, Any]) -> Format:
     """The format of the files in class folders; ValueError if images and networks are mixed.
 
-    Tables beside photographs are none of them, whatever they hold.
+    Beside photographs, tables are not read as networks.
     """
     other = format_of(drawing)
     photographs = {folder for folder in folders if PHOTOGRAPHS.files(folder)}

@@ -38,7 +38,7 @@ def baselines(train: ImageSet, test: ImageSet) -> dict[str, dict[str, float]]:
         name: tuple(np.stack([part.about[f] for f in facts], 1) for part in (train, test))
         for name, facts in BASELINES.items()
     }
-    tables[SUMS] = tuple(_pixels(part).reshape(len(part), 3, -1).sum(2) for part in (train, test))
+    tables[SUMS] = tuple(map(channel_sums, (train, test)))
     labels = train.labels.numpy(), test.labels.numpy()
     return {name: regression(parts[0], parts[1], *labels) for name, parts in tables.items()}
 
@@ -64,12 +64,17 @@ def _logarithms(table: Table) -> Table:
     return np.hstack([np.sign(table) * np.log1p(abs(table)), table])
 
 
+def channel_sums(part: ImageSet) -> Table:
+    """The sums of each picture's channels, (n, 3)."""
+    return _pixels(part).reshape(len(part), 3, -1).sum(2)
+
+
 def _pixels(part: ImageSet) -> Table:
     return part.pixels[torch.arange(len(part))].numpy().astype(np.float64)
 
 
 def saliency(net: NestedNet, pixels: NDArray[np.uint8], label: int) -> Table:
-    """How much each cell of a picture speaks for a class: gradient times input, (size, size)."""
+    """The part of each cell of a picture in a class's score: gradient times input, (size, size)."""
     x = normalised([pixels], net.card).requires_grad_(True)
     black = normalised([np.zeros_like(pixels)], net.card)
     with in_eval_mode(net), torch.enable_grad():
@@ -113,7 +118,7 @@ def without(network: Network, nodes: NDArray[np.int64], how: Mapping[str, Any]) 
 
 
 def explain(net: NestedNet, test: ImageSet, classes: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """Which cells and nodes decide on some test networks, and whether deleting these matters more.
+    """Find the cells and nodes that decide on some test networks, and delete these nodes as a test.
 
     Returns:
         "examples" for the page; "deletion": the mean fall of the margin between the predicted class

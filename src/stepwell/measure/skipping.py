@@ -23,7 +23,7 @@ from stepwell.nets import NestedNet, build
 from stepwell.nets.decisions.budgets import Budget
 from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.decisions.estimators import Draw
-from stepwell.nets.decisions.pixels import Given, Masked
+from stepwell.nets.decisions.pixels import Given, has_masks
 from stepwell.nets.decisions.skipping import Chance, Gated, add_price, gated_blocks
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Batch, Labels, Logits
@@ -211,7 +211,6 @@ def settle_open_rate(
     return best
 
 
-@torch.no_grad()
 def keep_budgets(net: NestedNet, batches: Batches) -> None:
     """Measure `gate_budgets`, and keep them on the card of the network."""
     kept = tuple((b.price, b.macs, b.accuracy) for b in gate_budgets(net, batches))
@@ -290,7 +289,7 @@ def accuracy_at_random(net: NestedNet, test: Batches, rates: Float[Tensor, " gat
     """
     device = next(net.parameters()).device
     with in_eval_mode(net):
-        if has_masks(net):
+        if has_masks(net.module):
             if len(test.images) < 2:
                 return None
             answers = gather_logits(
@@ -301,11 +300,6 @@ def accuracy_at_random(net: NestedNet, test: Batches, rates: Float[Tensor, " gat
                 answers = gather_logits(lambda x: {"": net(x.to(device), given=given)}, test)
     logits, labels = answers
     return (logits[""].argmax(1) == labels).double().mean().item()
-
-
-def has_masks(net: NestedNet) -> bool:
-    """Whether the network's blocks run at some positions, not for some images."""
-    return any(isinstance(block, Masked) for _, block in gated_blocks(net.module))
 
 
 def measure_skipping(

@@ -11,8 +11,7 @@ from torch import Tensor
 from stepwell.losses import class_cross_entropy, sparsity_loss
 from stepwell.methods.objective import Objective
 from stepwell.nets.decisions.estimators import Draw
-from stepwell.nets.decisions.pixels import Masked
-from stepwell.nets.decisions.skipping import gated_blocks
+from stepwell.nets.decisions.pixels import has_masks
 from stepwell.nets.nested.net import NestedNet
 from stepwell.ranges import SHARE_ABOVE_0, check_number, check_numbers
 from stepwell.types import Batch, Exit, Step
@@ -44,7 +43,7 @@ class Pixels(Objective):
         super().__init__()
         check_numbers(locals(), flags=False)
         check_number(f"target={target}", target, SHARE_ABOVE_0)  # at 0, no position would run
-        if not any(isinstance(block, Masked) for _, block in gated_blocks(net.module)):
+        if not has_masks(net.module):
             raise ValueError('this network has no masks: build a ResNet with gates="pixels"')
         self.net = net
         self.draw = Draw(estimator, temperature)

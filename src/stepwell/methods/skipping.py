@@ -13,7 +13,7 @@ from torch import Tensor
 from stepwell.losses import class_cross_entropy, open_rate_loss, reinforce_loss
 from stepwell.methods.objective import Objective
 from stepwell.nets.decisions.estimators import Draw
-from stepwell.nets.decisions.pixels import Masked
+from stepwell.nets.decisions.pixels import has_masks
 from stepwell.nets.decisions.skipping import EXTRAS, gated_blocks
 from stepwell.nets.nested.net import NestedNet
 from stepwell.ranges import check_numbers
@@ -50,7 +50,7 @@ class Skipping(Objective):
         blocks = [block for _, block in gated_blocks(net.module)]
         if not blocks:
             raise ValueError("this network has no gates: build a ResNet with gates=True")
-        if any(isinstance(block, Masked) for block in blocks):
+        if has_masks(net.module):
             raise ValueError(
                 "this network has masks of positions: train it with Pixels (stepwell.methods.pixels), "
                 "or build it with gates=True"

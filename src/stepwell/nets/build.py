@@ -66,22 +66,10 @@ BUILDERS: dict[str, Builder] = {
         )
         for n, layers in msdnet.LAYERS.items()
     },
-    "cnc": Builder(
-        partial(cnc.picture_cnn, cnc.PAPER),
-        cnc.STAGES,
-        "2",
-        cnc.FAMILY,
-        size=cnc.SIZE,
-        size_argument="image_size",
-    ),
-    "cnc_wide": Builder(
-        partial(cnc.picture_cnn, cnc.WIDE, norm=True),
-        cnc.STAGES,
-        "2",
-        cnc.FAMILY,
-        size=cnc.SIZE,
-        size_argument="image_size",
-    ),
+    **{
+        name: Builder(make, cnc.STAGES, "2", cnc.FAMILY, size=cnc.SIZE, size_argument="image_size")
+        for name, make in cnc.NETWORKS.items()
+    },
     "vit_b_16": Builder(
         vit.vit_b, vit.STAGES, "12", vit.FAMILY, stems=True, size_argument="image_size"
     ),

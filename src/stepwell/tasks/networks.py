@@ -39,19 +39,23 @@ def finish(task: Task, net: NestedNet, splits: Splits) -> dict[str, Any]:
 
     The examples for the page stand in explained.json.
     """
-    found = baselines(splits.train, splits.test)
 
     def measure(net: NestedNet, test: Any) -> Measured:
         seen = classification.measured(net, test)
         explained = explain(net.eval(), splits.test, splits.test.classes)
-        own = {KEY: {"baselines": found, "deletion": explained.pop("deletion")}}
+        own = {
+            KEY: {
+                "baselines": baselines(splits.train, splits.test),
+                "deletion": explained.pop("deletion"),
+            }
+        }
         if task.run.writes:
             page = explained | {"means": class_means(splits.train), "filters": first_filters(net)}
             write_whole(task.run.path / EXPLAINED, json.dumps(page).encode())
         return seen._replace(results=seen.results | own)
 
     results = classification.finish(task, net, measure=measure)
-    reached = results["test"][f"{net.full}/accuracy"]
+    reached, found = results["test"][f"{net.full}/accuracy"], results[KEY]["baselines"]
     lines = ", ".join(f"{name} {100 * one['accuracy']:.1f} %" for name, one in found.items())
     best = max(found, key=lambda name: found[name]["accuracy"])
     tell(f"without a picture, by logistic regression: {lines}", quiet=not task.run.writes)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from stepwell.data import ImageSet, load_images
+from stepwell.claims.kit.measuring import Clock
+from stepwell.data import load_images
 from stepwell.data.groups import set_aside
 from stepwell.data.pictures import store
 from stepwell.data.pictures.flags import Pictures
@@ -30,7 +30,7 @@ from stepwell.data.pictures.generate import (
 from stepwell.data.pictures.network import Network, edge_list, parse_network, read_network
 from stepwell.data.pictures.picture import draw
 from stepwell.flags import call
-from stepwell.measure.networks import explain, regression
+from stepwell.measure.networks import channel_sums, explain, regression
 from stepwell.nets import NestedNet
 from stepwell.nets.files.nested import load
 from stepwell.nets.predictions import normalised
@@ -63,7 +63,7 @@ def pictures(
             copies, and delete salient nodes. repeats: networks of each such test.
         drawing: flags of `train cnc`.
     """
-    clock, found = _Clock(), dict[str, float]()
+    clock, found = Clock(), dict[str, float]()
     how: dict[str, Any] = {"seed": seed, "val_fraction": 0.0} | drawing
     for task in tasks:
         with _networks(out / task, TASKS[task](nodes), train, test, seed) as folder:
@@ -77,46 +77,39 @@ def pictures(
                     if task == "ba-ws":
                         found |= _changed(net, nodes, repeats, seed)
             shutil.rmtree(run)
-    spent = clock.spent
     if fields:
-        with _fields(out / "fields", Path(data), seed) as folder:
+        with clock.paused(), _fields(out / "fields", Path(data), seed) as folder:
             results = call(cnc, data=str(folder), out=out / "fields run", epochs=field_epochs, **how)
             found |= _rates("fields", results["test"], results["rows"])
             if changed:
                 net = load(out / "fields run" / "net.safetensors").eval()
                 found |= _copied(net, folder, 2 * repeats, seed)
             shutil.rmtree(out / "fields run")
-    return _result(found, spent)
+    return _result(found, clock)
 
 
 def statistics(
     *, out: Path, data: str, nodes: int, train: int, test: int, features: Features, seed: int = 0
 ) -> dict[str, Any]:  # fmt: skip
     """Logistic regression on statistics of the network, without a picture."""
-    clock, found = _Clock(), dict[str, float]()
+    clock, found = Clock(), dict[str, float]()
     for task, classes in TASKS.items():
         with _networks(out / task, classes(nodes), train, test, seed) as folder:
             found |= _regressed(task, folder, features)
-    spent = clock.spent
-    with _fields(out / "fields", Path(data), seed) as folder:
+    with clock.paused(), _fields(out / "fields", Path(data), seed) as folder:
         found |= _regressed("fields", folder, features)
-    return _result(found, spent)
+    return _result(found, clock)
 
 
 def sums(*, out: Path, data: str, nodes: int, train: int, test: int, seed: int = 0) -> dict[str, Any]:
     """Logistic regression on the sums of the picture's channels."""
-    clock, found = _Clock(), dict[str, float]()
-    places: dict[str, Any] = {
-        task: _networks(out / task, classes(nodes), train, test, seed)
-        for task, classes in TASKS.items()
-    }
-    for task, place in (places | {"fields": _fields(out / "fields", Path(data), seed)}).items():
-        with place as folder:
-            splits = load_images(str(folder))
-            tables = [_sums(part) for part in (splits.train, splits.test)]
-            labels = (splits.train.labels.numpy(), splits.test.labels.numpy())
-            found |= _named(task, regression(tables[0], tables[1], *labels))
-    return _result(found, clock.spent)
+    clock, found = Clock(), dict[str, float]()
+    for task, classes in TASKS.items():
+        with _networks(out / task, classes(nodes), train, test, seed) as folder:
+            found |= _summed(task, folder)
+    with clock.paused(), _fields(out / "fields", Path(data), seed) as folder:
+        found |= _summed("fields", folder)
+    return _result(found, clock)
 
 
 def published_split(
@@ -128,7 +121,7 @@ def published_split(
     """
     from stepwell.recipes.supervised import supervised
 
-    clock = _Clock()
+    clock = Clock()
     grey = Pictures(channels=("linear",)).record
     with _networks(out / "networks", TASKS["ba-null"](nodes), train, test, seed) as folder:
         splits = load_images(str(folder), drawing=grey)
@@ -153,36 +146,14 @@ def published_split(
             optimizer="adam", batch_size=64, val_fraction=0.0,
         )  # fmt: skip
         shutil.rmtree(place)
-    return _result(_rates("ba-null", results["test"], results["rows"]), clock.spent)
+    return _result(_rates("ba-null", results["test"], results["rows"]), clock)
 
 
-class _Clock:
-    """Seconds of the wall and of the processor since it was made, without its pauses."""
-
-    def __init__(self) -> None:
-        self.start = np.array(self._now())
-
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        return time.perf_counter(), time.process_time()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        before = np.array(self._now())
-        yield
-        self.start += self._now() - before
-
-    @property
-    def spent(self) -> dict[str, float]:
-        seconds, processor = (self._now() - self.start).tolist()
-        return {"seconds": seconds, "cpu_seconds": processor}
-
-
-def _result(found: dict[str, float], spent: dict[str, float]) -> dict[str, Any]:
+def _result(found: dict[str, float], clock: Clock) -> dict[str, Any]:
     """The results of an arm, with the mean over the tasks if all are there."""
     every = [found[f"{task}/accuracy"] for task in TASKS if f"{task}/accuracy" in found]
     mean = {"mean/accuracy": float(np.mean(every))} if len(every) == len(TASKS) else {}
-    return {"test": mean | found, **spent}
+    return clock.result(mean | found)
 
 
 @contextmanager
@@ -248,9 +219,11 @@ def _named(task: str, rates: Mapping[str, float]) -> dict[str, float]:
     return {f"{task}/{name}": value for name, value in rates.items()}
 
 
-def _sums(part: ImageSet) -> NDArray[np.float64]:
-    pixels = part.pixels[torch.arange(len(part))].numpy().astype(float)
-    return pixels.reshape(len(part), 3, -1).sum(2)
+def _summed(task: str, folder: Path) -> dict[str, float]:
+    splits = load_images(str(folder))
+    tables = channel_sums(splits.train), channel_sums(splits.test)
+    labels = splits.train.labels.numpy(), splits.test.labels.numpy()
+    return _named(task, regression(*tables, *labels))
 
 
 def _regressed(task: str, folder: Path, features: Features) -> dict[str, float]:

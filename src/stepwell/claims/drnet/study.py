@@ -19,7 +19,7 @@ from typing import Any
 
 from stepwell.claims.drnet.arms import COSTS
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import Named, level, more, of_test, of_test_if_any
+from stepwell.claims.kit.measures import Named, less, level, more, of_test, of_test_if_any
 from stepwell.claims.kit.study import Arm, Claim, Column, Measure, Question, Study, image_fingerprint
 from stepwell.recipes.drnet import SHARES
 
@@ -36,8 +36,8 @@ FREE = "dynamic, no target"
 TEXT, CODE = "dynamic, paper's text", "dynamic, paper's code"
 SHARED, IMITATE = "dynamic, shared norms", "imitation"
 FRONTS = "fronts"
-#: How sure the network is at the cheapest resolution decides, taught on images that it has not seen, or
-#: on those it trained on.
+#: The network's confidence at the cheapest resolution decides. The chooser learns from images that the
+#: network has not seen, or from those it trained on.
 DOUBT, SEEN = "doubt", "doubt, seen images"
 PLANTED = "planted"
 #: Ways to the chooser on the planted task, by arm.
@@ -156,8 +156,8 @@ def of(target: float | str, what: str) -> Named:
 
 
 def gain(arm: str) -> Named:
-    """What an arm's choices gain on random ones of the same shares, in its own network."""
-    return f"{arm}: gain", lambda r: accuracy(arm)(r) - accuracy(arm, "random, own")(r)
+    """Points by which an arm's choices are better than random ones of the same shares."""
+    return f"{arm}: gain", less(accuracy(arm), accuracy(arm, "random, own"))
 
 
 def at(target: float | str) -> str:

@@ -7,6 +7,8 @@ import numpy as np
 
 from stepwell.claims.kit.study import Absent, Claim, Measure
 
+#: The unit of claims about accuracies.
+ACCURACY = "% accuracy"
 #: A number with the name that pages show.
 Named = tuple[str, Measure]
 
@@ -113,6 +115,15 @@ def more(
         options: further fields of `Claim`.
     """
     return Claim(id, text, paper, unit, dict([a, b]), less(a[1], b[1]), margin, **options)
+
+
+def versus(
+    id: str, text: str, paper: str, arm: str, rival: Measure, named: str, margin: float = 0.0,
+    expected: float | None = None,
+) -> Claim:  # fmt: skip
+    """A claim that what an arm chooses is more accurate than a rival of this name."""
+    own = correct(arm, "chosen")
+    return more(id, text, paper, own, (named, rival), margin, ACCURACY, expected=expected)
 
 
 def times(

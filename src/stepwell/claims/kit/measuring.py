@@ -1,7 +1,8 @@
 """Arms that measure networks which other arms trained."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,27 @@ from stepwell.nets.files.nested import load
 
 
 class Clock:
-    """The time since it was made, on the wall and of the processor."""
+    """The time since it was made, on the wall and of the processor, without its pauses."""
 
     def __init__(self) -> None:
-        self._start = time.perf_counter(), time.process_time()
+        self._start = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time of what runs inside."""
+        before, start = self._now(), self._start
+        yield
+        now = self._now()
+        self._start = start[0] + now[0] - before[0], start[1] + now[1] - before[1]
 
     def result(self, test: Mapping[str, float]) -> dict[str, Any]:
         """The result of an arm: its numbers under "test", and the seconds that they took."""
-        wall, processor = self._start
-        return {
-            "test": dict(test),
-            "seconds": time.perf_counter() - wall,
-            "cpu_seconds": time.process_time() - processor,
-        }
+        (wall, processor), now = self._start, self._now()
+        return {"test": dict(test), "seconds": now[0] - wall, "cpu_seconds": now[1] - processor}
 
 
 def validated_parts(net: NestedNet, file: Path, data: str) -> Parts:

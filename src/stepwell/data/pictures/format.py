@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -24,10 +24,11 @@ APART = 0.95
 #: Margins below which an axis may change its place or sign with small changes of the network.
 NEAR = 0.02
 #: Settings with few values.
-WORDS = {
-    "format": ("network",), "embedding": ("ppmi", "cbow", "skipgram"), "directed": (None, False, True),
-    "loops": ("keep", "drop", "refuse"), "multi_edges": ("merge", "keep", "refuse"),
-}  # fmt: skip
+WORDS: dict[str, tuple[Any, ...]] = {
+    "format": ("network",),
+    "directed": (None, False, True),
+    **{n: get_args(h) for n, h in get_type_hints(Pictures).items() if get_origin(h) is Literal},
+}
 
 
 class NetworkPictures(Format):

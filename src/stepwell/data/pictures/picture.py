@@ -29,7 +29,7 @@ FEWEST, MOST_STEPS = 2000, 50_000_000
 TOLERANCE, DECIMALS = 1e-2, 7
 #: Brightness of each doubling, of counts and of degrees.
 COUNT_STEP, DEGREE_STEP = 32, 16
-#: What a channel can show.
+#: Names of the channels.
 CHANNELS = ("counts", "linear", "degree", "span", "counts13", "counts23")
 
 Floats = NDArray[np.float64]

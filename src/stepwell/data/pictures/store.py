@@ -75,7 +75,8 @@ def pictures(
     `how` and `size` as for `draw`.
     """
     cache = _folder(how, size)
-    missing = [path for path in paths if not _known(path, cache, how)]
+    kept = {path: _kept(path, cache, how, size) for path in paths}
+    missing = [path for path, one in kept.items() if one is None]
     helpers = _helpers(missing, how, size)
     drawn, bad = [], dict[Path, ValueError]()
     try:
@@ -87,7 +88,7 @@ def pictures(
                 helper.wait()
             for path in paths:
                 try:
-                    drawn.append(_picture(path, cache, how, size))
+                    drawn.append(kept[path] or _picture(path, cache, how, size))
                 except ValueError as error:
                     bad[path] = error
     finally:
@@ -159,40 +160,52 @@ def _key(content: bytes, path: Path) -> str:
     return hashlib.blake2b(content, digest_size=16, key=path.suffix.lower().encode()).hexdigest()
 
 
-def _known(path: Path, cache: Path, how: Mapping[str, Any]) -> bool:
+def _kept(path: Path, cache: Path, how: Mapping[str, Any], size: int) -> Drawn | None:
+    """The picture of a file from the cache, if it is there; None for a bad file, too."""
     with contextlib.suppress(ValueError):
-        key = _key(_content(path, how), path)
-        return (cache / key[:2] / key).exists()
-    return False
+        return _stored(cache, _key(_content(path, how), path), how, size)
+    return None
+
+
+def _stored(cache: Path, key: str, how: Mapping[str, Any], size: int) -> Drawn | None:
+    """The picture under a key, if it is there and whole."""
+    try:
+        stored = _place(cache, key).read_bytes()
+    except OSError:
+        return None
+    whole, mark = stored[:-CHECKSUM], stored[-CHECKSUM:]
+    if len(whole) != size * size * 3 + 8 * len(FACTS) or mark != _checksum(whole):
+        return None
+    pixels = np.frombuffer(whole[: size * size * 3], np.uint8).reshape(size, size, 3)
+    facts = np.frombuffer(whole[size * size * 3 :], np.float64)
+    return Drawn(key, pixels, facts) if facts[1] <= how["max_edges"] else None
+
+
+def _place(cache: Path, key: str) -> Path:
+    return cache / key[:2] / key
 
 
 def _picture(path: Path, cache: Path, how: Mapping[str, Any], size: int) -> Drawn:
     """The picture of a file, from the cache or drawn now and kept; ValueError names a bad file."""
     content = _content(path, how)
     key = _key(content, path)
-    place = cache / key[:2] / key
-    with contextlib.suppress(OSError):
-        stored = place.read_bytes()
-        whole, mark = stored[:-CHECKSUM], stored[-CHECKSUM:]
-        if len(whole) == size * size * 3 + 8 * len(FACTS) and mark == _checksum(whole):
-            pixels = np.frombuffer(whole[: size * size * 3], np.uint8).reshape(size, size, 3)
-            facts = np.frombuffer(whole[size * size * 3 :], np.float64)
-            if facts[1] <= how["max_edges"]:
-                return Drawn(key, pixels, facts)
+    if one := _stored(cache, key, how, size):
+        return one
     try:
         network = parse_network(content, path.suffix.lower(), how)
-        one = draw(network, how, size)
+        shown = draw(network, how, size)
     except ValueError as error:
         raise ValueError(f"cannot read network {path} ({error}): correct or remove it") from error
-    met = float((one.cells[:, 0] >= 0).sum())
-    facts = np.array([*_facts(network), one.axis_gap, one.skewness, met])
-    whole = one.pixels.tobytes() + facts.tobytes()
+    met = float((shown.cells[:, 0] >= 0).sum())
+    facts = np.array([*_facts(network), shown.axis_gap, shown.skewness, met])
+    whole = shown.pixels.tobytes() + facts.tobytes()
+    place = _place(cache, key)
     with contextlib.suppress(OSError):  # a full disk, or one that cannot be written, costs time only
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
             file.write(whole + _checksum(whole))
         os.replace(file.name, place)
-    return Drawn(key, one.pixels, facts)
+    return Drawn(key, shown.pixels, facts)
 
 
 def _checksum(content: bytes) -> bytes:

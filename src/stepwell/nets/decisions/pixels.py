@@ -96,6 +96,10 @@ class Masked(Gated):
 
     stride: int
 
+    def __init__(self, inplanes: int, planes: int, stride: int = 1, *args: Any, **options: Any) -> None:
+        super().__init__(inplanes, planes, stride, *args, **options)
+        self.gate = MaskUnit(inplanes, stride)
+
     @property
     def work(self) -> Work:
         """The MACs of the branch's convolutions, at a position of the output."""
@@ -195,10 +199,6 @@ def chosen(scores: Float[Tensor, "batch height width"], draw: Draw) -> Tensor:
 class MaskedBasicBlock(Masked, GatedBasicBlock):
     """torchvision's basic block behind a mask; arguments as there."""
 
-    def __init__(self, inplanes: int, planes: int, stride: int = 1, *args: Any, **options: Any) -> None:
-        super().__init__(inplanes, planes, stride, *args, **options)
-        self.gate = MaskUnit(inplanes, stride)
-
     @property
     def work(self) -> Work:
         """Two 3×3 convolutions; the second reads the neighbours of the first."""
@@ -216,10 +216,6 @@ class MaskedBasicBlock(Masked, GatedBasicBlock):
 
 class MaskedBottleneck(Masked, GatedBottleneck):
     """torchvision's bottleneck behind a mask; arguments as there."""
-
-    def __init__(self, inplanes: int, planes: int, stride: int = 1, *args: Any, **options: Any) -> None:
-        super().__init__(inplanes, planes, stride, *args, **options)
-        self.gate = MaskUnit(inplanes, stride)
 
     @property
     def work(self) -> Work:
@@ -256,3 +252,8 @@ MASKED: Mapping[type[nn.Module], type[Masked]] = {
     BasicBlock: MaskedBasicBlock,
     Bottleneck: MaskedBottleneck,
 }
+
+
+def has_masks(module: nn.Module) -> bool:
+    """True if blocks of a network run at some positions, not for some images."""
+    return any(isinstance(block, Masked) for block in module.modules())

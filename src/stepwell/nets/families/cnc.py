@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 
@@ -34,3 +35,7 @@ def picture_cnn(
         nn.Linear(hidden, num_classes),
     )  # fmt: skip
     return nn.Sequential(OrderedDict(features=nn.Sequential(stages), classifier=head))
+
+
+#: By name: the paper's network, and one of more channels with norms.
+NETWORKS = {"cnc": partial(picture_cnn, PAPER), "cnc_wide": partial(picture_cnn, WIDE, norm=True)}
