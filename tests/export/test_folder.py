@@ -20,6 +20,7 @@ from torch.testing import assert_close
 
 import stepwell
 from stepwell.export import check, export_folder, folder, open_onnx
+from stepwell.export.opening import open_depths
 from stepwell.kinds.classifier_tables import show_export
 from stepwell.nets.files.onnx import open_sharing
 
@@ -72,10 +73,10 @@ def test_weights_are_stored_once(exported, net, tmp_path):
 
 def test_depths_share_their_weights_in_memory(exported, net, small_net, tmp_path, sample):
     place, result = exported
-    graphs = folder.open_depths(net, place, ["8", "14"])
+    graphs = open_depths(net, place, ["8", "14"])
     for depth, run in graphs.items():
         assert_close(run(sample.images), net(sample.images, depth), rtol=1e-4, atol=1e-4)
-    own = folder.open_depths(net, place, ["8"], share=False)
+    own = open_depths(net, place, ["8"], share=False)
     assert_close(own["8"](sample.images), graphs["8"](sample.images), rtol=1e-4, atol=1e-4)
     sessions = open_sharing([place / "8.onnx", place / "14.onnx"])
     values = sessions[0].shared.values
@@ -86,11 +87,11 @@ def test_depths_share_their_weights_in_memory(exported, net, small_net, tmp_path
     assert {location for location, *_ in values} == {result["weights"]["file"]}
     assert not any(value.numpy().flags.owndata for value in values.values())
     with pytest.raises(ValueError, match="lacks depth 9: write it again with `stepwell export x`"):
-        folder.open_depths(net, place, ["9"], advice="stepwell export x")
+        open_depths(net, place, ["9"], advice="stepwell export x")
     with pytest.raises(ValueError, match="is of another state of the network: write it again"):
-        folder.open_depths(small_net(1), place, ["8"])
+        open_depths(small_net(1), place, ["8"])
     with pytest.raises(ValueError, match="holds no export: write it with `export it`"):
-        folder.open_depths(net, tmp_path, ["8"])
+        open_depths(net, tmp_path, ["8"])
 
 
 def test_one_depth_runs_with_nothing_but_the_weights_beside_it(exported, net, tmp_path):

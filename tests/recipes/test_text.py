@@ -22,7 +22,7 @@ from stepwell.cost import costs_of
 from stepwell.data.text import read_texts
 from stepwell.data.text_files import TextFiles
 from stepwell.data.tokens import Tokenizer
-from stepwell.export.folder import open_depths
+from stepwell.export.opening import open_depths
 from stepwell.measure import cascade, depths
 from stepwell.measure.cascade import measure_cascade
 from stepwell.measure.text import save_text

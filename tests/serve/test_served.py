@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -58,8 +59,6 @@ def test_an_image_gets_the_answer_of_predict_at_every_depth(tmp_path):
     table = LatencyTable({row: {1: 0.01} for row in served.rows})
     with Engine(served, 10_000, table=table) as engine:
         assert engine.submit(pixels).result(20).row == "cascade"
-    with pytest.raises(ValueError, match="--cascade runs in torch: leave --engine onnx out"):
-        stepwell.open_network(file).do("serve", engine="onnx", cascade=True)
 
 
 def test_depths_that_nobody_trained_are_left_out(tmp_path):
@@ -86,12 +85,62 @@ def test_a_network_that_chooses_is_served_with_its_choices(tmp_path):
     with torch.inference_mode():
         expected = network.net.answers(x)[1]
     assert [p.depth for p in served.run([pixels], "chosen", 1)] == expected
-    with pytest.raises(
-        ValueError, match="a network that chooses runs in torch: leave --engine onnx out"
-    ):
-        network.do("serve", engine="onnx")
     network.net.hold("12")
     assert network.do("serve").default == "12"
+
+
+def same_answers(found, right):
+    assert [one.depth for one in found] == [one.depth for one in right]
+    numbers = [[one.probability for one in predictions] for predictions in (found, right)]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-4)
+
+
+def test_a_cascade_is_served_from_its_graph(tmp_path):
+    pytest.importorskip("onnxruntime")
+    net = classifier()
+    pixels = [np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8) for i in range(24)]
+    with torch.inference_mode():
+        scores = net(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 127.5 - 1, "8").softmax(1)
+    between = float(scores.amax(1).sort().values[11:13].mean())  # half of the images stop at 8
+    record = {"depths": ["8", "14"], "thresholds": [between]}
+    net.card = stepwell.Card(net.card.classes, 16, cascade=record)
+    network = stepwell.open_network(stepwell.save(net, tmp_path / "net"))
+    asked = partial(network.do, "serve", cascade=True)
+    network.do("export", tmp_path / "export")
+    with pytest.raises(ValueError, match=r"lacks the cascade: write it with `stepwell export \S+ --c"):
+        asked(engine="onnx")
+    network.do("export", tmp_path / "export", cascade=True)
+    expected, *exported = (asked(engine=one) for one in ("torch", "onnx", "onnx-copies"))
+    for served in exported:
+        assert served.rows == expected.rows == ("8", "14", "cascade")
+        for row in served.rows:
+            same_answers(served.run(pixels, row, 2), expected.run(pixels, row, 2))
+    assert [one.depth for one in expected.run(pixels, "cascade", 1)].count("8") == 12
+    network.net.card = replace(net.card, cascade=record | {"temperatures": [2.0]})
+    with pytest.raises(ValueError, match="cascade.onnx is of another cascade: write it again with"):
+        asked(engine="onnx")
+
+
+def test_choices_are_served_from_their_graphs(tmp_path):
+    pytest.importorskip("onnxruntime")
+    net = resolution()
+    net.mark_trained()
+    save_resolution(net, tmp_path / "net")
+    network = stepwell.open_network(tmp_path / "net")
+    with pytest.raises(ValueError, match="export holds no export: write it with `stepwell export"):
+        network.do("serve", engine="onnx")
+    network.do("export", tmp_path / "export")
+    served, expected = network.do("serve", engine="onnx"), network.do("serve")
+    assert served.rows == expected.rows == ("12", "16", "chosen")
+    pixels = [served.read(encoded(photo(40 + i, 30))) for i in range(4)]
+    copies = network.do("serve", engine="onnx-copies")
+    for row in served.rows:
+        right = expected.run(pixels, row, 2)
+        for one in (served, copies):
+            same_answers(one.run(pixels, row, 2), right)
+    network.net.price.fill_(float(network.net.price) + 1)
+    with pytest.raises(ValueError, match="is of another state of the network: write it again with"):
+        network.do("serve", engine="onnx")
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])

@@ -4,7 +4,7 @@ The graph goes on with the rows of the batch that no depth has answered, however
 host loop, and onnxruntime saves the time that `Cascade` saves.
 """
 
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from stepwell.export.check import Sample, compare_answers
-from stepwell.export.interface import INTERFACES, Interface
-from stepwell.export.onnx import graph_of, require_onnx
+from stepwell.export.interface import INTERFACES
+from stepwell.export.onnx import as_metadata, graph_of, require_onnx
 from stepwell.export.subnet import about
 from stepwell.files import write_whole
-from stepwell.nets.files.onnx import outputs_of, session
+from stepwell.nets import NestedNet
+from stepwell.nets.files.onnx import described, outputs_of, session
 from stepwell.nets.nested.cascade import Answer, Cascade
 from stepwell.nets.nested.steps import Request
 
@@ -58,17 +59,31 @@ def export_cascade(cascade: Cascade, path: Path, sample: Sample) -> dict[str, An
         raise ValueError("a graph holds a cascade with a criterion by name, and this one has its own")
     graph = CascadeGraph(cascade).cpu().eval()
     interface = INTERFACES[cascade.net.card.input]
-    described = about(cascade.net, cascade.depths[-1]) | {
-        "depth": NAME, "depths": list(cascade.depths), "thresholds": [*cascade.thresholds.values()],
-        "criterion": cascade.criterion,
-    }  # fmt: skip
+    facts = about(cascade.net, cascade.depths[-1]) | {"depth": NAME} | _decisions(cascade)
     inputs = torch.zeros_like(sample.images[:2])
-    data = graph_of(graph, inputs, interface, described, OUTPUTS).SerializeToString()
-    loop = partial(_answer, session(data), interface, graph)
-    parity = compare_answers(cascade, loop, sample, path.name)
+    data = graph_of(graph, inputs, interface, facts, OUTPUTS).SerializeToString()
+    parity = compare_answers(cascade, cascade_runner(session(data), cascade.net), sample, path.name)
     write_whole(path, data)
     return parity
 
 
-def _answer(opened: Any, interface: Interface, graph: nn.Module, x: Tensor) -> Answer:
-    return Answer(*outputs_of(opened, interface.names, interface.inputs(graph, x), OUTPUTS))
+def cascade_runner(opened: Any, net: NestedNet) -> Callable[[Tensor], Answer]:
+    """A session of a cascade's graph as a function of a batch, on which `net` can run, too."""
+    interface = INTERFACES[net.card.input]
+    return lambda x: Answer(
+        *outputs_of(opened, interface.names, interface.inputs(net.module, x), OUTPUTS)
+    )
+
+
+def of_cascade(path: Path, cascade: Cascade) -> bool:
+    """True for a graph of a cascade that decides as this one."""
+    return as_metadata(_decisions(cascade)).items() <= described(path).items()
+
+
+def _decisions(cascade: Cascade) -> dict[str, Any]:
+    """What decides at which depth an image stops."""
+    return {
+        "depths": list(cascade.depths), "thresholds": [*cascade.thresholds.values()],
+        "criterion": cascade.criterion, "temperatures": cascade.temperatures,
+        "criterion_weights": {depth: list(weights) for depth, weights in cascade.weights.items()},
+    }  # fmt: skip

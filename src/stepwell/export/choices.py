@@ -14,13 +14,14 @@ from torch import nn
 from stepwell.export import folder as folders
 from stepwell.export.check import Sample, compare_answers
 from stepwell.export.onnx import require_onnx, write_onnx
+from stepwell.export.opening import exported_state, opened
 from stepwell.files import read_json
 from stepwell.nets.decisions.choosing import ChoosingNet
 from stepwell.nets.decisions.executor import gathered, groups
 from stepwell.nets.files.container import digest
-from stepwell.nets.files.onnx import open_onnx, runner
+from stepwell.nets.files.onnx import runner
 from stepwell.nets.nested.cascade import Answer
-from stepwell.types import Images
+from stepwell.types import Images, Logits
 
 CHOOSER = "chooser.onnx"
 
@@ -55,7 +56,7 @@ def export_choices(
     """
     require_onnx()
     record: dict[str, Any] = {
-        "network": digest({}, {k: v.cpu().contiguous() for k, v in net.state_dict().items()}),
+        "network": _state_of(net),
         **{name: card[name] for name in ("classes", "size", "mean", "std", "licence")},
         "choices": [f"{name}.onnx" for name in net.names],
         "price": float(net.price),
@@ -91,15 +92,29 @@ def _write(
     }  # fmt: skip
 
 
+def _state_of(net: ChoosingNet) -> str:
+    return digest({}, {k: v.cpu().contiguous() for k, v in net.state_dict().items()})
+
+
+def open_choices(
+    net: ChoosingNet, folder: Path, *, share: bool = True, advice: str = "export it"
+) -> "OpenChoices":
+    """Open the export of a network that chooses; args and errors as for `open_depths`."""
+    return OpenChoices(folder, exported_state(folder, _state_of(net), advice), share=share)
+
+
 class OpenChoices:
     """The host loop of an exported network that chooses, run by onnxruntime.
 
     Args:
         folder: written by `export_choices`.
         index: content of its export.json, if that is not written yet.
+        share: keep the weights in memory once, see `open_sharing`.
     """
 
-    def __init__(self, folder: str | Path, index: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, index: Mapping[str, Any] | None = None, *, share: bool = False
+    ) -> None:
         folder = Path(folder)
         index = read_json(folder / folders.INDEX, "export it again") if index is None else index
         if "price" not in index:
@@ -107,8 +122,12 @@ class OpenChoices:
         self.price, self.costs = index["price"], torch.tensor(index["costs"])
         self.classes = len(index["classes"])
         self.names = tuple(file.removesuffix(".onnx") for file in index["choices"])
-        self._chooser = runner(open_onnx(folder / CHOOSER))
-        self._graphs = [runner(open_onnx(folder / file)) for file in index["choices"]]
+        paths = [folder / file for file in (CHOOSER, *index["choices"])]
+        self._chooser, *self._graphs = map(runner, opened(paths, share=share))
+
+    def at(self, images: Images, name: str) -> Logits:
+        """The logits of a batch at one choice."""
+        return self._graphs[self.names.index(name)](images)
 
     def __call__(self, images: Images | np.ndarray) -> Answer:
         """Give logits of normalised images of full size, and the index of each image's choice."""

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import resources
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
 
 from stepwell.cost import count_macs, measure_latencies
 from stepwell.cost.table import ROUNDS
@@ -23,14 +22,13 @@ from stepwell.evaluation import evaluate
 from stepwell.export.cascade import NAME as CASCADE
 from stepwell.export.cascade import export_cascade
 from stepwell.export.check import Sample, take
-from stepwell.export.interface import INTERFACES
 from stepwell.export.onnx import CALIBRATION, export_int8, export_onnx, ranges, require_onnx
 from stepwell.export.subnet import about, export_pt2, export_safetensors, plain_bytes
-from stepwell.files import locked, read_json, sync_folder, write_whole
+from stepwell.files import locked, sync_folder, write_whole
 from stepwell.nets import NestedNet
 from stepwell.nets.files.container import digest
 from stepwell.nets.files.nested import save
-from stepwell.nets.files.onnx import file_sha256, open_onnx, open_sharing, runner, weights_of
+from stepwell.nets.files.onnx import file_sha256, open_onnx, runner, weights_of
 from stepwell.nets.nested.cascade import Cascade
 
 Format = Literal["onnx", "pt2", "safetensors"]
@@ -108,39 +106,8 @@ def export_folder(
     return network | {"files": rows}
 
 
-def open_depths(
-    net: NestedNet, folder: Path, depths: Sequence[str], *, share: bool = True,
-    advice: str = "export it",
-) -> dict[str, Callable[[Tensor], Tensor]]:  # fmt: skip
-    """Open the graphs of depths in an export of `net`, each as a function of inputs to logits.
-
-    Args:
-        share: keep the weights in memory once, see `open_sharing`.
-        advice: how to export.
-
-    Raises:
-        ValueError, FileNotFoundError: there is no export of this network with these depths.
-        ImportError: the extra `onnx` is not installed.
-    """
-    if not (folder / INDEX).is_file():
-        raise ValueError(f"{folder} holds no export: write it with `{advice}`")
-    index = read_json(folder / INDEX, f"write it again with `{advice}`")
-    files = {row["depth"]: folder / row["file"] for row in index["files"] if row["format"] == "onnx"}
-    missing = [depth for depth in depths if depth not in files]
-    if missing or index["network"] != _digest(net):
-        what = f"lacks depth {missing[0]}" if missing else "is of another state of the network"
-        raise ValueError(f"the export in {folder} {what}: write it again with `{advice}`")
-    paths = [files[depth] for depth in depths]
-    sessions = open_sharing(paths) if share else [open_onnx(path) for path in paths]
-    interface = INTERFACES[net.card.input]
-    inputs = partial(interface.inputs, net.module)
-    return {
-        depth: runner(session, interface.names, inputs)
-        for depth, session in zip(depths, sessions, strict=True)
-    }
-
-
-def _digest(net: NestedNet) -> str:
+def digest_of(net: NestedNet) -> str:
+    """The digest that tells the state of a network in an index."""
     return digest({}, {name: value.cpu() for name, value in net.tensors().items()})
 
 
@@ -195,7 +162,7 @@ def _network(net: NestedNet) -> dict[str, Any]:
     tensors = {name: value.cpu() for name, value in net.tensors().items()}
     card = about(net, net.full)
     return {
-        "network": _digest(net),
+        "network": digest_of(net),
         "full_network": digest({}, {n: tensors[n] for n in net.stored_names(net.full).values()}),
         "full": net.full,
         **{name: card[name] for name in ("classes", "size", "mean", "std", "licence")},

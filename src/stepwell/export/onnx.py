@@ -188,9 +188,13 @@ def graph_of(
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.functions):
         del part.metadata_props[:]
     _drop_zero_biases(proto.graph)
-    told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in described.items()}
-    onnx.helper.set_model_props(proto, told)
+    onnx.helper.set_model_props(proto, as_metadata(described))
     return proto
+
+
+def as_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Facts as the metadata of a graph has them: texts, and all else as JSON."""
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from stepwell.nets import NestedNet
     from stepwell.nets.decisions.choosing import ChoosingNet
+    from stepwell.nets.nested.cascade import Answer
     from stepwell.nets.predictions import Answers
     from stepwell.serve.served import Served
 
@@ -42,19 +43,21 @@ def depth_rows(
 
     net.require_ready(net.full)
     rows = [depth for depth, status in net.status.items() if status != "fresh"]
-    if engine != "torch":
-        if cascade:
-            raise ValueError(f"--cascade runs in torch: leave --engine {engine} out")
-        return rows, net.full, _exported(network, net, rows, engine)
+    depths = net.answers if engine == "torch" else _exported(network, net, rows, engine)
     if not cascade:
-        return rows, net.full, net.answers
+        return rows, net.full, depths
     check_depths(net)
     whole = Cascade.of(net)
+    run: Callable[[Tensor], Answer] = whole
+    if engine != "torch":
+        from stepwell.export.opening import open_cascade
+
+        run = open_cascade(whole, _folder(network), advice=f"{_advice(network)} --cascade")
 
     def answers(x: "Tensor", row: str) -> "Answers":
         if row != CASCADE:
-            return net.answers(x, row)
-        answer = whole(x)
+            return depths(x, row)
+        answer = run(x)
         return answer.logits, [whole.depths[i] for i in answer.depth.tolist()]
 
     return [*rows, CASCADE], CASCADE, answers
@@ -62,12 +65,22 @@ def depth_rows(
 
 def _exported(network: Network, net: "NestedNet", rows: list[str], engine: Engine) -> RowAnswers:
     """Run depths by onnxruntime, from the export of a run."""
-    from stepwell.export.folder import open_depths
+    from stepwell.export.opening import open_depths
+
+    share, advice = engine == "onnx", _advice(network)
+    graphs = open_depths(net, _folder(network), rows, share=share, advice=advice)
+    return lambda x, row: (graphs[row](x), [row] * len(x))
+
+
+def _folder(network: Network) -> Path:
+    """Where a run's export is."""
     from stepwell.nets.files.container import network_file
 
-    folder, advice = network_file(network.path).parent / "export", f"stepwell export {network.path}"
-    graphs = open_depths(net, folder, rows, share=engine == "onnx", advice=advice)
-    return lambda x, row: (graphs[row](x), [row] * len(x))
+    return network_file(network.path).parent / "export"
+
+
+def _advice(network: Network) -> str:
+    return f"stepwell export {network.path}"
 
 
 def serve_choices(network: Network, engine: Engine) -> "Served":
@@ -75,17 +88,33 @@ def serve_choices(network: Network, engine: Engine) -> "Served":
     from stepwell.serve.served import serve_images
 
     net: ChoosingNet = network.net
-    if engine != "torch":
-        raise ValueError(f"a network that chooses runs in torch: leave --engine {engine} out")
     net.nested.require_ready()
     held = getattr(net.chooser, "choice", None)
     rows = [*net.names[::-1], *([CHOSEN] if held is None else [])]
     default = CHOSEN if held is None else net.names[held]
-
-    def answers(x: "Tensor", row: str) -> "Answers":
-        return net.answers(x, None if row == CHOSEN else row)
+    answers = _choices_in_torch(net) if engine == "torch" else _exported_choices(network, engine)
 
     return serve_images(net, answers, rows, default, measured(network), "choice")
+
+
+def _choices_in_torch(net: "ChoosingNet") -> RowAnswers:
+    return lambda x, row: net.answers(x, None if row == CHOSEN else row)
+
+
+def _exported_choices(network: Network, engine: Engine) -> RowAnswers:
+    """Run choices, and the chooser, by onnxruntime, from the export of a run."""
+    from stepwell.export.choices import open_choices
+
+    share, advice = engine == "onnx", _advice(network)
+    loop = open_choices(network.net, _folder(network), share=share, advice=advice)
+
+    def answers(x: "Tensor", row: str) -> "Answers":
+        if row != CHOSEN:
+            return loop.at(x, row), [row] * len(x)
+        answer = loop(x)
+        return answer.logits, [loop.names[i] for i in answer.depth.tolist()]
+
+    return answers
 
 
 def measured(network: Network) -> Mapping[str, Mapping[str, Any]]:
