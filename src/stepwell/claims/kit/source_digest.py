@@ -2,7 +2,9 @@
 
 import ast
 import hashlib
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT.name
@@ -18,10 +20,7 @@ def source_digest(module: str) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(imported_modules(module)):
-        tree = ast.parse(_file(name).read_bytes())
-        for node in ast.walk(tree):
-            _drop_docstring(node)
-        digest.update(f"{name}\n{ast.dump(tree)}\n".encode())
+        digest.update(f"{name}\n{_parsed(_file(name).read_bytes()).code}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -34,14 +33,36 @@ def imported_modules(module: str) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        for node in ast.walk(ast.parse(_file(name).read_bytes())):
-            if isinstance(node, ast.Import):
-                ahead += [alias.name for alias in node.names if _is_ours(alias.name)]
-            elif isinstance(node, ast.ImportFrom) and node.module and _is_ours(node.module):
-                ahead.append(node.module)
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
-                ahead += [n for n in names if _file(n).exists()]
+        for imported, sure in _parsed(_file(name).read_bytes()).imports:
+            if sure or _file(imported).exists():
+                ahead.append(imported)
     return found
+
+
+class _Parsed(NamedTuple):
+    """A file of code.
+
+    code: its syntax tree without docstrings. imports: names of the library that it imports, and
+    whether they are surely modules.
+    """
+
+    code: str
+    imports: tuple[tuple[str, bool], ...]
+
+
+@cache  # parsing the whole library takes seconds
+def _parsed(source: bytes) -> _Parsed:
+    tree = ast.parse(source)
+    imports: list[tuple[str, bool]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += [(alias.name, True) for alias in node.names if _is_ours(alias.name)]
+        elif isinstance(node, ast.ImportFrom) and node.module and _is_ours(node.module):
+            imports.append((node.module, True))
+            imports += [(f"{node.module}.{alias.name}", False) for alias in node.names]
+    for node in ast.walk(tree):
+        _drop_docstring(node)
+    return _Parsed(ast.dump(tree), tuple(imports))
 
 
 def _is_ours(name: str) -> bool:

@@ -28,27 +28,27 @@ def check_size(net: NestedNet, size: int) -> None:
     @torch.no_grad()
     def shape(pixels: int) -> tuple[int, ...]:
         x = torch.empty(1, 3, pixels, pixels, device="meta")
-        return tuple(twin.forward_all(x)[net.full].features[-1].shape)
+        return tuple(twin.forward_all(x, [net.full])[net.full].features[-1].shape)
 
-    def runs(pixels: int) -> bool:
+    def error_at(pixels: int) -> Exception | None:
         try:
-            return bool(shape(pixels))
-        except (RuntimeError, AssertionError):
-            return False
+            shape(pixels)
+        except (RuntimeError, AssertionError) as error:
+            return error
+        return None
 
+    error = error_at(size)
     if not (net.builder and builder_of(net.builder[0]).size_argument):
         probe = 256
         stride = max(1, probe // shape(probe)[2])
-        # steps after the stages may have strides, too
-        stride = next((s for s in (stride, 2 * stride, 4 * stride) if runs(s)), stride)
+        if error:  # steps after the stages may have strides, too
+            stride = next((s for s in (stride, 2 * stride, 4 * stride) if not error_at(s)), stride)
         if size < stride:
             raise ValueError(
                 f"images of {size} pixels are smaller than the network's stride of {stride}: "
                 f"use --size {stride} or more, or a network with a smaller stem"
             )
-    try:
-        shape(size)
-    except (RuntimeError, AssertionError) as error:
+    if error:
         fails = f"the network does not run on images of {size} pixels"
         raise ValueError(f"{fails}: {str(error).splitlines()[0]}") from error
 
