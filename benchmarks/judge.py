@@ -30,10 +30,15 @@ def main() -> None:
     """Judge the units in the folders named, or in all, and write their pages."""
     named = [Path(folder) for folder in sys.argv[1:]]
     for folder in named or sorted(p.parent for p in (PUBLISHED / "units").glob(f"*/{ABOUT}")):
-        study, record = judged(folder)
-        page = PUBLISHED / f"{about(folder)['page']}.md"
-        write_results(study, record, page.with_suffix(".json"), page)
-        print(page)
+        judge_folder(folder)
+
+
+def judge_folder(folder: Path) -> None:
+    """Judge the units in a folder, and write their page."""
+    study, record = judged(folder)
+    page = PUBLISHED / f"{about(folder)['page']}.md"
+    write_results(study, record, page.with_suffix(".json"), page)
+    print(page)
 
 
 def judged(folder: Path) -> tuple[Study, dict[str, Any]]:
