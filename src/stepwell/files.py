@@ -12,6 +12,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 
+def cache_folder(name: str = "") -> Path:
+    """A folder for what can be made or downloaded again: below STEPWELL_DATA, or ~/.cache/stepwell."""
+    return Path(os.environ.get("STEPWELL_DATA", Path.home() / ".cache" / "stepwell")) / name
+
+
 def damaged(path: Path, why: object, remedy: str) -> ValueError:
     """Give the error about a damaged file."""
     return ValueError(f"{path} is damaged ({why}): {remedy}")

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from stepwell.commands.arguments import call, show_help, unknown
+from stepwell.commands.kept_help import show_kept
 from stepwell.console import print_json, say
 from stepwell.files import read_json
 from stepwell.flags import flags_of, groups_of
@@ -30,6 +32,9 @@ def train(arguments: list[str]) -> None:
     name, *rest = [a for a in arguments if a != "--json"]
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
+    if rest in (["-h"], ["--help"]) and "torch" not in sys.modules:
+        show_kept(f"train-{name}", lambda: _call(name, resolve_name(RECIPES[name][0]), rest))
+        return
     recipe = resolve_name(RECIPES[name][0])
     rest = with_config(name, recipe, rest)
     refuse_flags_of_others(name, recipe, rest)
@@ -46,8 +51,7 @@ def train(arguments: list[str]) -> None:
                 raise  # within a phase, which has named its place; or before the first one
             raise KeyboardInterrupt(f"the finished phases are kept in {out}") from None
 
-    more = "With --json, results are JSON. --config RUN/config.json takes an earlier run's flags."
-    results = call(remembering, f"stepwell train {name}", rest, more)
+    results = _call(name, remembering, rest)
     if "--json" in arguments:
         print_json(results)
         return
@@ -59,6 +63,11 @@ def train(arguments: list[str]) -> None:
         say(f"trained in {results['seconds']:.0f} s; next, try:")
     for command in kind.NEXT:
         say(f"  {command.format(run=shlex.quote(str(out)), results=results)}")
+
+
+def _call(name: str, recipe: Callable[..., Any], arguments: Sequence[str]) -> Any:
+    more = "With --json, results are JSON. --config RUN/config.json takes an earlier run's flags."
+    return call(recipe, f"stepwell train {name}", arguments, more)
 
 
 def with_config(name: str, recipe: Callable[..., Any], given: Sequence[str]) -> list[str]:

@@ -1,7 +1,6 @@
 """Labelled images by name or by folder, as RGB bytes of one size (`data.decoding` reads the files)."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +16,7 @@ from torchvision.transforms.v2 import functional as tvf
 from stepwell.data.decoding import DIFFERENT, Files, some_of
 from stepwell.data.formats import PHOTOGRAPHS, Format, at, format_of
 from stepwell.data.groups import groups_of, read_groups, set_aside, shared_groups
+from stepwell.files import cache_folder
 
 #: Data sets by name.
 NAMED = ("digits", "cifar10", "cifar100")
@@ -361,7 +361,7 @@ def _cifar(name: str, size: int | None) -> Splits:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     kind = CIFAR10 if name == "cifar10" else CIFAR100
-    cache = Path(os.environ.get("STEPWELL_DATA", Path.home() / ".cache" / "stepwell"))
+    cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     parts = []
     for train in (True, False):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from stepwell.data.pictures.network import Network, check_bytes, parse_network
 from stepwell.data.pictures.picture import draw
+from stepwell.files import cache_folder
 
 #: Changes when the same file and settings give another picture.
 VERSION = 1
@@ -142,9 +143,8 @@ def _shown(paths: Sequence[Path], *, quiet: bool) -> Iterator[Path]:
 
 def _folder(how: Mapping[str, Any], size: int) -> Path:
     """The part of the cache for some settings."""
-    root = Path(os.environ.get("STEPWELL_DATA", Path.home() / ".cache" / "stepwell")) / "pictures"
     settings = json.dumps([VERSION, size, {**how, "max_edges": 0}], sort_keys=True)
-    return root / hashlib.sha256(settings.encode()).hexdigest()[:16]
+    return cache_folder("pictures") / hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
 def _content(path: Path, how: Mapping[str, Any]) -> bytes:
