@@ -73,5 +73,5 @@ def test_the_command_prints_the_kept_help_without_importing_torch(capsys):
     encoding = os.environ | {"PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=encoding)
     assert done.stdout == "kept here\n"
-    assert "stepwell.commands.train" in done.stderr
+    assert "stepwell.recipes" in done.stderr
     assert "torch" not in done.stderr
