@@ -1,6 +1,5 @@
 """Fixtures that several parts share."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +16,24 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _short_times():
+    """Timing takes a hundredth of its seconds; tests of timing itself take its own `_until` back."""
+    from stepwell.cost import latency  # not before the option for type checks is read
+
+    until = latency._until
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "_until", lambda seconds: until(seconds / 100))
+        yield until
+
+
 @pytest.fixture(scope="module")
 def quick():
-    """Training says nothing, and no time is spent on times: no test that asks for it looks at any."""
-    from stepwell.cost import costs_of
-    from stepwell.measure import choices, depths, speed
+    """Training says nothing, and few batches are timed."""
+    from stepwell.measure import speed
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEPWELL_QUIET", "1")
-        for module in (depths, choices):
-            patch.setattr(module, "costs_of", partial(costs_of, seconds=0.01))
-        for module in (choices, speed):
-            patch.setattr(module, "SECONDS", 0.01)
         patch.setattr(speed, "PARTS", 2)
         yield
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import warnings
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -31,14 +30,11 @@ from stepwell.claims import CLAIMS
 from stepwell.claims.fidelity.study import STUDY
 from stepwell.claims.kit.study import only
 from stepwell.console import print_json
-from stepwell.cost import costs_of
 from stepwell.data import load_images
 from stepwell.device import device_name
 from stepwell.evaluation import side_by_side
 from stepwell.export import export_onnx
 from stepwell.flags import flags_of, groups_of
-from stepwell.measure import cascade, depths
-from stepwell.measure.cascade import measure_cascade
 from stepwell.measure.data_parts import parts_for
 from stepwell.nets import BUILDERS, build
 from stepwell.nets.files.nested import fingerprint, load, rewrite_card, save
@@ -63,10 +59,8 @@ def _warnings(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _clock(monkeypatch):
-    """What takes long is done shortly: no test here looks at how long anything takes, or at CKA."""
+    """CKA is computed of few examples: no test here looks at it."""
     monkeypatch.setattr(side_by_side, "CKA_EXAMPLES", 50)
-    monkeypatch.setattr(depths, "costs_of", partial(costs_of, seconds=0.01))
-    monkeypatch.setattr(cascade, "measure_cascade", partial(measure_cascade, seconds=0.01))
 
 
 @pytest.fixture
@@ -679,7 +673,6 @@ def taught(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("fidelity")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(depths, "costs_of", partial(costs_of, seconds=0.01))
         for line in re.findall(r"^    stepwell (train .*)$", FIDELITY.read_text(), re.MULTILINE):
             line = line.replace("--epochs 15", "--epochs 1 --batch-size 256")
             line = line.replace("--net resnet20", "--net resnet14").replace("8 14", "8=1,1,1")

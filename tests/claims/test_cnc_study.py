@@ -64,6 +64,7 @@ def test_statistics_are_those_of_a_triangle_with_a_tail():
 @pytest.mark.filterwarnings(
     "ignore:the axes of", "ignore:.*images are set aside", "ignore:.*parts, which"
 )
+@pytest.mark.usefixtures("quick")
 def test_verify_cnc_quick_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("STEPWELL_DATA", str(tmp_path / "cache"))
     monkeypatch.setenv("STEPWELL_ONE_PROCESS", "1")

@@ -55,7 +55,7 @@ def few_digits():
 def verified(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("verify")
     arms = [control(MIDDLE), FRONTS, STATIC, PLANTED]
-    changes = {"part": "1/6"}
+    changes = {"part": "1/6", "net": "resnet14", "subnets": ("8",)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drnet_arms, "load_digits", few_digits)
         record, page = verify_system(

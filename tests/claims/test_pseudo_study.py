@@ -35,7 +35,6 @@ from stepwell.claims.pseudo.study import (
     UNION,
     UNLABELLED,
 )
-from stepwell.cost import costs_of
 from stepwell.data.box_batches import BoxBatches
 from stepwell.data.box_files import BoxFiles
 from stepwell.data.boxes import read_boxes
@@ -92,7 +91,6 @@ def test_an_arm_sets_arguments_that_its_function_has(arm):
 def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEPWELL_QUIET", "1")
-        patch.setattr(measure, "costs_of", partial(costs_of, seconds=0.01))
         patch.setattr(measure, "precision_interval", partial(precision_interval, resamples=3))
         yield
 

@@ -18,6 +18,11 @@ from stepwell.cost import (
 from stepwell.nets import build
 
 
+@pytest.fixture(autouse=True)
+def _whole_times(_short_times, monkeypatch):
+    monkeypatch.setattr("stepwell.cost.latency._until", _short_times)
+
+
 def closed_form(blocks, expansion, size, classes=1000):
     """MACs of torchvision's ResNets at `size`, convolution by convolution."""
 

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 import stepwell
 from running import stopped, told
-from stepwell.cost import costs_of
 from stepwell.data.box_files import read_parts
 from stepwell.evaluation.detection import average_precision, precision_interval
 from stepwell.measure import detection as measure
@@ -28,7 +27,6 @@ from tiny_boxes import SHORT, write_boxes
 def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEPWELL_QUIET", "1")
-        patch.setattr(measure, "costs_of", partial(costs_of, seconds=0.01))
         few = partial(precision_interval, resamples=10)
         patch.setattr(measure, "precision_interval", few)
         yield

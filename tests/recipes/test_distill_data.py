@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from stepwell.cost import costs_of
 from stepwell.data import Batches, ImageSet, load_images
 from stepwell.data.distill_data import DistillData
-from stepwell.measure import depths
 from stepwell.methods import Distill, FlowMatching
 from stepwell.nets import Card, build
 from stepwell.nets.files.nested import load, save
@@ -31,8 +28,6 @@ MEAN, STD = (0.4, 0.4, 0.4), (0.2, 0.2, 0.2)
 def small(image_folder, tmp_path, monkeypatch):
     """Arguments of a small distillation: data, a teacher that somebody trained, an empty place."""
     monkeypatch.setenv("STEPWELL_QUIET", "1")
-    # no test looks at how long anything takes
-    monkeypatch.setattr(depths, "costs_of", partial(costs_of, seconds=0.01))
     monkeypatch.setattr(generator, "_widths", lambda size: (8, 8))
     for part, count in (("train", 8), ("test", 3)):
         image_folder(count=count, size=(8, 8), root=tmp_path / "data" / part)

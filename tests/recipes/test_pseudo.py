@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 import stepwell
 from running import stopped, told
-from stepwell.cost import costs_of
 from stepwell.data.box_files import BoxFiles, read_pool
 from stepwell.data.boxes import read_boxes
 from stepwell.evaluation.detection import precision_interval
@@ -34,7 +33,6 @@ from tiny_boxes import SHORT, change, write_boxes
 def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEPWELL_QUIET", "1")
-        patch.setattr(measure, "costs_of", partial(costs_of, seconds=0.01))
         patch.setattr(measure, "precision_interval", partial(precision_interval, resamples=3))
         patch.setattr(stores, "SHARD", 8)
         yield

@@ -8,7 +8,6 @@ import shutil
 import textwrap
 import warnings
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +17,10 @@ from safetensors.torch import load_file
 
 import stepwell
 from stepwell.cli import main
-from stepwell.cost import costs_of
 from stepwell.data.text import read_texts
 from stepwell.data.text_files import TextFiles
 from stepwell.data.tokens import Tokenizer
 from stepwell.export.opening import open_depths
-from stepwell.measure import cascade, depths
-from stepwell.measure.cascade import measure_cascade
 from stepwell.measure.text import save_text
 from stepwell.recipes import train
 from stepwell.report.internal import internal_section
@@ -76,8 +72,6 @@ def told(capsys, *arguments):
 def _clock(monkeypatch):
     """What takes long is done shortly: no test here looks at how long anything takes."""
     monkeypatch.setenv("STEPWELL_QUIET", "1")
-    monkeypatch.setattr(depths, "costs_of", partial(costs_of, seconds=0.01))
-    monkeypatch.setattr(cascade, "measure_cascade", partial(measure_cascade, seconds=0.01))
 
 
 def test_one_run_trains_every_depth(run):

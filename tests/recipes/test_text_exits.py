@@ -1,15 +1,12 @@
 """Early exits of text encoders: texts leave a batch one by one; every command takes the run."""
 
 import json
-from functools import partial
 
 import pytest
 import torch
 
 import stepwell
 from stepwell.cli import main
-from stepwell.cost import costs_of
-from stepwell.measure import depths
 from stepwell.nets import build
 from stepwell.nets.nested.cascade import Cascade
 from stepwell.recipes import train
@@ -35,7 +32,6 @@ def folder(tmp_path_factory):
 def trained(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEPWELL_QUIET", "1")
-        patch.setattr(depths, "costs_of", partial(costs_of, seconds=0.01))
         given = {"data": str(folder / "texts"), "net": str(folder / "encoder"), "out": folder / "run"}
         return given, train("exits", criterion="patience", **given, **SHORT)
 

@@ -75,7 +75,7 @@ def measure_latencies(
     synchronisation.
     """
     turns: dict[str, list[Watch]] = {name: [] for name in calls}
-    end = time.perf_counter() + PATIENCE * seconds * len(calls)
+    end = _until(PATIENCE * seconds * len(calls))
     for turn in itertools.count():
         agree = all(_agree(_calmest(own, rounds)) for own in turns.values() if turn)
         if turn >= rounds and (agree or time.perf_counter() > end):
@@ -85,14 +85,19 @@ def measure_latencies(
     return {name: _latency(_calmest(own, rounds)) for name, own in turns.items()}
 
 
+def _until(seconds: float) -> float:
+    """The clock's reading in so many seconds."""
+    return time.perf_counter() + seconds
+
+
 def _turn(call: Callable[[], object], seconds: float, warmup: int, least: int) -> Watch:
-    end = time.perf_counter() + seconds
+    end = _until(seconds)
     for _ in range(warmup):
         call()
         if time.perf_counter() > end:  # a slow call needs no more
             break
     watch = Watch()
-    end = time.perf_counter() + seconds
+    end = _until(seconds)
     while len(watch.times) < least or (time.perf_counter() < end and len(watch.times) < 10_000):
         with watch:
             call()
@@ -131,7 +136,7 @@ def time_each(
         for x in inputs[:warmup]:
             synchronised(call(x))
     times = {name: Watch() for name in calls}
-    end = time.perf_counter() + seconds
+    end = _until(seconds)
     for i, x in enumerate(inputs):
         if i >= least and time.perf_counter() > end:
             break
