@@ -69,8 +69,8 @@ def told(capsys, *arguments):
 
 
 @pytest.fixture(autouse=True)
-def _clock(monkeypatch):
-    """What takes long is done shortly: no test here looks at how long anything takes."""
+def _quiet(monkeypatch):
+    """Training says nothing."""
     monkeypatch.setenv("STEPWELL_QUIET", "1")
 
 
@@ -284,6 +284,9 @@ def test_python_classifies_texts(run):
     assert first.probability == pytest.approx(one.probability)
     short, same = served.run([served.read(text) for text in ("dull", "the dog is lovely")], "1", 2)
     assert (short.file, same.probability) == ("dull", pytest.approx(one.probability))
+    long = served.read("the film " * served.example.size)
+    notes = [found.note for found in served.run([served.read("dull"), long], "1", 1)]
+    assert notes == ["", f"the text is longer than {served.example.size} tokens and is cut"]
     assert int(served.example.lengths.max()) == served.example.size  # the longest text is measured
     for wrong, message in (
         ("  ", "the text is empty"), (["a", ""], "the text is empty"), ([], "there is no text"),

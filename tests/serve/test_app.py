@@ -246,10 +246,15 @@ def test_an_error_of_the_network_is_told_as_one_and_texts_are_json(toy):
     served = toy.served()
     from dataclasses import replace
 
-    served = replace(served, takes="texts", noun="text", read=read)
+    def run(inputs, row, top):
+        found = toy.served().run(inputs, row, top)
+        return [p._replace(note="cut" * (p.label == "minus")) for p in found]
+
+    served = replace(served, takes="texts", noun="text", read=read, run=run)
     with running(Engine(served, 5000, table=table())) as url, Client(url) as client:
         one, pair = client.predict_texts(["a text", ("a", "pair")])
         assert (one.file, one.label, pair.label) == ("a text", "plus", "minus")
+        assert (one.note, pair.note) == ("", "cut")
         for body, words in (
             (b'{"text": "a"}', None), (b'{"texts": []}', "0 texts in the request"),
             (b"{", "the body is no JSON"), (b"[" * 100_000, "the body is no JSON"),

@@ -155,10 +155,11 @@ class TokenSet:
     @property
     def cut_note(self) -> str:
         """A sentence with the number of texts that were cut; empty if none was."""
-        count, s = len(self), "s" * (len(self) != 1)
+        if not self.cut:
+            return ""
         are = "are" if self.cut > 1 else "is"
-        words = f"{self.cut:,} of {count:,} text{s} {are} longer than {self.size} tokens and {are} cut"
-        return words if self.cut else ""
+        which = "the text" if len(self) == 1 else f"{self.cut:,} of {len(self):,} texts"
+        return f"{which} {are} longer than {self.size} tokens and {are} cut"
 
     @property
     def pairs(self) -> bool | None:

@@ -151,7 +151,8 @@ def serve(network: Network, *, engine: Engine = "torch", cascade: bool = False) 
     def run(texts: Sequence[TokenSet], row: str, top: int) -> "list[Prediction]":
         joined = TokenSet.joined(texts)
         found: list[Prediction] = text.classify_encoded(joined, lambda ids: answers(ids, row), top=top)
-        return found
+        notes = (one.cut_note for one in texts)
+        return [one._replace(note=note) for one, note in zip(found, notes, strict=True)]
 
     # as long as a text may be, so that the promise holds for every one
     longest = " ".join(["the"] * text.tokenizer.limit)

@@ -32,6 +32,7 @@ class Prediction(NamedTuple):
     box: corners x1, y1, x2, y2 of one object in pixels of the upright image, by a detector. An image
         has a prediction for each object; without any, one whose box is empty.
     objects: by a server, which gives one prediction for an image: its objects, each with a box.
+    note: by a server, what the input lost on its way to the network.
     """
 
     file: Path | str | None = None
@@ -43,6 +44,7 @@ class Prediction(NamedTuple):
     value: float | None = None
     box: tuple[float, ...] | None = None
     objects: tuple["Prediction", ...] | None = None
+    note: str = ""
 
 
 class Predicts(nn.Module):

@@ -329,7 +329,7 @@ def _row(name: str, answer: Answer) -> dict[str, Any]:
     row |= {"depth": p.depth, "ms": round(answer.ms, 3), "in_time": not answer.late}
     if len(p.top) > 1:
         row["top"] = [{"class": label, "probability": share} for label, share in p.top]
-    return row
+    return row | ({"note": p.note} if p.note else {})
 
 
 async def _invalid(_: Request, error: Exception) -> Response:

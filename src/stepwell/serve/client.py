@@ -132,7 +132,7 @@ def _prediction(row: dict[str, Any], file: Path | str | None) -> Prediction:
         )
         return Prediction(file, depth=row["depth"], objects=objects)
     if "number" in row:
-        return Prediction(file, depth=row["depth"], value=row["number"])
+        return Prediction(file, depth=row["depth"], value=row["number"], note=row.get("note", ""))
     best = ((row["class"], row["probability"]),)
     top = tuple((one["class"], one["probability"]) for one in row.get("top", ())) or best
-    return Prediction(file, *best[0], depth=row["depth"], top=top)
+    return Prediction(file, *best[0], depth=row["depth"], top=top, note=row.get("note", ""))

@@ -25,6 +25,7 @@ _ROW = {
         "depth": {"type": "string", "description": "the depth that answered"},
         "ms": {"type": "number", "description": "milliseconds from arrival to answer"},
         "in_time": {"type": "boolean", "description": "false if the promise was broken"},
+        "note": {"type": "string", "description": "what was left out, such as the end of a long text"},
         "top": {
             "type": "array",
             "items": {

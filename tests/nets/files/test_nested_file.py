@@ -162,11 +162,13 @@ def test_a_net_starts_from_torchvision_weights_with_another_classifier(tmp_path)
         initialise(build("resnet20", num_classes=3), tmp_path / "w.pth")
 
 
-def test_files_of_every_header_length_are_read(net, tmp_path):
+def test_files_of_every_header_length_are_read(tmp_path):
     """A header's length stands first in the file, and may look like the mark of a pickle."""
+    small = build("resnet8", num_classes=3)
+    small.mark("trained")
     for n in range(0, 264, 8):
-        net.card = Card(CARD.classes, 8, licence="x" * n)
-        assert stepwell.load(stepwell.save(net, tmp_path / "net")).card == net.card
+        small.card = Card(CARD.classes, 8, licence="x" * n)
+        assert stepwell.load(stepwell.save(small, tmp_path / "net")).card == small.card
 
 
 def test_a_depth_that_was_exported_keeps_its_card_as_a_start(net, tmp_path):

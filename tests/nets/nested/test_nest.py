@@ -152,7 +152,7 @@ for blocks in (2, "222", (2.0, 2, 2), None):
 
 
 def test_every_family_compiles_to_one_graph_of_all_depths():
-    """Traced and made functional, and not turned into machine code, which takes minutes."""
+    """Traced, some made functional, too, and not turned into machine code, which takes minutes."""
     in_a_process_of_its_own("""
 import torch
 from nets.example_nets import FAMILIES, lively
@@ -164,7 +164,8 @@ for name, family in FAMILIES.items():
     x = torch.randn(2, *family.input_size)
     torch.compiler.reset()
     with torch.no_grad():
-        compiled = torch.compile(net.forward_all, fullgraph=True, backend="aot_eager")
+        backend = "aot_eager" if name in ("vit", "mixed", "timm swin") else "eager"
+        compiled = torch.compile(net.forward_all, fullgraph=True, backend=backend)
         for depth, exit in compiled(x, depths).items():
             expected = net(x, depth)
             same = torch.allclose(exit.logits, expected, rtol=1e-5, atol=1e-5)
