@@ -1,18 +1,24 @@
 """The study of pictures of complex networks: its arms run, and its claims compare what they say."""
 
 import inspect
-from itertools import count
+from itertools import combinations, count
 from pkgutil import resolve_name
 
+import networkx as nx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from stepwell.claims.cnc.arms import TASKS, numbers_of, published_split
+from stepwell.claims.cnc.arms import TASKS, published_split
+from stepwell.claims.cnc.rivals import adjacency, colour_kernel, colours, graphlets, numbers_of
 from stepwell.claims.cnc.study import (
     ARMS,
     CBOW,
     DEGREES,
+    GRAPHLETS,
     GREY,
+    KERNEL,
     PAPER,
     PICTURE,
     PRIMARY,
@@ -53,6 +59,48 @@ def test_an_arm_sets_arguments_that_its_function_has(arm):
     assert {*ARMS[arm].arguments} <= known.keys() | flags
 
 
+def counted_by_hand(graph):
+    """Connected subgraphs of three and four nodes, by looking at every choice of nodes."""
+    shapes = (nx.path_graph(3), nx.complete_graph(3), nx.star_graph(3), nx.path_graph(4),
+              nx.Graph([(0, 1), (1, 2), (2, 0), (2, 3)]), nx.cycle_graph(4),
+              nx.Graph([(0, 1), (1, 2), (2, 3), (3, 0), (0, 2)]), nx.complete_graph(4))  # fmt: skip
+    found = []
+    for shape in shapes:
+        nodes = shape.number_of_nodes()
+        each = nx.isomorphism.GraphMatcher(shape, shape).subgraph_monomorphisms_iter()
+        same = sum(1 for _ in each)  # ways to lay a shape upon itself
+        laid = (
+            sum(1 for _ in nx.isomorphism.GraphMatcher(part, shape).subgraph_monomorphisms_iter())
+            for part in map(graph.subgraph, combinations(graph, nodes))
+        )
+        found.append(sum(laid) / same)
+    return found
+
+
+@given(
+    st.sets(st.tuples(st.integers(0, 7), st.integers(0, 7)).filter(lambda e: e[0] < e[1]), min_size=1)
+)
+@settings(max_examples=25, deadline=None)
+def test_graphlets_are_those_that_one_counts(edges):
+    lines = "".join(f"{a} {b}\n" for a, b in edges).encode()
+    table = adjacency(parse_network(lines, "", Pictures().record))
+    assert graphlets(table) == pytest.approx(counted_by_hand(nx.Graph([*edges])))
+
+
+def test_colours_do_not_depend_on_names_and_tell_a_ring_of_six_from_a_path():
+    ring, other, path = (
+        parse_network(lines, "", Pictures().record)
+        for lines in (b"a b\nb c\nc d\nd e\ne f\nf a\n", b"5 3\n3 1\n1 0\n0 2\n2 4\n4 5\n",
+                      b"a b\nb c\nc d\nd e\ne f\n")
+    )  # fmt: skip
+    assert colours(ring) == colours(other)
+    assert len(colours(ring)) == 4  # one for each round
+    assert len(colours(path, rounds=1)) == 2 + 3
+    kinds = [ring, path] * 6, [other, path]
+    labels = np.array([0, 1] * 6), np.array([0, 1])
+    assert colour_kernel(*kinds, *labels) == {"accuracy": 1.0, "balanced_accuracy": 1.0}
+
+
 def test_statistics_are_those_of_a_triangle_with_a_tail():
     network = parse_network(b"a b\nb c\nc a\nc d\n", "", Pictures().record)
     found = numbers_of(network, "structure")
@@ -68,7 +116,7 @@ def test_statistics_are_those_of_a_triangle_with_a_tail():
 def test_verify_cnc_quick_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("STEPWELL_DATA", str(tmp_path / "cache"))
     monkeypatch.setenv("STEPWELL_ONE_PROCESS", "1")
-    arms = [PICTURE, PAPER, DEGREES]
+    arms = [PICTURE, PAPER, DEGREES, GRAPHLETS, KERNEL]
     record, page = verify_system("cnc", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms)
     assert record["arms"][PICTURE]["copies/same"]["n"] == 1
     assert {"headline", "copies", "robust/size"} <= {claim["id"] for claim in record["claims"]}

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from stepwell.claims.cnc.rivals import Features, colour_kernel, numbers_of
 from stepwell.claims.kit.measuring import Clock
 from stepwell.data import load_images
 from stepwell.data.groups import set_aside
@@ -43,10 +44,6 @@ TASKS: Mapping[str, Callable[[int], dict[str, Generator]]] = {
     "ba-null": lambda n: {"ba": barabasi_albert(n, 4), "null": rewired(barabasi_albert(n, 4))},
     "ws-ws": lambda n: {"0.1": watts_strogatz(n, 8, 0.1), "0.2": watts_strogatz(n, 8, 0.2)},
 }
-#: Sets of statistics of a network; each holds the ones before it.
-Features = Literal["counts", "degrees", "structure"]
-#: Eigenvalues of the normalised adjacency matrix, and nodes up to which they are computed.
-SPECTRUM, DENSE = 8, 1000
 
 
 def pictures(
@@ -98,6 +95,19 @@ def statistics(
             found |= _regressed(task, folder, features)
     with clock.paused(), _fields(out / "fields", Path(data), seed) as folder:
         found |= _regressed("fields", folder, features)
+    return _result(found, clock)
+
+
+def graph_kernel(
+    *, out: Path, data: str, nodes: int, train: int, test: int, seed: int = 0
+) -> dict[str, Any]:
+    """A support vector machine on the colours of Weisfeiler and Leman, without a picture."""
+    clock, found = Clock(), dict[str, float]()
+    for task, classes in TASKS.items():
+        with _networks(out / task, classes(nodes), train, test, seed) as folder:
+            found |= _named(task, colour_kernel(*_read_parts(folder)))
+    with clock.paused(), _fields(out / "fields", Path(data), seed) as folder:
+        found |= _named("fields", colour_kernel(*_read_parts(folder)))
     return _result(found, clock)
 
 
@@ -227,46 +237,20 @@ def _summed(task: str, folder: Path) -> dict[str, float]:
 
 
 def _regressed(task: str, folder: Path, features: Features) -> dict[str, float]:
-    tables, labels = [], []
-    for part in ("train", "test"):
-        files = sorted((folder / part).glob("*/*"))
-        classes = sorted({file.parent.name for file in files})
-        tables.append(
-            np.array([numbers_of(read_network(f, Pictures().record), features) for f in files])
-        )
-        labels.append(np.array([classes.index(file.parent.name) for file in files]))
-    return _named(task, regression(tables[0], tables[1], labels[0], labels[1]))
+    train, test, *labels = _read_parts(folder)
+    tables = (np.array([numbers_of(one, features) for one in part]) for part in (train, test))
+    return _named(task, regression(*tables, *labels))
 
 
-def numbers_of(network: Network, features: Features) -> list[float]:
-    """Statistics of a network: counts; degrees; transitivity, assortativity and spectrum."""
-    from scipy import sparse
-
-    nodes = len(network.names)
-    numbers = [float(nodes), float(network.edges)]
-    if features == "counts":
-        return numbers
-    table = sparse.csr_array(
-        (np.ones(len(network.neighbours)), network.neighbours, network.start), (nodes, nodes)
-    )
-    if network.directed:
-        table = table.maximum(table.T).tocsr()
-    degrees = np.diff(table.indptr).astype(float)
-    numbers += [degrees.mean(), degrees.std(), degrees.max()]
-    if features == "degrees":
-        return numbers
-    wedges = float((degrees * (degrees - 1)).sum())
-    closed = float((table @ table).multiply(table).sum())
-    sources = np.repeat(degrees, np.diff(table.indptr))
-    targets = degrees[table.indices]
-    spread = sources.std() * targets.std()
-    mixing = ((sources * targets).mean() - sources.mean() * targets.mean()) / spread if spread else 0
-    scale = 1 / np.sqrt(np.maximum(degrees, 1))
-    spectrum = np.zeros(SPECTRUM)
-    if nodes <= DENSE:
-        values = np.linalg.eigvalsh(table.toarray() * scale[:, None] * scale)
-        spectrum = np.quantile(values, np.linspace(0, 1, SPECTRUM))
-    return [*numbers, closed / wedges if wedges else 0.0, float(mixing), *spectrum.tolist()]
+def _read_parts(
+    folder: Path,
+) -> tuple[list[Network], list[Network], NDArray[np.int64], NDArray[np.int64]]:
+    """The networks of the training and of the test part, then their labels."""
+    files = [sorted((folder / part).glob("*/*")) for part in ("train", "test")]
+    classes = sorted({file.parent.name for file in files[0]})
+    train, test = ([read_network(file, Pictures().record) for file in part] for part in files)
+    labels = [np.array([classes.index(file.parent.name) for file in part]) for part in files]
+    return train, test, labels[0], labels[1]
 
 
 def _changed(net: NestedNet, nodes: int, repeats: int, seed: int) -> dict[str, float]:
