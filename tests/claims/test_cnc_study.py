@@ -27,6 +27,7 @@ from stepwell.claims.cnc.study import (
 )
 from stepwell.claims.kit.judging import judge
 from stepwell.claims.kit.verify import verify_system
+from stepwell.data.pictures import word2vec
 from stepwell.data.pictures.flags import Pictures
 from stepwell.data.pictures.network import parse_network
 
@@ -116,6 +117,7 @@ def test_statistics_are_those_of_a_triangle_with_a_tail():
 def test_verify_cnc_quick_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("STEPWELL_DATA", str(tmp_path / "cache"))
     monkeypatch.setenv("STEPWELL_ONE_PROCESS", "1")
+    monkeypatch.setattr(word2vec, "EPOCHS", 1)
     arms = [PICTURE, PAPER, DEGREES, GRAPHLETS, KERNEL]
     record, page = verify_system("cnc", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms)
     assert record["arms"][PICTURE]["copies/same"]["n"] == 1
