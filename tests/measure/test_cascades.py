@@ -10,6 +10,7 @@ from torch import nn
 from stepwell.cost import count_macs
 from stepwell.evaluation import gather_logits
 from stepwell.measure.cascade import calibrate_cascade, cascade_curve, cascade_macs, measure_cascade
+from stepwell.measure.speed import TIMED, timed_rows
 from stepwell.nets import Card, build
 from stepwell.nets.files.nested import load, save
 from stepwell.nets.nested.cascade import Cascade
@@ -93,19 +94,35 @@ def test_measured_mean_macs_equal_a_naive_sum_over_the_images(net):
     assert found["full_ms"] > 0
 
 
-def test_times_are_of_as_many_images_as_asked_for(net, monkeypatch):
-    timed = []
+def test_times_are_of_images_drawn_from_all_and_of_their_depths(net, monkeypatch):
+    batches = batches_of(net)
+    images = torch.cat([b.images for b in batches])
+    with torch.inference_mode():
+        sure = net(images, "8").softmax(1).amax(1).sort().values
+    cascade = Cascade(net, {"8": float(sure[19:21].mean())})
+    seconds, timed = {0: 1.0, 1: 3.0}, []  # by depth
 
     def time_each(calls, inputs, **_):
         timed.extend(inputs)
-        return {name: SimpleNamespace(times=[1.0] * len(inputs), busy=False) for name in calls}
+        taken = [seconds[int(cascade(x).depth)] for x in inputs]
+        return {name: SimpleNamespace(times=taken, busy=False) for name in calls}
 
     monkeypatch.setattr("stepwell.measure.cascade.time_each", time_each)
-    batches = batches_of(net)
-    measure_cascade(Cascade(net, {"8": 0.5}), batches, most=20)  # 15 and 5: none of the third batch
-    images = torch.cat([b.images for b in batches])
-    assert [x.shape for x in timed] == [(1, 3, 8, 8)] * 20
-    assert torch.equal(torch.cat(timed), images[:20])
+    found = measure_cascade(cascade, batches, most=20)
+    assert {*cascade(images).depth.tolist()} == {0, 1}
+    places = [int((images == x).flatten(1).all(1).nonzero()) for x in timed]
+    assert len({*places}) == 20
+    assert max(places) >= 30  # of the last batch, too
+    assert places != sorted(places)
+    drawn = cascade(images[places]).depth.tolist()
+    assert found["ms"] == pytest.approx(1000 * sum(seconds[i] for i in drawn) / 20)
+
+
+def test_images_on_which_speed_is_measured_are_of_all_classes():
+    rows = timed_rows(5000)
+    assert len({*rows.tolist()}) == TIMED
+    assert len({int(row) // 500 for row in rows}) == 10
+    assert timed_rows(5).sort().values.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_the_default_goal_is_the_full_nets_accuracy_for_fewer_macs(net):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from functools import reduce
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -117,8 +118,12 @@ def geometric_thresholds(confidence: Scores, q: float) -> tuple[float, ...]:
     remaining = torch.ones(n, dtype=torch.bool)
     values = []
     for scores, count in zip(confidence[:-1], counts, strict=False):
-        ranked = scores[remaining].sort(descending=True).values
-        values.append(ranked[count - 1].item() if 0 < count <= len(ranked) else math.inf)
+        ranked = scores[remaining].sort(descending=True).values.tolist()
+        if 0 < count <= len(ranked):
+            # between two scores, where rounding on another machine changes no answer
+            values.append(fmean(ranked[count - 1 : count + 1]))
+        else:
+            values.append(math.inf)
         remaining &= ~(scores >= values[-1])
     return tuple(values)
 

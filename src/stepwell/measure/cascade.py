@@ -1,5 +1,6 @@
 """Cascades: depths and thresholds from validation data, and their accuracy and cost on test data."""
 
+import random
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -260,7 +261,7 @@ def _best_chain(known: _Known, goal: Goal) -> tuple[list[str], Thresholds]:
 def measure_cascade(
     cascade: Cascade, batches: Iterable[Batch], *, seconds: float = 2.0, most: int = 500
 ) -> dict[str, Any]:
-    """Measure a cascade on labelled images; time at most `most` of them, for about `seconds`.
+    """Measure a cascade on labelled images; time at most `most` of them, drawn, for about `seconds`.
 
     Returns:
         "accuracy", mean "macs" per image, "shares" of images answered by each depth, "images"; "ms",
@@ -274,7 +275,8 @@ def measure_cascade(
     answered: list[Tensor] = []
     every = list(dict.fromkeys((*depths, net.full)))
     right: dict[str, list[Tensor]] = {row: [] for row in ("", *every)}
-    singles: list[Tensor] = []
+    singles: list[tuple[int, Tensor]] = []
+    draw = random.Random(0)
     with in_eval_mode(net), torch.inference_mode():
         for images, labels in batches:
             images = images.to(device)
@@ -282,12 +284,18 @@ def measure_cascade(
             answered.append(answer.depth.cpu())
             for row, logits in {"": answer.logits, **net.logits_by_depth(images, every)}.items():
                 right[row].append(logits.argmax(1).cpu() == labels)
-            singles += [x.contiguous() for x in images.split(1)[: most - len(singles)]]
+            for i, x in enumerate(images.split(1), sum(map(len, answered[:-1]))):
+                # a uniform draw from images whose number is not known (Vitter's algorithm R)
+                at = len(singles) if len(singles) < most else draw.randrange(i + 1)
+                if at < most:
+                    singles[at : at + 1] = [(i, x.contiguous())]
         if not answered:
             raise ValueError("nothing to evaluate: the data gave no batch")
         runs = {"": lambda x: cascade(x).logits, "full_": net.forward}
-        times = time_each(runs, singles, seconds=seconds)
+        draw.shuffle(singles)  # time may be up before the last of them
+        times = time_each(runs, [x for _, x in singles], seconds=seconds)
     who = torch.cat(answered)
+    timed = who[[i for i, _ in singles]].tolist()
     shares = [(who == i).double().mean().item() for i in range(len(depths))]
     costs = torch.tensor(cascade_macs(net, depths), dtype=torch.float64)
     known = {row: torch.cat(parts) for row, parts in right.items()}
@@ -300,6 +308,6 @@ def measure_cascade(
         "random_accuracy": _at_random(who, [*each]),
         "oracle_accuracy": each.any(0).double().mean().item(),
         "oracle_macs": float(costs[each.double().argmax(0)].mean()),
-        "ms": 1000 * mean_of_medians(times[""].times, who.tolist()),
+        "ms": 1000 * mean_of_medians(times[""].times, timed),
         "full_ms": 1000 * statistics.median(times["full_"].times),
     } | ({"unsure": True} if any(watch.busy for watch in times.values()) else {})  # fmt: skip

@@ -14,7 +14,7 @@ from stepwell.data import Batches
 from stepwell.evaluation import Tally, gather_logits
 from stepwell.measure.depths import results_of
 from stepwell.measure.inputs import blank_image
-from stepwell.measure.speed import compare_speed, run_each, timed_images
+from stepwell.measure.speed import compare_speed, run_each, timed_images, timed_rows
 from stepwell.nets.decisions.choosing import ChoosingNet
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Images, Labels, Logits
@@ -219,7 +219,7 @@ def _one_by_one(net: ChoosingNet, test: Batches, who: Tensor) -> float:
     images = timed_images(test).to(device)
     with in_eval_mode(net):
         times = time_each({"": net.forward}, images.split(1), seconds=SECONDS)[""].times
-    return 1000 * mean_of_medians(times, who.tolist())
+    return 1000 * mean_of_medians(times, who[timed_rows(len(who))].tolist())
 
 
 @torch.inference_mode()

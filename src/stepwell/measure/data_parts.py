@@ -78,7 +78,7 @@ class RunImages(LabelledImages):
 
 
 def in_random_order(train: Batches) -> Batches:
-    """Training images without augmentation, in random order: folders are in the order of classes."""
+    """The images of a part without augmentation, in random order: folders are in that of classes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training has told of a last batch of one image
         return Batches(

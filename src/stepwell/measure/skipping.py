@@ -344,7 +344,8 @@ def _costs(
     with in_eval_mode(net), torch.inference_mode():
         times = time_each({"": net.forward}, images.split(1), seconds=speed.SECONDS)[""].times
     # images of equally many blocks, or of about equally much of their work, take equally long
-    groups = seen.open.sum(1).round().long().tolist()
+    timed = seen.open[speed.timed_rows(len(seen.open))]
+    groups = timed.sum(1).round().long().tolist()
     chosen = {
         "params": sum(p.numel() for p in net.module.parameters()),
         "macs": round(float(macs.at(seen.open).mean())),
