@@ -13,8 +13,16 @@ from filelock import FileLock, Timeout
 
 
 def cache_folder(name: str = "") -> Path:
-    """A folder for what can be made or downloaded again: below STEPWELL_DATA, or ~/.cache/stepwell."""
-    return Path(os.environ.get("STEPWELL_DATA", Path.home() / ".cache" / "stepwell")) / name
+    """A folder for what can be made or downloaded again: below STEPWELL_DATA, or ~/.cache/stepwell.
+
+    ValueError if neither is known.
+    """
+    if given := os.environ.get("STEPWELL_DATA"):
+        return Path(given) / name
+    try:
+        return Path.home() / ".cache" / "stepwell" / name
+    except RuntimeError as error:
+        raise ValueError("there is no home folder: set STEPWELL_DATA to a folder for caches") from error
 
 
 def damaged(path: Path, why: object, remedy: str) -> ValueError:

@@ -11,7 +11,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from stepwell.commands.arguments import call, show_help, unknown
-from stepwell.commands.kept_help import show_kept
+from stepwell.commands.help_cache import show_cached
 from stepwell.console import print_json, say
 from stepwell.files import read_json
 from stepwell.flags import flags_of, groups_of
@@ -32,10 +32,11 @@ def train(arguments: list[str]) -> None:
     name, *rest = [a for a in arguments if a != "--json"]
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
+    find = functools.partial(resolve_name, RECIPES[name][0])
     if rest in (["-h"], ["--help"]) and "torch" not in sys.modules:
-        show_kept(f"train-{name}", lambda: _call(name, resolve_name(RECIPES[name][0]), rest))
+        show_cached(f"train-{name}", lambda: _call(name, find(), rest))
         return
-    recipe = resolve_name(RECIPES[name][0])
+    recipe = find()
     rest = with_config(name, recipe, rest)
     refuse_flags_of_others(name, recipe, rest)
     started: dict[str, Any] = {}
