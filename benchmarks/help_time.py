@@ -1,4 +1,4 @@
-"""How long `stepwell --help` takes, as a whole process; that of a recipe was made before."""
+"""How long `stepwell --help` takes, as a whole process; a recipe's help comes from the cache."""
 
 import statistics
 import subprocess

@@ -1,8 +1,8 @@
 """Publish a study's units, or go on with published ones: `python -m benchmarks.publish --help`."""
 
 import json
-import shutil
-from collections import Counter
+import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any
@@ -34,49 +34,97 @@ def publish(
             of the same commit goes on with the next seed.
     """
     folder = PUBLISHED / "units" / page
-    if back:
-        put_back(folder, out)
-        return
+    try:
+        if back:
+            put_back(folder, out)
+            return
+        units, about = read_units(out), described(out, folder, layout)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
     folder.mkdir(parents=True, exist_ok=True)
-    trained: dict[str, Any] = {}
-    for file in sorted(out.glob(f"units/*/{RESULT}")):
-        unit = json.loads(file.read_text())
-        trained = unit.pop(TRAINED_ON, trained)
-        write_whole(folder / f"{file.parent.name}.json", (json.dumps(unit, indent=1) + "\n").encode())
-    about = folder / ABOUT
-    write_whole(about, (json.dumps(described(out, page, trained, layout), indent=1) + "\n").encode())
+    for name, unit in units.items():
+        own = _where(unit.pop(TRAINED_ON, {}))
+        if own not in ({}, _where(about["trained_on"])):
+            unit[TRAINED_ON] = about["trained_on"] | own
+        for old in folder.glob(f"{name.rpartition('-')[0]}-*.json"):
+            old.unlink()
+        write_whole(folder / f"{name}.json", (json.dumps(unit, indent=1) + "\n").encode())
+    write_whole(folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
     judge_folder(folder)
 
 
-def put_back(folder: Path, out: Path) -> None:
-    """Copy units of whole seeds: an arm that is still to train needs weights of its seed's others."""
-    units = [file for file in sorted(folder.glob("*.json")) if file.name != ABOUT]
-    seeds = Counter(file.stem.rsplit("-", 2)[1] for file in units)
-    for file in units:
-        if seeds[file.stem.rsplit("-", 2)[1]] == max(seeds.values()):
-            unit = out / "units" / file.stem
-            unit.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, unit / RESULT)
-
-
-def described(out: Path, page: str, trained: dict[str, Any], layout: str) -> dict[str, Any]:
-    """The content of `about.json`; `trained`: the machine and torch of the units."""
-    record = json.loads((out / "claims.json").read_text())
-    about = PUBLISHED / "units" / page / ABOUT
-    if not layout:
-        layout = json.loads(about.read_text())["origin"]["data"]["layout"]
-    study = resolve_name(CLAIMS[record["system"]][0])
-    data = {"layout": layout, "fingerprint": study.fingerprint(record["arguments"])}
-    names = ("command", "quick", "arguments", "versions", "commit", "hardware", "date")
-    where = {"machine": trained["machine"], "torch": trained["torch"]}
-    return {
-        "system": record["system"],
-        "page": page,
-        "origin": {name: record[name] for name in names}
-        | {"data": data, "test_examples": record["test_examples"]},
-        "trained_on": where
-        | {"code": {"commit": record["commit"]}, "data": record["arguments"].get("data")},
+def read_units(out: Path) -> dict[str, dict[str, Any]]:
+    """The units of a study by name; ValueError if there is none, or two of one arm and seed."""
+    units = {
+        file.parent.name: json.loads(file.read_text()) for file in sorted(out.glob(f"units/*/{RESULT}"))
     }
+    if not units:
+        raise ValueError(f"{out} has no finished unit: name the --out of `stepwell verify`")
+    (name, count), *_ = Counter(unit.rpartition("-")[0] for unit in units).most_common(1)
+    if count > 1:
+        raise ValueError(f"{out}/units has {count} folders {name}-...: remove those of older code")
+    return units
+
+
+def described(out: Path, folder: Path, layout: str) -> dict[str, Any]:
+    """The content of `about.json`, whose `trained_on` is of most units; ValueError as for `publish`."""
+    claims, earlier = out / "claims.json", folder / ABOUT
+    if not claims.is_file():
+        raise ValueError(
+            f"there is no {claims}: let `stepwell verify` end, if need be with fewer --seeds"
+        )
+    record = json.loads(claims.read_text())
+    before = json.loads(earlier.read_text()) if earlier.is_file() else {}
+    if not layout and not before:
+        raise ValueError("describe the data in a sentence, with --layout")
+    layout = layout or before["origin"]["data"]["layout"]
+    study = resolve_name(CLAIMS[record["system"]][0])
+    names = ("command", "quick", "arguments", "versions", "commit", "hardware", "date")
+    origin = {name: record[name] for name in names} | {
+        "data": {"layout": layout, "fingerprint": study.fingerprint(record["arguments"])},
+        "test_examples": record["test_examples"],
+    }
+    found = Counter(
+        json.dumps(_where(unit[TRAINED_ON])) for unit in read_units(out).values() if TRAINED_ON in unit
+    )
+    (where, _), *_ = found.most_common(1)
+    trained_on = json.loads(where) | {
+        "code": {"commit": record["commit"]}, "data": record["arguments"].get("data"),
+    }  # fmt: skip
+    elsewhere = {"elsewhere": before["elsewhere"]} if "elsewhere" in before else {}
+    about = {
+        "system": record["system"],
+        "page": folder.name,
+        "origin": origin,
+        "trained_on": trained_on,
+    }
+    return about | elsewhere
+
+
+def _where(trained_on: dict[str, Any]) -> dict[str, Any]:
+    return {name: trained_on[name] for name in ("machine", "torch") if name in trained_on}
+
+
+def put_back(folder: Path, out: Path) -> None:
+    """Copy units of whole seeds: an arm that is not trained yet reads weights of others of its seed.
+
+    ValueError if nothing is published under this name.
+    """
+    units = [file for file in sorted(folder.glob("*.json")) if file.name != ABOUT]
+    if not units:
+        raise ValueError(f"{folder} has no units: name one of the folders beside it")
+    arms: dict[str, set[str]] = defaultdict(set)
+    for file in units:
+        arm, seed, _ = file.stem.rsplit("-", 2)
+        arms[seed].add(arm)
+    every = set().union(*arms.values())
+    trained_on = json.loads((folder / ABOUT).read_text())["trained_on"]
+    for file in units:
+        if arms[file.stem.rsplit("-", 2)[1]] == every:
+            unit = {TRAINED_ON: trained_on} | json.loads(file.read_text())
+            place = out / "units" / file.stem
+            place.mkdir(parents=True, exist_ok=True)
+            write_whole(place / RESULT, json.dumps(unit).encode())
 
 
 if __name__ == "__main__":

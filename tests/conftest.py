@@ -18,13 +18,12 @@ def _seed():
 
 @pytest.fixture(scope="session", autouse=True)
 def _short_times():
-    """Timing takes a hundredth of its seconds; tests of timing itself take its own `_until` back."""
+    """Timing takes a hundredth of its seconds; tests of timing itself take all of them."""
     from stepwell.cost import latency  # not before the option for type checks is read
 
-    until = latency._until
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "_until", lambda seconds: until(seconds / 100))
-        yield until
+        patch.setattr(latency, "SCALE", 0.01)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def _warnings(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _clock(monkeypatch):
+def _few_examples(monkeypatch):
     """CKA is computed of few examples: no test here looks at it."""
     monkeypatch.setattr(side_by_side, "CKA_EXAMPLES", 50)
 

@@ -1,8 +1,10 @@
 """Imports go one way: a package imports only what stands before it."""
 
 import importlib
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -131,3 +133,18 @@ def test_modules_an_arm_depends_on_are_found_however_deep():
     assert not any(name.startswith(("stepwell.report", "stepwell.cli")) for name in found)
     for name in found:
         importlib.import_module(name)
+
+
+def test_shapes_are_checked_in_every_package_that_states_them():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    options = project["tool"]["pytest"]["ini_options"]
+    (checked,) = re.findall(r"--jaxtyping-packages=(\S+)", options["addopts"])
+    stated = {
+        f"stepwell.{file.relative_to(ROOT).parts[0].removesuffix('.py')}"
+        for file in ROOT.rglob("*.py")
+        if re.search(r"^from jaxtyping import", file.read_text(), re.MULTILINE)
+    }
+    assert {*checked.split(",")} >= stated - {
+        "stepwell.types",
+        "stepwell.claims",
+    }  # names alone, and studies

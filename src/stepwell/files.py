@@ -25,6 +25,11 @@ def cache_folder(name: str = "") -> Path:
         raise ValueError("there is no home folder: set STEPWELL_DATA to a folder for caches") from error
 
 
+def export_folder(run: Path) -> Path:
+    """The default folder of exports, of a run or of a network's file."""
+    return (run if run.is_dir() else run.parent) / "export"
+
+
 def damaged(path: Path, why: object, remedy: str) -> ValueError:
     """Give the error about a damaged file."""
     return ValueError(f"{path} is damaged ({why}): {remedy}")

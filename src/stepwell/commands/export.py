@@ -8,6 +8,7 @@ from tyro.conf import Positional
 
 from stepwell.commands.arguments import Json, Module, check_place, imported
 from stepwell.console import print_json
+from stepwell.files import export_folder
 from stepwell.flags import flag
 from stepwell.kinds import kind_module, open_network
 from stepwell.kinds.classifier_tables import show_delta
@@ -58,7 +59,7 @@ def export(
         _export_delta(run, depth, beyond, out, others, json=json)
         return
     network = open_network(run, to="export", module=imported(module))
-    folder = out or (run if run.is_dir() else run.parent) / "export"
+    folder = out or export_folder(run)
     one = None if depth == "all" else depth
     result = network.do(
         "export", folder, format=format, depth=one, int8=int8, cascade=cascade, data=data

@@ -62,8 +62,9 @@ def serve(
         slo_ms: milliseconds from the arrival of a request to its answer: the promise.
         host: address to listen on; 0.0.0.0 takes requests from other machines.
         port: port to listen on; 0 takes a free one.
-        engine: what runs the network. onnx reads the export in RUN/export, and holds its weights in
-            memory once; onnx-copies is faster, and holds them for each depth.
+        engine: what runs the network. onnx reads the export in RUN/export (of --cascade, too: write it
+            with `stepwell export RUN --cascade`), and holds the weights of depths in memory once;
+            onnx-copies is faster, and holds them for each depth.
         depths: depths to choose from; by default the full net and all faster ones, without those that
             a faster one clearly beats.
         cascade: the deepest answer is the cascade that `stepwell eval RUN --cascade --save` has saved.

@@ -17,6 +17,8 @@ AGREE = 1.1
 SERVED = 0.8
 #: Longest time of a call, as a multiple of the planned one.
 PATIENCE = 6
+#: What the seconds of every timing are multiplied by.
+SCALE = 1.0
 
 
 class Latency(NamedTuple):
@@ -86,8 +88,8 @@ def measure_latencies(
 
 
 def _until(seconds: float) -> float:
-    """The clock's reading in so many seconds."""
-    return time.perf_counter() + seconds
+    """The clock's reading after these seconds."""
+    return time.perf_counter() + SCALE * seconds
 
 
 def _turn(call: Callable[[], object], seconds: float, warmup: int, least: int) -> Watch:

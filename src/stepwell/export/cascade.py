@@ -17,7 +17,7 @@ from stepwell.export.onnx import as_metadata, graph_of, require_onnx
 from stepwell.export.subnet import about
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
-from stepwell.nets.files.onnx import described, outputs_of, session
+from stepwell.nets.files.onnx import metadata_of, outputs_of, session
 from stepwell.nets.nested.cascade import Answer, Cascade
 from stepwell.nets.nested.steps import Request
 
@@ -67,21 +67,21 @@ def export_cascade(cascade: Cascade, path: Path, sample: Sample) -> dict[str, An
     return parity
 
 
-def cascade_runner(opened: Any, net: NestedNet) -> Callable[[Tensor], Answer]:
-    """A session of a cascade's graph as a function of a batch, on which `net` can run, too."""
+def cascade_runner(session: Any, net: NestedNet) -> Callable[[Tensor], Answer]:
+    """A session of a cascade's graph as a function of a batch of inputs of `net`."""
     interface = INTERFACES[net.card.input]
     return lambda x: Answer(
-        *outputs_of(opened, interface.names, interface.inputs(net.module, x), OUTPUTS)
+        *outputs_of(session, interface.names, interface.inputs(net.module, x), OUTPUTS)
     )
 
 
-def of_cascade(path: Path, cascade: Cascade) -> bool:
+def decides_like(path: Path, cascade: Cascade) -> bool:
     """True for a graph of a cascade that decides as this one."""
-    return as_metadata(_decisions(cascade)).items() <= described(path).items()
+    return as_metadata(_decisions(cascade)).items() <= metadata_of(path).items()
 
 
 def _decisions(cascade: Cascade) -> dict[str, Any]:
-    """What decides at which depth an image stops."""
+    """The settings that decide at which depth an image stops."""
     return {
         "depths": list(cascade.depths), "thresholds": [*cascade.thresholds.values()],
         "criterion": cascade.criterion, "temperatures": cascade.temperatures,

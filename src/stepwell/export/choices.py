@@ -14,11 +14,11 @@ from torch import nn
 from stepwell.export import folder as folders
 from stepwell.export.check import Sample, compare_answers
 from stepwell.export.onnx import require_onnx, write_onnx
-from stepwell.export.opening import exported_state, opened
+from stepwell.export.opening import exported_state, sessions_of
 from stepwell.files import read_json
 from stepwell.nets.decisions.choosing import ChoosingNet
 from stepwell.nets.decisions.executor import gathered, groups
-from stepwell.nets.files.container import digest
+from stepwell.nets.files.container import state_digest
 from stepwell.nets.files.onnx import runner
 from stepwell.nets.nested.cascade import Answer
 from stepwell.types import Images, Logits
@@ -56,7 +56,7 @@ def export_choices(
     """
     require_onnx()
     record: dict[str, Any] = {
-        "network": _state_of(net),
+        "network": state_digest(net.state_dict()),
         **{name: card[name] for name in ("classes", "size", "mean", "std", "licence")},
         "choices": [f"{name}.onnx" for name in net.names],
         "price": float(net.price),
@@ -92,15 +92,12 @@ def _write(
     }  # fmt: skip
 
 
-def _state_of(net: ChoosingNet) -> str:
-    return digest({}, {k: v.cpu().contiguous() for k, v in net.state_dict().items()})
-
-
 def open_choices(
     net: ChoosingNet, folder: Path, *, share: bool = True, advice: str = "export it"
 ) -> "OpenChoices":
     """Open the export of a network that chooses; args and errors as for `open_depths`."""
-    return OpenChoices(folder, exported_state(folder, _state_of(net), advice), share=share)
+    index = exported_state(folder, state_digest(net.state_dict()), advice)
+    return OpenChoices(folder, index, share=share)
 
 
 class OpenChoices:
@@ -123,7 +120,7 @@ class OpenChoices:
         self.classes = len(index["classes"])
         self.names = tuple(file.removesuffix(".onnx") for file in index["choices"])
         paths = [folder / file for file in (CHOOSER, *index["choices"])]
-        self._chooser, *self._graphs = map(runner, opened(paths, share=share))
+        self._chooser, *self._graphs = map(runner, sessions_of(paths, share=share))
 
     def at(self, images: Images, name: str) -> Logits:
         """The logits of a batch at one choice."""

@@ -18,7 +18,7 @@ from stepwell.export.onnx import graph_of, require_onnx
 from stepwell.export.subnet import about
 from stepwell.files import write_whole
 from stepwell.nets.detection.detector import Detector
-from stepwell.nets.files.container import digest
+from stepwell.nets.files.container import state_digest
 from stepwell.nets.files.onnx import session
 from stepwell.types import Boxes
 
@@ -86,7 +86,7 @@ def export_detector(
     chosen = [*net.depths] if depth is None else [depth]
     net.require_ready(*chosen)
     record: dict[str, Any] = {
-        "network": digest({}, {k: v.contiguous() for k, v in detector.state_dict().items()}),
+        "network": state_digest(detector.state_dict()),
         **{k: v for k, v in about(net, net.full).items() if k not in ("depth", "blocks")},
         "mean": [*MEAN], "std": [*STD], "detector": described(detector),
     }  # fmt: skip

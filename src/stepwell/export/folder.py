@@ -26,7 +26,7 @@ from stepwell.export.onnx import CALIBRATION, export_int8, export_onnx, ranges, 
 from stepwell.export.subnet import about, export_pt2, export_safetensors, plain_bytes
 from stepwell.files import locked, sync_folder, write_whole
 from stepwell.nets import NestedNet
-from stepwell.nets.files.container import digest
+from stepwell.nets.files.container import state_digest
 from stepwell.nets.files.nested import save
 from stepwell.nets.files.onnx import file_sha256, open_onnx, runner, weights_of
 from stepwell.nets.nested.cascade import Cascade
@@ -106,11 +106,6 @@ def export_folder(
     return network | {"files": rows}
 
 
-def digest_of(net: NestedNet) -> str:
-    """The digest that tells the state of a network in an index."""
-    return digest({}, {name: value.cpu() for name, value in net.tensors().items()})
-
-
 def _write_depth(
     net: NestedNet, depth: str, format: Format, place: Path, sample: Sample, weights: Path | None
 ) -> dict[str, Any]:
@@ -159,11 +154,11 @@ def write_index(
 
 
 def _network(net: NestedNet) -> dict[str, Any]:
-    tensors = {name: value.cpu() for name, value in net.tensors().items()}
+    tensors = net.tensors()
     card = about(net, net.full)
     return {
-        "network": digest_of(net),
-        "full_network": digest({}, {n: tensors[n] for n in net.stored_names(net.full).values()}),
+        "network": state_digest(tensors),
+        "full_network": state_digest({n: tensors[n] for n in net.stored_names(net.full).values()}),
         "full": net.full,
         **{name: card[name] for name in ("classes", "size", "mean", "std", "licence")},
         "depths": {d: _about(net, d) for d, status in net.status.items() if status != "fresh"},

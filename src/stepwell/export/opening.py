@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from stepwell.export.cascade import NAME as CASCADE
-from stepwell.export.cascade import cascade_runner, of_cascade
-from stepwell.export.folder import INDEX, digest_of
+from stepwell.export.cascade import cascade_runner, decides_like
+from stepwell.export.folder import INDEX
 from stepwell.export.interface import INTERFACES
 from stepwell.files import read_json
 from stepwell.nets import NestedNet
+from stepwell.nets.files.container import state_digest
 from stepwell.nets.files.onnx import open_onnx, open_sharing, runner
 from stepwell.nets.nested.cascade import Answer, Cascade
 
@@ -31,13 +32,13 @@ def open_depths(
         ValueError, FileNotFoundError: there is no export of this network with these depths.
         ImportError: the extra `onnx` is not installed.
     """
-    index = exported_state(folder, digest_of(net), advice)
+    index = exported_state(folder, state_digest(net.tensors()), advice)
     files = _files_of(index, folder)
     if missing := [depth for depth in depths if depth not in files]:
         raise ValueError(
             f"the export in {folder} lacks depth {missing[0]}: write it again with `{advice}`"
         )
-    sessions = opened([files[depth] for depth in depths], share=share)
+    sessions = sessions_of([files[depth] for depth in depths], share=share)
     interface = INTERFACES[net.card.input]
     inputs = partial(interface.inputs, net.module)
     return {
@@ -55,16 +56,15 @@ def open_cascade(
     too, if the graph is of a cascade with other depths or thresholds.
     """
     net = cascade.net
-    file = _files_of(exported_state(folder, digest_of(net), advice), folder).get(CASCADE)
-    if file is None:
+    file = _files_of(exported_state(folder, state_digest(net.tensors()), advice), folder).get(CASCADE)
+    if file is None or not file.is_file():
         raise ValueError(f"the export in {folder} lacks the cascade: write it with `{advice}`")
-    run = cascade_runner(open_onnx(file), net)
-    if not of_cascade(file, cascade):
+    if not decides_like(file, cascade):
         raise ValueError(f"{file} is of another cascade: write it again with `{advice}`")
-    return run
+    return cascade_runner(open_onnx(file), net)
 
 
-def opened(paths: Sequence[Path], *, share: bool) -> list[Any]:
+def sessions_of(paths: Sequence[Path], *, share: bool) -> list[Any]:
     """Sessions of exported graphs, with their shared weights in memory once or once for each."""
     return open_sharing(paths) if share else [open_onnx(path) for path in paths]
 
@@ -74,7 +74,7 @@ def exported_state(folder: Path, network: str, advice: str) -> dict[str, Any]:
     if not (folder / INDEX).is_file():
         raise ValueError(f"{folder} holds no export: write it with `{advice}`")
     index: dict[str, Any] = read_json(folder / INDEX, f"write it again with `{advice}`")
-    if index["network"] != network:
+    if index.get("network") != network:
         raise ValueError(
             f"the export in {folder} is of another state of the network: write it again with `{advice}`"
         )

@@ -20,10 +20,19 @@ def export_widths(
     net: WidthNet, folder: Path, sample: Sample, *, own: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write a network that chooses widths to `folder`, as `export_choices` does."""
+    """Write a network that chooses widths to `folder`, as `export_choices` does.
+
+    The loop runs every choice as a group of its own: what the network joins by the times of this device
+    is left apart.
+    """
     card = about(net.nested, net.nested.full)
     graphs, save = _graphs(net, card), partial(save_widths, net)
-    return export_choices(net, graphs, save, card, folder, sample, own=own, say=say)
+    times = net.times
+    try:
+        net.times = {}
+        return export_choices(net, graphs, save, card, folder, sample, own=own, say=say)
+    finally:
+        net.times = times
 
 
 def _graphs(net: WidthNet, card: dict[str, Any]) -> Iterator[Graph]:

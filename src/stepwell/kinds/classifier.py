@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stepwell.console import big, row_table, say, show, show_conditions, track
+from stepwell.files import export_folder
 from stepwell.kinds import Network, Predicted, noun_of
 from stepwell.kinds import classifier_tables as tables
 from stepwell.kinds.classifier_costs import calibrate as calibrate
@@ -312,10 +313,7 @@ def exported_cascade(net: "NestedNet", format: str, depth: str | None, int8: boo
 
 def is_own(network: Network, folder: Path) -> bool:
     """Check whether a folder is the default one for exports of a network's run."""
-    from stepwell.nets.files.container import network_file
-
-    run = network_file(network.path).parent
-    return bool(network.config) and folder.resolve() == (run / "export").resolve()
+    return bool(network.config) and folder.resolve() == export_folder(network.path).resolve()
 
 
 def sample_of(network: Network, data: str | None, *, calibrated: bool = False) -> tuple[Any, Any]:

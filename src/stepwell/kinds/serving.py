@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from stepwell.files import export_folder
 from stepwell.kinds import Network
 
 if TYPE_CHECKING:
@@ -43,16 +44,17 @@ def depth_rows(
 
     net.require_ready(net.full)
     rows = [depth for depth, status in net.status.items() if status != "fresh"]
+    if cascade:
+        check_depths(net)
+    whole = Cascade.of(net) if cascade else None
     depths = net.answers if engine == "torch" else _exported(network, net, rows, engine)
-    if not cascade:
+    if whole is None:
         return rows, net.full, depths
-    check_depths(net)
-    whole = Cascade.of(net)
     run: Callable[[Tensor], Answer] = whole
     if engine != "torch":
         from stepwell.export.opening import open_cascade
 
-        run = open_cascade(whole, _folder(network), advice=f"{_advice(network)} --cascade")
+        run = open_cascade(whole, export_folder(network.path), advice=f"{_advice(network)} --cascade")
 
     def answers(x: "Tensor", row: str) -> "Answers":
         if row != CASCADE:
@@ -68,15 +70,8 @@ def _exported(network: Network, net: "NestedNet", rows: list[str], engine: Engin
     from stepwell.export.opening import open_depths
 
     share, advice = engine == "onnx", _advice(network)
-    graphs = open_depths(net, _folder(network), rows, share=share, advice=advice)
+    graphs = open_depths(net, export_folder(network.path), rows, share=share, advice=advice)
     return lambda x, row: (graphs[row](x), [row] * len(x))
-
-
-def _folder(network: Network) -> Path:
-    """Where a run's export is."""
-    from stepwell.nets.files.container import network_file
-
-    return network_file(network.path).parent / "export"
 
 
 def _advice(network: Network) -> str:
@@ -92,6 +87,8 @@ def serve_choices(network: Network, engine: Engine) -> "Served":
     held = getattr(net.chooser, "choice", None)
     rows = [*net.names[::-1], *([CHOSEN] if held is None else [])]
     default = CHOSEN if held is None else net.names[held]
+    if held is not None and engine != "torch":
+        raise ValueError(f"a network without a chooser runs in torch: leave --engine {engine} out")
     answers = _choices_in_torch(net) if engine == "torch" else _exported_choices(network, engine)
 
     return serve_images(net, answers, rows, default, measured(network), "choice")
@@ -106,7 +103,7 @@ def _exported_choices(network: Network, engine: Engine) -> RowAnswers:
     from stepwell.export.choices import open_choices
 
     share, advice = engine == "onnx", _advice(network)
-    loop = open_choices(network.net, _folder(network), share=share, advice=advice)
+    loop = open_choices(network.net, export_folder(network.path), share=share, advice=advice)
 
     def answers(x: "Tensor", row: str) -> "Answers":
         if row != CHOSEN:

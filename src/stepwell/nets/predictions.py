@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
     box: corners x1, y1, x2, y2 of one object in pixels of the upright image, by a detector. An image
         has a prediction for each object; without any, one whose box is empty.
     objects: by a server, which gives one prediction for an image: its objects, each with a box.
-    note: by a server, what the input lost on its way to the network.
+    note: by a server, a note about the input, such as a text that was cut.
     """
 
     file: Path | str | None = None

@@ -152,7 +152,7 @@ for blocks in (2, "222", (2.0, 2, 2), None):
 
 
 def test_every_family_compiles_to_one_graph_of_all_depths():
-    """Traced, some made functional, too, and not turned into machine code, which takes minutes."""
+    """By tracing alone, for some by making it functional, too; machine code would take minutes."""
     in_a_process_of_its_own("""
 import torch
 from nets.example_nets import FAMILIES, lively

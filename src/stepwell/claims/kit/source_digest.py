@@ -33,8 +33,8 @@ def imported_modules(module: str) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        for imported, sure in _parsed(_file(name).read_bytes()).imports:
-            if sure or _file(imported).exists():
+        for imported, is_module in _parsed(_file(name).read_bytes()).imports:
+            if is_module or _file(imported).exists():
                 ahead.append(imported)
     return found
 
@@ -42,8 +42,8 @@ def imported_modules(module: str) -> set[str]:
 class _Parsed(NamedTuple):
     """A file of code.
 
-    code: its syntax tree without docstrings. imports: names of the library that it imports, and
-    whether they are surely modules.
+    code: a hash of its syntax tree without docstrings. imports: names of the library that it imports,
+    and whether each is known to be a module.
     """
 
     code: str
@@ -62,7 +62,7 @@ def _parsed(source: bytes) -> _Parsed:
             imports += [(f"{node.module}.{alias.name}", False) for alias in node.names]
     for node in ast.walk(tree):
         _drop_docstring(node)
-    return _Parsed(ast.dump(tree), tuple(imports))
+    return _Parsed(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(imports))
 
 
 def _is_ours(name: str) -> bool:

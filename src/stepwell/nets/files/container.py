@@ -127,6 +127,11 @@ def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def state_digest(tensors: Mapping[str, Tensor]) -> str:
+    """The checksum of a network's tensors, wherever they are, that tells its states apart."""
+    return digest({}, {name: value.cpu() for name, value in tensors.items()})
+
+
 def is_pickle(path: Path) -> bool:
     """Check whether a file is a pickle of `torch.save`, zipped or not."""
     with path.open("rb") as file:

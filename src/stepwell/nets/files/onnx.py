@@ -163,13 +163,13 @@ class SharedWeights:
 
 def check_weights(path: Path) -> None:
     """Check the external weights of an exported graph; FileNotFoundError or ValueError if wrong."""
-    told = described(path)
-    if "weights" not in told:
+    metadata = metadata_of(path)
+    if "weights" not in metadata:
         return
-    weights = path.parent / told["weights"]
+    weights = path.parent / metadata["weights"]
     if not weights.is_file():
         raise FileNotFoundError(f"{path} keeps its weights in {weights}, which is not there: copy both")
-    if file_sha256(weights) != told["weights_sha256"]:
+    if file_sha256(weights) != metadata["weights_sha256"]:
         raise ValueError(
             f"{weights} is not the file that {path.name} was exported with: copy both from one export, "
             "or export again"
@@ -189,7 +189,7 @@ def _opened(path: Path, make: Callable[[str], Any]) -> Any:
 def weights_of(path: Path) -> str | None:
     """Name the external file of weights of an exported graph; None if there is none."""
     try:
-        return described(path).get("weights")
+        return metadata_of(path).get("weights")
     except ValueError:
         return None
 
@@ -259,7 +259,7 @@ def _options() -> Any:
     return options
 
 
-def described(path: Path) -> dict[str, str]:
+def metadata_of(path: Path) -> dict[str, str]:
     """The metadata of an ONNX file; errors as for `open_onnx`."""
     return {entry.key: entry.value for entry in _proto(path).metadata_props}
 

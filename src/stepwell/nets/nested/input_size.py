@@ -1,5 +1,6 @@
 """Check that an image size survives the network's strides."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -26,23 +27,24 @@ def check_size(net: NestedNet, size: int) -> None:
     twin = deepcopy(net).to("meta").eval()  # shapes without arithmetic
 
     @torch.no_grad()
-    def shape(pixels: int) -> tuple[int, ...]:
+    def shape(pixels: int, depths: Sequence[str]) -> tuple[int, ...]:
         x = torch.empty(1, 3, pixels, pixels, device="meta")
-        return tuple(twin.forward_all(x, [net.full])[net.full].features[-1].shape)
+        return tuple(twin.forward_all(x, depths)[net.full].features[-1].shape)
 
-    def error_at(pixels: int) -> Exception | None:
+    def error_at(pixels: int, depths: Sequence[str]) -> Exception | None:
         try:
-            shape(pixels)
+            shape(pixels, depths)
         except (RuntimeError, AssertionError) as error:
             return error
         return None
 
-    error = error_at(size)
+    error = error_at(size, [*net.depths])
     if not (net.builder and builder_of(net.builder[0]).size_argument):
         probe = 256
-        stride = max(1, probe // shape(probe)[2])
+        stride = max(1, probe // shape(probe, [net.full])[2])
         if error:  # steps after the stages may have strides, too
-            stride = next((s for s in (stride, 2 * stride, 4 * stride) if not error_at(s)), stride)
+            strides = (stride, 2 * stride, 4 * stride)
+            stride = next((s for s in strides if not error_at(s, [net.full])), stride)
         if size < stride:
             raise ValueError(
                 f"images of {size} pixels are smaller than the network's stride of {stride}: "
