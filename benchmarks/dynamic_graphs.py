@@ -28,7 +28,7 @@ from stepwell.types import Images
 IMAGES, ROUNDS = 64, 7
 CASES = {"32 pixels": 32}
 #: Shares of the images that leave at each exit, and for which each gate opens.
-LEAVING, OPEN = (0.0, 0.3, 0.5), (0.0, 0.5, 1.0)
+LEAVING, OPENED = (0.0, 0.3, 0.5), (0.0, 0.5, 1.0)
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def skipping(size: int, images: Images, folder: Path) -> dict[str, Any]:
         each.card = Card(tuple("abcdefghij"), size)
     export_onnx(plain, "20", folder / "plain.onnx", images[:2])
     found = {}
-    for share in OPEN:
+    for share in OPENED:
         for _, block in gated_blocks(net.module):
             open_for(block, net, images, share)
         export_onnx(net, "20", folder / "gated.onnx", images[:2])

@@ -16,7 +16,7 @@ FOLDER = Path(timing.__file__).parent
 SMALL = {
     "IMAGES": 64, "BATCH": 32, "ROUNDS": 1, "EPOCHS": 1, "SECONDS": 0.01, "SIZES": (1_000,), "SIDE": 64,
     "SOAK": 1.0, "CLOSED": 16, "LOADS": (1.0,), "DEPTHS": ("8",),
-    "LEAVING": (0.5,), "OPEN": (0.5,),
+    "LEAVING": (0.5,), "OPENED": (0.5,),
     "CONFIG": {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2},
     "YAGO": {"triples": 600, "entities": 120, "relations": 5}, "CHANGE": {"added": 20, "removed": 5},
 }  # fmt: skip

@@ -48,7 +48,8 @@ def test_compacted_equals_masked_and_a_batch_equals_its_images_alone(name):
         kept = torch.stack(masked.extras["choice"])[:, :, 1]
         assert 0.1 < float(kept.mean()) < 0.9
         assert_close(found, masked.logits, rtol=1e-4, atol=1e-4)
-        assert_close(torch.cat([net(image) for image in x.split(1)]), found, rtol=1e-4, atol=1e-4)
+        alone = torch.cat([net(image) for image in x.split(1)])
+        assert_close(alone, found, rtol=1e-3, atol=1e-4)  # other sums in another order
         again = net.forward_all(x, extras=("choice",))[net.full]
         assert_close(torch.stack(again.extras["choice"])[:, :, 1], kept, **EXACT)
         assert_close(again.logits, found, **EXACT)

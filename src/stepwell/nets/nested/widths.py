@@ -10,12 +10,14 @@ from math import gcd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import conv2d, linear
 
 from stepwell.nets.nested.plan import is_norm, join, with_children
 
 #: Largest distance of a number of channels from a whole number.
 WHOLE = 1e-6
+#: Channels that a vector of the processor holds.
+FEW = 8
 
 
 class Narrow(nn.Module):
@@ -57,7 +59,13 @@ class Narrow(nn.Module):
         """The outputs that stay, of the inputs that stay."""
         if isinstance(self.layer, nn.Linear):
             return linear(x, self.weight, self.bias)
-        return self.layer._conv_forward(x, self.weight, self.bias)
+        layer = self.layer
+        if self.inputs < FEW and layer.kernel_size == (1, 1) and layer.padding == (0, 0):
+            # On processors without AVX-512, oneDNN's gradient of the weights of such a layer with a
+            # stride writes beyond its memory (torch 2.13, channels last in memory).
+            down, right = layer.stride
+            return conv2d(x[:, :, ::down, ::right], self.weight, self.bias)
+        return layer._conv_forward(x, self.weight, self.bias)
 
     def alone(self) -> nn.Module:
         """A plain layer with copies of these weights."""
