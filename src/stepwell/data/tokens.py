@@ -65,6 +65,12 @@ class Tokenizer:
         return hashlib.sha256(self.content.encode()).hexdigest()[:16]
 
     @property
+    def cutting(self) -> str:
+        """The content of a tokenizer.json that cuts texts as this one does, for other programs."""
+        self._library.enable_truncation(self.limit, strategy="longest_first")
+        return str(self._library.to_str())
+
+    @property
     def separator(self) -> int | None:
         """The id of the token after the first text of a pair; None if there is none."""
         pair = self._library.encode("a", "b")

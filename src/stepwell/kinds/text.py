@@ -162,13 +162,16 @@ def serve(network: Network, *, engine: Engine = "torch", cascade: bool = False) 
 
 def read_input(named: str, network: Network) -> "list[tuple[str, Text]]":
     """The texts that an argument of `predict` names, each after its place; ValueError for no text."""
+    import codecs
     import sys
 
     from stepwell.data.text import read_texts
     from stepwell.measure.text import AS_TRAINED
 
     if named == STDIN:
-        lines = enumerate(sys.stdin.buffer, start=1)
+        lines = [*enumerate(sys.stdin.buffer, start=1)]
+        # Windows begins a file with a mark that is no text
+        lines[:1] = [(i, line.removeprefix(codecs.BOM_UTF8)) for i, line in lines[:1]]
         return [(f"standard input, line {i},", read_line(line, i)) for i, line in lines]
     if not named.strip():
         raise ValueError("a text is empty: give words, a tab-separated file, or -")
@@ -215,7 +218,7 @@ def export(
     sample = Sample(some_ids(parts.validation or parts.test), part)
     return export_folder(
         net, folder, sample, format=format, depth=depth, own=classifier.is_own(network, folder),
-        say=say, beside={"tokenizer.json": text.tokenizer.content.encode()}, cascade=whole,
+        say=say, beside={"tokenizer.json": text.tokenizer.cutting.encode()}, cascade=whole,
     )  # fmt: skip
 
 

@@ -236,6 +236,10 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(tmp_path):
     deep = write_encoder(tmp_path / "deep")
     change_config(deep, num_hidden_layers=6)
     refused(deep, r"weights of another .*encoder\.layer\.4")
+    for name, wrong in (("none", {"num_attention_heads": 0}), ("word", {"hidden_size": "x"})):
+        odd = write_encoder(tmp_path / name)
+        change_config(odd, **wrong)
+        refused(odd, rf"{name}.config\.json describes no encoder \(.*\): copy it again")
     mute = write_encoder(tmp_path / "mute")
     (mute / "tokenizer.json").write_text("{")
     refused(mute, r"tokenizer\.json cannot be read .*: write it again with tokenizer\.save_pretrained")

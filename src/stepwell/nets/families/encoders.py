@@ -95,9 +95,14 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
     with text_extra():
         from stepwell.nets.families.encoder_classes import CLASSES, read_weights
     make = CLASSES[architecture]
-    settings = make.config_class(**config | {"num_labels": num_classes})
+    try:
+        settings = make.config_class(**config | {"num_labels": num_classes})
+    except Exception as error:  # the library checks fields in ways of its own
+        raise ValueError(_wrong_config(folder, error)) from error
     try:
         module, missing, mismatched = read_weights(make, folder, settings)
+    except (ArithmeticError, TypeError) as error:
+        raise ValueError(_wrong_config(folder, error)) from error
     except SafetensorError as error:
         raise ValueError(
             f"the weights in {folder} are damaged ({error}): copy them again, or write them with "
@@ -115,6 +120,11 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
     name, labels = f"{architecture}/{config[entry]}", config.get("id2label") or {}
     classes = tuple(str(labels[i]) for i in sorted(labels, key=int))
     return Pretrained(name, plain, tokenizer, module, tuple(missing), classes)
+
+
+def _wrong_config(folder: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    return f"{folder / 'config.json'} describes no encoder ({reason}): copy it again"
 
 
 def encoder_name(folder: Path) -> str:
