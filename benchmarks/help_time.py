@@ -1,4 +1,4 @@
-"""How long `stepwell --help` takes, as a whole process; a recipe's help comes from the cache."""
+"""Seconds of the process `stepwell --help`, and of a recipe's help from the cache."""
 
 import statistics
 import subprocess

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any
@@ -38,7 +39,8 @@ def publish(
         if back:
             put_back(folder, out)
             return
-        units, about = read_units(out), described(out, folder, layout)
+        units = read_units(out)
+        about = described(out, folder, layout, units)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,8 +68,13 @@ def read_units(out: Path) -> dict[str, dict[str, Any]]:
     return units
 
 
-def described(out: Path, folder: Path, layout: str) -> dict[str, Any]:
-    """The content of `about.json`, whose `trained_on` is of most units; ValueError as for `publish`."""
+def described(
+    out: Path, folder: Path, layout: str, units: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The content of `about.json`, whose `trained_on` is that of most units.
+
+    ValueError if the study has not ended, or nothing describes its data.
+    """
     claims, earlier = out / "claims.json", folder / ABOUT
     if not claims.is_file():
         raise ValueError(
@@ -84,24 +91,18 @@ def described(out: Path, folder: Path, layout: str) -> dict[str, Any]:
         "data": {"layout": layout, "fingerprint": study.fingerprint(record["arguments"])},
         "test_examples": record["test_examples"],
     }
-    found = Counter(
-        json.dumps(_where(unit[TRAINED_ON])) for unit in read_units(out).values() if TRAINED_ON in unit
-    )
+    found = Counter(json.dumps(_where(u[TRAINED_ON])) for u in units.values() if TRAINED_ON in u)
     (where, _), *_ = found.most_common(1)
     trained_on = json.loads(where) | {
         "code": {"commit": record["commit"]}, "data": record["arguments"].get("data"),
     }  # fmt: skip
     elsewhere = {"elsewhere": before["elsewhere"]} if "elsewhere" in before else {}
-    about = {
-        "system": record["system"],
-        "page": folder.name,
-        "origin": origin,
-        "trained_on": trained_on,
-    }
-    return about | elsewhere
+    return {
+        "system": record["system"], "page": folder.name, "origin": origin, "trained_on": trained_on,
+    } | elsewhere  # fmt: skip
 
 
-def _where(trained_on: dict[str, Any]) -> dict[str, Any]:
+def _where(trained_on: Mapping[str, Any]) -> dict[str, Any]:
     return {name: trained_on[name] for name in ("machine", "torch") if name in trained_on}
 
 

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -33,6 +32,7 @@ class _Captured(io.TextIOWrapper):
         return self._terminal
 
     def text(self) -> str:
+        """All that was written."""
         return self.bytes.getvalue().decode(self.encoding)
 
 
@@ -46,23 +46,25 @@ def show_cached(name: str, make: Callable[[], object]) -> None:
     except (OSError, ValueError, AttributeError):  # no folder for it, or an output without encoding
         make()
         return
-    text = _read(file)
+    text, code = _read(file), None
     if text is None:
-        captured = _Captured()
-        stop: SystemExit | None = None
-        with contextlib.redirect_stdout(captured):
-            try:
-                make()
-            except SystemExit as error:
-                stop = error
-        text = captured.text()
-        if stop is None or not stop.code:
+        text, code = _printed_by(make)
+        if not code:
             _keep(file, text)
-        sys.stdout.write(text)
-        if stop is not None and stop.code:
-            raise stop
-        return
     sys.stdout.write(text)
+    if code:
+        raise SystemExit(code)
+
+
+def _printed_by(make: Callable[[], object]) -> tuple[str, object]:
+    """What a function prints, and the code of its SystemExit."""
+    captured, code = _Captured(), None
+    with contextlib.redirect_stdout(captured):
+        try:
+            make()
+        except SystemExit as stop:
+            code = stop.code
+    return captured.text(), code
 
 
 def _place(name: str) -> Path:
@@ -79,13 +81,11 @@ def _read(file: Path) -> str | None:
 
 def _keep(file: Path, text: str) -> None:
     """Write a help, and remove those of the same recipe, for other versions of the library."""
-    *name, _, terminal = file.stem.split("-")
-    old = re.compile(rf"{re.escape('-'.join(name))}-[0-9a-f]{{16}}-{terminal}\.txt")
+    name, _, terminal = file.stem.rsplit("-", 2)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        for other in file.parent.iterdir():
-            if old.fullmatch(other.name):
-                other.unlink(missing_ok=True)
+        for old in file.parent.glob(f"{name}-{'[0-9a-f]' * 16}-{terminal}.txt"):
+            old.unlink(missing_ok=True)
         write_whole(file, text.encode())
 
 

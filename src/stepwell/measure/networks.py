@@ -53,8 +53,13 @@ def regression(
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=10, max_iter=2000))
     model.fit(_logarithms(train), train_labels)
-    right = model.predict(_logarithms(test)) == test_labels
-    by_class = [right[test_labels == label].mean() for label in np.unique(test_labels)]
+    return accuracies(model.predict(_logarithms(test)), test_labels)
+
+
+def accuracies(found: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
+    """The share of right answers, and its mean over the classes."""
+    right = found == labels
+    by_class = [right[labels == label].mean() for label in np.unique(labels)]
     return {"accuracy": float(right.mean()), "balanced_accuracy": float(np.mean(by_class))}
 
 

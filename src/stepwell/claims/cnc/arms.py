@@ -89,36 +89,48 @@ def statistics(
     *, out: Path, data: str, nodes: int, train: int, test: int, features: Features, seed: int = 0
 ) -> dict[str, Any]:  # fmt: skip
     """Logistic regression on statistics of the network, without a picture."""
-    clock, found = Clock(), dict[str, float]()
-    for task, classes in TASKS.items():
-        with _networks(out / task, classes(nodes), train, test, seed) as folder:
-            found |= _regressed(task, folder, features)
-    with clock.paused(), _fields(out / "fields", Path(data), seed) as folder:
-        found |= _regressed("fields", folder, features)
-    return _result(found, clock)
+
+    def rates(folder: Path) -> dict[str, float]:
+        own, others, *labels = _read_parts(folder)
+        tables = (np.array([numbers_of(one, features) for one in part]) for part in (own, others))
+        return regression(*tables, *labels)
+
+    return _everywhere(rates, out, data, nodes, train, test, seed)
 
 
 def graph_kernel(
     *, out: Path, data: str, nodes: int, train: int, test: int, seed: int = 0
 ) -> dict[str, Any]:
-    """A support vector machine on the colours of Weisfeiler and Leman, without a picture."""
-    clock, found = Clock(), dict[str, float]()
-    for task, classes in TASKS.items():
-        with _networks(out / task, classes(nodes), train, test, seed) as folder:
-            found |= _named(task, colour_kernel(*_read_parts(folder)))
-    with clock.paused(), _fields(out / "fields", Path(data), seed) as folder:
-        found |= _named("fields", colour_kernel(*_read_parts(folder)))
-    return _result(found, clock)
+    """A support vector machine on the Weisfeiler-Lehman subtree kernel, without a picture."""
+
+    def rates(folder: Path) -> dict[str, float]:
+        return colour_kernel(*_read_parts(folder))
+
+    return _everywhere(rates, out, data, nodes, train, test, seed)
 
 
 def sums(*, out: Path, data: str, nodes: int, train: int, test: int, seed: int = 0) -> dict[str, Any]:
     """Logistic regression on the sums of the picture's channels."""
+
+    def rates(folder: Path) -> dict[str, float]:
+        splits = load_images(str(folder))
+        tables = channel_sums(splits.train), channel_sums(splits.test)
+        return regression(*tables, splits.train.labels.numpy(), splits.test.labels.numpy())
+
+    return _everywhere(rates, out, data, nodes, train, test, seed)
+
+
+def _everywhere(
+    rates: Callable[[Path], Mapping[str, float]], out: Path, data: str, nodes: int, train: int,
+    test: int, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The rates on every task's networks, and on the real fields, whose time does not count."""
     clock, found = Clock(), dict[str, float]()
     for task, classes in TASKS.items():
         with _networks(out / task, classes(nodes), train, test, seed) as folder:
-            found |= _summed(task, folder)
+            found |= _named(task, rates(folder))
     with clock.paused(), _fields(out / "fields", Path(data), seed) as folder:
-        found |= _summed("fields", folder)
+        found |= _named("fields", rates(folder))
     return _result(found, clock)
 
 
@@ -227,19 +239,6 @@ def _rates(task: str, test: Mapping[str, float], rows: str) -> dict[str, float]:
 
 def _named(task: str, rates: Mapping[str, float]) -> dict[str, float]:
     return {f"{task}/{name}": value for name, value in rates.items()}
-
-
-def _summed(task: str, folder: Path) -> dict[str, float]:
-    splits = load_images(str(folder))
-    tables = channel_sums(splits.train), channel_sums(splits.test)
-    labels = splits.train.labels.numpy(), splits.test.labels.numpy()
-    return _named(task, regression(*tables, *labels))
-
-
-def _regressed(task: str, folder: Path, features: Features) -> dict[str, float]:
-    train, test, *labels = _read_parts(folder)
-    tables = (np.array([numbers_of(one, features) for one in part]) for part in (train, test))
-    return _named(task, regression(*tables, *labels))
 
 
 def _read_parts(

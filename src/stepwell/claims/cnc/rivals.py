@@ -1,4 +1,4 @@
-"""What the study of complex networks compares pictures with: statistics, graphlets and colours."""
+"""Baselines of the study of complex networks: statistics, graphlets, the Weisfeiler-Lehman kernel."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwell.data.pictures.network import Network
+from stepwell.measure.networks import accuracies
 
 #: Sets of statistics of a network. Degrees hold the counts, and structure the degrees; graphlets are
 #: the counts and small subgraphs.
@@ -108,10 +109,10 @@ def _neighbours(table: Any) -> list[list[int]]:
 
 
 def colours(network: Network, rounds: int = ROUNDS) -> Counter[int]:
-    """How often each colour of Weisfeiler and Leman's refinement occurs, over all rounds.
+    """Count the nodes of each colour, over all rounds of the Weisfeiler-Lehman refinement.
 
-    A node's first colour is its degree; its next one names its own and, sorted, its neighbours'. Equal
-    colours have equal numbers in every network.
+    A node's first colour is its degree. In each round it gets a new one, a hash of its own colour and
+    of its neighbours'. So equal colours have equal numbers in every network.
     """
     near = _neighbours(adjacency(network))
     now = [hash((0, len(one))) for one in near]
@@ -135,7 +136,6 @@ def colour_kernel(
     product with itself. Cross-validation on the training part chooses the weight of errors.
     """
     from sklearn.feature_extraction import DictVectorizer
-    from sklearn.metrics import accuracy_score, balanced_accuracy_score
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import Normalizer
@@ -149,8 +149,4 @@ def colour_kernel(
     folds = max(2, min(5, int(np.bincount(train_labels).min())))
     model = GridSearchCV(machine, {"svc__C": COSTS}, cv=folds)
     model.fit(counted[0], train_labels)
-    found = model.predict(counted[1])
-    return {
-        "accuracy": float(accuracy_score(test_labels, found)),
-        "balanced_accuracy": float(balanced_accuracy_score(test_labels, found)),
-    }
+    return accuracies(model.predict(counted[1]), test_labels)
