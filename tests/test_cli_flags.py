@@ -248,6 +248,44 @@ def test_devices_that_are_not_here_are_refused_before_there_is_a_run(monkeypatch
     Loop(device="cpu", devices=3).check()
 
 
+PARSED = {
+    "choice": (["train", "bert", "--teacher", "t", "--data", "d", "--out", "r", "--schedule", "fast"],
+             "--schedule 'fast': take one of all, progressive, stacked"),
+    "format": (["export", "r", "--format", "int8"],
+               "--format 'int8': take one of onnx, pt2, safetensors"),
+    "no flag": (["predict", "r", "--size", "3"], "no flag --size"),
+    "near": (["train", "ekd", "--data", "digits", "--out", "r", "--mixx", "cutmix"],
+             "no flag --mixx; did you mean --mix?"),
+    "words": (["eval", "r", "s", "t"], "too many words: s t"),
+    "no value": (["eval", "r", "--interpolate"], "--interpolate: the value is missing"),
+    "missing": (["train", "ekd", "--epochs", "3"], "missing: --data DATA, --out FOLDER"),
+    "word": (["verify", "bert", "--seeds", "x"], "--seeds: 'x' is not a whole number"),
+    "word or none": (["train", "ekd", "--data", "digits", "--out", "r", "--epochs", "x"],
+                     "--epochs: 'x' is not a whole number"),
+    "share": (["train", "ekd", "--data", "digits", "--out", "r", "--lr", "x"],
+              "--lr: 'x' is not a number"),
+    "missing and wrong": (["train", "ekd", "--dta", "x", "--out", "r"],
+                          "no flag --dta; missing: --data DATA"),
+    "of a group": (["train", "--foo"], "no recipe '--foo'"),
+    "of all": (["--foo"], "no flag --foo"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("boxes", [True, False])
+@pytest.mark.parametrize("case", PARSED)
+def test_what_cannot_be_parsed_is_said_in_one_line(case, boxes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tyro._fmtlib._FORCE_UTF8_BOXES", boxes)  # as in a terminal, and in a pipe
+    line, message = PARSED[case]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(line)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("command", FUNCTIONS)
 def test_help_names_no_type_of_python_and_no_empty_default(command, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "250")

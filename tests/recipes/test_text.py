@@ -217,6 +217,42 @@ def test_fidelity_is_measured_on_texts_as_on_images(run, data, tmp_path, capsys)
     assert (code, "--interpolate is not for a text classifier" in err) == (2, True), err
 
 
+def test_a_teacher_of_the_same_texts_cut_elsewhere_had_no_other_data(
+    run, encoder, data, tmp_path, capsys
+):
+    short = {n: v for n, v in SHORT.items() if n not in ("depths", "attention")}
+    out = tmp_path / "shorter"
+    train("supervised", data=str(data), net=str(encoder), out=out, **short | {"max_tokens": 5})
+    for other in (False, True):
+        code, _, err = told(capsys, "eval", out, "--fidelity", run)
+        assert (code, "was trained on other data" in err) == (0, other), err
+        record = json.loads((out / "config.json").read_text())
+        record["data"]["content"] = "of other texts"
+        (out / "config.json").write_text(json.dumps(record))
+
+
+def test_a_tokenizer_of_few_words_is_told(encoder, data, tmp_path, capsys, monkeypatch):
+    from stepwell.tasks import text
+
+    monkeypatch.setattr(text, "SPARE", -1)  # one word fewer than the tokenizer has
+    monkeypatch.delenv("STEPWELL_QUIET", raising=False)
+    text.read_splits(str(data), tmp_path, text.Images(), str(encoder))
+    assert re.search(
+        r"note: the tokenizer has \d+ words and the encoder \d+: check that", capsys.readouterr().err
+    )
+
+
+def test_a_tokenizer_that_changed_is_named_on_resume(encoder, data, tmp_path):
+    shutil.copytree(encoder, tmp_path / "encoder")
+    short = {n: v for n, v in SHORT.items() if n not in ("depths", "attention")}
+    call = {"data": str(data), "net": str(tmp_path / "encoder"), "out": tmp_path / "run", **short}
+    train("supervised", **call)
+    file = tmp_path / "encoder" / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()), indent=1))
+    with pytest.raises(ValueError, match=r"holds a run on other data \(.*tokenizer was .* and is"):
+        train("supervised", **call)
+
+
 def test_exports_equal_the_network_on_texts_of_any_length(run, tmp_path, capsys):
     import onnxruntime
     import transformers
@@ -402,6 +438,10 @@ FILES = {
                        "{path}, line 3: 3 columns, and the header has 2 (sentence, label)"),
     "not UTF-8": (b"sentence\tlabel\nfine\t1\n\xff\xfe\t0\n", "{path}, line 3: not UTF-8"),
     "empty text": (b"sentence\tlabel\nfine\t1\n \t0\n", "{path}, line 3: the text is empty"),
+    "unseen text": ("sentence\tlabel\nfine\t1\n\u200b\0\t0\n".encode(),
+                    "{path}, line 3: the text is empty"),
+    "one number twice": (b"sentence\tlabel\nfine\t1\ngood\t1.0\ndull\t0\n",
+                         "{path}: the labels '1' and '1.0' are the same number: write it in one way"),
     "empty label": (b"sentence\tlabel\nfine\t1\ngood\t \n", "{path}, line 3: the label is empty"),
     "one class but for spaces": (b"sentence\tlabel\nfine\t1 \ngood\t1\n", "has one class only, '1'"),
     "one class": (b"sentence\tlabel\nfine\t1\ngood\t1\n", "{path} has one class only, '1'"),
@@ -724,6 +764,11 @@ def test_teachers_that_do_not_fit_are_refused(deep, run, data, tmp_path, capsys)
     record = json.loads((run / "config.json").read_text())
     record["arguments"] = {"teacher": record["arguments"].pop("net")}
     (tmp_path / "student" / "config.json").write_text(json.dumps(record))
+    shutil.copytree(run, tmp_path / "stopped")
+    (tmp_path / "stopped" / "net.safetensors").unlink()
+    text = stepwell.open_network(run).net
+    shutil.copytree(run, tmp_path / "pairs")
+    save_text(text.net, tmp_path / "pairs" / "net.safetensors", tokenizer=text.tokenizer, pairs=True)
     stepwell.save(stepwell.build("resnet20"), tmp_path / "images.safetensors")
     for teacher, message in (
         (deep / "model.safetensors", f"name its folder, {deep}"),
@@ -733,6 +778,11 @@ def test_teachers_that_do_not_fit_are_refused(deep, run, data, tmp_path, capsys)
         ),
         (tmp_path / "student", "is a run of train bert, which cannot teach: name a run of train"),
         (tmp_path / "images.safetensors", "holds no network of texts: name a run"),
+        (tmp_path / "stopped", "is a run that has not ended, so it cannot teach: give its command"),
+        (
+            tmp_path / "pairs",
+            "was trained on pairs of texts, and the data has single texts: name the same columns",
+        ),
         (tmp_path / "none", "none: name a run of train supervised or train ekd on texts, its net."),
     ):
         code, _, err = told(capsys, *own, "--teacher", teacher)
@@ -752,7 +802,8 @@ def test_another_teacher_or_validation_file_is_noticed_on_resume(run, data, tmp_
 
     older = json.loads(record)  # as earlier versions wrote it
     older["teacher"] = older["teacher"].partition("/")[0]
-    del older["data"]["valid"]
+    for key in ("valid", "content", "tokenizer"):
+        del older["data"][key]
     file.write_text(json.dumps(older))
     assert train("bert", **call) == results
     file.write_text(record)

@@ -1,13 +1,15 @@
 """Calling a function by its flags, and checks of arguments."""
 
+import contextlib
 import difflib
 import functools
 import inspect
+import io
 import os
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -37,18 +39,70 @@ WORDS_BY_NAME = {
     "add": "FILE", "remove": "FILE", "gone": "FILE", "base": "BASE", "delta": "DELTA",
 }  # fmt: skip
 WORDS_BY_TYPE = {int: "N", float: "X", str: "NAME"}
+NUMBERS = {int: "a whole number", float: "a number"}
+#: What begins a hint in tyro's messages about wrong flags.
+HINTS = ("Perhaps you meant", "Arguments similar")
 REGISTRY = tyro.constructors.ConstructorRegistry()
 #: Noted Ctrl-C: an import that it cuts off may end with any error, or swallow it.
 INTERRUPTS: list[int] = []
 
 
 def call(function: Callable[..., Any], prog: str, arguments: Sequence[str], more: str = "") -> Any:
-    """Call a function with its flags, once all numbers are in range; `more` ends its description."""
+    """Call a function with its flags, once all numbers are in range; `more` ends its description.
+
+    ValueError, in one line, for flags that the function does not take.
+    """
     text = "\n\n".join(filter(None, (description(function), more)))
-    return tyro.cli(
-        _prepared(function), prog=prog, args=arguments, description=text, registry=REGISTRY,
-        config=(tyro.conf.DisallowNone,),
-    )  # fmt: skip
+    with _errors_in_one_line(prog):
+        run = tyro.cli(
+            _prepared(function), prog=prog, args=arguments, description=text, registry=REGISTRY,
+            config=(tyro.conf.DisallowNone,),
+        )  # fmt: skip
+    return run()
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(prog: str) -> Iterator[None]:
+    """Raise ValueError, in one line, where tyro would print a box and exit."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+        raise ValueError(f"{in_one_line(printed.getvalue())} ({prog} --help)") from None
+
+
+def in_one_line(box: str) -> str:
+    """Say in one line what tyro prints as a box of several lines about wrong arguments."""
+    bordered = "│" in box
+    lines = [line[2:].rstrip(" │") for line in box.splitlines() if line[:1] in " │"]
+    rules = [i for i, line in enumerate(lines) if line and not line.strip("─-")]
+    parts = [lines[a + 1 : b] for a, b in zip([-1, *rules], [*rules, len(lines)], strict=True)]
+    parts = [part for part in parts[not bordered :] if part]  # without borders, a title comes first
+    near = [part[1].split()[0] for part in parts if part[0].startswith(HINTS)]
+    said = []
+    for part in parts:
+        text = " ".join(" ".join(part).split())
+        if part[0].startswith("Missing from"):
+            flags = [line.strip() for line in part if re.match(r" {4}\S", line)]
+            said.append(f"missing: {', '.join(flags)}")
+        elif found := re.match(r"Unrecognized options: ?(.*)", text):
+            words = re.split(r",? ", found[1])
+            if flags := [word for word in words if word.startswith("-")]:
+                hint = f"; did you mean {', '.join(near)}?" if near else ""
+                said.insert(0, f"no flag {', '.join(flags)}{hint}")
+            else:
+                said.insert(0, f"too many words: {' '.join(words)}")
+        elif found := re.match(r"invalid choice (.*) for argument '(.*)'\. .* one of \((.*)\)", text):
+            choices = found[3].replace("'", "").rstrip(",")
+            said.append(f"{found[2]} {found[1]}: take one of {choices}")
+        elif found := re.match(r"Missing value for argument '(.*?)'", text):
+            said.append(f"{found[1]}: the value is missing")
+        elif found := re.match(r"Error parsing (\S+?): (?:.*Got errors: .*?: )?(.*)", text):
+            said.append(f"{found[1]}: {found[2]}")
+    return "; ".join(said) or " ".join(box.split())
 
 
 Members = Mapping[str, Callable[..., Any]]
@@ -77,14 +131,17 @@ def print_completion(
 
 
 def _prepared(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function: checked numbers, and help in words for tyro."""
+    """Wrap a function: help in words for tyro; it gives a call that checks the numbers first."""
 
     @functools.wraps(function)
-    def checked(**values: Any) -> Any:
-        check_numbers(values)
-        if INTERRUPTS:
-            raise KeyboardInterrupt
-        return function(**values)
+    def checked(**values: Any) -> Callable[[], Any]:
+        def run() -> Any:
+            check_numbers(values)
+            if INTERRUPTS:
+                raise KeyboardInterrupt
+            return function(**values)
+
+        return run
 
     # tyro reads the docstring of what is wrapped, and wraps each of its lines by itself
     del checked.__wrapped__
@@ -116,8 +173,15 @@ def _number_or_name(
     make: Any = info.type
     if make not in WORDS_BY_TYPE:
         return None
+
+    def read(texts: list[str]) -> Any:
+        try:
+            return make(texts[0])
+        except ValueError:
+            raise ValueError(f"{texts[0]!r} is not {NUMBERS[make]}") from None
+
     return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1, metavar=WORDS_BY_TYPE[make], instance_from_str=lambda texts: make(texts[0]),
+        nargs=1, metavar=WORDS_BY_TYPE[make], instance_from_str=read,
         is_instance=lambda value: isinstance(value, make), str_from_instance=lambda value: [str(value)],
     )  # fmt: skip
 
@@ -148,10 +212,11 @@ def show_help(prog: str, lines: dict[str, str], arguments: Sequence[str], text: 
         command.__doc__ = line
         return command
 
-    tyro.extras.subcommand_cli_from_dict(
-        {name: stub(line) for name, line in lines.items()}, prog=prog, args=arguments or ["--help"],
-        description=text,
-    )  # fmt: skip
+    with _errors_in_one_line(prog):
+        tyro.extras.subcommand_cli_from_dict(
+            {name: stub(line) for name, line in lines.items()}, prog=prog,
+            args=arguments or ["--help"], description=text,
+        )  # fmt: skip
 
 
 def first_sentence(function: Callable[..., Any]) -> str:

@@ -35,6 +35,11 @@ def in_one_line(text: Text) -> str:
     return " ⏐ ".join(text)
 
 
+def is_blank(text: str) -> bool:
+    """Check whether a text has no visible character: spaces and invisible ones (U+200B) alone."""
+    return not any(character.isprintable() and not character.isspace() for character in text)
+
+
 @contextmanager
 def text_extra() -> Iterator[None]:
     """Say what to install where an import of a text library fails."""
@@ -95,6 +100,14 @@ class Labels:
         empty label (with the line).
         """
         names = set(texts.labels)
+        numbers: dict[float, str] = {}
+        for name in sorted(names):
+            value = _number(name)
+            if value is not None and numbers.setdefault(value, name) != name:
+                raise ValueError(
+                    f"{texts.path}: the labels {numbers[value]!r} and {name!r} are the same number: "
+                    "write it in one way, or predict numbers with --regression"
+                )
         for label, line in zip(texts.labels, texts.lines, strict=True):
             if not label.strip():
                 raise ValueError(
@@ -249,7 +262,7 @@ def read_texts(
     # a space at the end of a label would be a class of its own, which no one sees
     labels = () if label is None else tuple(map(str.strip, table.column(label, "labels", remedy)))
     for row, line in zip(zip(*parts, strict=True), table.lines, strict=True):
-        if not all(text.strip() for text in row):
+        if any(map(is_blank, row)):
             raise ValueError(f"{path}, line {line}: the text is empty: fill it, or remove the line")
     return Texts(path, tuple(zip(*parts, strict=True)), labels, table.lines)
 

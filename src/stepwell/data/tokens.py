@@ -185,6 +185,13 @@ class TokenSet:
             digest.update(values.numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def content(self) -> str:
+        """A hash of the texts and their labels, whatever the tokenizer makes of them."""
+        digest = hashlib.sha256(repr((self.classes, self.texts)).encode())
+        digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def rows(self, indices: Int64[Tensor, " some"]) -> Int64[Tensor, "some tokens"]:
         """The ids of some texts, padded to the longest of them."""
         lengths = self.lengths[indices]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from stepwell.data.text import LABEL, Labels, Numbers, Text, in_one_line, read_texts
+from stepwell.data.text import LABEL, Labels, Numbers, Text, in_one_line, is_blank, read_texts
 from stepwell.data.text_files import TextFiles, read_parts
 from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
 from stepwell.nets.files.nested import Beside, load_both, save
@@ -131,7 +131,7 @@ class TextClassifier:
         kinds = {1: "a single text", 2: "a pair of texts with a tab between"}
         known = self.pairs is not None
         for text, place in zip(texts, places, strict=True):
-            if not all(part.strip() for part in text):
+            if any(map(is_blank, text)):
                 raise ValueError(f"{place} is empty")
             if len(text) not in kinds:
                 raise ValueError(f"{place} is {len(text)} texts with tabs between: give one, or a pair")

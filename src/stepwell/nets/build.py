@@ -243,8 +243,8 @@ def _parse_depth(net: str, builder: Builder, depth: str) -> tuple[str, tuple[int
     if depth not in builder.family:
         whole = builder.family[builder.full]
         known = [d for d, b in builder.family.items() if sum(b) < sum(whole)]
+        own = "" if is_encoder(net) else f"; or give the blocks of each stage, such as {depth}={full}"
         raise ValueError(
-            f"no depth {depth!r} in the family of {net}: it holds {', '.join(known) or 'no other'}; "
-            f"or give the blocks of each stage yourself, such as {depth}={full}"
+            f"no depth {depth!r} in the family of {net}: it holds {', '.join(known) or 'no other'}{own}"
         )
     return depth, builder.family[depth]

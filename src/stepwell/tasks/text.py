@@ -39,6 +39,8 @@ __all__ = [
     "finish", "name_of", "open_task", "prepare", "read_splits", "settled", "start_network",
     "untrained_depths", "validator",
 ]  # fmt: skip
+#: Words more than the tokenizer's that an encoder may have: sizes are rounded up for speed.
+SPARE = 128
 #: Tokens of a text, at most, where the encoder takes as many.
 LIMIT = 128
 #: Length, batches and rate of fine-tuning, where the caller does not set them.
@@ -105,6 +107,11 @@ def read_texts_of(data: str, net: str, texts: TextFiles) -> TextSplits:
         raise ValueError(
             f"the tokenizer has {tokenizer.words:,} words and the encoder "
             f"{encoder.config['vocab_size']:,}: they are not of one model"
+        )
+    if tokenizer.words < encoder.config["vocab_size"] - SPARE:
+        tell(
+            f"note: the tokenizer has {tokenizer.words:,} words and the encoder "
+            f"{encoder.config['vocab_size']:,}: check that they are of one model"
         )
     like = read(file)
     parts = read_parts(Path(data), texts, lambda path: _encoded(read(path), like, labels, tokenizer))
@@ -271,6 +278,8 @@ def prepare(
         "classes": list(train.classes), "train": len(train),
         "validation": len(validation) if validation else 0, "test": len(splits.test),
         "size": train.size, "cut": splits.train.cut + splits.test.cut,
+        "content": f"{splits.train.content}/{splits.test.content}",
+        "tokenizer": train.tokenizer.fingerprint,
     }  # fmt: skip
     if splits.validation is not None:
         about["valid"] = splits.validation.fingerprint

@@ -48,6 +48,11 @@ def encoder_folder(teacher: str) -> Path:
     if not path.exists():
         raise ValueError(f"no teacher {teacher}: {FITS}")
     file = file_of(teacher)
+    if file is None and (path / "phases").is_dir():
+        raise ValueError(
+            f"{teacher} is a run that has not ended, so it cannot teach: give its command again, which "
+            "goes on where it stopped"
+        )
     if file is None:
         return path
     if path.is_file() and (path.parent / "tokenizer.json").is_file():
@@ -94,6 +99,12 @@ def trained_encoder(teacher: str, splits: TextSplits) -> NestedNet | None:
         raise ValueError(
             f"{teacher} has the classes {', '.join(theirs.classes)}, and the data "
             f"{', '.join(ours.classes)}: teach its own classes"
+        )
+    if None not in (network.pairs, ours.pairs) and network.pairs != ours.pairs:
+        kinds = {True: "pairs of texts", False: "single texts"}
+        raise ValueError(
+            f"{teacher} was trained on {kinds[bool(network.pairs)]}, and the data has "
+            f"{kinds[bool(ours.pairs)]}: name the same columns with --text, or another teacher"
         )
     if network.tokenizer.fingerprint != splits.train.tokenizer.fingerprint:
         raise ValueError(f"{teacher} has another vocabulary than its encoder's folder has now")

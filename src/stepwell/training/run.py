@@ -28,6 +28,8 @@ LATER = {
     "channels": ["counts", "degree", "span"], "loops": "drop", "multi_edges": "merge",
     "max_edges": 1_000_000,
 }  # fmt: skip
+#: Entries about data that older runs do not record.
+LATER_DATA = ("valid", "content", "tokenizer")
 LIBRARIES = ("stepwell", "torch", "torchvision", "pytorch-lightning")
 
 
@@ -195,7 +197,7 @@ def _alike(then: Mapping[str, Any], now: Mapping[str, Any], name: str) -> bool:
     """Check an entry about data or teacher; older runs record fewer fingerprints."""
     if name == "teacher" and then[name]:
         return f"{now[name]}/".startswith(f"{then[name]}/")
-    return then.get(name) == now.get(name) or (name == "valid" and name not in then)
+    return then.get(name) == now.get(name) or (name in LATER_DATA and name not in then)
 
 
 def _refuse_ablation(name: str, value: object, new: Mapping[str, Any], out: Path) -> None:

@@ -236,6 +236,12 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(tmp_path):
     deep = write_encoder(tmp_path / "deep")
     change_config(deep, num_hidden_layers=6)
     refused(deep, r"weights of another .*encoder\.layer\.4")
+    cut = write_encoder(tmp_path / "cut")
+    change_config(cut, num_hidden_layers=3)
+    refused(cut, r"has the weights of 4 layers, and its config\.json names 3 \(num_hidden_layers\)")
+    renamed = write_encoder(tmp_path / "renamed")  # without a head, whose names would tell
+    change_config(renamed, model_type="roberta")
+    refused(renamed, r"weights of a BertModel, and its config\.json says model_type roberta: copy")
     for name, wrong in (("none", {"num_attention_heads": 0}), ("word", {"hidden_size": "x"})):
         odd = write_encoder(tmp_path / name)
         change_config(odd, **wrong)

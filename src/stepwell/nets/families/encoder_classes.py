@@ -239,10 +239,11 @@ CLASSES: dict[str, type[Encoder]] = {"bert": Bert, "roberta": Roberta, "distilbe
 
 def read_weights(
     make: type[Encoder], folder: Path, config: PreTrainedConfig
-) -> tuple[Encoder, list[str], list[str]]:
-    """An encoder with the weights of a folder, in eval mode; the names it lacks, and of other shapes.
+) -> tuple[Encoder, list[str], list[str], list[str]]:
+    """An encoder with the weights of a folder, in eval mode.
 
-    A head of other classes counts as lacking.
+    Also the names that the folder lacks, those of other shapes, and those that the encoder does not
+    have. A head of other classes counts as lacking.
     """
     with _quiet():
         module, info = make.from_pretrained(
@@ -252,7 +253,7 @@ def read_weights(
     other = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
     heads = [name for name in other if name.startswith(("classifier.", "pre_classifier."))]
     missing = [*info["missing_keys"], *heads]
-    return module, sorted(missing), sorted(set(other) - set(heads))
+    return module, sorted(missing), sorted(set(other) - set(heads)), sorted(info["unexpected_keys"])
 
 
 @contextmanager

@@ -4,6 +4,7 @@ The classes are in `encoder_classes`, which imports transformers.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ ARCHITECTURES = {
 }
 #: Parameters of heads, which another task does not share; the pooler belongs to BERT's head.
 HEADS = ("classifier.", "pre_classifier.", "bert.pooler.")
+#: The number of a layer in the name of a parameter, counted from 0.
+LAYER = re.compile(r"\.layer\.(\d+)\.")
 #: The largest number of layers that a name may have.
 MOST_LAYERS = 100
 
@@ -100,7 +103,7 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
     except Exception as error:  # the library checks fields in ways of its own
         raise ValueError(_wrong_config(folder, error)) from error
     try:
-        module, missing, mismatched = read_weights(make, folder, settings)
+        module, missing, mismatched, unused = read_weights(make, folder, settings)
     except (ArithmeticError, TypeError) as error:
         raise ValueError(_wrong_config(folder, error)) from error
     except SafetensorError as error:
@@ -113,6 +116,12 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
         raise ValueError(
             f"{folder} holds weights of another architecture than its config.json names "
             f"({architecture}): {(own or mismatched)[0]} is missing or has another shape"
+        )
+    layers = 1 + max((int(n[1]) for name in unused if (n := LAYER.search(name))), default=-1)
+    if layers > config[entry]:
+        raise ValueError(
+            f"{folder} has the weights of {layers} layers, and its config.json names {config[entry]} "
+            f"({entry}): copy config.json again; for fewer layers, train shallower depths"
         )
     tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
     # settings of this architecture alone, in JSON
@@ -146,6 +155,13 @@ def _config_of(folder: Path) -> dict[str, Any]:
     if kind not in ARCHITECTURES:
         names = ", ".join(ARCHITECTURES)
         raise ValueError(f"{folder} holds a {kind or 'model'}; the encoders are {names}")
+    saved = [str(name) for name in config.get("architectures") or []]
+    others = [name for name in ARCHITECTURES if name != kind]
+    if wrong := [name for name in saved if name.lower().startswith((*others,))]:
+        raise ValueError(
+            f"{folder} holds the weights of a {wrong[0]}, and its config.json says model_type {kind}: "
+            "copy config.json again"
+        )
     if config.get("is_decoder"):
         raise ValueError(f"{folder} holds a decoder (causal attention): name an encoder")
     layers = config.get(ARCHITECTURES[kind][1])
