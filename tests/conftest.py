@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -35,6 +36,14 @@ def quick():
         patch.setenv("STEPWELL_QUIET", "1")
         patch.setattr(speed, "PARTS", 2)
         yield
+
+
+@pytest.fixture
+def untyped():
+    """Nothing checks types: torch cannot export a loop whose functions do."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

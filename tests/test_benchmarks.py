@@ -17,6 +17,7 @@ SMALL = {
     "IMAGES": 64, "BATCH": 32, "ROUNDS": 1, "EPOCHS": 1, "SECONDS": 0.01, "SIZES": (1_000,), "SIDE": 64,
     "SOAK": 1.0, "CLOSED": 16, "LOADS": (1.0,), "DEPTHS": ("8",),
     "LEAVING": (0.5,), "OPENED": (0.5,),
+    "WIDTHS": (4,), "INPUTS": 4, "READ": 6,
     "CONFIG": {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2},
     "YAGO": {"triples": 600, "entities": 120, "relations": 5}, "CHANGE": {"added": 20, "removed": 5},
 }  # fmt: skip
@@ -41,7 +42,7 @@ def numbers(value):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_benchmark_runs(name, monkeypatch):
+def test_a_benchmark_runs(name, monkeypatch, untyped):
     module = import_module(f"benchmarks.{name}")
     once = {"rounds": 1, "warmup": 0}
     if hasattr(module, "side_by_side"):

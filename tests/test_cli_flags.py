@@ -142,6 +142,7 @@ NEEDED = {
     "train kernels": ["--data", "digits", "--out", "r"],
     "train pkkd": ["--data", "digits", "--out", "r"],
     "train bert": ["--data", "d", "--teacher", "t", "--out", "r"],
+    "train sequences": ["--data", "d", "--net", "n", "--out", "r"],
     "train dkge": ["--triples", "t", "--out", "r"],
     "kg update": ["run"],
     "kg query": ["run"],

@@ -81,7 +81,7 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
         "resolution": ("drnet", "DRNet (Zhu et al. 2021)", "drnet"),
     },
     "per time": {
-        "text": ("", "Skip-RNN (Campos et al. 2018)", ""),
+        "text": ("sequences", "Skip RNN (Campos et al. 2018)", "sequences"),
         "video frames": ("", "AR-Net (Meng et al. 2020)", ""),
     },
 }

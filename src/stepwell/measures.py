@@ -92,6 +92,12 @@ BLOCKS_SPEED: Mapping[str, Measure] = {
     **SPEED, "fixed": SPEED["fixed"]._replace(title="all blocks, images/s")
 }  # fmt: skip
 
+#: The same of a recurrent network, beside torch's own layer, which reads every token.
+TOKENS_SPEED: Mapping[str, Measure] = {
+    **SPEED, "chosen": SPEED["chosen"]._replace(title="chosen tokens, texts/s"),
+    "fixed": SPEED["fixed"]._replace(title="every token, by torch's layer, texts/s"),
+}  # fmt: skip
+
 #: The same of a network with and without the choice of its width.
 WIDTHS_SPEED: Mapping[str, Measure] = {
     **SPEED, "fixed": SPEED["fixed"]._replace(title="full width, images/s")

@@ -3,7 +3,16 @@
 import pytest
 
 from stepwell import cli
-from stepwell.claims import exits, experts, kernels, pixels, skipping, textexits, widths
+from stepwell.claims import (
+    exits,
+    experts,
+    kernels,
+    pixels,
+    sequences,
+    skipping,
+    textexits,
+    widths,
+)
 from stepwell.claims.kit.judging import judge
 from stepwell.claims.kit.verify import verify_system
 from stepwell.commands.verify import ON_TEXTS, dynamic_systems
@@ -132,6 +141,30 @@ def test_exits_of_texts_are_compared_at_the_cost_of_three_layers():
     assert "better-than-chance" in found
 
 
+def test_skipped_tokens_are_compared_at_their_own_cost():
+    def read(accuracy, macs, share):
+        own = {"share": share, "random_accuracy": accuracy - 0.1, "even_accuracy": accuracy - 0.005}
+        return {
+            "test": {"chosen/accuracy": accuracy}, "costs": {"chosen": {"macs": macs},
+            "all": {"macs": 1000}}, "sequences": own | rows(chosen=0.9),
+        }  # fmt: skip
+
+    results = {
+        sequences.picked(pick, rate): read(0.5 + 0.4 * rate - less, 1000 * rate, rate)
+        for pick, less in (("even", 0.0), ("random", 0.05)) for rate in sequences.RATES
+    }  # fmt: skip
+    results |= {
+        sequences.EVERY: read(0.9, 1000, 1.0), sequences.GATE: read(0.85, 600, 0.55),
+        sequences.CHEAP: read(0.7, 375, 0.35), sequences.LSTM: read(0.84, 700, 0.55),
+    }  # fmt: skip
+    assert results.keys() == sequences.ARMS.keys()
+    assert judged(sequences.STUDY, results) == pytest.approx({
+        "keeps-accuracy": -5, "skips": 55, "better-than-even": 85 - 74, "random": 85 - 69,
+        "own/random": 10, "own/even": 0.5, "cheap": 70 - 65, "lstm": 1, "saves/macs": 0.6,
+        "saves/clock": 0.9,
+    })  # fmt: skip
+
+
 def rows(chosen=1.2, fixed=1.0, by_macs=1.5):
     speed = {"batch": 64, "chosen": chosen, "fixed": fixed, "by_macs": by_macs}
     return {"speed": [speed | {"speed_up": chosen / fixed}, {"batch": 1}]}
@@ -213,6 +246,15 @@ def test_a_quick_study_of_texts_sets_cascades_of_its_encoder(tmp_path):
     )
     assert {*result["arms"]} == {textexits.EXITS, textexits.PATIENCE}
     assert result["arms"][textexits.PATIENCE]["1/mean_macs"]["mean"] > 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_quick_study_of_skipped_tokens_trains_its_arms(tmp_path):
+    arms = (sequences.GATE, sequences.picked("even", 0.5))
+    result, _ = verify_system(
+        "sequences", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms
+    )
+    assert {*result["arms"]} == {*arms}
 
 
 def test_dynamic_stands_for_every_leaf_that_is_tested(monkeypatch, tmp_path, capsys):

@@ -15,7 +15,7 @@ from stepwell.flags import flag
 #: Stands for all systems of dynamic inference.
 ALL_DYNAMIC = "dynamic"
 #: Leaves whose studies take texts, where the others take images.
-ON_TEXTS = ("textexits",)
+ON_TEXTS = ("textexits", "sequences")
 
 
 def verify(
@@ -73,7 +73,7 @@ def verify(
     systems = [name for name in dynamic_systems() if quick or name not in ON_TEXTS]
     folders = {name: folder / name for name in systems} if several else {system: folder}
     if several and not quick:
-        say(f"note: {', '.join(ON_TEXTS)} needs texts and an encoder, so run it by its own name")
+        say(f"note: {', '.join(ON_TEXTS)}: these need texts and an encoder, so run each by its name")
     results = {}
     for name, own in folders.items():
         results[name], page = verified(name, folder=own)

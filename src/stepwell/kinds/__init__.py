@@ -45,6 +45,7 @@ KINDS = {
     "widths": "stepwell.kinds.widths",
     "detector": "stepwell.kinds.detector",
     "text-numbers": "stepwell.kinds.text_numbers",
+    "sequence": "stepwell.kinds.sequence",
 }
 #: Commands and participles of what a kind may lack.
 _COMMANDS = {

@@ -17,7 +17,9 @@ from stepwell.types import Logits
 
 Examples = Batches | TextBatches
 #: Sums over predictions by kind of network; the other kinds have a `Tally`.
-TALLIES: Mapping[str, type[Tally]] = {"text": ClassTally, "text-numbers": NumberTally}
+TALLIES: Mapping[str, type[Tally]] = {
+    "text": ClassTally, "sequence": ClassTally, "text-numbers": NumberTally
+}  # fmt: skip
 
 
 def tally_of(kind: str) -> Tally:

@@ -53,18 +53,27 @@ def compare_speed(
     for batch in dict.fromkeys(min(b, len(images)) for b in BATCHES):
         timed = images[: min(len(images) // batch, PARTS) * batch]
         parts = [x.contiguous(memory_format=torch.channels_last) for x in timed.split(batch)]
-        ratio = by_macs(parts)
-        runs = {"chosen": chosen, "fixed": fixed}
-        calls = {name: partial(run_each, run, parts) for name, run in runs.items()}
-        times = measure_latencies(calls, seconds=seconds or SECONDS, warmup=1, least=2, rounds=2)
-        speed = {name: 1000 * len(timed) / time.ms for name, time in times.items()}
-        speed["speed_up"] = speed["chosen"] / speed["fixed"]
-        unsure = {"unsure": True} if any(time.unsure for time in times.values()) else {}
-        found.append({"batch": batch, **speed, "by_macs": ratio} | unsure)
+        found.append(compare_batches(chosen, fixed, parts, by_macs, seconds=seconds))
     return found
 
 
-def run_each(run: Callable[[Tensor], Tensor], parts: Sequence[Images]) -> None:
+@torch.inference_mode()
+def compare_batches(
+    chosen: Callable[[Tensor], Tensor], fixed: Callable[[Tensor], Tensor], parts: Sequence[Tensor],
+    by_macs: Callable[[Sequence[Tensor]], float], *, seconds: float | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Measure inputs per second with and without the decisions, on some batches; as `compare_speed`."""
+    runs = {"chosen": chosen, "fixed": fixed}
+    calls = {name: partial(run_each, run, parts) for name, run in runs.items()}
+    times = measure_latencies(calls, seconds=seconds or SECONDS, warmup=1, least=2, rounds=2)
+    count = sum(map(len, parts))
+    speed = {name: 1000 * count / time.ms for name, time in times.items()}
+    speed["speed_up"] = speed["chosen"] / speed["fixed"]
+    unsure = {"unsure": True} if any(time.unsure for time in times.values()) else {}
+    return {"batch": len(parts[0]), **speed, "by_macs": by_macs(parts)} | unsure
+
+
+def run_each(run: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> None:
     """Run a call on each batch."""
     for x in parts:
         synchronised(run(x))

@@ -19,8 +19,8 @@ from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.predictions import Answers, Prediction, check_finite
 from stepwell.train_mode import check_eval_mode
 
-#: Kinds of networks in a file's header: of classes, and of numbers.
-KIND, NUMBERS = "text", "text-numbers"
+#: Kinds of networks in a file's header: of classes, of numbers, and of classes by a recurrent network.
+KINDS = KIND, NUMBERS, SEQUENCE = "text", "text-numbers", "sequence"
 #: Texts at once.
 BATCH = 64
 #: What to do about a column that a file of other texts lacks.
@@ -168,7 +168,7 @@ def save_text(
 def load_text(path: Path, module: Callable[[], nn.Module] | None = None) -> TextClassifier:
     """Read a network of texts of a run or a file; errors as for `stepwell.load`."""
     net, beside = load_both(path, module)
-    if beside is None or beside.kind not in (KIND, NUMBERS):
+    if beside is None or beside.kind not in KINDS:
         raise ValueError(f"{path} holds no tokenizer, so it cannot read texts")
     content = beside.tensors["tokenizer"].numpy().tobytes().decode()
     about = {"pairs": None} | beside.about

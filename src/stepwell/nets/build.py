@@ -12,6 +12,7 @@ from stepwell.nets.adders.converting import to_adder
 from stepwell.nets.families import cnc, convnext, densenet, mobilenet, msdnet, resnet, vgg, vit
 from stepwell.nets.families.builder import Builder
 from stepwell.nets.families.encoders import encoder_builder, is_encoder
+from stepwell.nets.families.recurrent import is_recurrent, recurrent_builder
 from stepwell.nets.families.timm_models import PREFIX, check_depths, timm_builder
 from stepwell.nets.grafting.merging import with_adaptions
 from stepwell.nets.nested.depth_names import blocks_of
@@ -93,7 +94,8 @@ def build(
 
     Args:
         name: a key of `BUILDERS`, such as "resnet34"; "timm/NAME" for a model of timm's; "adder/NAME"
-            for one of these with `adder=True`; or a text encoder and its layers, such as "bert/6".
+            for one of these with `adder=True`; a text encoder and its layers, such as "bert/6"; or a
+            recurrent network of texts and its width, such as "skip-gru/128".
         depths: the sub-nets: blocks per stage by name, `{"18": (2, 2, 2, 2)}`, or a list of names that
             the family knows, `["18"]`; a new name gives its blocks, `["half=2,2,2,2"]`.
         norms: "private" to each depth behind the fork, or "shared" (an ablation; see `NestedNet`).
@@ -220,6 +222,8 @@ def builder_of(name: str) -> Builder:
         return timm_builder(name.removeprefix(PREFIX))
     if is_encoder(name):
         return encoder_builder(name)
+    if is_recurrent(name):
+        return recurrent_builder(name)
     if name not in BUILDERS and Path(name).is_dir():
         raise ValueError(f"no network {name!r}: a folder is a text encoder, and --data holds no texts")
     if name not in BUILDERS:

@@ -11,6 +11,7 @@ from stepwell.report.mixtures import mixture_section
 from stepwell.report.networks import networks_section
 from stepwell.report.resolution import resolution_section, widths_section
 from stepwell.report.run_record import RunRecord
+from stepwell.report.sequences import sequences_section
 from stepwell.report.skipping import skipping_section
 
 Part = Callable[[RunRecord, Mapping[str, str]], str]
@@ -25,6 +26,7 @@ SECTIONS: Mapping[str, Part] = {
     "netgraft": grafting_section,
     "pixels": skipping_section,
     "pkkd": adder_section,
+    "sequences": sequences_section,
     "skipping": skipping_section,
     "widths": widths_section,
 }

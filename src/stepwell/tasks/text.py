@@ -28,7 +28,7 @@ from stepwell.nets.files.initial_weights import Start, initialise
 from stepwell.nets.files.nested import fingerprint
 from stepwell.nets.nested.net import NormSharing
 from stepwell.tasks import classification
-from stepwell.tasks.classification import Inputs, Task, open_task, untrained_depths
+from stepwell.tasks.classification import Inputs, Measured, Task, open_task, untrained_depths
 from stepwell.teachers import OpenTeacher
 from stepwell.training.optimisation import Optimisation, Smoothed
 from stepwell.training.progress import tell
@@ -294,21 +294,22 @@ def prepare(
 def finish(
     task: Task[TextBatches], net: NestedNet, untrained: Mapping[str, Sequence[int]] | None = None,
     record: Mapping[str, Any] | None = None, trained: Sequence[str] | None = None, *,
-    cascade: Mapping[str, Any] | None = None,
+    cascade: Mapping[str, Any] | None = None, kind: str | None = None,
+    measure: Callable[[NestedNet, Any], Measured] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the trained `net` on the test part, write the run's results, and return them.
 
-    Args as for `classification.finish`; the tokenizer goes into the network's file, whose network
-    predicts numbers as they stand in the data.
+    Args as for `classification.finish`; the kind is by default that of the labels. The tokenizer
+    goes into the network's file, whose network predicts numbers as they stand in the data.
     """
     examples = task.train.examples
     mean, std = examples.scale
     module: Any = net.module
     if examples.numeric:
         module.rescale(mean, std)
-    kind = kind_of(examples)
+    kind = kind or kind_of(examples)
     return classification.finish(
-        task, net, untrained, record, trained, kind=kind, cascade=cascade,
+        task, net, untrained, record, trained, kind=kind, cascade=cascade, measure=measure,
         write=partial(save_text, tokenizer=examples.tokenizer, kind=kind, pairs=examples.pairs),
         read=lambda file: load_text(file).net,
     )  # fmt: skip

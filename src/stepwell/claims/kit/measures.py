@@ -62,13 +62,16 @@ def static_at(depths: Sequence[str], arm: str) -> Measure:
     It lies on straight lines between these networks; beyond them it is that of the cheapest or
     costliest one.
     """
+    return on_curve([(alone(d), d) for d in depths], arm)
+
+
+def on_curve(rivals: Sequence[tuple[str, str]], arm: str) -> Measure:
+    """The same of any arms, each at a row of its results."""
     macs = macs_of(arm, "chosen")
 
     def measure(results: Mapping[str, Mapping[str, Any]]) -> float:
-        rivals = [
-            (results[alone(d)]["costs"][d]["macs"], accuracy(alone(d), d)(results)) for d in depths
-        ]
-        return on_lines(sorted(rivals), macs(results))
+        points = [(macs_of(*one)(results), accuracy(*one)(results)) for one in rivals]
+        return on_lines(sorted(points), macs(results))
 
     return measure
 

@@ -21,7 +21,8 @@ from stepwell.files import damaged, result_of
 GRAPH = "stepwell knowledge graph"
 #: Kinds of networks whose files hold a nested net.
 NESTED = (
-    "classifier", "resolution", "features", "text", "text-numbers", "skipping", "pixels", "widths",
+    "classifier", "resolution", "features", "text", "text-numbers", "sequence", "skipping", "pixels",
+    "widths",
     "detector",
 )  # fmt: skip
 
