@@ -11,11 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepwell.claims.cnc.arms import TASKS, published_split
-from stepwell.claims.cnc.rivals import adjacency, colour_kernel, colours, graphlets, numbers_of
+from stepwell.claims.cnc.rivals import (
+    adjacency,
+    colour_kernel,
+    colours,
+    graphlets,
+    isomorphism_network,
+    numbers_of,
+)
 from stepwell.claims.cnc.study import (
     ARMS,
     CBOW,
     DEGREES,
+    GIN,
     GRAPHLETS,
     GREY,
     KERNEL,
@@ -102,6 +110,23 @@ def test_colours_do_not_depend_on_names_and_tell_a_ring_of_six_from_a_path():
     assert colour_kernel(*kinds, *labels) == {"accuracy": 1.0, "balanced_accuracy": 1.0}
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_graph_network_tells_rings_from_stars():
+    def ring(n):
+        return "".join(f"{i} {(i + 1) % n}\n" for i in range(n))
+
+    def star(n):
+        return "".join(f"0 {i}\n" for i in range(1, n))
+
+    parts = [
+        [parse_network(of(n).encode(), "", Pictures().record) for n in sizes for of in (ring, star)]
+        for sizes in (range(4, 12), (13, 20))
+    ]
+    labels = [np.arange(len(part)) % 2 for part in parts]
+    found = [isomorphism_network(*parts, *labels, epochs=20, seed=seed) for seed in (0, 0)]
+    assert found[0] == found[1] == {"accuracy": 1.0, "balanced_accuracy": 1.0}
+
+
 def test_statistics_are_those_of_a_triangle_with_a_tail():
     network = parse_network(b"a b\nb c\nc a\nc d\n", "", Pictures().record)
     found = numbers_of(network, "structure")
@@ -111,14 +136,17 @@ def test_statistics_are_those_of_a_triangle_with_a_tail():
 
 
 @pytest.mark.filterwarnings(
-    "ignore:the axes of", "ignore:.*images are set aside", "ignore:.*parts, which"
+    "ignore:the axes of",
+    "ignore:.*images are set aside",
+    "ignore:.*parts, which",
+    "ignore:.*torch.jit",
 )
 @pytest.mark.usefixtures("quick")
 def test_verify_cnc_quick_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("STEPWELL_DATA", str(tmp_path / "cache"))
     monkeypatch.setenv("STEPWELL_ONE_PROCESS", "1")
     monkeypatch.setattr(word2vec, "EPOCHS", 1)
-    arms = [PICTURE, PAPER, DEGREES, GRAPHLETS, KERNEL]
+    arms = [PICTURE, PAPER, DEGREES, GRAPHLETS, KERNEL, GIN]
     record, page = verify_system("cnc", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms)
     assert record["arms"][PICTURE]["copies/same"]["n"] == 1
     assert {"headline", "copies", "robust/size"} <= {claim["id"] for claim in record["claims"]}

@@ -22,6 +22,7 @@ from stepwell.data.text_files import TextFiles
 from stepwell.data.tokens import Tokenizer
 from stepwell.export.opening import open_depths
 from stepwell.measure.text import save_text
+from stepwell.methods.bert_internal import InternalKD
 from stepwell.recipes import train
 from stepwell.report.internal import internal_section
 from stepwell.report.run_record import read_run
@@ -232,14 +233,45 @@ def test_a_teacher_of_the_same_texts_cut_elsewhere_had_no_other_data(
 
 
 def test_a_tokenizer_of_few_words_is_told(encoder, data, tmp_path, capsys, monkeypatch):
-    from stepwell.tasks import text
-
     monkeypatch.setattr(text, "SPARE", -1)  # one word fewer than the tokenizer has
     monkeypatch.delenv("STEPWELL_QUIET", raising=False)
     text.read_splits(str(data), tmp_path, text.Images(), str(encoder))
     assert re.search(
         r"note: the tokenizer has \d+ words and the encoder \d+: check that", capsys.readouterr().err
     )
+
+
+def test_texts_that_mislead_are_told(encoder, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("STEPWELL_QUIET", raising=False)
+    rows = [("a [SEP] b", "1"), *texts(20)]
+    own = write_tsv(tmp_path / "own.tsv", rows)
+    plain = shutil.copytree(encoder, tmp_path / "plain")
+    content = json.loads((plain / "tokenizer.json").read_text()) | {"post_processor": None}
+    (plain / "tokenizer.json").write_text(json.dumps(content))
+    files = TextFiles(test=own, valid=data / "dev.tsv")
+    text.read_texts_of(str(own), str(plain), files)
+    said = capsys.readouterr().err
+    assert f"{own}, line 2 and 0 others hold a mark of the tokenizer (" in said
+    assert "note: 21 of the test texts are training texts, too" in said
+    assert "the tokenizer puts no mark such as [CLS] before a text" in said
+
+
+def test_python_says_what_is_no_text(run, untyped):
+    network = stepwell.open_network(run).net
+    for wrong, message in (
+        (None, "give a text, a pair, or a list of these, not None"),
+        (b"abc", "give a text, a pair, or a list of these, not b'abc'"),
+        ([3], "text 1 is no text: 3"), ("a \ud83d b", "text 1 holds half of a surrogate pair"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=re.escape(message)):
+            network.predict(wrong)
+    with pytest.raises(ValueError, match="ResNet is no text encoder: build one, such as bert/6"):
+        InternalKD(stepwell.build("resnet8"), network.net)
+
+
+def test_no_more_tokens_are_timed_than_an_encoder_has_positions(run, capsys):
+    code, _, err = told(capsys, "cost", run, "--size", "41")
+    assert (code, "--size 41: this encoder takes at most 40 tokens" in err) == (2, True), err
 
 
 def test_a_tokenizer_that_changed_is_named_on_resume(encoder, data, tmp_path):
@@ -354,6 +386,9 @@ def test_a_pair_of_texts_is_read_as_one(encoder, tmp_path):
 REFUSED = {
     "no net": (["--net", "resnet32"], "no folder resnet32: texts need an encoder's folder (--net)"),
     "image flag": (["--size", "32"], "--size is for images, and --data names texts: leave it out"),
+    "attention": (["--attention", "1"], "--attention 1 compares the energy of positions"),
+    "calibrated": (["--depths", "2", "--calibrated", "1"], "bert/3 has no depth '1' by name with these "
+                   "stages: give the blocks of each, such as 1=1,1"),
     "mix": (["--mix", "mixup"], "--mix is for images, and --data names texts"),
     "stem": (["--stem", "small"], "--stem small is for images"),
     "pretrained": (["--init", "pretrained"], "are the start already; leave it out"),

@@ -47,7 +47,7 @@ class Tokenizer:
             ) from error
         self._library.no_padding()
         self._library.no_truncation()
-        special = int(self._library.num_special_tokens_to_add(True))
+        self.special = special = int(self._library.num_special_tokens_to_add(True))
         if limit <= special:
             raise ValueError(
                 f"a text of {limit} token{'s' * (limit != 1)} has no room beside its {special} special "
@@ -63,6 +63,12 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """A hash of the vocabulary and its rules."""
         return hashlib.sha256(self.content.encode()).hexdigest()[:16]
+
+    @cached_property
+    def marks(self) -> tuple[str, ...]:
+        """The words that are marks of the tokenizer, such as [SEP]."""
+        known = self._library.get_added_tokens_decoder().values()
+        return tuple(token.content for token in known if token.special)
 
     @property
     def cutting(self) -> str:

@@ -141,8 +141,6 @@ def serve(network: Network, *, engine: Engine = "torch", cascade: bool = False) 
         parts = (given,) if isinstance(given, str) else tuple(given)
         if not parts:
             raise ValueError("there is no text")
-        if any(0xD800 <= ord(letter) <= 0xDFFF for part in parts for letter in part):
-            raise ValueError("the text holds half of a surrogate pair: send whole characters")
         if (count := sum(map(len, parts))) > LONGEST:
             raise ValueError(f"the text has {count:,} characters: send at most {LONGEST:,}")
         encoded: TokenSet = text.encoded([parts], ["the text"])
@@ -234,6 +232,10 @@ def cost(
     """Measure the costs of every depth. Flags as for `cost`; the size is in tokens."""
     from stepwell.kinds.classifier_costs import measured_costs
     from stepwell.measure.text import text_parts
+    from stepwell.nets.families.encoders import most_tokens
 
+    module = network.net.net.module
+    if size is not None and size > (most := most_tokens(module.config, module.padding)):
+        raise ValueError(f"--size {size}: this encoder takes at most {most} tokens")
     read = partial(text_parts, network.net, network.path, network.config)
     return measured_costs(inside(network), read, size, batch, save, accuracy_on, data)

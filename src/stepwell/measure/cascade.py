@@ -60,9 +60,10 @@ def check_depths(net: NestedNet) -> list[str]:
     """Give the depths that a cascade can use; ValueError if there are fewer than two."""
     ready = [depth for depth, status in net.status.items() if status != "fresh"]
     if len(ready) < 2:
+        more = ", or add depths (`stepwell calibrate`)" if net.card.input == "image" else ""
         raise ValueError(
             f"a cascade needs two depths or more, and this network has {', '.join(ready) or 'none'} "
-            "ready: train a nested one (`stepwell train ekd`), or add depths (`stepwell calibrate`)"
+            f"ready: train a nested one (`stepwell train ekd`){more}"
         )
     return ready
 

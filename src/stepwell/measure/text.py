@@ -68,7 +68,9 @@ class TextClassifier:
         """
         if single := isinstance(texts, str) or (isinstance(texts, tuple) and len(texts) <= 2):
             texts = [texts]
-        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        if isinstance(texts, bytes) or not isinstance(texts, Iterable):
+            raise ValueError(f"give a text, a pair, or a list of these, not {texts!r:.60}")
+        rows = [tuple(text) if isinstance(text, tuple | list) else (text,) for text in texts]
         depth = self.net.full if depth is None else depth
         self.net.require_ready(depth)
         predictions = self.classify(rows, depth, top=top)
@@ -131,6 +133,11 @@ class TextClassifier:
         kinds = {1: "a single text", 2: "a pair of texts with a tab between"}
         known = self.pairs is not None
         for text, place in zip(texts, places, strict=True):
+            for part in text:
+                if not isinstance(part, str):
+                    raise ValueError(f"{place} is no text: {part!r:.60}")
+                if any(0xD800 <= ord(letter) <= 0xDFFF for letter in part):
+                    raise ValueError(f"{place} holds half of a surrogate pair: give whole characters")
             if any(map(is_blank, text)):
                 raise ValueError(f"{place} is empty")
             if len(text) not in kinds:

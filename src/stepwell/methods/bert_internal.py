@@ -113,6 +113,8 @@ class InternalKD(Objective):
             raise ValueError(f"--{flag} is for the schedules progressive and stacked, not 'all'")
         if threshold is not None and not cls:
             raise ValueError("--threshold compares the loss of [CLS] states: set --cls above 0")
+        for net in (student, teacher):
+            shape_of(net)  # refuses what is no text encoder
         ours, theirs = (
             (net.module.config.vocab_size, net.module.padding)  # type: ignore[union-attr]
             for net in (student, teacher)
@@ -309,6 +311,8 @@ def layers_of(net: NestedNet) -> int:
 
 
 def shape_of(net: NestedNet) -> tuple[int, int]:
-    """The number of heads and the width of an encoder."""
-    config: Any = net.module.config
+    """The number of heads and the width of an encoder; ValueError for another network."""
+    config: Any = getattr(net.module, "config", None)
+    if not hasattr(config, "num_attention_heads"):
+        raise ValueError(f"{type(net.module).__name__} is no text encoder: build one, such as bert/6")
     return int(config.num_attention_heads), int(config.hidden_size)

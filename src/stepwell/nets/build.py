@@ -247,8 +247,11 @@ def _parse_depth(net: str, builder: Builder, depth: str) -> tuple[str, tuple[int
     if depth not in builder.family:
         whole = builder.family[builder.full]
         known = [d for d, b in builder.family.items() if sum(b) < sum(whole)]
+        if not known:
+            raise ValueError(
+                f"{net} has no depth {depth!r} by name with these stages: give the blocks of each, "
+                f"such as {depth}={full}"
+            )
         own = "" if is_encoder(net) else f"; or give the blocks of each stage, such as {depth}={full}"
-        raise ValueError(
-            f"no depth {depth!r} in the family of {net}: it holds {', '.join(known) or 'no other'}{own}"
-        )
+        raise ValueError(f"no depth {depth!r} in the family of {net}: it holds {', '.join(known)}{own}")
     return depth, builder.family[depth]

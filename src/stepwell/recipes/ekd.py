@@ -143,6 +143,12 @@ def ekd(
     opened = teaching.open(teaching.teacher) if teaching.teacher else None
     torch.manual_seed(training.seed)  # not before: opening a teacher draws numbers, too
     splits = kind.read_splits(data, out, images, network.net, texts, pictures)
+    if splits.train.input == "text" and teaching.attention:
+        raise ValueError(
+            f"--attention {teaching.attention:g} compares the energy of positions, which a text "
+            "encoder's norms make equal, so it would teach nothing: leave it out (train bert teaches "
+            "attention maps)"
+        )
     nested, start = kind.start_network(
         splits, network.net, depths, stages=network.stages, stem=network.stem,
         norms=ablation.norms, init=init,

@@ -287,7 +287,9 @@ def read_arrays(path: Path, remedy: str, needed: Sequence[str] = ()) -> dict[str
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in dict.fromkeys([*needed, *stored])}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise damaged(path, error, remedy) from error
+        # numpy advises to load such a file all the same, which would run its code
+        reason = "it is no file of arrays" if "pickle" in str(error) else error
+        raise damaged(path, reason, remedy) from error
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:

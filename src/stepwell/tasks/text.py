@@ -21,6 +21,7 @@ from stepwell.nets.families.encoders import (
     ARCHITECTURES,
     Pretrained,
     encoder_name,
+    most_tokens,
     read_pretrained,
 )
 from stepwell.nets.files.container import digest
@@ -113,10 +114,22 @@ def read_texts_of(data: str, net: str, texts: TextFiles) -> TextSplits:
             f"note: the tokenizer has {tokenizer.words:,} words and the encoder "
             f"{encoder.config['vocab_size']:,}: check that they are of one model"
         )
+    if not tokenizer.special:
+        tell(
+            "note: the tokenizer puts no mark such as [CLS] before a text, so the classifier reads its "
+            "first word: check that it is the encoder's own"
+        )
     like = read(file)
     parts = read_parts(Path(data), texts, lambda path: _encoded(read(path), like, labels, tokenizer))
     if parts.aside:
         tell(f"note: {file} has no test part: {len(parts.test)} of its texts are set aside for it")
+    for name, part in (("test", parts.test), ("validation", parts.validation)):
+        known = set() if part is None else {*parts.train.texts} & {*part.texts}
+        if known:
+            tell(
+                f"note: {len(known)} of the {name} texts are training texts, too, so the network looks "
+                "better on them than it is"
+            )
     return TextSplits(data, parts.train, parts.test, parts.validation, encoder)
 
 
@@ -147,14 +160,22 @@ def _encoded(texts: Texts, like: Texts, labels: Labels | Numbers, tokenizer: Tok
     encoded = TokenSet.of(texts.texts, labels.numbers(texts), labels.classes, tokenizer)
     if encoded.cut:
         tell(f"note: {texts.path}: {encoded.cut_note} (--max-tokens)")
+    marked = [
+        line
+        for text, line in zip(texts.texts, texts.lines, strict=True)
+        if any(mark in part for part in text for mark in tokenizer.marks)
+    ]
+    if marked:
+        tell(
+            f"note: {texts.path}, line {marked[0]} and {len(marked) - 1} others hold a mark of the "
+            f"tokenizer ({', '.join(tokenizer.marks)}) as a word, and it is read as the mark"
+        )
     return encoded
 
 
 def limit_of(encoder: Pretrained, limit: int | None) -> int:
     """The most tokens of a text; ValueError for more than the encoder has positions for."""
-    # RoBERTa's positions start at padding id + 1
-    reserved = encoder.module.padding + 1 if encoder.name.startswith("roberta") else 0
-    most: int = encoder.config["max_position_embeddings"] - reserved
+    most = most_tokens(encoder.module.config, encoder.module.padding)
     if limit is None:
         return min(LIMIT, most)
     if limit > most:

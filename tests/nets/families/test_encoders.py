@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import stepwell
 from stepwell.nets import build
@@ -242,10 +243,30 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(tmp_path):
     renamed = write_encoder(tmp_path / "renamed")  # without a head, whose names would tell
     change_config(renamed, model_type="roberta")
     refused(renamed, r"weights of a BertModel, and its config\.json says model_type roberta: copy")
-    for name, wrong in (("none", {"num_attention_heads": 0}), ("word", {"hidden_size": "x"})):
+    for name, wrong in (
+        ("none", {"num_attention_heads": 0}), ("word", {"hidden_size": "x"}),
+        ("padding", {"pad_token_id": 99999}), ("null", {"pad_token_id": None}),
+        ("gelu", {"hidden_act": "nosuch"}), ("cross", {"add_cross_attention": True}),
+        ("heads", {"num_attention_heads": 3}), ("dropout", {"hidden_dropout_prob": 1.5}),
+    ):  # fmt: skip
         odd = write_encoder(tmp_path / name)
         change_config(odd, **wrong)
         refused(odd, rf"{name}.config\.json describes no encoder \(.*\): copy it again")
+    adapted = write_encoder(tmp_path / "adapted")
+    tensors = load_file(adapted / "model.safetensors")
+    save_file(
+        tensors | {"encoder.layer.0.attention.self.query.lora_A.weight": torch.zeros(2, 2)},
+        adapted / "model.safetensors",
+    )
+    refused(adapted, r"holds weights that bert does not have, such as .*lora_A\.weight: save a plain")
+    tensors["encoder.layer.1.output.dense.bias"][0] = torch.nan
+    save_file(tensors, adapted / "model.safetensors")
+    refused(adapted, r"hold no numbers \(NaN\) in bert\.encoder\.layer\.1\.output\.dense\.bias: copy")
+    (adapted / "model.safetensors").rename(adapted / "weights.safetensors")
+    refused(adapted, "holds no weights: name a folder with model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-1-of-1.safetensors")}
+    (adapted / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(adapted, "the weights in .*adapted cannot be read .*: copy all files of the encoder again")
     mute = write_encoder(tmp_path / "mute")
     (mute / "tokenizer.json").write_text("{")
     refused(mute, r"tokenizer\.json cannot be read .*: write it again with tokenizer\.save_pretrained")

@@ -14,7 +14,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from stepwell.claims.cnc.rivals import Features, colour_kernel, numbers_of
+from stepwell.claims.cnc.rivals import (
+    Features,
+    colour_kernel,
+    isomorphism_network,
+    numbers_of,
+)
 from stepwell.claims.kit.measuring import Clock
 from stepwell.data import load_images
 from stepwell.data.groups import set_aside
@@ -105,6 +110,17 @@ def graph_kernel(
 
     def rates(folder: Path) -> dict[str, float]:
         return colour_kernel(*_read_parts(folder))
+
+    return _everywhere(rates, out, data, nodes, train, test, seed)
+
+
+def graph_network(
+    *, out: Path, data: str, nodes: int, train: int, test: int, epochs: int, seed: int = 0
+) -> dict[str, Any]:
+    """A graph isomorphism network, without a picture."""
+
+    def rates(folder: Path) -> dict[str, float]:
+        return isomorphism_network(*_read_parts(folder), epochs=epochs, seed=seed)
 
     return _everywhere(rates, out, data, nodes, train, test, seed)
 

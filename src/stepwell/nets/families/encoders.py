@@ -17,6 +17,7 @@ from stepwell.data.tokens import Tokenizer
 from stepwell.files import read_json
 from stepwell.nets.families.builder import Builder
 from stepwell.ranges import LARGEST
+from stepwell.types import not_finite
 
 if TYPE_CHECKING:
     from stepwell.nets.families.encoder_classes import Encoder
@@ -31,6 +32,8 @@ ARCHITECTURES = {
 HEADS = ("classifier.", "pre_classifier.", "bert.pooler.")
 #: The number of a layer in the name of a parameter, counted from 0.
 LAYER = re.compile(r"\.layer\.(\d+)\.")
+#: Letters of another library's error in a message, at most.
+MOST = 150
 #: The largest number of layers that a name may have.
 MOST_LAYERS = 100
 
@@ -102,15 +105,27 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
         settings = make.config_class(**config | {"num_labels": num_classes})
     except Exception as error:  # the library checks fields in ways of its own
         raise ValueError(_wrong_config(folder, error)) from error
+    padding = settings.pad_token_id
+    if type(padding) is not int or not 0 <= padding < settings.vocab_size:
+        raise ValueError(_wrong_config(folder, f"pad_token_id is {padding}"))
     try:
         module, missing, mismatched, unused = read_weights(make, folder, settings)
-    except (ArithmeticError, TypeError) as error:
-        raise ValueError(_wrong_config(folder, error)) from error
+    except (MemoryError, ImportError):
+        raise
+    except OSError as error:
+        raise ValueError(
+            f"the weights in {folder} cannot be read ({_first_words(error)}): copy all files of the "
+            "encoder again"
+        ) from error
     except SafetensorError as error:
         raise ValueError(
             f"the weights in {folder} are damaged ({error}): copy them again, or write them with "
             "model.save_pretrained"
         ) from error
+    except Exception as error:  # wrong fields end in any error while the layers are made
+        raise ValueError(_wrong_config(folder, error)) from error
+    if wrong := not_finite(module.state_dict()):
+        raise ValueError(f"the weights in {folder} hold no numbers (NaN) in {wrong}: copy them again")
     own = [n for n in missing if not n.startswith(HEADS)]
     if own or mismatched:
         raise ValueError(
@@ -123,6 +138,11 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
             f"{folder} has the weights of {layers} layers, and its config.json names {config[entry]} "
             f"({entry}): copy config.json again; for fewer layers, train shallower depths"
         )
+    if other := [name for name in unused if LAYER.search(name)]:
+        raise ValueError(
+            f"{folder} holds weights that {architecture} does not have, such as {other[0]}: save a "
+            f"plain {architecture} (adapters merged) with model.save_pretrained"
+        )
     tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
     # settings of this architecture alone, in JSON
     plain: dict[str, Any] = json.loads(json.dumps(settings.to_diff_dict(), default=str))
@@ -131,9 +151,21 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
     return Pretrained(name, plain, tokenizer, module, tuple(missing), classes)
 
 
-def _wrong_config(folder: Path, error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    return f"{folder / 'config.json'} describes no encoder ({reason}): copy it again"
+def _wrong_config(folder: Path, error: Exception | str) -> str:
+    return f"{folder / 'config.json'} describes no encoder ({_first_words(error)}): copy it again"
+
+
+def _first_words(error: Exception | str) -> str:
+    """An error's text in one line of moderate length; of an error without one, its kind."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{text[:MOST]} ..." if len(text) > MOST else text
+
+
+def most_tokens(config: Any, padding: int) -> int:
+    """The most tokens of a text that an encoder of a config has positions for."""
+    # RoBERTa's positions start at padding id + 1
+    reserved = padding + 1 if config.model_type == "roberta" else 0
+    return int(config.max_position_embeddings) - reserved
 
 
 def encoder_name(folder: Path) -> str:
@@ -175,7 +207,8 @@ def _config_of(folder: Path) -> dict[str, Any]:
             f"{folder} has no tokenizer.json: write it with tokenizer.save_pretrained(folder), of a "
             "fast tokenizer"
         )
-    if not any(folder.glob("*.safetensors")):
+    files = ("model.safetensors", "model.safetensors.index.json")
+    if not any((folder / file).is_file() for file in files):
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt")]
         state = f"holds its weights as a pickle, {pickles[0].name}" if pickles else "holds no weights"
         raise ValueError(

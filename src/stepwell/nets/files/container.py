@@ -104,10 +104,12 @@ def structure_of(path: Path) -> Iterator[None]:
     """Explain whatever goes wrong with the content of a file in one line that names the file.
 
     A right checksum says nothing about the content: a newer version, or anybody, may have written it. A
-    ValueError that names the file passes unchanged.
+    ValueError that names the file passes unchanged, and so does the lack of a library.
     """
     try:
         yield
+    except ImportError:
+        raise
     except Exception as error:  # a wrong header can cause any error
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
