@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from forking import Forked
 from stepwell.methods import EmbeddedKD
 from stepwell.nets import build
 from stepwell.types import Batch
@@ -55,8 +56,8 @@ def digest(task, net, *_, **options):
 finish, classification.finish = classification.finish, digest
 depths.costs_of = partial(depths.costs_of, seconds=0.01)
 train("ekd",
-    data="digits", part="1/4", out=Path({out!r}), net="resnet14", depths=("8",),
-    epochs=2, nest_epochs=2, schedule="two-phase", ema_teacher=0.0, val_fraction={share},
+    data="digits", part="1/8", out=Path({out!r}), net="resnet14", depths=("8",),
+    epochs=2, nest_epochs=2, batch_size=32, schedule="two-phase", ema_teacher=0.0, val_fraction={share},
     loop=Loop(device="cpu", devices=2),
 )
 """
@@ -120,18 +121,14 @@ def torchrun(*arguments):
 
 
 def two_processes(script):
-    """Run `script` as torchrun would, without the seconds that it takes itself."""
+    """Run `script` as torchrun would, without the seconds that it and the imports take."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     where = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script)], env=ENV | where | {"RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE, text=True,
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
+        Forked(script, env=ENV | where | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")
+    ]
     try:
         errors = [process.communicate(timeout=120)[1] for process in ranks]
     finally:
