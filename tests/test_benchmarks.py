@@ -52,7 +52,14 @@ def ran(command, **_):
     assert process.returncode == 0, err
 
 
-@pytest.mark.parametrize("name", NAMES)
+#: The one exports four networks, which tests of the export do with smaller ones; the other starts six
+#: processes, where `test_serve_command` has a server under load.
+LONG = ("dynamic_graphs", "serve")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in NAMES]
+)
 def test_a_benchmark_runs(name, monkeypatch):
     module = import_module(f"benchmarks.{name}")
     once = {"rounds": 1, "warmup": 0}

@@ -39,6 +39,8 @@ def test_a_module_of_ones_own(tmp_path):
     assert "holds depths half, full" in run(tmp_path, "own_module.py", "--steps", "3")
 
 
+# `recipes/test_text.py` exports such an encoder and runs its graphs. The script takes half a minute.
+@pytest.mark.long
 def test_texts_to_three_depths_in_onnx(tmp_path):
     write_encoder(tmp_path / "minilm", layers=4)
     write_tsv(tmp_path / "reviews.tsv", texts(60))

@@ -115,9 +115,10 @@ def objective_and_batch(progress):
 def torchrun(*arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     command += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    return subprocess.run(
+    done = subprocess.run(
         [*command, *map(str, arguments)], env=ENV, capture_output=True, text=True, timeout=240
     )
+    assert done.returncode == 0, done.stderr
 
 
 def two_processes(script):
@@ -162,16 +163,20 @@ def test_two_processes_give_the_mean_of_the_half_batches_gradients(tmp_path):
                 assert_close(got[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1])
-def test_two_processes_end_with_the_same_weights_and_one_writes(tmp_path, share):
+@pytest.mark.parametrize(
+    ("share", "start"),
+    [
+        (0.0, two_processes),
+        (0.1, two_processes),
+        # the environment that it sets is that of `two_processes`; three processes import all they need
+        pytest.param(0.0, torchrun, marks=pytest.mark.long),
+    ],
+)
+def test_two_processes_end_with_the_same_weights_and_one_writes(tmp_path, share, start):
     """The last epoch's, with the norm statistics of the first process, or the best epoch's."""
     script, out = tmp_path / "worker.py", tmp_path / "run"
     script.write_text(RECIPE.format(out=str(out), share=share))
-    if share:
-        two_processes(script)
-    else:
-        done = torchrun(script)
-        assert done.returncode == 0, done.stderr
+    start(script)
     assert (tmp_path / "rank0").read_text() == (tmp_path / "rank1").read_text()
     results = json.loads((out / "results.json").read_text())
     assert {"8/accuracy", "14/accuracy"} <= results["test"].keys()

@@ -149,6 +149,8 @@ for blocks in (2, "222", (2.0, 2, 2), None):
 """)
 
 
+# Eight more families than the next test compiles: half a minute of torch's compiler.
+@pytest.mark.long
 def test_every_family_compiles_to_one_graph_of_all_depths():
     """By tracing alone, for some by making it functional, too; machine code would take minutes."""
     in_a_process_of_its_own("""
