@@ -3,6 +3,7 @@
 # Before any of Stepwell: a package that is first imported inside a module with checks of types is
 # compiled from its source, for jaxtyping caches what it loads under another name.
 
+import gc
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,12 @@ from PIL import Image
 
 # Small networks are no work to share, and threads that wait for a busy core cost much.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Exempt what the imports made, which stays to the end, from all searches for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -132,7 +132,9 @@ def test_what_cannot_be_served_is_one_line(network, tmp_path, capsys, monkeypatc
     assert "no such address" in refused(capsys, network, "--host", "no.such.host.invalid")
     own = (network, "--port", 0)
     said = refused(capsys, *own, "--slo-ms", "0.001")
-    assert re.search(r"a promise of 0.001 ms cannot be kept: the fastest depth, \d+, takes \S+ ms", said)
+    assert re.search(
+        r"a promise of 0.001 ms cannot be kept: the fastest depth, \d+, takes \S+ ms", said
+    )
     assert "no depth '9'; there are 8, 14" in refused(capsys, *own, "--depths", "9")
     assert "this network has no cascade yet" in refused(capsys, *own, "--cascade")
     assert "holds no export: write it with `stepwell export" in refused(
