@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint wheel-test bench fuzz clean
+.PHONY: demo test test-all lint wheel-test bench fuzz clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stepwell needs Python 3.11 or newer; say which with: make PYTHON=python3.12 ...")'
@@ -26,11 +26,14 @@ demo: $(VENV)/.installed
 	@echo '  $(BIN)/stepwell verify ekd --quick'
 	@echo '  $(BIN)/stepwell --help'
 
-test: $(VENV)/.installed
+# `test-all` also runs the tests marked `long`. Bytecode is cached even where the environment says no: else
+# each process that a test starts compiles the package.
+test test-all: $(VENV)/.installed
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check --quiet src tests benchmarks
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n 2 --dist worksteal $(if $(filter test,$@),-m 'not long')
 
 # A wheel in a clean environment with the core dependencies only trains, evaluates and reports.
 wheel-test: $(VENV)/.installed

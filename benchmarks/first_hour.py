@@ -26,10 +26,11 @@ PAGES = ("README.md", "docs/guide.md")
 COMMAND = re.compile(r"^    stepwell (.*?)(?: +#.*)?$", re.MULTILINE)
 #: What `--short` writes in place of the pages' networks; the guide's own test does alike.
 SHORTER = {
-    "resnet34": "resnet20", "--depths small=1,1,1,1 18": "--depths small=1,1,1 14",
-    "--depths 18 small=1,1,1,1": "--depths 14 small=1,1,1", "--depths 18": "--depths 14",
-    "--depths 26=3,3,3,3": "--depths 26=3,2,2", "--depth 34 --beyond 18": "--depth 20 --beyond 14",
-    "--size 64": "--size 32", "--budget-ms 30 ": "--budget-ms 10000 ",
+    "resnet34": "resnet14", "--depths small=1,1,1,1 18": "--depths small=1,1,1 18=2,1,1",
+    "--depths 18 small=1,1,1,1": "--depths 18=2,1,1 small=1,1,1",
+    "--depths 18 --size": "--depths 18=2,1,1 --size", "--depths 26=3,3,3,3": "--depths 26=2,2,1",
+    "--depth 34 --beyond 18": "--depth 14 --beyond 18", "--size 64": "--size 16",
+    "--budget-ms 30 ": "--budget-ms 10000 ",
 }  # fmt: skip
 
 

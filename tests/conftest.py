@@ -1,15 +1,30 @@
 """Fixtures that several parts share."""
 
+# Before any of Stepwell: a package that is first imported inside a module with checks of types is
+# compiled from its source, for jaxtyping caches what it loads under another name.
+
+import gc
+from functools import cache
 from pathlib import Path
 
+import beartype.door  # noqa: F401
 import jaxtyping
 import numpy as np
 import pytest
+import rich.console  # noqa: F401
+import safetensors.torch  # noqa: F401
 import torch
+import torchvision  # noqa: F401
 from PIL import Image
 
 # Small networks are no work to share, and threads that wait for a busy core cost much.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Exempt what the imports made, which stays to the end, from all searches for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +39,23 @@ def _short_times():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "SCALE", 0.01)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_read_once():
+    """For each graph torch's exporter parses the source of its 500 operators; here it does so once.
+
+    That is a third of an export's time. A torch that does it elsewhere is only slower.
+    """
+    try:
+        from torch.onnx._internal._lazy_import import onnxscript_apis as apis
+    except ImportError:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        read = cache(lambda: type(apis).__getattr__(apis, "get_torchlib_ops")())
+        patch.setattr(apis, "get_torchlib_ops", read, raising=False)
         yield
 
 

@@ -3,19 +3,21 @@
 import math
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from benchmarks import timing
 from benchmarks.__main__ import NAMES
 from torchvision.models.resnet import BasicBlock
 
+from forking import Forked
 from stepwell.nets.decisions.pixels import MaskedBasicBlock
 
 FOLDER = Path(timing.__file__).parent
 #: Sizes of the smallest case, for the constants that a benchmark has.
 SMALL = {
     "IMAGES": 64, "BATCH": 32, "ROUNDS": 1, "EPOCHS": 1, "SECONDS": 0.01, "SIZES": (1_000,), "SIDE": 64,
-    "SOAK": 1.0, "CLOSED": 16, "LOADS": (1.0,), "DEPTHS": ("8",),
+    "SOAK": 1.0, "CLOSED": 16, "LOADS": (1.0,), "DEPTHS": ("8",), "FULL": "14", "SIZE": 16,
     "LEAVING": (0.5,), "OPENED": (0.5,),
     "WIDTHS": (4,), "INPUTS": 4, "READ": 6,
     "CONFIG": {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2},
@@ -41,7 +43,24 @@ def numbers(value):
         yield value
 
 
-@pytest.mark.parametrize("name", NAMES)
+def started(command, **_):
+    return Forked(*command[1:])
+
+
+def ran(command, **_):
+    process = Forked(*command[1:])
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+
+
+#: The one exports four networks, which tests of the export do with smaller ones; the other starts six
+#: processes, where `test_serve_command` has a server under load.
+LONG = ("dynamic_graphs", "serve")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in NAMES]
+)
 def test_a_benchmark_runs(name, monkeypatch, untyped):
     module = import_module(f"benchmarks.{name}")
     once = {"rounds": 1, "warmup": 0}
@@ -53,6 +72,9 @@ def test_a_benchmark_runs(name, monkeypatch, untyped):
     for constant, small in (SMALL | {"CASES": CASES.get(name)}).items():
         if hasattr(module, constant):
             monkeypatch.setattr(module, constant, small)
+    if name == "serve":  # its processes start at once
+        starts = SimpleNamespace(PIPE=None, DEVNULL=None, Popen=started, run=ran)
+        monkeypatch.setattr(module, "subprocess", starts)
     monkeypatch.setenv("STEPWELL_QUIET", "1")
     found = [*numbers(module.measure())]
     assert found

@@ -721,14 +721,14 @@ def test_what_the_page_on_distillation_shows_runs(stepwell, image_folder, tmp_pa
     commands = re.findall(r"^    stepwell (.*)$", page, re.MULTILINE)
     assert len(commands) == 18
     for line in commands:
-        line = line.replace("--size 64", "--size 64 --epochs 1 --batch-size 4 --device cpu")
-        line = line.replace("--epochs 15", "--epochs 1 --batch-size 64 --part 1/4 --device cpu")
+        line = line.replace("--size 64", "--size 32 --epochs 1 --batch-size 4 --device cpu")
+        line = line.replace("--epochs 15", "--epochs 1 --batch-size 64 --part 1/8 --device cpu")
         line = line.replace("--generator-steps 1500", "--generator-steps 2 --synthetic-count 16")
         line = line.replace("resnet14", "resnet8").replace("resnet20_ln", "resnet8_ln")
         code, out, err = stepwell(*shlex.split(line), *["--json"] * line.startswith("train"))
         assert code == 0, f"{line}: {err}"
         if "runs/second" in line:  # the first one has filled the cache
-            assert json.loads(out)["distill"]["cache"] == {"read": 320, "computed": 0}
+            assert json.loads(out)["distill"]["cache"] == {"read": 160, "computed": 0}
     assert "against the ensemble of runs/one@8, runs/two@8" in " ".join(out.split())
     assert "no CKA: the ensemble of runs/one@8, runs/two@8 gives no features" in err
     # what was mixed in training is compared mixed, and has no class

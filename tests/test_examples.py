@@ -1,12 +1,11 @@
 """The scripts under examples/ run as their users run them."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from forking import Forked
 from tiny_text import texts, write_encoder, write_tsv
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -14,10 +13,10 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def run(folder: Path, script: str, *arguments: str) -> str:
     env = os.environ | {"OMP_NUM_THREADS": "1", "STEPWELL_QUIET": "1"}
-    command = [sys.executable, "-W", "error::FutureWarning", str(EXAMPLES / script), *arguments]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    done = Forked(EXAMPLES / script, *arguments, cwd=folder, env=env, errors=(FutureWarning,))
+    out, err = done.communicate(timeout=300)
+    assert done.returncode == 0, err
+    return out
 
 
 def test_a_depth_for_each_place_and_a_cascade_of_them(tmp_path):
@@ -40,6 +39,8 @@ def test_a_module_of_ones_own(tmp_path):
     assert "holds depths half, full" in run(tmp_path, "own_module.py", "--steps", "3")
 
 
+# `recipes/test_text.py` exports such an encoder and runs its graphs. The script takes half a minute.
+@pytest.mark.long
 def test_texts_to_three_depths_in_onnx(tmp_path):
     write_encoder(tmp_path / "minilm", layers=4)
     write_tsv(tmp_path / "reviews.tsv", texts(60))

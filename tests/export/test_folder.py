@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from hashlib import sha256
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import stepwell
+from forking import Forked
 from stepwell.export import check, export_folder, folder, open_onnx
 from stepwell.export.opening import open_depths
 from stepwell.kinds.classifier_tables import show_export
@@ -28,9 +28,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 #: Another process that exports to a folder, and is not done yet.
 HOLDS = """
-import sys; from pathlib import Path; from stepwell.files import locked
+import sys, time; from pathlib import Path; from stepwell.files import locked
 folder = Path(sys.argv[1]); folder.mkdir(); lock = locked(folder / ".lock", folder)
-print("held", flush=True); sys.stdin.readline()
+print("held", flush=True); time.sleep(240)
 """
 
 
@@ -399,13 +399,11 @@ def test_what_a_killed_export_left_is_cleared_away(tmp_path, sample, small_net):
 
 def test_two_exports_to_one_folder_are_one_too_many(tmp_path, sample, small_net):
     place = tmp_path / "export"
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLDS, place], stdout=subprocess.PIPE, stdin=subprocess.PIPE
-    )
-    assert other.stdout.readline() == b"held\n"
-    with pytest.raises(OSError, match=f"another process is writing to {place}"):
-        export_folder(small_net(), place, sample, format="safetensors", depth="8")
-    other.communicate(b"\n")
+    with Forked("-c", HOLDS, place) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(OSError, match=f"another process is writing to {place}"):
+            export_folder(small_net(), place, sample, format="safetensors", depth="8")
+        other.kill()
     assert [file.name for file in place.iterdir()] == [".lock"]
     export_folder(small_net(), place, sample, format="safetensors", depth="8")
     assert (place / "8.safetensors").exists()

@@ -132,11 +132,11 @@ def test_norms_with_frozen_statistics_have_seen_every_view_once(graft, tmp_path)
         assert seen == {2} if statistics == "frozen" else min(seen) > 2
 
 
-@pytest.mark.parametrize("statistics", ["batch", "frozen"])
-def test_a_run_that_was_stopped_ends_the_same(graft, tmp_path, monkeypatch, statistics):
+@pytest.mark.parametrize(("statistics", "stops"), [("batch", (1, 7)), ("frozen", (7,))])
+def test_a_run_that_was_stopped_ends_the_same(graft, tmp_path, statistics, stops):
     graft = partial(graft, statistics=statistics)
     graft("whole")
-    for stop in (1, 7):  # within a graft, and within a join
+    for stop in stops:  # 1 is within a graft, and 7 within a join, which has the grafts behind it
         with stopped(Graft, stop + 1):
             graft(f"cut {stop}")
         graft(f"cut {stop}")

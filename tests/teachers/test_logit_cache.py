@@ -6,7 +6,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 from copy import deepcopy
 
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
+from forking import Forked
 from stepwell.teachers import CachedLogits, LogitCache
 from stepwell.teachers.logit_cache import RECORD
 from stepwell.types import Exit
@@ -284,9 +284,7 @@ def test_a_process_killed_while_it_writes_leaves_a_whole_cache(folder):
     rng = random.Random(0)
     kept = 0
     for _ in range(2):
-        with subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True
-        ) as process:
+        with Forked("-c", WRITER, folder) as process:
             for _ in range(rng.randrange(2, 5)):
                 assert process.stdout.readline()
             process.kill()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from forking import Forked
 from stepwell.methods import EmbeddedKD
 from stepwell.nets import build
 from stepwell.types import Batch
@@ -55,8 +56,8 @@ def digest(task, net, *_, **options):
 finish, classification.finish = classification.finish, digest
 depths.costs_of = partial(depths.costs_of, seconds=0.01)
 train("ekd",
-    data="digits", part="1/4", out=Path({out!r}), net="resnet14", depths=("8",),
-    epochs=2, nest_epochs=2, schedule="two-phase", ema_teacher=0.0, val_fraction={share},
+    data="digits", part="1/8", out=Path({out!r}), net="resnet14", depths=("8",),
+    epochs=2, nest_epochs=2, batch_size=32, schedule="two-phase", ema_teacher=0.0, val_fraction={share},
     loop=Loop(device="cpu", devices=2),
 )
 """
@@ -114,24 +115,21 @@ def objective_and_batch(progress):
 def torchrun(*arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     command += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    return subprocess.run(
+    done = subprocess.run(
         [*command, *map(str, arguments)], env=ENV, capture_output=True, text=True, timeout=240
     )
+    assert done.returncode == 0, done.stderr
 
 
 def two_processes(script):
-    """Run `script` as torchrun would, without the seconds that it takes itself."""
+    """Run `script` as torchrun would, without the seconds that it and the imports take."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     where = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script)], env=ENV | where | {"RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE, text=True,
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
+        Forked(script, env=ENV | where | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")
+    ]
     try:
         errors = [process.communicate(timeout=120)[1] for process in ranks]
     finally:
@@ -165,16 +163,20 @@ def test_two_processes_give_the_mean_of_the_half_batches_gradients(tmp_path):
                 assert_close(got[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1])
-def test_two_processes_end_with_the_same_weights_and_one_writes(tmp_path, share):
+@pytest.mark.parametrize(
+    ("share", "start"),
+    [
+        (0.0, two_processes),
+        (0.1, two_processes),
+        # the environment that it sets is that of `two_processes`; three processes import all they need
+        pytest.param(0.0, torchrun, marks=pytest.mark.long),
+    ],
+)
+def test_two_processes_end_with_the_same_weights_and_one_writes(tmp_path, share, start):
     """The last epoch's, with the norm statistics of the first process, or the best epoch's."""
     script, out = tmp_path / "worker.py", tmp_path / "run"
     script.write_text(RECIPE.format(out=str(out), share=share))
-    if share:
-        two_processes(script)
-    else:
-        done = torchrun(script)
-        assert done.returncode == 0, done.stderr
+    start(script)
     assert (tmp_path / "rank0").read_text() == (tmp_path / "rank1").read_text()
     results = json.loads((out / "results.json").read_text())
     assert {"8/accuracy", "14/accuracy"} <= results["test"].keys()

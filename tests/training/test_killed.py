@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from forking import Forked
 from stepwell import cli
 from stepwell.methods import bert_internal
 from stepwell.nets.files.nested import fingerprint
@@ -32,17 +33,21 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "STEPWELL_QUIET": "1"}
 
 def command(out: Path, schedule: str = "one-run") -> list[str]:
     return [
-        sys.executable, "-m", "stepwell", "train", "ekd", "--data", "digits", "--out", str(out),
-        "--net", "resnet20", "--depths", "8", "--epochs", "4", "--batch-size", "200",
+        "-m", "stepwell", "train", "ekd", "--data", "digits", "--part", "1/2", "--out", str(out),
+        "--net", "resnet14", "--depths", "8", "--epochs", "4", "--batch-size", "100",
         "--schedule", schedule, "--average", "0.9", "--checkpoint-minutes", "0", "--device", "cpu",
         "--json",
     ]  # fmt: skip
 
 
-def started(out: Path, schedule: str = "one-run") -> subprocess.Popen:
-    return subprocess.Popen(
-        command(out, schedule), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def started(out: Path, schedule: str = "one-run", **limits: int) -> Forked:
+    return Forked(*command(out, schedule), env=ENV, **limits)
+
+
+def started_from_nothing(out: Path) -> subprocess.Popen:
+    """Start the command as a user does, imports included."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, *command(out)], env=ENV, text=True, **pipes)
 
 
 def wait_for(condition, process, seconds=90):
@@ -61,8 +66,8 @@ def end_of(process) -> tuple[int, str, str]:
 def finish(out: Path, schedule: str = "one-run") -> None:
     """Run the same command to its end, or from where it was killed."""
     with contextlib.redirect_stdout(io.StringIO()) as text:
-        cli.main(command(out, schedule)[3:])
-    assert set(json.loads(text.getvalue())["costs"]) == {"8", "20"}
+        cli.main(command(out, schedule)[2:])
+    assert set(json.loads(text.getvalue())["costs"]) == {"8", "14"}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +104,7 @@ def test_a_run_killed_again_and_again_ends_bit_identical(whole, tmp_path):
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         process = started(out)
         wait_for(lambda b=before: checkpoint.exists() and checkpoint.stat().st_mtime_ns > b, process)
-        time.sleep(rng.random())
+        time.sleep(rng.random() / 4)
         process.kill()
         assert end_of(process)[0] == -signal.SIGKILL
         assert not (out / "results.json").exists(), "killed too late to show anything"
@@ -120,10 +125,14 @@ def test_a_run_of_two_phases_killed_in_each_ends_bit_identical(tmp_path):
     same_result(out, whole)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_leaves_a_whole_checkpoint_and_the_same_command_goes_on(whole, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("SIGTERM", started_from_nothing), ("SIGINT", started)],
+    ids=["SIGTERM", "SIGINT"],
+)
+def test_a_signal_leaves_a_whole_checkpoint_and_the_same_command_goes_on(whole, tmp_path, name, start):
     out = tmp_path / "run"
-    process = started(out)
+    process = start(out)
     wait_for((out / "phases" / "nest" / "last.ckpt").exists, process)
     process.send_signal(getattr(signal, name))
     code, _, err = end_of(process)
@@ -158,11 +167,10 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(whole, tmp_path):
     process.kill()
     end_of(process)
     before = checkpoint.read_bytes()
-    limited = ["prlimit", "--fsize=1000000", *command(out)]
-    done = subprocess.run(limited, env=ENV, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "last.ckpt: File too large; the file is unchanged" in done.stderr
+    code, _, err = end_of(started(out, file_bytes=1_000_000))
+    assert code == 2, err
+    assert err.count("\n") == 1, err
+    assert "last.ckpt: File too large; the file is unchanged" in err
     assert not list(out.rglob("*.part"))
     assert checkpoint.read_bytes() == before
     finish(out)

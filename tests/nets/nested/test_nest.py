@@ -1,11 +1,7 @@
-import os
 import shutil
-import subprocess
-import sys
 from collections import OrderedDict
 from copy import deepcopy
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import stepwell
+from forking import Forked
 from nets.example_nets import lively
 from stepwell.nets import build
 from stepwell.nets.nested.nest import nest
@@ -127,8 +124,9 @@ def test_a_nested_net_leaves_the_module_and_the_random_numbers_as_they_were():
 
 def in_a_process_of_its_own(code):
     """Without checks of types, which the compiler would trace."""
-    folders = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": folders})
+    process = Forked("-c", code)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
 
 
 def test_blocks_that_are_no_whole_numbers_are_refused_by_name():
@@ -151,6 +149,8 @@ for blocks in (2, "222", (2.0, 2, 2), None):
 """)
 
 
+# Eight more families than the next test compiles: half a minute of torch's compiler.
+@pytest.mark.long
 def test_every_family_compiles_to_one_graph_of_all_depths():
     """By tracing alone, for some by making it functional, too; machine code would take minutes."""
     in_a_process_of_its_own("""
