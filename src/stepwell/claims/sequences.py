@@ -28,7 +28,7 @@ from stepwell.claims.kit.study import Arm, Measure, Question, Study
 EVERY, GATE, CHEAP, LSTM = "every token", "gate", "gate, a higher price", "gate, LSTM"
 RATES = (0.25, 0.5, 0.75)
 #: The price of an update, chosen on validation sentences.
-PRICE = 0.01
+PRICE = 0.003
 
 
 def reader(**arguments: Any) -> Arm:

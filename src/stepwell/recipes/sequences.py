@@ -50,7 +50,7 @@ class Skips:
     TITLE: ClassVar = "recurrent layer"
     cell: Annotated[Literal["gru", "lstm"], flag("CELL")] = "gru"
     width: int = 128
-    cost_weight: float = 1e-3
+    cost_weight: float = 3e-3
 
 
 def sequences(
@@ -70,7 +70,7 @@ def sequences(
 
     Examples:
         stepwell train sequences --data reviews/ --net minilm/ --out runs/skips
-        stepwell train sequences --data reviews/ --net minilm/ --out runs/few --cost-weight 0.003
+        stepwell train sequences --data reviews/ --net minilm/ --out runs/few --cost-weight 0.01
 
     Args:
         net: folder of the encoder (config.json, tokenizer.json, model.safetensors) whose tokenizer and
