@@ -120,6 +120,7 @@ def test_tokens_without_a_gate_train_as_controls(encoder, data, tmp_path):
         )  # fmt: skip
         found = results["sequences"]
         assert 0.3 < found["share"] < 0.75, "the network is measured as it was trained"
+        assert not {"speed", "texts", "random_accuracy"} & found.keys(), "these would be of the gate"
 
 
 def test_what_does_not_fit_is_refused_in_one_line(encoder, data, tmp_path):

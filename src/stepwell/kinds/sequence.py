@@ -66,15 +66,18 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
     if not brief:
         show_never_right(results, row=rows)
         show_classes(test)
-    show_conditions(costs)
+    if "ms" in costs["chosen"]:
+        show_conditions(costs)
     show(
         f"a text updates the state {record['used']:.1f} times on average, at "
         f"{100 * record['share']:.1f} % of its tokens, and costs {100 * record['cost']:.1f} % of the "
         "MACs of all, the gate included"
     )
+    if "random_accuracy" not in record:  # of a study: the tokens were picked without a gate
+        return
     show(
-        f"with as many other tokens: {100 * record['random_accuracy']:.2f} % accuracy at random ones, "
-        f"{100 * record['even_accuracy']:.2f} % at evenly spaced ones"
+        f"with at least as many other tokens: {100 * record['random_accuracy']:.2f} % accuracy at "
+        f"random ones, {100 * record['even_accuracy']:.2f} % at evenly spaced ones"
     )
     if record["share"] > NEARLY_ALL:
         show("nearly all tokens are read: try a higher --cost-weight, or more epochs", style="dim")

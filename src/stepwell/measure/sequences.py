@@ -32,7 +32,7 @@ SHOWN, TIMED = 8, 64
 class EveryToken(nn.Module):
     """The same network without a gate, by torch's own recurrent layer, which runs all tokens at once.
 
-    Its weights are copies.
+    The layer's weights are copies; words and classifier are the network's own.
     """
 
     def __init__(self, net: NestedNet) -> None:
@@ -69,6 +69,10 @@ class SequenceMacs(NamedTuple):
     def at(self, updates: float) -> float:
         """MACs of a text with this many updates, on average."""
         return self.head + updates * (self.update + self.gate)
+
+    def without_gate(self) -> "SequenceMacs":
+        """The same of a network whose tokens are picked without a gate."""
+        return self._replace(gate=0)
 
     def every(self, tokens: float) -> float:
         """MACs of a text of this many tokens where each updates the state, without a gate."""
@@ -118,8 +122,15 @@ def observe_sequences(net: NestedNet, test: TextBatches, pick: Pick | None = Non
 
 def accuracy_with(net: NestedNet, test: TextBatches, pick: Pick) -> float:
     """The accuracy on test texts if `pick` decides in place of the gate."""
-    seen = observe_sequences(net, test, pick)
-    return (seen.logits[CHOSEN].argmax(1) == seen.labels).double().mean().item()
+    device, padding = next(net.parameters()).device, test.examples.tokenizer.padding
+
+    def predict(ids: Tensor) -> dict[str, Tensor]:
+        ids = ids.to(device)
+        return {"": net(ids, given={"keep": pick(ids != padding)})}
+
+    with in_eval_mode(net):
+        logits, labels = gather_logits(predict, test)
+    return (logits[""].argmax(1) == labels).double().mean().item()
 
 
 def measure_sequences(
@@ -128,7 +139,8 @@ def measure_sequences(
     """Measure the network as its gate decides, and with an update at every token.
 
     Args:
-        pick: decides in place of the gate, for a network that was trained so.
+        pick: decides in place of the gate, for a network that was trained so. Its times, and what
+            depends on the gate, are not measured.
 
     Returns:
         Results as a run's results.json has them, with the rows "chosen" and "all". Under "sequences":
@@ -138,6 +150,8 @@ def measure_sequences(
         update the state; "texts", by word whether it was read. Then the network's answers.
     """
     seen = observe_sequences(net, test, pick)
+    if pick is not None:
+        return _picked(net, seen)
     macs = sequence_macs(net)
     used, length = float(seen.used.mean()), float(seen.length.mean())
     share = float(seen.used.sum() / seen.length.sum())
@@ -153,6 +167,23 @@ def measure_sequences(
     costs = _costs(net, test, macs, used, length)
     results = results_of(sums, net.card.classes, costs, "sequence", "choice")
     return results | {KEY: record}, seen
+
+
+def _picked(net: NestedNet, seen: Observed) -> tuple[dict[str, Any], Observed]:
+    """The results of a network that was trained without a gate."""
+    macs = sequence_macs(net).without_gate()
+    used, length = float(seen.used.mean()), float(seen.length.mean())
+    record = {
+        "used": used, "length": length, "share": float(seen.used.sum() / seen.length.sum()),
+        "cost": macs.at(used) / macs.every(length),
+    }  # fmt: skip
+    params = sum(p.numel() for p in net.module.parameters())
+    costs = {
+        row: {"params": params, "macs": round(number)}
+        for row, number in ((CHOSEN, macs.at(used)), (ALL, macs.every(length)))
+    }
+    sums = tally_of("sequence").add(seen.logits, seen.labels)
+    return results_of(sums, net.card.classes, costs, "sequence", "choice") | {KEY: record}, seen
 
 
 def read_words(net: NestedNet, test: TextBatches) -> list[list[list[Any]]]:

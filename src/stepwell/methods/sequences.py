@@ -34,7 +34,7 @@ class Sequences(Objective):
     """
 
     def __init__(
-        self, net: NestedNet, *, cost_weight: float = 1e-4, pick: str = "gate", rate: float = 1.0,
+        self, net: NestedNet, *, cost_weight: float = 3e-3, pick: str = "gate", rate: float = 1.0,
         label_smoothing: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -59,7 +59,8 @@ class Sequences(Objective):
         ) -> tuple[Tensor, dict[str, Tensor]]:
             value = label_loss(exit.logits, labels, label_smoothing=self.label_smoothing)
             (used,), (length,) = exit.extras["used"], exit.extras["length"]
-            logs = {value.name: value.value, "used": used.mean(), "share": (used / length).mean()}
+            share = used.sum() / length.sum()
+            logs = {value.name: value.value, "used": used.mean(), "share": share}
             return value.value + self.cost_weight * used.mean(), logs
 
         return Step(*self.net.joint_loss(ids, loss_of, given=given, extras=("used", "length")))

@@ -82,7 +82,7 @@ def sequences(
         raise ValueError("--regression: sequences have classes; train ekd predicts numbers at depths")
     torch.manual_seed(training.seed)
     splits = text.read_splits(data, out, Images(), net, texts)
-    state, config = splits.encoder.module.state_dict(), splits.encoder.config
+    state = splits.encoder.module.state_dict()
     (vectors,) = (value for name, value in state.items() if name.endswith("word_embeddings.weight"))
     nested = build(
         f"skip-{skips.cell}/{skips.width}", words=len(vectors), inputs=vectors.shape[1],
@@ -96,7 +96,10 @@ def sequences(
     )  # fmt: skip
 
     def measure(net: NestedNet, test: Any) -> Measured:
-        pick = partial(PICKS[ablation.pick], rate=ablation.rate) if ablation.pick in PICKS else None
+        pick = None
+        if ablation.pick in PICKS:
+            draw = torch.Generator().manual_seed(training.seed)
+            pick = partial(PICKS[ablation.pick], rate=ablation.rate, draw=draw)
         results, seen = measure_sequences(net.cpu(), test, pick)
         return Measured(results, seen.logits, seen.labels, {net.full: results["costs"]["chosen"]})
 

@@ -20,8 +20,8 @@ def sequences_section(run: RunRecord, colours: Mapping[str, str] | None = None) 
         f"A text updates the state {used:.1f} times on average, at "
         f"{as_percent(number(found.get('share')))} of its {length:.1f} tokens, and costs "
         f"{as_percent(number(found.get('cost')))} of the MACs of all. The gate takes "
-        f"{as_count(found.get('gate_macs'))} MACs of them. With as many other tokens, the accuracy is "
-        f"{as_percent(number(found.get('random_accuracy')))} at random ones, and "
+        f"{as_count(found.get('gate_macs'))} MACs of them. With at least as many other tokens, the "
+        f"accuracy is {as_percent(number(found.get('random_accuracy')))} at random ones, and "
         f"{as_percent(number(found.get('even_accuracy')))} at evenly spaced ones."
     )
     rows = "\n".join(f"<li>{_words(one)}</li>" for one in texts if isinstance(one, Sequence))

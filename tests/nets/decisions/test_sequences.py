@@ -114,6 +114,44 @@ def test_the_gradient_is_that_of_the_equations():
     net.train()
     step = objective.training_step(Batch(ids, labels))
     assert {"1/ce", "1/used", "1/share"} <= set(step.logs)
+    net.module.dropout.p = 0.0
+    loss = objective.training_step(Batch(ids, labels)).loss
+    assert torch.allclose(loss, torch.stack(losses).mean(), atol=1e-6)
+
+
+def test_without_a_gate_the_gradient_is_that_of_a_plain_loop():
+    net, ids = network()
+    ids, labels = ids[:-1], torch.arange(TEXTS - 1) % 3
+    layer, keep = skip_cell(net.module), evenly(ids != 0, 0.5)
+    losses = []
+    for row, kept, label in zip(ids, keep, labels, strict=True):
+        _, (vectors,) = net.module.words(row[None])
+        state = layer.start[None]
+        for x in vectors[kept]:
+            state, _ = layer.update(x[None], state)
+        losses.append(nn.functional.cross_entropy(net.module.classifier(state), label[None]))
+    cell = [layer.start, *layer.cell.parameters()]
+    wanted = torch.autograd.grad(torch.stack(losses).mean(), cell)
+    objective = Sequences(net, cost_weight=0.5, pick="even", rate=0.5)
+    step = objective.training_step(Batch(ids, labels))
+    step.loss.backward()
+    for parameter, value in zip(cell, wanted, strict=True):
+        assert torch.allclose(parameter.grad, value, atol=1e-6)
+    assert layer.gate.weight.grad is None or not layer.gate.weight.grad.any()
+
+
+def test_a_padding_token_inside_a_text_is_a_word_in_every_form():
+    net, ids = network()
+    ids = ids[:-1]
+    ids[:, 2] = 0
+    with torch.no_grad():
+        compacted = net.forward_all(ids, extras=EXTRAS)["1"]
+        masked = net.forward_all(ids, extras=EXTRAS, given={"draw": Draw("threshold")})["1"]
+        every = net(ids, given={"draw": Draw("always")})
+        assert torch.allclose(every, EveryToken(net).eval()(ids), atol=1e-5)
+    assert torch.equal(compacted.extras["read"][0], masked.extras["read"][0])
+    assert torch.allclose(compacted.logits, masked.logits, atol=1e-6)
+    assert compacted.extras["length"][0].tolist() == [LENGTH - 4 * i for i in range(TEXTS - 1)]
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])

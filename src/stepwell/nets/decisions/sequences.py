@@ -2,11 +2,12 @@
 
     u_t = [p_t ≥ 0.5]                                   does token t update the state?
     s_t = u_t · S(s_{t-1}, x_t) + (1 - u_t) · s_{t-1}   S: a GRU or LSTM cell
-    d_t = sigmoid(W_p s_t + b_p)
+    d_t = u_t · sigmoid(W_p S(s_{t-1}, x_t) + b_p) + (1 - u_t) · d_{t-1}
     p_{t+1} = u_t · d_t + (1 - u_t) · (p_t + min(d_t, 1 - p_t))
 
-p_1 = 1: the first token always updates. d_t only changes with an update, so that each update says how
-many tokens may be skipped behind it.
+p_1 = 1: the first token always updates. d_t only changes with an update, so that each update determines
+how many tokens are skipped after it. The paper writes d_t as sigmoid(W_p s_t + b_p): the same value,
+with another gradient through u_t.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,7 +21,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from stepwell.nets.decisions.deciding import Deciding
 from stepwell.nets.decisions.estimators import Draw
 
-#: Vectors of the tokens of a text, and which of them are no padding; padding stands at the end.
+#: Vectors of the tokens of a text, and True for real tokens; padding is at the end.
 Vectors = Float[Tensor, "batch tokens inputs"]
 Mask = Bool[Tensor, "batch tokens"]
 #: The state of the cell: of an LSTM, h and c side by side.
@@ -58,7 +59,7 @@ class SkipCell(Deciding):
         nn.init.ones_(self.gate.bias)
 
     def update(self, x: Float[Tensor, "batch inputs"], state: State) -> tuple[State, Tensor]:
-        """The state after a token, and d (batch,): how much of the way to the next update it goes."""
+        """The state after a token, and d (batch,), the increment of the update probability."""
         if isinstance(self.cell, nn.LSTMCell):
             h, c = state.chunk(2, 1)
             parts = self.cell(x, (h.contiguous(), c.contiguous()))
@@ -78,7 +79,8 @@ class SkipCell(Deciding):
 
         Args:
             draw: compute every token; "always": every token updates the state.
-            keep: the tokens that update it (batch, tokens), in place of the gate; for controls.
+            keep: the tokens that update it (batch, tokens), in place of the gate, which then gets no
+                gradient; for controls.
         """
         mask, vectors = tokens
         if torch.compiler.is_exporting():
@@ -102,14 +104,15 @@ class SkipCell(Deciding):
         """The last state, and 1 for each token that updated it, which has the gate's gradient."""
         state = self.start.expand(len(mask), -1)
         share = step = state.new_ones(len(mask))  # p and d
-        read, since = [], torch.ones_like(share)
+        read, since = [], torch.ones_like(share, dtype=torch.float32)
         for t in range(mask.shape[1]):
             real = mask[:, t].to(share)
             due = is_due(since, step).to(share) if keep is None else keep[:, t].to(share)
-            # straight-through, du/dp = 1; in this order, u is 0 or 1 to the bit
-            u = (due + (share - share.detach())) * real
+            if keep is None:  # straight-through, du/dp = 1; in this order, u is 0 or 1 to the bit
+                due = due + (share - share.detach())
+            u = due * real
             new, after = self.update(vectors[:, t], state)
-            new, after = new.to(state), after.to(share)  # of autocast
+            new, after = new.to(state), after.to(share)  # cells give half precision under autocast
             state = torch.lerp(state, new, u[:, None])
             step = torch.lerp(step, after, u) if t else after
             share = u * step + (1 - u) * (share + torch.minimum(step, 1 - share))
@@ -118,7 +121,7 @@ class SkipCell(Deciding):
         return state, torch.stack(read, 1)
 
     def _compacted(self, mask: Mask, vectors: Vectors) -> tuple[State, Float[Tensor, "batch tokens"]]:
-        """The same without gradients, where only updates are computed.
+        """Compute only the updates, without gradients.
 
         Texts leave the batch when their next update lies behind their end.
         """
@@ -149,7 +152,7 @@ class SkipCell(Deciding):
             place = at.clamp(max=most - 1)[:, None, None].expand(-1, 1, vectors.shape[2])
             new, step = self.update(vectors.gather(1, place).squeeze(1), state)
             goes = at < lengths
-            after = at + tokens_to_next(step, most) * goes
+            after = at + tokens_to_next(step.float(), most) * goes
             return after, torch.where(goes[:, None], new, state)
 
         # `len(mask)` would make the batch size part of the graph
@@ -169,7 +172,7 @@ def is_due(since: Float[Tensor, " batch"], step: Float[Tensor, " batch"]) -> Boo
 
 
 def tokens_to_next(step: Float[Tensor, " batch"], most: int) -> Int[Tensor, " batch"]:
-    """The number of tokens from each update to the next: the least that is due; at most about `most`.
+    """The smallest n with n · d ≥ 0.5: tokens from each update to the next; above `most` if none is.
 
     It decides as `is_due` does, to the bit, whatever the division rounds to.
     """
@@ -186,8 +189,8 @@ def skip_cell(module: nn.Module) -> SkipCell:
     raise ValueError('this network skips no tokens: build("skip-gru/128", ...)')
 
 
-def evenly(mask: Mask, rate: float) -> Mask:
-    """Evenly spaced tokens, the first one among them; of each text about this share."""
+def evenly(mask: Mask, rate: float, draw: torch.Generator | None = None) -> Mask:
+    """Keep at least this share of each text, evenly spaced, always its first token."""
     places = torch.arange(1, mask.shape[1] + 1, device=mask.device, dtype=torch.float64)
     counts = torch.ceil(places * rate - 1e-9)
     chosen = counts.diff(prepend=counts.new_zeros(1)) > 0
@@ -195,7 +198,7 @@ def evenly(mask: Mask, rate: float) -> Mask:
 
 
 def at_random(mask: Mask, rate: float, draw: torch.Generator | None = None) -> Mask:
-    """Each token by chance, as often as `rate`; the first one always."""
+    """Keep each token with probability `rate`, always the first."""
     chosen = torch.rand(mask.shape, generator=draw).to(mask.device) < rate
     chosen[:, :1] = True
     return mask & chosen

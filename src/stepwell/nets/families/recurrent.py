@@ -28,6 +28,8 @@ class Words(nn.Module):
 
     def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Mask, Vectors]:
         mask = ids != self.padding if attention_mask is None else attention_mask.bool()
+        # a word of the text that is the padding token is read as a word: only the end is padding
+        mask = mask.flip(1).cumsum(1).flip(1) > 0
         vectors = self.vectors(ids)
         return mask, F.layer_norm(vectors, vectors.shape[-1:])
 
