@@ -210,6 +210,28 @@ def test_slow_clients_half_closed_ones_and_bodies_without_a_length(server):
     assert post(server)[0] == 200
 
 
+def test_file_names_in_any_encoding_are_answered(server):
+    form = (
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a+2AA-"\r\n\r\n%s\r\n--x--\r\n'
+    )
+    kind = "multipart/form-data; boundary=x; charset=utf-7"
+    status, answer, _ = post(server, form % b"1", kind)
+    assert (status, answer["predictions"][0]["file"]) == (200, "a?")
+    status, answer, _ = post(server, form % b"no number", kind)
+    assert (status, answer["detail"]) == (400, "a?: b'no number' is no number")
+
+
+def test_a_form_of_megabytes_stays_in_memory(toy, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no disk")
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", refuse)
+    body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n%s\r\n--x--\r\n'
+    with running(Engine(toy.served(), 5000, table=table()), Limits(body=4_000_000)) as url:
+        number = b"1" + b" " * 3_000_000
+        assert post(url, body % number, "multipart/form-data; boundary=x")[0] == 200
+
+
 def test_a_request_whose_client_has_gone_does_not_run():
     toy = Toy(hold=0.3)
     with running(Engine(toy.served(), 5000, table=table(), batch=1)) as url:
@@ -239,7 +261,20 @@ def test_uploads_have_a_limit_together(toy):
         assert post(url, b"1" * 300)[0] == 200
 
 
-def test_an_error_of_the_network_is_told_as_one_and_texts_are_json(toy):
+def test_a_client_goes_on_after_its_time_is_up_and_says_what_a_server_says(toy):
+    with running(Engine(Toy(hold=0.4).served(), 5000, table=table())) as url:
+        with Client(url, timeout=0.1) as client:
+            with pytest.raises(TimeoutError):
+                client.predict(b"1")
+            assert client.about()["rows"], "the connection is a new one"
+        with (
+            Client(url) as client,
+            pytest.raises(OSError, match=r"the server failed: .*\(status 500\)"),
+        ):
+            client.predict(b"nan")
+
+
+def test_texts_are_json(toy):
     def read(text):
         return float(len(text)) if isinstance(text, str) else -1.0
 

@@ -31,6 +31,18 @@ def test_requests_are_answered_in_batches_and_counted():
     assert max(size for _, size in toy.batches) > 1
 
 
+def test_an_input_that_fails_does_not_fail_the_others_of_its_batch():
+    toy = Toy(hold=0.05)
+    with Engine(toy.served(), 5000, table=table()) as engine:
+        engine.submit(1.0)  # holds the engine, so that the next ones share a batch
+        time.sleep(0.01)
+        good, bad, other = (engine.submit(x) for x in (1.0, float("nan"), -1.0))
+        assert (good.result(5).prediction.label, other.result(5).prediction.label) == ("plus", "minus")
+        with pytest.raises(RuntimeError, match="not a number"):
+            bad.result(5)
+    assert max(size for _, size in toy.batches) > 1
+
+
 def test_a_request_names_its_row_or_its_time():
     with Engine(Toy().served(), 2000, table=table()) as engine:
         assert engine.submit(1.0, row="small").result(5).row == "small"

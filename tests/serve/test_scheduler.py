@@ -158,6 +158,23 @@ def test_late_requests_wait_for_those_in_time_but_not_for_ever():
     assert [job.input for job in second.jobs] == ["late"]
 
 
+def test_a_late_request_is_put_off_once():
+    queue = scheduler(a=10, b=300)
+    late = Job("late", 0.0, 0.1)
+    queue.coming += 1
+    queue.add(late)
+    now = 0.12  # too late already; then other requests keep coming, which would put it off again
+    for _ in range(4):
+        other = Job("other", now - 0.05, now + 0.05, row="b")
+        queue.coming += 1
+        queue.add(other)
+        batch = queue.next(now)
+        now += 0.3
+        if batch.jobs[0] is late:
+            break
+    assert batch.jobs[0] is late
+
+
 def noisy(seed: int = 1):
     """Times of batches: the table's, 10 % of noise, and a pause now and then."""
     rng = np.random.default_rng(seed)

@@ -2,7 +2,6 @@
 
 import errno
 import importlib.util
-import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from tyro.conf import Positional
 
 from stepwell.commands.arguments import Module, imported
 from stepwell.console import say
+from stepwell.cores import cores
 from stepwell.flags import flag
 from stepwell.kinds import open_network
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Open files and connections to ask the system for.
 FILES = 16_384
+#: Connections that wait until they are taken.
+BACKLOG = 2048
 
 
 def serve(
@@ -175,6 +177,7 @@ def bound(host: str, port: int) -> socket.socket:
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind(address)
+        made.listen(BACKLOG)  # another server is then refused at once; requests wait until we run
     except OSError as error:
         made.close()
         if error.errno == errno.EADDRINUSE:
@@ -191,9 +194,8 @@ def set_threads(threads: int | None) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if (count := torch.get_num_threads()) > cores:
-        say(f"note: {count} threads are more than the {cores} cores: try --threads {cores}")
+    if (count := torch.get_num_threads()) > (most := cores()):
+        say(f"note: {count} threads are more than the {most} cores: try --threads {most}")
 
 
 def more_connections() -> None:

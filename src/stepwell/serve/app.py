@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -18,6 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 import stepwell
+from stepwell.cores import cores
 from stepwell.serve.engine import Answer, Engine, StoppedError, describe
 from stepwell.serve.live import Live, Metrics
 from stepwell.serve.openapi import BODIES, RESPONSES
@@ -25,6 +25,8 @@ from stepwell.serve.scheduler import FullError, Job
 
 #: Inputs in one request, and classes in one answer, at most.
 INPUTS, TOP = 32, 10
+#: Inputs that are decoded at a time, at most; each may take hundreds of megabytes.
+DECODERS = 8
 #: The page's own script and style run, and nothing from elsewhere.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -60,7 +62,7 @@ def make_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
     limits = limits or Limits()
     live, metrics, uploads = Live(), Metrics(engine), Uploads(limits)
     engine.observers += [live, metrics]
-    readers = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="stepwell-read")
+    readers = ThreadPoolExecutor(min(DECODERS, cores()), thread_name_prefix="stepwell-read")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -195,14 +197,18 @@ async def _files(request: Request, uploads: Uploads, held: AsyncExitStack) -> li
         yield body
 
     try:
-        form = await MultiPartParser(request.headers, whole(), max_files=INPUTS + 1).parse()
+        parser = MultiPartParser(request.headers, whole(), max_files=INPUTS + 1)
+        parser.spool_max_size = len(body) + 1  # in memory, as the body is: no disk is needed
+        form = await parser.parse()
     except (MultiPartException, KeyError) as error:
         reason = getattr(error, "message", "no boundary")
         raise HTTPException(400, f"the form cannot be read ({reason})") from None
     try:
         files = [file for file in form.getlist("file") if not isinstance(file, str)]
         _check_count(len(files), "file")
-        return [(file.filename or "", await file.read()) for file in files]
+        # a form's own encoding may give letters that UTF-8, in which we answer, does not have
+        names = [(file.filename or "").encode(errors="replace").decode() for file in files]
+        return [(name, await file.read()) for name, file in zip(names, files, strict=True)]
     finally:
         await form.close()
 

@@ -99,7 +99,9 @@ class Client:
             if status == http.client.OK:
                 found: list[dict[str, Any]] = json.loads(content)["predictions"]
                 return found
-            message = str(json.loads(content)["detail"])
+            message = _detail(content)
+            if status >= http.client.INTERNAL_SERVER_ERROR:
+                raise OSError(f"the server failed: {message} (status {status})")
             if status != http.client.TOO_MANY_REQUESTS:
                 raise ValueError(f"{message} (status {status})")
             if left > 1:
@@ -119,7 +121,18 @@ class Client:
                 self._connection.close()
                 if not again:
                     raise
+            except BaseException:  # such as a time that is up: the next call needs a new connection
+                self._connection.close()
+                raise
         raise AssertionError
+
+
+def _detail(content: bytes) -> str:
+    """What a response says is wrong; of one that is not ours, its beginning."""
+    try:
+        return str(json.loads(content)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return content.decode(errors="replace")[:200] or "no answer"
 
 
 def _prediction(row: dict[str, Any], file: Path | str | None) -> Prediction:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from stepwell.nets.predictions import Prediction
 from stepwell.serve.controller import HYSTERESIS, Controller, ladder_of
 from stepwell.serve.latencies import LatencyTable, measure_table, useful_sizes
-from stepwell.serve.scheduler import QUEUE, Batch, FullError, Job, Scheduler
+from stepwell.serve.scheduler import QUEUE, FullError, Job, Scheduler
 from stepwell.serve.served import Served
 
 #: Inputs that run together, at most.
@@ -202,31 +202,40 @@ class Engine:
                     if self._closing and not self.scheduler.coming:
                         return
                     self._changed.wait()
+            # a cancelled request does not run
+            jobs = [job for job in batch.jobs if job.future.set_running_or_notify_cancel()]
             try:
-                self._answer(batch)
-            except Exception as error:  # goes to those who wait; the thread must not end
-                for job in batch.jobs:
-                    if not job.future.done():
-                        job.future.set_exception(error)
+                self._answer(batch.row, jobs)
+            except Exception as error:  # the thread must not end
+                if len(jobs) == 1:
+                    jobs[0].future.set_exception(error)
+                else:  # one of them is to blame
+                    self._one_by_one(batch.row, jobs)
             finally:
                 with self._changed:
                     self.scheduler.ended()
 
-    def _answer(self, batch: Batch) -> None:
-        # a cancelled request does not run
-        jobs = [job for job in batch.jobs if job.future.set_running_or_notify_cancel()]
+    def _one_by_one(self, row: str, jobs: list[Job]) -> None:
+        """Answer the requests of a batch that failed; an error goes to those who wait for it."""
+        for job in jobs:
+            if job.future.done():
+                continue
+            try:
+                self._answer(row, [job])
+            except Exception as error:
+                job.future.set_exception(error)
+
+    def _answer(self, row: str, jobs: list[Job]) -> None:
         if not jobs:
             return
         start = time.monotonic()
-        predictions = self.served.run(
-            [job.input for job in jobs], batch.row, max(job.top for job in jobs)
-        )
+        predictions = self.served.run([job.input for job in jobs], row, max(job.top for job in jobs))
         end = time.monotonic()
         with self._changed:
-            self.scheduler.finished(batch.row, len(jobs), end - start)
+            self.scheduler.finished(row, len(jobs), end - start)
         for job, prediction in zip(jobs, predictions, strict=True):
             answer = Answer(
-                prediction._replace(top=prediction.top[: job.top]), batch.row,
+                prediction._replace(top=prediction.top[: job.top]), row,
                 1000 * (end - job.arrived), len(jobs), end > job.due,
             )  # fmt: skip
             self._tell(answer)

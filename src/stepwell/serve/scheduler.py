@@ -51,7 +51,8 @@ class Scheduler:
     """Requests by deadline. The earliest one is in the next batch.
 
     A request is first admitted, then added when its input is ready. If it can no longer be in time, it
-    gets its time once more, from now on: it neither makes later ones late, nor waits for ever.
+    gets a new deadline once, as long from now as its first was from its arrival: it neither makes later
+    ones late, nor waits for ever.
 
     Args:
         promise: seconds in which a request is answered.
@@ -154,7 +155,7 @@ class Scheduler:
     def _postpone(self, now: float) -> None:
         """Give requests that are too late a second deadline."""
         soonest = now + self.controller.table.seconds(self.controller.fastest)
-        late = [job for job in self.queue if job.deadline < soonest]
+        late = [job for job in self.queue if job.deadline < soonest and job.deadline == job.due]
         for job in late:
             job.deadline = now + job.due - job.arrived
         if late:

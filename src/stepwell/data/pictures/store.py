@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwell.cores import cores
 from stepwell.data.pictures.network import Network, check_bytes, parse_network
 from stepwell.data.pictures.picture import draw
 from stepwell.files import cache_folder
@@ -100,8 +101,7 @@ def pictures(
 
 def _helpers(missing: Sequence[Path], how: Mapping[str, Any], size: int) -> list[Any]:
     """Processes that draw the files which this process leaves to them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(cores - 1, len(missing) // MANY) * (os.environ.get(ALONE) is None)
+    count = min(cores() - 1, len(missing) // MANY) * (os.environ.get(ALONE) is None)
     started = []
     for number in range(1, count + 1):
         paths = [str(path.resolve()) for path in missing[number :: count + 1]]
