@@ -1,5 +1,6 @@
-"""The name of the machine, under which measured times are stored."""
+"""The machine: its name, under which measured times are stored, and its cores."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -12,6 +13,13 @@ def processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """The number of cores that this process may use, of all that the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def device_name(device: torch.device | str = "cpu") -> str:

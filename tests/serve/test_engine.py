@@ -159,3 +159,9 @@ def test_a_runner_goes_shallower_when_the_time_gets_short_and_when_the_device_sl
     assert len(measured) == 1
     runner(x[:1])
     assert len(measured) == 2
+    monkeypatch.setattr(budget_runner, "SHAPES", 2)
+    runner(x[..., :8])  # the first shape makes room
+    runner(x[:1])
+    assert len(measured) == 3
+    runner(x)
+    assert len(measured) == 4

@@ -72,6 +72,7 @@ def _errors_in_one_line(prog: str) -> Iterator[None]:
         if stop.code != 2:
             raise
         raise ValueError(f"{in_one_line(printed.getvalue())} ({prog} --help)") from None
+    sys.stderr.write(printed.getvalue())
 
 
 def in_one_line(box: str) -> str:
@@ -101,7 +102,8 @@ def in_one_line(box: str) -> str:
         elif found := re.match(r"Missing value for argument '(.*?)'", text):
             said.append(f"{found[1]}: the value is missing")
         elif found := re.match(r"Error parsing (\S+?): (?:.*Got errors: .*?: )?(.*)", text):
-            said.append(f"{found[1]}: {found[2]}")
+            reason = re.sub(r"Could not parse arguments \[(.*)\] into .*", r"cannot read \1", found[2])
+            said.append(f"{found[1]}: {reason}")
     return "; ".join(said) or " ".join(box.split())
 
 

@@ -13,7 +13,6 @@ from tyro.conf import Positional
 
 from stepwell.commands.arguments import Module, imported
 from stepwell.console import say
-from stepwell.cores import cores
 from stepwell.flags import flag
 from stepwell.kinds import open_network
 
@@ -191,6 +190,8 @@ def bound(host: str, port: int) -> socket.socket:
 def set_threads(threads: int | None) -> None:
     """Set the threads of torch, and note when there are more than cores."""
     import torch
+
+    from stepwell.device import cores
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -17,7 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 import stepwell
-from stepwell.cores import cores
+from stepwell.device import cores
 from stepwell.serve.engine import Answer, Engine, StoppedError, describe
 from stepwell.serve.live import Live, Metrics
 from stepwell.serve.openapi import BODIES, RESPONSES

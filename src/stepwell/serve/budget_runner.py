@@ -15,6 +15,9 @@ from stepwell.serve.latencies import measure_table
 from stepwell.train_mode import check_eval_mode
 from stepwell.types import Images
 
+#: Shapes of batches whose times are known at a time; texts have a shape for each length.
+SHAPES = 64
+
 
 class BudgetRunner:
     """Runs a batch at the deepest depth that keeps to `ms`, and watches the time.
@@ -65,6 +68,8 @@ class BudgetRunner:
             run = partial(self._try, x)
             table = measure_table(run, [*self.net.depths], [1])
             ladder = ladder_of(table, self.net.full, self.net.card.costs)
+            if len(self._controllers) >= SHAPES:
+                del self._controllers[next(iter(self._controllers))]
             self._controllers[x.shape] = Controller(table, ladder, hysteresis=self.hysteresis)
         return self._controllers[x.shape]
 

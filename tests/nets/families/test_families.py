@@ -357,7 +357,9 @@ def test_stages_of_ones_own_keep_the_last_blocks(name, stages, depth, last, tmp_
 
 
 def test_a_familys_names_do_not_apply_to_stages_of_ones_own():
-    with pytest.raises(ValueError, match="no depth '20' in the family of resnet32.*such as 20=1,1"):
+    with pytest.raises(
+        ValueError, match="resnet32 has no depth '20' by name with these stages.*as 20=1,1"
+    ):
         build("resnet32", ["20"], stages=["layer1", "layer2"])
     with pytest.raises(ValueError, match="layer1 can keep 1 to 5 blocks"):
         build("resnet32", ["x=6"], stages=["layer1"])

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell.cores import cores
 from stepwell.data.pictures.network import Network, check_bytes, parse_network
 from stepwell.data.pictures.picture import draw
+from stepwell.device import cores
 from stepwell.files import cache_folder
 
 #: Changes when the same file and settings give another picture.
