@@ -95,7 +95,6 @@ def exits_on_texts(tokens: int, batch: int) -> dict[str, Any]:
     return cascades(net, ids, [0.0, 0.15, 0.3, 0.5], rounds=ROUNDS, **CLOCK)
 
 
-@torch.inference_mode()
 def sequences(width: int) -> dict[str, Any]:
     """A GRU that reads a share of the tokens, over torch's own layer, which reads every one.
 
@@ -130,6 +129,7 @@ def sequences(width: int) -> dict[str, Any]:
     return found
 
 
+@torch.inference_mode()
 def measure() -> dict[str, Any]:
     """Ratios of times of blocks that run at some positions, and of texts that are read in part."""
     torch.set_num_threads(1)
