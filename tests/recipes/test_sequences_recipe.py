@@ -16,7 +16,7 @@ from stepwell.nets.decisions.sequences import skip_cell
 from stepwell.nets.files.container import kind_of
 from stepwell.nets.files.nested import load
 from stepwell.recipes import train
-from tiny_text import texts, write_encoder, write_tsv
+from tiny_text import write_encoder, write_parts
 
 pytestmark = pytest.mark.usefixtures("quick")
 FEW = {"epochs": 6, "width": 16, "cost_weight": 0.01, "lr": 0.02, "val_fraction": 0.0}
@@ -29,10 +29,7 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("texts")
-    write_tsv(folder / "train.tsv", texts(240))
-    write_tsv(folder / "dev.tsv", texts(40, seed=1))
-    return folder
+    return write_parts(tmp_path_factory.mktemp("texts"), 240, 40)
 
 
 @pytest.fixture(scope="module")

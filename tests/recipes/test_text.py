@@ -28,7 +28,7 @@ from stepwell.report.internal import internal_section
 from stepwell.report.run_record import read_run
 from stepwell.tasks import attention_maps, text
 from stepwell.training import Loop
-from tiny_text import texts, write_encoder, write_tsv
+from tiny_text import texts, write_encoder, write_parts, write_tsv
 
 SHORT = {"depths": ("1",), "epochs": 5, "batch_size": 16, "lr": 5e-3, "max_tokens": 24,
          "attention": 0.0, "loop": Loop(device="cpu")}  # fmt: skip
@@ -41,10 +41,7 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("texts")
-    write_tsv(folder / "train.tsv", texts(240))
-    write_tsv(folder / "dev.tsv", texts(60, seed=1))
-    return folder
+    return write_parts(tmp_path_factory.mktemp("texts"), 240, 60)
 
 
 @pytest.fixture(scope="module")

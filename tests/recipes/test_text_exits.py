@@ -12,7 +12,7 @@ from stepwell.nets.nested.cascade import Cascade
 from stepwell.recipes import train
 from stepwell.recipes.exits import usual_places
 from stepwell.training import Loop
-from tiny_text import texts, write_encoder, write_tsv
+from tiny_text import texts, write_encoder, write_parts
 
 SHORT = {"epochs": 5, "batch_size": 16, "lr": 5e-3, "loop": Loop(device="cpu")}
 
@@ -22,9 +22,7 @@ def folder(tmp_path_factory):
     """A folder with an encoder of three layers, and texts."""
     folder = tmp_path_factory.mktemp("exits")
     write_encoder(folder / "encoder", layers=3)
-    (folder / "texts").mkdir()
-    write_tsv(folder / "texts" / "train.tsv", texts(240))
-    write_tsv(folder / "texts" / "dev.tsv", texts(40, seed=1))
+    write_parts(folder / "texts", 240, 40)
     return folder
 
 

@@ -25,7 +25,7 @@ from stepwell.tasks import text_teaching
 from stepwell.teachers.encoder_outputs import EncoderOutputs
 from stepwell.training import Loop
 from stepwell.training.job import Job
-from tiny_text import texts, write_encoder, write_tsv
+from tiny_text import write_encoder, write_parts
 
 pytestmark = pytest.mark.usefixtures("quick")
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "STEPWELL_QUIET": "1"}
@@ -219,9 +219,7 @@ PLACES = {
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("words")
-    write_tsv(folder / "train.tsv", texts(70))
-    write_tsv(folder / "dev.tsv", texts(20, seed=1))
+    folder = write_parts(tmp_path_factory.mktemp("words"), 70, 20)
     return {"data": str(folder), "net": write_encoder(folder / "encoder", layers=3)}
 
 
